@@ -1,0 +1,84 @@
+//! Time. The only caller of `SystemTime`: everything else asks here, so that
+//! wall time and monotonic time are never mixed up.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+/// Seconds since 1970 on this host's wall clock.
+pub fn unix_seconds() -> i64 {
+    i64::try_from(since_epoch().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds since 1970 on this host's wall clock.
+pub fn unix_millis() -> u64 {
+    u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock itself, for libraries that want one.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+fn since_epoch() -> Duration {
+    wall().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A moment in the future, kept on both clocks. It has passed as soon as either
+/// says so: the monotonic clock stands still while a host is suspended, the wall
+/// clock jumps when somebody sets it. Either alone would serve a dead token.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    monotonic: Instant,
+    wall_millis: u64,
+}
+
+impl Deadline {
+    pub fn after(span: Duration) -> Self {
+        let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            monotonic: Instant::now()
+                .checked_add(span)
+                .unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400 * 365)),
+            wall_millis: unix_millis().saturating_add(millis),
+        }
+    }
+
+    /// Time left: the smaller of the two clocks' opinions; zero once passed.
+    pub fn left(&self) -> Duration {
+        let monotonic = self.monotonic.saturating_duration_since(Instant::now());
+        let wall = Duration::from_millis(self.wall_millis.saturating_sub(unix_millis()));
+        monotonic.min(wall)
+    }
+
+    pub fn has_passed(&self) -> bool {
+        self.left().is_zero()
+    }
+
+    /// The same moment as seconds since 1970.
+    pub fn unix_seconds(&self) -> i64 {
+        i64::try_from(self.wall_millis / 1000).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_passes_when_either_clock_says_so() {
+        let live = Deadline::after(Duration::from_secs(60));
+        assert!(!live.has_passed());
+        let wall_jumped = Deadline {
+            wall_millis: unix_millis() - 1,
+            ..live
+        };
+        assert!(wall_jumped.has_passed());
+        let monotonic_gone = Deadline {
+            monotonic: Instant::now(),
+            ..live
+        };
+        assert!(monotonic_gone.has_passed());
+    }
+}

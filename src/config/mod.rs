@@ -1,0 +1,358 @@
+//! What the operator may say, checked. Owns the file format, its checks and its
+//! reload; knows no other part. Holding a value of these types means that it
+//! parses and makes sense; `file` has the shapes as written.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+
+use crate::secret::SecretSource;
+use crate::webapp::Role;
+
+/// The whole effective configuration. Compare parts with `==` to see what a
+/// reload changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Request threads, each with its own runtime, sockets and upstream pool.
+    pub workers: usize,
+    pub listeners: Vec<Listener>,
+    pub operator: Operator,
+    pub upstream: Upstream,
+    pub users: Users,
+    pub api_keys: Vec<ApiKey>,
+    /// In match order: the file's own first, then the profile's.
+    pub routes: Vec<Route>,
+    pub limits: Limits,
+    pub http: Http,
+    pub drain: Drain,
+    pub log: Log,
+    pub emulator: Option<Emulator>,
+}
+
+/// A bound address with its TLS and protocol settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// None: plain HTTP, checked to be loopback or asked for in words.
+    pub tls: Option<ListenerTls>,
+    pub max_connections: usize,
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request to the end of its header section.
+    pub header_timeout: Duration,
+    /// A kept-alive connection without a request is closed after this long.
+    pub idle_timeout: Duration,
+    /// Bytes of one header section, request line included.
+    pub max_header_bytes: usize,
+    pub max_headers: usize,
+    /// HTTP/2 streams per connection.
+    pub max_streams: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerTls {
+    /// Chosen by SNI against the names in each certificate; the first one
+    /// serves clients that name nothing, or nothing known.
+    pub certificates: Vec<CertificateFiles>,
+    /// 1.3 only; default false, that is 1.2 and 1.3.
+    pub only_tls13: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// The operator's own listener: health, readiness, metrics. Plain HTTP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operator {
+    pub address: SocketAddr,
+}
+
+/// The service behind us.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    pub name: Arc<str>,
+    pub base: BaseAddress,
+    pub trust: Trust,
+    /// The name the upstream's certificate must carry, when it is not the host's.
+    pub server_name: Option<String>,
+    /// None: relay mode without API-key clients, or a Webapp that wants none.
+    pub login: Option<Login>,
+    /// Put on monitoring nodes in place of the session's bearer.
+    pub api_key: Option<SecretSource>,
+    /// Requests on their way at once; the rest queue.
+    pub concurrency: usize,
+    /// Longest wait in that queue.
+    pub queue_timeout: Duration,
+    /// Kept-alive connections without a request are closed after this long.
+    pub idle_timeout: Duration,
+    pub connect_timeout: Duration,
+    /// From the end of the request to the head of the answer; a route may say otherwise.
+    pub first_byte_timeout: Duration,
+    /// Longest pause between two pieces of a body, either way.
+    pub body_idle_timeout: Duration,
+    /// Bytes of a request body kept so that it can be sent again after a 401.
+    pub replay_limit: usize,
+}
+
+/// `https://host:port`, nothing after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseAddress {
+    pub tls: bool,
+    /// A name, an IPv4 address, or an IPv6 address without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+/// What makes an upstream's certificate believable. There is no "skip".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The public authorities compiled into this program.
+    PublicAuthorities,
+    /// A PEM file of private authorities; read again when it changes.
+    Authorities(PathBuf),
+    /// SHA-256 of the key (SubjectPublicKeyInfo, DER) that the upstream must show.
+    Pins(Vec<[u8; 32]>),
+}
+
+/// Our standing login at the upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Login {
+    pub username: String,
+    pub password: SecretSource,
+    /// Share of a token's life after which it is renewed, 0.1 to 0.95.
+    pub renew_at: f64,
+    /// Renewed at least this long before its end (half its life if that is shorter).
+    pub renew_floor: Duration,
+    pub min_login_interval: Duration,
+    pub logins_per_hour: u32,
+    /// For the whole login call.
+    pub timeout: Duration,
+    /// A new login kills the token before it (Turn.io).
+    pub single_active_token: bool,
+}
+
+/// The user directory and the tokens given to its users.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Users {
+    pub directory: Directory,
+    pub unknown_tokens: UnknownTokens,
+    pub token_lifetime: Duration,
+    pub max_tokens_per_user: usize,
+    pub max_tokens: usize,
+    /// None: made at first start with a random password that is shown once.
+    pub first_admin: Option<FirstAdmin>,
+    /// Password hashes computed at once.
+    pub hashing_slots: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Directory {
+    Gateway,
+    Webapp,
+}
+
+/// What happens to a token that the gate has never seen (directory = "webapp").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownTokens {
+    Reject,
+    Ask,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct FirstAdmin {
+    pub username: String,
+    pub password: FirstPassword,
+    /// The first login must send `new_password`.
+    pub must_change: bool,
+}
+
+/// The first admin's password, or what `tollgate hash-password` made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FirstPassword {
+    Plain(SecretSource),
+    /// PHC string, `$argon2id$...`.
+    Hash(String),
+}
+
+/// A service that calls with a key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiKey {
+    pub name: Arc<str>,
+    /// SHA-256 of each key that is good for this client; several during a rotation.
+    pub digests: Vec<[u8; 32]>,
+    /// Seconds since 1970.
+    pub expires: Option<i64>,
+    pub role: Role,
+    /// Empty: the monitoring nodes only, as at the Webapp.
+    pub paths: Vec<PathPattern>,
+    /// Empty: every method.
+    pub methods: Vec<Method>,
+    /// This key's own limit, besides the policies.
+    pub limit: Option<Quota>,
+}
+
+/// One line of the route table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Unique; also the metrics label.
+    pub name: Arc<str>,
+    /// Lower case, `*.example.org` allowed; empty: any host.
+    pub hosts: Vec<String>,
+    pub path: PathPattern,
+    /// Empty: every method. GET covers HEAD; OPTIONS needs no mention.
+    pub methods: Vec<Method>,
+    /// Any one of these lets a request in.
+    pub access: Vec<Access>,
+    pub target: Target,
+    /// Which budget its requests draw on; `Limit::classes` refers to it.
+    pub class: Arc<str>,
+    /// Monitoring nodes carry the upstream API key, where there is one.
+    pub monitoring: bool,
+    pub max_body: u64,
+    /// Overrides the upstream's first-byte deadline.
+    pub first_byte_timeout: Option<Duration>,
+    /// Deadline for the whole exchange, bodies included.
+    pub timeout: Duration,
+    /// A full bucket makes the request wait this long at most before it is refused.
+    pub max_wait: Duration,
+}
+
+/// Segments of a path: literal, `{name}` for exactly one, `*` at the end for the
+/// rest. A trailing slash on the request makes no difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathPattern(pub Vec<Segment>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    Literal(String),
+    One(String),
+    Rest,
+}
+
+/// What a route demands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Open,
+    Token,
+    Role(Role),
+    ApiKey,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Upstream,
+    UsersNode(UsersCall),
+    /// Answered 404 as if it did not exist.
+    Closed,
+}
+
+/// The calls of the users node; the gate answers or watches each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsersCall {
+    Login,
+    Logout,
+    Create,
+    Show,
+    Change,
+    Delete,
+}
+
+/// A steady rate and how far it may be overdrawn at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quota {
+    pub requests: u32,
+    pub per: Duration,
+    pub burst: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    pub policies: Vec<Limit>,
+    pub logins_by_peer: Quota,
+    pub logins_by_name: Quota,
+    /// Questions to the Webapp about unknown tokens, all together.
+    pub unknown_tokens: Quota,
+    /// Keys one policy remembers; beyond it new keys share one bucket.
+    pub max_keys: usize,
+    /// Requests inside the gate at once, queued ones included.
+    pub max_in_flight: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limit {
+    pub name: Arc<str>,
+    pub key: LimitKey,
+    /// Route classes it counts; empty: all.
+    pub classes: Vec<Arc<str>>,
+    pub quota: Quota,
+    /// Counts, lets pass.
+    pub dry_run: bool,
+}
+
+/// Who has a bucket of his own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitKey {
+    /// One per client: user or API key.
+    Client,
+    /// One per peer address; IPv6 by /64.
+    Peer,
+    /// One per route class, all clients together: the Webapp's own limits.
+    Class,
+}
+
+/// How requests are read, whoever sends them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// Peers whose forwarding headers are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Field names with `_` pass; by default they are refused.
+    pub allow_underscores: bool,
+    /// Bytes per second a body must keep up, either way, after ten seconds' grace; 0: none.
+    pub min_body_rate: u64,
+}
+
+/// An address block, such as `10.0.0.0/8`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub address: std::net::IpAddr,
+    pub prefix: u8,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drain {
+    /// Between readiness off and the end of accepting: time for balancers to look.
+    pub wait: Duration,
+    /// After it, what still runs is dropped.
+    pub deadline: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// Access lines on or off.
+    pub access: bool,
+    /// A `tracing` filter, such as `info` or `tollgate=debug`.
+    pub filter: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// A pretend Webapp in this process, for the first run. Never for real use.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Emulator {
+    pub address: SocketAddr,
+    pub control: SocketAddr,
+    /// Development certificates and the pretend Webapp's password are made here.
+    pub folder: PathBuf,
+    pub token_lifetime: Duration,
+}

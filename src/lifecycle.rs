@@ -1,0 +1,136 @@
+//! Life and end of everything that runs: named tasks, drain and abort, readiness.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, error, error_span};
+
+/// Every background task of the program. Clones share one set.
+#[derive(Clone, Debug)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    runtime: Handle,
+    failed: Arc<AtomicUsize>,
+}
+
+impl Tasks {
+    /// Tasks that run on `runtime`.
+    pub fn new(runtime: Handle) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            runtime,
+            failed: Arc::new(AtomicUsize::new(0)),
+        }
+    }
+
+    /// The same set, for tasks that run on another runtime.
+    pub fn on(&self, runtime: Handle) -> Self {
+        Self {
+            runtime,
+            ..self.clone()
+        }
+    }
+
+    /// Starts a task with a name. A panic in it is logged and counted, never lost.
+    pub fn spawn<F>(&self, name: &'static str, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let failed = Arc::clone(&self.failed);
+        let handle = self
+            .runtime
+            .spawn(work.instrument(error_span!("task", name)));
+        self.runtime.spawn(self.tracker.track_future(async move {
+            if let Err(end) = handle.await
+                && end.is_panic()
+            {
+                failed.fetch_add(1, Ordering::Relaxed);
+                error!(
+                    task = name,
+                    "task panicked; this is a defect, please report it"
+                );
+            }
+        }));
+    }
+
+    /// How many tasks ended by a panic.
+    pub fn failed(&self) -> usize {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all tasks have ended.
+    pub async fn wait(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+/// The two ways to stop. `drain`: take nothing new, finish what you have.
+/// `abort`: drop it now. Abort implies drain.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    drain: CancellationToken,
+    abort: CancellationToken,
+}
+
+impl Stop {
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    pub fn abort(&self) {
+        self.drain.cancel();
+        self.abort.cancel();
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    pub async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
+    pub async fn aborting(&self) {
+        self.abort.cancelled().await;
+    }
+
+    /// A stop that ends with this one, or earlier by itself.
+    pub fn child(&self) -> Self {
+        Self {
+            drain: self.drain.child_token(),
+            abort: self.abort.child_token(),
+        }
+    }
+}
+
+/// Ready when every guard that start-up took has been dropped, and until drain.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    pending: Arc<AtomicUsize>,
+}
+
+/// Something that must happen before the program is ready; drop it when it has.
+#[derive(Debug)]
+pub struct NotYet(Arc<AtomicUsize>);
+
+impl Readiness {
+    pub fn not_yet(&self) -> NotYet {
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        NotYet(Arc::clone(&self.pending))
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.pending.load(Ordering::Acquire) == 0
+    }
+}
+
+impl Drop for NotYet {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,317 @@
+//! Every metric of the program, in one file. Label values are enums, or names
+//! from the config file: their number is bounded, and nothing a client sends is one.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+mod label;
+
+pub use label::{
+    Blame, ClientLogin, Connect, ConnectionEnd, Counters, Gauged, Injected, Label, LimitOutcome,
+    LoginOutcome, Reason, Reload, Repeat, TokenEvent,
+};
+
+/// Every family of the program.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub requests: IntCounterVec,
+    pub request_seconds: HistogramVec,
+    pub first_byte_seconds: Histogram,
+    pub in_flight: IntGauge,
+    pub answers: Counters<Blame>,
+    pub rejections: Counters<Reason>,
+    pub bytes_in: IntCounter,
+    pub bytes_out: IntCounter,
+    pub clients_gone: IntCounter,
+    pub connections: IntCounter,
+    pub connections_open: IntGauge,
+    pub connection_ends: Counters<ConnectionEnd>,
+    pub certificate_expiry: IntGaugeVec,
+    pub certificate_reloads: Counters<Reload>,
+    pub tokens: IntGauge,
+    pub token_events: Counters<TokenEvent>,
+    pub client_logins: Counters<ClientLogin>,
+    pub session_logins: Counters<LoginOutcome>,
+    pub session_generation: IntGauge,
+    pub session_seconds_to_expiry: IntGauge,
+    pub session_requests_waiting: IntGauge,
+    pub session_waits: IntCounter,
+    pub session_clock_skew_seconds: IntGauge,
+    pub session_up: IntGauge,
+    pub session_live_tokens: IntGauge,
+    pub injected: Counters<Injected>,
+    pub upstream_connects: Counters<Connect>,
+    pub upstream_connections_open: IntGauge,
+    pub upstream_queue: IntGauge,
+    pub upstream_repeats: Counters<Repeat>,
+    pub limited: Counters<LimitOutcome>,
+    pub limit_keys: IntGaugeVec,
+    pub reloads: Counters<Reload>,
+    pub config_good: IntGauge,
+    pub log_lines_dropped: IntCounter,
+    pub ready: IntGauge,
+}
+
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+impl Metrics {
+    #[expect(clippy::too_many_lines, reason = "one line per family, nothing else")]
+    pub fn new() -> Arc<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        let build = gauges(
+            r,
+            "tollgate_build_info",
+            "Version of this program.",
+            &["version"],
+        );
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        process_metrics(r);
+        let metrics = Self {
+            requests: family(
+                r,
+                "tollgate_requests_total",
+                "Requests by route and status class.",
+                &["route", "status"],
+            ),
+            request_seconds: histogram(
+                r,
+                "tollgate_request_duration_seconds",
+                "From the head of a request to the end of its answer.",
+            ),
+            first_byte_seconds: plain_histogram(
+                r,
+                "tollgate_upstream_first_byte_seconds",
+                "From sending a request upstream to the head of the answer.",
+            ),
+            in_flight: gauge(
+                r,
+                "tollgate_requests_in_flight",
+                "Requests inside the gate now.",
+            ),
+            answers: Counters::new(
+                r,
+                "tollgate_answers_total",
+                "Answers by whose doing they are.",
+            ),
+            rejections: Counters::new(
+                r,
+                "tollgate_rejections_total",
+                "Requests that the gate itself refused.",
+            ),
+            bytes_in: counter(
+                r,
+                "tollgate_request_body_bytes_total",
+                "Bytes of request bodies read from clients.",
+            ),
+            bytes_out: counter(
+                r,
+                "tollgate_response_body_bytes_total",
+                "Bytes of answer bodies given to clients.",
+            ),
+            clients_gone: counter(
+                r,
+                "tollgate_clients_gone_total",
+                "Exchanges that the client left before their end.",
+            ),
+            connections: counter(r, "tollgate_connections_total", "Connections accepted."),
+            connections_open: gauge(
+                r,
+                "tollgate_connections_open",
+                "Connections from clients now.",
+            ),
+            connection_ends: Counters::new(
+                r,
+                "tollgate_connection_failures_total",
+                "Connections ended early, by reason.",
+            ),
+            certificate_expiry: gauges(
+                r,
+                "tollgate_certificate_expiry_timestamp_seconds",
+                "End of validity of each certificate in use.",
+                &["certificate"],
+            ),
+            certificate_reloads: Counters::new(
+                r,
+                "tollgate_certificate_reloads_total",
+                "Certificate files that changed.",
+            ),
+            tokens: gauge(r, "tollgate_tokens", "Client tokens in the store now."),
+            token_events: Counters::new(
+                r,
+                "tollgate_token_events_total",
+                "Client tokens minted, learned, revoked, expired, or refused by a cap.",
+            ),
+            client_logins: Counters::new(
+                r,
+                "tollgate_client_logins_total",
+                "Logins of clients at the gate.",
+            ),
+            session_logins: Counters::new(
+                r,
+                "tollgate_session_logins_total",
+                "Logins of the gate at the upstream.",
+            ),
+            session_generation: gauge(
+                r,
+                "tollgate_session_generation",
+                "Number of the login whose token is in use.",
+            ),
+            session_seconds_to_expiry: gauge(
+                r,
+                "tollgate_session_seconds_to_expiry",
+                "Seconds until the upstream token in use ends; 0 without one.",
+            ),
+            session_requests_waiting: gauge(
+                r,
+                "tollgate_session_requests_waiting",
+                "Requests that wait for a login now.",
+            ),
+            session_waits: counter(
+                r,
+                "tollgate_session_waits_total",
+                "Requests that had to wait for a login.",
+            ),
+            session_clock_skew_seconds: gauge(
+                r,
+                "tollgate_session_clock_skew_seconds",
+                "Upstream clock minus ours, from its Date header.",
+            ),
+            session_up: gauge(
+                r,
+                "tollgate_session_up",
+                "1 while there is a valid upstream token.",
+            ),
+            session_live_tokens: gauge(
+                r,
+                "tollgate_session_live_tokens",
+                "Upstream tokens this process obtained that have not ended yet.",
+            ),
+            injected: Counters::new(
+                r,
+                "tollgate_injected_total",
+                "Requests sent up, by the credential they carried.",
+            ),
+            upstream_connects: Counters::new(
+                r,
+                "tollgate_upstream_connects_total",
+                "How connections to the upstream were had.",
+            ),
+            upstream_connections_open: gauge(
+                r,
+                "tollgate_upstream_connections_open",
+                "Connections to the upstream now.",
+            ),
+            upstream_queue: gauge(
+                r,
+                "tollgate_upstream_queue",
+                "Requests that wait for their turn at the upstream now.",
+            ),
+            upstream_repeats: Counters::new(
+                r,
+                "tollgate_upstream_repeats_total",
+                "Requests sent to the upstream a second time.",
+            ),
+            limited: Counters::new(
+                r,
+                "tollgate_limited_total",
+                "Requests that found a bucket empty.",
+            ),
+            limit_keys: gauges(
+                r,
+                "tollgate_limit_keys",
+                "Keys that a limit remembers now.",
+                &["limit"],
+            ),
+            reloads: Counters::new(r, "tollgate_config_reloads_total", "Configuration reloads."),
+            config_good: gauge(
+                r,
+                "tollgate_config_last_reload_successful",
+                "1 if the config file as it stands is the one in use.",
+            ),
+            log_lines_dropped: counter(
+                r,
+                "tollgate_log_lines_dropped_total",
+                "Log lines lost because the output was too slow.",
+            ),
+            ready: gauge(r, "tollgate_ready", "1 while /readyz says ready."),
+            registry,
+        };
+        metrics.config_good.set(1);
+        Arc::new(metrics)
+    }
+
+    /// All families in the Prometheus text format.
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        // Writing to memory cannot fail, and a family that cannot be encoded is left out.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn process_metrics(registry: &Registry) {
+    let process = prometheus::process_collector::ProcessCollector::for_self();
+    registry
+        .register(Box::new(process))
+        .expect("registered once, here");
+}
+
+#[cfg(not(target_os = "linux"))]
+fn process_metrics(_: &Registry) {}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> C {
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("each family is named once, in this file");
+    collector
+}
+
+fn family(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    let family = IntCounterVec::new(Opts::new(name, help), labels);
+    register(registry, family.expect("valid by construction"))
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(
+        registry,
+        IntCounter::new(name, help).expect("valid by construction"),
+    )
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(
+        registry,
+        IntGauge::new(name, help).expect("valid by construction"),
+    )
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    let family = IntGaugeVec::new(Opts::new(name, help), labels);
+    register(registry, family.expect("valid by construction"))
+}
+
+fn plain_histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    register(
+        registry,
+        Histogram::with_opts(options).expect("valid by construction"),
+    )
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str) -> HistogramVec {
+    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    let family = HistogramVec::new(options, &["route"]);
+    register(registry, family.expect("valid by construction"))
+}

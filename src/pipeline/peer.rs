@@ -1,0 +1,33 @@
+//! The other end of a connection.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Who connected, and where. One per connection, shared by its requests.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// Our end of the connection.
+    pub local: SocketAddr,
+    /// None on a plaintext listener.
+    pub tls: Option<TlsFacts>,
+}
+
+/// What the handshake agreed on.
+#[derive(Clone, Debug)]
+pub struct TlsFacts {
+    /// Lower case; None when the client named nothing.
+    pub server_name: Option<Arc<str>>,
+    pub is_tls13: bool,
+}
+
+impl Peer {
+    /// The address without port, IPv4-mapped IPv6 folded back to IPv4.
+    pub fn ip(&self) -> IpAddr {
+        self.address.ip().to_canonical()
+    }
+
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}

@@ -1,0 +1,223 @@
+//! The users node: login and its answer, names, passwords, Basic credentials.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Role;
+use super::envelope::{Meta, body};
+use crate::secret::Secret;
+
+/// Date and time with a space, whole seconds, always `+00:00`. Not RFC 3339, and
+/// real parsers want exactly this (protocol sheet, section 1.1).
+const EXPIRY_FORMAT: &str = "%Y-%m-%d %H:%M:%S+00:00";
+
+/// `2021-07-25 08:50:48+00:00` for seconds since 1970.
+pub fn format_expiry(unix_seconds: i64) -> String {
+    let time = Timestamp::from_second(unix_seconds).unwrap_or(Timestamp::MAX);
+    time.strftime(EXPIRY_FORMAT).to_string()
+}
+
+/// Seconds since 1970; any offset and a fraction are understood, as are RFC 3339's `T` and `Z`.
+pub fn parse_expiry(text: &str) -> Option<i64> {
+    let mut time: Result<Timestamp, _> = text.trim().parse();
+    if time.is_err() {
+        time = Timestamp::strptime("%Y-%m-%d %H:%M:%S%.f%:z", text.trim());
+    }
+    time.ok().map(Timestamp::as_second)
+}
+
+/// A user name and password from `Authorization: Basic`.
+#[derive(Debug)]
+pub struct Basic {
+    pub username: String,
+    pub password: Secret,
+}
+
+impl Basic {
+    /// Reads the part after the scheme. Split at the first colon only (RFC 7617, 2):
+    /// a password may contain more of them.
+    pub fn parse(encoded: &str) -> Option<Self> {
+        let bytes = STANDARD.decode(encoded.trim()).ok()?;
+        let text = zeroize::Zeroizing::new(String::from_utf8(bytes).ok()?);
+        let (username, password) = text.split_once(':')?;
+        Some(Self {
+            username: username.to_owned(),
+            password: Secret::new(password),
+        })
+    }
+
+    /// The whole header value, `Basic ...`.
+    pub fn header(username: &str, password: &Secret) -> Secret {
+        let pair = zeroize::Zeroizing::new(format!("{username}:{}", password.expose()));
+        Secret::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())))
+    }
+}
+
+/// What a login's body asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LoginBody {
+    /// Empty, `null`, or `{}`.
+    Nothing,
+    /// A JSON body without `new_password`.
+    Other,
+    NewPassword(Secret),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("login body is not JSON")]
+pub struct NotJson(#[source] serde_json::Error);
+
+/// Reads a login's body; clients send it empty, as `{}`, as `null`, or with `new_password`.
+pub fn login_body(bytes: &[u8]) -> Result<LoginBody, NotJson> {
+    if bytes.trim_ascii().is_empty() {
+        return Ok(LoginBody::Nothing);
+    }
+    let value: Value = serde_json::from_slice(bytes).map_err(NotJson)?;
+    Ok(match &value {
+        Value::Null => LoginBody::Nothing,
+        Value::Object(members) if members.is_empty() => LoginBody::Nothing,
+        Value::Object(members) => match members.get("new_password") {
+            Some(Value::String(password)) => LoginBody::NewPassword(Secret::new(password.as_str())),
+            _ => LoginBody::Other,
+        },
+        _ => LoginBody::Other,
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "Password doesn't meet complexity requirements: length between 8 and 64 characters, \
+     and at least one digit, one uppercase letter, one lowercase letter and one special character"
+)]
+pub struct BadPassword;
+
+/// 8 to 64 characters with a digit, an upper, a lower and a special one.
+pub fn check_password(password: &Secret) -> Result<(), BadPassword> {
+    let text = password.expose();
+    let has = |kind: fn(&char) -> bool| text.chars().any(|letter| kind(&letter));
+    let good = (8..=64).contains(&text.chars().count())
+        && has(char::is_ascii_digit)
+        && has(char::is_ascii_uppercase)
+        && has(char::is_ascii_lowercase)
+        && has(char::is_ascii_punctuation);
+    if good { Ok(()) } else { Err(BadPassword) }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Username must have between 4 and 32 characters, without colons or control characters")]
+pub struct BadName;
+
+/// 4 to 32 characters; no colon (Basic could not carry it) and no control character.
+pub fn check_name(name: &str) -> Result<(), BadName> {
+    let good = (4..=32).contains(&name.chars().count())
+        && !name
+            .chars()
+            .any(|letter| letter == ':' || letter == '/' || letter.is_control());
+    if good { Ok(()) } else { Err(BadName) }
+}
+
+/// The answer to a good login. The token stands in it: treat the text as a secret.
+pub fn login_reply(token: &Secret, expires: i64, meta: Meta) -> String {
+    let user = json!({ "token": token.expose(), "expires_after": format_expiry(expires) });
+    body(json!({ "users": [user] }), meta)
+}
+
+/// One user as the users node shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct UserEntry<'a> {
+    pub username: &'a str,
+    /// Shown by GET only, as a string under `ROLES`.
+    pub role: Option<Role>,
+}
+
+/// `{"users":[{...}],"meta":{...}}`.
+pub fn user_reply(entry: UserEntry<'_>, meta: Meta) -> String {
+    let user = match entry.role {
+        Some(role) => json!({ "ROLES": role.text(), "username": entry.username }),
+        None => json!({ "username": entry.username }),
+    };
+    body(json!({ "users": [user] }), meta)
+}
+
+/// `{"meta":{...}}`, the answer to logout.
+pub fn meta_reply(meta: Meta) -> String {
+    body(json!({}), meta)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiry_has_the_captured_form_and_reads_back() {
+        let text = format_expiry(1_627_203_048);
+        assert_eq!(text, "2021-07-25 08:50:48+00:00");
+        assert_eq!(parse_expiry(&text), Some(1_627_203_048));
+        assert_eq!(parse_expiry("2021-07-25T08:50:48Z"), Some(1_627_203_048));
+        assert_eq!(
+            parse_expiry("2021-07-25 10:50:48.25+02:00"),
+            Some(1_627_203_048)
+        );
+        for bad in [
+            "",
+            "null",
+            "tomorrow",
+            "2021-07-25",
+            "2021-13-25 08:50:48+00:00",
+            "1627203048",
+        ] {
+            assert_eq!(parse_expiry(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn basic_is_split_at_the_first_colon_only() {
+        let header = Basic::header("admin", &Secret::new("a:b:c"));
+        let basic = Basic::parse(header.expose().strip_prefix("Basic ").unwrap()).unwrap();
+        assert_eq!(basic.username, "admin");
+        assert_eq!(basic.password.expose(), "a:b:c");
+        assert!(Basic::parse("not base64!").is_none());
+        assert!(Basic::parse(&STANDARD.encode("nocolon")).is_none());
+    }
+
+    #[test]
+    fn a_login_body_may_be_empty_null_or_an_object() {
+        for nothing in ["", "  \r\n", "null", "{}"] {
+            assert_eq!(
+                login_body(nothing.as_bytes()).unwrap(),
+                LoginBody::Nothing,
+                "{nothing}"
+            );
+        }
+        assert_eq!(login_body(b"{\"a\":1}").unwrap(), LoginBody::Other);
+        assert_eq!(
+            login_body(b"{\"new_password\":7}").unwrap(),
+            LoginBody::Other
+        );
+        assert_eq!(
+            login_body(b"{\"new_password\":\"x\"}").unwrap(),
+            LoginBody::NewPassword(Secret::new("x"))
+        );
+        assert!(login_body(b"{").is_err());
+    }
+
+    #[test]
+    fn the_password_rule_wants_all_four_kinds() {
+        for good in ["Passw0rd!", "aB3~aB3~"] {
+            assert!(check_password(&Secret::new(good)).is_ok(), "{good}");
+        }
+        let long = format!("aB3~{}", "x".repeat(61));
+        for bad in [
+            "aB3~",
+            "password1!",
+            "PASSWORD1!",
+            "Password!",
+            "Password1",
+            long.as_str(),
+        ] {
+            assert!(check_password(&Secret::new(bad)).is_err(), "{bad}");
+        }
+    }
+}
