@@ -21,6 +21,12 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// Seconds since 1970 of a wall-clock time; None before 1970.
+pub fn seconds_of(time: SystemTime) -> Option<i64> {
+    let span = time.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(span.as_secs()).ok()
+}
+
 fn since_epoch() -> Duration {
     wall().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -42,6 +48,15 @@ impl Deadline {
                 .checked_add(span)
                 .unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400 * 365)),
             wall_millis: unix_millis().saturating_add(millis),
+        }
+    }
+
+    /// The same deadline with its wall clock half already passed, as after a jump.
+    #[cfg(test)]
+    pub(crate) fn after_a_jump(self) -> Self {
+        Self {
+            wall_millis: unix_millis().saturating_sub(1),
+            ..self
         }
     }
 
@@ -70,11 +85,7 @@ mod tests {
     fn a_deadline_passes_when_either_clock_says_so() {
         let live = Deadline::after(Duration::from_secs(60));
         assert!(!live.has_passed());
-        let wall_jumped = Deadline {
-            wall_millis: unix_millis() - 1,
-            ..live
-        };
-        assert!(wall_jumped.has_passed());
+        assert!(live.after_a_jump().has_passed());
         let monotonic_gone = Deadline {
             monotonic: Instant::now(),
             ..live

@@ -1,10 +1,65 @@
-//! Tollgate: an authenticating reverse proxy for services where one logs in with
-//! a password and gets a token that expires.
+//! Tollgate: an authenticating reverse proxy for services where one logs in with a
+//! password, gets a token that expires, and sends it as a bearer.
+//!
+//! ```text
+//!           client                                                   operator
+//!             |                                                         |
+//!  +----------v-----------+                                   +---------v---------+
+//!  | listener             |  accept, TLS, h1/h2,              | admin             |
+//!  |  mod -> tls -> http  |  one task per connection          |  health, metrics  |
+//!  +----------+-----------+                                   +---------+---------+
+//!             | Request + Peer                                          | looks at
+//!  +----------v--------------------------- pipeline ---------+          |
+//!  | handle   opens the Record                               |          |
+//!  |   1 route          RouteTable::find   -> Route          |          |
+//!  |   2 authenticate   credential         -> Client  - - - -|- ->  identity  token
+//!  |   3 limit          Limiter::admit     -> go on          |          ^
+//!  |        |                          \                     |          |
+//!  |   Target::Upstream             Target::UsersNode        |          |
+//!  |   4 inject    strip + lease    5' users_node  - - - - - |- - - - - +
+//!  |        |      -> Outbound          login/logout/users   |
+//!  |   5 forward   send, repeat once    (or relay)           |
+//!  |        |                           |                    |
+//!  |   6 headers   hygiene on the way back                   |
+//!  |                                                         |
+//!  |   any stage may return a Rejection -> reject, one table |
+//!  | handle   closes the Record: log line, metrics           |
+//!  +----------+----------------------------------------------+
+//!             | Outbound
+//!  +----------v-----------+         +-------------------------------+
+//!  | upstream             |  Lease  | session: one renewer task     |
+//!  |  connections         |<--------|  login, renew ahead, replace  |
+//!  +----------+-----------+         +-------------------------------+
+//!             |
+//!           Webapp  (or emulator)
+//! ```
+//!
+//! Reading order: `pipeline/mod.rs`, then `app.rs`, then the stage you want to change.
+//! A module uses only rows below its own; `tests/suite/architecture.rs` keeps it so.
 
-pub mod clock;
+// 8: starts the program
+pub mod cli;
+// 7: joins the parts
+pub mod app;
+// 6: edges: sockets and people
+pub mod admin;
+#[cfg(feature = "emulator")]
+pub mod emulator;
+pub mod listener;
+// 5: the request
+pub mod pipeline;
+// 4: what was handed out
+pub mod token;
+// 3: who calls; what is behind; the log
+pub mod identity;
+pub mod logging;
+pub mod upstream;
+// 2: settings, life, numbers
 pub mod config;
 pub mod lifecycle;
 pub mod metrics;
-pub mod pipeline;
-pub mod secret;
+// 1: the protocol's words
 pub mod webapp;
+// 0: leaves
+pub mod clock;
+pub mod secret;

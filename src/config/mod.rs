@@ -2,6 +2,23 @@
 //! reload; knows no other part. Holding a value of these types means that it
 //! parses and makes sense; `file` has the shapes as written.
 
+mod describe;
+mod difference;
+mod file;
+mod pattern;
+mod problem;
+mod profile;
+mod reload;
+#[cfg(test)]
+mod tests;
+
+pub use difference::Difference;
+pub use file::{load, parse};
+pub use pattern::BadPattern;
+pub use problem::{Loaded, Problem, Problems, Rows};
+pub use profile::whatsapp_routes;
+pub use reload::{Gone, Outcome, Refused, Reloader, Requests, Watcher, reloader};
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;

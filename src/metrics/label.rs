@@ -118,6 +118,10 @@ impl<L: Label> Counters<L> {
         self.each[label.index()].inc();
     }
 
+    pub fn add_many(&self, label: L, count: u64) {
+        self.each[label.index()].inc_by(count);
+    }
+
     pub fn value(&self, label: L) -> u64 {
         self.each[label.index()].get()
     }

@@ -1,5 +1,402 @@
-//! One request from start to end; one file per stage.
+//! One request from start to end; one file per stage, in the order of work. Owns
+//! `Live`, the part of the program that a reload replaces as a whole. Knows nothing
+//! of sockets: the listener hands it requests, `upstream` carries them on.
 
+mod answer_body;
+mod authenticate;
+mod forward;
+mod headers;
+mod inject;
+mod limit;
+mod pace;
+mod path;
 mod peer;
+mod record;
+mod reject;
+mod relay;
+mod request_body;
+mod route;
+mod streaming;
+mod trace;
+mod unknown;
+mod users_node;
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+pub use answer_body::Body;
+pub use limit::{Admitted, InFlight, Limiter, LoginTry, Overloaded, RateFacts, Subject, TooMany};
 pub use peer::{Peer, TlsFacts};
+pub use reject::{Face, Rejection, chain};
+pub use request_body::RequestBody;
+pub use route::RouteTable;
+pub use streaming::Flows;
+pub use unknown::Questions;
+
+use crate::config::{Config, Directory, Route, Target};
+use crate::identity::{Client, Keys, Users};
+use crate::lifecycle::Tasks;
+use crate::metrics::Metrics;
+use crate::secret::Secret;
+use crate::token::{TokenDigest, TokenStore};
+use crate::upstream::{Connections, Upstream};
+use authenticate::{Authenticated, authenticate};
+use forward::Way;
+use inject::{Carried, Stripped};
+use record::Record;
+use relay::Relay;
+use request_body::BodyRules;
+use trace::Trace;
+use unknown::Asked;
+use users_node::{Call, UsersNode};
+
+/// The rules as they stand; replaced whole by a reload.
+#[derive(Debug)]
+pub struct Live {
+    pub config: Arc<Config>,
+    pub routes: RouteTable,
+    pub keys: Keys,
+    pub limiter: Arc<Limiter>,
+    pub upstream: Arc<Upstream>,
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    pub live: ArcSwap<Live>,
+    /// None when the Webapp owns the users.
+    pub users: Option<Users>,
+    pub tokens: Arc<TokenStore>,
+    pub questions: Arc<Questions>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// One worker's pipeline: the shared rules, its own connections.
+#[derive(Debug)]
+pub struct Pipeline {
+    shared: Arc<Shared>,
+    connections: Mutex<Arc<Wired>>,
+    flows: Flows,
+    tasks: Tasks,
+}
+
+/// Connections, and the upstream they lead to.
+#[derive(Debug)]
+struct Wired {
+    upstream: Arc<Upstream>,
+    connections: Connections<RequestBody>,
+}
+
+/// The outcome of the stages before the last: a request that may go on.
+struct Ready {
+    live: Arc<Live>,
+    route: Arc<Route>,
+    who: Authenticated,
+    peer: std::net::IpAddr,
+}
+
+impl Pipeline {
+    /// `tasks` run on this worker's runtime.
+    pub fn new(shared: Arc<Shared>, tasks: Tasks, flows: Flows) -> Self {
+        let upstream = Arc::clone(&shared.live.load().upstream);
+        let connections = Mutex::new(Arc::new(Wired::new(upstream, &tasks, &shared.metrics)));
+        Self {
+            shared,
+            connections,
+            flows,
+            tasks,
+        }
+    }
+
+    /// Answers one request. Never fails: a refusal is an answer too.
+    pub async fn handle(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        // One version of the rules for the whole request, even if a reload lands now.
+        let live = self.shared.live.load_full();
+        let line = (request.method(), request.uri().path());
+        let trace = Trace::of(request.headers());
+        let log = live.config.log.access;
+        let mut record = Record::open(&self.shared.metrics, line, peer, trace, log);
+        let outcome = self.run(live, request, peer, &mut record).await;
+        let mut response = outcome.unwrap_or_else(|rejection| {
+            record.rejected(&rejection);
+            rejection.into_response()
+        });
+        headers::put_request_id(response.headers_mut(), record.id());
+        record.status(response.status());
+        response.map(|body| body.watched_by(record))
+    }
+
+    async fn run(
+        &self,
+        live: Arc<Live>,
+        request: Request<Incoming>,
+        peer: &Peer,
+        record: &mut Record,
+    ) -> Result<Response<Body>, Rejection> {
+        record.hold(
+            live.limiter
+                .in_flight()
+                .map_err(|_| Rejection::Overloaded)?,
+        );
+        let (head, body) = request.into_parts();
+        headers::check(&head.headers, head.version, &live.config.http)?;
+        let path = path::checked(&head.uri)?;
+        let origin = headers::origin(&head.headers, peer, &live.config.http.trusted_proxies);
+        record.peer(origin);
+
+        let host = host(&head.uri, &head.headers);
+        let route = Arc::clone(live.routes.find(&host, path, &head.method)?);
+        record.route(&route);
+        if route.target == Target::Closed {
+            return Err(Rejection::NoRoute);
+        }
+
+        let line = (&head.method, path, &head.headers);
+        let ask = |token, digest| self.ask(&live, token, digest);
+        let who = authenticate(&live, &self.shared.tokens, &route, line, ask).await?;
+        record.client(&who.client);
+
+        let subject = limit::Subject {
+            client: &who.client,
+            peer: origin,
+            class: &route.class,
+        };
+        let admitted = live.limiter.admit(subject, route.max_wait).await;
+        let admitted = admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+
+        let ready = Ready {
+            live,
+            route,
+            who,
+            peer: origin,
+        };
+        let mut answer = self.target(ready, (head, body), peer, record).await?;
+        if let Some(facts) = admitted.facts {
+            facts.put(answer.headers_mut());
+        }
+        Ok(answer)
+    }
+
+    /// The last stage: answered here, or sent up.
+    async fn target(
+        &self,
+        ready: Ready,
+        (head, body): (Parts, Incoming),
+        peer: &Peer,
+        record: &mut Record,
+    ) -> Result<Response<Body>, Rejection> {
+        let Ready {
+            live, route, who, ..
+        } = &ready;
+        let settings = &live.config.upstream;
+        let deadline = Instant::now() + route.timeout;
+        let body = RequestBody::new(
+            body,
+            BodyRules {
+                max: route.max_body,
+                replay_limit: settings.replay_limit,
+                idle: settings.body_idle_timeout,
+                min_rate: live.config.http.min_body_rate,
+                deadline,
+            },
+        );
+        if http_body::Body::size_hint(&body).lower() > route.max_body {
+            return Err(Rejection::TooLarge);
+        }
+        record.body(body.handle());
+
+        let call = |kind| Call {
+            kind,
+            client: &who.client,
+            peer: ready.peer,
+            path: head.uri.path(),
+            headers: &head.headers,
+        };
+        if let (Target::UsersNode(kind), Some(users)) = (route.target, &self.shared.users) {
+            let node = UsersNode {
+                users,
+                tokens: &self.shared.tokens,
+                limiter: &live.limiter,
+                metrics: &self.shared.metrics,
+                settings: &live.config.users,
+            };
+            return node.answer(&call(kind), body).await;
+        }
+
+        let wired = self.wired(&live.upstream);
+        let way = Way {
+            upstream: &wired.upstream,
+            connections: &wired.connections,
+            settings,
+            http: &live.config.http,
+            route,
+            metrics: &self.shared.metrics,
+            flows: &self.flows,
+            deadline,
+        };
+        let request = stripped(&head, &body, peer, &ready, record);
+        if let Target::UsersNode(kind) = route.target {
+            let relay = Relay {
+                way: &way,
+                tokens: &self.shared.tokens,
+                limiter: &live.limiter,
+                metrics: &self.shared.metrics,
+            };
+            return relay
+                .answer(&call(kind), who, (&request, body), record)
+                .await;
+        }
+        let carried = carried(&way, who).await?;
+        let answer = way.forward(&request, body, carried, record).await?;
+        self.evict(&answer, who).await;
+        Ok(answer)
+    }
+
+    /// A 401 to the client's own bearer is a verdict on its token.
+    async fn evict(&self, answer: &Response<Body>, who: &Authenticated) {
+        if let (401, Some(digest), Some(_)) = (answer.status().as_u16(), &who.digest, &who.bearer) {
+            self.shared.tokens.revoke(digest).await;
+        }
+    }
+
+    fn wired(&self, upstream: &Arc<Upstream>) -> Arc<Wired> {
+        let mut wired = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&wired.upstream, upstream) {
+            // A reload changed the upstream; requests under way keep the connections they have.
+            let new = Wired::new(Arc::clone(upstream), &self.tasks, &self.shared.metrics);
+            *wired = Arc::new(new);
+        }
+        Arc::clone(&wired)
+    }
+
+    /// Puts a token the gate has never seen to the Webapp, once for all who ask.
+    async fn ask(
+        &self,
+        live: &Arc<Live>,
+        token: Secret,
+        digest: TokenDigest,
+    ) -> Result<Asked, Rejection> {
+        let (question, waiting) = match self.shared.questions.turn(digest) {
+            unknown::Turn::Refused => return Ok(Asked::Unknown),
+            unknown::Turn::Wait(waiting) => return unknown::wait(waiting).await,
+            unknown::Turn::Put(question, waiting) => (question, waiting),
+        };
+        let limit = live.limiter.admit_unknown_token();
+        limit.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+        let wired = self.wired(&live.upstream);
+        let tokens = Arc::clone(&self.shared.tokens);
+        let first_byte = live
+            .config
+            .upstream
+            .first_byte_timeout
+            .min(Duration::from_secs(10));
+        // A task of its own: the client may leave, others wait for the same answer.
+        self.tasks.spawn("unknown token", async move {
+            let verdict = match probe(&wired, &token, first_byte).await {
+                Some(status) => unknown::learn(&tokens, *question.digest(), &token, status).await,
+                None => unknown::Verdict::NoAnswer,
+            };
+            question.settle(verdict);
+        });
+        unknown::wait(waiting).await
+    }
+}
+
+impl Wired {
+    fn new(upstream: Arc<Upstream>, tasks: &Tasks, metrics: &Arc<Metrics>) -> Self {
+        let connections =
+            Connections::new(Arc::clone(&upstream), tasks.clone(), Arc::clone(metrics));
+        Self {
+            upstream,
+            connections,
+        }
+    }
+}
+
+/// Asks for the health node with a client's token: cheap, and every user may.
+async fn probe(wired: &Wired, token: &Secret, first_byte: Duration) -> Option<http::StatusCode> {
+    let _turn = wired.upstream.turn().await.ok()?;
+    let target = Uri::from_static("/v1/health");
+    let body = RequestBody::empty();
+    let request = Stripped::new(Method::GET, target, HeaderMap::new(), body.handle());
+    let outbound = inject::inject(&request, body, &Carried::bearer(token));
+    let sent = wired
+        .connections
+        .send(outbound.into_request(), first_byte)
+        .await;
+    sent.ok().map(|answer| answer.status())
+}
+
+/// What this client's request carries up.
+async fn carried(way: &Way<'_>, who: &Authenticated) -> Result<Carried, Rejection> {
+    if let Some(token) = &who.bearer {
+        return Ok(Carried::bearer(token));
+    }
+    if matches!(who.client, Client::Open) {
+        return Ok(Carried::Nothing);
+    }
+    if way.route.monitoring
+        && let Some(key) = way.upstream.api_key()
+    {
+        return Ok(Carried::ApiKey(key));
+    }
+    way.session_lease().await.map(Carried::Session)
+}
+
+/// The request as it goes up, but for the credential.
+fn stripped(
+    head: &Parts,
+    body: &RequestBody,
+    peer: &Peer,
+    ready: &Ready,
+    record: &Record,
+) -> Stripped {
+    let target = head.uri.path_and_query().cloned();
+    let target = target.map_or_else(|| Uri::from_static("/"), Uri::from);
+    let mut request = Stripped::new(
+        head.method.clone(),
+        target,
+        head.headers.clone(),
+        body.handle(),
+    );
+    let headers = request.headers_mut();
+    let host = host(&head.uri, &head.headers);
+    let host = (!host.is_empty()).then_some(host.as_str());
+    headers::forwarded(headers, peer, host, &ready.live.config.http.trusted_proxies);
+    let client = match &ready.who.client {
+        Client::Open => "",
+        known => known.name(),
+    };
+    headers::name_client(headers, client, record.id());
+    record.trace().put(headers);
+    request
+}
+
+/// The host asked for, lower case, without port; empty if there is none. The
+/// target's authority wins over the Host field (RFC 9112, 3.2.2).
+fn host(uri: &Uri, headers: &HeaderMap) -> String {
+    let field = || headers.get(http::header::HOST)?.to_str().ok();
+    let authority = uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .or_else(field);
+    let authority = authority.unwrap_or_default().to_ascii_lowercase();
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host.to_owned(),
+        _ => authority,
+    }
+}
+
+/// Whether the Webapp owns the users.
+pub fn relays(config: &Config) -> bool {
+    config.users.directory == Directory::Webapp
+}

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
     Generic,
+    MessageTooLong,
     AccessDenied,
     NotFound,
     ParameterMissing,
@@ -32,6 +33,7 @@ impl ErrorCode {
     fn row(self) -> (u32, &'static str) {
         match self {
             Self::Generic => (1000, "Generic error"),
+            Self::MessageTooLong => (1001, "Message too long"),
             Self::AccessDenied => (1005, "Access denied"),
             Self::NotFound => (1006, "Resource not found"),
             Self::ParameterMissing => (1008, "Required parameter is missing"),

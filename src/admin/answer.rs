@@ -1,0 +1,73 @@
+//! The operator's paths.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+
+use super::Parts;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// hyper leaves the body away where the method was HEAD.
+pub(super) fn answer<B>(
+    request: &Request<B>,
+    parts: &Parts,
+    is_draining: bool,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
+        let text = "not found; there are /healthz, /readyz and /metrics\n";
+        return text_answer(StatusCode::NOT_FOUND, text);
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut refusal = text_answer(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+        let allowed = HeaderValue::from_static("GET, HEAD");
+        refusal.headers_mut().insert(ALLOW, allowed);
+        return refusal;
+    }
+    match path {
+        "/healthz" => text_answer(StatusCode::OK, "ok\n"),
+        "/readyz" => readiness(parts, is_draining),
+        _ => {
+            (parts.refresh)();
+            with_type(StatusCode::OK, PROMETHEUS, parts.metrics.text())
+        }
+    }
+}
+
+fn readiness(parts: &Parts, is_draining: bool) -> Response<Full<Bytes>> {
+    let mut reasons = String::new();
+    if is_draining {
+        reasons.push_str("draining\n");
+    }
+    if let Err(reason) = (parts.ready)() {
+        // Writing to memory cannot fail.
+        let _ = writeln!(reasons, "{}", reason.trim_end());
+    }
+    if reasons.is_empty() {
+        text_answer(StatusCode::OK, "ready\n")
+    } else {
+        text_answer(StatusCode::SERVICE_UNAVAILABLE, reasons)
+    }
+}
+
+fn text_answer(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    with_type(status, TEXT, text)
+}
+
+fn with_type(
+    status: StatusCode,
+    content_type: &'static str,
+    text: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

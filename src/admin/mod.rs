@@ -1,0 +1,163 @@
+//! The operator's side: health, readiness, metrics, over plain HTTP on an address
+//! of its own. Runs on the control runtime, apart from requests, so that it answers
+//! when they do not, and goes on answering while the program drains.
+
+mod answer;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::Metrics;
+
+/// A scraper, an orchestrator, a few people: more is a mistake somewhere.
+const MAX_CONNECTIONS: usize = 64;
+/// For a head, and between two requests; longer than the usual scrape interval.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
+/// A connection is closed politely after this, and dropped if that does not end it.
+const LONGEST_CONNECTION: Duration = Duration::from_secs(600);
+const CLOSE_GRACE: Duration = Duration::from_secs(30);
+const BACK_OFF: Duration = Duration::from_millis(200);
+const MAX_HEADERS: usize = 64;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// Why the operator's listener cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "cannot listen on {address} for the operator; is it in use? choose another [operator] address"
+    )]
+    Bind {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The operator's socket.
+#[derive(Debug)]
+pub struct Bound {
+    address: SocketAddr,
+    socket: StdListener,
+}
+
+impl Bound {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+pub fn bind(address: SocketAddr) -> Result<Bound, Error> {
+    let failed = |source| Error::Bind { address, source };
+    let socket = StdListener::bind(address).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    let address = socket.local_addr().map_err(failed)?;
+    Ok(Bound { address, socket })
+}
+
+/// What the answers are made of.
+#[derive(Clone)]
+pub struct Parts {
+    pub metrics: Arc<Metrics>,
+    /// Called before a scrape, for numbers that are only true when looked at.
+    pub refresh: Arc<dyn Fn() + Send + Sync>,
+    /// Why the next request would fail, one reason a line.
+    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+/// Answers until told to abort. Draining only makes it not ready.
+pub async fn serve(bound: Bound, parts: Parts, tasks: Tasks, stop: Stop) {
+    let listener = match TcpListener::from_std(bound.socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            warn!(%error, "cannot serve the operator's socket");
+            return;
+        }
+    };
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut is_failing = false;
+    loop {
+        let accepted = tokio::select! {
+            () = stop.aborting() => return,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((tcp, slot)) => {
+                is_failing = false;
+                let work = connection(tcp, slot, parts.clone(), stop.clone());
+                tasks.spawn("operator connection", work);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut is_failing, true) {
+                    warn!(%error, "cannot accept the operator's connections");
+                }
+                sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await;
+    let slot = slot.expect("slots are never closed");
+    let (tcp, _) = listener.accept().await?;
+    Ok((tcp, slot))
+}
+
+async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, parts: Parts, stop: Stop) {
+    let _slot = slot;
+    let aborting = stop.clone();
+    let answer = service_fn(move |request| {
+        let response = answer::answer(&request, &parts, stop.is_draining());
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .serve_connection(TokioIo::new(tcp), answer);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        () = aborting.aborting() => return,
+        ended = note(connection.as_mut()) => return ended,
+        () = sleep(LONGEST_CONNECTION) => connection.as_mut().graceful_shutdown(),
+    }
+    let ended = timeout(CLOSE_GRACE, note(connection));
+    tokio::select! {
+        () = aborting.aborting() => {}
+        _ = ended => {}
+    }
+}
+
+async fn note(connection: Pin<&mut impl Future<Output = hyper::Result<()>>>) {
+    if let Err(error) = connection.await {
+        debug!(%error, "operator's connection ended early");
+    }
+}

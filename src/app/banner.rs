@@ -1,0 +1,121 @@
+//! What a person reads first: where things are, and lines that work when pasted.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use tracing::info;
+
+use super::Addresses;
+use crate::config::{BaseAddress, Config, LogFormat};
+use crate::identity::GeneratedAdmin;
+
+/// Says where the program listens: for people, or as log lines where those are JSON.
+/// A password that was made up is shown here, and never again.
+pub(super) fn print(config: &Config, addresses: &Addresses, admin: Option<&GeneratedAdmin>) {
+    if config.log.format == LogFormat::Json {
+        for address in &addresses.listeners {
+            info!(%address, "listening");
+        }
+        info!(address = %addresses.operator, "operator's listener");
+    }
+    let text = match (config.log.format, admin) {
+        (LogFormat::Json, None) => return,
+        (LogFormat::Json, Some(admin)) => shown_once(admin),
+        (LogFormat::Text, _) => page(config, addresses, admin),
+    };
+    say(&text);
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // With standard output closed there is nobody to read it.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn shown_once(admin: &GeneratedAdmin) -> String {
+    let password = admin.password.expose();
+    format!(
+        "  admin     {}  password {password}  (made up now, shown only here)\n",
+        admin.username
+    )
+}
+
+fn page(config: &Config, addresses: &Addresses, admin: Option<&GeneratedAdmin>) -> String {
+    let mut text = format!("\ntollgate {}\n\n", env!("CARGO_PKG_VERSION"));
+    for (listener, address) in config.listeners.iter().zip(&addresses.listeners) {
+        let scheme = if listener.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let _ = writeln!(text, "  gate      {scheme}://{}", for_people(*address));
+    }
+    let behind = url(&config.upstream.base);
+    let _ = match &config.emulator {
+        Some(emulator) => writeln!(
+            text,
+            "  behind    {behind}, the emulator (its switches: http://{})",
+            emulator.control
+        ),
+        None => writeln!(text, "  behind    {behind}"),
+    };
+    let _ = writeln!(
+        text,
+        "  operator  http://{}/metrics  /readyz  /healthz",
+        addresses.operator
+    );
+    if let Some(admin) = admin {
+        text.push_str(&shown_once(admin));
+    }
+    if let (Some(emulator), Some(address)) = (&config.emulator, addresses.listeners.first()) {
+        let ca = emulator.folder.join("ca.pem");
+        let gate = format!("https://{}", for_people(*address));
+        text.push_str(&try_it(&ca.display().to_string(), &gate, admin));
+    }
+    text.push('\n');
+    text
+}
+
+/// Two lines to paste: a login, a secured call. Single quotes: the password holds
+/// characters that a shell would read.
+fn try_it(ca: &str, gate: &str, admin: Option<&GeneratedAdmin>) -> String {
+    let user = match admin {
+        Some(admin) => format!("'{}:{}'", admin.username, admin.password.expose()),
+        None => "admin".to_owned(),
+    };
+    format!(
+        "\nTry it:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}/v1/users/login | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}/v1/health\n"
+    )
+}
+
+#[cfg(feature = "emulator")]
+pub(super) fn emulator(settings: &crate::config::Emulator, running: &crate::emulator::Emulator) {
+    say(&format!(
+        "\ntollgate {} emulate\n\n  webapp    https://{}  (authority: {})\n  login     admin, password in {}\n  switches  http://{}\n\n",
+        env!("CARGO_PKG_VERSION"),
+        for_people(running.address()),
+        settings.folder.join("webapp-ca.pem").display(),
+        settings.folder.join("webapp-password").display(),
+        running.control_address(),
+    ));
+}
+
+fn url(base: &BaseAddress) -> String {
+    let scheme = if base.tls { "https" } else { "http" };
+    let host = if base.host.contains(':') {
+        format!("[{}]", base.host)
+    } else {
+        base.host.clone()
+    };
+    format!("{scheme}://{host}:{}", base.port)
+}
+
+/// Loopback and "any" read better, and match the development certificate, as `localhost`.
+fn for_people(address: SocketAddr) -> String {
+    if address.ip().is_loopback() || address.ip().is_unspecified() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
+    }
+}

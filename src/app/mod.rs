@@ -1,0 +1,388 @@
+//! The only place that builds parts and joins them. `bind` touches the world and
+//! may fail; what it gives back runs until it is told to stop. The program, the
+//! tests and the benches all start here.
+
+mod banner;
+#[cfg(feature = "emulator")]
+mod demo;
+mod program;
+mod reload;
+mod worker;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+#[cfg(feature = "emulator")]
+pub use program::emulate;
+pub use program::serve;
+
+use crate::admin;
+use crate::config::{Config, Directory};
+use crate::identity::{self, GeneratedAdmin, Hasher, Keys, Users};
+use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
+use crate::listener;
+use crate::metrics::Metrics;
+use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared};
+use crate::token::TokenStore;
+use crate::upstream::{self, Upstream};
+use worker::Gate;
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot open listener {address}")]
+    Listener {
+        address: SocketAddr,
+        #[source]
+        source: listener::Error,
+    },
+    #[error("cannot open the operator's listener {address}")]
+    Operator {
+        address: SocketAddr,
+        #[source]
+        source: admin::Error,
+    },
+    #[error("cannot set up the upstream")]
+    Upstream(#[source] upstream::Error),
+    #[error("cannot set up the user directory")]
+    Users(#[source] identity::Error),
+    #[cfg(feature = "emulator")]
+    #[error("cannot start the emulator")]
+    Emulator(#[source] crate::emulator::Error),
+    #[error("cannot start a worker thread")]
+    Worker(#[source] std::io::Error),
+    #[error("cannot make the control runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// How the outside steers a running program.
+#[derive(Clone, Debug, Default)]
+pub struct Steering {
+    /// Drain, then end.
+    pub quit: CancellationToken,
+    /// End now.
+    pub quit_now: CancellationToken,
+    /// Read config, certificates and secrets again now.
+    pub hup: Arc<Notify>,
+}
+
+/// Everything bound and built, nothing running but the renewer.
+#[derive(Debug)]
+pub struct Bound {
+    parts: Parts,
+    gates: Vec<Gate>,
+    operator: admin::Bound,
+    first_admin: Option<GeneratedAdmin>,
+    starting: NotYet,
+    on_reload: Option<Applied>,
+}
+
+/// Told of each new configuration once it is in use.
+#[derive(Clone)]
+struct Applied(Arc<dyn Fn(&Config) + Send + Sync>);
+
+impl std::fmt::Debug for Applied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Applied")
+    }
+}
+
+/// What the control side needs while the program runs.
+#[derive(Debug)]
+struct Parts {
+    config_file: Option<PathBuf>,
+    config: Arc<Config>,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    /// Of the listeners and workers.
+    edge: Stop,
+    /// Of renewers, sweeps and the operator's listener: ends last.
+    control: Stop,
+    tasks: Tasks,
+}
+
+/// Where a running program listens.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    pub listeners: Vec<SocketAddr>,
+    pub operator: SocketAddr,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Everything in flight was finished.
+    Clean,
+    /// The drain deadline, or a second signal, cut something short.
+    Cut,
+    /// A task ended by itself: a defect.
+    Failed,
+}
+
+/// Builds everything. `config_file` is watched for changes; None: no reload.
+pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<Bound, Error> {
+    let metrics = Metrics::new();
+    let control = Stop::default();
+    let tasks = Tasks::new(Handle::current());
+    let readiness = Readiness::default();
+    let starting = readiness.not_yet();
+
+    let gates = open_gates(&config, &metrics)?;
+    let operator = admin::bind(config.operator.address).map_err(|source| Error::Operator {
+        address: config.operator.address,
+        source,
+    })?;
+    start_emulator(&config, &tasks, &control).await?;
+
+    let hasher = Hasher::new(config.users.hashing_slots, Handle::current());
+    let (users, first_admin) = match config.users.directory {
+        Directory::Webapp => (None, None),
+        Directory::Gateway => {
+            let (users, generated) = Users::open(&config.users, hasher)
+                .await
+                .map_err(Error::Users)?;
+            (Some(users), generated)
+        }
+    };
+    let upstream =
+        Upstream::open(&config.upstream, &tasks, &control, &metrics).map_err(Error::Upstream)?;
+    let live = Live {
+        routes: RouteTable::new(&config.routes),
+        keys: Keys::new(&config.api_keys),
+        limiter: Arc::new(Limiter::new(&config.limits, None, Arc::clone(&metrics))),
+        upstream,
+        config: Arc::clone(&config),
+    };
+    let shared = Arc::new(Shared {
+        live: ArcSwap::from_pointee(live),
+        users,
+        tokens: TokenStore::new(&config.users, Arc::clone(&metrics)),
+        questions: Arc::new(Questions::default()),
+        metrics: Arc::clone(&metrics),
+    });
+    let parts = Parts {
+        config_file,
+        config,
+        shared,
+        metrics,
+        readiness,
+        edge: Stop::default(),
+        control,
+        tasks,
+    };
+    Ok(Bound {
+        parts,
+        gates,
+        operator,
+        first_admin,
+        starting,
+        on_reload: None,
+    })
+}
+
+fn open_gates(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Gate>, Error> {
+    make_certificates(config)?;
+    config
+        .listeners
+        .iter()
+        .map(|settings| {
+            Gate::open(settings, config.workers, metrics).map_err(|source| Error::Listener {
+                address: settings.address,
+                source,
+            })
+        })
+        .collect()
+}
+
+impl Bound {
+    pub fn addresses(&self) -> Addresses {
+        Addresses {
+            listeners: self.gates.iter().map(Gate::address).collect(),
+            operator: self.operator.address(),
+        }
+    }
+
+    /// The first admin, if its password was made up just now: show it once.
+    pub fn take_first_admin(&mut self) -> Option<GeneratedAdmin> {
+        self.first_admin.take()
+    }
+
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.parts.metrics)
+    }
+
+    /// Runs until told to stop, then drains.
+    pub async fn run(self, steering: Steering) -> Result<Ending, Error> {
+        let Self {
+            parts,
+            gates,
+            operator,
+            starting,
+            on_reload,
+            ..
+        } = self;
+        let workers = worker::start(&gates, &parts.shared, &parts.edge)?;
+        parts.start_control(operator, (gates, on_reload), &steering);
+        drop(starting);
+        info!("ready to accept");
+        steering.quit.cancelled().await;
+        let ending = parts.drain(workers, &steering).await;
+        parts.end().await;
+        Ok(ending)
+    }
+}
+
+impl Parts {
+    fn start_control(
+        &self,
+        operator: admin::Bound,
+        (gates, on_reload): (Vec<Gate>, Option<Applied>),
+        steering: &Steering,
+    ) {
+        let parts = admin::Parts {
+            metrics: Arc::clone(&self.metrics),
+            refresh: self.refresh(),
+            ready: self.ready(),
+        };
+        let serve = admin::serve(operator, parts, self.tasks.clone(), self.control.clone());
+        self.tasks.spawn("operator's listener", serve);
+        let sweep = crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.clone());
+        self.tasks.spawn("token sweep", sweep);
+        let shared = Arc::clone(&self.shared);
+        self.tasks
+            .spawn("limit sweep", sweep_limits(shared, self.control.clone()));
+        for gate in &gates {
+            if let Some(tls) = gate.tls() {
+                let watch = Arc::clone(tls).watch(self.control.clone(), Arc::clone(&steering.hup));
+                self.tasks.spawn("certificate watch", watch);
+            }
+        }
+        if let Some(file) = self.config_file.clone() {
+            let reload = reload::Reload {
+                shared: Arc::clone(&self.shared),
+                gates,
+                tasks: self.tasks.clone(),
+                control: self.control.clone(),
+                on_reload,
+            };
+            reload.start(file, Arc::clone(&self.config), Arc::clone(&steering.hup));
+        }
+    }
+
+    /// Sets the gauges that are computed, not counted, just before a scrape.
+    fn refresh(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let shared = Arc::clone(&self.shared);
+        let ready = self.ready();
+        Arc::new(move || {
+            let live = shared.live.load();
+            if let Some(session) = live.upstream.session() {
+                session.refresh_gauges();
+            }
+            shared.metrics.ready.set(i64::from(ready().is_ok()));
+        })
+    }
+
+    /// Whether the next request would succeed, and if not, why.
+    fn ready(&self) -> Arc<dyn Fn() -> Result<(), String> + Send + Sync> {
+        let shared = Arc::clone(&self.shared);
+        let readiness = self.readiness.clone();
+        Arc::new(move || {
+            if !readiness.is_ready() {
+                return Err("starting or draining".to_owned());
+            }
+            match shared.live.load().upstream.session() {
+                Some(session) if !session.is_ready() => Err(session.status().to_string()),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    async fn drain(&self, workers: worker::Workers, steering: &Steering) -> Ending {
+        let settings = self.shared.live.load().config.drain.clone();
+        let _draining = self.readiness.not_yet();
+        info!(wait = ?settings.wait, deadline = ?settings.deadline, "draining");
+        tokio::select! {
+            () = tokio::time::sleep(settings.wait) => {}
+            () = steering.quit_now.cancelled() => {}
+        }
+        self.edge.drain();
+        let mut all = std::pin::pin!(workers.ended());
+        let clean = tokio::select! {
+            () = &mut all => true,
+            () = tokio::time::sleep(settings.deadline) => false,
+            () = steering.quit_now.cancelled() => false,
+        };
+        if !clean {
+            warn!("drain was cut short; requests in flight are dropped");
+            self.edge.abort();
+            // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
+            let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+        }
+        match (self.tasks.failed(), clean) {
+            (0, true) => Ending::Clean,
+            (0, false) => Ending::Cut,
+            _ => Ending::Failed,
+        }
+    }
+
+    async fn end(&self) {
+        self.control.abort();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!("a background task did not end in time");
+        }
+        info!("stopped");
+    }
+}
+
+async fn sweep_limits(shared: Arc<Shared>, stop: Stop) {
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            () = stop.draining() => return,
+            _ = tick.tick() => {}
+        }
+        shared.live.load().limiter.sweep();
+        shared.questions.sweep();
+    }
+}
+
+#[cfg(feature = "emulator")]
+fn make_certificates(config: &Config) -> Result<(), Error> {
+    config
+        .emulator
+        .as_ref()
+        .map_or(Ok(()), demo::make_certificates)
+}
+
+#[cfg(feature = "emulator")]
+async fn start_emulator(config: &Config, tasks: &Tasks, stop: &Stop) -> Result<(), Error> {
+    if let Some(settings) = &config.emulator {
+        demo::start(settings, tasks, stop).await?;
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "emulator"))]
+fn make_certificates(_: &Config) -> Result<(), Error> {
+    Ok(())
+}
+
+#[cfg(not(feature = "emulator"))]
+async fn start_emulator(_: &Config, _: &Tasks, _: &Stop) -> Result<(), Error> {
+    Ok(())
+}

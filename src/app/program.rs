@@ -1,0 +1,147 @@
+//! The program as the command line starts it: runtime, signals, a safe process, and
+//! a few lines that say what is where.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use super::{Bound, Ending, Error, Steering, banner, bind};
+use crate::config::Loaded;
+use crate::lifecycle::Tasks;
+use crate::logging::Logging;
+use crate::metrics::Metrics;
+
+/// Serves until told to stop. Called once, from `main`'s thread.
+pub fn serve(path: &Path, loaded: Loaded, logging: Arc<Logging>) -> Result<Ending, Error> {
+    protect();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    runtime.block_on(run(path.to_owned(), loaded, logging))
+}
+
+async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<Ending, Error> {
+    let steering = Steering::default();
+    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    let signals = Signals::open().map_err(Error::Signals)?;
+    tasks.spawn("signals", signals.follow(steering.clone()));
+    let config = Arc::new(loaded.config);
+    let mut bound = bind(Arc::clone(&config), Some(path)).await?;
+    let admin = bound.take_first_admin();
+    banner::print(&config, &bound.addresses(), admin.as_ref());
+    tasks.spawn("log", follow_log(bound.metrics(), Arc::clone(&logging)));
+    bound.on_reload({
+        let logging = Arc::clone(&logging);
+        move |config| logging.refilter(&config.log.filter)
+    });
+    bound.run(steering).await
+}
+
+/// Counts what the log had to drop.
+async fn follow_log(metrics: Arc<Metrics>, logging: Arc<Logging>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let dropped = u64::try_from(logging.dropped()).unwrap_or(u64::MAX);
+        let known = metrics.log_lines_dropped.get();
+        metrics
+            .log_lines_dropped
+            .inc_by(dropped.saturating_sub(known));
+    }
+}
+
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn open() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The first signal to stop drains, the second ends it now.
+    async fn follow(mut self, steering: Steering) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => {
+                    info!("SIGHUP: reading configuration, certificates and secrets again");
+                    steering.hup.notify_waiters();
+                    continue;
+                }
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            if steering.quit.is_cancelled() {
+                steering.quit_now.cancel();
+            }
+            steering.quit.cancel();
+        }
+    }
+}
+
+/// No core file may hold a secret, and many connections need many descriptors.
+fn protect() {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        warn!(%error, "core files could not be switched off");
+    }
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        warn!(%error, "memory could not be made private");
+    }
+    let files = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: files.maximum,
+        ..files
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// Runs the emulator alone.
+#[cfg(feature = "emulator")]
+pub fn emulate(settings: &crate::config::Emulator) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    runtime.block_on(async {
+        let tasks = Tasks::new(tokio::runtime::Handle::current());
+        let steering = Steering::default();
+        let signals = Signals::open().map_err(Error::Signals)?;
+        tasks.spawn("signals", signals.follow(steering.clone()));
+        let stop = crate::lifecycle::Stop::default();
+        super::demo::make_certificates(settings)?;
+        let emulator = super::demo::start(settings, &tasks, &stop).await?;
+        banner::emulator(settings, &emulator);
+        steering.quit.cancelled().await;
+        stop.abort();
+        Ok(())
+    })
+}
+
+impl Bound {
+    /// Called with each new configuration once it is in use.
+    pub fn on_reload(&mut self, then: impl Fn(&crate::config::Config) + Send + Sync + 'static) {
+        self.on_reload = Some(super::Applied(Arc::new(then)));
+    }
+}

@@ -1,0 +1,158 @@
+//! The request threads: one current-thread runtime each, with its own sockets,
+//! upstream connections and tasks. Nothing slow runs here.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+use tracing::error;
+
+use super::Error;
+use crate::config;
+use crate::lifecycle::{Stop, Tasks};
+use crate::listener::{self, Slots, Tls};
+use crate::metrics::Metrics;
+use crate::pipeline::{Flows, Pipeline, Shared};
+
+/// One listener: its sockets, one per worker, and what they share.
+#[derive(Debug)]
+pub(super) struct Gate {
+    address: SocketAddr,
+    sockets: Mutex<Vec<std::net::TcpListener>>,
+    tls: Option<Arc<Tls>>,
+    /// Replaced by a reload.
+    pub(super) settings: Arc<ArcSwap<config::Listener>>,
+    slots: Arc<Slots>,
+}
+
+impl Gate {
+    pub(super) fn open(
+        settings: &config::Listener,
+        workers: usize,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, listener::Error> {
+        let tls = match &settings.tls {
+            Some(tls) => Some(Tls::open(tls, metrics)?),
+            None => None,
+        };
+        let bound = listener::bind(settings, workers)?;
+        Ok(Self {
+            address: bound.address(),
+            sockets: Mutex::new(bound.into_sockets()),
+            tls,
+            settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
+            slots: Slots::new(settings.max_connections),
+        })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.as_ref()
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// One worker's share: a socket, and what all of them share.
+    fn door(&self, metrics: &Arc<Metrics>) -> Option<Door> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Door {
+            socket: sockets.pop()?,
+            settings: Arc::clone(&self.settings),
+            tls: self.tls.clone(),
+            slots: Arc::clone(&self.slots),
+            metrics: Arc::clone(metrics),
+        })
+    }
+}
+
+/// What one worker opens of one listener.
+#[derive(Debug)]
+struct Door {
+    socket: std::net::TcpListener,
+    settings: Arc<ArcSwap<config::Listener>>,
+    tls: Option<Arc<Tls>>,
+    slots: Arc<Slots>,
+    metrics: Arc<Metrics>,
+}
+
+/// The running threads.
+#[derive(Debug)]
+pub(super) struct Workers {
+    ends: Vec<oneshot::Receiver<()>>,
+}
+
+impl Workers {
+    /// Waits until every worker has ended.
+    pub(super) async fn ended(self) {
+        for end in self.ends {
+            let _ = end.await; // dropped by a panic: ended as well
+        }
+    }
+}
+
+/// Starts the threads; each takes one socket of every gate.
+pub(super) fn start(gates: &[Gate], shared: &Arc<Shared>, stop: &Stop) -> Result<Workers, Error> {
+    let count = shared.live.load().config.workers;
+    let mut ends = Vec::with_capacity(count);
+    for index in 0..count {
+        let doors = gates
+            .iter()
+            .filter_map(|gate| gate.door(&shared.metrics))
+            .collect();
+        let (shared, stop) = (Arc::clone(shared), stop.clone());
+        let (ended, end) = oneshot::channel();
+        std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                run(doors, shared, &stop);
+                let _ = ended.send(()); // nobody waits any more: nothing to tell
+            })
+            .map_err(Error::Worker)?;
+        ends.push(end);
+    }
+    Ok(Workers { ends })
+}
+
+fn run(doors: Vec<Door>, shared: Arc<Shared>, stop: &Stop) {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return error!(%error, "a worker could not make its runtime"),
+    };
+    runtime.block_on(async {
+        let tasks = Tasks::new(Handle::current());
+        let flows = Flows::default();
+        // Its own stop: the watch must outlive the drain, and end with the last exchange.
+        let watching = Stop::default();
+        let watch = flows.clone().watch(watching.clone());
+        Tasks::new(Handle::current()).spawn("slow answers", watch);
+        let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
+        for door in doors {
+            let pipeline = Arc::clone(&pipeline);
+            let service = move |request, peer: Arc<crate::pipeline::Peer>| {
+                let pipeline = Arc::clone(&pipeline);
+                async move { pipeline.handle(request, &peer).await }
+            };
+            let parts = listener::Parts {
+                settings: door.settings,
+                tls: door.tls,
+                service,
+                tasks: tasks.clone(),
+                stop: stop.clone(),
+                metrics: door.metrics,
+                slots: door.slots,
+            };
+            tasks.spawn("listener", listener::serve(door.socket, parts));
+        }
+        drop(pipeline);
+        stop.draining().await;
+        tasks.wait().await;
+        watching.abort();
+    });
+}

@@ -1,0 +1,259 @@
+//! The command line: serve, check, hash-password, new-key, emulate.
+
+use std::error::Error as StdError;
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use argon2::PasswordHasher as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::{Parser, Subcommand};
+use sha2::{Digest as _, Sha256};
+
+use crate::app::Ending;
+use crate::config::{self, Loaded, Rows};
+use crate::logging::Logging;
+use crate::secret::Secret;
+use crate::webapp::check_password;
+use crate::{app, logging};
+
+const EXAMPLES: &str = "\
+Examples:
+  tollgate                             serve with config.toml of this folder
+  tollgate check --config gate.toml    print all problems, or what was understood
+  tollgate hash-password < password    a hash for [users] first_admin
+  tollgate new-key --name prometheus   a key for a service, and its [[api_key]]
+
+Exit codes: 0 done, 1 failed (check: the file has problems), 2 wrong command line.
+A running gate reads its config file again when it changes, and on SIGHUP.";
+
+/// An authenticating gate in front of the WhatsApp Business API Webapp.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// The config file.
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "FILE",
+        default_value = "config.toml"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gate; also what happens without a command.
+    Serve,
+    /// Check the config file: all problems at once, or what was understood.
+    Check,
+    /// Read a password from standard input and print its hash.
+    HashPassword,
+    /// Make a key for a service: printed once, kept nowhere.
+    NewKey {
+        /// The service's name in the config file, the log and the metrics.
+        #[arg(long, default_value = "my-service")]
+        name: String,
+    },
+    /// Run the pretend Webapp alone.
+    #[cfg(feature = "emulator")]
+    Emulate,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Problems),
+    #[error("the config file has no [emulator] section: add one")]
+    #[cfg(feature = "emulator")]
+    NoEmulator,
+    #[error("cannot start the log")]
+    Log(#[from] logging::Error),
+    #[error("cannot run")]
+    App(#[from] app::Error),
+    #[error("cannot read the password")]
+    Unread(#[source] io::Error),
+    #[error("no password on standard input")]
+    Empty,
+    #[error(transparent)]
+    Weak(#[from] crate::webapp::BadPassword),
+    #[error("cannot hash the password")]
+    Hash(#[source] argon2::password_hash::Error),
+    #[error("cannot write the answer")]
+    Unwritten(#[from] io::Error),
+}
+
+/// Runs what the command line asks for.
+pub fn run() -> ExitCode {
+    // clap itself exits with 2 after a wrong command line, with 0 after --help.
+    let arguments = Arguments::parse();
+    match command(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            tell(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(arguments: Arguments) -> Result<ExitCode, Error> {
+    let path = arguments.config;
+    let mut out = io::stdout().lock();
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => {
+            drop(out);
+            serve(&path)
+        }
+        Command::Check => check(&path, &mut out).map(done),
+        Command::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
+        Command::NewKey { name } => new_key(&name, &mut out).map(done),
+        #[cfg(feature = "emulator")]
+        Command::Emulate => {
+            drop(out);
+            let loaded = config::load(&path)?;
+            let emulator = loaded.config.emulator.ok_or(Error::NoEmulator)?;
+            let _logging = Logging::start(&loaded.config.log)?;
+            app::emulate(&emulator)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn done(_: ()) -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+/// The error and its causes, one line each.
+fn tell(error: &Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!("\n  because: {inner}"));
+        cause = inner.source();
+    }
+    // With standard error closed there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn serve(path: &Path) -> Result<ExitCode, Error> {
+    let loaded = config::load(path)?;
+    let logging = Arc::new(Logging::start(&loaded.config.log)?);
+    for warning in &loaded.warnings {
+        tracing::warn!(line = warning.line, "config: {warning}");
+    }
+    Ok(match app::serve(path, loaded, logging)? {
+        Ending::Clean => ExitCode::SUCCESS,
+        Ending::Cut | Ending::Failed => ExitCode::FAILURE,
+    })
+}
+
+fn check(path: &Path, out: &mut impl io::Write) -> Result<(), Error> {
+    let found = config::load(path);
+    let warnings = match &found {
+        Ok(loaded) => &loaded.warnings,
+        Err(problems) => &problems.warnings,
+    };
+    if !warnings.is_empty() {
+        writeln!(
+            io::stderr(),
+            "{}: warnings{}",
+            path.display(),
+            Rows(warnings)
+        )?;
+    }
+    let Loaded { config, .. } = found?;
+    write!(out, "{}", config.describe())?;
+    Ok(())
+}
+
+/// A longer line is no password that the users node would take.
+const LONGEST_LINE: u64 = 4096;
+
+fn hash_password(input: &mut impl io::BufRead, out: &mut impl io::Write) -> Result<(), Error> {
+    let mut line = zeroize::Zeroizing::new(String::new());
+    let mut input = input.take(LONGEST_LINE);
+    input.read_line(&mut line).map_err(Error::Unread)?;
+    let password = Secret::new(line.trim_end_matches(['\r', '\n']));
+    if password.expose().is_empty() {
+        return Err(Error::Empty);
+    }
+    check_password(&password)?;
+    let hash = argon2::Argon2::default().hash_password(password.expose().as_bytes());
+    writeln!(out, "{}", hash.map_err(Error::Hash)?)?;
+    Ok(())
+}
+
+fn new_key(name: &str, out: &mut impl io::Write) -> Result<(), Error> {
+    let random: zeroize::Zeroizing<[u8; 32]> = zeroize::Zeroizing::new(rand::random());
+    let key = Secret::new(format!("tgk_{}", URL_SAFE_NO_PAD.encode(*random)));
+    let digest: [u8; 32] = Sha256::digest(key.expose().as_bytes()).into();
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    // The one time that this key is shown; the config file gets its digest.
+    writeln!(out, "key      {}", key.expose())?;
+    writeln!(out, "sha256   {hex}")?;
+    writeln!(out, "header   Authorization: Apikey <key>\n")?;
+    writeln!(
+        out,
+        "The key is kept nowhere: give it to the service now. For the config file:\n"
+    )?;
+    writeln!(out, "[[api_key]]\nname = {:?}\nsha256 = [\"{hex}\"]", name)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+        let serve = Arguments::try_parse_from(["tollgate"]).unwrap();
+        assert!(serve.command.is_none());
+        let check = Arguments::try_parse_from(["tollgate", "check", "--config", "x"]).unwrap();
+        assert_eq!(check.config, PathBuf::from("x"));
+    }
+
+    #[test]
+    fn a_new_key_pastes_into_the_config_and_is_good_for_the_webapp() {
+        let mut out = Vec::new();
+        new_key("prometheus", &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let key = text
+            .lines()
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .nth(1)
+            .unwrap();
+        assert_eq!(key.len(), 4 + 43);
+        assert!(crate::webapp::API_KEY_LENGTH.contains(&key.len()));
+        let pasted = &text[text.find("[[api_key]]").unwrap()..];
+        let config = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\
+             login = {{ username = \"gate\", password = {{ env = \"PATH\" }} }}\n{pasted}"
+        );
+        let loaded = config::parse(&config, Path::new("")).unwrap();
+        let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
+        assert_eq!(loaded.config.api_keys[0].digests, [digest]);
+    }
+
+    #[test]
+    fn a_hash_is_argon2id_and_a_weak_password_gets_none() {
+        let mut out = Vec::new();
+        hash_password(&mut &b"Passw0rd!\nrest"[..], &mut out).unwrap();
+        assert!(out.starts_with(b"$argon2id$"));
+        for bad in [&b""[..], b"\n", b"short", &[0xff, 0xfe]] {
+            let mut out = Vec::new();
+            let error = hash_password(&mut &bad[..], &mut out).unwrap_err();
+            assert!(!error.to_string().contains("short"));
+            assert!(out.is_empty());
+        }
+    }
+}

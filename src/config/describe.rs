@@ -1,0 +1,328 @@
+//! The effective configuration in words, for `check` and the log. Secrets by their place only.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use super::{Access, Config, Directory, FirstPassword, Limit, LimitKey, Listener, Quota, Route};
+use super::{Target, Trust, UnknownTokens, Upstream, Users, UsersCall};
+use crate::webapp::Role;
+
+impl Config {
+    /// The effective configuration and the routes in match order, as understood.
+    pub fn describe(&self) -> String {
+        let mut page = Page::default();
+        page.row("workers", self.workers);
+        for listener in &self.listeners {
+            page.row("listener", describe_listener(listener));
+        }
+        page.row("operator", format!("http://{}", self.operator.address));
+        describe_upstream(&mut page, &self.upstream);
+        describe_users(&mut page, &self.users);
+        self.describe_keys(&mut page);
+        self.describe_limits(&mut page);
+        self.describe_rest(&mut page);
+        page.0.push_str("\nroutes, first match wins\n");
+        page.0.push_str(&routes(&self.routes));
+        page.0
+    }
+
+    fn describe_keys(&self, page: &mut Page) {
+        for key in &self.api_keys {
+            let paths = match key.paths.as_slice() {
+                [] => "monitoring nodes".to_owned(),
+                paths => listed(paths),
+            };
+            let mut text = format!("{}: {}, {paths}", key.name, key.role.text());
+            if !key.methods.is_empty() {
+                let _ = write!(text, ", {}", listed(&key.methods));
+            }
+            if let Some(limit) = key.limit {
+                let _ = write!(text, ", {limit}");
+            }
+            if let Some(end) = key
+                .expires
+                .and_then(|end| jiff::Timestamp::from_second(end).ok())
+            {
+                let _ = write!(text, ", until {end}");
+            }
+            page.row("api key", text);
+        }
+    }
+
+    fn describe_limits(&self, page: &mut Page) {
+        let limits = &self.limits;
+        for limit in &limits.policies {
+            page.row("limit", describe_limit(limit));
+        }
+        let by = (limits.logins_by_peer, limits.logins_by_name);
+        page.row("logins", format!("by peer {}, by name {}", by.0, by.1));
+        let caps = (limits.max_in_flight, limits.max_keys);
+        page.row(
+            "at most",
+            format!("{} requests inside, {} limiter keys", caps.0, caps.1),
+        );
+    }
+
+    fn describe_rest(&self, page: &mut Page) {
+        let proxies = self.http.trusted_proxies.as_slice();
+        if !proxies.is_empty() {
+            page.row("proxies", format!("{} believed", listed(proxies)));
+        }
+        if self.http.allow_underscores {
+            page.row("headers", "field names with _ pass");
+        }
+        page.row(
+            "bodies",
+            format!("at least {} bytes a second", self.http.min_body_rate),
+        );
+        let drain = (Span(self.drain.wait), Span(self.drain.deadline));
+        page.row(
+            "drain",
+            format!("{} wait, then {} at most", drain.0, drain.1),
+        );
+        let access = if self.log.access { "with" } else { "without" };
+        page.row(
+            "log",
+            format!(
+                "{:?}, {}, {access} access lines",
+                self.log.format, self.log.filter
+            ),
+        );
+        if let Some(emulator) = &self.emulator {
+            let (address, control) = (emulator.address, emulator.control);
+            let life = Span(emulator.token_lifetime);
+            let folder = emulator.folder.display();
+            page.row(
+                "emulator",
+                format!(
+                    "https://{address}, control {control}, files in {folder}, tokens live {life}"
+                ),
+            );
+        }
+    }
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn row(&mut self, name: &str, text: impl fmt::Display) {
+        let _ = writeln!(self.0, "{name:<10} {text}");
+    }
+}
+
+fn describe_listener(listener: &Listener) -> String {
+    let address = listener.address;
+    match &listener.tls {
+        None => format!("http://{address}, plain HTTP"),
+        Some(tls) => {
+            let versions = if tls.only_tls13 { "1.3" } else { "1.2 and 1.3" };
+            let files = tls
+                .certificates
+                .iter()
+                .map(|files| files.certificate.display());
+            format!(
+                "https://{address}, TLS {versions}, {}",
+                listed(&Vec::from_iter(files))
+            )
+        }
+    }
+}
+
+fn describe_upstream(page: &mut Page, upstream: &Upstream) {
+    let scheme = if upstream.base.tls { "https" } else { "http" };
+    let (host, port) = (&upstream.base.host, upstream.base.port);
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.clone()
+    };
+    let mut text = format!("{}: {scheme}://{host}:{port}", upstream.name);
+    if upstream.base.tls {
+        let _ = match &upstream.trust {
+            Trust::PublicAuthorities => write!(text, ", public authorities"),
+            Trust::Authorities(path) => write!(text, ", authorities in {}", path.display()),
+            Trust::Pins(pins) => write!(text, ", {} pinned key(s)", pins.len()),
+        };
+    }
+    if let Some(name) = &upstream.server_name {
+        let _ = write!(text, ", as \"{name}\"");
+    }
+    page.row("upstream", text);
+    let queue = Span(upstream.queue_timeout);
+    page.row(
+        "",
+        format!(
+            "{} requests at once, queued {queue} at most",
+            upstream.concurrency
+        ),
+    );
+    match &upstream.login {
+        None => page.row("", "no login of its own"),
+        Some(login) => {
+            let floor = Span(login.renew_floor);
+            page.row(
+                "",
+                format!(
+                    "login \"{}\", password in {}, renewed after {:.0} % of a token's life or {floor} before its end",
+                    login.username,
+                    login.password,
+                    login.renew_at * 100.0
+                ),
+            );
+        }
+    }
+    if let Some(key) = &upstream.api_key {
+        page.row("", format!("API key in {key} for the monitoring nodes"));
+    }
+}
+
+fn describe_users(page: &mut Page, users: &Users) {
+    let unknown = match users.unknown_tokens {
+        UnknownTokens::Reject => "unknown tokens are rejected",
+        UnknownTokens::Ask => "unknown tokens are asked about",
+    };
+    let (lifetime, each, all) = (
+        Span(users.token_lifetime),
+        users.max_tokens_per_user,
+        users.max_tokens,
+    );
+    page.row(
+        "users",
+        match users.directory {
+            Directory::Gateway => format!("own; tokens live {lifetime}, {each} each, {all} in all"),
+            Directory::Webapp => {
+                format!("the upstream's; {unknown}; {each} tokens each, {all} in all")
+            }
+        },
+    );
+    if let Some(admin) = &users.first_admin {
+        let place = match &admin.password {
+            FirstPassword::Plain(source) => format!("password in {source}"),
+            FirstPassword::Hash(_) => "password by its hash".to_owned(),
+        };
+        page.row("", format!("first admin \"{}\", {place}", admin.username));
+    }
+}
+
+fn describe_limit(limit: &Limit) -> String {
+    let key = match limit.key {
+        LimitKey::Client => "client",
+        LimitKey::Peer => "peer",
+        LimitKey::Class => "class",
+    };
+    let classes = match limit.classes.as_slice() {
+        [] => "all classes".to_owned(),
+        classes => listed(classes),
+    };
+    let dry = if limit.dry_run { ", counted only" } else { "" };
+    format!("{}: {} per {key}, {classes}{dry}", limit.name, limit.quota)
+}
+
+/// The route table in columns.
+fn routes(routes: &[Route]) -> String {
+    let rows: Vec<[String; 6]> = routes.iter().map(route).collect();
+    let mut widths = [0; 6];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths);
+        let line: Vec<_> = cells
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        let _ = writeln!(text, "  {}", line.join("  ").trim_end());
+    }
+    text
+}
+
+fn route(route: &Route) -> [String; 6] {
+    let methods = match route.methods.as_slice() {
+        [] => "any".to_owned(),
+        methods => listed(methods),
+    };
+    let host = match route.hosts.as_slice() {
+        [] => String::new(),
+        hosts => listed(hosts),
+    };
+    [
+        route.name.to_string(),
+        methods,
+        format!("{host}{}", route.path),
+        listed(&route.access),
+        route.target.to_string(),
+        route.class.to_string(),
+    ]
+}
+
+fn listed<T: fmt::Display>(items: &[T]) -> String {
+    let texts: Vec<_> = items.iter().map(T::to_string).collect();
+    texts.join(", ")
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Token => "token",
+            Self::Role(Role::User) => "user",
+            Self::Role(Role::Admin) => "admin",
+            Self::ApiKey => "api_key",
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Upstream => "upstream",
+            Self::Closed => "closed",
+            Self::UsersNode(UsersCall::Login) => "users.login",
+            Self::UsersNode(UsersCall::Logout) => "users.logout",
+            Self::UsersNode(UsersCall::Create) => "users.create",
+            Self::UsersNode(UsersCall::Show) => "users.show",
+            Self::UsersNode(UsersCall::Change) => "users.change",
+            Self::UsersNode(UsersCall::Delete) => "users.delete",
+        })
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.per.as_secs() {
+            60 => "m",
+            3_600 => "h",
+            86_400 => "d",
+            _ => "s",
+        };
+        write!(f, "{}/{unit} burst {}", self.requests, self.burst)
+    }
+}
+
+impl fmt::Display for super::Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+/// A time as the file would have it.
+struct Span(Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        let (size, unit) = [
+            (86_400_000, "d"),
+            (3_600_000, "h"),
+            (60_000, "m"),
+            (1_000, "s"),
+        ]
+        .into_iter()
+        .find(|(size, _)| millis > 0 && millis.is_multiple_of(*size))
+        .unwrap_or((1, "ms"));
+        write!(f, "{}{unit}", millis / size)
+    }
+}

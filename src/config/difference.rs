@@ -1,0 +1,141 @@
+//! What a reload changes, and what of it has to wait for a restart.
+
+use std::sync::Arc;
+
+use super::Config;
+
+/// One thing that is not as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// A section or key, such as `drain` or `route.messages.send`.
+    pub key: String,
+    /// False: takes effect at restart.
+    pub reloadable: bool,
+}
+
+impl Config {
+    /// What `new` says otherwise. Empty exactly when the two are equal.
+    pub fn differences(&self, new: &Self) -> Vec<Difference> {
+        let mut found = Found::default();
+        self.at_restart(new, &mut found);
+        self.at_once(new, &mut found);
+        if found.0.is_empty() && self != new {
+            found.note("config", true, true);
+        }
+        found.0
+    }
+
+    /// Sockets are bound, threads started and the log opened once.
+    fn at_restart(&self, new: &Self, found: &mut Found) {
+        found.note("workers", self.workers != new.workers, false);
+        found.note("operator", self.operator != new.operator, false);
+        found.note("emulator", self.emulator != new.emulator, false);
+        found.note("log", self.log != new.log, false);
+        let directory = self.users.directory != new.users.directory;
+        found.note("users.directory", directory, false);
+        let slots = self.users.hashing_slots != new.users.hashing_slots;
+        found.note("users.hashing_slots", slots, false);
+        let bound = |config: &Self| -> Vec<_> {
+            let listeners = config.listeners.iter();
+            listeners
+                .map(|listener| (listener.address, listener.tls.is_some()))
+                .collect()
+        };
+        found.note("listener addresses", bound(self) != bound(new), false);
+    }
+
+    fn at_once(&self, new: &Self, found: &mut Found) {
+        for (position, (old, new)) in self.listeners.iter().zip(&new.listeners).enumerate() {
+            let key = format!("listener[{position}]");
+            found.note(&key, old != new && old.address == new.address, true);
+        }
+        self.upstream(new, found);
+        let mut users = new.users.clone();
+        users.directory = self.users.directory;
+        users.hashing_slots = self.users.hashing_slots;
+        found.note("users", self.users != users, true);
+        found.by_name("api_key", &self.api_keys, &new.api_keys, |key| &key.name);
+        found.by_name("route", &self.routes, &new.routes, |route| &route.name);
+        let (old_limits, new_limits) = (&self.limits, &new.limits);
+        found.by_name(
+            "limit",
+            &old_limits.policies,
+            &new_limits.policies,
+            |limit| &limit.name,
+        );
+        let mut limits = new_limits.clone();
+        limits.policies.clone_from(&old_limits.policies);
+        found.note("limits", *old_limits != limits, true);
+        found.note("http", self.http != new.http, true);
+        found.note("drain", self.drain != new.drain, true);
+    }
+
+    fn upstream(&self, new: &Self, found: &mut Found) {
+        let (old, new) = (&self.upstream, &new.upstream);
+        let before = found.0.len();
+        let mut note = |key: &str, differs| found.note(&format!("upstream.{key}"), differs, true);
+        note("name", old.name != new.name);
+        note("url", old.base != new.base);
+        note(
+            "trust",
+            old.trust != new.trust || old.server_name != new.server_name,
+        );
+        note("login", old.login != new.login);
+        note("api_key", old.api_key != new.api_key);
+        note("concurrency", old.concurrency != new.concurrency);
+        let waits = |upstream: &super::Upstream| {
+            [
+                upstream.queue_timeout,
+                upstream.idle_timeout,
+                upstream.connect_timeout,
+                upstream.first_byte_timeout,
+                upstream.body_idle_timeout,
+            ]
+        };
+        note("timeouts", waits(old) != waits(new));
+        note("replay_limit", old.replay_limit != new.replay_limit);
+        if found.0.len() == before {
+            found.note("upstream", old != new, true);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Found(Vec<Difference>);
+
+impl Found {
+    fn note(&mut self, key: &str, differs: bool, reloadable: bool) {
+        if differs {
+            self.0.push(Difference {
+                key: key.to_owned(),
+                reloadable,
+            });
+        }
+    }
+
+    fn by_name<T: PartialEq>(
+        &mut self,
+        list: &str,
+        old: &[T],
+        new: &[T],
+        name: fn(&T) -> &Arc<str>,
+    ) {
+        let before = self.0.len();
+        for item in old.iter().chain(new) {
+            let key = format!("{list}.{}", name(item));
+            let find = |items: &[T]| items.iter().position(|other| name(other) == name(item));
+            let (here, there) = (find(old), find(new));
+            let same = match (here, there) {
+                (Some(here), Some(there)) => old[here] == new[there],
+                _ => false,
+            };
+            if !same && !self.0[before..].iter().any(|other| other.key == key) {
+                self.note(&key, true, true);
+            }
+        }
+        // Nothing but the order, which decides between routes.
+        if self.0.len() == before {
+            self.note(list, old != new, true);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Rules between sections, once each section makes sense by itself.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::report::Report;
+use crate::config::{Access, Config, Directory, Login, Target, UsersCall};
+
+/// The token life of the Webapp itself (protocol sheet, section 5.1).
+const WEBAPP_TOKEN_LIFE: Duration = Duration::from_secs(7 * 86_400);
+
+pub(super) fn whole(report: &Report<'_>, config: &Config) {
+    addresses(report, config);
+    credentials(report, config);
+    if let Some(login) = &config.upstream.login {
+        renewal(report, config, login);
+    }
+    ways_in(report, config);
+}
+
+/// Two sockets on one address: the second could not be bound.
+fn addresses(report: &Report<'_>, config: &Config) {
+    let listeners = config.listeners.iter().enumerate();
+    let mut wanted: Vec<(String, SocketAddr)> = listeners
+        .map(|(position, listener)| (format!("listener[{position}].address"), listener.address))
+        .collect();
+    wanted.push(("operator.address".to_owned(), config.operator.address));
+    if let Some(emulator) = &config.emulator {
+        wanted.push(("emulator.address".to_owned(), emulator.address));
+        wanted.push(("emulator.control".to_owned(), emulator.control));
+    }
+    for (position, (key, address)) in wanted.iter().enumerate() {
+        let above = &wanted[..position];
+        if let Some((other, _)) = above.iter().find(|(_, other)| collide(*other, *address)) {
+            let reason = format!("{address} is taken by {other}");
+            report.complain(key, &reason, "choose another port");
+        }
+    }
+}
+
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    let same_place = one.ip() == other.ip() || any && one.is_ipv4() == other.is_ipv4();
+    one.port() != 0 && one.port() == other.port() && same_place
+}
+
+/// Whoever comes in without a token of the Webapp's needs a login of ours.
+fn credentials(report: &Report<'_>, config: &Config) {
+    let upstream = &config.upstream;
+    let place = format!("upstream.{}", upstream.name);
+    // A login that is there but wrong has been complained about.
+    if upstream.login.is_some() || report.has(&format!("{place}.login")) {
+        return;
+    }
+    if config.users.directory == Directory::Gateway {
+        let reason = "has no login, but with users.directory = \"gateway\" the gate itself logs in";
+        let suggestion = "add login = { username, password }, or set directory = \"webapp\"";
+        report.complain(&place, reason, suggestion);
+    } else if upstream.api_key.is_none() && !config.api_keys.is_empty() {
+        let reason = "has neither login nor api_key: nothing could go up for an [[api_key]]";
+        report.complain(
+            &place,
+            reason,
+            "add login = { username, password }, or api_key",
+        );
+    }
+}
+
+fn renewal(report: &Report<'_>, config: &Config, login: &Login) {
+    let emulator = config.emulator.as_ref();
+    let life = emulator.map_or(WEBAPP_TOKEN_LIFE, |emulator| emulator.token_lifetime);
+    let key = |name: &str| format!("upstream.{}.{name}", config.upstream.name);
+    let floor = key("renew_floor");
+    if login.renew_floor > life / 2 && report.has(&floor) {
+        let reason = "is more than half a token's life: half of it will be used";
+        report.warn(&floor, reason, "");
+    }
+    if login.min_login_interval > life / 2 {
+        let reason = "is more than half a token's life: a token could end before the next login";
+        report.complain(&key("min_login_interval"), reason, "make it shorter");
+    }
+    let between = life.mul_f64(login.renew_at).as_secs_f64();
+    if f64::from(login.logins_per_hour) * between < 3600.0 {
+        let reason = "is too few for tokens that live so short";
+        let suggestion = "raise it, or emulator.token_lifetime";
+        report.warn(&key("logins_per_hour"), reason, suggestion);
+    }
+}
+
+fn ways_in(report: &Report<'_>, config: &Config) {
+    let login = Target::UsersNode(UsersCall::Login);
+    let mut logins = config
+        .routes
+        .iter()
+        .filter(|route| route.target == login)
+        .peekable();
+    if logins.peek().is_none() && config.api_keys.is_empty() {
+        let reason = "leads nowhere to users.login, and there is no [[api_key]]";
+        report.warn("route", reason, "nobody will get in");
+    }
+    for route in logins.filter(|route| !route.access.contains(&Access::Open)) {
+        let reason = format!("\"{}\" asks for a credential before the login", route.name);
+        report.warn("route", &reason, "set access = \"open\"");
+    }
+}

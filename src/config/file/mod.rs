@@ -1,0 +1,136 @@
+//! The file as written: one file per section, each from text to checked values.
+//! Read key by key, not by `derive(Deserialize)`: serde stops at the first thing
+//! that is wrong in a table, and its messages repeat values that may be secrets.
+
+mod checks;
+mod limits;
+mod listener;
+mod places;
+mod report;
+mod routes;
+mod section;
+mod small;
+mod units;
+mod upstream;
+mod users;
+mod value;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use toml::de::DeTable;
+
+use super::problem::{Loaded, Problem, Problems};
+use super::{Config, Emulator, Upstream};
+use report::Report;
+use section::Section;
+
+/// More than anybody writes by hand; keeps a wrong path from filling the memory.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// Which shipped route table and limits the file builds on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Profile {
+    Whatsapp,
+    None,
+}
+
+/// Reads and checks a config file. Fails with every problem at once.
+pub fn load(path: &Path) -> Result<Loaded, Problems> {
+    let name = path.display().to_string();
+    let refused = |reason: String| Problems {
+        file: name.clone(),
+        problems: vec![Problem {
+            line: None,
+            key: "file".to_owned(),
+            reason,
+            suggestion: Some("name another with --config".to_owned()),
+        }],
+        warnings: Vec::new(),
+    };
+    let text = read(path).map_err(|error| refused(format!("cannot be read: {error}")))?;
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    parse(&text, folder).map_err(|problems| Problems {
+        file: name.clone(),
+        ..problems
+    })
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?.take(LONGEST_FILE + 1);
+    let mut file = std::io::BufReader::new(file);
+    if file.read_to_string(&mut text)? as u64 > LONGEST_FILE {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
+}
+
+/// Checks the text of a config file that lies in `folder`.
+pub fn parse(text: &str, folder: &Path) -> Result<Loaded, Problems> {
+    parse_with_keys(text, folder).0
+}
+
+/// Also tells which keys were asked for.
+pub(super) fn parse_with_keys(
+    text: &str,
+    folder: &Path,
+) -> (Result<Loaded, Problems>, BTreeSet<String>) {
+    // A byte order mark is what some editors put there; it says nothing.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let report = Report::new(text, table.get_ref(), folder, &errors);
+    let config = config(&report.root());
+    let (problems, warnings, known) = report.close();
+    let result = match config {
+        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
+        _ => Err(Problems {
+            file: "config.toml".to_owned(),
+            problems,
+            warnings,
+        }),
+    };
+    (result, known)
+}
+
+/// None only when something that cannot be left out is missing or wrong; that is
+/// then among the problems.
+fn config(root: &Section<'_>) -> Option<Config> {
+    const PROFILES: &[(&str, Profile)] =
+        &[("whatsapp", Profile::Whatsapp), ("none", Profile::None)];
+    let profile = root.or("profile", value::word(PROFILES), Profile::Whatsapp);
+    let workers = root.or("workers", small::workers, small::cores());
+
+    // First, because it says which files may still be missing.
+    let emulator: Option<Emulator> = root
+        .section("emulator")
+        .map(|table| small::emulator(&table));
+    let listeners = listener::listeners(root);
+    let operator = small::operator(root);
+    let upstream: Option<Upstream> = upstream::upstream(root);
+    let users = users::users(root);
+    let api_keys = users::api_keys(root);
+    let routes = routes::routes(root, profile);
+    let limits = limits::limits(root, profile, &routes, users.directory);
+    let http = small::http(root);
+    let drain = small::drain(root);
+    let log = small::log(root);
+
+    let config = Config {
+        workers,
+        listeners,
+        operator,
+        upstream: upstream?,
+        users,
+        api_keys,
+        routes,
+        limits,
+        http,
+        drain,
+        log,
+        emulator,
+    };
+    checks::whole(root.report, &config);
+    Some(config)
+}

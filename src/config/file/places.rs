@@ -1,0 +1,95 @@
+//! Files that the config names: are they there, readable, and private where they must be?
+
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use super::section::Value;
+use super::value;
+use crate::secret::{Secret, SecretSource};
+
+/// Who may read a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Privacy {
+    Public,
+    OwnerOnly,
+}
+
+/// A file that anyone may read, such as a certificate.
+pub(super) fn public_file(value: &Value<'_>) -> Option<PathBuf> {
+    let path = value::path(value)?;
+    check(value, &path, Privacy::Public);
+    Some(path)
+}
+
+/// A file that holds a private key.
+pub(super) fn key_file(value: &Value<'_>) -> Option<PathBuf> {
+    let path = value::path(value)?;
+    check(value, &path, Privacy::OwnerOnly);
+    Some(path)
+}
+
+/// A secret whose place can be read now, or will be made at the first run.
+pub(super) fn secret(value: &Value<'_>) -> Option<SecretSource> {
+    let source = value::secret(value)?;
+    match &source {
+        SecretSource::File(path) => {
+            check(value, path, Privacy::OwnerOnly);
+        }
+        SecretSource::Env(name) => {
+            if std::env::var_os(name).is_none_or(|text| text.is_empty()) {
+                value.complain(&format!("environment variable {name} is not set"), "");
+            }
+        }
+    }
+    Some(source)
+}
+
+/// A secret whose text has to keep a rule. The rule's name is told, the text never.
+pub(super) fn secret_that(
+    keeps: fn(&Secret) -> bool,
+    rule: &'static str,
+) -> impl Fn(&Value<'_>) -> Option<SecretSource> {
+    move |value| {
+        let source = secret(value)?;
+        if source.read().is_ok_and(|text| !keeps(&text)) {
+            value.complain(&format!("holds a secret that {rule}"), "");
+        }
+        Some(source)
+    }
+}
+
+fn check(value: &Value<'_>, path: &Path, privacy: Privacy) {
+    if let Err(error) = std::fs::File::open(path) {
+        let made_later = value.report.made_at_first_run.borrow();
+        let made_later = made_later
+            .as_ref()
+            .is_some_and(|made| is_inside(path, made));
+        match error.kind() {
+            ErrorKind::NotFound if made_later => {}
+            ErrorKind::NotFound => {
+                let suggestion = "relative paths start at the config file's folder";
+                value.complain(&format!("no such file: {}", path.display()), suggestion);
+            }
+            kind => value.complain(&format!("cannot be read: {} ({kind})", path.display()), ""),
+        }
+        return;
+    }
+    let Ok(facts) = std::fs::metadata(path) else {
+        return;
+    };
+    if facts.is_dir() {
+        value.complain(&format!("is a folder: {}", path.display()), "name the file");
+    } else if facts.len() == 0 {
+        value.complain(&format!("is empty: {}", path.display()), "");
+    } else if privacy == Privacy::OwnerOnly && facts.permissions().mode() & 0o077 != 0 {
+        let reason = format!("others may read {}", path.display());
+        value.warn(&reason, "chmod 600");
+    }
+}
+
+/// By name alone: neither needs to exist yet.
+fn is_inside(path: &Path, folder: &Path) -> bool {
+    let no_way_out = !path.components().any(|part| part == Component::ParentDir);
+    no_way_out && path.starts_with(folder)
+}

@@ -1,0 +1,241 @@
+//! Reading with a memory: which keys were asked for, which are there, what is wrong.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::section::Section;
+use crate::config::problem::{Problem, nearest};
+
+/// What one reading of a file gathers.
+#[derive(Debug)]
+pub(super) struct Report<'a> {
+    text: &'a str,
+    top: &'a DeTable<'a>,
+    /// Relative paths start here.
+    pub(super) folder: &'a Path,
+    /// The file has syntax errors: what looks missing may only be unreadable.
+    pub(super) broken: bool,
+    problems: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<Problem>>,
+    /// Every key that was asked for, without array positions.
+    known: RefCell<BTreeSet<String>>,
+    strangers: RefCell<Vec<Stranger>>,
+    /// Files under it are made at the first run and may be missing before.
+    pub(super) made_at_first_run: RefCell<Option<std::path::PathBuf>>,
+}
+
+/// A key that nobody asked for. Judged at the end, when all known keys are known.
+#[derive(Debug)]
+struct Stranger {
+    line: usize,
+    section: String,
+    key: String,
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(
+        text: &'a str,
+        top: &'a DeTable<'a>,
+        folder: &'a Path,
+        errors: &[toml::de::Error],
+    ) -> Self {
+        let report = Self {
+            text,
+            top,
+            folder,
+            broken: !errors.is_empty(),
+            problems: RefCell::default(),
+            warnings: RefCell::default(),
+            known: RefCell::default(),
+            strangers: RefCell::default(),
+            made_at_first_run: RefCell::default(),
+        };
+        for error in errors {
+            report.syntax(error);
+        }
+        report
+    }
+
+    /// The parser's message only: its `Display` would show the line with all that is in it.
+    fn syntax(&self, error: &toml::de::Error) {
+        let (line, column) = self.position(error.span().map_or(0, |span| span.start));
+        self.wrong(Some(line), format!("column {column}"), error.message(), "");
+    }
+
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let line = before.matches('\n').count() + 1;
+        (line, before[line_start..].chars().count() + 1)
+    }
+
+    pub(super) fn line(&self, offset: usize) -> usize {
+        self.position(offset).0
+    }
+
+    pub(super) fn wrong(&self, line: Option<usize>, key: String, reason: &str, suggestion: &str) {
+        let problem = problem(line, key, reason, suggestion);
+        self.problems.borrow_mut().push(problem);
+    }
+
+    pub(super) fn odd(&self, line: Option<usize>, key: String, reason: &str, suggestion: &str) {
+        let problem = problem(line, key, reason, suggestion);
+        self.warnings.borrow_mut().push(problem);
+    }
+
+    pub(super) fn asked_for(&self, key: &str) {
+        self.known.borrow_mut().insert(without_positions(key));
+    }
+
+    pub(super) fn stranger(&self, line: usize, section: &str, key: &str) {
+        self.strangers.borrow_mut().push(Stranger {
+            line,
+            section: section.to_owned(),
+            key: key.to_owned(),
+        });
+    }
+
+    /// Notes a problem under a whole key such as `listener[0].address`.
+    pub(super) fn complain(&self, key: &str, reason: &str, suggestion: &str) {
+        let line = self.find(key).map(|(line, _)| line);
+        self.wrong(line, key.to_owned(), reason, suggestion);
+    }
+
+    /// Notes something odd under a whole key.
+    pub(super) fn warn(&self, key: &str, reason: &str, suggestion: &str) {
+        let line = self.find(key).map(|(line, _)| line);
+        self.odd(line, key.to_owned(), reason, suggestion);
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.find(key).is_some_and(|(_, whole)| whole)
+    }
+
+    /// The line of a key, or of the innermost table around it; and which of the two.
+    fn find(&self, key: &str) -> Option<(usize, bool)> {
+        let mut table = self.top;
+        let mut line = None;
+        let mut parts = key.split('.').peekable();
+        while let Some(part) = parts.next() {
+            let (name, position) = match part.split_once('[') {
+                Some((name, rest)) => (name, rest.trim_end_matches(']').parse().ok()),
+                None => (part, None),
+            };
+            let entry = table.iter().find(|(own, _)| own.get_ref() == name);
+            let Some((own, mut value)) = entry else {
+                break;
+            };
+            line = Some(self.line(line_offset(own, value)));
+            if let (DeValue::Array(list), Some(position)) = (value.get_ref(), position) {
+                let position: usize = position;
+                let Some(element) = list.get(position) else {
+                    break;
+                };
+                line = Some(self.line(element.span().start));
+                value = element;
+            }
+            match value.get_ref() {
+                _ if parts.peek().is_none() => return Some((line?, true)),
+                DeValue::Table(inner) => table = inner,
+                _ => break,
+            }
+        }
+        line.map(|line| (line, false))
+    }
+
+    /// The top of the file.
+    pub(super) fn root(&'a self) -> Section<'a> {
+        Section::new(self, self.top, String::new(), None)
+    }
+
+    /// Problems, warnings and known keys, once everything has been asked for.
+    pub(super) fn close(self) -> (Vec<Problem>, Vec<Problem>, BTreeSet<String>) {
+        let known = self.known.into_inner();
+        let mut problems = self.problems.into_inner();
+        for stranger in self.strangers.into_inner() {
+            problems.push(judge(&stranger, &known));
+        }
+        if self.broken {
+            // One slip often makes several parser messages; the first says the most.
+            problems.sort_by_key(|problem| (problem.line, !problem.key.starts_with("column ")));
+            problems.dedup_by_key(|problem| problem.line);
+        }
+        let mut warnings = self.warnings.into_inner();
+        for list in [&mut problems, &mut warnings] {
+            list.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        }
+        (problems, warnings, known)
+    }
+}
+
+/// An empty suggestion is none.
+fn problem(line: Option<usize>, key: String, reason: &str, suggestion: &str) -> Problem {
+    Problem {
+        line,
+        key,
+        reason: reason.to_owned(),
+        suggestion: (!suggestion.is_empty()).then(|| suggestion.to_owned()),
+    }
+}
+
+fn judge(stranger: &Stranger, known: &BTreeSet<String>) -> Problem {
+    let section = without_positions(&stranger.section);
+    let siblings = known.iter().filter_map(|key| match key.rsplit_once('.') {
+        Some((parent, name)) if parent == section => Some(name),
+        None if section.is_empty() => Some(key.as_str()),
+        _ => None,
+    });
+    let elsewhere = || {
+        known.iter().find_map(|key| match key.rsplit_once('.') {
+            Some((parent, name)) if name == stranger.key => Some(parent),
+            _ => None,
+        })
+    };
+    let suggestion = match nearest(&stranger.key, siblings) {
+        Some(meant) => Some(format!("did you mean {meant}?")),
+        None => elsewhere().map(|parent| format!("it belongs to {parent}")),
+    };
+    Problem {
+        line: Some(stranger.line),
+        key: join(&stranger.section, &stranger.key),
+        reason: "is not a known key".to_owned(),
+        suggestion,
+    }
+}
+
+pub(super) fn join(section: &str, key: &str) -> String {
+    if section.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{section}.{key}")
+    }
+}
+
+pub(super) fn without_positions(key: &str) -> String {
+    let mut text = String::with_capacity(key.len());
+    let mut inside = false;
+    for letter in key.chars() {
+        match letter {
+            '[' => inside = true,
+            ']' => inside = false,
+            other if !inside => text.push(other),
+            _ => {}
+        }
+    }
+    text
+}
+
+/// A table's header says more than the first place its name occurs in.
+pub(super) fn line_offset(
+    name: &Spanned<std::borrow::Cow<'_, str>>,
+    value: &Spanned<DeValue<'_>>,
+) -> usize {
+    match value.get_ref() {
+        DeValue::Table(_) => value.span().start.max(name.span().start),
+        _ => name.span().start,
+    }
+}

@@ -1,0 +1,124 @@
+//! The short sections: workers, operator, http, drain, log, emulator.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::section::{Section, Value};
+use super::value::{address, flag, many, network, number, path, size, span, span_or_none};
+use super::value::{text, word};
+use crate::config::{Drain, Emulator, Http, Log, LogFormat, Operator};
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A number, or `"auto"` for one per core.
+pub(super) fn workers(value: &Value<'_>) -> Option<usize> {
+    if matches!(value.inner, toml::de::DeValue::String(_)) {
+        return word(&[("auto", ())])(value).map(|()| cores());
+    }
+    number(1..=1024)(value)
+}
+
+pub(super) fn operator(root: &Section<'_>) -> Operator {
+    let table = root.section("operator");
+    let address = table
+        .as_ref()
+        .and_then(|table| table.read("address", address));
+    let address = address.unwrap_or_else(|| loopback(9090));
+    if let Some(table) = table.filter(|_| !address.ip().is_loopback()) {
+        let reason = "is not loopback: whoever can reach it can read health and metrics";
+        table.warn("address", reason, "");
+    }
+    Operator { address }
+}
+
+pub(super) fn http(root: &Section<'_>) -> Http {
+    let mut http = Http {
+        trusted_proxies: Vec::new(),
+        allow_underscores: false,
+        min_body_rate: 500,
+    };
+    let Some(table) = root.section("http") else {
+        return http;
+    };
+    http.trusted_proxies = table.or("trusted_proxies", many(network), http.trusted_proxies);
+    if http
+        .trusted_proxies
+        .iter()
+        .any(|network| network.prefix == 0)
+    {
+        let reason = "trusts everybody: any client could choose the address it is known by";
+        table.complain("trusted_proxies", reason, "name your proxies");
+    }
+    http.allow_underscores = table.or("allow_underscores", flag, http.allow_underscores);
+    http.min_body_rate = table.or("min_body_rate", size(0..=1 << 30), http.min_body_rate);
+    http
+}
+
+pub(super) fn drain(root: &Section<'_>) -> Drain {
+    let mut drain = Drain {
+        wait: Duration::from_secs(5),
+        deadline: Duration::from_secs(20),
+    };
+    if let Some(table) = root.section("drain") {
+        drain.wait = table.or("wait", span_or_none, drain.wait);
+        drain.deadline = table.or("deadline", span_or_none, drain.deadline);
+    }
+    drain
+}
+
+pub(super) fn log(root: &Section<'_>) -> Log {
+    const FORMATS: &[(&str, LogFormat)] = &[("json", LogFormat::Json), ("text", LogFormat::Text)];
+    let mut log = Log {
+        format: LogFormat::Json,
+        access: true,
+        filter: "info".to_owned(),
+    };
+    if let Some(table) = root.section("log") {
+        log.format = table.or("format", word(FORMATS), log.format);
+        log.access = table.or("access", flag, log.access);
+        log.filter = table.or("filter", filter, log.filter);
+    }
+    log
+}
+
+fn filter(value: &Value<'_>) -> Option<String> {
+    let filter = text(value)?;
+    if tracing_subscriber::EnvFilter::try_new(&filter).is_err() {
+        value.complain(
+            "is no log filter",
+            "such as \"info\" or \"info,tollgate=debug\"",
+        );
+        return None;
+    }
+    Some(filter)
+}
+
+pub(super) fn emulator(table: &Section<'_>) -> Emulator {
+    let folder = table.read("folder", path);
+    let emulator = Emulator {
+        address: table.or("address", address, loopback(9443)),
+        control: table.or("control", address, loopback(9444)),
+        folder: folder.unwrap_or_else(|| table.report.folder.join("certs")),
+        token_lifetime: table.or("token_lifetime", span, Duration::from_secs(7 * 86_400)),
+    };
+    if !cfg!(feature = "emulator") {
+        let reason = "is not part of this build";
+        table.complain(
+            "",
+            reason,
+            "remove the section, or build with --features emulator",
+        );
+    }
+    if !emulator.control.ip().is_loopback() {
+        let reason = "is not loopback: whoever can reach it commands the emulator";
+        table.warn("control", reason, "");
+    }
+    *table.report.made_at_first_run.borrow_mut() = Some(emulator.folder.clone());
+    emulator
+}

@@ -1,0 +1,183 @@
+//! `[users]` and `[[api_key]]`: who may call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use argon2::password_hash::phc::PasswordHash;
+
+use super::places::secret_that;
+use super::section::{Section, Value};
+use super::value::{digest, flag, many, method, moment, name, number, pattern, quota};
+use super::value::{some, span, text, word};
+use crate::config::{ApiKey, Directory, FirstAdmin, FirstPassword, UnknownTokens, Users};
+use crate::webapp::{Role, check_name, check_password};
+
+const ROLES: &[(&str, Role)] = &[("user", Role::User), ("admin", Role::Admin)];
+
+pub(super) fn users(root: &Section<'_>) -> Users {
+    const DIRECTORIES: &[(&str, Directory)] = &[
+        ("gateway", Directory::Gateway),
+        ("webapp", Directory::Webapp),
+    ];
+    const UNKNOWN: &[(&str, UnknownTokens)] = &[
+        ("reject", UnknownTokens::Reject),
+        ("ask", UnknownTokens::Ask),
+    ];
+    let mut users = Users {
+        directory: Directory::Gateway,
+        unknown_tokens: UnknownTokens::Reject,
+        token_lifetime: Duration::from_secs(7 * 86_400),
+        max_tokens_per_user: 10_000,
+        max_tokens: 1_000_000,
+        first_admin: None,
+        hashing_slots: 2,
+    };
+    let Some(table) = root.section("users") else {
+        return users;
+    };
+    users.directory = table.or("directory", word(DIRECTORIES), users.directory);
+    users.unknown_tokens = table.or("unknown_tokens", word(UNKNOWN), users.unknown_tokens);
+    users.token_lifetime = table.or("token_lifetime", span, users.token_lifetime);
+    let cap = number(1..=100_000_000);
+    users.max_tokens_per_user = table.or("max_tokens_per_user", &cap, users.max_tokens_per_user);
+    users.max_tokens = table.or("max_tokens", &cap, users.max_tokens);
+    users.first_admin = table
+        .section("first_admin")
+        .and_then(|table| first_admin(&table));
+    users.hashing_slots = table.or("hashing_slots", number(1..=64), users.hashing_slots);
+    check(&table, &users);
+    users
+}
+
+fn check(table: &Section<'_>, users: &Users) {
+    if users.directory == Directory::Gateway && users.unknown_tokens == UnknownTokens::Ask {
+        let reason = "\"ask\" is for directory = \"webapp\": the gate knows all tokens it minted";
+        table.complain(
+            "unknown_tokens",
+            reason,
+            "set directory = \"webapp\" or \"reject\"",
+        );
+    }
+    if users.directory == Directory::Webapp && users.first_admin.is_some() {
+        let reason = "says nothing with directory = \"webapp\": the Webapp has the users";
+        table.warn("first_admin", reason, "");
+    }
+    if users.max_tokens_per_user > users.max_tokens {
+        let reason = format!("is more than max_tokens, {}", users.max_tokens);
+        table.complain(
+            "max_tokens_per_user",
+            &reason,
+            "one user could never have that many",
+        );
+    }
+    if users.token_lifetime < Duration::from_secs(1) {
+        let reason = "must be a second at least: expiry is told in whole seconds";
+        table.complain("token_lifetime", reason, "");
+    }
+}
+
+fn first_admin(table: &Section<'_>) -> Option<FirstAdmin> {
+    let username = table.required("username", username, "\"admin\"");
+    let must_change = table.or("must_change", flag, false);
+    // A password that has to be changed at once may be as weak as the factory's.
+    let keeps = if must_change {
+        |_: &crate::secret::Secret| true
+    } else {
+        |password: &crate::secret::Secret| check_password(password).is_ok()
+    };
+    let rule = "must have 8 to 64 characters: a digit, an upper, a lower and a special one";
+    let plain = table.read("password", secret_that(keeps, rule));
+    let hash = table.read("password_hash", password_hash);
+    let password = match (table.has("password"), table.has("password_hash")) {
+        (true, true) => {
+            table.complain(
+                "password_hash",
+                "is a second password",
+                "keep one of the two",
+            );
+            None
+        }
+        (false, false) => {
+            table.missing("password", "{ file = \"...\" }, or a password_hash");
+            None
+        }
+        _ => plain
+            .map(FirstPassword::Plain)
+            .or(hash.map(FirstPassword::Hash)),
+    };
+    Some(FirstAdmin {
+        username: username?,
+        password: password?,
+        must_change,
+    })
+}
+
+fn username(value: &Value<'_>) -> Option<String> {
+    let name = text(value)?;
+    if check_name(&name).is_err() {
+        value.complain(
+            "must have 4 to 32 characters, without :, / or control characters",
+            "",
+        );
+        return None;
+    }
+    Some(name)
+}
+
+/// What is wrong is not told from the text: it may be a password.
+fn password_hash(value: &Value<'_>) -> Option<String> {
+    let text = text(value)?;
+    let good = PasswordHash::new(&text).is_ok_and(|hash| {
+        hash.algorithm.as_str() == "argon2id"
+            && hash.salt.is_some()
+            && hash.hash.is_some()
+            && argon2::Params::try_from(&hash).is_ok()
+    });
+    if !good {
+        let reason = "must be a whole $argon2id$ hash, never the password";
+        value.complain(reason, "tollgate hash-password makes one");
+        return None;
+    }
+    Some(text)
+}
+
+pub(super) fn api_keys(root: &Section<'_>) -> Vec<ApiKey> {
+    let mut keys: Vec<ApiKey> = Vec::new();
+    for table in root.sections("api_key") {
+        let Some(key) = api_key(&table) else {
+            continue;
+        };
+        if keys.iter().any(|other| other.name == key.name) {
+            table.complain(
+                "name",
+                &format!("\"{}\" is taken by a key above", key.name),
+                "",
+            );
+        }
+        let is_taken = |digest| keys.iter().any(|other| other.digests.contains(digest));
+        if key.digests.iter().any(is_taken) {
+            let reason = "is also another client's: nobody could tell the two apart";
+            table.complain("sha256", reason, "give each client its own key");
+        }
+        keys.push(key);
+    }
+    keys
+}
+
+fn api_key(table: &Section<'_>) -> Option<ApiKey> {
+    let name = table.required("name", name, "\"prometheus\"");
+    let digests = table.required("sha256", some(digest), "[\"...\"] from tollgate new-key");
+    let expires = table.read("expires", moment);
+    if expires.is_some_and(|moment| moment <= crate::clock::unix_seconds()) {
+        table.warn("expires", "has passed: this key opens nothing", "");
+    }
+    Some(ApiKey {
+        expires,
+        role: table.or("role", word(ROLES), Role::User),
+        paths: table.or("paths", many(pattern), Vec::new()),
+        methods: table.or("methods", many(method), Vec::new()),
+        limit: table.read("limit", quota),
+        name: Arc::from(name?),
+        digests: digests?,
+    })
+}

@@ -1,0 +1,121 @@
+//! What is wrong with a config file: all of it at once, never a value that could be a secret.
+
+use std::fmt;
+
+use super::Config;
+
+/// One thing that is wrong, where, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Counted from 1. None: the file lacks the thing altogether.
+    pub line: Option<usize>,
+    /// Such as `upstream.main.renew_at` or `listener[0].tls`.
+    pub key: String,
+    pub reason: String,
+    pub suggestion: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.key, self.reason)?;
+        match &self.suggestion {
+            Some(suggestion) => write!(f, " ({suggestion})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A config file that makes sense, and what is odd about it all the same.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub warnings: Vec<Problem>,
+}
+
+/// A config file that was refused. `Display` prints the whole list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    /// The file's name, for the heading.
+    pub file: String,
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
+}
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.problems.len();
+        let plural = if count == 1 { "" } else { "s" };
+        write!(f, "{}: {count} problem{plural}", self.file)?;
+        write!(f, "{}", Rows(&self.problems))
+    }
+}
+
+/// Problems as rows: line, key, reason and suggestion, in columns.
+#[derive(Debug)]
+pub struct Rows<'a>(pub &'a [Problem]);
+
+impl fmt::Display for Rows<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line_of = |row: &Problem| row.line.map_or_else(|| "-".to_owned(), |n| n.to_string());
+        let lines = self.0.iter().map(|row| line_of(row).len()).max();
+        let keys = self.0.iter().map(|row| row.key.len()).max();
+        let (lines, keys) = (lines.unwrap_or(0), keys.unwrap_or(0));
+        for row in self.0 {
+            let line = line_of(row);
+            write!(f, "\n  {line:>lines$}  {:keys$}  {}", row.key, row.reason)?;
+            if let Some(suggestion) = &row.suggestion {
+                write!(f, " ({suggestion})")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The word of `known` that `word` was most likely meant to be.
+pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_in_columns() {
+        let row = |line, key: &str, suggestion: Option<&str>| Problem {
+            line,
+            key: key.to_owned(),
+            reason: "is wrong".to_owned(),
+            suggestion: suggestion.map(str::to_owned),
+        };
+        let problems = Problems {
+            file: "config.toml".to_owned(),
+            problems: vec![
+                row(Some(7), "drain", None),
+                row(Some(112), "http.min_body_rate", Some("mend it")),
+            ],
+            warnings: Vec::new(),
+        };
+        assert_eq!(
+            problems.to_string(),
+            "config.toml: 2 problems\n    \
+             7  drain               is wrong\n  \
+             112  http.min_body_rate  is wrong (mend it)"
+        );
+    }
+
+    #[test]
+    fn a_slip_is_recognised_and_a_stranger_is_not() {
+        let known = ["renew_at", "renew_floor", "url"];
+        assert_eq!(nearest("renew_att", known), Some("renew_at"));
+        assert_eq!(nearest("rul", known), Some("url"));
+        assert_eq!(nearest("certificates", known), None);
+    }
+}

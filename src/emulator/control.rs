@@ -1,0 +1,151 @@
+//! The control port: every switch and counter over plain HTTP, as JSON. Says
+//! nothing secret, and takes orders from whoever can reach it: loopback only.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
+
+use super::webapp::Webapp;
+use crate::secret::Secret;
+
+const MOST: usize = 64 * 1024;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the order was, and what was wrong with it.
+#[derive(Debug)]
+enum Refusal {
+    Bad(String),
+    NotFound(&'static str),
+    NoSuchCall,
+}
+
+pub(super) async fn answer(webapp: &Webapp, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, value) = match obey(webapp, request).await {
+        Ok(value) => (StatusCode::OK, value),
+        Err(Refusal::Bad(reason)) => (
+            StatusCode::BAD_REQUEST,
+            json!({ "error": reason, "calls": calls() }),
+        ),
+        Err(Refusal::NotFound(reason)) => (StatusCode::NOT_FOUND, json!({ "error": reason })),
+        Err(Refusal::NoSuchCall) => (
+            StatusCode::NOT_FOUND,
+            json!({ "error": "no such call", "calls": calls() }),
+        ),
+    };
+    let mut text = serde_json::to_string_pretty(&value).unwrap_or_default();
+    text.push('\n');
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+async fn obey(webapp: &Webapp, request: Request<Incoming>) -> Result<Value, Refusal> {
+    // A page in the operator's browser can send to loopback too, but not without this.
+    if request.headers().contains_key(header::ORIGIN) {
+        return Err(Refusal::Bad("not for browsers".to_owned()));
+    }
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path().trim_end_matches('/');
+    match (&parts.method, path) {
+        (&Method::GET, "") => Ok(state(webapp)),
+        (&Method::POST, "/faults") => {
+            let wish = object(body).await?;
+            let now = webapp.faults.wish(wish).map_err(|error| {
+                let reason = std::error::Error::source(&error);
+                Refusal::Bad(reason.map_or_else(|| error.to_string(), ToString::to_string))
+            })?;
+            Ok(json!({ "switches": now }))
+        }
+        (&Method::DELETE, "/faults") => Ok(json!({ "switches": webapp.faults.reset() })),
+        (&Method::POST, "/tokens/expire") => Ok(json!({ "expired": webapp.tokens.expire_all() })),
+        (&Method::POST, "/tokens/forget") => Ok(json!({ "forgotten": webapp.tokens.forget_all() })),
+        (&Method::POST, "/tokens/revoke") => revoke(webapp, &object(body).await?),
+        (&Method::POST, "/password") => password(webapp, &object(body).await?),
+        (&Method::DELETE, "/counts") => {
+            webapp.counts.reset();
+            Ok(json!({ "counts": webapp.counts.show() }))
+        }
+        _ => Err(Refusal::NoSuchCall),
+    }
+}
+
+fn revoke(webapp: &Webapp, members: &Map<String, Value>) -> Result<Value, Refusal> {
+    match (text(members, "token"), text(members, "user")) {
+        (Some(token), None) if webapp.tokens.revoke(token) => Ok(json!({ "revoked": 1 })),
+        (Some(_), None) => Err(Refusal::NotFound("no such token")),
+        (None, Some(user)) => Ok(json!({ "revoked": webapp.tokens.revoke_user(user) })),
+        _ => Err(Refusal::Bad(
+            "expected {\"token\": \"...\"} or {\"user\": \"...\"}".to_owned(),
+        )),
+    }
+}
+
+fn password(webapp: &Webapp, members: &Map<String, Value>) -> Result<Value, Refusal> {
+    let Some(password) = text(members, "password") else {
+        let expected =
+            "expected {\"password\": \"...\"}, with \"username\" for others than the first";
+        return Err(Refusal::Bad(expected.to_owned()));
+    };
+    let name = text(members, "username").unwrap_or(webapp.directory.first());
+    // No rule is applied: a test may want a password the rule forbids.
+    if webapp
+        .directory
+        .change_password(name, Secret::new(password))
+    {
+        Ok(json!({ "changed": name }))
+    } else {
+        Err(Refusal::NotFound("no such user"))
+    }
+}
+
+fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    members.get(name).and_then(Value::as_str)
+}
+
+async fn object(body: Incoming) -> Result<Map<String, Value>, Refusal> {
+    let whole = timeout(PATIENCE, Limited::new(body, MOST).collect()).await;
+    let Ok(Ok(whole)) = whole else {
+        let reason = "expected a JSON object of at most 64 KiB, within ten seconds";
+        return Err(Refusal::Bad(reason.to_owned()));
+    };
+    serde_json::from_slice(&whole.to_bytes())
+        .map_err(|error| Refusal::Bad(format!("expected a JSON object: {error}")))
+}
+
+fn state(webapp: &Webapp) -> Value {
+    json!({
+        "counts": webapp.counts.show(),
+        "tokens": webapp.tokens.count(),
+        "users": webapp.directory.count(),
+        "switches": webapp.faults.now(),
+        "calls": calls(),
+    })
+}
+
+fn calls() -> Value {
+    json!({
+        "GET /": "this state",
+        "POST /faults": "set some of the switches, e.g. {\"hang\": true, \"answer_503\": 3}; \
+            fail_next_logins takes {\"times\": 2, \"how\": {\"status\": 503}}; \
+            login_answer and how: normal, ten_megabytes, html, cut_in_middle, never, empty_body, \
+            password_change_required or {\"status\": 503}; \
+            expiry_form: normal, null, past, garbage, missing, far_future; \
+            token_form: normal, missing, empty, line_break; logout_scope: token, user; \
+            health: single, high_availability; gateway_status: connected, connecting, \
+            disconnected, uninitialized, unregistered",
+        "DELETE /faults": "all switches as at the start",
+        "POST /tokens/expire": "all tokens have expired",
+        "POST /tokens/forget": "all tokens are unknown",
+        "POST /tokens/revoke": "{\"token\": \"...\"} or {\"user\": \"...\"}",
+        "POST /password": "{\"password\": \"...\"}, with \"username\" for others than the first",
+        "DELETE /counts": "all counters to zero",
+    })
+}

@@ -1,0 +1,109 @@
+//! What was asked of the pretend Webapp, for tests and its own metrics.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::hold;
+
+/// Paths remembered one by one; the rest share an entry.
+const MOST_PATHS: usize = 4096;
+const OTHER: &str = "(other paths)";
+
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub requests: AtomicU64,
+    pub logins: AtomicU64,
+    pub logins_granted: AtomicU64,
+    pub answers_401: AtomicU64,
+    pub answers_429: AtomicU64,
+    pub connections: AtomicU64,
+    in_flight: AtomicUsize,
+    most_in_flight: AtomicUsize,
+    paths: Mutex<BTreeMap<String, u64>>,
+}
+
+/// One request on its way; it counts as such until this is dropped.
+pub(super) struct InFlight<'a>(&'a Counts);
+
+impl Counts {
+    pub(super) fn enter(&self, path: &str) -> InFlight<'_> {
+        add(&self.requests);
+        let now = self.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
+        self.most_in_flight.fetch_max(now, Ordering::AcqRel);
+        let mut paths = hold(&self.paths);
+        if let Some(count) = paths.get_mut(path) {
+            *count += 1;
+        } else {
+            let path = if paths.len() < MOST_PATHS {
+                path
+            } else {
+                OTHER
+            };
+            *paths.entry(path.to_owned()).or_default() += 1;
+        }
+        drop(paths);
+        InFlight(self)
+    }
+
+    /// Requests whose path begins with `prefix`.
+    pub(super) fn with_prefix(&self, prefix: &str) -> u64 {
+        let paths = hold(&self.paths);
+        let mine = paths.iter().filter(|(path, _)| path.starts_with(prefix));
+        mine.map(|(_, count)| count).sum()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    pub(super) fn most_in_flight(&self) -> usize {
+        self.most_in_flight.load(Ordering::Acquire)
+    }
+
+    pub(super) fn read(count: &AtomicU64) -> u64 {
+        count.load(Ordering::Relaxed)
+    }
+
+    /// All to zero, but for what is on its way just now.
+    pub(super) fn reset(&self) {
+        for count in [
+            &self.requests,
+            &self.logins,
+            &self.logins_granted,
+            &self.answers_401,
+            &self.answers_429,
+            &self.connections,
+        ] {
+            count.store(0, Ordering::Relaxed);
+        }
+        self.most_in_flight
+            .store(self.in_flight(), Ordering::Release);
+        hold(&self.paths).clear();
+    }
+
+    pub(super) fn show(&self) -> serde_json::Value {
+        let read = Self::read;
+        serde_json::json!({
+            "requests": read(&self.requests),
+            "logins": read(&self.logins),
+            "logins_granted": read(&self.logins_granted),
+            "answers_401": read(&self.answers_401),
+            "answers_429": read(&self.answers_429),
+            "connections": read(&self.connections),
+            "in_flight": self.in_flight(),
+            "most_in_flight": self.most_in_flight(),
+            "paths": *hold(&self.paths),
+        })
+    }
+}
+
+pub(super) fn add(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,253 @@
+//! Everything that can be made to go wrong, as one value. In-process tests set it
+//! by method, the control port by JSON; both change the same switches.
+
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::hold;
+
+/// What a login answers when it is not allowed to be normal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoginAnswer {
+    #[default]
+    Normal,
+    /// A 200 whose JSON is ten megabytes long.
+    TenMegabytes,
+    /// A 200 with a web page, as a captive portal or a wrong port gives it.
+    Html,
+    /// The connection ends halfway through the body.
+    CutInMiddle,
+    Never,
+    EmptyBody,
+    /// 401 with code 1024.
+    PasswordChangeRequired,
+    Status(u16),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpiryForm {
+    #[default]
+    Normal,
+    Null,
+    Past,
+    Garbage,
+    Missing,
+    FarFuture,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenForm {
+    #[default]
+    Normal,
+    Missing,
+    Empty,
+    /// Holds CR LF and a header: must never be put on a request.
+    LineBreak,
+}
+
+/// Whose tokens a logout ends; Meta's pages disagree (protocol sheet, section 1.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogoutScope {
+    #[default]
+    Token,
+    User,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    #[default]
+    Single,
+    HighAvailability,
+}
+
+/// What health says of the Coreapp.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gateway {
+    #[default]
+    Connected,
+    Connecting,
+    Disconnected,
+    Uninitialized,
+    Unregistered,
+}
+
+/// The next `times` logins are answered by `how`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FailLogins {
+    pub times: u32,
+    pub how: LoginAnswer,
+}
+
+/// All switches. Numbers named `answer_...` or `close_...` count down, one per
+/// request; logins do not draw on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Switches {
+    /// Requests are read and never answered.
+    pub hang: bool,
+    /// New connections and requests are dropped, as when nothing runs here.
+    pub refuse_connections: bool,
+    /// 503 and 1011 on everything, login included.
+    pub not_ready: bool,
+    /// 503 and 1016 on everything that needs the Coreapp.
+    pub overload: bool,
+    /// 500 and 1014 on everything that needs the Coreapp.
+    pub coreapp_down: bool,
+    pub answer_401: u32,
+    pub answer_429: u32,
+    pub answer_503: u32,
+    /// The head and half of the body, then the connection ends.
+    pub close_mid_body: u32,
+    /// The head, then silence.
+    pub stall_after_headers: bool,
+    /// Bodies come in small pieces with pauses.
+    pub slow_body: bool,
+    /// Answers are chunked and end with a trailer field.
+    pub trailers: bool,
+    /// Answers repeat the request's `Authorization` in a header and in the body.
+    pub echo: bool,
+    /// Pause before each answer that is not a login's.
+    pub answer_takes_ms: u64,
+    /// Pause between the making of a token and the answer with it.
+    pub login_takes_ms: u64,
+    pub login_answer: LoginAnswer,
+    pub fail_next_logins: FailLogins,
+    pub expiry_form: ExpiryForm,
+    pub token_form: TokenForm,
+    /// A login ends the user's earlier tokens (Turn.io).
+    pub single_token: bool,
+    pub logout_scope: LogoutScope,
+    pub token_lifetime_seconds: u64,
+    /// A wrong clock: `Date`, `expires_after`, `iat`, `exp` and the Webapp's own
+    /// judgement of tokens are all off by this much.
+    pub clock_offset_seconds: i64,
+    pub health: Health,
+    pub gateway_status: Gateway,
+    /// The Webapp's own rate limits.
+    pub limits: bool,
+    /// Bytes of one upload; 0: no limit.
+    pub media_limit: u64,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self {
+            hang: false,
+            refuse_connections: false,
+            not_ready: false,
+            overload: false,
+            coreapp_down: false,
+            answer_401: 0,
+            answer_429: 0,
+            answer_503: 0,
+            close_mid_body: 0,
+            stall_after_headers: false,
+            slow_body: false,
+            trailers: false,
+            echo: false,
+            answer_takes_ms: 0,
+            login_takes_ms: 0,
+            login_answer: LoginAnswer::Normal,
+            fail_next_logins: FailLogins::default(),
+            expiry_form: ExpiryForm::Normal,
+            token_form: TokenForm::Normal,
+            single_token: false,
+            logout_scope: LogoutScope::Token,
+            token_lifetime_seconds: 604_800,
+            clock_offset_seconds: 0,
+            health: Health::Single,
+            gateway_status: Gateway::Connected,
+            limits: true,
+            media_limit: 100_000_000,
+        }
+    }
+}
+
+/// Why a wish for other switches was not granted.
+#[derive(Debug, thiserror::Error)]
+#[error("these switches cannot be set")]
+pub(super) struct NotSwitches(#[source] serde_json::Error);
+
+/// The switches in force.
+#[derive(Debug)]
+pub(super) struct Faults {
+    now: Mutex<Switches>,
+    start: Switches,
+}
+
+impl Faults {
+    pub(super) fn new(start: Switches) -> Self {
+        Self {
+            now: Mutex::new(start),
+            start,
+        }
+    }
+
+    pub(super) fn now(&self) -> Switches {
+        *hold(&self.now)
+    }
+
+    pub(super) fn change(&self, change: impl FnOnce(&mut Switches)) {
+        change(&mut hold(&self.now));
+    }
+
+    /// As they were at the start.
+    pub(super) fn reset(&self) -> Switches {
+        self.change(|now| *now = self.start);
+        self.start
+    }
+
+    /// Sets the switches that `wish` names; all of them or none.
+    pub(super) fn wish(&self, wish: Map<String, Value>) -> Result<Switches, NotSwitches> {
+        let mut now = hold(&self.now);
+        let mut whole = json!(*now);
+        if let Value::Object(members) = &mut whole {
+            members.extend(wish);
+        }
+        *now = serde_json::from_value(whole).map_err(NotSwitches)?;
+        Ok(*now)
+    }
+
+    /// The switches for one request. A countdown that this request has drawn is 1
+    /// in the answer, the others are 0; at most one is drawn.
+    pub(super) fn draw(&self) -> Switches {
+        let mut guard = hold(&self.now);
+        let now = &mut *guard;
+        let mut mine = *now;
+        (mine.answer_401, mine.answer_429) = (0, 0);
+        (mine.answer_503, mine.close_mid_body) = (0, 0);
+        for (left, drawn) in [
+            (&mut now.answer_401, &mut mine.answer_401),
+            (&mut now.answer_429, &mut mine.answer_429),
+            (&mut now.answer_503, &mut mine.answer_503),
+            (&mut now.close_mid_body, &mut mine.close_mid_body),
+        ] {
+            if *left > 0 {
+                *left -= 1;
+                *drawn = 1;
+                break;
+            }
+        }
+        mine
+    }
+
+    /// The same for a login: how it is to be answered stands in `login_answer`.
+    pub(super) fn draw_login(&self) -> Switches {
+        let mut now = hold(&self.now);
+        let mut mine = *now;
+        if now.fail_next_logins.times > 0 {
+            now.fail_next_logins.times -= 1;
+            mine.login_answer = now.fail_next_logins.how;
+        }
+        mine
+    }
+}

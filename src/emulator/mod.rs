@@ -1,0 +1,162 @@
+//! A pretend Webapp for the first run and the tests: its protocol as captured, its
+//! own tokens, users, limits and TLS, and every way it can fail as a switch. Owns
+//! nothing of the gate and believes nothing about it; sends no messages anywhere.
+//! The surprise: its clock can be wrong on purpose, so it never asks `clock` for
+//! the time without adding the offset.
+
+mod body;
+mod buckets;
+pub mod certificates;
+mod control;
+mod counts;
+mod directory;
+mod faults;
+mod issue;
+mod nodes;
+mod reply;
+mod routes;
+mod scripted;
+mod server;
+mod settings;
+mod tokens;
+mod webapp;
+
+#[cfg(test)]
+mod tests;
+
+pub use faults::{
+    ExpiryForm, FailLogins, Gateway, Health, LoginAnswer, LogoutScope, Switches, TokenForm,
+};
+pub use settings::{Settings, Tls};
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tracing::info;
+
+use crate::lifecycle::{Stop, Tasks};
+use server::Ears;
+use webapp::Webapp;
+
+/// Why it cannot start, or its files cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen at {address}")]
+    Bind {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot make a certificate")]
+    Certificate(#[source] rcgen::Error),
+    #[error("the certificate is not PEM, or holds none")]
+    NotPem(#[source] rustls::pki_types::pem::Error),
+    #[error("cannot use the certificate and its key")]
+    Tls(#[source] rustls::Error),
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write {}", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read a secret of the emulator")]
+    Secret(#[source] crate::secret::Error),
+}
+
+/// A running pretend Webapp. It runs until its `Stop` says otherwise, also when
+/// this is dropped.
+pub struct Emulator {
+    address: SocketAddr,
+    control_address: SocketAddr,
+    authority: String,
+    webapp: Arc<Webapp>,
+    stop: Stop,
+}
+
+impl Emulator {
+    /// Binds both ports, then answers on them until drain.
+    pub async fn start(settings: Settings, tasks: &Tasks, stop: &Stop) -> Result<Self, Error> {
+        let (tls, authority) = settings.tls.accept()?;
+        let (listener, address) = bind(settings.address).await?;
+        let (control, control_address) = bind(settings.control).await?;
+        let webapp = Arc::new(Webapp::new(settings, authority.clone()));
+        let stop = stop.child();
+        let ears = Ears {
+            webapp: Arc::clone(&webapp),
+            tls: tls.map(TlsAcceptor::from),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        };
+        tasks.spawn("emulator", server::listen(listener, ears.clone()));
+        let listen_for_control = server::listen_for_control(control, ears);
+        tasks.spawn("emulator control port", listen_for_control);
+        info!(%address, control = %control_address, "emulator: a pretend Webapp is running");
+        Ok(Self {
+            address,
+            control_address,
+            authority,
+            webapp,
+            stop,
+        })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn control_address(&self) -> SocketAddr {
+        self.control_address
+    }
+
+    /// Its authority's certificate; empty without TLS.
+    pub fn authority_pem(&self) -> &str {
+        &self.authority
+    }
+
+    /// Ends it at once, connections included, as a crash would.
+    pub fn stop(&self) {
+        self.stop.abort();
+    }
+}
+
+impl fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emulator")
+            .field("address", &self.address)
+            .field("control_address", &self.control_address)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// The lock's content. A panic elsewhere must not take the pretend Webapp down:
+/// each change under its locks is complete in itself.
+fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0x0F]);
+    digits
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}

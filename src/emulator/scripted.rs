@@ -1,0 +1,145 @@
+//! Faults and counters as named methods, for tests in the same process.
+
+use std::time::Duration;
+
+use super::Emulator;
+use super::counts::Counts;
+use super::faults::{
+    ExpiryForm, FailLogins, Gateway, Health, LoginAnswer, LogoutScope, Switches, TokenForm,
+};
+use crate::secret::Secret;
+
+/// One method per switch of the same name and type.
+macro_rules! switches {
+    ($($name:ident: $kind:ty => $field:ident;)*) => {
+        impl Emulator {
+            $(pub fn $name(&self, to: $kind) {
+                self.change(|switches| switches.$field = to);
+            })*
+        }
+    };
+}
+
+switches! {
+    hang: bool => hang;
+    refuse_connections: bool => refuse_connections;
+    not_ready: bool => not_ready;
+    overload: bool => overload;
+    coreapp_down: bool => coreapp_down;
+    answer_401: u32 => answer_401;
+    answer_429: u32 => answer_429;
+    answer_503: u32 => answer_503;
+    close_mid_body: u32 => close_mid_body;
+    stall_after_headers: bool => stall_after_headers;
+    slow_body: bool => slow_body;
+    trailers: bool => trailers;
+    echo: bool => echo;
+    login_answer: LoginAnswer => login_answer;
+    expiry_form: ExpiryForm => expiry_form;
+    token_form: TokenForm => token_form;
+    single_token: bool => single_token;
+    logout_scope: LogoutScope => logout_scope;
+    health: Health => health;
+    gateway_status: Gateway => gateway_status;
+    limits: bool => limits;
+    media_limit: u64 => media_limit;
+}
+
+impl Emulator {
+    pub fn switches(&self) -> Switches {
+        self.webapp.faults.now()
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Switches)) {
+        self.webapp.faults.change(change);
+    }
+
+    /// All switches as at the start.
+    pub fn behave(&self) {
+        self.webapp.faults.reset();
+    }
+
+    pub fn answer_401_once(&self) {
+        self.answer_401(1);
+    }
+
+    pub fn answer_takes(&self, pause: Duration) {
+        self.change(|switches| switches.answer_takes_ms = millis(pause));
+    }
+
+    /// The token exists before the pause, the answer comes after it.
+    pub fn login_takes(&self, pause: Duration) {
+        self.change(|switches| switches.login_takes_ms = millis(pause));
+    }
+
+    pub fn fail_next_logins(&self, times: u32, how: LoginAnswer) {
+        self.change(|switches| switches.fail_next_logins = FailLogins { times, how });
+    }
+
+    /// For tokens minted from now on; whole seconds.
+    pub fn token_lifetime(&self, lifetime: Duration) {
+        self.change(|switches| switches.token_lifetime_seconds = lifetime.as_secs());
+    }
+
+    /// Positive: the pretend Webapp's clock is ahead.
+    pub fn clock_offset(&self, seconds: i64) {
+        self.change(|switches| switches.clock_offset_seconds = seconds);
+    }
+
+    /// How many there were.
+    pub fn forget_all_tokens(&self) -> usize {
+        self.webapp.tokens.forget_all()
+    }
+
+    /// How many there are.
+    pub fn expire_all_tokens(&self) -> usize {
+        self.webapp.tokens.expire_all()
+    }
+
+    /// False: no such token.
+    pub fn revoke(&self, token: &str) -> bool {
+        self.webapp.tokens.revoke(token)
+    }
+
+    pub fn token_count(&self) -> usize {
+        self.webapp.tokens.count()
+    }
+
+    /// A new password for the first user; tokens live on.
+    pub fn rotate_password(&self, new: Secret) {
+        let directory = &self.webapp.directory;
+        directory.change_password(directory.first(), new);
+    }
+
+    pub fn login_count(&self) -> u64 {
+        Counts::read(&self.webapp.counts.logins)
+    }
+
+    /// Requests whose path begins with `prefix`, such as `/v1/messages`.
+    /// Paths are told apart up to 4096 of them.
+    pub fn request_count(&self, prefix: &str) -> u64 {
+        self.webapp.counts.with_prefix(prefix)
+    }
+
+    pub fn connection_count(&self) -> u64 {
+        Counts::read(&self.webapp.counts.connections)
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.webapp.counts.in_flight()
+    }
+
+    /// The most requests it has seen at once.
+    pub fn most_in_flight(&self) -> usize {
+        self.webapp.counts.most_in_flight()
+    }
+
+    /// All counters to zero.
+    pub fn reset_counts(&self) {
+        self.webapp.counts.reset();
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,92 @@
+use super::*;
+
+impl Bench {
+    async fn order(&self, method: &str, path: &str, body: &str) -> Answer {
+        let request = request(method, path, "", body);
+        let sent = exchange(&self.tasks, self.emulator.control_address(), request).await;
+        read(sent.unwrap()).await
+    }
+}
+
+#[tokio::test]
+async fn the_state_is_shown_without_a_secret() {
+    let bench = Bench::start().await;
+    let token = bench.bearer().await;
+    let state = bench.order("GET", "/", "").await;
+    assert_eq!(state.json()["counts"]["logins"], 1);
+    assert_eq!(state.json()["tokens"], 1);
+    assert!(state.json()["calls"]["POST /faults"].is_string());
+    let text = String::from_utf8_lossy(&state.bytes);
+    for secret in [&token[7..], "Webapp-Passw0rd!", "webapp-api-key-for-tests"] {
+        assert!(!text.contains(secret));
+    }
+}
+
+#[tokio::test]
+async fn switches_are_set_by_name_all_or_none() {
+    let bench = Bench::start().await;
+    let wish = r#"{"answer_503":2,"fail_next_logins":{"times":1,"how":{"status":500}}}"#;
+    let set = bench.order("POST", "/faults", wish).await;
+    assert_eq!(set.status, 200);
+    assert_eq!(set.json()["switches"]["answer_503"], 2);
+    assert_eq!(bench.admin_log_in().await.status, 500);
+    let before = bench.emulator.switches();
+    for bad in [
+        r#"{"hang":true,"hangg":true}"#,
+        r#"{"hang":"yes"}"#,
+        r#"{"login_answer":"sideways"}"#,
+        "[]",
+        "{",
+        "",
+    ] {
+        let refused = bench.order("POST", "/faults", bad).await;
+        assert_eq!(refused.status, 400, "{bad}");
+        let reason = refused.json()["error"].as_str().unwrap().to_owned();
+        assert!(reason.contains("expected"), "{bad}: {reason}");
+    }
+    assert_eq!(bench.emulator.switches(), before);
+    bench.order("DELETE", "/faults", "").await;
+    assert_eq!(bench.emulator.switches().answer_503, 0);
+}
+
+#[tokio::test]
+async fn tokens_and_the_password_obey() {
+    let bench = Bench::start().await;
+    let token = bench.bearer().await;
+    let revoke = format!("{{\"token\":\"{}\"}}", &token[7..]);
+    assert_eq!(
+        bench.order("POST", "/tokens/revoke", &revoke).await.status,
+        200
+    );
+    assert_eq!(
+        bench.order("POST", "/tokens/revoke", &revoke).await.status,
+        404
+    );
+    assert_eq!(
+        bench.order("POST", "/tokens/revoke", "{}").await.status,
+        400
+    );
+    bench.bearer().await;
+    let expired = bench.order("POST", "/tokens/expire", "").await;
+    assert_eq!(expired.json()["expired"], 1);
+    let forgotten = bench.order("POST", "/tokens/forget", "").await;
+    assert_eq!(forgotten.json()["forgotten"], 1);
+    let new = r#"{"password":"An0ther-one"}"#;
+    assert_eq!(bench.order("POST", "/password", new).await.status, 200);
+    assert_eq!(bench.order("POST", "/password", "{}").await.status, 400);
+    assert_eq!(bench.admin_log_in().await.status, 401);
+    assert_eq!(bench.log_in("admin", "An0ther-one", "").await.status, 200);
+    assert_eq!(bench.order("DELETE", "/counts", "").await.status, 200);
+    assert_eq!(bench.emulator.login_count(), 0);
+    assert_eq!(bench.order("GET", "/nothing", "").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_page_in_a_browser_cannot_give_orders() {
+    let bench = Bench::start().await;
+    let mut order = request("POST", "/tokens/forget", "", "");
+    let origin = "https://evil.example".parse().unwrap();
+    order.headers_mut().insert("origin", origin);
+    let sent = exchange(&bench.tasks, bench.emulator.control_address(), order).await;
+    assert_eq!(sent.unwrap().status(), 400);
+}

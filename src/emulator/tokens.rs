@@ -1,0 +1,169 @@
+//! Tokens of the pretend Webapp: minted as captured, remembered by digest.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::{Digest as _, Sha256};
+
+use super::{hex, hold};
+use crate::secret::Secret;
+
+/// The header's bytes, spaces included, as in every published sample.
+const HEADER: &str = r#"{"alg": "HS256", "typ": "JWT"}"#;
+
+/// Beyond it expired tokens are swept, and if that is not enough, refused.
+const MOST: usize = 500_000;
+
+pub(super) struct Tokens {
+    key: [u8; 32],
+    kept: Mutex<HashMap<[u8; 32], Kept>>,
+}
+
+struct Kept {
+    user: Arc<str>,
+    expires: i64,
+}
+
+/// A token and its time, on the pretend Webapp's clock.
+pub(super) struct Minted {
+    pub token: Secret,
+    pub expires: i64,
+}
+
+impl Tokens {
+    /// A new key each time: a token of an earlier start is worth nothing.
+    pub(super) fn new() -> Self {
+        Self {
+            key: rand::random(),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// A token for `user`, remembered. None: too many of them.
+    pub(super) fn mint(&self, user: &str, now: i64, lifetime: u64) -> Option<Minted> {
+        let expires = now.saturating_add_unsigned(lifetime);
+        let token = self.sign(&payload(user, now, expires));
+        let mut kept = hold(&self.kept);
+        if kept.len() >= MOST {
+            kept.retain(|_, kept| kept.expires > now);
+        }
+        if kept.len() >= MOST {
+            return None;
+        }
+        let user = Arc::from(user);
+        kept.insert(digest(token.expose()), Kept { user, expires });
+        Some(Minted { token, expires })
+    }
+
+    fn sign(&self, payload: &str) -> Secret {
+        let head = URL_SAFE_NO_PAD.encode(HEADER);
+        let signed = format!("{head}.{}", URL_SAFE_NO_PAD.encode(payload));
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes a key of any length");
+        mac.update(signed.as_bytes());
+        let signature = URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes());
+        Secret::new(format!("{signed}.{signature}"))
+    }
+
+    /// Whose token it is. The digest is of the whole text, so that a token that is
+    /// found has the right signature as well. One that has expired is removed.
+    pub(super) fn find(&self, token: &str, now: i64) -> Option<Arc<str>> {
+        let digest = digest(token);
+        let mut kept = hold(&self.kept);
+        let found = kept.get(&digest)?;
+        if found.expires > now {
+            return Some(Arc::clone(&found.user));
+        }
+        kept.remove(&digest);
+        None
+    }
+
+    /// True when there was such a token.
+    pub(super) fn revoke(&self, token: &str) -> bool {
+        hold(&self.kept).remove(&digest(token)).is_some()
+    }
+
+    /// How many of them there were.
+    pub(super) fn revoke_user(&self, user: &str) -> usize {
+        let mut kept = hold(&self.kept);
+        let before = kept.len();
+        kept.retain(|_, kept| &*kept.user != user);
+        before - kept.len()
+    }
+
+    pub(super) fn forget_all(&self) -> usize {
+        std::mem::take(&mut *hold(&self.kept)).len()
+    }
+
+    pub(super) fn expire_all(&self) -> usize {
+        let mut kept = hold(&self.kept);
+        for kept in kept.values_mut() {
+            kept.expires = i64::MIN;
+        }
+        kept.len()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        hold(&self.kept).len()
+    }
+}
+
+/// Members in the captured order; a map type would have its own.
+fn payload(user: &str, now: i64, expires: i64) -> String {
+    let user = serde_json::Value::from(user);
+    let rand = hex(&rand::random::<[u8; 16]>());
+    format!(r#"{{"user":{user},"iat":{now},"exp":{expires},"wa:rand":"{rand}"}}"#)
+}
+
+fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_has_the_captured_shape() {
+        let tokens = Tokens::new();
+        let minted = tokens.mint("admin", 1_626_598_248, 604_800).unwrap();
+        assert_eq!(minted.expires, 1_627_203_048);
+        let text = minted.token.expose();
+        assert_eq!(text.len(), 212);
+        let parts: Vec<_> = text.split('.').collect();
+        assert_eq!(URL_SAFE_NO_PAD.decode(parts[0]).unwrap(), HEADER.as_bytes());
+        let payload = String::from_utf8(URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
+        let start = r#"{"user":"admin","iat":1626598248,"exp":1627203048,"wa:rand":""#;
+        assert!(payload.starts_with(start), "{payload}");
+        let mut mac = Hmac::<Sha256>::new_from_slice(&tokens.key).unwrap();
+        mac.update(format!("{}.{}", parts[0], parts[1]).as_bytes());
+        let signature = URL_SAFE_NO_PAD.decode(parts[2]).unwrap();
+        assert!(mac.verify_slice(&signature).is_ok());
+    }
+
+    #[test]
+    fn a_token_ends_at_its_time_and_is_then_removed() {
+        let tokens = Tokens::new();
+        let minted = tokens.mint("admin", 1000, 10).unwrap();
+        let text = minted.token.expose();
+        assert!(tokens.find(text, 1009).is_some());
+        assert!(tokens.find(text, 1010).is_none());
+        assert_eq!(tokens.count(), 0);
+    }
+
+    #[test]
+    fn revoking_a_user_leaves_the_others() {
+        let tokens = Tokens::new();
+        let admin = tokens.mint("admin", 0, 10).unwrap();
+        let other = tokens.mint("other", 0, 10).unwrap();
+        tokens.mint("admin", 0, 10).unwrap();
+        assert_eq!(tokens.revoke_user("admin"), 2);
+        assert!(tokens.find(admin.token.expose(), 1).is_none());
+        assert!(tokens.find(other.token.expose(), 1).is_some());
+        assert!(tokens.revoke(other.token.expose()));
+        assert!(!tokens.revoke(other.token.expose()));
+    }
+}

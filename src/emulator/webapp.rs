@@ -1,0 +1,314 @@
+//! The pretend Webapp itself: one request in, one answer out.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderMap};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep};
+
+use super::body::Body;
+use super::buckets::Buckets;
+use super::counts::{Counts, add};
+use super::directory::Directory;
+use super::faults::{Faults, Switches};
+use super::nodes::{self, Contacts, Kept, Media};
+use super::reply::{Origin, Reply};
+use super::routes::{self, Lost, Need, Node, Place};
+use super::settings::Settings;
+use super::tokens::Tokens;
+use crate::clock;
+use crate::secret::Secret;
+use crate::webapp::{ErrorCode, Role};
+
+/// Everything it knows. Gone when it stops.
+pub(super) struct Webapp {
+    pub directory: Directory,
+    pub tokens: Tokens,
+    pub faults: Faults,
+    pub counts: Counts,
+    pub media: Media,
+    pub kept: Kept,
+    pub buckets: Buckets,
+    pub api_key: Option<Secret>,
+    pub contacts: Contacts,
+    pub started: Instant,
+}
+
+/// A request that has found its node and was let in.
+pub(super) struct Call {
+    pub method: Method,
+    pub path: Vec<String>,
+    pub query: String,
+    pub headers: HeaderMap,
+    pub body: Incoming,
+    pub place: Place,
+    pub switches: Switches,
+    /// Who sent the bearer; empty where none is needed, and with the API key.
+    pub user: Arc<str>,
+}
+
+impl Call {
+    /// `{name}=value` in the query.
+    pub(super) fn asks(&self, name: &str, value: &str) -> bool {
+        let mut pairs = self.query.split('&');
+        pairs.any(|pair| pair.split_once('=') == Some((name, value)))
+    }
+
+    pub(super) fn segments(&self) -> Vec<&str> {
+        self.path.iter().map(String::as_str).collect()
+    }
+
+    /// HEAD is GET to a node; the server leaves the body out.
+    pub(super) fn verb(&self) -> &str {
+        match self.method.as_str() {
+            "HEAD" => "GET",
+            verb => verb,
+        }
+    }
+}
+
+/// The connection is to end without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("dropped on purpose")]
+pub(super) struct Dropped;
+
+impl Webapp {
+    pub(super) fn new(settings: Settings, authority: String) -> Self {
+        let switches = Switches {
+            limits: settings.limits,
+            token_lifetime_seconds: settings.token_lifetime.as_secs(),
+            ..Switches::default()
+        };
+        let (username, password) = (&settings.username, settings.password);
+        Self {
+            directory: Directory::new(username, password, settings.first_login),
+            tokens: Tokens::new(),
+            faults: Faults::new(switches),
+            counts: Counts::default(),
+            media: Media::default(),
+            contacts: Contacts::default(),
+            kept: Kept::new(authority),
+            buckets: Buckets::new(),
+            api_key: settings.api_key,
+            started: Instant::now(),
+        }
+    }
+
+    /// The time on its own, possibly wrong, clock.
+    pub(super) fn now(&self, switches: &Switches) -> i64 {
+        clock::unix_seconds().saturating_add(switches.clock_offset_seconds)
+    }
+
+    pub(super) async fn handle(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Dropped> {
+        let (parts, body) = request.into_parts();
+        let path = routes::segments(parts.uri.path());
+        let _in_flight = self.counts.enter(parts.uri.path());
+        let is_login = path == ["v1", "users", "login"] && parts.method == Method::POST;
+        let switches = if is_login {
+            add(&self.counts.logins);
+            self.faults.draw_login()
+        } else {
+            self.faults.draw()
+        };
+        if switches.refuse_connections {
+            return Err(Dropped);
+        }
+        if switches.hang {
+            return pending().await;
+        }
+        let credential = parts.headers.get(header::AUTHORIZATION).cloned();
+        let mut reply = self.reply(parts, body, path, switches).await?;
+        if switches.echo {
+            reply = reply.echo(credential.as_ref());
+        }
+        if reply.status == StatusCode::UNAUTHORIZED {
+            add(&self.counts.answers_401);
+        }
+        if reply.status == StatusCode::TOO_MANY_REQUESTS {
+            add(&self.counts.answers_429);
+        }
+        let reply = reply.misbehave(&switches);
+        Ok(reply.into_response(switches.clock_offset_seconds))
+    }
+
+    async fn reply(
+        &self,
+        parts: Parts,
+        body: Incoming,
+        path: Vec<String>,
+        switches: Switches,
+    ) -> Result<Reply, Dropped> {
+        if switches.not_ready {
+            return Ok(unready());
+        }
+        let names: Vec<&str> = path.iter().map(String::as_str).collect();
+        let place = match routes::find(&parts.method, &names) {
+            Ok(place) => place,
+            Err(lost) => return Ok(astray(lost)),
+        };
+        if names == ["v1", "users", "login"] {
+            if switches.limits && !self.buckets.admit(place.node) {
+                return Ok(too_many());
+            }
+            return nodes::login(self, &parts.headers, body, &switches).await;
+        }
+        sleep(Duration::from_millis(switches.answer_takes_ms)).await;
+        let user = match self.admit(&parts, place, &switches) {
+            Ok(user) => user,
+            Err(reply) => return Ok(*reply),
+        };
+        let call = Call {
+            method: parts.method,
+            path,
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            headers: parts.headers,
+            body,
+            place,
+            switches,
+            user,
+        };
+        Ok(self.answer(call).await)
+    }
+
+    /// Everything that can keep a request from its node, in the real one's order as
+    /// far as that is known: limits, credential, role, Coreapp.
+    fn admit(
+        &self,
+        parts: &Parts,
+        place: Place,
+        switches: &Switches,
+    ) -> Result<Arc<str>, Box<Reply>> {
+        if switches.answer_429 > 0 || switches.limits && !self.buckets.admit(place.node) {
+            return Err(Box::new(too_many()));
+        }
+        if switches.answer_503 > 0 {
+            return Err(Box::new(overloaded()));
+        }
+        let user = if place.need == Need::Open {
+            Arc::from("")
+        } else {
+            let found = self.authenticate(parts, place, switches);
+            found.ok_or_else(|| Box::new(unauthorized()))?
+        };
+        if place.need == Need::Admin && self.directory.role(&user) != Some(Role::Admin) {
+            return Err(Box::new(forbidden("Only an admin may do this")));
+        }
+        if place.origin != Origin::Webapp && switches.overload {
+            return Err(Box::new(overloaded()));
+        }
+        if place.origin != Origin::Webapp && switches.coreapp_down {
+            return Err(Box::new(Reply::error(
+                Origin::Webapp,
+                StatusCode::INTERNAL_SERVER_ERROR,
+                ErrorCode::Internal,
+                "Connection timed out. Please check if wacore is running",
+            )));
+        }
+        Ok(user)
+    }
+
+    fn authenticate(&self, parts: &Parts, place: Place, switches: &Switches) -> Option<Arc<str>> {
+        let text = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, rest) = text.split_once(' ')?;
+        if switches.answer_401 > 0 {
+            return None;
+        }
+        if let Some(token) = bearer(&parts.headers) {
+            let user = self.tokens.find(token, self.now(switches))?;
+            // A deleted user's token must not outlive him, even one minted meanwhile.
+            return self.directory.role(&user).map(|_| user);
+        }
+        let takes_key = place.need == Need::Monitoring && scheme.eq_ignore_ascii_case("apikey");
+        let right = Secret::new(rest.trim());
+        (takes_key && self.api_key.as_ref() == Some(&right)).then(|| Arc::from(""))
+    }
+
+    async fn answer(&self, call: Call) -> Reply {
+        match call.place.node {
+            Node::Page => nodes::page(),
+            Node::Users => nodes::users(self, call).await,
+            Node::Contacts => self.contacts.answer(call).await,
+            Node::Messages => nodes::messages(call).await,
+            Node::Media => self.media.answer(call).await,
+            Node::Health | Node::Stats | Node::Metrics | Node::Support => {
+                nodes::monitoring(self, &call)
+            }
+            Node::Settings => self.kept.settings(call).await,
+            Node::Account | Node::Stickerpacks | Node::Groups | Node::Services => {
+                nodes::various(call).await
+            }
+            Node::Certificates => self.kept.certificates(call).await,
+        }
+    }
+}
+
+/// The token of `Authorization: Bearer`.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, rest) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())
+}
+
+fn unready() -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::NotReady,
+        "Service is starting, please try again",
+    )
+}
+
+fn astray(lost: Lost) -> Reply {
+    match lost {
+        Lost::Path => Reply::not_found(Origin::Webapp, "No such node"),
+        Lost::Method => Reply::error(
+            Origin::Webapp,
+            StatusCode::METHOD_NOT_ALLOWED,
+            ErrorCode::InvalidRequest,
+            "Method is not allowed here",
+        ),
+    }
+}
+
+pub(super) fn too_many() -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::TooManyRequests,
+        "Rate limit hit, please slow down",
+    )
+}
+
+pub(super) fn overloaded() -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::Overloaded,
+        "System is overloaded, please try again later",
+    )
+}
+
+pub(super) fn unauthorized() -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::UNAUTHORIZED,
+        ErrorCode::AccessDenied,
+        "Invalid credentials",
+    )
+}
+
+pub(super) fn forbidden(details: &str) -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::FORBIDDEN,
+        ErrorCode::AccessDenied,
+        details,
+    )
+}

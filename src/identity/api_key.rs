@@ -1,0 +1,167 @@
+//! API keys: mint, digest, find.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::clock;
+use crate::config::ApiKey;
+use crate::secret::Secret;
+use crate::webapp::API_KEY_LENGTH;
+
+/// The keys that are good now. Only digests are kept, so a dump of this process
+/// holds no key; looking one up by digest leaks no timing of the key itself.
+#[derive(Debug, Default)]
+pub struct Keys {
+    by_digest: HashMap<[u8; 32], Arc<Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    key: Arc<ApiKey>,
+    /// Seconds since 1970; 0: never.
+    last_use: AtomicI64,
+}
+
+/// Why a key is not good. One answer outside; the record knows which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyRefused {
+    #[error("unknown API key")]
+    Unknown,
+    #[error("expired API key")]
+    Expired,
+}
+
+impl KeyRefused {
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown API key",
+            Self::Expired => "expired API key",
+        }
+    }
+}
+
+impl Keys {
+    pub fn new(keys: &[ApiKey]) -> Self {
+        Self::default().reload(keys)
+    }
+
+    /// The keys of a new configuration; those that stay keep their time of last use.
+    pub fn reload(&self, keys: &[ApiKey]) -> Self {
+        let mut by_digest = HashMap::new();
+        for key in keys {
+            let known = Arc::new(Known {
+                key: Arc::new(key.clone()),
+                last_use: AtomicI64::new(self.last_use(&key.name).unwrap_or(0)),
+            });
+            for digest in &key.digests {
+                by_digest.insert(*digest, Arc::clone(&known));
+            }
+        }
+        Self { by_digest }
+    }
+
+    /// Whose key `presented` is.
+    pub fn find(&self, presented: &str) -> Result<Arc<ApiKey>, KeyRefused> {
+        // Bytes first: counting the characters of a huge field is work for an attacker.
+        let longest = 4 * *API_KEY_LENGTH.end();
+        if presented.len() > longest || !API_KEY_LENGTH.contains(&presented.chars().count()) {
+            return Err(KeyRefused::Unknown);
+        }
+        let digest: [u8; 32] = Sha256::digest(presented).into();
+        let known = self.by_digest.get(&digest).ok_or(KeyRefused::Unknown)?;
+        let now = clock::unix_seconds();
+        if known.key.expires.is_some_and(|expires| now >= expires) {
+            return Err(KeyRefused::Expired);
+        }
+        // Once a second is enough, and keeps workers off each other's cache line.
+        if known.last_use.load(Ordering::Relaxed) != now {
+            known.last_use.store(now, Ordering::Relaxed);
+        }
+        Ok(Arc::clone(&known.key))
+    }
+
+    /// When the key of this name was last good, in seconds since 1970.
+    pub fn last_use(&self, name: &str) -> Option<i64> {
+        let mut known = self.by_digest.values();
+        let known = known.find(|known| *known.key.name == *name)?;
+        Some(known.last_use.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0)
+    }
+}
+
+/// A new key, `tgk_` and 256 random bits. Shown once; config gets its digest.
+pub fn mint_key() -> Secret {
+    super::random_text("tgk_")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::webapp::Role;
+
+    pub(in crate::identity) fn key(name: &str, text: &str) -> ApiKey {
+        ApiKey {
+            name: name.into(),
+            digests: vec![Sha256::digest(text).into()],
+            expires: None,
+            role: Role::User,
+            paths: Vec::new(),
+            methods: Vec::new(),
+            limit: None,
+        }
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_text_and_by_no_other() {
+        let minted = mint_key();
+        let mut sender = key("sender", minted.expose());
+        sender.digests.push(Sha256::digest("the-next-key-1").into());
+        let keys = Keys::new(&[sender, key("other", "other-key-0001")]);
+        assert_eq!(&*keys.find(minted.expose()).unwrap().name, "sender");
+        assert_eq!(&*keys.find("the-next-key-1").unwrap().name, "sender");
+        assert_eq!(&*keys.find("other-key-0001").unwrap().name, "other");
+        let long = "x".repeat(100_000);
+        for bad in ["", "short", "Other-key-0001", long.as_str()] {
+            assert_eq!(keys.find(bad).unwrap_err(), KeyRefused::Unknown);
+        }
+    }
+
+    #[test]
+    fn length_is_counted_in_characters() {
+        let (shortest, longest) = ("é".repeat(12), "é".repeat(128));
+        let keys = Keys::new(&[key("a", &shortest), key("b", &longest)]);
+        assert!(keys.find(&shortest).is_ok());
+        assert!(keys.find(&longest).is_ok());
+        let (short, long) = ("x".repeat(11), "x".repeat(129));
+        let keys = Keys::new(&[key("a", &short), key("b", &long)]);
+        assert!(keys.find(&short).is_err());
+        assert!(keys.find(&long).is_err());
+    }
+
+    #[test]
+    fn a_key_ends_at_the_second_it_expires() {
+        let mut old = key("old", "old-key-000001");
+        old.expires = Some(clock::unix_seconds());
+        let mut fresh = key("fresh", "fresh-key-0001");
+        fresh.expires = Some(clock::unix_seconds() + 600);
+        let keys = Keys::new(&[old, fresh]);
+        let refused = keys.find("old-key-000001").unwrap_err();
+        assert_eq!(refused, KeyRefused::Expired);
+        assert_eq!(refused.reason(), refused.to_string());
+        assert!(keys.find("fresh-key-0001").is_ok());
+        assert_eq!(keys.last_use("old"), None);
+    }
+
+    #[test]
+    fn the_time_of_last_use_outlives_a_reload() {
+        let settings = [key("sender", "sender-key-001")];
+        let keys = Keys::new(&settings);
+        assert_eq!(keys.last_use("sender"), None);
+        keys.find("sender-key-001").unwrap();
+        let used = keys.last_use("sender");
+        assert!(used.is_some());
+        assert_eq!(keys.reload(&settings).last_use("sender"), used);
+    }
+}

@@ -1,0 +1,113 @@
+//! Who may call: the user directory, its passwords, and the API keys. Turns what a
+//! client presents into a `Client`; does not hand out tokens and knows no routes.
+//! The surprise: a password check is slow on purpose and never runs on a worker.
+
+mod api_key;
+mod password;
+mod scope;
+mod users;
+
+pub use api_key::{KeyRefused, Keys, mint_key};
+pub use password::{Busy, HashFailed, Hasher, PasswordHash, UnusableHash, hash_password};
+pub use scope::{matches, permits};
+pub use users::{
+    ChangeError, ChangedBy, CreateError, Error, GeneratedAdmin, Refused, RemoveError, Users,
+    Verified,
+};
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::TryRng as _;
+use rand::rngs::SysRng;
+use zeroize::Zeroizing;
+
+use crate::config::ApiKey;
+use crate::secret::Secret;
+use crate::webapp::Role;
+
+/// Who calls: the result of authentication.
+#[derive(Clone, Debug)]
+pub enum Client {
+    /// The route is open: nobody was asked.
+    Open,
+    User {
+        name: Arc<str>,
+        /// None: the Webapp knows its users' roles, we do not.
+        role: Option<Role>,
+    },
+    Key(Arc<ApiKey>),
+}
+
+/// Tells clients apart. The user "a" and the key "a" are two.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ClientId {
+    Open,
+    User(Arc<str>),
+    Key(Arc<str>),
+}
+
+impl Client {
+    /// For the record; `-` when nobody was asked.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Open => "-",
+            Self::User { name, .. } => name,
+            Self::Key(key) => &key.name,
+        }
+    }
+
+    /// A key is known by its name, so that rotating it does not hand out a fresh bucket.
+    pub fn id(&self) -> ClientId {
+        match self {
+            Self::Open => ClientId::Open,
+            Self::User { name, .. } => ClientId::User(Arc::clone(name)),
+            Self::Key(key) => ClientId::Key(Arc::clone(&key.name)),
+        }
+    }
+}
+
+/// `prefix` and 256 random bits, base64url.
+pub fn random_text(prefix: &str) -> Secret {
+    let bits = random_bits();
+    let mut text = Zeroizing::new(String::with_capacity(prefix.len() + 43));
+    text.push_str(prefix);
+    URL_SAFE_NO_PAD.encode_string(bits.as_slice(), &mut text);
+    Secret::new(text.as_str())
+}
+
+/// 256 bits from the operating system.
+fn random_bits() -> Zeroizing<[u8; 32]> {
+    let mut bits = Zeroizing::new([0; 32]);
+    SysRng
+        .try_fill_bytes(bits.as_mut_slice())
+        // Without randomness every token could be guessed: stop this request instead.
+        .expect("the operating system gives random bytes");
+    bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_and_a_key_of_the_same_name_are_two_clients() {
+        let user = Client::User {
+            name: "sender".into(),
+            role: Some(Role::User),
+        };
+        let key = Client::Key(Arc::new(api_key::tests::key("sender", "012345678901")));
+        assert_eq!(user.name(), key.name());
+        assert_ne!(user.id(), key.id());
+        assert_eq!(user.id(), user.clone().id());
+        assert_eq!(Client::Open.name(), "-");
+    }
+
+    #[test]
+    fn random_text_has_256_bits_and_never_repeats() {
+        let (one, other) = (random_text("tg_"), random_text("tg_"));
+        assert_eq!(one.expose().len(), 3 + 43);
+        assert!(one != other);
+    }
+}

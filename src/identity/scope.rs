@@ -1,0 +1,97 @@
+//! What an API key may be used for.
+
+use http::Method;
+
+use crate::config::{ApiKey, PathPattern, Segment};
+
+/// Whether `key` is good for this request. A key without paths is for the monitoring
+/// nodes only, as at the Webapp (protocol sheet, section 2). GET covers HEAD.
+pub fn permits(key: &ApiKey, route_is_monitoring: bool, method: &Method, path: &str) -> bool {
+    let for_path = if key.paths.is_empty() {
+        route_is_monitoring
+    } else {
+        key.paths.iter().any(|pattern| matches(pattern, path))
+    };
+    for_path && permits_method(key, method)
+}
+
+fn permits_method(key: &ApiKey, method: &Method) -> bool {
+    key.methods.is_empty()
+        || key.methods.contains(method)
+        || (method == Method::HEAD && key.methods.contains(&Method::GET))
+}
+
+/// Whether `path` (without query, as it is forwarded) has the segments of `pattern`.
+pub fn matches(pattern: &PathPattern, path: &str) -> bool {
+    let mut left = path.split('/').filter(|segment| !segment.is_empty());
+    for segment in &pattern.0 {
+        let fits = match segment {
+            Segment::Rest => return true,
+            Segment::Literal(text) => left.next() == Some(text),
+            Segment::One(_) => left.next().is_some(),
+        };
+        if !fits {
+            return false;
+        }
+    }
+    left.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::api_key::tests::key;
+
+    fn literal(text: &str) -> Segment {
+        Segment::Literal(text.into())
+    }
+
+    #[test]
+    fn a_pattern_takes_its_segments_and_a_trailing_slash_makes_no_difference() {
+        let one = PathPattern(vec![
+            literal("v1"),
+            literal("media"),
+            Segment::One("id".into()),
+        ]);
+        for (path, expected) in [
+            ("/v1/media/7", true),
+            ("/v1/media/7/", true),
+            ("/v1/media", false),
+            ("/v1/media/", false),
+            ("/v1/media/7/8", false),
+            ("/v1/medias/7", false),
+            ("/V1/media/7", false),
+            ("/", false),
+        ] {
+            assert_eq!(matches(&one, path), expected, "{path}");
+        }
+        let rest = PathPattern(vec![literal("v1"), Segment::Rest]);
+        for (path, expected) in [
+            ("/v1", true),
+            ("/v1/a/b", true),
+            ("/v2/a", false),
+            ("/", false),
+        ] {
+            assert_eq!(matches(&rest, path), expected, "{path}");
+        }
+        assert!(matches(&PathPattern(Vec::new()), "/"));
+    }
+
+    #[test]
+    fn a_key_without_paths_is_for_the_monitoring_nodes_only() {
+        let key = key("prometheus", "012345678901");
+        assert!(permits(&key, true, &Method::GET, "/metrics"));
+        assert!(!permits(&key, false, &Method::GET, "/v1/messages"));
+    }
+
+    #[test]
+    fn a_key_with_paths_and_methods_is_for_these_only() {
+        let mut key = key("sender", "012345678901");
+        key.paths = vec![PathPattern(vec![literal("v1"), literal("messages")])];
+        key.methods = vec![Method::GET];
+        assert!(permits(&key, false, &Method::GET, "/v1/messages/"));
+        assert!(permits(&key, false, &Method::HEAD, "/v1/messages"));
+        assert!(!permits(&key, false, &Method::POST, "/v1/messages"));
+        assert!(!permits(&key, true, &Method::GET, "/metrics"));
+    }
+}

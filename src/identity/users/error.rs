@@ -1,0 +1,101 @@
+//! Why the user directory refuses.
+
+use crate::identity::{Busy, HashFailed, UnusableHash};
+use crate::secret;
+use crate::webapp::{BadName, BadPassword};
+
+/// Why the directory could not be opened: something about the first admin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use the first admin's password")]
+    Secret(#[from] secret::Error),
+    #[error("cannot use the first admin's password hash")]
+    Hash(#[from] UnusableHash),
+    #[error("the first admin's password is too simple")]
+    Password(#[from] BadPassword),
+    #[error("the first admin's name is not a user name")]
+    Name(#[from] BadName),
+    #[error("cannot hash the first admin's password")]
+    Hashing(#[from] HashFailed),
+}
+
+/// Why a login is refused. Outside, the first two are one answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("no such user")]
+    Unknown,
+    #[error("wrong password")]
+    WrongPassword,
+    #[error("password cannot be checked now")]
+    Busy(#[source] Busy),
+    #[error("cannot check a password")]
+    Failed(#[source] HashFailed),
+}
+
+/// Why a user is not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error("user exists already")]
+    Exists,
+    #[error("not a user name")]
+    BadName(#[from] BadName),
+    #[error("password is too simple")]
+    BadPassword(#[from] BadPassword),
+    #[error("password cannot be hashed now")]
+    Busy(#[source] Busy),
+    #[error("cannot hash a password")]
+    Failed(#[source] HashFailed),
+}
+
+/// Why a password stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error("no such user")]
+    Unknown,
+    #[error("password is too simple")]
+    BadPassword(#[from] BadPassword),
+    /// The old password, shown a moment ago, is no longer the password.
+    #[error("password was changed meanwhile")]
+    Superseded,
+    #[error("password cannot be hashed now")]
+    Busy(#[source] Busy),
+    #[error("cannot hash a password")]
+    Failed(#[source] HashFailed),
+}
+
+/// Why a user is not removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RemoveError {
+    #[error("no such user")]
+    Unknown,
+    /// The first admin cannot be deleted, so there is always one (protocol sheet, 1.1).
+    #[error("the first admin cannot be deleted")]
+    FirstAdmin,
+}
+
+impl From<HashFailed> for Refused {
+    fn from(failed: HashFailed) -> Self {
+        match failed {
+            HashFailed::Busy(busy) => Self::Busy(busy),
+            other => Self::Failed(other),
+        }
+    }
+}
+
+impl From<HashFailed> for CreateError {
+    fn from(failed: HashFailed) -> Self {
+        match failed {
+            HashFailed::Busy(busy) => Self::Busy(busy),
+            other => Self::Failed(other),
+        }
+    }
+}
+
+impl From<HashFailed> for ChangeError {
+    fn from(failed: HashFailed) -> Self {
+        match failed {
+            HashFailed::Busy(busy) => Self::Busy(busy),
+            other => Self::Failed(other),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::config::{Directory as Owner, FirstAdmin, UnknownTokens};
+use crate::identity::{UnusableHash, hash_password};
+use crate::secret::SecretSource;
+
+fn settings(first_admin: Option<FirstAdmin>) -> config::Users {
+    config::Users {
+        directory: Owner::Gateway,
+        unknown_tokens: UnknownTokens::Reject,
+        token_lifetime: Duration::from_secs(60),
+        max_tokens_per_user: 10,
+        max_tokens: 100,
+        first_admin,
+        hashing_slots: 2,
+    }
+}
+
+fn hasher() -> Hasher {
+    Hasher::new(2, Handle::current())
+}
+
+fn secret(text: &str) -> Secret {
+    Secret::new(text)
+}
+
+fn admin(password: FirstPassword, must_change: bool) -> Option<FirstAdmin> {
+    Some(FirstAdmin {
+        username: "admin".into(),
+        password,
+        must_change,
+    })
+}
+
+async fn open(must_change: bool) -> Users {
+    let hash = FirstPassword::Hash(hash_password(&secret("Passw0rd!")).unwrap());
+    let opened = Users::open(&settings(admin(hash, must_change)), hasher()).await;
+    opened.unwrap().0
+}
+
+async fn plain(text: &str) -> Result<(Users, Option<GeneratedAdmin>), Error> {
+    let digits: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let file = std::env::temp_dir().join(format!("tollgate-admin-{}-{digits}", std::process::id()));
+    std::fs::write(&file, text).unwrap();
+    let password = FirstPassword::Plain(SecretSource::File(file.clone()));
+    let opened = Users::open(&settings(admin(password, false)), hasher()).await;
+    std::fs::remove_file(file).unwrap();
+    opened
+}
+
+#[tokio::test]
+async fn without_a_first_admin_one_is_made_and_its_password_given_out_once() {
+    let (users, generated) = Users::open(&settings(None), hasher()).await.unwrap();
+    let generated = generated.unwrap();
+    assert_eq!(generated.username, "admin");
+    assert!(webapp::check_password(&generated.password).is_ok());
+    let verified = users.verify("admin", generated.password).await.unwrap();
+    assert_eq!((verified.role, verified.must_change), (Role::Admin, false));
+}
+
+#[test]
+fn a_made_up_password_meets_the_rule_and_never_repeats() {
+    let made: HashSet<String> = (0..200)
+        .map(|_| random_password().expose().to_owned())
+        .collect();
+    assert_eq!(made.len(), 200);
+    for password in made {
+        assert!(webapp::check_password(&Secret::new(password)).is_ok());
+    }
+}
+
+#[tokio::test]
+async fn the_first_admin_comes_from_a_secret_or_a_hash_and_a_simple_password_is_refused() {
+    let (users, generated) = plain("Passw0rd!").await.unwrap();
+    assert!(generated.is_none());
+    assert!(users.verify("admin", secret("Passw0rd!")).await.is_ok());
+    assert!(matches!(plain("secret").await, Err(Error::Password(_))));
+    let hash = FirstPassword::Hash("secret".into());
+    let opened = Users::open(&settings(admin(hash, false)), hasher()).await;
+    assert!(matches!(opened, Err(Error::Hash(UnusableHash::NotPhc(_)))));
+    let gone = FirstPassword::Plain(SecretSource::File("/nonexistent/password".into()));
+    let opened = Users::open(&settings(admin(gone, false)), hasher()).await;
+    assert!(matches!(opened, Err(Error::Secret(_))));
+}
+
+#[tokio::test]
+async fn an_unknown_user_and_a_wrong_password_are_told_apart_inside() {
+    let users = open(false).await;
+    let refused = users.verify("nobody", secret("Passw0rd!")).await;
+    assert!(matches!(refused, Err(Refused::Unknown)));
+    let refused = users.verify("admin", secret("passw0rd!")).await;
+    assert!(matches!(refused, Err(Refused::WrongPassword)));
+    let long = secret(&"x".repeat(LONGEST_PASSWORD + 1));
+    let refused = users.verify("nobody", long).await;
+    assert!(matches!(refused, Err(Refused::WrongPassword)));
+}
+
+#[tokio::test]
+async fn a_user_is_created_shown_and_removed() {
+    let users = open(false).await;
+    users
+        .create("anna", secret("Passw0rd!"), Role::User)
+        .await
+        .unwrap();
+    assert_eq!(users.show("anna"), Some(Role::User));
+    let verified = users.verify("anna", secret("Passw0rd!")).await.unwrap();
+    assert_eq!(verified.role, Role::User);
+    let again = users.create("anna", secret("Passw0rd!"), Role::Admin).await;
+    assert!(matches!(again, Err(CreateError::Exists)));
+    let bad = users.create("a:na", secret("Passw0rd!"), Role::User).await;
+    assert!(matches!(bad, Err(CreateError::BadName(_))));
+    let bad = users.create("bert", secret("password"), Role::User).await;
+    assert!(matches!(bad, Err(CreateError::BadPassword(_))));
+    users.remove("anna").await.unwrap();
+    assert_eq!(users.show("anna"), None);
+    assert_eq!(users.remove("anna").await, Err(RemoveError::Unknown));
+    let refused = users.verify("anna", secret("Passw0rd!")).await;
+    assert!(matches!(refused, Err(Refused::Unknown)));
+}
+
+#[tokio::test]
+async fn the_first_admin_cannot_be_deleted() {
+    let users = open(false).await;
+    assert_eq!(users.remove("admin").await, Err(RemoveError::FirstAdmin));
+    assert_eq!(users.show("admin"), Some(Role::Admin));
+}
+
+#[tokio::test]
+async fn a_forced_change_is_over_once_the_password_is_new() {
+    let users = open(true).await;
+    let verified = users.verify("admin", secret("Passw0rd!")).await.unwrap();
+    assert!(verified.must_change);
+    let by = ChangedBy::User(&verified);
+    let weak = users.change_password("admin", secret("weak"), by).await;
+    assert!(matches!(weak, Err(ChangeError::BadPassword(_))));
+    users
+        .change_password("admin", secret("N3w-Passw0rd"), by)
+        .await
+        .unwrap();
+    let old = users.verify("admin", secret("Passw0rd!")).await;
+    assert!(matches!(old, Err(Refused::WrongPassword)));
+    let new = users.verify("admin", secret("N3w-Passw0rd")).await.unwrap();
+    assert!(!new.must_change);
+    let none = users
+        .change_password("nobody", secret("N3w-Passw0rd"), ChangedBy::Admin)
+        .await;
+    assert!(matches!(none, Err(ChangeError::Unknown)));
+}
+
+#[tokio::test]
+async fn an_old_password_shown_before_an_admins_reset_changes_nothing_after_it() {
+    let users = open(false).await;
+    let verified = users.verify("admin", secret("Passw0rd!")).await.unwrap();
+    users
+        .change_password("admin", secret("Reset-by-adm1n"), ChangedBy::Admin)
+        .await
+        .unwrap();
+    let by = ChangedBy::User(&verified);
+    let late = users.change_password("admin", secret("Th1ef!!!"), by).await;
+    assert!(matches!(late, Err(ChangeError::Superseded)));
+    assert!(
+        users
+            .verify("admin", secret("Reset-by-adm1n"))
+            .await
+            .is_ok()
+    );
+}
+
+/// Starts `slow`, lets it read the directory and wait for the only slot, does
+/// `meanwhile`, and lets it finish.
+async fn overtaken<T>(users: &Users, slow: impl Future<Output = T>, meanwhile: impl FnOnce()) -> T {
+    let mut slow = Box::pin(slow);
+    let slots = users.hasher.all_slots().await;
+    std::future::poll_fn(|context| {
+        assert!(slow.as_mut().poll(context).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    meanwhile();
+    drop(slots);
+    slow.await
+}
+
+#[tokio::test]
+async fn a_login_overtaken_by_deletion_or_a_new_password_is_refused() {
+    let users = open(false).await;
+    let make = |name: &'static str| users.create(name, secret("Passw0rd!"), Role::User);
+    make("anna").await.unwrap();
+    let login = users.verify("anna", secret("Passw0rd!"));
+    let refused = overtaken(&users, login, || {
+        users.write().users.remove("anna");
+    });
+    assert!(matches!(refused.await, Err(Refused::Unknown)));
+
+    make("anna").await.unwrap();
+    let login = users.verify("anna", secret("Passw0rd!"));
+    let refused = overtaken(&users, login, || {
+        users
+            .write()
+            .users
+            .get_mut("anna")
+            .unwrap()
+            .revision
+            .changes += 1;
+    });
+    assert!(matches!(refused.await, Err(Refused::WrongPassword)));
+}
+
+#[tokio::test]
+async fn a_new_password_for_a_user_deleted_and_made_again_is_not_taken() {
+    let users = open(false).await;
+    let make = || users.create("anna", secret("Passw0rd!"), Role::User);
+    make().await.unwrap();
+    let change = users.change_password("anna", secret("N3w-Passw0rd"), ChangedBy::Admin);
+    let refused = overtaken(&users, change, || {
+        users
+            .write()
+            .users
+            .get_mut("anna")
+            .unwrap()
+            .revision
+            .created += 1;
+    });
+    assert!(matches!(refused.await, Err(ChangeError::Unknown)));
+    assert!(users.verify("anna", secret("Passw0rd!")).await.is_ok());
+}
+
+#[tokio::test]
+async fn of_two_creations_at_once_one_wins() {
+    let users = open(false).await;
+    let (one, other) = tokio::join!(
+        users.create("anna", secret("Passw0rd!"), Role::User),
+        users.create("anna", secret("0ther-Passw0rd"), Role::User),
+    );
+    assert!(one.is_ok() != other.is_ok());
+}
+
+#[tokio::test]
+async fn an_outdated_hash_is_replaced_and_both_logins_at_once_succeed() {
+    let users = open(false).await;
+    let old = Arc::new(crate::identity::password::tests::cheap_hash("Passw0rd!"));
+    users.write().users.get_mut("admin").unwrap().hash = Arc::clone(&old);
+    let (one, other) = tokio::join!(
+        users.verify("admin", secret("Passw0rd!")),
+        users.verify("admin", secret("Passw0rd!")),
+    );
+    assert!(one.is_ok() && other.is_ok());
+    let now = Arc::clone(&users.read().users["admin"].hash);
+    assert_ne!(now, old);
+    assert!(users.verify("admin", secret("Passw0rd!")).await.is_ok());
+}

@@ -1,0 +1,248 @@
+//! What one connection is doing, and how long it may go on doing that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config;
+
+/// After our last byte we read on for this long: closing with unread input would
+/// make the kernel reset the connection and take the answer with it.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Shared by a connection's stream, its service and its watch. Times are
+/// milliseconds since it was opened, plus one; zero is "not now".
+#[derive(Debug)]
+pub(super) struct Activity {
+    opened: Instant,
+    in_flight: AtomicUsize,
+    served: AtomicBool,
+    tunnel: AtomicBool,
+    refused: AtomicBool,
+    /// First byte of a head whose end has not come.
+    head: AtomicU64,
+    /// Last time an exchange ended.
+    quiet: AtomicU64,
+    /// Since when the peer takes none of our bytes.
+    blocked: AtomicU64,
+    closing: AtomicU64,
+}
+
+/// Why a connection's time is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    Header,
+    Idle,
+    /// The peer has stopped taking our bytes.
+    Stalled,
+    Linger,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    pub(super) header: Duration,
+    pub(super) idle: Duration,
+}
+
+impl From<&config::Listener> for Timeouts {
+    fn from(settings: &config::Listener) -> Self {
+        Self {
+            header: settings.header_timeout,
+            idle: settings.idle_timeout,
+        }
+    }
+}
+
+impl Activity {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            opened: Instant::now(),
+            in_flight: AtomicUsize::new(0),
+            served: AtomicBool::new(false),
+            tunnel: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            head: AtomicU64::new(0),
+            quiet: AtomicU64::new(1),
+            blocked: AtomicU64::new(0),
+            closing: AtomicU64::new(0),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        let millis = self.opened.elapsed().as_millis();
+        u64::try_from(millis).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    fn at(&self, stamp: u64) -> Instant {
+        self.opened + Duration::from_millis(stamp.saturating_sub(1))
+    }
+
+    pub(super) fn head_begins(&self) {
+        self.head.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn head_ends(&self) {
+        self.head.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_in_head(&self) -> bool {
+        self.head.load(Ordering::Relaxed) != 0
+    }
+
+    /// The peer took bytes of ours. In h1 they are bytes of an answer, and the
+    /// idle time begins after the last of them.
+    pub(super) fn wrote(&self, is_answer: bool) {
+        self.blocked.store(0, Ordering::Relaxed);
+        if is_answer {
+            self.quiet.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn flushed(&self) {
+        self.blocked.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn write_blocked(&self) {
+        if self.blocked.load(Ordering::Relaxed) == 0 {
+            self.blocked.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_write_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) != 0
+    }
+
+    pub(super) fn closes(&self) {
+        if self.closing.load(Ordering::Relaxed) == 0 {
+            self.closing.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// From here on the bytes are not HTTP any more.
+    pub(super) fn becomes_tunnel(&self) {
+        self.tunnel.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.tunnel.load(Ordering::Acquire)
+    }
+
+    /// The peer broke the protocol.
+    pub(super) fn refuses(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// A request has come at some time.
+    pub(super) fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// A request is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) != 0
+    }
+
+    pub(super) fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// When the connection's time is up if nothing changes. None while a request
+    /// is under way: its deadlines are the pipeline's.
+    pub(super) fn due(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
+        let closing = self.closing.load(Ordering::Relaxed);
+        if closing != 0 {
+            return Some((self.at(closing) + LINGER, Overdue::Linger));
+        }
+        let blocked = self.blocked.load(Ordering::Relaxed);
+        if blocked != 0 {
+            return Some((self.at(blocked) + timeouts.idle, Overdue::Stalled));
+        }
+        if self.is_busy() {
+            return None;
+        }
+        let quiet = self.quiet.load(Ordering::Relaxed);
+        let head = self.head.load(Ordering::Relaxed);
+        if head != 0 {
+            // A head that was sent ahead waits for the answer before it: not the peer's fault.
+            let since = self.at(head.max(quiet));
+            return Some((since + timeouts.header, Overdue::Header));
+        }
+        Some((self.at(quiet) + timeouts.idle, Overdue::Idle))
+    }
+}
+
+/// One request under way, from its head to the end of its answer.
+#[derive(Debug)]
+pub(super) struct Exchange(Arc<Activity>);
+
+impl Exchange {
+    pub(super) fn begin(activity: &Arc<Activity>) -> Self {
+        activity.in_flight.fetch_add(1, Ordering::AcqRel);
+        activity.served.store(true, Ordering::Relaxed);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.0.quiet.store(self.0.now(), Ordering::Relaxed);
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        header: Duration::from_secs(10),
+        idle: Duration::from_secs(60),
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_request_is_never_idle() {
+        let activity = Activity::new();
+        let exchange = Exchange::begin(&activity);
+        tokio::time::advance(Duration::from_secs(600)).await;
+        assert_eq!(activity.due(TIMEOUTS), None);
+        drop(exchange);
+        let idle_from_now = Instant::now() + TIMEOUTS.idle;
+        assert_eq!(
+            activity.due(TIMEOUTS),
+            Some((idle_from_now, Overdue::Idle)),
+            "idle time begins at the end of the exchange"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_sent_ahead_does_not_time_out_behind_a_slow_answer() {
+        let activity = Activity::new();
+        let exchange = Exchange::begin(&activity);
+        activity.head_begins();
+        tokio::time::advance(Duration::from_secs(600)).await;
+        assert_eq!(activity.due(TIMEOUTS), None);
+        drop(exchange);
+        let from_now = Instant::now() + TIMEOUTS.header;
+        assert_eq!(activity.due(TIMEOUTS), Some((from_now, Overdue::Header)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_no_bytes_is_not_waited_for_for_ever() {
+        let activity = Activity::new();
+        let _exchange = Exchange::begin(&activity);
+        activity.write_blocked();
+        let (at, why) = activity.due(TIMEOUTS).unwrap();
+        assert_eq!(
+            (at, why),
+            (Instant::now() + TIMEOUTS.idle, Overdue::Stalled)
+        );
+        activity.wrote(true);
+        assert_eq!(activity.due(TIMEOUTS), None);
+    }
+}

@@ -1,0 +1,78 @@
+//! The sockets of one listener, one per worker.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::Error;
+use crate::config;
+
+/// Connections the kernel keeps for us; it has a limit of its own below this.
+const BACKLOG: i32 = 4096;
+
+/// All sockets of one listener: one address, the kernel shares connections out.
+#[derive(Debug)]
+pub struct Bound {
+    address: SocketAddr,
+    sockets: Vec<TcpListener>,
+}
+
+/// Binds one socket per worker. With port 0 all share the port that the first got.
+pub fn bind(settings: &config::Listener, workers: usize) -> Result<Bound, Error> {
+    let wanted = settings.address;
+    let failed = |source: io::Error| match source.kind() {
+        ErrorKind::AddrInUse => Error::Busy { address: wanted },
+        _ => Error::Socket {
+            address: wanted,
+            source,
+        },
+    };
+    if wanted.port() != 0 {
+        // Sharing would let a second instance in unnoticed; a plain bind does not.
+        drop(open(wanted, Sharing::Alone).map_err(failed)?);
+    }
+    let first = open(wanted, Sharing::Workers).map_err(failed)?;
+    let address = first.local_addr().map_err(failed)?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(open(address, Sharing::Workers).map_err(failed)?);
+    }
+    Ok(Bound { address, sockets })
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Sharing {
+    Alone,
+    Workers,
+}
+
+fn open(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    // A restart must not wait for the connections of the last run to time out.
+    socket.set_reuse_address(true)?;
+    if sharing == Sharing::Workers {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    if sharing == Sharing::Workers {
+        socket.set_nonblocking(true)?;
+        socket.listen(BACKLOG)?;
+    }
+    Ok(socket.into())
+}
+
+impl Bound {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// One for each worker, ready to be moved to its runtime.
+    pub fn into_sockets(self) -> Vec<TcpListener> {
+        self.sockets
+    }
+}

@@ -1,0 +1,155 @@
+//! A budget for HTTP/2 frames that cost us work and the peer nothing.
+//!
+//! The h2 crate bounds the memory such floods take, and ends the connection for
+//! some of them; SETTINGS, PING, PRIORITY, unknown frames, empty DATA, and streams
+//! reset after we began to work on them, it answers patiently for ever.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const PREFACE: usize = 24;
+const HEADER: usize = 9;
+
+/// What a peer may spend at once, and earns back per second. Clients that measure
+/// round trips with PING, or give up on a hundred streams at once, stay far below.
+const BURST: u32 = 1000;
+const EVERY: Duration = Duration::from_millis(20);
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const PUSH_PROMISE: u8 = 5;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+
+/// Follows the frames of one HTTP/2 connection, headers only.
+#[derive(Debug)]
+pub(super) struct Frames {
+    /// Bytes until the next frame header.
+    skip: usize,
+    header: [u8; HEADER],
+    have: usize,
+    left: u32,
+    earned_until: Instant,
+}
+
+/// The peer has spent its budget.
+#[derive(Debug, thiserror::Error)]
+#[error("flood of HTTP/2 control frames")]
+pub(super) struct Flood;
+
+impl Frames {
+    pub(super) fn new() -> Self {
+        Self {
+            skip: PREFACE,
+            header: [0; HEADER],
+            have: 0,
+            left: BURST,
+            earned_until: Instant::now(),
+        }
+    }
+
+    /// Follows `bytes`, which come right after those of the last call.
+    pub(super) fn check(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = (HEADER - self.have).min(bytes.len());
+            self.header[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken;
+            bytes = &bytes[taken..];
+            if self.have == HEADER {
+                self.frame()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self) -> Result<(), Flood> {
+        let [a, b, c, kind, flags, ..] = self.header;
+        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.have = 0;
+        self.skip = length;
+        let is_free = match kind {
+            DATA => length > 0 || flags & END_STREAM != 0,
+            // These the h2 crate counts or refuses by itself.
+            HEADERS | PUSH_PROMISE | GOAWAY | CONTINUATION => true,
+            // One for each piece of a long answer is normal, and handled at once.
+            WINDOW_UPDATE => true,
+            _ => false,
+        };
+        if is_free { Ok(()) } else { self.spend() }
+    }
+
+    fn spend(&mut self) -> Result<(), Flood> {
+        if self.left == 0 {
+            let now = Instant::now();
+            let earned = now.duration_since(self.earned_until).as_millis() / EVERY.as_millis();
+            let earned = u32::try_from(earned).unwrap_or(BURST).min(BURST);
+            if earned == 0 {
+                return Err(Flood);
+            }
+            self.left = earned;
+            self.earned_until = now;
+        }
+        self.left -= 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RST_STREAM: u8 = 3;
+    const PING: u8 = 6;
+
+    fn frame(kind: u8, length: u8) -> Vec<u8> {
+        let mut bytes = vec![0, 0, length, kind, 0, 0, 0, 0, 1];
+        bytes.resize(HEADER + usize::from(length), 0xaa);
+        bytes
+    }
+
+    fn started() -> Frames {
+        let mut frames = Frames::new();
+        frames.check(&[0; PREFACE]).unwrap();
+        frames
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_pings_or_resets_is_noticed() {
+        for kind in [PING, RST_STREAM, 4, 2, 77] {
+            let mut frames = started();
+            let seen = (0..5000).position(|_| frames.check(&frame(kind, 8)).is_err());
+            assert_eq!(seen, Some(BURST as usize));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_connection_is_no_flood() {
+        let mut frames = started();
+        for _ in 0..100_000 {
+            frames.check(&frame(HEADERS, 40)).unwrap();
+            frames.check(&frame(DATA, 200)).unwrap();
+            frames.check(&frame(WINDOW_UPDATE, 4)).unwrap();
+        }
+        for _ in 0..10_000 {
+            frames.check(&frame(PING, 8)).unwrap();
+            tokio::time::advance(EVERY).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_are_counted_however_they_are_cut() {
+        let mut frames = started();
+        let many: Vec<u8> = (0..BURST + 1).flat_map(|_| frame(PING, 8)).collect();
+        let (last, rest) = many.split_last_chunk::<17>().map(|(a, b)| (b, a)).unwrap();
+        for byte in rest {
+            frames.check(std::slice::from_ref(byte)).unwrap();
+        }
+        assert!(frames.check(last).is_err());
+    }
+}

@@ -1,0 +1,264 @@
+//! Between hyper and the pipeline: what is settled about a request before anybody
+//! looks at its content, and the count of requests under way.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::activity::{Activity, Exchange};
+use crate::lifecycle::Stop;
+use crate::pipeline::Peer;
+use crate::webapp::{ErrorCode, Meta, error_body};
+
+pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// What answers requests: any `Fn(Request<Incoming>, Arc<Peer>)` that gives a
+/// future of a response.
+pub trait Service: Clone + Send + Sync + 'static {
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+    type Future: Future<Output = Response<Self::Body>> + Send + 'static;
+
+    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future;
+}
+
+impl<S, F, B> Service for S
+where
+    S: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Body = B;
+    type Future = F;
+
+    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> F {
+        self(request, peer)
+    }
+}
+
+/// One connection's way to the service.
+#[derive(Clone, Debug)]
+pub(super) struct Entry<S> {
+    pub(super) service: S,
+    pub(super) peer: Arc<Peer>,
+    pub(super) activity: Arc<Activity>,
+    pub(super) stop: Stop,
+    pub(super) max_headers: usize,
+}
+
+/// The body of every answer: the service's, or that of a refusal made here.
+pub(super) type Answer<B> = Response<Either<Counted<B>, Full<Bytes>>>;
+
+impl<S: Service> Entry<S> {
+    pub(super) fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Answer<S::Body>, BoxError>> + Send + 'static + use<S> {
+        // Begun here and not in the future: the watch must see it when this returns.
+        let exchange = Exchange::begin(&self.activity);
+        let is_http1 = request.version() <= Version::HTTP_11;
+        let is_connect = request.method() == Method::CONNECT;
+        let outcome = match refusal(&request, self.max_headers) {
+            None => Ok(self.service.answer(request, Arc::clone(&self.peer))),
+            Some(refusal) => {
+                self.activity.refuses();
+                Err(refusal)
+            }
+        };
+        let (activity, stop) = (Arc::clone(&self.activity), self.stop.clone());
+        async move {
+            let mut response = match outcome {
+                Err(refusal) => refusal.map(Either::Right),
+                Ok(answer) => {
+                    let response = answer.await;
+                    if is_tunnel(response.status(), is_connect) {
+                        activity.becomes_tunnel();
+                    }
+                    response.map(|body| {
+                        Either::Left(Counted {
+                            body,
+                            _exchange: exchange,
+                        })
+                    })
+                }
+            };
+            let status = response.status();
+            if is_http1 && stop.is_draining() && !is_tunnel(status, is_connect) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Ok(response)
+        }
+    }
+}
+
+fn is_tunnel(status: StatusCode, is_connect: bool) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && status.is_success())
+}
+
+/// What is wrong with a request that hyper has let through.
+fn refusal(request: &Request<Incoming>, max_headers: usize) -> Option<Response<Full<Bytes>>> {
+    if request.headers().len() > max_headers {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Some(refuse(request, status, "Too many header fields"));
+    }
+    if !names_one_host(request) {
+        return Some(refuse(
+            request,
+            StatusCode::BAD_REQUEST,
+            "Host is missing, repeated, malformed, or not that of the request target",
+        ));
+    }
+    None
+}
+
+fn refuse<B>(request: &Request<B>, status: StatusCode, details: &str) -> Response<Full<Bytes>> {
+    let body = error_body(ErrorCode::InvalidRequest, details, Meta::WEBAPP);
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if request.version() <= Version::HTTP_11 {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// RFC 9112 3.2 and RFC 9113 8.3.1: a request names one host, once, and means it.
+/// Were `Host` and the target to differ, two parties could route it differently.
+pub(super) fn names_one_host<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (host, second) = (hosts.next().map(HeaderValue::as_bytes), hosts.next());
+    let target = request.uri().authority().map(|a| a.as_str().as_bytes());
+    if second.is_some() || ![host, target].into_iter().flatten().all(is_host) {
+        return false;
+    }
+    match (host, target) {
+        (Some(host), Some(target)) => host.eq_ignore_ascii_case(target),
+        (Some(_), None) => true,
+        (None, Some(_)) => request.version() != Version::HTTP_11,
+        (None, None) => request.version() == Version::HTTP_10,
+    }
+}
+
+/// `name`, `1.2.3.4` or `[::1]`, with or without a port; no user, no lists.
+fn is_host(text: &[u8]) -> bool {
+    let (name, port) = match text {
+        [b'[', rest @ ..] => match memchr::memchr(b']', rest) {
+            Some(end) => (&rest[..end], &rest[end + 1..]),
+            None => return false,
+        },
+        _ => text.split_at(memchr::memchr(b':', text).unwrap_or(text.len())),
+    };
+    let in_brackets = text.first() == Some(&b'[');
+    let is_name = !name.is_empty()
+        && name.iter().all(|&byte| match byte {
+            b':' => in_brackets,
+            b'-' | b'.' | b'_' | b'~' => true,
+            _ => byte.is_ascii_alphanumeric(),
+        });
+    let is_port = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    is_name && is_port
+}
+
+pin_project_lite::pin_project! {
+    /// A body that counts as a request under way until it is dropped.
+    #[derive(Debug)]
+    pub(super) struct Counted<B> {
+        #[pin]
+        body: B,
+        _exchange: Exchange,
+    }
+}
+
+impl<B: Body> Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: Version, target: &str, hosts: &[&str]) -> Request<()> {
+        let mut request = Request::builder().version(version).uri(target);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        request.body(()).unwrap()
+    }
+
+    #[test]
+    fn a_request_that_names_one_host_passes() {
+        use Version as V;
+        let good: &[(V, &str, &[&str])] = &[
+            (V::HTTP_11, "/", &["example.org"]),
+            (V::HTTP_11, "/", &["Example.org:8443"]),
+            (V::HTTP_11, "/", &["[::1]:8443"]),
+            (V::HTTP_11, "/", &["web_app-1"]),
+            (V::HTTP_11, "http://example.org/", &["EXAMPLE.org"]),
+            (V::HTTP_10, "/", &[]),
+            (V::HTTP_2, "https://example.org/", &[]),
+            (V::HTTP_2, "https://example.org/", &["example.org"]),
+            (V::HTTP_2, "/", &["example.org"]),
+        ];
+        for (version, target, hosts) in good {
+            let request = request(*version, target, hosts);
+            assert!(names_one_host(&request), "{target} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_names_no_host_or_two_is_refused() {
+        use Version as V;
+        let bad: &[(V, &str, &[&str])] = &[
+            (V::HTTP_11, "/", &[]),
+            (V::HTTP_11, "/", &[""]),
+            (V::HTTP_11, "/", &["a", "a"]),
+            (V::HTTP_11, "/", &["a,b"]),
+            (V::HTTP_11, "/", &["a b"]),
+            (V::HTTP_11, "/", &["a/b"]),
+            (V::HTTP_11, "/", &["user@a"]),
+            (V::HTTP_11, "/", &["a:80:80"]),
+            (V::HTTP_11, "/", &["a:http"]),
+            (V::HTTP_11, "/", &["[::1"]),
+            (V::HTTP_11, "/", &["::1"]),
+            (V::HTTP_11, "http://example.org/", &["other.org"]),
+            (V::HTTP_11, "http://example.org/", &[]),
+            (V::HTTP_11, "http://user@example.org/", &["example.org"]),
+            (V::HTTP_2, "/", &[]),
+            (V::HTTP_2, "https://example.org/", &["other.org"]),
+        ];
+        for (version, target, hosts) in bad {
+            let request = request(*version, target, hosts);
+            assert!(!names_one_host(&request), "{target} {hosts:?}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Caps, timeouts, drain and abort of plain HTTP/1 connections.
+
+use super::*;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const SLOW: &str = "GET /slow HTTP/1.1\r\nHost: a\r\n\r\n";
+const SHORT: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn all_workers_share_one_address_and_a_busy_one_is_refused_at_once() {
+    let first = bind(&settings(), 3).unwrap();
+    let address = first.address();
+    let again = config::Listener {
+        address,
+        ..settings()
+    };
+    let refused = bind(&again, 3).unwrap_err();
+    assert!(matches!(refused, Error::Busy { address: busy } if busy == address));
+    let sockets = first.into_sockets();
+    assert_eq!(sockets.len(), 3);
+    assert!(sockets.iter().all(|s| s.local_addr().unwrap() == address));
+    drop(sockets);
+    assert_eq!(bind(&again, 2).unwrap().address(), address);
+}
+
+#[tokio::test]
+async fn connections_over_the_cap_wait_for_a_slot_whatever_worker_they_come_to() {
+    let gate = Gate::start(config::Listener {
+        max_connections: 1,
+        ..settings()
+    });
+    for _ in 0..8 {
+        let mut first = gate.connect().await;
+        first.send(GET).await;
+        first.until("[/ 0]").await;
+        let mut second = gate.connect().await;
+        second.send(GET).await;
+        assert_eq!(gate.metrics.connections_open.get(), 1);
+        drop(first);
+        second.until("[/ 0]").await;
+    }
+    assert_eq!(gate.metrics.connections.get(), 16);
+}
+
+#[tokio::test]
+async fn a_raised_cap_lets_those_in_who_wait() {
+    let gate = Gate::start(config::Listener {
+        max_connections: 1,
+        ..settings()
+    });
+    let mut first = gate.connect().await;
+    first.send(GET).await;
+    first.until("[/ 0]").await;
+    let mut second = gate.connect().await;
+    second.send(GET).await;
+    gate.slots.resize(2);
+    second.until("[/ 0]").await;
+    assert_eq!(gate.metrics.connections_open.get(), 2);
+}
+
+#[tokio::test]
+async fn a_head_that_drips_in_is_answered_408_however_steadily_it_drips() {
+    let gate = Gate::start(config::Listener {
+        header_timeout: SHORT,
+        ..settings()
+    });
+    let mut raw = gate.connect().await;
+    let began = Instant::now();
+    let answer = loop {
+        raw.send("X").await;
+        let mut byte = [0; 1];
+        if let Ok(Ok(_)) = timeout(SHORT / 10, raw.0.peek(&mut byte)).await {
+            break raw.rest().await;
+        }
+        assert!(began.elapsed() < PATIENCE, "never refused");
+    };
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+    assert!(began.elapsed() >= SHORT);
+    assert_eq!(gate.ends(ConnectionEnd::HeaderTimeout), 1);
+}
+
+#[tokio::test]
+async fn the_second_head_on_a_connection_has_its_own_deadline() {
+    let gate = Gate::start(config::Listener {
+        header_timeout: SHORT,
+        ..settings()
+    });
+    let mut raw = gate.connect().await;
+    raw.send(GET).await;
+    raw.until("[/ 0]").await;
+    sleep(SHORT * 2).await; // longer than a head may take: it has not begun
+    raw.send("GET / HTTP/1.1\r\n").await;
+    assert!(raw.rest().await.starts_with("HTTP/1.1 408"));
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_is_closed_after_the_idle_time() {
+    let gate = Gate::start(config::Listener {
+        idle_timeout: SHORT,
+        ..settings()
+    });
+    let mut silent = gate.connect().await;
+    let mut kept_alive = gate.connect().await;
+    kept_alive.send(GET).await;
+    kept_alive.until("[/ 0]").await;
+    assert_eq!(silent.rest().await, "");
+    assert_eq!(kept_alive.rest().await, "");
+    drop((silent, kept_alive));
+    eventually("both are counted", || gate.ends(ConnectionEnd::Idle) == 2).await;
+}
+
+#[tokio::test]
+async fn a_slow_answer_or_a_slow_body_is_not_idle() {
+    let gate = Gate::start(config::Listener {
+        idle_timeout: SHORT,
+        header_timeout: SHORT,
+        ..settings()
+    });
+    let (mut slow, mut upload) = (gate.connect().await, gate.connect().await);
+    slow.send(SLOW).await;
+    upload
+        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc")
+        .await;
+    sleep(SHORT * 4).await;
+    upload.send("def").await;
+    upload.until("[/ 6]").await;
+    gate.slow.add_permits(1);
+    slow.until("[/slow 0]").await;
+}
+
+#[tokio::test]
+async fn a_drain_finishes_what_has_begun_and_says_close() {
+    let gate = Gate::start(settings());
+    let (mut busy, mut idle) = (gate.connect().await, gate.connect().await);
+    idle.send(GET).await;
+    idle.until("[/ 0]").await;
+    busy.send(SLOW).await;
+    eventually("both are open", || gate.metrics.connections_open.get() == 2).await;
+    gate.stop.drain();
+    assert_eq!(idle.rest().await, "", "an idle connection is closed");
+    gate.slow.add_permits(1);
+    let answer = busy.rest().await;
+    assert!(answer.contains("connection: close\r\n"), "{answer:?}");
+    assert!(answer.ends_with("[/slow 0]"));
+    drop((busy, idle));
+    gate.ended().await;
+    assert!(TcpStream::connect(gate.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_connection_in_the_backlog_is_served_once_when_a_drain_begins() {
+    let gate = Gate::start(settings());
+    // Nothing is awaited in between: the workers have not seen these connections.
+    let mut waiting: Vec<_> = (0..8)
+        .map(|_| std::net::TcpStream::connect(gate.address).unwrap())
+        .collect();
+    gate.stop.drain();
+    for tcp in waiting.drain(..) {
+        tcp.set_nonblocking(true).unwrap();
+        let mut raw = Raw(TcpStream::from_std(tcp).unwrap());
+        raw.send(GET).await;
+        let answer = raw.rest().await;
+        assert!(answer.ends_with("[/ 0]"), "{answer:?}");
+        assert!(answer.contains("connection: close\r\n"));
+    }
+    gate.ended().await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_client_that_never_asks() {
+    let gate = Gate::start(settings());
+    let mut silent = gate.connect().await;
+    eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
+    gate.stop.drain();
+    assert_eq!(silent.rest().await, "");
+    drop(silent);
+    gate.ended().await;
+}
+
+#[tokio::test]
+async fn an_abort_drops_everything_now() {
+    let gate = Gate::start(settings());
+    let mut busy = gate.connect().await;
+    busy.send(SLOW).await;
+    eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
+    gate.stop.abort();
+    gate.ended().await;
+    assert_eq!(gate.ends(ConnectionEnd::Aborted), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_slot_and_is_no_failure() {
+    let gate = Gate::start(settings());
+    let mut busy = gate.connect().await;
+    busy.send(SLOW).await;
+    eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
+    drop(busy);
+    eventually("it is gone", || gate.metrics.connections_open.get() == 0).await;
+    assert_eq!(gate.ends(ConnectionEnd::Protocol), 0);
+    gate.stop.drain();
+    gate.ended().await;
+}

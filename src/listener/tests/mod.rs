@@ -1,0 +1,195 @@
+//! The real listener on real sockets, with a small service behind it.
+
+mod framing;
+mod life;
+mod secured;
+mod streams;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::{Request, Response, StatusCode};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+use crate::config;
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::{ConnectionEnd, Metrics};
+use crate::pipeline::Peer;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+fn settings() -> config::Listener {
+    config::Listener {
+        address: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
+        max_connections: 100,
+        handshake_timeout: PATIENCE,
+        header_timeout: PATIENCE,
+        idle_timeout: PATIENCE,
+        max_header_bytes: 16 * 1024,
+        max_headers: 50,
+        max_streams: 100,
+    }
+}
+
+/// A running listener with two workers.
+struct Gate {
+    address: SocketAddr,
+    stop: Stop,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+    slots: Arc<Slots>,
+    tls: Option<Arc<Tls>>,
+    /// One permit lets one request to `/slow` go on.
+    slow: Arc<Semaphore>,
+}
+
+impl Gate {
+    fn start(settings: config::Listener) -> Self {
+        let metrics = Metrics::new();
+        let bound = bind(&settings, 2).unwrap();
+        let tls = settings.tls.as_ref();
+        let tls = tls.map(|tls| Tls::open(tls, &metrics).unwrap());
+        let gate = Self {
+            address: bound.address(),
+            stop: Stop::default(),
+            tasks: Tasks::new(Handle::current()),
+            slots: Slots::new(settings.max_connections),
+            metrics,
+            tls,
+            slow: Arc::new(Semaphore::new(0)),
+        };
+        let settings = Arc::new(ArcSwap::from_pointee(settings));
+        for socket in bound.into_sockets() {
+            let slow = Arc::clone(&gate.slow);
+            let parts = Parts {
+                settings: Arc::clone(&settings),
+                tls: gate.tls.clone(),
+                service: move |request, peer| answer(request, peer, Arc::clone(&slow)),
+                tasks: gate.tasks.clone(),
+                stop: gate.stop.clone(),
+                metrics: Arc::clone(&gate.metrics),
+                slots: Arc::clone(&gate.slots),
+            };
+            gate.tasks.spawn("worker", serve(socket, parts));
+        }
+        gate
+    }
+
+    async fn connect(&self) -> Raw {
+        Raw(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// Sends all of `text`; gives all that comes back until the gate closes.
+    async fn exchange(&self, text: impl AsRef<[u8]>) -> String {
+        let mut raw = self.connect().await;
+        raw.send(text).await;
+        raw.rest().await
+    }
+
+    fn ends(&self, why: ConnectionEnd) -> u64 {
+        self.metrics.connection_ends.value(why)
+    }
+
+    async fn ended(&self) {
+        timeout(PATIENCE, self.tasks.wait()).await.unwrap();
+        assert_eq!(self.tasks.failed(), 0);
+        assert_eq!(self.metrics.connections_open.get(), 0);
+    }
+}
+
+async fn eventually(what: &str, is_true: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_true() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Says what it was asked; `/slow` waits first, `/early` leaves the body unread,
+/// `/tunnel` turns into an echo.
+async fn answer(
+    mut request: Request<Incoming>,
+    peer: Arc<Peer>,
+    slow: Arc<Semaphore>,
+) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
+        "/slow" => slow.acquire().await.unwrap().forget(),
+        "/early" => return Response::new(Full::from("early")),
+        "/tunnel" => return tunnel(&mut request),
+        _ => {}
+    }
+    let Ok(body) = request.into_body().collect().await else {
+        let mut bad = Response::new(Full::from("bad body"));
+        *bad.status_mut() = StatusCode::BAD_REQUEST;
+        return bad;
+    };
+    let facts = peer.tls.as_ref().map_or_else(String::new, |tls| {
+        let name = tls.server_name.as_deref().unwrap_or("-");
+        format!(" name={name} tls13={}", tls.is_tls13)
+    });
+    let text = format!("[{path} {}{facts}]", body.to_bytes().len());
+    Response::new(Full::from(text))
+}
+
+fn tunnel(request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
+    let upgrade = hyper::upgrade::on(request);
+    Tasks::new(Handle::current()).spawn("tunnel", async {
+        let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
+        let mut bytes = [0; 64];
+        while let Ok(count @ 1..) = io.read(&mut bytes).await {
+            io.write_all(&bytes[..count]).await.unwrap();
+        }
+    });
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert("connection", "upgrade".parse().unwrap());
+    headers.insert("upgrade", "echo".parse().unwrap());
+    response
+}
+
+/// A client that says exactly what it is told to.
+struct Raw(TcpStream);
+
+impl Raw {
+    async fn send(&mut self, text: impl AsRef<[u8]>) {
+        // The gate may have had enough before the end.
+        let _ = self.0.write_all(text.as_ref()).await;
+    }
+
+    /// Reads until `end` has been seen.
+    async fn until(&mut self, end: &str) -> String {
+        let mut text = Vec::new();
+        let read = async {
+            while !text.ends_with(end.as_bytes()) {
+                match self.0.read_u8().await {
+                    Ok(byte) => text.push(byte),
+                    Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&text)),
+                }
+            }
+        };
+        timeout(PATIENCE, read).await.unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    /// Reads until the gate closes.
+    async fn rest(&mut self) -> String {
+        let mut text = Vec::new();
+        let read = self.0.read_to_end(&mut text);
+        timeout(PATIENCE, read).await.unwrap().unwrap();
+        String::from_utf8(text).unwrap()
+    }
+}

@@ -1,0 +1,383 @@
+//! TLS: certificates by name and their change, versions, ALPN, handshakes.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::*;
+use crate::config::{CertificateFiles, ListenerTls};
+use crate::metrics::Reload;
+
+/// Certificates in a folder of their own.
+pub(super) struct Folder(TempDir);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A self-signed pair for `names` in `<folder>/<at>.crt` and `.key`.
+    pub(super) fn pair(&self, at: &str, names: &[&str]) -> CertificateFiles {
+        self.pair_until(at, names, 2100)
+    }
+
+    fn pair_until(&self, at: &str, names: &[&str], year: i32) -> CertificateFiles {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let files = CertificateFiles {
+            certificate: self.path(&format!("{at}.crt")),
+            key: self.path(&format!("{at}.key")),
+        };
+        std::fs::write(&files.certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        files
+    }
+}
+
+pub(super) fn secured(certificates: Vec<CertificateFiles>) -> config::Listener {
+    config::Listener {
+        tls: Some(ListenerTls {
+            certificates,
+            only_tls13: false,
+        }),
+        ..settings()
+    }
+}
+
+fn certificate(path: &Path) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(path).unwrap()
+}
+
+pub(super) struct Client {
+    config: ClientConfig,
+}
+
+impl Client {
+    pub(super) fn trusting(files: &[&CertificateFiles], alpn: &[&str]) -> Self {
+        Self::with_versions(files, alpn, rustls::ALL_VERSIONS)
+    }
+
+    fn with_versions(
+        files: &[&CertificateFiles],
+        alpn: &[&str],
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Self {
+        let mut roots = RootCertStore::empty();
+        for files in files {
+            roots.add(certificate(&files.certificate)).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+        Self { config }
+    }
+
+    pub(super) async fn connect(
+        &self,
+        gate: &Gate,
+        name: &str,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(gate.address).await?;
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connector = TlsConnector::from(Arc::new(self.config.clone()));
+        timeout(PATIENCE, connector.connect(name, tcp))
+            .await
+            .unwrap()
+    }
+
+    async fn ask(&self, gate: &Gate, name: &str) -> std::io::Result<String> {
+        let mut tls = self.connect(gate, name).await?;
+        let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
+        tls.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        timeout(PATIENCE, tls.read_to_string(&mut answer))
+            .await
+            .unwrap()?;
+        Ok(answer)
+    }
+}
+
+fn shown(tls: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+    tls.get_ref().1.peer_certificates().unwrap()[0]
+        .clone()
+        .into_owned()
+}
+
+#[tokio::test]
+async fn each_name_gets_its_certificate_and_strangers_the_first() {
+    let folder = Folder::new();
+    let first = folder.pair("first", &["one.test"]);
+    let wild = folder.pair("wild", &["*.two.test", "two.test"]);
+    let gate = Gate::start(secured(vec![first.clone(), wild.clone()]));
+    let client = Client::trusting(&[&first, &wild], &[]);
+    let expected = [
+        ("one.test", &first),
+        ("a.two.test", &wild),
+        ("TWO.test", &wild),
+    ];
+    for (name, files) in expected {
+        let tls = client.connect(&gate, name).await.unwrap();
+        assert_eq!(shown(&tls), certificate(&files.certificate), "{name}");
+    }
+    let stranger = client.connect(&gate, "three.test").await.unwrap_err();
+    assert!(
+        stranger.to_string().contains("not valid for name"),
+        "{stranger}"
+    );
+    assert!(client.connect(&gate, "a.b.two.test").await.is_err());
+    eventually("refusals are counted", || {
+        gate.ends(ConnectionEnd::Handshake) == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn both_versions_are_spoken_unless_only_the_newer_is_wanted() {
+    let folder = Folder::new();
+    let files = folder.pair("a", &["one.test"]);
+    let old = Client::with_versions(&[&files], &[], &[&rustls::version::TLS12]);
+    let new = Client::with_versions(&[&files], &[], &[&rustls::version::TLS13]);
+    let mut settings = secured(vec![files.clone()]);
+    let gate = Gate::start(settings.clone());
+    let answer = old.ask(&gate, "one.test").await.unwrap();
+    assert!(
+        answer.ends_with("[/ 0 name=one.test tls13=false]"),
+        "{answer}"
+    );
+    let answer = new.ask(&gate, "one.test").await.unwrap();
+    assert!(
+        answer.ends_with("[/ 0 name=one.test tls13=true]"),
+        "{answer}"
+    );
+
+    settings.tls.as_mut().unwrap().only_tls13 = true;
+    gate.tls
+        .as_ref()
+        .unwrap()
+        .replace(settings.tls.as_ref().unwrap())
+        .unwrap();
+    assert!(old.ask(&gate, "one.test").await.is_err());
+    assert!(new.ask(&gate, "one.test").await.is_ok());
+}
+
+#[tokio::test]
+async fn the_post_quantum_group_is_used_when_the_client_has_it() {
+    let folder = Folder::new();
+    let files = folder.pair("a", &["one.test"]);
+    let gate = Gate::start(secured(vec![files.clone()]));
+    let tls = Client::trusting(&[&files], &[])
+        .connect(&gate, "one.test")
+        .await
+        .unwrap();
+    let group = tls
+        .get_ref()
+        .1
+        .negotiated_key_exchange_group()
+        .unwrap()
+        .name();
+    assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+}
+
+#[tokio::test]
+async fn the_better_protocol_that_both_speak_is_chosen() {
+    let folder = Folder::new();
+    let files = folder.pair("a", &["one.test"]);
+    let gate = Gate::start(secured(vec![files.clone()]));
+    let cases: &[(&[&str], Option<&[u8]>)] = &[
+        (&["http/1.1", "h2"], Some(b"h2")),
+        (&["http/1.1"], Some(b"http/1.1")),
+        (&[], None),
+    ];
+    for (offered, chosen) in cases {
+        let tls = Client::trusting(&[&files], offered)
+            .connect(&gate, "one.test")
+            .await
+            .unwrap();
+        assert_eq!(tls.get_ref().1.alpn_protocol(), *chosen);
+    }
+}
+
+#[tokio::test]
+async fn a_switched_link_is_noticed_and_a_bad_pair_keeps_the_old_one() {
+    let folder = Folder::new();
+    for version in ["v1", "v2", "bad"] {
+        std::fs::create_dir(folder.path(version)).unwrap();
+        folder.pair(&format!("{version}/tls"), &["one.test"]);
+    }
+    std::fs::copy(folder.path("v1/tls.key"), folder.path("bad/tls.key")).unwrap();
+    let switch = |to: &str| {
+        symlink(to, folder.path("new")).unwrap();
+        std::fs::rename(folder.path("new"), folder.path("current")).unwrap();
+    };
+    switch("v1");
+    let current = CertificateFiles {
+        certificate: folder.path("current/tls.crt"),
+        key: folder.path("current/tls.key"),
+    };
+    let (v1, v2) = (folder.path("v1/tls.crt"), folder.path("v2/tls.crt"));
+    let trusted = [&v1, &v2].map(|path| CertificateFiles {
+        certificate: path.clone(),
+        key: path.clone(),
+    });
+    let client = Client::trusting(&[&trusted[0], &trusted[1]], &[]);
+    let gate = Gate::start(secured(vec![current]));
+    let tls = Arc::clone(gate.tls.as_ref().unwrap());
+    gate.tasks.spawn(
+        "certificates",
+        Arc::clone(&tls).watch(gate.stop.clone(), Arc::new(Notify::new())),
+    );
+    let reloads = |outcome| gate.metrics.certificate_reloads.value(outcome);
+
+    assert_eq!(
+        shown(&client.connect(&gate, "one.test").await.unwrap()),
+        certificate(&v1)
+    );
+    switch("bad");
+    eventually("the bad pair is refused", || reloads(Reload::Refused) == 1).await;
+    assert_eq!(
+        shown(&client.connect(&gate, "one.test").await.unwrap()),
+        certificate(&v1)
+    );
+    assert!(!tls.reload().unwrap(), "once per content");
+    switch("v2");
+    eventually("the good pair is in use", || reloads(Reload::Applied) == 1).await;
+    assert_eq!(
+        shown(&client.connect(&gate, "one.test").await.unwrap()),
+        certificate(&v2)
+    );
+    assert_eq!(reloads(Reload::Refused), 1);
+    gate.stop.drain();
+    gate.ended().await;
+}
+
+#[tokio::test]
+async fn hup_looks_at_once() {
+    let folder = Folder::new();
+    let files = folder.pair("a", &["one.test"]);
+    let metrics = Metrics::new();
+    let tls = Tls::open(secured(vec![files]).tls.as_ref().unwrap(), &metrics).unwrap();
+    let (stop, hup, tasks) = (
+        Stop::default(),
+        Arc::new(Notify::new()),
+        Tasks::new(Handle::current()),
+    );
+    tasks.spawn("certificates", tls.watch(stop.clone(), Arc::clone(&hup)));
+    hup.notify_one();
+    eventually("looked", || {
+        metrics.certificate_reloads.value(Reload::Unchanged) == 1
+    })
+    .await;
+    stop.drain();
+    timeout(PATIENCE, tasks.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pair_that_cannot_be_used_is_refused_with_its_file_and_what_to_do() {
+    let folder = Folder::new();
+    let (one, two) = (
+        folder.pair("one", &["one.test"]),
+        folder.pair("two", &["two.test"]),
+    );
+    let empty = folder.path("empty");
+    std::fs::write(&empty, "nothing here").unwrap();
+    let broken = folder.path("broken");
+    std::fs::write(&broken, "-----BEGIN CERTIFICATE-----\n???\n").unwrap();
+    let missing = folder.path("missing");
+    let cases = [
+        (
+            &one.certificate,
+            &two.key,
+            "does not belong to the certificate",
+        ),
+        (&missing, &one.key, "cannot read"),
+        (&empty, &one.key, "no certificate in"),
+        (&one.certificate, &empty, "no private key in"),
+        (&broken, &one.key, "not well-formed PEM"),
+    ];
+    for (certificate, key, expected) in cases {
+        let pair = CertificateFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        };
+        let settings = secured(vec![pair]).tls.unwrap();
+        let refused = Tls::open(&settings, &Metrics::new())
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains(expected), "{refused}");
+        assert!(
+            refused.contains(folder.0.path().to_str().unwrap()),
+            "{refused}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_served_and_its_date_can_be_seen() {
+    let folder = Folder::new();
+    let files = folder.pair_until("old", &["one.test"], 2001);
+    let gate = Gate::start(secured(vec![files.clone()]));
+    let name = files.certificate.display().to_string();
+    let expiry = &gate.metrics.certificate_expiry;
+    assert_eq!(expiry.with_label_values(&[&name]).get(), 978_307_200);
+    let refused = Client::trusting(&[&files], &[])
+        .connect(&gate, "one.test")
+        .await;
+    assert!(refused.unwrap_err().to_string().contains("expired"));
+
+    let next = folder.pair("next", &["one.test"]);
+    let tls = gate.tls.as_ref().unwrap();
+    tls.replace(secured(vec![next.clone()]).tls.as_ref().unwrap())
+        .unwrap();
+    assert!(
+        Client::trusting(&[&next], &[])
+            .connect(&gate, "one.test")
+            .await
+            .is_ok()
+    );
+    assert!(
+        !gate.metrics.text().contains("old.crt"),
+        "its date is gone with it"
+    );
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_too_long_is_ended() {
+    let folder = Folder::new();
+    let files = folder.pair("a", &["one.test"]);
+    let gate = Gate::start(config::Listener {
+        handshake_timeout: Duration::from_millis(200),
+        ..secured(vec![files])
+    });
+    let mut raw = gate.connect().await;
+    raw.send([0x16, 0x03, 0x01]).await;
+    assert_eq!(raw.rest().await, "");
+    assert_eq!(gate.ends(ConnectionEnd::HandshakeTimeout), 1);
+    assert!(
+        gate.exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .len()
+            < 20,
+        "an alert at most"
+    );
+    eventually("not TLS is counted", || {
+        gate.ends(ConnectionEnd::Handshake) == 1
+    })
+    .await;
+}

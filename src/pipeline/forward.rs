@@ -1,0 +1,237 @@
+//! Stage 5: send, at most one repeat after a refused lease, deadlines.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
+
+use super::answer_body::Body;
+use super::headers;
+use super::inject::{Carried, Stripped, inject};
+use super::pace::Pace;
+use super::record::Record;
+use super::reject::Rejection;
+use super::request_body::{BodyFailure, RequestBody};
+use super::streaming::{Flows, Streaming, scrub};
+use crate::config::{self, Route};
+use crate::metrics::{Metrics, Repeat};
+use crate::upstream::{
+    AnswerBody, Connections, Lease, NoLease, SendError, SendErrorKind, Turn, Upstream,
+};
+
+/// Answers up to this length are read whole before they go down: their upstream
+/// connection is free at once, however slowly the client reads.
+const SMALL: u64 = 16 * 1024;
+
+/// What forwarding needs besides the request.
+#[derive(Debug)]
+pub(super) struct Way<'a> {
+    pub upstream: &'a Arc<Upstream>,
+    pub connections: &'a Connections<RequestBody>,
+    pub settings: &'a config::Upstream,
+    pub http: &'a config::Http,
+    pub route: &'a Route,
+    pub metrics: &'a Arc<Metrics>,
+    pub flows: &'a Flows,
+    /// End of the whole exchange.
+    pub deadline: Instant,
+}
+
+type Answer = Response<AnswerBody>;
+
+impl Way<'_> {
+    /// Sends a request with `carried` and gives back what the client gets to see.
+    pub(super) async fn forward(
+        &self,
+        request: &Stripped,
+        body: RequestBody,
+        carried: Carried,
+        record: &mut Record,
+    ) -> Result<Response<Body>, Rejection> {
+        let turn = self.turn().await?;
+        let exchange = self.exchange(request, body, carried, record);
+        let (answer, carried) = timeout_at(self.deadline, exchange)
+            .await
+            .map_err(|_| Rejection::UpstreamTimeout)??;
+        record.answered_upstream(answer.status());
+        self.hand_down(answer, &carried, turn).await
+    }
+
+    async fn turn(&self) -> Result<Turn, Rejection> {
+        self.upstream
+            .turn()
+            .await
+            .map_err(|_| Rejection::Overloaded)
+    }
+
+    /// One exchange; a second one if the upstream refused the lease.
+    async fn exchange(
+        &self,
+        request: &Stripped,
+        body: RequestBody,
+        carried: Carried,
+        record: &mut Record,
+    ) -> Result<(Answer, Carried), Rejection> {
+        let answer = self.send(request, body, &carried, record).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return Ok((answer, carried));
+        }
+        // The upstream refused our lease, not the client: a 401 must not reach the client,
+        // who would take it for its own token. Repeat only what can be sent twice.
+        let lease = match &carried {
+            // The client's own credential: the verdict is meant for the client.
+            Carried::Client(_) | Carried::Nothing => return Ok((answer, carried)),
+            Carried::Session(lease) => {
+                drop(answer);
+                self.replacement(lease).await?
+            }
+            Carried::ApiKey(_) => {
+                warn!("upstream refused the API key; using the session's token instead");
+                self.session_lease().await?
+            }
+        };
+        let carried = Carried::Session(lease);
+        let body = request.body().again().ok_or(Rejection::RetryLater)?;
+        record.repeated();
+        self.metrics.upstream_repeats.add(Repeat::Refused);
+        match self.send(request, body, &carried, record).await? {
+            answer if answer.status() == StatusCode::UNAUTHORIZED => Err(Rejection::UpstreamLogin),
+            answer => Ok((answer, carried)),
+        }
+    }
+
+    /// The lease that the session has now.
+    pub(super) async fn session_lease(&self) -> Result<Arc<Lease>, Rejection> {
+        let session = self
+            .upstream
+            .session()
+            .ok_or(Rejection::Internal("no login is configured"))?;
+        self.within_deadline(session.lease()).await
+    }
+
+    async fn replacement(&self, refused: &Lease) -> Result<Arc<Lease>, Rejection> {
+        let session = self
+            .upstream
+            .session()
+            .ok_or(Rejection::Internal("no login is configured"))?;
+        self.within_deadline(session.replace(refused)).await
+    }
+
+    async fn within_deadline(
+        &self,
+        lease: impl Future<Output = Result<Arc<Lease>, NoLease>>,
+    ) -> Result<Arc<Lease>, Rejection> {
+        match timeout_at(self.deadline, lease).await {
+            Ok(lease) => lease.map_err(Rejection::NoLease),
+            Err(_) => Err(Rejection::UpstreamTimeout),
+        }
+    }
+
+    /// One try, and one more on a fresh connection when a kept-alive one turned out
+    /// dead and the request is safe to repeat.
+    async fn send(
+        &self,
+        request: &Stripped,
+        body: RequestBody,
+        carried: &Carried,
+        record: &mut Record,
+    ) -> Result<Answer, Rejection> {
+        self.metrics.injected.add(carried.label());
+        let outbound = inject(request, body, carried).into_request();
+        let error = match self.connections.send(outbound, self.first_byte()).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let Some(again) = second_try(request, &error, carried) else {
+            return Err(refusal(request, error));
+        };
+        record.repeated();
+        self.metrics.upstream_repeats.add(Repeat::DeadConnection);
+        self.connections
+            .send_fresh(again, self.first_byte())
+            .await
+            .map_err(|error| refusal(request, error))
+    }
+
+    fn first_byte(&self) -> Duration {
+        let settings = self.settings.first_byte_timeout;
+        self.route.first_byte_timeout.unwrap_or(settings)
+    }
+
+    async fn hand_down(
+        &self,
+        answer: Answer,
+        carried: &Carried,
+        turn: Turn,
+    ) -> Result<Response<Body>, Rejection> {
+        let (mut head, body) = answer.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Rejection::BadAnswer("upstream switched protocols unasked"));
+        }
+        headers::clean_answer(&mut head.headers, carried.secret());
+        if body.is_end_stream() {
+            return Ok(Response::from_parts(head, Body::empty()));
+        }
+        let secret = carried.secret();
+        if body
+            .size_hint()
+            .exact()
+            .is_some_and(|length| length <= SMALL)
+        {
+            let bytes = self.read_whole(body).await?;
+            let bytes = secret.map_or(bytes.clone(), |secret| scrub(bytes, secret));
+            return Ok(Response::from_parts(head, Body::full(bytes)));
+        }
+        let idle = self.settings.body_idle_timeout;
+        let pace = Pace::new(idle, self.http.min_body_rate, self.deadline);
+        let streaming = Streaming::new(body, turn, pace, secret.cloned(), self.flows);
+        Ok(Response::from_parts(head, Body::streaming(streaming)))
+    }
+
+    async fn read_whole(&self, body: AnswerBody) -> Result<Bytes, Rejection> {
+        let limit = self
+            .deadline
+            .min(Instant::now() + self.settings.body_idle_timeout);
+        match timeout_at(limit, body.collect()).await {
+            Ok(Ok(whole)) => Ok(whole.to_bytes()),
+            Ok(Err(_)) => Err(Rejection::BadAnswer("upstream's answer broke off")),
+            Err(_) => Err(Rejection::UpstreamTimeout),
+        }
+    }
+}
+
+/// The request for a second try, if a dead kept-alive connection was all that was wrong.
+fn second_try(
+    request: &Stripped,
+    error: &SendError<RequestBody>,
+    carried: &Carried,
+) -> Option<Request<RequestBody>> {
+    if error.kind != SendErrorKind::DeadConnection {
+        return None;
+    }
+    if error.unsent.is_none() && !request.is_idempotent() {
+        return None;
+    }
+    let body = request.body().again()?;
+    Some(inject(request, body, carried).into_request())
+}
+
+fn refusal(request: &Stripped, error: SendError<RequestBody>) -> Rejection {
+    match request.body().failure() {
+        Some(BodyFailure::TooLarge) => return Rejection::TooLarge,
+        Some(BodyFailure::TooSlow) => return Rejection::TooSlow,
+        Some(BodyFailure::Gone) => return Rejection::BadRequest("the body broke off"),
+        None => {}
+    }
+    match error.kind {
+        SendErrorKind::FirstByteTimeout | SendErrorKind::ConnectTimeout => {
+            Rejection::UpstreamTimeout
+        }
+        _ => Rejection::Unreachable(Box::new(error)),
+    }
+}

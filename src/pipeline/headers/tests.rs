@@ -1,0 +1,115 @@
+use std::net::SocketAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn peer(ip: &str) -> Peer {
+    Peer {
+        address: SocketAddr::new(ip.parse().unwrap(), 40_000),
+        local: "127.0.0.1:8443".parse().unwrap(),
+        tls: None,
+    }
+}
+
+fn network(text: &str) -> Network {
+    let (address, prefix) = text.split_once('/').unwrap();
+    Network {
+        address: address.parse().unwrap(),
+        prefix: prefix.parse().unwrap(),
+    }
+}
+
+#[test]
+fn connection_tricks_cannot_take_the_credential_out() {
+    let mut headers = HeaderMap::new();
+    headers.append(
+        CONNECTION,
+        HeaderValue::from_static("authorization, X-Forwarded-For"),
+    );
+    headers.append(CONNECTION, HeaderValue::from_static("x-secret"));
+    headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer client"));
+    headers.insert("x-secret", HeaderValue::from_static("1"));
+    end_at_this_hop(&mut headers);
+    strip_credentials(&mut headers);
+    headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer ours"));
+    assert_eq!(headers.len(), 1);
+}
+
+#[test]
+fn forwarding_fields_from_outside_are_dropped_in_every_spelling() {
+    let mut headers = HeaderMap::new();
+    for name in [
+        "forwarded",
+        "x-forwarded-for",
+        "x_forwarded_for",
+        "x-forwarded-prefix",
+        "x-real-ip",
+    ] {
+        headers.insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_static("10.0.0.1"),
+        );
+    }
+    headers.insert("x-tollgate-client", HeaderValue::from_static("admin"));
+    forwarded(&mut headers, &peer("192.0.2.7"), Some("gate"), &[]);
+    assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
+    assert_eq!(headers[X_FORWARDED_HOST], "gate");
+    assert_eq!(headers[X_FORWARDED_PROTO], "http");
+    assert_eq!(headers.len(), 3);
+}
+
+#[test]
+fn a_trusted_proxy_is_believed_from_the_right_only() {
+    let trusted = [network("10.0.0.0/8"), network("fd00::/8")];
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        X_FORWARDED_FOR,
+        HeaderValue::from_static("6.6.6.6, 192.0.2.9, 10.1.1.1"),
+    );
+    let origin_from =
+        |ip: &str, headers: &HeaderMap| origin(headers, &peer(ip), &trusted).to_string();
+    assert_eq!(origin_from("10.2.2.2", &headers), "192.0.2.9");
+    assert_eq!(origin_from("192.0.2.1", &headers), "192.0.2.1");
+    assert_eq!(origin_from("::ffff:10.2.2.2", &headers), "192.0.2.9");
+    headers.insert(
+        X_FORWARDED_FOR,
+        HeaderValue::from_static("192.0.2.9, unknown"),
+    );
+    assert_eq!(origin_from("fd00::1", &headers), "fd00::1");
+}
+
+#[test]
+fn the_injected_secret_does_not_come_down_in_a_header() {
+    let mut headers = HeaderMap::new();
+    headers.insert("x-echo", HeaderValue::from_static("Bearer s3cret"));
+    headers.insert("alt-svc", HeaderValue::from_static("h3=\":443\""));
+    headers.insert("x-kept", HeaderValue::from_static("1"));
+    clean_answer(&mut headers, Some(&Secret::new("s3cret")));
+    assert_eq!(headers["x-echo"], "[removed]");
+    assert_eq!(headers.len(), 2);
+}
+
+proptest! {
+    #[test]
+    fn nothing_hop_by_hop_survives_and_all_else_does(
+        names in proptest::collection::vec("x-[a-m]{1,6}", 0..8),
+        listed in proptest::collection::vec("y-[a-m]{1,6}", 0..8),
+    ) {
+        let mut headers = HeaderMap::new();
+        for name in names.iter().chain(&listed) {
+            headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("v"));
+        }
+        for name in &HOP_BY_HOP {
+            headers.append(name, HeaderValue::from_static("v"));
+        }
+        headers.insert(CONNECTION, HeaderValue::from_str(&listed.join(" , ")).unwrap());
+        end_at_this_hop(&mut headers);
+        for name in &names {
+            prop_assert!(headers.contains_key(name.as_str()));
+        }
+        for name in listed.iter().map(String::as_str).chain(HOP_BY_HOP.iter().map(HeaderName::as_str)) {
+            prop_assert!(!headers.contains_key(name));
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The buckets of one limit. `governor` does the arithmetic (GCRA); the store is ours,
+//! because it must be bounded and must be able to take a draw back.
+
+use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use governor::RateLimiter;
+use governor::clock::Clock;
+use governor::middleware::StateInformationMiddleware;
+use governor::nanos::Nanos;
+use governor::state::StateStore;
+use governor::state::keyed::ShrinkableKeyedStateStore;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::facts::{RateFacts, ceil_seconds};
+use crate::config::Quota;
+
+/// Lines in which requests wait. Keys may share one; that delays, never denies.
+const LINES: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Buckets {
+    name: Arc<str>,
+    quota: Quota,
+    interval: Duration,
+    burst: NonZeroU32,
+    limiter: RateLimiter<u64, Shared, Monotonic, StateInformationMiddleware>,
+    store: Arc<Store>,
+    hasher: RandomState,
+    lines: Vec<Arc<Semaphore>>,
+}
+
+impl Buckets {
+    pub(super) fn new(name: Arc<str>, quota: Quota, max_keys: usize) -> Self {
+        let burst = NonZeroU32::new(quota.burst).unwrap_or(NonZeroU32::MIN);
+        let interval = interval(quota, burst);
+        let rate = governor::Quota::with_period(interval).expect("an interval is never zero");
+        let store = Arc::new(Store {
+            max: AtomicUsize::new(max_keys),
+            ..Store::default()
+        });
+        let clock = Monotonic(Instant::now());
+        let limiter = RateLimiter::new(rate.allow_burst(burst), Shared(Arc::clone(&store)), clock);
+        Self {
+            name,
+            quota,
+            interval,
+            burst,
+            limiter,
+            store,
+            hasher: RandomState::new(),
+            lines: (0..LINES.min(max_keys.max(1)))
+                .map(|_| Arc::new(Semaphore::new(1)))
+                .collect(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn name_shared(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(super) fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    pub(super) fn remember_at_most(&self, max_keys: usize) {
+        self.store.max.store(max_keys, Ordering::Relaxed);
+    }
+
+    /// The key of a subject. A keyed hash instead of the text: names of any length
+    /// that clients make up take no memory here, and 64 bits nobody can aim at do
+    /// not meet by accident.
+    pub(super) fn key(&self, subject: impl Hash) -> u64 {
+        self.hasher.hash_one(subject)
+    }
+
+    /// Draws one; how many are left, or how long until there is one.
+    pub(super) fn spend(&self, key: u64) -> Result<u32, Duration> {
+        match self.limiter.check_key(&key) {
+            Ok(state) => Ok(state.remaining_burst_capacity()),
+            Err(until) => Err(until.wait_time_from(self.limiter.clock().now())),
+        }
+    }
+
+    /// Undoes a draw. One that fell into the overflow bucket, or that time has
+    /// refilled long since, stays as it is: never more than was drawn.
+    pub(super) fn give_back(&self, key: u64) {
+        let one = u64::try_from(self.interval.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(bucket) = self.store.each.get(&key) {
+            let less = |time: u64| Some(time.saturating_sub(one));
+            // Never `Err`: the closure always gives a value.
+            let _ = bucket.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+        }
+    }
+
+    /// Where those wait who find this bucket empty.
+    pub(super) fn line(&self, key: u64) -> Arc<Semaphore> {
+        let lines = self.lines.len() as u64;
+        let index = usize::try_from(key % lines).expect("below the number of lines");
+        Arc::clone(&self.lines[index])
+    }
+
+    /// Forgets full buckets; how many are left.
+    pub(super) fn sweep(&self) -> usize {
+        self.limiter.retain_recent();
+        self.limiter.len()
+    }
+
+    pub(super) fn facts(&self, remaining: u32) -> RateFacts {
+        let missing = self.burst.get().saturating_sub(remaining);
+        RateFacts {
+            policy: Arc::clone(&self.name),
+            quota: self.burst.get(),
+            window: ceil_seconds(self.interval.saturating_mul(self.burst.get())).max(1),
+            remaining,
+            reset: ceil_seconds(self.interval.saturating_mul(missing)),
+        }
+    }
+}
+
+/// Time between two requests at the steady rate.
+fn interval(quota: Quota, burst: NonZeroU32) -> Duration {
+    // `governor` counts in 64-bit nanoseconds and does not check: stay far below.
+    let longest = Duration::from_nanos(u64::MAX / 8) / burst.get();
+    let interval = quota.per / quota.requests.max(1);
+    interval.clamp(Duration::from_nanos(1), longest)
+}
+
+/// The monotonic clock as `tokio` sees it, so that tests can hold it.
+#[derive(Clone, Debug)]
+struct Monotonic(Instant);
+
+impl Clock for Monotonic {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// One number a key: when its bucket is full (GCRA: theoretical arrival time); 0: ever.
+#[derive(Debug, Default)]
+struct Store {
+    each: DashMap<u64, AtomicU64, BuildHasherDefault<AsItIs>>,
+    known: AtomicUsize,
+    max: AtomicUsize,
+    /// Shared by all keys that found no room. Room made by forgetting a bucket that
+    /// is not full would be a fresh bucket for whoever owned it.
+    overflow: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Shared(Arc<Store>);
+
+impl StateStore for Shared {
+    type Key = u64;
+
+    fn measure_and_replace<T, F, E>(&self, key: &u64, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let store = &self.0;
+        if let Some(bucket) = store.each.get(key) {
+            return replace(&bucket, decide);
+        }
+        let most = store.max.load(Ordering::Relaxed);
+        let more = |known| (known < most).then_some(known + 1);
+        let room = store
+            .known
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        if room.is_err() {
+            return replace(&store.overflow, decide);
+        }
+        match store.each.entry(*key) {
+            Entry::Occupied(bucket) => {
+                store.known.fetch_sub(1, Ordering::Relaxed);
+                replace(bucket.get(), decide)
+            }
+            Entry::Vacant(place) => {
+                // A key may have drawn on the overflow until now: it starts from there.
+                let from = store.overflow.load(Ordering::Acquire);
+                replace(&place.insert(AtomicU64::new(from)), decide)
+            }
+        }
+    }
+}
+
+impl ShrinkableKeyedStateStore<u64> for Shared {
+    fn retain_recent(&self, drop_below: Nanos) {
+        let mut forgotten = 0;
+        self.0.each.retain(|_, bucket| {
+            let is_recent = *bucket.get_mut() > drop_below.as_u64();
+            forgotten += usize::from(!is_recent);
+            is_recent
+        });
+        self.0.known.fetch_sub(forgotten, Ordering::Relaxed);
+    }
+
+    fn len(&self) -> usize {
+        self.0.known.load(Ordering::Relaxed)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn replace<T, F, E>(bucket: &AtomicU64, decide: F) -> Result<T, E>
+where
+    F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+{
+    let mut before = bucket.load(Ordering::Acquire);
+    loop {
+        let known = (before != 0).then(|| Nanos::from(before));
+        let (outcome, after) = decide(known)?;
+        let exchanged = bucket.compare_exchange_weak(
+            before,
+            after.as_u64(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        match exchanged {
+            Ok(_) => return Ok(outcome),
+            Err(now) => before = now,
+        }
+    }
+}
+
+/// Keys are hashes already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,360 @@
+//! Stage 3: is this client too fast? Budgets by client, peer and route class, the API
+//! keys' own, login attempts, questions about unknown tokens, requests in flight.
+//! Chooses no status. The surprise: a refusal costs nothing; what a request has
+//! drawn from other budgets by then goes back.
+
+mod buckets;
+mod facts;
+
+pub use facts::{Admitted, RateFacts, TooMany};
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use self::buckets::Buckets;
+use crate::config::{self, Limits, Quota};
+use crate::identity::Client;
+use crate::metrics::{LimitOutcome, Metrics};
+
+/// The key where one bucket serves all.
+const ALL: u64 = 0;
+
+/// All budgets. Built anew by a reload; what did not change keeps its state.
+#[derive(Debug)]
+pub struct Limiter {
+    policies: Vec<Policy>,
+    /// By name of the API key.
+    own: Arc<DashMap<Arc<str>, Arc<Buckets>>>,
+    logins_by_peer: Arc<Buckets>,
+    logins_by_name: Arc<Buckets>,
+    unknown_tokens: Arc<Buckets>,
+    in_flight: Arc<AtomicUsize>,
+    max_in_flight: usize,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct Policy {
+    limit: config::Limit,
+    buckets: Arc<Buckets>,
+}
+
+/// Whose request, and of which kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub client: &'a Client,
+    pub peer: IpAddr,
+    pub class: &'a str,
+}
+
+/// One bucket that a request must draw on.
+#[derive(Debug)]
+struct Draw {
+    buckets: Arc<Buckets>,
+    key: u64,
+    is_dry_run: bool,
+    is_spent: bool,
+}
+
+/// Which draw found its bucket empty, and when it will not.
+#[derive(Clone, Copy, Debug)]
+struct Empty {
+    index: usize,
+    wait: Duration,
+}
+
+/// A login attempt that was let through.
+#[must_use = "say so when the login succeeds, or it counts like a failed one"]
+#[derive(Debug)]
+pub struct LoginTry {
+    draws: [Draw; 2],
+}
+
+/// A request inside the gate, until dropped.
+#[derive(Debug)]
+pub struct InFlight(Arc<AtomicUsize>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many requests in flight")]
+pub struct Overloaded;
+
+impl Limiter {
+    /// The budgets of `limits`. Those that `old` has with the same quota and key go on
+    /// where they are: a reload must not hand out fresh ones.
+    pub fn new(limits: &Limits, old: Option<&Self>, metrics: Arc<Metrics>) -> Self {
+        let max_keys = limits.max_keys;
+        let kept = |old: Option<&Arc<Buckets>>, name: &str, quota: Quota| match old {
+            Some(old) if old.quota() == quota => {
+                old.remember_at_most(max_keys);
+                Arc::clone(old)
+            }
+            _ => Arc::new(Buckets::new(name.into(), quota, max_keys)),
+        };
+        let policy = |limit: &config::Limit| {
+            let policies = old.iter().flat_map(|old| &old.policies);
+            let mut same = policies
+                .filter(|policy| policy.limit.name == limit.name && policy.limit.key == limit.key);
+            Policy {
+                buckets: kept(
+                    same.next().map(|old| &old.buckets),
+                    &limit.name,
+                    limit.quota,
+                ),
+                limit: limit.clone(),
+            }
+        };
+        let by_peer = old.map(|old| &old.logins_by_peer);
+        let by_name = old.map(|old| &old.logins_by_name);
+        let unknown = old.map(|old| &old.unknown_tokens);
+        Self {
+            policies: limits.policies.iter().map(policy).collect(),
+            own: old.map(|old| Arc::clone(&old.own)).unwrap_or_default(),
+            logins_by_peer: kept(by_peer, "logins_by_peer", limits.logins_by_peer),
+            logins_by_name: kept(by_name, "logins_by_name", limits.logins_by_name),
+            unknown_tokens: kept(unknown, "unknown_tokens", limits.unknown_tokens),
+            in_flight: old
+                .map(|old| Arc::clone(&old.in_flight))
+                .unwrap_or_default(),
+            max_in_flight: limits.max_in_flight,
+            metrics,
+        }
+    }
+
+    /// Draws on every budget that concerns the request, or on none. Waits up to
+    /// `max_wait` in all where one is empty; dropping the wait costs nothing.
+    pub async fn admit(
+        &self,
+        subject: Subject<'_>,
+        max_wait: Duration,
+    ) -> Result<Admitted, TooMany> {
+        let mut draws = self.draws(subject);
+        match self.draw_all(&mut draws) {
+            Ok(admitted) => Ok(admitted),
+            Err(empty) if empty.wait > max_wait => Err(self.refuse(&draws, empty)),
+            Err(empty) => {
+                self.wait(&mut draws, empty, Instant::now() + max_wait)
+                    .await
+            }
+        }
+    }
+
+    /// Waits in line: of those who wait for one bucket only the first sleeps for it,
+    /// so nobody is woken to find it empty, and nobody overtakes in the line.
+    async fn wait(
+        &self,
+        draws: &mut [Draw],
+        mut empty: Empty,
+        deadline: Instant,
+    ) -> Result<Admitted, TooMany> {
+        let mut turn = None;
+        loop {
+            if turn.as_ref().is_none_or(|(index, _)| *index != empty.index) {
+                drop(turn.take());
+                let draw = &draws[empty.index];
+                let line = draw.buckets.line(draw.key);
+                let Ok(place) = timeout_at(deadline, line.acquire_owned()).await else {
+                    return self.last_try(draws);
+                };
+                turn = Some((empty.index, place));
+            }
+            if Instant::now() + empty.wait > deadline {
+                return self.last_try(draws);
+            }
+            sleep(empty.wait).await;
+            match self.draw_all(draws) {
+                Ok(admitted) => {
+                    self.metrics.limited.add(LimitOutcome::Waited);
+                    return Ok(admitted);
+                }
+                Err(still) => empty = still,
+            }
+        }
+    }
+
+    fn last_try(&self, draws: &mut [Draw]) -> Result<Admitted, TooMany> {
+        match self.draw_all(draws) {
+            Ok(admitted) => {
+                self.metrics.limited.add(LimitOutcome::Waited);
+                Ok(admitted)
+            }
+            Err(empty) => Err(self.refuse(draws, empty)),
+        }
+    }
+
+    /// Lets a login attempt through to the password check. Counted at once, by peer
+    /// and by name, or a burst of guesses would pass before the first has failed;
+    /// given back by `LoginTry::succeeded`, or a fleet behind one address, or on one
+    /// user, would lock itself out by logging in. So only failures add up.
+    pub fn admit_login(&self, peer: IpAddr, name: &str) -> Result<LoginTry, TooMany> {
+        let draw = |buckets: &Arc<Buckets>, key| Draw {
+            buckets: Arc::clone(buckets),
+            key,
+            is_dry_run: false,
+            is_spent: false,
+        };
+        let by_peer = self.logins_by_peer.key(network(peer));
+        let by_name = self.logins_by_name.key(name);
+        let mut draws = [
+            draw(&self.logins_by_peer, by_peer),
+            draw(&self.logins_by_name, by_name),
+        ];
+        match self.draw_all(&mut draws) {
+            Ok(_) => Ok(LoginTry { draws }),
+            Err(empty) => Err(self.refuse(&draws, empty)),
+        }
+    }
+
+    /// Lets one question about an unknown token through to the Webapp.
+    pub fn admit_unknown_token(&self) -> Result<(), TooMany> {
+        let mut draws = [Draw {
+            buckets: Arc::clone(&self.unknown_tokens),
+            key: ALL,
+            is_dry_run: false,
+            is_spent: false,
+        }];
+        let drawn = self.draw_all(&mut draws);
+        drawn.map(drop).map_err(|empty| self.refuse(&draws, empty))
+    }
+
+    /// A place inside the gate.
+    pub fn in_flight(&self) -> Result<InFlight, Overloaded> {
+        let more = |inside| (inside < self.max_in_flight).then_some(inside + 1);
+        let entered = self
+            .in_flight
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        entered.map_err(|_| Overloaded)?;
+        Ok(InFlight(Arc::clone(&self.in_flight)))
+    }
+
+    /// Forgets keys whose buckets are full again. To be called every few seconds.
+    pub fn sweep(&self) {
+        let fixed = [
+            &self.logins_by_peer,
+            &self.logins_by_name,
+            &self.unknown_tokens,
+        ];
+        let policies = self.policies.iter().map(|policy| &policy.buckets);
+        for buckets in policies.chain(fixed) {
+            let keys = buckets.sweep();
+            let gauge = self.metrics.limit_keys.with_label_values(&[buckets.name()]);
+            gauge.set(i64::try_from(keys).unwrap_or(i64::MAX));
+        }
+        self.own.retain(|_, buckets| buckets.sweep() > 0);
+    }
+
+    fn draws(&self, subject: Subject<'_>) -> Vec<Draw> {
+        let mut draws = Vec::with_capacity(self.policies.len() + 1);
+        if let Client::Key(key) = subject.client
+            && let Some(quota) = key.limit
+        {
+            draws.push(Draw {
+                buckets: self.own(&key.name, quota),
+                key: ALL,
+                is_dry_run: false,
+                is_spent: false,
+            });
+        }
+        let counting = self.policies.iter().filter(|policy| {
+            let classes = &policy.limit.classes;
+            classes.is_empty() || classes.iter().any(|class| **class == *subject.class)
+        });
+        draws.extend(counting.map(|Policy { limit, buckets }| Draw {
+            buckets: Arc::clone(buckets),
+            key: key_of(buckets, limit.key, subject),
+            is_dry_run: limit.dry_run,
+            is_spent: false,
+        }));
+        draws
+    }
+
+    fn own(&self, name: &Arc<str>, quota: Quota) -> Arc<Buckets> {
+        if let Some(known) = self.own.get(name)
+            && known.quota() == quota
+        {
+            return Arc::clone(&known);
+        }
+        let fresh = || Arc::new(Buckets::new("api_key".into(), quota, 1));
+        let mut known = self.own.entry(Arc::clone(name)).or_insert_with(fresh);
+        if known.quota() != quota {
+            *known = fresh();
+        }
+        Arc::clone(&known)
+    }
+
+    /// One from each bucket, or none from any.
+    fn draw_all(&self, draws: &mut [Draw]) -> Result<Admitted, Empty> {
+        let mut tightest: Option<(usize, u32)> = None;
+        for index in 0..draws.len() {
+            let draw = &mut draws[index];
+            match draw.buckets.spend(draw.key) {
+                Ok(remaining) => {
+                    draw.is_spent = true;
+                    let is_tighter = tightest.is_none_or(|(_, least)| remaining < least);
+                    if is_tighter && !draw.is_dry_run {
+                        tightest = Some((index, remaining));
+                    }
+                }
+                Err(_) if draw.is_dry_run => self.metrics.limited.add(LimitOutcome::DryRun),
+                Err(wait) => {
+                    draws[..index].iter_mut().for_each(Draw::give_back);
+                    return Err(Empty { index, wait });
+                }
+            }
+        }
+        let facts = tightest.map(|(index, remaining)| draws[index].buckets.facts(remaining));
+        Ok(Admitted { facts })
+    }
+
+    fn refuse(&self, draws: &[Draw], empty: Empty) -> TooMany {
+        self.metrics.limited.add(LimitOutcome::Refused);
+        TooMany::new(&draws[empty.index].buckets, empty.wait)
+    }
+}
+
+impl LoginTry {
+    /// The password was right: the attempt does not count.
+    pub fn succeeded(mut self) {
+        self.draws.iter_mut().for_each(Draw::give_back);
+    }
+}
+
+impl Draw {
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.is_spent) {
+            self.buckets.give_back(self.key);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn key_of(buckets: &Buckets, kind: config::LimitKey, subject: Subject<'_>) -> u64 {
+    match (kind, subject.client) {
+        (config::LimitKey::Class, _) => buckets.key(subject.class),
+        (config::LimitKey::Peer, _) => buckets.key(network(subject.peer)),
+        // On an open route nobody was asked: the address is all there is to tell by.
+        (config::LimitKey::Client, Client::Open) => buckets.key(network(subject.peer)),
+        (config::LimitKey::Client, client) => buckets.key(client.id()),
+    }
+}
+
+/// Who shares a bucket: one IPv4 address, or one IPv6 /64, which is what a single
+/// host is usually given (RFC 6177).
+fn network(peer: IpAddr) -> (u8, u64) {
+    match peer.to_canonical() {
+        IpAddr::V4(address) => (4, u64::from(address.to_bits())),
+        IpAddr::V6(address) => (6, (address.to_bits() >> 64) as u64),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! A refusal, and its only mapping to the wire.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::time::Duration;
+
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response, StatusCode};
+
+use super::answer_body::Body;
+use super::limit::TooMany;
+use crate::metrics::{Blame, Reason};
+use crate::upstream::NoLease;
+use crate::webapp::{self, ErrorCode, Meta};
+
+/// Why the gate refuses. One variant per reason a client can act on.
+#[derive(Debug)]
+pub enum Rejection {
+    /// The request breaks a rule of HTTP, or one of ours.
+    BadRequest(&'static str),
+    NoRoute,
+    MethodNotAllowed(String),
+    /// No credential, or one that is not good here; the text is for the record only.
+    Unauthenticated(&'static str),
+    Forbidden(&'static str),
+    TooMany(Box<TooMany>),
+    /// A cap on live tokens: a login more is refused, never somebody's token ended.
+    TooManyTokens(&'static str),
+    TooLarge,
+    TooSlow,
+    Overloaded,
+    /// There is no valid lease.
+    NoLease(NoLease),
+    /// The Webapp could not be asked about this token.
+    CannotAsk,
+    /// The upstream refuses our login even after a new one.
+    UpstreamLogin,
+    /// The lease was refused and the body is spent; send it again.
+    RetryLater,
+    Unreachable(Box<dyn Error + Send + Sync>),
+    UpstreamTimeout,
+    BadAnswer(&'static str),
+    /// The users node's own refusals.
+    LoginRefused(&'static str),
+    PasswordChangeRequired,
+    NotJson,
+    Missing(&'static str),
+    Invalid(Cow<'static, str>),
+    UserExists,
+    NoSuchUser,
+    Internal(&'static str),
+}
+
+/// What the outside sees, and what is counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Face {
+    pub status: StatusCode,
+    pub code: ErrorCode,
+    pub blame: Blame,
+    pub reason: Reason,
+}
+
+impl Rejection {
+    /// The whole mapping. No other code picks a status for a refusal.
+    pub fn face(&self) -> Face {
+        use Blame::{Client, Gateway, Upstream};
+        let (status, code, blame, reason) = match self {
+            Self::BadRequest(_) => (400, ErrorCode::InvalidRequest, Client, Reason::BadRequest),
+            Self::NoRoute => (404, ErrorCode::NotFound, Client, Reason::NoRoute),
+            Self::MethodNotAllowed(_) => (405, ErrorCode::NotFound, Client, Reason::Method),
+            Self::Unauthenticated(_) | Self::LoginRefused(_) => (
+                401,
+                ErrorCode::AccessDenied,
+                Client,
+                Reason::Unauthenticated,
+            ),
+            Self::Forbidden(_) => (403, ErrorCode::AccessDenied, Client, Reason::Forbidden),
+            Self::TooMany(_) | Self::TooManyTokens(_) => {
+                (429, ErrorCode::TooManyRequests, Client, Reason::TooMany)
+            }
+            Self::TooLarge => (413, ErrorCode::ParameterInvalid, Client, Reason::TooLarge),
+            Self::TooSlow => (408, ErrorCode::InvalidRequest, Client, Reason::Timeout),
+            Self::Overloaded => (503, ErrorCode::Overloaded, Gateway, Reason::Overloaded),
+            Self::NoLease(_) | Self::CannotAsk => {
+                (503, ErrorCode::NotReady, Upstream, Reason::NotReady)
+            }
+            Self::UpstreamLogin => (502, ErrorCode::Internal, Upstream, Reason::UpstreamLogin),
+            Self::RetryLater => (503, ErrorCode::NotReady, Upstream, Reason::RetryLater),
+            Self::Unreachable(_) => (502, ErrorCode::Internal, Upstream, Reason::Unreachable),
+            Self::UpstreamTimeout => (504, ErrorCode::Internal, Upstream, Reason::Timeout),
+            Self::BadAnswer(_) => (502, ErrorCode::Internal, Upstream, Reason::BadAnswer),
+            Self::PasswordChangeRequired => (
+                401,
+                ErrorCode::PasswordChangeRequired,
+                Client,
+                Reason::UsersNode,
+            ),
+            Self::NotJson => (400, ErrorCode::InvalidRequest, Client, Reason::UsersNode),
+            Self::Missing(_) => (400, ErrorCode::ParameterMissing, Client, Reason::UsersNode),
+            Self::Invalid(_) => (400, ErrorCode::ParameterInvalid, Client, Reason::UsersNode),
+            Self::UserExists => (500, ErrorCode::Internal, Client, Reason::UsersNode),
+            Self::NoSuchUser => (404, ErrorCode::NotFound, Client, Reason::UsersNode),
+            Self::Internal(_) => (500, ErrorCode::Internal, Gateway, Reason::Internal),
+        };
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Face {
+            status,
+            code,
+            blame,
+            reason,
+        }
+    }
+
+    /// What the client reads under `details`.
+    fn details(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::BadRequest(why) | Self::Forbidden(why) => why,
+            Self::NoRoute => "No such path on this gateway",
+            Self::MethodNotAllowed(_) => "This path does not take this method",
+            // One answer for unknown, wrong, expired and revoked: the record knows more.
+            Self::Unauthenticated(_) | Self::LoginRefused(_) => "Invalid credentials",
+            Self::TooMany(_) => "Too many requests, slow down",
+            Self::TooManyTokens(_) => "Too many live tokens, log out first",
+            Self::TooLarge => "The body is larger than this path takes",
+            Self::TooSlow => "The body came too slowly",
+            Self::Overloaded => "The gateway has too many requests in hand",
+            Self::NoLease(_) => "The gateway has no valid login at the Webapp at the moment",
+            Self::CannotAsk => "The token could not be checked at the moment",
+            Self::UpstreamLogin => "The Webapp refuses the gateway's login",
+            Self::RetryLater => "The gateway's login was renewed, send the request again",
+            Self::Unreachable(_) => "The Webapp cannot be reached",
+            Self::UpstreamTimeout => "The Webapp did not answer in time",
+            Self::BadAnswer(_) => "The Webapp's answer could not be understood",
+            Self::PasswordChangeRequired => "Password must be changed",
+            Self::NotJson => "Unable to decode json from the request: Syntax error",
+            Self::Missing(what) => return Cow::Owned(format!("Parameter {what} is required")),
+            Self::Invalid(why) => return why.clone(),
+            Self::UserExists => "Unable to create user. Already exist?",
+            Self::NoSuchUser => "User not found",
+            Self::Internal(_) => "The gateway failed to answer",
+        })
+    }
+
+    /// What the record says besides: the true reason, never a secret.
+    pub fn cause(&self) -> Option<String> {
+        match self {
+            Self::Unauthenticated(why) | Self::LoginRefused(why) | Self::BadAnswer(why) => {
+                Some((*why).to_owned())
+            }
+            Self::BadRequest(why)
+            | Self::Forbidden(why)
+            | Self::Internal(why)
+            | Self::TooManyTokens(why) => Some((*why).to_owned()),
+            Self::TooMany(limit) => Some(format!("limit {}", limit.policy)),
+            Self::NoLease(no_lease) => Some(no_lease.to_string()),
+            Self::Unreachable(error) => Some(chain(error.as_ref())),
+            _ => None,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooMany(limit) => Some(limit.retry_after),
+            Self::NoLease(no_lease) => Some(no_lease.retry_after),
+            Self::Overloaded | Self::CannotAsk => Some(Duration::from_secs(1)),
+            Self::TooManyTokens(_) => Some(Duration::from_secs(60)),
+            Self::RetryLater => Some(Duration::ZERO),
+            _ => None,
+        }
+    }
+
+    /// RFC 6750 section 3 for bearers; the Webapp's own challenge for logins.
+    fn challenge(&self) -> Option<&'static str> {
+        match self {
+            Self::Unauthenticated("no credential") => Some("Bearer realm=\"tollgate\""),
+            Self::Unauthenticated(_) => Some("Bearer realm=\"tollgate\", error=\"invalid_token\""),
+            Self::LoginRefused(_) | Self::PasswordChangeRequired => Some(webapp::BASIC_CHALLENGE),
+            _ => None,
+        }
+    }
+
+    pub fn into_response(self) -> Response<Body> {
+        let face = self.face();
+        let text = webapp::error_body(face.code, &self.details(), Meta::WEBAPP);
+        let mut response = Response::new(Body::full(text));
+        *response.status_mut() = face.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        if let Some(span) = self.retry_after() {
+            let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(challenge) = self.challenge() {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        match &self {
+            Self::TooMany(limit) => limit.facts.put(headers),
+            Self::MethodNotAllowed(allowed) => {
+                if let Ok(value) = HeaderValue::from_str(allowed) {
+                    headers.insert(ALLOW, value);
+                }
+            }
+            // What follows on this connection cannot be trusted to be a request.
+            Self::TooLarge | Self::TooSlow => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// An error with its causes, each once.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,218 @@
+//! Stage 1: host, path and method -> route. A tree of path segments finds the
+//! candidates; among those the first in the configured order wins.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::Method;
+
+use super::reject::Rejection;
+use crate::config::{PathPattern, Route, Segment, Target};
+
+/// All routes, ready to be searched.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    routes: Vec<Arc<Route>>,
+    root: Node,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    literal: HashMap<String, Self>,
+    one: Option<Box<Self>>,
+    /// Routes whose pattern ends here, and those whose rest begins here.
+    ends: Vec<usize>,
+    rest: Vec<usize>,
+}
+
+impl RouteTable {
+    pub fn new(routes: &[Route]) -> Self {
+        let mut table = Self::default();
+        for (index, route) in routes.iter().enumerate() {
+            table.root.insert(&route.path, index);
+            table.routes.push(Arc::new(route.clone()));
+        }
+        table
+    }
+
+    /// The first route that takes this host, path and method. A path that has
+    /// routes, but none for the method, is told apart from one that has none.
+    pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&Arc<Route>, Rejection> {
+        let mut candidates = Vec::with_capacity(4);
+        let segments = segments(path);
+        self.root.collect(segments, &mut candidates);
+        candidates.sort_unstable();
+        candidates.dedup();
+        let here = || {
+            candidates
+                .iter()
+                .map(|index| &self.routes[*index])
+                .filter(|route| takes_host(route, host))
+        };
+        if let Some(route) = here().find(|route| takes_method(route, method)) {
+            return Ok(route);
+        }
+        let allowed: Vec<&str> = here()
+            .flat_map(|route| &route.methods)
+            .map(Method::as_str)
+            .collect();
+        if allowed.is_empty() {
+            return Err(Rejection::NoRoute);
+        }
+        Err(Rejection::MethodNotAllowed(allowed.join(", ")))
+    }
+}
+
+impl Node {
+    fn insert(&mut self, pattern: &PathPattern, index: usize) {
+        let mut node = self;
+        for segment in &pattern.0 {
+            node = match segment {
+                Segment::Literal(text) => node.literal.entry(text.clone()).or_default(),
+                Segment::One(_) => node.one.get_or_insert_default(),
+                Segment::Rest => {
+                    node.rest.push(index);
+                    return;
+                }
+            };
+        }
+        node.ends.push(index);
+    }
+
+    fn collect<'a>(&self, mut left: impl Iterator<Item = &'a str> + Clone, found: &mut Vec<usize>) {
+        found.extend(&self.rest);
+        let Some(segment) = left.next() else {
+            found.extend(&self.ends);
+            return;
+        };
+        if let Some(node) = self.literal.get(segment) {
+            node.collect(left.clone(), found);
+        }
+        if let Some(node) = &self.one {
+            node.collect(left, found);
+        }
+    }
+}
+
+/// `/a/b` and `/a/b/` have the same segments; `/` has none.
+fn segments(path: &str) -> std::iter::Filter<std::str::Split<'_, char>, fn(&&str) -> bool> {
+    path.split('/').filter(|segment: &&str| !segment.is_empty())
+}
+
+fn takes_host(route: &Route, host: &str) -> bool {
+    route.hosts.is_empty()
+        || route
+            .hosts
+            .iter()
+            .any(|pattern| match pattern.strip_prefix("*.") {
+                Some(domain) => host
+                    .strip_suffix(domain)
+                    .is_some_and(|sub| sub.len() > 1 && sub.ends_with('.')),
+                None => pattern == host,
+            })
+}
+
+fn takes_method(route: &Route, method: &Method) -> bool {
+    route.methods.is_empty()
+        || route.methods.contains(method)
+        || (method == Method::OPTIONS && route.target == Target::Upstream)
+        || (method == Method::HEAD && route.methods.contains(&Method::GET))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Access;
+
+    fn route(index: usize, path: PathPattern, methods: Vec<Method>) -> Route {
+        Route {
+            name: format!("r{index}").into(),
+            hosts: Vec::new(),
+            path,
+            methods,
+            access: vec![Access::Token],
+            target: Target::Upstream,
+            class: "other".into(),
+            monitoring: false,
+            max_body: 1,
+            first_byte_timeout: None,
+            timeout: Duration::from_secs(1),
+            max_wait: Duration::ZERO,
+        }
+    }
+
+    fn matches(pattern: &[Segment], path: &[&str]) -> bool {
+        match (pattern, path) {
+            ([Segment::Rest], _) | ([], []) => true,
+            ([Segment::Literal(text), rest @ ..], [first, left @ ..]) if text == first => {
+                matches(rest, left)
+            }
+            ([Segment::One(_), rest @ ..], [_, left @ ..]) => matches(rest, left),
+            _ => false,
+        }
+    }
+
+    fn any_segment() -> impl Strategy<Value = Segment> {
+        prop_oneof![
+            "[ab]".prop_map(Segment::Literal),
+            Just(Segment::One("x".to_owned())),
+        ]
+    }
+
+    fn any_pattern() -> impl Strategy<Value = PathPattern> {
+        (
+            proptest::collection::vec(any_segment(), 0..4),
+            any::<bool>(),
+        )
+            .prop_map(|(mut all, rest)| {
+                if rest {
+                    all.push(Segment::Rest);
+                }
+                PathPattern(all)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn the_tree_finds_what_an_obvious_search_finds(
+            patterns in proptest::collection::vec((any_pattern(), any::<bool>()), 1..12),
+            path in proptest::collection::vec("[abc]", 0..5),
+            slash in any::<bool>(),
+        ) {
+            let routes: Vec<Route> = patterns.into_iter().enumerate().map(|(index, (path, get))| {
+                route(index, path, vec![if get { Method::GET } else { Method::POST }])
+            }).collect();
+            let segments: Vec<&str> = path.iter().map(String::as_str).collect();
+            let expected = routes.iter().find(|route| {
+                matches(&route.path.0, &segments) && route.methods.contains(&Method::GET)
+            });
+            let text = format!("/{}{}", segments.join("/"), if slash && !path.is_empty() { "/" } else { "" });
+            let table = RouteTable::new(&routes);
+            let found = table.find("gate", &text, &Method::GET);
+            prop_assert_eq!(found.ok().map(|r| r.name.clone()), expected.map(|r| r.name.clone()));
+        }
+    }
+
+    #[test]
+    fn hosts_and_methods_narrow_a_route() {
+        let mut wild = route(0, PathPattern(vec![Segment::Rest]), vec![Method::GET]);
+        wild.hosts = vec!["*.example.org".to_owned()];
+        let table = RouteTable::new(&[wild]);
+        assert!(table.find("a.example.org", "/x", &Method::HEAD).is_ok());
+        for host in ["example.org", ".example.org", "evilexample.org"] {
+            assert!(
+                matches!(
+                    table.find(host, "/x", &Method::GET),
+                    Err(Rejection::NoRoute)
+                ),
+                "{host}"
+            );
+        }
+        let refused = table.find("a.example.org", "/x", &Method::PUT);
+        assert!(matches!(refused, Err(Rejection::MethodNotAllowed(allow)) if allow == "GET"));
+    }
+}

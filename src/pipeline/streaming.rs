@@ -1,0 +1,214 @@
+//! Answers that are passed on while they arrive. Whoever stalls, upstream or client,
+//! must not hold a connection for ever: a client that stops reading is never polled
+//! again, so the time is kept from outside, by one look a second over all of them.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use memchr::memmem;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::pace::Pace;
+use crate::lifecycle::Stop;
+use crate::secret::Secret;
+use crate::upstream::{AnswerBody, Turn};
+
+/// How much of a body of unknown length is searched for the injected secret.
+const SCRUBBED: usize = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    #[error("upstream's answer broke off")]
+    Upstream(#[source] hyper::Error),
+    #[error("answer moved too slowly and was cut")]
+    TooSlow,
+}
+
+/// An answer's body that is still arriving.
+#[derive(Debug)]
+pub struct Streaming {
+    cell: Arc<Mutex<Flow>>,
+    length: SizeHint,
+}
+
+#[derive(Debug)]
+struct Flow {
+    /// The body and its turn at the upstream; both end together.
+    body: Option<(AnswerBody, Turn)>,
+    pace: Pace,
+    waker: Option<Waker>,
+    cut: bool,
+    scrub: Option<Secret>,
+    seen: usize,
+}
+
+impl Streaming {
+    /// `scrub`: the secret that must not come down in a body of unknown length.
+    pub fn new(
+        body: AnswerBody,
+        turn: Turn,
+        pace: Pace,
+        scrub: Option<Secret>,
+        flows: &Flows,
+    ) -> Self {
+        let length = body.size_hint();
+        let cell = Arc::new(Mutex::new(Flow {
+            body: Some((body, turn)),
+            pace,
+            waker: None,
+            cut: false,
+            scrub,
+            seen: 0,
+        }));
+        flows.add(&cell);
+        Self { cell, length }
+    }
+}
+
+impl http_body::Body for Streaming {
+    type Data = Bytes;
+    type Error = StreamError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        let mut flow = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        if flow.cut {
+            return Poll::Ready(Some(Err(StreamError::TooSlow)));
+        }
+        let Some((body, _)) = &mut flow.body else {
+            return Poll::Ready(None);
+        };
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Pending => {
+                flow.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(flow.accept(frame)))),
+            Poll::Ready(Some(Err(error))) => {
+                flow.body = None;
+                Poll::Ready(Some(Err(StreamError::Upstream(error))))
+            }
+            Poll::Ready(None) => {
+                flow.body = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let flow = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        match &flow.body {
+            Some((body, _)) => body.is_end_stream(),
+            None => !flow.cut,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length
+    }
+}
+
+impl Flow {
+    fn accept(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data() {
+            Ok(piece) => {
+                self.pace.moved(piece.len());
+                Frame::data(self.scrubbed(piece))
+            }
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) => Frame::trailers(super::headers::safe_trailers(trailers)),
+                Err(frame) => frame,
+            },
+        }
+    }
+
+    fn scrubbed(&mut self, piece: Bytes) -> Bytes {
+        let Some(secret) = self.scrub.as_ref().filter(|_| self.seen < SCRUBBED) else {
+            return piece;
+        };
+        self.seen += piece.len();
+        scrub(piece, secret)
+    }
+
+    fn cut(&mut self) {
+        self.cut = true;
+        self.body = None;
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// `piece` with each occurrence of the secret overwritten, its length unchanged.
+pub(super) fn scrub(piece: Bytes, secret: &Secret) -> Bytes {
+    let needle = secret.expose().as_bytes();
+    if needle.is_empty() || memmem::find(&piece, needle).is_none() {
+        return piece;
+    }
+    let mut clean = piece.to_vec();
+    while let Some(at) = memmem::find(&clean, needle) {
+        clean[at..at + needle.len()].fill(b'*');
+    }
+    clean.into()
+}
+
+/// All streaming answers of one worker.
+#[derive(Clone, Debug, Default)]
+pub struct Flows {
+    cells: Arc<Mutex<Vec<Weak<Mutex<Flow>>>>>,
+}
+
+impl Flows {
+    fn add(&self, cell: &Arc<Mutex<Flow>>) {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.push(Arc::downgrade(cell));
+    }
+
+    /// Cuts what has become too slow and forgets what has ended.
+    fn look(&self) {
+        let now = Instant::now();
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.retain(|cell| {
+            let Some(cell) = cell.upgrade() else {
+                return false;
+            };
+            let mut flow = cell.lock().unwrap_or_else(PoisonError::into_inner);
+            if flow.body.is_some() && flow.pace.is_too_slow(now) {
+                flow.cut();
+            }
+            flow.body.is_some()
+        });
+    }
+
+    /// Looks once a second until the program aborts: what streams during a drain is timed too.
+    pub async fn watch(self, stop: Stop) {
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                () = stop.aborting() => return,
+                _ = tick.tick() => self.look(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echoed_secret_is_overwritten_and_the_length_kept() {
+        let secret = Secret::new("s3cret");
+        let body = Bytes::from_static(b"{\"a\":\"s3cret\",\"b\":\"s3crets3cret\"}");
+        let clean = scrub(body.clone(), &secret);
+        assert_eq!(clean.len(), body.len());
+        assert_eq!(&clean[..], b"{\"a\":\"******\",\"b\":\"************\"}");
+    }
+}

@@ -1,0 +1,294 @@
+//! The other end when the gate owns the users (`directory = "gateway"`): login,
+//! logout and users calls, answered here in the Webapp's own words.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use serde::Deserialize;
+
+use super::answer_body::Body;
+use super::limit::Limiter;
+use super::reject::Rejection;
+use super::request_body::{BodyFailure, BodyHandle, RequestBody};
+use crate::config::UsersCall;
+use crate::identity::{ChangeError, ChangedBy, Client, CreateError, Refused, RemoveError, Users};
+use crate::metrics::{ClientLogin, Metrics};
+use crate::secret::Secret;
+use crate::token::{InsertRefused, Origin, Token, TokenStore, Wanted};
+use crate::webapp::{self, Basic, LoginBody, Meta, Role, UserEntry};
+
+/// A users call has no business with a body larger than this.
+const MOST_BODY: usize = 16 * 1024;
+
+/// The node, as one request sees it.
+#[derive(Debug)]
+pub(super) struct UsersNode<'a> {
+    pub users: &'a Users,
+    pub tokens: &'a TokenStore,
+    pub limiter: &'a Limiter,
+    pub metrics: &'a Arc<Metrics>,
+    pub settings: &'a crate::config::Users,
+}
+
+/// One call to the node.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub kind: UsersCall,
+    pub client: &'a Client,
+    pub peer: std::net::IpAddr,
+    pub path: &'a str,
+    pub headers: &'a HeaderMap,
+}
+
+impl UsersNode<'_> {
+    pub(super) async fn answer(
+        &self,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<Response<Body>, Rejection> {
+        match call.kind {
+            UsersCall::Login => self.login(call, body).await,
+            UsersCall::Logout => self.logout(call.client).await,
+            UsersCall::Create => self.create(body).await,
+            UsersCall::Show => self.show(call),
+            UsersCall::Change => self.change(call, body).await,
+            UsersCall::Delete => self.delete(call).await,
+        }
+    }
+
+    async fn login(&self, call: &Call<'_>, body: RequestBody) -> Result<Response<Body>, Rejection> {
+        let answer = self.try_login(call, body).await;
+        self.metrics.client_logins.add(match &answer {
+            Ok(_) => ClientLogin::Ok,
+            Err(Rejection::LoginRefused(_)) => ClientLogin::Refused,
+            Err(Rejection::PasswordChangeRequired) => ClientLogin::PasswordChange,
+            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(_)) => ClientLogin::Limited,
+            Err(_) => ClientLogin::Failed,
+        });
+        answer
+    }
+
+    async fn try_login(
+        &self,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<Response<Body>, Rejection> {
+        let basic = basic(call.headers)?;
+        let attempt = self
+            .limiter
+            .admit_login(call.peer, &basic.username)
+            .map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+        let bytes = read(body).await?;
+        // Taken before the password is looked at: a user who is deleted meanwhile
+        // must not come back to life through a login that began earlier.
+        let epoch = self.tokens.epoch(&basic.username);
+        let verified = match self.users.verify(&basic.username, basic.password).await {
+            Ok(verified) => verified,
+            Err(Refused::Unknown) => return Err(Rejection::LoginRefused("no such user")),
+            Err(Refused::WrongPassword) => return Err(Rejection::LoginRefused("wrong password")),
+            Err(Refused::Busy(_)) => return Err(Rejection::Overloaded),
+            Err(Refused::Failed(_)) => return Err(Rejection::Internal("a password check failed")),
+        };
+        attempt.succeeded();
+        match webapp::login_body(&bytes).map_err(|_| Rejection::NotJson)? {
+            LoginBody::NewPassword(password) => {
+                let by = ChangedBy::User(&verified);
+                self.set_password(&basic.username, password, by).await?;
+            }
+            _ if verified.must_change => return Err(Rejection::PasswordChangeRequired),
+            LoginBody::Nothing | LoginBody::Other => {}
+        }
+        let token = Token::mint();
+        let wanted = Wanted {
+            user: &basic.username,
+            role: Some(verified.role),
+            lifetime: self.settings.token_lifetime,
+            origin: Origin::Minted,
+            epoch,
+        };
+        let ends = self
+            .tokens
+            .insert(token.digest(), wanted)
+            .await
+            .map_err(token_refused)?;
+        let text = webapp::login_reply(token.secret(), ends.unix_seconds(), Meta::WEBAPP);
+        Ok(json(StatusCode::OK, text))
+    }
+
+    async fn set_password(
+        &self,
+        name: &str,
+        password: Secret,
+        by: ChangedBy<'_>,
+    ) -> Result<(), Rejection> {
+        self.users
+            .change_password(name, password, by)
+            .await
+            .map_err(|error| match error {
+                ChangeError::BadPassword(rule) => Rejection::Invalid(Cow::Owned(rule.to_string())),
+                ChangeError::Superseded => {
+                    Rejection::LoginRefused("password was changed meanwhile")
+                }
+                ChangeError::Busy(_) => Rejection::Overloaded,
+                ChangeError::Failed(_) => Rejection::Internal("a password could not be hashed"),
+                ChangeError::Unknown => Rejection::NoSuchUser,
+            })
+    }
+
+    /// Ends all tokens of the user, at once (DESIGN: "logging a user out").
+    async fn logout(&self, client: &Client) -> Result<Response<Body>, Rejection> {
+        self.tokens.revoke_user(client.name()).await;
+        Ok(json(StatusCode::OK, webapp::meta_reply(Meta::WEBAPP)))
+    }
+
+    async fn create(&self, body: RequestBody) -> Result<Response<Body>, Rejection> {
+        #[derive(Deserialize)]
+        struct Wanted {
+            username: Option<String>,
+            password: Option<String>,
+        }
+        let bytes = read(body).await?;
+        let wanted: Wanted = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+        let name = wanted.username.ok_or(Rejection::Missing("username"))?;
+        let password = wanted.password.ok_or(Rejection::Missing("password"))?;
+        self.users
+            .create(&name, Secret::new(password), Role::User)
+            .await
+            .map_err(|error| match error {
+                CreateError::Exists => Rejection::UserExists,
+                CreateError::BadName(rule) => Rejection::Invalid(Cow::Owned(rule.to_string())),
+                CreateError::BadPassword(rule) => Rejection::Invalid(Cow::Owned(rule.to_string())),
+                CreateError::Busy(_) => Rejection::Overloaded,
+                CreateError::Failed(_) => Rejection::Internal("a password could not be hashed"),
+            })?;
+        Ok(json(StatusCode::CREATED, shown(&name, None)))
+    }
+
+    fn show(&self, call: &Call<'_>) -> Result<Response<Body>, Rejection> {
+        let name = self.own_or_admin(call)?;
+        let role = self.users.show(&name).ok_or(Rejection::NoSuchUser)?;
+        Ok(json(StatusCode::OK, shown(&name, Some(role))))
+    }
+
+    async fn change(
+        &self,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<Response<Body>, Rejection> {
+        #[derive(Deserialize)]
+        struct Wanted {
+            password: Option<String>,
+        }
+        let name = self.own_or_admin(call)?;
+        let bytes = read(body).await?;
+        let wanted: Wanted = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+        let password = wanted.password.ok_or(Rejection::Missing("password"))?;
+        self.set_password(&name, Secret::new(password), ChangedBy::Admin)
+            .await?;
+        Ok(json(StatusCode::OK, shown(&name, None)))
+    }
+
+    async fn delete(&self, call: &Call<'_>) -> Result<Response<Body>, Rejection> {
+        let name = user_in(call.path)?;
+        self.users
+            .remove(&name)
+            .await
+            .map_err(|error| match error {
+                RemoveError::Unknown => Rejection::NoSuchUser,
+                RemoveError::FirstAdmin => {
+                    Rejection::Forbidden("The first admin cannot be deleted")
+                }
+            })?;
+        self.tokens.end_user(&name).await;
+        Ok(json(StatusCode::OK, shown(&name, None)))
+    }
+
+    /// The user a call is about: an admin may name any, a user only himself.
+    fn own_or_admin(&self, call: &Call<'_>) -> Result<String, Rejection> {
+        let name = user_in(call.path)?;
+        let allowed = match call.client {
+            Client::User {
+                role: Some(Role::Admin),
+                ..
+            } => true,
+            Client::User { name: own, .. } => **own == *name,
+            Client::Key(_) | Client::Open => false,
+        };
+        if allowed {
+            Ok(name)
+        } else {
+            Err(Rejection::Forbidden("Only an admin may do this"))
+        }
+    }
+}
+
+/// Why a good login still gets no token.
+pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
+    match refused {
+        InsertRefused::UserFull => Rejection::TooManyTokens("the user has too many live tokens"),
+        InsertRefused::Full => Rejection::TooManyTokens("there are too many live tokens"),
+        InsertRefused::Ended => Rejection::LoginRefused("user was deleted during the login"),
+    }
+}
+
+/// The Basic credential of a login.
+pub(super) fn basic(headers: &HeaderMap) -> Result<Basic, Rejection> {
+    let mut fields = headers.get_all(AUTHORIZATION).iter();
+    let (Some(field), None) = (fields.next(), fields.next()) else {
+        return Err(Rejection::LoginRefused("no credential, or more than one"));
+    };
+    let text = field
+        .to_str()
+        .map_err(|_| Rejection::LoginRefused("credential is not text"))?;
+    let encoded = text
+        .trim()
+        .split_once(' ')
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
+        .map(|(_, encoded)| encoded);
+    encoded
+        .and_then(Basic::parse)
+        .ok_or(Rejection::LoginRefused("credential is not Basic"))
+}
+
+/// The last segment of `/v1/users/{name}`, decoded.
+pub(super) fn user_in(path: &str) -> Result<String, Rejection> {
+    let last = path
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    percent_encoding::percent_decode_str(last)
+        .decode_utf8()
+        .map(Cow::into_owned)
+        .map_err(|_| Rejection::BadRequest("the user name is not UTF-8"))
+}
+
+async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
+    let handle: BodyHandle = body.handle();
+    match Limited::new(body, MOST_BODY).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(_) => Err(match handle.failure() {
+            Some(BodyFailure::TooSlow) => Rejection::TooSlow,
+            Some(BodyFailure::Gone) => Rejection::BadRequest("the body broke off"),
+            Some(BodyFailure::TooLarge) | None => Rejection::TooLarge,
+        }),
+    }
+}
+
+fn shown(username: &str, role: Option<Role>) -> String {
+    webapp::user_reply(UserEntry { username, role }, Meta::WEBAPP)
+}
+
+fn json(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Body::full(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(http::header::SERVER, HeaderValue::from_static("Server"));
+    response
+}

@@ -1,0 +1,252 @@
+//! What was handed out, and until when. Owns the live tokens' digests, never the
+//! tokens; does not know how a client proved who it is. A durable and a shared store
+//! will stand behind `TokenStore`, with this map as their front: so what changes
+//! something is async and may wait, and what a request needs (`find`) never does.
+//! The surprise: a grant may lie here dead. What counts is the check at use; the
+//! sweep only frees memory.
+
+mod due;
+mod holders;
+mod memory;
+mod sweep;
+
+pub use sweep::{Swept, sweep_loop};
+
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::clock::Deadline;
+use crate::config;
+use crate::identity::random_text;
+use crate::metrics::{Metrics, TokenEvent};
+use crate::secret::Secret;
+use crate::webapp::Role;
+
+/// Opaque text that *we* mint: `tg_` and 256 random bits.
+#[derive(Clone, Debug)]
+pub struct Token(Secret);
+
+impl Token {
+    pub fn mint() -> Self {
+        Self(random_text("tg_"))
+    }
+
+    pub fn secret(&self) -> &Secret {
+        &self.0
+    }
+
+    pub fn digest(&self) -> TokenDigest {
+        TokenDigest::of(self.0.expose())
+    }
+}
+
+/// What we keep instead of a token: SHA-256 of its text.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TokenDigest([u8; 32]);
+
+impl TokenDigest {
+    /// The digest of a token as presented.
+    pub fn of(text: &str) -> Self {
+        Self(Sha256::digest(text).into())
+    }
+
+    fn first_bytes(&self) -> u64 {
+        let (first, _) = self.0.split_first_chunk().expect("32 is more than 8");
+        u64::from_le_bytes(*first)
+    }
+}
+
+impl fmt::Debug for TokenDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[token digest]")
+    }
+}
+
+impl Hash for TokenDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.first_bytes());
+    }
+}
+
+/// Takes a digest's own bytes for its hash: they are random already, and nobody
+/// can choose the tokens that are stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FirstBytes(u64);
+
+type ByDigest = BuildHasherDefault<FirstBytes>;
+
+impl Hasher for FirstBytes {
+    fn write(&mut self, bytes: &[u8]) {
+        // Only digests are hashed here, by `write_u64`; still right for others.
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// What a token entitles to, until when.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub user: Arc<str>,
+    /// None: the Webapp knows its users' roles, we do not.
+    pub role: Option<Role>,
+    pub ends: Deadline,
+}
+
+/// How far the deletions of users had got. Take it when a login begins and give it back
+/// with the grant: a deletion in between refuses the grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Epoch(u64);
+
+/// Where a token comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Minted,
+    /// Seen in the Webapp's answer to a login, or vouched for by it.
+    Learned,
+}
+
+/// A grant to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub user: &'a str,
+    pub role: Option<Role>,
+    pub lifetime: Duration,
+    pub origin: Origin,
+    /// As it was when the login began.
+    pub epoch: Epoch,
+}
+
+/// Why a token is not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InsertRefused {
+    #[error("user has too many live tokens")]
+    UserFull,
+    #[error("too many live tokens in all")]
+    Full,
+    #[error("user was deleted while the login ran")]
+    Ended,
+}
+
+/// The live tokens.
+#[derive(Debug)]
+pub struct TokenStore {
+    memory: memory::Memory,
+    metrics: Arc<Metrics>,
+}
+
+impl TokenStore {
+    pub fn new(settings: &config::Users, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            memory: memory::Memory::new(settings, metrics.tokens.clone()),
+            metrics,
+        })
+    }
+
+    /// Takes the caps of a new configuration. What is over them already stays:
+    /// nobody loses a live token to somebody's edit.
+    pub fn reload(&self, settings: &config::Users) {
+        self.memory.cap(settings);
+    }
+
+    /// To be taken before a login's first check. The user is named for the sake of
+    /// stores that count by user.
+    pub fn epoch(&self, _user: &str) -> Epoch {
+        self.memory.holders().epoch()
+    }
+
+    /// Takes a token in, or takes its new end if it is known. Gives its end.
+    pub async fn insert(
+        &self,
+        digest: TokenDigest,
+        wanted: Wanted<'_>,
+    ) -> Result<Deadline, InsertRefused> {
+        let ends = Deadline::after(wanted.lifetime);
+        self.insert_until(digest, wanted, ends)
+    }
+
+    fn insert_until(
+        &self,
+        digest: TokenDigest,
+        wanted: Wanted<'_>,
+        ends: Deadline,
+    ) -> Result<Deadline, InsertRefused> {
+        let placed = self.memory.place(digest, wanted, ends);
+        self.metrics
+            .token_events
+            .add(match (placed, wanted.origin) {
+                (Ok(()), Origin::Minted) => TokenEvent::Minted,
+                (Ok(()), Origin::Learned) => TokenEvent::Learned,
+                (Err(_), _) => TokenEvent::Refused,
+            });
+        placed.map(|()| ends)
+    }
+
+    /// The grant of a token, if it is live this instant. One look-up, no allocation.
+    pub fn find(&self, digest: &TokenDigest) -> Option<Grant> {
+        match self.memory.find(digest) {
+            memory::Found::Live(grant) => Some(grant),
+            memory::Found::Dead => {
+                self.count_expired(self.memory.forget_dead(digest));
+                None
+            }
+            memory::Found::Nothing => None,
+        }
+    }
+
+    /// Ends one token; whether it was live.
+    pub async fn revoke(&self, digest: &TokenDigest) -> bool {
+        let was_live = self.memory.remove(digest);
+        if was_live {
+            self.metrics.token_events.add(TokenEvent::Revoked);
+        }
+        was_live
+    }
+
+    /// Ends all tokens of a user that exist this instant, in constant time; how many.
+    /// A login still running gets its token: it counts as the later one.
+    pub async fn revoke_user(&self, user: &str) -> usize {
+        self.count_revoked(self.memory.revoke_user(user))
+    }
+
+    /// Ends all tokens of a deleted user, those of logins still running included.
+    pub async fn end_user(&self, user: &str) -> usize {
+        self.count_revoked(self.memory.end_user(user))
+    }
+
+    /// Tokens in memory, dead ones that await the sweep included.
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn count_revoked(&self, count: usize) -> usize {
+        let events = &self.metrics.token_events;
+        events.add_many(TokenEvent::Revoked, count as u64);
+        count
+    }
+
+    fn count_expired(&self, gone: memory::Gone) {
+        if gone == memory::Gone::Expired {
+            self.metrics.token_events.add(TokenEvent::Expired);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Random interleavings against a plain map.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Login { user: usize, minutes: u64 },
+    Begin { user: usize },
+    Finish { minutes: u64 },
+    Validate { token: usize },
+    Logout { token: usize },
+    LogoutUser { user: usize },
+    Delete { user: usize },
+    Pass { seconds: u64 },
+    Sweep { budget: usize },
+    Cap { per_user: usize, all: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (user, minutes, token) = (0..3usize, 1..5u64, 0..64usize);
+    prop_oneof![
+        4 => (user.clone(), minutes.clone()).prop_map(|(user, minutes)| Step::Login { user, minutes }),
+        1 => user.clone().prop_map(|user| Step::Begin { user }),
+        2 => minutes.prop_map(|minutes| Step::Finish { minutes }),
+        4 => token.clone().prop_map(|token| Step::Validate { token }),
+        1 => token.prop_map(|token| Step::Logout { token }),
+        1 => user.clone().prop_map(|user| Step::LogoutUser { user }),
+        1 => user.prop_map(|user| Step::Delete { user }),
+        2 => (1..200u64).prop_map(|seconds| Step::Pass { seconds }),
+        2 => (1..9usize).prop_map(|budget| Step::Sweep { budget }),
+        1 => (1..5usize, 1..12usize).prop_map(|(per_user, all)| Step::Cap { per_user, all }),
+    ]
+}
+
+struct Known {
+    user: usize,
+    ends: Instant,
+    is_revoked: bool,
+}
+
+/// What the store should be, as plainly as it can be said.
+struct Model {
+    store: Arc<TokenStore>,
+    tokens: HashMap<TokenDigest, Known>,
+    order: Vec<TokenDigest>,
+    deletions: [u64; 3],
+    begun: Vec<(usize, Epoch, u64)>,
+    caps: (usize, usize),
+}
+
+impl Known {
+    fn is_live(&self) -> bool {
+        !self.is_revoked && Instant::now() < self.ends
+    }
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            store: store(3, 8),
+            tokens: HashMap::new(),
+            order: Vec::new(),
+            deletions: [0; 3],
+            begun: Vec::new(),
+            caps: (3, 8),
+        }
+    }
+
+    fn live(&self, of: Option<usize>) -> usize {
+        let tokens = self.tokens.values();
+        let tokens = tokens.filter(|known| of.is_none_or(|user| known.user == user));
+        tokens.filter(|known| known.is_live()).count()
+    }
+
+    async fn take(&mut self, step: Step) {
+        let name = |user: usize| ["anna", "bert", "carl"][user];
+        match step {
+            Step::Login { user, minutes } => {
+                let begun = (user, self.store.epoch(name(user)), self.deletions[user]);
+                self.finish(begun, minutes).await;
+            }
+            Step::Begin { user } => {
+                let epoch = self.store.epoch(name(user));
+                self.begun.push((user, epoch, self.deletions[user]));
+            }
+            Step::Finish { minutes } => {
+                if let Some(begun) = self.begun.pop() {
+                    self.finish(begun, minutes).await;
+                }
+            }
+            Step::Validate { token } => self.validate(token),
+            Step::Logout { token } => {
+                let Some(digest) = self.order.get(token).copied() else {
+                    return;
+                };
+                let known = self.tokens.get_mut(&digest).unwrap();
+                let was_live = known.is_live();
+                known.is_revoked = true;
+                assert_eq!(self.store.revoke(&digest).await, was_live);
+            }
+            Step::LogoutUser { user } => {
+                self.end(user);
+                self.store.revoke_user(name(user)).await;
+            }
+            Step::Delete { user } => {
+                self.end(user);
+                self.deletions[user] += 1;
+                self.store.end_user(name(user)).await;
+            }
+            Step::Pass { seconds } => advance(Duration::from_secs(seconds)).await,
+            Step::Sweep { budget } => assert!(self.store.sweep(budget).seen <= budget),
+            Step::Cap { per_user, all } => {
+                self.caps = (per_user, all);
+                self.store.reload(&settings(per_user, all));
+            }
+        }
+    }
+
+    fn end(&mut self, user: usize) {
+        let tokens = self.tokens.values_mut();
+        tokens
+            .filter(|known| known.user == user)
+            .for_each(|known| known.is_revoked = true);
+    }
+
+    fn validate(&self, token: usize) {
+        let Some(digest) = self.order.get(token) else {
+            return;
+        };
+        let known = &self.tokens[digest];
+        assert_eq!(self.store.find(digest).is_some(), known.is_live());
+    }
+
+    async fn finish(&mut self, (user, epoch, deletions): (usize, Epoch, u64), minutes: u64) {
+        let lifetime = Duration::from_secs(60 * minutes);
+        let (mine, all) = (self.live(Some(user)), self.live(None));
+        let stored = self.store.len();
+        let name = ["anna", "bert", "carl"][user];
+        let outcome = login_for(&self.store, name, (lifetime, epoch)).await;
+        match outcome {
+            Err(InsertRefused::Ended) => assert!(deletions < self.deletions[user]),
+            Err(InsertRefused::UserFull) => assert!(mine >= self.caps.0),
+            // The dead count here until they are swept.
+            Err(InsertRefused::Full) => assert!(stored >= self.caps.1),
+            Ok(digest) => {
+                assert_eq!(deletions, self.deletions[user]);
+                assert!(mine < self.caps.0 && all < self.caps.1);
+                self.order.push(digest);
+                let known = Known {
+                    user,
+                    ends: Instant::now() + lifetime,
+                    is_revoked: false,
+                };
+                self.tokens.insert(digest, known);
+            }
+        }
+    }
+
+    /// After a full sweep nothing is left of the dead, in any of the maps.
+    async fn check_all(&self) {
+        for token in 0..self.order.len() {
+            self.validate(token);
+        }
+        advance(Duration::from_secs(2)).await;
+        sweep_all(&self.store);
+        let live = self.live(None);
+        assert_eq!(self.store.len(), live);
+        assert_eq!(
+            self.store.metrics.tokens.get(),
+            i64::try_from(live).unwrap()
+        );
+        assert_eq!(self.store.memory.traces().1, live);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn the_store_does_what_a_plain_map_does(steps in proptest::collection::vec(step(), 1..80)) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut model = Model::new();
+            for step in steps {
+                model.take(step).await;
+            }
+            model.check_all().await;
+        });
+    }
+}

@@ -1,0 +1,234 @@
+//! Bodies on their way: ours goes up and shows its progress, the answer comes
+//! down and brings its connection back to the pool.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::pool::{Held, Pool};
+
+/// How far the request has come, for whoever waits for the answer.
+#[derive(Debug)]
+pub(super) struct Progress(Mutex<Step>);
+
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    at: Instant,
+    /// The last look found nothing: the client owes the next piece, not the upstream.
+    is_starved: bool,
+    has_ended: bool,
+    has_failed: bool,
+}
+
+impl Progress {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Step {
+            at: Instant::now(),
+            is_starved: false,
+            has_ended: false,
+            has_failed: false,
+        })))
+    }
+
+    /// When the upstream is late with its answer. A slow client is no fault of
+    /// the upstream's: its own deadline is kept where its body is read.
+    pub(super) fn deadline(&self, first_byte: Duration) -> Instant {
+        let step = self.lock();
+        let from = if step.is_starved {
+            Instant::now()
+        } else {
+            step.at
+        };
+        from.checked_add(first_byte)
+            .unwrap_or_else(|| from + Duration::from_secs(365 * 86_400))
+    }
+
+    /// The request has been handed over to the end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().has_ended
+    }
+
+    /// The request's own body gave an error.
+    pub(super) fn has_failed(&self) -> bool {
+        self.lock().has_failed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Step> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request body that stamps its progress.
+pub(super) struct Sent<B> {
+    body: B,
+    end: End,
+}
+
+/// Dropped when nobody wants the body any more: hyper drops a body whose length
+/// it knows without asking it for the end.
+struct End(Arc<Progress>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut step = self.0.lock();
+        step.at = Instant::now();
+        step.is_starved = false;
+        step.has_ended = true;
+    }
+}
+
+impl<B> Sent<B> {
+    pub(super) fn new(body: B) -> (Self, Arc<Progress>) {
+        let progress = Progress::new();
+        let end = End(Arc::clone(&progress));
+        (Self { body, end }, progress)
+    }
+
+    pub(super) fn into_inner(self) -> B {
+        self.body
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let mut step = self.end.0.lock();
+        match &polled {
+            Poll::Pending => step.is_starved = true,
+            Poll::Ready(piece) => {
+                step.at = Instant::now();
+                step.is_starved = false;
+                step.has_failed |= matches!(piece, Some(Err(_)));
+            }
+        }
+        drop(step);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body. At its end the connection goes back to its worker's pool;
+/// dropped before that, the connection is closed.
+pub struct AnswerBody {
+    incoming: Incoming,
+    connection: Option<Box<dyn Returns>>,
+}
+
+/// A connection that knows where it came from.
+trait Returns: Send + Sync {
+    fn give_back(self: Box<Self>);
+}
+
+struct Lent<B> {
+    connection: Held<B>,
+    home: Weak<Pool<B>>,
+    progress: Arc<Progress>,
+}
+
+impl<B: Send + 'static> Returns for Lent<B> {
+    fn give_back(self: Box<Self>) {
+        // An answer that came before the request was sent to its end: what is left
+        // of the request would stand before the next one.
+        if self.progress.has_ended()
+            && let Some(home) = self.home.upgrade()
+        {
+            home.give_back(self.connection);
+        }
+    }
+}
+
+impl AnswerBody {
+    pub(super) fn new<B: Send + 'static>(
+        incoming: Incoming,
+        connection: Held<B>,
+        home: &Arc<Pool<B>>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        let lent = Lent {
+            connection,
+            home: Arc::downgrade(home),
+            progress,
+        };
+        let mut body = Self {
+            incoming,
+            connection: Some(Box::new(lent)),
+        };
+        body.give_back_at_end();
+        body
+    }
+
+    /// The empty body of an answer that ends HTTP on its connection.
+    pub(super) fn without_connection(incoming: Incoming) -> Self {
+        Self {
+            incoming,
+            connection: None,
+        }
+    }
+
+    fn give_back_at_end(&mut self) {
+        if self.incoming.is_end_stream()
+            && let Some(connection) = self.connection.take()
+        {
+            connection.give_back();
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(Some(Ok(_))) => self.give_back_at_end(),
+            Poll::Ready(Some(Err(_))) => self.connection = None,
+            Poll::Ready(None) => {
+                if let Some(connection) = self.connection.take() {
+                    connection.give_back();
+                }
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl fmt::Debug for AnswerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnswerBody")
+            .field("holds_connection", &self.connection.is_some())
+            .finish_non_exhaustive()
+    }
+}

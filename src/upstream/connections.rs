@@ -1,0 +1,273 @@
+//! Sends requests over one worker's connections. It never repeats anything: it
+//! says exactly how far a request came, and the caller decides.
+
+use std::error::Error;
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::{Request, Response, StatusCode, Version};
+use http_body::Body;
+use hyper::client::conn::TrySendError;
+use tokio::time::{Instant, sleep_until};
+
+use super::Upstream;
+use super::body::{AnswerBody, Progress, Sent};
+use super::connect::DialError;
+use super::pool::{Held, Pool};
+use crate::lifecycle::Tasks;
+use crate::metrics::{Connect, Gauged, Metrics};
+
+type Cause = Box<dyn Error + Send + Sync>;
+
+/// One worker's kept-alive connections to one upstream. Dropping it closes those
+/// that are idle, and those in use at the end of their answers.
+#[derive(Debug)]
+pub struct Connections<B> {
+    upstream: Arc<Upstream>,
+    /// Drives connections on the worker's own runtime.
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+    pub(super) pool: Arc<Pool<B>>,
+}
+
+/// A request that got no answer.
+pub struct SendError<B> {
+    pub kind: SendErrorKind,
+    /// The request, when not a byte of it was sent.
+    pub unsent: Option<Box<Request<B>>>,
+    source: Option<Cause>,
+}
+
+/// How far a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendErrorKind {
+    ConnectFailed,
+    ConnectTimeout,
+    /// A kept-alive connection died before a byte of the answer: most likely the
+    /// upstream closed it while the request was on its way.
+    DeadConnection,
+    /// A new connection was closed before a byte of the answer.
+    Closed,
+    FirstByteTimeout,
+    /// What came is not an answer in HTTP/1.1, or broke off in its head.
+    Protocol,
+    /// The request's own body gave an error: the client's doing.
+    BodyFailed,
+}
+
+impl<B> Connections<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Cause>,
+{
+    pub fn new(upstream: Arc<Upstream>, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        let pool = Pool::new(upstream.idle_timeout);
+        Self {
+            upstream,
+            tasks,
+            metrics,
+            pool,
+        }
+    }
+
+    /// Like `send`, but never over a connection that has been used before: where one
+    /// of those has turned out dead, the others most likely are.
+    pub async fn send_fresh(
+        &self,
+        request: Request<B>,
+        first_byte: Duration,
+    ) -> Result<Response<AnswerBody>, SendError<B>> {
+        self.pool.close_idle();
+        self.send(request, first_byte).await
+    }
+
+    /// Sends `request`, whose URI is path and query, and gives the head of the
+    /// answer. `first_byte` counts from the end of the request, or from its last
+    /// progress while the upstream does not take it.
+    pub async fn send(
+        &self,
+        mut request: Request<B>,
+        first_byte: Duration,
+    ) -> Result<Response<AnswerBody>, SendError<B>> {
+        *request.version_mut() = Version::HTTP_11;
+        let host = &self.upstream.host;
+        request
+            .headers_mut()
+            .entry(HOST)
+            .or_insert_with(|| host.clone());
+
+        let (connection, is_reused) = match self.pool.take() {
+            Some(connection) => {
+                self.metrics.upstream_connects.add(Connect::Reused);
+                (connection, true)
+            }
+            None => match self.connect().await {
+                Ok(connection) => (connection, false),
+                Err((kind, source)) => return Err(SendError::unsent(kind, request, source)),
+            },
+        };
+        self.exchange(connection, is_reused, request, first_byte)
+            .await
+    }
+
+    async fn connect(&self) -> Result<Held<B>, (SendErrorKind, Cause)> {
+        let link = self.upstream.dialer.dial().await.map_err(|failure| {
+            let (label, kind) = match &failure {
+                DialError::TimedOut { .. } => (Connect::Timeout, SendErrorKind::ConnectTimeout),
+                DialError::Resolve { .. }
+                | DialError::NoAddress { .. }
+                | DialError::Connect { .. }
+                | DialError::Handshake { .. } => (Connect::Failed, SendErrorKind::ConnectFailed),
+            };
+            self.metrics.upstream_connects.add(label);
+            (kind, Cause::from(failure))
+        })?;
+        let open = Gauged::enter(&self.metrics.upstream_connections_open);
+        let (connection, driver) = self.pool.adopt(link, open).await.map_err(|failure| {
+            self.metrics.upstream_connects.add(Connect::Failed);
+            (SendErrorKind::ConnectFailed, Cause::from(failure))
+        })?;
+        self.metrics.upstream_connects.add(Connect::New);
+        self.tasks.spawn("upstream connection", driver);
+        Ok(connection)
+    }
+
+    pub(super) async fn exchange(
+        &self,
+        mut connection: Held<B>,
+        is_reused: bool,
+        request: Request<B>,
+        first_byte: Duration,
+    ) -> Result<Response<AnswerBody>, SendError<B>> {
+        let (head, body) = request.into_parts();
+        let (body, progress) = Sent::new(body);
+        connection.heard.store(false, Ordering::Release);
+        let answer = connection
+            .sender
+            .try_send_request(Request::from_parts(head, body));
+        let Some(answer) = in_time(answer, &progress, first_byte).await else {
+            return Err(SendErrorKind::FirstByteTimeout.into());
+        };
+        match answer {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                connection.let_go();
+                Ok(response.map(AnswerBody::without_connection))
+            }
+            Ok(response) => Ok(response
+                .map(|incoming| AnswerBody::new(incoming, connection, &self.pool, progress))),
+            Err(failure) => {
+                let has_heard = connection.heard.load(Ordering::Acquire);
+                Err(SendError::classify(
+                    failure, &progress, is_reused, has_heard,
+                ))
+            }
+        }
+    }
+}
+
+/// The answer, or None when the upstream is late with it.
+async fn in_time<F: Future>(
+    answer: F,
+    progress: &Progress,
+    first_byte: Duration,
+) -> Option<F::Output> {
+    let mut answer = pin!(answer);
+    let mut late = pin!(sleep_until(progress.deadline(first_byte)));
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answer => return Some(answer),
+            () = &mut late => {}
+        }
+        let deadline = progress.deadline(first_byte);
+        if deadline <= Instant::now() {
+            return None;
+        }
+        late.as_mut().reset(deadline);
+    }
+}
+
+impl<B> SendError<B> {
+    fn unsent(kind: SendErrorKind, request: Request<B>, source: Cause) -> Self {
+        Self {
+            kind,
+            unsent: Some(Box::new(request)),
+            source: Some(source),
+        }
+    }
+
+    fn classify(
+        mut failure: TrySendError<Request<Sent<B>>>,
+        progress: &Progress,
+        is_reused: bool,
+        has_heard: bool,
+    ) -> Self {
+        let unsent = failure.take_message();
+        let kind = if progress.has_failed() {
+            SendErrorKind::BodyFailed
+        } else if is_reused && (unsent.is_some() || !has_heard) {
+            SendErrorKind::DeadConnection
+        } else if has_heard {
+            SendErrorKind::Protocol
+        } else {
+            SendErrorKind::Closed
+        };
+        Self {
+            kind,
+            unsent: unsent.map(|request| Box::new(request.map(Sent::into_inner))),
+            source: Some(failure.into_error().into()),
+        }
+    }
+}
+
+impl<B> From<SendErrorKind> for SendError<B> {
+    fn from(kind: SendErrorKind) -> Self {
+        Self {
+            kind,
+            unsent: None,
+            source: None,
+        }
+    }
+}
+
+impl fmt::Display for SendErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConnectFailed => "cannot connect to the upstream",
+            Self::ConnectTimeout => "no connection to the upstream in time",
+            Self::DeadConnection => "a kept-alive connection to the upstream was dead",
+            Self::Closed => "the upstream closed the connection without an answer",
+            Self::FirstByteTimeout => "no answer from the upstream in time",
+            Self::Protocol => "the upstream's answer is not usable HTTP",
+            Self::BodyFailed => "the request's body broke off",
+        })
+    }
+}
+
+impl<B> fmt::Display for SendError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+// By hand: the unsent request's headers hold what no log may show.
+impl<B> fmt::Debug for SendError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendError")
+            .field("kind", &self.kind)
+            .field("is_unsent", &self.unsent.is_some())
+            .field("source", &self.source)
+            .finish()
+    }
+}
+
+impl<B> Error for SendError<B> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,228 @@
+//! One login call: asked on a connection of its own, read bounded in size and
+//! time, and told apart into what the renewer must know. Never retries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, DATE, HOST, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout};
+
+use super::connect::{DialError, Dialer};
+use super::description::{Answer, Flaw, LoginDescription};
+use super::session::Why;
+use crate::clock;
+use crate::metrics::LoginOutcome;
+use crate::secret::Secret;
+
+const LONGEST_ANSWER: usize = 64 * 1024;
+/// A longer `Retry-After` is honoured only this far: it may be a mistake, and
+/// nobody is there to correct it.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
+
+/// Why a login brought no token.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LoginError {
+    #[error("cannot reach the upstream")]
+    Unreachable(#[source] DialError),
+    #[error("the connection to the upstream broke during the login")]
+    Broken(#[source] hyper::Error),
+    #[error("no answer to the login within {0:?}")]
+    Timeout(Duration),
+    #[error("the upstream refuses our user name or password")]
+    WrongPassword,
+    #[error("the upstream wants the password to be changed first")]
+    PasswordChange,
+    #[error("the upstream refuses the login with status {status}")]
+    Refused {
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    },
+    #[error("the answer to the login is of no use")]
+    Unusable(#[source] Flaw),
+}
+
+impl LoginError {
+    pub(super) fn why(&self) -> Why {
+        match self {
+            Self::Unreachable(_) | Self::Broken(_) => Why::Unreachable,
+            Self::Timeout(_) => Why::Timeout,
+            Self::WrongPassword => Why::WrongPassword,
+            Self::PasswordChange => Why::PasswordChange,
+            Self::Refused { status, .. } => Why::Refused(*status),
+            Self::Unusable(_) => Why::Unusable,
+        }
+    }
+
+    pub(super) fn outcome(&self) -> LoginOutcome {
+        match self {
+            Self::Unreachable(_) | Self::Broken(_) => LoginOutcome::Unreachable,
+            Self::Timeout(_) => LoginOutcome::Timeout,
+            Self::WrongPassword => LoginOutcome::WrongPassword,
+            Self::PasswordChange => LoginOutcome::PasswordChange,
+            Self::Refused { .. } => LoginOutcome::Refused,
+            Self::Unusable(_) => LoginOutcome::Unusable,
+        }
+    }
+
+    /// The upstream never saw this login.
+    pub(super) fn is_unsent(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+/// What a good login brings.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) token: Secret,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(super) left: Duration,
+    /// The upstream's clock minus ours.
+    pub(super) skew_seconds: i64,
+}
+
+/// How this upstream's login is made.
+#[derive(Debug)]
+pub(super) struct LoginCall {
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) host: HeaderValue,
+    pub(super) description: LoginDescription,
+    pub(super) username: String,
+    /// For everything: connecting, asking, reading.
+    pub(super) timeout: Duration,
+}
+
+impl LoginCall {
+    pub(super) async fn make(&self, password: &Secret) -> Result<Granted, LoginError> {
+        timeout(self.timeout, Box::pin(self.ask(password)))
+            .await
+            .unwrap_or(Err(LoginError::Timeout(self.timeout)))
+    }
+
+    async fn ask(&self, password: &Secret) -> Result<Granted, LoginError> {
+        let link = self.dialer.dial().await.map_err(LoginError::Unreachable)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(link))
+            .await
+            .map_err(LoginError::Broken)?;
+        let began = Instant::now();
+        let exchange = async {
+            let request = self.request(password);
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(LoginError::Broken)?;
+            self.judge(response, began).await
+        };
+        // The connection is driven from here: it serves one call and ends with it.
+        let mut exchange = std::pin::pin!(exchange);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            outcome = &mut exchange => return outcome,
+            // How it ended, the exchange is told as well.
+            _ = &mut connection => {}
+        }
+        exchange.await
+    }
+
+    fn request(&self, password: &Secret) -> Request<Full<Bytes>> {
+        let question = self.description.question(&self.username, password);
+        let mut request = Request::new(Full::new(Bytes::copy_from_slice(&question.body)));
+        *request.method_mut() = self.description.method.clone();
+        *request.uri_mut() = self.description.path.clone().into();
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.extend(question.header);
+        request
+    }
+
+    async fn judge(
+        &self,
+        response: Response<Incoming>,
+        began: Instant,
+    ) -> Result<Granted, LoginError> {
+        let (head, body) = response.into_parts();
+        let status = head.status;
+        if self.description.accepted.contains(&status) {
+            let body = read(body).await.map_err(LoginError::Unusable)?;
+            return self
+                .believe(&head.headers, &body, began)
+                .map_err(LoginError::Unusable);
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            // A body that cannot be read changes nothing about the verdict.
+            let body = read(body).await.unwrap_or_default();
+            return Err(if self.description.wants_password_change(&body) {
+                LoginError::PasswordChange
+            } else {
+                LoginError::WrongPassword
+            });
+        }
+        Err(LoginError::Refused {
+            status,
+            retry_after: retry_after(&head.headers),
+        })
+    }
+
+    fn believe(&self, headers: &HeaderMap, body: &[u8], began: Instant) -> Result<Granted, Flaw> {
+        let ours = clock::unix_seconds();
+        let upstream_now = date(headers).unwrap_or(ours);
+        let answer = Answer {
+            headers,
+            body,
+            upstream_now,
+        };
+        let found = self.description.read(answer)?;
+        // The token may be as old as the question.
+        let left = found.life.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Err(Flaw::Past);
+        }
+        Ok(Granted {
+            token: found.token,
+            headers: found.headers,
+            left,
+            skew_seconds: upstream_now.saturating_sub(ours),
+        })
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Flaw> {
+    match Limited::new(body, LONGEST_ANSWER).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Flaw::TooLarge),
+        Err(_) => Err(Flaw::CutShort),
+    }
+}
+
+fn date(headers: &HeaderMap) -> Option<i64> {
+    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
+    let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let pause = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(clock::wall())
+            .unwrap_or_default(),
+    };
+    Some(pause.min(LONGEST_RETRY_AFTER))
+}

@@ -1,0 +1,364 @@
+//! Pooling, and how far a request came when there is no answer.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::server::{Reply, Webapp, gate};
+use super::{PATIENCE, Surroundings, eventually};
+use crate::metrics::Connect;
+use crate::upstream::{AnswerBody, Connections, SendError, SendErrorKind};
+
+const LONG: Duration = Duration::from_secs(5);
+const SHORT: Duration = Duration::from_millis(100);
+
+/// A body that the test feeds piece by piece; an `Err` breaks it off.
+#[derive(Debug)]
+struct Fed(mpsc::UnboundedReceiver<Result<&'static str, std::io::Error>>);
+
+impl Body for Fed {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let piece = self.0.poll_recv(cx);
+        piece.map(|piece| piece.map(|piece| Ok(Frame::data(Bytes::from_static(piece?.as_bytes())))))
+    }
+}
+
+type Feed = mpsc::UnboundedSender<Result<&'static str, std::io::Error>>;
+
+fn fed() -> (Feed, Request<Fed>) {
+    let (feed, body) = mpsc::unbounded_channel();
+    let request = Request::builder().method(Method::POST).uri("/v1/media");
+    (feed, request.body(Fed(body)).unwrap())
+}
+
+fn post(body: &'static str) -> Request<Full<Bytes>> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/v1/messages?a=b");
+    request.body(Full::from(body)).unwrap()
+}
+
+fn connections<B>(around: &Surroundings) -> Connections<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let upstream = around.open().unwrap();
+    Connections::new(upstream, around.tasks.clone(), Arc::clone(&around.metrics))
+}
+
+async fn text(response: Response<AnswerBody>) -> String {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+fn kind<B>(outcome: Result<Response<AnswerBody>, SendError<B>>) -> (SendErrorKind, bool) {
+    let failure = outcome.unwrap_err();
+    (failure.kind, failure.unsent.is_some())
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_request_after_the_other() {
+    let webapp = Webapp::start(|call| {
+        if call.number == 2 {
+            Reply::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+        } else {
+            Reply::with(200, "", "hi")
+        }
+    })
+    .await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections(&around);
+    for _ in 0..4 {
+        let response = connections.send(post("body"), LONG).await.unwrap();
+        assert_eq!(text(response).await, "hi");
+        eventually("it is idle", || {
+            format!("{connections:?}").contains("idle: 1")
+        })
+        .await;
+    }
+    assert_eq!(webapp.connections(), 1);
+    assert_eq!(around.metrics.upstream_connects.value(Connect::Reused), 3);
+    assert_eq!(around.metrics.upstream_connections_open.get(), 1);
+    let call = &webapp.calls()[3];
+    assert!(call.has_line("POST /v1/messages?a=b HTTP/1.1"));
+    assert!(call.has_line(&format!("host: {}", webapp.address)));
+    assert!(call.has_line("content-length: 4"));
+    assert_eq!(call.body, b"body");
+    drop(connections);
+    eventually("closed with its worker", || webapp.ended() == 1).await;
+    eventually("counted", || {
+        around.metrics.upstream_connections_open.get() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_the_caller_set_is_kept() {
+    let webapp = Webapp::start(|_| Reply::with(204, "", "")).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let mut request = post("");
+    request
+        .headers_mut()
+        .insert("host", "other".parse().unwrap());
+    *request.version_mut() = http::Version::HTTP_2;
+    connections(&around).send(request, LONG).await.unwrap();
+    assert!(webapp.calls()[0].has_line("host: other"));
+}
+
+#[tokio::test]
+async fn a_kept_alive_connection_that_dies_under_a_request_is_called_dead() {
+    let webapp = Webapp::start(|call| match call.number {
+        1 => Reply::with(200, "", "hi"),
+        _ => Reply::raw("").then_close(),
+    })
+    .await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections(&around);
+    text(connections.send(post("a"), LONG).await.unwrap()).await;
+    let (dead, _) = kind(connections.send(post("b"), LONG).await);
+    assert_eq!(dead, SendErrorKind::DeadConnection);
+    // On a new connection the same end is the upstream's answer to this request.
+    let (closed, _) = kind(connections.send(post("b"), LONG).await);
+    assert_eq!(closed, SendErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn a_request_that_met_a_closed_connection_comes_back_whole() {
+    let hold = gate();
+    let held = Arc::clone(&hold);
+    let webapp = Webapp::start(move |_| Reply::with(200, "", "hi").then_close_after(&held)).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections(&around);
+    text(connections.send(post(""), LONG).await.unwrap()).await;
+    eventually("it is idle", || {
+        format!("{connections:?}").contains("idle: 1")
+    })
+    .await;
+    // Taken from the pool just before the upstream closes it.
+    let connection = connections.pool.take().unwrap();
+    hold.add_permits(1);
+    eventually("closed", || connection.sender.is_closed()).await;
+    let outcome = connections
+        .exchange(connection, true, post("precious"), LONG)
+        .await;
+    let failure = outcome.unwrap_err();
+    assert_eq!(failure.kind, SendErrorKind::DeadConnection);
+    let request = failure.unsent.expect("not a byte was sent");
+    assert_eq!(request.method(), Method::POST);
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "precious");
+    let again = connections.send(post("precious"), LONG).await.unwrap();
+    assert_eq!(text(again).await, "hi");
+    assert_eq!(webapp.connections(), 2);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_gives_the_request_back() {
+    let mut around = Surroundings::of("127.0.0.1:1".parse().unwrap()).without_login();
+    let refused = connections(&around)
+        .send(post("x"), LONG)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind, SendErrorKind::ConnectFailed);
+    assert!(refused.unsent.is_some());
+    assert!(!format!("{refused:?}").contains("/v1/messages"));
+    around.settings.base.host = "no-such-host.invalid".to_owned();
+    let unknown = kind(connections(&around).send(post("x"), LONG).await);
+    assert_eq!(unknown, (SendErrorKind::ConnectFailed, true));
+    assert_eq!(around.metrics.upstream_connects.value(Connect::Failed), 2);
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_comes_is_a_connect_timeout() {
+    let never = gate();
+    let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
+    let mut around = Surroundings::of(webapp.address).without_login();
+    around.settings.base.tls = true;
+    around.settings.connect_timeout = SHORT;
+    let outcome = kind(connections(&around).send(post("x"), LONG).await);
+    assert_eq!(outcome, (SendErrorKind::ConnectTimeout, true));
+    assert_eq!(around.metrics.upstream_connects.value(Connect::Timeout), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_a_first_byte_timeout_and_ends_the_connection() {
+    let never = gate();
+    let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections(&around);
+    let outcome = kind(connections.send(post("x"), SHORT).await);
+    assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
+    eventually("closed", || webapp.ended() == 1).await;
+}
+
+#[tokio::test]
+async fn a_slow_client_is_not_the_upstreams_delay() {
+    let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections::<Fed>(&around);
+    let (feed, mut request) = fed();
+    request
+        .headers_mut()
+        .insert("content-length", "2".parse().unwrap());
+    let slow = async {
+        for _ in 0..2 {
+            tokio::time::sleep(SHORT * 3).await;
+            feed.send(Ok("x")).unwrap();
+        }
+    };
+    let (outcome, ()) = tokio::join!(connections.send(request, SHORT), slow);
+    assert_eq!(text(outcome.unwrap()).await, "hi");
+    assert_eq!(webapp.calls()[0].body, b"xx");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_the_clients_doing() {
+    let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections::<Fed>(&around);
+    let (feed, mut request) = fed();
+    request
+        .headers_mut()
+        .insert("content-length", "50".parse().unwrap());
+    feed.send(Ok("some")).unwrap();
+    feed.send(Err(std::io::Error::other("gone"))).unwrap();
+    let outcome = kind(connections.send(request, LONG).await);
+    assert_eq!(outcome, (SendErrorKind::BodyFailed, false));
+    eventually("closed", || webapp.ended() == 1).await;
+}
+
+#[tokio::test]
+async fn an_answer_dropped_before_its_end_closes_the_connection() {
+    let start = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nsome";
+    let webapp = Webapp::start(move |_| Reply::raw(start)).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections(&around);
+    let mut response = connections.send(post("x"), LONG).await.unwrap();
+    assert!(response.body_mut().frame().await.unwrap().is_ok());
+    drop(response);
+    eventually("closed", || webapp.ended() == 1).await;
+    assert!(format!("{connections:?}").contains("idle: 0"));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_short_is_an_error_and_not_an_end() {
+    let cut = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nsome";
+    let webapp = Webapp::start(move |_| Reply::raw(cut).then_close()).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let response = connections(&around).send(post("x"), LONG).await.unwrap();
+    assert!(response.into_body().collect().await.is_err());
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_request_costs_the_connection() {
+    let webapp = Webapp::start(|_| Reply::with(413, "", "too much")).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections::<Fed>(&around);
+    let (feed, mut request) = fed();
+    request
+        .headers_mut()
+        .insert("content-length", "50".parse().unwrap());
+    request
+        .headers_mut()
+        .insert("early", "yes".parse().unwrap());
+    feed.send(Ok("x")).unwrap();
+    let response = connections.send(request, LONG).await.unwrap();
+    assert_eq!(text(response).await, "too much");
+    eventually("closed", || webapp.ended() == 1).await;
+    assert!(format!("{connections:?}").contains("idle: 0"));
+    drop(feed);
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_a_protocol_error() {
+    let webapp = Webapp::start(|_| Reply::raw("SSH-2.0-OpenSSH_9.9\r\n\r\n")).await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let outcome = kind(connections(&around).send(post("x"), LONG).await);
+    assert_eq!(outcome, (SendErrorKind::Protocol, false));
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed() {
+    let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
+    let mut around = Surroundings::of(webapp.address).without_login();
+    around.settings.idle_timeout = SHORT;
+    let connections = connections(&around);
+    text(connections.send(post("x"), LONG).await.unwrap()).await;
+    eventually("closed", || webapp.ended() == 1).await;
+    eventually("counted", || {
+        around.metrics.upstream_connections_open.get() == 0
+    })
+    .await;
+    assert!(format!("{connections:?}").contains("idle: 0"));
+}
+
+#[tokio::test]
+async fn a_connection_may_change_its_protocol() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let around = Surroundings::of(listener.local_addr().unwrap()).without_login();
+    let echo = async {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n\r\n") {
+            assert!(tcp.read_buf(&mut read).await.unwrap() > 0);
+        }
+        let switch =
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+        tcp.write_all(switch).await.unwrap();
+        let mut four = [0; 4];
+        tcp.read_exact(&mut four).await.unwrap();
+        tcp.write_all(&four).await.unwrap();
+    };
+    let connections = connections(&around);
+    let exchange = async {
+        let mut request = post("");
+        *request.method_mut() = Method::GET;
+        request
+            .headers_mut()
+            .insert("connection", "upgrade".parse().unwrap());
+        request
+            .headers_mut()
+            .insert("upgrade", "echo".parse().unwrap());
+        let mut response = connections.send(request, LONG).await.unwrap();
+        assert_eq!(response.status(), 101);
+        let upgraded = hyper::upgrade::on(&mut response).await.unwrap();
+        drop(response);
+        let mut tcp = TokioIo::new(upgraded);
+        tcp.write_all(b"ping").await.unwrap();
+        let mut four = [0; 4];
+        tcp.read_exact(&mut four).await.unwrap();
+        assert_eq!(&four, b"ping");
+    };
+    let ((), ()) = timeout(PATIENCE, async { tokio::join!(echo, exchange) })
+        .await
+        .unwrap();
+}
+
+/// What the pipeline needs of these types.
+#[test]
+fn answers_and_errors_can_cross_tasks() {
+    fn can_cross<T: Send + Sync + Unpin>() {}
+    can_cross::<AnswerBody>();
+    can_cross::<Connections<Full<Bytes>>>();
+    can_cross::<SendError<http_body_util::Empty<Bytes>>>();
+    fn is_error<T: std::error::Error>() {}
+    is_error::<SendError<http_body_util::combinators::BoxBody<Bytes, Infallible>>>();
+}

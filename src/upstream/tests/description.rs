@@ -1,0 +1,210 @@
+//! Every kind of login that the description offers, through the whole session
+//! where it touches the wire, and by value where it does not.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use proptest::prelude::{ProptestConfig, any, proptest};
+use serde_json::{Value, json};
+
+use super::Surroundings;
+use super::server::{Reply, Webapp};
+use crate::secret::Secret;
+use crate::upstream::description::{
+    Answer, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
+};
+
+const NOW: i64 = 1_627_203_048;
+
+/// What `description` makes of `body`: token and seconds to live.
+fn read(
+    description: &LoginDescription,
+    headers: &HeaderMap,
+    body: &str,
+) -> Result<(String, u64), Flaw> {
+    let answer = Answer {
+        headers,
+        body: body.as_bytes(),
+        upstream_now: NOW,
+    };
+    let found = description.read(answer)?;
+    Ok((found.token.expose().to_owned(), found.life.as_secs()))
+}
+
+fn with(token: TokenSource, expiry: Vec<ExpirySource>) -> LoginDescription {
+    LoginDescription {
+        token,
+        expiry,
+        ..LoginDescription::whatsapp()
+    }
+}
+
+fn pointer(text: &str) -> TokenSource {
+    TokenSource::Pointer(text.to_owned())
+}
+
+fn jwt(claims: &Value) -> String {
+    let claims = URL_SAFE_NO_PAD.encode(claims.to_string());
+    format!("eyJhbGciOiJIUzI1NiJ9.{claims}.c2ln")
+}
+
+#[test]
+fn tokens_are_found_wherever_they_are() {
+    let none = HeaderMap::new();
+    let hour = || vec![ExpirySource::Fixed(Duration::from_secs(3600))];
+    let vault = with(pointer("/auth/client_token"), hour());
+    let body = r#"{"auth":{"client_token":"hvs.x"}}"#;
+    assert_eq!(read(&vault, &none, body), Ok(("hvs.x".to_owned(), 3600)));
+
+    let name = HeaderName::from_static("x-subject-token");
+    let keystone = with(TokenSource::Header(name.clone()), hour());
+    assert_eq!(read(&keystone, &none, "{}"), Err(Flaw::NoToken));
+    let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("gAAA"))]);
+    assert_eq!(
+        read(&keystone, &headers, "{}"),
+        Ok(("gAAA".to_owned(), 3600))
+    );
+
+    let vcenter = with(TokenSource::WholeBody, hour());
+    for good in ["\"abc\"", "abc", " abc\n"] {
+        assert_eq!(read(&vcenter, &none, good), Ok(("abc".to_owned(), 3600)));
+    }
+    for bad in ["", "null", "{}", "[\"abc\"]", "\"\""] {
+        assert_eq!(read(&vcenter, &none, bad), Err(Flaw::NoToken), "{bad}");
+    }
+    for bad in ["<html>", "Bad Gateway", &"x".repeat(9000)] {
+        assert_eq!(read(&vcenter, &none, bad), Err(Flaw::BadToken));
+    }
+}
+
+#[test]
+fn the_first_expiry_that_is_there_counts() {
+    let none = HeaderMap::new();
+    let description = with(
+        pointer("/t"),
+        vec![
+            ExpirySource::PointerDate("/date".to_owned()),
+            ExpirySource::PointerSeconds("/s".to_owned()),
+            ExpirySource::PointerMillis("/ms".to_owned()),
+            ExpirySource::JwtExp,
+            ExpirySource::Fixed(Duration::from_secs(60)),
+        ],
+    );
+    let life = |extra: Value, token: &str| {
+        let mut body = json!({ "t": token });
+        for (name, value) in extra.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        read(&description, &none, &body.to_string()).map(|(_, life)| life)
+    };
+    let day = json!({ "date": "2021-07-26 08:50:48+00:00", "s": 5 });
+    assert_eq!(life(day, "t"), Ok(86_400));
+    assert_eq!(
+        life(json!({ "date": "2021-07-25T08:51:48.5Z" }), "t"),
+        Ok(60)
+    );
+    assert_eq!(life(json!({ "date": null, "s": 5 }), "t"), Ok(5));
+    assert_eq!(life(json!({ "s": "5" }), "t"), Ok(5));
+    assert_eq!(life(json!({ "s": 5.9 }), "t"), Ok(5));
+    assert_eq!(life(json!({ "ms": 900_000 }), "t"), Ok(900));
+    assert_eq!(life(json!({}), &jwt(&json!({ "exp": NOW + 7 }))), Ok(7));
+    assert_eq!(life(json!({}), &jwt(&json!({ "sub": "x" }))), Ok(60));
+    assert_eq!(life(json!({}), "opaque.but.dotted"), Ok(60));
+
+    assert_eq!(life(json!({ "date": 5 }), "t"), Err(Flaw::BadExpiry));
+    assert_eq!(life(json!({ "s": -1 }), "t"), Err(Flaw::BadExpiry));
+    assert_eq!(life(json!({ "s": "soon" }), "t"), Err(Flaw::BadExpiry));
+    assert_eq!(life(json!({ "s": 0 }), "t"), Err(Flaw::Past));
+    assert_eq!(life(json!({ "s": 1e300 }), "t"), Err(Flaw::TooFar));
+    assert_eq!(life(json!({ "s": 40_000_000 }), "t"), Err(Flaw::TooFar));
+    let past = jwt(&json!({ "exp": NOW - 1 }));
+    assert_eq!(life(json!({}), &past), Err(Flaw::Past));
+    let odd = jwt(&json!({ "exp": "never" }));
+    assert_eq!(life(json!({}), &odd), Err(Flaw::BadExpiry));
+
+    let silent = with(pointer("/t"), vec![ExpirySource::JwtExp]);
+    assert_eq!(read(&silent, &none, r#"{"t":"x"}"#), Err(Flaw::NoExpiry));
+}
+
+#[test]
+fn templates_are_filled_in_one_pass_and_escaped() {
+    let password = Secret::new("p\"{username}&=ä b");
+    let mut description = LoginDescription::whatsapp();
+    description.credential = CredentialForm::Json(json!({
+        "auth": [{ "user": "{username}", "password": "{password}" }], "ttl": 5, "note": "{x}{",
+    }));
+    let question = description.question("me", &password);
+    let sent: Value = serde_json::from_slice(&question.body).unwrap();
+    assert_eq!(sent["auth"][0]["user"], "me");
+    assert_eq!(sent["auth"][0]["password"], password.expose());
+    assert_eq!(sent["note"], "{x}{");
+    assert_eq!(sent["ttl"], 5);
+
+    description.credential = CredentialForm::Form(vec![
+        ("grant_type".to_owned(), "password".to_owned()),
+        ("user name".to_owned(), "{username}@pam".to_owned()),
+        ("password".to_owned(), "{password}".to_owned()),
+    ]);
+    let question = description.question("me", &password);
+    assert_eq!(
+        std::str::from_utf8(&question.body).unwrap(),
+        "grant_type=password&user+name=me%40pam&password=p%22%7Busername%7D%26%3D%C3%A4+b"
+    );
+}
+
+#[tokio::test]
+async fn a_json_login_with_a_header_of_its_own_works_end_to_end() {
+    let webapp = Webapp::start(|call| {
+        let sent: Value = serde_json::from_slice(&call.body).unwrap();
+        assert_eq!(sent, json!({ "email": "gateway", "password": "right" }));
+        assert!(call.has_line("content-type: application/json"));
+        assert!(call.has_line("PUT /auth/login?mode=json HTTP/1.1"));
+        Reply::with(
+            202,
+            "",
+            r#"{"data":{"access_token":"dtok","expires":900000}}"#,
+        )
+    })
+    .await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session_with(LoginDescription {
+        method: http::Method::PUT,
+        path: PathAndQuery::from_static("/auth/login?mode=json"),
+        credential: CredentialForm::Json(json!({
+            "email": "{username}", "password": "{password}",
+        })),
+        accepted: vec![StatusCode::ACCEPTED],
+        token: pointer("/data/access_token"),
+        expiry: vec![ExpirySource::PointerMillis("/data/expires".to_owned())],
+        inject: Injection {
+            header: HeaderName::from_static("x-auth-token"),
+            template: "{token}".to_owned(),
+        },
+        password_change: None,
+    });
+    let lease = session.lease().await.unwrap();
+    assert_eq!(lease.headers()[0].0, "x-auth-token");
+    assert_eq!(lease.headers()[0].1, "dtok");
+    assert!(lease.ends().left() > Duration::from_secs(890));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn no_answer_reaches_a_panic(body in any::<Vec<u8>>(), now in any::<i64>()) {
+        for token in [pointer("/users/0/token"), TokenSource::WholeBody] {
+            let description = with(token, vec![
+                ExpirySource::PointerDate(String::new()),
+                ExpirySource::JwtExp,
+                ExpirySource::Fixed(Duration::from_secs(1)),
+            ]);
+            let headers = HeaderMap::new();
+            let answer = Answer { headers: &headers, body: &body, upstream_now: now };
+            let _ = description.read(answer);
+            description.wants_password_change(&body);
+        }
+    }
+}

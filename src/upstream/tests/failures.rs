@@ -1,0 +1,248 @@
+//! Logins that fail: told apart, never a storm, never a hang.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::server::{Reply, Webapp, gate};
+use super::{PATIENCE, Surroundings, eventually, refusal, stays};
+use crate::metrics::LoginOutcome;
+use crate::secret::SecretSource;
+use crate::upstream::{Error, Why};
+
+fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
+    |call| {
+        if call.has_line("Authorization: Basic Z2F0ZXdheTpyaWdodA==") {
+            Reply::login("tok", 600)
+        } else {
+            Reply::with(
+                401,
+                "",
+                r#"{"errors":[{"code":1005,"title":"Access denied"}]}"#,
+            )
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_tried_once_until_its_file_changes() {
+    let webapp = Webapp::start(lets_in_the_right_password()).await;
+    let around = Surroundings::of(webapp.address);
+    around.folder.write("password", "wrong");
+    let session = around.session();
+    assert_eq!(refusal(&session).await.why, Why::WrongPassword);
+    assert_eq!(
+        session.status().to_string(),
+        "upstream login: wrong password"
+    );
+    // Written again without a change: the same wrong password.
+    around.folder.write("password", "wrong\n");
+    stays("one attempt", || webapp.requests() == 1).await;
+    around.folder.write("password", "right");
+    eventually("logged in", || session.is_ready()).await;
+    assert_eq!(webapp.requests(), 2);
+    let logins = &around.metrics.session_logins;
+    assert_eq!(logins.value(LoginOutcome::WrongPassword), 1);
+}
+
+#[tokio::test]
+async fn a_password_that_must_be_changed_stops_logins_as_well() {
+    let webapp = Webapp::start(|_| {
+        Reply::with(
+            401,
+            "",
+            r#"{"errors":[{"code":1024,"title":"Password change required"}]}"#,
+        )
+    })
+    .await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    let no = refusal(&session).await;
+    assert_eq!(no.why, Why::PasswordChange);
+    assert!(no.retry_after >= Duration::from_secs(1));
+    stays("one attempt", || webapp.requests() == 1).await;
+}
+
+#[tokio::test]
+async fn a_password_file_that_is_missing_is_awaited() {
+    let webapp = Webapp::start(lets_in_the_right_password()).await;
+    let around = Surroundings::of(webapp.address);
+    std::fs::remove_file(around.folder.0.join("password")).unwrap();
+    let session = around.session();
+    assert_eq!(refusal(&session).await.why, Why::Secret);
+    assert_eq!(webapp.connections(), 0);
+    around.folder.write("password", "right");
+    eventually("logged in", || session.is_ready()).await;
+}
+
+#[tokio::test]
+async fn an_answer_without_a_usable_token_is_a_failed_login() {
+    let past = "2021-07-25 08:50:48+00:00";
+    let user = |token: &str, end: &str| {
+        format!(r#"{{"users":[{{"token":{token},"expires_after":{end}}}]}}"#)
+    };
+    let good = r#""2999-01-01 00:00:00+00:00""#;
+    let bodies = [
+        String::new(),
+        "<html><body>Welcome to the portal</body></html>".to_owned(),
+        "{}".to_owned(),
+        r#"{"users":[]}"#.to_owned(),
+        user("null", good),
+        user("7", good),
+        user(r#""""#, good),
+        user(r#""two words""#, good),
+        user(r#""line\nbreak""#, good),
+        user(r#""tok""#, "null"),
+        user(r#""tok""#, r#""tomorrow""#),
+        user(r#""tok""#, "17"),
+        user(r#""tok""#, &format!("\"{past}\"")),
+        // More than 400 days.
+        user(r#""tok""#, good),
+        r#"{"users":[{"token":"tok"}]}"#.to_owned(),
+        r#"{"users":[{"token":"to"#.to_owned(),
+        "x".repeat(10_000_000),
+    ];
+    for body in bodies {
+        let start: String = body.chars().take(60).collect();
+        let webapp = Webapp::start(move |_| Reply::with(200, "", &body)).await;
+        let around = Surroundings::of(webapp.address);
+        let session = around.session();
+        assert_eq!(refusal(&session).await.why, Why::Unusable, "{start}");
+        assert!(!session.is_ready());
+        around.stop.abort();
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_short_is_a_failed_login() {
+    let whole = "HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"users\":[{\"token\":\"tok\",";
+    let webapp = Webapp::start(move |_| Reply::raw(whole).then_close()).await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    assert_eq!(refusal(&session).await.why, Why::Unusable);
+}
+
+#[tokio::test]
+async fn a_login_that_is_never_answered_ends_in_time() {
+    let never = gate();
+    let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().timeout = Duration::from_millis(200);
+    let session = around.session();
+    assert_eq!(refusal(&session).await.why, Why::Timeout);
+    eventually("it is tried again", || webapp.requests() > 1).await;
+}
+
+#[tokio::test]
+async fn a_login_that_trickles_forever_ends_in_time() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{\"users\":";
+    let webapp = Webapp::start(move |_| Reply::raw(head)).await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().timeout = Duration::from_millis(200);
+    assert_eq!(refusal(&around.session()).await.why, Why::Timeout);
+}
+
+#[tokio::test]
+async fn an_upstream_that_asks_for_time_gets_it() {
+    let webapp = Webapp::start(|_| Reply::with(429, "Retry-After: 120\r\n", "")).await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    let no = refusal(&session).await;
+    assert!(matches!(no.why, Why::Refused(status) if status == 429));
+    assert!(no.retry_after > Duration::from_secs(110), "{no:?}");
+    stays("one attempt", || webapp.requests() == 1).await;
+}
+
+#[tokio::test]
+async fn a_403_is_not_a_verdict_on_the_password() {
+    let webapp = Webapp::start(|call| match call.number {
+        1 | 2 => Reply::with(403, "", r#"{"errors":[{"code":1005}]}"#),
+        _ => Reply::login("tok", 600),
+    })
+    .await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    assert!(matches!(refusal(&session).await.why, Why::Refused(status) if status == 403));
+    eventually("logged in", || session.is_ready()).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_starts_late_is_found() {
+    // Nobody else gets this port: it stays bound, without a listener, until then.
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.set_reuseaddr(true).unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = reserved.local_addr().unwrap();
+    let around = Surroundings::of(address);
+    let session = around.session();
+    let no = refusal(&session).await;
+    assert_eq!(no.why, Why::Unreachable);
+    assert!(session.status().to_string().contains("unreachable"));
+    drop(reserved);
+    let _webapp = Webapp::start_at(address, None, |_| Reply::login("tok", 600)).await;
+    eventually("logged in", || session.is_ready()).await;
+}
+
+#[tokio::test]
+async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
+    let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().logins_per_hour = 1;
+    around.login().min_login_interval = Duration::from_secs(60);
+    // Nobody listens at port 1.
+    around.settings.base.port = 1;
+    let session = around.session();
+    let unreachable = || {
+        around
+            .metrics
+            .session_logins
+            .value(LoginOutcome::Unreachable)
+    };
+    assert_eq!(refusal(&session).await.why, Why::Unreachable);
+    eventually("tried again in spite of the budget", || unreachable() > 1).await;
+}
+
+#[tokio::test]
+async fn an_api_key_is_checked_and_follows_its_file() {
+    let never = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&never);
+    let webapp = Webapp::start(move |_| {
+        asked.store(true, Ordering::SeqCst);
+        Reply::raw("")
+    })
+    .await;
+    let mut around = Surroundings::of(webapp.address).without_login();
+    let path = around.folder.write("key", "too-short");
+    around.settings.api_key = Some(SecretSource::File(path));
+    assert!(matches!(around.open(), Err(Error::ApiKey { .. })));
+    around.folder.write("key", "long-enough-key\n");
+    let upstream = around.open().unwrap();
+    let key = || upstream.api_key().unwrap().headers()[0].1.clone();
+    assert_eq!(key(), "Apikey long-enough-key");
+    around.folder.write("key", "short");
+    stays("the old key", || key() == "Apikey long-enough-key").await;
+    around.folder.write("key", "another-good-key");
+    eventually("the new key", || key() == "Apikey another-good-key").await;
+    assert!(upstream.session().is_none());
+    drop(upstream);
+    timeout(PATIENCE, around.tasks.wait()).await.unwrap();
+    assert!(!never.load(Ordering::SeqCst), "no login was configured");
+}
+
+#[tokio::test]
+async fn turns_are_limited_and_the_queue_has_an_end() {
+    let webapp = Webapp::start(|_| Reply::raw("")).await;
+    let mut around = Surroundings::of(webapp.address).without_login();
+    around.settings.concurrency = 1;
+    let upstream = around.open().unwrap();
+    let turn = upstream.turn().await.unwrap();
+    let (crowded, ()) = tokio::join!(upstream.turn(), async {
+        eventually("queued", || around.metrics.upstream_queue.get() == 1).await;
+    });
+    assert!(crowded.is_err());
+    assert_eq!(around.metrics.upstream_queue.get(), 0);
+    drop(turn);
+    let _turn = upstream.turn().await.unwrap();
+}

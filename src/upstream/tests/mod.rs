@@ -1,0 +1,158 @@
+//! The promises of this module, kept against real sockets.
+
+mod connections;
+mod description;
+mod failures;
+mod server;
+mod session;
+#[cfg(feature = "emulator")]
+mod trust;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use super::{Error, LoginDescription, NoLease, Session, Upstream};
+use crate::config::{self, BaseAddress, Trust};
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::Metrics;
+use crate::secret::SecretSource;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Waits for `condition`; fails with `what` when it does not come.
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Watches for a while that nothing happens; there is no event to wait for.
+async fn stays(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_millis(1300);
+    while Instant::now() < deadline {
+        assert!(condition(), "changed: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A folder that goes away with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let name = format!("tollgate-upstream-{:016x}", rand::random::<u64>());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        // Replaced whole, as secret mounts do: a reader never sees half a file.
+        let path = self.0.join(name);
+        let fresh = self.0.join(format!("{name}.new"));
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(fresh, &path).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What an upstream needs around it.
+struct Surroundings {
+    folder: Folder,
+    settings: config::Upstream,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    stop: Stop,
+}
+
+impl Surroundings {
+    fn of(address: SocketAddr) -> Self {
+        let folder = Folder::new();
+        let password = folder.write("password", "right\n");
+        let settings = config::Upstream {
+            name: "main".into(),
+            base: BaseAddress {
+                tls: false,
+                host: address.ip().to_string(),
+                port: address.port(),
+            },
+            trust: Trust::PublicAuthorities,
+            server_name: None,
+            login: Some(config::Login {
+                username: "gateway".to_owned(),
+                password: SecretSource::File(password),
+                renew_at: 0.8,
+                renew_floor: Duration::ZERO,
+                min_login_interval: Duration::ZERO,
+                logins_per_hour: 1000,
+                timeout: Duration::from_secs(5),
+                single_active_token: false,
+            }),
+            api_key: None,
+            concurrency: 16,
+            queue_timeout: Duration::from_millis(50),
+            idle_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(5),
+            first_byte_timeout: Duration::from_secs(5),
+            body_idle_timeout: Duration::from_secs(5),
+            replay_limit: 65_536,
+        };
+        Self {
+            folder,
+            settings,
+            metrics: Metrics::new(),
+            tasks: Tasks::new(Handle::current()),
+            stop: Stop::default(),
+        }
+    }
+
+    fn login(&mut self) -> &mut config::Login {
+        self.settings.login.as_mut().unwrap()
+    }
+
+    fn without_login(mut self) -> Self {
+        self.settings.login = None;
+        self
+    }
+
+    fn open(&self) -> Result<Arc<Upstream>, Error> {
+        Upstream::open(&self.settings, &self.tasks, &self.stop, &self.metrics)
+    }
+
+    fn session(&self) -> Arc<Session> {
+        self.session_with(LoginDescription::whatsapp())
+    }
+
+    /// The session of an upstream that lives as long as the test.
+    fn session_with(&self, description: LoginDescription) -> Arc<Session> {
+        let life = (&self.tasks, &self.stop);
+        let upstream =
+            Upstream::open_with(&self.settings, description, life, &self.metrics).unwrap();
+        let session = Arc::clone(upstream.session().unwrap());
+        let stop = self.stop.clone();
+        self.tasks.spawn("keeps the upstream", async move {
+            stop.draining().await;
+            drop(upstream);
+        });
+        session
+    }
+}
+
+/// The reason for which `session` has no lease; waits until it knows one.
+async fn refusal(session: &Session) -> NoLease {
+    let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
+    lease.expect("lease() must not hang").unwrap_err()
+}

@@ -1,0 +1,303 @@
+//! Renewal, single flight, replacement, the fence.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::server::{Reply, Webapp, gate};
+use super::{PATIENCE, Surroundings, eventually, refusal};
+use crate::clock::Deadline;
+use crate::metrics::LoginOutcome;
+use crate::secret::Secret;
+use crate::upstream::{Lease, Session, Why};
+
+/// A lease without waiting, or a failed test.
+async fn at_once(session: &Session) -> Arc<Lease> {
+    let lease = timeout(Duration::from_millis(200), session.lease()).await;
+    lease.expect("a valid lease never waits").unwrap()
+}
+
+fn hundred(session: &Arc<Session>, old: Option<&Arc<Lease>>) -> JoinSet<u64> {
+    let mut callers = JoinSet::new();
+    for _ in 0..100 {
+        let (session, old) = (Arc::clone(session), old.cloned());
+        callers.spawn(async move {
+            let lease = match &old {
+                Some(old) => session.replace(old).await,
+                None => session.lease().await,
+            };
+            lease.unwrap().generation
+        });
+    }
+    callers
+}
+
+#[tokio::test]
+async fn a_hundred_requests_share_one_login() {
+    let held = gate();
+    let hold = Arc::clone(&held);
+    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&hold)).await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    assert!(!session.is_ready());
+    let callers = hundred(&session, None);
+    let metrics = &around.metrics;
+    eventually("all wait", || metrics.session_requests_waiting.get() == 100).await;
+    assert_eq!(session.status().to_string(), "upstream login: logging in");
+    held.add_permits(1);
+    assert!(callers.join_all().await.iter().all(|&number| number == 1));
+    assert_eq!(webapp.requests(), 1);
+    assert_eq!(metrics.session_requests_waiting.get(), 0);
+    assert_eq!(metrics.session_waits.get(), 100);
+    assert_eq!(session.status().to_string(), "upstream login: ready");
+    let call = &webapp.calls()[0];
+    assert!(call.has_line("POST /v1/users/login HTTP/1.1"));
+    assert!(call.has_line("Authorization: Basic Z2F0ZXdheTpyaWdodA=="));
+    let lease = at_once(&session).await;
+    assert_eq!(lease.headers()[0].1, "Bearer tok");
+    assert!(lease.headers()[0].1.is_sensitive());
+    assert_eq!(lease.secret().expose(), "tok");
+    assert!(!format!("{lease:?}").contains("tok"), "{lease:?}");
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_ahead_and_nobody_waits_for_it() {
+    let held = gate();
+    let hold = Arc::clone(&held);
+    let webapp = Webapp::start(move |call| match call.number {
+        1 => Reply::login("one", 5),
+        _ => Reply::login("two", 600).after(&hold),
+    })
+    .await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().renew_at = 0.1;
+    let session = around.session();
+    session.lease().await.unwrap();
+    let waits = around.metrics.session_waits.get();
+    eventually("renewal begins", || webapp.requests() == 2).await;
+    assert_eq!(at_once(&session).await.generation, 1);
+    held.add_permits(1);
+    eventually("renewed", || session.usable().unwrap().generation == 2).await;
+    assert_eq!(around.metrics.session_waits.get(), waits);
+    session.refresh_gauges();
+    assert_eq!(around.metrics.session_live_tokens.get(), 2);
+    assert!(around.metrics.session_seconds_to_expiry.get() > 500);
+}
+
+#[tokio::test]
+async fn a_failed_renewal_keeps_the_lease_until_its_true_end() {
+    let webapp = Webapp::start(|call| match call.number {
+        1 => Reply::login("one", 3),
+        _ => Reply::with(500, "", "oh"),
+    })
+    .await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().renew_at = 0.1;
+    let session = around.session();
+    let lease = session.lease().await.unwrap();
+    eventually("renewal fails", || {
+        around.metrics.session_logins.value(LoginOutcome::Refused) > 0
+    })
+    .await;
+    assert_eq!(at_once(&session).await.generation, 1);
+    assert!(
+        session
+            .status()
+            .to_string()
+            .contains("cannot renew: refused with status 500")
+    );
+    eventually("the lease ends", || lease.ends().has_passed()).await;
+    eventually("and is not used", || !session.is_ready()).await;
+    let no = refusal(&session).await;
+    assert!(matches!(no.why, Why::Refused(status) if status == 500));
+    assert!(no.retry_after >= Duration::from_secs(1));
+    session.refresh_gauges();
+    assert_eq!(around.metrics.session_up.get(), 0);
+    assert_eq!(around.metrics.session_seconds_to_expiry.get(), 0);
+}
+
+#[tokio::test]
+async fn a_refused_lease_is_replaced_once_for_all() {
+    let webapp = Webapp::start(|call| Reply::login(&format!("tok{}", call.number), 600)).await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    let old = session.lease().await.unwrap();
+    let numbers = hundred(&session, Some(&old)).join_all().await;
+    assert!(numbers.iter().all(|&number| number == 2), "{numbers:?}");
+    assert_eq!(webapp.requests(), 2);
+    // Complaints that come late are about the past.
+    assert_eq!(session.replace(&old).await.unwrap().generation, 2);
+    assert_eq!(webapp.requests(), 2);
+}
+
+#[tokio::test]
+async fn refused_twice_is_not_a_login_storm() {
+    let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().min_login_interval = Duration::from_secs(30);
+    let session = around.session();
+    let old = session.lease().await.unwrap();
+    for _ in 0..50 {
+        let no = session.replace(&old).await.unwrap_err();
+        assert_eq!(no.why, Why::Budget);
+        assert!(no.retry_after > Duration::from_secs(20), "{no:?}");
+    }
+    assert_eq!(refusal(&session).await.why, Why::Budget);
+    assert_eq!(webapp.requests(), 1);
+}
+
+#[tokio::test]
+async fn the_hourly_budget_ends_a_fight_with_a_broken_upstream() {
+    let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().logins_per_hour = 3;
+    let session = around.session();
+    let mut lease = session.lease().await.unwrap();
+    let no = loop {
+        match session.replace(&lease).await {
+            Ok(newer) => lease = newer,
+            Err(no) => break no,
+        }
+    };
+    assert_eq!(no.why, Why::Budget);
+    assert!(no.retry_after > Duration::from_secs(3000));
+    assert_eq!(webapp.requests(), 3);
+}
+
+#[tokio::test]
+async fn a_request_that_leaves_cancels_nothing() {
+    let held = gate();
+    let hold = Arc::clone(&held);
+    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&hold)).await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    let impatient = timeout(Duration::from_millis(100), session.lease()).await;
+    assert!(impatient.is_err());
+    assert_eq!(around.metrics.session_requests_waiting.get(), 0);
+    eventually("the login is under way", || webapp.requests() == 1).await;
+    held.add_permits(1);
+    assert_eq!(session.lease().await.unwrap().generation, 1);
+    assert_eq!(webapp.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_login_begun_before_a_revocation_is_not_used_after_it() {
+    let held = gate();
+    let hold = Arc::clone(&held);
+    let webapp = Webapp::start(move |call| match call.number {
+        1 => Reply::login("one", 5),
+        2 => Reply::login("revoked", 600).after(&hold),
+        _ => Reply::login("three", 600),
+    })
+    .await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().renew_at = 0.1;
+    let session = around.session();
+    let old = session.lease().await.unwrap();
+    eventually("renewal begins", || webapp.requests() == 2).await;
+    let callers = hundred(&session, Some(&old));
+    let waiting = &around.metrics.session_requests_waiting;
+    eventually("all wait", || waiting.get() == 100).await;
+    held.add_permits(1);
+    assert!(callers.join_all().await.iter().all(|&number| number == 2));
+    assert_eq!(session.lease().await.unwrap().secret().expose(), "three");
+    let logins = &around.metrics.session_logins;
+    assert_eq!(logins.value(LoginOutcome::Superseded), 1);
+    assert_eq!(webapp.requests(), 3);
+}
+
+#[tokio::test]
+async fn with_a_single_active_token_the_login_under_way_is_the_replacement() {
+    let held = gate();
+    let hold = Arc::clone(&held);
+    let webapp = Webapp::start(move |call| match call.number {
+        1 => Reply::login("one", 5),
+        _ => Reply::login("two", 600).after(&hold),
+    })
+    .await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().renew_at = 0.1;
+    around.login().single_active_token = true;
+    let session = around.session();
+    let old = session.lease().await.unwrap();
+    eventually("renewal begins", || webapp.requests() == 2).await;
+    // The upstream has killed the old token; its answer is still on the way.
+    let callers = hundred(&session, Some(&old));
+    let waiting = &around.metrics.session_requests_waiting;
+    eventually("all wait", || waiting.get() == 100).await;
+    assert!(!session.is_ready(), "the refused lease is not handed out");
+    held.add_permits(1);
+    assert!(callers.join_all().await.iter().all(|&number| number == 2));
+    assert_eq!(session.lease().await.unwrap().secret().expose(), "two");
+    assert_eq!(webapp.requests(), 2);
+    session.refresh_gauges();
+    assert_eq!(around.metrics.session_live_tokens.get(), 1);
+}
+
+#[tokio::test]
+async fn a_lease_that_ended_while_timers_slept_is_noticed_at_use() {
+    let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    let lease = session.lease().await.unwrap();
+    // As after a suspension: renewal is due in minutes, the end has passed.
+    let ended = Lease {
+        generation: lease.generation,
+        ends: Deadline::after(Duration::ZERO),
+        headers: Vec::new(),
+        secret: Secret::new("tok"),
+    };
+    session.lease.store(Some(Arc::new(ended)));
+    let fresh = timeout(PATIENCE, session.lease()).await.unwrap().unwrap();
+    assert_eq!(fresh.generation, 2);
+}
+
+#[tokio::test]
+async fn an_upstream_clock_that_is_off_changes_nothing() {
+    for skew in [-3600, 3600] {
+        let webapp = Webapp::start(move |_| Reply::login_at("tok", 600, skew)).await;
+        let around = Surroundings::of(webapp.address);
+        let session = around.session();
+        let left = session.lease().await.unwrap().ends().left();
+        assert!(left > Duration::from_secs(590), "{skew}: {left:?}");
+        assert!(left <= Duration::from_secs(600), "{skew}: {left:?}");
+        let shown = around.metrics.session_clock_skew_seconds.get();
+        assert!((shown - skew).abs() <= 1, "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn told_to_stop_it_finishes_the_login_that_requests_wait_for() {
+    let held = gate();
+    let hold = Arc::clone(&held);
+    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&hold)).await;
+    let around = Surroundings::of(webapp.address);
+    let upstream = around.open().unwrap();
+    let session = Arc::clone(upstream.session().unwrap());
+    let callers = hundred(&session, None);
+    eventually("the login is under way", || webapp.requests() == 1).await;
+    around.stop.drain();
+    held.add_permits(1);
+    assert!(callers.join_all().await.iter().all(|&number| number == 1));
+    timeout(PATIENCE, upstream.retire()).await.unwrap();
+    // The lease is good to its end, but nobody can replace it any more.
+    let lease = at_once(&session).await;
+    let no = session.replace(&lease).await.unwrap_err();
+    assert_eq!(no.why, Why::Stopping);
+    timeout(PATIENCE, around.tasks.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn aborted_in_the_middle_of_a_login_it_ends_at_once() {
+    let never = gate();
+    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&never)).await;
+    let around = Surroundings::of(webapp.address);
+    let upstream = around.open().unwrap();
+    eventually("the login is under way", || webapp.requests() == 1).await;
+    let session = upstream.session().unwrap();
+    let (no, ()) = tokio::join!(session.lease(), async { around.stop.abort() });
+    assert_eq!(no.unwrap_err().why, Why::Stopping);
+    timeout(PATIENCE, around.tasks.wait()).await.unwrap();
+}

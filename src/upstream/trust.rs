@@ -1,0 +1,260 @@
+//! What makes the upstream's certificate believable: public authorities, private
+//! ones from a file that may change, or pinned keys. There is no way to skip it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
+    SignatureScheme,
+};
+use sha2::{Digest as _, Sha256};
+use tracing::{error, info};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::renewer::chain;
+use crate::config::Trust;
+
+/// Why trust in the upstream cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    #[error("{name} cannot be the name in a certificate")]
+    BadName { name: String },
+    #[error("cannot read authorities from {}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is not a PEM file", path.display())]
+    NotPem {
+        path: PathBuf,
+        #[source]
+        source: pem::Error,
+    },
+    #[error("{} holds no certificate", path.display())]
+    NoCertificate { path: PathBuf },
+    #[error("a certificate in {} cannot be an authority", path.display())]
+    BadAuthority {
+        path: PathBuf,
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+/// TLS toward one upstream.
+#[derive(Debug)]
+pub(super) struct Tls {
+    config: ArcSwap<ClientConfig>,
+    name: ServerName<'static>,
+    authorities: Option<Authorities>,
+}
+
+#[derive(Debug)]
+struct Authorities {
+    path: PathBuf,
+    /// Digest of the file as it was last looked at; None: it could not be read.
+    seen: Mutex<Option<[u8; 32]>>,
+}
+
+impl Tls {
+    pub(super) fn open(trust: &Trust, name: &str) -> Result<Self, TrustError> {
+        let bad_name = || TrustError::BadName {
+            name: name.to_owned(),
+        };
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| bad_name())?;
+        let mut authorities = None;
+        let config = match trust {
+            Trust::PublicAuthorities => {
+                trusting(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect())
+            }
+            Trust::Authorities(path) => {
+                let pem = read(path)?;
+                let config = trusting(private_roots(path, &pem)?);
+                authorities = Some(Authorities {
+                    path: path.clone(),
+                    seen: Mutex::new(Some(Sha256::digest(&pem).into())),
+                });
+                config
+            }
+            Trust::Pins(pins) => pinned(pins.clone()),
+        };
+        Ok(Self {
+            config: ArcSwap::from_pointee(config),
+            name,
+            authorities,
+        })
+    }
+
+    pub(super) fn current(&self) -> (Arc<ClientConfig>, ServerName<'static>) {
+        (self.config.load_full(), self.name.clone())
+    }
+
+    /// Whether there is a file to look at again.
+    pub(super) fn may_change(&self) -> bool {
+        self.authorities.is_some()
+    }
+
+    /// Takes over the authorities file if its content has changed and makes sense.
+    pub(super) fn reread(&self, upstream: &str) {
+        let Some(Authorities { path, seen }) = &self.authorities else {
+            return;
+        };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let pem = match read(path) {
+            Ok(pem) => pem,
+            Err(failure) => {
+                if seen.take().is_some() {
+                    error!(upstream, error = %chain(&failure), "keeping the old authorities");
+                }
+                return;
+            }
+        };
+        let digest = Sha256::digest(&pem).into();
+        if seen.replace(digest) == Some(digest) {
+            return;
+        }
+        match private_roots(path, &pem) {
+            Ok(roots) => {
+                let count = roots.len();
+                self.config.store(Arc::new(trusting(roots)));
+                info!(upstream, count, "authorities for the upstream read again");
+            }
+            Err(failure) => {
+                error!(upstream, error = %chain(&failure), "keeping the old authorities");
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TrustError> {
+    std::fs::read(path).map_err(|source| TrustError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn private_roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, TrustError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|source| TrustError::NotPem {
+            path: path.to_owned(),
+            source,
+        })?;
+        roots
+            .add(certificate)
+            .map_err(|source| TrustError::BadAuthority {
+                path: path.to_owned(),
+                source,
+            })?;
+    }
+    if roots.is_empty() {
+        return Err(TrustError::NoCertificate {
+            path: path.to_owned(),
+        });
+    }
+    Ok(roots)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn trusting(roots: RootCertStore) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs speaks the default versions");
+    speaking_http1(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn pinned(pins: Vec<[u8; 32]>) -> ClientConfig {
+    let provider = provider();
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs speaks the default versions");
+    let verifier = Arc::new(PinnedKeys { pins, provider });
+    speaking_http1(
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth(),
+    )
+}
+
+fn speaking_http1(mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+/// Believes whoever proves to hold one of the pinned keys. Name and dates of the
+/// certificate do not matter then: the key itself is the identity.
+#[derive(Debug)]
+struct PinnedKeys {
+    pins: Vec<[u8; 32]>,
+    provider: Arc<CryptoProvider>,
+}
+
+#[derive(thiserror::Error)]
+#[error("the upstream's key is not pinned; its SHA-256 is {0}")]
+struct NotPinned(String);
+
+// rustls prints a certificate's other errors by `Debug`, and operators read it.
+impl fmt::Debug for NotPinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl ServerCertVerifier for PinnedKeys {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let (_, certificate) =
+            X509Certificate::from_der(end_entity).map_err(|_| CertificateError::BadEncoding)?;
+        let key: [u8; 32] = Sha256::digest(certificate.public_key().raw).into();
+        if self.pins.contains(&key) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let shown = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        Err(CertificateError::Other(OtherError(Arc::new(NotPinned(shown)))).into())
+    }
+
+    // A certificate is public; only these signatures prove that the peer has its key.
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let schemes = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, schemes)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let schemes = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, schemes)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

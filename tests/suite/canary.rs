@@ -1,0 +1,196 @@
+//! Marked secrets are driven down every failure path, and found nowhere.
+
+use std::sync::{Arc, Mutex};
+
+use reqwest::Method;
+use serde_json::json;
+use tollgate::emulator::{LoginAnswer, Settings};
+use tollgate::secret::Secret;
+
+use crate::harness::program::Program;
+use crate::harness::{Client, NO_LIMITS, Setup, emulator_with, prepare, secret, sha256, text};
+
+const WEBAPP_PASSWORD: &str = "Canary-Webapp-1!";
+const WEBAPP_KEY: &str = "canary-webapp-key-000";
+const ADMIN_PASSWORD: &str = "Canary-Admin-1!";
+const USER_PASSWORD: &str = "Canary-User-1!";
+const NEW_PASSWORD: &str = "Canary-New-1!";
+const API_KEY: &str = "tgk_canary0000000000000000000000000000000000000";
+const GUESS: &str = "Canary-Guess-1!";
+
+/// All that clients were told, searched at the end like the logs.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<String>>);
+
+impl Heard {
+    async fn hear(&self, answer: Result<reqwest::Response, reqwest::Error>) -> u16 {
+        let Ok(answer) = answer else { return 0 };
+        let status = answer.status().as_u16();
+        let mut text = format!("{:?}", answer.headers());
+        text.push_str(&answer.text().await.unwrap_or_default());
+        self.0.lock().unwrap().push_str(&text);
+        status
+    }
+}
+
+async fn drive(client: &Client, admin: &Client, heard: &Heard) {
+    let basic = |name: &'static str, password: &'static str, body: &'static str| {
+        let request = client.request(Method::POST, "/v1/users/login");
+        request.basic_auth(name, Some(password)).body(body).send()
+    };
+    for (name, password, body) in [
+        ("admin", GUESS, ""),
+        ("nobody", GUESS, ""),
+        (
+            "admin",
+            ADMIN_PASSWORD,
+            "{\"new_password\":\"Canary-weak\"}",
+        ),
+        (
+            "admin",
+            ADMIN_PASSWORD,
+            "{\"new_password\":\"Canary-New-1!\"",
+        ),
+    ] {
+        heard.hear(basic(name, password, body).await).await;
+    }
+    for (field, value) in [
+        ("authorization", format!("Bearer {API_KEY}")),
+        ("authorization", format!("Apikey {GUESS}-longer")),
+        ("authorization", format!("{GUESS} {GUESS}")),
+        ("x-api-key", API_KEY.to_owned()),
+        ("x-api-key", GUESS.to_owned()),
+    ] {
+        let request = client
+            .request(Method::GET, "/v1/support")
+            .header(field, value);
+        heard.hear(request.send().await).await;
+    }
+    let users = [
+        json!({ "username": "worker", "password": USER_PASSWORD }),
+        json!({ "username": "worker", "password": USER_PASSWORD }),
+        json!({ "username": "x", "password": USER_PASSWORD }),
+        json!({ "username": 7, "password": USER_PASSWORD }),
+    ];
+    for user in users {
+        heard.hear(Ok(admin.post("/v1/users", &user).await)).await;
+    }
+    let change = admin.request(Method::PUT, "/v1/users/worker");
+    heard
+        .hear(
+            change
+                .body(format!("{{\"password\":\"{NEW_PASSWORD}\""))
+                .send()
+                .await,
+        )
+        .await;
+    let change = admin.request(Method::PUT, "/v1/users/worker");
+    heard
+        .hear(
+            change
+                .body(format!("{{\"password\":\"{NEW_PASSWORD}\"}}"))
+                .send()
+                .await,
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_in_any_log_line_answer_or_metric() {
+    let webapp = emulator_with(Settings {
+        password: Secret::new(WEBAPP_PASSWORD),
+        api_key: Some(Secret::new(WEBAPP_KEY)),
+        ..Settings::for_tests()
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), &webapp);
+    for (name, value) in [
+        ("webapp-password", WEBAPP_PASSWORD),
+        ("webapp-key", WEBAPP_KEY),
+        ("gate-password", ADMIN_PASSWORD),
+    ] {
+        secret(&folder.path().join(name), value);
+    }
+    let rest = format!(
+        "{NO_LIMITS}\n[log]\nfilter = \"trace\"\n[[api_key]]\nname = \"k\"\nsha256 = [\"{}\"]\n",
+        sha256(API_KEY)
+    );
+    let setup = Setup::default()
+        .upstream("api_key = { file = \"webapp-key\" }\nmin_login_interval = \"10ms\"\nlogins_per_hour = 100000\nfirst_byte_timeout = \"500ms\"\nlogin_timeout = \"500ms\"")
+        .rest(&rest);
+    let file = folder.path().join("config.toml");
+    std::fs::write(
+        &file,
+        text(&setup, &format!("https://{}", webapp.address())),
+    )
+    .unwrap();
+    let mut program = Program::serve(&file);
+    let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
+    let admin = client.clone().logged_in("admin", ADMIN_PASSWORD).await;
+    let heard = Heard::default();
+    drive(&client, &admin, &heard).await;
+
+    // Every failure of the upstream, with its answers echoing what it was sent.
+    webapp.echo(true);
+    assert_eq!(heard.hear(Ok(admin.get("/v1/support").await)).await, 200);
+    heard.hear(Ok(admin.get("/v1/health").await)).await;
+    let mut canaries = webapp.live_tokens();
+    for answer in [
+        LoginAnswer::Html,
+        LoginAnswer::CutInMiddle,
+        LoginAnswer::Never,
+        LoginAnswer::Normal,
+    ] {
+        webapp.forget_all_tokens();
+        webapp.login_answer(answer);
+        heard.hear(Ok(admin.get("/v1/support").await)).await;
+        canaries.extend(webapp.live_tokens());
+    }
+    webapp.hang(true);
+    heard.hear(Ok(admin.get("/v1/support").await)).await;
+    webapp.hang(false);
+    webapp.close_mid_body(1);
+    heard
+        .hear(Ok(admin.get("/v1/media/generated-100000").await))
+        .await;
+    webapp.rotate_password("Canary-Rotated-1!");
+    webapp.forget_all_tokens();
+    heard.hear(Ok(admin.get("/v1/support").await)).await;
+    secret(&folder.path().join("webapp-password"), "Canary-Rotated-1!");
+    let broken = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace("{ file = \"gate-password\" }", "\"Canary-Inline-1!\"");
+    std::fs::write(&file, broken).unwrap();
+    program.signal("HUP");
+    program.wait_for("problem");
+    let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", program.operator))
+        .await
+        .unwrap();
+    let mut everything = metrics.text().await.unwrap();
+    program.signal("TERM");
+    program.wait();
+    everything.push_str(&program.lines().join("\n"));
+    assert!(everything.len() > 10_000, "there is something to search");
+    everything.push_str(&heard.0.lock().unwrap());
+
+    canaries.extend([API_KEY, WEBAPP_KEY].map(str::to_owned));
+    canaries.push(admin.token.clone().unwrap());
+    canaries.push("Canary-".to_owned());
+    assert!(canaries.len() > 5);
+    for canary in canaries {
+        let at = everything.find(&canary);
+        let around =
+            at.map(|at| &everything[at.saturating_sub(200)..(at + 60).min(everything.len())]);
+        assert!(at.is_none(), "found {canary:?} in: {around:?}");
+    }
+}
+
+#[test]
+fn debug_output_of_what_holds_a_secret_does_not_show_it() {
+    use tollgate::token::{Token, TokenDigest};
+    let token = Token::mint();
+    let digest = TokenDigest::of(token.secret().expose());
+    let shown = format!("{token:?} {digest:?} {:?}", Secret::new("Canary-Debug"));
+    assert!(!shown.contains(token.secret().expose()) && !shown.contains("Canary"));
+}

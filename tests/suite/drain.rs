@@ -1,0 +1,139 @@
+//! Told to stop: finish what you have, take nothing new, say so first.
+
+use std::time::Duration;
+
+use tollgate::app::Ending;
+
+use crate::harness::program::Program;
+use crate::harness::{
+    ADMIN, ADMIN_PASSWORD, Client, Gateway, NO_LIMITS, Setup, emulator, eventually, prepare, text,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_goes_off_first_and_what_is_in_flight_is_finished() {
+    let webapp = emulator().await;
+    let gateway = {
+        let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path(), &webapp);
+        let text = text(
+            &Setup::default().rest(NO_LIMITS),
+            &format!("https://{}", webapp.address()),
+        );
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, text.replace("wait = \"0s\"", "wait = \"2s\"")).unwrap();
+        Gateway::from_file(folder, file).await
+    };
+    let h1 = Client::http1(&gateway)
+        .logged_in(ADMIN, ADMIN_PASSWORD)
+        .await;
+    let h2 = gateway.admin().await;
+    let ready = gateway.operator_url("/readyz");
+    assert_eq!(reqwest::get(&ready).await.unwrap().status(), 200);
+
+    webapp.slow_body(true);
+    let mut under_way = Vec::new();
+    for client in [&h1, &h2] {
+        let mut answer = client.get("/v1/media/generated-200000").await;
+        answer.chunk().await.unwrap();
+        under_way.push(answer);
+    }
+    gateway.steering.quit.cancel();
+    eventually("readiness off", async || {
+        reqwest::get(&ready).await.unwrap().status() == 503
+    })
+    .await;
+    assert_eq!(
+        h2.get("/v1/support").await.status(),
+        200,
+        "still accepting during the wait"
+    );
+    let url = gateway.url("/v1/support");
+    eventually("the listener to close", async || {
+        let fresh = reqwest::Client::builder()
+            .danger_accept_invalid_certs(true)
+            .no_proxy()
+            .build()
+            .unwrap();
+        fresh
+            .get(&url)
+            .send()
+            .await
+            .is_err_and(|error| error.is_connect())
+    })
+    .await;
+    webapp.slow_body(false);
+    for answer in under_way {
+        let rest = answer.bytes().await.expect("not cut");
+        assert!(!rest.is_empty());
+    }
+    assert_eq!(gateway.stop().await, Ending::Clean);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deadline_cuts_what_does_not_end() {
+    let webapp = emulator().await;
+    let gateway = {
+        let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path(), &webapp);
+        let text = text(
+            &Setup::default().rest(NO_LIMITS),
+            &format!("https://{}", webapp.address()),
+        );
+        let file = folder.path().join("config.toml");
+        std::fs::write(
+            &file,
+            text.replace("deadline = \"20s\"", "deadline = \"1s\""),
+        )
+        .unwrap();
+        Gateway::from_file(folder, file).await
+    };
+    let client = gateway.admin().await;
+    webapp.hang(true);
+    let waiting = tokio::spawn(async move {
+        let request = client.request(reqwest::Method::GET, "/v1/support");
+        request.send().await.is_err()
+    });
+    eventually("the request to be in flight", async || {
+        gateway.metrics.in_flight.get() > 0
+    })
+    .await;
+    assert_eq!(gateway.stop().await, Ending::Cut);
+    assert!(waiting.await.unwrap(), "dropped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_drains_on_sigterm_survives_sigstop_and_exits_0() {
+    let webapp = emulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), &webapp);
+    let file = folder.path().join("config.toml");
+    std::fs::write(
+        &file,
+        text(
+            &Setup::default().rest(NO_LIMITS),
+            &format!("https://{}", webapp.address()),
+        ),
+    )
+    .unwrap();
+    let mut program = Program::serve(&file);
+    let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
+    let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+
+    // A suspended host: the token dies meanwhile, and must not be sent afterwards.
+    webapp.expire_all_tokens();
+    program.signal("STOP");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    program.signal("CONT");
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+
+    program.signal("HUP");
+    program.wait_for("nothing changed");
+    program.signal("TERM");
+    assert_eq!(
+        program.wait().code(),
+        Some(0),
+        "{}",
+        program.lines().join("\n")
+    );
+}

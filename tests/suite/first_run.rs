@@ -1,0 +1,155 @@
+//! The first ten minutes: the shipped file, development certificates, lines to paste.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::program::{Program, binary};
+
+/// The shipped configuration in a fresh folder, on ports of its own.
+fn fresh(folder: &Path) -> std::path::PathBuf {
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
+    let mut text = std::fs::read_to_string(shipped).unwrap();
+    for port in ["8443", "9090", "9443", "9444"] {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        assert!(
+            text.contains(port),
+            "the shipped file has changed its ports: {port}"
+        );
+        text = text.replace(port, &free.to_string());
+    }
+    let file = folder.join("config.toml");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+fn shell(folder: &Path, line: &str) -> String {
+    let output = Command::new("sh")
+        .args(["-c", line])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}\n{error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = fresh(folder.path());
+    let mut program = Program::serve(&file);
+    program.wait_for("metrics");
+    let lines = program.lines();
+    let pasted: Vec<&String> = lines
+        .iter()
+        .filter(|line| {
+            line.trim_start().starts_with("curl ") || line.trim_start().starts_with("TOKEN=")
+        })
+        .collect();
+    assert!(pasted.len() >= 2, "{}", lines.join("\n"));
+    let script: Vec<&str> = pasted.iter().map(|line| line.trim()).collect();
+    let output = shell(folder.path(), &script.join("\n"));
+    assert!(output.contains("gateway_status"), "{output}");
+
+    for name in ["ca.key", "server.key", "webapp.key", "webapp-password"] {
+        let mode = std::fs::metadata(folder.path().join("certs").join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    program.signal("INT");
+    assert_eq!(program.wait().code(), Some(0));
+
+    let kept = std::fs::read(folder.path().join("certs/server.pem")).unwrap();
+    let mut again = Program::serve(&file);
+    again.wait_for("metrics");
+    assert_eq!(
+        std::fs::read(folder.path().join("certs/server.pem")).unwrap(),
+        kept,
+        "made once"
+    );
+    let second = Command::new(binary())
+        .args(["serve", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert_eq!(
+        second.status.code(),
+        Some(1),
+        "a busy port stops the second one now"
+    );
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("in use"),
+        "{}",
+        String::from_utf8_lossy(&second.stderr)
+    );
+    again.signal("TERM");
+    assert_eq!(again.wait().code(), Some(0));
+}
+
+#[test]
+fn check_prints_all_problems_at_once_or_the_routes_as_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = fresh(folder.path());
+    let check = |file: &Path| {
+        let output = Command::new(binary())
+            .args(["check", "--config"])
+            .arg(file)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text)
+    };
+    let (code, text) = check(&file);
+    assert_eq!(code, Some(0), "{text}");
+    for expected in ["messages.send", "/v1/messages", "webapp-password"] {
+        assert!(text.contains(expected), "{expected} is not in\n{text}");
+    }
+    let broken = std::fs::read_to_string(&file).unwrap().replace(
+        "profile = \"whatsapp\"",
+        "profil = \"whatsapp\"\nworkers = \"many\"",
+    ) + "\n[[limit]]\nname = \"x\"\nkey = \"clint\"\nrate = \"fast\"\n";
+    std::fs::write(&file, broken).unwrap();
+    let (code, text) = check(&file);
+    assert_eq!(code, Some(1), "{text}");
+    for expected in ["profil", "did you mean", "workers", "limit[0]", "problems"] {
+        assert!(text.contains(expected), "{expected} is not in\n{text}");
+    }
+}
+
+#[test]
+fn keys_and_hashes_are_made_for_pasting() {
+    let run = |arguments: &[&str], input: &str| {
+        use std::io::Write as _;
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.as_bytes())
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let key = run(&["new-key"], "");
+    let text = key
+        .split_whitespace()
+        .find(|word| word.starts_with("tgk_"))
+        .expect("a key");
+    assert!(key.contains(&crate::harness::sha256(text)), "{key}");
+    assert!(run(&["hash-password"], "Some-Passw0rd!\n").contains("$argon2id$"));
+    assert!(run(&["--help"], "").contains("Examples"));
+}

@@ -1,0 +1,104 @@
+//! A client as services write them: one connection pool, one token.
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::{Certificate, Method, RequestBuilder, Response};
+use serde_json::Value;
+
+use super::Gateway;
+
+#[derive(Clone)]
+pub struct Client {
+    pub http: reqwest::Client,
+    base: String,
+    pub token: Option<String>,
+}
+
+impl Client {
+    pub fn new(gateway: &Gateway) -> Self {
+        Self::built(gateway, reqwest::Client::builder())
+    }
+
+    /// The same over HTTP/1.1 only.
+    pub fn http1(gateway: &Gateway) -> Self {
+        Self::built(gateway, reqwest::Client::builder().http1_only())
+    }
+
+    pub fn built(gateway: &Gateway, builder: reqwest::ClientBuilder) -> Self {
+        Self::of(gateway.folder.path(), &gateway.url(""), builder)
+    }
+
+    /// A client of whatever gate answers at `base` with the certificates in `folder`.
+    pub fn of(folder: &Path, base: &str, builder: reqwest::ClientBuilder) -> Self {
+        let pem = std::fs::read(folder.join("certs/ca.pem")).unwrap();
+        let http = builder
+            .tls_certs_only([Certificate::from_pem(&pem).unwrap()])
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(60))
+            .no_proxy()
+            .build()
+            .unwrap();
+        Self {
+            http,
+            base: base.to_owned(),
+            token: None,
+        }
+    }
+
+    pub async fn login(&self, name: &str, password: &str) -> Response {
+        self.login_with(name, password, "").await
+    }
+
+    pub async fn login_with(&self, name: &str, password: &str, body: &'static str) -> Response {
+        let request = self.http.post(format!("{}/v1/users/login", self.base));
+        request
+            .basic_auth(name, Some(password))
+            .body(body)
+            .send()
+            .await
+            .unwrap()
+    }
+
+    pub async fn logged_in(mut self, name: &str, password: &str) -> Self {
+        let answer = self.login(name, password).await;
+        assert_eq!(answer.status(), 200, "login of {name}");
+        let answer: Value = answer.json().await.unwrap();
+        self.token = Some(answer["users"][0]["token"].as_str().unwrap().to_owned());
+        self
+    }
+
+    pub fn with_token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Response {
+        let request = self.request(Method::POST, path);
+        request
+            .header("content-type", "application/json")
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap()
+    }
+}
+
+/// Status and `errors[0].code` of an answer; the code is 0 where there is none.
+pub async fn verdict(answer: Response) -> (u16, u64) {
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap_or_default();
+    (status, body["errors"][0]["code"].as_u64().unwrap_or(0))
+}

@@ -1,0 +1,254 @@
+//! A whole gate in front of a whole emulator, real sockets and real TLS, made from
+//! a configuration file as an operator would write it.
+
+pub mod client;
+pub mod program;
+pub mod raw;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tollgate::app::{self, Addresses, Ending, Steering};
+use tollgate::config;
+use tollgate::emulator::{Emulator, Settings, make_certificates};
+use tollgate::lifecycle::{Stop, Tasks};
+use tollgate::metrics::Metrics;
+
+pub use client::Client;
+
+pub const ADMIN: &str = "admin";
+pub const ADMIN_PASSWORD: &str = "Gate-Passw0rd!";
+pub const WEBAPP_PASSWORD: &str = "Webapp-Passw0rd!";
+
+/// A pretend Webapp on a port of its own, as the tests want it: no limits, TLS.
+pub async fn emulator() -> Emulator {
+    emulator_with(Settings::for_tests()).await
+}
+
+pub async fn emulator_with(settings: Settings) -> Emulator {
+    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    Emulator::start(settings, &tasks, &Stop::default())
+        .await
+        .unwrap()
+}
+
+/// The parts of a configuration that tests vary.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    pub listener: String,
+    pub upstream: String,
+    pub users: String,
+    pub rest: String,
+}
+
+impl Setup {
+    pub fn upstream(mut self, lines: &str) -> Self {
+        self.upstream.push_str(lines);
+        self.upstream.push('\n');
+        self
+    }
+
+    pub fn users(mut self, lines: &str) -> Self {
+        self.users.push_str(lines);
+        self.users.push('\n');
+        self
+    }
+
+    pub fn listener(mut self, lines: &str) -> Self {
+        self.listener.push_str(lines);
+        self.listener.push('\n');
+        self
+    }
+
+    /// Whole sections.
+    pub fn rest(mut self, lines: &str) -> Self {
+        self.rest.push_str(lines);
+        self.rest.push('\n');
+        self
+    }
+}
+
+/// A running gate. Dropping it drains it.
+pub struct Gateway {
+    pub addresses: Addresses,
+    pub metrics: Arc<Metrics>,
+    pub steering: Steering,
+    pub folder: TempDir,
+    running: Option<tokio::task::JoinHandle<Ending>>,
+}
+
+impl Gateway {
+    pub async fn start(webapp: &Emulator) -> Self {
+        Self::with(webapp, Setup::default()).await
+    }
+
+    pub async fn with(webapp: &Emulator, setup: Setup) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path(), webapp);
+        let file = folder.path().join("config.toml");
+        std::fs::write(
+            &file,
+            text(&setup, &format!("https://{}", webapp.address())),
+        )
+        .unwrap();
+        Self::from_file(folder, file).await
+    }
+
+    /// Starts from a file that is in place.
+    pub async fn from_file(folder: TempDir, file: PathBuf) -> Self {
+        let loaded = config::load(&file).unwrap_or_else(|problems| panic!("{problems}"));
+        let bound = app::bind(Arc::new(loaded.config), Some(file))
+            .await
+            .unwrap();
+        let addresses = bound.addresses();
+        let metrics = bound.metrics();
+        let steering = Steering::default();
+        let run = bound.run(steering.clone());
+        let running = tokio::spawn(async move { run.await.unwrap() });
+        Self {
+            addresses,
+            metrics,
+            steering,
+            folder,
+            running: Some(running),
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!(
+            "https://localhost:{}{path}",
+            self.addresses.listeners[0].port()
+        )
+    }
+
+    pub fn operator_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addresses.operator)
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("config.toml")
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(self)
+    }
+
+    pub async fn admin(&self) -> Client {
+        self.client().logged_in(ADMIN, ADMIN_PASSWORD).await
+    }
+
+    /// Drains and says how it ended.
+    pub async fn stop(mut self) -> Ending {
+        self.steering.quit.cancel();
+        let running = self.running.take().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), running)
+            .await
+            .expect("ends")
+            .unwrap()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.steering.quit.cancel();
+        self.steering.quit_now.cancel();
+    }
+}
+
+/// Certificates and secrets beside the configuration.
+pub fn prepare(folder: &Path, webapp: &Emulator) {
+    make_certificates(&folder.join("certs")).unwrap();
+    std::fs::write(folder.join("webapp-ca.pem"), webapp.authority_pem()).unwrap();
+    for (name, text) in [
+        ("webapp-password", WEBAPP_PASSWORD),
+        ("gate-password", ADMIN_PASSWORD),
+    ] {
+        secret(&folder.join(name), text);
+    }
+}
+
+/// Writes a secret as an operator should: for the owner only.
+pub fn secret(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// A configuration file for a gate in front of `url`.
+pub fn text(setup: &Setup, url: &str) -> String {
+    let given = ["first_admin", "directory = \"webapp\""];
+    let admin = if given.iter().any(|key| setup.users.contains(key)) {
+        String::new()
+    } else {
+        format!(
+            "first_admin = {{ username = \"{ADMIN}\", password = {{ file = \"gate-password\" }} }}"
+        )
+    };
+    format!(
+        r#"
+profile = "whatsapp"
+workers = 2
+
+[[listener]]
+address = "127.0.0.1:0"
+tls = {{ certificates = [{{ certificate = "certs/server.pem", key = "certs/server.key" }}] }}
+{listener}
+
+[operator]
+address = "127.0.0.1:0"
+
+[upstream.main]
+url = "{url}"
+ca = "webapp-ca.pem"
+server_name = "localhost"
+login = {{ username = "admin", password = {{ file = "webapp-password" }} }}
+{upstream}
+
+[users]
+{admin}
+{users}
+
+[drain]
+wait = "0s"
+deadline = "20s"
+
+{rest}
+"#,
+        listener = setup.listener,
+        upstream = setup.upstream,
+        users = setup.users,
+        rest = setup.rest,
+    )
+}
+
+/// The hex digest by which the configuration knows an API key.
+pub fn sha256(text: &str) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Limits that no test meets by accident.
+pub const NO_LIMITS: &str = r#"
+[limits]
+logins_by_peer = "100000/s burst 100000"
+logins_by_name = "100000/s burst 100000"
+max_in_flight = 100000
+profile_policies = false
+"#;
+
+/// Waits until `condition` holds; names what it waited for when it gives up.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "waited in vain: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,134 @@
+//! The real binary, as an operator starts it.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A running `tollgate serve`. Killed when dropped.
+pub struct Program {
+    child: Child,
+    output: Arc<Mutex<Vec<String>>>,
+    pub listener: u16,
+    pub operator: u16,
+}
+
+impl Program {
+    /// Starts it and waits until it says where it listens.
+    pub fn serve(file: &Path) -> Self {
+        let mut child = Command::new(binary())
+            .args(["serve", "--config"])
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = Arc::new(Mutex::new(Vec::new()));
+        follow(child.stdout.take().unwrap(), &output);
+        follow(child.stderr.take().unwrap(), &output);
+        let mut program = Self {
+            child,
+            output,
+            listener: 0,
+            operator: 0,
+        };
+        program.listener = program.port_after("gate");
+        program.operator = program.port_after("operator");
+        program
+    }
+
+    fn port_after(&self, what: &str) -> u16 {
+        let line = self.wait_for(&format!("  {what} "));
+        let digits: String = line
+            .trim_end()
+            .rsplit(':')
+            .next()
+            .unwrap()
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        digits
+            .parse()
+            .unwrap_or_else(|_| panic!("no port in {line:?}"))
+    }
+
+    /// The first line of output that contains `text`.
+    pub fn wait_for(&self, text: &str) -> String {
+        let begin = Instant::now();
+        loop {
+            let found = self.lines().into_iter().find(|line| line.contains(text));
+            match found {
+                Some(line) => return line,
+                None if begin.elapsed() > Duration::from_secs(30) => {
+                    panic!(
+                        "waited in vain for {text:?} in\n{}",
+                        self.lines().join("\n")
+                    )
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.output.lock().unwrap().clone()
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("https://localhost:{}{path}", self.listener)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args(["-s", name, &self.pid().to_string()])
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return status,
+                None if begin.elapsed() > Duration::from_secs(60) => panic!("does not end"),
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_tollgate"))
+}
+
+fn follow(from: impl std::io::Read + Send + 'static, into: &Arc<Mutex<Vec<String>>>) {
+    let into = Arc::clone(into);
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            into.lock().unwrap().push(line);
+        }
+    });
+}

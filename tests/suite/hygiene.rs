@@ -1,0 +1,249 @@
+//! What two parsers could read differently is refused; what is ours stays ours.
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::harness::raw::Raw;
+use crate::harness::{Gateway, NO_LIMITS, Setup, emulator};
+
+async fn open_gate() -> (tollgate::emulator::Emulator, Gateway, String) {
+    let webapp = emulator().await;
+    let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
+    let token = gateway.admin().await.token.unwrap();
+    (webapp, gateway, token)
+}
+
+/// Status line of the first answer, and whether the connection was closed after it.
+async fn first_line(gateway: &Gateway, bytes: &[u8]) -> String {
+    let mut raw = Raw::connect(gateway).await;
+    raw.send(bytes).await;
+    let text = raw.read_to_end().await;
+    text.lines().next().unwrap_or("closed").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn smuggling_shapes_get_400_and_the_connection_ends() {
+    let (webapp, gateway, token) = open_gate().await;
+    let line = "POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n";
+    let auth = format!("Authorization: Bearer {token}\r\n");
+    let shapes: Vec<(&str, String)> = vec![
+        (
+            "CL and TE",
+            format!("{line}{auth}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "TE and CL",
+            format!("{line}{auth}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "two equal CL",
+            format!("{line}{auth}Content-Length: 2\r\nContent-Length: 2\r\n\r\n{{}}"),
+        ),
+        (
+            "two different CL",
+            format!("{line}{auth}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}"),
+        ),
+        (
+            "list CL",
+            format!("{line}{auth}Content-Length: 2, 2\r\n\r\n{{}}"),
+        ),
+        (
+            "signed CL",
+            format!("{line}{auth}Content-Length: +2\r\n\r\n{{}}"),
+        ),
+        (
+            "negative CL",
+            format!("{line}{auth}Content-Length: -2\r\n\r\n{{}}"),
+        ),
+        (
+            "hex CL",
+            format!("{line}{auth}Content-Length: 0x2\r\n\r\n{{}}"),
+        ),
+        ("empty CL", format!("{line}{auth}Content-Length: \r\n\r\n")),
+        (
+            "unknown TE",
+            format!("{line}{auth}Transfer-Encoding: gzip\r\n\r\n"),
+        ),
+        (
+            "TE list",
+            format!("{line}{auth}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "TE twice",
+            format!(
+                "{line}{auth}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            ),
+        ),
+        (
+            "TE odd",
+            format!("{line}{auth}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+        ),
+        ("obs-fold", format!("{line}{auth}X-A: b\r\n c\r\n\r\n")),
+        (
+            "space before colon",
+            format!("{line}{auth}Content-Length : 2\r\n\r\n{{}}"),
+        ),
+        (
+            "bare LF line",
+            format!("{line}{auth}X-A: b\nX-C: d\r\n\r\n"),
+        ),
+        ("bare LF end", format!("{line}{auth}\n")),
+        ("bare CR", format!("{line}{auth}X-A: b\rX-C: d\r\n\r\n")),
+        ("NUL", format!("{line}{auth}X-A: b\0c\r\n\r\n")),
+        (
+            "HTTP/1.0 with TE",
+            format!(
+                "POST /v1/messages HTTP/1.0\r\nHost: localhost\r\n{auth}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            ),
+        ),
+        ("no Host", format!("GET /v1/support HTTP/1.1\r\n{auth}\r\n")),
+        (
+            "two Host",
+            format!("GET /v1/support HTTP/1.1\r\nHost: a\r\nHost: b\r\n{auth}\r\n"),
+        ),
+        (
+            "bad chunk",
+            format!("{line}{auth}Transfer-Encoding: chunked\r\n\r\nZZ\r\n\r\n"),
+        ),
+    ];
+    let before = webapp.request_count("/v1/messages");
+    for (what, bytes) in shapes {
+        let status = first_line(&gateway, bytes.as_bytes()).await;
+        assert!(
+            status.starts_with("HTTP/1.1 400") || status.starts_with("HTTP/1.0 400"),
+            "{what}: {status}"
+        );
+    }
+    assert_eq!(
+        webapp.request_count("/v1/messages"),
+        before,
+        "none of it reached the Webapp"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_that_could_be_read_twice_are_refused() {
+    let (_webapp, gateway, token) = open_gate().await;
+    let paths = [
+        "/v1/../v1/support",
+        "/v1/./support",
+        "/v1//support",
+        "/v1%2fsupport",
+        "/v1/%2e%2e/support",
+        "/v1\\support",
+        "/v1/support%00",
+        "/v1/support%zz",
+        "/v1%5csupport",
+        "//v1/support",
+    ];
+    for path in paths {
+        let bytes = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        );
+        let status = first_line(&gateway, bytes.as_bytes()).await;
+        assert!(status.starts_with("HTTP/1.1 400"), "{path}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_answered_in_order() {
+    let (_webapp, gateway, token) = open_gate().await;
+    let one = format!(
+        "GET /v1/support HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    let two = format!(
+        "POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Length: 50\r\n\r\n{:50}",
+        r#"{"to":"1","type":"text","text":{"body":"x"}}"#
+    );
+    let three = "GET /v1/nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut raw = Raw::connect(&gateway).await;
+    raw.send(format!("{one}{two}{three}").as_bytes()).await;
+    let text = raw.read_to_end().await;
+    let statuses: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("HTTP/1.1"))
+        .collect();
+    assert_eq!(
+        statuses,
+        [
+            "HTTP/1.1 200 OK",
+            "HTTP/1.1 201 Created",
+            "HTTP/1.1 404 Not Found"
+        ],
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_asked_for_only_after_the_client_is_known() {
+    let (_webapp, gateway, token) = open_gate().await;
+    let body = r#"{"to":"1","type":"text","text":{"body":"x"}}"#;
+    let head = |auth: &str| {
+        format!(
+            "POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {auth}\r\nContent-Length: {}\r\nExpect: 100-continue\r\n\r\n",
+            body.len()
+        )
+    };
+    let mut raw = Raw::connect(&gateway).await;
+    raw.send(head("wrong").as_bytes()).await;
+    assert!(
+        raw.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 401"),
+        "no 100 for a stranger"
+    );
+    let mut raw = Raw::connect(&gateway).await;
+    raw.send(head(&token).as_bytes()).await;
+    assert!(raw.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 100"));
+    raw.send(body.as_bytes()).await;
+    assert!(raw.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 201"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_upstream_sees_our_fields_and_none_that_a_client_made_up() {
+    let (webapp, gateway, token) = open_gate().await;
+    let client = gateway.client().with_token(&token);
+    webapp.echo(true);
+    let request = client
+        .request(Method::GET, "/v1/support")
+        .header("x-forwarded-for", "6.6.6.6")
+        .header("forwarded", "for=6.6.6.6")
+        .header("x-real-ip", "6.6.6.6")
+        .header("x-tollgate-client", "root")
+        .header(
+            "traceparent",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        );
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let seen: Value = answer.json().await.unwrap();
+    let seen = &seen["echo"];
+    assert_eq!(seen["x-forwarded-for"], "127.0.0.1");
+    assert_eq!(seen["x-forwarded-proto"], "https");
+    assert_eq!(seen["x-tollgate-client"], "admin");
+    assert_eq!(seen["forwarded"], Value::Null);
+    assert_eq!(seen["x-real-ip"], Value::Null);
+    let trace = seen["traceparent"].as_str().unwrap();
+    assert!(
+        trace.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-")
+            && !trace.contains("00f067aa0ba902b7")
+    );
+    assert!(
+        !seen["authorization"]
+            .as_str()
+            .unwrap_or("")
+            .contains(&token),
+        "the client's token stays here"
+    );
+
+    let underscore = client
+        .request(Method::GET, "/v1/support")
+        .header("x_forwarded_for", "6.6.6.6");
+    assert_eq!(underscore.send().await.unwrap().status(), 400);
+    let listed = client
+        .request(Method::GET, "/v1/support")
+        .header("connection", "authorization, close");
+    assert_eq!(
+        listed.send().await.unwrap().status(),
+        400,
+        "HTTP/2 has no connection fields"
+    );
+}

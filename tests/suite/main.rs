@@ -1,0 +1,15 @@
+mod api_keys;
+mod architecture;
+mod canary;
+mod clients;
+mod drain;
+mod first_run;
+mod forwarding;
+mod harness;
+mod hygiene;
+mod limits;
+mod operator;
+mod relay;
+mod reload;
+mod session;
+mod users_node;

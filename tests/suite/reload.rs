@@ -1,0 +1,134 @@
+//! A changed file takes effect without a dropped request; a bad one changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tollgate::metrics::Reload;
+
+use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually, text};
+
+fn rewrite(gateway: &Gateway, from: &str, to: &str) {
+    let file = gateway.config_file();
+    let old = std::fs::read_to_string(&file).unwrap();
+    assert!(old.contains(from), "{from:?} is not in the file");
+    std::fs::write(&file, old.replace(from, to)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_change_applies_by_itself_and_drops_no_request() {
+    let webapp = emulator().await;
+    let setup = Setup::default().rest(&format!("{NO_LIMITS}\n[http]\nmin_body_rate = 0\n"));
+    let gateway = Gateway::with(&webapp, setup).await;
+    let client = gateway.admin().await;
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(client.get("/v1/settings/application").await.status(), 200);
+                sent += 1;
+            }
+            sent
+        })
+    };
+    rewrite(
+        &gateway,
+        "[http]",
+        "[[route]]\nname = \"support\"\ntarget = \"closed\"\n\n[http]",
+    );
+    eventually("the route to close", async || {
+        client.get("/v1/support").await.status() == 404
+    })
+    .await;
+    // A changed upstream is logged in to before requests go its way.
+    rewrite(&gateway, "[users]", "concurrency = 32\n\n[users]");
+    eventually("the second reload", async || {
+        gateway.metrics.reloads.value(Reload::Applied) >= 2
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(load.await.unwrap() > 10);
+    assert_eq!(
+        client.get("/v1/settings/application").await.status(),
+        200,
+        "tokens are still good"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_file_is_refused_and_the_old_rules_stay() {
+    let webapp = emulator().await;
+    let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
+    let client = gateway.admin().await;
+    let good = std::fs::read_to_string(gateway.config_file()).unwrap();
+    std::fs::write(
+        gateway.config_file(),
+        good.replace("profile = ", "profil = "),
+    )
+    .unwrap();
+    gateway.steering.hup.notify_waiters();
+    eventually("the refusal", async || {
+        gateway.metrics.reloads.value(Reload::Refused) > 0
+    })
+    .await;
+    assert_eq!(gateway.metrics.config_good.get(), 0);
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+    std::fs::write(gateway.config_file(), good).unwrap();
+    eventually("the file to be good again", async || {
+        gateway.metrics.config_good.get() == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_upstream_takes_over_and_the_old_one_is_let_go() {
+    let (one, two) = (emulator().await, emulator().await);
+    let gateway = Gateway::with(&one, Setup::default().rest(NO_LIMITS)).await;
+    let client = gateway.admin().await;
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+    std::fs::write(
+        gateway.folder.path().join("webapp-ca.pem"),
+        two.authority_pem(),
+    )
+    .unwrap();
+    let new = text(
+        &Setup::default().rest(NO_LIMITS),
+        &format!("https://{}", two.address()),
+    );
+    std::fs::write(gateway.config_file(), new).unwrap();
+    eventually("requests to reach the new one", async || {
+        assert_eq!(client.get("/v1/support").await.status(), 200);
+        two.request_count("/v1/support") > 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_did_not_change_keep_their_counts() {
+    let webapp = emulator().await;
+    let rest = "[[limit]]\nname = \"slow\"\nkey = \"client\"\nclasses = [\"other\"]\nrate = \"1/h\"\nburst = 2\n";
+    let gateway = Gateway::with(&webapp, Setup::default().rest(rest)).await;
+    let client = gateway.admin().await;
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+    assert_eq!(client.get("/v1/support").await.status(), 429);
+    rewrite(
+        &gateway,
+        "[drain]",
+        "[http]\nallow_underscores = true\n\n[drain]",
+    );
+    eventually("the reload", async || {
+        gateway.metrics.reloads.value(Reload::Applied) > 0
+    })
+    .await;
+    assert_eq!(
+        client.get("/v1/support").await.status(),
+        429,
+        "the bucket is still empty"
+    );
+}
