@@ -3,7 +3,9 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::{Access, Config, Directory, FirstPassword, Limit, LimitKey, Listener, Quota, Route};
+use super::{
+    Access, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Quota, Route,
+};
 use super::{Target, Trust, UnknownTokens, Upstream, Users, UsersCall};
 use crate::webapp::Role;
 
@@ -21,7 +23,7 @@ impl Config {
         self.describe_keys(&mut page);
         self.describe_limits(&mut page);
         self.describe_rest(&mut page);
-        page.0.push_str("\nroutes, first match wins\n");
+        page.0.push_str("\nroutes, first match wins: name, methods, path, access, target, class, longest body, time\n");
         page.0.push_str(&routes(&self.routes));
         page.0
     }
@@ -80,13 +82,14 @@ impl Config {
             "drain",
             format!("{} wait, then {} at most", drain.0, drain.1),
         );
+        let format = match self.log.format {
+            LogFormat::Json => "json",
+            LogFormat::Text => "text",
+        };
         let access = if self.log.access { "with" } else { "without" };
         page.row(
             "log",
-            format!(
-                "{:?}, {}, {access} access lines",
-                self.log.format, self.log.filter
-            ),
+            format!("{format}, {}, {access} access lines", self.log.filter),
         );
         if let Some(emulator) = &self.emulator {
             let (address, control) = (emulator.address, emulator.control);
@@ -221,8 +224,8 @@ fn describe_limit(limit: &Limit) -> String {
 
 /// The route table in columns.
 fn routes(routes: &[Route]) -> String {
-    let rows: Vec<[String; 6]> = routes.iter().map(route).collect();
-    let mut widths = [0; 6];
+    let rows: Vec<[String; 8]> = routes.iter().map(route).collect();
+    let mut widths = [0; 8];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -239,7 +242,7 @@ fn routes(routes: &[Route]) -> String {
     text
 }
 
-fn route(route: &Route) -> [String; 6] {
+fn route(route: &Route) -> [String; 8] {
     let methods = match route.methods.as_slice() {
         [] => "any".to_owned(),
         methods => listed(methods),
@@ -255,7 +258,26 @@ fn route(route: &Route) -> [String; 6] {
         listed(&route.access),
         route.target.to_string(),
         route.class.to_string(),
+        bytes(route.max_body),
+        Span(route.timeout).to_string(),
     ]
+}
+
+fn bytes(number: u64) -> String {
+    let units = [
+        (1 << 30, "GiB"),
+        (1_000_000_000, "GB"),
+        (1 << 20, "MiB"),
+        (1_000_000, "MB"),
+    ];
+    let small = [(1 << 10, "KiB"), (1, "B")];
+    let fits = |(size, _): &(u64, &str)| number >= *size && number.is_multiple_of(*size);
+    let (size, unit) = units
+        .into_iter()
+        .chain(small)
+        .find(fits)
+        .unwrap_or((1, "B"));
+    format!("{}{unit}", number / size)
 }
 
 fn listed<T: fmt::Display>(items: &[T]) -> String {

@@ -30,7 +30,7 @@ impl Config {
         found.note("workers", self.workers != new.workers, false);
         found.note("operator", self.operator != new.operator, false);
         found.note("emulator", self.emulator != new.emulator, false);
-        found.note("log", self.log != new.log, false);
+        found.note("log.format", self.log.format != new.log.format, false);
         let directory = self.users.directory != new.users.directory;
         found.note("users.directory", directory, false);
         let slots = self.users.hashing_slots != new.users.hashing_slots;
@@ -49,6 +49,8 @@ impl Config {
             let key = format!("listener[{position}]");
             found.note(&key, old != new && old.address == new.address, true);
         }
+        let log = (&self.log.filter, self.log.access) != (&new.log.filter, new.log.access);
+        found.note("log", log, true);
         self.upstream(new, found);
         let mut users = new.users.clone();
         users.directory = self.users.directory;

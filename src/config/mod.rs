@@ -13,7 +13,7 @@ mod reload;
 mod tests;
 
 pub use difference::Difference;
-pub use file::{load, parse};
+pub use file::{is_name, load, parse};
 pub use pattern::BadPattern;
 pub use problem::{Loaded, Problem, Problems, Rows};
 pub use profile::whatsapp_routes;

@@ -25,10 +25,10 @@ impl PathPattern {
     /// Reads `/v1/media/{id}` or `/v1/groups/*`. A trailing slash is dropped.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         let rest = text.strip_prefix('/').ok_or(BadPattern::NoSlash)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.is_empty() {
             return Ok(Self(Vec::new()));
         }
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
         let count = rest.split('/').count();
         let segments = rest.split('/').enumerate().map(|(position, text)| {
             let segment = segment(text)?;

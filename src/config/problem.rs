@@ -75,9 +75,14 @@ impl fmt::Display for Rows<'_> {
 
 /// The word of `known` that `word` was most likely meant to be.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // `user` for `username` is further off than any slip, and more likely than most.
+    let distance = |candidate: &str| match word.len() >= 3 && candidate.starts_with(word) {
+        true => 1,
+        false => strsim::damerau_levenshtein(word, candidate),
+    };
     known
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .map(|candidate| (distance(candidate), candidate))
         .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
@@ -116,6 +121,7 @@ mod tests {
         let known = ["renew_at", "renew_floor", "url"];
         assert_eq!(nearest("renew_att", known), Some("renew_at"));
         assert_eq!(nearest("rul", known), Some("url"));
+        assert_eq!(nearest("user", ["password", "username"]), Some("username"));
         assert_eq!(nearest("certificates", known), None);
     }
 }

@@ -35,317 +35,89 @@ enum Needs {
     Users(UsersCall),
 }
 
-type Row = (&'static str, &'static str, &'static str, Who, Needs);
+struct Row {
+    name: &'static str,
+    methods: &'static [Method],
+    path: &'static str,
+    who: Who,
+    needs: Needs,
+}
 
 use Needs::{Files, Media, Minutes, Monitoring, Nothing, Users};
-use Who::{Admin, Open, Service, Token};
+use UsersCall::{Change, Create, Delete, Login, Logout, Show};
 
-/// Name, methods, path, who, needs. The class is the name's first part.
-const TABLE: &[Row] = &[
-    (
-        "users.login",
-        "POST",
-        "/v1/users/login",
-        Open,
-        Users(UsersCall::Login),
-    ),
-    (
-        "users.logout",
-        "POST",
-        "/v1/users/logout",
-        Token,
-        Users(UsersCall::Logout),
-    ),
-    (
-        "users.create",
-        "POST",
-        "/v1/users",
-        Admin,
-        Users(UsersCall::Create),
-    ),
-    (
-        "users.show",
-        "GET",
-        "/v1/users/{name}",
-        Token,
-        Users(UsersCall::Show),
-    ),
+/// Rows of: name, methods, path, who, needs. The class is the name's first part.
+macro_rules! nodes {
+    ($($name:literal [$($method:ident)+] $path:literal $who:ident $needs:expr;)+) => {
+        &[$(Row {
+            name: $name,
+            methods: &[$(Method::$method),+],
+            path: $path,
+            who: Who::$who,
+            needs: $needs,
+        }),+]
+    };
+}
+
+const TABLE: &[Row] = nodes! {
+    "users.login"                    [POST]                  "/v1/users/login"                                       Open    Users(Login);
+    "users.logout"                   [POST]                  "/v1/users/logout"                                      Token   Users(Logout);
+    "users.create"                   [POST]                  "/v1/users"                                             Admin   Users(Create);
+    "users.show"                     [GET]                   "/v1/users/{name}"                                      Token   Users(Show);
     // The user himself or an admin: the node decides, it knows both names.
-    (
-        "users.change",
-        "PUT",
-        "/v1/users/{name}",
-        Token,
-        Users(UsersCall::Change),
-    ),
-    (
-        "users.delete",
-        "DELETE",
-        "/v1/users/{name}",
-        Admin,
-        Users(UsersCall::Delete),
-    ),
-    (
-        "account.register",
-        "POST DELETE",
-        "/v1/account",
-        Service,
-        Minutes(2),
-    ),
-    (
-        "account.verify",
-        "POST",
-        "/v1/account/verify",
-        Service,
-        Minutes(2),
-    ),
-    (
-        "account.shards",
-        "GET POST",
-        "/v1/account/shards",
-        Service,
-        Minutes(5),
-    ),
-    (
-        "settings.application",
-        "GET PATCH DELETE",
-        "/v1/settings/application",
-        Service,
-        Nothing,
-    ),
-    (
-        "settings.media_providers",
-        "GET POST",
-        "/v1/settings/application/media/providers",
-        Service,
-        Nothing,
-    ),
-    (
-        "settings.media_provider",
-        "DELETE",
-        "/v1/settings/application/media/providers/{name}",
-        Service,
-        Nothing,
-    ),
-    (
-        "settings.backup",
-        "POST",
-        "/v1/settings/backup",
-        Service,
-        Minutes(10),
-    ),
-    (
-        "settings.restore",
-        "POST",
-        "/v1/settings/restore",
-        Service,
-        Minutes(10),
-    ),
-    (
-        "settings.business_profile",
-        "GET POST",
-        "/v1/settings/business/profile",
-        Admin,
-        Nothing,
-    ),
-    (
-        "settings.compliance",
-        "GET POST",
-        "/v1/settings/business/compliance_info",
-        Admin,
-        Nothing,
-    ),
-    (
-        "settings.about",
-        "GET PATCH",
-        "/v1/settings/profile/about",
-        Admin,
-        Nothing,
-    ),
-    (
-        "settings.photo",
-        "GET POST DELETE",
-        "/v1/settings/profile/photo",
-        Admin,
-        Files,
-    ),
-    (
-        "settings.two_step",
-        "POST DELETE",
-        "/v1/settings/account/two-step",
-        Service,
-        Nothing,
-    ),
-    (
-        "contacts.check",
-        "POST",
-        "/v1/contacts",
-        Service,
-        Minutes(2),
-    ),
-    (
-        "contacts.identity",
-        "GET PUT",
-        "/v1/contacts/{wa_id}/identity",
-        Service,
-        Nothing,
-    ),
-    ("messages.send", "POST", "/v1/messages", Service, Nothing),
-    (
-        "messages.mark",
-        "PUT",
-        "/v1/messages/{id}",
-        Service,
-        Nothing,
-    ),
-    ("media.upload", "POST", "/v1/media", Service, Media),
-    ("media.download", "GET", "/v1/media/{id}", Service, Media),
-    ("media.delete", "DELETE", "/v1/media/{id}", Service, Nothing),
-    (
-        "stickers.packs",
-        "GET POST",
-        "/v1/stickerpacks",
-        Service,
-        Nothing,
-    ),
-    (
-        "stickers.pack",
-        "GET PATCH DELETE",
-        "/v1/stickerpacks/{pack}",
-        Service,
-        Nothing,
-    ),
-    (
-        "stickers.list",
-        "GET POST",
-        "/v1/stickerpacks/{pack}/stickers",
-        Service,
-        Nothing,
-    ),
-    (
-        "stickers.one",
-        "GET PATCH DELETE",
-        "/v1/stickerpacks/{pack}/stickers/{index}",
-        Service,
-        Nothing,
-    ),
-    ("groups.list", "GET POST", "/v1/groups", Service, Nothing),
-    (
-        "groups.one",
-        "GET PUT DELETE",
-        "/v1/groups/{id}",
-        Service,
-        Nothing,
-    ),
-    (
-        "groups.admins",
-        "PATCH DELETE",
-        "/v1/groups/{id}/admins",
-        Service,
-        Nothing,
-    ),
-    (
-        "groups.icon",
-        "GET POST DELETE",
-        "/v1/groups/{id}/icon",
-        Service,
-        Files,
-    ),
-    (
-        "groups.invite",
-        "GET DELETE",
-        "/v1/groups/{id}/invite",
-        Service,
-        Nothing,
-    ),
-    (
-        "groups.leave",
-        "POST",
-        "/v1/groups/{id}/leave",
-        Service,
-        Nothing,
-    ),
-    (
-        "groups.participants",
-        "DELETE",
-        "/v1/groups/{id}/participants",
-        Service,
-        Nothing,
-    ),
-    (
-        "certificates.external",
-        "POST",
-        "/v1/certificates/external",
-        Admin,
-        Files,
-    ),
-    (
-        "certificates.external_ca",
-        "GET",
-        "/v1/certificates/external/ca",
-        Admin,
-        Nothing,
-    ),
-    (
-        "certificates.webhooks_ca",
-        "GET POST DELETE",
-        "/v1/certificates/webhooks/ca",
-        Admin,
-        Files,
-    ),
-    (
-        "monitoring.health",
-        "GET",
-        "/v1/health",
-        Service,
-        Monitoring,
-    ),
-    ("monitoring.metrics", "GET", "/metrics", Service, Monitoring),
-    (
-        "monitoring.stats_app",
-        "GET",
-        "/v1/stats/app",
-        Service,
-        Monitoring,
-    ),
-    (
-        "monitoring.stats_app_internal",
-        "GET",
-        "/v1/stats/app/internal",
-        Service,
-        Monitoring,
-    ),
-    (
-        "monitoring.stats_db",
-        "GET",
-        "/v1/stats/db",
-        Service,
-        Monitoring,
-    ),
-    (
-        "monitoring.stats_db_internal",
-        "GET",
-        "/v1/stats/db/internal",
-        Service,
-        Monitoring,
-    ),
-    ("support.show", "GET", "/v1/support", Service, Minutes(2)),
-    (
-        "services.gc",
-        "PUT",
-        "/v1/services/message/gc",
-        Service,
-        Minutes(10),
-    ),
-];
+    "users.change"                   [PUT]                   "/v1/users/{name}"                                      Token   Users(Change);
+    "users.delete"                   [DELETE]                "/v1/users/{name}"                                      Admin   Users(Delete);
+    "account.register"               [POST DELETE]           "/v1/account"                                           Service Minutes(2);
+    "account.verify"                 [POST]                  "/v1/account/verify"                                    Service Minutes(2);
+    "account.shards"                 [GET POST]              "/v1/account/shards"                                    Service Minutes(5);
+    "settings.application"           [GET PATCH DELETE]      "/v1/settings/application"                              Service Nothing;
+    "settings.media_providers"       [GET POST]              "/v1/settings/application/media/providers"              Service Nothing;
+    "settings.media_provider"        [DELETE]                "/v1/settings/application/media/providers/{name}"       Service Nothing;
+    "settings.backup"                [POST]                  "/v1/settings/backup"                                   Service Minutes(10);
+    "settings.restore"               [POST]                  "/v1/settings/restore"                                  Service Minutes(10);
+    "settings.business_profile"      [GET POST]              "/v1/settings/business/profile"                         Admin   Nothing;
+    "settings.compliance"            [GET POST]              "/v1/settings/business/compliance_info"                 Admin   Nothing;
+    "settings.about"                 [GET PATCH]             "/v1/settings/profile/about"                            Admin   Nothing;
+    "settings.photo"                 [GET POST DELETE]       "/v1/settings/profile/photo"                            Admin   Files;
+    "settings.two_step"              [POST DELETE]           "/v1/settings/account/two-step"                         Service Nothing;
+    "contacts.check"                 [POST]                  "/v1/contacts"                                          Service Minutes(2);
+    "contacts.identity"              [GET PUT]               "/v1/contacts/{wa_id}/identity"                         Service Nothing;
+    "messages.send"                  [POST]                  "/v1/messages"                                          Service Nothing;
+    "messages.mark"                  [PUT]                   "/v1/messages/{id}"                                     Service Nothing;
+    "media.upload"                   [POST]                  "/v1/media"                                             Service Media;
+    "media.download"                 [GET]                   "/v1/media/{id}"                                        Service Media;
+    "media.delete"                   [DELETE]                "/v1/media/{id}"                                        Service Nothing;
+    "stickers.packs"                 [GET POST]              "/v1/stickerpacks"                                      Service Nothing;
+    "stickers.pack"                  [GET PATCH DELETE]      "/v1/stickerpacks/{pack}"                               Service Nothing;
+    "stickers.list"                  [GET POST]              "/v1/stickerpacks/{pack}/stickers"                      Service Nothing;
+    "stickers.one"                   [GET PATCH DELETE]      "/v1/stickerpacks/{pack}/stickers/{index}"              Service Nothing;
+    "groups.list"                    [GET POST]              "/v1/groups"                                            Service Nothing;
+    "groups.one"                     [GET PUT DELETE]        "/v1/groups/{id}"                                       Service Nothing;
+    "groups.admins"                  [PATCH DELETE]          "/v1/groups/{id}/admins"                                Service Nothing;
+    "groups.icon"                    [GET POST DELETE]       "/v1/groups/{id}/icon"                                  Service Files;
+    "groups.invite"                  [GET DELETE]            "/v1/groups/{id}/invite"                                Service Nothing;
+    "groups.leave"                   [POST]                  "/v1/groups/{id}/leave"                                 Service Nothing;
+    "groups.participants"            [DELETE]                "/v1/groups/{id}/participants"                          Service Nothing;
+    "certificates.external"          [POST]                  "/v1/certificates/external"                             Admin   Files;
+    "certificates.external_ca"       [GET]                   "/v1/certificates/external/ca"                          Admin   Nothing;
+    "certificates.webhooks_ca"       [GET POST DELETE]       "/v1/certificates/webhooks/ca"                          Admin   Files;
+    "monitoring.health"              [GET]                   "/v1/health"                                            Service Monitoring;
+    "monitoring.metrics"             [GET]                   "/metrics"                                              Service Monitoring;
+    "monitoring.stats_app"           [GET]                   "/v1/stats/app"                                         Service Monitoring;
+    "monitoring.stats_app_internal"  [GET]                   "/v1/stats/app/internal"                                Service Monitoring;
+    "monitoring.stats_db"            [GET]                   "/v1/stats/db"                                          Service Monitoring;
+    "monitoring.stats_db_internal"   [GET]                   "/v1/stats/db/internal"                                 Service Monitoring;
+    "support.show"                   [GET]                   "/v1/support"                                           Service Minutes(2);
+    "services.gc"                    [PUT]                   "/v1/services/message/gc"                               Service Minutes(10);
+};
 
 /// The route table of the profile, in match order.
 pub fn whatsapp_routes() -> Vec<Route> {
     TABLE.iter().map(route).collect()
 }
 
-fn route(&(name, methods, path, who, needs): &Row) -> Route {
-    let method = |name: &str| Method::from_bytes(name.as_bytes()).expect("written above");
+fn route(row: &Row) -> Route {
+    let name = row.name;
     let class = match name.split_once('.') {
         Some((class @ ("messages" | "contacts" | "media" | "users" | "settings"), _)) => class,
         Some((class @ ("monitoring" | "account" | "certificates"), _)) => class,
@@ -355,13 +127,13 @@ fn route(&(name, methods, path, who, needs): &Row) -> Route {
     let plain = Route {
         name: Arc::from(name),
         hosts: Vec::new(),
-        path: PathPattern::parse(path).expect("written above"),
-        methods: methods.split(' ').map(method).collect(),
-        access: match who {
-            Open => vec![Access::Open],
-            Token => vec![Access::Token],
-            Service => vec![Access::Token, Access::ApiKey],
-            Admin => vec![Access::Role(Role::Admin)],
+        path: PathPattern::parse(row.path).expect("written above"),
+        methods: row.methods.to_vec(),
+        access: match row.who {
+            Who::Open => vec![Access::Open],
+            Who::Token => vec![Access::Token],
+            Who::Service => vec![Access::Token, Access::ApiKey],
+            Who::Admin => vec![Access::Role(Role::Admin)],
         },
         target: Target::Upstream,
         class: Arc::from(class),
@@ -371,7 +143,7 @@ fn route(&(name, methods, path, who, needs): &Row) -> Route {
         timeout: Duration::from_secs(60),
         max_wait: Duration::ZERO,
     };
-    fitted(plain, needs)
+    fitted(plain, row.needs)
 }
 
 fn fitted(plain: Route, needs: Needs) -> Route {

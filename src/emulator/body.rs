@@ -18,6 +18,8 @@ use tokio::time::{Sleep, sleep};
 const PIECE: usize = 256 * 1024;
 /// Not a power of two, so that a piece lost or doubled anywhere shows.
 const PATTERN: usize = 251;
+/// A slow body is held in memory; a longer one is simply not slow.
+const MOST_SLOW: u64 = 16 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) enum Body {
@@ -106,6 +108,11 @@ impl Body {
                 // Five pieces, and no token of ours in one piece with its own beginning.
                 let piece = (bytes.len() / 5).clamp(1, 4096);
                 Self::paced(bytes, piece, End::Whole, Some(length))
+            }
+            Self::Made { block, left } if left <= MOST_SLOW => {
+                let bytes = block.iter().copied().cycle();
+                let bytes: Vec<u8> = bytes.take(usize::try_from(left).unwrap_or(0)).collect();
+                Self::paced(bytes.into(), 4096, End::Whole, Some(left))
             }
             other => other,
         }

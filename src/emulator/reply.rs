@@ -119,9 +119,10 @@ impl Reply {
         self
     }
 
-    /// Puts `Authorization` into the answer, as a careless service would.
-    pub(super) fn echo(mut self, credential: Option<&HeaderValue>) -> Self {
-        let Some(credential) = credential else {
+    /// Puts the request's fields into the answer, `Authorization` in three places, as
+    /// a careless service would.
+    pub(super) fn echo(mut self, heard: &HeaderMap) -> Self {
+        let Some(credential) = heard.get(header::AUTHORIZATION) else {
             return self;
         };
         self.headers
@@ -131,7 +132,14 @@ impl Reply {
         };
         let text = Value::from(String::from_utf8_lossy(credential.as_bytes()));
         if let Some(rest) = bytes.strip_prefix(b"{") {
-            let mut echoed = format!("{{\"echo\":{text},").into_bytes();
+            let text_of =
+                |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+            let fields: serde_json::Map<String, Value> = heard
+                .iter()
+                .map(|(name, value)| (name.to_string(), Value::from(text_of(value))))
+                .collect();
+            let fields = Value::Object(fields);
+            let mut echoed = format!("{{\"echo\":{text},\"heard\":{fields},").into_bytes();
             echoed.extend_from_slice(rest);
             self.body = Body::whole(echoed);
         }

@@ -101,6 +101,30 @@ impl Emulator {
         self.webapp.tokens.revoke(token)
     }
 
+    /// Every token the pretend Webapp remembers.
+    pub fn live_tokens(&self) -> Vec<Secret> {
+        self.webapp.tokens.all()
+    }
+
+    /// A token as a login of `user` would give it, without the login.
+    pub fn mint_token(&self, user: &str) -> Option<Secret> {
+        let switches = self.switches();
+        let now = crate::clock::unix_seconds() + switches.clock_offset_seconds;
+        let lifetime = switches.token_lifetime_seconds;
+        self.webapp
+            .tokens
+            .mint(user, now, lifetime)
+            .map(|minted| minted.token)
+    }
+
+    /// Answers 429 so far, scripted or by its own buckets.
+    pub fn refusals_429(&self) -> u64 {
+        self.webapp
+            .counts
+            .answers_429
+            .load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     pub fn token_count(&self) -> usize {
         self.webapp.tokens.count()
     }

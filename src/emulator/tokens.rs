@@ -25,6 +25,7 @@ pub(super) struct Tokens {
 struct Kept {
     user: Arc<str>,
     expires: i64,
+    token: Secret,
 }
 
 /// A token and its time, on the pretend Webapp's clock.
@@ -54,7 +55,12 @@ impl Tokens {
             return None;
         }
         let user = Arc::from(user);
-        kept.insert(digest(token.expose()), Kept { user, expires });
+        let entry = Kept {
+            user,
+            expires,
+            token: token.clone(),
+        };
+        kept.insert(digest(token.expose()), entry);
         Some(Minted { token, expires })
     }
 
@@ -104,6 +110,14 @@ impl Tokens {
             kept.expires = i64::MIN;
         }
         kept.len()
+    }
+
+    /// Every token remembered, for tests that look for leaks.
+    pub(super) fn all(&self) -> Vec<Secret> {
+        hold(&self.kept)
+            .values()
+            .map(|kept| kept.token.clone())
+            .collect()
     }
 
     pub(super) fn count(&self) -> usize {

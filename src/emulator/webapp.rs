@@ -123,10 +123,10 @@ impl Webapp {
         if switches.hang {
             return pending().await;
         }
-        let credential = parts.headers.get(header::AUTHORIZATION).cloned();
+        let heard = switches.echo.then(|| parts.headers.clone());
         let mut reply = self.reply(parts, body, path, switches).await?;
-        if switches.echo {
-            reply = reply.echo(credential.as_ref());
+        if let Some(heard) = &heard {
+            reply = reply.echo(heard);
         }
         if reply.status == StatusCode::UNAUTHORIZED {
             add(&self.counts.answers_401);

@@ -8,6 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::TokenStore;
+use super::holders::Holder;
 use super::memory::Gone;
 use crate::lifecycle::Stop;
 
@@ -73,15 +74,18 @@ impl TokenStore {
     }
 
     fn forget_deletions(&self) {
-        loop {
-            let oldest = self.memory.backlog().deleted.pop_front();
-            let Some((when, holder)) = oldest else { return };
-            if when.elapsed() < LONGEST_LOGIN {
-                self.memory.backlog().deleted.push_front((when, holder));
-                return;
-            }
+        while let Some(holder) = self.oldest_deletion() {
             self.memory.holders().forget_deletion(&holder);
         }
+    }
+
+    fn oldest_deletion(&self) -> Option<Arc<Holder>> {
+        let mut backlog = self.memory.backlog();
+        let (when, _) = backlog.deleted.front()?;
+        if when.elapsed() < LONGEST_LOGIN {
+            return None;
+        }
+        backlog.deleted.pop_front().map(|(_, holder)| holder)
     }
 }
 

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use reqwest::{Method, Version};
 use serde_json::json;
-use tollgate::emulator::{Emulator, Settings};
+use tollgate::emulator::Emulator;
 
 use crate::harness::client::verdict;
 use crate::harness::program::Program;
-use crate::harness::{Client, Gateway, NO_LIMITS, Setup, emulator, emulator_with, eventually};
+use crate::harness::{Client, Gateway, NO_LIMITS, Setup, emulator, eventually};
 
 async fn gate(webapp: &Emulator) -> (Gateway, Client) {
     let gateway = Gateway::with(webapp, Setup::default().rest(NO_LIMITS)).await;
@@ -123,11 +123,8 @@ fn pieces(total: usize) -> reqwest::Body {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_megabytes_either_way_grow_its_memory_by_less_than_two() {
     const TOTAL: usize = 200 * 1024 * 1024;
-    let webapp = emulator_with(Settings {
-        media_limit: 0,
-        ..Settings::for_tests()
-    })
-    .await;
+    let webapp = emulator().await;
+    webapp.media_limit(0);
     let folder = tempfile::tempdir().unwrap();
     crate::harness::prepare(folder.path(), &webapp);
     let rest = format!("{NO_LIMITS}\n[[route]]\nname = \"media.upload\"\nmax_body = \"300MiB\"\n");
@@ -250,7 +247,7 @@ async fn an_upstream_that_is_not_there_is_told_from_one_that_refuses() {
     );
     webapp.answer_429(1);
     assert_eq!(client.get("/v1/support").await.status(), 429);
-    webapp.stop().await;
+    webapp.stop();
     assert_eq!(verdict(client.get("/v1/support").await).await, (502, 1014));
     drop(gateway);
 }

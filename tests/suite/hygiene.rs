@@ -215,7 +215,7 @@ async fn the_upstream_sees_our_fields_and_none_that_a_client_made_up() {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
     let seen: Value = answer.json().await.unwrap();
-    let seen = &seen["echo"];
+    let seen = &seen["heard"];
     assert_eq!(seen["x-forwarded-for"], "127.0.0.1");
     assert_eq!(seen["x-forwarded-proto"], "https");
     assert_eq!(seen["x-tollgate-client"], "admin");

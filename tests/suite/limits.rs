@@ -170,5 +170,5 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
         "the load was heavier than the limits: {refused} refused, {good} good"
     );
     assert!(good > 400, "and the limits let their share pass: {good}");
-    assert_eq!(webapp.refused_by_limits(), 0);
+    assert_eq!(webapp.refusals_429(), 0);
 }

@@ -60,7 +60,7 @@ async fn metrics_pass_promtool_and_hold_what_the_design_names() {
 async fn readiness_says_whether_the_next_request_would_succeed() {
     let webapp = emulator().await;
     webapp.not_ready(true);
-    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginFailure::Status(503));
+    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
     let setup = Setup::default()
         .upstream("min_login_interval = \"10ms\"\nlogins_per_hour = 100000")
         .rest(NO_LIMITS);
@@ -73,7 +73,7 @@ async fn readiness_says_whether_the_next_request_would_succeed() {
     let (status, why) = get("/readyz").await;
     assert_eq!(status, 503);
     assert!(!why.trim().is_empty());
-    webapp.fail_next_logins(0, tollgate::emulator::LoginFailure::Status(503));
+    webapp.fail_next_logins(0, tollgate::emulator::LoginAnswer::Status(503));
     webapp.not_ready(false);
     eventually("readiness", async || get("/readyz").await.0 == 200).await;
     assert_eq!(get("/else").await.0, 404);

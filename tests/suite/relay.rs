@@ -143,8 +143,8 @@ async fn a_learned_token_ends_when_the_webapp_says_so() {
 async fn a_token_from_before_the_gate_is_asked_about_once_and_a_bad_one_remembered() {
     let webapp = emulator().await;
     let gateway = relay(&webapp, "unknown_tokens = \"ask\"").await;
-    let token = webapp.mint_token("admin");
-    let client = gateway.client().with_token(&token);
+    let token = webapp.mint_token("admin").unwrap();
+    let client = gateway.client().with_token(token.expose());
     let all = (0..50).map(|_| {
         let client = client.clone();
         tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
@@ -169,7 +169,9 @@ async fn a_token_from_before_the_gate_is_asked_about_once_and_a_bad_one_remember
     );
 
     webapp.hang(true);
-    let other = gateway.client().with_token(&webapp.mint_token("admin"));
+    let other = gateway
+        .client()
+        .with_token(webapp.mint_token("admin").unwrap().expose());
     let answer = other.get("/v1/support").await;
     assert_eq!(
         verdict(answer).await,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::time::Instant;
-use tollgate::emulator::{Emulator, ExpiryForm, LoginAnswer, LoginFailure, Settings};
+use tollgate::emulator::{Emulator, ExpiryForm, LoginAnswer, Settings};
+use tollgate::secret::Secret;
 
 use crate::harness::client::verdict;
 use crate::harness::{
@@ -193,7 +194,7 @@ async fn while_logins_fail_the_old_token_serves_to_its_end_and_then_503_until_re
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    webapp.fail_next_logins(1_000_000, LoginFailure::Status(500));
+    webapp.fail_next_logins(1_000_000, LoginAnswer::Status(500));
     let failing_since = webapp.login_count();
     eventually("a failed renewal", async || {
         webapp.login_count() > failing_since
@@ -220,7 +221,7 @@ async fn while_logins_fail_the_old_token_serves_to_its_end_and_then_503_until_re
     let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
     assert_eq!(ready.status(), 503);
 
-    webapp.fail_next_logins(0, LoginFailure::Status(500));
+    webapp.fail_next_logins(0, LoginAnswer::Status(500));
     eventually("recovery by itself", async || {
         client.get("/v1/support").await.status() == 200
     })
@@ -230,7 +231,7 @@ async fn while_logins_fail_the_old_token_serves_to_its_end_and_then_503_until_re
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_tried_once_and_again_when_its_file_changes() {
     let webapp = emulator().await;
-    webapp.rotate_password("Another-Passw0rd!");
+    webapp.rotate_password(Secret::new("Another-Passw0rd!"));
     let setup = Setup::default().upstream(QUICK_LOGINS).rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
@@ -375,12 +376,13 @@ async fn the_password_of_the_webapp_is_nowhere_to_be_seen() {
     let head = format!("{:?}", answer.headers());
     let text = answer.text().await.unwrap();
     for token in webapp.live_tokens() {
+        let token = token.expose();
         assert!(
-            !head.contains(&token),
+            !head.contains(token),
             "an echoed credential came down in a header"
         );
         assert!(
-            !text.contains(&token),
+            !text.contains(token),
             "an echoed credential came down in the body"
         );
     }

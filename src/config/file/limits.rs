@@ -60,6 +60,7 @@ fn policies(root: &Section<'_>, shipped: Vec<Limit>, routes: &[Route]) -> Vec<Li
     let mut seen: Vec<String> = Vec::new();
     for table in root.sections("limit") {
         let Some(name) = table.required("name", name, "\"per-client\"") else {
+            table.leave_unread();
             continue;
         };
         if seen.contains(&name) {

@@ -25,6 +25,8 @@ use super::{Config, Emulator, Upstream};
 use report::Report;
 use section::Section;
 
+pub use value::is_name;
+
 /// More than anybody writes by hand; keeps a wrong path from filling the memory.
 const LONGEST_FILE: u64 = 1 << 20;
 
@@ -111,7 +113,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let upstream: Option<Upstream> = upstream::upstream(root);
     let users = users::users(root);
     let api_keys = users::api_keys(root);
-    let routes = routes::routes(root, profile);
+    let routes = routes::routes(root, profile, users.directory);
     let limits = limits::limits(root, profile, &routes, users.directory);
     let http = small::http(root);
     let drain = small::drain(root);

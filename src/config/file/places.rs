@@ -53,7 +53,7 @@ pub(super) fn secret_that(
     move |value| {
         let source = secret(value)?;
         if source.read().is_ok_and(|text| !keeps(&text)) {
-            value.complain(&format!("holds a secret that {rule}"), "");
+            value.complain(&format!("leads to a secret that breaks a rule: {rule}"), "");
         }
         Some(source)
     }

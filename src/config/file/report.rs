@@ -61,9 +61,13 @@ impl<'a> Report<'a> {
     }
 
     /// The parser's message only: its `Display` would show the line with all that is in it.
+    /// The usual cause of a bad number or date is a text without quotes.
     fn syntax(&self, error: &toml::de::Error) {
         let (line, column) = self.position(error.span().map_or(0, |span| span.start));
-        self.wrong(Some(line), format!("column {column}"), error.message(), "");
+        let message = error.message();
+        let bare = message.starts_with("invalid ") || message.contains("quoted");
+        let suggestion = if bare { "texts stand in quotes" } else { "" };
+        self.wrong(Some(line), format!("column {column}"), message, suggestion);
     }
 
     fn position(&self, offset: usize) -> (usize, usize) {

@@ -9,7 +9,7 @@ use super::value::{flag, many, method, name, pattern, size, some, span, span_or_
 use super::value::{text, word};
 use crate::config::problem::nearest;
 use crate::config::profile::whatsapp_routes;
-use crate::config::{Access, PathPattern, Route, Target, UsersCall};
+use crate::config::{Access, Directory, PathPattern, Route, Target, UsersCall};
 use crate::webapp::Role;
 
 const TARGETS: &[(&str, Target)] = &[
@@ -32,15 +32,19 @@ const ACCESS: &[(&str, Access)] = &[
 ];
 
 /// In match order: the file's own, then the profile's with the file's changes.
-pub(super) fn routes(root: &Section<'_>, profile: Profile) -> Vec<Route> {
+pub(super) fn routes(root: &Section<'_>, profile: Profile, directory: Directory) -> Vec<Route> {
     let mut shipped = match profile {
         Profile::Whatsapp => whatsapp_routes(),
         Profile::None => Vec::new(),
     };
+    if directory == Directory::Webapp {
+        shipped.iter_mut().for_each(leave_roles_to_the_webapp);
+    }
     let mut own: Vec<Route> = Vec::new();
     let mut seen: Vec<Arc<str>> = Vec::new();
     for table in root.sections("route") {
         let Some(name) = table.required("name", name, "\"my.route\"") else {
+            table.leave_unread();
             continue;
         };
         let name: Arc<str> = Arc::from(name);
@@ -58,6 +62,14 @@ pub(super) fn routes(root: &Section<'_>, profile: Profile) -> Vec<Route> {
     own.append(&mut shipped);
     close(root, &mut own);
     own
+}
+
+/// It knows the roles of its own users and checks them; a token that the gate has
+/// learned from a login says nothing about them.
+fn leave_roles_to_the_webapp(route: &mut Route) {
+    if route.access == [Access::Role(Role::Admin)] {
+        route.access.insert(0, Access::Token);
+    }
 }
 
 fn added(table: &Section<'_>, name: &Arc<str>, shipped: &[Route]) -> Option<Route> {

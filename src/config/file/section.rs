@@ -86,9 +86,19 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn missing(&self, key: &str, example: &str) {
+        let suggestion = match example.starts_with('[') && self.line.is_none() {
+            true => format!("add {example}"),
+            false => format!("add {key} = {example}"),
+        };
+        // What cannot be read looks missing; the syntax error says more.
         if !self.report.broken {
-            self.complain(key, "is missing", &format!("add {key} = {example}"));
+            self.complain(key, "is missing", &suggestion);
         }
+    }
+
+    /// Its keys were not all asked for, and are not to be called unknown.
+    pub(super) fn leave_unread(&self) {
+        self.open.set(true);
     }
 
     pub(super) fn has(&self, key: &'static str) -> bool {

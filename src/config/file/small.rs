@@ -18,8 +18,16 @@ pub(super) fn cores() -> usize {
 
 /// A number, or `"auto"` for one per core.
 pub(super) fn workers(value: &Value<'_>) -> Option<usize> {
-    if matches!(value.inner, toml::de::DeValue::String(_)) {
-        return word(&[("auto", ())])(value).map(|()| cores());
+    match value.inner {
+        toml::de::DeValue::String(text) if text == "auto" => return Some(cores()),
+        toml::de::DeValue::String(_) => {
+            value.complain(
+                "must be \"auto\" or a whole number",
+                "one per core with \"auto\"",
+            );
+            return None;
+        }
+        _ => {}
     }
     number(1..=1024)(value)
 }

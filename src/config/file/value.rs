@@ -264,7 +264,8 @@ pub(super) fn name(value: &Value<'_>) -> Option<String> {
     Some(name)
 }
 
-pub(super) fn is_name(name: &str) -> bool {
+/// Whether a text may name a route, a key, a limit or an upstream.
+pub fn is_name(name: &str) -> bool {
     let letter = |letter: u8| letter.is_ascii_alphanumeric() || b"._-".contains(&letter);
     (1..=64).contains(&name.len()) && name.bytes().all(letter)
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tollgate::app::{self, Addresses, Ending, Steering};
 use tollgate::config;
-use tollgate::emulator::{Emulator, Settings, make_certificates};
+use tollgate::emulator::{Emulator, Settings, certificates};
 use tollgate::lifecycle::{Stop, Tasks};
 use tollgate::metrics::Metrics;
 
@@ -159,7 +159,7 @@ impl Drop for Gateway {
 
 /// Certificates and secrets beside the configuration.
 pub fn prepare(folder: &Path, webapp: &Emulator) {
-    make_certificates(&folder.join("certs")).unwrap();
+    certificates::make(&folder.join("certs")).unwrap();
     std::fs::write(folder.join("webapp-ca.pem"), webapp.authority_pem()).unwrap();
     for (name, text) in [
         ("webapp-password", WEBAPP_PASSWORD),
@@ -210,12 +210,19 @@ login = {{ username = "admin", password = {{ file = "webapp-password" }} }}
 {admin}
 {users}
 
+{log}
+
 [drain]
 wait = "0s"
 deadline = "20s"
 
 {rest}
 "#,
+        log = if setup.rest.contains("[log]") {
+            ""
+        } else {
+            "[log]\nformat = \"text\""
+        },
         listener = setup.listener,
         upstream = setup.upstream,
         users = setup.users,
@@ -238,7 +245,19 @@ pub const NO_LIMITS: &str = r#"
 logins_by_peer = "100000/s burst 100000"
 logins_by_name = "100000/s burst 100000"
 max_in_flight = 100000
-profile_policies = false
+
+[[limit]]
+name = "messages"
+key = "class"
+classes = ["messages"]
+rate = "100000/s"
+burst = 100000
+
+[[limit]]
+name = "nodes"
+key = "class"
+rate = "100000/s"
+burst = 100000
 "#;
 
 /// Waits until `condition` holds; names what it waited for when it gives up.

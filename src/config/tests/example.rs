@@ -1,0 +1,145 @@
+//! The shipped config.toml: good as it stands, good with every comment switched on, whole.
+
+use std::collections::BTreeSet;
+
+use super::{example, top};
+use crate::config::file::parse_with_keys;
+use crate::config::{load, parse};
+
+/// A commented key or table of the example: `# key = value` or `# [[table]]`.
+fn commented(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("# ")?;
+    let key = line.split_once(" = ").is_some_and(|(key, _)| is_key(key));
+    (key || line.starts_with('[')).then_some(line)
+}
+
+fn is_key(text: &str) -> bool {
+    let key = text.trim();
+    !key.is_empty()
+        && key
+            .bytes()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_')
+}
+
+/// The example with every comment that is a key switched on, and then once more
+/// for each alternative, in place of the line above it.
+fn switched_on(example: &str) -> Vec<String> {
+    let lines: Vec<&str> = example.lines().collect();
+    let switch = |line: &&str| commented(line).unwrap_or(line).to_owned();
+    let all: Vec<String> = lines.iter().map(switch).collect();
+    let mut texts = vec![all.join("\n")];
+    for (place, line) in lines.iter().enumerate() {
+        let Some(alternative) = line.strip_prefix("# or: ") else {
+            continue;
+        };
+        let mut other = all.clone();
+        let above = (0..place)
+            .rev()
+            .find(|&above| !lines[above].starts_with("# or: "));
+        other[above.unwrap()] = String::new();
+        other[place] = alternative.to_owned();
+        texts.push(other.join("\n"));
+    }
+    texts
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "the example has an [emulator]")]
+fn the_example_is_good_as_it_stands_and_with_every_comment_switched_on() {
+    let loaded = load(&top().join("config.toml")).unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let texts = switched_on(&example());
+    assert!(texts.len() >= 4, "the alternatives were not found");
+    for text in texts {
+        let loaded = parse(&text, top()).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
+        assert!(loaded.config.users.first_admin.is_some());
+        assert_eq!(loaded.config.api_keys.len(), 1);
+        assert_eq!(loaded.config.limits.policies.len(), 3);
+    }
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "the example has an [emulator]")]
+fn the_example_shows_the_defaults() {
+    let bare = r#"
+        [[listener]]
+        address = "127.0.0.1:8443"
+        tls = { certificates = [{ certificate = "certs/server.pem", key = "certs/server.key" }] }
+        [upstream.main]
+        url = "https://127.0.0.1:9443"
+        ca = "certs/webapp-ca.pem"
+        login = { username = "admin", password = { file = "certs/webapp-password" } }
+        api_key = { file = "certs/webapp-api-key" }
+        [emulator]
+    "#;
+    let bare = parse(bare, top()).unwrap().config;
+    let shipped = parse(&example(), top()).unwrap().config;
+    assert_eq!(bare, shipped);
+    let mut shown = parse(&switched_on(&example())[0], top()).unwrap().config;
+    // What has no default is shown by a made-up value.
+    shown.upstream.server_name = None;
+    shown.users.first_admin = None;
+    shown.api_keys.clear();
+    shown.http.trusted_proxies.clear();
+    let media = shown
+        .routes
+        .iter()
+        .find(|route| &*route.name == "media.upload")
+        .cloned();
+    shown.routes.clone_from(&bare.routes);
+    shown.limits.policies.pop();
+    let nodes = bare.limits.policies[1].clone();
+    shown.limits.policies[1] = nodes;
+    assert_eq!(
+        shown, bare,
+        "a key's default in config.toml is not the real one"
+    );
+    let shipped = bare
+        .routes
+        .iter()
+        .find(|route| &*route.name == "media.upload");
+    assert_eq!(media.as_ref(), shipped);
+}
+
+#[test]
+#[cfg_attr(not(feature = "emulator"), ignore = "the example has an [emulator]")]
+fn the_example_has_every_key_that_is_understood() {
+    let mut known = BTreeSet::new();
+    let mut shown = BTreeSet::new();
+    for text in switched_on(&example()) {
+        known.extend(parse_with_keys(&text, top()).1);
+        let table = toml::de::DeTable::parse(&text).unwrap();
+        walk(table.get_ref(), "", &mut shown);
+    }
+    assert!(known.len() > 80, "only {} keys known", known.len());
+    // The two places of a secret are shown where secrets are explained and at the login.
+    let shown_once =
+        |key: &&String| key.ends_with(".env") && shown.contains("upstream.main.login.password.env");
+    let missing = known.difference(&shown).filter(|key| !shown_once(key));
+    let missing: Vec<_> = missing.collect();
+    assert!(missing.is_empty(), "not in config.toml: {missing:?}");
+}
+
+fn walk(table: &toml::de::DeTable<'_>, prefix: &str, keys: &mut BTreeSet<String>) {
+    for (name, value) in table {
+        let key = match prefix {
+            "" => name.get_ref().to_string(),
+            _ => format!("{prefix}.{}", name.get_ref()),
+        };
+        let tables = match value.get_ref() {
+            toml::de::DeValue::Table(inner) => vec![inner],
+            toml::de::DeValue::Array(list) => list
+                .iter()
+                .filter_map(|item| match item.get_ref() {
+                    toml::de::DeValue::Table(inner) => Some(inner),
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        for inner in tables {
+            walk(inner, &key, keys);
+        }
+        keys.insert(key);
+    }
+}
