@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, error, error_span};
+use tracing::error;
 
 /// Every background task of the program. Clones share one set.
 #[derive(Clone, Debug)]
@@ -40,20 +40,13 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let failed = Arc::clone(&self.failed);
-        let handle = self
-            .runtime
-            .spawn(work.instrument(error_span!("task", name)));
+        let watch = PanicWatch {
+            name,
+            failed: Arc::clone(&self.failed),
+        };
         self.runtime.spawn(self.tracker.track_future(async move {
-            if let Err(end) = handle.await
-                && end.is_panic()
-            {
-                failed.fetch_add(1, Ordering::Relaxed);
-                error!(
-                    task = name,
-                    "task panicked; this is a defect, please report it"
-                );
-            }
+            let _watch = watch;
+            work.await;
         }));
     }
 
@@ -66,6 +59,24 @@ impl Tasks {
     pub async fn wait(&self) {
         self.tracker.close();
         self.tracker.wait().await;
+    }
+}
+
+/// Sees a panic pass through its task.
+struct PanicWatch {
+    name: &'static str,
+    failed: Arc<AtomicUsize>,
+}
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            error!(
+                task = self.name,
+                "task panicked; this is a defect, please report it"
+            );
+        }
     }
 }
 

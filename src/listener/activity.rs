@@ -18,12 +18,14 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(super) struct Activity {
     opened: Instant,
     in_flight: AtomicUsize,
+    /// Of those, answers that gave a piece of body and were not asked for another.
+    theirs: AtomicUsize,
     served: AtomicBool,
     tunnel: AtomicBool,
     refused: AtomicBool,
     /// First byte of a head whose end has not come.
     head: AtomicU64,
-    /// Last time an exchange ended.
+    /// Last time an exchange ended, or an answer moved on.
     quiet: AtomicU64,
     /// Since when the peer takes none of our bytes.
     blocked: AtomicU64,
@@ -60,6 +62,7 @@ impl Activity {
         Arc::new(Self {
             opened: Instant::now(),
             in_flight: AtomicUsize::new(0),
+            theirs: AtomicUsize::new(0),
             served: AtomicBool::new(false),
             tunnel: AtomicBool::new(false),
             refused: AtomicBool::new(false),
@@ -91,8 +94,8 @@ impl Activity {
         self.head.load(Ordering::Relaxed) != 0
     }
 
-    /// The peer took bytes of ours. In h1 they are bytes of an answer, and the
-    /// idle time begins after the last of them.
+    /// The peer took bytes of ours. If they are bytes of an answer, the idle time
+    /// begins after the last of them.
     pub(super) fn wrote(&self, is_answer: bool) {
         self.blocked.store(0, Ordering::Relaxed);
         if is_answer {
@@ -153,7 +156,9 @@ impl Activity {
     }
 
     /// When the connection's time is up if nothing changes. None while a request
-    /// is under way: its deadlines are the pipeline's.
+    /// is under way: its deadlines are the pipeline's. But the pipeline is not asked
+    /// for more while the peer takes nothing, be it that the socket is full or that
+    /// it opens no HTTP/2 window; so that is watched here.
     pub(super) fn due(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let closing = self.closing.load(Ordering::Relaxed);
         if closing != 0 {
@@ -163,10 +168,12 @@ impl Activity {
         if blocked != 0 {
             return Some((self.at(blocked) + timeouts.idle, Overdue::Stalled));
         }
-        if self.is_busy() {
-            return None;
-        }
         let quiet = self.quiet.load(Ordering::Relaxed);
+        if self.is_busy() {
+            let in_flight = self.in_flight.load(Ordering::Acquire);
+            let all_wait = self.theirs.load(Ordering::Acquire) >= in_flight;
+            return all_wait.then(|| (self.at(quiet) + timeouts.idle, Overdue::Stalled));
+        }
         let head = self.head.load(Ordering::Relaxed);
         if head != 0 {
             // A head that was sent ahead waits for the answer before it: not the peer's fault.
@@ -179,20 +186,45 @@ impl Activity {
 
 /// One request under way, from its head to the end of its answer.
 #[derive(Debug)]
-pub(super) struct Exchange(Arc<Activity>);
+pub(super) struct Exchange {
+    activity: Arc<Activity>,
+    is_theirs: bool,
+}
 
 impl Exchange {
     pub(super) fn begin(activity: &Arc<Activity>) -> Self {
         activity.in_flight.fetch_add(1, Ordering::AcqRel);
         activity.served.store(true, Ordering::Relaxed);
-        Self(Arc::clone(activity))
+        Self {
+            activity: Arc::clone(activity),
+            is_theirs: false,
+        }
+    }
+
+    /// The peer must take what it got before it gets more.
+    pub(super) fn is_their_turn(&mut self) {
+        if !self.is_theirs {
+            self.is_theirs = true;
+            self.activity.theirs.fetch_add(1, Ordering::AcqRel);
+        }
+        let now = self.activity.now();
+        self.activity.quiet.store(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_our_turn(&mut self) {
+        if self.is_theirs {
+            self.is_theirs = false;
+            self.activity.theirs.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.0.quiet.store(self.0.now(), Ordering::Relaxed);
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.is_our_turn();
+        let now = self.activity.now();
+        self.activity.quiet.store(now, Ordering::Relaxed);
+        self.activity.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -243,6 +275,20 @@ mod tests {
             (Instant::now() + TIMEOUTS.idle, Overdue::Stalled)
         );
         activity.wrote(true);
+        assert_eq!(activity.due(TIMEOUTS), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_opens_no_window_is_not_waited_for_for_ever() {
+        let activity = Activity::new();
+        let mut stuck = Exchange::begin(&activity);
+        let other = Exchange::begin(&activity);
+        stuck.is_their_turn();
+        assert_eq!(activity.due(TIMEOUTS), None, "the other one is our doing");
+        drop(other);
+        let from_now = Instant::now() + TIMEOUTS.idle;
+        assert_eq!(activity.due(TIMEOUTS), Some((from_now, Overdue::Stalled)));
+        stuck.is_our_turn();
         assert_eq!(activity.due(TIMEOUTS), None);
     }
 }

@@ -82,12 +82,7 @@ impl<S: Service> Entry<S> {
                     if is_tunnel(response.status(), is_connect) {
                         activity.becomes_tunnel();
                     }
-                    response.map(|body| {
-                        Either::Left(Counted {
-                            body,
-                            _exchange: exchange,
-                        })
-                    })
+                    response.map(|body| Either::Left(Counted { body, exchange }))
                 }
             };
             let status = response.status();
@@ -179,7 +174,7 @@ pin_project_lite::pin_project! {
     pub(super) struct Counted<B> {
         #[pin]
         body: B,
-        _exchange: Exchange,
+        exchange: Exchange,
     }
 }
 
@@ -191,7 +186,13 @@ impl<B: Body> Body for Counted<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(cx)
+        let me = self.project();
+        me.exchange.is_our_turn();
+        let frame = me.body.poll_frame(cx);
+        if let Poll::Ready(Some(Ok(_))) = frame {
+            me.exchange.is_their_turn();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -17,6 +17,9 @@ use crate::metrics::Gauged;
 /// that hyper's own parser answers 400; the two line ends make it look at once.
 const POISON: &[u8] = b"\0\r\n\r\n";
 
+/// HTTP/2 writes below this may be PING and the like, which are no progress.
+const LEAST_ANSWER: usize = 256;
+
 /// One connection's bytes. Holds the connection's slot, also as a tunnel, when
 /// hyper has given it away.
 #[derive(Debug)]
@@ -122,7 +125,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
-            Poll::Ready(_) => self.activity.wrote(self.is_http1()),
+            Poll::Ready(Ok(bytes)) => {
+                let is_answer = self.is_http1() || *bytes >= LEAST_ANSWER;
+                self.activity.wrote(is_answer);
+            }
+            Poll::Ready(Err(_)) => {}
             Poll::Pending => self.activity.write_blocked(),
         }
         written

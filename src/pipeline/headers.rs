@@ -210,10 +210,11 @@ pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Secret>) {
     }
 }
 
-/// Our own id on every answer, in place of one that passed through.
+/// The record's id on every answer. The Webapp saw it too: where it answers with one
+/// of its own, ours takes its place, so that a client's report can be found in our log.
 pub(super) fn put_request_id(headers: &mut HeaderMap, id: &str) {
     if let Ok(value) = HeaderValue::from_str(id) {
-        headers.entry(X_REQUEST_ID).or_insert(value);
+        headers.insert(X_REQUEST_ID, value);
     }
 }
 

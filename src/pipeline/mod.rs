@@ -39,7 +39,7 @@ pub use route::RouteTable;
 pub use streaming::Flows;
 pub use unknown::Questions;
 
-use crate::config::{Config, Directory, Route, Target};
+use crate::config::{Config, Route, Target};
 use crate::identity::{Client, Keys, Users};
 use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
@@ -394,9 +394,4 @@ fn host(uri: &Uri, headers: &HeaderMap) -> String {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host.to_owned(),
         _ => authority,
     }
-}
-
-/// Whether the Webapp owns the users.
-pub fn relays(config: &Config) -> bool {
-    config.users.directory == Directory::Webapp
 }

@@ -101,7 +101,7 @@ impl Holders {
 
     /// Whether a deletion has come between `epoch` and now.
     pub(super) fn has_ended(&self, held: &Held, epoch: Epoch) -> bool {
-        false && epoch.0 < held.ended.max(self.forgotten.load(Ordering::Acquire))
+        epoch.0 < held.ended.max(self.forgotten.load(Ordering::Acquire))
     }
 
     /// Marks the user deleted: every epoch taken until now is over.

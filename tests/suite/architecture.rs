@@ -14,7 +14,7 @@ fn row(module: &str) -> u8 {
         "listener" | "admin" | "emulator" => 6,
         "pipeline" => 5,
         "token" => 4,
-        "identity" | "upstream" => 3,
+        "identity" | "upstream" | "logging" => 3,
         "config" | "lifecycle" | "metrics" => 2,
         "webapp" => 1,
         "clock" | "secret" => 0,
@@ -61,11 +61,7 @@ fn uses() -> Vec<Use> {
         }
         for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
             let code = line.split("//").next().unwrap();
-            for part in code
-                .split("crate::")
-                .skip(1)
-                .chain(code.split("tollgate::").skip(1))
-            {
+            for part in code.split("crate::").skip(1) {
                 let to: String = part
                     .chars()
                     .take_while(|c| c.is_ascii_lowercase())

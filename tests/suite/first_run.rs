@@ -54,7 +54,11 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
     assert!(pasted.len() >= 2, "{}", lines.join("\n"));
     let script: Vec<&str> = pasted.iter().map(|line| line.trim()).collect();
     let output = shell(folder.path(), &script.join("\n"));
-    assert!(output.contains("gateway_status"), "{output}");
+    assert!(
+        output.contains("gateway_status"),
+        "{output}\n{}",
+        program.lines().join("\n")
+    );
 
     for name in ["ca.key", "server.key", "webapp.key", "webapp-password"] {
         let mode = std::fs::metadata(folder.path().join("certs").join(name))
@@ -112,9 +116,10 @@ fn check_prints_all_problems_at_once_or_the_routes_as_understood() {
     for expected in ["messages.send", "/v1/messages", "webapp-password"] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
     }
-    let broken = std::fs::read_to_string(&file).unwrap().replace(
-        "profile = \"whatsapp\"",
-        "profil = \"whatsapp\"\nworkers = \"many\"",
+    let shipped = std::fs::read_to_string(&file).unwrap();
+    let broken = shipped.replace(
+        "\n# workers = ",
+        "\nprofil = \"whatsapp\"\nworkers = \"many\" # ",
     ) + "\n[[limit]]\nname = \"x\"\nkey = \"clint\"\nrate = \"fast\"\n";
     std::fs::write(&file, broken).unwrap();
     let (code, text) = check(&file);

@@ -79,7 +79,7 @@ rate = "5/s"
 burst = 1
 
 [[route]]
-name = "support"
+name = "support.show"
 max_wait = "3s"
 "#;
     let gateway = Gateway::with(&webapp, Setup::default().rest(rest)).await;

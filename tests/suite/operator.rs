@@ -27,7 +27,7 @@ async fn metrics_pass_promtool_and_hold_what_the_design_names() {
         "tollgate_session_generation 1",
         "tollgate_session_logins_total{outcome=\"ok\"} 1",
         "tollgate_session_requests_waiting 0",
-        "tollgate_requests_total{route=\"support\",status=\"2xx\"} 1",
+        "tollgate_requests_total{route=\"support.show\",status=\"2xx\"} 1",
         "tollgate_rejections_total{reason=\"no_route\"} 1",
         "tollgate_tokens 1",
         "tollgate_ready 1",
@@ -62,7 +62,7 @@ async fn readiness_says_whether_the_next_request_would_succeed() {
     webapp.not_ready(true);
     webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
     let setup = Setup::default()
-        .upstream("min_login_interval = \"10ms\"\nlogins_per_hour = 100000")
+        .upstream("min_login_interval = \"10ms\"\nlogins_per_hour = 36000")
         .rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
     let get = async |path: &str| {

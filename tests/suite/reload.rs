@@ -38,7 +38,7 @@ async fn a_good_change_applies_by_itself_and_drops_no_request() {
     rewrite(
         &gateway,
         "[http]",
-        "[[route]]\nname = \"support\"\ntarget = \"closed\"\n\n[http]",
+        "[[route]]\nname = \"support.show\"\ntarget = \"closed\"\n\n[http]",
     );
     eventually("the route to close", async || {
         client.get("/v1/support").await.status() == 404

@@ -76,7 +76,11 @@ async fn a_head_that_drips_in_is_answered_408_however_steadily_it_drips() {
     };
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
     assert!(began.elapsed() >= SHORT);
-    assert_eq!(gate.ends(ConnectionEnd::HeaderTimeout), 1);
+    drop(raw);
+    eventually("it is counted", || {
+        gate.ends(ConnectionEnd::HeaderTimeout) == 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -199,4 +203,30 @@ async fn a_client_that_leaves_frees_its_slot_and_is_no_failure() {
     assert_eq!(gate.ends(ConnectionEnd::Protocol), 0);
     gate.stop.drain();
     gate.ended().await;
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_let_go_and_a_slow_one_is_not() {
+    let gate = Gate::start(config::Listener {
+        idle_timeout: SHORT,
+        ..settings()
+    });
+    let large = "GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let (mut stuck, mut slow) = (gate.connect().await, gate.connect().await);
+    stuck.send(large).await;
+    slow.send(large).await;
+    let began = Instant::now();
+    let mut piece = vec![0; 4 * 1024 * 1024];
+    let mut seen = 0;
+    while let Ok(count @ 1..) = slow.0.read(&mut piece).await {
+        seen += count;
+        if seen < 30 * 1024 * 1024 && began.elapsed() < SHORT * 5 {
+            sleep(SHORT / 10).await;
+        }
+    }
+    assert!(seen > 32 * 1024 * 1024, "{seen}");
+    eventually("the other is let go", || {
+        gate.ends(ConnectionEnd::Idle) == 1
+    })
+    .await;
 }

@@ -127,6 +127,7 @@ async fn answer(
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/slow" => slow.acquire().await.unwrap().forget(),
+        "/large" => return Response::new(Full::from(vec![b'x'; 32 * 1024 * 1024])),
         "/early" => return Response::new(Full::from("early")),
         "/tunnel" => return tunnel(&mut request),
         _ => {}

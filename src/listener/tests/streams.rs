@@ -119,6 +119,8 @@ async fn a_flood_of_resets_ends_the_connection() {
             let Ok((answer, mut body)) = send.send_request(get("/slow"), false) else {
                 return (&mut end).await.unwrap();
             };
+            // Let the request out first; reset unsent, it would never be seen.
+            tokio::task::yield_now().await;
             body.send_reset(h2::Reason::CANCEL);
             drop(answer);
         }
@@ -214,4 +216,17 @@ async fn a_large_body_goes_through_in_pieces() {
     }
     let (_, seen) = text(answer).await.unwrap();
     assert!(seen.starts_with(&format!("[/up {total} ")), "{seen}");
+}
+
+#[tokio::test]
+async fn a_client_that_opens_no_window_is_let_go() {
+    let folder = Folder::new();
+    let (gate, client) = start(&folder, |s| s.idle_timeout = Duration::from_millis(300));
+    let (mut send, connection) = open(&gate, &client).await;
+    let end = drive(&gate, connection);
+    let (large, _) = send.send_request(get("/large"), true).unwrap();
+    let response = timeout(PATIENCE, large).await.unwrap().unwrap();
+    timeout(PATIENCE, end).await.unwrap().unwrap();
+    eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    drop(response);
 }

@@ -36,6 +36,15 @@ impl Scene {
     }
 }
 
+/// Ends the scene even when a check fails, or its threads would go on for ever.
+struct Curtain<'a>(&'a Scene);
+
+impl Drop for Curtain<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, SeqCst);
+    }
+}
+
 fn run<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.unwrap().block_on(future)
@@ -52,6 +61,7 @@ fn race(ending: Ending) {
     let scene = Scene::default();
     let mut checked = 0;
     std::thread::scope(|scope| {
+        let _curtain = Curtain(&scene);
         let log_in = || {
             run(async {
                 while !scene.is_over.load(SeqCst) {
@@ -98,7 +108,6 @@ fn race(ending: Ending) {
             let mut tokens = scene.tokens.lock().unwrap();
             tokens.retain(|(_, begun)| *begun >= number);
         }
-        scene.is_over.store(true, SeqCst);
     });
     checked += scene.check(&store);
     assert!(

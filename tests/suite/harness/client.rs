@@ -9,28 +9,28 @@ use serde_json::Value;
 use super::Gateway;
 
 #[derive(Clone)]
-pub struct Client {
-    pub http: reqwest::Client,
+pub(crate) struct Client {
+    pub(crate) http: reqwest::Client,
     base: String,
-    pub token: Option<String>,
+    pub(crate) token: Option<String>,
 }
 
 impl Client {
-    pub fn new(gateway: &Gateway) -> Self {
+    pub(crate) fn new(gateway: &Gateway) -> Self {
         Self::built(gateway, reqwest::Client::builder())
     }
 
     /// The same over HTTP/1.1 only.
-    pub fn http1(gateway: &Gateway) -> Self {
+    pub(crate) fn http1(gateway: &Gateway) -> Self {
         Self::built(gateway, reqwest::Client::builder().http1_only())
     }
 
-    pub fn built(gateway: &Gateway, builder: reqwest::ClientBuilder) -> Self {
+    pub(crate) fn built(gateway: &Gateway, builder: reqwest::ClientBuilder) -> Self {
         Self::of(gateway.folder.path(), &gateway.url(""), builder)
     }
 
     /// A client of whatever gate answers at `base` with the certificates in `folder`.
-    pub fn of(folder: &Path, base: &str, builder: reqwest::ClientBuilder) -> Self {
+    pub(crate) fn of(folder: &Path, base: &str, builder: reqwest::ClientBuilder) -> Self {
         let pem = std::fs::read(folder.join("certs/ca.pem")).unwrap();
         let http = builder
             .tls_certs_only([Certificate::from_pem(&pem).unwrap()])
@@ -46,11 +46,16 @@ impl Client {
         }
     }
 
-    pub async fn login(&self, name: &str, password: &str) -> Response {
+    pub(crate) async fn login(&self, name: &str, password: &str) -> Response {
         self.login_with(name, password, "").await
     }
 
-    pub async fn login_with(&self, name: &str, password: &str, body: &'static str) -> Response {
+    pub(crate) async fn login_with(
+        &self,
+        name: &str,
+        password: &str,
+        body: &'static str,
+    ) -> Response {
         let request = self.http.post(format!("{}/v1/users/login", self.base));
         request
             .basic_auth(name, Some(password))
@@ -60,7 +65,7 @@ impl Client {
             .unwrap()
     }
 
-    pub async fn logged_in(mut self, name: &str, password: &str) -> Self {
+    pub(crate) async fn logged_in(mut self, name: &str, password: &str) -> Self {
         let answer = self.login(name, password).await;
         assert_eq!(answer.status(), 200, "login of {name}");
         let answer: Value = answer.json().await.unwrap();
@@ -68,12 +73,12 @@ impl Client {
         self
     }
 
-    pub fn with_token(mut self, token: &str) -> Self {
+    pub(crate) fn with_token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self
     }
 
-    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         match &self.token {
             Some(token) => request.bearer_auth(token),
@@ -81,11 +86,11 @@ impl Client {
         }
     }
 
-    pub async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.request(Method::GET, path).send().await.unwrap()
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Response {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Response {
         let request = self.request(Method::POST, path);
         request
             .header("content-type", "application/json")
@@ -97,7 +102,7 @@ impl Client {
 }
 
 /// Status and `errors[0].code` of an answer; the code is 0 where there is none.
-pub async fn verdict(answer: Response) -> (u16, u64) {
+pub(crate) async fn verdict(answer: Response) -> (u16, u64) {
     let status = answer.status().as_u16();
     let body: Value = answer.json().await.unwrap_or_default();
     (status, body["errors"][0]["code"].as_u64().unwrap_or(0))

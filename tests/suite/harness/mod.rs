@@ -1,9 +1,9 @@
 //! A whole gate in front of a whole emulator, real sockets and real TLS, made from
 //! a configuration file as an operator would write it.
 
-pub mod client;
-pub mod program;
-pub mod raw;
+pub(crate) mod client;
+pub(crate) mod program;
+pub(crate) mod raw;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use tollgate::emulator::{Emulator, Settings, certificates};
 use tollgate::lifecycle::{Stop, Tasks};
 use tollgate::metrics::Metrics;
 
-pub use client::Client;
+pub(crate) use client::Client;
 
-pub const ADMIN: &str = "admin";
-pub const ADMIN_PASSWORD: &str = "Gate-Passw0rd!";
-pub const WEBAPP_PASSWORD: &str = "Webapp-Passw0rd!";
+pub(crate) const ADMIN: &str = "admin";
+pub(crate) const ADMIN_PASSWORD: &str = "Gate-Passw0rd!";
+pub(crate) const WEBAPP_PASSWORD: &str = "Webapp-Passw0rd!";
 
 /// A pretend Webapp on a port of its own, as the tests want it: no limits, TLS.
-pub async fn emulator() -> Emulator {
+pub(crate) async fn emulator() -> Emulator {
     emulator_with(Settings::for_tests()).await
 }
 
-pub async fn emulator_with(settings: Settings) -> Emulator {
+pub(crate) async fn emulator_with(settings: Settings) -> Emulator {
     let tasks = Tasks::new(tokio::runtime::Handle::current());
     Emulator::start(settings, &tasks, &Stop::default())
         .await
@@ -36,34 +36,34 @@ pub async fn emulator_with(settings: Settings) -> Emulator {
 
 /// The parts of a configuration that tests vary.
 #[derive(Clone, Debug, Default)]
-pub struct Setup {
-    pub listener: String,
-    pub upstream: String,
-    pub users: String,
-    pub rest: String,
+pub(crate) struct Setup {
+    pub(crate) listener: String,
+    pub(crate) upstream: String,
+    pub(crate) users: String,
+    pub(crate) rest: String,
 }
 
 impl Setup {
-    pub fn upstream(mut self, lines: &str) -> Self {
+    pub(crate) fn upstream(mut self, lines: &str) -> Self {
         self.upstream.push_str(lines);
         self.upstream.push('\n');
         self
     }
 
-    pub fn users(mut self, lines: &str) -> Self {
+    pub(crate) fn users(mut self, lines: &str) -> Self {
         self.users.push_str(lines);
         self.users.push('\n');
         self
     }
 
-    pub fn listener(mut self, lines: &str) -> Self {
+    pub(crate) fn listener(mut self, lines: &str) -> Self {
         self.listener.push_str(lines);
         self.listener.push('\n');
         self
     }
 
     /// Whole sections.
-    pub fn rest(mut self, lines: &str) -> Self {
+    pub(crate) fn rest(mut self, lines: &str) -> Self {
         self.rest.push_str(lines);
         self.rest.push('\n');
         self
@@ -71,20 +71,16 @@ impl Setup {
 }
 
 /// A running gate. Dropping it drains it.
-pub struct Gateway {
-    pub addresses: Addresses,
-    pub metrics: Arc<Metrics>,
-    pub steering: Steering,
-    pub folder: TempDir,
+pub(crate) struct Gateway {
+    pub(crate) addresses: Addresses,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) steering: Steering,
+    pub(crate) folder: TempDir,
     running: Option<tokio::task::JoinHandle<Ending>>,
 }
 
 impl Gateway {
-    pub async fn start(webapp: &Emulator) -> Self {
-        Self::with(webapp, Setup::default()).await
-    }
-
-    pub async fn with(webapp: &Emulator, setup: Setup) -> Self {
+    pub(crate) async fn with(webapp: &Emulator, setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         prepare(folder.path(), webapp);
         let file = folder.path().join("config.toml");
@@ -97,7 +93,7 @@ impl Gateway {
     }
 
     /// Starts from a file that is in place.
-    pub async fn from_file(folder: TempDir, file: PathBuf) -> Self {
+    pub(crate) async fn from_file(folder: TempDir, file: PathBuf) -> Self {
         let loaded = config::load(&file).unwrap_or_else(|problems| panic!("{problems}"));
         let bound = app::bind(Arc::new(loaded.config), Some(file))
             .await
@@ -116,31 +112,31 @@ impl Gateway {
         }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!(
             "https://localhost:{}{path}",
             self.addresses.listeners[0].port()
         )
     }
 
-    pub fn operator_url(&self, path: &str) -> String {
+    pub(crate) fn operator_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addresses.operator)
     }
 
-    pub fn config_file(&self) -> PathBuf {
+    pub(crate) fn config_file(&self) -> PathBuf {
         self.folder.path().join("config.toml")
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(self)
     }
 
-    pub async fn admin(&self) -> Client {
+    pub(crate) async fn admin(&self) -> Client {
         self.client().logged_in(ADMIN, ADMIN_PASSWORD).await
     }
 
     /// Drains and says how it ended.
-    pub async fn stop(mut self) -> Ending {
+    pub(crate) async fn stop(mut self) -> Ending {
         self.steering.quit.cancel();
         let running = self.running.take().unwrap();
         tokio::time::timeout(Duration::from_secs(60), running)
@@ -158,7 +154,7 @@ impl Drop for Gateway {
 }
 
 /// Certificates and secrets beside the configuration.
-pub fn prepare(folder: &Path, webapp: &Emulator) {
+pub(crate) fn prepare(folder: &Path, webapp: &Emulator) {
     certificates::make(&folder.join("certs")).unwrap();
     std::fs::write(folder.join("webapp-ca.pem"), webapp.authority_pem()).unwrap();
     for (name, text) in [
@@ -170,14 +166,14 @@ pub fn prepare(folder: &Path, webapp: &Emulator) {
 }
 
 /// Writes a secret as an operator should: for the owner only.
-pub fn secret(path: &Path, text: &str) {
+pub(crate) fn secret(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 /// A configuration file for a gate in front of `url`.
-pub fn text(setup: &Setup, url: &str) -> String {
+pub(crate) fn text(setup: &Setup, url: &str) -> String {
     let given = ["first_admin", "directory = \"webapp\""];
     let admin = if given.iter().any(|key| setup.users.contains(key)) {
         String::new()
@@ -231,7 +227,7 @@ deadline = "20s"
 }
 
 /// The hex digest by which the configuration knows an API key.
-pub fn sha256(text: &str) -> String {
+pub(crate) fn sha256(text: &str) -> String {
     use sha2::Digest as _;
     sha2::Sha256::digest(text)
         .iter()
@@ -240,7 +236,7 @@ pub fn sha256(text: &str) -> String {
 }
 
 /// Limits that no test meets by accident.
-pub const NO_LIMITS: &str = r#"
+pub(crate) const NO_LIMITS: &str = r#"
 [limits]
 logins_by_peer = "100000/s burst 100000"
 logins_by_name = "100000/s burst 100000"
@@ -261,7 +257,7 @@ burst = 100000
 "#;
 
 /// Waits until `condition` holds; names what it waited for when it gives up.
-pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !condition().await {
         assert!(

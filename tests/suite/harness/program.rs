@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A running `tollgate serve`. Killed when dropped.
-pub struct Program {
+pub(crate) struct Program {
     child: Child,
     output: Arc<Mutex<Vec<String>>>,
-    pub listener: u16,
-    pub operator: u16,
+    pub(crate) listener: u16,
+    pub(crate) operator: u16,
 }
 
 impl Program {
     /// Starts it and waits until it says where it listens.
-    pub fn serve(file: &Path) -> Self {
+    pub(crate) fn serve(file: &Path) -> Self {
         let mut child = Command::new(binary())
             .args(["serve", "--config"])
             .arg(file)
@@ -55,7 +55,7 @@ impl Program {
     }
 
     /// The first line of output that contains `text`.
-    pub fn wait_for(&self, text: &str) -> String {
+    pub(crate) fn wait_for(&self, text: &str) -> String {
         let begin = Instant::now();
         loop {
             let found = self.lines().into_iter().find(|line| line.contains(text));
@@ -72,19 +72,19 @@ impl Program {
         }
     }
 
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.output.lock().unwrap().clone()
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("https://localhost:{}{path}", self.listener)
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args(["-s", name, &self.pid().to_string()])
             .status();
@@ -92,7 +92,7 @@ impl Program {
     }
 
     /// Resident memory in KiB.
-    pub fn resident(&self) -> u64 {
+    pub(crate) fn resident(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = text
             .lines()
@@ -101,7 +101,7 @@ impl Program {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let begin = Instant::now();
         loop {
             match self.child.try_wait().unwrap() {
@@ -120,7 +120,7 @@ impl Drop for Program {
     }
 }
 
-pub fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_tollgate"))
 }
 

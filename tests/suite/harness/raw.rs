@@ -13,10 +13,10 @@ use tokio_rustls::client::TlsStream;
 
 use super::Gateway;
 
-pub struct Raw(pub TlsStream<TcpStream>);
+pub(crate) struct Raw(pub TlsStream<TcpStream>);
 
 impl Raw {
-    pub async fn connect(gateway: &Gateway) -> Self {
+    pub(crate) async fn connect(gateway: &Gateway) -> Self {
         let pem = gateway.folder.path().join("certs/ca.pem");
         let mut roots = RootCertStore::empty();
         roots
@@ -40,13 +40,13 @@ impl Raw {
         )
     }
 
-    pub async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.unwrap();
         self.0.flush().await.unwrap();
     }
 
     /// Everything until the other end closes, or ten seconds have passed.
-    pub async fn read_to_end(&mut self) -> String {
+    pub(crate) async fn read_to_end(&mut self) -> String {
         let mut bytes = Vec::new();
         let read = self.0.read_to_end(&mut bytes);
         let _ = tokio::time::timeout(Duration::from_secs(10), read).await;
@@ -54,7 +54,7 @@ impl Raw {
     }
 
     /// What has arrived when `text` has, or ten seconds have passed.
-    pub async fn read_until(&mut self, text: &str) -> String {
+    pub(crate) async fn read_until(&mut self, text: &str) -> String {
         let mut bytes = Vec::new();
         let read = async {
             let mut piece = [0; 4096];
