@@ -54,11 +54,11 @@ pub mod token;
 pub mod identity;
 pub mod logging;
 pub mod upstream;
-// 2: settings, life, numbers
+// 2: settings
 pub mod config;
+// 1: the protocol's words, life, numbers
 pub mod lifecycle;
 pub mod metrics;
-// 1: the protocol's words
 pub mod webapp;
 // 0: leaves
 pub mod clock;

@@ -15,8 +15,8 @@ fn row(module: &str) -> u8 {
         "pipeline" => 5,
         "token" => 4,
         "identity" | "upstream" | "logging" => 3,
-        "config" | "lifecycle" | "metrics" => 2,
-        "webapp" => 1,
+        "config" => 2,
+        "webapp" | "lifecycle" | "metrics" => 1,
         "clock" | "secret" => 0,
         other => panic!("module {other} has no row yet"),
     }

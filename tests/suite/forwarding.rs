@@ -208,9 +208,12 @@ async fn an_upstream_that_stalls_is_given_up_on_in_time() {
         .rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
-    assert_eq!(client.get("/v1/support").await.status(), 200);
+    assert_eq!(client.get("/v1/settings/application").await.status(), 200);
     webapp.hang(true);
-    assert_eq!(verdict(client.get("/v1/support").await).await, (504, 1014));
+    assert_eq!(
+        verdict(client.get("/v1/settings/application").await).await,
+        (504, 1014)
+    );
     webapp.hang(false);
     webapp.stall_after_headers(true);
     let begin = tokio::time::Instant::now();
@@ -231,16 +234,7 @@ async fn an_upstream_that_stalls_is_given_up_on_in_time() {
             .await
             .is_err()
     );
-    let begin = tokio::time::Instant::now();
-    let answer = tokio::time::timeout(Duration::from_secs(5), client.get("/v1/support")).await;
-    if answer.is_err() {
-        let again = gateway.admin().await.get("/v1/support").await.status();
-        panic!(
-            "stuck {:?}; fresh client: {again}\n{}",
-            begin.elapsed(),
-            gateway.metrics.text()
-        );
-    }
+    assert_eq!(client.get("/v1/settings/application").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
