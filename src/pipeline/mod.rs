@@ -11,6 +11,7 @@ mod limit;
 mod pace;
 mod path;
 mod peer;
+mod ready;
 mod record;
 mod reject;
 mod relay;
@@ -39,8 +40,8 @@ pub use route::RouteTable;
 pub use streaming::Flows;
 pub use unknown::Questions;
 
-use crate::config::{Config, Route, Target};
-use crate::identity::{Client, Keys, Users};
+use crate::config::{Config, Target};
+use crate::identity::{Keys, Users};
 use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -49,12 +50,12 @@ use crate::upstream::{Connections, Upstream};
 use authenticate::{Authenticated, authenticate};
 use forward::Way;
 use inject::{Carried, Stripped};
+use ready::{Ready, carried};
 use record::Record;
 use relay::Relay;
-use request_body::BodyRules;
 use trace::Trace;
 use unknown::Asked;
-use users_node::{Call, UsersNode};
+use users_node::UsersNode;
 
 /// The rules as they stand; replaced whole by a reload.
 #[derive(Debug)]
@@ -91,14 +92,6 @@ pub struct Pipeline {
 struct Wired {
     upstream: Arc<Upstream>,
     connections: Connections<RequestBody>,
-}
-
-/// The outcome of the stages before the last: a request that may go on.
-struct Ready {
-    live: Arc<Live>,
-    route: Arc<Route>,
-    who: Authenticated,
-    peer: std::net::IpAddr,
 }
 
 impl Pipeline {
@@ -150,7 +143,7 @@ impl Pipeline {
         let origin = headers::origin(&head.headers, peer, &live.config.http.trusted_proxies);
         record.peer(origin);
 
-        let host = host(&head.uri, &head.headers);
+        let host = headers::host(&head.uri, &head.headers);
         let route = Arc::clone(live.routes.find(&host, path, &head.method)?);
         record.route(&route);
         if route.target == Target::Closed {
@@ -170,11 +163,13 @@ impl Pipeline {
         let admitted = live.limiter.admit(subject, route.max_wait).await;
         let admitted = admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
 
+        let deadline = Instant::now() + route.timeout;
         let ready = Ready {
             live,
             route,
             who,
             peer: origin,
+            deadline,
         };
         let mut answer = self.target(ready, (head, body), peer, record).await?;
         if let Some(facts) = admitted.facts {
@@ -191,56 +186,43 @@ impl Pipeline {
         peer: &Peer,
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
-        let Ready {
-            live, route, who, ..
-        } = &ready;
-        let settings = &live.config.upstream;
-        let deadline = Instant::now() + route.timeout;
-        let body = RequestBody::new(
-            body,
-            BodyRules {
-                max: route.max_body,
-                replay_limit: settings.replay_limit,
-                idle: settings.body_idle_timeout,
-                min_rate: live.config.http.min_body_rate,
-                deadline,
-            },
-        );
-        if http_body::Body::size_hint(&body).lower() > route.max_body {
-            return Err(Rejection::TooLarge);
-        }
+        let body = ready.bounded(body)?;
         record.body(body.handle());
-
-        let call = |kind| Call {
-            kind,
-            client: &who.client,
-            peer: ready.peer,
-            path: head.uri.path(),
-            headers: &head.headers,
-        };
-        if let (Target::UsersNode(kind), Some(users)) = (route.target, &self.shared.users) {
+        if let (Target::UsersNode(kind), Some(users)) = (ready.route.target, &self.shared.users) {
             let node = UsersNode {
                 users,
                 tokens: &self.shared.tokens,
-                limiter: &live.limiter,
+                limiter: &ready.live.limiter,
                 metrics: &self.shared.metrics,
-                settings: &live.config.users,
+                settings: &ready.live.config.users,
             };
-            return node.answer(&call(kind), body).await;
+            return node.answer(&ready.call(kind, &head), body).await;
         }
+        let request = ready.stripped(&head, &body, peer, record);
+        self.send_up(&ready, &head, (&request, body), record).await
+    }
 
+    async fn send_up(
+        &self,
+        ready: &Ready,
+        head: &Parts,
+        (request, body): (&Stripped, RequestBody),
+        record: &mut Record,
+    ) -> Result<Response<Body>, Rejection> {
+        let Ready {
+            live, route, who, ..
+        } = ready;
         let wired = self.wired(&live.upstream);
         let way = Way {
             upstream: &wired.upstream,
             connections: &wired.connections,
-            settings,
+            settings: &live.config.upstream,
             http: &live.config.http,
             route,
             metrics: &self.shared.metrics,
             flows: &self.flows,
-            deadline,
+            deadline: ready.deadline,
         };
-        let request = stripped(&head, &body, peer, &ready, record);
         if let Target::UsersNode(kind) = route.target {
             let relay = Relay {
                 way: &way,
@@ -248,12 +230,11 @@ impl Pipeline {
                 limiter: &live.limiter,
                 metrics: &self.shared.metrics,
             };
-            return relay
-                .answer(&call(kind), who, (&request, body), record)
-                .await;
+            let call = ready.call(kind, head);
+            return relay.answer(&call, who, (request, body), record).await;
         }
         let carried = carried(&way, who).await?;
-        let answer = way.forward(&request, body, carried, record).await?;
+        let answer = way.forward(request, body, carried, record).await?;
         self.evict(&answer, who).await;
         Ok(answer)
     }
@@ -334,64 +315,4 @@ async fn probe(wired: &Wired, token: &Secret, first_byte: Duration) -> Option<ht
         .send(outbound.into_request(), first_byte)
         .await;
     sent.ok().map(|answer| answer.status())
-}
-
-/// What this client's request carries up.
-async fn carried(way: &Way<'_>, who: &Authenticated) -> Result<Carried, Rejection> {
-    if let Some(token) = &who.bearer {
-        return Ok(Carried::bearer(token));
-    }
-    if matches!(who.client, Client::Open) {
-        return Ok(Carried::Nothing);
-    }
-    if way.route.monitoring
-        && let Some(key) = way.upstream.api_key()
-    {
-        return Ok(Carried::ApiKey(key));
-    }
-    way.session_lease().await.map(Carried::Session)
-}
-
-/// The request as it goes up, but for the credential.
-fn stripped(
-    head: &Parts,
-    body: &RequestBody,
-    peer: &Peer,
-    ready: &Ready,
-    record: &Record,
-) -> Stripped {
-    let target = head.uri.path_and_query().cloned();
-    let target = target.map_or_else(|| Uri::from_static("/"), Uri::from);
-    let mut request = Stripped::new(
-        head.method.clone(),
-        target,
-        head.headers.clone(),
-        body.handle(),
-    );
-    let headers = request.headers_mut();
-    let host = host(&head.uri, &head.headers);
-    let host = (!host.is_empty()).then_some(host.as_str());
-    headers::forwarded(headers, peer, host, &ready.live.config.http.trusted_proxies);
-    let client = match &ready.who.client {
-        Client::Open => "",
-        known => known.name(),
-    };
-    headers::name_client(headers, client, record.id());
-    record.trace().put(headers);
-    request
-}
-
-/// The host asked for, lower case, without port; empty if there is none. The
-/// target's authority wins over the Host field (RFC 9112, 3.2.2).
-fn host(uri: &Uri, headers: &HeaderMap) -> String {
-    let field = || headers.get(http::header::HOST)?.to_str().ok();
-    let authority = uri
-        .authority()
-        .map(http::uri::Authority::as_str)
-        .or_else(field);
-    let authority = authority.unwrap_or_default().to_ascii_lowercase();
-    match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host.to_owned(),
-        _ => authority,
-    }
 }

@@ -21,6 +21,7 @@ async fn first_line(gateway: &Gateway, bytes: &[u8]) -> String {
     text.lines().next().unwrap_or("closed").to_owned()
 }
 
+#[expect(clippy::too_many_lines, reason = "one row a shape")]
 #[tokio::test(flavor = "multi_thread")]
 async fn smuggling_shapes_get_400_and_the_connection_ends() {
     let (webapp, gateway, token) = open_gate().await;

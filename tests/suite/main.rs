@@ -1,3 +1,13 @@
+//! The whole gate, as its users and operators meet it: one file per promise.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by a panic"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests spawn clients of their own"
+)]
+
 mod api_keys;
 mod architecture;
 mod canary;

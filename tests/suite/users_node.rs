@@ -87,6 +87,7 @@ async fn a_logout_ends_all_tokens_of_the_user_and_of_nobody_else() {
     );
 }
 
+#[expect(clippy::too_many_lines, reason = "one user's whole life")]
 #[tokio::test(flavor = "multi_thread")]
 async fn users_are_created_shown_changed_and_deleted_in_the_webapps_words() {
     let (_webapp, gateway) = open_gate().await;

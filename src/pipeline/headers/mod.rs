@@ -8,7 +8,7 @@ use http::header::{
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Uri, Version};
 use memchr::memmem;
 
 use super::peer::Peer;
@@ -52,6 +52,21 @@ pub(super) fn check(headers: &HeaderMap, version: Version, rules: &Http) -> Resu
         ));
     }
     Ok(())
+}
+
+/// The host asked for, lower case, without port; empty if there is none. The
+/// target's authority wins over the Host field (RFC 9112, 3.2.2).
+pub(super) fn host(uri: &Uri, headers: &HeaderMap) -> String {
+    let field = || headers.get(HOST)?.to_str().ok();
+    let authority = uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .or_else(field);
+    let authority = authority.unwrap_or_default().to_ascii_lowercase();
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host.to_owned(),
+        _ => authority,
+    }
 }
 
 /// Takes out what ends at this hop: the fixed list and what `Connection` names.
