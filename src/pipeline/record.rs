@@ -31,7 +31,8 @@ pub(super) struct Record {
     peer: std::net::IpAddr,
     route: Option<Arc<str>>,
     client: String,
-    status: StatusCode,
+    /// None: the client left before there was an answer.
+    status: Option<StatusCode>,
     upstream_status: Option<u16>,
     blame: Blame,
     reason: Option<Reason>,
@@ -71,7 +72,7 @@ impl Record {
             peer: peer.ip(),
             route: None,
             client: String::new(),
-            status: StatusCode::OK,
+            status: None,
             upstream_status: None,
             blame: Blame::None,
             reason: None,
@@ -136,7 +137,7 @@ impl Record {
     }
 
     pub(super) fn status(&mut self, status: StatusCode) {
-        self.status = status;
+        self.status = Some(status);
     }
 
     pub(super) fn sent(&mut self, bytes: usize) {
@@ -161,12 +162,13 @@ impl Record {
     fn count(&self, took: std::time::Duration, bytes_in: u64) {
         let metrics = &self.metrics;
         let route = self.route.as_deref().unwrap_or("none");
-        let class = match self.status.as_u16() / 100 {
-            1 => "1xx",
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            _ => "5xx",
+        let class = match self.status.map(|status| status.as_u16() / 100) {
+            None => "none",
+            Some(1) => "1xx",
+            Some(2) => "2xx",
+            Some(3) => "3xx",
+            Some(4) => "4xx",
+            Some(_) => "5xx",
         };
         metrics.requests.with_label_values(&[route, class]).inc();
         let seconds = metrics.request_seconds.with_label_values(&[route]);
@@ -202,7 +204,7 @@ impl Drop for Record {
             route = self.route.as_deref().unwrap_or(""),
             method = %self.method,
             path = self.path,
-            status = self.status.as_u16(),
+            status = self.status.map(|status| status.as_u16()),
             upstream_status = self.upstream_status,
             blame = crate::metrics::Label::text(self.blame),
             reason = self.reason.map(crate::metrics::Label::text),

@@ -70,6 +70,8 @@ fn the_example_shows_the_defaults() {
         ca = "certs/webapp-ca.pem"
         login = { username = "admin", password = { file = "certs/webapp-password" } }
         api_key = { file = "certs/webapp-api-key" }
+        [log]
+        format = "text"
         [emulator]
     "#;
     let bare = parse(bare, top()).unwrap().config;

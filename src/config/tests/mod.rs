@@ -173,7 +173,7 @@ fn differences_tell_what_has_to_wait_for_a_restart() {
             false,
         ),
         ("# workers = \"auto\"", "workers = 77", "workers", false),
-        ("# filter = \"info\"", "filter = \"debug\"", "log", false),
+        ("# filter = \"info\"", "filter = \"debug\"", "log", true),
         (
             "# directory = \"gateway\"",
             "directory = \"webapp\"",
