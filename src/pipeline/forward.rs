@@ -1,10 +1,11 @@
 //! Stage 5: send, at most one repeat after a refused lease, deadlines.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
@@ -77,15 +78,24 @@ impl Way<'_> {
         carried: Carried,
         record: &mut Record,
     ) -> Result<(Answer, Carried), Rejection> {
-        let answer = self.send(request, body, &carried, record).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
-            return Ok((answer, carried));
-        }
+        let answer = match self.send(request, body, &carried, record).await {
+            Err(Rejection::BrokeOff(error)) => {
+                self.confirm_refusal(&carried, error).await?;
+                None
+            }
+            Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => {
+                return Ok((answer, carried));
+            }
+            refused => Some(refused?),
+        };
         // The upstream refused our lease, not the client: a 401 must not reach the client,
         // who would take it for its own token. Repeat only what can be sent twice.
         let lease = match &carried {
             // The client's own credential: the verdict is meant for the client.
-            Carried::Client(_) | Carried::Nothing => return Ok((answer, carried)),
+            Carried::Client(_) | Carried::Nothing => {
+                let answer = answer.ok_or(Rejection::BadAnswer("no answer"))?;
+                return Ok((answer, carried));
+            }
             Carried::Session(lease) => {
                 drop(answer);
                 self.replacement(lease).await?
@@ -102,6 +112,24 @@ impl Way<'_> {
         match self.send(request, body, &carried, record).await? {
             answer if answer.status() == StatusCode::UNAUTHORIZED => Err(Rejection::UpstreamLogin),
             answer => Ok((answer, carried)),
+        }
+    }
+
+    /// An upstream that refuses a request before it has read the body may close at once,
+    /// and the reset then destroys its 401. Asks with something small whether it was that;
+    /// fails with the error as it was if not.
+    async fn confirm_refusal(
+        &self,
+        carried: &Carried,
+        error: Box<dyn Error + Send + Sync>,
+    ) -> Result<(), Rejection> {
+        let answer = match carried {
+            Carried::Session(_) => ask(self.connections, carried, self.first_byte()).await,
+            Carried::ApiKey(_) | Carried::Client(_) | Carried::Nothing => None,
+        };
+        match answer {
+            Some(StatusCode::UNAUTHORIZED) => Ok(()),
+            _ => Err(Rejection::BrokeOff(error)),
         }
     }
 
@@ -205,6 +233,20 @@ impl Way<'_> {
     }
 }
 
+/// The status of the health node for `carried`: cheap, and every user may ask.
+pub(super) async fn ask(
+    connections: &Connections<RequestBody>,
+    carried: &Carried,
+    first_byte: Duration,
+) -> Option<StatusCode> {
+    let target = Uri::from_static("/v1/health");
+    let body = RequestBody::empty();
+    let request = Stripped::new(Method::GET, target, HeaderMap::new(), body.handle());
+    let outbound = inject(&request, body, carried).into_request();
+    let answer = connections.send(outbound, first_byte).await.ok()?;
+    Some(answer.status())
+}
+
 /// The request for a second try, if a dead kept-alive connection was all that was wrong.
 fn second_try(
     request: &Stripped,
@@ -231,6 +273,9 @@ fn refusal(request: &Stripped, error: SendError<RequestBody>) -> Rejection {
     match error.kind {
         SendErrorKind::FirstByteTimeout | SendErrorKind::ConnectTimeout => {
             Rejection::UpstreamTimeout
+        }
+        SendErrorKind::Closed | SendErrorKind::DeadConnection if request.body().is_some() => {
+            Rejection::BrokeOff(Box::new(error))
         }
         _ => Rejection::Unreachable(Box::new(error)),
     }

@@ -41,14 +41,15 @@ impl Pace {
         self.last = Instant::now();
     }
 
-    /// Whether the body has now been too slow in one of the three ways.
-    pub fn is_too_slow(&self, now: Instant) -> bool {
-        now >= self.next_limit()
+    /// Whether the body has now been too slow in one of the three ways; a pause may
+    /// be `patience` times as long as the longest.
+    pub fn is_too_slow(&self, now: Instant, patience: u32) -> bool {
+        now >= self.next_limit(patience)
     }
 
     /// Ready when the body, which has just been found pending, is too slow.
     pub fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = self.next_limit();
+        let limit = self.next_limit(1);
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(sleep_until(limit)));
@@ -58,8 +59,8 @@ impl Pace {
         timer.as_mut().poll(cx)
     }
 
-    fn next_limit(&self) -> Instant {
-        let mut limit = self.deadline.min(self.last + self.idle);
+    fn next_limit(&self, patience: u32) -> Instant {
+        let mut limit = self.deadline.min(self.last + self.idle * patience);
         if self.min_rate > 0 {
             let covered = Duration::from_secs_f64(self.bytes as f64 / self.min_rate as f64);
             limit = limit.min(self.started + GRACE + covered);
@@ -78,22 +79,22 @@ mod tests {
     async fn a_pause_a_trickle_and_a_late_end_are_each_too_slow() {
         let start = Instant::now();
         let mut pace = Pace::new(30 * SECOND, 100, start + 100 * SECOND);
-        assert!(!pace.is_too_slow(start + 9 * SECOND));
+        assert!(!pace.is_too_slow(start + 9 * SECOND, 1));
         assert!(
-            pace.is_too_slow(start + 11 * SECOND),
+            pace.is_too_slow(start + 11 * SECOND, 1),
             "no bytes after the grace"
         );
         pace.moved(5_000);
         assert!(
-            !pace.is_too_slow(start + 29 * SECOND),
+            !pace.is_too_slow(start + 29 * SECOND, 1),
             "5,000 bytes buy 50 seconds"
         );
         assert!(
-            pace.is_too_slow(start + 30 * SECOND),
+            pace.is_too_slow(start + 30 * SECOND, 1),
             "a pause of 30 seconds"
         );
         tokio::time::advance(99 * SECOND).await;
         pace.moved(1_000_000);
-        assert!(pace.is_too_slow(start + 100 * SECOND), "the last moment");
+        assert!(pace.is_too_slow(start + 100 * SECOND, 1), "the last moment");
     }
 }

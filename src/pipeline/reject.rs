@@ -38,6 +38,8 @@ pub enum Rejection {
     /// The lease was refused and the body is spent; send it again.
     RetryLater,
     Unreachable(Box<dyn Error + Send + Sync>),
+    /// The connection ended while a body was on its way up.
+    BrokeOff(Box<dyn Error + Send + Sync>),
     UpstreamTimeout,
     BadAnswer(&'static str),
     /// The users node's own refusals.
@@ -86,7 +88,9 @@ impl Rejection {
             }
             Self::UpstreamLogin => (502, ErrorCode::Internal, Upstream, Reason::UpstreamLogin),
             Self::RetryLater => (503, ErrorCode::NotReady, Upstream, Reason::RetryLater),
-            Self::Unreachable(_) => (502, ErrorCode::Internal, Upstream, Reason::Unreachable),
+            Self::Unreachable(_) | Self::BrokeOff(_) => {
+                (502, ErrorCode::Internal, Upstream, Reason::Unreachable)
+            }
             Self::UpstreamTimeout => (504, ErrorCode::Internal, Upstream, Reason::Timeout),
             Self::BadAnswer(_) => (502, ErrorCode::Internal, Upstream, Reason::BadAnswer),
             Self::PasswordChangeRequired => (
@@ -129,6 +133,7 @@ impl Rejection {
             Self::UpstreamLogin => "The Webapp refuses the gateway's login",
             Self::RetryLater => "The gateway's login was renewed, send the request again",
             Self::Unreachable(_) => "The Webapp cannot be reached",
+            Self::BrokeOff(_) => "The Webapp ended the connection before it answered",
             Self::UpstreamTimeout => "The Webapp did not answer in time",
             Self::BadAnswer(_) => "The Webapp's answer could not be understood",
             Self::PasswordChangeRequired => "Password must be changed",
@@ -153,7 +158,7 @@ impl Rejection {
             | Self::TooManyTokens(why) => Some((*why).to_owned()),
             Self::TooMany(limit) => Some(format!("limit {}", limit.policy)),
             Self::NoLease(no_lease) => Some(no_lease.to_string()),
-            Self::Unreachable(error) => Some(chain(error.as_ref())),
+            Self::Unreachable(error) | Self::BrokeOff(error) => Some(chain(error.as_ref())),
             _ => None,
         }
     }

@@ -145,6 +145,11 @@ impl BodyHandle {
         })
     }
 
+    /// Whether there is a body at all.
+    pub(super) fn is_some(&self) -> bool {
+        self.source.is_some()
+    }
+
     /// Bytes read from the client so far.
     pub fn total(&self) -> u64 {
         self.look(|source| source.total).unwrap_or(0)

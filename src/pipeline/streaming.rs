@@ -19,6 +19,8 @@ use crate::upstream::{AnswerBody, Turn};
 
 /// How much of a body of unknown length is searched for the injected secret.
 const SCRUBBED: usize = 64 * 1024;
+/// How many times `body_idle_timeout` a client may take nothing.
+const CLIENT_PATIENCE: u32 = 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -41,6 +43,8 @@ struct Flow {
     body: Option<(AnswerBody, Turn)>,
     pace: Pace,
     waker: Option<Waker>,
+    /// The last look found nothing: the upstream owes the next piece, not the client.
+    starved: bool,
     cut: bool,
     scrub: Option<Secret>,
     seen: usize,
@@ -60,6 +64,7 @@ impl Streaming {
             body: Some((body, turn)),
             pace,
             waker: None,
+            starved: true,
             cut: false,
             scrub,
             seen: 0,
@@ -87,6 +92,7 @@ impl http_body::Body for Streaming {
         match Pin::new(body).poll_frame(cx) {
             Poll::Pending => {
                 flow.waker = Some(cx.waker().clone());
+                flow.starved = true;
                 Poll::Pending
             }
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(flow.accept(frame)))),
@@ -119,6 +125,7 @@ impl Flow {
         match frame.into_data() {
             Ok(piece) => {
                 self.pace.moved(piece.len());
+                self.starved = false;
                 Frame::data(self.scrubbed(piece))
             }
             Err(frame) => match frame.into_trailers() {
@@ -134,6 +141,13 @@ impl Flow {
         };
         self.seen += piece.len();
         scrub(piece, secret)
+    }
+
+    /// A client far away empties a full send buffer in steps of a megabyte, and takes
+    /// nothing in between: it gets more time than an upstream that falls silent.
+    fn is_too_slow(&self, now: Instant) -> bool {
+        let patience = if self.starved { 1 } else { CLIENT_PATIENCE };
+        self.pace.is_too_slow(now, patience)
     }
 
     fn cut(&mut self) {
@@ -179,7 +193,7 @@ impl Flows {
                 return false;
             };
             let mut flow = cell.lock().unwrap_or_else(PoisonError::into_inner);
-            if flow.body.is_some() && flow.pace.is_too_slow(now) {
+            if flow.body.is_some() && flow.is_too_slow(now) {
                 flow.cut();
             }
             flow.body.is_some()

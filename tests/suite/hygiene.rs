@@ -233,3 +233,18 @@ async fn the_upstream_sees_our_fields_and_none_that_a_client_made_up() {
         .header("x_forwarded_for", "6.6.6.6");
     assert_eq!(underscore.send().await.unwrap().status(), 400);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_pass_to_a_client_that_takes_them() {
+    let (webapp, gateway, token) = open_gate().await;
+    webapp.trailers(true);
+    let head =
+        "GET /v1/support HTTP/1.1\r\nHost: localhost\r\nTE: trailers\r\nConnection: TE, close\r\n";
+    let mut raw = Raw::connect(&gateway).await;
+    raw.send(format!("{head}Authorization: Bearer {token}\r\n\r\n").as_bytes())
+        .await;
+    let text = raw.read_to_end().await.to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 200"), "{text}");
+    let (_, trailers) = text.rsplit_once("\r\n0\r\n").expect("chunked");
+    assert!(trailers.contains("x-emulator-sha256: "), "{text}");
+}
