@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use crate::harness::raw::Raw;
-use crate::harness::{Gateway, NO_LIMITS, Setup, emulator};
+use crate::harness::{Gateway, NO_LIMITS, Setup, WEBAPP_PASSWORD, emulator};
 
 async fn open_gate() -> (tollgate::emulator::Emulator, Gateway, String) {
     let webapp = emulator().await;
@@ -247,4 +247,22 @@ async fn trailers_pass_to_a_client_that_takes_them() {
     assert!(text.starts_with("http/1.1 200"), "{text}");
     let (_, trailers) = text.rsplit_once("\r\n0\r\n").expect("chunked");
     assert!(trailers.contains("x-emulator-sha256: "), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_echoed_login_does_not_come_down() {
+    let (webapp, gateway, token) = open_gate().await;
+    webapp.echo(true);
+    let client = gateway.client().with_token(&token);
+    let answer = client.get("/v1/support").await;
+    let head = format!("{:?}", answer.headers());
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("echo"), "{text}");
+    let tokens = webapp.live_tokens();
+    assert!(!tokens.is_empty());
+    for token in tokens {
+        assert!(!head.contains(token.expose()), "it came down in a header");
+        assert!(!text.contains(token.expose()), "it came down in the body");
+    }
+    assert!(!gateway.metrics.text().contains(WEBAPP_PASSWORD));
 }
