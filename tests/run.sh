@@ -46,7 +46,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir -p "$root/etc/tollgate/tls" "$root/run/secrets"
 for file in etc/tollgate/tls/{gate.pem,gate.key,webapp-ca.pem} run/secrets/{webapp-password,webapp-api-key,gate-admin-password}; do
-    echo "stands for the real one" >"$root/$file"
+    echo "Stands-4-the-real-one" >"$root/$file"
     chmod 600 "$root/$file"
 done
 for file in deploy/*.toml; do

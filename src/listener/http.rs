@@ -27,7 +27,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Streams reset before we looked at them: beyond these it is a rapid-reset flood.
 const PENDING_RESETS: usize = 20;
-const LOCAL_RESETS: usize = 128;
+/// Over a connection's whole life, and not only malformed frames count: so does each
+/// body still on its way when its request is refused. A busy client must not run out.
+const LOCAL_RESETS: usize = 100_000;
 /// A peer that is gone without a word is noticed after their sum.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
