@@ -6,9 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use argon2::PasswordHasher as _;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::{Parser, Subcommand};
 use sha2::{Digest as _, Sha256};
 
@@ -17,7 +14,7 @@ use crate::config::{self, Loaded, Rows};
 use crate::logging::Logging;
 use crate::secret::Secret;
 use crate::webapp::check_password;
-use crate::{app, logging};
+use crate::{app, identity, logging};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,7 +81,7 @@ enum Error {
     #[error(transparent)]
     Weak(#[from] crate::webapp::BadPassword),
     #[error("cannot hash the password")]
-    Hash(#[source] argon2::password_hash::Error),
+    Hash(#[source] identity::HashFailed),
     #[error("cannot write the answer")]
     Unwritten(#[from] io::Error),
 }
@@ -184,14 +181,13 @@ fn hash_password(input: &mut impl io::BufRead, out: &mut impl io::Write) -> Resu
         return Err(Error::Empty);
     }
     check_password(&password)?;
-    let hash = argon2::Argon2::default().hash_password(password.expose().as_bytes());
-    writeln!(out, "{}", hash.map_err(Error::Hash)?)?;
+    let hash = identity::hash_password(&password).map_err(Error::Hash)?;
+    writeln!(out, "{hash}")?;
     Ok(())
 }
 
 fn new_key(name: &str, out: &mut impl io::Write) -> Result<(), Error> {
-    let random: zeroize::Zeroizing<[u8; 32]> = zeroize::Zeroizing::new(rand::random());
-    let key = Secret::new(format!("tgk_{}", URL_SAFE_NO_PAD.encode(*random)));
+    let key = identity::mint_key();
     let digest: [u8; 32] = Sha256::digest(key.expose().as_bytes()).into();
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     // The one time that this key is shown; the config file gets its digest.

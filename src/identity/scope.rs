@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use crate::config::{ApiKey, PathPattern, Segment};
+use crate::config::{ApiKey, PathPattern};
 
 /// Whether `key` is good for this request. A key without paths is for the monitoring
 /// nodes only, as at the Webapp (protocol sheet, section 2). GET covers HEAD.
@@ -23,23 +23,13 @@ fn permits_method(key: &ApiKey, method: &Method) -> bool {
 
 /// Whether `path` (without query, as it is forwarded) has the segments of `pattern`.
 pub fn matches(pattern: &PathPattern, path: &str) -> bool {
-    let mut left = path.split('/').filter(|segment| !segment.is_empty());
-    for segment in &pattern.0 {
-        let fits = match segment {
-            Segment::Rest => return true,
-            Segment::Literal(text) => left.next() == Some(text),
-            Segment::One(_) => left.next().is_some(),
-        };
-        if !fits {
-            return false;
-        }
-    }
-    left.next().is_none()
+    pattern.matches(path.split('/').filter(|segment| !segment.is_empty()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Segment;
     use crate::identity::api_key::tests::key;
 
     fn literal(text: &str) -> Segment {
