@@ -37,23 +37,25 @@
 //! Reading order: `pipeline/mod.rs`, then `app.rs`, then the stage you want to change.
 //! A module uses only rows below its own; `tests/suite/architecture.rs` keeps it so.
 
-// 8: starts the program
+// 9: starts the program
 pub mod cli;
-// 7: joins the parts
+// 8: joins the parts
 pub mod app;
-// 6: edges: sockets and people
+// 7: edges: sockets and people
 pub mod admin;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod listener;
-// 5: the request
+// 6: the request
 pub mod pipeline;
-// 4: what was handed out
+// 5: what was handed out
 pub mod token;
-// 3: who calls; what is behind; the log
+// 4: who calls; what is behind; the log
 pub mod identity;
 pub mod logging;
 pub mod upstream;
+// 3: what outlives a restart
+pub mod store;
 // 2: settings
 pub mod config;
 // 1: the protocol's words, life, numbers

@@ -9,12 +9,13 @@ const LONGEST: usize = 400;
 /// Rows as in docs/ARCHITECTURE.md; a module uses only rows below its own.
 fn row(module: &str) -> u8 {
     match module {
-        "main" | "cli" => 8,
-        "app" => 7,
-        "listener" | "admin" | "emulator" => 6,
-        "pipeline" => 5,
-        "token" => 4,
-        "identity" | "upstream" | "logging" => 3,
+        "main" | "cli" => 9,
+        "app" => 8,
+        "listener" | "admin" | "emulator" => 7,
+        "pipeline" => 6,
+        "token" => 5,
+        "identity" | "upstream" | "logging" => 4,
+        "store" => 3,
         "config" => 2,
         "webapp" | "lifecycle" | "metrics" => 1,
         "clock" | "secret" => 0,
