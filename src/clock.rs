@@ -71,6 +71,16 @@ impl Deadline {
         self.left().is_zero()
     }
 
+    /// The same moment in milliseconds since 1970.
+    pub fn unix_millis(&self) -> u64 {
+        self.wall_millis
+    }
+
+    /// A moment kept across a restart, when only the wall clock was left to keep it.
+    pub fn at_unix_millis(millis: u64) -> Self {
+        Self::after(Duration::from_millis(millis.saturating_sub(unix_millis())))
+    }
+
     /// The same moment as seconds since 1970.
     pub fn unix_seconds(&self) -> i64 {
         i64::try_from(self.wall_millis / 1000).unwrap_or(i64::MAX)

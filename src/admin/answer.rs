@@ -48,8 +48,12 @@ fn readiness(parts: &Parts, is_draining: bool) -> Response<Full<Bytes>> {
         // Writing to memory cannot fail.
         let _ = writeln!(reasons, "{}", reason.trim_end());
     }
-    if reasons.is_empty() {
-        text_answer(StatusCode::OK, "ready\n")
+    let is_ready = reasons.is_empty();
+    if let Some(note) = (parts.notes)() {
+        let _ = writeln!(reasons, "{note}");
+    }
+    if is_ready {
+        text_answer(StatusCode::OK, format!("ready\n{reasons}"))
     } else {
         text_answer(StatusCode::SERVICE_UNAVAILABLE, reasons)
     }

@@ -79,6 +79,8 @@ pub struct Parts {
     pub refresh: Arc<dyn Fn() + Send + Sync>,
     /// Why the next request would fail, one reason a line.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// What is wrong while the next request would succeed all the same.
+    pub notes: Arc<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 impl fmt::Debug for Parts {

@@ -30,6 +30,7 @@ impl Operator {
                 true => Ok(()),
                 false => Err("no upstream token\nno store".to_owned()),
             }),
+            notes: Arc::new(|| None),
         };
         tasks.spawn("operator", serve(bound, parts, tasks.clone(), stop.clone()));
         Self {

@@ -8,11 +8,11 @@ use tracing::info;
 
 use super::Addresses;
 use crate::config::{BaseAddress, Config, LogFormat};
-use crate::identity::GeneratedAdmin;
+use crate::identity::{FirstAdmin, GeneratedAdmin};
 
 /// Says where the program listens: for people, or as log lines where those are JSON.
 /// A password that was made up is shown here, and never again.
-pub(super) fn print(config: &Config, addresses: &Addresses, admin: Option<&GeneratedAdmin>) {
+pub(super) fn print(config: &Config, addresses: &Addresses, admin: Option<&FirstAdmin>) {
     if config.log.format == LogFormat::Json {
         for address in &addresses.listeners {
             info!(%address, "listening");
@@ -20,8 +20,8 @@ pub(super) fn print(config: &Config, addresses: &Addresses, admin: Option<&Gener
         info!(address = %addresses.operator, "operator's listener");
     }
     let text = match (config.log.format, admin) {
-        (LogFormat::Json, None) => return,
-        (LogFormat::Json, Some(admin)) => shown_once(admin),
+        (LogFormat::Json, Some(FirstAdmin::Generated(admin))) => shown_once(admin),
+        (LogFormat::Json, _) => return,
         (LogFormat::Text, _) => page(config, addresses, admin),
     };
     say(&text);
@@ -41,7 +41,22 @@ fn shown_once(admin: &GeneratedAdmin) -> String {
     )
 }
 
-fn page(config: &Config, addresses: &Addresses, admin: Option<&GeneratedAdmin>) -> String {
+/// The line about the first admin.
+fn first_admin(admin: &FirstAdmin) -> String {
+    match admin {
+        FirstAdmin::Generated(admin) => shown_once(admin),
+        FirstAdmin::Configured { username } => {
+            format!("  admin     {username}  (password of the config file)\n")
+        }
+        FirstAdmin::Kept { username } => {
+            format!(
+                "  admin     {username}  (password as set before; lost? [users] first_admin sets a new one)\n"
+            )
+        }
+    }
+}
+
+fn page(config: &Config, addresses: &Addresses, admin: Option<&FirstAdmin>) -> String {
     let mut text = format!("\ntollgate {}\n\n", env!("CARGO_PKG_VERSION"));
     for (listener, address) in config.listeners.iter().zip(&addresses.listeners) {
         let scheme = if listener.tls.is_some() {
@@ -66,7 +81,7 @@ fn page(config: &Config, addresses: &Addresses, admin: Option<&GeneratedAdmin>) 
         addresses.operator
     );
     if let Some(admin) = admin {
-        text.push_str(&shown_once(admin));
+        text.push_str(&first_admin(admin));
     }
     if let (Some(emulator), Some(address)) = (&config.emulator, addresses.listeners.first()) {
         let ca = emulator.folder.join("ca.pem");
@@ -79,9 +94,13 @@ fn page(config: &Config, addresses: &Addresses, admin: Option<&GeneratedAdmin>) 
 
 /// Two lines to paste: a login, a secured call. Single quotes: the password holds
 /// characters that a shell would read.
-fn try_it(ca: &str, gate: &str, admin: Option<&GeneratedAdmin>) -> String {
+fn try_it(ca: &str, gate: &str, admin: Option<&FirstAdmin>) -> String {
     let user = match admin {
-        Some(admin) => format!("'{}:{}'", admin.username, admin.password.expose()),
+        Some(FirstAdmin::Generated(admin)) => {
+            format!("'{}:{}'", admin.username, admin.password.expose())
+        }
+        // curl asks for the password.
+        Some(admin) => format!("'{}'", admin.username()),
         None => "admin".to_owned(),
     };
     format!(

@@ -5,6 +5,7 @@
 mod banner;
 #[cfg(feature = "emulator")]
 mod demo;
+mod kept;
 mod program;
 mod reload;
 mod worker;
@@ -25,14 +26,15 @@ pub use program::emulate;
 pub use program::serve;
 
 use crate::admin;
-use crate::config::{Config, Directory};
-use crate::identity::{self, GeneratedAdmin, Hasher, Keys, Users};
+use crate::config::Config;
+use crate::identity::{self, FirstAdmin, Keys};
 use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared};
-use crate::token::TokenStore;
+use crate::store;
 use crate::upstream::{self, Upstream};
+use kept::Kept;
 use worker::Gate;
 
 /// Why the program could not start.
@@ -52,6 +54,16 @@ pub enum Error {
     },
     #[error("cannot set up the upstream")]
     Upstream(#[source] upstream::Error),
+    #[error("cannot open the store")]
+    Store(#[source] store::OpenError),
+    #[error("cannot load the store")]
+    Load(#[source] store::Unavailable),
+    #[error("cannot use [store] {key}")]
+    SealKey {
+        key: &'static str,
+        #[source]
+        source: store::BadSealKey,
+    },
     #[error("cannot set up the user directory")]
     Users(#[source] identity::Error),
     #[cfg(feature = "emulator")]
@@ -82,7 +94,7 @@ pub struct Bound {
     parts: Parts,
     gates: Vec<Gate>,
     operator: admin::Bound,
-    first_admin: Option<GeneratedAdmin>,
+    first_admin: Option<FirstAdmin>,
     starting: NotYet,
     on_reload: Option<Applied>,
 }
@@ -110,6 +122,7 @@ struct Parts {
     /// Of renewers, sweeps and the operator's listener: ends last.
     control: Stop,
     tasks: Tasks,
+    kept: Kept,
 }
 
 /// Where a running program listens.
@@ -145,18 +158,12 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
     })?;
     start_emulator(&config, &tasks, &control).await?;
 
-    let hasher = Hasher::new(config.users.hashing_slots, Handle::current());
-    let (users, first_admin) = match config.users.directory {
-        Directory::Webapp => (None, None),
-        Directory::Gateway => {
-            let (users, generated) = Users::open(&config.users, hasher)
-                .await
-                .map_err(Error::Users)?;
-            (Some(users), generated)
-        }
-    };
-    let upstream =
-        Upstream::open(&config.upstream, &tasks, &control, &metrics).map_err(Error::Upstream)?;
+    let kept = kept::open(&config, &metrics).await?;
+    let (users, first_admin) = kept.users(&config.users).await?;
+    let tokens = kept.tokens(&config.users, users.as_ref(), &metrics).await?;
+    let life = (&tasks, &control);
+    let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, kept.lease_keeper());
+    let upstream = upstream.map_err(Error::Upstream)?;
     let live = Live {
         routes: RouteTable::new(&config.routes),
         keys: Keys::new(&config.api_keys),
@@ -167,7 +174,7 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
     let shared = Arc::new(Shared {
         live: ArcSwap::from_pointee(live),
         users,
-        tokens: TokenStore::new(&config.users, Arc::clone(&metrics)),
+        tokens,
         questions: Arc::new(Questions::default()),
         metrics: Arc::clone(&metrics),
     });
@@ -180,6 +187,7 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
         edge: Stop::default(),
         control,
         tasks,
+        kept,
     };
     Ok(Bound {
         parts,
@@ -213,8 +221,8 @@ impl Bound {
         }
     }
 
-    /// The first admin, if its password was made up just now: show it once.
-    pub fn take_first_admin(&mut self) -> Option<GeneratedAdmin> {
+    /// The first admin; if its password was made up just now, show it once.
+    pub fn take_first_admin(&mut self) -> Option<FirstAdmin> {
         self.first_admin.take()
     }
 
@@ -254,6 +262,7 @@ impl Parts {
             metrics: Arc::clone(&self.metrics),
             refresh: self.refresh(),
             ready: self.ready(),
+            notes: self.notes(),
         };
         let serve = admin::serve(operator, parts, self.tasks.clone(), self.control.clone());
         self.tasks.spawn("operator's listener", serve);
@@ -271,6 +280,7 @@ impl Parts {
         if let Some(file) = self.config_file.clone() {
             let reload = reload::Reload {
                 shared: Arc::clone(&self.shared),
+                lease_keeper: self.kept.lease_keeper(),
                 gates,
                 tasks: self.tasks.clone(),
                 control: self.control.clone(),
@@ -305,6 +315,17 @@ impl Parts {
                 Some(session) if !session.is_ready() => Err(session.status().to_string()),
                 _ => Ok(()),
             }
+        })
+    }
+
+    /// What is wrong and does not keep the next request from succeeding.
+    fn notes(&self) -> Arc<dyn Fn() -> Option<String> + Send + Sync> {
+        let tokens = Arc::clone(&self.shared.tokens);
+        Arc::new(move || {
+            let trouble = tokens.trouble()?;
+            Some(format!(
+                "store: {trouble}; logins, logouts and changes are refused"
+            ))
         })
     }
 
@@ -344,6 +365,7 @@ impl Parts {
         {
             warn!("a background task did not end in time");
         }
+        self.kept.close().await;
         info!("stopped");
     }
 }

@@ -13,7 +13,7 @@ use super::{Applied, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::{Stop, Tasks};
 use crate::pipeline::{Limiter, Live, RouteTable, Shared};
-use crate::upstream::Upstream;
+use crate::upstream::{LeaseKeeper, Upstream};
 
 /// A new upstream may take this long to log in before requests are sent its way anyway.
 const FIRST_LOGIN: Duration = Duration::from_secs(10);
@@ -22,6 +22,7 @@ const FIRST_LOGIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Reload {
     pub(super) shared: Arc<Shared>,
+    pub(super) lease_keeper: Option<LeaseKeeper>,
     pub(super) gates: Vec<Gate>,
     pub(super) tasks: Tasks,
     pub(super) control: Stop,
@@ -84,8 +85,10 @@ impl Reload {
             return Ok(Arc::clone(&old.upstream));
         }
         let metrics = &self.shared.metrics;
-        let upstream = Upstream::open(&config.upstream, &self.tasks, &self.control, metrics)
-            .map_err(Error::Upstream)?;
+        let life = (&self.tasks, &self.control);
+        let keeper = self.lease_keeper.clone().map(LeaseKeeper::without_the_kept);
+        let upstream = Upstream::open_keeping(&config.upstream, life, metrics, keeper);
+        let upstream = upstream.map_err(Error::Upstream)?;
         if let Some(session) = upstream.session() {
             let first = tokio::time::timeout(FIRST_LOGIN, session.lease()).await;
             if !matches!(first, Ok(Ok(_))) {

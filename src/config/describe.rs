@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{
     Access, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Quota, Route,
 };
-use super::{Target, Trust, UnknownTokens, Upstream, Users, UsersCall};
+use super::{Store, StorePlace, Target, Trust, UnknownTokens, Upstream, Users, UsersCall};
 use crate::webapp::Role;
 
 impl Config {
@@ -20,6 +20,7 @@ impl Config {
         page.row("operator", format!("http://{}", self.operator.address));
         describe_upstream(&mut page, &self.upstream);
         describe_users(&mut page, &self.users);
+        describe_store(&mut page, &self.store);
         self.describe_keys(&mut page);
         self.describe_limits(&mut page);
         self.describe_rest(&mut page);
@@ -205,6 +206,30 @@ fn describe_users(page: &mut Page, users: &Users) {
             FirstPassword::Hash(_) => "password by its hash".to_owned(),
         };
         page.row("", format!("first admin \"{}\", {place}", admin.username));
+    }
+}
+
+fn describe_store(page: &mut Page, store: &Store) {
+    match &store.place {
+        StorePlace::Memory => page.row(
+            "store",
+            "memory: a restart ends all tokens and logs in again",
+        ),
+        StorePlace::File(path) => page.row("store", path.display()),
+    }
+    match (&store.place, &store.key, &store.old_key) {
+        (StorePlace::Memory, ..) => {}
+        (_, None, _) => page.row(
+            "",
+            "no key: the upstream's token is not kept, each start is one login",
+        ),
+        (_, Some(key), None) => {
+            page.row("", format!("the upstream's token is sealed, key in {key}"))
+        }
+        (_, Some(key), Some(old)) => page.row(
+            "",
+            format!("the upstream's token is sealed, key in {key}, the one before it in {old}"),
+        ),
     }
 }
 

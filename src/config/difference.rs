@@ -30,6 +30,7 @@ impl Config {
         found.note("workers", self.workers != new.workers, false);
         found.note("operator", self.operator != new.operator, false);
         found.note("emulator", self.emulator != new.emulator, false);
+        found.note("store", self.store != new.store, false);
         found.note("log.format", self.log.format != new.log.format, false);
         let directory = self.users.directory != new.users.directory;
         found.note("users.directory", directory, false);

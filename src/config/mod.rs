@@ -44,6 +44,7 @@ pub struct Config {
     pub routes: Vec<Route>,
     pub limits: Limits,
     pub http: Http,
+    pub store: Store,
     pub drain: Drain,
     pub log: Log,
     pub emulator: Option<Emulator>,
@@ -339,6 +340,23 @@ pub struct Http {
 pub struct Network {
     pub address: std::net::IpAddr,
     pub prefix: u8,
+}
+
+/// What outlives a restart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Store {
+    pub place: StorePlace,
+    /// Seals the upstream's token at rest; None: it is not kept.
+    pub key: Option<SecretSource>,
+    /// The key before it: still opens what it sealed.
+    pub old_key: Option<SecretSource>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorePlace {
+    /// Nothing outlives a restart.
+    Memory,
+    File(PathBuf),
 }
 
 #[derive(Clone, Debug, PartialEq)]

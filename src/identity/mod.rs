@@ -11,8 +11,8 @@ pub use api_key::{KeyRefused, Keys, mint_key};
 pub use password::{Busy, HashFailed, Hasher, PasswordHash, UnusableHash, hash_password};
 pub use scope::{matches, permits};
 pub use users::{
-    ChangeError, ChangedBy, CreateError, Error, GeneratedAdmin, Refused, RemoveError, Users,
-    Verified,
+    ChangeError, ChangedBy, CreateError, Error, FirstAdmin, GeneratedAdmin, Refused, RemoveError,
+    Users, Verified,
 };
 
 use std::sync::Arc;

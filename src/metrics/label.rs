@@ -41,7 +41,7 @@ label!(
         TooLarge = "too_large", Overloaded = "overloaded", NotReady = "not_ready",
         UpstreamLogin = "upstream_login", RetryLater = "retry_later",
         Unreachable = "unreachable", Timeout = "timeout", BadAnswer = "bad_answer",
-        UsersNode = "users_node", Internal = "internal",
+        UsersNode = "users_node", Store = "store", Internal = "internal",
     }
 );
 label!(
@@ -93,6 +93,11 @@ label!(
 label!(
     /// How a reload or a certificate reload ended.
     Reload as "outcome" { Applied = "applied", Refused = "refused", Unchanged = "unchanged" }
+);
+
+label!(
+    /// What became of a change that was to outlive a restart.
+    StoreOutcome as "outcome" { Committed = "committed", Refused = "refused", Busy = "busy" }
 );
 
 /// Counters of one family, one per label value, found by index: no hashing.

@@ -12,7 +12,7 @@ mod label;
 
 pub use label::{
     Blame, ClientLogin, Connect, ConnectionEnd, Counters, Gauged, Injected, Label, LimitOutcome,
-    LoginOutcome, Reason, Reload, Repeat, TokenEvent,
+    LoginOutcome, Reason, Reload, Repeat, StoreOutcome, TokenEvent,
 };
 
 /// Every family of the program.
@@ -51,6 +51,10 @@ pub struct Metrics {
     pub upstream_repeats: Counters<Repeat>,
     pub limited: Counters<LimitOutcome>,
     pub limit_keys: IntGaugeVec,
+    pub store_up: IntGauge,
+    pub store_changes: Counters<StoreOutcome>,
+    pub store_commit_seconds: Histogram,
+    pub store_bytes: IntGauge,
     pub reloads: Counters<Reload>,
     pub config_good: IntGauge,
     pub log_lines_dropped: IntCounter,
@@ -230,6 +234,22 @@ impl Metrics {
                 "Keys that a limit remembers now.",
                 &["limit"],
             ),
+            store_up: gauge(
+                r,
+                "tollgate_store_up",
+                "1 while changes can be made to last.",
+            ),
+            store_changes: Counters::new(
+                r,
+                "tollgate_store_changes_total",
+                "Changes that were to outlive a restart.",
+            ),
+            store_commit_seconds: plain_histogram(
+                r,
+                "tollgate_store_commit_duration_seconds",
+                "One commit to disk, of one change or of many.",
+            ),
+            store_bytes: gauge(r, "tollgate_store_bytes", "Size of the store's file."),
             reloads: Counters::new(r, "tollgate_config_reloads_total", "Configuration reloads."),
             config_good: gauge(
                 r,

@@ -24,7 +24,7 @@ use crate::config::UsersCall;
 use crate::identity::Client;
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
-use crate::token::{Origin, TokenDigest, TokenStore, Wanted};
+use crate::token::{Ending, Origin, TokenDigest, TokenStore, Wanted};
 use crate::webapp;
 
 /// A login's answer is a few hundred bytes; what is longer is none.
@@ -79,7 +79,8 @@ impl Relay<'_> {
         }
         match (call.kind, call.client) {
             (UsersCall::Logout, Client::User { name, .. }) => {
-                self.tokens.revoke_user(name).await;
+                // The Webapp has ended them: here they end whatever our own store says.
+                self.tokens.end_at_once(name, Ending::Logout).await;
             }
             (UsersCall::Delete, _) => {
                 self.tokens.end_user(&user_in(call.path)?).await;

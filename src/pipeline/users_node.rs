@@ -136,12 +136,14 @@ impl UsersNode<'_> {
                 ChangeError::Busy(_) => Rejection::Overloaded,
                 ChangeError::Failed(_) => Rejection::Internal("a password could not be hashed"),
                 ChangeError::Unknown => Rejection::NoSuchUser,
+                ChangeError::Unavailable(why) => Rejection::Unavailable(why),
             })
     }
 
     /// Ends all tokens of the user, at once (DESIGN: "logging a user out").
     async fn logout(&self, client: &Client) -> Result<Response<Body>, Rejection> {
-        self.tokens.revoke_user(client.name()).await;
+        let ended = self.tokens.revoke_user(client.name()).await;
+        ended.map_err(Rejection::Unavailable)?;
         Ok(json(StatusCode::OK, webapp::meta_reply(Meta::WEBAPP)))
     }
 
@@ -163,6 +165,7 @@ impl UsersNode<'_> {
                 CreateError::BadName(rule) => Rejection::Invalid(Cow::Owned(rule.to_string())),
                 CreateError::BadPassword(rule) => Rejection::Invalid(Cow::Owned(rule.to_string())),
                 CreateError::Busy(_) => Rejection::Overloaded,
+                CreateError::Unavailable(why) => Rejection::Unavailable(why),
                 CreateError::Failed(_) => Rejection::Internal("a password could not be hashed"),
             })?;
         Ok(json(StatusCode::CREATED, shown(&name, None)))
@@ -202,6 +205,7 @@ impl UsersNode<'_> {
                 RemoveError::FirstAdmin => {
                     Rejection::Forbidden("The first admin cannot be deleted")
                 }
+                RemoveError::Unavailable(why) => Rejection::Unavailable(why),
             })?;
         self.tokens.end_user(&name).await;
         Ok(json(StatusCode::OK, shown(&name, None)))
@@ -232,6 +236,7 @@ pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
         InsertRefused::UserFull => Rejection::TooManyTokens("the user has too many live tokens"),
         InsertRefused::Full => Rejection::TooManyTokens("there are too many live tokens"),
         InsertRefused::Ended => Rejection::LoginRefused("user was deleted during the login"),
+        InsertRefused::Unavailable(why) => Rejection::Unavailable(why),
     }
 }
 

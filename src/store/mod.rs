@@ -5,17 +5,26 @@
 //! cut; when it says no, it is not. What requests need is never read from here: it
 //! is loaded at the start and stays in memory, in `token` and `identity`.
 
+mod embedded;
 mod record;
 mod seal;
+mod transfer;
 
+pub use embedded::{Compacted, Embedded, Import, Mode, Offline, OpenError};
 pub use record::{
     Digest, GrantRecord, KeyRecord, Origin, PhcText, Record, SealedBytes, SealedLease, UserEpoch,
     UserRecord,
 };
 pub use seal::{BadSealKey, Seal, SealKey, Unsealable};
+pub use transfer::{BadLine, Exporter, Tally, TransferError, read_lines};
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::config;
+use crate::metrics::Metrics;
 
 /// One thing that changes. Whole in itself: it takes place or it does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,18 +72,108 @@ impl Unavailable {
     }
 }
 
+/// What is few and needed at once when the gate starts.
+#[derive(Debug, Default)]
+pub struct Contents {
+    pub users: Vec<UserRecord>,
+    pub keys: Vec<KeyRecord>,
+    pub leases: Vec<SealedLease>,
+}
+
+/// What a load of the grants came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    pub live: u64,
+    /// Dropped: their time had come.
+    pub expired: u64,
+    /// Dropped: their user had ended them.
+    pub ended: u64,
+    pub took: Duration,
+}
+
 /// Where the records are.
 #[derive(Debug)]
 pub enum Store {
     /// Nowhere: a restart forgets everything.
     Memory,
+    Embedded(Embedded),
 }
 
 impl Store {
-    /// Makes a change last before it is answered.
-    pub async fn commit(&self, _change: Change) -> Result<(), Unavailable> {
+    /// What there is at the start.
+    pub fn open(
+        settings: &config::Store,
+        metrics: &Arc<Metrics>,
+    ) -> Result<(Self, Contents), OpenError> {
+        match &settings.place {
+            config::StorePlace::Memory => Ok((Self::Memory, Contents::default())),
+            config::StorePlace::File(path) => {
+                let (embedded, contents) = Embedded::open(path, metrics)?;
+                Ok((Self::Embedded(embedded), contents))
+            }
+        }
+    }
+
+    /// Hands a change over. It has its place in the order of all changes when this
+    /// returns. `done` is told whether it took place, in that order, and also when
+    /// whoever wanted the change has left meanwhile.
+    pub fn submit(
+        &self,
+        change: Change,
+        done: impl FnOnce(Result<(), Unavailable>) + Send + 'static,
+    ) {
         match self {
-            Self::Memory => Ok(()),
+            Self::Memory => done(Ok(())),
+            Self::Embedded(embedded) => embedded.submit(change, Box::new(done)),
+        }
+    }
+
+    /// Makes a change last; waits until it does.
+    pub async fn commit(&self, change: Change) -> Result<(), Unavailable> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(change, |outcome| {
+            let _ = answer.send(outcome); // whoever asked may have left
+        });
+        answered.await.unwrap_or(Err(Unavailable::Closed))
+    }
+
+    /// Nothing to wait for: a change is over as soon as memory has it.
+    pub fn is_memory(&self) -> bool {
+        matches!(self, Self::Memory)
+    }
+
+    /// Gives every live grant to `each`.
+    pub async fn load(
+        &self,
+        each: impl FnMut(GrantRecord) + Send + 'static,
+    ) -> Result<Loaded, Unavailable> {
+        match self {
+            Self::Memory => Ok(Loaded::default()),
+            Self::Embedded(embedded) => embedded.load(Box::new(each)).await,
+        }
+    }
+
+    /// So many grants have died in memory; what is kept of them may go.
+    pub fn forget(&self, count: u64) {
+        match self {
+            Self::Memory => {}
+            Self::Embedded(embedded) => embedded.forget(count),
+        }
+    }
+
+    /// Why changes are refused now, if they are.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Memory => None,
+            Self::Embedded(embedded) => embedded.trouble(),
+        }
+    }
+
+    /// Leaves everything in good order.
+    pub async fn close(&self) {
+        match self {
+            Self::Memory => {}
+            Self::Embedded(embedded) => embedded.close().await,
         }
     }
 }

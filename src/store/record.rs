@@ -35,6 +35,9 @@ pub struct UserRecord {
     pub hash: PhcText,
     pub must_change: bool,
     pub is_first_admin: bool,
+    /// The first admin's password as the config file gave it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured: Option<PhcText>,
 }
 
 /// A password hash, as a PHC string. `Debug` does not show it.
@@ -212,6 +215,7 @@ mod tests {
                 hash: PhcText("$argon2id$x".to_owned()),
                 must_change: false,
                 is_first_admin: true,
+                configured: Some(PhcText("$argon2id$y".to_owned())),
             }),
             Record::Key(KeyRecord {
                 name: "bot".into(),

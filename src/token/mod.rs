@@ -1,20 +1,26 @@
 //! What was handed out, and until when. Owns the live tokens' digests, never the
-//! tokens; does not know how a client proved who it is. A durable and a shared store
-//! will stand behind `TokenStore`, with this map as their front: so what changes
-//! something is async and may wait, and what a request needs (`find`) never does.
+//! tokens; does not know how a client proved who it is. What a request needs (`find`)
+//! is in memory and never waits; what changes something is async, because the store
+//! makes it last before it is answered (`durable`).
 //! The surprise: a grant may lie here dead. What counts is the check at use; the
 //! sweep only frees memory.
 
 mod due;
+mod durable;
 mod holders;
+mod lanes;
 mod memory;
 mod sweep;
 
+pub use durable::Ending;
 pub use sweep::{Swept, sweep_loop};
+
+pub use crate::store::Origin;
 
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -24,6 +30,7 @@ use crate::config;
 use crate::identity::random_text;
 use crate::metrics::{Metrics, TokenEvent};
 use crate::secret::Secret;
+use crate::store::{Store, Unavailable};
 use crate::webapp::Role;
 
 /// Opaque text that *we* mint: `tg_` and 256 random bits.
@@ -110,14 +117,6 @@ pub struct Grant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch(u64);
 
-/// Where a token comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Minted,
-    /// Seen in the Webapp's answer to a login, or vouched for by it.
-    Learned,
-}
-
 /// A grant to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
@@ -130,7 +129,7 @@ pub struct Wanted<'a> {
 }
 
 /// Why a token is not taken in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InsertRefused {
     #[error("user has too many live tokens")]
     UserFull,
@@ -138,19 +137,35 @@ pub enum InsertRefused {
     Full,
     #[error("user was deleted while the login ran")]
     Ended,
+    #[error("cannot be made to last")]
+    Unavailable(#[source] Unavailable),
 }
 
 /// The live tokens.
 #[derive(Debug)]
 pub struct TokenStore {
-    memory: memory::Memory,
+    memory: Arc<memory::Memory>,
+    store: Arc<Store>,
+    lanes: lanes::Lanes,
+    /// Tokens that died since the store was told.
+    died: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
 impl TokenStore {
+    /// Tokens that a restart forgets.
     pub fn new(settings: &config::Users, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::over(Arc::new(Store::Memory), settings, metrics)
+    }
+
+    /// Tokens that live as long as `store` keeps them; empty until it is loaded.
+    pub fn over(store: Arc<Store>, settings: &config::Users, metrics: Arc<Metrics>) -> Arc<Self> {
+        let memory = memory::Memory::new(settings, metrics.tokens.clone());
         Arc::new(Self {
-            memory: memory::Memory::new(settings, metrics.tokens.clone()),
+            memory: Arc::new(memory),
+            store,
+            lanes: lanes::Lanes::new(),
+            died: AtomicU64::new(0),
             metrics,
         })
     }
@@ -174,19 +189,10 @@ impl TokenStore {
         wanted: Wanted<'_>,
     ) -> Result<Deadline, InsertRefused> {
         let ends = Deadline::after(wanted.lifetime);
-        self.insert_until(digest, wanted, ends)
-    }
-
-    fn insert_until(
-        &self,
-        digest: TokenDigest,
-        wanted: Wanted<'_>,
-        ends: Deadline,
-    ) -> Result<Deadline, InsertRefused> {
-        let placed = self.memory.place(digest, wanted, ends);
+        let placed = self.insert_until(digest, wanted, ends).await;
         self.metrics
             .token_events
-            .add(match (placed, wanted.origin) {
+            .add(match (&placed, wanted.origin) {
                 (Ok(()), Origin::Minted) => TokenEvent::Minted,
                 (Ok(()), Origin::Learned) => TokenEvent::Learned,
                 (Err(_), _) => TokenEvent::Refused,
@@ -200,30 +206,11 @@ impl TokenStore {
             memory::Found::Live(grant) => Some(grant),
             memory::Found::Dead => {
                 self.count_expired(self.memory.forget_dead(digest));
+                self.died.fetch_add(1, Ordering::Relaxed);
                 None
             }
             memory::Found::Nothing => None,
         }
-    }
-
-    /// Ends one token; whether it was live.
-    pub async fn revoke(&self, digest: &TokenDigest) -> bool {
-        let was_live = self.memory.remove(digest);
-        if was_live {
-            self.metrics.token_events.add(TokenEvent::Revoked);
-        }
-        was_live
-    }
-
-    /// Ends all tokens of a user that exist this instant, in constant time; how many.
-    /// A login still running gets its token: it counts as the later one.
-    pub async fn revoke_user(&self, user: &str) -> usize {
-        self.count_revoked(self.memory.revoke_user(user))
-    }
-
-    /// Ends all tokens of a deleted user, those of logins still running included.
-    pub async fn end_user(&self, user: &str) -> usize {
-        self.count_revoked(self.memory.end_user(user))
     }
 
     /// Tokens in memory, dead ones that await the sweep included.
@@ -233,12 +220,6 @@ impl TokenStore {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn count_revoked(&self, count: usize) -> usize {
-        let events = &self.metrics.token_events;
-        events.add_many(TokenEvent::Revoked, count as u64);
-        count
     }
 
     fn count_expired(&self, gone: memory::Gone) {

@@ -125,5 +125,6 @@ pub async fn sweep_loop(store: Arc<TokenStore>, stop: Stop) {
         if removed > 0 {
             debug!(removed, "swept tokens");
         }
+        store.tell_of_dead(removed);
     }
 }

@@ -27,6 +27,7 @@ mod connect;
 mod connections;
 mod description;
 mod fence;
+mod keeper;
 mod login;
 mod pace;
 mod pool;
@@ -47,10 +48,12 @@ pub use connections::{Connections, SendError, SendErrorKind};
 pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
 };
+pub use keeper::LeaseKeeper;
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
 
 use connect::Dialer;
+use keeper::Place;
 use login::LoginCall;
 use pace::Budget;
 use renewer::{Renewer, chain};
@@ -132,12 +135,38 @@ impl Upstream {
         Self::open_with(settings, description, (tasks, stop), metrics)
     }
 
+    /// The same, with the token of an earlier start if one was kept.
+    pub fn open_keeping(
+        settings: &config::Upstream,
+        life: (&Tasks, &Stop),
+        metrics: &Arc<Metrics>,
+        keeper: Option<LeaseKeeper>,
+    ) -> Result<Arc<Self>, Error> {
+        Self::build(
+            settings,
+            LoginDescription::whatsapp(),
+            life,
+            metrics,
+            keeper,
+        )
+    }
+
     /// The same, for a service with another kind of login.
     pub fn open_with(
         settings: &config::Upstream,
         description: LoginDescription,
+        life: (&Tasks, &Stop),
+        metrics: &Arc<Metrics>,
+    ) -> Result<Arc<Self>, Error> {
+        Self::build(settings, description, life, metrics, None)
+    }
+
+    fn build(
+        settings: &config::Upstream,
+        description: LoginDescription,
         (tasks, stop): (&Tasks, &Stop),
         metrics: &Arc<Metrics>,
+        keeper: Option<LeaseKeeper>,
     ) -> Result<Arc<Self>, Error> {
         let name = &settings.name;
         let host = host(&settings.base).ok_or_else(|| Error::Host {
@@ -160,6 +189,7 @@ impl Upstream {
                 username: login.username.clone(),
                 timeout: login.timeout,
             };
+            let place = keeper.map(|keeper| Place::new(keeper, name, &settings.base, login));
             let (session, phase) = Session::new(login.single_active_token, Arc::clone(metrics));
             let renewer = Renewer {
                 upstream: Arc::clone(name),
@@ -170,6 +200,7 @@ impl Upstream {
                 settings: login.clone(),
                 failures: 0,
                 reported: None,
+                place,
                 metrics: Arc::clone(metrics),
                 stop: stop.clone(),
             };

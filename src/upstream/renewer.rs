@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use super::fence::Attempt;
+use super::keeper::Place;
 use super::login::{Granted, LoginCall, LoginError};
 use super::pace::{Budget, back_off, renew_after};
 use super::session::{Lease, Phase, Session, Why};
@@ -36,6 +37,8 @@ pub(super) struct Renewer {
     pub(super) failures: u32,
     /// What was said last, so that an outage is one line and not one per attempt.
     pub(super) reported: Option<Why>,
+    /// Where the token outlives a restart; None: it does not.
+    pub(super) place: Option<Place>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: Stop,
 }
@@ -54,11 +57,53 @@ impl Renewer {
     /// Runs until drain; a login that is under way then is finished first, because
     /// requests wait for it.
     pub(super) async fn run(mut self) {
-        loop {
-            let due = self.attempt().await;
-            if !self.has_come(&due).await {
-                return;
-            }
+        let mut due = match self.adopt_kept() {
+            Some(due) => due,
+            None => self.attempt().await,
+        };
+        while self.has_come(&due).await {
+            self.forget_the_refused();
+            due = self.attempt().await;
+        }
+    }
+
+    /// The token of an earlier start: as good as a login's, until the upstream says
+    /// otherwise.
+    fn adopt_kept(&mut self) -> Option<Due> {
+        let kept = self.place.as_ref()?.find()?;
+        let header = self.call.description.inject.header(&kept.token).ok()?;
+        let ends = Deadline::at_unix_millis(kept.ends_millis);
+        let attempt = self.session.fence.begin();
+        let generation = self.session.fence.publish(attempt)?;
+        info!(upstream = %self.upstream, seconds = ends.left().as_secs(),
+            "using the token of the start before");
+        self.publish(Lease {
+            generation,
+            ends,
+            headers: vec![header],
+            secret: kept.token,
+        });
+        let settings = &self.settings;
+        let renew = renew_after(kept.life, settings.renew_at, settings.renew_floor);
+        let left = renew.saturating_sub(kept.age);
+        Some(Due::Renewal(Deadline::after(left)))
+    }
+
+    fn publish(&self, lease: Lease) {
+        self.metrics
+            .session_generation
+            .set(i64::try_from(lease.generation).unwrap_or(i64::MAX));
+        self.session.lease.store(Some(Arc::new(lease)));
+        self.phase.send_replace(Phase::Resting);
+        self.session.refresh_gauges();
+    }
+
+    fn forget_the_refused(&self) {
+        if let Some(place) = &self.place
+            && let Some(lease) = &*self.session.lease.load()
+            && self.session.fence.is_refused(lease.generation)
+        {
+            place.forget();
         }
     }
 
@@ -111,19 +156,16 @@ impl Renewer {
         self.failures = 0;
         self.reported = None;
         self.metrics.session_logins.add(LoginOutcome::Ok);
-        self.metrics
-            .session_generation
-            .set(i64::try_from(generation).unwrap_or(i64::MAX));
         info!(upstream = %self.upstream, generation, seconds = granted.left.as_secs(), "logged in");
-        let lease = Lease {
+        if let Some(place) = &self.place {
+            place.keep(&granted.token, ends.unix_millis());
+        }
+        self.publish(Lease {
             generation,
             ends,
             headers: granted.headers,
             secret: granted.token,
-        };
-        self.session.lease.store(Some(Arc::new(lease)));
-        self.phase.send_replace(Phase::Resting);
-        self.session.refresh_gauges();
+        });
         let settings = &self.settings;
         let renew = renew_after(granted.left, settings.renew_at, settings.renew_floor);
         Due::Renewal(Deadline::after(renew))

@@ -10,6 +10,7 @@ mod report;
 mod routes;
 mod section;
 mod small;
+mod store;
 mod units;
 mod upstream;
 mod users;
@@ -116,6 +117,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     let routes = routes::routes(root, profile, users.directory);
     let limits = limits::limits(root, profile, &routes, users.directory);
     let http = small::http(root);
+    let store = store::store(root);
     let drain = small::drain(root);
     let log = small::log(root);
 
@@ -129,6 +131,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         routes,
         limits,
         http,
+        store,
         drain,
         log,
         emulator,

@@ -83,6 +83,7 @@ fn the_example_shows_the_defaults() {
     shown.users.first_admin = None;
     shown.api_keys.clear();
     shown.http.trusted_proxies.clear();
+    (shown.store.key, shown.store.old_key) = (None, None);
     let media = shown
         .routes
         .iter()

@@ -2,6 +2,7 @@
 
 use crate::identity::{Busy, HashFailed, UnusableHash};
 use crate::secret;
+use crate::store::Unavailable;
 use crate::webapp::{BadName, BadPassword};
 
 /// Why the directory could not be opened: something about the first admin.
@@ -17,6 +18,14 @@ pub enum Error {
     Name(#[from] BadName),
     #[error("cannot hash the first admin's password")]
     Hashing(#[from] HashFailed),
+    #[error("user {user} of the store has a password hash that cannot be used")]
+    Stored {
+        user: String,
+        #[source]
+        source: UnusableHash,
+    },
+    #[error("cannot keep the first admin")]
+    Unavailable(#[from] Unavailable),
 }
 
 /// Why a login is refused. Outside, the first two are one answer.
@@ -45,6 +54,8 @@ pub enum CreateError {
     Busy(#[source] Busy),
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
+    #[error("cannot be made to last")]
+    Unavailable(#[from] Unavailable),
 }
 
 /// Why a password stays as it is.
@@ -61,16 +72,20 @@ pub enum ChangeError {
     Busy(#[source] Busy),
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
+    #[error("cannot be made to last")]
+    Unavailable(#[from] Unavailable),
 }
 
 /// Why a user is not removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RemoveError {
     #[error("no such user")]
     Unknown,
     /// The first admin cannot be deleted, so there is always one (protocol sheet, 1.1).
     #[error("the first admin cannot be deleted")]
     FirstAdmin,
+    #[error("cannot be made to last")]
+    Unavailable(#[from] Unavailable),
 }
 
 impl From<HashFailed> for Refused {

@@ -4,11 +4,12 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::config::{Directory as Owner, FirstAdmin, UnknownTokens};
+use crate::config::UnknownTokens;
+use crate::config::{self, Directory as Owner, FirstAdmin as FirstAdminSettings, FirstPassword};
 use crate::identity::{UnusableHash, hash_password};
 use crate::secret::SecretSource;
 
-fn settings(first_admin: Option<FirstAdmin>) -> config::Users {
+fn settings(first_admin: Option<FirstAdminSettings>) -> config::Users {
     config::Users {
         directory: Owner::Gateway,
         unknown_tokens: UnknownTokens::Reject,
@@ -20,6 +21,11 @@ fn settings(first_admin: Option<FirstAdmin>) -> config::Users {
     }
 }
 
+async fn open_with(first_admin: Option<FirstAdminSettings>) -> Result<(Users, FirstAdmin), Error> {
+    let store = Arc::new(Store::Memory);
+    Users::open(&settings(first_admin), hasher(), store, Vec::new()).await
+}
+
 fn hasher() -> Hasher {
     Hasher::new(2, Handle::current())
 }
@@ -28,8 +34,8 @@ fn secret(text: &str) -> Secret {
     Secret::new(text)
 }
 
-fn admin(password: FirstPassword, must_change: bool) -> Option<FirstAdmin> {
-    Some(FirstAdmin {
+fn admin(password: FirstPassword, must_change: bool) -> Option<FirstAdminSettings> {
+    Some(FirstAdminSettings {
         username: "admin".into(),
         password,
         must_change,
@@ -38,24 +44,26 @@ fn admin(password: FirstPassword, must_change: bool) -> Option<FirstAdmin> {
 
 async fn open(must_change: bool) -> Users {
     let hash = FirstPassword::Hash(hash_password(&secret("Passw0rd!")).unwrap());
-    let opened = Users::open(&settings(admin(hash, must_change)), hasher()).await;
+    let opened = open_with(admin(hash, must_change)).await;
     opened.unwrap().0
 }
 
-async fn plain(text: &str) -> Result<(Users, Option<GeneratedAdmin>), Error> {
+async fn plain(text: &str) -> Result<(Users, FirstAdmin), Error> {
     let digits: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
     let file = std::env::temp_dir().join(format!("tollgate-admin-{}-{digits}", std::process::id()));
     std::fs::write(&file, text).unwrap();
     let password = FirstPassword::Plain(SecretSource::File(file.clone()));
-    let opened = Users::open(&settings(admin(password, false)), hasher()).await;
+    let opened = open_with(admin(password, false)).await;
     std::fs::remove_file(file).unwrap();
     opened
 }
 
 #[tokio::test]
 async fn without_a_first_admin_one_is_made_and_its_password_given_out_once() {
-    let (users, generated) = Users::open(&settings(None), hasher()).await.unwrap();
-    let generated = generated.unwrap();
+    let (users, generated) = open_with(None).await.unwrap();
+    let FirstAdmin::Generated(generated) = generated else {
+        panic!("{generated:?}");
+    };
     assert_eq!(generated.username, "admin");
     assert!(webapp::check_password(&generated.password).is_ok());
     let verified = users.verify("admin", generated.password).await.unwrap();
@@ -65,7 +73,7 @@ async fn without_a_first_admin_one_is_made_and_its_password_given_out_once() {
 #[test]
 fn a_made_up_password_meets_the_rule_and_never_repeats() {
     let made: HashSet<String> = (0..200)
-        .map(|_| random_password().expose().to_owned())
+        .map(|_| first_admin::random_password().expose().to_owned())
         .collect();
     assert_eq!(made.len(), 200);
     for password in made {
@@ -75,15 +83,16 @@ fn a_made_up_password_meets_the_rule_and_never_repeats() {
 
 #[tokio::test]
 async fn the_first_admin_comes_from_a_secret_or_a_hash_and_a_simple_password_is_refused() {
-    let (users, generated) = plain("Passw0rd!").await.unwrap();
-    assert!(generated.is_none());
+    let (users, first) = plain("Passw0rd!").await.unwrap();
+    assert!(matches!(first, FirstAdmin::Configured { .. }));
+    assert_eq!(first.username(), "admin");
     assert!(users.verify("admin", secret("Passw0rd!")).await.is_ok());
     assert!(matches!(plain("secret").await, Err(Error::Password(_))));
     let hash = FirstPassword::Hash("secret".into());
-    let opened = Users::open(&settings(admin(hash, false)), hasher()).await;
+    let opened = open_with(admin(hash, false)).await;
     assert!(matches!(opened, Err(Error::Hash(UnusableHash::NotPhc(_)))));
     let gone = FirstPassword::Plain(SecretSource::File("/nonexistent/password".into()));
-    let opened = Users::open(&settings(admin(gone, false)), hasher()).await;
+    let opened = open_with(admin(gone, false)).await;
     assert!(matches!(opened, Err(Error::Secret(_))));
 }
 

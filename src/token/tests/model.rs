@@ -110,7 +110,7 @@ impl Model {
             }
             Step::LogoutUser { user } => {
                 self.end(user);
-                self.store.revoke_user(name(user)).await;
+                self.store.revoke_user(name(user)).await.unwrap();
             }
             Step::Delete { user } => {
                 self.end(user);
@@ -148,6 +148,7 @@ impl Model {
         let name = ["anna", "bert", "carl"][user];
         let outcome = login_for(&self.store, name, (lifetime, epoch)).await;
         match outcome {
+            Err(InsertRefused::Unavailable(_)) => panic!("memory is always there"),
             Err(InsertRefused::Ended) => assert!(deletions < self.deletions[user]),
             Err(InsertRefused::UserFull) => assert!(mine >= self.caps.0),
             // The dead count here until they are swept.

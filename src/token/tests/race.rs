@@ -99,7 +99,7 @@ fn race(ending: Ending) {
             scene.begun.store(number, SeqCst);
             run(async {
                 match ending {
-                    Ending::Logout => store.revoke_user("anna").await,
+                    Ending::Logout => store.revoke_user("anna").await.unwrap(),
                     Ending::Deletion => store.end_user("anna").await,
                 }
             });

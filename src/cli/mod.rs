@@ -1,4 +1,6 @@
-//! The command line: serve, check, hash-password, new-key, emulate.
+//! The command line: serve, check, store, hash-password, new-key, emulate.
+
+mod store;
 
 use std::error::Error as StdError;
 use std::io::{self, BufRead as _, Read as _, Write as _};
@@ -22,6 +24,7 @@ Examples:
   tollgate check --config gate.toml    print all problems, or what was understood
   tollgate hash-password < password    a hash for [users] first_admin
   tollgate new-key --name prometheus   a key for a service, and its [[api_key]]
+  tollgate store export > backup.jsonl all that outlives a restart, while no gate runs
 
 Exit codes: 0 done, 1 failed (check: the file has problems), 2 wrong command line.
 A running gate reads its config file again when it changes, and on SIGHUP.";
@@ -57,6 +60,11 @@ enum Command {
         #[arg(long, default_value = "my-service")]
         name: String,
     },
+    /// Look at, back up, fill or shrink the store, while no gate uses it.
+    Store {
+        #[command(subcommand)]
+        command: store::Command,
+    },
     /// Run the pretend Webapp alone.
     #[cfg(feature = "emulator")]
     Emulate,
@@ -82,6 +90,8 @@ enum Error {
     Weak(#[from] crate::webapp::BadPassword),
     #[error("cannot hash the password")]
     Hash(#[source] identity::HashFailed),
+    #[error("cannot use the store")]
+    Store(#[from] crate::store::TransferError),
     #[error("cannot write the answer")]
     Unwritten(#[from] io::Error),
 }
@@ -110,6 +120,11 @@ fn command(arguments: Arguments) -> Result<ExitCode, Error> {
         Command::Check => check(&path, &mut out).map(done),
         Command::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
         Command::NewKey { name } => new_key(&name, &mut out).map(done),
+        Command::Store { command } => {
+            let loaded = config::load(&path)?;
+            store::run(&command, &loaded.config.store, &mut out)?;
+            Ok(ExitCode::SUCCESS)
+        }
         #[cfg(feature = "emulator")]
         Command::Emulate => {
             drop(out);

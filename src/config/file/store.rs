@@ -1,0 +1,59 @@
+//! `[store]`: what outlives a restart, and where.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::places::secret_that;
+use super::section::{Section, Value};
+use super::value::text;
+use crate::config::{Store, StorePlace};
+use crate::secret::Secret;
+
+const DEFAULT: &str = "data/tollgate.redb";
+const RULE: &str = "must be 32 bytes in base64, such as `openssl rand -base64 32` makes";
+
+pub(super) fn store(root: &Section<'_>) -> Store {
+    let folder = &root.report.folder;
+    let mut store = Store {
+        place: StorePlace::File(folder.join(DEFAULT)),
+        key: None,
+        old_key: None,
+    };
+    let Some(table) = root.section("store") else {
+        return store;
+    };
+    store.place = table.or("path", place, store.place);
+    store.key = table.read("key", secret_that(is_key, RULE));
+    store.old_key = table.read("old_key", secret_that(is_key, RULE));
+    if store.old_key.is_some() && !table.has("key") {
+        let reason = "is the key before the one in use, and there is none in use";
+        table.complain("old_key", reason, "add key, or rename this one to key");
+    }
+    if store.place == StorePlace::Memory && table.has("key") {
+        table.warn("key", "says nothing with path = \"memory\"", "");
+    }
+    store
+}
+
+/// A file, or the word for none.
+fn place(value: &Value<'_>) -> Option<StorePlace> {
+    if text(value)? == "memory" {
+        return Some(StorePlace::Memory);
+    }
+    let path = super::value::path(value)?;
+    if path.is_dir() {
+        value.complain(
+            &format!("is a folder: {}", path.display()),
+            "name a file in it",
+        );
+        return None;
+    }
+    Some(StorePlace::File(path))
+}
+
+fn is_key(secret: &Secret) -> bool {
+    let bytes = STANDARD
+        .decode(secret.expose().trim())
+        .map(zeroize::Zeroizing::new);
+    bytes.is_ok_and(|bytes| bytes.len() == 32)
+}

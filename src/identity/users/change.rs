@@ -1,0 +1,82 @@
+//! One change of the directory at a time: looked at, made to last, and only then in
+//! force. Its second half runs when the store says so, whether or not the client is
+//! still there.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::{OwnedMutexGuard, oneshot};
+use tracing::debug;
+
+use super::{Directory, Revision, User, Users};
+use crate::identity::PasswordHash;
+use crate::store::{self, Store, Unavailable};
+
+/// The right to change the directory; nobody else does meanwhile.
+#[derive(Debug)]
+pub(super) struct Change {
+    directory: Arc<RwLock<Directory>>,
+    store: Arc<Store>,
+    turn: OwnedMutexGuard<()>,
+}
+
+impl Users {
+    pub(super) async fn begin_change(&self) -> Change {
+        Change {
+            directory: Arc::clone(&self.directory),
+            store: Arc::clone(&self.store),
+            turn: Arc::clone(&self.changes).lock_owned().await,
+        }
+    }
+
+    /// Keeps a better hash of the same password. A store that fails is no reason to
+    /// refuse the right password.
+    pub(super) async fn improve(&self, name: &str, hash: Arc<PasswordHash>, seen: Revision) {
+        let change = self.begin_change().await;
+        let user = self.read().users.get(name).cloned();
+        let Some(mut user) = user.filter(|user| user.revision == seen) else {
+            return;
+        };
+        user.hash = hash;
+        if let Err(error) = change.put(name, user).await {
+            debug!(%error, "a password hash stays as it was");
+        }
+    }
+}
+
+impl Change {
+    pub(super) async fn put(self, name: &str, user: User) -> Result<(), Unavailable> {
+        let change = store::Change::PutUser(user.record(name));
+        let name = name.to_owned();
+        let then = move |directory: &mut Directory| drop(directory.users.insert(name, user));
+        self.commit(change, then).await
+    }
+
+    pub(super) async fn remove(self, name: &str) -> Result<(), Unavailable> {
+        let change = store::Change::RemoveUser { name: name.into() };
+        let name = name.to_owned();
+        let then = move |directory: &mut Directory| drop(directory.users.remove(&name));
+        self.commit(change, then).await
+    }
+
+    async fn commit(
+        self,
+        change: store::Change,
+        then: impl FnOnce(&mut Directory) + Send + 'static,
+    ) -> Result<(), Unavailable> {
+        let (answer, answered) = oneshot::channel();
+        let Self {
+            directory,
+            store,
+            turn,
+        } = self;
+        store.submit(change, move |outcome| {
+            if outcome.is_ok() {
+                let mut directory = directory.write().unwrap_or_else(PoisonError::into_inner);
+                then(&mut directory);
+            }
+            drop(turn);
+            let _ = answer.send(outcome); // the client may have left
+        });
+        answered.await.unwrap_or(Err(Unavailable::Closed))
+    }
+}

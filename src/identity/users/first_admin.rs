@@ -1,0 +1,267 @@
+//! The first admin: made once, by the config file or with a password that is shown
+//! once. Later the store has it, and the file has a say again only when what it says
+//! is new: an admin's own change of password outlives every restart, and an operator
+//! who has lost it writes another one into the file.
+
+use std::sync::{Arc, RwLock};
+
+use rand::TryRng as _;
+use rand::rngs::SysRng;
+use tokio::sync::Mutex;
+use tracing::info;
+use zeroize::Zeroizing;
+
+use super::{Directory, Error, Revision, User, Users};
+use crate::config::{self, FirstPassword};
+use crate::identity::password::Verdict;
+use crate::identity::{Hasher, PasswordHash};
+use crate::secret::Secret;
+use crate::store::{PhcText, Store, UserRecord};
+use crate::webapp::{self, Role};
+
+/// Name of the first admin when the operator gives none, as at the Webapp.
+const ADMIN: &str = "admin";
+
+/// The first admin, made because the operator named none. Show it once, to a person.
+#[derive(Debug)]
+pub struct GeneratedAdmin {
+    pub username: String,
+    pub password: Secret,
+}
+
+/// Where the first admin's password comes from.
+#[derive(Debug)]
+pub enum FirstAdmin {
+    Generated(GeneratedAdmin),
+    /// The config file's, taken over just now.
+    Configured {
+        username: String,
+    },
+    /// Of an earlier start, or changed since.
+    Kept {
+        username: String,
+    },
+}
+
+impl FirstAdmin {
+    pub fn username(&self) -> &str {
+        match self {
+            Self::Generated(admin) => &admin.username,
+            Self::Configured { username } | Self::Kept { username } => username,
+        }
+    }
+}
+
+impl Users {
+    /// The directory as `kept`, with its first admin in it.
+    pub async fn open(
+        settings: &config::Users,
+        hasher: Hasher,
+        store: Arc<Store>,
+        kept: Vec<UserRecord>,
+    ) -> Result<(Self, FirstAdmin), Error> {
+        let mut directory = Directory::default();
+        for record in kept {
+            directory.created += 1;
+            let (name, user) = user(record, directory.created)?;
+            directory.users.insert(name, user);
+        }
+        let users = Self {
+            hasher,
+            nobody: PasswordHash::of_nobody(),
+            directory: Arc::new(RwLock::new(directory)),
+            store,
+            changes: Arc::new(Mutex::new(())),
+        };
+        let admin = users.settle_first_admin(settings).await?;
+        Ok((users, admin))
+    }
+
+    async fn settle_first_admin(&self, settings: &config::Users) -> Result<FirstAdmin, Error> {
+        let kept = self.first_admin();
+        let Some(wanted) = &settings.first_admin else {
+            return match kept {
+                Some((username, _)) => Ok(FirstAdmin::Kept { username }),
+                None => self.generate().await,
+            };
+        };
+        webapp::check_name(&wanted.username)?;
+        let known = self.read().users.get(&wanted.username).cloned();
+        let is_known = known.as_ref().is_some_and(|user| user.is_first_admin);
+        let configured = known.as_ref().and_then(|user| user.configured.clone());
+        let username = wanted.username.clone();
+        if is_known && self.is_as_before(&wanted.password, configured).await? {
+            return Ok(FirstAdmin::Kept { username });
+        }
+        if let Some((old, user)) = kept.filter(|(old, _)| *old != username) {
+            info!(%old, new = %username, "the config file names another first admin");
+            let user = User {
+                is_first_admin: false,
+                configured: None,
+                ..user
+            };
+            self.begin_change().await.put(&old, user).await?;
+        }
+        let hash = self.hash(&wanted.password, wanted.must_change).await?;
+        let change = FirstUser {
+            name: &username,
+            configured: Some(match &wanted.password {
+                FirstPassword::Hash(text) => PhcText(text.clone()),
+                FirstPassword::Plain(_) => PhcText(hash.text()),
+            }),
+            hash,
+            must_change: wanted.must_change,
+        };
+        self.put_first_admin(change, known).await?;
+        info!(%username, "the first admin's password is the one of the config file");
+        Ok(FirstAdmin::Configured { username })
+    }
+
+    fn first_admin(&self) -> Option<(String, User)> {
+        let directory = self.read();
+        let mut users = directory.users.iter();
+        let (name, user) = users.find(|(_, user)| user.is_first_admin)?;
+        Some((name.clone(), user.clone()))
+    }
+
+    async fn generate(&self) -> Result<FirstAdmin, Error> {
+        let password = random_password();
+        let known = self.read().users.get(ADMIN).cloned();
+        let first = FirstUser {
+            name: ADMIN,
+            hash: self.hasher.hash(password.clone()).await?,
+            must_change: false,
+            configured: None,
+        };
+        self.put_first_admin(first, known).await?;
+        Ok(FirstAdmin::Generated(GeneratedAdmin {
+            username: ADMIN.to_owned(),
+            password,
+        }))
+    }
+
+    async fn put_first_admin(
+        &self,
+        first: FirstUser<'_>,
+        known: Option<User>,
+    ) -> Result<(), Error> {
+        let change = self.begin_change().await;
+        let revision = match known {
+            Some(user) => Revision {
+                changes: user.revision.changes + 1,
+                ..user.revision
+            },
+            None => {
+                let mut directory = self.write();
+                directory.created += 1;
+                Revision {
+                    created: directory.created,
+                    changes: 0,
+                }
+            }
+        };
+        let user = User {
+            role: Role::Admin,
+            hash: Arc::new(first.hash),
+            must_change: first.must_change,
+            is_first_admin: true,
+            configured: first.configured,
+            revision,
+        };
+        change.put(first.name, user).await?;
+        Ok(())
+    }
+
+    /// Whether the config file still says what it said when it was last taken over.
+    async fn is_as_before(
+        &self,
+        password: &FirstPassword,
+        configured: Option<PhcText>,
+    ) -> Result<bool, Error> {
+        let Some(configured) = configured else {
+            return Ok(false);
+        };
+        match password {
+            FirstPassword::Hash(text) => Ok(*text == configured.0),
+            FirstPassword::Plain(source) => {
+                let Ok(hash) = PasswordHash::parse(&configured.0) else {
+                    return Ok(false);
+                };
+                let verdict = self.hasher.verify(source.read()?, hash).await?;
+                Ok(!matches!(verdict, Verdict::Mismatch))
+            }
+        }
+    }
+
+    async fn hash(
+        &self,
+        password: &FirstPassword,
+        must_change: bool,
+    ) -> Result<PasswordHash, Error> {
+        match password {
+            FirstPassword::Hash(text) => Ok(PasswordHash::parse(text)?),
+            FirstPassword::Plain(source) => {
+                let password = source.read()?;
+                // One that has to be changed at once may be as weak as the factory's.
+                if !must_change {
+                    webapp::check_password(&password)?;
+                }
+                Ok(self.hasher.hash(password).await?)
+            }
+        }
+    }
+}
+
+/// The first admin to be.
+struct FirstUser<'a> {
+    name: &'a str,
+    hash: PasswordHash,
+    must_change: bool,
+    configured: Option<PhcText>,
+}
+
+fn user(record: UserRecord, created: u64) -> Result<(String, User), Error> {
+    let name = record.name.to_string();
+    let hash = PasswordHash::parse(&record.hash.0).map_err(|source| Error::Stored {
+        user: name.clone(),
+        source,
+    })?;
+    let user = User {
+        role: record.role,
+        hash: Arc::new(hash),
+        must_change: record.must_change,
+        is_first_admin: record.is_first_admin,
+        configured: record.configured,
+        revision: Revision {
+            created,
+            changes: 0,
+        },
+    };
+    Ok((name, user))
+}
+
+/// Four groups of six, without letters that look alike: a person will type it.
+pub(super) fn random_password() -> Secret {
+    const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789";
+    // Largest multiple of the alphabet that fits a byte: above it lies a bias.
+    const FAIR: u8 = (256 / LETTERS.len() * LETTERS.len()) as u8;
+    loop {
+        let mut bytes = Zeroizing::new([0; 64]);
+        SysRng
+            .try_fill_bytes(bytes.as_mut_slice())
+            .expect("the operating system gives random bytes");
+        let fair = bytes.iter().filter(|byte| **byte < FAIR).take(24);
+        let mut text = Zeroizing::new(String::with_capacity(27));
+        for (place, byte) in fair.enumerate() {
+            if place > 0 && place % 6 == 0 {
+                text.push('-');
+            }
+            text.push(char::from(LETTERS[usize::from(*byte) % LETTERS.len()]));
+        }
+        let password = Secret::new(text.as_str());
+        // Now and then 24 letters hold no digit, which the rule demands.
+        if text.len() == 27 && webapp::check_password(&password).is_ok() {
+            return password;
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The engine on this machine's disk: one redb file, one thread that writes it.
+//! Everything is loaded at the start; later the file is only written.
+
+mod offline;
+mod open;
+mod read;
+mod round;
+mod tables;
+mod walk;
+mod writer;
+
+pub use offline::{Compacted, Import, Mode, Offline};
+pub use open::OpenError;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::Database;
+use tokio::sync::oneshot;
+
+use super::{Change, Contents, GrantRecord, Loaded, Unavailable};
+use crate::metrics::{Metrics, StoreOutcome};
+use open::{Missing, storage};
+use writer::{Opener, Writer};
+
+/// Changes that may wait for the disk; more are refused at once.
+const MOST_WAITING: usize = 8192;
+
+/// Takes a grant that is loaded.
+pub(super) type Each = Box<dyn FnMut(GrantRecord) + Send>;
+
+/// Told what became of a change.
+pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
+
+/// What the writer is asked for.
+enum Job {
+    Change(Change, Done),
+    Load(Each, oneshot::Sender<Result<Loaded, Unavailable>>),
+    /// So many grants have died since.
+    Forget(u64),
+    Close(oneshot::Sender<()>),
+}
+
+impl Job {
+    fn refuse(self, why: Unavailable) {
+        if let Self::Change(_, done) = self {
+            done(Err(why));
+        }
+    }
+}
+
+/// A handle to the writer's thread, which ends with it.
+pub struct Embedded {
+    path: PathBuf,
+    jobs: SyncSender<Job>,
+    condition: Arc<Condition>,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What others see of the writer: why it cannot write, if it cannot.
+#[derive(Debug, Default)]
+struct Condition(Mutex<Option<Arc<str>>>);
+
+impl Condition {
+    fn held(&self) -> MutexGuard<'_, Option<Arc<str>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trouble(&self) -> Option<Arc<str>> {
+        self.held().clone()
+    }
+
+    /// Whether that is news.
+    fn set(&self, trouble: Option<Arc<str>>) -> bool {
+        let mut held = self.held();
+        let is_news = *held != trouble;
+        *held = trouble;
+        is_news
+    }
+}
+
+impl Embedded {
+    /// Opens the file, or makes it if nothing is there; reads all but the grants.
+    pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, Contents), OpenError> {
+        let database = open::open(path, Missing::Make)?;
+        Self::start(path, writer::at(path.to_owned()), database, metrics)
+    }
+
+    fn start(
+        path: &Path,
+        opener: Opener,
+        database: Database,
+        metrics: &Arc<Metrics>,
+    ) -> Result<(Self, Contents), OpenError> {
+        let contents = read::contents(&database).map_err(|error| match error {
+            read::Error::Engine(error) => storage(path, error),
+            row @ read::Error::Row { .. } => OpenError::Damaged {
+                path: path.to_owned(),
+                reason: row.to_string(),
+            },
+        })?;
+        let condition = Arc::new(Condition::default());
+        let shared = (Arc::clone(&condition), Arc::clone(metrics));
+        let writer = Writer::new(path, opener, database, shared);
+        let writer = writer.map_err(|error| storage(path, error))?;
+        let (jobs, queue) = sync_channel(MOST_WAITING);
+        let thread = std::thread::Builder::new().name("store".to_owned());
+        let thread = thread.spawn(move || writer.run(&queue));
+        thread.map_err(|source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        metrics.store_up.set(1);
+        let embedded = Self {
+            path: path.to_owned(),
+            jobs,
+            condition,
+            metrics: Arc::clone(metrics),
+        };
+        Ok((embedded, contents))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts a change in the queue at once; `done` is told, on the writer's thread, when
+    /// it is on disk or refused.
+    pub(super) fn submit(&self, change: Change, done: Done) {
+        match self.jobs.try_send(Job::Change(change, done)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(job)) => {
+                self.metrics.store_changes.add(StoreOutcome::Busy);
+                job.refuse(Unavailable::Busy);
+            }
+            Err(TrySendError::Disconnected(job)) => job.refuse(Unavailable::Closed),
+        }
+    }
+
+    /// Gives every live grant to `each`, on the writer's thread.
+    pub async fn load(&self, each: Each) -> Result<Loaded, Unavailable> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Load(each, answer);
+        self.jobs.send(job).map_err(|_| Unavailable::Closed)?;
+        answered.await.unwrap_or(Err(Unavailable::Closed))
+    }
+
+    /// So many grants have died in memory; their rows may go, in time.
+    pub fn forget(&self, count: u64) {
+        // A full queue means much to do; what is not counted now is found by a later walk.
+        let _ = self.jobs.try_send(Job::Forget(count));
+    }
+
+    /// Why changes are refused now, if they are.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.condition.trouble()
+    }
+
+    /// Writes what is in the queue and leaves the file, so that another may have it.
+    pub async fn close(&self) {
+        let (closed, done) = oneshot::channel();
+        let job = Job::Close(closed);
+        let sent = match self.jobs.try_send(job) {
+            Ok(()) => true,
+            Err(TrySendError::Disconnected(_)) => false,
+            Err(TrySendError::Full(job)) => {
+                let jobs = self.jobs.clone();
+                let send = tokio::task::spawn_blocking(move || jobs.send(job).is_ok());
+                send.await.unwrap_or(false)
+            }
+        };
+        if sent {
+            let _ = done.await; // an error: it has ended by itself
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

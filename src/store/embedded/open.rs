@@ -1,0 +1,298 @@
+//! Getting at the file: made once, never by accident, never twice at a time, and
+//! never taken for empty because it could not be read.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend, TableHandle as _,
+};
+use tracing::{info, warn};
+
+use super::tables::{GRANTS, HOLDERS, KEYS, LEASES, META, SCHEMA, SCHEMA_KEY, USERS};
+
+/// What every file of the engine begins with.
+const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
+/// Pages kept in memory besides the kernel's own: what a burst of logins touches.
+const CACHE_BYTES: usize = 32 << 20;
+/// A file up to this size is checked page by page at each start, not only after a crash.
+const CHECKED_AT_START: u64 = 64 << 20;
+
+/// Why there is no store. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot use the store {}: {source}{}", path.display(), hint(source))]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "the store {} is in use by another process; stop that one, or give this one a [store] path of \
+         its own",
+        path.display()
+    )]
+    InUse { path: PathBuf },
+    #[error(
+        "the store {} is an empty file; remove it to begin with a new store, or put a backup in its place",
+        path.display()
+    )]
+    Empty { path: PathBuf },
+    #[error("{} is not a store of this program; choose another [store] path", path.display())]
+    Foreign { path: PathBuf },
+    #[error(
+        "the store {} is damaged ({reason}); put a backup in its place, or move it away to begin \
+         with a new store",
+        path.display()
+    )]
+    Damaged { path: PathBuf, reason: String },
+    #[error(
+        "the store {} was written by a newer version of this program (layout {found}, this one \
+         knows {SCHEMA}); use that version",
+        path.display()
+    )]
+    Newer { path: PathBuf, found: u64 },
+    #[error(
+        "there is no store at {}: it was moved or removed, or no gate has run here yet",
+        path.display()
+    )]
+    Gone { path: PathBuf },
+}
+
+fn hint(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::NotFound => "; make its folder, or choose another [store] path",
+        ErrorKind::PermissionDenied => "; the gate's user must own the file and its folder",
+        ErrorKind::ReadOnlyFilesystem => "; [store] path must be on a disk that can be written",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room on the disk",
+        ErrorKind::IsADirectory => "; [store] path names a file",
+        _ => "",
+    }
+}
+
+/// Whether a missing file may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    Make,
+    Refuse,
+}
+
+pub(super) fn open(path: &Path, missing: Missing) -> Result<Database, OpenError> {
+    let io = |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::metadata(path) {
+        Ok(facts) if facts.is_dir() => return Err(io(ErrorKind::IsADirectory.into())),
+        Ok(facts) if facts.len() == 0 => {
+            return Err(OpenError::Empty {
+                path: path.to_owned(),
+            });
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return match missing {
+                Missing::Make => make(path),
+                Missing::Refuse => Err(OpenError::Gone {
+                    path: path.to_owned(),
+                }),
+            };
+        }
+        Err(error) => return Err(io(error)),
+    }
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.map_err(io)?;
+    check_magic(path, &file)?;
+    keep_private(path, &file).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let backend = FileBackend::new(file).map_err(|error| told(path, error))?;
+    let database = open_backend(path, backend, length <= CHECKED_AT_START)?;
+    check_schema(path, &database)?;
+    Ok(database)
+}
+
+/// Made beside its place and moved there once it is whole, so that a kill on the way
+/// leaves no empty file.
+fn make(path: &Path) -> Result<Database, OpenError> {
+    let io = |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    make_folder(path).map_err(io)?;
+    let fresh = path.with_extension("new");
+    let _ = std::fs::remove_file(&fresh); // left by a kill, or not there
+    let options = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&fresh);
+    let file = options.map_err(io)?;
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = File::open(folder.unwrap_or_else(|| Path::new("."))).map_err(io)?;
+    let made = FileBackend::new(file)
+        .map_err(|error| told(path, error))
+        .and_then(|backend| open_backend(path, backend, false))
+        .and_then(|database| {
+            lay_out(&database).map_err(|error| storage(path, error))?;
+            // Never over a file that another process has made meanwhile.
+            std::fs::hard_link(&fresh, path).map_err(io)?;
+            folder.sync_all().map_err(io)?;
+            Ok(database)
+        });
+    let _ = std::fs::remove_file(&fresh);
+    if made.is_ok() {
+        info!(path = %path.display(), "new store");
+    }
+    made
+}
+
+/// The last folder only: a path with a slip in it is not to grow a tree.
+fn make_folder(path: &Path) -> std::io::Result<()> {
+    let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    else {
+        return Ok(());
+    };
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn keep_private(path: &Path, file: &File) -> std::io::Result<()> {
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        warn!(path = %path.display(), "others could read the store; now only its owner can");
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
+fn check_magic(path: &Path, mut file: &File) -> Result<(), OpenError> {
+    let mut first = [0; MAGIC.len()];
+    match file.read_exact(&mut first) {
+        Ok(()) if first == MAGIC => Ok(()),
+        _ => Err(OpenError::Foreign {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// Opens a file, or what a test has in place of one.
+pub(super) fn open_backend(
+    path: &Path,
+    backend: impl StorageBackend,
+    is_checked: bool,
+) -> Result<Database, OpenError> {
+    let mut builder = Builder::new();
+    builder
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(is_checked);
+    let shown = path.display().to_string();
+    builder.set_repair_callback(move |repair| {
+        let percent = (repair.progress() * 100.0).round();
+        info!(
+            path = shown,
+            percent, "the gate was not stopped cleanly; checking the store"
+        );
+    });
+    // The engine checks what it reads, but a page that is whole and wrong can still
+    // make it panic: that must not be the end of a gate that could say why.
+    let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)));
+    let opened = opened.map_err(|_| damaged(path, "it cannot be read"))?;
+    opened.map_err(|error| told(path, error))
+}
+
+/// A fresh store has all its tables.
+pub(super) fn lay_out(database: &Database) -> Result<(), redb::Error> {
+    let txn = database.begin_write()?;
+    txn.open_table(META)?.insert(SCHEMA_KEY, SCHEMA)?;
+    txn.open_table(HOLDERS)?;
+    txn.open_table(GRANTS)?;
+    for table in [USERS, KEYS, LEASES] {
+        txn.open_table(table)?;
+    }
+    txn.commit()?;
+    Ok(())
+}
+
+pub(super) fn check_schema(path: &Path, database: &Database) -> Result<(), OpenError> {
+    let schema = catch_unwind(AssertUnwindSafe(|| read_schema(database)));
+    let schema = schema.map_err(|_| damaged(path, "it cannot be read"))?;
+    match schema.map_err(|error| storage(path, error))? {
+        Some(SCHEMA) => Ok(()),
+        Some(found) => Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+        }),
+        None => Err(OpenError::Foreign {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+fn read_schema(database: &Database) -> Result<Option<u64>, redb::Error> {
+    let txn = database.begin_read()?;
+    if !txn.list_tables()?.any(|table| table.name() == META.name()) {
+        return Ok(None);
+    }
+    let table = txn.open_table(META)?;
+    let schema = redb::ReadableTable::get(&table, SCHEMA_KEY)?;
+    Ok(schema.map(|schema| schema.value()))
+}
+
+fn damaged(path: &Path, reason: &str) -> OpenError {
+    OpenError::Damaged {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn told(path: &Path, error: DatabaseError) -> OpenError {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+            OpenError::InUse {
+                path: path.to_owned(),
+            }
+        }
+        DatabaseError::UpgradeRequired(_) => damaged(path, "it has an older file format"),
+        DatabaseError::Storage(error) => storage(path, error.into()),
+        other => damaged(path, &other.to_string()),
+    }
+}
+
+pub(super) fn storage(path: &Path, error: redb::Error) -> OpenError {
+    match error {
+        redb::Error::Io(source)
+            if matches!(
+                source.kind(),
+                ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput
+            ) =>
+        {
+            damaged(path, "it is cut off, or not whole")
+        }
+        redb::Error::Io(source) => OpenError::Io {
+            path: path.to_owned(),
+            source,
+        },
+        other => damaged(path, &StorageText(&other).to_string()),
+    }
+}
+
+/// The engine's own words without its name for itself.
+struct StorageText<'a>(&'a redb::Error);
+
+impl std::fmt::Display for StorageText<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            redb::Error::Corrupted(reason) => f.write_str(reason),
+            other => other.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The file's layout. Grants are most of it: 48 bytes each, and their users' names
+//! once. Everything else is few and kept as one line of JSON.
+
+use redb::TableDefinition;
+
+use crate::store::{Digest, GrantRecord, Origin};
+use crate::webapp::Role;
+
+/// Counts up with each change of this layout.
+pub(super) const SCHEMA: u64 = 1;
+
+/// Numbers about the file itself; also how it is known to be ours.
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("tollgate");
+pub(super) const HOLDERS: TableDefinition<'_, &str, &[u8; Holder::BYTES]> =
+    TableDefinition::new("holders");
+pub(super) const GRANTS: TableDefinition<'_, &[u8; 32], &[u8; Grant::BYTES]> =
+    TableDefinition::new("grants");
+pub(super) const USERS: TableDefinition<'_, &str, &str> = TableDefinition::new("users");
+pub(super) const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("keys");
+pub(super) const LEASES: TableDefinition<'_, &str, &str> = TableDefinition::new("leases");
+
+/// Keys of `META`.
+pub(super) const SCHEMA_KEY: &str = "schema";
+/// Commits so far: tells whether a commit that failed took place all the same.
+pub(super) const BATCH_KEY: &str = "batch";
+/// The next holder's number.
+pub(super) const NEXT_KEY: &str = "next holder";
+/// Wall clock of the last commit, in milliseconds since 1970.
+pub(super) const WALL_KEY: &str = "wall";
+
+/// A user, as far as grants go. Its number is never given to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) number: u32,
+    pub(super) epoch: u64,
+    pub(super) issued: u64,
+}
+
+impl Holder {
+    pub(super) const BYTES: usize = 20;
+
+    pub(super) fn encode(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..4].copy_from_slice(&self.number.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.issued.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8; Self::BYTES]) -> Self {
+        Self {
+            number: u32::try_from(number(&bytes[..4])).unwrap_or(u32::MAX),
+            epoch: number(&bytes[4..12]),
+            issued: number(&bytes[12..]),
+        }
+    }
+}
+
+/// A grant's row: holder 4 bytes, epoch 5, end 6, role and origin 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    pub(super) holder: u32,
+    pub(super) epoch: u64,
+    pub(super) ends_millis: u64,
+    pub(super) role: Option<Role>,
+    pub(super) origin: Origin,
+}
+
+/// Largest epoch and end that fit; neither is ever met.
+pub(super) const MOST_EPOCH: u64 = (1 << 40) - 1;
+const MOST_MILLIS: u64 = (1 << 48) - 1;
+const LEARNED: u8 = 4;
+
+impl Grant {
+    pub(super) const BYTES: usize = 16;
+
+    pub(super) fn of(record: &GrantRecord, holder: Holder) -> Self {
+        Self {
+            holder: holder.number,
+            epoch: holder.epoch,
+            ends_millis: record.ends_millis,
+            role: record.role,
+            origin: record.origin,
+        }
+    }
+
+    pub(super) fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..4].copy_from_slice(&self.holder.to_le_bytes());
+        bytes[4..9].copy_from_slice(&self.epoch.min(MOST_EPOCH).to_le_bytes()[..5]);
+        bytes[9..15].copy_from_slice(&self.ends_millis.min(MOST_MILLIS).to_le_bytes()[..6]);
+        let role = match self.role {
+            None => 0,
+            Some(Role::User) => 1,
+            Some(Role::Admin) => 2,
+        };
+        let origin = match self.origin {
+            Origin::Minted => 0,
+            Origin::Learned => LEARNED,
+        };
+        bytes[15] = role | origin;
+        bytes
+    }
+
+    /// None: no version of this program wrote it.
+    pub(super) fn decode(bytes: &[u8; Self::BYTES]) -> Option<Self> {
+        let flags = bytes[15];
+        let role = match flags & 3 {
+            0 => None,
+            1 => Some(Role::User),
+            2 => Some(Role::Admin),
+            _ => return None,
+        };
+        let origin = match flags & !3 {
+            0 => Origin::Minted,
+            LEARNED => Origin::Learned,
+            _ => return None,
+        };
+        Some(Self {
+            holder: u32::try_from(number(&bytes[..4])).ok()?,
+            epoch: number(&bytes[4..9]),
+            ends_millis: number(&bytes[9..15]),
+            role,
+            origin,
+        })
+    }
+
+    pub(super) fn record(&self, digest: [u8; 32], user: std::sync::Arc<str>) -> GrantRecord {
+        GrantRecord {
+            digest: Digest(digest),
+            user,
+            role: self.role,
+            ends_millis: self.ends_millis,
+            epoch: self.epoch,
+            origin: self.origin,
+        }
+    }
+}
+
+/// Little-endian, up to eight bytes.
+fn number(bytes: &[u8]) -> u64 {
+    let mut whole = [0; 8];
+    whole[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_row_reads_back_as_it_was(
+            holder: u32, epoch in 0..=MOST_EPOCH, ends_millis in 0..=MOST_MILLIS,
+            role in 0..3usize, learned: bool, issued: u64,
+        ) {
+            let role = [None, Some(Role::User), Some(Role::Admin)][role];
+            let origin = if learned { Origin::Learned } else { Origin::Minted };
+            let grant = Grant { holder, epoch, ends_millis, role, origin };
+            prop_assert_eq!(Grant::decode(&grant.encode()), Some(grant));
+            let holder = Holder { number: holder, epoch, issued };
+            prop_assert_eq!(Holder::decode(&holder.encode()), holder);
+        }
+    }
+
+    #[test]
+    fn a_row_of_no_known_kind_is_not_guessed_at() {
+        for flags in [3, 8, 255] {
+            let mut bytes = [0; Grant::BYTES];
+            bytes[15] = flags;
+            assert_eq!(Grant::decode(&bytes), None);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The engine's promises: what was answered is there, whatever happens to the disk.
+
+mod disk;
+mod faults;
+mod files;
+mod model;
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::clock;
+use crate::store::{Digest, KeyRecord, Origin, PhcText, SealedBytes, SealedLease, UserRecord};
+use crate::webapp::Role;
+use disk::Disk;
+
+const HOUR: u64 = 3_600_000;
+
+fn digest(number: u64) -> Digest {
+    use sha2::Digest as _;
+    Digest(sha2::Sha256::digest(number.to_le_bytes()).into())
+}
+
+fn grant(number: u64, user: &str) -> GrantRecord {
+    GrantRecord {
+        digest: digest(number),
+        user: user.into(),
+        role: Some(Role::User),
+        ends_millis: clock::unix_millis() + HOUR,
+        epoch: 0,
+        origin: Origin::Minted,
+    }
+}
+
+fn put(number: u64, user: &str) -> Change {
+    Change::PutGrant(grant(number, user))
+}
+
+fn end(user: &str) -> Change {
+    Change::EndTokens { user: user.into() }
+}
+
+fn user(name: &str) -> UserRecord {
+    UserRecord {
+        name: name.into(),
+        role: Role::User,
+        hash: PhcText("$argon2id$hash".to_owned()),
+        must_change: false,
+        is_first_admin: false,
+        configured: None,
+    }
+}
+
+/// The engine over a disk of the test's own.
+fn start(disk: &Disk) -> Result<Embedded, OpenError> {
+    let path = Path::new("no such file");
+    let database = disk.open()?;
+    let again = disk.clone();
+    let opener = Box::new(move || again.open());
+    let (embedded, _) = Embedded::start(path, opener, database, &Metrics::new())?;
+    Ok(embedded)
+}
+
+async fn commit(engine: &Embedded, change: Change) -> Result<(), Unavailable> {
+    let (answer, answered) = oneshot::channel();
+    let done = Box::new(|outcome| drop(answer.send(outcome)));
+    engine.submit(change, done);
+    answered.await.unwrap()
+}
+
+/// Every live grant's digest and user, in order.
+async fn grants(engine: &Embedded) -> Vec<(Digest, String)> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let each = Box::new(move |grant: GrantRecord| {
+        send.send((grant.digest, grant.user.to_string())).unwrap();
+    });
+    engine.load(each).await.unwrap();
+    let mut grants: Vec<_> = receive.iter().collect();
+    grants.sort();
+    grants
+}
+
+async fn has(engine: &Embedded, number: u64) -> bool {
+    let found = grants(engine).await;
+    found.iter().any(|(known, _)| *known == digest(number))
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data/store.redb");
+    let (engine, contents) = Embedded::open(&path, &Metrics::new()).unwrap();
+    assert!(contents.users.is_empty() && contents.keys.is_empty());
+    let key = KeyRecord {
+        name: "bot".into(),
+        digest: digest(7),
+        expires: Some(7),
+        role: Role::Admin,
+        paths: vec!["/v1/*".to_owned()],
+        methods: Vec::new(),
+    };
+    let lease = SealedLease {
+        upstream: "main".into(),
+        ends_millis: 9,
+        sealed: SealedBytes(vec![1, 2, 3]),
+    };
+    let changes = [
+        Change::PutUser(user("anna")),
+        Change::PutUser(user("bert")),
+        Change::RemoveUser {
+            name: "bert".into(),
+        },
+        Change::PutKey(key.clone()),
+        Change::PutLease(lease.clone()),
+        put(1, "anna"),
+        put(2, "carl"),
+        end("carl"),
+        put(3, "carl"),
+        put(4, "anna"),
+        Change::RemoveGrant(digest(4)),
+    ];
+    for change in changes {
+        commit(&engine, change).await.unwrap();
+    }
+    engine.close().await;
+    let (engine, contents) = Embedded::open(&path, &Metrics::new()).unwrap();
+    assert_eq!(contents.users, [user("anna")]);
+    assert_eq!(contents.keys, [key]);
+    assert_eq!(contents.leases, [lease]);
+    let mut wanted = vec![
+        (digest(1), "anna".to_owned()),
+        (digest(3), "carl".to_owned()),
+    ];
+    wanted.sort();
+    assert_eq!(grants(&engine).await, wanted);
+}
+
+#[tokio::test]
+async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
+    let engine = start(&Disk::laid_out()).unwrap();
+    for change in [
+        Change::PutUser(user("anna")),
+        put(1, "anna"),
+        Change::RemoveUser {
+            name: "anna".into(),
+        },
+        // Of a login that was on its way while its user was deleted.
+        put(2, "anna"),
+        Change::PutUser(user("anna")),
+        put(3, "anna"),
+        // A new password ends nothing.
+        Change::PutUser(user("anna")),
+    ] {
+        commit(&engine, change).await.unwrap();
+    }
+    assert_eq!(grants(&engine).await, [(digest(3), "anna".to_owned())]);
+}
+
+#[tokio::test]
+async fn changes_that_come_together_share_a_commit() {
+    let disk = Disk::laid_out();
+    let engine = start(&disk).unwrap();
+    let before = disk.state().syncs;
+    let mut answers = Vec::new();
+    for number in 0..500 {
+        let (answer, answered) = oneshot::channel();
+        let done = Box::new(|outcome| drop(answer.send(outcome)));
+        engine.submit(put(number, "anna"), done);
+        answers.push(answered);
+    }
+    for answered in answers {
+        answered.await.unwrap().unwrap();
+    }
+    let syncs = disk.state().syncs - before;
+    assert!(syncs < 250, "{syncs} syncs for 500 changes");
+    assert_eq!(grants(&engine).await.len(), 500);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
+    let engine = start(&Disk::laid_out()).unwrap();
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = oneshot::channel();
+    let mut begun = Some(begun);
+    // A callback that does not come back holds up the writer.
+    let done = Box::new(move |_| {
+        begun.take().map(|begun| begun.send(()));
+        let _ = held.recv();
+    });
+    engine.submit(put(0, "anna"), done);
+    has_begun.await.unwrap();
+    let mut answers = Vec::new();
+    for number in 0..=MOST_WAITING as u64 {
+        let (answer, answered) = oneshot::channel();
+        let done = Box::new(|outcome| drop(answer.send(outcome)));
+        engine.submit(put(number + 1, "anna"), done);
+        answers.push(answered);
+    }
+    let last = answers.pop().unwrap().await.unwrap();
+    assert_eq!(last, Err(Unavailable::Busy));
+    assert_eq!(engine.metrics.store_changes.value(StoreOutcome::Busy), 1);
+    hold.send(()).unwrap();
+    for answered in answers {
+        answered.await.unwrap().unwrap();
+    }
+    assert_eq!(grants(&engine).await.len(), MOST_WAITING + 1);
+}
+
+/// Waits for `condition`; fails with `what` when it does not come.
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = clock::Deadline::after(Duration::from_secs(30));
+    while !condition().await {
+        assert!(!deadline.has_passed(), "never came true: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
+    let disk = Disk::laid_out();
+    let engine = start(&disk).unwrap();
+    for number in 0..3000 {
+        let mut grant = grant(number, if number % 3 == 0 { "anna" } else { "bert" });
+        if number % 3 == 1 {
+            grant.ends_millis = clock::unix_millis();
+        }
+        let done = Box::new(|_| ());
+        engine.submit(Change::PutGrant(grant), done);
+    }
+    commit(&engine, end("anna")).await.unwrap();
+    commit(&engine, put(5000, "anna")).await.unwrap();
+    let before = grants(&engine).await;
+    assert_eq!(before.len(), 1001);
+    // The load has counted two thousand dead rows: worth a walk.
+    eventually("the walk has come by", async || {
+        let each = Box::new(|_| ());
+        let loaded = engine.load(each).await.unwrap();
+        loaded.expired + loaded.ended == 0
+    })
+    .await;
+    assert_eq!(grants(&engine).await, before);
+}

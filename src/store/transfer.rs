@@ -1,0 +1,418 @@
+//! A store as lines of JSON, out and in: for backups, for moving from one engine to
+//! another, for looking. Digests, password hashes and sealed bytes; never a secret.
+
+use std::io::{self, BufRead, Write};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{GrantRecord, KeyRecord, Record, SealedLease, UserEpoch, UserRecord};
+
+/// Counts up when an older program could not read the lines any more.
+const LAYOUT: u64 = 1;
+/// Bad lines told one by one.
+const MOST_TOLD: usize = 20;
+/// The longest line an export has is a fraction of this.
+const LONGEST_LINE: u64 = 1 << 20;
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Line {
+    /// The first.
+    Export {
+        layout: u64,
+    },
+    User(UserRecord),
+    Key(KeyRecord),
+    Epoch(UserEpoch),
+    Grant(GrantRecord),
+    Lease(SealedLease),
+    /// The last: without it the lines are cut off.
+    End {
+        records: u64,
+    },
+}
+
+/// How many of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub users: u64,
+    pub keys: u64,
+    pub epochs: u64,
+    pub grants: u64,
+    pub leases: u64,
+    /// Were there already, and stay as they are.
+    pub known: u64,
+    /// Tokens that are over: expired, or ended by their user.
+    pub over: u64,
+}
+
+impl Tally {
+    pub fn count(&mut self, record: &Record) {
+        match record {
+            Record::User(_) => self.users += 1,
+            Record::Key(_) => self.keys += 1,
+            Record::Epoch(_) => self.epochs += 1,
+            Record::Grant(_) => self.grants += 1,
+            Record::Lease(_) => self.leases += 1,
+        }
+    }
+
+    fn records(&self) -> u64 {
+        self.users + self.keys + self.epochs + self.grants + self.leases
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} users, {} keys, {} tokens of {} users, {} sealed leases",
+            self.users, self.keys, self.grants, self.epochs, self.leases
+        )?;
+        if self.known > 0 {
+            write!(
+                f,
+                "; {} were there already and stay as they are",
+                self.known
+            )?;
+        }
+        if self.over > 0 {
+            write!(f, "; {} tokens are over", self.over)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with one line. Its text is not repeated: it may be anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLine {
+    pub number: u64,
+    pub reason: String,
+}
+
+/// Why lines cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    #[error("cannot write the export")]
+    Unwritten(#[source] io::Error),
+    #[error("cannot read the lines")]
+    Unread(#[source] io::Error),
+    #[error("nothing was imported: {}", told(lines, *count))]
+    BadLines {
+        /// The first of them.
+        lines: Vec<BadLine>,
+        count: u64,
+    },
+    #[error("nothing was imported: the lines are cut off, the last one is missing")]
+    CutOff,
+    #[error("nothing was imported: the store is not empty; --merge adds what it does not have")]
+    NotEmpty,
+    #[error(transparent)]
+    Store(#[from] super::OpenError),
+    #[error("with [store] path = \"memory\" nothing is kept that could be looked at")]
+    Memory,
+}
+
+fn told(lines: &[BadLine], count: u64) -> String {
+    let mut text = format!("{count} bad lines");
+    for line in lines {
+        text.push_str(&format!("\n  line {}: {}", line.number, line.reason));
+    }
+    if count > lines.len() as u64 {
+        text.push_str("\n  ...");
+    }
+    text
+}
+
+/// Writes records as lines.
+#[derive(Debug)]
+pub struct Exporter<W> {
+    out: W,
+    tally: Tally,
+    progress: Progress,
+}
+
+impl<W: Write> Exporter<W> {
+    pub fn begin(out: W) -> Result<Self, TransferError> {
+        let mut exporter = Self {
+            out,
+            tally: Tally::default(),
+            progress: Progress::new("exported"),
+        };
+        exporter.line(&Line::Export { layout: LAYOUT })?;
+        Ok(exporter)
+    }
+
+    pub fn put(&mut self, record: &Record) -> Result<(), TransferError> {
+        self.tally.count(record);
+        self.progress.show(self.tally.records());
+        let text = serde_json::to_vec(record).map_err(io::Error::from);
+        self.write(&text.map_err(TransferError::Unwritten)?)
+    }
+
+    pub fn end(mut self) -> Result<Tally, TransferError> {
+        let records = self.tally.records();
+        self.line(&Line::End { records })?;
+        self.out.flush().map_err(TransferError::Unwritten)?;
+        Ok(self.tally)
+    }
+
+    fn line(&mut self, line: &Line) -> Result<(), TransferError> {
+        let text = serde_json::to_vec(line).map_err(io::Error::from);
+        self.write(&text.map_err(TransferError::Unwritten)?)
+    }
+
+    fn write(&mut self, text: &[u8]) -> Result<(), TransferError> {
+        let written = self.out.write_all(text);
+        let written = written.and_then(|()| self.out.write_all(b"\n"));
+        written.map_err(TransferError::Unwritten)
+    }
+}
+
+/// Reads lines to their end and gives each record to `each`; fails if any is bad,
+/// after all have been looked at.
+pub fn read_lines(
+    input: impl BufRead,
+    mut each: impl FnMut(Record) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    let mut reader = Reader {
+        input,
+        number: 0,
+        bad: Vec::new(),
+        count: 0,
+        records: 0,
+        is_over: false,
+        progress: Progress::new("read"),
+    };
+    while let Some(line) = reader.next()? {
+        match reader.record(&line) {
+            Ok(None) => {}
+            // After a bad line the good ones are only counted.
+            Ok(Some(record)) if reader.count == 0 => each(record)?,
+            Ok(Some(_)) => {}
+            Err(reason) => reader.complain(reason),
+        }
+    }
+    if reader.count > 0 {
+        return Err(TransferError::BadLines {
+            lines: reader.bad,
+            count: reader.count,
+        });
+    }
+    if reader.is_over {
+        Ok(())
+    } else {
+        Err(TransferError::CutOff)
+    }
+}
+
+struct Reader<R> {
+    input: R,
+    number: u64,
+    bad: Vec<BadLine>,
+    count: u64,
+    records: u64,
+    is_over: bool,
+    progress: Progress,
+}
+
+impl<R: BufRead> Reader<R> {
+    fn next(&mut self) -> Result<Option<Vec<u8>>, TransferError> {
+        let mut line = Vec::new();
+        let mut input = io::Read::take(&mut self.input, LONGEST_LINE);
+        let read = input.read_until(b'\n', &mut line);
+        if read.map_err(TransferError::Unread)? == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        self.progress.show(self.number);
+        Ok(Some(line))
+    }
+
+    fn record(&mut self, line: &[u8]) -> Result<Option<Record>, String> {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            return Ok(None);
+        }
+        if self.is_over {
+            return Err("comes after the end".to_owned());
+        }
+        // The parser's own words repeat no values of ours: digests and hashes are texts.
+        let line = serde_json::from_slice(line).map_err(|error| reason(&error))?;
+        if self.number == 1 && !matches!(line, Line::Export { .. }) {
+            return Err("is not the first line of an export".to_owned());
+        }
+        self.records += 1;
+        let record = match line {
+            Line::Export { layout } => {
+                self.records -= 1;
+                if self.number > 1 {
+                    return Err("is the beginning of another export".to_owned());
+                }
+                if layout > LAYOUT {
+                    return Err("was written by a newer version of this program".to_owned());
+                }
+                return Ok(None);
+            }
+            Line::End { records } => {
+                self.records -= 1;
+                self.is_over = true;
+                if records != self.records && self.count == 0 {
+                    let found = self.records;
+                    return Err(format!("{records} records were written, {found} are here"));
+                }
+                return Ok(None);
+            }
+            Line::User(user) => Record::User(user),
+            Line::Key(key) => Record::Key(key),
+            Line::Epoch(epoch) => Record::Epoch(epoch),
+            Line::Grant(grant) => Record::Grant(grant),
+            Line::Lease(lease) => Record::Lease(lease),
+        };
+        Ok(Some(record))
+    }
+
+    fn complain(&mut self, reason: String) {
+        self.count += 1;
+        if self.bad.len() < MOST_TOLD {
+            self.bad.push(BadLine {
+                number: self.number,
+                reason,
+            });
+        }
+    }
+}
+
+/// What is wrong, without a value that may be a secret put in the wrong place.
+fn reason(error: &serde_json::Error) -> String {
+    use serde_json::error::Category;
+    match error.classify() {
+        Category::Io => "cannot be read".to_owned(),
+        Category::Eof => "is cut off".to_owned(),
+        Category::Syntax => format!("is not JSON (column {})", error.column()),
+        Category::Data => {
+            let text = error.to_string();
+            match text.split_once('`').and_then(|(before, rest)| {
+                let (name, _) = rest.split_once('`')?;
+                Some((before.trim_end().to_owned(), name.to_owned()))
+            }) {
+                Some((before, name)) if name.len() < 32 => format!("is no record: {before} {name}"),
+                _ => "is no record: a value has the wrong form".to_owned(),
+            }
+        }
+    }
+}
+
+/// A line on standard error once a second, for what takes long.
+#[derive(Debug)]
+struct Progress {
+    what: &'static str,
+    said: Instant,
+}
+
+impl Progress {
+    fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            said: Instant::now(),
+        }
+    }
+
+    fn show(&mut self, count: u64) {
+        if count.is_multiple_of(16_384) && self.said.elapsed() >= PROGRESS {
+            self.said = Instant::now();
+            // With standard error closed there is nobody to show it to.
+            let _ = writeln!(io::stderr(), "{count} lines {}", self.what);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Digest, Origin};
+
+    fn grant(byte: u8) -> Record {
+        Record::Grant(GrantRecord {
+            digest: Digest([byte; 32]),
+            user: "anna".into(),
+            role: None,
+            ends_millis: 1,
+            epoch: 0,
+            origin: Origin::Minted,
+        })
+    }
+
+    fn exported(count: u8) -> String {
+        let mut out = Vec::new();
+        let mut exporter = Exporter::begin(&mut out).unwrap();
+        for byte in 0..count {
+            exporter.put(&grant(byte)).unwrap();
+        }
+        assert_eq!(exporter.end().unwrap().grants, u64::from(count));
+        String::from_utf8(out).unwrap()
+    }
+
+    fn read(text: &str) -> (Vec<Record>, Result<(), TransferError>) {
+        let mut records = Vec::new();
+        let outcome = read_lines(text.as_bytes(), |record| {
+            records.push(record);
+            Ok(())
+        });
+        (records, outcome)
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let (records, outcome) = read(&exported(3));
+        outcome.unwrap();
+        assert_eq!(records, [grant(0), grant(1), grant(2)]);
+    }
+
+    #[test]
+    fn lines_cut_off_anywhere_are_noticed() {
+        let text = exported(3);
+        for end in 0..text.trim_end().len() {
+            assert!(read(&text[..end]).1.is_err(), "cut at {end}");
+        }
+        let lines: Vec<&str> = text.lines().collect();
+        let without = [&lines[..2], &lines[3..]].concat().join("\n");
+        let error = read(&without).1.unwrap_err().to_string();
+        assert!(
+            error.contains("3 records were written, 2 are here"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn every_bad_line_is_told_with_its_number_and_never_repeated() {
+        let text = exported(2);
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.insert(1, "{\"kind\":\"user\",\"name\":\"canary\"}");
+        lines.insert(2, "canary");
+        lines.insert(4, "{\"kind\":\"token\",\"token\":\"canary\"}");
+        let error = read(&lines.join("\n")).1.unwrap_err().to_string();
+        for expected in ["3 bad lines", "line 2: ", "line 3: is not JSON", "line 5: "] {
+            assert!(error.contains(expected), "{expected} is not in {error}");
+        }
+        assert!(!error.contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn other_files_and_newer_exports_are_refused() {
+        for (text, expected) in [
+            ("", "cut off"),
+            ("hello\n", "line 1: is not JSON"),
+            ("{\"kind\":\"end\",\"records\":0}\n", "not the first line"),
+            ("{\"kind\":\"export\",\"layout\":2}\n", "newer version"),
+            ("{\"kind\":\"export\",\"layout\":1}\n", "cut off"),
+        ] {
+            let error = read(text).1.unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

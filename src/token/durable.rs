@@ -1,0 +1,192 @@
+//! What changes tokens: in memory and in the store, in the same order, and in both or
+//! in neither. A token counts in memory before it lasts, when nobody has it yet; it is
+//! ended there once its end lasts. The order is kept by lanes, and the second half of
+//! each change runs when the store says so, whether or not the client is still there.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::memory::Memory;
+use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
+use crate::clock::Deadline;
+use crate::config;
+use crate::metrics::TokenEvent;
+use crate::store::{Change, Digest, GrantRecord, Loaded, Unavailable};
+
+/// What ends all of a user's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Logout,
+    Deletion,
+}
+
+impl TokenStore {
+    pub(super) async fn insert_until(
+        &self,
+        digest: TokenDigest,
+        wanted: Wanted<'_>,
+        ends: Deadline,
+    ) -> Result<(), InsertRefused> {
+        if self.store.is_memory() {
+            return self.memory.place(digest, wanted, ends);
+        }
+        let lane = self.lanes.beside(wanted.user).await;
+        // From here to the end of `submit` nothing waits: a logout comes before both or
+        // after both.
+        self.memory.place(digest, wanted, ends)?;
+        let grant = GrantRecord {
+            digest: Digest(digest.0),
+            user: wanted.user.into(),
+            role: wanted.role,
+            ends_millis: ends.unix_millis(),
+            epoch: 0,
+            origin: wanted.origin,
+        };
+        let (answer, answered) = oneshot::channel();
+        let memory = Arc::clone(&self.memory);
+        self.store.submit(Change::PutGrant(grant), move |outcome| {
+            if outcome.is_err() {
+                memory.remove(&digest);
+            }
+            drop(lane);
+            let _ = answer.send(outcome); // the client may have left
+        });
+        let outcome = answered.await.unwrap_or(Err(Unavailable::Closed));
+        outcome.map_err(InsertRefused::Unavailable)
+    }
+
+    /// Ends one token; whether it was live. It is dead at once, and stays dead unless
+    /// the store fails and the gate is started again: then the Webapp has to refuse it
+    /// once more.
+    pub async fn revoke(&self, digest: &TokenDigest) -> bool {
+        let Some(grant) = self.find(digest) else {
+            return false;
+        };
+        let lane = self.lanes.alone(&grant.user).await;
+        let was_live = self.memory.remove(digest);
+        if was_live {
+            self.metrics.token_events.add(TokenEvent::Revoked);
+        }
+        let change = Change::RemoveGrant(Digest(digest.0));
+        if let Err(error) = self.store.commit(change).await {
+            warn!(%error, "a refused token is ended, but not for good");
+        }
+        drop(lane);
+        was_live
+    }
+
+    /// Ends all tokens of a user that exist this instant, in constant time; how many.
+    /// A login still running gets its token: it counts as the later one.
+    pub async fn revoke_user(&self, user: &str) -> Result<usize, Unavailable> {
+        let lane = self.lanes.alone(user).await;
+        let (answer, answered) = oneshot::channel();
+        let memory = Arc::clone(&self.memory);
+        let name: Arc<str> = user.into();
+        let change = Change::EndTokens {
+            user: Arc::clone(&name),
+        };
+        self.store.submit(change, move |outcome| {
+            let ended = outcome.map(|()| end(&memory, &name, Ending::Logout));
+            drop(lane);
+            let _ = answer.send(ended); // the client may have left
+        });
+        let ended = answered.await.unwrap_or(Err(Unavailable::Closed));
+        ended.map(|count| self.count_revoked(count))
+    }
+
+    /// Ends all tokens of a deleted user, those of logins still running included. The
+    /// deletion itself lasts already, and with it the end of tokens given out before.
+    pub async fn end_user(&self, user: &str) -> usize {
+        self.end_at_once(user, Ending::Deletion).await
+    }
+
+    /// What has happened elsewhere, happens here: at once, whatever the store says.
+    pub async fn end_at_once(&self, user: &str, ending: Ending) -> usize {
+        let lane = self.lanes.alone(user).await;
+        let count = self.count_revoked(end(&self.memory, user, ending));
+        let change = Change::EndTokens { user: user.into() };
+        if let Err(error) = self.store.commit(change).await {
+            warn!(%error, "tokens are ended, but not for good");
+        }
+        drop(lane);
+        count
+    }
+
+    /// Takes in what the store has kept. Nobody loses a live token to a cap that was
+    /// lowered meanwhile.
+    pub async fn load(
+        &self,
+        settings: &config::Users,
+        is_wanted: impl Fn(&GrantRecord) -> bool + Send + 'static,
+    ) -> Result<Loaded, Unavailable> {
+        let uncapped = config::Users {
+            max_tokens_per_user: usize::MAX,
+            max_tokens: usize::MAX,
+            ..settings.clone()
+        };
+        self.reload(&uncapped);
+        let memory = Arc::clone(&self.memory);
+        let loaded = self.store.load(move |grant| {
+            if is_wanted(&grant) {
+                take_in(&memory, &grant);
+            }
+        });
+        let loaded = loaded.await;
+        self.reload(settings);
+        if let Ok(loaded) = &loaded
+            && !self.store.is_memory()
+        {
+            info!(
+                live = loaded.live,
+                expired = loaded.expired,
+                ended = loaded.ended,
+                millis = loaded.took.as_millis(),
+                "tokens loaded"
+            );
+        }
+        loaded
+    }
+
+    /// Why logins, logouts and changes are refused now, if they are.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.store.trouble()
+    }
+
+    /// Rows of dead tokens may go, in time.
+    pub(super) fn tell_of_dead(&self, swept: usize) {
+        let died = self.died.swap(0, Ordering::Relaxed);
+        let died = died.saturating_add(u64::try_from(swept).unwrap_or(u64::MAX));
+        if died > 0 {
+            self.store.forget(died);
+        }
+    }
+
+    fn count_revoked(&self, count: usize) -> usize {
+        let events = &self.metrics.token_events;
+        events.add_many(TokenEvent::Revoked, count as u64);
+        count
+    }
+}
+
+fn end(memory: &Memory, user: &str, ending: Ending) -> usize {
+    match ending {
+        Ending::Logout => memory.revoke_user(user),
+        Ending::Deletion => memory.end_user(user),
+    }
+}
+
+fn take_in(memory: &Memory, grant: &GrantRecord) {
+    let ends = Deadline::at_unix_millis(grant.ends_millis);
+    let wanted = Wanted {
+        user: &grant.user,
+        role: grant.role,
+        lifetime: ends.left(),
+        origin: grant.origin,
+        epoch: memory.holders().epoch(),
+    };
+    // Without caps, and with nobody deleted yet, nothing is in its way.
+    let _ = memory.place(TokenDigest(grant.digest.0), wanted, ends);
+}
