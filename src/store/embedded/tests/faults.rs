@@ -189,11 +189,17 @@ async fn check(disk: &Disk, known: &Known, doubtful: Option<&Change>, cut: u64) 
     );
     let mut with = live.clone();
     match doubtful {
-        Some(Change::PutGrant(grant)) => drop(with.insert(grant.digest)),
-        Some(Change::RemoveGrant(digest)) => drop(with.remove(digest)),
+        Some(Change::PutGrant(grant)) => {
+            with.insert(grant.digest);
+        }
+        Some(Change::RemoveGrant(digest)) => {
+            with.remove(digest);
+        }
         Some(Change::EndTokens { .. }) => {
             let ended = known.live.iter().filter(|number| **number % 2 == 0);
-            ended.for_each(|number| drop(with.remove(&digest(*number))));
+            for number in ended {
+                with.remove(&digest(*number));
+            }
         }
         _ => {}
     }

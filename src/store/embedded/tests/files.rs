@@ -14,12 +14,12 @@ fn open(path: &Path) -> Result<(Embedded, Contents), OpenError> {
 async fn written(folder: &tempfile::TempDir) -> PathBuf {
     let path = folder.path().join("store.redb");
     let (engine, _) = open(&path).unwrap();
-    for number in 0..200 {
-        commit(&engine, put(number, "anna")).await.unwrap();
-    }
     commit(&engine, Change::PutUser(user("anna")))
         .await
         .unwrap();
+    for number in 0..200 {
+        commit(&engine, put(number, "anna")).await.unwrap();
+    }
     engine.close().await;
     path
 }
