@@ -6,6 +6,7 @@ mod banner;
 #[cfg(feature = "emulator")]
 mod demo;
 mod kept;
+mod operator;
 mod program;
 mod reload;
 mod worker;
@@ -258,13 +259,12 @@ impl Parts {
         (gates, on_reload): (Vec<Gate>, Option<Applied>),
         steering: &Steering,
     ) {
-        let parts = admin::Parts {
-            metrics: Arc::clone(&self.metrics),
-            refresh: self.refresh(),
-            ready: self.ready(),
-            notes: self.notes(),
-        };
-        let serve = admin::serve(operator, parts, self.tasks.clone(), self.control.clone());
+        let serve = admin::serve(
+            operator,
+            self.for_operator(),
+            self.tasks.clone(),
+            self.control.clone(),
+        );
         self.tasks.spawn("operator's listener", serve);
         let sweep = crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.clone());
         self.tasks.spawn("token sweep", sweep);
@@ -288,45 +288,6 @@ impl Parts {
             };
             reload.start(file, Arc::clone(&self.config), Arc::clone(&steering.hup));
         }
-    }
-
-    /// Sets the gauges that are computed, not counted, just before a scrape.
-    fn refresh(&self) -> Arc<dyn Fn() + Send + Sync> {
-        let shared = Arc::clone(&self.shared);
-        let ready = self.ready();
-        Arc::new(move || {
-            let live = shared.live.load();
-            if let Some(session) = live.upstream.session() {
-                session.refresh_gauges();
-            }
-            shared.metrics.ready.set(i64::from(ready().is_ok()));
-        })
-    }
-
-    /// Whether the next request would succeed, and if not, why.
-    fn ready(&self) -> Arc<dyn Fn() -> Result<(), String> + Send + Sync> {
-        let shared = Arc::clone(&self.shared);
-        let readiness = self.readiness.clone();
-        Arc::new(move || {
-            if !readiness.is_ready() {
-                return Err("starting or draining".to_owned());
-            }
-            match shared.live.load().upstream.session() {
-                Some(session) if !session.is_ready() => Err(session.status().to_string()),
-                _ => Ok(()),
-            }
-        })
-    }
-
-    /// What is wrong and does not keep the next request from succeeding.
-    fn notes(&self) -> Arc<dyn Fn() -> Option<String> + Send + Sync> {
-        let tokens = Arc::clone(&self.shared.tokens);
-        Arc::new(move || {
-            let trouble = tokens.trouble()?;
-            Some(format!(
-                "store: {trouble}; logins, logouts and changes are refused"
-            ))
-        })
     }
 
     async fn drain(&self, workers: worker::Workers, steering: &Steering) -> Ending {

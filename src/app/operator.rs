@@ -1,0 +1,56 @@
+//! What the operator's listener is told of the running parts.
+
+use std::sync::Arc;
+
+use super::Parts;
+use crate::admin;
+
+impl Parts {
+    pub(super) fn for_operator(&self) -> admin::Parts {
+        admin::Parts {
+            metrics: Arc::clone(&self.metrics),
+            refresh: self.refresh(),
+            ready: self.ready(),
+            notes: self.notes(),
+        }
+    }
+
+    /// Sets the gauges that are computed, not counted, just before a scrape.
+    fn refresh(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let shared = Arc::clone(&self.shared);
+        let ready = self.ready();
+        Arc::new(move || {
+            let live = shared.live.load();
+            if let Some(session) = live.upstream.session() {
+                session.refresh_gauges();
+            }
+            shared.metrics.ready.set(i64::from(ready().is_ok()));
+        })
+    }
+
+    /// Whether the next request would succeed, and if not, why.
+    fn ready(&self) -> Arc<dyn Fn() -> Result<(), String> + Send + Sync> {
+        let shared = Arc::clone(&self.shared);
+        let readiness = self.readiness.clone();
+        Arc::new(move || {
+            if !readiness.is_ready() {
+                return Err("starting or draining".to_owned());
+            }
+            match shared.live.load().upstream.session() {
+                Some(session) if !session.is_ready() => Err(session.status().to_string()),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// What is wrong and does not keep the next request from succeeding.
+    fn notes(&self) -> Arc<dyn Fn() -> Option<String> + Send + Sync> {
+        let tokens = Arc::clone(&self.shared.tokens);
+        Arc::new(move || {
+            let trouble = tokens.trouble()?;
+            Some(format!(
+                "store: {trouble}; logins, logouts and changes are refused"
+            ))
+        })
+    }
+}
