@@ -166,7 +166,7 @@ async fn a_power_cut_at_any_write_loses_nothing_answered_and_brings_nothing_back
             let after = disk.after_a_power_cut(|| match luck % 3 {
                 0 => false,
                 1 => true,
-                _ => random.next() % 2 == 0,
+                _ => random.next().is_multiple_of(2),
             });
             in_doubt += u64::from(doubtful.is_some());
             check(&after, &known, doubtful.as_ref(), cut).await;
