@@ -137,12 +137,28 @@ impl Gateway {
 
     /// Drains and says how it ended.
     pub(crate) async fn stop(mut self) -> Ending {
+        self.drain().await
+    }
+
+    async fn drain(&mut self) -> Ending {
         self.steering.quit.cancel();
         let running = self.running.take().unwrap();
         tokio::time::timeout(Duration::from_secs(60), running)
             .await
             .expect("ends")
             .unwrap()
+    }
+
+    /// Stops it; gives the folder with its configuration and its store.
+    pub(crate) async fn into_folder(mut self) -> TempDir {
+        self.drain().await;
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
+    }
+
+    /// Stops it and starts it again, as its configuration then is.
+    pub(crate) async fn restart(self) -> Self {
+        let file = self.config_file();
+        Self::from_file(self.into_folder().await, file).await
     }
 }
 
