@@ -63,5 +63,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod webapp;
 // 0: leaves
+pub mod causes;
 pub mod clock;
+pub mod hashed;
 pub mod secret;

@@ -35,6 +35,16 @@ impl Tasks {
         }
     }
 
+    /// A set of its own on another runtime, to be waited for by itself. Its panics
+    /// count here.
+    pub fn apart(&self, runtime: Handle) -> Self {
+        Self {
+            tracker: TaskTracker::new(),
+            runtime,
+            failed: Arc::clone(&self.failed),
+        }
+    }
+
     /// Starts a task with a name. A panic in it is logged and counted, never lost.
     pub fn spawn<F>(&self, name: &'static str, work: F)
     where
@@ -50,7 +60,7 @@ impl Tasks {
         }));
     }
 
-    /// How many tasks ended by a panic.
+    /// How many tasks ended by a panic, those apart included.
     pub fn failed(&self) -> usize {
         self.failed.load(Ordering::Relaxed)
     }
@@ -143,5 +153,25 @@ impl Readiness {
 impl Drop for NotYet {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_task_only_and_is_counted_where_the_program_looks() {
+        let tasks = Tasks::new(Handle::current());
+        let apart = tasks.apart(Handle::current());
+        apart.spawn("broken", async { panic!("on purpose") });
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        apart.spawn("whole", async move {
+            let _ = sender.send(7);
+        });
+        assert_eq!(receiver.await, Ok(7));
+        apart.wait().await;
+        assert_eq!(tasks.failed(), 1);
+        tasks.wait().await;
     }
 }

@@ -1,7 +1,9 @@
 //! Starts the log. Lines go to stdout through a thread of their own: a reader that
-//! stalls costs lines, which are counted, and never a request.
+//! stalls, or a disk that is full, costs lines, which are counted, and never a request.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Stdout, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -18,6 +20,7 @@ const LINES_KEPT: usize = 32_768;
 pub struct Logging {
     _writer: WorkerGuard,
     dropped: ErrorCounter,
+    failed: Arc<AtomicUsize>,
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
@@ -33,11 +36,16 @@ pub enum Error {
 impl Logging {
     pub fn start(log: &Log) -> Result<Self, Error> {
         let (filter, handle) = reload::Layer::new(EnvFilter::try_new(&log.filter)?);
+        let failed = Arc::new(AtomicUsize::new(0));
+        let output = Counting {
+            to: io::stdout(),
+            failed: Arc::clone(&failed),
+        };
         let (lines, writer) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(LINES_KEPT)
             .thread_name("log")
-            .finish(std::io::stdout());
+            .finish(output);
         let dropped = lines.error_counter();
         let layer = match log.format {
             LogFormat::Json => fmt::layer()
@@ -46,7 +54,7 @@ impl Logging {
                 .with_writer(lines)
                 .boxed(),
             LogFormat::Text => fmt::layer()
-                .with_ansi(std::io::stdout().is_terminal())
+                .with_ansi(io::stdout().is_terminal())
                 .with_writer(lines)
                 .boxed(),
         };
@@ -54,6 +62,7 @@ impl Logging {
         Ok(Self {
             _writer: writer,
             dropped,
+            failed,
             filter: handle,
         })
     }
@@ -66,8 +75,32 @@ impl Logging {
         }
     }
 
-    /// Lines lost so far because the output was too slow.
+    /// Lines lost so far because the output was too slow, or took none.
     pub fn dropped(&self) -> usize {
-        self.dropped.dropped_lines()
+        self.dropped.dropped_lines() + self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Standard output; counts the lines it would not take.
+#[derive(Debug)]
+struct Counting {
+    to: Stdout,
+    failed: Arc<AtomicUsize>,
+}
+
+impl Write for Counting {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // Whole or not at all, as far as the caller can tell: half a line that is
+        // tried again would be the beginning of every line after it.
+        if self.to.write_all(line).is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // What could not be written has been counted.
+        let _ = self.to.flush();
+        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs every check: format, lints, tests, docs, and
-# `tollgate check` of each configuration shipped. Needs a Rust toolchain and, for the
-# tools below, Debian's packages; nothing else.
+# Installs what the checks need and runs them: all of them, or the parts named.
+#   tests/run.sh                 everything, as CI does
+#   tests/run.sh lints tests     some of it; the parts are the functions below
+# Needs a Rust toolchain and, for the tools, Debian's and PyPI's packages; nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,48 +12,95 @@ need() { # need COMMAND PACKAGE
     command -v "$1" >/dev/null 2>&1 || missing+=("$2")
 }
 
-missing=()
-need cc gcc
-need cmake cmake
-need curl curl
-need python3 python3
-need promtool prometheus
-if [ "${#missing[@]}" -gt 0 ]; then
+packages() {
+    missing=()
+    need cc gcc
+    need c++ g++
+    need cmake cmake
+    need curl curl
+    need openssl openssl
+    need python3 python3
+    need promtool prometheus
+    need faketime faketime
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    [ "${#missing[@]}" -gt 0 ] || return 0
     say "installing ${missing[*]}"
-    sudo=""
+    local sudo=""
     [ "$(id -u)" = 0 ] || sudo=sudo
     $sudo apt-get update -qq
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+}
 
-say "format"
-cargo fmt --check
+# Prebuilt cargo tools, in a folder of the project's own.
+tool() { # tool NAME VERSION
+    local venv=target/tools
+    if [ "$("$venv/bin/python" -m pip show "astral-dev-toolchain-$1" 2>/dev/null | sed -n 's/^Version: //p')" != "$2" ]; then
+        say "installing $1"
+        [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+        "$venv/bin/python" -m pip install -q --disable-pip-version-check "astral-dev-toolchain-$1==$2"
+    fi
+    export PATH="$PWD/$venv/bin:$PATH"
+}
 
-say "lints"
-cargo clippy --locked --all-targets -- -D warnings
-cargo clippy --locked --no-default-features --lib --bins -- -D warnings
+format() {
+    cargo fmt --check
+    cargo fmt --check --manifest-path fuzz/Cargo.toml
+}
 
-say "tests"
-cargo test --locked --all-targets
+lints() {
+    cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --no-default-features --lib --bins -- -D warnings
+}
 
-say "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+# Licences, sources and doubled crates by deny.toml; dependencies that nobody uses.
+dependencies() {
+    tool cargo-deny 0.20.2
+    tool cargo-shear 1.14.0
+    cargo-deny --offline --log-level error check licenses bans sources
+    cargo-shear
+}
 
-say "configurations shipped"
-cargo run --locked --quiet -- check --config config.toml >/dev/null
-echo "config.toml: good"
-# Files of another machine: the same file, with the places it names laid out in a folder.
-root=$(mktemp -d)
-trap 'rm -rf "$root"' EXIT
-mkdir -p "$root/etc/tollgate/tls" "$root/run/secrets"
-for file in etc/tollgate/tls/{gate.pem,gate.key,webapp-ca.pem} run/secrets/{webapp-password,webapp-api-key,gate-admin-password}; do
-    echo "Stands-4-the-real-one" >"$root/$file"
-    chmod 600 "$root/$file"
+tests() {
+    cargo test --locked --all-targets
+}
+
+documentation() {
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+}
+
+# Each parser of bytes from outside, built for fuzzing and run for a moment.
+fuzzing() {
+    tool cargo-fuzz 0.13.2
+    fuzz/run.sh "${FUZZ_SECONDS:-5}"
+}
+
+configurations() {
+    cargo build --locked --quiet
+    target/debug/tollgate check --config config.toml >/dev/null
+    echo "config.toml: good"
+    # Files of another machine: the same file, with the places it names laid out in a folder.
+    local root file
+    root=$(mktemp -d)
+    # shellcheck disable=SC2064 # the folder of this call
+    trap "rm -rf '$root'" EXIT
+    mkdir -p "$root/etc/tollgate/tls" "$root/run/secrets"
+    for file in etc/tollgate/tls/{gate.pem,gate.key,webapp-ca.pem} run/secrets/{webapp-password,webapp-api-key,gate-admin-password}; do
+        echo "Stands-4-the-real-one" >"$root/$file"
+        chmod 600 "$root/$file"
+    done
+    for file in deploy/*.toml; do
+        sed -e "s|/etc/tollgate/|$root/etc/tollgate/|g" -e "s|/run/secrets/|$root/run/secrets/|g" "$file" >"$root/config.toml"
+        target/debug/tollgate check --config "$root/config.toml" >/dev/null
+        echo "$file: good"
+    done
+}
+
+[ "$#" -gt 0 ] || set -- format lints dependencies tests documentation configurations fuzzing
+packages
+for part in "$@"; do
+    say "$part"
+    begin=$SECONDS
+    "$part"
+    echo "$part: passed in $((SECONDS - begin)) s"
 done
-for file in deploy/*.toml; do
-    sed -e "s|/etc/tollgate/|$root/etc/tollgate/|g" -e "s|/run/secrets/|$root/run/secrets/|g" "$file" >"$root/config.toml"
-    cargo run --locked --quiet -- check --config "$root/config.toml" >/dev/null
-    echo "$file: good"
-done
-
 say "all checks passed"

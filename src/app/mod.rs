@@ -241,7 +241,7 @@ impl Bound {
             on_reload,
             ..
         } = self;
-        let workers = worker::start(&gates, &parts.shared, &parts.edge)?;
+        let workers = worker::start(&gates, &parts.shared, (&parts.tasks, &parts.edge))?;
         parts.start_control(operator, (gates, on_reload), &steering);
         drop(starting);
         info!("ready to accept");
@@ -300,20 +300,20 @@ impl Parts {
         }
         self.edge.drain();
         let mut all = std::pin::pin!(workers.ended());
-        let clean = tokio::select! {
-            () = &mut all => true,
-            () = tokio::time::sleep(settings.deadline) => false,
-            () = steering.quit_now.cancelled() => false,
+        let ended = tokio::select! {
+            is_well = &mut all => Some(is_well),
+            () = tokio::time::sleep(settings.deadline) => None,
+            () = steering.quit_now.cancelled() => None,
         };
-        if !clean {
+        if ended.is_none() {
             warn!("drain was cut short; requests in flight are dropped");
             self.edge.abort();
             // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
             let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
         }
-        match (self.tasks.failed(), clean) {
-            (0, true) => Ending::Clean,
-            (0, false) => Ending::Cut,
+        match (self.tasks.failed(), ended) {
+            (0, Some(true)) => Ending::Clean,
+            (0, None) => Ending::Cut,
             _ => Ending::Failed,
         }
     }

@@ -19,7 +19,10 @@ impl Parts {
     fn refresh(&self) -> Arc<dyn Fn() + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         let ready = self.ready();
+        let tasks = self.tasks.clone();
         Arc::new(move || {
+            let panics = i64::try_from(tasks.failed()).unwrap_or(i64::MAX);
+            shared.metrics.task_panics.set(panics);
             let live = shared.live.load();
             if let Some(session) = live.upstream.session() {
                 session.refresh_gauges();

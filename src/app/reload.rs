@@ -53,8 +53,10 @@ impl Reload {
 
     async fn apply(&self, config: Arc<Config>) -> Result<(), Error> {
         let old = self.shared.live.load_full();
-        self.apply_listeners(&config)?;
+        // Everything that can fail comes before the first thing that changes.
+        self.check_listeners(&config)?;
         let upstream = self.upstream(&old, &config).await?;
+        self.apply_listeners(&config)?;
         self.shared.tokens.reload(&config.users);
         let limiter = Limiter::new(
             &config.limits,
@@ -101,17 +103,33 @@ impl Reload {
         Ok(upstream)
     }
 
-    fn apply_listeners(&self, config: &Config) -> Result<(), Error> {
-        for gate in &self.gates {
-            // A changed address is a new listener, which takes a restart.
+    /// Each gate with its new settings. A changed address is a new listener, which
+    /// takes a restart.
+    fn listeners<'a>(
+        &'a self,
+        config: &'a Config,
+    ) -> impl Iterator<Item = (&'a Gate, &'a config::Listener)> {
+        self.gates.iter().filter_map(|gate| {
             let bound = gate.settings.load().address;
-            let mut same = config
-                .listeners
-                .iter()
-                .filter(|wanted| wanted.address == bound);
-            let Some(settings) = same.next() else {
-                continue;
-            };
+            let mut wanted = config.listeners.iter();
+            Some((gate, wanted.find(|wanted| wanted.address == bound)?))
+        })
+    }
+
+    fn check_listeners(&self, config: &Config) -> Result<(), Error> {
+        for (gate, settings) in self.listeners(config) {
+            if let (Some(tls), Some(files)) = (gate.tls(), &settings.tls) {
+                tls.check(files).map_err(|source| Error::Listener {
+                    address: gate.address(),
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_listeners(&self, config: &Config) -> Result<(), Error> {
+        for (gate, settings) in self.listeners(config) {
             if let (Some(tls), Some(files)) = (gate.tls(), &settings.tls) {
                 tls.replace(files).map_err(|source| Error::Listener {
                     address: gate.address(),

@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
-use tracing::error;
 
 use super::Error;
 use crate::config;
@@ -89,16 +88,22 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Waits until every worker has ended.
-    pub(super) async fn ended(self) {
+    /// Waits until every worker has ended; false if one of them ended by a panic.
+    pub(super) async fn ended(self) -> bool {
+        let mut is_well = true;
         for end in self.ends {
-            let _ = end.await; // dropped by a panic: ended as well
+            is_well &= end.await.is_ok();
         }
+        is_well
     }
 }
 
 /// Starts the threads; each takes one socket of every gate.
-pub(super) fn start(gates: &[Gate], shared: &Arc<Shared>, stop: &Stop) -> Result<Workers, Error> {
+pub(super) fn start(
+    gates: &[Gate],
+    shared: &Arc<Shared>,
+    (tasks, stop): (&Tasks, &Stop),
+) -> Result<Workers, Error> {
     let count = shared.live.load().config.workers;
     let mut ends = Vec::with_capacity(count);
     for index in 0..count {
@@ -106,12 +111,15 @@ pub(super) fn start(gates: &[Gate], shared: &Arc<Shared>, stop: &Stop) -> Result
             .iter()
             .filter_map(|gate| gate.door(&shared.metrics))
             .collect();
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(Error::Worker)?;
+        let tasks = tasks.apart(runtime.handle().clone());
         let (shared, stop) = (Arc::clone(shared), stop.clone());
         let (ended, end) = oneshot::channel();
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                run(doors, shared, &stop);
+                run(&runtime, doors, shared, (tasks, &stop));
                 let _ = ended.send(()); // nobody waits any more: nothing to tell
             })
             .map_err(Error::Worker)?;
@@ -120,18 +128,14 @@ pub(super) fn start(gates: &[Gate], shared: &Arc<Shared>, stop: &Stop) -> Result
     Ok(Workers { ends })
 }
 
-fn run(doors: Vec<Door>, shared: Arc<Shared>, stop: &Stop) {
-    let runtime = match Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return error!(%error, "a worker could not make its runtime"),
-    };
+fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): (Tasks, &Stop)) {
     runtime.block_on(async {
-        let tasks = Tasks::new(Handle::current());
         let flows = Flows::default();
         // Its own stop: the watch must outlive the drain, and end with the last exchange.
         let watching = Stop::default();
         let watch = flows.clone().watch(watching.clone());
-        Tasks::new(Handle::current()).spawn("slow answers", watch);
+        let apart = tasks.apart(runtime.handle().clone());
+        apart.spawn("slow answers", watch);
         let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
         for door in doors {
             let pipeline = Arc::clone(&pipeline);

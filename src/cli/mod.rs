@@ -2,7 +2,6 @@
 
 mod store;
 
-use std::error::Error as StdError;
 use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,6 +11,7 @@ use clap::{Parser, Subcommand};
 use sha2::{Digest as _, Sha256};
 
 use crate::app::Ending;
+use crate::causes::causes;
 use crate::config::{self, Loaded, Rows};
 use crate::logging::Logging;
 use crate::secret::Secret;
@@ -144,10 +144,8 @@ fn done(_: ()) -> ExitCode {
 /// The error and its causes, one line each.
 fn tell(error: &Error) {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(&format!("\n  because: {inner}"));
-        cause = inner.source();
+    for cause in causes(error) {
+        text.push_str(&format!("\n  because: {cause}"));
     }
     // With standard error closed there is nobody left to tell.
     let _ = writeln!(io::stderr(), "{text}");

@@ -117,6 +117,11 @@ impl Emulator {
             .map(|minted| minted.token)
     }
 
+    /// Answers 401 so far, to logins and tokens.
+    pub fn refusals_401(&self) -> u64 {
+        Counts::read(&self.webapp.counts.answers_401)
+    }
+
     /// Answers 429 so far, scripted or by its own buckets.
     pub fn refusals_429(&self) -> u64 {
         self.webapp

@@ -24,6 +24,7 @@ use super::slots::{Slot, Slots};
 use super::stream::{Check, Stream};
 use super::tls::{self, Tls};
 use super::wire::Wire;
+use crate::causes::causes;
 use crate::config;
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{ConnectionEnd, Gauged, Metrics};
@@ -274,6 +275,5 @@ fn has_left(error: &hyper::Error) -> bool {
         || error.is_canceled()
         || error.is_closed()
         || error.is_body_write_aborted()
-        || std::iter::successors(error.source(), |&cause| cause.source())
-            .any(|cause| cause.is::<io::Error>())
+        || causes(error).any(|cause| cause.is::<io::Error>())
 }

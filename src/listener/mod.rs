@@ -10,6 +10,8 @@ mod accept;
 mod activity;
 mod bound;
 mod frames;
+#[cfg(fuzzing)]
+pub mod fuzzed;
 mod http;
 mod names;
 mod pairs;

@@ -58,6 +58,7 @@ pub struct Metrics {
     pub reloads: Counters<Reload>,
     pub config_good: IntGauge,
     pub log_lines_dropped: IntCounter,
+    pub task_panics: IntGauge,
     pub ready: IntGauge,
 }
 
@@ -259,7 +260,12 @@ impl Metrics {
             log_lines_dropped: counter(
                 r,
                 "tollgate_log_lines_dropped_total",
-                "Log lines lost because the output was too slow.",
+                "Log lines lost because the output was too slow, or full.",
+            ),
+            task_panics: gauge(
+                r,
+                "tollgate_task_panics",
+                "Tasks that ended by a panic since the start: defects.",
             ),
             ready: gauge(r, "tollgate_ready", "1 while /readyz says ready."),
             registry,

@@ -123,6 +123,15 @@ fn credential(headers: &HeaderMap) -> Result<Credential<'_>, Rejection> {
     }
 }
 
+/// The text of the one credential, for `fuzz/`.
+#[cfg(fuzzing)]
+pub(super) fn credential_of(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
+    Ok(match credential(headers)? {
+        Credential::Nothing | Credential::Basic => None,
+        Credential::Bearer(text) | Credential::Key(text) => Some(text),
+    })
+}
+
 fn key_client(
     live: &Live,
     route: &Route,

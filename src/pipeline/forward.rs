@@ -18,7 +18,8 @@ use super::pace::Pace;
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, RequestBody};
-use super::streaming::{Flows, Streaming, scrub};
+use super::scrub::scrub;
+use super::streaming::{Flows, Streaming};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
 use crate::upstream::{
@@ -171,8 +172,13 @@ impl Way<'_> {
     ) -> Result<Answer, Rejection> {
         self.metrics.injected.add(carried.label());
         let outbound = inject(request, body, carried).into_request();
+        let sent = Instant::now();
         let error = match self.connections.send(outbound, self.first_byte()).await {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                let took = sent.elapsed().as_secs_f64();
+                self.metrics.first_byte_seconds.observe(took);
+                return Ok(answer);
+            }
             Err(error) => error,
         };
         let Some(again) = second_try(request, &error, carried) else {

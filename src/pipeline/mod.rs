@@ -5,6 +5,8 @@
 mod answer_body;
 mod authenticate;
 mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzed;
 mod headers;
 mod inject;
 mod limit;
@@ -17,6 +19,7 @@ mod reject;
 mod relay;
 mod request_body;
 mod route;
+mod scrub;
 mod streaming;
 mod trace;
 mod unknown;
@@ -34,7 +37,7 @@ use tokio::time::Instant;
 pub use answer_body::Body;
 pub use limit::{Admitted, InFlight, Limiter, LoginTry, Overloaded, RateFacts, Subject, TooMany};
 pub use peer::{Peer, TlsFacts};
-pub use reject::{Face, Rejection, chain};
+pub use reject::{Face, Rejection};
 pub use request_body::RequestBody;
 pub use route::RouteTable;
 pub use streaming::Flows;

@@ -9,6 +9,7 @@ use http::{HeaderValue, Response, StatusCode};
 
 use super::answer_body::Body;
 use super::limit::TooMany;
+use crate::causes::chain;
 use crate::metrics::{Blame, Reason};
 use crate::store::Unavailable;
 use crate::upstream::NoLease;
@@ -221,16 +222,4 @@ impl Rejection {
         }
         response
     }
-}
-
-/// An error with its causes, each once.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

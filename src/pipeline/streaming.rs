@@ -8,11 +8,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use memchr::memmem;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::headers;
 use super::pace::Pace;
+use super::scrub::Scrubber;
 use crate::lifecycle::Stop;
 use crate::secret::Secret;
 use crate::upstream::{AnswerBody, Turn};
@@ -46,8 +48,9 @@ struct Flow {
     /// The last look found nothing: the upstream owes the next piece, not the client.
     starved: bool,
     cut: bool,
-    scrub: Option<Secret>,
-    seen: usize,
+    scrub: Option<Scrubber>,
+    /// Came while a piece was held back; goes down after it.
+    trailers: Option<HeaderMap>,
 }
 
 impl Streaming {
@@ -66,8 +69,8 @@ impl Streaming {
             waker: None,
             starved: true,
             cut: false,
-            scrub,
-            seen: 0,
+            scrub: scrub.map(|secret| Scrubber::new(secret, SCRUBBED)),
+            trailers: None,
         }));
         flows.add(&cell);
         Self { cell, length }
@@ -86,33 +89,38 @@ impl http_body::Body for Streaming {
         if flow.cut {
             return Poll::Ready(Some(Err(StreamError::TooSlow)));
         }
-        let Some((body, _)) = &mut flow.body else {
-            return Poll::Ready(None);
-        };
-        match Pin::new(body).poll_frame(cx) {
-            Poll::Pending => {
-                flow.waker = Some(cx.waker().clone());
-                flow.starved = true;
-                Poll::Pending
-            }
-            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(flow.accept(frame)))),
-            Poll::Ready(Some(Err(error))) => {
-                flow.body = None;
-                Poll::Ready(Some(Err(StreamError::Upstream(error))))
-            }
-            Poll::Ready(None) => {
-                flow.body = None;
-                Poll::Ready(None)
+        loop {
+            let Some((body, _)) = &mut flow.body else {
+                return Poll::Ready(flow.last().map(Ok));
+            };
+            match Pin::new(body).poll_frame(cx) {
+                Poll::Pending => {
+                    flow.waker = Some(cx.waker().clone());
+                    flow.starved = true;
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(frame) = flow.accept(frame) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    flow.body = None;
+                    flow.scrub = None;
+                    return Poll::Ready(Some(Err(StreamError::Upstream(error))));
+                }
+                Poll::Ready(None) => flow.body = None,
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         let flow = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
-        match &flow.body {
-            Some((body, _)) => body.is_end_stream(),
-            None => !flow.cut,
-        }
+        !flow.is_holding()
+            && match &flow.body {
+                Some((body, _)) => body.is_end_stream(),
+                None => !flow.cut,
+            }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -121,26 +129,35 @@ impl http_body::Body for Streaming {
 }
 
 impl Flow {
-    fn accept(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+    /// What goes down for `frame`; None: nothing yet.
+    fn accept(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         match frame.into_data() {
             Ok(piece) => {
                 self.pace.moved(piece.len());
                 self.starved = false;
-                Frame::data(self.scrubbed(piece))
+                let Some(scrub) = &mut self.scrub else {
+                    return Some(Frame::data(piece));
+                };
+                let piece = scrub.next(piece);
+                (!piece.is_empty()).then(|| Frame::data(piece))
             }
-            Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => Frame::trailers(super::headers::safe_trailers(trailers)),
-                Err(frame) => frame,
-            },
+            Err(frame) => {
+                self.trailers = frame.into_trailers().ok().map(headers::safe_trailers);
+                self.last()
+            }
         }
     }
 
-    fn scrubbed(&mut self, piece: Bytes) -> Bytes {
-        let Some(secret) = self.scrub.as_ref().filter(|_| self.seen < SCRUBBED) else {
-            return piece;
-        };
-        self.seen += piece.len();
-        scrub(piece, secret)
+    /// What was held back, then the trailers, then nothing.
+    fn last(&mut self) -> Option<Frame<Bytes>> {
+        match self.scrub.as_mut().and_then(Scrubber::rest) {
+            Some(piece) => Some(Frame::data(piece)),
+            None => self.trailers.take().map(Frame::trailers),
+        }
+    }
+
+    fn is_holding(&self) -> bool {
+        self.trailers.is_some() || self.scrub.as_ref().is_some_and(Scrubber::is_holding)
     }
 
     /// A client far away empties a full send buffer in steps of a megabyte, and takes
@@ -157,19 +174,6 @@ impl Flow {
             waker.wake();
         }
     }
-}
-
-/// `piece` with each occurrence of the secret overwritten, its length unchanged.
-pub(super) fn scrub(piece: Bytes, secret: &Secret) -> Bytes {
-    let needle = secret.expose().as_bytes();
-    if needle.is_empty() || memmem::find(&piece, needle).is_none() {
-        return piece;
-    }
-    let mut clean = piece.to_vec();
-    while let Some(at) = memmem::find(&clean, needle) {
-        clean[at..at + needle.len()].fill(b'*');
-    }
-    clean.into()
 }
 
 /// All streaming answers of one worker.
@@ -210,19 +214,5 @@ impl Flows {
                 _ = tick.tick() => self.look(),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_echoed_secret_is_overwritten_and_the_length_kept() {
-        let secret = Secret::new("s3cret");
-        let body = Bytes::from_static(b"{\"a\":\"s3cret\",\"b\":\"s3crets3cret\"}");
-        let clean = scrub(body.clone(), &secret);
-        assert_eq!(clean.len(), body.len());
-        assert_eq!(&clean[..], b"{\"a\":\"******\",\"b\":\"************\"}");
     }
 }

@@ -18,7 +18,7 @@ pub use sweep::{Swept, sweep_loop};
 pub use crate::store::Origin;
 
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::clock::Deadline;
 use crate::config;
+use crate::hashed::BuildAsItIs as ByDigest;
 use crate::identity::random_text;
 use crate::metrics::{Metrics, TokenEvent};
 use crate::secret::Secret;
@@ -76,30 +77,6 @@ impl fmt::Debug for TokenDigest {
 impl Hash for TokenDigest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.first_bytes());
-    }
-}
-
-/// Takes a digest's own bytes for its hash: they are random already, and nobody
-/// can choose the tokens that are stored.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FirstBytes(u64);
-
-type ByDigest = BuildHasherDefault<FirstBytes>;
-
-impl Hasher for FirstBytes {
-    fn write(&mut self, bytes: &[u8]) {
-        // Only digests are hashed here, by `write_u64`; still right for others.
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 

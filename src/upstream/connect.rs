@@ -1,7 +1,7 @@
 //! A connection to the upstream: name, TCP, TLS, within one time limit.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::names::{NameError, Names};
 use super::trust::Tls;
 
 /// Why there is no connection.
@@ -23,7 +24,7 @@ pub enum DialError {
     Resolve {
         host: String,
         #[source]
-        source: io::Error,
+        source: NameError,
     },
     #[error("{host} has no address")]
     NoAddress { host: String },
@@ -48,6 +49,7 @@ pub enum DialError {
 pub(super) struct Dialer {
     pub(super) host: String,
     pub(super) port: u16,
+    pub(super) names: Names,
     pub(super) tls: Option<Tls>,
     /// For everything from the name to the end of the handshake.
     pub(super) limit: Duration,
@@ -104,15 +106,13 @@ impl Dialer {
     }
 
     async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
-        if let Ok(ip) = self.host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(ip, self.port)]);
-        }
-        let found = lookup_host((self.host.as_str(), self.port)).await;
+        let found = self.names.find(&self.host).await;
         let found = found.map_err(|source| DialError::Resolve {
             host: self.host.clone(),
             source,
         })?;
-        Ok(found.collect())
+        let at_port = |ip| SocketAddr::new(ip, self.port);
+        Ok(found.into_iter().map(at_port).collect())
     }
 
     fn timed_out(&self) -> DialError {

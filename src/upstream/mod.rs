@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info};
 
+use crate::causes::chain;
 use crate::clock::Deadline;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
@@ -27,8 +28,11 @@ mod connect;
 mod connections;
 mod description;
 mod fence;
+#[cfg(fuzzing)]
+pub mod fuzzed;
 mod keeper;
 mod login;
+mod names;
 mod pace;
 mod pool;
 mod renewer;
@@ -49,14 +53,16 @@ pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
 };
 pub use keeper::LeaseKeeper;
+pub use names::NameError;
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
 
 use connect::Dialer;
 use keeper::Place;
 use login::LoginCall;
+use names::Names;
 use pace::Budget;
-use renewer::{Renewer, chain};
+use renewer::Renewer;
 use trust::Tls;
 
 const FILE_POLL: Duration = Duration::from_secs(1);
@@ -334,6 +340,7 @@ fn dialer(settings: &config::Upstream) -> Result<Dialer, Error> {
     Ok(Dialer {
         host: base.host.clone(),
         port: base.port,
+        names: Names::of_this_host(),
         tls,
         limit: settings.connect_timeout,
     })

@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::body::Sent;
 use super::connect::Link;
-use super::renewer::chain;
+use crate::causes::chain;
 use crate::metrics::Gauged;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;

@@ -15,6 +15,7 @@ use super::keeper::Place;
 use super::login::{Granted, LoginCall, LoginError};
 use super::pace::{Budget, back_off, renew_after};
 use super::session::{Lease, Phase, Session, Why};
+use crate::causes::chain;
 use crate::clock::Deadline;
 use crate::config;
 use crate::lifecycle::Stop;
@@ -246,16 +247,4 @@ impl Renewer {
 
 fn digest(secret: &Secret) -> [u8; 32] {
     Sha256::digest(secret.expose().as_bytes()).into()
-}
-
-/// An error and its causes on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -17,6 +17,9 @@ use crate::secret::Secret;
 /// What a client is told to wait when only a human can end the trouble.
 const HUMAN_PACE: Duration = Duration::from_secs(30);
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
+/// A login that only has to keep its distance from the one before is waited for when
+/// it is due this soon: the client would wait as long to ask again.
+const SOON: Duration = Duration::from_secs(2);
 
 /// The upstream's token, borrowed for one request.
 #[derive(Debug)]
@@ -190,6 +193,10 @@ impl Session {
             }
             match phase {
                 Phase::LoggingIn => {}
+                Phase::Blocked {
+                    why: Why::Budget,
+                    until: Some(until),
+                } if !until.has_passed() && until.left() <= SOON => {}
                 Phase::Blocked { why, until: None } => return Err(no_lease(why, HUMAN_PACE)),
                 Phase::Blocked {
                     why,

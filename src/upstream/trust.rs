@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::renewer::chain;
+use crate::causes::chain;
 use crate::config::Trust;
 
 /// Why trust in the upstream cannot be set up.

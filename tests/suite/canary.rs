@@ -195,6 +195,66 @@ async fn no_secret_is_in_any_log_line_answer_or_metric() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
+    let webapp = emulator_with(Settings {
+        password: Secret::new(WEBAPP_PASSWORD),
+        ..Settings::for_tests()
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), &webapp);
+    secret(&folder.path().join("webapp-password"), WEBAPP_PASSWORD);
+    let setup = Setup::default()
+        .users("directory = \"webapp\"\nunknown_tokens = \"ask\"")
+        .upstream("first_byte_timeout = \"500ms\"")
+        .rest(&format!(
+            "{NO_LIMITS}\n[log]\nfilter = \"trace\"\nformat = \"text\""
+        ));
+    let file = folder.path().join("config.toml");
+    let url = format!("https://{}", webapp.address());
+    std::fs::write(&file, text(&setup, &url)).unwrap();
+    let mut program = Program::serve(&file);
+    let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
+    let heard = Heard::default();
+    for password in [GUESS, WEBAPP_PASSWORD] {
+        heard.hear(Ok(client.login("admin", password).await)).await;
+    }
+    let known = client.clone().logged_in("admin", WEBAPP_PASSWORD).await;
+    let older = webapp.mint_token("admin").unwrap();
+    let asked = client.clone().with_token(older.expose());
+    let made_up = client
+        .clone()
+        .with_token("eyJhbGciOiJIUzI1NiJ9.e30.Canary-made-up");
+    for one in [&known, &asked, &made_up] {
+        heard.hear(Ok(one.get("/v1/groups").await)).await;
+    }
+    webapp.hang(true);
+    for one in [&known, &asked] {
+        heard.hear(Ok(one.get("/v1/groups").await)).await;
+    }
+    webapp.hang(false);
+    webapp.close_mid_body(1);
+    heard
+        .hear(Ok(known.get("/v1/media/generated-100000").await))
+        .await;
+    webapp.forget_all_tokens();
+    for one in [&known, &asked, &known] {
+        heard.hear(Ok(one.get("/v1/groups").await)).await;
+    }
+    let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", program.operator)).await;
+    let mut everything = metrics.unwrap().text().await.unwrap();
+    program.signal("TERM");
+    program.wait();
+    everything.push_str(&program.lines().join("\n"));
+    assert!(everything.len() > 10_000, "there is something to search");
+    // A login's answer holds the client's own token: it was for the client.
+    let tokens = [known.token.unwrap(), older.expose().to_owned()];
+    for canary in tokens.iter().map(String::as_str).chain(["Canary-"]) {
+        assert!(!everything.contains(canary), "found {canary:?}");
+    }
+}
+
 #[test]
 fn debug_output_of_what_holds_a_secret_does_not_show_it() {
     use tollgate::token::{Token, TokenDigest};
@@ -202,4 +262,27 @@ fn debug_output_of_what_holds_a_secret_does_not_show_it() {
     let digest = TokenDigest::of(token.secret().expose());
     let shown = format!("{token:?} {digest:?} {:?}", Secret::new("Canary-Debug"));
     assert!(!shown.contains(token.secret().expose()) && !shown.contains("Canary"));
+}
+
+fn fails<T>(with: T) -> Result<(), T> {
+    Err(with)
+}
+
+#[test]
+fn a_panic_over_what_holds_a_secret_does_not_show_it() {
+    use tollgate::webapp::Basic;
+    let basic = Basic::parse("YWRtaW46Q2FuYXJ5LUJhc2lj").unwrap(); // admin:Canary-Basic
+    let holders = (
+        Secret::new("Canary-Panic"),
+        tollgate::token::Token::mint(),
+        basic,
+    );
+    let shown = holders.1.secret().expose().to_owned();
+    let panic = std::panic::catch_unwind(|| fails(holders).unwrap()).unwrap_err();
+    let message = panic.downcast_ref::<String>().unwrap();
+    assert!(message.contains("[secret]"), "{message}");
+    assert!(
+        !message.contains("Canary") && !message.contains(&shown),
+        "{message}"
+    );
 }

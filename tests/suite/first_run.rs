@@ -158,3 +158,47 @@ fn keys_and_hashes_are_made_for_pasting() {
     assert!(run(&["hash-password"], "Some-Passw0rd!\n").contains("$argon2id$"));
     assert!(run(&["--help"], "").contains("Examples"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_emulator_runs_alone_and_a_gate_finds_it_by_name_and_by_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = fresh(folder.path());
+    let mut command = Command::new(binary());
+    command.args(["emulate", "--config"]).arg(&file);
+    let mut webapp = Program::told(command, (0, 0));
+    let line = webapp.wait_for("  webapp ");
+    let (_, address) = line.split_once("https://").unwrap();
+    let address = address.split_whitespace().next().unwrap();
+    assert!(address.starts_with("localhost:"), "{address}");
+
+    let certs = folder.path().join("certs");
+    let pin = shell(
+        folder.path(),
+        "openssl x509 -in certs/webapp.pem -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64",
+    );
+    let trusts = [
+        format!("ca = \"{}\"", certs.join("webapp-ca.pem").display()),
+        format!("pins = [\"sha256//{}\"]", pin.trim()),
+    ];
+    for trust in trusts {
+        let setup = crate::harness::Setup::default().rest(crate::harness::NO_LIMITS);
+        let gate = tempfile::tempdir().unwrap();
+        tollgate::emulator::certificates::make(&gate.path().join("certs")).unwrap();
+        let password = std::fs::read_to_string(certs.join("webapp-password")).unwrap();
+        crate::harness::secret(&gate.path().join("webapp-password"), password.trim());
+        let admin = crate::harness::ADMIN_PASSWORD;
+        crate::harness::secret(&gate.path().join("gate-password"), admin);
+        let config = crate::harness::text(&setup, &format!("https://{address}")).replace(
+            "ca = \"webapp-ca.pem\"\nserver_name = \"localhost\"",
+            &trust,
+        );
+        assert!(config.contains(&trust));
+        let file = gate.path().join("config.toml");
+        std::fs::write(&file, config).unwrap();
+        let gateway = crate::harness::Gateway::from_file(gate, file).await;
+        let client = gateway.admin().await;
+        assert_eq!(client.get("/v1/support").await.status(), 200, "{trust}");
+    }
+    webapp.signal("INT");
+    assert_eq!(webapp.wait().code(), Some(0));
+}

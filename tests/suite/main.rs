@@ -8,19 +8,24 @@
     reason = "tests spawn clients of their own"
 )]
 
+mod answers;
 mod api_keys;
 mod architecture;
 mod canary;
 mod clients;
+mod clocks;
 mod crash;
 mod drain;
 mod durable;
+mod exhaustion;
 mod first_run;
 mod forwarding;
 mod harness;
 mod hygiene;
 mod limits;
 mod operator;
+mod overload;
+mod records;
 mod relay;
 mod reload;
 mod session;

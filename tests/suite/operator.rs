@@ -30,6 +30,8 @@ async fn metrics_pass_promtool_and_hold_what_the_design_names() {
         "tollgate_requests_total{route=\"support.show\",status=\"2xx\"} 1",
         "tollgate_rejections_total{reason=\"no_route\"} 1",
         "tollgate_tokens 1",
+        "tollgate_upstream_first_byte_seconds_count 1",
+        "tollgate_task_panics 0",
         "tollgate_ready 1",
         "tollgate_certificate_expiry_timestamp_seconds{",
     ] {

@@ -86,6 +86,34 @@ async fn a_bad_file_is_refused_and_the_old_rules_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_cannot_be_made_whole_is_not_made_in_part() {
+    let webapp = emulator().await;
+    let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
+    let client = gateway.admin().await;
+    let folder = gateway.folder.path();
+    // Good by itself: certificates of another authority, which the client does not know.
+    tollgate::emulator::certificates::make(&folder.join("other")).unwrap();
+    // Good only until somebody looks inside.
+    let broken = "-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n";
+    std::fs::write(folder.join("broken.pem"), broken).unwrap();
+    let good = std::fs::read_to_string(gateway.config_file()).unwrap();
+    let bad = good
+        .replace("certs/server", "other/server")
+        .replace("webapp-ca.pem", "broken.pem");
+    std::fs::write(gateway.config_file(), bad).unwrap();
+    eventually("the refusal", async || {
+        gateway.metrics.reloads.value(Reload::Refused) > 0
+    })
+    .await;
+    let fresh = gateway.client().with_token(client.token.as_ref().unwrap());
+    assert_eq!(
+        fresh.get("/v1/support").await.status(),
+        200,
+        "the old certificate"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_upstream_takes_over_and_the_old_one_is_let_go() {
     let (one, two) = (emulator().await, emulator().await);
     let gateway = Gateway::with(&one, Setup::default().rest(NO_LIMITS)).await;

@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::{Config, Difference, Problems, load};
+use crate::causes::chain;
 use crate::lifecycle::Stop;
 use crate::metrics::{Metrics, Reload};
 
@@ -205,8 +206,7 @@ impl Watcher {
                 self.metrics.reloads.add(Reload::Applied);
             }
             Outcome::Refused(refused) => {
-                let cause = refused.source().map(ToString::to_string);
-                error!(cause, "config refused, the old one stays in use: {refused}");
+                error!(error = %chain(refused), "config refused, the old one stays in use");
                 self.metrics.reloads.add(Reload::Refused);
             }
         }

@@ -90,3 +90,63 @@ async fn a_page_in_a_browser_cannot_give_orders() {
     let sent = exchange(&bench.tasks, bench.emulator.control_address(), order).await;
     assert_eq!(sent.unwrap().status(), 400);
 }
+
+/// Sends `bytes`, and reads what comes of it for a moment.
+async fn throw(bench: &Bench, bytes: &[u8]) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut tcp = TcpStream::connect(bench.emulator.control_address())
+        .await
+        .unwrap();
+    // It may hang up before it has heard all.
+    let _ = tcp.write_all(bytes).await;
+    let _ = tcp.shutdown().await;
+    let mut answer = Vec::new();
+    let read = tcp.read_to_end(&mut answer);
+    let _ = tokio::time::timeout(Duration::from_secs(10), read).await;
+}
+
+#[tokio::test]
+async fn hostile_bytes_change_nothing_and_harm_nobody() {
+    let bench = Bench::start().await;
+    let before = bench.emulator.switches();
+    let order = |head: &str, body: &[u8]| [head.as_bytes(), body].concat();
+    let faults = "POST /faults HTTP/1.1\r\nHost: a\r\n";
+    let deep = [vec![b'['; 60_000], vec![b']'; 60_000]].concat();
+    let sized = |body: &[u8]| {
+        order(
+            &format!("{faults}Content-Length: {}\r\n\r\n", body.len()),
+            body,
+        )
+    };
+    let hostile = [
+        vec![0; 4096],
+        (0..=255).cycle().take(70_000).collect(),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        order("GET /", &vec![b'a'; 1 << 20]),
+        order("GET / HTTP/1.1\r\nHost: a\r\nX: ", &vec![b'a'; 1 << 20]),
+        sized(&vec![b' '; 1 << 20]),
+        sized(&deep),
+        sized(b"{\"hang\":true,\"hang\":1e999}"),
+        sized(b"{\"token_lifetime_seconds\":-1}"),
+        sized(b"{\"token_lifetime_seconds\":99999999999999999999}"),
+        sized(b"\xff\xfe{}"),
+        order(faults, b"Content-Length: 100\r\n\r\n{\"hang\":true}"),
+        order(faults, b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n{\"hang\":true}"),
+        order(faults, b"Content-Length: -1\r\n\r\n"),
+        b"POST /tokens/revoke HTTP/1.1\r\nHost: a\r\nContent-Length: 18\r\n\r\n{\"token\":\"\\u0000\"}".to_vec(),
+    ];
+    for bytes in &hostile {
+        throw(&bench, bytes).await;
+    }
+    // One that never ends its head holds up nobody but itself.
+    let mut slow = TcpStream::connect(bench.emulator.control_address())
+        .await
+        .unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut slow, b"GET / HT")
+        .await
+        .unwrap();
+    assert_eq!(bench.order("GET", "/", "").await.status, 200);
+    assert_eq!(bench.emulator.switches(), before);
+    assert_eq!(bench.tasks.failed(), 0, "no task panicked");
+}

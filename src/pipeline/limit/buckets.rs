@@ -1,7 +1,7 @@
 //! The buckets of one limit. `governor` does the arithmetic (GCRA); the store is ours,
 //! because it must be bounded and must be able to take a draw back.
 
-use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::facts::{RateFacts, ceil_seconds};
 use crate::config::Quota;
+use crate::hashed::BuildAsItIs;
 
 /// Lines in which requests wait. Keys may share one; that delays, never denies.
 const LINES: usize = 64;
@@ -151,7 +152,7 @@ impl Clock for Monotonic {
 /// One number a key: when its bucket is full (GCRA: theoretical arrival time); 0: ever.
 #[derive(Debug, Default)]
 struct Store {
-    each: DashMap<u64, AtomicU64, BuildHasherDefault<AsItIs>>,
+    each: DashMap<u64, AtomicU64, BuildAsItIs>,
     known: AtomicUsize,
     max: AtomicUsize,
     /// Shared by all keys that found no room. Room made by forgetting a bucket that
@@ -233,25 +234,5 @@ where
             Ok(_) => return Ok(outcome),
             Err(now) => before = now,
         }
-    }
-}
-
-/// Keys are hashes already.
-#[derive(Debug, Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }

@@ -3,6 +3,7 @@
 mod connections;
 mod description;
 mod failures;
+mod names;
 mod server;
 mod session;
 #[cfg(feature = "emulator")]

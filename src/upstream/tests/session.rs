@@ -149,6 +149,18 @@ async fn refused_twice_is_not_a_login_storm() {
 }
 
 #[tokio::test]
+async fn a_login_that_is_due_soon_is_waited_for() {
+    let webapp = Webapp::start(|call| Reply::login(&format!("tok{}", call.number), 600)).await;
+    let mut around = Surroundings::of(webapp.address);
+    around.login().min_login_interval = Duration::from_millis(1500);
+    let session = around.session();
+    let old = session.lease().await.unwrap();
+    let numbers = hundred(&session, Some(&old)).join_all().await;
+    assert!(numbers.iter().all(|&number| number == 2), "{numbers:?}");
+    assert_eq!(webapp.requests(), 2);
+}
+
+#[tokio::test]
 async fn the_hourly_budget_ends_a_fight_with_a_broken_upstream() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
     let mut around = Surroundings::of(webapp.address);

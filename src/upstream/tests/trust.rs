@@ -98,7 +98,7 @@ async fn believes(around: &Surroundings, upstream: &Arc<Upstream>) -> Result<(),
         Ok(_) => Ok(()),
         Err(failure) => {
             assert_eq!(failure.kind, SendErrorKind::ConnectFailed);
-            Err(crate::upstream::renewer::chain(&failure))
+            Err(crate::causes::chain(&failure))
         }
     }
 }

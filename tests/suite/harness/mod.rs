@@ -4,6 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod program;
 pub(crate) mod raw;
+pub(crate) mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -89,6 +90,23 @@ impl Gateway {
             text(&setup, &format!("https://{}", webapp.address())),
         )
         .unwrap();
+        Self::from_file(folder, file).await
+    }
+
+    /// In front of something that speaks plain HTTP at `url`.
+    pub(crate) async fn before(url: &str, setup: Setup) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        certificates::make(&folder.path().join("certs")).unwrap();
+        for (name, text) in [
+            ("webapp-password", WEBAPP_PASSWORD),
+            ("gate-password", ADMIN_PASSWORD),
+        ] {
+            secret(&folder.path().join(name), text);
+        }
+        let file = folder.path().join("config.toml");
+        let trust = "ca = \"webapp-ca.pem\"\nserver_name = \"localhost\"";
+        let plain = text(&setup, url).replace(trust, "");
+        std::fs::write(&file, plain).unwrap();
         Self::from_file(folder, file).await
     }
 

@@ -17,9 +17,22 @@ pub(crate) struct Program {
 impl Program {
     /// Starts it and waits until it says where it listens.
     pub(crate) fn serve(file: &Path) -> Self {
-        let mut child = Command::new(binary())
-            .args(["serve", "--config"])
-            .arg(file)
+        let mut command = Command::new(binary());
+        command.args(["serve", "--config"]).arg(file);
+        Self::start(command)
+    }
+
+    /// The same from a command of the test's own.
+    pub(crate) fn start(command: Command) -> Self {
+        let mut program = Self::told(command, (0, 0));
+        program.listener = program.port_after("gate");
+        program.operator = program.port_after("operator");
+        program
+    }
+
+    /// A program that was told its ports and need not say them.
+    pub(crate) fn told(mut command: Command, (listener, operator): (u16, u16)) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -28,15 +41,12 @@ impl Program {
         let output = Arc::new(Mutex::new(Vec::new()));
         follow(child.stdout.take().unwrap(), &output);
         follow(child.stderr.take().unwrap(), &output);
-        let mut program = Self {
+        Self {
             child,
             output,
-            listener: 0,
-            operator: 0,
-        };
-        program.listener = program.port_after("gate");
-        program.operator = program.port_after("operator");
-        program
+            listener,
+            operator,
+        }
     }
 
     fn port_after(&self, what: &str) -> u16 {
@@ -101,6 +111,16 @@ impl Program {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// CPU time used so far, in hundredths of a second.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // The command's name may hold spaces; it ends at the last parenthesis.
+        let (_, fields) = text.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let number = |at: usize| fields[at].parse::<u64>().unwrap();
+        number(11) + number(12)
+    }
+
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let begin = Instant::now();
         loop {
@@ -118,6 +138,12 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A port that nobody has just now.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 pub(crate) fn binary() -> PathBuf {

@@ -1,0 +1,11 @@
+//! `Authorization` and `X-API-Key`: at most one credential; and Basic inside it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    tollgate::pipeline::fuzzed::credential(bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = tollgate::webapp::Basic::parse(text);
+    }
+});

@@ -1,0 +1,8 @@
+//! The budget for HTTP/2 frames.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    tollgate::listener::fuzzed::frames(bytes);
+});

@@ -1,0 +1,8 @@
+//! The upstream's answer to our login.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    tollgate::upstream::fuzzed::login_answer(bytes);
+});

@@ -1,0 +1,8 @@
+//! The request line's target: what passes means one thing only.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    tollgate::pipeline::fuzzed::request_target(bytes);
+});

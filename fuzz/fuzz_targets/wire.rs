@@ -1,0 +1,8 @@
+//! The guard over HTTP/1 framing, and hyper behind it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    tollgate::listener::fuzzed::wire(bytes);
+});

@@ -1,0 +1,45 @@
+//! An error and what caused it, for those who print them. Each error says its own
+//! step only, so nothing is said twice.
+
+use std::error::Error;
+
+/// The causes of `error`, nearest first, itself not among them.
+pub fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
+}
+
+/// The error with its causes on one line.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error) {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{said}")]
+    struct Step {
+        said: &'static str,
+        #[source]
+        source: Option<Box<Self>>,
+    }
+
+    #[test]
+    fn each_step_is_said_once_and_the_nearest_first() {
+        let step = |said, source: Option<Step>| Step {
+            said,
+            source: source.map(Box::new),
+        };
+        let error = step("a", Some(step("b", Some(step("c", None)))));
+        assert_eq!(chain(&error), "a: b: c");
+        assert_eq!(causes(&error).count(), 2);
+    }
+}

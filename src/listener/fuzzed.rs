@@ -1,0 +1,65 @@
+//! Doors for `fuzz/`: what looks at bytes before hyper does.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
+
+use super::frames::Frames;
+use super::wire::Wire;
+
+/// The guard refuses the same byte however the bytes are cut, and hyper sees no
+/// request in what it lets pass that the guard did not see.
+pub fn wire(bytes: &[u8]) {
+    let mut whole = Wire::new();
+    let refused = whole.check(bytes).err().map(|violation| violation.0);
+    let mut cut = Wire::new();
+    let first = (0..bytes.len()).find(|&at| cut.check(&bytes[at..=at]).is_err());
+    assert_eq!(refused, first, "the cuts decide");
+    let passed = &bytes[..refused.unwrap_or(bytes.len())];
+    let mut guard = Wire::new();
+    guard.check(passed).expect("it passed already");
+    let seen = seen_by_hyper(passed);
+    assert!(
+        seen <= guard.heads(),
+        "hyper sees {seen}, the guard {}",
+        guard.heads()
+    );
+}
+
+/// How many requests hyper finds in `bytes`.
+fn seen_by_hyper(bytes: &[u8]) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime without drivers").block_on(async {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        client.write_all(bytes).await.expect("there is room");
+        client.shutdown().await.expect("it is open");
+        let seen = std::cell::Cell::new(0);
+        let answer = hyper::service::service_fn(|request: Request<Incoming>| {
+            seen.set(seen.get() + 1);
+            async {
+                // The body is read, or hyper would not look for what follows it.
+                let _ = request.into_body().collect().await;
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
+            }
+        });
+        let server = hyper::server::conn::http1::Builder::new()
+            .max_headers(64)
+            .serve_connection(TokioIo::new(server), answer);
+        let _ = server.await;
+        seen.get()
+    })
+}
+
+/// The budget is spent alike however the bytes are cut.
+pub fn frames(bytes: &[u8]) {
+    let is_flood = Frames::new().check(bytes).is_err();
+    let mut cut = Frames::new();
+    let is_flood_cut = bytes.iter().any(|byte| cut.check(&[*byte]).is_err());
+    // Time earns budget back: a slower look may find less.
+    assert!(is_flood || !is_flood_cut);
+}

@@ -1,0 +1,127 @@
+//! The machine runs out of something: descriptors, room on the disk.
+
+use std::fs::OpenOptions;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tollgate::emulator::Emulator;
+
+use crate::harness::program::{Program, binary, free_port};
+use crate::harness::{
+    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, prepare, text,
+};
+
+fn file(folder: &Path, webapp: &Emulator, setup: &Setup) -> std::path::PathBuf {
+    prepare(folder, webapp);
+    let file = folder.join("config.toml");
+    std::fs::write(&file, text(setup, &format!("https://{}", webapp.address()))).unwrap();
+    file
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_descriptors_it_waits_without_burning_cpu_and_recovers() {
+    let webapp = emulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup::default().rest(NO_LIMITS);
+    let config = file(folder.path(), &webapp, &setup);
+    let mut command = Command::new("sh");
+    // The hard limit too: the gate raises the soft one.
+    command
+        .args(["-c", "ulimit -n 64 && exec \"$0\" serve --config \"$1\""])
+        .arg(binary())
+        .arg(&config);
+    let mut program = Program::start(command);
+    let builder = || reqwest::Client::builder().timeout(Duration::from_secs(5));
+    let client = Client::of(folder.path(), &program.url(""), builder());
+    let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+
+    let idle: Vec<TcpStream> = (0..100)
+        .map(|_| TcpStream::connect(("127.0.0.1", program.listener)).unwrap())
+        .collect();
+    program.wait_for("cannot accept connections");
+    let before = program.cpu_ticks();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let burnt = program.cpu_ticks() - before;
+    // A hundred ticks are a second; two workers that spin would burn up to six of them.
+    assert!(burnt < 60, "{burnt} ticks of CPU in three seconds");
+    let said = |text: &str| {
+        program
+            .lines()
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
+    };
+    assert!(
+        said("cannot accept connections") <= 2,
+        "once a worker, not once a try"
+    );
+    assert_eq!(
+        client.get("/v1/support").await.status(),
+        200,
+        "who is connected goes on"
+    );
+
+    drop(idle);
+    eventually("new clients are served again", async || {
+        let fresh = Client::of(folder.path(), &program.url(""), builder());
+        let fresh = fresh.with_token(client.token.as_ref().unwrap());
+        let sent = fresh.request(reqwest::Method::GET, "/v1/support").send();
+        sent.await.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    program.wait_for("accepting connections again");
+    program.signal("TERM");
+    assert!(program.wait().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_its_log_on_a_full_disk_it_serves_on_and_says_so_in_its_metrics() {
+    let webapp = emulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), &webapp);
+    let (gate, operator) = (free_port(), free_port());
+    // It cannot say where it listens, so it is told.
+    let text = text(
+        &Setup::default().rest(NO_LIMITS),
+        &format!("https://{}", webapp.address()),
+    )
+    .replacen("127.0.0.1:0", &format!("127.0.0.1:{gate}"), 1)
+    .replacen("127.0.0.1:0", &format!("127.0.0.1:{operator}"), 1);
+    let config = folder.path().join("config.toml");
+    std::fs::write(&config, text).unwrap();
+    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let mut child = Command::new(binary())
+        .args(["serve", "--config"])
+        .arg(&config)
+        .stdin(Stdio::null())
+        .stdout(full())
+        .stderr(full())
+        .spawn()
+        .unwrap();
+    eventually("it listens", async || {
+        TcpStream::connect(("127.0.0.1", gate)).is_ok()
+    })
+    .await;
+    let base = format!("https://localhost:{gate}");
+    let client = Client::of(folder.path(), &base, reqwest::Client::builder());
+    let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+    for _ in 0..200 {
+        assert_eq!(client.get("/v1/support").await.status(), 200);
+    }
+    let url = format!("http://127.0.0.1:{operator}/metrics");
+    eventually("lost lines are counted", async || {
+        let text = reqwest::get(&url).await.unwrap().text().await.unwrap();
+        let lost = text
+            .lines()
+            .find_map(|line| line.strip_prefix("tollgate_log_lines_dropped_total "));
+        lost.unwrap().parse::<u64>().unwrap() >= 200
+    })
+    .await;
+    let kill = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(kill.unwrap().success());
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    assert!(ended.await.unwrap().success(), "it drains as ever");
+}

@@ -1,0 +1,122 @@
+//! An upstream that answers byte for byte what the test says: for what a Webapp
+//! does only by accident. Plain HTTP; logins are answered by themselves.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+/// One request as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    /// Counts requests on its connection from 1, logins not among them.
+    pub(crate) nth: usize,
+    pub(crate) head: String,
+}
+
+impl Call {
+    /// Method and path.
+    pub(crate) fn line(&self) -> &str {
+        let line = self.head.lines().next().unwrap_or_default();
+        line.trim_end_matches(" HTTP/1.1")
+    }
+}
+
+/// What goes back; the connection ends after it, or goes on.
+pub(crate) enum Reply {
+    Stay(Vec<u8>),
+    Close(Vec<u8>),
+}
+
+impl Reply {
+    pub(crate) fn ok(body: &str) -> Self {
+        let length = body.len();
+        Self::Stay(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").into())
+    }
+}
+
+type Script = dyn Fn(&Call) -> Reply + Send + Sync;
+
+/// Lives until the test's runtime ends.
+#[derive(Clone)]
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    calls: Arc<Mutex<Vec<Call>>>,
+    script: Arc<Script>,
+}
+
+impl Upstream {
+    pub(crate) async fn start(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Self {
+            address: listener.local_addr().unwrap(),
+            calls: Arc::default(),
+            script: Arc::new(script),
+        };
+        let serving = upstream.clone();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let serving = serving.clone();
+                tokio::spawn(async move { serving.serve(tcp).await });
+            }
+        });
+        upstream
+    }
+
+    /// How often `line`, method and path, was asked for.
+    pub(crate) fn count(&self, line: &str) -> usize {
+        let calls = self.calls.lock().unwrap();
+        calls.iter().filter(|call| call.line() == line).count()
+    }
+
+    async fn serve(&self, mut tcp: TcpStream) {
+        let mut nth = 0;
+        while let Some(head) = read_request(&mut tcp).await {
+            if head.starts_with("POST /v1/users/login") {
+                let _ = tcp.write_all(&login()).await;
+                continue;
+            }
+            nth += 1;
+            let call = Call { nth, head };
+            self.calls.lock().unwrap().push(call.clone());
+            match (self.script)(&call) {
+                Reply::Stay(bytes) => {
+                    let _ = tcp.write_all(&bytes).await;
+                }
+                Reply::Close(bytes) => {
+                    let _ = tcp.write_all(&bytes).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The head of the next request, its body read and forgotten.
+async fn read_request(tcp: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        bytes.push(tcp.read_u8().await.ok()?);
+    }
+    let head = String::from_utf8(bytes).ok()?;
+    let length = head
+        .to_ascii_lowercase()
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap_or(0);
+    tcp.read_exact(&mut vec![0; length]).await.ok()?;
+    Some(head)
+}
+
+fn login() -> Vec<u8> {
+    let week = i64::try_from(Duration::from_secs(604_800).as_secs()).unwrap();
+    let now = tollgate::clock::unix_seconds();
+    let end = tollgate::webapp::format_expiry(now + week);
+    let body = format!(
+        r#"{{"users":[{{"token":"scripted-token","expires_after":"{end}"}}],"meta":{{}}}}"#
+    );
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").into()
+}

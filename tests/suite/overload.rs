@@ -1,0 +1,84 @@
+//! More than can be borne, or slower than can be waited for: refused in time, and in
+//! the Webapp's words.
+
+use std::time::Duration;
+
+use crate::harness::client::verdict;
+use crate::harness::raw::Raw;
+use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_comes_too_slowly_is_ended_with_408() {
+    let webapp = emulator().await;
+    let setup = Setup::default()
+        .upstream("body_idle_timeout = \"500ms\"")
+        .rest(NO_LIMITS);
+    let gateway = Gateway::with(&webapp, setup).await;
+    let token = gateway.admin().await.token.unwrap();
+    let mut raw = Raw::connect(&gateway).await;
+    let head = format!(
+        "POST /v1/messages HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{\"to\":"
+    );
+    raw.send(head.as_bytes()).await;
+    let answer = raw.read_to_end().await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(
+        answer.to_ascii_lowercase().contains("connection: close"),
+        "{answer}"
+    );
+    assert!(answer.contains("\"code\":1025"), "{answer}");
+    eventually("the upstream's turn is free again", async || {
+        webapp.in_flight() == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gets_no_turn_at_the_upstream_in_time_is_told_to_come_back() {
+    let webapp = emulator().await;
+    let setup = Setup::default()
+        .upstream("concurrency = 1\nqueue_timeout = \"300ms\"")
+        .rest(NO_LIMITS);
+    let gateway = Gateway::with(&webapp, setup).await;
+    let client = gateway.admin().await;
+    webapp.answer_takes(Duration::from_secs(3));
+    let first = {
+        let client = client.clone();
+        tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
+    };
+    eventually("the first one is there", async || webapp.in_flight() == 1).await;
+    let late = client.get("/v1/groups").await;
+    assert_eq!(late.headers()["retry-after"], "1");
+    assert_eq!(verdict(late).await, (503, 1016));
+    assert_eq!(webapp.request_count("/v1/groups"), 0);
+    assert_eq!(first.await.unwrap(), 200, "and the first is not disturbed");
+    webapp.answer_takes(Duration::ZERO);
+    assert_eq!(client.get("/v1/groups").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_requests_in_hand_than_allowed_are_refused_at_once() {
+    let webapp = emulator().await;
+    let limits = NO_LIMITS.replace("max_in_flight = 100000", "max_in_flight = 2");
+    assert_ne!(limits, NO_LIMITS);
+    let gateway = Gateway::with(&webapp, Setup::default().rest(&limits)).await;
+    let client = gateway.admin().await;
+    webapp.answer_takes(Duration::from_secs(3));
+    let held: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
+        })
+        .collect();
+    eventually("both are there", async || webapp.in_flight() == 2).await;
+    assert_eq!(verdict(client.get("/v1/groups").await).await, (503, 1016));
+    for one in held {
+        assert_eq!(one.await.unwrap(), 200);
+    }
+    webapp.answer_takes(Duration::ZERO);
+    assert_eq!(
+        client.get("/v1/groups").await.status(),
+        200,
+        "their places are free"
+    );
+}

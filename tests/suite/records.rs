@@ -1,0 +1,158 @@
+//! One line per request, whoever ended it, as JSON or text.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tollgate::emulator::Emulator;
+
+use crate::harness::program::{Program, binary, free_port};
+use crate::harness::{
+    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, prepare, text,
+};
+
+struct Logged {
+    program: Program,
+    client: Client,
+    _folder: tempfile::TempDir,
+}
+
+async fn logged(webapp: &Emulator, format: &str) -> Logged {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), webapp);
+    let ports = (free_port(), free_port());
+    let rest = format!("{NO_LIMITS}\n[log]\nformat = \"{format}\"");
+    let url = format!("https://{}", webapp.address());
+    let config = text(&Setup::default().rest(&rest), &url)
+        .replacen("127.0.0.1:0", &format!("127.0.0.1:{}", ports.0), 1)
+        .replacen("127.0.0.1:0", &format!("127.0.0.1:{}", ports.1), 1);
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new(binary());
+    command.args(["serve", "--config"]).arg(&file);
+    let program = Program::told(command, ports);
+    program.wait_for("ready to accept");
+    let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
+    let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+    Logged {
+        program,
+        client,
+        _folder: folder,
+    }
+}
+
+/// The record of the request for `path`, once it has been written.
+async fn record(program: &Program, path: &str) -> Value {
+    let mut found = None;
+    eventually(&format!("the record of {path}"), async || {
+        let records = program.lines().into_iter().filter_map(|line| {
+            let line: Value = serde_json::from_str(&line).ok()?;
+            (line["target"] == "tollgate::access" && line["path"] == path).then_some(line)
+        });
+        found = records.collect::<Vec<_>>().pop();
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_request_has_a_json_record_that_says_who_what_and_how_it_ended() {
+    let webapp = emulator().await;
+    let Logged {
+        program, client, ..
+    } = &logged(&webapp, "json").await;
+    let answer = client.get("/v1/support?with=query").await;
+    let id = answer.headers()["x-request-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let length = answer.bytes().await.unwrap().len();
+    let good = record(program, "/v1/support").await;
+    for (field, value) in [
+        ("id", Value::from(id)),
+        ("peer", "127.0.0.1".into()),
+        ("client", "admin".into()),
+        ("route", "support.show".into()),
+        ("method", "GET".into()),
+        ("status", 200.into()),
+        ("upstream_status", 200.into()),
+        ("bytes_out", length.into()),
+        ("repeated", false.into()),
+        ("end", "complete".into()),
+    ] {
+        assert_eq!(good[field], value, "{field} in {good}");
+    }
+    assert!(good["duration_ms"].as_f64().unwrap() > 0.0);
+
+    let message = serde_json::json!({ "to": "1", "type": "text", "text": { "body": "x" } });
+    client.post("/v1/messages", &message).await;
+    let sent = record(program, "/v1/messages").await;
+    assert_eq!(sent["bytes_in"], message.to_string().len());
+
+    let stranger = client.clone().with_token("made-up");
+    stranger.get("/v1/groups").await;
+    let refused = record(program, "/v1/groups").await;
+    assert_eq!(
+        (&refused["status"], &refused["client"]),
+        (&401.into(), &"".into())
+    );
+    assert_eq!(refused["reason"], "unauthenticated");
+    assert_eq!(refused["upstream_status"], Value::Null, "nothing went up");
+
+    webapp.forget_all_tokens();
+    client.get("/v1/stickerpacks").await;
+    let again = record(program, "/v1/stickerpacks").await;
+    assert_eq!(
+        (&again["repeated"], &again["status"]),
+        (&true.into(), &200.into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_does_not_reach_its_end_has_a_record_that_says_whose_doing_it_was() {
+    let webapp = emulator().await;
+    let Logged {
+        program, client, ..
+    } = &logged(&webapp, "json").await;
+    webapp.close_mid_body(1);
+    let broken = client.get("/v1/media/generated-100000").await;
+    assert!(broken.bytes().await.is_err());
+    let broken = record(program, "/v1/media/generated-100000").await;
+    assert_eq!(
+        (&broken["end"], &broken["blame"]),
+        (&"broke_off".into(), &"upstream".into())
+    );
+
+    webapp.slow_body(true);
+    let url = program.url("/v1/media/generated-200000");
+    let token = client.token.as_ref().unwrap();
+    let request = client.http.get(url).bearer_auth(token).send();
+    let mut answer = tokio::time::timeout(Duration::from_secs(20), request)
+        .await
+        .unwrap()
+        .unwrap();
+    answer.chunk().await.unwrap();
+    drop(answer);
+    let left = record(program, "/v1/media/generated-200000").await;
+    assert_eq!(left["end"], "client_left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_record_has_the_same_fields_and_no_colours_in_a_file() {
+    let webapp = emulator().await;
+    let Logged {
+        program, client, ..
+    } = &logged(&webapp, "text").await;
+    client.get("/v1/support").await;
+    let line = program.wait_for("path=\"/v1/support\"");
+    for field in [
+        "client=\"admin\"",
+        "route=\"support.show\"",
+        "status=200",
+        "end=\"complete\"",
+    ] {
+        assert!(line.contains(field), "{field} in {line}");
+    }
+    assert!(!line.contains('\u{1b}'), "{line:?}");
+}
