@@ -89,7 +89,7 @@ configurations() {
         chmod 600 "$root/$file"
     done
     for file in deploy/*.toml; do
-        sed -e "s|/etc/tollgate/|$root/etc/tollgate/|g" -e "s|/run/secrets/|$root/run/secrets/|g" "$file" >"$root/config.toml"
+        sed -e "s|/etc/tollgate/|$root/etc/tollgate/|g" -e "s|/run/secrets/|$root/run/secrets/|g" -e "s|/var/lib/tollgate/|$root/|g" "$file" >"$root/config.toml"
         target/debug/tollgate check --config "$root/config.toml" >/dev/null
         echo "$file: good"
     done

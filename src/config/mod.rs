@@ -14,7 +14,7 @@ mod tests;
 
 pub use difference::Difference;
 pub use file::{is_name, load, parse};
-pub use pattern::BadPattern;
+pub use pattern::{BadPattern, plain};
 pub use problem::{Loaded, Problem, Problems, Rows};
 pub use profile::whatsapp_routes;
 pub use reload::{Gone, Outcome, Refused, Reloader, Requests, Watcher, reloader};

@@ -1,5 +1,6 @@
 //! Path patterns: written, compared, printed.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use super::{PathPattern, Segment};
@@ -50,12 +51,21 @@ impl PathPattern {
             }
             match (segment, path.next()) {
                 (_, None) => return false,
-                (Segment::Literal(literal), Some(text)) if literal != text => return false,
+                (Segment::Literal(literal), Some(text)) if *literal != plain(text) => return false,
                 _ => {}
             }
         }
         path.next().is_none()
     }
+}
+
+/// A path's segment without escapes, as the upstream will read it. Compared as sent,
+/// `/v1/%73ettings` would pass by the rules of `/v1/settings`.
+pub fn plain(segment: &str) -> Cow<'_, str> {
+    if !segment.contains('%') {
+        return Cow::Borrowed(segment);
+    }
+    percent_encoding::percent_decode_str(segment).decode_utf8_lossy()
 }
 
 fn segment(text: &str) -> Result<Segment, BadPattern> {
@@ -79,7 +89,7 @@ fn segment(text: &str) -> Result<Segment, BadPattern> {
     if text.contains('*') {
         return Err(BadPattern::EarlyStar);
     }
-    // RFC 3986 3.3, pchar without escapes: patterns are compared with the path as sent.
+    // RFC 3986 3.3, pchar without escapes: those of the path are read before it is compared.
     let pchar = |c: u8| c.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@".contains(&c);
     let good = text.bytes().all(pchar);
     let literal = good.then(|| Segment::Literal(text.to_owned()));
@@ -153,6 +163,8 @@ mod tests {
         assert!(matches("/v1/groups/*", "/v1/groups"));
         assert!(!matches("/v1/groups/*", "/v1/groupsies"));
         assert!(matches("/*", "/"));
+        assert!(matches("/v1/a:b", "/%761/%61%3Ab"), "escapes hide nothing");
+        assert!(!matches("/v1/a", "/v1/%62"));
         assert!(matches("/", "/"));
         assert!(!matches("/", "/v1"));
     }

@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::Value;
 
+use crate::harness::client::verdict;
 use crate::harness::raw::Raw;
 use crate::harness::{Gateway, NO_LIMITS, Setup, WEBAPP_PASSWORD, emulator};
 
@@ -144,6 +145,60 @@ async fn paths_that_could_be_read_twice_are_refused() {
         let status = first_line(&gateway, bytes.as_bytes()).await;
         assert!(status.starts_with("HTTP/1.1 400"), "{path}: {status}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn escapes_and_a_final_dot_lead_past_no_rule() {
+    let webapp = emulator().await;
+    let routes = r#"
+[[route]]
+name = "inside"
+host = "inside.example.org"
+path = "/v1/other"
+target = "closed"
+
+[[route]]
+name = "no.support"
+path = "/v1/support"
+target = "closed"
+
+[[route]]
+name = "everything"
+path = "/v1/{node}"
+access = "token"
+"#;
+    let setup = Setup::default().rest(&format!("{NO_LIMITS}{routes}"));
+    let gateway = Gateway::with(&webapp, setup).await;
+    let client = gateway.admin().await;
+    assert_eq!(
+        client.get("/v1/other").await.status(),
+        404,
+        "the Webapp's own"
+    );
+    let before = webapp.request_count("/");
+    for path in [
+        "/v1/support",
+        "/v1/%73upport",
+        "/%76%31/support/",
+        "/v1/suppor%74?x",
+    ] {
+        assert_eq!(verdict(client.get(path).await).await, (404, 1006), "{path}");
+    }
+    let token = client.token.as_ref().unwrap();
+    for host in [
+        "inside.example.org",
+        "INSIDE.example.org.",
+        "inside.example.org.:8443",
+    ] {
+        let mut raw = Raw::connect(&gateway).await;
+        let head = format!(
+            "GET /v1/other HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        );
+        raw.send(head.as_bytes()).await;
+        let answer = raw.read_to_end().await;
+        assert!(answer.contains("\"code\":1006"), "{host}: {answer}");
+    }
+    assert_eq!(webapp.request_count("/"), before, "nothing went up");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,7 @@ pub(super) fn check(headers: &HeaderMap, version: Version, rules: &Http) -> Resu
     Ok(())
 }
 
-/// The host asked for, lower case, without port; empty if there is none. The
+/// The host asked for, lower case, without port and final dot; empty if there is none. The
 /// target's authority wins over the Host field (RFC 9112, 3.2.2).
 pub(super) fn host(uri: &Uri, headers: &HeaderMap) -> String {
     let field = || headers.get(HOST)?.to_str().ok();
@@ -63,10 +63,12 @@ pub(super) fn host(uri: &Uri, headers: &HeaderMap) -> String {
         .map(http::uri::Authority::as_str)
         .or_else(field);
     let authority = authority.unwrap_or_default().to_ascii_lowercase();
-    match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host.to_owned(),
-        _ => authority,
-    }
+    let name = match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => &authority,
+    };
+    // With its final dot it is the same name (RFC 1034 3.1), and has the same rules.
+    name.strip_suffix('.').unwrap_or(name).to_owned()
 }
 
 /// Takes out what ends at this hop: the fixed list and what `Connection` names.
