@@ -11,12 +11,12 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::connect::{DialError, Dialer};
 use super::description::{Answer, Flaw, LoginDescription};
 use super::session::Why;
-use crate::clock;
+use crate::clock::{self, Deadline};
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 
@@ -94,6 +94,23 @@ pub(super) struct Granted {
     pub(super) skew_seconds: i64,
 }
 
+/// When the question went out, on both clocks: the host may be suspended before the
+/// answer is read.
+#[derive(Clone, Copy, Debug)]
+struct Began(Deadline);
+
+const FAR: Duration = Duration::from_secs(86_400);
+
+impl Began {
+    fn now() -> Self {
+        Self(Deadline::after(FAR))
+    }
+
+    fn elapsed(self) -> Duration {
+        FAR.saturating_sub(self.0.left())
+    }
+}
+
 /// How this upstream's login is made.
 #[derive(Debug)]
 pub(super) struct LoginCall {
@@ -117,7 +134,7 @@ impl LoginCall {
         let (mut sender, connection) = http1::handshake(TokioIo::new(link))
             .await
             .map_err(LoginError::Broken)?;
-        let began = Instant::now();
+        let began = Began::now();
         let exchange = async {
             let request = self.request(password);
             let response = sender
@@ -153,7 +170,7 @@ impl LoginCall {
     async fn judge(
         &self,
         response: Response<Incoming>,
-        began: Instant,
+        began: Began,
     ) -> Result<Granted, LoginError> {
         let (head, body) = response.into_parts();
         let status = head.status;
@@ -178,7 +195,7 @@ impl LoginCall {
         })
     }
 
-    fn believe(&self, headers: &HeaderMap, body: &[u8], began: Instant) -> Result<Granted, Flaw> {
+    fn believe(&self, headers: &HeaderMap, body: &[u8], began: Began) -> Result<Granted, Flaw> {
         let ours = clock::unix_seconds();
         let upstream_now = date(headers).unwrap_or(ours);
         let answer = Answer {
@@ -187,8 +204,10 @@ impl LoginCall {
             upstream_now,
         };
         let found = self.description.read(answer)?;
-        // The token may be as old as the question.
-        let left = found.life.saturating_sub(began.elapsed());
+        // The token may be as old as the question, and `Date` is in whole seconds: it may
+        // have been wrong by almost one when it was written.
+        let rounding = Duration::from_secs(1).min(found.life / 4);
+        let left = found.life.saturating_sub(began.elapsed() + rounding);
         if left.is_zero() {
             return Err(Flaw::Past);
         }

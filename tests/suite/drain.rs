@@ -6,23 +6,17 @@ use tollgate::app::Ending;
 
 use crate::harness::program::Program;
 use crate::harness::{
-    ADMIN, ADMIN_PASSWORD, Client, Gateway, NO_LIMITS, Setup, emulator, eventually, prepare, text,
+    ADMIN, ADMIN_PASSWORD, Client, Gateway, NO_LIMITS, Setup, emulator, eventually, written,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_goes_off_first_and_what_is_in_flight_is_finished() {
     let webapp = emulator().await;
-    let gateway = {
-        let folder = tempfile::tempdir().unwrap();
-        prepare(folder.path(), &webapp);
-        let text = text(
-            &Setup::default().rest(NO_LIMITS),
-            &format!("https://{}", webapp.address()),
-        );
-        let file = folder.path().join("config.toml");
-        std::fs::write(&file, text.replace("wait = \"0s\"", "wait = \"2s\"")).unwrap();
-        Gateway::from_file(folder, file).await
-    };
+    let setup = Setup::default().rest(NO_LIMITS);
+    let gateway = Gateway::changed(&webapp, &setup, |text| {
+        text.replace("wait = \"0s\"", "wait = \"2s\"")
+    })
+    .await;
     let h1 = Client::http1(&gateway)
         .logged_in(ADMIN, ADMIN_PASSWORD)
         .await;
@@ -72,21 +66,11 @@ async fn readiness_goes_off_first_and_what_is_in_flight_is_finished() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_deadline_cuts_what_does_not_end() {
     let webapp = emulator().await;
-    let gateway = {
-        let folder = tempfile::tempdir().unwrap();
-        prepare(folder.path(), &webapp);
-        let text = text(
-            &Setup::default().rest(NO_LIMITS),
-            &format!("https://{}", webapp.address()),
-        );
-        let file = folder.path().join("config.toml");
-        std::fs::write(
-            &file,
-            text.replace("deadline = \"20s\"", "deadline = \"1s\""),
-        )
-        .unwrap();
-        Gateway::from_file(folder, file).await
-    };
+    let setup = Setup::default().rest(NO_LIMITS);
+    let gateway = Gateway::changed(&webapp, &setup, |text| {
+        text.replace("deadline = \"20s\"", "deadline = \"1s\"")
+    })
+    .await;
     let client = gateway.admin().await;
     webapp.hang(true);
     let waiting = tokio::spawn(async move {
@@ -105,16 +89,8 @@ async fn the_deadline_cuts_what_does_not_end() {
 async fn the_program_drains_on_sigterm_survives_sigstop_and_exits_0() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
-    prepare(folder.path(), &webapp);
-    let file = folder.path().join("config.toml");
-    std::fs::write(
-        &file,
-        text(
-            &Setup::default().rest(NO_LIMITS),
-            &format!("https://{}", webapp.address()),
-        ),
-    )
-    .unwrap();
+    let setup = Setup::default().rest(NO_LIMITS);
+    let file = written(folder.path(), &webapp, &setup, |text| text);
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;

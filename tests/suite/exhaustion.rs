@@ -2,30 +2,20 @@
 
 use std::fs::OpenOptions;
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use tollgate::emulator::Emulator;
-
-use crate::harness::program::{Program, binary, free_port};
+use crate::harness::program::{Program, at_ports, binary, free_port};
 use crate::harness::{
-    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, prepare, text,
+    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, written,
 };
-
-fn file(folder: &Path, webapp: &Emulator, setup: &Setup) -> std::path::PathBuf {
-    prepare(folder, webapp);
-    let file = folder.join("config.toml");
-    std::fs::write(&file, text(setup, &format!("https://{}", webapp.address()))).unwrap();
-    file
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn out_of_descriptors_it_waits_without_burning_cpu_and_recovers() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let setup = Setup::default().rest(NO_LIMITS);
-    let config = file(folder.path(), &webapp, &setup);
+    let config = written(folder.path(), &webapp, &setup, |text| text);
     let mut command = Command::new("sh");
     // The hard limit too: the gate raises the soft one.
     command
@@ -81,17 +71,13 @@ async fn out_of_descriptors_it_waits_without_burning_cpu_and_recovers() {
 async fn with_its_log_on_a_full_disk_it_serves_on_and_says_so_in_its_metrics() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
-    prepare(folder.path(), &webapp);
-    let (gate, operator) = (free_port(), free_port());
+    let ports = (free_port(), free_port());
+    let (gate, operator) = ports;
+    let setup = Setup::default().rest(NO_LIMITS);
     // It cannot say where it listens, so it is told.
-    let text = text(
-        &Setup::default().rest(NO_LIMITS),
-        &format!("https://{}", webapp.address()),
-    )
-    .replacen("127.0.0.1:0", &format!("127.0.0.1:{gate}"), 1)
-    .replacen("127.0.0.1:0", &format!("127.0.0.1:{operator}"), 1);
-    let config = folder.path().join("config.toml");
-    std::fs::write(&config, text).unwrap();
+    let config = written(folder.path(), &webapp, &setup, |text| {
+        at_ports(&text, ports)
+    });
     let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
     let mut child = Command::new(binary())
         .args(["serve", "--config"])

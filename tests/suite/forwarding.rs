@@ -10,7 +10,7 @@ use tollgate::emulator::Emulator;
 
 use crate::harness::client::verdict;
 use crate::harness::program::Program;
-use crate::harness::{Client, Gateway, NO_LIMITS, Setup, emulator, eventually};
+use crate::harness::{Client, Gateway, NO_LIMITS, Setup, emulator, eventually, written};
 
 async fn gate(webapp: &Emulator) -> (Gateway, Client) {
     let gateway = Gateway::with(webapp, Setup::default().rest(NO_LIMITS)).await;
@@ -126,14 +126,11 @@ async fn two_hundred_megabytes_either_way_grow_its_memory_by_less_than_two() {
     let webapp = emulator().await;
     webapp.media_limit(0);
     let folder = tempfile::tempdir().unwrap();
-    crate::harness::prepare(folder.path(), &webapp);
     let rest = format!("{NO_LIMITS}\n[[route]]\nname = \"media.upload\"\nmax_body = \"300MiB\"\n");
-    let text = crate::harness::text(
-        &Setup::default().rest(&rest),
-        &format!("https://{}", webapp.address()),
-    );
-    let file = folder.path().join("config.toml");
-    std::fs::write(&file, text.replace("workers = 2", "workers = 1")).unwrap();
+    let setup = Setup::default().rest(&rest);
+    let file = written(folder.path(), &webapp, &setup, |text| {
+        text.replace("workers = 2", "workers = 1")
+    });
     let program = Program::serve(&file);
     let client = Client::of(
         folder.path(),

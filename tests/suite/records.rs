@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tollgate::emulator::Emulator;
 
-use crate::harness::program::{Program, binary, free_port};
+use crate::harness::program::{Program, at_ports, binary, free_port};
 use crate::harness::{
-    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, prepare, text,
+    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, written,
 };
 
 struct Logged {
@@ -19,15 +19,9 @@ struct Logged {
 
 async fn logged(webapp: &Emulator, format: &str) -> Logged {
     let folder = tempfile::tempdir().unwrap();
-    prepare(folder.path(), webapp);
     let ports = (free_port(), free_port());
-    let rest = format!("{NO_LIMITS}\n[log]\nformat = \"{format}\"");
-    let url = format!("https://{}", webapp.address());
-    let config = text(&Setup::default().rest(&rest), &url)
-        .replacen("127.0.0.1:0", &format!("127.0.0.1:{}", ports.0), 1)
-        .replacen("127.0.0.1:0", &format!("127.0.0.1:{}", ports.1), 1);
-    let file = folder.path().join("config.toml");
-    std::fs::write(&file, config).unwrap();
+    let setup = Setup::default().rest(&format!("{NO_LIMITS}\n[log]\nformat = \"{format}\""));
+    let file = written(folder.path(), webapp, &setup, |text| at_ports(&text, ports));
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
     let program = Program::told(command, ports);

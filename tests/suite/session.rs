@@ -60,7 +60,7 @@ async fn ten_thousand_requests_meeting_a_401_cause_one_login_and_none_sees_it() 
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream(&format!(
-            "{QUICK_LOGINS}\nqueue_timeout = \"60s\"\nconcurrency = 256"
+            "{QUICK_LOGINS}\nqueue_timeout = \"60s\"\nconnect_timeout = \"60s\"\nconcurrency = 256"
         ))
         .listener("max_streams = 1000")
         .rest(NO_LIMITS);

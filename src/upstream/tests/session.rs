@@ -149,6 +149,16 @@ async fn refused_twice_is_not_a_login_storm() {
 }
 
 #[tokio::test]
+async fn a_lease_ends_before_its_token_whatever_the_fraction_of_a_second() {
+    // Ends and `Date` are in whole seconds: of these four, up to one may be gone.
+    let webapp = Webapp::start(|_| Reply::login("tok", 4)).await;
+    let around = Surroundings::of(webapp.address);
+    let lease = around.session().lease().await.unwrap();
+    assert!(lease.ends().left() <= Duration::from_secs(3));
+    assert!(!lease.ends().has_passed());
+}
+
+#[tokio::test]
 async fn a_login_that_is_due_soon_is_waited_for() {
     let webapp = Webapp::start(|call| Reply::login(&format!("tok{}", call.number), 600)).await;
     let mut around = Surroundings::of(webapp.address);

@@ -82,14 +82,17 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) async fn with(webapp: &Emulator, setup: Setup) -> Self {
+        Self::changed(webapp, &setup, |text| text).await
+    }
+
+    /// The same with lines changed that every setup has.
+    pub(crate) async fn changed(
+        webapp: &Emulator,
+        setup: &Setup,
+        change: impl FnOnce(String) -> String,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        prepare(folder.path(), webapp);
-        let file = folder.path().join("config.toml");
-        std::fs::write(
-            &file,
-            text(&setup, &format!("https://{}", webapp.address())),
-        )
-        .unwrap();
+        let file = written(folder.path(), webapp, setup, change);
         Self::from_file(folder, file).await
     }
 
@@ -197,6 +200,20 @@ pub(crate) fn prepare(folder: &Path, webapp: &Emulator) {
     ] {
         secret(&folder.join(name), text);
     }
+}
+
+/// All that a gate in front of `webapp` needs; gives its configuration file.
+pub(crate) fn written(
+    folder: &Path,
+    webapp: &Emulator,
+    setup: &Setup,
+    change: impl FnOnce(String) -> String,
+) -> PathBuf {
+    prepare(folder, webapp);
+    let file = folder.join("config.toml");
+    let text = text(setup, &format!("https://{}", webapp.address()));
+    std::fs::write(&file, change(text)).unwrap();
+    file
 }
 
 /// Writes a secret as an operator should: for the owner only.

@@ -146,6 +146,12 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+/// A configuration with these ports for listener and operator, in place of any free ones.
+pub(crate) fn at_ports(text: &str, (listener, operator): (u16, u16)) -> String {
+    text.replacen("127.0.0.1:0", &format!("127.0.0.1:{listener}"), 1)
+        .replacen("127.0.0.1:0", &format!("127.0.0.1:{operator}"), 1)
+}
+
 pub(crate) fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_tollgate"))
 }
