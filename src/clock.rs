@@ -60,6 +60,13 @@ impl Deadline {
         }
     }
 
+    /// The same deadline, never later, in the least room; `start` brings it back.
+    pub fn pack(&self, start: Instant) -> PackedDeadline {
+        let monotonic = self.monotonic.saturating_duration_since(start).as_millis();
+        let monotonic = u64::try_from(monotonic).unwrap_or(u64::MAX);
+        PackedDeadline::new(monotonic, self.wall_millis)
+    }
+
     /// Time left: the smaller of the two clocks' opinions; zero once passed.
     pub fn left(&self) -> Duration {
         let monotonic = self.monotonic.saturating_duration_since(Instant::now());
@@ -87,6 +94,43 @@ impl Deadline {
     }
 }
 
+/// A deadline in eleven bytes, for those who keep millions: milliseconds on the
+/// monotonic clock since a start that its keeper knows, and on the wall clock.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedDeadline {
+    monotonic: [u8; 5],
+    wall: [u8; 6],
+}
+
+impl PackedDeadline {
+    /// What does not fit (34 years of running, 8900 of wall time) ends sooner.
+    pub fn new(since_start_millis: u64, wall_millis: u64) -> Self {
+        Self {
+            monotonic: low_bytes(since_start_millis),
+            wall: low_bytes(wall_millis),
+        }
+    }
+
+    pub fn unpack(self, start: Instant) -> Deadline {
+        Deadline {
+            monotonic: start + Duration::from_millis(number(self.monotonic)),
+            wall_millis: number(self.wall),
+        }
+    }
+}
+
+fn low_bytes<const N: usize>(number: u64) -> [u8; N] {
+    let most = u64::MAX >> (64 - 8 * N);
+    let bytes = number.min(most).to_le_bytes();
+    std::array::from_fn(|place| bytes[place])
+}
+
+fn number<const N: usize>(bytes: [u8; N]) -> u64 {
+    let mut all = [0; 8];
+    all[..N].copy_from_slice(&bytes);
+    u64::from_le_bytes(all)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +145,27 @@ mod tests {
             ..live
         };
         assert!(monotonic_gone.has_passed());
+    }
+
+    #[test]
+    fn a_packed_deadline_is_the_same_to_the_millisecond_and_never_later() {
+        let start = Instant::now();
+        for span in [0, 1, 999, 86_400_007, 31_536_000_000] {
+            let exact = Deadline::after(Duration::from_millis(span));
+            let kept = exact.pack(start).unpack(start);
+            assert_eq!(kept.wall_millis, exact.wall_millis);
+            let lost = exact.monotonic.duration_since(kept.monotonic);
+            assert!(kept.monotonic <= exact.monotonic && lost < Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_deadline_too_far_to_pack_ends_sooner() {
+        let start = Instant::now();
+        let never = Deadline::after(Duration::MAX);
+        let far = PackedDeadline::new(u64::MAX, u64::MAX).unpack(start);
+        assert!(never.pack(start).unpack(start).left() <= never.left());
+        let years = Duration::from_secs(34 * 365 * 86_400);
+        assert!(far.left() > years && far.left() < years + years / 10);
     }
 }

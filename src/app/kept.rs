@@ -80,7 +80,7 @@ impl Kept {
             Some(known) => grant.origin == Origin::Minted && known.contains(&*grant.user),
             None => grant.origin == Origin::Learned,
         };
-        let loaded = tokens.load(settings, is_wanted).await;
+        let loaded = tokens.load(is_wanted).await;
         loaded.map_err(Error::Load)?;
         Ok(tokens)
     }

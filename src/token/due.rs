@@ -1,78 +1,115 @@
-//! Which token ends when: a hint for the sweep, never the verdict.
+//! Which token ends when: hints for the sweep, never the verdict. Ordered trees, so
+//! that adding, removing and taking the next are all cheap, and none of them ever
+//! stops to move millions.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, RangeInclusive};
+use std::sync::Arc;
 
-use super::TokenDigest;
-
-/// Enough that logins on every core seldom meet, and that one set stays shallow.
-const SHARDS: usize = 64;
+use super::holders::Lot;
+use super::table::Tag;
 
 /// Seconds since the store was made, on the monotonic clock.
 pub(super) type Second = u32;
 
-pub(super) type Hint = (Second, TokenDigest);
+/// Says where to look for a token, and when. Two tokens may share one hint: it stays
+/// until the last of them is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hint {
+    pub(super) lot: u32,
+    pub(super) due: Second,
+    pub(super) tag: Tag,
+}
 
-/// Digests by the second they are due. Ordered sets, so that adding, removing and
-/// taking the next one are all cheap, and none ever stops to rehash millions.
-#[derive(Debug)]
+impl Hint {
+    /// Those of a lot that are due by then.
+    fn of(lot: u32, until: Second) -> RangeInclusive<Self> {
+        let (first, last) = ((0, Tag::MIN), (until, Tag::MAX));
+        let [first, last] = [first, last].map(|(due, tag)| Self { lot, due, tag });
+        first..=last
+    }
+}
+
+/// The hints of some users' tokens.
+#[derive(Debug, Default)]
 pub(super) struct Due {
-    shards: Vec<Mutex<BTreeSet<Hint>>>,
+    tokens: BTreeSet<Hint>,
+    /// Each lot at the second its first token is due; sooner where that one is gone.
+    lots: BTreeMap<(Second, u32), Arc<Lot>>,
 }
 
 impl Due {
-    pub(super) fn new() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+    pub(super) fn add(&mut self, lot: &Arc<Lot>, due: Second, tag: Tag) {
+        self.tokens.insert(Hint {
+            lot: lot.id,
+            due,
+            tag,
+        });
+        if due < lot.soonest() {
+            self.move_lot(lot, due);
         }
     }
 
-    pub(super) fn add(&self, hint: Hint) {
-        self.shard(&hint.1).insert(hint);
+    /// Takes in many at once. Their lots are not looked after until `settle`.
+    pub(super) fn load(&mut self, mut hints: Vec<Hint>) {
+        hints.sort_unstable();
+        // Built from what is in order, a tree is twice as dense.
+        self.tokens.append(&mut hints.into_iter().collect());
     }
 
-    pub(super) fn remove(&self, hint: Hint) {
-        self.shard(&hint.1).remove(&hint);
+    pub(super) fn remove(&mut self, hint: Hint) {
+        self.tokens.remove(&hint);
     }
 
-    /// Up to `most` that are due at `now`, taken out.
-    pub(super) fn take(&self, now: Second, most: usize) -> Vec<Hint> {
-        let mut taken = Vec::new();
-        for shard in &self.shards {
-            let mut shard = held(shard);
-            while taken.len() < most {
-                let Some(hint) = shard.pop_first() else { break };
-                if hint.0 > now {
-                    shard.insert(hint);
-                    break;
-                }
-                taken.push(hint);
-            }
+    /// A lot that has something due.
+    pub(super) fn lot(&self, now: Second) -> Option<Arc<Lot>> {
+        let ((second, _), lot) = self.lots.first_key_value()?;
+        (*second <= now).then(|| Arc::clone(lot))
+    }
+
+    /// Up to `most` hints of a lot that are due by then.
+    pub(super) fn of(&self, lot: &Lot, until: Second, most: usize) -> Vec<Hint> {
+        let hints = self.tokens.range(Hint::of(lot.id, until));
+        hints.take(most).copied().collect()
+    }
+
+    /// Up to `most` hints in their order, from the first or from one that was seen last.
+    pub(super) fn after(&self, last: Option<Hint>, most: usize) -> Vec<Hint> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let hints = self.tokens.range((from, Bound::Unbounded));
+        hints.take(most).copied().collect()
+    }
+
+    /// The lot is looked at again when its next token is due.
+    pub(super) fn settle(&mut self, lot: &Arc<Lot>) {
+        let next = self.tokens.range(Hint::of(lot.id, Second::MAX)).next();
+        let next = next.map_or(Second::MAX, |hint| hint.due);
+        if next != lot.soonest() {
+            self.move_lot(lot, next);
         }
-        taken
     }
 
-    /// All of them, in constant time each, to be looked at anew.
-    pub(super) fn take_all(&self) -> Vec<BTreeSet<Hint>> {
-        let sets = self
-            .shards
-            .iter()
-            .map(|shard| std::mem::take(&mut *held(shard)));
-        sets.filter(|set| !set.is_empty()).collect()
+    /// The lot is not looked at again; its hints stay.
+    pub(super) fn forget_lot(&mut self, lot: &Lot) {
+        self.lots.remove(&(lot.soonest(), lot.id));
+        lot.set_soonest(Second::MAX);
+    }
+
+    fn move_lot(&mut self, lot: &Arc<Lot>, due: Second) {
+        self.forget_lot(lot);
+        lot.set_soonest(due);
+        if due < Second::MAX {
+            self.lots.insert((due, lot.id), Arc::clone(lot));
+        }
+    }
+
+    pub(super) fn has_lot(&self, id: u32) -> bool {
+        let mut hints = self.tokens.range(Hint::of(id, Second::MAX));
+        hints.next().is_some()
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| held(shard).len()).sum()
+        self.tokens.len()
     }
-
-    fn shard(&self, digest: &TokenDigest) -> MutexGuard<'_, BTreeSet<Hint>> {
-        // The last byte: the first ones place the digest in the map.
-        held(&self.shards[usize::from(digest.0[31]) % SHARDS])
-    }
-}
-
-fn held(shard: &Mutex<BTreeSet<Hint>>) -> MutexGuard<'_, BTreeSet<Hint>> {
-    // Each change is one call of the set: a panic elsewhere leaves it whole.
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,15 +4,14 @@
 //! each change runs when the store says so, whether or not the client is still there.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::memory::Memory;
+use super::restore::Kept;
 use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
 use crate::clock::Deadline;
-use crate::config;
 use crate::metrics::TokenEvent;
 use crate::store::{Change, Digest, GrantRecord, Loaded, Unavailable};
 
@@ -119,23 +118,20 @@ impl TokenStore {
     /// lowered meanwhile.
     pub async fn load(
         &self,
-        settings: &config::Users,
         is_wanted: impl Fn(&GrantRecord) -> bool + Send + 'static,
     ) -> Result<Loaded, Unavailable> {
-        let uncapped = config::Users {
-            max_tokens_per_user: usize::MAX,
-            max_tokens: usize::MAX,
-            ..settings.clone()
-        };
-        self.reload(&uncapped);
-        let memory = Arc::clone(&self.memory);
+        let mut restore = self.restore();
         let loaded = self.store.load(move |grant| {
             if is_wanted(&grant) {
-                take_in(&memory, &grant);
+                restore.take(Kept {
+                    digest: TokenDigest(grant.digest.0),
+                    user: &grant.user,
+                    role: grant.role,
+                    ends_millis: grant.ends_millis,
+                });
             }
         });
         let loaded = loaded.await;
-        self.reload(settings);
         if let Ok(loaded) = &loaded
             && !self.store.is_memory()
         {
@@ -156,9 +152,8 @@ impl TokenStore {
     }
 
     /// Rows of dead tokens may go, in time.
-    pub(super) fn tell_of_dead(&self, swept: usize) {
-        let died = self.died.swap(0, Ordering::Relaxed);
-        let died = died.saturating_add(u64::try_from(swept).unwrap_or(u64::MAX));
+    pub(super) fn tell_of_dead(&self) {
+        let died = self.memory.died();
         if died > 0 {
             self.store.forget(died);
         }
@@ -176,17 +171,4 @@ fn end(memory: &Memory, user: &str, ending: Ending) -> usize {
         Ending::Logout => memory.revoke_user(user),
         Ending::Deletion => memory.end_user(user),
     }
-}
-
-fn take_in(memory: &Memory, grant: &GrantRecord) {
-    let ends = Deadline::at_unix_millis(grant.ends_millis);
-    let wanted = Wanted {
-        user: &grant.user,
-        role: grant.role,
-        lifetime: ends.left(),
-        origin: grant.origin,
-        epoch: memory.holders().epoch(),
-    };
-    // Without caps, and with nobody deleted yet, nothing is in its way.
-    let _ = memory.place(TokenDigest(grant.digest.0), wanted, ends);
 }

@@ -1,96 +1,181 @@
 //! The users, as far as tokens go: what they hold, and what has ended it.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dashmap::DashMap;
+use super::Epoch;
+use super::due::{Due, Second};
 
-use super::{ByDigest, Epoch, TokenDigest};
-
-pub(super) type Tokens = HashSet<TokenDigest, ByDigest>;
+/// Enough that logins on every core seldom meet, and that the map of ten million
+/// users' names grows within a millisecond, a shard at a time.
+pub(super) const SHARDS: u16 = 512;
 
 /// Users with tokens, or deleted not long ago. The rest leave no trace here, so
 /// made-up names cost nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Holders {
-    each: DashMap<Arc<str>, Arc<Holder>>,
+    shards: Vec<Mutex<Shard>>,
+    hasher: RandomState,
     deletions: AtomicU64,
     /// The latest deletion whose trace was given up. A login older than it is refused.
     forgotten: AtomicU64,
 }
 
+/// The users whose names fall together.
 #[derive(Debug)]
-pub(super) struct Holder {
-    pub(super) name: Arc<str>,
-    /// A grant of an earlier generation is dead.
-    generation: AtomicU32,
-    held: Mutex<Held>,
+pub(super) struct Shard {
+    place: u16,
+    users: HashMap<Arc<str>, User>,
+    pub(super) due: Due,
+    latest_lot: u32,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Held {
-    /// Of this generation only.
-    pub(super) tokens: Tokens,
+#[derive(Debug)]
+struct User {
+    /// None: nothing is held.
+    lot: Option<Arc<Lot>>,
     /// The deletion that ended this user last; 0: none.
     ended: u64,
-    /// No longer in the map: whoever still has it must look again.
-    is_retired: bool,
 }
 
-impl Holder {
-    fn new(name: Arc<str>) -> Arc<Self> {
-        Arc::new(Self {
-            name,
-            generation: AtomicU32::new(0),
-            held: Mutex::default(),
+/// Tokens of one user that end together: all there are, until a logout or deletion
+/// ends them in one step. The next login begins another lot.
+#[derive(Debug)]
+pub(super) struct Lot {
+    pub(super) name: Arc<str>,
+    pub(super) id: u32,
+    pub(super) shard: u16,
+    is_over: AtomicBool,
+    // These two change only under the lock of the shard.
+    count: AtomicU32,
+    soonest: AtomicU32,
+}
+
+impl Lot {
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed) as usize
+    }
+
+    /// When to look at this lot; `Second::MAX`: not at all.
+    pub(super) fn soonest(&self) -> Second {
+        self.soonest.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_soonest(&self, second: Second) {
+        self.soonest.store(second, Ordering::Relaxed);
+    }
+}
+
+impl Shard {
+    fn new(place: u16) -> Mutex<Self> {
+        Mutex::new(Self {
+            place,
+            users: HashMap::new(),
+            due: Due::default(),
+            latest_lot: 0,
         })
     }
 
-    pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
+    /// The deletion that ended this user last.
+    fn ended(&self, user: &str) -> u64 {
+        self.users.get(user).map_or(0, |user| user.ended)
     }
 
-    /// Every token held is dead from here on; gives them away.
-    pub(super) fn next_generation(&self, held: &mut Held) -> Tokens {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        std::mem::take(&mut held.tokens)
+    /// The lot a new token of this user belongs to. A new lot is not kept yet.
+    pub(super) fn lot_for(&mut self, user: &str) -> Arc<Lot> {
+        let known = self.users.get_key_value(user);
+        if let Some(lot) = known.and_then(|(_, user)| user.lot.as_ref()) {
+            return Arc::clone(lot);
+        }
+        let name = known.map_or_else(|| user.into(), |(name, _)| Arc::clone(name));
+        Arc::new(Lot {
+            name,
+            id: self.next_lot(),
+            shard: self.place,
+            is_over: AtomicBool::new(false),
+            count: AtomicU32::new(0),
+            soonest: AtomicU32::new(Second::MAX),
+        })
     }
 
-    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
-        // Nothing between two changes of `Held` can panic.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Holders {
-    pub(super) fn find(&self, user: &str) -> Option<Arc<Holder>> {
-        self.each.get(user).map(|holder| Arc::clone(&holder))
+    /// The lot has one token more.
+    pub(super) fn count_in(&mut self, lot: &Arc<Lot>) {
+        if lot.count.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.keep(lot);
+        }
     }
 
-    /// Does `work` with what the user holds; makes the user's record if there is none.
-    pub(super) fn with<T>(
-        &self,
-        user: &str,
-        work: impl FnOnce(&Arc<Holder>, &mut Held) -> T,
-    ) -> (Arc<Holder>, T) {
+    fn keep(&mut self, lot: &Arc<Lot>) {
+        let user = self.users.entry(Arc::clone(&lot.name));
+        let user = user.or_insert(User {
+            lot: None,
+            ended: 0,
+        });
+        user.lot = Some(Arc::clone(lot));
+    }
+
+    /// An id that no hint bears: after four thousand million lots, old ones come again.
+    fn next_lot(&mut self) -> u32 {
         loop {
-            let holder = self.find_or_make(user);
-            let mut held = holder.held();
-            if !held.is_retired {
-                let outcome = work(&holder, &mut held);
-                drop(held);
-                return (holder, outcome);
+            self.latest_lot = self.latest_lot.wrapping_add(1);
+            if !self.due.has_lot(self.latest_lot) {
+                return self.latest_lot;
             }
         }
     }
 
-    fn find_or_make(&self, user: &str) -> Arc<Holder> {
-        self.find(user).unwrap_or_else(|| {
-            let name: Arc<str> = user.into();
-            let place = self.each.entry(Arc::clone(&name));
-            Arc::clone(&place.or_insert_with(|| Holder::new(name)))
-        })
+    /// Every token of the user is dead from here on; gives their lot away, and how many.
+    fn end_lot(&mut self, user: &str) -> Option<(Arc<Lot>, usize)> {
+        let lot = self.users.get_mut(user)?.lot.take()?;
+        lot.is_over.store(true, Ordering::Release);
+        self.due.forget_lot(&lot);
+        let count = lot.count();
+        Some((lot, count))
+    }
+
+    fn give_room_back(&mut self) {
+        if self.users.capacity() > 64 && self.users.len() < self.users.capacity() / 8 {
+            self.users.shrink_to(self.users.len() * 2);
+        }
+    }
+
+    /// Looks after every lot that is in use, after many hints were loaded.
+    pub(super) fn settle_all(&mut self) {
+        for lot in self.users.values().filter_map(|user| user.lot.as_ref()) {
+            self.due.settle(lot);
+        }
+    }
+}
+
+impl Holders {
+    pub(super) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(Shard::new).collect(),
+            hasher: RandomState::new(),
+            deletions: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn of_user(&self, user: &str) -> MutexGuard<'_, Shard> {
+        let place = self.hasher.hash_one(user) % u64::from(SHARDS);
+        self.shard(place as u16)
+    }
+
+    pub(super) fn of_lot(&self, lot: &Lot) -> MutexGuard<'_, Shard> {
+        self.shard(lot.shard)
+    }
+
+    pub(super) fn shard(&self, place: u16) -> MutexGuard<'_, Shard> {
+        let shard = &self.shards[usize::from(place)];
+        // Nothing between two changes of a shard can panic.
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the deletions of all users: a user needs no record to have an epoch,
@@ -99,39 +184,75 @@ impl Holders {
         Epoch(self.deletions.load(Ordering::Acquire))
     }
 
-    /// Whether a deletion has come between `epoch` and now.
-    pub(super) fn has_ended(&self, held: &Held, epoch: Epoch) -> bool {
-        epoch.0 < held.ended.max(self.forgotten.load(Ordering::Acquire))
+    /// Whether a deletion of the user has come between `epoch` and now.
+    pub(super) fn has_ended(&self, shard: &Shard, user: &str, epoch: Epoch) -> bool {
+        epoch.0
+            < shard
+                .ended(user)
+                .max(self.forgotten.load(Ordering::Acquire))
     }
 
-    /// Marks the user deleted: every epoch taken until now is over.
-    pub(super) fn end(&self, held: &mut Held) {
+    /// Ends all tokens of a user; gives their lot.
+    pub(super) fn log_out(&self, user: &str) -> Option<(Arc<Lot>, usize)> {
+        let mut shard = self.of_user(user);
+        let lot = shard.end_lot(user);
+        self.retire(&mut shard, user);
+        lot
+    }
+
+    /// The same, and every epoch taken until now is over; gives the deletion's number.
+    pub(super) fn delete(&self, user: &str) -> (Option<(Arc<Lot>, usize)>, u64) {
+        let mut shard = self.of_user(user);
+        let lot = shard.end_lot(user);
         let deletion = self.deletions.fetch_add(1, Ordering::AcqRel) + 1;
-        held.ended = held.ended.max(deletion);
+        match shard.users.get_mut(user) {
+            Some(known) => known.ended = deletion,
+            None => {
+                let ended = User {
+                    lot: None,
+                    ended: deletion,
+                };
+                shard.users.insert(user.into(), ended);
+            }
+        }
+        (lot, deletion)
     }
 
     /// A deletion's trace has served: no login takes as long as it was kept.
-    pub(super) fn forget_deletion(&self, holder: &Arc<Holder>) {
-        let ended = holder.held().ended;
-        self.forgotten.fetch_max(ended, Ordering::AcqRel);
-        self.retire(holder);
+    pub(super) fn forget_deletion(&self, user: &str, deletion: u64) {
+        self.forgotten.fetch_max(deletion, Ordering::AcqRel);
+        self.retire(&mut self.of_user(user), user);
+    }
+
+    /// One token of the lot is gone.
+    pub(super) fn count_out(&self, shard: &mut Shard, lot: &Arc<Lot>) {
+        let was = lot.count.fetch_sub(1, Ordering::Relaxed);
+        if was > 1 || lot.is_over() {
+            return;
+        }
+        shard.due.forget_lot(lot);
+        if let Some(user) = shard.users.get_mut(&lot.name) {
+            user.lot = None;
+        }
+        self.retire(shard, &lot.name);
     }
 
     /// Drops the record of a user without tokens and without a recent deletion.
-    pub(super) fn retire(&self, holder: &Arc<Holder>) {
-        self.each.remove_if(&holder.name, |_, current| {
-            if !Arc::ptr_eq(current, holder) {
-                return false;
-            }
-            let mut held = current.held();
-            let forgotten = self.forgotten.load(Ordering::Acquire);
-            held.is_retired = held.tokens.is_empty() && held.ended <= forgotten;
-            held.is_retired
-        });
+    fn retire(&self, shard: &mut Shard, user: &str) {
+        let forgotten = self.forgotten.load(Ordering::Acquire);
+        let known = shard.users.get(user);
+        if known.is_some_and(|user| user.lot.is_none() && user.ended <= forgotten) {
+            shard.users.remove(user);
+            shard.give_room_back();
+        }
     }
 
+    /// Users on record, and hints.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.each.len()
+    pub(super) fn traces(&self) -> (usize, usize) {
+        let shards = (0..SHARDS).map(|place| self.shard(place));
+        shards.fold((0, 0), |(users, hints), shard| {
+            (users + shard.users.len(), hints + shard.due.len())
+        })
     }
 }

@@ -1,58 +1,62 @@
-//! The maps. Locks are taken in one order: a holder, a shard of the grants, the due
-//! hints; and the shard of the holders before a holder. None is held across an await.
+//! The maps. Locks are taken in one order: a shard of the holders, then a shard of the
+//! grants. A look-up takes only the latter; none is held across an await. What changes
+//! for a token changes under the lock of its user's shard.
 
-use std::collections::{VecDeque, btree_set, hash_set};
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-use prometheus::IntGauge;
 use tokio::time::Instant;
 
-use super::due::{Due, Hint, Second};
-use super::holders::{Held, Holder, Holders, Tokens};
-use super::{ByDigest, Grant, InsertRefused, TokenDigest, Wanted};
+use super::due::{Hint, Second};
+use super::holders::{Holders, Lot, Shard};
+use super::table::{Stored, Table};
+use super::{Grant, InsertRefused, TokenDigest, Wanted};
 use crate::clock::{self, Deadline};
 use crate::config;
-use crate::webapp::Role;
+use crate::metrics::{Metrics, TokenEvent};
 
-/// So many that, at ten million tokens, one of them grows within a millisecond.
-const SHARDS: usize = 1024;
+/// A difference between the clocks that is a jump, and not drift or rounding.
+pub(super) const JUMP_MILLIS: i64 = 2000;
+
+/// By so many seconds a hint may be late, as long as no clock has jumped.
+const LATE: Second = 5;
 
 #[derive(Debug)]
 pub(super) struct Memory {
-    grants: DashMap<TokenDigest, Stored, ByDigest>,
-    holders: Holders,
-    due: Due,
+    pub(super) table: Table,
+    pub(super) holders: Holders,
     total: AtomicUsize,
-    gauge: IntGauge,
+    metrics: Arc<Metrics>,
+    /// Dead tokens forgotten since somebody asked.
+    died: AtomicU64,
     max_tokens_per_user: AtomicUsize,
     max_tokens: AtomicUsize,
     pub(super) start: Instant,
-    pub(super) backlog: Mutex<Backlog>,
+    backlog: Mutex<Backlog>,
     /// Wall clock minus monotonic clock, in milliseconds, as the hints assume it.
     pub(super) offset: AtomicI64,
 }
 
-/// What the sweep has been given to do besides what is due.
+/// What the sweep has been given to do, and how far it has come.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    /// Tokens whose user ended them all.
-    pub(super) revoked: VecDeque<hash_set::IntoIter<TokenDigest>>,
-    /// Hints whose time may be wrong since the wall clock jumped.
-    pub(super) doubtful: VecDeque<btree_set::IntoIter<Hint>>,
-    /// Traces of deletions, oldest first.
-    pub(super) deleted: VecDeque<(Instant, Arc<Holder>)>,
+    /// Lots that were ended, with tokens to forget.
+    pub(super) over: VecDeque<Arc<Lot>>,
+    /// Every hint up to this one may be wrong since the wall clock jumped.
+    pub(super) doubtful: Option<Doubtful>,
+    /// Traces of deletions, oldest first: when, whose, and its number.
+    pub(super) deleted: VecDeque<(Instant, Arc<str>, u64)>,
+    /// The shard of the holders where the next slice begins.
+    pub(super) place: u16,
 }
 
-#[derive(Debug)]
-struct Stored {
-    holder: Arc<Holder>,
-    ends: Deadline,
-    generation: u32,
-    due: Second,
-    role: Option<Role>,
+/// The hints not looked at since a jump: those of this shard after the one seen last,
+/// and those of the shards that follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Doubtful {
+    pub(super) place: u16,
+    pub(super) seen: Option<Hint>,
 }
 
 #[derive(Debug)]
@@ -62,43 +66,22 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// What forgetting a dead token came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gone {
-    Expired,
-    /// Counted when its user ended it.
-    Revoked,
-    /// Live after all, or not there.
-    Not,
-}
-
-impl Stored {
-    fn is_current(&self) -> bool {
-        self.generation == self.holder.generation()
-    }
-
-    fn is_live(&self) -> bool {
-        self.is_current() && !self.ends.has_passed()
-    }
-}
-
 impl Memory {
-    pub(super) fn new(settings: &config::Users, gauge: IntGauge) -> Self {
+    pub(super) fn new(settings: &config::Users, metrics: Arc<Metrics>) -> Self {
         let memory = Self {
-            grants: DashMap::with_hasher_and_shard_amount(ByDigest::default(), SHARDS),
-            holders: Holders::default(),
-            due: Due::new(),
+            table: Table::new(),
+            holders: Holders::new(),
             total: AtomicUsize::new(0),
-            gauge,
+            metrics,
+            died: AtomicU64::new(0),
             max_tokens_per_user: AtomicUsize::new(0),
             max_tokens: AtomicUsize::new(0),
             start: Instant::now(),
             backlog: Mutex::default(),
             offset: AtomicI64::new(0),
         };
-        memory
-            .offset
-            .store(memory.clock_offset(), Ordering::Relaxed);
+        let offset = memory.clock_offset();
+        memory.offset.store(offset, Ordering::Relaxed);
         memory.cap(settings);
         memory
     }
@@ -114,8 +97,15 @@ impl Memory {
         self.total.load(Ordering::Relaxed)
     }
 
-    pub(super) fn holders(&self) -> &Holders {
-        &self.holders
+    pub(super) fn find(&self, digest: &TokenDigest) -> Found {
+        let Some(stored) = self.table.find(digest) else {
+            return Found::Nothing;
+        };
+        let ends = stored.ends.unpack(self.start);
+        if stored.lot.is_over() || ends.has_passed() {
+            return Found::Dead;
+        }
+        Found::Live(stored.grant(ends))
     }
 
     pub(super) fn place(
@@ -124,145 +114,157 @@ impl Memory {
         wanted: Wanted<'_>,
         ends: Deadline,
     ) -> Result<(), InsertRefused> {
-        let (holder, placed) = self.holders.with(wanted.user, |holder, held| {
-            self.place_with(holder, held, digest, (wanted, ends))
-        });
-        match &placed {
-            Ok(Some(old)) if !Arc::ptr_eq(&old.holder, &holder) => {
-                self.let_go(&old.holder, &digest)
-            }
-            Ok(_) => {}
-            Err(_) => self.holders.retire(&holder),
+        let mut shard = self.holders.of_user(wanted.user);
+        let replaced = self.place_in(&mut shard, digest, wanted, ends)?;
+        drop(shard);
+        if let Some(old) = replaced {
+            // Of another lot, and perhaps another user's: only one shard at a time.
+            self.settle(&mut self.holders.of_lot(&old.lot), &digest, &old);
         }
-        placed.map(drop)
+        Ok(())
     }
 
-    fn place_with(
+    /// Gives the grant that is replaced, if it was of another lot.
+    fn place_in(
         &self,
-        holder: &Arc<Holder>,
-        held: &mut Held,
+        shard: &mut Shard,
         digest: TokenDigest,
-        (wanted, ends): (Wanted<'_>, Deadline),
+        wanted: Wanted<'_>,
+        ends: Deadline,
     ) -> Result<Option<Stored>, InsertRefused> {
-        if self.holders.has_ended(held, wanted.epoch) {
+        if self.holders.has_ended(shard, wanted.user, wanted.epoch) {
             return Err(InsertRefused::Ended);
         }
-        let most = self.max_tokens_per_user.load(Ordering::Relaxed);
-        if held.tokens.len() >= most && !held.tokens.contains(&digest) {
-            // The expired do not count; looking for them here costs less than one
-            // password hash, and only a user at the cap pays.
-            held.tokens.retain(|digest| self.is_live(digest));
-            if held.tokens.len() >= most {
-                return Err(InsertRefused::UserFull);
-            }
-        }
+        let lot = shard.lot_for(wanted.user);
+        self.make_room(shard, &lot, &digest)?;
+        let due = self.due_second(&ends);
         let stored = Stored {
-            holder: Arc::clone(holder),
-            ends,
-            generation: holder.generation(),
-            due: self.due_second(&ends),
+            lot: Arc::clone(&lot),
+            due,
+            ends: ends.pack(self.start),
             role: wanted.role,
         };
-        let hint = (stored.due, digest);
-        let replaced = match self.grants.entry(digest) {
-            Entry::Occupied(mut known) => {
-                self.due.remove((known.get().due, digest));
-                self.due.add(hint);
-                Some(known.insert(stored))
+        let replaced = self.table.place(digest, stored, || self.count_one())?;
+        shard.count_in(&lot);
+        shard.due.add(&lot, due, digest.tag());
+        match replaced {
+            Some(old) if Arc::ptr_eq(&old.lot, &lot) => {
+                self.settle(shard, &digest, &old);
+                Ok(None)
             }
-            Entry::Vacant(place) => {
-                self.count_one()?;
-                self.due.add(hint);
-                place.insert(stored);
-                None
-            }
-        };
-        held.tokens.insert(digest);
-        Ok(replaced)
-    }
-
-    pub(super) fn find(&self, digest: &TokenDigest) -> Found {
-        let Some(stored) = self.grants.get(digest) else {
-            return Found::Nothing;
-        };
-        if !stored.is_live() {
-            return Found::Dead;
+            other => Ok(other),
         }
-        Found::Live(Grant {
-            user: Arc::clone(&stored.holder.name),
-            role: stored.role,
-            ends: stored.ends,
-        })
     }
 
-    fn is_live(&self, digest: &TokenDigest) -> bool {
-        self.grants
-            .get(digest)
-            .is_some_and(|stored| stored.is_live())
+    /// Whether the user may have one more. The expired do not count: only a user at the
+    /// cap pays for looking, and only at those that may have.
+    fn make_room(
+        &self,
+        shard: &mut Shard,
+        lot: &Arc<Lot>,
+        digest: &TokenDigest,
+    ) -> Result<(), InsertRefused> {
+        let most = self.max_tokens_per_user.load(Ordering::Relaxed);
+        let is_counted =
+            |stored: &Stored| Arc::ptr_eq(&stored.lot, lot) && stored.is_live(self.start);
+        let known = || self.table.find(digest);
+        if lot.count() < most || known().is_some_and(|stored| is_counted(&stored)) {
+            return Ok(());
+        }
+        let until = match self.is_in_doubt() {
+            true => Second::MAX,
+            false => self.now() + LATE,
+        };
+        for hint in shard.due.of(lot, until, usize::MAX) {
+            self.review(shard, lot, hint);
+        }
+        match lot.count() < most {
+            true => Ok(()),
+            false => Err(InsertRefused::UserFull),
+        }
     }
 
     /// Forgets a token, unless it is live.
-    pub(super) fn forget_dead(&self, digest: &TokenDigest) -> Gone {
-        match self.take_if(digest, |stored| !stored.is_live()) {
-            Some(stored) if stored.is_current() => Gone::Expired,
-            Some(_) => Gone::Revoked,
-            None => Gone::Not,
+    pub(super) fn forget_dead(&self, digest: &TokenDigest) {
+        if let Some(dead) = self.take_if(digest, |stored| !stored.is_live(self.start)) {
+            self.count_dead(&dead.lot, 1);
         }
     }
 
     /// Forgets a token; whether it was live.
     pub(super) fn remove(&self, digest: &TokenDigest) -> bool {
         let stored = self.take_if(digest, |_| true);
-        stored.is_some_and(|stored| stored.is_live())
+        stored.is_some_and(|stored| stored.is_live(self.start))
+    }
+
+    fn take_if(&self, digest: &TokenDigest, is_wanted: impl Fn(&Stored) -> bool) -> Option<Stored> {
+        loop {
+            let lot = self.table.lot_of(digest)?;
+            let mut shard = self.holders.of_lot(&lot);
+            let is_mine = |stored: &Stored| Arc::ptr_eq(&stored.lot, &lot);
+            let taken = self
+                .table
+                .take(digest, |stored| is_mine(stored) && is_wanted(stored));
+            if let Some(stored) = taken {
+                self.count_off();
+                self.settle(&mut shard, digest, &stored);
+                return Some(stored);
+            }
+            if self
+                .table
+                .find(digest)
+                .is_none_or(|stored| is_mine(&stored))
+            {
+                return None;
+            }
+            // Meanwhile it has become somebody else's.
+        }
     }
 
     pub(super) fn revoke_user(&self, user: &str) -> usize {
-        let Some(holder) = self.holders.find(user) else {
-            return 0;
-        };
-        let tokens = holder.next_generation(&mut holder.held());
-        self.holders.retire(&holder);
-        self.hand_over(tokens)
+        self.hand_over(self.holders.log_out(user))
     }
 
     pub(super) fn end_user(&self, user: &str) -> usize {
-        let (holder, tokens) = self.holders.with(user, |holder, held| {
-            self.holders.end(held);
-            holder.next_generation(held)
-        });
-        let deleted = (Instant::now(), holder);
-        self.backlog().deleted.push_back(deleted);
-        self.hand_over(tokens)
+        let (lot, deletion) = self.holders.delete(user);
+        let trace = (Instant::now(), user.into(), deletion);
+        self.backlog().deleted.push_back(trace);
+        self.hand_over(lot)
     }
 
-    /// Gives dead tokens to the sweep; how many.
-    fn hand_over(&self, tokens: Tokens) -> usize {
-        let count = tokens.len();
-        if count > 0 {
-            self.backlog().revoked.push_back(tokens.into_iter());
-        }
+    /// Gives a lot that is over to the sweep; how many tokens it had.
+    fn hand_over(&self, over: Option<(Arc<Lot>, usize)>) -> usize {
+        let Some((lot, count)) = over else { return 0 };
+        self.backlog().over.push_back(lot);
         count
     }
 
-    /// Looks at a hint that has come up: forgets the token, or hints anew.
-    pub(super) fn review(&self, (second, digest): Hint) -> Gone {
-        let gone = self.forget_dead(&digest);
-        if gone == Gone::Not
-            && let Some(mut stored) = self.grants.get_mut(&digest)
-            && stored.due == second
-        {
-            stored.due = self.due_second(&stored.ends).max(self.now() + 1);
-            self.due.add((stored.due, digest));
+    /// Looks at the tokens of a hint: forgets the dead, hints anew at the others. How
+    /// many are gone.
+    pub(super) fn review(&self, shard: &mut Shard, lot: &Arc<Lot>, hint: Hint) -> usize {
+        let mut gone = 0;
+        let is_dead = |stored: &Stored| !stored.is_live(self.start);
+        while self.table.take_hinted(hint, lot, is_dead).is_some() {
+            gone += 1;
+            self.count_off();
+            self.holders.count_out(shard, lot);
         }
+        self.count_dead(lot, gone);
+        while let Some(due) = self.table.alter_hinted(hint, lot, |stored| {
+            stored.due = self.due_again(stored);
+            stored.due
+        }) {
+            if due == hint.due {
+                return gone;
+            }
+            shard.due.add(lot, due, hint.tag);
+        }
+        shard.due.remove(hint);
         gone
     }
 
-    pub(super) fn due(&self) -> &Due {
-        &self.due
-    }
-
     pub(super) fn backlog(&self) -> MutexGuard<'_, Backlog> {
-        // Only pushes and pops happen under this lock.
+        // Only pushes, pops and single values are set under this lock.
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -270,31 +272,67 @@ impl Memory {
         Second::try_from(self.start.elapsed().as_secs()).unwrap_or(Second::MAX - 1)
     }
 
+    /// Milliseconds since the start, on the monotonic clock.
+    pub(super) fn millis(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     pub(super) fn clock_offset(&self) -> i64 {
-        let wall = i64::try_from(clock::unix_millis()).unwrap_or(i64::MAX);
-        let monotonic = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);
-        wall.saturating_sub(monotonic)
+        let signed = |millis| i64::try_from(millis).unwrap_or(i64::MAX);
+        signed(clock::unix_millis()).saturating_sub(signed(self.millis()))
+    }
+
+    /// Whether hints may be wrong by more than a little.
+    fn is_in_doubt(&self) -> bool {
+        let assumed = self.offset.load(Ordering::Relaxed);
+        self.backlog().doubtful.is_some() || (self.clock_offset() - assumed).abs() >= JUMP_MILLIS
     }
 
     /// The first second at which the deadline has surely passed.
-    fn due_second(&self, ends: &Deadline) -> Second {
+    pub(super) fn due_second(&self, ends: &Deadline) -> Second {
         let end = self.start.elapsed().saturating_add(ends.left()).as_secs();
-        Second::try_from(end.saturating_add(1)).unwrap_or(Second::MAX)
+        Second::try_from(end.saturating_add(1)).unwrap_or(Second::MAX - 1)
     }
 
-    fn take_if(&self, digest: &TokenDigest, is_wanted: impl Fn(&Stored) -> bool) -> Option<Stored> {
-        let (_, stored) = self.grants.remove_if(digest, |_, stored| {
-            let taken = is_wanted(stored);
-            if taken {
-                // In here, or a token of the same digest put back meanwhile loses its hint.
-                self.due.remove((stored.due, *digest));
-            }
-            taken
-        })?;
+    fn due_again(&self, stored: &Stored) -> Second {
+        self.due_second(&stored.ends.unpack(self.start))
+            .max(self.now() + 1)
+    }
+
+    /// A token is gone from the table, or has another grant there: its hint goes too,
+    /// unless another token needs it.
+    fn settle(&self, shard: &mut Shard, digest: &TokenDigest, gone: &Stored) {
+        let hint = gone.hint(digest);
+        if !self.table.has_hinted(hint, &gone.lot) {
+            shard.due.remove(hint);
+        }
+        self.holders.count_out(shard, &gone.lot);
+    }
+
+    fn count_off(&self) {
         self.total.fetch_sub(1, Ordering::Relaxed);
-        self.gauge.dec();
-        self.let_go(&stored.holder, digest);
-        Some(stored)
+        self.metrics.tokens.dec();
+    }
+
+    /// The revoked were counted when their user ended them.
+    fn count_dead(&self, lot: &Lot, count: usize) {
+        let count = count as u64;
+        self.died.fetch_add(count, Ordering::Relaxed);
+        if !lot.is_over() {
+            let events = &self.metrics.token_events;
+            events.add_many(TokenEvent::Expired, count);
+        }
+    }
+
+    /// How many dead tokens were forgotten since this was asked last.
+    pub(super) fn died(&self) -> u64 {
+        self.died.swap(0, Ordering::Relaxed)
+    }
+
+    pub(super) fn count_restored(&self, count: usize) {
+        self.total.fetch_add(count, Ordering::Relaxed);
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.tokens.add(count);
     }
 
     fn count_one(&self) -> Result<(), InsertRefused> {
@@ -304,38 +342,13 @@ impl Memory {
             .total
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         counted.map_err(|_| InsertRefused::Full)?;
-        self.gauge.inc();
+        self.metrics.tokens.inc();
         Ok(())
     }
 
-    /// A holder no longer has this token, unless it was put back meanwhile.
-    fn let_go(&self, holder: &Arc<Holder>, digest: &TokenDigest) {
-        let mut held = holder.held();
-        let is_back = |stored: &Stored| Arc::ptr_eq(&stored.holder, holder) && stored.is_current();
-        if !self
-            .grants
-            .get(digest)
-            .is_some_and(|stored| is_back(&stored))
-        {
-            held.tokens.remove(digest);
-        }
-        let is_empty = held.tokens.is_empty();
-        drop(held);
-        if is_empty {
-            self.holders.retire(holder);
-        }
-    }
-
-    /// The wall clock half of every deadline passes, as if somebody had set the clock.
-    #[cfg(test)]
-    pub(super) fn jump(&self) {
-        for mut stored in self.grants.iter_mut() {
-            stored.ends = stored.ends.after_a_jump();
-        }
-    }
-
+    /// Users on record, and hints.
     #[cfg(test)]
     pub(super) fn traces(&self) -> (usize, usize) {
-        (self.holders.len(), self.due.len())
+        self.holders.traces()
     }
 }

@@ -10,9 +10,12 @@ mod durable;
 mod holders;
 mod lanes;
 mod memory;
+mod restore;
 mod sweep;
+mod table;
 
 pub use durable::Ending;
+pub use restore::{Kept, Restore};
 pub use sweep::{Swept, sweep_loop};
 
 pub use crate::store::Origin;
@@ -20,14 +23,12 @@ pub use crate::store::Origin;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Deadline;
 use crate::config;
-use crate::hashed::BuildAsItIs as ByDigest;
 use crate::identity::random_text;
 use crate::metrics::{Metrics, TokenEvent};
 use crate::secret::Secret;
@@ -64,7 +65,12 @@ impl TokenDigest {
 
     fn first_bytes(&self) -> u64 {
         let (first, _) = self.0.split_first_chunk().expect("32 is more than 8");
-        u64::from_le_bytes(*first)
+        u64::from_be_bytes(*first)
+    }
+
+    fn tag(&self) -> table::Tag {
+        let (first, _) = self.0.split_first_chunk().expect("32 is more than 4");
+        table::Tag::from_be_bytes(*first)
     }
 }
 
@@ -124,8 +130,6 @@ pub struct TokenStore {
     memory: Arc<memory::Memory>,
     store: Arc<Store>,
     lanes: lanes::Lanes,
-    /// Tokens that died since the store was told.
-    died: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -137,12 +141,11 @@ impl TokenStore {
 
     /// Tokens that live as long as `store` keeps them; empty until it is loaded.
     pub fn over(store: Arc<Store>, settings: &config::Users, metrics: Arc<Metrics>) -> Arc<Self> {
-        let memory = memory::Memory::new(settings, metrics.tokens.clone());
+        let memory = memory::Memory::new(settings, Arc::clone(&metrics));
         Arc::new(Self {
             memory: Arc::new(memory),
             store,
             lanes: lanes::Lanes::new(),
-            died: AtomicU64::new(0),
             metrics,
         })
     }
@@ -156,7 +159,7 @@ impl TokenStore {
     /// To be taken before a login's first check. The user is named for the sake of
     /// stores that count by user.
     pub fn epoch(&self, _user: &str) -> Epoch {
-        self.memory.holders().epoch()
+        self.memory.holders.epoch()
     }
 
     /// Takes a token in, or takes its new end if it is known. Gives its end.
@@ -182,8 +185,7 @@ impl TokenStore {
         match self.memory.find(digest) {
             memory::Found::Live(grant) => Some(grant),
             memory::Found::Dead => {
-                self.count_expired(self.memory.forget_dead(digest));
-                self.died.fetch_add(1, Ordering::Relaxed);
+                self.memory.forget_dead(digest);
                 None
             }
             memory::Found::Nothing => None,
@@ -197,12 +199,6 @@ impl TokenStore {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn count_expired(&self, gone: memory::Gone) {
-        if gone == memory::Gone::Expired {
-            self.metrics.token_events.add(TokenEvent::Expired);
-        }
     }
 }
 

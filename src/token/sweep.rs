@@ -8,8 +8,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::TokenStore;
-use super::holders::Holder;
-use super::memory::Gone;
+use super::due::{Hint, Second};
+use super::holders::{Lot, SHARDS, Shard};
+use super::memory::{Doubtful, JUMP_MILLIS, Memory};
 use crate::lifecycle::Stop;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -20,41 +21,42 @@ const SLICE: usize = 256;
 /// How long a deletion is remembered against logins that began before it.
 pub(super) const LONGEST_LOGIN: Duration = Duration::from_secs(3600);
 
-/// A difference between the clocks that is a jump, and not drift or rounding.
-const JUMP_MILLIS: i64 = 2000;
+/// Tokens looked at under one lock: a login of the same users waits so long.
+const HELD: usize = 32;
 
 /// What one slice came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Tokens looked at; 0: nothing is left to do for now.
+    /// Tokens looked at, and lots found empty; 0: nothing is left to do for now.
     pub seen: usize,
     pub removed: usize,
+}
+
+impl Swept {
+    fn is_full(&self, budget: usize) -> bool {
+        self.seen >= budget
+    }
+
+    /// How many to look at next.
+    fn next(&self, budget: usize) -> usize {
+        (budget - self.seen).min(HELD)
+    }
+
+    fn add(&mut self, seen: usize, removed: usize) {
+        self.seen += seen;
+        self.removed += removed;
+    }
 }
 
 impl TokenStore {
     /// One slice: looks at up to `budget` tokens that died, or may have.
     pub fn sweep(&self, budget: usize) -> Swept {
         self.notice_jump(self.memory.clock_offset());
-        self.forget_deletions();
-        let (revoked, doubtful) = {
-            let mut backlog = self.memory.backlog();
-            let revoked = take(&mut backlog.revoked, budget);
-            let doubtful = take(&mut backlog.doubtful, budget - revoked.len());
-            (revoked, doubtful)
-        };
-        let left = budget - revoked.len() - doubtful.len();
-        let due = self.memory.due().take(self.memory.now(), left);
-        let mut swept = Swept {
-            seen: revoked.len() + doubtful.len() + due.len(),
-            removed: 0,
-        };
-        let revoked = revoked.iter().map(|digest| self.memory.forget_dead(digest));
-        let hinted = doubtful.into_iter().chain(due);
-        let hinted = hinted.map(|hint| self.memory.review(hint));
-        for gone in revoked.chain(hinted) {
-            swept.removed += usize::from(gone != Gone::Not);
-            self.count_expired(gone);
-        }
+        self.memory.forget_deletions();
+        let mut swept = Swept::default();
+        self.memory.sweep_over(budget, &mut swept);
+        self.memory.sweep_doubtful(budget, &mut swept);
+        self.memory.sweep_due(budget, &mut swept);
         swept
     }
 
@@ -67,40 +69,117 @@ impl TokenStore {
         }
         self.memory.offset.store(offset, Ordering::Relaxed);
         if offset > assumed {
-            let hints = self.memory.due().take_all();
-            let hints = hints.into_iter().map(IntoIterator::into_iter);
-            self.memory.backlog().doubtful.extend(hints);
+            self.memory.backlog().doubtful = Some(Doubtful::default());
+        }
+    }
+}
+
+impl Doubtful {
+    fn next(self, seen: Option<&Hint>) -> Option<Self> {
+        let (place, seen) = (self.place + u16::from(seen.is_none()), seen.copied());
+        (place < SHARDS).then_some(Self { place, seen })
+    }
+}
+
+impl Memory {
+    /// Forgets the tokens of lots that were ended.
+    fn sweep_over(&self, budget: usize, swept: &mut Swept) {
+        while !swept.is_full(budget) {
+            let front = self.backlog().over.front().cloned();
+            let Some(lot) = front else { return };
+            let mut shard = self.holders.of_lot(&lot);
+            let hints = shard.due.of(&lot, Second::MAX, swept.next(budget));
+            self.review_all(&mut shard, &lot, &hints, swept);
+            drop(shard);
+            if hints.is_empty() {
+                swept.add(1, 0);
+                let mut backlog = self.backlog();
+                if backlog
+                    .over
+                    .front()
+                    .is_some_and(|front| Arc::ptr_eq(front, &lot))
+                {
+                    backlog.over.pop_front();
+                }
+            }
+        }
+    }
+
+    /// Looks again at every hint from before a jump.
+    fn sweep_doubtful(&self, budget: usize, swept: &mut Swept) {
+        while !swept.is_full(budget) {
+            let Some(from) = self.backlog().doubtful else {
+                return;
+            };
+            let mut shard = self.holders.shard(from.place);
+            let hints = shard.due.after(from.seen, swept.next(budget));
+            for hint in &hints {
+                if let Some(lot) = self.table.lot_hinted(*hint, from.place) {
+                    self.review_all(&mut shard, &lot, &[*hint], swept);
+                }
+            }
+            drop(shard);
+            let next = from.next(hints.last());
+            let mut backlog = self.backlog();
+            if backlog.doubtful == Some(from) {
+                backlog.doubtful = next;
+            }
+        }
+    }
+
+    /// Forgets what is due. Goes round the shards, and on from where the last slice ended.
+    fn sweep_due(&self, budget: usize, swept: &mut Swept) {
+        let first = self.backlog().place;
+        for step in 0..SHARDS {
+            let place = (first + step) % SHARDS;
+            while !swept.is_full(budget) && self.sweep_lot(place, budget, swept) {}
+            if swept.is_full(budget) {
+                self.backlog().place = place;
+                return;
+            }
+        }
+    }
+
+    /// Some of one lot; false: nothing in this shard is due.
+    fn sweep_lot(&self, place: u16, budget: usize, swept: &mut Swept) -> bool {
+        let now = self.now();
+        let mut shard = self.holders.shard(place);
+        let Some(lot) = shard.due.lot(now) else {
+            return false;
+        };
+        let hints = shard.due.of(&lot, now, swept.next(budget));
+        self.review_all(&mut shard, &lot, &hints, swept);
+        if hints.is_empty() {
+            swept.add(1, 0);
+        }
+        if lot.count() > 0 {
+            shard.due.settle(&lot);
+        }
+        true
+    }
+
+    fn review_all(&self, shard: &mut Shard, lot: &Arc<Lot>, hints: &[Hint], swept: &mut Swept) {
+        for hint in hints {
+            let removed = self.review(shard, lot, *hint);
+            swept.add(1, removed);
         }
     }
 
     fn forget_deletions(&self) {
-        while let Some(holder) = self.oldest_deletion() {
-            self.memory.holders().forget_deletion(&holder);
+        while let Some((user, deletion)) = self.oldest_deletion() {
+            self.holders.forget_deletion(&user, deletion);
         }
     }
 
-    fn oldest_deletion(&self) -> Option<Arc<Holder>> {
-        let mut backlog = self.memory.backlog();
-        let (when, _) = backlog.deleted.front()?;
+    fn oldest_deletion(&self) -> Option<(Arc<str>, u64)> {
+        let mut backlog = self.backlog();
+        let (when, _, _) = backlog.deleted.front()?;
         if when.elapsed() < LONGEST_LOGIN {
             return None;
         }
-        backlog.deleted.pop_front().map(|(_, holder)| holder)
+        let (_, user, deletion) = backlog.deleted.pop_front()?;
+        Some((user, deletion))
     }
-}
-
-/// Up to `most` items from a queue of piles.
-fn take<I: Iterator>(piles: &mut std::collections::VecDeque<I>, most: usize) -> Vec<I::Item> {
-    let mut taken = Vec::new();
-    while taken.len() < most {
-        let Some(pile) = piles.front_mut() else { break };
-        let left = most - taken.len();
-        taken.extend(pile.by_ref().take(left));
-        if taken.len() < most {
-            piles.pop_front();
-        }
-    }
-    taken
 }
 
 /// Sweeps every second until drain.
@@ -125,6 +204,6 @@ pub async fn sweep_loop(store: Arc<TokenStore>, stop: Stop) {
         if removed > 0 {
             debug!(removed, "swept tokens");
         }
-        store.tell_of_dead(removed);
+        store.tell_of_dead();
     }
 }

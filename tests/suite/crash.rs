@@ -65,7 +65,7 @@ fn the_load() {
         let (store, _) = Store::open(&place, &metrics).unwrap();
         let store = Arc::new(store);
         let tokens = TokenStore::over(Arc::clone(&store), &users, metrics);
-        tokens.load(&users, |_| true).await.unwrap();
+        tokens.load(|_| true).await.unwrap();
         say("ready");
         let tasks = (0..8).map(|task| {
             let (store, tokens, round) = (Arc::clone(&store), Arc::clone(&tokens), round.clone());

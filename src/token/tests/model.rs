@@ -9,16 +9,44 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Login { user: usize, minutes: u64 },
-    Begin { user: usize },
-    Finish { minutes: u64 },
-    Validate { token: usize },
-    Logout { token: usize },
-    LogoutUser { user: usize },
-    Delete { user: usize },
-    Pass { seconds: u64 },
-    Sweep { budget: usize },
-    Cap { per_user: usize, all: usize },
+    Login {
+        user: usize,
+        minutes: u64,
+    },
+    Begin {
+        user: usize,
+    },
+    Finish {
+        minutes: u64,
+    },
+    Again {
+        token: usize,
+        user: usize,
+        minutes: u64,
+    },
+    Validate {
+        token: usize,
+    },
+    Logout {
+        token: usize,
+    },
+    LogoutUser {
+        user: usize,
+    },
+    Delete {
+        user: usize,
+    },
+    Pass {
+        seconds: u64,
+    },
+    Jump,
+    Sweep {
+        budget: usize,
+    },
+    Cap {
+        per_user: usize,
+        all: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -26,12 +54,15 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (user.clone(), minutes.clone()).prop_map(|(user, minutes)| Step::Login { user, minutes }),
         1 => user.clone().prop_map(|user| Step::Begin { user }),
-        2 => minutes.prop_map(|minutes| Step::Finish { minutes }),
+        2 => minutes.clone().prop_map(|minutes| Step::Finish { minutes }),
+        1 => (token.clone(), user.clone(), minutes)
+            .prop_map(|(token, user, minutes)| Step::Again { token, user, minutes }),
         4 => token.clone().prop_map(|token| Step::Validate { token }),
         1 => token.prop_map(|token| Step::Logout { token }),
         1 => user.clone().prop_map(|user| Step::LogoutUser { user }),
         1 => user.prop_map(|user| Step::Delete { user }),
         2 => (1..200u64).prop_map(|seconds| Step::Pass { seconds }),
+        1 => Just(Step::Jump),
         2 => (1..9usize).prop_map(|budget| Step::Sweep { budget }),
         1 => (1..5usize, 1..12usize).prop_map(|(per_user, all)| Step::Cap { per_user, all }),
     ]
@@ -51,6 +82,10 @@ struct Model {
     deletions: [u64; 3],
     begun: Vec<(usize, Epoch, u64)>,
     caps: (usize, usize),
+}
+
+fn name(user: usize) -> &'static str {
+    ["anna", "bert", "carl"][user]
 }
 
 impl Known {
@@ -83,7 +118,6 @@ impl Model {
     }
 
     async fn take(&mut self, step: Step) {
-        let name = |user: usize| ["anna", "bert", "carl"][user];
         match step {
             Step::Login { user, minutes } => {
                 let begun = (user, self.store.epoch(name(user)), self.deletions[user]);
@@ -98,6 +132,11 @@ impl Model {
                     self.finish(begun, minutes).await;
                 }
             }
+            Step::Again {
+                token,
+                user,
+                minutes,
+            } => self.again(token, user, minutes).await,
             Step::Validate { token } => self.validate(token),
             Step::Logout { token } => {
                 let Some(digest) = self.order.get(token).copied() else {
@@ -118,6 +157,7 @@ impl Model {
                 self.store.end_user(name(user)).await;
             }
             Step::Pass { seconds } => advance(Duration::from_secs(seconds)).await,
+            Step::Jump => self.jump(),
             Step::Sweep { budget } => assert!(self.store.sweep(budget).seen <= budget),
             Step::Cap { per_user, all } => {
                 self.caps = (per_user, all);
@@ -133,6 +173,45 @@ impl Model {
             .for_each(|known| known.is_revoked = true);
     }
 
+    /// The wall clock is set forward, beyond every token's end.
+    fn jump(&mut self) {
+        let memory = &self.store.memory;
+        memory.table.jump(memory.start);
+        self.store.notice_jump(memory.clock_offset() + 86_400_000);
+        for known in self.tokens.values_mut() {
+            known.ends = known.ends.min(Instant::now());
+        }
+    }
+
+    /// A token that is known, or was, comes again; perhaps as another user's.
+    async fn again(&mut self, token: usize, user: usize, minutes: u64) {
+        let Some(digest) = self.order.get(token).copied() else {
+            return;
+        };
+        let lifetime = Duration::from_secs(60 * minutes);
+        let mine = self.live(Some(user));
+        let stored = self.store.len();
+        let epoch = self.store.epoch(name(user));
+        let outcome = login_with(&self.store, digest, name(user), (lifetime, epoch)).await;
+        let cap = self.caps.0;
+        let known = self.tokens.get_mut(&digest).unwrap();
+        let is_mine = known.user == user && known.is_live();
+        match outcome {
+            Err(InsertRefused::Unavailable(_)) => panic!("memory is always there"),
+            Err(InsertRefused::Ended) => panic!("no deletion came between"),
+            Err(InsertRefused::UserFull) => assert!(mine >= cap && !is_mine),
+            Err(InsertRefused::Full) => assert!(stored >= self.caps.1 && !known.is_live()),
+            Ok(_) => {
+                assert!(mine < cap || is_mine);
+                *known = Known {
+                    user,
+                    ends: Instant::now() + lifetime,
+                    is_revoked: false,
+                };
+            }
+        }
+    }
+
     fn validate(&self, token: usize) {
         let Some(digest) = self.order.get(token) else {
             return;
@@ -145,8 +224,9 @@ impl Model {
         let lifetime = Duration::from_secs(60 * minutes);
         let (mine, all) = (self.live(Some(user)), self.live(None));
         let stored = self.store.len();
-        let name = ["anna", "bert", "carl"][user];
-        let outcome = login_for(&self.store, name, (lifetime, epoch)).await;
+        // Few beginnings, so that many digests share one.
+        let digest = twin(self.order.len() as u8 % 2);
+        let outcome = login_with(&self.store, digest, name(user), (lifetime, epoch)).await;
         match outcome {
             Err(InsertRefused::Unavailable(_)) => panic!("memory is always there"),
             Err(InsertRefused::Ended) => assert!(deletions < self.deletions[user]),
@@ -185,7 +265,11 @@ impl Model {
             self.store.metrics.tokens.get(),
             i64::try_from(live).unwrap()
         );
-        assert_eq!(self.store.memory.traces().1, live);
+        let hints = self.store.memory.traces().1;
+        assert!(hints <= live && (hints > 0 || live == 0), "some share one");
+        advance(HOUR + Duration::from_secs(2)).await;
+        sweep_all(&self.store);
+        assert_eq!((self.store.len(), self.store.memory.traces()), (0, (0, 0)));
     }
 }
 

@@ -1,0 +1,395 @@
+//! What live tokens cost: memory, look-ups, and the longest pause of a look-up while
+//! tokens are swept, a user with very many logs out, and the map grows.
+//!
+//!     cargo bench --bench tokens -- 100000 1000000 10000000
+//!
+//! Prints rows of Markdown. Bytes are those asked of the allocator. A pause is what the
+//! clock shows less the time this thread stood ready and had no core, so that a busy
+//! machine does not count; the plain figure stands beside it.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use cap::Cap;
+use futures_util::FutureExt as _;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+use tollgate::config::{Directory, UnknownTokens, Users};
+use tollgate::metrics::Metrics;
+use tollgate::token::{Kept, Origin, TokenDigest, TokenStore, Wanted};
+
+#[global_allocator]
+static ALLOCATOR: Cap<std::alloc::System> = Cap::new(std::alloc::System, usize::MAX);
+
+const WEEK: Duration = Duration::from_secs(7 * 86_400);
+const PER_USER: usize = 100;
+const SLICE: usize = 256;
+
+fn main() {
+    let sizes = std::env::args()
+        .skip(1)
+        .filter_map(|size| size.parse().ok());
+    let sizes: Vec<usize> = sizes.collect();
+    let sizes = match sizes.is_empty() {
+        true => vec![100_000],
+        false => sizes,
+    };
+    for size in sizes {
+        println!("\n### {size} live tokens, {PER_USER} a user, ends spread over a week\n");
+        println!("| what | figure |\n| --- | --- |");
+        Bench::new(size).run();
+    }
+}
+
+struct Bench {
+    size: usize,
+    digests: Vec<TokenDigest>,
+    doomed: Vec<TokenDigest>,
+}
+
+impl Bench {
+    fn new(size: usize) -> Self {
+        let digest = |kind: &'static str| {
+            move |number: usize| TokenDigest::of(&format!("tg_{kind}_{number:040}"))
+        };
+        let mut digests: Vec<TokenDigest> = (0..size).map(digest("kept")).collect();
+        // As a file keeps them.
+        digests.sort_unstable();
+        let doomed = (0..size.min(1_000_000)).map(digest("doomed")).collect();
+        Self {
+            size,
+            digests,
+            doomed,
+        }
+    }
+
+    fn run(&self) {
+        self.restore();
+        let store = self.insert();
+        self.find(&store);
+        self.pauses(&store);
+    }
+
+    /// Every token once, in an order that has nothing to do with the map's.
+    fn shuffled(&self) -> impl Iterator<Item = (usize, &TokenDigest)> {
+        let step = 7_368_787;
+        let places = (0..self.size).map(move |number| number * step % self.size);
+        places.map(|place| (place, &self.digests[place]))
+    }
+
+    fn restore(&self) {
+        let now = tollgate::clock::unix_millis();
+        let users: Vec<String> = (0..=self.size / PER_USER).map(user).collect();
+        let before = ALLOCATOR.allocated();
+        let store = store();
+        let empty = ALLOCATOR.allocated() - before;
+        row("an empty store", format!("{} KiB", empty / 1024));
+        let watch = Watch::start();
+        let mut restore = store.restore();
+        for (place, digest) in self.digests.iter().enumerate() {
+            // Users in no order, as digests are in none.
+            let number = place * 7919 % users.len();
+            restore.take(Kept {
+                digest: *digest,
+                user: &users[number],
+                role: None,
+                ends_millis: now + lifetime(place).as_millis() as u64,
+            });
+        }
+        drop(restore);
+        let spent = watch.each(self.size);
+        assert_eq!(store.len(), self.size);
+        row("restore, a token", spent);
+        let bytes = ALLOCATOR.allocated() - before;
+        row("bytes a token, restored", self.bytes(bytes));
+    }
+
+    fn insert(&self) -> Arc<TokenStore> {
+        let before = ALLOCATOR.allocated();
+        let store = store();
+        let is_over = AtomicBool::new(false);
+        let pauses = std::thread::scope(|scope| {
+            let known = &self.digests[0];
+            insert(&store, *known, &user(0), WEEK);
+            let looking = scope.spawn(|| pauses(&store, std::slice::from_ref(known), &is_over));
+            let watch = Watch::start();
+            for (place, digest) in self.shuffled() {
+                insert(&store, *digest, &user(place / PER_USER), lifetime(place));
+            }
+            let spent = watch.each(self.size);
+            is_over.store(true, Ordering::Relaxed);
+            row("insert, a token", spent);
+            looking.join().expect("no panic")
+        });
+        let bytes = ALLOCATOR.allocated() - before;
+        row("bytes a token, inserted one by one", self.bytes(bytes));
+        row(
+            "look-up of one token while all those are inserted",
+            pauses.text(),
+        );
+        store
+    }
+
+    fn bytes(&self, bytes: usize) -> String {
+        format!("{:.1}", bytes as f64 / self.size as f64)
+    }
+
+    fn find(&self, store: &Arc<TokenStore>) {
+        let texts: Vec<String> = (0..100_000).map(|n| format!("tg_none_{n:035}")).collect();
+        let watch = Watch::start();
+        for text in &texts {
+            black_box(TokenDigest::of(text));
+        }
+        row("digest of a token", watch.each(texts.len()));
+        let sample: Vec<TokenDigest> = self.shuffled().take(1_000_000).map(|(_, d)| *d).collect();
+        let look = || {
+            let watch = Watch::start();
+            for digest in &sample {
+                assert!(black_box(store.find(digest)).is_some());
+            }
+            watch.each(sample.len())
+        };
+        row("find, 1 thread", look());
+        let both = std::thread::scope(|scope| {
+            let (one, other) = (scope.spawn(look), scope.spawn(look));
+            [one, other].map(|thread| thread.join().expect("no panic"))
+        });
+        row("find, 2 threads, each", both.join("; "));
+        let hot = || {
+            let watch = Watch::start();
+            for _ in 0..sample.len() {
+                assert!(black_box(store.find(&sample[0])).is_some());
+            }
+            watch.each(sample.len())
+        };
+        row("find of one hot token, 1 thread", hot());
+        let both = std::thread::scope(|scope| {
+            let (one, other) = (scope.spawn(hot), scope.spawn(hot));
+            [one, other].map(|thread| thread.join().expect("no panic"))
+        });
+        row("find of one hot token, 2 threads, each", both.join("; "));
+    }
+
+    fn pauses(&self, store: &Arc<TokenStore>) {
+        let count = self.doomed.len();
+        let sample: Vec<TokenDigest> = self.shuffled().take(1_000_000).map(|(_, d)| *d).collect();
+        for (number, digest) in self.doomed.iter().enumerate() {
+            insert(store, *digest, &user(number / PER_USER), Duration::ZERO);
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        let (swept, pauses) = beside(store, &sample, || sweep(store));
+        row(&format!("sweep of {count} expired, a token"), swept);
+        row("look-up meanwhile", pauses.text());
+
+        for digest in &self.doomed {
+            insert(store, *digest, "big", WEEK);
+        }
+        let (spent, pauses) = beside(store, &sample, || {
+            let watch = Watch::start();
+            let ended = store.revoke_user("big").now_or_never();
+            assert_eq!(ended, Some(Ok(count)));
+            let ended = watch.text();
+            (ended, sweep(store))
+        });
+        row(&format!("logout of a user with {count}"), spent.0);
+        row("and the sweep of those, a token", spent.1);
+        row("look-up meanwhile", pauses.text());
+
+        let ((), pauses) = beside(store, &sample, || {
+            for digest in &self.doomed {
+                insert(store, *digest, "big", Duration::from_secs(60));
+            }
+        });
+        row(&format!("look-up while {count} log in"), pauses.text());
+    }
+}
+
+fn user(number: usize) -> String {
+    format!("user-{number:07}")
+}
+
+fn lifetime(place: usize) -> Duration {
+    let spread = WEEK.as_secs() as usize;
+    Duration::from_secs(3600 + (place * 104_729 % spread) as u64)
+}
+
+fn store() -> Arc<TokenStore> {
+    let settings = Users {
+        directory: Directory::Gateway,
+        unknown_tokens: UnknownTokens::Reject,
+        token_lifetime: WEEK,
+        max_tokens_per_user: usize::MAX,
+        max_tokens: usize::MAX,
+        first_admin: None,
+        hashing_slots: 1,
+    };
+    TokenStore::new(&settings, Metrics::new())
+}
+
+fn insert(store: &TokenStore, digest: TokenDigest, user: &str, lifetime: Duration) {
+    let wanted = Wanted {
+        user,
+        role: None,
+        lifetime,
+        origin: Origin::Minted,
+        epoch: store.epoch(user),
+    };
+    let inserted = store.insert(digest, wanted).now_or_never();
+    assert!(matches!(inserted, Some(Ok(_))), "memory does not wait");
+}
+
+/// As the sweep's task does it; what a token took.
+fn sweep(store: &TokenStore) -> String {
+    let watch = Watch::start();
+    let mut removed = 0;
+    loop {
+        let swept = store.sweep(SLICE);
+        removed += swept.removed;
+        if swept.seen == 0 {
+            return watch.each(removed);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Does `work` while another thread looks tokens up.
+fn beside<T>(store: &TokenStore, sample: &[TokenDigest], work: impl FnOnce() -> T) -> (T, Pauses) {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| pauses(store, sample, &is_over));
+        let done = work();
+        is_over.store(true, Ordering::Relaxed);
+        (done, looking.join().expect("no panic"))
+    })
+}
+
+fn pauses(store: &TokenStore, sample: &[TokenDigest], is_over: &AtomicBool) -> Pauses {
+    let mut pauses = Pauses::default();
+    let mut waited = waited_for_a_core();
+    for digest in sample.iter().cycle() {
+        if is_over.load(Ordering::Relaxed) {
+            break;
+        }
+        let begun = Instant::now();
+        assert!(black_box(store.find(digest)).is_some());
+        let mut took = begun.elapsed().as_nanos() as u64;
+        if took > 20_000 {
+            pauses.longest_plain = pauses.longest_plain.max(took);
+            let now = waited_for_a_core();
+            took = took.saturating_sub(now - waited);
+            waited = now;
+        }
+        pauses.each.push(u32::try_from(took).unwrap_or(u32::MAX));
+        if pauses.each.len() == pauses.each.capacity() {
+            pauses.fold();
+        }
+    }
+    pauses.fold();
+    pauses
+}
+
+/// How long look-ups took, in nanoseconds.
+struct Pauses {
+    each: Vec<u32>,
+    /// By tens of nanoseconds; the last: all that took longer.
+    counts: Vec<u64>,
+    long: Vec<u32>,
+    longest_plain: u64,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self {
+            each: Vec::with_capacity(1 << 16),
+            counts: vec![0; 2000],
+            long: Vec::new(),
+            longest_plain: 0,
+        }
+    }
+}
+
+impl Pauses {
+    fn fold(&mut self) {
+        for took in self.each.drain(..) {
+            match self.counts.get_mut(took as usize / 10) {
+                Some(count) => *count += 1,
+                None => self.long.push(took),
+            }
+        }
+    }
+
+    fn at(&self, part: f64) -> u32 {
+        let total = self.counts.iter().sum::<u64>() + self.long.len() as u64;
+        let mut left = (total as f64 * part) as u64;
+        for (tens, count) in self.counts.iter().enumerate() {
+            if left < *count {
+                return tens as u32 * 10;
+            }
+            left -= count;
+        }
+        let mut long = self.long.clone();
+        long.sort_unstable();
+        long.get(left as usize)
+            .or(long.last())
+            .copied()
+            .unwrap_or(0)
+    }
+
+    fn text(&self) -> String {
+        let total = self.counts.iter().sum::<u64>() + self.long.len() as u64;
+        let [half, p99, p999] = [0.5, 0.99, 0.999].map(|part| self.at(part));
+        let (longest, plain) = (self.at(1.0) / 1000, self.longest_plain / 1000);
+        format!(
+            "{total} look-ups: half {half} ns, p99 {p99} ns, p99.9 {p999} ns, longest {longest} µs \
+             (with waiting for a core {plain} µs)"
+        )
+    }
+}
+
+/// Nanoseconds for which this thread was ready to run and did not.
+fn waited_for_a_core() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited = text.split_whitespace().nth(1);
+    waited.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Wall time, and this thread's time on a core.
+struct Watch {
+    wall: Instant,
+    core: Duration,
+}
+
+impl Watch {
+    fn start() -> Self {
+        Self {
+            wall: Instant::now(),
+            core: on_a_core(),
+        }
+    }
+
+    fn each(&self, count: usize) -> String {
+        let (wall, core) = (self.wall.elapsed(), on_a_core() - self.core);
+        let each = |span: Duration| span.as_nanos() / count.max(1) as u128;
+        format!(
+            "{} ns on a core ({} ns by the clock)",
+            each(core),
+            each(wall)
+        )
+    }
+
+    fn text(&self) -> String {
+        let (wall, core) = (self.wall.elapsed(), on_a_core() - self.core);
+        format!("{core:?} on a core ({wall:?} by the clock)")
+    }
+}
+
+fn on_a_core() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn row(what: &str, figure: impl std::fmt::Display) {
+    println!("| {what} | {figure} |");
+}

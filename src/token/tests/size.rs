@@ -1,0 +1,124 @@
+//! What a token costs, and what a restart brings back.
+
+use super::*;
+use crate::clock;
+
+#[test]
+fn a_grant_and_its_digest_take_56_bytes_and_its_hint_12() {
+    assert_eq!(size_of::<(TokenDigest, table::Stored)>(), 56);
+    assert_eq!(size_of::<due::Hint>(), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_share_a_hint_are_told_apart() {
+    let store = store(10, 10);
+    let epoch = store.epoch("anna");
+    let mut tokens = Vec::new();
+    for user in ["anna", "anna", "anna", "bert"] {
+        let token = login_with(&store, twin(0), user, (HOUR, epoch)).await;
+        tokens.push(token.unwrap());
+    }
+    assert_eq!(store.memory.traces(), (2, 2), "three have one hint");
+    assert!(store.revoke(&tokens[1]).await);
+    for (token, is_live) in tokens.iter().zip([true, false, true, true]) {
+        assert_eq!(store.find(token).is_some(), is_live);
+    }
+    advance(HOUR + Duration::from_secs(2)).await;
+    assert_eq!(sweep_all(&store), 3);
+    assert!(store.is_empty());
+    assert_eq!(store.memory.traces(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logout_is_one_step_and_its_tokens_are_forgotten_in_slices() {
+    let store = store(usize::MAX, usize::MAX);
+    let mut tokens = Vec::new();
+    for _ in 0..500 {
+        tokens.push(login(&store, "anna").await.unwrap());
+    }
+    assert_eq!(store.revoke_user("anna").await, Ok(500));
+    assert_eq!(store.len(), 500, "a logout forgets nothing itself");
+    assert!(
+        tokens
+            .iter()
+            .skip(490)
+            .all(|token| store.find(token).is_none())
+    );
+    let kept = login(&store, "anna").await.unwrap();
+    for left in [400, 300, 200, 100, 0] {
+        assert!(store.sweep(100).removed <= 100);
+        assert!(store.len() <= left + 1);
+    }
+    assert_eq!(sweep_all(&store), 0);
+    assert!(store.find(&kept).is_some());
+    assert_eq!(store.memory.traces(), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cap_is_exact_while_a_jump_is_still_looked_into() {
+    let store = store(3, 100);
+    for _ in 0..3 {
+        login(&store, "anna").await.unwrap();
+    }
+    assert_eq!(login(&store, "anna").await, Err(InsertRefused::UserFull));
+    store.memory.table.jump(store.memory.start);
+    store.notice_jump(store.memory.clock_offset() + 86_400_000);
+    for _ in 0..3 {
+        login(&store, "anna").await.unwrap();
+    }
+    assert_eq!(login(&store, "anna").await, Err(InsertRefused::UserFull));
+    assert_eq!(store.metrics.token_events.value(TokenEvent::Expired), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_given_back() {
+    let store = store(usize::MAX, usize::MAX);
+    for _ in 0..300_000 {
+        login(&store, "anna").await.unwrap();
+    }
+    let most = store.memory.table.room();
+    assert!(most >= 300_000);
+    store.revoke_user("anna").await.unwrap();
+    assert_eq!(sweep_all(&store), 300_000);
+    assert!(store.memory.table.room() < most / 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
+    let store = store(2, 3);
+    let now = clock::unix_millis();
+    let mut tokens = Vec::new();
+    let mut restore = store.restore();
+    for (user, seconds) in [("anna", 60), ("bert", 0), ("anna", 120), ("anna", 7200)] {
+        let digest = twin(0);
+        restore.take(restore::Kept {
+            digest,
+            user,
+            role: Some(Role::Admin),
+            ends_millis: now + seconds * 1000,
+        });
+        tokens.push(digest);
+    }
+    drop(restore);
+    assert_eq!((store.len(), store.metrics.tokens.get()), (3, 3));
+
+    let grant = store.find(&tokens[0]).unwrap();
+    assert_eq!((&*grant.user, grant.role), ("anna", Some(Role::Admin)));
+    assert_eq!(
+        grant.ends.unix_seconds(),
+        i64::try_from(now / 1000).unwrap() + 60
+    );
+    assert!(store.find(&tokens[1]).is_none());
+    // More than the cap came back, and stays; more than that is refused.
+    assert_eq!(login(&store, "anna").await, Err(InsertRefused::UserFull));
+
+    advance(Duration::from_secs(61)).await;
+    assert!(store.find(&tokens[0]).is_none());
+    advance(Duration::from_secs(61)).await;
+    assert_eq!(sweep_all(&store), 1);
+    assert_eq!(store.memory.traces(), (1, 1));
+    assert_eq!(store.revoke_user("anna").await, Ok(1));
+    assert!(store.find(&tokens[3]).is_none());
+    sweep_all(&store);
+    assert_eq!(store.memory.traces(), (0, 0));
+}
