@@ -17,6 +17,10 @@ dependencies:
 tests:
     ./tests/run.sh tests
 
+# instructions per request, compared with benches/instructions.txt
+instructions:
+    ./tests/run.sh instructions
+
 documentation:
     ./tests/run.sh documentation
 

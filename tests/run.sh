@@ -22,6 +22,7 @@ packages() {
     need python3 python3
     need promtool prometheus
     need faketime faketime
+    need valgrind valgrind
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     [ "${#missing[@]}" -gt 0 ] || return 0
     say "installing ${missing[*]}"
@@ -64,6 +65,12 @@ tests() {
     cargo test --locked --all-targets
 }
 
+# What a request costs in instructions of the release build: not over 3 % more than recorded.
+instructions() {
+    cargo build --locked --release --bin tollgate
+    cargo test --locked --quiet --bench gate -- guard --binary "${CARGO_TARGET_DIR:-target}/release/tollgate"
+}
+
 documentation() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 }
@@ -95,7 +102,7 @@ configurations() {
     done
 }
 
-[ "$#" -gt 0 ] || set -- format lints dependencies tests documentation configurations fuzzing
+[ "$#" -gt 0 ] || set -- format lints dependencies tests instructions documentation configurations fuzzing
 packages
 for part in "$@"; do
     say "$part"

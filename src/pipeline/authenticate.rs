@@ -96,6 +96,11 @@ fn asks(live: &Live) -> bool {
     users.directory == Directory::Webapp && users.unknown_tokens == UnknownTokens::Ask
 }
 
+/// Whether there is a credential, read as `authenticate` reads it.
+pub(super) fn is_presented(headers: &HeaderMap) -> Result<bool, Rejection> {
+    credential(headers).map(|found| !matches!(found, Credential::Nothing))
+}
+
 fn credential(headers: &HeaderMap) -> Result<Credential<'_>, Rejection> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let mut keys = headers.get_all(X_API_KEY).iter();

@@ -20,6 +20,7 @@ mod relay;
 mod request_body;
 mod route;
 mod scrub;
+mod steps;
 mod streaming;
 mod trace;
 mod unknown;
@@ -40,6 +41,7 @@ pub use peer::{Peer, TlsFacts};
 pub use reject::{Face, Rejection};
 pub use request_body::RequestBody;
 pub use route::RouteTable;
+pub use steps::{clean_fields, presents_credential};
 pub use streaming::Flows;
 pub use unknown::Questions;
 

@@ -98,7 +98,7 @@ fn modules_only_use_rows_below_them() {
 
 #[test]
 fn files_stay_short_enough_to_read() {
-    let files: Vec<PathBuf> = ["src", "tests"]
+    let files: Vec<PathBuf> = ["src", "tests", "benches"]
         .iter()
         .flat_map(|folder| rust_files(folder))
         .collect();

@@ -1,0 +1,28 @@
+//! Single steps of a request as functions of their own, for benches and fuzz targets:
+//! the pipeline calls what they call, in the same order.
+
+use http::{HeaderMap, Version};
+
+use super::peer::Peer;
+use super::reject::Rejection;
+use super::{authenticate, headers};
+use crate::config::Http;
+
+/// Checks a request's fields and leaves those that may go up.
+pub fn clean_fields(
+    fields: &mut HeaderMap,
+    peer: &Peer,
+    host: &str,
+    rules: &Http,
+) -> Result<(), Rejection> {
+    headers::check(fields, Version::HTTP_11, rules)?;
+    headers::end_at_this_hop(fields);
+    headers::strip_credentials(fields);
+    headers::forwarded(fields, peer, Some(host), &rules.trusted_proxies);
+    Ok(())
+}
+
+/// Reads the credential a client presents; whether there is one.
+pub fn presents_credential(fields: &HeaderMap) -> Result<bool, Rejection> {
+    authenticate::is_presented(fields)
+}
