@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 
-from loads import (CASES, NOT_AT_FLOOR, UNPINNED, WINDOWED, check, fetch_tokens, hold, let_go, served, wrk)
+from loads import (CASES, NOT_AT_FLOOR, UNPINNED, WINDOWED, check, hold, let_go, served, wrk)
 from material import BARE, MANY, RUN, UPSTREAM, WORK
-from procs import (cpu, machine_busy, ours, pin, pin_running, resident, start, start_upstreams, stop, switches)
+from procs import (cpu, machine_busy, ours, pin, resident, start, start_upstreams, stop, switches)
 from rows import DEFAULT, ROWS
 
 BUSY, TRIES = 0.06, 2  # cores used by others above which a measurement is made again
@@ -131,13 +131,7 @@ class Bench:
     def bring_up(self, rows, n):
         for row in rows:
             try:
-                # its tokens cost a password hash each, so with many it begins on all cores
-                wide = ROWS[row].mints and n > 1
-                process = self.live[row] = start(row, self.threads, None if wide else self.proxy_cpus, n)
-                if ROWS[row].mints:
-                    fetch_tokens(row, n)
-                if wide and self.pinned:
-                    pin_running(process.pid, self.proxy_cpus)
+                self.live[row] = start(row, self.threads, self.proxy_cpus, n)
                 self.agreed[row] = check(row)
                 wrk(row, self.load_cpus, 64, 1)
             except Exception as error:
@@ -178,8 +172,6 @@ class Bench:
             try:
                 process = self.live[row] = start(row, 1, {0}, 1)
                 result = {"phase": "memory", "row": row, "case": "memory", "round": 0, "idle": resident(process.pid)}
-                if ROWS[row].mints:
-                    fetch_tokens(row, 1)  # an argon2 hash: not what a connection costs
                 check(row)
                 result["before"] = resident(process.pid)
                 for count in (1000, 10000):

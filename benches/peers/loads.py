@@ -1,6 +1,4 @@
 """The loads: each drives one row and says how many requests it saw answered."""
-import base64
-import concurrent.futures
 import http.client
 import json
 import os
@@ -10,67 +8,15 @@ import ssl
 import subprocess
 import time
 
-from material import BIN, HERE, MANY, RUN, UPSTREAM, token, write
+from material import BIN, HERE, MANY, RUN, UPSTREAM, token
 from procs import pin
 from rows import PORTS, ROWS
 
 GET, BIG, MESSAGE, MEDIA = "/v1/groups", "/v1/media/17", "/v1/messages", "/v1/media"
-ADMIN, PASSWORD, USERS = "admin", "Bench-Passw0rd!", 1000
 
 TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 TLS.check_hostname = False
 TLS.verify_mode = ssl.CERT_NONE
-
-# ---- tokens: the row's own where it mints them, ours elsewhere
-
-TOKENS = {}
-
-
-def tokens_of(row):
-    return TOKENS.get(row) or f"{RUN}/tokens-{MANY}.txt"
-
-
-def first_token(row):
-    return open(tokens_of(row)).readline().strip()
-
-
-def _call(connection, method, path, headers, body=""):
-    connection.request(method, path, body, headers)
-    answer = connection.getresponse()
-    text = answer.read()
-    if answer.status not in (200, 201):
-        raise RuntimeError(f"{method} {path}: {answer.status} {text[:200]}")
-    return json.loads(text)
-
-
-def _log_in(connection, user):
-    basic = base64.b64encode(f"{user}:{PASSWORD}".encode()).decode()
-    answer = _call(connection, "POST", "/v1/users/login", {"Authorization": f"Basic {basic}"})
-    return answer["users"][0]["token"]
-
-
-def fetch_tokens(row, n):
-    """`n` tokens by logging in, ten for each of n/10 users: an argon2 hash each, some minutes for many."""
-    admin = http.client.HTTPSConnection("127.0.0.1", PORTS[row], context=TLS, timeout=60)
-    bearer = _log_in(admin, ADMIN)
-    if n == 1:
-        tokens = [bearer]
-    else:
-        def share(users):
-            mine = http.client.HTTPSConnection("127.0.0.1", PORTS[row], context=TLS, timeout=60)
-            got = []
-            for user in users:
-                body = json.dumps({"username": user, "password": PASSWORD})
-                _call(mine, "POST", "/v1/users", {"Authorization": f"Bearer {bearer}"}, body)
-                got += [_log_in(mine, user) for _ in range(n // USERS)]
-            return got
-        users = [f"client-{i:05}" for i in range(USERS)]
-        print(f"  {row}: {n} logins", flush=True)
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            tokens = [t for part in pool.map(share, [users[i::4] for i in range(4)]) for t in part]
-    admin.close()
-    TOKENS[row] = write(f"{RUN}/{row}/tokens-{n}.txt", "".join(t + "\n" for t in tokens))
-
 
 def check(row):
     """The job is done: 200 with the token, 401 without. Says what TLS was agreed."""
@@ -83,7 +29,7 @@ def check(row):
         answer = stream.recv(65536)
         stream.close()
         return int(answer.split()[1]), agreed
-    good, agreed = status(first_token(row))
+    good, agreed = status(token(0))
     if good != 200:
         raise RuntimeError(f"{good} instead of 200")
     if ROWS[row].auth and status("tok_" + "0" * 40)[0] != 401:
@@ -105,7 +51,7 @@ def _run(cpus, command, env=None):
 
 
 def wrk(row, cpus, connections, seconds, path=GET, bearer=None, script=None, env=None, threads=1):
-    command = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{seconds}s", *_headers(bearer or first_token(row))]
+    command = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{seconds}s", *_headers(bearer or token(0))]
     if script:
         command += ["-s", f"{HERE}/lua/{script}"]
     out = _run(cpus, command + [f"https://127.0.0.1:{PORTS[row]}{path}"], env)
@@ -120,7 +66,7 @@ def wrk(row, cpus, connections, seconds, path=GET, bearer=None, script=None, env
 
 def h2load(row, cpus, seconds, path=GET, extra=(), threads=1):
     out = _run(cpus, ["h2load", "-D", str(seconds), "-c", "16", "-m", "10", "-t", str(threads), *extra,
-                      *_headers(first_token(row)), f"https://127.0.0.1:{PORTS[row]}{path}"])
+                      *_headers(token(0)), f"https://127.0.0.1:{PORTS[row]}{path}"])
     codes = re.search(r"status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", out)
     failed = re.search(r"(\d+) failed, (\d+) errored", out)
     if not codes or "Application protocol: h2" not in out:
@@ -130,7 +76,7 @@ def h2load(row, cpus, seconds, path=GET, extra=(), threads=1):
 
 def pb_load(row, cpus, *words):
     out = _run(cpus, [f"{BIN}/release/pb-load", *map(str, words), "--target", f"127.0.0.1:{PORTS[row]}",
-                      "--token", first_token(row)])
+                      "--token", token(0)])
     answer = json.loads(out.strip().splitlines()[-1])
     return {**answer, "wrong": answer.get("non200", 0) + answer.get("bad", 0), "errors": answer.get("err", 0)}
 
@@ -152,7 +98,7 @@ CASES = {
     "full": lambda row, cpus, secs, t: pb_load(row, cpus, "churn", "--n", 1500 * secs, "--c", 16, "--resume", 0),
     "resumed": lambda row, cpus, secs, t: pb_load(row, cpus, "churn", "--n", 1500 * secs, "--c", 16, "--resume", 1),
     "rate": lambda row, cpus, secs, t: pb_load(row, cpus, "rate", "--rps", 2500, "--c", 64, "--secs", secs),
-    "h1_10k": lambda row, cpus, secs, t: wrk(row, cpus, 64, secs, script="rot.lua", env={"PB_TOKENS": tokens_of(row)}),
+    "h1_10k": lambda row, cpus, secs, t: wrk(row, cpus, 64, secs, script="rot.lua", env={"PB_TOKENS": f"{RUN}/tokens-{MANY}.txt"}),
 }
 UNPINNED = ["h1_64", "h1_256", "h2", "deny"]
 NOT_AT_FLOOR = ("deny", "h1_10k")
@@ -171,7 +117,7 @@ def served(port=UPSTREAM):
 def hold(row, cpus, count):
     """Opens `count` connections, one request each, and holds them until standard input closes."""
     process = subprocess.Popen([f"{BIN}/release/pb-load", "idle", "--n", str(count), "--target",
-                                f"127.0.0.1:{PORTS[row]}", "--token", first_token(row)],
+                                f"127.0.0.1:{PORTS[row]}", "--token", token(0)],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=pin(cpus))
     return process, process.stdout.readline().strip()
 

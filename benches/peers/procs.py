@@ -20,13 +20,6 @@ def pin(cpus):
     return before_exec
 
 
-def pin_running(group, cpus):
-    """Every thread of a row that is up; those it starts later inherit it."""
-    for pid, _ in members(group):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            os.sched_setaffinity(int(task), cpus)
-
-
 def members(group):
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -83,16 +76,22 @@ def ours(processes):
             + sum(sum(cpu(p.pid)) for p in processes))
 
 
+def is_open(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
 def wait_port(port, process, seconds=60):
     end = time.time() + seconds
     while time.time() < end:
         if process.poll() is not None:
             raise RuntimeError(f"exited {process.returncode}")
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+        if is_open(port):
             return
-        except OSError:
-            time.sleep(0.05)
+        time.sleep(0.05)
     raise RuntimeError("port never opened")
 
 
@@ -121,6 +120,8 @@ def stop(process):
 def start_upstreams(cpus):
     started = []
     for port, extra in ((UPSTREAM, ["--token", UPTOKEN]), (BARE, [])):
+        if is_open(port):
+            raise RuntimeError(f"port {port} is taken: an upstream of an earlier run is still up")
         command = [f"{BIN}/release/pb-upstream", "--listen", f"127.0.0.1:{port}", *extra]
         process = subprocess.Popen(command, preexec_fn=pin(cpus), stdin=subprocess.DEVNULL)
         wait_port(port, process)
@@ -131,6 +132,8 @@ def start_upstreams(cpus):
 def start(name, threads, cpus, n):
     """One row. An access log goes to standard output or a file, and both are /dev/null."""
     row = ROWS[name]
+    if is_open(PORTS[name]):
+        raise RuntimeError(f"port {PORTS[name]} is taken: a row of an earlier run is still up")
     place = Place(name, PORTS[name], threads, n, row.logs)
     command, env = row.command(place)
     errors = open(f"{RUN}/{name}/errors", "w")

@@ -1,5 +1,14 @@
 """What is measured: how each row is started."""
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+
 from material import BIN, CERT, GATE, KEY, RUN, UPSTREAM, UPTOKEN, WORK, token, write
+
+# a hash that no password has: these users never log in
+NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$YmVuY2gtbm9ib2R5$" + "A" * 43
 
 
 def nginx(place):
@@ -7,7 +16,9 @@ def nginx(place):
 
 
 def haproxy(place):
-    return ["haproxy", "-q", "-db", "-f", place.config("haproxy.cfg")], {}
+    # quiet would close the standard output that its log goes to
+    quiet = [] if place.logs else ["-q"]
+    return ["haproxy", *quiet, "-db", "-f", place.config("haproxy.cfg")], {}
 
 
 def envoy(place):
@@ -40,23 +51,35 @@ def floor(place):
 
 
 def tollgate(place):
+    """The bench's tokens go into its store as an operator would put them there, each with a user."""
     for name in ("webapp-password", "gate-password"):
         write(f"{place.folder}/{name}", "Bench-Passw0rd!", 0o600)
-    return [GATE, "serve", "--config", place.config("tollgate.toml")], {}
+    config = place.config("tollgate.toml")
+    shutil.rmtree(f"{place.folder}/data", ignore_errors=True)
+    records, ends = [], int((time.time() + 30 * 86400) * 1000)
+    for i in range(place.n):
+        user, digest = f"client-{i:05}", hashlib.sha256(token(i).encode()).hexdigest()
+        records.append({"kind": "user", "name": user, "role": "ROLE_USER", "hash": NOBODY, "must_change": False,
+                        "is_first_admin": False})
+        records.append({"kind": "grant", "digest": digest, "user": user, "role": "ROLE_USER", "ends_millis": ends,
+                        "epoch": 0, "origin": "minted"})
+    lines = [{"kind": "export", "layout": 1}, *records, {"kind": "end", "records": len(records)}]
+    subprocess.run([GATE, "store", "import", "--config", config], check=True, text=True, stdout=subprocess.DEVNULL,
+                   input="".join(json.dumps(line) + "\n" for line in lines))
+    return [GATE, "serve", "--config", config], {}
 
 
 class Row:
-    """`auth`: does the whole job. `h2`: speaks HTTP/2. `logs`: writes an access log. `mints`: its
-    tokens are its own, so the bench logs in for them."""
+    """`auth`: does the whole job. `h2`: speaks HTTP/2. `logs`: writes an access log."""
 
-    def __init__(self, command, auth=True, h2=True, logs=False, mints=False):
-        self.command, self.auth, self.h2, self.logs, self.mints = command, auth, h2, logs, mints
+    def __init__(self, command, auth=True, h2=True, logs=False):
+        self.command, self.auth, self.h2, self.logs = command, auth, h2, logs
 
 
 PEERS = {"nginx": nginx, "haproxy": haproxy, "envoy": envoy, "caddy": caddy, "pingora": pingora}
 ROWS = {
-    "tollgate": Row(tollgate, logs=True, mints=True),
-    "tollgate-quiet": Row(tollgate, mints=True),
+    "tollgate": Row(tollgate, logs=True),
+    "tollgate-quiet": Row(tollgate),
     **{name: Row(command) for name, command in PEERS.items()},
     **{f"{name}-log": Row(command, logs=True) for name, command in PEERS.items()},
     "tls-floor": Row(floor, auth=False, h2=False),
