@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use tollgate::emulator::{Emulator, Settings};
 use tollgate::lifecycle::{Stop, Tasks};
 
-use super::page;
-use super::support::flow::Flow;
-use super::support::gate::{ADMIN, Gate, PASSWORD, Setup};
-use super::support::streams;
-use super::support::wire::{Wire, request, trusting};
+use crate::page;
+use crate::support::flow::Flow;
+use crate::support::gate::{ADMIN, Gate, PASSWORD, Setup};
+use crate::support::streams;
+use crate::support::wire::{Wire, request, trusting};
 
 const CONNECTIONS: usize = 32;
 const QUIET: Duration = Duration::from_secs(20);

@@ -6,6 +6,7 @@
 What is in the output file already is not measured again, so a run that was cut short goes on.
 """
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import threading
 import time
 
 from loads import (CASES, NOT_AT_FLOOR, UNPINNED, WINDOWED, check, hold, let_go, served, wrk)
-from material import BARE, MANY, RUN, UPSTREAM, WORK
+from material import BARE, GATE, MANY, RUN, UPSTREAM, WORK
 from procs import (cpu, machine_busy, ours, pin, resident, start, start_upstreams, stop, switches)
 from rows import DEFAULT, ROWS
 
@@ -30,6 +31,7 @@ class Bench:
         self.end = time.time() + 60 * args.minutes
         self.patience = args.patience
         self.live, self.upstreams, self.agreed = {}, [], {}
+        self.build = hashlib.sha256(open(GATE, "rb").read()).hexdigest()[:12]
         self.have = self._read()
         self.out = open(args.out, "a")
 
@@ -37,9 +39,12 @@ class Bench:
         if not os.path.exists(self.args.out):
             return set()
         lines = [json.loads(line) for line in open(self.args.out)]
+        if any(m["build"] != self.build for m in lines):
+            sys.exit(f"{self.args.out} is of another build of Tollgate; FRESH=1 begins anew")
         return {(m["phase"], m["row"], m["case"], m["round"]) for m in lines}
 
     def note(self, result):
+        result["build"] = self.build
         self.out.write(json.dumps(result) + "\n")
         self.out.flush()
 
@@ -191,7 +196,7 @@ class Bench:
     def run(self):
         rows = self.args.rows or DEFAULT
         if self.args.phase == "memory":
-            rows = [row for row in rows if not row.endswith("-log") and row != "tollgate-quiet"]
+            rows = [row for row in rows if not row.endswith("-log") and row not in ("tollgate-quiet", "tollgate-bare")]
         self.upstreams = start_upstreams(self.load_cpus)
         try:
             self.memory(rows) if self.args.phase == "memory" else self.loads(rows)

@@ -15,7 +15,7 @@ NAMES = {"h1_64": "h1, 64 connections", "h1_256": "h1, 256 connections", "h1_10k
          "post1k": "POST 1 KiB", "get64k": "GET 64 KiB", "post64k": "POST 64 KiB", "deny": "401", "h2": "h2",
          "h2_64k": "h2, GET 64 KiB", "full": "full handshake", "resumed": "resumed handshake", "rate": "at 2,500/s"}
 PEERS = ["nginx", "haproxy", "envoy", "caddy", "pingora"]
-GATE, FLOOR, TOO_BUSY = "tollgate", "tls-floor", 0.15
+GATE, BARE, FLOOR, TOO_BUSY = "tollgate", "tollgate-bare", "tls-floor", 0.15
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
 
@@ -35,7 +35,7 @@ class Results:
             self.all += self.cells[key].values()
 
     def rows(self, phase):
-        order = [GATE, "tollgate-quiet", *PEERS, *(f"{p}-log" for p in PEERS), FLOOR]
+        order = [GATE, "tollgate-quiet", BARE, *PEERS, *(f"{p}-log" for p in PEERS), FLOOR]
         return [row for row in order if any((phase, row, case) in self.cells for case in CASES)]
 
     def values(self, phase, row, case, key="cpu_us"):
@@ -77,13 +77,15 @@ def ratios(res, phase):
             row += [best or "-", spread(res.paired(phase, case, GATE, best), 2) if best else "-"]
         if phase == "main":
             row.append(spread(res.paired(phase, case, GATE, FLOOR), 2) if case in FLOOR_CASES else "-")
+            shares = [100 * (1 - 1 / ratio) for ratio in res.paired(phase, case, GATE, BARE)]
+            row.append(spread(shares, 0) if shares else "-")
         rows.append(row)
     if not rows:
         return ""
     head = ["case", "best peer", "Tollgate / it", "best with access log", "Tollgate / it"]
     title = {"main": "Ratios, one core", "unpinned": "Ratios, two workers, nothing pinned"}[phase]
     return table(f"{title}: CPU per request, paired by round; below 1.00 Tollgate needs less",
-                 head + (["/ TLS-only floor"] if phase == "main" else []), rows)
+                 head + (["/ TLS-only floor", "% for who, limits, record, injection"] if phase == "main" else []), rows)
 
 
 def costs(res, phase, title):

@@ -50,12 +50,20 @@ def floor(place):
     return [f"{BIN}/release/tls-floor", *_addresses(place, 9001)], {}
 
 
-def tollgate(place):
-    """The bench's tokens go into its store as an operator would put them there, each with a user."""
+def prepared(place, config):
     for name in ("webapp-password", "gate-password"):
         write(f"{place.folder}/{name}", "Bench-Passw0rd!", 0o600)
-    config = place.config("tollgate.toml")
     shutil.rmtree(f"{place.folder}/data", ignore_errors=True)
+    return place.config(config)
+
+
+def bare(place):
+    return [GATE, "serve", "--config", prepared(place, "tollgate-bare.toml")], {}
+
+
+def tollgate(place):
+    """The bench's tokens go into its store as an operator would put them there, each with a user."""
+    config = prepared(place, "tollgate.toml")
     records, ends = [], int((time.time() + 30 * 86400) * 1000)
     for i in range(place.n):
         user, digest = f"client-{i:05}", hashlib.sha256(token(i).encode()).hexdigest()
@@ -80,6 +88,7 @@ PEERS = {"nginx": nginx, "haproxy": haproxy, "envoy": envoy, "caddy": caddy, "pi
 ROWS = {
     "tollgate": Row(tollgate, logs=True),
     "tollgate-quiet": Row(tollgate),
+    "tollgate-bare": Row(bare, auth=False),
     **{name: Row(command) for name, command in PEERS.items()},
     **{f"{name}-log": Row(command, logs=True) for name, command in PEERS.items()},
     "tls-floor": Row(floor, auth=False, h2=False),

@@ -5,7 +5,7 @@
 #   benches/peers/run.sh --write docs/PERFORMANCE.md  the same, and puts the tables there
 #   benches/peers/run.sh nginx haproxy tollgate       only these rows
 # Environment: ROUNDS (3), SECS (1: length of a measuring window), ONLY (cases, comma separated),
-#   PHASES ("main unpinned memory"), MINUTES (60: for each phase), PATIENCE (300: seconds spent in
+#   PHASES ("main unpinned memory"), MINUTES (60: measuring ends then), PATIENCE (300: seconds spent in
 #   all on waiting for a quiet machine), PB_WORK (/tmp/peerbench: builds, run files, results).
 # A run that was cut short goes on where it was; FRESH=1 throws earlier results away.
 set -euo pipefail
@@ -50,8 +50,9 @@ export PB_GATE=$CARGO_TARGET_DIR/$profile/tollgate
 results=$PB_WORK/run/results.jsonl
 [ -z "${FRESH:-}" ] || rm -f "$results"
 ulimit -n "$(ulimit -Hn)"
+end=$(($(date +%s) + ${MINUTES:-60} * 60))
 for phase in ${PHASES:-main unpinned memory}; do
     python3 "$here/bench.py" --phase "$phase" --rounds "${ROUNDS:-3}" --secs "${SECS:-1}" ${ONLY:+--only "$ONLY"} \
-        --minutes "${MINUTES:-60}" --patience "${PATIENCE:-300}" --out "$results" "$@"
+        --minutes "$(((end - $(date +%s)) / 60))" --patience "${PATIENCE:-300}" --out "$results" "$@"
 done
 python3 "$here/report.py" ${target:+--write "$target"} "$results"

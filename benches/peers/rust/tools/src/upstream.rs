@@ -186,7 +186,7 @@ fn main() {
                                 continue;
                             }
                             if path == "/v1/users/login" && c.buf.len() >= len + cl {
-                                let answer = login(&arg("--token").unwrap_or_default());
+                                let answer = login(&arg("--token").unwrap_or("nobodys".into()));
                                 c.out.extend_from_slice(&answer);
                                 c.buf.drain(..len + cl);
                                 continue;

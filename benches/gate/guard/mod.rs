@@ -3,15 +3,17 @@
 //! they are not in the figure, and they pause before each message, so that the gate has
 //! always gone to sleep and each request takes the same way through it.
 
+mod profile;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use super::support::gate::{ADMIN, Gate, PASSWORD, Setup};
-use super::support::streams;
-use super::support::webapp;
-use super::support::wire::{Wire, request, trusting};
+use crate::support::gate::{ADMIN, Gate, PASSWORD, Setup};
+use crate::support::streams;
+use crate::support::webapp;
+use crate::support::wire::{Wire, request, trusting};
 
 /// Requests whose cost is the difference between two runs: start and end cancel out.
 const REQUESTS: usize = 300;
@@ -168,7 +170,7 @@ fn verdict(before: &str, here: &str, grown: &[&str]) -> ExitCode {
     }
     println!(
         "\nA request costs over {:.0} % more instructions than recorded: {}.\n\
-         To see where: cargo bench --bench gate -- guard --profile FOLDER CASE, then callgrind_annotate,\n\
+         To see where: cargo bench --bench gate -- guard --profile FOLDER CASE\n\
          on this tree and on the one before. If the cost buys something that users want, or the\n\
          compiler or a dependency changed, record it and say in the commit what was bought:\n  \
          cargo bench --bench gate -- guard --record",
@@ -218,6 +220,10 @@ struct Counter {
 impl Counter {
     fn per_request(&self, case: &Case) -> u64 {
         let (short, long) = (self.count(case, REQUESTS), self.count(case, 2 * REQUESTS));
+        if let Some(folder) = &self.profile {
+            let file = |requests| profile_in(folder, case, requests);
+            profile::print_difference(&file(REQUESTS), &file(2 * REQUESTS), REQUESTS);
+        }
         (long - short) / REQUESTS as u64
     }
 
@@ -225,7 +231,7 @@ impl Counter {
         let folder = tempfile::tempdir().unwrap();
         let kept = self.profile.as_deref().unwrap_or(folder.path());
         std::fs::create_dir_all(kept).unwrap();
-        let profile = kept.join(format!("{}-{requests}.callgrind", case.name));
+        let profile = profile_in(kept, case, requests);
         let report = folder.path().join("report");
         let wrapper = [
             "valgrind".to_owned(),
@@ -246,6 +252,10 @@ impl Counter {
         let (_, count) = report.split_once("Collected : ").expect(&report);
         count.lines().next().unwrap().trim().parse().unwrap()
     }
+}
+
+fn profile_in(folder: &Path, case: &Case, requests: usize) -> PathBuf {
+    folder.join(format!("{}-{requests}.callgrind", case.name))
 }
 
 fn load(case: &Case, gate: &Gate, requests: usize) {

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plot::Plot;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::page;
-use super::support::flow::Flow;
-use super::support::gate::{ADMIN, Gate, PASSWORD, Setup};
-use super::support::webapp;
-use super::support::wire::{Wire, request, trusting};
+use crate::page;
+use crate::support::flow::Flow;
+use crate::support::gate::{ADMIN, Gate, PASSWORD, Setup};
+use crate::support::webapp;
+use crate::support::wire::{Wire, request, trusting};
 
 const WINDOW: Duration = Duration::from_secs(3);
 /// Requests under way at once, however many connections there are.
@@ -78,6 +79,7 @@ const AXES: &[Axis] = &[
 ];
 
 pub(crate) fn run(words: &[String]) -> ExitCode {
+    raise_open_files();
     let mut target = None;
     let mut named = Vec::new();
     let mut words = words.iter();
@@ -94,6 +96,16 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Ten thousand connections need as many descriptors, here as in the gate.
+fn raise_open_files() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
 }
 
 fn measure(axis: &Axis, target: Option<&Path>) {
