@@ -1,10 +1,13 @@
-//! The operator's side: health, readiness, metrics, over plain HTTP on an address
-//! of its own. Runs on the control runtime, apart from requests, so that it answers
+//! The operator's side: health, readiness, metrics, API keys, over plain HTTP on an
+//! address of its own. Runs on the control runtime, apart from requests, so that it answers
 //! when they do not, and goes on answering while the program drains.
 
 mod answer;
+mod keys;
 #[cfg(test)]
 mod tests;
+
+pub use keys::{KeyDesk, Listed};
 
 use std::convert::Infallible;
 use std::fmt;
@@ -15,6 +18,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -81,6 +86,7 @@ pub struct Parts {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// What is wrong while the next request would succeed all the same.
     pub notes: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+    pub keys: KeyDesk,
 }
 
 impl fmt::Debug for Parts {
@@ -134,9 +140,15 @@ async fn accept(
 async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, parts: Parts, stop: Stop) {
     let _slot = slot;
     let aborting = stop.clone();
-    let answer = service_fn(move |request| {
-        let response = answer::answer(&request, &parts, stop.is_draining());
-        async move { Ok::<_, Infallible>(response) }
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let (parts, is_draining) = (parts.clone(), stop.is_draining());
+        async move {
+            let response = match keys::is_here(request.uri().path()) {
+                true => keys::answer(request, &parts.keys).await,
+                false => answer::answer(&request, &parts, is_draining),
+            };
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

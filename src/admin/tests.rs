@@ -31,6 +31,14 @@ impl Operator {
                 false => Err("no upstream token\nno store".to_owned()),
             }),
             notes: Arc::new(|| None),
+            keys: KeyDesk {
+                token: None,
+                ring: crate::identity::KeyRing::new(
+                    Arc::new(crate::store::Store::Memory),
+                    Vec::new(),
+                ),
+                configured: Arc::new(Vec::new),
+            },
         };
         tasks.spawn("operator", serve(bound, parts, tasks.clone(), stop.clone()));
         Self {

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::Error;
 use crate::config::{self, Config, Directory};
-use crate::identity::{FirstAdmin, Hasher, Users};
+use crate::identity::{FirstAdmin, Hasher, KeyRing, Users};
 use crate::metrics::Metrics;
 use crate::store::{Contents, Origin, Seal, SealKey, Store};
 use crate::token::TokenStore;
@@ -83,6 +83,12 @@ impl Kept {
         let loaded = tokens.load(is_wanted).await;
         loaded.map_err(Error::Load)?;
         Ok(tokens)
+    }
+
+    /// The keys that were made at run time.
+    pub(super) fn ring(&self) -> Arc<KeyRing> {
+        let records = self.take(|contents| std::mem::take(&mut contents.keys));
+        KeyRing::new(Arc::clone(&self.store), records)
     }
 
     /// Keeps the upstream's token, where the operator has given a key to seal it with.

@@ -168,6 +168,7 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
     let live = Live {
         routes: RouteTable::new(&config.routes),
         keys: Keys::new(&config.api_keys),
+        ring: kept.ring(),
         limiter: Arc::new(Limiter::new(&config.limits, None, Arc::clone(&metrics))),
         upstream,
         config: Arc::clone(&config),

@@ -12,6 +12,21 @@ impl Parts {
             refresh: self.refresh(),
             ready: self.ready(),
             notes: self.notes(),
+            keys: self.key_desk(),
+        }
+    }
+
+    fn key_desk(&self) -> admin::KeyDesk {
+        let shared = Arc::clone(&self.shared);
+        admin::KeyDesk {
+            token: self.config.operator.token.clone(),
+            ring: Arc::clone(&shared.live.load().ring),
+            configured: Arc::new(move || {
+                let live = shared.live.load();
+                let keys = live.config.api_keys.iter();
+                keys.map(|key| (key.clone(), live.keys.last_use(&key.name)))
+                    .collect()
+            }),
         }
     }
 

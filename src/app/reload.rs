@@ -66,6 +66,7 @@ impl Reload {
         let live = Live {
             routes: RouteTable::new(&config.routes),
             keys: old.keys.reload(&config.api_keys),
+            ring: Arc::clone(&old.ring),
             limiter: Arc::new(limiter),
             upstream: Arc::clone(&upstream),
             config,

@@ -18,6 +18,12 @@ impl Config {
             page.row("listener", describe_listener(listener));
         }
         page.row("operator", format!("http://{}", self.operator.address));
+        if let Some(token) = &self.operator.token {
+            page.row(
+                "",
+                format!("API keys are made there with the token in {token}"),
+            );
+        }
         describe_upstream(&mut page, &self.upstream);
         describe_users(&mut page, &self.users);
         describe_store(&mut page, &self.store);

@@ -88,6 +88,8 @@ pub struct CertificateFiles {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Operator {
     pub address: SocketAddr,
+    /// Who shows it may make and delete API keys there; None: nobody.
+    pub token: Option<SecretSource>,
 }
 
 /// The service behind us.

@@ -1,6 +1,6 @@
 //! API keys: mint, digest, find.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -16,6 +16,7 @@ use crate::webapp::API_KEY_LENGTH;
 #[derive(Debug, Default)]
 pub struct Keys {
     by_digest: HashMap<[u8; 32], Arc<Known>>,
+    names: HashSet<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -60,7 +61,15 @@ impl Keys {
                 by_digest.insert(*digest, Arc::clone(&known));
             }
         }
-        Self { by_digest }
+        Self {
+            by_digest,
+            names: keys.iter().map(|key| Arc::clone(&key.name)).collect(),
+        }
+    }
+
+    /// Whether there is a key of this name, good or expired.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
     }
 
     /// Whose key `presented` is.

@@ -3,11 +3,13 @@
 //! The surprise: a password check is slow on purpose and never runs on a worker.
 
 mod api_key;
+mod key_ring;
 mod password;
 mod scope;
 mod users;
 
 pub use api_key::{KeyRefused, Keys, mint_key};
+pub use key_ring::{KeyError, KeyRing, NewKey};
 pub use password::{Busy, HashFailed, Hasher, PasswordHash, UnusableHash, hash_password};
 pub use scope::{matches, permits};
 pub use users::{

@@ -9,8 +9,8 @@ use super::Live;
 use super::headers::X_API_KEY;
 use super::reject::Rejection;
 use super::unknown::Asked;
-use crate::config::{Access, Directory, Route, UnknownTokens};
-use crate::identity::{self, Client};
+use crate::config::{Access, ApiKey, Directory, Route, UnknownTokens};
+use crate::identity::{self, Client, KeyRefused};
 use crate::secret::Secret;
 use crate::token::{Grant, TokenDigest, TokenStore};
 
@@ -137,6 +137,20 @@ pub(super) fn credential_of(headers: &HeaderMap) -> Result<Option<&str>, Rejecti
     })
 }
 
+/// The config file's keys, then those made at run time. A name in the file is the
+/// file's: a run-time key of that name is good for nothing.
+fn find_key(live: &Live, text: &str) -> Result<Arc<ApiKey>, KeyRefused> {
+    match live.keys.find(text) {
+        Err(KeyRefused::Unknown) => {}
+        found => return found,
+    }
+    let key = live.ring.find(text)?;
+    if live.keys.has(&key.name) {
+        return Err(KeyRefused::Unknown);
+    }
+    Ok(key)
+}
+
 fn key_client(
     live: &Live,
     route: &Route,
@@ -144,10 +158,8 @@ fn key_client(
     path: &str,
     text: &str,
 ) -> Result<Authenticated, Rejection> {
-    let key = live
-        .keys
-        .find(text)
-        .map_err(|refused| Rejection::Unauthenticated(refused.reason()))?;
+    let key = find_key(live, text);
+    let key = key.map_err(|refused| Rejection::Unauthenticated(refused.reason()))?;
     let by_role = Access::Role(key.role);
     let taken = route.access.contains(&Access::ApiKey)
         || (!key.paths.is_empty() && route.access.contains(&by_role));

@@ -46,7 +46,7 @@ pub use streaming::Flows;
 pub use unknown::Questions;
 
 use crate::config::{Config, Target};
-use crate::identity::{Keys, Users};
+use crate::identity::{KeyRing, Keys, Users};
 use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -68,6 +68,8 @@ pub struct Live {
     pub config: Arc<Config>,
     pub routes: RouteTable,
     pub keys: Keys,
+    /// Keys made at run time; the same through all reloads.
+    pub ring: Arc<KeyRing>,
     pub limiter: Arc<Limiter>,
     pub upstream: Arc<Upstream>,
 }

@@ -28,6 +28,7 @@ mod overload;
 mod records;
 mod relay;
 mod reload;
+mod runtime_keys;
 mod session;
 mod store_command;
 mod users_node;

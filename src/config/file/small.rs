@@ -3,10 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::places::secret_that;
 use super::section::{Section, Value};
 use super::value::{address, flag, many, network, number, path, size, span, span_or_none};
 use super::value::{text, word};
 use crate::config::{Drain, Emulator, Http, Log, LogFormat, Operator};
+use crate::secret::Secret;
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
@@ -38,11 +40,15 @@ pub(super) fn operator(root: &Section<'_>) -> Operator {
         .as_ref()
         .and_then(|table| table.read("address", address));
     let address = address.unwrap_or_else(|| loopback(9090));
+    let rule = "must have 16 characters at least: whoever guesses it makes API keys";
+    let is_long = |secret: &Secret| secret.expose().chars().count() >= 16;
+    let token = table.as_ref();
+    let token = token.and_then(|table| table.read("token", secret_that(is_long, rule)));
     if let Some(table) = table.filter(|_| !address.ip().is_loopback()) {
         let reason = "is not loopback: whoever can reach it can read health and metrics";
         table.warn("address", reason, "");
     }
-    Operator { address }
+    Operator { address, token }
 }
 
 pub(super) fn http(root: &Section<'_>) -> Http {

@@ -84,6 +84,7 @@ fn the_example_shows_the_defaults() {
     shown.api_keys.clear();
     shown.http.trusted_proxies.clear();
     (shown.store.key, shown.store.old_key) = (None, None);
+    shown.operator.token = None;
     let media = shown
         .routes
         .iter()

@@ -1,0 +1,310 @@
+//! API keys at run time: list, make, delete. Only for whoever shows the operator's
+//! token; a key's text is in one answer, once, and nowhere else.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt as _, Full, Limited};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use tokio::time::timeout;
+
+use crate::clock;
+use crate::config::{ApiKey, PathPattern, is_name};
+use crate::identity::{KeyError, KeyRing, NewKey};
+use crate::secret::SecretSource;
+use crate::store::Unavailable;
+use crate::webapp::Role;
+
+const MOST_BODY: usize = 16 * 1024;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A key, and when it was last good, in seconds since 1970.
+pub type Listed = (ApiKey, Option<i64>);
+
+/// What there is to do with keys, and who may.
+#[derive(Clone)]
+pub struct KeyDesk {
+    /// None: nobody may.
+    pub token: Option<SecretSource>,
+    pub ring: Arc<KeyRing>,
+    /// The config file's keys as they stand: shown, and their names are taken.
+    pub configured: Arc<dyn Fn() -> Vec<Listed> + Send + Sync>,
+}
+
+impl fmt::Debug for KeyDesk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyDesk").finish_non_exhaustive()
+    }
+}
+
+/// A refusal in words.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    text: String,
+    header: Option<(http::HeaderName, HeaderValue)>,
+}
+
+fn refusal(status: StatusCode, text: impl Into<String>) -> Refusal {
+    Refusal {
+        status,
+        text: text.into(),
+        header: None,
+    }
+}
+
+/// Whether a path is one of these.
+pub(super) fn is_here(path: &str) -> bool {
+    path == "/keys" || path.starts_with("/keys/")
+}
+
+pub(super) async fn answer<B>(request: Request<B>, desk: &KeyDesk) -> Response<Full<Bytes>>
+where
+    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
+    let (status, value) = match decide(request, desk).await {
+        Ok(answer) => answer,
+        Err(refusal) => {
+            let mut response = json_answer(refusal.status, &json!({ "error": refusal.text }));
+            if let Some((name, value)) = refusal.header {
+                response.headers_mut().insert(name, value);
+            }
+            return response;
+        }
+    };
+    json_answer(status, &value)
+}
+
+async fn decide<B>(request: Request<B>, desk: &KeyDesk) -> Result<(StatusCode, Value), Refusal>
+where
+    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
+    admit(request.headers(), desk.token.as_ref())?;
+    let name = request
+        .uri()
+        .path()
+        .strip_prefix("/keys/")
+        .map(str::to_owned);
+    match (request.method().clone(), name) {
+        (Method::GET, None) => Ok((StatusCode::OK, list(desk))),
+        (Method::POST, None) => {
+            let wanted = wanted(&body(request).await?)?;
+            create(desk, wanted).await
+        }
+        (Method::DELETE, Some(name)) => delete(desk, &name).await,
+        (_, name) => {
+            let allowed = if name.is_some() {
+                "DELETE"
+            } else {
+                "GET, POST"
+            };
+            let mut refusal = refusal(StatusCode::METHOD_NOT_ALLOWED, format!("only {allowed}"));
+            refusal.header = Some((ALLOW, HeaderValue::from_static(allowed)));
+            Err(refusal)
+        }
+    }
+}
+
+/// The token is compared by its digest: same time wherever the difference is, and
+/// however long what was shown is.
+fn admit(headers: &HeaderMap, token: Option<&SecretSource>) -> Result<(), Refusal> {
+    let Some(token) = token else {
+        let text = "keys are made here once [operator] token is set";
+        return Err(refusal(StatusCode::FORBIDDEN, text));
+    };
+    let token = token.read().map_err(|error| {
+        let text = format!("the operator's token cannot be had: {error}");
+        refusal(StatusCode::SERVICE_UNAVAILABLE, text)
+    })?;
+    let shown = headers
+        .get(AUTHORIZATION)
+        .and_then(|field| field.to_str().ok());
+    let shown = shown.and_then(|text| text.split_once(' '));
+    let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let shown = Sha256::digest(shown.map_or("", |(_, text)| text.trim()));
+    if bool::from(
+        shown
+            .as_slice()
+            .ct_eq(Sha256::digest(token.expose()).as_slice()),
+    ) {
+        return Ok(());
+    }
+    let mut refusal = refusal(StatusCode::UNAUTHORIZED, "the operator's token is needed");
+    let challenge = HeaderValue::from_static("Bearer realm=\"operator\"");
+    refusal.header = Some((WWW_AUTHENTICATE, challenge));
+    Err(refusal)
+}
+
+async fn body<B>(request: Request<B>) -> Result<Bytes, Refusal>
+where
+    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
+    let read = Limited::new(request.into_body(), MOST_BODY).collect();
+    match timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => Err(refusal(
+            StatusCode::BAD_REQUEST,
+            "the body is too long, or broke off",
+        )),
+        Err(_) => Err(refusal(
+            StatusCode::REQUEST_TIMEOUT,
+            "the body came too slowly",
+        )),
+    }
+}
+
+/// As the config file has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    name: String,
+    /// RFC 3339.
+    expires: Option<String>,
+    role: Option<WrittenRole>,
+    #[serde(default)]
+    paths: Vec<String>,
+    #[serde(default)]
+    methods: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WrittenRole {
+    User,
+    Admin,
+}
+
+fn wanted(body: &[u8]) -> Result<NewKey, Refusal> {
+    let bad = |text: String| refusal(StatusCode::BAD_REQUEST, text);
+    let written: Written = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    if !is_name(&written.name) {
+        return Err(bad("name: letters, digits, - _ and . only".to_owned()));
+    }
+    let expires = written.expires.map(|text| text.parse::<Timestamp>());
+    let expires = expires
+        .transpose()
+        .map_err(|_| bad("expires: such as \"2099-12-31T23:59:59Z\"".to_owned()))?;
+    let expires = expires.map(Timestamp::as_second);
+    if expires.is_some_and(|moment| moment <= clock::unix_seconds()) {
+        return Err(bad("expires: has passed".to_owned()));
+    }
+    let paths = written.paths.iter();
+    let paths = paths.map(|text| {
+        PathPattern::parse(text).map_err(|error| bad(format!("paths: {text} {error}")))
+    });
+    let methods = written.methods.iter().map(|text| {
+        let method = Method::from_bytes(text.as_bytes());
+        let known = method
+            .ok()
+            .filter(|_| text.bytes().all(|byte| byte.is_ascii_uppercase()));
+        known.ok_or_else(|| bad("methods: such as \"GET\"".to_owned()))
+    });
+    Ok(NewKey {
+        name: written.name.into(),
+        expires,
+        role: match written.role {
+            Some(WrittenRole::Admin) => Role::Admin,
+            Some(WrittenRole::User) | None => Role::User,
+        },
+        paths: paths.collect::<Result<_, _>>()?,
+        methods: methods.collect::<Result<_, _>>()?,
+    })
+}
+
+fn list(desk: &KeyDesk) -> Value {
+    let configured = (desk.configured)();
+    let taken = |name: &str| configured.iter().any(|(key, _)| *key.name == *name);
+    let made = desk.ring.list();
+    let made = made.iter().map(|key| {
+        let origin = if taken(&key.0.name) {
+            "shadowed by config"
+        } else {
+            "store"
+        };
+        shown(key, origin)
+    });
+    let written = configured.iter().map(|key| shown(key, "config"));
+    json!({ "keys": written.chain(made).collect::<Vec<_>>() })
+}
+
+fn shown((key, last_use): &Listed, origin: &str) -> Value {
+    let moment = |seconds: i64| {
+        Timestamp::from_second(seconds)
+            .ok()
+            .map(|time| time.to_string())
+    };
+    let methods: Vec<&str> = key.methods.iter().map(Method::as_str).collect();
+    let paths: Vec<String> = key.paths.iter().map(ToString::to_string).collect();
+    json!({
+        "name": &*key.name,
+        "origin": origin,
+        "role": match key.role { Role::User => "user", Role::Admin => "admin" },
+        "expires": key.expires.and_then(moment),
+        "paths": paths,
+        "methods": methods,
+        "last_use": last_use.and_then(moment),
+    })
+}
+
+async fn create(desk: &KeyDesk, wanted: NewKey) -> Result<(StatusCode, Value), Refusal> {
+    let name = Arc::clone(&wanted.name);
+    if (desk.configured)().iter().any(|(key, _)| key.name == name) {
+        let text = "the config file has a key of this name";
+        return Err(refusal(StatusCode::CONFLICT, text));
+    }
+    let text = desk.ring.create(wanted).await.map_err(refused)?;
+    let answer = json!({ "name": &*name, "key": text.expose() });
+    Ok((StatusCode::CREATED, answer))
+}
+
+async fn delete(desk: &KeyDesk, name: &str) -> Result<(StatusCode, Value), Refusal> {
+    match desk.ring.delete(name).await {
+        Ok(()) => Ok((StatusCode::OK, json!({ "deleted": name }))),
+        Err(KeyError::Unknown)
+            if (desk.configured)()
+                .iter()
+                .any(|(key, _)| *key.name == *name) =>
+        {
+            let text = "this key is the config file's: remove it there";
+            Err(refusal(StatusCode::CONFLICT, text))
+        }
+        Err(error) => Err(refused(error)),
+    }
+}
+
+fn refused(error: KeyError) -> Refusal {
+    let text = error.to_string();
+    match error {
+        KeyError::Exists | KeyError::Full => refusal(StatusCode::CONFLICT, text),
+        KeyError::Unknown => refusal(StatusCode::NOT_FOUND, text),
+        KeyError::Unavailable(why) => unavailable(&why),
+    }
+}
+
+fn unavailable(why: &Unavailable) -> Refusal {
+    Refusal {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        text: why.to_string(),
+        header: Some((RETRY_AFTER, HeaderValue::from(why.retry_after().as_secs()))),
+    }
+}
+
+fn json_answer(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(format!("{value}\n").into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

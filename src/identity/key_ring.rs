@@ -1,0 +1,221 @@
+//! The API keys that were made while the gate ran. Looked up in memory; a change
+//! counts once the store has it, and at once from then on.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::Method;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex, oneshot};
+use tracing::warn;
+
+use super::{KeyRefused, Keys, mint_key};
+use crate::config::{ApiKey, PathPattern};
+use crate::secret::Secret;
+use crate::store::{Change, Digest, KeyRecord, Store, Unavailable};
+use crate::webapp::Role;
+
+/// More than anybody tells apart.
+const MOST_KEYS: usize = 10_000;
+
+#[derive(Debug)]
+pub struct KeyRing {
+    held: Arc<ArcSwap<Held>>,
+    store: Arc<Store>,
+    /// Held from the look at the keys to the end of a change of them.
+    changes: Arc<Mutex<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    all: Vec<ApiKey>,
+    keys: Keys,
+}
+
+/// A key to be.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    pub name: Arc<str>,
+    /// Seconds since 1970.
+    pub expires: Option<i64>,
+    pub role: Role,
+    pub paths: Vec<PathPattern>,
+    pub methods: Vec<Method>,
+}
+
+/// Why the keys stay as they are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    #[error("there is a key of this name")]
+    Exists,
+    #[error("there is no key of this name")]
+    Unknown,
+    #[error("there are too many keys")]
+    Full,
+    #[error("cannot be made to last")]
+    Unavailable(#[from] Unavailable),
+}
+
+impl KeyRing {
+    /// The keys as `kept`.
+    pub fn new(store: Arc<Store>, kept: Vec<KeyRecord>) -> Arc<Self> {
+        let all: Vec<ApiKey> = kept.into_iter().filter_map(key).collect();
+        let keys = Keys::new(&all);
+        Arc::new(Self {
+            held: Arc::new(ArcSwap::from_pointee(Held { all, keys })),
+            store,
+            changes: Arc::default(),
+        })
+    }
+
+    /// Whose key `presented` is.
+    pub fn find(&self, presented: &str) -> Result<Arc<ApiKey>, KeyRefused> {
+        self.held.load().keys.find(presented)
+    }
+
+    /// Every key, with the time of its last use in seconds since 1970.
+    pub fn list(&self) -> Vec<(ApiKey, Option<i64>)> {
+        let held = self.held.load();
+        let keys = held.all.iter();
+        keys.map(|key| (key.clone(), held.keys.last_use(&key.name)))
+            .collect()
+    }
+
+    /// Makes a key; gives its text, which is kept nowhere.
+    pub async fn create(&self, wanted: NewKey) -> Result<Secret, KeyError> {
+        let turn = Arc::clone(&self.changes).lock_owned().await;
+        let held = self.held.load_full();
+        if held.keys.has(&wanted.name) {
+            return Err(KeyError::Exists);
+        }
+        if held.all.len() >= MOST_KEYS {
+            return Err(KeyError::Full);
+        }
+        let text = mint_key();
+        let digest: [u8; 32] = Sha256::digest(text.expose()).into();
+        let record = record(&wanted, digest);
+        let mut all = held.all.clone();
+        all.push(ApiKey {
+            name: wanted.name,
+            digests: vec![digest],
+            expires: wanted.expires,
+            role: wanted.role,
+            paths: wanted.paths,
+            methods: wanted.methods,
+            limit: None,
+        });
+        self.commit(Change::PutKey(record), all, turn).await?;
+        Ok(text)
+    }
+
+    /// Ends a key: no request that begins after the answer gets in with it.
+    pub async fn delete(&self, name: &str) -> Result<(), KeyError> {
+        let turn = Arc::clone(&self.changes).lock_owned().await;
+        let mut all = self.held.load().all.clone();
+        let before = all.len();
+        all.retain(|key| *key.name != *name);
+        if all.len() == before {
+            return Err(KeyError::Unknown);
+        }
+        let change = Change::RemoveKey { name: name.into() };
+        Ok(self.commit(change, all, turn).await?)
+    }
+
+    async fn commit(
+        &self,
+        change: Change,
+        all: Vec<ApiKey>,
+        turn: tokio::sync::OwnedMutexGuard<()>,
+    ) -> Result<(), Unavailable> {
+        let (answer, answered) = oneshot::channel();
+        let held = Arc::clone(&self.held);
+        self.store.submit(change, move |outcome| {
+            if outcome.is_ok() {
+                let keys = held.load().keys.reload(&all);
+                held.store(Arc::new(Held { all, keys }));
+            }
+            drop(turn);
+            let _ = answer.send(outcome); // whoever asked may have left
+        });
+        answered.await.unwrap_or(Err(Unavailable::Closed))
+    }
+}
+
+fn record(wanted: &NewKey, digest: [u8; 32]) -> KeyRecord {
+    KeyRecord {
+        name: Arc::clone(&wanted.name),
+        digest: Digest(digest),
+        expires: wanted.expires,
+        role: wanted.role,
+        paths: wanted.paths.iter().map(ToString::to_string).collect(),
+        methods: wanted.methods.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// None: another version of this program may know what the record means. It opens
+/// nothing here, rather than more than was meant.
+fn key(record: KeyRecord) -> Option<ApiKey> {
+    let paths = record
+        .paths
+        .iter()
+        .map(|text| PathPattern::parse(text).ok());
+    let methods = record.methods.iter();
+    let methods = methods.map(|text| Method::from_bytes(text.as_bytes()).ok());
+    let (Some(paths), Some(methods)) = (paths.collect(), methods.collect()) else {
+        warn!(key = %record.name, "an API key of the store cannot be understood; it opens nothing");
+        return None;
+    };
+    Some(ApiKey {
+        name: record.name,
+        digests: vec![record.digest.0],
+        expires: record.expires,
+        role: record.role,
+        paths,
+        methods,
+        limit: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(name: &str) -> NewKey {
+        NewKey {
+            name: name.into(),
+            expires: None,
+            role: Role::User,
+            paths: vec![PathPattern::parse("/v1/media/{id}").unwrap()],
+            methods: vec![Method::GET],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_is_good_from_its_making_to_its_deletion() {
+        let ring = KeyRing::new(Arc::new(Store::Memory), Vec::new());
+        let text = ring.create(wanted("bot")).await.unwrap();
+        let found = ring.find(text.expose()).unwrap();
+        assert_eq!(&*found.name, "bot");
+        assert!(ring.list()[0].1.is_some(), "its use was noticed");
+        let again = ring.create(wanted("bot")).await;
+        assert_eq!(again.unwrap_err(), KeyError::Exists);
+        ring.delete("bot").await.unwrap();
+        assert_eq!(ring.find(text.expose()).unwrap_err(), KeyRefused::Unknown);
+        assert_eq!(ring.delete("bot").await, Err(KeyError::Unknown));
+    }
+
+    #[test]
+    fn a_record_is_the_key_it_was_made_of_and_one_not_understood_opens_nothing() {
+        let digest = [7; 32];
+        let key = key(record(&wanted("bot"), digest)).unwrap();
+        assert_eq!(key.paths, wanted("bot").paths);
+        assert_eq!(key.methods, [Method::GET]);
+        assert_eq!(key.digests, [digest]);
+        let odd = KeyRecord {
+            paths: vec!["v2:/anything".to_owned()],
+            ..record(&wanted("odd"), digest)
+        };
+        let ring = KeyRing::new(Arc::new(Store::Memory), vec![odd]);
+        assert!(ring.list().is_empty());
+    }
+}

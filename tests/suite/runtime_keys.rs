@@ -1,0 +1,146 @@
+//! API keys made and deleted while the gate runs, over the operator's listener.
+
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+
+use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, prepare, secret, sha256, text};
+
+const TOKEN: &str = "operators-own-token-0123456789";
+const WRITTEN: &str = "tgk_abcdefghijklmnopqrstuvwxyz0123456789abcdefg";
+
+async fn gateway() -> Gateway {
+    let webapp = emulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), &webapp);
+    secret(&folder.path().join("operator-token"), TOKEN);
+    let written = format!(
+        "{NO_LIMITS}\n[[api_key]]\nname = \"written\"\nsha256 = [\"{}\"]\n",
+        sha256(WRITTEN)
+    );
+    let setup = Setup::default().rest(&written);
+    let text = text(&setup, &format!("https://{}", webapp.address()));
+    let line = "[operator]\n";
+    let text = text.replace(
+        line,
+        &format!("{line}token = {{ file = \"operator-token\" }}\n"),
+    );
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, text).unwrap();
+    Gateway::from_file(folder, file).await
+}
+
+async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>) -> Response {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.request(method, gateway.operator_url(path));
+    let request = request.bearer_auth(TOKEN);
+    let request = match body {
+        Some(body) => request.body(body.to_string()),
+        None => request,
+    };
+    request.send().await.unwrap()
+}
+
+async fn list(gateway: &Gateway) -> Vec<Value> {
+    let answer = ask(gateway, Method::GET, "/keys", None).await;
+    assert_eq!(answer.status(), 200);
+    let answer: Value = answer.json().await.unwrap();
+    answer["keys"].as_array().unwrap().clone()
+}
+
+async fn status(gateway: &Gateway, key: &str, path: &str) -> u16 {
+    let request = gateway.client().request(Method::GET, path);
+    let answer = request.header("x-api-key", key).send().await.unwrap();
+    answer.status().as_u16()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_made_at_run_time_works_at_once_outlives_a_restart_and_ends_at_once() {
+    let gateway = gateway().await;
+    let body = json!({
+        "name": "bot", "paths": ["/v1/support"], "methods": ["GET"],
+        "expires": "2099-12-31T23:59:59Z",
+    });
+    let answer = ask(&gateway, Method::POST, "/keys", Some(body.clone())).await;
+    assert_eq!(answer.status(), 201);
+    assert_eq!(answer.headers()["cache-control"], "no-store");
+    let answer: Value = answer.json().await.unwrap();
+    let key = answer["key"].as_str().unwrap().to_owned();
+    assert_eq!(status(&gateway, &key, "/v1/support").await, 200);
+    assert_eq!(status(&gateway, &key, "/v1/health").await, 403);
+    assert_eq!(status(&gateway, WRITTEN, "/v1/health").await, 200);
+
+    let keys = list(&gateway).await;
+    assert_eq!(keys.len(), 2);
+    let bot = keys.iter().find(|key| key["name"] == "bot").unwrap();
+    assert_eq!(bot["expires"], "2099-12-31T23:59:59Z");
+    assert_eq!(
+        (&bot["origin"], &bot["paths"][0]),
+        (&json!("store"), &json!("/v1/support"))
+    );
+    assert!(bot["last_use"].is_string());
+    let text = serde_json::to_string(&keys).unwrap();
+    assert!(
+        !text.contains(&key) && !text.contains(&sha256(&key)),
+        "{text}"
+    );
+    let again = ask(&gateway, Method::POST, "/keys", Some(body)).await;
+    assert_eq!(again.status(), 409);
+
+    let gateway = gateway.restart().await;
+    assert_eq!(status(&gateway, &key, "/v1/support").await, 200);
+    let gone = ask(&gateway, Method::DELETE, "/keys/bot", None).await;
+    assert_eq!(gone.status(), 200);
+    assert_eq!(status(&gateway, &key, "/v1/support").await, 401);
+    let gone = ask(&gateway, Method::DELETE, "/keys/bot", None).await;
+    assert_eq!(gone.status(), 404);
+    let gateway = gateway.restart().await;
+    assert_eq!(status(&gateway, &key, "/v1/support").await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_config_files_keys_are_shown_and_not_touched() {
+    let gateway = gateway().await;
+    let taken = json!({ "name": "written" });
+    let refused = ask(&gateway, Method::POST, "/keys", Some(taken)).await;
+    assert_eq!(refused.status(), 409);
+    let refused = ask(&gateway, Method::DELETE, "/keys/written", None).await;
+    assert_eq!(refused.status(), 409);
+    assert!(refused.text().await.unwrap().contains("remove it there"));
+    for bad in [
+        json!({}),
+        json!({ "name": "a b" }),
+        json!({ "name": "x", "role": "root" }),
+        json!({ "name": "x", "paths": ["v1"] }),
+        json!({ "name": "x", "methods": ["get"] }),
+        json!({ "name": "x", "expires": "2001-01-01T00:00:00Z" }),
+        json!({ "name": "x", "expires": 7 }),
+        json!({ "name": "x", "limits": "none" }),
+        json!({ "name": "x", "paths": vec!["/v1"; 10_000] }),
+    ] {
+        let refused = ask(&gateway, Method::POST, "/keys", Some(bad.clone())).await;
+        assert_eq!(refused.status(), 400, "{bad}");
+    }
+    assert_eq!(list(&gateway).await.len(), 1);
+    let odd = ask(&gateway, Method::PUT, "/keys", None).await;
+    assert_eq!(
+        (odd.status().as_u16(), &odd.headers()["allow"]),
+        (405, &"GET, POST".parse().unwrap())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_operators_token_nobody_sees_or_makes_a_key() {
+    let with = gateway().await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for shown in ["", "Bearer ", "Bearer wrong", &format!("Basic {TOKEN}")] {
+        let request = client.get(with.operator_url("/keys"));
+        let answer = request.header("authorization", shown).send().await.unwrap();
+        assert_eq!(answer.status(), 401, "{shown}");
+        assert!(answer.headers().contains_key("www-authenticate"));
+    }
+    let webapp = emulator().await;
+    let without = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
+    let answer = ask(&without, Method::GET, "/keys", None).await;
+    assert_eq!(answer.status(), 403);
+    assert!(answer.text().await.unwrap().contains("[operator] token"));
+}
