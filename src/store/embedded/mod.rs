@@ -25,8 +25,9 @@ use crate::metrics::{Metrics, StoreOutcome};
 use open::{Missing, storage};
 use writer::{Opener, Writer};
 
-/// Changes that may wait for the disk; more are refused at once.
-const MOST_WAITING: usize = 8192;
+/// Changes that may wait for the disk; more are refused at once. Fewer than requests
+/// that may be inside the gate: a disk that hangs must not keep out known tokens.
+const MOST_WAITING: usize = 1024;
 
 /// Takes a grant that is loaded.
 pub(super) type Each = Box<dyn FnMut(GrantRecord) + Send>;

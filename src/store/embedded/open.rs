@@ -122,8 +122,8 @@ fn make(path: &Path) -> Result<Database, OpenError> {
         source,
     };
     make_folder(path).map_err(io)?;
-    let fresh = path.with_extension("new");
-    let _ = std::fs::remove_file(&fresh); // left by a kill, or not there
+    // A name that no other process makes at the same time.
+    let fresh = path.with_extension(format!("new-{:016x}", rand::random::<u64>()));
     let options = OpenOptions::new()
         .read(true)
         .write(true)
@@ -140,8 +140,7 @@ fn make(path: &Path) -> Result<Database, OpenError> {
         .and_then(|backend| open_backend(path, backend, false))
         .and_then(|database| {
             lay_out(&database).map_err(|error| storage(path, error))?;
-            // Never over a file that another process has made meanwhile.
-            std::fs::hard_link(&fresh, path).map_err(io)?;
+            put_in_place(&fresh, path).map_err(io)?;
             folder.sync_all().map_err(io)?;
             Ok(database)
         });
@@ -150,6 +149,16 @@ fn make(path: &Path) -> Result<Database, OpenError> {
         info!(path = %path.display(), "new store");
     }
     made
+}
+
+/// Never over a file that another process has made meanwhile, where the disk can
+/// promise that.
+fn put_in_place(fresh: &Path, path: &Path) -> std::io::Result<()> {
+    match std::fs::hard_link(fresh, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
+        Err(_) => std::fs::rename(fresh, path), // a disk without second names
+        Ok(()) => Ok(()),
+    }
 }
 
 /// The last folder only: a path with a slip in it is not to grow a tree.

@@ -1,5 +1,6 @@
 //! Reading the whole file: at the start, and for an export.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,7 +123,7 @@ pub(super) fn grants(
     let total = table.len().map_err(redb::Error::from)?;
     let now = clock::unix_millis();
     let mut loaded = Loaded::default();
-    let mut ended = Vec::new();
+    let mut ended = HashMap::new();
     let mut said = begin;
     for (count, row) in table.iter().map_err(redb::Error::from)?.enumerate() {
         let (digest, bytes) = row.map_err(redb::Error::from)?;
@@ -145,12 +146,11 @@ pub(super) fn grants(
             }
             Some((_, holder)) => {
                 loaded.ended += 1;
-                ended.push(*holder);
-                ended.dedup();
+                ended.insert(holder.number, *holder);
             }
             None => loaded.ended += 1,
         }
     }
     loaded.took = begin.elapsed();
-    Ok((loaded, ended))
+    Ok((loaded, ended.into_values().collect()))
 }

@@ -7,6 +7,7 @@
 //! place all the same is looked up then, and undone: refused means not done.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -85,6 +86,7 @@ impl Writer {
 
     /// Works until told to close, or until nobody is left who could ask for anything.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
+        let _ended = Ended(Arc::clone(&self.condition), Arc::clone(&self.metrics));
         loop {
             let patience = match self.walk.is_under_way() {
                 true => Duration::ZERO,
@@ -158,7 +160,10 @@ impl Writer {
 
     fn commit(&mut self, batch: &[(Change, Done)]) -> Result<(), Unavailable> {
         let begin = Instant::now();
-        let written = self.write(batch);
+        // The engine may panic over a file that was damaged under it: that ends the file's
+        // use until it is opened anew, not the thread.
+        let written = catch_unwind(AssertUnwindSafe(|| self.write(batch)));
+        let written = written.unwrap_or_else(|_| Err(Trouble("the file is damaged".to_owned())));
         let took = begin.elapsed().as_secs_f64();
         self.metrics.store_commit_seconds.observe(took);
         written.map_err(|trouble| {
@@ -196,13 +201,15 @@ impl Writer {
         let Some(database) = &self.database else {
             return Err(self.refusal());
         };
-        match read::grants(database, &mut each) {
-            Ok((loaded, ended)) => {
+        let read = catch_unwind(AssertUnwindSafe(|| read::grants(database, &mut each)));
+        match read {
+            Err(_) => Err(Unavailable::Failed("the file is damaged".into())),
+            Ok(Ok((loaded, ended))) => {
                 self.walk.add_dead(loaded.expired + loaded.ended);
                 self.walk.ended(&ended);
                 Ok(loaded)
             }
-            Err(error) => Err(Unavailable::Failed(error.to_string().into())),
+            Ok(Err(error)) => Err(Unavailable::Failed(error.to_string().into())),
         }
     }
 
@@ -283,6 +290,16 @@ impl Writer {
         self.file = identity(&self.path);
         self.database = Some(opened);
         Ok(())
+    }
+}
+
+/// Tells that nothing is written any more, however the thread came to its end.
+struct Ended(Arc<Condition>, Arc<Metrics>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.1.store_up.set(0);
+        self.0.set(Some("it is closed".into()));
     }
 }
 

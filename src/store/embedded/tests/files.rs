@@ -55,7 +55,7 @@ async fn a_new_store_is_for_its_owner_only_and_leaves_nothing_beside_it() {
 #[tokio::test]
 async fn a_kill_while_a_store_is_made_does_not_keep_the_next_start_from_making_it() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("store.new"), b"redb\x1A half").unwrap();
+    std::fs::write(folder.path().join("store.new-0"), b"redb\x1A half").unwrap();
     let (engine, _) = open(&folder.path().join("store.redb")).unwrap();
     engine.close().await;
 }

@@ -224,8 +224,7 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
         if number % 3 == 1 {
             grant.ends_millis = clock::unix_millis();
         }
-        let done = Box::new(|_| ());
-        engine.submit(Change::PutGrant(grant), done);
+        commit(&engine, Change::PutGrant(grant)).await.unwrap();
     }
     commit(&engine, end("anna")).await.unwrap();
     commit(&engine, put(5000, "anna")).await.unwrap();
