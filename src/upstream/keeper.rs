@@ -114,24 +114,26 @@ impl Place {
 
     /// Keeps a token. Nobody waits for it: without it the next start logs in.
     pub(super) fn keep(&self, token: &Secret, ends_millis: u64) {
+        let sealed = self.seal(token, clock::unix_millis(), ends_millis);
+        if let Some(sealed) = sealed {
+            self.submit(Change::PutLease(sealed));
+        }
+    }
+
+    /// None only if the host gives no randomness.
+    fn seal(&self, token: &Secret, began_millis: u64, ends_millis: u64) -> Option<SealedLease> {
         let sealed = Sealed {
             token: token.expose().into(),
-            began_millis: clock::unix_millis(),
+            began_millis,
             ends_millis,
         };
-        // A struct of text and numbers always has a JSON form.
-        let Ok(text) = serde_json::to_string(&sealed).map(Zeroizing::new) else {
-            return;
-        };
-        let secret = Secret::new(text.as_str());
-        let Some(sealed) = self.keeper.seal.seal(&secret, self.bound_to.as_bytes()) else {
-            return;
-        };
-        self.submit(Change::PutLease(SealedLease {
+        let text = Zeroizing::new(serde_json::to_string(&sealed).ok()?);
+        let seal = &self.keeper.seal;
+        Some(SealedLease {
             upstream: Arc::clone(&self.upstream),
             ends_millis,
-            sealed,
-        }));
+            sealed: seal.seal(&Secret::new(text.as_str()), self.bound_to.as_bytes())?,
+        })
     }
 
     /// The upstream has refused the token: nobody is to try it again.
@@ -148,5 +150,72 @@ impl Place {
                 warn!(%upstream, %error, "the upstream's token is not kept; the next start may log in");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::secret::SecretSource;
+    use crate::store::SealKey;
+
+    const HOUR: u64 = 3_600_000;
+
+    fn place(host: &str, username: &str, found: Vec<SealedLease>) -> Place {
+        let key = Secret::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        let seal = Seal::new(SealKey::parse(&key).unwrap(), None);
+        let keeper = LeaseKeeper::new(Arc::new(Store::Memory), Arc::new(seal), found);
+        let base = BaseAddress {
+            tls: true,
+            host: host.to_owned(),
+            port: 443,
+        };
+        let login = Login {
+            username: username.to_owned(),
+            password: SecretSource::File(PathBuf::new()),
+            renew_at: 0.8,
+            renew_floor: Duration::ZERO,
+            min_login_interval: Duration::ZERO,
+            logins_per_hour: 1,
+            timeout: Duration::ZERO,
+            single_active_token: false,
+        };
+        Place::new(keeper, &"main".into(), &base, &login)
+    }
+
+    fn found(began: u64, ends: u64) -> Option<Kept> {
+        let lease = place("a", "gate", Vec::new()).seal(&Secret::new("to\"ken"), began, ends);
+        place("a", "gate", vec![lease.unwrap()]).find()
+    }
+
+    #[test]
+    fn a_kept_token_is_used_while_it_lives_and_not_before_its_beginning() {
+        let now = clock::unix_millis();
+        let kept = found(now - HOUR, now + HOUR).unwrap();
+        assert!(kept.token == Secret::new("to\"ken"));
+        assert_eq!(
+            (kept.life, kept.ends_millis),
+            (Duration::from_millis(2 * HOUR), now + HOUR)
+        );
+        assert!(kept.age >= Duration::from_millis(HOUR));
+        assert!(found(now - 2 * HOUR, now - HOUR).is_none(), "ended");
+        assert!(found(now - HOUR, now + 1000).is_none(), "as good as ended");
+        assert!(
+            found(now + HOUR, now + 2 * HOUR).is_none(),
+            "the clock was set back"
+        );
+    }
+
+    #[test]
+    fn a_kept_token_is_of_no_use_for_another_address_or_user() {
+        let now = clock::unix_millis();
+        let lease = place("a", "gate", Vec::new()).seal(&Secret::new("t"), now, now + HOUR);
+        let lease = lease.unwrap();
+        assert!(place("a", "gate", vec![lease.clone()]).find().is_some());
+        for (host, username) in [("b", "gate"), ("a", "other"), ("a", "gate\n")] {
+            assert!(place(host, username, vec![lease.clone()]).find().is_none());
+        }
     }
 }

@@ -88,7 +88,7 @@ impl Writer {
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         let _ended = Ended(Arc::clone(&self.condition), Arc::clone(&self.metrics));
         loop {
-            let patience = match self.walk.is_under_way() {
+            let patience = match self.walk.is_under_way() && self.database.is_some() {
                 true => Duration::ZERO,
                 false => PAUSE,
             };

@@ -1,5 +1,6 @@
 //! The promises of a token store, and what is special about this one.
 
+mod durable;
 mod model;
 mod race;
 mod size;

@@ -1,0 +1,149 @@
+//! The same promises with a file behind them, and memory and disk of one mind.
+
+use std::path::{Path, PathBuf};
+
+use super::*;
+use crate::config::StorePlace;
+
+fn over(path: &Path, caps: (usize, usize)) -> (Arc<Store>, Arc<TokenStore>) {
+    let place = config::Store {
+        place: StorePlace::File(path.to_owned()),
+        key: None,
+        old_key: None,
+    };
+    let metrics = Metrics::new();
+    let (store, _) = Store::open(&place, &metrics).unwrap();
+    let store = Arc::new(store);
+    let settings = settings(caps.0, caps.1);
+    let tokens = TokenStore::over(Arc::clone(&store), &settings, metrics);
+    (store, tokens)
+}
+
+async fn again(path: &Path) -> (Arc<Store>, Arc<TokenStore>) {
+    let (store, tokens) = over(path, (1, 1));
+    let loaded = tokens.load(&settings(1, 1), |_| true).await.unwrap();
+    assert_eq!(
+        loaded.live,
+        tokens.len() as u64,
+        "no cap takes a token away"
+    );
+    (store, tokens)
+}
+
+fn file(folder: &tempfile::TempDir) -> PathBuf {
+    folder.path().join("store.redb")
+}
+
+#[tokio::test]
+async fn a_file_keeps_the_promises_as_memory_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, tokens) = over(&file(&folder), (10, 1000));
+    promises(&tokens).await;
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_raced_memory_and_disk_agree_on_every_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, tokens) = over(&file(&folder), (usize::MAX, usize::MAX));
+    let runtime = Handle::current();
+    let digests: Vec<TokenDigest> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8_usize)
+            .map(|client| {
+                let (tokens, runtime) = (&tokens, &runtime);
+                scope.spawn(move || runtime.block_on(race(tokens, client)))
+            })
+            .collect();
+        let clients = clients.into_iter();
+        clients.flat_map(|client| client.join().unwrap()).collect()
+    });
+    let in_memory: Vec<bool> = digests
+        .iter()
+        .map(|one| tokens.find(one).is_some())
+        .collect();
+    store.close().await;
+    let (store, tokens) = again(&file(&folder)).await;
+    let on_disk: Vec<bool> = digests
+        .iter()
+        .map(|one| tokens.find(one).is_some())
+        .collect();
+    assert_eq!(in_memory, on_disk);
+    assert!(digests.len() > 200 && on_disk.contains(&true) && on_disk.contains(&false));
+    store.close().await;
+}
+
+async fn race(tokens: &TokenStore, client: usize) -> Vec<TokenDigest> {
+    let mut digests = Vec::new();
+    for step in 0..60_usize {
+        let user = ["anna", "bert", "carl"][(step + client) % 3];
+        match (step * 5 + client) % 11 {
+            3 => drop(tokens.revoke_user(user).await.unwrap()),
+            7 => drop(tokens.end_user(user).await),
+            9 => {
+                if let Some(one) = digests.last() {
+                    tokens.revoke(one).await;
+                }
+            }
+            _ => digests.extend(login(tokens, user).await.ok()),
+        }
+    }
+    digests
+}
+
+/// Polls once, as a worker does before the client leaves.
+async fn begin_and_leave(work: impl Future) {
+    let mut work = Box::pin(work);
+    std::future::poll_fn(|context| {
+        let _ = work.as_mut().poll(context);
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, tokens) = over(&file(&folder), (10, 10));
+    let digest = Token::mint().digest();
+    let wanted = Wanted {
+        user: "anna",
+        role: None,
+        lifetime: HOUR,
+        origin: Origin::Minted,
+        epoch: tokens.epoch("anna"),
+    };
+    begin_and_leave(tokens.insert(digest, wanted)).await;
+    // What comes next of the same user waits for what is on its way.
+    let kept = login(&tokens, "anna").await.unwrap();
+    assert!(tokens.find(&digest).is_some() && tokens.find(&kept).is_some());
+    begin_and_leave(tokens.revoke_user("anna")).await;
+    let after = login(&tokens, "anna").await.unwrap();
+    assert!(tokens.find(&digest).is_none() && tokens.find(&kept).is_none());
+    store.close().await;
+    let (store, tokens) = again(&file(&folder)).await;
+    assert!(tokens.find(&digest).is_none() && tokens.find(&kept).is_none());
+    assert!(tokens.find(&after).is_some());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_has_not_happened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder);
+    let (store, tokens) = over(&path, (10, 10));
+    let kept = login(&tokens, "anna").await.unwrap();
+    std::fs::rename(&path, folder.path().join("aside")).unwrap();
+    let refused = login(&tokens, "anna").await.unwrap_err();
+    assert!(
+        matches!(refused, InsertRefused::Unavailable(_)),
+        "{refused:?}"
+    );
+    assert!(tokens.revoke_user("anna").await.is_err());
+    assert!(tokens.find(&kept).is_some());
+    assert_eq!(tokens.len(), 1);
+    assert!(tokens.trouble().is_some());
+    // What happened at the Webapp has happened, whatever the disk says.
+    assert_eq!(tokens.end_at_once("anna", Ending::Logout).await, 1);
+    assert!(tokens.find(&kept).is_none());
+    store.close().await;
+}
