@@ -9,7 +9,6 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
@@ -17,13 +16,14 @@ use tokio_util::sync::PollSemaphore;
 use tracing::{Instrument as _, debug, debug_span, info, warn};
 
 use super::activity::{Activity, Timeouts};
-use super::frames::Frames;
-use super::http::{End, Watch, http1, http2};
+use super::buffers::Buffers;
+use super::http::{http1, http2};
+use super::secured::Secured;
 use super::service::{Entry, Service};
 use super::slots::{Slot, Slots};
-use super::stream::{Check, Stream};
-use super::tls::{self, Tls};
-use super::wire::Wire;
+use super::stream::{Check, Socket, Stream};
+use super::tls::Tls;
+use super::watch::{End, Watch};
 use crate::causes::causes;
 use crate::config;
 use crate::lifecycle::{Stop, Tasks};
@@ -49,9 +49,15 @@ pub struct Parts<S> {
     pub slots: Arc<Slots>,
 }
 
+/// One worker's side of one listener.
+pub(super) struct Door<S> {
+    parts: Parts<S>,
+    buffers: Arc<Buffers>,
+}
+
 /// Accepts connections until told to drain; they go on as tasks of their own.
 pub async fn serve<S: Service>(socket: StdListener, parts: Parts<S>) {
-    let worker = Arc::new(parts);
+    let worker = Arc::new(Door::new(parts));
     // A second handle on the same socket: at the end it is emptied without waiting.
     let opened = socket
         .try_clone()
@@ -59,22 +65,27 @@ pub async fn serve<S: Service>(socket: StdListener, parts: Parts<S>) {
     let (listener, twin) = match opened {
         Ok(both) => both,
         Err(error) => {
-            worker.metrics.connection_ends.add(ConnectionEnd::Accept);
+            worker
+                .parts
+                .metrics
+                .connection_ends
+                .add(ConnectionEnd::Accept);
             warn!(%error, "cannot serve a bound socket");
             return;
         }
     };
     tokio::select! {
         biased;
-        () = worker.stop.draining() => {}
+        () = worker.parts.stop.draining() => {}
         () = accept_all(&worker, &listener) => {}
     }
     drop(listener);
     accept_waiting(&worker, &twin);
 }
 
-async fn accept_all<S: Service>(worker: &Arc<Parts<S>>, listener: &TcpListener) {
-    let mut slots = PollSemaphore::new(worker.slots.semaphore());
+async fn accept_all<S: Service>(worker: &Arc<Door<S>>, listener: &TcpListener) {
+    let metrics = &worker.parts.metrics;
+    let mut slots = PollSemaphore::new(worker.parts.slots.semaphore());
     let mut back_off = None;
     loop {
         let (permit, accepted) = accept(listener, &mut slots).await;
@@ -86,10 +97,10 @@ async fn accept_all<S: Service>(worker: &Arc<Parts<S>>, listener: &TcpListener) 
                 worker.begin(tcp, address, permit);
             }
             Err(error) if is_of_one_connection(&error) => {
-                worker.metrics.connection_ends.add(ConnectionEnd::Accept);
+                metrics.connection_ends.add(ConnectionEnd::Accept);
             }
             Err(error) => {
-                worker.metrics.connection_ends.add(ConnectionEnd::Accept);
+                metrics.connection_ends.add(ConnectionEnd::Accept);
                 drop(permit);
                 let pause = match back_off {
                     Some(last) => LONGEST_BACK_OFF.min(last * 2),
@@ -128,8 +139,9 @@ async fn accept(
 
 /// Connections that the kernel has completed would be reset when the socket closes;
 /// their clients did nothing wrong, and are served one request each.
-fn accept_waiting<S: Service>(worker: &Arc<Parts<S>>, socket: &StdListener) {
-    while let Ok(permit) = worker.slots.semaphore().try_acquire_owned()
+fn accept_waiting<S: Service>(worker: &Arc<Door<S>>, socket: &StdListener) {
+    let Parts { slots, metrics, .. } = &worker.parts;
+    while let Ok(permit) = slots.semaphore().try_acquire_owned()
         && let Ok((tcp, address)) = socket.accept()
     {
         let tcp = tcp
@@ -137,7 +149,7 @@ fn accept_waiting<S: Service>(worker: &Arc<Parts<S>>, socket: &StdListener) {
             .and_then(|()| TcpStream::from_std(tcp));
         match tcp {
             Ok(tcp) => worker.begin(tcp, address, permit),
-            Err(_) => worker.metrics.connection_ends.add(ConnectionEnd::Accept),
+            Err(_) => metrics.connection_ends.add(ConnectionEnd::Accept),
         }
     }
 }
@@ -152,44 +164,53 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-impl<S: Service> Parts<S> {
-    fn begin(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
-        self.metrics.connections.inc();
-        let place = (
-            self.slots.take(permit),
-            Gauged::enter(&self.metrics.connections_open),
-        );
-        let span = debug_span!("connection", peer = %address);
-        let work = Arc::clone(self).run(tcp, address, place);
-        self.tasks.spawn("connection", work.instrument(span));
+impl<S: Service> Door<S> {
+    pub(super) fn new(parts: Parts<S>) -> Self {
+        Self {
+            parts,
+            buffers: Arc::default(),
+        }
     }
 
-    async fn run(self: Arc<Self>, tcp: TcpStream, address: SocketAddr, place: (Slot, Gauged)) {
+    fn begin(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+        let Parts { slots, metrics, .. } = &self.parts;
+        metrics.connections.inc();
+        let place = (slots.take(permit), Gauged::enter(&metrics.connections_open));
+        let span = debug_span!("connection", peer = %address);
+        let work = Arc::clone(self).run(tcp, address, place);
+        self.parts.tasks.spawn("connection", work.instrument(span));
+    }
+
+    pub(super) async fn run(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        place: (Slot, Gauged),
+    ) {
         let Ok(local) = tcp.local_addr() else {
             return; // gone already
         };
-        // Small answers must not wait for the peer's delayed acknowledgement. A
-        // socket that refuses this is about to fail by itself.
-        let _ = tcp.set_nodelay(true);
-        let settings = self.settings.load_full();
+        let settings = self.parts.settings.load_full();
         let mut peer = Peer {
             address,
             local,
             tls: None,
         };
-        let end = match &self.tls {
-            None => Some(self.http(tcp, (peer, false), place, &settings).await),
-            Some(tls) => match self.handshake(tls, tcp, &settings).await {
-                None => None,
-                Some(stream) => {
-                    peer.tls = Some(tls::facts(&stream));
-                    let is_http2 = tls::is_http2(&stream);
-                    Some(self.http(stream, (peer, is_http2), place, &settings).await)
-                }
-            },
+        let Some(tls) = &self.parts.tls else {
+            let (stream, entry) = self.open(tcp, peer, Check::wire(), place, &settings);
+            return self.http1(stream, entry, &settings).await;
         };
-        if let Some(end) = end {
-            self.count(&end);
+        // Boxed, as all that is rare and large: the task is as large as its largest step.
+        let Some(secured) = Box::pin(self.handshake(tls, tcp, &settings)).await else {
+            return;
+        };
+        peer.tls = Some(secured.facts());
+        if secured.is_http2() {
+            let (stream, entry) = self.open(secured, peer, Check::frames(), place, &settings);
+            Box::pin(self.http2(stream, entry, &settings)).await;
+        } else {
+            let (stream, entry) = self.open(secured, peer, Check::wire(), place, &settings);
+            self.http1(stream, entry, &settings).await;
         }
     }
 
@@ -198,11 +219,12 @@ impl<S: Service> Parts<S> {
         tls: &Tls,
         tcp: TcpStream,
         settings: &config::Listener,
-    ) -> Option<tls::Stream> {
+    ) -> Option<Box<Secured>> {
+        let accept = Secured::accept(tcp, tls.current(), Arc::clone(&self.buffers));
         let end = tokio::select! {
             biased;
-            () = self.stop.aborting() => ConnectionEnd::Aborted,
-            shaken = timeout(settings.handshake_timeout, tls.accept(tcp)) => match shaken {
+            () = self.parts.stop.aborting() => ConnectionEnd::Aborted,
+            shaken = timeout(settings.handshake_timeout, accept) => match shaken {
                 Ok(Ok(stream)) => return Some(stream),
                 Ok(Err(error)) => {
                     debug!(%error, "TLS handshake failed");
@@ -211,47 +233,61 @@ impl<S: Service> Parts<S> {
                 Err(_) => ConnectionEnd::HandshakeTimeout,
             },
         };
-        self.metrics.connection_ends.add(end);
+        self.parts.metrics.connection_ends.add(end);
         None
     }
 
-    async fn http<T>(
+    fn open<T: Socket>(
         &self,
-        inner: T,
-        (peer, is_http2): (Peer, bool),
+        socket: T,
+        peer: Peer,
+        check: Check,
         place: (Slot, Gauged),
         settings: &config::Listener,
-    ) -> (End, Arc<Activity>)
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    ) -> (Stream<T>, Arc<Entry<S>>) {
         let activity = Activity::new();
-        let check = match is_http2 {
-            true => Check::Frames(Frames::new()),
-            false => Check::Wire(Wire::new()),
-        };
-        let stream = Stream::new(inner, check, Arc::clone(&activity), place);
         let entry = Entry {
-            service: self.service.clone(),
+            service: self.parts.service.clone(),
             peer: Arc::new(peer),
             activity: Arc::clone(&activity),
-            stop: self.stop.clone(),
             max_headers: settings.max_headers,
         };
-        let watch = Watch {
-            activity: Arc::clone(&activity),
-            timeouts: Timeouts::from(settings),
-            stop: self.stop.clone(),
-        };
-        let end = if is_http2 {
-            http2(stream, entry, settings, (&watch, self.tasks.clone())).await
-        } else {
-            http1(stream, entry, settings, &watch).await
-        };
-        (end, activity)
+        (Stream::new(socket, check, activity, place), Arc::new(entry))
     }
 
-    fn count(&self, (end, activity): &(End, Arc<Activity>)) {
+    fn watch(&self, entry: &Entry<S>, settings: &config::Listener, may_rest: bool) -> Watch {
+        Watch {
+            may_rest,
+            activity: Arc::clone(&entry.activity),
+            timeouts: Timeouts::from(settings),
+            stop: self.parts.stop.clone(),
+        }
+    }
+
+    async fn http1<T: Socket>(
+        &self,
+        stream: Stream<T>,
+        entry: Arc<Entry<S>>,
+        settings: &config::Listener,
+    ) {
+        let watch = self.watch(&entry, settings, true);
+        let end = http1(stream, entry, settings, &watch).await;
+        self.count(&end, &watch.activity);
+    }
+
+    async fn http2<T: Socket>(
+        &self,
+        stream: Stream<T>,
+        entry: Arc<Entry<S>>,
+        settings: &config::Listener,
+    ) {
+        let watch = self.watch(&entry, settings, false);
+        let tasks = self.parts.tasks.clone();
+        let end = http2(stream, entry, settings, (&watch, tasks)).await;
+        self.count(&end, &watch.activity);
+    }
+
+    fn count(&self, end: &End, activity: &Activity) {
         let reason = match end {
             End::HeaderTimeout => Some(ConnectionEnd::HeaderTimeout),
             End::Idle => Some(ConnectionEnd::Idle),
@@ -264,7 +300,7 @@ impl<S: Service> Parts<S> {
             }
         };
         if let Some(reason) = reason {
-            self.metrics.connection_ends.add(reason);
+            self.parts.metrics.connection_ends.add(reason);
         }
     }
 }

@@ -23,6 +23,9 @@ pub(super) struct Activity {
     served: AtomicBool,
     tunnel: AtomicBool,
     refused: AtomicBool,
+    draining: AtomicBool,
+    /// All that came belongs to requests that have ended.
+    between: AtomicBool,
     /// First byte of a head whose end has not come.
     head: AtomicU64,
     /// Last time an exchange ended, or an answer moved on.
@@ -66,6 +69,8 @@ impl Activity {
             served: AtomicBool::new(false),
             tunnel: AtomicBool::new(false),
             refused: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            between: AtomicBool::new(true),
             head: AtomicU64::new(0),
             quiet: AtomicU64::new(1),
             blocked: AtomicU64::new(0),
@@ -139,6 +144,26 @@ impl Activity {
 
     pub(super) fn has_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drains(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_between_requests(&self, is: bool) {
+        self.between.store(is, Ordering::Relaxed);
+    }
+
+    /// Since when nothing at all has been under way.
+    pub(super) fn rests(&self) -> Option<Instant> {
+        let is_open = self.closing.load(Ordering::Relaxed) == 0;
+        let rests = is_open && !self.is_busy() && !self.is_write_blocked() && !self.is_tunnel();
+        let rests = rests && self.between.load(Ordering::Relaxed);
+        rests.then(|| self.at(self.quiet.load(Ordering::Relaxed)))
     }
 
     /// A request has come at some time.

@@ -60,6 +60,9 @@ fn open(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
     }
     socket.bind(&address.into())?;
     if sharing == Sharing::Workers {
+        // Small answers must not wait for the peer's delayed acknowledgement. What is
+        // accepted has it from here.
+        socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
     }

@@ -15,6 +15,12 @@ const HEADER: usize = 9;
 /// not read its answers' bodies resets each stream: a thousand a second is no flood.
 const BURST: u32 = 1000;
 const EVERY: Duration = Duration::from_millis(1);
+/// Window updates that are no waste: for the connection and the stream, twice for each
+/// request, and twice for each so many bytes of answers.
+const UPDATES_PER_REQUEST: u32 = 4;
+const BYTES_PER_UPDATE: usize = 512;
+/// What can be saved up; more than any client needs to open its windows at the start.
+const MOST_UPDATES: u32 = 100_000;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -33,6 +39,9 @@ pub(super) struct Frames {
     have: usize,
     left: u32,
     earned_until: Instant,
+    updates: u32,
+    /// Bytes of answers that have not made up an update yet.
+    written: usize,
 }
 
 /// The peer has spent its budget.
@@ -48,7 +57,21 @@ impl Frames {
             have: 0,
             left: BURST,
             earned_until: Instant::now(),
+            updates: 0,
+            written: 0,
         }
+    }
+
+    /// Bytes went to the peer; it may open its window for more.
+    pub(super) fn wrote(&mut self, bytes: usize) {
+        self.written += bytes;
+        let earned = self.written / BYTES_PER_UPDATE;
+        self.written %= BYTES_PER_UPDATE;
+        self.earn(u32::try_from(earned).unwrap_or(MOST_UPDATES));
+    }
+
+    fn earn(&mut self, updates: u32) {
+        self.updates = self.updates.saturating_add(updates).min(MOST_UPDATES);
     }
 
     /// Follows `bytes`, which come right after those of the last call.
@@ -75,10 +98,16 @@ impl Frames {
         self.skip = length;
         let is_free = match kind {
             DATA => length > 0 || flags & END_STREAM != 0,
+            HEADERS => {
+                self.earn(UPDATES_PER_REQUEST);
+                true
+            }
             // These the h2 crate counts or refuses by itself.
-            HEADERS | PUSH_PROMISE | GOAWAY | CONTINUATION => true,
-            // One for each piece of a long answer is normal, and handled at once.
-            WINDOW_UPDATE => true,
+            PUSH_PROMISE | GOAWAY | CONTINUATION => true,
+            WINDOW_UPDATE if self.updates > 0 => {
+                self.updates -= 1;
+                true
+            }
             _ => false,
         };
         if is_free { Ok(()) } else { self.spend() }
@@ -121,7 +150,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_pings_or_resets_is_noticed() {
-        for kind in [PING, RST_STREAM, 4, 2, 77] {
+        for kind in [PING, RST_STREAM, WINDOW_UPDATE, 4, 2, 77] {
             let mut frames = started();
             let seen = (0..5000).position(|_| frames.check(&frame(kind, 8)).is_err());
             assert_eq!(seen, Some(BURST as usize));
@@ -134,6 +163,13 @@ mod tests {
         for _ in 0..100_000 {
             frames.check(&frame(HEADERS, 40)).unwrap();
             frames.check(&frame(DATA, 200)).unwrap();
+            for _ in 0..UPDATES_PER_REQUEST {
+                frames.check(&frame(WINDOW_UPDATE, 4)).unwrap();
+            }
+        }
+        // A client that opens its windows for each KiB it reads.
+        frames.wrote(16 * 1024 * 1024);
+        for _ in 0..2 * 16 * 1024 {
             frames.check(&frame(WINDOW_UPDATE, 4)).unwrap();
         }
         for _ in 0..10_000 {

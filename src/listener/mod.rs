@@ -9,18 +9,23 @@
 mod accept;
 mod activity;
 mod bound;
+mod buffers;
+mod corked;
 mod frames;
 #[cfg(fuzzing)]
 pub mod fuzzed;
 mod http;
 mod names;
 mod pairs;
+mod records;
+mod secured;
 mod service;
 mod slots;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod watch;
 mod wire;
 
 pub use accept::{Parts, serve};

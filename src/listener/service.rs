@@ -1,6 +1,7 @@
 //! Between hyper and the pipeline: what is settled about a request before anybody
 //! looks at its content, and the count of requests under way.
 
+use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +15,6 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::{Activity, Exchange};
-use crate::lifecycle::Stop;
 use crate::pipeline::Peer;
 use crate::webapp::{ErrorCode, Meta, error_body};
 
@@ -45,53 +45,49 @@ where
 }
 
 /// One connection's way to the service.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Entry<S> {
     pub(super) service: S,
     pub(super) peer: Arc<Peer>,
     pub(super) activity: Arc<Activity>,
-    pub(super) stop: Stop,
     pub(super) max_headers: usize,
 }
 
 /// The body of every answer: the service's, or that of a refusal made here.
 pub(super) type Answer<B> = Response<Either<Counted<B>, Full<Bytes>>>;
 
+/// An answer on its way.
+pub(super) type Answering<B> =
+    Pin<Box<dyn Future<Output = Result<Answer<B>, Infallible>> + Send + 'static>>;
+
 impl<S: Service> Entry<S> {
-    pub(super) fn answer(
-        &self,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Answer<S::Body>, BoxError>> + Send + 'static + use<S> {
+    /// Boxed: hyper moves it about, and keeps room for it while a connection is idle.
+    pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering<S::Body> {
         // Begun here and not in the future: the watch must see it when this returns.
         let exchange = Exchange::begin(&self.activity);
+        Box::pin(Arc::clone(self).exchange(request, exchange))
+    }
+
+    async fn exchange(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        exchange: Exchange,
+    ) -> Result<Answer<S::Body>, Infallible> {
+        if let Some(refusal) = refusal(&request, self.max_headers) {
+            self.activity.refuses();
+            return Ok(refusal.map(Either::Right));
+        }
         let is_http1 = request.version() <= Version::HTTP_11;
         let is_connect = request.method() == Method::CONNECT;
-        let outcome = match refusal(&request, self.max_headers) {
-            None => Ok(self.service.answer(request, Arc::clone(&self.peer))),
-            Some(refusal) => {
-                self.activity.refuses();
-                Err(refusal)
-            }
-        };
-        let (activity, stop) = (Arc::clone(&self.activity), self.stop.clone());
-        async move {
-            let mut response = match outcome {
-                Err(refusal) => refusal.map(Either::Right),
-                Ok(answer) => {
-                    let response = answer.await;
-                    if is_tunnel(response.status(), is_connect) {
-                        activity.becomes_tunnel();
-                    }
-                    response.map(|body| Either::Left(Counted { body, exchange }))
-                }
-            };
-            let status = response.status();
-            if is_http1 && stop.is_draining() && !is_tunnel(status, is_connect) {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-            Ok(response)
+        let response = self.service.answer(request, Arc::clone(&self.peer)).await;
+        let mut response = response.map(|body| Either::Left(Counted { body, exchange }));
+        if is_tunnel(response.status(), is_connect) {
+            self.activity.becomes_tunnel();
+        } else if is_http1 && self.activity.is_draining() {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
         }
+        Ok(response)
     }
 }
 

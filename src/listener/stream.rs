@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use super::activity::Activity;
 use super::frames::Frames;
@@ -19,6 +20,23 @@ const POISON: &[u8] = b"\0\r\n\r\n";
 
 /// HTTP/2 writes below this may be PING and the like, which are no progress.
 const LEAST_ANSWER: usize = 256;
+
+/// What a stream's bytes come from and go to.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Ready when a read would give something, be it an end or an error.
+    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Sends what was to go with the next bytes: there may be none for long.
+    fn poll_settle(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Socket for TcpStream {
+    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_read_ready(cx).map(drop)
+    }
+}
 
 /// One connection's bytes. Holds the connection's slot, also as a tunnel, when
 /// hyper has given it away.
@@ -39,6 +57,16 @@ pub(super) enum Check {
     Frames(Frames),
     /// What remains to be said of `POISON`; after it, nothing.
     Refused(&'static [u8]),
+}
+
+impl Check {
+    pub(super) fn wire() -> Self {
+        Self::Wire(Wire::new())
+    }
+
+    pub(super) fn frames() -> Self {
+        Self::Frames(Frames::new())
+    }
 }
 
 impl<T> Stream<T> {
@@ -91,6 +119,7 @@ impl<T> Stream<T> {
 
 /// Keeps the time at which the head that is being read began.
 fn note_head(activity: &Activity, wire: &Wire, heads_before: u64) {
+    activity.is_between_requests(wire.is_between_requests());
     if !wire.is_in_head() {
         activity.head_ends();
     } else if !activity.is_in_head() || wire.heads() != heads_before {
@@ -103,6 +132,16 @@ fn say(words: &'static [u8], buf: &mut ReadBuf<'_>) -> &'static [u8] {
     let (now, later) = words.split_at(words.len().min(buf.remaining()));
     buf.put_slice(now);
     later
+}
+
+impl<T: Socket> Socket for Stream<T> {
+    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inner.poll_stirs(cx)
+    }
+
+    fn poll_settle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_settle(cx)
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
@@ -123,11 +162,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
-    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Ready(Ok(bytes)) => {
                 let is_answer = self.is_http1() || *bytes >= LEAST_ANSWER;
                 self.activity.wrote(is_answer);
+                if let Check::Frames(frames) = &mut self.check {
+                    frames.wrote(*bytes);
+                }
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.activity.write_blocked(),

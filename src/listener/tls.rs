@@ -1,19 +1,17 @@
 //! The TLS side of one listener, shared by its workers; certificates change under it.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::CipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{
     ProducesTickets, ServerConfig, ServerSessionMemoryCache, StoresServerSessions,
 };
 use rustls::version::{TLS12, TLS13};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
 use super::Error;
@@ -23,9 +21,6 @@ use crate::clock;
 use crate::config;
 use crate::lifecycle::Stop;
 use crate::metrics::{Metrics, Reload};
-use crate::pipeline::TlsFacts;
-
-pub(super) type Stream = tokio_rustls::server::TlsStream<TcpStream>;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For TLS 1.2 clients without tickets; all others carry their state themselves.
@@ -63,7 +58,7 @@ impl Tls {
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
         let resumption = Resumption {
-            provider: Arc::new(aws_lc_rs::default_provider()),
+            provider: Arc::new(provider()),
             tickets: aws_lc_rs::Ticketer::new().map_err(Error::Setup)?,
             sessions: ServerSessionMemoryCache::new(SESSIONS),
         };
@@ -215,11 +210,26 @@ impl Tls {
         }
     }
 
-    pub(super) async fn accept(&self, tcp: TcpStream) -> io::Result<Stream> {
-        TlsAcceptor::from(self.current.load_full())
-            .accept(tcp)
-            .await
+    /// What a handshake that begins now goes by.
+    pub(super) fn current(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
     }
+}
+
+/// Suites in our order: AES-128 first. It is as safe for what TLS protects, costs a fifth
+/// less per byte than AES-256, and its SHA-256 a quarter less per handshake.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    // Stable: among equals the library's order stays.
+    provider.cipher_suites.sort_by_key(|suite| {
+        !matches!(
+            suite.suite(),
+            CipherSuite::TLS13_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+                | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+        )
+    });
+    provider
 }
 
 fn build(
@@ -243,23 +253,9 @@ fn build(
         .map_err(Error::Setup)?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(names));
+    server.ignore_client_order = true;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     server.ticketer = Arc::clone(&resumption.tickets);
     server.session_storage = Arc::clone(&resumption.sessions);
     Ok((server, pairs))
-}
-
-pub(super) fn facts(stream: &Stream) -> TlsFacts {
-    let (_, connection) = stream.get_ref();
-    TlsFacts {
-        server_name: connection
-            .server_name()
-            .map(|name| name.to_ascii_lowercase().into()),
-        is_tls13: connection.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3),
-    }
-}
-
-/// What the two sides agreed to speak.
-pub(super) fn is_http2(stream: &Stream) -> bool {
-    stream.get_ref().1.alpn_protocol() == Some(b"h2")
 }

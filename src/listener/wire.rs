@@ -101,6 +101,11 @@ impl Wire {
         }
     }
 
+    /// Every request that has begun has also ended.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.section == Section::Request && self.at == At::LineStart && !self.empty_line
+    }
+
     /// Follows `bytes`, which come right after those of the last call.
     pub(super) fn check(&mut self, bytes: &[u8]) -> Result<(), Violation> {
         let mut i = 0;

@@ -1,7 +1,6 @@
 //! The other end of a connection.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 /// Who connected, and where. One per connection, shared by its requests.
 #[derive(Clone, Debug)]
@@ -16,8 +15,6 @@ pub struct Peer {
 /// What the handshake agreed on.
 #[derive(Clone, Debug)]
 pub struct TlsFacts {
-    /// Lower case; None when the client named nothing.
-    pub server_name: Option<Arc<str>>,
     pub is_tls13: bool,
 }
 

@@ -2,6 +2,8 @@
 
 mod framing;
 mod life;
+mod records;
+mod rest;
 mod secured;
 mod streams;
 mod wire;
@@ -137,10 +139,10 @@ async fn answer(
         *bad.status_mut() = StatusCode::BAD_REQUEST;
         return bad;
     };
-    let facts = peer.tls.as_ref().map_or_else(String::new, |tls| {
-        let name = tls.server_name.as_deref().unwrap_or("-");
-        format!(" name={name} tls13={}", tls.is_tls13)
-    });
+    let facts = peer
+        .tls
+        .as_ref()
+        .map_or_else(String::new, |tls| format!(" tls13={}", tls.is_tls13));
     let text = format!("[{path} {}{facts}]", body.to_bytes().len());
     Response::new(Full::from(text))
 }

@@ -14,6 +14,18 @@ fn cut<'t>(text: &'t [u8], cuts: &[prop::sample::Index]) -> Vec<&'t [u8]> {
 }
 
 /// Offset of the refused byte in all of `text`.
+#[test]
+fn it_knows_when_it_is_between_requests() {
+    let all = b"\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab";
+    let between = |count: usize| {
+        let mut wire = Wire::new();
+        wire.check(&all[..count]).unwrap();
+        wire.is_between_requests()
+    };
+    let quiet: Vec<_> = (0..=all.len()).filter(|&count| between(count)).collect();
+    assert_eq!(quiet, [0, all.len()]);
+}
+
 fn refused(text: &[u8], cuts: &[prop::sample::Index]) -> Option<usize> {
     let mut wire = Wire::new();
     let mut before = 0;

@@ -1,0 +1,85 @@
+//! Buffers that the connections of one worker lend each other: many connections are
+//! held, few move bytes at one time.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The largest piece of plain text in one TLS record.
+pub(super) const RECORD: usize = 16 * 1024;
+/// What a record adds to it, and then some.
+pub(super) const OVERHEAD: usize = 256;
+/// Four records to be sent, and one that is being put together.
+pub(super) const SIZE: usize = 4 * (RECORD + OVERHEAD) + RECORD;
+/// Spare ones that are kept: five megabytes, if they were ever needed.
+const SPARE: usize = 64;
+
+/// The spare buffers of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    spare: Mutex<Vec<Box<[u8]>>>,
+}
+
+/// `SIZE` bytes of anybody's; back with the others when dropped.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    bytes: Box<[u8]>,
+    home: Arc<Buffers>,
+}
+
+impl Buffers {
+    pub(super) fn lend(self: &Arc<Self>) -> Buffer {
+        let spare = self
+            .spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        Buffer {
+            bytes: spare.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()),
+            home: Arc::clone(self),
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut spare = self
+            .home
+            .spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE {
+            spare.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_used_again_and_few_are_kept() {
+        let buffers = Arc::new(Buffers::default());
+        let first = buffers.lend();
+        let place = first.as_ptr();
+        drop(first);
+        assert_eq!(buffers.lend().as_ptr(), place);
+        let many: Vec<_> = (0..SPARE + 5).map(|_| buffers.lend()).collect();
+        drop(many);
+        assert_eq!(buffers.spare.lock().unwrap().len(), SPARE);
+    }
+}

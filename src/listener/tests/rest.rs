@@ -1,0 +1,132 @@
+//! Connections on which nothing is under way: what they hold, and how they go on.
+
+use super::secured::{Client, Folder, secured};
+use super::*;
+use crate::listener::accept::Door;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+/// Longer than it takes a connection to come to rest.
+const LONG: Duration = Duration::from_millis(800);
+
+#[tokio::test]
+async fn a_connection_that_has_rested_answers_the_next_request() {
+    let gate = Gate::start(settings());
+    let mut raw = gate.connect().await;
+    for _ in 0..3 {
+        sleep(LONG).await;
+        raw.send(GET).await;
+        raw.until("[/ 0]").await;
+    }
+    sleep(LONG).await;
+    raw.send([GET, GET].concat()).await;
+    raw.until("[/ 0]").await;
+    raw.until("[/ 0]").await;
+}
+
+#[tokio::test]
+async fn the_same_over_tls() {
+    let folder = Folder::new();
+    let files = folder.pair("a", &["one.test"]);
+    let client = Client::trusting(&[&files], &["http/1.1"]);
+    let gate = Gate::start(secured(vec![files]));
+    let mut tls = client.connect(&gate, "one.test").await.unwrap();
+    for _ in 0..2 {
+        tls.write_all(GET.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        while !text.ends_with("tls13=true]") {
+            let byte = timeout(PATIENCE, tls.read_u8()).await.unwrap().unwrap();
+            text.push(char::from(byte));
+        }
+        sleep(LONG).await;
+    }
+}
+
+#[tokio::test]
+async fn the_body_of_a_request_that_was_answered_early_is_never_taken_for_a_request() {
+    let gate = Gate::start(settings());
+    let mut raw = gate.connect().await;
+    raw.send(format!(
+        "POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
+        GET.len()
+    ))
+    .await;
+    raw.until("early").await;
+    sleep(LONG).await;
+    raw.send(GET).await;
+    raw.send("GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await;
+    // Read on, or closed: both are fine.
+    let answers = timeout(PATIENCE, async {
+        let mut text = Vec::new();
+        let _ = raw.0.read_to_end(&mut text).await;
+        String::from_utf8(text).unwrap()
+    });
+    let answers = answers.await.unwrap();
+    assert!(!answers.contains("[/ 0]"), "{answers}");
+}
+
+#[tokio::test]
+async fn a_head_in_pieces_does_not_rest() {
+    let gate = Gate::start(settings());
+    let mut raw = gate.connect().await;
+    for piece in ["GET / HT", "TP/1.1\r\nHo", "st: a\r\n", "\r\n"] {
+        raw.send(piece).await;
+        sleep(LONG).await;
+    }
+    raw.until("[/ 0]").await;
+}
+
+#[tokio::test]
+async fn a_resting_connection_ends_with_the_drain() {
+    let gate = Gate::start(settings());
+    let mut raw = gate.connect().await;
+    raw.send(GET).await;
+    raw.until("[/ 0]").await;
+    sleep(LONG).await;
+    gate.stop.drain();
+    assert_eq!(raw.rest().await, "");
+    gate.ended().await;
+}
+
+#[tokio::test]
+async fn a_resting_connection_ends_when_its_client_leaves_or_stays_away_too_long() {
+    let gate = Gate::start(config::Listener {
+        idle_timeout: LONG * 2,
+        ..settings()
+    });
+    let (left, mut away) = (gate.connect().await, gate.connect().await);
+    sleep(LONG).await;
+    drop(left);
+    eventually("it is gone", || gate.metrics.connections_open.get() == 1).await;
+    assert_eq!(away.rest().await, "");
+    eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
+}
+
+/// A connection's task is as large as its largest step. 10,000 are held at once.
+#[tokio::test]
+async fn the_task_of_a_connection_is_small() {
+    let settings = settings();
+    let slow = Arc::new(Semaphore::new(0));
+    let parts = Parts {
+        settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
+        tls: None,
+        service: move |request, peer| answer(request, peer, Arc::clone(&slow)),
+        tasks: Tasks::new(Handle::current()),
+        stop: Stop::default(),
+        metrics: Metrics::new(),
+        slots: Slots::new(1),
+    };
+    let permit = parts.slots.semaphore().try_acquire_owned().unwrap();
+    let place = (
+        parts.slots.take(permit),
+        crate::metrics::Gauged::enter(&parts.metrics.connections_open),
+    );
+    let socket = bind(&settings, 1).unwrap();
+    let tcp = TcpStream::connect(socket.address()).await.unwrap();
+    let address = tcp.peer_addr().unwrap();
+    let door = Arc::new(Door::new(parts));
+    let size = std::mem::size_of_val(&door.run(tcp, address, place));
+    assert!(size <= 3 * 1024, "{size} bytes");
+    let size = std::mem::size_of::<super::super::secured::Secured>();
+    assert!(size <= 2 * 1024, "{size} bytes");
+}

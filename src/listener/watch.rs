@@ -1,0 +1,263 @@
+//! The watch over one connection: it ends what hyper would keep.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::activity::{Activity, Overdue, Timeouts};
+use super::stream::Socket;
+use crate::lifecycle::Stop;
+
+/// A connection that was opened just before the drain may still send its request.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+/// From "this connection is closing" (GOAWAY) to its end.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+/// Quiet for that long, an HTTP/1 connection gives its buffers back. Longer than the
+/// pauses of a busy client: hyper's side of it must be made anew.
+const REST_AFTER: Duration = Duration::from_millis(500);
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    Closed(Result<(), hyper::Error>),
+    HeaderTimeout,
+    Idle,
+    Aborted,
+}
+
+/// Why a connection is not driven any more.
+pub(super) enum Turn {
+    End(End),
+    /// Nothing is under way on it, and has not been for a while.
+    Rest,
+}
+
+/// What the watch over one connection goes by.
+pub(super) struct Watch {
+    pub(super) activity: Arc<Activity>,
+    pub(super) timeouts: Timeouts,
+    pub(super) stop: Stop,
+    pub(super) may_rest: bool,
+}
+
+/// How far a connection is on its way out.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    Open,
+    /// Told to drain before it sent its first request.
+    Awaited(Instant),
+    Finishing,
+    /// Idle for too long, and told so.
+    Leaving(Instant),
+}
+
+enum Next {
+    Stay,
+    Finish(Phase),
+    End(End),
+    Rest,
+}
+
+/// Rings when the drain, the abort or the alarm is due, so that a connection that is
+/// woken by its bytes need not ask for them.
+struct Bell {
+    rung: AtomicBool,
+    task: Waker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        self.task.wake_by_ref();
+    }
+}
+
+/// The bell of the task that polls, and a waker that rings it.
+struct Ear(Option<(Arc<Bell>, Waker)>);
+
+impl Ear {
+    /// True when it has rung since the last time, or has just been hung up.
+    fn heard(&mut self, task: &Waker) -> bool {
+        match &self.0 {
+            Some((bell, _)) if bell.task.will_wake(task) => {
+                let heard = bell.rung.load(Ordering::Acquire);
+                if heard {
+                    bell.rung.store(false, Ordering::Release);
+                }
+                heard
+            }
+            _ => {
+                let bell = Arc::new(Bell {
+                    rung: AtomicBool::new(false),
+                    task: task.clone(),
+                });
+                let waker = Waker::from(Arc::clone(&bell));
+                self.0 = Some((bell, waker));
+                true
+            }
+        }
+    }
+
+    fn waker(&self) -> &Waker {
+        self.0.as_ref().map_or(Waker::noop(), |(_, waker)| waker)
+    }
+}
+
+impl Watch {
+    /// Drives `connection` until its end, the end of its time, or a rest. `flush` comes
+    /// at the end of each turn.
+    pub(super) async fn run<C, F>(
+        &self,
+        mut connection: Pin<&mut C>,
+        finish: fn(Pin<&mut C>),
+        flush: F,
+    ) -> Turn
+    where
+        C: Future<Output = hyper::Result<()>>,
+        F: Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
+    {
+        let first = self.activity.opened() + self.timeouts.idle;
+        let mut alarm = pin!(sleep_until(first));
+        let mut abort = pin!(self.stop.aborting());
+        let mut drain = pin!(self.stop.draining());
+        let mut ear = Ear(None);
+        let mut phase = Phase::Open;
+        poll_fn(move |cx| {
+            let mut heard = ear.heard(cx.waker());
+            let mut bell = Context::from_waker(ear.waker());
+            loop {
+                if heard && abort.as_mut().poll(&mut bell).is_ready() {
+                    return Poll::Ready(Turn::End(End::Aborted));
+                }
+                if let Poll::Ready(end) = connection.as_mut().poll(cx) {
+                    return Poll::Ready(Turn::End(match phase {
+                        Phase::Leaving(_) => End::Idle,
+                        _ => End::Closed(end),
+                    }));
+                }
+                if let Poll::Ready(Err(_)) = flush(cx) {
+                    // The peer has left; hyper would notice at its next read.
+                    return Poll::Ready(Turn::End(End::Closed(Ok(()))));
+                }
+                if heard
+                    && !self.activity.is_draining()
+                    && drain.as_mut().poll(&mut bell).is_ready()
+                {
+                    self.activity.drains();
+                    let grace = Instant::now() + FIRST_REQUEST_GRACE;
+                    phase = match phase {
+                        Phase::Open => Phase::Awaited(grace),
+                        other => other,
+                    };
+                }
+                match self.next(phase, alarm.as_mut(), (&mut bell, heard)) {
+                    Next::Stay => return Poll::Pending,
+                    Next::End(end) => return Poll::Ready(Turn::End(end)),
+                    Next::Rest => return Poll::Ready(Turn::Rest),
+                    Next::Finish(then) => {
+                        finish(connection.as_mut());
+                        phase = then;
+                        heard = true;
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until there is something to read, or the connection must be told something.
+    pub(super) async fn rest<T: Socket>(&self, stream: &mut T) {
+        // A failure is seen by whoever reads next, and so is a peer that takes nothing.
+        let _ = poll_fn(|cx| Poll::Ready(stream.poll_settle(cx))).await;
+        let idle = self.activity.due(self.timeouts).map(|(at, _)| at);
+        tokio::select! {
+            biased;
+            () = self.stop.aborting() => {}
+            () = self.stop.draining() => {}
+            () = poll_fn(|cx| stream.poll_stirs(cx)) => {}
+            () = sleep_until(idle.unwrap_or_else(Instant::now)) => {}
+        }
+    }
+
+    fn next(
+        &self,
+        phase: Phase,
+        mut alarm: Pin<&mut Sleep>,
+        (bell, mut heard): (&mut Context<'_>, bool),
+    ) -> Next {
+        if matches!(phase, Phase::Awaited(_)) && self.activity.has_served() {
+            return Next::Finish(Phase::Finishing);
+        }
+        loop {
+            // Idle was said already; what counts now is the grace.
+            let is_said = matches!(phase, Phase::Leaving(_));
+            let due = self.activity.due(self.timeouts);
+            let due = due.filter(|(_, why)| !(is_said && *why == Overdue::Idle));
+            let end_of_phase = match phase {
+                Phase::Awaited(until) | Phase::Leaving(until) => Some(until),
+                Phase::Open | Phase::Finishing => None,
+            };
+            let rest = match phase {
+                Phase::Open if self.may_rest => self.activity.rests().map(|at| at + REST_AFTER),
+                _ => None,
+            };
+            let earliest = [due.map(|(at, _)| at), end_of_phase, rest];
+            let target = earliest.into_iter().flatten().min();
+            // The alarm is brought forward at once, but put off only when it rings: most
+            // connections move their deadline with each request and never meet it.
+            match target {
+                Some(target) if target < alarm.deadline() => alarm.as_mut().reset(target),
+                _ if !heard => return Next::Stay,
+                _ => {}
+            }
+            heard = true;
+            if alarm.as_mut().poll(bell).is_pending() {
+                return Next::Stay;
+            }
+            let now = Instant::now();
+            if let Some((at, why)) = due
+                && at <= now
+            {
+                return overdue(why, phase);
+            }
+            if rest.is_some_and(|at| at <= now) {
+                return Next::Rest;
+            }
+            match phase {
+                Phase::Awaited(until) if until <= now => return Next::Finish(Phase::Finishing),
+                // A request that crossed our goodbye on the way is still answered.
+                Phase::Leaving(until) if until <= now && self.activity.is_busy() => {
+                    return Next::Finish(Phase::Finishing);
+                }
+                Phase::Leaving(until) if until <= now => return Next::End(End::Idle),
+                _ => {
+                    let target = target.unwrap_or(now + self.timeouts.idle);
+                    let soonest = now + Duration::from_millis(1);
+                    alarm.as_mut().reset(target.max(soonest));
+                }
+            }
+        }
+    }
+}
+
+fn overdue(why: Overdue, phase: Phase) -> Next {
+    match (why, phase) {
+        (Overdue::Header, _) => Next::End(End::HeaderTimeout),
+        (Overdue::Linger, Phase::Leaving(_)) => Next::End(End::Idle),
+        (Overdue::Linger, _) => Next::End(End::Closed(Ok(()))),
+        (Overdue::Idle, Phase::Open | Phase::Awaited(_)) => {
+            Next::Finish(Phase::Leaving(Instant::now() + CLOSE_GRACE))
+        }
+        (Overdue::Idle | Overdue::Stalled, _) => Next::End(End::Idle),
+    }
+}
