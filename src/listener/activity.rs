@@ -99,16 +99,13 @@ impl Activity {
         self.head.load(Ordering::Relaxed) != 0
     }
 
-    /// The peer took bytes of ours. If they are bytes of an answer, the idle time
-    /// begins after the last of them.
-    pub(super) fn wrote(&self, is_answer: bool) {
-        self.blocked.store(0, Ordering::Relaxed);
-        if is_answer {
-            self.quiet.store(self.now(), Ordering::Relaxed);
-        }
+    /// Bytes of an answer go out: the idle time begins after the last of them.
+    pub(super) fn answers(&self) {
+        self.quiet.store(self.now(), Ordering::Relaxed);
     }
 
-    pub(super) fn flushed(&self) {
+    /// The peer took bytes of ours, or has all of them.
+    pub(super) fn moves(&self) {
         self.blocked.store(0, Ordering::Relaxed);
     }
 
@@ -299,7 +296,7 @@ mod tests {
             (at, why),
             (Instant::now() + TIMEOUTS.idle, Overdue::Stalled)
         );
-        activity.wrote(true);
+        activity.moves();
         assert_eq!(activity.due(TIMEOUTS), None);
     }
 

@@ -20,6 +20,7 @@ use crate::pipeline::TlsFacts;
 pub(super) struct Secured {
     tcp: TcpStream,
     records: Records,
+    has_sent: bool,
 }
 
 impl fmt::Debug for Secured {
@@ -38,7 +39,11 @@ impl Secured {
         buffers: Arc<Buffers>,
     ) -> io::Result<Box<Self>> {
         let records = Records::new(config, buffers)?;
-        let mut secured = Box::new(Self { tcp, records });
+        let mut secured = Box::new(Self {
+            tcp,
+            records,
+            has_sent: false,
+        });
         poll_fn(|cx| secured.poll_handshake(cx)).await?;
         Ok(secured)
     }
@@ -103,6 +108,7 @@ impl Secured {
             if count == 0 {
                 return Poll::Ready(Err(ErrorKind::WriteZero.into()));
             }
+            self.has_sent = true;
             self.records.sent(count);
         }
         Poll::Ready(Ok(()))
@@ -115,6 +121,10 @@ impl Socket for Box<Secured> {
             true => Poll::Ready(()),
             false => self.tcp.poll_stirs(cx),
         }
+    }
+
+    fn has_sent(&mut self, _: bool) -> bool {
+        std::mem::take(&mut self.has_sent)
     }
 
     fn poll_settle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

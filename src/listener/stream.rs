@@ -26,6 +26,12 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Ready when a read would give something, be it an end or an error.
     fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// The peer took bytes since this was last asked. Without a buffer in between, that
+    /// is so when the write before was ready.
+    fn has_sent(&mut self, was_ready: bool) -> bool {
+        was_ready
+    }
+
     /// Sends what was to go with the next bytes: there may be none for long.
     fn poll_settle(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -161,20 +167,28 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
+impl<T: Socket> Stream<T> {
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match &written {
-            Poll::Ready(Ok(bytes)) => {
-                let is_answer = self.is_http1() || *bytes >= LEAST_ANSWER;
-                self.activity.wrote(is_answer);
-                if let Check::Frames(frames) = &mut self.check {
-                    frames.wrote(*bytes);
-                }
+        if let Poll::Ready(Ok(bytes)) = written {
+            if self.is_http1() || bytes >= LEAST_ANSWER {
+                self.activity.answers();
             }
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.activity.write_blocked(),
+            if let Check::Frames(frames) = &mut self.check {
+                frames.wrote(bytes);
+            }
         }
+        self.note_progress(written.is_pending());
         written
+    }
+
+    /// What was written may lie in a buffer of ours; only what the peer took counts.
+    fn note_progress(&mut self, is_blocked: bool) {
+        if self.inner.has_sent(!is_blocked) {
+            self.activity.moves();
+        }
+        if is_blocked {
+            self.activity.write_blocked();
+        }
     }
 
     /// Reads what is still coming and forgets it, until the peer closes too. The
@@ -191,7 +205,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
+impl<T: Socket> AsyncWrite for Stream<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -219,9 +233,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
         let flushed = Pin::new(&mut me.inner).poll_flush(cx);
-        match &flushed {
-            Poll::Ready(_) => me.activity.flushed(),
-            Poll::Pending => me.activity.write_blocked(),
+        me.note_progress(flushed.is_pending());
+        if flushed.is_ready() {
+            me.activity.moves();
         }
         flushed
     }

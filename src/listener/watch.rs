@@ -140,6 +140,7 @@ impl Watch {
                     return Poll::Ready(Turn::End(End::Aborted));
                 }
                 if let Poll::Ready(end) = connection.as_mut().poll(cx) {
+                    let _ = flush(cx); // last words, if there is room for them
                     return Poll::Ready(Turn::End(match phase {
                         Phase::Leaving(_) => End::Idle,
                         _ => End::Closed(end),

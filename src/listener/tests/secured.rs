@@ -172,6 +172,21 @@ async fn both_versions_are_spoken_unless_only_the_newer_is_wanted() {
 }
 
 #[tokio::test]
+async fn a_client_that_stops_reading_over_tls_is_let_go() {
+    let folder = Folder::new();
+    let files = folder.pair("a", &["one.test"]);
+    let mut settings = secured(vec![files.clone()]);
+    settings.idle_timeout = Duration::from_millis(400);
+    let gate = Gate::start(settings);
+    let client = Client::trusting(&[&files], &["http/1.1"]);
+    let mut tls = client.connect(&gate, "one.test").await.unwrap();
+    tls.write_all(b"GET /large HTTP/1.1\r\nHost: one.test\r\n\r\n")
+        .await
+        .unwrap();
+    eventually("it is let go", || gate.ends(ConnectionEnd::Idle) == 1).await;
+}
+
+#[tokio::test]
 async fn the_post_quantum_group_is_used_when_the_client_has_it() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
