@@ -197,7 +197,7 @@ impl<S: Service> Door<S> {
             tls: None,
         };
         let Some(tls) = &self.parts.tls else {
-            let (stream, entry) = self.open(tcp, peer, Check::wire(), place, &settings);
+            let (stream, entry) = self.open(tcp, (peer, place), Check::wire(), &settings);
             return self.http1(stream, entry, &settings).await;
         };
         // Boxed, as all that is rare and large: the task is as large as its largest step.
@@ -206,10 +206,10 @@ impl<S: Service> Door<S> {
         };
         peer.tls = Some(secured.facts());
         if secured.is_http2() {
-            let (stream, entry) = self.open(secured, peer, Check::frames(), place, &settings);
+            let (stream, entry) = self.open(secured, (peer, place), Check::frames(), &settings);
             Box::pin(self.http2(stream, entry, &settings)).await;
         } else {
-            let (stream, entry) = self.open(secured, peer, Check::wire(), place, &settings);
+            let (stream, entry) = self.open(secured, (peer, place), Check::wire(), &settings);
             self.http1(stream, entry, &settings).await;
         }
     }
@@ -240,9 +240,8 @@ impl<S: Service> Door<S> {
     fn open<T: Socket>(
         &self,
         socket: T,
-        peer: Peer,
+        (peer, place): (Peer, (Slot, Gauged)),
         check: Check,
-        place: (Slot, Gauged),
         settings: &config::Listener,
     ) -> (Stream<T>, Arc<Entry<S>>) {
         let activity = Activity::new();
