@@ -75,7 +75,7 @@ impl Deadline {
     }
 
     pub fn has_passed(&self) -> bool {
-        self.left().is_zero()
+        self.monotonic <= Instant::now() || self.wall_millis <= unix_millis()
     }
 
     /// The same moment in milliseconds since 1970.

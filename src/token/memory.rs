@@ -175,13 +175,13 @@ impl Memory {
             true => Second::MAX,
             false => self.now() + LATE,
         };
-        for hint in shard.due.of(lot, until, usize::MAX) {
+        let mut hints = shard.due.of(lot, until, usize::MAX).into_iter();
+        while lot.count() >= most {
+            // One that is gone is room enough; the others are left to the sweep.
+            let hint = hints.next().ok_or(InsertRefused::UserFull)?;
             self.review(shard, lot, hint);
         }
-        match lot.count() < most {
-            true => Ok(()),
-            false => Err(InsertRefused::UserFull),
-        }
+        Ok(())
     }
 
     /// Forgets a token, unless it is live.
