@@ -15,7 +15,8 @@ use super::{Grant, TokenDigest};
 use crate::clock::{Deadline, PackedDeadline};
 use crate::webapp::Role;
 
-/// So many that, at ten million tokens, one of them grows well within a millisecond.
+/// So many that, at ten million tokens, one of them grows within one or two milliseconds
+/// (`benches/tokens.rs`), while the others answer.
 const SHARDS: usize = 2048;
 
 /// A shard with less than this part of its room in use gives room back.
