@@ -2,6 +2,7 @@
 # Installs what the checks need and runs them: all of them, or the parts named.
 #   tests/run.sh                 everything, as CI does
 #   tests/run.sh lints tests     some of it; the parts are the functions below
+#   tests/run.sh fuzzing         apart: it builds every dependency once more
 # Needs a Rust toolchain and, for the tools, Debian's and PyPI's packages; nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -102,7 +103,7 @@ configurations() {
     done
 }
 
-[ "$#" -gt 0 ] || set -- format lints dependencies tests instructions documentation configurations fuzzing
+[ "$#" -gt 0 ] || set -- format lints dependencies tests instructions documentation configurations
 packages
 for part in "$@"; do
     say "$part"
