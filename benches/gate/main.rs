@@ -17,6 +17,8 @@ mod support;
 
 use std::process::ExitCode;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 const USAGE: &str = "\
 cargo bench --bench gate -- guard [--record] [CASE...]   instructions per request
 cargo bench --bench gate -- renewal [--rate N] [--write PAGE]   what clients notice of renewals
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         .skip(1)
         .filter(|word| word != "--bench")
         .collect();
+    raise_open_files();
     match words.split_first() {
         Some((first, rest)) if first == "guard" => guard::run(rest),
         Some((first, rest)) if first == "renewal" => renewal::run(rest),
@@ -39,4 +42,14 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Ten thousand connections need as many descriptors, here as in the gate.
+fn raise_open_files() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
 }

@@ -43,7 +43,7 @@ fn memory() -> u64 {
 
 fn bytes_per(before: u64, size: usize) -> f64 {
     let grown = memory().saturating_sub(before) * 1024;
-    if size < 10_000 {
+    if size < 1_000_000 {
         f64::NAN
     } else {
         grown as f64 / size as f64

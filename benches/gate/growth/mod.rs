@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plot::Plot;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::page;
 use crate::support::flow::Flow;
@@ -79,7 +78,6 @@ const AXES: &[Axis] = &[
 ];
 
 pub(crate) fn run(words: &[String]) -> ExitCode {
-    raise_open_files();
     let mut target = None;
     let mut named = Vec::new();
     let mut words = words.iter();
@@ -96,16 +94,6 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
-}
-
-/// Ten thousand connections need as many descriptors, here as in the gate.
-fn raise_open_files() {
-    let most = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit {
-        current: most,
-        maximum: most,
-    };
-    setrlimit(Resource::Nofile, limit).unwrap();
 }
 
 fn measure(axis: &Axis, target: Option<&Path>) {
