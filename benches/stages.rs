@@ -52,6 +52,7 @@ fn filled() -> (Arc<TokenStore>, Vec<String>) {
             lifetime: Duration::from_secs(604_800),
             origin: Origin::Minted,
             epoch: store.epoch(&user),
+            revision: None,
         };
         let taken = runtime.block_on(store.insert(token.digest(), wanted));
         taken.unwrap();

@@ -48,22 +48,17 @@ fn main() {
     });
 }
 
-fn settings(path: &Path) -> (config::Store, config::Users) {
-    let text = format!(
-        "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\
-         login = {{ username = \"gate\", password = {{ env = \"PATH\" }} }}\n\
-         [users]\nmax_tokens = 100000000\nmax_tokens_per_user = 100000000\n\
-         [store]\npath = \"{}\"\n",
-        path.display()
-    );
-    let config = config::parse(&text, Path::new("")).unwrap().config;
-    (config.store, config.users)
+fn settings() -> config::Users {
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\
+                login = { username = \"gate\", password = { env = \"PATH\" } }\n\
+                [users]\nmax_tokens = 100000000\nmax_tokens_per_user = 100000000\n";
+    config::parse(text, Path::new("")).unwrap().config.users
 }
 
 fn open(path: &Path) -> (Arc<Store>, Arc<TokenStore>, Arc<Metrics>) {
-    let (place, users) = settings(path);
+    let users = settings();
     let metrics = Metrics::new();
-    let (store, _) = Store::open(&place, &metrics).unwrap();
+    let (store, _) = Store::open(path, &metrics).unwrap();
     let store = Arc::new(store);
     let tokens = TokenStore::over(Arc::clone(&store), &users, Arc::clone(&metrics));
     (store, tokens, metrics)
@@ -115,6 +110,7 @@ async fn one_client(tokens: &TokenStore, client: usize, begin: Instant) -> Vec<D
             lifetime: Duration::from_secs(7 * 86_400),
             origin: Origin::Minted,
             epoch: tokens.epoch(&user),
+            revision: None,
         };
         tokens.insert(Token::mint().digest(), wanted).await.unwrap();
         took.push(asked.elapsed());

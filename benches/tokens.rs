@@ -235,6 +235,7 @@ fn insert(store: &TokenStore, digest: TokenDigest, user: &str, lifetime: Duratio
         lifetime,
         origin: Origin::Minted,
         epoch: store.epoch(user),
+        revision: None,
     };
     let inserted = store.insert(digest, wanted).now_or_never();
     assert!(matches!(inserted, Some(Ok(_))), "memory does not wait");

@@ -122,3 +122,16 @@ fn a_stale_refusal_does_nothing() {
         assert!(!fence.is_refused(1), "nobody holds it against generation 1");
     });
 }
+
+#[test]
+fn a_lease_adopted_from_another_gate_is_refused_only_by_its_own_number() {
+    loom::model(|| {
+        let fence = logged_in(false);
+        let late = Arc::clone(&fence);
+        let refusal = thread::spawn(move || late.refuse(1));
+        fence.adopt(2);
+        refusal.join().unwrap();
+        assert!(!fence.is_refused(2), "a refusal of 1 says nothing of 2");
+        assert!(fence.refuse(2) && fence.is_refused(2));
+    });
+}

@@ -24,9 +24,10 @@ packages() {
     need promtool prometheus
     need faketime faketime
     need valgrind valgrind
+    need redis-server redis-server
+    need ip iproute2
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     [ "${#missing[@]}" -gt 0 ] || return 0
-    say "installing ${missing[*]}"
     local sudo=""
     [ "$(id -u)" = 0 ] || sudo=sudo
     $sudo apt-get update -qq

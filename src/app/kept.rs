@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 
 use super::Error;
-use crate::config::{self, Config, Directory};
+use crate::config::{self, Config, Directory, StorePlace};
 use crate::identity::{FirstAdmin, Hasher, KeyRing, Users};
+use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
+use crate::store::shared::SharedStore;
 use crate::store::{Contents, Origin, Seal, SealKey, Store};
 use crate::token::TokenStore;
 use crate::upstream::LeaseKeeper;
@@ -19,16 +21,37 @@ pub(super) struct Kept {
     store: Arc<Store>,
     contents: Mutex<Contents>,
     seal: Option<Arc<Seal>>,
+    /// Of a shared store, which its copies must follow before it is connected.
+    ring: Option<Arc<KeyRing>>,
+    tasks: Tasks,
+    stop: Stop,
 }
 
-pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Kept, Error> {
+pub(super) async fn open(
+    config: &Config,
+    life: (&Tasks, &Stop),
+    metrics: &Arc<Metrics>,
+) -> Result<Kept, Error> {
     let seal = seal(&config.store)?;
-    let (settings, metrics) = (config.store.clone(), Arc::clone(metrics));
-    // After a kill the whole file is checked.
-    let opened = tokio::task::spawn_blocking(move || Store::open(&settings, &metrics));
-    let opened = opened.await.expect("opening catches what panics");
-    let (store, contents) = opened.map_err(Error::Store)?;
+    let (store, contents) = match &config.store.place {
+        StorePlace::Memory => (Store::Memory, Contents::default()),
+        StorePlace::Shared(settings) => {
+            let shared = SharedStore::new(settings.as_ref().clone(), Arc::clone(metrics));
+            (Store::Shared(Arc::new(shared)), Contents::default())
+        }
+        StorePlace::File(path) => {
+            let (path, metrics) = (path.clone(), Arc::clone(metrics));
+            // After a kill the whole file is checked.
+            let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
+            let opened = opened.await.expect("opening catches what panics");
+            opened.map_err(Error::Store)?
+        }
+    };
+    let ring = store.shared().map(KeyRing::sharing);
     Ok(Kept {
+        ring,
+        tasks: life.0.clone(),
+        stop: life.1.clone(),
         store: Arc::new(store),
         contents: Mutex::new(contents),
         seal,
@@ -56,6 +79,9 @@ impl Kept {
         &self,
         settings: &config::Users,
     ) -> Result<(Option<Users>, Option<FirstAdmin>), Error> {
+        if let Some(shared) = self.store.shared() {
+            return self.users_of_all(shared, settings).await;
+        }
         if settings.directory == Directory::Webapp {
             return Ok((None, None));
         }
@@ -66,6 +92,32 @@ impl Kept {
         Ok((Some(users), Some(admin)))
     }
 
+    /// The directory of all gates; with it the store is connected, for now there is
+    /// somebody who follows it.
+    async fn users_of_all(
+        &self,
+        shared: &Arc<SharedStore>,
+        settings: &config::Users,
+    ) -> Result<(Option<Users>, Option<FirstAdmin>), Error> {
+        let hasher = Hasher::new(settings.hashing_slots, Handle::current());
+        let users = match settings.directory {
+            Directory::Webapp => None,
+            Directory::Gateway => Some(Users::sharing(hasher, shared)),
+        };
+        let started = shared.start((&self.tasks, &self.stop)).await;
+        started.map_err(Error::SharedStore)?;
+        let admin = match &users {
+            None => None,
+            Some(users) => Some(users.settle(settings).await.map_err(Error::Users)?),
+        };
+        Ok((users, admin))
+    }
+
+    /// The store that other gates share, if it is one.
+    pub(super) fn shared(&self) -> Option<&Arc<SharedStore>> {
+        self.store.shared()
+    }
+
     /// The tokens, loaded. One directory's tokens say nothing in the other.
     pub(super) async fn tokens(
         &self,
@@ -73,6 +125,10 @@ impl Kept {
         users: Option<&Users>,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<TokenStore>, Error> {
+        if let Some(shared) = self.store.shared() {
+            let metrics = Arc::clone(metrics);
+            return Ok(TokenStore::sharing(shared, &self.tasks, settings, metrics));
+        }
         let store = Arc::clone(&self.store);
         let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
         let known: Option<HashSet<String>> = users.map(Users::names);
@@ -87,6 +143,9 @@ impl Kept {
 
     /// The keys that were made at run time.
     pub(super) fn ring(&self) -> Arc<KeyRing> {
+        if let Some(ring) = &self.ring {
+            return Arc::clone(ring);
+        }
         let records = self.take(|contents| std::mem::take(&mut contents.keys));
         KeyRing::new(Arc::clone(&self.store), records)
     }

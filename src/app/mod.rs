@@ -57,6 +57,8 @@ pub enum Error {
     Upstream(#[source] upstream::Error),
     #[error("cannot open the store")]
     Store(#[source] store::OpenError),
+    #[error("cannot use the shared store")]
+    SharedStore(#[source] store::shared::OpenError),
     #[error("cannot load the store")]
     Load(#[source] store::Unavailable),
     #[error("cannot use [store] {key}")]
@@ -159,17 +161,18 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
     })?;
     start_emulator(&config, &tasks, &control).await?;
 
-    let kept = kept::open(&config, &metrics).await?;
+    let kept = kept::open(&config, (&tasks, &control), &metrics).await?;
     let (users, first_admin) = kept.users(&config.users).await?;
     let tokens = kept.tokens(&config.users, users.as_ref(), &metrics).await?;
     let life = (&tasks, &control);
     let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, kept.lease_keeper());
     let upstream = upstream.map_err(Error::Upstream)?;
+    let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(&metrics));
     let live = Live {
         routes: RouteTable::new(&config.routes),
         keys: Keys::new(&config.api_keys),
         ring: kept.ring(),
-        limiter: Arc::new(Limiter::new(&config.limits, None, Arc::clone(&metrics))),
+        limiter: Arc::new(limiter),
         upstream,
         config: Arc::clone(&config),
     };
@@ -340,7 +343,9 @@ async fn sweep_limits(shared: Arc<Shared>, stop: Stop) {
             () = stop.draining() => return,
             _ = tick.tick() => {}
         }
-        shared.live.load().limiter.sweep();
+        let limiter = Arc::clone(&shared.live.load().limiter);
+        limiter.sweep();
+        limiter.tidy().await;
         shared.questions.sweep();
     }
 }

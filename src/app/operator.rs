@@ -54,6 +54,9 @@ impl Parts {
             if !readiness.is_ready() {
                 return Err("starting or draining".to_owned());
             }
+            if !shared.tokens.is_believed() {
+                return Err("store: away for longer than stale_for".to_owned());
+            }
             match shared.live.load().upstream.session() {
                 Some(session) if !session.is_ready() => Err(session.status().to_string()),
                 _ => Ok(()),

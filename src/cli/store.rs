@@ -1,12 +1,16 @@
 //! `tollgate store`: the operator's hands on the store while no gate uses it.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use clap::Subcommand;
 
 use super::Error;
-use crate::config::{Store, StorePlace};
-use crate::store::{Exporter, Mode, Offline, TransferError, read_lines};
+use crate::config::{SharedStore as Place, Store, StorePlace};
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::Metrics;
+use crate::store::shared::SharedStore;
+use crate::store::{Exporter, Mode, Offline, Tally, TransferError, read_lines};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum Command {
@@ -25,8 +29,10 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> Result<(), Error> {
-    let StorePlace::File(path) = &settings.place else {
-        return Err(TransferError::Memory.into());
+    let path = match &settings.place {
+        StorePlace::File(path) => path,
+        StorePlace::Memory => return Err(TransferError::Memory.into()),
+        StorePlace::Shared(shared) => return run_shared(command, shared, out),
     };
     let open = || Offline::open(path).map_err(TransferError::from);
     match command {
@@ -62,6 +68,62 @@ pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> 
                 done.before,
                 done.removed
             )?;
+        }
+    }
+    Ok(())
+}
+
+/// The same over a store that gates share; they may run meanwhile.
+fn run_shared(command: &Command, place: &Place, out: &mut impl Write) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(TransferError::Runtime)?;
+    runtime.block_on(async {
+        let (tasks, stop) = (Tasks::new(runtime.handle().clone()), Stop::default());
+        let store = Arc::new(SharedStore::new(place.clone(), Metrics::new()));
+        let started = store.start((&tasks, &stop)).await;
+        started.map_err(TransferError::from)?;
+        let done = with_shared(command, &store, out).await;
+        stop.abort();
+        done
+    })
+}
+
+async fn with_shared(
+    command: &Command,
+    store: &SharedStore,
+    out: &mut impl Write,
+) -> Result<(), Error> {
+    match command {
+        Command::Compact => return Err(TransferError::NotAFile.into()),
+        Command::Check => {
+            let mut tally = Tally::default();
+            let count = |record| {
+                tally.count(&record);
+                Ok::<_, TransferError>(())
+            };
+            store.records(count).await?;
+            writeln!(out, "{}: good; {tally}", store.settings())?;
+        }
+        Command::Export => {
+            let mut exporter = Exporter::begin(io::BufWriter::new(out))?;
+            store.records(|record| exporter.put(&record)).await?;
+            let tally = exporter.end()?;
+            writeln!(io::stderr(), "exported {tally}")?;
+        }
+        Command::Import { merge } => {
+            if !merge && !store.is_empty().await.map_err(TransferError::from)? {
+                return Err(TransferError::NotEmpty.into());
+            }
+            let mut records = Vec::new();
+            let input = io::BufReader::new(io::stdin().lock());
+            read_lines(input, |record| {
+                records.push(record);
+                Ok(())
+            })?;
+            let tally = store.import(records).await.map_err(TransferError::from)?;
+            writeln!(out, "imported {tally}")?;
         }
     }
     Ok(())

@@ -222,12 +222,28 @@ fn describe_store(page: &mut Page, store: &Store) {
             "memory: a restart ends all tokens and logs in again",
         ),
         StorePlace::File(path) => page.row("store", path.display()),
+        StorePlace::Shared(shared) => {
+            page.row(
+                "store",
+                format!(
+                    "{shared}, shared by all gates with prefix {}",
+                    shared.prefix
+                ),
+            );
+            page.row(
+                "",
+                format!(
+                    "without it, what a gate knows stays good for {:?}",
+                    shared.stale_for
+                ),
+            );
+        }
     }
     match (&store.place, &store.key, &store.old_key) {
         (StorePlace::Memory, ..) => {}
         (_, None, _) => page.row(
             "",
-            "no key: the upstream's token is not kept, each start is one login",
+            "no key: the upstream's token is not kept, each start of each gate is one login",
         ),
         (_, Some(key), None) => {
             page.row("", format!("the upstream's token is sealed, key in {key}"))

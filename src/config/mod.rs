@@ -9,6 +9,7 @@ mod pattern;
 mod problem;
 mod profile;
 mod reload;
+mod shared_store;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ pub use pattern::{BadPattern, plain};
 pub use problem::{Loaded, Problem, Problems, Rows};
 pub use profile::whatsapp_routes;
 pub use reload::{Gone, Outcome, Refused, Reloader, Requests, Watcher, reloader};
+pub use shared_store::{Finding, ServerAddress, SharedStore, StoreTls};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -359,6 +361,8 @@ pub enum StorePlace {
     /// Nothing outlives a restart.
     Memory,
     File(PathBuf),
+    /// A server that several gates share.
+    Shared(Box<SharedStore>),
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -9,9 +9,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, oneshot};
 use tracing::warn;
 
+use super::key_mirror::KeyMirror;
 use super::{KeyRefused, Keys, mint_key};
 use crate::config::{ApiKey, PathPattern};
 use crate::secret::Secret;
+use crate::store::shared::SharedStore;
 use crate::store::{Change, Digest, KeyRecord, Store, Unavailable};
 use crate::webapp::Role;
 
@@ -22,14 +24,16 @@ const MOST_KEYS: usize = 10_000;
 pub struct KeyRing {
     held: Arc<ArcSwap<Held>>,
     store: Arc<Store>,
+    /// Keeps the keys in step with a shared store.
+    mirror: Option<Arc<KeyMirror>>,
     /// Held from the look at the keys to the end of a change of them.
     changes: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
-    all: Vec<ApiKey>,
-    keys: Keys,
+pub(super) struct Held {
+    pub(super) all: Vec<ApiKey>,
+    pub(super) keys: Keys,
 }
 
 /// A key to be.
@@ -64,6 +68,19 @@ impl KeyRing {
         Arc::new(Self {
             held: Arc::new(ArcSwap::from_pointee(Held { all, keys })),
             store,
+            mirror: None,
+            changes: Arc::default(),
+        })
+    }
+
+    /// The keys of a store that other gates share; empty until it is there.
+    pub fn sharing(shared: &Arc<SharedStore>) -> Arc<Self> {
+        let held: Arc<ArcSwap<Held>> = Arc::default();
+        let mirror = KeyMirror::of(&held, shared);
+        Arc::new(Self {
+            held,
+            store: Arc::new(Store::Shared(Arc::clone(shared))),
+            mirror: Some(mirror),
             changes: Arc::default(),
         })
     }
@@ -94,6 +111,12 @@ impl KeyRing {
         let text = mint_key();
         let digest: [u8; 32] = Sha256::digest(text.expose()).into();
         let record = record(&wanted, digest);
+        if let Some(mirror) = &self.mirror {
+            return match mirror.create(&record).await? {
+                true => Ok(text),
+                false => Err(KeyError::Exists),
+            };
+        }
         let mut all = held.all.clone();
         all.push(ApiKey {
             name: wanted.name,
@@ -116,6 +139,9 @@ impl KeyRing {
         all.retain(|key| *key.name != *name);
         if all.len() == before {
             return Err(KeyError::Unknown);
+        }
+        if let Some(mirror) = &self.mirror {
+            return Ok(mirror.delete(name).await?);
         }
         let change = Change::RemoveKey { name: name.into() };
         Ok(self.commit(change, all, turn).await?)
@@ -154,7 +180,7 @@ fn record(wanted: &NewKey, digest: [u8; 32]) -> KeyRecord {
 
 /// None: another version of this program may know what the record means. It opens
 /// nothing here, rather than more than was meant.
-fn key(record: KeyRecord) -> Option<ApiKey> {
+pub(super) fn key(record: KeyRecord) -> Option<ApiKey> {
     let paths = record
         .paths
         .iter()

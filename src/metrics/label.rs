@@ -72,6 +72,17 @@ label!(
     LimitOutcome as "outcome" { Refused = "refused", Waited = "waited", DryRun = "dry_run" }
 );
 label!(
+    /// Why the shared store did not do what it was asked.
+    StoreFailure as "reason" {
+        Down = "down", Timeout = "timeout", Broken = "broken", Full = "full",
+        Refused = "refused", Foreign = "foreign",
+    }
+);
+label!(
+    /// What the shared store said about a token that this gate did not know.
+    StoreAnswer as "answer" { Known = "known", Unknown = "unknown", None = "none" }
+);
+label!(
     /// Which credential went up.
     Injected as "credential" { Session = "session", ApiKey = "api_key", Client = "client", Nothing = "none" }
 );

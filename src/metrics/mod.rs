@@ -12,7 +12,7 @@ mod label;
 
 pub use label::{
     Blame, ClientLogin, Connect, ConnectionEnd, Counters, Gauged, Injected, Label, LimitOutcome,
-    LoginOutcome, Reason, Reload, Repeat, StoreOutcome, TokenEvent,
+    LoginOutcome, Reason, Reload, Repeat, StoreAnswer, StoreFailure, StoreOutcome, TokenEvent,
 };
 
 /// Every family of the program.
@@ -57,6 +57,9 @@ pub struct Metrics {
     pub store_bytes: IntGauge,
     pub reloads: Counters<Reload>,
     pub config_good: IntGauge,
+    pub store_doubts: IntCounter,
+    pub store_failures: Counters<StoreFailure>,
+    pub store_lookups: Counters<StoreAnswer>,
     pub log_lines_dropped: IntCounter,
     pub task_panics: IntGauge,
     pub ready: IntGauge,
@@ -256,6 +259,21 @@ impl Metrics {
                 r,
                 "tollgate_config_last_reload_successful",
                 "1 if the config file as it stands is the one in use.",
+            ),
+            store_doubts: counter(
+                r,
+                "tollgate_store_doubts_total",
+                "Times that changes in the shared store may have been missed.",
+            ),
+            store_failures: Counters::new(
+                r,
+                "tollgate_store_failures_total",
+                "Calls that the shared store did not do.",
+            ),
+            store_lookups: Counters::new(
+                r,
+                "tollgate_store_lookups_total",
+                "Tokens that the shared store was asked about.",
             ),
             log_lines_dropped: counter(
                 r,

@@ -65,7 +65,14 @@ where
                 return Err(Rejection::Unauthenticated("tokens are not good here"));
             }
             let digest = TokenDigest::of(text);
-            let grant = match tokens.find(&digest) {
+            let found = match tokens.find(&digest) {
+                Some(grant) => Some(grant),
+                None => tokens
+                    .look_up(&digest)
+                    .await
+                    .map_err(Rejection::TokenUnsure)?,
+            };
+            let grant = match found {
                 Some(grant) => grant,
                 None if asks(live) => match ask(Secret::new(text), digest).await? {
                     Asked::Known(grant) => grant,

@@ -278,7 +278,7 @@ impl Pipeline {
             unknown::Turn::Wait(waiting) => return unknown::wait(waiting).await,
             unknown::Turn::Put(question, waiting) => (question, waiting),
         };
-        let limit = live.limiter.admit_unknown_token();
+        let limit = live.limiter.admit_unknown_token().await;
         limit.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
         let wired = self.wired(&live.upstream);
         let tokens = Arc::clone(&self.shared.tokens);

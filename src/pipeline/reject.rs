@@ -35,6 +35,8 @@ pub enum Rejection {
     NoLease(NoLease),
     /// The change could not be made to last, so it has not taken place.
     Unavailable(Unavailable),
+    /// The shared store could not be asked about this token.
+    TokenUnsure(Unavailable),
     /// The Webapp could not be asked about this token.
     CannotAsk,
     /// The upstream refuses our login even after a new one.
@@ -90,7 +92,9 @@ impl Rejection {
             Self::NoLease(_) | Self::CannotAsk => {
                 (503, ErrorCode::NotReady, Upstream, Reason::NotReady)
             }
-            Self::Unavailable(_) => (503, ErrorCode::NotReady, Gateway, Reason::Store),
+            Self::Unavailable(_) | Self::TokenUnsure(_) => {
+                (503, ErrorCode::NotReady, Gateway, Reason::Store)
+            }
             Self::UpstreamLogin => (502, ErrorCode::Internal, Upstream, Reason::UpstreamLogin),
             Self::RetryLater => (503, ErrorCode::NotReady, Upstream, Reason::RetryLater),
             Self::Unreachable(_) | Self::BrokeOff(_) => {
@@ -135,7 +139,9 @@ impl Rejection {
             Self::Overloaded => "The gateway has too many requests in hand",
             Self::NoLease(_) => "The gateway has no valid login at the Webapp at the moment",
             Self::Unavailable(_) => "The gateway cannot keep this change at the moment",
-            Self::CannotAsk => "The token could not be checked at the moment",
+            Self::CannotAsk | Self::TokenUnsure(_) => {
+                "The token could not be checked at the moment"
+            }
             Self::UpstreamLogin => "The Webapp refuses the gateway's login",
             Self::RetryLater => "The gateway's login was renewed, send the request again",
             Self::Unreachable(_) => "The Webapp cannot be reached",
@@ -164,7 +170,7 @@ impl Rejection {
             | Self::TooManyTokens(why) => Some((*why).to_owned()),
             Self::TooMany(limit) => Some(format!("limit {}", limit.policy)),
             Self::NoLease(no_lease) => Some(no_lease.to_string()),
-            Self::Unavailable(why) => Some(why.to_string()),
+            Self::Unavailable(why) | Self::TokenUnsure(why) => Some(why.to_string()),
             Self::Unreachable(error) | Self::BrokeOff(error) => Some(chain(error.as_ref())),
             _ => None,
         }
@@ -174,7 +180,7 @@ impl Rejection {
         match self {
             Self::TooMany(limit) => Some(limit.retry_after),
             Self::NoLease(no_lease) => Some(no_lease.retry_after),
-            Self::Unavailable(why) => Some(why.retry_after()),
+            Self::Unavailable(why) | Self::TokenUnsure(why) => Some(why.retry_after()),
             Self::Overloaded | Self::CannotAsk => Some(Duration::from_secs(1)),
             Self::TooManyTokens(_) => Some(Duration::from_secs(60)),
             Self::RetryLater => Some(Duration::ZERO),

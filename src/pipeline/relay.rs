@@ -116,6 +116,7 @@ impl Relay<'_> {
         let attempt = self
             .limiter
             .admit_login(call.peer, &username)
+            .await
             .map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();
@@ -147,6 +148,7 @@ impl Relay<'_> {
             lifetime: left,
             origin: Origin::Learned,
             epoch,
+            revision: None,
         };
         self.tokens
             .insert(digest, wanted)

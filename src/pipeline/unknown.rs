@@ -157,6 +157,7 @@ pub(super) async fn learn(
         lifetime,
         origin: Origin::Learned,
         epoch: tokens.epoch(user),
+        revision: None,
     };
     if tokens.insert(digest, wanted).await.is_err() {
         return Verdict::NoAnswer;

@@ -81,12 +81,13 @@ impl UsersNode<'_> {
         let attempt = self
             .limiter
             .admit_login(call.peer, &basic.username)
+            .await
             .map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
         let bytes = read(body).await?;
         // Taken before the password is looked at: a user who is deleted meanwhile
         // must not come back to life through a login that began earlier.
         let epoch = self.tokens.epoch(&basic.username);
-        let verified = match self.users.verify(&basic.username, basic.password).await {
+        let mut verified = match self.users.verify(&basic.username, basic.password).await {
             Ok(verified) => verified,
             Err(Refused::Unknown) => return Err(Rejection::LoginRefused("no such user")),
             Err(Refused::WrongPassword) => return Err(Rejection::LoginRefused("wrong password")),
@@ -98,6 +99,7 @@ impl UsersNode<'_> {
             LoginBody::NewPassword(password) => {
                 let by = ChangedBy::User(&verified);
                 self.set_password(&basic.username, password, by).await?;
+                verified = verified.with_new_password();
             }
             _ if verified.must_change => return Err(Rejection::PasswordChangeRequired),
             LoginBody::Nothing | LoginBody::Other => {}
@@ -109,6 +111,7 @@ impl UsersNode<'_> {
             lifetime: self.settings.token_lifetime,
             origin: Origin::Minted,
             epoch,
+            revision: self.users.stored_revision(&verified),
         };
         let ends = self
             .tokens

@@ -8,6 +8,7 @@
 mod embedded;
 mod record;
 mod seal;
+pub mod shared;
 mod transfer;
 
 pub use embedded::{Compacted, Embedded, Import, Mode, Offline, OpenError};
@@ -18,13 +19,14 @@ pub use record::{
 pub use seal::{BadSealKey, Seal, SealKey, Unsealable};
 pub use transfer::{BadLine, Exporter, Tally, TransferError, read_lines};
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::config;
 use crate::metrics::Metrics;
+use shared::SharedStore;
 
 /// One thing that changes. Whole in itself: it takes place or it does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,20 +99,22 @@ pub enum Store {
     /// Nowhere: a restart forgets everything.
     Memory,
     Embedded(Embedded),
+    /// A server that several gates share. What changes something calls it directly:
+    /// other gates have a say in whether it takes place.
+    Shared(Arc<SharedStore>),
 }
 
 impl Store {
-    /// What there is at the start.
-    pub fn open(
-        settings: &config::Store,
-        metrics: &Arc<Metrics>,
-    ) -> Result<(Self, Contents), OpenError> {
-        match &settings.place {
-            config::StorePlace::Memory => Ok((Self::Memory, Contents::default())),
-            config::StorePlace::File(path) => {
-                let (embedded, contents) = Embedded::open(path, metrics)?;
-                Ok((Self::Embedded(embedded), contents))
-            }
+    /// What there is in a file at the start.
+    pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, Contents), OpenError> {
+        let (embedded, contents) = Embedded::open(path, metrics)?;
+        Ok((Self::Embedded(embedded), contents))
+    }
+
+    pub fn shared(&self) -> Option<&Arc<SharedStore>> {
+        match self {
+            Self::Shared(shared) => Some(shared),
+            Self::Memory | Self::Embedded(_) => None,
         }
     }
 
@@ -125,6 +129,7 @@ impl Store {
         match self {
             Self::Memory => done(Ok(())),
             Self::Embedded(embedded) => embedded.submit(change, Box::new(done)),
+            Self::Shared(_) => done(Err(Unavailable::Failed("the store is shared".into()))),
         }
     }
 
@@ -148,7 +153,8 @@ impl Store {
         each: impl FnMut(GrantRecord) + Send + 'static,
     ) -> Result<Loaded, Unavailable> {
         match self {
-            Self::Memory => Ok(Loaded::default()),
+            // A shared store's grants are looked up one by one, as they are needed.
+            Self::Memory | Self::Shared(_) => Ok(Loaded::default()),
             Self::Embedded(embedded) => embedded.load(Box::new(each)).await,
         }
     }
@@ -156,7 +162,7 @@ impl Store {
     /// So many grants have died in memory; what is kept of them may go.
     pub fn forget(&self, count: u64) {
         match self {
-            Self::Memory => {}
+            Self::Memory | Self::Shared(_) => {}
             Self::Embedded(embedded) => embedded.forget(count),
         }
     }
@@ -166,13 +172,14 @@ impl Store {
         match self {
             Self::Memory => None,
             Self::Embedded(embedded) => embedded.trouble(),
+            Self::Shared(shared) => shared.trouble(),
         }
     }
 
     /// Leaves everything in good order.
     pub async fn close(&self) {
         match self {
-            Self::Memory => {}
+            Self::Memory | Self::Shared(_) => {}
             Self::Embedded(embedded) => embedded.close().await,
         }
     }

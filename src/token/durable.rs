@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::front::Front;
 use super::memory::Memory;
 use super::restore::Kept;
 use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
@@ -29,6 +30,9 @@ impl TokenStore {
         wanted: Wanted<'_>,
         ends: Deadline,
     ) -> Result<(), InsertRefused> {
+        if let Some(front) = &self.front {
+            return front.insert(digest, wanted, ends).await;
+        }
         if self.store.is_memory() {
             return self.memory.place(digest, wanted, ends);
         }
@@ -61,6 +65,9 @@ impl TokenStore {
     /// the store fails and the gate is started again: then the Webapp has to refuse it
     /// once more.
     pub async fn revoke(&self, digest: &TokenDigest) -> bool {
+        if let Some(front) = &self.front {
+            return self.revoke_everywhere(front, digest).await;
+        }
         let Some(grant) = self.find(digest) else {
             return false;
         };
@@ -77,9 +84,27 @@ impl TokenStore {
         was_live
     }
 
+    async fn revoke_everywhere(&self, front: &Front, digest: &TokenDigest) -> bool {
+        match front.revoke(digest).await {
+            Ok(false) => false,
+            Ok(true) => {
+                self.metrics.token_events.add(TokenEvent::Revoked);
+                true
+            }
+            Err(error) => {
+                warn!(%error, "a refused token is ended here, and not at the other gates");
+                true
+            }
+        }
+    }
+
     /// Ends all tokens of a user that exist this instant, in constant time; how many.
     /// A login still running gets its token: it counts as the later one.
     pub async fn revoke_user(&self, user: &str) -> Result<usize, Unavailable> {
+        if let Some(front) = &self.front {
+            let ended = front.end(user, Ending::Logout).await;
+            return ended.map(|count| self.count_revoked(count));
+        }
         let lane = self.lanes.alone(user).await;
         let (answer, answered) = oneshot::channel();
         let memory = Arc::clone(&self.memory);
@@ -104,6 +129,16 @@ impl TokenStore {
 
     /// What has happened elsewhere, happens here: at once, whatever the store says.
     pub async fn end_at_once(&self, user: &str, ending: Ending) -> usize {
+        if let Some(front) = &self.front {
+            let here = self.count_revoked(self.memory.end_user(user));
+            return match front.end(user, ending).await {
+                Ok(count) => count.max(here),
+                Err(error) => {
+                    warn!(%error, "tokens are ended here, and not at the other gates");
+                    here
+                }
+            };
+        }
         let lane = self.lanes.alone(user).await;
         let count = self.count_revoked(end(&self.memory, user, ending));
         let change = Change::EndTokens { user: user.into() };

@@ -181,12 +181,15 @@ impl Holders {
     /// Counts the deletions of all users: a user needs no record to have an epoch,
     /// and forgetting an old deletion refuses no login that began after it.
     pub(super) fn epoch(&self) -> Epoch {
-        Epoch(self.deletions.load(Ordering::Acquire))
+        Epoch {
+            here: self.deletions.load(Ordering::Acquire),
+            shared: 0,
+        }
     }
 
     /// Whether a deletion of the user has come between `epoch` and now.
     pub(super) fn has_ended(&self, shard: &Shard, user: &str, epoch: Epoch) -> bool {
-        epoch.0
+        epoch.here
             < shard
                 .ended(user)
                 .max(self.forgotten.load(Ordering::Acquire))

@@ -108,6 +108,21 @@ impl Memory {
         Found::Live(stored.grant(ends))
     }
 
+    /// Every live token.
+    pub(super) fn each(&self, mut give: impl FnMut(&TokenDigest, Grant)) {
+        self.table.each(|digest, stored| {
+            let ends = stored.ends.unpack(self.start);
+            if !stored.lot.is_over() && !ends.has_passed() {
+                give(digest, stored.grant(ends));
+            }
+        });
+    }
+
+    pub(super) fn caps(&self) -> (usize, usize) {
+        let per_user = self.max_tokens_per_user.load(Ordering::Relaxed);
+        (per_user, self.max_tokens.load(Ordering::Relaxed))
+    }
+
     pub(super) fn place(
         &self,
         digest: TokenDigest,

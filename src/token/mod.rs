@@ -7,6 +7,8 @@
 
 mod due;
 mod durable;
+mod ends;
+mod front;
 mod holders;
 mod lanes;
 mod memory;
@@ -30,8 +32,10 @@ use sha2::{Digest as _, Sha256};
 use crate::clock::Deadline;
 use crate::config;
 use crate::identity::random_text;
+use crate::lifecycle::Tasks;
 use crate::metrics::{Metrics, TokenEvent};
 use crate::secret::Secret;
+use crate::store::shared::{Revision, SharedStore};
 use crate::store::{Store, Unavailable};
 use crate::webapp::Role;
 
@@ -98,7 +102,12 @@ pub struct Grant {
 /// How far the deletions of users had got. Take it when a login begins and give it back
 /// with the grant: a deletion in between refuses the grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Epoch(u64);
+pub struct Epoch {
+    /// By this gate's own count.
+    here: u64,
+    /// By the count of the shared store, where there is one.
+    shared: u64,
+}
 
 /// A grant to be.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +118,8 @@ pub struct Wanted<'a> {
     pub origin: Origin,
     /// As it was when the login began.
     pub epoch: Epoch,
+    /// The user whose password was right, where the store has a say in it.
+    pub revision: Option<Revision>,
 }
 
 /// Why a token is not taken in.
@@ -129,6 +140,8 @@ pub enum InsertRefused {
 pub struct TokenStore {
     memory: Arc<memory::Memory>,
     store: Arc<Store>,
+    /// Where other gates have a say: this gate's copy of a shared store.
+    front: Option<Arc<front::Front>>,
     lanes: lanes::Lanes,
     metrics: Arc<Metrics>,
 }
@@ -142,9 +155,37 @@ impl TokenStore {
     /// Tokens that live as long as `store` keeps them; empty until it is loaded.
     pub fn over(store: Arc<Store>, settings: &config::Users, metrics: Arc<Metrics>) -> Arc<Self> {
         let memory = memory::Memory::new(settings, Arc::clone(&metrics));
+        Self::of((Arc::new(memory), None), store, metrics)
+    }
+
+    /// Tokens of a store that other gates share; looked up as they are needed, by `tasks`.
+    pub fn sharing(
+        shared: &Arc<SharedStore>,
+        tasks: &Tasks,
+        settings: &config::Users,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let memory = memory::Memory::new(settings, Arc::clone(&metrics));
+        let memory = Arc::new(memory);
+        let front = front::Front::new(
+            shared,
+            Arc::clone(&memory),
+            tasks.clone(),
+            Arc::clone(&metrics),
+        );
+        let store = Arc::new(Store::Shared(Arc::clone(shared)));
+        Self::of((memory, Some(front)), store, metrics)
+    }
+
+    fn of(
+        (memory, front): (Arc<memory::Memory>, Option<Arc<front::Front>>),
+        store: Arc<Store>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            memory: Arc::new(memory),
+            memory,
             store,
+            front,
             lanes: lanes::Lanes::new(),
             metrics,
         })
@@ -159,7 +200,14 @@ impl TokenStore {
     /// To be taken before a login's first check. The user is named for the sake of
     /// stores that count by user.
     pub fn epoch(&self, _user: &str) -> Epoch {
-        self.memory.holders.epoch()
+        let here = self.memory.holders.epoch();
+        match &self.front {
+            Some(front) => Epoch {
+                shared: front.shared.applied(),
+                ..here
+            },
+            None => here,
+        }
     }
 
     /// Takes a token in, or takes its new end if it is known. Gives its end.
@@ -183,13 +231,32 @@ impl TokenStore {
     /// The grant of a token, if it is live this instant. One look-up, no allocation.
     pub fn find(&self, digest: &TokenDigest) -> Option<Grant> {
         match self.memory.find(digest) {
-            memory::Found::Live(grant) => Some(grant),
+            memory::Found::Live(grant) => self.is_sure(digest).then_some(grant),
             memory::Found::Dead => {
                 self.memory.forget_dead(digest);
                 None
             }
             memory::Found::Nothing => None,
         }
+    }
+
+    /// A token that is not found may still be one that another gate gave out.
+    pub async fn look_up(&self, digest: &TokenDigest) -> Result<Option<Grant>, Unavailable> {
+        match &self.front {
+            Some(front) => front.look_up(*digest).await,
+            None => Ok(None),
+        }
+    }
+
+    fn is_sure(&self, digest: &TokenDigest) -> bool {
+        let front = self.front.as_ref();
+        front.is_none_or(|front| front.is_sure(digest))
+    }
+
+    /// Whether what is known here counts: a shared store was there not too long ago.
+    pub fn is_believed(&self) -> bool {
+        let front = self.front.as_ref();
+        front.is_none_or(|front| front.shared.is_believed())
     }
 
     /// Tokens in memory, dead ones that await the sweep included.

@@ -205,5 +205,8 @@ pub async fn sweep_loop(store: Arc<TokenStore>, stop: Stop) {
             debug!(removed, "swept tokens");
         }
         store.tell_of_dead();
+        if let Some(front) = &store.front {
+            front.sweep();
+        }
     }
 }

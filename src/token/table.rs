@@ -79,6 +79,12 @@ impl Table {
         self.each.get(digest)
     }
 
+    pub(super) fn each(&self, mut give: impl FnMut(&TokenDigest, &Stored)) {
+        for stored in &self.each {
+            give(stored.key(), &stored);
+        }
+    }
+
     pub(super) fn lot_of(&self, digest: &TokenDigest) -> Option<Arc<Lot>> {
         self.find(digest).map(|stored| Arc::clone(&stored.lot))
     }

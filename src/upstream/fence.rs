@@ -77,6 +77,15 @@ impl Fence {
         Some(state.current)
     }
 
+    /// Another gate's login is in use from here on, by the number all gates know it by.
+    /// Whoever says so has made sure that it is not refused.
+    pub(super) fn adopt(&self, generation: u64) {
+        let mut state = self.lock();
+        state.current = generation;
+        state.refused = state.refused.min(generation.saturating_sub(1));
+        self.refused.store(state.refused, Ordering::Release);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

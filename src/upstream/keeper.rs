@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::config::{BaseAddress, Login};
 use crate::secret::Secret;
-use crate::store::{Change, Seal, SealedLease, Store};
+use crate::store::shared::SharedStore;
+use crate::store::{Change, Seal, SealedBytes, SealedLease, Store};
 
 /// Less is not worth adopting: the renewal would be due at once.
 const LEAST_LEFT: Duration = Duration::from_secs(10);
@@ -88,10 +89,16 @@ impl Place {
     pub(super) fn find(&self) -> Option<Kept> {
         let mut leases = self.keeper.found.iter();
         let lease = leases.find(|lease| lease.upstream == self.upstream)?;
-        let opened = self
-            .keeper
-            .seal
-            .open(&lease.sealed, self.bound_to.as_bytes());
+        let now = clock::unix_millis();
+        let (kept, began_millis) = self.open(&lease.sealed)?;
+        // A clock that is behind the token's own beginning says nothing about its end.
+        let is_usable = began_millis <= now && span(now, kept.ends_millis) >= LEAST_LEFT;
+        is_usable.then_some(kept)
+    }
+
+    /// A token that was sealed for this upstream, and when it began.
+    pub(super) fn open(&self, sealed: &SealedBytes) -> Option<(Kept, u64)> {
+        let opened = self.keeper.seal.open(sealed, self.bound_to.as_bytes());
         let text = match opened {
             Ok(text) => text,
             Err(error) => {
@@ -100,16 +107,24 @@ impl Place {
             }
         };
         let sealed: Sealed<'_> = serde_json::from_str(text.expose()).ok()?;
-        let now = clock::unix_millis();
-        let millis = |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from));
-        // A clock that is behind the token's own beginning says nothing about its end.
-        let is_usable = sealed.began_millis <= now && millis(now, sealed.ends_millis) >= LEAST_LEFT;
-        is_usable.then(|| Kept {
+        let kept = Kept {
             token: Secret::new(&*sealed.token),
             ends_millis: sealed.ends_millis,
-            life: millis(sealed.began_millis, sealed.ends_millis),
-            age: millis(sealed.began_millis, now),
-        })
+            life: span(sealed.began_millis, sealed.ends_millis),
+            age: span(sealed.began_millis, clock::unix_millis()),
+        };
+        Some((kept, sealed.began_millis))
+    }
+
+    /// The token, sealed as of now; None only if the host gives no randomness.
+    pub(super) fn sealed(&self, token: &Secret, ends_millis: u64) -> Option<SealedBytes> {
+        let lease = self.seal(token, clock::unix_millis(), ends_millis)?;
+        Some(lease.sealed)
+    }
+
+    /// The store that other gates share, if it is one.
+    pub(super) fn shared(&self) -> Option<&Arc<SharedStore>> {
+        self.keeper.store.shared()
     }
 
     /// Keeps a token. Nobody waits for it: without it the next start logs in.
@@ -151,6 +166,10 @@ impl Place {
             }
         });
     }
+}
+
+fn span(from: u64, to: u64) -> Duration {
+    Duration::from_millis(to.saturating_sub(from))
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::secret::{self, Secret, SecretSource};
 use crate::webapp;
 
 mod body;
+mod common;
 mod connect;
 mod connections;
 mod description;
@@ -57,6 +58,7 @@ pub use names::NameError;
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
 
+use common::Common;
 use connect::Dialer;
 use keeper::Place;
 use login::LoginCall;
@@ -179,14 +181,13 @@ impl Upstream {
             upstream: Arc::clone(name),
         })?;
         let dialer = Arc::new(dialer(settings)?);
-        let api_key = match &settings.api_key {
-            None => None,
-            Some(source) => Some(read_api_key(source).map_err(|source| Error::ApiKey {
-                upstream: Arc::clone(name),
-                source,
-            })?),
-        };
+        let api_key = settings.api_key.as_ref().map(read_api_key).transpose();
+        let api_key = api_key.map_err(|source| Error::ApiKey {
+            upstream: Arc::clone(name),
+            source,
+        })?;
         let stop = stop.child();
+        let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
         let session = settings.login.as_ref().map(|login| {
             let call = LoginCall {
                 dialer: Arc::clone(&dialer),
@@ -197,6 +198,9 @@ impl Upstream {
             };
             let place = keeper.map(|keeper| Place::new(keeper, name, &settings.base, login));
             let (session, phase) = Session::new(login.single_active_token, Arc::clone(metrics));
+            let common = place
+                .as_ref()
+                .and_then(|place| Common::of(place, name, &session));
             let renewer = Renewer {
                 upstream: Arc::clone(name),
                 session: Arc::clone(&session),
@@ -207,6 +211,7 @@ impl Upstream {
                 failures: 0,
                 reported: None,
                 place,
+                common,
                 metrics: Arc::clone(metrics),
                 stop: stop.clone(),
             };
@@ -221,9 +226,7 @@ impl Upstream {
             session,
             api_key: ArcSwapOption::new(api_key.map(Arc::new)),
             api_key_source: settings.api_key.clone(),
-            turns: Arc::new(Semaphore::new(
-                settings.concurrency.min(Semaphore::MAX_PERMITS),
-            )),
+            turns: Arc::new(Semaphore::new(turns)),
             queue_timeout: settings.queue_timeout,
             idle_timeout: settings.idle_timeout,
             metrics: Arc::clone(metrics),

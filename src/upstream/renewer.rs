@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
+use super::common::Common;
 use super::fence::Attempt;
 use super::keeper::Place;
 use super::login::{Granted, LoginCall, LoginError};
@@ -40,12 +41,14 @@ pub(super) struct Renewer {
     pub(super) reported: Option<Why>,
     /// Where the token outlives a restart; None: it does not.
     pub(super) place: Option<Place>,
+    /// The login of all gates; None: this gate logs in for itself.
+    pub(super) common: Option<Common>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: Stop,
 }
 
 /// When to come back.
-enum Due {
+pub(super) enum Due {
     /// At this time, or as soon as the lease is of no use.
     Renewal(Deadline),
     /// At this time, whatever happens.
@@ -58,6 +61,9 @@ impl Renewer {
     /// Runs until drain; a login that is under way then is finished first, because
     /// requests wait for it.
     pub(super) async fn run(mut self) {
+        if self.common.is_some() {
+            return self.run_in_common().await;
+        }
         let mut due = match self.adopt_kept() {
             Some(due) => due,
             None => self.attempt().await,
@@ -90,7 +96,7 @@ impl Renewer {
         Some(Due::Renewal(Deadline::after(left)))
     }
 
-    fn publish(&self, lease: Lease) {
+    pub(super) fn publish(&self, lease: Lease) {
         self.metrics
             .session_generation
             .set(i64::try_from(lease.generation).unwrap_or(i64::MAX));
@@ -109,7 +115,7 @@ impl Renewer {
     }
 
     /// One login, if it is allowed now; publishes what came of it.
-    async fn attempt(&mut self) -> Due {
+    pub(super) async fn attempt(&mut self) -> Due {
         if let Some(left) = self.budget.wait(Instant::now()) {
             if self.is_news(Why::Budget) {
                 warn!(upstream = %self.upstream, seconds = left.as_secs(),
@@ -154,13 +160,18 @@ impl Renewer {
                 "tokens were revoked while logging in; this login is not used");
             return Due::NotBefore(Deadline::after(Duration::ZERO));
         };
+        if let Some(place) = self.place.as_ref().filter(|place| place.shared().is_none()) {
+            place.keep(&granted.token, ends.unix_millis());
+        }
+        self.take_up(granted, (generation, ends))
+    }
+
+    /// Uses what our own login brought.
+    pub(super) fn take_up(&mut self, granted: Granted, (generation, ends): (u64, Deadline)) -> Due {
         self.failures = 0;
         self.reported = None;
         self.metrics.session_logins.add(LoginOutcome::Ok);
         info!(upstream = %self.upstream, generation, seconds = granted.left.as_secs(), "logged in");
-        if let Some(place) = &self.place {
-            place.keep(&granted.token, ends.unix_millis());
-        }
         self.publish(Lease {
             generation,
             ends,
@@ -172,7 +183,7 @@ impl Renewer {
         Due::Renewal(Deadline::after(renew))
     }
 
-    fn failed(&mut self, failure: &LoginError, password: &Secret) -> Due {
+    pub(super) fn failed(&mut self, failure: &LoginError, password: &Secret) -> Due {
         let why = failure.why();
         self.metrics.session_logins.add(failure.outcome());
         self.failures = self.failures.saturating_add(1);
@@ -198,7 +209,7 @@ impl Renewer {
         self.blocked(why, pause)
     }
 
-    fn blocked(&self, why: Why, pause: Duration) -> Due {
+    pub(super) fn blocked(&self, why: Why, pause: Duration) -> Due {
         let until = Deadline::after(pause);
         self.phase.send_replace(Phase::Blocked {
             why,
@@ -208,7 +219,7 @@ impl Renewer {
         Due::NotBefore(until)
     }
 
-    fn blocked_until_new_secret(&self, why: Why, known: Option<[u8; 32]>) -> Due {
+    pub(super) fn blocked_until_new_secret(&self, why: Why, known: Option<[u8; 32]>) -> Due {
         self.phase.send_replace(Phase::Blocked { why, until: None });
         self.session.refresh_gauges();
         Due::NewSecret(known)
@@ -219,10 +230,13 @@ impl Renewer {
     }
 
     /// Waits; false when it is time to stop instead.
-    async fn has_come(&self, due: &Due) -> bool {
+    pub(super) async fn has_come(&self, due: &Due) -> bool {
         loop {
             if self.stop.is_draining() {
                 return false;
+            }
+            if self.common.as_ref().is_some_and(Common::has_news) {
+                return true;
             }
             let pause = match due {
                 Due::Renewal(at) if at.has_passed() || !self.session.is_ready() => return true,

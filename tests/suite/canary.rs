@@ -8,6 +8,7 @@ use tollgate::emulator::{LoginAnswer, Settings};
 use tollgate::secret::Secret;
 
 use crate::harness::program::Program;
+use crate::harness::redis::RedisServer;
 use crate::harness::{Client, NO_LIMITS, Setup, emulator_with, prepare, secret, sha256, text};
 
 const WEBAPP_PASSWORD: &str = "Canary-Webapp-1!";
@@ -16,6 +17,7 @@ const ADMIN_PASSWORD: &str = "Canary-Admin-1!";
 const USER_PASSWORD: &str = "Canary-User-1!";
 const NEW_PASSWORD: &str = "Canary-New-1!";
 const API_KEY: &str = "tgk_canary0000000000000000000000000000000000000";
+const REDIS_PASSWORD: &str = "Canary-Redis-1!";
 const GUESS: &str = "Canary-Guess-1!";
 
 /// All that clients were told, searched at the end like the logs.
@@ -31,6 +33,12 @@ impl Heard {
         self.0.lock().unwrap().push_str(&text);
         status
     }
+}
+
+async fn basic_login(client: &Client) -> Result<reqwest::Response, reqwest::Error> {
+    let request = client.request(Method::POST, "/v1/users/login");
+    let request = request.basic_auth("admin", Some(ADMIN_PASSWORD));
+    request.send().await
 }
 
 #[expect(clippy::too_many_lines, reason = "one line a failure")]
@@ -114,12 +122,18 @@ async fn no_secret_is_in_any_log_line_answer_or_metric() {
         ("webapp-password", WEBAPP_PASSWORD),
         ("webapp-key", WEBAPP_KEY),
         ("gate-password", ADMIN_PASSWORD),
+        ("redis-password", REDIS_PASSWORD),
     ] {
         secret(&folder.path().join(name), value);
     }
     let rest = format!(
         "{NO_LIMITS}\n[log]\nformat = \"text\"\nfilter = \"trace\"\n[[api_key]]\nname = \"k\"\nsha256 = [\"{}\"]\n",
         sha256(API_KEY)
+    );
+    let server = RedisServer::with(&["--requirepass", REDIS_PASSWORD]);
+    let rest = format!(
+        "{rest}\n[store]\nurl = \"redis://127.0.0.1:{}\"\npassword = {{ file = \"redis-password\" }}\n",
+        server.port
     );
     let setup = Setup::default()
         .upstream("api_key = { file = \"webapp-key\" }\nmin_login_interval = \"10ms\"\nlogins_per_hour = 36000\nfirst_byte_timeout = \"500ms\"\nlogin_timeout = \"500ms\"")
@@ -173,6 +187,19 @@ async fn no_secret_is_in_any_log_line_answer_or_metric() {
     std::fs::write(&file, broken).unwrap();
     program.signal("HUP");
     program.wait_for("problem");
+    // The store refuses the gate's password from now on.
+    let url = format!("redis://:{REDIS_PASSWORD}@127.0.0.1:{}", server.port);
+    let mut operator = redis::Client::open(url).unwrap().get_connection().unwrap();
+    for words in [
+        ["CONFIG", "SET", "requirepass", "Canary-Redis-2!"].as_slice(),
+        ["CLIENT", "KILL", "TYPE", "normal"].as_slice(),
+    ] {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).exec(&mut operator).unwrap();
+    }
+    program.wait_for("the store cannot be reached");
+    heard.hear(Ok(admin.get("/v1/support").await)).await;
+    heard.hear(basic_login(&client).await).await;
     let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", program.operator))
         .await
         .unwrap();

@@ -27,16 +27,11 @@ fn rounds() -> u64 {
     rounds.and_then(|text| text.parse().ok()).unwrap_or(15)
 }
 
-fn settings(path: &Path) -> (config::Store, config::Users) {
-    let text = format!(
-        "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\
-         login = {{ username = \"gate\", password = {{ env = \"PATH\" }} }}\n\
-         [users]\nmax_tokens = 100000000\nmax_tokens_per_user = 100000000\n\
-         [store]\npath = \"{}\"\n",
-        path.display()
-    );
-    let config = config::parse(&text, Path::new("")).unwrap().config;
-    (config.store, config.users)
+fn settings() -> config::Users {
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\
+                login = { username = \"gate\", password = { env = \"PATH\" } }\n\
+                [users]\nmax_tokens = 100000000\nmax_tokens_per_user = 100000000\n";
+    config::parse(text, Path::new("")).unwrap().config.users
 }
 
 /// One line on standard output, whole or not at all.
@@ -60,9 +55,10 @@ fn the_load() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let (place, users) = settings(Path::new(&path));
+        let path = Path::new(&path);
+        let users = settings();
         let metrics = Metrics::new();
-        let (store, _) = Store::open(&place, &metrics).unwrap();
+        let (store, _) = Store::open(path, &metrics).unwrap();
         let store = Arc::new(store);
         let tokens = TokenStore::over(Arc::clone(&store), &users, metrics);
         tokens.load(|_| true).await.unwrap();
@@ -133,6 +129,7 @@ async fn log_in(tokens: &TokenStore, user: &str, token: &str, task: u64) {
         lifetime: Duration::from_secs(86_400),
         origin: Origin::Minted,
         epoch: tokens.epoch(user),
+        revision: None,
     };
     // A deletion in between refuses it, rightly.
     if tokens.insert(TokenDigest::of(token), wanted).await.is_ok() {
@@ -304,8 +301,7 @@ fn killed(mut child: Child) -> Vec<String> {
 }
 
 async fn found(path: &Path) -> (BTreeSet<Digest>, BTreeSet<String>) {
-    let (place, _) = settings(path);
-    let (store, contents) = Store::open(&place, &Metrics::new()).unwrap();
+    let (store, contents) = Store::open(path, &Metrics::new()).unwrap();
     let (send, receive) = std::sync::mpsc::channel();
     let loaded = store.load(move |grant| send.send(grant.digest).unwrap());
     loaded.await.unwrap();

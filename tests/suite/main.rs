@@ -30,5 +30,6 @@ mod relay;
 mod reload;
 mod runtime_keys;
 mod session;
+mod shared;
 mod store_command;
 mod users_node;

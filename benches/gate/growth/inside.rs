@@ -82,6 +82,7 @@ pub(super) fn tokens() -> Vec<Point> {
                     lifetime: Duration::from_secs(604_800),
                     origin: Origin::Minted,
                     epoch: store.epoch(&user),
+                    revision: None,
                 };
                 store
                     .insert(TokenDigest::of(&token(index)), wanted)

@@ -9,6 +9,7 @@ mod places;
 mod report;
 mod routes;
 mod section;
+mod shared_store;
 mod small;
 mod store;
 mod units;

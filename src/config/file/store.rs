@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::places::secret_that;
 use super::section::{Section, Value};
+use super::shared_store::shared_store;
 use super::value::text;
 use crate::config::{Store, StorePlace};
 use crate::secret::Secret;
@@ -23,6 +24,25 @@ pub(super) fn store(root: &Section<'_>) -> Store {
         return store;
     };
     store.place = table.or("path", place, store.place);
+    if let Some(shared) = shared_store(&table) {
+        if table.has("path") {
+            table.complain(
+                "path",
+                "is a second place, beside url",
+                "keep one of the two",
+            );
+        }
+        if !table.has("key") {
+            let reason = "is missing: the upstream's token is not shared, each gate logs in by \
+                          itself, at every start as well";
+            table.warn(
+                "key",
+                reason,
+                "add key = { file = \"...\" }, the same for all gates",
+            );
+        }
+        store.place = StorePlace::Shared(Box::new(shared));
+    }
     store.key = table.read("key", secret_that(is_key, RULE));
     store.old_key = table.read("old_key", secret_that(is_key, RULE));
     if store.old_key.is_some() && !table.has("key") {

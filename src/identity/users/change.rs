@@ -2,13 +2,14 @@
 //! force. Its second half runs when the store says so, whether or not the client is
 //! still there.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tracing::debug;
 
 use super::{Directory, Revision, User, Users};
 use crate::identity::PasswordHash;
+use crate::store::shared::{EntryChange, SharedStore};
 use crate::store::{self, Store, Unavailable};
 
 /// The right to change the directory; nobody else does meanwhile.
@@ -45,6 +46,9 @@ impl Users {
 
 impl Change {
     pub(super) async fn put(self, name: &str, user: User) -> Result<(), Unavailable> {
+        if let Some(shared) = self.store.shared().cloned() {
+            return self.put_everywhere(&shared, name, user).await;
+        }
         let change = store::Change::PutUser(user.record(name));
         let name = name.to_owned();
         let then = move |directory: &mut Directory| drop(directory.users.insert(name, user));
@@ -52,10 +56,50 @@ impl Change {
     }
 
     pub(super) async fn remove(self, name: &str) -> Result<(), Unavailable> {
+        if let Some(shared) = self.store.shared().cloned() {
+            // Gone already, at another gate: that is what was wanted.
+            shared.remove_user(name).await?;
+            self.write().users.remove(name);
+            return Ok(());
+        }
         let change = store::Change::RemoveUser { name: name.into() };
         let name = name.to_owned();
         let then = move |directory: &mut Directory| drop(directory.users.remove(&name));
         self.commit(change, then).await
+    }
+
+    /// Other gates have a say: the user must still be who this gate takes it for.
+    async fn put_everywhere(
+        self,
+        shared: &SharedStore,
+        name: &str,
+        mut user: User,
+    ) -> Result<(), Unavailable> {
+        // A record of text and numbers always has a JSON form.
+        let text = serde_json::to_string(&user.record(name)).unwrap_or_default();
+        let known = self.write().users.get(name).map(|known| known.revision);
+        let is_change = known != Some(user.revision);
+        let known = known.map(Revision::stored);
+        match shared.put_user(name, known, &text, is_change).await? {
+            EntryChange::Done(entry) => {
+                user.revision = Revision::of(entry.revision);
+                user.seq = entry.seq;
+                let mut directory = self.write();
+                let is_newer = |known: &User| known.seq > entry.seq;
+                if !directory.users.get(name).is_some_and(is_newer) {
+                    directory.users.insert(name.to_owned(), user);
+                }
+                Ok(())
+            }
+            // Somebody else's change is on its way here: then the answer will be clear.
+            EntryChange::Conflict | EntryChange::None => Err(Unavailable::Busy),
+        }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Directory> {
+        self.directory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn commit(

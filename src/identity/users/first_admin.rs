@@ -71,13 +71,17 @@ impl Users {
             nobody: PasswordHash::of_nobody(),
             directory: Arc::new(RwLock::new(directory)),
             store,
+            mirror: None,
             changes: Arc::new(Mutex::new(())),
         };
         let admin = users.settle_first_admin(settings).await?;
         Ok((users, admin))
     }
 
-    async fn settle_first_admin(&self, settings: &config::Users) -> Result<FirstAdmin, Error> {
+    pub(super) async fn settle_first_admin(
+        &self,
+        settings: &config::Users,
+    ) -> Result<FirstAdmin, Error> {
         let kept = self.first_admin();
         let Some(wanted) = &settings.first_admin else {
             return match kept {
@@ -167,6 +171,7 @@ impl Users {
             is_first_admin: true,
             configured: first.configured,
             revision,
+            seq: 0,
         };
         change.put(first.name, user).await?;
         Ok(())
@@ -220,7 +225,7 @@ struct FirstUser<'a> {
     configured: Option<PhcText>,
 }
 
-fn user(record: UserRecord, created: u64) -> Result<(String, User), Error> {
+pub(super) fn user(record: UserRecord, created: u64) -> Result<(String, User), Error> {
     let name = record.name.to_string();
     let hash = PasswordHash::parse(&record.hash.0).map_err(|source| Error::Stored {
         user: name.clone(),
@@ -236,6 +241,7 @@ fn user(record: UserRecord, created: u64) -> Result<(String, User), Error> {
             created,
             changes: 0,
         },
+        seq: 0,
     };
     Ok((name, user))
 }

@@ -6,6 +6,7 @@
 mod change;
 mod error;
 mod first_admin;
+mod mirror;
 
 pub use error::{ChangeError, CreateError, Error, Refused, RemoveError};
 pub use first_admin::{FirstAdmin, GeneratedAdmin};
@@ -31,6 +32,8 @@ pub struct Users {
     nobody: PasswordHash,
     directory: Arc<RwLock<Directory>>,
     store: Arc<Store>,
+    /// Keeps the directory in step with a shared store.
+    mirror: Option<Arc<mirror::Mirror>>,
     /// Held from the look at the directory to the end of a change of it.
     changes: Arc<Mutex<()>>,
 }
@@ -50,6 +53,8 @@ struct User {
     /// The password the config file gave last; another one there is news.
     configured: Option<PhcText>,
     revision: Revision,
+    /// Number of the change that wrote it, in a shared store; 0 elsewhere.
+    seq: u64,
 }
 
 impl User {
@@ -156,6 +161,7 @@ impl Users {
                 created,
                 changes: 0,
             },
+            seq: 0,
         };
         change.put(name, user).await?;
         Ok(())

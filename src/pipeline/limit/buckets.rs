@@ -18,9 +18,11 @@ use governor::state::keyed::ShrinkableKeyedStateStore;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::ahead::{Ahead, Found};
 use super::facts::{RateFacts, ceil_seconds};
 use crate::config::Quota;
 use crate::hashed::BuildAsItIs;
+use crate::store::shared::SharedStore;
 
 /// Lines in which requests wait. Keys may share one; that delays, never denies.
 const LINES: usize = 64;
@@ -33,12 +35,25 @@ pub(super) struct Buckets {
     burst: NonZeroU32,
     limiter: RateLimiter<u64, Shared, Monotonic, StateInformationMiddleware>,
     store: Arc<Store>,
+    /// Where other gates draw on the same buckets.
+    ahead: Option<Ahead>,
     hasher: RandomState,
     lines: Vec<Arc<Semaphore>>,
 }
 
 impl Buckets {
+    #[cfg(test)]
     pub(super) fn new(name: Arc<str>, quota: Quota, max_keys: usize) -> Self {
+        Self::over(None, name, quota, max_keys)
+    }
+
+    /// With a store, other gates draw on the same buckets.
+    pub(super) fn over(
+        shared: Option<Arc<SharedStore>>,
+        name: Arc<str>,
+        quota: Quota,
+        max_keys: usize,
+    ) -> Self {
         let burst = NonZeroU32::new(quota.burst).unwrap_or(NonZeroU32::MIN);
         let interval = interval(quota, burst);
         let rate = governor::Quota::with_period(interval).expect("an interval is never zero");
@@ -55,6 +70,7 @@ impl Buckets {
             burst,
             limiter,
             store,
+            ahead: shared.map(|shared| Ahead::new(shared, interval, burst.get())),
             hasher: RandomState::new(),
             lines: (0..LINES.min(max_keys.max(1)))
                 .map(|_| Arc::new(Semaphore::new(1)))
@@ -85,18 +101,66 @@ impl Buckets {
         self.hasher.hash_one(subject)
     }
 
-    /// Draws one; how many are left, or how long until there is one.
-    pub(super) fn spend(&self, key: u64) -> Result<u32, Duration> {
-        match self.limiter.check_key(&key) {
-            Ok(state) => Ok(state.remaining_burst_capacity()),
-            Err(until) => Err(until.wait_time_from(self.limiter.clock().now())),
+    /// Draws one; how many are left, or why there is none.
+    pub(super) fn spend(&self, key: u64) -> Result<u32, NoPermit> {
+        let Some(ahead) = &self.ahead else {
+            return match self.limiter.check_key(&key) {
+                Ok(state) => Ok(state.remaining_burst_capacity()),
+                Err(until) => {
+                    let wait = until.wait_time_from(self.limiter.clock().now());
+                    Err(NoPermit::Until(wait))
+                }
+            };
+        };
+        // Each gate has an equal share. It is drawn on all the time, or it would be full
+        // when the store goes away, and hand out a burst that nobody is owed.
+        let gates = NonZeroU32::new(ahead.gates()).unwrap_or(NonZeroU32::MIN);
+        let own = self.spend_share(key, gates.min(self.burst));
+        match ahead.take(key) {
+            Found::Permit(left) => Ok(left),
+            Found::Empty(wait) => Err(NoPermit::Until(wait)),
+            Found::Nothing => Err(NoPermit::Ask),
+            Found::Alone => own,
+        }
+    }
+
+    fn spend_share(&self, key: u64, count: NonZeroU32) -> Result<u32, NoPermit> {
+        match self.limiter.check_key_n(&key, count) {
+            Ok(Ok(state)) => Ok(state.remaining_burst_capacity() / count),
+            Ok(Err(until)) => {
+                let wait = until.wait_time_from(self.limiter.clock().now());
+                Err(NoPermit::Until(wait))
+            }
+            // Never: it is not more than the burst.
+            Err(_) => Err(NoPermit::Until(self.interval)),
+        }
+    }
+
+    /// Gets permits from the store; `name` is what all gates call this bucket.
+    pub(super) async fn fill(&self, key: u64, name: impl FnOnce() -> String) {
+        if let Some(ahead) = &self.ahead {
+            let max_keys = self.store.max.load(Ordering::Relaxed);
+            ahead.fill(key, max_keys, name).await;
+        }
+    }
+
+    /// Gives back what this gate has no use for.
+    pub(super) async fn tidy(&self) {
+        if let Some(ahead) = &self.ahead {
+            ahead.sweep().await;
         }
     }
 
     /// Undoes a draw. One that fell into the overflow bucket, or that time has
     /// refilled long since, stays as it is: never more than was drawn.
     pub(super) fn give_back(&self, key: u64) {
-        let one = u64::try_from(self.interval.as_nanos()).unwrap_or(u64::MAX);
+        let ahead = self.ahead.as_ref();
+        let shares = ahead.map_or(1, |ahead| ahead.gates().min(self.burst.get()));
+        if let Some(ahead) = ahead {
+            ahead.give_back(key);
+        }
+        let one = self.interval.saturating_mul(shares).as_nanos();
+        let one = u64::try_from(one).unwrap_or(u64::MAX);
         if let Some(bucket) = self.store.each.get(&key) {
             let less = |time: u64| Some(time.saturating_sub(one));
             // Never `Err`: the closure always gives a value.
@@ -127,6 +191,15 @@ impl Buckets {
             reset: ceil_seconds(self.interval.saturating_mul(missing)),
         }
     }
+}
+
+/// Why there is no permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoPermit {
+    /// There will be one after this long.
+    Until(Duration),
+    /// The store that other gates draw on as well has to be asked.
+    Ask,
 }
 
 /// Time between two requests at the steady rate.

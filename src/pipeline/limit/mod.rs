@@ -3,7 +3,9 @@
 //! Chooses no status. The surprise: a refusal costs nothing; what a request has
 //! drawn from other budgets by then goes back.
 
+mod ahead;
 mod buckets;
+mod draw;
 mod facts;
 
 pub use facts::{Admitted, RateFacts, TooMany};
@@ -16,13 +18,20 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use self::buckets::Buckets;
+use self::buckets::{Buckets, NoPermit};
+use self::draw::{By, Draw, Whose, of_all};
 use crate::config::{self, Limits, Quota};
 use crate::identity::Client;
 use crate::metrics::{LimitOutcome, Metrics};
+use crate::store::shared::SharedStore;
 
 /// The key where one bucket serves all.
 const ALL: u64 = 0;
+
+/// Times that one request asks the store for permits, should others take them all.
+const FILLS: usize = 8;
+/// What it is told to wait when they have.
+const CROWDED: Duration = Duration::from_millis(50);
 
 /// All budgets. Built anew by a reload; what did not change keeps its state.
 #[derive(Debug)]
@@ -35,6 +44,8 @@ pub struct Limiter {
     unknown_tokens: Arc<Buckets>,
     in_flight: Arc<AtomicUsize>,
     max_in_flight: usize,
+    /// Where other gates draw on the same buckets.
+    store: Option<Arc<SharedStore>>,
     metrics: Arc<Metrics>,
 }
 
@@ -50,15 +61,6 @@ pub struct Subject<'a> {
     pub client: &'a Client,
     pub peer: IpAddr,
     pub class: &'a str,
-}
-
-/// One bucket that a request must draw on.
-#[derive(Debug)]
-struct Draw {
-    buckets: Arc<Buckets>,
-    key: u64,
-    is_dry_run: bool,
-    is_spent: bool,
 }
 
 /// Which draw found its bucket empty, and when it will not.
@@ -87,13 +89,24 @@ impl Limiter {
     /// The budgets of `limits`. Those that `old` has with the same quota and key go on
     /// where they are: a reload must not hand out fresh ones.
     pub fn new(limits: &Limits, old: Option<&Self>, metrics: Arc<Metrics>) -> Self {
+        let store = old.and_then(|old| old.store.as_ref());
+        Self::over(store, limits, old, metrics)
+    }
+
+    /// The same, drawn on by all gates that share `store`.
+    pub fn over(
+        store: Option<&Arc<SharedStore>>,
+        limits: &Limits,
+        old: Option<&Self>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let max_keys = limits.max_keys;
         let kept = |old: Option<&Arc<Buckets>>, name: &str, quota: Quota| match old {
             Some(old) if old.quota() == quota => {
                 old.remember_at_most(max_keys);
                 Arc::clone(old)
             }
-            _ => Arc::new(Buckets::new(name.into(), quota, max_keys)),
+            _ => Arc::new(Buckets::over(store.cloned(), name.into(), quota, max_keys)),
         };
         let policy = |limit: &config::Limit| {
             let policies = old.iter().flat_map(|old| &old.policies);
@@ -121,6 +134,7 @@ impl Limiter {
                 .map(|old| Arc::clone(&old.in_flight))
                 .unwrap_or_default(),
             max_in_flight: limits.max_in_flight,
+            store: store.cloned(),
             metrics,
         }
     }
@@ -133,12 +147,13 @@ impl Limiter {
         max_wait: Duration,
     ) -> Result<Admitted, TooMany> {
         let mut draws = self.draws(subject);
-        match self.draw_all(&mut draws) {
+        let whose = Whose::Request(subject);
+        match self.draw_all(&mut draws, whose).await {
             Ok(admitted) => Ok(admitted),
             Err(empty) if empty.wait > max_wait => Err(self.refuse(&draws, empty)),
             Err(empty) => {
-                self.wait(&mut draws, empty, Instant::now() + max_wait)
-                    .await
+                let deadline = Instant::now() + max_wait;
+                self.wait((&mut draws, whose), empty, deadline).await
             }
         }
     }
@@ -147,7 +162,7 @@ impl Limiter {
     /// so nobody is woken to find it empty, and nobody overtakes in the line.
     async fn wait(
         &self,
-        draws: &mut [Draw],
+        (draws, whose): (&mut [Draw], Whose<'_>),
         mut empty: Empty,
         deadline: Instant,
     ) -> Result<Admitted, TooMany> {
@@ -158,15 +173,15 @@ impl Limiter {
                 let draw = &draws[empty.index];
                 let line = draw.buckets.line(draw.key);
                 let Ok(place) = timeout_at(deadline, line.acquire_owned()).await else {
-                    return self.last_try(draws);
+                    return self.last_try(draws, whose).await;
                 };
                 turn = Some((empty.index, place));
             }
             if Instant::now() + empty.wait > deadline {
-                return self.last_try(draws);
+                return self.last_try(draws, whose).await;
             }
             sleep(empty.wait).await;
-            match self.draw_all(draws) {
+            match self.draw_all(draws, whose).await {
                 Ok(admitted) => {
                     self.metrics.limited.add(LimitOutcome::Waited);
                     return Ok(admitted);
@@ -176,8 +191,8 @@ impl Limiter {
         }
     }
 
-    fn last_try(&self, draws: &mut [Draw]) -> Result<Admitted, TooMany> {
-        match self.draw_all(draws) {
+    async fn last_try(&self, draws: &mut [Draw], whose: Whose<'_>) -> Result<Admitted, TooMany> {
+        match self.draw_all(draws, whose).await {
             Ok(admitted) => {
                 self.metrics.limited.add(LimitOutcome::Waited);
                 Ok(admitted)
@@ -190,34 +205,23 @@ impl Limiter {
     /// and by name, or a burst of guesses would pass before the first has failed;
     /// given back by `LoginTry::succeeded`, or a fleet behind one address, or on one
     /// user, would lock itself out by logging in. So only failures add up.
-    pub fn admit_login(&self, peer: IpAddr, name: &str) -> Result<LoginTry, TooMany> {
-        let draw = |buckets: &Arc<Buckets>, key| Draw {
-            buckets: Arc::clone(buckets),
-            key,
-            is_dry_run: false,
-            is_spent: false,
-        };
+    pub async fn admit_login(&self, peer: IpAddr, name: &str) -> Result<LoginTry, TooMany> {
         let by_peer = self.logins_by_peer.key(network(peer));
         let by_name = self.logins_by_name.key(name);
         let mut draws = [
-            draw(&self.logins_by_peer, by_peer),
-            draw(&self.logins_by_name, by_name),
+            Draw::new(&self.logins_by_peer, by_peer, By::Peer),
+            Draw::new(&self.logins_by_name, by_name, By::Name),
         ];
-        match self.draw_all(&mut draws) {
+        match self.draw_all(&mut draws, Whose::Login(peer, name)).await {
             Ok(_) => Ok(LoginTry { draws }),
             Err(empty) => Err(self.refuse(&draws, empty)),
         }
     }
 
     /// Lets one question about an unknown token through to the Webapp.
-    pub fn admit_unknown_token(&self) -> Result<(), TooMany> {
-        let mut draws = [Draw {
-            buckets: Arc::clone(&self.unknown_tokens),
-            key: ALL,
-            is_dry_run: false,
-            is_spent: false,
-        }];
-        let drawn = self.draw_all(&mut draws);
+    pub async fn admit_unknown_token(&self) -> Result<(), TooMany> {
+        let mut draws = [of_all(&self.unknown_tokens, By::Nothing)];
+        let drawn = self.draw_all(&mut draws, Whose::Anybody).await;
         drawn.map(drop).map_err(|empty| self.refuse(&draws, empty))
     }
 
@@ -247,28 +251,34 @@ impl Limiter {
         self.own.retain(|_, buckets| buckets.sweep() > 0);
     }
 
+    /// Gives permits of shared limits back that this gate has no use for.
+    pub async fn tidy(&self) {
+        let own: Vec<_> = self.own.iter().map(|own| Arc::clone(own.value())).collect();
+        let fixed = [
+            &self.logins_by_peer,
+            &self.logins_by_name,
+            &self.unknown_tokens,
+        ];
+        let policies = self.policies.iter().map(|policy| &policy.buckets);
+        for buckets in policies.chain(fixed).chain(&own) {
+            buckets.tidy().await;
+        }
+    }
+
     fn draws(&self, subject: Subject<'_>) -> Vec<Draw> {
         let mut draws = Vec::with_capacity(self.policies.len() + 1);
         if let Client::Key(key) = subject.client
             && let Some(quota) = key.limit
         {
-            draws.push(Draw {
-                buckets: self.own(&key.name, quota),
-                key: ALL,
-                is_dry_run: false,
-                is_spent: false,
-            });
+            draws.push(of_all(&self.own(&key.name, quota), By::ApiKey));
         }
         let counting = self.policies.iter().filter(|policy| {
             let classes = &policy.limit.classes;
             classes.is_empty() || classes.iter().any(|class| **class == *subject.class)
         });
-        draws.extend(counting.map(|Policy { limit, buckets }| Draw {
-            buckets: Arc::clone(buckets),
-            key: key_of(buckets, limit.key, subject),
-            is_dry_run: limit.dry_run,
-            is_spent: false,
-        }));
+        draws.extend(
+            counting.map(|Policy { limit, buckets }| Draw::of_limit(buckets, limit, subject)),
+        );
         draws
     }
 
@@ -278,7 +288,8 @@ impl Limiter {
         {
             return Arc::clone(&known);
         }
-        let fresh = || Arc::new(Buckets::new("api_key".into(), quota, 1));
+        let store = self.store.clone();
+        let fresh = || Arc::new(Buckets::over(store.clone(), "api_key".into(), quota, 1));
         let mut known = self.own.entry(Arc::clone(name)).or_insert_with(fresh);
         if known.quota() != quota {
             *known = fresh();
@@ -286,23 +297,55 @@ impl Limiter {
         Arc::clone(&known)
     }
 
-    /// One from each bucket, or none from any.
-    fn draw_all(&self, draws: &mut [Draw]) -> Result<Admitted, Empty> {
+    /// One from each bucket, or none from any; gets permits from the store where this
+    /// gate has none left.
+    async fn draw_all(&self, draws: &mut [Draw], whose: Whose<'_>) -> Result<Admitted, Empty> {
+        match self.draw_here(draws) {
+            Ok(admitted) => Ok(admitted),
+            Err((index, NoPermit::Until(wait))) => Err(Empty { index, wait }),
+            // Seldom, and large: not to be paid for by every request's memory.
+            Err((index, NoPermit::Ask)) => Box::pin(self.fill_and_draw(draws, whose, index)).await,
+        }
+    }
+
+    async fn fill_and_draw(
+        &self,
+        draws: &mut [Draw],
+        whose: Whose<'_>,
+        mut index: usize,
+    ) -> Result<Admitted, Empty> {
+        for _ in 0..FILLS {
+            draws[index].fill(whose).await;
+            match self.draw_here(draws) {
+                Ok(admitted) => return Ok(admitted),
+                Err((index, NoPermit::Until(wait))) => return Err(Empty { index, wait }),
+                Err((next, NoPermit::Ask)) => index = next,
+            }
+        }
+        Err(Empty {
+            index,
+            wait: CROWDED,
+        })
+    }
+
+    fn draw_here(&self, draws: &mut [Draw]) -> Result<Admitted, (usize, NoPermit)> {
         let mut tightest: Option<(usize, u32)> = None;
         for index in 0..draws.len() {
             let draw = &mut draws[index];
             match draw.buckets.spend(draw.key) {
                 Ok(remaining) => {
-                    draw.is_spent = true;
+                    draw.spent();
                     let is_tighter = tightest.is_none_or(|(_, least)| remaining < least);
                     if is_tighter && !draw.is_dry_run {
                         tightest = Some((index, remaining));
                     }
                 }
-                Err(_) if draw.is_dry_run => self.metrics.limited.add(LimitOutcome::DryRun),
-                Err(wait) => {
+                Err(NoPermit::Until(_)) if draw.is_dry_run => {
+                    self.metrics.limited.add(LimitOutcome::DryRun);
+                }
+                Err(none) => {
                     draws[..index].iter_mut().for_each(Draw::give_back);
-                    return Err(Empty { index, wait });
+                    return Err((index, none));
                 }
             }
         }
@@ -323,27 +366,9 @@ impl LoginTry {
     }
 }
 
-impl Draw {
-    fn give_back(&mut self) {
-        if std::mem::take(&mut self.is_spent) {
-            self.buckets.give_back(self.key);
-        }
-    }
-}
-
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn key_of(buckets: &Buckets, kind: config::LimitKey, subject: Subject<'_>) -> u64 {
-    match (kind, subject.client) {
-        (config::LimitKey::Class, _) => buckets.key(subject.class),
-        (config::LimitKey::Peer, _) => buckets.key(network(subject.peer)),
-        // On an open route nobody was asked: the address is all there is to tell by.
-        (config::LimitKey::Client, Client::Open) => buckets.key(network(subject.peer)),
-        (config::LimitKey::Client, client) => buckets.key(client.id()),
     }
 }
 

@@ -113,6 +113,14 @@ pub enum TransferError {
     NotEmpty,
     #[error(transparent)]
     Store(#[from] super::OpenError),
+    #[error("cannot use the shared store")]
+    Shared(#[from] super::Unavailable),
+    #[error("cannot use the shared store")]
+    Unreachable(#[from] super::shared::OpenError),
+    #[error("a shared store is its server's to compact: tokens that are over leave by themselves")]
+    NotAFile,
+    #[error("cannot start")]
+    Runtime(#[source] io::Error),
     #[error("with [store] path = \"memory\" nothing is kept that could be looked at")]
     Memory,
 }

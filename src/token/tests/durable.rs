@@ -3,16 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::config::StorePlace;
 
 fn over(path: &Path, caps: (usize, usize)) -> (Arc<Store>, Arc<TokenStore>) {
-    let place = config::Store {
-        place: StorePlace::File(path.to_owned()),
-        key: None,
-        old_key: None,
-    };
     let metrics = Metrics::new();
-    let (store, _) = Store::open(&place, &metrics).unwrap();
+    let (store, _) = Store::open(path, &metrics).unwrap();
     let store = Arc::new(store);
     let settings = settings(caps.0, caps.1);
     let tokens = TokenStore::over(Arc::clone(&store), &settings, metrics);
@@ -111,6 +105,7 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
         lifetime: HOUR,
         origin: Origin::Minted,
         epoch: tokens.epoch("anna"),
+        revision: None,
     };
     begin_and_leave(tokens.insert(digest, wanted)).await;
     // What comes next of the same user waits for what is on its way.

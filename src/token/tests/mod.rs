@@ -57,6 +57,7 @@ async fn login_with(
         lifetime,
         origin: Origin::Minted,
         epoch,
+        revision: None,
     };
     store.insert(digest, wanted).await.map(|_| digest)
 }
@@ -99,6 +100,7 @@ async fn finds_what_was_inserted(store: &TokenStore) {
         lifetime: HOUR,
         origin: Origin::Learned,
         epoch: store.epoch("anna"),
+        revision: None,
     };
     let ends = store.insert(token.digest(), wanted).await.unwrap();
     let presented = TokenDigest::of(token.secret().expose());
@@ -147,6 +149,7 @@ async fn a_known_token_takes_its_new_end(store: &TokenStore) {
             lifetime: HOUR * hours,
             origin: Origin::Learned,
             epoch: store.epoch(user),
+            revision: None,
         };
         store.insert(digest, wanted).await.unwrap();
         let grant = store.find(&digest).unwrap();
@@ -311,10 +314,10 @@ async fn records_of_users_go_with_their_last_token() {
     sweep_all(&store);
     assert_eq!(store.memory.traces(), (0, 0));
     // The trace is gone; a login from before the deletion is refused all the same.
-    let late = login_for(&store, "bert", (HOUR, Epoch(0))).await;
+    let late = login_for(&store, "bert", (HOUR, Epoch { here: 0, shared: 0 })).await;
     assert_eq!(late, Err(InsertRefused::Ended));
     assert!(login_for(&store, "bert", (HOUR, epoch)).await.is_ok());
-    let refused = login_for(&store, "carl", (HOUR, Epoch(0))).await;
+    let refused = login_for(&store, "carl", (HOUR, Epoch { here: 0, shared: 0 })).await;
     assert_eq!(refused, Err(InsertRefused::Ended));
     assert_eq!(store.memory.traces(), (1, 1), "a refusal leaves nothing");
 }

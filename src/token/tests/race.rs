@@ -146,6 +146,7 @@ fn tokens_put_in_and_taken_out_from_all_sides_leave_nothing_behind() {
                     lifetime: HOUR * u32::try_from(pick % 2).unwrap(),
                     origin: Origin::Learned,
                     epoch: store.epoch(user),
+                    revision: None,
                 };
                 let _ = store.insert(*digest, wanted).await;
                 match pick % 5 {

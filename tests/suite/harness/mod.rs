@@ -4,6 +4,7 @@
 pub(crate) mod client;
 pub(crate) mod program;
 pub(crate) mod raw;
+pub(crate) mod redis;
 pub(crate) mod upstream;
 
 use std::path::{Path, PathBuf};
@@ -110,6 +111,26 @@ impl Gateway {
         let trust = "ca = \"webapp-ca.pem\"\nserver_name = \"localhost\"";
         let plain = text(&setup, url).replace(trust, "");
         std::fs::write(&file, plain).unwrap();
+        Self::from_file(folder, file).await
+    }
+
+    /// The same with more secrets beside the configuration.
+    pub(crate) async fn with_secrets(
+        webapp: &Emulator,
+        setup: Setup,
+        secrets: &[(&str, &str)],
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path(), webapp);
+        for (name, text) in secrets {
+            secret(&folder.path().join(name), text);
+        }
+        let file = folder.path().join("config.toml");
+        std::fs::write(
+            &file,
+            text(&setup, &format!("https://{}", webapp.address())),
+        )
+        .unwrap();
         Self::from_file(folder, file).await
     }
 

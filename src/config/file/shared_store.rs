@@ -1,0 +1,191 @@
+//! The keys of `[store]` that are about a store shared by several gates.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::places::{public_file, secret};
+use super::section::{Section, Value};
+use super::upstream::is_loopback;
+use super::value::{flag, name, number, some, span, text};
+use crate::config::{Finding, ServerAddress, SharedStore, StoreTls};
+
+const PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+/// A user's removal is remembered for an hour; no copy may be believed for longer.
+const LONGEST_STALE: Duration = Duration::from_secs(3600);
+
+/// One address as written.
+#[derive(Clone, Debug)]
+struct Written {
+    tls: bool,
+    host: String,
+    port: Option<u16>,
+}
+
+/// None: there is no `url`, and the store is a file.
+pub(super) fn shared_store(table: &Section<'_>) -> Option<SharedStore> {
+    let urls = table.read("url", some(url));
+    let ca = table.read("ca", public_file);
+    let plaintext = table.or("allow_plaintext", flag, false);
+    let finding = finding(table);
+    let store = SharedStore {
+        servers: Vec::new(),
+        finding,
+        tls: None,
+        username: table.read("username", text),
+        password: table.read("password", secret),
+        sentinel_password: table.read("sentinel_password", secret),
+        database: table.or("database", number(0..=1_000_000), 0),
+        prefix: table.or("prefix", name, "tollgate".to_owned()),
+        stale_for: table.or("stale_for", span, Duration::from_secs(300)),
+        negative_ttl: table.or("negative_ttl", span, Duration::from_secs(10)),
+        timeout: table.or("timeout", span, Duration::from_secs(1)),
+    };
+    if !table.has("url") {
+        says_nothing(table);
+        return None;
+    }
+    let urls = urls.filter(|urls| !urls.is_empty())?;
+    let store = placed(table, store, (&urls, ca, plaintext));
+    check(table, &store);
+    Some(store)
+}
+
+fn finding(table: &Section<'_>) -> Finding {
+    let master = table.read("sentinel", text);
+    let is_cluster = table.or("cluster", flag, false);
+    match (master, is_cluster) {
+        (Some(_), true) if table.has("url") => {
+            let reason = "cannot be had with sentinel: a cluster fails over by itself";
+            table.complain("cluster", reason, "keep one of the two");
+            Finding::Cluster
+        }
+        (Some(master), _) => Finding::Sentinel { master },
+        (None, true) => Finding::Cluster,
+        (None, false) => Finding::Server,
+    }
+}
+
+fn says_nothing(table: &Section<'_>) {
+    const KEYS: [&str; 12] = [
+        "ca",
+        "allow_plaintext",
+        "sentinel",
+        "cluster",
+        "username",
+        "password",
+        "sentinel_password",
+        "database",
+        "prefix",
+        "stale_for",
+        "negative_ttl",
+        "timeout",
+    ];
+    for key in KEYS {
+        if table.has(key) {
+            table.warn(key, "says nothing without url", "");
+        }
+    }
+}
+
+fn placed(
+    table: &Section<'_>,
+    store: SharedStore,
+    (urls, ca, plaintext): (&[Written], Option<PathBuf>, bool),
+) -> SharedStore {
+    let tls = urls[0].tls;
+    if urls.iter().any(|url| url.tls != tls) {
+        let reason = "mixes redis:// and rediss://";
+        table.complain("url", reason, "use rediss:// for all of them");
+    }
+    if !tls && !plaintext && urls.iter().any(|url| !is_loopback(&url.host)) {
+        let reason = "must be rediss: password hashes and digests would travel in the clear";
+        table.complain("url", reason, "or set allow_plaintext = true");
+    }
+    if !tls && ca.is_some() {
+        table.warn("ca", "says nothing with redis://", "use rediss://");
+    }
+    let port = match store.finding {
+        Finding::Sentinel { .. } => SENTINEL_PORT,
+        Finding::Server | Finding::Cluster => PORT,
+    };
+    let servers = urls.iter().map(|url| ServerAddress {
+        host: url.host.clone(),
+        port: url.port.unwrap_or(port),
+    });
+    SharedStore {
+        servers: servers.collect(),
+        tls: tls.then_some(StoreTls { authorities: ca }),
+        ..store
+    }
+}
+
+fn check(table: &Section<'_>, store: &SharedStore) {
+    if store.finding == Finding::Cluster && store.database != 0 {
+        table.complain("database", "must be 0: a cluster has no other", "");
+    }
+    if store.finding == Finding::Server && store.servers.len() > 1 {
+        let reason = "names several servers, and neither sentinel nor cluster says why";
+        table.complain("url", reason, "add sentinel = \"NAME\" or cluster = true");
+    }
+    let is_sentinel = matches!(store.finding, Finding::Sentinel { .. });
+    if store.sentinel_password.is_some() && !is_sentinel {
+        table.warn("sentinel_password", "says nothing without sentinel", "");
+    }
+    if store.username.is_some() && store.password.is_none() {
+        table.complain(
+            "username",
+            "has no password",
+            "add password = { file = \"...\" }",
+        );
+    }
+    if store.stale_for > LONGEST_STALE {
+        let reason = "must be an hour at most: so long a revoked token may live on at a gate \
+                      that is cut off";
+        table.complain("stale_for", reason, "");
+    }
+    if store.timeout > Duration::from_secs(30) {
+        table.complain(
+            "timeout",
+            "must be 30 seconds at most: logins wait for it",
+            "",
+        );
+    }
+}
+
+/// The text is never repeated: it may hold a password.
+fn url(value: &Value<'_>) -> Option<Written> {
+    let suggestion = "such as \"rediss://redis.internal:6379\"";
+    let bad = |reason: &str| {
+        value.complain(reason, suggestion);
+        None
+    };
+    let text = text(value)?;
+    if text.contains('@') {
+        return bad("must not hold a user name or password: they belong in username and password");
+    }
+    let Ok(uri) = text.parse::<http::Uri>() else {
+        return bad("is no address");
+    };
+    let tls = match uri.scheme_str() {
+        Some("rediss") => true,
+        Some("redis") => false,
+        _ => return bad("must begin with rediss:// or redis://"),
+    };
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return bad("must end after host and port: database and the rest have their own keys");
+    }
+    let Some(authority) = uri.authority().filter(|part| !part.host().is_empty()) else {
+        return bad("has no host");
+    };
+    let has_port = authority.as_str().len() > authority.host().len();
+    if has_port && authority.port_u16().unwrap_or(0) == 0 {
+        return bad("has a port that cannot be");
+    }
+    let host = authority.host();
+    Some(Written {
+        tls,
+        host: host.trim_matches(['[', ']']).to_owned(),
+        port: authority.port_u16(),
+    })
+}

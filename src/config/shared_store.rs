@@ -1,0 +1,78 @@
+//! The shared store: where its server is, and how far a gate believes its own copy.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::secret::SecretSource;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedStore {
+    /// The server itself, or those to ask for it. Never empty.
+    pub servers: Vec<ServerAddress>,
+    pub finding: Finding,
+    /// None: `redis://`, in the clear.
+    pub tls: Option<StoreTls>,
+    pub username: Option<String>,
+    pub password: Option<SecretSource>,
+    /// Of the Sentinels, where they want one.
+    pub sentinel_password: Option<SecretSource>,
+    pub database: u32,
+    /// What this gate's keys begin with; gates with the same one are one gate.
+    pub prefix: String,
+    /// How long grants that a gate knows stay good while the store is away.
+    pub stale_for: Duration,
+    /// How long a gate remembers that the store does not know a token.
+    pub negative_ttl: Duration,
+    /// Longest wait for one answer.
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerAddress {
+    pub host: String,
+    pub port: u16,
+}
+
+/// How the server that takes changes is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// It is the one named.
+    Server,
+    /// The Sentinels named know it by this name.
+    Sentinel { master: String },
+    /// The cluster nodes named know which of them has our keys.
+    Cluster,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreTls {
+    /// PEM; None: the authorities that the host trusts.
+    pub authorities: Option<PathBuf>,
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl fmt::Display for SharedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        };
+        let servers: Vec<_> = self.servers.iter().map(ToString::to_string).collect();
+        write!(f, "{scheme}://{}", servers.join(","))?;
+        match &self.finding {
+            Finding::Server => write!(f, "/{}", self.database),
+            Finding::Sentinel { master } => write!(f, "/{} (master {master})", self.database),
+            Finding::Cluster => f.write_str(" (cluster)"),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The API keys of a store that several gates share: a copy of all of them, in step.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+
+use super::key_ring::{Held, key};
+use crate::config::ApiKey;
+use crate::store::shared::{Entry, EntryChange, Fact, Follow, SharedChange, SharedStore};
+use crate::store::{KeyRecord, Unavailable};
+
+#[derive(Debug)]
+pub(super) struct KeyMirror {
+    held: Arc<ArcSwap<Held>>,
+    shared: Arc<SharedStore>,
+    entries: Mutex<BTreeMap<Arc<str>, Entry>>,
+}
+
+impl KeyMirror {
+    pub(super) fn of(held: &Arc<ArcSwap<Held>>, shared: &Arc<SharedStore>) -> Arc<Self> {
+        let mirror = Arc::new(Self {
+            held: Arc::clone(held),
+            shared: Arc::clone(shared),
+            entries: Mutex::default(),
+        });
+        let follower: Weak<Self> = Arc::downgrade(&mirror);
+        shared.follow(follower);
+        mirror
+    }
+
+    /// Whether there was no key of that name, at any gate.
+    pub(super) async fn create(&self, record: &KeyRecord) -> Result<bool, Unavailable> {
+        // A record of text and numbers always has a JSON form.
+        let text = serde_json::to_string(record).unwrap_or_default();
+        match self.shared.put_key(&record.name, &text).await? {
+            EntryChange::Done(entry) => {
+                self.take_in(&record.name, Some(&entry));
+                Ok(true)
+            }
+            EntryChange::Conflict | EntryChange::None => Ok(false),
+        }
+    }
+
+    pub(super) async fn delete(&self, name: &str) -> Result<(), Unavailable> {
+        // Gone already, at another gate: that is what was wanted.
+        self.shared.remove_key(name).await?;
+        self.take_in(&name.into(), None);
+        Ok(())
+    }
+
+    fn take_in(&self, name: &Arc<str>, entry: Option<&Entry>) {
+        let mut entries = self.entries();
+        match entry {
+            None => drop(entries.remove(name)),
+            Some(entry)
+                if entries
+                    .get(name)
+                    .is_some_and(|known| known.seq >= entry.seq) => {}
+            Some(entry) => drop(entries.insert(Arc::clone(name), entry.clone())),
+        }
+        self.publish(&entries);
+    }
+
+    /// Under the lock of the entries, so that the last change is the last published.
+    fn publish(&self, entries: &BTreeMap<Arc<str>, Entry>) {
+        let read = |entry: &Entry| key(serde_json::from_str(&entry.text).ok()?);
+        let all: Vec<ApiKey> = entries.values().filter_map(read).collect();
+        let keys = self.held.load().keys.reload(&all);
+        self.held.store(Arc::new(Held { all, keys }));
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Entry>> {
+        // Every change of the map is one step.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Follow for KeyMirror {
+    fn apply(&self, change: &SharedChange, seq: u64) {
+        match change {
+            SharedChange::Key(name, entry) => self.take_in(name, entry.as_ref()),
+            SharedChange::Directory { keys, .. } => {
+                let mut entries = self.entries();
+                entries.retain(|_, entry| entry.seq > seq);
+                entries.extend(keys.iter().cloned());
+                self.publish(&entries);
+            }
+            SharedChange::TokenPut(_)
+            | SharedChange::TokenRevoked(_)
+            | SharedChange::UserEnded { .. }
+            | SharedChange::User(..)
+            | SharedChange::Lease(_) => {}
+        }
+    }
+
+    fn doubt(&self, _: u64) {
+        // All keys are told right after.
+    }
+
+    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+        for (name, entry) in &*self.entries() {
+            give(Fact::Key(Arc::clone(name), entry.clone()));
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The directory of a store that several gates share: each has all of it in memory, and
+//! takes in what the others change. What this gate changes, the store has first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tracing::error;
+
+use super::first_admin::{FirstAdmin, user};
+use super::{Directory, Error, Revision, User, Users, Verified};
+use crate::config;
+use crate::identity::{Hasher, PasswordHash};
+use crate::store::shared::{self, Entry, Fact, Follow, SharedChange, SharedStore};
+use crate::store::{Store, Unavailable, UserRecord};
+
+/// Gates that start at once all want to make the first admin; one does.
+const TRIES: usize = 50;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes changes into the directory.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    directory: Arc<RwLock<Directory>>,
+}
+
+impl Users {
+    /// An empty directory that follows `shared`. Settle its first admin once the store
+    /// is there.
+    pub fn sharing(hasher: Hasher, shared: &Arc<SharedStore>) -> Self {
+        let directory = Arc::new(RwLock::new(Directory::default()));
+        let mirror = Arc::new(Mirror {
+            directory: Arc::clone(&directory),
+        });
+        let follower: Weak<Mirror> = Arc::downgrade(&mirror);
+        shared.follow(follower);
+        Self {
+            hasher,
+            nobody: PasswordHash::of_nobody(),
+            directory,
+            store: Arc::new(Store::Shared(Arc::clone(shared))),
+            mirror: Some(mirror),
+            changes: Arc::new(Mutex::new(())),
+        }
+    }
+
+    /// Makes the first admin, unless another gate has.
+    pub async fn settle(&self, settings: &config::Users) -> Result<FirstAdmin, Error> {
+        let mut left = TRIES;
+        loop {
+            match self.settle_first_admin(settings).await {
+                Err(Error::Unavailable(Unavailable::Busy)) if left > 0 => {
+                    left -= 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                settled => return settled,
+            }
+        }
+    }
+}
+
+impl Users {
+    /// What the store must still say of the user when it takes a token in; None: no
+    /// other gate has a say.
+    pub fn stored_revision(&self, verified: &Verified) -> Option<shared::Revision> {
+        self.mirror.as_ref().map(|_| verified.revision.stored())
+    }
+}
+
+impl Verified {
+    /// The same user, with the password that has just taken the old one's place.
+    pub fn with_new_password(mut self) -> Self {
+        self.revision.changes += 1;
+        self
+    }
+}
+
+impl Revision {
+    pub(super) fn stored(self) -> shared::Revision {
+        shared::Revision {
+            made: self.created,
+            changed: self.changes,
+        }
+    }
+
+    pub(super) fn of(stored: shared::Revision) -> Self {
+        Self {
+            created: stored.made,
+            changes: stored.changed,
+        }
+    }
+}
+
+impl Mirror {
+    fn write(&self) -> RwLockWriteGuard<'_, Directory> {
+        self.directory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_in(directory: &mut Directory, name: &str, entry: &Entry) {
+        let is_older = |known: &User| known.seq >= entry.seq;
+        if directory.users.get(name).is_some_and(is_older) {
+            return;
+        }
+        let Some(user) = read(entry) else {
+            error!(user = name, "the store's record of a user cannot be used");
+            return;
+        };
+        directory.users.insert(name.to_owned(), user);
+    }
+}
+
+fn read(entry: &Entry) -> Option<User> {
+    let record: UserRecord = serde_json::from_str(&entry.text).ok()?;
+    let (_, user) = user(record, entry.revision.made).ok()?;
+    Some(User {
+        revision: Revision::of(entry.revision),
+        seq: entry.seq,
+        ..user
+    })
+}
+
+impl Follow for Mirror {
+    fn apply(&self, change: &SharedChange, seq: u64) {
+        match change {
+            SharedChange::User(name, Some(entry)) => {
+                Self::take_in(&mut self.write(), name, entry);
+            }
+            SharedChange::User(name, None) => drop(self.write().users.remove(&**name)),
+            SharedChange::UserEnded { user, end } => {
+                // A user deleted before it was made again is somebody else.
+                let mut directory = self.write();
+                let is_gone = |known: &User| known.revision.created < end.logins;
+                if end.logins > 0 && directory.users.get(&**user).is_some_and(is_gone) {
+                    directory.users.remove(&**user);
+                }
+            }
+            SharedChange::Directory { users, .. } => {
+                let mut directory = self.write();
+                let listed: HashMap<&str, &Entry> =
+                    users.iter().map(|(name, entry)| (&**name, entry)).collect();
+                directory
+                    .users
+                    .retain(|name, user| user.seq > seq || listed.contains_key(name.as_str()));
+                for (name, entry) in listed {
+                    Self::take_in(&mut directory, name, entry);
+                }
+            }
+            SharedChange::TokenPut(_)
+            | SharedChange::TokenRevoked(_)
+            | SharedChange::Key(..)
+            | SharedChange::Lease(_) => {}
+        }
+    }
+
+    fn doubt(&self, _: u64) {
+        // The whole directory is told right after.
+    }
+
+    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+        let directory = self
+            .directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (name, user) in &directory.users {
+            let entry = Entry {
+                revision: user.revision.stored(),
+                seq: user.seq,
+                // A record of text and numbers always has a JSON form.
+                text: serde_json::to_string(&user.record(name)).unwrap_or_default(),
+            };
+            give(Fact::User(name.as_str().into(), entry));
+        }
+    }
+}

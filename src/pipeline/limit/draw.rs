@@ -1,0 +1,118 @@
+//! One bucket that a request must draw on, and what all gates call it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::buckets::Buckets;
+use super::{ALL, Subject, network};
+use crate::config::{self, LimitKey};
+use crate::identity::Client;
+
+#[derive(Debug)]
+pub(super) struct Draw {
+    pub(super) buckets: Arc<Buckets>,
+    pub(super) key: u64,
+    pub(super) by: By,
+    pub(super) is_dry_run: bool,
+    is_spent: bool,
+}
+
+/// What tells the buckets of one limit apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    Limit(LimitKey),
+    /// An API key's own.
+    ApiKey,
+    Peer,
+    Name,
+    /// One bucket serves all.
+    Nothing,
+}
+
+/// Whose draws these are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Whose<'a> {
+    Request(Subject<'a>),
+    Login(IpAddr, &'a str),
+    Anybody,
+}
+
+impl Draw {
+    pub(super) fn new(buckets: &Arc<Buckets>, key: u64, by: By) -> Self {
+        Self {
+            buckets: Arc::clone(buckets),
+            key,
+            by,
+            is_dry_run: false,
+            is_spent: false,
+        }
+    }
+
+    pub(super) fn of_limit(buckets: &Arc<Buckets>, limit: &config::Limit, of: Subject<'_>) -> Self {
+        Self {
+            is_dry_run: limit.dry_run,
+            ..Self::new(
+                buckets,
+                key_of(buckets, limit.key, of),
+                By::Limit(limit.key),
+            )
+        }
+    }
+
+    pub(super) fn spent(&mut self) {
+        self.is_spent = true;
+    }
+
+    pub(super) fn give_back(&mut self) {
+        if std::mem::take(&mut self.is_spent) {
+            self.buckets.give_back(self.key);
+        }
+    }
+
+    /// Gets permits from the store.
+    pub(super) async fn fill(&self, whose: Whose<'_>) {
+        self.buckets.fill(self.key, || self.name(whose)).await;
+    }
+
+    /// The same at every gate, of one length, and telling nothing of who it is about.
+    fn name(&self, whose: Whose<'_>) -> String {
+        use std::fmt::Write as _;
+        let subject = match (self.by, whose) {
+            (By::Limit(LimitKey::Class), Whose::Request(of)) => of.class.to_owned(),
+            (By::Limit(LimitKey::Client), Whose::Request(of))
+                if !matches!(of.client, Client::Open) =>
+            {
+                let kind = matches!(of.client, Client::Key(_));
+                format!("{}:{}", if kind { "key" } else { "user" }, of.client.name())
+            }
+            (By::Limit(_), Whose::Request(of)) => format!("{:?}", network(of.peer)),
+            (By::ApiKey, Whose::Request(of)) => of.client.name().to_owned(),
+            (By::Peer, Whose::Login(peer, _)) => format!("{:?}", network(peer)),
+            (By::Name, Whose::Login(_, name)) => name.to_owned(),
+            _ => String::new(),
+        };
+        let mut name = format!("{}:", self.buckets.name());
+        for byte in &Sha256::digest(subject)[..12] {
+            // Writing to memory cannot fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
+    }
+}
+
+fn key_of(buckets: &Buckets, kind: LimitKey, subject: Subject<'_>) -> u64 {
+    match (kind, subject.client) {
+        (LimitKey::Class, _) => buckets.key(subject.class),
+        (LimitKey::Peer, _) => buckets.key(network(subject.peer)),
+        // On an open route nobody was asked: the address is all there is to tell by.
+        (LimitKey::Client, Client::Open) => buckets.key(network(subject.peer)),
+        (LimitKey::Client, client) => buckets.key(client.id()),
+    }
+}
+
+/// One bucket for all who draw on it.
+pub(super) fn of_all(buckets: &Arc<Buckets>, by: By) -> Draw {
+    Draw::new(buckets, ALL, by)
+}

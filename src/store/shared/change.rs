@@ -1,0 +1,144 @@
+//! What the server tells every gate: numbered changes, and what a gate makes of them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::entry::Entry;
+use crate::store::Digest;
+
+/// One change, as all gates see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SharedChange {
+    /// A token was given out: it is no longer unknown.
+    TokenPut(Digest),
+    TokenRevoked(Digest),
+    /// All tokens of a user that are older than this change are dead.
+    UserEnded {
+        user: Arc<str>,
+        end: End,
+    },
+    /// None: the user is gone.
+    User(Arc<str>, Option<Entry>),
+    Key(Arc<str>, Option<Entry>),
+    /// An upstream's lease was renewed or refused: read it again.
+    Lease(Arc<str>),
+    /// The whole directory, after changes may have been missed.
+    Directory {
+        users: Vec<(Arc<str>, Entry)>,
+        keys: Vec<(Arc<str>, Entry)>,
+    },
+}
+
+/// Up to where a user's tokens are dead, by the numbers of changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct End {
+    /// Tokens of an earlier change are dead.
+    pub tokens: u64,
+    /// Logins begun before this change get no token; 0: the user was only logged out.
+    pub logins: u64,
+}
+
+/// A change with its number and its writer's mark.
+#[derive(Clone, Debug)]
+pub(super) struct Numbered {
+    pub seq: u64,
+    pub mark: Vec<u8>,
+    pub changes: Vec<SharedChange>,
+}
+
+/// Whoever keeps a copy of what is in the store. Called on the control runtime, one
+/// change after the other; must not block.
+pub trait Follow: Send + Sync + fmt::Debug {
+    fn apply(&self, change: &SharedChange, seq: u64);
+
+    /// Changes may have been missed; the last one seen for sure is `seen`.
+    fn doubt(&self, seen: u64);
+
+    /// Everything this copy knows, for a store that lost its data.
+    fn knowledge(&self, give: &mut dyn FnMut(super::Fact));
+}
+
+impl Numbered {
+    /// None: not in the form that a gate writes.
+    pub(super) fn read(entry: &Value) -> Option<Self> {
+        let Value::Array(parts) = entry else {
+            return None;
+        };
+        let [id, Value::Array(fields)] = parts.as_slice() else {
+            return None;
+        };
+        let id: String = redis::from_redis_value_ref(id).ok()?;
+        let seq = id.split_once('-')?.0.parse().ok()?;
+        let mut numbered = Self {
+            seq,
+            mark: Vec::new(),
+            changes: Vec::new(),
+        };
+        let mut known = Fields::default();
+        for pair in fields.chunks_exact(2) {
+            let name: String = redis::from_redis_value_ref(&pair[0]).ok()?;
+            let value: Vec<u8> = redis::from_redis_value_ref(&pair[1]).ok()?;
+            match name.as_str() {
+                "m" => numbered.mark = value,
+                "k" => known.kind = value,
+                "d" => known.digest = value,
+                "u" | "n" => known.name = String::from_utf8(value).ok()?,
+                "x" => known.mode = value,
+                "g" => known.end = std::str::from_utf8(&value).ok()?.parse().ok()?,
+                "t" => known.text = String::from_utf8(value).ok()?,
+                _ => {}
+            }
+        }
+        known.changes(seq, &mut numbered.changes)?;
+        Some(numbered)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Fields {
+    kind: Vec<u8>,
+    digest: Vec<u8>,
+    name: String,
+    mode: Vec<u8>,
+    end: u64,
+    text: String,
+}
+
+impl Fields {
+    fn changes(self, seq: u64, changes: &mut Vec<SharedChange>) -> Option<()> {
+        let digest = || self.digest.as_slice().try_into().ok().map(Digest);
+        let name: Arc<str> = self.name.as_str().into();
+        match self.kind.as_slice() {
+            b"put" => changes.push(SharedChange::TokenPut(digest()?)),
+            b"del" => changes.push(SharedChange::TokenRevoked(digest()?)),
+            b"end" => {
+                let tokens = if self.end == 0 { seq } else { self.end };
+                let is_logout = self.mode == b"logout";
+                let logins = if is_logout { 0 } else { tokens };
+                changes.push(SharedChange::UserEnded {
+                    user: Arc::clone(&name),
+                    end: End { tokens, logins },
+                });
+                if self.mode == b"remove" {
+                    changes.push(SharedChange::User(name, None));
+                }
+            }
+            b"lease" => changes.push(SharedChange::Lease(name)),
+            kind @ (b"user" | b"key") => {
+                let entry = match self.text.is_empty() {
+                    true => None,
+                    false => Some(Entry::parse(&self.text)?),
+                };
+                changes.push(match kind {
+                    b"user" => SharedChange::User(name, entry),
+                    _ => SharedChange::Key(name, entry),
+                });
+            }
+            // A newer gate's word: nothing this one keeps a copy of.
+            _ => {}
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,385 @@
+//! The connection, and following the changes. One task, on the control runtime: it alone
+//! connects, and it alone tells the copies what has changed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, RedisError, ServerErrorKind, Value};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+use super::change::Numbered;
+use super::entry::Entry;
+use super::names::Names;
+use super::reply::Reply;
+use super::{Commands, Down, SharedChange, SharedStore, Up, place, script};
+use crate::config;
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::Metrics;
+
+/// Longest silence of the server: then it answers "nothing new", which tells us that it
+/// is there.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How often a gate says that it is there; it is counted for five times as long.
+const COUNT_EVERY: Duration = Duration::from_secs(2);
+/// Changes taken at once.
+const MOST: usize = 1000;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A start waits this long for the store, then gives up and says why.
+const FIRST_CONTACT: Duration = Duration::from_secs(15);
+/// A user's removal is remembered this long (`end.lua`): a gate that was away for longer
+/// must not bring users back.
+const REMOVAL_KNOWN: Duration = Duration::from_secs(3600);
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("the store at {place} cannot be used: {why}")]
+pub struct OpenError {
+    place: String,
+    why: Arc<str>,
+}
+
+/// Why a connection came to its end.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Place(#[from] place::Error),
+    #[error(transparent)]
+    Server(#[from] RedisError),
+    #[error(transparent)]
+    Unavailable(#[from] crate::store::Unavailable),
+    #[error("the store has schema {0}, which this version does not know; upgrade the gates first")]
+    Newer(String),
+    #[error("the store's answer cannot be understood")]
+    Odd,
+    #[error("the store was emptied")]
+    Emptied,
+}
+
+/// Whether another server may do better, or the same one after a new connection.
+pub(super) fn is_elsewhere(error: &RedisError) -> bool {
+    let moved = matches!(
+        error.kind(),
+        redis::ErrorKind::Server(
+            ServerErrorKind::ReadOnly
+                | ServerErrorKind::Moved
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::BusyLoading
+        )
+    );
+    moved || (error.is_io_error() && !error.is_timeout()) || error.is_connection_dropped()
+}
+
+/// An error in words that may be shown: none of ours is in it but the address.
+pub(super) fn told(error: &RedisError) -> Arc<str> {
+    if error.is_timeout() {
+        return "no answer in time".into();
+    }
+    error.to_string().into()
+}
+
+impl SharedStore {
+    /// Connects, and keeps connected until the end. Whoever keeps a copy has said so with
+    /// `follow`: the directory is told once, now.
+    pub async fn start(self: &Arc<Self>, (tasks, stop): (&Tasks, &Stop)) -> Result<(), OpenError> {
+        let run = Arc::clone(self).run_link(stop.clone());
+        tasks.spawn("store link", run);
+        let first = timeout(FIRST_CONTACT, async {
+            while !self.is_up() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        first.await.map_err(|_| OpenError {
+            place: self.settings.to_string(),
+            why: Arc::clone(&self.down.load().why),
+        })
+    }
+
+    /// The store, not connected yet.
+    pub fn new(settings: config::SharedStore, metrics: Arc<Metrics>) -> Self {
+        Self {
+            names: Names::new(&settings.prefix),
+            settings,
+            writer: format!("{:016x}", rand::random::<u64>()),
+            up: ArcSwapOption::empty(),
+            down: ArcSwap::from_pointee(Down {
+                why: "not connected yet".into(),
+            }),
+            start: Instant::now(),
+            contact: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            own: std::sync::Mutex::default(),
+            followers: std::sync::Mutex::default(),
+            gates: AtomicU32::new(1),
+            relink: Notify::new(),
+            metrics,
+        }
+    }
+
+    async fn run_link(self: Arc<Self>, stop: Stop) {
+        let mut known = Known::default();
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            let lost = tokio::select! {
+                lost = self.connect_and_follow(&mut known) => lost,
+                () = self.relinked() => Lost::Emptied,
+                () = stop.aborting() => return,
+            };
+            let was_up = self.up.swap(None).is_some();
+            self.metrics.store_up.set(0);
+            self.report(&lost, was_up);
+            if was_up {
+                pause = SHORTEST_PAUSE;
+            }
+            tokio::select! {
+                () = sleep(pause.mul_f64(0.5 + 0.5 * rand::random::<f64>())) => {}
+                () = stop.aborting() => return,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Somebody found that the connection is of no use any more.
+    async fn relinked(&self) {
+        loop {
+            self.relink.notified().await;
+            if self.is_up() {
+                return;
+            }
+        }
+    }
+
+    /// An outage is one line, not one per attempt.
+    fn report(&self, lost: &Lost, was_up: bool) {
+        let why: Arc<str> = match lost {
+            Lost::Server(error) | Lost::Place(place::Error::Server(error)) => told(error),
+            Lost::Place(place::Error::Secret(source)) => {
+                format!("cannot read the store's password: {source}").into()
+            }
+            other => other.to_string().into(),
+        };
+        let before = self.down.swap(Arc::new(Down {
+            why: Arc::clone(&why),
+        }));
+        if was_up || before.why != why {
+            warn!(store = %self.settings, error = %why,
+                "the store cannot be reached; known grants stay good for {:?}",
+                self.settings.stale_for);
+        }
+    }
+
+    async fn connect_and_follow(&self, known: &mut Known) -> Lost {
+        match self.try_connect_and_follow(known).await {
+            Ok(never) => match never {},
+            Err(lost) => lost,
+        }
+    }
+
+    async fn try_connect_and_follow(&self, known: &mut Known) -> Result<Never, Lost> {
+        let limit = self.settings.timeout;
+        let timing = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(limit.max(Duration::from_secs(1))))
+            .set_response_timeout(Some(limit));
+        let (client, connection) = place::connect(&self.settings, &self.names, &timing).await?;
+        let patient = timing.set_response_timeout(Some(SILENCE + limit));
+        let follow = client.get_multiplexed_async_connection_with_config(&patient);
+        let mut follow = follow.await?;
+        let mut commands = Commands(connection);
+        let id = self.greet(&mut commands, known).await?;
+        self.touch();
+        self.up.store(Some(Arc::new(Up {
+            commands: commands.clone(),
+            id: id.clone(),
+        })));
+        self.metrics.store_up.set(1);
+        info!(store = %self.settings, "the store is there");
+        self.follow_changes(&mut follow, &mut commands, (known, &id))
+            .await
+    }
+
+    /// Finds out whether this is the store as it was left, and brings the copies in step.
+    async fn greet(&self, commands: &mut Commands, known: &mut Known) -> Result<String, Lost> {
+        let seen = self.applied();
+        let settle = self.settings.stale_for.as_millis();
+        let reply: Vec<Value> = script::HELLO
+            .key(&self.names.meta)
+            .key(&self.names.changes)
+            .arg(&known.id)
+            .arg(format!("{:032x}", rand::random::<u128>()))
+            .arg(seen)
+            .arg(&known.mark)
+            .arg(u64::try_from(settle).unwrap_or(u64::MAX))
+            .invoke_async(&mut commands.0)
+            .await?;
+        let reply = Reply(reply);
+        let (id, seq) = (reply.text(1)?, reply.number(2)?);
+        match reply.word() {
+            "same" => return Ok(id),
+            "new" => {}
+            "newer" => return Err(Lost::Newer(id)),
+            word @ ("gap" | "lost") => {
+                warn!(store = %self.settings, seen, now = seq, is_other = id != known.id,
+                    "changes may have been missed; grants are looked up again");
+                self.metrics.store_doubts.inc();
+                self.each(|follower| follower.doubt(seen));
+                if word == "lost" {
+                    let users_too = id != known.id || self.silent_for() < REMOVAL_KNOWN;
+                    let facts = self.remake(commands, &id, users_too).await?;
+                    info!(facts, "told the store what this gate knows");
+                }
+            }
+            _ => return Err(Lost::Odd),
+        }
+        known.id.clone_from(&id);
+        known.mark.clear();
+        self.applied.store(seq, Ordering::Release);
+        self.read_directory(commands, seq).await?;
+        Ok(id)
+    }
+
+    fn each(&self, tell: impl Fn(&dyn super::Follow)) {
+        for follower in self.followers() {
+            tell(follower.as_ref());
+        }
+    }
+
+    /// Reads users and keys whole. What changes meanwhile is told again as a change.
+    async fn read_directory(&self, commands: &mut Commands, seq: u64) -> Result<(), Lost> {
+        let change = SharedChange::Directory {
+            users: read_entries(&mut commands.0, &self.names.users).await?,
+            keys: read_entries(&mut commands.0, &self.names.keys).await?,
+        };
+        self.each(|follower| follower.apply(&change, seq));
+        Ok(())
+    }
+
+    async fn follow_changes(
+        &self,
+        follow: &mut MultiplexedConnection,
+        commands: &mut Commands,
+        (known, id): (&mut Known, &str),
+    ) -> Result<Never, Lost> {
+        let silence = u64::try_from(SILENCE.as_millis()).unwrap_or(u64::MAX);
+        let mut counted = Instant::now() - COUNT_EVERY;
+        loop {
+            if counted.elapsed() >= COUNT_EVERY {
+                counted = Instant::now();
+                self.count_gates(commands).await?;
+            }
+            let seen = self.applied();
+            let news: Value = redis::cmd("XREAD")
+                .arg("COUNT")
+                .arg(MOST)
+                .arg("BLOCK")
+                .arg(silence)
+                .arg("STREAMS")
+                .arg(&self.names.changes)
+                .arg(format!("{seen}-0"))
+                .query_async(follow)
+                .await?;
+            let Some(entries) = entries_of(news) else {
+                self.check_silence(commands, id).await?;
+                self.touch();
+                continue;
+            };
+            for entry in &entries {
+                let numbered = Numbered::read(entry).ok_or(Lost::Odd)?;
+                self.take_in(numbered, known, commands).await?;
+            }
+            self.touch();
+        }
+    }
+
+    async fn count_gates(&self, commands: &mut Commands) -> Result<(), Lost> {
+        let all: u32 = script::GATES
+            .key(self.names.gates())
+            .arg(&self.writer)
+            .arg(u64::try_from((COUNT_EVERY * 5).as_millis()).unwrap_or(u64::MAX))
+            .invoke_async(&mut commands.0)
+            .await?;
+        self.gates.store(all, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Nothing new: is it still the same store, and is there really nothing?
+    async fn check_silence(&self, commands: &mut Commands, id: &str) -> Result<(), Lost> {
+        let seen = self.applied();
+        let (now, seq): (Option<String>, Option<u64>) = redis::cmd("HMGET")
+            .arg(&self.names.meta)
+            .arg("id")
+            .arg("seq")
+            .query_async(&mut commands.0)
+            .await?;
+        let is_same = now.as_deref() == Some(id) && seq.is_some_and(|seq| seq >= seen);
+        is_same.then_some(()).ok_or(Lost::Emptied)
+    }
+
+    async fn take_in(
+        &self,
+        numbered: Numbered,
+        known: &mut Known,
+        commands: &mut Commands,
+    ) -> Result<(), Lost> {
+        let seen = self.applied();
+        if numbered.seq != seen + 1 {
+            // Numbers are left out only when a gate has told the store what it had lost.
+            self.metrics.store_doubts.inc();
+            self.each(|follower| follower.doubt(seen));
+            self.read_directory(commands, seen).await?;
+        }
+        // The copies before the number: an epoch taken in between is the older one, and
+        // at worst refuses a login that could have been let in.
+        if !self.take_own(numbered.seq) {
+            for change in &numbered.changes {
+                self.each(|follower| follower.apply(change, numbered.seq));
+            }
+        }
+        known.mark = numbered.mark;
+        self.applied.store(numbered.seq, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// What this gate last knew of the store.
+#[derive(Debug, Default)]
+struct Known {
+    id: String,
+    /// Of the last change taken in.
+    mark: Vec<u8>,
+}
+
+enum Never {}
+
+/// The entries of an answer to XREAD on one stream; None: nothing new.
+fn entries_of(news: Value) -> Option<Vec<Value>> {
+    let Value::Array(mut streams) = news else {
+        return None;
+    };
+    let Some(Value::Array(mut stream)) = streams.pop() else {
+        return None;
+    };
+    match stream.pop() {
+        Some(Value::Array(entries)) => Some(entries),
+        _ => None,
+    }
+}
+
+async fn read_entries(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+) -> Result<Vec<(Arc<str>, Entry)>, Lost> {
+    let all: Vec<(String, String)> = redis::cmd("HGETALL")
+        .arg(key)
+        .query_async(connection)
+        .await?;
+    let read = |(name, text): (String, String)| Some((name.into(), Entry::parse(&text)?));
+    all.into_iter()
+        .map(|entry| read(entry).ok_or(Lost::Odd))
+        .collect()
+}

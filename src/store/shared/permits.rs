@@ -1,0 +1,68 @@
+//! Permits of the shared limits: several at a time, so that a gate asks now and then and
+//! not for each request.
+
+use std::time::Duration;
+
+use super::{SharedStore, script};
+use crate::store::Unavailable;
+
+/// What the store gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permits {
+    pub taken: u32,
+    /// Until there is another one.
+    pub wait: Duration,
+}
+
+impl SharedStore {
+    /// Takes up to `wanted` permits of a bucket that fills by one every `interval` and
+    /// holds `burst`.
+    pub async fn take_permits(
+        &self,
+        bucket: &str,
+        (interval, burst): (Duration, u32),
+        wanted: u32,
+    ) -> Result<Permits, Unavailable> {
+        self.permits(bucket, (interval, burst), i64::from(wanted))
+            .await
+    }
+
+    /// Gives back permits that were not used.
+    pub async fn return_permits(
+        &self,
+        bucket: &str,
+        (interval, burst): (Duration, u32),
+        unused: u32,
+    ) -> Result<(), Unavailable> {
+        let given = self.permits(bucket, (interval, burst), -i64::from(unused));
+        given.await.map(drop)
+    }
+
+    async fn permits(
+        &self,
+        bucket: &str,
+        (interval, burst): (Duration, u32),
+        wanted: i64,
+    ) -> Result<Permits, Unavailable> {
+        let Some(up) = self.up.load_full() else {
+            return Err(Unavailable::Failed(std::sync::Arc::clone(
+                &self.down.load().why,
+            )));
+        };
+        let micros = interval.as_secs_f64() * 1e6;
+        let mut invocation = script::PERMITS.key(self.names.bucket(bucket));
+        invocation
+            .arg(format!("{micros:.6}"))
+            .arg(format!("{:.6}", micros * f64::from(burst)))
+            .arg(wanted);
+        let mut connection = up.commands.0.clone();
+        let (taken, wait): (i64, u64) = invocation
+            .invoke_async(&mut connection)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        Ok(Permits {
+            taken: u32::try_from(taken).unwrap_or(0),
+            wait: Duration::from_micros(wait),
+        })
+    }
+}

@@ -1,0 +1,163 @@
+//! Where the server is now: named by the operator, by a Sentinel, or by a cluster.
+
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
+    ProtocolVersion, RedisConnectionInfo, RedisError, TlsCertificates,
+};
+
+use super::names::Names;
+use crate::config::{self, Finding, ServerAddress};
+use crate::secret;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("cannot read the store's password")]
+    Secret(#[from] secret::Error),
+    #[error("cannot read the authorities that the store's certificate is checked against")]
+    Authorities(#[source] std::io::Error),
+    #[error(transparent)]
+    Server(#[from] RedisError),
+    #[error("no Sentinel knows a master called {0}")]
+    NoMaster(String),
+    #[error("the cluster has no node for this prefix")]
+    NoNode,
+}
+
+/// Connects to the server that takes changes.
+pub(super) async fn connect(
+    settings: &config::SharedStore,
+    names: &Names,
+    timing: &AsyncConnectionConfig,
+) -> Result<(Client, MultiplexedConnection), Error> {
+    let mut last = None;
+    for server in &settings.servers {
+        let found = match &settings.finding {
+            Finding::Server => Ok(server.clone()),
+            Finding::Sentinel { master } => ask_sentinel(settings, server, master, timing).await,
+            Finding::Cluster => ask_cluster(settings, server, names, timing).await,
+        };
+        let opened = match found {
+            Ok(address) => open(settings, &address, Kind::Data, timing).await,
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok(opened) => return Ok(opened),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or(Error::NoNode))
+}
+
+/// Which of the two kinds of server, each with its own credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Sentinel,
+}
+
+async fn open(
+    settings: &config::SharedStore,
+    address: &ServerAddress,
+    kind: Kind,
+    timing: &AsyncConnectionConfig,
+) -> Result<(Client, MultiplexedConnection), Error> {
+    let client = client(settings, address, kind)?;
+    let connection = client
+        .get_multiplexed_async_connection_with_config(timing)
+        .await?;
+    Ok((client, connection))
+}
+
+fn client(
+    settings: &config::SharedStore,
+    address: &ServerAddress,
+    kind: Kind,
+) -> Result<Client, Error> {
+    let mut redis = RedisConnectionInfo::default()
+        .set_protocol(ProtocolVersion::RESP2)
+        .set_skip_set_lib_name();
+    let password = match kind {
+        Kind::Sentinel => &settings.sentinel_password,
+        Kind::Data => {
+            redis = redis.set_db(i64::from(settings.database));
+            if let Some(username) = &settings.username {
+                redis = redis.set_username(username);
+            }
+            &settings.password
+        }
+    };
+    if let Some(source) = password {
+        // Read at every connection: a rotated password is taken up by itself.
+        redis = redis.set_password(source.read()?.expose());
+    }
+    let info = |address: ConnectionAddr| -> Result<ConnectionInfo, RedisError> {
+        Ok(address.into_connection_info()?.set_redis_settings(redis))
+    };
+    let (host, port) = (address.host.clone(), address.port);
+    let Some(tls) = &settings.tls else {
+        return Ok(Client::open(info(ConnectionAddr::Tcp(host, port))?)?);
+    };
+    let secured = ConnectionAddr::TcpTls {
+        host,
+        port,
+        insecure: false,
+        tls_params: None,
+    };
+    let root_cert = match &tls.authorities {
+        Some(path) => Some(std::fs::read(path).map_err(Error::Authorities)?),
+        None => None,
+    };
+    let certificates = TlsCertificates {
+        client_tls: None,
+        root_cert,
+    };
+    Ok(Client::build_with_tls(info(secured)?, certificates)?)
+}
+
+async fn ask_sentinel(
+    settings: &config::SharedStore,
+    sentinel: &ServerAddress,
+    master: &str,
+    timing: &AsyncConnectionConfig,
+) -> Result<ServerAddress, Error> {
+    let (_, mut connection) = open(settings, sentinel, Kind::Sentinel, timing).await?;
+    let found: Option<(String, u16)> = redis::cmd("SENTINEL")
+        .arg("get-master-addr-by-name")
+        .arg(master)
+        .query_async(&mut connection)
+        .await?;
+    let (host, port) = found.ok_or_else(|| Error::NoMaster(master.to_owned()))?;
+    Ok(ServerAddress { host, port })
+}
+
+/// The node that has the slot of our keys, told by `MOVED`; none if the asked one has it.
+async fn ask_cluster(
+    settings: &config::SharedStore,
+    seed: &ServerAddress,
+    names: &Names,
+    timing: &AsyncConnectionConfig,
+) -> Result<ServerAddress, Error> {
+    let (_, mut connection) = open(settings, seed, Kind::Data, timing).await?;
+    let asked: Result<redis::Value, RedisError> = redis::cmd("EXISTS")
+        .arg(&names.meta)
+        .query_async(&mut connection)
+        .await;
+    let Err(error) = asked else {
+        return Ok(seed.clone());
+    };
+    let named = error.redirect_node().and_then(|(at, _)| {
+        let (host, port) = at.rsplit_once(':')?;
+        Some((host, port.parse().ok()?))
+    });
+    let Some((host, port)) = named else {
+        return Err(error.into());
+    };
+    // A node that does not know its own name leaves the host out: the one asked.
+    let host = if host.is_empty() { &seed.host } else { host };
+    Ok(ServerAddress {
+        host: host.to_owned(),
+        port,
+    })
+}

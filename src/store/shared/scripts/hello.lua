@@ -1,0 +1,34 @@
+-- KEYS: 1 meta, 2 changes. ARGV: 1 id as known or nothing, 2 id for a new store,
+-- 3 and 4 number and mark of the last change seen, 5 how long a store that lost data is
+-- not believed when it knows nothing.
+local meta, changes = KEYS[1], KEYS[2]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local last = tonumber(ARGV[3])
+local function whole(number) return string.format('%d', number) end
+local function raise(seq)
+  redis.call('HSET', meta, 'seq', whole(math.max(seq, last) + 1000),
+    'settles', whole(now + ARGV[5]))
+  return math.max(seq, last) + 1000
+end
+local id = redis.call('HGET', meta, 'id')
+if not id then
+  redis.call('DEL', changes)
+  redis.call('HSET', meta, 'id', ARGV[2], 'schema', '1', 'seq', '0')
+  if ARGV[1] == '' then return {'new', ARGV[2], 0} end
+  return {'lost', ARGV[2], raise(0)}
+end
+local schema = redis.call('HGET', meta, 'schema')
+if schema ~= '1' then return {'newer', schema or 'none', 0} end
+local seq = tonumber(redis.call('HGET', meta, 'seq') or 0)
+if ARGV[1] == '' then return {'new', id, seq} end
+if ARGV[1] ~= id then return {'lost', id, seq} end
+if last == 0 and seq == 0 then return {'same', id, seq} end
+local entry = redis.call('XRANGE', changes, whole(last) .. '-0', whole(last) .. '-0')
+if #entry == 1 and entry[1][2][2] == ARGV[4] and seq >= last then return {'same', id, seq} end
+if ARGV[4] == '' and seq == last then return {'same', id, seq} end
+local first = redis.call('XRANGE', changes, '-', '+', 'COUNT', 1)
+local first_seq = #first == 1 and tonumber(string.match(first[1][1], '^%d+')) or 0
+if seq >= last and first_seq > last then return {'gap', id, seq} end
+if seq >= last and ARGV[4] == '' then return {'gap', id, seq} end
+return {'lost', id, raise(seq)}

@@ -1,0 +1,82 @@
+-- Shared by all scripts that touch data. Every key of one gate has the prefix's hash
+-- tag, so in a cluster they lie in one slot, those whose names are made here included.
+local meta, changes, ends = KEYS[1], KEYS[2], KEYS[3]
+local id, mark = ARGV[1], ARGV[2]
+if redis.call('HGET', meta, 'id') ~= id then return {'foreign'} end
+local prefix = string.sub(meta, 1, -5)
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function whole(number) return string.format('%d', number) end
+
+-- Numbers a change and tells everybody. The first write of a script: out of memory or
+-- read-only, the server stops it here, with nothing changed.
+local function change(...)
+  local seq = redis.call('HINCRBY', meta, 'seq', 1)
+  redis.call('XADD', changes, 'MAXLEN', '~', '100000', whole(seq) .. '-0', 'm', mark, ...)
+  return seq
+end
+
+local function number(key, field) return tonumber(redis.call('HGET', key, field) or 0) end
+
+-- A token is seq:bucket:kind:user; 'x' is one that was revoked.
+local function parse(value)
+  local seq, bucket, kind, user = string.match(value, '^(%d+):(%d+):(%a+):(.*)$')
+  return tonumber(seq), bucket, kind, user
+end
+
+-- Live tokens by the second, rounded up, at which they end; what has ended is dropped.
+local function live(key)
+  local sum, fields = 0, redis.call('HGETALL', key)
+  for i = 1, #fields, 2 do
+    local bucket = tonumber(fields[i])
+    if bucket and bucket * 1000 <= now then redis.call('HDEL', key, fields[i])
+    elseif bucket then sum = sum + fields[i + 1] end
+  end
+  return sum
+end
+
+local function less(key, bucket, by)
+  if redis.call('HINCRBY', key, bucket, -by) <= 0 then redis.call('HDEL', key, bucket) end
+end
+
+-- Takes a token off the counts; false if it was dead already.
+local function uncount(value)
+  local seq, bucket, _, user = parse(value)
+  if not seq then return false end
+  local holder = prefix .. 'h:' .. user
+  if seq < number(holder, 'g') then return false end
+  less(holder, bucket, 1)
+  less(ends, bucket, 1)
+  return true
+end
+
+-- A user's record must outlive every token it may have to call dead.
+local function keep(key, moment)
+  local left = redis.call('PTTL', key)
+  if left < 0 or now + left < moment then redis.call('PEXPIREAT', key, whole(moment)) end
+end
+
+local function place(token, value, left, grain)
+  local seq, kind, user = value[1], value[2], value[3]
+  local moment = now + left
+  local bucket = whole(math.ceil(moment / 1000 / grain) * grain)
+  local holder = prefix .. 'h:' .. user
+  redis.call('SET', token, whole(seq) .. ':' .. bucket .. ':' .. kind .. ':' .. user,
+    'PXAT', whole(moment))
+  redis.call('HINCRBY', holder, bucket, 1)
+  redis.call('HINCRBY', ends, bucket, 1)
+  keep(holder, moment)
+end
+
+-- Ends what the user holds, as of change `seq`.
+local function finish(holder, seq)
+  local fields = redis.call('HGETALL', holder)
+  for i = 1, #fields, 2 do
+    if tonumber(fields[i]) then
+      less(ends, fields[i], fields[i + 1])
+      redis.call('HDEL', holder, fields[i])
+    end
+  end
+  redis.call('HSET', holder, 'g', whole(seq))
+end

@@ -1,0 +1,240 @@
+//! The shared store as records, out and in: for backups, and for moving from a file.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+
+use super::SharedStore;
+use super::entry::{Entry, Revision};
+use super::remake::Fact;
+use super::tokens::Kind;
+use crate::clock;
+use crate::store::{
+    Digest, GrantRecord, KeyRecord, Record, SealedLease, Tally, Unavailable, UserRecord,
+};
+
+const AT_ONCE: usize = 500;
+
+/// Imported users and keys were made by the first of all changes.
+const FIRST: Revision = Revision {
+    made: 1,
+    changed: 0,
+};
+
+impl SharedStore {
+    /// Whether there is nothing yet that an import could meet.
+    pub async fn is_empty(&self) -> Result<bool, Unavailable> {
+        let mut connection = self.connection()?;
+        let mut count = redis::pipe();
+        count.hlen(&self.names.users).hlen(&self.names.keys);
+        count.hlen(&self.names.ends);
+        let counts: (u64, u64, u64) = self.told(count.query_async(&mut connection).await)?;
+        Ok(counts == (0, 0, 0))
+    }
+
+    /// Everything that outlives a restart, told to `each`.
+    pub async fn records<E: From<Unavailable>>(
+        &self,
+        mut each: impl FnMut(Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut connection = self.connection()?;
+        for (text, is_user) in self.entries(&mut connection).await? {
+            let read = match is_user {
+                true => serde_json::from_str::<UserRecord>(&text).map(Record::User),
+                false => serde_json::from_str::<KeyRecord>(&text).map(Record::Key),
+            };
+            each(read.map_err(|_| odd())?)?;
+        }
+        let leases = format!("{}*", self.names.lease(""));
+        for key in self.scan(&mut connection, &leases, &mut 0).await? {
+            let upstream = String::from_utf8_lossy(&key).replace(&self.names.lease(""), "");
+            if let Some(at) = self.lease(&upstream).await? {
+                each(Record::Lease(SealedLease {
+                    upstream: upstream.into(),
+                    ends_millis: clock::unix_millis() + super::tokens::millis(at.left),
+                    sealed: at.sealed,
+                }))?;
+            }
+        }
+        let (mut cursor, mut ends) = (0, HashMap::new());
+        loop {
+            let pattern = self.names.tokens();
+            let keys = self.scan(&mut connection, &pattern, &mut cursor).await?;
+            for grant in self.grants(&mut connection, &keys, &mut ends).await? {
+                each(Record::Grant(grant))?;
+            }
+            if cursor == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Adds what is not there; what is, stays as it is.
+    pub async fn import(&self, records: Vec<Record>) -> Result<Tally, Unavailable> {
+        let mut tally = Tally::default();
+        let mut facts = Vec::new();
+        for record in records {
+            let is_over = matches!(&record, Record::Grant(grant)
+                if grant.ends_millis <= clock::unix_millis());
+            match is_over {
+                true => tally.over += 1,
+                false => tally.count(&record),
+            }
+            facts.extend(fact(record).filter(|_| !is_over));
+        }
+        let Some(up) = self.up.load_full() else {
+            return Err(Unavailable::Failed(Arc::clone(&self.down.load().why)));
+        };
+        self.tell(&up.commands, &up.id, facts, true).await?;
+        Ok(tally)
+    }
+
+    async fn entries(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Vec<(String, bool)>, Unavailable> {
+        let mut all = redis::pipe();
+        all.hvals(&self.names.users).hvals(&self.names.keys);
+        let (users, keys): (Vec<String>, Vec<String>) =
+            self.told(all.query_async(connection).await)?;
+        let users = users.into_iter().map(|text| (text, true));
+        let keys = keys.into_iter().map(|text| (text, false));
+        let read = |(text, is_user): (String, bool)| Some((Entry::parse(&text)?.text, is_user));
+        users
+            .chain(keys)
+            .map(|entry| read(entry).ok_or_else(odd))
+            .collect()
+    }
+
+    async fn scan(
+        &self,
+        connection: &mut MultiplexedConnection,
+        pattern: &str,
+        cursor: &mut u64,
+    ) -> Result<Vec<Vec<u8>>, Unavailable> {
+        let mut found = Vec::new();
+        loop {
+            let step = redis::cmd("SCAN")
+                .arg(*cursor)
+                .arg("MATCH")
+                .arg(pattern)
+                .arg("COUNT")
+                .arg(AT_ONCE)
+                .query_async(connection)
+                .await;
+            let (next, keys): (u64, Vec<Vec<u8>>) = self.told(step)?;
+            found.extend(keys);
+            *cursor = next;
+            if next == 0 || found.len() >= AT_ONCE {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// The live ones among these tokens.
+    async fn grants(
+        &self,
+        connection: &mut MultiplexedConnection,
+        keys: &[Vec<u8>],
+        ends: &mut HashMap<String, u64>,
+    ) -> Result<Vec<GrantRecord>, Unavailable> {
+        let mut grants = Vec::new();
+        let mut all = redis::pipe();
+        for key in keys {
+            all.get(key).pttl(key);
+        }
+        if keys.is_empty() {
+            return Ok(grants);
+        }
+        let told: Vec<redis::Value> = self.told(all.query_async(connection).await)?;
+        for (key, pair) in keys.iter().zip(told.chunks_exact(2)) {
+            let value: Option<String> = redis::from_redis_value_ref(&pair[0]).ok().flatten();
+            let left: i64 = redis::from_redis_value_ref(&pair[1]).unwrap_or(-1);
+            let Some((seq, kind, user)) = value.as_deref().and_then(parse) else {
+                continue; // over meanwhile, or revoked
+            };
+            if !ends.contains_key(user) {
+                let end = redis::cmd("HGET")
+                    .arg(self.names.holder(user))
+                    .arg("g")
+                    .query_async(connection)
+                    .await;
+                let end: Option<u64> = self.told(end)?;
+                ends.insert(user.to_owned(), end.unwrap_or(0));
+            }
+            let digest = key.last_chunk::<32>().map(|digest| Digest(*digest));
+            if let (Some(digest), Ok(left)) = (digest, u64::try_from(left))
+                && ends.get(user).is_none_or(|end| seq >= *end)
+            {
+                grants.push(GrantRecord {
+                    digest,
+                    user: user.into(),
+                    role: kind.role,
+                    ends_millis: clock::unix_millis() + left,
+                    epoch: 0,
+                    origin: kind.origin,
+                });
+            }
+        }
+        Ok(grants)
+    }
+
+    fn connection(&self) -> Result<MultiplexedConnection, Unavailable> {
+        let up = self.up.load_full();
+        let up = up.ok_or_else(|| Unavailable::Failed(Arc::clone(&self.down.load().why)))?;
+        Ok(up.commands.0.clone())
+    }
+
+    fn told<T>(&self, answer: redis::RedisResult<T>) -> Result<T, Unavailable> {
+        answer.map_err(|error| self.failed(&error))
+    }
+}
+
+fn odd() -> Unavailable {
+    Unavailable::Failed("the store has a record that nobody knows".into())
+}
+
+fn parse(value: &str) -> Option<(u64, Kind, &str)> {
+    let mut parts = value.splitn(4, ':');
+    let seq = parts.next()?.parse().ok()?;
+    let _bucket = parts.next()?;
+    Some((seq, Kind::parse(parts.next()?)?, parts.next()?))
+}
+
+/// What a record is to the store. None: numbers of another store, which say nothing here.
+fn fact(record: Record) -> Option<Fact> {
+    let entry = |text: serde_json::Result<String>| {
+        Some(Entry {
+            revision: FIRST,
+            seq: FIRST.made,
+            text: text.ok()?,
+        })
+    };
+    let left = |millis: u64| Duration::from_millis(millis.saturating_sub(clock::unix_millis()));
+    Some(match record {
+        Record::User(user) => {
+            Fact::User(Arc::clone(&user.name), entry(serde_json::to_string(&user))?)
+        }
+        Record::Key(key) => Fact::Key(Arc::clone(&key.name), entry(serde_json::to_string(&key))?),
+        Record::Epoch(_) => return None,
+        Record::Grant(grant) => Fact::Token {
+            digest: grant.digest,
+            user: grant.user,
+            kind: Kind {
+                origin: grant.origin,
+                role: grant.role,
+            },
+            left: left(grant.ends_millis),
+            seq: FIRST.made,
+        },
+        Record::Lease(lease) => Fact::Lease {
+            upstream: lease.upstream,
+            generation: 1,
+            refused: 0,
+            left: left(lease.ends_millis),
+            sealed: lease.sealed,
+        },
+    })
+}

@@ -1,0 +1,90 @@
+//! Users and API keys in the shared store. Their text is the caller's.
+
+use super::entry::{Entry, Revision};
+use super::{Call, SharedStore, script};
+use crate::store::Unavailable;
+
+/// What came of changing an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryChange {
+    Done(Entry),
+    /// There is no such entry.
+    None,
+    /// It is not what the caller took it for.
+    Conflict,
+}
+
+impl SharedStore {
+    pub async fn put_user(
+        &self,
+        name: &str,
+        expected: Option<Revision>,
+        text: &str,
+        is_change: bool,
+    ) -> Result<EntryChange, Unavailable> {
+        let expected = expected.map(|known| known.to_string()).unwrap_or_default();
+        let call = Call::default()
+            .key(self.names.users.as_str())
+            .arg("user")
+            .arg(name)
+            .arg(expected)
+            .arg(text)
+            .arg(if is_change { "change" } else { "same" });
+        self.entry(call, text).await
+    }
+
+    /// Makes an API key, unless there is one of that name.
+    pub async fn put_key(&self, name: &str, text: &str) -> Result<EntryChange, Unavailable> {
+        let call = Call::default()
+            .key(self.names.keys.as_str())
+            .arg("key")
+            .arg(name)
+            .arg("")
+            .arg(text)
+            .arg("change");
+        self.entry(call, text).await
+    }
+
+    pub async fn remove_key(&self, name: &str) -> Result<EntryChange, Unavailable> {
+        let call = Call::default()
+            .key(self.names.keys.as_str())
+            .arg("key")
+            .arg(name)
+            .arg("*")
+            .arg("")
+            .arg("change");
+        self.entry(call, "").await
+    }
+
+    async fn entry(&self, call: Call, text: &str) -> Result<EntryChange, Unavailable> {
+        let reply = self.run(&script::ENTRY, call).await?;
+        match reply.word() {
+            "ok" => Ok(EntryChange::Done(Entry {
+                revision: Revision {
+                    made: reply.number(2)?,
+                    changed: reply.number(3)?,
+                },
+                seq: reply.number(1)?,
+                text: text.to_owned(),
+            })),
+            "none" => Ok(EntryChange::None),
+            "conflict" => Ok(EntryChange::Conflict),
+            _ => Err(reply.odd()),
+        }
+    }
+
+    /// Removes a user and ends its tokens, in one step; whether there was one.
+    pub async fn remove_user(&self, name: &str) -> Result<bool, Unavailable> {
+        let call = Call::default()
+            .key(self.names.holder(name))
+            .key(self.names.users.as_str())
+            .arg(name)
+            .arg("remove");
+        let reply = self.run(&script::END, call).await?;
+        match reply.word() {
+            "ok" => Ok(true),
+            "none" => Ok(false),
+            _ => Err(reply.odd()),
+        }
+    }
+}

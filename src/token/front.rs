@@ -1,0 +1,392 @@
+//! This gate's copy of a shared store's tokens. A token that it knows costs the store
+//! nothing; one that it does not know is looked up once, however many ask at a time.
+//!
+//! The surprise: an answer of the store may be older than a change that has been told
+//! of meanwhile. Whatever is told of a token spoils the look-up under way, which is then
+//! made again; the end of a user does so through the epoch taken before the look-up.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::ends::Ends;
+use super::memory::{Found, Memory};
+use super::{Ending, Grant, InsertRefused, TokenDigest, Wanted};
+use crate::clock::Deadline;
+use crate::lifecycle::Tasks;
+use crate::metrics::{Metrics, StoreAnswer};
+use crate::store::shared::{
+    End, Fact, Insert, InsertOutcome, Kind, SharedChange, SharedGrant, SharedStore,
+};
+use crate::store::{Digest, Origin, Unavailable};
+
+/// Look-ups of one token that are spoiled in a row before the client is told to come back.
+const TRIES: usize = 5;
+/// Tokens remembered as unknown; more are simply looked up again.
+const MOST_UNKNOWN: usize = 100_000;
+
+#[derive(Debug)]
+pub(super) struct Front {
+    pub(super) shared: Arc<SharedStore>,
+    memory: Arc<Memory>,
+    asks: DashMap<TokenDigest, Arc<Ask>>,
+    /// Tokens that the store does not know, until when that is believed.
+    unknown: DashMap<TokenDigest, Instant>,
+    unknown_count: AtomicUsize,
+    ends: Mutex<Ends>,
+    /// The last change seen in each round but the present one: what was known then is
+    /// known to that extent.
+    rounds: Mutex<Vec<u64>>,
+    /// How many rounds are over.
+    round: AtomicUsize,
+    /// Tokens that were looked up again in a later round than the first.
+    confirmed: DashMap<TokenDigest, usize>,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+}
+
+/// A look-up under way.
+#[derive(Debug)]
+struct Ask {
+    is_spoiled: AtomicBool,
+    answer: watch::Receiver<Option<Answer>>,
+}
+
+#[derive(Clone, Debug)]
+enum Answer {
+    Known(Grant),
+    Unknown,
+    Failed(Unavailable),
+}
+
+impl Front {
+    pub(super) fn new(
+        shared: &Arc<SharedStore>,
+        memory: Arc<Memory>,
+        tasks: Tasks,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let front = Arc::new(Self {
+            shared: Arc::clone(shared),
+            memory,
+            asks: DashMap::default(),
+            unknown: DashMap::default(),
+            unknown_count: AtomicUsize::new(0),
+            ends: Mutex::default(),
+            rounds: Mutex::default(),
+            round: AtomicUsize::new(0),
+            confirmed: DashMap::default(),
+            tasks,
+            metrics,
+        });
+        let follower: Weak<Self> = Arc::downgrade(&front);
+        shared.follow(follower);
+        front
+    }
+
+    pub(super) async fn insert(
+        &self,
+        digest: TokenDigest,
+        wanted: Wanted<'_>,
+        ends: Deadline,
+    ) -> Result<(), InsertRefused> {
+        let (max_per_user, max) = self.memory.caps();
+        // Before the store is asked: an end that it tells of meanwhile keeps the token
+        // out of this copy, and the next request looks it up.
+        let here = self.memory.holders.epoch();
+        let outcome = self
+            .shared
+            .insert(Insert {
+                digest: Digest(digest.0),
+                user: wanted.user,
+                kind: Kind {
+                    origin: wanted.origin,
+                    role: wanted.role,
+                },
+                life: wanted.lifetime,
+                epoch: wanted.epoch.shared,
+                max_per_user,
+                max,
+                revision: wanted.revision,
+            })
+            .await
+            .map_err(InsertRefused::Unavailable)?;
+        match outcome {
+            InsertOutcome::Placed => {}
+            InsertOutcome::Ended => return Err(InsertRefused::Ended),
+            InsertOutcome::UserFull => return Err(InsertRefused::UserFull),
+            InsertOutcome::Full => return Err(InsertRefused::Full),
+        }
+        self.no_longer_unknown(&digest);
+        // A copy that is full, or an end in between: not kept here, and still good.
+        let wanted = Wanted {
+            epoch: here,
+            ..wanted
+        };
+        self.confirm(&digest, self.round.load(Ordering::Acquire));
+        let _ = self.memory.place(digest, wanted, ends);
+        Ok(())
+    }
+
+    /// Whether what is known of a token here counts without a look-up.
+    pub(super) fn is_sure(&self, digest: &TokenDigest) -> bool {
+        let round = self.round.load(Ordering::Acquire);
+        (round == 0 || self.round_of(digest) == round) && self.shared.is_believed()
+    }
+
+    fn round_of(&self, digest: &TokenDigest) -> usize {
+        self.confirmed.get(digest).map_or(0, |round| *round)
+    }
+
+    fn confirm(&self, digest: &TokenDigest, round: usize) {
+        if round > 0 {
+            self.confirmed.insert(*digest, round);
+        }
+    }
+
+    /// The grant of a token that this copy does not answer for.
+    pub(super) async fn look_up(
+        self: &Arc<Self>,
+        digest: TokenDigest,
+    ) -> Result<Option<Grant>, Unavailable> {
+        if self.is_unknown(&digest) {
+            return Ok(None);
+        }
+        let mut answer = match self.asks.entry(digest) {
+            Entry::Occupied(ask) => ask.get().answer.clone(),
+            Entry::Vacant(place) => {
+                let (told, answer) = watch::channel(None);
+                let ask = Arc::new(Ask {
+                    is_spoiled: AtomicBool::new(false),
+                    answer: answer.clone(),
+                });
+                place.insert(Arc::clone(&ask));
+                let front = Arc::clone(self);
+                // A task of its own: the client may leave, others wait for the same answer.
+                self.tasks.spawn("token look-up", async move {
+                    let answer = front.ask(&digest, &ask).await;
+                    front.asks.remove(&digest);
+                    told.send_replace(Some(answer));
+                });
+                answer
+            }
+        };
+        let told = answer.wait_for(Option::is_some).await;
+        match told.ok().and_then(|told| told.clone()) {
+            Some(Answer::Known(grant)) => Ok(Some(grant)),
+            Some(Answer::Unknown) => Ok(None),
+            Some(Answer::Failed(why)) => Err(why),
+            None => Err(Unavailable::Closed),
+        }
+    }
+
+    async fn ask(&self, digest: &TokenDigest, ask: &Ask) -> Answer {
+        for _ in 0..TRIES {
+            ask.is_spoiled.store(false, Ordering::Release);
+            let round = self.round.load(Ordering::Acquire);
+            let here = self.memory.holders.epoch();
+            let found = match self.shared.find(&Digest(digest.0)).await {
+                Ok(found) => found,
+                Err(why) => return self.without_store(digest, why),
+            };
+            // Whatever is told of this token waits until what was found is in its place.
+            let held = self.asks.get_mut(digest);
+            if ask.is_spoiled.load(Ordering::Acquire) {
+                continue;
+            }
+            let Some(found) = found else {
+                self.metrics.store_lookups.add(StoreAnswer::Unknown);
+                self.remember_unknown(digest);
+                drop(held);
+                self.memory.remove(digest);
+                return Answer::Unknown;
+            };
+            let placed = self.take_in(digest, &found, here);
+            if placed.is_some() {
+                self.confirm(digest, round);
+            }
+            drop(held);
+            if let Some(grant) = placed {
+                self.metrics.store_lookups.add(StoreAnswer::Known);
+                return Answer::Known(grant);
+            }
+        }
+        self.without_store(digest, Unavailable::Busy)
+    }
+
+    /// None: the user's tokens have been ended while the store answered.
+    fn take_in(
+        &self,
+        digest: &TokenDigest,
+        found: &SharedGrant,
+        here: super::Epoch,
+    ) -> Option<Grant> {
+        let ends = Deadline::after(found.left);
+        let wanted = Wanted {
+            user: &found.user,
+            role: found.kind.role,
+            lifetime: found.left,
+            origin: found.kind.origin,
+            epoch: here,
+            revision: None,
+        };
+        let grant = Grant {
+            user: Arc::clone(&found.user),
+            role: found.kind.role,
+            ends,
+        };
+        if self.ends().is_ended(digest, found) {
+            // The server fell behind what this gate has seen, and will be told.
+            return None;
+        }
+        match self.memory.place(*digest, wanted, ends) {
+            Err(InsertRefused::Ended) => None,
+            _ => Some(grant),
+        }
+    }
+
+    /// The store is away: a grant that was known stays good for `stale_for`.
+    fn without_store(&self, digest: &TokenDigest, why: Unavailable) -> Answer {
+        self.metrics.store_lookups.add(StoreAnswer::None);
+        match self.memory.find(digest) {
+            Found::Live(grant) if self.shared.is_believed() => Answer::Known(grant),
+            _ => Answer::Failed(why),
+        }
+    }
+
+    fn is_unknown(&self, digest: &TokenDigest) -> bool {
+        // What the store said is worth as much as the rest of the copy.
+        let until = self.unknown.get(digest).map(|until| *until);
+        until.is_some_and(|until| until > Instant::now()) && self.shared.is_up()
+    }
+
+    fn remember_unknown(&self, digest: &TokenDigest) {
+        if self.unknown_count.load(Ordering::Relaxed) >= MOST_UNKNOWN {
+            return;
+        }
+        let until = Instant::now() + self.shared.settings().negative_ttl;
+        if self.unknown.insert(*digest, until).is_none() {
+            self.unknown_count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn no_longer_unknown(&self, digest: &TokenDigest) {
+        if self.unknown.remove(digest).is_some() {
+            self.unknown_count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets what was unknown long enough.
+    pub(super) fn sweep(&self) {
+        let now = Instant::now();
+        let mut gone = 0;
+        self.unknown.retain(|_, until| {
+            let stays = *until > now;
+            gone += usize::from(!stays);
+            stays
+        });
+        self.unknown_count.fetch_sub(gone, Ordering::Relaxed);
+        self.confirmed
+            .retain(|digest, _| matches!(self.memory.find(digest), Found::Live(_)));
+    }
+
+    pub(super) async fn revoke(&self, digest: &TokenDigest) -> Result<bool, Unavailable> {
+        // Dead here at once: the Webapp itself has refused it.
+        let was_live = self.memory.remove(digest);
+        let told = self.shared.revoke(&Digest(digest.0)).await;
+        told.map(|was_known| was_live || was_known)
+    }
+
+    /// Ends a user's tokens everywhere; here before anybody is told.
+    pub(super) async fn end(&self, user: &str, ending: Ending) -> Result<usize, Unavailable> {
+        let logins_too = ending == Ending::Deletion;
+        let apply = |end| {
+            self.end_here(user, end);
+        };
+        self.shared.end_tokens(user, logins_too, apply).await
+    }
+
+    /// A logout ends look-ups under way as well, so both kinds are a deletion here.
+    fn end_here(&self, user: &str, end: End) -> usize {
+        self.ends().remember(user, end);
+        self.memory.end_user(user)
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        // Two maps, each change of which is one step.
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rounds(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spoil(&self, digest: &TokenDigest) {
+        if let Some(ask) = self.asks.get(digest) {
+            ask.is_spoiled.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl crate::store::shared::Follow for Front {
+    fn apply(&self, change: &SharedChange, _seq: u64) {
+        match change {
+            SharedChange::TokenPut(digest) => {
+                let digest = TokenDigest(digest.0);
+                self.spoil(&digest);
+                self.no_longer_unknown(&digest);
+            }
+            SharedChange::TokenRevoked(digest) => {
+                let digest = TokenDigest(digest.0);
+                self.spoil(&digest);
+                self.ends().remember_revoked(digest);
+                self.memory.remove(&digest);
+            }
+            SharedChange::UserEnded { user, end } => {
+                self.end_here(user, *end);
+            }
+            SharedChange::User(..)
+            | SharedChange::Key(..)
+            | SharedChange::Lease(_)
+            | SharedChange::Directory { .. } => {}
+        }
+    }
+
+    fn doubt(&self, seen: u64) {
+        self.rounds().push(seen);
+        self.round.fetch_add(1, Ordering::AcqRel);
+        for ask in &self.asks {
+            ask.is_spoiled.store(true, Ordering::Release);
+        }
+        self.unknown.clear();
+        self.unknown_count.store(0, Ordering::Relaxed);
+    }
+
+    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+        self.ends().tell(give);
+        let rounds = self.rounds().clone();
+        let now = self.shared.applied();
+        self.memory.each(|digest, grant| {
+            let round = self.round_of(digest);
+            // The Webapp does not tell its users' roles, and the gate knows its own.
+            let origin = match grant.role {
+                Some(_) => Origin::Minted,
+                None => Origin::Learned,
+            };
+            give(Fact::Token {
+                digest: Digest(digest.0),
+                user: Arc::clone(&grant.user),
+                kind: Kind {
+                    origin,
+                    role: grant.role,
+                },
+                left: grant.ends.left(),
+                seq: rounds.get(round).copied().unwrap_or(now),
+            });
+        });
+    }
+}

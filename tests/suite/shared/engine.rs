@@ -1,0 +1,343 @@
+//! The scripts and the link, without a gate around them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tollgate::store::shared::{
+    EntryChange, Fact, Follow, Insert, InsertOutcome, Kind, LoginTurn, Published, SharedChange,
+    SharedStore,
+};
+use tollgate::store::{Digest, Origin, SealedBytes};
+use tollgate::webapp::Role;
+
+use super::{open, settings};
+use crate::harness::eventually;
+use crate::harness::redis::RedisServer;
+
+const KIND: Kind = Kind {
+    origin: Origin::Minted,
+    role: Some(Role::User),
+};
+
+fn insert(number: u8, user: &str) -> Insert<'_> {
+    Insert {
+        digest: Digest([number; 32]),
+        user,
+        kind: KIND,
+        life: Duration::from_secs(3600),
+        epoch: u64::MAX >> 12,
+        max_per_user: 3,
+        max: 5,
+        revision: None,
+    }
+}
+
+/// Keeps what it was told, and knows what it is given to know.
+#[derive(Debug, Default)]
+struct Heard {
+    changes: Mutex<Vec<SharedChange>>,
+    doubts: Mutex<Vec<u64>>,
+    facts: Mutex<Vec<Fact>>,
+}
+
+impl Follow for Heard {
+    fn apply(&self, change: &SharedChange, _: u64) {
+        self.changes.lock().unwrap().push(change.clone());
+    }
+
+    fn doubt(&self, seen: u64) {
+        self.doubts.lock().unwrap().push(seen);
+    }
+
+    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+        self.facts.lock().unwrap().iter().cloned().for_each(give);
+    }
+}
+
+fn heard(store: &SharedStore) -> Arc<Heard> {
+    let heard = Arc::new(Heard::default());
+    let follower = Arc::downgrade(&heard);
+    store.follow(follower);
+    heard
+}
+
+fn has(heard: &Heard, is_it: impl Fn(&SharedChange) -> bool) -> bool {
+    heard.changes.lock().unwrap().iter().any(is_it)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_lives_until_it_or_its_user_is_ended_and_all_hear_of_it() {
+    let server = RedisServer::start();
+    let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
+    let heard = heard(&two);
+    let placed = one.insert(insert(1, "anna")).await.unwrap();
+    assert_eq!(placed, InsertOutcome::Placed);
+    one.insert(insert(2, "anna")).await.unwrap();
+    let found = two.find(&Digest([1; 32])).await.unwrap().unwrap();
+    assert_eq!((&*found.user, found.kind), ("anna", KIND));
+    assert!(found.left > Duration::from_secs(3590));
+    assert!(one.revoke(&Digest([1; 32])).await.unwrap());
+    assert!(!one.revoke(&Digest([1; 32])).await.unwrap(), "only once");
+    assert_eq!(two.find(&Digest([1; 32])).await.unwrap(), None);
+    assert_eq!(one.end_tokens("anna", false, |_| ()).await.unwrap(), 1);
+    assert_eq!(two.find(&Digest([2; 32])).await.unwrap(), None);
+    one.insert(insert(3, "anna")).await.unwrap();
+    assert!(two.find(&Digest([3; 32])).await.unwrap().is_some());
+    eventually("the other gate hears of all", async || {
+        has(&heard, |change| {
+            *change == SharedChange::TokenPut(Digest([3; 32]))
+        }) && has(&heard, |change| {
+            *change == SharedChange::TokenRevoked(Digest([1; 32]))
+        }) && has(
+            &heard,
+            |change| matches!(change, SharedChange::UserEnded { user, .. } if &**user == "anna"),
+        )
+    })
+    .await;
+    assert!(heard.doubts.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caps_count_the_live_and_not_the_ended() {
+    let server = RedisServer::start();
+    let store = open(settings(&server)).await;
+    for number in 0..3 {
+        let placed = store.insert(insert(number, "anna")).await.unwrap();
+        assert_eq!(placed, InsertOutcome::Placed);
+    }
+    let full = store.insert(insert(3, "anna")).await.unwrap();
+    assert_eq!(full, InsertOutcome::UserFull);
+    let again = store.insert(insert(2, "anna")).await.unwrap();
+    assert_eq!(again, InsertOutcome::Placed, "it is one of the three");
+    store.insert(insert(4, "bert")).await.unwrap();
+    store.insert(insert(5, "bert")).await.unwrap();
+    let full = store.insert(insert(6, "carl")).await.unwrap();
+    assert_eq!(full, InsertOutcome::Full);
+    assert_eq!(store.end_tokens("anna", false, |_| ()).await.unwrap(), 3);
+    let room = store.insert(insert(6, "carl")).await.unwrap();
+    assert_eq!(room, InsertOutcome::Placed);
+    // A short life ends by itself, and makes room within a second or two.
+    let brief = Insert {
+        life: Duration::from_millis(900),
+        ..insert(7, "dora")
+    };
+    for _ in 0..2 {
+        store.insert(brief).await.unwrap();
+    }
+    eventually("the brief one is gone, and its count", async || {
+        let is_gone = store.find(&Digest([7; 32])).await.unwrap().is_none();
+        let counts: Vec<String> = server.ask(&["HVALS", "{tollgate}:ends"]);
+        let left: u32 = counts
+            .iter()
+            .map(|count| count.parse::<u32>().unwrap())
+            .sum();
+        store.insert(insert(8, "emil")).await.unwrap();
+        store.revoke(&Digest([8; 32])).await.unwrap();
+        is_gone && left == 3
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_begun_before_a_deletion_or_a_change_of_password_gets_no_token() {
+    let server = RedisServer::start();
+    let store = open(settings(&server)).await;
+    let EntryChange::Done(made) = store.put_user("anna", None, "{}", true).await.unwrap() else {
+        panic!("made");
+    };
+    let taken = store.put_user("anna", None, "{}", true).await.unwrap();
+    assert_eq!(taken, EntryChange::Conflict, "there is one already");
+    let login = Insert {
+        revision: Some(made.revision),
+        epoch: made.seq,
+        ..insert(1, "anna")
+    };
+    assert_eq!(store.insert(login).await.unwrap(), InsertOutcome::Placed);
+    let again = store.put_user("anna", Some(made.revision), "{1}", true);
+    let EntryChange::Done(changed) = again.await.unwrap() else {
+        panic!("changed");
+    };
+    assert_eq!(store.insert(login).await.unwrap(), InsertOutcome::Ended);
+    let stale = store.put_user("anna", Some(made.revision), "{2}", true);
+    assert_eq!(stale.await.unwrap(), EntryChange::Conflict);
+    let login = Insert {
+        revision: Some(changed.revision),
+        ..login
+    };
+    assert_eq!(store.insert(login).await.unwrap(), InsertOutcome::Placed);
+    assert!(store.remove_user("anna").await.unwrap());
+    assert!(!store.remove_user("anna").await.unwrap());
+    assert_eq!(store.find(&Digest([1; 32])).await.unwrap(), None);
+    assert_eq!(store.insert(login).await.unwrap(), InsertOutcome::Ended);
+    let learned = Insert {
+        revision: None,
+        ..login
+    };
+    assert_eq!(store.insert(learned).await.unwrap(), InsertOutcome::Ended);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
+    let server = RedisServer::start();
+    let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
+    let pace = (Duration::from_millis(1), 100);
+    let sealed = SealedBytes(vec![0, 255, 10, 13]);
+    let LoginTurn::Ours(login) = one.login_turn("main", 0, pace).await.unwrap() else {
+        panic!("nobody else wants it");
+    };
+    let LoginTurn::Busy(left) = two.login_turn("main", 0, pace).await.unwrap() else {
+        panic!("the other one is at it");
+    };
+    assert!(left > Duration::from_secs(1));
+    // The holder dies: in the end its lock is gone, and what it still brings is late.
+    let _: u32 = server.ask(&["DEL", "{tollgate}:lock:main"]);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let LoginTurn::Ours(second) = two.login_turn("main", 0, pace).await.unwrap() else {
+        panic!("the lock is free");
+    };
+    let life = Duration::from_secs(60);
+    let late = one.publish("main", &login, false, (life, &sealed)).await;
+    assert_eq!(late.unwrap(), Published::Lost);
+    let current = two.publish("main", &second, false, (life, &sealed)).await;
+    assert_eq!(current.unwrap(), Published::Current(1));
+    let lease = one.lease("main").await.unwrap().unwrap();
+    assert_eq!((lease.generation, lease.refused), (1, 0));
+    assert_eq!(lease.sealed, sealed);
+    assert_eq!(
+        one.login_turn("main", 0, pace).await.unwrap(),
+        LoginTurn::Newer
+    );
+    // A refusal while a login runs makes its token doubtful.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let LoginTurn::Ours(third) = one.login_turn("main", 1, pace).await.unwrap() else {
+        panic!("renewal ahead");
+    };
+    assert!(two.refuse_lease("main", 1).await.unwrap());
+    assert!(!two.refuse_lease("main", 1).await.unwrap(), "news once");
+    let doubtful = one.publish("main", &third, false, (life, &sealed)).await;
+    assert_eq!(doubtful.unwrap(), Published::Superseded);
+    let slow = (Duration::from_secs(60), 100);
+    assert!(matches!(
+        one.login_turn("main", 1, slow).await.unwrap(),
+        LoginTurn::Wait(_)
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permits_are_given_at_the_rate_whoever_asks() {
+    let server = RedisServer::start();
+    let store = open(settings(&server)).await;
+    let shape = (Duration::from_millis(100), 10);
+    let first = store.take_permits("x", shape, 8).await.unwrap();
+    assert_eq!(first.taken, 8);
+    let second = store.take_permits("x", shape, 8).await.unwrap();
+    assert!((2..=4).contains(&second.taken), "{second:?}");
+    assert!(second.wait <= Duration::from_millis(101));
+    store.return_permits("x", shape, 5).await.unwrap();
+    let third = store.take_permits("x", shape, 8).await.unwrap();
+    assert!((5..=8).contains(&third.taken), "{third:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
+    let server = RedisServer::start();
+    let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
+    let (first, second) = (heard(&one), heard(&two));
+    for number in 1..4 {
+        one.insert(insert(number, "anna")).await.unwrap();
+    }
+    let seen = one.applied();
+    let mut end = None;
+    one.end_tokens("bert", false, |ended| end = Some(ended))
+        .await
+        .unwrap();
+    let token = |number: u8, user: &str, seq| Fact::Token {
+        digest: Digest([number; 32]),
+        user: user.into(),
+        kind: KIND,
+        left: Duration::from_secs(60),
+        seq,
+    };
+    // One gate knows of ends that the other has missed.
+    let keep = Duration::from_secs(60);
+    first.facts.lock().unwrap().extend([
+        Fact::UserEnded {
+            user: "bert".into(),
+            end: end.unwrap(),
+            keep,
+        },
+        Fact::TokenRevoked {
+            digest: Digest([2; 32]),
+            keep,
+        },
+    ]);
+    second.facts.lock().unwrap().extend([
+        token(1, "anna", seen),
+        token(2, "anna", seen),
+        token(9, "bert", seen),
+    ]);
+    let _: () = server.ask(&["FLUSHALL"]);
+    for heard in [&first, &second] {
+        eventually("the loss is noticed", async || {
+            !heard.doubts.lock().unwrap().is_empty()
+        })
+        .await;
+    }
+    eventually("the store knows the living again", async || {
+        matches!(one.find(&Digest([1; 32])).await, Ok(Some(_)))
+    })
+    .await;
+    eventually("and does not know the dead", async || {
+        matches!(two.find(&Digest([2; 32])).await, Ok(None))
+    })
+    .await;
+    // Ends are told before anything else; so by now nobody can bring this one back.
+    let ended = two.find(&Digest([9; 32])).await;
+    assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
+    // Token 3 was known to nobody: the store does not say that there is none.
+    assert!(one.find(&Digest([3; 32])).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_takes_few_bytes_on_the_server() {
+    let count: u32 = std::env::var("TOLLGATE_TOKENS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(10_000);
+    let server = RedisServer::start();
+    let store = open(settings(&server)).await;
+    let used = || -> u64 {
+        let info: String = server.ask(&["INFO", "memory"]);
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix("used_memory:"));
+        line.unwrap().trim().parse().unwrap()
+    };
+    // The stream of changes has its full length first: it does not grow with the tokens.
+    let before = used();
+    let mut running = Vec::new();
+    for lane in 0..32_u32 {
+        let store = Arc::clone(&store);
+        running.push(tokio::spawn(async move {
+            for number in (lane..count).step_by(32) {
+                let mut digest = [0xa5; 32];
+                digest[..4].copy_from_slice(&number.to_le_bytes());
+                let user = format!("user{}", number % 1000);
+                let wanted = Insert {
+                    digest: Digest(digest),
+                    max_per_user: 1_000_000,
+                    max: 10_000_000,
+                    ..insert(0, &user)
+                };
+                store.insert(wanted).await.unwrap();
+            }
+        }));
+    }
+    for one in running {
+        one.await.unwrap();
+    }
+    let _: u32 = server.ask(&["DEL", "{tollgate}:changes"]);
+    let bytes = (used() - before) / u64::from(count);
+    println!("store: {bytes} bytes per token, {count} tokens of 1,000 users");
+    assert!(bytes < 300, "{bytes} bytes per token");
+}

@@ -1,0 +1,282 @@
+//! The store fails in every way it can, under load. Known grants stay good, nobody is told
+//! a wrong 401, nothing that was revoked comes back, and all is well again by itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{brisk, status, store, three};
+use crate::harness::client::verdict;
+use crate::harness::redis::RedisServer;
+use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, emulator, eventually, secret};
+
+/// Clients that ask all the time, and count what they should never hear.
+pub(super) struct Load {
+    stop: Arc<AtomicBool>,
+    good: Arc<AtomicU64>,
+    bad: Arc<AtomicU64>,
+    running: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    pub(super) fn of(clients: &[Client]) -> Self {
+        let (stop, good, bad) = (Arc::default(), Arc::default(), Arc::default());
+        let mut load = Self {
+            stop,
+            good,
+            bad,
+            running: Vec::new(),
+        };
+        for client in clients {
+            let client = client.clone();
+            let (stop, good, bad) = (load.stop.clone(), load.good.clone(), load.bad.clone());
+            load.running.push(tokio::spawn(async move {
+                let stop: Arc<AtomicBool> = stop;
+                while !stop.load(Ordering::Relaxed) {
+                    let count = match status(&client).await {
+                        200 => &good,
+                        _ => &bad,
+                    };
+                    count.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }));
+        }
+        load
+    }
+
+    pub(super) async fn end(self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        for one in self.running {
+            one.await.unwrap();
+        }
+        (
+            self.good.load(Ordering::Relaxed),
+            self.bad.load(Ordering::Relaxed),
+        )
+    }
+}
+
+pub(super) fn has(gate: &Gateway, line: &str) -> bool {
+    gate.metrics.text().lines().any(|have| have == line)
+}
+
+pub(super) async fn all_have(gates: &[Gateway], line: &str) {
+    for gate in gates {
+        eventually(line, async || has(gate, line)).await;
+    }
+}
+
+/// A token of the first gate, known at all three.
+pub(super) async fn known(gates: &[Gateway]) -> Vec<Client> {
+    let one = gates[0].admin().await;
+    let mut clients = Vec::new();
+    for gate in gates {
+        let client = gate.client().with_token(one.token.as_ref().unwrap());
+        assert_eq!(status(&client).await, 200);
+        clients.push(client);
+    }
+    clients
+}
+
+/// What a client is told while the store is away.
+pub(super) async fn refuses_what_needs_the_store(gate: &Gateway) {
+    let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
+    assert!(login.headers().contains_key("retry-after"));
+    assert_eq!(verdict(login).await, (503, 1011));
+    let stranger = gate.client().with_token("tg_known_to_another_gate_perhaps");
+    let answer = stranger.get("/v1/support").await;
+    assert!(answer.headers().contains_key("retry-after"));
+    assert_eq!(verdict(answer).await, (503, 1011));
+    let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
+    assert_eq!(ready.status(), 200, "known grants are good");
+    assert!(ready.text().await.unwrap().contains("store"));
+}
+
+pub(super) async fn works_again(gates: &[Gateway]) {
+    all_have(gates, "tollgate_store_up 1").await;
+    for gate in gates {
+        let client = gate.client();
+        eventually("logins work again", async || {
+            client.login(ADMIN, ADMIN_PASSWORD).await.status() == 200
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_store_that_comes_back_empty_costs_nobody_a_request() {
+    let (webapp, mut server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let clients = known(&gates).await;
+    // Revoked before the fault: must stay dead through it and after it.
+    let dead = gates[1].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
+    let made = json!({ "username": "worker", "password": "Worker-Passw0rd!" });
+    assert_eq!(clients[0].post("/v1/users", &made).await.status(), 201);
+    let worker = gates[0]
+        .client()
+        .logged_in("worker", "Worker-Passw0rd!")
+        .await;
+    let out = worker.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(out.status(), 200);
+    drop(dead);
+    let load = Load::of(&clients);
+    for round in 0..2 {
+        server.kill();
+        all_have(&gates, "tollgate_store_up 0").await;
+        for gate in &gates {
+            refuses_what_needs_the_store(gate).await;
+        }
+        server.start_again();
+        works_again(&gates).await;
+        let gone = gates[2].client().with_token(worker.token.as_ref().unwrap());
+        let answer = status(&gone).await;
+        assert!(answer == 401 || answer == 503, "{answer} in round {round}");
+        // A user made at run time is still there, and so is the login of all gates.
+        eventually("users are told again", async || {
+            let login = gates[1].client().login("worker", "Worker-Passw0rd!").await;
+            login.status() == 200
+        })
+        .await;
+    }
+    let (good, bad) = load.end().await;
+    assert!(
+        good > 50 && bad == 0,
+        "{bad} of {good} known requests failed"
+    );
+    assert_eq!(webapp.login_count(), 1, "no fault of the store is a login");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_store_is_left_alone_until_it_answers_again() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let clients = known(&gates).await;
+    let load = Load::of(&clients);
+    server.freeze();
+    all_have(&gates, "tollgate_store_up 0").await;
+    for gate in &gates {
+        refuses_what_needs_the_store(gate).await;
+    }
+    server.thaw();
+    works_again(&gates).await;
+    let (good, bad) = load.end().await;
+    assert!(
+        good > 50 && bad == 0,
+        "{bad} of {good} known requests failed"
+    );
+    // Nothing was lost, so nothing was doubted.
+    assert!(
+        gates
+            .iter()
+            .all(|gate| has(gate, "tollgate_store_doubts_total 0"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn known_grants_end_with_stale_for_and_not_before() {
+    let (webapp, mut server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "stale_for = \"3s\"").await;
+    let clients = known(&gates).await;
+    server.kill();
+    assert_eq!(status(&clients[0]).await, 200);
+    for (gate, client) in gates.iter().zip(&clients) {
+        eventually("too long without the store", async || {
+            status(client).await == 503
+        })
+        .await;
+        let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
+        assert_eq!(ready.status(), 503);
+    }
+    server.start_again();
+    for client in &clients {
+        eventually("known again", async || status(client).await == 200).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_out_of_memory_refuses_changes_and_keeps_what_it_has() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let clients = known(&gates).await;
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    for gate in &gates {
+        let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
+        assert!(login.headers().contains_key("retry-after"));
+        assert_eq!(verdict(login).await, (503, 1011));
+        assert!(
+            gate.metrics
+                .text()
+                .contains("tollgate_store_failures_total{reason=\"full\"}")
+        );
+    }
+    for client in &clients {
+        assert_eq!(status(client).await, 200);
+    }
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    works_again(&gates).await;
+    for client in &clients {
+        assert_eq!(status(client).await, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_wrong_at_once_or_later_is_told_and_never_shown() {
+    const PASSWORD: &str = "canary-redis-password";
+    let webapp = emulator().await;
+    let server = RedisServer::start();
+    let rights = ["+@read", "+@write", "+@scripting", "+@connection", "+time"];
+    let mut user = vec![
+        "ACL",
+        "SETUSER",
+        "gate",
+        "on",
+        ">canary-redis-password",
+        "~{tollgate}:*",
+    ];
+    user.extend(rights);
+    let _: () = server.ask(&user);
+    let _: () = server.ask(&[
+        "ACL",
+        "SETUSER",
+        "operator",
+        "on",
+        ">operator",
+        "~*",
+        "+@all",
+    ]);
+    let _: () = server.ask(&["ACL", "SETUSER", "default", "off"]);
+    let more = "password = { file = \"redis-password\" }\nusername = \"gate\"";
+    let setup = brisk().rest(&store(&server.url(), more));
+    let secrets = [("store-key", super::SEAL_KEY), ("redis-password", PASSWORD)];
+    let gate = Gateway::with_secrets(&webapp, setup, &secrets).await;
+    let client = gate.admin().await;
+    assert_eq!(status(&client).await, 200);
+    // Rotated at the server: the gate's connections are cut, and its password is old.
+    let url = format!("redis://operator:operator@127.0.0.1:{}", server.port);
+    let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+    let run = |words: &[&str], connection: &mut redis::Connection| {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).exec(connection).unwrap();
+    };
+    run(
+        &["ACL", "SETUSER", "gate", "resetpass", ">canary-rotated"],
+        &mut connection,
+    );
+    run(&["CLIENT", "KILL", "USER", "gate"], &mut connection);
+    eventually("the gate is told", async || {
+        has(&gate, "tollgate_store_up 0")
+    })
+    .await;
+    assert_eq!(status(&client).await, 200);
+    let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
+    let ready = ready.text().await.unwrap();
+    assert!(
+        ready.contains("store") && !ready.contains("canary"),
+        "{ready}"
+    );
+    secret(&gate.folder.path().join("redis-password"), "canary-rotated");
+    works_again(std::slice::from_ref(&gate)).await;
+}

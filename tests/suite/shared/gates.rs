@@ -1,0 +1,303 @@
+//! What one gate does holds at all of them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{brisk, gate, status, store, three};
+use crate::harness::client::verdict;
+use crate::harness::redis::RedisServer;
+use crate::harness::{
+    ADMIN, ADMIN_PASSWORD, Client, Gateway, emulator, eventually, prepare, secret, text,
+};
+
+const PASSWORD: &str = "Worker-Passw0rd!";
+
+async fn user(gate: &Gateway, name: &str) {
+    let admin = gate.admin().await;
+    let wanted = json!({ "username": name, "password": PASSWORD });
+    let made = admin.post("/v1/users", &wanted).await;
+    assert_eq!(made.status(), 201);
+}
+
+/// A client of another gate, with the token of this one.
+fn at(gate: &Gateway, client: &Client) -> Client {
+    gate.client().with_token(client.token.as_ref().unwrap())
+}
+
+async fn logout(client: &Client) {
+    let answer = client.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(answer.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_at_one_gate_is_good_at_all_and_so_is_its_end() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    user(&gates[0], "worker").await;
+    let there = gates[1].client();
+    eventually("the user is known at the second gate", async || {
+        there.login("worker", PASSWORD).await.status() == 200
+    })
+    .await;
+    let one = there.logged_in("worker", PASSWORD).await;
+    let other = gates[2].client().logged_in("worker", PASSWORD).await;
+    for gate in &gates {
+        for client in [&one, &other] {
+            assert_eq!(status(&at(gate, client)).await, 200);
+        }
+    }
+    logout(&at(&gates[2], &one)).await;
+    for gate in &gates {
+        for client in [&one, &other] {
+            let here = at(gate, client);
+            eventually("the logout holds", async || status(&here).await == 401).await;
+        }
+    }
+    // Deleted at one gate, the user cannot log in at another, and its tokens are dead.
+    let again = gates[1].client().logged_in("worker", PASSWORD).await;
+    let admin = gates[0].admin().await;
+    let gone = admin.request(reqwest::Method::DELETE, "/v1/users/worker");
+    assert_eq!(gone.send().await.unwrap().status(), 200);
+    let there = at(&gates[2], &again);
+    eventually("the deletion holds", async || status(&there).await == 401).await;
+    let login = gates[2].client();
+    eventually("and there is no login", async || {
+        login.login("worker", PASSWORD).await.status() == 401
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_holds_at_every_gate() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    user(&gates[0], "worker").await;
+    let admin = gates[1].admin().await;
+    let body = json!({ "password": "Another-Passw0rd!" }).to_string();
+    eventually("the second gate knows the user", async || {
+        let change = admin.request(reqwest::Method::PUT, "/v1/users/worker");
+        change.body(body.clone()).send().await.unwrap().status() == 200
+    })
+    .await;
+    let there = gates[2].client();
+    eventually("the new password is good at the third", async || {
+        there.login("worker", "Another-Passw0rd!").await.status() == 200
+    })
+    .await;
+    assert_eq!(there.login("worker", PASSWORD).await.status(), 401);
+    // Two gates make the same user at once: one of them does.
+    let admins = [
+        gates[0].admin().await,
+        gates[1].admin().await,
+        gates[2].admin().await,
+    ];
+    let wanted = json!({ "username": "twice", "password": PASSWORD });
+    let (a, b, c) = tokio::join!(
+        admins[0].post("/v1/users", &wanted),
+        admins[1].post("/v1/users", &wanted),
+        admins[2].post("/v1/users", &wanted)
+    );
+    let made = [a, b, c]
+        .iter()
+        .filter(|answer| answer.status() == 201)
+        .count();
+    assert_eq!(made, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_validated_request_costs_the_store_nothing_and_an_unknown_token_one_look() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let admin = gates[0].admin().await;
+    let there = at(&gates[1], &admin);
+    assert_eq!(status(&there).await, 200, "looked up once");
+    let before = server.calls("evalsha");
+    for _ in 0..200 {
+        assert_eq!(status(&admin).await, 200);
+        assert_eq!(status(&there).await, 200);
+    }
+    // Each gate says every two seconds that it is there, and permits of limits are taken
+    // ahead; nothing is asked per request.
+    let asked = server.calls("evalsha") - before;
+    println!("store: {asked} scripts for 400 validated requests");
+    assert!(asked < 100, "{asked} scripts for 400 requests");
+    let finds = |server: &RedisServer| server.calls("get");
+    let before = finds(&server);
+    let stranger = gates[2]
+        .client()
+        .with_token("tg_nobody_has_ever_seen_this_one");
+    let many: Vec<_> = (0..40)
+        .map(|_| {
+            let stranger = stranger.clone();
+            tokio::spawn(async move { status(&stranger).await })
+        })
+        .collect();
+    for answer in many {
+        assert_eq!(answer.await.unwrap(), 401);
+    }
+    for _ in 0..20 {
+        assert_eq!(status(&stranger).await, 401);
+    }
+    let looked = finds(&server) - before;
+    assert!(looked <= 40, "{looked} reads for one unknown token");
+    let before = server.calls("evalsha");
+    let _fresh = gates[0].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
+    println!(
+        "store: {} scripts for one login",
+        server.calls("evalsha") - before
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_is_refused_by_the_others_within_a_tenth_of_a_second() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let rounds: usize = std::env::var("TOLLGATE_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(40);
+    let mut spans = Vec::new();
+    for round in 0..rounds {
+        let one = gates[round % 3]
+            .client()
+            .logged_in(ADMIN, ADMIN_PASSWORD)
+            .await;
+        let others = [
+            at(&gates[(round + 1) % 3], &one),
+            at(&gates[(round + 2) % 3], &one),
+        ];
+        for other in &others {
+            assert_eq!(status(other).await, 200);
+        }
+        logout(&one).await;
+        let begin = Instant::now();
+        for other in &others {
+            while status(other).await != 401 {
+                assert!(begin.elapsed() < Duration::from_secs(20), "never refused");
+            }
+        }
+        spans.push(begin.elapsed());
+    }
+    spans.sort();
+    let (median, late) = (spans[rounds / 2], spans[rounds * 99 / 100]);
+    println!("logout seen by both others: median {median:?}, p99 {late:?}, {rounds} rounds");
+    // The machine of a test may be busy with other things; the median is not, for long.
+    assert!(median < Duration::from_millis(100), "median {median:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_races_a_deletion_never_leaves_a_live_token() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let admins = [gates[0].admin().await, gates[1].admin().await];
+    for round in 0..12 {
+        let name = format!("racer{round}");
+        user(&gates[round % 2], &name).await;
+        let logins: Vec<_> = (0..6)
+            .map(|number| {
+                let (client, name) = (gates[number % 3].client(), name.clone());
+                tokio::spawn(async move {
+                    let answer = client.login(&name, PASSWORD).await;
+                    let answer: serde_json::Value = answer.json().await.unwrap_or_default();
+                    answer["users"][0]["token"].as_str().map(str::to_owned)
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(u64::try_from(round).unwrap() * 25)).await;
+        let admin = &admins[(round + 1) % 2];
+        eventually("the user is deleted", async || {
+            let delete = admin.request(reqwest::Method::DELETE, &format!("/v1/users/{name}"));
+            delete.send().await.unwrap().status() == 200
+        })
+        .await;
+        for login in logins {
+            let Some(token) = login.await.unwrap() else {
+                continue;
+            };
+            for gate in &gates {
+                let client = gate.client().with_token(&token);
+                eventually("no token of the deleted lives", async || {
+                    status(&client).await == 401
+                })
+                .await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_webapps_own_tokens_are_shared_and_ended_like_ours() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let setup = || brisk().users("directory = \"webapp\"");
+    let store = store(&server.url(), "");
+    let one = gate(&webapp, setup(), &store).await;
+    let two = gate(&webapp, setup(), &store).await;
+    let client = one
+        .client()
+        .logged_in("admin", crate::harness::WEBAPP_PASSWORD)
+        .await;
+    let there = at(&two, &client);
+    assert_eq!(
+        status(&there).await,
+        200,
+        "learned at one, known at the other"
+    );
+    logout(&there).await;
+    eventually("ended at the first", async || status(&client).await == 401).await;
+    assert_eq!(verdict(there.get("/v1/support").await).await, (401, 1005));
+}
+
+const OPERATOR: &str = "operator-token-of-32-characters!";
+
+async fn operated(webapp: &tollgate::emulator::Emulator, server: &RedisServer) -> Gateway {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), webapp);
+    secret(&folder.path().join("store-key"), super::SEAL_KEY);
+    secret(&folder.path().join("operator-token"), OPERATOR);
+    let setup = brisk().rest(&store(&server.url(), ""));
+    let lines = "[operator]\ntoken = { file = \"operator-token\" }\n";
+    let text = text(&setup, &format!("https://{}", webapp.address()));
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, text.replace("[operator]\n", lines)).unwrap();
+    Gateway::from_file(folder, file).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_key_made_at_one_gate_opens_all_and_its_end_closes_all() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = [
+        operated(&webapp, &server).await,
+        operated(&webapp, &server).await,
+    ];
+    let operator = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = |gate: &Gateway, method, path: &str| {
+        let request = operator.request(method, gate.operator_url(path));
+        request.bearer_auth(OPERATOR)
+    };
+    let body = json!({ "name": "bot", "paths": ["/v1/support"], "methods": ["GET"] });
+    let made = ask(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
+    let made = made.send().await.unwrap();
+    assert!(made.status().is_success());
+    let made: serde_json::Value = made.json().await.unwrap();
+    let key = made["key"].as_str().unwrap().to_owned();
+    let opens = async |gate: &Gateway| {
+        let request = gate.client().request(reqwest::Method::GET, "/v1/support");
+        let answer = request.header("x-api-key", &key).send().await.unwrap();
+        answer.status() == 200
+    };
+    for gate in &gates {
+        eventually("the key opens", async || opens(gate).await).await;
+    }
+    let again = ask(&gates[1], reqwest::Method::POST, "/keys").body(body.to_string());
+    assert!(again.send().await.unwrap().status().is_client_error());
+    let begin = Instant::now();
+    let gone = ask(&gates[1], reqwest::Method::DELETE, "/keys/bot");
+    assert!(gone.send().await.unwrap().status().is_success());
+    assert!(!opens(&gates[1]).await);
+    eventually("the key opens nothing", async || !opens(&gates[0]).await).await;
+    println!(
+        "API key deleted, refused by the other gate after {:?}",
+        begin.elapsed()
+    );
+}

@@ -1,0 +1,82 @@
+//! Several gates, one store: a real redis-server, from Debian, stands behind each test.
+
+mod engine;
+mod faults;
+mod gates;
+mod limits;
+mod login;
+mod moves;
+mod servers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tollgate::config::{Finding, ServerAddress, SharedStore as Settings};
+use tollgate::lifecycle::{Stop, Tasks};
+use tollgate::metrics::Metrics;
+use tollgate::store::shared::SharedStore;
+
+use crate::harness::redis::RedisServer;
+use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
+use tollgate::emulator::Emulator;
+
+pub(crate) fn settings(server: &RedisServer) -> Settings {
+    Settings {
+        servers: vec![ServerAddress {
+            host: "127.0.0.1".to_owned(),
+            port: server.port,
+        }],
+        finding: Finding::Server,
+        tls: None,
+        username: None,
+        password: None,
+        sentinel_password: None,
+        database: 0,
+        prefix: "tollgate".to_owned(),
+        stale_for: Duration::from_secs(60),
+        negative_ttl: Duration::from_secs(10),
+        timeout: Duration::from_secs(2),
+    }
+}
+
+/// The store as one gate would open it; ends with the test.
+pub(crate) async fn open(settings: Settings) -> Arc<SharedStore> {
+    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    let store = Arc::new(SharedStore::new(settings, Metrics::new()));
+    store.start((&tasks, &Stop::default())).await.unwrap();
+    store
+}
+
+/// 32 bytes in base64; the same for all gates.
+const SEAL_KEY: &str = "c2VhbC1rZXktb2YtdGhlLXRlc3RzLTMyLWJ5dGVzISE=";
+
+/// A gate's `[store]`, with more lines of its own.
+pub(crate) fn store(url: &str, more: &str) -> String {
+    format!(
+        "[store]\nurl = \"{url}\"\nkey = {{ file = \"store-key\" }}\ntimeout = \"2s\"\n{more}\n"
+    )
+}
+
+/// One gate over the store at `url`. `setup` has everything but the store.
+pub(crate) async fn gate(webapp: &Emulator, setup: Setup, store: &str) -> Gateway {
+    Gateway::with_secrets(webapp, setup.rest(store), &[("store-key", SEAL_KEY)]).await
+}
+
+/// Three gates over one server, with fast logins and no limits.
+pub(crate) async fn three(webapp: &Emulator, server: &RedisServer, more: &str) -> Vec<Gateway> {
+    let mut gates = Vec::new();
+    for _ in 0..3 {
+        gates.push(gate(webapp, brisk(), &store(&server.url(), more)).await);
+    }
+    gates
+}
+
+pub(crate) fn brisk() -> Setup {
+    Setup::default()
+        .upstream("min_login_interval = \"10ms\"\nlogins_per_hour = 1000")
+        .rest(NO_LIMITS)
+}
+
+pub(crate) async fn status(client: &Client) -> u16 {
+    client.get("/v1/support").await.status().as_u16()
+}

@@ -1,0 +1,222 @@
+//! A store of several servers, and one behind a broken cable.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use super::faults::{Load, all_have, has, known, refuses_what_needs_the_store, works_again};
+use super::{brisk, gate, status, store};
+use crate::harness::redis::RedisServer;
+use crate::harness::{ADMIN, ADMIN_PASSWORD, emulator, eventually};
+
+#[expect(
+    clippy::too_many_lines,
+    reason = "one story: set up, fall behind, fail over"
+)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
+    let webapp = emulator().await;
+    let mut master = RedisServer::start();
+    let port = master.port.to_string();
+    let replica = RedisServer::with(&["--replicaof", "127.0.0.1", &port]);
+    let sentinel = RedisServer::program(
+        "redis-server",
+        Some(&format!(
+            "sentinel monitor gate 127.0.0.1 {port} 1\nsentinel down-after-milliseconds gate 1000\n\
+             sentinel failover-timeout gate 5000\n"
+        )),
+        &["--sentinel", "--bind", "127.0.0.1"],
+    );
+    eventually("the replica is in step", async || {
+        replica
+            .ask::<String>(&["INFO", "replication"])
+            .contains("master_link_status:up")
+    })
+    .await;
+    eventually("the sentinel knows it", async || {
+        sentinel
+            .ask::<String>(&["INFO", "sentinel"])
+            .contains("slaves=1")
+    })
+    .await;
+    let url = format!("redis://127.0.0.1:{}", sentinel.port);
+    let more = "sentinel = \"gate\"";
+    let mut gates = Vec::new();
+    for _ in 0..3 {
+        gates.push(gate(&webapp, brisk(), &store(&url, more)).await);
+    }
+    let clients = known(&gates).await;
+    let worker = json!({ "username": "worker", "password": "Worker-Passw0rd!" });
+    assert_eq!(clients[0].post("/v1/users", &worker).await.status(), 201);
+    let dead = gates[0]
+        .client()
+        .logged_in("worker", "Worker-Passw0rd!")
+        .await;
+    let seen = gates[1].client().with_token(dead.token.as_ref().unwrap());
+    assert_eq!(status(&seen).await, 200);
+    eventually("the replica has all of it", async || {
+        let at = |server: &RedisServer| server.ask::<String>(&["HGET", "{tollgate}:meta", "seq"]);
+        at(&replica) == at(&master)
+    })
+    .await;
+    // The replica falls behind; a logout that it never hears of; the master dies.
+    replica.freeze();
+    let _: u32 = master.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
+    let out = dead.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(out.status(), 200);
+    eventually("the others have heard", async || status(&seen).await == 401).await;
+    let load = Load::of(&clients);
+    master.kill();
+    replica.thaw();
+    eventually("the replica is the master", async || {
+        replica
+            .ask::<String>(&["INFO", "replication"])
+            .contains("role:master")
+    })
+    .await;
+    works_again(&gates).await;
+    for gate in &gates {
+        let gone = gate.client().with_token(dead.token.as_ref().unwrap());
+        eventually("what was logged out stays out", async || {
+            status(&gone).await == 401
+        })
+        .await;
+    }
+    let (good, bad) = load.end().await;
+    assert!(
+        good > 50 && bad == 0,
+        "{bad} of {good} known requests failed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_found_by_any_of_its_nodes() {
+    let webapp = emulator().await;
+    let nodes: Vec<RedisServer> = (0..3)
+        .map(|_| RedisServer::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]))
+        .collect();
+    let all: Vec<String> = nodes
+        .iter()
+        .map(|node| format!("127.0.0.1:{}", node.port))
+        .collect();
+    let made = Command::new("redis-cli")
+        .args(["--cluster", "create"])
+        .args(&all)
+        .args(["--cluster-replicas", "0", "--cluster-yes"])
+        .output()
+        .unwrap();
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stdout)
+    );
+    for node in &nodes {
+        eventually("the cluster is whole", async || {
+            node.ask::<String>(&["CLUSTER", "INFO"])
+                .contains("cluster_state:ok")
+        })
+        .await;
+    }
+    let mut gates = Vec::new();
+    for node in &nodes {
+        let store = store(&node.url(), "cluster = true");
+        gates.push(gate(&webapp, brisk(), &store).await);
+    }
+    let clients = known(&gates).await;
+    let out = clients[2].post("/v1/users/logout", &json!({})).await;
+    assert_eq!(out.status(), 200);
+    for client in &clients {
+        eventually("ended at all", async || status(client).await == 401).await;
+    }
+    assert_eq!(webapp.login_count(), 1);
+}
+
+/// A network namespace with two cables to it; gone when dropped.
+struct Network(String);
+
+impl Network {
+    /// None: this needs root, and there is none.
+    fn new() -> Option<Self> {
+        let name = format!("tg{}", std::process::id() % 100_000);
+        if !ip(&["netns", "add", &name]) {
+            return None;
+        }
+        let network = Self(name);
+        for cable in [1, 2] {
+            let (here, there) = (network.cable(cable), format!("p{cable}"));
+            let name = network.0.as_str();
+            ip(&[
+                "link", "add", &here, "type", "veth", "peer", "name", &there, "netns", name,
+            ]);
+            ip(&["addr", "add", &format!("10.213.{cable}.1/24"), "dev", &here]);
+            ip(&["link", "set", &here, "up"]);
+            let inside = format!("10.213.{cable}.2/24");
+            ip(&["-n", name, "addr", "add", &inside, "dev", &there]);
+            ip(&["-n", name, "link", "set", &there, "up"]);
+        }
+        ip(&["-n", &network.0, "link", "set", "lo", "up"]);
+        Some(network)
+    }
+
+    fn cable(&self, number: u8) -> String {
+        format!("{}c{number}", self.0)
+    }
+
+    fn set(&self, number: u8, state: &str) {
+        assert!(ip(&["link", "set", &self.cable(number), state]));
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        ip(&["netns", "del", &self.0]);
+    }
+}
+
+fn ip(words: &[&str]) -> bool {
+    let done = Command::new("ip").args(words).output();
+    done.is_ok_and(|done| done.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_that_is_cut_off_works_on_and_learns_what_it_missed() {
+    let Some(network) = Network::new() else {
+        println!("SKIPPED: a partition needs root, for a network namespace");
+        return;
+    };
+    let webapp = emulator().await;
+    let server = RedisServer::in_network(&network.0, "10.213.1.2");
+    let mut gates = Vec::new();
+    for cable in [1, 1, 2] {
+        let url = format!("redis://10.213.{cable}.2:{}", server.port);
+        gates.push(gate(&webapp, brisk(), &store(&url, "allow_plaintext = true")).await);
+    }
+    let clients = known(&gates).await;
+    let other = gates[0].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
+    let worker = json!({ "username": "worker", "password": "Worker-Passw0rd!" });
+    assert_eq!(other.post("/v1/users", &worker).await.status(), 201);
+    let out = gates[0]
+        .client()
+        .logged_in("worker", "Worker-Passw0rd!")
+        .await;
+    let there = gates[2].client().with_token(out.token.as_ref().unwrap());
+    assert_eq!(status(&there).await, 200);
+    let load = Load::of(&clients);
+    network.set(2, "down");
+    let end = out.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(end.status(), 200);
+    all_have(&gates[2..], "tollgate_store_up 0").await;
+    refuses_what_needs_the_store(&gates[2]).await;
+    assert!(has(&gates[0], "tollgate_store_up 1"), "the others go on");
+    network.set(2, "up");
+    works_again(&gates).await;
+    eventually("it has learnt of the logout", async || {
+        status(&there).await == 401
+    })
+    .await;
+    let (good, bad) = load.end().await;
+    assert!(
+        good > 50 && bad == 0,
+        "{bad} of {good} known requests failed"
+    );
+}
