@@ -66,4 +66,5 @@ pub mod webapp;
 pub mod causes;
 pub mod clock;
 pub mod hashed;
+pub mod names;
 pub mod secret;

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::names::{NameError, Names};
 use super::trust::Tls;
+use crate::names::{NameError, Names};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]

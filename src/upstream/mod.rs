@@ -20,6 +20,7 @@ use crate::clock::Deadline;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{Gauged, Metrics};
+use crate::names::Names;
 use crate::secret::{self, Secret, SecretSource};
 use crate::webapp;
 
@@ -33,7 +34,6 @@ mod fence;
 pub mod fuzzed;
 mod keeper;
 mod login;
-mod names;
 mod pace;
 mod pool;
 mod renewer;
@@ -54,7 +54,6 @@ pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
 };
 pub use keeper::LeaseKeeper;
-pub use names::NameError;
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
 
@@ -62,7 +61,6 @@ use common::Common;
 use connect::Dialer;
 use keeper::Place;
 use login::LoginCall;
-use names::Names;
 use pace::Budget;
 use renewer::Renewer;
 use trust::Tls;

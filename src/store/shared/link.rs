@@ -16,6 +16,7 @@ use super::change::Numbered;
 use super::entry::Entry;
 use super::names::Names;
 use super::reply::Reply;
+use super::resolver::Resolver;
 use super::{Commands, Down, SharedChange, SharedStore, Up, place, script};
 use crate::config;
 use crate::lifecycle::{Stop, Tasks};
@@ -106,6 +107,7 @@ impl SharedStore {
         Self {
             names: Names::new(&settings.prefix),
             settings,
+            resolver: Resolver::default(),
             writer: format!("{:016x}", rand::random::<u64>()),
             up: ArcSwapOption::empty(),
             down: ArcSwap::from_pointee(Down {
@@ -184,6 +186,7 @@ impl SharedStore {
     async fn try_connect_and_follow(&self, known: &mut Known) -> Result<Never, Lost> {
         let limit = self.settings.timeout;
         let timing = AsyncConnectionConfig::new()
+            .set_dns_resolver(self.resolver.clone())
             .set_connection_timeout(Some(limit.max(Duration::from_secs(1))))
             .set_response_timeout(Some(limit));
         let (client, connection) = place::connect(&self.settings, &self.names, &timing).await?;

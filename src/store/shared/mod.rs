@@ -15,6 +15,7 @@ mod permits;
 mod place;
 mod remake;
 mod reply;
+mod resolver;
 mod script;
 mod tokens;
 mod transfer;
@@ -45,12 +46,14 @@ use crate::config;
 use crate::metrics::{Metrics, StoreFailure};
 use names::Names;
 use reply::Reply;
+use resolver::Resolver;
 
 /// The shared store as one gate uses it.
 #[derive(Debug)]
 pub struct SharedStore {
     settings: config::SharedStore,
     names: Names,
+    resolver: Resolver,
     /// Tells this gate's changes from others'.
     writer: String,
     up: ArcSwapOption<Up>,

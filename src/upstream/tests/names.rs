@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use super::Folder;
 use crate::lifecycle::Tasks;
+use crate::names::Names;
 use crate::upstream::connect::Dialer;
-use crate::upstream::names::Names;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 

@@ -6,6 +6,7 @@ mod gates;
 mod limits;
 mod login;
 mod moves;
+mod places;
 mod servers;
 
 use std::sync::Arc;

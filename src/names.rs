@@ -37,13 +37,13 @@ pub enum NameError {
     },
 }
 
-/// Finds addresses; shared by all workers and the login.
-pub(super) struct Names {
+/// Finds addresses; shared by all who connect.
+pub struct Names {
     servers: PathBuf,
     hosts: PathBuf,
     known: ArcSwap<Known>,
     #[cfg(test)]
-    pub(super) port: u16,
+    pub(crate) port: u16,
 }
 
 /// The files as they were last read.
@@ -63,11 +63,11 @@ struct Stamp {
 }
 
 impl Names {
-    pub(super) fn of_this_host() -> Self {
+    pub fn of_this_host() -> Self {
         Self::from_files("/etc/resolv.conf".into(), "/etc/hosts".into())
     }
 
-    pub(super) fn from_files(servers: PathBuf, hosts: PathBuf) -> Self {
+    pub fn from_files(servers: PathBuf, hosts: PathBuf) -> Self {
         let unread = Known {
             stamps: [None; 2],
             hosts: Hosts::default(),
@@ -83,7 +83,7 @@ impl Names {
     }
 
     /// All addresses of `host`, which is a name or an address itself.
-    pub(super) async fn find(&self, host: &str) -> Result<Vec<IpAddr>, NameError> {
+    pub async fn find(&self, host: &str) -> Result<Vec<IpAddr>, NameError> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![ip]);
         }

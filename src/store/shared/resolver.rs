@@ -1,0 +1,48 @@
+//! Host names of servers, for the `redis` crate, which would ask the C library.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use redis::io::AsyncDNSResolver;
+use redis::{RedisError, RedisFuture};
+
+use crate::causes::chain;
+use crate::names::Names;
+
+#[derive(Clone, Debug)]
+pub(super) struct Resolver(Arc<Names>);
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self(Arc::new(Names::of_this_host()))
+    }
+}
+
+type Addresses<'a> = Box<dyn Iterator<Item = SocketAddr> + Send + 'a>;
+
+impl Resolver {
+    async fn find(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, RedisError> {
+        let missing = |why: String| {
+            let text = format!("cannot find the address of {host}: {why}");
+            io::Error::new(io::ErrorKind::NotFound, text)
+        };
+        let found = self.0.find(host).await;
+        let found = found.map_err(|error| missing(chain(&error)))?;
+        if found.is_empty() {
+            // The crate would panic over a name without addresses.
+            return Err(missing("it has none".to_owned()).into());
+        }
+        let at_port = |ip| SocketAddr::new(ip, port);
+        Ok(found.into_iter().map(at_port).collect())
+    }
+}
+
+impl AsyncDNSResolver for Resolver {
+    fn resolve<'a, 'b: 'a>(&'a self, host: &'b str, port: u16) -> RedisFuture<'a, Addresses<'a>> {
+        Box::pin(async move {
+            let found = self.find(host, port).await?;
+            Ok(Box::new(found.into_iter()) as Addresses<'a>)
+        })
+    }
+}
