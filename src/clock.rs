@@ -15,6 +15,11 @@ pub fn unix_millis() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Microseconds since 1970 on this host's wall clock.
+pub fn unix_micros() -> u64 {
+    u64::try_from(since_epoch().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// The wall clock itself, for libraries that want one.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
 pub fn wall() -> SystemTime {

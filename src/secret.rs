@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use memchr::memmem;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
@@ -36,6 +38,54 @@ impl PartialEq for Secret {
 }
 
 impl Eq for Secret {}
+
+/// A secret to look for where it must not be; ready to be looked for often.
+#[derive(Clone)]
+pub struct Needle(Arc<memmem::Finder<'static>>);
+
+impl Needle {
+    pub fn new(secret: &Secret) -> Self {
+        let finder = memmem::Finder::new(secret.expose()).into_owned();
+        Self(Arc::new(finder))
+    }
+
+    /// The secret itself; see `Secret::expose`.
+    pub fn expose(&self) -> &[u8] {
+        self.0.needle()
+    }
+
+    pub fn is_in(&self, bytes: &[u8]) -> bool {
+        self.find(bytes).is_some()
+    }
+
+    /// `bytes` with each occurrence overwritten, their number unchanged; None: there is none.
+    pub fn blotted_out(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut at = self.find(bytes)?;
+        let mut clean = bytes.to_vec();
+        let length = self.expose().len();
+        loop {
+            clean[at..at + length].fill(b'*');
+            match self.find(&clean[at + length..]) {
+                Some(next) => at += length + next,
+                None => return Some(clean),
+            }
+        }
+    }
+
+    fn find(&self, bytes: &[u8]) -> Option<usize> {
+        let length = self.expose().len();
+        if length == 0 || bytes.len() < length {
+            return None;
+        }
+        self.0.find(bytes)
+    }
+}
+
+impl fmt::Debug for Needle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
 
 /// Where a secret is kept: config names the place, never the text.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -141,7 +141,8 @@ fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): 
             let pipeline = Arc::clone(&pipeline);
             let service = move |request, peer: Arc<crate::pipeline::Peer>| {
                 let pipeline = Arc::clone(&pipeline);
-                async move { pipeline.handle(request, &peer).await }
+                // In a box: hyper moves it about, and it is large.
+                Box::pin(async move { pipeline.handle(request, &peer).await })
             };
             let parts = listener::Parts {
                 settings: door.settings,

@@ -45,10 +45,10 @@ pub enum Client {
 
 /// Tells clients apart. The user "a" and the key "a" are two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ClientId {
+pub enum ClientId<'a> {
     Open,
-    User(Arc<str>),
-    Key(Arc<str>),
+    User(&'a str),
+    Key(&'a str),
 }
 
 impl Client {
@@ -62,11 +62,11 @@ impl Client {
     }
 
     /// A key is known by its name, so that rotating it does not hand out a fresh bucket.
-    pub fn id(&self) -> ClientId {
+    pub fn id(&self) -> ClientId<'_> {
         match self {
             Self::Open => ClientId::Open,
-            Self::User { name, .. } => ClientId::User(Arc::clone(name)),
-            Self::Key(key) => ClientId::Key(Arc::clone(&key.name)),
+            Self::User { name, .. } => ClientId::User(name),
+            Self::Key(key) => ClientId::Key(&key.name),
         }
     }
 }

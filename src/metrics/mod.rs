@@ -9,11 +9,13 @@ use prometheus::{
 };
 
 mod label;
+mod route;
 
 pub use label::{
     Blame, ClientLogin, Connect, ConnectionEnd, Counters, Gauged, Injected, Label, LimitOutcome,
     LoginOutcome, Reason, Reload, Repeat, StoreAnswer, StoreFailure, StoreOutcome, TokenEvent,
 };
+pub use route::RouteCounts;
 
 /// Every family of the program.
 #[derive(Debug)]

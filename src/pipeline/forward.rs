@@ -1,8 +1,10 @@
 //! Stage 5: send, at most one repeat after a refused lease, deadlines.
 
 use std::error::Error;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -23,7 +25,7 @@ use super::streaming::{Flows, Streaming};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
 use crate::upstream::{
-    AnswerBody, Connections, Lease, NoLease, SendError, SendErrorKind, Turn, Upstream,
+    AnswerBody, Connections, Lease, NoLease, Patience, SendError, SendErrorKind, Turn, Upstream,
 };
 
 /// Answers up to this length are read whole before they go down: their upstream
@@ -56,10 +58,10 @@ impl Way<'_> {
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
         let turn = self.turn().await?;
-        let exchange = self.exchange(request, body, carried, record);
-        let (answer, carried) = timeout_at(self.deadline, exchange)
-            .await
-            .map_err(|_| Rejection::UpstreamTimeout)??;
+        let (answer, carried) = match self.send(request, body, &carried, record).await {
+            Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => (answer, carried),
+            outcome => Box::pin(self.refused(request, outcome, carried, record)).await?,
+        };
         record.answered_upstream(answer.status());
         self.hand_down(answer, &carried, turn).await
     }
@@ -71,21 +73,19 @@ impl Way<'_> {
             .map_err(|_| Rejection::Overloaded)
     }
 
-    /// One exchange; a second one if the upstream refused the lease.
-    async fn exchange(
+    /// What follows when the first exchange brought no answer, or a 401: a second
+    /// exchange, if that was about our lease.
+    async fn refused(
         &self,
         request: &Stripped,
-        body: RequestBody,
+        outcome: Result<Answer, Rejection>,
         carried: Carried,
         record: &mut Record,
     ) -> Result<(Answer, Carried), Rejection> {
-        let answer = match self.send(request, body, &carried, record).await {
+        let answer = match outcome {
             Err(Rejection::BrokeOff(error)) => {
                 self.confirm_refusal(&carried, error).await?;
                 None
-            }
-            Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => {
-                return Ok((answer, carried));
             }
             refused => Some(refused?),
         };
@@ -125,7 +125,7 @@ impl Way<'_> {
         error: Box<dyn Error + Send + Sync>,
     ) -> Result<(), Rejection> {
         let answer = match carried {
-            Carried::Session(_) => ask(self.connections, carried, self.first_byte()).await,
+            Carried::Session(_) => ask(self.connections, carried, self.patience()).await,
             Carried::ApiKey(_) | Carried::Client(_) | Carried::Nothing => None,
         };
         match answer {
@@ -140,7 +140,10 @@ impl Way<'_> {
             .upstream
             .session()
             .ok_or(Rejection::Internal("no login is configured"))?;
-        self.within_deadline(session.lease()).await
+        if let Some(lease) = session.usable() {
+            return Ok(lease);
+        }
+        Box::pin(self.within_deadline(session.lease())).await
     }
 
     async fn replacement(&self, refused: &Lease) -> Result<Arc<Lease>, Rejection> {
@@ -173,28 +176,40 @@ impl Way<'_> {
         self.metrics.injected.add(carried.label());
         let outbound = inject(request, body, carried).into_request();
         let sent = Instant::now();
-        let error = match self.connections.send(outbound, self.first_byte()).await {
+        match self.connections.send(outbound, self.patience()).await {
             Ok(answer) => {
                 let took = sent.elapsed().as_secs_f64();
                 self.metrics.first_byte_seconds.observe(took);
-                return Ok(answer);
+                Ok(answer)
             }
-            Err(error) => error,
-        };
+            Err(error) => Box::pin(self.send_again(request, error, carried, record)).await,
+        }
+    }
+
+    async fn send_again(
+        &self,
+        request: &Stripped,
+        error: SendError<RequestBody>,
+        carried: &Carried,
+        record: &mut Record,
+    ) -> Result<Answer, Rejection> {
         let Some(again) = second_try(request, &error, carried) else {
             return Err(refusal(request, error));
         };
         record.repeated();
         self.metrics.upstream_repeats.add(Repeat::DeadConnection);
         self.connections
-            .send_fresh(again, self.first_byte())
+            .send_fresh(again, self.patience())
             .await
             .map_err(|error| refusal(request, error))
     }
 
-    fn first_byte(&self) -> Duration {
+    fn patience(&self) -> Patience {
         let settings = self.settings.first_byte_timeout;
-        self.route.first_byte_timeout.unwrap_or(settings)
+        Patience {
+            first_byte: self.route.first_byte_timeout.unwrap_or(settings),
+            until: Some(self.deadline),
+        }
     }
 
     async fn hand_down(
@@ -207,33 +222,43 @@ impl Way<'_> {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Rejection::BadAnswer("upstream switched protocols unasked"));
         }
-        headers::clean_answer(&mut head.headers, carried.secret());
+        let needle = carried.needle();
+        headers::clean_answer(&mut head.headers, needle);
         if body.is_end_stream() {
             return Ok(Response::from_parts(head, Body::empty()));
         }
-        let secret = carried.secret();
-        if body
-            .size_hint()
-            .exact()
-            .is_some_and(|length| length <= SMALL)
-        {
-            let bytes = self.read_whole(body).await?;
-            let bytes = secret.map_or(bytes.clone(), |secret| scrub(bytes, secret));
+        if let Some(length @ ..=SMALL) = body.size_hint().exact() {
+            let bytes = self.read_whole(body, length).await?;
+            let bytes = match needle {
+                Some(needle) => scrub(bytes, needle),
+                None => bytes,
+            };
             return Ok(Response::from_parts(head, Body::full(bytes)));
         }
         let idle = self.settings.body_idle_timeout;
         let pace = Pace::new(idle, self.http.min_body_rate, self.deadline);
-        let streaming = Streaming::new(body, turn, pace, secret.cloned(), self.flows);
+        let streaming = Streaming::new(body, turn, pace, needle.cloned(), self.flows);
         Ok(Response::from_parts(head, Body::streaming(streaming)))
     }
 
-    async fn read_whole(&self, body: AnswerBody) -> Result<Bytes, Rejection> {
-        let limit = self
-            .deadline
-            .min(Instant::now() + self.settings.body_idle_timeout);
-        match timeout_at(limit, body.collect()).await {
-            Ok(Ok(whole)) => Ok(whole.to_bytes()),
-            Ok(Err(_)) => Err(Rejection::BadAnswer("upstream's answer broke off")),
+    /// A body of known length; most have come with their head, in one piece.
+    async fn read_whole(&self, mut body: AnswerBody, length: u64) -> Result<Bytes, Rejection> {
+        let broke_off = Rejection::BadAnswer("upstream's answer broke off");
+        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+        let first = match first {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+            Poll::Ready(_) => return Err(broke_off),
+            Poll::Pending => Bytes::new(),
+        };
+        if first.len() as u64 == length {
+            return Ok(first);
+        }
+        let pause = Instant::now() + self.settings.body_idle_timeout;
+        let rest = Box::pin(timeout_at(self.deadline.min(pause), body.collect()));
+        match rest.await {
+            Ok(Ok(rest)) if first.is_empty() => Ok(rest.to_bytes()),
+            Ok(Ok(rest)) => Ok(Bytes::from([first, rest.to_bytes()].concat())),
+            Ok(Err(_)) => Err(broke_off),
             Err(_) => Err(Rejection::UpstreamTimeout),
         }
     }
@@ -243,13 +268,13 @@ impl Way<'_> {
 pub(super) async fn ask(
     connections: &Connections<RequestBody>,
     carried: &Carried,
-    first_byte: Duration,
+    patience: Patience,
 ) -> Option<StatusCode> {
     let target = Uri::from_static("/v1/health");
     let body = RequestBody::empty();
     let request = Stripped::new(Method::GET, target, HeaderMap::new(), body.handle());
     let outbound = inject(&request, body, carried).into_request();
-    let answer = connections.send(outbound, first_byte).await.ok()?;
+    let answer = connections.send(outbound, patience).await.ok()?;
     Some(answer.status())
 }
 

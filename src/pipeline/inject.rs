@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request, Uri, Version};
 use super::headers;
 use super::request_body::{BodyHandle, RequestBody};
 use crate::metrics::Injected;
-use crate::secret::Secret;
+use crate::secret::{Needle, Secret};
 use crate::upstream::Lease;
 
 /// What goes up in place of the client's credential.
@@ -38,9 +38,9 @@ impl Carried {
     }
 
     /// What must not come down again.
-    pub(super) fn secret(&self) -> Option<&Secret> {
+    pub(super) fn needle(&self) -> Option<&Needle> {
         match self {
-            Self::Session(lease) | Self::ApiKey(lease) => Some(lease.secret()),
+            Self::Session(lease) | Self::ApiKey(lease) => Some(lease.needle()),
             Self::Client(_) | Self::Nothing => None,
         }
     }

@@ -2,12 +2,14 @@
 //! `Live`, the part of the program that a reload replaces as a whole. Knows nothing
 //! of sockets: the listener hands it requests, `upstream` carries them on.
 
+mod access_line;
 mod answer_body;
 mod authenticate;
 mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzed;
 mod headers;
+mod here;
 mod inject;
 mod limit;
 mod pace;
@@ -26,14 +28,13 @@ mod trace;
 mod unknown;
 mod users_node;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
 pub use answer_body::Body;
 pub use limit::{Admitted, InFlight, Limiter, LoginTry, Overloaded, RateFacts, Subject, TooMany};
@@ -45,20 +46,20 @@ pub use steps::{clean_fields, presents_credential};
 pub use streaming::Flows;
 pub use unknown::Questions;
 
-use crate::config::{Config, Target};
+use crate::config::{Config, Target, UsersCall};
 use crate::identity::{KeyRing, Keys, Users};
 use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
 use crate::token::{TokenDigest, TokenStore};
-use crate::upstream::{Connections, Upstream};
+use crate::upstream::{Patience, Upstream};
 use authenticate::{Authenticated, authenticate};
 use forward::Way;
-use inject::{Carried, Stripped};
+use here::{Here, Newest};
+use inject::Carried;
 use ready::{Ready, carried};
 use record::Record;
 use relay::Relay;
-use trace::Trace;
 use unknown::Asked;
 use users_node::UsersNode;
 
@@ -89,26 +90,17 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Pipeline {
     shared: Arc<Shared>,
-    connections: Mutex<Arc<Wired>>,
+    newest: Newest,
     flows: Flows,
     tasks: Tasks,
-}
-
-/// Connections, and the upstream they lead to.
-#[derive(Debug)]
-struct Wired {
-    upstream: Arc<Upstream>,
-    connections: Connections<RequestBody>,
 }
 
 impl Pipeline {
     /// `tasks` run on this worker's runtime.
     pub fn new(shared: Arc<Shared>, tasks: Tasks, flows: Flows) -> Self {
-        let upstream = Arc::clone(&shared.live.load().upstream);
-        let connections = Mutex::new(Arc::new(Wired::new(upstream, &tasks, &shared.metrics)));
         Self {
+            newest: Newest::new(&shared, &tasks),
             shared,
-            connections,
             flows,
             tasks,
         }
@@ -117,12 +109,9 @@ impl Pipeline {
     /// Answers one request. Never fails: a refusal is an answer too.
     pub async fn handle(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
         // One version of the rules for the whole request, even if a reload lands now.
-        let live = self.shared.live.load_full();
-        let line = (request.method(), request.uri().path());
-        let trace = Trace::of(request.headers());
-        let log = live.config.log.access;
-        let mut record = Record::open(&self.shared.metrics, line, peer, trace, log);
-        let outcome = self.run(live, request, peer, &mut record).await;
+        let here = self.newest.view(&self.shared, &self.tasks);
+        let mut record = Record::open(&here, &request, peer);
+        let outcome = self.run(&here, request, peer, &mut record).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
             record.rejected(&rejection);
             rejection.into_response()
@@ -134,16 +123,14 @@ impl Pipeline {
 
     async fn run(
         &self,
-        live: Arc<Live>,
+        here: &Arc<Here>,
         request: Request<Incoming>,
         peer: &Peer,
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
-        record.hold(
-            live.limiter
-                .in_flight()
-                .map_err(|_| Rejection::Overloaded)?,
-        );
+        let live = &*here.live;
+        let place = live.limiter.in_flight();
+        record.hold(place.map_err(|_| Rejection::Overloaded)?);
         let (head, body) = request.into_parts();
         headers::check(&head.headers, head.version, &live.config.http)?;
         let path = path::checked(&head.uri)?;
@@ -151,15 +138,15 @@ impl Pipeline {
         record.peer(origin);
 
         let host = headers::host(&head.uri, &head.headers);
-        let route = Arc::clone(live.routes.find(&host, path, &head.method)?);
-        record.route(&route);
+        let route = live.routes.find(&host, path, &head.method)?;
+        record.route(route);
         if route.target == Target::Closed {
             return Err(Rejection::NoRoute);
         }
 
         let line = (&head.method, path, &head.headers);
-        let ask = |token, digest| self.ask(&live, token, digest);
-        let who = authenticate(&live, &self.shared.tokens, &route, line, ask).await?;
+        let ask = |token, digest| Box::pin(self.ask(here, token, digest));
+        let who = authenticate(live, &self.shared.tokens, route, line, ask).await?;
         record.client(&who.client);
 
         let subject = limit::Subject {
@@ -170,32 +157,62 @@ impl Pipeline {
         let admitted = live.limiter.admit(subject, route.max_wait).await;
         let admitted = admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
 
-        let deadline = Instant::now() + route.timeout;
         let ready = Ready {
             live,
             route,
             who,
             peer: origin,
-            deadline,
+            deadline: record.opened() + route.timeout,
         };
-        let mut answer = self.target(ready, (head, body), peer, record).await?;
+        let answer = match route.target {
+            Target::UsersNode(kind) => {
+                let ready = (&ready, kind);
+                Box::pin(self.users_call(here, ready, (head, body), (peer, record))).await
+            }
+            _ => {
+                self.send_up(here, &ready, (head, body), (peer, record))
+                    .await
+            }
+        };
+        let mut answer = answer?;
         if let Some(facts) = admitted.facts {
             facts.put(answer.headers_mut());
         }
         Ok(answer)
     }
 
-    /// The last stage: answered here, or sent up.
-    async fn target(
+    /// The last stage of most requests.
+    async fn send_up(
         &self,
-        ready: Ready,
+        here: &Here,
+        ready: &Ready<'_>,
         (head, body): (Parts, Incoming),
-        peer: &Peer,
-        record: &mut Record,
+        (peer, record): (&Peer, &mut Record),
     ) -> Result<Response<Body>, Rejection> {
         let body = ready.bounded(body)?;
         record.body(body.handle());
-        if let (Target::UsersNode(kind), Some(users)) = (ready.route.target, &self.shared.users) {
+        let request = ready.stripped(head, &body, peer, record);
+        let way = self.way(here, ready);
+        let carried = carried(&way, &ready.who).await?;
+        let answer = way.forward(&request, body, carried, record).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            self.evict(&ready.who).await;
+        }
+        Ok(answer)
+    }
+
+    /// The last stage of calls to the users node: answered here, or passed on with an
+    /// eye on what the answer means.
+    async fn users_call(
+        &self,
+        here: &Here,
+        (ready, kind): (&Ready<'_>, UsersCall),
+        (head, body): (Parts, Incoming),
+        (peer, record): (&Peer, &mut Record),
+    ) -> Result<Response<Body>, Rejection> {
+        let body = ready.bounded(body)?;
+        record.body(body.handle());
+        if let Some(users) = &self.shared.users {
             let node = UsersNode {
                 users,
                 tokens: &self.shared.tokens,
@@ -205,71 +222,44 @@ impl Pipeline {
             };
             return node.answer(&ready.call(kind, &head), body).await;
         }
-        let request = ready.stripped(&head, &body, peer, record);
-        self.send_up(&ready, &head, (&request, body), record).await
+        let request = ready.stripped(head.clone(), &body, peer, record);
+        let way = self.way(here, ready);
+        let relay = Relay {
+            way: &way,
+            tokens: &self.shared.tokens,
+            limiter: &ready.live.limiter,
+            metrics: &self.shared.metrics,
+        };
+        let call = ready.call(kind, &head);
+        relay
+            .answer(&call, &ready.who, (&request, body), record)
+            .await
     }
 
-    async fn send_up(
-        &self,
-        ready: &Ready,
-        head: &Parts,
-        (request, body): (&Stripped, RequestBody),
-        record: &mut Record,
-    ) -> Result<Response<Body>, Rejection> {
-        let Ready {
-            live, route, who, ..
-        } = ready;
-        let wired = self.wired(&live.upstream);
-        let way = Way {
-            upstream: &wired.upstream,
-            connections: &wired.connections,
-            settings: &live.config.upstream,
-            http: &live.config.http,
-            route,
+    fn way<'a>(&'a self, here: &'a Here, ready: &Ready<'a>) -> Way<'a> {
+        Way {
+            upstream: &ready.live.upstream,
+            connections: &here.connections,
+            settings: &ready.live.config.upstream,
+            http: &ready.live.config.http,
+            route: ready.route,
             metrics: &self.shared.metrics,
             flows: &self.flows,
             deadline: ready.deadline,
-        };
-        if let Target::UsersNode(kind) = route.target {
-            let relay = Relay {
-                way: &way,
-                tokens: &self.shared.tokens,
-                limiter: &live.limiter,
-                metrics: &self.shared.metrics,
-            };
-            let call = ready.call(kind, head);
-            return relay.answer(&call, who, (request, body), record).await;
         }
-        let carried = carried(&way, who).await?;
-        let answer = way.forward(request, body, carried, record).await?;
-        self.evict(&answer, who).await;
-        Ok(answer)
     }
 
     /// A 401 to the client's own bearer is a verdict on its token.
-    async fn evict(&self, answer: &Response<Body>, who: &Authenticated) {
-        if let (401, Some(digest), Some(_)) = (answer.status().as_u16(), &who.digest, &who.bearer) {
+    async fn evict(&self, who: &Authenticated) {
+        if let (Some(digest), Some(_)) = (&who.digest, &who.bearer) {
             self.shared.tokens.revoke(digest).await;
         }
-    }
-
-    fn wired(&self, upstream: &Arc<Upstream>) -> Arc<Wired> {
-        let mut wired = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&wired.upstream, upstream) {
-            // A reload changed the upstream; requests under way keep the connections they have.
-            let new = Wired::new(Arc::clone(upstream), &self.tasks, &self.shared.metrics);
-            *wired = Arc::new(new);
-        }
-        Arc::clone(&wired)
     }
 
     /// Puts a token the gate has never seen to the Webapp, once for all who ask.
     async fn ask(
         &self,
-        live: &Arc<Live>,
+        here: &Arc<Here>,
         token: Secret,
         digest: TokenDigest,
     ) -> Result<Asked, Rejection> {
@@ -278,18 +268,19 @@ impl Pipeline {
             unknown::Turn::Wait(waiting) => return unknown::wait(waiting).await,
             unknown::Turn::Put(question, waiting) => (question, waiting),
         };
-        let limit = live.limiter.admit_unknown_token().await;
+        let limit = here.live.limiter.admit_unknown_token().await;
         limit.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
-        let wired = self.wired(&live.upstream);
+        let asking = Arc::clone(here);
         let tokens = Arc::clone(&self.shared.tokens);
-        let first_byte = live
+        let first_byte = here
+            .live
             .config
             .upstream
             .first_byte_timeout
             .min(Duration::from_secs(10));
         // A task of its own: the client may leave, others wait for the same answer.
         self.tasks.spawn("unknown token", async move {
-            let verdict = match probe(&wired, &token, first_byte).await {
+            let verdict = match probe(&asking, &token, first_byte).await {
                 Some(status) => unknown::learn(&tokens, *question.digest(), &token, status).await,
                 None => unknown::Verdict::NoAnswer,
             };
@@ -299,19 +290,34 @@ impl Pipeline {
     }
 }
 
-impl Wired {
-    fn new(upstream: Arc<Upstream>, tasks: &Tasks, metrics: &Arc<Metrics>) -> Self {
-        let connections =
-            Connections::new(Arc::clone(&upstream), tasks.clone(), Arc::clone(metrics));
-        Self {
-            upstream,
-            connections,
-        }
-    }
+/// Puts a client's token to the Webapp; None when it could not say.
+async fn probe(here: &Here, token: &Secret, first_byte: Duration) -> Option<StatusCode> {
+    let _turn = here.live.upstream.turn().await.ok()?;
+    let patience = Patience::within(first_byte);
+    forward::ask(&here.connections, &Carried::bearer(token), patience).await
 }
 
-/// Puts a client's token to the Webapp; None when it could not say.
-async fn probe(wired: &Wired, token: &Secret, first_byte: Duration) -> Option<http::StatusCode> {
-    let _turn = wired.upstream.turn().await.ok()?;
-    forward::ask(&wired.connections, &Carried::bearer(token), first_byte).await
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<'a, F: Future>(
+        _: impl FnOnce(&'a Pipeline, Request<Incoming>, &'a Peer) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+
+    /// Both are moved and kept once a request. What is rare belongs in a box of its own.
+    #[test]
+    fn a_request_and_its_record_stay_small() {
+        let (future, record) = (size_of_future(Pipeline::handle), size_of::<Record>());
+        assert!(
+            future <= 4_700,
+            "the future of a request takes {future} bytes"
+        );
+        assert!(
+            record <= 400,
+            "the record of a request takes {record} bytes"
+        );
+    }
 }

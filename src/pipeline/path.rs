@@ -15,51 +15,53 @@ pub(super) fn checked(uri: &Uri) -> Result<&str, Rejection> {
     if path.len() > 8 * 1024 {
         return Err(Rejection::BadRequest("the path is too long"));
     }
-    if path.contains("//") {
-        return Err(Rejection::BadRequest("the path has an empty segment"));
-    }
     let bytes = path.as_bytes();
-    if bytes
-        .iter()
-        .any(|b| *b == b'\\' || *b <= b' ' || *b >= 0x7f)
-    {
-        return Err(Rejection::BadRequest(
-            "the path has a character that must be encoded",
-        ));
-    }
-    check_escapes(bytes)?;
-    if path
-        .split('/')
-        .any(|segment| segment == "." || segment == "..")
-    {
-        return Err(Rejection::BadRequest("the path has a dot segment"));
-    }
-    Ok(path)
-}
-
-fn check_escapes(bytes: &[u8]) -> Result<(), Rejection> {
-    for (at, _) in bytes.iter().enumerate().filter(|(_, b)| **b == b'%') {
-        let pair = bytes.get(at + 1..at + 3).unwrap_or_default();
-        let value = std::str::from_utf8(pair)
-            .ok()
-            .filter(|pair| pair.bytes().all(|b| b.is_ascii_hexdigit()) && pair.len() == 2)
-            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-            .ok_or(Rejection::BadRequest("the path has a broken escape"))?;
-        match value {
-            b'/' | b'\\' | b'.' | b'%' => {
-                return Err(Rejection::BadRequest(
-                    "the path has an escaped slash, dot, backslash or percent sign",
-                ));
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() | (*byte == b'_') | (*byte == b'-');
+    let mut after_slash = false;
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            b'/' if after_slash => {
+                return Err(Rejection::BadRequest("the path has an empty segment"));
             }
-            0..=0x1f | 0x7f => {
+            b'.' if after_slash && is_dot_segment(&bytes[at..]) => {
+                return Err(Rejection::BadRequest("the path has a dot segment"));
+            }
+            b'%' => check_escape(&bytes[at + 1..])?,
+            byte if is_plain(byte) => {}
+            b'\\' | ..=b' ' | 0x7f.. => {
                 return Err(Rejection::BadRequest(
-                    "the path has an escaped control character",
+                    "the path has a character that must be encoded",
                 ));
             }
             _ => {}
         }
+        after_slash = *byte == b'/';
     }
-    Ok(())
+    Ok(path)
+}
+
+/// Whether `rest`, which begins with a dot, begins with a segment of one or two.
+fn is_dot_segment(rest: &[u8]) -> bool {
+    matches!(
+        rest,
+        [b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..]
+    )
+}
+
+fn check_escape(after: &[u8]) -> Result<(), Rejection> {
+    let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+    let (Some(high), Some(low)) = (digit(0), digit(1)) else {
+        return Err(Rejection::BadRequest("the path has a broken escape"));
+    };
+    match u8::try_from(high * 16 + low).unwrap_or(0) {
+        b'/' | b'\\' | b'.' | b'%' => Err(Rejection::BadRequest(
+            "the path has an escaped slash, dot, backslash or percent sign",
+        )),
+        0..=0x1f | 0x7f => Err(Rejection::BadRequest(
+            "the path has an escaped control character",
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! A request that has passed the first three stages, and what the last one makes of it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use http::Uri;
 use http::request::Parts;
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 
 use super::authenticate::Authenticated;
 use super::forward::Way;
-use super::headers;
+use super::headers::{self, Ours};
 use super::inject::{Carried, Stripped};
 use super::record::Record;
 use super::reject::Rejection;
@@ -21,16 +20,16 @@ use crate::config::{Route, UsersCall};
 use crate::identity::Client;
 
 /// The outcome of the stages before the last: a request that may go on.
-pub(super) struct Ready {
-    pub(super) live: Arc<Live>,
-    pub(super) route: Arc<Route>,
+pub(super) struct Ready<'a> {
+    pub(super) live: &'a Live,
+    pub(super) route: &'a Route,
     pub(super) who: Authenticated,
     pub(super) peer: IpAddr,
     /// End of the whole exchange.
     pub(super) deadline: Instant,
 }
 
-impl Ready {
+impl Ready<'_> {
     pub(super) fn call<'a>(&'a self, kind: UsersCall, head: &'a Parts) -> Call<'a> {
         Call {
             kind,
@@ -62,29 +61,27 @@ impl Ready {
     /// The request as it goes up, but for the credential.
     pub(super) fn stripped(
         &self,
-        head: &Parts,
+        head: Parts,
         body: &RequestBody,
         peer: &Peer,
         record: &Record,
     ) -> Stripped {
-        let target = head.uri.path_and_query().cloned();
+        let host = headers::host(&head.uri, &head.headers).into_owned();
+        let target = head.uri.into_parts().path_and_query;
         let target = target.map_or_else(|| Uri::from_static("/"), Uri::from);
-        let mut request = Stripped::new(
-            head.method.clone(),
-            target,
-            head.headers.clone(),
-            body.handle(),
-        );
-        let headers = request.headers_mut();
-        let host = headers::host(&head.uri, &head.headers);
-        let host = (!host.is_empty()).then_some(host.as_str());
-        headers::forwarded(headers, peer, host, &self.live.config.http.trusted_proxies);
-        let client = match &self.who.client {
-            Client::Open => "",
-            known => known.name(),
+        let mut request = Stripped::new(head.method, target, head.headers, body.handle());
+        let ours = Ours {
+            peer,
+            host: &host,
+            client: match &self.who.client {
+                Client::Open => "",
+                known => known.name(),
+            },
+            request_id: record.id(),
+            trace: record.trace(),
         };
-        headers::name_client(headers, client, record.id());
-        record.trace().put(headers);
+        let trusted = &self.live.config.http.trusted_proxies;
+        ours.put(request.headers_mut(), trusted);
         request
     }
 }

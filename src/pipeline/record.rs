@@ -2,35 +2,40 @@
 //! a few counts per request; no header, no query and no body ever gets into it.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::uri::PathAndQuery;
+use http::{Method, Request, StatusCode};
 use tokio::time::Instant;
-use tracing::info;
 
+use super::access_line::{AccessLine, key};
+use super::here::Here;
 use super::limit::InFlight;
 use super::peer::Peer;
 use super::reject::Rejection;
 use super::request_body::BodyHandle;
+use super::route::Entry;
 use super::streaming::StreamError;
-use super::trace::Trace;
-use crate::config::Route;
+use super::trace::{Hex, Trace};
 use crate::identity::Client;
-use crate::metrics::{Blame, Gauged, Metrics, Reason};
+use crate::logging::Lines;
+use crate::metrics::{Blame, Label as _, Reason};
 
 /// What is known of one request so far.
 pub(super) struct Record {
-    metrics: Arc<Metrics>,
-    _in_flight: Gauged,
-    log: bool,
-    id: String,
+    here: Arc<Here>,
+    id: Hex<32>,
     trace: Trace,
     opened: Instant,
     method: Method,
-    path: String,
-    peer: std::net::IpAddr,
-    route: Option<Arc<str>>,
-    client: String,
+    /// Its query is never shown.
+    target: Option<PathAndQuery>,
+    peer: IpAddr,
+    /// Index in the rules' table.
+    route: Option<usize>,
+    client: Option<Client>,
     /// None: the client left before there was an answer.
     status: Option<StatusCode>,
     upstream_status: Option<u16>,
@@ -53,25 +58,18 @@ enum End {
 }
 
 impl Record {
-    pub(super) fn open(
-        metrics: &Arc<Metrics>,
-        (method, path): (&Method, &str),
-        peer: &Peer,
-        trace: Trace,
-        log: bool,
-    ) -> Box<Self> {
+    pub(super) fn open<B>(here: &Arc<Here>, request: &Request<B>, peer: &Peer) -> Box<Self> {
+        here.metrics.in_flight.inc();
         Box::new(Self {
-            _in_flight: Gauged::enter(&metrics.in_flight),
-            metrics: Arc::clone(metrics),
-            log,
-            id: super::trace::request_id(),
-            trace,
+            here: Arc::clone(here),
+            id: Hex::random(),
+            trace: Trace::of(request.headers()),
             opened: Instant::now(),
-            method: method.clone(),
-            path: path.to_owned(),
+            method: request.method().clone(),
+            target: request.uri().path_and_query().cloned(),
             peer: peer.ip(),
             route: None,
-            client: String::new(),
+            client: None,
             status: None,
             upstream_status: None,
             blame: Blame::None,
@@ -87,23 +85,27 @@ impl Record {
 
     /// 32 hex digits, as the Webapp's own `X-Request-ID`.
     pub(super) fn id(&self) -> &str {
-        &self.id
+        self.id.as_str()
+    }
+
+    pub(super) fn opened(&self) -> Instant {
+        self.opened
     }
 
     pub(super) fn trace(&self) -> &Trace {
         &self.trace
     }
 
-    pub(super) fn peer(&mut self, ip: std::net::IpAddr) {
+    pub(super) fn peer(&mut self, ip: IpAddr) {
         self.peer = ip;
     }
 
-    pub(super) fn route(&mut self, route: &Route) {
-        self.route = Some(Arc::clone(&route.name));
+    pub(super) fn route(&mut self, route: &Entry) {
+        self.route = Some(route.index);
     }
 
     pub(super) fn client(&mut self, client: &Client) {
-        client.name().clone_into(&mut self.client);
+        self.client = Some(client.clone());
     }
 
     pub(super) fn body(&mut self, body: BodyHandle) {
@@ -133,7 +135,7 @@ impl Record {
         self.blame = face.blame;
         self.reason = Some(face.reason);
         self.cause = rejection.cause();
-        self.metrics.rejections.add(face.reason);
+        self.here.metrics.rejections.add(face.reason);
     }
 
     pub(super) fn status(&mut self, status: StatusCode) {
@@ -159,25 +161,70 @@ impl Record {
         self.cause = Some(error.to_string());
     }
 
-    fn count(&self, took: std::time::Duration, bytes_in: u64) {
-        let metrics = &self.metrics;
-        let route = self.route.as_deref().unwrap_or("none");
-        let class = match self.status.map(|status| status.as_u16() / 100) {
-            None => "none",
-            Some(1) => "1xx",
-            Some(2) => "2xx",
-            Some(3) => "3xx",
-            Some(4) => "4xx",
-            Some(_) => "5xx",
-        };
-        metrics.requests.with_label_values(&[route, class]).inc();
-        let seconds = metrics.request_seconds.with_label_values(&[route]);
-        seconds.observe(took.as_secs_f64());
+    fn count(&self, took: Duration, bytes_in: u64) {
+        let metrics = &self.here.metrics;
+        let status = self.status.map(|status| status.as_u16());
+        let route = self.route.and_then(|index| self.here.live.routes.at(index));
+        let counts = route.map_or(&self.here.no_route, |route| &route.counts);
+        counts.add(metrics, status, took);
         metrics.answers.add(self.blame);
-        metrics.bytes_in.inc_by(bytes_in);
+        if bytes_in > 0 {
+            metrics.bytes_in.inc_by(bytes_in);
+        }
         metrics.bytes_out.inc_by(self.bytes_out);
         if self.end == End::Open {
             metrics.clients_gone.inc();
+        }
+        metrics.in_flight.dec();
+    }
+
+    fn log(&self, lines: &Lines, took: Duration, bytes_in: u64) {
+        let route = self.route.and_then(|index| self.here.live.routes.at(index));
+        lines.add(|text, stamp| {
+            let mut line = AccessLine::begin(text, lines.format(), stamp);
+            line.word(key!("id"), self.id());
+            line.word(key!("trace"), self.trace.id());
+            line.address(key!("peer"), self.peer);
+            line.text(
+                key!("client"),
+                self.client.as_ref().map_or("", Client::name),
+            );
+            line.text(key!("route"), route.map_or("", |route| &route.name));
+            line.text(key!("method"), self.method.as_str());
+            line.text(
+                key!("path"),
+                self.target.as_ref().map_or("", PathAndQuery::path),
+            );
+            if let Some(status) = self.status {
+                line.number(key!("status"), status.as_u16().into());
+            }
+            if let Some(status) = self.upstream_status {
+                line.number(key!("upstream_status"), status.into());
+            }
+            line.word(key!("blame"), self.blame.text());
+            if let Some(reason) = self.reason {
+                line.word(key!("reason"), reason.text());
+            }
+            if let Some(cause) = &self.cause {
+                line.text(key!("cause"), cause);
+            }
+            line.number(key!("bytes_in"), bytes_in);
+            line.number(key!("bytes_out"), self.bytes_out);
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            line.thousandths(key!("duration_ms"), micros);
+            line.flag(key!("repeated"), self.repeated);
+            line.word(key!("end"), self.end.text());
+            line.end();
+        });
+    }
+}
+
+impl End {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Open => "client_left",
+            Self::Complete => "complete",
+            Self::BrokeOff => "broke_off",
         }
     }
 }
@@ -187,41 +234,18 @@ impl Drop for Record {
         let took = self.opened.elapsed();
         let bytes_in = self.body.as_ref().map_or(0, BodyHandle::total);
         self.count(took, bytes_in);
-        if !self.log {
-            return;
+        let is_wanted = self.here.live.config.log.access
+            && tracing::enabled!(target: "tollgate::access", tracing::Level::INFO);
+        if let Some(lines) = self.here.lines.as_ref().filter(|_| is_wanted) {
+            self.log(lines, took, bytes_in);
         }
-        let end = match self.end {
-            End::Open => "client_left",
-            End::Complete => "complete",
-            End::BrokeOff => "broke_off",
-        };
-        info!(
-            target: "tollgate::access",
-            id = self.id,
-            trace = %self.trace.id(),
-            peer = %self.peer,
-            client = self.client,
-            route = self.route.as_deref().unwrap_or(""),
-            method = %self.method,
-            path = self.path,
-            status = self.status.map(|status| status.as_u16()),
-            upstream_status = self.upstream_status,
-            blame = crate::metrics::Label::text(self.blame),
-            reason = self.reason.map(crate::metrics::Label::text),
-            cause = self.cause,
-            bytes_in,
-            bytes_out = self.bytes_out,
-            duration_ms = took.as_secs_f64() * 1000.0,
-            repeated = self.repeated,
-            end,
-        );
     }
 }
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
-            .field("id", &self.id)
+            .field("id", &self.id())
             .finish_non_exhaustive()
     }
 }

@@ -1,24 +1,42 @@
 //! Stage 1: host, path and method -> route. A tree of path segments finds the
 //! candidates; among those the first in the configured order wins.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::ops::Deref;
 
 use http::Method;
 
 use super::reject::Rejection;
 use crate::config::{PathPattern, Route, Segment, Target, plain};
+use crate::metrics::RouteCounts;
 
 /// All routes, ready to be searched.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    routes: Vec<Arc<Route>>,
+    routes: Vec<Entry>,
     root: Node,
+}
+
+/// A route in its table.
+#[derive(Debug)]
+pub struct Entry {
+    route: Route,
+    /// Its place in the configured order.
+    pub(super) index: usize,
+    pub(super) counts: RouteCounts,
+}
+
+impl Deref for Entry {
+    type Target = Route;
+
+    fn deref(&self) -> &Route {
+        &self.route
+    }
 }
 
 #[derive(Debug, Default)]
 struct Node {
-    literal: HashMap<String, Self>,
+    literal: BTreeMap<Box<str>, Self>,
     one: Option<Box<Self>>,
     /// Routes whose pattern ends here, and those whose rest begins here.
     ends: Vec<usize>,
@@ -30,36 +48,50 @@ impl RouteTable {
         let mut table = Self::default();
         for (index, route) in routes.iter().enumerate() {
             table.root.insert(&route.path, index);
-            table.routes.push(Arc::new(route.clone()));
+            table.routes.push(Entry {
+                route: route.clone(),
+                index,
+                counts: RouteCounts::new(&route.name),
+            });
         }
         table
     }
 
     /// The first route that takes this host, path and method. A path that has
     /// routes, but none for the method, is told apart from one that has none.
-    pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&Arc<Route>, Rejection> {
-        let mut candidates = Vec::with_capacity(4);
-        let segments = segments(path);
-        self.root.collect(segments, &mut candidates);
-        candidates.sort_unstable();
-        candidates.dedup();
-        let here = || {
-            candidates
-                .iter()
-                .map(|index| &self.routes[*index])
-                .filter(|route| takes_host(route, host))
-        };
-        if let Some(route) = here().find(|route| takes_method(route, method)) {
-            return Ok(route);
-        }
-        let allowed: Vec<&str> = here()
-            .flat_map(|route| &route.methods)
-            .map(Method::as_str)
-            .collect();
+    pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&Entry, Rejection> {
+        let mut first = usize::MAX;
+        self.root.search(segments(path), &mut |index| {
+            let route = &self.routes[index];
+            if index < first && takes_host(route, host) && takes_method(route, method) {
+                first = index;
+            }
+        });
+        self.routes
+            .get(first)
+            .ok_or_else(|| self.refusal(host, path))
+    }
+
+    /// The route of an index that was found in this table.
+    pub(super) fn at(&self, index: usize) -> Option<&Entry> {
+        self.routes.get(index)
+    }
+
+    fn refusal(&self, host: &str, path: &str) -> Rejection {
+        let mut here = Vec::new();
+        self.root.search(segments(path), &mut |index| {
+            if takes_host(&self.routes[index], host) {
+                here.push(index);
+            }
+        });
+        here.sort_unstable();
+        here.dedup();
+        let methods = here.iter().flat_map(|index| &self.routes[*index].methods);
+        let allowed: Vec<&str> = methods.map(Method::as_str).collect();
         if allowed.is_empty() {
-            return Err(Rejection::NoRoute);
+            return Rejection::NoRoute;
         }
-        Err(Rejection::MethodNotAllowed(allowed.join(", ")))
+        Rejection::MethodNotAllowed(allowed.join(", "))
     }
 }
 
@@ -68,7 +100,7 @@ impl Node {
         let mut node = self;
         for segment in &pattern.0 {
             node = match segment {
-                Segment::Literal(text) => node.literal.entry(text.clone()).or_default(),
+                Segment::Literal(text) => node.literal.entry(text.as_str().into()).or_default(),
                 Segment::One(_) => node.one.get_or_insert_default(),
                 Segment::Rest => {
                     node.rest.push(index);
@@ -79,17 +111,22 @@ impl Node {
         node.ends.push(index);
     }
 
-    fn collect<'a>(&self, mut left: impl Iterator<Item = &'a str> + Clone, found: &mut Vec<usize>) {
-        found.extend(&self.rest);
+    /// Tells `found` of each route whose pattern fits, in no order, perhaps twice.
+    fn search<'a>(
+        &self,
+        mut left: impl Iterator<Item = &'a str> + Clone,
+        found: &mut impl FnMut(usize),
+    ) {
+        self.rest.iter().copied().for_each(&mut *found);
         let Some(segment) = left.next() else {
-            found.extend(&self.ends);
+            self.ends.iter().copied().for_each(found);
             return;
         };
         if let Some(node) = self.literal.get(plain(segment).as_ref()) {
-            node.collect(left.clone(), found);
+            node.search(left.clone(), found);
         }
         if let Some(node) = &self.one {
-            node.collect(left, found);
+            node.search(left, found);
         }
     }
 }

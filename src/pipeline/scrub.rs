@@ -2,28 +2,19 @@
 //! and the length kept.
 
 use bytes::Bytes;
-use memchr::memmem;
 
-use crate::secret::Secret;
+use crate::secret::Needle;
 
 /// `piece` with each occurrence of the secret overwritten, its length unchanged.
-pub(super) fn scrub(piece: Bytes, secret: &Secret) -> Bytes {
-    let needle = secret.expose().as_bytes();
-    if needle.is_empty() || memmem::find(&piece, needle).is_none() {
-        return piece;
-    }
-    let mut clean = piece.to_vec();
-    while let Some(at) = memmem::find(&clean, needle) {
-        clean[at..at + needle.len()].fill(b'*');
-    }
-    clean.into()
+pub(super) fn scrub(piece: Bytes, needle: &Needle) -> Bytes {
+    needle.blotted_out(&piece).map_or(piece, Bytes::from)
 }
 
 /// The same for a body that arrives in pieces, wherever they are cut. A piece that
 /// ends like the secret begins is held back by that much until the next one comes.
 #[derive(Debug)]
 pub(super) struct Scrubber {
-    secret: Secret,
+    needle: Needle,
     /// How much of the body is still searched.
     left: usize,
     /// So many bytes of the secret's beginning are held back.
@@ -32,9 +23,9 @@ pub(super) struct Scrubber {
 
 impl Scrubber {
     /// Searches the first `reach` bytes.
-    pub(super) fn new(secret: Secret, reach: usize) -> Self {
+    pub(super) fn new(needle: Needle, reach: usize) -> Self {
         Self {
-            secret,
+            needle,
             left: reach,
             held: 0,
         }
@@ -50,7 +41,7 @@ impl Scrubber {
             0 => piece,
             held => [self.beginning(held), &piece].concat().into(),
         };
-        let mut clean = scrub(whole, &self.secret);
+        let mut clean = scrub(whole, &self.needle);
         self.held = match self.left {
             0 => 0,
             _ => self.ends_like_secret(&clean),
@@ -72,12 +63,12 @@ impl Scrubber {
     }
 
     fn beginning(&self, length: usize) -> &[u8] {
-        &self.secret.expose().as_bytes()[..length]
+        &self.needle.expose()[..length]
     }
 
     /// Length of the longest end of `piece` that the secret begins with.
     fn ends_like_secret(&self, piece: &[u8]) -> usize {
-        let secret = self.secret.expose().as_bytes();
+        let secret = self.needle.expose();
         let most = secret.len().saturating_sub(1).min(piece.len());
         let from = piece.len() - most;
         (from..piece.len())
@@ -91,20 +82,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::secret::Secret;
+
+    fn needle(text: &str) -> Needle {
+        Needle::new(&Secret::new(text))
+    }
 
     const REACH: usize = 1 << 16;
 
     #[test]
     fn an_echoed_secret_is_overwritten_and_the_length_kept() {
-        let secret = Secret::new("s3cret");
         let body = Bytes::from_static(b"{\"a\":\"s3cret\",\"b\":\"s3crets3cret\"}");
-        let clean = scrub(body.clone(), &secret);
+        let clean = scrub(body.clone(), &needle("s3cret"));
         assert_eq!(clean.len(), body.len());
         assert_eq!(&clean[..], b"{\"a\":\"******\",\"b\":\"************\"}");
     }
 
     fn in_pieces(body: &[u8], cuts: &[usize], reach: usize) -> Vec<u8> {
-        let mut scrubber = Scrubber::new(Secret::new("abab-abac"), reach);
+        let mut scrubber = Scrubber::new(needle("abab-abac"), reach);
         let mut out = Vec::new();
         let mut from = 0;
         for &cut in cuts.iter().chain([&body.len()]) {
@@ -119,7 +114,7 @@ mod tests {
 
     #[test]
     fn what_is_not_held_goes_down_at_once() {
-        let mut scrubber = Scrubber::new(Secret::new("token"), REACH);
+        let mut scrubber = Scrubber::new(needle("token"), REACH);
         assert_eq!(scrubber.next(Bytes::from_static(b"a to")), "a ");
         assert_eq!(scrubber.next(Bytes::from_static(b"p")), "top");
         assert_eq!(scrubber.next(Bytes::from_static(b"tok")), "");
@@ -139,7 +134,7 @@ mod tests {
         ) {
             cuts.sort_unstable();
             let body = words.concat();
-            let whole = scrub(Bytes::from(body.clone()), &Secret::new("abab-abac"));
+            let whole = scrub(Bytes::from(body.clone()), &needle("abab-abac"));
             prop_assert_eq!(in_pieces(body.as_bytes(), &cuts, REACH), whole.to_vec());
         }
     }

@@ -5,6 +5,7 @@ use http::{HeaderMap, Version};
 
 use super::peer::Peer;
 use super::reject::Rejection;
+use super::trace::Trace;
 use super::{authenticate, headers};
 use crate::config::Http;
 
@@ -18,7 +19,14 @@ pub fn clean_fields(
     headers::check(fields, Version::HTTP_11, rules)?;
     headers::end_at_this_hop(fields);
     headers::strip_credentials(fields);
-    headers::forwarded(fields, peer, Some(host), &rules.trusted_proxies);
+    let ours = headers::Ours {
+        peer,
+        host,
+        client: "",
+        request_id: "",
+        trace: &Trace::of(fields),
+    };
+    ours.put(fields, &rules.trusted_proxies);
     Ok(())
 }
 

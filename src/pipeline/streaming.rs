@@ -16,7 +16,7 @@ use super::headers;
 use super::pace::Pace;
 use super::scrub::Scrubber;
 use crate::lifecycle::Stop;
-use crate::secret::Secret;
+use crate::secret::Needle;
 use crate::upstream::{AnswerBody, Turn};
 
 /// How much of a body of unknown length is searched for the injected secret.
@@ -59,7 +59,7 @@ impl Streaming {
         body: AnswerBody,
         turn: Turn,
         pace: Pace,
-        scrub: Option<Secret>,
+        scrub: Option<Needle>,
         flows: &Flows,
     ) -> Self {
         let length = body.size_hint();
@@ -69,7 +69,7 @@ impl Streaming {
             waker: None,
             starved: true,
             cut: false,
-            scrub: scrub.map(|secret| Scrubber::new(secret, SCRUBBED)),
+            scrub: scrub.map(|needle| Scrubber::new(needle, SCRUBBED)),
             trailers: None,
         }));
         flows.add(&cell);

@@ -1,22 +1,56 @@
 //! Names for one request: our own request id, and the W3C trace it belongs to.
 
-use std::fmt::Write as _;
+use http::{HeaderMap, HeaderName};
+use rand::Rng as _;
 
-use http::{HeaderMap, HeaderValue};
-use rand::RngExt as _;
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Hex digits; `N` of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hex<const N: usize>([u8; N]);
+
+impl<const N: usize> Hex<N> {
+    /// Random ones. They name things and keep no secret.
+    pub(super) fn random() -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; N];
+        rand::rng().fill_bytes(&mut text[..N / 2]);
+        for at in (0..N / 2).rev() {
+            let byte = text[at];
+            text[2 * at + 1] = DIGITS[usize::from(byte & 15)];
+            text[2 * at] = DIGITS[usize::from(byte >> 4)];
+        }
+        Self(text)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let bytes: [u8; N] = text.as_bytes().try_into().ok()?;
+        let is_digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+        bytes.iter().all(is_digit).then_some(Self(bytes))
+    }
+
+    fn is_zero(&self) -> bool {
+        self.0.iter().all(|digit| *digit == b'0')
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
 
 /// A W3C `traceparent` (Trace Context, section 3.2), kept or started here.
 #[derive(Clone, Debug)]
 pub(super) struct Trace {
-    trace_id: String,
-    flags: String,
+    trace_id: Hex<32>,
+    flags: Hex<2>,
     kept: bool,
 }
 
 impl Trace {
     /// The client's trace if its header is well formed, otherwise a new one.
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        let mut values = headers.get_all("traceparent").iter();
+        let mut values = headers.get_all(TRACEPARENT).iter();
         let (Some(value), None) = (values.next(), values.next()) else {
             return Self::start();
         };
@@ -31,69 +65,51 @@ impl Trace {
         let mut parts = text.split('-');
         let (version, trace, parent, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hex = |text: &str, length: usize| {
-            text.len() == length
-                && text
-                    .bytes()
-                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        let zero = |text: &str| text.bytes().all(|b| b == b'0');
-        let good = hex(version, 2)
-            && version != "ff"
+        Hex::<2>::parse(version)?;
+        let (trace_id, parent) = (Hex::parse(trace)?, Hex::<16>::parse(parent)?);
+        let good = version != "ff"
             && (version != "00" || parts.next().is_none())
-            && hex(trace, 32)
-            && !zero(trace)
-            && hex(parent, 16)
-            && !zero(parent)
-            && hex(flags, 2);
-        good.then(|| Self {
-            trace_id: trace.to_owned(),
-            flags: flags.to_owned(),
+            && !trace_id.is_zero()
+            && !parent.is_zero();
+        good.then_some(Self {
+            trace_id,
+            flags: Hex::parse(flags)?,
             kept: true,
         })
     }
 
     fn start() -> Self {
         Self {
-            trace_id: random_hex::<16>(),
-            flags: "00".to_owned(),
+            trace_id: Hex::random(),
+            flags: Hex(*b"00"),
             kept: false,
         }
     }
 
     pub(super) fn id(&self) -> &str {
-        &self.trace_id
+        self.trace_id.as_str()
     }
 
-    /// Puts this hop's own `traceparent` on a request. `tracestate` belongs to the
-    /// trace it came with, so it goes when the trace was started here.
-    pub(super) fn put(&self, headers: &mut HeaderMap) {
-        let text = format!("00-{}-{}-{}", self.trace_id, random_hex::<8>(), self.flags);
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            headers.insert("traceparent", value);
-        }
-        if !self.kept {
-            headers.remove("tracestate");
-        }
+    /// It came with the request.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept
     }
-}
 
-/// 32 hex digits.
-pub(super) fn request_id() -> String {
-    random_hex::<16>()
-}
-
-fn random_hex<const N: usize>() -> String {
-    let bytes: [u8; N] = rand::rng().random();
-    let mut text = String::with_capacity(N * 2);
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
+    /// This hop's own `traceparent`.
+    pub(super) fn put_parent(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(b"00-");
+        text.extend_from_slice(&self.trace_id.0);
+        text.push(b'-');
+        text.extend_from_slice(&Hex::<16>::random().0);
+        text.push(b'-');
+        text.extend_from_slice(&self.flags.0);
     }
-    text
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -103,8 +119,9 @@ mod tests {
         headers.insert("traceparent", HeaderValue::from_static(good));
         let trace = Trace::of(&headers);
         assert_eq!(trace.id(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        trace.put(&mut headers);
-        let sent = headers["traceparent"].to_str().unwrap();
+        let mut sent = Vec::new();
+        trace.put_parent(&mut sent);
+        let sent = String::from_utf8(sent).unwrap();
         assert!(sent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && sent.ends_with("-01"));
         assert_ne!(sent, good, "the parent is this hop now");
 

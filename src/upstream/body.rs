@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,9 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::pool::{Held, Pool};
+use super::held::Lent;
 
-/// How far the request has come, for whoever waits for the answer.
+/// How far the request has come, for whoever waits for the answer. Belongs to its
+/// connection: of one request after the other.
 #[derive(Debug)]
 pub(super) struct Progress(Mutex<Step>);
 
@@ -23,24 +24,28 @@ struct Step {
     at: Instant,
     /// The last look found nothing: the client owes the next piece, not the upstream.
     is_starved: bool,
-    has_ended: bool,
     has_failed: bool,
 }
 
-impl Progress {
-    fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Step {
+impl Step {
+    fn now() -> Self {
+        Self {
             at: Instant::now(),
             is_starved: false,
-            has_ended: false,
             has_failed: false,
-        })))
+        }
+    }
+}
+
+impl Progress {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Step::now())))
     }
 
     /// When the upstream is late with its answer. A slow client is no fault of
     /// the upstream's: its own deadline is kept where its body is read.
     pub(super) fn deadline(&self, first_byte: Duration) -> Instant {
-        let step = self.lock();
+        let step = *self.lock();
         let from = if step.is_starved {
             Instant::now()
         } else {
@@ -48,11 +53,6 @@ impl Progress {
         };
         from.checked_add(first_byte)
             .unwrap_or_else(|| from + Duration::from_secs(365 * 86_400))
-    }
-
-    /// The request has been handed over to the end.
-    pub(super) fn has_ended(&self) -> bool {
-        self.lock().has_ended
     }
 
     /// The request's own body gave an error.
@@ -72,25 +72,28 @@ pub(super) struct Sent<B> {
 }
 
 /// Dropped when nobody wants the body any more: hyper drops a body whose length
-/// it knows without asking it for the end.
-struct End(Arc<Progress>);
+/// it knows without asking it for the end. None: there was no body to begin with.
+struct End(Option<Arc<Progress>>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        let mut step = self.0.lock();
-        step.at = Instant::now();
-        step.is_starved = false;
-        step.has_ended = true;
+        if let Some(progress) = &self.0 {
+            let mut step = progress.lock();
+            step.at = Instant::now();
+            step.is_starved = false;
+        }
+    }
+}
+
+impl<B: Body> Sent<B> {
+    pub(super) fn new(body: B, progress: &Arc<Progress>) -> Self {
+        *progress.lock() = Step::now();
+        let end = End((!body.is_end_stream()).then(|| Arc::clone(progress)));
+        Self { body, end }
     }
 }
 
 impl<B> Sent<B> {
-    pub(super) fn new(body: B) -> (Self, Arc<Progress>) {
-        let progress = Progress::new();
-        let end = End(Arc::clone(&progress));
-        (Self { body, end }, progress)
-    }
-
     pub(super) fn into_inner(self) -> B {
         self.body
     }
@@ -105,7 +108,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        let mut step = self.end.0.lock();
+        let Some(progress) = &self.end.0 else {
+            return polled;
+        };
+        let mut step = progress.lock();
         match &polled {
             Poll::Pending => step.is_starved = true,
             Poll::Ready(piece) => {
@@ -131,47 +137,14 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
 /// dropped before that, the connection is closed.
 pub struct AnswerBody {
     incoming: Incoming,
-    connection: Option<Box<dyn Returns>>,
-}
-
-/// A connection that knows where it came from.
-trait Returns: Send + Sync {
-    fn give_back(self: Box<Self>);
-}
-
-struct Lent<B> {
-    connection: Held<B>,
-    home: Weak<Pool<B>>,
-    progress: Arc<Progress>,
-}
-
-impl<B: Send + 'static> Returns for Lent<B> {
-    fn give_back(self: Box<Self>) {
-        // An answer that came before the request was sent to its end: what is left
-        // of the request would stand before the next one.
-        if self.progress.has_ended()
-            && let Some(home) = self.home.upgrade()
-        {
-            home.give_back(self.connection);
-        }
-    }
+    connection: Option<Box<dyn Lent>>,
 }
 
 impl AnswerBody {
-    pub(super) fn new<B: Send + 'static>(
-        incoming: Incoming,
-        connection: Held<B>,
-        home: &Arc<Pool<B>>,
-        progress: Arc<Progress>,
-    ) -> Self {
-        let lent = Lent {
-            connection,
-            home: Arc::downgrade(home),
-            progress,
-        };
+    pub(super) fn new(incoming: Incoming, connection: Box<dyn Lent>) -> Self {
         let mut body = Self {
             incoming,
-            connection: Some(Box::new(lent)),
+            connection: Some(connection),
         };
         body.give_back_at_end();
         body
@@ -186,9 +159,13 @@ impl AnswerBody {
     }
 
     fn give_back_at_end(&mut self) {
-        if self.incoming.is_end_stream()
-            && let Some(connection) = self.connection.take()
-        {
+        if self.incoming.is_end_stream() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(connection) = self.connection.take() {
             connection.give_back();
         }
     }
@@ -202,16 +179,16 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        let body = &mut *self;
+        let polled = match &mut body.connection {
+            Some(connection) => connection.poll_frame(cx, &mut body.incoming),
+            None => Pin::new(&mut body.incoming).poll_frame(cx),
+        };
         match &polled {
             Poll::Pending => {}
             Poll::Ready(Some(Ok(_))) => self.give_back_at_end(),
             Poll::Ready(Some(Err(_))) => self.connection = None,
-            Poll::Ready(None) => {
-                if let Some(connection) = self.connection.take() {
-                    connection.give_back();
-                }
-            }
+            Poll::Ready(None) => self.give_back(),
         }
         polled
     }

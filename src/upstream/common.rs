@@ -214,12 +214,8 @@ impl Renewer {
         info!(upstream = %self.upstream, generation = at.generation, seconds = at.left.as_secs(),
             "using the login of all gates");
         self.session.fence.adopt(at.generation);
-        self.publish(Lease {
-            generation: at.generation,
-            ends: Deadline::after(at.left),
-            headers: vec![header],
-            secret: kept.token,
-        });
+        let ends = Deadline::after(at.left);
+        self.publish(Lease::new(at.generation, ends, vec![header], kept.token));
         let settings = &self.settings;
         let renew = renew_after(kept.life, settings.renew_at, settings.renew_floor);
         let age = kept.life.saturating_sub(at.left);

@@ -56,8 +56,10 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    pub(super) async fn dial(&self) -> Result<Link, DialError> {
-        let until = Instant::now() + self.limit;
+    /// Gives up at `end` if that comes before the limit.
+    pub(super) async fn dial(&self, end: Option<Instant>) -> Result<Link, DialError> {
+        let limit = Instant::now() + self.limit;
+        let until = end.map_or(limit, |end| end.min(limit));
         let Ok(link) = timeout_at(until, Box::pin(self.open(until))).await else {
             return Err(self.timed_out());
         };

@@ -3,22 +3,20 @@
 
 use std::error::Error;
 use std::fmt;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::client::conn::TrySendError;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::Upstream;
-use super::body::{AnswerBody, Progress, Sent};
+use super::body::{AnswerBody, Sent};
 use super::connect::DialError;
-use super::pool::{Held, Pool};
+use super::held::{Held, Patience};
+use super::pool::Pool;
 use crate::lifecycle::Tasks;
 use crate::metrics::{Connect, Gauged, Metrics};
 
@@ -29,7 +27,7 @@ type Cause = Box<dyn Error + Send + Sync>;
 #[derive(Debug)]
 pub struct Connections<B> {
     upstream: Arc<Upstream>,
-    /// Drives connections on the worker's own runtime.
+    /// On the worker's own runtime.
     tasks: Tasks,
     metrics: Arc<Metrics>,
     pub(super) pool: Arc<Pool<B>>,
@@ -62,11 +60,11 @@ pub enum SendErrorKind {
 
 impl<B> Connections<B>
 where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<Cause>,
 {
     pub fn new(upstream: Arc<Upstream>, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
-        let pool = Pool::new(upstream.idle_timeout);
+        let pool = Pool::new(upstream.idle_timeout, &tasks);
         Self {
             upstream,
             tasks,
@@ -80,19 +78,18 @@ where
     pub async fn send_fresh(
         &self,
         request: Request<B>,
-        first_byte: Duration,
+        patience: Patience,
     ) -> Result<Response<AnswerBody>, SendError<B>> {
         self.pool.close_idle();
-        self.send(request, first_byte).await
+        self.send(request, patience).await
     }
 
     /// Sends `request`, whose URI is path and query, and gives the head of the
-    /// answer. `first_byte` counts from the end of the request, or from its last
-    /// progress while the upstream does not take it.
+    /// answer.
     pub async fn send(
         &self,
         mut request: Request<B>,
-        first_byte: Duration,
+        patience: Patience,
     ) -> Result<Response<AnswerBody>, SendError<B>> {
         *request.version_mut() = Version::HTTP_11;
         let host = &self.upstream.host;
@@ -106,17 +103,17 @@ where
                 self.metrics.upstream_connects.add(Connect::Reused);
                 (connection, true)
             }
-            None => match self.connect().await {
+            None => match Box::pin(self.connect(patience.until)).await {
                 Ok(connection) => (connection, false),
                 Err((kind, source)) => return Err(SendError::unsent(kind, request, source)),
             },
         };
-        self.exchange(connection, is_reused, request, first_byte)
+        self.exchange(connection, is_reused, request, patience)
             .await
     }
 
-    async fn connect(&self) -> Result<Held<B>, (SendErrorKind, Cause)> {
-        let link = self.upstream.dialer.dial().await.map_err(|failure| {
+    async fn connect(&self, end: Option<Instant>) -> Result<Box<Held<B>>, (SendErrorKind, Cause)> {
+        let link = self.upstream.dialer.dial(end).await.map_err(|failure| {
             let (label, kind) = match &failure {
                 DialError::TimedOut { .. } => (Connect::Timeout, SendErrorKind::ConnectTimeout),
                 DialError::Resolve { .. }
@@ -128,67 +125,39 @@ where
             (kind, Cause::from(failure))
         })?;
         let open = Gauged::enter(&self.metrics.upstream_connections_open);
-        let (connection, driver) = self.pool.adopt(link, open).await.map_err(|failure| {
+        let home = Arc::downgrade(&self.pool);
+        let connection = Held::open(link, home, open).await.map_err(|failure| {
             self.metrics.upstream_connects.add(Connect::Failed);
             (SendErrorKind::ConnectFailed, Cause::from(failure))
         })?;
         self.metrics.upstream_connects.add(Connect::New);
-        self.tasks.spawn("upstream connection", driver);
         Ok(connection)
     }
 
     pub(super) async fn exchange(
         &self,
-        mut connection: Held<B>,
+        mut connection: Box<Held<B>>,
         is_reused: bool,
         request: Request<B>,
-        first_byte: Duration,
+        patience: Patience,
     ) -> Result<Response<AnswerBody>, SendError<B>> {
-        let (head, body) = request.into_parts();
-        let (body, progress) = Sent::new(body);
-        connection.heard.store(false, Ordering::Release);
-        let answer = connection
-            .sender
-            .try_send_request(Request::from_parts(head, body));
-        let Some(answer) = in_time(answer, &progress, first_byte).await else {
+        let Some(answer) = connection.ask(request, patience).await else {
             return Err(SendErrorKind::FirstByteTimeout.into());
         };
         match answer {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                connection.let_go();
+                let (rest, open) = connection.let_go();
+                if let Some(rest) = rest {
+                    self.tasks.spawn("upstream tunnel", async move {
+                        let _open = open;
+                        let _ = rest.await; // whoever has the tunnel learns of its end there
+                    });
+                }
                 Ok(response.map(AnswerBody::without_connection))
             }
-            Ok(response) => Ok(response
-                .map(|incoming| AnswerBody::new(incoming, connection, &self.pool, progress))),
-            Err(failure) => {
-                let has_heard = connection.heard.load(Ordering::Acquire);
-                Err(SendError::classify(
-                    failure, &progress, is_reused, has_heard,
-                ))
-            }
+            Ok(response) => Ok(response.map(|incoming| AnswerBody::new(incoming, connection))),
+            Err(failure) => Err(SendError::classify(failure, &connection, is_reused)),
         }
-    }
-}
-
-/// The answer, or None when the upstream is late with it.
-async fn in_time<F: Future>(
-    answer: F,
-    progress: &Progress,
-    first_byte: Duration,
-) -> Option<F::Output> {
-    let mut answer = pin!(answer);
-    let mut late = pin!(sleep_until(progress.deadline(first_byte)));
-    loop {
-        tokio::select! {
-            biased;
-            answer = &mut answer => return Some(answer),
-            () = &mut late => {}
-        }
-        let deadline = progress.deadline(first_byte);
-        if deadline <= Instant::now() {
-            return None;
-        }
-        late.as_mut().reset(deadline);
     }
 }
 
@@ -203,12 +172,12 @@ impl<B> SendError<B> {
 
     fn classify(
         mut failure: TrySendError<Request<Sent<B>>>,
-        progress: &Progress,
+        connection: &Held<B>,
         is_reused: bool,
-        has_heard: bool,
     ) -> Self {
         let unsent = failure.take_message();
-        let kind = if progress.has_failed() {
+        let has_heard = connection.has_heard();
+        let kind = if connection.progress().has_failed() {
             SendErrorKind::BodyFailed
         } else if is_reused && (unsent.is_some() || !has_heard) {
             SendErrorKind::DeadConnection

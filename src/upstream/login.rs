@@ -130,7 +130,11 @@ impl LoginCall {
     }
 
     async fn ask(&self, password: &Secret) -> Result<Granted, LoginError> {
-        let link = self.dialer.dial().await.map_err(LoginError::Unreachable)?;
+        let link = self
+            .dialer
+            .dial(None)
+            .await
+            .map_err(LoginError::Unreachable)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(link))
             .await
             .map_err(LoginError::Broken)?;

@@ -21,9 +21,10 @@ use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{Gauged, Metrics};
 use crate::names::Names;
-use crate::secret::{self, Secret, SecretSource};
+use crate::secret::{self, SecretSource};
 use crate::webapp;
 
+mod bell;
 mod body;
 mod common;
 mod connect;
@@ -32,6 +33,7 @@ mod description;
 mod fence;
 #[cfg(fuzzing)]
 pub mod fuzzed;
+mod held;
 mod keeper;
 mod login;
 mod pace;
@@ -53,6 +55,7 @@ pub use connections::{Connections, SendError, SendErrorKind};
 pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
 };
+pub use held::Patience;
 pub use keeper::LeaseKeeper;
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
@@ -253,7 +256,7 @@ impl Upstream {
         }
         let _queued = Gauged::enter(&self.metrics.upstream_queue);
         let queue = Arc::clone(&self.turns).acquire_owned();
-        match timeout(self.queue_timeout, queue).await {
+        match Box::pin(timeout(self.queue_timeout, queue)).await {
             Ok(Ok(permit)) => Ok(Turn(permit)),
             // The semaphore is never closed: only time can run out.
             Ok(Err(_)) | Err(_) => Err(Crowded {
@@ -374,14 +377,5 @@ fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
         template: "Apikey {token}".to_owned(),
     };
     let header = injection.header(&key).map_err(|_| BadApiKey::NotText)?;
-    Ok(api_key_lease(key, header))
-}
-
-fn api_key_lease(secret: Secret, header: (http::HeaderName, HeaderValue)) -> Lease {
-    Lease {
-        generation: 0,
-        ends: Deadline::after(NO_END),
-        headers: vec![header],
-        secret,
-    }
+    Ok(Lease::new(0, Deadline::after(NO_END), vec![header], key))
 }

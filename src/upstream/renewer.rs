@@ -84,12 +84,7 @@ impl Renewer {
         let generation = self.session.fence.publish(attempt)?;
         info!(upstream = %self.upstream, seconds = ends.left().as_secs(),
             "using the token of the start before");
-        self.publish(Lease {
-            generation,
-            ends,
-            headers: vec![header],
-            secret: kept.token,
-        });
+        self.publish(Lease::new(generation, ends, vec![header], kept.token));
         let settings = &self.settings;
         let renew = renew_after(kept.life, settings.renew_at, settings.renew_floor);
         let left = renew.saturating_sub(kept.age);
@@ -172,12 +167,7 @@ impl Renewer {
         self.reported = None;
         self.metrics.session_logins.add(LoginOutcome::Ok);
         info!(upstream = %self.upstream, generation, seconds = granted.left.as_secs(), "logged in");
-        self.publish(Lease {
-            generation,
-            ends,
-            headers: granted.headers,
-            secret: granted.token,
-        });
+        self.publish(Lease::new(generation, ends, granted.headers, granted.token));
         let settings = &self.settings;
         let renew = renew_after(granted.left, settings.renew_at, settings.renew_floor);
         Due::Renewal(Deadline::after(renew))

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::fence::Fence;
 use crate::clock::Deadline;
 use crate::metrics::{Gauged, Metrics};
-use crate::secret::Secret;
+use crate::secret::{Needle, Secret};
 
 /// What a client is told to wait when only a human can end the trouble.
 const HUMAN_PACE: Duration = Duration::from_secs(30);
@@ -29,17 +29,33 @@ pub struct Lease {
     /// Marked sensitive: their `Debug` is blank.
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) secret: Secret,
+    needle: Needle,
 }
 
 impl Lease {
+    pub(super) fn new(
+        generation: u64,
+        ends: Deadline,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        secret: Secret,
+    ) -> Self {
+        Self {
+            generation,
+            ends,
+            headers,
+            needle: Needle::new(&secret),
+            secret,
+        }
+    }
+
     /// What to put on a request; replaces headers of the same name.
     pub fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }
 
     /// The bare token, for whoever must see that it does not come back down.
-    pub fn secret(&self) -> &Secret {
-        &self.secret
+    pub fn needle(&self) -> &Needle {
+        &self.needle
     }
 
     pub fn ends(&self) -> Deadline {
@@ -176,7 +192,7 @@ impl Session {
 
     /// The lease, if the next request can use it. Checked here and not when a timer
     /// fires: after a suspension timers are late.
-    pub(super) fn usable(&self) -> Option<Arc<Lease>> {
+    pub fn usable(&self) -> Option<Arc<Lease>> {
         let lease = self.lease.load_full()?;
         let is_usable = !self.fence.is_refused(lease.generation) && !lease.ends.has_passed();
         is_usable.then_some(lease)

@@ -78,34 +78,65 @@ pub fn body(payload: Value, meta: Meta) -> String {
     escape(&Value::Object(members).to_string())
 }
 
+#[derive(Serialize)]
+struct Errors<'a> {
+    errors: [OneError<'a>; 1],
+    meta: Meta,
+}
+
+#[derive(Serialize)]
+struct OneError<'a> {
+    code: u32,
+    title: &'a str,
+    details: &'a str,
+}
+
 /// `{"errors":[{code,title,details}],"meta":{...}}`; clients index `errors[0]` unchecked.
 pub fn error_body(code: ErrorCode, details: &str, meta: Meta) -> String {
-    let error = json!({ "code": code.number(), "title": code.title(), "details": details });
-    body(json!({ "errors": [error] }), meta)
+    let error = OneError {
+        code: code.number(),
+        title: code.title(),
+        details,
+    };
+    let errors = Errors {
+        errors: [error],
+        meta,
+    };
+    // Text and numbers always serialize.
+    escape(&serde_json::to_string(&errors).unwrap_or_default())
 }
 
 /// PHP's JSON_HEX_* escapes and `\/`, as captured. Outside strings none of these
 /// characters occurs, so the text can be walked without knowing where strings are.
 fn escape(json: &str) -> String {
     let mut text = String::with_capacity(json.len() + 16);
-    let mut letters = json.chars();
-    while let Some(letter) = letters.next() {
+    let mut rest = json;
+    let is_special = |letter: u8| matches!(letter, b'\'' | b'<' | b'>' | b'&' | b'/' | b'\\');
+    while let Some(at) = rest.bytes().position(is_special) {
+        text.push_str(&rest[..at]);
+        let letter = &rest[at..=at];
+        rest = &rest[at + 1..];
         match letter {
-            '\'' => text.push_str("\\u0027"),
-            '<' => text.push_str("\\u003C"),
-            '>' => text.push_str("\\u003E"),
-            '&' => text.push_str("\\u0026"),
-            '/' => text.push_str("\\/"),
-            '\\' => match letters.next() {
-                Some('"') => text.push_str("\\u0022"),
-                escaped => {
-                    text.push('\\');
-                    text.extend(escaped);
+            "'" => text.push_str("\\u0027"),
+            "<" => text.push_str("\\u003C"),
+            ">" => text.push_str("\\u003E"),
+            "&" => text.push_str("\\u0026"),
+            "/" => text.push_str("\\/"),
+            _ => {
+                // A backslash, which takes the letter behind it along.
+                let escaped = rest.chars().next();
+                rest = &rest[escaped.map_or(0, char::len_utf8)..];
+                match escaped {
+                    Some('"') => text.push_str("\\u0022"),
+                    escaped => {
+                        text.push('\\');
+                        text.extend(escaped);
+                    }
                 }
-            },
-            other => text.push(other),
+            }
         }
     }
+    text.push_str(rest);
     text
 }
 

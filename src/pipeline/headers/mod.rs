@@ -1,6 +1,9 @@
 //! Header hygiene both ways: what ends at this hop, what must not come in from
 //! outside, what we say ourselves.
 
+mod ours;
+
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{
@@ -9,22 +12,22 @@ use http::header::{
     WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, Uri, Version};
-use memchr::memmem;
+
+pub(super) use ours::Ours;
 
 use super::peer::Peer;
 use super::reject::Rejection;
 use crate::config::{Http, Network};
-use crate::secret::Secret;
+use crate::secret::Needle;
 
 pub(super) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_TOLLGATE_CLIENT: HeaderName = HeaderName::from_static("x-tollgate-client");
 
 /// RFC 9110 7.6.1 and the older names still met in the wild.
-const HOP_BY_HOP: [HeaderName; 7] = [
+static HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -36,13 +39,21 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 
 /// Refuses fields that parsers after us could read differently.
 pub(super) fn check(headers: &HeaderMap, version: Version, rules: &Http) -> Result<(), Rejection> {
-    if !rules.allow_underscores && headers.keys().any(|name| name.as_str().contains('_')) {
+    let (mut hosts, mut lengths, mut underscores) = (0, 0, false);
+    for (name, _) in headers {
+        match name.as_str() {
+            "host" => hosts += 1,
+            "content-length" => lengths += 1,
+            name => underscores |= memchr::memchr(b'_', name.as_bytes()).is_some(),
+        }
+    }
+    if underscores && !rules.allow_underscores {
         return Err(Rejection::BadRequest("a field name has an underscore"));
     }
-    if headers.get_all(HOST).iter().count() > 1 {
+    if hosts > 1 {
         return Err(Rejection::BadRequest("more than one Host field"));
     }
-    if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+    if lengths > 1 {
         return Err(Rejection::BadRequest("more than one Content-Length field"));
     }
     // RFC 9113 8.2.2: such fields make an HTTP/2 message malformed.
@@ -56,51 +67,65 @@ pub(super) fn check(headers: &HeaderMap, version: Version, rules: &Http) -> Resu
 
 /// The host asked for, lower case, without port and final dot; empty if there is none. The
 /// target's authority wins over the Host field (RFC 9112, 3.2.2).
-pub(super) fn host(uri: &Uri, headers: &HeaderMap) -> String {
+pub(super) fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Cow<'a, str> {
     let field = || headers.get(HOST)?.to_str().ok();
     let authority = uri
         .authority()
         .map(http::uri::Authority::as_str)
         .or_else(field);
-    let authority = authority.unwrap_or_default().to_ascii_lowercase();
+    let authority = authority.unwrap_or_default();
     let name = match authority.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => &authority,
+        _ => authority,
     };
     // With its final dot it is the same name (RFC 1034 3.1), and has the same rules.
-    name.strip_suffix('.').unwrap_or(name).to_owned()
+    let name = name.strip_suffix('.').unwrap_or(name);
+    match name.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(name.to_ascii_lowercase()),
+        false => Cow::Borrowed(name),
+    }
 }
 
 /// Takes out what ends at this hop: the fixed list and what `Connection` names.
 /// Done before our own credential goes in, or `Connection: authorization` would
 /// take it out again.
 pub(super) fn end_at_this_hop(headers: &mut HeaderMap) {
-    let wants_trailers = headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"));
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+    // Most messages have few of them, or none: one look is cheaper than nine removals.
+    let ends_here: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_of_this_hop(name))
+        .cloned()
         .collect();
-    for name in named {
+    if ends_here.is_empty() {
+        return;
+    }
+    let wants_trailers = items(headers, &TE).any(|item| item.eq_ignore_ascii_case("trailers"));
+    let named: Vec<HeaderName> = items(headers, &CONNECTION)
+        .filter(|item| !item.eq_ignore_ascii_case("keep-alive"))
+        .filter_map(|item| item.parse().ok())
+        .collect();
+    for name in named.iter().chain(&ends_here) {
         headers.remove(name);
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-    headers.remove(TE);
-    // hyper answers 100-continue itself, as soon as the body is wanted.
-    headers.remove(EXPECT);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
+}
+
+/// hyper answers 100-continue itself, as soon as the body is wanted: `Expect` ends here.
+fn is_of_this_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name) || *name == TE || *name == EXPECT
+}
+
+/// What the fields of a name list, comma by comma.
+fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .map(str::trim)
 }
 
 /// The client's own credentials; `inject` puts ours in afterwards.
@@ -113,13 +138,10 @@ pub(super) fn strip_credentials(headers: &mut HeaderMap) {
 /// `X-Forwarded-For` from the right, past trusted proxies only.
 pub(super) fn origin(headers: &HeaderMap, peer: &Peer, trusted: &[Network]) -> IpAddr {
     let mut ip = peer.ip();
-    let mut hops: Vec<&str> = headers
-        .get_all(X_FORWARDED_FOR)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-        .map(str::trim)
-        .collect();
+    if !is_trusted(ip, trusted) {
+        return ip;
+    }
+    let mut hops: Vec<&str> = items(headers, &X_FORWARDED_FOR).collect();
     while is_trusted(ip, trusted) {
         match hops.pop().map(str::parse::<IpAddr>) {
             Some(Ok(hop)) => ip = hop.to_canonical(),
@@ -149,79 +171,25 @@ fn contains(network: &Network, ip: IpAddr) -> bool {
     }
 }
 
-/// Drops forwarding fields that outsiders sent and says our own.
-pub(super) fn forwarded(
-    headers: &mut HeaderMap,
-    peer: &Peer,
-    host: Option<&str>,
-    trusted: &[Network],
-) {
-    let believed = is_trusted(peer.ip(), trusted);
-    let ours: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_forwarding(name.as_str(), believed))
-        .cloned()
-        .collect();
-    for name in ours {
+fn remove_all(headers: &mut HeaderMap, which: impl Fn(&str) -> bool) {
+    let found = headers.keys().filter(|name| which(name.as_str()));
+    let found: Vec<HeaderName> = found.cloned().collect();
+    for name in found {
         headers.remove(name);
-    }
-    let mut chain: Vec<String> = headers
-        .get_all(X_FORWARDED_FOR)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .map(str::to_owned)
-        .collect();
-    chain.push(peer.ip().to_string());
-    if let Ok(value) = HeaderValue::from_str(&chain.join(", ")) {
-        headers.insert(X_FORWARDED_FOR, value);
-    }
-    let scheme = HeaderValue::from_static(peer.scheme());
-    headers.entry(X_FORWARDED_PROTO).or_insert(scheme);
-    if let Some(value) = host.and_then(|host| HeaderValue::from_str(host).ok()) {
-        headers.entry(X_FORWARDED_HOST).or_insert(value);
-    }
-}
-
-/// `_` and `-` are the same name to many servers, so they are to this filter.
-fn is_forwarding(name: &str, believed: bool) -> bool {
-    let name = name.replace('_', "-");
-    if name.starts_with("x-tollgate-") {
-        return true;
-    }
-    !believed && (name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-"))
-}
-
-/// Who called, for the upstream's own logs.
-pub(super) fn name_client(headers: &mut HeaderMap, client: &str, request_id: &str) {
-    if !client.is_empty()
-        && let Ok(value) = HeaderValue::from_str(client)
-    {
-        headers.insert(X_TOLLGATE_CLIENT, value);
-    }
-    if let Ok(value) = HeaderValue::from_str(request_id) {
-        headers.insert(X_REQUEST_ID, value);
     }
 }
 
 /// The upstream's answer on its way to the client.
-pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Secret>) {
+pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Needle>) {
     end_at_this_hop(headers);
-    headers.remove(TE);
-    headers.remove(CONNECTION);
-    // It would tell clients of a way around the gate.
-    headers.remove(header::ALT_SVC);
-    let ours: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with("x-tollgate-"))
-        .cloned()
-        .collect();
-    for name in ours {
-        headers.remove(name);
-    }
-    let Some(secret) = injected else { return };
-    let needle = secret.expose().as_bytes();
+    remove_all(headers, |name| {
+        // `Alt-Svc` would tell clients of a way around the gate. The other two are here
+        // when the answer listed trailers.
+        matches!(name, "alt-svc" | "te" | "connection") || name.starts_with("x-tollgate-")
+    });
+    let Some(needle) = injected else { return };
     for value in headers.values_mut() {
-        if memmem::find(value.as_bytes(), needle).is_some() {
+        if needle.is_in(value.as_bytes()) {
             *value = HeaderValue::from_static("[removed]");
         }
     }

@@ -3,6 +3,8 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::pipeline::trace::Trace;
+use crate::secret::Secret;
 
 fn peer(ip: &str) -> Peer {
     Peer {
@@ -52,11 +54,22 @@ fn forwarding_fields_from_outside_are_dropped_in_every_spelling() {
         );
     }
     headers.insert("x-tollgate-client", HeaderValue::from_static("admin"));
-    forwarded(&mut headers, &peer("192.0.2.7"), Some("gate"), &[]);
+    headers.insert("tracestate", HeaderValue::from_static("a=b"));
+    let ours = Ours {
+        peer: &peer("192.0.2.7"),
+        host: "gate",
+        client: "anna",
+        request_id: "0123",
+        trace: &Trace::of(&headers),
+    };
+    ours.put(&mut headers, &[]);
     assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
     assert_eq!(headers[X_FORWARDED_HOST], "gate");
     assert_eq!(headers[X_FORWARDED_PROTO], "http");
-    assert_eq!(headers.len(), 3);
+    assert_eq!(headers["x-tollgate-client"], "anna");
+    assert_eq!(headers[X_REQUEST_ID], "0123");
+    assert!(headers["traceparent"].to_str().unwrap().starts_with("00-"));
+    assert_eq!(headers.len(), 6);
 }
 
 #[test]
@@ -85,7 +98,7 @@ fn the_injected_secret_does_not_come_down_in_a_header() {
     headers.insert("x-echo", HeaderValue::from_static("Bearer s3cret"));
     headers.insert("alt-svc", HeaderValue::from_static("h3=\":443\""));
     headers.insert("x-kept", HeaderValue::from_static("1"));
-    clean_answer(&mut headers, Some(&Secret::new("s3cret")));
+    clean_answer(&mut headers, Some(&Needle::new(&Secret::new("s3cret"))));
     assert_eq!(headers["x-echo"], "[removed]");
     assert_eq!(headers.len(), 2);
 }

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::ahead::{Ahead, Found};
-use super::facts::{RateFacts, ceil_seconds};
+use super::facts::{Advert, RateFacts, ceil_seconds};
 use crate::config::Quota;
 use crate::hashed::BuildAsItIs;
 use crate::store::shared::SharedStore;
@@ -30,6 +30,7 @@ const LINES: usize = 64;
 #[derive(Debug)]
 pub(super) struct Buckets {
     name: Arc<str>,
+    advert: Option<Arc<Advert>>,
     quota: Quota,
     interval: Duration,
     burst: NonZeroU32,
@@ -64,6 +65,7 @@ impl Buckets {
         let clock = Monotonic(Instant::now());
         let limiter = RateLimiter::new(rate.allow_burst(burst), Shared(Arc::clone(&store)), clock);
         Self {
+            advert: Advert::new(&name, burst.get(), window(interval, burst.get())),
             name,
             quota,
             interval,
@@ -185,8 +187,9 @@ impl Buckets {
         let missing = self.burst.get().saturating_sub(remaining);
         RateFacts {
             policy: Arc::clone(&self.name),
+            advert: self.advert.clone(),
             quota: self.burst.get(),
-            window: ceil_seconds(self.interval.saturating_mul(self.burst.get())).max(1),
+            window: window(self.interval, self.burst.get()),
             remaining,
             reset: ceil_seconds(self.interval.saturating_mul(missing)),
         }
@@ -200,6 +203,11 @@ pub(super) enum NoPermit {
     Until(Duration),
     /// The store that other gates draw on as well has to be asked.
     Ask,
+}
+
+/// Seconds in which an empty bucket fills.
+fn window(interval: Duration, burst: u32) -> u64 {
+    ceil_seconds(interval.saturating_mul(burst)).max(1)
 }
 
 /// Time between two requests at the steady rate.

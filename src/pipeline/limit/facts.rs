@@ -6,6 +6,10 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::buckets::Buckets;
+use crate::pipeline::access_line::digits;
+
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// A request may go on.
 #[derive(Clone, Debug)]
@@ -28,6 +32,8 @@ pub struct TooMany {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RateFacts {
     pub policy: Arc<str>,
+    /// None: no header can carry the policy's name.
+    pub(super) advert: Option<Arc<Advert>>,
     /// Requests at once into a full bucket.
     pub quota: u32,
     /// Seconds in which an empty bucket fills.
@@ -51,18 +57,37 @@ impl TooMany {
     }
 }
 
+/// What does not change from one request to the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Advert {
+    /// `RateLimit-Policy`, whole.
+    policy: HeaderValue,
+    /// `RateLimit`, up to its numbers.
+    begin: Vec<u8>,
+}
+
+impl Advert {
+    pub(super) fn new(name: &str, quota: u32, window: u64) -> Option<Arc<Self>> {
+        let name = name.replace('\\', "\\\\").replace('"', "\\\"");
+        let policy = HeaderValue::try_from(format!("\"{name}\";q={quota};w={window}")).ok()?;
+        let begin = format!("\"{name}\";r=").into_bytes();
+        Some(Arc::new(Self { policy, begin }))
+    }
+}
+
 impl RateFacts {
     /// Sets `RateLimit-Policy` and `RateLimit`.
     pub fn put(&self, headers: &mut HeaderMap) {
-        let name = self.policy.replace('\\', "\\\\").replace('"', "\\\"");
-        let policy = format!("\"{name}\";q={};w={}", self.quota, self.window);
-        let state = format!("\"{name}\";r={};t={}", self.remaining, self.reset);
         // A policy whose name no header can carry is simply not advertised.
-        if let (Ok(policy), Ok(state)) =
-            (HeaderValue::try_from(policy), HeaderValue::try_from(state))
-        {
-            headers.insert(HeaderName::from_static("ratelimit-policy"), policy);
-            headers.insert(HeaderName::from_static("ratelimit"), state);
+        let Some(advert) = &self.advert else { return };
+        let mut state = Vec::with_capacity(advert.begin.len() + 32);
+        state.extend_from_slice(&advert.begin);
+        digits(&mut state, self.remaining.into());
+        state.extend_from_slice(b";t=");
+        digits(&mut state, self.reset);
+        if let Ok(state) = HeaderValue::from_bytes(&state) {
+            headers.insert(RATELIMIT_POLICY, advert.policy.clone());
+            headers.insert(RATELIMIT, state);
         }
     }
 }

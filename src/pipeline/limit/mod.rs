@@ -153,7 +153,7 @@ impl Limiter {
             Err(empty) if empty.wait > max_wait => Err(self.refuse(&draws, empty)),
             Err(empty) => {
                 let deadline = Instant::now() + max_wait;
-                self.wait((&mut draws, whose), empty, deadline).await
+                Box::pin(self.wait((&mut draws, whose), empty, deadline)).await
             }
         }
     }

@@ -18,10 +18,12 @@ use tokio::time::timeout;
 use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually};
 use crate::metrics::Connect;
-use crate::upstream::{AnswerBody, Connections, SendError, SendErrorKind};
+use crate::upstream::{AnswerBody, Connections, Patience, SendError, SendErrorKind};
 
 const LONG: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
+const PATIENT: Patience = Patience::within(LONG);
+const HASTY: Patience = Patience::within(SHORT);
 
 /// A body that the test feeds piece by piece; an `Err` breaks it off.
 #[derive(Debug)]
@@ -57,7 +59,7 @@ fn post(body: &'static str) -> Request<Full<Bytes>> {
 
 fn connections<B>(around: &Surroundings) -> Connections<B>
 where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = around.open().unwrap();
@@ -87,7 +89,7 @@ async fn a_connection_serves_one_request_after_the_other() {
     let around = Surroundings::of(webapp.address).without_login();
     let connections = connections(&around);
     for _ in 0..4 {
-        let response = connections.send(post("body"), LONG).await.unwrap();
+        let response = connections.send(post("body"), PATIENT).await.unwrap();
         assert_eq!(text(response).await, "hi");
         eventually("it is idle", || {
             format!("{connections:?}").contains("idle: 1")
@@ -119,7 +121,7 @@ async fn a_host_that_the_caller_set_is_kept() {
         .headers_mut()
         .insert("host", "other".parse().unwrap());
     *request.version_mut() = http::Version::HTTP_2;
-    connections(&around).send(request, LONG).await.unwrap();
+    connections(&around).send(request, PATIENT).await.unwrap();
     assert!(webapp.calls()[0].has_line("host: other"));
 }
 
@@ -132,11 +134,11 @@ async fn a_kept_alive_connection_that_dies_under_a_request_is_called_dead() {
     .await;
     let around = Surroundings::of(webapp.address).without_login();
     let connections = connections(&around);
-    text(connections.send(post("a"), LONG).await.unwrap()).await;
-    let (dead, _) = kind(connections.send(post("b"), LONG).await);
+    text(connections.send(post("a"), PATIENT).await.unwrap()).await;
+    let (dead, _) = kind(connections.send(post("b"), PATIENT).await);
     assert_eq!(dead, SendErrorKind::DeadConnection);
     // On a new connection the same end is the upstream's answer to this request.
-    let (closed, _) = kind(connections.send(post("b"), LONG).await);
+    let (closed, _) = kind(connections.send(post("b"), PATIENT).await);
     assert_eq!(closed, SendErrorKind::Closed);
 }
 
@@ -147,17 +149,17 @@ async fn a_request_that_met_a_closed_connection_comes_back_whole() {
     let webapp = Webapp::start(move |_| Reply::with(200, "", "hi").then_close_after(&held)).await;
     let around = Surroundings::of(webapp.address).without_login();
     let connections = connections(&around);
-    text(connections.send(post(""), LONG).await.unwrap()).await;
+    text(connections.send(post(""), PATIENT).await.unwrap()).await;
     eventually("it is idle", || {
         format!("{connections:?}").contains("idle: 1")
     })
     .await;
     // Taken from the pool just before the upstream closes it.
-    let connection = connections.pool.take().unwrap();
+    let mut connection = connections.pool.take().unwrap();
     hold.add_permits(1);
-    eventually("closed", || connection.sender.is_closed()).await;
+    eventually("closed", || !connection.can_send()).await;
     let outcome = connections
-        .exchange(connection, true, post("precious"), LONG)
+        .exchange(connection, true, post("precious"), PATIENT)
         .await;
     let failure = outcome.unwrap_err();
     assert_eq!(failure.kind, SendErrorKind::DeadConnection);
@@ -165,7 +167,7 @@ async fn a_request_that_met_a_closed_connection_comes_back_whole() {
     assert_eq!(request.method(), Method::POST);
     let body = request.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "precious");
-    let again = connections.send(post("precious"), LONG).await.unwrap();
+    let again = connections.send(post("precious"), PATIENT).await.unwrap();
     assert_eq!(text(again).await, "hi");
     assert_eq!(webapp.connections(), 2);
 }
@@ -174,14 +176,14 @@ async fn a_request_that_met_a_closed_connection_comes_back_whole() {
 async fn an_upstream_that_is_not_there_gives_the_request_back() {
     let mut around = Surroundings::of("127.0.0.1:1".parse().unwrap()).without_login();
     let refused = connections(&around)
-        .send(post("x"), LONG)
+        .send(post("x"), PATIENT)
         .await
         .unwrap_err();
     assert_eq!(refused.kind, SendErrorKind::ConnectFailed);
     assert!(refused.unsent.is_some());
     assert!(!format!("{refused:?}").contains("/v1/messages"));
     around.settings.base.host = "no-such-host.invalid".to_owned();
-    let unknown = kind(connections(&around).send(post("x"), LONG).await);
+    let unknown = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(unknown, (SendErrorKind::ConnectFailed, true));
     assert_eq!(around.metrics.upstream_connects.value(Connect::Failed), 2);
 }
@@ -193,7 +195,7 @@ async fn a_handshake_that_never_comes_is_a_connect_timeout() {
     let mut around = Surroundings::of(webapp.address).without_login();
     around.settings.base.tls = true;
     around.settings.connect_timeout = SHORT;
-    let outcome = kind(connections(&around).send(post("x"), LONG).await);
+    let outcome = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(outcome, (SendErrorKind::ConnectTimeout, true));
     assert_eq!(around.metrics.upstream_connects.value(Connect::Timeout), 1);
 }
@@ -204,7 +206,7 @@ async fn an_answer_that_never_comes_is_a_first_byte_timeout_and_ends_the_connect
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
     let around = Surroundings::of(webapp.address).without_login();
     let connections = connections(&around);
-    let outcome = kind(connections.send(post("x"), SHORT).await);
+    let outcome = kind(connections.send(post("x"), HASTY).await);
     assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
     eventually("closed", || webapp.ended() == 1).await;
 }
@@ -224,7 +226,7 @@ async fn a_slow_client_is_not_the_upstreams_delay() {
             feed.send(Ok("x")).unwrap();
         }
     };
-    let (outcome, ()) = tokio::join!(connections.send(request, SHORT), slow);
+    let (outcome, ()) = tokio::join!(connections.send(request, HASTY), slow);
     assert_eq!(text(outcome.unwrap()).await, "hi");
     assert_eq!(webapp.calls()[0].body, b"xx");
 }
@@ -240,7 +242,7 @@ async fn a_body_that_breaks_off_is_the_clients_doing() {
         .insert("content-length", "50".parse().unwrap());
     feed.send(Ok("some")).unwrap();
     feed.send(Err(std::io::Error::other("gone"))).unwrap();
-    let outcome = kind(connections.send(request, LONG).await);
+    let outcome = kind(connections.send(request, PATIENT).await);
     assert_eq!(outcome, (SendErrorKind::BodyFailed, false));
     eventually("closed", || webapp.ended() == 1).await;
 }
@@ -251,7 +253,7 @@ async fn an_answer_dropped_before_its_end_closes_the_connection() {
     let webapp = Webapp::start(move |_| Reply::raw(start)).await;
     let around = Surroundings::of(webapp.address).without_login();
     let connections = connections(&around);
-    let mut response = connections.send(post("x"), LONG).await.unwrap();
+    let mut response = connections.send(post("x"), PATIENT).await.unwrap();
     assert!(response.body_mut().frame().await.unwrap().is_ok());
     drop(response);
     eventually("closed", || webapp.ended() == 1).await;
@@ -263,7 +265,7 @@ async fn an_answer_that_is_cut_short_is_an_error_and_not_an_end() {
     let cut = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nsome";
     let webapp = Webapp::start(move |_| Reply::raw(cut).then_close()).await;
     let around = Surroundings::of(webapp.address).without_login();
-    let response = connections(&around).send(post("x"), LONG).await.unwrap();
+    let response = connections(&around).send(post("x"), PATIENT).await.unwrap();
     assert!(response.into_body().collect().await.is_err());
 }
 
@@ -280,7 +282,7 @@ async fn an_answer_before_the_end_of_the_request_costs_the_connection() {
         .headers_mut()
         .insert("early", "yes".parse().unwrap());
     feed.send(Ok("x")).unwrap();
-    let response = connections.send(request, LONG).await.unwrap();
+    let response = connections.send(request, PATIENT).await.unwrap();
     assert_eq!(text(response).await, "too much");
     eventually("closed", || webapp.ended() == 1).await;
     assert!(format!("{connections:?}").contains("idle: 0"));
@@ -291,7 +293,7 @@ async fn an_answer_before_the_end_of_the_request_costs_the_connection() {
 async fn what_is_not_http_is_a_protocol_error() {
     let webapp = Webapp::start(|_| Reply::raw("SSH-2.0-OpenSSH_9.9\r\n\r\n")).await;
     let around = Surroundings::of(webapp.address).without_login();
-    let outcome = kind(connections(&around).send(post("x"), LONG).await);
+    let outcome = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(outcome, (SendErrorKind::Protocol, false));
 }
 
@@ -301,7 +303,7 @@ async fn idle_connections_are_closed() {
     let mut around = Surroundings::of(webapp.address).without_login();
     around.settings.idle_timeout = SHORT;
     let connections = connections(&around);
-    text(connections.send(post("x"), LONG).await.unwrap()).await;
+    text(connections.send(post("x"), PATIENT).await.unwrap()).await;
     eventually("closed", || webapp.ended() == 1).await;
     eventually("counted", || {
         around.metrics.upstream_connections_open.get() == 0
@@ -337,7 +339,7 @@ async fn a_connection_may_change_its_protocol() {
         request
             .headers_mut()
             .insert("upgrade", "echo".parse().unwrap());
-        let mut response = connections.send(request, LONG).await.unwrap();
+        let mut response = connections.send(request, PATIENT).await.unwrap();
         assert_eq!(response.status(), 101);
         let upgraded = hyper::upgrade::on(&mut response).await.unwrap();
         drop(response);

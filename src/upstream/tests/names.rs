@@ -109,5 +109,5 @@ async fn each_address_of_a_name_is_tried() {
         tls: None,
         limit: super::PATIENCE,
     };
-    assert!(dialer.dial().await.is_ok(), "the second one listens");
+    assert!(dialer.dial(None).await.is_ok(), "the second one listens");
 }

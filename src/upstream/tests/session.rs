@@ -58,7 +58,7 @@ async fn a_hundred_requests_share_one_login() {
     let lease = at_once(&session).await;
     assert_eq!(lease.headers()[0].1, "Bearer tok");
     assert!(lease.headers()[0].1.is_sensitive());
-    assert_eq!(lease.secret().expose(), "tok");
+    assert_eq!(lease.secret.expose(), "tok");
     assert!(!format!("{lease:?}").contains("tok"), "{lease:?}");
 }
 
@@ -224,7 +224,7 @@ async fn a_login_begun_before_a_revocation_is_not_used_after_it() {
     eventually("all wait", || waiting.get() == 100).await;
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 2));
-    assert_eq!(session.lease().await.unwrap().secret().expose(), "three");
+    assert_eq!(session.lease().await.unwrap().secret.expose(), "three");
     let logins = &around.metrics.session_logins;
     assert_eq!(logins.value(LoginOutcome::Superseded), 1);
     assert_eq!(webapp.requests(), 3);
@@ -252,7 +252,7 @@ async fn with_a_single_active_token_the_login_under_way_is_the_replacement() {
     assert!(!session.is_ready(), "the refused lease is not handed out");
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 2));
-    assert_eq!(session.lease().await.unwrap().secret().expose(), "two");
+    assert_eq!(session.lease().await.unwrap().secret.expose(), "two");
     assert_eq!(webapp.requests(), 2);
     session.refresh_gauges();
     assert_eq!(around.metrics.session_live_tokens.get(), 1);
@@ -265,12 +265,8 @@ async fn a_lease_that_ended_while_timers_slept_is_noticed_at_use() {
     let session = around.session();
     let lease = session.lease().await.unwrap();
     // As after a suspension: renewal is due in minutes, the end has passed.
-    let ended = Lease {
-        generation: lease.generation,
-        ends: Deadline::after(Duration::ZERO),
-        headers: Vec::new(),
-        secret: Secret::new("tok"),
-    };
+    let over = Deadline::after(Duration::ZERO);
+    let ended = Lease::new(lease.generation, over, Vec::new(), Secret::new("tok"));
     session.lease.store(Some(Arc::new(ended)));
     let fresh = timeout(PATIENCE, session.lease()).await.unwrap().unwrap();
     assert_eq!(fresh.generation, 2);

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use super::server::{Reply, Webapp};
 use super::{Surroundings, eventually, stays};
 use crate::config::Trust;
-use crate::upstream::{Connections, Error, SendErrorKind, Upstream};
+use crate::upstream::{Connections, Error, Patience, SendErrorKind, Upstream};
 
 /// An authority and a server certificate of its making.
 struct Identity {
@@ -94,7 +94,10 @@ async fn believes(around: &Surroundings, upstream: &Arc<Upstream>) -> Result<(),
         Arc::clone(&around.metrics),
     );
     let request = Request::new(Empty::new());
-    match connections.send(request, Duration::from_secs(5)).await {
+    match connections
+        .send(request, Patience::within(Duration::from_secs(5)))
+        .await
+    {
         Ok(_) => Ok(()),
         Err(failure) => {
             assert_eq!(failure.kind, SendErrorKind::ConnectFailed);

@@ -1,6 +1,8 @@
 //! Starts the log. Lines go to stdout through a thread of their own: a reader that
 //! stalls, or a disk that is full, costs lines, which are counted, and never a request.
 
+mod lines;
+
 use std::io::{self, IsTerminal as _, Stdout, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +12,10 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, registry, reload};
 
+pub use lines::{Lines, Stamp};
+
 use crate::config::{Log, LogFormat};
+use lines::Writer;
 
 /// Lines kept for a slow reader; at 300 bytes each some ten megabytes.
 const LINES_KEPT: usize = 32_768;
@@ -18,6 +23,7 @@ const LINES_KEPT: usize = 32_768;
 /// The running log. Dropping it writes what is still kept.
 #[derive(Debug)]
 pub struct Logging {
+    access: Writer,
     _writer: WorkerGuard,
     dropped: ErrorCounter,
     failed: Arc<AtomicUsize>,
@@ -31,6 +37,8 @@ pub enum Error {
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("a log is running already")]
     Running(#[from] tracing_subscriber::util::TryInitError),
+    #[error("cannot start the log's thread")]
+    Thread(#[from] std::io::Error),
 }
 
 impl Logging {
@@ -60,6 +68,7 @@ impl Logging {
         };
         registry().with(filter).with(layer).try_init()?;
         Ok(Self {
+            access: Writer::start(log.format)?,
             _writer: writer,
             dropped,
             failed,
@@ -77,7 +86,7 @@ impl Logging {
 
     /// Lines lost so far because the output was too slow, or took none.
     pub fn dropped(&self) -> usize {
-        self.dropped.dropped_lines() + self.failed.load(Ordering::Relaxed)
+        self.dropped.dropped_lines() + self.failed.load(Ordering::Relaxed) + self.access.dropped()
     }
 }
 

@@ -1,0 +1,85 @@
+//! One worker's view of the rules, with its own connections. Requests borrow it as a
+//! whole: what all workers share is touched only when the rules have changed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::request_body::RequestBody;
+use super::{Live, Shared};
+use crate::lifecycle::Tasks;
+use crate::logging::Lines;
+use crate::metrics::{Metrics, RouteCounts};
+use crate::upstream::Connections;
+
+/// One version of the rules, on one worker.
+#[derive(Debug)]
+pub(super) struct Here {
+    pub(super) live: Arc<Live>,
+    /// To the upstream of `live`.
+    pub(super) connections: Arc<Connections<RequestBody>>,
+    pub(super) metrics: Arc<Metrics>,
+    /// None: no log has been started.
+    pub(super) lines: Option<Arc<Lines>>,
+    /// Counts of requests that no route took.
+    pub(super) no_route: RouteCounts,
+}
+
+impl Here {
+    fn first(shared: &Shared, tasks: &Tasks) -> Arc<Self> {
+        let live = shared.live.load_full();
+        Arc::new(Self {
+            connections: connections(&live, tasks, &shared.metrics),
+            live,
+            metrics: Arc::clone(&shared.metrics),
+            lines: Lines::open(),
+            no_route: RouteCounts::new(&"none".into()),
+        })
+    }
+
+    /// The same with other rules. If they name another upstream, requests under way
+    /// keep the connections they have.
+    fn next(&self, live: Arc<Live>, tasks: &Tasks) -> Arc<Self> {
+        let is_same = Arc::ptr_eq(&live.upstream, &self.live.upstream);
+        Arc::new(Self {
+            connections: match is_same {
+                true => Arc::clone(&self.connections),
+                false => connections(&live, tasks, &self.metrics),
+            },
+            live,
+            metrics: Arc::clone(&self.metrics),
+            lines: self.lines.clone(),
+            no_route: RouteCounts::new(&"none".into()),
+        })
+    }
+}
+
+fn connections(
+    live: &Live,
+    tasks: &Tasks,
+    metrics: &Arc<Metrics>,
+) -> Arc<Connections<RequestBody>> {
+    let upstream = Arc::clone(&live.upstream);
+    Arc::new(Connections::new(
+        upstream,
+        tasks.clone(),
+        Arc::clone(metrics),
+    ))
+}
+
+/// The newest view.
+#[derive(Debug)]
+pub(super) struct Newest(Mutex<Arc<Here>>);
+
+impl Newest {
+    pub(super) fn new(shared: &Shared, tasks: &Tasks) -> Self {
+        Self(Mutex::new(Here::first(shared, tasks)))
+    }
+
+    pub(super) fn view(&self, shared: &Shared, tasks: &Tasks) -> Arc<Here> {
+        let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = shared.live.load();
+        if !Arc::ptr_eq(&live, &here.live) {
+            *here = here.next(Arc::clone(&live), tasks);
+        }
+        Arc::clone(&here)
+    }
+}

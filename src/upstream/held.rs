@@ -1,0 +1,253 @@
+//! One connection to the upstream. No task drives it: whoever holds it does, within
+//! its own, so that a request and its answer need no other task to wake up. While
+//! nobody holds it nothing is done but to note that something has happened.
+
+use std::fmt;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tracing::debug;
+
+use super::bell::Bell;
+use super::body::{Progress, Sent};
+use super::connect::Link;
+use super::pool::Pool;
+use crate::causes::chain;
+use crate::metrics::Gauged;
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+type Work = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
+type Answer<B> = Result<Response<Incoming>, TrySendError<Request<Sent<B>>>>;
+
+/// How often a connection may ring its own bell in one go. It does when tokio wants the
+/// task to give way; then the runtime must have its turn.
+const ROUNDS: usize = 3;
+/// An alarm that nobody has set.
+const FAR: Duration = Duration::from_secs(86_400);
+
+/// How long an answer's head may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// From the end of the request, or from its last progress while the upstream does
+    /// not take it.
+    pub first_byte: Duration,
+    /// End of the whole exchange.
+    pub until: Option<Instant>,
+}
+
+impl Patience {
+    /// No end but that of waiting for the first byte.
+    pub const fn within(first_byte: Duration) -> Self {
+        Self {
+            first_byte,
+            until: None,
+        }
+    }
+}
+
+/// A connection in somebody's hands. Dropping it closes the connection at once,
+/// whatever is under way on it.
+pub(super) struct Held<B> {
+    sender: http1::SendRequest<Sent<B>>,
+    /// None: it has ended.
+    work: Option<Work>,
+    bell: Arc<Bell>,
+    ring: Waker,
+    alarm: Pin<Box<Sleep>>,
+    is_alarm_set: bool,
+    progress: Arc<Progress>,
+    /// Whether a byte has come since the last request.
+    heard: Arc<AtomicBool>,
+    home: Weak<Pool<B>>,
+    open: Gauged,
+}
+
+impl<B> Held<B>
+where
+    B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
+    B::Error: Into<Cause>,
+{
+    /// Makes `link` an HTTP connection.
+    pub(super) async fn open(
+        link: Link,
+        home: Weak<Pool<B>>,
+        open: Gauged,
+    ) -> Result<Box<Self>, hyper::Error> {
+        let heard = link.heard();
+        let (sender, connection) = http1::handshake(TokioIo::new(link)).await?;
+        let bell = Arc::new(Bell::default());
+        let ring = Waker::from(Arc::clone(&bell));
+        ring.wake_by_ref(); // its first work is to begin
+        Ok(Box::new(Self {
+            sender,
+            work: Some(Box::pin(connection.with_upgrades())),
+            bell,
+            ring,
+            alarm: Box::pin(sleep_until(Instant::now() + FAR)),
+            is_alarm_set: false,
+            progress: Progress::new(),
+            heard,
+            home,
+            open,
+        }))
+    }
+
+    /// Sends `request`; None when the upstream is late with the head of its answer.
+    pub(super) async fn ask(
+        &mut self,
+        request: Request<B>,
+        patience: Patience,
+    ) -> Option<Answer<B>> {
+        let (head, body) = request.into_parts();
+        let body = Sent::new(body, &self.progress);
+        self.heard.store(false, Ordering::Release);
+        let request = Request::from_parts(head, body);
+        let mut answer = pin!(self.sender.try_send_request(request));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(answer) = self.poll_for(cx, |cx| answer.as_mut().poll(cx)) {
+                return Poll::Ready(Some(answer));
+            }
+            self.poll_late(patience).map(|()| None)
+        })
+        .await
+    }
+}
+
+impl<B> Held<B> {
+    /// Whether a byte of an answer has come.
+    pub(super) fn has_heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// The connection changes its protocol (101): what remains to be done for that, and
+    /// what counts it as open.
+    pub(super) fn let_go(self) -> (Option<Work>, Gauged) {
+        (self.work, self.open)
+    }
+
+    /// Whether the next request could go this way, as far as is known here.
+    pub(super) fn can_send(&mut self) -> bool {
+        if self.bell.has_rung() {
+            self.work();
+        }
+        self.work.is_some() && self.sender.is_ready()
+    }
+
+    /// Nobody holds it until it is taken from its pool again.
+    pub(super) fn rest(&self) {
+        self.bell.forget_holder();
+    }
+
+    /// Lets the connection work until `look` finds something. `look` need not register:
+    /// nothing changes for it but by the connection's work.
+    fn poll_for<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut look: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.bell.hush();
+        let mut unregistered = Context::from_waker(Waker::noop());
+        for _ in 0..ROUNDS {
+            if self.bell.has_rung() {
+                self.work();
+            }
+            if let Poll::Ready(found) = look(&mut unregistered) {
+                return Poll::Ready(found);
+            }
+            if self.bell.wakes(cx.waker()) {
+                return Poll::Pending;
+            }
+            self.bell.hush();
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn work(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        if let Poll::Ready(end) = work.as_mut().poll(&mut Context::from_waker(&self.ring)) {
+            if let Err(failure) = end {
+                debug!(error = %chain(&failure), "upstream connection ended");
+            }
+            // Whoever waits for something from it learns so by this.
+            self.work = None;
+        }
+    }
+
+    /// Ready when time is up. The alarm is brought forward at once, but put off only when
+    /// it rings: most requests move their deadline and never meet it.
+    fn poll_late(&mut self, patience: Patience) -> Poll<()> {
+        loop {
+            let due = self.progress.deadline(patience.first_byte);
+            let due = patience.until.map_or(due, |until| until.min(due));
+            if due < self.alarm.deadline() {
+                self.alarm.as_mut().reset(due);
+                self.is_alarm_set = false;
+            }
+            if self.is_alarm_set && !self.alarm.is_elapsed() {
+                return Poll::Pending;
+            }
+            self.is_alarm_set = true;
+            let mut cx = Context::from_waker(&self.ring);
+            ready!(self.alarm.as_mut().poll(&mut cx));
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.alarm.as_mut().reset(due);
+        }
+    }
+}
+
+/// What an answer's body needs of its connection, whatever goes up on it.
+pub(super) trait Lent: Send + Sync {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Incoming,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>>;
+
+    /// The answer has ended. An answer that came before the request was sent to its end
+    /// costs the connection: what is left of the request would stand before the next.
+    fn give_back(self: Box<Self>);
+}
+
+impl<B: Send + Sync + 'static> Lent for Held<B> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Incoming,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        self.poll_for(cx, |cx| Pin::new(&mut *body).poll_frame(cx))
+    }
+
+    fn give_back(mut self: Box<Self>) {
+        if self.can_send()
+            && let Some(home) = self.home.upgrade()
+        {
+            self.rest();
+            home.give_back(self);
+        }
+    }
+}
+
+impl<B> fmt::Debug for Held<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("is_open", &self.work.is_some())
+            .finish_non_exhaustive()
+    }
+}
