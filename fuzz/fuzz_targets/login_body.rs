@@ -10,6 +10,10 @@ fuzz_target!(|bytes: &[u8]| {
     };
     if let Some(seconds) = tollgate::webapp::parse_expiry(text) {
         let again = tollgate::webapp::format_expiry(seconds);
-        assert_eq!(tollgate::webapp::parse_expiry(&again), Some(seconds), "{text:?}");
+        assert_eq!(
+            tollgate::webapp::parse_expiry(&again),
+            Some(seconds),
+            "{text:?}"
+        );
     }
 });
