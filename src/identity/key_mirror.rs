@@ -14,6 +14,7 @@ use crate::store::{KeyRecord, Unavailable};
 pub(super) struct KeyMirror {
     held: Arc<ArcSwap<Held>>,
     shared: Arc<SharedStore>,
+    /// Removed ones among them: a store that lost its data is told of those as well.
     entries: Mutex<BTreeMap<Arc<str>, Entry>>,
 }
 
@@ -35,7 +36,7 @@ impl KeyMirror {
         let text = serde_json::to_string(record).unwrap_or_default();
         match self.shared.put_key(&record.name, &text).await? {
             EntryChange::Done(entry) => {
-                self.take_in(&record.name, Some(&entry));
+                self.take_in(&record.name, &entry);
                 Ok(true)
             }
             EntryChange::Conflict | EntryChange::None => Ok(false),
@@ -43,29 +44,36 @@ impl KeyMirror {
     }
 
     pub(super) async fn delete(&self, name: &str) -> Result<(), Unavailable> {
-        // Gone already, at another gate: that is what was wanted.
-        self.shared.remove_key(name).await?;
-        self.take_in(&name.into(), None);
+        match self.shared.remove_key(name).await? {
+            EntryChange::Done(entry) => self.take_in(&name.into(), &entry),
+            // Gone already, at another gate: that is what was wanted.
+            EntryChange::None | EntryChange::Conflict => self.drop_live(name),
+        }
         Ok(())
     }
 
-    fn take_in(&self, name: &Arc<str>, entry: Option<&Entry>) {
+    fn take_in(&self, name: &Arc<str>, entry: &Entry) {
         let mut entries = self.entries();
-        match entry {
-            None => drop(entries.remove(name)),
-            Some(entry)
-                if entries
-                    .get(name)
-                    .is_some_and(|known| known.seq >= entry.seq) => {}
-            Some(entry) => drop(entries.insert(Arc::clone(name), entry.clone())),
+        let is_late = |known: &Entry| known.seq >= entry.seq;
+        if !entries.get(name).is_some_and(is_late) {
+            entries.insert(Arc::clone(name), entry.clone());
+            self.publish(&entries);
         }
-        self.publish(&entries);
+    }
+
+    fn drop_live(&self, name: &str) {
+        let mut entries = self.entries();
+        if entries.get(name).is_some_and(|known| !known.is_removed()) {
+            entries.remove(name);
+            self.publish(&entries);
+        }
     }
 
     /// Under the lock of the entries, so that the last change is the last published.
     fn publish(&self, entries: &BTreeMap<Arc<str>, Entry>) {
         let read = |entry: &Entry| key(serde_json::from_str(&entry.text).ok()?);
-        let all: Vec<ApiKey> = entries.values().filter_map(read).collect();
+        let live = entries.values().filter(|entry| !entry.is_removed());
+        let all: Vec<ApiKey> = live.filter_map(read).collect();
         let keys = self.held.load().keys.reload(&all);
         self.held.store(Arc::new(Held { all, keys }));
     }
@@ -79,7 +87,7 @@ impl KeyMirror {
 impl Follow for KeyMirror {
     fn apply(&self, change: &SharedChange, seq: u64) {
         match change {
-            SharedChange::Key(name, entry) => self.take_in(name, entry.as_ref()),
+            SharedChange::Key(name, entry) => self.take_in(name, entry),
             SharedChange::Directory { keys, .. } => {
                 let mut entries = self.entries();
                 entries.retain(|_, entry| entry.seq > seq);

@@ -21,7 +21,7 @@ pub enum SharedChange {
     },
     /// None: the user is gone.
     User(Arc<str>, Option<Entry>),
-    Key(Arc<str>, Option<Entry>),
+    Key(Arc<str>, Entry),
     /// An upstream's lease was renewed or refused: read it again.
     Lease(Arc<str>),
     /// The whole directory, after changes may have been missed.
@@ -127,12 +127,9 @@ impl Fields {
             }
             b"lease" => changes.push(SharedChange::Lease(name)),
             kind @ (b"user" | b"key") => {
-                let entry = match self.text.is_empty() {
-                    true => None,
-                    false => Some(Entry::parse(&self.text)?),
-                };
+                let entry = Entry::parse(&self.text)?;
                 changes.push(match kind {
-                    b"user" => SharedChange::User(name, entry),
+                    b"user" => SharedChange::User(name, Some(entry)),
                     _ => SharedChange::Key(name, entry),
                 });
             }

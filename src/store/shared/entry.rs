@@ -16,7 +16,7 @@ pub struct Entry {
     pub revision: Revision,
     /// Number of the change that wrote it.
     pub seq: u64,
-    /// The record, as JSON.
+    /// The record, as JSON; empty: it was removed, by this change.
     pub text: String,
 }
 
@@ -46,6 +46,10 @@ impl Entry {
             seq: seq.parse().ok()?,
             text: text.to_owned(),
         })
+    }
+
+    pub fn is_removed(&self) -> bool {
+        self.text.is_empty()
     }
 
     pub(super) fn written(&self) -> String {

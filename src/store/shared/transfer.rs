@@ -102,10 +102,13 @@ impl SharedStore {
         let users = users.into_iter().map(|text| (text, true));
         let keys = keys.into_iter().map(|text| (text, false));
         let read = |(text, is_user): (String, bool)| Some((Entry::parse(&text)?.text, is_user));
-        users
+        let all: Result<Vec<_>, _> = users
             .chain(keys)
             .map(|entry| read(entry).ok_or_else(odd))
-            .collect()
+            .collect();
+        let mut all = all?;
+        all.retain(|(text, _)| !text.is_empty()); // keys that were removed
+        Ok(all)
     }
 
     async fn scan(

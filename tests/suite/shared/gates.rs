@@ -1,10 +1,12 @@
 //! What one gate does holds at all of them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tollgate::store::shared::{Entry, Fact, Follow, Revision, SharedChange, SharedStore};
 
-use super::{brisk, gate, status, store, three};
+use super::{brisk, gate, open, settings, status, store, three};
 use crate::harness::client::verdict;
 use crate::harness::redis::RedisServer;
 use crate::harness::{
@@ -291,6 +293,7 @@ async fn an_api_key_made_at_one_gate_opens_all_and_its_end_closes_all() {
     }
     let again = ask(&gates[1], reqwest::Method::POST, "/keys").body(body.to_string());
     assert!(again.send().await.unwrap().status().is_client_error());
+    let written: String = server.ask(&["HGET", "{tollgate}:keys", "bot"]);
     let begin = Instant::now();
     let gone = ask(&gates[1], reqwest::Method::DELETE, "/keys/bot");
     assert!(gone.send().await.unwrap().status().is_success());
@@ -300,4 +303,65 @@ async fn an_api_key_made_at_one_gate_opens_all_and_its_end_closes_all() {
         "API key deleted, refused by the other gate after {:?}",
         begin.elapsed()
     );
+    // The store loses everything, and a gate that was away since before the end comes
+    // first to tell what it knows.
+    let late = teller(&server, &written).await;
+    let _: () = server.ask(&["FLUSHALL"]);
+    eventually("the late one has been heard", async || {
+        server.ask::<bool>(&["HEXISTS", "{tollgate}:keys", "other"])
+    })
+    .await;
+    eventually("the gates have told of the end", async || {
+        let kept: Option<String> = server.ask(&["HGET", "{tollgate}:keys", "bot"]);
+        kept.is_some_and(|kept| kept.ends_with('\n'))
+    })
+    .await;
+    for gate in &gates {
+        eventually("the key opens nothing again", async || !opens(gate).await).await;
+    }
+    drop(late);
+    let again = ask(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
+    eventually("its name is free", async || {
+        let again = again.try_clone().unwrap();
+        again
+            .send()
+            .await
+            .is_ok_and(|made| made.status().is_success())
+    })
+    .await;
+}
+
+/// A gate's link to the store, that knows of the key `bot` as it was made, and of another.
+async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<Teller>) {
+    let store = open(settings(server)).await;
+    let (head, text) = written.split_once('\n').unwrap();
+    let (_, seq) = head.split_once(' ').unwrap();
+    let seq: u64 = seq.parse().unwrap();
+    let entry = |text: &str| Entry {
+        revision: Revision {
+            made: seq,
+            changed: 0,
+        },
+        seq,
+        text: text.to_owned(),
+    };
+    let facts = [("bot", text), ("other", "{}")];
+    let facts = facts.map(|(name, text)| Fact::Key(name.into(), entry(text)));
+    let teller = Arc::new(Teller(facts.to_vec()));
+    let follower = Arc::downgrade(&teller);
+    store.follow(follower);
+    (store, teller)
+}
+
+#[derive(Debug)]
+struct Teller(Vec<Fact>);
+
+impl Follow for Teller {
+    fn apply(&self, _: &SharedChange, _: u64) {}
+
+    fn doubt(&self, _: u64) {}
+
+    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+        self.0.iter().cloned().for_each(give);
+    }
 }
