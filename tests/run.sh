@@ -85,7 +85,7 @@ fuzzing() {
 
 configurations() {
     cargo build --locked --quiet
-    target/debug/tollgate check --config config.toml >/dev/null
+    "${CARGO_TARGET_DIR:-target}/debug/tollgate" check --config config.toml >/dev/null
     echo "config.toml: good"
     # Files of another machine: the same file, with the places it names laid out in a folder.
     local root file
@@ -99,7 +99,7 @@ configurations() {
     done
     for file in deploy/*.toml; do
         sed -e "s|/etc/tollgate/|$root/etc/tollgate/|g" -e "s|/run/secrets/|$root/run/secrets/|g" -e "s|/var/lib/tollgate/|$root/|g" "$file" >"$root/config.toml"
-        target/debug/tollgate check --config "$root/config.toml" >/dev/null
+        "${CARGO_TARGET_DIR:-target}/debug/tollgate" check --config "$root/config.toml" >/dev/null
         echo "$file: good"
     done
 }
