@@ -204,12 +204,13 @@ pub(super) fn open_backend(
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(is_checked);
     let shown = path.display().to_string();
+    let reason = match is_checked {
+        true => "looking the store through before it is used",
+        false => "the gate was not stopped cleanly; checking the store",
+    };
     builder.set_repair_callback(move |repair| {
         let percent = (repair.progress() * 100.0).round();
-        info!(
-            path = shown,
-            percent, "the gate was not stopped cleanly; checking the store"
-        );
+        info!(path = shown, percent, "{reason}");
     });
     // The engine checks what it reads, but a page that is whole and wrong can still
     // make it panic: that must not be the end of a gate that could say why.
