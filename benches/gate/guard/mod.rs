@@ -20,6 +20,8 @@ const REQUESTS: usize = 300;
 const WARM: usize = 50;
 const PAUSE: Duration = Duration::from_millis(3);
 const MOST_GROWTH: f64 = 0.03;
+/// Counts differ by up to 4 % where a wake-up falls otherwise; real growth is in each of them.
+const COUNTS: usize = 3;
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 
 #[derive(Clone, Copy, PartialEq)]
@@ -130,9 +132,10 @@ fn guard(counter: &Counter, records: bool) -> ExitCode {
     );
     let mut grown = Vec::new();
     for case in GUARDED {
-        let now = counter.per_request(case);
+        let then = recorded(&before, case.name);
+        let now = counter.least(case, then.filter(|_| !records));
         let _ = writeln!(text, "{} {now}", case.name);
-        match recorded(&before, case.name) {
+        match then {
             None => println!(
                 "{:14} {now:>9} instructions per request, none recorded",
                 case.name
@@ -218,6 +221,18 @@ struct Counter {
 }
 
 impl Counter {
+    /// The least of some counts; one that is not over the record is enough.
+    fn least(&self, case: &Case, then: Option<u64>) -> u64 {
+        let mut least = u64::MAX;
+        for _ in 0..COUNTS {
+            least = least.min(self.per_request(case));
+            if then.is_some_and(|then| least as f64 <= then as f64 * (1.0 + MOST_GROWTH)) {
+                break;
+            }
+        }
+        least
+    }
+
     fn per_request(&self, case: &Case) -> u64 {
         let (short, long) = (self.count(case, REQUESTS), self.count(case, 2 * REQUESTS));
         if let Some(folder) = &self.profile {
