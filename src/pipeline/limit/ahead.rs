@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::hashed::BuildAsItIs;
 use crate::store::shared::SharedStore;
@@ -17,6 +17,8 @@ use crate::store::shared::SharedStore;
 const AHEAD: Duration = Duration::from_millis(100);
 /// How long a gate keeps to its own share before it asks again.
 const ALONE: Duration = Duration::from_secs(1);
+/// How long requests wait for the store's answer: after that it is as good as away.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// Permits that nobody used for so long go back.
 const UNUSED: Duration = Duration::from_secs(1);
 
@@ -116,23 +118,26 @@ impl Ahead {
         held.waiting.fetch_add(1, Ordering::AcqRel);
         let _waiting = Waiting(&held.waiting);
         let _asking = held.asking.lock().await;
+        let now = self.now();
         let is_settled = held.permits.load(Ordering::Acquire) > 0
-            || held.empty_until.load(Ordering::Relaxed) > self.now();
+            || held.empty_until.load(Ordering::Relaxed) > now
+            || self.alone_until.load(Ordering::Relaxed) > now;
         if is_settled {
             return; // somebody else has asked meanwhile
         }
         let name = held.name.get_or_init(name);
         let wanted = self.at_once().max(held.waiting.load(Ordering::Acquire));
         let shape = (self.interval, self.burst);
-        match self.store.take_permits(name, shape, wanted).await {
-            Ok(permits) => {
+        let asked = self.store.take_permits(name, shape, wanted);
+        match timeout(PATIENCE, asked).await {
+            Ok(Ok(permits)) => {
                 if permits.taken < wanted {
                     let until = self.now() + micros(permits.wait);
                     held.empty_until.store(until, Ordering::Relaxed);
                 }
                 held.permits.fetch_add(permits.taken, Ordering::AcqRel);
             }
-            Err(_) => self.stay_alone(),
+            Ok(Err(_)) | Err(_) => self.stay_alone(),
         }
     }
 

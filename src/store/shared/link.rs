@@ -8,7 +8,6 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisError, ServerErrorKind, Value};
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -60,6 +59,9 @@ enum Lost {
     Odd,
     #[error("the store was emptied")]
     Emptied,
+    /// Somebody found that the connection is of no use any more.
+    #[error("{0}")]
+    OfNoUse(Arc<str>),
 }
 
 /// Whether another server may do better, or the same one after a new connection.
@@ -72,7 +74,8 @@ pub(super) fn is_elsewhere(error: &RedisError) -> bool {
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::ClusterDown
                 | ServerErrorKind::BusyLoading
-        )
+        ) | redis::ErrorKind::UnexpectedReturnType
+            | redis::ErrorKind::Parse
     );
     moved || (error.is_io_error() && !error.is_timeout()) || error.is_connection_dropped()
 }
@@ -119,7 +122,7 @@ impl SharedStore {
             own: std::sync::Mutex::default(),
             followers: std::sync::Mutex::default(),
             gates: AtomicU32::new(1),
-            relink: Notify::new(),
+            relink: Arc::default(),
             metrics,
         }
     }
@@ -130,7 +133,7 @@ impl SharedStore {
         loop {
             let lost = tokio::select! {
                 lost = self.connect_and_follow(&mut known) => lost,
-                () = self.relinked() => Lost::Emptied,
+                why = self.relinked() => Lost::OfNoUse(why),
                 () = stop.aborting() => return,
             };
             let was_up = self.up.swap(None).is_some();
@@ -147,12 +150,11 @@ impl SharedStore {
         }
     }
 
-    /// Somebody found that the connection is of no use any more.
-    async fn relinked(&self) {
+    async fn relinked(&self) -> Arc<str> {
         loop {
-            self.relink.notified().await;
+            let why = self.relink.asked().await;
             if self.is_up() {
-                return;
+                return why;
             }
         }
     }
@@ -220,7 +222,7 @@ impl SharedStore {
             .arg(u64::try_from(settle).unwrap_or(u64::MAX))
             .invoke_async(&mut commands.0)
             .await?;
-        let reply = Reply(reply);
+        let reply = Reply::new(reply, &self.relink);
         let (id, seq) = (reply.text(1)?, reply.number(2)?);
         match reply.word() {
             "same" => return Ok(id),

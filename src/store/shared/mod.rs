@@ -13,6 +13,7 @@ mod link;
 mod names;
 mod permits;
 mod place;
+mod relink;
 mod remake;
 mod reply;
 mod resolver;
@@ -38,13 +39,13 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use redis::Script;
 use redis::aio::MultiplexedConnection;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Unavailable;
 use crate::config;
 use crate::metrics::{Metrics, StoreFailure};
 use names::Names;
+use relink::Relink;
 use reply::Reply;
 use resolver::Resolver;
 
@@ -69,7 +70,7 @@ pub struct SharedStore {
     followers: Mutex<Vec<Weak<dyn Follow>>>,
     /// Gates that share the store, this one included, when it was last there.
     gates: AtomicU32,
-    relink: Notify,
+    relink: Arc<Relink>,
     metrics: Arc<Metrics>,
 }
 
@@ -210,8 +211,9 @@ impl SharedStore {
         if matches!(&reply, Ok(reply) if reply.word() == "foreign") {
             // Emptied, or another one, while the connection stood.
             self.metrics.store_failures.add(StoreFailure::Foreign);
-            self.relink.notify_one();
-            return Err(Unavailable::Failed("the store has lost its data".into()));
+            let why: Arc<str> = "the store has lost its data".into();
+            self.relink.ask(&why);
+            return Err(Unavailable::Failed(why));
         }
         reply
     }
@@ -238,8 +240,9 @@ impl SharedStore {
             invocation.arg(arg);
         }
         let mut connection = commands.0.clone();
-        let reply = invocation.invoke_async(&mut connection).await;
-        reply.map(Reply).map_err(|error| self.failed(&error))
+        let values = invocation.invoke_async(&mut connection).await;
+        let values = values.map_err(|error| self.failed(&error))?;
+        Ok(Reply::new(values, &self.relink))
     }
 
     /// Counts an error of the server, and looks for a better one where that may help.
@@ -251,9 +254,10 @@ impl SharedStore {
             _ => StoreFailure::Refused,
         };
         self.metrics.store_failures.add(kind);
+        let why = link::told(error);
         if link::is_elsewhere(error) {
-            self.relink.notify_one();
+            self.relink.ask(&why);
         }
-        Unavailable::Failed(link::told(error))
+        Unavailable::Failed(why)
     }
 }

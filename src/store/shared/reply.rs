@@ -1,15 +1,28 @@
 //! A script's answer: a word, then numbers and texts.
 
+use std::sync::Arc;
+
 use redis::Value;
 
+use super::relink::Relink;
 use crate::store::Unavailable;
 
 #[derive(Debug)]
-pub(super) struct Reply(pub(super) Vec<Value>);
+pub(super) struct Reply {
+    values: Vec<Value>,
+    relink: Arc<Relink>,
+}
 
 impl Reply {
+    pub(super) fn new(values: Vec<Value>, relink: &Arc<Relink>) -> Self {
+        Self {
+            values,
+            relink: Arc::clone(relink),
+        }
+    }
+
     pub(super) fn word(&self) -> &str {
-        match self.0.first() {
+        match self.values.first() {
             Some(Value::BulkString(bytes)) => std::str::from_utf8(bytes).unwrap_or_default(),
             Some(Value::SimpleString(text)) => text,
             _ => "",
@@ -34,12 +47,15 @@ impl Reply {
         self.read(place).ok_or_else(|| self.odd())
     }
 
-    /// An answer no script of ours gives; not shown, for it may hold anything.
+    /// An answer no script of ours gives; not shown, for it may hold anything. What else
+    /// comes on this connection is not to be trusted either.
     pub(super) fn odd(&self) -> Unavailable {
-        Unavailable::Failed("the store gave an answer that nobody knows".into())
+        let why: Arc<str> = "the store gave an answer that nobody knows".into();
+        self.relink.ask(&why);
+        Unavailable::Failed(why)
     }
 
     fn read<T: redis::FromRedisValue>(&self, place: usize) -> Option<T> {
-        redis::from_redis_value_ref(self.0.get(place)?).ok()
+        redis::from_redis_value_ref(self.values.get(place)?).ok()
     }
 }

@@ -112,7 +112,7 @@ impl SharedStore {
             );
         let reply = self.run(&script::INSERT, call).await?;
         match reply.word() {
-            "ok" => Ok(InsertOutcome::Placed),
+            "ok" => reply.number(1).map(|_| InsertOutcome::Placed),
             "ended" | "changed" => Ok(InsertOutcome::Ended),
             "user_full" => Ok(InsertOutcome::UserFull),
             "full" => Ok(InsertOutcome::Full),

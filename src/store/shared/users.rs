@@ -82,7 +82,7 @@ impl SharedStore {
             .arg("remove");
         let reply = self.run(&script::END, call).await?;
         match reply.word() {
-            "ok" => Ok(true),
+            "ok" => reply.number(1).map(|_| true),
             "none" => Ok(false),
             _ => Err(reply.odd()),
         }

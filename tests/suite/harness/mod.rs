@@ -3,6 +3,7 @@
 
 pub(crate) mod client;
 pub(crate) mod program;
+pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod redis;
 pub(crate) mod upstream;

@@ -1,9 +1,9 @@
 //! The store fails in every way it can, under load. Known grants stay good, nobody is told
 //! a wrong 401, nothing that was revoked comes back, and all is well again by itself.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -17,6 +17,7 @@ pub(super) struct Load {
     stop: Arc<AtomicBool>,
     good: Arc<AtomicU64>,
     bad: Arc<AtomicU64>,
+    took: Arc<Mutex<Vec<Duration>>>,
     running: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -27,24 +28,35 @@ impl Load {
             stop,
             good,
             bad,
+            took: Arc::default(),
             running: Vec::new(),
         };
         for client in clients {
             let client = client.clone();
             let (stop, good, bad) = (load.stop.clone(), load.good.clone(), load.bad.clone());
+            let took = Arc::clone(&load.took);
             load.running.push(tokio::spawn(async move {
                 let stop: Arc<AtomicBool> = stop;
                 while !stop.load(Ordering::Relaxed) {
+                    let begin = Instant::now();
                     let count = match status(&client).await {
                         200 => &good,
                         _ => &bad,
                     };
                     count.fetch_add(1, Ordering::Relaxed);
+                    took.lock().unwrap().push(begin.elapsed());
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             }));
         }
         load
+    }
+
+    /// What half of the answers took at most.
+    pub(super) fn median(&self) -> Duration {
+        let mut took = self.took.lock().unwrap().clone();
+        took.sort_unstable();
+        took[took.len() / 2]
     }
 
     pub(super) async fn end(self) -> (u64, u64) {

@@ -4,6 +4,7 @@ mod engine;
 mod faults;
 mod gates;
 mod limits;
+mod lines;
 mod login;
 mod moves;
 mod places;
