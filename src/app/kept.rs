@@ -132,11 +132,12 @@ impl Kept {
         let store = Arc::clone(&self.store);
         let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
         let known: Option<HashSet<String>> = users.map(Users::names);
-        let is_wanted = move |grant: &crate::store::GrantRecord| match &known {
-            Some(known) => grant.origin == Origin::Minted && known.contains(&*grant.user),
-            None => grant.origin == Origin::Learned,
+        let origin = match &known {
+            Some(_) => Origin::Minted,
+            None => Origin::Learned,
         };
-        let loaded = tokens.load(is_wanted).await;
+        let is_known = move |user: &str| known.as_ref().is_none_or(|known| known.contains(user));
+        let loaded = tokens.load(origin, is_known).await;
         loaded.map_err(Error::Load)?;
         Ok(tokens)
     }

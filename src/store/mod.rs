@@ -93,6 +93,9 @@ pub struct Loaded {
     pub took: Duration,
 }
 
+/// Takes grants that are loaded.
+pub type Taker = Box<dyn FnMut(GrantRecord) + Send>;
+
 /// Where the records are.
 #[derive(Debug)]
 pub enum Store {
@@ -147,15 +150,16 @@ impl Store {
         matches!(self, Self::Memory)
     }
 
-    /// Gives every live grant to `each`.
+    /// Gives every live grant to one of those who are made to take them, each of whom has
+    /// a part of the grants and a thread.
     pub async fn load(
         &self,
-        each: impl FnMut(GrantRecord) + Send + 'static,
+        taker: impl Fn() -> Taker + Send + Sync + 'static,
     ) -> Result<Loaded, Unavailable> {
         match self {
             // A shared store's grants are looked up one by one, as they are needed.
             Self::Memory | Self::Shared(_) => Ok(Loaded::default()),
-            Self::Embedded(embedded) => embedded.load(Box::new(each)).await,
+            Self::Embedded(embedded) => embedded.load(Box::new(taker)).await,
         }
     }
 

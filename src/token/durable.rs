@@ -10,11 +10,11 @@ use tracing::{info, warn};
 
 use super::front::Front;
 use super::memory::Memory;
-use super::restore::Kept;
+use super::restore::{IsKnown, Kept, Restore};
 use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
 use crate::clock::Deadline;
 use crate::metrics::TokenEvent;
-use crate::store::{Change, Digest, GrantRecord, Loaded, Unavailable};
+use crate::store::{Change, Digest, GrantRecord, Loaded, Origin, Unavailable};
 
 /// What ends all of a user's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,22 +149,27 @@ impl TokenStore {
         count
     }
 
-    /// Takes in what the store has kept. Nobody loses a live token to a cap that was
-    /// lowered meanwhile.
+    /// Takes in what the store has kept of this origin, for users that are known. Nobody
+    /// loses a live token to a cap that was lowered meanwhile.
     pub async fn load(
         &self,
-        is_wanted: impl Fn(&GrantRecord) -> bool + Send + 'static,
+        origin: Origin,
+        is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Loaded, Unavailable> {
-        let mut restore = self.restore();
-        let loaded = self.store.load(move |grant| {
-            if is_wanted(&grant) {
-                restore.take(Kept {
-                    digest: TokenDigest(grant.digest.0),
-                    user: &grant.user,
-                    role: grant.role,
-                    ends_millis: grant.ends_millis,
-                });
-            }
+        let memory = Arc::clone(&self.memory);
+        let is_known: Arc<IsKnown> = Arc::new(is_known);
+        let loaded = self.store.load(move || {
+            let mut restore = Restore::new(&memory, Arc::clone(&is_known));
+            Box::new(move |grant| {
+                if grant.origin == origin {
+                    restore.take(Kept {
+                        digest: TokenDigest(grant.digest.0),
+                        user: &grant.user,
+                        role: grant.role,
+                        ends_millis: grant.ends_millis,
+                    });
+                }
+            })
         });
         let loaded = loaded.await;
         if let Ok(loaded) = &loaded

@@ -195,6 +195,21 @@ impl Holders {
                 .max(self.forgotten.load(Ordering::Acquire))
     }
 
+    /// The lot that a user's restored tokens belong to; kept from here on, so that all who
+    /// restore some of them fill the same.
+    pub(super) fn lot_to_fill(&self, user: &str) -> Arc<Lot> {
+        let mut shard = self.of_user(user);
+        let lot = shard.lot_for(user);
+        shard.keep(&lot);
+        lot
+    }
+
+    /// The lot has been given so many.
+    pub(super) fn count_filled(&self, lot: &Lot, count: u32) {
+        let _shard = self.of_lot(lot);
+        lot.count.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// Ends all tokens of a user; gives their lot.
     pub(super) fn log_out(&self, user: &str) -> Option<(Arc<Lot>, usize)> {
         let mut shard = self.of_user(user);

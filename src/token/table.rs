@@ -106,13 +106,38 @@ impl Table {
         }
     }
 
-    /// Puts a token in that is not there yet; whether it was not.
-    pub(super) fn add(&self, digest: TokenDigest, stored: Stored) -> bool {
-        let Entry::Vacant(place) = self.each.entry(digest) else {
-            return false;
-        };
-        place.insert(stored);
-        true
+    /// Whether two tokens lie in one shard.
+    pub(super) fn are_together(&self, one: &TokenDigest, other: &TokenDigest) -> bool {
+        self.shard_of(one) == self.shard_of(other)
+    }
+
+    fn shard_of(&self, digest: &TokenDigest) -> usize {
+        self.each.determine_shard(hash_of(digest.tag()) as usize)
+    }
+
+    /// Puts tokens in, those that follow each other and lie in one shard at a time. Gives
+    /// those back that are there already.
+    pub(super) fn add_all(&self, some: &mut Vec<(TokenDigest, Stored)>) -> Vec<Stored> {
+        let runs = some.chunk_by(|(one, _), (other, _)| self.are_together(one, other));
+        let runs: Vec<usize> = runs.map(<[_]>::len).collect();
+        let mut known = Vec::new();
+        let mut rest = some.drain(..);
+        for length in runs {
+            let mut run = rest.by_ref().take(length).peekable();
+            let Some((first, _)) = run.peek() else { break };
+            let mut shard = self.each.shards()[self.shard_of(first)].write();
+            let again = |(digest, _): &(TokenDigest, SharedValue<Stored>)| hash_of(digest.tag());
+            shard.reserve(length, again);
+            for (digest, stored) in run {
+                let hash = hash_of(digest.tag());
+                if shard.get(hash, |(there, _)| *there == digest).is_some() {
+                    known.push(stored);
+                } else {
+                    shard.insert(hash, (digest, SharedValue::new(stored)), again);
+                }
+            }
+        }
+        known
     }
 
     pub(super) fn take(

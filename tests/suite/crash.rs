@@ -61,7 +61,7 @@ fn the_load() {
         let (store, _) = Store::open(path, &metrics).unwrap();
         let store = Arc::new(store);
         let tokens = TokenStore::over(Arc::clone(&store), &users, metrics);
-        tokens.load(|_| true).await.unwrap();
+        tokens.load(Origin::Minted, |_| true).await.unwrap();
         say("ready");
         let tasks = (0..8).map(|task| {
             let (store, tokens, round) = (Arc::clone(&store), Arc::clone(&tokens), round.clone());
@@ -303,7 +303,10 @@ fn killed(mut child: Child) -> Vec<String> {
 async fn found(path: &Path) -> (BTreeSet<Digest>, BTreeSet<String>) {
     let (store, contents) = Store::open(path, &Metrics::new()).unwrap();
     let (send, receive) = std::sync::mpsc::channel();
-    let loaded = store.load(move |grant| send.send(grant.digest).unwrap());
+    let loaded = store.load(move || {
+        let send = send.clone();
+        Box::new(move |grant| send.send(grant.digest).unwrap())
+    });
     loaded.await.unwrap();
     store.close().await;
     let keys = contents.keys.iter().map(|key| key.name.to_string());

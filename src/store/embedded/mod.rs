@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use redb::Database;
 use tokio::sync::oneshot;
 
-use super::{Change, Contents, GrantRecord, Loaded, Unavailable};
+use super::{Change, Contents, Loaded, Taker, Unavailable};
 use crate::metrics::{Metrics, StoreOutcome};
 use open::{Missing, storage};
 use writer::{Opener, Writer};
@@ -29,8 +29,8 @@ use writer::{Opener, Writer};
 /// that may be inside the gate: a disk that hangs must not keep out known tokens.
 const MOST_WAITING: usize = 1024;
 
-/// Takes a grant that is loaded.
-pub(super) type Each = Box<dyn FnMut(GrantRecord) + Send>;
+/// Makes those who take the grants that are loaded, one for each thread.
+pub(super) type Takers = Box<dyn Fn() -> Taker + Send + Sync>;
 
 /// Told what became of a change.
 pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
@@ -38,7 +38,7 @@ pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
 /// What the writer is asked for.
 enum Job {
     Change(Change, Done),
-    Load(Each, oneshot::Sender<Result<Loaded, Unavailable>>),
+    Load(Takers, oneshot::Sender<Result<Loaded, Unavailable>>),
     /// So many grants have died since.
     Forget(u64),
     Close(oneshot::Sender<()>),
@@ -148,10 +148,10 @@ impl Embedded {
         }
     }
 
-    /// Gives every live grant to `each`, on the writer's thread.
-    pub async fn load(&self, each: Each) -> Result<Loaded, Unavailable> {
+    /// Gives every live grant to one of the takers. The writer does nothing else meanwhile.
+    pub async fn load(&self, takers: Takers) -> Result<Loaded, Unavailable> {
         let (answer, answered) = oneshot::channel();
-        let job = Job::Load(each, answer);
+        let job = Job::Load(takers, answer);
         self.jobs.send(job).map_err(|_| Unavailable::Closed)?;
         answered.await.unwrap_or(Err(Unavailable::Closed))
     }

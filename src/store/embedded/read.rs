@@ -1,7 +1,10 @@
 //! Reading the whole file: at the start, and for an export.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
@@ -10,13 +13,20 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::tables::{GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, USERS, WALL_KEY};
+use super::Takers;
+use super::tables::{
+    GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, PREFIXES, USERS, WALL_KEY, start_of,
+};
 use crate::clock;
 use crate::store::{Contents, GrantRecord, Loaded, UserEpoch};
 
 /// A clock that is this far behind the last commit has been set back.
 const SET_BACK_MILLIS: u64 = 60_000;
 const PROGRESS: Duration = Duration::from_secs(1);
+/// Rows between two looks at the clock.
+const SAID_EVERY: u64 = 65_536;
+/// Fewer rows are read sooner than a thread is made.
+const LEAST_IN_A_PART: u64 = if cfg!(test) { 64 } else { 65_536 };
 
 /// Why the file cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -117,40 +127,138 @@ pub(super) fn grants(
     each: &mut dyn FnMut(GrantRecord),
 ) -> Result<(Loaded, Vec<Holder>), Error> {
     let begin = Instant::now();
-    let txn = database.begin_read().map_err(redb::Error::from)?;
-    let names = Names::read(&txn)?;
-    let table = txn.open_table(GRANTS).map_err(redb::Error::from)?;
-    let total = table.len().map_err(redb::Error::from)?;
-    let now = clock::unix_millis();
-    let mut loaded = Loaded::default();
-    let mut ended = HashMap::new();
-    let mut said = begin;
-    for (count, row) in table.iter().map_err(redb::Error::from)?.enumerate() {
-        let (digest, bytes) = row.map_err(redb::Error::from)?;
-        // Looking at the clock costs more than a row.
-        if count % 65_536 == 0 && said.elapsed() >= PROGRESS {
-            said = Instant::now();
-            info!(loaded = count, total, "loading tokens");
+    let progress = Progress::of(database)?;
+    let mut part = Part::default();
+    part.read(database, 0..PREFIXES, each, &progress)?;
+    Ok(part.sum(begin))
+}
+
+/// Every live grant, by as many threads as there are cores: each has a part of the file
+/// and gives it to a taker of its own.
+pub(super) fn in_parts(
+    database: &Database,
+    takers: &Takers,
+) -> Result<(Loaded, Vec<Holder>), Error> {
+    let begin = Instant::now();
+    let progress = Progress::of(database)?;
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let parts = (progress.total / LEAST_IN_A_PART).clamp(1, cores);
+    let length = PREFIXES.div_ceil(parts);
+    let read = |number: u64| -> Result<Part, Error> {
+        let mut part = Part::default();
+        let prefixes = number * length..PREFIXES.min((number + 1) * length);
+        let mut taker = takers();
+        part.read(database, prefixes, &mut taker, &progress)?;
+        Ok(part)
+    };
+    let all = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..parts)
+            .map(|number| scope.spawn(move || read(number)))
+            .collect();
+        let mut all = read(0);
+        for thread in threads {
+            let part = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            all = all.and_then(|sum| Ok(sum.with(part?)));
         }
-        let Some(grant) = Grant::decode(bytes.value()) else {
-            return Err(Error::Row {
-                table: "grants".to_owned(),
-                reason: "no version of this program wrote it".to_owned(),
-            });
-        };
-        match names.find(grant.holder) {
-            _ if grant.ends_millis <= now => loaded.expired += 1,
-            Some((name, holder)) if grant.epoch >= holder.epoch => {
-                loaded.live += 1;
-                each(grant.record(*digest.value(), Arc::clone(name)));
-            }
-            Some((_, holder)) => {
-                loaded.ended += 1;
-                ended.insert(holder.number, *holder);
-            }
-            None => loaded.ended += 1,
+        all
+    })?;
+    Ok(all.sum(begin))
+}
+
+/// Says how far it has come, when that takes long.
+struct Progress {
+    total: u64,
+    count: AtomicU64,
+    said: Mutex<Instant>,
+}
+
+impl Progress {
+    fn of(database: &Database) -> Result<Self, redb::Error> {
+        Ok(Self {
+            total: database.begin_read()?.open_table(GRANTS)?.len()?,
+            count: AtomicU64::new(0),
+            said: Mutex::new(Instant::now()),
+        })
+    }
+
+    fn add(&self, rows: u64) {
+        let loaded = self.count.fetch_add(rows, Ordering::Relaxed) + rows;
+        if let Ok(mut said) = self.said.try_lock()
+            && said.elapsed() >= PROGRESS
+        {
+            *said = Instant::now();
+            info!(loaded, total = self.total, "loading tokens");
         }
     }
-    loaded.took = begin.elapsed();
-    Ok((loaded, ended.into_values().collect()))
+}
+
+/// What came of a part of the grants.
+#[derive(Default)]
+struct Part {
+    loaded: Loaded,
+    /// Holders that have ended some, by number.
+    ended: HashMap<u32, Holder>,
+}
+
+impl Part {
+    fn read(
+        &mut self,
+        database: &Database,
+        prefixes: Range<u64>,
+        each: &mut dyn FnMut(GrantRecord),
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let txn = database.begin_read().map_err(redb::Error::from)?;
+        // Names of its own: they are counted references, which threads had better not share.
+        let names = Names::read(&txn)?;
+        let table = txn.open_table(GRANTS).map_err(redb::Error::from)?;
+        let now = clock::unix_millis();
+        let (first, end) = (start_of(prefixes.start), start_of(prefixes.end));
+        let rows = match prefixes.end {
+            PREFIXES => table.range::<&[u8; 32]>(&first..),
+            _ => table.range::<&[u8; 32]>(&first..&end),
+        };
+        for (count, row) in (1..).zip(rows.map_err(redb::Error::from)?) {
+            let (digest, bytes) = row.map_err(redb::Error::from)?;
+            // Looking at the clock costs more than a row.
+            if count % SAID_EVERY == 0 {
+                progress.add(SAID_EVERY);
+            }
+            let Some(grant) = Grant::decode(bytes.value()) else {
+                return Err(Error::Row {
+                    table: "grants".to_owned(),
+                    reason: "no version of this program wrote it".to_owned(),
+                });
+            };
+            match names.find(grant.holder) {
+                _ if grant.ends_millis <= now => self.loaded.expired += 1,
+                Some((name, holder)) if grant.epoch >= holder.epoch => {
+                    self.loaded.live += 1;
+                    each(grant.record(*digest.value(), Arc::clone(name)));
+                }
+                Some((_, holder)) => {
+                    self.loaded.ended += 1;
+                    self.ended.insert(holder.number, *holder);
+                }
+                None => self.loaded.ended += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn with(mut self, other: Self) -> Self {
+        self.loaded.live += other.loaded.live;
+        self.loaded.expired += other.loaded.expired;
+        self.loaded.ended += other.loaded.ended;
+        self.ended.extend(other.ended);
+        self
+    }
+
+    fn sum(self, begin: Instant) -> (Loaded, Vec<Holder>) {
+        let loaded = Loaded {
+            took: begin.elapsed(),
+            ..self.loaded
+        };
+        (loaded, self.ended.into_values().collect())
+    }
 }

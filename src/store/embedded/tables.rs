@@ -137,6 +137,17 @@ impl Grant {
     }
 }
 
+/// Grants can be gone through in parts, told apart by the first two bytes of the digest.
+pub(super) const PREFIXES: u64 = 1 << 16;
+
+/// The first digest with this prefix.
+pub(super) fn start_of(prefix: u64) -> [u8; 32] {
+    let mut digest = [0; 32];
+    let prefix = u16::try_from(prefix).unwrap_or(u16::MAX);
+    digest[..2].copy_from_slice(&prefix.to_be_bytes());
+    digest
+}
+
 /// Little-endian, up to eight bytes.
 fn number(bytes: &[u8]) -> u64 {
     let mut whole = [0; 8];

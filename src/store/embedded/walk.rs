@@ -8,7 +8,7 @@ use std::time::Duration;
 use redb::{ReadableTableMetadata as _, WriteTransaction};
 use tokio::time::Instant;
 
-use super::tables::{GRANTS, Grant, Holder};
+use super::tables::{GRANTS, Grant, Holder, PREFIXES, start_of};
 use crate::clock;
 
 /// Rows looked at in one transaction, about.
@@ -18,8 +18,6 @@ const FEW: u64 = 1024;
 const SHARE: u64 = 16;
 /// Fewer wait this long.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Digests are told apart by their first two bytes.
-const PREFIXES: u64 = 1 << 16;
 
 #[derive(Debug)]
 pub(super) struct Walk {
@@ -158,12 +156,4 @@ impl Slice {
     pub(super) fn removed(self) -> u64 {
         self.removed
     }
-}
-
-/// The first digest with this prefix.
-fn start_of(prefix: u64) -> [u8; 32] {
-    let mut digest = [0; 32];
-    let prefix = u16::try_from(prefix).unwrap_or(u16::MAX);
-    digest[..2].copy_from_slice(&prefix.to_be_bytes());
-    digest
 }

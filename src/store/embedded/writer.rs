@@ -21,7 +21,7 @@ use super::open::{self, Missing, OpenError};
 use super::round::{Before, Round};
 use super::tables::{BATCH_KEY, GRANTS, META};
 use super::walk::Walk;
-use super::{Condition, Done, Each, Job, read};
+use super::{Condition, Done, Job, Takers, read};
 use crate::metrics::{Metrics, StoreOutcome};
 use crate::store::{Change, Loaded, Unavailable};
 
@@ -107,8 +107,8 @@ impl Writer {
             }
             self.work(batch);
             match next {
-                Some(Job::Load(each, answer)) => {
-                    let _ = answer.send(self.load(each)); // whoever asked may have left
+                Some(Job::Load(takers, answer)) => {
+                    let _ = answer.send(self.load(&takers)); // whoever asked may have left
                 }
                 Some(Job::Forget(dead)) => self.walk.add_dead(dead),
                 Some(Job::Close(closed)) => {
@@ -197,11 +197,11 @@ impl Writer {
         Ok(())
     }
 
-    fn load(&mut self, mut each: Each) -> Result<Loaded, Unavailable> {
+    fn load(&mut self, takers: &Takers) -> Result<Loaded, Unavailable> {
         let Some(database) = &self.database else {
             return Err(self.refusal());
         };
-        let read = catch_unwind(AssertUnwindSafe(|| read::grants(database, &mut each)));
+        let read = catch_unwind(AssertUnwindSafe(|| read::in_parts(database, takers)));
         match read {
             Err(_) => Err(Unavailable::Failed("the file is damaged".into())),
             Ok(Ok((loaded, ended))) => {

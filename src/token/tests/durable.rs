@@ -15,7 +15,7 @@ fn over(path: &Path, caps: (usize, usize)) -> (Arc<Store>, Arc<TokenStore>) {
 
 async fn again(path: &Path) -> (Arc<Store>, Arc<TokenStore>) {
     let (store, tokens) = over(path, (1, 1));
-    let loaded = tokens.load(|_| true).await.unwrap();
+    let loaded = tokens.load(Origin::Minted, |_| true).await.unwrap();
     assert_eq!(
         loaded.live,
         tokens.len() as u64,

@@ -93,7 +93,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
         let digest = twin(0);
         restore.take(restore::Kept {
             digest,
-            user,
+            user: &user.into(),
             role: Some(Role::Admin),
             ends_millis: now + seconds * 1000,
         });
@@ -121,4 +121,56 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     assert!(store.find(&tokens[3]).is_none());
     sweep_all(&store);
     assert_eq!(store.memory.traces(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
+    const EACH: usize = 10_000;
+    let store = store(1, 1);
+    let ends_millis = clock::unix_millis() + 60_000;
+    let names = ["anna", "bert", "carl"];
+    let digests = |part: usize| {
+        let digest = |number: usize| TokenDigest::of(&format!("{part} {number}"));
+        let mut digests: Vec<_> = (0..EACH)
+            .map(|number| (digest(number), number % 3))
+            .collect();
+        digests.sort_unstable();
+        digests
+    };
+    std::thread::scope(|scope| {
+        for part in 0..2 {
+            let (store, digests) = (&store, digests(part));
+            scope.spawn(move || {
+                // Each part has names of its own, as it reads them from the file.
+                let names = names.map(Arc::<str>::from);
+                let mut restore = store.restore();
+                // The first one twice: it is one token.
+                for (digest, name) in digests.iter().take(1).chain(&digests) {
+                    restore.take(restore::Kept {
+                        digest: *digest,
+                        user: &names[*name],
+                        role: None,
+                        ends_millis,
+                    });
+                }
+            });
+        }
+    });
+    assert_eq!(store.len(), 2 * EACH);
+    let (users, hints) = store.memory.traces();
+    assert_eq!((users, hints), (3, 2 * EACH));
+    let mut ended = 0;
+    for name in names {
+        ended += store.revoke_user(name).await.unwrap();
+    }
+    assert_eq!(
+        ended,
+        2 * EACH,
+        "each is one user's, whichever part brought it"
+    );
+    for (digest, _) in digests(0).iter().chain(&digests(1)) {
+        assert!(store.find(digest).is_none());
+    }
+    sweep_all(&store);
+    assert_eq!((store.len(), store.memory.traces()), (0, (0, 0)));
 }

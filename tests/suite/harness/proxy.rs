@@ -23,7 +23,7 @@ pub(crate) enum Line {
 }
 
 pub(crate) struct Proxy {
-    port: u16,
+    at: u16,
     line: watch::Sender<Line>,
 }
 
@@ -33,7 +33,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (line, seen) = watch::channel(Line::Good);
         let proxy = Self {
-            port: listener.local_addr().unwrap().port(),
+            at: listener.local_addr().unwrap().port(),
             line,
         };
         tokio::spawn(async move {
@@ -44,8 +44,12 @@ impl Proxy {
         proxy
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.at
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.at)
     }
 
     pub(crate) fn set(&self, line: Line) {

@@ -12,6 +12,7 @@ use tollgate::webapp::Role;
 
 use super::{open, settings};
 use crate::harness::eventually;
+use crate::harness::proxy::{Line, Proxy};
 use crate::harness::redis::RedisServer;
 
 const KIND: Kind = Kind {
@@ -296,6 +297,44 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
     assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
     // Token 3 was known to nobody: the store does not say that there is none.
     assert!(one.find(&Digest([3; 32])).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_more() {
+    let server = RedisServer::start();
+    let (behind, ahead) = (
+        Proxy::before(server.port).await,
+        Proxy::before(server.port).await,
+    );
+    let at = |line: &Proxy| {
+        let mut settings = settings(&server);
+        settings.servers[0].port = line.port();
+        settings
+    };
+    let (one, two) = (open(at(&behind)).await, open(at(&ahead)).await);
+    let knows = heard(&two);
+    behind.set(Line::Cut);
+    for _ in 0..1500 {
+        two.insert(insert(1, "anna")).await.unwrap();
+    }
+    let seq = two.applied();
+    knows.facts.lock().unwrap().push(Fact::Token {
+        digest: Digest([1; 32]),
+        user: "anna".into(),
+        kind: KIND,
+        left: Duration::from_secs(60),
+        seq,
+    });
+    ahead.set(Line::Cut);
+    eventually("both are away", async || !one.is_up() && !two.is_up()).await;
+    let _: () = server.ask(&["FLUSHALL"]);
+    behind.set(Line::Good);
+    eventually("the one that knew less is back", async || one.is_up()).await;
+    one.end_tokens("anna", false, |_| ()).await.unwrap();
+    ahead.set(Line::Good);
+    eventually("the other one has told what it knows", async || two.is_up()).await;
+    let found = one.find(&Digest([1; 32])).await;
+    assert!(!matches!(found, Ok(Some(_))), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

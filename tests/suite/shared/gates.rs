@@ -152,43 +152,6 @@ async fn a_validated_request_costs_the_store_nothing_and_an_unknown_token_one_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_logout_is_refused_by_the_others_within_a_tenth_of_a_second() {
-    let (webapp, server) = (emulator().await, RedisServer::start());
-    let gates = three(&webapp, &server, "").await;
-    let rounds: usize = std::env::var("TOLLGATE_ROUNDS")
-        .ok()
-        .and_then(|rounds| rounds.parse().ok())
-        .unwrap_or(40);
-    let mut spans = Vec::new();
-    for round in 0..rounds {
-        let one = gates[round % 3]
-            .client()
-            .logged_in(ADMIN, ADMIN_PASSWORD)
-            .await;
-        let others = [
-            at(&gates[(round + 1) % 3], &one),
-            at(&gates[(round + 2) % 3], &one),
-        ];
-        for other in &others {
-            assert_eq!(status(other).await, 200);
-        }
-        logout(&one).await;
-        let begin = Instant::now();
-        for other in &others {
-            while status(other).await != 401 {
-                assert!(begin.elapsed() < Duration::from_secs(20), "never refused");
-            }
-        }
-        spans.push(begin.elapsed());
-    }
-    spans.sort();
-    let (median, late) = (spans[rounds / 2], spans[rounds * 99 / 100]);
-    println!("logout seen by both others: median {median:?}, p99 {late:?}, {rounds} rounds");
-    // The machine of a test may be busy with other things; the median is not, for long.
-    assert!(median < Duration::from_millis(100), "median {median:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_races_a_deletion_never_leaves_a_live_token() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;

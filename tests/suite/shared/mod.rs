@@ -8,6 +8,7 @@ mod lines;
 mod login;
 mod moves;
 mod places;
+mod push;
 mod servers;
 
 use std::sync::Arc;

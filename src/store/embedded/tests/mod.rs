@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock;
-use crate::store::{Digest, KeyRecord, Origin, PhcText, SealedBytes, SealedLease, UserRecord};
+use crate::store::{
+    Digest, GrantRecord, KeyRecord, Origin, PhcText, SealedBytes, SealedLease, UserRecord,
+};
 use crate::webapp::Role;
 use disk::Disk;
 
@@ -71,10 +73,13 @@ async fn commit(engine: &Embedded, change: Change) -> Result<(), Unavailable> {
 /// Every live grant's digest and user, in order.
 async fn grants(engine: &Embedded) -> Vec<(Digest, String)> {
     let (send, receive) = std::sync::mpsc::channel();
-    let each = Box::new(move |grant: GrantRecord| {
-        send.send((grant.digest, grant.user.to_string())).unwrap();
+    let takers = Box::new(move || -> Taker {
+        let send = send.clone();
+        Box::new(move |grant| {
+            send.send((grant.digest, grant.user.to_string())).unwrap();
+        })
     });
-    engine.load(each).await.unwrap();
+    engine.load(takers).await.unwrap();
     let mut grants: Vec<_> = receive.iter().collect();
     grants.sort();
     grants
@@ -232,8 +237,8 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     assert_eq!(before.len(), 1001);
     // The load has counted two thousand dead rows: worth a walk.
     eventually("the walk has come by", async || {
-        let each = Box::new(|_| ());
-        let loaded = engine.load(each).await.unwrap();
+        let takers = Box::new(|| -> Taker { Box::new(|_| ()) });
+        let loaded = engine.load(takers).await.unwrap();
         loaded.expired + loaded.ended == 0
     })
     .await;

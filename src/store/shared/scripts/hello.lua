@@ -6,23 +6,32 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local last = tonumber(ARGV[3])
 local function whole(number) return string.format('%d', number) end
+-- Numbers begin at the clock's microseconds and go up by one a change. No server makes a
+-- million changes a second, so a store that lost its numbers goes on above all that any
+-- gate may have seen, gates that are not here now included. A clock that was set back is
+-- made up for by what the gates know, each as it comes.
+local clock_seq = clock[1] * 1000000 + clock[2]
 local function raise(seq)
-  redis.call('HSET', meta, 'seq', whole(math.max(seq, last) + 1000),
-    'settles', whole(now + ARGV[5]))
-  return math.max(seq, last) + 1000
+  seq = math.max(seq, last, clock_seq) + 1000
+  redis.call('HSET', meta, 'seq', whole(seq), 'settles', whole(now + ARGV[5]))
+  return seq
 end
 local id = redis.call('HGET', meta, 'id')
 if not id then
   redis.call('DEL', changes)
-  redis.call('HSET', meta, 'id', ARGV[2], 'schema', '1', 'seq', '0')
-  if ARGV[1] == '' then return {'new', ARGV[2], 0} end
+  redis.call('HSET', meta, 'id', ARGV[2], 'schema', '1', 'seq', whole(clock_seq))
+  if ARGV[1] == '' then return {'new', ARGV[2], clock_seq} end
   return {'lost', ARGV[2], raise(0)}
 end
 local schema = redis.call('HGET', meta, 'schema')
 if schema ~= '1' then return {'newer', schema or 'none', 0} end
 local seq = tonumber(redis.call('HGET', meta, 'seq') or 0)
 if ARGV[1] == '' then return {'new', id, seq} end
-if ARGV[1] ~= id then return {'lost', id, seq} end
+if ARGV[1] ~= id then
+  -- Made anew by a gate that knew nothing, or by one that knew less.
+  if last > seq or redis.call('HEXISTS', meta, 'settles') == 0 then seq = raise(seq) end
+  return {'lost', id, seq}
+end
 if last == 0 and seq == 0 then return {'same', id, seq} end
 local entry = redis.call('XRANGE', changes, whole(last) .. '-0', whole(last) .. '-0')
 if #entry == 1 and entry[1][2][2] == ARGV[4] and seq >= last then return {'same', id, seq} end

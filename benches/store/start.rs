@@ -1,0 +1,133 @@
+//! A file with many tokens: how large, and how long until they can be used, beside what
+//! reading the file takes by itself.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use tollgate::clock;
+use tollgate::store::{Change, Digest, GrantRecord, Offline, Origin, Record};
+use tollgate::webapp::Role;
+
+use super::open;
+
+pub(crate) async fn run(folder: &Path) -> String {
+    let counts = std::env::var("TOLLGATE_BENCH_TOKENS").unwrap_or_else(|_| "1000000".to_owned());
+    let mut text = String::from(
+        "| tokens | users | file | a token | the file's bytes, read in order | its rows, read by the engine alone \
+         | start: open and load | the same after a kill |\n\
+         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    for count in counts.split(',') {
+        let count: u64 = count.trim().parse().unwrap();
+        for users in [1000, count / 10] {
+            text.push_str(&row(&folder.join(format!("{count}-{users}.redb")), count, users).await);
+        }
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let _ = write!(
+        text,
+        "\nThe file was in the kernel's memory throughout; a start uses {cores} threads, the other two one. Best of three."
+    );
+    text
+}
+
+async fn row(path: &Path, count: u64, users: u64) -> String {
+    let begin = Instant::now();
+    fill(path, count, users);
+    println!(
+        "{count} tokens of {users} users written in {:.1?}",
+        begin.elapsed()
+    );
+    let size = std::fs::metadata(path).unwrap().len();
+    let bytes = best(|| read(path));
+    let rows = best(|| scan(path, count));
+    let clean = load(path, count).await;
+    // As a kill leaves it: in use, with a commit that was the last.
+    let (store, _, _) = open(path);
+    let change = Change::RemoveGrant(Digest([0; 32]));
+    store.commit(change).await.unwrap();
+    let killed = path.with_extension("killed");
+    std::fs::copy(path, &killed).unwrap();
+    store.close().await;
+    let begin = Instant::now();
+    let (store, tokens, _) = open(&killed);
+    tokens.load(Origin::Minted, |_| true).await.unwrap();
+    let after_a_kill = begin.elapsed();
+    store.close().await;
+    std::fs::remove_file(path).unwrap();
+    std::fs::remove_file(killed).unwrap();
+    format!(
+        "| {count} | {users} | {} MB | {} bytes | {bytes:.2?} | {rows:.2?} | {clean:.2?} | {after_a_kill:.2?} |\n",
+        size / 1_000_000,
+        size / count,
+    )
+}
+
+fn best(mut measure: impl FnMut() -> Duration) -> Duration {
+    (0..3).map(|_| measure()).min().unwrap()
+}
+
+fn fill(path: &Path, count: u64, users: u64) {
+    let offline = Offline::open_or_make(path).unwrap();
+    let mut import = offline.import().unwrap();
+    let ends_millis = clock::unix_millis() + 7 * 86_400_000;
+    let names: Vec<Arc<str>> = (0..users)
+        .map(|user| format!("user-{user}").into())
+        .collect();
+    for number in 0..count {
+        let grant = GrantRecord {
+            digest: Digest(rand::random()),
+            user: Arc::clone(&names[(number % users) as usize]),
+            role: Some(Role::User),
+            ends_millis,
+            epoch: 0,
+            origin: Origin::Minted,
+        };
+        import.put(Record::Grant(grant)).unwrap();
+    }
+    import.commit().unwrap();
+}
+
+/// As `cat` would.
+fn read(path: &Path) -> Duration {
+    let begin = Instant::now();
+    let mut file = std::fs::File::open(path).unwrap();
+    let mut piece = vec![0; 1 << 20];
+    while file.read(&mut piece).unwrap() > 0 {}
+    begin.elapsed()
+}
+
+/// Each grant's row, and nothing done with it.
+fn scan(path: &Path, count: u64) -> Duration {
+    let grants: TableDefinition<'_, &[u8; 32], &[u8; 16]> = TableDefinition::new("grants");
+    let begin = Instant::now();
+    let database = Database::open(path).unwrap();
+    let table = database.begin_read().unwrap().open_table(grants).unwrap();
+    let mut rows = 0;
+    for row in table.iter().unwrap() {
+        std::hint::black_box(row.unwrap());
+        rows += 1;
+    }
+    assert_eq!(rows, count);
+    begin.elapsed()
+}
+
+async fn load(path: &Path, count: u64) -> Duration {
+    let mut least = Duration::MAX;
+    for _ in 0..3 {
+        let begin = Instant::now();
+        let (store, tokens, _) = open(path);
+        let opened = begin.elapsed();
+        tokens.load(Origin::Minted, |_| true).await.unwrap();
+        let took = begin.elapsed();
+        println!("  opened in {opened:.2?}, loaded in {:.2?}", took - opened);
+        assert_eq!(tokens.len() as u64, count);
+        least = least.min(took);
+        store.close().await;
+    }
+    least
+}
