@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use http::Request;
+use hyper::body::Incoming;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
@@ -13,7 +15,7 @@ use crate::config;
 use crate::lifecycle::{Stop, Tasks};
 use crate::listener::{self, Slots, Tls};
 use crate::metrics::Metrics;
-use crate::pipeline::{Flows, Pipeline, Shared};
+use crate::pipeline::{Flows, Peer, Pipeline, Shared};
 
 /// One listener: its sockets, one per worker, and what they share.
 #[derive(Debug)]
@@ -139,10 +141,12 @@ fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): 
         let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
         for door in doors {
             let pipeline = Arc::clone(&pipeline);
-            let service = move |request, peer: Arc<crate::pipeline::Peer>| {
+            let service = move |request: Request<Incoming>, peer: Arc<Peer>| {
                 let pipeline = Arc::clone(&pipeline);
+                // Kept here, once: what comes after only looks at it.
+                let (head, body) = request.into_parts();
                 // In a box: hyper moves it about, and it is large.
-                Box::pin(async move { pipeline.handle(request, &peer).await })
+                Box::pin(async move { pipeline.handle(&head, body, &peer).await })
             };
             let parts = listener::Parts {
                 settings: door.settings,

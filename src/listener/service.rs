@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -62,32 +62,29 @@ pub(super) type Answering<B> =
 
 impl<S: Service> Entry<S> {
     /// Boxed: hyper moves it about, and keeps room for it while a connection is idle.
+    /// What can be done at once is, so that the box holds no request.
     pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering<S::Body> {
         // Begun here and not in the future: the watch must see it when this returns.
         let exchange = Exchange::begin(&self.activity);
-        Box::pin(Arc::clone(self).exchange(request, exchange))
-    }
-
-    async fn exchange(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        exchange: Exchange,
-    ) -> Result<Answer<S::Body>, Infallible> {
         if let Some(refusal) = refusal(&request, self.max_headers) {
             self.activity.refuses();
-            return Ok(refusal.map(Either::Right));
+            return Box::pin(ready(Ok(refusal.map(Either::Right))));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
         let is_connect = request.method() == Method::CONNECT;
-        let response = self.service.answer(request, Arc::clone(&self.peer)).await;
-        let mut response = response.map(|body| Either::Left(Counted { body, exchange }));
-        if is_tunnel(response.status(), is_connect) {
-            self.activity.becomes_tunnel();
-        } else if is_http1 && self.activity.is_draining() {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
-        }
-        Ok(response)
+        let answer = self.service.answer(request, Arc::clone(&self.peer));
+        let activity = Arc::clone(&self.activity);
+        Box::pin(async move {
+            let response = answer.await;
+            let mut response = response.map(|body| Either::Left(Counted { body, exchange }));
+            if is_tunnel(response.status(), is_connect) {
+                activity.becomes_tunnel();
+            } else if is_http1 && activity.is_draining() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Ok(response)
+        })
     }
 }
 

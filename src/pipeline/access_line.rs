@@ -149,16 +149,25 @@ pub(super) fn put_address(text: &mut Vec<u8>, ip: IpAddr) {
     }
 }
 
-pub(super) fn digits(text: &mut Vec<u8>, mut number: u64) {
-    let mut backwards = [0; 20];
-    let mut at = backwards.len();
-    loop {
-        at -= 1;
-        backwards[at] = b'0' + u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
-        if number == 0 {
-            break;
+pub(super) fn digits(text: &mut Vec<u8>, number: u64) {
+    let digit = |number: u64| b'0' + u8::try_from(number % 10).unwrap_or(0);
+    // Most numbers are short: those of an address, a status, a bucket.
+    if number < 1000 {
+        if number >= 100 {
+            text.push(digit(number / 100));
         }
+        if number >= 10 {
+            text.push(digit(number / 10));
+        }
+        text.push(digit(number));
+        return;
+    }
+    let mut backwards = [0; 20];
+    let (mut at, mut left) = (backwards.len(), number);
+    while left > 0 {
+        at -= 1;
+        backwards[at] = digit(left);
+        left /= 10;
     }
     text.extend_from_slice(&backwards[at..]);
 }
@@ -173,6 +182,9 @@ mod tests {
         line.word(key!("id"), "ab12");
         line.text(key!("path"), "/a\"b\\c\u{1}\u{7f}é");
         line.number(key!("bytes"), 0);
+        for number in [7, 10, 99, 100, 999, 1000, 12_345] {
+            line.number(key!("again"), number);
+        }
         line.number(key!("most"), u64::MAX);
         line.thousandths(key!("duration_ms"), 12_034);
         line.flag(key!("repeated"), true);
@@ -202,7 +214,7 @@ mod tests {
     fn text_stays_one_line_whatever_the_client_put_into_its_path() {
         let text = line(LogFormat::Text);
         assert!(text.contains("INFO tollgate::access: id=\"ab12\" path=\"/a\\\"b\\\\c\\u0001"));
-        assert!(text.contains(" bytes=0 most=18446744073709551615 duration_ms=12.034 "));
+        assert!(text.contains(" bytes=0 again=7 again=10 again=99 again=100 again=999 again=1000 again=12345 most=18446744073709551615 duration_ms=12.034 "));
         assert_eq!(text.lines().count(), 1);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::answer_body::Body;
 use super::headers;
-use super::inject::{Carried, Stripped, inject};
+use super::inject::{Carried, Inbound, health, inject};
 use super::pace::Pace;
 use super::record::Record;
 use super::reject::Rejection;
@@ -52,7 +52,7 @@ impl Way<'_> {
     /// Sends a request with `carried` and gives back what the client gets to see.
     pub(super) async fn forward(
         &self,
-        request: &Stripped,
+        request: &Inbound<'_>,
         body: RequestBody,
         carried: Carried,
         record: &mut Record,
@@ -77,7 +77,7 @@ impl Way<'_> {
     /// exchange, if that was about our lease.
     async fn refused(
         &self,
-        request: &Stripped,
+        request: &Inbound<'_>,
         outcome: Result<Answer, Rejection>,
         carried: Carried,
         record: &mut Record,
@@ -168,7 +168,7 @@ impl Way<'_> {
     /// dead and the request is safe to repeat.
     async fn send(
         &self,
-        request: &Stripped,
+        request: &Inbound<'_>,
         body: RequestBody,
         carried: &Carried,
         record: &mut Record,
@@ -188,7 +188,7 @@ impl Way<'_> {
 
     async fn send_again(
         &self,
-        request: &Stripped,
+        request: &Inbound<'_>,
         error: SendError<RequestBody>,
         carried: &Carried,
         record: &mut Record,
@@ -264,23 +264,20 @@ impl Way<'_> {
     }
 }
 
-/// The status of the health node for `carried`: cheap, and every user may ask.
+/// The status of the health node for `carried`.
 pub(super) async fn ask(
     connections: &Connections<RequestBody>,
     carried: &Carried,
     patience: Patience,
 ) -> Option<StatusCode> {
-    let target = Uri::from_static("/v1/health");
-    let body = RequestBody::empty();
-    let request = Stripped::new(Method::GET, target, HeaderMap::new(), body.handle());
-    let outbound = inject(&request, body, carried).into_request();
+    let outbound = health(carried).into_request();
     let answer = connections.send(outbound, patience).await.ok()?;
     Some(answer.status())
 }
 
 /// The request for a second try, if a dead kept-alive connection was all that was wrong.
 fn second_try(
-    request: &Stripped,
+    request: &Inbound<'_>,
     error: &SendError<RequestBody>,
     carried: &Carried,
 ) -> Option<Request<RequestBody>> {
@@ -294,7 +291,7 @@ fn second_try(
     Some(inject(request, body, carried).into_request())
 }
 
-fn refusal(request: &Stripped, error: SendError<RequestBody>) -> Rejection {
+fn refusal(request: &Inbound<'_>, error: SendError<RequestBody>) -> Rejection {
     match request.body().failure() {
         Some(BodyFailure::TooLarge) => return Rejection::TooLarge,
         Some(BodyFailure::TooSlow) => return Rejection::TooSlow,

@@ -1,11 +1,13 @@
 //! Stage 4: the client's credential out, ours in.
 
+use std::fmt;
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HOST, HeaderValue};
-use http::{HeaderMap, Method, Request, Uri, Version};
+use http::header::{AUTHORIZATION, HeaderValue};
+use http::request::Parts;
+use http::{HeaderMap, Request, Uri};
 
-use super::headers;
+use super::headers::{self, Said};
 use super::request_body::{BodyHandle, RequestBody};
 use crate::metrics::Injected;
 use crate::secret::{Needle, Secret};
@@ -55,36 +57,17 @@ impl Carried {
     }
 }
 
-/// A request without any credential, hygiene done, that can be sent more than once.
-#[derive(Debug)]
-pub(super) struct Stripped {
-    method: Method,
-    target: Uri,
-    headers: HeaderMap,
+/// A request as it came, and what we say about it: `inject` makes of it what goes up, as
+/// often as it must be sent.
+pub(super) struct Inbound<'a> {
+    head: &'a Parts,
+    said: Said,
     body: BodyHandle,
 }
 
-impl Stripped {
-    /// Takes out what ends at this hop and what the client presented.
-    pub(super) fn new(
-        method: Method,
-        target: Uri,
-        mut headers: HeaderMap,
-        body: BodyHandle,
-    ) -> Self {
-        headers::end_at_this_hop(&mut headers);
-        headers::strip_credentials(&mut headers);
-        headers.remove(HOST);
-        Self {
-            method,
-            target,
-            headers,
-            body,
-        }
-    }
-
-    pub(super) fn headers_mut(&mut self) -> &mut HeaderMap {
-        &mut self.headers
+impl<'a> Inbound<'a> {
+    pub(super) fn new(head: &'a Parts, said: Said, body: BodyHandle) -> Self {
+        Self { head, said, body }
     }
 
     pub(super) fn body(&self) -> &BodyHandle {
@@ -93,7 +76,17 @@ impl Stripped {
 
     /// Whether sending it twice does the same as sending it once (RFC 9110, 9.2.2).
     pub(super) fn is_idempotent(&self) -> bool {
-        self.method.is_idempotent()
+        self.head.method.is_idempotent()
+    }
+}
+
+// By hand: the head holds the client's credential.
+impl fmt::Debug for Inbound<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbound")
+            .field("method", &self.head.method)
+            .field("body", &self.body)
+            .finish_non_exhaustive()
     }
 }
 
@@ -108,13 +101,26 @@ impl Outbound {
     }
 }
 
-pub(super) fn inject(request: &Stripped, body: RequestBody, carried: &Carried) -> Outbound {
+pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried) -> Outbound {
     let mut outbound = Request::new(body);
-    *outbound.method_mut() = request.method.clone();
-    *outbound.uri_mut() = request.target.clone();
-    *outbound.version_mut() = Version::HTTP_11;
-    *outbound.headers_mut() = request.headers.clone();
-    let headers = outbound.headers_mut();
+    *outbound.method_mut() = request.head.method.clone();
+    if let Some(target) = request.head.uri.path_and_query() {
+        *outbound.uri_mut() = Uri::from(target.clone());
+    }
+    *outbound.headers_mut() = headers::upward(&request.head.headers, &request.said);
+    carry(outbound.headers_mut(), carried);
+    Outbound(outbound)
+}
+
+/// A question of our own about `carried`: cheap for the Webapp, and every user may ask it.
+pub(super) fn health(carried: &Carried) -> Outbound {
+    let mut outbound = Request::new(RequestBody::empty());
+    *outbound.uri_mut() = Uri::from_static("/v1/health");
+    carry(outbound.headers_mut(), carried);
+    Outbound(outbound)
+}
+
+fn carry(headers: &mut HeaderMap, carried: &Carried) {
     match carried {
         Carried::Session(lease) | Carried::ApiKey(lease) => {
             for (name, value) in lease.headers() {
@@ -126,5 +132,4 @@ pub(super) fn inject(request: &Stripped, body: RequestBody, carried: &Carried) -
         }
         Carried::Nothing => {}
     }
-    Outbound(outbound)
 }

@@ -1,16 +1,16 @@
 //! A request that has passed the first three stages, and what the last one makes of it.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
-use http::Uri;
 use http::request::Parts;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::authenticate::Authenticated;
 use super::forward::Way;
-use super::headers::{self, Ours};
-use super::inject::{Carried, Stripped};
+use super::headers::Ours;
+use super::inject::{Carried, Inbound};
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::{BodyRules, RequestBody};
@@ -25,6 +25,8 @@ pub(super) struct Ready<'a> {
     pub(super) route: &'a Route,
     pub(super) who: Authenticated,
     pub(super) peer: IpAddr,
+    /// As `headers::host` reads it.
+    pub(super) host: Cow<'a, str>,
     /// End of the whole exchange.
     pub(super) deadline: Instant,
 }
@@ -58,21 +60,17 @@ impl Ready<'_> {
         Ok(body)
     }
 
-    /// The request as it goes up, but for the credential.
-    pub(super) fn stripped(
+    /// The request, and what we say about it.
+    pub(super) fn inbound<'h>(
         &self,
-        head: Parts,
+        head: &'h Parts,
         body: &RequestBody,
         peer: &Peer,
         record: &Record,
-    ) -> Stripped {
-        let host = headers::host(&head.uri, &head.headers).into_owned();
-        let target = head.uri.into_parts().path_and_query;
-        let target = target.map_or_else(|| Uri::from_static("/"), Uri::from);
-        let mut request = Stripped::new(head.method, target, head.headers, body.handle());
+    ) -> Inbound<'h> {
         let ours = Ours {
             peer,
-            host: &host,
+            host: &self.host,
             client: match &self.who.client {
                 Client::Open => "",
                 known => known.name(),
@@ -81,8 +79,7 @@ impl Ready<'_> {
             trace: record.trace(),
         };
         let trusted = &self.live.config.http.trusted_proxies;
-        ours.put(request.headers_mut(), trusted);
-        request
+        Inbound::new(head, ours.about(&head.headers, trusted), body.handle())
     }
 }
 

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Request, StatusCode};
+use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::access_line::{AccessLine, key};
@@ -58,15 +59,15 @@ enum End {
 }
 
 impl Record {
-    pub(super) fn open<B>(here: &Arc<Here>, request: &Request<B>, peer: &Peer) -> Box<Self> {
+    pub(super) fn open(here: &Arc<Here>, head: &Parts, peer: &Peer) -> Box<Self> {
         here.metrics.in_flight.inc();
         Box::new(Self {
             here: Arc::clone(here),
             id: Hex::random(),
-            trace: Trace::of(request.headers()),
+            trace: Trace::of(&head.headers),
             opened: Instant::now(),
-            method: request.method().clone(),
-            target: request.uri().path_and_query().cloned(),
+            method: head.method.clone(),
+            target: head.uri.path_and_query().cloned(),
             peer: peer.ip(),
             route: None,
             client: None,

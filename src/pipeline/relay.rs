@@ -13,7 +13,7 @@ use tracing::warn;
 use super::answer_body::Body;
 use super::authenticate::Authenticated;
 use super::forward::Way;
-use super::inject::{Carried, Stripped};
+use super::inject::{Carried, Inbound};
 use super::limit::Limiter;
 use super::record::Record;
 use super::reject::Rejection;
@@ -44,7 +44,7 @@ impl Relay<'_> {
         &self,
         call: &Call<'_>,
         who: &Authenticated,
-        (request, body): (&Stripped, RequestBody),
+        (request, body): (&Inbound<'_>, RequestBody),
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
         if call.kind == UsersCall::Login {
@@ -93,7 +93,7 @@ impl Relay<'_> {
     async fn login(
         &self,
         call: &Call<'_>,
-        sent: (&Stripped, RequestBody),
+        sent: (&Inbound<'_>, RequestBody),
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
         let answer = self.try_login(call, sent, record).await;
@@ -109,7 +109,7 @@ impl Relay<'_> {
     async fn try_login(
         &self,
         call: &Call<'_>,
-        (request, body): (&Stripped, RequestBody),
+        (request, body): (&Inbound<'_>, RequestBody),
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
         let username = basic(call.headers)?.username;

@@ -17,8 +17,6 @@ pub fn clean_fields(
     rules: &Http,
 ) -> Result<(), Rejection> {
     headers::check(fields, Version::HTTP_11, rules)?;
-    headers::end_at_this_hop(fields);
-    headers::strip_credentials(fields);
     let ours = headers::Ours {
         peer,
         host,
@@ -26,7 +24,8 @@ pub fn clean_fields(
         request_id: "",
         trace: &Trace::of(fields),
     };
-    ours.put(fields, &rules.trusted_proxies);
+    let said = ours.about(fields, &rules.trusted_proxies);
+    *fields = headers::upward(fields, &said);
     Ok(())
 }
 

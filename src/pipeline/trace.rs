@@ -4,7 +4,6 @@ use http::{HeaderMap, HeaderName};
 use rand::Rng as _;
 
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Hex digits; `N` of them.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,9 @@
 
 use std::error::Error;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -11,11 +13,12 @@ use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
+use tokio_util::either::Either;
 
 use super::Upstream;
 use super::body::{AnswerBody, Sent};
 use super::connect::DialError;
-use super::held::{Held, Patience};
+use super::held::{Answer, Held, Patience};
 use super::pool::Pool;
 use crate::lifecycle::Tasks;
 use crate::metrics::{Connect, Gauged, Metrics};
@@ -86,30 +89,35 @@ where
 
     /// Sends `request`, whose URI is path and query, and gives the head of the
     /// answer.
-    pub async fn send(
+    pub fn send(
         &self,
         mut request: Request<B>,
         patience: Patience,
-    ) -> Result<Response<AnswerBody>, SendError<B>> {
+    ) -> impl Future<Output = Result<Response<AnswerBody>, SendError<B>>> {
         *request.version_mut() = Version::HTTP_11;
         let host = &self.upstream.host;
         request
             .headers_mut()
             .entry(HOST)
             .or_insert_with(|| host.clone());
-
-        let (connection, is_reused) = match self.pool.take() {
+        match self.pool.take() {
             Some(connection) => {
                 self.metrics.upstream_connects.add(Connect::Reused);
-                (connection, true)
+                Either::Left(self.exchange(connection, true, request, patience))
             }
-            None => match Box::pin(self.connect(patience.until)).await {
-                Ok(connection) => (connection, false),
-                Err((kind, source)) => return Err(SendError::unsent(kind, request, source)),
-            },
-        };
-        self.exchange(connection, is_reused, request, patience)
-            .await
+            None => Either::Right(Box::pin(self.send_over_new(request, patience))),
+        }
+    }
+
+    async fn send_over_new(
+        &self,
+        request: Request<B>,
+        patience: Patience,
+    ) -> Result<Response<AnswerBody>, SendError<B>> {
+        match self.connect(patience.until).await {
+            Ok(connection) => self.exchange(connection, false, request, patience).await,
+            Err((kind, source)) => Err(SendError::unsent(kind, request, source)),
+        }
     }
 
     async fn connect(&self, end: Option<Instant>) -> Result<Box<Held<B>>, (SendErrorKind, Cause)> {
@@ -134,21 +142,62 @@ where
         Ok(connection)
     }
 
-    pub(super) async fn exchange(
+    pub(super) fn exchange(
         &self,
         mut connection: Box<Held<B>>,
         is_reused: bool,
         request: Request<B>,
         patience: Patience,
-    ) -> Result<Response<AnswerBody>, SendError<B>> {
-        let Some(answer) = connection.ask(request, patience).await else {
-            return Err(SendErrorKind::FirstByteTimeout.into());
+    ) -> Exchange<'_, B, impl Future<Output = Answer<B>> + use<B>> {
+        Exchange {
+            answer: connection.begin(request),
+            connection: Some(connection),
+            is_reused,
+            patience,
+            tasks: &self.tasks,
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A request on its way over one connection. Written out, as `async` would keep room
+    /// for the request, and move it, once for every function that it passes through.
+    pub(super) struct Exchange<'a, B, F> {
+        #[pin]
+        answer: F,
+        // None: it has ended.
+        connection: Option<Box<Held<B>>>,
+        is_reused: bool,
+        patience: Patience,
+        tasks: &'a Tasks,
+    }
+}
+
+impl<B, F> Future for Exchange<'_, B, F>
+where
+    B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
+    B::Error: Into<Cause>,
+    F: Future<Output = Answer<B>>,
+{
+    type Output = Result<Response<AnswerBody>, SendError<B>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let me = self.project();
+        let Some(mut connection) = me.connection.take() else {
+            return Poll::Pending; // polled after its end, which nobody does
         };
-        match answer {
+        let Poll::Ready(answer) = connection.poll_answer(cx, me.answer, *me.patience) else {
+            *me.connection = Some(connection);
+            return Poll::Pending;
+        };
+        let Some(answer) = answer else {
+            return Poll::Ready(Err(SendErrorKind::FirstByteTimeout.into()));
+        };
+        Poll::Ready(match answer {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let (rest, open) = connection.let_go();
                 if let Some(rest) = rest {
-                    self.tasks.spawn("upstream tunnel", async move {
+                    me.tasks.spawn("upstream tunnel", async move {
                         let _open = open;
                         let _ = rest.await; // whoever has the tunnel learns of its end there
                     });
@@ -156,8 +205,8 @@ where
                 Ok(response.map(AnswerBody::without_connection))
             }
             Ok(response) => Ok(response.map(|incoming| AnswerBody::new(incoming, connection))),
-            Err(failure) => Err(SendError::classify(failure, &connection, is_reused)),
-        }
+            Err(failure) => Err(SendError::classify(failure, &connection, *me.is_reused)),
+        })
     }
 }
 

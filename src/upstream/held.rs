@@ -3,7 +3,7 @@
 //! nobody holds it nothing is done but to note that something has happened.
 
 use std::fmt;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
@@ -27,7 +27,7 @@ use crate::metrics::Gauged;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 type Work = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
-type Answer<B> = Result<Response<Incoming>, TrySendError<Request<Sent<B>>>>;
+pub(super) type Answer<B> = Result<Response<Incoming>, TrySendError<Request<Sent<B>>>>;
 
 /// How often a connection may ring its own bell in one go. It does when tokio wants the
 /// task to give way; then the runtime must have its turn.
@@ -102,24 +102,27 @@ where
         }))
     }
 
-    /// Sends `request`; None when the upstream is late with the head of its answer.
-    pub(super) async fn ask(
+    /// Takes `request`; it is sent, and answered, as `poll_answer` is called.
+    pub(super) fn begin(
         &mut self,
         request: Request<B>,
-        patience: Patience,
-    ) -> Option<Answer<B>> {
-        let (head, body) = request.into_parts();
-        let body = Sent::new(body, &self.progress);
+    ) -> impl Future<Output = Answer<B>> + use<B> {
         self.heard.store(false, Ordering::Release);
-        let request = Request::from_parts(head, body);
-        let mut answer = pin!(self.sender.try_send_request(request));
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(answer) = self.poll_for(cx, |cx| answer.as_mut().poll(cx)) {
-                return Poll::Ready(Some(answer));
-            }
-            self.poll_late(patience).map(|()| None)
-        })
-        .await
+        let request = request.map(|body| Sent::new(body, &self.progress));
+        self.sender.try_send_request(request)
+    }
+
+    /// None when the upstream is late with the head of its answer.
+    pub(super) fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut answer: Pin<&mut impl Future<Output = Answer<B>>>,
+        patience: Patience,
+    ) -> Poll<Option<Answer<B>>> {
+        if let Poll::Ready(answer) = self.poll_for(cx, |cx| answer.as_mut().poll(cx)) {
+            return Poll::Ready(Some(answer));
+        }
+        self.poll_late(patience).map(|()| None)
     }
 }
 

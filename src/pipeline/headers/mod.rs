@@ -7,13 +7,14 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{
-    self, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue,
+    self, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, Uri, Version};
 
-pub(super) use ours::Ours;
+use ours::SAID;
+pub(super) use ours::{Ours, Said};
 
 use super::peer::Peer;
 use super::reject::Rejection;
@@ -86,36 +87,61 @@ pub(super) fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Cow<'a, str> {
     }
 }
 
-/// Takes out what ends at this hop: the fixed list and what `Connection` names.
-/// Done before our own credential goes in, or `Connection: authorization` would
-/// take it out again.
-pub(super) fn end_at_this_hop(headers: &mut HeaderMap) {
-    // Most messages have few of them, or none: one look is cheaper than nine removals.
-    let ends_here: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_of_this_hop(name))
-        .cloned()
-        .collect();
-    if ends_here.is_empty() {
-        return;
+/// The fields of a request as they go up, but for the credential: a new map, as the one
+/// that came is needed again should the request be sent twice. What ends at this hop,
+/// credentials, and what outsiders may not say stay behind.
+pub(super) fn upward(came: &HeaderMap, said: &Said) -> HeaderMap {
+    let mut up = HeaderMap::with_capacity(came.len() + SAID);
+    let mut ends_here = false;
+    for (name, value) in came {
+        let text = name.as_str();
+        if is_of_this_hop(text) {
+            ends_here = true;
+        } else if !is_credential(text) && !said.replaces(text) {
+            up.append(name.clone(), value.clone());
+        }
     }
-    let wants_trailers = items(headers, &TE).any(|item| item.eq_ignore_ascii_case("trailers"));
-    let named: Vec<HeaderName> = items(headers, &CONNECTION)
-        .filter(|item| !item.eq_ignore_ascii_case("keep-alive"))
-        .filter_map(|item| item.parse().ok())
-        .collect();
-    for name in named.iter().chain(&ends_here) {
-        headers.remove(name);
+    // Before our own go in, or `Connection: authorization` would take them out again.
+    if ends_here {
+        for name in named_by_connection(came) {
+            up.remove(name);
+        }
+        if items(came, &TE).any(|item| item.eq_ignore_ascii_case("trailers")) {
+            up.insert(TE, HeaderValue::from_static("trailers"));
+            up.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
     }
-    if wants_trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONNECTION, HeaderValue::from_static("te"));
-    }
+    said.put(&mut up);
+    up
 }
 
-/// hyper answers 100-continue itself, as soon as the body is wanted: `Expect` ends here.
-fn is_of_this_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name) || *name == TE || *name == EXPECT
+/// RFC 9110 7.6.1 and the older names still met in the wild; hyper answers 100-continue
+/// itself, as soon as the body is wanted, so `Expect` ends here.
+fn is_of_this_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "transfer-encoding"
+            | "upgrade"
+            | "te"
+            | "expect"
+    )
+}
+
+/// The client's own; `inject` puts ours in afterwards.
+fn is_credential(name: &str) -> bool {
+    matches!(name, "authorization" | "x-api-key")
+}
+
+/// What `Connection` says ends at this hop.
+fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    items(headers, &CONNECTION)
+        .filter(|item| !item.eq_ignore_ascii_case("keep-alive"))
+        .filter_map(|item| item.parse().ok())
 }
 
 /// What the fields of a name list, comma by comma.
@@ -126,12 +152,6 @@ fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
         .filter_map(|value| value.to_str().ok())
         .flat_map(|text| text.split(','))
         .map(str::trim)
-}
-
-/// The client's own credentials; `inject` puts ours in afterwards.
-pub(super) fn strip_credentials(headers: &mut HeaderMap) {
-    headers.remove(AUTHORIZATION);
-    headers.remove(X_API_KEY);
 }
 
 /// Where the request came from, as far as that can be believed: walks
@@ -171,22 +191,21 @@ fn contains(network: &Network, ip: IpAddr) -> bool {
     }
 }
 
-fn remove_all(headers: &mut HeaderMap, which: impl Fn(&str) -> bool) {
-    let found = headers.keys().filter(|name| which(name.as_str()));
-    let found: Vec<HeaderName> = found.cloned().collect();
-    for name in found {
-        headers.remove(name);
-    }
-}
-
 /// The upstream's answer on its way to the client.
 pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Needle>) {
-    end_at_this_hop(headers);
-    remove_all(headers, |name| {
-        // `Alt-Svc` would tell clients of a way around the gate. The other two are here
-        // when the answer listed trailers.
-        matches!(name, "alt-svc" | "te" | "connection") || name.starts_with("x-tollgate-")
-    });
+    // Most answers have none of them: one look is cheaper than many removals.
+    let ends_here = |name: &&HeaderName| {
+        let name = name.as_str();
+        // `Alt-Svc` would tell clients of a way around the gate.
+        is_of_this_hop(name) || name == "alt-svc" || name.starts_with("x-tollgate-")
+    };
+    let mut ends: Vec<HeaderName> = headers.keys().filter(ends_here).cloned().collect();
+    if !ends.is_empty() {
+        ends.extend(named_by_connection(headers));
+    }
+    for name in ends {
+        headers.remove(name);
+    }
     let Some(needle) = injected else { return };
     for value in headers.values_mut() {
         if needle.is_in(value.as_bytes()) {

@@ -9,11 +9,14 @@ use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, 
 use crate::config::Network;
 use crate::pipeline::access_line::put_address;
 use crate::pipeline::peer::Peer;
-use crate::pipeline::trace::{TRACEPARENT, TRACESTATE, Trace};
+use crate::pipeline::trace::{TRACEPARENT, Trace};
 
 const X_TOLLGATE_CLIENT: HeaderName = HeaderName::from_static("x-tollgate-client");
 
-/// What is said.
+/// The most fields that are said.
+pub(super) const SAID: usize = 6;
+
+/// What is to be said.
 pub(in crate::pipeline) struct Ours<'a> {
     pub(in crate::pipeline) peer: &'a Peer,
     /// Empty: the client named none.
@@ -24,16 +27,29 @@ pub(in crate::pipeline) struct Ours<'a> {
     pub(in crate::pipeline) trace: &'a Trace,
 }
 
+/// The same as field values; an empty text, and one that no field can carry, is left out.
+#[derive(Debug)]
+pub(in crate::pipeline) struct Said {
+    chain: Option<HeaderValue>,
+    scheme: &'static str,
+    host: Option<HeaderValue>,
+    client: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+    parent: Option<HeaderValue>,
+    /// The peer is a proxy whose own `X-Forwarded-*` are believed.
+    believed: bool,
+    /// `tracestate` belongs to the trace it came with.
+    keeps_trace: bool,
+}
+
 impl Ours<'_> {
-    /// Drops the fields that outsiders may not send, and says our own.
-    pub(in crate::pipeline) fn put(&self, headers: &mut HeaderMap, trusted: &[Network]) {
+    /// `came`: the request's fields.
+    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, trusted: &[Network]) -> Said {
         let believed = is_trusted(self.peer.ip(), trusted);
-        super::remove_all(headers, |name| is_ours(name, believed));
         let mut texts = Texts::default();
         let chain = texts.add(|text| {
-            for value in headers.get_all(X_FORWARDED_FOR) {
-                text.extend_from_slice(value.as_bytes());
-                text.extend_from_slice(b", ");
+            if believed {
+                put_chain(text, came);
             }
             put_address(text, self.peer.ip());
         });
@@ -42,40 +58,72 @@ impl Ours<'_> {
         let id = texts.add(|text| text.extend_from_slice(self.request_id.as_bytes()));
         let parent = texts.add(|text| self.trace.put_parent(text));
         let texts = texts.finish();
-
-        texts.insert(headers, X_FORWARDED_FOR, chain);
-        let scheme = HeaderValue::from_static(self.peer.scheme());
-        headers.entry(X_FORWARDED_PROTO).or_insert(scheme);
-        if !believed || !headers.contains_key(X_FORWARDED_HOST) {
-            texts.insert(headers, X_FORWARDED_HOST, host);
-        }
-        texts.insert(headers, X_TOLLGATE_CLIENT, client);
-        texts.insert(headers, X_REQUEST_ID, id);
-        texts.insert(headers, TRACEPARENT, parent);
-        // It belongs to the trace it came with.
-        if !self.trace.is_kept() {
-            headers.remove(TRACESTATE);
+        Said {
+            chain: texts.value(chain),
+            scheme: self.peer.scheme(),
+            host: texts.value(host),
+            client: texts.value(client),
+            request_id: texts.value(id),
+            parent: texts.value(parent),
+            believed,
+            keeps_trace: self.trace.is_kept(),
         }
     }
 }
 
-/// `_` and `-` are the same name to many servers, so they are to this filter.
-fn is_ours(name: &str, believed: bool) -> bool {
-    let begins = |with: &str| {
-        let mut bytes = name.bytes().map(|b| if b == b'_' { b'-' } else { b });
-        with.bytes().all(|byte| bytes.next() == Some(byte))
-    };
-    let is = |whole: &str| name.len() == whole.len() && begins(whole);
-    match name.as_bytes().first() {
-        Some(b'x') if begins("x-tollgate-") => true,
-        Some(b'x') => !believed && (is("x-real-ip") || begins("x-forwarded-")),
-        Some(b'f') => !believed && is("forwarded"),
-        _ => false,
+fn put_chain(text: &mut Vec<u8>, came: &HeaderMap) {
+    for value in came.get_all(X_FORWARDED_FOR) {
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b", ");
     }
 }
 
-/// Values of several fields in one allocation, which copies of the fields share: the
-/// request is kept for a second try.
+impl Said {
+    /// Whether what came under this name is ours to say, or not for outsiders to say.
+    /// `_` and `-` are the same name to many servers, so they are here.
+    pub(super) fn replaces(&self, name: &str) -> bool {
+        let begins = |with: &str| {
+            let mut bytes = name.bytes().map(|b| if b == b'_' { b'-' } else { b });
+            with.bytes().all(|byte| bytes.next() == Some(byte))
+        };
+        let is = |whole: &str| name.len() == whole.len() && begins(whole);
+        match name.as_bytes().first() {
+            Some(b'h') => name == "host",
+            Some(b't') => name == "traceparent" || (name == "tracestate" && !self.keeps_trace),
+            Some(b'x') if is("x-request-id") || begins("x-tollgate-") => true,
+            Some(b'x') => {
+                name == "x-forwarded-for"
+                    || (!self.believed && (is("x-real-ip") || begins("x-forwarded-")))
+            }
+            Some(b'f') => !self.believed && is("forwarded"),
+            _ => false,
+        }
+    }
+
+    /// Says it, in fields from which all that it replaces has been left out.
+    pub(super) fn put(&self, fields: &mut HeaderMap) {
+        let mut say = |name: HeaderName, value: &Option<HeaderValue>| {
+            if let Some(value) = value {
+                fields.append(name, value.clone());
+            }
+        };
+        say(X_FORWARDED_FOR, &self.chain);
+        say(X_TOLLGATE_CLIENT, &self.client);
+        say(X_REQUEST_ID, &self.request_id);
+        say(TRACEPARENT, &self.parent);
+        // What a believed proxy has said of these two stands.
+        if !(self.believed && fields.contains_key(X_FORWARDED_PROTO)) {
+            fields.append(X_FORWARDED_PROTO, HeaderValue::from_static(self.scheme));
+        }
+        if let Some(host) = &self.host
+            && !(self.believed && fields.contains_key(X_FORWARDED_HOST))
+        {
+            fields.append(X_FORWARDED_HOST, host.clone());
+        }
+    }
+}
+
+/// Values of several fields in one allocation, which copies of the fields share.
 #[derive(Default)]
 struct Texts(Vec<u8>);
 
@@ -97,12 +145,10 @@ impl Texts {
 }
 
 impl Finished {
-    /// An empty text, and one that no field can carry, is left out.
-    fn insert(&self, headers: &mut HeaderMap, name: HeaderName, text: Range<usize>) {
-        if !text.is_empty()
-            && let Ok(value) = HeaderValue::from_maybe_shared(self.0.slice(text))
-        {
-            headers.insert(name, value);
+    fn value(&self, text: Range<usize>) -> Option<HeaderValue> {
+        if text.is_empty() {
+            return None;
         }
+        HeaderValue::from_maybe_shared(self.0.slice(text)).ok()
     }
 }
