@@ -1,6 +1,7 @@
 //! The access record: opened first, closed last, on drop at the latest. One line and
 //! a few counts per request; no header, no query and no body ever gets into it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub(super) struct Record {
     upstream_status: Option<u16>,
     blame: Blame,
     reason: Option<Reason>,
-    cause: Option<String>,
+    cause: Option<Cow<'static, str>>,
     body: Option<BodyHandle>,
     bytes_out: u64,
     repeated: bool,
@@ -159,7 +160,7 @@ impl Record {
             StreamError::Upstream(_) => Blame::Upstream,
             StreamError::TooSlow => Blame::Client,
         };
-        self.cause = Some(error.to_string());
+        self.cause = Some(Cow::Owned(error.to_string()));
     }
 
     fn count(&self, took: Duration, bytes_in: u64) {

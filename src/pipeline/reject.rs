@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::error::Error;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
@@ -58,6 +60,12 @@ pub enum Rejection {
     NoSuchUser,
     Internal(&'static str),
 }
+
+/// The body of the one refusal that strangers can ask for as often as they like.
+static UNAUTHENTICATED: LazyLock<Bytes> = LazyLock::new(|| {
+    let refusal = Rejection::Unauthenticated("");
+    refusal.body(refusal.face().code)
+});
 
 /// What the outside sees, and what is counted.
 #[derive(Clone, Copy, Debug)]
@@ -159,21 +167,21 @@ impl Rejection {
     }
 
     /// What the record says besides: the true reason, never a secret.
-    pub fn cause(&self) -> Option<String> {
-        match self {
-            Self::Unauthenticated(why) | Self::LoginRefused(why) | Self::BadAnswer(why) => {
-                Some((*why).to_owned())
-            }
-            Self::BadRequest(why)
+    pub fn cause(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Unauthenticated(why)
+            | Self::LoginRefused(why)
+            | Self::BadAnswer(why)
+            | Self::BadRequest(why)
             | Self::Forbidden(why)
             | Self::Internal(why)
-            | Self::TooManyTokens(why) => Some((*why).to_owned()),
-            Self::TooMany(limit) => Some(format!("limit {}", limit.policy)),
-            Self::NoLease(no_lease) => Some(no_lease.to_string()),
-            Self::Unavailable(why) | Self::TokenUnsure(why) => Some(why.to_string()),
-            Self::Unreachable(error) | Self::BrokeOff(error) => Some(chain(error.as_ref())),
-            _ => None,
-        }
+            | Self::TooManyTokens(why) => Cow::Borrowed(*why),
+            Self::TooMany(limit) => Cow::Owned(format!("limit {}", limit.policy)),
+            Self::NoLease(no_lease) => Cow::Owned(no_lease.to_string()),
+            Self::Unavailable(why) | Self::TokenUnsure(why) => Cow::Owned(why.to_string()),
+            Self::Unreachable(error) | Self::BrokeOff(error) => Cow::Owned(chain(error.as_ref())),
+            _ => return None,
+        })
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -198,10 +206,16 @@ impl Rejection {
         }
     }
 
+    fn body(&self, code: ErrorCode) -> Bytes {
+        webapp::error_body(code, &self.details(), Meta::WEBAPP).into()
+    }
+
     pub fn into_response(self) -> Response<Body> {
         let face = self.face();
-        let text = webapp::error_body(face.code, &self.details(), Meta::WEBAPP);
-        let mut response = Response::new(Body::full(text));
+        let mut response = Response::new(Body::full(match &self {
+            Self::Unauthenticated(_) => UNAUTHENTICATED.clone(),
+            _ => self.body(face.code),
+        }));
         *response.status_mut() = face.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
