@@ -15,6 +15,9 @@ use crate::config::LogFormat;
 
 /// How long lines may gather before they are written.
 const GATHER: Duration = Duration::from_millis(50);
+/// How much may gather: less than a processor's own cache holds, so that neither the
+/// worker nor the writer waits for memory.
+const FULL: usize = 64 * 1024;
 /// Bytes kept for a slow reader, for each worker.
 const KEPT: usize = 8 * 1024 * 1024;
 /// A buffer that has grown beyond this is given back when it is empty.
@@ -40,10 +43,12 @@ struct Shared {
 }
 
 /// What the thread waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Call {
     Nothing,
     Lines,
+    /// A buffer is full: at once.
+    Full,
     End,
 }
 
@@ -100,18 +105,15 @@ impl Shared {
     fn run(&self) {
         let mut spare = Vec::new();
         loop {
-            let mut call = lock(&self.call);
-            while *call == Call::Nothing {
-                call = self
-                    .called
-                    .wait(call)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
+            let call = lock(&self.call);
+            let call = self.called.wait_while(call, |call| *call == Call::Nothing);
+            let call = call.unwrap_or_else(PoisonError::into_inner);
+            let gathered = self
+                .called
+                .wait_timeout_while(call, GATHER, |call| *call == Call::Lines);
+            let (mut call, _) = gathered.unwrap_or_else(PoisonError::into_inner);
             let is_end = std::mem::replace(&mut *call, Call::Nothing) == Call::End;
             drop(call);
-            if !is_end {
-                thread::sleep(GATHER);
-            }
             self.empty(&mut spare);
             if is_end {
                 return;
@@ -137,9 +139,7 @@ impl Shared {
 
     fn call(&self, what: Call) {
         let mut call = lock(&self.call);
-        if *call != Call::End {
-            *call = what;
-        }
+        *call = (*call).max(what);
         drop(call);
         self.called.notify_one();
     }
@@ -168,14 +168,17 @@ impl Lines {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let was_empty = kept.text.is_empty();
+        let before = kept.text.len();
         let micros = clock::unix_micros();
         kept.turn_to(micros / 1_000_000);
         let Kept { text, stamp, .. } = &mut *kept;
         let micros = u32::try_from(micros % 1_000_000).unwrap_or(0);
         write(text, Stamp { stamp, micros });
+        let after = text.len();
         drop(kept);
-        if was_empty {
+        if before < FULL && after >= FULL {
+            self.shared.call(Call::Full);
+        } else if before == 0 {
             self.shared.call(Call::Lines);
         }
     }
@@ -257,6 +260,6 @@ mod tests {
         lines.add(|text, _| text.push(b'y'));
         assert_eq!(shared.dropped.load(Ordering::Relaxed), 1);
         assert_eq!(lock(&lines.kept).text.len(), KEPT + 1);
-        assert_eq!(*lock(&shared.call), Call::Lines);
+        assert_eq!(*lock(&shared.call), Call::Full);
     }
 }
