@@ -26,6 +26,11 @@ use crate::store::shared::SharedStore;
 
 /// Lines in which requests wait. Keys may share one; that delays, never denies.
 const LINES: usize = 64;
+/// Parts of the map. One of them is held while it grows, or while the sweep goes through
+/// it: of a million keys this makes it 16,000 at a time.
+const SHARDS: usize = 64;
+/// Room for this many keys is kept, used or not.
+const ORDINARY: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Buckets {
@@ -58,9 +63,12 @@ impl Buckets {
         let burst = NonZeroU32::new(quota.burst).unwrap_or(NonZeroU32::MIN);
         let interval = interval(quota, burst);
         let rate = governor::Quota::with_period(interval).expect("an interval is never zero");
+        let shards = if max_keys > ORDINARY { SHARDS } else { 2 };
         let store = Arc::new(Store {
+            each: DashMap::with_hasher_and_shard_amount(BuildAsItIs::default(), shards),
+            known: AtomicUsize::new(0),
             max: AtomicUsize::new(max_keys),
-            ..Store::default()
+            overflow: AtomicU64::new(0),
         });
         let clock = Monotonic(Instant::now());
         let limiter = RateLimiter::new(rate.allow_burst(burst), Shared(Arc::clone(&store)), clock);
@@ -180,7 +188,16 @@ impl Buckets {
     /// Forgets full buckets; how many are left.
     pub(super) fn sweep(&self) -> usize {
         self.limiter.retain_recent();
-        self.limiter.len()
+        let (left, room) = (self.limiter.len(), self.room());
+        if room > ORDINARY && left < room / 8 {
+            self.store.each.shrink_to_fit();
+        }
+        left
+    }
+
+    /// Keys there is room for without asking for memory.
+    pub(super) fn room(&self) -> usize {
+        self.store.each.capacity()
     }
 
     pub(super) fn facts(&self, remaining: u32) -> RateFacts {
@@ -231,7 +248,7 @@ impl Clock for Monotonic {
 }
 
 /// One number a key: when its bucket is full (GCRA: theoretical arrival time); 0: ever.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Store {
     each: DashMap<u64, AtomicU64, BuildAsItIs>,
     known: AtomicUsize,

@@ -59,6 +59,20 @@ async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
     assert_eq!(gauge.get(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn room_for_many_keys_is_given_back_when_they_are_forgotten() {
+    let buckets = Buckets::new("clients".into(), quota(1, 5), 1_000_000);
+    for key in 0..100_000 {
+        assert!(buckets.spend(buckets.key(key)).is_ok());
+    }
+    assert_eq!(buckets.sweep(), 100_000);
+    let full = buckets.room();
+    assert!(full >= 100_000);
+    advance(SECOND * 10).await;
+    assert_eq!(buckets.sweep(), 0);
+    assert!(buckets.room() < full / 100, "{} of {full}", buckets.room());
+}
+
 #[test]
 fn extreme_quotas_neither_panic_nor_block() {
     for (requests, per, burst) in [
