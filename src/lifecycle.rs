@@ -1,9 +1,12 @@
 //! Life and end of everything that runs: named tasks, drain and abort, readiness.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
+use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,10 +57,8 @@ impl Tasks {
             name,
             failed: Arc::clone(&self.failed),
         };
-        self.runtime.spawn(self.tracker.track_future(async move {
-            let _watch = watch;
-            work.await;
-        }));
+        let watched = Watched { work, watch };
+        self.runtime.spawn(self.tracker.track_future(watched));
     }
 
     /// How many tasks ended by a panic, those apart included.
@@ -69,6 +70,24 @@ impl Tasks {
     pub async fn wait(&self) {
         self.tracker.close();
         self.tracker.wait().await;
+    }
+}
+
+pin_project! {
+    /// A task's work and the watch over it. Not an async block: that has room for the work
+    /// twice, as it came and as it is waited for, and every connection is one.
+    struct Watched<F> {
+        #[pin]
+        work: F,
+        watch: PanicWatch,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Watched<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().work.poll(cx)
     }
 }
 
@@ -159,6 +178,11 @@ impl Drop for NotYet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_task_has_room_for_its_work_once() {
+        assert!(size_of::<Watched<[u8; 1000]>>() < 1100);
+    }
 
     #[tokio::test]
     async fn a_panic_ends_its_task_only_and_is_counted_where_the_program_looks() {

@@ -44,7 +44,7 @@ gcc -O2 "$here/calib.c" -o "$PB_WORK/calib"
 # the release image's build of this tree
 profile=release
 grep -q '^\[profile.dist\]' "$root/Cargo.toml" && profile=dist
-(cd "$root" && cargo build -q --locked --profile "$profile" --no-default-features --bin tollgate)
+(cd "$root" && cargo build -q --locked --profile "$profile" --no-default-features --features jemalloc --bin tollgate)
 export PB_GATE=$CARGO_TARGET_DIR/$profile/tollgate
 
 results=$PB_WORK/run/results.jsonl

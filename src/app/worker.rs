@@ -2,6 +2,7 @@
 //! upstream connections and tasks. Nothing slow runs here.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -130,6 +131,14 @@ pub(super) fn start(
     Ok(Workers { ends })
 }
 
+/// In a box, since hyper moves it about and it is large; and made there: `Box::pin` makes
+/// it on the stack and copies all of it, kilobytes a request.
+#[inline]
+fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    let place = Box::new_uninit();
+    Box::into_pin(Box::write(place, make()))
+}
+
 fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): (Tasks, &Stop)) {
     runtime.block_on(async {
         let flows = Flows::default();
@@ -145,8 +154,7 @@ fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): 
                 let pipeline = Arc::clone(&pipeline);
                 // Kept here, once: what comes after only looks at it.
                 let (head, body) = request.into_parts();
-                // In a box: hyper moves it about, and it is large.
-                Box::pin(async move { pipeline.handle(&head, body, &peer).await })
+                boxed(|| async move { pipeline.handle(&head, body, &peer).await })
             };
             let parts = listener::Parts {
                 settings: door.settings,

@@ -217,7 +217,9 @@ pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Needle>) {
 /// The record's id on every answer. The Webapp saw it too: where it answers with one
 /// of its own, ours takes its place, so that a client's report can be found in our log.
 pub(super) fn put_request_id(headers: &mut HeaderMap, id: &str) {
-    if let Ok(value) = HeaderValue::from_str(id) {
+    if let Ok(mut value) = HeaderValue::from_str(id) {
+        // No secret, but never the same again: kept out of HTTP/2's table of fields.
+        value.set_sensitive(true);
         headers.insert(X_REQUEST_ID, value);
     }
 }

@@ -43,6 +43,16 @@ fn went_up(came: &HeaderMap, trusted: &[Network]) -> HeaderMap {
 }
 
 #[test]
+fn the_request_id_is_ours_and_takes_no_place_in_the_table_of_http2() {
+    let mut headers = HeaderMap::new();
+    headers.insert(X_REQUEST_ID, HeaderValue::from_static("theirs"));
+    put_request_id(&mut headers, "ours");
+    let ids: Vec<_> = headers.get_all(X_REQUEST_ID).iter().collect();
+    assert_eq!(ids, ["ours"]);
+    assert!(ids[0].is_sensitive());
+}
+
+#[test]
 fn connection_tricks_cannot_take_the_credential_out() {
     let mut headers = HeaderMap::new();
     headers.append(

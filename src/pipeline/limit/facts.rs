@@ -85,7 +85,9 @@ impl RateFacts {
         digits(&mut state, self.remaining.into());
         state.extend_from_slice(b";t=");
         digits(&mut state, self.reset);
-        if let Ok(state) = HeaderValue::from_bytes(&state) {
+        if let Ok(mut state) = HeaderValue::from_bytes(&state) {
+            // As with the request's id: not worth a place in HTTP/2's table of fields.
+            state.set_sensitive(true);
             headers.insert(RATELIMIT_POLICY, advert.policy.clone());
             headers.insert(RATELIMIT, state);
         }

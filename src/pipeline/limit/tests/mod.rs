@@ -225,6 +225,12 @@ async fn the_tightest_limit_is_told_in_the_fields_of_the_draft() {
     assert_eq!(refused.retry_after, SECOND);
     refused.facts.put(&mut headers);
     assert_eq!(headers["ratelimit"], "\"messages\";r=0;t=1");
+    let keeps = |name: &str| !headers[name].is_sensitive();
+    assert_eq!(
+        (keeps("ratelimit"), keeps("ratelimit-policy")),
+        (false, true),
+        "HTTP/2's table is for what comes again"
+    );
     assert_eq!(refused.to_string(), "limit messages is reached");
 }
 
