@@ -81,7 +81,7 @@ impl Bench {
 
     fn restore(&self) {
         let now = tollgate::clock::unix_millis();
-        let users: Vec<Arc<str>> = (0..=self.size / PER_USER).map(|n| user(n).into()).collect();
+        let users: Vec<String> = (0..=self.size / PER_USER).map(user).collect();
         let before = ALLOCATOR.allocated();
         let store = store();
         let empty = ALLOCATOR.allocated() - before;
@@ -94,6 +94,7 @@ impl Bench {
             restore.take(Kept {
                 digest: *digest,
                 user: &users[number],
+                number: number as u32,
                 role: None,
                 ends_millis: now + lifetime(place).as_millis() as u64,
             });

@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::timeout;
 
 use crate::clock;
-use crate::config::{ApiKey, PathPattern, is_name};
+use crate::config::{ApiKey, PathPattern, is_name, parse_quota};
 use crate::identity::{KeyError, KeyRing, NewKey};
 use crate::secret::SecretSource;
 use crate::store::Unavailable;
@@ -176,6 +176,7 @@ struct Written {
     paths: Vec<String>,
     #[serde(default)]
     methods: Vec<String>,
+    limit: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -210,6 +211,10 @@ fn wanted(body: &[u8]) -> Result<NewKey, Refusal> {
             .filter(|_| text.bytes().all(|byte| byte.is_ascii_uppercase()));
         known.ok_or_else(|| bad("methods: such as \"GET\"".to_owned()))
     });
+    let limit = written.limit.map(|text| {
+        let quota = parse_quota(&text);
+        quota.ok_or_else(|| bad("limit: such as \"5/s burst 10\"".to_owned()))
+    });
     Ok(NewKey {
         name: written.name.into(),
         expires,
@@ -219,6 +224,7 @@ fn wanted(body: &[u8]) -> Result<NewKey, Refusal> {
         },
         paths: paths.collect::<Result<_, _>>()?,
         methods: methods.collect::<Result<_, _>>()?,
+        limit: limit.transpose()?,
     })
 }
 
@@ -253,6 +259,7 @@ fn shown((key, last_use): &Listed, origin: &str) -> Value {
         "expires": key.expires.and_then(moment),
         "paths": paths,
         "methods": methods,
+        "limit": key.limit.as_ref().map(ToString::to_string),
         "last_use": last_use.and_then(moment),
     })
 }

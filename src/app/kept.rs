@@ -44,7 +44,8 @@ pub(super) async fn open(
             // After a kill the whole file is checked.
             let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
             let opened = opened.await.expect("opening catches what panics");
-            opened.map_err(Error::Store)?
+            let (store, contents) = opened.map_err(Error::Store)?;
+            (store.waiting(config.store.timeout), contents)
         }
     };
     let ring = store.shared().map(KeyRing::sharing);

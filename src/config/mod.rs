@@ -9,17 +9,17 @@ mod pattern;
 mod problem;
 mod profile;
 mod reload;
-mod shared_store;
+mod store;
 #[cfg(test)]
 mod tests;
 
 pub use difference::Difference;
-pub use file::{is_name, load, parse};
+pub use file::{is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{Loaded, Problem, Problems, Rows};
 pub use profile::whatsapp_routes;
 pub use reload::{Gone, Outcome, Refused, Reloader, Requests, Watcher, reloader};
-pub use shared_store::{Finding, ServerAddress, SharedStore, StoreTls};
+pub use store::{Finding, ServerAddress, SharedStore, Store, StorePlace, StoreTls};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -344,25 +344,6 @@ pub struct Http {
 pub struct Network {
     pub address: std::net::IpAddr,
     pub prefix: u8,
-}
-
-/// What outlives a restart.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Store {
-    pub place: StorePlace,
-    /// Seals the upstream's token at rest; None: it is not kept.
-    pub key: Option<SecretSource>,
-    /// The key before it: still opens what it sealed.
-    pub old_key: Option<SecretSource>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StorePlace {
-    /// Nothing outlives a restart.
-    Memory,
-    File(PathBuf),
-    /// A server that several gates share.
-    Shared(Box<SharedStore>),
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::key_mirror::KeyMirror;
 use super::{KeyRefused, Keys, mint_key};
-use crate::config::{ApiKey, PathPattern};
+use crate::config::{ApiKey, PathPattern, Quota, parse_quota};
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
 use crate::store::{Change, Digest, KeyRecord, Store, Unavailable};
@@ -45,6 +45,8 @@ pub struct NewKey {
     pub role: Role,
     pub paths: Vec<PathPattern>,
     pub methods: Vec<Method>,
+    /// Its own, besides all others.
+    pub limit: Option<Quota>,
 }
 
 /// Why the keys stay as they are.
@@ -100,7 +102,8 @@ impl KeyRing {
 
     /// Makes a key; gives its text, which is kept nowhere.
     pub async fn create(&self, wanted: NewKey) -> Result<Secret, KeyError> {
-        let turn = Arc::clone(&self.changes).lock_owned().await;
+        let turn = Arc::clone(&self.changes).lock_owned();
+        let turn = self.store.turn(turn).await?;
         let held = self.held.load_full();
         if held.keys.has(&wanted.name) {
             return Err(KeyError::Exists);
@@ -125,7 +128,7 @@ impl KeyRing {
             role: wanted.role,
             paths: wanted.paths,
             methods: wanted.methods,
-            limit: None,
+            limit: wanted.limit,
         });
         self.commit(Change::PutKey(record), all, turn).await?;
         Ok(text)
@@ -133,7 +136,8 @@ impl KeyRing {
 
     /// Ends a key: no request that begins after the answer gets in with it.
     pub async fn delete(&self, name: &str) -> Result<(), KeyError> {
-        let turn = Arc::clone(&self.changes).lock_owned().await;
+        let turn = Arc::clone(&self.changes).lock_owned();
+        let turn = self.store.turn(turn).await?;
         let mut all = self.held.load().all.clone();
         let before = all.len();
         all.retain(|key| *key.name != *name);
@@ -163,7 +167,7 @@ impl KeyRing {
             drop(turn);
             let _ = answer.send(outcome); // whoever asked may have left
         });
-        answered.await.unwrap_or(Err(Unavailable::Closed))
+        self.store.outcome(answered).await
     }
 }
 
@@ -175,6 +179,7 @@ fn record(wanted: &NewKey, digest: [u8; 32]) -> KeyRecord {
         role: wanted.role,
         paths: wanted.paths.iter().map(ToString::to_string).collect(),
         methods: wanted.methods.iter().map(ToString::to_string).collect(),
+        limit: wanted.limit.as_ref().map(ToString::to_string),
     }
 }
 
@@ -187,7 +192,13 @@ pub(super) fn key(record: KeyRecord) -> Option<ApiKey> {
         .map(|text| PathPattern::parse(text).ok());
     let methods = record.methods.iter();
     let methods = methods.map(|text| Method::from_bytes(text.as_bytes()).ok());
-    let (Some(paths), Some(methods)) = (paths.collect(), methods.collect()) else {
+    // A limit that is not understood is not the same as none.
+    let limit = match &record.limit {
+        Some(text) => parse_quota(text).map(Some),
+        None => Some(None),
+    };
+    let (Some(paths), Some(methods), Some(limit)) = (paths.collect(), methods.collect(), limit)
+    else {
         warn!(key = %record.name, "an API key of the store cannot be understood; it opens nothing");
         return None;
     };
@@ -198,7 +209,7 @@ pub(super) fn key(record: KeyRecord) -> Option<ApiKey> {
         role: record.role,
         paths,
         methods,
-        limit: None,
+        limit,
     })
 }
 
@@ -213,6 +224,7 @@ mod tests {
             role: Role::User,
             paths: vec![PathPattern::parse("/v1/media/{id}").unwrap()],
             methods: vec![Method::GET],
+            limit: parse_quota("5/s burst 10"),
         }
     }
 
@@ -236,12 +248,17 @@ mod tests {
         let key = key(record(&wanted("bot"), digest)).unwrap();
         assert_eq!(key.paths, wanted("bot").paths);
         assert_eq!(key.methods, [Method::GET]);
+        assert!(key.limit.is_some() && key.limit == wanted("bot").limit);
         assert_eq!(key.digests, [digest]);
         let odd = KeyRecord {
             paths: vec!["v2:/anything".to_owned()],
             ..record(&wanted("odd"), digest)
         };
-        let ring = KeyRing::new(Arc::new(Store::Memory), vec![odd]);
+        let unlimited = KeyRecord {
+            limit: Some("a few".to_owned()),
+            ..record(&wanted("unlimited"), digest)
+        };
+        let ring = KeyRing::new(Arc::new(Store::Memory), vec![odd, unlimited]);
         assert!(ring.list().is_empty());
     }
 }

@@ -11,6 +11,8 @@ mod seal;
 pub mod shared;
 mod transfer;
 
+#[cfg(test)]
+pub(crate) use embedded::Disk;
 pub use embedded::{Compacted, Embedded, Import, Mode, Offline, OpenError};
 pub use record::{
     Digest, GrantRecord, KeyRecord, Origin, PhcText, Record, SealedBytes, SealedLease, UserEpoch,
@@ -24,9 +26,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::metrics::Metrics;
+use crate::webapp::Role;
 use shared::SharedStore;
+
+/// How long somebody waits for a change, where nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One thing that changes. Whole in itself: it takes place or it does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +60,8 @@ pub enum Change {
     },
 }
 
-/// Why a change did not take place. Nothing has changed, anywhere; it may be tried again.
+/// Why a change did not take place. Nothing has changed, anywhere, but for `Late`; it may
+/// be tried again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     #[error("the store has too many changes in hand")]
@@ -62,6 +70,9 @@ pub enum Unavailable {
     Failed(Arc<str>),
     #[error("the store is closed")]
     Closed,
+    /// The exception to the rule: the change is under way, and may still take place.
+    #[error("the store has not answered in time")]
+    Late,
 }
 
 impl Unavailable {
@@ -69,7 +80,7 @@ impl Unavailable {
     pub fn retry_after(&self) -> Duration {
         match self {
             Self::Busy | Self::Closed => Duration::from_secs(1),
-            Self::Failed(_) => Duration::from_secs(5),
+            Self::Failed(_) | Self::Late => Duration::from_secs(5),
         }
     }
 }
@@ -93,8 +104,34 @@ pub struct Loaded {
     pub took: Duration,
 }
 
+/// A live grant as it is loaded: millions of them, so nothing is made for each.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveGrant<'a> {
+    pub digest: Digest,
+    pub user: &'a Arc<str>,
+    /// The user's number in this store.
+    pub holder: u32,
+    pub role: Option<Role>,
+    pub ends_millis: u64,
+    pub epoch: u64,
+    pub origin: Origin,
+}
+
+impl LiveGrant<'_> {
+    fn record(self) -> GrantRecord {
+        GrantRecord {
+            digest: self.digest,
+            user: Arc::clone(self.user),
+            role: self.role,
+            ends_millis: self.ends_millis,
+            epoch: self.epoch,
+            origin: self.origin,
+        }
+    }
+}
+
 /// Takes grants that are loaded.
-pub type Taker = Box<dyn FnMut(GrantRecord) + Send>;
+pub type Taker = Box<dyn FnMut(LiveGrant<'_>) + Send>;
 
 /// Where the records are.
 #[derive(Debug)]
@@ -136,13 +173,48 @@ impl Store {
         }
     }
 
-    /// Makes a change last; waits until it does.
+    /// Makes a change last; waits until it does, but not for ever.
     pub async fn commit(&self, change: Change) -> Result<(), Unavailable> {
         let (answer, answered) = oneshot::channel();
         self.submit(change, |outcome| {
             let _ = answer.send(outcome); // whoever asked may have left
         });
-        answered.await.unwrap_or(Err(Unavailable::Closed))
+        self.outcome(answered).await
+    }
+
+    /// What became of a change that was submitted, if that is known soon enough for
+    /// somebody who waits.
+    pub async fn outcome<T>(
+        &self,
+        answered: oneshot::Receiver<Result<T, Unavailable>>,
+    ) -> Result<T, Unavailable> {
+        let answered = self.soon(answered).await;
+        let answered = answered.ok_or(Unavailable::Late)?;
+        answered.unwrap_or(Err(Unavailable::Closed))
+    }
+
+    /// Somebody's turn to make a change, if it comes soon enough: whoever has it may be
+    /// waiting for a disk that hangs.
+    pub async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, Unavailable> {
+        self.soon(turn).await.ok_or(Unavailable::Busy)
+    }
+
+    async fn soon<T>(&self, awaited: impl Future<Output = T>) -> Option<T> {
+        let patience = match self {
+            Self::Memory => return Some(awaited.await), // it has nothing to wait for
+            Self::Shared(_) => PATIENCE,
+            Self::Embedded(embedded) => embedded.patience(),
+        };
+        timeout(patience, awaited).await.ok()
+    }
+
+    /// Waits so long for the disk.
+    #[must_use]
+    pub fn waiting(mut self, patience: Duration) -> Self {
+        if let Self::Embedded(embedded) = &mut self {
+            embedded.wait(patience);
+        }
+        self
     }
 
     /// Nothing to wait for: a change is over as soon as memory has it.

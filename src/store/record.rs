@@ -60,6 +60,9 @@ pub struct KeyRecord {
     pub paths: Vec<String>,
     /// Empty: every method.
     pub methods: Vec<String>,
+    /// The key's own limit; None: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
 }
 
 /// How often all of a user's tokens have been ended, and how many were given out.
@@ -224,6 +227,7 @@ mod tests {
                 role: Role::User,
                 paths: vec!["/v1/*".to_owned()],
                 methods: vec!["GET".to_owned()],
+                limit: Some("5/s burst 10".to_owned()),
             }),
             Record::Epoch(UserEpoch {
                 user: "anna".into(),

@@ -36,7 +36,8 @@ impl TokenStore {
         if self.store.is_memory() {
             return self.memory.place(digest, wanted, ends);
         }
-        let lane = self.lanes.beside(wanted.user).await;
+        let lane = self.store.turn(self.lanes.beside(wanted.user)).await;
+        let lane = lane.map_err(InsertRefused::Unavailable)?;
         // From here to the end of `submit` nothing waits: a logout comes before both or
         // after both.
         self.memory.place(digest, wanted, ends)?;
@@ -57,7 +58,7 @@ impl TokenStore {
             drop(lane);
             let _ = answer.send(outcome); // the client may have left
         });
-        let outcome = answered.await.unwrap_or(Err(Unavailable::Closed));
+        let outcome = self.store.outcome(answered).await;
         outcome.map_err(InsertRefused::Unavailable)
     }
 
@@ -71,7 +72,8 @@ impl TokenStore {
         let Some(grant) = self.find(digest) else {
             return false;
         };
-        let lane = self.lanes.alone(&grant.user).await;
+        // Without its turn in the end: the token must not live on because a disk hangs.
+        let lane = self.store.turn(self.lanes.alone(&grant.user)).await.ok();
         let was_live = self.memory.remove(digest);
         if was_live {
             self.metrics.token_events.add(TokenEvent::Revoked);
@@ -105,7 +107,7 @@ impl TokenStore {
             let ended = front.end(user, Ending::Logout).await;
             return ended.map(|count| self.count_revoked(count));
         }
-        let lane = self.lanes.alone(user).await;
+        let lane = self.store.turn(self.lanes.alone(user)).await?;
         let (answer, answered) = oneshot::channel();
         let memory = Arc::clone(&self.memory);
         let name: Arc<str> = user.into();
@@ -117,7 +119,7 @@ impl TokenStore {
             drop(lane);
             let _ = answer.send(ended); // the client may have left
         });
-        let ended = answered.await.unwrap_or(Err(Unavailable::Closed));
+        let ended = self.store.outcome(answered).await;
         ended.map(|count| self.count_revoked(count))
     }
 
@@ -139,7 +141,7 @@ impl TokenStore {
                 }
             };
         }
-        let lane = self.lanes.alone(user).await;
+        let lane = self.store.turn(self.lanes.alone(user)).await.ok();
         let count = self.count_revoked(end(&self.memory, user, ending));
         let change = Change::EndTokens { user: user.into() };
         if let Err(error) = self.store.commit(change).await {
@@ -164,7 +166,8 @@ impl TokenStore {
                 if grant.origin == origin {
                     restore.take(Kept {
                         digest: TokenDigest(grant.digest.0),
-                        user: &grant.user,
+                        user: grant.user,
+                        number: grant.holder,
                         role: grant.role,
                         ends_millis: grant.ends_millis,
                     });

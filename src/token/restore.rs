@@ -2,7 +2,6 @@
 //! that many. Loaded in the order of their digests they fill one shard of the table after
 //! the other; a user is looked up once; the order of what is due is built in one go.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,20 +11,22 @@ use super::memory::Memory;
 use super::table::Stored;
 use super::{TokenDigest, TokenStore};
 use crate::clock::{self, PackedDeadline};
-use crate::hashed::BuildAsItIs;
 use crate::webapp::Role;
 
 /// Whether a user's tokens are wanted.
 pub(super) type IsKnown = dyn Fn(&str) -> bool + Send + Sync;
 
-/// Tokens put into the table at once, at least; more if they go into one shard.
+/// Tokens put into the table at once, at least; more if they go into one shard. What they
+/// touch fits into a core's own cache.
 const PILE: usize = 4096;
 
 /// A grant of a former run. What was revoked meanwhile is not among them.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
     pub digest: TokenDigest,
-    pub user: &'a Arc<str>,
+    pub user: &'a str,
+    /// The user's, and nobody else's, in this restore. Small numbers are best.
+    pub number: u32,
     pub role: Option<Role>,
     /// Its end on the wall clock, in milliseconds since 1970.
     pub ends_millis: u64,
@@ -40,19 +41,42 @@ pub struct Restore {
     /// Now, on both clocks, once for all.
     since_start_millis: u64,
     wall_millis: u64,
-    /// By where a user's name lies in memory: kept here, it lies there alone.
-    users: HashMap<u64, User, BuildAsItIs>,
-    pile: Vec<(TokenDigest, Stored)>,
+    /// By number.
+    users: Vec<User>,
+    pile: Vec<Row>,
     hints: Vec<Vec<Hint>>,
     taken: usize,
 }
 
+#[derive(Clone, Debug, Default)]
+enum User {
+    #[default]
+    Unseen,
+    /// Its tokens are not wanted.
+    Unknown,
+    Known {
+        lot: Arc<Lot>,
+        count: u32,
+    },
+}
+
+impl User {
+    fn lot(&self) -> Option<&Arc<Lot>> {
+        match self {
+            Self::Known { lot, .. } => Some(lot),
+            Self::Unseen | Self::Unknown => None,
+        }
+    }
+}
+
+/// A token on its way into the table.
 #[derive(Debug)]
-struct User {
-    _name: Arc<str>,
-    /// None: not wanted.
-    lot: Option<Arc<Lot>>,
-    count: u32,
+struct Row {
+    digest: TokenDigest,
+    user: u32,
+    due: Second,
+    ends: PackedDeadline,
+    role: Option<Role>,
 }
 
 impl fmt::Debug for Restore {
@@ -75,7 +99,7 @@ impl Restore {
             is_known,
             since_start_millis: memory.millis(),
             wall_millis: clock::unix_millis(),
-            users: HashMap::default(),
+            users: Vec::new(),
             pile: Vec::new(),
             hints: vec![Vec::new(); usize::from(SHARDS)],
             taken: 0,
@@ -85,55 +109,86 @@ impl Restore {
 
     pub fn take(&mut self, kept: Kept<'_>) {
         let left = kept.ends_millis.saturating_sub(self.wall_millis);
-        if left == 0 {
+        if left == 0 || !self.count_in(&kept) {
             return;
         }
-        let Some(lot) = self.lot_of(kept.user) else {
-            return;
-        };
         let monotonic = self.since_start_millis.saturating_add(left);
-        let due = Second::try_from(monotonic / 1000 + 1).unwrap_or(Second::MAX - 1);
-        let stored = Stored {
-            lot,
-            due,
+        let row = Row {
+            digest: kept.digest,
+            user: kept.number,
+            due: Second::try_from(monotonic / 1000 + 1).unwrap_or(Second::MAX - 1),
             ends: PackedDeadline::new(monotonic, kept.ends_millis),
             role: kept.role,
         };
-        let hints = &mut self.hints[usize::from(stored.lot.shard)];
-        hints.push(stored.hint(&kept.digest));
         let table = &self.memory.table;
         if self.pile.len() >= PILE
-            && let Some((last, _)) = self.pile.last()
-            && !table.are_together(last, &kept.digest)
+            && let Some(last) = self.pile.last()
+            && !table.are_together(&last.digest, &row.digest)
         {
             self.put();
         }
-        self.pile.push((kept.digest, stored));
+        self.pile.push(row);
     }
 
-    fn lot_of(&mut self, name: &Arc<str>) -> Option<Arc<Lot>> {
-        let address = name.as_ptr().addr() as u64;
-        let place = address.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let user = self.users.entry(place).or_insert_with(|| User {
-            _name: Arc::clone(name),
-            lot: (self.is_known)(name).then(|| self.memory.holders.lot_to_fill(name)),
-            count: 0,
-        });
-        user.count += 1;
-        user.lot.clone()
+    /// The user has one more; false: it is nobody's that is known.
+    fn count_in(&mut self, kept: &Kept<'_>) -> bool {
+        let place = kept.number as usize;
+        if self.users.len() <= place {
+            self.users.resize(place + 1, User::Unseen);
+        }
+        let user = &mut self.users[place];
+        if matches!(user, User::Unseen) {
+            *user = match (self.is_known)(kept.user) {
+                true => User::Known {
+                    lot: self.memory.holders.lot_to_fill(kept.user),
+                    count: 0,
+                },
+                false => User::Unknown,
+            };
+        }
+        let User::Known { count, .. } = user else {
+            return false;
+        };
+        *count += 1;
+        true
     }
 
+    /// Twice over the pile: first only reading, so that the processor fetches many users'
+    /// lots at a time; then counting references, which it does strictly one by one.
     fn put(&mut self) {
-        self.taken += self.pile.len();
-        for known in self.memory.table.add_all(&mut self.pile) {
+        for row in &self.pile {
+            let Some(lot) = self.users[row.user as usize].lot() else {
+                continue;
+            };
+            self.hints[usize::from(lot.shard)].push(Hint {
+                lot: lot.id,
+                due: row.due,
+                tag: row.digest.tag(),
+            });
+        }
+        let mut tokens = Vec::with_capacity(self.pile.len());
+        for row in self.pile.drain(..) {
+            let Some(lot) = self.users[row.user as usize].lot() else {
+                continue;
+            };
+            let stored = Stored {
+                lot: Arc::clone(lot),
+                due: row.due,
+                ends: row.ends,
+                role: row.role,
+            };
+            tokens.push((row.digest, stored));
+        }
+        self.taken += tokens.len();
+        for again in self.memory.table.add_all(&mut tokens) {
             // Twice in the store, which no store of ours has.
             self.taken -= 1;
-            let is_whose = |user: &&mut User| {
-                let lot = user.lot.as_ref();
-                lot.is_some_and(|lot| Arc::ptr_eq(lot, &known.lot))
-            };
-            if let Some(user) = self.users.values_mut().find(is_whose) {
-                user.count -= 1;
+            for user in &mut self.users {
+                if let User::Known { lot, count } = user
+                    && Arc::ptr_eq(lot, &again.lot)
+                {
+                    *count -= 1;
+                }
             }
         }
     }
@@ -142,9 +197,9 @@ impl Restore {
 impl Drop for Restore {
     fn drop(&mut self) {
         self.put();
-        for user in self.users.values() {
-            if let Some(lot) = &user.lot {
-                self.memory.holders.count_filled(lot, user.count);
+        for user in &self.users {
+            if let User::Known { lot, count } = user {
+                self.memory.holders.count_filled(lot, *count);
             }
         }
         for (place, hints) in (0..SHARDS).zip(self.hints.drain(..)) {

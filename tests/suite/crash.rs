@@ -116,6 +116,7 @@ async fn key(store: &Store, name: &str) {
         role: Role::User,
         paths: Vec::new(),
         methods: Vec::new(),
+        limit: None,
     };
     store.commit(Change::PutKey(record)).await.unwrap();
     say(&format!("done key {name} 0"));

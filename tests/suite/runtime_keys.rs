@@ -98,6 +98,22 @@ async fn a_key_made_at_run_time_works_at_once_outlives_a_restart_and_ends_at_onc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_made_at_run_time_can_have_a_limit_of_its_own() {
+    let gateway = gateway().await;
+    let body = json!({ "name": "slow", "paths": ["/v1/support"], "limit": "1/h burst 2" });
+    let answer = ask(&gateway, Method::POST, "/keys", Some(body)).await;
+    let answer: Value = answer.json().await.unwrap();
+    let key = answer["key"].as_str().unwrap().to_owned();
+    let gateway = gateway.restart().await;
+    for expected in [200, 200, 429] {
+        assert_eq!(status(&gateway, &key, "/v1/support").await, expected);
+    }
+    let keys = list(&gateway).await;
+    let slow = keys.iter().find(|key| key["name"] == "slow").unwrap();
+    assert_eq!(slow["limit"], "1/h burst 2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_config_files_keys_are_shown_and_not_touched() {
     let gateway = gateway().await;
     let taken = json!({ "name": "written" });
@@ -115,6 +131,7 @@ async fn the_config_files_keys_are_shown_and_not_touched() {
         json!({ "name": "x", "expires": "2001-01-01T00:00:00Z" }),
         json!({ "name": "x", "expires": 7 }),
         json!({ "name": "x", "limits": "none" }),
+        json!({ "name": "x", "limit": "a few" }),
         json!({ "name": "x", "paths": vec!["/v1"; 10_000] }),
     ] {
         let refused = ask(&gateway, Method::POST, "/keys", Some(bad.clone())).await;

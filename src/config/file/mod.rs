@@ -27,6 +27,7 @@ use super::{Config, Emulator, Upstream};
 use report::Report;
 use section::Section;
 
+pub use units::parse_quota;
 pub use value::is_name;
 
 /// More than anybody writes by hand; keeps a wrong path from filling the memory.

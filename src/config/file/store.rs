@@ -1,16 +1,20 @@
 //! `[store]`: what outlives a restart, and where.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::places::secret_that;
 use super::section::{Section, Value};
 use super::shared_store::shared_store;
-use super::value::text;
+use super::value::{span, text};
 use crate::config::{Store, StorePlace};
 use crate::secret::Secret;
 
 const DEFAULT: &str = "data/tollgate.redb";
+const PATIENCE: Duration = Duration::from_secs(5);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 const RULE: &str = "must be 32 bytes in base64, such as `openssl rand -base64 32` makes";
 
 pub(super) fn store(root: &Section<'_>) -> Store {
@@ -19,12 +23,19 @@ pub(super) fn store(root: &Section<'_>) -> Store {
         place: StorePlace::File(folder.join(DEFAULT)),
         key: None,
         old_key: None,
+        timeout: PATIENCE,
     };
     let Some(table) = root.section("store") else {
         return store;
     };
     store.place = table.or("path", place, store.place);
-    if let Some(shared) = shared_store(&table) {
+    let timeout = table.read("timeout", span);
+    store.timeout = timeout.unwrap_or(PATIENCE);
+    if store.timeout > LONGEST_PATIENCE {
+        let reason = "must be 30 seconds at most: logins wait for it";
+        table.complain("timeout", reason, "");
+    }
+    if let Some(shared) = shared_store(&table, timeout) {
         if table.has("path") {
             table.complain(
                 "path",

@@ -54,7 +54,8 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(unit)
 }
 
-pub(super) fn parse_quota(text: &str) -> Option<Quota> {
+/// A rate such as `"50/s burst 150"`.
+pub fn parse_quota(text: &str) -> Option<Quota> {
     let (rate, burst) = match text.split_once("burst") {
         Some((rate, burst)) => (rate, Some(burst.trim().parse::<u32>().ok()?)),
         None => (text, None),

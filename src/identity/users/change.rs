@@ -21,18 +21,21 @@ pub(super) struct Change {
 }
 
 impl Users {
-    pub(super) async fn begin_change(&self) -> Change {
-        Change {
+    pub(super) async fn begin_change(&self) -> Result<Change, Unavailable> {
+        let turn = Arc::clone(&self.changes).lock_owned();
+        Ok(Change {
             directory: Arc::clone(&self.directory),
             store: Arc::clone(&self.store),
-            turn: Arc::clone(&self.changes).lock_owned().await,
-        }
+            turn: self.store.turn(turn).await?,
+        })
     }
 
     /// Keeps a better hash of the same password. A store that fails is no reason to
     /// refuse the right password.
     pub(super) async fn improve(&self, name: &str, hash: Arc<PasswordHash>, seen: Revision) {
-        let change = self.begin_change().await;
+        let Ok(change) = self.begin_change().await else {
+            return;
+        };
         let user = self.read().users.get(name).cloned();
         let Some(mut user) = user.filter(|user| user.revision == seen) else {
             return;
@@ -121,6 +124,6 @@ impl Change {
             drop(turn);
             let _ = answer.send(outcome); // the client may have left
         });
-        answered.await.unwrap_or(Err(Unavailable::Closed))
+        store.outcome(answered).await
     }
 }

@@ -104,7 +104,7 @@ impl Users {
                 configured: None,
                 ..user
             };
-            self.begin_change().await.put(&old, user).await?;
+            self.begin_change().await?.put(&old, user).await?;
         }
         let hash = self.hash(&wanted.password, wanted.must_change).await?;
         let change = FirstUser {
@@ -149,7 +149,7 @@ impl Users {
         first: FirstUser<'_>,
         known: Option<User>,
     ) -> Result<(), Error> {
-        let change = self.begin_change().await;
+        let change = self.begin_change().await?;
         let revision = match known {
             Some(user) => Revision {
                 changes: user.revision.changes + 1,

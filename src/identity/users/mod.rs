@@ -142,7 +142,7 @@ impl Users {
             return Err(CreateError::Exists);
         }
         let hash = Arc::new(self.hasher.hash(password).await?);
-        let change = self.begin_change().await;
+        let change = self.begin_change().await?;
         let created = {
             let mut directory = self.write();
             if directory.users.contains_key(name) {
@@ -187,7 +187,7 @@ impl Users {
         let before = self.revision(name).ok_or(ChangeError::Unknown)?;
         webapp::check_password(&password)?;
         let hash = Arc::new(self.hasher.hash(password).await?);
-        let change = self.begin_change().await;
+        let change = self.begin_change().await?;
         // A user deleted meanwhile, and perhaps made again, is somebody else.
         let user = self.read().users.get(name).cloned();
         let user = user.filter(|user| user.revision.created == before.created);
@@ -206,7 +206,7 @@ impl Users {
 
     /// Removes a user. Its tokens live on until the caller ends them.
     pub async fn remove(&self, name: &str) -> Result<(), RemoveError> {
-        let change = self.begin_change().await;
+        let change = self.begin_change().await?;
         let is_first_admin = {
             let directory = self.read();
             let user = directory.users.get(name).ok_or(RemoveError::Unknown)?;

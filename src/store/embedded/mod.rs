@@ -1,6 +1,7 @@
 //! The engine on this machine's disk: one redb file, one thread that writes it.
 //! Everything is loaded at the start; later the file is only written.
 
+mod condition;
 mod offline;
 mod open;
 mod read;
@@ -11,17 +12,23 @@ mod writer;
 
 pub use offline::{Compacted, Import, Mode, Offline};
 pub use open::OpenError;
+#[cfg(test)]
+pub(crate) use tests::disk::Disk;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redb::Database;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::error;
 
 use super::{Change, Contents, Loaded, Taker, Unavailable};
 use crate::metrics::{Metrics, StoreOutcome};
+use condition::Condition;
 use open::{Missing, storage};
 use writer::{Opener, Writer};
 
@@ -57,6 +64,7 @@ pub struct Embedded {
     path: PathBuf,
     jobs: SyncSender<Job>,
     condition: Arc<Condition>,
+    patience: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -65,28 +73,6 @@ impl fmt::Debug for Embedded {
         f.debug_struct("Embedded")
             .field("path", &self.path)
             .finish_non_exhaustive()
-    }
-}
-
-/// What others see of the writer: why it cannot write, if it cannot.
-#[derive(Debug, Default)]
-struct Condition(Mutex<Option<Arc<str>>>);
-
-impl Condition {
-    fn held(&self) -> MutexGuard<'_, Option<Arc<str>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn trouble(&self) -> Option<Arc<str>> {
-        self.held().clone()
-    }
-
-    /// Whether that is news.
-    fn set(&self, trouble: Option<Arc<str>>) -> bool {
-        let mut held = self.held();
-        let is_news = *held != trouble;
-        *held = trouble;
-        is_news
     }
 }
 
@@ -126,6 +112,7 @@ impl Embedded {
             path: path.to_owned(),
             jobs,
             condition,
+            patience: super::PATIENCE,
             metrics: Arc::clone(metrics),
         };
         Ok((embedded, contents))
@@ -138,6 +125,10 @@ impl Embedded {
     /// Puts a change in the queue at once; `done` is told, on the writer's thread, when
     /// it is on disk or refused.
     pub(super) fn submit(&self, change: Change, done: Done) {
+        if let Some(why) = self.hangs() {
+            self.metrics.store_changes.add(StoreOutcome::Refused);
+            return done(Err(Unavailable::Failed(why)));
+        }
         match self.jobs.try_send(Job::Change(change, done)) {
             Ok(()) => {}
             Err(TrySendError::Full(job)) => {
@@ -164,7 +155,28 @@ impl Embedded {
 
     /// Why changes are refused now, if they are.
     pub fn trouble(&self) -> Option<Arc<str>> {
-        self.condition.trouble()
+        self.hangs().or_else(|| self.condition.trouble())
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    pub(super) fn wait(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    /// What to say of a disk that has had its time; None: it answers, as far as we know.
+    fn hangs(&self) -> Option<Arc<str>> {
+        let is_news = self.condition.hangs(self.patience)?;
+        let why = "the disk does not answer";
+        if is_news {
+            self.metrics.store_up.set(0);
+            error!(path = %self.path.display(), error = why,
+                "the store cannot be written; logins, logouts and changes of users and keys are \
+                 refused until it can, known tokens go on");
+        }
+        Some(why.into())
     }
 
     /// Writes what is in the queue and leaves the file, so that another may have it.
@@ -177,11 +189,13 @@ impl Embedded {
             Err(TrySendError::Full(job)) => {
                 let jobs = self.jobs.clone();
                 let send = tokio::task::spawn_blocking(move || jobs.send(job).is_ok());
-                send.await.unwrap_or(false)
+                let sent = timeout(self.patience, send).await;
+                sent.is_ok_and(|sent| sent.unwrap_or(false))
             }
         };
-        if sent {
-            let _ = done.await; // an error: it has ended by itself
+        // An error within: it has ended by itself.
+        if sent && timeout(self.patience, done).await.is_err() {
+            error!(path = %self.path.display(), "left while the disk does not answer");
         }
     }
 }

@@ -18,7 +18,7 @@ use super::tables::{
     GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, PREFIXES, USERS, WALL_KEY, start_of,
 };
 use crate::clock;
-use crate::store::{Contents, GrantRecord, Loaded, UserEpoch};
+use crate::store::{Contents, LiveGrant, Loaded, UserEpoch};
 
 /// A clock that is this far behind the last commit has been set back.
 const SET_BACK_MILLIS: u64 = 60_000;
@@ -101,7 +101,8 @@ pub(super) fn epochs(database: &Database, mut each: impl FnMut(UserEpoch)) -> Re
 struct Names(Vec<Option<(Arc<str>, Holder)>>);
 
 impl Names {
-    fn read(txn: &ReadTransaction) -> Result<Self, redb::Error> {
+    fn of(database: &Database) -> Result<Self, redb::Error> {
+        let txn = database.begin_read()?;
         let table = txn.open_table(HOLDERS)?;
         let mut names = Vec::new();
         for row in table.iter()? {
@@ -124,12 +125,13 @@ impl Names {
 /// Every live grant, in the order of the file.
 pub(super) fn grants(
     database: &Database,
-    each: &mut dyn FnMut(GrantRecord),
+    each: &mut dyn FnMut(LiveGrant<'_>),
 ) -> Result<(Loaded, Vec<Holder>), Error> {
     let begin = Instant::now();
     let progress = Progress::of(database)?;
     let mut part = Part::default();
-    part.read(database, 0..PREFIXES, each, &progress)?;
+    let names = Names::of(database)?;
+    part.read(database, (0..PREFIXES, &names), each, &progress)?;
     Ok(part.sum(begin))
 }
 
@@ -144,11 +146,12 @@ pub(super) fn in_parts(
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let parts = (progress.total / LEAST_IN_A_PART).clamp(1, cores);
     let length = PREFIXES.div_ceil(parts);
+    let names = Names::of(database)?;
     let read = |number: u64| -> Result<Part, Error> {
         let mut part = Part::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
         let mut taker = takers();
-        part.read(database, prefixes, &mut taker, &progress)?;
+        part.read(database, (prefixes, &names), &mut taker, &progress)?;
         Ok(part)
     };
     let all = std::thread::scope(|scope| {
@@ -204,13 +207,11 @@ impl Part {
     fn read(
         &mut self,
         database: &Database,
-        prefixes: Range<u64>,
-        each: &mut dyn FnMut(GrantRecord),
+        (prefixes, names): (Range<u64>, &Names),
+        each: &mut dyn FnMut(LiveGrant<'_>),
         progress: &Progress,
     ) -> Result<(), Error> {
         let txn = database.begin_read().map_err(redb::Error::from)?;
-        // Names of its own: they are counted references, which threads had better not share.
-        let names = Names::read(&txn)?;
         let table = txn.open_table(GRANTS).map_err(redb::Error::from)?;
         let now = clock::unix_millis();
         let (first, end) = (start_of(prefixes.start), start_of(prefixes.end));
@@ -234,7 +235,7 @@ impl Part {
                 _ if grant.ends_millis <= now => self.loaded.expired += 1,
                 Some((name, holder)) if grant.epoch >= holder.epoch => {
                     self.loaded.live += 1;
-                    each(grant.record(*digest.value(), Arc::clone(name)));
+                    each(grant.live(digest.value(), name));
                 }
                 Some((_, holder)) => {
                     self.loaded.ended += 1;

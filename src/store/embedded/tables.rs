@@ -1,9 +1,11 @@
 //! The file's layout. Grants are most of it: 48 bytes each, and their users' names
 //! once. Everything else is few and kept as one line of JSON.
 
+use std::sync::Arc;
+
 use redb::TableDefinition;
 
-use crate::store::{Digest, GrantRecord, Origin};
+use crate::store::{Digest, GrantRecord, LiveGrant, Origin};
 use crate::webapp::Role;
 
 /// Counts up with each change of this layout.
@@ -125,10 +127,11 @@ impl Grant {
         })
     }
 
-    pub(super) fn record(&self, digest: [u8; 32], user: std::sync::Arc<str>) -> GrantRecord {
-        GrantRecord {
-            digest: Digest(digest),
+    pub(super) fn live<'a>(&self, digest: &[u8; 32], user: &'a Arc<str>) -> LiveGrant<'a> {
+        LiveGrant {
+            digest: Digest(*digest),
             user,
+            holder: self.holder,
             role: self.role,
             ends_millis: self.ends_millis,
             epoch: self.epoch,

@@ -17,11 +17,12 @@ use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _};
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
+use super::condition::Condition;
 use super::open::{self, Missing, OpenError};
 use super::round::{Before, Round};
 use super::tables::{BATCH_KEY, GRANTS, META};
 use super::walk::Walk;
-use super::{Condition, Done, Job, Takers, read};
+use super::{Done, Job, Takers, read};
 use crate::metrics::{Metrics, StoreOutcome};
 use crate::store::{Change, Loaded, Unavailable};
 
@@ -130,9 +131,18 @@ impl Writer {
         }
     }
 
+    fn work(&mut self, batch: Vec<(Change, Done)>) {
+        self.condition.begin();
+        self.take_in(batch);
+        if self.condition.end() && self.database.is_some() {
+            self.metrics.store_up.set(1);
+            info!(path = %self.path.display(), "the disk answers again");
+        }
+    }
+
     /// Commits a batch, tells each of its changes what became of it, and takes the
     /// walk a step further.
-    fn work(&mut self, batch: Vec<(Change, Done)>) {
+    fn take_in(&mut self, batch: Vec<(Change, Done)>) {
         if self.looked.elapsed() >= PAUSE {
             self.look();
         }

@@ -9,6 +9,8 @@ pub(super) struct Names {
     pub(super) ends: String,
     pub(super) users: String,
     pub(super) keys: String,
+    /// How many tokens each user was given.
+    pub(super) issued: String,
 }
 
 impl Names {
@@ -21,6 +23,7 @@ impl Names {
             ends: name("ends"),
             users: name("users"),
             keys: name("keys"),
+            issued: name("issued"),
             prefix,
         }
     }

@@ -36,6 +36,11 @@ pub enum Fact {
     },
     User(Arc<str>, Entry),
     Key(Arc<str>, Entry),
+    /// How many tokens a user was given.
+    Issued {
+        user: Arc<str>,
+        count: u64,
+    },
     Lease {
         upstream: Arc<str>,
         generation: u64,
@@ -61,7 +66,8 @@ impl Fact {
             Self::User(..) => 2,
             Self::Key(..) => 3,
             Self::Token { .. } => 4,
-            Self::Lease { .. } => 5,
+            Self::Issued { .. } => 5,
+            Self::Lease { .. } => 6,
         }
     }
 }
@@ -89,7 +95,7 @@ impl SharedStore {
         facts: Vec<Fact>,
         users_too: bool,
     ) -> Result<usize, Unavailable> {
-        let mut piles = ["end", "del", "user", "key", "put"].map(|kind| Pile {
+        let mut piles = ["end", "del", "user", "key", "put", "issued"].map(|kind| Pile {
             kind,
             fields: Vec::new(),
         });
@@ -190,6 +196,7 @@ impl Pile {
             Fact::User(name, entry) | Fact::Key(name, entry) => {
                 self.fields.extend([text(&name), text(&entry.written())]);
             }
+            Fact::Issued { user, count } => self.fields.extend([text(&user), number(count)]),
             Fact::Lease { .. } => {}
         }
     }

@@ -6,35 +6,28 @@ use std::sync::LazyLock;
 use redis::Script;
 
 macro_rules! scripts {
-    ($($name:ident = $file:literal;)*) => {
+    ($($name:ident = $($part:literal)+;)*) => {
         $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new(concat!(
-                include_str!("scripts/prelude.lua"),
-                include_str!($file)
-            ))
+            Script::new(concat!($(include_str!(concat!("scripts/", $part, ".lua"))),+))
         });)*
     };
 }
 
 scripts! {
-    INSERT = "scripts/insert.lua";
-    FIND = "scripts/find.lua";
-    END = "scripts/end.lua";
-    REVOKE = "scripts/revoke.lua";
-    ENTRY = "scripts/entry.lua";
-    MERGE = "scripts/merge.lua";
-    LOGIN = "scripts/login.lua";
-    LOCK = "scripts/lock.lua";
-    PUBLISH = "scripts/publish.lua";
-    REFUSE = "scripts/refuse.lua";
-    LEASE = "scripts/lease.lua";
-    MERGE_LEASE = "scripts/merge_lease.lua";
+    INSERT = "prelude" "insert";
+    FIND = "prelude" "find";
+    END = "prelude" "end";
+    REVOKE = "prelude" "revoke";
+    ENTRY = "prelude" "entry";
+    MERGE = "prelude" "merge";
+    LOGIN = "prelude" "login";
+    LOCK = "prelude" "lock";
+    PUBLISH = "prelude" "publish";
+    REFUSE = "prelude" "refuse";
+    LEASE = "prelude" "lease";
+    MERGE_LEASE = "prelude" "merge_lease";
+    // Stand alone: they need no store, or find out which one it is.
+    HELLO = "hello";
+    GATES = "gates";
+    PERMITS = "permits";
 }
-
-/// Stand alone: they need no store, or find out which one it is.
-pub(super) static HELLO: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/hello.lua")));
-pub(super) static GATES: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/gates.lua")));
-pub(super) static PERMITS: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("scripts/permits.lua")));

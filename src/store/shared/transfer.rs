@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
 use super::SharedStore;
@@ -12,7 +13,7 @@ use super::remake::Fact;
 use super::tokens::Kind;
 use crate::clock;
 use crate::store::{
-    Digest, GrantRecord, KeyRecord, Record, SealedLease, Tally, Unavailable, UserRecord,
+    Digest, GrantRecord, KeyRecord, Record, SealedLease, Tally, Unavailable, UserEpoch, UserRecord,
 };
 
 const AT_ONCE: usize = 500;
@@ -46,6 +47,14 @@ impl SharedStore {
                 false => serde_json::from_str::<KeyRecord>(&text).map(Record::Key),
             };
             each(read.map_err(|_| odd())?)?;
+        }
+        let issued = connection.hgetall(&self.names.issued).await;
+        for (user, issued) in self.told::<Vec<(String, u64)>>(issued)? {
+            each(Record::Epoch(UserEpoch {
+                user: user.into(),
+                epoch: 0,
+                issued,
+            }))?;
         }
         let leases = format!("{}*", self.names.lease(""));
         for key in self.scan(&mut connection, &leases, &mut 0).await? {
@@ -206,7 +215,7 @@ fn parse(value: &str) -> Option<(u64, Kind, &str)> {
     Some((seq, Kind::parse(parts.next()?)?, parts.next()?))
 }
 
-/// What a record is to the store. None: numbers of another store, which say nothing here.
+/// What a record is to the store. None: nothing.
 fn fact(record: Record) -> Option<Fact> {
     let entry = |text: serde_json::Result<String>| {
         Some(Entry {
@@ -221,6 +230,11 @@ fn fact(record: Record) -> Option<Fact> {
             Fact::User(Arc::clone(&user.name), entry(serde_json::to_string(&user))?)
         }
         Record::Key(key) => Fact::Key(Arc::clone(&key.name), entry(serde_json::to_string(&key))?),
+        // The epoch is another store's, and says nothing here.
+        Record::Epoch(epoch) if epoch.issued > 0 => Fact::Issued {
+            user: epoch.user,
+            count: epoch.issued,
+        },
         Record::Epoch(_) => return None,
         Record::Grant(grant) => Fact::Token {
             digest: grant.digest,

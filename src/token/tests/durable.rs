@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::store::Disk;
 
 fn over(path: &Path, caps: (usize, usize)) -> (Arc<Store>, Arc<TokenStore>) {
     let metrics = Metrics::new();
@@ -140,5 +141,36 @@ async fn what_cannot_be_kept_has_not_happened() {
     // What happened at the Webapp has happened, whatever the disk says.
     assert_eq!(tokens.end_at_once("anna", Ending::Logout).await, 1);
     assert!(tokens.find(&kept).is_none());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn while_the_disk_hangs_known_tokens_work_and_nobody_waits_for_long() {
+    let disk = Disk::laid_out();
+    let store = Arc::new(disk.store(Duration::from_millis(200)));
+    let tokens = TokenStore::over(Arc::clone(&store), &settings(10, 10), Metrics::new());
+    let [kept, other] = ["anna", "bert"].map(async |user| login(&tokens, user).await.unwrap());
+    let (kept, other) = (kept.await, other.await);
+    disk.hangs(true);
+    let late = login(&tokens, "anna").await.unwrap_err();
+    assert_eq!(late, InsertRefused::Unavailable(Unavailable::Late));
+    // A logout that has to wait for that login, and one that is refused by the disk.
+    assert!(tokens.revoke_user("anna").await.is_err());
+    assert!(tokens.revoke_user("bert").await.is_err());
+    assert!(tokens.find(&kept).is_some() && tokens.find(&other).is_some());
+    // What happened at the Webapp has happened, whatever the disk does.
+    assert_eq!(tokens.end_at_once("bert", Ending::Logout).await, 1);
+    assert!(tokens.find(&other).is_none());
+    disk.hangs(false);
+    let mut outcome = tokens.revoke_user("anna").await;
+    while outcome.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        outcome = tokens.revoke_user("anna").await;
+    }
+    // The late login has taken place, and nobody has its token.
+    assert_eq!(outcome, Ok(2));
+    assert!(tokens.find(&kept).is_none());
+    let again = login(&tokens, "anna").await.unwrap();
+    assert!(tokens.find(&again).is_some());
     store.close().await;
 }

@@ -89,11 +89,17 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     let now = clock::unix_millis();
     let mut tokens = Vec::new();
     let mut restore = store.restore();
-    for (user, seconds) in [("anna", 60), ("bert", 0), ("anna", 120), ("anna", 7200)] {
+    for (user, number, seconds) in [
+        ("anna", 0, 60),
+        ("bert", 1, 0),
+        ("anna", 0, 120),
+        ("anna", 0, 7200),
+    ] {
         let digest = twin(0);
         restore.take(restore::Kept {
             digest,
-            user: &user.into(),
+            user,
+            number,
             role: Some(Role::Admin),
             ends_millis: now + seconds * 1000,
         });
@@ -141,14 +147,13 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
         for part in 0..2 {
             let (store, digests) = (&store, digests(part));
             scope.spawn(move || {
-                // Each part has names of its own, as it reads them from the file.
-                let names = names.map(Arc::<str>::from);
                 let mut restore = store.restore();
                 // The first one twice: it is one token.
                 for (digest, name) in digests.iter().take(1).chain(&digests) {
                     restore.take(restore::Kept {
                         digest: *digest,
-                        user: &names[*name],
+                        user: names[*name],
+                        number: *name as u32,
                         role: None,
                         ends_millis,
                     });

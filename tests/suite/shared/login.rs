@@ -2,23 +2,17 @@
 
 use std::time::Duration;
 
+use super::faults::{all_have, known};
 use super::{SEAL_KEY, brisk, gate, status, store, three};
 use crate::harness::program::Program;
 use crate::harness::redis::RedisServer;
-use crate::harness::{Client, emulator, eventually, prepare, secret, text};
+use crate::harness::{emulator, eventually, prepare, secret, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_gates_log_in_once_and_a_refusal_seen_by_any_is_one_more_login() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
-    let admin = gates[0].admin().await;
-    let clients: Vec<Client> = gates
-        .iter()
-        .map(|gate| gate.client().with_token(admin.token.as_ref().unwrap()))
-        .collect();
-    for client in &clients {
-        assert_eq!(status(client).await, 200);
-    }
+    let clients = known(&gates).await;
     assert_eq!(webapp.login_count(), 1, "one for all three");
     webapp.forget_all_tokens();
     let mut running = Vec::new();
@@ -30,17 +24,10 @@ async fn three_gates_log_in_once_and_a_refusal_seen_by_any_is_one_more_login() {
         assert_eq!(answer.await.unwrap(), 200);
     }
     assert_eq!(webapp.login_count(), 2, "and one for all sixty refusals");
-    for gate in &gates {
-        eventually("all use the second", async || {
-            gate.metrics
-                .text()
-                .contains("tollgate_session_generation 2")
-        })
-        .await;
-    }
+    all_have(&gates, "tollgate_session_generation 2").await;
     // A gate that starts later takes up the login there is.
     let late = gate(&webapp, brisk(), &store(&server.url(), "")).await;
-    let client = late.client().with_token(admin.token.as_ref().unwrap());
+    let client = late.client().with_token(clients[0].token.as_ref().unwrap());
     assert_eq!(status(&client).await, 200);
     assert_eq!(webapp.login_count(), 2);
 }
@@ -64,19 +51,8 @@ async fn a_holder_killed_in_the_middle_of_a_login_leaves_one_current_generation(
     drop(first); // SIGKILL, while its login is under way
     webapp.login_takes(Duration::ZERO);
     let gates = three(&webapp, &server, "").await;
-    let admin = gates[0].admin().await;
-    for gate in &gates {
-        let client = gate.client().with_token(admin.token.as_ref().unwrap());
-        assert_eq!(status(&client).await, 200);
-    }
-    for gate in &gates {
-        eventually("all have the same generation", async || {
-            gate.metrics
-                .text()
-                .contains("tollgate_session_generation 1")
-        })
-        .await;
-    }
+    known(&gates).await;
+    all_have(&gates, "tollgate_session_generation 1").await;
     assert!(
         webapp.login_count() <= 2,
         "the killed one's, and one for all"
@@ -92,11 +68,7 @@ async fn a_renewal_is_one_login_for_all_and_nobody_waits_for_it() {
     .await;
     let server = RedisServer::start();
     let gates = three(&webapp, &server, "").await;
-    let admin = gates[0].admin().await;
-    let clients: Vec<Client> = gates
-        .iter()
-        .map(|gate| gate.client().with_token(admin.token.as_ref().unwrap()))
-        .collect();
+    let clients = known(&gates).await;
     while webapp.login_count() < 3 {
         for client in &clients {
             assert_eq!(status(client).await, 200);

@@ -54,6 +54,8 @@ async fn a_file_moves_to_a_shared_store_and_nobody_has_to_log_in_again() {
     assert!(!again && why.contains("not empty"), "{why}");
     let (merged, ..) = tollgate(&file, &["import", "--merge"], &lines);
     assert!(merged);
+    let issued = |name: &str| server.ask::<u64>(&["HGET", "{tollgate}:issued", name]);
+    assert_eq!((issued("admin"), issued("worker")), (1, 1), "counted on");
 
     let gate = Gateway::from_file(folder, file.clone()).await;
     for known in [&admin, &worker] {
@@ -63,10 +65,12 @@ async fn a_file_moves_to_a_shared_store_and_nobody_has_to_log_in_again() {
     assert_eq!(webapp.login_count(), 1, "the upstream's token moved, too");
     let (good, backup, told) = tollgate(&file, &["export"], "");
     assert!(good && told.contains("2 tokens"), "{told}");
+    assert!(backup.contains("\"issued\":1"), "{backup}");
     assert!(!backup.contains(admin.token.as_ref().unwrap()));
     let (good, said, why) = tollgate(&file, &["check"], "");
     assert!(good && said.contains("good"), "{said}{why}");
     let worker = gate.client().logged_in("worker", "Worker-Passw0rd!").await;
+    assert_eq!(issued("worker"), 2);
     let out = worker.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
     eventually("the ended are not exported", async || {

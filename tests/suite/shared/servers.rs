@@ -27,12 +27,7 @@ async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
         )),
         &["--sentinel", "--bind", "127.0.0.1"],
     );
-    eventually("the replica is in step", async || {
-        replica
-            .ask::<String>(&["INFO", "replication"])
-            .contains("master_link_status:up")
-    })
-    .await;
+    is_in_step(&replica).await;
     eventually("the sentinel knows it", async || {
         sentinel
             .ask::<String>(&["INFO", "sentinel"])
@@ -89,27 +84,14 @@ async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_is_found_by_any_of_its_nodes() {
-    let webapp = emulator().await;
-    let nodes: Vec<RedisServer> = (0..3)
-        .map(|_| RedisServer::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]))
-        .collect();
-    let all: Vec<String> = nodes
-        .iter()
-        .map(|node| format!("127.0.0.1:{}", node.port))
-        .collect();
-    let made = Command::new("redis-cli")
-        .args(["--cluster", "create"])
-        .args(&all)
-        .args(["--cluster-replicas", "0", "--cluster-yes"])
-        .output()
-        .unwrap();
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stdout)
-    );
+/// Three masters, each with a third of the slots, and others to come.
+async fn cluster() -> Vec<RedisServer> {
+    let nodes: Vec<RedisServer> = (0..3).map(|_| node()).collect();
+    let all: Vec<String> = nodes.iter().map(address).collect();
+    let mut words = vec!["create"];
+    words.extend(all.iter().map(String::as_str));
+    words.extend(["--cluster-replicas", "0", "--cluster-yes"]);
+    redis_cli(&words);
     for node in &nodes {
         eventually("the cluster is whole", async || {
             node.ask::<String>(&["CLUSTER", "INFO"])
@@ -117,6 +99,30 @@ async fn a_cluster_is_found_by_any_of_its_nodes() {
         })
         .await;
     }
+    nodes
+}
+
+fn node() -> RedisServer {
+    RedisServer::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"])
+}
+
+fn address(node: &RedisServer) -> String {
+    format!("127.0.0.1:{}", node.port)
+}
+
+fn redis_cli(words: &[&str]) {
+    let done = Command::new("redis-cli")
+        .arg("--cluster")
+        .args(words)
+        .output();
+    let done = done.unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_found_by_any_of_its_nodes() {
+    let (webapp, nodes) = (emulator().await, cluster().await);
     let mut gates = Vec::new();
     for node in &nodes {
         let store = store(&node.url(), "cluster = true");
@@ -128,6 +134,88 @@ async fn a_cluster_is_found_by_any_of_its_nodes() {
     for client in &clients {
         eventually("ended at all", async || status(client).await == 401).await;
     }
+    assert_eq!(webapp.login_count(), 1);
+}
+
+fn has_role(node: &RedisServer, role: &str) -> bool {
+    let info: redis::RedisResult<String> = node.try_ask(&["INFO", "replication"]);
+    info.is_ok_and(|info| info.contains(&format!("role:{role}")))
+}
+
+async fn is_in_step(replica: &RedisServer) {
+    eventually("the replica is in step", async || {
+        replica
+            .ask::<String>(&["INFO", "replication"])
+            .contains("master_link_status:up")
+    })
+    .await;
+}
+
+/// A replica of that node of the cluster which has the gates' slot.
+async fn replica(master: &RedisServer) -> RedisServer {
+    let (id, replica) = (master.ask::<String>(&["CLUSTER", "MYID"]), node());
+    let (new, there) = (address(&replica), address(master));
+    let role = ["--cluster-slave", "--cluster-master-id", &id];
+    redis_cli(&[&["add-node", &new, &there], &role[..]].concat());
+    is_in_step(&replica).await;
+    replica
+}
+
+/// How far it has come in what the master writes.
+fn offset(node: &RedisServer) -> String {
+    let info = node.ask::<String>(&["INFO", "replication"]);
+    let mut lines = info.lines();
+    let offset = lines.find_map(|line| line.strip_prefix("master_repl_offset:"));
+    offset.unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_fails_over_is_followed_whether_it_was_asked_to_or_had_to() {
+    let (webapp, mut nodes) = (emulator().await, cluster().await);
+    let owner = |node: &RedisServer| node.try_ask::<u32>(&["EXISTS", "{tollgate}:meta"]).is_ok();
+    nodes.sort_by_key(owner);
+    let master = nodes.pop().unwrap();
+    let mut replica = replica(&master).await;
+    let all = [&nodes[0], &nodes[1], &replica, &master].map(|node| format!("{:?}", node.url()));
+    let list = format!("[{}]", all.join(", "));
+    let lines = store("LIST", "cluster = true").replace("\"LIST\"", &list);
+    let mut gates = Vec::new();
+    for _ in 0..3 {
+        gates.push(gate(&webapp, brisk(), &lines).await);
+    }
+    let clients = known(&gates).await;
+    let worker = json!({ "username": "worker", "password": "Worker-Passw0rd!" });
+    assert_eq!(clients[0].post("/v1/users", &worker).await.status(), 201);
+    let worker = gates[0].client();
+    let dead = worker.logged_in("worker", "Worker-Passw0rd!").await;
+    let load = Load::of(&clients);
+    let _: String = replica.ask(&["CLUSTER", "FAILOVER"]);
+    eventually("they have changed places", async || {
+        has_role(&replica, "master") && has_role(&master, "slave")
+    })
+    .await;
+    works_again(&gates).await;
+    let out = dead.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(out.status(), 200);
+    eventually("the other one has heard of it", async || {
+        offset(&replica) == offset(&master)
+    })
+    .await;
+    replica.kill();
+    eventually("the first one is master again", async || {
+        has_role(&master, "master")
+    })
+    .await;
+    works_again(&gates).await;
+    for gate in &gates {
+        let gone = gate.client().with_token(dead.token.as_ref().unwrap());
+        assert_eq!(status(&gone).await, 401, "what was logged out stays out");
+    }
+    let (good, bad) = load.end().await;
+    assert!(
+        good > 50 && bad == 0,
+        "{bad} of {good} known requests failed"
+    );
     assert_eq!(webapp.login_count(), 1);
 }
 

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use redb::{Database, StorageBackend};
 
-use crate::store::OpenError;
 use crate::store::embedded::open;
+use crate::store::{OpenError, Store};
 
 /// Sectors are what a disk writes whole.
 const SECTOR: usize = 512;
@@ -24,6 +25,8 @@ pub(super) enum Fault {
     Full(u64),
     /// The next sync does its work and says that it did not.
     SyncLies,
+    /// No sync comes back.
+    Hangs,
     /// Nothing after so many more writes and syncs.
     PowerAfter(u64),
 }
@@ -40,11 +43,21 @@ pub(super) struct State {
 
 /// Handles share one disk.
 #[derive(Clone, Debug)]
-pub(super) struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk(Arc<Mutex<State>>);
 
 impl Disk {
     pub(super) fn of(image: Vec<u8>) -> Self {
         Self(Arc::new(Mutex::new(State::of(image))))
+    }
+
+    /// A store on it, whose changes are waited for so long.
+    pub(crate) fn store(&self, patience: Duration) -> Store {
+        Store::Embedded(super::start(self).unwrap()).waiting(patience)
+    }
+
+    /// Whether syncs come back.
+    pub(crate) fn hangs(&self, hangs: bool) {
+        self.state().fault = if hangs { Fault::Hangs } else { Fault::None };
     }
 
     /// Another disk in its place.
@@ -53,7 +66,7 @@ impl Disk {
     }
 
     /// A disk with an empty store on it.
-    pub(super) fn laid_out() -> Self {
+    pub(crate) fn laid_out() -> Self {
         let disk = Self::of(Vec::new());
         let database = open::open_backend("test".as_ref(), disk.clone(), false).unwrap();
         open::lay_out(&database).unwrap();
@@ -149,6 +162,9 @@ impl StorageBackend for Disk {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        while self.state().fault == Fault::Hangs {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let mut state = self.state();
         state.call()?;
         state.syncs += 1;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::disk::Fault;
 use super::*;
+use crate::store::Store;
 
 #[tokio::test]
 async fn on_a_full_disk_changes_are_refused_and_taken_again_when_there_is_room() {
@@ -41,6 +42,41 @@ async fn on_a_full_disk_changes_are_refused_and_taken_again_when_there_is_room()
     let found = grants(&engine).await;
     let wanted = usize::try_from(number).unwrap() + 1;
     assert_eq!(found.len(), wanted, "what was taken before is still there");
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let disk = Disk::laid_out();
+    let store = disk.store(PATIENCE);
+    let Store::Embedded(engine) = &store else {
+        panic!("a file's engine");
+    };
+    commit(engine, put(0, "anna")).await.unwrap();
+    disk.hangs(true);
+    assert_eq!(store.commit(put(1, "anna")).await, Err(Unavailable::Late));
+    // From now on nobody waits.
+    eventually("the gate has noticed", async || store.trouble().is_some()).await;
+    let begin = tokio::time::Instant::now();
+    let refused = store.commit(put(2, "anna")).await.unwrap_err();
+    assert!(matches!(refused, Unavailable::Failed(_)), "{refused:?}");
+    assert!(begin.elapsed() < PATIENCE, "refused at once");
+    assert_eq!(engine.metrics.store_up.get(), 0);
+    disk.hangs(false);
+    eventually("changes are taken again", async || {
+        store.commit(put(3, "anna")).await.is_ok()
+    })
+    .await;
+    assert_eq!(store.trouble(), None);
+    assert_eq!(engine.metrics.store_up.get(), 1);
+    assert!(has(engine, 0).await && has(engine, 3).await);
+    assert!(has(engine, 1).await, "what was under way has taken place");
+    assert!(!has(engine, 2).await, "what was refused has not");
+    // A gate that is told to stop does not wait for the disk either.
+    disk.hangs(true);
+    assert_eq!(store.commit(put(4, "anna")).await, Err(Unavailable::Late));
+    store.close().await;
+    disk.hangs(false);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! The engine's promises: what was answered is there, whatever happens to the disk.
 
-mod disk;
+pub(in crate::store) mod disk;
 mod faults;
 mod files;
 mod model;
@@ -103,6 +103,7 @@ async fn everything_is_there_after_a_restart() {
         role: Role::Admin,
         paths: vec!["/v1/*".to_owned()],
         methods: Vec::new(),
+        limit: None,
     };
     let lease = SealedLease {
         upstream: "main".into(),

@@ -5,6 +5,9 @@ local seq = change('k', 'end', 'u', user, 'x', mode)
 local count = live(holder)
 finish(holder, seq)
 if mode ~= 'logout' then redis.call('HSET', holder, 'x', whole(seq)) end
-if mode == 'remove' then redis.call('HDEL', KEYS[5], user) end
+if mode == 'remove' then
+  redis.call('HDEL', KEYS[5], user)
+  redis.call('HDEL', prefix .. 'issued', user)
+end
 keep(holder, now + 3600000)
 return {'ok', seq, count}

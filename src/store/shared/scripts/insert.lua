@@ -14,5 +14,5 @@ end
 local seq = change('k', 'put', 'd', ARGV[3])
 if known then uncount(known) end
 place(token, {seq, ARGV[5], ARGV[4]}, tonumber(ARGV[6]), tonumber(ARGV[7]))
-redis.call('HINCRBY', holder, 'i', 1)
+redis.call('HINCRBY', prefix .. 'issued', ARGV[4], 1)
 return {'ok', seq}

@@ -37,6 +37,11 @@ while at <= #ARGV do
       and seq >= number(prefix .. 'h:' .. user, 'g') then
       place(token, {seq, sort, user}, left, grain)
     end
+  elseif kind == 'issued' then
+    local user, count = field(), field()
+    if tonumber(count) > number(prefix .. 'issued', user) then
+      redis.call('HSET', prefix .. 'issued', user, count)
+    end
   else
     -- user or key: the later change wins, unless the user was removed after it.
     local name, text = field(), field()

@@ -1,10 +1,32 @@
-//! The shared store: where its server is, and how far a gate believes its own copy.
+//! What outlives a restart, and where; a shared store: where its server is, and how far
+//! a gate believes its own copy.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::secret::SecretSource;
+
+/// What outlives a restart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Store {
+    pub place: StorePlace,
+    /// Seals the upstream's token at rest; None: it is not kept.
+    pub key: Option<SecretSource>,
+    /// The key before it: still opens what it sealed.
+    pub old_key: Option<SecretSource>,
+    /// How long a change waits for a file's disk.
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorePlace {
+    /// Nothing outlives a restart.
+    Memory,
+    File(PathBuf),
+    /// A server that several gates share.
+    Shared(Box<SharedStore>),
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedStore {

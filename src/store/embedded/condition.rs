@@ -1,0 +1,57 @@
+//! What others see of the writer: why it cannot write, if it cannot, and since when it
+//! has been waiting for the disk.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+#[derive(Debug, Default)]
+pub(super) struct Condition(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    trouble: Option<Arc<str>>,
+    /// When the work began that the writer is at.
+    at_work: Option<Instant>,
+    /// Somebody has said that this takes too long.
+    is_told: bool,
+}
+
+impl Condition {
+    fn held(&self) -> MutexGuard<'_, State> {
+        // Single values are set under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn trouble(&self) -> Option<Arc<str>> {
+        self.held().trouble.clone()
+    }
+
+    /// Whether that is news.
+    pub(super) fn set(&self, trouble: Option<Arc<str>>) -> bool {
+        let mut held = self.held();
+        let is_news = held.trouble != trouble;
+        held.trouble = trouble;
+        is_news
+    }
+
+    pub(super) fn begin(&self) {
+        self.held().at_work = Some(Instant::now());
+    }
+
+    /// Whether this took so long that somebody has said so.
+    pub(super) fn end(&self) -> bool {
+        let mut held = self.held();
+        held.at_work = None;
+        std::mem::take(&mut held.is_told)
+    }
+
+    /// None: the writer has not been at one piece of work for longer than `patience`.
+    /// Otherwise, whether that is news.
+    pub(super) fn hangs(&self, patience: Duration) -> Option<bool> {
+        let mut held = self.held();
+        let is_late = held.at_work.is_some_and(|begun| begun.elapsed() > patience);
+        is_late.then(|| !std::mem::replace(&mut held.is_told, true))
+    }
+}
