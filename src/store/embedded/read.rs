@@ -97,28 +97,45 @@ pub(super) fn epochs(database: &Database, mut each: impl FnMut(UserEpoch)) -> Re
     Ok(())
 }
 
-/// Holders by their number.
-struct Names(Vec<Option<(Arc<str>, Holder)>>);
+/// Numbers of holders, and the epoch from which their grants are live.
+pub(super) type Ended = Vec<(u32, u64)>;
 
-impl Names {
+/// Holders by their number. What is looked at for each of millions of grants is by itself,
+/// so that much of it fits into a core's own cache.
+struct Holders {
+    /// `NOBODY` where the number is not in use.
+    epochs: Vec<u64>,
+    names: Vec<Arc<str>>,
+}
+
+const NOBODY: u64 = u64::MAX;
+
+impl Holders {
     fn of(database: &Database) -> Result<Self, redb::Error> {
         let txn = database.begin_read()?;
         let table = txn.open_table(HOLDERS)?;
-        let mut names = Vec::new();
+        let mut holders = Self {
+            epochs: Vec::new(),
+            names: Vec::new(),
+        };
+        let nameless: Arc<str> = "".into();
         for row in table.iter()? {
             let (name, holder) = row?;
             let holder = Holder::decode(holder.value());
             let place = usize::try_from(holder.number).unwrap_or(usize::MAX);
-            if names.len() <= place {
-                names.resize(place + 1, None);
+            if holders.epochs.len() <= place {
+                holders.epochs.resize(place + 1, NOBODY);
+                holders.names.resize(place + 1, Arc::clone(&nameless));
             }
-            names[place] = Some((Arc::from(name.value()), holder));
+            holders.epochs[place] = holder.epoch;
+            holders.names[place] = name.value().into();
         }
-        Ok(Self(names))
+        Ok(holders)
     }
 
-    fn find(&self, number: u32) -> Option<&(Arc<str>, Holder)> {
-        self.0.get(usize::try_from(number).ok()?)?.as_ref()
+    fn epoch(&self, number: u32) -> u64 {
+        let epoch = self.epochs.get(number as usize);
+        epoch.copied().unwrap_or(NOBODY)
     }
 }
 
@@ -126,32 +143,29 @@ impl Names {
 pub(super) fn grants(
     database: &Database,
     each: &mut dyn FnMut(LiveGrant<'_>),
-) -> Result<(Loaded, Vec<Holder>), Error> {
+) -> Result<(Loaded, Ended), Error> {
     let begin = Instant::now();
     let progress = Progress::of(database)?;
     let mut part = Part::default();
-    let names = Names::of(database)?;
-    part.read(database, (0..PREFIXES, &names), each, &progress)?;
+    let holders = Holders::of(database)?;
+    part.read(database, (0..PREFIXES, &holders), each, &progress)?;
     Ok(part.sum(begin))
 }
 
 /// Every live grant, by as many threads as there are cores: each has a part of the file
 /// and gives it to a taker of its own.
-pub(super) fn in_parts(
-    database: &Database,
-    takers: &Takers,
-) -> Result<(Loaded, Vec<Holder>), Error> {
+pub(super) fn in_parts(database: &Database, takers: &Takers) -> Result<(Loaded, Ended), Error> {
     let begin = Instant::now();
     let progress = Progress::of(database)?;
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let parts = (progress.total / LEAST_IN_A_PART).clamp(1, cores);
     let length = PREFIXES.div_ceil(parts);
-    let names = Names::of(database)?;
+    let holders = Holders::of(database)?;
     let read = |number: u64| -> Result<Part, Error> {
         let mut part = Part::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
         let mut taker = takers();
-        part.read(database, (prefixes, &names), &mut taker, &progress)?;
+        part.read(database, (prefixes, &holders), &mut taker, &progress)?;
         Ok(part)
     };
     let all = std::thread::scope(|scope| {
@@ -199,15 +213,15 @@ impl Progress {
 #[derive(Default)]
 struct Part {
     loaded: Loaded,
-    /// Holders that have ended some, by number.
-    ended: HashMap<u32, Holder>,
+    /// Holders that have ended some, and the epoch from which theirs are live.
+    ended: HashMap<u32, u64>,
 }
 
 impl Part {
     fn read(
         &mut self,
         database: &Database,
-        (prefixes, names): (Range<u64>, &Names),
+        (prefixes, holders): (Range<u64>, &Holders),
         each: &mut dyn FnMut(LiveGrant<'_>),
         progress: &Progress,
     ) -> Result<(), Error> {
@@ -231,17 +245,17 @@ impl Part {
                     reason: "no version of this program wrote it".to_owned(),
                 });
             };
-            match names.find(grant.holder) {
-                _ if grant.ends_millis <= now => self.loaded.expired += 1,
-                Some((name, holder)) if grant.epoch >= holder.epoch => {
-                    self.loaded.live += 1;
-                    each(grant.live(digest.value(), name));
+            let from = holders.epoch(grant.holder);
+            if grant.ends_millis <= now {
+                self.loaded.expired += 1;
+            } else if from != NOBODY && grant.epoch >= from {
+                self.loaded.live += 1;
+                each(grant.live(digest.value(), &holders.names[grant.holder as usize]));
+            } else {
+                self.loaded.ended += 1;
+                if from != NOBODY {
+                    self.ended.insert(grant.holder, from);
                 }
-                Some((_, holder)) => {
-                    self.loaded.ended += 1;
-                    self.ended.insert(holder.number, *holder);
-                }
-                None => self.loaded.ended += 1,
             }
         }
         Ok(())
@@ -255,11 +269,11 @@ impl Part {
         self
     }
 
-    fn sum(self, begin: Instant) -> (Loaded, Vec<Holder>) {
+    fn sum(self, begin: Instant) -> (Loaded, Ended) {
         let loaded = Loaded {
             took: begin.elapsed(),
             ..self.loaded
         };
-        (loaded, self.ended.into_values().collect())
+        (loaded, self.ended.into_iter().collect())
     }
 }

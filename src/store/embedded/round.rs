@@ -8,6 +8,7 @@ use std::sync::Arc;
 use redb::{Error, ReadableTable as _, Table, TableDefinition, WriteTransaction};
 use serde::Serialize;
 
+use super::read::Ended;
 use super::tables::{
     BATCH_KEY, GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, MOST_EPOCH, NEXT_KEY, USERS,
     WALL_KEY,
@@ -28,7 +29,7 @@ pub(super) struct Round {
     /// None until a holder without a number turned up.
     next: Option<u64>,
     /// Holders whose epoch has moved: rows of an earlier one are dead.
-    pub(super) moved: Vec<Holder>,
+    pub(super) moved: Ended,
 }
 
 /// The rows as they were, to put back should a refused commit have taken place.
@@ -133,7 +134,7 @@ impl Round {
         } else {
             holder.epoch += 1;
         }
-        self.moved.push(holder);
+        self.moved.push((holder.number, holder.epoch));
         self.holders.insert(Arc::clone(user), holder);
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use redb::{ReadableTableMetadata as _, WriteTransaction};
 use tokio::time::Instant;
 
-use super::tables::{GRANTS, Grant, Holder, PREFIXES, start_of};
+use super::tables::{GRANTS, Grant, PREFIXES, start_of};
 use crate::clock;
 
 /// Rows looked at in one transaction, about.
@@ -58,10 +58,8 @@ impl Walk {
     }
 
     /// The epochs of these holders have moved.
-    pub(super) fn ended(&mut self, holders: &[Holder]) {
-        for holder in holders {
-            self.ended.insert(holder.number, holder.epoch);
-        }
+    pub(super) fn ended(&mut self, holders: &[(u32, u64)]) {
+        self.ended.extend(holders.iter().copied());
     }
 
     pub(super) fn is_under_way(&self) -> bool {

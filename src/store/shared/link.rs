@@ -28,6 +28,8 @@ const SILENCE: Duration = Duration::from_millis(500);
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 /// Changes taken at once.
 const MOST: usize = 1000;
+/// Of an error of the server, in characters.
+const LONGEST_WORDS: usize = 300;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A start waits this long for the store, then gives up and says why.
@@ -80,12 +82,15 @@ pub(super) fn is_elsewhere(error: &RedisError) -> bool {
     moved || (error.is_io_error() && !error.is_timeout()) || error.is_connection_dropped()
 }
 
-/// An error in words that may be shown: none of ours is in it but the address.
+/// An error in words that may be shown: nothing of ours is in it but the address, and of
+/// the server's own words not more than a line.
 pub(super) fn told(error: &RedisError) -> Arc<str> {
     if error.is_timeout() {
         return "no answer in time".into();
     }
-    error.to_string().into()
+    let words = error.to_string();
+    let words = words.chars().filter(|char| !char.is_control());
+    words.take(LONGEST_WORDS).collect::<String>().into()
 }
 
 impl SharedStore {
