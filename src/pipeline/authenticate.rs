@@ -118,7 +118,10 @@ fn credential(headers: &HeaderMap) -> Result<Credential<'_>, Rejection> {
     let unreadable = |_| Rejection::Unauthenticated("credential is not text");
     match found {
         (None, None) => Ok(Credential::Nothing),
-        (_, Some(key)) => Ok(Credential::Key(key.to_str().map_err(unreadable)?.trim())),
+        (_, Some(key)) => match key.to_str().map_err(unreadable)?.trim() {
+            "" => Err(Rejection::Unauthenticated("empty credential")),
+            key => Ok(Credential::Key(key)),
+        },
         (Some(field), None) => {
             let text = field.to_str().map_err(unreadable)?.trim();
             let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -216,6 +219,8 @@ mod tests {
         assert!(credential(&headers).is_err(), "two kinds at once");
         headers.remove(AUTHORIZATION);
         assert!(matches!(credential(&headers), Ok(Credential::Key("k"))));
+        headers.insert(X_API_KEY, HeaderValue::from_static(" "));
+        assert!(credential(&headers).is_err(), "an empty key");
         headers.remove(X_API_KEY);
         for bad in ["Bearer", "Bearer ", "Negotiate x", "abc"] {
             headers.insert(AUTHORIZATION, HeaderValue::from_static(bad));
