@@ -81,7 +81,9 @@ impl Bench {
 
     fn restore(&self) {
         let now = tollgate::clock::unix_millis();
-        let users: Vec<String> = (0..=self.size / PER_USER).map(user).collect();
+        let users: Vec<Arc<str>> = (0..=self.size / PER_USER)
+            .map(|number| user(number).into())
+            .collect();
         let before = ALLOCATOR.allocated();
         let store = store();
         let empty = ALLOCATOR.allocated() - before;

@@ -24,7 +24,8 @@ const PILE: usize = 4096;
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
     pub digest: TokenDigest,
-    pub user: &'a str,
+    /// By reference to the reference: only a user's first token has its name read.
+    pub user: &'a Arc<str>,
     /// The user's, and nobody else's, in this restore. Small numbers are best.
     pub number: u32,
     pub role: Option<Role>,

@@ -98,7 +98,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
         let digest = twin(0);
         restore.take(restore::Kept {
             digest,
-            user,
+            user: &user.into(),
             number,
             role: Some(Role::Admin),
             ends_millis: now + seconds * 1000,
@@ -134,7 +134,7 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
     const EACH: usize = 10_000;
     let store = store(1, 1);
     let ends_millis = clock::unix_millis() + 60_000;
-    let names = ["anna", "bert", "carl"];
+    let names = ["anna", "bert", "carl"].map(Arc::<str>::from);
     let digests = |part: usize| {
         let digest = |number: usize| TokenDigest::of(&format!("{part} {number}"));
         let mut digests: Vec<_> = (0..EACH)
@@ -145,14 +145,14 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
     };
     std::thread::scope(|scope| {
         for part in 0..2 {
-            let (store, digests) = (&store, digests(part));
+            let (store, names, digests) = (&store, &names, digests(part));
             scope.spawn(move || {
                 let mut restore = store.restore();
                 // The first one twice: it is one token.
                 for (digest, name) in digests.iter().take(1).chain(&digests) {
                     restore.take(restore::Kept {
                         digest: *digest,
-                        user: names[*name],
+                        user: &names[*name],
                         number: *name as u32,
                         role: None,
                         ends_millis,
@@ -165,7 +165,7 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
     let (users, hints) = store.memory.traces();
     assert_eq!((users, hints), (3, 2 * EACH));
     let mut ended = 0;
-    for name in names {
+    for name in &names {
         ended += store.revoke_user(name).await.unwrap();
     }
     assert_eq!(
