@@ -53,12 +53,21 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        let watched = self.watched(name, work);
+        self.runtime.spawn(self.tracker.track_future(watched));
+    }
+
+    /// Work that another task does as a part of its own. A panic in it is counted as
+    /// that of a task.
+    pub fn watched<F>(&self, name: &'static str, work: F) -> impl Future<Output = ()> + use<F>
+    where
+        F: Future<Output = ()>,
+    {
         let watch = PanicWatch {
             name,
             failed: Arc::clone(&self.failed),
         };
-        let watched = Watched { work, watch };
-        self.runtime.spawn(self.tracker.track_future(watched));
+        Watched { work, watch }
     }
 
     /// How many tasks ended by a panic, those apart included.

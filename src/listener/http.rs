@@ -1,12 +1,10 @@
 //! HTTP/1 and HTTP/2 on one connection, as hyper speaks them with our settings.
 
-use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +14,7 @@ use tokio::time::timeout;
 use super::corked::corked;
 use super::service::{Entry, Service};
 use super::stream::{Socket, Stream};
+use super::streams::{Begun, Together};
 use super::watch::{End, Turn, Watch};
 use crate::config;
 use crate::lifecycle::Tasks;
@@ -33,16 +32,6 @@ const LOCAL_RESETS: usize = 100_000;
 /// A peer that is gone without a word is noticed after their sum.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Streams of an h2 connection are tasks of their own.
-#[derive(Clone, Debug)]
-struct Streams(Tasks);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
-    fn execute(&self, stream: F) {
-        self.0.spawn("stream", stream);
-    }
-}
 
 pub(super) async fn http1<S: Service, T: Socket>(
     mut stream: Stream<T>,
@@ -110,7 +99,8 @@ pub(super) async fn http2<S: Service, T: Socket>(
 ) -> End {
     let list_bytes = u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX);
     let (stream, cork) = corked(stream);
-    let connection = http2::Builder::new(Streams(tasks))
+    let begun = Begun::new(tasks);
+    let connection = http2::Builder::new(begun.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(list_bytes)
@@ -127,8 +117,8 @@ pub(super) async fn http2<S: Service, T: Socket>(
         );
     let turn = watch
         .run(
-            pin!(connection),
-            |c| c.graceful_shutdown(),
+            pin!(Together::new(connection, begun)),
+            |c| c.connection().graceful_shutdown(),
             |cx| cork.poll_flush(cx),
         )
         .await;

@@ -22,6 +22,7 @@ mod secured;
 mod service;
 mod slots;
 mod stream;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod tls;
