@@ -175,9 +175,14 @@ impl Session {
     /// The lease to use now. Waits only when there is none and a login for it is
     /// under way.
     pub async fn lease(&self) -> Result<Arc<Lease>, NoLease> {
-        match self.usable() {
+        self.lease_but(None).await
+    }
+
+    /// The lease to use now, but not the one of this generation.
+    async fn lease_but(&self, not: Option<u64>) -> Result<Arc<Lease>, NoLease> {
+        match self.usable_but(not) {
             Some(lease) => Ok(lease),
-            None => self.settled().await,
+            None => self.settled(not).await,
         }
     }
 
@@ -187,7 +192,9 @@ impl Session {
         if self.fence.refuse(old.generation) {
             self.wake.notify_one();
         }
-        self.lease().await
+        // A login that has just ended is in the fence before its lease is here: the refusal
+        // is no news then, and the lease that is here is still the one refused.
+        self.lease_but(Some(old.generation)).await
     }
 
     /// The lease, if the next request can use it. Checked here and not when a timer
@@ -198,13 +205,18 @@ impl Session {
         is_usable.then_some(lease)
     }
 
-    async fn settled(&self) -> Result<Arc<Lease>, NoLease> {
+    fn usable_but(&self, not: Option<u64>) -> Option<Arc<Lease>> {
+        let lease = self.usable()?;
+        (Some(lease.generation) != not).then_some(lease)
+    }
+
+    async fn settled(&self, not: Option<u64>) -> Result<Arc<Lease>, NoLease> {
         let mut phases = self.phase.clone();
         let mut waiting = None;
         loop {
             // Read before the lease: the renewer stores the lease first.
             let phase = *phases.borrow_and_update();
-            if let Some(lease) = self.usable() {
+            if let Some(lease) = self.usable_but(not) {
                 return Ok(lease);
             }
             match phase {
@@ -226,7 +238,7 @@ impl Session {
             });
             if phases.changed().await.is_err() {
                 let stopped = no_lease(Why::Stopping, SHORTEST_RETRY);
-                return self.usable().ok_or(stopped);
+                return self.usable_but(not).ok_or(stopped);
             }
         }
     }

@@ -1,16 +1,19 @@
 //! Renewal, single flight, replacement, the fence.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually, refusal};
 use crate::clock::Deadline;
-use crate::metrics::LoginOutcome;
+use crate::metrics::{LoginOutcome, Metrics};
 use crate::secret::Secret;
+use crate::upstream::session::Phase;
 use crate::upstream::{Lease, Session, Why};
 
 /// A lease without waiting, or a failed test.
@@ -130,6 +133,28 @@ async fn a_refused_lease_is_replaced_once_for_all() {
     // Complaints that come late are about the past.
     assert_eq!(session.replace(&old).await.unwrap().generation, 2);
     assert_eq!(webapp.requests(), 2);
+}
+
+#[tokio::test]
+async fn what_was_refused_is_not_handed_out_while_a_new_login_is_being_published() {
+    let (session, phase) = Session::new(true, Metrics::new());
+    let publish = || session.fence.publish(session.fence.begin()).unwrap();
+    let lease = |generation| {
+        let ends = Deadline::after(Duration::from_secs(600));
+        Arc::new(Lease::new(generation, ends, vec![], Secret::new("tok")))
+    };
+    let old = lease(publish());
+    session.lease.store(Some(Arc::clone(&old)));
+    phase.send_replace(Phase::Resting);
+    // The renewer has passed the fence and not yet stored what it got.
+    phase.send_replace(Phase::LoggingIn);
+    let new = lease(publish());
+    assert_eq!(session.usable().unwrap().generation, old.generation);
+    let mut replaced = pin!(session.replace(&old));
+    assert!((&mut replaced).now_or_never().is_none());
+    session.lease.store(Some(Arc::clone(&new)));
+    phase.send_replace(Phase::Resting);
+    assert_eq!(replaced.await.unwrap().generation, new.generation);
 }
 
 #[tokio::test]
