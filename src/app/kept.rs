@@ -1,9 +1,13 @@
 //! What the store gives back at the start, handed to the parts it belongs to.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::warn;
 
 use super::Error;
 use crate::config::{self, Config, Directory, StorePlace};
@@ -14,6 +18,12 @@ use crate::store::shared::SharedStore;
 use crate::store::{Contents, Origin, Seal, SealKey, Store};
 use crate::token::TokenStore;
 use crate::upstream::LeaseKeeper;
+
+/// Between two looks at a disk.
+const WATCHED_EVERY: Duration = Duration::from_secs(1);
+/// Between two lines on a start that is slow.
+const SAID_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+const SAID_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// The open store, and what was in it.
 #[derive(Debug)]
@@ -43,7 +53,8 @@ pub(super) async fn open(
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
             // After a kill the whole file is checked.
             let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
-            let opened = opened.await.expect("opening catches what panics");
+            let opened = patiently("open", &config.store, opened).await;
+            let opened = opened.expect("opening catches what panics");
             let (store, contents) = opened.map_err(Error::Store)?;
             (store.waiting(config.store.timeout), contents)
         }
@@ -57,6 +68,27 @@ pub(super) async fn open(
         contents: Mutex::new(contents),
         seal,
     })
+}
+
+/// Waits for a file's disk as long as it takes: what is on it cannot be done without. Says
+/// so when that is long, and from then on more and more seldom.
+async fn patiently<T>(what: &str, settings: &config::Store, work: impl Future<Output = T>) -> T {
+    let StorePlace::File(path) = &settings.place else {
+        return work.await;
+    };
+    let mut work = pin!(work);
+    let mut waited = Duration::ZERO;
+    let mut pause = settings.timeout.max(SAID_AT_MOST_EVERY);
+    loop {
+        if let Ok(done) = timeout(pause, &mut work).await {
+            return done;
+        }
+        waited += pause;
+        warn!(path = %path.display(), seconds = waited.as_secs(),
+            "the store is not {what} yet; where nothing else is said of it, its disk does not \
+             answer; waiting for it");
+        pause = waited.min(SAID_AT_LEAST_EVERY);
+    }
 }
 
 fn seal(settings: &config::Store) -> Result<Option<Arc<Seal>>, Error> {
@@ -122,10 +154,11 @@ impl Kept {
     /// The tokens, loaded. One directory's tokens say nothing in the other.
     pub(super) async fn tokens(
         &self,
-        settings: &config::Users,
+        config: &Config,
         users: Option<&Users>,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<TokenStore>, Error> {
+        let settings = &config.users;
         if let Some(shared) = self.store.shared() {
             let metrics = Arc::clone(metrics);
             return Ok(TokenStore::sharing(shared, &self.tasks, settings, metrics));
@@ -138,9 +171,29 @@ impl Kept {
             None => Origin::Learned,
         };
         let is_known = move |user: &str| known.as_ref().is_none_or(|known| known.contains(user));
-        let loaded = tokens.load(origin, is_known).await;
+        let loaded = tokens.load(origin, is_known);
+        let loaded = patiently("loaded", &config.store, loaded).await;
         loaded.map_err(Error::Load)?;
+        self.watch();
         Ok(tokens)
+    }
+
+    /// Looks at a file's disk, so that one that hangs is told of though nobody asks.
+    fn watch(&self) {
+        if self.store.is_memory() {
+            return;
+        }
+        let (store, stop) = (Arc::clone(&self.store), self.stop.clone());
+        self.tasks.spawn("store watch", async move {
+            let mut tick = interval(WATCHED_EVERY);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            loop {
+                tokio::select! {
+                    () = stop.draining() => return,
+                    _ = tick.tick() => drop(store.trouble()),
+                }
+            }
+        });
     }
 
     /// The keys that were made at run time.

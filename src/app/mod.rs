@@ -163,7 +163,7 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
 
     let kept = kept::open(&config, (&tasks, &control), &metrics).await?;
     let (users, first_admin) = kept.users(&config.users).await?;
-    let tokens = kept.tokens(&config.users, users.as_ref(), &metrics).await?;
+    let tokens = kept.tokens(&config, users.as_ref(), &metrics).await?;
     let life = (&tasks, &control);
     let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, kept.lease_keeper());
     let upstream = upstream.map_err(Error::Upstream)?;

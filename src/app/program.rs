@@ -17,6 +17,9 @@ use crate::lifecycle::Tasks;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 
+/// For threads that still run when everything has been said and done.
+const LEAVE: Duration = Duration::from_secs(1);
+
 /// Serves until told to stop. Called once, from `main`'s thread.
 pub fn serve(path: &Path, loaded: Loaded, logging: Arc<Logging>) -> Result<Ending, Error> {
     protect();
@@ -26,7 +29,10 @@ pub fn serve(path: &Path, loaded: Loaded, logging: Arc<Logging>) -> Result<Endin
         .enable_all()
         .build()
         .map_err(Error::Runtime)?;
-    runtime.block_on(run(path.to_owned(), loaded, logging))
+    let ending = runtime.block_on(run(path.to_owned(), loaded, logging));
+    // What was worth waiting for has been waited for; a thread that a disk holds is not.
+    runtime.shutdown_timeout(LEAVE);
+    ending
 }
 
 async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<Ending, Error> {
@@ -35,7 +41,13 @@ async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<End
     let signals = Signals::open().map_err(Error::Signals)?;
     tasks.spawn("signals", signals.follow(steering.clone()));
     let config = Arc::new(loaded.config);
-    let mut bound = bind(Arc::clone(&config), Some(path)).await?;
+    let mut bound = tokio::select! {
+        bound = bind(Arc::clone(&config), Some(path)) => bound?,
+        () = steering.quit.cancelled() => {
+            info!("told to stop before it was ready");
+            return Ok(Ending::Clean);
+        }
+    };
     let admin = bound.take_first_admin();
     banner::print(&config, &bound.addresses(), admin.as_ref());
     tasks.spawn("log", follow_log(bound.metrics(), Arc::clone(&logging)));

@@ -188,24 +188,36 @@ impl Store {
         &self,
         answered: oneshot::Receiver<Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
-        let answered = self.soon(answered).await;
+        let answered = soon(self.patience(), answered).await;
         let answered = answered.ok_or(Unavailable::Late)?;
         answered.unwrap_or(Err(Unavailable::Closed))
     }
 
     /// Somebody's turn to make a change, if it comes soon enough: whoever has it may be
-    /// waiting for a disk that hangs.
+    /// waiting for a disk that hangs. Where that is known already, it comes at once or not.
     pub async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, Unavailable> {
-        self.soon(turn).await.ok_or(Unavailable::Busy)
+        let patience = match self.hangs() {
+            Some(_) => Some(Duration::ZERO),
+            None => self.patience(),
+        };
+        let turn = soon(patience, turn).await;
+        turn.ok_or_else(|| self.hangs().map_or(Unavailable::Busy, Unavailable::Failed))
     }
 
-    async fn soon<T>(&self, awaited: impl Future<Output = T>) -> Option<T> {
-        let patience = match self {
-            Self::Memory => return Some(awaited.await), // it has nothing to wait for
-            Self::Shared(_) => PATIENCE,
-            Self::Embedded(embedded) => embedded.patience(),
-        };
-        timeout(patience, awaited).await.ok()
+    /// How long somebody waits; None: there is nothing to wait for.
+    fn patience(&self) -> Option<Duration> {
+        match self {
+            Self::Memory => None,
+            Self::Shared(_) => Some(PATIENCE),
+            Self::Embedded(embedded) => Some(embedded.patience()),
+        }
+    }
+
+    fn hangs(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Memory | Self::Shared(_) => None,
+            Self::Embedded(embedded) => embedded.hangs(),
+        }
     }
 
     /// Waits so long for the disk.
@@ -258,5 +270,12 @@ impl Store {
             Self::Memory | Self::Shared(_) => {}
             Self::Embedded(embedded) => embedded.close().await,
         }
+    }
+}
+
+async fn soon<T>(patience: Option<Duration>, awaited: impl Future<Output = T>) -> Option<T> {
+    match patience {
+        None => Some(awaited.await),
+        Some(patience) => timeout(patience, awaited).await.ok(),
     }
 }

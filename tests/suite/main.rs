@@ -20,6 +20,7 @@ mod durable;
 mod exhaustion;
 mod first_run;
 mod forwarding;
+mod hanging_disk;
 mod harness;
 mod hygiene;
 mod limits;

@@ -40,18 +40,23 @@ impl Condition {
         self.held().at_work = Some(Instant::now());
     }
 
-    /// Whether this took so long that somebody has said so.
-    pub(super) fn end(&self) -> bool {
+    /// Takes back what has been told of work that took so long.
+    pub(super) fn end(&self, take_back: impl FnOnce()) {
         let mut held = self.held();
         held.at_work = None;
-        std::mem::take(&mut held.is_told)
+        if std::mem::take(&mut held.is_told) {
+            take_back(); // under the lock: after the telling, whoever does that
+        }
     }
 
-    /// None: the writer has not been at one piece of work for longer than `patience`.
-    /// Otherwise, whether that is news.
-    pub(super) fn hangs(&self, patience: Duration) -> Option<bool> {
+    /// Whether the writer has been at one piece of work for longer than `patience`. Tells
+    /// of it once.
+    pub(super) fn hangs(&self, patience: Duration, tell: impl FnOnce()) -> bool {
         let mut held = self.held();
         let is_late = held.at_work.is_some_and(|begun| begun.elapsed() > patience);
-        is_late.then(|| !std::mem::replace(&mut held.is_told, true))
+        if is_late && !std::mem::replace(&mut held.is_told, true) {
+            tell();
+        }
+        is_late
     }
 }

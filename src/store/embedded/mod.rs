@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use redb::Database;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::error;
 
 use super::{Change, Contents, Loaded, Taker, Unavailable};
@@ -35,6 +35,9 @@ use writer::{Opener, Writer};
 /// Changes that may wait for the disk; more are refused at once. Fewer than requests
 /// that may be inside the gate: a disk that hangs must not keep out known tokens.
 const MOST_WAITING: usize = 1024;
+
+/// Between two tries to get into a queue that is full.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Makes those who take the grants that are loaded, one for each thread.
 pub(super) type Takers = Box<dyn Fn() -> Taker + Send + Sync>;
@@ -167,36 +170,37 @@ impl Embedded {
     }
 
     /// What to say of a disk that has had its time; None: it answers, as far as we know.
-    fn hangs(&self) -> Option<Arc<str>> {
-        let is_news = self.condition.hangs(self.patience)?;
+    pub(super) fn hangs(&self) -> Option<Arc<str>> {
         let why = "the disk does not answer";
-        if is_news {
+        let tell = || {
             self.metrics.store_up.set(0);
             error!(path = %self.path.display(), error = why,
                 "the store cannot be written; logins, logouts and changes of users and keys are \
                  refused until it can, known tokens go on");
-        }
-        Some(why.into())
+        };
+        let hangs = self.condition.hangs(self.patience, tell);
+        hangs.then(|| why.into())
     }
 
-    /// Writes what is in the queue and leaves the file, so that another may have it.
+    /// Writes what is in the queue and leaves the file, so that another may have it. Leaves
+    /// no thread behind that waits: the runtime would not end before it.
     pub async fn close(&self) {
-        let (closed, done) = oneshot::channel();
-        let job = Job::Close(closed);
-        let sent = match self.jobs.try_send(job) {
-            Ok(()) => true,
-            Err(TrySendError::Disconnected(_)) => false,
-            Err(TrySendError::Full(job)) => {
-                let jobs = self.jobs.clone();
-                let send = tokio::task::spawn_blocking(move || jobs.send(job).is_ok());
-                let sent = timeout(self.patience, send).await;
-                sent.is_ok_and(|sent| sent.unwrap_or(false))
-            }
-        };
-        // An error within: it has ended by itself.
-        if sent && timeout(self.patience, done).await.is_err() {
+        if timeout(self.patience, self.closed()).await.is_err() {
             error!(path = %self.path.display(), "left while the disk does not answer");
         }
+    }
+
+    async fn closed(&self) {
+        let (closed, done) = oneshot::channel();
+        let mut job = Job::Close(closed);
+        while let Err(refused) = self.jobs.try_send(job) {
+            let TrySendError::Full(again) = refused else {
+                return; // it has ended by itself
+            };
+            job = again;
+            sleep(PAUSE).await;
+        }
+        let _ = done.await; // the same
     }
 }
 

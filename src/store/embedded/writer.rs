@@ -134,10 +134,12 @@ impl Writer {
     fn work(&mut self, batch: Vec<(Change, Done)>) {
         self.condition.begin();
         self.take_in(batch);
-        if self.condition.end() && self.database.is_some() {
-            self.metrics.store_up.set(1);
-            info!(path = %self.path.display(), "the disk answers again");
-        }
+        self.condition.end(|| {
+            if self.database.is_some() {
+                self.metrics.store_up.set(1);
+                info!(path = %self.path.display(), "the disk answers again");
+            }
+        });
     }
 
     /// Commits a batch, tells each of its changes what became of it, and takes the

@@ -2,6 +2,7 @@
 //! a configuration file as an operator would write it.
 
 pub(crate) mod client;
+pub(crate) mod hung_disk;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod raw;

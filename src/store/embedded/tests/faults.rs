@@ -79,6 +79,42 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
     disk.hangs(false);
 }
 
+#[test]
+fn a_queue_full_of_changes_for_a_disk_that_hangs_keeps_no_gate_from_ending() {
+    let disk = Disk::laid_out();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = runtime.block_on(async { disk.store(Duration::from_secs(1)) });
+    let Store::Embedded(engine) = &store else {
+        panic!("a file's engine");
+    };
+    disk.hangs(true);
+    let (told, outcomes) = std::sync::mpsc::channel();
+    let submit = |number| {
+        let told = told.clone();
+        engine.submit(
+            put(number, "anna"),
+            Box::new(move |outcome| told.send(outcome).unwrap()),
+        );
+    };
+    // The writer has one of them in hand; then as many as may wait, and one too many.
+    let calls = disk.state().calls;
+    submit(0);
+    while disk.state().calls == calls {
+        std::thread::yield_now();
+    }
+    (0..=MOST_WAITING as u64).for_each(submit);
+    assert_eq!(outcomes.try_iter().last(), Some(Err(Unavailable::Busy)));
+    runtime.block_on(engine.close());
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(runtime);
+        ended.send(()).unwrap();
+    });
+    let end = end.recv_timeout(Duration::from_secs(20));
+    disk.hangs(false);
+    assert_eq!(end, Ok(()), "the runtime waits for the disk");
+}
+
 #[tokio::test]
 async fn a_refused_change_that_reached_the_disk_is_undone() {
     let disk = Disk::laid_out();

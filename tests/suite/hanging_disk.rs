@@ -1,0 +1,334 @@
+//! The disk under a gate's store hangs under load and answers again: known tokens do not
+//! notice, changes wait once, nothing answered is lost, and the gate can be told to stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, Response};
+use serde_json::json;
+use tempfile::TempDir;
+use tollgate::emulator::Emulator;
+
+use crate::harness::client::verdict;
+use crate::harness::hung_disk::HungDisk;
+use crate::harness::program::Program;
+use crate::harness::{
+    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, secret, written,
+};
+
+/// Of `[store]`.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Of `[drain]`.
+const DEADLINE: Duration = Duration::from_secs(6);
+const PASSWORD: &str = "Passw0rd!";
+const SAID: &str = "the disk does not answer";
+
+/// A gate's configuration, and its disk.
+struct Place {
+    folder: TempDir,
+    config: PathBuf,
+    disk: HungDisk,
+}
+
+impl Place {
+    fn before(webapp: &Emulator) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = "[store]\npath = \"disk/gate.redb\"\ntimeout = \"2s\"\n\
+                     key = { file = \"store-key\" }";
+        let setup = Setup::default()
+            .upstream("min_login_interval = \"10ms\"\nlogins_per_hour = 1000")
+            .rest(NO_LIMITS)
+            .rest(store);
+        let config = written(folder.path(), webapp, &setup, |text| {
+            text.replace("deadline = \"20s\"", "deadline = \"6s\"")
+        });
+        let seal = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        secret(&folder.path().join("store-key"), seal);
+        let disk = HungDisk::beside(&config);
+        Self {
+            folder,
+            config,
+            disk,
+        }
+    }
+
+    fn start(&self) -> Gate {
+        let program = Program::start(self.disk.gate(&self.config));
+        let client = client(self.folder.path(), &program);
+        Gate { program, client }
+    }
+}
+
+struct Gate {
+    program: Program,
+    client: Client,
+}
+
+fn client(folder: &Path, program: &Program) -> Client {
+    Client::of(folder, &program.url(""), reqwest::Client::builder())
+}
+
+impl Gate {
+    async fn log_in(&self, name: &str) -> Client {
+        self.client.clone().logged_in(name, PASSWORD).await
+    }
+
+    /// Whether a token is known.
+    async fn knows(&self, client: &Client) -> bool {
+        let client = self
+            .client
+            .clone()
+            .with_token(client.token.as_ref().unwrap());
+        match client.get("/v1/support").await.status().as_u16() {
+            200 => true,
+            401 => false,
+            other => panic!("status {other}"),
+        }
+    }
+
+    async fn operator(&self, path: &str) -> (u16, String) {
+        let url = format!("http://127.0.0.1:{}{path}", self.program.operator);
+        let answer = reqwest::get(url).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    async fn is_up(&self) -> bool {
+        let (_, metrics) = self.operator("/metrics").await;
+        metrics.lines().any(|line| line == "tollgate_store_up 1")
+    }
+
+    /// What it has said of this, access lines left out.
+    fn said(&self, what: &str) -> Vec<String> {
+        let lines = self.program.lines().into_iter();
+        let lines = lines.filter(|line| !line.contains("tollgate::access"));
+        lines.filter(|line| line.contains(what)).collect()
+    }
+}
+
+async fn log_out(client: &Client) -> Response {
+    let request = client.request(Method::POST, "/v1/users/logout");
+    request.send().await.unwrap()
+}
+
+/// A refusal that tells a Webapp's client to come back later.
+async fn assert_put_off(answer: Response) {
+    let wait = answer.headers()["retry-after"].to_str().unwrap();
+    assert!(wait.parse::<u64>().unwrap() >= 1);
+    assert_eq!(verdict(answer).await, (503, 1011));
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let begin = Instant::now();
+    (work.await, begin.elapsed())
+}
+
+/// Requests with a known token, one after the other, until told to stop: how many there
+/// were and how long the longest took. Each must be let through.
+struct Load(
+    Arc<AtomicBool>,
+    Vec<tokio::task::JoinHandle<(u32, Duration)>>,
+);
+
+impl Load {
+    fn with(client: &Client) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let lanes = (0..4).map(|_| {
+            let (client, stop) = (client.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let (mut count, mut longest) = (0, Duration::ZERO);
+                while !stop.load(Ordering::Relaxed) {
+                    let request = async {
+                        let answer = client.get("/v1/support").await;
+                        let status = answer.status();
+                        answer.bytes().await.map(|_| status)
+                    };
+                    let (status, took) = timed(request).await;
+                    assert_eq!(status.unwrap(), 200, "after {count}");
+                    count += 1;
+                    longest = longest.max(took);
+                }
+                (count, longest)
+            })
+        });
+        let lanes = lanes.collect();
+        Self(stop, lanes)
+    }
+
+    async fn end(self) {
+        self.0.store(true, Ordering::Relaxed);
+        for lane in self.1 {
+            let (count, longest) = lane.await.unwrap();
+            assert!(count > 20, "{count} requests: where is the load?");
+            assert!(longest < TIMEOUT, "one waited for {longest:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_disk_hangs_known_tokens_go_on_and_changes_wait_once_and_nothing_answered_is_lost()
+ {
+    let webapp = emulator().await;
+    let place = Place::before(&webapp);
+    let gate = place.start();
+    let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
+    for name in ["anna", "bert", "carl", "dora"] {
+        let user = json!({ "username": name, "password": PASSWORD });
+        assert_eq!(admin.post("/v1/users", &user).await.status(), 201);
+    }
+    let (anna, bert) = (gate.log_in("anna").await, gate.log_in("bert").await);
+    let (carl, dora) = (gate.log_in("carl").await, gate.log_in("dora").await);
+    assert_eq!(log_out(&bert).await.status(), 200);
+    let load = Load::with(&admin);
+
+    place.disk.hang();
+    let late = async {
+        tokio::join!(
+            timed(log_out(&anna)),
+            timed(gate.client.login("carl", PASSWORD))
+        )
+    };
+    let (out, login) = late.await;
+    for (answer, took) in [out, login] {
+        assert!(took >= TIMEOUT, "the disk does not hang: {took:?}");
+        assert!(took < TIMEOUT * 2, "waited for {took:?}");
+        assert_put_off(answer).await;
+    }
+    // Nobody but the metrics' reader has looked at the store since.
+    eventually("the gate notices", async || !gate.is_up().await).await;
+    let (status, ready) = gate.operator("/readyz").await;
+    assert_eq!(status, 200, "known tokens work: stay in the balancer");
+    assert!(ready.contains(&format!("store: {SAID}")), "{ready}");
+    refused_at_once(&gate, (&admin, &anna, &dora)).await;
+    // The upstream's token can be renewed, though the new one cannot be kept.
+    let logins = webapp.login_count();
+    webapp.forget_all_tokens();
+    assert!(gate.knows(&carl).await);
+    assert_eq!(webapp.login_count(), logins + 1);
+    assert!(gate.knows(&anna).await && gate.knows(&dora).await);
+
+    place.disk.answer();
+    eventually("logins work again", async || {
+        gate.client.login("dora", PASSWORD).await.status() == 200
+    })
+    .await;
+    load.end().await;
+    assert!(gate.is_up().await);
+    assert!(!gate.operator("/readyz").await.1.contains("store"));
+    // One clear line, and two of the lease that was not kept; no flood.
+    let said = gate.said(SAID);
+    let errors = said.iter().filter(|line| line.contains("ERROR"));
+    assert_eq!(errors.count(), 1, "{said:#?}");
+    assert!(said.len() <= 3, "{said:#?}");
+    assert_eq!(gate.said("the disk answers again").len(), 1);
+    // What was under way has taken place, what was refused has not.
+    let after = gate.log_in("bert").await;
+    let (live, dead) = ([&admin, &carl, &dora, &after], [&anna, &bert]);
+    assert_known(&gate, live, dead).await;
+    gate.program.signal("KILL");
+    drop(gate);
+    let gate = place.start();
+    assert_known(&gate, live, dead).await;
+    let other = gate.client.login("dora", "0ther-Passw0rd").await;
+    assert_eq!(other.status(), 401);
+    assert_eq!(gate.client.login("emil", PASSWORD).await.status(), 401);
+}
+
+/// Every kind of change, those of somebody included who waits for the disk already.
+async fn refused_at_once(gate: &Gate, (admin, anna, dora): (&Client, &Client, &Client)) {
+    let emil = json!({ "username": "emil", "password": PASSWORD });
+    let password = json!({ "password": "0ther-Passw0rd" }).to_string();
+    let change = admin.request(Method::PUT, "/v1/users/dora").body(password);
+    let remove = admin.request(Method::DELETE, "/v1/users/bert");
+    let refused = [
+        ("logout", timed(log_out(dora)).await),
+        ("late logout", timed(log_out(anna)).await),
+        ("login", timed(gate.client.login("bert", PASSWORD)).await),
+        (
+            "late login",
+            timed(gate.client.login("carl", PASSWORD)).await,
+        ),
+        ("user", timed(admin.post("/v1/users", &emil)).await),
+        (
+            "password",
+            timed(async { change.send().await.unwrap() }).await,
+        ),
+        (
+            "removal",
+            timed(async { remove.send().await.unwrap() }).await,
+        ),
+    ];
+    for (what, (answer, took)) in refused {
+        assert!(took < TIMEOUT, "{what} waited for {took:?}");
+        assert_put_off(answer).await;
+    }
+}
+
+async fn assert_known(gate: &Gate, live: [&Client; 4], dead: [&Client; 2]) {
+    for (at, client) in live.iter().enumerate() {
+        assert!(gate.knows(client).await, "live {at}");
+    }
+    for (at, client) in dead.iter().enumerate() {
+        assert!(!gate.knows(client).await, "dead {at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_told_to_stop_while_its_disk_hangs_ends_in_time_and_loses_nothing_answered() {
+    let webapp = emulator().await;
+    let place = Place::before(&webapp);
+    let mut gate = place.start();
+    let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
+    place.disk.hang();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let client = gate.client.clone();
+            tokio::spawn(async move { client.login(ADMIN, ADMIN_PASSWORD).await })
+        })
+        .collect();
+    tokio::time::sleep(TIMEOUT / 4).await;
+    gate.program.signal("TERM");
+    let (status, took) = timed(async { gate.program.wait() }).await;
+    assert_eq!(status.code(), Some(0), "nothing in flight was cut");
+    assert!(took < DEADLINE + TIMEOUT, "took {took:?}");
+    for answer in waiting {
+        assert_put_off(answer.await.unwrap()).await;
+    }
+    assert_eq!(gate.said("left while the disk does not answer").len(), 1);
+    place.disk.answer();
+    let gate = place.start();
+    assert!(gate.knows(&admin).await);
+    gate.client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_on_a_disk_that_hangs_says_so_can_be_stopped_and_goes_on_when_it_answers() {
+    let webapp = emulator().await;
+    let place = Place::before(&webapp);
+    drop(place.start()); // killed: the file is there
+    place.disk.hang();
+    let slow = "the store is not open yet";
+    let mut program = Program::told(place.disk.gate(&place.config), (0, 0));
+    let line = program.wait_for(slow);
+    assert!(
+        line.contains("WARN") && line.contains("disk/gate.redb"),
+        "{line}"
+    );
+    program.signal("TERM");
+    let (status, took) = timed(async { program.wait() }).await;
+    assert_eq!(status.code(), Some(0));
+    assert!(took < DEADLINE, "took {took:?}");
+
+    let mut program = Program::told(place.disk.gate(&place.config), (0, 0));
+    program.wait_for(slow);
+    place.disk.answer();
+    program.find_ports();
+    let client = client(place.folder.path(), &program);
+    client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+    let said = program
+        .lines()
+        .into_iter()
+        .filter(|line| line.contains(slow));
+    assert!(said.count() <= 2, "{:#?}", program.lines());
+}
