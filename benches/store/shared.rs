@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tollgate::config::{Finding, ServerAddress, SharedStore as Settings};
+use tollgate::config::{ServerAddress, SharedStore as Settings};
 use tollgate::lifecycle::{Stop, Tasks};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
@@ -88,21 +88,13 @@ pub(crate) async fn run(folder: &Path) -> String {
 }
 
 async fn gate(port: u16, tasks: &Tasks) -> Arc<TokenStore> {
+    let address = ServerAddress {
+        host: "127.0.0.1".to_owned(),
+        port,
+    };
     let settings = Settings {
-        servers: vec![ServerAddress {
-            host: "127.0.0.1".to_owned(),
-            port,
-        }],
-        finding: Finding::Server,
-        tls: None,
-        username: None,
-        password: None,
-        sentinel_password: None,
-        database: 0,
-        prefix: "tollgate".to_owned(),
-        stale_for: Duration::from_secs(60),
-        negative_ttl: Duration::from_secs(10),
         timeout: Duration::from_secs(10),
+        ..Settings::at(vec![address])
     };
     let metrics = Metrics::new();
     let store = Arc::new(SharedStore::new(settings, Arc::clone(&metrics)));

@@ -50,6 +50,25 @@ pub struct SharedStore {
     pub timeout: Duration,
 }
 
+impl SharedStore {
+    /// Where nothing but its servers is said of it: what the rest then is.
+    pub fn at(servers: Vec<ServerAddress>) -> Self {
+        Self {
+            servers,
+            finding: Finding::Server,
+            tls: None,
+            username: None,
+            password: None,
+            sentinel_password: None,
+            database: 0,
+            prefix: "tollgate".to_owned(),
+            stale_for: Duration::from_secs(300),
+            negative_ttl: Duration::from_secs(10),
+            timeout: Duration::from_secs(1),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAddress {
     pub host: String,

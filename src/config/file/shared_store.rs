@@ -28,18 +28,18 @@ pub(super) fn shared_store(table: &Section<'_>, timeout: Option<Duration>) -> Op
     let ca = table.read("ca", public_file);
     let plaintext = table.or("allow_plaintext", flag, false);
     let finding = finding(table);
+    let unsaid = SharedStore::at(Vec::new());
     let store = SharedStore {
-        servers: Vec::new(),
         finding,
-        tls: None,
         username: table.read("username", text),
         password: table.read("password", secret),
         sentinel_password: table.read("sentinel_password", secret),
-        database: table.or("database", number(0..=1_000_000), 0),
-        prefix: table.or("prefix", name, "tollgate".to_owned()),
-        stale_for: table.or("stale_for", span, Duration::from_secs(300)),
-        negative_ttl: table.or("negative_ttl", span, Duration::from_secs(10)),
-        timeout: timeout.unwrap_or(Duration::from_secs(1)),
+        database: table.or("database", number(0..=1_000_000), unsaid.database),
+        prefix: table.or("prefix", name, unsaid.prefix),
+        stale_for: table.or("stale_for", span, unsaid.stale_for),
+        negative_ttl: table.or("negative_ttl", span, unsaid.negative_ttl),
+        timeout: timeout.unwrap_or(unsaid.timeout),
+        ..unsaid
     };
     if !table.has("url") {
         says_nothing(table);

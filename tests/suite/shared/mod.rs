@@ -14,7 +14,7 @@ mod servers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tollgate::config::{Finding, ServerAddress, SharedStore as Settings};
+use tollgate::config::{ServerAddress, SharedStore as Settings};
 use tollgate::lifecycle::{Stop, Tasks};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
@@ -24,21 +24,14 @@ use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
 use tollgate::emulator::Emulator;
 
 pub(crate) fn settings(server: &RedisServer) -> Settings {
+    let address = ServerAddress {
+        host: "127.0.0.1".to_owned(),
+        port: server.port,
+    };
     Settings {
-        servers: vec![ServerAddress {
-            host: "127.0.0.1".to_owned(),
-            port: server.port,
-        }],
-        finding: Finding::Server,
-        tls: None,
-        username: None,
-        password: None,
-        sentinel_password: None,
-        database: 0,
-        prefix: "tollgate".to_owned(),
         stale_for: Duration::from_secs(60),
-        negative_ttl: Duration::from_secs(10),
         timeout: Duration::from_secs(2),
+        ..Settings::at(vec![address])
     }
 }
 
