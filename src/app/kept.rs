@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Error;
 use crate::config::{self, Config, Directory, StorePlace};
@@ -21,8 +21,8 @@ use crate::upstream::LeaseKeeper;
 
 /// Between two looks at a disk.
 const WATCHED_EVERY: Duration = Duration::from_secs(1);
-/// Between two lines on a start that is slow.
-const SAID_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// A start that takes longer says so.
+const QUIET: Duration = Duration::from_secs(1);
 const SAID_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// The open store, and what was in it.
@@ -53,7 +53,7 @@ pub(super) async fn open(
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
             // After a kill the whole file is checked.
             let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
-            let opened = patiently("open", &config.store, opened).await;
+            let opened = patiently(("open", QUIET), &config.store, opened).await;
             let opened = opened.expect("opening catches what panics");
             let (store, contents) = opened.map_err(Error::Store)?;
             (store.waiting(config.store.timeout), contents)
@@ -71,22 +71,30 @@ pub(super) async fn open(
 }
 
 /// Waits for a file's disk as long as it takes: what is on it cannot be done without. Says
-/// so when that is long, and from then on more and more seldom.
-async fn patiently<T>(what: &str, settings: &config::Store, work: impl Future<Output = T>) -> T {
+/// so at first after `quiet`, and from then on more and more seldom.
+async fn patiently<T>(
+    (what, quiet): (&str, Duration),
+    settings: &config::Store,
+    work: impl Future<Output = T>,
+) -> T {
     let StorePlace::File(path) = &settings.place else {
         return work.await;
     };
     let mut work = pin!(work);
     let mut waited = Duration::ZERO;
-    let mut pause = settings.timeout.max(SAID_AT_MOST_EVERY);
+    let mut pause = quiet;
     loop {
         if let Ok(done) = timeout(pause, &mut work).await {
             return done;
         }
         waited += pause;
-        warn!(path = %path.display(), seconds = waited.as_secs(),
-            "the store is not {what} yet; where nothing else is said of it, its disk does not \
-             answer; waiting for it");
+        let (path, seconds) = (path.display(), waited.as_secs());
+        match waited < settings.timeout {
+            true => info!(%path, seconds, "the store is not {what} yet"),
+            false => warn!(%path, seconds,
+                "the store is not {what} yet; unless something else is said of it, its disk does \
+                 not answer"),
+        }
         pause = waited.min(SAID_AT_LEAST_EVERY);
     }
 }
@@ -172,7 +180,9 @@ impl Kept {
         };
         let is_known = move |user: &str| known.as_ref().is_none_or(|known| known.contains(user));
         let loaded = tokens.load(origin, is_known);
-        let loaded = patiently("loaded", &config.store, loaded).await;
+        // Until then the load itself says how far it is.
+        let quiet = config.store.timeout.max(QUIET);
+        let loaded = patiently(("loaded", quiet), &config.store, loaded).await;
         loaded.map_err(Error::Load)?;
         self.watch();
         Ok(tokens)

@@ -24,17 +24,21 @@ use std::time::Duration;
 use redb::Database;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
-use tracing::error;
+use tracing::{error, info};
 
 use super::{Change, Contents, Loaded, Taker, Unavailable};
 use crate::metrics::{Metrics, StoreOutcome};
 use condition::Condition;
 use open::{Missing, storage};
+use read::Progress;
 use writer::{Opener, Writer};
 
 /// Changes that may wait for the disk; more are refused at once. Fewer than requests
 /// that may be inside the gate: a disk that hangs must not keep out known tokens.
 const MOST_WAITING: usize = 1024;
+
+/// Between two lines on a load.
+const SAID_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
 /// Between two tries to get into a queue that is full.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -48,7 +52,11 @@ pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
 /// What the writer is asked for.
 enum Job {
     Change(Change, Done),
-    Load(Takers, oneshot::Sender<Result<Loaded, Unavailable>>),
+    Load(
+        Takers,
+        Arc<Progress>,
+        oneshot::Sender<Result<Loaded, Unavailable>>,
+    ),
     /// So many grants have died since.
     Forget(u64),
     Close(oneshot::Sender<()>),
@@ -142,12 +150,23 @@ impl Embedded {
         }
     }
 
-    /// Gives every live grant to one of the takers. The writer does nothing else meanwhile.
+    /// Gives every live grant to one of the takers, and says how far that has come. The
+    /// writer does nothing else meanwhile.
     pub async fn load(&self, takers: Takers) -> Result<Loaded, Unavailable> {
-        let (answer, answered) = oneshot::channel();
-        let job = Job::Load(takers, answer);
+        let (answer, mut answered) = oneshot::channel();
+        let progress = Arc::new(Progress::default());
+        let job = Job::Load(takers, Arc::clone(&progress), answer);
         self.jobs.send(job).map_err(|_| Unavailable::Closed)?;
-        answered.await.unwrap_or(Err(Unavailable::Closed))
+        let mut said = None;
+        loop {
+            if let Ok(loaded) = timeout(SAID_EVERY, &mut answered).await {
+                return loaded.unwrap_or(Err(Unavailable::Closed));
+            }
+            let (rows, total) = progress.so_far();
+            if said.replace(rows) != Some(rows) {
+                info!(rows, total, "loading tokens");
+            }
+        }
     }
 
     /// So many grants have died in memory; their rows may go, in time.

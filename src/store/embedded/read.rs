@@ -3,15 +3,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 use redb::{ReadTransaction, TableDefinition};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::Takers;
 use super::tables::{
@@ -22,9 +21,8 @@ use crate::store::{Contents, LiveGrant, Loaded, UserEpoch};
 
 /// A clock that is this far behind the last commit has been set back.
 const SET_BACK_MILLIS: u64 = 60_000;
-const PROGRESS: Duration = Duration::from_secs(1);
-/// Rows between two looks at the clock.
-const SAID_EVERY: u64 = 65_536;
+/// Rows between two times that they are counted in.
+const COUNTED_EVERY: u64 = if cfg!(test) { 16 } else { 1024 };
 /// Fewer rows are read sooner than a thread is made.
 const LEAST_IN_A_PART: u64 = if cfg!(test) { 64 } else { 65_536 };
 
@@ -145,7 +143,7 @@ pub(super) fn grants(
     each: &mut dyn FnMut(LiveGrant<'_>),
 ) -> Result<(Loaded, Ended), Error> {
     let begin = Instant::now();
-    let progress = Progress::of(database)?;
+    let progress = Progress::default(); // nobody asks
     let mut part = Part::default();
     let holders = Holders::of(database)?;
     part.read(database, (0..PREFIXES, &holders), each, &progress)?;
@@ -154,18 +152,22 @@ pub(super) fn grants(
 
 /// Every live grant, by as many threads as there are cores: each has a part of the file
 /// and gives it to a taker of its own.
-pub(super) fn in_parts(database: &Database, takers: &Takers) -> Result<(Loaded, Ended), Error> {
+pub(super) fn in_parts(
+    database: &Database,
+    takers: &Takers,
+    progress: &Progress,
+) -> Result<(Loaded, Ended), Error> {
     let begin = Instant::now();
-    let progress = Progress::of(database)?;
+    let total = progress.begin(database)?;
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let parts = (progress.total / LEAST_IN_A_PART).clamp(1, cores);
+    let parts = (total / LEAST_IN_A_PART).clamp(1, cores);
     let length = PREFIXES.div_ceil(parts);
     let holders = Holders::of(database)?;
     let read = |number: u64| -> Result<Part, Error> {
         let mut part = Part::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
         let mut taker = takers();
-        part.read(database, (prefixes, &holders), &mut taker, &progress)?;
+        part.read(database, (prefixes, &holders), &mut taker, progress)?;
         Ok(part)
     };
     let all = std::thread::scope(|scope| {
@@ -182,30 +184,28 @@ pub(super) fn in_parts(database: &Database, takers: &Takers) -> Result<(Loaded, 
     Ok(all.sum(begin))
 }
 
-/// Says how far it has come, when that takes long.
-struct Progress {
-    total: u64,
-    count: AtomicU64,
-    said: Mutex<Instant>,
+/// How far a load has come.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    rows: AtomicU64,
+    total: AtomicU64,
 }
 
 impl Progress {
-    fn of(database: &Database) -> Result<Self, redb::Error> {
-        Ok(Self {
-            total: database.begin_read()?.open_table(GRANTS)?.len()?,
-            count: AtomicU64::new(0),
-            said: Mutex::new(Instant::now()),
-        })
+    fn begin(&self, database: &Database) -> Result<u64, redb::Error> {
+        let total = database.begin_read()?.open_table(GRANTS)?.len()?;
+        self.total.store(total, Ordering::Relaxed);
+        Ok(total)
     }
 
     fn add(&self, rows: u64) {
-        let loaded = self.count.fetch_add(rows, Ordering::Relaxed) + rows;
-        if let Ok(mut said) = self.said.try_lock()
-            && said.elapsed() >= PROGRESS
-        {
-            *said = Instant::now();
-            info!(loaded, total = self.total, "loading tokens");
-        }
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Rows read, and rows in all.
+    pub(super) fn so_far(&self) -> (u64, u64) {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (read(&self.rows), read(&self.total))
     }
 }
 
@@ -235,9 +235,8 @@ impl Part {
         };
         for (count, row) in (1..).zip(rows.map_err(redb::Error::from)?) {
             let (digest, bytes) = row.map_err(redb::Error::from)?;
-            // Looking at the clock costs more than a row.
-            if count % SAID_EVERY == 0 {
-                progress.add(SAID_EVERY);
+            if count % COUNTED_EVERY == 0 {
+                progress.add(COUNTED_EVERY);
             }
             let Some(grant) = Grant::decode(bytes.value()) else {
                 return Err(Error::Row {

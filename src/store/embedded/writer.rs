@@ -19,6 +19,7 @@ use tracing::{debug, error, info};
 
 use super::condition::Condition;
 use super::open::{self, Missing, OpenError};
+use super::read::Progress;
 use super::round::{Before, Round};
 use super::tables::{BATCH_KEY, GRANTS, META};
 use super::walk::Walk;
@@ -108,8 +109,8 @@ impl Writer {
             }
             self.work(batch);
             match next {
-                Some(Job::Load(takers, answer)) => {
-                    let _ = answer.send(self.load(&takers)); // whoever asked may have left
+                Some(Job::Load(takers, progress, answer)) => {
+                    let _ = answer.send(self.load(&takers, &progress)); // whoever asked may have left
                 }
                 Some(Job::Forget(dead)) => self.walk.add_dead(dead),
                 Some(Job::Close(closed)) => {
@@ -209,11 +210,13 @@ impl Writer {
         Ok(())
     }
 
-    fn load(&mut self, takers: &Takers) -> Result<Loaded, Unavailable> {
+    fn load(&mut self, takers: &Takers, progress: &Progress) -> Result<Loaded, Unavailable> {
         let Some(database) = &self.database else {
             return Err(self.refusal());
         };
-        let read = catch_unwind(AssertUnwindSafe(|| read::in_parts(database, takers)));
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            read::in_parts(database, takers, progress)
+        }));
         match read {
             Err(_) => Err(Unavailable::Failed("the file is damaged".into())),
             Ok(Ok((loaded, ended))) => {

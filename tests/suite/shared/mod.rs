@@ -9,6 +9,7 @@ mod login;
 mod moves;
 mod places;
 mod push;
+mod races;
 mod servers;
 
 use std::sync::Arc;

@@ -54,6 +54,41 @@ async fn a_store_is_found_by_its_name_and_a_name_that_is_none_is_told() {
     trouble(unnamed, "cannot find the address of a..b: not a host name").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn gates_of_another_prefix_or_database_share_nothing_with_the_rest() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let mut gates = Vec::new();
+    let lines = [
+        "",
+        "database = 1",
+        "prefix = \"other\"",
+        "prefix = \"other\"",
+    ];
+    for more in lines {
+        gates.push(gate(&webapp, brisk(), &store(&server.url(), more)).await);
+    }
+    let admin = gates[2].admin().await;
+    let token = admin.token.as_ref().unwrap();
+    let mut answers = Vec::new();
+    for gate in &gates {
+        answers.push(status(&gate.client().with_token(token)).await);
+    }
+    assert_eq!(answers, [401, 401, 200, 200]);
+    let other = gates[0].admin().await;
+    let out = other.post("/v1/users/logout", &serde_json::json!({})).await;
+    assert_eq!(out.status(), 200);
+    assert_eq!(status(&other).await, 401);
+    assert_eq!(
+        status(&admin).await,
+        200,
+        "another gate's user of that name"
+    );
+    eventually("one login for those that share", async || {
+        webapp.login_count() == 3
+    })
+    .await;
+}
+
 /// A redis-server with TLS on a second port, its certificate for `localhost` alone, and
 /// the authority that signed it.
 struct Secured {

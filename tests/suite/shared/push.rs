@@ -21,7 +21,7 @@ const PROMISE: Duration = Duration::from_millis(100);
 
 /// A token of the first admin, given out as a gate does, but for the password's hash:
 /// hashing is most of a login's work, and no part of this measurement.
-async fn token(store: &SharedStore) -> String {
+pub(super) async fn token(store: &SharedStore) -> String {
     let text = format!("tg_{:064x}", rand::random::<u128>());
     let placed = store.insert(Insert {
         digest: Digest(sha2::Sha256::digest(&text).into()),

@@ -4,6 +4,7 @@ pub(in crate::store) mod disk;
 mod faults;
 mod files;
 mod model;
+mod said;
 
 use std::path::Path;
 use std::time::Duration;

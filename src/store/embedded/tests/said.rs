@@ -1,0 +1,81 @@
+//! What the log says of a start that takes long.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use tracing::subscriber::DefaultGuard;
+
+use super::*;
+
+/// What this thread says.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Said {
+    fn listen(&self) -> DefaultGuard {
+        let out = self.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false);
+        tracing::subscriber::set_default(log.with_writer(move || out.clone()).finish())
+    }
+
+    fn lines(&self, what: &str) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let lines = text.lines().filter(|line| line.contains(what));
+        lines.map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_takes_long_says_how_far_it_is() {
+    let engine = start(&Disk::laid_out()).unwrap();
+    for number in 0..200 {
+        commit(&engine, put(number, "anna")).await.unwrap();
+    }
+    let said = Said::default();
+    let _listening = said.listen();
+    engine.load(Box::new(|| Box::new(|_| ()))).await.unwrap();
+    assert!(said.lines("loading").is_empty(), "a quick one says nothing");
+    let slow = || -> Taker { Box::new(|_| std::thread::sleep(Duration::from_millis(2))) };
+    let loaded = engine.load(Box::new(slow)).await.unwrap();
+    assert_eq!(loaded.live, 200);
+    let lines = said.lines("loading tokens");
+    assert!(lines.len() > 1, "{lines:?}");
+    let rows = lines.iter().map(|line| {
+        assert!(line.contains("total=200"), "{line}");
+        let (_, rows) = line.split_once("rows=").unwrap();
+        let (rows, _) = rows.split_once(' ').unwrap();
+        rows.parse::<u64>().unwrap()
+    });
+    assert!(rows.is_sorted_by(|one, next| one < next), "{lines:?}");
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_was_not_left_cleanly_says_that_it_is_checked_and_how_far_that_is() {
+    let disk = Disk::laid_out();
+    let said = Said::default();
+    let _listening = said.listen();
+    start(&disk).unwrap().close().await;
+    assert!(said.lines("checking").is_empty(), "left cleanly");
+    let engine = start(&disk).unwrap();
+    commit(&engine, put(1, "anna")).await.unwrap();
+    let again = start(&disk.after_a_power_cut(|| true)).unwrap();
+    let lines = said.lines("the gate was not stopped cleanly; checking the store");
+    assert!(lines.len() > 1, "{lines:?}");
+    for (line, percent) in lines.iter().zip(["percent=0", "percent="]) {
+        assert!(line.contains(percent), "{line}");
+    }
+    assert!(has(&again, 1).await);
+}

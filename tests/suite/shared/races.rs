@@ -1,0 +1,117 @@
+//! Logins at some gates while another one logs the user out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tollgate::store::shared::SharedStore;
+
+use super::push::token;
+use super::{open, settings, status, three};
+use crate::harness::redis::RedisServer;
+use crate::harness::{Client, Gateway, emulator, eventually};
+
+const ROUNDS: u64 = 8;
+
+/// A token and the time of the login that gave it.
+struct Given {
+    token: String,
+    asked: Instant,
+    answered: Instant,
+}
+
+fn clients(gates: &[Gateway], token: &str) -> Vec<Client> {
+    let clients = gates.iter().map(|gate| gate.client().with_token(token));
+    clients.collect()
+}
+
+/// Logs in again and again until told to stop. Each token is used at one gate at once, so
+/// that its copy knows it when the user is logged out.
+async fn log_in(
+    store: Arc<SharedStore>,
+    mut known: Vec<Client>,
+    stop: Arc<AtomicBool>,
+) -> Vec<Given> {
+    let mut all = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let asked = Instant::now();
+        let token = token(&store).await;
+        let answered = Instant::now();
+        let client = known.remove(0).with_token(&token);
+        status(&client).await;
+        known.push(client);
+        all.push(Given {
+            token,
+            asked,
+            answered,
+        });
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_races_a_logout_elsewhere_is_before_it_or_after_it_at_every_gate() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let stores = [open(settings(&server)).await, open(settings(&server)).await];
+    let (mut dead, mut live, mut either) = (0, 0, 0);
+    for round in 0..ROUNDS {
+        let known = token(&stores[0]).await;
+        let known = clients(&gates, &known);
+        assert_eq!(status(&known[0]).await, 200);
+        let stop = Arc::new(AtomicBool::new(false));
+        let lanes = stores
+            .iter()
+            .map(|store| tokio::spawn(log_in(Arc::clone(store), known.clone(), Arc::clone(&stop))));
+        let lanes: Vec<_> = lanes.collect();
+        tokio::time::sleep(Duration::from_millis(10 + rand::random::<u64>() % 20)).await;
+        let (begin, out) = (Instant::now(), &known[usize::try_from(round % 3).unwrap()]);
+        assert_eq!(out.post("/v1/users/logout", &json!({})).await.status(), 200);
+        let end = Instant::now();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        stop.store(true, Ordering::Relaxed);
+        for lane in lanes {
+            for given in lane.await.unwrap() {
+                let there = clients(&gates, &given.token);
+                if given.answered < begin {
+                    dead += 1;
+                    all_say(&there, 401).await;
+                } else if given.asked > end {
+                    live += 1;
+                    all_say(&there, 200).await;
+                } else {
+                    either += 1;
+                    agree(&there).await;
+                }
+            }
+        }
+    }
+    println!("{dead} before a logout, {live} after it, {either} at the same time");
+    assert!(
+        dead > 0 && live > 0 && either > 0,
+        "{dead}, {live}, {either}"
+    );
+}
+
+async fn all_say(there: &[Client], wanted: u16) {
+    for client in there {
+        match wanted {
+            200 => assert_eq!(status(client).await, 200, "a later login was ended"),
+            _ => {
+                eventually("it is dead here too", async || {
+                    status(client).await == wanted
+                })
+                .await
+            }
+        }
+    }
+}
+
+async fn agree(there: &[Client]) {
+    eventually("all gates agree", async || {
+        let first = status(&there[0]).await;
+        status(&there[1]).await == first && status(&there[2]).await == first
+    })
+    .await;
+}
