@@ -347,6 +347,12 @@ async fn a_gate_that_is_killed_knows_its_clients_when_it_is_back() {
     let (mut live, mut ended): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
     for _ in 0..(rounds() / 5).max(3) {
         let program = Program::serve(&file);
+        let loaded = program.wait_for("tokens loaded");
+        let count = format!(" live={} expired=0 ended=", live.len());
+        assert!(
+            loaded.contains(&count) && loaded.contains(" millis="),
+            "{loaded}"
+        );
         let base = program.url("");
         let client = Client::of(folder.path(), &base, reqwest::Client::builder());
         for (tokens, status) in [(&live, 200), (&ended, 401)] {

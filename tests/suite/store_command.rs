@@ -60,6 +60,9 @@ async fn logged_in(program: &Program, folder: &Path) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
     let (here, file) = folder().await;
+    let described = good(&file, &["check"], b"");
+    let cost = "no key: the upstream's token is not kept, each start of each gate is one login";
+    assert!(described.contains(cost), "{described}");
     let mut program = Program::serve(&file);
     let token = logged_in(&program, here.path()).await;
     let busy = bad(&file, &["store", "export"], b"");

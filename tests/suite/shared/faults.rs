@@ -6,8 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tollgate::config::SharedStore as Settings;
+use tollgate::secret::SecretSource;
 
-use super::{brisk, status, store, three};
+use super::places::trouble;
+use super::{brisk, settings, status, store, three};
 use crate::harness::client::verdict;
 use crate::harness::redis::RedisServer;
 use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, emulator, eventually, secret};
@@ -231,61 +234,67 @@ async fn a_store_out_of_memory_refuses_changes_and_keeps_what_it_has() {
     assert!(good > 20 && bad == 0, "{bad} of {good} failed");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_password_that_is_wrong_at_once_or_later_is_told_and_never_shown() {
-    const PASSWORD: &str = "canary-redis-password";
-    let webapp = emulator().await;
-    let server = RedisServer::start();
+const PASSWORD: &str = "canary-redis-password";
+
+/// Lets in the gates by name and password only, and an operator.
+fn guard(server: &RedisServer) {
+    let gate = format!(">{PASSWORD}");
     let rights = ["+@read", "+@write", "+@scripting", "+@connection", "+time"];
-    let mut user = vec![
-        "ACL",
-        "SETUSER",
-        "gate",
-        "on",
-        ">canary-redis-password",
-        "~{tollgate}:*",
-    ];
+    let mut user = vec!["ACL", "SETUSER", "gate", "on", &gate, "~{tollgate}:*"];
     user.extend(rights);
     let _: () = server.ask(&user);
-    let _: () = server.ask(&[
-        "ACL",
-        "SETUSER",
-        "operator",
-        "on",
-        ">operator",
-        "~*",
-        "+@all",
-    ]);
+    let operator = ["operator", "on", ">operator", "~*", "+@all"];
+    let _: () = server.ask(&[&["ACL", "SETUSER"], &operator[..]].concat());
     let _: () = server.ask(&["ACL", "SETUSER", "default", "off"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_wrong_at_the_start_is_told_and_never_shown() {
+    let server = RedisServer::start();
+    guard(&server);
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = folder.path().join("redis-password");
+    secret(&wrong, "canary-that-is-wrong");
+    let settings = Settings {
+        username: Some("gate".to_owned()),
+        password: Some(SecretSource::File(wrong)),
+        ..settings(&server)
+    };
+    let said = trouble(settings, "Password authentication failed").await;
+    assert!(!said.contains("canary"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_wrong_later_is_told_and_never_shown_and_read_again() {
+    let webapp = emulator().await;
+    let server = RedisServer::start();
+    guard(&server);
     let more = "password = { file = \"redis-password\" }\nusername = \"gate\"";
-    let setup = brisk().rest(&store(&server.url(), more));
     let secrets = [("store-key", super::SEAL_KEY), ("redis-password", PASSWORD)];
-    let gate = Gateway::with_secrets(&webapp, setup, &secrets).await;
-    let client = gate.admin().await;
-    assert_eq!(status(&client).await, 200);
-    // Rotated at the server: the gate's connections are cut, and its password is old.
+    let mut gates = Vec::new();
+    for _ in 0..3 {
+        let setup = brisk().rest(&store(&server.url(), more));
+        gates.push(Gateway::with_secrets(&webapp, setup, &secrets).await);
+    }
+    let load = Load::of(&known(&gates).await);
+    // Rotated at the server: the gates' connections are cut, and their password is old.
     let url = format!("redis://operator:operator@127.0.0.1:{}", server.port);
     let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
-    let run = |words: &[&str], connection: &mut redis::Connection| {
+    let mut run = |words: &[&str]| {
         let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]).exec(connection).unwrap();
+        command.arg(&words[1..]).exec(&mut connection).unwrap();
     };
-    run(
-        &["ACL", "SETUSER", "gate", "resetpass", ">canary-rotated"],
-        &mut connection,
-    );
-    run(&["CLIENT", "KILL", "USER", "gate"], &mut connection);
-    eventually("the gate is told", async || {
-        has(&gate, "tollgate_store_up 0")
-    })
-    .await;
-    assert_eq!(status(&client).await, 200);
-    let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
-    let ready = ready.text().await.unwrap();
-    assert!(
-        ready.contains("store") && !ready.contains("canary"),
-        "{ready}"
-    );
-    secret(&gate.folder.path().join("redis-password"), "canary-rotated");
-    works_again(std::slice::from_ref(&gate)).await;
+    run(&["ACL", "SETUSER", "gate", "resetpass", ">canary-rotated"]);
+    run(&["CLIENT", "KILL", "USER", "gate"]);
+    all_have(&gates, "tollgate_store_up 0").await;
+    for gate in &gates {
+        refuses_what_needs_the_store(gate).await;
+        let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
+        let ready = ready.text().await.unwrap();
+        assert!(!ready.contains("canary"), "{ready}");
+        secret(&gate.folder.path().join("redis-password"), "canary-rotated");
+    }
+    works_again(&gates).await;
+    let (good, bad) = load.end().await;
+    assert!(good > 20 && bad == 0, "{bad} of {good} failed");
 }

@@ -213,9 +213,12 @@ async fn the_webapps_own_tokens_are_shared_and_ended_like_ours() {
     assert_eq!(verdict(there.get("/v1/support").await).await, (401, 1005));
 }
 
-const OPERATOR: &str = "operator-token-of-32-characters!";
+pub(super) const OPERATOR: &str = "operator-token-of-32-characters!";
 
-async fn operated(webapp: &tollgate::emulator::Emulator, server: &RedisServer) -> Gateway {
+pub(super) async fn operated(
+    webapp: &tollgate::emulator::Emulator,
+    server: &RedisServer,
+) -> Gateway {
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path(), webapp);
     secret(&folder.path().join("store-key"), super::SEAL_KEY);

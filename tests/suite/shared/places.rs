@@ -13,25 +13,30 @@ use super::{SEAL_KEY, brisk, gate, settings, status, store};
 use crate::harness::redis::{RedisServer, free_port};
 use crate::harness::{Gateway, emulator, eventually};
 
-/// What a gate with these settings says it cannot have the store for.
-async fn trouble(settings: Settings, says: &str) {
+/// What a gate with these settings says it cannot have the store for: among it, this.
+pub(super) async fn trouble(settings: Settings, says: &str) -> String {
     let tasks = Tasks::new(tokio::runtime::Handle::current());
     let stop = Stop::default();
     let store = std::sync::Arc::new(SharedStore::new(settings, Metrics::new()));
     let seen = async {
+        let mut said = None;
         eventually(&format!("it says {says}"), async || {
-            store.trouble().is_some_and(|why| why.contains(says))
+            said = store.trouble().filter(|why| why.contains(says));
+            said.is_some()
         })
         .await;
+        said.unwrap().to_string()
     };
-    tokio::select! {
+    let said = tokio::select! {
         started = store.start((&tasks, &stop)) => {
             let why = started.expect_err("this store is none of ours").to_string();
             assert!(why.contains(says), "{why}");
+            why
         }
-        () = seen => {}
-    }
+        said = seen => said,
+    };
     assert!(!store.is_up());
+    said
 }
 
 fn at(host: &str, port: u16) -> Vec<ServerAddress> {

@@ -10,7 +10,7 @@ use tollgate::store::shared::SharedStore;
 use super::push::token;
 use super::{open, settings, status, three};
 use crate::harness::redis::RedisServer;
-use crate::harness::{Client, Gateway, emulator, eventually};
+use crate::harness::{ADMIN, Client, Gateway, emulator, eventually};
 
 const ROUNDS: u64 = 8;
 
@@ -36,7 +36,7 @@ async fn log_in(
     let mut all = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let asked = Instant::now();
-        let token = token(&store).await;
+        let token = token(&store, ADMIN).await;
         let answered = Instant::now();
         let client = known.remove(0).with_token(&token);
         status(&client).await;
@@ -57,7 +57,7 @@ async fn a_login_that_races_a_logout_elsewhere_is_before_it_or_after_it_at_every
     let stores = [open(settings(&server)).await, open(settings(&server)).await];
     let (mut dead, mut live, mut either) = (0, 0, 0);
     for round in 0..ROUNDS {
-        let known = token(&stores[0]).await;
+        let known = token(&stores[0], ADMIN).await;
         let known = clients(&gates, &known);
         assert_eq!(status(&known[0]).await, 200);
         let stop = Arc::new(AtomicBool::new(false));
