@@ -7,7 +7,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::Parts;
+use super::{Desk, Parts};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -15,7 +15,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// hyper leaves the body away where the method was HEAD.
 pub(super) fn answer<B>(
     request: &Request<B>,
-    parts: &Parts,
+    desk: &Desk,
     is_draining: bool,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
@@ -31,12 +31,23 @@ pub(super) fn answer<B>(
     }
     match path {
         "/healthz" => text_answer(StatusCode::OK, "ok\n"),
-        "/readyz" => readiness(parts, is_draining),
+        "/readyz" => match desk.parts.get() {
+            Some(parts) => readiness(parts, is_draining),
+            None => starting(),
+        },
         _ => {
-            (parts.refresh)();
-            with_type(StatusCode::OK, PROMETHEUS, parts.metrics.text())
+            if let Some(parts) = desk.parts.get() {
+                (parts.refresh)();
+            }
+            with_type(StatusCode::OK, PROMETHEUS, desk.metrics.text())
         }
     }
+}
+
+/// The log says how far it is.
+pub(super) fn starting() -> Response<Full<Bytes>> {
+    let text = "starting: the store is being opened and loaded\n";
+    text_answer(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 fn readiness(parts: &Parts, is_draining: bool) -> Response<Full<Bytes>> {

@@ -15,7 +15,7 @@ use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::Request;
@@ -76,10 +76,29 @@ pub fn bind(address: SocketAddr) -> Result<Bound, Error> {
     Ok(Bound { address, socket })
 }
 
+/// Where the operator is answered. Until it is opened the gate is starting: it is alive and
+/// has numbers, it is not ready, and nothing can be changed.
+#[derive(Clone, Debug)]
+pub struct Desk {
+    metrics: Arc<Metrics>,
+    parts: Arc<OnceLock<Parts>>,
+}
+
+impl Desk {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            parts: Arc::default(),
+        }
+    }
+
+    pub fn open(&self, parts: Parts) {
+        let _ = self.parts.set(parts); // a gate starts once
+    }
+}
+
 /// What the answers are made of.
-#[derive(Clone)]
 pub struct Parts {
-    pub metrics: Arc<Metrics>,
     /// Called before a scrape, for numbers that are only true when looked at.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
     /// Why the next request would fail, one reason a line.
@@ -96,7 +115,7 @@ impl fmt::Debug for Parts {
 }
 
 /// Answers until told to abort. Draining only makes it not ready.
-pub async fn serve(bound: Bound, parts: Parts, tasks: Tasks, stop: Stop) {
+pub async fn serve(bound: Bound, desk: Desk, tasks: Tasks, stop: Stop) {
     let listener = match TcpListener::from_std(bound.socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -114,7 +133,7 @@ pub async fn serve(bound: Bound, parts: Parts, tasks: Tasks, stop: Stop) {
         match accepted {
             Ok((tcp, slot)) => {
                 is_failing = false;
-                let work = connection(tcp, slot, parts.clone(), stop.clone());
+                let work = connection(tcp, slot, desk.clone(), stop.clone());
                 tasks.spawn("operator connection", work);
             }
             Err(error) => {
@@ -137,15 +156,17 @@ async fn accept(
     Ok((tcp, slot))
 }
 
-async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, parts: Parts, stop: Stop) {
+async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, desk: Desk, stop: Stop) {
     let _slot = slot;
     let aborting = stop.clone();
     let answer = service_fn(move |request: Request<Incoming>| {
-        let (parts, is_draining) = (parts.clone(), stop.is_draining());
+        let (desk, is_draining) = (desk.clone(), stop.is_draining());
         async move {
-            let response = match keys::is_here(request.uri().path()) {
-                true => keys::answer(request, &parts.keys).await,
-                false => answer::answer(&request, &parts, is_draining),
+            let is_of_keys = keys::is_here(request.uri().path());
+            let response = match desk.parts.get() {
+                Some(parts) if is_of_keys => keys::answer(request, &parts.keys).await,
+                None if is_of_keys => answer::starting(),
+                _ => answer::answer(&request, &desk, is_draining),
             };
             Ok::<_, Infallible>(response)
         }

@@ -22,7 +22,6 @@ impl Operator {
         let refreshed = Arc::new(AtomicUsize::new(0));
         let (ready, refresh) = (Arc::clone(&is_ready), Arc::clone(&refreshed));
         let parts = Parts {
-            metrics: Metrics::new(),
             refresh: Arc::new(move || {
                 refresh.fetch_add(1, Ordering::SeqCst);
             }),
@@ -40,7 +39,9 @@ impl Operator {
                 configured: Arc::new(Vec::new),
             },
         };
-        tasks.spawn("operator", serve(bound, parts, tasks.clone(), stop.clone()));
+        let desk = Desk::new(Metrics::new());
+        desk.open(parts);
+        tasks.spawn("operator", serve(bound, desk, tasks.clone(), stop.clone()));
         Self {
             address,
             stop,

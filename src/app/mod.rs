@@ -96,7 +96,7 @@ pub struct Steering {
 pub struct Bound {
     parts: Parts,
     gates: Vec<Gate>,
-    operator: admin::Bound,
+    operator: SocketAddr,
     first_admin: Option<FirstAdmin>,
     starting: NotYet,
     on_reload: Option<Applied>,
@@ -148,23 +148,31 @@ pub enum Ending {
 
 /// Builds everything. `config_file` is watched for changes; None: no reload.
 pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<Bound, Error> {
-    let metrics = Metrics::new();
     let control = Stop::default();
+    let bound = build((config, config_file), &control).await;
+    if bound.is_err() {
+        control.abort();
+    }
+    bound
+}
+
+async fn build(
+    (config, config_file): (Arc<Config>, Option<PathBuf>),
+    control: &Stop,
+) -> Result<Bound, Error> {
+    let metrics = Metrics::new();
     let tasks = Tasks::new(Handle::current());
     let readiness = Readiness::default();
     let starting = readiness.not_yet();
 
     let gates = open_gates(&config, &metrics)?;
-    let operator = admin::bind(config.operator.address).map_err(|source| Error::Operator {
-        address: config.operator.address,
-        source,
-    })?;
-    start_emulator(&config, &tasks, &control).await?;
+    let life = (&tasks, control);
+    let (operator, desk) = open_desk(&config, life, &metrics)?;
+    start_emulator(&config, &tasks, control).await?;
 
-    let kept = kept::open(&config, (&tasks, &control), &metrics).await?;
+    let kept = kept::open(&config, life, &metrics).await?;
     let (users, first_admin) = kept.users(&config.users).await?;
     let tokens = kept.tokens(&config, users.as_ref(), &metrics).await?;
-    let life = (&tasks, &control);
     let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, kept.lease_keeper());
     let upstream = upstream.map_err(Error::Upstream)?;
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(&metrics));
@@ -190,10 +198,11 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
         metrics,
         readiness,
         edge: Stop::default(),
-        control,
+        control: control.clone(),
         tasks,
         kept,
     };
+    desk.open(parts.for_operator());
     Ok(Bound {
         parts,
         gates,
@@ -202,6 +211,20 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
         starting,
         on_reload: None,
     })
+}
+
+/// The operator is answered from here on: a start can take long.
+fn open_desk(
+    config: &Config,
+    (tasks, control): (&Tasks, &Stop),
+    metrics: &Arc<Metrics>,
+) -> Result<(SocketAddr, admin::Desk), Error> {
+    let address = config.operator.address;
+    let bound = admin::bind(address).map_err(|source| Error::Operator { address, source })?;
+    let (address, desk) = (bound.address(), admin::Desk::new(Arc::clone(metrics)));
+    let serve = admin::serve(bound, desk.clone(), tasks.clone(), control.clone());
+    tasks.spawn("operator's listener", serve);
+    Ok((address, desk))
 }
 
 fn open_gates(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Gate>, Error> {
@@ -222,7 +245,7 @@ impl Bound {
     pub fn addresses(&self) -> Addresses {
         Addresses {
             listeners: self.gates.iter().map(Gate::address).collect(),
-            operator: self.operator.address(),
+            operator: self.operator,
         }
     }
 
@@ -240,13 +263,12 @@ impl Bound {
         let Self {
             parts,
             gates,
-            operator,
             starting,
             on_reload,
             ..
         } = self;
         let workers = worker::start(&gates, &parts.shared, (&parts.tasks, &parts.edge))?;
-        parts.start_control(operator, (gates, on_reload), &steering);
+        parts.start_control((gates, on_reload), &steering);
         drop(starting);
         info!("ready to accept");
         steering.quit.cancelled().await;
@@ -257,19 +279,7 @@ impl Bound {
 }
 
 impl Parts {
-    fn start_control(
-        &self,
-        operator: admin::Bound,
-        (gates, on_reload): (Vec<Gate>, Option<Applied>),
-        steering: &Steering,
-    ) {
-        let serve = admin::serve(
-            operator,
-            self.for_operator(),
-            self.tasks.clone(),
-            self.control.clone(),
-        );
-        self.tasks.spawn("operator's listener", serve);
+    fn start_control(&self, (gates, on_reload): (Vec<Gate>, Option<Applied>), steering: &Steering) {
         let sweep = crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.clone());
         self.tasks.spawn("token sweep", sweep);
         let shared = Arc::clone(&self.shared);

@@ -8,7 +8,6 @@ use crate::admin;
 impl Parts {
     pub(super) fn for_operator(&self) -> admin::Parts {
         admin::Parts {
-            metrics: Arc::clone(&self.metrics),
             refresh: self.refresh(),
             ready: self.ready(),
             notes: self.notes(),

@@ -13,7 +13,7 @@ use tollgate::emulator::Emulator;
 
 use crate::harness::client::verdict;
 use crate::harness::hung_disk::HungDisk;
-use crate::harness::program::Program;
+use crate::harness::program::{Program, at_ports, free_port};
 use crate::harness::{
     ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, secret, written,
 };
@@ -89,9 +89,7 @@ impl Gate {
     }
 
     async fn operator(&self, path: &str) -> (u16, String) {
-        let url = format!("http://127.0.0.1:{}{path}", self.program.operator);
-        let answer = reqwest::get(url).await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        operator(&self.program, path).await
     }
 
     async fn is_up(&self) -> bool {
@@ -105,6 +103,13 @@ impl Gate {
         let lines = lines.filter(|line| !line.contains("tollgate::access"));
         lines.filter(|line| line.contains(what)).collect()
     }
+}
+
+/// What the operator is told.
+async fn operator(program: &Program, path: &str) -> (u16, String) {
+    let url = format!("http://127.0.0.1:{}{path}", program.operator);
+    let answer = reqwest::get(url).await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
 async fn log_out(client: &Client) -> Response {
@@ -309,21 +314,35 @@ async fn a_start_on_a_disk_that_hangs_says_so_can_be_stopped_and_goes_on_when_it
     drop(place.start()); // killed: the file is there
     place.disk.hang();
     let slow = "its disk does not answer";
-    let mut program = Program::told(place.disk.gate(&place.config), (0, 0));
+    let ports = (free_port(), free_port());
+    let config = std::fs::read_to_string(&place.config).unwrap();
+    std::fs::write(&place.config, at_ports(&config, ports)).unwrap();
+    let mut program = Program::told(place.disk.gate(&place.config), ports);
     let line = program.wait_for(slow);
     assert!(
         line.contains("WARN") && line.contains("disk/gate.redb"),
         "{line}"
     );
+    assert_eq!(operator(&program, "/healthz").await.0, 200, "alive");
+    let (status, ready) = operator(&program, "/readyz").await;
+    assert_eq!(status, 503);
+    assert!(ready.contains("starting: the store"), "{ready}");
+    assert_eq!(operator(&program, "/keys").await.0, 503);
+    let (_, metrics) = operator(&program, "/metrics").await;
+    assert!(metrics.contains("tollgate_ready 0\n"), "{metrics}");
+    assert!(metrics.contains("tollgate_store_up 0\n"), "{metrics}");
     program.signal("TERM");
     let (status, took) = timed(async { program.wait() }).await;
     assert_eq!(status.code(), Some(0));
     assert!(took < DEADLINE, "took {took:?}");
 
-    let mut program = Program::told(place.disk.gate(&place.config), (0, 0));
+    let program = Program::told(place.disk.gate(&place.config), ports);
     program.wait_for(slow);
     place.disk.answer();
-    program.find_ports();
+    eventually("it is ready", async || {
+        operator(&program, "/readyz").await.0 == 200
+    })
+    .await;
     let client = client(place.folder.path(), &program);
     client.logged_in(ADMIN, ADMIN_PASSWORD).await;
     let said = program.lines().into_iter();

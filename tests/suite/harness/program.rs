@@ -25,14 +25,9 @@ impl Program {
     /// The same from a command of the test's own.
     pub(crate) fn start(command: Command) -> Self {
         let mut program = Self::told(command, (0, 0));
-        program.find_ports();
+        program.listener = program.port_after("gate");
+        program.operator = program.port_after("operator");
         program
-    }
-
-    /// Waits until it says where it listens.
-    pub(crate) fn find_ports(&mut self) {
-        self.listener = self.port_after("gate");
-        self.operator = self.port_after("operator");
     }
 
     /// A program that was told its ports and need not say them.
