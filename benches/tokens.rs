@@ -89,18 +89,27 @@ impl Bench {
         let empty = ALLOCATOR.allocated() - before;
         row("an empty store", format!("{} KiB", empty / 1024));
         let watch = Watch::start();
-        let mut restore = store.restore();
-        for (place, digest) in self.digests.iter().enumerate() {
+        let mut restore = store.restore(users.len()).part();
+        let kept = self.digests.iter().enumerate().map(|(place, digest)| {
             // Users in no order, as digests are in none.
             let number = place * 7919 % users.len();
-            restore.take(Kept {
+            Kept {
                 digest: *digest,
                 user: &users[number],
                 number: number as u32,
                 role: None,
                 ends_millis: now + lifetime(place).as_millis() as u64,
-            });
+            }
+        });
+        let mut pile = Vec::with_capacity(4096);
+        for kept in kept {
+            pile.push(kept);
+            if pile.len() == pile.capacity() {
+                restore.take(&pile);
+                pile.clear();
+            }
         }
+        restore.take(&pile);
         drop(restore);
         let spent = watch.each(self.size);
         assert_eq!(store.len(), self.size);

@@ -8,17 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, registry, reload};
+use tracing_subscriber::{Layer as _, Registry, fmt, registry, reload};
 
 pub use lines::{Lines, Stamp};
 
 use crate::config::{Log, LogFormat};
 use lines::Writer;
 
-/// Lines kept for a slow reader; at 300 bytes each some ten megabytes.
-const LINES_KEPT: usize = 32_768;
+/// Lines kept for a slow reader; at 300 bytes each some two megabytes. Access lines are not
+/// among them. Room for all of them is taken, and touched, at the start: 40 bytes a line.
+const LINES_KEPT: usize = 8192;
 
 /// The running log. Dropping it writes what is still kept.
 #[derive(Debug)]
@@ -27,14 +29,14 @@ pub struct Logging {
     _writer: WorkerGuard,
     dropped: ErrorCounter,
     failed: Arc<AtomicUsize>,
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: reload::Handle<Targets, Registry>,
 }
 
 /// Why the log could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("log filter cannot be used")]
-    Filter(#[from] tracing_subscriber::filter::ParseError),
+    Filter(#[from] ParseError),
     #[error("a log is running already")]
     Running(#[from] tracing_subscriber::util::TryInitError),
     #[error("cannot start the log's thread")]
@@ -43,7 +45,7 @@ pub enum Error {
 
 impl Logging {
     pub fn start(log: &Log) -> Result<Self, Error> {
-        let (filter, handle) = reload::Layer::new(EnvFilter::try_new(&log.filter)?);
+        let (filter, handle) = reload::Layer::new(log.filter.parse::<Targets>()?);
         let failed = Arc::new(AtomicUsize::new(0));
         let output = Counting {
             to: io::stdout(),
@@ -78,7 +80,9 @@ impl Logging {
 
     /// Takes the filter of a reloaded configuration, which has been checked.
     pub fn refilter(&self, filter: &str) {
-        let taken = EnvFilter::try_new(filter).is_ok_and(|new| self.filter.reload(new).is_ok());
+        let taken = filter
+            .parse()
+            .is_ok_and(|new: Targets| self.filter.reload(new).is_ok());
         if !taken {
             tracing::warn!(filter, "the log keeps its old filter");
         }

@@ -130,8 +130,8 @@ impl LiveGrant<'_> {
     }
 }
 
-/// Takes grants that are loaded.
-pub type Taker = Box<dyn FnMut(LiveGrant<'_>) + Send>;
+/// Takes grants that are loaded, thousands at a time.
+pub type Taker = Box<dyn FnMut(&[LiveGrant<'_>]) + Send>;
 
 /// Where the records are.
 #[derive(Debug)]
@@ -235,10 +235,10 @@ impl Store {
     }
 
     /// Gives every live grant to one of those who are made to take them, each of whom has
-    /// a part of the grants and a thread.
+    /// a part of the grants and a thread, and is told below which number all users' are.
     pub async fn load(
         &self,
-        taker: impl Fn() -> Taker + Send + Sync + 'static,
+        taker: impl Fn(usize) -> Taker + Send + Sync + 'static,
     ) -> Result<Loaded, Unavailable> {
         match self {
             // A shared store's grants are looked up one by one, as they are needed.

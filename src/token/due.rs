@@ -22,6 +22,11 @@ pub(super) struct Hint {
 }
 
 impl Hint {
+    /// In order but for the tags, as one number: sorts in half the time.
+    pub(super) fn rank(&self) -> u64 {
+        (u64::from(self.lot) << 32) | u64::from(self.due)
+    }
+
     /// Those of a lot that are due by then.
     fn of(lot: u32, until: Second) -> RangeInclusive<Self> {
         let (first, last) = ((0, Tag::MIN), (until, Tag::MAX));
@@ -51,10 +56,8 @@ impl Due {
     }
 
     /// Takes in many at once. Their lots are not looked after until `settle`.
-    pub(super) fn load(&mut self, mut hints: Vec<Hint>) {
-        hints.sort_unstable();
-        // Built from what is in order, a tree is twice as dense.
-        self.tokens.append(&mut hints.into_iter().collect());
+    pub(super) fn load(&mut self, mut hints: BTreeSet<Hint>) {
+        self.tokens.append(&mut hints);
     }
 
     pub(super) fn remove(&mut self, hint: Hint) {

@@ -3,7 +3,7 @@
 //! ended there once its end lasts. The order is kept by lanes, and the second half of
 //! each change runs when the store says so, whether or not the client is still there.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -160,18 +160,20 @@ impl TokenStore {
     ) -> Result<Loaded, Unavailable> {
         let memory = Arc::clone(&self.memory);
         let is_known: Arc<IsKnown> = Arc::new(is_known);
-        let loaded = self.store.load(move || {
-            let mut restore = Restore::new(&memory, Arc::clone(&is_known));
-            Box::new(move |grant| {
-                if grant.origin == origin {
-                    restore.take(Kept {
-                        digest: TokenDigest(grant.digest.0),
-                        user: grant.user,
-                        number: grant.holder,
-                        role: grant.role,
-                        ends_millis: grant.ends_millis,
-                    });
-                }
+        let restore = OnceLock::new();
+        let loaded = self.store.load(move |users| {
+            let made = || Arc::new(Restore::new(&memory, Arc::clone(&is_known), users));
+            let mut part = restore.get_or_init(made).part();
+            Box::new(move |grants| {
+                let wanted = grants.iter().filter(|grant| grant.origin == origin);
+                let wanted = wanted.map(|grant| Kept {
+                    digest: TokenDigest(grant.digest.0),
+                    user: grant.user,
+                    number: grant.holder,
+                    role: grant.role,
+                    ends_millis: grant.ends_millis,
+                });
+                part.take(&wanted.collect::<Vec<_>>());
             })
         });
         let loaded = loaded.await;

@@ -48,7 +48,7 @@ pub(super) struct Lot {
     pub(super) id: u32,
     pub(super) shard: u16,
     is_over: AtomicBool,
-    // These two change only under the lock of the shard.
+    // These two change only under the lock of the shard, but for `fill`.
     count: AtomicU32,
     soonest: AtomicU32,
 }
@@ -60,6 +60,16 @@ impl Lot {
 
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed) as usize
+    }
+
+    /// One token more, in a restore, beside which nothing else changes.
+    pub(super) fn fill(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It was there already.
+    pub(super) fn unfill(&self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// When to look at this lot; `Second::MAX`: not at all.
@@ -202,12 +212,6 @@ impl Holders {
         let lot = shard.lot_for(user);
         shard.keep(&lot);
         lot
-    }
-
-    /// The lot has been given so many.
-    pub(super) fn count_filled(&self, lot: &Lot, count: u32) {
-        let _shard = self.of_lot(lot);
-        lot.count.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Ends all tokens of a user; gives their lot.

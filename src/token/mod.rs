@@ -17,7 +17,7 @@ mod sweep;
 mod table;
 
 pub use durable::Ending;
-pub use restore::{Kept, Restore};
+pub use restore::{Kept, Restore, RestorePart};
 pub use sweep::{Swept, sweep_loop};
 
 pub use crate::store::Origin;

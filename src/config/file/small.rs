@@ -1,7 +1,10 @@
 //! The short sections: workers, operator, http, drain, log, emulator.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::str::FromStr as _;
 use std::time::Duration;
+
+use tracing_subscriber::filter::Targets;
 
 use super::places::secret_that;
 use super::section::{Section, Value};
@@ -103,7 +106,7 @@ pub(super) fn log(root: &Section<'_>) -> Log {
 
 fn filter(value: &Value<'_>) -> Option<String> {
     let filter = text(value)?;
-    if tracing_subscriber::EnvFilter::try_new(&filter).is_err() {
+    if Targets::from_str(&filter).is_err() {
         value.complain(
             "is no log filter",
             "such as \"info\" or \"info,tollgate=debug\"",

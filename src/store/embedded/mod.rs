@@ -1,6 +1,7 @@
 //! The engine on this machine's disk: one redb file, one thread that writes it.
 //! Everything is loaded at the start; later the file is only written.
 
+mod ahead;
 mod condition;
 mod offline;
 mod open;
@@ -44,7 +45,7 @@ const SAID_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Makes those who take the grants that are loaded, one for each thread.
-pub(super) type Takers = Box<dyn Fn() -> Taker + Send + Sync>;
+pub(super) type Takers = Box<dyn Fn(usize) -> Taker + Send + Sync>;
 
 /// Told what became of a change.
 pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
@@ -162,9 +163,9 @@ impl Embedded {
             if let Ok(loaded) = timeout(SAID_EVERY, &mut answered).await {
                 return loaded.unwrap_or(Err(Unavailable::Closed));
             }
-            let (rows, total) = progress.so_far();
-            if said.replace(rows) != Some(rows) {
-                info!(rows, total, "loading tokens");
+            let so_far @ (megabytes, rows, total) = progress.so_far();
+            if said.replace(so_far) != Some(so_far) {
+                info!(megabytes, rows, total, "loading tokens");
             }
         }
     }

@@ -89,8 +89,10 @@ impl Offline {
             .map(Record::Lease)
             .for_each(&mut put);
         read::epochs(&self.database, |epoch| put(Record::Epoch(epoch))).map_err(wrong)?;
-        let read = read::grants(&self.database, &mut |grant| {
-            put(Record::Grant(grant.record()))
+        let read = read::grants(&self.database, &mut |grants| {
+            for grant in grants {
+                put(Record::Grant(grant.record()));
+            }
         });
         let (loaded, _) = read.map_err(wrong)?;
         tally.over = loaded.expired + loaded.ended;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::resume_unwind;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,17 +13,17 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Takers;
 use super::tables::{
     GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, PREFIXES, USERS, WALL_KEY, start_of,
 };
+use super::{Takers, ahead};
 use crate::clock;
 use crate::store::{Contents, LiveGrant, Loaded, UserEpoch};
 
 /// A clock that is this far behind the last commit has been set back.
 const SET_BACK_MILLIS: u64 = 60_000;
-/// Rows between two times that they are counted in.
-const COUNTED_EVERY: u64 = if cfg!(test) { 16 } else { 1024 };
+/// Rows looked at together, and counted.
+const PILE: usize = if cfg!(test) { 16 } else { 4096 };
 /// Fewer rows are read sooner than a thread is made.
 const LEAST_IN_A_PART: u64 = if cfg!(test) { 64 } else { 65_536 };
 
@@ -140,7 +141,7 @@ impl Holders {
 /// Every live grant, in the order of the file.
 pub(super) fn grants(
     database: &Database,
-    each: &mut dyn FnMut(LiveGrant<'_>),
+    each: &mut dyn FnMut(&[LiveGrant<'_>]),
 ) -> Result<(Loaded, Ended), Error> {
     let begin = Instant::now();
     let progress = Progress::default(); // nobody asks
@@ -151,9 +152,10 @@ pub(super) fn grants(
 }
 
 /// Every live grant, by as many threads as there are cores: each has a part of the file
-/// and gives it to a taker of its own.
+/// at `path` and gives it to a taker of its own.
 pub(super) fn in_parts(
     database: &Database,
+    path: &Path,
     takers: &Takers,
     progress: &Progress,
 ) -> Result<(Loaded, Ended), Error> {
@@ -166,10 +168,13 @@ pub(super) fn in_parts(
     let read = |number: u64| -> Result<Part, Error> {
         let mut part = Part::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
-        let mut taker = takers();
+        let mut taker = takers(holders.epochs.len());
         part.read(database, (prefixes, &holders), &mut taker, progress)?;
         Ok(part)
     };
+    if parts > 1 {
+        ahead::fetch(path, |bytes| progress.fetched(bytes));
+    }
     let all = std::thread::scope(|scope| {
         let threads: Vec<_> = (1..parts)
             .map(|number| scope.spawn(move || read(number)))
@@ -187,6 +192,8 @@ pub(super) fn in_parts(
 /// How far a load has come.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
+    /// Of the file, on their way into the kernel's memory.
+    megabytes: AtomicU64,
     rows: AtomicU64,
     total: AtomicU64,
 }
@@ -202,10 +209,14 @@ impl Progress {
         self.rows.fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// Rows read, and rows in all.
-    pub(super) fn so_far(&self) -> (u64, u64) {
+    fn fetched(&self, bytes: u64) {
+        self.megabytes.store(bytes / 1_000_000, Ordering::Relaxed);
+    }
+
+    /// Megabytes of the file fetched, rows read, and rows in all.
+    pub(super) fn so_far(&self) -> (u64, u64, u64) {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        (read(&self.rows), read(&self.total))
+        (read(&self.megabytes), read(&self.rows), read(&self.total))
     }
 }
 
@@ -222,34 +233,53 @@ impl Part {
         &mut self,
         database: &Database,
         (prefixes, holders): (Range<u64>, &Holders),
-        each: &mut dyn FnMut(LiveGrant<'_>),
+        each: &mut dyn FnMut(&[LiveGrant<'_>]),
         progress: &Progress,
     ) -> Result<(), Error> {
         let txn = database.begin_read().map_err(redb::Error::from)?;
         let table = txn.open_table(GRANTS).map_err(redb::Error::from)?;
-        let now = clock::unix_millis();
         let (first, end) = (start_of(prefixes.start), start_of(prefixes.end));
         let rows = match prefixes.end {
             PREFIXES => table.range::<&[u8; 32]>(&first..),
             _ => table.range::<&[u8; 32]>(&first..&end),
         };
-        for (count, row) in (1..).zip(rows.map_err(redb::Error::from)?) {
+        let mut pile = Vec::with_capacity(PILE);
+        for row in rows.map_err(redb::Error::from)? {
             let (digest, bytes) = row.map_err(redb::Error::from)?;
-            if count % COUNTED_EVERY == 0 {
-                progress.add(COUNTED_EVERY);
-            }
             let Some(grant) = Grant::decode(bytes.value()) else {
                 return Err(Error::Row {
                     table: "grants".to_owned(),
                     reason: "no version of this program wrote it".to_owned(),
                 });
             };
-            let from = holders.epoch(grant.holder);
+            pile.push((*digest.value(), grant));
+            if pile.len() == PILE {
+                self.give(&mut pile, holders, each);
+                progress.add(PILE as u64);
+            }
+        }
+        self.give(&mut pile, holders, each);
+        Ok(())
+    }
+
+    /// Those that are live. First what is known of all their holders, so that the processor
+    /// fetches many of them at a time.
+    fn give(
+        &mut self,
+        pile: &mut Vec<([u8; 32], Grant)>,
+        holders: &Holders,
+        each: &mut dyn FnMut(&[LiveGrant<'_>]),
+    ) {
+        let now = clock::unix_millis();
+        let epochs = pile.iter().map(|(_, grant)| holders.epoch(grant.holder));
+        let epochs: Vec<u64> = epochs.collect();
+        let mut live = Vec::with_capacity(pile.len());
+        for ((digest, grant), from) in pile.iter().zip(epochs) {
             if grant.ends_millis <= now {
                 self.loaded.expired += 1;
             } else if from != NOBODY && grant.epoch >= from {
                 self.loaded.live += 1;
-                each(grant.live(digest.value(), &holders.names[grant.holder as usize]));
+                live.push(grant.live(digest, &holders.names[grant.holder as usize]));
             } else {
                 self.loaded.ended += 1;
                 if from != NOBODY {
@@ -257,7 +287,8 @@ impl Part {
                 }
             }
         }
-        Ok(())
+        each(&live);
+        pile.clear();
     }
 
     fn with(mut self, other: Self) -> Self {

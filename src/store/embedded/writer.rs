@@ -214,9 +214,8 @@ impl Writer {
         let Some(database) = &self.database else {
             return Err(self.refusal());
         };
-        let read = catch_unwind(AssertUnwindSafe(|| {
-            read::in_parts(database, takers, progress)
-        }));
+        let read = || read::in_parts(database, &self.path, takers, progress);
+        let read = catch_unwind(AssertUnwindSafe(read));
         match read {
             Err(_) => Err(Unavailable::Failed("the file is damaged".into())),
             Ok(Ok((loaded, ended))) => {

@@ -88,7 +88,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     let store = store(2, 3);
     let now = clock::unix_millis();
     let mut tokens = Vec::new();
-    let mut restore = store.restore();
+    let mut restore = store.restore(2).part();
     for (user, number, seconds) in [
         ("anna", 0, 60),
         ("bert", 1, 0),
@@ -96,13 +96,13 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
         ("anna", 0, 7200),
     ] {
         let digest = twin(0);
-        restore.take(restore::Kept {
+        restore.take(&[restore::Kept {
             digest,
             user: &user.into(),
             number,
             role: Some(Role::Admin),
             ends_millis: now + seconds * 1000,
-        });
+        }]);
         tokens.push(digest);
     }
     drop(restore);
@@ -143,20 +143,20 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
         digests.sort_unstable();
         digests
     };
+    let restore = store.restore(names.len());
     std::thread::scope(|scope| {
         for part in 0..2 {
-            let (store, names, digests) = (&store, &names, digests(part));
+            let (names, digests, mut restore) = (&names, digests(part), restore.part());
             scope.spawn(move || {
-                let mut restore = store.restore();
                 // The first one twice: it is one token.
                 for (digest, name) in digests.iter().take(1).chain(&digests) {
-                    restore.take(restore::Kept {
+                    restore.take(&[restore::Kept {
                         digest: *digest,
                         user: &names[*name],
                         number: *name as u32,
                         role: None,
                         ends_millis,
-                    });
+                    }]);
                 }
             });
         }

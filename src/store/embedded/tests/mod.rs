@@ -74,10 +74,12 @@ async fn commit(engine: &Embedded, change: Change) -> Result<(), Unavailable> {
 /// Every live grant's digest and user, in order.
 async fn grants(engine: &Embedded) -> Vec<(Digest, String)> {
     let (send, receive) = std::sync::mpsc::channel();
-    let takers = Box::new(move || -> Taker {
+    let takers = Box::new(move |_| -> Taker {
         let send = send.clone();
-        Box::new(move |grant| {
-            send.send((grant.digest, grant.user.to_string())).unwrap();
+        Box::new(move |grants| {
+            for grant in grants {
+                send.send((grant.digest, grant.user.to_string())).unwrap();
+            }
         })
     });
     engine.load(takers).await.unwrap();
@@ -239,7 +241,7 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     assert_eq!(before.len(), 1001);
     // The load has counted two thousand dead rows: worth a walk.
     eventually("the walk has come by", async || {
-        let takers = Box::new(|| -> Taker { Box::new(|_| ()) });
+        let takers = Box::new(|_| -> Taker { Box::new(|_| ()) });
         let loaded = engine.load(takers).await.unwrap();
         loaded.expired + loaded.ended == 0
     })

@@ -45,9 +45,11 @@ async fn a_load_that_takes_long_says_how_far_it_is() {
     }
     let said = Said::default();
     let _listening = said.listen();
-    engine.load(Box::new(|| Box::new(|_| ()))).await.unwrap();
+    engine.load(Box::new(|_| Box::new(|_| ()))).await.unwrap();
     assert!(said.lines("loading").is_empty(), "a quick one says nothing");
-    let slow = || -> Taker { Box::new(|_| std::thread::sleep(Duration::from_millis(2))) };
+    let slow = |_| -> Taker {
+        Box::new(|grants| std::thread::sleep(Duration::from_millis(2) * grants.len() as u32))
+    };
     let loaded = engine.load(Box::new(slow)).await.unwrap();
     assert_eq!(loaded.live, 200);
     let lines = said.lines("loading tokens");
