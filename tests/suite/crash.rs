@@ -304,9 +304,13 @@ fn killed(mut child: Child) -> Vec<String> {
 async fn found(path: &Path) -> (BTreeSet<Digest>, BTreeSet<String>) {
     let (store, contents) = Store::open(path, &Metrics::new()).unwrap();
     let (send, receive) = std::sync::mpsc::channel();
-    let loaded = store.load(move || {
+    let loaded = store.load(move |_| {
         let send = send.clone();
-        Box::new(move |grant| send.send(grant.digest).unwrap())
+        Box::new(move |grants| {
+            for grant in grants {
+                send.send(grant.digest).unwrap();
+            }
+        })
     });
     loaded.await.unwrap();
     store.close().await;
