@@ -42,10 +42,10 @@ gcc -O2 "$here/calib.c" -o "$PB_WORK/calib"
 (cd "$here/rust" && cargo build -q --locked --release -p tools -p tls-floor && cargo build -q --locked --profile peer -p pingora-peer)
 
 # the release image's build of this tree
-profile=release
-grep -q '^\[profile.dist\]' "$root/Cargo.toml" && profile=dist
-(cd "$root" && cargo build -q --locked --profile "$profile" --no-default-features --features jemalloc --bin tollgate)
-export PB_GATE=$CARGO_TARGET_DIR/$profile/tollgate
+host=$(rustc -vV | sed -n 's/^host: //p')
+flags=$(sed -n 's/^ENV RUSTFLAGS="\(.*\)"$/\1/p' "$root/deploy/Dockerfile")
+(cd "$root" && RUSTFLAGS=$flags cargo build -q --locked --release --target "$host" --no-default-features --features jemalloc --bin tollgate)
+export PB_GATE=$CARGO_TARGET_DIR/$host/release/tollgate
 
 results=$PB_WORK/run/results.jsonl
 [ -z "${FRESH:-}" ] || rm -f "$results"

@@ -18,9 +18,9 @@ pub use lines::{Lines, Stamp};
 use crate::config::{Log, LogFormat};
 use lines::Writer;
 
-/// Lines kept for a slow reader; at 300 bytes each some two megabytes. Access lines are not
+/// Lines kept for a slow reader; at 300 bytes each a megabyte and more. Access lines are not
 /// among them. Room for all of them is taken, and touched, at the start: 40 bytes a line.
-const LINES_KEPT: usize = 8192;
+const LINES_KEPT: usize = 4096;
 
 /// The running log. Dropping it writes what is still kept.
 #[derive(Debug)]
