@@ -90,26 +90,18 @@ impl Bench {
         row("an empty store", format!("{} KiB", empty / 1024));
         let watch = Watch::start();
         let mut restore = store.restore(users.len()).part();
-        let kept = self.digests.iter().enumerate().map(|(place, digest)| {
-            // Users in no order, as digests are in none.
-            let number = place * 7919 % users.len();
-            Kept {
-                digest: *digest,
-                user: &users[number],
-                number: number as u32,
-                role: None,
-                ends_millis: now + lifetime(place).as_millis() as u64,
-            }
-        });
-        let mut pile = Vec::with_capacity(4096);
-        for kept in kept {
-            pile.push(kept);
-            if pile.len() == pile.capacity() {
-                restore.take(&pile);
-                pile.clear();
-            }
+        let user_of = |place: usize| place * 7919 % users.len(); // in no order, as digests are
+        let kept = |(place, digest): (usize, &TokenDigest)| Kept {
+            digest: *digest,
+            user: &users[user_of(place)],
+            number: user_of(place) as u32,
+            role: None,
+            ends_millis: now + lifetime(place).as_millis() as u64,
+        };
+        let mut all = self.digests.iter().enumerate().map(kept).peekable();
+        while all.peek().is_some() {
+            restore.take(&all.by_ref().take(4096).collect::<Vec<_>>());
         }
-        restore.take(&pile);
         drop(restore);
         let spent = watch.each(self.size);
         assert_eq!(store.len(), self.size);
