@@ -173,7 +173,7 @@ pub(super) fn in_parts(
         Ok(part)
     };
     if parts > 1 {
-        ahead::fetch(path, |bytes| progress.fetched(bytes));
+        ahead::fetch(path, parts, |bytes| progress.fetched(bytes));
     }
     let all = std::thread::scope(|scope| {
         let threads: Vec<_> = (1..parts)
@@ -192,8 +192,8 @@ pub(super) fn in_parts(
 /// How far a load has come.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Of the file, on their way into the kernel's memory.
-    megabytes: AtomicU64,
+    /// Of the file, fetched into the kernel's memory.
+    bytes: AtomicU64,
     rows: AtomicU64,
     total: AtomicU64,
 }
@@ -210,13 +210,17 @@ impl Progress {
     }
 
     fn fetched(&self, bytes: u64) {
-        self.megabytes.store(bytes / 1_000_000, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Megabytes of the file fetched, rows read, and rows in all.
     pub(super) fn so_far(&self) -> (u64, u64, u64) {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        (read(&self.megabytes), read(&self.rows), read(&self.total))
+        (
+            read(&self.bytes) / 1_000_000,
+            read(&self.rows),
+            read(&self.total),
+        )
     }
 }
 
