@@ -27,6 +27,13 @@ pub(super) fn print(config: &Config, addresses: &Addresses, admin: Option<&First
     say(&text);
 }
 
+/// The password that was made up, when there will be no banner.
+pub(super) fn made_up(admin: Option<&FirstAdmin>) {
+    if let Some(FirstAdmin::Generated(admin)) = admin {
+        say(&shown_once(admin));
+    }
+}
+
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     // With standard output closed there is nobody to read it.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Error;
@@ -35,12 +36,14 @@ pub(super) struct Kept {
     ring: Option<Arc<KeyRing>>,
     tasks: Tasks,
     stop: Stop,
+    /// Ends a start that waits for a disk.
+    quit: CancellationToken,
 }
 
 pub(super) async fn open(
     config: &Config,
     life: (&Tasks, &Stop),
-    metrics: &Arc<Metrics>,
+    (metrics, quit): (&Arc<Metrics>, &CancellationToken),
 ) -> Result<Kept, Error> {
     let seal = seal(&config.store)?;
     let (store, contents) = match &config.store.place {
@@ -53,7 +56,9 @@ pub(super) async fn open(
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
             // After a kill the whole file is checked.
             let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
-            let opened = patiently(("open", QUIET), &config.store, opened).await;
+            let opened = patiently(&config.store, opened);
+            let opened = quit.run_until_cancelled(opened).await;
+            let opened = opened.ok_or(Error::Stopped)?;
             let opened = opened.expect("opening catches what panics");
             let (store, contents) = opened.map_err(Error::Store)?;
             (store.waiting(config.store.timeout), contents)
@@ -64,25 +69,22 @@ pub(super) async fn open(
         ring,
         tasks: life.0.clone(),
         stop: life.1.clone(),
+        quit: quit.clone(),
         store: Arc::new(store),
         contents: Mutex::new(contents),
         seal,
     })
 }
 
-/// Waits for a file's disk as long as it takes: what is on it cannot be done without. Says
-/// so at first after `quiet`, and from then on more and more seldom.
-async fn patiently<T>(
-    (what, quiet): (&str, Duration),
-    settings: &config::Store,
-    work: impl Future<Output = T>,
-) -> T {
+/// Waits for a file to be open as long as it takes: what is in it cannot be done without.
+/// Says so, more and more seldom.
+async fn patiently<T>(settings: &config::Store, work: impl Future<Output = T>) -> T {
     let StorePlace::File(path) = &settings.place else {
         return work.await;
     };
     let mut work = pin!(work);
     let mut waited = Duration::ZERO;
-    let mut pause = quiet;
+    let mut pause = QUIET;
     loop {
         if let Ok(done) = timeout(pause, &mut work).await {
             return done;
@@ -90,9 +92,9 @@ async fn patiently<T>(
         waited += pause;
         let (path, seconds) = (path.display(), waited.as_secs());
         match waited < settings.timeout {
-            true => info!(%path, seconds, "the store is not {what} yet"),
+            true => info!(%path, seconds, "the store is not open yet"),
             false => warn!(%path, seconds,
-                "the store is not {what} yet; unless something else is said of it, its disk does \
+                "the store is not open yet; unless something else is said of it, its disk does \
                  not answer"),
         }
         pause = waited.min(SAID_AT_LEAST_EVERY);
@@ -179,10 +181,8 @@ impl Kept {
             None => Origin::Learned,
         };
         let is_known = move |user: &str| known.as_ref().is_none_or(|known| known.contains(user));
-        let loaded = tokens.load(origin, is_known);
-        // Until then the load itself says how far it is.
-        let quiet = config.store.timeout.max(QUIET);
-        let loaded = patiently(("loaded", quiet), &config.store, loaded).await;
+        let loaded = self.quit.run_until_cancelled(tokens.load(origin, is_known));
+        let loaded = loaded.await.ok_or(Error::Stopped)?;
         loaded.map_err(Error::Load)?;
         self.watch();
         Ok(tokens)

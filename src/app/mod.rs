@@ -5,6 +5,7 @@
 mod banner;
 #[cfg(feature = "emulator")]
 mod demo;
+mod error;
 mod kept;
 mod operator;
 mod program;
@@ -22,63 +23,20 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub use error::Error;
 #[cfg(feature = "emulator")]
 pub use program::emulate;
 pub use program::serve;
 
 use crate::admin;
 use crate::config::Config;
-use crate::identity::{self, FirstAdmin, Keys};
+use crate::identity::{FirstAdmin, Keys};
 use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
-use crate::listener;
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared};
-use crate::store;
-use crate::upstream::{self, Upstream};
+use crate::upstream::Upstream;
 use kept::Kept;
 use worker::Gate;
-
-/// Why the program could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("cannot open listener {address}")]
-    Listener {
-        address: SocketAddr,
-        #[source]
-        source: listener::Error,
-    },
-    #[error("cannot open the operator's listener {address}")]
-    Operator {
-        address: SocketAddr,
-        #[source]
-        source: admin::Error,
-    },
-    #[error("cannot set up the upstream")]
-    Upstream(#[source] upstream::Error),
-    #[error("cannot open the store")]
-    Store(#[source] store::OpenError),
-    #[error("cannot use the shared store")]
-    SharedStore(#[source] store::shared::OpenError),
-    #[error("cannot load the store")]
-    Load(#[source] store::Unavailable),
-    #[error("cannot use [store] {key}")]
-    SealKey {
-        key: &'static str,
-        #[source]
-        source: store::BadSealKey,
-    },
-    #[error("cannot set up the user directory")]
-    Users(#[source] identity::Error),
-    #[cfg(feature = "emulator")]
-    #[error("cannot start the emulator")]
-    Emulator(#[source] crate::emulator::Error),
-    #[error("cannot start a worker thread")]
-    Worker(#[source] std::io::Error),
-    #[error("cannot make the control runtime")]
-    Runtime(#[source] std::io::Error),
-    #[error("cannot listen for signals")]
-    Signals(#[source] std::io::Error),
-}
 
 /// How the outside steers a running program.
 #[derive(Clone, Debug, Default)]
@@ -146,10 +104,15 @@ pub enum Ending {
     Failed,
 }
 
-/// Builds everything. `config_file` is watched for changes; None: no reload.
-pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<Bound, Error> {
+/// Builds everything. `config_file` is watched for changes; None: no reload. With `quit`
+/// cancelled it does not wait for a disk.
+pub async fn bind(
+    config: Arc<Config>,
+    config_file: Option<PathBuf>,
+    quit: &CancellationToken,
+) -> Result<Bound, Error> {
     let control = Stop::default();
-    let bound = build((config, config_file), &control).await;
+    let bound = build((config, config_file), &control, quit).await;
     if bound.is_err() {
         control.abort();
     }
@@ -159,6 +122,7 @@ pub async fn bind(config: Arc<Config>, config_file: Option<PathBuf>) -> Result<B
 async fn build(
     (config, config_file): (Arc<Config>, Option<PathBuf>),
     control: &Stop,
+    quit: &CancellationToken,
 ) -> Result<Bound, Error> {
     let metrics = Metrics::new();
     let tasks = Tasks::new(Handle::current());
@@ -170,9 +134,16 @@ async fn build(
     let (operator, desk) = open_desk(&config, life, &metrics)?;
     start_emulator(&config, &tasks, control).await?;
 
-    let kept = kept::open(&config, life, &metrics).await?;
+    let kept = kept::open(&config, life, (&metrics, quit)).await?;
     let (users, first_admin) = kept.users(&config.users).await?;
-    let tokens = kept.tokens(&config, users.as_ref(), &metrics).await?;
+    let tokens = match kept.tokens(&config, users.as_ref(), &metrics).await {
+        Ok(tokens) => tokens,
+        Err(error) => {
+            banner::made_up(first_admin.as_ref()); // the next start will not know it
+            kept.close().await;
+            return Err(error);
+        }
+    };
     let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, kept.lease_keeper());
     let upstream = upstream.map_err(Error::Upstream)?;
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(&metrics));

@@ -41,12 +41,13 @@ async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<End
     let signals = Signals::open().map_err(Error::Signals)?;
     tasks.spawn("signals", signals.follow(steering.clone()));
     let config = Arc::new(loaded.config);
-    let mut bound = tokio::select! {
-        bound = bind(Arc::clone(&config), Some(path)) => bound?,
-        () = steering.quit.cancelled() => {
+    let bound = bind(Arc::clone(&config), Some(path), &steering.quit).await;
+    let mut bound = match bound {
+        Err(Error::Stopped) => {
             info!("told to stop before it was ready");
             return Ok(Ending::Clean);
         }
+        bound => bound?,
     };
     let admin = bound.take_first_admin();
     banner::print(&config, &bound.addresses(), admin.as_ref());

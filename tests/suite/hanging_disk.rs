@@ -300,7 +300,9 @@ async fn a_gate_told_to_stop_while_its_disk_hangs_ends_in_time_and_loses_nothing
     for answer in waiting {
         assert_put_off(answer.await.unwrap()).await;
     }
-    assert_eq!(gate.said("left while the disk does not answer").len(), 1);
+    let left = "left while the disk does not answer";
+    gate.program.wait_for(left);
+    assert_eq!(gate.said(left).len(), 1);
     place.disk.answer();
     let gate = place.start();
     assert!(gate.knows(&admin).await);

@@ -335,7 +335,9 @@ async fn without_a_configured_admin_one_is_made_and_its_password_shown_once() {
     let config = tollgate::config::load(&file)
         .unwrap_or_else(|p| panic!("{p}"))
         .config;
-    let mut bound = tollgate::app::bind(config.into(), None).await.unwrap();
+    let mut bound = tollgate::app::bind(config.into(), None, &Default::default())
+        .await
+        .unwrap();
     let admin = match bound.take_first_admin() {
         Some(tollgate::identity::FirstAdmin::Generated(admin)) => admin,
         other => panic!("not made up: {other:?}"),

@@ -106,7 +106,12 @@ pub(super) fn log(root: &Section<'_>) -> Log {
 
 fn filter(value: &Value<'_>) -> Option<String> {
     let filter = text(value)?;
-    if Targets::from_str(&filter).is_err() {
+    // What the parser would take for a target that nothing bears, or for silence.
+    let is_odd = |piece: &str| {
+        let odd = |letter: char| letter.is_whitespace() || "[]{}".contains(letter);
+        piece.is_empty() || piece.ends_with('=') || piece.contains(odd)
+    };
+    if filter.split(',').any(is_odd) || Targets::from_str(&filter).is_err() {
         value.complain(
             "is no log filter",
             "such as \"info\" or \"info,tollgate=debug\"",

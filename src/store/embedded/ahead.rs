@@ -2,16 +2,20 @@
 //! read along its tree, which comes to every part of it many times.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::thread;
 
 const PIECE: u64 = 1024 * 1024;
 
-/// Returns when the file is in the kernel's memory; tells `each` time how many bytes more.
-/// There is room for it: its tokens take more, once they are loaded. A file that cannot be
-/// fetched is read all the same, only slower.
-pub(super) fn fetch(path: &Path, threads: u64, each: impl Fn(u64) + Sync) {
+/// Whether the file takes no more than so many bytes of the disk.
+pub(super) fn is_worth_it(path: &Path, most: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|facts| facts.blocks() * 512 <= most)
+}
+
+/// Returns when the file is in the kernel's memory. `each` is told how many bytes more, and
+/// says whether to go on. A file that cannot be fetched is read all the same, only slower.
+pub(super) fn fetch(path: &Path, threads: u64, each: impl Fn(u64) -> bool + Sync) {
     let Ok(file) = File::open(path) else { return };
     let length = file.metadata().map_or(0, |facts| facts.len());
     let share = length.div_ceil(threads).next_multiple_of(PIECE);
@@ -19,11 +23,11 @@ pub(super) fn fetch(path: &Path, threads: u64, each: impl Fn(u64) + Sync) {
         let mut piece = vec![0; PIECE as usize];
         let (mut place, end) = (number * share, length.min((number + 1) * share));
         while place < end {
-            match file.read_at(&mut piece, place) {
-                Ok(0) | Err(_) => return,
-                Ok(count) => place += count as u64,
+            let count = file.read_at(&mut piece, place).unwrap_or(0) as u64;
+            if count == 0 || !each(count) {
+                return;
             }
-            each(PIECE);
+            place += count;
         }
     };
     thread::scope(|scope| {

@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use redb::Database;
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
-use tracing::{error, info};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{error, info, warn};
 
 use super::{Change, Contents, Loaded, Taker, Unavailable};
 use crate::metrics::{Metrics, StoreOutcome};
@@ -68,6 +68,15 @@ impl Job {
         if let Self::Change(_, done) = self {
             done(Err(why));
         }
+    }
+}
+
+/// A load that somebody waits for.
+struct Wanted(Arc<Progress>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 
@@ -158,14 +167,22 @@ impl Embedded {
         let progress = Arc::new(Progress::default());
         let job = Job::Load(takers, Arc::clone(&progress), answer);
         self.jobs.send(job).map_err(|_| Unavailable::Closed)?;
-        let mut said = None;
+        let _wanted = Wanted(Arc::clone(&progress));
+        let (mut said, mut moved, mut patience) = (None, Instant::now(), self.patience);
         loop {
             if let Ok(loaded) = timeout(SAID_EVERY, &mut answered).await {
                 return loaded.unwrap_or(Err(Unavailable::Closed));
             }
             let so_far @ (megabytes, rows, total) = progress.so_far();
             if said.replace(so_far) != Some(so_far) {
-                info!(megabytes, rows, total, "loading tokens");
+                (moved, patience) = (Instant::now(), self.patience);
+                if total > 0 {
+                    info!(megabytes, rows, total, "loading tokens");
+                }
+            } else if moved.elapsed() >= patience {
+                warn!(path = %self.path.display(), megabytes, rows, total,
+                    "loading tokens does not get on; its disk does not answer");
+                patience = moved.elapsed() * 2;
             }
         }
     }

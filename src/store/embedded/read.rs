@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 use redb::{ReadTransaction, TableDefinition};
@@ -24,6 +24,8 @@ use crate::store::{Contents, LiveGrant, Loaded, UserEpoch};
 const SET_BACK_MILLIS: u64 = 60_000;
 /// Rows looked at together, and counted.
 const PILE: usize = if cfg!(test) { 16 } else { 4096 };
+/// Bytes of the file a row may take: one that takes more is mostly room that is free.
+const FULL_ROW: u64 = 256;
 /// Fewer rows are read sooner than a thread is made.
 const LEAST_IN_A_PART: u64 = if cfg!(test) { 64 } else { 65_536 };
 
@@ -172,7 +174,7 @@ pub(super) fn in_parts(
         part.read(database, (prefixes, &holders), &mut taker, progress)?;
         Ok(part)
     };
-    if parts > 1 {
+    if parts > 1 && ahead::is_worth_it(path, total * FULL_ROW) {
         ahead::fetch(path, parts, |bytes| progress.fetched(bytes));
     }
     let all = std::thread::scope(|scope| {
@@ -196,6 +198,7 @@ pub(super) struct Progress {
     bytes: AtomicU64,
     rows: AtomicU64,
     total: AtomicU64,
+    is_given_up: AtomicBool,
 }
 
 impl Progress {
@@ -209,8 +212,19 @@ impl Progress {
         self.rows.fetch_add(rows, Ordering::Relaxed);
     }
 
-    fn fetched(&self, bytes: u64) {
+    /// Whether to go on.
+    fn fetched(&self, bytes: u64) -> bool {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        !self.is_given_up()
+    }
+
+    /// Nobody waits for the load any more.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
     }
 
     /// Megabytes of the file fetched, rows read, and rows in all.
@@ -258,10 +272,14 @@ impl Part {
             };
             pile.push((*digest.value(), grant));
             if pile.len() == PILE {
-                self.give(&mut pile, holders, each);
                 progress.add(PILE as u64);
+                self.give(&mut pile, holders, each);
+                if progress.is_given_up() {
+                    return Ok(()); // to nobody
+                }
             }
         }
+        progress.add(pile.len() as u64);
         self.give(&mut pile, holders, each);
         Ok(())
     }

@@ -110,7 +110,9 @@ impl Writer {
             self.work(batch);
             match next {
                 Some(Job::Load(takers, progress, answer)) => {
-                    let _ = answer.send(self.load(&takers, &progress)); // whoever asked may have left
+                    let loaded = self.load(&takers, &progress);
+                    drop(takers); // what they took is in use, what they needed is not
+                    let _ = answer.send(loaded); // whoever asked may have left
                 }
                 Some(Job::Forget(dead)) => self.walk.add_dead(dead),
                 Some(Job::Close(closed)) => {

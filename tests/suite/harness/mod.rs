@@ -139,12 +139,11 @@ impl Gateway {
     /// Starts from a file that is in place.
     pub(crate) async fn from_file(folder: TempDir, file: PathBuf) -> Self {
         let loaded = config::load(&file).unwrap_or_else(|problems| panic!("{problems}"));
-        let bound = app::bind(Arc::new(loaded.config), Some(file))
-            .await
-            .unwrap();
+        let steering = Steering::default();
+        let bound = app::bind(Arc::new(loaded.config), Some(file), &steering.quit);
+        let bound = bound.await.unwrap();
         let addresses = bound.addresses();
         let metrics = bound.metrics();
-        let steering = Steering::default();
         let run = bound.run(steering.clone());
         let running = tokio::spawn(async move { run.await.unwrap() });
         Self {

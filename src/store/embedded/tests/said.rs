@@ -1,6 +1,7 @@
 //! What the log says of a start that takes long.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tracing::subscriber::DefaultGuard;
@@ -45,8 +46,6 @@ async fn a_load_that_takes_long_says_how_far_it_is() {
     }
     let said = Said::default();
     let _listening = said.listen();
-    engine.load(Box::new(|_| Box::new(|_| ()))).await.unwrap();
-    assert!(said.lines("loading").is_empty(), "a quick one says nothing");
     let slow = |_| -> Taker {
         Box::new(|grants| std::thread::sleep(Duration::from_millis(2) * grants.len() as u32))
     };
@@ -80,4 +79,29 @@ async fn a_store_that_was_not_left_cleanly_says_that_it_is_checked_and_how_far_t
         assert!(line.contains(percent), "{line}");
     }
     assert!(has(&again, 1).await);
+}
+
+#[tokio::test]
+async fn a_load_that_nobody_waits_for_any_more_ends_soon() {
+    let engine = start(&Disk::laid_out()).unwrap();
+    for number in 0..200 {
+        commit(&engine, put(number, "anna")).await.unwrap();
+    }
+    let given = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&given);
+    let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+    let slow = move |_| -> Taker {
+        let (count, begun) = (Arc::clone(&count), begun.clone());
+        Box::new(move |grants| {
+            count.fetch_add(grants.len(), Ordering::Relaxed);
+            let _ = begun.send(());
+            std::thread::sleep(Duration::from_millis(100));
+        })
+    };
+    tokio::select! {
+        _ = engine.load(Box::new(slow)) => panic!("as slow as that"),
+        _ = has_begun.recv() => {}
+    }
+    engine.close().await;
+    assert!(given.load(Ordering::Relaxed) < 200);
 }

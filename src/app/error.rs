@@ -1,0 +1,49 @@
+//! Why the program does not come up.
+
+use std::net::SocketAddr;
+
+use crate::{admin, identity, listener, store, upstream};
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot open listener {address}")]
+    Listener {
+        address: SocketAddr,
+        #[source]
+        source: listener::Error,
+    },
+    #[error("cannot open the operator's listener {address}")]
+    Operator {
+        address: SocketAddr,
+        #[source]
+        source: admin::Error,
+    },
+    #[error("cannot set up the upstream")]
+    Upstream(#[source] upstream::Error),
+    #[error("cannot open the store")]
+    Store(#[source] store::OpenError),
+    #[error("cannot use the shared store")]
+    SharedStore(#[source] store::shared::OpenError),
+    #[error("cannot load the store")]
+    Load(#[source] store::Unavailable),
+    #[error("told to stop while waiting for the store")]
+    Stopped,
+    #[error("cannot use [store] {key}")]
+    SealKey {
+        key: &'static str,
+        #[source]
+        source: store::BadSealKey,
+    },
+    #[error("cannot set up the user directory")]
+    Users(#[source] identity::Error),
+    #[cfg(feature = "emulator")]
+    #[error("cannot start the emulator")]
+    Emulator(#[source] crate::emulator::Error),
+    #[error("cannot start a worker thread")]
+    Worker(#[source] std::io::Error),
+    #[error("cannot make the control runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+}
