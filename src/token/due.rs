@@ -22,7 +22,7 @@ pub(super) struct Hint {
 }
 
 impl Hint {
-    /// In order but for the tags, as one number: sorts in half the time.
+    /// Its place in the order but for the tag, as one number.
     pub(super) fn rank(&self) -> u64 {
         (u64::from(self.lot) << 32) | u64::from(self.due)
     }
