@@ -18,7 +18,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use tollgate::config::{Directory, UnknownTokens, Users};
 use tollgate::metrics::Metrics;
-use tollgate::token::{Kept, Origin, TokenDigest, TokenStore, Wanted};
+use tollgate::store::{Intake as _, LiveGrant};
+use tollgate::token::{Origin, TokenDigest, TokenStore, Wanted};
 
 #[global_allocator]
 static ALLOCATOR: Cap<std::alloc::System> = Cap::new(std::alloc::System, usize::MAX);
@@ -89,20 +90,25 @@ impl Bench {
         let empty = ALLOCATOR.allocated() - before;
         row("an empty store", format!("{} KiB", empty / 1024));
         let watch = Watch::start();
-        let mut restore = store.restore(users.len()).part();
+        let mut restore = store.restore(Origin::Minted, |_| true);
+        restore.users(&users);
+        let mut part = restore.part();
         let user_of = |place: usize| place * 7919 % users.len(); // in no order, as digests are
-        let kept = |(place, digest): (usize, &TokenDigest)| Kept {
-            digest: *digest,
+        let kept = |(place, digest): (usize, &TokenDigest)| LiveGrant {
+            digest: (*digest).into(),
             user: &users[user_of(place)],
-            number: user_of(place) as u32,
+            holder: user_of(place) as u32,
             role: None,
+            epoch: 0,
+            origin: Origin::Minted,
             ends_millis: now + lifetime(place).as_millis() as u64,
         };
         let mut all = self.digests.iter().enumerate().map(kept).peekable();
         while all.peek().is_some() {
-            restore.take(&all.by_ref().take(4096).collect::<Vec<_>>());
+            part(&all.by_ref().take(4096).collect::<Vec<_>>());
         }
-        drop(restore);
+        drop(part);
+        restore.finish();
         let spent = watch.each(self.size);
         assert_eq!(store.len(), self.size);
         row("restore, a token", spent);

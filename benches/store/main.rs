@@ -26,6 +26,11 @@ use tollgate::metrics::Metrics;
 use tollgate::store::Store;
 use tollgate::token::TokenStore;
 
+/// The program's own: it decides what a start costs, too.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     if !words.iter().any(|word| word == "--bench") {

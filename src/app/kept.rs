@@ -36,7 +36,7 @@ pub(super) struct Kept {
     ring: Option<Arc<KeyRing>>,
     tasks: Tasks,
     stop: Stop,
-    /// Ends a start that waits for a disk.
+    /// Ends a start that waits for a disk, or for a shared store.
     quit: CancellationToken,
 }
 
@@ -147,8 +147,9 @@ impl Kept {
             Directory::Webapp => None,
             Directory::Gateway => Some(Users::sharing(hasher, shared)),
         };
-        let started = shared.start((&self.tasks, &self.stop)).await;
-        started.map_err(Error::SharedStore)?;
+        let started = shared.start((&self.tasks, &self.stop));
+        let started = self.quit.run_until_cancelled(started).await;
+        started.ok_or(Error::Stopped)?.map_err(Error::SharedStore)?;
         let admin = match &users {
             None => None,
             Some(users) => Some(users.settle(settings).await.map_err(Error::Users)?),

@@ -131,7 +131,33 @@ impl LiveGrant<'_> {
 }
 
 /// Takes grants that are loaded, thousands at a time.
-pub type Taker = Box<dyn FnMut(&[LiveGrant<'_>]) + Send>;
+pub type Taker<'a> = Box<dyn FnMut(&[LiveGrant<'_>]) + Send + 'a>;
+
+/// Where grants that are loaded go.
+pub trait Intake: Send + Sync {
+    /// First of all: every user there is, by number; nameless where a number is not in use.
+    fn users(&mut self, _names: &[Arc<str>]) {}
+
+    /// Then, for each thread: what takes its part of the grants.
+    fn part(&self) -> Taker<'_>;
+
+    /// All parts are in, and over.
+    fn finish(&mut self) {}
+}
+
+/// How many threads so many rows are worth: fewer are read sooner than one is made.
+pub(crate) fn threads_for(rows: usize) -> usize {
+    const LEAST: usize = if cfg!(test) { 64 } else { 65_536 };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (rows / LEAST).clamp(1, cores)
+}
+
+/// Of one who only wants the grants.
+impl<F: Fn() -> Taker<'static> + Send + Sync> Intake for F {
+    fn part(&self) -> Taker<'_> {
+        self()
+    }
+}
 
 /// Where the records are.
 #[derive(Debug)]
@@ -234,16 +260,12 @@ impl Store {
         matches!(self, Self::Memory)
     }
 
-    /// Gives every live grant to one of those who are made to take them, each of whom has
-    /// a part of the grants and a thread, and is told below which number all users' are.
-    pub async fn load(
-        &self,
-        taker: impl Fn(usize) -> Taker + Send + Sync + 'static,
-    ) -> Result<Loaded, Unavailable> {
+    /// Gives every live grant to the intake, by several threads if there are many.
+    pub async fn load(&self, intake: impl Intake + 'static) -> Result<Loaded, Unavailable> {
         match self {
             // A shared store's grants are looked up one by one, as they are needed.
             Self::Memory | Self::Shared(_) => Ok(Loaded::default()),
-            Self::Embedded(embedded) => embedded.load(Box::new(taker)).await,
+            Self::Embedded(embedded) => embedded.load(Box::new(intake)).await,
         }
     }
 

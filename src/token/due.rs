@@ -14,7 +14,7 @@ pub(super) type Second = u32;
 
 /// Says where to look for a token, and when. Two tokens may share one hint: it stays
 /// until the last of them is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hint {
     pub(super) lot: u32,
     pub(super) due: Second,
@@ -22,9 +22,9 @@ pub(super) struct Hint {
 }
 
 impl Hint {
-    /// Its place in the order but for the tag, as one number.
-    pub(super) fn rank(&self) -> u64 {
-        (u64::from(self.lot) << 32) | u64::from(self.due)
+    /// Its place in the order of its lot's.
+    fn rank(&self) -> u64 {
+        (u64::from(self.due) << 32) | u64::from(self.tag)
     }
 
     /// Those of a lot that are due by then.
@@ -33,6 +33,29 @@ impl Hint {
         let [first, last] = [first, last].map(|(due, tag)| Self { lot, due, tag });
         first..=last
     }
+}
+
+/// The hints of lots whose ids are at most `latest`, in order. What comes in the order of
+/// the tags, as it does from a file, is half in order already.
+pub(super) fn in_order(some: &[Vec<Hint>], latest: u32) -> Vec<Hint> {
+    let mut places = vec![0; latest as usize + 2];
+    for hint in some.iter().flatten() {
+        places[hint.lot as usize + 1] += 1;
+    }
+    for lot in 1..places.len() {
+        places[lot] += places[lot - 1];
+    }
+    let count = some.iter().map(Vec::len).sum();
+    let mut all = vec![Hint::default(); count];
+    for hint in some.iter().flatten() {
+        let place = &mut places[hint.lot as usize];
+        all[*place] = *hint;
+        *place += 1;
+    }
+    for of_one in all.chunk_by_mut(|one, next| one.lot == next.lot) {
+        of_one.sort_unstable_by_key(Hint::rank);
+    }
+    all
 }
 
 /// The hints of some users' tokens.
@@ -55,9 +78,12 @@ impl Due {
         }
     }
 
-    /// Takes in many at once. Their lots are not looked after until `settle`.
-    pub(super) fn load(&mut self, mut hints: BTreeSet<Hint>) {
-        self.tokens.append(&mut hints);
+    /// All that there is, in order; and each lot at the second its first token is due.
+    pub(super) fn of_all(hints: Vec<Hint>, lots: impl Iterator<Item = Arc<Lot>>) -> Self {
+        Self {
+            tokens: hints.into_iter().collect(),
+            lots: lots.map(|lot| ((lot.soonest(), lot.id), lot)).collect(),
+        }
     }
 
     pub(super) fn remove(&mut self, hint: Hint) {

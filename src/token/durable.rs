@@ -3,18 +3,17 @@
 //! ended there once its end lasts. The order is kept by lanes, and the second half of
 //! each change runs when the store says so, whether or not the client is still there.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::front::Front;
 use super::memory::Memory;
-use super::restore::{IsKnown, Kept, Restore};
 use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
 use crate::clock::Deadline;
 use crate::metrics::TokenEvent;
-use crate::store::{Change, Digest, GrantRecord, Loaded, Origin, Unavailable};
+use crate::store::{Change, GrantRecord, Loaded, Origin, Unavailable};
 
 /// What ends all of a user's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +41,7 @@ impl TokenStore {
         // after both.
         self.memory.place(digest, wanted, ends)?;
         let grant = GrantRecord {
-            digest: Digest(digest.0),
+            digest: digest.into(),
             user: wanted.user.into(),
             role: wanted.role,
             ends_millis: ends.unix_millis(),
@@ -78,7 +77,7 @@ impl TokenStore {
         if was_live {
             self.metrics.token_events.add(TokenEvent::Revoked);
         }
-        let change = Change::RemoveGrant(Digest(digest.0));
+        let change = Change::RemoveGrant((*digest).into());
         if let Err(error) = self.store.commit(change).await {
             warn!(%error, "a refused token is ended, but not for good");
         }
@@ -158,25 +157,7 @@ impl TokenStore {
         origin: Origin,
         is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Loaded, Unavailable> {
-        let memory = Arc::clone(&self.memory);
-        let is_known: Arc<IsKnown> = Arc::new(is_known);
-        let restore = OnceLock::new();
-        let loaded = self.store.load(move |users| {
-            let made = || Arc::new(Restore::new(&memory, Arc::clone(&is_known), users));
-            let mut part = restore.get_or_init(made).part();
-            Box::new(move |grants| {
-                let wanted = grants.iter().filter(|grant| grant.origin == origin);
-                let wanted = wanted.map(|grant| Kept {
-                    digest: TokenDigest(grant.digest.0),
-                    user: grant.user,
-                    number: grant.holder,
-                    role: grant.role,
-                    ends_millis: grant.ends_millis,
-                });
-                part.take(&wanted.collect::<Vec<_>>());
-            })
-        });
-        let loaded = loaded.await;
+        let loaded = self.store.load(self.restore(origin, is_known)).await;
         if let Ok(loaded) = &loaded
             && !self.store.is_memory()
         {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::TokenDigest;
+use crate::store::Origin;
 use crate::store::shared::{End, Fact, SharedGrant};
-use crate::store::{Digest, Origin};
 
 /// Ends and revocations remembered.
 const MOST: usize = 100_000;
@@ -68,7 +68,7 @@ impl Ends {
         }
         for revoked in &self.revoked {
             give(Fact::TokenRevoked {
-                digest: Digest(revoked.0),
+                digest: (*revoked).into(),
                 keep: KEEP,
             });
         }

@@ -22,7 +22,7 @@ use crate::metrics::{Metrics, StoreAnswer};
 use crate::store::shared::{
     End, Fact, Insert, InsertOutcome, Kind, SharedChange, SharedGrant, SharedStore,
 };
-use crate::store::{Digest, Origin, Unavailable};
+use crate::store::{Origin, Unavailable};
 
 /// Look-ups of one token that are spoiled in a row before the client is told to come back.
 const TRIES: usize = 5;
@@ -101,7 +101,7 @@ impl Front {
         let outcome = self
             .shared
             .insert(Insert {
-                digest: Digest(digest.0),
+                digest: digest.into(),
                 user: wanted.user,
                 kind: Kind {
                     origin: wanted.origin,
@@ -189,7 +189,7 @@ impl Front {
             ask.is_spoiled.store(false, Ordering::Release);
             let round = self.round.load(Ordering::Acquire);
             let here = self.memory.holders.epoch();
-            let found = match self.shared.find(&Digest(digest.0)).await {
+            let found = match self.shared.find(&(*digest).into()).await {
                 Ok(found) => found,
                 Err(why) => return self.without_store(digest, why),
             };
@@ -297,7 +297,7 @@ impl Front {
     pub(super) async fn revoke(&self, digest: &TokenDigest) -> Result<bool, Unavailable> {
         // Dead here at once: the Webapp itself has refused it.
         let was_live = self.memory.remove(digest);
-        let told = self.shared.revoke(&Digest(digest.0)).await;
+        let told = self.shared.revoke(&(*digest).into()).await;
         told.map(|was_known| was_live || was_known)
     }
 
@@ -336,12 +336,12 @@ impl crate::store::shared::Follow for Front {
     fn apply(&self, change: &SharedChange, _seq: u64) {
         match change {
             SharedChange::TokenPut(digest) => {
-                let digest = TokenDigest(digest.0);
+                let digest = TokenDigest::from(*digest);
                 self.spoil(&digest);
                 self.no_longer_unknown(&digest);
             }
             SharedChange::TokenRevoked(digest) => {
-                let digest = TokenDigest(digest.0);
+                let digest = TokenDigest::from(*digest);
                 self.spoil(&digest);
                 self.ends().remember_revoked(digest);
                 self.memory.remove(&digest);
@@ -378,7 +378,7 @@ impl crate::store::shared::Follow for Front {
                 None => Origin::Learned,
             };
             give(Fact::Token {
-                digest: Digest(digest.0),
+                digest: (*digest).into(),
                 user: Arc::clone(&grant.user),
                 kind: Kind {
                     origin,

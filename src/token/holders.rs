@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Epoch;
-use super::due::{Due, Second};
+use super::due::{self, Due, Hint, Second};
 
 /// Enough that logins on every core seldom meet, and that the map of ten million
 /// users' names grows within a millisecond, a shard at a time.
@@ -48,7 +49,7 @@ pub(super) struct Lot {
     pub(super) id: u32,
     pub(super) shard: u16,
     is_over: AtomicBool,
-    // These two change only under the lock of the shard, but for `fill`.
+    // These two change only under the lock of the shard.
     count: AtomicU32,
     soonest: AtomicU32,
 }
@@ -60,16 +61,6 @@ impl Lot {
 
     pub(super) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed) as usize
-    }
-
-    /// One token more, in a restore, beside which nothing else changes.
-    pub(super) fn fill(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// It was there already.
-    pub(super) fn unfill(&self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// When to look at this lot; `Second::MAX`: not at all.
@@ -104,6 +95,10 @@ impl Shard {
             return Arc::clone(lot);
         }
         let name = known.map_or_else(|| user.into(), |(name, _)| Arc::clone(name));
+        self.new_lot(name)
+    }
+
+    fn new_lot(&mut self, name: Arc<str>) -> Arc<Lot> {
         Arc::new(Lot {
             name,
             id: self.next_lot(),
@@ -155,11 +150,27 @@ impl Shard {
         }
     }
 
-    /// Looks after every lot that is in use, after many hints were loaded.
-    pub(super) fn settle_all(&mut self) {
-        for lot in self.users.values().filter_map(|user| user.lot.as_ref()) {
-            self.due.settle(lot);
+    /// Takes in what a restore has brought, where nothing was: the lots made for it, and
+    /// the hints of theirs. Lots that hold nothing are not kept.
+    pub(super) fn take_in(&mut self, lots: Vec<Arc<Lot>>, hints: &[Vec<Hint>]) {
+        let hints = due::in_order(hints, self.latest_lot);
+        let mut firsts = vec![None; self.latest_lot as usize + 1];
+        for of_one in hints.chunk_by(|one, next| one.lot == next.lot) {
+            firsts[of_one[0].lot as usize] = Some((of_one.len(), of_one[0].due));
         }
+        self.users.reserve(lots.len());
+        // So that the processor fetches many names at a time: each is somewhere else.
+        black_box(lots.iter().map(|lot| Arc::strong_count(&lot.name)).max());
+        for lot in &lots {
+            let Some((count, soonest)) = firsts[lot.id as usize] else {
+                continue;
+            };
+            lot.count.store(count as u32, Ordering::Relaxed);
+            lot.set_soonest(soonest);
+            self.keep(lot);
+        }
+        let kept = lots.into_iter().filter(|lot| lot.count() > 0);
+        self.due = Due::of_all(hints, kept);
     }
 }
 
@@ -205,13 +216,9 @@ impl Holders {
                 .max(self.forgotten.load(Ordering::Acquire))
     }
 
-    /// The lot that a user's restored tokens belong to; kept from here on, so that all who
-    /// restore some of them fill the same.
-    pub(super) fn lot_to_fill(&self, user: &str) -> Arc<Lot> {
-        let mut shard = self.of_user(user);
-        let lot = shard.lot_for(user);
-        shard.keep(&lot);
-        lot
+    /// The lot that a user's restored tokens belong to; kept once they are there.
+    pub(super) fn lot_to_fill(&self, user: &Arc<str>) -> Arc<Lot> {
+        self.of_user(user).new_lot(Arc::clone(user))
     }
 
     /// Ends all tokens of a user; gives their lot.

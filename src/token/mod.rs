@@ -17,7 +17,7 @@ mod sweep;
 mod table;
 
 pub use durable::Ending;
-pub use restore::{Kept, Restore, RestorePart};
+pub use restore::Restore;
 pub use sweep::{Swept, sweep_loop};
 
 pub use crate::store::Origin;
@@ -75,6 +75,19 @@ impl TokenDigest {
     fn tag(&self) -> table::Tag {
         let (first, _) = self.0.split_first_chunk().expect("32 is more than 4");
         table::Tag::from_be_bytes(*first)
+    }
+}
+
+/// As the stores know it, which know nothing of tokens.
+impl From<TokenDigest> for crate::store::Digest {
+    fn from(digest: TokenDigest) -> Self {
+        Self(digest.0)
+    }
+}
+
+impl From<crate::store::Digest> for TokenDigest {
+    fn from(digest: crate::store::Digest) -> Self {
+        Self(digest.0)
     }
 }
 

@@ -1,66 +1,65 @@
-//! Takes back the grants of a former run, many at once, by several threads if there are
-//! that many. Loaded in the order of their digests they fill one shard of the table after
-//! the other; a user is looked up once; the order of what is due is built in one go.
+//! Takes back the grants of a former run, by as many threads as bring some. Loaded in the
+//! order of their digests they fill one shard of the table after the other. All users are
+//! met before the first token, and are put on record when the last has come, all of a
+//! shard's together: a token needs no more of its user than the place and one reference.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::hint::black_box;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use super::due::{Hint, Second};
 use super::holders::{Lot, SHARDS};
 use super::memory::Memory;
 use super::table::Stored;
-use super::{TokenDigest, TokenStore};
+use super::{Origin, TokenDigest, TokenStore};
 use crate::clock::{self, PackedDeadline};
-use crate::webapp::Role;
+use crate::store::{Intake, LiveGrant, Taker, threads_for};
 
 /// Whether a user's tokens are wanted.
-pub(super) type IsKnown = dyn Fn(&str) -> bool + Send + Sync;
+type IsKnown = dyn Fn(&str) -> bool + Send + Sync;
+
+/// Hints by the shard of their lots.
+type Hints = Vec<Vec<Hint>>;
 
 /// Tokens put into the table at once, at least; more if they go into one shard. What they
 /// touch fits into a core's own cache.
-const PILE: usize = 4096;
+const LEAST_PUT: usize = 4096;
 
-/// A grant of a former run. What was revoked meanwhile is not among them.
-#[derive(Clone, Copy, Debug)]
-pub struct Kept<'a> {
-    pub digest: TokenDigest,
-    /// By reference to the reference: only a user's first token has its name read.
-    pub user: &'a Arc<str>,
-    /// The user's, and nobody else's, in this restore.
-    pub number: u32,
-    pub role: Option<Role>,
-    /// Its end on the wall clock, in milliseconds since 1970.
-    pub ends_millis: u64,
-}
+/// Tokens whose lots are fetched at a time.
+const FEW: usize = 128;
 
-/// A restore under way. No login, logout or sweep may run beside it. The caps do not count:
-/// nobody loses a live token to a restart.
+/// Takes in tokens where none are. No login, logout or sweep may run beside it. The caps
+/// do not count: nobody loses a live token to a restart.
 pub struct Restore {
     memory: Arc<Memory>,
-    is_known: Arc<IsKnown>,
+    origin: Origin,
+    is_known: Box<IsKnown>,
     /// Now, on both clocks, once for all.
     since_start_millis: u64,
     wall_millis: u64,
-    /// By number, once one of their tokens has been met; None: they are not wanted.
-    lots: Vec<OnceLock<Option<Arc<Lot>>>>,
+    /// By the users' numbers; None: their tokens are not wanted.
+    lots: Vec<Option<Arc<Lot>>>,
+    /// Of the parts that are over.
+    hints: Mutex<Vec<Hints>>,
 }
 
-/// What one thread brings; when it is dropped, it is looked after.
-pub struct RestorePart {
-    whole: Arc<Restore>,
+/// What one thread brings.
+struct Part<'a> {
+    whole: &'a Restore,
     pile: Vec<Row>,
-    hints: Vec<Vec<Hint>>,
+    hints: Hints,
     taken: usize,
 }
 
-/// A token on its way into the table.
-#[derive(Debug)]
-struct Row {
-    digest: TokenDigest,
-    user: u32,
-    due: Second,
-    ends: PackedDeadline,
-    role: Option<Role>,
+/// A token on its way into the table, with the shard and id of its lot.
+type Row = (TokenDigest, Stored, (u16, u32));
+
+/// What belongs into one shard of the holders.
+#[derive(Default)]
+struct Share {
+    lots: Vec<Arc<Lot>>,
+    hints: Vec<Vec<Hint>>,
 }
 
 impl fmt::Debug for Restore {
@@ -71,133 +70,160 @@ impl fmt::Debug for Restore {
     }
 }
 
-impl fmt::Debug for RestorePart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RestorePart")
-            .field("taken", &self.taken)
-            .finish_non_exhaustive()
-    }
-}
-
 impl TokenStore {
-    /// Of users whose numbers are below `users`.
-    pub fn restore(&self, users: usize) -> Arc<Restore> {
-        Arc::new(Restore::new(&self.memory, Arc::new(|_: &str| true), users))
-    }
-}
-
-impl Restore {
-    pub(super) fn new(memory: &Arc<Memory>, is_known: Arc<IsKnown>, users: usize) -> Self {
-        Self {
-            is_known,
+    /// Of tokens of this origin, and of users that are known.
+    pub fn restore(
+        &self,
+        origin: Origin,
+        is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Restore {
+        let memory = Arc::clone(&self.memory);
+        debug_assert_eq!(memory.len(), 0, "a restore comes first");
+        Restore {
+            origin,
+            is_known: Box::new(is_known),
             since_start_millis: memory.millis(),
             wall_millis: clock::unix_millis(),
-            lots: (0..users).map(|_| OnceLock::new()).collect(),
-            memory: Arc::clone(memory),
+            lots: Vec::new(),
+            hints: Mutex::default(),
+            memory,
         }
     }
+}
 
-    pub fn part(self: &Arc<Self>) -> RestorePart {
-        RestorePart {
-            whole: Arc::clone(self),
+impl Intake for Restore {
+    /// Each has a lot from here on, and is on record once it turns out to hold something.
+    fn users(&mut self, names: &[Arc<str>]) {
+        let Self { memory, lots, .. } = self;
+        let is_known = &self.is_known;
+        lots.resize(names.len(), None);
+        let length = names.len().div_ceil(threads_for(names.len())).max(1);
+        thread::scope(|scope| {
+            for (names, lots) in names.chunks(length).zip(lots.chunks_mut(length)) {
+                let holders = &memory.holders;
+                let is_wanted = |name: &Arc<str>| !name.is_empty() && is_known(name);
+                scope.spawn(move || {
+                    for (name, lot) in names.iter().zip(lots) {
+                        *lot = is_wanted(name).then(|| holders.lot_to_fill(name));
+                    }
+                });
+            }
+        });
+    }
+
+    fn part(&self) -> Taker<'_> {
+        let mut part = Part {
+            whole: self,
             pile: Vec::new(),
             hints: vec![Vec::new(); usize::from(SHARDS)],
             taken: 0,
+        };
+        Box::new(move |grants| part.take(grants))
+    }
+
+    fn finish(&mut self) {
+        let mut shares: Vec<Share> = Vec::new();
+        shares.resize_with(usize::from(SHARDS), Share::default);
+        for lot in self.lots.drain(..).flatten() {
+            shares[usize::from(lot.shard)].lots.push(lot);
         }
-    }
-
-    fn row(&self, kept: &Kept<'_>) -> Row {
-        let left = kept.ends_millis.saturating_sub(self.wall_millis);
-        let monotonic = self.since_start_millis.saturating_add(left);
-        Row {
-            digest: kept.digest,
-            user: kept.number,
-            due: Second::try_from(monotonic / 1000 + 1).unwrap_or(Second::MAX - 1),
-            ends: PackedDeadline::new(monotonic, kept.ends_millis),
-            role: kept.role,
+        let parts = self.hints.get_mut();
+        for part in parts.unwrap_or_else(PoisonError::into_inner).drain(..) {
+            for (share, hints) in shares.iter_mut().zip(part) {
+                share.hints.push(hints);
+            }
         }
-    }
-
-    /// The lot the token goes into; None: it is nobody's that is known.
-    fn lot(&self, row: &Row) -> Option<&Arc<Lot>> {
-        self.lots[row.user as usize].get().and_then(Option::as_ref)
-    }
-
-    fn meet(&self, kept: &Kept<'_>) {
-        self.lots[kept.number as usize].get_or_init(|| {
-            let holders = &self.memory.holders;
-            (self.is_known)(kept.user).then(|| holders.lot_to_fill(kept.user))
+        let memory = &self.memory;
+        let shares = Mutex::new((0..SHARDS).zip(shares));
+        let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+        thread::scope(|scope| {
+            for _ in 0..threads_for(memory.len()) {
+                scope.spawn(|| {
+                    while let Some((place, share)) = next() {
+                        let mut shard = memory.holders.shard(place);
+                        shard.take_in(share.lots, &share.hints);
+                    }
+                });
+            }
         });
     }
 }
 
-impl RestorePart {
-    /// Takes many together, so that the processor fetches what is known of many users at a
-    /// time. Panics at a number that is not below what was said.
-    pub fn take(&mut self, some: &[Kept<'_>]) {
-        let whole = Arc::clone(&self.whole);
-        let is_live = |kept: &&Kept<'_>| kept.ends_millis > whole.wall_millis;
-        for kept in some.iter().filter(is_live) {
-            whole.meet(kept);
-        }
-        for kept in some.iter().filter(is_live) {
-            let row = whole.row(kept);
-            if self.pile.len() >= PILE
-                && let Some(last) = self.pile.last()
-                && !whole.memory.table.are_together(&last.digest, &row.digest)
-            {
-                self.put();
+impl Part<'_> {
+    /// Twice over a few: first only reading, so that the processor fetches all their lots
+    /// at a time; then counting references, which it does strictly one by one.
+    fn take(&mut self, grants: &[LiveGrant<'_>]) {
+        let whole = self.whole;
+        let is_wanted = |grant: &&LiveGrant<'_>| {
+            grant.origin == whole.origin && grant.ends_millis > whole.wall_millis
+        };
+        for few in grants.chunks(FEW) {
+            let wanted = few.iter().filter(is_wanted);
+            let lots = wanted.filter_map(|grant| {
+                let lot = whole.lots[grant.holder as usize].as_ref()?;
+                black_box(Arc::strong_count(lot)); // may lie apart from the rest
+                Some((grant, lot, (lot.shard, lot.id)))
+            });
+            let lots: Vec<_> = lots.collect();
+            for (grant, lot, place) in lots {
+                self.push((
+                    TokenDigest::from(grant.digest),
+                    whole.stored(grant, lot),
+                    place,
+                ));
             }
-            self.pile.push(row);
         }
     }
 
-    /// Twice over the pile: first only reading, so that the processor fetches many users'
-    /// lots at a time; then counting references, which it does strictly one by one.
+    fn push(&mut self, row: Row) {
+        let table = &self.whole.memory.table;
+        if self.pile.len() >= LEAST_PUT
+            && let Some((last, ..)) = self.pile.last()
+            && !table.are_together(last, &row.0)
+        {
+            self.put();
+        }
+        self.pile.push(row);
+    }
+
     fn put(&mut self) {
-        let Self { whole, pile, .. } = self;
-        for row in &*pile {
-            let Some(lot) = whole.lot(row) else { continue };
-            self.hints[usize::from(lot.shard)].push(Hint {
-                lot: lot.id,
-                due: row.due,
-                tag: row.digest.tag(),
+        let table = &self.whole.memory.table;
+        let runs = self
+            .pile
+            .chunk_by(|one, next| table.are_together(&one.0, &next.0));
+        let runs: Vec<(TokenDigest, usize)> = runs.map(|run| (run[0].0, run.len())).collect();
+        let mut rows = self.pile.drain(..);
+        for (first, length) in runs {
+            let run = rows.by_ref().take(length);
+            // What is twice in the store, which no store of ours has, is one token.
+            table.add_together(&first, run, |digest, due, (shard, lot)| {
+                let tag = digest.tag();
+                self.hints[usize::from(shard)].push(Hint { lot, due, tag });
+                self.taken += 1;
             });
-        }
-        let mut tokens = Vec::with_capacity(pile.len());
-        for row in pile.drain(..) {
-            let Some(lot) = whole.lot(&row) else { continue };
-            lot.fill();
-            let stored = Stored {
-                lot: Arc::clone(lot),
-                due: row.due,
-                ends: row.ends,
-                role: row.role,
-            };
-            tokens.push((row.digest, stored));
-        }
-        self.taken += tokens.len();
-        for again in whole.memory.table.add_all(&mut tokens) {
-            // Twice in the store, which no store of ours has.
-            self.taken -= 1;
-            again.lot.unfill();
         }
     }
 }
 
-impl Drop for RestorePart {
+impl Drop for Part<'_> {
     fn drop(&mut self) {
         self.put();
-        let memory = &self.whole.memory;
-        for (place, mut hints) in (0..SHARDS).zip(self.hints.drain(..)) {
-            // Before the lock is taken. From a file the tags come in order by themselves;
-            // a tree built from what is in order is twice as dense.
-            hints.sort_by_key(Hint::rank);
-            let hints = hints.into_iter().collect();
-            let mut shard = memory.holders.shard(place);
-            shard.due.load(hints);
-            shard.settle_all();
+        self.whole.memory.count_restored(self.taken);
+        let brought = self.whole.hints.lock();
+        let mut brought = brought.unwrap_or_else(PoisonError::into_inner);
+        brought.push(std::mem::take(&mut self.hints));
+    }
+}
+
+impl Restore {
+    fn stored(&self, grant: &LiveGrant<'_>, lot: &Arc<Lot>) -> Stored {
+        let left = grant.ends_millis.saturating_sub(self.wall_millis);
+        let monotonic = self.since_start_millis.saturating_add(left);
+        Stored {
+            lot: Arc::clone(lot),
+            due: Second::try_from(monotonic / 1000 + 1).unwrap_or(Second::MAX - 1),
+            ends: PackedDeadline::new(monotonic, grant.ends_millis),
+            role: grant.role,
         }
-        memory.count_restored(self.taken);
     }
 }

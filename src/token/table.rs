@@ -115,29 +115,24 @@ impl Table {
         self.each.determine_shard(hash_of(digest.tag()) as usize)
     }
 
-    /// Puts tokens in, those that follow each other and lie in one shard at a time. Gives
-    /// those back that are there already.
-    pub(super) fn add_all(&self, some: &mut Vec<(TokenDigest, Stored)>) -> Vec<Stored> {
-        let runs = some.chunk_by(|(one, _), (other, _)| self.are_together(one, other));
-        let runs: Vec<usize> = runs.map(<[_]>::len).collect();
-        let mut known = Vec::new();
-        let mut rest = some.drain(..);
-        for length in runs {
-            let mut run = rest.by_ref().take(length).peekable();
-            let Some((first, _)) = run.peek() else { break };
-            let mut shard = self.each.shards()[self.shard_of(first)].write();
-            let again = |(digest, _): &(TokenDigest, SharedValue<Stored>)| hash_of(digest.tag());
-            shard.reserve(length, again);
-            for (digest, stored) in run {
-                let hash = hash_of(digest.tag());
-                if shard.get(hash, |(there, _)| *there == digest).is_some() {
-                    known.push(stored);
-                } else {
-                    shard.insert(hash, (digest, SharedValue::new(stored)), again);
-                }
+    /// Puts tokens in that lie in one shard with the first; tells of those that were not
+    /// there already.
+    pub(super) fn add_together<T>(
+        &self,
+        first: &TokenDigest,
+        tokens: impl ExactSizeIterator<Item = (TokenDigest, Stored, T)>,
+        mut tell: impl FnMut(&TokenDigest, Second, T),
+    ) {
+        let mut shard = self.each.shards()[self.shard_of(first)].write();
+        let again = |(digest, _): &(TokenDigest, SharedValue<Stored>)| hash_of(digest.tag());
+        shard.reserve(tokens.len(), again);
+        for (digest, stored, rest) in tokens {
+            let hash = hash_of(digest.tag());
+            if shard.get(hash, |(there, _)| *there == digest).is_none() {
+                tell(&digest, stored.due, rest);
+                shard.insert(hash, (digest, SharedValue::new(stored)), again);
             }
         }
-        known
     }
 
     pub(super) fn take(

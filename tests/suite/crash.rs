@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sha2::Digest as _;
 use tollgate::config;
 use tollgate::metrics::Metrics;
-use tollgate::store::{Change, Digest, KeyRecord, Store};
+use tollgate::store::{Change, Digest, KeyRecord, Store, Taker};
 use tollgate::token::{Origin, TokenDigest, TokenStore, Wanted};
 use tollgate::webapp::Role;
 
@@ -304,7 +304,7 @@ fn killed(mut child: Child) -> Vec<String> {
 async fn found(path: &Path) -> (BTreeSet<Digest>, BTreeSet<String>) {
     let (store, contents) = Store::open(path, &Metrics::new()).unwrap();
     let (send, receive) = std::sync::mpsc::channel();
-    let loaded = store.load(move |_| {
+    let loaded = store.load(move || -> Taker<'static> {
         let send = send.clone();
         Box::new(move |grants| {
             for grant in grants {

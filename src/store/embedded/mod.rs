@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::{Change, Contents, Loaded, Taker, Unavailable};
+use super::{Change, Contents, Intake, Loaded, Unavailable};
 use crate::metrics::{Metrics, StoreOutcome};
 use condition::Condition;
 use open::{Missing, storage};
@@ -44,9 +44,6 @@ const SAID_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1
 /// Between two tries to get into a queue that is full.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Makes those who take the grants that are loaded, one for each thread.
-pub(super) type Takers = Box<dyn Fn(usize) -> Taker + Send + Sync>;
-
 /// Told what became of a change.
 pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
 
@@ -54,7 +51,7 @@ pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
 enum Job {
     Change(Change, Done),
     Load(
-        Takers,
+        Box<dyn Intake>,
         Arc<Progress>,
         oneshot::Sender<Result<Loaded, Unavailable>>,
     ),
@@ -160,12 +157,12 @@ impl Embedded {
         }
     }
 
-    /// Gives every live grant to one of the takers, and says how far that has come. The
-    /// writer does nothing else meanwhile.
-    pub async fn load(&self, takers: Takers) -> Result<Loaded, Unavailable> {
+    /// Gives every live grant to the intake, and says how far that has come. The writer
+    /// does nothing else meanwhile.
+    pub async fn load(&self, intake: Box<dyn Intake>) -> Result<Loaded, Unavailable> {
         let (answer, mut answered) = oneshot::channel();
         let progress = Arc::new(Progress::default());
-        let job = Job::Load(takers, Arc::clone(&progress), answer);
+        let job = Job::Load(intake, Arc::clone(&progress), answer);
         self.jobs.send(job).map_err(|_| Unavailable::Closed)?;
         let _wanted = Wanted(Arc::clone(&progress));
         let (mut said, mut moved, mut patience) = (None, Instant::now(), self.patience);

@@ -6,6 +6,7 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, ScopedJoinHandle};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 use redb::{ReadTransaction, TableDefinition};
@@ -13,21 +14,19 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::ahead;
 use super::tables::{
     GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, PREFIXES, USERS, WALL_KEY, start_of,
 };
-use super::{Takers, ahead};
 use crate::clock;
-use crate::store::{Contents, LiveGrant, Loaded, UserEpoch};
+use crate::store::{Contents, Intake, LiveGrant, Loaded, UserEpoch, threads_for};
 
 /// A clock that is this far behind the last commit has been set back.
 const SET_BACK_MILLIS: u64 = 60_000;
 /// Rows looked at together, and counted.
-const PILE: usize = if cfg!(test) { 16 } else { 4096 };
+const PILE: usize = if cfg!(test) { 16 } else { 512 };
 /// Bytes of the file a row may take: one that takes more is mostly room that is free.
 const FULL_ROW: u64 = 256;
-/// Fewer rows are read sooner than a thread is made.
-const LEAST_IN_A_PART: u64 = if cfg!(test) { 64 } else { 65_536 };
 
 /// Why the file cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -112,26 +111,55 @@ struct Holders {
 const NOBODY: u64 = u64::MAX;
 
 impl Holders {
+    /// Two threads come from both ends of many, and meet in the middle.
     fn of(database: &Database) -> Result<Self, redb::Error> {
+        type Rows = Result<Vec<(Holder, Arc<str>)>, redb::Error>;
         let txn = database.begin_read()?;
         let table = txn.open_table(HOLDERS)?;
+        let count = table.len()?;
+        let late = match threads_for(count as usize) {
+            1 => 0,
+            _ => count / 2,
+        };
+        let rows = |places: Range<u64>| -> Rows {
+            let mut rows = table.iter()?;
+            let mut next = || match places.start {
+                0 => rows.next(),
+                _ => rows.next_back(),
+            };
+            let mut some = Vec::with_capacity((places.end - places.start) as usize);
+            for _ in places.clone() {
+                let Some(row) = next() else { break };
+                let (name, holder) = row?;
+                some.push((Holder::decode(holder.value()), name.value().into()));
+            }
+            Ok(some)
+        };
+        let (first, last) = thread::scope(|scope| {
+            let last = (late > 0).then(|| scope.spawn(|| rows(count - late..count)));
+            let first = rows(0..count - late);
+            let last = last.map_or(Ok(Vec::new()), joined);
+            (first, last)
+        });
+        Ok(Self::by_number(first?.into_iter().chain(last?)))
+    }
+
+    fn by_number(rows: impl Iterator<Item = (Holder, Arc<str>)>) -> Self {
         let mut holders = Self {
             epochs: Vec::new(),
             names: Vec::new(),
         };
         let nameless: Arc<str> = "".into();
-        for row in table.iter()? {
-            let (name, holder) = row?;
-            let holder = Holder::decode(holder.value());
+        for (holder, name) in rows {
             let place = usize::try_from(holder.number).unwrap_or(usize::MAX);
             if holders.epochs.len() <= place {
                 holders.epochs.resize(place + 1, NOBODY);
                 holders.names.resize(place + 1, Arc::clone(&nameless));
             }
             holders.epochs[place] = holder.epoch;
-            holders.names[place] = name.value().into();
+            holders.names[place] = name;
         }
-        Ok(holders)
+        holders
     }
 
     fn epoch(&self, number: u32) -> u64 {
@@ -154,41 +182,47 @@ pub(super) fn grants(
 }
 
 /// Every live grant, by as many threads as there are cores: each has a part of the file
-/// at `path` and gives it to a taker of its own.
+/// at `path`.
 pub(super) fn in_parts(
     database: &Database,
     path: &Path,
-    takers: &Takers,
+    intake: &mut dyn Intake,
     progress: &Progress,
 ) -> Result<(Loaded, Ended), Error> {
     let begin = Instant::now();
     let total = progress.begin(database)?;
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let parts = (total / LEAST_IN_A_PART).clamp(1, cores);
+    let parts = threads_for(total as usize) as u64;
     let length = PREFIXES.div_ceil(parts);
-    let holders = Holders::of(database)?;
-    let read = |number: u64| -> Result<Part, Error> {
-        let mut part = Part::default();
-        let prefixes = number * length..PREFIXES.min((number + 1) * length);
-        let mut taker = takers(holders.epochs.len());
-        part.read(database, (prefixes, &holders), &mut taker, progress)?;
-        Ok(part)
-    };
     if parts > 1 && ahead::is_worth_it(path, total * FULL_ROW) {
         ahead::fetch(path, parts, |bytes| progress.fetched(bytes));
     }
-    let all = std::thread::scope(|scope| {
+    let holders = Holders::of(database)?;
+    intake.users(&holders.names);
+    let read = |number: u64| -> Result<Part, Error> {
+        let mut part = Part::default();
+        let prefixes = number * length..PREFIXES.min((number + 1) * length);
+        part.read(database, (prefixes, &holders), &mut intake.part(), progress)?;
+        Ok(part)
+    };
+    let all = thread::scope(|scope| {
+        let read = &read;
         let threads: Vec<_> = (1..parts)
             .map(|number| scope.spawn(move || read(number)))
             .collect();
-        let mut all = read(0);
-        for thread in threads {
-            let part = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            all = all.and_then(|sum| Ok(sum.with(part?)));
-        }
-        all
+        let all = read(0);
+        threads.into_iter().map(joined).fold(all, |all, part| {
+            let (all, part) = (all?, part?);
+            Ok(all.with(part))
+        })
     })?;
+    if !progress.is_given_up() {
+        intake.finish();
+    }
     Ok(all.sum(begin))
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// How far a load has come.

@@ -23,9 +23,9 @@ use super::read::Progress;
 use super::round::{Before, Round};
 use super::tables::{BATCH_KEY, GRANTS, META};
 use super::walk::Walk;
-use super::{Done, Job, Takers, read};
+use super::{Done, Job, read};
 use crate::metrics::{Metrics, StoreOutcome};
-use crate::store::{Change, Loaded, Unavailable};
+use crate::store::{Change, Intake, Loaded, Unavailable};
 
 /// More in one transaction makes the first of them wait too long.
 const MOST_IN_A_BATCH: usize = 1024;
@@ -109,9 +109,9 @@ impl Writer {
             }
             self.work(batch);
             match next {
-                Some(Job::Load(takers, progress, answer)) => {
-                    let loaded = self.load(&takers, &progress);
-                    drop(takers); // what they took is in use, what they needed is not
+                Some(Job::Load(mut intake, progress, answer)) => {
+                    let loaded = self.load(&mut *intake, &progress);
+                    drop(intake); // what it took is in use, what it needed is not
                     let _ = answer.send(loaded); // whoever asked may have left
                 }
                 Some(Job::Forget(dead)) => self.walk.add_dead(dead),
@@ -212,11 +212,15 @@ impl Writer {
         Ok(())
     }
 
-    fn load(&mut self, takers: &Takers, progress: &Progress) -> Result<Loaded, Unavailable> {
+    fn load(
+        &mut self,
+        intake: &mut dyn Intake,
+        progress: &Progress,
+    ) -> Result<Loaded, Unavailable> {
         let Some(database) = &self.database else {
             return Err(self.refusal());
         };
-        let read = || read::in_parts(database, &self.path, takers, progress);
+        let read = || read::in_parts(database, &self.path, intake, progress);
         let read = catch_unwind(AssertUnwindSafe(read));
         match read {
             Err(_) => Err(Unavailable::Failed("the file is damaged".into())),

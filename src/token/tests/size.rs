@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::clock;
+use crate::store::{Intake as _, LiveGrant};
 
 #[test]
 fn a_grant_and_its_digest_take_56_bytes_and_its_hint_12() {
@@ -83,29 +84,35 @@ async fn room_is_given_back() {
     assert!(store.memory.table.room() < most / 2);
 }
 
+fn kept(digest: TokenDigest, names: &[Arc<str>], holder: usize, ends_millis: u64) -> LiveGrant<'_> {
+    LiveGrant {
+        digest: digest.into(),
+        user: &names[holder],
+        holder: holder as u32,
+        role: Some(Role::Admin),
+        ends_millis,
+        epoch: 0,
+        origin: Origin::Minted,
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     let store = store(2, 3);
     let now = clock::unix_millis();
     let mut tokens = Vec::new();
-    let mut restore = store.restore(2).part();
-    for (user, number, seconds) in [
-        ("anna", 0, 60),
-        ("bert", 1, 0),
-        ("anna", 0, 120),
-        ("anna", 0, 7200),
-    ] {
+    let names = ["anna", "bert", "carl"].map(Arc::<str>::from);
+    let mut restore = store.restore(Origin::Minted, |user| user != "carl");
+    restore.users(&names);
+    let mut part = restore.part();
+    for (holder, seconds) in [(0, 60), (1, 0), (0, 120), (0, 7200), (2, 60)] {
         let digest = twin(0);
-        restore.take(&[restore::Kept {
-            digest,
-            user: &user.into(),
-            number,
-            role: Some(Role::Admin),
-            ends_millis: now + seconds * 1000,
-        }]);
+        let ends_millis = now + seconds * 1000;
+        part(&[kept(digest, &names, holder, ends_millis)]);
         tokens.push(digest);
     }
-    drop(restore);
+    drop(part);
+    restore.finish();
     assert_eq!((store.len(), store.metrics.tokens.get()), (3, 3));
 
     let grant = store.find(&tokens[0]).unwrap();
@@ -114,7 +121,8 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
         grant.ends.unix_seconds(),
         i64::try_from(now / 1000).unwrap() + 60
     );
-    assert!(store.find(&tokens[1]).is_none());
+    assert!(store.find(&tokens[1]).is_none(), "has ended");
+    assert!(store.find(&tokens[4]).is_none(), "nobody's who is known");
     // More than the cap came back, and stays; more than that is refused.
     assert_eq!(login(&store, "anna").await, Err(InsertRefused::UserFull));
 
@@ -143,24 +151,20 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
         digests.sort_unstable();
         digests
     };
-    let restore = store.restore(names.len());
+    let mut restore = store.restore(Origin::Minted, |_| true);
+    restore.users(&names);
     std::thread::scope(|scope| {
         for part in 0..2 {
-            let (names, digests, mut restore) = (&names, digests(part), restore.part());
+            let (names, digests, mut part) = (&names, digests(part), restore.part());
             scope.spawn(move || {
                 // The first one twice: it is one token.
                 for (digest, name) in digests.iter().take(1).chain(&digests) {
-                    restore.take(&[restore::Kept {
-                        digest: *digest,
-                        user: &names[*name],
-                        number: *name as u32,
-                        role: None,
-                        ends_millis,
-                    }]);
+                    part(&[kept(*digest, names, *name, ends_millis)]);
                 }
             });
         }
     });
+    restore.finish();
     assert_eq!(store.len(), 2 * EACH);
     let (users, hints) = store.memory.traces();
     assert_eq!((users, hints), (3, 2 * EACH));

@@ -1,6 +1,7 @@
 //! The store fails in every way it can, under load. Known grants stay good, nobody is told
 //! a wrong 401, nothing that was revoked comes back, and all is well again by itself.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,8 +13,11 @@ use tollgate::secret::SecretSource;
 use super::places::trouble;
 use super::{brisk, settings, status, store, three};
 use crate::harness::client::verdict;
+use crate::harness::program::{Program, at_ports, binary, free_port};
 use crate::harness::redis::RedisServer;
-use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, emulator, eventually, secret};
+use crate::harness::{
+    ADMIN, ADMIN_PASSWORD, Client, Gateway, emulator, eventually, secret, written,
+};
 
 /// Clients that ask all the time, and count what they should never hear.
 pub(super) struct Load {
@@ -187,6 +191,33 @@ async fn a_frozen_store_is_left_alone_until_it_answers_again() {
         gates
             .iter()
             .all(|gate| has(gate, "tollgate_store_doubts_total 0"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_waits_for_a_frozen_store_ends_when_it_is_told_to() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    server.freeze();
+    let folder = tempfile::tempdir().unwrap();
+    let setup = brisk().rest(&store(&server.url(), ""));
+    let ports = (free_port(), free_port());
+    let config = written(folder.path(), &webapp, &setup, |text| {
+        at_ports(&text, ports)
+    });
+    secret(&folder.path().join("store-key"), super::SEAL_KEY);
+    let mut command = Command::new(binary());
+    command.args(["serve", "--config"]).arg(&config);
+    let mut program = Program::told(command, ports);
+    let health = format!("http://127.0.0.1:{}/healthz", program.operator);
+    eventually("it has begun", async || reqwest::get(&health).await.is_ok()).await;
+    let begin = Instant::now();
+    program.signal("TERM");
+    assert_eq!(program.wait().code(), Some(0), "{:#?}", program.lines());
+    // It would have waited fifteen seconds.
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
     );
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::*;
 use crate::clock;
 use crate::store::{
-    Digest, GrantRecord, KeyRecord, Origin, PhcText, SealedBytes, SealedLease, UserRecord,
+    Digest, GrantRecord, KeyRecord, Origin, PhcText, SealedBytes, SealedLease, Taker, UserRecord,
 };
 use crate::webapp::Role;
 use disk::Disk;
@@ -74,7 +74,7 @@ async fn commit(engine: &Embedded, change: Change) -> Result<(), Unavailable> {
 /// Every live grant's digest and user, in order.
 async fn grants(engine: &Embedded) -> Vec<(Digest, String)> {
     let (send, receive) = std::sync::mpsc::channel();
-    let takers = Box::new(move |_| -> Taker {
+    let intake = Box::new(move || -> Taker<'static> {
         let send = send.clone();
         Box::new(move |grants| {
             for grant in grants {
@@ -82,7 +82,7 @@ async fn grants(engine: &Embedded) -> Vec<(Digest, String)> {
             }
         })
     });
-    engine.load(takers).await.unwrap();
+    engine.load(intake).await.unwrap();
     let mut grants: Vec<_> = receive.iter().collect();
     grants.sort();
     grants
@@ -241,8 +241,8 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     assert_eq!(before.len(), 1001);
     // The load has counted two thousand dead rows: worth a walk.
     eventually("the walk has come by", async || {
-        let takers = Box::new(|_| -> Taker { Box::new(|_| ()) });
-        let loaded = engine.load(takers).await.unwrap();
+        let intake = Box::new(|| -> Taker<'static> { Box::new(|_| ()) });
+        let loaded = engine.load(intake).await.unwrap();
         loaded.expired + loaded.ended == 0
     })
     .await;
