@@ -105,7 +105,7 @@ impl Bench {
         };
         let mut all = self.digests.iter().enumerate().map(kept).peekable();
         while all.peek().is_some() {
-            part(&all.by_ref().take(4096).collect::<Vec<_>>());
+            part(&all.by_ref().take(512).collect::<Vec<_>>());
         }
         drop(part);
         restore.finish();

@@ -128,8 +128,7 @@ fn read(path: &Path) -> Duration {
     begin.elapsed()
 }
 
-/// Each grant's row, and nothing done with it; with as much memory as the gate gives the
-/// engine, which is also what it is fastest with.
+/// Each grant's row, and nothing done with it; with as much memory as the gate gives it.
 fn scan(path: &Path, count: u64) -> Duration {
     let grants: TableDefinition<'_, &[u8; 32], &[u8; 16]> = TableDefinition::new("grants");
     let begin = Instant::now();

@@ -130,18 +130,30 @@ impl LiveGrant<'_> {
     }
 }
 
-/// Takes grants that are loaded, thousands at a time.
+/// Takes grants that are loaded, hundreds at a time.
 pub type Taker<'a> = Box<dyn FnMut(&[LiveGrant<'_>]) + Send + 'a>;
 
 /// Where grants that are loaded go.
 pub trait Intake: Send + Sync {
-    /// First of all: every user there is, by number; nameless where a number is not in use.
-    fn users(&mut self, _names: &[Arc<str>]) {}
+    /// First of all: the users there are. A grant's `holder` is the place of its user here;
+    /// at a place that is nobody's the name is empty, and no grant is.
+    fn users(&mut self, names: &[Arc<str>]);
 
     /// Then, for each thread: what takes its part of the grants.
     fn part(&self) -> Taker<'_>;
 
-    /// All parts are in, and over.
+    /// All parts are in, and over. Not called if one failed, or nobody waits any more.
+    fn finish(&mut self);
+}
+
+/// Of one who only wants the grants.
+impl<F: Fn() -> Taker<'static> + Send + Sync> Intake for F {
+    fn users(&mut self, _: &[Arc<str>]) {}
+
+    fn part(&self) -> Taker<'_> {
+        self()
+    }
+
     fn finish(&mut self) {}
 }
 
@@ -150,13 +162,6 @@ pub(crate) fn threads_for(rows: usize) -> usize {
     const LEAST: usize = if cfg!(test) { 64 } else { 65_536 };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (rows / LEAST).clamp(1, cores)
-}
-
-/// Of one who only wants the grants.
-impl<F: Fn() -> Taker<'static> + Send + Sync> Intake for F {
-    fn part(&self) -> Taker<'_> {
-        self()
-    }
 }
 
 /// Where the records are.

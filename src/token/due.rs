@@ -22,7 +22,7 @@ pub(super) struct Hint {
 }
 
 impl Hint {
-    /// Its place in the order of its lot's.
+    /// Its place in the order of those of one lot, as one number.
     fn rank(&self) -> u64 {
         (u64::from(self.due) << 32) | u64::from(self.tag)
     }
@@ -35,8 +35,8 @@ impl Hint {
     }
 }
 
-/// The hints of lots whose ids are at most `latest`, in order. What comes in the order of
-/// the tags, as it does from a file, is half in order already.
+/// The hints of lots whose ids are at most `latest`, in order: first brought together by
+/// lot, which takes one look at each.
 pub(super) fn in_order(some: &[Vec<Hint>], latest: u32) -> Vec<Hint> {
     let mut places = vec![0; latest as usize + 2];
     for hint in some.iter().flatten() {
@@ -132,6 +132,10 @@ impl Due {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
     pub(super) fn has_lot(&self, id: u32) -> bool {
         let mut hints = self.tokens.range(Hint::of(id, Second::MAX));
         hints.next().is_some()
@@ -140,5 +144,29 @@ impl Due {
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.tokens.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_many_have_brought_comes_in_order(
+            parts in vec(vec((1..=20u32, 0..9u32, any::<u32>()), 0..60), 0..4),
+        ) {
+            let hint = |(lot, due, tag)| Hint { lot, due, tag };
+            let parts: Vec<Vec<Hint>> = parts
+                .into_iter()
+                .map(|part| part.into_iter().map(hint).collect())
+                .collect();
+            let mut wanted = parts.concat();
+            wanted.sort();
+            prop_assert_eq!(in_order(&parts, 20), wanted);
+        }
     }
 }

@@ -151,7 +151,8 @@ impl TokenStore {
     }
 
     /// Takes in what the store has kept of this origin, for users that are known. Nobody
-    /// loses a live token to a cap that was lowered meanwhile.
+    /// loses a live token to a cap that was lowered meanwhile. Comes first of all; after an
+    /// error, or if nobody has waited for it, these tokens are of no more use.
     pub async fn load(
         &self,
         origin: Origin,

@@ -153,24 +153,28 @@ impl Shard {
     /// Takes in what a restore has brought, where nothing was: the lots made for it, and
     /// the hints of theirs. Lots that hold nothing are not kept.
     pub(super) fn take_in(&mut self, lots: Vec<Arc<Lot>>, hints: &[Vec<Hint>]) {
+        debug_assert!(self.due.is_empty(), "a restore comes first");
         let hints = due::in_order(hints, self.latest_lot);
-        let mut firsts = vec![None; self.latest_lot as usize + 1];
-        for of_one in hints.chunk_by(|one, next| one.lot == next.lot) {
-            firsts[of_one[0].lot as usize] = Some((of_one.len(), of_one[0].due));
+        let mut by_id = vec![None; self.latest_lot as usize + 1];
+        for lot in lots {
+            let id = lot.id as usize;
+            by_id[id] = Some(lot);
         }
-        self.users.reserve(lots.len());
+        let of_one = hints.chunk_by(|one, next| one.lot == next.lot);
+        let kept = of_one.filter_map(|of_one| {
+            let lot = by_id[of_one[0].lot as usize].take()?;
+            lot.count.store(of_one.len() as u32, Ordering::Relaxed);
+            lot.set_soonest(of_one[0].due);
+            Some(lot)
+        });
+        let kept: Vec<Arc<Lot>> = kept.collect();
+        self.users.reserve(kept.len());
         // So that the processor fetches many names at a time: each is somewhere else.
-        black_box(lots.iter().map(|lot| Arc::strong_count(&lot.name)).max());
-        for lot in &lots {
-            let Some((count, soonest)) = firsts[lot.id as usize] else {
-                continue;
-            };
-            lot.count.store(count as u32, Ordering::Relaxed);
-            lot.set_soonest(soonest);
+        black_box(kept.iter().map(|lot| Arc::strong_count(&lot.name)).max());
+        for lot in &kept {
             self.keep(lot);
         }
-        let kept = lots.into_iter().filter(|lot| lot.count() > 0);
-        self.due = Due::of_all(hints, kept);
+        self.due = Due::of_all(hints, kept.into_iter());
     }
 }
 

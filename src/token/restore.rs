@@ -78,7 +78,6 @@ impl TokenStore {
         is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Restore {
         let memory = Arc::clone(&self.memory);
-        debug_assert_eq!(memory.len(), 0, "a restore comes first");
         Restore {
             origin,
             is_known: Box::new(is_known),
@@ -101,10 +100,9 @@ impl Intake for Restore {
         thread::scope(|scope| {
             for (names, lots) in names.chunks(length).zip(lots.chunks_mut(length)) {
                 let holders = &memory.holders;
-                let is_wanted = |name: &Arc<str>| !name.is_empty() && is_known(name);
                 scope.spawn(move || {
                     for (name, lot) in names.iter().zip(lots) {
-                        *lot = is_wanted(name).then(|| holders.lot_to_fill(name));
+                        *lot = is_known(name).then(|| holders.lot_to_fill(name));
                     }
                 });
             }
@@ -122,6 +120,7 @@ impl Intake for Restore {
     }
 
     fn finish(&mut self) {
+        let threads = threads_for(self.lots.len().max(self.memory.len()));
         let mut shares: Vec<Share> = Vec::new();
         shares.resize_with(usize::from(SHARDS), Share::default);
         for lot in self.lots.drain(..).flatten() {
@@ -137,7 +136,7 @@ impl Intake for Restore {
         let shares = Mutex::new((0..SHARDS).zip(shares));
         let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
         thread::scope(|scope| {
-            for _ in 0..threads_for(memory.len()) {
+            for _ in 0..threads {
                 scope.spawn(|| {
                     while let Some((place, share)) = next() {
                         let mut shard = memory.holders.shard(place);
@@ -154,11 +153,8 @@ impl Part<'_> {
     /// at a time; then counting references, which it does strictly one by one.
     fn take(&mut self, grants: &[LiveGrant<'_>]) {
         let whole = self.whole;
-        let is_wanted = |grant: &&LiveGrant<'_>| {
-            grant.origin == whole.origin && grant.ends_millis > whole.wall_millis
-        };
         for few in grants.chunks(FEW) {
-            let wanted = few.iter().filter(is_wanted);
+            let wanted = few.iter().filter(|grant| grant.origin == whole.origin);
             let lots = wanted.filter_map(|grant| {
                 let lot = whole.lots[grant.holder as usize].as_ref()?;
                 black_box(Arc::strong_count(lot)); // may lie apart from the rest

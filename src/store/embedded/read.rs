@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
+use redb::{
+    AccessGuard, Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+};
 use redb::{ReadTransaction, TableDefinition};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -113,33 +115,16 @@ const NOBODY: u64 = u64::MAX;
 impl Holders {
     /// Two threads come from both ends of many, and meet in the middle.
     fn of(database: &Database) -> Result<Self, redb::Error> {
-        type Rows = Result<Vec<(Holder, Arc<str>)>, redb::Error>;
         let txn = database.begin_read()?;
         let table = txn.open_table(HOLDERS)?;
-        let count = table.len()?;
-        let late = match threads_for(count as usize) {
-            1 => 0,
-            _ => count / 2,
-        };
-        let rows = |places: Range<u64>| -> Rows {
-            let mut rows = table.iter()?;
-            let mut next = || match places.start {
-                0 => rows.next(),
-                _ => rows.next_back(),
-            };
-            let mut some = Vec::with_capacity((places.end - places.start) as usize);
-            for _ in places.clone() {
-                let Some(row) = next() else { break };
-                let (name, holder) = row?;
-                some.push((Holder::decode(holder.value()), name.value().into()));
-            }
-            Ok(some)
-        };
+        let count = table.len()? as usize;
+        let late = if threads_for(count) > 1 { count / 2 } else { 0 };
         let (first, last) = thread::scope(|scope| {
-            let last = (late > 0).then(|| scope.spawn(|| rows(count - late..count)));
-            let first = rows(0..count - late);
-            let last = last.map_or(Ok(Vec::new()), joined);
-            (first, last)
+            let last = || decoded(table.iter()?.rev().take(late));
+            let last = (late > 0).then(|| scope.spawn(last));
+            let first = table.iter().map_err(redb::Error::from);
+            let first = first.and_then(|rows| decoded(rows.take(count - late)));
+            (first, last.map_or(Ok(Vec::new()), joined))
         });
         Ok(Self::by_number(first?.into_iter().chain(last?)))
     }
@@ -166,6 +151,21 @@ impl Holders {
         let epoch = self.epochs.get(number as usize);
         epoch.copied().unwrap_or(NOBODY)
     }
+}
+
+type HolderRow<'a> = (
+    AccessGuard<'a, &'static str>,
+    AccessGuard<'a, &'static [u8; Holder::BYTES]>,
+);
+
+fn decoded<'a>(
+    rows: impl Iterator<Item = Result<HolderRow<'a>, redb::StorageError>>,
+) -> Result<Vec<(Holder, Arc<str>)>, redb::Error> {
+    let decoded = rows.map(|row| {
+        let (name, holder) = row?;
+        Ok((Holder::decode(holder.value()), name.value().into()))
+    });
+    decoded.collect()
 }
 
 /// Every live grant, in the order of the file.

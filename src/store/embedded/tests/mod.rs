@@ -225,6 +225,22 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
+async fn every_user_is_met_however_many_threads_look_for_them() {
+    for count in [127, 128, 201] {
+        let engine = start(&Disk::laid_out()).unwrap();
+        let mut wanted = Vec::new();
+        for number in 0..count {
+            let user = format!("user {number}");
+            commit(&engine, put(number, &user)).await.unwrap();
+            wanted.push((digest(number), user));
+        }
+        wanted.sort();
+        assert_eq!(grants(&engine).await, wanted);
+        engine.close().await;
+    }
+}
+
+#[tokio::test]
 async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
