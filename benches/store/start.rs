@@ -133,7 +133,7 @@ fn scan(path: &Path, count: u64) -> Duration {
     let grants: TableDefinition<'_, &[u8; 32], &[u8; 16]> = TableDefinition::new("grants");
     let begin = Instant::now();
     let mut builder = Builder::new();
-    let database = builder.set_cache_size(32 << 20).open(path).unwrap();
+    let database = builder.set_cache_size(2 << 20).open(path).unwrap();
     let table = database.begin_read().unwrap().open_table(grants).unwrap();
     let mut rows = 0;
     for row in table.iter().unwrap() {

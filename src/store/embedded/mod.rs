@@ -97,7 +97,7 @@ impl fmt::Debug for Embedded {
 impl Embedded {
     /// Opens the file, or makes it if nothing is there; reads all but the grants.
     pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, Contents), OpenError> {
-        let database = open::open(path, Missing::Make)?;
+        let database = open::open(path, Missing::Make, open::CACHE_OF_A_GATE)?;
         Self::start(path, writer::at(path.to_owned()), database, metrics)
     }
 

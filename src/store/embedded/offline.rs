@@ -54,7 +54,7 @@ impl Offline {
     fn with(path: &Path, missing: Missing) -> Result<Self, OpenError> {
         Ok(Self {
             path: path.to_owned(),
-            database: open::open(path, missing)?,
+            database: open::open(path, missing, open::CACHE_OF_A_COMMAND)?,
         })
     }
 

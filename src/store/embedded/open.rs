@@ -17,8 +17,11 @@ use super::tables::{GRANTS, HOLDERS, KEYS, LEASES, META, SCHEMA, SCHEMA_KEY, USE
 
 /// What every file of the engine begins with.
 const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
-/// Pages kept in memory besides the kernel's own: what a burst of logins touches.
-const CACHE_BYTES: usize = 32 << 20;
+/// Pages kept in memory besides the kernel's own, in bytes. By a gate so few that those a
+/// load goes through stay in the processor's own cache: a tenth to a fifth less time.
+pub(super) const CACHE_OF_A_GATE: usize = 2 << 20;
+/// By a command, which may change millions of rows in one transaction.
+pub(super) const CACHE_OF_A_COMMAND: usize = 32 << 20;
 /// A file up to this size is checked page by page at each start, not only after a crash.
 const CHECKED_AT_START: u64 = 64 << 20;
 
@@ -80,7 +83,11 @@ pub(super) enum Missing {
     Refuse,
 }
 
-pub(super) fn open(path: &Path, missing: Missing) -> Result<Database, OpenError> {
+pub(super) fn open(
+    path: &Path,
+    missing: Missing,
+    cache_bytes: usize,
+) -> Result<Database, OpenError> {
     let io = |source| OpenError::Io {
         path: path.to_owned(),
         source,
@@ -95,7 +102,7 @@ pub(super) fn open(path: &Path, missing: Missing) -> Result<Database, OpenError>
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return match missing {
-                Missing::Make => make(path),
+                Missing::Make => make(path, cache_bytes),
                 Missing::Refuse => Err(OpenError::Gone {
                     path: path.to_owned(),
                 }),
@@ -109,14 +116,14 @@ pub(super) fn open(path: &Path, missing: Missing) -> Result<Database, OpenError>
     keep_private(path, &file).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let backend = FileBackend::new(file).map_err(|error| told(path, error))?;
-    let database = open_backend(path, backend, length <= CHECKED_AT_START)?;
+    let database = open_backend(path, backend, length <= CHECKED_AT_START, cache_bytes)?;
     check_schema(path, &database)?;
     Ok(database)
 }
 
 /// Made beside its place and moved there once it is whole, so that a kill on the way
 /// leaves no empty file.
-fn make(path: &Path) -> Result<Database, OpenError> {
+fn make(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
     let io = |source| OpenError::Io {
         path: path.to_owned(),
         source,
@@ -137,7 +144,7 @@ fn make(path: &Path) -> Result<Database, OpenError> {
     let folder = File::open(folder.unwrap_or_else(|| Path::new("."))).map_err(io)?;
     let made = FileBackend::new(file)
         .map_err(|error| told(path, error))
-        .and_then(|backend| open_backend(path, backend, false))
+        .and_then(|backend| open_backend(path, backend, false, cache_bytes))
         .and_then(|database| {
             lay_out(&database).map_err(|error| storage(path, error))?;
             put_in_place(&fresh, path).map_err(io)?;
@@ -198,10 +205,11 @@ pub(super) fn open_backend(
     path: &Path,
     backend: impl StorageBackend,
     is_checked: bool,
+    cache_bytes: usize,
 ) -> Result<Database, OpenError> {
     let mut builder = Builder::new();
     builder
-        .set_cache_size(CACHE_BYTES)
+        .set_cache_size(cache_bytes)
         .set_check_integrity_on_open(is_checked);
     let shown = path.display().to_string();
     let reason = match is_checked {

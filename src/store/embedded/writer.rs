@@ -339,5 +339,5 @@ fn last_batch(database: &Database) -> Result<u64, redb::Error> {
 
 /// Opens the file that must be there.
 pub(super) fn at(path: PathBuf) -> Opener {
-    Box::new(move || open::open(&path, Missing::Refuse))
+    Box::new(move || open::open(&path, Missing::Refuse, open::CACHE_OF_A_GATE))
 }

@@ -68,7 +68,9 @@ impl Disk {
     /// A disk with an empty store on it.
     pub(crate) fn laid_out() -> Self {
         let disk = Self::of(Vec::new());
-        let database = open::open_backend("test".as_ref(), disk.clone(), false).unwrap();
+        let database =
+            open::open_backend("test".as_ref(), disk.clone(), false, open::CACHE_OF_A_GATE)
+                .unwrap();
         open::lay_out(&database).unwrap();
         database.close().unwrap();
         disk
@@ -80,7 +82,7 @@ impl Disk {
 
     pub(super) fn open(&self) -> Result<Database, OpenError> {
         let path = "test".as_ref();
-        let database = open::open_backend(path, self.clone(), false)?;
+        let database = open::open_backend(path, self.clone(), false, open::CACHE_OF_A_GATE)?;
         open::check_schema(path, &database)?;
         Ok(database)
     }
