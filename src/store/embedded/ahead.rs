@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::thread;
 
+use rustix::fs::{SeekFrom, seek};
+
 const PIECE: u64 = 1024 * 1024;
 
 /// Whether the file takes no more than so many bytes of the disk.
@@ -17,7 +19,9 @@ pub(super) fn is_worth_it(path: &Path, most: u64) -> bool {
 /// says whether to go on. A file that cannot be fetched is read all the same, only slower.
 pub(super) fn fetch(path: &Path, threads: u64, each: impl Fn(u64) -> bool + Sync) {
     let Ok(file) = File::open(path) else { return };
-    let length = file.metadata().map_or(0, |facts| facts.len());
+    // Up to where something was written: the engine allots the end in advance.
+    let written = seek(&file, SeekFrom::Hole(0)).ok();
+    let length = written.unwrap_or_else(|| file.metadata().map_or(0, |facts| facts.len()));
     let share = length.div_ceil(threads).next_multiple_of(PIECE);
     let fetch = |number: u64| {
         let mut piece = vec![0; PIECE as usize];
