@@ -16,7 +16,7 @@ use crate::clock::{Deadline, PackedDeadline};
 use crate::webapp::Role;
 
 /// So many that, at ten million tokens, one of them grows within one or two milliseconds
-/// (`benches/tokens.rs`), while the others answer.
+/// (`benches/tokens/`), while the others answer.
 const SHARDS: usize = 2048;
 
 /// A shard with less than this part of its room in use gives room back.
