@@ -128,7 +128,8 @@ fn read(path: &Path) -> Duration {
     begin.elapsed()
 }
 
-/// Each grant's row, and nothing done with it; with as much memory as the gate gives it.
+/// Each grant's row, and nothing done with it; with the cache that a gate has
+/// (`CACHE_OF_A_GATE`).
 fn scan(path: &Path, count: u64) -> Duration {
     let grants: TableDefinition<'_, &[u8; 32], &[u8; 16]> = TableDefinition::new("grants");
     let begin = Instant::now();

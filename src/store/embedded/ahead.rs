@@ -41,3 +41,39 @@ pub(super) fn fetch(path: &Path, threads: u64, each: impl Fn(u64) -> bool + Sync
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_fetched_up_to_the_room_that_is_only_promised() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let written = 3 * PIECE;
+        std::fs::write(&path, vec![1; written as usize]).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(64 * PIECE).unwrap();
+        let fetched = AtomicU64::new(0);
+        fetch(&path, 2, |bytes| {
+            fetched.fetch_add(bytes, Ordering::Relaxed);
+            true
+        });
+        assert_eq!(fetched.into_inner(), written);
+        let pieces = AtomicU64::new(0);
+        fetch(&path, 2, |_| {
+            pieces.fetch_add(1, Ordering::Relaxed);
+            false
+        });
+        assert_eq!(
+            pieces.into_inner(),
+            2,
+            "each thread stops when it is told to"
+        );
+        fetch(&folder.path().join("none"), 2, |_| {
+            panic!("nothing is there")
+        });
+    }
+}

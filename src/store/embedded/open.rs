@@ -18,7 +18,7 @@ use super::tables::{GRANTS, HOLDERS, KEYS, LEASES, META, SCHEMA, SCHEMA_KEY, USE
 /// What every file of the engine begins with.
 const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
 /// Pages kept in memory besides the kernel's own, in bytes. By a gate so few that those a
-/// load goes through stay in the processor's own cache: a tenth to a fifth less time.
+/// load goes through stay in the processor's own cache: up to a fifth less time.
 pub(super) const CACHE_OF_A_GATE: usize = 2 << 20;
 /// By a command, which may change millions of rows in one transaction.
 pub(super) const CACHE_OF_A_COMMAND: usize = 32 << 20;
