@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::hint::black_box;
+use std::ops::BitXor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -149,24 +150,25 @@ impl Intake for Restore {
 }
 
 impl Part<'_> {
-    /// Twice over a few: first only reading, so that the processor fetches all their lots
-    /// at a time; then counting references, which it does strictly one by one.
+    /// Over a few, more than once: whatever may lie apart is touched by as few instructions
+    /// as do it, so that the processor fetches many at a time; then references are counted,
+    /// which it does strictly one by one.
     fn take(&mut self, grants: &[LiveGrant<'_>]) {
         let whole = self.whole;
         for few in grants.chunks(FEW) {
-            let wanted = few.iter().filter(|grant| grant.origin == whole.origin);
-            let lots = wanted.filter_map(|grant| {
-                let lot = whole.lots[grant.holder as usize].as_ref()?;
-                black_box(Arc::strong_count(lot)); // may lie apart from the rest
-                Some((grant, lot, (lot.shard, lot.id)))
+            let lots = few.iter().map(|grant| {
+                let lot = whole.lots[grant.holder as usize].as_ref();
+                lot.filter(|_| grant.origin == whole.origin)
             });
-            let lots: Vec<_> = lots.collect();
-            for (grant, lot, place) in lots {
-                self.push((
-                    TokenDigest::from(grant.digest),
-                    whole.stored(grant, lot),
-                    place,
-                ));
+            let lots: Vec<Option<&Arc<Lot>>> = lots.collect();
+            let both_ends = |lot: &Arc<Lot>| Arc::strong_count(lot) ^ lot.id as usize;
+            let touched = lots.iter().flatten().map(|lot| both_ends(lot));
+            black_box(touched.fold(0, BitXor::bitxor));
+            for (grant, lot) in few.iter().zip(lots) {
+                if let Some(lot) = lot {
+                    let digest = TokenDigest::from(grant.digest);
+                    self.push((digest, whole.stored(grant, lot), (lot.shard, lot.id)));
+                }
             }
         }
     }

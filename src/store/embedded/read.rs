@@ -1,7 +1,7 @@
 //! Reading the whole file: at the start, and for an export.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,8 @@ use tracing::warn;
 
 use super::ahead;
 use super::tables::{
-    GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, PREFIXES, USERS, WALL_KEY, start_of,
+    GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, PREFIXES, USERS, WALL_KEY, prefix_of,
+    start_of,
 };
 use crate::clock;
 use crate::store::{Contents, Intake, LiveGrant, Loaded, UserEpoch, threads_for};
@@ -192,12 +193,15 @@ pub(super) fn in_parts(
     let begin = Instant::now();
     let total = progress.begin(database)?;
     let parts = threads_for(total as usize) as u64;
+    let holders = thread::scope(|scope| {
+        if parts > 1 && ahead::is_worth_it(path, total * FULL_ROW) {
+            ahead::begin(scope, path, parts, |bytes| progress.fetched(bytes));
+        }
+        let holders = Holders::of(database)?;
+        intake.users(&holders.names);
+        Ok::<_, Error>(holders)
+    })?; // and all is fetched: too much is read from here on
     let length = PREFIXES.div_ceil(parts);
-    if parts > 1 && ahead::is_worth_it(path, total * FULL_ROW) {
-        ahead::fetch(path, parts, |bytes| progress.fetched(bytes));
-    }
-    let holders = Holders::of(database)?;
-    intake.users(&holders.names);
     let read = |number: u64| -> Result<Part, Error> {
         let mut part = Part::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
@@ -290,14 +294,15 @@ impl Part {
     ) -> Result<(), Error> {
         let txn = database.begin_read().map_err(redb::Error::from)?;
         let table = txn.open_table(GRANTS).map_err(redb::Error::from)?;
-        let (first, end) = (start_of(prefixes.start), start_of(prefixes.end));
-        let rows = match prefixes.end {
-            PREFIXES => table.range::<&[u8; 32]>(&first..),
-            _ => table.range::<&[u8; 32]>(&first..&end),
-        };
+        // Its ranges look at both of their ends for each row.
+        let first = start_of(prefixes.start);
+        let rows = table.lower_bound(Bound::<&[u8; 32]>::Included(&first));
+        let mut rows = rows.map_err(redb::Error::from)?;
         let mut pile = Vec::with_capacity(PILE);
-        for row in rows.map_err(redb::Error::from)? {
-            let (digest, bytes) = row.map_err(redb::Error::from)?;
+        while let Some((digest, bytes)) = rows.next().map_err(redb::Error::from)? {
+            if prefix_of(digest.value()) >= prefixes.end {
+                break;
+            }
             let Some(grant) = Grant::decode(bytes.value()) else {
                 return Err(Error::Row {
                     table: "grants".to_owned(),

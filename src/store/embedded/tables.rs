@@ -143,6 +143,10 @@ impl Grant {
 /// Grants can be gone through in parts, told apart by the first two bytes of the digest.
 pub(super) const PREFIXES: u64 = 1 << 16;
 
+pub(super) fn prefix_of(digest: &[u8; 32]) -> u64 {
+    u64::from(u16::from_be_bytes([digest[0], digest[1]]))
+}
+
 /// The first digest with this prefix.
 pub(super) fn start_of(prefix: u64) -> [u8; 32] {
     let mut digest = [0; 32];
