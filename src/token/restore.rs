@@ -150,9 +150,9 @@ impl Intake for Restore {
 }
 
 impl Part<'_> {
-    /// Over a few, more than once: whatever may lie apart is touched by as few instructions
-    /// as do it, so that the processor fetches many at a time; then references are counted,
-    /// which it does strictly one by one.
+    /// Twice over a few: first only touching their lots, by as few instructions as do it, so
+    /// that the processor fetches many at a time; then counting references, which it does
+    /// strictly one by one.
     fn take(&mut self, grants: &[LiveGrant<'_>]) {
         let whole = self.whole;
         for few in grants.chunks(FEW) {
@@ -161,8 +161,9 @@ impl Part<'_> {
                 lot.filter(|_| grant.origin == whole.origin)
             });
             let lots: Vec<Option<&Arc<Lot>>> = lots.collect();
-            let both_ends = |lot: &Arc<Lot>| Arc::strong_count(lot) ^ lot.id as usize;
-            let touched = lots.iter().flatten().map(|lot| both_ends(lot));
+            // The count may lie on another cache line than the rest.
+            let touch = |lot: &&Arc<Lot>| Arc::strong_count(lot) ^ lot.id as usize;
+            let touched = lots.iter().flatten().map(touch);
             black_box(touched.fold(0, BitXor::bitxor));
             for (grant, lot) in few.iter().zip(lots) {
                 if let Some(lot) = lot {

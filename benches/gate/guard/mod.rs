@@ -1,9 +1,10 @@
-//! Instructions per request of the gate's own process, as callgrind counts them: the
-//! same on a busy machine as on a quiet one. Client and Webapp run in this process, so
+//! Instructions per request, and per token at a start, of the gate's own process, as
+//! callgrind counts them: the same on a busy machine as on a quiet one. Client and Webapp run in this process, so
 //! they are not in the figure, and they pause before each message, so that the gate has
 //! always gone to sleep and each request takes the same way through it.
 
 mod profile;
+mod start;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -62,27 +63,73 @@ const DENY: Case = Case {
     ..case("deny", Over::Plain, GET, 0)
 };
 
+/// What is counted.
+enum Figure {
+    Request(Case),
+    Start,
+}
+
 /// Compared with the record by default. Those without TLS are free of the cipher's
 /// cost, which depends on the processor.
-const GUARDED: &[Case] = &[
-    case("h1", Over::Plain, GET, 0),
-    DENY,
-    case("h2_tls", Over::Http2, GET, 0),
+const GUARDED: &[Figure] = &[
+    Figure::Request(case("h1", Over::Plain, GET, 0)),
+    Figure::Request(DENY),
+    Figure::Request(case("h2_tls", Over::Http2, GET, 0)),
+    Figure::Start,
 ];
 
 /// Counted when named.
-const MORE: &[Case] = &[
-    case("post1k", Over::Plain, ("POST", "/v1/messages"), 1024),
-    case("h1_tls", Over::Tls, GET, 0),
-    case("get64k_tls", Over::Tls, ("GET", "/v1/media/1"), 0),
-    case("post1k_tls", Over::Tls, ("POST", "/v1/messages"), 1024),
-    case("post64k_tls", Over::Tls, ("POST", "/v1/media"), 65_536),
-    Case {
+const MORE: &[Figure] = &[
+    Figure::Request(case("post1k", Over::Plain, ("POST", "/v1/messages"), 1024)),
+    Figure::Request(case("h1_tls", Over::Tls, GET, 0)),
+    Figure::Request(case("get64k_tls", Over::Tls, ("GET", "/v1/media/1"), 0)),
+    Figure::Request(case(
+        "post1k_tls",
+        Over::Tls,
+        ("POST", "/v1/messages"),
+        1024,
+    )),
+    Figure::Request(case(
+        "post64k_tls",
+        Over::Tls,
+        ("POST", "/v1/media"),
+        65_536,
+    )),
+    Figure::Request(Case {
         is_known: false,
         ..case("deny_tls", Over::Tls, GET, 0)
-    },
-    case("h2_get64k_tls", Over::Http2, ("GET", "/v1/media/1"), 0),
+    }),
+    Figure::Request(case(
+        "h2_get64k_tls",
+        Over::Http2,
+        ("GET", "/v1/media/1"),
+        0,
+    )),
 ];
+
+impl Figure {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Request(case) => case.name,
+            Self::Start => start::NAME,
+        }
+    }
+
+    /// What it is counted for.
+    fn unit(&self) -> &'static str {
+        match self {
+            Self::Request(_) => "request",
+            Self::Start => "token",
+        }
+    }
+
+    fn count(&self, counter: &Counter) -> u64 {
+        match self {
+            Self::Request(case) => counter.per_request(case),
+            Self::Start => start::per_token(counter),
+        }
+    }
+}
 
 pub(crate) fn run(words: &[String]) -> ExitCode {
     let mut binary = PathBuf::from(env!("CARGO_BIN_EXE_tollgate"));
@@ -101,24 +148,20 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
         }
     }
     let known = || GUARDED.iter().chain(MORE);
-    if let Some(strange) = named
-        .iter()
-        .find(|name| known().all(|case| case.name != **name))
-    {
-        let names: Vec<&str> = known().map(|case| case.name).collect();
-        println!("no case {strange}; there are: {}", names.join(" "));
+    let is_known = |name: &str| known().any(|figure| figure.name() == name);
+    if let Some(strange) = named.iter().find(|name| !is_known(name)) {
+        let names: Vec<&str> = known().map(Figure::name).collect();
+        println!("no figure {strange}; there are: {}", names.join(" "));
         return ExitCode::FAILURE;
     }
     let counter = Counter { binary, profile };
     if named.is_empty() {
         return guard(&counter, records);
     }
-    for case in known().filter(|case| named.contains(&case.name)) {
-        println!(
-            "{:14} {:>9} instructions per request",
-            case.name,
-            counter.per_request(case)
-        );
+    for figure in known().filter(|figure| named.contains(&figure.name())) {
+        let (name, unit) = (figure.name(), figure.unit());
+        let now = figure.count(&counter);
+        println!("{name:14} {now:>9} instructions per {unit}");
     }
     ExitCode::SUCCESS
 }
@@ -127,30 +170,27 @@ fn guard(counter: &Counter, records: bool) -> ExitCode {
     let here = circumstances(&counter.binary);
     let before = std::fs::read_to_string(RECORD).unwrap_or_default();
     let mut text = format!(
-        "# Instructions per request, guarded by tests/run.sh; benches/README.md says how and why\n\
-         # to record new figures. Counted with:\n# {here}\n"
+        "# Instructions per request, and per token at a start, guarded by tests/run.sh;\n\
+         # benches/README.md says how and why to record new figures. Counted with:\n# {here}\n"
     );
     let mut grown = Vec::new();
-    for case in GUARDED {
-        let then = recorded(&before, case.name);
-        let now = counter.least(case, then.filter(|_| !records));
-        let _ = writeln!(text, "{} {now}", case.name);
-        match then {
-            None => println!(
-                "{:14} {now:>9} instructions per request, none recorded",
-                case.name
-            ),
-            Some(then) => {
-                let growth = now as f64 / then as f64 - 1.0;
-                println!(
-                    "{:14} {now:>9} instructions per request, recorded {then}: {:+.1} %",
-                    case.name,
-                    growth * 100.0
-                );
-                if growth > MOST_GROWTH {
-                    grown.push(case.name);
-                }
-            }
+    for figure in GUARDED {
+        let (name, unit) = (figure.name(), figure.unit());
+        let then = recorded(&before, name);
+        let now = counter.least(figure, then.filter(|_| !records));
+        let _ = writeln!(text, "{name} {now}");
+        let Some(then) = then else {
+            println!("{name:14} {now:>9} instructions per {unit}, none recorded");
+            grown.push(name); // from nothing, so that it is recorded
+            continue;
+        };
+        let growth = now as f64 / then as f64 - 1.0;
+        println!(
+            "{name:14} {now:>9} instructions per {unit}, recorded {then}: {:+.1} %",
+            growth * 100.0
+        );
+        if growth > MOST_GROWTH {
+            grown.push(name);
         }
     }
     if records {
@@ -172,8 +212,8 @@ fn verdict(before: &str, here: &str, grown: &[&str]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!(
-        "\nA request costs over {:.0} % more instructions than recorded: {}.\n\
-         To see where: cargo bench --bench gate -- guard --profile FOLDER CASE\n\
+        "\nOver {:.0} % more instructions than recorded: {}.\n\
+         To see where: cargo bench --bench gate -- guard --profile FOLDER FIGURE\n\
          on this tree and on the one before. If the cost buys something that users want, or the\n\
          compiler or a dependency changed, record it and say in the commit what was bought:\n  \
          cargo bench --bench gate -- guard --record",
@@ -222,10 +262,10 @@ struct Counter {
 
 impl Counter {
     /// The least of some counts; one that is not over the record is enough.
-    fn least(&self, case: &Case, then: Option<u64>) -> u64 {
+    fn least(&self, figure: &Figure, then: Option<u64>) -> u64 {
         let mut least = u64::MAX;
         for _ in 0..COUNTS {
-            least = least.min(self.per_request(case));
+            least = least.min(figure.count(self));
             if then.is_some_and(|then| least as f64 <= then as f64 * (1.0 + MOST_GROWTH)) {
                 break;
             }
@@ -234,19 +274,33 @@ impl Counter {
     }
 
     fn per_request(&self, case: &Case) -> u64 {
-        let (short, long) = (self.count(case, REQUESTS), self.count(case, 2 * REQUESTS));
-        if let Some(folder) = &self.profile {
-            let file = |requests| profile_in(folder, case, requests);
-            profile::print_difference(&file(REQUESTS), &file(2 * REQUESTS), REQUESTS);
-        }
-        (long - short) / REQUESTS as u64
+        self.per_one(case.name, REQUESTS, |run, requests| {
+            let setup = Setup {
+                tls: case.over != Over::Plain,
+                ..Setup::default()
+            };
+            self.count(run, setup, |gate| load(case, gate, requests))
+        })
     }
 
-    fn count(&self, case: &Case, requests: usize) -> u64 {
+    /// What `count` says of twice as many, less what it says of so many, for each of them.
+    fn per_one(&self, name: &str, many: usize, count: impl Fn(&str, usize) -> u64) -> u64 {
+        let run = |many| format!("{name}-{many}");
+        let (short, long) = (count(&run(many), many), count(&run(2 * many), 2 * many));
+        if let Some(folder) = &self.profile {
+            let file = |many| profile_in(folder, &run(many));
+            profile::print_difference(&file(many), &file(2 * many), many);
+        }
+        let more = long.checked_sub(short).expect("more of them cost more");
+        more / many as u64
+    }
+
+    /// Of one run.
+    fn count(&self, run: &str, setup: Setup, meanwhile: impl FnOnce(&Gate)) -> u64 {
         let folder = tempfile::tempdir().unwrap();
         let kept = self.profile.as_deref().unwrap_or(folder.path());
         std::fs::create_dir_all(kept).unwrap();
-        let profile = profile_in(kept, case, requests);
+        let profile = profile_in(kept, run);
         let report = folder.path().join("report");
         let wrapper = [
             "valgrind".to_owned(),
@@ -256,12 +310,11 @@ impl Counter {
         ];
         let mut gate = Gate::start(&Setup {
             upstream: format!("url = \"http://{}\"", webapp::start(PAUSE)),
-            tls: case.over != Over::Plain,
             wrapper: wrapper.into(),
             binary: self.binary.clone(),
-            ..Setup::default()
+            ..setup
         });
-        load(case, &gate, requests);
+        meanwhile(&gate);
         gate.stop();
         let report = std::fs::read_to_string(report).unwrap();
         let (_, count) = report.split_once("Collected : ").expect(&report);
@@ -269,8 +322,8 @@ impl Counter {
     }
 }
 
-fn profile_in(folder: &Path, case: &Case, requests: usize) -> PathBuf {
-    folder.join(format!("{}-{requests}.callgrind", case.name))
+fn profile_in(folder: &Path, run: &str) -> PathBuf {
+    folder.join(format!("{run}.callgrind"))
 }
 
 fn load(case: &Case, gate: &Gate, requests: usize) {

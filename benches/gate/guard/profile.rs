@@ -1,4 +1,4 @@
-//! Which functions a request's instructions are in: two of callgrind's profiles, subtracted.
+//! Which functions a figure's instructions are in: two of callgrind's profiles, subtracted.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::process::Command;
 
 const SHOWN: usize = 40;
 
-/// Prints the functions that `long` has more of than `short`, by request.
-pub(super) fn print_difference(short: &Path, long: &Path, requests: usize) {
+/// Prints the functions that `long` has more of than `short`, which is for so many less.
+pub(super) fn print_difference(short: &Path, long: &Path, many: usize) {
     let (before, after) = (functions(short), functions(long));
     let mut more: Vec<(i64, &str)> = after
         .iter()
@@ -15,8 +15,8 @@ pub(super) fn print_difference(short: &Path, long: &Path, requests: usize) {
         .collect();
     more.sort_unstable_by_key(|(count, _)| -count);
     for (count, name) in more.iter().take(SHOWN) {
-        let per_request = *count as f64 / requests as f64;
-        println!("{per_request:10.0}  {name}");
+        let per_one = *count as f64 / many as f64;
+        println!("{per_one:10.0}  {name}");
     }
 }
 

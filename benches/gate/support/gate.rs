@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     /// Words in front of the program, such as valgrind's.
     pub(crate) wrapper: Vec<String>,
     pub(crate) binary: PathBuf,
+    /// A file to begin with, copied.
+    pub(crate) store: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -44,6 +46,7 @@ impl Default for Setup {
             workers: 1,
             wrapper: Vec::new(),
             binary: PathBuf::from(env!("CARGO_BIN_EXE_tollgate")),
+            store: None,
         }
     }
 }
@@ -70,6 +73,10 @@ impl Gate {
         }
         for (name, text) in &setup.files {
             std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        if let Some(store) = &setup.store {
+            std::fs::create_dir(folder.path().join("data")).unwrap();
+            std::fs::copy(store, folder.path().join("data/tollgate.redb")).unwrap();
         }
         let config = folder.path().join("config.toml");
         std::fs::write(&config, text(setup)).unwrap();

@@ -12,7 +12,8 @@ use std::time::Duration;
 use super::*;
 use crate::clock;
 use crate::store::{
-    Digest, GrantRecord, KeyRecord, Origin, PhcText, SealedBytes, SealedLease, Taker, UserRecord,
+    Digest, GrantRecord, KeyRecord, Offline, Origin, PhcText, Record, SealedBytes, SealedLease,
+    Taker, UserRecord, threads_for,
 };
 use crate::webapp::Role;
 use disk::Disk;
@@ -226,18 +227,46 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 #[tokio::test]
 async fn every_user_is_met_however_many_threads_look_for_them() {
-    for count in [127, 128, 201] {
+    for count in [127, 128, 190, 201, 256] {
         let engine = start(&Disk::laid_out()).unwrap();
         let mut wanted = Vec::new();
         for number in 0..count {
-            let user = format!("user {number}");
-            commit(&engine, put(number, &user)).await.unwrap();
-            wanted.push((digest(number), user));
+            let mut grant = grant(number, &format!("user {number}"));
+            // Where one thread's part of the file may begin, and where one may end.
+            grant.digest = Digest(if number % 2 == 0 { [0; 32] } else { [255; 32] });
+            grant.digest.0[0] = u8::try_from(number).unwrap();
+            wanted.push((grant.digest, grant.user.to_string()));
+            commit(&engine, Change::PutGrant(grant)).await.unwrap();
         }
         wanted.sort();
         assert_eq!(grants(&engine).await, wanted);
         engine.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
+    const COUNT: u64 = 20_000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let offline = Offline::open_or_make(&path).unwrap();
+    let mut import = offline.import().unwrap();
+    for number in 0..COUNT {
+        let grant = grant(number, &format!("user {}", number % 500));
+        import.put(Record::Grant(grant)).unwrap();
+    }
+    import.commit().unwrap();
+    drop(offline);
+    let (engine, _) = Embedded::open(&path, &Metrics::new()).unwrap();
+    let progress = Arc::new(Progress::default());
+    let (answer, answered) = oneshot::channel();
+    let intake = Box::new(|| -> Taker<'static> { Box::new(|_| ()) });
+    let job = Job::Load(intake, Arc::clone(&progress), answer);
+    engine.jobs.send(job).unwrap();
+    assert_eq!(answered.await.unwrap().unwrap().live, COUNT);
+    let (megabytes, rows, total) = progress.so_far();
+    assert_eq!((rows, total), (COUNT, COUNT));
+    assert_eq!(megabytes > 0, threads_for(COUNT as usize) > 1);
 }
 
 #[tokio::test]

@@ -1,0 +1,69 @@
+//! What a token of the store's file costs at a start: all that is done with it until the
+//! gate listens, and its share of the end.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sha2::Digest as _;
+use tollgate::store::{Digest, GrantRecord, Offline, Origin, PhcText, Record, UserRecord};
+use tollgate::webapp::Role;
+
+use super::Counter;
+use crate::support::gate::Setup;
+
+pub(super) const NAME: &str = "start";
+/// Even twice as many are loaded by one thread, whatever the machine has; and the file is
+/// small enough to be checked page by page, both times.
+const TOKENS: usize = 65_000;
+/// The same ones both times.
+const USERS: usize = 1000;
+const WEEK: Duration = Duration::from_secs(604_800);
+
+pub(super) fn per_token(counter: &Counter) -> u64 {
+    counter.per_one(NAME, TOKENS, |run, tokens| {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store");
+        fill(&store, tokens);
+        let setup = Setup {
+            store: Some(store),
+            ..Setup::default()
+        };
+        counter.count(run, setup, |gate| {
+            assert_eq!(gate.counted("tollgate_tokens "), tokens as u64);
+        })
+    })
+}
+
+fn fill(path: &Path, tokens: usize) {
+    let offline = Offline::open_or_make(path).unwrap();
+    let mut import = offline.import().unwrap();
+    let names: Vec<Arc<str>> = (0..USERS)
+        .map(|user| format!("user-{user}").into())
+        .collect();
+    for name in &names {
+        let user = UserRecord {
+            name: Arc::clone(name),
+            role: Role::User,
+            hash: PhcText("$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$bm90aGluZw".to_owned()),
+            must_change: false,
+            is_first_admin: false,
+            configured: None,
+        };
+        import.put(Record::User(user)).unwrap();
+    }
+    let end = SystemTime::now() + WEEK;
+    let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    for number in 0..tokens {
+        let grant = GrantRecord {
+            digest: Digest(sha2::Sha256::digest(number.to_le_bytes()).into()),
+            user: Arc::clone(&names[number % USERS]),
+            role: Some(Role::User),
+            ends_millis: end.as_millis() as u64,
+            epoch: 0,
+            origin: Origin::Minted,
+        };
+        import.put(Record::Grant(grant)).unwrap();
+    }
+    import.commit().unwrap();
+}
