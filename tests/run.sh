@@ -67,7 +67,7 @@ tests() {
     cargo test --locked --all-targets
 }
 
-# What a request costs in instructions of the release build: not over 3 % more than recorded.
+# What a request costs, and a token at a start, in instructions of the release build: not over 3 % more than recorded.
 instructions() {
     cargo build --locked --release --bin tollgate
     cargo test --locked --quiet --bench gate -- guard --binary "${CARGO_TARGET_DIR:-target}/release/tollgate"

@@ -45,7 +45,7 @@ fn fill(path: &Path, tokens: usize) {
         let user = UserRecord {
             name: Arc::clone(name),
             role: Role::User,
-            hash: PhcText("$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$bm90aGluZw".to_owned()),
+            hash: PhcText("$argon2id$v=19$m=8,t=1,p=1$c2FsdCBmb3Igbm9ib2R5IQ$bm8gcGFzc3dvcmQgaGFzIHRoaXMgdmVyeSBoYXNoIDEy".to_owned()),
             must_change: false,
             is_first_admin: false,
             configured: None,
