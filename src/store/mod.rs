@@ -101,6 +101,8 @@ pub struct Loaded {
     pub expired: u64,
     /// Dropped: their user had ended them.
     pub ended: u64,
+    /// Left where they are: live, but nobody's that the gate knows, or of another origin.
+    pub others: u64,
     pub took: Duration,
 }
 

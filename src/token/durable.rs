@@ -158,19 +158,24 @@ impl TokenStore {
         origin: Origin,
         is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Loaded, Unavailable> {
-        let loaded = self.store.load(self.restore(origin, is_known)).await;
-        if let Ok(loaded) = &loaded
-            && !self.store.is_memory()
-        {
+        let loaded = self.store.load(self.restore(origin, is_known)).await?;
+        let live = self.len() as u64;
+        let others = loaded.live.saturating_sub(live);
+        if !self.store.is_memory() {
             info!(
-                live = loaded.live,
+                live,
                 expired = loaded.expired,
                 ended = loaded.ended,
+                others,
                 millis = loaded.took.as_millis(),
                 "tokens loaded"
             );
         }
-        loaded
+        Ok(Loaded {
+            live,
+            others,
+            ..loaded
+        })
     }
 
     /// Why logins, logouts and changes are refused now, if they are.

@@ -37,6 +37,27 @@ async fn a_file_keeps_the_promises_as_memory_does() {
     store.close().await;
 }
 
+#[tokio::test]
+async fn tokens_of_nobody_known_and_of_another_origin_are_told_apart_and_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, tokens) = over(&file(&folder), (10, 10));
+    for user in ["anna", "anna", "bert"] {
+        login(&tokens, user).await.unwrap();
+    }
+    store.close().await;
+    for (origin, live) in [
+        (Origin::Minted, 2),
+        (Origin::Learned, 0),
+        (Origin::Minted, 2),
+    ] {
+        let (store, tokens) = over(&file(&folder), (10, 10));
+        let loaded = tokens.load(origin, |user| user == "anna").await.unwrap();
+        assert_eq!((loaded.live, loaded.others), (live, 3 - live));
+        assert_eq!(tokens.len() as u64, live);
+        store.close().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_raced_memory_and_disk_agree_on_every_token() {
     let folder = tempfile::tempdir().unwrap();
