@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const USAGE: &str = "\
-cargo bench --bench gate -- guard [--record] [CASE...]   instructions per request
+cargo bench --bench gate -- guard [--record] [FIGURE...]   instructions per request, and per token at a start
 cargo bench --bench gate -- renewal [--rate N] [--write PAGE]   what clients notice of renewals
 cargo bench --bench gate -- growth [--write PAGE] [AXIS...]     how cost grows with size
 
