@@ -165,11 +165,7 @@ impl Bench {
             watch.each(sample.len())
         };
         row("find, 1 thread", look());
-        let both = std::thread::scope(|scope| {
-            let (one, other) = (scope.spawn(look), scope.spawn(look));
-            [one, other].map(|thread| thread.join().expect("no panic"))
-        });
-        row("find, 2 threads, each", both.join("; "));
+        row("find, 2 threads, each", by_two(look));
         let hot = || {
             let watch = Watch::start();
             for _ in 0..sample.len() {
@@ -178,11 +174,7 @@ impl Bench {
             watch.each(sample.len())
         };
         row("find of one hot token, 1 thread", hot());
-        let both = std::thread::scope(|scope| {
-            let (one, other) = (scope.spawn(hot), scope.spawn(hot));
-            [one, other].map(|thread| thread.join().expect("no panic"))
-        });
-        row("find of one hot token, 2 threads, each", both.join("; "));
+        row("find of one hot token, 2 threads, each", by_two(hot));
     }
 
     fn pauses(&self, store: &Arc<TokenStore>) {
@@ -302,6 +294,15 @@ fn pauses(store: &TokenStore, sample: &[TokenDigest], is_over: &AtomicBool) -> P
     }
     pauses.fold();
     pauses
+}
+
+/// What each of two threads says that do the same at the same time.
+fn by_two(work: impl Fn() -> String + Sync) -> String {
+    let both = std::thread::scope(|scope| {
+        let (one, other) = (scope.spawn(&work), scope.spawn(&work));
+        [one, other].map(|thread| thread.join().expect("no panic"))
+    });
+    both.join("; ")
 }
 
 fn row(what: &str, figure: impl std::fmt::Display) {

@@ -1,7 +1,7 @@
 //! Instructions per request, and per token at a start, of the gate's own process, as
-//! callgrind counts them: the same on a busy machine as on a quiet one. Client and Webapp run in this process, so
-//! they are not in the figure, and they pause before each message, so that the gate has
-//! always gone to sleep and each request takes the same way through it.
+//! callgrind counts them: the same on a busy machine as on a quiet one. Client and Webapp
+//! run in this process, so they are not in the figure, and they pause before each message,
+//! so that the gate has always gone to sleep and each request takes the same way through it.
 
 mod profile;
 mod start;
@@ -15,6 +15,8 @@ use crate::support::gate::{ADMIN, Gate, PASSWORD, Setup};
 use crate::support::streams;
 use crate::support::webapp;
 use crate::support::wire::{Wire, request, trusting};
+
+use Figure::{Request, Start};
 
 /// Requests whose cost is the difference between two runs: start and end cancel out.
 const REQUESTS: usize = 300;
@@ -72,61 +74,50 @@ enum Figure {
 /// Compared with the record by default. Those without TLS are free of the cipher's
 /// cost, which depends on the processor.
 const GUARDED: &[Figure] = &[
-    Figure::Request(case("h1", Over::Plain, GET, 0)),
-    Figure::Request(DENY),
-    Figure::Request(case("h2_tls", Over::Http2, GET, 0)),
-    Figure::Start,
+    Request(case("h1", Over::Plain, GET, 0)),
+    Request(DENY),
+    Request(case("h2_tls", Over::Http2, GET, 0)),
+    Start,
 ];
+
+const POST: (&str, &str) = ("POST", "/v1/messages");
+const GET_MEDIA: (&str, &str) = ("GET", "/v1/media/1");
+const POST_MEDIA: (&str, &str) = ("POST", "/v1/media");
 
 /// Counted when named.
 const MORE: &[Figure] = &[
-    Figure::Request(case("post1k", Over::Plain, ("POST", "/v1/messages"), 1024)),
-    Figure::Request(case("h1_tls", Over::Tls, GET, 0)),
-    Figure::Request(case("get64k_tls", Over::Tls, ("GET", "/v1/media/1"), 0)),
-    Figure::Request(case(
-        "post1k_tls",
-        Over::Tls,
-        ("POST", "/v1/messages"),
-        1024,
-    )),
-    Figure::Request(case(
-        "post64k_tls",
-        Over::Tls,
-        ("POST", "/v1/media"),
-        65_536,
-    )),
-    Figure::Request(Case {
+    Request(case("post1k", Over::Plain, POST, 1024)),
+    Request(case("h1_tls", Over::Tls, GET, 0)),
+    Request(case("get64k_tls", Over::Tls, GET_MEDIA, 0)),
+    Request(case("post1k_tls", Over::Tls, POST, 1024)),
+    Request(case("post64k_tls", Over::Tls, POST_MEDIA, 65_536)),
+    Request(Case {
         is_known: false,
         ..case("deny_tls", Over::Tls, GET, 0)
     }),
-    Figure::Request(case(
-        "h2_get64k_tls",
-        Over::Http2,
-        ("GET", "/v1/media/1"),
-        0,
-    )),
+    Request(case("h2_get64k_tls", Over::Http2, GET_MEDIA, 0)),
 ];
 
 impl Figure {
     fn name(&self) -> &'static str {
         match self {
-            Self::Request(case) => case.name,
-            Self::Start => start::NAME,
+            Request(case) => case.name,
+            Start => start::NAME,
         }
     }
 
     /// What it is counted for.
     fn unit(&self) -> &'static str {
         match self {
-            Self::Request(_) => "request",
-            Self::Start => "token",
+            Request(_) => "request",
+            Start => "token",
         }
     }
 
     fn count(&self, counter: &Counter) -> u64 {
         match self {
-            Self::Request(case) => counter.per_request(case),
-            Self::Start => start::per_token(counter),
+            Request(case) => counter.per_request(case),
+            Start => start::per_token(counter),
         }
     }
 }
