@@ -59,8 +59,20 @@ lints() {
 dependencies() {
     tool cargo-deny 0.20.2
     tool cargo-shear 1.14.0
+    # Offline, cargo-deny reads the crates of all targets; a build fetches only those of its own.
+    cargo fetch --locked --quiet
     cargo-deny --offline --log-level error check licenses bans sources
     cargo-shear
+}
+
+# The part above on a machine that has fetched nothing yet.
+fresh() {
+    local home
+    home=$(mktemp -d)
+    # shellcheck disable=SC2064 # the folder of this call
+    trap "rm -rf '$home'" EXIT
+    CARGO_HOME="$home" tests/run.sh dependencies
+    rm -rf "$home"
 }
 
 tests() {
@@ -104,7 +116,7 @@ configurations() {
     done
 }
 
-[ "$#" -gt 0 ] || set -- format lints dependencies tests instructions documentation configurations
+[ "$#" -gt 0 ] || set -- format lints dependencies fresh tests instructions documentation configurations
 packages
 for part in "$@"; do
     say "$part"
