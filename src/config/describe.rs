@@ -1,13 +1,10 @@
 //! The effective configuration in words, for `check` and the log. Secrets by their place only.
 
 use std::fmt::{self, Write as _};
-use std::time::Duration;
 
-use super::{
-    Access, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Quota, Route,
-};
-use super::{Store, StorePlace, Target, Trust, UnknownTokens, Upstream, Users, UsersCall};
-use crate::webapp::Role;
+use super::display::{Span, listed};
+use super::{Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Route};
+use super::{Store, StorePlace, Trust, UnknownTokens, Upstream, Users};
 
 impl Config {
     /// The effective configuration and the routes in match order, as understood.
@@ -185,6 +182,9 @@ fn describe_upstream(page: &mut Page, upstream: &Upstream) {
     if let Some(key) = &upstream.api_key {
         page.row("", format!("API key in {key} for the monitoring nodes"));
     }
+    if let Some(path) = &upstream.probe {
+        page.row("", format!("tokens are tried at {path}"));
+    }
 }
 
 fn describe_users(page: &mut Page, users: &Users) {
@@ -325,73 +325,4 @@ fn bytes(number: u64) -> String {
         .find(fits)
         .unwrap_or((1, "B"));
     format!("{}{unit}", number / size)
-}
-
-fn listed<T: fmt::Display>(items: &[T]) -> String {
-    let texts: Vec<_> = items.iter().map(T::to_string).collect();
-    texts.join(", ")
-}
-
-impl fmt::Display for Access {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Open => "open",
-            Self::Token => "token",
-            Self::Role(Role::User) => "user",
-            Self::Role(Role::Admin) => "admin",
-            Self::ApiKey => "api_key",
-        })
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Upstream => "upstream",
-            Self::Closed => "closed",
-            Self::UsersNode(UsersCall::Login) => "users.login",
-            Self::UsersNode(UsersCall::Logout) => "users.logout",
-            Self::UsersNode(UsersCall::Create) => "users.create",
-            Self::UsersNode(UsersCall::Show) => "users.show",
-            Self::UsersNode(UsersCall::Change) => "users.change",
-            Self::UsersNode(UsersCall::Delete) => "users.delete",
-        })
-    }
-}
-
-impl fmt::Display for Quota {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = match self.per.as_secs() {
-            60 => "m",
-            3_600 => "h",
-            86_400 => "d",
-            _ => "s",
-        };
-        write!(f, "{}/{unit} burst {}", self.requests, self.burst)
-    }
-}
-
-impl fmt::Display for super::Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-/// A time as the file would have it.
-struct Span(Duration);
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.0.as_millis();
-        let (size, unit) = [
-            (86_400_000, "d"),
-            (3_600_000, "h"),
-            (60_000, "m"),
-            (1_000, "s"),
-        ]
-        .into_iter()
-        .find(|(size, _)| millis > 0 && millis.is_multiple_of(*size))
-        .unwrap_or((1, "ms"));
-        write!(f, "{}{unit}", millis / size)
-    }
 }

@@ -97,6 +97,7 @@ impl Config {
         };
         note("timeouts", waits(old) != waits(new));
         note("replay_limit", old.replay_limit != new.replay_limit);
+        note("probe", old.probe != new.probe);
         if found.0.len() == before {
             found.note("upstream", old != new, true);
         }

@@ -4,6 +4,7 @@
 
 mod describe;
 mod difference;
+mod display;
 mod file;
 mod pattern;
 mod problem;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use http::uri::PathAndQuery;
 
 use crate::secret::SecretSource;
 use crate::webapp::Role;
@@ -119,6 +121,8 @@ pub struct Upstream {
     pub body_idle_timeout: Duration,
     /// Bytes of a request body kept so that it can be sent again after a 401.
     pub replay_limit: usize,
+    /// Path of a GET that answers 401 to a token that is not good; None: there is none.
+    pub probe: Option<PathAndQuery>,
 }
 
 /// `https://host:port`, nothing after it.

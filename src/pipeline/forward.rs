@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -15,7 +16,7 @@ use tracing::warn;
 
 use super::answer_body::Body;
 use super::headers;
-use super::inject::{Carried, Inbound, health, inject};
+use super::inject::{Carried, Inbound, inject, probe};
 use super::pace::Pace;
 use super::record::Record;
 use super::reject::Rejection;
@@ -124,9 +125,11 @@ impl Way<'_> {
         carried: &Carried,
         error: Box<dyn Error + Send + Sync>,
     ) -> Result<(), Rejection> {
-        let answer = match carried {
-            Carried::Session(_) => ask(self.connections, carried, self.patience()).await,
-            Carried::ApiKey(_) | Carried::Client(_) | Carried::Nothing => None,
+        let answer = match (carried, &self.settings.probe) {
+            (Carried::Session(_), Some(path)) => {
+                ask(self.connections, path, carried, self.patience()).await
+            }
+            _ => None,
         };
         match answer {
             Some(StatusCode::UNAUTHORIZED) => Ok(()),
@@ -264,13 +267,14 @@ impl Way<'_> {
     }
 }
 
-/// The status of the health node for `carried`.
+/// What the upstream says to `carried` at its probe.
 pub(super) async fn ask(
     connections: &Connections<RequestBody>,
+    path: &PathAndQuery,
     carried: &Carried,
     patience: Patience,
 ) -> Option<StatusCode> {
-    let outbound = health(carried).into_request();
+    let outbound = probe(path, carried).into_request();
     let answer = connections.send(outbound, patience).await.ok()?;
     Some(answer.status())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Uri};
 
 use super::headers::{self, Said};
@@ -112,10 +113,10 @@ pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried
     Outbound(outbound)
 }
 
-/// A question of our own about `carried`: cheap for the Webapp, and every user may ask it.
-pub(super) fn health(carried: &Carried) -> Outbound {
+/// A question of our own about `carried`.
+pub(super) fn probe(path: &PathAndQuery, carried: &Carried) -> Outbound {
     let mut outbound = Request::new(RequestBody::empty());
-    *outbound.uri_mut() = Uri::from_static("/v1/health");
+    *outbound.uri_mut() = Uri::from(path.clone());
     carry(outbound.headers_mut(), carried);
     Outbound(outbound)
 }

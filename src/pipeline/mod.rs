@@ -292,9 +292,10 @@ impl Pipeline {
 
 /// Puts a client's token to the Webapp; None when it could not say.
 async fn probe(here: &Here, token: &Secret, first_byte: Duration) -> Option<StatusCode> {
+    let path = here.live.config.upstream.probe.as_ref()?;
     let _turn = here.live.upstream.turn().await.ok()?;
     let patience = Patience::within(first_byte);
-    forward::ask(&here.connections, &Carried::bearer(token), patience).await
+    forward::ask(&here.connections, path, &Carried::bearer(token), patience).await
 }
 
 #[cfg(test)]

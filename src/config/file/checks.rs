@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::report::Report;
-use crate::config::{Access, Config, Directory, Login, Target, UsersCall};
+use crate::config::{Access, Config, Directory, Login, Target, UnknownTokens, UsersCall};
 
 /// The token life of the Webapp itself (protocol sheet, section 5.1).
 const WEBAPP_TOKEN_LIFE: Duration = Duration::from_secs(7 * 86_400);
@@ -12,6 +12,7 @@ const WEBAPP_TOKEN_LIFE: Duration = Duration::from_secs(7 * 86_400);
 pub(super) fn whole(report: &Report<'_>, config: &Config) {
     addresses(report, config);
     credentials(report, config);
+    probe(report, config);
     if let Some(login) = &config.upstream.login {
         renewal(report, config, login);
     }
@@ -63,6 +64,18 @@ fn credentials(report: &Report<'_>, config: &Config) {
             reason,
             "add login = { username, password }, or api_key",
         );
+    }
+}
+
+/// Without a probe there is nothing to ask about a token.
+fn probe(report: &Report<'_>, config: &Config) {
+    let users = &config.users;
+    let is_asking = users.unknown_tokens == UnknownTokens::Ask;
+    if is_asking && users.directory == Directory::Webapp && config.upstream.probe.is_none() {
+        let reason = "\"ask\" needs a path that the upstream opens to good tokens only";
+        let key = format!("upstream.{}.probe", config.upstream.name);
+        let suggestion = format!("set {key} to such a path, or unknown_tokens = \"reject\"");
+        report.complain("users.unknown_tokens", reason, &suggestion);
     }
 }
 

@@ -113,7 +113,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
         .map(|table| small::emulator(&table));
     let listeners = listener::listeners(root);
     let operator = small::operator(root);
-    let upstream: Option<Upstream> = upstream::upstream(root);
+    let upstream: Option<Upstream> = upstream::upstream(root, profile);
     let users = users::users(root);
     let api_keys = users::api_keys(root);
     let routes = routes::routes(root, profile, users.directory);

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::uri::PathAndQuery;
 
+use super::Profile;
 use super::places::{public_file, secret, secret_that};
 use super::section::{Section, Value};
 use super::units::parse_hex;
@@ -15,7 +17,7 @@ use super::value::{flag, is_name, number, share, size, some, span, span_or_none}
 use crate::config::{BaseAddress, Login, Trust, Upstream};
 use crate::webapp::API_KEY_LENGTH;
 
-pub(super) fn upstream(root: &Section<'_>) -> Option<Upstream> {
+pub(super) fn upstream(root: &Section<'_>, profile: Profile) -> Option<Upstream> {
     let Some(all) = root.section("upstream") else {
         root.missing("upstream", "[upstream.main] with a url");
         return None;
@@ -25,17 +27,17 @@ pub(super) fn upstream(root: &Section<'_>) -> Option<Upstream> {
         let reason = format!("is a second upstream, beside \"{}\"", tables[0].0);
         let suggestion = "one gate serves one upstream for now: start another gate for it";
         table.complain("", &reason, suggestion);
-        let _ = one(name, table);
+        let _ = one(name, table, profile);
     }
     let Some((name, table)) = tables.first() else {
         let example = "[upstream.main] with a url";
         all.complain("", "names no upstream", &format!("add {example}"));
         return None;
     };
-    one(name, table)
+    one(name, table, profile)
 }
 
-fn one(name: &str, table: &Section<'_>) -> Option<Upstream> {
+fn one(name: &str, table: &Section<'_>, profile: Profile) -> Option<Upstream> {
     if !is_name(name) {
         table.complain(
             "",
@@ -68,6 +70,9 @@ fn one(name: &str, table: &Section<'_>) -> Option<Upstream> {
         first_byte_timeout: table.or("first_byte_timeout", span, Duration::from_secs(30)),
         body_idle_timeout: table.or("body_idle_timeout", span, Duration::from_secs(30)),
         replay_limit: usize::try_from(replay_limit).unwrap_or(usize::MAX),
+        probe: table
+            .read("probe", probe)
+            .unwrap_or_else(|| shipped_probe(profile)),
         base: base?,
     };
     if !upstream.base.tls && (upstream.server_name.is_some() || table.has("ca")) {
@@ -159,6 +164,29 @@ fn pin(value: &Value<'_>) -> Option<[u8; 32]> {
         value.complain("must be the SHA-256 of a public key", suggestion);
     }
     pin
+}
+
+/// What the profile knows to ask about a token.
+fn shipped_probe(profile: Profile) -> Option<PathAndQuery> {
+    match profile {
+        Profile::Whatsapp => Some(PathAndQuery::from_static("/v1/health")),
+        Profile::None => None,
+    }
+}
+
+/// A path, or "none"; so the result is None only for a value that is wrong.
+fn probe(value: &Value<'_>) -> Option<Option<PathAndQuery>> {
+    let text = text(value)?;
+    if text == "none" {
+        return Some(None);
+    }
+    let is_plain = text.starts_with('/') && !text.contains('#');
+    let path = text.parse().ok().filter(|_| is_plain);
+    if path.is_none() {
+        let suggestion = "such as \"/v1/health\", or \"none\"";
+        value.complain("must be the path of a GET", suggestion);
+    }
+    path.map(Some)
 }
 
 fn server_name(value: &Value<'_>) -> Option<String> {

@@ -110,6 +110,7 @@ impl Surroundings {
             first_byte_timeout: Duration::from_secs(5),
             body_idle_timeout: Duration::from_secs(5),
             replay_limit: 65_536,
+            probe: None,
         };
         Self {
             folder,
