@@ -10,6 +10,7 @@ mod kept;
 mod operator;
 mod program;
 mod reload;
+mod upstream_change;
 mod worker;
 
 use std::net::SocketAddr;
@@ -34,8 +35,9 @@ use crate::identity::{FirstAdmin, Keys};
 use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared};
-use crate::upstream::Upstream;
+use crate::upstream::UpstreamOpening;
 use kept::Kept;
+use upstream_change::PendingUpstream;
 use worker::Gate;
 
 /// How the outside steers a running program.
@@ -84,6 +86,7 @@ struct Parts {
     control: Stop,
     tasks: Tasks,
     kept: Kept,
+    pending: PendingUpstream,
 }
 
 /// Where a running program listens.
@@ -144,7 +147,8 @@ async fn build(
             return Err(error);
         }
     };
-    let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, kept.lease_keeper());
+    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
+    let upstream = upstream.keeping(kept.lease_keeper()).open();
     let upstream = upstream.map_err(Error::Upstream)?;
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(&metrics));
     let live = Live {
@@ -172,6 +176,7 @@ async fn build(
         control: control.clone(),
         tasks,
         kept,
+        pending: PendingUpstream::default(),
     };
     desk.open(parts.for_operator());
     Ok(Bound {
@@ -270,6 +275,7 @@ impl Parts {
                 tasks: self.tasks.clone(),
                 control: self.control.clone(),
                 on_reload,
+                pending: self.pending.clone(),
             };
             reload.start(file, Arc::clone(&self.config), Arc::clone(&steering.hup));
         }

@@ -66,11 +66,14 @@ impl Parts {
     /// What is wrong and does not keep the next request from succeeding.
     fn notes(&self) -> Arc<dyn Fn() -> Option<String> + Send + Sync> {
         let tokens = Arc::clone(&self.shared.tokens);
+        let pending = self.pending.clone();
         Arc::new(move || {
-            let trouble = tokens.trouble()?;
-            Some(format!(
-                "store: {trouble}; logins, logouts and changes are refused"
-            ))
+            let store = tokens.trouble();
+            let store = store.map(|trouble| {
+                format!("store: {trouble}; logins, logouts and changes are refused")
+            });
+            let notes: Vec<String> = store.into_iter().chain(pending.note()).collect();
+            (!notes.is_empty()).then(|| notes.join("\n"))
         })
     }
 }

@@ -3,20 +3,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Notify;
-use tracing::warn;
 
+use super::upstream_change::{PendingUpstream, UpstreamChange};
 use super::worker::Gate;
 use super::{Applied, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::{Stop, Tasks};
 use crate::pipeline::{Limiter, Live, RouteTable, Shared};
-use crate::upstream::{LeaseKeeper, Upstream};
-
-/// A new upstream may take this long to log in before requests are sent its way anyway.
-const FIRST_LOGIN: Duration = Duration::from_secs(10);
+use crate::upstream::{LeaseKeeper, Upstream, UpstreamOpening};
 
 /// What a reload may touch.
 #[derive(Debug)]
@@ -27,6 +23,7 @@ pub(super) struct Reload {
     pub(super) tasks: Tasks,
     pub(super) control: Stop,
     pub(super) on_reload: Option<Applied>,
+    pub(super) pending: PendingUpstream,
 }
 
 impl Reload {
@@ -36,6 +33,7 @@ impl Reload {
         let watcher = config::Watcher::new(file, Arc::clone(&self.shared.metrics), requests);
         let (tasks, stop) = (self.tasks.clone(), self.control.clone());
         let reload = Arc::new(self);
+        let asked = Arc::clone(&reload);
         let watch = watcher.run(config, stop.clone(), move |config: Arc<Config>| {
             let reload = Arc::clone(&reload);
             async move { reload.apply(config).await }
@@ -45,17 +43,29 @@ impl Reload {
             loop {
                 tokio::select! {
                     () = stop.draining() => return,
-                    () = hup.notified() => reloader.ask(),
+                    () = hup.notified() => {
+                        reloader.ask();
+                        asked.nudge();
+                    }
                 }
             }
         });
+    }
+
+    /// SIGHUP: what waits for a human is tried again, whether or not the file has changed.
+    fn nudge(&self) {
+        self.pending.nudge();
+        if let Some(session) = self.shared.live.load().upstream.session() {
+            session.nudge();
+        }
     }
 
     async fn apply(&self, config: Arc<Config>) -> Result<(), Error> {
         let old = self.shared.live.load_full();
         // Everything that can fail comes before the first thing that changes.
         self.check_listeners(&config)?;
-        let upstream = self.upstream(&old, &config).await?;
+        let open = || self.open_upstream(&old, &config);
+        let change = self.pending.change(&old, &config.upstream, open).await?;
         self.apply_listeners(&config)?;
         self.shared.tokens.reload(&config.users);
         let limiter = Limiter::new(
@@ -63,45 +73,59 @@ impl Reload {
             Some(&old.limiter),
             Arc::clone(&self.shared.metrics),
         );
+        let swap = self.pending.lock_live();
+        // A changed upstream may have taken over while this one was being built.
+        let old = self.shared.live.load_full();
+        let (upstream, config) = match &change {
+            UpstreamChange::Ready(upstream) => (upstream, config),
+            UpstreamChange::Same => (&old.upstream, config),
+            UpstreamChange::Later(_) => (&old.upstream, with_upstream_of(&old, &config)),
+        };
         let live = Live {
             routes: RouteTable::new(&config.routes),
             keys: old.keys.reload(&config.api_keys),
             ring: Arc::clone(&old.ring),
             limiter: Arc::new(limiter),
-            upstream: Arc::clone(&upstream),
+            upstream: Arc::clone(upstream),
             config,
         };
         if let Some(then) = &self.on_reload {
             then.0(&live.config);
         }
+        upstream.take_over();
+        if let Some(session) = upstream.session() {
+            session.nudge();
+        }
         self.shared.live.store(Arc::new(live));
-        if !Arc::ptr_eq(&old.upstream, &upstream) {
-            old.upstream.retire().await;
+        drop(swap);
+        match change {
+            UpstreamChange::Same => {}
+            UpstreamChange::Ready(upstream) => old.upstream.retire(&upstream).await,
+            UpstreamChange::Later(upstream) => self.take_over_later(upstream),
         }
         Ok(())
     }
 
-    /// The old upstream if nothing about it changed; otherwise a new one that has
-    /// already logged in, so that no request has to wait for it.
-    async fn upstream(&self, old: &Live, config: &Config) -> Result<Arc<Upstream>, Error> {
-        if old.config.upstream == config.upstream {
-            return Ok(Arc::clone(&old.upstream));
-        }
-        let metrics = &self.shared.metrics;
-        let life = (&self.tasks, &self.control);
-        let keeper = self.lease_keeper.clone().map(LeaseKeeper::without_the_kept);
-        let upstream = Upstream::open_keeping(&config.upstream, life, metrics, keeper);
-        let upstream = upstream.map_err(Error::Upstream)?;
-        if let Some(session) = upstream.session() {
-            let first = tokio::time::timeout(FIRST_LOGIN, session.lease()).await;
-            if !matches!(first, Ok(Ok(_))) {
-                warn!(
-                    "the changed upstream has not let us log in yet: {}",
-                    session.status()
-                );
+    fn take_over_later(&self, upstream: Arc<Upstream>) {
+        let (pending, shared) = (self.pending.clone(), Arc::clone(&self.shared));
+        let later = pending.take_over_later(shared, upstream);
+        let stop = self.control.clone();
+        self.tasks.spawn("upstream change", async move {
+            tokio::select! {
+                () = stop.draining() => {}
+                () = later => {}
             }
-        }
-        Ok(upstream)
+        });
+    }
+
+    fn open_upstream(&self, old: &Live, config: &Config) -> Result<Arc<Upstream>, Error> {
+        let metrics = &self.shared.metrics;
+        let keeper = self.lease_keeper.clone().map(LeaseKeeper::without_the_kept);
+        UpstreamOpening::new(&config.upstream, &self.tasks, &self.control, metrics)
+            .keeping(keeper)
+            .after(&old.upstream)
+            .open()
+            .map_err(Error::Upstream)
     }
 
     /// Each gate with its new settings. A changed address is a new listener, which
@@ -142,4 +166,12 @@ impl Reload {
         }
         Ok(())
     }
+}
+
+/// The new configuration with the upstream that stays in use for now.
+fn with_upstream_of(live: &Live, config: &Config) -> Arc<Config> {
+    Arc::new(Config {
+        upstream: live.config.upstream.clone(),
+        ..config.clone()
+    })
 }

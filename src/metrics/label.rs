@@ -50,6 +50,7 @@ label!(
         Ok = "ok", WrongPassword = "wrong_password", PasswordChange = "password_change",
         Unreachable = "unreachable", Timeout = "timeout", Unusable = "unusable",
         Refused = "refused", Superseded = "superseded", Secret = "secret",
+        NotAccepted = "not_accepted",
     }
 );
 label!(

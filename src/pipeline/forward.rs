@@ -1,6 +1,5 @@
 //! Stage 5: send, at most one repeat after a refused lease, deadlines.
 
-use std::error::Error;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,13 +11,13 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
 
 use super::answer_body::Body;
 use super::headers;
-use super::inject::{Carried, Inbound, inject, probe};
+use super::inject::{Carried, CredentialSource, Inbound, inject, probe};
 use super::pace::Pace;
 use super::record::Record;
+use super::refused::Judged;
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, RequestBody};
 use super::scrub::scrub;
@@ -26,7 +25,7 @@ use super::streaming::{Flows, Streaming};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
 use crate::upstream::{
-    AnswerBody, Connections, Lease, NoLease, Patience, SendError, SendErrorKind, Turn, Upstream,
+    AnswerBody, Connections, Patience, SendError, SendErrorKind, Turn, Upstream,
 };
 
 /// Answers up to this length are read whole before they go down: their upstream
@@ -47,129 +46,44 @@ pub(super) struct Way<'a> {
     pub deadline: Instant,
 }
 
-type Answer = Response<AnswerBody>;
+pub(super) type Answer = Response<AnswerBody>;
 
 impl Way<'_> {
-    /// Sends a request with `carried` and gives back what the client gets to see.
+    /// Sends a request and gives back what the client gets to see.
     pub(super) async fn forward(
         &self,
         request: &Inbound<'_>,
         body: RequestBody,
-        carried: Carried,
+        source: CredentialSource,
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
-        let turn = self.turn().await?;
-        let (answer, carried) = match self.send(request, body, &carried, record).await {
-            Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => (answer, carried),
-            outcome => Box::pin(self.refused(request, outcome, carried, record)).await?,
+        let (turn, carried) = self.admit(request, source, None).await?;
+        let judged = match self.send(request, body, &carried, record).await {
+            Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => {
+                self.note_accepted(request, &carried, answer.status());
+                Judged {
+                    answer,
+                    carried,
+                    turn,
+                }
+            }
+            outcome => Box::pin(self.judge(request, outcome, carried, turn, record)).await?,
         };
-        record.answered_upstream(answer.status());
-        self.hand_down(answer, &carried, turn).await
+        record.answered_upstream(judged.answer.status());
+        self.hand_down(judged.answer, &judged.carried, judged.turn)
+            .await
     }
 
-    async fn turn(&self) -> Result<Turn, Rejection> {
+    pub(super) async fn turn(&self) -> Result<Turn, Rejection> {
         self.upstream
             .turn()
             .await
             .map_err(|_| Rejection::Overloaded)
     }
 
-    /// What follows when the first exchange brought no answer, or a 401: a second
-    /// exchange, if that was about our lease.
-    async fn refused(
-        &self,
-        request: &Inbound<'_>,
-        outcome: Result<Answer, Rejection>,
-        carried: Carried,
-        record: &mut Record,
-    ) -> Result<(Answer, Carried), Rejection> {
-        let answer = match outcome {
-            Err(Rejection::BrokeOff(error)) => {
-                self.confirm_refusal(&carried, error).await?;
-                None
-            }
-            refused => Some(refused?),
-        };
-        // The upstream refused our lease, not the client: a 401 must not reach the client,
-        // who would take it for its own token. Repeat only what can be sent twice.
-        let lease = match &carried {
-            // The client's own credential: the verdict is meant for the client.
-            Carried::Client(_) | Carried::Nothing => {
-                let answer = answer.ok_or(Rejection::BadAnswer("no answer"))?;
-                return Ok((answer, carried));
-            }
-            Carried::Session(lease) => {
-                drop(answer);
-                self.replacement(lease).await?
-            }
-            Carried::ApiKey(_) => {
-                warn!("upstream refused the API key; using the session's token instead");
-                self.session_lease().await?
-            }
-        };
-        let carried = Carried::Session(lease);
-        let body = request.body().again().ok_or(Rejection::RetryLater)?;
-        record.repeated();
-        self.metrics.upstream_repeats.add(Repeat::Refused);
-        match self.send(request, body, &carried, record).await? {
-            answer if answer.status() == StatusCode::UNAUTHORIZED => Err(Rejection::UpstreamLogin),
-            answer => Ok((answer, carried)),
-        }
-    }
-
-    /// An upstream that refuses a request before it has read the body may close at once,
-    /// and the reset then destroys its 401. Asks with something small whether it was that;
-    /// fails with the error as it was if not.
-    async fn confirm_refusal(
-        &self,
-        carried: &Carried,
-        error: Box<dyn Error + Send + Sync>,
-    ) -> Result<(), Rejection> {
-        let answer = match (carried, &self.settings.probe) {
-            (Carried::Session(_), Some(path)) => {
-                ask(self.connections, path, carried, self.patience()).await
-            }
-            _ => None,
-        };
-        match answer {
-            Some(StatusCode::UNAUTHORIZED) => Ok(()),
-            _ => Err(Rejection::BrokeOff(error)),
-        }
-    }
-
-    /// The lease that the session has now.
-    pub(super) async fn session_lease(&self) -> Result<Arc<Lease>, Rejection> {
-        let session = self
-            .upstream
-            .session()
-            .ok_or(Rejection::Internal("no login is configured"))?;
-        if let Some(lease) = session.usable() {
-            return Ok(lease);
-        }
-        Box::pin(self.within_deadline(session.lease())).await
-    }
-
-    async fn replacement(&self, refused: &Lease) -> Result<Arc<Lease>, Rejection> {
-        let session = self
-            .upstream
-            .session()
-            .ok_or(Rejection::Internal("no login is configured"))?;
-        self.within_deadline(session.replace(refused)).await
-    }
-
-    async fn within_deadline(
-        &self,
-        lease: impl Future<Output = Result<Arc<Lease>, NoLease>>,
-    ) -> Result<Arc<Lease>, Rejection> {
-        match timeout_at(self.deadline, lease).await {
-            Ok(lease) => lease.map_err(Rejection::NoLease),
-            Err(_) => Err(Rejection::UpstreamTimeout),
-        }
-    }
-
     /// One try, and one more on a fresh connection when a kept-alive one turned out
     /// dead and the request is safe to repeat.
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: &Inbound<'_>,
         body: RequestBody,
@@ -207,7 +121,7 @@ impl Way<'_> {
             .map_err(|error| refusal(request, error))
     }
 
-    fn patience(&self) -> Patience {
+    pub(super) fn patience(&self) -> Patience {
         let settings = self.settings.first_byte_timeout;
         Patience {
             first_byte: self.route.first_byte_timeout.unwrap_or(settings),

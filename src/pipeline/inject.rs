@@ -12,7 +12,7 @@ use super::headers::{self, Said};
 use super::request_body::{BodyHandle, RequestBody};
 use crate::metrics::Injected;
 use crate::secret::{Needle, Secret};
-use crate::upstream::Lease;
+use crate::upstream::{Lease, PathKey, Session};
 
 /// What goes up in place of the client's credential.
 #[derive(Clone, Debug)]
@@ -27,7 +27,20 @@ pub(super) enum Carried {
     Nothing,
 }
 
+/// Where that comes from.
+#[derive(Debug)]
+pub(super) enum CredentialSource {
+    Ready(Carried),
+    /// The lease that the session has when the request's turn has come.
+    Session,
+}
+
 impl Carried {
+    /// One of the gate's own credentials, of which the client knows nothing.
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self, Self::Session(_) | Self::ApiKey(_))
+    }
+
     /// The client's own bearer. A token that has been found in the store is legal in a header.
     pub(super) fn bearer(token: &Secret) -> Self {
         let text = zeroize::Zeroizing::new(format!("Bearer {}", token.expose()));
@@ -73,6 +86,11 @@ impl<'a> Inbound<'a> {
 
     pub(super) fn body(&self) -> &BodyHandle {
         &self.body
+    }
+
+    /// Method and path, as the session knows them.
+    pub(super) fn path_key(&self, session: &Session) -> PathKey {
+        session.path_key(&self.head.method, self.head.uri.path())
     }
 
     /// Whether sending it twice does the same as sending it once (RFC 9110, 9.2.2).

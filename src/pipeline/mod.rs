@@ -17,6 +17,7 @@ mod path;
 mod peer;
 mod ready;
 mod record;
+mod refused;
 mod reject;
 mod relay;
 mod request_body;
@@ -57,7 +58,7 @@ use authenticate::{Authenticated, authenticate};
 use forward::Way;
 use here::{Here, Newest};
 use inject::Carried;
-use ready::{Ready, carried};
+use ready::{Ready, credential_source};
 use record::Record;
 use relay::Relay;
 use unknown::Asked;
@@ -193,8 +194,8 @@ impl Pipeline {
         record.body(body.handle());
         let request = ready.inbound(head, &body, peer, record);
         let way = self.way(here, ready);
-        let carried = carried(&way, &ready.who).await?;
-        let answer = way.forward(&request, body, carried, record).await?;
+        let source = credential_source(&way, &ready.who);
+        let answer = way.forward(&request, body, source, record).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
             self.evict(&ready.who).await;
         }

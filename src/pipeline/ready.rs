@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::authenticate::Authenticated;
 use super::forward::Way;
 use super::headers::Ours;
-use super::inject::{Carried, Inbound};
+use super::inject::{Carried, CredentialSource, Inbound};
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::{BodyRules, RequestBody};
@@ -83,18 +83,18 @@ impl Ready<'_> {
     }
 }
 
-/// What this client's request carries up.
-pub(super) async fn carried(way: &Way<'_>, who: &Authenticated) -> Result<Carried, Rejection> {
+/// Where the credential comes from that this client's request carries up.
+pub(super) fn credential_source(way: &Way<'_>, who: &Authenticated) -> CredentialSource {
     if let Some(token) = &who.bearer {
-        return Ok(Carried::bearer(token));
+        return CredentialSource::Ready(Carried::bearer(token));
     }
     if matches!(who.client, Client::Open) {
-        return Ok(Carried::Nothing);
+        return CredentialSource::Ready(Carried::Nothing);
     }
     if way.route.monitoring
         && let Some(key) = way.upstream.api_key()
     {
-        return Ok(Carried::ApiKey(key));
+        return CredentialSource::Ready(Carried::ApiKey(key));
     }
-    way.session_lease().await.map(Carried::Session)
+    CredentialSource::Session
 }

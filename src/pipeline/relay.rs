@@ -13,7 +13,7 @@ use tracing::warn;
 use super::answer_body::Body;
 use super::authenticate::Authenticated;
 use super::forward::Way;
-use super::inject::{Carried, Inbound};
+use super::inject::{Carried, CredentialSource, Inbound};
 use super::limit::Limiter;
 use super::record::Record;
 use super::reject::Rejection;
@@ -54,10 +54,8 @@ impl Relay<'_> {
             .bearer
             .as_ref()
             .ok_or(Rejection::Unauthenticated("a token is needed"))?;
-        let answer = self
-            .way
-            .forward(request, body, Carried::bearer(bearer), record)
-            .await?;
+        let bearer = CredentialSource::Ready(Carried::bearer(bearer));
+        let answer = self.way.forward(request, body, bearer, record).await?;
         self.follow(call, who, answer.status()).await?;
         Ok(answer)
     }
@@ -121,10 +119,8 @@ impl Relay<'_> {
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();
         field.set_sensitive(true);
-        let answer = self
-            .way
-            .forward(request, body, Carried::Client(field), record)
-            .await?;
+        let basic = CredentialSource::Ready(Carried::Client(field));
+        let answer = self.way.forward(request, body, basic, record).await?;
         if !answer.status().is_success() {
             return Ok(answer);
         }

@@ -150,6 +150,12 @@ impl BodyHandle {
         self.source.is_some()
     }
 
+    /// Whether the whole body can be sent a second time, as far as its stated length tells.
+    pub(super) fn can_repeat(&self) -> bool {
+        let limit = self.look(|source| source.rules.replay_limit as u64);
+        limit.is_none_or(|limit| self.length.exact().is_some_and(|length| length <= limit))
+    }
+
     /// Bytes read from the client so far.
     pub fn total(&self) -> u64 {
         self.look(|source| source.total).unwrap_or(0)

@@ -11,11 +11,17 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::judgement::LoginCause;
 use super::keeper::Place;
-use super::login::Granted;
-use super::pace::renew_after;
+use super::lease::Lease;
+use super::pace::share_of_refusals;
+use super::proof::Obtained;
 use super::renewer::{Due, Renewer};
-use super::session::{Lease, Phase, Session, Why};
+use super::session::Session;
+use super::session_control::LeaseOrigin;
+use super::status::{Phase, Why};
+use super::sync::lock;
+use super::token_probe::ProbeWord;
 use crate::clock::Deadline;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
@@ -33,10 +39,14 @@ const SOON: Duration = Duration::from_millis(250);
 pub(super) struct Common {
     shared: Arc<SharedStore>,
     bell: Arc<Bell>,
-    /// When the lease in use is to be renewed.
+    /// When the newest lease is to be renewed.
     renew: Option<Deadline>,
-    /// The lease in use was had without the store.
-    is_alone: bool,
+    /// Refused here, and the store has not heard it yet.
+    refused: Option<u64>,
+    /// The newest lease of all gates, which was given up here.
+    rejected: Option<u64>,
+    /// The newest that was seen in the store.
+    seen: u64,
 }
 
 /// Hears of a new lease, and knows the last one.
@@ -110,7 +120,9 @@ impl Common {
             shared: Arc::clone(shared),
             bell,
             renew: None,
-            is_alone: false,
+            refused: None,
+            rejected: None,
+            seen: 0,
         })
     }
 
@@ -123,121 +135,141 @@ impl Common {
     }
 }
 
-impl Renewer {
-    pub(super) async fn run_in_common(mut self) {
-        let Some(mut common) = self.common.take() else {
-            return;
-        };
-        loop {
-            common.bell.has_rung.store(false, Ordering::Release);
-            let due = self.turn(&mut common).await;
-            // `has_come` listens to the bell.
-            self.common = Some(common);
-            let is_time = self.has_come(&due).await;
-            let Some(back) = self.common.take() else {
-                return;
-            };
-            common = back;
-            if !is_time {
-                return;
-            }
+impl Common {
+    /// The probe has found the lease of all gates dead.
+    pub(super) async fn refuse(&mut self, upstream: &str, number: u64) {
+        self.refused = Some(number);
+        self.tell_refused(upstream).await;
+    }
+
+    async fn tell_refused(&mut self, upstream: &str) {
+        if let Some(number) = self.refused
+            && self.shared.refuse_lease(upstream, number).await.is_ok()
+        {
+            self.refused = None;
         }
     }
 
+    /// The candidate that this gate has given up is not taken up again.
+    pub(super) fn reject_newest(&mut self) {
+        self.rejected = Some(self.seen);
+    }
+}
+
+impl Renewer {
     /// Looks at what there is in the store, and logs in for all if that is due.
-    async fn turn(&mut self, common: &mut Common) -> Due {
+    pub(super) async fn turn(&mut self, common: &mut Common, cause: LoginCause) -> Due {
+        common.bell.has_rung.store(false, Ordering::Release);
+        let before = self.session.newest().map(|lease| lease.generation);
         let Ok(known) = self.look(common).await else {
-            return self.without_store(common).await;
+            return self.without_store(common, cause).await;
         };
-        if self.session.is_ready()
-            && !common.is_due()
-            && let Some(renew) = common.renew
-        {
+        let is_served = match cause {
+            LoginCause::Renewal => self.session.is_ready() && !common.is_due(),
+            // Another gate's login has come in the meantime.
+            LoginCause::Refusal => self.session.newest().map(|lease| lease.generation) != before,
+        };
+        if is_served && let Some(renew) = common.renew {
             return Due::Renewal(renew);
         }
-        let pace = (
-            self.settings.min_login_interval,
-            self.settings.logins_per_hour,
-        );
+        let plan = self.plan();
+        let per_hour = match cause {
+            LoginCause::Renewal => plan.settings.logins_per_hour,
+            LoginCause::Refusal => share_of_refusals(plan.settings.logins_per_hour),
+        };
+        let pace = (plan.settings.min_login_interval, per_hour);
         match common.shared.login_turn(&self.upstream, known, pace).await {
-            Ok(LoginTurn::Ours(login)) => self.log_in_for_all(common, &login).await,
+            Ok(LoginTurn::Ours(login)) => self.log_in_for_all(common, &login, cause).await,
             Ok(LoginTurn::Newer) => at_once(),
             Ok(LoginTurn::Busy(left)) => {
                 self.phase.send_replace(Phase::LoggingIn);
                 Due::NotBefore(Deadline::after(left.min(SOON)))
             }
             Ok(LoginTurn::Wait(left)) => self.blocked(Why::Budget, left),
-            Err(_) => self.without_store(common).await,
+            Err(_) => self.without_store(common, cause).await,
         }
     }
 
     /// Says which lease was refused here, and takes up a newer one. Gives the newest
     /// generation there is.
-    async fn look(&self, common: &mut Common) -> Result<u64, crate::store::Unavailable> {
-        let current = self.session.lease.load_full();
-        if let Some(lease) = current.as_ref().filter(|_| !common.is_alone)
-            && self.session.fence.is_refused(lease.generation)
-        {
-            let shared = &common.shared;
-            shared
-                .refuse_lease(&self.upstream, lease.generation)
-                .await?;
-        }
+    async fn look(&mut self, common: &mut Common) -> Result<u64, crate::store::Unavailable> {
+        common.tell_refused(&self.upstream).await;
         let Some(at) = common.shared.lease(&self.upstream).await? else {
             return Ok(0);
         };
+        common.seen = at.generation;
         common.bell.remember(Latest {
             generation: at.generation,
             refused: at.refused,
             ends: Deadline::after(at.left),
             sealed: at.sealed.clone(),
         });
-        let ours = current.map_or(0, |lease| lease.generation);
-        let is_good = at.generation > at.refused && !at.left.is_zero();
-        if is_good && (at.generation != ours || common.is_alone) {
-            self.take_up_common(common, &at);
-        } else if at.refused >= ours && ours > 0 && !common.is_alone {
-            self.session.fence.refuse(ours);
+        let newest = self.session.newest();
+        let ours = newest.as_ref().and_then(|lease| lease.shared);
+        let is_rejected = common.rejected == Some(at.generation);
+        let is_good = at.generation > at.refused && !at.left.is_zero() && !is_rejected;
+        if is_good && ours != Some(at.generation) {
+            self.take_up_common(common, &at).await;
+        } else if let Some(lease) = newest
+            && ours.is_some_and(|ours| ours <= at.refused)
+        {
+            self.session.condemn(lease.generation);
         }
         Ok(at.generation)
     }
 
     /// Uses what another gate's login has brought.
-    fn take_up_common(&self, common: &mut Common, at: &LeaseAt) {
+    async fn take_up_common(&mut self, common: &mut Common, at: &LeaseAt) {
         let opened = self.place.as_ref().and_then(|place| place.open(&at.sealed));
         let Some((kept, _)) = opened else {
             return; // said there; the next login is ours
         };
-        let Ok(header) = self.call.description.inject.header(&kept.token) else {
+        let plan = self.plan();
+        let Ok(header) = plan.injection().header(&kept.token) else {
             return;
         };
         info!(upstream = %self.upstream, generation = at.generation, seconds = at.left.as_secs(),
             "using the login of all gates");
-        self.session.fence.adopt(at.generation);
-        let ends = Deadline::after(at.left);
-        self.publish(Lease::new(at.generation, ends, vec![header], kept.token));
-        let settings = &self.settings;
-        let renew = renew_after(kept.life, settings.renew_at, settings.renew_floor);
+        let headers = vec![header];
+        let word = match self.session.is_ready() {
+            true => plan.calls.probe(&headers).await,
+            false => ProbeWord::Unclear,
+        };
         let age = kept.life.saturating_sub(at.left);
-        common.renew = Some(Deadline::after(renew.saturating_sub(age)));
-        common.is_alone = false;
+        let age_millis = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let ends = Deadline::after(at.left);
+        let generation = self.session.next_generation();
+        let lease = Lease::new(generation, ends, headers, kept.token).known_as(at.generation);
+        let origin = LeaseOrigin {
+            began: self.session.now().saturating_sub(age_millis),
+            cause: LoginCause::Renewal,
+            is_proven: word == ProbeWord::Accepted,
+        };
+        self.offer(lease, origin);
+        if let Due::Renewal(renew) = self.renewal_due(kept.life, age) {
+            common.renew = Some(renew);
+        }
     }
 
-    async fn log_in_for_all(&mut self, common: &mut Common, login: &Login) -> Due {
-        let password = match self.settings.password.read() {
+    async fn log_in_for_all(
+        &mut self,
+        common: &mut Common,
+        login: &Login,
+        cause: LoginCause,
+    ) -> Due {
+        let plan = self.plan();
+        let password = match plan.settings.password.read() {
             Ok(password) => password,
             Err(source) => {
-                self.metrics.session_logins.add(LoginOutcome::Secret);
-                warn!(upstream = %self.upstream, error = %crate::causes::chain(&source),
-                    "cannot read the upstream password; trying again every second");
                 self.let_go(common, login, true).await;
-                return self.blocked_until_new_secret(Why::Secret, None);
+                return self.unreadable_password(&source);
             }
         };
-        self.budget.spend(tokio::time::Instant::now());
+        lock(&self.budget).spend(tokio::time::Instant::now());
         self.phase.send_replace(Phase::LoggingIn);
+        let began = self.session.now();
         let outcome = tokio::select! {
-            outcome = self.call.make(&password) => outcome,
+            outcome = self.obtain(&plan, &password) => outcome,
             () = common.shared.hold(&self.upstream, login) => {
                 self.metrics.session_logins.add(LoginOutcome::Superseded);
                 info!(upstream = %self.upstream, "the turn to log in was lost to another gate");
@@ -249,7 +281,14 @@ impl Renewer {
             }
         };
         match outcome {
-            Ok(granted) => self.publish_to_all(common, login, granted).await,
+            Ok(obtained) => {
+                let origin = LeaseOrigin {
+                    began,
+                    cause,
+                    is_proven: obtained.is_proven,
+                };
+                self.publish_to_all(common, login, obtained, origin).await
+            }
             Err(failure) => {
                 self.let_go(common, login, failure.is_unsent()).await;
                 self.failed(&failure, &password)
@@ -261,33 +300,30 @@ impl Renewer {
         &mut self,
         common: &mut Common,
         login: &Login,
-        granted: Granted,
+        obtained: Obtained,
+        origin: LeaseOrigin,
     ) -> Due {
+        let granted = obtained.granted;
         let ends = Deadline::after(granted.left);
-        self.session.minted(ends);
-        self.metrics
-            .session_clock_skew_seconds
-            .set(granted.skew_seconds);
         let Some(sealed) = self.sealed(&granted.token, ends) else {
             return self.blocked(Why::Unusable, LOOK_AGAIN);
         };
-        let single = self.settings.single_active_token;
+        let single = self.plan().settings.single_active_token;
         let lease = (granted.left, &sealed);
         let published = common
             .shared
             .publish(&self.upstream, login, single, lease)
             .await;
-        let generation = match published {
+        let number = match published {
             Ok(Published::Current(generation)) => {
-                self.session.fence.adopt(generation);
                 common.bell.remember(Latest {
                     generation,
                     refused: 0,
                     ends,
                     sealed,
                 });
-                common.is_alone = false;
-                generation
+                common.seen = generation;
+                Some(generation)
             }
             Ok(Published::Lost | Published::Superseded) => {
                 self.metrics.session_logins.add(LoginOutcome::Superseded);
@@ -297,16 +333,10 @@ impl Renewer {
             }
             Err(error) => {
                 warn!(upstream = %self.upstream, %error, "logged in, but cannot tell the other gates");
-                match self.session.fence.publish(self.session.fence.begin()) {
-                    Some(generation) => {
-                        common.is_alone = true;
-                        generation
-                    }
-                    None => return at_once(),
-                }
+                None
             }
         };
-        let due = self.take_up(granted, (generation, ends));
+        let due = self.adopt(granted, origin, number);
         if let Due::Renewal(renew) = due {
             common.renew = Some(renew);
         }
@@ -325,15 +355,12 @@ impl Renewer {
 
     /// The store is away: the lease in use serves as long as it is good, then this gate
     /// logs in for itself.
-    async fn without_store(&mut self, common: &mut Common) -> Due {
-        if self.session.is_ready() && !common.is_due() {
+    async fn without_store(&mut self, common: &mut Common, cause: LoginCause) -> Due {
+        let is_served = self.session.is_ready() && !common.is_due();
+        if is_served && cause == LoginCause::Renewal {
             return Due::NotBefore(Deadline::after(LOOK_AGAIN));
         }
-        let before = self.session.lease.load_full().map(|lease| lease.generation);
-        let due = self.attempt().await;
-        let now = self.session.lease.load_full().map(|lease| lease.generation);
-        common.is_alone |= now != before;
-        match due {
+        match self.attempt(cause).await {
             Due::Renewal(renew) => {
                 common.renew = Some(renew);
                 Due::NotBefore(Deadline::after(LOOK_AGAIN))

@@ -10,7 +10,6 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{BaseAddress, Login};
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
 use crate::store::{Change, Seal, SealedBytes, SealedLease, Store};
@@ -68,20 +67,12 @@ pub(super) struct Kept {
 }
 
 impl Place {
-    pub(super) fn new(
-        keeper: LeaseKeeper,
-        upstream: &Arc<str>,
-        base: &BaseAddress,
-        login: &Login,
-    ) -> Self {
-        let scheme = if base.tls { "https" } else { "http" };
+    /// `bound_to`: what the token belongs to; sealed for something else it does not open.
+    pub(super) fn new(keeper: LeaseKeeper, upstream: &Arc<str>, bound_to: String) -> Self {
         Self {
             keeper,
             upstream: Arc::clone(upstream),
-            bound_to: format!(
-                "lease\n{upstream}\n{scheme}://{}:{}\n{}",
-                base.host, base.port, login.username
-            ),
+            bound_to,
         }
     }
 
@@ -174,10 +165,7 @@ fn span(from: u64, to: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::secret::SecretSource;
     use crate::store::SealKey;
 
     const HOUR: u64 = 3_600_000;
@@ -186,22 +174,7 @@ mod tests {
         let key = Secret::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
         let seal = Seal::new(SealKey::parse(&key).unwrap(), None);
         let keeper = LeaseKeeper::new(Arc::new(Store::Memory), Arc::new(seal), found);
-        let base = BaseAddress {
-            tls: true,
-            host: host.to_owned(),
-            port: 443,
-        };
-        let login = Login {
-            username: username.to_owned(),
-            password: SecretSource::File(PathBuf::new()),
-            renew_at: 0.8,
-            renew_floor: Duration::ZERO,
-            min_login_interval: Duration::ZERO,
-            logins_per_hour: 1,
-            timeout: Duration::ZERO,
-            single_active_token: false,
-        };
-        Place::new(keeper, &"main".into(), &base, &login)
+        Place::new(keeper, &"main".into(), format!("{host}\n{username}"))
     }
 
     fn found(began: u64, ends: u64) -> Option<Kept> {

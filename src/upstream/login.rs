@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, DATE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, DATE, HOST, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::connect::{DialError, Dialer};
 use super::description::{Answer, Flaw, LoginDescription};
-use super::session::Why;
+use super::single_call::{self, CallError};
+use super::status::Why;
 use crate::clock::{self, Deadline};
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
@@ -24,7 +23,7 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 /// A longer `Retry-After` is honoured only this far: it may be a mistake, and
 /// nobody is there to correct it.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// Why a login brought no token.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +43,8 @@ pub(super) enum LoginError {
         status: StatusCode,
         retry_after: Option<Duration>,
     },
+    #[error("the upstream does not take the token that its login has just given")]
+    NotAccepted,
     #[error("the answer to the login is of no use")]
     Unusable(#[source] Flaw),
 }
@@ -56,6 +57,7 @@ impl LoginError {
             Self::WrongPassword => Why::WrongPassword,
             Self::PasswordChange => Why::PasswordChange,
             Self::Refused { status, .. } => Why::Refused(*status),
+            Self::NotAccepted => Why::NotAccepted,
             Self::Unusable(_) => Why::Unusable,
         }
     }
@@ -67,6 +69,7 @@ impl LoginError {
             Self::WrongPassword => LoginOutcome::WrongPassword,
             Self::PasswordChange => LoginOutcome::PasswordChange,
             Self::Refused { .. } => LoginOutcome::Refused,
+            Self::NotAccepted => LoginOutcome::NotAccepted,
             Self::Unusable(_) => LoginOutcome::Unusable,
         }
     }
@@ -94,8 +97,8 @@ pub(super) struct Granted {
     pub(super) skew_seconds: i64,
 }
 
-/// When the question went out, on both clocks: the host may be suspended before the
-/// answer is read.
+/// When the login began, on both clocks: the host may be suspended before the answer is
+/// read.
 #[derive(Clone, Copy, Debug)]
 struct Began(Deadline);
 
@@ -130,32 +133,14 @@ impl LoginCall {
     }
 
     async fn ask(&self, password: &Secret) -> Result<Granted, LoginError> {
-        let link = self
-            .dialer
-            .dial(None)
-            .await
-            .map_err(LoginError::Unreachable)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(link))
-            .await
-            .map_err(LoginError::Broken)?;
         let began = Began::now();
-        let exchange = async {
-            let request = self.request(password);
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(LoginError::Broken)?;
-            self.judge(response, began).await
-        };
-        // The connection is driven from here: it serves one call and ends with it.
-        let mut exchange = std::pin::pin!(exchange);
-        let mut connection = std::pin::pin!(connection);
-        tokio::select! {
-            outcome = &mut exchange => return outcome,
-            // How it ended, the exchange is told as well.
-            _ = &mut connection => {}
+        let request = self.request(password);
+        let judge = async |response| self.judge(response, began).await;
+        match single_call::call(&self.dialer, request, judge).await {
+            Ok(outcome) => outcome,
+            Err(CallError::Unreachable(source)) => Err(LoginError::Unreachable(source)),
+            Err(CallError::Broken(source)) => Err(LoginError::Broken(source)),
         }
-        exchange.await
     }
 
     fn request(&self, password: &Secret) -> Request<Full<Bytes>> {
@@ -166,6 +151,7 @@ impl LoginCall {
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.extend(question.header);
         request

@@ -1,9 +1,9 @@
 //! The service behind us: how it is reached and trusted, our standing login at
 //! it, and each worker's connections to it. Knows nothing of who called.
 //!
-//! The surprise: requests never log in. One task per login owns it (`renewer`);
-//! a request reads a lease, or complains about one, and the generation fence
-//! (`fence`) turns a hundred complaints into one login.
+//! The surprise: requests never log in. One task per login owns it (`renewer`); a request
+//! carries a lease, reports how it fared, and the judgement (`judgement`) turns a hundred
+//! refusals into one look or one login, or into none.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -24,31 +24,48 @@ use crate::names::Names;
 use crate::secret::{self, SecretSource};
 use crate::webapp;
 
+mod accepted_paths;
 mod bell;
 mod body;
 mod common;
 mod connect;
 mod connections;
 mod description;
-mod fence;
 #[cfg(fuzzing)]
 pub mod fuzzed;
 mod held;
+mod judgement;
 mod keeper;
+mod lease;
 mod login;
+mod login_plan;
+mod login_task;
 mod pace;
 mod pool;
+mod proof;
+mod refused_paths;
 mod renewer;
 mod session;
+mod session_control;
+mod single_call;
+mod speculation;
+mod status;
 mod sync {
-    //! What the fence is made of; its model check puts other parts in here.
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
-    pub(super) use std::sync::{Mutex, MutexGuard};
+    //! What the judgement is made of; its model check puts other parts in here.
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Holders of these locks leave nothing half done, also when they panic.
+    pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 #[cfg(test)]
 mod tests;
+mod token_probe;
 mod trust;
 
+pub use accepted_paths::PathKey;
 pub use body::AnswerBody;
 pub use connect::DialError;
 pub use connections::{Connections, SendError, SendErrorKind};
@@ -57,15 +74,15 @@ pub use description::{
 };
 pub use held::Patience;
 pub use keeper::LeaseKeeper;
-pub use session::{Lease, NoLease, Session, Status, Why};
+pub use lease::Lease;
+pub use refused_paths::RefusedRequest;
+pub use session::{Session, Verdict};
+pub use status::{NoLease, Status, Why};
 pub use trust::TrustError;
 
-use common::Common;
 use connect::Dialer;
-use keeper::Place;
-use login::LoginCall;
-use pace::Budget;
-use renewer::Renewer;
+use login_plan::LoginPlan;
+use login_task::{LoginScope, LoginTask};
 use trust::Tls;
 
 const FILE_POLL: Duration = Duration::from_secs(1);
@@ -114,6 +131,66 @@ pub struct Crowded {
 #[must_use = "the turn ends when this is dropped"]
 pub struct Turn(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
+/// What an upstream is made from.
+#[derive(Debug)]
+pub struct UpstreamOpening<'a> {
+    settings: &'a config::Upstream,
+    description: LoginDescription,
+    tasks: &'a Tasks,
+    stop: &'a Stop,
+    metrics: &'a Arc<Metrics>,
+    keeper: Option<LeaseKeeper>,
+    before: Option<&'a Upstream>,
+}
+
+impl<'a> UpstreamOpening<'a> {
+    pub fn new(
+        settings: &'a config::Upstream,
+        tasks: &'a Tasks,
+        stop: &'a Stop,
+        metrics: &'a Arc<Metrics>,
+    ) -> Self {
+        Self {
+            settings,
+            description: LoginDescription::whatsapp(),
+            tasks,
+            stop,
+            metrics,
+            keeper: None,
+            before: None,
+        }
+    }
+
+    /// For a service with another kind of login.
+    #[must_use]
+    pub fn described(self, description: LoginDescription) -> Self {
+        Self {
+            description,
+            ..self
+        }
+    }
+
+    /// With the token of an earlier start, if one was kept.
+    #[must_use]
+    pub fn keeping(self, keeper: Option<LeaseKeeper>) -> Self {
+        Self { keeper, ..self }
+    }
+
+    /// In the place of `before`, with its login if that is the same.
+    #[must_use]
+    pub fn after(self, before: &'a Upstream) -> Self {
+        Self {
+            before: Some(before),
+            ..self
+        }
+    }
+
+    /// Reads what trust and API key need, and starts the renewer if there is a login.
+    pub fn open(self) -> Result<Arc<Upstream>, Error> {
+        Upstream::build(self)
+    }
+}
+
 /// One service behind us, shared by all workers.
 #[derive(Debug)]
 pub struct Upstream {
@@ -122,7 +199,9 @@ pub struct Upstream {
     /// The `Host` of requests to it.
     host: HeaderValue,
     dialer: Arc<Dialer>,
-    session: Option<Arc<Session>>,
+    login: Option<Arc<LoginTask>>,
+    /// How to log in from when this upstream is in use; None: as it has begun.
+    plan: Option<Arc<LoginPlan>>,
     api_key: ArcSwapOption<Lease>,
     api_key_source: Option<SecretSource>,
     turns: Arc<Semaphore>,
@@ -140,44 +219,13 @@ impl Upstream {
         stop: &Stop,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
-        let description = LoginDescription::whatsapp();
-        Self::open_with(settings, description, (tasks, stop), metrics)
+        UpstreamOpening::new(settings, tasks, stop, metrics).open()
     }
 
-    /// The same, with the token of an earlier start if one was kept.
-    pub fn open_keeping(
-        settings: &config::Upstream,
-        life: (&Tasks, &Stop),
-        metrics: &Arc<Metrics>,
-        keeper: Option<LeaseKeeper>,
-    ) -> Result<Arc<Self>, Error> {
-        Self::build(
-            settings,
-            LoginDescription::whatsapp(),
-            life,
-            metrics,
-            keeper,
-        )
-    }
-
-    /// The same, for a service with another kind of login.
-    pub fn open_with(
-        settings: &config::Upstream,
-        description: LoginDescription,
-        life: (&Tasks, &Stop),
-        metrics: &Arc<Metrics>,
-    ) -> Result<Arc<Self>, Error> {
-        Self::build(settings, description, life, metrics, None)
-    }
-
-    fn build(
-        settings: &config::Upstream,
-        description: LoginDescription,
-        (tasks, stop): (&Tasks, &Stop),
-        metrics: &Arc<Metrics>,
-        keeper: Option<LeaseKeeper>,
-    ) -> Result<Arc<Self>, Error> {
+    fn build(opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
+        let settings = opening.settings;
         let name = &settings.name;
+        let metrics = opening.metrics;
         let host = host(&settings.base).ok_or_else(|| Error::Host {
             upstream: Arc::clone(name),
         })?;
@@ -187,44 +235,28 @@ impl Upstream {
             upstream: Arc::clone(name),
             source,
         })?;
-        let stop = stop.child();
+        let stop = opening.stop.child();
         let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
-        let session = settings.login.as_ref().map(|login| {
-            let call = LoginCall {
-                dialer: Arc::clone(&dialer),
-                host: host.clone(),
-                description,
-                username: login.username.clone(),
-                timeout: login.timeout,
+        let login = settings.login.as_ref().map(|login| {
+            let description = opening.description;
+            let plan = LoginPlan::new(settings, login, &dialer, &host, description);
+            let scope = LoginScope {
+                tasks: opening.tasks,
+                stop: opening.stop.child(),
+                metrics,
+                keeper: opening.keeper,
             };
-            let place = keeper.map(|keeper| Place::new(keeper, name, &settings.base, login));
-            let (session, phase) = Session::new(login.single_active_token, Arc::clone(metrics));
-            let common = place
-                .as_ref()
-                .and_then(|place| Common::of(place, name, &session));
-            let renewer = Renewer {
-                upstream: Arc::clone(name),
-                session: Arc::clone(&session),
-                phase,
-                call,
-                budget: Budget::new(login.min_login_interval, login.logins_per_hour),
-                settings: login.clone(),
-                failures: 0,
-                reported: None,
-                place,
-                common,
-                metrics: Arc::clone(metrics),
-                stop: stop.clone(),
-            };
-            tasks.spawn("upstream login", renewer.run());
-            session
+            let before = opening.before.and_then(|before| before.login.as_ref());
+            LoginTask::continue_or_start(before, settings, plan, scope)
         });
+        let (login, plan) = login.map_or((None, None), |login| (Some(login.task), login.plan));
         let upstream = Arc::new(Self {
             name: Arc::clone(name),
             base: settings.base.clone(),
             host,
             dialer,
-            session,
+            login,
+            plan,
             api_key: ArcSwapOption::new(api_key.map(Arc::new)),
             api_key_source: settings.api_key.clone(),
             turns: Arc::new(Semaphore::new(turns)),
@@ -234,14 +266,35 @@ impl Upstream {
             stop: stop.clone(),
         });
         if upstream.has_files() {
-            tasks.spawn("upstream files", watch(Arc::downgrade(&upstream), stop));
+            let watch = watch(Arc::downgrade(&upstream), stop);
+            opening.tasks.spawn("upstream files", watch);
         }
         Ok(upstream)
     }
 
     /// None: nothing is injected but an API key, perhaps.
     pub fn session(&self) -> Option<&Arc<Session>> {
-        self.session.as_ref()
+        self.login.as_ref().map(|login| &login.session)
+    }
+
+    /// Whether the login of `other` goes on in this one.
+    pub fn continues(&self, other: &Self) -> bool {
+        match &self.login {
+            Some(login) => login.is_same(other.login.as_ref()),
+            None => true,
+        }
+    }
+
+    /// This upstream is in use from now on: a login that goes on does so as it says.
+    pub fn take_over(&self) {
+        if let (Some(login), Some(plan)) = (&self.login, &self.plan) {
+            login.follow(plan);
+        }
+    }
+
+    /// Opens a connection and closes it: whether the upstream can be reached as configured.
+    pub async fn reach(&self) -> Result<(), DialError> {
+        self.dialer.dial(None).await.map(drop)
     }
 
     /// What monitoring nodes carry in place of the session's lease.
@@ -265,12 +318,14 @@ impl Upstream {
         }
     }
 
-    /// Stops what runs for this upstream, after a reload has replaced it. Requests
-    /// that still use it keep its lease; nobody renews it.
-    pub async fn retire(&self) {
+    /// Stops what runs for this upstream alone, after a reload has put `next` in its place.
+    /// Requests that still use it keep its lease.
+    pub async fn retire(&self, next: &Self) {
         self.stop.drain();
-        if let Some(session) = &self.session {
-            session.ended().await;
+        if let Some(login) = &self.login
+            && !login.is_same(next.login.as_ref())
+        {
+            login.end().await;
         }
     }
 
@@ -303,7 +358,7 @@ impl Upstream {
 }
 
 impl Drop for Upstream {
-    /// Whoever forgets to retire it does not leave a renewer behind.
+    /// An upstream that was not retired leaves no task behind.
     fn drop(&mut self) {
         self.stop.drain();
     }

@@ -1,40 +1,65 @@
 //! How often, how soon: the login budget, the back-off after failures, and the
 //! moment to renew. Numbers only.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::judgement::LoginCause;
+use super::sync::lock;
+use crate::config;
+
 const HOUR: Duration = Duration::from_secs(3600);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// A login that the upstream has refused is tried again after these: people mend passwords,
+/// and no account is locked by it.
+const REFUSED_PAUSES: [Duration; 3] = [
+    Duration::from_secs(300),
+    Duration::from_secs(600),
+    Duration::from_secs(840),
+];
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many logins the upstream is asked to bear, whatever the reason for them.
 #[derive(Debug)]
 pub(super) struct Budget {
     least: Duration,
-    per_hour: usize,
+    per_hour: u32,
     spent: VecDeque<Instant>,
 }
 
 impl Budget {
     pub(super) fn new(least: Duration, per_hour: u32) -> Self {
-        Self {
-            least,
-            per_hour: usize::try_from(per_hour).unwrap_or(usize::MAX).max(1),
+        let mut budget = Self {
+            least: Duration::ZERO,
+            per_hour: 1,
             spent: VecDeque::new(),
-        }
+        };
+        budget.resize(least, per_hour);
+        budget
     }
 
-    /// How long until the next login is allowed; None: it is now.
-    pub(super) fn wait(&mut self, now: Instant) -> Option<Duration> {
+    /// Other settings; what was spent stays spent.
+    pub(super) fn resize(&mut self, least: Duration, per_hour: u32) {
+        self.least = least;
+        self.per_hour = per_hour.max(1);
+    }
+
+    /// How long until the next login is allowed; None: it is now. Refusals may take half
+    /// of the hour's logins, and one at least.
+    pub(super) fn wait(&mut self, cause: LoginCause, now: Instant) -> Option<Duration> {
         while self.spent.front().is_some_and(|&at| now - at >= HOUR) {
             self.spent.pop_front();
         }
+        let most = match cause {
+            LoginCause::Renewal => self.per_hour,
+            LoginCause::Refusal => share_of_refusals(self.per_hour),
+        };
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let interval = self.spent.back().map(|&at| at + self.least);
-        let hour = (self.spent.len() >= self.per_hour)
-            .then(|| self.spent[self.spent.len() - self.per_hour] + HOUR);
+        let hour = (self.spent.len() >= most).then(|| self.spent[self.spent.len() - most] + HOUR);
         let free = interval.max(hour)?;
         let left = free.saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
@@ -50,12 +75,40 @@ impl Budget {
     }
 }
 
+/// Logins within an hour, of `per_hour`, up to which a refusal may cause one more.
+pub(super) fn share_of_refusals(per_hour: u32) -> u32 {
+    (per_hour / 2 + 1).min(per_hour)
+}
+
+/// The budgets of all logins of this process, by address and user: they outlive reloads,
+/// also those that change the address and back.
+#[derive(Debug, Default)]
+pub(super) struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<Budget>>>>);
+
+impl LoginBudgets {
+    pub(super) fn of(&self, identity: &str, settings: &config::Login) -> Arc<Mutex<Budget>> {
+        let (least, per_hour) = (settings.min_login_interval, settings.logins_per_hour);
+        let fresh = || Arc::new(Mutex::new(Budget::new(least, per_hour)));
+        let mut budgets = lock(&self.0);
+        let budget = budgets.entry(identity.to_owned()).or_insert_with(fresh);
+        lock(budget).resize(least, per_hour);
+        Arc::clone(budget)
+    }
+}
+
 /// Exponential with full jitter, so that many gates do not come back in step
 /// after an outage of the upstream they share.
 pub(super) fn back_off(failures: u32) -> Duration {
     let doubled = Duration::from_secs(1u64 << failures.saturating_sub(1).min(9));
     let cap = doubled.min(LONGEST_PAUSE);
     cap.mul_f64(rand::random::<f64>()).max(SHORTEST_PAUSE)
+}
+
+/// After the `refusals`th wrong password in a row; up to a fifteenth is added by chance.
+pub(super) fn refused_pause(refusals: u32) -> Duration {
+    let index = usize::try_from(refusals.saturating_sub(1)).unwrap_or(usize::MAX);
+    let pause = REFUSED_PAUSES[index.min(REFUSED_PAUSES.len() - 1)];
+    pause.mul_f64(1.0 + rand::random::<f64>() / 15.0)
 }
 
 /// When to renew a token that lives for `life` from now. Jitter only makes it earlier.
@@ -93,19 +146,69 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_login_is_tried_again_between_five_and_fifteen_minutes() {
+        for refusals in [1, 2, 3, 4, u32::MAX] {
+            let pause = refused_pause(refusals);
+            assert!(pause >= Duration::from_secs(300), "{pause:?}");
+            assert!(pause <= Duration::from_secs(900), "{pause:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_leave_half_of_the_hour_to_renewals() {
+        let mut budget = Budget::new(Duration::ZERO, 10);
+        let now = Instant::now();
+        for _ in 0..6 {
+            assert_eq!(budget.wait(LoginCause::Refusal, now), None);
+            budget.spend(now);
+        }
+        assert_eq!(budget.wait(LoginCause::Refusal, now), Some(HOUR));
+        assert_eq!(budget.wait(LoginCause::Renewal, now), None);
+        let mut one = Budget::new(Duration::ZERO, 1);
+        assert_eq!(one.wait(LoginCause::Refusal, now), None);
+        one.spend(now);
+        assert_eq!(one.wait(LoginCause::Renewal, now), Some(HOUR));
+    }
+
+    #[test]
+    fn a_budget_outlives_a_change_of_settings_and_belongs_to_one_login() {
+        let budgets = LoginBudgets::default();
+        let settings = |per_hour| config::Login {
+            username: "gateway".to_owned(),
+            password: crate::secret::SecretSource::Env("NONE".to_owned()),
+            renew_at: 0.8,
+            renew_floor: Duration::ZERO,
+            min_login_interval: Duration::ZERO,
+            logins_per_hour: per_hour,
+            timeout: HOUR,
+            single_active_token: false,
+        };
+        let now = Instant::now();
+        lock(&budgets.of("a", &settings(5))).spend(now);
+        let again = budgets.of("a", &settings(1));
+        assert_eq!(lock(&again).wait(LoginCause::Renewal, now), Some(HOUR));
+        let other = budgets.of("b", &settings(1));
+        assert_eq!(lock(&other).wait(LoginCause::Renewal, now), None);
+    }
+
+    #[test]
     fn the_budget_holds_by_interval_and_by_hour() {
         let mut budget = Budget::new(Duration::from_secs(10), 3);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
+        let renewal = LoginCause::Renewal;
         for login in 0..3 {
-            assert_eq!(budget.wait(at(login * 10)), None);
+            assert_eq!(budget.wait(renewal, at(login * 10)), None);
             budget.spend(at(login * 10));
         }
-        assert_eq!(budget.wait(at(21)), Some(Duration::from_secs(3579)));
-        assert_eq!(budget.wait(at(3600)), None);
+        assert_eq!(
+            budget.wait(renewal, at(21)),
+            Some(Duration::from_secs(3579))
+        );
+        assert_eq!(budget.wait(renewal, at(3600)), None);
         budget.spend(at(3600));
-        assert_eq!(budget.wait(at(3605)), Some(Duration::from_secs(5)));
+        assert_eq!(budget.wait(renewal, at(3605)), Some(Duration::from_secs(5)));
         budget.refund();
-        assert_eq!(budget.wait(at(3605)), None);
+        assert_eq!(budget.wait(renewal, at(3605)), None);
     }
 }

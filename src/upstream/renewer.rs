@@ -1,24 +1,28 @@
-//! The one task that logs in. It owns the login: renewal ahead, replacement of a
-//! refused lease, back-off and budget all happen here, one after the other, so
-//! there is never more than one login at a time and nobody's leaving cancels it.
+//! The one task that logs in. It owns the login: renewal ahead, proof of what a login
+//! brought, a look at tokens that were refused, back-off and budget all happen here, one
+//! after the other, so there is never more than one login at a time and a client that leaves
+//! cancels nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use super::common::Common;
-use super::fence::Attempt;
+use super::judgement::{LoginCause, Placement, Suspicion};
 use super::keeper::Place;
-use super::login::{Granted, LoginCall, LoginError};
-use super::pace::{Budget, back_off, renew_after};
-use super::session::{Lease, Phase, Session, Why};
+use super::lease::Lease;
+use super::login::{Granted, LoginError};
+use super::login_plan::LoginPlan;
+use super::pace::{Budget, back_off, refused_pause, renew_after};
+use super::session::{SOON, Session};
+use super::session_control::LeaseOrigin;
+use super::status::{Phase, Why};
+use super::sync::lock;
 use crate::causes::chain;
 use crate::clock::Deadline;
-use crate::config;
 use crate::lifecycle::Stop;
 use crate::metrics::{LoginOutcome, Metrics};
 use crate::secret::Secret;
@@ -27,18 +31,23 @@ use crate::secret::Secret;
 /// before both clocks are asked again.
 const LONGEST_SLEEP: Duration = Duration::from_secs(15);
 const SECRET_POLL: Duration = Duration::from_secs(1);
+const SHORTEST_BEFORE_END: Duration = Duration::from_secs(1);
 
 pub(super) struct Renewer {
     pub(super) upstream: Arc<str>,
     pub(super) session: Arc<Session>,
     pub(super) phase: watch::Sender<Phase>,
-    pub(super) call: LoginCall,
-    pub(super) settings: config::Login,
-    pub(super) budget: Budget,
+    /// How to log in; replaced by a reload.
+    pub(super) plan: watch::Receiver<Arc<LoginPlan>>,
+    pub(super) budget: Arc<Mutex<Budget>>,
     /// Failed logins in a row.
     pub(super) failures: u32,
+    /// Logins in a row that were refused for their password.
+    pub(super) refusals: u32,
     /// What was said last, so that an outage is one line and not one per attempt.
     pub(super) reported: Option<Why>,
+    /// How long the newest token lives, and when it began.
+    pub(super) renewal: Option<Renewal>,
     /// Where the token outlives a restart; None: it does not.
     pub(super) place: Option<Place>,
     /// The login of all gates; None: this gate logs in for itself.
@@ -47,71 +56,171 @@ pub(super) struct Renewer {
     pub(super) stop: Stop,
 }
 
+/// What a renewal is reckoned from, so that it can be reckoned again after a reload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Renewal {
+    pub(super) life: Duration,
+    pub(super) began: Instant,
+}
+
 /// When to come back.
+#[derive(Clone, Debug)]
 pub(super) enum Due {
     /// At this time, or as soon as the lease is of no use.
     Renewal(Deadline),
     /// At this time, whatever happens.
     NotBefore(Deadline),
-    /// When the secret is not the one with this digest any more.
-    NewSecret(Option<[u8; 32]>),
+    /// At this time, or when the password is not the one with this digest any more.
+    NewSecret(Deadline, Option<[u8; 32]>),
+}
+
+/// What ended a wait.
+enum Event {
+    Due,
+    Suspicion(Suspicion),
+    /// A candidate is in use now: a request was accepted with it.
+    Promoted,
+    /// A candidate was given up.
+    Rejected(u64),
+    /// The configuration has changed.
+    Plan,
+    /// The operator asks for another try.
+    Nudge,
+    Stop,
 }
 
 impl Renewer {
     /// Runs until drain; a login that is under way then is finished first, because
     /// requests wait for it.
     pub(super) async fn run(mut self) {
-        if self.common.is_some() {
-            return self.run_in_common().await;
-        }
+        self.phase.send_replace(Phase::LoggingIn);
         let mut due = match self.adopt_kept() {
             Some(due) => due,
-            None => self.attempt().await,
+            None => self.log_in(LoginCause::Renewal).await,
         };
-        while self.has_come(&due).await {
-            self.forget_the_refused();
-            due = self.attempt().await;
+        loop {
+            due = match self.next_event(&due).await {
+                Event::Stop => return,
+                Event::Due => self.log_in(LoginCause::Renewal).await,
+                Event::Suspicion(suspicion) => self.look_into(suspicion, due).await,
+                Event::Promoted => {
+                    self.keep_newest();
+                    due
+                }
+                Event::Rejected(generation) => self.candidate_rejected(generation),
+                Event::Plan => self.follow_plan(due),
+                Event::Nudge => self.try_again(due),
+            };
         }
+    }
+
+    /// Waits for the next thing to do.
+    async fn next_event(&mut self, due: &Due) -> Event {
+        loop {
+            if self.stop.is_draining() {
+                return Event::Stop;
+            }
+            if let Some(event) = self.pending_event() {
+                return event;
+            }
+            let pause = match due {
+                Due::Renewal(at) if at.has_passed() || !self.session.is_ready() => {
+                    return Event::Due;
+                }
+                Due::NotBefore(at) | Due::NewSecret(at, _) if at.has_passed() => return Event::Due,
+                Due::NewSecret(_, known) if self.has_new_secret(known.as_ref()) => {
+                    return Event::Due;
+                }
+                Due::Renewal(at) | Due::NotBefore(at) => at.left().min(LONGEST_SLEEP),
+                Due::NewSecret(..) => SECRET_POLL,
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.session.wake.notified() => {}
+                _ = self.plan.changed() => return Event::Plan,
+                () = self.stop.draining() => return Event::Stop,
+            }
+        }
+    }
+
+    fn pending_event(&mut self) -> Option<Event> {
+        if self.plan.has_changed().unwrap_or(false) {
+            return Some(Event::Plan);
+        }
+        if self.session.take_promoted() {
+            return Some(Event::Promoted);
+        }
+        if let Some(generation) = self.session.take_rejected() {
+            return Some(Event::Rejected(generation));
+        }
+        if self.session.take_nudge() {
+            return Some(Event::Nudge);
+        }
+        if let Some(suspicion) = self.session.judgement.suspicion() {
+            return Some(Event::Suspicion(suspicion));
+        }
+        let has_news = self.common.as_ref().is_some_and(Common::has_news);
+        has_news.then_some(Event::Due)
+    }
+
+    pub(super) fn plan(&self) -> Arc<LoginPlan> {
+        Arc::clone(&self.plan.borrow())
+    }
+
+    /// One login, here or by whichever gate has the turn.
+    pub(super) async fn log_in(&mut self, cause: LoginCause) -> Due {
+        let Some(mut common) = self.common.take() else {
+            return self.attempt(cause).await;
+        };
+        let due = self.turn(&mut common, cause).await;
+        self.common = Some(common);
+        due
     }
 
     /// The token of an earlier start: as good as a login's, until the upstream says
     /// otherwise.
     fn adopt_kept(&mut self) -> Option<Due> {
+        if self.common.is_some() {
+            return None;
+        }
         let kept = self.place.as_ref()?.find()?;
-        let header = self.call.description.inject.header(&kept.token).ok()?;
+        let header = self.plan().injection().header(&kept.token).ok()?;
         let ends = Deadline::at_unix_millis(kept.ends_millis);
-        let attempt = self.session.fence.begin();
-        let generation = self.session.fence.publish(attempt)?;
         info!(upstream = %self.upstream, seconds = ends.left().as_secs(),
             "using the token of the start before");
-        self.publish(Lease::new(generation, ends, vec![header], kept.token));
-        let settings = &self.settings;
-        let renew = renew_after(kept.life, settings.renew_at, settings.renew_floor);
-        let left = renew.saturating_sub(kept.age);
-        Some(Due::Renewal(Deadline::after(left)))
+        let generation = self.session.next_generation();
+        let lease = Lease::new(generation, ends, vec![header], kept.token);
+        let origin = LeaseOrigin {
+            began: self.session.now(),
+            cause: LoginCause::Renewal,
+            is_proven: false,
+        };
+        self.offer(lease, origin);
+        Some(self.renewal_due(kept.life, kept.age))
     }
 
-    pub(super) fn publish(&self, lease: Lease) {
-        self.metrics
-            .session_generation
-            .set(i64::try_from(lease.generation).unwrap_or(i64::MAX));
-        self.session.lease.store(Some(Arc::new(lease)));
+    /// Takes up a lease and tells those who wait.
+    pub(super) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> Placement {
+        let placement = self.session.offer(lease, origin);
         self.phase.send_replace(Phase::Resting);
         self.session.refresh_gauges();
+        placement
     }
 
-    fn forget_the_refused(&self) {
-        if let Some(place) = &self.place
-            && let Some(lease) = &*self.session.lease.load()
-            && self.session.fence.is_refused(lease.generation)
-        {
-            place.forget();
-        }
+    /// When a token is to be renewed that lives for `life` and is `age` old.
+    pub(super) fn renewal_due(&mut self, life: Duration, age: Duration) -> Due {
+        let now = Instant::now();
+        let began = now.checked_sub(age).unwrap_or(now);
+        self.renewal = Some(Renewal { life, began });
+        let settings = &self.plan().settings;
+        let renew = renew_after(life, settings.renew_at, settings.renew_floor);
+        Due::Renewal(Deadline::after(renew.saturating_sub(age)))
     }
 
-    /// One login, if it is allowed now; publishes what came of it.
-    pub(super) async fn attempt(&mut self) -> Due {
-        if let Some(left) = self.budget.wait(Instant::now()) {
+    /// One login of this gate, if it is allowed now; takes up what came of it.
+    pub(super) async fn attempt(&mut self, cause: LoginCause) -> Due {
+        let wait = lock(&self.budget).wait(cause, Instant::now());
+        if let Some(left) = wait {
             if self.is_news(Why::Budget) {
                 warn!(upstream = %self.upstream, seconds = left.as_secs(),
                     has_lease = self.session.is_ready(),
@@ -119,77 +228,93 @@ impl Renewer {
             }
             return self.blocked(Why::Budget, left);
         }
-        let password = match self.settings.password.read() {
+        let plan = self.plan();
+        let password = match plan.settings.password.read() {
             Ok(password) => password,
-            Err(source) => {
-                self.metrics.session_logins.add(LoginOutcome::Secret);
-                if self.is_news(Why::Secret) {
-                    error!(upstream = %self.upstream, error = %chain(&source),
-                        "cannot read the upstream password; trying again every second");
-                }
-                return self.blocked_until_new_secret(Why::Secret, None);
-            }
+            Err(source) => return self.unreadable_password(&source),
         };
-        self.budget.spend(Instant::now());
+        lock(&self.budget).spend(Instant::now());
         self.phase.send_replace(Phase::LoggingIn);
-        let attempt = self.session.fence.begin();
+        let began = self.session.now();
         let outcome = tokio::select! {
-            outcome = self.call.make(&password) => outcome,
+            outcome = self.obtain(&plan, &password) => outcome,
             () = self.stop.aborting() => return Due::NotBefore(Deadline::after(Duration::ZERO)),
         };
         match outcome {
-            Ok(granted) => self.adopt(granted, attempt),
+            Ok(proven) => {
+                let origin = LeaseOrigin {
+                    began,
+                    cause,
+                    is_proven: proven.is_proven,
+                };
+                self.adopt(proven.granted, origin, None)
+            }
             Err(failure) => self.failed(&failure, &password),
         }
     }
 
-    fn adopt(&mut self, granted: Granted, attempt: Attempt) -> Due {
-        let ends = Deadline::after(granted.left);
-        self.session.minted(ends);
-        self.metrics
-            .session_clock_skew_seconds
-            .set(granted.skew_seconds);
-        let Some(generation) = self.session.fence.publish(attempt) else {
-            self.metrics.session_logins.add(LoginOutcome::Superseded);
-            info!(upstream = %self.upstream,
-                "tokens were revoked while logging in; this login is not used");
-            return Due::NotBefore(Deadline::after(Duration::ZERO));
-        };
-        if let Some(place) = self.place.as_ref().filter(|place| place.shared().is_none()) {
-            place.keep(&granted.token, ends.unix_millis());
+    pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> Due {
+        self.metrics.session_logins.add(LoginOutcome::Secret);
+        if self.is_news(Why::Secret) {
+            error!(upstream = %self.upstream, error = %chain(source),
+                "cannot read the upstream password; trying again every second");
         }
-        self.take_up(granted, (generation, ends))
+        self.blocked_until_new_secret(Why::Secret, SECRET_POLL * 60, None)
     }
 
-    /// Uses what our own login brought.
-    pub(super) fn take_up(&mut self, granted: Granted, (generation, ends): (u64, Deadline)) -> Due {
+    /// Uses what our own login brought. `shared`: the number that all gates know it by.
+    pub(super) fn adopt(
+        &mut self,
+        granted: Granted,
+        origin: LeaseOrigin,
+        shared: Option<u64>,
+    ) -> Due {
         self.failures = 0;
+        self.refusals = 0;
         self.reported = None;
         self.metrics.session_logins.add(LoginOutcome::Ok);
-        info!(upstream = %self.upstream, generation, seconds = granted.left.as_secs(), "logged in");
-        self.publish(Lease::new(generation, ends, granted.headers, granted.token));
-        let settings = &self.settings;
-        let renew = renew_after(granted.left, settings.renew_at, settings.renew_floor);
-        Due::Renewal(Deadline::after(renew))
+        let generation = self.session.next_generation();
+        let ends = Deadline::after(granted.left);
+        let mut lease = Lease::new(generation, ends, granted.headers, granted.token);
+        if let Some(number) = shared {
+            lease = lease.known_as(number);
+        }
+        let placement = self.offer(lease, origin);
+        info!(upstream = %self.upstream, generation = shared.unwrap_or(generation),
+            seconds = granted.left.as_secs(), is_proven = origin.is_proven,
+            in_use = (placement == Placement::Current), "logged in");
+        if placement == Placement::Current {
+            self.keep_newest();
+        }
+        self.renewal_due(granted.left, Duration::ZERO)
+    }
+
+    /// The lease in use outlives a restart, where the operator wants that.
+    fn keep_newest(&self) {
+        if let Some(place) = self.place.as_ref().filter(|place| place.shared().is_none())
+            && let Some(lease) = self.session.in_use()
+        {
+            place.keep(&lease.secret, lease.ends.unix_millis());
+        }
+        self.session.refresh_gauges();
     }
 
     pub(super) fn failed(&mut self, failure: &LoginError, password: &Secret) -> Due {
         let why = failure.why();
         self.metrics.session_logins.add(failure.outcome());
-        self.failures = self.failures.saturating_add(1);
         if failure.is_unsent() {
-            self.budget.refund();
+            lock(&self.budget).refund();
         }
-        let is_news = self.is_news(why);
         if matches!(why, Why::WrongPassword | Why::PasswordChange) {
-            error!(upstream = %self.upstream, user = %self.settings.username,
-                secret = %self.settings.password, error = %chain(failure),
-                "logging in has stopped until the password file changes; please act");
-            return self.blocked_until_new_secret(why, Some(digest(password)));
+            return self.password_refused(why, failure, password);
         }
-        let pause = back_off(self.failures)
+        self.failures = self.failures.saturating_add(1);
+        let is_news = self.is_news(why);
+        let budget = lock(&self.budget).wait(LoginCause::Renewal, Instant::now());
+        let pause = self
+            .back_off()
             .max(failure.retry_after().unwrap_or_default())
-            .max(self.budget.wait(Instant::now()).unwrap_or_default());
+            .max(budget.unwrap_or_default());
         if is_news {
             warn!(upstream = %self.upstream, error = %chain(failure),
                 has_lease = self.session.is_ready(), "upstream login failed; trying again");
@@ -199,56 +324,70 @@ impl Renewer {
         self.blocked(why, pause)
     }
 
+    /// The pause after a failure. While a lease still works it is no longer than half of what
+    /// is left of that, so that the upstream has its last chance close to the end.
+    pub(super) fn back_off(&self) -> Duration {
+        let pause = back_off(self.failures);
+        let left = self.session.usable().map(|lease| lease.ends.left());
+        left.map_or(pause, |left| pause.min((left / 2).max(SHORTEST_BEFORE_END)))
+    }
+
+    /// A human has to act, most likely. Or the upstream was wrong for a moment: it is asked
+    /// again seldom enough to lock no account.
+    fn password_refused(&mut self, why: Why, failure: &LoginError, password: &Secret) -> Due {
+        self.refusals = self.refusals.saturating_add(1);
+        self.reported = Some(why);
+        let plan = self.plan();
+        let pause = refused_pause(self.refusals);
+        error!(upstream = %self.upstream, user = %plan.settings.username,
+            secret = %plan.settings.password, error = %chain(failure),
+            has_lease = self.session.is_ready(), seconds = pause.as_secs(),
+            "upstream login refused; next try after this pause, or at once when the password or \
+             the configuration changes, or on SIGHUP");
+        self.blocked_until_new_secret(why, pause, Some(digest(password)))
+    }
+
     pub(super) fn blocked(&self, why: Why, pause: Duration) -> Due {
         let until = Deadline::after(pause);
-        self.phase.send_replace(Phase::Blocked {
-            why,
-            until: Some(until),
-        });
+        self.phase.send_replace(Phase::Blocked { why, until });
         self.session.refresh_gauges();
         Due::NotBefore(until)
     }
 
-    pub(super) fn blocked_until_new_secret(&self, why: Why, known: Option<[u8; 32]>) -> Due {
-        self.phase.send_replace(Phase::Blocked { why, until: None });
+    pub(super) fn blocked_until_new_secret(
+        &self,
+        why: Why,
+        pause: Duration,
+        known: Option<[u8; 32]>,
+    ) -> Due {
+        let until = Deadline::after(pause);
+        self.phase.send_replace(Phase::Blocked { why, until });
         self.session.refresh_gauges();
-        Due::NewSecret(known)
+        Due::NewSecret(until, known)
     }
 
-    fn is_news(&mut self, why: Why) -> bool {
+    pub(super) fn is_news(&mut self, why: Why) -> bool {
         self.reported.replace(why) != Some(why)
     }
 
-    /// Waits; false when it is time to stop instead.
-    pub(super) async fn has_come(&self, due: &Due) -> bool {
-        loop {
-            if self.stop.is_draining() {
-                return false;
-            }
-            if self.common.as_ref().is_some_and(Common::has_news) {
-                return true;
-            }
-            let pause = match due {
-                Due::Renewal(at) if at.has_passed() || !self.session.is_ready() => return true,
-                Due::NotBefore(at) if at.has_passed() => return true,
-                Due::NewSecret(known) if self.has_new_secret(known.as_ref()) => return true,
-                Due::Renewal(at) | Due::NotBefore(at) => at.left().min(LONGEST_SLEEP),
-                Due::NewSecret(_) => SECRET_POLL,
-            };
+    fn has_new_secret(&self, known: Option<&[u8; 32]>) -> bool {
+        let now = self.plan().settings.password.read();
+        now.is_ok_and(|now| known != Some(&digest(&now)))
+    }
+
+    /// Waits for a login that only has to keep its distance from the one before.
+    pub(super) async fn keep_distance(&self, cause: LoginCause) {
+        let wait = lock(&self.budget).wait(cause, Instant::now());
+        if let Some(left) = wait.filter(|left| *left <= SOON) {
             tokio::select! {
-                () = sleep(pause) => {}
-                () = self.session.wake.notified() => {}
-                () = self.stop.draining() => return false,
+                () = sleep(left) => {}
+                () = self.stop.draining() => {}
             }
         }
     }
-
-    fn has_new_secret(&self, known: Option<&[u8; 32]>) -> bool {
-        let now = self.settings.password.read();
-        now.is_ok_and(|now| known != Some(&digest(&now)))
-    }
 }
 
-fn digest(secret: &Secret) -> [u8; 32] {
+pub(super) fn digest(secret: &Secret) -> [u8; 32] {
+    use sha2::{Digest as _, Sha256};
     Sha256::digest(secret.expose().as_bytes()).into()
 }

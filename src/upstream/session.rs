@@ -1,246 +1,240 @@
-//! Our standing login as requests see it: a lease to read, or a reason why not.
-//! Requests never log in themselves; the renewer does (`renewer.rs`).
+//! Our standing login as requests see it: a lease to carry, or a reason why not, and what to
+//! do with one that was refused. Requests never log in themselves; the renewer does
+//! (`renewer.rs`).
 
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::Method;
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
 
-use super::fence::Fence;
+use super::accepted_paths::PathKey;
+use super::judgement::{Judgement, LeaseChoice, Settled, Step};
+use super::lease::Lease;
+use super::refused_paths::RefusedRequest;
+use super::session_control::News;
+use super::speculation::SpeculationPacer;
+use super::status::{NoLease, Phase, Status, Why};
+use super::sync::lock;
 use crate::clock::Deadline;
+use crate::config;
 use crate::metrics::{Gauged, Metrics};
-use crate::secret::{Needle, Secret};
 
 /// What a client is told to wait when only a human can end the trouble.
 const HUMAN_PACE: Duration = Duration::from_secs(30);
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 /// A login that only has to keep its distance from the one before is waited for when
 /// it is due this soon: the client would wait as long to ask again.
-const SOON: Duration = Duration::from_secs(2);
-
-/// The upstream's token, borrowed for one request.
-#[derive(Debug)]
-pub struct Lease {
-    pub generation: u64,
-    pub(super) ends: Deadline,
-    /// Marked sensitive: their `Debug` is blank.
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
-    pub(super) secret: Secret,
-    needle: Needle,
-}
-
-impl Lease {
-    pub(super) fn new(
-        generation: u64,
-        ends: Deadline,
-        headers: Vec<(HeaderName, HeaderValue)>,
-        secret: Secret,
-    ) -> Self {
-        Self {
-            generation,
-            ends,
-            headers,
-            needle: Needle::new(&secret),
-            secret,
-        }
-    }
-
-    /// What to put on a request; replaces headers of the same name.
-    pub fn headers(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.headers
-    }
-
-    /// The bare token, for whoever must see that it does not come back down.
-    pub fn needle(&self) -> &Needle {
-        &self.needle
-    }
-
-    pub fn ends(&self) -> Deadline {
-        self.ends
-    }
-}
-
-/// Why there is no lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// The first login is still under way.
-    Starting,
-    WrongPassword,
-    PasswordChange,
-    Unreachable,
-    Timeout,
-    /// An answer that says yes but holds no usable token.
-    Unusable,
-    Refused(StatusCode),
-    /// Our own password cannot be read.
-    Secret,
-    /// `min_login_interval` or `logins_per_hour` forbids a login now.
-    Budget,
-    Stopping,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Starting => "logging in",
-            Self::WrongPassword => "wrong password",
-            Self::PasswordChange => "password change required",
-            Self::Unreachable => "upstream unreachable",
-            Self::Timeout => "no answer in time",
-            Self::Unusable => "answer without a usable token",
-            Self::Refused(status) => return write!(f, "refused with status {}", status.as_u16()),
-            Self::Secret => "password cannot be read",
-            Self::Budget => "login budget spent",
-            Self::Stopping => "stopping",
-        })
-    }
-}
-
-/// There is no lease now, and waiting here would not bring one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no upstream login: {why}")]
-pub struct NoLease {
-    pub why: Why,
-    pub retry_after: Duration,
-}
-
-/// What the renewer is doing; it alone writes this.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Phase {
-    LoggingIn,
-    /// The last login was good; nothing to do until renewal.
-    Resting,
-    /// No login before `until`; None: not before the operator changes something.
-    Blocked {
-        why: Why,
-        until: Option<Deadline>,
-    },
-}
-
-/// Readiness in words; holds no secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
-    pub is_ready: bool,
-    /// What keeps the next login from happening, if anything does.
-    pub trouble: Option<Why>,
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.is_ready, self.trouble) {
-            (true, None) => f.write_str("upstream login: ready"),
-            (true, Some(why)) => write!(f, "upstream login: ready, but cannot renew: {why}"),
-            (false, Some(why)) => write!(f, "upstream login: {why}"),
-            (false, None) => f.write_str("upstream login: token ended, logging in"),
-        }
-    }
-}
+pub(super) const SOON: Duration = Duration::from_secs(2);
+/// Paths whose acceptance is remembered.
+const PATHS: usize = 1024;
 
 /// Our standing login at one upstream. Callers' own deadlines wrap `lease` and
-/// `replace`; a caller that leaves cancels nothing.
+/// `reconsider`; a caller that leaves cancels nothing.
 #[derive(Debug)]
 pub struct Session {
-    pub(super) lease: ArcSwapOption<Lease>,
-    pub(super) fence: Fence,
+    /// The lease in use; follows the judgement.
+    pub(super) current: ArcSwapOption<Lease>,
+    /// All that the judgement names: in use, candidate, fallback.
+    pub(super) leases: Mutex<Vec<Arc<Lease>>>,
+    pub(super) judgement: Judgement,
     phase: watch::Receiver<Phase>,
-    /// Tells the renewer that its last lease is of no use any more.
+    /// Tells the renewer to look at what has changed.
     pub(super) wake: Notify,
+    pub(super) news: News,
+    /// The last generation that was given out.
+    pub(super) numbers: AtomicU64,
     /// Ends of the tokens this process obtained.
-    minted: Mutex<Vec<Deadline>>,
-    single_active: bool,
-    metrics: Arc<Metrics>,
+    pub(super) minted: Mutex<Vec<Deadline>>,
+    hasher: RandomState,
+    pub(super) began: Instant,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// What becomes of a request that was answered 401.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is sent again, with this lease.
+    Again(Arc<Lease>),
+    /// The refusal concerns the request, not the login.
+    Upheld,
 }
 
 impl Session {
     pub(super) fn new(
-        single_active: bool,
+        settings: &config::Login,
+        sharers: u32,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, watch::Sender<Phase>) {
         let (sender, phase) = watch::channel(Phase::LoggingIn);
+        let pacer = SpeculationPacer::new(settings.logins_per_hour, sharers);
         let session = Self {
-            lease: ArcSwapOption::empty(),
-            fence: Fence::new(single_active),
+            current: ArcSwapOption::empty(),
+            leases: Mutex::default(),
+            judgement: Judgement::new(PATHS, settings.single_active_token, pacer),
             phase,
             wake: Notify::new(),
+            news: News::default(),
+            numbers: AtomicU64::new(0),
             minted: Mutex::default(),
-            single_active,
+            hasher: RandomState::new(),
+            began: Instant::now(),
             metrics,
         };
         (Arc::new(session), sender)
     }
 
+    /// The path of a request, as the judgement knows it.
+    pub fn path_key(&self, method: &Method, path: &str) -> PathKey {
+        PathKey(self.hasher.hash_one((method, path)))
+    }
+
     /// The lease to use now. Waits only when there is none and a login for it is
     /// under way.
     pub async fn lease(&self) -> Result<Arc<Lease>, NoLease> {
-        self.lease_but(None).await
-    }
-
-    /// The lease to use now, but not the one of this generation.
-    async fn lease_but(&self, not: Option<u64>) -> Result<Arc<Lease>, NoLease> {
-        match self.usable_but(not) {
+        match self.usable() {
             Some(lease) => Ok(lease),
-            None => self.settled(not).await,
+            None => self.settled().await,
         }
-    }
-
-    /// A newer lease than `old`, which the upstream has refused. However many
-    /// requests come with the same refusal, they share one login.
-    pub async fn replace(&self, old: &Lease) -> Result<Arc<Lease>, NoLease> {
-        if self.fence.refuse(old.generation) {
-            self.wake.notify_one();
-        }
-        // A login that has just ended is in the fence before its lease is here: the refusal
-        // is no news then, and the lease that is here is still the one refused.
-        self.lease_but(Some(old.generation)).await
     }
 
     /// The lease, if the next request can use it. Checked here and not when a timer
     /// fires: after a suspension timers are late.
     pub fn usable(&self) -> Option<Arc<Lease>> {
-        let lease = self.lease.load_full()?;
-        let is_usable = !self.fence.is_refused(lease.generation) && !lease.ends.has_passed();
-        is_usable.then_some(lease)
+        let lease = self.current.load_full()?;
+        match lease.ends.has_passed() {
+            false => Some(lease),
+            true => self.after_the_end_of(&lease),
+        }
     }
 
-    fn usable_but(&self, not: Option<u64>) -> Option<Arc<Lease>> {
-        let lease = self.usable()?;
-        (Some(lease.generation) != not).then_some(lease)
+    /// The lease for a request to this path now; None: there is none. `can_repeat`: whether
+    /// the request can be sent again, should this lease be refused.
+    pub fn lease_for(
+        &self,
+        path: impl FnOnce() -> PathKey,
+        can_repeat: impl FnOnce() -> bool,
+    ) -> Option<Arc<Lease>> {
+        if self.judgement.is_open()
+            && self.judgement.choose(path(), can_repeat(), self.now()) == LeaseChoice::Candidate
+            && let [_, Some(candidate), _] = self.judgement.generations()
+            && let Some(lease) = self.by_generation(candidate)
+        {
+            return Some(lease);
+        }
+        self.usable()
     }
 
-    async fn settled(&self, not: Option<u64>) -> Result<Arc<Lease>, NoLease> {
+    /// The upstream answered a request to `path`, which carried `lease`, with success.
+    pub fn note_accepted(&self, lease: &Lease, path: PathKey) {
+        if self.judgement.is_worth_settling(path, lease.generation) {
+            self.settle(lease.generation, path);
+        }
+    }
+
+    #[cold]
+    fn settle(&self, generation: u64, path: PathKey) {
+        match self.judgement.settle(path, generation, self.now()) {
+            Settled::Nothing => return,
+            Settled::Promoted(_) => self.news.promoted.store(true, Ordering::Release),
+            Settled::Rejected(candidate) => self.news.rejected.store(candidate, Ordering::Release),
+        }
+        self.follow_judgement();
+        self.wake.notify_one();
+    }
+
+    /// What to do with `request`, whose 401 answered `lease`. Returns once that is known;
+    /// however many requests wait for the same, one look or login serves them all.
+    pub async fn reconsider(
+        &self,
+        request: &mut RefusedRequest,
+        lease: &Arc<Lease>,
+    ) -> Result<Verdict, NoLease> {
+        self.judgement
+            .note_refusal(request, lease.generation, self.now());
+        let mut phases = self.phase.clone();
+        let mut waiting = None;
+        loop {
+            // Read before the judgement, which the renewer changes first.
+            let phase = *phases.borrow_and_update();
+            match self.judgement.next_step(request, self.now()) {
+                Step::Upheld => return Ok(Verdict::Upheld),
+                Step::Again(generation) => {
+                    if let Some(lease) = self.by_generation(generation) {
+                        return Ok(Verdict::Again(lease));
+                    }
+                    // It has just ended.
+                    return self.lease().await.map(Verdict::Again);
+                }
+                Step::AgainAfter(pause, generation) => {
+                    sleep(Duration::from_millis(pause)).await;
+                    return match self.by_generation(generation) {
+                        Some(lease) => Ok(Verdict::Again(lease)),
+                        None => self.lease().await.map(Verdict::Again),
+                    };
+                }
+                Step::Await => self.wake.notify_one(),
+                Step::AwaitLease => self.may_wait(phase)?,
+                Step::Undecided => {
+                    return match phase {
+                        Phase::Blocked { why, until } if !until.has_passed() => {
+                            Err(no_lease(why, until.left()))
+                        }
+                        _ => Ok(Verdict::Upheld),
+                    };
+                }
+            }
+            waiting.get_or_insert_with(|| self.count_waiting());
+            if phases.changed().await.is_err() {
+                return Err(no_lease(Why::Stopping, SHORTEST_RETRY));
+            }
+        }
+    }
+
+    async fn settled(&self) -> Result<Arc<Lease>, NoLease> {
         let mut phases = self.phase.clone();
         let mut waiting = None;
         loop {
             // Read before the lease: the renewer stores the lease first.
             let phase = *phases.borrow_and_update();
-            if let Some(lease) = self.usable_but(not) {
+            if let Some(lease) = self.usable() {
                 return Ok(lease);
             }
-            match phase {
-                Phase::LoggingIn => {}
-                Phase::Blocked {
-                    why: Why::Budget,
-                    until: Some(until),
-                } if !until.has_passed() && until.left() <= SOON => {}
-                Phase::Blocked { why, until: None } => return Err(no_lease(why, HUMAN_PACE)),
-                Phase::Blocked {
-                    why,
-                    until: Some(until),
-                } if !until.has_passed() => return Err(no_lease(why, until.left())),
-                Phase::Blocked { .. } | Phase::Resting => self.wake.notify_one(),
-            }
-            waiting.get_or_insert_with(|| {
-                self.metrics.session_waits.inc();
-                Gauged::enter(&self.metrics.session_requests_waiting)
-            });
+            self.may_wait(phase)?;
+            waiting.get_or_insert_with(|| self.count_waiting());
             if phases.changed().await.is_err() {
                 let stopped = no_lease(Why::Stopping, SHORTEST_RETRY);
-                return self.usable_but(not).ok_or(stopped);
+                return self.usable().ok_or(stopped);
             }
         }
+    }
+
+    /// Whether a login that is worth waiting for is under way, or soon will be.
+    fn may_wait(&self, phase: Phase) -> Result<(), NoLease> {
+        match phase {
+            Phase::LoggingIn => {}
+            Phase::Blocked { until, .. } if until.has_passed() => self.wake.notify_one(),
+            Phase::Blocked {
+                why: Why::Budget,
+                until,
+            } if until.left() <= SOON => {}
+            Phase::Blocked {
+                why: why @ (Why::WrongPassword | Why::PasswordChange | Why::Secret),
+                until,
+            } => return Err(no_lease(why, until.left().min(HUMAN_PACE))),
+            Phase::Blocked { why, until } => return Err(no_lease(why, until.left())),
+            Phase::Resting => self.wake.notify_one(),
+        }
+        Ok(())
+    }
+
+    fn count_waiting(&self) -> Gauged {
+        self.metrics.session_waits.inc();
+        Gauged::enter(&self.metrics.session_requests_waiting)
     }
 
     /// The next request would have a lease at once.
@@ -258,32 +252,30 @@ impl Session {
         Status { is_ready, trouble }
     }
 
+    /// The operator has changed something, or asks for another try: what waits for a human
+    /// is tried again at once, within the budget.
+    pub fn nudge(&self) {
+        self.news.nudged.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
     /// Sets the gauges that change by themselves; call it just before a scrape.
     pub fn refresh_gauges(&self) {
-        let lease = self.usable();
-        let left = lease
-            .as_ref()
-            .map_or(0, |lease| lease.ends.left().as_secs());
+        let is_up = self.usable().is_some();
+        let leases = lock(&self.leases);
+        let left = leases.iter().map(|lease| lease.ends.left().as_secs());
+        let left = left.max().filter(|_| is_up).unwrap_or(0);
+        drop(leases);
         let metrics = &self.metrics;
         metrics
             .session_seconds_to_expiry
             .set(i64::try_from(left).unwrap_or(i64::MAX));
-        metrics.session_up.set(i64::from(lease.is_some()));
-        let mut minted = self.minted.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics.session_up.set(i64::from(is_up));
+        let mut minted = lock(&self.minted);
         minted.retain(|ends| !ends.has_passed());
         metrics
             .session_live_tokens
             .set(i64::try_from(minted.len()).unwrap_or(i64::MAX));
-    }
-
-    /// A login brought a token, whether or not it will be used.
-    pub(super) fn minted(&self, ends: Deadline) {
-        let mut minted = self.minted.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.single_active {
-            minted.clear();
-        }
-        minted.retain(|ends| !ends.has_passed());
-        minted.push(ends);
     }
 
     /// Returns when the renewer has ended.

@@ -3,6 +3,7 @@
 mod connections;
 mod description;
 mod failures;
+mod login_model;
 mod names;
 mod server;
 mod session;
@@ -17,7 +18,10 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use super::{Error, LoginDescription, NoLease, Session, Upstream};
+use super::{
+    Error, Lease, LoginDescription, NoLease, PathKey, RefusedRequest, Session, Upstream,
+    UpstreamOpening, Verdict,
+};
 use crate::config::{self, BaseAddress, Trust};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
@@ -140,9 +144,10 @@ impl Surroundings {
 
     /// The session of an upstream that lives as long as the test.
     fn session_with(&self, description: LoginDescription) -> Arc<Session> {
-        let life = (&self.tasks, &self.stop);
-        let upstream =
-            Upstream::open_with(&self.settings, description, life, &self.metrics).unwrap();
+        let upstream = UpstreamOpening::new(&self.settings, &self.tasks, &self.stop, &self.metrics)
+            .described(description)
+            .open()
+            .unwrap();
         let session = Arc::clone(upstream.session().unwrap());
         let stop = self.stop.clone();
         self.tasks.spawn("keeps the upstream", async move {
@@ -157,4 +162,34 @@ impl Surroundings {
 async fn refusal(session: &Session) -> NoLease {
     let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
     lease.expect("lease() must not hang").unwrap_err()
+}
+
+/// A path that the tests' requests go to.
+const PATH: PathKey = PathKey(0x1234_5678_9abc_def0);
+
+/// What a request finds that the upstream refuses until it carries a lease that `is_good`;
+/// None: the refusal was upheld.
+async fn retry(
+    session: &Session,
+    refused: &Arc<Lease>,
+    is_good: impl Fn(&Lease) -> bool,
+) -> Result<Option<Arc<Lease>>, NoLease> {
+    let mut request = RefusedRequest::new(PATH);
+    let mut refused = Arc::clone(refused);
+    loop {
+        refused = match session.reconsider(&mut request, &refused).await? {
+            Verdict::Again(lease) if is_good(&lease) => {
+                session.note_accepted(&lease, PATH);
+                return Ok(Some(lease));
+            }
+            Verdict::Again(lease) => lease,
+            Verdict::Upheld => return Ok(None),
+        };
+    }
+}
+
+/// A newer lease than `old`, which the upstream refuses from now on.
+async fn replace(session: &Session, old: &Arc<Lease>) -> Result<Arc<Lease>, NoLease> {
+    let newer = retry(session, old, |lease| lease.generation > old.generation).await?;
+    Ok(newer.expect("not upheld"))
 }

@@ -1,19 +1,16 @@
-//! Renewal, single flight, replacement, the fence.
+//! Renewal, single flight, replacement.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, gate};
-use super::{PATIENCE, Surroundings, eventually, refusal};
+use super::{PATH, PATIENCE, Surroundings, eventually, refusal, replace, retry};
 use crate::clock::Deadline;
-use crate::metrics::{LoginOutcome, Metrics};
+use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
-use crate::upstream::session::Phase;
 use crate::upstream::{Lease, Session, Why};
 
 /// A lease without waiting, or a failed test.
@@ -28,7 +25,7 @@ fn hundred(session: &Arc<Session>, old: Option<&Arc<Lease>>) -> JoinSet<u64> {
         let (session, old) = (Arc::clone(session), old.cloned());
         callers.spawn(async move {
             let lease = match &old {
-                Some(old) => session.replace(old).await,
+                Some(old) => replace(&session, old).await,
                 None => session.lease().await,
             };
             lease.unwrap().generation
@@ -82,7 +79,13 @@ async fn a_lease_is_renewed_ahead_and_nobody_waits_for_it() {
     eventually("renewal begins", || webapp.requests() == 2).await;
     assert_eq!(at_once(&session).await.generation, 1);
     held.add_permits(1);
-    eventually("renewed", || session.usable().unwrap().generation == 2).await;
+    eventually("renewed", || session.newest().unwrap().generation == 2).await;
+    // Without a probe a request proves the new one; until then the old one is in use.
+    assert_eq!(at_once(&session).await.generation, 1);
+    let trial = session.lease_for(|| PATH, || true).unwrap();
+    assert_eq!(trial.generation, 2);
+    session.note_accepted(&trial, PATH);
+    assert_eq!(at_once(&session).await.generation, 2);
     assert_eq!(around.metrics.session_waits.get(), waits);
     session.refresh_gauges();
     assert_eq!(around.metrics.session_live_tokens.get(), 2);
@@ -131,45 +134,24 @@ async fn a_refused_lease_is_replaced_once_for_all() {
     assert!(numbers.iter().all(|&number| number == 2), "{numbers:?}");
     assert_eq!(webapp.requests(), 2);
     // Complaints that come late are about the past.
-    assert_eq!(session.replace(&old).await.unwrap().generation, 2);
+    assert_eq!(replace(&session, &old).await.unwrap().generation, 2);
     assert_eq!(webapp.requests(), 2);
 }
 
 #[tokio::test]
-async fn what_was_refused_is_not_handed_out_while_a_new_login_is_being_published() {
-    let (session, phase) = Session::new(true, Metrics::new());
-    let publish = || session.fence.publish(session.fence.begin()).unwrap();
-    let lease = |generation| {
-        let ends = Deadline::after(Duration::from_secs(600));
-        Arc::new(Lease::new(generation, ends, vec![], Secret::new("tok")))
-    };
-    let old = lease(publish());
-    session.lease.store(Some(Arc::clone(&old)));
-    phase.send_replace(Phase::Resting);
-    // The renewer has passed the fence and not yet stored what it got.
-    phase.send_replace(Phase::LoggingIn);
-    let new = lease(publish());
-    assert_eq!(session.usable().unwrap().generation, old.generation);
-    let mut replaced = pin!(session.replace(&old));
-    assert!((&mut replaced).now_or_never().is_none());
-    session.lease.store(Some(Arc::clone(&new)));
-    phase.send_replace(Phase::Resting);
-    assert_eq!(replaced.await.unwrap().generation, new.generation);
-}
-
-#[tokio::test]
-async fn refused_twice_is_not_a_login_storm() {
+async fn refused_twice_is_not_a_login_storm_and_takes_the_lease_from_nobody() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
     let mut around = Surroundings::of(webapp.address);
     around.login().min_login_interval = Duration::from_secs(30);
     let session = around.session();
     let old = session.lease().await.unwrap();
+    let mut refused = JoinSet::new();
     for _ in 0..50 {
-        let no = session.replace(&old).await.unwrap_err();
-        assert_eq!(no.why, Why::Budget);
-        assert!(no.retry_after > Duration::from_secs(20), "{no:?}");
+        let (session, old) = (Arc::clone(&session), Arc::clone(&old));
+        refused.spawn(async move { retry(&session, &old, |_| false).await.unwrap() });
     }
-    assert_eq!(refusal(&session).await.why, Why::Budget);
+    assert!(refused.join_all().await.iter().all(Option::is_none));
+    assert_eq!(at_once(&session).await.generation, 1);
     assert_eq!(webapp.requests(), 1);
 }
 
@@ -196,21 +178,18 @@ async fn a_login_that_is_due_soon_is_waited_for() {
 }
 
 #[tokio::test]
-async fn the_hourly_budget_ends_a_fight_with_a_broken_upstream() {
+async fn refusals_spend_half_of_the_budget_and_renewals_have_the_rest() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
     let mut around = Surroundings::of(webapp.address);
     around.login().logins_per_hour = 3;
     let session = around.session();
-    let mut lease = session.lease().await.unwrap();
-    let no = loop {
-        match session.replace(&lease).await {
-            Ok(newer) => lease = newer,
-            Err(no) => break no,
-        }
-    };
-    assert_eq!(no.why, Why::Budget);
-    assert!(no.retry_after > Duration::from_secs(3000));
-    assert_eq!(webapp.requests(), 3);
+    let first = session.lease().await.unwrap();
+    let second = replace(&session, &first).await.unwrap();
+    assert_eq!(webapp.requests(), 2);
+    let upheld = retry(&session, &second, |_| false).await.unwrap();
+    assert!(upheld.is_none());
+    assert_eq!(webapp.requests(), 2, "one login is left, for a renewal");
+    assert_eq!(at_once(&session).await.generation, 2);
 }
 
 #[tokio::test]
@@ -244,14 +223,18 @@ async fn a_login_begun_before_a_revocation_is_not_used_after_it() {
     let session = around.session();
     let old = session.lease().await.unwrap();
     eventually("renewal begins", || webapp.requests() == 2).await;
-    let callers = hundred(&session, Some(&old));
+    let mut callers = JoinSet::new();
+    for _ in 0..100 {
+        let (session, old) = (Arc::clone(&session), Arc::clone(&old));
+        let is_good = |lease: &Lease| lease.secret.expose() == "three";
+        callers.spawn(async move { retry(&session, &old, is_good).await.unwrap().unwrap() });
+    }
     let waiting = &around.metrics.session_requests_waiting;
     eventually("all wait", || waiting.get() == 100).await;
     held.add_permits(1);
-    assert!(callers.join_all().await.iter().all(|&number| number == 2));
+    let leases = callers.join_all().await;
+    assert!(leases.iter().all(|lease| lease.generation == 3));
     assert_eq!(session.lease().await.unwrap().secret.expose(), "three");
-    let logins = &around.metrics.session_logins;
-    assert_eq!(logins.value(LoginOutcome::Superseded), 1);
     assert_eq!(webapp.requests(), 3);
 }
 
@@ -274,7 +257,6 @@ async fn with_a_single_active_token_the_login_under_way_is_the_replacement() {
     let callers = hundred(&session, Some(&old));
     let waiting = &around.metrics.session_requests_waiting;
     eventually("all wait", || waiting.get() == 100).await;
-    assert!(!session.is_ready(), "the refused lease is not handed out");
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 2));
     assert_eq!(session.lease().await.unwrap().secret.expose(), "two");
@@ -292,7 +274,7 @@ async fn a_lease_that_ended_while_timers_slept_is_noticed_at_use() {
     // As after a suspension: renewal is due in minutes, the end has passed.
     let over = Deadline::after(Duration::ZERO);
     let ended = Lease::new(lease.generation, over, Vec::new(), Secret::new("tok"));
-    session.lease.store(Some(Arc::new(ended)));
+    session.current.store(Some(Arc::new(ended)));
     let fresh = timeout(PATIENCE, session.lease()).await.unwrap().unwrap();
     assert_eq!(fresh.generation, 2);
 }
@@ -324,10 +306,10 @@ async fn told_to_stop_it_finishes_the_login_that_requests_wait_for() {
     around.stop.drain();
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 1));
-    timeout(PATIENCE, upstream.retire()).await.unwrap();
+    timeout(PATIENCE, session.ended()).await.unwrap();
     // The lease is good to its end, but nobody can replace it any more.
     let lease = at_once(&session).await;
-    let no = session.replace(&lease).await.unwrap_err();
+    let no = replace(&session, &lease).await.unwrap_err();
     assert_eq!(no.why, Why::Stopping);
     timeout(PATIENCE, around.tasks.wait()).await.unwrap();
 }

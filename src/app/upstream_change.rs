@@ -1,0 +1,212 @@
+//! A reload that changes the upstream: the new one takes over when it can serve. Until then
+//! the old one stays in use, and everything else of the new configuration is in force.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::config::{self, Config};
+use crate::pipeline::{Live, RouteTable, Shared};
+use crate::upstream::Upstream;
+
+/// The reload itself waits so long for a changed upstream; after that it takes over later.
+const FIRST_LOGIN: Duration = Duration::from_secs(10);
+/// Between two looks at an upstream that cannot serve yet.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A changed upstream that cannot serve yet.
+#[derive(Clone, Debug)]
+struct Waiting {
+    upstream: Arc<Upstream>,
+    settings: config::Upstream,
+}
+
+/// The upstream that is to take over, if one waits for that. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PendingUpstream {
+    waiting: Arc<Mutex<Option<Waiting>>>,
+    swap: Arc<Mutex<()>>,
+}
+
+impl PendingUpstream {
+    /// One line for the operator.
+    pub(super) fn note(&self) -> Option<String> {
+        let waiting = self.get()?;
+        let (name, reason) = (&waiting.upstream.name, reason(&waiting.upstream));
+        Some(format!(
+            "upstream {name}: its changed settings wait to take over: {reason}"
+        ))
+    }
+
+    /// The operator asks for another try.
+    pub(super) fn nudge(&self) {
+        if let Some(waiting) = self.get()
+            && let Some(session) = waiting.upstream.session()
+        {
+            session.nudge();
+        }
+    }
+
+    fn get(&self) -> Option<Waiting> {
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, waiting: Option<Waiting>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+    }
+
+    /// The waiting upstream of these settings.
+    fn find(&self, settings: &config::Upstream) -> Option<Arc<Upstream>> {
+        let waiting = self.get()?;
+        (waiting.settings == *settings).then_some(waiting.upstream)
+    }
+
+    /// Held while the rules in use are read, changed and stored: a reload and an upstream that
+    /// takes over later do so one after the other.
+    pub(super) fn lock_live(&self) -> MutexGuard<'_, ()> {
+        self.swap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the wait of `upstream`; false if another one has taken its place.
+    fn take(&self, upstream: &Arc<Upstream>) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |waiting: &Waiting| Arc::ptr_eq(&waiting.upstream, upstream);
+        let is_it = waiting.as_ref().is_some_and(is_it);
+        if is_it {
+            *waiting = None;
+        }
+        is_it
+    }
+}
+
+/// What a reload does about the upstream.
+pub(super) enum UpstreamChange {
+    /// Nothing about it has changed.
+    Same,
+    /// The new one can serve.
+    Ready(Arc<Upstream>),
+    /// It cannot serve yet.
+    Later(Arc<Upstream>),
+}
+
+impl PendingUpstream {
+    /// Looks what `settings` change about the upstream in use. `open` makes a new one.
+    pub(super) async fn change<E>(
+        &self,
+        live: &Live,
+        settings: &config::Upstream,
+        open: impl FnOnce() -> Result<Arc<Upstream>, E>,
+    ) -> Result<UpstreamChange, E> {
+        let in_use = &live.config.upstream;
+        if in_use == settings {
+            self.set(None);
+            return Ok(UpstreamChange::Same);
+        }
+        if let Some(upstream) = self.find(settings) {
+            return Ok(UpstreamChange::Later(upstream));
+        }
+        let upstream = open()?;
+        self.set(None);
+        let proof = prove(&upstream, &live.upstream, in_use, settings);
+        if timeout(FIRST_LOGIN, proof).await.is_ok() {
+            return Ok(UpstreamChange::Ready(upstream));
+        }
+        warn!(upstream = %upstream.name, reason = %reason(&upstream),
+            "the changed upstream cannot serve yet; the old one stays in use until it can");
+        self.set(Some(Waiting {
+            upstream: Arc::clone(&upstream),
+            settings: settings.clone(),
+        }));
+        Ok(UpstreamChange::Later(upstream))
+    }
+
+    /// Waits until `upstream` can serve, and puts it in use if it is still wanted.
+    pub(super) async fn take_over_later(self, shared: Arc<Shared>, upstream: Arc<Upstream>) {
+        let Some(settings) = self.get().map(|waiting| waiting.settings) else {
+            return;
+        };
+        let old = shared.live.load_full();
+        let mut proof = Box::pin(prove(
+            &upstream,
+            &old.upstream,
+            &old.config.upstream,
+            &settings,
+        ));
+        while timeout(LOOK_AGAIN, &mut proof).await.is_err() {
+            if self.find(&settings).is_none() {
+                return; // another reload wants something else
+            }
+        }
+        drop(proof);
+        let Some(old) = self.put_in_use(&shared, &upstream, settings) else {
+            return;
+        };
+        info!(upstream = %upstream.name, "the changed upstream can serve; it is in use now");
+        old.upstream.retire(&upstream).await;
+    }
+
+    /// Gives the rules that were in use; None if the upstream is not wanted any more.
+    fn put_in_use(
+        &self,
+        shared: &Shared,
+        upstream: &Arc<Upstream>,
+        settings: config::Upstream,
+    ) -> Option<Arc<Live>> {
+        let _live = self.lock_live();
+        if !self.take(upstream) {
+            return None;
+        }
+        let old = shared.live.load_full();
+        let config = Config {
+            upstream: settings,
+            ..(*old.config).clone()
+        };
+        let live = Live {
+            routes: RouteTable::new(&config.routes),
+            keys: old.keys.reload(&config.api_keys),
+            ring: Arc::clone(&old.ring),
+            limiter: Arc::clone(&old.limiter),
+            upstream: Arc::clone(upstream),
+            config: Arc::new(config),
+        };
+        upstream.take_over();
+        shared.live.store(Arc::new(live));
+        Some(old)
+    }
+}
+
+/// Returns once requests could go to `upstream`: it lets us log in, where that is a login of
+/// its own, and it can be reached, where the way to it has changed.
+async fn prove(
+    upstream: &Upstream,
+    before: &Upstream,
+    old: &config::Upstream,
+    new: &config::Upstream,
+) {
+    if let Some(session) = upstream.session()
+        && !upstream.continues(before)
+    {
+        while let Err(no_lease) = session.lease().await {
+            sleep(no_lease.retry_after.min(LOOK_AGAIN)).await;
+        }
+        return;
+    }
+    let has_moved =
+        old.base != new.base || old.trust != new.trust || old.server_name != new.server_name;
+    while has_moved && upstream.reach().await.is_err() {
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Why it cannot serve yet, as far as that is known.
+fn reason(upstream: &Upstream) -> String {
+    match upstream.session().map(|session| session.status()) {
+        Some(status) if !status.is_ready => status.to_string(),
+        _ => "it cannot be reached as configured".to_owned(),
+    }
+}

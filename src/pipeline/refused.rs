@@ -1,0 +1,198 @@
+//! Stage 5, continued: a 401 from the upstream. One that concerns the client's own
+//! credential goes down; any other is judged by the session, which may have the request sent
+//! again with another lease. Never is a 401 about the gate's login shown to a client.
+
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use http::StatusCode;
+use tokio::time::timeout_at;
+use tracing::warn;
+
+use super::forward::{Answer, Way, ask};
+use super::inject::{Carried, CredentialSource, Inbound};
+use super::record::Record;
+use super::reject::Rejection;
+use crate::metrics::Repeat;
+use crate::upstream::{Lease, RefusedRequest, Session, Turn, Verdict};
+
+/// An answer that is final, what the request for it carried, and its turn.
+pub(super) struct Judged {
+    pub(super) answer: Answer,
+    pub(super) carried: Carried,
+    pub(super) turn: Turn,
+}
+
+impl Way<'_> {
+    /// What follows when an exchange brought a 401, or broke off before its answer.
+    pub(super) async fn judge(
+        &self,
+        request: &Inbound<'_>,
+        first: Result<Answer, Rejection>,
+        mut carried: Carried,
+        turn: Turn,
+        record: &mut Record,
+    ) -> Result<Judged, Rejection> {
+        let mut turn = Some(turn);
+        let mut outcome = first;
+        let mut refusals = None;
+        loop {
+            let answer = match outcome {
+                Ok(answer) => Some(answer),
+                Err(Rejection::BrokeOff(error)) => {
+                    self.confirm_refusal(&carried, error).await?;
+                    None
+                }
+                Err(other) => return Err(other),
+            };
+            let is_refused = answer.as_ref().is_none_or(is_unauthorized);
+            if !is_refused || !carried.is_ours() {
+                // The client's own credential: the verdict is meant for the client.
+                let answer = answer.ok_or(Rejection::BadAnswer("no answer"))?;
+                self.note_accepted(request, &carried, answer.status());
+                let turn = turn.ok_or(Rejection::Internal("a request has no turn"))?;
+                return Ok(Judged {
+                    answer,
+                    carried,
+                    turn,
+                });
+            }
+            drop(answer);
+            carried = self
+                .replacement(request, carried, &mut refusals, &mut turn)
+                .await?;
+            let body = request.body().again().ok_or(Rejection::RetryLater)?;
+            if turn.is_none() {
+                turn = Some(self.turn().await?);
+            }
+            record.repeated();
+            self.metrics.upstream_repeats.add(Repeat::Refused);
+            outcome = self.send(request, body, &carried, record).await;
+        }
+    }
+
+    /// What a request carries next whose credential, one of ours, was refused.
+    async fn replacement(
+        &self,
+        request: &Inbound<'_>,
+        carried: Carried,
+        refusals: &mut Option<RefusedRequest>,
+        turn: &mut Option<Turn>,
+    ) -> Result<Carried, Rejection> {
+        let Carried::Session(lease) = carried else {
+            warn!("upstream refused the API key; using the session's token instead");
+            let source = CredentialSource::Session;
+            let (fresh, carried) = self.admit(request, source, turn.take()).await?;
+            *turn = Some(fresh);
+            return Ok(carried);
+        };
+        let session = self.session()?;
+        let refusals =
+            refusals.get_or_insert_with(|| RefusedRequest::new(request.path_key(session)));
+        let mut verdict = pin!(session.reconsider(refusals, &lease));
+        let verdict = match poll_fn(|cx| Poll::Ready(verdict.as_mut().poll(cx))).await {
+            Poll::Ready(verdict) => verdict,
+            Poll::Pending => {
+                // A turn is for work at the upstream, not for waiting.
+                *turn = None;
+                let verdict = timeout_at(self.deadline, verdict).await;
+                verdict.map_err(|_| Rejection::UpstreamTimeout)?
+            }
+        };
+        match verdict.map_err(Rejection::NoLease)? {
+            Verdict::Again(lease) => Ok(Carried::Session(lease)),
+            Verdict::Upheld => Err(Rejection::UpstreamLogin),
+        }
+    }
+
+    /// An upstream that refuses a request before it has read the body may close at once,
+    /// and the reset then destroys its 401. Asks with something small whether it was that;
+    /// fails with the error as it was if not.
+    async fn confirm_refusal(
+        &self,
+        carried: &Carried,
+        error: Box<dyn Error + Send + Sync>,
+    ) -> Result<(), Rejection> {
+        let answer = match (carried, &self.settings.probe) {
+            (Carried::Session(_), Some(path)) => {
+                ask(self.connections, path, carried, self.patience()).await
+            }
+            _ => None,
+        };
+        match answer {
+            Some(StatusCode::UNAUTHORIZED) => Ok(()),
+            _ => Err(Rejection::BrokeOff(error)),
+        }
+    }
+
+    /// Waits for a turn at the upstream, and then for what the request carries there: in a
+    /// queue a lease would grow old.
+    pub(super) async fn admit(
+        &self,
+        request: &Inbound<'_>,
+        source: CredentialSource,
+        turn: Option<Turn>,
+    ) -> Result<(Turn, Carried), Rejection> {
+        let turn = match turn {
+            Some(turn) => turn,
+            None => self.turn().await?,
+        };
+        if let CredentialSource::Ready(carried) = source {
+            return Ok((turn, carried));
+        }
+        match self.lease_for(request)? {
+            Some(lease) => Ok((turn, Carried::Session(lease))),
+            None => {
+                drop(turn);
+                Box::pin(self.admit_after_login(request)).await
+            }
+        }
+    }
+
+    async fn admit_after_login(&self, request: &Inbound<'_>) -> Result<(Turn, Carried), Rejection> {
+        let session = self.session()?;
+        loop {
+            let lease = timeout_at(self.deadline, session.lease()).await;
+            let lease = lease.map_err(|_| Rejection::UpstreamTimeout)?;
+            lease.map_err(Rejection::NoLease)?;
+            let turn = self.turn().await?;
+            if let Some(lease) = self.lease_for(request)? {
+                return Ok((turn, Carried::Session(lease)));
+            }
+        }
+    }
+
+    fn lease_for(&self, request: &Inbound<'_>) -> Result<Option<std::sync::Arc<Lease>>, Rejection> {
+        let session = self.session()?;
+        let can_repeat = || request.body().can_repeat();
+        Ok(session.lease_for(|| request.path_key(session), can_repeat))
+    }
+
+    /// Tells the session that a lease was accepted.
+    pub(super) fn note_accepted(
+        &self,
+        request: &Inbound<'_>,
+        carried: &Carried,
+        status: StatusCode,
+    ) {
+        if let Carried::Session(lease) = carried
+            && status.is_success()
+            && let Some(session) = self.upstream.session()
+        {
+            session.note_accepted(lease, request.path_key(session));
+        }
+    }
+
+    fn session(&self) -> Result<&Session, Rejection> {
+        let session = self.upstream.session();
+        session
+            .map(AsRef::as_ref)
+            .ok_or(Rejection::Internal("no login is configured"))
+    }
+}
+
+fn is_unauthorized(answer: &Answer) -> bool {
+    answer.status() == StatusCode::UNAUTHORIZED
+}

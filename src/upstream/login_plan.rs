@@ -1,0 +1,116 @@
+//! How the gate logs in at one upstream: what a reload replaces while the session goes on.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+
+use super::connect::Dialer;
+use super::description::{Injection, LoginDescription};
+use super::login::{Granted, LoginCall, LoginError};
+use super::token_probe::{ProbeWord, TokenProbe};
+use crate::config;
+use crate::secret::Secret;
+
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// Header fields that carry a token.
+pub(super) type TokenHeaders = [(HeaderName, HeaderValue)];
+
+/// What the renewer asks of the upstream. The model of the login puts a simulated upstream
+/// in here.
+pub(super) trait LoginCalls: fmt::Debug + Send + Sync {
+    fn log_in<'a>(&'a self, password: &'a Secret) -> Boxed<'a, Result<Granted, LoginError>>;
+
+    /// What the probe says of a token; unclear where there is none.
+    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeWord>;
+
+    /// Whether there is a probe, and it refuses what is not a token.
+    fn has_probe(&self) -> Boxed<'_, bool>;
+}
+
+/// The login's settings and the calls made with them.
+#[derive(Debug)]
+pub(super) struct LoginPlan {
+    pub(super) settings: config::Login,
+    pub(super) description: LoginDescription,
+    /// Whether a probe is configured.
+    pub(super) has_probe: bool,
+    pub(super) calls: Box<dyn LoginCalls>,
+}
+
+impl LoginPlan {
+    pub(super) fn new(
+        upstream: &config::Upstream,
+        login: &config::Login,
+        dialer: &Arc<Dialer>,
+        host: &HeaderValue,
+        description: LoginDescription,
+    ) -> Self {
+        let injection = description.inject.clone();
+        let probe = upstream.probe.clone().map(|path| {
+            let host = host.clone();
+            TokenProbe::new(&upstream.name, dialer, host, path, injection)
+        });
+        let call = LoginCall {
+            dialer: Arc::clone(dialer),
+            host: host.clone(),
+            description: description.clone(),
+            username: login.username.clone(),
+            timeout: login.timeout,
+        };
+        Self {
+            settings: login.clone(),
+            description,
+            has_probe: probe.is_some(),
+            calls: Box::new(NetworkCalls { call, probe }),
+        }
+    }
+
+    pub(super) fn injection(&self) -> &Injection {
+        &self.description.inject
+    }
+}
+
+/// The calls as they go over the network.
+#[derive(Debug)]
+struct NetworkCalls {
+    call: LoginCall,
+    probe: Option<TokenProbe>,
+}
+
+impl LoginCalls for NetworkCalls {
+    fn log_in<'a>(&'a self, password: &'a Secret) -> Boxed<'a, Result<Granted, LoginError>> {
+        Box::pin(self.call.make(password))
+    }
+
+    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeWord> {
+        Box::pin(async move {
+            match &self.probe {
+                Some(probe) => probe.ask(headers).await,
+                None => ProbeWord::Unclear,
+            }
+        })
+    }
+
+    fn has_probe(&self) -> Boxed<'_, bool> {
+        Box::pin(async move {
+            match &self.probe {
+                Some(probe) => probe.refuses_bad_tokens().await,
+                None => false,
+            }
+        })
+    }
+}
+
+/// What a token belongs to: one that was obtained for another identity is of no use.
+pub(super) fn identity(upstream: &config::Upstream, login: &config::Login) -> String {
+    let base = &upstream.base;
+    let scheme = if base.tls { "https" } else { "http" };
+    let (name, host, port) = (&upstream.name, &base.host, base.port);
+    format!(
+        "lease\n{name}\n{scheme}://{host}:{port}\n{}",
+        login.username
+    )
+}

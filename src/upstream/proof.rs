@@ -1,0 +1,232 @@
+//! Whether a token is any good: what a login brought is proved before it replaces a token
+//! that works, and what requests were refused with is looked into before it costs a login.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::judgement::{LoginCause, Suspicion, YOUNG_PAUSE};
+use super::lease::Lease;
+use super::login::{Granted, LoginError};
+use super::login_plan::LoginPlan;
+use super::renewer::{Due, Renewer};
+use super::speculation::Evidence;
+use super::status::{Phase, Why};
+use super::sync::lock;
+use super::token_probe::ProbeWord;
+use crate::clock::Deadline;
+use crate::metrics::LoginOutcome;
+use crate::secret::Secret;
+
+/// Pauses between the tries of a new token that the probe refuses: some nodes of an upstream
+/// learn of it late. Fifteen seconds in all.
+const PROOF_PAUSES: [u64; 5] = [500, 1_000, 2_000, 4_000, 8_000];
+/// Where the budget leaves no login for so short a time, it is waited for.
+const MILLI: Duration = Duration::from_millis(1);
+
+/// What a login brought, and whether the probe has accepted it.
+#[derive(Debug)]
+pub(super) struct Obtained {
+    pub(super) granted: Granted,
+    pub(super) is_proven: bool,
+}
+
+impl Renewer {
+    /// Logs in, and proves the token where a good one would be replaced by it. Fails with
+    /// `NotAccepted` for a token that the upstream's probe refuses for as long as that takes.
+    pub(super) async fn obtain(
+        &self,
+        plan: &LoginPlan,
+        password: &Secret,
+    ) -> Result<Obtained, LoginError> {
+        let granted = plan.calls.log_in(password).await?;
+        let single_active = plan.settings.single_active_token;
+        self.session
+            .minted(Deadline::after(granted.left), single_active);
+        self.metrics
+            .session_clock_skew_seconds
+            .set(granted.skew_seconds);
+        // With a single active token the one before is dead already.
+        let word = match self.session.is_ready() && !single_active {
+            true => self.proof_of(plan, &granted).await,
+            false => ProbeWord::Unclear,
+        };
+        match word {
+            ProbeWord::Refused if self.session.is_ready() => Err(LoginError::NotAccepted),
+            word => Ok(Obtained {
+                granted,
+                is_proven: word == ProbeWord::Accepted,
+            }),
+        }
+    }
+
+    /// Ends early when the lease in use ends or is in doubt: then this token is needed.
+    async fn proof_of(&self, plan: &LoginPlan, granted: &Granted) -> ProbeWord {
+        let mut pauses = PROOF_PAUSES.into_iter();
+        loop {
+            let word = plan.calls.probe(&granted.headers).await;
+            if word != ProbeWord::Refused {
+                return word;
+            }
+            if !self.session.is_ready() || self.session.judgement.suspicion().is_some() {
+                return ProbeWord::Unclear;
+            }
+            let Some(pause) = pauses.next() else {
+                return ProbeWord::Refused;
+            };
+            tokio::select! {
+                () = sleep(MILLI * u32::try_from(pause).unwrap_or(u32::MAX)) => {}
+                () = self.session.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Requests were refused with a token. Asks the probe about it; without a probe the
+    /// evidence decides, as often as the pace of such logins allows.
+    pub(super) async fn look_into(&mut self, suspicion: Suspicion, due: Due) -> Due {
+        let generation = suspicion.generation;
+        let judgement = &self.session.judgement;
+        let Some(lease) = self.session.by_generation(generation) else {
+            return self.no_login(due);
+        };
+        let mut evidence = suspicion.evidence;
+        match self.word_on(&lease).await {
+            ProbeWord::Accepted => {
+                judgement.clear(generation, self.session.now());
+                self.phase.send_modify(|_| {});
+                return due;
+            }
+            ProbeWord::Refused => {
+                info!(upstream = %self.upstream, generation,
+                    "the upstream refuses the token in use, which the probe confirms");
+                self.give_up(&lease).await;
+                evidence = Evidence::ChangedMind;
+            }
+            ProbeWord::Unclear => {}
+        }
+        // Copied out: a borrow that lives on would lock out whoever tells of a new phase.
+        let phase = *self.phase.borrow();
+        if let Phase::Blocked { until, .. } = phase
+            && !until.has_passed()
+        {
+            return self.no_login(due);
+        }
+        self.share_pace();
+        let judgement = &self.session.judgement;
+        let wait = judgement.login_wait(evidence, self.session.now());
+        if wait > 0 {
+            if self.session.is_ready() {
+                return self.no_login(due);
+            }
+            return self.blocked(Why::Budget, Duration::from_millis(wait));
+        }
+        self.keep_distance(LoginCause::Refusal).await;
+        if self.session.is_ready() && self.is_over_budget() {
+            return self.no_login(due);
+        }
+        info!(upstream = %self.upstream, ?evidence, "requests were refused with the token in use; logging in");
+        self.session.judgement.spend_login(self.session.now());
+        let due = self.log_in(LoginCause::Refusal).await;
+        // A login that brought nothing leaves the question open; refusals ask it again.
+        self.session.judgement.drop_suspicion();
+        self.phase.send_modify(|_| {});
+        due
+    }
+
+    fn is_over_budget(&self) -> bool {
+        let wait = lock(&self.budget).wait(LoginCause::Refusal, Instant::now());
+        wait.is_some()
+    }
+
+    /// No login for this suspicion: those who wait are told, the schedule stays.
+    fn no_login(&self, due: Due) -> Due {
+        self.session.judgement.drop_suspicion();
+        self.phase.send_modify(|_| {});
+        due
+    }
+
+    async fn word_on(&self, lease: &Lease) -> ProbeWord {
+        let plan = self.plan();
+        let has_probe = plan.calls.has_probe().await;
+        self.session.judgement.set_probe(has_probe);
+        let mut word = plan.calls.probe(lease.headers()).await;
+        if word == ProbeWord::Refused && self.session.is_young(lease) {
+            sleep(Duration::from_millis(YOUNG_PAUSE)).await;
+            word = plan.calls.probe(lease.headers()).await;
+        }
+        word
+    }
+
+    /// A token that the probe has found dead: neither this gate nor another uses it again.
+    async fn give_up(&mut self, lease: &Lease) {
+        self.session.condemn(lease.generation);
+        match (&mut self.common, lease.shared) {
+            (Some(common), Some(number)) => common.refuse(&self.upstream, number).await,
+            _ => {
+                if let Some(place) = &self.place {
+                    place.forget();
+                }
+            }
+        }
+    }
+
+    /// A candidate was refused where the lease in use is accepted.
+    pub(super) fn candidate_rejected(&mut self, generation: u64) -> Due {
+        self.metrics.session_logins.add(LoginOutcome::NotAccepted);
+        if let Some(common) = &mut self.common {
+            common.reject_newest();
+        }
+        self.failures = self.failures.saturating_add(1);
+        if self.is_news(Why::NotAccepted) {
+            warn!(upstream = %self.upstream, generation,
+                "the upstream refuses the token of its own login where it takes the one before; \
+                 that one stays in use, and the login is tried again");
+        }
+        self.blocked(Why::NotAccepted, self.back_off())
+    }
+
+    /// The configuration of the login has changed. It counts from here on: for the next
+    /// renewal, for what is blocked at once.
+    pub(super) fn follow_plan(&mut self, due: Due) -> Due {
+        let plan = Arc::clone(&self.plan.borrow_and_update());
+        let settings = &plan.settings;
+        let (least, per_hour) = (settings.min_login_interval, settings.logins_per_hour);
+        lock(&self.budget).resize(least, per_hour);
+        self.share_pace();
+        self.session.judgement.set_probe(plan.has_probe);
+        let due = self.try_again(due);
+        match (&due, self.renewal) {
+            (Due::Renewal(_), Some(renewal)) => {
+                self.renewal_due(renewal.life, renewal.began.elapsed())
+            }
+            _ => due,
+        }
+    }
+
+    /// A human has acted: what is blocked is tried at once, within the budget.
+    pub(super) fn try_again(&mut self, due: Due) -> Due {
+        self.session.judgement.forget_pauses();
+        self.failures = 0;
+        self.refusals = 0;
+        self.reported = None;
+        match due {
+            Due::Renewal(_) => due,
+            Due::NotBefore(_) | Due::NewSecret(..) => {
+                Due::NotBefore(Deadline::after(Duration::ZERO))
+            }
+        }
+    }
+
+    /// Gates that share one login share what refusals may cost.
+    fn share_pace(&self) {
+        let plan = self.plan();
+        let shared = self.place.as_ref().and_then(|place| place.shared());
+        self.session.judgement.configure(
+            plan.settings.single_active_token,
+            plan.settings.logins_per_hour,
+            shared.map_or(1, |shared| shared.gates()),
+        );
+    }
+}

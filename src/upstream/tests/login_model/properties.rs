@@ -1,0 +1,233 @@
+//! What must hold whatever the upstream does. docs/LOGIN.md has the numbers.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::traffic::{Ended, Gate};
+use super::world::{BadLogin, Character, Trouble, World};
+
+const HOUR: u64 = 3600;
+/// The traffic: paths 0 to 2 all the time, 3 seldom, 4 and 5 refuse everything, 6 is open.
+const PACE: [f64; 7] = [2.3, 3.1, 7.7, 97.0, 1.7, 41.0, 5.3];
+/// By then a path that was asked all the time is served again.
+const RECOVERY: u64 = 960;
+
+fn good() -> Character {
+    Character {
+        lifetime: 1800,
+        late: [0, 0],
+        one_node_only: false,
+        single_active: false,
+        has_probe: false,
+        login_millis: 80,
+    }
+}
+
+/// Runs a world with this traffic; what became of each request, and the world.
+fn run(
+    character: Character,
+    troubles: Vec<Trouble>,
+    paths: &[usize],
+    logins_per_hour: u32,
+    until: u64,
+) -> (Vec<Ended>, Arc<World>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let world = World::new(character, troubles);
+        let gate = Gate::start(&world, logins_per_hour);
+        for &path in paths {
+            gate.traffic(path, PACE[path], until);
+        }
+        (gate.run(until).await, world)
+    })
+}
+
+fn failures(ended: &[Ended], paths: std::ops::RangeInclusive<usize>, from: u64) -> Vec<Ended> {
+    let mut failed = ended.to_vec();
+    failed.retain(|one| !one.is_ok && paths.contains(&one.path) && one.at >= from);
+    failed
+}
+
+/// Never more than the budget, never closer than the interval.
+fn holds_the_budget(logins: &[u64], per_hour: u32) {
+    for pair in logins.windows(2) {
+        assert!(pair[1] - pair[0] >= 1000, "{pair:?}");
+    }
+    let per_hour = per_hour as usize;
+    for pair in logins.windows(per_hour + 1) {
+        let span = pair[per_hour] - pair[0];
+        assert!(span >= HOUR * 1000, "{} logins in {span} ms", per_hour + 1);
+    }
+}
+
+#[test]
+fn paths_that_refuse_everything_cost_the_others_nothing_and_hardly_a_login() {
+    for (has_probe, per_hour) in [(false, 10), (false, 120), (true, 120)] {
+        let character = Character {
+            lifetime: 7 * 86_400,
+            has_probe,
+            ..good()
+        };
+        let (ended, world) = run(
+            character,
+            vec![],
+            &[0, 1, 2, 3, 4, 5, 6],
+            per_hour,
+            2 * HOUR,
+        );
+        assert_eq!(failures(&ended, 0..=3, 0).len(), 0);
+        let logins = world.logins();
+        // Two paths that never accept anything: looked into every quarter of an hour at most.
+        let most = if has_probe { 1 } else { 10 };
+        assert!(logins.len() <= most, "{has_probe} {per_hour} {logins:?}");
+        let early = logins.iter().filter(|at| **at < 120_000).count();
+        assert!(early <= 2, "{early} logins in the first two minutes");
+        let refused = ended.iter().filter(|one| one.path == 4).count();
+        let sent: usize = ended
+            .iter()
+            .filter(|one| one.path == 4)
+            .map(|one| one.sent)
+            .sum();
+        assert!(sent <= refused + 40, "{sent} for {refused}");
+    }
+}
+
+#[test]
+fn renewals_are_never_noticed_even_where_nodes_learn_of_tokens_late() {
+    for has_probe in [false, true] {
+        for late in [[0, 0], [0, 3], [2, 2], [0, 20]] {
+            let character = Character {
+                late,
+                has_probe,
+                ..good()
+            };
+            let (ended, world) = run(character, vec![], &[0, 1, 2, 3], 120, 3 * HOUR);
+            let failed = failures(&ended, 0..=3, 60);
+            assert!(failed.is_empty(), "{late:?} {has_probe}: {failed:?}");
+            assert!(world.logins().len() < 20, "{:?}", world.logins().len());
+        }
+    }
+}
+
+#[test]
+fn a_renewal_that_brings_a_bad_token_is_not_noticed_until_the_good_one_ends() {
+    for has_probe in [false, true] {
+        let troubles = vec![Trouble::BadTokens {
+            from: 600,
+            to: 1700,
+        }];
+        let character = Character {
+            has_probe,
+            ..good()
+        };
+        let (ended, world) = run(character, troubles, &[0, 1, 2], 120, 2 * HOUR);
+        let failed = failures(&ended, 0..=2, 0);
+        assert!(failed.is_empty(), "{has_probe}: {failed:?}");
+        holds_the_budget(&world.logins(), 120);
+    }
+}
+
+#[test]
+fn a_revocation_is_healed_at_once_by_a_path_that_worked_before() {
+    for has_probe in [false, true] {
+        for paths in [&[0][..], &[0, 4, 6], &[0, 1, 2, 3, 4, 5, 6]] {
+            let at = [700, 760, 1600, 3100];
+            let troubles = at.map(|at| Trouble::Revoke { at }).to_vec();
+            let character = Character {
+                has_probe,
+                lifetime: 86_400,
+                ..good()
+            };
+            let (ended, _) = run(character, troubles, paths, 120, HOUR);
+            let failed = failures(&ended, 0..=2, 0);
+            assert!(failed.is_empty(), "{has_probe} {paths:?}: {failed:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stray_refusal_of_the_login_ends_by_itself() {
+    let answer = BadLogin::WrongPassword;
+    let troubles = vec![Trouble::LoginAnswers {
+        from: 0,
+        to: 1,
+        answer,
+    }];
+    let (ended, world) = run(good(), troubles, &[0, 1], 120, HOUR);
+    assert!(!failures(&ended, 0..=1, 0).is_empty());
+    assert!(failures(&ended, 0..=1, 330).is_empty());
+    assert!(world.logins().len() < 10);
+}
+
+fn any_character() -> impl Strategy<Value = Character> {
+    let late = prop_oneof![Just([0, 0]), Just([0, 4]), Just([3, 3]), Just([0, 30])];
+    let flags = (
+        any::<bool>(),
+        any::<bool>(),
+        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.2),
+    );
+    (300_u64..20_000, late, flags, 5_u64..4_000).prop_map(
+        |(lifetime, late, (has_probe, _, one_node_only, single_active), login_millis)| Character {
+            lifetime,
+            // Where a login kills the token before it, a late one is a gap that nobody can fill.
+            late: if single_active { [0, 0] } else { late },
+            one_node_only,
+            single_active: single_active && !one_node_only,
+            has_probe,
+            login_millis,
+        },
+    )
+}
+
+fn any_trouble() -> impl Strategy<Value = Trouble> {
+    let span = (0_u64..5_000, 1_u64..1_500);
+    prop_oneof![
+        (0_u64..6_000).prop_map(|at| Trouble::Revoke { at }),
+        (span.clone(), 0_usize..4).prop_map(|((from, length), answer)| {
+            use BadLogin::{Busy, Garbage, Hangs, WrongPassword};
+            let answer = [Busy, WrongPassword, Garbage, Hangs][answer];
+            let to = from + length;
+            Trouble::LoginAnswers { from, to, answer }
+        }),
+        span.clone().prop_map(|(from, length)| Trouble::BadTokens {
+            from,
+            to: from + length
+        }),
+        (span, 0_usize..4).prop_map(|((from, length), path)| {
+            let to = from + length;
+            Trouble::PathRefuses { from, to, path }
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_budget_holds_and_every_state_ends_by_itself(
+        character in any_character(),
+        troubles in prop::collection::vec(any_trouble(), 0..5),
+        per_hour in prop_oneof![Just(40_u32), Just(120), Just(1000)],
+        with_refusing in any::<bool>(),
+    ) {
+        let last = troubles.iter().map(Trouble::end).max().unwrap_or(0);
+        let until = last + RECOVERY + 1200;
+        let paths: &[usize] = if with_refusing { &[0, 1, 2, 3, 4, 5, 6] } else { &[0, 1, 2] };
+        let is_split = character.one_node_only;
+        let (ended, world) = run(character, troubles, paths, per_hour, until);
+        holds_the_budget(&world.logins(), per_hour);
+        prop_assert!(ended.iter().all(|one| one.sent <= 6));
+        prop_assert!(ended.iter().all(|one| one.millis <= 60_000));
+        // A token that is good at one node of two is refused by half of the requests.
+        if !is_split {
+            let failed = failures(&ended, 0..=2, last + RECOVERY);
+            prop_assert!(failed.is_empty(), "{failed:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Requests through the session, as the pipeline sends them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::world::{Calls, World, token_of};
+use crate::config;
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::Metrics;
+use crate::secret::SecretSource;
+use crate::upstream::description::LoginDescription;
+use crate::upstream::login_plan::LoginPlan;
+use crate::upstream::pace::Budget;
+use crate::upstream::renewer::Renewer;
+use crate::upstream::{PathKey, RefusedRequest, Session, Verdict};
+
+/// How one request ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) at: u64,
+    pub(super) path: usize,
+    pub(super) is_ok: bool,
+    /// Times it was sent to the upstream.
+    pub(super) sent: usize,
+    pub(super) millis: u64,
+}
+
+/// A gate under test: the real session and renewer.
+pub(super) struct Gate {
+    pub(super) session: Arc<Session>,
+    world: Arc<World>,
+    tasks: Tasks,
+    stop: Stop,
+    ended: Arc<Mutex<Vec<Ended>>>,
+    _plan: watch::Sender<Arc<LoginPlan>>,
+}
+
+impl Gate {
+    pub(super) fn start(world: &Arc<World>, logins_per_hour: u32) -> Self {
+        let settings = config::Login {
+            username: "gateway".to_owned(),
+            password: SecretSource::Env("PATH".to_owned()),
+            renew_at: 0.8,
+            renew_floor: Duration::from_secs(60),
+            min_login_interval: Duration::from_secs(1),
+            logins_per_hour,
+            timeout: Duration::from_secs(30),
+            single_active_token: world.character.single_active,
+        };
+        let plan = LoginPlan {
+            settings: settings.clone(),
+            description: LoginDescription::whatsapp(),
+            has_probe: world.character.has_probe,
+            calls: Box::new(Calls(Arc::clone(world))),
+        };
+        let (tasks, stop) = (Tasks::new(Handle::current()), Stop::default());
+        let metrics = Metrics::new();
+        let (session, phase) = Session::new(&settings, 1, Arc::clone(&metrics));
+        session.judgement.set_probe(plan.has_probe);
+        let (plan, followed) = watch::channel(Arc::new(plan));
+        let budget = Budget::new(settings.min_login_interval, settings.logins_per_hour);
+        let renewer = Renewer {
+            upstream: "model".into(),
+            session: Arc::clone(&session),
+            phase,
+            plan: followed,
+            budget: Arc::new(Mutex::new(budget)),
+            failures: 0,
+            refusals: 0,
+            reported: None,
+            renewal: None,
+            place: None,
+            common: None,
+            metrics,
+            stop: stop.clone(),
+        };
+        tasks.spawn("upstream login", renewer.run());
+        Self {
+            session,
+            world: Arc::clone(world),
+            tasks,
+            stop,
+            ended: Arc::default(),
+            _plan: plan,
+        }
+    }
+
+    /// Sends a request to `path` every `every` seconds until `until`, one after the other or
+    /// not, as it comes.
+    pub(super) fn traffic(&self, path: usize, every: f64, until: u64) {
+        let (session, world) = (Arc::clone(&self.session), Arc::clone(&self.world));
+        let (ended, tasks) = (Arc::clone(&self.ended), self.tasks.clone());
+        self.tasks.spawn("traffic", async move {
+            while world.seconds() < until {
+                sleep(Duration::from_secs_f64(every)).await;
+                let (session, world) = (Arc::clone(&session), Arc::clone(&world));
+                let ended = Arc::clone(&ended);
+                tasks.spawn("request", async move {
+                    let one = request(&session, &world, path).await;
+                    ended.lock().unwrap().push(one);
+                });
+            }
+        });
+    }
+
+    /// Runs the world to `until` and gives what became of each request.
+    pub(super) async fn run(self, until: u64) -> Vec<Ended> {
+        while self.world.seconds() < until + 90 {
+            sleep(Duration::from_secs(1)).await;
+        }
+        self.stop.abort();
+        self.ended.lock().unwrap().clone()
+    }
+}
+
+/// As the pipeline does it: a lease, an answer, and what a refusal leads to.
+async fn request(session: &Session, world: &World, path: usize) -> Ended {
+    let (began, at) = (world.millis(), world.seconds());
+    let mut sent = 0;
+    let is_ok = timeout(
+        Duration::from_secs(60),
+        exchange(session, world, path, &mut sent),
+    )
+    .await;
+    Ended {
+        at,
+        path,
+        is_ok: is_ok.unwrap_or(false),
+        sent,
+        millis: world.millis() - began,
+    }
+}
+
+async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usize) -> bool {
+    let key = PathKey(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(path as u64 + 1));
+    let lease = match session.lease_for(|| key, || true) {
+        Some(lease) => lease,
+        None => match session.lease().await {
+            Ok(lease) => lease,
+            Err(_) => return false,
+        },
+    };
+    let mut lease = lease;
+    let mut refused = RefusedRequest::new(key);
+    loop {
+        *sent += 1;
+        sleep(Duration::from_millis(10)).await;
+        if world.answer(path, token_of(lease.headers())) == StatusCode::OK {
+            session.note_accepted(&lease, key);
+            return true;
+        }
+        match session.reconsider(&mut refused, &lease).await {
+            Ok(Verdict::Again(again)) => lease = again,
+            Ok(Verdict::Upheld) | Err(_) => return false,
+        }
+    }
+}

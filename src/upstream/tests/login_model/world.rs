@@ -1,0 +1,241 @@
+//! The simulated upstream: which token it takes where and when, and how its login behaves.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::StatusCode;
+use http::header::{AUTHORIZATION, HeaderValue};
+use tokio::time::{Instant, sleep};
+
+use crate::secret::Secret;
+use crate::upstream::description::Flaw;
+use crate::upstream::login::{Granted, LoginError};
+use crate::upstream::login_plan::{LoginCalls, TokenHeaders};
+use crate::upstream::token_probe::ProbeWord;
+
+/// How the upstream treats tokens.
+#[derive(Clone, Debug)]
+pub(super) struct Character {
+    pub(super) lifetime: u64,
+    /// Seconds until each node knows a new token.
+    pub(super) late: [u64; 2],
+    /// A token is good only at the node that minted it.
+    pub(super) one_node_only: bool,
+    pub(super) single_active: bool,
+    pub(super) has_probe: bool,
+    pub(super) login_millis: u64,
+}
+
+/// What goes wrong, and when, in seconds.
+#[derive(Clone, Debug)]
+pub(super) enum Trouble {
+    /// All tokens minted so far end.
+    Revoke { at: u64 },
+    LoginAnswers {
+        from: u64,
+        to: u64,
+        answer: BadLogin,
+    },
+    /// Tokens minted in this time are never good.
+    BadTokens { from: u64, to: u64 },
+    /// A path answers 401 to everything in this time.
+    PathRefuses { from: u64, to: u64, path: usize },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum BadLogin {
+    Busy,
+    WrongPassword,
+    Garbage,
+    Hangs,
+}
+
+impl Trouble {
+    /// When it is over.
+    pub(super) fn end(&self) -> u64 {
+        match self {
+            Self::Revoke { at } => *at,
+            Self::LoginAnswers { to, .. }
+            | Self::BadTokens { to, .. }
+            | Self::PathRefuses { to, .. } => *to,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Minted {
+    at: u64,
+    at_millis: u64,
+    node: usize,
+    is_bad: bool,
+}
+
+/// Shared by the gate under test and the traffic.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) character: Character,
+    pub(super) troubles: Vec<Trouble>,
+    began: Instant,
+    minted: Mutex<Vec<Minted>>,
+    /// Milliseconds at which a login reached the upstream.
+    logins: Mutex<Vec<u64>>,
+    turns: Mutex<usize>,
+}
+
+impl World {
+    pub(super) fn new(character: Character, troubles: Vec<Trouble>) -> Arc<Self> {
+        Arc::new(Self {
+            character,
+            troubles,
+            began: Instant::now(),
+            minted: Mutex::default(),
+            logins: Mutex::default(),
+            turns: Mutex::default(),
+        })
+    }
+
+    pub(super) fn millis(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap()
+    }
+
+    pub(super) fn seconds(&self) -> u64 {
+        self.millis() / 1000
+    }
+
+    pub(super) fn logins(&self) -> Vec<u64> {
+        self.logins.lock().unwrap().clone()
+    }
+
+    /// Requests go to the nodes in turn.
+    fn node(&self) -> usize {
+        let mut turns = self.turns.lock().unwrap();
+        *turns += 1;
+        // Not strictly: 0, 0, 1, 0, 1, 1 and again.
+        [0, 0, 1, 0, 1, 1][*turns % 6]
+    }
+
+    /// What a request with this token gets on a path that wants one.
+    pub(super) fn takes(&self, token: &str) -> bool {
+        let Some(index) = token.strip_prefix("token-") else {
+            return false;
+        };
+        let index: usize = index.parse().unwrap();
+        let minted = self.minted.lock().unwrap();
+        let (now, node) = (self.seconds(), self.node());
+        let token = &minted[index];
+        let revoked = self.troubles.iter().any(|trouble| {
+            matches!(trouble, Trouble::Revoke { at } if token.at_millis < at * 1000 && *at <= now)
+        });
+        let is_last = index + 1 == minted.len();
+        let is_known = match self.character.one_node_only {
+            true => node == token.node,
+            false => now >= token.at + self.character.late[node],
+        };
+        let is_alive = now < token.at + self.character.lifetime;
+        is_known
+            && is_alive
+            && !revoked
+            && !token.is_bad
+            && (is_last || !self.character.single_active)
+    }
+
+    /// The answer on a path: 0 to 3 want a token, 4 and 5 refuse everything, 6 is open.
+    pub(super) fn answer(&self, path: usize, token: &str) -> StatusCode {
+        let now = self.seconds();
+        let refuses = self.troubles.iter().any(|trouble| {
+            matches!(trouble, Trouble::PathRefuses { from, to, path: refusing }
+                if *refusing == path && (*from..*to).contains(&now))
+        });
+        match path {
+            6 => StatusCode::OK,
+            0..=3 if !refuses && self.takes(token) => StatusCode::OK,
+            _ => StatusCode::UNAUTHORIZED,
+        }
+    }
+
+    async fn log_in(&self) -> Result<Granted, LoginError> {
+        self.logins.lock().unwrap().push(self.millis());
+        sleep(Duration::from_millis(self.character.login_millis)).await;
+        let now = self.seconds();
+        for trouble in &self.troubles {
+            if let Trouble::LoginAnswers { from, to, answer } = trouble
+                && (*from..*to).contains(&now)
+            {
+                return Err(self.refuse(*answer).await);
+            }
+        }
+        let is_bad = self.troubles.iter().any(|trouble| {
+            matches!(trouble, Trouble::BadTokens { from, to } if (*from..*to).contains(&now))
+        });
+        let node = self.node();
+        let mut minted = self.minted.lock().unwrap();
+        let token = format!("token-{}", minted.len());
+        minted.push(Minted {
+            at: now,
+            at_millis: self.millis(),
+            node,
+            is_bad,
+        });
+        Ok(Granted {
+            headers: vec![header(&token)],
+            token: Secret::new(token),
+            left: Duration::from_secs(self.character.lifetime),
+            skew_seconds: 0,
+        })
+    }
+
+    async fn refuse(&self, answer: BadLogin) -> LoginError {
+        match answer {
+            BadLogin::Busy => LoginError::Refused {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                retry_after: None,
+            },
+            BadLogin::WrongPassword => LoginError::WrongPassword,
+            BadLogin::Garbage => LoginError::Unusable(Flaw::NoToken),
+            BadLogin::Hangs => {
+                sleep(Duration::from_secs(30)).await;
+                LoginError::Timeout(Duration::from_secs(30))
+            }
+        }
+    }
+}
+
+fn header(token: &str) -> (http::HeaderName, HeaderValue) {
+    (AUTHORIZATION, HeaderValue::from_str(token).unwrap())
+}
+
+/// The token in a lease's headers.
+pub(super) fn token_of(headers: &TokenHeaders) -> &str {
+    headers[0].1.to_str().unwrap()
+}
+
+/// The world as the renewer calls it.
+#[derive(Debug)]
+pub(super) struct Calls(pub(super) Arc<World>);
+
+impl LoginCalls for Calls {
+    fn log_in<'a>(
+        &'a self,
+        _: &'a Secret,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Granted, LoginError>> + Send + 'a>> {
+        Box::pin(self.0.log_in())
+    }
+
+    fn probe<'a>(
+        &'a self,
+        headers: &'a TokenHeaders,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ProbeWord> + Send + 'a>> {
+        Box::pin(async move {
+            sleep(Duration::from_millis(5)).await;
+            match (self.0.character.has_probe, self.0.takes(token_of(headers))) {
+                (false, _) => ProbeWord::Unclear,
+                (true, true) => ProbeWord::Accepted,
+                (true, false) => ProbeWord::Refused,
+            }
+        })
+    }
+
+    fn has_probe(&self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        Box::pin(async move { self.0.character.has_probe })
+    }
+}
