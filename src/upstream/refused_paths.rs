@@ -87,7 +87,7 @@ pub(super) struct RefusedPaths {
 impl RefusedPaths {
     pub(super) fn note(&mut self, path: PathKey, generation: u64, now: Millis) {
         if let Some(known) = self.paths.get_mut(&path) {
-            if now >= known.habitual_until && now - known.last > RECENT {
+            if now >= known.habitual_until && now.saturating_sub(known.last) > RECENT {
                 known.since = now;
             }
             known.generation = generation;
