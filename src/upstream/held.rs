@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::bell::Bell;
 use super::body::{Progress, Sent};
-use super::connect::Link;
+use super::link::Link;
 use super::pool::Pool;
 use crate::causes::chain;
 use crate::metrics::Gauged;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;
@@ -22,14 +24,14 @@ use crate::config::Trust;
 use crate::upstream::{Connections, Error, Patience, SendErrorKind, Upstream};
 
 /// An authority and a server certificate of its making.
-struct Identity {
-    authority: String,
-    certificate: CertificateDer<'static>,
-    key: KeyPair,
+pub(super) struct Identity {
+    pub(super) authority: String,
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) key: KeyPair,
 }
 
 impl Identity {
-    fn of(name: &str) -> Self {
+    pub(super) fn of(name: &str) -> Self {
         let authority_key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -45,11 +47,11 @@ impl Identity {
         }
     }
 
-    fn pin(&self) -> [u8; 32] {
+    pub(super) fn pin(&self) -> [u8; 32] {
         Sha256::digest(self.key.subject_public_key_info()).into()
     }
 
-    async fn serve(&self) -> Webapp {
+    pub(super) async fn serve(&self) -> Webapp {
         serve(&self.certificate, &self.key).await
     }
 }
@@ -64,7 +66,7 @@ impl ResolvesServerCert for Shows {
     }
 }
 
-async fn serve(certificate: &CertificateDer<'static>, key: &KeyPair) -> Webapp {
+pub(super) async fn serve(certificate: &CertificateDer<'static>, key: &KeyPair) -> Webapp {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let key = provider.key_provider.load_private_key(key).unwrap();
@@ -79,7 +81,7 @@ async fn serve(certificate: &CertificateDer<'static>, key: &KeyPair) -> Webapp {
     Webapp::start_at(any, Some(acceptor), |_| Reply::with(200, "", "hi")).await
 }
 
-fn around(webapp: &Webapp, trust: Trust) -> Surroundings {
+pub(super) fn around(webapp: &Webapp, trust: Trust) -> Surroundings {
     let mut around = Surroundings::of(webapp.address).without_login();
     around.settings.base.tls = true;
     around.settings.trust = trust;
@@ -87,7 +89,10 @@ fn around(webapp: &Webapp, trust: Trust) -> Surroundings {
 }
 
 /// Whether a new connection to the upstream is believed; the error's text if not.
-async fn believes(around: &Surroundings, upstream: &Arc<Upstream>) -> Result<(), String> {
+pub(super) async fn believes(
+    around: &Surroundings,
+    upstream: &Arc<Upstream>,
+) -> Result<(), String> {
     let connections = Connections::<Empty<Bytes>>::new(
         Arc::clone(upstream),
         around.tasks.clone(),
@@ -115,11 +120,7 @@ async fn a_pinned_key_is_believed_and_no_other() {
     let bad = around(&webapp, Trust::Pins(vec![[7; 32]]));
     let why = believes(&bad, &bad.open().unwrap()).await.unwrap_err();
     assert!(why.contains("not pinned"), "{why}");
-    let shown: String = identity
-        .pin()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let shown = format!("sha256//{}", STANDARD.encode(identity.pin()));
     assert!(why.contains(&shown), "{why}");
 }
 
