@@ -38,6 +38,7 @@ mod fence;
 pub mod fuzzed;
 mod handshake;
 mod held;
+mod keep_alive;
 mod keeper;
 mod link;
 mod login;

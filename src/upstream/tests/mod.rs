@@ -6,6 +6,7 @@ mod connections;
 mod description;
 mod dialing;
 mod failures;
+mod keep_alive;
 mod names;
 mod server;
 mod session;
