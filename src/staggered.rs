@@ -154,7 +154,7 @@ where
             (at, outcome) = first(&mut running), if !running.is_empty() => {
                 let ended = running.swap_remove(at);
                 match outcome {
-                    Ok(value) => return Ok(won(ended, value, running, failed, stagger)),
+                    Ok(value) => return Ok(won(&ended, value, running, failed, stagger)),
                     Err(failure) => failed.push((ended.candidate, failure)),
                 }
                 starts_at = Instant::now();
@@ -198,7 +198,7 @@ async fn first<K, T, E>(running: &mut [Attempt<K, T, E>]) -> (usize, Result<T, E
 }
 
 fn won<K: Copy, T, E>(
-    winner: Attempt<K, T, E>,
+    winner: &Attempt<K, T, E>,
     value: T,
     running: Vec<Attempt<K, T, E>>,
     failed: Vec<(K, E)>,

@@ -267,7 +267,7 @@ impl Candidates<IpAddr> for Addresses<'_> {
     fn next(&mut self) -> Option<IpAddr> {
         let (known, _) = self.now_known();
         let fresh = |ip: &IpAddr| !self.given.contains(ip);
-        let next = self.memory.order(known).into_iter().find(fresh)?;
+        let next = self.memory.order(&known).into_iter().find(fresh)?;
         self.given.push(next);
         Some(next)
     }

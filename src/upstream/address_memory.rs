@@ -42,7 +42,7 @@ impl AddressMemory {
     }
 
     /// `addresses` in the order in which they should be tried.
-    pub(super) fn order(&self, addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    pub(super) fn order(&self, addresses: &[IpAddr]) -> Vec<IpAddr> {
         let now = Instant::now();
         let entries = self.lock();
         let seen = |address: IpAddr| {
@@ -128,12 +128,12 @@ mod tests {
         let memory = AddressMemory::default();
         let given = ips(&["::1", "::2", "::3", "10.0.0.1", "10.0.0.2"]);
         let order = ips(&["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]);
-        assert_eq!(memory.order(given.clone()), order);
+        assert_eq!(memory.order(&given), order);
         memory.worked(given[1]);
         let order = ips(&["::2", "10.0.0.1", "::1", "10.0.0.2", "::3"]);
-        assert_eq!(memory.order(given), order);
+        assert_eq!(memory.order(&given), order);
         assert_eq!(
-            memory.order(ips(&["10.0.0.1", "::1"])),
+            memory.order(&ips(&["10.0.0.1", "::1"])),
             ips(&["10.0.0.1", "::1"])
         );
     }
@@ -145,19 +145,19 @@ mod tests {
         memory.failed(given[0]);
         memory.worked(given[2]);
         assert_eq!(
-            memory.order(given.clone()),
+            memory.order(&given),
             ips(&["10.0.0.3", "10.0.0.2", "10.0.0.1"])
         );
         advance(FAILURE_COUNTS).await;
         assert_eq!(
-            memory.order(given.clone()),
+            memory.order(&given),
             ips(&["10.0.0.3", "10.0.0.1", "10.0.0.2"])
         );
         memory.failed(given[2]);
-        assert_eq!(memory.order(given.clone()), given);
+        assert_eq!(memory.order(&given), given);
         memory.worked(given[2]);
         advance(SUCCESS_COUNTS).await;
-        assert_eq!(memory.order(given.clone()), given, "the zone's order again");
+        assert_eq!(memory.order(&given), given, "the zone's order again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -168,7 +168,7 @@ mod tests {
             memory.failed(address);
             advance(Duration::from_millis(1)).await;
         }
-        let mut order = memory.order(given.clone());
+        let mut order = memory.order(&given);
         assert_eq!(
             order.last(),
             given.last(),

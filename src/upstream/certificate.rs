@@ -172,35 +172,33 @@ fn day(seconds: i64) -> String {
 impl fmt::Display for CertificateProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { upstream, pin, .. } = self;
-        let pins = format!("upstream.{upstream}.pins = [\"{pin}\"]");
-        let compare = "compare the key with the upstream's own first";
+        let set_pins = format!(
+            "set upstream.{upstream}.pins = [\"{pin}\"] (compare the key with the upstream's own first)"
+        );
         match &self.reason {
-            Reason::SelfSigned { is_authority: true } => write!(
-                f,
-                "the certificate is self-signed, and an authority's (CA:TRUE), so that `ca` cannot \
-                 vouch for it; set {pins} ({compare})"
-            ),
-            Reason::SelfSigned { .. } => write!(
-                f,
-                "the certificate is self-signed; set {pins} ({compare}), or upstream.{upstream}.ca \
-                 to a file with this certificate"
-            ),
+            Reason::SelfSigned { is_authority } => {
+                self_signed(f, *is_authority, upstream, &set_pins)
+            }
             Reason::UnknownIssuer { issuer, place } => {
                 let place = match place {
                     TrustPlace::File(path) => format!("those in {}", path.display()),
-                    _ => "the public authorities".to_owned(),
+                    TrustPlace::PublicAuthorities | TrustPlace::Pins => {
+                        "the public authorities".to_owned()
+                    }
                 };
                 write!(
                     f,
                     "the certificate was issued by \"{issuer}\", which is not among {place}; set \
-                     upstream.{upstream}.ca to a file with that authority's certificate, or {pins} \
-                     ({compare})"
+                     upstream.{upstream}.ca to a file with that authority's certificate, or \
+                     {set_pins}"
                 )
             }
-            Reason::OtherName { wanted, names } if names.is_empty() => write!(
-                f,
-                "the certificate names no host at all, and so not {wanted}; set {pins} ({compare})"
-            ),
+            Reason::OtherName { wanted, names } if names.is_empty() => {
+                write!(
+                    f,
+                    "the certificate names no host, and so not {wanted}; {set_pins}"
+                )
+            }
             Reason::OtherName { wanted, names } => {
                 let names = names.join(", ");
                 write!(
@@ -211,8 +209,8 @@ impl fmt::Display for CertificateProblem {
             }
             Reason::Expired { end } => write!(
                 f,
-                "the certificate ended at {end}; renew it at the upstream, or set {pins}, which \
-                 does not look at dates ({compare})"
+                "the certificate ended at {end}; renew it at the upstream, or {set_pins}: pins do \
+                 not look at dates"
             ),
             Reason::NotYetValid { begin } => write!(
                 f,
@@ -222,20 +220,38 @@ impl fmt::Display for CertificateProblem {
             Reason::AuthorityAsServer => write!(
                 f,
                 "the certificate is an authority's (CA:TRUE), which cannot stand for a server; give \
-                 the upstream a server certificate, or set {pins} ({compare})"
+                 the upstream a server certificate, or {set_pins}"
             ),
             Reason::NotPinned => write!(
                 f,
-                "the key is not pinned: add \"{pin}\" to upstream.{upstream}.pins if it is the \
-                 upstream's new key ({compare})"
+                "the key is not pinned: if it is the upstream's new key, add \"{pin}\" to \
+                 upstream.{upstream}.pins (compare it with the upstream's own first)"
             ),
             Reason::Unusable(why) => {
-                write!(
-                    f,
-                    "the certificate cannot be used: {why}; or set {pins} ({compare})"
-                )
+                write!(f, "the certificate cannot be used: {why}; or {set_pins}")
             }
         }
+    }
+}
+
+fn self_signed(
+    f: &mut fmt::Formatter<'_>,
+    is_authority: bool,
+    upstream: &str,
+    set_pins: &str,
+) -> fmt::Result {
+    if is_authority {
+        write!(
+            f,
+            "the certificate is self-signed, and an authority's (CA:TRUE), so that `ca` cannot \
+             vouch for it; {set_pins}"
+        )
+    } else {
+        write!(
+            f,
+            "the certificate is self-signed; {set_pins}, or set upstream.{upstream}.ca to a file \
+             with this certificate"
+        )
     }
 }
 
