@@ -58,13 +58,14 @@ pub mod upstream;
 pub mod store;
 // 2: settings
 pub mod config;
-// 1: the protocol's words, life, numbers
+// 1: the protocol's words, life, numbers, names
 pub mod lifecycle;
 pub mod metrics;
+pub mod names;
 pub mod webapp;
 // 0: leaves
 pub mod causes;
 pub mod clock;
 pub mod hashed;
-pub mod names;
 pub mod secret;
+pub mod staggered;

@@ -1,22 +1,30 @@
-//! A connection to the upstream: name, TCP, TLS, within one time limit.
+//! A connection to the upstream: name, TCP, TLS, within one time limit. All addresses are
+//! tried in a staggered race (RFC 8305), to the end of the handshake.
 
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::io::Errno;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
+use super::address_book::{AddressBook, Addresses};
+use super::address_memory::AddressMemory;
+use super::handshake::HandshakeError;
+use super::link::{Link, Wire};
 use super::trust::Tls;
-use crate::names::{NameError, Names};
+use crate::names::NameError;
+use crate::staggered::{HalfWay, Lost, Stagger, Unfinished, race};
 
+/// When the next address is tried (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// The same while one is connected and in its TLS handshake.
+const HANDSHAKE_DELAY: Duration = Duration::from_secs(1);
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -24,35 +32,85 @@ pub enum DialError {
     Resolve {
         host: String,
         #[source]
-        source: NameError,
+        source: Arc<NameError>,
     },
     #[error("{host} has no address")]
     NoAddress { host: String },
-    #[error("cannot connect to {address}")]
+    #[error("cannot connect to {address}{}", others(*.failed))]
     Connect {
         address: SocketAddr,
+        /// How many addresses failed.
+        failed: usize,
         #[source]
         source: io::Error,
     },
-    #[error("TLS handshake with {host} failed")]
+    #[error("TLS handshake with {host} at {address} failed")]
     Handshake {
         host: String,
+        address: SocketAddr,
         #[source]
-        source: io::Error,
+        source: HandshakeError,
     },
-    #[error("no connection to {host} within {limit:?}")]
-    TimedOut { host: String, limit: Duration },
+    #[error("no connection to {host} within {limit:?}: {waiting}")]
+    TimedOut {
+        host: String,
+        limit: Duration,
+        waiting: WaitingFor,
+    },
+}
+
+/// What had not come when time was up.
+#[derive(Clone, Debug)]
+pub enum WaitingFor {
+    Names { file: PathBuf },
+    Answer { address: SocketAddr, asked: usize },
+    Handshake { address: SocketAddr },
+}
+
+impl fmt::Display for WaitingFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Names { file } => {
+                let file = file.display();
+                write!(f, "the name servers in {file} have not answered yet")
+            }
+            Self::Answer { address, asked } => {
+                write!(f, "{address} does not answer{}", others(*asked))
+            }
+            Self::Handshake { address } => write!(
+                f,
+                "{address} accepts the connection and does not answer the TLS handshake"
+            ),
+        }
+    }
+}
+
+fn others(all: usize) -> String {
+    match all {
+        0 | 1 => String::new(),
+        2 => ", nor to its other address".to_owned(),
+        more => format!(", nor to its {} other addresses", more - 1),
+    }
+}
+
+/// Why one address gave no connection.
+#[derive(Debug)]
+enum AttemptError {
+    Connect(io::Error),
+    Handshake(HandshakeError),
 }
 
 /// Opens connections to one upstream.
 #[derive(Debug)]
 pub(super) struct Dialer {
-    pub(super) host: String,
     pub(super) port: u16,
-    pub(super) names: Names,
+    pub(super) book: AddressBook,
+    pub(super) memory: AddressMemory,
     pub(super) tls: Option<Tls>,
     /// For everything from the name to the end of the handshake.
     pub(super) limit: Duration,
+    /// For messages that name what to set.
+    pub(super) upstream: Arc<str>,
 }
 
 impl Dialer {
@@ -60,154 +118,124 @@ impl Dialer {
     pub(super) async fn dial(&self, end: Option<Instant>) -> Result<Link, DialError> {
         let limit = Instant::now() + self.limit;
         let until = end.map_or(limit, |end| end.min(limit));
-        let Ok(link) = timeout_at(until, Box::pin(self.open(until))).await else {
-            return Err(self.timed_out());
-        };
-        link
+        Box::pin(self.race(until)).await
     }
 
-    async fn open(&self, until: Instant) -> Result<Link, DialError> {
-        let tcp = self.connect(until).await?;
-        // Requests are small and answered one by one: waiting to fill a packet only delays them.
-        let _ = tcp.set_nodelay(true);
-        let wire = match &self.tls {
-            None => Wire::Plain(tcp),
-            Some(tls) => {
-                let (config, name) = tls.current();
-                let stream = TlsConnector::from(config).connect(name, tcp).await;
-                let stream = stream.map_err(|source| DialError::Handshake {
-                    host: self.host.clone(),
-                    source,
-                })?;
-                Wire::Tls(Box::new(stream))
+    async fn race(&self, until: Instant) -> Result<Link, DialError> {
+        let mut addresses = self.book.addresses(&self.memory);
+        let stagger = Stagger {
+            delay: ATTEMPT_DELAY,
+            delay_half_way: HANDSHAKE_DELAY,
+            until: Some(until),
+        };
+        let attempt = |ip, half_way| self.attempt(SocketAddr::new(ip, self.port), half_way);
+        match race(&mut addresses, stagger, attempt).await {
+            Ok(won) => {
+                let failed = won.failed.into_iter();
+                let failed = failed.filter(|(_, failure)| !failure.is_ours());
+                failed.for_each(|(ip, _)| self.memory.failed(ip));
+                won.overtaken.iter().for_each(|&ip| self.memory.failed(ip));
+                self.memory.worked(won.candidate);
+                Ok(Link::new(won.value, &self.upstream))
             }
-        };
-        Ok(Link {
-            wire,
-            heard: Arc::default(),
-        })
+            Err(lost) => Err(self.failure(lost, &addresses)),
+        }
     }
 
-    async fn connect(&self, until: Instant) -> Result<TcpStream, DialError> {
-        let addresses = self.addresses().await?;
-        let mut failure = DialError::NoAddress {
-            host: self.host.clone(),
-        };
-        for (tried, &address) in addresses.iter().enumerate() {
-            // An address that swallows packets must leave time for the others.
-            let left = until.saturating_duration_since(Instant::now());
-            let others = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-            let share = Instant::now() + left / others;
-            failure = match timeout_at(share, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => return Ok(tcp),
-                Ok(Err(source)) => DialError::Connect { address, source },
-                Err(_) => self.timed_out(),
+    /// One address: TCP and, where it is spoken, TLS. An address that accepts connections
+    /// and then cannot do TLS is as good as none.
+    fn attempt(
+        &self,
+        address: SocketAddr,
+        half_way: HalfWay,
+    ) -> impl Future<Output = Result<Wire, AttemptError>> + Send + use<> {
+        let tls = self.tls.as_ref().map(Tls::current);
+        let upstream = Arc::clone(&self.upstream);
+        async move {
+            let tcp = TcpStream::connect(address).await;
+            let tcp = tcp.map_err(AttemptError::Connect)?;
+            half_way.reached();
+            // Requests are small and answered one by one: waiting to fill a packet only
+            // delays them.
+            let _ = tcp.set_nodelay(true);
+            let Some((config, name)) = tls else {
+                return Ok(Wire::Plain(tcp));
             };
-        }
-        Err(failure)
-    }
-
-    async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
-        let found = self.names.find(&self.host).await;
-        let found = found.map_err(|source| DialError::Resolve {
-            host: self.host.clone(),
-            source,
-        })?;
-        let at_port = |ip| SocketAddr::new(ip, self.port);
-        Ok(found.into_iter().map(at_port).collect())
-    }
-
-    fn timed_out(&self) -> DialError {
-        DialError::TimedOut {
-            host: self.host.clone(),
-            limit: self.limit,
-        }
-    }
-}
-
-/// A connection, and whether a byte has come from it since somebody asked.
-#[derive(Debug)]
-pub(super) struct Link {
-    wire: Wire,
-    heard: Arc<AtomicBool>,
-}
-
-#[derive(Debug)]
-enum Wire {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Link {
-    /// Set on every byte that comes; whoever sends a request clears it first.
-    pub(super) fn heard(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.heard)
-    }
-}
-
-impl AsyncRead for Link {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let outcome = match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Wire::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-        };
-        if buf.filled().len() > before {
-            self.heard.store(true, Ordering::Release);
-        }
-        outcome
-    }
-}
-
-impl AsyncWrite for Link {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Wire::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            let stream = TlsConnector::from(config).connect(name, tcp).await;
+            let explained = |failure| HandshakeError::explain(failure, &upstream);
+            let stream = stream.map_err(|failure| AttemptError::Handshake(explained(failure)))?;
+            Ok(Wire::Tls(Box::new(stream)))
         }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Wire::Tls(tls) => Pin::new(tls).poll_flush(cx),
+    fn failure(&self, lost: Lost<IpAddr, AttemptError>, addresses: &Addresses<'_>) -> DialError {
+        let host = || self.book.host().to_owned();
+        let at = |ip| SocketAddr::new(ip, self.port);
+        let failed = lost.failed.iter().filter(|(_, failure)| !failure.is_ours());
+        failed.for_each(|(ip, _)| self.memory.failed(*ip));
+        let slow = lost.unfinished.iter().filter(|one| one.had_its_time);
+        slow.for_each(|one| self.memory.failed(one.candidate));
+        if !addresses.is_empty() {
+            self.book.doubt();
         }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Wire::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.wire {
-            // Most requests are one piece, for which the plain call is the cheaper one.
-            Wire::Plain(tcp) => match bufs {
-                [only] => Pin::new(tcp).poll_write(cx, only),
-                _ => Pin::new(tcp).poll_write_vectored(cx, bufs),
+        let asked = lost.failed.len() + lost.unfinished.len();
+        let mut failed = lost.failed;
+        // What an address has said tells more than that it says nothing.
+        failed.sort_by_key(|(_, failure)| matches!(failure, AttemptError::Connect(_)));
+        let is_late = lost.is_late;
+        match failed.into_iter().next() {
+            Some((ip, AttemptError::Handshake(source))) => DialError::Handshake {
+                host: host(),
+                address: at(ip),
+                source,
             },
-            Wire::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Some((ip, AttemptError::Connect(source))) if !is_late => DialError::Connect {
+                address: at(ip),
+                failed: asked,
+                source,
+            },
+            _ if is_late => {
+                let handshakes = |one: &&Unfinished<IpAddr>| one.is_half_way;
+                let handshake = lost.unfinished.iter().find(handshakes);
+                let waiting = match (handshake, lost.unfinished.first()) {
+                    (Some(one), _) => WaitingFor::Handshake {
+                        address: at(one.candidate),
+                    },
+                    (None, Some(one)) => WaitingFor::Answer {
+                        address: at(one.candidate),
+                        asked,
+                    },
+                    (None, None) => WaitingFor::Names {
+                        file: self.book.names().servers_file().to_owned(),
+                    },
+                };
+                DialError::TimedOut {
+                    host: host(),
+                    limit: self.limit,
+                    waiting,
+                }
+            }
+            _ => match addresses.failure() {
+                Some(source) => DialError::Resolve {
+                    host: host(),
+                    source,
+                },
+                None => DialError::NoAddress { host: host() },
+            },
         }
     }
+}
 
-    fn is_write_vectored(&self) -> bool {
-        match &self.wire {
-            Wire::Plain(tcp) => tcp.is_write_vectored(),
-            Wire::Tls(tls) => tls.is_write_vectored(),
-        }
+impl AttemptError {
+    /// The fault of this host, from which nothing follows for the address.
+    fn is_ours(&self) -> bool {
+        let Self::Connect(failure) = self else {
+            return false;
+        };
+        let errno = failure.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(
+            errno,
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+        )
     }
 }

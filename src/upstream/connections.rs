@@ -204,7 +204,10 @@ where
                 }
                 Ok(response.map(AnswerBody::without_connection))
             }
-            Ok(response) => Ok(response.map(|incoming| AnswerBody::new(incoming, connection))),
+            Ok(response) => {
+                connection.note_head(response.headers());
+                Ok(response.map(|incoming| AnswerBody::new(incoming, connection)))
+            }
             Err(failure) => Err(SendError::classify(failure, &connection, *me.is_reused)),
         })
     }

@@ -88,7 +88,10 @@ pub struct BodyCode {
 pub enum Flaw {
     #[error("it is longer than a login's answer can be")]
     TooLarge,
-    #[error("it was cut short")]
+    #[error(
+        "it was cut short: the connection ended before its length was reached, or without \
+         close_notify where it gives no length"
+    )]
     CutShort,
     #[error("it holds no token where one should be")]
     NoToken,

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
@@ -20,7 +20,8 @@ use tracing::debug;
 
 use super::bell::Bell;
 use super::body::{Progress, Sent};
-use super::connect::Link;
+use super::keep_alive::KeepAlive;
+use super::link::Link;
 use super::pool::Pool;
 use crate::causes::chain;
 use crate::metrics::Gauged;
@@ -70,6 +71,9 @@ pub(super) struct Held<B> {
     heard: Arc<AtomicBool>,
     home: Weak<Pool<B>>,
     open: Gauged,
+    /// What the upstream has announced of this connection.
+    usable_for: Option<Duration>,
+    usable_until: Option<Instant>,
 }
 
 impl<B> Held<B>
@@ -99,6 +103,8 @@ where
             heard,
             home,
             open,
+            usable_for: None,
+            usable_until: None,
         }))
     }
 
@@ -140,6 +146,24 @@ impl<B> Held<B> {
     /// what counts it as open.
     pub(super) fn let_go(self) -> (Option<Work>, Gauged) {
         (self.work, self.open)
+    }
+
+    /// Takes note of how long the upstream keeps the connection, by the head of an answer
+    /// that has just come. It may have written its answer long before the end is read
+    /// here, so the time counts from the head.
+    pub(super) fn note_head(&mut self, headers: &HeaderMap) {
+        match KeepAlive::of(headers) {
+            None if self.usable_for.is_none() => return,
+            None => {}
+            Some(said) if said.is_last => self.usable_for = Some(Duration::ZERO),
+            Some(said) => self.usable_for = said.usable_for.or(self.usable_for),
+        }
+        self.usable_until = self.usable_for.map(|time| Instant::now() + time);
+    }
+
+    /// When the upstream may close it: not used from then on.
+    pub(super) fn usable_until(&self) -> Option<Instant> {
+        self.usable_until
     }
 
     /// Whether the next request could go this way, as far as is known here.

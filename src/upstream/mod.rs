@@ -25,18 +25,24 @@ use crate::secret::{self, SecretSource};
 use crate::webapp;
 
 mod accepted_paths;
+mod address_book;
+mod address_memory;
 mod bell;
 mod body;
+mod certificate;
 mod common;
 mod connect;
 mod connections;
 mod description;
 #[cfg(fuzzing)]
 pub mod fuzzed;
+mod handshake;
 mod held;
 mod judgement;
+mod keep_alive;
 mod keeper;
 mod lease;
+mod link;
 mod login;
 mod login_plan;
 mod login_task;
@@ -67,11 +73,13 @@ mod trust;
 
 pub use accepted_paths::PathKey;
 pub use body::AnswerBody;
-pub use connect::DialError;
+pub use certificate::CertificateProblem;
+pub use connect::{DialError, WaitingFor};
 pub use connections::{Connections, SendError, SendErrorKind};
 pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
 };
+pub use handshake::HandshakeError;
 pub use held::Patience;
 pub use keeper::LeaseKeeper;
 pub use lease::Lease;
@@ -80,6 +88,8 @@ pub use session::{Session, Verdict};
 pub use status::{NoLease, Status, Why};
 pub use trust::TrustError;
 
+use address_book::AddressBook;
+use address_memory::AddressMemory;
 use connect::Dialer;
 use login_plan::LoginPlan;
 use login_task::{LoginScope, LoginTask};
@@ -229,13 +239,13 @@ impl Upstream {
         let host = host(&settings.base).ok_or_else(|| Error::Host {
             upstream: Arc::clone(name),
         })?;
-        let dialer = Arc::new(dialer(settings)?);
+        let stop = opening.stop.child();
+        let dialer = Arc::new(dialer(settings, opening.tasks, &stop)?);
         let api_key = settings.api_key.as_ref().map(read_api_key).transpose();
         let api_key = api_key.map_err(|source| Error::ApiKey {
             upstream: Arc::clone(name),
             source,
         })?;
-        let stop = opening.stop.child();
         let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
         let login = settings.login.as_ref().map(|login| {
             let description = opening.description;
@@ -384,24 +394,26 @@ async fn watch(upstream: Weak<Upstream>, stop: Stop) {
     }
 }
 
-fn dialer(settings: &config::Upstream) -> Result<Dialer, Error> {
+fn dialer(settings: &config::Upstream, tasks: &Tasks, stop: &Stop) -> Result<Dialer, Error> {
     let base = &settings.base;
     let tls = if base.tls {
         let name = settings.server_name.as_deref().unwrap_or(&base.host);
-        let tls = Tls::open(&settings.trust, name).map_err(|source| Error::Trust {
-            upstream: Arc::clone(&settings.name),
-            source,
-        })?;
+        let tls =
+            Tls::open(&settings.trust, name, &settings.name).map_err(|source| Error::Trust {
+                upstream: Arc::clone(&settings.name),
+                source,
+            })?;
         Some(tls)
     } else {
         None
     };
     Ok(Dialer {
-        host: base.host.clone(),
         port: base.port,
-        names: Names::of_this_host(),
+        book: AddressBook::new(&base.host, Names::of_this_host(), tasks, stop),
+        memory: AddressMemory::default(),
         tls,
         limit: settings.connect_timeout,
+        upstream: Arc::clone(&settings.name),
     })
 }
 

@@ -53,6 +53,12 @@ impl<B> Pool<B> {
 
     pub(super) fn give_back(&self, connection: Box<Held<B>>) {
         let since = Instant::now();
+        if connection
+            .usable_until()
+            .is_some_and(|until| until <= since)
+        {
+            return; // closed: the upstream is about to do the same
+        }
         self.lock().push(Idle { connection, since });
     }
 
@@ -75,7 +81,10 @@ impl<B> Pool<B> {
 
 impl<B> Idle<B> {
     fn is_usable(&mut self, now: Instant, idle_timeout: Duration) -> bool {
-        now.saturating_duration_since(self.since) < idle_timeout && self.connection.can_send()
+        let is_kept = |until| now < until;
+        now.saturating_duration_since(self.since) < idle_timeout
+            && self.connection.usable_until().is_none_or(is_kept)
+            && self.connection.can_send()
     }
 }
 

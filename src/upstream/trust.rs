@@ -1,12 +1,12 @@
 //! What makes the upstream's certificate believable: public authorities, private
 //! ones from a file that may change, or pinned keys. There is no way to skip it.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{self, PemObject as _};
@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::certificate::{CertificateProblem, TrustPlace, Verdict, key_digest};
 use crate::causes::chain;
 use crate::config::Trust;
 
@@ -65,7 +66,8 @@ struct Authorities {
 }
 
 impl Tls {
-    pub(super) fn open(trust: &Trust, name: &str) -> Result<Self, TrustError> {
+    /// `upstream` is for messages that name the key to set.
+    pub(super) fn open(trust: &Trust, name: &str, upstream: &Arc<str>) -> Result<Self, TrustError> {
         let bad_name = || TrustError::BadName {
             name: name.to_owned(),
         };
@@ -73,18 +75,29 @@ impl Tls {
         let mut authorities = None;
         let config = match trust {
             Trust::PublicAuthorities => {
-                trusting(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect())
+                let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+                trusting(roots, upstream, TrustPlace::PublicAuthorities)
             }
             Trust::Authorities(path) => {
                 let pem = read(path)?;
-                let config = trusting(private_roots(path, &pem)?);
+                let config = trusting(
+                    private_roots(path, &pem)?,
+                    upstream,
+                    TrustPlace::File(path.clone()),
+                );
                 authorities = Some(Authorities {
                     path: path.clone(),
                     seen: Mutex::new(Some(Sha256::digest(&pem).into())),
                 });
                 config
             }
-            Trust::Pins(pins) => pinned(pins.clone()),
+            Trust::Pins(pins) => {
+                let verifier = PinnedKeys {
+                    pins: pins.clone(),
+                    provider: provider(),
+                };
+                judged_by(Arc::new(verifier), upstream, TrustPlace::Pins)
+            }
         };
         Ok(Self {
             config: ArcSwap::from_pointee(config),
@@ -103,7 +116,7 @@ impl Tls {
     }
 
     /// Takes over the authorities file if its content has changed and makes sense.
-    pub(super) fn reread(&self, upstream: &str) {
+    pub(super) fn reread(&self, upstream: &Arc<str>) {
         let Some(Authorities { path, seen }) = &self.authorities else {
             return;
         };
@@ -112,7 +125,7 @@ impl Tls {
             Ok(pem) => pem,
             Err(failure) => {
                 if seen.take().is_some() {
-                    error!(upstream, error = %chain(&failure), "keeping the old authorities");
+                    error!(%upstream, error = %chain(&failure), "keeping the old authorities");
                 }
                 return;
             }
@@ -124,11 +137,13 @@ impl Tls {
         match private_roots(path, &pem) {
             Ok(roots) => {
                 let count = roots.len();
-                self.config.store(Arc::new(trusting(roots)));
-                info!(upstream, count, "authorities for the upstream read again");
+                let place = TrustPlace::File(path.clone());
+                self.config
+                    .store(Arc::new(trusting(roots, upstream, place)));
+                info!(%upstream, count, "authorities for the upstream read again");
             }
             Err(failure) => {
-                error!(upstream, error = %chain(&failure), "keeping the old authorities");
+                error!(%upstream, error = %chain(&failure), "keeping the old authorities");
             }
         }
     }
@@ -167,30 +182,97 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-fn trusting(roots: RootCertStore) -> ClientConfig {
+/// One upstream's certificates, judged by `inner`.
+fn judged_by(
+    inner: Arc<dyn ServerCertVerifier>,
+    upstream: &Arc<str>,
+    place: TrustPlace,
+) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("aws-lc-rs speaks the default versions");
-    speaking_http1(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn pinned(pins: Vec<[u8; 32]>) -> ClientConfig {
-    let provider = provider();
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("aws-lc-rs speaks the default versions");
-    let verifier = Arc::new(PinnedKeys { pins, provider });
-    speaking_http1(
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth(),
-    )
-}
-
-fn speaking_http1(mut config: ClientConfig) -> ClientConfig {
+    let verifier = Arc::new(ExplainedVerdict {
+        inner,
+        upstream: Arc::clone(upstream),
+        place,
+    });
+    let mut config = builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
+}
+
+fn trusting(roots: RootCertStore, upstream: &Arc<str>, place: TrustPlace) -> ClientConfig {
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .expect("there is an authority, and no revocation list that could be wrong");
+    judged_by(verifier, upstream, place)
+}
+
+/// Another's verdict, and what the certificate was like when it is a bad one.
+#[derive(Debug)]
+struct ExplainedVerdict {
+    inner: Arc<dyn ServerCertVerifier>,
+    upstream: Arc<str>,
+    place: TrustPlace,
+}
+
+impl ServerCertVerifier for ExplainedVerdict {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verdict = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        verdict.map_err(|failure| {
+            let rustls::Error::InvalidCertificate(error) = &failure else {
+                return failure;
+            };
+            let verdict = Verdict {
+                upstream: &self.upstream,
+                place: &self.place,
+                error,
+                now,
+            };
+            match CertificateProblem::find(end_entity, server_name, verdict) {
+                Some(problem) => CertificateError::Other(OtherError(Arc::new(problem))).into(),
+                None => failure,
+            }
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
 }
 
 /// Believes whoever proves to hold one of the pinned keys. Name and dates of the
@@ -199,17 +281,6 @@ fn speaking_http1(mut config: ClientConfig) -> ClientConfig {
 struct PinnedKeys {
     pins: Vec<[u8; 32]>,
     provider: Arc<CryptoProvider>,
-}
-
-#[derive(thiserror::Error)]
-#[error("the upstream's key is not pinned; its SHA-256 is {0}")]
-struct NotPinned(String);
-
-// rustls prints a certificate's other errors by `Debug`, and operators read it.
-impl fmt::Debug for NotPinned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 impl ServerCertVerifier for PinnedKeys {
@@ -223,12 +294,10 @@ impl ServerCertVerifier for PinnedKeys {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let (_, certificate) =
             X509Certificate::from_der(end_entity).map_err(|_| CertificateError::BadEncoding)?;
-        let key: [u8; 32] = Sha256::digest(certificate.public_key().raw).into();
-        if self.pins.contains(&key) {
+        if self.pins.contains(&key_digest(&certificate)) {
             return Ok(ServerCertVerified::assertion());
         }
-        let shown = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        Err(CertificateError::Other(OtherError(Arc::new(NotPinned(shown)))).into())
+        Err(CertificateError::ApplicationVerificationFailure.into())
     }
 
     // A certificate is public; only these signatures prove that the peer has its key.

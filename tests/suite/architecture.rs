@@ -17,8 +17,8 @@ fn row(module: &str) -> u8 {
         "identity" | "upstream" | "logging" => 4,
         "store" => 3,
         "config" => 2,
-        "webapp" | "lifecycle" | "metrics" => 1,
-        "causes" | "clock" | "hashed" | "names" | "secret" => 0,
+        "webapp" | "lifecycle" | "metrics" | "names" => 1,
+        "causes" | "clock" | "hashed" | "secret" | "staggered" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }

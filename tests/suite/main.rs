@@ -24,6 +24,7 @@ mod hanging_disk;
 mod harness;
 mod hygiene;
 mod limits;
+mod network;
 mod operator;
 mod overload;
 mod records;

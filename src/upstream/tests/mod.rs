@@ -1,12 +1,17 @@
 //! The promises of this module, kept against real sockets.
 
+#[cfg(feature = "emulator")]
+mod certificates;
 mod connections;
 mod description;
+mod dialing;
 mod failures;
+mod keep_alive;
 mod login_model;
 mod names;
 mod server;
 mod session;
+mod stub_dns;
 #[cfg(feature = "emulator")]
 mod trust;
 

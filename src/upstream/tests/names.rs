@@ -1,57 +1,40 @@
-//! Names lead to addresses without the C library's help.
+//! Names lead to addresses without the C library's help, and half an answer is one.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use hickory_resolver::proto::op::{Message, ResponseCode};
-use hickory_resolver::proto::rr::{RData, Record, RecordType};
-use tokio::net::{TcpListener, UdpSocket};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::RecordType;
+use tokio::time::Instant;
 
 use super::Folder;
-use crate::lifecycle::Tasks;
+use super::stub_dns::{NO_NAME, Says, StubDns};
+use crate::causes::chain;
 use crate::names::Names;
-use crate::upstream::connect::Dialer;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Far below a server's time-out, far above what a loaded machine takes.
+const SOON: Duration = Duration::from_secs(2);
 
-fn names(folder: &Folder, servers: &str, hosts: &str) -> Names {
+pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> Names {
     Names::from_files(
         folder.write("resolv.conf", servers),
         folder.write("hosts", hosts),
     )
 }
 
-/// A server that knows one name.
-async fn server(name: &'static str, address: Ipv4Addr) -> (u16, Arc<AtomicUsize>) {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let port = socket.local_addr().unwrap().port();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
-    let serve = async move {
-        let mut bytes = [0; 1500];
-        while let Ok((length, from)) = socket.recv_from(&mut bytes).await {
-            count.fetch_add(1, Ordering::Relaxed);
-            let mut message = Message::from_vec(&bytes[..length]).unwrap().into_response();
-            message.metadata.recursion_available = true;
-            let query = message.queries[0].clone();
-            if query.name().to_string() != format!("{name}.") {
-                message.metadata.response_code = ResponseCode::NXDomain;
-            } else if query.query_type() == RecordType::A {
-                let data = RData::from(IpAddr::V4(address));
-                message.add_answer(Record::from_rdata(query.name().clone(), 60, data));
-            }
-            let _ = socket.send_to(&message.to_vec().unwrap(), from).await;
-        }
-    };
-    Tasks::new(tokio::runtime::Handle::current()).spawn("name server", serve);
-    (port, asked)
+/// Names that `dns` is asked for.
+pub(super) fn asking(folder: &Folder, dns: &StubDns) -> Names {
+    let mut names = names(folder, "nameserver 127.0.0.1\n", "");
+    names.port = dns.port;
+    names
 }
 
 #[tokio::test]
 async fn addresses_are_their_own_and_the_hosts_file_is_asked_first() {
     let folder = Folder::new();
-    let hosts = "10.0.0.7 webapp.internal webapp # the first\n10.0.0.8 webapp\nfd00::7 webapp\n";
+    let hosts = "10.0.0.7 webapp.internal webapp # the first\n10.0.0.300 webapp\n\
+        10.0.0.8 webapp\nfd00::7 webapp\n";
     let names = names(&folder, "", hosts);
     for literal in ["127.0.0.1", "::1", "fe80::1"] {
         let found = names.find(literal).await.unwrap();
@@ -70,25 +53,32 @@ async fn localhost_is_this_host_even_where_no_file_says_so() {
     let folder = Folder::new();
     let missing = |name: &str| folder.0.join(name);
     let names = Names::from_files(missing("resolv.conf"), missing("hosts"));
-    assert!(names.find("localhost").await.unwrap().contains(&LOOPBACK));
-    assert!(names.find("other").await.is_err());
+    for name in ["localhost", "LocalHost.", "a.localhost"] {
+        assert!(names.find(name).await.unwrap().contains(&LOOPBACK));
+    }
+    let why = chain(&names.find("other").await.unwrap_err());
+    assert!(why.contains("no name server in"), "{why}");
 }
 
 #[tokio::test]
 async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
     let address = Ipv4Addr::new(10, 1, 2, 3);
-    let (port, asked) = server("webapp.example.net", address).await;
+    let dns = StubDns::start(move |name, kind| match (name, kind) {
+        ("webapp.example.net", RecordType::A) => Says::Addresses(vec![address.into()], 60),
+        ("webapp.example.net", _) => Says::Nothing,
+        _ => NO_NAME,
+    })
+    .await;
     let folder = Folder::new();
     let servers =
         "nameserver 127.0.0.1\nsearch example.net\noptions timeout:1 attempts:1 ndots:2\n";
     let mut names = names(&folder, servers, "");
-    names.port = port;
-    for name in ["webapp.example.net", "webapp", "webapp"] {
+    names.port = dns.port;
+    for name in ["webapp.example.net", "webapp"] {
         assert_eq!(names.find(name).await.unwrap(), [address], "{name}");
     }
-    let count = asked.load(Ordering::Relaxed);
-    assert!((2..=4).contains(&count), "one answer serves many: {count}");
-    assert!(names.find("nothing.example.net").await.is_err());
+    let why = chain(&names.find("nothing.example.net").await.unwrap_err());
+    assert!(why.contains("know no address"), "{why}");
 
     folder.write("hosts", "10.9.9.9 webapp\n");
     let noted: IpAddr = "10.9.9.9".parse().unwrap();
@@ -98,16 +88,132 @@ async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
 }
 
 #[tokio::test]
-async fn each_address_of_a_name_is_tried() {
-    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+async fn one_family_is_enough_whatever_the_other_is_answered_with() {
+    let (v4, v6) = ("10.1.2.3", "fd00::7");
+    let dns = StubDns::start(|_, _| Says::Silence).await;
     let folder = Folder::new();
-    let hosts = "127.0.0.2 webapp\n127.0.0.3 webapp\n";
-    let dialer = Dialer {
-        host: "webapp".to_owned(),
-        port: listener.local_addr().unwrap().port(),
-        names: names(&folder, "", hosts),
-        tls: None,
-        limit: super::PATIENCE,
-    };
-    assert!(dialer.dial(None).await.is_ok(), "the second one listens");
+    let names = asking(&folder, &dns);
+    let bad = [
+        Says::Silence,
+        Says::Nothing,
+        NO_NAME,
+        Says::Code(ResponseCode::ServFail),
+        Says::Code(ResponseCode::Refused),
+        Says::Code(ResponseCode::NotImp),
+    ];
+    for other in bad {
+        for (good, address) in [(RecordType::A, v4), (RecordType::AAAA, v6)] {
+            let said = other.clone();
+            dns.says(move |_, kind| {
+                if kind == good {
+                    Says::address(address)
+                } else {
+                    said.clone()
+                }
+            });
+            let began = Instant::now();
+            let found = names.find("webapp.example").await.unwrap();
+            assert_eq!(found, [address.parse::<IpAddr>().unwrap()], "{other:?}");
+            assert!(began.elapsed() < SOON, "{other:?}: {:?}", began.elapsed());
+        }
+    }
+    // One that is a little late is there all the same, and comes first.
+    dns.says(|_, kind| match kind {
+        RecordType::A => Says::address("10.1.2.3"),
+        _ => Says::Later(10, Box::new(Says::address("fd00::7"))),
+    });
+    let both = [v6, v4].map(|ip| ip.parse::<IpAddr>().unwrap());
+    assert_eq!(names.find("webapp.example").await.unwrap(), both);
+}
+
+#[tokio::test]
+async fn a_bad_entry_of_resolv_conf_costs_that_entry() {
+    let dns = StubDns::start(|name, kind| match (name, kind) {
+        ("webapp.good.example", RecordType::A) => Says::address("10.1.2.3"),
+        _ => NO_NAME,
+    })
+    .await;
+    let folder = Folder::new();
+    for bad in [
+        "search bad..domain good.example\nnameserver 127.0.0.1\n",
+        "search good.example bad..domain\noptions frobnicate ndots:x\nnameserver 127.0.0.1\n",
+        "nameserver not-an-address\nnameserver 127.0.0.1\nsearch good.example\n",
+        "nameserver fe80::1%eth0\nnameserver 127.0.0.1 # ours\nnonsense\nsearch good.example\n",
+        "domain bad..domain\nsearch good.example\nnameserver 127.0.0.1\nnameserver\n",
+    ] {
+        let mut names = names(&folder, bad, "ten.0.0.1 webapp\n");
+        names.port = dns.port;
+        let found = names.find("webapp").await.unwrap();
+        assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()], "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_asked() {
+    let good = StubDns::start(|_, _| Says::address("10.1.2.3")).await;
+    for bad in [
+        Says::Silence,
+        Says::Code(ResponseCode::Refused),
+        Says::Code(ResponseCode::ServFail),
+    ] {
+        let says = bad.clone();
+        let first = format!("127.0.0.2:{}", good.port).parse().unwrap();
+        let first = StubDns::start_at(first, move |_, _| says.clone()).await;
+        let folder = Folder::new();
+        let servers = "nameserver 127.0.0.2\nnameserver 127.0.0.1\n";
+        let mut names = names(&folder, servers, "");
+        names.port = good.port;
+        let began = Instant::now();
+        names.find("webapp.example").await.unwrap();
+        assert!(began.elapsed() < SOON, "{bad:?}: {:?}", began.elapsed());
+        // The one that answered is asked first from then on.
+        let asked = first.questions().len();
+        for _ in 0..3 {
+            names.find("webapp.example").await.unwrap();
+        }
+        assert_eq!(first.questions().len(), asked, "{bad:?}");
+        // Its port is wanted again.
+        first.end().await;
+    }
+}
+
+#[tokio::test]
+async fn families_of_different_names_are_not_mixed() {
+    let dns = StubDns::start(|name, kind| match (name, kind) {
+        ("webapp.a.example", RecordType::A) => Says::address("10.1.2.3"),
+        ("webapp.b.example", RecordType::AAAA) => Says::address("fd00::7"),
+        ("webapp.a.example" | "webapp.b.example", _) => Says::Nothing,
+        _ => NO_NAME,
+    })
+    .await;
+    let folder = Folder::new();
+    let servers = "nameserver 127.0.0.1\nsearch a.example b.example\n";
+    let mut names = names(&folder, servers, "");
+    names.port = dns.port;
+    let found = names.find("webapp").await.unwrap();
+    assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
+    // Silence about one family does not end the search.
+    dns.says(|name, kind| match (name, kind) {
+        ("webapp.b.example", RecordType::A) => Says::address("10.1.2.4"),
+        (_, RecordType::AAAA) => Says::Silence,
+        _ => NO_NAME,
+    });
+    let found = names.find("webapp").await.unwrap();
+    assert_eq!(found, ["10.1.2.4".parse::<IpAddr>().unwrap()]);
+}
+
+#[tokio::test]
+async fn what_was_found_serves_on_while_servers_stay_silent() {
+    let dns = StubDns::start(|_, _| Says::address("10.1.2.3")).await;
+    let folder = Folder::new();
+    let servers = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
+    let mut names = names(&folder, servers, "");
+    names.port = dns.port;
+    names.find("webapp.example").await.unwrap();
+    dns.says(|_, _| Says::Silence);
+    let found = names.find("webapp.example").await.unwrap();
+    assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
+    // A server that says no is believed.
+    dns.says(|_, _| NO_NAME);
+    assert!(names.find("webapp.example").await.is_err());
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;
@@ -14,22 +16,30 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest as _, Sha256};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use super::names::names;
 use super::server::{Reply, Webapp};
-use super::{Surroundings, eventually, stays};
+use super::{Folder, PATIENCE, Surroundings, eventually, stays};
 use crate::config::Trust;
+use crate::lifecycle::{Stop, Tasks};
+use crate::upstream::address_book::AddressBook;
+use crate::upstream::address_memory::AddressMemory;
+use crate::upstream::connect::Dialer;
+use crate::upstream::trust::Tls;
 use crate::upstream::{Connections, Error, Patience, SendErrorKind, Upstream};
 
 /// An authority and a server certificate of its making.
-struct Identity {
-    authority: String,
-    certificate: CertificateDer<'static>,
-    key: KeyPair,
+pub(super) struct Identity {
+    pub(super) authority: String,
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) key: KeyPair,
 }
 
 impl Identity {
-    fn of(name: &str) -> Self {
+    pub(super) fn of(name: &str) -> Self {
         let authority_key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -45,11 +55,11 @@ impl Identity {
         }
     }
 
-    fn pin(&self) -> [u8; 32] {
+    pub(super) fn pin(&self) -> [u8; 32] {
         Sha256::digest(self.key.subject_public_key_info()).into()
     }
 
-    async fn serve(&self) -> Webapp {
+    pub(super) async fn serve(&self) -> Webapp {
         serve(&self.certificate, &self.key).await
     }
 }
@@ -64,7 +74,15 @@ impl ResolvesServerCert for Shows {
     }
 }
 
-async fn serve(certificate: &CertificateDer<'static>, key: &KeyPair) -> Webapp {
+pub(super) async fn serve(certificate: &CertificateDer<'static>, key: &KeyPair) -> Webapp {
+    serve_at("127.0.0.1:0".parse().unwrap(), certificate, key).await
+}
+
+async fn serve_at(
+    address: SocketAddr,
+    certificate: &CertificateDer<'static>,
+    key: &KeyPair,
+) -> Webapp {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let key = provider.key_provider.load_private_key(key).unwrap();
@@ -74,12 +92,11 @@ async fn serve(certificate: &CertificateDer<'static>, key: &KeyPair) -> Webapp {
         .unwrap()
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(shown));
-    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    Webapp::start_at(any, Some(acceptor), |_| Reply::with(200, "", "hi")).await
+    Webapp::start_at(address, Some(acceptor), |_| Reply::with(200, "", "hi")).await
 }
 
-fn around(webapp: &Webapp, trust: Trust) -> Surroundings {
+pub(super) fn around(webapp: &Webapp, trust: Trust) -> Surroundings {
     let mut around = Surroundings::of(webapp.address).without_login();
     around.settings.base.tls = true;
     around.settings.trust = trust;
@@ -87,7 +104,10 @@ fn around(webapp: &Webapp, trust: Trust) -> Surroundings {
 }
 
 /// Whether a new connection to the upstream is believed; the error's text if not.
-async fn believes(around: &Surroundings, upstream: &Arc<Upstream>) -> Result<(), String> {
+pub(super) async fn believes(
+    around: &Surroundings,
+    upstream: &Arc<Upstream>,
+) -> Result<(), String> {
     let connections = Connections::<Empty<Bytes>>::new(
         Arc::clone(upstream),
         around.tasks.clone(),
@@ -115,11 +135,7 @@ async fn a_pinned_key_is_believed_and_no_other() {
     let bad = around(&webapp, Trust::Pins(vec![[7; 32]]));
     let why = believes(&bad, &bad.open().unwrap()).await.unwrap_err();
     assert!(why.contains("not pinned"), "{why}");
-    let shown: String = identity
-        .pin()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let shown = format!("sha256//{}", STANDARD.encode(identity.pin()));
     assert!(why.contains(&shown), "{why}");
 }
 
@@ -182,4 +198,48 @@ async fn authorities_follow_their_file_and_a_bad_file_changes_nothing() {
     around.folder.write("ca.pem", &identity.authority);
     eventually("the new authorities", || current() != first).await;
     believes(&around, &upstream).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_whose_tls_is_broken_is_passed_over() {
+    let identity = Identity::of("127.0.0.1");
+    let webapp = identity.serve().await;
+    let port = webapp.address.port();
+    let stranger = Identity::of("127.0.0.1");
+    // Closes at once; says nothing; has another's key.
+    let closing = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    tasks.spawn("closes", async move {
+        while let Ok((tcp, _)) = closing.accept().await {
+            drop(tcp);
+        }
+    });
+    let _silent = TcpListener::bind(("127.0.0.3", port)).await.unwrap();
+    let address = format!("127.0.0.4:{port}").parse().unwrap();
+    let _other = serve_at(address, &stranger.certificate, &stranger.key).await;
+    for (bad, most) in [("127.0.0.2", 500), ("127.0.0.4", 500), ("127.0.0.3", 1500)] {
+        let folder = Folder::new();
+        let hosts = format!("{bad} webapp.example\n127.0.0.1 webapp.example\n");
+        let upstream: Arc<str> = "main".into();
+        let trust = Trust::Pins(vec![identity.pin()]);
+        let dialer = Dialer {
+            port,
+            book: AddressBook::new(
+                "webapp.example",
+                names(&folder, "", &hosts),
+                &tasks,
+                &Stop::default(),
+            ),
+            memory: AddressMemory::default(),
+            tls: Some(Tls::open(&trust, "webapp.example", &upstream).unwrap()),
+            limit: PATIENCE,
+            upstream,
+        };
+        for most in [most, 300] {
+            let began = Instant::now();
+            dialer.dial(None).await.unwrap();
+            let took = began.elapsed();
+            assert!(took < Duration::from_millis(most), "{bad}: {took:?}");
+        }
+    }
 }

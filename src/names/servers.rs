@@ -1,0 +1,138 @@
+//! The servers of `/etc/resolv.conf`. The one that answered last is asked first; another
+//! is asked when it has failed, or has said nothing for a while, and the first answer counts.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError, NoRecords};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::resolv_conf::ResolvConf;
+use crate::staggered::{Listed, Stagger, race};
+
+/// How long one server may be silent before the next is asked too.
+const SILENCE: Duration = Duration::from_millis(250);
+
+/// What a server said.
+#[derive(Clone, Debug)]
+pub(super) struct ServerAnswer {
+    /// None: the name has no such addresses, or does not exist.
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) until: Instant,
+}
+
+#[derive(Default)]
+pub(super) struct NameServers {
+    servers: Arc<[TokioResolver]>,
+    /// Which one answered last.
+    preferred: AtomicUsize,
+}
+
+impl NameServers {
+    pub(super) fn new(conf: &ResolvConf, port: u16) -> Self {
+        let servers = conf.servers.iter();
+        Self {
+            servers: servers.filter_map(|&ip| server(ip, port, conf)).collect(),
+            preferred: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.servers.is_empty()
+    }
+
+    /// Asks for the addresses of one family.
+    pub(super) async fn ask(
+        &self,
+        name: &Name,
+        kind: RecordType,
+    ) -> Result<ServerAnswer, NetError> {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let mut order: Vec<usize> = (0..self.servers.len()).collect();
+        order.sort_by_key(|&at| at != preferred);
+        let stagger = Stagger {
+            delay: SILENCE,
+            delay_half_way: SILENCE,
+            until: None,
+        };
+        let mut order = Listed(order.into_iter());
+        let won = race(&mut order, stagger, |at, _| {
+            let (servers, name) = (Arc::clone(&self.servers), name.clone());
+            async move { ask(&servers[at], name, kind).await }
+        });
+        match won.await {
+            Ok(won) => {
+                self.preferred.store(won.candidate, Ordering::Relaxed);
+                Ok(won.value)
+            }
+            Err(mut lost) => {
+                // One that said something tells more than one that is not there.
+                lost.failed.sort_by_key(|(_, failure)| is_silence(failure));
+                let first = lost.failed.into_iter().next();
+                Err(first.map_or(NetError::NoConnections, |(_, failure)| failure))
+            }
+        }
+    }
+}
+
+/// Whether `failure` is that of a server that does not answer at all.
+pub(super) fn is_silence(failure: &NetError) -> bool {
+    !matches!(failure, NetError::Dns(_))
+}
+
+async fn ask(
+    server: &TokioResolver,
+    name: Name,
+    kind: RecordType,
+) -> Result<ServerAnswer, NetError> {
+    match server.lookup(name, kind).await {
+        Ok(found) => Ok(ServerAnswer {
+            addresses: {
+                let addresses = found.answers().iter().filter_map(|one| one.data.ip_addr());
+                addresses
+                    .filter(|ip| ip.is_ipv6() == (kind == RecordType::AAAA))
+                    .collect()
+            },
+            until: Instant::from_std(found.valid_until()),
+        }),
+        Err(NetError::Dns(DnsError::NoRecordsFound(NoRecords {
+            response_code: ResponseCode::NXDomain | ResponseCode::NoError,
+            ..
+        }))) => Ok(ServerAnswer {
+            addresses: Vec::new(),
+            until: Instant::now(),
+        }),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn server(ip: IpAddr, port: u16, conf: &ResolvConf) -> Option<TokioResolver> {
+    let udp = (!conf.uses_tcp).then(ConnectionConfig::udp);
+    let mut ways: Vec<_> = udp.into_iter().chain([ConnectionConfig::tcp()]).collect();
+    for way in &mut ways {
+        way.port = port;
+    }
+    let server = NameServerConfig::new(ip, true, ways);
+    let mut options = ResolverOpts::default();
+    options.timeout = conf.timeout;
+    options.attempts = conf.attempts - 1; // hickory counts those after the first
+    options.edns0 = conf.uses_edns;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.cache_size = 0; // what is known is kept by who asks
+    let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        .with_options(options)
+        .build()
+        .inspect_err(|error| warn!(server = %ip, %error, "this name server cannot be asked"))
+        .ok()
+}

@@ -1,0 +1,399 @@
+//! A staggered race: attempts are started one after the other, each when the one before
+//! it has failed or has had its time, and the first that succeeds ends the race
+//! (RFC 8305, section 5). The losers are dropped.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+const SHORTEST_DELAY: Duration = Duration::from_millis(20);
+
+/// What can be tried; more of it may come to be known during the race.
+pub trait Candidates<K> {
+    /// The next one that has not been given out.
+    fn next(&mut self) -> Option<K>;
+
+    /// How many are known that have not been given out.
+    fn left(&self) -> usize;
+
+    /// Waits until there may be a next one; false: there will be none.
+    fn more(&mut self) -> impl Future<Output = bool> + Send;
+}
+
+/// Those of a list, in its order.
+#[derive(Debug)]
+pub struct Listed<K>(pub std::vec::IntoIter<K>);
+
+impl<K: Send> Candidates<K> for Listed<K> {
+    fn next(&mut self) -> Option<K> {
+        self.0.next()
+    }
+
+    fn left(&self) -> usize {
+        self.0.len()
+    }
+
+    async fn more(&mut self) -> bool {
+        false
+    }
+}
+
+/// When the next attempt is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Stagger {
+    /// After the start of the one before.
+    pub delay: Duration,
+    /// The same when an attempt has said that it is half-way.
+    pub delay_half_way: Duration,
+    /// When the race ends without a winner.
+    pub until: Option<Instant>,
+}
+
+impl Stagger {
+    /// With many candidates the delay is shorter, so that all are tried before the end.
+    fn delay_with(self, left: usize) -> Duration {
+        let Some(until) = self.until else {
+            return self.delay;
+        };
+        let time = until.saturating_duration_since(Instant::now()) / 2;
+        let share = time / u32::try_from(left.max(1)).unwrap_or(u32::MAX);
+        share.clamp(SHORTEST_DELAY.min(self.delay), self.delay)
+    }
+}
+
+/// Set by an attempt that has come half-way, as a connection has before its handshake.
+#[derive(Clone, Debug, Default)]
+pub struct HalfWay(Arc<AtomicBool>);
+
+impl HalfWay {
+    pub fn reached(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_reached(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The attempt that succeeded.
+#[derive(Debug)]
+pub struct Won<K, T, E> {
+    pub candidate: K,
+    pub value: T,
+    /// Those that failed before.
+    pub failed: Vec<(K, E)>,
+    /// Those that had their time and were still under way.
+    pub overtaken: Vec<K>,
+}
+
+/// A race that nothing won.
+#[derive(Debug)]
+pub struct Lost<K, E> {
+    pub failed: Vec<(K, E)>,
+    /// Those still under way when time was up, and whether they were half-way.
+    pub unfinished: Vec<Unfinished<K>>,
+    pub is_late: bool,
+}
+
+/// An attempt that had not ended when the race did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished<K> {
+    pub candidate: K,
+    pub is_half_way: bool,
+    /// It had the time after which another is started.
+    pub had_its_time: bool,
+}
+
+struct Attempt<K, T, E> {
+    candidate: K,
+    began: Instant,
+    half_way: HalfWay,
+    work: Pin<Box<dyn Future<Output = Result<T, E>> + Send>>,
+}
+
+/// Runs the race.
+pub async fn race<K, T, E, F>(
+    candidates: &mut (impl Candidates<K> + Send),
+    stagger: Stagger,
+    mut attempt: impl FnMut(K, HalfWay) -> F,
+) -> Result<Won<K, T, E>, Lost<K, E>>
+where
+    K: Copy,
+    F: Future<Output = Result<T, E>> + Send + 'static,
+{
+    let mut running: Vec<Attempt<K, T, E>> = Vec::new();
+    let mut failed = Vec::new();
+    let mut is_exhausted = false;
+    let mut starts_at = Instant::now();
+    loop {
+        if running.is_empty() {
+            starts_at = Instant::now();
+        }
+        let is_due = starts_at <= Instant::now();
+        if is_due && let Some(candidate) = candidates.next() {
+            let half_way = HalfWay::default();
+            running.push(Attempt {
+                candidate,
+                began: Instant::now(),
+                work: Box::pin(attempt(candidate, half_way.clone())),
+                half_way,
+            });
+            starts_at = Instant::now() + stagger.delay_with(candidates.left());
+            continue;
+        }
+        if running.is_empty() && is_exhausted {
+            return Err(lost(running, failed, stagger, false));
+        }
+        tokio::select! {
+            biased;
+            (at, outcome) = first(&mut running), if !running.is_empty() => {
+                let ended = running.swap_remove(at);
+                match outcome {
+                    Ok(value) => return Ok(won(&ended, value, running, failed, stagger)),
+                    Err(failure) => failed.push((ended.candidate, failure)),
+                }
+                starts_at = Instant::now();
+            }
+            () = until(stagger.until) => return Err(lost(running, failed, stagger, true)),
+            () = sleep_until(starts_at), if !is_due => {
+                starts_at = half_way_end(&running, stagger).unwrap_or(starts_at);
+            }
+            has_more = candidates.more(), if is_due && !is_exhausted => is_exhausted = !has_more,
+        }
+    }
+}
+
+/// Until when the attempts that are half-way have the field to themselves.
+fn half_way_end<K, T, E>(running: &[Attempt<K, T, E>], stagger: Stagger) -> Option<Instant> {
+    let half_way = running
+        .iter()
+        .filter(|attempt| attempt.half_way.is_reached());
+    let end = half_way.map(|attempt| attempt.began + stagger.delay_half_way);
+    end.max()
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The first of `running` that ends.
+async fn first<K, T, E>(running: &mut [Attempt<K, T, E>]) -> (usize, Result<T, E>) {
+    poll_fn(|cx| {
+        for (at, attempt) in running.iter_mut().enumerate() {
+            if let Poll::Ready(outcome) = attempt.work.as_mut().poll(cx) {
+                return Poll::Ready((at, outcome));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+fn won<K: Copy, T, E>(
+    winner: &Attempt<K, T, E>,
+    value: T,
+    running: Vec<Attempt<K, T, E>>,
+    failed: Vec<(K, E)>,
+    stagger: Stagger,
+) -> Won<K, T, E> {
+    let began = winner.began;
+    let earlier = |loser: &Attempt<K, T, E>| loser.began + stagger.delay <= began;
+    Won {
+        candidate: winner.candidate,
+        value,
+        failed,
+        overtaken: running
+            .into_iter()
+            .filter(earlier)
+            .map(|loser| loser.candidate)
+            .collect(),
+    }
+}
+
+fn lost<K: Copy, T, E>(
+    running: Vec<Attempt<K, T, E>>,
+    failed: Vec<(K, E)>,
+    stagger: Stagger,
+    is_late: bool,
+) -> Lost<K, E> {
+    let now = Instant::now();
+    let unfinished = running.into_iter().map(|attempt| Unfinished {
+        candidate: attempt.candidate,
+        is_half_way: attempt.half_way.is_reached(),
+        had_its_time: attempt.began + stagger.delay <= now,
+    });
+    Lost {
+        failed,
+        unfinished: unfinished.collect(),
+        is_late,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const STAGGER: Stagger = Stagger {
+        delay: Duration::from_millis(250),
+        delay_half_way: Duration::from_secs(1),
+        until: None,
+    };
+
+    /// What happens to one candidate.
+    #[derive(Clone, Copy, Debug)]
+    enum Fate {
+        Good(u64),
+        Bad(u64),
+        Silent,
+        /// Half-way after the first, good after the second.
+        Slow(u64, u64),
+    }
+
+    type Outcome = Result<Won<usize, Instant, ()>, Lost<usize, ()>>;
+
+    async fn run(fates: &'static [Fate], stagger: Stagger) -> (Outcome, u128) {
+        let began = Instant::now();
+        let mut candidates = Listed((0..fates.len()).collect::<Vec<_>>().into_iter());
+        let outcome = race(&mut candidates, stagger, |at, half_way| async move {
+            let started = Instant::now();
+            match fates[at] {
+                Fate::Good(after) => sleep(Duration::from_millis(after)).await,
+                Fate::Bad(after) => {
+                    sleep(Duration::from_millis(after)).await;
+                    return Err(());
+                }
+                Fate::Silent => std::future::pending().await,
+                Fate::Slow(half, after) => {
+                    sleep(Duration::from_millis(half)).await;
+                    half_way.reached();
+                    sleep(Duration::from_millis(after)).await;
+                }
+            }
+            Ok(started)
+        })
+        .await;
+        (outcome, began.elapsed().as_millis())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_one_costs_its_delay_and_a_failure_nothing() {
+        for (fates, winner, cost) in [
+            (&[Fate::Good(10)][..], 0, 10),
+            (&[Fate::Silent, Fate::Good(10)], 1, 260),
+            (&[Fate::Bad(5), Fate::Good(10)], 1, 15),
+            (&[Fate::Bad(300), Fate::Good(10)], 1, 260),
+            (
+                &[Fate::Silent, Fate::Bad(5), Fate::Silent, Fate::Good(10)],
+                3,
+                515,
+            ),
+            // The first is late, but not too late.
+            (&[Fate::Good(400), Fate::Silent, Fate::Silent], 0, 400),
+        ] {
+            let (outcome, took) = run(fates, STAGGER).await;
+            assert_eq!(outcome.unwrap().candidate, winner, "{fates:?}");
+            assert!((cost..cost + 5).contains(&took), "{fates:?}: {took} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_overtaken_is_told_and_what_only_lost_is_not() {
+        let (outcome, _) = run(&[Fate::Silent, Fate::Good(10)], STAGGER).await;
+        assert_eq!(outcome.unwrap().overtaken, [0]);
+        let (outcome, _) = run(&[Fate::Good(300), Fate::Silent], STAGGER).await;
+        assert!(outcome.unwrap().overtaken.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_half_way_has_longer() {
+        let (outcome, took) = run(&[Fate::Slow(50, 700), Fate::Good(1)], STAGGER).await;
+        assert_eq!(outcome.unwrap().candidate, 0);
+        assert!((750..760).contains(&took), "{took}");
+        let (outcome, took) = run(&[Fate::Slow(50, 9000), Fate::Good(1)], STAGGER).await;
+        let won = outcome.unwrap();
+        assert_eq!((won.candidate, won.overtaken), (1, vec![0]));
+        assert!((1001..1010).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_comes_in_time_and_tells_who_was_asked() {
+        let stagger = Stagger {
+            until: Some(Instant::now() + Duration::from_millis(600)),
+            ..STAGGER
+        };
+        let (outcome, took) =
+            run(&[Fate::Bad(1), Fate::Silent, Fate::Slow(1, 9999)], stagger).await;
+        let lost = outcome.unwrap_err();
+        assert!((600..605).contains(&took) && lost.is_late, "{took}");
+        assert_eq!(lost.failed, [(0, ())]);
+        let half_way: Vec<bool> = lost.unfinished.iter().map(|one| one.is_half_way).collect();
+        assert_eq!(half_way, [false, true]);
+        let (outcome, _) = run(&[Fate::Bad(1), Fate::Bad(1)], STAGGER).await;
+        assert_eq!(outcome.unwrap_err().failed.len(), 2);
+        assert!(run(&[], STAGGER).await.0.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_candidates_share_the_time_there_is() {
+        let mut fates = vec![Fate::Silent; 19];
+        fates.push(Fate::Good(1));
+        let stagger = Stagger {
+            until: Some(Instant::now() + Duration::from_secs(2)),
+            ..STAGGER
+        };
+        let (outcome, took) = run(fates.leak(), stagger).await;
+        assert_eq!(outcome.unwrap().candidate, 19);
+        assert!(took < 1900, "{took}");
+    }
+
+    /// Candidates that come to be known during the race.
+    struct Late(mpsc::UnboundedReceiver<usize>, Option<usize>);
+
+    impl Candidates<usize> for Late {
+        fn next(&mut self) -> Option<usize> {
+            self.1.take().or_else(|| self.0.try_recv().ok())
+        }
+
+        fn left(&self) -> usize {
+            self.0.len()
+        }
+
+        async fn more(&mut self) -> bool {
+            self.1 = self.0.recv().await;
+            self.1.is_some()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_comes_to_be_known_late_is_started_when_it_is_due() {
+        let (tell, told) = mpsc::unbounded_channel();
+        let began = Instant::now();
+        let mut candidates = Late(told, None);
+        let racing = race(&mut candidates, STAGGER, |at, _| async move {
+            match at {
+                2 => Ok::<_, ()>(at),
+                _ => std::future::pending().await,
+            }
+        });
+        let telling = async {
+            sleep(Duration::from_millis(100)).await;
+            tell.send(1).unwrap();
+            sleep(Duration::from_millis(100)).await;
+            tell.send(2).unwrap();
+        };
+        let (outcome, ()) = tokio::join!(racing, telling);
+        assert_eq!(outcome.unwrap().candidate, 2);
+        assert_eq!(began.elapsed().as_millis(), 350);
+    }
+}

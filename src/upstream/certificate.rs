@@ -1,0 +1,258 @@
+//! Why the upstream's certificate is not believed, in words, and the key to set. Its names
+//! come from the network: they are escaped and cut before they are shown.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, RootCertStore};
+use sha2::{Digest as _, Sha256};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+const MOST_NAMES: usize = 5;
+const LONGEST_NAME: usize = 100;
+
+/// What vouches for certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum TrustPlace {
+    PublicAuthorities,
+    File(PathBuf),
+    Pins,
+}
+
+/// A certificate that is not believed.
+#[derive(Clone, Debug)]
+pub struct CertificateProblem {
+    upstream: Arc<str>,
+    reason: Reason,
+    /// Of the key that was shown, as `pins` takes it.
+    pin: String,
+}
+
+#[derive(Clone, Debug)]
+enum Reason {
+    SelfSigned { is_authority: bool },
+    UnknownIssuer { issuer: String, place: TrustPlace },
+    OtherName { wanted: String, names: Vec<String> },
+    Expired { end: String },
+    NotYetValid { begin: String },
+    AuthorityAsServer,
+    NotPinned,
+    Unusable(String),
+}
+
+impl CertificateProblem {
+    /// Nothing to explain where the certificate cannot even be read.
+    pub(super) fn find(
+        shown: &CertificateDer<'_>,
+        wanted: &ServerName<'_>,
+        verdict: Verdict<'_>,
+    ) -> Option<Self> {
+        let (_, read) = X509Certificate::from_der(shown).ok()?;
+        let is_self_signed = read.subject().as_raw() == read.issuer().as_raw()
+            && (read.is_ca() || is_signed_by_itself(shown, wanted, verdict.now));
+        Some(Self {
+            upstream: Arc::clone(verdict.upstream),
+            reason: reason(&read, is_self_signed, wanted, &verdict),
+            pin: format!("sha256//{}", STANDARD.encode(key_digest(&read))),
+        })
+    }
+}
+
+/// What was decided about a certificate, and by what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict<'a> {
+    pub(super) upstream: &'a Arc<str>,
+    pub(super) place: &'a TrustPlace,
+    pub(super) error: &'a CertificateError,
+    pub(super) now: UnixTime,
+}
+
+/// Whether the certificate would do if it were an authority: equal names prove nothing.
+fn is_signed_by_itself(shown: &CertificateDer<'_>, wanted: &ServerName<'_>, now: UnixTime) -> bool {
+    let mut roots = RootCertStore::empty();
+    if roots.add(shown.clone().into_owned()).is_err() {
+        return false;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let verdict =
+        verifier.map(|verifier| verifier.verify_server_cert(shown, &[], wanted, &[], now));
+    let is_other = |failure: &rustls::Error| {
+        let unknown = [
+            CertificateError::UnknownIssuer,
+            CertificateError::BadSignature,
+        ];
+        matches!(failure, rustls::Error::InvalidCertificate(error) if unknown.contains(error))
+    };
+    verdict.is_ok_and(|verdict| !verdict.is_err_and(|failure| is_other(&failure)))
+}
+
+pub(super) fn key_digest(certificate: &X509Certificate<'_>) -> [u8; 32] {
+    Sha256::digest(certificate.public_key().raw).into()
+}
+
+fn reason(
+    shown: &X509Certificate<'_>,
+    is_self_signed: bool,
+    wanted: &ServerName<'_>,
+    verdict: &Verdict<'_>,
+) -> Reason {
+    let is_authority = shown.is_ca();
+    let validity = shown.validity();
+    match verdict.error {
+        _ if *verdict.place == TrustPlace::Pins => Reason::NotPinned,
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::Expired {
+            end: day(validity.not_after.timestamp()),
+        },
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Reason::NotYetValid {
+                begin: day(validity.not_before.timestamp()),
+            }
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            Reason::OtherName {
+                wanted: shown_name(&wanted.to_str()),
+                names: names(shown),
+            }
+        }
+        CertificateError::UnknownIssuer if !is_self_signed => Reason::UnknownIssuer {
+            issuer: shown_name(&shown.issuer().to_string()),
+            place: verdict.place.clone(),
+        },
+        CertificateError::UnknownIssuer | CertificateError::Other(_) if is_self_signed => {
+            Reason::SelfSigned { is_authority }
+        }
+        CertificateError::Other(_) if is_authority => Reason::AuthorityAsServer,
+        error => Reason::Unusable(error.to_string()),
+    }
+}
+
+fn names(shown: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(names)) = shown.subject_alternative_name() else {
+        return Vec::new();
+    };
+    let names = names
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(shown_name(name)),
+            GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+            _ => None,
+        });
+    names.take(MOST_NAMES).collect()
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    }
+}
+
+fn shown_name(name: &str) -> String {
+    name.escape_debug().take(LONGEST_NAME).collect()
+}
+
+fn day(seconds: i64) -> String {
+    Timestamp::from_second(seconds)
+        .map_or_else(|_| "an unknown time".to_owned(), |at| at.to_string())
+}
+
+impl fmt::Display for CertificateProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { upstream, pin, .. } = self;
+        let set_pins = format!(
+            "set upstream.{upstream}.pins = [\"{pin}\"] (compare the key with the upstream's own first)"
+        );
+        match &self.reason {
+            Reason::SelfSigned { is_authority } => {
+                self_signed(f, *is_authority, upstream, &set_pins)
+            }
+            Reason::UnknownIssuer { issuer, place } => {
+                let place = match place {
+                    TrustPlace::File(path) => format!("those in {}", path.display()),
+                    TrustPlace::PublicAuthorities | TrustPlace::Pins => {
+                        "the public authorities".to_owned()
+                    }
+                };
+                write!(
+                    f,
+                    "the certificate was issued by \"{issuer}\", which is not among {place}; set \
+                     upstream.{upstream}.ca to a file with that authority's certificate, or \
+                     {set_pins}"
+                )
+            }
+            Reason::OtherName { wanted, names } if names.is_empty() => {
+                write!(
+                    f,
+                    "the certificate names no host, and so not {wanted}; {set_pins}"
+                )
+            }
+            Reason::OtherName { wanted, names } => {
+                let names = names.join(", ");
+                write!(
+                    f,
+                    "the certificate is for {names} and not for {wanted}; if that is the upstream, \
+                     set upstream.{upstream}.server_name to the name in the certificate"
+                )
+            }
+            Reason::Expired { end } => write!(
+                f,
+                "the certificate ended at {end}; renew it at the upstream, or {set_pins}: pins do \
+                 not look at dates"
+            ),
+            Reason::NotYetValid { begin } => write!(
+                f,
+                "the certificate is not valid before {begin}; compare this host's clock with the \
+                 upstream's"
+            ),
+            Reason::AuthorityAsServer => write!(
+                f,
+                "the certificate is an authority's (CA:TRUE), which cannot stand for a server; give \
+                 the upstream a server certificate, or {set_pins}"
+            ),
+            Reason::NotPinned => write!(
+                f,
+                "the key is not pinned: if it is the upstream's new key, add \"{pin}\" to \
+                 upstream.{upstream}.pins (compare it with the upstream's own first)"
+            ),
+            Reason::Unusable(why) => {
+                write!(f, "the certificate cannot be used: {why}; or {set_pins}")
+            }
+        }
+    }
+}
+
+fn self_signed(
+    f: &mut fmt::Formatter<'_>,
+    is_authority: bool,
+    upstream: &str,
+    set_pins: &str,
+) -> fmt::Result {
+    if is_authority {
+        write!(
+            f,
+            "the certificate is self-signed, and an authority's (CA:TRUE), so that `ca` cannot \
+             vouch for it; {set_pins}"
+        )
+    } else {
+        write!(
+            f,
+            "the certificate is self-signed; {set_pins}, or set upstream.{upstream}.ca to a file \
+             with this certificate"
+        )
+    }
+}
+
+impl std::error::Error for CertificateProblem {}

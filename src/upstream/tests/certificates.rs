@@ -1,0 +1,315 @@
+//! What is wrong with the upstream's TLS is said in words, with the key to set.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Empty};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio_rustls::TlsAcceptor;
+
+use super::server::{Reply, Webapp};
+use super::trust::{Identity, around, believes, serve};
+use super::{PATIENCE, Surroundings, refusal};
+use crate::causes::chain;
+use crate::config::Trust;
+use crate::lifecycle::Tasks;
+use crate::upstream::{Connections, Patience, SendErrorKind, Why};
+
+const PATIENT: Patience = Patience::within(PATIENCE);
+
+fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'static>, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    change(&mut params);
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    (certificate, key)
+}
+
+/// Why the upstream is not believed.
+async fn why(around: &Surroundings) -> String {
+    let why = believes(around, &around.open().unwrap()).await;
+    why.unwrap_err()
+}
+
+fn pin_in(why: &str) -> [u8; 32] {
+    let (_, rest) = why.split_once("sha256//").unwrap();
+    let (pin, _) = rest.split_once('"').unwrap();
+    STANDARD.decode(pin).unwrap().try_into().unwrap()
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_explained_and_the_pin_can_be_copied() {
+    for is_authority in [false, true] {
+        let (certificate, key) = self_signed(|params| {
+            if is_authority {
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            }
+        });
+        let webapp = serve(&certificate, &key).await;
+        let public = around(&webapp, Trust::PublicAuthorities);
+        let text = why(&public).await;
+        assert!(text.contains("self-signed"), "{text}");
+        assert!(text.contains("upstream.main.pins = [\"sha256//"), "{text}");
+        assert_eq!(text.contains("upstream.main.ca"), !is_authority, "{text}");
+        let pinned = around(&webapp, Trust::Pins(vec![pin_in(&text)]));
+        believes(&pinned, &pinned.open().unwrap()).await.unwrap();
+
+        // The way out that is offered, and the one that is not.
+        let own = around(&webapp, Trust::PublicAuthorities);
+        let body = STANDARD.encode(&certificate);
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        let path = own.folder.write("ca.pem", &pem);
+        let mut own = own;
+        own.settings.trust = Trust::Authorities(path);
+        let outcome = believes(&own, &own.open().unwrap()).await;
+        assert_eq!(outcome.is_ok(), !is_authority, "{outcome:?}");
+        if let Err(text) = outcome {
+            assert!(
+                text.contains("CA:TRUE") && text.contains("upstream.main.pins"),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_issuer_is_named_with_the_place_that_lacks_it() {
+    let (identity, stranger) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
+    let webapp = identity.serve().await;
+    let mut around = around(&webapp, Trust::PublicAuthorities);
+    let text = why(&around).await;
+    assert!(
+        text.contains("issued by") && text.contains("public authorities"),
+        "{text}"
+    );
+    assert!(text.contains("upstream.main.ca"), "{text}");
+    let path = around.folder.write("ca.pem", &stranger.authority);
+    around.settings.trust = Trust::Authorities(path);
+    let text = why(&around).await;
+    assert!(!text.contains("public authorities"), "{text}");
+    assert!(text.contains("upstream.main.pins"), "{text}");
+    around.settings.trust = Trust::Pins(vec![pin_in(&text)]);
+    believes(&around, &around.open().unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_name_and_other_dates_are_said() {
+    let identity = Identity::of("webapp.internal");
+    let webapp = identity.serve().await;
+    let mut named = around(&webapp, Trust::PublicAuthorities);
+    let path = named.folder.write("ca.pem", &identity.authority);
+    named.settings.trust = Trust::Authorities(path);
+    let text = why(&named).await;
+    assert!(
+        text.contains("is for webapp.internal and not for 127.0.0.1"),
+        "{text}"
+    );
+    assert!(text.contains("upstream.main.server_name"), "{text}");
+
+    for (from, to, said) in [
+        (2001, 2002, "ended at 2002-01-01T00:00:00Z"),
+        (2090, 2091, "not valid before 2090-01-01T00:00:00Z"),
+    ] {
+        let (certificate, key) = self_signed(|params| {
+            params.not_before = date_time_ymd(from, 1, 1);
+            params.not_after = date_time_ymd(to, 1, 1);
+        });
+        let webapp = serve(&certificate, &key).await;
+        let mut dated = around(&webapp, Trust::PublicAuthorities);
+        let body = STANDARD.encode(&certificate);
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        dated.settings.trust = Trust::Authorities(dated.folder.write("ca.pem", &pem));
+        let text = why(&dated).await;
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn names_in_a_certificate_cannot_write_into_a_log() {
+    let (certificate, key) = self_signed(|params| {
+        let name = "evil\ntime=now level=error";
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::NoCa;
+    });
+    let webapp = serve(&certificate, &key).await;
+    let text = why(&around(&webapp, Trust::PublicAuthorities)).await;
+    assert!(!text.contains('\n'), "{text}");
+}
+
+/// Says `bytes` to each connection, when it has read something.
+async fn saying(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    Tasks::new(Handle::current()).spawn("says a thing", async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let _ = tcp.read(&mut [0; 4096]).await;
+            let _ = tcp.write_all(bytes).await;
+        }
+    });
+    address
+}
+
+async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
+    let mut around = Surroundings::of(address).without_login();
+    around.settings.base.tls = tls;
+    let metrics = Arc::clone(&around.metrics);
+    let upstream = around.open().unwrap();
+    let connections = Connections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+    let failure = connections.send(Request::new(Empty::new()), PATIENT).await;
+    let failure = failure.unwrap_err();
+    (failure.kind, chain(&failure))
+}
+
+#[tokio::test]
+async fn the_wrong_protocol_on_a_port_is_said() {
+    for (bytes, said) in [
+        (
+            &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
+            "url must begin with http://",
+        ),
+        (b"220 mail.example ESMTP\r\n", "does not speak TLS"),
+        (b"", "closed the connection during the handshake"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "TLS 1.2 or 1.3"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "in common"),
+        (b"\x15\x03\x03\x00\x02\x02\x70", "upstream.main.server_name"),
+    ] {
+        let (kind, text) = failure(saying(bytes).await, true).await;
+        assert_eq!(kind, SendErrorKind::ConnectFailed);
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    for alert in [
+        &b"\x15\x03\x01\x00\x02\x02\x46"[..],
+        b"\x15\x03\x03\x00\x02\x02\x0a",
+    ] {
+        let (kind, text) = failure(saying(alert).await, false).await;
+        assert_eq!(kind, SendErrorKind::Protocol);
+        assert!(
+            text.contains("upstream.main.url must begin with https://"),
+            "{text}"
+        );
+    }
+    let identity = Identity::of("127.0.0.1");
+    let webapp = identity.serve().await;
+    let (_, text) = failure(webapp.address, false).await;
+    assert!(
+        text.contains("upstream.main.url must begin with https://"),
+        "{text}"
+    );
+}
+
+/// Answers over TLS and ends the connection without saying so.
+async fn ending_abruptly(identity: &Identity, answer: String) -> SocketAddr {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::try_from(identity.key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![identity.certificate.clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    Tasks::new(Handle::current()).spawn("ends abruptly", async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(tcp).await else {
+                continue;
+            };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.flush().await;
+        }
+    });
+    address
+}
+
+const LONG: usize = 100_000;
+
+fn framed(body: &str) -> [(String, bool); 5] {
+    let length = body.len();
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    [
+        (
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"),
+            true,
+        ),
+        (format!("{chunked}{length:x}\r\n{body}\r\n0\r\n\r\n"), true),
+        (
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                length + 1
+            ),
+            false,
+        ),
+        (format!("{chunked}{length:x}\r\n{body}\r\n"), false),
+        (format!("HTTP/1.1 200 OK\r\n\r\n{body}"), false),
+    ]
+}
+
+#[tokio::test]
+async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
+    let identity = Identity::of("127.0.0.1");
+    for body in ["hi".to_owned(), "x".repeat(LONG)] {
+        for (answer, is_whole) in framed(&body) {
+            let head = answer[..60.min(answer.len())].to_owned();
+            let address = ending_abruptly(&identity, answer).await;
+            let mut around = Surroundings::of(address).without_login();
+            around.settings.base.tls = true;
+            around.settings.trust = Trust::Pins(vec![identity.pin()]);
+            let metrics = Arc::clone(&around.metrics);
+            let upstream = around.open().unwrap();
+            let connections =
+                Connections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+            let response = connections.send(Request::new(Empty::new()), PATIENT).await;
+            let outcome = response.unwrap().into_body().collect().await;
+            assert_eq!(outcome.is_ok(), is_whole, "{head}");
+            if let Ok(whole) = outcome {
+                assert_eq!(whole.to_bytes(), body.as_bytes());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_answer_to_a_login_is_read_the_same_way() {
+    let identity = Identity::of("127.0.0.1");
+    let end = crate::webapp::format_expiry(crate::clock::unix_seconds() + 86_400);
+    let body = format!(r#"{{"users":[{{"token":"t","expires_after":"{end}"}}],"meta":{{}}}}"#);
+    for (answer, is_whole) in framed(&body) {
+        let address = ending_abruptly(&identity, answer.clone()).await;
+        let mut around = Surroundings::of(address);
+        around.settings.base.tls = true;
+        around.settings.trust = Trust::Pins(vec![identity.pin()]);
+        let session = around.session();
+        if is_whole {
+            let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
+            assert!(lease.unwrap().is_ok(), "{answer}");
+        } else {
+            let refused = format!("{:?}", refusal(&session).await);
+            assert!(
+                refused.contains(&format!("{:?}", Why::Unusable)),
+                "{answer}: {refused}"
+            );
+        }
+        around.stop.drain();
+    }
+    // The same with close_notify: there, an end is an end.
+    let (head, _) = framed(&body)[4].clone();
+    let webapp = Webapp::start(move |_| Reply::raw(head.clone()).then_close()).await;
+    let around = Surroundings::of(webapp.address);
+    let session = around.session();
+    let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
+    assert!(lease.unwrap().is_ok());
+}

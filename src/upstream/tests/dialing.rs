@@ -1,0 +1,297 @@
+//! Connecting: all addresses in a race, and what was learned is used.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use hickory_resolver::proto::rr::RecordType;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use super::names::{asking, names};
+use super::stub_dns::{NO_NAME, Says, StubDns};
+use super::{Folder, PATIENCE, eventually};
+use crate::causes::chain;
+use crate::lifecycle::{Stop, Tasks};
+use crate::names::Names;
+use crate::upstream::DialError;
+use crate::upstream::address_book::AddressBook;
+use crate::upstream::address_memory::AddressMemory;
+use crate::upstream::connect::Dialer;
+
+/// What a loaded machine may add.
+const SLACK: Duration = Duration::from_millis(200);
+const DELAY: Duration = Duration::from_millis(250);
+
+fn dialer(names: Names, port: u16, limit: Duration) -> Dialer {
+    let tasks = Tasks::new(Handle::current());
+    Dialer {
+        port,
+        book: AddressBook::new("webapp.example", names, &tasks, &Stop::default()),
+        memory: AddressMemory::default(),
+        tls: None,
+        limit,
+        upstream: "main".into(),
+    }
+}
+
+async fn took(dialer: &Dialer) -> Duration {
+    let began = Instant::now();
+    dialer.dial(None).await.unwrap();
+    began.elapsed()
+}
+
+/// An address that swallows what is sent to it: its queue of connections is full.
+struct SilentAddress(#[expect(dead_code, reason = "held, not read")] (Socket, Vec<TcpStream>));
+
+impl SilentAddress {
+    fn at(address: SocketAddr) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.listen(0).unwrap();
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(100));
+        let filling = std::iter::from_fn(|| connect().ok()).collect();
+        Self((socket, filling))
+    }
+}
+
+/// A listener, and silent addresses with its port.
+async fn among_silent(good: &str, silent: &[String]) -> (TcpListener, Vec<SilentAddress>) {
+    let listener = TcpListener::bind((good, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let at = |ip: &String| SilentAddress::at(format!("{ip}:{port}").parse().unwrap());
+    let silent = silent.iter().map(at).collect();
+    (listener, silent)
+}
+
+fn port(listener: &TcpListener) -> u16 {
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn an_ipv6_answer_that_never_comes_costs_fifty_milliseconds_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dns = StubDns::start(|_, kind| match kind {
+        RecordType::A => Says::address("127.0.0.1"),
+        _ => Says::Silence,
+    })
+    .await;
+    let folder = Folder::new();
+    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    let first = took(&dialer).await;
+    assert!(first < Duration::from_millis(100) + SLACK, "{first:?}");
+    for _ in 0..5 {
+        assert!(took(&dialer).await < SLACK, "it is known");
+    }
+    // Asked once more by UDP's own repeat, perhaps, but for no further connection.
+    let asked = dns.questions();
+    assert_eq!(
+        asked.iter().filter(|asked| asked.ends_with(" A")).count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn the_next_address_is_tried_after_a_moment_and_the_good_one_first_afterwards() {
+    let (listener, _silent) = among_silent("127.0.0.3", &["127.0.0.2".into()]).await;
+    let folder = Folder::new();
+    let hosts = "127.0.0.2 webapp.example\n127.0.0.3 webapp.example\n";
+    let dialer = dialer(names(&folder, "", hosts), port(&listener), PATIENCE);
+    let first = took(&dialer).await;
+    assert!(first >= DELAY && first < DELAY + SLACK, "{first:?}");
+    for _ in 0..5 {
+        let later = took(&dialer).await;
+        assert!(later < SLACK, "{later:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_good_address_is_found_among_twenty() {
+    let ips: Vec<String> = (2..22).map(|at| format!("127.0.1.{at}")).collect();
+    let (good, bad) = ips.split_last().unwrap();
+    let (listener, _silent) = among_silent(good, bad).await;
+    let all: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    let dns = StubDns::start(move |_, kind| match kind {
+        RecordType::A => Says::Addresses(all.clone(), 60),
+        _ => Says::Nothing,
+    })
+    .await;
+    let folder = Folder::new();
+    let limit = Duration::from_secs(4);
+    let dialer = dialer(asking(&folder, &dns), port(&listener), limit);
+    let first = took(&dialer).await;
+    assert!(first < limit, "{first:?}");
+    let later = took(&dialer).await;
+    assert!(later < SLACK, "{later:?}");
+}
+
+#[tokio::test]
+async fn a_refused_attempt_costs_nothing_and_what_is_refused_is_told() {
+    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let folder = Folder::new();
+    let hosts = "::1 webapp.example\n127.0.0.2 webapp.example\n127.0.0.3 webapp.example\n";
+    let dialer = dialer(names(&folder, "", hosts), port(&listener), PATIENCE);
+    let first = took(&dialer).await;
+    assert!(first < DELAY, "{first:?}");
+    drop(listener);
+    let failure = dialer.dial(None).await.unwrap_err();
+    assert!(matches!(failure, DialError::Connect { .. }));
+    let why = chain(&failure);
+    assert!(
+        why.contains("127.0.0.3") && why.contains("2 other addresses"),
+        "{why}"
+    );
+    // Remembered failures keep no address from being tried.
+    let again = TcpListener::bind(("127.0.0.2", dialer.port)).await.unwrap();
+    dialer.dial(None).await.unwrap();
+    drop(again);
+}
+
+#[tokio::test]
+async fn what_has_not_come_in_time_is_told() {
+    let limit = Duration::from_millis(400);
+    let (listener, _silent) = among_silent("127.0.0.4", &["127.0.0.2".into()]).await;
+    let folder = Folder::new();
+    let hosts = names(&folder, "", "127.0.0.2 webapp.example\n");
+    let silent = dialer(hosts, port(&listener), limit);
+    let why = chain(&silent.dial(None).await.unwrap_err());
+    assert!(
+        why.contains("127.0.0.2") && why.contains("does not answer"),
+        "{why}"
+    );
+
+    let dns = StubDns::start(|_, _| Says::Silence).await;
+    let unanswered = dialer(asking(&folder, &dns), port(&listener), limit);
+    let why = chain(&unanswered.dial(None).await.unwrap_err());
+    assert!(
+        why.contains("name servers") && why.contains("resolv.conf"),
+        "{why}"
+    );
+}
+
+#[tokio::test]
+async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_found() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = TcpListener::bind(("127.0.0.2", port(&listener)))
+        .await
+        .unwrap();
+    let short = |ip: &str| Says::Addresses(vec![ip.parse().unwrap()], 1);
+    let dns = StubDns::start(move |_, kind| match kind {
+        RecordType::A => short("127.0.0.1"),
+        _ => Says::Nothing,
+    })
+    .await;
+    let folder = Folder::new();
+    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    took(&dialer).await;
+    listener.accept().await.unwrap();
+    dns.says(|_, _| Says::Silence);
+    sleep(Duration::from_millis(1100)).await;
+    let stale = took(&dialer).await;
+    assert!(stale < Duration::from_millis(300) + SLACK, "{stale:?}");
+    listener.accept().await.unwrap();
+    // The servers are back, with another address.
+    dns.says(move |_, kind| match kind {
+        RecordType::A => short("127.0.0.2"),
+        _ => Says::Nothing,
+    });
+    let deadline = Instant::now() + PATIENCE * 2;
+    let moved = async {
+        while Instant::now() < deadline {
+            took(&dialer).await;
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        accepted = other.accept() => drop(accepted.unwrap()),
+        () = moved => panic!("the new address is never used"),
+    }
+    // A server that says no is believed, stale addresses or not.
+    dns.says(|_, _| NO_NAME);
+    sleep(Duration::from_millis(1100)).await;
+    let failure = dialer.dial(None).await.unwrap_err();
+    assert!(
+        matches!(failure, DialError::Resolve { .. }),
+        "{}",
+        chain(&failure)
+    );
+}
+
+#[tokio::test]
+async fn addresses_that_all_fail_are_asked_for_again_whatever_their_life() {
+    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let long = |ip: &str| Says::Addresses(vec![ip.parse().unwrap()], 86_400);
+    let dns = StubDns::start(move |_, kind| match kind {
+        RecordType::A => long("127.0.0.2"),
+        _ => Says::Nothing,
+    })
+    .await;
+    let folder = Folder::new();
+    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    assert!(dialer.dial(None).await.is_err());
+    dns.says(move |_, kind| match kind {
+        RecordType::A => long("127.0.0.3"),
+        _ => Says::Nothing,
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while dialer.dial(None).await.is_err() {
+        assert!(Instant::now() < deadline, "never asked again");
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_comes_late_is_found_and_many_share_one_look_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dns = StubDns::start(|_, _| NO_NAME).await;
+    let folder = Folder::new();
+    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    for _ in 0..20 {
+        let failure = dialer.dial(None).await.unwrap_err();
+        assert!(matches!(failure, DialError::Resolve { .. }));
+    }
+    assert!(dns.questions().len() <= 6, "{:?}", dns.questions());
+    dns.says(|_, kind| match kind {
+        RecordType::A => Says::Later(50, Box::new(Says::address("127.0.0.1"))),
+        _ => Says::Nothing,
+    });
+    sleep(Duration::from_millis(1100)).await;
+    let before = dns.questions().len();
+    let (one, two, three) = tokio::join!(dialer.dial(None), dialer.dial(None), dialer.dial(None));
+    assert!(one.is_ok() && two.is_ok() && three.is_ok());
+    assert_eq!(dns.questions().len(), before + 2);
+}
+
+#[tokio::test]
+async fn a_late_family_joins_the_race() {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let silent: SocketAddr = format!("127.0.0.2:{}", port(&listener)).parse().unwrap();
+    let _silent = SilentAddress::at(silent);
+    let dns = StubDns::start(|_, kind| match kind {
+        RecordType::A => Says::address("127.0.0.2"),
+        _ => Says::Later(400, Box::new(Says::address("::1"))),
+    })
+    .await;
+    let folder = Folder::new();
+    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    let first = took(&dialer).await;
+    let late = Duration::from_millis(400);
+    assert!(first >= late && first < late + SLACK, "{first:?}");
+    let later = took(&dialer).await;
+    assert!(later < SLACK, "the good family goes first: {later:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_end_the_look_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dns = StubDns::start(|_, _| Says::Later(300, Box::new(Says::address("127.0.0.1")))).await;
+    let folder = Folder::new();
+    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    let brief = Instant::now() + Duration::from_millis(20);
+    assert!(dialer.dial(Some(brief)).await.is_err());
+    eventually("asked", || dns.questions().len() == 2).await;
+    sleep(Duration::from_millis(500)).await;
+    assert!(took(&dialer).await < SLACK);
+    assert_eq!(dns.questions().len(), 2);
+}

@@ -1,0 +1,128 @@
+//! A name server that says what the test wants, or nothing.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_resolver::proto::rr::{RData, Record, RecordType};
+use tokio::net::UdpSocket;
+use tokio::runtime::Handle;
+use tokio::time::sleep;
+
+use crate::lifecycle::{Stop, Tasks};
+
+/// One answer.
+#[derive(Clone, Debug)]
+pub(super) enum Says {
+    /// Good for so many seconds.
+    Addresses(Vec<IpAddr>, u32),
+    Code(ResponseCode),
+    /// There is such a name, but it has no such addresses.
+    Nothing,
+    Silence,
+    Later(u64, Box<Self>),
+}
+
+impl Says {
+    pub(super) fn address(ip: &str) -> Self {
+        Self::Addresses(vec![ip.parse().unwrap()], 60)
+    }
+}
+
+pub(super) const NO_NAME: Says = Says::Code(ResponseCode::NXDomain);
+
+type Script = dyn Fn(&str, RecordType) -> Says + Send + Sync;
+
+/// Lives until the test's runtime ends.
+#[derive(Clone)]
+pub(super) struct StubDns {
+    pub(super) port: u16,
+    script: Arc<Mutex<Arc<Script>>>,
+    questions: Arc<Mutex<Vec<String>>>,
+    stop: Stop,
+    tasks: Tasks,
+}
+
+impl StubDns {
+    pub(super) async fn start(
+        script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
+    }
+
+    pub(super) async fn start_at(
+        address: SocketAddr,
+        script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static,
+    ) -> Self {
+        let socket = Arc::new(UdpSocket::bind(address).await.unwrap());
+        let stub = Self {
+            port: socket.local_addr().unwrap().port(),
+            script: Arc::new(Mutex::new(Arc::new(script))),
+            questions: Arc::default(),
+            stop: Stop::default(),
+            tasks: Tasks::new(Handle::current()),
+        };
+        let (serving, tasks) = (stub.clone(), Tasks::new(Handle::current()));
+        stub.tasks.spawn("name server", async move {
+            let mut bytes = [0; 1500];
+            loop {
+                let (length, from) = tokio::select! {
+                    received = socket.recv_from(&mut bytes) => received.unwrap(),
+                    () = serving.stop.draining() => return,
+                };
+                let question = Message::from_vec(&bytes[..length]).unwrap();
+                let (answering, socket) = (serving.clone(), Arc::clone(&socket));
+                tasks.spawn("answer of a name server", async move {
+                    if let Some(answer) = answering.answer(question).await {
+                        let _ = socket.send_to(&answer, from).await;
+                    }
+                });
+            }
+        });
+        stub
+    }
+
+    /// Gives its port back.
+    pub(super) async fn end(self) {
+        self.stop.drain();
+        self.tasks.wait().await;
+    }
+
+    /// Another script from now on.
+    pub(super) fn says(&self, script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static) {
+        *self.script.lock().unwrap() = Arc::new(script);
+    }
+
+    /// Names and kinds it was asked for.
+    pub(super) fn questions(&self) -> Vec<String> {
+        self.questions.lock().unwrap().clone()
+    }
+
+    async fn answer(&self, question: Message) -> Option<Vec<u8>> {
+        let mut message = question.into_response();
+        message.metadata.recursion_available = true;
+        let query = message.queries[0].clone();
+        let name = query.name().to_string();
+        let asked = format!("{name} {}", query.query_type());
+        self.questions.lock().unwrap().push(asked);
+        let script = Arc::clone(&self.script.lock().unwrap());
+        let mut says = script(name.trim_end_matches('.'), query.query_type());
+        while let Says::Later(millis, then) = says {
+            sleep(Duration::from_millis(millis)).await;
+            says = *then;
+        }
+        match says {
+            Says::Addresses(addresses, ttl) => {
+                for ip in addresses {
+                    let name = query.name().clone();
+                    message.add_answer(Record::from_rdata(name, ttl, RData::from(ip)));
+                }
+            }
+            Says::Code(code) => message.metadata.response_code = code,
+            Says::Silence => return None,
+            Says::Nothing | Says::Later(..) => {}
+        }
+        Some(message.to_vec().unwrap())
+    }
+}

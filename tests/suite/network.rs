@@ -1,0 +1,271 @@
+//! The network as it is: half answers, silent addresses, bad entries in the host's files,
+//! certificates that are not believed, connections that end when they said they would.
+//! What needs files under /etc of its own runs in a namespace.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hickory_resolver::proto::op::Message;
+use hickory_resolver::proto::rr::{RData, Record, RecordType};
+use serde_json::json;
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::{sleep, timeout};
+
+use crate::harness::program::Program;
+use crate::harness::upstream::{Reply, Upstream};
+use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually, written};
+
+const INSIDE: &str = "TOLLGATE_TEST_NAMESPACE";
+
+/// Runs `test` of this program again, alone, with files under /etc of its own. Where the
+/// system lets nobody make a namespace there is nothing to see.
+fn in_namespace(test: &str, resolv_conf: &str, hosts: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("resolv.conf"), resolv_conf).unwrap();
+    std::fs::write(folder.path().join("hosts"), hosts).unwrap();
+    let script = "ip link set lo up && mount --bind \"$0/resolv.conf\" /etc/resolv.conf \
+        && mount --bind \"$0/hosts\" /etc/hosts && exec \"$@\"";
+    let run = |program: &[&str]| {
+        Command::new("unshare")
+            .args(["--map-root-user", "--mount", "--net", "sh", "-c", script])
+            .arg(folder.path())
+            .args(program)
+            .env(INSIDE, "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .output()
+    };
+    if !run(&["true"]).is_ok_and(|tried| tried.status.success()) {
+        eprintln!("skipped: this system lets us make no namespace");
+        return;
+    }
+    let this = std::env::current_exe().unwrap();
+    let test = format!("network::{test}");
+    let args = [
+        this.to_str().unwrap(),
+        &test,
+        "--exact",
+        "--ignored",
+        "--nocapture",
+    ];
+    let ended = run(&args).unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(
+        ended.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+}
+
+fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// Answers for IPv4 at once, and never for IPv6.
+async fn half_a_name_server() {
+    let socket = UdpSocket::bind("127.0.0.1:53").await.unwrap();
+    tokio::spawn(async move {
+        let mut bytes = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes).await {
+            let mut message = Message::from_vec(&bytes[..length]).unwrap().into_response();
+            let query = message.queries[0].clone();
+            if query.query_type() == RecordType::A {
+                let data = RData::A(Ipv4Addr::LOCALHOST.into());
+                message.add_answer(Record::from_rdata(query.name().clone(), 60, data));
+                let _ = socket.send_to(&message.to_vec().unwrap(), from).await;
+            }
+        }
+    });
+}
+
+async fn gate_before(name: &str, upstream: &Upstream) -> Gateway {
+    let setup = Setup::default()
+        .upstream("allow_plaintext = true")
+        .rest(NO_LIMITS);
+    let url = format!("http://{name}:{}", upstream.address.port());
+    Gateway::before(&url, setup).await
+}
+
+#[test]
+fn half_an_answer_beside_a_bad_entry_is_enough() {
+    in_namespace(
+        "inside_half_an_answer_is_enough",
+        "search bad..domain\nnameserver not-an-address\nnameserver 127.0.0.1\noptions what:ever\n",
+        "127.0.0.1 localhost\n10.0.0.300 webapp.test\n",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "runs in a namespace, started by another test"]
+async fn inside_half_an_answer_is_enough() {
+    if !is_inside() {
+        return;
+    }
+    half_a_name_server().await;
+    let upstream = Upstream::start(|_| Reply::Close(ok("{}"))).await;
+    let began = Instant::now();
+    let gateway = gate_before("webapp.test", &upstream).await;
+    let client = gateway.admin().await;
+    eventually("logged in", async || {
+        client.get("/v1/support").await.status() == 200
+    })
+    .await;
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+    // Each needs a new connection, and none waits for the answer that never comes.
+    for _ in 0..5 {
+        let began = Instant::now();
+        assert_eq!(client.get("/v1/support").await.status(), 200);
+        let took = began.elapsed();
+        assert!(took < Duration::from_millis(200), "{took:?}");
+    }
+}
+
+#[test]
+fn a_silent_address_costs_one_connection_a_moment() {
+    in_namespace(
+        "inside_a_silent_address",
+        "nameserver 127.0.0.1\n",
+        "127.0.0.1 localhost\n127.0.0.2 webapp.test\n127.0.0.1 webapp.test\n",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "runs in a namespace, started by another test"]
+async fn inside_a_silent_address() {
+    if !is_inside() {
+        return;
+    }
+    let upstream = Upstream::start(|_| Reply::Close(ok("{}"))).await;
+    let silent: SocketAddr = format!("127.0.0.2:{}", upstream.address.port())
+        .parse()
+        .unwrap();
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&silent.into()).unwrap();
+    listener.listen(0).unwrap();
+    let connect = || std::net::TcpStream::connect_timeout(&silent, Duration::from_millis(100));
+    let _filling: Vec<_> = std::iter::from_fn(|| connect().ok()).collect();
+
+    let began = Instant::now();
+    let gateway = gate_before("webapp.test", &upstream).await;
+    let client = gateway.admin().await;
+    // The login has met the silent address; requests profit from what it has learned.
+    eventually("logged in", async || {
+        client.get("/v1/support").await.status() == 200
+    })
+    .await;
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+    for _ in 0..5 {
+        let began = Instant::now();
+        assert_eq!(client.get("/v1/support").await.status(), 200);
+        let took = began.elapsed();
+        assert!(took < Duration::from_millis(200), "{took:?}");
+    }
+}
+
+fn ok(body: &str) -> Vec<u8> {
+    match Reply::ok(body) {
+        Reply::Stay(bytes) | Reply::Close(bytes) => bytes,
+    }
+}
+
+/// Answers what is asked within `limit` of the answer before, with `said` in each head. A
+/// request that comes later meets a connection that is just being closed.
+async fn closing_after(said: &'static str, limit: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let login = Upstream::start(|_| Reply::ok("{}")).await.address;
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tokio::spawn(serve_until(tcp, login, said, limit));
+        }
+    });
+    address
+}
+
+async fn serve_until(mut tcp: TcpStream, login: SocketAddr, said: &str, limit: Duration) {
+    let mut bytes = vec![0; 65_536];
+    loop {
+        let Ok(length @ 1..) = tcp.read(&mut bytes).await else {
+            return;
+        };
+        if bytes.starts_with(b"POST /v1/users/login") {
+            let mut other = TcpStream::connect(login).await.unwrap();
+            other.write_all(&bytes[..length]).await.unwrap();
+            let mut answer = vec![0; 65_536];
+            let length = other.read(&mut answer).await.unwrap();
+            let _ = tcp.write_all(&answer[..length]).await;
+            return;
+        }
+        let answer = format!("HTTP/1.1 200 OK\r\n{said}Content-Length: 2\r\n\r\n{{}}");
+        let _ = tcp.write_all(answer.as_bytes()).await;
+        if timeout(limit, tcp.readable()).await.is_err() {
+            // It closes now; a request that is under way is not read any more.
+            let _ = tcp.readable().await;
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_never_meets_a_connection_that_ends_as_announced() {
+    for said in [
+        "Keep-Alive: timeout=1\r\n",
+        "keep-alive: max=5, Timeout=\"1\"\r\n",
+        "Connection: keep-alive\r\nKeep-Alive: timeout=1;max=99\r\n",
+    ] {
+        let address = closing_after(said, Duration::from_millis(800)).await;
+        let setup = Setup::default().rest(NO_LIMITS);
+        let gateway = Gateway::before(&format!("http://{address}"), setup).await;
+        let client = gateway.admin().await;
+        eventually("logged in", async || {
+            client.get("/v1/support").await.status() == 200
+        })
+        .await;
+        for pause in [1000, 900, 0, 1500, 0, 850] {
+            sleep(Duration::from_millis(pause)).await;
+            let sent = client.post("/v1/messages", &json!({ "to": "1" })).await;
+            assert_eq!(sent.status(), 200, "{said} {pause}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_not_believed_is_told_with_the_pin_that_helps() {
+    let webapp = emulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let trust = "ca = \"webapp-ca.pem\"";
+    let without = |text: String| text.replace(trust, "");
+    let file = written(folder.path(), &webapp, &Setup::default(), without);
+    let program = Program::serve(&file);
+    let line = program.wait_for("upstream.main.pins");
+    assert!(
+        line.contains("upstream.main.ca") && line.contains("issued by"),
+        "{line}"
+    );
+    assert_eq!(line.matches("issued by").count(), 1, "said once: {line}");
+    drop(program);
+
+    let (_, rest) = line.split_once("sha256//").unwrap();
+    let is_base64 = |c: &char| c.is_ascii_alphanumeric() || "+/=".contains(*c);
+    let pin: String = rest.chars().take_while(is_base64).collect();
+    let pinned = |text: String| text.replace(trust, &format!("pins = [\"sha256//{pin}\"]"));
+    let file = written(folder.path(), &webapp, &Setup::default(), pinned);
+    let gateway = Gateway::from_file(folder, file).await;
+    let http = reqwest::Client::new();
+    eventually("logged in with the pin from the log", async || {
+        let ready = http.get(gateway.operator_url("/readyz")).send().await;
+        ready.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+}
