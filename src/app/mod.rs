@@ -34,7 +34,7 @@ use crate::identity::{FirstAdmin, Keys};
 use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared};
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamHandover};
 use kept::Kept;
 use worker::Gate;
 
@@ -144,8 +144,9 @@ async fn build(
             return Err(error);
         }
     };
-    let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, kept.lease_keeper());
-    let upstream = upstream.map_err(Error::Upstream)?;
+    let handover = UpstreamHandover::first(kept.lease_keeper());
+    let via = handover.via.clone();
+    let upstream = Upstream::open_keeping(&config.upstream, life, &metrics, handover)?;
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(&metrics));
     let live = Live {
         routes: RouteTable::new(&config.routes),
@@ -161,6 +162,7 @@ async fn build(
         tokens,
         questions: Arc::new(Questions::default()),
         metrics: Arc::clone(&metrics),
+        via,
     });
     let parts = Parts {
         config_file,

@@ -13,7 +13,7 @@ use super::{Applied, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::{Stop, Tasks};
 use crate::pipeline::{Limiter, Live, RouteTable, Shared};
-use crate::upstream::{LeaseKeeper, Upstream};
+use crate::upstream::{LeaseKeeper, Upstream, UpstreamHandover};
 
 /// A new upstream may take this long to log in before requests are sent its way anyway.
 const FIRST_LOGIN: Duration = Duration::from_secs(10);
@@ -90,7 +90,12 @@ impl Reload {
         let metrics = &self.shared.metrics;
         let life = (&self.tasks, &self.control);
         let keeper = self.lease_keeper.clone().map(LeaseKeeper::without_the_kept);
-        let upstream = Upstream::open_keeping(&config.upstream, life, metrics, keeper);
+        let handover = UpstreamHandover {
+            via: self.shared.via.clone(),
+            keeper,
+            health: old.upstream.health_for(&config.upstream),
+        };
+        let upstream = Upstream::open_keeping(&config.upstream, life, metrics, handover);
         let upstream = upstream.map_err(Error::Upstream)?;
         if let Some(session) = upstream.session() {
             let first = tokio::time::timeout(FIRST_LOGIN, session.lease()).await;

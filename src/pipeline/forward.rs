@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
+use http::header::VIA;
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
@@ -27,6 +28,7 @@ use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
 use crate::upstream::{
     AnswerBody, Connections, Lease, NoLease, Patience, SendError, SendErrorKind, Turn, Upstream,
+    UpstreamPass,
 };
 
 /// Answers up to this length are read whole before they go down: their upstream
@@ -58,13 +60,27 @@ impl Way<'_> {
         carried: Carried,
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
+        let pass = self.admitted()?;
         let turn = self.turn().await?;
+        self.still_admitted(pass)?;
         let (answer, carried) = match self.send(request, body, &carried, record).await {
             Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => (answer, carried),
             outcome => Box::pin(self.refused(request, outcome, carried, record)).await?,
         };
         record.answered_upstream(answer.status());
         self.hand_down(answer, &carried, turn).await
+    }
+
+    /// An upstream that is down is not waited for.
+    fn admitted(&self) -> Result<UpstreamPass, Rejection> {
+        let pass = self.upstream.health().admit();
+        pass.map_err(Rejection::UpstreamDown)
+    }
+
+    /// The same after a wait for a turn.
+    fn still_admitted(&self, pass: UpstreamPass) -> Result<(), Rejection> {
+        let pass = self.upstream.health().readmit(pass);
+        pass.map_err(Rejection::UpstreamDown)
     }
 
     async fn turn(&self) -> Result<Turn, Rejection> {
@@ -146,6 +162,8 @@ impl Way<'_> {
         if let Some(lease) = session.usable() {
             return Ok(lease);
         }
+        let is_up = self.upstream.health().check();
+        is_up.map_err(Rejection::UpstreamDown)?;
         Box::pin(self.within_deadline(session.lease())).await
     }
 
@@ -274,7 +292,9 @@ pub(super) async fn ask(
     carried: &Carried,
     patience: Patience,
 ) -> Option<StatusCode> {
-    let outbound = probe(path, carried).into_request();
+    let mut outbound = probe(path, carried).into_request();
+    let via = connections.via().clone();
+    outbound.headers_mut().insert(VIA, via);
     let answer = connections.send(outbound, patience).await.ok()?;
     Some(answer.status())
 }

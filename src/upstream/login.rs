@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, DATE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, DATE, HOST, RETRY_AFTER, USER_AGENT, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -13,10 +13,14 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
+use super::breaker::Asker;
 use super::connect::{DialError, Dialer};
 use super::description::{Answer, Flaw, LoginDescription};
+use super::health::UpstreamHealth;
+use super::probe::OwnRequests;
 use super::session::Why;
 use crate::clock::{self, Deadline};
+use crate::config;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 
@@ -24,7 +28,7 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 /// A longer `Retry-After` is honoured only this far: it may be a mistake, and
 /// nobody is there to correct it.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// Why a login brought no token.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +120,9 @@ impl Began {
 pub(super) struct LoginCall {
     pub(super) dialer: Arc<Dialer>,
     pub(super) host: HeaderValue,
+    /// A login that comes back to this gate is answered as the loop that it is.
+    pub(super) via: HeaderValue,
+    pub(super) health: Arc<UpstreamHealth>,
     pub(super) description: LoginDescription,
     pub(super) username: String,
     /// For everything: connecting, asking, reading.
@@ -123,10 +130,47 @@ pub(super) struct LoginCall {
 }
 
 impl LoginCall {
+    pub(super) fn new(
+        own: &OwnRequests,
+        description: LoginDescription,
+        login: &config::Login,
+    ) -> Self {
+        Self {
+            dialer: Arc::clone(&own.dialer),
+            host: own.host.clone(),
+            via: own.via.clone(),
+            health: Arc::clone(&own.health),
+            description,
+            username: login.username.clone(),
+            timeout: login.timeout,
+        }
+    }
+
     pub(super) async fn make(&self, password: &Secret) -> Result<Granted, LoginError> {
-        timeout(self.timeout, Box::pin(self.ask(password)))
+        let outcome = timeout(self.timeout, Box::pin(self.ask(password)))
             .await
-            .unwrap_or(Err(LoginError::Timeout(self.timeout)))
+            .unwrap_or(Err(LoginError::Timeout(self.timeout)));
+        self.tell(&outcome);
+        outcome
+    }
+
+    /// What this login says of the upstream's health.
+    fn tell(&self, outcome: &Result<Granted, LoginError>) {
+        match outcome {
+            Err(failure @ LoginError::Unreachable(_)) => {
+                self.health.unconnected(Asker::Request, failure);
+            }
+            Err(failure @ (LoginError::Broken(_) | LoginError::Timeout(_))) => {
+                self.health.unanswered(Asker::Request, failure);
+            }
+            Ok(_)
+            | Err(
+                LoginError::WrongPassword
+                | LoginError::PasswordChange
+                | LoginError::Refused { .. }
+                | LoginError::Unusable(_),
+            ) => self.health.answered(),
+        }
     }
 
     async fn ask(&self, password: &Secret) -> Result<Granted, LoginError> {
@@ -165,6 +209,7 @@ impl LoginCall {
         *request.uri_mut() = self.description.path.clone().into();
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
+        headers.insert(VIA, self.via.clone());
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.extend(question.header);

@@ -10,22 +10,21 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use http::header::AUTHORIZATION;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info};
 
 use crate::causes::chain;
-use crate::clock::Deadline;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{Gauged, Metrics};
 use crate::names::Names;
-use crate::secret::{self, SecretSource};
-use crate::webapp;
+use crate::secret::SecretSource;
 
+mod api_key;
 mod bell;
 mod body;
+mod breaker;
 mod common;
 mod connect;
 mod connections;
@@ -33,11 +32,14 @@ mod description;
 mod fence;
 #[cfg(fuzzing)]
 pub mod fuzzed;
+mod handover;
+mod health;
 mod held;
 mod keeper;
 mod login;
 mod pace;
 mod pool;
+mod probe;
 mod renewer;
 mod session;
 mod sync {
@@ -49,28 +51,32 @@ mod sync {
 mod tests;
 mod trust;
 
+pub use api_key::BadApiKey;
 pub use body::AnswerBody;
+pub(crate) use breaker::UpstreamPass;
 pub use connect::DialError;
 pub use connections::{Connections, SendError, SendErrorKind};
 pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
 };
+pub use handover::UpstreamHandover;
+pub use health::{UpstreamHealth, UpstreamOutage};
 pub use held::Patience;
 pub use keeper::LeaseKeeper;
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
 
+use api_key::read_api_key;
 use common::Common;
 use connect::Dialer;
 use keeper::Place;
 use login::LoginCall;
 use pace::Budget;
+use probe::{OwnRequests, UpstreamProber};
 use renewer::Renewer;
 use trust::Tls;
 
 const FILE_POLL: Duration = Duration::from_secs(1);
-/// An API key ends when the operator changes it, not by time.
-const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -89,17 +95,6 @@ pub enum Error {
     },
     #[error("upstream {upstream} has a host that cannot stand in a header")]
     Host { upstream: Arc<str> },
-}
-
-/// Why a text is no API key.
-#[derive(Debug, thiserror::Error)]
-pub enum BadApiKey {
-    #[error("the key cannot be read")]
-    Unreadable(#[source] secret::Error),
-    #[error("a key has 12 to 128 characters, this one {length}")]
-    Length { length: usize },
-    #[error("the key cannot be sent in a header")]
-    NotText,
 }
 
 /// No turn came up within the upstream's `queue_timeout`.
@@ -122,6 +117,7 @@ pub struct Upstream {
     /// The `Host` of requests to it.
     host: HeaderValue,
     dialer: Arc<Dialer>,
+    own: Arc<OwnRequests>,
     session: Option<Arc<Session>>,
     api_key: ArcSwapOption<Lease>,
     api_key_source: Option<SecretSource>,
@@ -144,20 +140,15 @@ impl Upstream {
         Self::open_with(settings, description, (tasks, stop), metrics)
     }
 
-    /// The same, with the token of an earlier start if one was kept.
+    /// The same, with what was known and had before.
     pub fn open_keeping(
         settings: &config::Upstream,
         life: (&Tasks, &Stop),
         metrics: &Arc<Metrics>,
-        keeper: Option<LeaseKeeper>,
+        handover: UpstreamHandover,
     ) -> Result<Arc<Self>, Error> {
-        Self::build(
-            settings,
-            LoginDescription::whatsapp(),
-            life,
-            metrics,
-            keeper,
-        )
+        let description = LoginDescription::whatsapp();
+        Self::build(settings, description, life, metrics, handover)
     }
 
     /// The same, for a service with another kind of login.
@@ -167,7 +158,8 @@ impl Upstream {
         life: (&Tasks, &Stop),
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
-        Self::build(settings, description, life, metrics, None)
+        let handover = UpstreamHandover::first(None);
+        Self::build(settings, description, life, metrics, handover)
     }
 
     fn build(
@@ -175,28 +167,18 @@ impl Upstream {
         description: LoginDescription,
         (tasks, stop): (&Tasks, &Stop),
         metrics: &Arc<Metrics>,
-        keeper: Option<LeaseKeeper>,
+        handover: UpstreamHandover,
     ) -> Result<Arc<Self>, Error> {
         let name = &settings.name;
-        let host = host(&settings.base).ok_or_else(|| Error::Host {
-            upstream: Arc::clone(name),
-        })?;
+        let host = host(settings)?;
         let dialer = Arc::new(dialer(settings)?);
-        let api_key = settings.api_key.as_ref().map(read_api_key).transpose();
-        let api_key = api_key.map_err(|source| Error::ApiKey {
-            upstream: Arc::clone(name),
-            source,
-        })?;
+        let api_key = api_key(settings)?;
         let stop = stop.child();
+        let own = handover.own_requests(settings, &host, &dialer, metrics);
         let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
         let session = settings.login.as_ref().map(|login| {
-            let call = LoginCall {
-                dialer: Arc::clone(&dialer),
-                host: host.clone(),
-                description,
-                username: login.username.clone(),
-                timeout: login.timeout,
-            };
+            let call = LoginCall::new(&own, description, login);
+            let keeper = handover.keeper;
             let place = keeper.map(|keeper| Place::new(keeper, name, &settings.base, login));
             let (session, phase) = Session::new(login.single_active_token, Arc::clone(metrics));
             let common = place
@@ -224,6 +206,7 @@ impl Upstream {
             base: settings.base.clone(),
             host,
             dialer,
+            own: Arc::clone(&own),
             session,
             api_key: ArcSwapOption::new(api_key.map(Arc::new)),
             api_key_source: settings.api_key.clone(),
@@ -233,6 +216,8 @@ impl Upstream {
             metrics: Arc::clone(metrics),
             stop: stop.clone(),
         });
+        let prober = UpstreamProber::new(&own, tasks, &stop, metrics);
+        tasks.spawn("upstream health", prober.run());
         if upstream.has_files() {
             tasks.spawn("upstream files", watch(Arc::downgrade(&upstream), stop));
         }
@@ -242,6 +227,20 @@ impl Upstream {
     /// None: nothing is injected but an API key, perhaps.
     pub fn session(&self) -> Option<&Arc<Session>> {
         self.session.as_ref()
+    }
+
+    pub(crate) fn via(&self) -> &HeaderValue {
+        &self.own.via
+    }
+
+    pub fn health(&self) -> &UpstreamHealth {
+        &self.own.health
+    }
+
+    /// Its health, for an upstream with these settings that takes its place; None: they
+    /// lead elsewhere.
+    pub fn health_for(&self, settings: &config::Upstream) -> Option<Arc<UpstreamHealth>> {
+        (self.base == settings.base).then(|| Arc::clone(&self.own.health))
     }
 
     /// What monitoring nodes carry in place of the session's lease.
@@ -350,7 +349,8 @@ fn dialer(settings: &config::Upstream) -> Result<Dialer, Error> {
     })
 }
 
-fn host(base: &BaseAddress) -> Option<HeaderValue> {
+fn host(settings: &config::Upstream) -> Result<HeaderValue, Error> {
+    let base = &settings.base;
     let is_ipv6 = base.host.contains(':');
     let name = if is_ipv6 {
         format!("[{}]", base.host)
@@ -363,19 +363,15 @@ fn host(base: &BaseAddress) -> Option<HeaderValue> {
     } else {
         format!("{name}:{}", base.port)
     };
-    HeaderValue::from_str(&text).ok()
+    HeaderValue::from_str(&text).map_err(|_| Error::Host {
+        upstream: Arc::clone(&settings.name),
+    })
 }
 
-fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
-    let key = source.read().map_err(BadApiKey::Unreadable)?;
-    let length = key.expose().chars().count();
-    if !webapp::API_KEY_LENGTH.contains(&length) {
-        return Err(BadApiKey::Length { length });
-    }
-    let injection = Injection {
-        header: AUTHORIZATION,
-        template: "Apikey {token}".to_owned(),
-    };
-    let header = injection.header(&key).map_err(|_| BadApiKey::NotText)?;
-    Ok(Lease::new(0, Deadline::after(NO_END), vec![header], key))
+fn api_key(settings: &config::Upstream) -> Result<Option<Lease>, Error> {
+    let key = settings.api_key.as_ref().map(read_api_key).transpose();
+    key.map_err(|source| Error::ApiKey {
+        upstream: Arc::clone(&settings.name),
+        source,
+    })
 }

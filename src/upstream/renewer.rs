@@ -221,6 +221,7 @@ impl Renewer {
 
     /// Waits; false when it is time to stop instead.
     pub(super) async fn has_come(&self, due: &Due) -> bool {
+        let mut back = std::pin::pin!(self.call.health.back());
         loop {
             if self.stop.is_draining() {
                 return false;
@@ -238,9 +239,16 @@ impl Renewer {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.session.wake.notified() => {}
+                // The pause was for an upstream that could not be reached.
+                () = &mut back, if self.waits_for_upstream(due) => return true,
                 () = self.stop.draining() => return false,
             }
         }
+    }
+
+    fn waits_for_upstream(&self, due: &Due) -> bool {
+        matches!(due, Due::NotBefore(_))
+            && matches!(self.reported, Some(Why::Unreachable | Why::Timeout))
     }
 
     fn has_new_secret(&self, known: Option<&[u8; 32]>) -> bool {

@@ -1,5 +1,6 @@
 //! The promises of this module, kept against real sockets.
 
+mod breaker;
 mod connections;
 mod description;
 mod failures;
