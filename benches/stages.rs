@@ -20,6 +20,7 @@ use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{Limiter, Peer, RouteTable, Subject, clean_fields, presents_credential};
 use tollgate::token::{Origin, Token, TokenDigest, TokenStore, Wanted};
+use tollgate::via::GatewayVia;
 use tollgate::webapp::Role;
 
 const TOKENS: usize = 10_000;
@@ -159,6 +160,7 @@ fn header_hygiene(c: &mut Criterion) {
         allow_underscores: false,
         min_body_rate: 500,
     };
+    let via = GatewayVia::random();
     let ordinary = fields(ORDINARY);
     let crowded = fields(&[ORDINARY, CROWDED].concat());
     let mut group = c.benchmark_group("header hygiene");
@@ -166,7 +168,7 @@ fn header_hygiene(c: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter_batched_ref(
                 || from.clone(),
-                |fields| clean_fields(fields, &peer, "gate.example.org", &rules).unwrap(),
+                |fields| clean_fields(fields, &peer, "gate.example.org", &rules, &via).unwrap(),
                 BatchSize::SmallInput,
             );
         });

@@ -69,3 +69,4 @@ pub mod clock;
 pub mod hashed;
 pub mod secret;
 pub mod staggered;
+pub mod via;

@@ -20,7 +20,7 @@ pub enum Error {
         source: admin::Error,
     },
     #[error("cannot set up the upstream")]
-    Upstream(#[source] upstream::Error),
+    Upstream(#[from] upstream::Error),
     #[error("cannot open the store")]
     Store(#[source] store::OpenError),
     #[error("cannot use the shared store")]

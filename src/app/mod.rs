@@ -36,6 +36,7 @@ use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared};
 use crate::upstream::UpstreamOpening;
+use crate::via::GatewayVia;
 use kept::Kept;
 use upstream_change::PendingUpstream;
 use worker::Gate;
@@ -147,9 +148,11 @@ async fn build(
             return Err(error);
         }
     };
-    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
-    let upstream = upstream.keeping(kept.lease_keeper()).open();
-    let upstream = upstream.map_err(Error::Upstream)?;
+    let via = GatewayVia::random();
+    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics)
+        .announced_as(&via)
+        .keeping(kept.lease_keeper())
+        .open()?;
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(&metrics));
     let live = Live {
         routes: RouteTable::new(&config.routes),
@@ -165,6 +168,7 @@ async fn build(
         tokens,
         questions: Arc::new(Questions::default()),
         metrics: Arc::clone(&metrics),
+        via,
     });
     let parts = Parts {
         config_file,

@@ -41,6 +41,8 @@ impl Parts {
             if let Some(session) = live.upstream.session() {
                 session.refresh_gauges();
             }
+            let is_up = live.upstream.health().outage().is_none();
+            shared.metrics.upstream_up.set(i64::from(is_up));
             shared.metrics.ready.set(i64::from(ready().is_ok()));
         })
     }
@@ -56,9 +58,20 @@ impl Parts {
             if !shared.tokens.is_believed() {
                 return Err("store: away for longer than stale_for".to_owned());
             }
-            match shared.live.load().upstream.session() {
-                Some(session) if !session.is_ready() => Err(session.status().to_string()),
-                _ => Ok(()),
+            let live = shared.live.load();
+            let outage = live.upstream.health().outage();
+            let session = live.upstream.session();
+            let no_login = session.filter(|session| !session.is_ready());
+            let reasons: Vec<String> = [
+                outage.map(|outage| outage.to_string()),
+                no_login.map(|session| session.status().to_string()),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
+            match reasons.is_empty() {
+                true => Ok(()),
+                false => Err(reasons.join("\n")),
             }
         })
     }

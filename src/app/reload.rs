@@ -122,6 +122,7 @@ impl Reload {
         let metrics = &self.shared.metrics;
         let keeper = self.lease_keeper.clone().map(LeaseKeeper::without_the_kept);
         UpstreamOpening::new(&config.upstream, &self.tasks, &self.control, metrics)
+            .announced_as(&self.shared.via)
             .keeping(keeper)
             .after(&old.upstream)
             .open()

@@ -41,6 +41,7 @@ label!(
         TooLarge = "too_large", Overloaded = "overloaded", NotReady = "not_ready",
         UpstreamLogin = "upstream_login", RetryLater = "retry_later",
         Unreachable = "unreachable", Timeout = "timeout", BadAnswer = "bad_answer",
+        UpstreamDown = "upstream_down", Loop = "loop",
         UsersNode = "users_node", Store = "store", Internal = "internal",
     }
 );
@@ -97,6 +98,10 @@ label!(
 label!(
     /// How a connection to the upstream was had, or why not.
     Connect as "outcome" { New = "new", Reused = "reused", Failed = "failed", Timeout = "timeout" }
+);
+label!(
+    /// How a question of the gate's own to the upstream ended.
+    ProbeOutcome as "outcome" { Answered = "answered", Failed = "failed" }
 );
 label!(
     /// Why a request was sent to the upstream a second time.

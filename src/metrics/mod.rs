@@ -13,7 +13,8 @@ mod route;
 
 pub use label::{
     Blame, ClientLogin, Connect, ConnectionEnd, Counters, Gauged, Injected, Label, LimitOutcome,
-    LoginOutcome, Reason, Reload, Repeat, StoreAnswer, StoreFailure, StoreOutcome, TokenEvent,
+    LoginOutcome, ProbeOutcome, Reason, Reload, Repeat, StoreAnswer, StoreFailure, StoreOutcome,
+    TokenEvent,
 };
 pub use route::RouteCounts;
 
@@ -51,6 +52,9 @@ pub struct Metrics {
     pub upstream_connections_open: IntGauge,
     pub upstream_queue: IntGauge,
     pub upstream_repeats: Counters<Repeat>,
+    pub upstream_up: IntGauge,
+    pub upstream_breaker_openings: IntCounter,
+    pub upstream_probes: Counters<ProbeOutcome>,
     pub limited: Counters<LimitOutcome>,
     pub limit_keys: IntGaugeVec,
     pub store_up: IntGauge,
@@ -228,6 +232,21 @@ impl Metrics {
                 r,
                 "tollgate_upstream_repeats_total",
                 "Requests sent to the upstream a second time.",
+            ),
+            upstream_up: gauge(
+                r,
+                "tollgate_upstream_up",
+                "0 while the upstream is down and requests are refused at once.",
+            ),
+            upstream_breaker_openings: counter(
+                r,
+                "tollgate_upstream_breaker_openings_total",
+                "Times that the upstream was found to be down.",
+            ),
+            upstream_probes: Counters::new(
+                r,
+                "tollgate_upstream_probes_total",
+                "Small requests of the gate itself that check a failing upstream.",
             ),
             limited: Counters::new(
                 r,

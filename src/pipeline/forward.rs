@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
+use http::header::VIA;
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
@@ -74,7 +75,17 @@ impl Way<'_> {
             .await
     }
 
+    /// Waits for a turn at the upstream. One that is down is not waited for.
     pub(super) async fn turn(&self) -> Result<Turn, Rejection> {
+        let health = self.upstream.health();
+        let pass = health.admit().map_err(Rejection::UpstreamDown)?;
+        let turn = self.queue().await?;
+        // It may have gone down in the meantime.
+        health.readmit(pass).map_err(Rejection::UpstreamDown)?;
+        Ok(turn)
+    }
+
+    async fn queue(&self) -> Result<Turn, Rejection> {
         self.upstream
             .turn()
             .await
@@ -188,7 +199,9 @@ pub(super) async fn ask(
     carried: &Carried,
     patience: Patience,
 ) -> Option<StatusCode> {
-    let outbound = probe(path, carried).into_request();
+    let mut outbound = probe(path, carried).into_request();
+    let via = connections.via().clone();
+    outbound.headers_mut().insert(VIA, via);
     let answer = connections.send(outbound, patience).await.ok()?;
     Some(answer.status())
 }

@@ -9,6 +9,7 @@ use crate::lifecycle::Tasks;
 use crate::logging::Lines;
 use crate::metrics::{Metrics, RouteCounts};
 use crate::upstream::Connections;
+use crate::via::GatewayVia;
 
 /// One version of the rules, on one worker.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(super) struct Here {
     /// To the upstream of `live`.
     pub(super) connections: Arc<Connections<RequestBody>>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) via: GatewayVia,
     /// None: no log has been started.
     pub(super) lines: Option<Arc<Lines>>,
     /// Counts of requests that no route took.
@@ -30,6 +32,7 @@ impl Here {
             connections: connections(&live, tasks, &shared.metrics),
             live,
             metrics: Arc::clone(&shared.metrics),
+            via: shared.via.clone(),
             lines: Lines::open(),
             no_route: RouteCounts::new(&"none".into()),
         })
@@ -46,6 +49,7 @@ impl Here {
             },
             live,
             metrics: Arc::clone(&self.metrics),
+            via: self.via.clone(),
             lines: self.lines.clone(),
             no_route: RouteCounts::new(&"none".into()),
         })

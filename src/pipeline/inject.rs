@@ -75,12 +75,12 @@ impl Carried {
 /// often as it must be sent.
 pub(super) struct Inbound<'a> {
     head: &'a Parts,
-    said: Said,
+    said: Said<'a>,
     body: BodyHandle,
 }
 
 impl<'a> Inbound<'a> {
-    pub(super) fn new(head: &'a Parts, said: Said, body: BodyHandle) -> Self {
+    pub(super) fn new(head: &'a Parts, said: Said<'a>, body: BodyHandle) -> Self {
         Self { head, said, body }
     }
 

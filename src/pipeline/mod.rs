@@ -54,6 +54,7 @@ use crate::metrics::Metrics;
 use crate::secret::Secret;
 use crate::token::{TokenDigest, TokenStore};
 use crate::upstream::{Patience, Upstream};
+use crate::via::GatewayVia;
 use authenticate::{Authenticated, authenticate};
 use forward::Way;
 use here::{Here, Newest};
@@ -85,6 +86,8 @@ pub struct Shared {
     pub tokens: Arc<TokenStore>,
     pub questions: Arc<Questions>,
     pub metrics: Arc<Metrics>,
+    /// The gate's name in `Via`.
+    pub via: GatewayVia,
 }
 
 /// One worker's pipeline: the shared rules, its own connections.
@@ -115,7 +118,7 @@ impl Pipeline {
         let outcome = self.run(&here, (head, body), peer, &mut record).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
             record.rejected(&rejection);
-            rejection.into_response()
+            rejection.into_response(here.live.upstream.health().pause())
         });
         headers::put_request_id(response.headers_mut(), record.id());
         record.status(response.status());
@@ -132,7 +135,7 @@ impl Pipeline {
         let live = &*here.live;
         let place = live.limiter.in_flight();
         record.hold(place.map_err(|_| Rejection::Overloaded)?);
-        headers::check(&head.headers, head.version, &live.config.http)?;
+        headers::check(&head.headers, head.version, &live.config.http, &here.via)?;
         let path = path::checked(&head.uri)?;
         let origin = headers::origin(&head.headers, peer, &live.config.http.trusted_proxies);
         record.peer(origin);
@@ -163,6 +166,7 @@ impl Pipeline {
             who,
             peer: origin,
             host,
+            via: here.via.value(head.version),
             deadline: record.opened() + route.timeout,
         };
         let answer = match route.target {
@@ -294,6 +298,7 @@ impl Pipeline {
 /// Puts a client's token to the Webapp; None when it could not say.
 async fn probe(here: &Here, token: &Secret, first_byte: Duration) -> Option<StatusCode> {
     let path = here.live.config.upstream.probe.as_ref()?;
+    here.live.upstream.health().check().ok()?;
     let _turn = here.live.upstream.turn().await.ok()?;
     let patience = Patience::within(first_byte);
     forward::ask(&here.connections, path, &Carried::bearer(token), patience).await

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use http::HeaderValue;
 use http::request::Parts;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -27,12 +28,14 @@ pub(super) struct Ready<'a> {
     pub(super) peer: IpAddr,
     /// As `headers::host` reads it.
     pub(super) host: Cow<'a, str>,
+    /// This gate in `Via`.
+    pub(super) via: &'a HeaderValue,
     /// End of the whole exchange.
     pub(super) deadline: Instant,
 }
 
-impl Ready<'_> {
-    pub(super) fn call<'a>(&'a self, kind: UsersCall, head: &'a Parts) -> Call<'a> {
+impl<'a> Ready<'a> {
+    pub(super) fn call<'c>(&'c self, kind: UsersCall, head: &'c Parts) -> Call<'c> {
         Call {
             kind,
             client: &self.who.client,
@@ -67,7 +70,10 @@ impl Ready<'_> {
         body: &RequestBody,
         peer: &Peer,
         record: &Record,
-    ) -> Inbound<'h> {
+    ) -> Inbound<'h>
+    where
+        'a: 'h,
+    {
         let ours = Ours {
             peer,
             host: &self.host,
@@ -77,6 +83,7 @@ impl Ready<'_> {
             },
             request_id: record.id(),
             trace: record.trace(),
+            via: self.via,
         };
         let trusted = &self.live.config.http.trusted_proxies;
         Inbound::new(head, ours.about(&head.headers, trusted), body.handle())

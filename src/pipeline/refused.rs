@@ -154,6 +154,8 @@ impl Way<'_> {
     async fn admit_after_login(&self, request: &Inbound<'_>) -> Result<(Turn, Carried), Rejection> {
         let session = self.session()?;
         loop {
+            let is_up = self.upstream.health().check();
+            is_up.map_err(Rejection::UpstreamDown)?;
             let lease = timeout_at(self.deadline, session.lease()).await;
             let lease = lease.map_err(|_| Rejection::UpstreamTimeout)?;
             lease.map_err(Rejection::NoLease)?;

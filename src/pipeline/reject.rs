@@ -17,6 +17,9 @@ use crate::store::Unavailable;
 use crate::upstream::NoLease;
 use crate::webapp::{self, ErrorCode, Meta};
 
+/// The least that a client waits for an upstream that failed it.
+const SOONEST: Duration = Duration::from_secs(1);
+
 /// Why the gate refuses. One variant per reason a client can act on.
 #[derive(Debug)]
 pub enum Rejection {
@@ -33,6 +36,10 @@ pub enum Rejection {
     TooLarge,
     TooSlow,
     Overloaded,
+    /// The request has been through this gate before.
+    Loop,
+    /// The upstream does not answer; the gate asks it again by then.
+    UpstreamDown(Duration),
     /// There is no valid lease.
     NoLease(NoLease),
     /// The change could not be made to last, so it has not taken place.
@@ -97,6 +104,8 @@ impl Rejection {
             Self::TooLarge => (413, ErrorCode::ParameterInvalid, Client, Reason::TooLarge),
             Self::TooSlow => (408, ErrorCode::InvalidRequest, Client, Reason::Timeout),
             Self::Overloaded => (503, ErrorCode::Overloaded, Gateway, Reason::Overloaded),
+            Self::Loop => (508, ErrorCode::Internal, Gateway, Reason::Loop),
+            Self::UpstreamDown(_) => (503, ErrorCode::NotReady, Upstream, Reason::UpstreamDown),
             Self::NoLease(_) | Self::CannotAsk => {
                 (503, ErrorCode::NotReady, Upstream, Reason::NotReady)
             }
@@ -145,6 +154,8 @@ impl Rejection {
             Self::TooLarge => "The body is larger than this path takes",
             Self::TooSlow => "The body came too slowly",
             Self::Overloaded => "The gateway has too many requests in hand",
+            Self::Loop => "This request has come back to this gateway: its upstream leads here",
+            Self::UpstreamDown(_) => "The Webapp does not answer at the moment",
             Self::NoLease(_) => "The gateway has no valid login at the Webapp at the moment",
             Self::Unavailable(_) => "The gateway cannot keep this change at the moment",
             Self::CannotAsk | Self::TokenUnsure(_) => {
@@ -179,13 +190,20 @@ impl Rejection {
             Self::TooMany(limit) => Cow::Owned(format!("limit {}", limit.policy)),
             Self::NoLease(no_lease) => Cow::Owned(no_lease.to_string()),
             Self::Unavailable(why) | Self::TokenUnsure(why) => Cow::Owned(why.to_string()),
+            Self::Loop => Cow::Borrowed("the request's Via names this gate"),
             Self::Unreachable(error) | Self::BrokeOff(error) => Cow::Owned(chain(error.as_ref())),
             _ => return None,
         })
     }
 
-    fn retry_after(&self) -> Option<Duration> {
+    /// `pause`: until the gate asks an upstream that is down again; zero: it is not down.
+    fn retry_after(&self, pause: Duration) -> Option<Duration> {
         match self {
+            Self::UpstreamDown(pause) => Some((*pause).max(SOONEST)),
+            // The fault may be of this request only; if it is not, the gate will know it by then.
+            Self::Unreachable(_) | Self::BrokeOff(_) | Self::UpstreamTimeout => {
+                Some(pause.max(SOONEST))
+            }
             Self::TooMany(limit) => Some(limit.retry_after),
             Self::NoLease(no_lease) => Some(no_lease.retry_after),
             Self::Unavailable(why) | Self::TokenUnsure(why) => Some(why.retry_after()),
@@ -210,7 +228,8 @@ impl Rejection {
         webapp::error_body(code, &self.details(), Meta::WEBAPP).into()
     }
 
-    pub fn into_response(self) -> Response<Body> {
+    /// `pause`: as for `retry_after`.
+    pub fn into_response(self, pause: Duration) -> Response<Body> {
         let face = self.face();
         let mut response = Response::new(Body::full(match &self {
             Self::Unauthenticated(_) => UNAUTHENTICATED.clone(),
@@ -220,7 +239,7 @@ impl Rejection {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-        if let Some(span) = self.retry_after() {
+        if let Some(span) = self.retry_after(pause) {
             let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -8,6 +8,7 @@ use super::reject::Rejection;
 use super::trace::Trace;
 use super::{authenticate, headers};
 use crate::config::Http;
+use crate::via::GatewayVia;
 
 /// Checks a request's fields and leaves those that may go up.
 pub fn clean_fields(
@@ -15,14 +16,16 @@ pub fn clean_fields(
     peer: &Peer,
     host: &str,
     rules: &Http,
+    via: &GatewayVia,
 ) -> Result<(), Rejection> {
-    headers::check(fields, Version::HTTP_11, rules)?;
+    headers::check(fields, Version::HTTP_11, rules, via)?;
     let ours = headers::Ours {
         peer,
         host,
         client: "",
         request_id: "",
         trace: &Trace::of(fields),
+        via: via.value(Version::HTTP_11),
     };
     let said = ours.about(fields, &rules.trusted_proxies);
     *fields = headers::upward(fields, &said);

@@ -55,6 +55,12 @@ impl Progress {
             .unwrap_or_else(|| from + Duration::from_secs(365 * 86_400))
     }
 
+    /// How long the upstream has owed the next step; None while the client owes it.
+    pub(super) fn owed_for(&self) -> Option<Duration> {
+        let step = *self.lock();
+        (!step.is_starved && !step.has_failed).then(|| step.at.elapsed())
+    }
+
     /// The request's own body gave an error.
     pub(super) fn has_failed(&self) -> bool {
         self.lock().has_failed

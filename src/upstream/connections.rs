@@ -6,10 +6,11 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use tokio_util::either::Either;
 
 use super::Upstream;
 use super::body::{AnswerBody, Sent};
+use super::breaker::Asker;
 use super::connect::DialError;
 use super::held::{Answer, Held, Patience};
 use super::pool::Pool;
@@ -76,6 +78,11 @@ where
         }
     }
 
+    /// The `Via` of requests that the gate itself makes.
+    pub(crate) fn via(&self) -> &HeaderValue {
+        self.upstream.via()
+    }
+
     /// Like `send`, but never over a connection that has been used before: where one
     /// of those has turned out dead, the others most likely are.
     pub async fn send_fresh(
@@ -121,7 +128,10 @@ where
     }
 
     async fn connect(&self, end: Option<Instant>) -> Result<Box<Held<B>>, (SendErrorKind, Cause)> {
-        let link = self.upstream.dialer.dial(end).await.map_err(|failure| {
+        let watch = DialWatch::begin(&self.upstream);
+        let dialed = self.upstream.dialer.dial(end).await;
+        watch.end(dialed.as_ref().err());
+        let link = dialed.map_err(|failure| {
             let (label, kind) = match &failure {
                 DialError::TimedOut { .. } => (Connect::Timeout, SendErrorKind::ConnectTimeout),
                 DialError::Resolve { .. }
@@ -154,7 +164,7 @@ where
             connection: Some(connection),
             is_reused,
             patience,
-            tasks: &self.tasks,
+            owner: self,
         }
     }
 }
@@ -169,7 +179,16 @@ pin_project_lite::pin_project! {
         connection: Option<Box<Held<B>>>,
         is_reused: bool,
         patience: Patience,
-        tasks: &'a Tasks,
+        owner: &'a Connections<B>,
+    }
+
+    impl<B, F> PinnedDrop for Exchange<'_, B, F> {
+        fn drop(me: Pin<&mut Self>) {
+            // The client has left before the answer came.
+            if let Some(connection) = me.connection.as_ref() {
+                me.owner.given_up(connection, &me.patience);
+            }
+        }
     }
 }
 
@@ -190,14 +209,19 @@ where
             *me.connection = Some(connection);
             return Poll::Pending;
         };
+        let health = me.owner.upstream.health();
         let Some(answer) = answer else {
+            me.owner.given_up(&connection, me.patience);
             return Poll::Ready(Err(SendErrorKind::FirstByteTimeout.into()));
         };
+        if answer.is_ok() {
+            health.answered();
+        }
         Poll::Ready(match answer {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let (rest, open) = connection.let_go();
                 if let Some(rest) = rest {
-                    me.tasks.spawn("upstream tunnel", async move {
+                    me.owner.tasks.spawn("upstream tunnel", async move {
                         let _open = open;
                         let _ = rest.await; // whoever has the tunnel learns of its end there
                     });
@@ -208,8 +232,67 @@ where
                 connection.note_head(response.headers());
                 Ok(response.map(|incoming| AnswerBody::new(incoming, connection)))
             }
-            Err(failure) => Err(SendError::classify(failure, &connection, *me.is_reused)),
+            Err(failure) => {
+                let error = SendError::classify(failure, &connection, *me.is_reused);
+                if matches!(error.kind, SendErrorKind::Closed | SendErrorKind::Protocol) {
+                    health.unanswered(Asker::Request, &error);
+                }
+                Err(error)
+            }
         })
+    }
+}
+
+impl<B> Connections<B> {
+    /// An exchange over `connection` has ended without an answer, because its time was up or
+    /// the client has left.
+    fn given_up(&self, connection: &Held<B>, patience: &Patience) {
+        if let Some(owed) = connection.progress().owed_for() {
+            self.upstream.health().given_up(owed, patience.first_byte);
+        }
+    }
+}
+
+/// Sees how an attempt at a connection ends, also when nobody waits for it any more.
+struct DialWatch<'a> {
+    upstream: &'a Upstream,
+    began: Instant,
+    has_ended: bool,
+}
+
+impl<'a> DialWatch<'a> {
+    fn begin(upstream: &'a Upstream) -> Self {
+        Self {
+            upstream,
+            began: Instant::now(),
+            has_ended: false,
+        }
+    }
+
+    fn end(mut self, failure: Option<&DialError>) {
+        self.has_ended = true;
+        let health = self.upstream.health();
+        match failure {
+            None => {}
+            // Cut short by the end of the whole exchange.
+            Some(DialError::TimedOut { .. }) if self.began.elapsed() < self.limit() => {
+                health.given_up(self.began.elapsed(), self.limit());
+            }
+            Some(failure) => health.unconnected(Asker::Request, failure),
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        self.upstream.dialer.limit
+    }
+}
+
+impl Drop for DialWatch<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            let health = self.upstream.health();
+            health.given_up(self.began.elapsed(), self.limit());
+        }
     }
 }
 

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, DATE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::connect::{DialError, Dialer};
+use super::breaker::Asker;
+use super::connect::DialError;
 use super::description::{Answer, Flaw, LoginDescription};
-use super::single_call::{self, CallError};
+use super::health::UpstreamHealth;
+use super::own_requests::{CallError, OwnRequests};
 use super::status::Why;
 use crate::clock::{self, Deadline};
+use crate::config;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 
@@ -23,7 +26,6 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 /// A longer `Retry-After` is honoured only this far: it may be a mistake, and
 /// nobody is there to correct it.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-pub(super) const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// Why a login brought no token.
 #[derive(Debug, thiserror::Error)]
@@ -117,29 +119,68 @@ impl Began {
 /// How this upstream's login is made.
 #[derive(Debug)]
 pub(super) struct LoginCall {
-    pub(super) dialer: Arc<Dialer>,
-    pub(super) host: HeaderValue,
-    pub(super) description: LoginDescription,
-    pub(super) username: String,
+    own: Arc<OwnRequests>,
+    description: LoginDescription,
+    username: String,
     /// For everything: connecting, asking, reading.
-    pub(super) timeout: Duration,
+    timeout: Duration,
 }
 
 impl LoginCall {
+    pub(super) fn new(
+        own: &Arc<OwnRequests>,
+        description: LoginDescription,
+        login: &config::Login,
+    ) -> Self {
+        Self {
+            own: Arc::clone(own),
+            description,
+            username: login.username.clone(),
+            timeout: login.timeout,
+        }
+    }
+
+    pub(super) fn health(&self) -> &UpstreamHealth {
+        &self.own.health
+    }
+
     pub(super) async fn make(&self, password: &Secret) -> Result<Granted, LoginError> {
-        timeout(self.timeout, Box::pin(self.ask(password)))
+        let outcome = timeout(self.timeout, Box::pin(self.ask(password)))
             .await
-            .unwrap_or(Err(LoginError::Timeout(self.timeout)))
+            .unwrap_or(Err(LoginError::Timeout(self.timeout)));
+        self.tell(&outcome);
+        outcome
+    }
+
+    /// What this login says of the upstream's health.
+    fn tell(&self, outcome: &Result<Granted, LoginError>) {
+        match outcome {
+            Err(failure @ LoginError::Unreachable(_)) => {
+                self.own.health.unconnected(Asker::Request, failure);
+            }
+            Err(failure @ (LoginError::Broken(_) | LoginError::Timeout(_))) => {
+                self.own.health.unanswered(Asker::Request, failure);
+            }
+            Ok(_)
+            | Err(
+                LoginError::WrongPassword
+                | LoginError::PasswordChange
+                | LoginError::Refused { .. }
+                | LoginError::NotAccepted
+                | LoginError::Unusable(_),
+            ) => self.own.health.answered(),
+        }
     }
 
     async fn ask(&self, password: &Secret) -> Result<Granted, LoginError> {
         let began = Began::now();
         let request = self.request(password);
         let judge = async |response| self.judge(response, began).await;
-        match single_call::call(&self.dialer, request, judge).await {
+        match self.own.call(request, None, self.timeout, judge).await {
             Ok(outcome) => outcome,
             Err(CallError::Unreachable(source)) => Err(LoginError::Unreachable(source)),
             Err(CallError::Broken(source)) => Err(LoginError::Broken(source)),
+            Err(CallError::Late(limit)) => Err(LoginError::Timeout(limit)),
         }
     }
 
@@ -148,11 +189,9 @@ impl LoginCall {
         let mut request = Request::new(Full::new(Bytes::copy_from_slice(&question.body)));
         *request.method_mut() = self.description.method.clone();
         *request.uri_mut() = self.description.path.clone().into();
+        self.own.dress(&mut request);
         let headers = request.headers_mut();
-        headers.insert(HOST, self.host.clone());
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.extend(question.header);
         request
     }

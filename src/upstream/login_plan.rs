@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 
-use super::connect::Dialer;
 use super::description::{Injection, LoginDescription};
 use super::login::{Granted, LoginCall, LoginError};
+use super::own_requests::OwnRequests;
 use super::token_probe::{ProbeWord, TokenProbe};
 use crate::config;
 use crate::secret::Secret;
@@ -28,6 +28,9 @@ pub(super) trait LoginCalls: fmt::Debug + Send + Sync {
 
     /// Whether there is a probe, and it refuses what is not a token.
     fn has_probe(&self) -> Boxed<'_, bool>;
+
+    /// Returns when an outage of the upstream, one that is or one that comes, has ended.
+    fn back(&self) -> Boxed<'_, ()>;
 }
 
 /// The login's settings and the calls made with them.
@@ -44,22 +47,13 @@ impl LoginPlan {
     pub(super) fn new(
         upstream: &config::Upstream,
         login: &config::Login,
-        dialer: &Arc<Dialer>,
-        host: &HeaderValue,
+        own: &Arc<OwnRequests>,
         description: LoginDescription,
     ) -> Self {
         let injection = description.inject.clone();
-        let probe = upstream.probe.clone().map(|path| {
-            let host = host.clone();
-            TokenProbe::new(&upstream.name, dialer, host, path, injection)
-        });
-        let call = LoginCall {
-            dialer: Arc::clone(dialer),
-            host: host.clone(),
-            description: description.clone(),
-            username: login.username.clone(),
-            timeout: login.timeout,
-        };
+        let path = upstream.probe.clone();
+        let probe = path.map(|path| TokenProbe::new(&upstream.name, own, path, injection));
+        let call = LoginCall::new(own, description.clone(), login);
         Self {
             settings: login.clone(),
             description,
@@ -101,6 +95,10 @@ impl LoginCalls for NetworkCalls {
                 None => false,
             }
         })
+    }
+
+    fn back(&self) -> Boxed<'_, ()> {
+        Box::pin(self.call.health().back())
     }
 }
 

@@ -10,25 +10,24 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use http::header::AUTHORIZATION;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info};
 
 use crate::causes::chain;
-use crate::clock::Deadline;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{Gauged, Metrics};
 use crate::names::Names;
-use crate::secret::{self, SecretSource};
-use crate::webapp;
+use crate::secret::SecretSource;
 
 mod accepted_paths;
 mod address_book;
 mod address_memory;
+mod api_key;
 mod bell;
 mod body;
+mod breaker;
 mod certificate;
 mod common;
 mod connect;
@@ -37,6 +36,7 @@ mod description;
 #[cfg(fuzzing)]
 pub mod fuzzed;
 mod handshake;
+mod health;
 mod held;
 mod judgement;
 mod keep_alive;
@@ -46,14 +46,16 @@ mod link;
 mod login;
 mod login_plan;
 mod login_task;
+mod opening;
+mod own_requests;
 mod pace;
 mod pool;
+mod prober;
 mod proof;
 mod refused_paths;
 mod renewer;
 mod session;
 mod session_control;
-mod single_call;
 mod speculation;
 mod status;
 mod sync {
@@ -72,6 +74,7 @@ mod token_probe;
 mod trust;
 
 pub use accepted_paths::PathKey;
+pub use api_key::BadApiKey;
 pub use body::AnswerBody;
 pub use certificate::CertificateProblem;
 pub use connect::{DialError, WaitingFor};
@@ -80,9 +83,11 @@ pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
 };
 pub use handshake::HandshakeError;
+pub use health::{UpstreamHealth, UpstreamOutage};
 pub use held::Patience;
 pub use keeper::LeaseKeeper;
 pub use lease::Lease;
+pub use opening::UpstreamOpening;
 pub use refused_paths::RefusedRequest;
 pub use session::{Session, Verdict};
 pub use status::{NoLease, Status, Why};
@@ -90,14 +95,15 @@ pub use trust::TrustError;
 
 use address_book::AddressBook;
 use address_memory::AddressMemory;
+use api_key::read_api_key;
 use connect::Dialer;
 use login_plan::LoginPlan;
 use login_task::{LoginScope, LoginTask};
+use own_requests::OwnRequests;
+use prober::UpstreamProber;
 use trust::Tls;
 
 const FILE_POLL: Duration = Duration::from_secs(1);
-/// An API key ends when the operator changes it, not by time.
-const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -118,17 +124,6 @@ pub enum Error {
     Host { upstream: Arc<str> },
 }
 
-/// Why a text is no API key.
-#[derive(Debug, thiserror::Error)]
-pub enum BadApiKey {
-    #[error("the key cannot be read")]
-    Unreadable(#[source] secret::Error),
-    #[error("a key has 12 to 128 characters, this one {length}")]
-    Length { length: usize },
-    #[error("the key cannot be sent in a header")]
-    NotText,
-}
-
 /// No turn came up within the upstream's `queue_timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no turn at the upstream within {waited:?}")]
@@ -141,66 +136,6 @@ pub struct Crowded {
 #[must_use = "the turn ends when this is dropped"]
 pub struct Turn(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
-/// What an upstream is made from.
-#[derive(Debug)]
-pub struct UpstreamOpening<'a> {
-    settings: &'a config::Upstream,
-    description: LoginDescription,
-    tasks: &'a Tasks,
-    stop: &'a Stop,
-    metrics: &'a Arc<Metrics>,
-    keeper: Option<LeaseKeeper>,
-    before: Option<&'a Upstream>,
-}
-
-impl<'a> UpstreamOpening<'a> {
-    pub fn new(
-        settings: &'a config::Upstream,
-        tasks: &'a Tasks,
-        stop: &'a Stop,
-        metrics: &'a Arc<Metrics>,
-    ) -> Self {
-        Self {
-            settings,
-            description: LoginDescription::whatsapp(),
-            tasks,
-            stop,
-            metrics,
-            keeper: None,
-            before: None,
-        }
-    }
-
-    /// For a service with another kind of login.
-    #[must_use]
-    pub fn described(self, description: LoginDescription) -> Self {
-        Self {
-            description,
-            ..self
-        }
-    }
-
-    /// With the token of an earlier start, if one was kept.
-    #[must_use]
-    pub fn keeping(self, keeper: Option<LeaseKeeper>) -> Self {
-        Self { keeper, ..self }
-    }
-
-    /// In the place of `before`, with its login if that is the same.
-    #[must_use]
-    pub fn after(self, before: &'a Upstream) -> Self {
-        Self {
-            before: Some(before),
-            ..self
-        }
-    }
-
-    /// Reads what trust and API key need, and starts the renewer if there is a login.
-    pub fn open(self) -> Result<Arc<Upstream>, Error> {
-        Upstream::build(self)
-    }
-}
-
 /// One service behind us, shared by all workers.
 #[derive(Debug)]
 pub struct Upstream {
@@ -212,6 +147,7 @@ pub struct Upstream {
     login: Option<Arc<LoginTask>>,
     /// How to log in from when this upstream is in use; None: as it has begun.
     plan: Option<Arc<LoginPlan>>,
+    own: Arc<OwnRequests>,
     api_key: ArcSwapOption<Lease>,
     api_key_source: Option<SecretSource>,
     turns: Arc<Semaphore>,
@@ -233,25 +169,17 @@ impl Upstream {
     }
 
     fn build(opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
-        let settings = opening.settings;
-        let name = &settings.name;
-        let metrics = opening.metrics;
-        let host = host(&settings.base).ok_or_else(|| Error::Host {
-            upstream: Arc::clone(name),
-        })?;
-        let stop = opening.stop.child();
-        let dialer = Arc::new(dialer(settings, opening.tasks, &stop)?);
-        let api_key = settings.api_key.as_ref().map(read_api_key).transpose();
-        let api_key = api_key.map_err(|source| Error::ApiKey {
-            upstream: Arc::clone(name),
-            source,
-        })?;
+        let (settings, metrics) = (opening.settings, opening.metrics);
+        let (tasks, stop) = (opening.tasks, opening.stop.child());
+        let host = host(settings)?;
+        let dialer = Arc::new(dialer(settings, tasks, &stop)?);
+        let api_key = api_key(settings)?;
+        let own = Arc::new(opening.own_requests(&host, &dialer));
         let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
         let login = settings.login.as_ref().map(|login| {
-            let description = opening.description;
-            let plan = LoginPlan::new(settings, login, &dialer, &host, description);
+            let plan = LoginPlan::new(settings, login, &own, opening.description);
             let scope = LoginScope {
-                tasks: opening.tasks,
+                tasks,
                 stop: opening.stop.child(),
                 metrics,
                 keeper: opening.keeper,
@@ -261,10 +189,11 @@ impl Upstream {
         });
         let (login, plan) = login.map_or((None, None), |login| (Some(login.task), login.plan));
         let upstream = Arc::new(Self {
-            name: Arc::clone(name),
+            name: Arc::clone(&settings.name),
             base: settings.base.clone(),
             host,
             dialer,
+            own: Arc::clone(&own),
             login,
             plan,
             api_key: ArcSwapOption::new(api_key.map(Arc::new)),
@@ -275,9 +204,10 @@ impl Upstream {
             metrics: Arc::clone(metrics),
             stop: stop.clone(),
         });
+        let prober = UpstreamProber::new(&own, tasks, &stop, metrics);
+        tasks.spawn("upstream health", prober.run());
         if upstream.has_files() {
-            let watch = watch(Arc::downgrade(&upstream), stop);
-            opening.tasks.spawn("upstream files", watch);
+            tasks.spawn("upstream files", watch(Arc::downgrade(&upstream), stop));
         }
         Ok(upstream)
     }
@@ -305,6 +235,20 @@ impl Upstream {
     /// Opens a connection and closes it: whether the upstream can be reached as configured.
     pub async fn reach(&self) -> Result<(), DialError> {
         self.dialer.dial(None).await.map(drop)
+    }
+
+    pub(crate) fn via(&self) -> &HeaderValue {
+        &self.own.via
+    }
+
+    pub fn health(&self) -> &UpstreamHealth {
+        &self.own.health
+    }
+
+    /// Its health, for an upstream with these settings that takes its place; None: they
+    /// lead elsewhere.
+    pub fn health_for(&self, settings: &config::Upstream) -> Option<Arc<UpstreamHealth>> {
+        (self.base == settings.base).then(|| Arc::clone(&self.own.health))
     }
 
     /// What monitoring nodes carry in place of the session's lease.
@@ -417,7 +361,8 @@ fn dialer(settings: &config::Upstream, tasks: &Tasks, stop: &Stop) -> Result<Dia
     })
 }
 
-fn host(base: &BaseAddress) -> Option<HeaderValue> {
+fn host(settings: &config::Upstream) -> Result<HeaderValue, Error> {
+    let base = &settings.base;
     let is_ipv6 = base.host.contains(':');
     let name = if is_ipv6 {
         format!("[{}]", base.host)
@@ -430,19 +375,15 @@ fn host(base: &BaseAddress) -> Option<HeaderValue> {
     } else {
         format!("{name}:{}", base.port)
     };
-    HeaderValue::from_str(&text).ok()
+    HeaderValue::from_str(&text).map_err(|_| Error::Host {
+        upstream: Arc::clone(&settings.name),
+    })
 }
 
-fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
-    let key = source.read().map_err(BadApiKey::Unreadable)?;
-    let length = key.expose().chars().count();
-    if !webapp::API_KEY_LENGTH.contains(&length) {
-        return Err(BadApiKey::Length { length });
-    }
-    let injection = Injection {
-        header: AUTHORIZATION,
-        template: "Apikey {token}".to_owned(),
-    };
-    let header = injection.header(&key).map_err(|_| BadApiKey::NotText)?;
-    Ok(Lease::new(0, Deadline::after(NO_END), vec![header], key))
+fn api_key(settings: &config::Upstream) -> Result<Option<Lease>, Error> {
+    let key = settings.api_key.as_ref().map(read_api_key).transpose();
+    key.map_err(|source| Error::ApiKey {
+        upstream: Arc::clone(&settings.name),
+        source,
+    })
 }

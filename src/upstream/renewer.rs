@@ -116,6 +116,10 @@ impl Renewer {
 
     /// Waits for the next thing to do.
     async fn next_event(&mut self, due: &Due) -> Event {
+        let plan = self.plan();
+        let mut back = plan.calls.back();
+        let waits_for_upstream = matches!(due, Due::NotBefore(_))
+            && matches!(self.reported, Some(Why::Unreachable | Why::Timeout));
         loop {
             if self.stop.is_draining() {
                 return Event::Stop;
@@ -138,6 +142,8 @@ impl Renewer {
                 () = sleep(pause) => {}
                 () = self.session.wake.notified() => {}
                 _ = self.plan.changed() => return Event::Plan,
+                // The pause was for an upstream that could not be reached.
+                () = &mut back, if waits_for_upstream => return Event::Due,
                 () = self.stop.draining() => return Event::Stop,
             }
         }

@@ -4,18 +4,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, HOST, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Request, StatusCode};
-use http_body_util::Full;
-use tokio::time::{Instant, timeout};
+use http::{HeaderName, HeaderValue, StatusCode};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::connect::Dialer;
 use super::description::Injection;
-use super::login::AGENT;
-use super::single_call;
+use super::own_requests::OwnRequests;
 use super::sync::lock;
 use crate::causes::chain;
 use crate::secret::Secret;
@@ -44,26 +39,23 @@ struct Trust {
 /// The probe of one upstream.
 #[derive(Debug)]
 pub(super) struct TokenProbe {
-    pub(super) upstream: Arc<str>,
-    pub(super) dialer: Arc<Dialer>,
-    pub(super) host: HeaderValue,
-    pub(super) path: PathAndQuery,
-    pub(super) injection: Injection,
+    upstream: Arc<str>,
+    own: Arc<OwnRequests>,
+    path: PathAndQuery,
+    injection: Injection,
     trust: Mutex<Option<Trust>>,
 }
 
 impl TokenProbe {
     pub(super) fn new(
         upstream: &Arc<str>,
-        dialer: &Arc<Dialer>,
-        host: HeaderValue,
+        own: &Arc<OwnRequests>,
         path: PathAndQuery,
         injection: Injection,
     ) -> Self {
         Self {
             upstream: Arc::clone(upstream),
-            dialer: Arc::clone(dialer),
-            host,
+            own: Arc::clone(own),
             path,
             injection,
             trust: Mutex::new(None),
@@ -116,21 +108,17 @@ impl TokenProbe {
     }
 
     async fn status(&self, headers: &[(HeaderName, HeaderValue)]) -> Option<StatusCode> {
-        let mut request = Request::new(Full::new(Bytes::new()));
-        *request.uri_mut() = self.path.clone().into();
-        let fields = request.headers_mut();
-        fields.insert(HOST, self.host.clone());
-        fields.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        fields.extend(headers.iter().cloned());
-        let call = single_call::call(&self.dialer, request, async |answer| answer.status());
-        match timeout(LONGEST, Box::pin(call)).await {
-            Ok(Ok(status)) => Some(status),
-            Ok(Err(error)) => {
+        let mut request = self.own.get(self.path.clone().into());
+        request.headers_mut().extend(headers.iter().cloned());
+        let dial_by = Instant::now() + LONGEST;
+        let read = async |answer: http::Response<_>| answer.status();
+        let call = self.own.call(request, Some(dial_by), LONGEST, read);
+        match call.await {
+            Ok(status) => Some(status),
+            Err(error) => {
                 debug!(upstream = %self.upstream, error = %chain(&error), "the probe failed");
                 None
             }
-            Err(_) => None,
         }
     }
 }

@@ -20,6 +20,7 @@ use super::peer::Peer;
 use super::reject::Rejection;
 use crate::config::{Http, Network};
 use crate::secret::Needle;
+use crate::via::GatewayVia;
 
 pub(super) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -38,15 +39,25 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// Refuses fields that parsers after us could read differently.
-pub(super) fn check(headers: &HeaderMap, version: Version, rules: &Http) -> Result<(), Rejection> {
-    let (mut hosts, mut lengths, mut underscores) = (0, 0, false);
+/// Refuses fields that parsers after us could read differently, and requests that have been
+/// here before: wherever they lead, they would come back again.
+pub(super) fn check(
+    headers: &HeaderMap,
+    version: Version,
+    rules: &Http,
+    via: &GatewayVia,
+) -> Result<(), Rejection> {
+    let (mut hosts, mut lengths, mut underscores, mut has_passed) = (0, 0, false, false);
     for (name, _) in headers {
         match name.as_str() {
             "host" => hosts += 1,
             "content-length" => lengths += 1,
+            "via" => has_passed = true,
             name => underscores |= memchr::memchr(b'_', name.as_bytes()).is_some(),
         }
+    }
+    if has_passed && via.is_in(headers) {
+        return Err(Rejection::Loop);
     }
     if underscores && !rules.allow_underscores {
         return Err(Rejection::BadRequest("a field name has an underscore"));
@@ -90,7 +101,7 @@ pub(super) fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Cow<'a, str> {
 /// The fields of a request as they go up, but for the credential: a new map, as the one
 /// that came is needed again should the request be sent twice. What ends at this hop,
 /// credentials, and what outsiders may not say stay behind.
-pub(super) fn upward(came: &HeaderMap, said: &Said) -> HeaderMap {
+pub(super) fn upward(came: &HeaderMap, said: &Said<'_>) -> HeaderMap {
     let mut up = HeaderMap::with_capacity(came.len() + SAID);
     let mut ends_here = false;
     for (name, value) in came {

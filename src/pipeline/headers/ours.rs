@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue, VIA};
 
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, is_trusted};
 use crate::config::Network;
@@ -14,10 +14,10 @@ use crate::pipeline::trace::{TRACEPARENT, Trace};
 const X_TOLLGATE_CLIENT: HeaderName = HeaderName::from_static("x-tollgate-client");
 
 /// The most fields that are said.
-pub(super) const SAID: usize = 6;
+pub(super) const SAID: usize = 7;
 
 /// What is to be said.
-pub(in crate::pipeline) struct Ours<'a> {
+pub(in crate::pipeline) struct Ours<'a, 'v> {
     pub(in crate::pipeline) peer: &'a Peer,
     /// Empty: the client named none.
     pub(in crate::pipeline) host: &'a str,
@@ -25,11 +25,14 @@ pub(in crate::pipeline) struct Ours<'a> {
     pub(in crate::pipeline) client: &'a str,
     pub(in crate::pipeline) request_id: &'a str,
     pub(in crate::pipeline) trace: &'a Trace,
+    /// This gate in `Via`, after the version that the request came in.
+    pub(in crate::pipeline) via: &'v HeaderValue,
 }
 
 /// The same as field values; an empty text, and one that no field can carry, is left out.
 #[derive(Debug)]
-pub(in crate::pipeline) struct Said {
+pub(in crate::pipeline) struct Said<'v> {
+    via: &'v HeaderValue,
     chain: Option<HeaderValue>,
     scheme: &'static str,
     host: Option<HeaderValue>,
@@ -42,9 +45,9 @@ pub(in crate::pipeline) struct Said {
     keeps_trace: bool,
 }
 
-impl Ours<'_> {
+impl<'v> Ours<'_, 'v> {
     /// `came`: the request's fields.
-    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, trusted: &[Network]) -> Said {
+    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, trusted: &[Network]) -> Said<'v> {
         let believed = is_trusted(self.peer.ip(), trusted);
         let mut texts = Texts::default();
         let chain = texts.add(|text| {
@@ -59,6 +62,7 @@ impl Ours<'_> {
         let parent = texts.add(|text| self.trace.put_parent(text));
         let texts = texts.finish();
         Said {
+            via: self.via,
             chain: texts.value(chain),
             scheme: self.peer.scheme(),
             host: texts.value(host),
@@ -78,7 +82,7 @@ fn put_chain(text: &mut Vec<u8>, came: &HeaderMap) {
     }
 }
 
-impl Said {
+impl Said<'_> {
     /// Whether what came under this name is ours to say, or not for outsiders to say.
     /// `_` and `-` are the same name to many servers, so they are here.
     pub(super) fn replaces(&self, name: &str) -> bool {
@@ -111,6 +115,8 @@ impl Said {
         say(X_TOLLGATE_CLIENT, &self.client);
         say(X_REQUEST_ID, &self.request_id);
         say(TRACEPARENT, &self.parent);
+        // A line of its own: what came stays as it came, before it (RFC 9110, 7.6.3).
+        fields.append(VIA, self.via.clone());
         // What a believed proxy has said of these two stands.
         if !(self.believed && fields.contains_key(X_FORWARDED_PROTO)) {
             fields.append(X_FORWARDED_PROTO, HeaderValue::from_static(self.scheme));

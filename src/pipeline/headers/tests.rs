@@ -38,6 +38,7 @@ fn went_up(came: &HeaderMap, trusted: &[Network]) -> HeaderMap {
         client: "anna",
         request_id: "0123",
         trace: &Trace::of(came),
+        via: &HeaderValue::from_static("1.1 tollgate-x"),
     };
     upward(came, &ours.about(came, trusted))
 }
@@ -91,7 +92,8 @@ fn forwarding_fields_from_outside_are_dropped_in_every_spelling() {
     assert_eq!(headers["x-tollgate-client"], "anna");
     assert_eq!(headers[X_REQUEST_ID], "0123");
     assert!(headers["traceparent"].to_str().unwrap().starts_with("00-"));
-    assert_eq!(headers.len(), 6);
+    assert_eq!(headers["via"], "1.1 tollgate-x");
+    assert_eq!(headers.len(), 7);
 }
 
 #[test]

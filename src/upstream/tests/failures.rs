@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually, refusal, stays};
@@ -183,6 +183,27 @@ async fn an_upstream_that_starts_late_is_found() {
     drop(reserved);
     let _webapp = Webapp::start_at(address, None, |_| Reply::login("tok", 600)).await;
     eventually("logged in", || session.is_ready()).await;
+}
+
+#[tokio::test]
+async fn a_login_is_made_when_the_upstream_is_back_and_not_when_its_back_off_ends() {
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.set_reuseaddr(true).unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = reserved.local_addr().unwrap();
+    let around = Surroundings::of(address);
+    let session = around.session();
+    // Pauses grow at random; one of those that would outlast the wait below is needed.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while refusal(&session).await.retry_after < Duration::from_secs(12) {
+        assert!(Instant::now() < deadline, "no long pause");
+        sleep(Duration::from_millis(50)).await;
+    }
+    drop(reserved);
+    let _webapp = Webapp::start_at(address, None, |_| Reply::login("tok", 600)).await;
+    let begin = Instant::now();
+    eventually("logged in", || session.is_ready()).await;
+    assert!(begin.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The promises of this module, kept against real sockets.
 
+mod breaker;
 #[cfg(feature = "emulator")]
 mod certificates;
 mod connections;

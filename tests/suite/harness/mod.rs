@@ -3,6 +3,7 @@
 
 pub(crate) mod client;
 pub(crate) mod hung_disk;
+pub(crate) mod moods;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod raw;

@@ -235,6 +235,10 @@ impl LoginCalls for Calls {
         })
     }
 
+    fn back(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::pending())
+    }
+
     fn has_probe(&self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         Box::pin(async move { self.0.character.has_probe })
     }

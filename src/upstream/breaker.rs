@@ -1,0 +1,223 @@
+//! When an upstream counts as down, and when it does not any more. Pure: time and jitter are
+//! passed in, `health` holds it, `probe` asks on its behalf.
+//!
+//! One answer, whatever its status, proves that the upstream lives and ends any suspicion. A
+//! connection that cannot be made is a fact about the upstream; a request that gets no answer
+//! may be a fact about its path only, so the breaker opens on such requests only when the
+//! gate's own question has gone unanswered too.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Failures in a row before the breaker opens.
+const ENOUGH: u32 = 5;
+/// They must not all be of one moment: a restart of the upstream takes its connections at once.
+const SPAN: Duration = Duration::from_secs(1);
+/// Between two questions while there is only a suspicion, and after the breaker has opened.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Between two questions in a long outage: an upstream that is well again is found within it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What went wrong with one exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// There was no connection.
+    NoConnection,
+    /// There was one, and no usable head of an answer came over it.
+    NoAnswer,
+}
+
+/// Whose exchange it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    Request,
+    Probe,
+}
+
+/// What is known of the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HealthLevel {
+    /// Nothing has failed since the last answer.
+    Quiet,
+    /// Something has; requests go up.
+    Suspect,
+    /// The breaker is open.
+    Down,
+}
+
+/// Leave to send a request up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UpstreamPass {
+    Ordinary,
+    /// The breaker is open: this request finds out whether it still should be.
+    Trial,
+}
+
+#[derive(Debug)]
+pub(super) struct Breaker {
+    state: State,
+    /// When the gate last asked by itself.
+    last_probe: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum State {
+    Quiet,
+    Suspect(FailureRun),
+    Down(Outage),
+}
+
+/// Failures since the last answer.
+#[derive(Clone, Copy, Debug)]
+struct FailureRun {
+    failures: u32,
+    unconnected: u32,
+    unanswered_probes: u32,
+    since: Instant,
+    next_probe: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Outage {
+    since: Instant,
+    pause: Duration,
+    next_probe: Instant,
+    /// The last question met an open door and silence. Perhaps only questions do.
+    is_reachable: bool,
+    next_trial: Instant,
+}
+
+impl Breaker {
+    pub(super) const fn new() -> Self {
+        Self {
+            state: State::Quiet,
+            last_probe: None,
+        }
+    }
+
+    pub(super) fn level(&self) -> HealthLevel {
+        match &self.state {
+            State::Quiet => HealthLevel::Quiet,
+            State::Suspect(_) => HealthLevel::Suspect,
+            State::Down(_) => HealthLevel::Down,
+        }
+    }
+
+    /// Any head of an answer has come. Gives how long the upstream was down, if it was.
+    pub(super) fn answered(&mut self, now: Instant) -> Option<Duration> {
+        match std::mem::replace(&mut self.state, State::Quiet) {
+            State::Quiet | State::Suspect(_) => None,
+            State::Down(outage) => Some(now.saturating_duration_since(outage.since)),
+        }
+    }
+
+    /// Gives the number of failures in a row if the breaker opens with this one.
+    pub(super) fn failed(&mut self, failure: Failure, asker: Asker, now: Instant) -> Option<u32> {
+        if let State::Down(outage) = &mut self.state {
+            if asker == Asker::Probe {
+                outage.is_reachable = failure == Failure::NoAnswer;
+            }
+            return None;
+        }
+        let mut run = match self.state {
+            State::Suspect(run) => run,
+            State::Quiet | State::Down(_) => self.first_of_a_run(now),
+        };
+        run.failures = run.failures.saturating_add(1);
+        match (failure, asker) {
+            (Failure::NoConnection, _) => run.unconnected = run.unconnected.saturating_add(1),
+            (Failure::NoAnswer, Asker::Probe) => {
+                run.unanswered_probes = run.unanswered_probes.saturating_add(1);
+            }
+            (Failure::NoAnswer, Asker::Request) => {}
+        }
+        if !run.is_enough(now) {
+            self.state = State::Suspect(run);
+            return None;
+        }
+        self.state = State::Down(Outage {
+            since: run.since,
+            pause: FIRST_PAUSE,
+            next_probe: now + FIRST_PAUSE,
+            is_reachable: run.unconnected < ENOUGH,
+            next_trial: now + LONGEST_PAUSE,
+        });
+        Some(run.failures)
+    }
+
+    fn first_of_a_run(&self, now: Instant) -> FailureRun {
+        // At once, but not faster than in one long suspicion where each question is answered.
+        let spaced = self.last_probe.map(|last| last + FIRST_PAUSE);
+        FailureRun {
+            failures: 0,
+            unconnected: 0,
+            unanswered_probes: 0,
+            since: now,
+            next_probe: spaced.map_or(now, |spaced| spaced.max(now)),
+        }
+    }
+
+    /// Whether a request may go up now; if not, when to ask again.
+    pub(super) fn admit(&mut self, now: Instant) -> Result<UpstreamPass, Duration> {
+        let State::Down(outage) = &mut self.state else {
+            return Ok(UpstreamPass::Ordinary);
+        };
+        if outage.is_reachable && outage.next_trial <= now {
+            outage.next_trial = now + LONGEST_PAUSE;
+            return Ok(UpstreamPass::Trial);
+        }
+        Err(outage.next_probe.saturating_duration_since(now))
+    }
+
+    /// Until the gate asks again; zero while the breaker is closed.
+    pub(super) fn pause(&self, now: Instant) -> Duration {
+        match &self.state {
+            State::Quiet | State::Suspect(_) => Duration::ZERO,
+            State::Down(outage) => outage.next_probe.saturating_duration_since(now),
+        }
+    }
+
+    /// When the gate must ask by itself.
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        match &self.state {
+            State::Quiet => None,
+            State::Suspect(run) => Some(run.next_probe),
+            State::Down(outage) => Some(outage.next_probe),
+        }
+    }
+
+    /// The gate asks now. `jitter` in 0..1 keeps the gates of a fleet apart.
+    pub(super) fn probe_begins(&mut self, now: Instant, jitter: f64) {
+        self.last_probe = Some(now);
+        match &mut self.state {
+            State::Quiet => {}
+            State::Suspect(run) => run.next_probe = now + FIRST_PAUSE,
+            State::Down(outage) => {
+                outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
+                let share = 1.0 - 0.2 * jitter.clamp(0.0, 1.0);
+                outage.next_probe = now + outage.pause.mul_f64(share);
+            }
+        }
+    }
+
+    /// What the upstream is reached with has changed: the next question comes at once.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Quiet => {}
+            State::Suspect(run) => run.next_probe = now,
+            State::Down(outage) => {
+                outage.pause = FIRST_PAUSE / 2;
+                outage.next_probe = now;
+            }
+        }
+    }
+}
+
+impl FailureRun {
+    fn is_enough(&self, now: Instant) -> bool {
+        self.failures >= ENOUGH
+            && now.saturating_duration_since(self.since) >= SPAN
+            && (self.unconnected >= ENOUGH || self.unanswered_probes > 0)
+    }
+}

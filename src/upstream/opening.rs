@@ -1,0 +1,103 @@
+//! What an upstream is made from, the one that it takes the place of included.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Version};
+
+use super::connect::Dialer;
+use super::description::LoginDescription;
+use super::health::UpstreamHealth;
+use super::keeper::LeaseKeeper;
+use super::own_requests::OwnRequests;
+use super::{Error, Upstream};
+use crate::config;
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::Metrics;
+use crate::via::GatewayVia;
+
+/// An upstream to be opened.
+#[derive(Debug)]
+pub struct UpstreamOpening<'a> {
+    pub(super) settings: &'a config::Upstream,
+    pub(super) description: LoginDescription,
+    pub(super) tasks: &'a Tasks,
+    pub(super) stop: &'a Stop,
+    pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) keeper: Option<LeaseKeeper>,
+    pub(super) before: Option<&'a Upstream>,
+    via: Option<GatewayVia>,
+}
+
+impl<'a> UpstreamOpening<'a> {
+    pub fn new(
+        settings: &'a config::Upstream,
+        tasks: &'a Tasks,
+        stop: &'a Stop,
+        metrics: &'a Arc<Metrics>,
+    ) -> Self {
+        Self {
+            settings,
+            description: LoginDescription::whatsapp(),
+            tasks,
+            stop,
+            metrics,
+            keeper: None,
+            before: None,
+            via: None,
+        }
+    }
+
+    /// For a service with another kind of login.
+    #[must_use]
+    pub fn described(self, description: LoginDescription) -> Self {
+        Self {
+            description,
+            ..self
+        }
+    }
+
+    /// With this name in `Via`.
+    #[must_use]
+    pub fn announced_as(self, via: &GatewayVia) -> Self {
+        Self {
+            via: Some(via.clone()),
+            ..self
+        }
+    }
+
+    /// With the token of an earlier start, if one was kept.
+    #[must_use]
+    pub fn keeping(self, keeper: Option<LeaseKeeper>) -> Self {
+        Self { keeper, ..self }
+    }
+
+    /// In the place of `before`: with its login if that is the same, and with what is known
+    /// of the address if that is the same.
+    #[must_use]
+    pub fn after(self, before: &'a Upstream) -> Self {
+        Self {
+            before: Some(before),
+            ..self
+        }
+    }
+
+    /// Reads what trust and API key need, and starts the renewer if there is a login.
+    pub fn open(self) -> Result<Arc<Upstream>, Error> {
+        Upstream::build(self)
+    }
+
+    /// What requests of the gate itself need.
+    pub(super) fn own_requests(&self, host: &HeaderValue, dialer: &Arc<Dialer>) -> OwnRequests {
+        let settings = self.settings;
+        let known = self.before.and_then(|before| before.health_for(settings));
+        let via = self.via.clone().unwrap_or_else(GatewayVia::random);
+        OwnRequests {
+            dialer: Arc::clone(dialer),
+            host: host.clone(),
+            via: via.value(Version::HTTP_11).clone(),
+            health: known.unwrap_or_else(|| UpstreamHealth::new(&settings.name, self.metrics)),
+            probe: settings.probe.clone(),
+            patience: settings.first_byte_timeout,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Requests of the gate itself to an upstream: logins and probes, each on a connection of its
+//! own that the caller drives. They may be made on any runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, HOST, USER_AGENT, VIA};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout};
+
+use super::connect::{DialError, Dialer};
+use super::health::UpstreamHealth;
+
+const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
+
+/// What such requests need.
+#[derive(Debug)]
+pub(super) struct OwnRequests {
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) host: HeaderValue,
+    /// Such a request may come back to this gate, too.
+    pub(super) via: HeaderValue,
+    pub(super) health: Arc<UpstreamHealth>,
+    /// Where to ask; None: nothing is known to be cheap.
+    pub(super) probe: Option<PathAndQuery>,
+    /// For the head of an answer to a probe.
+    pub(super) patience: Duration,
+}
+
+/// Why there was no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error("cannot reach the upstream")]
+    Unreachable(#[source] DialError),
+    #[error("the connection to the upstream broke")]
+    Broken(#[source] hyper::Error),
+    #[error("no answer from the upstream within {0:?}")]
+    Late(Duration),
+}
+
+impl OwnRequests {
+    /// A GET; what carries a token is the caller's to add.
+    pub(super) fn get(&self, target: Uri) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(Bytes::new()));
+        *request.uri_mut() = target;
+        self.dress(&mut request);
+        request
+    }
+
+    /// The fields that each request of the gate itself has.
+    pub(super) fn dress(&self, request: &mut Request<Full<Bytes>>) {
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.insert(VIA, self.via.clone());
+        // The gate reads the answer itself.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+
+    /// Sends `request` and gives what `read` makes of the answer. `dial_by`: the end of the
+    /// attempt to connect, besides the dialer's own; `limit`: for the answer, reading
+    /// included.
+    pub(super) async fn call<T>(
+        &self,
+        request: Request<Full<Bytes>>,
+        dial_by: Option<Instant>,
+        limit: Duration,
+        read: impl AsyncFnOnce(Response<Incoming>) -> T,
+    ) -> Result<T, CallError> {
+        let stream = self.dialer.dial(dial_by).await;
+        let stream = stream.map_err(CallError::Unreachable)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(CallError::Broken)?;
+        let exchange = async {
+            let response = sender.send_request(request).await;
+            Ok(read(response.map_err(CallError::Broken)?).await)
+        };
+        let driven = async {
+            let mut exchange = std::pin::pin!(exchange);
+            let mut connection = std::pin::pin!(connection);
+            // The connection is driven from here: it serves one request and ends with it.
+            tokio::select! {
+                outcome = &mut exchange => return outcome,
+                // How it ended, the exchange is told as well.
+                _ = &mut connection => {}
+            }
+            exchange.await
+        };
+        let outcome = timeout(limit, Box::pin(driven)).await;
+        outcome.unwrap_or(Err(CallError::Late(limit)))
+    }
+}

@@ -1,0 +1,203 @@
+//! The breaker by itself: time is passed in, nothing waits.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use crate::upstream::breaker::UpstreamPass;
+use crate::upstream::breaker::{Asker, Breaker, Failure, HealthLevel};
+
+fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// One that is down since `start`, for want of a connection or of an answer.
+fn down(failure: Failure, start: Instant) -> Breaker {
+    let mut breaker = Breaker::new();
+    for at in 0..4 {
+        let failed = breaker.failed(failure, Asker::Request, start + millis(at));
+        assert_eq!(failed, None);
+    }
+    let failed = breaker.failed(failure, Asker::Probe, start + millis(1000));
+    assert_eq!(failed, Some(5));
+    breaker
+}
+
+#[test]
+fn five_lost_connections_over_a_second_open_it_and_one_answer_closes_it() {
+    let start = Instant::now();
+    let mut breaker = Breaker::new();
+    for _ in 0..100 {
+        let failed = breaker.failed(Failure::NoConnection, Asker::Request, start);
+        assert_eq!(failed, None, "all of one moment");
+    }
+    assert_eq!(breaker.admit(start), Ok(UpstreamPass::Ordinary));
+    let later = start + millis(1000);
+    let failed = breaker.failed(Failure::NoConnection, Asker::Request, later);
+    assert_eq!(failed, Some(101));
+    assert_eq!(breaker.admit(later), Err(millis(1000)));
+    let failed = breaker.failed(Failure::NoConnection, Asker::Request, later);
+    assert_eq!(failed, None, "told once");
+    let well = start + millis(61_000);
+    assert_eq!(breaker.answered(well), Some(millis(61_000)));
+    assert_eq!(breaker.admit(well), Ok(UpstreamPass::Ordinary));
+    assert_eq!(breaker.answered(well), None);
+}
+
+#[test]
+fn requests_without_an_answer_never_open_it_unless_the_gate_gets_none_either() {
+    let start = Instant::now();
+    let mut breaker = Breaker::new();
+    for second in 0..1000 {
+        let now = start + Duration::from_secs(second);
+        let failed = breaker.failed(Failure::NoAnswer, Asker::Request, now);
+        assert_eq!(failed, None, "in second {second}");
+    }
+    let now = start + Duration::from_secs(1000);
+    let failed = breaker.failed(Failure::NoAnswer, Asker::Probe, now);
+    assert_eq!(failed, Some(1001));
+}
+
+#[test]
+fn the_gate_asks_at_once_then_each_second_then_every_five_at_most() {
+    let start = Instant::now();
+    let mut breaker = Breaker::new();
+    assert_eq!(breaker.next_probe(), None);
+    let mut asked = Vec::new();
+    breaker.failed(Failure::NoConnection, Asker::Request, start);
+    for _ in 0..12 {
+        let due = breaker.next_probe().unwrap();
+        breaker.probe_begins(due, 0.0);
+        breaker.failed(Failure::NoConnection, Asker::Probe, due);
+        asked.push((due - start).as_secs());
+    }
+    assert_eq!(asked, [0, 1, 2, 3, 4, 6, 10, 15, 20, 25, 30, 35]);
+    assert_eq!(breaker.level(), HealthLevel::Down);
+
+    // Suspicions that end at once do not make it ask faster.
+    let (mut breaker, mut asked) = (Breaker::new(), 0);
+    for step in 0..100 {
+        let now = start + millis(100 * step);
+        breaker.failed(Failure::NoAnswer, Asker::Request, now);
+        if breaker.next_probe().unwrap() <= now {
+            breaker.probe_begins(now, 0.0);
+            breaker.answered(now);
+            asked += 1;
+        }
+    }
+    assert_eq!(asked, 10, "in ten seconds");
+}
+
+#[test]
+fn a_request_is_let_through_where_only_the_gates_own_questions_may_go_unanswered() {
+    let start = Instant::now();
+    let mut breaker = down(Failure::NoAnswer, start);
+    let opened = start + millis(1000);
+    assert!(breaker.admit(opened + millis(4999)).is_err());
+    let due = opened + millis(5000);
+    assert_eq!(breaker.admit(due), Ok(UpstreamPass::Trial));
+    assert!(breaker.admit(due).is_err(), "one each time");
+    let next = due + millis(5000);
+    assert_eq!(breaker.admit(next), Ok(UpstreamPass::Trial));
+
+    // Where there is no connection, nothing but the gate itself need try.
+    breaker.failed(Failure::NoConnection, Asker::Probe, next);
+    assert!(breaker.admit(next + millis(60_000)).is_err());
+    let mut breaker = down(Failure::NoConnection, start);
+    assert!(breaker.admit(start + millis(60_000)).is_err());
+}
+
+#[test]
+fn a_new_way_to_the_upstream_is_tried_at_once() {
+    let start = Instant::now();
+    let mut breaker = down(Failure::NoConnection, start);
+    let now = start + millis(1500);
+    breaker.probe_begins(now, 0.0);
+    breaker.hurry(now);
+    assert_eq!(breaker.next_probe(), Some(now));
+    breaker.probe_begins(now, 0.0);
+    assert_eq!(breaker.next_probe(), Some(now + millis(1000)));
+    let mut quiet = Breaker::new();
+    quiet.hurry(now);
+    assert_eq!(quiet.next_probe(), None);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Answered,
+    Failed(Failure, Asker),
+    Asks,
+    Admits,
+}
+
+fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
+    let failure = prop_oneof![Just(Failure::NoConnection), Just(Failure::NoAnswer)];
+    let asker = prop_oneof![Just(Asker::Request), Just(Asker::Probe)];
+    let step = prop_oneof![
+        1 => Just(Step::Answered),
+        8 => (failure, asker).prop_map(|(failure, asker)| Step::Failed(failure, asker)),
+        3 => Just(Step::Asks),
+        4 => Just(Step::Admits),
+    ];
+    prop::collection::vec((0_u64..3000, step), 1..120)
+}
+
+proptest! {
+    /// Against a list of what has happened since the last answer.
+    #[test]
+    fn it_is_open_only_for_what_was_said_and_always_finds_back(steps in steps()) {
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new();
+        let mut run: Vec<(Instant, Failure, Asker)> = Vec::new();
+        let mut is_down = false;
+        let mut last_trial: Option<Instant> = None;
+        for (pause, step) in steps {
+            now += millis(pause);
+            match step {
+                Step::Answered => {
+                    let was_down = breaker.answered(now).is_some();
+                    prop_assert_eq!(was_down, is_down);
+                    run.clear();
+                    is_down = false;
+                    prop_assert_eq!(breaker.admit(now), Ok(UpstreamPass::Ordinary));
+                }
+                Step::Failed(failure, asker) => {
+                    run.push((now, failure, asker));
+                    let opened = breaker.failed(failure, asker, now).is_some();
+                    let unconnected = run.iter().filter(|one| one.1 == Failure::NoConnection);
+                    let is_certain = unconnected.count() >= 5
+                        || run.iter().any(|one| one.1 == Failure::NoAnswer && one.2 == Asker::Probe);
+                    let is_enough =
+                        run.len() >= 5 && now - run[0].0 >= millis(1000) && is_certain;
+                    prop_assert_eq!(opened, is_enough && !is_down);
+                    is_down |= is_enough;
+                }
+                Step::Asks => {
+                    if breaker.next_probe().is_some_and(|due| due <= now) {
+                        breaker.probe_begins(now, 0.5);
+                        prop_assert!(breaker.next_probe().unwrap() > now);
+                    }
+                }
+                Step::Admits => match breaker.admit(now) {
+                    Ok(UpstreamPass::Ordinary) => prop_assert!(!is_down),
+                    Ok(UpstreamPass::Trial) => {
+                        prop_assert!(is_down);
+                        prop_assert!(last_trial.is_none_or(|last| now - last >= millis(5000)));
+                        last_trial = Some(now);
+                    }
+                    Err(wait) => {
+                        prop_assert!(is_down);
+                        prop_assert!(wait <= millis(5000));
+                    }
+                },
+            }
+            prop_assert_eq!(breaker.level() == HealthLevel::Down, is_down);
+            let is_in_doubt = !run.is_empty();
+            prop_assert_eq!(breaker.next_probe().is_some(), is_in_doubt);
+            if let Some(due) = breaker.next_probe() {
+                prop_assert!(due <= now + millis(5000), "asked within five seconds, always");
+            }
+        }
+    }
+}

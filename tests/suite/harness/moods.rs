@@ -1,0 +1,141 @@
+//! An upstream that is well, or not: it refuses connections, hangs, hangs up, or talks nonsense.
+//! Plain HTTP; logins are answered while it is well.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+
+use super::upstream::{login, read_request};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Well,
+    /// Nobody listens; connections are gone.
+    Gone,
+    /// Reads requests, and new connections are taken; there is no answer.
+    Hangs,
+    /// Closes each connection when a request has come.
+    HangsUp,
+    /// Speaks something else.
+    Babbles,
+}
+
+/// Lives until the test's runtime ends.
+#[derive(Clone)]
+pub(crate) struct MoodyUpstream {
+    pub(crate) address: SocketAddr,
+    mood: Arc<watch::Sender<Mood>>,
+    heads: Arc<AtomicUsize>,
+}
+
+impl MoodyUpstream {
+    pub(crate) async fn start(mood: Mood) -> Self {
+        // Bound, without a listener: nobody else gets the port while the upstream is gone.
+        let reserved = bound("127.0.0.1:0".parse().unwrap());
+        let upstream = Self {
+            address: reserved.local_addr().unwrap(),
+            mood: Arc::new(watch::Sender::new(mood)),
+            heads: Arc::default(),
+        };
+        let serving = upstream.clone();
+        tokio::spawn(async move {
+            let _reserved = reserved;
+            let mut moods = serving.mood.subscribe();
+            loop {
+                let is_there = |mood: &Mood| *mood != Mood::Gone;
+                moods.wait_for(is_there).await.unwrap();
+                let listener = bound(serving.address).listen(1024).unwrap();
+                tokio::select! {
+                    () = serving.accept(&listener) => {}
+                    gone = moods.wait_for(|mood| !is_there(mood)) => drop(gone.unwrap()),
+                }
+            }
+        });
+        upstream
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn is(&self, mood: Mood) {
+        self.mood.send_replace(mood);
+    }
+
+    /// Requests read so far, logins and probes among them.
+    pub(crate) fn heads(&self) -> usize {
+        self.heads.load(Ordering::SeqCst)
+    }
+
+    async fn accept(&self, listener: &TcpListener) {
+        loop {
+            if let Ok((tcp, _)) = listener.accept().await {
+                let serving = self.clone();
+                tokio::spawn(async move {
+                    let mut moods = serving.mood.subscribe();
+                    tokio::select! {
+                        () = serving.serve(tcp) => {}
+                        gone = moods.wait_for(|mood| *mood == Mood::Gone) => drop(gone),
+                    }
+                });
+            }
+        }
+    }
+
+    /// `/v1/stickerpacks` is never answered but where the mood says otherwise; one of 10 MB
+    /// is sent in pieces over two seconds, whatever the mood is by then.
+    async fn serve(&self, mut tcp: TcpStream) {
+        if *self.mood.borrow() == Mood::Babbles {
+            // Whatever came, a handshake or a request.
+            let _ = tcp.readable().await;
+            let _ = tcp.write_all(GREETING).await;
+            return;
+        }
+        while let Some(head) = read_request(&mut tcp).await {
+            self.heads.fetch_add(1, Ordering::SeqCst);
+            let mood = *self.mood.borrow();
+            match mood {
+                Mood::Well if head.starts_with("POST /v1/users/login") => {
+                    let _ = tcp.write_all(&login()).await;
+                }
+                Mood::Well if head.starts_with("GET /v1/stickerpacks") => {
+                    std::future::pending::<()>().await;
+                }
+                Mood::Well if head.starts_with("GET /v1/media/long") => stream(&mut tcp).await,
+                Mood::Well => {
+                    let answer = b"HTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nok";
+                    let _ = tcp.write_all(answer).await;
+                }
+                Mood::Gone | Mood::Hangs => std::future::pending::<()>().await,
+                Mood::HangsUp => return,
+                Mood::Babbles => {
+                    let _ = tcp.write_all(GREETING).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+const GREETING: &[u8] = b"220 mail.example ESMTP\r\n";
+
+async fn stream(tcp: &mut TcpStream) {
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n";
+    let _ = tcp.write_all(head).await;
+    for _ in 0..20 {
+        let _ = tcp.write_all(&vec![7; 500_000]).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
