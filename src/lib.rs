@@ -68,3 +68,4 @@ pub mod clock;
 pub mod hashed;
 pub mod names;
 pub mod secret;
+pub mod shares;

@@ -23,10 +23,12 @@ use super::reject::Rejection;
 use super::request_body::{BodyFailure, RequestBody};
 use super::scrub::scrub;
 use super::streaming::{Flows, Streaming};
+use super::upstream_turn::UpstreamTurn;
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
+use crate::shares::ShareKey;
 use crate::upstream::{
-    AnswerBody, Connections, Lease, NoLease, Patience, SendError, SendErrorKind, Turn, Upstream,
+    AnswerBody, Connections, Lease, NoLease, Patience, SendError, SendErrorKind, Upstream,
 };
 
 /// Answers up to this length are read whole before they go down: their upstream
@@ -41,6 +43,8 @@ pub(super) struct Way<'a> {
     pub settings: &'a config::Upstream,
     pub http: &'a config::Http,
     pub route: &'a Route,
+    /// Whose permits at the upstream the request takes.
+    pub share: ShareKey,
     pub metrics: &'a Arc<Metrics>,
     pub flows: &'a Flows,
     /// End of the whole exchange.
@@ -58,20 +62,31 @@ impl Way<'_> {
         carried: Carried,
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
-        let turn = self.turn().await?;
-        let (answer, carried) = match self.send(request, body, &carried, record).await {
-            Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => (answer, carried),
-            outcome => Box::pin(self.refused(request, outcome, carried, record)).await?,
+        let is_whole = request.body().prefetch().await;
+        if let Some(rejection) = body_failure(request) {
+            return Err(rejection);
+        }
+        let mut turn = self.turn().await?;
+        if !is_whole {
+            turn = request.body().hold(turn, self.flows);
+        }
+        let outcome = match self.send(request, body, &carried, record).await {
+            Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => Ok((answer, carried)),
+            outcome => Box::pin(self.refused(request, outcome, carried, record)).await,
         };
+        if !is_whole {
+            turn = request.body().take_turn();
+        }
+        let (answer, carried) = outcome?;
         record.answered_upstream(answer.status());
         self.hand_down(answer, &carried, turn).await
     }
 
-    async fn turn(&self) -> Result<Turn, Rejection> {
-        self.upstream
-            .turn()
-            .await
-            .map_err(|_| Rejection::Overloaded)
+    async fn turn(&self) -> Result<UpstreamTurn, Rejection> {
+        let turn = self.upstream.turn(self.share, self.route.monitoring);
+        turn.await
+            .map(UpstreamTurn::Permit)
+            .map_err(Rejection::NoTurn)
     }
 
     /// What follows when the first exchange brought no answer, or a 401: a second
@@ -219,7 +234,7 @@ impl Way<'_> {
         &self,
         answer: Answer,
         carried: &Carried,
-        turn: Turn,
+        turn: UpstreamTurn,
     ) -> Result<Response<Body>, Rejection> {
         let (mut head, body) = answer.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -295,12 +310,19 @@ fn second_try(
     Some(inject(request, body, carried).into_request())
 }
 
+/// What is wrong with the client's own body.
+fn body_failure(request: &Inbound<'_>) -> Option<Rejection> {
+    Some(match request.body().failure()? {
+        BodyFailure::TooLarge => Rejection::TooLarge,
+        BodyFailure::TooSlow => Rejection::TooSlow,
+        BodyFailure::Gone => Rejection::BadRequest("the body broke off"),
+        BodyFailure::NoTurn => Rejection::Overloaded,
+    })
+}
+
 fn refusal(request: &Inbound<'_>, error: SendError<RequestBody>) -> Rejection {
-    match request.body().failure() {
-        Some(BodyFailure::TooLarge) => return Rejection::TooLarge,
-        Some(BodyFailure::TooSlow) => return Rejection::TooSlow,
-        Some(BodyFailure::Gone) => return Rejection::BadRequest("the body broke off"),
-        None => {}
+    if let Some(rejection) = body_failure(request) {
+        return rejection;
     }
     match error.kind {
         SendErrorKind::FirstByteTimeout | SendErrorKind::ConnectTimeout => {

@@ -26,6 +26,8 @@ mod steps;
 mod streaming;
 mod trace;
 mod unknown;
+mod upload;
+mod upstream_turn;
 mod users_node;
 
 use std::sync::Arc;
@@ -147,6 +149,7 @@ impl Pipeline {
         let ask = |token, digest| Box::pin(self.ask(here, token, digest));
         let who = authenticate(live, &self.shared.tokens, route, line, ask).await?;
         record.client(&who.client);
+        record.claim_place(&who.client)?;
 
         let subject = limit::Subject {
             client: &who.client,
@@ -243,6 +246,7 @@ impl Pipeline {
             settings: &ready.live.config.upstream,
             http: &ready.live.config.http,
             route: ready.route,
+            share: ready.share(),
             metrics: &self.shared.metrics,
             flows: &self.flows,
             deadline: ready.deadline,
@@ -293,7 +297,10 @@ impl Pipeline {
 /// Puts a client's token to the Webapp; None when it could not say.
 async fn probe(here: &Here, token: &Secret, first_byte: Duration) -> Option<StatusCode> {
     let path = here.live.config.upstream.probe.as_ref()?;
-    let _turn = here.live.upstream.turn().await.ok()?;
+    let upstream = &here.live.upstream;
+    // All such questions together are one client.
+    let client = upstream.permits().key("unknown tokens");
+    let _turn = upstream.turn(client, false).await.ok()?;
     let patience = Patience::within(first_byte);
     forward::ask(&here.connections, path, &Carried::bearer(token), patience).await
 }

@@ -41,6 +41,13 @@ impl Pace {
         self.last = Instant::now();
     }
 
+    /// Bytes per second so far.
+    pub fn rate(&self, now: Instant) -> u64 {
+        let millis = now.saturating_duration_since(self.started).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
+        self.bytes.saturating_mul(1000) / millis
+    }
+
     /// Whether the body has now been too slow in one of the three ways; a pause may
     /// be `patience` times as long as the longest.
     pub fn is_too_slow(&self, now: Instant, patience: u32) -> bool {

@@ -11,6 +11,7 @@ use super::authenticate::Authenticated;
 use super::forward::Way;
 use super::headers::Ours;
 use super::inject::{Carried, Inbound};
+use super::peer::sharer;
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::{BodyRules, RequestBody};
@@ -18,6 +19,7 @@ use super::users_node::Call;
 use super::{Live, Peer};
 use crate::config::{Route, UsersCall};
 use crate::identity::Client;
+use crate::shares::ShareKey;
 
 /// The outcome of the stages before the last: a request that may go on.
 pub(super) struct Ready<'a> {
@@ -32,6 +34,12 @@ pub(super) struct Ready<'a> {
 }
 
 impl Ready<'_> {
+    /// Whose permits at the upstream the request takes.
+    pub(super) fn share(&self) -> ShareKey {
+        let permits = self.live.upstream.permits();
+        permits.key(sharer(&self.who.client, self.peer))
+    }
+
     pub(super) fn call<'a>(&'a self, kind: UsersCall, head: &'a Parts) -> Call<'a> {
         Call {
             kind,

@@ -11,17 +11,17 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
 use crate::causes::chain;
 use crate::clock::Deadline;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
-use crate::metrics::{Gauged, Metrics};
+use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::secret::{self, SecretSource};
+use crate::shares::ShareKey;
 use crate::webapp;
 
 mod bell;
@@ -30,6 +30,7 @@ mod common;
 mod connect;
 mod connections;
 mod description;
+mod fair_queue;
 mod fence;
 #[cfg(fuzzing)]
 pub mod fuzzed;
@@ -37,11 +38,12 @@ mod held;
 mod keeper;
 mod login;
 mod pace;
+mod permits;
 mod pool;
 mod renewer;
 mod session;
 mod sync {
-    //! What the fence is made of; its model check puts other parts in here.
+    //! What the fence and the queue are made of; their model checks put other parts in here.
     pub(super) use std::sync::atomic::{AtomicU64, Ordering};
     pub(super) use std::sync::{Mutex, MutexGuard};
 }
@@ -57,6 +59,7 @@ pub use description::{
 };
 pub use held::Patience;
 pub use keeper::LeaseKeeper;
+pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
 
@@ -102,18 +105,6 @@ pub enum BadApiKey {
     NotText,
 }
 
-/// No turn came up within the upstream's `queue_timeout`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no turn at the upstream within {waited:?}")]
-pub struct Crowded {
-    pub waited: Duration,
-}
-
-/// Leave to have one request at the upstream; drop it when the answer has ended.
-#[derive(Debug)]
-#[must_use = "the turn ends when this is dropped"]
-pub struct Turn(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
-
 /// One service behind us, shared by all workers.
 #[derive(Debug)]
 pub struct Upstream {
@@ -125,10 +116,8 @@ pub struct Upstream {
     session: Option<Arc<Session>>,
     api_key: ArcSwapOption<Lease>,
     api_key_source: Option<SecretSource>,
-    turns: Arc<Semaphore>,
-    queue_timeout: Duration,
+    permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
-    metrics: Arc<Metrics>,
     stop: Stop,
 }
 
@@ -188,7 +177,6 @@ impl Upstream {
             source,
         })?;
         let stop = stop.child();
-        let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
         let session = settings.login.as_ref().map(|login| {
             let call = LoginCall {
                 dialer: Arc::clone(&dialer),
@@ -227,10 +215,8 @@ impl Upstream {
             session,
             api_key: ArcSwapOption::new(api_key.map(Arc::new)),
             api_key_source: settings.api_key.clone(),
-            turns: Arc::new(Semaphore::new(turns)),
-            queue_timeout: settings.queue_timeout,
+            permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
-            metrics: Arc::clone(metrics),
             stop: stop.clone(),
         });
         if upstream.has_files() {
@@ -249,20 +235,18 @@ impl Upstream {
         self.api_key.load_full()
     }
 
+    /// Who may have how many requests at the upstream at once.
+    pub fn permits(&self) -> &Arc<UpstreamPermits> {
+        &self.permits
+    }
+
     /// Waits for a turn at the upstream, which bears only so many requests at once.
-    pub async fn turn(&self) -> Result<Turn, Crowded> {
-        if let Ok(permit) = Arc::clone(&self.turns).try_acquire_owned() {
-            return Ok(Turn(permit));
-        }
-        let _queued = Gauged::enter(&self.metrics.upstream_queue);
-        let queue = Arc::clone(&self.turns).acquire_owned();
-        match Box::pin(timeout(self.queue_timeout, queue)).await {
-            Ok(Ok(permit)) => Ok(Turn(permit)),
-            // The semaphore is never closed: only time can run out.
-            Ok(Err(_)) | Err(_) => Err(Crowded {
-                waited: self.queue_timeout,
-            }),
-        }
+    pub async fn turn(
+        &self,
+        client: ShareKey,
+        is_monitoring: bool,
+    ) -> Result<UpstreamPermit, PermitTimeout> {
+        self.permits.acquire(client, is_monitoring).await
     }
 
     /// Stops what runs for this upstream, after a reload has replaced it. Requests

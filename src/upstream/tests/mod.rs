@@ -3,6 +3,7 @@
 mod connections;
 mod description;
 mod failures;
+mod fair_queue;
 mod names;
 mod server;
 mod session;
@@ -104,6 +105,7 @@ impl Surroundings {
             }),
             api_key: None,
             concurrency: 16,
+            stalled_streams: 64,
             queue_timeout: Duration::from_millis(50),
             idle_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),
