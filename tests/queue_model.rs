@@ -3,24 +3,48 @@
 #[path = "../src/upstream/fair_queue.rs"]
 mod fair_queue;
 #[path = "../src/shares.rs"]
-#[expect(dead_code, reason = "the queue needs only the rule and the keys")]
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "the queue needs only the rule and the keys"
+)]
 mod shares;
 
 mod sync {
     pub(crate) use loom::sync::{Mutex, MutexGuard};
 }
 
-use std::future::poll_fn;
-use std::task::{Context, Poll, Waker};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll, Wake, Waker};
 
 use fair_queue::FairQueue;
-use loom::future::block_on;
 use loom::sync::Arc;
 use loom::thread;
 use shares::ShareKey;
 
 fn key(client: u64) -> ShareKey {
     ShareKey(client << 8)
+}
+
+/// Wakes the thread that waits.
+struct Unpark(thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let waker = Waker::from(std::sync::Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => thread::park(),
+        }
+    }
 }
 
 /// Waits for a permit as a request does, and gives it back.

@@ -51,7 +51,7 @@ impl UpstreamTurn {
                 SetAside::Done
             }
             Err(permit) => {
-                let is_wanted = permit.permits().has_waiting();
+                let is_wanted = permit.is_wanted_by_others();
                 *self = Self::Permit(permit);
                 if is_wanted {
                     SetAside::MustEnd

@@ -83,11 +83,6 @@ impl UpstreamPermits {
         self.hasher.key(client)
     }
 
-    /// Whether a request waits for a permit.
-    pub fn has_waiting(&self) -> bool {
-        self.queue.length().waiting > 0
-    }
-
     /// A permit at once if one is free for this client, else when its turn comes.
     pub async fn acquire(
         self: &Arc<Self>,
@@ -158,8 +153,13 @@ impl UpstreamPermit {
             && self.permits.queue.key(self.slot) == stalled.place.key()
     }
 
-    pub fn permits(&self) -> &Arc<UpstreamPermits> {
-        &self.permits
+    /// Whether a request waits for a permit, so that a stream must end for it. Counted.
+    pub fn is_wanted_by_others(&self) -> bool {
+        let is_wanted = self.permits.queue.length().waiting > 0;
+        if is_wanted {
+            self.permits.metrics.stalled_streams_cut.inc();
+        }
+        is_wanted
     }
 }
 
