@@ -20,7 +20,7 @@ use super::inject::{Carried, Inbound, inject, probe};
 use super::pace::Pace;
 use super::record::Record;
 use super::reject::Rejection;
-use super::request_body::{BodyFailure, RequestBody};
+use super::request_body::{BodyFailure, BodyHandle, RequestBody};
 use super::scrub::scrub;
 use super::streaming::{Flows, Streaming};
 use super::upstream_turn::UpstreamTurn;
@@ -74,12 +74,17 @@ impl Way<'_> {
             Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => Ok((answer, carried)),
             outcome => Box::pin(self.refused(request, outcome, carried, record)).await,
         };
+        let answer = match outcome {
+            Ok((answer, carried)) => {
+                record.answered_upstream(answer.status());
+                self.hand_down(answer, &carried, turn, request.body()).await
+            }
+            Err(rejection) => Err(rejection),
+        };
         if !is_whole {
-            turn = request.body().take_turn();
+            drop(request.body().take_turn());
         }
-        let (answer, carried) = outcome?;
-        record.answered_upstream(answer.status());
-        self.hand_down(answer, &carried, turn).await
+        answer
     }
 
     async fn turn(&self) -> Result<UpstreamTurn, Rejection> {
@@ -235,6 +240,7 @@ impl Way<'_> {
         answer: Answer,
         carried: &Carried,
         turn: UpstreamTurn,
+        upload: &BodyHandle,
     ) -> Result<Response<Body>, Rejection> {
         let (mut head, body) = answer.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -255,6 +261,7 @@ impl Way<'_> {
         }
         let idle = self.settings.body_idle_timeout;
         let pace = Pace::new(idle, self.http.min_body_rate, self.deadline);
+        let turn = upload.turn_for_answer(turn);
         let streaming = Streaming::new(body, turn, pace, needle.cloned(), self.flows);
         Ok(Response::from_parts(head, Body::streaming(streaming)))
     }

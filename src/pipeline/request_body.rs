@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::streaming::Flows;
 pub(super) use super::upload::{BodyError, BodyFailure, BodyRules};
 use super::upload::{Piece, Source, Upload};
-use super::upstream_turn::UpstreamTurn;
+use super::upstream_turn::{AnswerTurn, UpstreamTurn};
 
 /// How long a request waits for the beginning of a body that is not small.
 const BEGINNING: Duration = Duration::from_millis(100);
@@ -143,6 +143,20 @@ impl BodyHandle {
         upload.lock().turn = Some(turn);
         flows.add_upload(upload);
         UpstreamTurn::Nothing
+    }
+
+    /// The turn with which the answer comes down, `turn` or what the body has of it. An
+    /// upload that goes on beside its answer is watched there.
+    pub(super) fn turn_for_answer(&self, turn: UpstreamTurn) -> AnswerTurn {
+        let upload = match turn {
+            UpstreamTurn::Nothing => self.source.clone(),
+            UpstreamTurn::Permit(_) | UpstreamTurn::Stalled(_) => None,
+        };
+        let turn = match &upload {
+            Some(_) => self.take_turn(),
+            None => turn,
+        };
+        AnswerTurn { turn, upload }
     }
 
     /// What is left of the turn.

@@ -18,7 +18,7 @@ use super::headers;
 use super::pace::Pace;
 use super::scrub::Scrubber;
 use super::upload::Upload;
-use super::upstream_turn::{ClientLag, LOOK_EVERY, SetAside, UpstreamTurn};
+use super::upstream_turn::{AnswerTurn, ClientLag, LOOK_EVERY, SetAside};
 use crate::lifecycle::Stop;
 use crate::secret::Needle;
 use crate::upstream::AnswerBody;
@@ -48,7 +48,7 @@ pub struct Streaming {
 #[derive(Debug)]
 struct Flow {
     /// The body and its turn at the upstream; both end together.
-    body: Option<(AnswerBody, UpstreamTurn)>,
+    body: Option<(AnswerBody, AnswerTurn)>,
     pace: Pace,
     waker: Option<Waker>,
     /// Asked for a piece at least once: until then the client has no room for any.
@@ -73,7 +73,7 @@ impl Streaming {
     /// `scrub`: the secret that must not come down in a body of unknown length.
     pub(super) fn new(
         body: AnswerBody,
-        turn: UpstreamTurn,
+        turn: AnswerTurn,
         pace: Pace,
         scrub: Option<Needle>,
         flows: &Flows,
@@ -189,16 +189,16 @@ impl Flow {
 
     /// True when the client is slow and the stream still has its turn.
     fn lags(&mut self) -> bool {
-        let is_clients_turn = !self.starved || !self.is_begun;
-        let Some((_, turn)) = &self.body else {
+        let Some((_, held)) = &self.body else {
             return false;
         };
-        turn.is_permit() && self.lag.look(is_clients_turn)
+        let is_clients_turn = !self.starved || !self.is_begun || held.awaits_upload();
+        held.turn.is_permit() && self.lag.look(is_clients_turn)
     }
 
     fn set_aside(&mut self) -> SetAside {
         match &mut self.body {
-            Some((_, turn)) => turn.set_aside(),
+            Some((_, held)) => held.turn.set_aside(),
             None => SetAside::Done,
         }
     }
@@ -307,7 +307,7 @@ fn make_room(answers: &[Weak<Mutex<Flow>>], cell: &Cell, now: Instant) {
         }
         let candidate = lock(&other);
         let is_of_client = match (&flow.body, &candidate.body) {
-            (Some((_, turn)), Some((_, stalled))) => turn.would_gain_by(stalled),
+            (Some((_, held)), Some((_, other))) => held.turn.would_gain_by(&other.turn),
             _ => false,
         };
         let rate = candidate.pace.rate(now);

@@ -120,6 +120,11 @@ impl Upload {
         }))
     }
 
+    pub(super) fn is_clients_turn(&self) -> bool {
+        let source = self.lock();
+        source.is_clients_turn && !source.ended
+    }
+
     /// Takes the turn back if the client is slow; false when there is none any more.
     pub(super) fn look(&self) -> bool {
         let mut source = self.lock();

@@ -3,8 +3,10 @@
 //! only a place among the stalled ones. Each worker looks at its streams four times a
 //! second.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::upload::Upload;
 use crate::upstream::{PermitTimeout, StalledPlace, UpstreamPermit};
 
 /// Between two looks at a stream.
@@ -20,6 +22,22 @@ pub(super) enum UpstreamTurn {
     Stalled(StalledPlace),
     /// It lies with the request's body.
     Nothing,
+}
+
+/// A turn on its way down with the answer, and the upload that goes on beside it.
+#[derive(Debug)]
+pub(super) struct AnswerTurn {
+    pub(super) turn: UpstreamTurn,
+    pub(super) upload: Option<Arc<Upload>>,
+}
+
+impl AnswerTurn {
+    /// The upstream waits for the rest of the client's body.
+    pub(super) fn awaits_upload(&self) -> bool {
+        self.upload
+            .as_ref()
+            .is_some_and(|upload| upload.is_clients_turn())
+    }
 }
 
 /// Whether a stream waits for its client most of the time, from samples.

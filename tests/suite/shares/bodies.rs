@@ -128,6 +128,33 @@ async fn bodies_that_trickle_up_hold_no_turn_and_get_one_for_their_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_trickle_beside_their_answers_hold_no_turn() {
+    let setup = Setup::default().upstream("concurrency = 4");
+    let gateway = gate(upstream().await, setup).await;
+    let quiet = quiet(&gateway).await;
+    let mut uploads = Vec::new();
+    for _ in 0..12 {
+        let mut raw = Raw::connect(&gateway).await;
+        let head = format!(
+            "POST /x/early HTTP/1.1\r\nHost: a\r\nX-Api-Key: {GREEDY}\r\ncontent-length: 900000\r\n\r\n"
+        );
+        raw.send(head.as_bytes()).await;
+        uploads.push(tokio::spawn(async move {
+            loop {
+                raw.send(&[b'x'; 500]).await;
+                sleep(Duration::from_millis(200)).await;
+            }
+        }));
+    }
+    eventually("their turns are free again", async || {
+        gateway.metrics.stalled_streams.get() == 12
+    })
+    .await;
+    assert_honest_is_served(&gateway, quiet, "12 uploads beside answers").await;
+    uploads.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
     let setup = Setup::default()
         .upstream("concurrency = 4\nqueue_timeout = \"60s\"")

@@ -24,7 +24,7 @@ const LARGE: usize = 50_000_000;
 const FLOOR: Duration = Duration::from_millis(400);
 
 /// An upstream in plain HTTP/1.1: `/x/large` is a large answer, `/x/slow` takes 100 ms,
-/// `/x/sink` never reads a body, everything else is read and answered at once.
+/// `/x/sink` never reads a body, `/x/early` begins its answer before it does, everything else is read and answered at once.
 async fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -49,6 +49,10 @@ async fn serve(mut tcp: TcpStream) -> std::io::Result<()> {
         if head.starts_with("post /v1/users/login") {
             tcp.write_all(&login()).await?;
             continue;
+        }
+        if head.contains(" /x/early") {
+            let start = format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n");
+            tcp.write_all(start.as_bytes()).await?;
         }
         let body = read_body(&mut tcp, &head).await?;
         if head.contains(" /x/slow") {
