@@ -88,6 +88,7 @@ fn a_request_that_leaves_takes_no_permit_with_it() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(1, 0));
         let held = queue.try_take(key(1), false).unwrap();
+        assert_eq!(queue.key(held), key(1));
         let (leaving, staying) = (queue.enqueue(key(2), false), queue.enqueue(key(3), false));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(queue.poll_permit(leaving, cx).is_pending());

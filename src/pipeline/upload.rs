@@ -153,9 +153,8 @@ impl Source {
             if self.failed.is_some() || self.kept_bytes >= self.rules.replay_limit {
                 return Poll::Ready(false);
             }
-            match ready!(self.poll_incoming(cx)) {
-                Some(Ok(frame)) => self.kept_first(frame),
-                Some(Err(_)) | None => {}
+            if let Some(Ok(frame)) = ready!(self.poll_incoming(cx)) {
+                self.kept_first(frame);
             }
         }
         Poll::Ready(true)
