@@ -155,6 +155,23 @@ async fn uploads_that_trickle_beside_their_answers_hold_no_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_that_hang_at_the_upstream_leave_turns_for_other_clients() {
+    let gateway = gate(upstream().await, Setup::default()).await;
+    let quiet = quiet(&gateway).await;
+    let mut hanging = Vec::new();
+    for _ in 0..100 {
+        let mut raw = Raw::connect(&gateway).await;
+        raw.send(get("/x/sink").as_bytes()).await;
+        hanging.push(raw);
+    }
+    assert_honest_is_served(&gateway, quiet, "100 hanging requests").await;
+    assert!(
+        gateway.metrics.upstream_queue.get() > 0,
+        "the greedy one waits"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
     let setup = Setup::default()
         .upstream("concurrency = 4\nqueue_timeout = \"60s\"")

@@ -21,7 +21,7 @@ const HONEST: &str = "honest-key-0123456789";
 /// What `/large` answers.
 const LARGE: usize = 50_000_000;
 /// A busy machine may take so long for a request beside others.
-const FLOOR: Duration = Duration::from_millis(400);
+const FLOOR: Duration = Duration::from_secs(1);
 
 /// An upstream in plain HTTP/1.1: `/x/large` is a large answer, `/x/slow` takes 100 ms,
 /// `/x/sink` never reads a body, `/x/early` begins its answer before it does, everything else is read and answered at once.
