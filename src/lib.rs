@@ -68,5 +68,6 @@ pub mod causes;
 pub mod clock;
 pub mod hashed;
 pub mod secret;
+pub mod shares;
 pub mod staggered;
 pub mod via;

@@ -160,8 +160,8 @@ fn describe_upstream(page: &mut Page, upstream: &Upstream) {
     page.row(
         "",
         format!(
-            "{} requests at once, queued {queue} at most",
-            upstream.concurrency
+            "{} requests at once and {} slow streams, queued {queue} at most",
+            upstream.concurrency, upstream.stalled_streams
         ),
     );
     match &upstream.login {

@@ -86,6 +86,8 @@ impl Config {
         note("login", old.login != new.login);
         note("api_key", old.api_key != new.api_key);
         note("concurrency", old.concurrency != new.concurrency);
+        let stalled = old.stalled_streams != new.stalled_streams;
+        note("stalled_streams", stalled);
         let waits = |upstream: &super::Upstream| {
             [
                 upstream.queue_timeout,

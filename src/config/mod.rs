@@ -110,6 +110,8 @@ pub struct Upstream {
     pub api_key: Option<SecretSource>,
     /// Requests on their way at once; the rest queue.
     pub concurrency: usize,
+    /// Bodies that may be under way besides, while their clients are slow.
+    pub stalled_streams: usize,
     /// Longest wait in that queue.
     pub queue_timeout: Duration,
     /// Kept-alive connections without a request are closed after this long.

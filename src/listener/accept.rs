@@ -175,7 +175,12 @@ impl<S: Service> Door<S> {
     fn begin(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
         let Parts { slots, metrics, .. } = &self.parts;
         metrics.connections.inc();
-        let place = (slots.take(permit), Gauged::enter(&metrics.connections_open));
+        let Some(slot) = slots.take(permit, address.ip()) else {
+            // Closed at once: others need the slots that are left.
+            metrics.connection_ends.add(ConnectionEnd::PeerShare);
+            return;
+        };
+        let place = (slot, Gauged::enter(&metrics.connections_open));
         let span = debug_span!("connection", peer = %address);
         let work = Arc::clone(self).run(tcp, address, place);
         self.parts.tasks.spawn("connection", work.instrument(span));

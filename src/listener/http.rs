@@ -21,9 +21,11 @@ use crate::lifecycle::Tasks;
 
 /// An HTTP/1 answer waits in here for the peer; also the smallest read buffer.
 const BUFFER: usize = 64 * 1024;
-/// Request bodies that we have not read yet, per stream and per connection (h2).
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What one HTTP/2 stream may send of its body before we read it: memory that a request
+/// can take while nobody wants its body.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// The largest window (RFC 9113, 6.9.1).
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 /// Streams reset before we looked at them: beyond these it is a rapid-reset flood.
 const PENDING_RESETS: usize = 20;
 /// Over a connection's whole life, and not only malformed frames count: so does each
@@ -91,6 +93,14 @@ async fn say_timeout<T: Socket>(mut stream: Stream<T>) {
     let _ = said.await;
 }
 
+/// Room for what all streams of a connection may send, and for one more: were they all
+/// to stall, the connection's window alone would still stop none. Memory is bounded all
+/// the same, by the requests inside the gate.
+fn connection_window(max_streams: u32) -> u32 {
+    let streams = max_streams.saturating_add(1);
+    streams.saturating_mul(STREAM_WINDOW).min(LARGEST_WINDOW)
+}
+
 pub(super) async fn http2<S: Service, T: Socket>(
     stream: Stream<T>,
     entry: Arc<Entry<S>>,
@@ -107,7 +117,7 @@ pub(super) async fn http2<S: Service, T: Socket>(
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window(settings.max_streams))
         .max_send_buf_size(BUFFER)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)

@@ -1,14 +1,20 @@
-//! The cap on connections of one listener, shared by its workers.
+//! The cap on connections of one listener, shared by its workers. The first half of the
+//! slots is for whoever comes; the second half is divided among peer networks, so that
+//! one peer alone cannot take them all.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::shares::{SharePool, SharedPlace, network};
 
 /// How many connections one listener may have at once, over all workers.
 #[derive(Debug)]
 pub struct Slots {
     free: Arc<Semaphore>,
     size: Mutex<Size>,
+    shared: Arc<SharePool>,
 }
 
 #[derive(Debug)]
@@ -23,6 +29,7 @@ struct Size {
 pub(super) struct Slot {
     permit: Option<OwnedSemaphorePermit>,
     slots: Arc<Slots>,
+    _share: Option<SharedPlace>,
 }
 
 impl Slots {
@@ -31,13 +38,14 @@ impl Slots {
         Arc::new(Self {
             free: Arc::new(Semaphore::new(total)),
             size: Mutex::new(Size { total, owed: 0 }),
+            shared: SharePool::new(),
         })
     }
 
     /// A new cap. Connections over a smaller one stay; their slots go when they end.
     pub fn resize(&self, total: usize) {
         let total = total.min(Semaphore::MAX_PERMITS);
-        let mut size = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut size = self.lock();
         if total >= size.total {
             let grown = total - size.total;
             let paid = grown.min(size.owed);
@@ -54,21 +62,39 @@ impl Slots {
         Arc::clone(&self.free)
     }
 
-    pub(super) fn take(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Slot {
-        Slot {
+    /// A slot for a connection from `peer`; None when the peer has its share.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        peer: IpAddr,
+    ) -> Option<Slot> {
+        let total = self.lock().total;
+        let free = self.free.available_permits();
+        let share = if free < total - total / 2 {
+            // With the one for this connection.
+            let free = free + 1;
+            Some(
+                self.shared
+                    .take_of_free(self.shared.key(network(peer)), free)?,
+            )
+        } else {
+            None
+        };
+        Some(Slot {
             permit: Some(permit),
             slots: Arc::clone(self),
-        }
+            _share: share,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Size> {
+        self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut size = self
-            .slots
-            .size
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut size = self.slots.lock();
         if size.owed > 0
             && let Some(permit) = self.permit.take()
         {
@@ -82,9 +108,28 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
+    const PEER: [u8; 4] = [192, 0, 2, 1];
+    const OTHER: [u8; 4] = [192, 0, 2, 2];
+
     fn taken(slots: &Arc<Slots>) -> Option<Slot> {
+        taken_by(slots, PEER)
+    }
+
+    fn taken_by(slots: &Arc<Slots>, peer: [u8; 4]) -> Option<Slot> {
         let permit = slots.semaphore().try_acquire_owned().ok()?;
-        Some(slots.take(permit))
+        slots.take(permit, peer.into())
+    }
+
+    #[test]
+    fn one_peer_leaves_slots_for_the_others() {
+        let slots = Slots::new(180);
+        let greedy: Vec<_> = (0..1000).filter_map(|_| taken(&slots)).collect();
+        assert_eq!(greedy.len(), 90 + 80);
+        let other: Vec<_> = (0..1000).filter_map(|_| taken_by(&slots, OTHER)).collect();
+        assert_eq!(other.len(), 9);
+        drop((greedy, other));
+        let again: Vec<_> = (0..1000).filter_map(|_| taken(&slots)).collect();
+        assert_eq!(again.len(), 90 + 80);
     }
 
     #[test]

@@ -66,7 +66,7 @@ label!(
     ConnectionEnd as "reason" {
         Handshake = "handshake", HandshakeTimeout = "handshake_timeout",
         HeaderTimeout = "header_timeout", Idle = "idle", Protocol = "protocol",
-        Aborted = "aborted", Accept = "accept",
+        Aborted = "aborted", Accept = "accept", PeerShare = "peer_share",
     }
 );
 label!(

@@ -51,6 +51,9 @@ pub struct Metrics {
     pub upstream_connects: Counters<Connect>,
     pub upstream_connections_open: IntGauge,
     pub upstream_queue: IntGauge,
+    pub stalled_streams: IntGauge,
+    pub stalled_streams_total: IntCounter,
+    pub stalled_streams_cut: IntCounter,
     pub upstream_repeats: Counters<Repeat>,
     pub upstream_up: IntGauge,
     pub upstream_breaker_openings: IntCounter,
@@ -227,6 +230,21 @@ impl Metrics {
                 r,
                 "tollgate_upstream_queue",
                 "Requests that wait for their turn at the upstream now.",
+            ),
+            stalled_streams: gauge(
+                r,
+                "tollgate_upstream_stalled_streams",
+                "Bodies that gave their turn at the upstream back, as their client is slow, now.",
+            ),
+            stalled_streams_total: counter(
+                r,
+                "tollgate_upstream_turns_given_back_total",
+                "Turns at the upstream that were given back early, as the client was slow.",
+            ),
+            stalled_streams_cut: counter(
+                r,
+                "tollgate_upstream_stalled_streams_cut_total",
+                "Bodies of slow clients that were cut, as their client had its share of them.",
             ),
             upstream_repeats: Counters::new(
                 r,

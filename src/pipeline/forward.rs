@@ -20,14 +20,14 @@ use super::pace::Pace;
 use super::record::Record;
 use super::refused::Judged;
 use super::reject::Rejection;
-use super::request_body::{BodyFailure, RequestBody};
+use super::request_body::{BodyFailure, BodyHandle, RequestBody};
 use super::scrub::scrub;
 use super::streaming::{Flows, Streaming};
+use super::upstream_turn::UpstreamTurn;
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
-use crate::upstream::{
-    AnswerBody, Connections, Patience, SendError, SendErrorKind, Turn, Upstream,
-};
+use crate::shares::ShareKey;
+use crate::upstream::{AnswerBody, Connections, Patience, SendError, SendErrorKind, Upstream};
 
 /// Answers up to this length are read whole before they go down: their upstream
 /// connection is free at once, however slowly the client reads.
@@ -41,6 +41,8 @@ pub(super) struct Way<'a> {
     pub settings: &'a config::Upstream,
     pub http: &'a config::Http,
     pub route: &'a Route,
+    /// Whose permits at the upstream the request takes.
+    pub share: ShareKey,
     pub metrics: &'a Arc<Metrics>,
     pub flows: &'a Flows,
     /// End of the whole exchange.
@@ -58,38 +60,52 @@ impl Way<'_> {
         source: CredentialSource,
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
-        let (turn, carried) = self.admit(request, source, None).await?;
+        let is_whole = request.body().prefetch().await;
+        if let Some(rejection) = body_failure(request) {
+            return Err(rejection);
+        }
+        let (mut turn, carried) = self.admit(request, source, None).await?;
+        if !is_whole {
+            turn = request.body().hold(turn, self.flows);
+        }
         let judged = match self.send(request, body, &carried, record).await {
             Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => {
                 self.note_accepted(request, &carried, answer.status());
-                Judged {
+                Ok(Judged {
                     answer,
                     carried,
                     turn,
-                }
+                })
             }
-            outcome => Box::pin(self.judge(request, outcome, carried, turn, record)).await?,
+            outcome => Box::pin(self.judge(request, outcome, carried, turn, record)).await,
         };
-        record.answered_upstream(judged.answer.status());
-        self.hand_down(judged.answer, &judged.carried, judged.turn)
-            .await
+        let answer = match judged {
+            Ok(judged) => {
+                record.answered_upstream(judged.answer.status());
+                let Judged {
+                    answer,
+                    carried,
+                    turn,
+                } = judged;
+                self.hand_down(answer, &carried, turn, request.body()).await
+            }
+            Err(rejection) => Err(rejection),
+        };
+        if !is_whole {
+            drop(request.body().take_turn());
+        }
+        answer
     }
 
     /// Waits for a turn at the upstream. One that is down is not waited for.
-    pub(super) async fn turn(&self) -> Result<Turn, Rejection> {
+    pub(super) async fn turn(&self) -> Result<UpstreamTurn, Rejection> {
         let health = self.upstream.health();
         let pass = health.admit().map_err(Rejection::UpstreamDown)?;
-        let turn = self.queue().await?;
+        let turn = self.upstream.turn(self.share, self.route.monitoring).await;
+        let permit = turn.map_err(Rejection::NoTurn)?;
         // It may have gone down in the meantime.
         health.readmit(pass).map_err(Rejection::UpstreamDown)?;
-        Ok(turn)
-    }
-
-    async fn queue(&self) -> Result<Turn, Rejection> {
-        self.upstream
-            .turn()
-            .await
-            .map_err(|_| Rejection::Overloaded)
+        Ok(UpstreamTurn::Permit(permit))
     }
 
     /// One try, and one more on a fresh connection when a kept-alive one turned out
@@ -144,7 +160,8 @@ impl Way<'_> {
         &self,
         answer: Answer,
         carried: &Carried,
-        turn: Turn,
+        turn: UpstreamTurn,
+        upload: &BodyHandle,
     ) -> Result<Response<Body>, Rejection> {
         let (mut head, body) = answer.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -165,6 +182,7 @@ impl Way<'_> {
         }
         let idle = self.settings.body_idle_timeout;
         let pace = Pace::new(idle, self.http.min_body_rate, self.deadline);
+        let turn = upload.turn_for_answer(turn);
         let streaming = Streaming::new(body, turn, pace, needle.cloned(), self.flows);
         Ok(Response::from_parts(head, Body::streaming(streaming)))
     }
@@ -222,12 +240,19 @@ fn second_try(
     Some(inject(request, body, carried).into_request())
 }
 
+/// What is wrong with the client's own body.
+fn body_failure(request: &Inbound<'_>) -> Option<Rejection> {
+    Some(match request.body().failure()? {
+        BodyFailure::TooLarge => Rejection::TooLarge,
+        BodyFailure::TooSlow => Rejection::TooSlow,
+        BodyFailure::Gone => Rejection::BadRequest("the body broke off"),
+        BodyFailure::NoTurn => Rejection::Overloaded,
+    })
+}
+
 fn refusal(request: &Inbound<'_>, error: SendError<RequestBody>) -> Rejection {
-    match request.body().failure() {
-        Some(BodyFailure::TooLarge) => return Rejection::TooLarge,
-        Some(BodyFailure::TooSlow) => return Rejection::TooSlow,
-        Some(BodyFailure::Gone) => return Rejection::BadRequest("the body broke off"),
-        None => {}
+    if let Some(rejection) = body_failure(request) {
+        return rejection;
     }
     match error.kind {
         SendErrorKind::FirstByteTimeout | SendErrorKind::ConnectTimeout => {

@@ -27,6 +27,8 @@ mod steps;
 mod streaming;
 mod trace;
 mod unknown;
+mod upload;
+mod upstream_turn;
 mod users_node;
 
 use std::sync::Arc;
@@ -151,6 +153,7 @@ impl Pipeline {
         let ask = |token, digest| Box::pin(self.ask(here, token, digest));
         let who = authenticate(live, &self.shared.tokens, route, line, ask).await?;
         record.client(&who.client);
+        record.claim_place(&who.client)?;
 
         let subject = limit::Subject {
             client: &who.client,
@@ -248,6 +251,7 @@ impl Pipeline {
             settings: &ready.live.config.upstream,
             http: &ready.live.config.http,
             route: ready.route,
+            share: ready.share(),
             metrics: &self.shared.metrics,
             flows: &self.flows,
             deadline: ready.deadline,
@@ -299,7 +303,10 @@ impl Pipeline {
 async fn probe(here: &Here, token: &Secret, first_byte: Duration) -> Option<StatusCode> {
     let path = here.live.config.upstream.probe.as_ref()?;
     here.live.upstream.health().check().ok()?;
-    let _turn = here.live.upstream.turn().await.ok()?;
+    let upstream = &here.live.upstream;
+    // All such questions together are one client.
+    let client = upstream.permits().key("unknown tokens");
+    let _turn = upstream.turn(client, false).await.ok()?;
     let patience = Patience::within(first_byte);
     forward::ask(&here.connections, path, &Carried::bearer(token), patience).await
 }

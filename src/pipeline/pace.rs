@@ -11,7 +11,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Watches one body. The timer exists only once somebody had to wait.
 #[derive(Debug)]
-pub struct Pace {
+pub(super) struct Pace {
     idle: Duration,
     min_rate: u64,
     deadline: Instant,
@@ -22,7 +22,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    pub fn new(idle: Duration, min_rate: u64, deadline: Instant) -> Self {
+    pub(super) fn new(idle: Duration, min_rate: u64, deadline: Instant) -> Self {
         let now = Instant::now();
         Self {
             idle,
@@ -36,19 +36,26 @@ impl Pace {
     }
 
     /// Bytes have moved.
-    pub fn moved(&mut self, bytes: usize) {
+    pub(super) fn moved(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         self.last = Instant::now();
     }
 
+    /// Bytes per second so far.
+    pub(super) fn rate(&self, now: Instant) -> u64 {
+        let millis = now.saturating_duration_since(self.started).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
+        self.bytes.saturating_mul(1000) / millis
+    }
+
     /// Whether the body has now been too slow in one of the three ways; a pause may
     /// be `patience` times as long as the longest.
-    pub fn is_too_slow(&self, now: Instant, patience: u32) -> bool {
+    pub(super) fn is_too_slow(&self, now: Instant, patience: u32) -> bool {
         now >= self.next_limit(patience)
     }
 
     /// Ready when the body, which has just been found pending, is too slow.
-    pub fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let limit = self.next_limit(1);
         let timer = self
             .timer

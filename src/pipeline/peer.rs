@@ -2,6 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::identity::{Client, ClientId};
+use crate::shares::network;
+
 /// Who connected, and where. One per connection, shared by its requests.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -27,4 +30,11 @@ impl Peer {
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
+}
+
+/// Whose share a request draws on: its client's, or that of its network where nobody
+/// was asked.
+pub(super) fn sharer(client: &Client, peer: IpAddr) -> (ClientId<'_>, Option<(u8, u64)>) {
+    let network = matches!(client, Client::Open).then(|| network(peer));
+    (client.id(), network)
 }

@@ -12,6 +12,7 @@ use super::authenticate::Authenticated;
 use super::forward::Way;
 use super::headers::Ours;
 use super::inject::{Carried, CredentialSource, Inbound};
+use super::peer::sharer;
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::{BodyRules, RequestBody};
@@ -19,6 +20,7 @@ use super::users_node::Call;
 use super::{Live, Peer};
 use crate::config::{Route, UsersCall};
 use crate::identity::Client;
+use crate::shares::ShareKey;
 
 /// The outcome of the stages before the last: a request that may go on.
 pub(super) struct Ready<'a> {
@@ -35,6 +37,12 @@ pub(super) struct Ready<'a> {
 }
 
 impl<'a> Ready<'a> {
+    /// Whose permits at the upstream the request takes.
+    pub(super) fn share(&self) -> ShareKey {
+        let permits = self.live.upstream.permits();
+        permits.key(sharer(&self.who.client, self.peer))
+    }
+
     pub(super) fn call<'c>(&'c self, kind: UsersCall, head: &'c Parts) -> Call<'c> {
         Call {
             kind,

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::access_line::{AccessLine, key};
 use super::here::Here;
 use super::limit::InFlight;
-use super::peer::Peer;
+use super::peer::{Peer, sharer};
 use super::reject::Rejection;
 use super::request_body::BodyHandle;
 use super::route::Entry;
@@ -119,6 +119,17 @@ impl Record {
         self.held = Some(place);
     }
 
+    /// Counts that place as one of this client's; a client may have too many.
+    pub(super) fn claim_place(&mut self, client: &Client) -> Result<(), Rejection> {
+        let peer = self.peer;
+        match &mut self.held {
+            Some(place) => place
+                .claim(sharer(client, peer))
+                .map_err(|_| Rejection::ShareTaken),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn repeated(&mut self) {
         self.repeated = true;
     }
@@ -158,7 +169,7 @@ impl Record {
         self.end = End::BrokeOff;
         self.blame = match error {
             StreamError::Upstream(_) => Blame::Upstream,
-            StreamError::TooSlow => Blame::Client,
+            StreamError::TooSlow | StreamError::NoRoom => Blame::Client,
         };
         self.cause = Some(Cow::Owned(error.to_string()));
     }

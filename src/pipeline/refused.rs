@@ -15,14 +15,15 @@ use super::forward::{Answer, Way, ask};
 use super::inject::{Carried, CredentialSource, Inbound};
 use super::record::Record;
 use super::reject::Rejection;
+use super::upstream_turn::UpstreamTurn;
 use crate::metrics::Repeat;
-use crate::upstream::{Lease, RefusedRequest, Session, Turn, Verdict};
+use crate::upstream::{Lease, RefusedRequest, Session, Verdict};
 
 /// An answer that is final, what the request for it carried, and its turn.
 pub(super) struct Judged {
     pub(super) answer: Answer,
     pub(super) carried: Carried,
-    pub(super) turn: Turn,
+    pub(super) turn: UpstreamTurn,
 }
 
 impl Way<'_> {
@@ -32,7 +33,7 @@ impl Way<'_> {
         request: &Inbound<'_>,
         first: Result<Answer, Rejection>,
         mut carried: Carried,
-        turn: Turn,
+        turn: UpstreamTurn,
         record: &mut Record,
     ) -> Result<Judged, Rejection> {
         let mut turn = Some(turn);
@@ -79,7 +80,7 @@ impl Way<'_> {
         request: &Inbound<'_>,
         carried: Carried,
         refusals: &mut Option<RefusedRequest>,
-        turn: &mut Option<Turn>,
+        turn: &mut Option<UpstreamTurn>,
     ) -> Result<Carried, Rejection> {
         let Carried::Session(lease) = carried else {
             warn!("upstream refused the API key; using the session's token instead");
@@ -133,8 +134,8 @@ impl Way<'_> {
         &self,
         request: &Inbound<'_>,
         source: CredentialSource,
-        turn: Option<Turn>,
-    ) -> Result<(Turn, Carried), Rejection> {
+        turn: Option<UpstreamTurn>,
+    ) -> Result<(UpstreamTurn, Carried), Rejection> {
         let turn = match turn {
             Some(turn) => turn,
             None => self.turn().await?,
@@ -151,7 +152,10 @@ impl Way<'_> {
         }
     }
 
-    async fn admit_after_login(&self, request: &Inbound<'_>) -> Result<(Turn, Carried), Rejection> {
+    async fn admit_after_login(
+        &self,
+        request: &Inbound<'_>,
+    ) -> Result<(UpstreamTurn, Carried), Rejection> {
         let session = self.session()?;
         loop {
             let is_up = self.upstream.health().check();

@@ -14,7 +14,7 @@ use super::limit::TooMany;
 use crate::causes::chain;
 use crate::metrics::{Blame, Reason};
 use crate::store::Unavailable;
-use crate::upstream::NoLease;
+use crate::upstream::{NoLease, PermitTimeout};
 use crate::webapp::{self, ErrorCode, Meta};
 
 /// The least that a client waits for an upstream that failed it.
@@ -40,6 +40,10 @@ pub enum Rejection {
     Loop,
     /// The upstream does not answer; the gate asks it again by then.
     UpstreamDown(Duration),
+    /// The client has its share of the requests inside the gate.
+    ShareTaken,
+    /// The queue for the upstream did not come to this request in time.
+    NoTurn(PermitTimeout),
     /// There is no valid lease.
     NoLease(NoLease),
     /// The change could not be made to last, so it has not taken place.
@@ -103,9 +107,11 @@ impl Rejection {
             }
             Self::TooLarge => (413, ErrorCode::ParameterInvalid, Client, Reason::TooLarge),
             Self::TooSlow => (408, ErrorCode::InvalidRequest, Client, Reason::Timeout),
-            Self::Overloaded => (503, ErrorCode::Overloaded, Gateway, Reason::Overloaded),
             Self::Loop => (508, ErrorCode::Internal, Gateway, Reason::Loop),
             Self::UpstreamDown(_) => (503, ErrorCode::NotReady, Upstream, Reason::UpstreamDown),
+            Self::Overloaded | Self::ShareTaken | Self::NoTurn(_) => {
+                (503, ErrorCode::Overloaded, Gateway, Reason::Overloaded)
+            }
             Self::NoLease(_) | Self::CannotAsk => {
                 (503, ErrorCode::NotReady, Upstream, Reason::NotReady)
             }
@@ -153,9 +159,10 @@ impl Rejection {
             Self::TooManyTokens(_) => "Too many live tokens, log out first",
             Self::TooLarge => "The body is larger than this path takes",
             Self::TooSlow => "The body came too slowly",
-            Self::Overloaded => "The gateway has too many requests in hand",
             Self::Loop => "This request has come back to this gateway: its upstream leads here",
             Self::UpstreamDown(_) => "The Webapp does not answer at the moment",
+            Self::Overloaded | Self::NoTurn(_) => "The gateway has too many requests in hand",
+            Self::ShareTaken => "The gateway has too many requests of this client in hand",
             Self::NoLease(_) => "The gateway has no valid login at the Webapp at the moment",
             Self::Unavailable(_) => "The gateway cannot keep this change at the moment",
             Self::CannotAsk | Self::TokenUnsure(_) => {
@@ -188,6 +195,8 @@ impl Rejection {
             | Self::Internal(why)
             | Self::TooManyTokens(why) => Cow::Borrowed(*why),
             Self::TooMany(limit) => Cow::Owned(format!("limit {}", limit.policy)),
+            Self::ShareTaken => Cow::Borrowed("client has its share of the requests in flight"),
+            Self::NoTurn(timeout) => Cow::Owned(timeout.to_string()),
             Self::NoLease(no_lease) => Cow::Owned(no_lease.to_string()),
             Self::Unavailable(why) | Self::TokenUnsure(why) => Cow::Owned(why.to_string()),
             Self::Loop => Cow::Borrowed("the request's Via names this gate"),
@@ -207,7 +216,8 @@ impl Rejection {
             Self::TooMany(limit) => Some(limit.retry_after),
             Self::NoLease(no_lease) => Some(no_lease.retry_after),
             Self::Unavailable(why) | Self::TokenUnsure(why) => Some(why.retry_after()),
-            Self::Overloaded | Self::CannotAsk => Some(Duration::from_secs(1)),
+            Self::NoTurn(timeout) => Some(timeout.retry_after),
+            Self::Overloaded | Self::ShareTaken | Self::CannotAsk => Some(Duration::from_secs(1)),
             Self::TooManyTokens(_) => Some(Duration::from_secs(60)),
             Self::RetryLater => Some(Duration::ZERO),
             _ => None,

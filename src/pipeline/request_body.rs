@@ -1,83 +1,42 @@
 //! The body on its way up: counted, bounded, timed, and kept while it is small
-//! enough to be sent a second time.
+//! enough to be sent a second time. A small one is read before the request asks for its
+//! turn at the upstream; a large one gives the turn back while the client owes bytes, and
+//! waits for a turn again before its end goes up, since that is where the work begins.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::sleep;
 
-use super::pace::Pace;
+use super::streaming::Flows;
+pub(super) use super::upload::{BodyError, BodyFailure, BodyRules};
+use super::upload::{Piece, Source, Upload};
+use super::upstream_turn::{AnswerTurn, UpstreamTurn};
 
-/// Why a request body ended before its end.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    #[error("client's body broke off")]
-    Client(#[source] hyper::Error),
-    #[error("client's body is larger than this route allows")]
-    TooLarge,
-    #[error("client's body came too slowly")]
-    TooSlow,
-    #[error("body was taken back to be sent again")]
-    TakenBack,
-}
-
-/// What a body must keep to.
-#[derive(Clone, Copy, Debug)]
-pub struct BodyRules {
-    pub max: u64,
-    pub replay_limit: usize,
-    pub idle: Duration,
-    /// Bytes per second; 0: none.
-    pub min_rate: u64,
-    /// End of the whole exchange.
-    pub deadline: Instant,
-}
+/// How long a request waits for the beginning of a body that is not small.
+const BEGINNING: Duration = Duration::from_millis(100);
 
 /// A body that hyper's client can send. Copies of one body share their source;
 /// only the newest copy may read from it.
 #[derive(Debug)]
 pub struct RequestBody {
-    source: Option<Arc<Mutex<Source>>>,
-    turn: u32,
+    source: Option<Arc<Upload>>,
+    copy: u32,
     position: usize,
     length: SizeHint,
-}
-
-#[derive(Debug)]
-struct Source {
-    incoming: Incoming,
-    rules: BodyRules,
-    pace: Pace,
-    turn: u32,
-    total: u64,
-    kept: Vec<Bytes>,
-    kept_bytes: usize,
-    trailers: Option<HeaderMap>,
-    ended: bool,
-    /// More went by than is kept: it cannot be sent again.
-    spilled: bool,
-    failed: Option<BodyFailure>,
-}
-
-/// What went wrong with the client's body, for the answer and the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyFailure {
-    TooLarge,
-    TooSlow,
-    Gone,
 }
 
 impl RequestBody {
     pub fn empty() -> Self {
         Self {
             source: None,
-            turn: 0,
+            copy: 0,
             position: 0,
             length: SizeHint::with_exact(0),
         }
@@ -88,22 +47,9 @@ impl RequestBody {
             return Self::empty();
         }
         let length = incoming.size_hint();
-        let source = Source {
-            incoming,
-            rules,
-            pace: Pace::new(rules.idle, rules.min_rate, rules.deadline),
-            turn: 0,
-            total: 0,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            trailers: None,
-            ended: false,
-            spilled: false,
-            failed: None,
-        };
         Self {
-            source: Some(Arc::new(Mutex::new(source))),
-            turn: 0,
+            source: Some(Arc::new(Upload::new(incoming, rules))),
+            copy: 0,
             position: 0,
             length,
         }
@@ -121,7 +67,7 @@ impl RequestBody {
 /// Looks at a body that is, or was, on its way.
 #[derive(Clone, Debug)]
 pub struct BodyHandle {
-    source: Option<Arc<Mutex<Source>>>,
+    source: Option<Arc<Upload>>,
     length: SizeHint,
 }
 
@@ -132,14 +78,14 @@ impl BodyHandle {
         let Some(shared) = &self.source else {
             return Some(RequestBody::empty());
         };
-        let mut source = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = shared.lock();
         if source.spilled || source.failed.is_some() {
             return None;
         }
-        source.turn += 1;
+        source.copy += 1;
         Some(RequestBody {
             source: Some(Arc::clone(shared)),
-            turn: source.turn,
+            copy: source.copy,
             position: 0,
             length: self.length,
         })
@@ -152,7 +98,7 @@ impl BodyHandle {
 
     /// Whether the whole body can be sent a second time, as far as its stated length tells.
     pub(super) fn can_repeat(&self) -> bool {
-        let limit = self.look(|source| source.rules.replay_limit as u64);
+        let limit = self.look(super::upload::Source::replay_limit);
         limit.is_none_or(|limit| self.length.exact().is_some_and(|length| length <= limit))
     }
 
@@ -167,70 +113,65 @@ impl BodyHandle {
 
     fn look<T>(&self, what: impl FnOnce(&Source) -> T) -> Option<T> {
         let source = self.source.as_ref()?;
-        Some(what(&source.lock().unwrap_or_else(PoisonError::into_inner)))
+        Some(what(&source.lock()))
     }
-}
 
-impl Source {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            ready!(self.pace.poll_too_slow(cx));
-            self.failed = Some(BodyFailure::TooSlow);
-            return Poll::Ready(Some(Err(BodyError::TooSlow)));
+    /// Reads a small body, or the beginning of a large one, so that its client's pace
+    /// costs no turn at the upstream. True: all of it is here.
+    pub(super) async fn prefetch(&self) -> bool {
+        let Some(source) = &self.source else {
+            return true;
         };
-        match frame {
-            None => {
-                self.ended = true;
-                Poll::Ready(None)
+        let mut patience = None;
+        poll_fn(|cx| {
+            let mut source = source.lock();
+            if let Poll::Ready(is_whole) = source.poll_prefetch(cx) {
+                return Poll::Ready(is_whole);
             }
-            Some(Err(error)) => {
-                self.failed = Some(BodyFailure::Gone);
-                Poll::Ready(Some(Err(BodyError::Client(error))))
+            if self
+                .length
+                .exact()
+                .is_some_and(|length| length <= source.replay_limit())
+            {
+                return Poll::Pending; // small: it comes, or is too slow
             }
-            Some(Ok(frame)) => Poll::Ready(Some(self.accept(frame))),
-        }
+            let patience = patience.get_or_insert_with(|| Box::pin(sleep(BEGINNING)));
+            patience.as_mut().poll(cx).map(|()| false)
+        })
+        .await
     }
 
-    fn accept(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
-        let frame = match frame.into_data() {
-            Ok(piece) => {
-                self.total += piece.len() as u64;
-                self.pace.moved(piece.len());
-                if self.total > self.rules.max {
-                    self.failed = Some(BodyFailure::TooLarge);
-                    return Err(BodyError::TooLarge);
-                }
-                self.keep(&piece);
-                return Ok(Frame::data(piece));
-            }
-            Err(frame) => frame,
+    /// Gives the turn to the body until `take_turn`: it goes back while the client is slow.
+    pub(super) fn hold(&self, turn: UpstreamTurn, flows: &Flows) -> UpstreamTurn {
+        let Some(upload) = &self.source else {
+            return turn;
         };
-        match frame.into_trailers() {
-            Ok(trailers) => {
-                // A field that would change how the message is read has no place here
-                // (RFC 9110 6.5.1), and a credential even less.
-                let trailers = super::headers::safe_trailers(trailers);
-                self.trailers = Some(trailers.clone());
-                Ok(Frame::trailers(trailers))
-            }
-            Err(frame) => Ok(frame),
-        }
+        upload.lock().turn = Some(turn);
+        flows.add_upload(upload);
+        UpstreamTurn::Nothing
     }
 
-    fn keep(&mut self, piece: &Bytes) {
-        if self.spilled {
-            return;
-        }
-        if self.kept_bytes + piece.len() > self.rules.replay_limit {
-            self.spilled = true;
-            self.kept = Vec::new();
-            return;
-        }
-        self.kept_bytes += piece.len();
-        self.kept.push(piece.clone());
+    /// The turn with which the answer comes down, `turn` or what the body has of it. An
+    /// upload that goes on beside its answer is watched there.
+    pub(super) fn turn_for_answer(&self, turn: UpstreamTurn) -> AnswerTurn {
+        let upload = match turn {
+            UpstreamTurn::Nothing => self.source.clone(),
+            UpstreamTurn::Permit(_) | UpstreamTurn::Stalled(_) => None,
+        };
+        let turn = match &upload {
+            Some(_) => self.take_turn(),
+            None => turn,
+        };
+        AnswerTurn { turn, upload }
+    }
+
+    /// What is left of the turn.
+    pub(super) fn take_turn(&self) -> UpstreamTurn {
+        let turn = self
+            .source
+            .as_ref()
+            .and_then(|upload| upload.lock().turn.take());
+        turn.unwrap_or(UpstreamTurn::Nothing)
     }
 }
 
@@ -238,15 +179,12 @@ impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Piece> {
         let Some(shared) = self.source.clone() else {
             return Poll::Ready(None);
         };
-        let mut source = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if source.turn != self.turn {
+        let mut source = shared.lock();
+        if source.copy != self.copy {
             return Poll::Ready(Some(Err(BodyError::TakenBack)));
         }
         if let Some(piece) = source.kept.get(self.position) {
@@ -254,16 +192,19 @@ impl http_body::Body for RequestBody {
             self.position += 1;
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        if source.ended && self.position == source.kept.len() {
+        if source.ended && source.end.is_none() && self.position == source.kept.len() {
             // Trailers of a body that is sent again come after its last kept piece.
             self.position += 1;
-            if let (true, Some(trailers)) = (self.turn > 0, source.trailers.clone()) {
+            if let Some(trailers) = source.trailers.clone() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             }
         }
         let next = ready!(source.poll_next(cx));
-        if !source.spilled && matches!(&next, Some(Ok(frame)) if frame.is_data()) {
-            self.position = source.kept.len();
+        match &next {
+            // These two have gone up with this copy.
+            Some(Ok(frame)) if frame.is_trailers() => self.position = source.kept.len() + 1,
+            Some(Ok(_)) if !source.spilled => self.position = source.kept.len(),
+            _ => {}
         }
         Poll::Ready(next)
     }

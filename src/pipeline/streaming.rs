@@ -1,23 +1,27 @@
 //! Answers that are passed on while they arrive. Whoever stalls, upstream or client,
 //! must not hold a connection for ever: a client that stops reading is never polled
-//! again, so the time is kept from outside, by one look a second over all of them.
+//! again, so the time is kept from outside, by a look now and then over all of them.
+//! The same look finds streams that wait for their clients, answers and uploads, and
+//! makes them give their turn at the upstream back (`upstream_turn`).
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use super::headers;
 use super::pace::Pace;
 use super::scrub::Scrubber;
+use super::upload::Upload;
+use super::upstream_turn::{AnswerTurn, ClientLag, LOOK_EVERY, SetAside};
 use crate::lifecycle::Stop;
 use crate::secret::Needle;
-use crate::upstream::{AnswerBody, Turn};
+use crate::upstream::AnswerBody;
 
 /// How much of a body of unknown length is searched for the injected secret.
 const SCRUBBED: usize = 64 * 1024;
@@ -30,6 +34,8 @@ pub enum StreamError {
     Upstream(#[source] hyper::Error),
     #[error("answer moved too slowly and was cut")]
     TooSlow,
+    #[error("client read slowly, had its share of slow streams, and others waited")]
+    NoRoom,
 }
 
 /// An answer's body that is still arriving.
@@ -42,22 +48,32 @@ pub struct Streaming {
 #[derive(Debug)]
 struct Flow {
     /// The body and its turn at the upstream; both end together.
-    body: Option<(AnswerBody, Turn)>,
+    body: Option<(AnswerBody, AnswerTurn)>,
     pace: Pace,
     waker: Option<Waker>,
+    /// Asked for a piece at least once: until then the client has no room for any.
+    is_begun: bool,
+    lag: ClientLag,
     /// The last look found nothing: the upstream owes the next piece, not the client.
     starved: bool,
-    cut: bool,
+    cut: Option<Cut>,
     scrub: Option<Scrubber>,
     /// Came while a piece was held back; goes down after it.
     trailers: Option<HeaderMap>,
 }
 
+/// Why an answer is not read to its end.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    TooSlow,
+    NoRoom,
+}
+
 impl Streaming {
     /// `scrub`: the secret that must not come down in a body of unknown length.
-    pub fn new(
+    pub(super) fn new(
         body: AnswerBody,
-        turn: Turn,
+        turn: AnswerTurn,
         pace: Pace,
         scrub: Option<Needle>,
         flows: &Flows,
@@ -67,8 +83,10 @@ impl Streaming {
             body: Some((body, turn)),
             pace,
             waker: None,
+            is_begun: false,
+            lag: ClientLag::default(),
             starved: true,
-            cut: false,
+            cut: None,
             scrub: scrub.map(|needle| Scrubber::new(needle, SCRUBBED)),
             trailers: None,
         }));
@@ -86,8 +104,10 @@ impl http_body::Body for Streaming {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let mut flow = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
-        if flow.cut {
-            return Poll::Ready(Some(Err(StreamError::TooSlow)));
+        match flow.cut {
+            Some(Cut::TooSlow) => return Poll::Ready(Some(Err(StreamError::TooSlow))),
+            Some(Cut::NoRoom) => return Poll::Ready(Some(Err(StreamError::NoRoom))),
+            None => flow.is_begun = true,
         }
         loop {
             let Some((body, _)) = &mut flow.body else {
@@ -119,7 +139,7 @@ impl http_body::Body for Streaming {
         !flow.is_holding()
             && match &flow.body {
                 Some((body, _)) => body.is_end_stream(),
-                None => !flow.cut,
+                None => flow.cut.is_none(),
             }
     }
 
@@ -167,8 +187,24 @@ impl Flow {
         self.pace.is_too_slow(now, patience)
     }
 
-    fn cut(&mut self) {
-        self.cut = true;
+    /// True when the client is slow and the stream still has its turn.
+    fn lags(&mut self) -> bool {
+        let Some((_, held)) = &self.body else {
+            return false;
+        };
+        let is_clients_turn = !self.starved || !self.is_begun || held.awaits_upload();
+        held.turn.is_permit() && self.lag.look(is_clients_turn)
+    }
+
+    fn set_aside(&mut self) -> SetAside {
+        match &mut self.body {
+            Some((_, held)) => held.turn.set_aside(),
+            None => SetAside::Done,
+        }
+    }
+
+    fn cut(&mut self, why: Cut) {
+        self.cut = Some(why);
         self.body = None;
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -176,43 +212,121 @@ impl Flow {
     }
 }
 
-/// All streaming answers of one worker.
+type Cell = Arc<Mutex<Flow>>;
+
+/// All streams of one worker that are watched.
 #[derive(Clone, Debug, Default)]
 pub struct Flows {
-    cells: Arc<Mutex<Vec<Weak<Mutex<Flow>>>>>,
+    watched: Arc<WatchedStreams>,
+}
+
+#[derive(Debug, Default)]
+struct WatchedStreams {
+    answers: Mutex<Vec<Weak<Mutex<Flow>>>>,
+    uploads: Mutex<Vec<Weak<Upload>>>,
+    /// There is something to watch again.
+    begun: Notify,
 }
 
 impl Flows {
-    fn add(&self, cell: &Arc<Mutex<Flow>>) {
-        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        cells.push(Arc::downgrade(cell));
+    fn add(&self, cell: &Cell) {
+        let answers = &self.watched.answers;
+        self.begin(answers, Arc::downgrade(cell));
     }
 
-    /// Cuts what has become too slow and forgets what has ended.
-    fn look(&self) {
+    /// An upload that holds a turn.
+    pub(super) fn add_upload(&self, upload: &Arc<Upload>) {
+        let uploads = &self.watched.uploads;
+        self.begin(uploads, Arc::downgrade(upload));
+    }
+
+    fn begin<T>(&self, list: &Mutex<Vec<T>>, stream: T) {
+        let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.push(stream);
+        if list.len() == 1 {
+            self.watched.begun.notify_one();
+        }
+    }
+
+    /// Cuts what has become too slow, takes turns back from streams that wait for their
+    /// clients, and forgets what has ended. False: there is nothing left to watch.
+    fn look(&self) -> bool {
         let now = Instant::now();
-        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        cells.retain(|cell| {
-            let Some(cell) = cell.upgrade() else {
+        let uploads = &self.watched.uploads;
+        let mut uploads = uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.retain(|upload| upload.upgrade().is_some_and(|upload| upload.look()));
+        let has_uploads = !uploads.is_empty();
+        drop(uploads);
+
+        let answers = &self.watched.answers;
+        let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lagging: Vec<Cell> = Vec::new();
+        answers.retain(|answer| {
+            let Some(cell) = answer.upgrade() else {
                 return false;
             };
-            let mut flow = cell.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut flow = lock(&cell);
             if flow.body.is_some() && flow.is_too_slow(now) {
-                flow.cut();
+                flow.cut(Cut::TooSlow);
+            }
+            if flow.lags() {
+                lagging.push(Arc::clone(&cell));
             }
             flow.body.is_some()
         });
+        for cell in lagging {
+            if lock(&cell).set_aside() == SetAside::MustEnd {
+                make_room(&answers, &cell, now);
+            }
+        }
+        has_uploads || !answers.is_empty()
     }
 
-    /// Looks once a second until the program aborts: what streams during a drain is timed too.
+    /// Looks until the program aborts: what streams during a drain is timed too.
     pub async fn watch(self, stop: Stop) {
-        let mut tick = interval(Duration::from_secs(1));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
+            let has_streams = self.look();
             tokio::select! {
                 () = stop.aborting() => return,
-                _ = tick.tick() => self.look(),
+                () = sleep(LOOK_EVERY), if has_streams => {}
+                () = self.watched.begun.notified(), if !has_streams => {}
             }
         }
     }
+}
+
+/// Cuts the slowest of a client's stalled streams for the one in `cell`, or this one if
+/// it is the slowest.
+fn make_room(answers: &[Weak<Mutex<Flow>>], cell: &Cell, now: Instant) {
+    let mut flow = lock(cell);
+    let mut slowest: Option<Cell> = None;
+    let mut least = flow.pace.rate(now);
+    for other in answers.iter().filter_map(Weak::upgrade) {
+        if Arc::ptr_eq(&other, cell) {
+            continue;
+        }
+        let candidate = lock(&other);
+        let is_of_client = match (&flow.body, &candidate.body) {
+            (Some((_, held)), Some((_, other))) => held.turn.would_gain_by(&other.turn),
+            _ => false,
+        };
+        let rate = candidate.pace.rate(now);
+        drop(candidate);
+        if is_of_client && rate < least {
+            least = rate;
+            slowest = Some(other);
+        }
+    }
+    match slowest {
+        Some(other) => {
+            lock(&other).cut(Cut::NoRoom);
+            // The place is this client's: no other stream of it comes between on this worker.
+            let _ = flow.set_aside();
+        }
+        None => flow.cut(Cut::NoRoom),
+    }
+}
+
+fn lock(cell: &Mutex<Flow>) -> MutexGuard<'_, Flow> {
+    cell.lock().unwrap_or_else(PoisonError::into_inner)
 }

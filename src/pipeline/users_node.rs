@@ -282,6 +282,7 @@ async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
         Err(_) => Err(match handle.failure() {
             Some(BodyFailure::TooSlow) => Rejection::TooSlow,
             Some(BodyFailure::Gone) => Rejection::BadRequest("the body broke off"),
+            Some(BodyFailure::NoTurn) => Rejection::Overloaded,
             Some(BodyFailure::TooLarge) | None => Rejection::TooLarge,
         }),
     }

@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info};
 
 use crate::causes::chain;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
-use crate::metrics::{Gauged, Metrics};
+use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::secret::SecretSource;
+use crate::shares::ShareKey;
 
 mod accepted_paths;
 mod address_book;
@@ -33,6 +33,7 @@ mod common;
 mod connect;
 mod connections;
 mod description;
+mod fair_queue;
 #[cfg(fuzzing)]
 pub mod fuzzed;
 mod handshake;
@@ -49,6 +50,7 @@ mod login_task;
 mod opening;
 mod own_requests;
 mod pace;
+mod permits;
 mod pool;
 mod prober;
 mod proof;
@@ -59,7 +61,8 @@ mod session_control;
 mod speculation;
 mod status;
 mod sync {
-    //! What the judgement is made of; its model check puts other parts in here.
+    //! What the judgement and the queue are made of; their model checks put other parts in
+    //! here.
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -88,6 +91,7 @@ pub use held::Patience;
 pub use keeper::LeaseKeeper;
 pub use lease::Lease;
 pub use opening::UpstreamOpening;
+pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use refused_paths::RefusedRequest;
 pub use session::{Session, Verdict};
 pub use status::{NoLease, Status, Why};
@@ -124,18 +128,6 @@ pub enum Error {
     Host { upstream: Arc<str> },
 }
 
-/// No turn came up within the upstream's `queue_timeout`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no turn at the upstream within {waited:?}")]
-pub struct Crowded {
-    pub waited: Duration,
-}
-
-/// Leave to have one request at the upstream; drop it when the answer has ended.
-#[derive(Debug)]
-#[must_use = "the turn ends when this is dropped"]
-pub struct Turn(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
-
 /// One service behind us, shared by all workers.
 #[derive(Debug)]
 pub struct Upstream {
@@ -150,10 +142,8 @@ pub struct Upstream {
     own: Arc<OwnRequests>,
     api_key: ArcSwapOption<Lease>,
     api_key_source: Option<SecretSource>,
-    turns: Arc<Semaphore>,
-    queue_timeout: Duration,
+    permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
-    metrics: Arc<Metrics>,
     stop: Stop,
 }
 
@@ -175,7 +165,6 @@ impl Upstream {
         let dialer = Arc::new(dialer(settings, tasks, &stop)?);
         let api_key = api_key(settings)?;
         let own = Arc::new(opening.own_requests(&host, &dialer));
-        let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
         let login = settings.login.as_ref().map(|login| {
             let plan = LoginPlan::new(settings, login, &own, opening.description);
             let scope = LoginScope {
@@ -198,10 +187,8 @@ impl Upstream {
             plan,
             api_key: ArcSwapOption::new(api_key.map(Arc::new)),
             api_key_source: settings.api_key.clone(),
-            turns: Arc::new(Semaphore::new(turns)),
-            queue_timeout: settings.queue_timeout,
+            permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
-            metrics: Arc::clone(metrics),
             stop: stop.clone(),
         });
         let prober = UpstreamProber::new(&own, tasks, &stop, metrics);
@@ -256,20 +243,18 @@ impl Upstream {
         self.api_key.load_full()
     }
 
+    /// Who may have how many requests at the upstream at once.
+    pub fn permits(&self) -> &Arc<UpstreamPermits> {
+        &self.permits
+    }
+
     /// Waits for a turn at the upstream, which bears only so many requests at once.
-    pub async fn turn(&self) -> Result<Turn, Crowded> {
-        if let Ok(permit) = Arc::clone(&self.turns).try_acquire_owned() {
-            return Ok(Turn(permit));
-        }
-        let _queued = Gauged::enter(&self.metrics.upstream_queue);
-        let queue = Arc::clone(&self.turns).acquire_owned();
-        match Box::pin(timeout(self.queue_timeout, queue)).await {
-            Ok(Ok(permit)) => Ok(Turn(permit)),
-            // The semaphore is never closed: only time can run out.
-            Ok(Err(_)) | Err(_) => Err(Crowded {
-                waited: self.queue_timeout,
-            }),
-        }
+    pub async fn turn(
+        &self,
+        client: ShareKey,
+        is_monitoring: bool,
+    ) -> Result<UpstreamPermit, PermitTimeout> {
+        self.permits.acquire(client, is_monitoring).await
     }
 
     /// Stops what runs for this upstream alone, after a reload has put `next` in its place.

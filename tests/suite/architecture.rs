@@ -18,7 +18,7 @@ fn row(module: &str) -> u8 {
         "store" => 3,
         "config" => 2,
         "webapp" | "lifecycle" | "metrics" | "names" => 1,
-        "causes" | "clock" | "hashed" | "secret" | "staggered" | "via" => 0,
+        "causes" | "clock" | "hashed" | "secret" | "shares" | "staggered" | "via" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }

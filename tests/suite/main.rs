@@ -35,5 +35,6 @@ mod reload;
 mod runtime_keys;
 mod session;
 mod shared;
+mod shares;
 mod store_command;
 mod users_node;

@@ -53,6 +53,8 @@ fn one(name: &str, table: &Section<'_>, profile: Profile) -> Option<Upstream> {
         let reason = "must be https: the login would travel in the clear";
         table.complain("url", reason, "or set allow_plaintext = true");
     }
+    let concurrency = table.or("concurrency", number(1..=100_000), 64);
+    let stalled_streams = table.or("stalled_streams", number(0..=1_000_000), concurrency * 4);
     let replay_limit = table.or("replay_limit", size(0..=16 << 20), 64 << 10);
     let upstream = Upstream {
         name: Arc::from(name),
@@ -63,7 +65,8 @@ fn one(name: &str, table: &Section<'_>, profile: Profile) -> Option<Upstream> {
             "api_key",
             secret_that(is_key_long, "must have 12 to 128 characters"),
         ),
-        concurrency: table.or("concurrency", number(1..=100_000), 64),
+        concurrency,
+        stalled_streams,
         queue_timeout: table.or("queue_timeout", span_or_none, Duration::from_secs(10)),
         idle_timeout: table.or("idle_timeout", span, Duration::from_secs(4)),
         connect_timeout: table.or("connect_timeout", span, Duration::from_secs(5)),

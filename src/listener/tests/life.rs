@@ -230,3 +230,33 @@ async fn a_client_that_stops_reading_is_let_go_and_a_slow_one_is_not() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_peer_that_opens_as_many_connections_as_it_can_leaves_slots_for_others() {
+    let gate = Gate::start(config::Listener {
+        max_connections: 18,
+        ..settings()
+    });
+    let mut greedy = Vec::new();
+    for _ in 0..17 {
+        greedy.push(gate.connect().await);
+    }
+    eventually("its share", || gate.metrics.connections_open.get() == 17).await;
+    for _ in 0..3 {
+        let mut refused = gate.connect().await;
+        assert_eq!(refused.rest().await, "", "closed at once");
+    }
+    assert_eq!(gate.ends(ConnectionEnd::PeerShare), 3);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut honest = Raw(socket.connect(gate.address).await.unwrap());
+    honest.send(GET).await;
+    honest.until("[/ 0]").await;
+    drop(greedy);
+    eventually("slots are free", || {
+        gate.metrics.connections_open.get() == 1
+    })
+    .await;
+    gate.exchange("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await;
+}

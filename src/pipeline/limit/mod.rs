@@ -7,12 +7,13 @@ mod ahead;
 mod buckets;
 mod draw;
 mod facts;
+mod in_flight;
 
 pub use facts::{Admitted, RateFacts, TooMany};
+pub use in_flight::{InFlight, Overloaded};
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -20,9 +21,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use self::buckets::{Buckets, NoPermit};
 use self::draw::{By, Draw, Whose, of_all};
+use self::in_flight::InFlightPlaces;
 use crate::config::{self, Limits, Quota};
 use crate::identity::Client;
 use crate::metrics::{LimitOutcome, Metrics};
+use crate::shares::network;
 use crate::store::shared::SharedStore;
 
 /// The key where one bucket serves all.
@@ -42,8 +45,7 @@ pub struct Limiter {
     logins_by_peer: Arc<Buckets>,
     logins_by_name: Arc<Buckets>,
     unknown_tokens: Arc<Buckets>,
-    in_flight: Arc<AtomicUsize>,
-    max_in_flight: usize,
+    in_flight: Arc<InFlightPlaces>,
     /// Where other gates draw on the same buckets.
     store: Option<Arc<SharedStore>>,
     metrics: Arc<Metrics>,
@@ -76,14 +78,6 @@ struct Empty {
 pub struct LoginTry {
     draws: [Draw; 2],
 }
-
-/// A request inside the gate, until dropped.
-#[derive(Debug)]
-pub struct InFlight(Arc<AtomicUsize>);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many requests in flight")]
-pub struct Overloaded;
 
 impl Limiter {
     /// The budgets of `limits`. Those that `old` has with the same quota and key go on
@@ -130,10 +124,13 @@ impl Limiter {
             logins_by_peer: kept(by_peer, "logins_by_peer", limits.logins_by_peer),
             logins_by_name: kept(by_name, "logins_by_name", limits.logins_by_name),
             unknown_tokens: kept(unknown, "unknown_tokens", limits.unknown_tokens),
-            in_flight: old
-                .map(|old| Arc::clone(&old.in_flight))
-                .unwrap_or_default(),
-            max_in_flight: limits.max_in_flight,
+            in_flight: match old {
+                Some(old) => {
+                    old.in_flight.resize(limits.max_in_flight);
+                    Arc::clone(&old.in_flight)
+                }
+                None => InFlightPlaces::new(limits.max_in_flight),
+            },
             store: store.cloned(),
             metrics,
         }
@@ -227,12 +224,7 @@ impl Limiter {
 
     /// A place inside the gate.
     pub fn in_flight(&self) -> Result<InFlight, Overloaded> {
-        let more = |inside| (inside < self.max_in_flight).then_some(inside + 1);
-        let entered = self
-            .in_flight
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        entered.map_err(|_| Overloaded)?;
-        Ok(InFlight(Arc::clone(&self.in_flight)))
+        self.in_flight.enter()
     }
 
     /// Forgets keys whose buckets are full again. To be called every few seconds.
@@ -363,21 +355,6 @@ impl LoginTry {
     /// The password was right: the attempt does not count.
     pub fn succeeded(mut self) {
         self.draws.iter_mut().for_each(Draw::give_back);
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Who shares a bucket: one IPv4 address, or one IPv6 /64, which is what a single
-/// host is usually given (RFC 6177).
-fn network(peer: IpAddr) -> (u8, u64) {
-    match peer.to_canonical() {
-        IpAddr::V4(address) => (4, u64::from(address.to_bits())),
-        IpAddr::V6(address) => (6, (address.to_bits() >> 64) as u64),
     }
 }
 

@@ -258,12 +258,13 @@ async fn turns_are_limited_and_the_queue_has_an_end() {
     let mut around = Surroundings::of(webapp.address).without_login();
     around.settings.concurrency = 1;
     let upstream = around.open().unwrap();
-    let turn = upstream.turn().await.unwrap();
-    let (crowded, ()) = tokio::join!(upstream.turn(), async {
+    let client = upstream.permits().key("client");
+    let turn = upstream.turn(client, false).await.unwrap();
+    let (crowded, ()) = tokio::join!(upstream.turn(client, false), async {
         eventually("queued", || around.metrics.upstream_queue.get() == 1).await;
     });
     assert!(crowded.is_err());
     assert_eq!(around.metrics.upstream_queue.get(), 0);
     drop(turn);
-    let _turn = upstream.turn().await.unwrap();
+    let _turn = upstream.turn(client, false).await.unwrap();
 }

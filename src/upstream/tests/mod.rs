@@ -7,6 +7,7 @@ mod connections;
 mod description;
 mod dialing;
 mod failures;
+mod fair_queue;
 mod keep_alive;
 mod login_model;
 mod names;
@@ -114,6 +115,7 @@ impl Surroundings {
             }),
             api_key: None,
             concurrency: 16,
+            stalled_streams: 64,
             queue_timeout: Duration::from_millis(50),
             idle_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),

@@ -15,29 +15,34 @@ use super::Gateway;
 
 pub(crate) struct Raw(pub TlsStream<TcpStream>);
 
+/// A TLS connection to the gate that offers `protocols`.
+pub(crate) async fn connected(gateway: &Gateway, protocols: &[&str]) -> TlsStream<TcpStream> {
+    let pem = gateway.folder.path().join("certs/ca.pem");
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(pem).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+    let tcp = TcpStream::connect(gateway.addresses.listeners[0])
+        .await
+        .unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = TlsConnector::from(Arc::new(config));
+    connector.connect(name, tcp).await.unwrap()
+}
+
 impl Raw {
     pub(crate) async fn connect(gateway: &Gateway) -> Self {
-        let pem = gateway.folder.path().join("certs/ca.pem");
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_file(pem).unwrap())
-            .unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let tcp = TcpStream::connect(gateway.addresses.listeners[0])
-            .await
-            .unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        Self(
-            TlsConnector::from(Arc::new(config))
-                .connect(name, tcp)
-                .await
-                .unwrap(),
-        )
+        Self(connected(gateway, &[]).await)
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {

@@ -1,5 +1,7 @@
 //! Memory, forgetting, and the edges of the arithmetic.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 
 fn small(max_keys: usize) -> Limiter {

@@ -1,0 +1,297 @@
+//! What the copies of one request body share: the client's stream, what is kept of it, and
+//! the request's turn while the body is on its way.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::headers;
+use super::pace::Pace;
+use super::upstream_turn::{ClientLag, SetAside, UpstreamTurn};
+use crate::upstream::{PermitTimeout, UpstreamPermit};
+
+/// Why a request body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("client's body broke off")]
+    Client(#[source] hyper::Error),
+    #[error("client's body is larger than this route allows")]
+    TooLarge,
+    #[error("client's body came too slowly")]
+    TooSlow,
+    #[error("body was taken back to be sent again")]
+    TakenBack,
+    #[error("no turn at the upstream for the end of a slow body")]
+    NoTurn,
+}
+
+/// What a body must keep to.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyRules {
+    pub max: u64,
+    pub replay_limit: usize,
+    pub idle: Duration,
+    /// Bytes per second; 0: none.
+    pub min_rate: u64,
+    /// End of the whole exchange.
+    pub deadline: Instant,
+}
+
+/// What the copies of one body share.
+#[derive(Debug)]
+pub(super) struct Upload(Mutex<Source>);
+
+#[derive(Debug)]
+pub(super) struct Source {
+    incoming: Incoming,
+    rules: BodyRules,
+    pace: Pace,
+    /// The newest copy.
+    pub(super) copy: u32,
+    pub(super) total: u64,
+    pub(super) kept: Vec<Bytes>,
+    kept_bytes: usize,
+    pub(super) trailers: Option<HeaderMap>,
+    pub(super) ended: bool,
+    /// More went by than is kept: it cannot be sent again.
+    pub(super) spilled: bool,
+    pub(super) failed: Option<BodyFailure>,
+    /// The request's turn while the body is on its way.
+    pub(super) turn: Option<UpstreamTurn>,
+    /// The last look found nothing.
+    is_clients_turn: bool,
+    lag: ClientLag,
+    /// Of who reads, if there is a turn to give back.
+    waker: Option<Waker>,
+    pub(super) end: Option<Box<WithheldEnd>>,
+}
+
+pub(super) type Piece = Option<Result<Frame<Bytes>, BodyError>>;
+
+/// The end of a body that waits for a turn.
+pub(super) struct WithheldEnd {
+    piece: Piece,
+    turn: Pin<Box<dyn Future<Output = Result<UpstreamPermit, PermitTimeout>> + Send>>,
+}
+
+impl fmt::Debug for WithheldEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WithheldEnd").finish_non_exhaustive()
+    }
+}
+
+/// What went wrong with the client's body, for the answer and the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyFailure {
+    TooLarge,
+    TooSlow,
+    Gone,
+    /// The client was slow, and the upstream had no turn left for the rest.
+    NoTurn,
+}
+
+impl Upload {
+    pub(super) fn new(incoming: Incoming, rules: BodyRules) -> Self {
+        Self(Mutex::new(Source {
+            incoming,
+            rules,
+            pace: Pace::new(rules.idle, rules.min_rate, rules.deadline),
+            copy: 0,
+            total: 0,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            trailers: None,
+            ended: false,
+            spilled: false,
+            failed: None,
+            turn: None,
+            is_clients_turn: false,
+            lag: ClientLag::default(),
+            waker: None,
+            end: None,
+        }))
+    }
+
+    pub(super) fn is_clients_turn(&self) -> bool {
+        let source = self.lock();
+        source.is_clients_turn && !source.ended
+    }
+
+    /// Takes the turn back if the client is slow; false when there is none any more.
+    pub(super) fn look(&self) -> bool {
+        let mut source = self.lock();
+        let is_clients_turn = source.is_clients_turn;
+        let Some(turn) = &mut source.turn else {
+            return false;
+        };
+        if turn.is_permit() && source.lag.look(is_clients_turn) {
+            source.set_aside();
+        }
+        true
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Source> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source {
+    pub(super) fn replay_limit(&self) -> u64 {
+        self.rules.replay_limit as u64
+    }
+
+    pub(super) fn poll_prefetch(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        while !self.ended {
+            if self.failed.is_some() || self.kept_bytes >= self.rules.replay_limit {
+                return Poll::Ready(false);
+            }
+            if let Some(Ok(frame)) = ready!(self.poll_incoming(cx)) {
+                self.kept_first(frame);
+            }
+        }
+        Poll::Ready(true)
+    }
+
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        if self.end.is_some() {
+            return self.poll_end(cx);
+        }
+        let piece = ready!(self.poll_incoming(cx));
+        if let Some(Ok(frame)) = &piece
+            && let Some(data) = frame.data_ref()
+        {
+            self.keep(data);
+        }
+        let is_end = self.ended
+            || piece
+                .as_ref()
+                .is_none_or(|piece| piece.as_ref().is_ok_and(Frame::is_trailers));
+        if is_end && let Some(turn) = self.turn.as_ref().and_then(UpstreamTurn::resumed) {
+            let turn = Box::pin(turn);
+            self.end = Some(Box::new(WithheldEnd { piece, turn }));
+            return self.poll_end(cx);
+        }
+        Poll::Ready(piece)
+    }
+
+    /// The end of a body whose turn was given back: the upstream works on it from here on.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        let Some(end) = &mut self.end else {
+            return Poll::Ready(None);
+        };
+        let turn = ready!(end.turn.as_mut().poll(cx));
+        let piece = end.piece.take();
+        self.end = None;
+        match (turn, &mut self.turn) {
+            (Ok(permit), Some(turn)) => {
+                *turn = UpstreamTurn::Permit(permit);
+                Poll::Ready(piece)
+            }
+            // The answer came first, and has the turn.
+            (_, None) => Poll::Ready(piece),
+            (Err(_), Some(_)) => {
+                self.failed = Some(BodyFailure::NoTurn);
+                Poll::Ready(Some(Err(BodyError::NoTurn)))
+            }
+        }
+    }
+
+    fn set_aside(&mut self) {
+        let Some(turn) = &mut self.turn else { return };
+        if turn.set_aside() == SetAside::MustEnd {
+            self.failed = Some(BodyFailure::NoTurn);
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if self.failed == Some(BodyFailure::NoTurn) {
+            return Poll::Ready(Some(Err(BodyError::NoTurn)));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            self.is_clients_turn = true;
+            if self.turn.is_some() {
+                self.waker = Some(cx.waker().clone());
+            }
+            ready!(self.pace.poll_too_slow(cx));
+            self.failed = Some(BodyFailure::TooSlow);
+            return Poll::Ready(Some(Err(BodyError::TooSlow)));
+        };
+        self.is_clients_turn = false;
+        match frame {
+            None => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                self.failed = Some(BodyFailure::Gone);
+                Poll::Ready(Some(Err(BodyError::Client(error))))
+            }
+            Some(Ok(frame)) => {
+                let frame = self.accept(frame);
+                self.ended = frame.is_ok() && self.incoming.is_end_stream();
+                Poll::Ready(Some(frame))
+            }
+        }
+    }
+
+    fn accept(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+        let frame = match frame.into_data() {
+            Ok(piece) => {
+                self.total += piece.len() as u64;
+                self.pace.moved(piece.len());
+                if self.total > self.rules.max {
+                    self.failed = Some(BodyFailure::TooLarge);
+                    return Err(BodyError::TooLarge);
+                }
+                return Ok(Frame::data(piece));
+            }
+            Err(frame) => frame,
+        };
+        match frame.into_trailers() {
+            Ok(trailers) => {
+                // A field that would change how the message is read has no place here
+                // (RFC 9110 6.5.1), and a credential even less.
+                let trailers = headers::safe_trailers(trailers);
+                self.trailers = Some(trailers.clone());
+                Ok(Frame::trailers(trailers))
+            }
+            Err(frame) => Ok(frame),
+        }
+    }
+
+    /// A piece that has come before the request was sent. The last of them may go over
+    /// the limit: it is here, and can be sent as often as the others.
+    fn kept_first(&mut self, frame: Frame<Bytes>) {
+        if let Ok(piece) = frame.into_data() {
+            self.kept_bytes += piece.len();
+            self.kept.push(piece);
+        }
+    }
+
+    fn keep(&mut self, piece: &Bytes) {
+        if self.spilled {
+            return;
+        }
+        if self.kept_bytes + piece.len() > self.rules.replay_limit {
+            self.spilled = true;
+            self.kept = Vec::new();
+            return;
+        }
+        self.kept_bytes += piece.len();
+        self.kept.push(piece.clone());
+    }
+}

@@ -1,0 +1,204 @@
+//! Permits to have a request at the upstream, and places for streams that have given
+//! their permit back because their client is slow.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::fair_queue::{ClientSlot, FairQueue, WaiterId};
+use crate::config;
+use crate::metrics::{Gauged, Metrics};
+use crate::shares::{ShareHasher, ShareKey, SharePool, SharedPlace};
+
+/// Of so many permits one is for monitoring alone.
+const PER_RESERVED: usize = 16;
+/// Fewer permits have no reserve.
+const LEAST_WITH_RESERVE: usize = 4;
+
+/// The queue did not come to this request in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no turn at the upstream within {waited:?}")]
+pub struct PermitTimeout {
+    pub waited: Duration,
+    /// When the requests that waited too will have had their turn, as fast as it goes now.
+    pub retry_after: Duration,
+}
+
+/// All permits of one upstream.
+#[derive(Debug)]
+pub struct UpstreamPermits {
+    queue: FairQueue,
+    queue_timeout: Duration,
+    hasher: ShareHasher,
+    stalled: Arc<SharePool>,
+    most_stalled: usize,
+    metrics: Arc<Metrics>,
+}
+
+/// Leave to have one request at the upstream; drop it when the answer has ended.
+#[derive(Debug)]
+#[must_use = "the permit ends when this is dropped"]
+pub struct UpstreamPermit {
+    permits: Arc<UpstreamPermits>,
+    slot: ClientSlot,
+}
+
+/// What a stream has in place of a permit while its client is slow.
+#[derive(Debug)]
+pub struct StalledPlace {
+    permits: Arc<UpstreamPermits>,
+    place: SharedPlace,
+    _counted: Gauged,
+}
+
+/// A request in the queue. Dropping it frees its place there.
+struct QueuedRequest {
+    permits: Arc<UpstreamPermits>,
+    /// None: it has its permit.
+    waiter: Option<WaiterId>,
+}
+
+impl UpstreamPermits {
+    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<Metrics>) -> Arc<Self> {
+        let permits = settings.concurrency;
+        let reserve = match permits {
+            ..LEAST_WITH_RESERVE => 0,
+            _ => (permits / PER_RESERVED).max(1),
+        };
+        Arc::new(Self {
+            queue: FairQueue::new(permits, reserve),
+            queue_timeout: settings.queue_timeout,
+            hasher: ShareHasher::default(),
+            stalled: SharePool::new(),
+            most_stalled: settings.stalled_streams,
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    /// Names a client in these permits.
+    pub fn key(&self, client: impl std::hash::Hash) -> ShareKey {
+        self.hasher.key(client)
+    }
+
+    /// A permit at once if one is free for this client, else when its turn comes.
+    pub async fn acquire(
+        self: &Arc<Self>,
+        client: ShareKey,
+        is_monitoring: bool,
+    ) -> Result<UpstreamPermit, PermitTimeout> {
+        match self.queue.try_take(client, is_monitoring) {
+            Some(slot) => Ok(UpstreamPermit {
+                permits: Arc::clone(self),
+                slot,
+            }),
+            None => Box::pin(self.wait(client, is_monitoring)).await,
+        }
+    }
+
+    async fn wait(
+        self: &Arc<Self>,
+        client: ShareKey,
+        is_monitoring: bool,
+    ) -> Result<UpstreamPermit, PermitTimeout> {
+        let _queued = Gauged::enter(&self.metrics.upstream_queue);
+        let before = self.queue.length().granted;
+        let began = Instant::now();
+        let request = QueuedRequest {
+            permits: Arc::clone(self),
+            waiter: Some(self.queue.enqueue(client, is_monitoring)),
+        };
+        match timeout(self.queue_timeout, request).await {
+            Ok(permit) => Ok(permit),
+            Err(_) => Err(self.too_late(before, began.elapsed())),
+        }
+    }
+
+    /// The queue that is left, at the speed with which it moved during the wait.
+    fn too_late(&self, granted_before: u64, waited: Duration) -> PermitTimeout {
+        let now = self.queue.length();
+        let granted = now.granted.saturating_sub(granted_before).max(1);
+        let queue = now.waiting as f64 / granted as f64;
+        let seconds = (waited.as_secs_f64() * queue).clamp(1.0, 60.0);
+        PermitTimeout {
+            waited: self.queue_timeout,
+            retry_after: Duration::from_secs_f64(seconds),
+        }
+    }
+}
+
+impl UpstreamPermit {
+    /// Gives the permit back for a place among the streams with slow clients; the permit
+    /// itself when the client has its share of those.
+    pub fn set_aside(self) -> Result<StalledPlace, Self> {
+        let key = self.permits.queue.key(self.slot);
+        let most = self.permits.most_stalled;
+        let Some(place) = self.permits.stalled.take(key, most) else {
+            return Err(self);
+        };
+        let metrics = &self.permits.metrics;
+        metrics.stalled_streams_total.inc();
+        Ok(StalledPlace {
+            _counted: Gauged::enter(&metrics.stalled_streams),
+            permits: Arc::clone(&self.permits),
+            place,
+        })
+    }
+
+    /// Whether a stalled stream of the same client would free a place for this one.
+    pub fn is_of_client(&self, stalled: &StalledPlace) -> bool {
+        Arc::ptr_eq(&self.permits, &stalled.permits)
+            && self.permits.queue.key(self.slot) == stalled.place.key()
+    }
+
+    /// Whether a request waits for a permit, so that a stream must end for it. Counted.
+    pub fn is_wanted_by_others(&self) -> bool {
+        let is_wanted = self.permits.queue.length().waiting > 0;
+        if is_wanted {
+            self.permits.metrics.stalled_streams_cut.inc();
+        }
+        is_wanted
+    }
+}
+
+impl Drop for UpstreamPermit {
+    fn drop(&mut self) {
+        self.permits.queue.release(self.slot);
+    }
+}
+
+impl StalledPlace {
+    /// A permit again, for what the upstream has to do from here on. The place is kept
+    /// while this waits.
+    pub fn resume(&self) -> impl Future<Output = Result<UpstreamPermit, PermitTimeout>> + use<> {
+        let (permits, key) = (Arc::clone(&self.permits), self.place.key());
+        async move { permits.acquire(key, false).await }
+    }
+}
+
+impl Future for QueuedRequest {
+    type Output = UpstreamPermit;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<UpstreamPermit> {
+        let Some(waiter) = self.waiter else {
+            return Poll::Pending; // polled after its end
+        };
+        self.permits.queue.poll_permit(waiter, cx).map(|slot| {
+            self.waiter = None;
+            UpstreamPermit {
+                permits: Arc::clone(&self.permits),
+                slot,
+            }
+        })
+    }
+}
+
+impl Drop for QueuedRequest {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter {
+            self.permits.queue.leave(waiter);
+        }
+    }
+}
