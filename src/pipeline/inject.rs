@@ -64,11 +64,26 @@ pub(super) struct Inbound<'a> {
     head: &'a Parts,
     said: Said,
     body: BodyHandle,
+    /// The gate itself reads the answer.
+    is_answer_read: bool,
 }
 
 impl<'a> Inbound<'a> {
     pub(super) fn new(head: &'a Parts, said: Said, body: BodyHandle) -> Self {
-        Self { head, said, body }
+        Self {
+            head,
+            said,
+            body,
+            is_answer_read: false,
+        }
+    }
+
+    /// The same, asking for an answer that the gate can read.
+    pub(super) fn answer_read(self) -> Self {
+        Self {
+            is_answer_read: true,
+            ..self
+        }
     }
 
     pub(super) fn body(&self) -> &BodyHandle {
@@ -109,6 +124,9 @@ pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried
         *outbound.uri_mut() = Uri::from(target.clone());
     }
     *outbound.headers_mut() = headers::upward(&request.head.headers, &request.said);
+    if request.is_answer_read {
+        headers::ask_plain(outbound.headers_mut());
+    }
     carry(outbound.headers_mut(), carried);
     Outbound(outbound)
 }
@@ -117,6 +135,7 @@ pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried
 pub(super) fn probe(path: &PathAndQuery, carried: &Carried) -> Outbound {
     let mut outbound = Request::new(RequestBody::empty());
     *outbound.uri_mut() = Uri::from(path.clone());
+    headers::ask_plain(outbound.headers_mut());
     carry(outbound.headers_mut(), carried);
     Outbound(outbound)
 }

@@ -37,6 +37,7 @@ impl Ready<'_> {
             kind,
             client: &self.who.client,
             peer: self.peer,
+            route: self.route,
             path: head.uri.path(),
             headers: &head.headers,
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, DATE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, DATE, HOST, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -24,7 +24,7 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 /// A longer `Retry-After` is honoured only this far: it may be a mistake, and
 /// nobody is there to correct it.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
 /// Why a login brought no token.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +166,7 @@ impl LoginCall {
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.extend(question.header);
         request

@@ -38,6 +38,7 @@ mod keeper;
 mod login;
 mod pace;
 mod pool;
+mod probe;
 mod renewer;
 mod session;
 mod sync {
@@ -57,6 +58,7 @@ pub use description::{
 };
 pub use held::Patience;
 pub use keeper::LeaseKeeper;
+pub use probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use session::{Lease, NoLease, Session, Status, Why};
 pub use trust::TrustError;
 
@@ -122,6 +124,7 @@ pub struct Upstream {
     /// The `Host` of requests to it.
     host: HeaderValue,
     dialer: Arc<Dialer>,
+    probe: Option<TokenProbe>,
     session: Option<Arc<Session>>,
     api_key: ArcSwapOption<Lease>,
     api_key_source: Option<SecretSource>,
@@ -182,11 +185,7 @@ impl Upstream {
             upstream: Arc::clone(name),
         })?;
         let dialer = Arc::new(dialer(settings)?);
-        let api_key = settings.api_key.as_ref().map(read_api_key).transpose();
-        let api_key = api_key.map_err(|source| Error::ApiKey {
-            upstream: Arc::clone(name),
-            source,
-        })?;
+        let api_key = api_key(settings)?;
         let stop = stop.child();
         let turns = settings.concurrency.min(Semaphore::MAX_PERMITS);
         let session = settings.login.as_ref().map(|login| {
@@ -220,6 +219,7 @@ impl Upstream {
             session
         });
         let upstream = Arc::new(Self {
+            probe: TokenProbe::of(settings, &host, &dialer, metrics),
             name: Arc::clone(name),
             base: settings.base.clone(),
             host,
@@ -242,6 +242,11 @@ impl Upstream {
     /// None: nothing is injected but an API key, perhaps.
     pub fn session(&self) -> Option<&Arc<Session>> {
         self.session.as_ref()
+    }
+
+    /// How this upstream is asked about a token; None: it cannot be.
+    pub fn probe(&self) -> Option<&TokenProbe> {
+        self.probe.as_ref()
     }
 
     /// What monitoring nodes carry in place of the session's lease.
@@ -364,6 +369,14 @@ fn host(base: &BaseAddress) -> Option<HeaderValue> {
         format!("{name}:{}", base.port)
     };
     HeaderValue::from_str(&text).ok()
+}
+
+fn api_key(settings: &config::Upstream) -> Result<Option<Lease>, Error> {
+    let key = settings.api_key.as_ref().map(read_api_key).transpose();
+    key.map_err(|source| Error::ApiKey {
+        upstream: Arc::clone(&settings.name),
+        source,
+    })
 }
 
 fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
