@@ -32,6 +32,7 @@ fn settings() -> Users {
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: Duration::from_secs(604_800),
         max_tokens_per_user: TOKENS,
+        at_token_cap: tollgate::config::AtTokenCap::EndOldest,
         max_tokens: TOKENS,
         first_admin: None,
         hashing_slots: 1,
@@ -197,6 +198,7 @@ fn limiter(c: &mut Criterion) {
         logins_by_peer: plenty,
         logins_by_name: plenty,
         unknown_tokens: plenty,
+        unknown_tokens_by_peer: plenty,
         max_keys: 2 * CLIENTS,
         max_in_flight: 1_000,
     };

@@ -1,6 +1,7 @@
 //! Time. The only caller of `SystemTime`: everything else asks here, so that
 //! wall time and monotonic time are never mixed up.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
@@ -96,6 +97,28 @@ impl Deadline {
     /// The same moment as seconds since 1970.
     pub fn unix_seconds(&self) -> i64 {
         i64::try_from(self.wall_millis / 1000).unwrap_or(i64::MAX)
+    }
+}
+
+/// Lets one log line through per span, so that what happens often does not fill the log.
+#[derive(Debug, Default)]
+pub struct LogThrottle {
+    /// Milliseconds since 1970 before which nothing more is said.
+    until: AtomicU64,
+}
+
+impl LogThrottle {
+    /// Whether a line may be written now.
+    pub fn may_log(&self, span: Duration) -> bool {
+        let now = unix_millis();
+        let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let next = |until: u64| {
+            // One too far ahead was written before the clock was set back.
+            let is_quiet = until > now && until - now <= millis;
+            (!is_quiet).then(|| now.saturating_add(millis))
+        };
+        let (order, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        self.until.fetch_update(order, relaxed, next).is_ok()
     }
 }
 

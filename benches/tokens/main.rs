@@ -226,6 +226,7 @@ fn store() -> Arc<TokenStore> {
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: WEEK,
         max_tokens_per_user: usize::MAX,
+        at_token_cap: tollgate::config::AtTokenCap::EndOldest,
         max_tokens: usize::MAX,
         first_admin: None,
         hashing_slots: 1,

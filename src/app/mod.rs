@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::identity::{FirstAdmin, Keys};
 use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
 use crate::metrics::Metrics;
-use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared};
+use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared, keep_probe_tried};
 use crate::upstream::UpstreamOpening;
 use crate::via::GatewayVia;
 use kept::Kept;
@@ -265,6 +265,8 @@ impl Parts {
         let shared = Arc::clone(&self.shared);
         self.tasks
             .spawn("limit sweep", sweep_limits(shared, self.control.clone()));
+        let tried = keep_probe_tried(Arc::clone(&self.shared), self.control.clone());
+        self.tasks.spawn("token probe", tried);
         for gate in &gates {
             if let Some(tls) = gate.tls() {
                 let watch = Arc::clone(tls).watch(self.control.clone(), Arc::clone(&steering.hup));

@@ -4,6 +4,9 @@ use std::sync::Arc;
 
 use super::Parts;
 use crate::admin;
+use crate::config::UnknownTokens;
+use crate::pipeline::Live;
+use crate::upstream::ProbeTrust;
 
 impl Parts {
     pub(super) fn for_operator(&self) -> admin::Parts {
@@ -78,15 +81,34 @@ impl Parts {
 
     /// What is wrong and does not keep the next request from succeeding.
     fn notes(&self) -> Arc<dyn Fn() -> Option<String> + Send + Sync> {
-        let tokens = Arc::clone(&self.shared.tokens);
+        let shared = Arc::clone(&self.shared);
         let pending = self.pending.clone();
         Arc::new(move || {
-            let store = tokens.trouble();
-            let store = store.map(|trouble| {
+            let store = shared.tokens.trouble().map(|trouble| {
                 format!("store: {trouble}; logins, logouts and changes are refused")
             });
-            let notes: Vec<String> = store.into_iter().chain(pending.note()).collect();
+            let probe = probe_note(&shared.live.load());
+            let notes: Vec<String> = [store, probe, pending.note()]
+                .into_iter()
+                .flatten()
+                .collect();
             (!notes.is_empty()).then(|| notes.join("\n"))
         })
+    }
+}
+
+/// Why unknown tokens are not asked about, where they should be.
+fn probe_note(live: &Live) -> Option<String> {
+    let is_asking = live.config.users.unknown_tokens == UnknownTokens::Ask;
+    let probe = live.upstream.probe().filter(|_| is_asking)?;
+    let path = probe.path();
+    match probe.trust() {
+        ProbeTrust::Discriminates => None,
+        ProbeTrust::PassesAnything => Some(format!(
+            "probe: {path} accepts made-up tokens; unknown tokens are rejected, not asked about"
+        )),
+        ProbeTrust::Unknown => Some(format!(
+            "probe: {path} has not refused a made-up token yet; unknown tokens get 503"
+        )),
     }
 }

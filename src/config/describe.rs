@@ -3,7 +3,9 @@
 use std::fmt::{self, Write as _};
 
 use super::display::{Span, listed};
-use super::{Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Route};
+use super::{
+    AtTokenCap, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Route,
+};
 use super::{Store, StorePlace, Trust, UnknownTokens, Upstream, Users};
 
 impl Config {
@@ -61,7 +63,14 @@ impl Config {
             page.row("limit", describe_limit(limit));
         }
         let by = (limits.logins_by_peer, limits.logins_by_name);
-        page.row("logins", format!("by peer {}, by name {}", by.0, by.1));
+        page.row(
+            "logins",
+            format!("by peer {}, by name and peer {}", by.0, by.1),
+        );
+        if self.users.unknown_tokens == UnknownTokens::Ask {
+            let by = (limits.unknown_tokens_by_peer, limits.unknown_tokens);
+            page.row("unknown", format!("by peer {}, in all {}", by.0, by.1));
+        }
         let caps = (limits.max_in_flight, limits.max_keys);
         page.row(
             "at most",
@@ -204,6 +213,13 @@ fn describe_users(page: &mut Page, users: &Users) {
             Directory::Webapp => {
                 format!("the upstream's; {unknown}; {each} tokens each, {all} in all")
             }
+        },
+    );
+    page.row(
+        "",
+        match users.at_token_cap {
+            AtTokenCap::EndOldest => "one login more ends that user's oldest unused token",
+            AtTokenCap::Refuse => "one login more is refused",
         },
     );
     if let Some(admin) = &users.first_admin {

@@ -170,7 +170,9 @@ pub struct Users {
     pub directory: Directory,
     pub unknown_tokens: UnknownTokens,
     pub token_lifetime: Duration,
+    /// At most a quarter of `max_tokens`: no user can fill the gate alone.
     pub max_tokens_per_user: usize,
+    pub at_token_cap: AtTokenCap,
     pub max_tokens: usize,
     /// None: made at first start with a random password that is shown once.
     pub first_admin: Option<FirstAdmin>,
@@ -189,6 +191,14 @@ pub enum Directory {
 pub enum UnknownTokens {
     Reject,
     Ask,
+}
+
+/// What a login does when its user has as many tokens as are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtTokenCap {
+    /// The user's oldest token that has not been used lately ends.
+    EndOldest,
+    Refuse,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -303,9 +313,12 @@ pub struct Quota {
 pub struct Limits {
     pub policies: Vec<Limit>,
     pub logins_by_peer: Quota,
+    /// One user name from one peer.
     pub logins_by_name: Quota,
-    /// Questions to the Webapp about unknown tokens, all together.
+    /// Questions to the Webapp about unknown tokens of peers that have not brought a good
+    /// one lately, all together.
     pub unknown_tokens: Quota,
+    pub unknown_tokens_by_peer: Quota,
     /// Keys one policy remembers; beyond it new keys share one bucket.
     pub max_keys: usize,
     /// Requests inside the gate at once, queued ones included.

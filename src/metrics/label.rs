@@ -92,8 +92,19 @@ label!(
     /// What became of a token.
     TokenEvent as "event" {
         Minted = "minted", Learned = "learned", Revoked = "revoked", Expired = "expired",
-        Refused = "refused",
+        Displaced = "displaced", Refused = "refused",
     }
+);
+label!(
+    /// Why the gate could not read the answer to a relayed login.
+    UnreadLogin as "why" {
+        Coded = "coded", TooLong = "too_long", NotJson = "not_json", NoToken = "no_token",
+        Ended = "ended",
+    }
+);
+label!(
+    /// Whose cap on tokens.
+    TokenCap as "cap" { User = "user", All = "all" }
 );
 label!(
     /// How a connection to the upstream was had, or why not.

@@ -14,7 +14,7 @@ mod route;
 pub use label::{
     Blame, ClientLogin, Connect, ConnectionEnd, Counters, Gauged, Injected, Label, LimitOutcome,
     LoginOutcome, ProbeOutcome, Reason, Reload, Repeat, StoreAnswer, StoreFailure, StoreOutcome,
-    TokenEvent,
+    TokenCap, TokenEvent, UnreadLogin,
 };
 pub use route::RouteCounts;
 
@@ -58,6 +58,9 @@ pub struct Metrics {
     pub upstream_up: IntGauge,
     pub upstream_breaker_openings: IntCounter,
     pub upstream_probes: Counters<ProbeOutcome>,
+    pub probe_trusted: IntGauge,
+    pub unread_logins: Counters<UnreadLogin>,
+    pub token_caps_near: Counters<TokenCap>,
     pub limited: Counters<LimitOutcome>,
     pub limit_keys: IntGaugeVec,
     pub store_up: IntGauge,
@@ -164,7 +167,7 @@ impl Metrics {
             token_events: Counters::new(
                 r,
                 "tollgate_token_events_total",
-                "Client tokens minted, learned, revoked, expired, or refused by a cap.",
+                "Client tokens minted, learned, revoked, expired, displaced by a newer one at a user's cap, or refused by a cap.",
             ),
             client_logins: Counters::new(
                 r,
@@ -265,6 +268,21 @@ impl Metrics {
                 r,
                 "tollgate_upstream_probes_total",
                 "Small requests of the gate itself that check a failing upstream.",
+            ),
+            probe_trusted: gauge(
+                r,
+                "tollgate_token_probe_trusted",
+                "1 while the upstream's probe is known to refuse made-up tokens; 0 before it was tried, or when it accepts them.",
+            ),
+            unread_logins: Counters::new(
+                r,
+                "tollgate_unread_logins_total",
+                "Relayed logins whose answer the gate could not read; the answer was passed on and its token not learned.",
+            ),
+            token_caps_near: Counters::new(
+                r,
+                "tollgate_token_caps_near_total",
+                "Logins after which a user, or all users together, held 80 % or more of the tokens allowed.",
             ),
             limited: Counters::new(
                 r,

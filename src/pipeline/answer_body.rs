@@ -4,8 +4,10 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 
 use super::record::Record;
 use super::streaming::{StreamError, Streaming};
@@ -22,6 +24,42 @@ enum Kind {
     Empty,
     Full(Bytes),
     Streaming(Streaming),
+    Replayed(Box<ReplayedBody>),
+}
+
+/// A body of which the gate has read the beginning, or all.
+#[derive(Debug)]
+struct ReplayedBody {
+    read: Bytes,
+    rest: Option<Body>,
+    trailers: Option<HeaderMap>,
+    /// Of the whole, as it was stated before any of it was read.
+    length: SizeHint,
+}
+
+impl ReplayedBody {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+        if !self.read.is_empty() {
+            let read = std::mem::take(&mut self.read);
+            return Poll::Ready(Some(Ok(Frame::data(read))));
+        }
+        match &mut self.rest {
+            Some(rest) => Pin::new(rest).poll_frame(cx),
+            None => Poll::Ready(
+                self.trailers
+                    .take()
+                    .map(|fields| Ok(Frame::trailers(fields))),
+            ),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let is_rest_over = self.rest.as_ref().is_none_or(HttpBody::is_end_stream);
+        self.read.is_empty() && is_rest_over && self.trailers.is_none()
+    }
 }
 
 impl Body {
@@ -39,6 +77,49 @@ impl Body {
 
     pub fn streaming(body: Streaming) -> Self {
         Self::of(Kind::Streaming(body))
+    }
+
+    /// Reads up to `most` bytes ahead. Gives the content, if that is all there is, and a
+    /// body with everything in it that this one had.
+    pub(super) async fn read_ahead(
+        mut self,
+        most: usize,
+    ) -> Result<(Option<Bytes>, Self), StreamError> {
+        let length = self.size_hint();
+        let mut read = BytesMut::new();
+        let mut trailers = None;
+        while let Some(frame) = self.frame().await {
+            match frame?.into_data() {
+                Ok(piece) => read.extend_from_slice(&piece),
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+            if read.len() > most {
+                return Ok((
+                    None,
+                    Self::replayed(read.freeze(), Some(self), None, length),
+                ));
+            }
+        }
+        let read = read.freeze();
+        let whole = match trailers {
+            None => Self::full(read.clone()),
+            some => Self::replayed(read.clone(), None, some, length),
+        };
+        Ok((Some(read), whole))
+    }
+
+    fn replayed(
+        read: Bytes,
+        rest: Option<Self>,
+        trailers: Option<HeaderMap>,
+        length: SizeHint,
+    ) -> Self {
+        Self::of(Kind::Replayed(Box::new(ReplayedBody {
+            read,
+            rest,
+            trailers,
+            length,
+        })))
     }
 
     fn of(kind: Kind) -> Self {
@@ -83,6 +164,7 @@ impl HttpBody for Body {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             Kind::Streaming(body) => Pin::new(body).poll_frame(cx),
+            Kind::Replayed(body) => body.poll_next(cx),
         };
         match &next {
             Poll::Ready(None) => self.ended(),
@@ -108,6 +190,7 @@ impl HttpBody for Body {
             Kind::Empty => true,
             Kind::Full(_) => false,
             Kind::Streaming(body) => body.is_end_stream(),
+            Kind::Replayed(body) => body.is_over(),
         }
     }
 
@@ -116,6 +199,7 @@ impl HttpBody for Body {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Streaming(body) => body.size_hint(),
+            Kind::Replayed(body) => body.length,
         }
     }
 }

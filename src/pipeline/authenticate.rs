@@ -98,7 +98,7 @@ where
     }
 }
 
-fn asks(live: &Live) -> bool {
+pub(super) fn asks(live: &Live) -> bool {
     let users = &live.config.users;
     users.directory == Directory::Webapp && users.unknown_tokens == UnknownTokens::Ask
 }

@@ -77,11 +77,26 @@ pub(super) struct Inbound<'a> {
     head: &'a Parts,
     said: Said<'a>,
     body: BodyHandle,
+    /// The gate itself reads the answer.
+    is_answer_read: bool,
 }
 
 impl<'a> Inbound<'a> {
     pub(super) fn new(head: &'a Parts, said: Said<'a>, body: BodyHandle) -> Self {
-        Self { head, said, body }
+        Self {
+            head,
+            said,
+            body,
+            is_answer_read: false,
+        }
+    }
+
+    /// The same, asking for an answer that the gate can read.
+    pub(super) fn answer_read(self) -> Self {
+        Self {
+            is_answer_read: true,
+            ..self
+        }
     }
 
     pub(super) fn body(&self) -> &BodyHandle {
@@ -127,6 +142,9 @@ pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried
         *outbound.uri_mut() = Uri::from(target.clone());
     }
     *outbound.headers_mut() = headers::upward(&request.head.headers, &request.said);
+    if request.is_answer_read {
+        headers::ask_plain(outbound.headers_mut());
+    }
     carry(outbound.headers_mut(), carried);
     Outbound(outbound)
 }
@@ -135,6 +153,7 @@ pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried
 pub(super) fn probe(path: &PathAndQuery, carried: &Carried) -> Outbound {
     let mut outbound = Request::new(RequestBody::empty());
     *outbound.uri_mut() = Uri::from(path.clone());
+    headers::ask_plain(outbound.headers_mut());
     carry(outbound.headers_mut(), carried);
     Outbound(outbound)
 }

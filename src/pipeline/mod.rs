@@ -31,8 +31,8 @@ mod upload;
 mod upstream_turn;
 mod users_node;
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
@@ -40,14 +40,17 @@ use http::{Response, StatusCode};
 use hyper::body::Incoming;
 
 pub use answer_body::Body;
-pub use limit::{Admitted, InFlight, Limiter, LoginTry, Overloaded, RateFacts, Subject, TooMany};
+pub use limit::{
+    Admitted, InFlight, Limiter, LoginHeld, LoginTry, Overloaded, RateFacts, Subject, TokenTry,
+    TooMany,
+};
 pub use peer::{Peer, TlsFacts};
 pub use reject::{Face, Rejection};
 pub use request_body::RequestBody;
 pub use route::RouteTable;
 pub use steps::{clean_fields, presents_credential};
 pub use streaming::Flows;
-pub use unknown::Questions;
+pub use unknown::{Questions, keep_probe_tried};
 
 use crate::config::{Config, Target, UsersCall};
 use crate::identity::{KeyRing, Keys, Users};
@@ -55,12 +58,11 @@ use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
 use crate::token::{TokenDigest, TokenStore};
-use crate::upstream::{Patience, Upstream};
+use crate::upstream::Upstream;
 use crate::via::GatewayVia;
 use authenticate::{Authenticated, authenticate};
 use forward::Way;
 use here::{Here, Newest};
-use inject::Carried;
 use ready::{Ready, credential_source};
 use record::Record;
 use relay::Relay;
@@ -150,7 +152,7 @@ impl Pipeline {
         }
 
         let line = (&head.method, path, &head.headers);
-        let ask = |token, digest| Box::pin(self.ask(here, token, digest));
+        let ask = |token, digest| Box::pin(self.ask(here, origin, token, digest));
         let who = authenticate(live, &self.shared.tokens, route, line, ask).await?;
         record.client(&who.client);
         record.claim_place(&who.client)?;
@@ -160,8 +162,14 @@ impl Pipeline {
             peer: origin,
             class: &route.class,
         };
-        let admitted = live.limiter.admit(subject, route.max_wait).await;
-        let admitted = admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+        let admitted = match route.target {
+            // Limited further on, once it is known who tries to log in.
+            Target::UsersNode(UsersCall::Login) => Admitted::default(),
+            _ => {
+                let admitted = live.limiter.admit(subject, route.max_wait).await;
+                admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))?
+            }
+        };
 
         let ready = Ready {
             live,
@@ -183,9 +191,7 @@ impl Pipeline {
             }
         };
         let mut answer = answer?;
-        if let Some(facts) = admitted.facts {
-            facts.put(answer.headers_mut());
-        }
+        admitted.put(answer.headers_mut());
         Ok(answer)
     }
 
@@ -236,11 +242,12 @@ impl Pipeline {
             way: &way,
             tokens: &self.shared.tokens,
             limiter: &ready.live.limiter,
+            questions: &self.shared.questions,
             metrics: &self.shared.metrics,
         };
         let call = ready.call(kind, head);
         relay
-            .answer(&call, &ready.who, (&request, body), record)
+            .answer(&call, &ready.who, (request, body), record)
             .await
     }
 
@@ -269,46 +276,32 @@ impl Pipeline {
     async fn ask(
         &self,
         here: &Arc<Here>,
+        peer: IpAddr,
         token: Secret,
         digest: TokenDigest,
     ) -> Result<Asked, Rejection> {
+        if unknown::is_hopeless(&here.live) {
+            return Ok(Asked::Unknown);
+        }
         let (question, waiting) = match self.shared.questions.turn(digest) {
             unknown::Turn::Refused => return Ok(Asked::Unknown),
             unknown::Turn::Wait(waiting) => return unknown::wait(waiting).await,
             unknown::Turn::Put(question, waiting) => (question, waiting),
         };
-        let limit = here.live.limiter.admit_unknown_token().await;
-        limit.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+        let attempt = here.live.limiter.admit_unknown_token(peer).await;
+        let attempt = attempt.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
         let asking = Arc::clone(here);
         let tokens = Arc::clone(&self.shared.tokens);
-        let first_byte = here
-            .live
-            .config
-            .upstream
-            .first_byte_timeout
-            .min(Duration::from_secs(10));
         // A task of its own: the client may leave, others wait for the same answer.
         self.tasks.spawn("unknown token", async move {
-            let verdict = match probe(&asking, &token, first_byte).await {
-                Some(status) => unknown::learn(&tokens, *question.digest(), &token, status).await,
-                None => unknown::Verdict::NoAnswer,
-            };
+            let verdict = unknown::put(&asking, &tokens, *question.digest(), &token).await;
+            if matches!(verdict, unknown::Verdict::Known(_)) {
+                attempt.succeeded();
+            }
             question.settle(verdict);
         });
         unknown::wait(waiting).await
     }
-}
-
-/// Puts a client's token to the Webapp; None when it could not say.
-async fn probe(here: &Here, token: &Secret, first_byte: Duration) -> Option<StatusCode> {
-    let path = here.live.config.upstream.probe.as_ref()?;
-    here.live.upstream.health().check().ok()?;
-    let upstream = &here.live.upstream;
-    // All such questions together are one client.
-    let client = upstream.permits().key("unknown tokens");
-    let _turn = upstream.turn(client, false).await.ok()?;
-    let patience = Patience::within(first_byte);
-    forward::ask(&here.connections, path, &Carried::bearer(token), patience).await
 }
 
 #[cfg(test)]

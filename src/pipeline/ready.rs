@@ -48,6 +48,7 @@ impl<'a> Ready<'a> {
             kind,
             client: &self.who.client,
             peer: self.peer,
+            route: self.route,
             path: head.uri.path(),
             headers: &head.headers,
         }

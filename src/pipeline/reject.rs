@@ -31,8 +31,8 @@ pub enum Rejection {
     Unauthenticated(&'static str),
     Forbidden(&'static str),
     TooMany(Box<TooMany>),
-    /// A cap on live tokens: a login more is refused, never somebody's token ended.
-    TooManyTokens(&'static str),
+    /// A cap on live tokens, and how long until the next one ends.
+    TooManyTokens(&'static str, Option<Duration>),
     TooLarge,
     TooSlow,
     Overloaded,
@@ -102,7 +102,7 @@ impl Rejection {
                 Reason::Unauthenticated,
             ),
             Self::Forbidden(_) => (403, ErrorCode::AccessDenied, Client, Reason::Forbidden),
-            Self::TooMany(_) | Self::TooManyTokens(_) => {
+            Self::TooMany(_) | Self::TooManyTokens(..) => {
                 (429, ErrorCode::TooManyRequests, Client, Reason::TooMany)
             }
             Self::TooLarge => (413, ErrorCode::ParameterInvalid, Client, Reason::TooLarge),
@@ -156,7 +156,7 @@ impl Rejection {
             // One answer for unknown, wrong, expired and revoked: the record knows more.
             Self::Unauthenticated(_) | Self::LoginRefused(_) => "Invalid credentials",
             Self::TooMany(_) => "Too many requests, slow down",
-            Self::TooManyTokens(_) => "Too many live tokens, log out first",
+            Self::TooManyTokens(..) => "Too many live tokens, log out first",
             Self::TooLarge => "The body is larger than this path takes",
             Self::TooSlow => "The body came too slowly",
             Self::Loop => "This request has come back to this gateway: its upstream leads here",
@@ -193,7 +193,7 @@ impl Rejection {
             | Self::BadRequest(why)
             | Self::Forbidden(why)
             | Self::Internal(why)
-            | Self::TooManyTokens(why) => Cow::Borrowed(*why),
+            | Self::TooManyTokens(why, _) => Cow::Borrowed(*why),
             Self::TooMany(limit) => Cow::Owned(format!("limit {}", limit.policy)),
             Self::ShareTaken => Cow::Borrowed("client has its share of the requests in flight"),
             Self::NoTurn(timeout) => Cow::Owned(timeout.to_string()),
@@ -218,7 +218,7 @@ impl Rejection {
             Self::Unavailable(why) | Self::TokenUnsure(why) => Some(why.retry_after()),
             Self::NoTurn(timeout) => Some(timeout.retry_after),
             Self::Overloaded | Self::ShareTaken | Self::CannotAsk => Some(Duration::from_secs(1)),
-            Self::TooManyTokens(_) => Some(Duration::from_secs(60)),
+            Self::TooManyTokens(_, next) => *next,
             Self::RetryLater => Some(Duration::ZERO),
             _ => None,
         }

@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, DATE};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, DATE};
 use http::{HeaderMap, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
 use serde_json::Value;
 use tracing::warn;
 
@@ -18,11 +16,12 @@ use super::limit::Limiter;
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::RequestBody;
-use super::users_node::{Call, basic, token_refused, user_in};
+use super::unknown::Questions;
+use super::users_node::{Call, admit_login, basic, token_refused, user_in};
 use crate::clock;
 use crate::config::UsersCall;
 use crate::identity::Client;
-use crate::metrics::{ClientLogin, Metrics};
+use crate::metrics::{ClientLogin, Label as _, Metrics, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Ending, Origin, TokenDigest, TokenStore, Wanted};
 use crate::webapp;
@@ -30,12 +29,16 @@ use crate::webapp;
 /// A login's answer is a few hundred bytes; what is longer is none.
 const MOST_ANSWER: usize = 64 * 1024;
 
+/// An answer that cannot be read is told of once in so long, by reason.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
 /// What a relayed call needs besides the request.
 #[derive(Debug)]
 pub(super) struct Relay<'a> {
     pub way: &'a Way<'a>,
     pub tokens: &'a TokenStore,
     pub limiter: &'a Limiter,
+    pub questions: &'a Questions,
     pub metrics: &'a Metrics,
 }
 
@@ -44,18 +47,19 @@ impl Relay<'_> {
         &self,
         call: &Call<'_>,
         who: &Authenticated,
-        (request, body): (&Inbound<'_>, RequestBody),
+        (request, body): (Inbound<'_>, RequestBody),
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
         if call.kind == UsersCall::Login {
-            return self.login(call, (request, body), record).await;
+            let request = request.answer_read();
+            return self.login(call, (&request, body), record).await;
         }
         let bearer = who
             .bearer
             .as_ref()
             .ok_or(Rejection::Unauthenticated("a token is needed"))?;
         let bearer = CredentialSource::Ready(Carried::bearer(bearer));
-        let answer = self.way.forward(request, body, bearer, record).await?;
+        let answer = self.way.forward(&request, body, bearer, record).await?;
         self.follow(call, who, answer.status()).await?;
         Ok(answer)
     }
@@ -98,7 +102,7 @@ impl Relay<'_> {
         self.metrics.client_logins.add(match &answer {
             Ok(answer) if answer.status().is_success() => ClientLogin::Ok,
             Ok(_) | Err(Rejection::LoginRefused(_)) => ClientLogin::Refused,
-            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(_)) => ClientLogin::Limited,
+            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
             Err(_) => ClientLogin::Failed,
         });
         answer
@@ -111,32 +115,27 @@ impl Relay<'_> {
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
         let username = basic(call.headers)?.username;
-        let attempt = self
-            .limiter
-            .admit_login(call.peer, &username)
-            .await
-            .map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+        let (attempt, admitted) = admit_login(self.limiter, call, &username).await?;
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();
         field.set_sensitive(true);
         let basic = CredentialSource::Ready(Carried::Client(field));
-        let answer = self.way.forward(request, body, basic, record).await?;
+        let mut answer = self.way.forward(&request, body, basic, record).await?;
+        admitted.put(answer.headers_mut());
         if !answer.status().is_success() {
             return Ok(answer);
         }
-        attempt.succeeded();
         let (head, body) = answer.into_parts();
-        let bytes = Limited::new(body, MOST_ANSWER)
-            .collect()
-            .await
-            .map_err(|_| Rejection::BadAnswer("login's answer broke off or is too long"))?
-            .to_bytes();
-        let Some((token, left)) = minted(&bytes, &head.headers) else {
-            warn!("the Webapp answered a login in a form nobody knows; its token was not learned");
-            return Err(Rejection::BadAnswer(
-                "login's answer has no token with a future end",
-            ));
+        let (minted, body) = read(&head.headers, body).await?;
+        let (token, left) = match minted {
+            Ok(minted) => minted,
+            Err(why) => {
+                // Not ours to refuse: the client may be able to read it.
+                self.tell_unread(why);
+                return Ok(Response::from_parts(head, body));
+            }
         };
+        attempt.succeeded();
         let digest = TokenDigest::of(token.expose());
         let wanted = Wanted {
             user: &username,
@@ -150,20 +149,76 @@ impl Relay<'_> {
             .insert(digest, wanted)
             .await
             .map_err(token_refused)?;
-        Ok(Response::from_parts(head, Body::full(bytes)))
+        Ok(Response::from_parts(head, body))
+    }
+
+    fn tell_unread(&self, why: UnreadLogin) {
+        self.metrics.unread_logins.add(why);
+        let (advice, route) = (advice(why), &*self.way.route.name);
+        if self.questions.unread_logins[why.index()].may_log(TOLD_EVERY) {
+            warn!(
+                route,
+                why = why.text(),
+                "cannot read the upstream's answer to a login; it was passed on and its token \
+                 was not learned, so the token will be unknown here; {advice}"
+            );
+        }
+    }
+}
+
+/// Reads the token out of a login's answer; gives a body with everything that came.
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Result<(Secret, Duration), UnreadLogin>, Body), Rejection> {
+    if is_coded(headers) {
+        return Ok((Err(UnreadLogin::Coded), body));
+    }
+    let (bytes, body) = body
+        .read_ahead(MOST_ANSWER)
+        .await
+        .map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
+    let minted = bytes.map_or(Err(UnreadLogin::TooLong), |bytes| minted(&bytes, headers));
+    Ok((minted, body))
+}
+
+/// Whether the content is coded, although the gate asked for it plain.
+fn is_coded(headers: &HeaderMap) -> bool {
+    let codings = headers.get_all(CONTENT_ENCODING).iter();
+    let plain = |item: &str| item.is_empty() || item.eq_ignore_ascii_case("identity");
+    codings
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|item| !str::from_utf8(item).is_ok_and(|item| plain(item.trim())))
+}
+
+fn advice(why: UnreadLogin) -> &'static str {
+    match why {
+        UnreadLogin::Coded => {
+            "the upstream coded it although asked not to (Accept-Encoding: identity)"
+        }
+        UnreadLogin::TooLong => "an answer to a login has 64 KiB at most",
+        UnreadLogin::NotJson => "it is not JSON: is the route the upstream's login?",
+        UnreadLogin::NoToken => "it lacks users[0].token or users[0].expires_after",
+        UnreadLogin::Ended => "the token's end has passed by the upstream's own clock",
     }
 }
 
 /// The token of a login's answer and how long it lasts, by the upstream's own clock.
-fn minted(bytes: &Bytes, headers: &HeaderMap) -> Option<(Secret, Duration)> {
-    let answer: Value = serde_json::from_slice(bytes).ok()?;
-    let token = answer.pointer("/users/0/token")?.as_str()?;
-    let ends = webapp::parse_expiry(answer.pointer("/users/0/expires_after")?.as_str()?)?;
+fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<(Secret, Duration), UnreadLogin> {
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let answer: Value = serde_json::from_slice(text).map_err(|_| UnreadLogin::NotJson)?;
+    let text = |pointer| answer.pointer(pointer).and_then(Value::as_str);
+    let token = text("/users/0/token").filter(|token| !token.is_empty());
+    let ends = text("/users/0/expires_after").and_then(webapp::parse_expiry);
+    let (Some(token), Some(ends)) = (token, ends) else {
+        return Err(UnreadLogin::NoToken);
+    };
     let now = headers
         .get(DATE)
         .and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok())
         .and_then(clock::seconds_of)
         .unwrap_or_else(clock::unix_seconds);
-    let left = u64::try_from(ends - now).ok().filter(|left| *left > 0)?;
-    Some((Secret::new(token), Duration::from_secs(left)))
+    let left = u64::try_from(ends.saturating_sub(now)).ok();
+    let left = left.filter(|left| *left > 0).ok_or(UnreadLogin::Ended)?;
+    Ok((Secret::new(token), Duration::from_secs(left)))
 }

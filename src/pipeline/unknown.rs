@@ -8,19 +8,31 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use http::StatusCode;
 use serde::Deserialize;
 use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
 
+use super::authenticate::asks;
+use super::forward;
+use super::here::Here;
+use super::inject::Carried;
 use super::reject::Rejection;
-use crate::clock::{self, Deadline};
+use super::{Live, Shared};
+use crate::clock::{self, Deadline, LogThrottle};
+use crate::lifecycle::Stop;
+use crate::metrics::{Label as _, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Grant, Origin, TokenDigest, TokenStore, Wanted};
+use crate::upstream::{Patience, ProbeTrust, ProbeVerdict};
 
 /// How long a refusal is remembered.
 const NEGATIVE_FOR: Duration = Duration::from_secs(30);
-/// How long an accepted token whose end nobody can read is believed before it is asked about again.
-const UNREADABLE_FOR: Duration = Duration::from_secs(15 * 60);
+/// How long an accepted token is believed at most before it is asked about again.
+const BELIEVED_FOR: Duration = Duration::from_secs(15 * 60);
+/// How long the Webapp may take to answer a question.
+const LONGEST_ANSWER: Duration = Duration::from_secs(10);
+/// How often it is looked whether the probe is to be tried again.
+const TRIED_EVERY: Duration = Duration::from_secs(5);
 /// Refusals remembered at once; more are simply asked again.
 const MOST_REMEMBERED: usize = 100_000;
 
@@ -36,6 +48,8 @@ pub(super) enum Asked {
 pub struct Questions {
     under_way: DashMap<TokenDigest, watch::Receiver<Option<Verdict>>>,
     refused: DashMap<TokenDigest, Deadline>,
+    /// Of answers to relayed logins that could not be read, by reason.
+    pub(super) unread_logins: [LogThrottle; UnreadLogin::ALL.len()],
 }
 
 /// The end of one question, shared by all who wait for it.
@@ -133,30 +147,57 @@ pub(super) async fn wait(
     verdict.unwrap_or(Verdict::NoAnswer).into_asked()
 }
 
-/// What the Webapp's answer to the probe says; a good token is learned.
-pub(super) async fn learn(
+/// Whether asking is of no use: the upstream says yes to every token.
+pub(super) fn is_hopeless(live: &Live) -> bool {
+    let probe = live.upstream.probe();
+    probe.is_none_or(|probe| probe.trust() == ProbeTrust::PassesAnything)
+}
+
+/// Puts a client's token to the Webapp; a good one is learned.
+pub(super) async fn put(
+    here: &Here,
     tokens: &TokenStore,
     digest: TokenDigest,
     token: &Secret,
-    status: StatusCode,
 ) -> Verdict {
-    if status == StatusCode::UNAUTHORIZED {
-        return Verdict::Unknown;
+    let upstream = &here.live.upstream;
+    let Some(probe) = upstream.probe() else {
+        return Verdict::NoAnswer;
+    };
+    match probe.tried().await {
+        ProbeTrust::Discriminates => {}
+        ProbeTrust::PassesAnything => return Verdict::Unknown,
+        ProbeTrust::Unknown => return Verdict::NoAnswer,
     }
-    if !status.is_success() {
+    if upstream.health().check().is_err() {
         return Verdict::NoAnswer;
     }
-    let claims = Claims::read(token);
-    let user = claims
-        .as_ref()
-        .map_or("(unknown)", |claims| claims.user.as_str());
-    let lifetime = claims.as_ref().map_or(UNREADABLE_FOR, Claims::left);
+    // All such questions together are one client.
+    let client = upstream.permits().key("unknown tokens");
+    let Ok(_turn) = upstream.turn(client, false).await else {
+        return Verdict::NoAnswer;
+    };
+    let settings = &here.live.config.upstream;
+    let patience = Patience::within(settings.first_byte_timeout.min(LONGEST_ANSWER));
+    let carried = Carried::bearer(token);
+    let status = forward::ask(&here.connections, probe.path(), &carried, patience).await;
+    match ProbeVerdict::of(status) {
+        ProbeVerdict::Refused => Verdict::Unknown,
+        ProbeVerdict::Accepted => learn(tokens, digest, token).await,
+        ProbeVerdict::Undecided => Verdict::NoAnswer,
+    }
+}
+
+/// Takes in a token that the Webapp has accepted. Whose it is, nobody knows: what it says
+/// of itself was written by its bearer. It is a client of its own.
+async fn learn(tokens: &TokenStore, digest: TokenDigest, token: &Secret) -> Verdict {
+    let user = digest.pseudonym();
     let wanted = Wanted {
-        user,
+        user: &user,
         role: None,
-        lifetime,
+        lifetime: Claims::read(token).map_or(BELIEVED_FOR, |claims| claims.left()),
         origin: Origin::Learned,
-        epoch: tokens.epoch(user),
+        epoch: tokens.epoch(&user),
         revision: None,
     };
     if tokens.insert(digest, wanted).await.is_err() {
@@ -167,12 +208,10 @@ pub(super) async fn learn(
         .map_or(Verdict::Unknown, Verdict::Known)
 }
 
-/// The claims of a Webapp token. They are read only after the Webapp itself has
-/// accepted the token, so its signature need not be checked here; a token that
-/// is no JWT is simply opaque.
+/// The one claim of a Webapp token that is looked at. Nothing here proves it, so it may only
+/// shorten how long the token is believed.
 #[derive(Debug, Deserialize)]
 struct Claims {
-    user: String,
     exp: i64,
 }
 
@@ -185,7 +224,28 @@ impl Claims {
 
     fn left(&self) -> Duration {
         let left = self.exp.saturating_sub(clock::unix_seconds()).max(1);
-        Duration::from_secs(left.unsigned_abs())
+        Duration::from_secs(left.unsigned_abs()).min(BELIEVED_FOR)
+    }
+}
+
+/// Tries the probe where unknown tokens are asked about: at the start, after a reload, and
+/// again when it is due, so that requests seldom wait for it and the operator sees the outcome.
+pub async fn keep_probe_tried(shared: Arc<Shared>, stop: Stop) {
+    let mut tick = interval(TRIED_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            () = stop.draining() => return,
+            _ = tick.tick() => {}
+        }
+        let live = shared.live.load_full();
+        let Some(probe) = live.upstream.probe().filter(|_| asks(&live)) else {
+            continue;
+        };
+        tokio::select! {
+            () = stop.draining() => return,
+            _ = probe.tried() => {}
+        }
     }
 }
 

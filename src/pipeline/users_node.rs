@@ -11,10 +11,10 @@ use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use super::answer_body::Body;
-use super::limit::Limiter;
+use super::limit::{Admitted, Limiter, LoginHeld, LoginTry, Subject};
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
-use crate::config::UsersCall;
+use crate::config::{Route, UsersCall};
 use crate::identity::{ChangeError, ChangedBy, Client, CreateError, Refused, RemoveError, Users};
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
@@ -40,6 +40,7 @@ pub(super) struct Call<'a> {
     pub kind: UsersCall,
     pub client: &'a Client,
     pub peer: std::net::IpAddr,
+    pub route: &'a Route,
     pub path: &'a str,
     pub headers: &'a HeaderMap,
 }
@@ -66,7 +67,7 @@ impl UsersNode<'_> {
             Ok(_) => ClientLogin::Ok,
             Err(Rejection::LoginRefused(_)) => ClientLogin::Refused,
             Err(Rejection::PasswordChangeRequired) => ClientLogin::PasswordChange,
-            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(_)) => ClientLogin::Limited,
+            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
             Err(_) => ClientLogin::Failed,
         });
         answer
@@ -78,11 +79,7 @@ impl UsersNode<'_> {
         body: RequestBody,
     ) -> Result<Response<Body>, Rejection> {
         let basic = basic(call.headers)?;
-        let attempt = self
-            .limiter
-            .admit_login(call.peer, &basic.username)
-            .await
-            .map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+        let (attempt, admitted) = admit_login(self.limiter, call, &basic.username).await?;
         let bytes = read(body).await?;
         // Taken before the password is looked at: a user who is deleted meanwhile
         // must not come back to life through a login that began earlier.
@@ -119,7 +116,9 @@ impl UsersNode<'_> {
             .await
             .map_err(token_refused)?;
         let text = webapp::login_reply(token.secret(), ends.unix_seconds(), Meta::WEBAPP);
-        Ok(json(StatusCode::OK, text))
+        let mut answer = json(StatusCode::OK, text);
+        admitted.put(answer.headers_mut());
+        Ok(answer)
     }
 
     async fn set_password(
@@ -233,11 +232,37 @@ impl UsersNode<'_> {
     }
 }
 
+/// The limits of a login. Its sender's come first: refused attempts must not use up what all
+/// clients share at this route.
+pub(super) async fn admit_login(
+    limiter: &Limiter,
+    call: &Call<'_>,
+    username: &str,
+) -> Result<(LoginTry, Admitted), Rejection> {
+    let too_many = |limit| Rejection::TooMany(Box::new(limit));
+    let attempt = limiter.admit_login(call.peer, username).await;
+    let attempt = attempt.map_err(|held| match held {
+        LoginHeld::TooMany(limit) => too_many(limit),
+        LoginHeld::Overloaded => Rejection::Overloaded,
+    })?;
+    let subject = Subject {
+        client: call.client,
+        peer: call.peer,
+        class: &call.route.class,
+    };
+    let admitted = limiter.admit(subject, call.route.max_wait).await;
+    Ok((attempt, admitted.map_err(too_many)?))
+}
+
 /// Why a good login still gets no token.
 pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
     match refused {
-        InsertRefused::UserFull => Rejection::TooManyTokens("the user has too many live tokens"),
-        InsertRefused::Full => Rejection::TooManyTokens("there are too many live tokens"),
+        InsertRefused::UserFull(next) => {
+            Rejection::TooManyTokens("the user has too many live tokens", next)
+        }
+        InsertRefused::Full(next) => {
+            Rejection::TooManyTokens("there are too many live tokens", next)
+        }
         InsertRefused::Ended => Rejection::LoginRefused("user was deleted during the login"),
         InsertRefused::Unavailable(why) => Rejection::Unavailable(why),
     }

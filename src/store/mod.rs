@@ -40,6 +40,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum Change {
     /// A token given out or learned; its epoch is the user's as it then is.
     PutGrant(GrantRecord),
+    /// The same, and another of the user's tokens ends for it.
+    ReplaceGrant {
+        grant: GrantRecord,
+        ended: Digest,
+    },
     RemoveGrant(Digest),
     /// All tokens of a user end: the user's epoch moves, in one row.
     EndTokens {

@@ -109,6 +109,24 @@ impl Due {
         hints.take(most).copied().collect()
     }
 
+    /// The lot's hint after another one; after the last, or after none, its first.
+    pub(super) fn next_of(&self, lot: &Lot, after: Option<Hint>) -> Option<Hint> {
+        let all = Hint::of(lot.id, Second::MAX);
+        let (first, last) = all.into_inner();
+        let after = after.filter(|after| *after >= first && *after < last);
+        let rest = after.and_then(|after| {
+            let rest = (Bound::Excluded(after), Bound::Included(last));
+            self.tokens.range(rest).next()
+        });
+        rest.or_else(|| self.tokens.range(first..=last).next())
+            .copied()
+    }
+
+    /// When the first token of all is due.
+    pub(super) fn soonest(&self) -> Option<Second> {
+        self.lots.first_key_value().map(|((second, _), _)| *second)
+    }
+
     /// The lot is looked at again when its next token is due.
     pub(super) fn settle(&mut self, lot: &Arc<Lot>) {
         let next = self.tokens.range(Hint::of(lot.id, Second::MAX)).next();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::caps::TokenPlaced;
 use super::front::Front;
 use super::memory::Memory;
 use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
@@ -28,18 +29,22 @@ impl TokenStore {
         digest: TokenDigest,
         wanted: Wanted<'_>,
         ends: Deadline,
-    ) -> Result<(), InsertRefused> {
+    ) -> Result<TokenPlaced, InsertRefused> {
         if let Some(front) = &self.front {
             return front.insert(digest, wanted, ends).await;
         }
         if self.store.is_memory() {
-            return self.memory.place(digest, wanted, ends);
+            let placed = self.memory.place(digest, wanted, ends)?;
+            if let Some(ended) = &placed.ended {
+                self.memory.displace(ended);
+            }
+            return Ok(placed);
         }
         let lane = self.store.turn(self.lanes.beside(wanted.user)).await;
         let lane = lane.map_err(InsertRefused::Unavailable)?;
         // From here to the end of `submit` nothing waits: a logout comes before both or
         // after both.
-        self.memory.place(digest, wanted, ends)?;
+        let placed = self.memory.place(digest, wanted, ends)?;
         let grant = GrantRecord {
             digest: digest.into(),
             user: wanted.user.into(),
@@ -50,15 +55,30 @@ impl TokenStore {
         };
         let (answer, answered) = oneshot::channel();
         let memory = Arc::clone(&self.memory);
-        self.store.submit(Change::PutGrant(grant), move |outcome| {
-            if outcome.is_err() {
-                memory.remove(&digest);
+        let ended = placed.ended;
+        let change = match ended {
+            Some(ended) => Change::ReplaceGrant {
+                grant,
+                ended: ended.into(),
+            },
+            None => Change::PutGrant(grant),
+        };
+        self.store.submit(change, move |outcome| {
+            match (&outcome, &ended) {
+                (Ok(()), Some(ended)) => {
+                    memory.displace(ended);
+                }
+                (Ok(()), None) => {}
+                (Err(_), ended) => {
+                    memory.remove(&digest);
+                    ended.iter().for_each(|ended| memory.keep(ended));
+                }
             }
             drop(lane);
             let _ = answer.send(outcome); // the client may have left
         });
         let outcome = self.store.outcome(answered).await;
-        outcome.map_err(InsertRefused::Unavailable)
+        outcome.map(|()| placed).map_err(InsertRefused::Unavailable)
     }
 
     /// Ends one token; whether it was live. It is dead at once, and stays dead unless

@@ -13,16 +13,15 @@ use dashmap::mapref::entry::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::caps::TokenPlaced;
 use super::ends::Ends;
 use super::memory::{Found, Memory};
 use super::{Ending, Grant, InsertRefused, TokenDigest, Wanted};
 use crate::clock::Deadline;
 use crate::lifecycle::Tasks;
 use crate::metrics::{Metrics, StoreAnswer};
-use crate::store::shared::{
-    End, Fact, Insert, InsertOutcome, Kind, SharedChange, SharedGrant, SharedStore,
-};
-use crate::store::{Origin, Unavailable};
+use crate::store::Unavailable;
+use crate::store::shared::{End, SharedGrant, SharedStore};
 
 /// Look-ups of one token that are spoiled in a row before the client is told to come back.
 const TRIES: usize = 5;
@@ -32,17 +31,17 @@ const MOST_UNKNOWN: usize = 100_000;
 #[derive(Debug)]
 pub(super) struct Front {
     pub(super) shared: Arc<SharedStore>,
-    memory: Arc<Memory>,
-    asks: DashMap<TokenDigest, Arc<Ask>>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) asks: DashMap<TokenDigest, Arc<Ask>>,
     /// Tokens that the store does not know, until when that is believed.
-    unknown: DashMap<TokenDigest, Instant>,
-    unknown_count: AtomicUsize,
+    pub(super) unknown: DashMap<TokenDigest, Instant>,
+    pub(super) unknown_count: AtomicUsize,
     ends: Mutex<Ends>,
     /// The last change seen in each round but the present one: what was known then is
     /// known to that extent.
     rounds: Mutex<Vec<u64>>,
     /// How many rounds are over.
-    round: AtomicUsize,
+    pub(super) round: AtomicUsize,
     /// Tokens that were looked up again in a later round than the first.
     confirmed: DashMap<TokenDigest, usize>,
     tasks: Tasks,
@@ -51,8 +50,8 @@ pub(super) struct Front {
 
 /// A look-up under way.
 #[derive(Debug)]
-struct Ask {
-    is_spoiled: AtomicBool,
+pub(super) struct Ask {
+    pub(super) is_spoiled: AtomicBool,
     answer: watch::Receiver<Option<Answer>>,
 }
 
@@ -93,33 +92,13 @@ impl Front {
         digest: TokenDigest,
         wanted: Wanted<'_>,
         ends: Deadline,
-    ) -> Result<(), InsertRefused> {
-        let (max_per_user, max) = self.memory.caps();
+    ) -> Result<TokenPlaced, InsertRefused> {
         // Before the store is asked: an end that it tells of meanwhile keeps the token
         // out of this copy, and the next request looks it up.
         let here = self.memory.holders.epoch();
-        let outcome = self
-            .shared
-            .insert(Insert {
-                digest: digest.into(),
-                user: wanted.user,
-                kind: Kind {
-                    origin: wanted.origin,
-                    role: wanted.role,
-                },
-                life: wanted.lifetime,
-                epoch: wanted.epoch.shared,
-                max_per_user,
-                max,
-                revision: wanted.revision,
-            })
-            .await
-            .map_err(InsertRefused::Unavailable)?;
-        match outcome {
-            InsertOutcome::Placed => {}
-            InsertOutcome::Ended => return Err(InsertRefused::Ended),
-            InsertOutcome::UserFull => return Err(InsertRefused::UserFull),
-            InsertOutcome::Full => return Err(InsertRefused::Full),
+        let placed = self.insert_there(digest, wanted).await?;
+        if let Some(ended) = &placed.ended {
+            self.memory.remove(ended);
         }
         self.no_longer_unknown(&digest);
         // A copy that is full, or an end in between: not kept here, and still good.
@@ -128,8 +107,8 @@ impl Front {
             ..wanted
         };
         self.confirm(&digest, self.round.load(Ordering::Acquire));
-        let _ = self.memory.place(digest, wanted, ends);
-        Ok(())
+        let _ = self.memory.place_copy(digest, wanted, ends);
+        Ok(placed)
     }
 
     /// Whether what is known of a token here counts without a look-up.
@@ -138,7 +117,7 @@ impl Front {
         (round == 0 || self.round_of(digest) == round) && self.shared.is_believed()
     }
 
-    fn round_of(&self, digest: &TokenDigest) -> usize {
+    pub(super) fn round_of(&self, digest: &TokenDigest) -> usize {
         self.confirmed.get(digest).map_or(0, |round| *round)
     }
 
@@ -243,7 +222,7 @@ impl Front {
             // The server fell behind what this gate has seen, and will be told.
             return None;
         }
-        match self.memory.place(*digest, wanted, ends) {
+        match self.memory.place_copy(*digest, wanted, ends) {
             Err(InsertRefused::Ended) => None,
             _ => Some(grant),
         }
@@ -274,7 +253,7 @@ impl Front {
         }
     }
 
-    fn no_longer_unknown(&self, digest: &TokenDigest) {
+    pub(super) fn no_longer_unknown(&self, digest: &TokenDigest) {
         if self.unknown.remove(digest).is_some() {
             self.unknown_count.fetch_sub(1, Ordering::Relaxed);
         }
@@ -311,82 +290,23 @@ impl Front {
     }
 
     /// A logout ends look-ups under way as well, so both kinds are a deletion here.
-    fn end_here(&self, user: &str, end: End) -> usize {
+    pub(super) fn end_here(&self, user: &str, end: End) -> usize {
         self.ends().remember(user, end);
         self.memory.end_user(user)
     }
 
-    fn ends(&self) -> MutexGuard<'_, Ends> {
+    pub(super) fn ends(&self) -> MutexGuard<'_, Ends> {
         // Two maps, each change of which is one step.
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn rounds(&self) -> MutexGuard<'_, Vec<u64>> {
+    pub(super) fn rounds(&self) -> MutexGuard<'_, Vec<u64>> {
         self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spoil(&self, digest: &TokenDigest) {
+    pub(super) fn spoil(&self, digest: &TokenDigest) {
         if let Some(ask) = self.asks.get(digest) {
             ask.is_spoiled.store(true, Ordering::Release);
         }
-    }
-}
-
-impl crate::store::shared::Follow for Front {
-    fn apply(&self, change: &SharedChange, _seq: u64) {
-        match change {
-            SharedChange::TokenPut(digest) => {
-                let digest = TokenDigest::from(*digest);
-                self.spoil(&digest);
-                self.no_longer_unknown(&digest);
-            }
-            SharedChange::TokenRevoked(digest) => {
-                let digest = TokenDigest::from(*digest);
-                self.spoil(&digest);
-                self.ends().remember_revoked(digest);
-                self.memory.remove(&digest);
-            }
-            SharedChange::UserEnded { user, end } => {
-                self.end_here(user, *end);
-            }
-            SharedChange::User(..)
-            | SharedChange::Key(..)
-            | SharedChange::Lease(_)
-            | SharedChange::Directory { .. } => {}
-        }
-    }
-
-    fn doubt(&self, seen: u64) {
-        self.rounds().push(seen);
-        self.round.fetch_add(1, Ordering::AcqRel);
-        for ask in &self.asks {
-            ask.is_spoiled.store(true, Ordering::Release);
-        }
-        self.unknown.clear();
-        self.unknown_count.store(0, Ordering::Relaxed);
-    }
-
-    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
-        self.ends().tell(give);
-        let rounds = self.rounds().clone();
-        let now = self.shared.applied();
-        self.memory.each(|digest, grant| {
-            let round = self.round_of(digest);
-            // The Webapp does not tell its users' roles, and the gate knows its own.
-            let origin = match grant.role {
-                Some(_) => Origin::Minted,
-                None => Origin::Learned,
-            };
-            give(Fact::Token {
-                digest: (*digest).into(),
-                user: Arc::clone(&grant.user),
-                kind: Kind {
-                    origin,
-                    role: grant.role,
-                },
-                left: grant.ends.left(),
-                seq: rounds.get(round).copied().unwrap_or(now),
-            });
-        });
     }
 }

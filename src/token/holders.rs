@@ -30,6 +30,8 @@ pub(super) struct Shard {
     place: u16,
     users: HashMap<Arc<str>, User>,
     pub(super) due: Due,
+    /// Of lots that have reached their cap: the token looked at last for one that may end.
+    hands: HashMap<u32, Hint>,
     latest_lot: u32,
 }
 
@@ -79,6 +81,7 @@ impl Shard {
             place,
             users: HashMap::new(),
             due: Due::default(),
+            hands: HashMap::new(),
             latest_lot: 0,
         })
     }
@@ -116,6 +119,13 @@ impl Shard {
         }
     }
 
+    /// The lot's next token in the order of their ends, round and round.
+    pub(super) fn next_in_turn(&mut self, lot: &Lot) -> Option<Hint> {
+        let next = self.due.next_of(lot, self.hands.get(&lot.id).copied())?;
+        self.hands.insert(lot.id, next);
+        Some(next)
+    }
+
     fn keep(&mut self, lot: &Arc<Lot>) {
         let user = self.users.entry(Arc::clone(&lot.name));
         let user = user.or_insert(User {
@@ -140,6 +150,7 @@ impl Shard {
         let lot = self.users.get_mut(user)?.lot.take()?;
         lot.is_over.store(true, Ordering::Release);
         self.due.forget_lot(&lot);
+        self.hands.remove(&lot.id);
         let count = lot.count();
         Some((lot, count))
     }
@@ -264,6 +275,7 @@ impl Holders {
             return;
         }
         shard.due.forget_lot(lot);
+        shard.hands.remove(&lot.id);
         if let Some(user) = shard.users.get_mut(&lot.name) {
             user.lot = None;
         }

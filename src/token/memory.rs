@@ -3,7 +3,7 @@
 //! for a token changes under the lock of its user's shard.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -11,16 +11,13 @@ use tokio::time::Instant;
 use super::due::{Hint, Second};
 use super::holders::{Holders, Lot, Shard};
 use super::table::{Stored, Table};
-use super::{Grant, InsertRefused, TokenDigest, Wanted};
+use super::{Grant, InsertRefused, TokenDigest};
 use crate::clock::{self, Deadline};
-use crate::config;
+use crate::config::{self, AtTokenCap};
 use crate::metrics::{Metrics, TokenEvent};
 
 /// A difference between the clocks that is a jump, and not drift or rounding.
 pub(super) const JUMP_MILLIS: i64 = 2000;
-
-/// By so many seconds a hint may be late, as long as no clock has jumped.
-const LATE: Second = 5;
 
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -32,6 +29,7 @@ pub(super) struct Memory {
     died: AtomicU64,
     max_tokens_per_user: AtomicUsize,
     max_tokens: AtomicUsize,
+    pub(super) ends_oldest: AtomicBool,
     pub(super) start: Instant,
     backlog: Mutex<Backlog>,
     /// Wall clock minus monotonic clock, in milliseconds, as the hints assume it.
@@ -76,6 +74,7 @@ impl Memory {
             died: AtomicU64::new(0),
             max_tokens_per_user: AtomicUsize::new(0),
             max_tokens: AtomicUsize::new(0),
+            ends_oldest: AtomicBool::new(false),
             start: Instant::now(),
             backlog: Mutex::default(),
             offset: AtomicI64::new(0),
@@ -91,6 +90,8 @@ impl Memory {
         self.max_tokens_per_user.store(per_user, Ordering::Relaxed);
         self.max_tokens
             .store(settings.max_tokens, Ordering::Relaxed);
+        let ends_oldest = settings.at_token_cap == AtTokenCap::EndOldest;
+        self.ends_oldest.store(ends_oldest, Ordering::Relaxed);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -105,6 +106,7 @@ impl Memory {
         if stored.lot.is_over() || ends.has_passed() {
             return Found::Dead;
         }
+        stored.flags.mark_used();
         Found::Live(stored.grant(ends))
     }
 
@@ -123,82 +125,6 @@ impl Memory {
         (per_user, self.max_tokens.load(Ordering::Relaxed))
     }
 
-    pub(super) fn place(
-        &self,
-        digest: TokenDigest,
-        wanted: Wanted<'_>,
-        ends: Deadline,
-    ) -> Result<(), InsertRefused> {
-        let mut shard = self.holders.of_user(wanted.user);
-        let replaced = self.place_in(&mut shard, digest, wanted, ends)?;
-        drop(shard);
-        if let Some(old) = replaced {
-            // Of another lot, and perhaps another user's: only one shard at a time.
-            self.settle(&mut self.holders.of_lot(&old.lot), &digest, &old);
-        }
-        Ok(())
-    }
-
-    /// Gives the grant that is replaced, if it was of another lot.
-    fn place_in(
-        &self,
-        shard: &mut Shard,
-        digest: TokenDigest,
-        wanted: Wanted<'_>,
-        ends: Deadline,
-    ) -> Result<Option<Stored>, InsertRefused> {
-        if self.holders.has_ended(shard, wanted.user, wanted.epoch) {
-            return Err(InsertRefused::Ended);
-        }
-        let lot = shard.lot_for(wanted.user);
-        self.make_room(shard, &lot, &digest)?;
-        let due = self.due_second(&ends);
-        let stored = Stored {
-            lot: Arc::clone(&lot),
-            due,
-            ends: ends.pack(self.start),
-            role: wanted.role,
-        };
-        let replaced = self.table.place(digest, stored, || self.count_one())?;
-        shard.count_in(&lot);
-        shard.due.add(&lot, due, digest.tag());
-        match replaced {
-            Some(old) if Arc::ptr_eq(&old.lot, &lot) => {
-                self.settle(shard, &digest, &old);
-                Ok(None)
-            }
-            other => Ok(other),
-        }
-    }
-
-    /// Whether the user may have one more. The expired do not count: only a user at the
-    /// cap pays for looking, and only at those that may have.
-    fn make_room(
-        &self,
-        shard: &mut Shard,
-        lot: &Arc<Lot>,
-        digest: &TokenDigest,
-    ) -> Result<(), InsertRefused> {
-        let most = self.max_tokens_per_user.load(Ordering::Relaxed);
-        let is_counted =
-            |stored: &Stored| Arc::ptr_eq(&stored.lot, lot) && stored.is_live(self.start);
-        let known = || self.table.find(digest);
-        if lot.count() < most || known().is_some_and(|stored| is_counted(&stored)) {
-            return Ok(());
-        }
-        let until = match self.is_in_doubt() {
-            true => Second::MAX,
-            false => self.now() + LATE,
-        };
-        let mut hints = shard.due.of(lot, until, usize::MAX).into_iter();
-        while lot.count() >= most {
-            // One that is gone is room enough; the others are left to the sweep.
-            let hint = hints.next().ok_or(InsertRefused::UserFull)?;
-            self.review(shard, lot, hint);
-        }
-        Ok(())
-    }
-
     /// Forgets a token, unless it is live.
     pub(super) fn forget_dead(&self, digest: &TokenDigest) {
         if let Some(dead) = self.take_if(digest, |stored| !stored.is_live(self.start)) {
@@ -212,7 +138,11 @@ impl Memory {
         stored.is_some_and(|stored| stored.is_live(self.start))
     }
 
-    fn take_if(&self, digest: &TokenDigest, is_wanted: impl Fn(&Stored) -> bool) -> Option<Stored> {
+    pub(super) fn take_if(
+        &self,
+        digest: &TokenDigest,
+        is_wanted: impl Fn(&Stored) -> bool,
+    ) -> Option<Stored> {
         loop {
             let lot = self.table.lot_of(digest)?;
             let mut shard = self.holders.of_lot(&lot);
@@ -298,7 +228,7 @@ impl Memory {
     }
 
     /// Whether hints may be wrong by more than a little.
-    fn is_in_doubt(&self) -> bool {
+    pub(super) fn is_in_doubt(&self) -> bool {
         let assumed = self.offset.load(Ordering::Relaxed);
         self.backlog().doubtful.is_some() || (self.clock_offset() - assumed).abs() >= JUMP_MILLIS
     }
@@ -316,7 +246,7 @@ impl Memory {
 
     /// A token is gone from the table, or has another grant there: its hint goes too,
     /// unless another token needs it.
-    fn settle(&self, shard: &mut Shard, digest: &TokenDigest, gone: &Stored) {
+    pub(super) fn settle(&self, shard: &mut Shard, digest: &TokenDigest, gone: &Stored) {
         let hint = gone.hint(digest);
         if !self.table.has_hinted(hint, &gone.lot) {
             shard.due.remove(hint);
@@ -350,13 +280,17 @@ impl Memory {
         self.metrics.tokens.add(count);
     }
 
-    fn count_one(&self) -> Result<(), InsertRefused> {
-        let most = self.max_tokens.load(Ordering::Relaxed);
+    /// One more; `in_place` of another, whatever the cap.
+    pub(super) fn count_one(&self, in_place: bool) -> Result<(), InsertRefused> {
+        let most = match in_place {
+            true => usize::MAX,
+            false => self.max_tokens.load(Ordering::Relaxed),
+        };
         let more = |total| (total < most).then_some(total + 1);
         let counted = self
             .total
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        counted.map_err(|_| InsertRefused::Full)?;
+        counted.map_err(|_| InsertRefused::Full(None))?;
         self.metrics.tokens.inc();
         Ok(())
     }

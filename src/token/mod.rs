@@ -5,13 +5,17 @@
 //! The surprise: a grant may lie here dead. What counts is the check at use; the
 //! sweep only frees memory.
 
+mod caps;
 mod due;
 mod durable;
 mod ends;
+mod flags;
+mod follow;
 mod front;
 mod holders;
 mod lanes;
 mod memory;
+mod place;
 mod restore;
 mod sweep;
 mod table;
@@ -65,6 +69,17 @@ impl TokenDigest {
     /// The digest of a token as presented.
     pub fn of(text: &str) -> Self {
         Self(Sha256::digest(text).into())
+    }
+
+    /// What a client is called of which only the token is known. No user is called so: a
+    /// name with a colon cannot be sent in a login (RFC 7617, 2).
+    pub fn pseudonym(&self) -> String {
+        let first = &self.0[..6];
+        first.iter().fold("token:".to_owned(), |mut text, byte| {
+            use fmt::Write as _;
+            let _ = write!(text, "{byte:02x}"); // writing to memory cannot fail
+            text
+        })
     }
 
     fn first_bytes(&self) -> u64 {
@@ -138,10 +153,12 @@ pub struct Wanted<'a> {
 /// Why a token is not taken in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InsertRefused {
+    /// And how long until the user's next one ends.
     #[error("user has too many live tokens")]
-    UserFull,
+    UserFull(Option<Duration>),
+    /// And how long until the next one ends.
     #[error("too many live tokens in all")]
-    Full,
+    Full(Option<Duration>),
     #[error("user was deleted while the login ran")]
     Ended,
     #[error("cannot be made to last")]
@@ -156,6 +173,7 @@ pub struct TokenStore {
     /// Where other gates have a say: this gate's copy of a shared store.
     front: Option<Arc<front::Front>>,
     lanes: lanes::Lanes,
+    cap_watch: caps::CapWatch,
     metrics: Arc<Metrics>,
 }
 
@@ -200,6 +218,7 @@ impl TokenStore {
             store,
             front,
             lanes: lanes::Lanes::new(),
+            cap_watch: caps::CapWatch::new(Arc::clone(&metrics)),
             metrics,
         })
     }
@@ -231,14 +250,16 @@ impl TokenStore {
     ) -> Result<Deadline, InsertRefused> {
         let ends = Deadline::after(wanted.lifetime);
         let placed = self.insert_until(digest, wanted, ends).await;
+        let (of_user, of_all) = self.memory.caps();
+        self.cap_watch.note(wanted.user, &placed, of_user, of_all);
         self.metrics
             .token_events
             .add(match (&placed, wanted.origin) {
-                (Ok(()), Origin::Minted) => TokenEvent::Minted,
-                (Ok(()), Origin::Learned) => TokenEvent::Learned,
+                (Ok(_), Origin::Minted) => TokenEvent::Minted,
+                (Ok(_), Origin::Learned) => TokenEvent::Learned,
                 (Err(_), _) => TokenEvent::Refused,
             });
-        placed.map(|()| ends)
+        placed.map(|_| ends)
     }
 
     /// The grant of a token, if it is live this instant. One look-up, no allocation.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::due::{Hint, Second};
+use super::flags::GrantFlags;
 use super::holders::{Lot, SHARDS};
 use super::memory::Memory;
 use super::table::Stored;
@@ -222,7 +223,7 @@ impl Restore {
             lot: Arc::clone(lot),
             due: Second::try_from(monotonic / 1000 + 1).unwrap_or(Second::MAX - 1),
             ends: PackedDeadline::new(monotonic, grant.ends_millis),
-            role: grant.role,
+            flags: GrantFlags::new(grant.role),
         }
     }
 }

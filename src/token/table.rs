@@ -10,10 +10,10 @@ use dashmap::{DashMap, SharedValue};
 use tokio::time::Instant;
 
 use super::due::{Hint, Second};
+use super::flags::GrantFlags;
 use super::holders::Lot;
 use super::{Grant, TokenDigest};
 use crate::clock::{Deadline, PackedDeadline};
-use crate::webapp::Role;
 
 /// So many that, at ten million tokens, one of them grows within one or two milliseconds
 /// (`benches/tokens/`), while the others answer.
@@ -34,7 +34,7 @@ pub(super) struct Stored {
     pub(super) lot: Arc<Lot>,
     pub(super) due: Second,
     pub(super) ends: PackedDeadline,
-    pub(super) role: Option<Role>,
+    pub(super) flags: GrantFlags,
 }
 
 impl Stored {
@@ -53,7 +53,7 @@ impl Stored {
     pub(super) fn grant(&self, ends: Deadline) -> Grant {
         Grant {
             user: Arc::clone(&self.lot.name),
-            role: self.role,
+            role: self.flags.role(),
             ends,
         }
     }
@@ -170,6 +170,25 @@ impl Table {
             bears(digest, stored.get(), (hint, lot))
         })?;
         Some(alter(found.1.get_mut()))
+    }
+
+    /// Makes one of the lot's tokens leave that a hint stands for, unless it was used since
+    /// it was looked at last; or, with `is_last`, all the same.
+    pub(super) fn leave_hinted(
+        &self,
+        hint: Hint,
+        lot: &Arc<Lot>,
+        is_last: bool,
+    ) -> Option<TokenDigest> {
+        let hash = hash_of(hint.tag);
+        let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
+        let (digest, stored) = shard.get(hash, |(digest, stored)| {
+            let stored = stored.get();
+            bears(digest, stored, (hint, lot)) && !stored.flags.is_leaving()
+        })?;
+        let flags = &stored.get().flags;
+        let stays = flags.take_used() && !is_last;
+        (!stays && flags.leave()).then_some(*digest)
     }
 
     /// The lot of a hint of which nothing else is known.

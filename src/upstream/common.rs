@@ -21,7 +21,7 @@ use super::session::Session;
 use super::session_control::LeaseOrigin;
 use super::status::{Phase, Why};
 use super::sync::lock;
-use super::token_probe::ProbeWord;
+use super::token_probe::ProbeVerdict;
 use crate::clock::Deadline;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
@@ -233,7 +233,7 @@ impl Renewer {
         let headers = vec![header];
         let word = match self.session.is_ready() {
             true => plan.calls.probe(&headers).await,
-            false => ProbeWord::Unclear,
+            false => ProbeVerdict::Undecided,
         };
         let age = kept.life.saturating_sub(at.left);
         let age_millis = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
@@ -243,7 +243,7 @@ impl Renewer {
         let origin = LeaseOrigin {
             began: self.session.now().saturating_sub(age_millis),
             cause: LoginCause::Renewal,
-            is_proven: word == ProbeWord::Accepted,
+            is_proven: word == ProbeVerdict::Accepted,
         };
         self.offer(lease, origin);
         if let Due::Renewal(renew) = self.renewal_due(kept.life, age) {

@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue};
 use super::description::{Injection, LoginDescription};
 use super::login::{Granted, LoginCall, LoginError};
 use super::own_requests::OwnRequests;
-use super::token_probe::{ProbeWord, TokenProbe};
+use super::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use crate::config;
 use crate::secret::Secret;
 
@@ -23,8 +23,8 @@ pub(super) type TokenHeaders = [(HeaderName, HeaderValue)];
 pub(super) trait LoginCalls: fmt::Debug + Send + Sync {
     fn log_in<'a>(&'a self, password: &'a Secret) -> Boxed<'a, Result<Granted, LoginError>>;
 
-    /// What the probe says of a token; unclear where there is none.
-    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeWord>;
+    /// What the probe says of a token; undecided where there is none.
+    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeVerdict>;
 
     /// Whether there is a probe, and it refuses what is not a token.
     fn has_probe(&self) -> Boxed<'_, bool>;
@@ -45,14 +45,11 @@ pub(super) struct LoginPlan {
 
 impl LoginPlan {
     pub(super) fn new(
-        upstream: &config::Upstream,
         login: &config::Login,
         own: &Arc<OwnRequests>,
+        probe: Option<Arc<TokenProbe>>,
         description: LoginDescription,
     ) -> Self {
-        let injection = description.inject.clone();
-        let path = upstream.probe.clone();
-        let probe = path.map(|path| TokenProbe::new(&upstream.name, own, path, injection));
         let call = LoginCall::new(own, description.clone(), login);
         Self {
             settings: login.clone(),
@@ -71,7 +68,7 @@ impl LoginPlan {
 #[derive(Debug)]
 struct NetworkCalls {
     call: LoginCall,
-    probe: Option<TokenProbe>,
+    probe: Option<Arc<TokenProbe>>,
 }
 
 impl LoginCalls for NetworkCalls {
@@ -79,11 +76,11 @@ impl LoginCalls for NetworkCalls {
         Box::pin(self.call.make(password))
     }
 
-    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeWord> {
+    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeVerdict> {
         Box::pin(async move {
             match &self.probe {
-                Some(probe) => probe.ask(headers).await,
-                None => ProbeWord::Unclear,
+                Some(probe) => probe.word_on(headers).await,
+                None => ProbeVerdict::Undecided,
             }
         })
     }
@@ -91,7 +88,7 @@ impl LoginCalls for NetworkCalls {
     fn has_probe(&self) -> Boxed<'_, bool> {
         Box::pin(async move {
             match &self.probe {
-                Some(probe) => probe.refuses_bad_tokens().await,
+                Some(probe) => probe.tried().await == ProbeTrust::Discriminates,
                 None => false,
             }
         })

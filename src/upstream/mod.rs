@@ -95,6 +95,7 @@ pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use refused_paths::RefusedRequest;
 pub use session::{Session, Verdict};
 pub use status::{NoLease, Status, Why};
+pub use token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use trust::TrustError;
 
 use address_book::AddressBook;
@@ -140,6 +141,7 @@ pub struct Upstream {
     /// How to log in from when this upstream is in use; None: as it has begun.
     plan: Option<Arc<LoginPlan>>,
     own: Arc<OwnRequests>,
+    probe: Option<Arc<TokenProbe>>,
     api_key: ArcSwapOption<Lease>,
     api_key_source: Option<SecretSource>,
     permits: Arc<UpstreamPermits>,
@@ -165,8 +167,10 @@ impl Upstream {
         let dialer = Arc::new(dialer(settings, tasks, &stop)?);
         let api_key = api_key(settings)?;
         let own = Arc::new(opening.own_requests(&host, &dialer));
+        let injection = opening.description.inject.clone();
+        let probe = TokenProbe::of(settings, &own, injection, metrics);
         let login = settings.login.as_ref().map(|login| {
-            let plan = LoginPlan::new(settings, login, &own, opening.description);
+            let plan = LoginPlan::new(login, &own, probe.clone(), opening.description);
             let scope = LoginScope {
                 tasks,
                 stop: opening.stop.child(),
@@ -183,6 +187,7 @@ impl Upstream {
             host,
             dialer,
             own: Arc::clone(&own),
+            probe,
             login,
             plan,
             api_key: ArcSwapOption::new(api_key.map(Arc::new)),
@@ -236,6 +241,11 @@ impl Upstream {
     /// lead elsewhere.
     pub fn health_for(&self, settings: &config::Upstream) -> Option<Arc<UpstreamHealth>> {
         (self.base == settings.base).then(|| Arc::clone(&self.own.health))
+    }
+
+    /// How this upstream is asked about a token; None: it cannot be.
+    pub fn probe(&self) -> Option<&TokenProbe> {
+        self.probe.as_deref()
     }
 
     /// What monitoring nodes carry in place of the session's lease.

@@ -15,7 +15,7 @@ use super::renewer::{Due, Renewer};
 use super::speculation::Evidence;
 use super::status::{Phase, Why};
 use super::sync::lock;
-use super::token_probe::ProbeWord;
+use super::token_probe::ProbeVerdict;
 use crate::clock::Deadline;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
@@ -51,30 +51,30 @@ impl Renewer {
         // With a single active token the one before is dead already.
         let word = match self.session.is_ready() && !single_active {
             true => self.proof_of(plan, &granted).await,
-            false => ProbeWord::Unclear,
+            false => ProbeVerdict::Undecided,
         };
         match word {
-            ProbeWord::Refused if self.session.is_ready() => Err(LoginError::NotAccepted),
+            ProbeVerdict::Refused if self.session.is_ready() => Err(LoginError::NotAccepted),
             word => Ok(Obtained {
                 granted,
-                is_proven: word == ProbeWord::Accepted,
+                is_proven: word == ProbeVerdict::Accepted,
             }),
         }
     }
 
     /// Ends early when the lease in use ends or is in doubt: then this token is needed.
-    async fn proof_of(&self, plan: &LoginPlan, granted: &Granted) -> ProbeWord {
+    async fn proof_of(&self, plan: &LoginPlan, granted: &Granted) -> ProbeVerdict {
         let mut pauses = PROOF_PAUSES.into_iter();
         loop {
             let word = plan.calls.probe(&granted.headers).await;
-            if word != ProbeWord::Refused {
+            if word != ProbeVerdict::Refused {
                 return word;
             }
             if !self.session.is_ready() || self.session.judgement.suspicion().is_some() {
-                return ProbeWord::Unclear;
+                return ProbeVerdict::Undecided;
             }
             let Some(pause) = pauses.next() else {
-                return ProbeWord::Refused;
+                return ProbeVerdict::Refused;
             };
             tokio::select! {
                 () = sleep(MILLI * u32::try_from(pause).unwrap_or(u32::MAX)) => {}
@@ -93,18 +93,18 @@ impl Renewer {
         };
         let mut evidence = suspicion.evidence;
         match self.word_on(&lease).await {
-            ProbeWord::Accepted => {
+            ProbeVerdict::Accepted => {
                 judgement.clear(generation, self.session.now());
                 self.phase.send_modify(|_| {});
                 return due;
             }
-            ProbeWord::Refused => {
+            ProbeVerdict::Refused => {
                 info!(upstream = %self.upstream, generation,
                     "the upstream refuses the token in use, which the probe confirms");
                 self.give_up(&lease).await;
                 evidence = Evidence::ChangedMind;
             }
-            ProbeWord::Unclear => {}
+            ProbeVerdict::Undecided => {}
         }
         // Copied out: a borrow that lives on would lock out whoever tells of a new phase.
         let phase = *self.phase.borrow();
@@ -147,12 +147,12 @@ impl Renewer {
         due
     }
 
-    async fn word_on(&self, lease: &Lease) -> ProbeWord {
+    async fn word_on(&self, lease: &Lease) -> ProbeVerdict {
         let plan = self.plan();
         let has_probe = plan.calls.has_probe().await;
         self.session.judgement.set_probe(has_probe);
         let mut word = plan.calls.probe(lease.headers()).await;
-        if word == ProbeWord::Refused && self.session.is_young(lease) {
+        if word == ProbeVerdict::Refused && self.session.is_young(lease) {
             sleep(Duration::from_millis(YOUNG_PAUSE)).await;
             word = plan.calls.probe(lease.headers()).await;
         }

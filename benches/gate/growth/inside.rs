@@ -56,6 +56,7 @@ fn settings() -> Users {
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: Duration::from_secs(604_800),
         max_tokens_per_user: 20_000_000,
+        at_token_cap: tollgate::config::AtTokenCap::EndOldest,
         max_tokens: 20_000_000,
         first_admin: None,
         hashing_slots: 1,
@@ -168,6 +169,7 @@ pub(super) fn keys() -> Vec<Point> {
         logins_by_peer: plenty,
         logins_by_name: plenty,
         unknown_tokens: plenty,
+        unknown_tokens_by_peer: plenty,
         max_keys: 2_000_000,
         max_in_flight: 1_000,
     };

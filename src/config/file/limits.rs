@@ -40,6 +40,7 @@ pub(super) fn limits(
         logins_by_peer: per(60, 60, 20),
         logins_by_name: per(60, 30, 10),
         unknown_tokens: per(1, 5, 20),
+        unknown_tokens_by_peer: per(1, 1, 5),
         max_keys: 100_000,
         max_in_flight: 4096,
     };
@@ -49,6 +50,11 @@ pub(super) fn limits(
     limits.logins_by_peer = table.or("logins_by_peer", quota, limits.logins_by_peer);
     limits.logins_by_name = table.or("logins_by_name", quota, limits.logins_by_name);
     limits.unknown_tokens = table.or("unknown_tokens", quota, limits.unknown_tokens);
+    limits.unknown_tokens_by_peer = table.or(
+        "unknown_tokens_by_peer",
+        quota,
+        limits.unknown_tokens_by_peer,
+    );
     limits.max_keys = table.or("max_keys", number(100..=100_000_000), limits.max_keys);
     limits.max_in_flight = table.or("max_in_flight", number(1..=1_000_000), limits.max_in_flight);
     limits

@@ -9,7 +9,9 @@ use super::places::secret_that;
 use super::section::{Section, Value};
 use super::value::{digest, flag, many, method, moment, name, number, pattern, quota};
 use super::value::{some, span, text, word};
-use crate::config::{ApiKey, Directory, FirstAdmin, FirstPassword, UnknownTokens, Users};
+use crate::config::{
+    ApiKey, AtTokenCap, Directory, FirstAdmin, FirstPassword, UnknownTokens, Users,
+};
 use crate::webapp::{Role, check_name, check_password};
 
 const ROLES: &[(&str, Role)] = &[("user", Role::User), ("admin", Role::Admin)];
@@ -23,11 +25,16 @@ pub(super) fn users(root: &Section<'_>) -> Users {
         ("reject", UnknownTokens::Reject),
         ("ask", UnknownTokens::Ask),
     ];
+    const AT_CAP: &[(&str, AtTokenCap)] = &[
+        ("end_oldest", AtTokenCap::EndOldest),
+        ("refuse", AtTokenCap::Refuse),
+    ];
     let mut users = Users {
         directory: Directory::Gateway,
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: Duration::from_secs(7 * 86_400),
         max_tokens_per_user: 10_000,
+        at_token_cap: AtTokenCap::EndOldest,
         max_tokens: 1_000_000,
         first_admin: None,
         hashing_slots: 2,
@@ -41,12 +48,19 @@ pub(super) fn users(root: &Section<'_>) -> Users {
     let cap = number(1..=100_000_000);
     users.max_tokens_per_user = table.or("max_tokens_per_user", &cap, users.max_tokens_per_user);
     users.max_tokens = table.or("max_tokens", &cap, users.max_tokens);
+    users.at_token_cap = table.or("at_token_cap", word(AT_CAP), users.at_token_cap);
     users.first_admin = table
         .section("first_admin")
         .and_then(|table| first_admin(&table));
     users.hashing_slots = table.or("hashing_slots", number(1..=64), users.hashing_slots);
     check(&table, &users);
+    users.max_tokens_per_user = users.max_tokens_per_user.min(largest_share(&users));
     users
+}
+
+/// Of all tokens a user may have a quarter: nobody can fill the gate alone.
+fn largest_share(users: &Users) -> usize {
+    (users.max_tokens / 4).max(1)
 }
 
 fn check(table: &Section<'_>, users: &Users) {
@@ -62,13 +76,18 @@ fn check(table: &Section<'_>, users: &Users) {
         let reason = "says nothing with directory = \"webapp\": the Webapp has the users";
         table.warn("first_admin", reason, "");
     }
-    if users.max_tokens_per_user > users.max_tokens {
+    let is_own = table.has("max_tokens_per_user");
+    if is_own && users.max_tokens_per_user > users.max_tokens {
         let reason = format!("is more than max_tokens, {}", users.max_tokens);
         table.complain(
             "max_tokens_per_user",
             &reason,
             "one user could never have that many",
         );
+    } else if is_own && users.max_tokens_per_user > largest_share(users) {
+        let share = largest_share(users);
+        let reason = format!("is more than a quarter of max_tokens: {share} will be used");
+        table.warn("max_tokens_per_user", &reason, "or raise max_tokens");
     }
     if users.token_lifetime < Duration::from_secs(1) {
         let reason = "must be a second at least: expiry is told in whole seconds";

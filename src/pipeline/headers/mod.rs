@@ -126,6 +126,28 @@ pub(super) fn upward(came: &HeaderMap, said: &Said<'_>) -> HeaderMap {
     up
 }
 
+/// Makes a request ask for its whole answer, uncoded: the gate reads it.
+pub(super) fn ask_plain(headers: &mut HeaderMap) {
+    // Each of them may bring a part, a difference, or nothing at all instead of the content
+    // (RFC 9110 13 and 14, RFC 3229, RFC 7240), or content in another alphabet.
+    let bring_less = [
+        header::RANGE,
+        header::IF_RANGE,
+        header::IF_MATCH,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_UNMODIFIED_SINCE,
+        header::ACCEPT_CHARSET,
+        HeaderName::from_static("a-im"),
+        HeaderName::from_static("prefer"),
+    ];
+    for name in bring_less {
+        headers.remove(name);
+    }
+    let plain = HeaderValue::from_static("identity");
+    headers.insert(header::ACCEPT_ENCODING, plain);
+}
+
 /// RFC 9110 7.6.1 and the older names still met in the wild; hyper answers 100-continue
 /// itself, as soon as the body is wanted, so `Expect` ends here.
 fn is_of_this_hop(name: &str) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::buckets::Buckets;
-use super::{ALL, Subject, network};
+use super::{ALL, Subject, network, site};
 use crate::config::{self, LimitKey};
 use crate::identity::Client;
 
@@ -16,6 +16,8 @@ pub(super) struct Draw {
     pub(super) key: u64,
     pub(super) by: By,
     pub(super) is_dry_run: bool,
+    /// Not given back when a draw after it is refused.
+    pub(super) is_kept: bool,
     is_spent: bool,
 }
 
@@ -26,7 +28,10 @@ pub(super) enum By {
     /// An API key's own.
     ApiKey,
     Peer,
+    /// The IPv6 /48 that a peer is in.
+    Site,
     Name,
+    PeerAndName,
     /// One bucket serves all.
     Nothing,
 }
@@ -36,7 +41,6 @@ pub(super) enum By {
 pub(super) enum Whose<'a> {
     Request(Subject<'a>),
     Login(IpAddr, &'a str),
-    Anybody,
 }
 
 impl Draw {
@@ -46,7 +50,15 @@ impl Draw {
             key,
             by,
             is_dry_run: false,
+            is_kept: false,
             is_spent: false,
+        }
+    }
+
+    pub(super) fn kept(self) -> Self {
+        Self {
+            is_kept: true,
+            ..self
         }
     }
 
@@ -90,7 +102,9 @@ impl Draw {
             (By::Limit(_), Whose::Request(of)) => format!("{:?}", network(of.peer)),
             (By::ApiKey, Whose::Request(of)) => of.client.name().to_owned(),
             (By::Peer, Whose::Login(peer, _)) => format!("{:?}", network(peer)),
+            (By::Site, Whose::Login(peer, _)) => format!("{:?}", site(peer)),
             (By::Name, Whose::Login(_, name)) => name.to_owned(),
+            (By::PeerAndName, Whose::Login(peer, name)) => format!("{:?} {name}", network(peer)),
             _ => String::new(),
         };
         let mut name = format!("{}:", self.buckets.name());

@@ -12,10 +12,19 @@ const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy")
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// A request may go on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Admitted {
     /// Of the tightest policy; None where no policy applied.
     pub facts: Option<RateFacts>,
+}
+
+impl Admitted {
+    /// Tells the client what is left.
+    pub(in crate::pipeline) fn put(&self, headers: &mut HeaderMap) {
+        if let Some(facts) = &self.facts {
+            facts.put(headers);
+        }
+    }
 }
 
 /// A request may not go on: a bucket is empty.

@@ -1,14 +1,17 @@
 //! Stage 3: is this client too fast? Budgets by client, peer and route class, the API
-//! keys' own, login attempts, questions about unknown tokens, requests in flight.
-//! Chooses no status. The surprise: a refusal costs nothing; what a request has
-//! drawn from other budgets by then goes back.
+//! keys' own, requests in flight; and attempts to get in (`attempts`). Chooses no status.
+//! The surprise: a refusal costs a request nothing; what it has drawn from other budgets by
+//! then goes back. A refused attempt to get in keeps its cost.
 
 mod ahead;
+mod attempts;
 mod buckets;
 mod draw;
 mod facts;
 mod in_flight;
+mod proven;
 
+pub use attempts::{LoginHeld, LoginTry, TokenTry};
 pub use facts::{Admitted, RateFacts, TooMany};
 pub use in_flight::{InFlight, Overloaded};
 
@@ -19,6 +22,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use self::attempts::AttemptLimits;
 use self::buckets::{Buckets, NoPermit};
 use self::draw::{By, Draw, Whose, of_all};
 use self::in_flight::InFlightPlaces;
@@ -42,9 +46,7 @@ pub struct Limiter {
     policies: Vec<Policy>,
     /// By name of the API key.
     own: Arc<DashMap<Arc<str>, Arc<Buckets>>>,
-    logins_by_peer: Arc<Buckets>,
-    logins_by_name: Arc<Buckets>,
-    unknown_tokens: Arc<Buckets>,
+    attempts: AttemptLimits,
     in_flight: Arc<InFlightPlaces>,
     /// Where other gates draw on the same buckets.
     store: Option<Arc<SharedStore>>,
@@ -72,13 +74,6 @@ struct Empty {
     wait: Duration,
 }
 
-/// A login attempt that was let through.
-#[must_use = "say so when the login succeeds, or it counts like a failed one"]
-#[derive(Debug)]
-pub struct LoginTry {
-    draws: [Draw; 2],
-}
-
 impl Limiter {
     /// The budgets of `limits`. Those that `old` has with the same quota and key go on
     /// where they are: a reload must not hand out fresh ones.
@@ -94,36 +89,25 @@ impl Limiter {
         old: Option<&Self>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let max_keys = limits.max_keys;
-        let kept = |old: Option<&Arc<Buckets>>, name: &str, quota: Quota| match old {
-            Some(old) if old.quota() == quota => {
-                old.remember_at_most(max_keys);
-                Arc::clone(old)
-            }
-            _ => Arc::new(Buckets::over(store.cloned(), name.into(), quota, max_keys)),
-        };
         let policy = |limit: &config::Limit| {
             let policies = old.iter().flat_map(|old| &old.policies);
             let mut same = policies
                 .filter(|policy| policy.limit.name == limit.name && policy.limit.key == limit.key);
             Policy {
                 buckets: kept(
+                    store,
                     same.next().map(|old| &old.buckets),
                     &limit.name,
                     limit.quota,
+                    limits.max_keys,
                 ),
                 limit: limit.clone(),
             }
         };
-        let by_peer = old.map(|old| &old.logins_by_peer);
-        let by_name = old.map(|old| &old.logins_by_name);
-        let unknown = old.map(|old| &old.unknown_tokens);
         Self {
             policies: limits.policies.iter().map(policy).collect(),
             own: old.map(|old| Arc::clone(&old.own)).unwrap_or_default(),
-            logins_by_peer: kept(by_peer, "logins_by_peer", limits.logins_by_peer),
-            logins_by_name: kept(by_name, "logins_by_name", limits.logins_by_name),
-            unknown_tokens: kept(unknown, "unknown_tokens", limits.unknown_tokens),
+            attempts: AttemptLimits::new(store, limits, old.map(|old| &old.attempts)),
             in_flight: match old {
                 Some(old) => {
                     old.in_flight.resize(limits.max_in_flight);
@@ -198,30 +182,6 @@ impl Limiter {
         }
     }
 
-    /// Lets a login attempt through to the password check. Counted at once, by peer
-    /// and by name, or a burst of guesses would pass before the first has failed;
-    /// given back by `LoginTry::succeeded`, or a fleet behind one address, or on one
-    /// user, would lock itself out by logging in. So only failures add up.
-    pub async fn admit_login(&self, peer: IpAddr, name: &str) -> Result<LoginTry, TooMany> {
-        let by_peer = self.logins_by_peer.key(network(peer));
-        let by_name = self.logins_by_name.key(name);
-        let mut draws = [
-            Draw::new(&self.logins_by_peer, by_peer, By::Peer),
-            Draw::new(&self.logins_by_name, by_name, By::Name),
-        ];
-        match self.draw_all(&mut draws, Whose::Login(peer, name)).await {
-            Ok(_) => Ok(LoginTry { draws }),
-            Err(empty) => Err(self.refuse(&draws, empty)),
-        }
-    }
-
-    /// Lets one question about an unknown token through to the Webapp.
-    pub async fn admit_unknown_token(&self) -> Result<(), TooMany> {
-        let mut draws = [of_all(&self.unknown_tokens, By::Nothing)];
-        let drawn = self.draw_all(&mut draws, Whose::Anybody).await;
-        drawn.map(drop).map_err(|empty| self.refuse(&draws, empty))
-    }
-
     /// A place inside the gate.
     pub fn in_flight(&self) -> Result<InFlight, Overloaded> {
         self.in_flight.enter()
@@ -229,11 +189,7 @@ impl Limiter {
 
     /// Forgets keys whose buckets are full again. To be called every few seconds.
     pub fn sweep(&self) {
-        let fixed = [
-            &self.logins_by_peer,
-            &self.logins_by_name,
-            &self.unknown_tokens,
-        ];
+        let fixed = self.attempts.buckets();
         let policies = self.policies.iter().map(|policy| &policy.buckets);
         for buckets in policies.chain(fixed) {
             let keys = buckets.sweep();
@@ -241,16 +197,13 @@ impl Limiter {
             gauge.set(i64::try_from(keys).unwrap_or(i64::MAX));
         }
         self.own.retain(|_, buckets| buckets.sweep() > 0);
+        self.attempts.sweep();
     }
 
     /// Gives permits of shared limits back that this gate has no use for.
     pub async fn tidy(&self) {
         let own: Vec<_> = self.own.iter().map(|own| Arc::clone(own.value())).collect();
-        let fixed = [
-            &self.logins_by_peer,
-            &self.logins_by_name,
-            &self.unknown_tokens,
-        ];
+        let fixed = self.attempts.buckets();
         let policies = self.policies.iter().map(|policy| &policy.buckets);
         for buckets in policies.chain(fixed).chain(&own) {
             buckets.tidy().await;
@@ -336,7 +289,11 @@ impl Limiter {
                     self.metrics.limited.add(LimitOutcome::DryRun);
                 }
                 Err(none) => {
-                    draws[..index].iter_mut().for_each(Draw::give_back);
+                    // An attempt that is refused keeps what it has cost its sender by then.
+                    let is_over = matches!(none, NoPermit::Until(_));
+                    let back = draws[..index].iter_mut();
+                    back.filter(|draw| !(is_over && draw.is_kept))
+                        .for_each(Draw::give_back);
                     return Err((index, none));
                 }
             }
@@ -351,10 +308,28 @@ impl Limiter {
     }
 }
 
-impl LoginTry {
-    /// The password was right: the attempt does not count.
-    pub fn succeeded(mut self) {
-        self.draws.iter_mut().for_each(Draw::give_back);
+/// The buckets of one limit: `old` ones with the same quota go on where they are.
+fn kept(
+    store: Option<&Arc<SharedStore>>,
+    old: Option<&Arc<Buckets>>,
+    name: &str,
+    quota: Quota,
+    max_keys: usize,
+) -> Arc<Buckets> {
+    match old {
+        Some(old) if old.quota() == quota => {
+            old.remember_at_most(max_keys);
+            Arc::clone(old)
+        }
+        _ => Arc::new(Buckets::over(store.cloned(), name.into(), quota, max_keys)),
+    }
+}
+
+/// What one organisation is usually given of IPv6: a /48, which is 65,536 networks.
+fn site(peer: IpAddr) -> Option<u64> {
+    match peer.to_canonical() {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some((address.to_bits() >> 80) as u64),
     }
 }
 

@@ -47,6 +47,10 @@ impl Round {
     pub(super) fn take(&mut self, change: &Change, txn: &WriteTransaction) -> Result<(), Error> {
         match change {
             Change::PutGrant(grant) => self.put_grant(grant, txn)?,
+            Change::ReplaceGrant { grant, ended } => {
+                self.put_grant(grant, txn)?;
+                self.grants.insert(ended.0, None);
+            }
             Change::RemoveGrant(digest) => {
                 self.grants.insert(digest.0, None);
             }

@@ -35,6 +35,13 @@ impl Reply {
         number.ok_or_else(|| self.odd())
     }
 
+    /// Texts from this place on.
+    pub(super) fn rest(&self, place: usize) -> Result<Vec<Vec<u8>>, Unavailable> {
+        (place..self.values.len())
+            .map(|place| self.bytes(place))
+            .collect()
+    }
+
     pub(super) fn signed(&self, place: usize) -> Result<i64, Unavailable> {
         self.read(place).ok_or_else(|| self.odd())
     }

@@ -27,15 +27,24 @@ pub struct Insert<'a> {
     pub max: usize,
     /// The user whose password was right; None: the gate does not own the users.
     pub revision: Option<super::Revision>,
+    /// Which of the user's tokens ends for this one, should the user have too many.
+    pub ends: Option<Digest>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InsertOutcome {
-    Placed,
+    /// So many tokens its user has now, and all users; and whether one ended for it.
+    Placed {
+        of_user: usize,
+        of_all: usize,
+        has_ended: bool,
+    },
     /// The user was deleted, or its password changed, while the login ran.
     Ended,
-    UserFull,
-    Full,
+    /// The user's next token ends in so long; and those of them that end first.
+    UserFull { next: Duration, oldest: Vec<Digest> },
+    /// The next token ends in so long.
+    Full { next: Duration },
 }
 
 /// A live token as the store knows it.
@@ -89,6 +98,17 @@ pub(super) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn digests(texts: &[Vec<u8>]) -> Vec<Digest> {
+    let whole = texts
+        .iter()
+        .filter_map(|text| text.as_slice().try_into().ok());
+    whole.map(Digest).collect()
+}
+
 impl SharedStore {
     /// Takes a token in, unless the user's end, or a cap, is in the way.
     pub async fn insert(&self, wanted: Insert<'_>) -> Result<InsertOutcome, Unavailable> {
@@ -109,13 +129,23 @@ impl SharedStore {
                     .revision
                     .map(|known| known.to_string())
                     .unwrap_or_default(),
-            );
+            )
+            .arg(wanted.ends.map(|ends| ends.0.to_vec()).unwrap_or_default());
         let reply = self.run(&script::INSERT, call).await?;
         match reply.word() {
-            "ok" => reply.number(1).map(|_| InsertOutcome::Placed),
+            "ok" => Ok(InsertOutcome::Placed {
+                of_user: count(reply.number(2)?),
+                of_all: count(reply.number(3)?),
+                has_ended: reply.number(4)? == 1,
+            }),
             "ended" | "changed" => Ok(InsertOutcome::Ended),
-            "user_full" => Ok(InsertOutcome::UserFull),
-            "full" => Ok(InsertOutcome::Full),
+            "user_full" => Ok(InsertOutcome::UserFull {
+                next: Duration::from_millis(reply.number(1)?),
+                oldest: digests(&reply.rest(2)?),
+            }),
+            "full" => Ok(InsertOutcome::Full {
+                next: Duration::from_millis(reply.number(1)?),
+            }),
             _ => Err(reply.odd()),
         }
     }

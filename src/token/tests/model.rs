@@ -199,8 +199,8 @@ impl Model {
         match outcome {
             Err(InsertRefused::Unavailable(_)) => panic!("memory is always there"),
             Err(InsertRefused::Ended) => panic!("no deletion came between"),
-            Err(InsertRefused::UserFull) => assert!(mine >= cap && !is_mine),
-            Err(InsertRefused::Full) => assert!(stored >= self.caps.1 && !known.is_live()),
+            Err(InsertRefused::UserFull(_)) => assert!(mine >= cap && !is_mine),
+            Err(InsertRefused::Full(_)) => assert!(stored >= self.caps.1 && !known.is_live()),
             Ok(_) => {
                 assert!(mine < cap || is_mine);
                 *known = Known {
@@ -230,9 +230,9 @@ impl Model {
         match outcome {
             Err(InsertRefused::Unavailable(_)) => panic!("memory is always there"),
             Err(InsertRefused::Ended) => assert!(deletions < self.deletions[user]),
-            Err(InsertRefused::UserFull) => assert!(mine >= self.caps.0),
+            Err(InsertRefused::UserFull(_)) => assert!(mine >= self.caps.0),
             // The dead count here until they are swept.
-            Err(InsertRefused::Full) => assert!(stored >= self.caps.1),
+            Err(InsertRefused::Full(_)) => assert!(stored >= self.caps.1),
             Ok(digest) => {
                 assert_eq!(deletions, self.deletions[user]);
                 assert!(mine < self.caps.0 && all < self.caps.1);

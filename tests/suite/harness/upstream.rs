@@ -45,15 +45,30 @@ pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
     script: Arc<Script>,
+    /// Logins are the script's to answer as well.
+    scripts_logins: bool,
 }
 
 impl Upstream {
     pub(crate) async fn start(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serving(script, false).await
+    }
+
+    /// The same, logins included; but not those of the gate itself, which is `admin`.
+    pub(crate) async fn scripted(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
+        Self::serving(script, true).await
+    }
+
+    async fn serving(
+        script: impl Fn(&Call) -> Reply + Send + Sync + 'static,
+        scripts_logins: bool,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = Self {
             address: listener.local_addr().unwrap(),
             calls: Arc::default(),
             script: Arc::new(script),
+            scripts_logins,
         };
         let serving = upstream.clone();
         tokio::spawn(async move {
@@ -74,7 +89,9 @@ impl Upstream {
     async fn serve(&self, mut tcp: TcpStream) {
         let mut nth = 0;
         while let Some(head) = read_request(&mut tcp).await {
-            if head.starts_with("POST /v1/users/login") {
+            // "admin:" in Basic.
+            let is_ours = !self.scripts_logins || head.contains("Basic YWRtaW46");
+            if head.starts_with("POST /v1/users/login") && is_ours {
                 let _ = tcp.write_all(&login()).await;
                 continue;
             }

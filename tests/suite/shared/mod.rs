@@ -1,5 +1,6 @@
 //! Several gates, one store: a real redis-server, from Debian, stands behind each test.
 
+mod counts;
 mod engine;
 mod faults;
 mod gates;

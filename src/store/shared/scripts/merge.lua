@@ -26,7 +26,7 @@ while at <= #ARGV do
     local known = redis.call('GET', token)
     if known ~= 'x' then
       change('k', 'del', 'd', digest)
-      if known then uncount(known) end
+      if known then uncount(token, known) end
       redis.call('SET', token, 'x', 'PX', left)
     end
   elseif kind == 'put' then

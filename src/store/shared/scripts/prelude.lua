@@ -26,24 +26,33 @@ local function parse(value)
 end
 
 -- Live tokens by the second, rounded up, at which they end; what has ended is dropped.
+-- And the milliseconds until the first of them does.
 local function live(key)
-  local sum, fields = 0, redis.call('HGETALL', key)
+  local sum, first, fields = 0, nil, redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local bucket = tonumber(fields[i])
     if bucket and bucket * 1000 <= now then redis.call('HDEL', key, fields[i])
-    elseif bucket then sum = sum + fields[i + 1] end
+    elseif bucket then
+      sum = sum + fields[i + 1]
+      if not first or bucket < first then first = bucket end
+    end
   end
-  return sum
+  return sum, first and first * 1000 - now or 0
 end
+
+-- A user's tokens in the order of their ends, in whole seconds: that takes less room.
+local function order(user) return prefix .. 'o:' .. user end
+local function digest_of(token) return string.sub(token, #prefix + 3) end
 
 local function less(key, bucket, by)
   if redis.call('HINCRBY', key, bucket, -by) <= 0 then redis.call('HDEL', key, bucket) end
 end
 
 -- Takes a token off the counts; false if it was dead already.
-local function uncount(value)
+local function uncount(token, value)
   local seq, bucket, _, user = parse(value)
   if not seq then return false end
+  redis.call('ZREM', order(user), digest_of(token))
   local holder = prefix .. 'h:' .. user
   if seq < number(holder, 'g') then return false end
   less(holder, bucket, 1)
@@ -67,6 +76,9 @@ local function place(token, value, left, grain)
   redis.call('HINCRBY', holder, bucket, 1)
   redis.call('HINCRBY', ends, bucket, 1)
   keep(holder, moment)
+  redis.call('ZREMRANGEBYSCORE', order(user), '-inf', whole(now / 1000))
+  redis.call('ZADD', order(user), whole(moment / 1000), digest_of(token))
+  keep(order(user), moment)
 end
 
 -- Ends what the user holds, as of change `seq`.
@@ -78,5 +90,6 @@ local function finish(holder, seq)
       redis.call('HDEL', holder, fields[i])
     end
   end
+  redis.call('DEL', order(string.sub(holder, #prefix + 3)))
   redis.call('HSET', holder, 'g', whole(seq))
 end

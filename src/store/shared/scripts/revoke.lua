@@ -3,6 +3,6 @@
 local value = redis.call('GET', KEYS[4])
 if not value or value == 'x' then return {'none'} end
 local seq = change('k', 'del', 'd', ARGV[3])
-local was = uncount(value)
+local was = uncount(KEYS[4], value)
 redis.call('SET', KEYS[4], 'x', 'KEEPTTL')
 return {'ok', seq, was and 1 or 0}

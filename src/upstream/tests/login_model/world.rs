@@ -11,7 +11,7 @@ use crate::secret::Secret;
 use crate::upstream::description::Flaw;
 use crate::upstream::login::{Granted, LoginError};
 use crate::upstream::login_plan::{LoginCalls, TokenHeaders};
-use crate::upstream::token_probe::ProbeWord;
+use crate::upstream::token_probe::ProbeVerdict;
 
 /// How the upstream treats tokens.
 #[derive(Clone, Debug)]
@@ -224,13 +224,13 @@ impl LoginCalls for Calls {
     fn probe<'a>(
         &'a self,
         headers: &'a TokenHeaders,
-    ) -> std::pin::Pin<Box<dyn Future<Output = ProbeWord> + Send + 'a>> {
+    ) -> std::pin::Pin<Box<dyn Future<Output = ProbeVerdict> + Send + 'a>> {
         Box::pin(async move {
             sleep(Duration::from_millis(5)).await;
             match (self.0.character.has_probe, self.0.takes(token_of(headers))) {
-                (false, _) => ProbeWord::Unclear,
-                (true, true) => ProbeWord::Accepted,
-                (true, false) => ProbeWord::Refused,
+                (false, _) => ProbeVerdict::Undecided,
+                (true, true) => ProbeVerdict::Accepted,
+                (true, false) => ProbeVerdict::Refused,
             }
         })
     }

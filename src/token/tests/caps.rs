@@ -1,0 +1,215 @@
+//! At a user's cap its oldest unused token ends: in memory and on disk, or in neither.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::Users;
+use crate::metrics::TokenCap;
+use crate::store::Disk;
+
+fn ending(per_user: usize, all: usize) -> Users {
+    Users {
+        at_token_cap: AtTokenCap::EndOldest,
+        ..settings(per_user, all)
+    }
+}
+
+fn ending_store(per_user: usize, all: usize) -> Arc<TokenStore> {
+    TokenStore::new(&ending(per_user, all), Metrics::new())
+}
+
+/// Logs in one second after the one before, so that their ends have an order.
+async fn later(store: &TokenStore, user: &str) -> TokenDigest {
+    advance(Duration::from_secs(1)).await;
+    login(store, user).await.unwrap()
+}
+
+fn live(store: &TokenStore, tokens: &[TokenDigest]) -> Vec<bool> {
+    // Not by `find`, which is a use.
+    let is_live = |token| store.memory.table.find(token).is_some();
+    tokens.iter().map(is_live).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oldest_that_is_not_used_ends_and_no_other_users() {
+    let store = ending_store(5, 100);
+    let others = later(&store, "bert").await;
+    let mut tokens = Vec::new();
+    for _ in 0..5 {
+        tokens.push(later(&store, "anna").await);
+    }
+    for token in [0, 2] {
+        assert!(store.find(&tokens[token]).is_some());
+    }
+    tokens.push(later(&store, "anna").await);
+    assert_eq!(live(&store, &tokens), [true, false, true, true, true, true]);
+    tokens.push(later(&store, "anna").await);
+    assert_eq!(live(&store, &tokens[2..]), [true, false, true, true, true]);
+    assert!(store.find(&others).is_some());
+    assert_eq!(store.metrics.tokens.get(), 6);
+    assert_eq!(store.metrics.token_events.value(TokenEvent::Displaced), 2);
+    assert_eq!(store.metrics.token_events.value(TokenEvent::Refused), 0);
+    // From four of five on.
+    assert_eq!(store.metrics.token_caps_near.value(TokenCap::User), 4);
+    // A logout ends what is there, and the memory of what was looked at.
+    assert_eq!(store.revoke_user("anna").await, Ok(5));
+    sweep_all(&store);
+    assert_eq!(store.memory.traces(), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_used_all_the_time_never_ends_for_those_used_once() {
+    let store = ending_store(5, 100);
+    let steady = later(&store, "anna").await;
+    for _ in 0..200 {
+        assert!(store.find(&steady).is_some());
+        let once = later(&store, "anna").await;
+        assert!(store.find(&once).is_some(), "the newest is there");
+    }
+    assert!(store.find(&steady).is_some());
+    assert_eq!(store.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_with_tokens_gets_another_in_place_of_one_when_the_gate_is_full() {
+    let store = ending_store(2, 3);
+    for user in ["anna", "anna", "bert"] {
+        later(&store, user).await;
+    }
+    let refused = login(&store, "carl").await.unwrap_err();
+    let InsertRefused::Full(Some(next)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        next > HOUR - Duration::from_secs(5) && next <= HOUR,
+        "{next:?}"
+    );
+    later(&store, "anna").await;
+    assert_eq!((store.len(), store.metrics.tokens.get()), (3, 3));
+    assert!(store.metrics.token_caps_near.value(TokenCap::All) >= 2);
+    advance(next).await;
+    sweep_all(&store);
+    login(&store, "carl").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lowered_cap_takes_nothing_away_and_the_refusing_one_says_when() {
+    let store = ending_store(10, 100);
+    for _ in 0..6 {
+        later(&store, "anna").await;
+    }
+    store.reload(&ending(2, 100));
+    later(&store, "anna").await;
+    assert_eq!(store.len(), 6, "one for one");
+    store.reload(&settings(2, 100));
+    let refused = login(&store, "anna").await.unwrap_err();
+    let InsertRefused::UserFull(Some(next)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        next > HOUR - Duration::from_secs(10) && next <= HOUR,
+        "{next:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_ends_for_another_ends_on_disk_with_it_and_lives_on_if_that_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let over = |path: &std::path::Path| {
+        let metrics = Metrics::new();
+        let (store, _) = Store::open(path, &metrics).unwrap();
+        let store = Arc::new(store);
+        (
+            Arc::clone(&store),
+            TokenStore::over(store, &ending(1, 10), metrics),
+        )
+    };
+    let (store, tokens) = over(&path);
+    let first = login(&tokens, "anna").await.unwrap();
+    let second = login(&tokens, "anna").await.unwrap();
+    assert!(tokens.find(&first).is_none() && tokens.find(&second).is_some());
+    assert_eq!(tokens.len(), 1);
+    store.close().await;
+    let (store, tokens) = over(&path);
+    tokens.load(Origin::Minted, |_| true).await.unwrap();
+    assert!(tokens.find(&first).is_none() && tokens.find(&second).is_some());
+
+    std::fs::rename(&path, folder.path().join("aside")).unwrap();
+    let refused = login(&tokens, "anna").await.unwrap_err();
+    assert!(matches!(refused, InsertRefused::Unavailable(_)));
+    assert!(tokens.find(&second).is_some(), "it stays");
+    assert_eq!(tokens.len(), 1);
+    store.close().await;
+}
+
+/// A login that the disk has not taken yet ends nothing; many at once leave the cap kept.
+#[tokio::test]
+async fn logins_at_once_keep_the_cap_once_the_disk_has_taken_them() {
+    let disk = Disk::laid_out();
+    let store = Arc::new(disk.store(Duration::from_millis(200)));
+    let tokens = TokenStore::over(Arc::clone(&store), &ending(2, 100), Metrics::new());
+    let kept = [
+        login(&tokens, "anna").await.unwrap(),
+        login(&tokens, "anna").await.unwrap(),
+    ];
+    disk.hangs(true);
+    let late = login(&tokens, "anna").await.unwrap_err();
+    assert_eq!(late, InsertRefused::Unavailable(Unavailable::Late));
+    assert_eq!(live(&tokens, &kept), [true, true]);
+    disk.hangs(false);
+    let mut last = login(&tokens, "anna").await;
+    while last.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        last = login(&tokens, "anna").await;
+    }
+    let all = (0..8).map(|_| login(&tokens, "anna"));
+    for outcome in futures_util::future::join_all(all).await {
+        outcome.unwrap();
+    }
+    login(&tokens, "anna").await.unwrap();
+    assert!(tokens.len() <= 3, "{} tokens", tokens.len());
+    store.close().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Whatever users do, no login is refused at the user's cap, nobody has more than it,
+    /// and the newest token of each is there.
+    #[test]
+    fn a_cap_that_ends_the_oldest_refuses_nobody(
+        cap in 1..6_usize,
+        steps in proptest::collection::vec((0..3_usize, 0..4_u8, 0..90_u64), 1..120),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let store = ending_store(cap, 1000);
+            let names = ["anna", "bert", "carl"];
+            let mut tokens: [Vec<TokenDigest>; 3] = Default::default();
+            for (user, what, seconds) in steps {
+                match what {
+                    0 => advance(Duration::from_secs(seconds)).await,
+                    1 => {
+                        if let Some(token) = tokens[user].first() {
+                            let _ = store.find(token);
+                        }
+                    }
+                    _ => tokens[user].push(login(&store, names[user]).await.unwrap()),
+                }
+                for tokens in &tokens {
+                    let live = live(&store, tokens);
+                    assert!(live.iter().filter(|is_live| **is_live).count() <= cap);
+                    assert!(live.last().is_none_or(|is_live| *is_live));
+                }
+            }
+            advance(HOUR * 2).await;
+            sweep_all(&store);
+            assert_eq!((store.len(), store.memory.traces()), (0, (0, 0)));
+        });
+    }
+}

@@ -1,0 +1,97 @@
+//! A stranger who guesses passwords is slowed down, and nobody else is.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, interval, sleep};
+use tollgate::emulator::Emulator;
+
+use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, Setup, WEBAPP_PASSWORD, emulator};
+
+const WRONG: &str = "Wrong-Passw0rd!";
+
+/// A client that calls from an address of its own.
+fn from(gateway: &Gateway, address: [u8; 4]) -> Client {
+    let builder = reqwest::Client::builder().local_address(std::net::IpAddr::from(address));
+    Client::built(gateway, builder)
+}
+
+async fn status(client: &Client, name: &str, password: &str) -> u16 {
+    client.login(name, password).await.status().as_u16()
+}
+
+/// Wrong ones from 127.0.0.1 at `rate` a second, right ones from 127.0.0.2 every 100 ms;
+/// how many of the right ones passed, and how many there were.
+async fn flooded(gateway: &Gateway, rate: u64, password: &'static str) -> (usize, usize) {
+    let stranger = from(gateway, [127, 0, 0, 1]);
+    let flood = tokio::spawn(async move {
+        let mut tick = interval(Duration::from_micros(1_000_000 / rate));
+        loop {
+            tick.tick().await;
+            let stranger = stranger.clone();
+            tokio::spawn(async move { status(&stranger, ADMIN, WRONG).await });
+        }
+    });
+    sleep(Duration::from_millis(500)).await;
+    let honest = from(gateway, [127, 0, 0, 2]);
+    let (mut passed, mut all) = (0, 0);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(4) {
+        all += 1;
+        passed += usize::from(status(&honest, ADMIN, password).await == 200);
+        sleep(Duration::from_millis(100)).await;
+    }
+    flood.abort();
+    (passed, all)
+}
+
+/// Rates ten times those that are shipped, so that a few seconds tell.
+const SCALED: &str =
+    "[limits]\nlogins_by_peer = \"10/s burst 20\"\nlogins_by_name = \"5/s burst 10\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_passwords_from_one_address_keep_nobody_else_out() {
+    let webapp = emulator().await;
+    for rate in [20, 100] {
+        let gateway = Gateway::with(&webapp, Setup::default().rest(SCALED)).await;
+        let (passed, all) = flooded(&gateway, rate, ADMIN_PASSWORD).await;
+        assert!(all >= 2 && passed == all, "{passed} of {all} at {rate}/s");
+    }
+}
+
+/// The same where the Webapp has the users; and there the profile's own limit on the users
+/// node, one bucket for all clients, is not the stranger's to empty either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_relayed_logins_keeps_nobody_else_out() {
+    let webapp: Emulator = emulator().await;
+    let setup = Setup::default()
+        .users("directory = \"webapp\"")
+        .rest(SCALED);
+    let gateway = Gateway::with(&webapp, setup).await;
+    let (passed, all) = flooded(&gateway, 100, WEBAPP_PASSWORD).await;
+    assert!(all >= 2 && passed == all, "{passed} of {all}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_from_many_addresses_leaves_those_who_logged_in_before() {
+    let webapp = emulator().await;
+    let rest = "[limits]\nlogins_by_peer = \"1/m burst 6\"\nlogins_by_name = \"1/m burst 2\"\n";
+    let gateway = Gateway::with(&webapp, Setup::default().rest(rest)).await;
+    let honest = from(&gateway, [127, 0, 0, 2]);
+    assert_eq!(status(&honest, ADMIN, ADMIN_PASSWORD).await, 200);
+    let mut seen = Vec::new();
+    for last in 0..30 {
+        let stranger = from(&gateway, [127, 0, 1, last]);
+        seen.push(status(&stranger, ADMIN, WRONG).await);
+    }
+    assert_eq!(seen.iter().filter(|status| **status == 401).count(), 20);
+    assert_eq!(seen.last(), Some(&429), "all strangers together");
+    for _ in 0..5 {
+        assert_eq!(status(&honest, ADMIN, ADMIN_PASSWORD).await, 200);
+    }
+    let stranger = from(&gateway, [127, 0, 2, 1]);
+    assert_eq!(
+        status(&stranger, "someone", WRONG).await,
+        401,
+        "another name"
+    );
+}
