@@ -14,6 +14,10 @@ use tokio::time::Instant;
 
 use super::pace::Pace;
 
+/// A piece shares the buffer that it was read into. Where it is kept, a smaller one is
+/// copied, or a body that comes byte by byte would hold a buffer for each.
+const WORTH_ITS_BUFFER: usize = 4 * 1024;
+
 /// Why a request body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -57,6 +61,8 @@ struct Source {
     turn: u32,
     total: u64,
     kept: Vec<Bytes>,
+    /// Comes after those: small pieces in a row.
+    kept_small: Vec<u8>,
     kept_bytes: usize,
     trailers: Option<HeaderMap>,
     ended: bool,
@@ -95,6 +101,7 @@ impl RequestBody {
             turn: 0,
             total: 0,
             kept: Vec::new(),
+            kept_small: Vec::new(),
             kept_bytes: 0,
             trailers: None,
             ended: false,
@@ -137,6 +144,7 @@ impl BodyHandle {
             return None;
         }
         source.turn += 1;
+        source.settle();
         Some(RequestBody {
             source: Some(Arc::clone(shared)),
             turn: source.turn,
@@ -215,16 +223,30 @@ impl Source {
     }
 
     fn keep(&mut self, piece: &Bytes) {
-        if self.spilled {
+        if self.spilled || piece.is_empty() {
             return;
         }
         if self.kept_bytes + piece.len() > self.rules.replay_limit {
             self.spilled = true;
             self.kept = Vec::new();
+            self.kept_small = Vec::new();
             return;
         }
+        // Most bodies are one piece.
+        if self.kept_bytes == 0 || piece.len() >= WORTH_ITS_BUFFER {
+            self.settle();
+            self.kept.push(piece.clone());
+        } else {
+            self.kept_small.extend_from_slice(piece);
+        }
         self.kept_bytes += piece.len();
-        self.kept.push(piece.clone());
+    }
+
+    fn settle(&mut self) {
+        if !self.kept_small.is_empty() {
+            let small = std::mem::take(&mut self.kept_small);
+            self.kept.push(small.into());
+        }
     }
 }
 
