@@ -1,7 +1,8 @@
 //! What one connection is doing, and how long it may go on doing that.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -32,6 +33,8 @@ pub(super) struct Activity {
     quiet: AtomicU64,
     /// Since when the peer takes none of our bytes.
     blocked: AtomicU64,
+    /// Answers that are not read further until the peer takes bytes.
+    held_up: Mutex<Vec<Waker>>,
     closing: AtomicU64,
 }
 
@@ -74,6 +77,7 @@ impl Activity {
             head: AtomicU64::new(0),
             quiet: AtomicU64::new(1),
             blocked: AtomicU64::new(0),
+            held_up: Mutex::default(),
             closing: AtomicU64::new(0),
         })
     }
@@ -104,9 +108,36 @@ impl Activity {
         self.quiet.store(self.now(), Ordering::Relaxed);
     }
 
-    /// The peer took bytes of ours, or has all of them.
-    pub(super) fn moves(&self) {
-        self.blocked.store(0, Ordering::Relaxed);
+    /// The peer took bytes of ours, or has all of them. True when it had not before.
+    pub(super) fn moves(&self) -> bool {
+        let was_blocked = self.is_write_blocked();
+        if was_blocked {
+            self.blocked.store(0, Ordering::Relaxed);
+        }
+        was_blocked
+    }
+
+    /// The peer has room again: answers are read on.
+    pub(super) fn has_room(&self) {
+        let held_up = std::mem::take(&mut *self.held_up());
+        held_up.into_iter().for_each(Waker::wake);
+    }
+
+    /// True when the peer takes nothing at present; `waker` is woken when it does.
+    /// What is read meanwhile would only lie in our memory.
+    pub(super) fn is_held_up(&self, waker: &Waker) -> bool {
+        if !self.is_write_blocked() {
+            return false;
+        }
+        let mut held_up = self.held_up();
+        if !held_up.iter().any(|known| known.will_wake(waker)) {
+            held_up.push(waker.clone());
+        }
+        true
+    }
+
+    fn held_up(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.held_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn write_blocked(&self) {
@@ -223,6 +254,11 @@ impl Exchange {
         }
     }
 
+    /// The connection's socket is full: this answer's next piece can wait.
+    pub(super) fn is_held_up(&self, waker: &Waker) -> bool {
+        self.activity.is_held_up(waker)
+    }
+
     /// The peer must take what it got before it gets more.
     pub(super) fn is_their_turn(&mut self) {
         if !self.is_theirs {
@@ -296,7 +332,7 @@ mod tests {
             (at, why),
             (Instant::now() + TIMEOUTS.idle, Overdue::Stalled)
         );
-        activity.moves();
+        assert!(activity.moves());
         assert_eq!(activity.due(TIMEOUTS), None);
     }
 
@@ -312,5 +348,25 @@ mod tests {
         assert_eq!(activity.due(TIMEOUTS), Some((from_now, Overdue::Stalled)));
         stuck.is_our_turn();
         assert_eq!(activity.due(TIMEOUTS), None);
+    }
+
+    #[test]
+    fn an_answer_is_not_read_on_while_the_peer_takes_nothing() {
+        struct Woken(AtomicBool);
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let activity = Activity::new();
+        assert!(!activity.is_held_up(&waker));
+        activity.write_blocked();
+        assert!(activity.is_held_up(&waker) && activity.is_held_up(&waker));
+        assert_eq!(activity.held_up().len(), 1, "asked twice, woken once");
+        assert!(activity.moves() && !activity.moves());
+        activity.has_room();
+        assert!(woken.0.load(Ordering::Relaxed) && !activity.is_held_up(&waker));
     }
 }

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) const RECORD: usize = 16 * 1024;
 /// What a record adds to it, and then some.
 pub(super) const OVERHEAD: usize = 256;
-/// Four records to be sent, and one that is being put together.
+/// Four records to be sent, and one that is being put together. A client that takes
+/// nothing of its answer holds one of these.
 pub(super) const SIZE: usize = 4 * (RECORD + OVERHEAD) + RECORD;
-/// Spare ones that are kept: five megabytes, if they were ever needed.
-const SPARE: usize = 64;
+/// Spare ones that are kept. More are lent at one time only while clients take nothing.
+const SPARE: usize = 8;
 
 /// The spare buffers of one worker.
 #[derive(Debug, Default)]

@@ -180,6 +180,9 @@ impl<B: Body> Body for Counted<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let me = self.project();
+        if me.exchange.is_held_up(cx.waker()) {
+            return Poll::Pending;
+        }
         me.exchange.is_our_turn();
         let frame = me.body.poll_frame(cx);
         if let Poll::Ready(Some(Ok(_))) = frame {

@@ -183,11 +183,11 @@ impl<T: Socket> Stream<T> {
 
     /// What was written may lie in a buffer of ours; only what the peer took counts.
     fn note_progress(&mut self, is_blocked: bool) {
-        if self.inner.has_sent(!is_blocked) {
-            self.activity.moves();
-        }
+        let was_blocked = self.inner.has_sent(!is_blocked) && self.activity.moves();
         if is_blocked {
             self.activity.write_blocked();
+        } else if was_blocked {
+            self.activity.has_room();
         }
     }
 
@@ -234,8 +234,8 @@ impl<T: Socket> AsyncWrite for Stream<T> {
         let me = self.get_mut();
         let flushed = Pin::new(&mut me.inner).poll_flush(cx);
         me.note_progress(flushed.is_pending());
-        if flushed.is_ready() {
-            me.activity.moves();
+        if flushed.is_ready() && me.activity.moves() {
+            me.activity.has_room();
         }
         flushed
     }

@@ -83,6 +83,7 @@ impl BodyHandle {
             return None;
         }
         source.copy += 1;
+        source.settle();
         Some(RequestBody {
             source: Some(Arc::clone(shared)),
             copy: source.copy,
@@ -136,7 +137,9 @@ impl BodyHandle {
                 return Poll::Pending; // small: it comes, or is too slow
             }
             let patience = patience.get_or_insert_with(|| Box::pin(sleep(BEGINNING)));
-            patience.as_mut().poll(cx).map(|()| false)
+            ready!(patience.as_mut().poll(cx));
+            source.settle();
+            Poll::Ready(false)
         })
         .await
     }

@@ -18,6 +18,10 @@ use super::pace::Pace;
 use super::upstream_turn::{ClientLag, SetAside, UpstreamTurn};
 use crate::upstream::{PermitTimeout, UpstreamPermit};
 
+/// A piece shares the buffer that it was read into. Where it is kept, a smaller one is
+/// copied, or a body that comes byte by byte would hold a buffer for each.
+const WORTH_ITS_BUFFER: usize = 4 * 1024;
+
 /// Why a request body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -58,6 +62,8 @@ pub(super) struct Source {
     pub(super) copy: u32,
     pub(super) total: u64,
     pub(super) kept: Vec<Bytes>,
+    /// Comes after those: small pieces in a row.
+    kept_small: Vec<u8>,
     kept_bytes: usize,
     pub(super) trailers: Option<HeaderMap>,
     pub(super) ended: bool,
@@ -107,6 +113,7 @@ impl Upload {
             copy: 0,
             total: 0,
             kept: Vec::new(),
+            kept_small: Vec::new(),
             kept_bytes: 0,
             trailers: None,
             ended: false,
@@ -151,13 +158,18 @@ impl Source {
     pub(super) fn poll_prefetch(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while !self.ended {
             if self.failed.is_some() || self.kept_bytes >= self.rules.replay_limit {
-                return Poll::Ready(false);
+                break;
             }
-            if let Some(Ok(frame)) = ready!(self.poll_incoming(cx)) {
-                self.kept_first(frame);
+            // The last piece may go over the limit: it is here, and can be sent as often as
+            // the others.
+            if let Some(Ok(frame)) = ready!(self.poll_incoming(cx))
+                && let Ok(piece) = frame.into_data()
+            {
+                self.keep_piece(piece);
             }
         }
-        Poll::Ready(true)
+        self.settle();
+        Poll::Ready(self.ended)
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
@@ -273,15 +285,6 @@ impl Source {
         }
     }
 
-    /// A piece that has come before the request was sent. The last of them may go over
-    /// the limit: it is here, and can be sent as often as the others.
-    fn kept_first(&mut self, frame: Frame<Bytes>) {
-        if let Ok(piece) = frame.into_data() {
-            self.kept_bytes += piece.len();
-            self.kept.push(piece);
-        }
-    }
-
     fn keep(&mut self, piece: &Bytes) {
         if self.spilled {
             return;
@@ -289,9 +292,32 @@ impl Source {
         if self.kept_bytes + piece.len() > self.rules.replay_limit {
             self.spilled = true;
             self.kept = Vec::new();
+            self.kept_small = Vec::new();
             return;
         }
-        self.kept_bytes += piece.len();
-        self.kept.push(piece.clone());
+        self.keep_piece(piece.clone());
+    }
+
+    fn keep_piece(&mut self, piece: Bytes) {
+        if piece.is_empty() {
+            return;
+        }
+        // Most bodies are one piece.
+        if self.kept_bytes == 0 || piece.len() >= WORTH_ITS_BUFFER {
+            self.kept_bytes += piece.len();
+            self.settle();
+            self.kept.push(piece);
+        } else {
+            self.kept_bytes += piece.len();
+            self.kept_small.extend_from_slice(&piece);
+        }
+    }
+
+    /// Makes the small pieces one that can be read.
+    pub(super) fn settle(&mut self) {
+        if !self.kept_small.is_empty() {
+            let small = std::mem::take(&mut self.kept_small);
+            self.kept.push(small.into());
+        }
     }
 }

@@ -33,6 +33,10 @@ pub(super) type Answer<B> = Result<Response<Incoming>, TrySendError<Request<Sent
 /// How often a connection may ring its own bell in one go. It does when tokio wants the
 /// task to give way; then the runtime must have its turn.
 const ROUNDS: usize = 3;
+/// The largest piece that is read at once, and of a request what may wait to be sent: so
+/// much lies in memory while a client, or the upstream, takes nothing. Also the longest
+/// head. Two pieces and the records that carry them down stay below 160 KiB.
+const BUFFER: usize = 30 * 1024;
 /// An alarm that nobody has set.
 const FAR: Duration = Duration::from_secs(86_400);
 
@@ -88,7 +92,9 @@ where
         open: Gauged,
     ) -> Result<Box<Self>, hyper::Error> {
         let heard = link.heard();
-        let (sender, connection) = http1::handshake(TokioIo::new(link)).await?;
+        let mut http = http1::Builder::new();
+        http.max_buf_size(BUFFER);
+        let (sender, connection) = http.handshake(TokioIo::new(link)).await?;
         let bell = Arc::new(Bell::default());
         let ring = Waker::from(Arc::clone(&bell));
         ring.wake_by_ref(); // its first work is to begin

@@ -127,6 +127,7 @@ pub(crate) async fn read_request(tcp: &mut TcpStream) -> Option<String> {
     Some(head)
 }
 
+/// The answer to a login: a token for a week.
 pub(crate) fn login() -> Vec<u8> {
     let week = i64::try_from(Duration::from_secs(604_800).as_secs()).unwrap();
     let now = tollgate::clock::unix_seconds();
