@@ -35,7 +35,7 @@ use crate::identity::{FirstAdmin, Keys};
 use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared, keep_probe_tried};
-use crate::upstream::UpstreamOpening;
+use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
 use kept::Kept;
 use upstream_change::PendingUpstream;
@@ -149,19 +149,10 @@ async fn build(
         }
     };
     let via = GatewayVia::random();
-    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics)
-        .announced_as(&via)
-        .keeping(kept.lease_keeper())
-        .open()?;
-    let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(&metrics));
-    let live = Live {
-        routes: RouteTable::new(&config.routes),
-        keys: Keys::new(&config.api_keys),
-        ring: kept.ring(),
-        limiter: Arc::new(limiter),
-        upstream,
-        config: Arc::clone(&config),
-    };
+    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
+    let upstream = upstream.announced_as(&via).keeping(kept.lease_keeper());
+    let upstream = upstream.open()?;
+    let live = first_rules(&config, &kept, upstream, &metrics);
     let shared = Arc::new(Shared {
         live: ArcSwap::from_pointee(live),
         users,
@@ -191,6 +182,23 @@ async fn build(
         starting,
         on_reload: None,
     })
+}
+
+fn first_rules(
+    config: &Arc<Config>,
+    kept: &Kept,
+    upstream: Arc<Upstream>,
+    metrics: &Arc<Metrics>,
+) -> Live {
+    let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(metrics));
+    Live {
+        routes: RouteTable::new(&config.routes),
+        keys: Keys::new(&config.api_keys),
+        ring: kept.ring(),
+        limiter: Arc::new(limiter),
+        upstream,
+        config: Arc::clone(config),
+    }
 }
 
 /// The operator is answered from here on: a start can take long.

@@ -1,13 +1,14 @@
-//! Every metric of the program, in one file. Label values are enums, or names
+//! Every metric of the program. Label values are enums, or names
 //! from the config file: their number is bounded, and nothing a client sends is one.
 
 use std::sync::Arc;
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder,
 };
 
+mod families;
 mod label;
 mod route;
 
@@ -17,6 +18,8 @@ pub use label::{
     TokenCap, TokenEvent, UnreadLogin,
 };
 pub use route::RouteCounts;
+
+use families::{counter, family, gauge, gauges, histogram, plain_histogram};
 
 /// Every family of the program.
 #[derive(Debug)]
@@ -76,10 +79,6 @@ pub struct Metrics {
     pub task_panics: IntGauge,
     pub ready: IntGauge,
 }
-
-const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
 
 impl Metrics {
     #[expect(clippy::too_many_lines, reason = "one line per family, nothing else")]
@@ -368,51 +367,3 @@ fn process_metrics(registry: &Registry) {
 
 #[cfg(not(target_os = "linux"))]
 fn process_metrics(_: &Registry) {}
-
-fn register<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: C,
-) -> C {
-    registry
-        .register(Box::new(collector.clone()))
-        .expect("each family is named once, in this file");
-    collector
-}
-
-fn family(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    let family = IntCounterVec::new(Opts::new(name, help), labels);
-    register(registry, family.expect("valid by construction"))
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    register(
-        registry,
-        IntCounter::new(name, help).expect("valid by construction"),
-    )
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(
-        registry,
-        IntGauge::new(name, help).expect("valid by construction"),
-    )
-}
-
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    let family = IntGaugeVec::new(Opts::new(name, help), labels);
-    register(registry, family.expect("valid by construction"))
-}
-
-fn plain_histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
-    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-    register(
-        registry,
-        Histogram::with_opts(options).expect("valid by construction"),
-    )
-}
-
-fn histogram(registry: &Registry, name: &str, help: &str) -> HistogramVec {
-    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-    let family = HistogramVec::new(options, &["route"]);
-    register(registry, family.expect("valid by construction"))
-}

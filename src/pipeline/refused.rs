@@ -90,8 +90,9 @@ impl Way<'_> {
             return Ok(carried);
         };
         let session = self.session()?;
-        let refusals =
-            refusals.get_or_insert_with(|| RefusedRequest::new(request.path_key(session)));
+        let refusals = refusals.get_or_insert_with(|| {
+            RefusedRequest::new(request.path_key(session), request.body().is_kept())
+        });
         let mut verdict = pin!(session.reconsider(refusals, &lease));
         let verdict = match poll_fn(|cx| Poll::Ready(verdict.as_mut().poll(cx))).await {
             Poll::Ready(verdict) => verdict,

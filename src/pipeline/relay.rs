@@ -120,7 +120,7 @@ impl Relay<'_> {
         let mut field = call.headers[AUTHORIZATION].clone();
         field.set_sensitive(true);
         let basic = CredentialSource::Ready(Carried::Client(field));
-        let mut answer = self.way.forward(&request, body, basic, record).await?;
+        let mut answer = self.way.forward(request, body, basic, record).await?;
         admitted.put(answer.headers_mut());
         if !answer.status().is_success() {
             return Ok(answer);

@@ -97,6 +97,12 @@ impl BodyHandle {
         self.source.is_some()
     }
 
+    /// Whether all of it that has been read is kept.
+    pub(super) fn is_kept(&self) -> bool {
+        let is_kept = self.look(|source| !source.spilled && source.failed.is_none());
+        is_kept.unwrap_or(true)
+    }
+
     /// Whether the whole body can be sent a second time, as far as its stated length tells.
     pub(super) fn can_repeat(&self) -> bool {
         let limit = self.look(super::upload::Source::replay_limit);
@@ -123,17 +129,22 @@ impl BodyHandle {
         let Some(source) = &self.source else {
             return true;
         };
+        // Most bodies have come with their head.
+        match poll_fn(|cx| Poll::Ready(source.lock().poll_prefetch(cx))).await {
+            Poll::Ready(is_whole) => is_whole,
+            Poll::Pending => Box::pin(self.await_beginning(source)).await,
+        }
+    }
+
+    async fn await_beginning(&self, source: &Upload) -> bool {
         let mut patience = None;
         poll_fn(|cx| {
             let mut source = source.lock();
             if let Poll::Ready(is_whole) = source.poll_prefetch(cx) {
                 return Poll::Ready(is_whole);
             }
-            if self
-                .length
-                .exact()
-                .is_some_and(|length| length <= source.replay_limit())
-            {
+            let length = self.length.exact();
+            if length.is_some_and(|length| length <= source.replay_limit()) {
                 return Poll::Pending; // small: it comes, or is too slow
             }
             let patience = patience.get_or_insert_with(|| Box::pin(sleep(BEGINNING)));

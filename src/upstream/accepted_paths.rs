@@ -65,34 +65,3 @@ fn is_same_path(slot: u64, path: PathKey) -> bool {
 fn packed(path: PathKey, generation: u64) -> u64 {
     (path.0 & !GENERATION_MASK) | (generation & GENERATION_MASK)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_is_known_once_it_has_accepted_a_token() {
-        let paths = AcceptedPaths::new(1024);
-        let (one, other) = (PathKey(7 << 30 | 5), PathKey(9 << 30 | 6));
-        assert!(!paths.knows(one));
-        assert!(paths.note(one, 1));
-        assert!(!paths.note(one, 1), "no news");
-        assert!(paths.knows(one) && !paths.knows(other));
-        assert!(paths.note(one, 2), "another generation is news");
-        paths.reopen(one);
-        assert!(paths.knows(one));
-        assert!(paths.note(one, 2), "after a refusal the same one is news");
-    }
-
-    #[test]
-    fn two_paths_of_one_slot_are_told_apart() {
-        let paths = AcceptedPaths::new(1024);
-        let (one, other) = (PathKey(1 << 40), PathKey(2 << 40));
-        paths.note(one, 3);
-        assert!(!paths.knows(other));
-        paths.reopen(other);
-        assert!(paths.knows(one));
-        paths.note(other, 3);
-        assert!(!paths.knows(one), "overwritten, never mistaken");
-    }
-}

@@ -167,14 +167,16 @@ impl Renewer {
         let is_served = match cause {
             LoginCause::Renewal => self.session.is_ready() && !common.is_due(),
             // Another gate's login has come in the meantime.
-            LoginCause::Refusal => self.session.newest().map(|lease| lease.generation) != before,
+            LoginCause::Refusal | LoginCause::Unproven => {
+                self.session.newest().map(|lease| lease.generation) != before
+            }
         };
         if is_served && let Some(renew) = common.renew {
             return Due::Renewal(renew);
         }
         let plan = self.plan();
         let per_hour = match cause {
-            LoginCause::Renewal => plan.settings.logins_per_hour,
+            LoginCause::Renewal | LoginCause::Unproven => plan.settings.logins_per_hour,
             LoginCause::Refusal => share_of_refusals(plan.settings.logins_per_hour),
         };
         let pace = (plan.settings.min_login_interval, per_hour);

@@ -7,7 +7,8 @@
 //! simulated upstream.
 
 use super::accepted_paths::{AcceptedPaths, PathKey};
-use super::refused_paths::{RefusedPaths, RefusedRequest};
+use super::judgement_state::{Candidate, Fallback, JudgementState};
+use super::refused_paths::RefusedRequest;
 use super::speculation::{Evidence, SpeculationPacer};
 use super::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
 
@@ -17,22 +18,15 @@ pub(super) type Millis = u64;
 pub(super) const YOUNG: Millis = 5_000;
 /// After this a request tries a young token once more.
 pub(super) const YOUNG_PAUSE: Millis = 500;
-/// How long the lease before helps out where a new one is refused.
-const FALLBACK_FOR: Millis = 120_000;
-/// How long one request may be the only one that tries a candidate.
-const TRIAL_LIMIT: Millis = 2_000;
-/// Pauses between refusals that count against a candidate: those by paths that accept the
-/// lease in use. One more after the last pause, and the candidate is given up.
-const TRIAL_PAUSES: [Millis; 5] = [500, 1_000, 2_000, 4_000, 8_000];
-/// How long the probe's word is taken for paths that have never accepted a token.
-const CLEARED_FOR: Millis = 1_000;
-
 /// Why a login was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LoginCause {
     /// There was no lease, or its renewal was due.
     Renewal,
+    /// A token that works elsewhere was refused.
     Refusal,
+    /// A token was refused that nothing has accepted yet.
+    Unproven,
 }
 
 /// One token of the session, as far as judging it needs.
@@ -65,7 +59,8 @@ pub(super) enum Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaseChoice {
     Current,
-    Candidate,
+    Candidate(u64),
+    Fallback(u64),
 }
 
 /// What an accepted request has settled.
@@ -102,46 +97,15 @@ pub(super) struct Suspicion {
     pub(super) evidence: Evidence,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    facts: LeaseFacts,
-    trial_until: Millis,
-    refusals: usize,
-    /// Not tried again, and not refused again, before.
-    rests_until: Millis,
-}
-
-/// The probe's last good word.
-#[derive(Clone, Copy, Debug)]
-struct Cleared {
-    generation: u64,
-    at: Millis,
-}
-
-#[derive(Debug)]
-struct State {
-    single_active: bool,
-    /// Whether the renewer can ask the upstream about a token.
-    has_probe: bool,
-    current: Option<LeaseFacts>,
-    candidate: Option<Candidate>,
-    /// The lease before the one in use, until this time.
-    fallback: Option<(u64, Millis)>,
-    refused: RefusedPaths,
-    suspicion: Option<Suspicion>,
-    cleared: Option<Cleared>,
-    /// The last generation whose refusal was counted as fruitless.
-    fruitless: u64,
-    pacer: SpeculationPacer,
-}
-
 /// What is known of the session's tokens.
 #[derive(Debug)]
 pub(super) struct Judgement {
     accepted: AcceptedPaths,
     /// Whether an accepted answer may settle something.
     is_open: AtomicBool,
-    state: Mutex<State>,
+    /// Whether requests have more than one lease to choose from.
+    has_choice: AtomicBool,
+    state: Mutex<JudgementState>,
 }
 
 // What requests report and ask.
@@ -151,18 +115,8 @@ impl Judgement {
         Self {
             accepted: AcceptedPaths::new(slots),
             is_open: AtomicBool::new(false),
-            state: Mutex::new(State {
-                single_active,
-                has_probe: false,
-                current: None,
-                candidate: None,
-                fallback: None,
-                refused: RefusedPaths::default(),
-                suspicion: None,
-                cleared: None,
-                fruitless: 0,
-                pacer,
-            }),
+            has_choice: AtomicBool::new(false),
+            state: Mutex::new(JudgementState::new(single_active, pacer)),
         }
     }
 
@@ -181,14 +135,19 @@ impl Judgement {
     }
 
     /// Whether a request may have to choose; false: it takes the lease in use.
-    pub(super) fn is_open(&self) -> bool {
-        self.is_open.load(Ordering::Relaxed)
+    pub(super) fn has_choice(&self) -> bool {
+        self.has_choice.load(Ordering::Relaxed)
     }
 
     /// Which lease the next request to `path` carries. A candidate goes to one request at a
-    /// time that can be sent again, and to paths that refuse the lease in use.
+    /// time that can be sent again, and to paths that refuse the lease in use; for a while
+    /// after a renewal the lease before goes to requests that cannot be sent again.
     pub(super) fn choose(&self, path: PathKey, can_repeat: bool, now: Millis) -> LeaseChoice {
-        lock(&self.state).choose(path, can_repeat, now)
+        let mut state = lock(&self.state);
+        let choice = state.choose(path, can_repeat, now);
+        let has_choice = state.has_choice(now);
+        self.has_choice.store(has_choice, Ordering::Relaxed);
+        choice
     }
 
     /// The upstream answered 401 to `request`, which carried the lease of `generation`.
@@ -203,12 +162,19 @@ impl Judgement {
     /// What `request` does, whose last refusal has been noted.
     pub(super) fn next_step(&self, request: &mut RefusedRequest, now: Millis) -> Step {
         let is_known = self.accepted.knows(request.path);
-        lock(&self.state).next_step(request, is_known, now)
+        let mut state = lock(&self.state);
+        let step = state.next_step(request, is_known, now);
+        self.refresh_open(&state);
+        step
     }
 
-    fn refresh_open(&self, state: &MutexGuard<'_, State>) {
-        let is_open = state.candidate.is_some() || state.refused.has_streak();
+    fn refresh_open(&self, state: &MutexGuard<'_, JudgementState>) {
+        let is_open =
+            state.candidate.is_some() || state.suspicion.is_some() || state.refused.has_streak();
         self.is_open.store(is_open, Ordering::Relaxed);
+        // Whether a fallback is still preferred, whoever chooses finds out.
+        let has_choice = state.has_choice(0);
+        self.has_choice.store(has_choice, Ordering::Relaxed);
     }
 }
 
@@ -218,9 +184,14 @@ impl Judgement {
         lock(&self.state).suspicion
     }
 
-    /// How long until this evidence may cause a login; 0: now.
-    pub(super) fn login_wait(&self, evidence: Evidence, now: Millis) -> Millis {
-        lock(&self.state).pacer.wait(evidence, now)
+    /// How long until a refusal of this token may cause a login; 0: now.
+    pub(super) fn login_wait(&self, generation: u64, evidence: Evidence, now: Millis) -> Millis {
+        lock(&self.state).login_wait(generation, evidence, now)
+    }
+
+    /// Whether a request, or the probe, has accepted this token.
+    pub(super) fn is_proven(&self, generation: u64) -> bool {
+        lock(&self.state).proven >= generation
     }
 
     /// A login begins because of a refusal.
@@ -230,17 +201,21 @@ impl Judgement {
 
     /// The suspicion led to no lease. Later refusals raise it again.
     pub(super) fn drop_suspicion(&self) {
-        lock(&self.state).suspicion = None;
+        let mut state = lock(&self.state);
+        state.suspicion = None;
+        self.refresh_open(&state);
     }
 
     /// The probe found this generation good.
     pub(super) fn clear(&self, generation: u64, now: Millis) {
         let mut state = lock(&self.state);
-        state.suspicion = None;
-        state.cleared = Some(Cleared {
-            generation,
-            at: now,
-        });
+        state.clear(generation, now);
+    }
+
+    /// Whether a token that the probe has refused is dead: all nodes must know it by now, and
+    /// nothing has accepted it since.
+    pub(super) fn is_dead(&self, generation: u64, since: Millis) -> bool {
+        lock(&self.state).is_dead(generation, since)
     }
 
     /// This generation is dead: nothing uses it any more. A candidate takes the place of the
@@ -259,6 +234,9 @@ impl Judgement {
             state.candidate = None;
             state.fallback = None;
         }
+        // It may have been replaced in the meantime.
+        let is_fallback = |fallback: &Fallback| fallback.generation == generation;
+        state.fallback = state.fallback.filter(|fallback| !is_fallback(fallback));
         self.refresh_open(&state);
     }
 
@@ -274,19 +252,16 @@ impl Judgement {
         let mut state = lock(&self.state);
         state.suspicion = None;
         if state.current.is_some() && !is_proven && !state.single_active {
-            state.candidate = Some(Candidate {
-                facts,
-                trial_until: 0,
-                refusals: 0,
-                rests_until: 0,
-            });
+            state.candidate = Some(Candidate::new(facts));
             self.refresh_open(&state);
             return Placement::Candidate;
         }
-        state.replace_current(facts, facts.obtained);
+        let is_old_good = facts.cause == LoginCause::Renewal;
+        state.replace_current(facts, is_old_good, facts.obtained);
         if is_proven {
+            state.proven = state.proven.max(facts.generation);
             state.refused.forget_recent(facts.obtained);
-            if facts.cause == LoginCause::Refusal {
+            if facts.cause != LoginCause::Renewal {
                 state.pacer.forget_fruitless();
             }
         }
@@ -300,7 +275,7 @@ impl Judgement {
         [
             state.current.map(|facts| facts.generation),
             state.candidate.map(|candidate| candidate.facts.generation),
-            state.fallback.map(|(generation, _)| generation),
+            state.fallback.map(|fallback| fallback.generation),
         ]
     }
 
@@ -320,7 +295,7 @@ impl Judgement {
     /// The operator has changed something or asks for another try: pauses begin anew.
     pub(super) fn forget_pauses(&self) {
         let mut state = lock(&self.state);
-        state.pacer.forget_fruitless();
+        state.pacer.forget_pauses();
         state.refused.clear();
         self.refresh_open(&state);
     }
@@ -334,184 +309,5 @@ impl Judgement {
     /// Whether there is a probe that tells good tokens from bad ones.
     pub(super) fn set_probe(&self, has_probe: bool) {
         lock(&self.state).has_probe = has_probe;
-    }
-}
-
-impl State {
-    fn replace_current(&mut self, facts: LeaseFacts, now: Millis) {
-        let old = self.current.replace(facts);
-        self.candidate = None;
-        self.cleared = None;
-        self.fallback = match old {
-            Some(old) if !self.single_active => Some((old.generation, now + FALLBACK_FOR)),
-            _ => None,
-        };
-    }
-
-    fn accepted(&mut self, path: PathKey, generation: u64, now: Millis) -> Settled {
-        if let Some(candidate) = self.candidate
-            && candidate.facts.generation == generation
-        {
-            self.suspicion = None;
-            // A path that refused the token before takes this one: the login has helped.
-            if self.refused.accepted(path).is_some() {
-                self.pacer.forget_fruitless();
-            }
-            self.replace_current(candidate.facts, now);
-            self.refused.forget_recent(now);
-            return Settled::Promoted(generation);
-        }
-        if self
-            .current
-            .is_none_or(|current| current.generation != generation)
-        {
-            return Settled::Nothing;
-        }
-        let refused_last = self.refused.accepted(path);
-        let Some(candidate) = &mut self.candidate else {
-            return Settled::Nothing;
-        };
-        if refused_last != Some(candidate.facts.generation) {
-            return Settled::Nothing;
-        }
-        candidate.trial_until = now;
-        if now < candidate.rests_until {
-            return Settled::Nothing;
-        }
-        candidate.refusals += 1;
-        if let Some(pause) = TRIAL_PAUSES.get(candidate.refusals - 1) {
-            candidate.rests_until = now + pause;
-            return Settled::Nothing;
-        }
-        let rejected = candidate.facts.generation;
-        self.candidate = None;
-        Settled::Rejected(rejected)
-    }
-
-    fn choose(&mut self, path: PathKey, can_repeat: bool, now: Millis) -> LeaseChoice {
-        let is_refusing = self.refused.is_refusing(path);
-        let Some(candidate) = &mut self.candidate else {
-            return LeaseChoice::Current;
-        };
-        if is_refusing {
-            return LeaseChoice::Candidate;
-        }
-        if !can_repeat || now < candidate.rests_until.max(candidate.trial_until) {
-            return LeaseChoice::Current;
-        }
-        candidate.trial_until = now + TRIAL_LIMIT;
-        LeaseChoice::Candidate
-    }
-
-    fn next_step(&mut self, request: &mut RefusedRequest, is_known: bool, now: Millis) -> Step {
-        if request.is_exhausted() {
-            return Step::Upheld;
-        }
-        let Some(current) = self.current else {
-            return Step::AwaitLease;
-        };
-        if !request.has_tried(current.generation) {
-            return Step::Again(current.generation);
-        }
-        if self.refused.is_habitual(request.path, now) {
-            return Step::Upheld;
-        }
-        let candidate = self.candidate.map(|candidate| candidate.facts);
-        if let Some(candidate) = candidate
-            && !request.has_tried(candidate.generation)
-        {
-            return Step::Again(candidate.generation);
-        }
-        if let Some((fallback, until)) = self.fallback
-            && now < until
-            && !request.has_tried(fallback)
-        {
-            return Step::Again(fallback);
-        }
-        // The newest token that was refused here: minted since the trouble began, it is no
-        // better, so this path refuses whatever it is shown.
-        let newest = candidate.unwrap_or(current);
-        let may_be_early = newest.is_young(now) && !request.has_repeated(newest.generation);
-        let since = self.refused.since(request.path).unwrap_or(now);
-        let since = since.min(request.since);
-        if newest.began > since {
-            if may_be_early {
-                return Step::AgainAfter(YOUNG_PAUSE, newest.generation);
-            }
-            self.refused.is_a_habit(request.path, is_known, now);
-            self.count_fruitless(newest, now);
-            return Step::Upheld;
-        }
-        self.doubt(request, newest, is_known, now)
-    }
-
-    /// The token may be dead: the probe is asked, or a login made, if that is not too often.
-    fn doubt(
-        &mut self,
-        request: &mut RefusedRequest,
-        newest: LeaseFacts,
-        is_known: bool,
-        now: Millis,
-    ) -> Step {
-        let generation = newest.generation;
-        let has_repeated = request.has_repeated(generation);
-        if self.is_cleared(request, generation, is_known) {
-            return match (has_repeated, newest.is_young(now), is_known) {
-                (false, true, _) => Step::AgainAfter(YOUNG_PAUSE, generation),
-                (false, false, true) => Step::Again(generation),
-                (_, _, true) => Step::Upheld,
-                (_, _, false) => {
-                    self.refused.is_a_habit(request.path, false, now);
-                    Step::Upheld
-                }
-            };
-        }
-        let evidence = match (is_known, self.refused.is_streak()) {
-            (true, _) => Evidence::ChangedMind,
-            (false, true) => Evidence::SeveralPaths,
-            (false, false) => Evidence::UnseenPath,
-        };
-        if let Some(suspicion) = &mut self.suspicion {
-            suspicion.evidence = suspicion.evidence.max(evidence);
-            request.asked = Some(generation);
-            return Step::Await;
-        }
-        if request.asked == Some(generation) {
-            return Step::Undecided;
-        }
-        if !self.has_probe {
-            if newest.is_young(now) && !has_repeated {
-                return Step::AgainAfter(YOUNG_PAUSE, generation);
-            }
-            if is_known && !has_repeated {
-                return Step::Again(generation);
-            }
-            if self.pacer.wait(evidence, now) > 0 {
-                return Step::Upheld;
-            }
-        }
-        request.asked = Some(generation);
-        self.suspicion = Some(Suspicion {
-            generation,
-            evidence,
-        });
-        Step::Await
-    }
-
-    fn is_cleared(&self, request: &RefusedRequest, generation: u64, is_known: bool) -> bool {
-        let fresh_enough = match is_known {
-            true => 0,
-            false => CLEARED_FOR,
-        };
-        self.cleared.is_some_and(|cleared| {
-            cleared.generation == generation && cleared.at + fresh_enough >= request.since
-        })
-    }
-
-    fn count_fruitless(&mut self, facts: LeaseFacts, now: Millis) {
-        if facts.cause == LoginCause::Refusal && facts.generation > self.fruitless {
-            self.fruitless = facts.generation;
-            self.pacer.was_fruitless(now);
-        }
     }
 }

@@ -103,6 +103,8 @@ impl LoginTask {
             plan: followed,
             budget,
             failures: 0,
+            unaccepted: 0,
+            not_before: None,
             refusals: 0,
             reported: None,
             renewal: None,

@@ -40,6 +40,7 @@ mod handshake;
 mod health;
 mod held;
 mod judgement;
+mod judgement_state;
 mod keep_alive;
 mod keeper;
 mod lease;

@@ -38,7 +38,7 @@ pub(super) struct OwnRequests {
 pub(super) enum CallError {
     #[error("cannot reach the upstream")]
     Unreachable(#[source] DialError),
-    #[error("the connection to the upstream broke")]
+    #[error("the upstream closed the connection without an answer, or its answer is not HTTP")]
     Broken(#[source] hyper::Error),
     #[error("no answer from the upstream within {0:?}")]
     Late(Duration),

@@ -54,7 +54,7 @@ impl Budget {
             self.spent.pop_front();
         }
         let most = match cause {
-            LoginCause::Renewal => self.per_hour,
+            LoginCause::Renewal | LoginCause::Unproven => self.per_hour,
             LoginCause::Refusal => share_of_refusals(self.per_hour),
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX);

@@ -11,7 +11,9 @@ use super::judgement::{LoginCause, Suspicion, YOUNG_PAUSE};
 use super::lease::Lease;
 use super::login::{Granted, LoginError};
 use super::login_plan::LoginPlan;
+use super::pace::back_off;
 use super::renewer::{Due, Renewer};
+use super::session::SOON;
 use super::speculation::Evidence;
 use super::status::{Phase, Why};
 use super::sync::lock;
@@ -83,68 +85,123 @@ impl Renewer {
         }
     }
 
-    /// Requests were refused with a token. Asks the probe about it; without a probe the
-    /// evidence decides, as often as the pace of such logins allows.
+    /// Requests were refused with a token. Asks the probe about it, and logs in if that is
+    /// not too often. A token is given up only when the probe has confirmed it and nothing
+    /// has accepted it since: until then it goes on beside what the login brings.
     pub(super) async fn look_into(&mut self, suspicion: Suspicion, due: Due) -> Due {
         let generation = suspicion.generation;
-        let judgement = &self.session.judgement;
+        let since = self.session.now();
         let Some(lease) = self.session.by_generation(generation) else {
-            return self.no_login(due);
+            return self.looked(due);
         };
-        let mut evidence = suspicion.evidence;
-        match self.word_on(&lease).await {
-            ProbeVerdict::Accepted => {
-                judgement.clear(generation, self.session.now());
-                self.phase.send_modify(|_| {});
+        let word = self.word_on(&lease).await;
+        if word == ProbeVerdict::Accepted {
+            let judgement = &self.session.judgement;
+            judgement.clear(generation, self.session.now());
+            return self.looked(due);
+        }
+        let evidence = match word {
+            ProbeVerdict::Refused => Evidence::ChangedMind,
+            _ => suspicion.evidence,
+        };
+        let due = self.replace(generation, evidence, due).await;
+        let judgement = &self.session.judgement;
+        if word == ProbeVerdict::Refused && judgement.is_dead(generation, since) {
+            info!(upstream = %self.upstream, generation,
+                "the upstream refuses the token in use, and the probe confirms it");
+            self.give_up(&lease).await;
+        }
+        self.looked(due)
+    }
+
+    /// Logs in for a token that is in doubt, or does not: then the schedule stays.
+    async fn replace(&mut self, generation: u64, evidence: Evidence, due: Due) -> Due {
+        if self.is_blocked() {
+            return due;
+        }
+        let cause = match self.session.judgement.is_proven(generation) {
+            true => LoginCause::Refusal,
+            // No lease that works is at stake: this is one more try to get one.
+            false => LoginCause::Unproven,
+        };
+        while let Some(wait) = self.wait_before_login(generation, evidence, cause) {
+            if wait > SOON || !self.paused_for(wait).await {
                 return due;
             }
-            ProbeVerdict::Refused => {
-                info!(upstream = %self.upstream, generation,
-                    "the upstream refuses the token in use, which the probe confirms");
-                self.give_up(&lease).await;
-                evidence = Evidence::ChangedMind;
-            }
-            ProbeVerdict::Undecided => {}
         }
-        // Copied out: a borrow that lives on would lock out whoever tells of a new phase.
-        let phase = *self.phase.borrow();
-        if let Phase::Blocked { until, .. } = phase
-            && !until.has_passed()
-        {
-            return self.no_login(due);
+        self.keep_distance(cause).await;
+        if self.session.is_ready() && self.is_over_budget(cause) {
+            return due;
         }
+        info!(upstream = %self.upstream, ?evidence,
+            "requests were refused with the token in use; logging in");
+        self.session.judgement.spend_login(self.session.now());
+        self.log_in(cause).await
+    }
+
+    /// Those who wait for the outcome of a look are told.
+    fn looked(&self, due: Due) -> Due {
+        self.session.judgement.drop_suspicion();
+        self.phase.send_modify(|_| {});
+        due
+    }
+
+    /// Waits; false when it is time to stop.
+    async fn paused_for(&self, wait: Duration) -> bool {
+        tokio::select! {
+            () = sleep(wait) => true,
+            () = self.stop.draining() => false,
+        }
+    }
+
+    /// How long until a login for a refused token is due; None: now.
+    fn wait_before_login(
+        &mut self,
+        generation: u64,
+        evidence: Evidence,
+        cause: LoginCause,
+    ) -> Option<Duration> {
         self.share_pace();
         let judgement = &self.session.judgement;
-        let wait = judgement.login_wait(evidence, self.session.now());
-        if wait > 0 {
-            if self.session.is_ready() {
-                return self.no_login(due);
+        let paced = judgement.login_wait(generation, evidence, self.session.now());
+        if paced > 0 {
+            return Some(Duration::from_millis(paced));
+        }
+        if cause == LoginCause::Refusal {
+            self.unaccepted = 0;
+            self.not_before = None;
+            return None;
+        }
+        // A token that no request has accepted is like a failed login.
+        if let Some(until) = self.not_before.filter(|until| !until.has_passed()) {
+            return Some(until.left());
+        }
+        self.unaccepted = self.unaccepted.saturating_add(1);
+        self.not_before = Some(Deadline::after(back_off(self.unaccepted)));
+        None
+    }
+
+    /// Waits for a login that only has to keep its distance from the one before.
+    async fn keep_distance(&self, cause: LoginCause) {
+        let wait = lock(&self.budget).wait(cause, Instant::now());
+        if let Some(left) = wait.filter(|left| *left <= SOON) {
+            tokio::select! {
+                () = sleep(left) => {}
+                () = self.stop.draining() => {}
             }
-            return self.blocked(Why::Budget, Duration::from_millis(wait));
         }
-        self.keep_distance(LoginCause::Refusal).await;
-        if self.session.is_ready() && self.is_over_budget() {
-            return self.no_login(due);
-        }
-        info!(upstream = %self.upstream, ?evidence, "requests were refused with the token in use; logging in");
-        self.session.judgement.spend_login(self.session.now());
-        let due = self.log_in(LoginCause::Refusal).await;
-        // A login that brought nothing leaves the question open; refusals ask it again.
-        self.session.judgement.drop_suspicion();
-        self.phase.send_modify(|_| {});
-        due
     }
 
-    fn is_over_budget(&self) -> bool {
-        let wait = lock(&self.budget).wait(LoginCause::Refusal, Instant::now());
+    /// A failure of late forbids a login now.
+    fn is_blocked(&self) -> bool {
+        // Copied out: a borrow that lives on would lock out whoever tells of a new phase.
+        let phase = *self.phase.borrow();
+        matches!(phase, Phase::Blocked { until, .. } if !until.has_passed())
+    }
+
+    fn is_over_budget(&self, cause: LoginCause) -> bool {
+        let wait = lock(&self.budget).wait(cause, Instant::now());
         wait.is_some()
-    }
-
-    /// No login for this suspicion: those who wait are told, the schedule stays.
-    fn no_login(&self, due: Due) -> Due {
-        self.session.judgement.drop_suspicion();
-        self.phase.send_modify(|_| {});
-        due
     }
 
     async fn word_on(&self, lease: &Lease) -> ProbeVerdict {
@@ -210,6 +267,8 @@ impl Renewer {
         self.session.judgement.forget_pauses();
         self.failures = 0;
         self.refusals = 0;
+        self.unaccepted = 0;
+        self.not_before = None;
         self.reported = None;
         match due {
             Due::Renewal(_) => due,

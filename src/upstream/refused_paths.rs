@@ -6,12 +6,12 @@ use super::accepted_paths::PathKey;
 use super::judgement::Millis;
 
 /// Paths on record at once; the oldest makes room.
-const MOST_PATHS: usize = 256;
+pub(super) const MOST_PATHS: usize = 256;
 /// So many paths refused in a row, with nothing accepted in between, speak against the token.
 const STREAK: u32 = 8;
 /// A request that was refused so often is not sent again, whatever is known by then.
 const MOST_REFUSALS: usize = 5;
-const MINUTE: Millis = 60_000;
+pub(super) const MINUTE: Millis = 60_000;
 /// A refusal longer ago has no part in what a path does now.
 const RECENT: Millis = MINUTE;
 /// How long a path that has never accepted a token is left to refuse what it is shown:
@@ -26,6 +26,8 @@ pub struct RefusedRequest {
     pub(super) path: PathKey,
     /// When it was refused first; set by the first refusal.
     pub(super) since: Millis,
+    /// Whether it can be sent again at all: its body is small enough to be kept.
+    pub(super) can_repeat: bool,
     /// The generation of each refusal.
     tried: Vec<u64>,
     /// The generation about which it has waited for the renewer's word.
@@ -33,10 +35,11 @@ pub struct RefusedRequest {
 }
 
 impl RefusedRequest {
-    pub fn new(path: PathKey) -> Self {
+    pub fn new(path: PathKey, can_repeat: bool) -> Self {
         Self {
             path,
             since: 0,
+            can_repeat,
             tried: Vec::new(),
             asked: None,
         }
@@ -53,10 +56,10 @@ impl RefusedRequest {
         self.tried.contains(&generation)
     }
 
-    /// Sent twice with this one.
+    /// It has been sent twice with this token, or cannot be.
     pub(super) fn has_repeated(&self, generation: u64) -> bool {
         let times = self.tried.iter().filter(|tried| **tried == generation);
-        times.count() > 1
+        !self.can_repeat || times.count() > 1
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
@@ -65,13 +68,15 @@ impl RefusedRequest {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct RefusedPath {
+pub(super) struct RefusedPath {
     /// The path has accepted nothing since.
     since: Millis,
     /// Its last refusal.
     last: Millis,
     /// The last generation it refused.
     generation: u64,
+    /// Its refusals since.
+    count: u32,
     habits: u32,
     habitual_until: Millis,
 }
@@ -79,7 +84,7 @@ struct RefusedPath {
 /// Paths whose last answer was a refusal.
 #[derive(Debug, Default)]
 pub(super) struct RefusedPaths {
-    paths: HashMap<PathKey, RefusedPath>,
+    pub(super) paths: HashMap<PathKey, RefusedPath>,
     /// New ones among them since anything was accepted.
     streak: u32,
 }
@@ -92,6 +97,7 @@ impl RefusedPaths {
             }
             known.generation = generation;
             known.last = now;
+            known.count = known.count.saturating_add(1);
             return;
         }
         if self.paths.len() >= MOST_PATHS {
@@ -104,6 +110,7 @@ impl RefusedPaths {
             since: now,
             last: now,
             generation,
+            count: 1,
             habits: 0,
             habitual_until: 0,
         };
@@ -120,6 +127,11 @@ impl RefusedPaths {
     /// Since when the path has accepted nothing.
     pub(super) fn since(&self, path: PathKey) -> Option<Millis> {
         self.paths.get(&path).map(|path| path.since)
+    }
+
+    /// Refusals in a row.
+    pub(super) fn count(&self, path: PathKey) -> u32 {
+        self.paths.get(&path).map_or(0, |path| path.count)
     }
 
     pub(super) fn is_refusing(&self, path: PathKey) -> bool {
@@ -167,42 +179,5 @@ impl RefusedPaths {
     pub(super) fn clear(&mut self) {
         self.paths.clear();
         self.streak = 0;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATH: PathKey = PathKey(7);
-
-    #[test]
-    fn a_habit_of_a_known_path_grows_to_a_minute_and_ends_with_an_acceptance() {
-        let mut paths = RefusedPaths::default();
-        paths.note(PATH, 1, 100);
-        paths.note(PATH, 2, 200);
-        assert_eq!(paths.since(PATH), Some(100));
-        assert!(!paths.is_habitual(PATH, 200));
-        paths.is_a_habit(PATH, true, 200);
-        assert!(paths.is_habitual(PATH, 2_199) && !paths.is_habitual(PATH, 2_200));
-        for _ in 0..10 {
-            paths.is_a_habit(PATH, true, 0);
-        }
-        assert!(paths.is_habitual(PATH, MINUTE - 1) && !paths.is_habitual(PATH, MINUTE));
-        assert_eq!(paths.accepted(PATH), Some(2));
-        assert!(!paths.is_habitual(PATH, 1) && !paths.is_refusing(PATH));
-    }
-
-    #[test]
-    fn many_paths_take_bounded_room_and_the_newest_stay() {
-        let mut paths = RefusedPaths::default();
-        for number in 0..10_000 {
-            paths.note(PathKey(number), 1, number);
-        }
-        assert_eq!(paths.paths.len(), MOST_PATHS);
-        assert!(paths.is_refusing(PathKey(9_999)) && !paths.is_refusing(PathKey(0)));
-        assert!(paths.is_streak());
-        paths.accepted(PathKey(1));
-        assert!(!paths.is_streak() && !paths.has_streak());
     }
 }

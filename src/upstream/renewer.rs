@@ -17,7 +17,7 @@ use super::lease::Lease;
 use super::login::{Granted, LoginError};
 use super::login_plan::LoginPlan;
 use super::pace::{Budget, back_off, refused_pause, renew_after};
-use super::session::{SOON, Session};
+use super::session::Session;
 use super::session_control::LeaseOrigin;
 use super::status::{Phase, Why};
 use super::sync::lock;
@@ -42,6 +42,10 @@ pub(super) struct Renewer {
     pub(super) budget: Arc<Mutex<Budget>>,
     /// Failed logins in a row.
     pub(super) failures: u32,
+    /// Tokens in a row that no request has accepted.
+    pub(super) unaccepted: u32,
+    /// No login for such a token before.
+    pub(super) not_before: Option<Deadline>,
     /// Logins in a row that were refused for their password.
     pub(super) refusals: u32,
     /// What was said last, so that an outage is one line and not one per attempt.
@@ -379,17 +383,6 @@ impl Renewer {
     fn has_new_secret(&self, known: Option<&[u8; 32]>) -> bool {
         let now = self.plan().settings.password.read();
         now.is_ok_and(|now| known != Some(&digest(&now)))
-    }
-
-    /// Waits for a login that only has to keep its distance from the one before.
-    pub(super) async fn keep_distance(&self, cause: LoginCause) {
-        let wait = lock(&self.budget).wait(cause, Instant::now());
-        if let Some(left) = wait.filter(|left| *left <= SOON) {
-            tokio::select! {
-                () = sleep(left) => {}
-                () = self.stop.draining() => {}
-            }
-        }
     }
 }
 

@@ -119,10 +119,10 @@ impl Session {
         path: impl FnOnce() -> PathKey,
         can_repeat: impl FnOnce() -> bool,
     ) -> Option<Arc<Lease>> {
-        if self.judgement.is_open()
-            && self.judgement.choose(path(), can_repeat(), self.now()) == LeaseChoice::Candidate
-            && let [_, Some(candidate), _] = self.judgement.generations()
-            && let Some(lease) = self.by_generation(candidate)
+        if self.judgement.has_choice()
+            && let LeaseChoice::Candidate(chosen) | LeaseChoice::Fallback(chosen) =
+                self.judgement.choose(path(), can_repeat(), self.now())
+            && let Some(lease) = self.by_generation(chosen)
         {
             return Some(lease);
         }

@@ -3,11 +3,17 @@
 
 use super::judgement::Millis;
 
-const SECOND: Millis = 1000;
-const MINUTE: Millis = 60 * SECOND;
-const HOUR: Millis = 60 * MINUTE;
+pub(super) const SECOND: Millis = 1000;
+pub(super) const MINUTE: Millis = 60 * SECOND;
+pub(super) const HOUR: Millis = 60 * MINUTE;
 /// Fruitless logins are forgotten after this long without another one.
 const FORGET_AFTER: Millis = 2 * HOUR;
+
+/// Logins that refusals cause in a row are this far apart, doubled each time, up to the
+/// second: an upstream whose nodes learn of tokens late needs no newer one, but time.
+const APART: [Millis; 2] = [SECOND, MINUTE];
+/// They are in a row if there is less than this between them.
+const IN_A_ROW: Millis = 2 * MINUTE;
 
 /// What speaks against a token. Later ones are stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +55,8 @@ pub(super) struct SpeculationPacer {
     refill: Millis,
     /// Permits spent, in units of `refill`: when the last of them will be back.
     full_at: Millis,
+    in_a_row: u32,
+    last: Millis,
     fruitless: u32,
     last_fruitless: Millis,
 }
@@ -60,6 +68,8 @@ impl SpeculationPacer {
             capacity: 0,
             refill: 0,
             full_at: 0,
+            in_a_row: 0,
+            last: 0,
             fruitless: 0,
             last_fruitless: 0,
         };
@@ -76,6 +86,11 @@ impl SpeculationPacer {
 
     /// How long until such evidence may cause a login; 0: it may now.
     pub(super) fn wait(&self, evidence: Evidence, now: Millis) -> Millis {
+        self.pause(evidence, now).max(self.permit_wait(now))
+    }
+
+    /// The same without the share of the budget.
+    pub(super) fn pause(&self, evidence: Evidence, now: Millis) -> Millis {
         let fruitless = match now.saturating_sub(self.last_fruitless) > FORGET_AFTER {
             true => 0,
             false => self.fruitless,
@@ -85,7 +100,18 @@ impl SpeculationPacer {
             0 => 0,
             _ => paused_until.saturating_sub(now),
         };
-        paused.max(self.permit_wait(now))
+        paused.max(self.distance(now))
+    }
+
+    fn distance(&self, now: Millis) -> Millis {
+        let [first, longest] = APART;
+        match self.in_a_row.checked_sub(1) {
+            Some(_) if now.saturating_sub(self.last) > IN_A_ROW => 0,
+            Some(doubled) => {
+                (self.last + longest.min(first << doubled.min(16))).saturating_sub(now)
+            }
+            None => 0,
+        }
     }
 
     fn permit_wait(&self, now: Millis) -> Millis {
@@ -97,6 +123,11 @@ impl SpeculationPacer {
     /// A login was begun because of a refusal.
     pub(super) fn spend(&mut self, now: Millis) {
         self.full_at = self.full_at.max(now).saturating_add(self.refill);
+        if now.saturating_sub(self.last) > IN_A_ROW {
+            self.in_a_row = 0;
+        }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.last = now;
     }
 
     /// The token of that login was refused where the one before it was.
@@ -108,71 +139,14 @@ impl SpeculationPacer {
         self.last_fruitless = now;
     }
 
-    /// A login helped, or the operator has changed something: pauses begin anew.
+    /// A login has helped.
     pub(super) fn forget_fruitless(&mut self) {
         self.fruitless = 0;
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_speculation_is_free_and_fruitless_ones_are_spaced_out() {
-        let mut pacer = SpeculationPacer::new(120, 1);
-        for evidence in [
-            Evidence::UnseenPath,
-            Evidence::SeveralPaths,
-            Evidence::ChangedMind,
-        ] {
-            assert_eq!(pacer.wait(evidence, 0), 0);
-        }
-        pacer.spend(0);
-        pacer.was_fruitless(10);
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 10), 5 * MINUTE);
-        assert_eq!(pacer.wait(Evidence::ChangedMind, 10), 2 * SECOND);
-        for _ in 0..40 {
-            pacer.was_fruitless(20);
-        }
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), 30 * MINUTE);
-        assert_eq!(pacer.wait(Evidence::SeveralPaths, 20), 5 * MINUTE);
-        assert_eq!(pacer.wait(Evidence::ChangedMind, 20), MINUTE);
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 20 + 121 * MINUTE), 0);
-        pacer.forget_fruitless();
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), 0);
-    }
-
-    #[test]
-    fn refusals_never_take_more_than_half_of_the_budget() {
-        for per_hour in [1, 2, 3, 10, 120, 36_000] {
-            let mut pacer = SpeculationPacer::new(per_hour, 1);
-            let (mut now, mut spent) = (0, 0_u32);
-            while now < HOUR {
-                match pacer.wait(Evidence::ChangedMind, now) {
-                    0 => {
-                        pacer.spend(now);
-                        spent += 1;
-                    }
-                    wait => now += wait,
-                }
-            }
-            let most = per_hour / 2 + (per_hour / 4).clamp(1, 10);
-            assert!(spent <= most.max(2), "{per_hour}: {spent}");
-            assert!(spent >= 1);
-        }
-    }
-
-    #[test]
-    fn gates_that_share_a_login_share_what_refusals_may_cost() {
-        let (mut alone, mut one_of_three) =
-            (SpeculationPacer::new(40, 1), SpeculationPacer::new(40, 3));
-        for pacer in [&mut alone, &mut one_of_three] {
-            for _ in 0..10 {
-                pacer.spend(0);
-            }
-        }
-        let wait = |pacer: &SpeculationPacer| pacer.wait(Evidence::ChangedMind, 0);
-        assert_eq!(3 * wait(&alone), wait(&one_of_three));
+    /// The operator has changed something: all pauses begin anew.
+    pub(super) fn forget_pauses(&mut self) {
+        self.fruitless = 0;
+        self.in_a_row = 0;
     }
 }

@@ -39,6 +39,7 @@ mod reload;
 mod runtime_keys;
 mod session;
 mod shared;
+mod shared_login;
 mod shares;
 mod store_command;
 mod token_caps;

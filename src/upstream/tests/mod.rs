@@ -8,6 +8,7 @@ mod description;
 mod dialing;
 mod failures;
 mod fair_queue;
+mod judgement;
 mod keep_alive;
 mod login_model;
 mod names;
@@ -182,7 +183,7 @@ async fn retry(
     refused: &Arc<Lease>,
     is_good: impl Fn(&Lease) -> bool,
 ) -> Result<Option<Arc<Lease>>, NoLease> {
-    let mut request = RefusedRequest::new(PATH);
+    let mut request = RefusedRequest::new(PATH, true);
     let mut refused = Arc::clone(refused);
     loop {
         refused = match session.reconsider(&mut request, &refused).await? {

@@ -3,6 +3,7 @@
 
 pub(crate) mod client;
 pub(crate) mod hung_disk;
+pub(crate) mod login_upstream;
 pub(crate) mod moods;
 pub(crate) mod program;
 pub(crate) mod proxy;
@@ -114,6 +115,16 @@ impl Gateway {
         let trust = "ca = \"webapp-ca.pem\"\nserver_name = \"localhost\"";
         let plain = text(&setup, url).replace(trust, "");
         std::fs::write(&file, plain).unwrap();
+        Self::from_file(folder, file).await
+    }
+
+    /// A gate as this file says, with certificates and secrets beside it.
+    pub(crate) async fn of_text(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        certificates::make(&folder.path().join("certs")).unwrap();
+        secret(&folder.path().join("webapp-password"), WEBAPP_PASSWORD);
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
         Self::from_file(folder, file).await
     }
 

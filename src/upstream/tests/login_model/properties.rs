@@ -108,6 +108,15 @@ fn renewals_are_never_noticed_even_where_nodes_learn_of_tokens_late() {
             };
             let (ended, world) = run(character, vec![], &[0, 1, 2, 3], 120, 3 * HOUR);
             let failed = failures(&ended, 0..=3, 60);
+            if !failed.is_empty() {
+                println!("LOGINS {:?}", world.logins());
+                for one in ended
+                    .iter()
+                    .filter(|one| one.at < 90 && (one.sent > 1 || !one.is_ok))
+                {
+                    println!("{one:?}");
+                }
+            }
             assert!(failed.is_empty(), "{late:?} {has_probe}: {failed:?}");
             assert!(world.logins().len() < 20, "{:?}", world.logins().len());
         }
@@ -135,7 +144,7 @@ fn a_renewal_that_brings_a_bad_token_is_not_noticed_until_the_good_one_ends() {
 #[test]
 fn a_revocation_is_healed_at_once_by_a_path_that_worked_before() {
     for has_probe in [false, true] {
-        for paths in [&[0][..], &[0, 4, 6], &[0, 1, 2, 3, 4, 5, 6]] {
+        for paths in [&[0][..], &[2], &[0, 4, 6], &[0, 1, 2, 3, 4, 5, 6]] {
             let at = [700, 760, 1600, 3100];
             let troubles = at.map(|at| Trouble::Revoke { at }).to_vec();
             let character = Character {
@@ -144,8 +153,11 @@ fn a_revocation_is_healed_at_once_by_a_path_that_worked_before() {
                 ..good()
             };
             let (ended, _) = run(character, troubles, paths, 120, HOUR);
-            let failed = failures(&ended, 0..=2, 0);
+            let failed = failures(&ended, 0..=1, 0);
             assert!(failed.is_empty(), "{has_probe} {paths:?}: {failed:?}");
+            // An upload that cannot be sent again is sent by its client, once or twice.
+            let uploads = failures(&ended, 2..=2, 0);
+            assert!(uploads.len() <= 8, "{has_probe} {paths:?}: {uploads:?}");
         }
     }
 }
@@ -220,13 +232,16 @@ proptest! {
         let until = last + RECOVERY + 1200;
         let paths: &[usize] = if with_refusing { &[0, 1, 2, 3, 4, 5, 6] } else { &[0, 1, 2] };
         let is_split = character.one_node_only;
+        // Path 2 takes what cannot be sent again: the login that ends the token before it is
+        // noticed there.
+        let paths_to_see = if character.single_active { 0..=1 } else { 0..=2 };
         let (ended, world) = run(character, troubles, paths, per_hour, until);
         holds_the_budget(&world.logins(), per_hour);
         prop_assert!(ended.iter().all(|one| one.sent <= 6));
         prop_assert!(ended.iter().all(|one| one.millis <= 60_000));
         // A token that is good at one node of two is refused by half of the requests.
         if !is_split {
-            let failed = failures(&ended, 0..=2, last + RECOVERY);
+            let failed = failures(&ended, paths_to_see, last + RECOVERY);
             prop_assert!(failed.is_empty(), "{failed:?}");
         }
     }

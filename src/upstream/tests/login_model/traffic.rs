@@ -71,6 +71,8 @@ impl Gate {
             plan: followed,
             budget: Arc::new(Mutex::new(budget)),
             failures: 0,
+            unaccepted: 0,
+            not_before: None,
             refusals: 0,
             reported: None,
             renewal: None,
@@ -138,7 +140,7 @@ async fn request(session: &Session, world: &World, path: usize) -> Ended {
 
 async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usize) -> bool {
     let key = PathKey(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(path as u64 + 1));
-    let lease = match session.lease_for(|| key, || true) {
+    let lease = match session.lease_for(|| key, || path != 2) {
         Some(lease) => lease,
         None => match session.lease().await {
             Ok(lease) => lease,
@@ -146,7 +148,9 @@ async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usiz
         },
     };
     let mut lease = lease;
-    let mut refused = RefusedRequest::new(key);
+    // Path 2 takes uploads that are too large to be kept.
+    let can_repeat = path != 2;
+    let mut refused = RefusedRequest::new(key, can_repeat);
     loop {
         *sent += 1;
         sleep(Duration::from_millis(10)).await;
@@ -155,6 +159,7 @@ async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usiz
             return true;
         }
         match session.reconsider(&mut refused, &lease).await {
+            Ok(Verdict::Again(_)) if !can_repeat => return false,
             Ok(Verdict::Again(again)) => lease = again,
             Ok(Verdict::Upheld) | Err(_) => return false,
         }

@@ -1,0 +1,64 @@
+//! Metric families, made and registered in one step. Names and labels are fixed in the code, so
+//! that nothing here can fail at run time.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+pub(super) fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> C {
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("each family is named once, in this file");
+    collector
+}
+
+pub(super) fn family(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> IntCounterVec {
+    let family = IntCounterVec::new(Opts::new(name, help), labels);
+    register(registry, family.expect("valid by construction"))
+}
+
+pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(
+        registry,
+        IntCounter::new(name, help).expect("valid by construction"),
+    )
+}
+
+pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(
+        registry,
+        IntGauge::new(name, help).expect("valid by construction"),
+    )
+}
+
+pub(super) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    let family = IntGaugeVec::new(Opts::new(name, help), labels);
+    register(registry, family.expect("valid by construction"))
+}
+
+pub(super) fn plain_histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    register(
+        registry,
+        Histogram::with_opts(options).expect("valid by construction"),
+    )
+}
+
+pub(super) fn histogram(registry: &Registry, name: &str, help: &str) -> HistogramVec {
+    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    let family = HistogramVec::new(options, &["route"]);
+    register(registry, family.expect("valid by construction"))
+}

@@ -1,0 +1,135 @@
+//! The parts of the judgement by themselves; together they are checked by `login_model` and by
+//! `tests/judgement_model.rs`, which brings in their files and so must find no tests there.
+
+mod accepted_paths {
+    use crate::upstream::accepted_paths::*;
+
+    #[test]
+    fn a_path_is_known_once_it_has_accepted_a_token() {
+        let paths = AcceptedPaths::new(1024);
+        let (one, other) = (PathKey(7 << 30 | 5), PathKey(9 << 30 | 6));
+        assert!(!paths.knows(one));
+        assert!(paths.note(one, 1));
+        assert!(!paths.note(one, 1), "no news");
+        assert!(paths.knows(one) && !paths.knows(other));
+        assert!(paths.note(one, 2), "another generation is news");
+        paths.reopen(one);
+        assert!(paths.knows(one));
+        assert!(paths.note(one, 2), "after a refusal the same one is news");
+    }
+
+    #[test]
+    fn two_paths_of_one_slot_are_told_apart() {
+        let paths = AcceptedPaths::new(1024);
+        let (one, other) = (PathKey(1 << 40), PathKey(2 << 40));
+        paths.note(one, 3);
+        assert!(!paths.knows(other));
+        paths.reopen(other);
+        assert!(paths.knows(one));
+        paths.note(other, 3);
+        assert!(!paths.knows(one), "overwritten, never mistaken");
+    }
+}
+
+mod refused_paths {
+    use crate::upstream::accepted_paths::PathKey;
+    use crate::upstream::refused_paths::*;
+
+    const PATH: PathKey = PathKey(7);
+
+    #[test]
+    fn a_habit_of_a_known_path_grows_to_a_minute_and_ends_with_an_acceptance() {
+        let mut paths = RefusedPaths::default();
+        paths.note(PATH, 1, 100);
+        paths.note(PATH, 2, 200);
+        assert_eq!(paths.since(PATH), Some(100));
+        assert!(!paths.is_habitual(PATH, 200));
+        paths.is_a_habit(PATH, true, 200);
+        assert!(paths.is_habitual(PATH, 2_199) && !paths.is_habitual(PATH, 2_200));
+        for _ in 0..10 {
+            paths.is_a_habit(PATH, true, 0);
+        }
+        assert!(paths.is_habitual(PATH, MINUTE - 1) && !paths.is_habitual(PATH, MINUTE));
+        assert_eq!(paths.accepted(PATH), Some(2));
+        assert!(!paths.is_habitual(PATH, 1) && !paths.is_refusing(PATH));
+    }
+
+    #[test]
+    fn many_paths_take_bounded_room_and_the_newest_stay() {
+        let mut paths = RefusedPaths::default();
+        for number in 0..10_000 {
+            paths.note(PathKey(number), 1, number);
+        }
+        assert_eq!(paths.paths.len(), MOST_PATHS);
+        assert!(paths.is_refusing(PathKey(9_999)) && !paths.is_refusing(PathKey(0)));
+        assert!(paths.is_streak());
+        paths.accepted(PathKey(1));
+        assert!(!paths.is_streak() && !paths.has_streak());
+    }
+}
+
+mod speculation {
+    use crate::upstream::speculation::*;
+
+    #[test]
+    fn the_first_speculation_is_free_and_fruitless_ones_are_spaced_out() {
+        let mut pacer = SpeculationPacer::new(120, 1);
+        for evidence in [
+            Evidence::UnseenPath,
+            Evidence::SeveralPaths,
+            Evidence::ChangedMind,
+        ] {
+            assert_eq!(pacer.wait(evidence, 0), 0);
+        }
+        pacer.spend(0);
+        assert_eq!(pacer.wait(Evidence::ChangedMind, 0), SECOND);
+        pacer.was_fruitless(10);
+        assert_eq!(pacer.wait(Evidence::UnseenPath, 10), 5 * MINUTE);
+        assert_eq!(pacer.wait(Evidence::ChangedMind, 10), 2 * SECOND);
+        for _ in 0..40 {
+            pacer.was_fruitless(20);
+        }
+        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), 30 * MINUTE);
+        assert_eq!(pacer.wait(Evidence::SeveralPaths, 20), 5 * MINUTE);
+        assert_eq!(pacer.wait(Evidence::ChangedMind, 20), MINUTE);
+        assert_eq!(pacer.wait(Evidence::UnseenPath, 20 + 121 * MINUTE), 0);
+        pacer.forget_fruitless();
+        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), SECOND - 20);
+        pacer.forget_pauses();
+        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), 0);
+    }
+
+    #[test]
+    fn refusals_never_take_more_than_half_of_the_budget() {
+        for per_hour in [1, 2, 3, 10, 120, 36_000] {
+            let mut pacer = SpeculationPacer::new(per_hour, 1);
+            let (mut now, mut spent) = (0, 0_u32);
+            while now < HOUR {
+                match pacer.wait(Evidence::ChangedMind, now) {
+                    0 => {
+                        pacer.spend(now);
+                        spent += 1;
+                    }
+                    wait => now += wait,
+                }
+            }
+            let most = per_hour / 2 + (per_hour / 4).clamp(1, 10);
+            assert!(spent <= most.max(2), "{per_hour}: {spent}");
+            assert!(spent >= 1);
+        }
+    }
+
+    #[test]
+    fn gates_that_share_a_login_share_what_refusals_may_cost() {
+        let (mut alone, mut one_of_three) =
+            (SpeculationPacer::new(40, 1), SpeculationPacer::new(40, 3));
+        for pacer in [&mut alone, &mut one_of_three] {
+            for _ in 0..10 {
+                pacer.spend(0);
+            }
+            pacer.forget_pauses();
+        }
+        let wait = |pacer: &SpeculationPacer| pacer.wait(Evidence::ChangedMind, 0);
+        assert_eq!(3 * wait(&alone), wait(&one_of_three));
+    }
+}

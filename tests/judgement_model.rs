@@ -1,0 +1,169 @@
+//! The judgement of refused tokens under every interleaving of requests and renewer.
+
+#![expect(
+    dead_code,
+    unreachable_pub,
+    reason = "the model calls a part of what the program does"
+)]
+
+#[path = "../src/upstream/accepted_paths.rs"]
+mod accepted_paths;
+#[path = "../src/upstream/judgement.rs"]
+mod judgement;
+#[path = "../src/upstream/judgement_state.rs"]
+mod judgement_state;
+#[path = "../src/upstream/refused_paths.rs"]
+mod refused_paths;
+#[path = "../src/upstream/speculation.rs"]
+mod speculation;
+
+mod sync {
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("no panic in a model")
+    }
+}
+
+use accepted_paths::PathKey;
+use judgement::{Judgement, LeaseFacts, LoginCause, Placement, Settled, Step};
+use loom::sync::Arc;
+use loom::thread;
+use refused_paths::RefusedRequest;
+use speculation::SpeculationPacer;
+
+const PATH: PathKey = PathKey(1 << 40);
+const OTHER: PathKey = PathKey(2 << 40);
+/// Long after the first token was obtained.
+const NOW: u64 = 100_000;
+
+fn lease(generation: u64, began: u64, cause: LoginCause) -> LeaseFacts {
+    LeaseFacts {
+        generation,
+        began,
+        obtained: began,
+        cause,
+    }
+}
+
+/// Logged in, with a path that has accepted the token; the renewer has a probe.
+fn logged_in(single_active: bool) -> Arc<Judgement> {
+    let judgement = Judgement::new(2, single_active, SpeculationPacer::new(120, 1));
+    let placed = judgement.offer(lease(1, 0, LoginCause::Renewal), false);
+    assert_eq!(placed, Placement::Current);
+    assert!(judgement.is_worth_settling(PATH, 1));
+    assert_eq!(judgement.settle(PATH, 1, 10), Settled::Nothing);
+    judgement.set_probe(true);
+    Arc::new(judgement)
+}
+
+/// What a request does that is refused with the first token.
+fn refused(judgement: &Judgement, path: PathKey) -> (RefusedRequest, Step) {
+    let mut request = RefusedRequest::new(path, true);
+    judgement.note_refusal(&mut request, 1, NOW);
+    let step = judgement.next_step(&mut request, NOW);
+    (request, step)
+}
+
+/// What the renewer does about what it finds: the probe says that the token is dead.
+fn renew(judgement: &Judgement) -> bool {
+    let Some(suspicion) = judgement.suspicion() else {
+        return false;
+    };
+    assert_eq!(suspicion.generation, 1);
+    judgement.condemn(1);
+    judgement.spend_login(NOW);
+    judgement.offer(lease(2, NOW, LoginCause::Refusal), true);
+    true
+}
+
+#[test]
+fn refusals_of_one_token_are_one_suspicion_and_none_is_lost() {
+    loom::model(|| {
+        let judgement = logged_in(false);
+        let requests: Vec<_> = [PATH, OTHER]
+            .map(|path| {
+                let judgement = Arc::clone(&judgement);
+                thread::spawn(move || refused(&judgement, path))
+            })
+            .into_iter()
+            .collect();
+        let mut logins = usize::from(renew(&judgement));
+        let waiting: Vec<_> = requests
+            .into_iter()
+            .map(|one| one.join().unwrap())
+            .collect();
+        // A request that waits has woken the renewer, which looks once more.
+        logins += usize::from(renew(&judgement));
+        assert_eq!(logins, 1, "one login for all");
+        for (mut request, step) in waiting {
+            let step = match step {
+                Step::Await | Step::AwaitLease => judgement.next_step(&mut request, NOW),
+                step => step,
+            };
+            assert_eq!(step, Step::Again(2));
+        }
+    });
+}
+
+#[test]
+fn a_candidate_is_promoted_once_and_never_takes_the_place_of_a_newer_lease() {
+    loom::model(|| {
+        let judgement = logged_in(false);
+        let placed = judgement.offer(lease(2, NOW, LoginCause::Renewal), false);
+        assert_eq!(placed, Placement::Candidate);
+        let promotions: Vec<_> = [PATH, OTHER]
+            .map(|path| {
+                let judgement = Arc::clone(&judgement);
+                thread::spawn(move || {
+                    let is_open = judgement.is_worth_settling(path, 2);
+                    is_open && judgement.settle(path, 2, NOW) == Settled::Promoted(2)
+                })
+            })
+            .into_iter()
+            .collect();
+        judgement.offer(lease(3, NOW, LoginCause::Renewal), true);
+        let promoted = promotions.into_iter();
+        let promoted = promoted.map(|one| usize::from(one.join().unwrap()));
+        assert!(promoted.sum::<usize>() <= 1);
+        assert_eq!(judgement.generations()[0], Some(3));
+        assert_eq!(judgement.generations()[1], None);
+    });
+}
+
+#[test]
+fn a_token_found_dead_is_used_by_nobody_whatever_is_accepted_meanwhile() {
+    loom::model(|| {
+        let judgement = logged_in(false);
+        judgement.offer(lease(2, NOW, LoginCause::Renewal), false);
+        let accepting = Arc::clone(&judgement);
+        let accepted = thread::spawn(move || accepting.settle(PATH, 2, NOW));
+        judgement.condemn(1);
+        accepted.join().unwrap();
+        assert_eq!(
+            judgement.generations()[0],
+            Some(2),
+            "the candidate has its place"
+        );
+        assert_ne!(judgement.generations()[2], Some(1), "nor is it a fallback");
+    });
+}
+
+#[test]
+fn with_a_single_active_token_a_login_is_in_use_at_once() {
+    loom::model(|| {
+        let judgement = logged_in(true);
+        let refusing = Arc::clone(&judgement);
+        let request = thread::spawn(move || refused(&refusing, PATH));
+        let placed = judgement.offer(lease(2, 50, LoginCause::Renewal), false);
+        assert_eq!(placed, Placement::Current);
+        let (mut request, step) = request.join().unwrap();
+        let step = match step {
+            Step::Await => judgement.next_step(&mut request, NOW),
+            step => step,
+        };
+        assert_eq!(step, Step::Again(2));
+        assert_eq!(judgement.generations(), [Some(2), None, None]);
+    });
+}

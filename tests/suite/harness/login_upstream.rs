@@ -1,0 +1,248 @@
+//! An upstream of raw sockets whose login and whose paths do what the test says, and a gate
+//! in front of it as the field cases have it: no profile, one route, one API key.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+
+use super::upstream::read_request;
+use super::{Client, Gateway, sha256};
+
+pub(crate) const KEY: &str = "field-case-key-1";
+const WEEK: i64 = 604_800;
+
+/// A request that carries one of the tokens that this upstream has minted.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// Counts logins from 1; 0: none of ours.
+    pub(crate) token: usize,
+    /// How many tokens there are.
+    pub(crate) minted: usize,
+    /// Counts requests from 1, logins not among them.
+    pub(crate) nth: usize,
+}
+
+/// How the next login is answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LoginReply {
+    /// A token for so many seconds.
+    Token(i64),
+    Status(u16),
+}
+
+type Paths = dyn Fn(&Asked) -> u16 + Send + Sync;
+type Logins = dyn Fn(usize) -> LoginReply + Send + Sync;
+
+/// Lives until the test's runtime ends.
+#[derive(Clone)]
+pub(crate) struct LoginUpstream {
+    pub(crate) address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    paths: Arc<Paths>,
+    logins: Arc<Logins>,
+    takes: Duration,
+    login_times: Vec<std::time::Instant>,
+    minted: usize,
+    asked: Vec<Asked>,
+}
+
+impl LoginUpstream {
+    /// `paths` gives the status of each request.
+    pub(crate) async fn start(paths: impl Fn(&Asked) -> u16 + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Self {
+            address: listener.local_addr().unwrap(),
+            state: Arc::new(Mutex::new(State {
+                paths: Arc::new(paths),
+                logins: Arc::new(|_| LoginReply::Token(WEEK)),
+                takes: Duration::ZERO,
+                login_times: Vec::new(),
+                minted: 0,
+                asked: Vec::new(),
+            })),
+        };
+        let serving = upstream.clone();
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let serving = serving.clone();
+                tokio::spawn(async move { serving.serve(tcp).await });
+            }
+        });
+        upstream
+    }
+
+    /// Says how logins are answered, by their number from 1.
+    pub(crate) fn logins_answer(
+        &self,
+        logins: impl Fn(usize) -> LoginReply + Send + Sync + 'static,
+    ) {
+        self.state.lock().unwrap().logins = Arc::new(logins);
+    }
+
+    pub(crate) fn paths_answer(&self, paths: impl Fn(&Asked) -> u16 + Send + Sync + 'static) {
+        self.state.lock().unwrap().paths = Arc::new(paths);
+    }
+
+    /// Each request to a path takes so long.
+    pub(crate) fn paths_take(&self, takes: Duration) {
+        self.state.lock().unwrap().takes = takes;
+    }
+
+    pub(crate) fn logins(&self) -> usize {
+        self.state.lock().unwrap().login_times.len()
+    }
+
+    pub(crate) fn asked(&self, path: &str) -> Vec<Asked> {
+        let state = self.state.lock().unwrap();
+        let asked = state.asked.iter().filter(|asked| asked.path == path);
+        asked.cloned().collect()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    async fn serve(&self, mut tcp: TcpStream) {
+        while let Some(head) = read_request(&mut tcp).await {
+            let reply = match head.starts_with("POST /v1/users/login") {
+                true => self.log_in(),
+                false => self.answer(&head).await,
+            };
+            if tcp.write_all(reply.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn log_in(&self) -> String {
+        let mut state = self.state.lock().unwrap();
+        state.login_times.push(std::time::Instant::now());
+        let reply = (state.logins)(state.login_times.len());
+        match reply {
+            LoginReply::Status(status) => answer(status, "{}"),
+            LoginReply::Token(seconds) => {
+                state.minted += 1;
+                let end = tollgate::clock::unix_seconds() + seconds;
+                let end = tollgate::webapp::format_expiry(end);
+                let token = format!("minted-{}-of-this-upstream", state.minted);
+                answer(
+                    200,
+                    &format!(r#"{{"users":[{{"token":"{token}","expires_after":"{end}"}}]}}"#),
+                )
+            }
+        }
+    }
+
+    async fn answer(&self, head: &str) -> String {
+        let mut words = head.split(' ');
+        let (method, target) = (words.next().unwrap(), words.next().unwrap());
+        let path = target.split('?').next().unwrap();
+        let token = head.split("Bearer minted-").nth(1);
+        let token = token.and_then(|rest| rest.split('-').next()?.parse().ok());
+        let (reply, takes) = {
+            let mut state = self.state.lock().unwrap();
+            let asked = Asked {
+                method: method.to_owned(),
+                path: path.to_owned(),
+                token: token.unwrap_or(0),
+                minted: state.minted,
+                nth: state.asked.len() + 1,
+            };
+            state.asked.push(asked.clone());
+            let paths = Arc::clone(&state.paths);
+            (paths(&asked), state.takes)
+        };
+        sleep(takes).await;
+        answer(reply, "done")
+    }
+}
+
+fn answer(status: u16, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}")
+}
+
+/// The configuration of the field cases. `upstream`: lines of its section.
+pub(crate) fn field_case(url: &str, upstream: &str) -> String {
+    format!(
+        r#"
+profile = "none"
+workers = 2
+
+[[listener]]
+address = "127.0.0.1:0"
+tls = {{ certificates = [{{ certificate = "certs/server.pem", key = "certs/server.key" }}] }}
+
+[operator]
+address = "127.0.0.1:0"
+
+[upstream.main]
+url = "{url}"
+login = {{ username = "admin", password = {{ file = "webapp-password" }} }}
+{upstream}
+
+[[route]]
+name = "all"
+path = "/*"
+access = ["token", "api_key"]
+
+[[api_key]]
+name = "caller"
+sha256 = "{digest}"
+paths = "/*"
+
+[limits]
+max_in_flight = 100000
+
+[store]
+path = "memory"
+
+[drain]
+wait = "0s"
+deadline = "20s"
+"#,
+        digest = sha256(KEY)
+    )
+}
+
+/// A gate of `field_case`, and a client with its API key.
+pub(crate) async fn gate_before(upstream: &LoginUpstream, lines: &str) -> (Gateway, KeyClient) {
+    let gateway = Gateway::of_text(&field_case(&upstream.url(), lines)).await;
+    let client = KeyClient(gateway.client());
+    (gateway, client)
+}
+
+/// A client that shows the API key.
+#[derive(Clone)]
+pub(crate) struct KeyClient(pub(crate) Client);
+
+impl KeyClient {
+    pub(crate) async fn get(&self, path: &str) -> u16 {
+        self.send(reqwest::Method::GET, path, Vec::new()).await
+    }
+
+    pub(crate) async fn send(&self, method: reqwest::Method, path: &str, body: Vec<u8>) -> u16 {
+        let answer = self.answer(method, path, body).await;
+        answer.status().as_u16()
+    }
+
+    pub(crate) async fn answer(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> reqwest::Response {
+        let request = self.0.request(method, path);
+        let request = request.header("authorization", format!("Apikey {KEY}"));
+        request.body(body).send().await.unwrap()
+    }
+}

@@ -1,0 +1,354 @@
+//! One login for all: nothing a caller, a node of the upstream or a reload does takes it from
+//! everybody (docs/LOGIN.md).
+
+use std::time::Duration;
+
+use reqwest::Method;
+use tokio::time::{Instant, sleep};
+
+use crate::harness::login_upstream::{KeyClient, LoginReply, LoginUpstream, gate_before};
+use crate::harness::{Gateway, eventually, secret};
+
+fn rewrite(gateway: &Gateway, from: &str, to: &str) {
+    let file = gateway.config_file();
+    let old = std::fs::read_to_string(&file).unwrap();
+    assert!(old.contains(from), "{from:?} is not in the file");
+    std::fs::write(&file, old.replace(from, to)).unwrap();
+}
+
+async fn applied(gateway: &Gateway, times: u64) {
+    eventually("the reload", async || {
+        gateway
+            .metrics
+            .reloads
+            .value(tollgate::metrics::Reload::Applied)
+            >= times
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_always_answers_401_takes_the_login_from_nobody() {
+    let upstream = LoginUpstream::start(|asked| match asked.path.as_str() {
+        "/bad" => 401,
+        _ => 200,
+    })
+    .await;
+    let (_gateway, client) = gate_before(&upstream, "logins_per_hour = 10").await;
+    for _ in 0..15 {
+        assert_eq!(client.get("/bad").await, 502);
+    }
+    assert_eq!(client.get("/ok").await, 200);
+    for _ in 0..40 {
+        assert_eq!(client.get("/bad?and=again").await, 502);
+        assert_eq!(client.get("/ok").await, 200);
+    }
+    assert!(upstream.logins() <= 2, "{} logins", upstream.logins());
+    // Once it is known, a refused request is sent once.
+    let before = upstream.asked("/bad").len();
+    assert_eq!(client.get("/bad").await, 502);
+    assert_eq!(upstream.asked("/bad").len(), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_do_many_such_paths_methods_or_bodies() {
+    let upstream = LoginUpstream::start(|asked| {
+        let is_bad = asked.path.starts_with("/bad") || asked.method == "DELETE";
+        if is_bad { 401 } else { 200 }
+    })
+    .await;
+    let (_gateway, client) = gate_before(&upstream, "logins_per_hour = 10").await;
+    assert_eq!(client.get("/ok").await, 200);
+    for number in 0..30 {
+        assert_eq!(client.get(&format!("/bad/{number}")).await, 502);
+        assert_eq!(client.send(Method::DELETE, "/ok", vec![]).await, 502);
+        // More than can be kept: judged before it is asked for again.
+        let large = vec![7; 300_000];
+        let answer = client.answer(Method::POST, "/bad/upload", large).await;
+        assert!(matches!(answer.status().as_u16(), 502 | 503), "{answer:?}");
+        assert_eq!(client.get("/ok").await, 200);
+    }
+    assert!(upstream.logins() <= 3, "{} logins", upstream.logins());
+    let answer = client
+        .answer(Method::POST, "/bad/upload", vec![7; 300_000])
+        .await;
+    assert_eq!(answer.status(), 502, "not asked for again for ever");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_is_replaced_at_once_and_nobody_sees_it() {
+    let upstream = LoginUpstream::start(|_| 200).await;
+    let (_gateway, client) = gate_before(&upstream, "min_login_interval = \"10ms\"").await;
+    assert_eq!(client.get("/a").await, 200);
+    assert_eq!(client.get("/b").await, 200);
+    for round in 1..=3 {
+        // Older than what may be unknown to some node still.
+        sleep(Duration::from_millis(5_100)).await;
+        upstream.paths_answer(move |asked| if asked.token > round { 200 } else { 401 });
+        let begin = Instant::now();
+        assert_eq!(client.get("/a").await, 200);
+        assert!(
+            begin.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            begin.elapsed()
+        );
+        assert_eq!(client.get("/b").await, 200);
+        // One that was never asked for before.
+        assert_eq!(client.get(&format!("/new/{round}")).await, 200);
+        assert_eq!(upstream.logins(), round + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_that_a_node_does_not_know_yet_is_tried_again() {
+    // The second node learns of a token after its fourth request.
+    let upstream = LoginUpstream::start(|asked| match asked.nth {
+        1 => 401,
+        _ => 200,
+    })
+    .await;
+    let (_gateway, client) = gate_before(&upstream, "").await;
+    assert_eq!(client.get("/a").await, 200);
+    assert_eq!(upstream.logins(), 1);
+    let asked = upstream.asked("/a");
+    assert_eq!(asked.len(), 2);
+    assert!(asked.iter().all(|asked| asked.token == 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_brings_a_bad_token_changes_nothing_while_the_old_one_lives() {
+    for probe in ["", "probe = \"/me\""] {
+        let upstream = LoginUpstream::start(|asked| match asked.token {
+            1 => 200,
+            _ => 401,
+        })
+        .await;
+        upstream.logins_answer(|nth| LoginReply::Token(if nth == 1 { 8 } else { 3600 }));
+        let lines = format!("renew_at = 0.3\nrenew_floor = \"1s\"\n{probe}");
+        let (gateway, client) = gate_before(&upstream, &lines).await;
+        assert_eq!(client.get("/a").await, 200);
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(5_500) {
+            assert_eq!(client.get("/a").await, 200, "{probe} {:?}", begin.elapsed());
+            assert_eq!(client.send(Method::POST, "/b", vec![1; 100]).await, 200);
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert!(upstream.logins() >= 2, "a renewal has been tried");
+        assert!(upstream.logins() <= 6, "{} logins", upstream.logins());
+        let generation = gateway.metrics.session_generation.get();
+        assert_eq!(generation, 1, "the good one is in use");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stray_refusal_of_the_login_ends_on_sighup_and_on_a_reload() {
+    for answer in [401, 403] {
+        let upstream = LoginUpstream::start(|_| 200).await;
+        upstream.logins_answer(move |nth| match nth {
+            1 => LoginReply::Status(answer),
+            _ => LoginReply::Token(3600),
+        });
+        let (gateway, client) = gate_before(&upstream, "").await;
+        if answer == 401 {
+            assert_eq!(client.get("/a").await, 503);
+        }
+        gateway.steering.hup.notify_waiters();
+        eventually("a login after SIGHUP", async || {
+            client.get("/a").await == 200
+        })
+        .await;
+        assert_eq!(upstream.logins(), 2);
+    }
+    let upstream = LoginUpstream::start(|_| 200).await;
+    upstream.logins_answer(|nth| match nth {
+        1 => LoginReply::Status(401),
+        _ => LoginReply::Token(3600),
+    });
+    let (gateway, client) = gate_before(&upstream, "concurrency = 64").await;
+    assert_eq!(client.get("/a").await, 503);
+    rewrite(&gateway, "concurrency = 64", "concurrency = 65");
+    eventually("a login after a reload", async || {
+        client.get("/a").await == 200
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_written_before_the_upstream_takes_it_needs_no_second_change() {
+    let upstream = LoginUpstream::start(|_| 200).await;
+    upstream.logins_answer(|_| LoginReply::Status(401));
+    let (gateway, client) = gate_before(&upstream, "").await;
+    assert_eq!(client.get("/a").await, 503);
+    secret(
+        &gateway.folder.path().join("webapp-password"),
+        "New-Passw0rd!",
+    );
+    eventually("a try with the new one", async || upstream.logins() == 2).await;
+    sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(upstream.logins(), 2, "no storm");
+    upstream.logins_answer(|_| LoginReply::Token(3600));
+    gateway.steering.hup.notify_waiters();
+    eventually("the login", async || client.get("/a").await == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_keeps_the_login_and_what_it_may_spend() {
+    let upstream = LoginUpstream::start(|_| 200).await;
+    let lines = "logins_per_hour = 3\nconcurrency = 64";
+    let (gateway, client) = gate_before(&upstream, lines).await;
+    assert_eq!(client.get("/a").await, 200);
+    upstream.logins_answer(|_| LoginReply::Status(503));
+    for reload in 0..10_u64 {
+        let (from, to) = (64 + reload, 65 + reload);
+        rewrite(
+            &gateway,
+            &format!("concurrency = {from}"),
+            &format!("concurrency = {to}"),
+        );
+        applied(&gateway, reload + 1).await;
+        assert_eq!(client.get("/a").await, 200);
+    }
+    assert_eq!(upstream.logins(), 1);
+    // Trust, waits and the login's own settings are none that would need another token.
+    rewrite(
+        &gateway,
+        "logins_per_hour = 3",
+        "logins_per_hour = 4\nrenew_at = 0.7",
+    );
+    applied(&gateway, 11).await;
+    assert_eq!(client.get("/a").await, 200);
+    assert_eq!(upstream.logins(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_address_takes_over_when_its_login_is_good_and_the_budget_is_not_new() {
+    let (old, new) = (
+        LoginUpstream::start(|_| 200).await,
+        LoginUpstream::start(|_| 200).await,
+    );
+    new.logins_answer(|_| LoginReply::Status(503));
+    let (gateway, client) = gate_before(&old, "logins_per_hour = 30").await;
+    assert_eq!(client.get("/a").await, 200);
+    rewrite(&gateway, &old.url(), &new.url());
+    applied(&gateway, 1).await;
+    for _ in 0..20 {
+        assert_eq!(client.get("/a").await, 200);
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(new.asked("/a").is_empty());
+    let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+    assert_eq!(ready.status(), 200);
+    let page = ready.text().await.unwrap();
+    assert!(page.contains("wait to take over"), "{page}");
+    new.logins_answer(|_| LoginReply::Token(3600));
+    gateway.steering.hup.notify_waiters();
+    eventually("the new one", async || {
+        assert_eq!(client.get("/a").await, 200);
+        !new.asked("/a").is_empty()
+    })
+    .await;
+    // There and back again is one login each, however often.
+    for (round, pair) in [(&new, &old), (&old, &new)]
+        .into_iter()
+        .cycle()
+        .take(4)
+        .enumerate()
+    {
+        let before = (old.logins(), new.logins());
+        rewrite(&gateway, &pair.0.url(), &pair.1.url());
+        applied(&gateway, 2 + round as u64).await;
+        assert_eq!(client.get("/a").await, 200);
+        assert!(old.logins() + new.logins() <= before.0 + before.1 + 1);
+    }
+    assert!(old.logins() <= 4, "{} logins", old.logins());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_its_turn_carries_the_token_of_when_it_came() {
+    let upstream = LoginUpstream::start(|asked| {
+        // A token that is not the last one is dead.
+        if asked.token == asked.minted {
+            200
+        } else {
+            401
+        }
+    })
+    .await;
+    upstream.logins_answer(|nth| LoginReply::Token(if nth == 1 { 6 } else { 3600 }));
+    let lines = "concurrency = 1\nqueue_timeout = \"30s\"\nrenew_at = 0.3\nrenew_floor = \"1s\"\n\
+                 single_active_token = true";
+    let (_gateway, client) = gate_before(&upstream, lines).await;
+    assert_eq!(client.get("/a").await, 200);
+    upstream.paths_take(Duration::from_secs(4));
+    let slow = spawn(&client, "/slow", 0);
+    sleep(Duration::from_millis(200)).await;
+    upstream.paths_take(Duration::ZERO);
+    let (large, small) = (
+        spawn(&client, "/large", 200_000),
+        spawn(&client, "/small", 10),
+    );
+    eventually("the renewal", async || upstream.logins() == 2).await;
+    assert_eq!(slow.await.unwrap(), 200);
+    assert_eq!(large.await.unwrap(), 200);
+    assert_eq!(small.await.unwrap(), 200);
+    for path in ["/large", "/small"] {
+        let asked = upstream.asked(path);
+        assert_eq!(asked.len(), 1, "{path} is sent once");
+        assert_eq!(asked[0].token, 2);
+    }
+}
+
+fn spawn(client: &KeyClient, path: &'static str, body: usize) -> tokio::task::JoinHandle<u16> {
+    let client = client.clone();
+    tokio::spawn(async move { client.send(Method::POST, path, vec![1; body]).await })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_only_one_of_two_nodes_takes_is_no_login_storm() {
+    // Requests go to two nodes in turn; each knows the tokens it has minted.
+    let upstream = LoginUpstream::start(|asked| {
+        if asked.nth % 2 == asked.token % 2 {
+            200
+        } else {
+            401
+        }
+    })
+    .await;
+    let (_gateway, client) = gate_before(&upstream, "logins_per_hour = 20").await;
+    let mut good = 0;
+    for _ in 0..60 {
+        good += usize::from(client.get("/a").await == 200);
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(good >= 45, "{good} of 60");
+    assert!(upstream.logins() <= 11, "{} logins", upstream.logins());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_probe_settles_what_a_refusal_means() {
+    let upstream = LoginUpstream::start(|asked| match (asked.path.as_str(), asked.token) {
+        ("/bad", _) | (_, 0) => 401,
+        _ => 200,
+    })
+    .await;
+    let lines = "probe = \"/me\"\nmin_login_interval = \"10ms\"";
+    let (_gateway, client) = gate_before(&upstream, lines).await;
+    assert_eq!(client.get("/ok").await, 200);
+    for _ in 0..30 {
+        assert_eq!(client.get("/bad").await, 502);
+        assert_eq!(client.get("/ok").await, 200);
+    }
+    assert_eq!(
+        upstream.logins(),
+        1,
+        "the probe says that the token is good"
+    );
+    assert!(
+        upstream.asked("/me").len() < 20,
+        "and is not asked each time"
+    );
+    upstream.paths_answer(|asked| if asked.token > 1 { 200 } else { 401 });
+    assert_eq!(client.get("/ok").await, 200);
+    assert_eq!(client.get("/never-asked").await, 200);
+    assert_eq!(upstream.logins(), 2);
+}
