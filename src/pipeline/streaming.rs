@@ -54,7 +54,7 @@ struct Flow {
     /// Asked for a piece at least once: until then the client has no room for any.
     is_begun: bool,
     lag: ClientLag,
-    /// The last look found nothing: the upstream owes the next piece, not the client.
+    /// The last look found nothing.
     starved: bool,
     cut: Option<Cut>,
     scrub: Option<Scrubber>,
@@ -183,8 +183,18 @@ impl Flow {
     /// A client far away empties a full send buffer in steps of a megabyte, and takes
     /// nothing in between: it gets more time than an upstream that falls silent.
     fn is_too_slow(&self, now: Instant) -> bool {
-        let patience = if self.starved { 1 } else { CLIENT_PATIENCE };
+        let patience = match self.awaits_client() {
+            true => CLIENT_PATIENCE,
+            false => 1,
+        };
         self.pace.is_too_slow(now, patience)
+    }
+
+    /// The client owes the next step: the last look found a piece, or one has come since and
+    /// nothing has looked, because the client takes nothing.
+    fn awaits_client(&self) -> bool {
+        let has_news = self.body.as_ref().is_some_and(|(body, _)| body.has_news());
+        !self.starved || has_news
     }
 
     /// True when the client is slow and the stream still has its turn.
@@ -192,7 +202,7 @@ impl Flow {
         let Some((_, held)) = &self.body else {
             return false;
         };
-        let is_clients_turn = !self.starved || !self.is_begun || held.awaits_upload();
+        let is_clients_turn = self.awaits_client() || !self.is_begun || held.awaits_upload();
         held.turn.is_permit() && self.lag.look(is_clients_turn)
     }
 

@@ -25,6 +25,11 @@ impl Bell {
         self.rung.swap(false, Ordering::AcqRel)
     }
 
+    /// The same without forgetting it.
+    pub(super) fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::Acquire)
+    }
+
     /// Whether the holder may wait to be woken; false: it has rung already.
     pub(super) fn wakes(&self, waker: &Waker) -> bool {
         let mut holder = self.lock();

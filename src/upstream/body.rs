@@ -164,6 +164,13 @@ impl AnswerBody {
         }
     }
 
+    /// Something has come since the body was last polled: whoever does not poll it keeps the
+    /// upstream waiting.
+    pub fn has_news(&self) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|connection| connection.has_news())
+    }
+
     fn give_back_at_end(&mut self) {
         if self.incoming.is_end_stream() {
             self.give_back();

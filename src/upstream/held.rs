@@ -253,6 +253,9 @@ pub(super) trait Lent: Send + Sync {
         body: &mut Incoming,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>>;
 
+    /// Something has happened on the connection since it was last polled.
+    fn has_news(&self) -> bool;
+
     /// The answer has ended. An answer that came before the request was sent to its end
     /// costs the connection: what is left of the request would stand before the next.
     fn give_back(self: Box<Self>);
@@ -265,6 +268,10 @@ impl<B: Send + Sync + 'static> Lent for Held<B> {
         body: &mut Incoming,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         self.poll_for(cx, |cx| Pin::new(&mut *body).poll_frame(cx))
+    }
+
+    fn has_news(&self) -> bool {
+        self.bell.is_rung()
     }
 
     fn give_back(mut self: Box<Self>) {
