@@ -4,9 +4,11 @@
 //! seventeenths each, and there is always a free place for a client that holds none.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::quality::RandomState;
 
 /// How many times the free places one client may hold.
 const HEADROOM: usize = 8;

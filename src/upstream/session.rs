@@ -2,12 +2,13 @@
 //! do with one that was refused. Requests never log in themselves; the renewer does
 //! (`renewer.rs`).
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use foldhash::quality::RandomState;
 use http::Method;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
@@ -81,7 +82,7 @@ impl Session {
             news: News::default(),
             numbers: AtomicU64::new(0),
             minted: Mutex::default(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             began: Instant::now(),
             metrics,
         };
