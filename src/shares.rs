@@ -1,7 +1,8 @@
 //! Places that many clients want, divided so that no client can hold what the others
 //! need. The rule is a dynamic threshold: a client may hold at most `HEADROOM` times as
-//! many places as are free. One client alone gets eight ninths of them, two get eight
-//! seventeenths each, and there is always a free place for a client that holds none.
+//! many places as are free, some of which are kept for clients that hold none. One client
+//! alone gets five sixths of them, and however greedy the first ones are, the next finds a
+//! place.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher};
@@ -13,9 +14,20 @@ use foldhash::quality::RandomState;
 /// How many times the free places one client may hold.
 const HEADROOM: usize = 8;
 
-/// Whether a client that holds `held` places may have one more of the `free` ones.
-pub fn is_within_share(held: usize, free: usize) -> bool {
-    held < free.saturating_mul(HEADROOM)
+/// One place in so many is kept for clients that hold none.
+const NEWCOMERS: usize = 16;
+
+/// Of so few, none is kept: one client alone may need two.
+const FEW: usize = 4;
+
+/// Whether a client that holds `held` places may have one more of the `free` ones, of `total`.
+/// Some are kept for clients that hold none.
+pub fn is_within_share(held: usize, free: usize, total: usize) -> bool {
+    let kept = match (held, total) {
+        (0, _) | (_, ..=FEW) => 0,
+        _ => total.div_ceil(NEWCOMERS),
+    };
+    held < free.saturating_sub(kept).saturating_mul(HEADROOM)
 }
 
 /// A client as the places see it: a keyed hash of who it is.
@@ -122,7 +134,7 @@ impl SharePool {
         free: usize,
     ) -> Option<SharedPlace> {
         let held = ledger.held.get(&key).copied().unwrap_or(0);
-        if !is_within_share(held, free) {
+        if !is_within_share(held, free, free + ledger.taken) {
             return None;
         }
         ledger.taken += 1;
@@ -171,12 +183,16 @@ mod tests {
     fn one_client_alone_leaves_places_for_the_next() {
         let pool = SharePool::new();
         let first = taken_by(&pool, "first");
-        assert_eq!(first.len(), 80);
+        assert_eq!(first.len(), 75);
         let second = taken_by(&pool, "second");
-        assert_eq!(second.len(), 9);
+        assert_eq!(second.len(), 8);
         assert_eq!(taken_by(&pool, "first").len(), 0);
+        // However many greedy ones came before, the next finds a place.
+        for who in ["third", "fourth", "fifth"] {
+            assert!(!taken_by(&pool, who).is_empty(), "{who}");
+        }
         drop(first);
-        assert_eq!(second.len() + taken_by(&pool, "second").len(), 80);
+        assert_eq!(second.len() + taken_by(&pool, "second").len(), 75);
     }
 
     #[test]
@@ -197,7 +213,7 @@ mod tests {
         assert!(pool.take(pool.key("late"), 500).is_none());
         drop(many);
         assert!(pool.lock().held.is_empty());
-        assert_eq!(taken_of(&pool, "late", 500).len(), 445);
+        assert_eq!(taken_of(&pool, "late", 500).len(), 416);
     }
 
     #[test]

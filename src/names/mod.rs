@@ -165,7 +165,7 @@ impl Names {
         host: &str,
         found: &watch::Sender<FoundAddresses>,
     ) -> Result<(), NameError> {
-        let name = Name::from_utf8(host).map_err(NameError::NotAName)?;
+        let name = Name::from_str_relaxed(host).map_err(NameError::NotAName)?;
         let known = self.known();
         let file = || self.servers.clone();
         if known.servers.is_empty() {

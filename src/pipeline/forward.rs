@@ -70,7 +70,7 @@ impl Way<'_> {
         }
         let judged = match self.send(request, body, &carried, record).await {
             Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => {
-                self.note_accepted(request, &carried, answer.status());
+                self.note_answer(request, &carried, answer.status(), false);
                 Ok(Judged {
                     answer,
                     carried,

@@ -52,7 +52,8 @@ impl Way<'_> {
             if !is_refused || !carried.is_ours() {
                 // The client's own credential: the verdict is meant for the client.
                 let answer = answer.ok_or(Rejection::BadAnswer("no answer"))?;
-                self.note_accepted(request, &carried, answer.status());
+                let was_refused = refusals.is_some();
+                self.note_answer(request, &carried, answer.status(), was_refused);
                 let turn = turn.ok_or(Rejection::Internal("a request has no turn"))?;
                 return Ok(Judged {
                     answer,
@@ -177,18 +178,22 @@ impl Way<'_> {
         Ok(session.lease_for(|| request.path_key(session), can_repeat))
     }
 
-    /// Tells the session that a lease was accepted.
-    pub(super) fn note_accepted(
+    /// Tells the session how an answer with this status speaks of a lease. `was_refused`: the
+    /// same request was refused with another one before.
+    pub(super) fn note_answer(
         &self,
         request: &Inbound<'_>,
         carried: &Carried,
         status: StatusCode,
+        was_refused: bool,
     ) {
-        if let Carried::Session(lease) = carried
-            && status.is_success()
-            && let Some(session) = self.upstream.session()
-        {
-            session.note_accepted(lease, request.path_key(session));
+        let (Carried::Session(lease), Some(session)) = (carried, self.upstream.session()) else {
+            return;
+        };
+        if status.is_success() {
+            session.note_accepted(lease, request.path_key(session), was_refused);
+        } else {
+            session.note_answered(lease, || request.path_key(session), status);
         }
     }
 

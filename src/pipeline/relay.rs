@@ -115,6 +115,8 @@ impl Relay<'_> {
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
         let username = basic(call.headers)?.username;
+        // A slow client takes no place among those that log in.
+        Box::pin(request.body().prefetch()).await;
         let (attempt, admitted) = admit_login(self.limiter, call, &username).await?;
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();

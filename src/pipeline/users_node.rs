@@ -79,8 +79,9 @@ impl UsersNode<'_> {
         body: RequestBody,
     ) -> Result<Response<Body>, Rejection> {
         let basic = basic(call.headers)?;
-        let (attempt, admitted) = admit_login(self.limiter, call, &basic.username).await?;
+        // First: a slow client takes no place among those that log in.
         let bytes = read(body).await?;
+        let (attempt, admitted) = admit_login(self.limiter, call, &basic.username).await?;
         // Taken before the password is looked at: a user who is deleted meanwhile
         // must not come back to life through a login that began earlier.
         let epoch = self.tokens.epoch(&basic.username);

@@ -14,6 +14,11 @@ use tokio::time::Instant;
 const ENOUGH: u32 = 5;
 /// They must not all be of one moment: a restart of the upstream takes its connections at once.
 const SPAN: Duration = Duration::from_secs(1);
+/// Where connections are made and only answers are missing: nothing was answered for so long.
+/// Others may be answered, seldom, while one client asks for a path that never is.
+const SILENT_SPAN: Duration = Duration::from_secs(5);
+/// The gate asks two paths by turns; neither is answered.
+const SILENT_PROBES: u32 = 2;
 /// Between two questions while there is only a suspicion, and after the breaker has opened.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Between two questions in a long outage: an upstream that is well again is found within it.
@@ -216,8 +221,9 @@ impl Breaker {
 
 impl FailureRun {
     fn is_enough(&self, now: Instant) -> bool {
-        self.failures >= ENOUGH
-            && now.saturating_duration_since(self.since) >= SPAN
-            && (self.unconnected >= ENOUGH || self.unanswered_probes > 0)
+        let span = now.saturating_duration_since(self.since);
+        let is_unreachable = self.unconnected >= ENOUGH && span >= SPAN;
+        let is_silent = self.unanswered_probes >= SILENT_PROBES && span >= SILENT_SPAN;
+        self.failures >= ENOUGH && (is_unreachable || is_silent)
     }
 }

@@ -173,19 +173,15 @@ impl fmt::Display for CertificateProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { upstream, pin, .. } = self;
         let set_pins = format!(
-            "set upstream.{upstream}.pins = [\"{pin}\"] (compare the key with the upstream's own first)"
+            "set upstream.{upstream}.pins = [\"{pin}\"] in place of ca (compare the key with the upstream's \
+             own first)"
         );
         match &self.reason {
             Reason::SelfSigned { is_authority } => {
                 self_signed(f, *is_authority, upstream, &set_pins)
             }
             Reason::UnknownIssuer { issuer, place } => {
-                let place = match place {
-                    TrustPlace::File(path) => format!("those in {}", path.display()),
-                    TrustPlace::PublicAuthorities | TrustPlace::Pins => {
-                        "the public authorities".to_owned()
-                    }
-                };
+                let place = trusted_in(place);
                 write!(
                     f,
                     "the certificate was issued by \"{issuer}\", which is not among {place}; set \
@@ -231,6 +227,13 @@ impl fmt::Display for CertificateProblem {
                 write!(f, "the certificate cannot be used: {why}; or {set_pins}")
             }
         }
+    }
+}
+
+fn trusted_in(place: &TrustPlace) -> String {
+    match place {
+        TrustPlace::File(path) => format!("those in {}", path.display()),
+        TrustPlace::PublicAuthorities | TrustPlace::Pins => "the public authorities".to_owned(),
     }
 }
 

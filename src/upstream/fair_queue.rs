@@ -41,6 +41,7 @@ pub(super) struct QueueLength {
 #[derive(Debug)]
 struct QueueState {
     free: usize,
+    total: usize,
     /// Permits for monitoring alone; counts once a monitoring request has come.
     reserve: usize,
     is_monitored: bool,
@@ -86,6 +87,7 @@ impl FairQueue {
     pub(super) fn new(permits: usize, reserve: usize) -> Self {
         let state = QueueState {
             free: permits,
+            total: permits,
             reserve,
             is_monitored: false,
             monitoring_held: 0,
@@ -213,7 +215,7 @@ impl QueueState {
     fn may_take(&self, client: usize) -> bool {
         let client = &self.clients[client];
         let is_reserved = client.is_monitoring && self.monitoring_held < self.reserve;
-        (is_reserved && self.free > 0) || is_within_share(client.held, self.open())
+        (is_reserved && self.free > 0) || is_within_share(client.held, self.open(), self.total)
     }
 
     fn take(&mut self, client: usize) -> Option<ClientSlot> {

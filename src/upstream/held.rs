@@ -36,7 +36,7 @@ const ROUNDS: usize = 3;
 /// The largest piece that is read at once, and of a request what may wait to be sent: so
 /// much lies in memory while a client, or the upstream, takes nothing. Also the longest
 /// head. Two pieces and the records that carry them down stay below 160 KiB.
-const BUFFER: usize = 30 * 1024;
+const BUFFER: usize = 28 * 1024;
 /// An alarm that nobody has set.
 const FAR: Duration = Duration::from_secs(86_400);
 
@@ -241,6 +241,8 @@ impl<B> Held<B> {
                 return Poll::Ready(());
             }
             self.alarm.as_mut().reset(due);
+            // It has rung, and must be polled to ring again.
+            self.is_alarm_set = false;
         }
     }
 }

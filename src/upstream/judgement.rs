@@ -84,8 +84,8 @@ pub(super) enum Step {
     Await,
     /// There is no lease in use: one has to come first.
     AwaitLease,
-    /// The renewer has looked and could not say: no login is possible now.
-    Undecided,
+    /// The token may be at fault, and no login is possible for so long.
+    Postponed(Millis),
     /// The refusal concerns the request: no login would help.
     Upheld,
 }
@@ -126,12 +126,32 @@ impl Judgement {
         self.accepted.note(path, generation) || self.is_open.load(Ordering::Relaxed)
     }
 
-    /// A request with this lease was answered with success.
-    pub(super) fn settle(&self, path: PathKey, generation: u64, now: Millis) -> Settled {
+    /// A request with this lease was answered with success. `was_refused`: it was refused
+    /// with another one before.
+    pub(super) fn settle(
+        &self,
+        path: PathKey,
+        generation: u64,
+        was_refused: bool,
+        now: Millis,
+    ) -> Settled {
         let mut state = lock(&self.state);
-        let settled = state.accepted(path, generation, now);
+        let settled = state.accepted(path, generation, was_refused, now);
         self.refresh_open(&state);
         settled
+    }
+
+    /// An answer that is neither a success nor a refusal: the path has no quarrel with the
+    /// token.
+    pub(super) fn forget_refusals(&self, path: PathKey, generation: u64) {
+        let mut state = lock(&self.state);
+        if state
+            .current
+            .is_some_and(|current| current.generation == generation)
+        {
+            state.refused.accepted(path);
+            self.refresh_open(&state);
+        }
     }
 
     /// Whether a request may have to choose; false: it takes the lease in use.

@@ -115,17 +115,25 @@ impl JudgementState {
         };
     }
 
-    pub(super) fn accepted(&mut self, path: PathKey, generation: u64, now: Millis) -> Settled {
+    /// `was_refused`: the same request was refused with another token before.
+    pub(super) fn accepted(
+        &mut self,
+        path: PathKey,
+        generation: u64,
+        was_refused: bool,
+        now: Millis,
+    ) -> Settled {
         if let Some(candidate) = self.candidate
             && candidate.facts.generation == generation
         {
             self.suspicion = None;
-            // A path that refused the token before takes this one: the login has helped.
-            let has_helped = self.refused.accepted(path).is_some();
-            if has_helped {
+            // A path that the old one could not use is no reason to think well of it.
+            let is_healed = was_refused || self.refused.accepted(path).is_some();
+            if was_refused {
+                // The login has helped.
                 self.pacer.forget_fruitless();
             }
-            self.replace_current(candidate.facts, !has_helped, now);
+            self.replace_current(candidate.facts, !is_healed, now);
             self.proven = self.proven.max(generation);
             self.refused.forget_recent(now);
             return Settled::Promoted(generation);
@@ -265,8 +273,15 @@ impl JudgementState {
             request.asked = Some(generation);
             return Step::Await;
         }
+        let wait = self.login_wait(generation, evidence, now);
+        // A path that has never worked most likely refuses this request, and no login would
+        // help it.
+        let postponed = match is_known {
+            true => Step::Postponed(wait),
+            false => Step::Upheld,
+        };
         if request.asked == Some(generation) {
-            return Step::Undecided;
+            return postponed;
         }
         if !self.has_probe {
             if newest.is_young(now) && !has_repeated {
@@ -276,8 +291,8 @@ impl JudgementState {
             if is_known && (!has_repeated || self.refused.count(request.path) < 2) {
                 return Step::Again(generation);
             }
-            if self.login_wait(generation, evidence, now) > 0 {
-                return Step::Upheld;
+            if wait > 0 {
+                return postponed;
             }
         }
         request.asked = Some(generation);

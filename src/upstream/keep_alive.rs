@@ -35,8 +35,9 @@ impl KeepAlive {
             is_last: false,
         };
         for value in headers.get_all(&KEEP_ALIVE) {
-            let text = value.to_str().unwrap_or_default();
-            for parameter in text.split([',', ';']) {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            let text = text.replace(" =", "=").replace("= ", "=");
+            for parameter in text.split([',', ';', ' ']) {
                 said.take(parameter);
             }
         }
@@ -60,11 +61,14 @@ impl KeepAlive {
     }
 }
 
-/// Whole seconds, of which any number is understood.
+/// Whole seconds, of which any number is understood; what follows them (`.5`, `s`) is not
+/// looked at.
 fn seconds(text: &str) -> Option<Duration> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let text = text.trim_start_matches('+');
+    let digits = text.find(|other: char| !other.is_ascii_digit());
+    let text = &text[..digits.unwrap_or(text.len())];
     let seconds = || text.parse::<u32>().unwrap_or(u32::MAX).min(LONGEST);
-    is_number.then(|| Duration::from_secs(seconds().into()))
+    (!text.is_empty()).then(|| Duration::from_secs(seconds().into()))
 }
 
 #[cfg(test)]
@@ -91,6 +95,10 @@ mod tests {
             (&["timeout=0"], Some(0), false),
             (&["timeout=5", "timeout=3"], Some(2500), false),
             (&["timeout=5; max=7"], Some(4500), false),
+            (&["timeout=2 max=10"], Some(1500), false),
+            (&["timeout=2s"], Some(1500), false),
+            (&["timeout=2.9"], Some(1500), false),
+            (&["timeout=+2"], Some(1500), false),
             (&["timeout=99999999999999"], Some(77_760_000), false),
             (&["max=3"], None, false),
             (&["timeout=soon"], None, false),

@@ -28,6 +28,9 @@ const PROOF_PAUSES: [u64; 5] = [500, 1_000, 2_000, 4_000, 8_000];
 /// Where the budget leaves no login for so short a time, it is waited for.
 const MILLI: Duration = Duration::from_millis(1);
 
+/// Between two looks at a login of another gate.
+const OTHERS_LOGIN: Duration = Duration::from_millis(50);
+
 /// What a login brought, and whether the probe has accepted it.
 #[derive(Debug)]
 pub(super) struct Obtained {
@@ -136,7 +139,22 @@ impl Renewer {
         info!(upstream = %self.upstream, ?evidence,
             "requests were refused with the token in use; logging in");
         self.session.judgement.spend_login(self.session.now());
-        self.log_in(cause).await
+        let mut due = self.log_in(cause).await;
+        // Another gate logs in for all: what it brings is worth waiting for.
+        while self.is_logging_in()
+            && let Due::NotBefore(at) = &due
+        {
+            if !self.paused_for(at.left().max(OTHERS_LOGIN)).await {
+                break;
+            }
+            due = self.log_in(cause).await;
+        }
+        due
+    }
+
+    fn is_logging_in(&self) -> bool {
+        let phase = *self.phase.borrow();
+        self.common.is_some() && matches!(phase, Phase::LoggingIn)
     }
 
     /// Those who wait for the outcome of a look are told.
@@ -241,7 +259,7 @@ impl Renewer {
                 "the upstream refuses the token of its own login where it takes the one before; \
                  that one stays in use, and the login is tried again");
         }
-        self.blocked(Why::NotAccepted, self.back_off())
+        self.blocked(Why::NotAccepted, self.back_off(Duration::ZERO))
     }
 
     /// The configuration of the login has changed. It counts from here on: for the next

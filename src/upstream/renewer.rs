@@ -122,7 +122,7 @@ impl Renewer {
     async fn next_event(&mut self, due: &Due) -> Event {
         let plan = self.plan();
         let mut back = plan.calls.back();
-        let waits_for_upstream = matches!(due, Due::NotBefore(_))
+        let waits_for_upstream = matches!(due, Due::NotBefore(_) | Due::NewSecret(..))
             && matches!(self.reported, Some(Why::Unreachable | Why::Timeout));
         loop {
             if self.stop.is_draining() {
@@ -322,8 +322,7 @@ impl Renewer {
         let is_news = self.is_news(why);
         let budget = lock(&self.budget).wait(LoginCause::Renewal, Instant::now());
         let pause = self
-            .back_off()
-            .max(failure.retry_after().unwrap_or_default())
+            .back_off(failure.retry_after().unwrap_or_default())
             .max(budget.unwrap_or_default());
         if is_news {
             warn!(upstream = %self.upstream, error = %chain(failure),
@@ -331,13 +330,14 @@ impl Renewer {
         } else {
             debug!(upstream = %self.upstream, error = %chain(failure), "upstream login failed");
         }
-        self.blocked(why, pause)
+        // Another password may be what is missing.
+        self.blocked_until_new_secret(why, pause, Some(digest(password)))
     }
 
-    /// The pause after a failure. While a lease still works it is no longer than half of what
+    /// The pause after a failure, `at_least` so long. While a lease still works it is no longer than half of what
     /// is left of that, so that the upstream has its last chance close to the end.
-    pub(super) fn back_off(&self) -> Duration {
-        let pause = back_off(self.failures);
+    pub(super) fn back_off(&self, at_least: Duration) -> Duration {
+        let pause = back_off(self.failures).max(at_least);
         let left = self.session.usable().map(|lease| lease.ends.left());
         left.map_or(pause, |left| pause.min((left / 2).max(SHORTEST_BEFORE_END)))
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use foldhash::quality::RandomState;
-use http::Method;
+use http::{Method, StatusCode};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
@@ -131,15 +131,24 @@ impl Session {
     }
 
     /// The upstream answered a request to `path`, which carried `lease`, with success.
-    pub fn note_accepted(&self, lease: &Lease, path: PathKey) {
+    /// `was_refused`: the request was refused with another lease before.
+    pub fn note_accepted(&self, lease: &Lease, path: PathKey, was_refused: bool) {
         if self.judgement.is_worth_settling(path, lease.generation) {
-            self.settle(lease.generation, path);
+            self.settle(lease.generation, path, was_refused);
+        }
+    }
+
+    /// The answer was no success. Where it is no refusal either, the lease was good for it.
+    pub fn note_answered(&self, lease: &Lease, path: impl Fn() -> PathKey, status: StatusCode) {
+        if !is_silent_on_tokens(status) {
+            self.judgement.forget_refusals(path(), lease.generation);
         }
     }
 
     #[cold]
-    fn settle(&self, generation: u64, path: PathKey) {
-        match self.judgement.settle(path, generation, self.now()) {
+    fn settle(&self, generation: u64, path: PathKey, was_refused: bool) {
+        let now = self.now();
+        match self.judgement.settle(path, generation, was_refused, now) {
             Settled::Nothing => return,
             Settled::Promoted(_) => self.news.promoted.store(true, Ordering::Release),
             Settled::Rejected(candidate) => self.news.rejected.store(candidate, Ordering::Release),
@@ -180,13 +189,13 @@ impl Session {
                 }
                 Step::Await => self.wake.notify_one(),
                 Step::AwaitLease => self.may_wait(phase)?,
-                Step::Undecided => {
-                    return match phase {
+                Step::Postponed(wait) => {
+                    return Err(match phase {
                         Phase::Blocked { why, until } if !until.has_passed() => {
-                            Err(no_lease(why, until.left()))
+                            no_lease(why, until.left())
                         }
-                        _ => Ok(Verdict::Upheld),
-                    };
+                        _ => no_lease(Why::Budget, Duration::from_millis(wait)),
+                    });
                 }
             }
             waiting.get_or_insert_with(|| self.count_waiting());
@@ -291,4 +300,15 @@ fn no_lease(why: Why, retry_after: Duration) -> NoLease {
         why,
         retry_after: retry_after.max(SHORTEST_RETRY),
     }
+}
+
+/// Such an answer may come from something before the service, or be about who asks.
+fn is_silent_on_tokens(status: StatusCode) -> bool {
+    let odd = [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::FORBIDDEN,
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    status.is_server_error() || odd.contains(&status)
 }

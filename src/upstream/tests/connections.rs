@@ -212,6 +212,31 @@ async fn an_answer_that_never_comes_is_a_first_byte_timeout_and_ends_the_connect
 }
 
 #[tokio::test]
+async fn a_connection_used_a_moment_ago_is_waited_for_no_longer_than_a_new_one() {
+    let (once, never) = (gate(), gate());
+    let hold = Arc::clone(&once);
+    let webapp = Webapp::start(move |call| match call.number {
+        1 => Reply::with(200, "", "hi").after(&hold),
+        _ => Reply::raw("").after(&never),
+    })
+    .await;
+    let around = Surroundings::of(webapp.address).without_login();
+    let connections = connections(&around);
+    // The alarm of the first request rings while the second one waits.
+    let first = connections.send(post("x"), HASTY);
+    let release = async {
+        tokio::time::sleep(SHORT / 2).await;
+        once.add_permits(1);
+    };
+    let (first, ()) = tokio::join!(first, release);
+    assert_eq!(text(first.unwrap()).await, "hi");
+    let second = timeout(LONG, connections.send(post("x"), HASTY)).await;
+    let outcome = kind(second.expect("a limit of 100 ms"));
+    assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
+    assert_eq!(webapp.connections(), 1);
+}
+
+#[tokio::test]
 async fn a_slow_client_is_not_the_upstreams_delay() {
     let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
     let around = Surroundings::of(webapp.address).without_login();

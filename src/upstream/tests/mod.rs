@@ -188,7 +188,7 @@ async fn retry(
     loop {
         refused = match session.reconsider(&mut request, &refused).await? {
             Verdict::Again(lease) if is_good(&lease) => {
-                session.note_accepted(&lease, PATH);
+                session.note_accepted(&lease, PATH, true);
                 return Ok(Some(lease));
             }
             Verdict::Again(lease) => lease,

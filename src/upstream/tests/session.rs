@@ -84,7 +84,7 @@ async fn a_lease_is_renewed_ahead_and_nobody_waits_for_it() {
     assert_eq!(at_once(&session).await.generation, 1);
     let trial = session.lease_for(|| PATH, || true).unwrap();
     assert_eq!(trial.generation, 2);
-    session.note_accepted(&trial, PATH);
+    session.note_accepted(&trial, PATH, false);
     assert_eq!(at_once(&session).await.generation, 2);
     assert_eq!(around.metrics.session_waits.get(), waits);
     session.refresh_gauges();
@@ -186,8 +186,8 @@ async fn refusals_spend_half_of_the_budget_and_renewals_have_the_rest() {
     let first = session.lease().await.unwrap();
     let second = replace(&session, &first).await.unwrap();
     assert_eq!(webapp.requests(), 2);
-    let upheld = retry(&session, &second, |_| false).await.unwrap();
-    assert!(upheld.is_none());
+    let postponed = retry(&session, &second, |_| false).await.unwrap_err();
+    assert_eq!(postponed.why, Why::Budget, "the path is known to be good");
     assert_eq!(webapp.requests(), 2, "one login is left, for a renewal");
     assert_eq!(at_once(&session).await.generation, 2);
 }

@@ -155,7 +155,7 @@ async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usiz
         *sent += 1;
         sleep(Duration::from_millis(10)).await;
         if world.answer(path, token_of(lease.headers())) == StatusCode::OK {
-            session.note_accepted(&lease, key);
+            session.note_accepted(&lease, key, *sent > 1);
             return true;
         }
         match session.reconsider(&mut refused, &lease).await {
