@@ -102,7 +102,7 @@ mod tests {
         let greedy = inside(&places, "greedy", 1000);
         assert_eq!(greedy.len(), 90 + 75);
         let honest = inside(&places, "honest", 1000);
-        assert_eq!(honest.len(), 15);
+        assert_eq!(honest.len(), 8);
         drop(greedy);
         assert_eq!(inside(&places, "honest", 100).len(), 100);
         drop(honest);
