@@ -15,6 +15,7 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
+use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::debug;
 
@@ -234,7 +235,8 @@ impl<B> Held<B> {
             if self.is_alarm_set && !self.alarm.is_elapsed() {
                 return Poll::Pending;
             }
-            self.is_alarm_set = true;
+            // Without budget the poll only asks to be repeated, and sets nothing.
+            self.is_alarm_set = has_budget_remaining();
             let mut cx = Context::from_waker(&self.ring);
             ready!(self.alarm.as_mut().poll(&mut cx));
             if due <= Instant::now() {

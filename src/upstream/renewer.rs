@@ -334,8 +334,9 @@ impl Renewer {
         self.blocked_until_new_secret(why, pause, Some(digest(password)))
     }
 
-    /// The pause after a failure, `at_least` so long. While a lease still works it is no longer than half of what
-    /// is left of that, so that the upstream has its last chance close to the end.
+    /// The pause after a failure, `at_least` so long. While a lease still works it is no longer
+    /// than half of what is left of that, so that the upstream has its last chance close to the
+    /// end.
     pub(super) fn back_off(&self, at_least: Duration) -> Duration {
         let pause = back_off(self.failures).max(at_least);
         let left = self.session.usable().map(|lease| lease.ends.left());
