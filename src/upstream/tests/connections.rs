@@ -13,7 +13,6 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
-use tokio::task::coop;
 use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, gate};
@@ -235,32 +234,6 @@ async fn a_connection_used_a_moment_ago_is_waited_for_no_longer_than_a_new_one()
     let outcome = kind(second.expect("a limit of 100 ms"));
     assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
     assert_eq!(webapp.connections(), 1);
-}
-
-#[tokio::test]
-async fn a_task_that_must_give_way_at_once_still_gives_up_in_time() {
-    let never = gate();
-    let hold = Arc::clone(&never);
-    let webapp = Webapp::start(move |call| match call.number {
-        1 => Reply::with(200, "", "hi"),
-        _ => Reply::raw("").after(&hold),
-    })
-    .await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections(&around);
-    let first = connections.send(post("x"), HASTY).await;
-    assert_eq!(text(first.unwrap()).await, "hi");
-    let mut second = std::pin::pin!(connections.send(post("x"), HASTY));
-    let mut is_first_poll = true;
-    let second = std::future::poll_fn(|cx| {
-        while is_first_poll && coop::has_budget_remaining() {
-            let _spent = std::pin::pin!(coop::consume_budget()).poll(cx);
-        }
-        is_first_poll = false;
-        second.as_mut().poll(cx)
-    });
-    let outcome = kind(timeout(LONG, second).await.expect("a limit of 100 ms"));
-    assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
 }
 
 #[tokio::test]
