@@ -63,10 +63,10 @@ async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
     let load = Load::of(&clients);
     master.kill();
     replica.thaw();
+    // Sentinel closes the replica's other connections while it promotes it, so this
+    // question may be cut off.
     eventually("the replica is the master", async || {
-        replica
-            .ask::<String>(&["INFO", "replication"])
-            .contains("role:master")
+        has_role(&replica, "master")
     })
     .await;
     works_again(&gates).await;
