@@ -16,10 +16,13 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, RootCertStore};
 use sha2::{Digest as _, Sha256};
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
+use x509_parser::public_key::PublicKey;
 
 const MOST_NAMES: usize = 5;
 const LONGEST_NAME: usize = 100;
+/// What TLS's algorithms here take for a signature.
+const LEAST_RSA_BITS: usize = 2048;
 
 /// What vouches for certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,13 +43,38 @@ pub struct CertificateProblem {
 
 #[derive(Clone, Debug)]
 enum Reason {
-    SelfSigned { is_authority: bool },
-    UnknownIssuer { issuer: String, place: TrustPlace },
-    OtherName { wanted: String, names: Vec<String> },
-    Expired { end: String },
-    NotYetValid { begin: String },
+    SelfSigned {
+        is_authority: bool,
+    },
+    UnknownIssuer {
+        issuer: String,
+        place: TrustPlace,
+    },
+    OtherName {
+        wanted: String,
+        names: Vec<String>,
+    },
+    Expired {
+        end: String,
+    },
+    NotYetValid {
+        begin: String,
+    },
     AuthorityAsServer,
     NotPinned,
+    /// The dates of another certificate in the chain.
+    ChainDates,
+    /// Issued in the name of an authority that is trusted, by another key than that one's.
+    OtherAuthorityKey {
+        issuer: String,
+        place: TrustPlace,
+    },
+    /// X.509 version 1 or 2, which cannot say what a certificate is for.
+    OldVersion,
+    /// Shorter than the 2048 bits that are accepted.
+    ShortRsaKey {
+        bits: usize,
+    },
     Unusable(String),
 }
 
@@ -109,8 +137,30 @@ fn reason(
 ) -> Reason {
     let is_authority = shown.is_ca();
     let validity = shown.validity();
+    let now = i64::try_from(verdict.now.as_secs()).unwrap_or(i64::MAX);
+    if let Ok(PublicKey::RSA(key)) = shown.public_key().parsed()
+        && key.key_size() < LEAST_RSA_BITS
+    {
+        let bits = key.key_size();
+        return Reason::ShortRsaKey { bits };
+    }
     match verdict.error {
         _ if *verdict.place == TrustPlace::Pins => Reason::NotPinned,
+        _ if shown.version() != X509Version::V3 => Reason::OldVersion,
+        CertificateError::Expired | CertificateError::ExpiredContext { .. }
+            if now <= validity.not_after.timestamp() =>
+        {
+            Reason::ChainDates
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }
+            if now >= validity.not_before.timestamp() =>
+        {
+            Reason::ChainDates
+        }
+        CertificateError::BadSignature if !is_self_signed => Reason::OtherAuthorityKey {
+            issuer: shown_name(&shown.issuer().to_string()),
+            place: verdict.place.clone(),
+        },
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::Expired {
             end: day(validity.not_after.timestamp()),
         },
@@ -223,6 +273,29 @@ impl fmt::Display for CertificateProblem {
                 "the key is not pinned: if it is the upstream's new key, add \"{pin}\" to \
                  upstream.{upstream}.pins (compare it with the upstream's own first)"
             ),
+            Reason::ChainDates => write!(
+                f,
+                "the certificate is within its dates, but an authority's between it and the \
+                 trusted one, or that one itself, is not: compare this host's clock, renew that \
+                 authority's certificate at the upstream or in `ca`, or {set_pins}"
+            ),
+            Reason::OtherAuthorityKey { issuer, place } => write!(
+                f,
+                "the certificate names \"{issuer}\" as its issuer, but it was not signed by the \
+                 key of that authority in {}: if the authority was made anew, put its new \
+                 certificate there, or {set_pins}",
+                place_of(place)
+            ),
+            Reason::OldVersion => write!(
+                f,
+                "the certificate is of an old kind (X.509 before version 3, as OpenSSL makes \
+                 without extensions): give the upstream one with subjectAltName, or {set_pins}"
+            ),
+            Reason::ShortRsaKey { bits } => write!(
+                f,
+                "the certificate's RSA key has {bits} bits: TLS here needs {LEAST_RSA_BITS} or \
+                 more, and no setting changes that; give the upstream another key"
+            ),
             Reason::Unusable(why) => {
                 write!(f, "the certificate cannot be used: {why}; or {set_pins}")
             }
@@ -233,6 +306,13 @@ impl fmt::Display for CertificateProblem {
 fn trusted_in(place: &TrustPlace) -> String {
     match place {
         TrustPlace::File(path) => format!("those in {}", path.display()),
+        TrustPlace::PublicAuthorities | TrustPlace::Pins => place_of(place),
+    }
+}
+
+fn place_of(place: &TrustPlace) -> String {
+    match place {
+        TrustPlace::File(path) => path.display().to_string(),
         TrustPlace::PublicAuthorities | TrustPlace::Pins => "the public authorities".to_owned(),
     }
 }

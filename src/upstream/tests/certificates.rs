@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Empty};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ServerConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -23,6 +23,7 @@ use super::{PATIENCE, Surroundings, refusal};
 use crate::causes::chain;
 use crate::config::Trust;
 use crate::lifecycle::Tasks;
+use crate::upstream::certificate::{CertificateProblem, TrustPlace, Verdict};
 use crate::upstream::{Connections, Patience, SendErrorKind, Why};
 
 const PATIENT: Patience = Patience::within(PATIENCE);
@@ -97,6 +98,11 @@ async fn an_unknown_issuer_is_named_with_the_place_that_lacks_it() {
     around.settings.trust = Trust::Authorities(path);
     let text = why(&around).await;
     assert!(!text.contains("public authorities"), "{text}");
+    // Both authorities have the same name.
+    assert!(
+        text.contains("made anew") && text.contains("ca.pem"),
+        "{text}"
+    );
     assert!(text.contains("upstream.main.pins"), "{text}");
     around.settings.trust = Trust::Pins(vec![pin_in(&text)]);
     believes(&around, &around.open().unwrap()).await.unwrap();
@@ -131,6 +137,43 @@ async fn another_name_and_other_dates_are_said() {
         dated.settings.trust = Trust::Authorities(dated.folder.write("ca.pem", &pem));
         let text = why(&dated).await;
         assert!(text.contains(said), "{text}");
+    }
+}
+
+/// `openssl x509 -req` without extensions.
+const VERSION_ONE: &str = "MIIBHTCBxQIUDpMolJrMGNwwp2xNfPgGSnp//XkwCgYIKoZIzj0EAwIwETEPMA0GA1UEAwwGd2ViYXBwMCAXDTI2MTEzMDE0MjQxOFoYDzIxMjYxMTA2MTQyNDE4WjARMQ8wDQYDVQQDDAZ3ZWJhcHAwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARvc0C0yZu4BKUR6JZfiZaxx4pFAvU6sN9l55QMhj7PQLb486jyAj6J1e8FJeN5KGp9xhajzfqIu0sXvbdAU58nMAoGCCqGSM49BAMCA0cAMEQCICYTbxPXbrEBjKfmPj5HGxT8WqlcTQs0wwdA4nFsmNJuAiBn1xjedJ77Ul5u3Kfqr06UsC5AfS904WJxfWjoPaTBew==";
+/// `openssl req -x509 -newkey rsa:1024`.
+const SHORT_RSA: &str = "MIICCzCCAXSgAwIBAgIUBCqL5c7m9lPTbwYZWSVhnVTCxJswDQYJKoZIhvcNAQELBQAwETEPMA0GA1UEAwwGd2ViYXBwMCAXDTI2MTEzMDE0MjQxOVoYDzIxMjYxMTA2MTQyNDE5WjARMQ8wDQYDVQQDDAZ3ZWJhcHAwgZ8wDQYJKoZIhvcNAQEBBQADgY0AMIGJAoGBAKpGMGKoEpO1tLaVTyXcYLubfOQq7kukbi2VTDuV0GzggmnwSeehyvx+KQhtKrCZHDLtnRsdCz7oMq+f9NrBptzlH+xW8k7XhXXx/+0sGx0Y2AM2z6mWxVAgt0sIqipl+gTWXO/WqDKrt43efK3G0FecwcK2eeAwlNn2zOr+aPitAgMBAAGjXjBcMB0GA1UdDgQWBBRpiXmTIWZiTqHEXmqEvuKE7Nz9czAfBgNVHSMEGDAWgBRpiXmTIWZiTqHEXmqEvuKE7Nz9czAPBgNVHREECDAGhwR/AAABMAkGA1UdEwQCMAAwDQYJKoZIhvcNAQELBQADgYEACOpygrLp1oUlV7EEgdZiPa2oM2ZKLyaSVOK/nX4Cq/GtXydUhvsdNbYJABCq0K6BrlOImNpzScX1DMKLWN5oTqigUJo6lGcnX+iGm7v0w0K6KWYz5W7y+EF6TitT4dK9OCfWyLQ0ZkdlRyO0z6rRWSk6gj+XpTUGRrE7sx893TE=";
+
+#[test]
+fn old_kinds_of_certificates_and_a_chain_that_has_ended_are_said() {
+    let wanted = ServerName::try_from("127.0.0.1").unwrap();
+    let said = |shown: &CertificateDer<'_>, error: &CertificateError| {
+        let verdict = Verdict {
+            upstream: &"main".into(),
+            place: &TrustPlace::PublicAuthorities,
+            error,
+            now: UnixTime::now(),
+        };
+        CertificateProblem::find(shown, &wanted, verdict)
+            .unwrap()
+            .to_string()
+    };
+    let read = |text: &str| CertificateDer::from(STANDARD.decode(text).unwrap());
+    let unknown = CertificateError::UnknownIssuer;
+    let text = said(&read(VERSION_ONE), &unknown);
+    assert!(
+        text.contains("before version 3") && text.contains("pins"),
+        "{text}"
+    );
+    let text = said(&read(SHORT_RSA), &unknown);
+    assert!(
+        text.contains("1024 bits") && !text.contains("pins"),
+        "{text}"
+    );
+    for error in [CertificateError::Expired, CertificateError::NotValidYet] {
+        let text = said(&self_signed(|_| {}).0, &error);
+        assert!(text.contains("an authority's"), "{text}");
     }
 }
 
