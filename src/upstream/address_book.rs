@@ -50,11 +50,13 @@ struct State {
     earlier_until: Option<Instant>,
     /// IPv6 was not answered for last time: no use in waiting for it.
     is_v6_silent: bool,
+    /// The servers stayed silent last time, and the log says so.
     is_told: bool,
 }
 
 #[derive(Clone, Debug)]
 struct LookUp {
+    began: Instant,
     found: watch::Receiver<FoundAddresses>,
     end: watch::Receiver<Option<LookUpEnd>>,
 }
@@ -129,6 +131,12 @@ impl AddressBook {
             .take()
             .filter(|old| old.serves(now, has_earlier));
         let look_up = look_up.unwrap_or_else(|| self.begin());
+        // Servers that stayed silent last time are not waited for again.
+        addresses.earlier_from = if state.is_told {
+            now
+        } else {
+            look_up.began + STALE_AFTER
+        };
         state.look_up = Some(look_up.clone());
         addresses.look_up = Some(look_up);
         addresses
@@ -166,7 +174,11 @@ impl AddressBook {
             let at = Instant::now();
             tell_end.send_replace(Some(LookUpEnd { at, failure }));
         });
-        LookUp { found, end }
+        LookUp {
+            began: Instant::now(),
+            found,
+            end,
+        }
     }
 
     fn ended(&self, found: &FoundAddresses, failure: Option<&NameError>) {
@@ -279,7 +291,7 @@ impl Candidates<IpAddr> for Addresses<'_> {
 
     async fn more(&mut self) -> bool {
         let (_, later) = self.now_known();
-        let Some(LookUp { found, end }) = &mut self.look_up else {
+        let Some(LookUp { found, end, .. }) = &mut self.look_up else {
             return false;
         };
         let is_over = end.borrow().is_some();

@@ -191,6 +191,12 @@ async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_fou
     let stale = took(&dialer).await;
     assert!(stale < Duration::from_millis(300) + SLACK, "{stale:?}");
     listener.accept().await.unwrap();
+    let next = took(&dialer).await;
+    assert!(
+        next < SLACK,
+        "the same question is waited for once: {next:?}"
+    );
+    listener.accept().await.unwrap();
     // The servers are back, with another address.
     dns.says(move |_, kind| match kind {
         RecordType::A => short("127.0.0.2"),
