@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use jiff::fmt::temporal::Pieces;
 use serde_json::{Value, json};
 
 use super::Role;
@@ -20,12 +21,21 @@ pub fn format_expiry(unix_seconds: i64) -> String {
 }
 
 /// Seconds since 1970; any offset and a fraction are understood, as are RFC 3339's `T` and `Z`.
+/// The last day of the year 9999, which services write for "never", is past what [`Timestamp`]
+/// holds: it is read as the last moment that there is.
 pub fn parse_expiry(text: &str) -> Option<i64> {
-    let mut time: Result<Timestamp, _> = text.trim().parse();
-    if time.is_err() {
-        time = Timestamp::strptime("%Y-%m-%d %H:%M:%S%.f%:z", text.trim());
+    let text = text.trim();
+    let time = text
+        .parse()
+        .or_else(|_| Timestamp::strptime("%Y-%m-%d %H:%M:%S%.f%:z", text));
+    match time {
+        Ok(time) => Some(time.as_second()),
+        Err(_) => {
+            let pieces = Pieces::parse(text).ok()?;
+            let is_complete = pieces.time().is_some() && pieces.offset().is_some();
+            (is_complete && pieces.date().year() == 9999).then_some(Timestamp::MAX.as_second())
+        }
     }
-    time.ok().map(Timestamp::as_second)
 }
 
 /// A user name and password from `Authorization: Basic`.
@@ -160,11 +170,16 @@ mod tests {
             parse_expiry("2021-07-25 10:50:48.25+02:00"),
             Some(1_627_203_048)
         );
+        for never in ["9999-12-31 23:59:59+00:00", "9999-12-31T23:59:59.999Z"] {
+            assert_eq!(parse_expiry(never), Some(253_402_207_200), "{never}");
+        }
         for bad in [
             "",
             "null",
             "tomorrow",
             "2021-07-25",
+            "9999-12-31",
+            "9999-12-32T00:00:00Z",
             "2021-13-25 08:50:48+00:00",
             "1627203048",
         ] {
