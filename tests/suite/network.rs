@@ -89,6 +89,26 @@ async fn gate_before(name: &str, upstream: &Upstream) -> Gateway {
     Gateway::before(&url, setup).await
 }
 
+/// The login may meet what is wrong once. Requests, each on a connection of its own, profit
+/// from what it has learned.
+async fn logs_in_and_connects_quickly(upstream: &Upstream) {
+    let began = Instant::now();
+    let gateway = gate_before("webapp.test", upstream).await;
+    let client = gateway.admin().await;
+    eventually("logged in", async || {
+        client.get("/v1/support").await.status() == 200
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    for _ in 0..5 {
+        let began = Instant::now();
+        assert_eq!(client.get("/v1/support").await.status(), 200);
+        let took = began.elapsed();
+        assert!(took < Duration::from_millis(200), "{took:?}");
+    }
+}
+
 #[test]
 fn half_an_answer_beside_a_bad_entry_is_enough() {
     in_namespace(
@@ -106,25 +126,7 @@ async fn inside_half_an_answer_is_enough() {
     }
     half_a_name_server().await;
     let upstream = Upstream::start(|_| Reply::Close(ok("{}"))).await;
-    let began = Instant::now();
-    let gateway = gate_before("webapp.test", &upstream).await;
-    let client = gateway.admin().await;
-    eventually("logged in", async || {
-        client.get("/v1/support").await.status() == 200
-    })
-    .await;
-    assert!(
-        began.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        began.elapsed()
-    );
-    // Each needs a new connection, and none waits for the answer that never comes.
-    for _ in 0..5 {
-        let began = Instant::now();
-        assert_eq!(client.get("/v1/support").await.status(), 200);
-        let took = began.elapsed();
-        assert!(took < Duration::from_millis(200), "{took:?}");
-    }
+    logs_in_and_connects_quickly(&upstream).await;
 }
 
 #[test]
@@ -152,25 +154,7 @@ async fn inside_a_silent_address() {
     let connect = || std::net::TcpStream::connect_timeout(&silent, Duration::from_millis(100));
     let _filling: Vec<_> = std::iter::from_fn(|| connect().ok()).collect();
 
-    let began = Instant::now();
-    let gateway = gate_before("webapp.test", &upstream).await;
-    let client = gateway.admin().await;
-    // The login has met the silent address; requests profit from what it has learned.
-    eventually("logged in", async || {
-        client.get("/v1/support").await.status() == 200
-    })
-    .await;
-    assert!(
-        began.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        began.elapsed()
-    );
-    for _ in 0..5 {
-        let began = Instant::now();
-        assert_eq!(client.get("/v1/support").await.status(), 200);
-        let took = began.elapsed();
-        assert!(took < Duration::from_millis(200), "{took:?}");
-    }
+    logs_in_and_connects_quickly(&upstream).await;
 }
 
 fn ok(body: &str) -> Vec<u8> {
