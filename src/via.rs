@@ -110,6 +110,8 @@ impl CommentDepth {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn fields(lines: &[&str]) -> HeaderMap {
@@ -172,6 +174,25 @@ mod tests {
             format!("1.1 {}", &name[..name.len() - 1]),
         ] {
             assert!(!via.is_in(&fields(&[&line])), "{line}");
+        }
+    }
+
+    proptest! {
+        /// Whatever hops before this gate have written, its own member is found: it is added
+        /// to their line, or as a line of its own.
+        #[test]
+        fn no_line_of_another_hop_hides_it(line in "[ -~\t\u{80}-\u{ff}]{0,60}") {
+            let via = GatewayVia::random();
+            let own = format!("1.1 {}", via.name);
+            let joined = format!("{line}, {own}");
+            let mut fields = HeaderMap::new();
+            fields.append(VIA, HeaderValue::from_bytes(joined.as_bytes()).unwrap());
+            prop_assert!(via.is_in(&fields), "{joined}");
+            let mut fields = HeaderMap::new();
+            fields.append(VIA, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            prop_assert!(!via.is_in(&fields), "{line}");
+            fields.append(VIA, HeaderValue::from_bytes(own.as_bytes()).unwrap());
+            prop_assert!(via.is_in(&fields), "{line}");
         }
     }
 }

@@ -52,6 +52,8 @@ fn key(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -65,5 +67,18 @@ mod tests {
         let lines: Vec<usize> = file.skipped.iter().map(|skipped| skipped.line).collect();
         assert_eq!(lines, [2, 3, 4, 6]);
         assert!(file.find("other").is_none());
+    }
+
+    proptest! {
+        /// A good line counts, whatever stands before and after it.
+        #[test]
+        fn any_bytes_around_a_good_line_cost_only_themselves(
+            before in prop::collection::vec(any::<u8>(), 0..80),
+            after in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let text = [&before[..], b"\n10.9.8.7 webapp.test\n", &after[..]].concat();
+            let good: IpAddr = "10.9.8.7".parse().unwrap();
+            prop_assert!(HostsFile::parse(&text).find("webapp.test").unwrap().contains(&good));
+        }
     }
 }

@@ -187,6 +187,8 @@ fn as_usize(number: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn lines(conf: &ResolvConf) -> Vec<usize> {
@@ -246,5 +248,19 @@ mod tests {
             ["x.y.z.", "x.y.z.a.example.", "x.y.z.b.example."]
         );
         assert_eq!(asked("x.y."), ["x.y."]);
+    }
+
+    proptest! {
+        /// A good line counts, whatever stands before and after it.
+        #[test]
+        fn any_bytes_around_a_good_line_cost_only_themselves(
+            before in prop::collection::vec(any::<u8>(), 0..80),
+            after in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let text = [&before[..], b"\nnameserver 10.9.8.7\n", &after[..]].concat();
+            let conf = ResolvConf::parse(&text);
+            let good: IpAddr = "10.9.8.7".parse().unwrap();
+            prop_assert!(conf.servers.contains(&good));
+        }
     }
 }

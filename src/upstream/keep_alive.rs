@@ -73,6 +73,8 @@ fn seconds(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn of(values: &[&str]) -> Option<KeepAlive> {
@@ -115,5 +117,24 @@ mod tests {
             assert_eq!(of(said), Some(expected), "{said:?}");
         }
         assert_eq!(of(&[]), None);
+    }
+
+    proptest! {
+        /// Any bytes that may stand in a header: a day at most, and none of them matters to
+        /// what is said in another line.
+        #[test]
+        fn what_is_not_understood_says_nothing(
+            odd in prop::collection::vec(prop_oneof![Just(b'\t'), 0x20..0x7f_u8, 0x80..=0xff_u8], 0..60),
+        ) {
+            let mut headers = HeaderMap::new();
+            headers.append(KEEP_ALIVE, http::HeaderValue::from_bytes(&odd).unwrap());
+            let alone = KeepAlive::of(&headers).unwrap();
+            let longest = Duration::from_secs(LONGEST.into());
+            prop_assert!(alone.usable_for.is_none_or(|time| time < longest));
+            headers.append(KEEP_ALIVE, http::HeaderValue::from_static("timeout=2"));
+            let both = KeepAlive::of(&headers).unwrap();
+            prop_assert!(both.usable_for.unwrap() <= Duration::from_millis(1500));
+            prop_assert_eq!(both.is_last, alone.is_last);
+        }
     }
 }

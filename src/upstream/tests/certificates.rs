@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Empty};
+use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -174,6 +175,32 @@ fn old_kinds_of_certificates_and_a_chain_that_has_ended_are_said() {
     for error in [CertificateError::Expired, CertificateError::NotValidYet] {
         let text = said(&self_signed(|_| {}).0, &error);
         assert!(text.contains("an authority's"), "{text}");
+    }
+}
+
+proptest! {
+    /// A certificate of which some bytes are others: nothing in it breaks the gate, or writes
+    /// into a log.
+    #[test]
+    fn a_garbled_certificate_is_described_in_one_line(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = STANDARD.decode(SHORT_RSA).unwrap();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let verdict = Verdict {
+            upstream: &"main".into(),
+            place: &TrustPlace::PublicAuthorities,
+            error: &CertificateError::UnknownIssuer,
+            now: UnixTime::now(),
+        };
+        let wanted = ServerName::try_from("127.0.0.1").unwrap();
+        let problem = CertificateProblem::find(&bytes.into(), &wanted, verdict);
+        if let Some(text) = problem.map(|problem| problem.to_string()) {
+            prop_assert!(!text.contains(char::is_control) && text.len() < 1000, "{text}");
+        }
     }
 }
 
