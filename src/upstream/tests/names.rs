@@ -100,6 +100,12 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
         Says::Code(ResponseCode::ServFail),
         Says::Code(ResponseCode::Refused),
         Says::Code(ResponseCode::NotImp),
+        Says::Bytes(Vec::new()),
+        Says::Bytes(vec![0xff; 400]),
+        // A response of one question and 65,535 answers, of which none is there.
+        Says::Bytes(b"\x81\x80\0\x01\xff\xff\0\0\0\0".to_vec()),
+        // A name that points at itself.
+        Says::Bytes(b"\x81\x80\0\x01\0\x01\0\0\0\0\xc0\x0c\0\x01\0\x01".to_vec()),
     ];
     for other in bad {
         for (good, address) in [(RecordType::A, v4), (RecordType::AAAA, v6)] {
@@ -124,6 +130,22 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
     });
     let both = [v6, v4].map(|ip| ip.parse::<IpAddr>().unwrap());
     assert_eq!(names.find("webapp.example").await.unwrap(), both);
+}
+
+#[tokio::test]
+async fn an_answer_of_many_addresses_is_read_where_edns_allows_its_size() {
+    let all: Vec<IpAddr> = (1..=32).map(|at| [10, 1, 2, at].into()).collect();
+    let said = Says::Addresses(all.clone(), 60);
+    let dns = StubDns::start(move |_, kind| match kind {
+        RecordType::A => said.clone(),
+        _ => Says::Nothing,
+    })
+    .await;
+    let folder = Folder::new();
+    let mut names = names(&folder, "nameserver 127.0.0.1\noptions edns0\n", "");
+    names.port = dns.port;
+    let found = names.find("webapp.example").await.unwrap();
+    assert_eq!(found.len(), all.len());
 }
 
 #[tokio::test]

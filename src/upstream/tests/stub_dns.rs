@@ -21,6 +21,8 @@ pub(super) enum Says {
     /// There is such a name, but it has no such addresses.
     Nothing,
     Silence,
+    /// The question's number, and then these bytes.
+    Bytes(Vec<u8>),
     Later(u64, Box<Self>),
 }
 
@@ -121,6 +123,10 @@ impl StubDns {
             }
             Says::Code(code) => message.metadata.response_code = code,
             Says::Silence => return None,
+            Says::Bytes(bytes) => {
+                let number = message.metadata.id.to_be_bytes();
+                return Some([&number[..], &bytes].concat());
+            }
             Says::Nothing | Says::Later(..) => {}
         }
         Some(message.to_vec().unwrap())
