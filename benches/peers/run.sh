@@ -45,8 +45,8 @@ gcc -O2 "$here/calib.c" -o "$PB_WORK/calib"
 host=$(rustc -vV | sed -n 's/^host: //p')
 flags=$(sed -n 's/^ENV RUSTFLAGS="\(.*\)"$/\1/p' "$root/deploy/Dockerfile")
 [ -n "$flags" ] || { echo "deploy/Dockerfile has no line ENV RUSTFLAGS=\"...\"" >&2 && exit 1; }
-(cd "$root" && RUSTFLAGS=$flags cargo build -q --locked --release --target "$host" --no-default-features --features jemalloc --bin tollgate)
-export PB_GATE=$CARGO_TARGET_DIR/$host/release/tollgate
+(cd "$root" && RUSTFLAGS=$flags cargo build -q --locked --profile dist --target "$host" --no-default-features --features jemalloc --bin tollgate)
+export PB_GATE=$CARGO_TARGET_DIR/$host/dist/tollgate
 
 results=$PB_WORK/run/results.jsonl
 [ -z "${FRESH:-}" ] || rm -f "$results"
