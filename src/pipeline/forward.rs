@@ -64,7 +64,10 @@ impl Way<'_> {
         if let Some(rejection) = body_failure(request) {
             return Err(rejection);
         }
-        let (mut turn, carried) = self.admit(request, source, None).await?;
+        let (mut turn, carried) = match self.admit_at_once(request, source) {
+            Ok(admitted) => admitted,
+            Err(source) => Box::pin(self.admit(request, source, None)).await?,
+        };
         if !is_whole {
             turn = request.body().hold(turn, self.flows);
         }

@@ -130,6 +130,26 @@ impl Way<'_> {
         }
     }
 
+    /// A turn and what the request carries, if neither has to be waited for; else `source`.
+    pub(super) fn admit_at_once(
+        &self,
+        request: &Inbound<'_>,
+        source: CredentialSource,
+    ) -> Result<(UpstreamTurn, Carried), CredentialSource> {
+        let is_monitoring = self.route.monitoring;
+        let Some(permit) = self.upstream.turn_at_once(self.share, is_monitoring) else {
+            return Err(source);
+        };
+        let carried = match source {
+            CredentialSource::Ready(carried) => carried,
+            CredentialSource::Session => match self.lease_for(request) {
+                Ok(Some(lease)) => Carried::Session(lease),
+                _ => return Err(CredentialSource::Session),
+            },
+        };
+        Ok((UpstreamTurn::Permit(permit), carried))
+    }
+
     /// Waits for a turn at the upstream, and then for what the request carries there: in a
     /// queue a lease would grow old.
     pub(super) async fn admit(

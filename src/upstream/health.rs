@@ -78,9 +78,14 @@ impl UpstreamHealth {
         })
     }
 
+    /// Nothing speaks against the upstream.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_quiet.load(Ordering::Relaxed)
+    }
+
     /// Whether a request may go up now; if not, how soon it is worth asking again.
     pub(crate) fn admit(&self) -> Result<UpstreamPass, Duration> {
-        if self.is_quiet.load(Ordering::Relaxed) {
+        if self.is_quiet() {
             return Ok(UpstreamPass::Ordinary);
         }
         self.lock().breaker.admit(Instant::now())
@@ -90,7 +95,7 @@ impl UpstreamHealth {
     pub(crate) fn readmit(&self, pass: UpstreamPass) -> Result<(), Duration> {
         match pass {
             UpstreamPass::Trial => Ok(()),
-            UpstreamPass::Ordinary if self.is_quiet.load(Ordering::Relaxed) => Ok(()),
+            UpstreamPass::Ordinary if self.is_quiet() => Ok(()),
             UpstreamPass::Ordinary => self.check(),
         }
     }
@@ -106,7 +111,7 @@ impl UpstreamHealth {
 
     /// Until the gate asks the upstream again; zero while the breaker is closed.
     pub(crate) fn pause(&self) -> Duration {
-        if self.is_quiet.load(Ordering::Relaxed) {
+        if self.is_quiet() {
             return Duration::ZERO;
         }
         self.lock().breaker.pause(Instant::now())
@@ -125,7 +130,7 @@ impl UpstreamHealth {
     /// The head of an answer has come, whatever it says.
     #[inline]
     pub(super) fn answered(&self) {
-        if !self.is_quiet.load(Ordering::Relaxed) {
+        if !self.is_quiet() {
             self.recovered();
         }
     }

@@ -268,6 +268,15 @@ impl Upstream {
         self.permits.acquire(client, is_monitoring).await
     }
 
+    /// A turn without a wait. None: the upstream's health is in doubt, or no permit is free
+    /// for this client.
+    pub fn turn_at_once(&self, client: ShareKey, is_monitoring: bool) -> Option<UpstreamPermit> {
+        if !self.own.health.is_quiet() {
+            return None;
+        }
+        self.permits.try_acquire(client, is_monitoring)
+    }
+
     /// Stops what runs for this upstream alone, after a reload has put `next` in its place.
     /// Requests that still use it keep its lease.
     pub async fn retire(&self, next: &Self) {

@@ -89,13 +89,23 @@ impl UpstreamPermits {
         client: ShareKey,
         is_monitoring: bool,
     ) -> Result<UpstreamPermit, PermitTimeout> {
-        match self.queue.try_take(client, is_monitoring) {
-            Some(slot) => Ok(UpstreamPermit {
-                permits: Arc::clone(self),
-                slot,
-            }),
+        match self.try_acquire(client, is_monitoring) {
+            Some(permit) => Ok(permit),
             None => Box::pin(self.wait(client, is_monitoring)).await,
         }
+    }
+
+    /// None: no permit is free for this client now.
+    pub fn try_acquire(
+        self: &Arc<Self>,
+        client: ShareKey,
+        is_monitoring: bool,
+    ) -> Option<UpstreamPermit> {
+        let slot = self.queue.try_take(client, is_monitoring)?;
+        Some(UpstreamPermit {
+            permits: Arc::clone(self),
+            slot,
+        })
     }
 
     async fn wait(
