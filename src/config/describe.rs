@@ -4,7 +4,8 @@ use std::fmt::{self, Write as _};
 
 use super::display::{Span, listed};
 use super::{
-    AtTokenCap, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Route,
+    AtTokenCap, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat,
+    OnPasswordChange, Route,
 };
 use super::{Store, StorePlace, Trust, UnknownTokens, Upstream, Users};
 
@@ -220,6 +221,15 @@ fn describe_users(page: &mut Page, users: &Users) {
         match users.at_token_cap {
             AtTokenCap::EndOldest => "one login more ends that user's oldest unused token",
             AtTokenCap::Refuse => "one login more is refused",
+        },
+    );
+    page.row(
+        "",
+        match users.on_password_change {
+            OnPasswordChange::EndOthers => {
+                "a new password ends the user's tokens, but the one it was changed with"
+            }
+            OnPasswordChange::EndAll => "a new password ends all of the user's tokens",
         },
     );
     if let Some(admin) = &users.first_admin {

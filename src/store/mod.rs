@@ -50,6 +50,10 @@ pub enum Change {
     EndTokens {
         user: Arc<str>,
     },
+    /// The same, but for this one of them.
+    EndOtherTokens {
+        kept: GrantRecord,
+    },
     PutUser(UserRecord),
     /// Ends the user's tokens as well.
     RemoveUser {
