@@ -15,6 +15,10 @@ impl Parts {
             ready: self.ready(),
             notes: self.notes(),
             keys: self.key_desk(),
+            users: admin::UserAdmin {
+                users: self.shared.users.clone(),
+                tokens: Arc::clone(&self.shared.tokens),
+            },
         }
     }
 

@@ -29,6 +29,8 @@ mod trace;
 mod unknown;
 mod upload;
 mod upstream_turn;
+#[cfg(test)]
+mod user_paths;
 mod users_node;
 
 use std::net::IpAddr;
@@ -86,7 +88,7 @@ pub struct Live {
 pub struct Shared {
     pub live: ArcSwap<Live>,
     /// None when the Webapp owns the users.
-    pub users: Option<Users>,
+    pub users: Option<Arc<Users>>,
     pub tokens: Arc<TokenStore>,
     pub questions: Arc<Questions>,
     pub metrics: Arc<Metrics>,
@@ -244,6 +246,7 @@ impl Pipeline {
             limiter: &ready.live.limiter,
             questions: &self.shared.questions,
             metrics: &self.shared.metrics,
+            settings: &ready.live.config.users,
         };
         let call = ready.call(kind, head);
         relay

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, DATE};
 use http::{HeaderMap, Response, StatusCode};
+use serde::Deserialize;
 use serde_json::Value;
 use tracing::warn;
 
@@ -17,14 +18,14 @@ use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::RequestBody;
 use super::unknown::Questions;
-use super::users_node::{Call, admit_login, basic, token_refused, user_in};
+use super::users_node::{self, Call, admit_login, basic, ending_of_change, token_refused, user_in};
 use crate::clock;
-use crate::config::UsersCall;
+use crate::config::{self, UsersCall};
 use crate::identity::Client;
 use crate::metrics::{ClientLogin, Label as _, Metrics, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Ending, Origin, TokenDigest, TokenStore, Wanted};
-use crate::webapp;
+use crate::webapp::{self, LoginBody};
 
 /// A login's answer is a few hundred bytes; what is longer is none.
 const MOST_ANSWER: usize = 64 * 1024;
@@ -40,6 +41,7 @@ pub(super) struct Relay<'a> {
     pub limiter: &'a Limiter,
     pub questions: &'a Questions,
     pub metrics: &'a Metrics,
+    pub settings: &'a config::Users,
 }
 
 impl Relay<'_> {
@@ -58,6 +60,10 @@ impl Relay<'_> {
             .bearer
             .as_ref()
             .ok_or(Rejection::Unauthenticated("a token is needed"))?;
+        let body = match call.kind {
+            UsersCall::Create => judge_name(&request, body).await?,
+            _ => body,
+        };
         let bearer = CredentialSource::Ready(Carried::bearer(bearer));
         let answer = self.way.forward(&request, body, bearer, record).await?;
         self.follow(call, who, answer.status()).await?;
@@ -86,6 +92,11 @@ impl Relay<'_> {
             }
             (UsersCall::Delete, _) => {
                 self.tokens.end_user(&user_in(call.path)?).await;
+            }
+            (UsersCall::Change, _) => {
+                let user = user_in(call.path)?;
+                let ending = ending_of_change(call, &user, self.settings.on_password_change);
+                self.tokens.end_at_once(&user, ending).await;
             }
             _ => {}
         }
@@ -116,7 +127,9 @@ impl Relay<'_> {
     ) -> Result<Response<Body>, Rejection> {
         let username = basic(call.headers)?.username;
         // A slow client takes no place among those that log in.
-        Box::pin(request.body().prefetch()).await;
+        let bytes = Box::pin(users_node::read(body)).await?;
+        let body = request.body().again().ok_or(Rejection::TooLarge)?;
+        let is_change = matches!(webapp::login_body(&bytes), Ok(LoginBody::NewPassword(_)));
         let (attempt, admitted) = admit_login(self.limiter, call, &username).await?;
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();
@@ -126,6 +139,10 @@ impl Relay<'_> {
         admitted.put(answer.headers_mut());
         if !answer.status().is_success() {
             return Ok(answer);
+        }
+        if is_change {
+            // The token of this login is not taken in yet.
+            self.tokens.end_at_once(&username, Ending::Logout).await;
         }
         let (head, body) = answer.into_parts();
         let (minted, body) = read(&head.headers, body).await?;
@@ -182,6 +199,21 @@ async fn read(
         .map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
     let minted = bytes.map_or(Err(UnreadLogin::TooLong), |bytes| minted(&bytes, headers));
     Ok((minted, body))
+}
+
+/// Refuses to make a user whom no path through this gate could name. All else about the body
+/// is the upstream's to judge.
+async fn judge_name(request: &Inbound<'_>, body: RequestBody) -> Result<RequestBody, Rejection> {
+    #[derive(Deserialize)]
+    struct Named {
+        username: String,
+    }
+    let bytes = users_node::read(body).await?;
+    if let Ok(Named { username }) = serde_json::from_slice(&bytes) {
+        let rule = webapp::check_addressable(&username);
+        rule.map_err(|rule| Rejection::Invalid(rule.to_string().into()))?;
+    }
+    request.body().again().ok_or(Rejection::TooLarge)
 }
 
 /// Whether the content is coded, although the gate asked for it plain.

@@ -14,15 +14,15 @@ use super::answer_body::Body;
 use super::limit::{Admitted, Limiter, LoginHeld, LoginTry, Subject};
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
-use crate::config::{Route, UsersCall};
+use crate::config::{OnPasswordChange, Route, UsersCall};
 use crate::identity::{ChangeError, ChangedBy, Client, CreateError, Refused, RemoveError, Users};
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
-use crate::token::{InsertRefused, Origin, Token, TokenStore, Wanted};
+use crate::token::{Ending, InsertRefused, Origin, Token, TokenDigest, TokenStore, Wanted};
 use crate::webapp::{self, Basic, LoginBody, Meta, Role, UserEntry};
 
 /// A users call has no business with a body larger than this.
-const MOST_BODY: usize = 16 * 1024;
+pub(super) const MOST_BODY: usize = 16 * 1024;
 
 /// The node, as one request sees it.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub(super) struct UsersNode<'a> {
 pub(super) struct Call<'a> {
     pub kind: UsersCall,
     pub client: &'a Client,
+    /// The token that was shown, if it was one.
+    pub token: Option<TokenDigest>,
     pub peer: std::net::IpAddr,
     pub route: &'a Route,
     pub path: &'a str,
@@ -98,6 +100,9 @@ impl UsersNode<'_> {
                 let by = ChangedBy::User(&verified);
                 self.set_password(&basic.username, password, by).await?;
                 verified = verified.with_new_password();
+                // The token that this login is about to get is not there yet.
+                let ended = self.tokens.revoke_user(&basic.username).await;
+                ended.map_err(Rejection::Unavailable)?;
             }
             _ if verified.must_change => return Err(Rejection::PasswordChangeRequired),
             LoginBody::Nothing | LoginBody::Other => {}
@@ -116,6 +121,12 @@ impl UsersNode<'_> {
             .insert(token.digest(), wanted)
             .await
             .map_err(token_refused)?;
+        // A password that was changed after it was checked has ended the tokens that there
+        // were, perhaps before this one was.
+        if !self.users.is_current(&basic.username, &verified) {
+            self.tokens.revoke(&token.digest()).await;
+            return Err(Rejection::LoginRefused("password was changed meanwhile"));
+        }
         let text = webapp::login_reply(token.secret(), ends.unix_seconds(), Meta::WEBAPP);
         let mut answer = json(StatusCode::OK, text);
         admitted.put(answer.headers_mut());
@@ -195,6 +206,9 @@ impl UsersNode<'_> {
         let password = wanted.password.ok_or(Rejection::Missing("password"))?;
         self.set_password(&name, Secret::new(password), ChangedBy::Admin)
             .await?;
+        let ending = ending_of_change(call, &name, self.settings.on_password_change);
+        let ended = self.tokens.end_tokens(&name, ending).await;
+        ended.map_err(Rejection::Unavailable)?;
         Ok(json(StatusCode::OK, shown(&name, None)))
     }
 
@@ -233,6 +247,18 @@ impl UsersNode<'_> {
     }
 }
 
+/// Which tokens of a user a new password ends, set by this call.
+pub(super) fn ending_of_change(call: &Call<'_>, user: &str, rule: OnPasswordChange) -> Ending {
+    match (call.client, call.token) {
+        (Client::User { name, .. }, Some(own))
+            if **name == *user && rule == OnPasswordChange::EndOthers =>
+        {
+            Ending::AllBut(own)
+        }
+        _ => Ending::Logout,
+    }
+}
+
 /// The limits of a login. Its sender's come first: refused attempts must not use up what all
 /// clients share at this route.
 pub(super) async fn admit_login(
@@ -264,7 +290,9 @@ pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
         InsertRefused::Full(next) => {
             Rejection::TooManyTokens("there are too many live tokens", next)
         }
-        InsertRefused::Ended => Rejection::LoginRefused("user was deleted during the login"),
+        InsertRefused::Ended => {
+            Rejection::LoginRefused("user was deleted, or its password changed, during the login")
+        }
         InsertRefused::Unavailable(why) => Rejection::Unavailable(why),
     }
 }
@@ -288,20 +316,13 @@ pub(super) fn basic(headers: &HeaderMap) -> Result<Basic, Rejection> {
         .ok_or(Rejection::LoginRefused("credential is not Basic"))
 }
 
-/// The last segment of `/v1/users/{name}`, decoded.
+/// The user that `/v1/users/{name}` is about. It need not be a name that could be made
+/// today: every user there is can be shown, changed and deleted.
 pub(super) fn user_in(path: &str) -> Result<String, Rejection> {
-    let last = path
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .unwrap_or_default();
-    percent_encoding::percent_decode_str(last)
-        .decode_utf8()
-        .map(Cow::into_owned)
-        .map_err(|_| Rejection::BadRequest("the user name is not UTF-8"))
+    webapp::name_in_path(path).ok_or(Rejection::BadRequest("the user name is not UTF-8"))
 }
 
-async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
+pub(super) async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
     let handle: BodyHandle = body.handle();
     match Limited::new(body, MOST_BODY).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),

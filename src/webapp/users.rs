@@ -105,19 +105,6 @@ pub fn check_password(password: &Secret) -> Result<(), BadPassword> {
     if good { Ok(()) } else { Err(BadPassword) }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("Username must have between 4 and 32 characters, without colons or control characters")]
-pub struct BadName;
-
-/// 4 to 32 characters; no colon (Basic could not carry it) and no control character.
-pub fn check_name(name: &str) -> Result<(), BadName> {
-    let good = (4..=32).contains(&name.chars().count())
-        && !name
-            .chars()
-            .any(|letter| letter == ':' || letter == '/' || letter.is_control());
-    if good { Ok(()) } else { Err(BadName) }
-}
-
 /// The answer to a good login. The token stands in it: treat the text as a secret.
 pub fn login_reply(token: &Secret, expires: i64, meta: Meta) -> String {
     let user = json!({ "token": token.expose(), "expires_after": format_expiry(expires) });
