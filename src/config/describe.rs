@@ -263,6 +263,12 @@ fn describe_store(page: &mut Page, store: &Store) {
                     shared.stale_for
                 ),
             );
+            if shared.allow_eviction {
+                page.row(
+                    "",
+                    "it may evict keys: tokens that were ended may come back (allow_eviction)",
+                );
+            }
         }
     }
     match (&store.place, &store.key, &store.old_key) {

@@ -302,6 +302,12 @@ impl Store {
         }
     }
 
+    /// What is wrong with the store although it takes changes.
+    pub fn warning(&self) -> Option<String> {
+        let shared = self.shared()?;
+        shared.eviction().map(|server| server.to_string())
+    }
+
     /// Leaves everything in good order.
     pub async fn close(&self) {
         match self {

@@ -240,6 +240,11 @@ impl TokenStore {
         self.store.trouble()
     }
 
+    /// What is wrong with the store although it takes changes.
+    pub fn warning(&self) -> Option<String> {
+        self.store.warning()
+    }
+
     /// Rows of dead tokens may go, in time.
     pub(super) fn tell_of_dead(&self) {
         let died = self.memory.died();

@@ -2,6 +2,7 @@
 
 mod counts;
 mod engine;
+mod eviction;
 mod faults;
 mod gates;
 mod limits;
