@@ -5,6 +5,7 @@
 mod access_line;
 mod answer_body;
 mod authenticate;
+mod credential;
 mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzed;
@@ -42,6 +43,7 @@ use http::{Response, StatusCode};
 use hyper::body::Incoming;
 
 pub use answer_body::Body;
+pub use credential::CredentialFault;
 pub use limit::{
     Admitted, InFlight, Limiter, LoginHeld, LoginTry, Overloaded, RateFacts, Subject, TokenTry,
     TooMany,

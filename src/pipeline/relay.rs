@@ -11,14 +11,16 @@ use tracing::warn;
 
 use super::answer_body::Body;
 use super::authenticate::Authenticated;
+use super::credential::basic;
 use super::forward::Way;
 use super::inject::{Carried, CredentialSource, Inbound};
 use super::limit::Limiter;
+use super::ready::credential_source;
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::RequestBody;
 use super::unknown::Questions;
-use super::users_node::{self, Call, admit_login, basic, ending_of_change, token_refused, user_in};
+use super::users_node::{self, Call, admit_login, ending_of_change, token_refused, user_in};
 use crate::clock;
 use crate::config::{self, UsersCall};
 use crate::identity::Client;
@@ -56,16 +58,13 @@ impl Relay<'_> {
             let request = request.answer_read();
             return self.login(call, (&request, body), record).await;
         }
-        let bearer = who
-            .bearer
-            .as_ref()
-            .ok_or(Rejection::Unauthenticated("a token is needed"))?;
         let body = match call.kind {
             UsersCall::Create => judge_name(&request, body).await?,
             _ => body,
         };
-        let bearer = CredentialSource::Ready(Carried::bearer(bearer));
-        let answer = self.way.forward(&request, body, bearer, record).await?;
+        // A key that its route takes goes up as on any other route: by the gate's own login.
+        let source = credential_source(self.way, who);
+        let answer = self.way.forward(&request, body, source, record).await?;
         self.follow(call, who, answer.status()).await?;
         Ok(answer)
     }
@@ -112,7 +111,9 @@ impl Relay<'_> {
         let answer = self.try_login(call, sent, record).await;
         self.metrics.client_logins.add(match &answer {
             Ok(answer) if answer.status().is_success() => ClientLogin::Ok,
-            Ok(_) | Err(Rejection::LoginRefused(_)) => ClientLogin::Refused,
+            Ok(_) | Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => {
+                ClientLogin::Refused
+            }
             Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
             Err(_) => ClientLogin::Failed,
         });
@@ -125,7 +126,7 @@ impl Relay<'_> {
         (request, body): (&Inbound<'_>, RequestBody),
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
-        let username = basic(call.headers)?.username;
+        let username = basic(call.headers).map_err(Rejection::BadLogin)?.username;
         // A slow client takes no place among those that log in.
         let bytes = Box::pin(users_node::read(body)).await?;
         let body = request.body().again().ok_or(Rejection::TooLarge)?;

@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use super::answer_body::Body;
+use super::credential::basic;
 use super::limit::{Admitted, Limiter, LoginHeld, LoginTry, Subject};
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
@@ -19,7 +20,7 @@ use crate::identity::{ChangeError, ChangedBy, Client, CreateError, Refused, Remo
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
 use crate::token::{Ending, InsertRefused, Origin, Token, TokenDigest, TokenStore, Wanted};
-use crate::webapp::{self, Basic, LoginBody, Meta, Role, UserEntry};
+use crate::webapp::{self, LoginBody, Meta, Role, UserEntry};
 
 /// A users call has no business with a body larger than this.
 pub(super) const MOST_BODY: usize = 16 * 1024;
@@ -67,7 +68,7 @@ impl UsersNode<'_> {
         let answer = self.try_login(call, body).await;
         self.metrics.client_logins.add(match &answer {
             Ok(_) => ClientLogin::Ok,
-            Err(Rejection::LoginRefused(_)) => ClientLogin::Refused,
+            Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => ClientLogin::Refused,
             Err(Rejection::PasswordChangeRequired) => ClientLogin::PasswordChange,
             Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
             Err(_) => ClientLogin::Failed,
@@ -80,7 +81,7 @@ impl UsersNode<'_> {
         call: &Call<'_>,
         body: RequestBody,
     ) -> Result<Response<Body>, Rejection> {
-        let basic = basic(call.headers)?;
+        let basic = basic(call.headers).map_err(Rejection::BadLogin)?;
         // First: a slow client takes no place among those that log in.
         let bytes = read(body).await?;
         let (attempt, admitted) = admit_login(self.limiter, call, &basic.username).await?;
@@ -228,7 +229,7 @@ impl UsersNode<'_> {
         Ok(json(StatusCode::OK, shown(&name, None)))
     }
 
-    /// The user a call is about: an admin may name any, a user only himself.
+    /// The user a call is about: an admin may name any, a user only itself.
     fn own_or_admin(&self, call: &Call<'_>) -> Result<String, Rejection> {
         let name = user_in(call.path)?;
         let allowed = match call.client {
@@ -237,7 +238,9 @@ impl UsersNode<'_> {
                 ..
             } => true,
             Client::User { name: own, .. } => **own == *name,
-            Client::Key(_) | Client::Open => false,
+            // Its route has let it in by its role; it has no user of its own.
+            Client::Key(key) => key.role == Role::Admin,
+            Client::Open => false,
         };
         if allowed {
             Ok(name)
@@ -295,25 +298,6 @@ pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
         }
         InsertRefused::Unavailable(why) => Rejection::Unavailable(why),
     }
-}
-
-/// The Basic credential of a login.
-pub(super) fn basic(headers: &HeaderMap) -> Result<Basic, Rejection> {
-    let mut fields = headers.get_all(AUTHORIZATION).iter();
-    let (Some(field), None) = (fields.next(), fields.next()) else {
-        return Err(Rejection::LoginRefused("no credential, or more than one"));
-    };
-    let text = field
-        .to_str()
-        .map_err(|_| Rejection::LoginRefused("credential is not text"))?;
-    let encoded = text
-        .trim()
-        .split_once(' ')
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
-        .map(|(_, encoded)| encoded);
-    encoded
-        .and_then(Basic::parse)
-        .ok_or(Rejection::LoginRefused("credential is not Basic"))
 }
 
 /// The user that `/v1/users/{name}` is about. It need not be a name that could be made

@@ -16,6 +16,7 @@ mod canary;
 mod clients;
 mod clocks;
 mod crash;
+mod credentials;
 mod drain;
 mod durable;
 mod exhaustion;
