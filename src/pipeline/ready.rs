@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use http::HeaderValue;
 use http::request::Parts;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::authenticate::Authenticated;
+use super::client_body::ClientBody;
 use super::forward::Way;
 use super::headers::Ours;
 use super::inject::{Carried, CredentialSource, Inbound};
@@ -57,7 +57,7 @@ impl<'a> Ready<'a> {
 
     /// The body under the rules of its route; one that states too great a length is
     /// refused before a byte of it is read.
-    pub(super) fn bounded(&self, body: Incoming) -> Result<RequestBody, Rejection> {
+    pub(super) fn bounded(&self, body: ClientBody) -> Result<RequestBody, Rejection> {
         let config = &self.live.config;
         // What makes a user or logs one in is read before it goes up, whatever the limit for
         // repeats.

@@ -19,6 +19,7 @@ mod crash;
 mod credentials;
 mod drain;
 mod durable;
+mod early_answers;
 mod exhaustion;
 mod first_run;
 mod forwarding;
