@@ -33,6 +33,7 @@ fn settings() -> Users {
         token_lifetime: Duration::from_secs(604_800),
         max_tokens_per_user: TOKENS,
         at_token_cap: tollgate::config::AtTokenCap::EndOldest,
+        on_password_change: tollgate::config::OnPasswordChange::EndOthers,
         max_tokens: TOKENS,
         first_admin: None,
         hashing_slots: 1,

@@ -1,7 +1,8 @@
 //! Text nobody should see, and where the operator keeps it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memchr::memmem;
@@ -91,7 +92,7 @@ impl fmt::Debug for Needle {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum SecretSource {
-    /// A file whose first line is the secret; read again whenever it is needed.
+    /// A file that holds the secret and nothing else; read again whenever it is needed.
     File(PathBuf),
     /// An environment variable of this process.
     Env(String),
@@ -106,35 +107,93 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    #[error("environment variable {name} is not set, or is not UTF-8")]
+    #[error("environment variable {name} is not set")]
     Unset { name: String },
-    #[error("the secret at {place} is empty")]
-    Empty { place: String },
+    #[error("{place} {fault}")]
+    Unusable {
+        place: SecretSource,
+        fault: SecretFault,
+    },
+}
+
+/// What a secret cannot be, because no operator means it so; and what to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SecretFault {
+    #[error("is empty: write the secret into it")]
+    Empty,
+    #[error("has more than one line: leave only the secret, without notes or empty lines")]
+    SeveralLines,
+    #[error("has a NUL byte: write it as plain text")]
+    Nul,
+    #[error("begins with a byte order mark: save it as UTF-8 without one")]
+    ByteOrderMark,
+    #[error("is not UTF-8: save it as UTF-8")]
+    NotUtf8,
+    #[error("is longer than 8 KiB: is it the right one?")]
+    TooLong,
+}
+
+/// Bytes of the longest secret, its line end not counted.
+const LONGEST: usize = 8 * 1024;
+
+/// The secret in what a file or variable holds. One line end is dropped, LF or CRLF:
+/// editors and `echo` add it. Spaces belong to the secret.
+fn secret_in(bytes: &[u8]) -> Result<Secret, SecretFault> {
+    if bytes.len() > LONGEST + 2 {
+        return Err(SecretFault::TooLong);
+    }
+    let marks = [&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"];
+    if marks.iter().any(|mark| bytes.starts_with(mark)) {
+        return Err(SecretFault::ByteOrderMark);
+    }
+    let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let text = match text.len() < bytes.len() {
+        true => text.strip_suffix(b"\r").unwrap_or(text),
+        false => text,
+    };
+    if text.trim_ascii().is_empty() {
+        return Err(SecretFault::Empty);
+    }
+    if text.contains(&0) {
+        return Err(SecretFault::Nul);
+    }
+    if text.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
+        return Err(SecretFault::SeveralLines);
+    }
+    if text.len() > LONGEST {
+        return Err(SecretFault::TooLong);
+    }
+    let text = std::str::from_utf8(text).map_err(|_| SecretFault::NotUtf8)?;
+    Ok(Secret::new(text))
+}
+
+/// As much of a file as a secret can have, and a little more to tell that there is more.
+fn bytes_of(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    // All the room at once: a vector that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 4));
+    let file = std::fs::File::open(path)?;
+    file.take(LONGEST as u64 + 3).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl SecretSource {
-    /// Reads the secret now. One trailing line end is dropped: editors and
-    /// `echo` add it, and no password ends with one.
+    /// Reads the secret now. The one way to all of them: passwords, keys, tokens.
     pub fn read(&self) -> Result<Secret, Error> {
-        let mut text = match self {
-            Self::File(path) => {
-                std::fs::read_to_string(path).map_err(|source| Error::Unreadable {
-                    path: path.clone(),
-                    source,
-                })?
-            }
+        let bytes = match self {
+            Self::File(path) => bytes_of(path).map_err(|source| Error::Unreadable {
+                path: path.clone(),
+                source,
+            })?,
             Self::Env(name) => {
-                std::env::var(name).map_err(|_| Error::Unset { name: name.clone() })?
+                let text = std::env::var_os(name);
+                let text = text.ok_or_else(|| Error::Unset { name: name.clone() })?;
+                Zeroizing::new(text.into_encoded_bytes())
             }
         };
-        let kept = text.trim_end_matches(['\r', '\n']).len();
-        text.truncate(kept);
-        if text.is_empty() {
-            return Err(Error::Empty {
-                place: self.to_string(),
-            });
-        }
-        Ok(Secret::new(text))
+        secret_in(&bytes).map_err(|fault| Error::Unusable {
+            place: self.clone(),
+            fault,
+        })
     }
 }
 
@@ -158,11 +217,52 @@ mod tests {
     }
 
     #[test]
-    fn one_line_end_is_dropped_and_spaces_are_kept() {
-        let folder = std::env::temp_dir().join(format!("tollgate-secret-{}", std::process::id()));
-        std::fs::write(&folder, " a:b \r\n").unwrap();
-        let secret = SecretSource::File(folder.clone()).read().unwrap();
-        assert_eq!(secret.expose(), " a:b ");
-        std::fs::remove_file(folder).unwrap();
+    fn one_line_end_is_dropped_and_the_rest_is_the_secret() {
+        for (bytes, text) in [
+            ("a:b", "a:b"),
+            ("a:b\n", "a:b"),
+            (" a:b \r\n", " a:b "),
+            ("grüße\n", "grüße"),
+            ("a\tb", "a\tb"),
+        ] {
+            let secret = secret_in(bytes.as_bytes()).unwrap();
+            assert_eq!(secret.expose(), text);
+        }
+        let longest = "x".repeat(LONGEST);
+        assert!(secret_in(format!("{longest}\r\n").as_bytes()).is_ok());
+        assert_eq!(
+            secret_in(format!("{longest}x").as_bytes()),
+            Err(SecretFault::TooLong)
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_with_its_place_and_without_its_text() {
+        let file = std::env::temp_dir().join(format!("tollgate-secret-{}", std::process::id()));
+        let long = "canary".repeat(10_000);
+        for (bytes, fault) in [
+            (&b""[..], SecretFault::Empty),
+            (b"\n", SecretFault::Empty),
+            (b"  \r\n", SecretFault::Empty),
+            (b"canary\nnote\n", SecretFault::SeveralLines),
+            (b"canary\n\n", SecretFault::SeveralLines),
+            (b"canary\rnote", SecretFault::SeveralLines),
+            (b"canary\r\nnote", SecretFault::SeveralLines),
+            (b"canary\0", SecretFault::Nul),
+            (b"\xef\xbb\xbfcanary\n", SecretFault::ByteOrderMark),
+            (b"\xff\xfec\0a\0", SecretFault::ByteOrderMark),
+            (b"canary\xf6\n", SecretFault::NotUtf8),
+            (long.as_bytes(), SecretFault::TooLong),
+        ] {
+            std::fs::write(&file, bytes).unwrap();
+            let error = SecretSource::File(file.clone()).read().unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains(&file.display().to_string()), "{said}");
+            assert!(
+                said.contains(&fault.to_string()) && !said.contains("canary"),
+                "{said}"
+            );
+        }
+        std::fs::remove_file(file).unwrap();
     }
 }

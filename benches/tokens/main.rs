@@ -227,6 +227,7 @@ fn store() -> Arc<TokenStore> {
         token_lifetime: WEEK,
         max_tokens_per_user: usize::MAX,
         at_token_cap: tollgate::config::AtTokenCap::EndOldest,
+        on_password_change: tollgate::config::OnPasswordChange::EndOthers,
         max_tokens: usize::MAX,
         first_admin: None,
         hashing_slots: 1,

@@ -20,7 +20,7 @@ pub(super) fn answer<B>(
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
-        let text = "not found; there are /healthz, /readyz, /metrics and /keys\n";
+        let text = "not found; there are /healthz, /readyz, /metrics, /keys and /users\n";
         return text_answer(StatusCode::NOT_FOUND, text);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {

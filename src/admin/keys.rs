@@ -50,13 +50,13 @@ impl fmt::Debug for KeyDesk {
 
 /// A refusal in words.
 #[derive(Debug)]
-struct Refusal {
-    status: StatusCode,
-    text: String,
-    header: Option<(http::HeaderName, HeaderValue)>,
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) text: String,
+    pub(super) header: Option<(http::HeaderName, HeaderValue)>,
 }
 
-fn refusal(status: StatusCode, text: impl Into<String>) -> Refusal {
+pub(super) fn refusal(status: StatusCode, text: impl Into<String>) -> Refusal {
     Refusal {
         status,
         text: text.into(),
@@ -73,17 +73,21 @@ pub(super) async fn answer<B>(request: Request<B>, desk: &KeyDesk) -> Response<F
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
-    let (status, value) = match decide(request, desk).await {
-        Ok(answer) => answer,
+    respond(decide(request, desk).await)
+}
+
+/// The answer, or the refusal, as JSON.
+pub(super) fn respond(decided: Result<(StatusCode, Value), Refusal>) -> Response<Full<Bytes>> {
+    match decided {
+        Ok((status, value)) => json_answer(status, &value),
         Err(refusal) => {
             let mut response = json_answer(refusal.status, &json!({ "error": refusal.text }));
             if let Some((name, value)) = refusal.header {
                 response.headers_mut().insert(name, value);
             }
-            return response;
+            response
         }
-    };
-    json_answer(status, &value)
+    }
 }
 
 async fn decide<B>(request: Request<B>, desk: &KeyDesk) -> Result<(StatusCode, Value), Refusal>
@@ -118,9 +122,9 @@ where
 
 /// The token is compared by its digest: same time wherever the difference is, and
 /// however long what was shown is.
-fn admit(headers: &HeaderMap, token: Option<&SecretSource>) -> Result<(), Refusal> {
+pub(super) fn admit(headers: &HeaderMap, token: Option<&SecretSource>) -> Result<(), Refusal> {
     let Some(token) = token else {
-        let text = "keys are made here once [operator] token is set";
+        let text = "nothing is changed here until [operator] token is set";
         return Err(refusal(StatusCode::FORBIDDEN, text));
     };
     let token = token.read().map_err(|error| {
@@ -299,7 +303,7 @@ fn refused(error: KeyError) -> Refusal {
     }
 }
 
-fn unavailable(why: &Unavailable) -> Refusal {
+pub(super) fn unavailable(why: &Unavailable) -> Refusal {
     Refusal {
         status: StatusCode::SERVICE_UNAVAILABLE,
         text: why.to_string(),

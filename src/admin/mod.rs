@@ -6,8 +6,10 @@ mod answer;
 mod keys;
 #[cfg(test)]
 mod tests;
+mod users;
 
 pub use keys::{KeyDesk, Listed};
+pub use users::UserAdmin;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -106,6 +108,7 @@ pub struct Parts {
     /// What is wrong while the next request would succeed all the same.
     pub notes: Arc<dyn Fn() -> Option<String> + Send + Sync>,
     pub keys: KeyDesk,
+    pub users: UserAdmin,
 }
 
 impl fmt::Debug for Parts {
@@ -159,13 +162,19 @@ async fn accept(
 async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, desk: Desk, stop: Stop) {
     let _slot = slot;
     let aborting = stop.clone();
+    let peer = tcp.peer_addr().ok();
     let answer = service_fn(move |request: Request<Incoming>| {
         let (desk, is_draining) = (desk.clone(), stop.is_draining());
         async move {
-            let is_of_keys = keys::is_here(request.uri().path());
+            let path = request.uri().path();
+            let (is_of_keys, is_of_users) = (keys::is_here(path), users::is_here(path));
             let response = match desk.parts.get() {
                 Some(parts) if is_of_keys => keys::answer(request, &parts.keys).await,
-                None if is_of_keys => answer::starting(),
+                Some(parts) if is_of_users => {
+                    let token = parts.keys.token.as_ref();
+                    users::answer(request, &parts.users, token, peer).await
+                }
+                None if is_of_keys || is_of_users => answer::starting(),
                 _ => answer::answer(&request, &desk, is_draining),
             };
             Ok::<_, Infallible>(response)

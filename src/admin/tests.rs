@@ -38,6 +38,13 @@ impl Operator {
                 ),
                 configured: Arc::new(Vec::new),
             },
+            users: UserAdmin {
+                users: None,
+                tokens: crate::token::TokenStore::new(
+                    &crate::config::Users::default(),
+                    Metrics::new(),
+                ),
+            },
         };
         let desk = Desk::new(Metrics::new());
         desk.open(parts);

@@ -17,7 +17,7 @@ use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{Contents, Origin, Seal, SealKey, Store};
-use crate::token::TokenStore;
+use crate::token::{Ending, TokenStore};
 use crate::upstream::LeaseKeeper;
 
 /// Between two looks at a disk.
@@ -98,6 +98,13 @@ async fn patiently<T>(settings: &config::Store, work: impl Future<Output = T>) -
                  not answer"),
         }
         pause = waited.min(SAID_AT_LEAST_EVERY);
+    }
+}
+
+/// A first admin whose password is new has no tokens of the password before it.
+pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &TokenStore) {
+    if let Some(FirstAdmin::Configured { username }) = first_admin {
+        tokens.end_at_once(username, Ending::Logout).await;
     }
 }
 

@@ -148,6 +148,7 @@ async fn build(
             return Err(error);
         }
     };
+    kept::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
     let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
     let upstream = upstream.announced_as(&via).keeping(kept.lease_keeper());
@@ -155,7 +156,7 @@ async fn build(
     let live = first_rules(&config, &kept, upstream, &metrics);
     let shared = Arc::new(Shared {
         live: ArcSwap::from_pointee(live),
-        users,
+        users: users.map(Arc::new),
         tokens,
         questions: Arc::new(Questions::default()),
         metrics: Arc::clone(&metrics),

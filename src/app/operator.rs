@@ -15,6 +15,10 @@ impl Parts {
             ready: self.ready(),
             notes: self.notes(),
             keys: self.key_desk(),
+            users: admin::UserAdmin {
+                users: self.shared.users.clone(),
+                tokens: Arc::clone(&self.shared.tokens),
+            },
         }
     }
 
@@ -87,8 +91,10 @@ impl Parts {
             let store = shared.tokens.trouble().map(|trouble| {
                 format!("store: {trouble}; logins, logouts and changes are refused")
             });
+            let warning = shared.tokens.warning();
+            let warning = warning.map(|warning| format!("store: {warning}"));
             let probe = probe_note(&shared.live.load());
-            let notes: Vec<String> = [store, probe, pending.note()]
+            let notes: Vec<String> = [store, warning, probe, pending.note()]
                 .into_iter()
                 .flatten()
                 .collect();

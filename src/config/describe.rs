@@ -4,7 +4,8 @@ use std::fmt::{self, Write as _};
 
 use super::display::{Span, listed};
 use super::{
-    AtTokenCap, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat, Route,
+    AtTokenCap, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat,
+    OnPasswordChange, Route,
 };
 use super::{Store, StorePlace, Trust, UnknownTokens, Upstream, Users};
 
@@ -222,6 +223,15 @@ fn describe_users(page: &mut Page, users: &Users) {
             AtTokenCap::Refuse => "one login more is refused",
         },
     );
+    page.row(
+        "",
+        match users.on_password_change {
+            OnPasswordChange::EndOthers => {
+                "a new password ends the user's tokens, but the one it was changed with"
+            }
+            OnPasswordChange::EndAll => "a new password ends all of the user's tokens",
+        },
+    );
     if let Some(admin) = &users.first_admin {
         let place = match &admin.password {
             FirstPassword::Plain(source) => format!("password in {source}"),
@@ -253,6 +263,12 @@ fn describe_store(page: &mut Page, store: &Store) {
                     shared.stale_for
                 ),
             );
+            if shared.allow_eviction {
+                page.row(
+                    "",
+                    "it may evict keys: tokens that were ended may come back (allow_eviction)",
+                );
+            }
         }
     }
     match (&store.place, &store.key, &store.old_key) {

@@ -13,6 +13,7 @@ mod reload;
 mod store;
 #[cfg(test)]
 mod tests;
+mod users;
 
 pub use difference::Difference;
 pub use file::{is_name, load, parse, parse_quota};
@@ -21,6 +22,9 @@ pub use problem::{Loaded, Problem, Problems, Rows};
 pub use profile::whatsapp_routes;
 pub use reload::{Gone, Outcome, Refused, Reloader, Requests, Watcher, reloader};
 pub use store::{Finding, ServerAddress, SharedStore, Store, StorePlace, StoreTls};
+pub use users::{
+    AtTokenCap, Directory, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens, Users,
+};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -162,59 +166,6 @@ pub struct Login {
     pub timeout: Duration,
     /// A new login kills the token before it (Turn.io).
     pub single_active_token: bool,
-}
-
-/// The user directory and the tokens given to its users.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Users {
-    pub directory: Directory,
-    pub unknown_tokens: UnknownTokens,
-    pub token_lifetime: Duration,
-    /// At most a quarter of `max_tokens`: no user can fill the gate alone.
-    pub max_tokens_per_user: usize,
-    pub at_token_cap: AtTokenCap,
-    pub max_tokens: usize,
-    /// None: made at first start with a random password that is shown once.
-    pub first_admin: Option<FirstAdmin>,
-    /// Password hashes computed at once.
-    pub hashing_slots: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Directory {
-    Gateway,
-    Webapp,
-}
-
-/// What happens to a token that the gate has never seen (directory = "webapp").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnknownTokens {
-    Reject,
-    Ask,
-}
-
-/// What a login does when its user has as many tokens as are allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AtTokenCap {
-    /// The user's oldest token that has not been used lately ends.
-    EndOldest,
-    Refuse,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct FirstAdmin {
-    pub username: String,
-    pub password: FirstPassword,
-    /// The first login must send `new_password`.
-    pub must_change: bool,
-}
-
-/// The first admin's password, or what `tollgate hash-password` made of it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum FirstPassword {
-    Plain(SecretSource),
-    /// PHC string, `$argon2id$...`.
-    Hash(String),
 }
 
 /// A service that calls with a key.

@@ -18,6 +18,8 @@ enum Who {
     /// A token, or a key whose paths cover it.
     Service,
     Admin,
+    /// A user itself, or an admin; the node decides, it knows both names.
+    Own,
 }
 
 /// What a node needs beyond the ordinary.
@@ -63,9 +65,8 @@ const TABLE: &[Row] = nodes! {
     "users.login"                    [POST]                  "/v1/users/login"                                       Open    Users(Login);
     "users.logout"                   [POST]                  "/v1/users/logout"                                      Token   Users(Logout);
     "users.create"                   [POST]                  "/v1/users"                                             Admin   Users(Create);
-    "users.show"                     [GET]                   "/v1/users/{name}"                                      Token   Users(Show);
-    // The user himself or an admin: the node decides, it knows both names.
-    "users.change"                   [PUT]                   "/v1/users/{name}"                                      Token   Users(Change);
+    "users.show"                     [GET]                   "/v1/users/{name}"                                      Own     Users(Show);
+    "users.change"                   [PUT]                   "/v1/users/{name}"                                      Own     Users(Change);
     "users.delete"                   [DELETE]                "/v1/users/{name}"                                      Admin   Users(Delete);
     "account.register"               [POST DELETE]           "/v1/account"                                           Service Minutes(2);
     "account.verify"                 [POST]                  "/v1/account/verify"                                    Service Minutes(2);
@@ -134,6 +135,7 @@ fn route(row: &Row) -> Route {
             Who::Token => vec![Access::Token],
             Who::Service => vec![Access::Token, Access::ApiKey],
             Who::Admin => vec![Access::Role(Role::Admin)],
+            Who::Own => vec![Access::Token, Access::Role(Role::Admin)],
         },
         target: Target::Upstream,
         class: Arc::from(class),

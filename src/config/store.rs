@@ -46,6 +46,8 @@ pub struct SharedStore {
     pub stale_for: Duration,
     /// How long a gate remembers that the store does not know a token.
     pub negative_ttl: Duration,
+    /// A server that evicts keys is accepted, although ended tokens may then come back.
+    pub allow_eviction: bool,
     /// Longest wait for one answer.
     pub timeout: Duration,
 }
@@ -64,12 +66,13 @@ impl SharedStore {
             prefix: "tollgate".to_owned(),
             stale_for: Duration::from_secs(300),
             negative_ttl: Duration::from_secs(10),
+            allow_eviction: false,
             timeout: Duration::from_secs(1),
         }
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServerAddress {
     pub host: String,
     pub port: u16,

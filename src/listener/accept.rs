@@ -255,6 +255,7 @@ impl<S: Service> Door<S> {
             peer: Arc::new(peer),
             activity: Arc::clone(&activity),
             max_headers: settings.max_headers,
+            tasks: self.parts.tasks.clone(),
         };
         (Stream::new(socket, check, activity, place), Arc::new(entry))
     }

@@ -15,7 +15,8 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::{Activity, Exchange};
-use crate::pipeline::Peer;
+use crate::lifecycle::Tasks;
+use crate::pipeline::{ClientBody, Peer};
 use crate::webapp::{ErrorCode, Meta, error_body};
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
@@ -51,6 +52,8 @@ pub(super) struct Entry<S> {
     pub(super) peer: Arc<Peer>,
     pub(super) activity: Arc<Activity>,
     pub(super) max_headers: usize,
+    /// On the runtime of the connection.
+    pub(super) tasks: Tasks,
 }
 
 /// The body of every answer: the service's, or that of a refusal made here.
@@ -68,6 +71,8 @@ impl<S: Service> Entry<S> {
         let exchange = Exchange::begin(&self.activity);
         if let Some(refusal) = refusal(&request, self.max_headers) {
             self.activity.refuses();
+            let version = request.version();
+            drop(ClientBody::new(request.into_body(), version, &self.tasks));
             return Box::pin(ready(Ok(refusal.map(Either::Right))));
         }
         let is_http1 = request.version() <= Version::HTTP_11;

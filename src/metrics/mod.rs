@@ -67,6 +67,7 @@ pub struct Metrics {
     pub limited: Counters<LimitOutcome>,
     pub limit_keys: IntGaugeVec,
     pub store_up: IntGauge,
+    pub store_evicts: IntGauge,
     pub store_changes: Counters<StoreOutcome>,
     pub store_commit_seconds: Histogram,
     pub store_bytes: IntGauge,
@@ -298,6 +299,11 @@ impl Metrics {
                 r,
                 "tollgate_store_up",
                 "1 while changes can be made to last.",
+            ),
+            store_evicts: gauge(
+                r,
+                "tollgate_store_evicts",
+                "1: the shared store may evict keys, so ended tokens may come back; 0: it does not; -1: it does not tell.",
             ),
             store_changes: Counters::new(
                 r,

@@ -1,12 +1,12 @@
-//! Stage 2: credential -> `Client`. Knows nothing of the upstream's login.
+//! Stage 2: credential -> `Client`. Knows nothing of the upstream's login. The rule for all
+//! routes: a credential that is missing or unknown gets 401, a known one without the right 403.
 
 use std::sync::Arc;
 
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method};
 
 use super::Live;
-use super::headers::X_API_KEY;
+use super::credential::{Credential, CredentialFault, credential};
 use super::reject::Rejection;
 use super::unknown::Asked;
 use crate::config::{Access, ApiKey, Directory, Route, UnknownTokens};
@@ -22,15 +22,6 @@ pub(super) struct Authenticated {
     pub digest: Option<TokenDigest>,
     /// The client's own bearer, which goes up again when the Webapp owns the users.
     pub bearer: Option<Secret>,
-}
-
-/// A credential as presented, unchecked.
-#[derive(Debug)]
-enum Credential<'a> {
-    Nothing,
-    Bearer(&'a str),
-    Key(&'a str),
-    Basic,
 }
 
 /// Decides who calls. `ask` puts an unknown token to the Webapp, where that is wanted.
@@ -52,18 +43,11 @@ where
             bearer: None,
         });
     }
-    match credential(headers)? {
+    match credential(headers).map_err(Rejection::BadCredential)? {
         Credential::Nothing => Err(Rejection::Unauthenticated("no credential")),
-        Credential::Basic => Err(Rejection::Unauthenticated("password instead of a token")),
+        Credential::Basic => Err(Rejection::BadCredential(CredentialFault::PasswordHere)),
         Credential::Key(text) => key_client(live, route, method, path, text),
         Credential::Bearer(text) => {
-            if !route
-                .access
-                .iter()
-                .any(|access| matches!(access, Access::Token | Access::Role(_)))
-            {
-                return Err(Rejection::Unauthenticated("tokens are not good here"));
-            }
             let digest = TokenDigest::of(text);
             let found = match tokens.find(&digest) {
                 Some(grant) => Some(grant),
@@ -74,10 +58,13 @@ where
             };
             let grant = match found {
                 Some(grant) => grant,
-                None if asks(live) => match ask(Secret::new(text), digest).await? {
-                    Asked::Known(grant) => grant,
-                    Asked::Unknown => return Err(Rejection::Unauthenticated("unknown token")),
-                },
+                // A route that takes no token costs the upstream no question about one.
+                None if takes_tokens(route) && asks(live) => {
+                    match ask(Secret::new(text), digest).await? {
+                        Asked::Known(grant) => grant,
+                        Asked::Unknown => return Err(Rejection::Unauthenticated("unknown token")),
+                    }
+                }
                 None => {
                     return Err(Rejection::Unauthenticated(
                         "unknown, expired or revoked token",
@@ -101,50 +88,6 @@ where
 pub(super) fn asks(live: &Live) -> bool {
     let users = &live.config.users;
     users.directory == Directory::Webapp && users.unknown_tokens == UnknownTokens::Ask
-}
-
-/// Whether there is a credential, read as `authenticate` reads it.
-pub(super) fn is_presented(headers: &HeaderMap) -> Result<bool, Rejection> {
-    credential(headers).map(|found| !matches!(found, Credential::Nothing))
-}
-
-fn credential(headers: &HeaderMap) -> Result<Credential<'_>, Rejection> {
-    let mut fields = headers.get_all(AUTHORIZATION).iter();
-    let mut keys = headers.get_all(X_API_KEY).iter();
-    let found = (fields.next(), keys.next());
-    if fields.next().is_some() || keys.next().is_some() || matches!(found, (Some(_), Some(_))) {
-        return Err(Rejection::Unauthenticated("more than one credential"));
-    }
-    let unreadable = |_| Rejection::Unauthenticated("credential is not text");
-    match found {
-        (None, None) => Ok(Credential::Nothing),
-        (_, Some(key)) => match key.to_str().map_err(unreadable)?.trim() {
-            "" => Err(Rejection::Unauthenticated("empty credential")),
-            key => Ok(Credential::Key(key)),
-        },
-        (Some(field), None) => {
-            let text = field.to_str().map_err(unreadable)?.trim();
-            let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
-            let rest = rest.trim_start();
-            // Scheme names are case-insensitive (RFC 9110, 11.1).
-            match scheme {
-                _ if rest.is_empty() => Err(Rejection::Unauthenticated("empty credential")),
-                _ if scheme.eq_ignore_ascii_case("bearer") => Ok(Credential::Bearer(rest)),
-                _ if scheme.eq_ignore_ascii_case("apikey") => Ok(Credential::Key(rest)),
-                _ if scheme.eq_ignore_ascii_case("basic") => Ok(Credential::Basic),
-                _ => Err(Rejection::Unauthenticated("unknown scheme")),
-            }
-        }
-    }
-}
-
-/// The text of the one credential, for `fuzz/`.
-#[cfg(fuzzing)]
-pub(super) fn credential_of(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
-    Ok(match credential(headers)? {
-        Credential::Nothing | Credential::Basic => None,
-        Credential::Bearer(text) | Credential::Key(text) => Some(text),
-    })
 }
 
 /// The config file's keys, then those made at run time. A name in the file is the
@@ -174,7 +117,9 @@ fn key_client(
     let taken = route.access.contains(&Access::ApiKey)
         || (!key.paths.is_empty() && route.access.contains(&by_role));
     if !taken {
-        return Err(Rejection::Unauthenticated("API keys are not good here"));
+        return Err(Rejection::Forbidden(
+            "This path takes no API key like this one",
+        ));
     }
     if !identity::permits(&key, route.monitoring, method, path) {
         return Err(Rejection::Forbidden(
@@ -198,35 +143,13 @@ fn check_role(route: &Route, grant: &Grant) -> Result<(), Rejection> {
     if route.access.iter().any(fits) {
         return Ok(());
     }
-    Err(Rejection::Forbidden("Only an admin may do this"))
+    Err(Rejection::Forbidden(match takes_tokens(route) {
+        true => "Only an admin may do this",
+        false => "This path takes no tokens",
+    }))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::HeaderValue;
-
-    #[test]
-    fn a_credential_is_read_once_and_only_once() {
-        let mut headers = HeaderMap::new();
-        assert!(matches!(credential(&headers), Ok(Credential::Nothing)));
-        headers.insert(AUTHORIZATION, HeaderValue::from_static("bEaReR  abc "));
-        assert!(matches!(
-            credential(&headers),
-            Ok(Credential::Bearer("abc"))
-        ));
-        headers.insert(X_API_KEY, HeaderValue::from_static("k"));
-        assert!(credential(&headers).is_err(), "two kinds at once");
-        headers.remove(AUTHORIZATION);
-        assert!(matches!(credential(&headers), Ok(Credential::Key("k"))));
-        headers.insert(X_API_KEY, HeaderValue::from_static(" "));
-        assert!(credential(&headers).is_err(), "an empty key");
-        headers.remove(X_API_KEY);
-        for bad in ["Bearer", "Bearer ", "Negotiate x", "abc"] {
-            headers.insert(AUTHORIZATION, HeaderValue::from_static(bad));
-            assert!(credential(&headers).is_err(), "{bad}");
-        }
-        headers.append(AUTHORIZATION, HeaderValue::from_static("Bearer a"));
-        assert!(credential(&headers).is_err(), "two fields");
-    }
+fn takes_tokens(route: &Route) -> bool {
+    let takes = |access: &Access| matches!(access, Access::Token | Access::Role(_));
+    route.access.iter().any(takes)
 }

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use super::{authenticate, headers, path};
+use super::{credential, headers, path};
 
 /// A path that passes means the same to whoever reads it after us.
 pub fn request_target(bytes: &[u8]) {
@@ -40,7 +40,7 @@ pub fn credential(bytes: &[u8]) {
         }
     }
     let count = fields.len();
-    let found = authenticate::credential_of(&fields);
+    let found = credential::credential_of(&fields);
     assert!(found.is_err() || count <= 1, "one of {count} was chosen");
     if let Ok(Some(text)) = found {
         assert!(!text.is_empty());

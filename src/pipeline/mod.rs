@@ -5,6 +5,8 @@
 mod access_line;
 mod answer_body;
 mod authenticate;
+mod client_body;
+mod credential;
 mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzed;
@@ -29,6 +31,8 @@ mod trace;
 mod unknown;
 mod upload;
 mod upstream_turn;
+#[cfg(test)]
+mod user_paths;
 mod users_node;
 
 use std::net::IpAddr;
@@ -40,6 +44,8 @@ use http::{Response, StatusCode};
 use hyper::body::Incoming;
 
 pub use answer_body::Body;
+pub use client_body::ClientBody;
+pub use credential::CredentialFault;
 pub use limit::{
     Admitted, InFlight, Limiter, LoginHeld, LoginTry, Overloaded, RateFacts, Subject, TokenTry,
     TooMany,
@@ -86,7 +92,7 @@ pub struct Live {
 pub struct Shared {
     pub live: ArcSwap<Live>,
     /// None when the Webapp owns the users.
-    pub users: Option<Users>,
+    pub users: Option<Arc<Users>>,
     pub tokens: Arc<TokenStore>,
     pub questions: Arc<Questions>,
     pub metrics: Arc<Metrics>,
@@ -118,6 +124,7 @@ impl Pipeline {
     pub async fn handle(&self, head: &Parts, body: Incoming, peer: &Peer) -> Response<Body> {
         // One version of the rules for the whole request, even if a reload lands now.
         let here = self.newest.view(&self.shared, &self.tasks);
+        let body = ClientBody::new(body, head.version, &self.tasks);
         let mut record = Record::open(&here, head, peer);
         let outcome = self.run(&here, (head, body), peer, &mut record).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
@@ -132,7 +139,7 @@ impl Pipeline {
     async fn run(
         &self,
         here: &Arc<Here>,
-        (head, body): (&Parts, Incoming),
+        (head, body): (&Parts, ClientBody),
         peer: &Peer,
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
@@ -200,7 +207,7 @@ impl Pipeline {
         &self,
         here: &Here,
         ready: &Ready<'_>,
-        (head, body): (&Parts, Incoming),
+        (head, body): (&Parts, ClientBody),
         (peer, record): (&Peer, &mut Record),
     ) -> Result<Response<Body>, Rejection> {
         let body = ready.bounded(body)?;
@@ -221,7 +228,7 @@ impl Pipeline {
         &self,
         here: &Here,
         (ready, kind): (&Ready<'_>, UsersCall),
-        (head, body): (&Parts, Incoming),
+        (head, body): (&Parts, ClientBody),
         (peer, record): (&Peer, &mut Record),
     ) -> Result<Response<Body>, Rejection> {
         let body = ready.bounded(body)?;
@@ -244,6 +251,7 @@ impl Pipeline {
             limiter: &ready.live.limiter,
             questions: &self.shared.questions,
             metrics: &self.shared.metrics,
+            settings: &ready.live.config.users,
         };
         let call = ready.call(kind, head);
         relay

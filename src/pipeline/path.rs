@@ -5,6 +5,7 @@
 use http::Uri;
 
 use super::reject::Rejection;
+use crate::webapp;
 
 /// The path of a request that may be routed.
 pub(super) fn checked(uri: &Uri) -> Result<&str, Rejection> {
@@ -54,9 +55,12 @@ fn check_escape(after: &[u8]) -> Result<(), Rejection> {
         return Err(Rejection::BadRequest("the path has a broken escape"));
     };
     match u8::try_from(high * 16 + low).unwrap_or(0) {
-        b'/' | b'\\' | b'.' | b'%' => Err(Rejection::BadRequest(
-            "the path has an escaped slash, dot, backslash or percent sign",
+        b'/' | b'\\' | b'.' => Err(Rejection::BadRequest(
+            "the path has an escaped slash, dot or backslash",
         )),
+        b'%' if webapp::is_escaped_twice(&after[2..]) => {
+            Err(Rejection::BadRequest("the path is escaped twice"))
+        }
         0..=0x1f | 0x7f => Err(Rejection::BadRequest(
             "the path has an escaped control character",
         )),
@@ -89,6 +93,8 @@ mod tests {
             "/v1%2",
             "/v1%zz",
             "/v1%252f",
+            "/v1%25%32f",
+            "/v1%25u002f",
         ];
         for path in refused {
             if let Ok(uri) = path.parse::<Uri>() {
@@ -103,6 +109,8 @@ mod tests {
             "/v1/.hidden",
             "/v1/a%20b",
             "/v1/a@b;c=d",
+            "/v1/100%25",
+            "/v1/100%25sure",
         ] {
             assert!(checked(&path.parse().unwrap()).is_ok(), "{path}");
         }

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use http::HeaderValue;
 use http::request::Parts;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::authenticate::Authenticated;
+use super::client_body::ClientBody;
 use super::forward::Way;
 use super::headers::Ours;
 use super::inject::{Carried, CredentialSource, Inbound};
@@ -16,9 +16,9 @@ use super::peer::sharer;
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::{BodyRules, RequestBody};
-use super::users_node::Call;
+use super::users_node::{Call, MOST_BODY};
 use super::{Live, Peer};
-use crate::config::{Route, UsersCall};
+use crate::config::{Route, Target, UsersCall};
 use crate::identity::Client;
 use crate::shares::ShareKey;
 
@@ -47,6 +47,7 @@ impl<'a> Ready<'a> {
         Call {
             kind,
             client: &self.who.client,
+            token: self.who.digest,
             peer: self.peer,
             route: self.route,
             path: head.uri.path(),
@@ -56,11 +57,17 @@ impl<'a> Ready<'a> {
 
     /// The body under the rules of its route; one that states too great a length is
     /// refused before a byte of it is read.
-    pub(super) fn bounded(&self, body: Incoming) -> Result<RequestBody, Rejection> {
+    pub(super) fn bounded(&self, body: ClientBody) -> Result<RequestBody, Rejection> {
         let config = &self.live.config;
+        // What makes a user or logs one in is read before it goes up, whatever the limit for
+        // repeats.
+        let least_kept = match self.route.target {
+            Target::UsersNode(UsersCall::Create | UsersCall::Login) => MOST_BODY,
+            _ => 0,
+        };
         let rules = BodyRules {
             max: self.route.max_body,
-            replay_limit: config.upstream.replay_limit,
+            replay_limit: config.upstream.replay_limit.max(least_kept),
             idle: config.upstream.body_idle_timeout,
             min_rate: config.http.min_body_rate,
             deadline: self.deadline,

@@ -10,6 +10,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, 
 use http::{HeaderValue, Response, StatusCode};
 
 use super::answer_body::Body;
+use super::credential::CredentialFault;
 use super::limit::TooMany;
 use crate::causes::chain;
 use crate::metrics::{Blame, Reason};
@@ -29,6 +30,10 @@ pub enum Rejection {
     MethodNotAllowed(String),
     /// No credential, or one that is not good here; the text is for the record only.
     Unauthenticated(&'static str),
+    /// A credential of bad form.
+    BadCredential(CredentialFault),
+    /// The same in a login.
+    BadLogin(CredentialFault),
     Forbidden(&'static str),
     TooMany(Box<TooMany>),
     /// A cap on live tokens, and how long until the next one ends.
@@ -95,7 +100,10 @@ impl Rejection {
             Self::BadRequest(_) => (400, ErrorCode::InvalidRequest, Client, Reason::BadRequest),
             Self::NoRoute => (404, ErrorCode::NotFound, Client, Reason::NoRoute),
             Self::MethodNotAllowed(_) => (405, ErrorCode::NotFound, Client, Reason::Method),
-            Self::Unauthenticated(_) | Self::LoginRefused(_) => (
+            Self::Unauthenticated(_)
+            | Self::BadCredential(_)
+            | Self::BadLogin(_)
+            | Self::LoginRefused(_) => (
                 401,
                 ErrorCode::AccessDenied,
                 Client,
@@ -155,6 +163,9 @@ impl Rejection {
             Self::MethodNotAllowed(_) => "This path does not take this method",
             // One answer for unknown, wrong, expired and revoked: the record knows more.
             Self::Unauthenticated(_) | Self::LoginRefused(_) => "Invalid credentials",
+            Self::BadCredential(fault) | Self::BadLogin(fault) => {
+                return Cow::Owned(fault.to_string());
+            }
             Self::TooMany(_) => "Too many requests, slow down",
             Self::TooManyTokens(..) => "Too many live tokens, log out first",
             Self::TooLarge => "The body is larger than this path takes",
@@ -194,6 +205,7 @@ impl Rejection {
             | Self::Forbidden(why)
             | Self::Internal(why)
             | Self::TooManyTokens(why, _) => Cow::Borrowed(*why),
+            Self::BadCredential(fault) | Self::BadLogin(fault) => Cow::Owned(fault.to_string()),
             Self::TooMany(limit) => Cow::Owned(format!("limit {}", limit.policy)),
             Self::ShareTaken => Cow::Borrowed("client has its share of the requests in flight"),
             Self::NoTurn(timeout) => Cow::Owned(timeout.to_string()),
@@ -224,12 +236,16 @@ impl Rejection {
         }
     }
 
-    /// RFC 6750 section 3 for bearers; the Webapp's own challenge for logins.
+    /// RFC 6750 section 3 for bearers; for logins the Webapp's own challenge, which says
+    /// besides how to encode what is not ASCII (RFC 7617, 2.1). With every 401, and only there.
     fn challenge(&self) -> Option<&'static str> {
         match self {
             Self::Unauthenticated("no credential") => Some("Bearer realm=\"tollgate\""),
             Self::Unauthenticated(_) => Some("Bearer realm=\"tollgate\", error=\"invalid_token\""),
-            Self::LoginRefused(_) | Self::PasswordChangeRequired => Some(webapp::BASIC_CHALLENGE),
+            Self::BadCredential(_) => Some("Bearer realm=\"tollgate\", error=\"invalid_request\""),
+            Self::BadLogin(_) | Self::LoginRefused(_) | Self::PasswordChangeRequired => {
+                Some("Basic realm=\"Secured\", charset=\"UTF-8\"")
+            }
             _ => None,
         }
     }

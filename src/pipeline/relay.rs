@@ -5,26 +5,29 @@ use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, DATE};
 use http::{HeaderMap, Response, StatusCode};
+use serde::Deserialize;
 use serde_json::Value;
 use tracing::warn;
 
 use super::answer_body::Body;
 use super::authenticate::Authenticated;
+use super::credential::basic;
 use super::forward::Way;
 use super::inject::{Carried, CredentialSource, Inbound};
 use super::limit::Limiter;
+use super::ready::credential_source;
 use super::record::Record;
 use super::reject::Rejection;
 use super::request_body::RequestBody;
 use super::unknown::Questions;
-use super::users_node::{Call, admit_login, basic, token_refused, user_in};
+use super::users_node::{self, Call, admit_login, ending_of_change, token_refused, user_in};
 use crate::clock;
-use crate::config::UsersCall;
+use crate::config::{self, UsersCall};
 use crate::identity::Client;
 use crate::metrics::{ClientLogin, Label as _, Metrics, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Ending, Origin, TokenDigest, TokenStore, Wanted};
-use crate::webapp;
+use crate::webapp::{self, LoginBody};
 
 /// A login's answer is a few hundred bytes; what is longer is none.
 const MOST_ANSWER: usize = 64 * 1024;
@@ -40,6 +43,7 @@ pub(super) struct Relay<'a> {
     pub limiter: &'a Limiter,
     pub questions: &'a Questions,
     pub metrics: &'a Metrics,
+    pub settings: &'a config::Users,
 }
 
 impl Relay<'_> {
@@ -54,12 +58,13 @@ impl Relay<'_> {
             let request = request.answer_read();
             return self.login(call, (&request, body), record).await;
         }
-        let bearer = who
-            .bearer
-            .as_ref()
-            .ok_or(Rejection::Unauthenticated("a token is needed"))?;
-        let bearer = CredentialSource::Ready(Carried::bearer(bearer));
-        let answer = self.way.forward(&request, body, bearer, record).await?;
+        let body = match call.kind {
+            UsersCall::Create => judge_name(&request, body).await?,
+            _ => body,
+        };
+        // A key that its route takes goes up as on any other route: by the gate's own login.
+        let source = credential_source(self.way, who);
+        let answer = self.way.forward(&request, body, source, record).await?;
         self.follow(call, who, answer.status()).await?;
         Ok(answer)
     }
@@ -87,6 +92,11 @@ impl Relay<'_> {
             (UsersCall::Delete, _) => {
                 self.tokens.end_user(&user_in(call.path)?).await;
             }
+            (UsersCall::Change, _) => {
+                let user = user_in(call.path)?;
+                let ending = ending_of_change(call, &user, self.settings.on_password_change);
+                self.tokens.end_at_once(&user, ending).await;
+            }
             _ => {}
         }
         Ok(())
@@ -101,7 +111,9 @@ impl Relay<'_> {
         let answer = self.try_login(call, sent, record).await;
         self.metrics.client_logins.add(match &answer {
             Ok(answer) if answer.status().is_success() => ClientLogin::Ok,
-            Ok(_) | Err(Rejection::LoginRefused(_)) => ClientLogin::Refused,
+            Ok(_) | Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => {
+                ClientLogin::Refused
+            }
             Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
             Err(_) => ClientLogin::Failed,
         });
@@ -114,9 +126,11 @@ impl Relay<'_> {
         (request, body): (&Inbound<'_>, RequestBody),
         record: &mut Record,
     ) -> Result<Response<Body>, Rejection> {
-        let username = basic(call.headers)?.username;
+        let username = basic(call.headers).map_err(Rejection::BadLogin)?.username;
         // A slow client takes no place among those that log in.
-        Box::pin(request.body().prefetch()).await;
+        let bytes = Box::pin(users_node::read(body)).await?;
+        let body = request.body().again().ok_or(Rejection::TooLarge)?;
+        let is_change = matches!(webapp::login_body(&bytes), Ok(LoginBody::NewPassword(_)));
         let (attempt, admitted) = admit_login(self.limiter, call, &username).await?;
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();
@@ -126,6 +140,10 @@ impl Relay<'_> {
         admitted.put(answer.headers_mut());
         if !answer.status().is_success() {
             return Ok(answer);
+        }
+        if is_change {
+            // The token of this login is not taken in yet.
+            self.tokens.end_at_once(&username, Ending::Logout).await;
         }
         let (head, body) = answer.into_parts();
         let (minted, body) = read(&head.headers, body).await?;
@@ -182,6 +200,21 @@ async fn read(
         .map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
     let minted = bytes.map_or(Err(UnreadLogin::TooLong), |bytes| minted(&bytes, headers));
     Ok((minted, body))
+}
+
+/// Refuses to make a user whom no path through this gate could name. All else about the body
+/// is the upstream's to judge.
+async fn judge_name(request: &Inbound<'_>, body: RequestBody) -> Result<RequestBody, Rejection> {
+    #[derive(Deserialize)]
+    struct Named {
+        username: String,
+    }
+    let bytes = users_node::read(body).await?;
+    if let Ok(Named { username }) = serde_json::from_slice(&bytes) {
+        let rule = webapp::check_addressable(&username);
+        rule.map_err(|rule| Rejection::Invalid(rule.to_string().into()))?;
+    }
+    request.body().again().ok_or(Rejection::TooLarge)
 }
 
 /// Whether the content is coded, although the gate asked for it plain.

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::sleep;
 
+use super::client_body::ClientBody;
 use super::streaming::Flows;
 pub(super) use super::upload::{BodyError, BodyFailure, BodyRules};
 use super::upload::{Piece, Source, Upload};
@@ -42,7 +42,7 @@ impl RequestBody {
         }
     }
 
-    pub fn new(incoming: Incoming, rules: BodyRules) -> Self {
+    pub fn new(incoming: ClientBody, rules: BodyRules) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }

@@ -6,7 +6,7 @@ use http::{HeaderMap, Version};
 use super::peer::Peer;
 use super::reject::Rejection;
 use super::trace::Trace;
-use super::{authenticate, headers};
+use super::{credential, headers};
 use crate::config::Http;
 use crate::via::GatewayVia;
 
@@ -34,5 +34,5 @@ pub fn clean_fields(
 
 /// Reads the credential a client presents; whether there is one.
 pub fn presents_credential(fields: &HeaderMap) -> Result<bool, Rejection> {
-    authenticate::is_presented(fields)
+    credential::is_presented(fields).map_err(Rejection::BadCredential)
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::client_body::ClientBody;
 use super::headers;
 use super::pace::Pace;
 use super::upstream_turn::{ClientLag, SetAside, UpstreamTurn};
@@ -55,7 +55,7 @@ pub(super) struct Upload(Mutex<Source>);
 
 #[derive(Debug)]
 pub(super) struct Source {
-    incoming: Incoming,
+    incoming: ClientBody,
     rules: BodyRules,
     pace: Pace,
     /// The newest copy.
@@ -105,7 +105,7 @@ pub enum BodyFailure {
 }
 
 impl Upload {
-    pub(super) fn new(incoming: Incoming, rules: BodyRules) -> Self {
+    pub(super) fn new(incoming: ClientBody, rules: BodyRules) -> Self {
         Self(Mutex::new(Source {
             incoming,
             rules,

@@ -5,24 +5,25 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use super::answer_body::Body;
+use super::credential::basic;
 use super::limit::{Admitted, Limiter, LoginHeld, LoginTry, Subject};
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
-use crate::config::{Route, UsersCall};
+use crate::config::{OnPasswordChange, Route, UsersCall};
 use crate::identity::{ChangeError, ChangedBy, Client, CreateError, Refused, RemoveError, Users};
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
-use crate::token::{InsertRefused, Origin, Token, TokenStore, Wanted};
-use crate::webapp::{self, Basic, LoginBody, Meta, Role, UserEntry};
+use crate::token::{Ending, InsertRefused, Origin, Token, TokenDigest, TokenStore, Wanted};
+use crate::webapp::{self, LoginBody, Meta, Role, UserEntry};
 
 /// A users call has no business with a body larger than this.
-const MOST_BODY: usize = 16 * 1024;
+pub(super) const MOST_BODY: usize = 16 * 1024;
 
 /// The node, as one request sees it.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) struct UsersNode<'a> {
 pub(super) struct Call<'a> {
     pub kind: UsersCall,
     pub client: &'a Client,
+    /// The token that was shown, if it was one.
+    pub token: Option<TokenDigest>,
     pub peer: std::net::IpAddr,
     pub route: &'a Route,
     pub path: &'a str,
@@ -65,7 +68,7 @@ impl UsersNode<'_> {
         let answer = self.try_login(call, body).await;
         self.metrics.client_logins.add(match &answer {
             Ok(_) => ClientLogin::Ok,
-            Err(Rejection::LoginRefused(_)) => ClientLogin::Refused,
+            Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => ClientLogin::Refused,
             Err(Rejection::PasswordChangeRequired) => ClientLogin::PasswordChange,
             Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
             Err(_) => ClientLogin::Failed,
@@ -78,7 +81,7 @@ impl UsersNode<'_> {
         call: &Call<'_>,
         body: RequestBody,
     ) -> Result<Response<Body>, Rejection> {
-        let basic = basic(call.headers)?;
+        let basic = basic(call.headers).map_err(Rejection::BadLogin)?;
         // First: a slow client takes no place among those that log in.
         let bytes = read(body).await?;
         let (attempt, admitted) = admit_login(self.limiter, call, &basic.username).await?;
@@ -98,6 +101,9 @@ impl UsersNode<'_> {
                 let by = ChangedBy::User(&verified);
                 self.set_password(&basic.username, password, by).await?;
                 verified = verified.with_new_password();
+                // The token that this login is about to get is not there yet.
+                let ended = self.tokens.revoke_user(&basic.username).await;
+                ended.map_err(Rejection::Unavailable)?;
             }
             _ if verified.must_change => return Err(Rejection::PasswordChangeRequired),
             LoginBody::Nothing | LoginBody::Other => {}
@@ -116,6 +122,12 @@ impl UsersNode<'_> {
             .insert(token.digest(), wanted)
             .await
             .map_err(token_refused)?;
+        // A password that was changed after it was checked has ended the tokens that there
+        // were, perhaps before this one was.
+        if !self.users.is_current(&basic.username, &verified) {
+            self.tokens.revoke(&token.digest()).await;
+            return Err(Rejection::LoginRefused("password was changed meanwhile"));
+        }
         let text = webapp::login_reply(token.secret(), ends.unix_seconds(), Meta::WEBAPP);
         let mut answer = json(StatusCode::OK, text);
         admitted.put(answer.headers_mut());
@@ -195,6 +207,9 @@ impl UsersNode<'_> {
         let password = wanted.password.ok_or(Rejection::Missing("password"))?;
         self.set_password(&name, Secret::new(password), ChangedBy::Admin)
             .await?;
+        let ending = ending_of_change(call, &name, self.settings.on_password_change);
+        let ended = self.tokens.end_tokens(&name, ending).await;
+        ended.map_err(Rejection::Unavailable)?;
         Ok(json(StatusCode::OK, shown(&name, None)))
     }
 
@@ -214,7 +229,7 @@ impl UsersNode<'_> {
         Ok(json(StatusCode::OK, shown(&name, None)))
     }
 
-    /// The user a call is about: an admin may name any, a user only himself.
+    /// The user a call is about: an admin may name any, a user only itself.
     fn own_or_admin(&self, call: &Call<'_>) -> Result<String, Rejection> {
         let name = user_in(call.path)?;
         let allowed = match call.client {
@@ -223,13 +238,27 @@ impl UsersNode<'_> {
                 ..
             } => true,
             Client::User { name: own, .. } => **own == *name,
-            Client::Key(_) | Client::Open => false,
+            // Its route has let it in by its role; it has no user of its own.
+            Client::Key(key) => key.role == Role::Admin,
+            Client::Open => false,
         };
         if allowed {
             Ok(name)
         } else {
             Err(Rejection::Forbidden("Only an admin may do this"))
         }
+    }
+}
+
+/// Which tokens of a user a new password ends, set by this call.
+pub(super) fn ending_of_change(call: &Call<'_>, user: &str, rule: OnPasswordChange) -> Ending {
+    match (call.client, call.token) {
+        (Client::User { name, .. }, Some(own))
+            if **name == *user && rule == OnPasswordChange::EndOthers =>
+        {
+            Ending::AllBut(own)
+        }
+        _ => Ending::Logout,
     }
 }
 
@@ -264,44 +293,20 @@ pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
         InsertRefused::Full(next) => {
             Rejection::TooManyTokens("there are too many live tokens", next)
         }
-        InsertRefused::Ended => Rejection::LoginRefused("user was deleted during the login"),
+        InsertRefused::Ended => {
+            Rejection::LoginRefused("user was deleted, or its password changed, during the login")
+        }
         InsertRefused::Unavailable(why) => Rejection::Unavailable(why),
     }
 }
 
-/// The Basic credential of a login.
-pub(super) fn basic(headers: &HeaderMap) -> Result<Basic, Rejection> {
-    let mut fields = headers.get_all(AUTHORIZATION).iter();
-    let (Some(field), None) = (fields.next(), fields.next()) else {
-        return Err(Rejection::LoginRefused("no credential, or more than one"));
-    };
-    let text = field
-        .to_str()
-        .map_err(|_| Rejection::LoginRefused("credential is not text"))?;
-    let encoded = text
-        .trim()
-        .split_once(' ')
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"))
-        .map(|(_, encoded)| encoded);
-    encoded
-        .and_then(Basic::parse)
-        .ok_or(Rejection::LoginRefused("credential is not Basic"))
-}
-
-/// The last segment of `/v1/users/{name}`, decoded.
+/// The user that `/v1/users/{name}` is about. It need not be a name that could be made
+/// today: every user there is can be shown, changed and deleted.
 pub(super) fn user_in(path: &str) -> Result<String, Rejection> {
-    let last = path
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .unwrap_or_default();
-    percent_encoding::percent_decode_str(last)
-        .decode_utf8()
-        .map(Cow::into_owned)
-        .map_err(|_| Rejection::BadRequest("the user name is not UTF-8"))
+    webapp::name_in_path(path).ok_or(Rejection::BadRequest("the user name is not UTF-8"))
 }
 
-async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
+pub(super) async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
     let handle: BodyHandle = body.handle();
     match Limited::new(body, MOST_BODY).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),

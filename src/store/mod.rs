@@ -50,6 +50,10 @@ pub enum Change {
     EndTokens {
         user: Arc<str>,
     },
+    /// The same, but for this one of them.
+    EndOtherTokens {
+        kept: GrantRecord,
+    },
     PutUser(UserRecord),
     /// Ends the user's tokens as well.
     RemoveUser {
@@ -296,6 +300,12 @@ impl Store {
             Self::Embedded(embedded) => embedded.trouble(),
             Self::Shared(shared) => shared.trouble(),
         }
+    }
+
+    /// What is wrong with the store although it takes changes.
+    pub fn warning(&self) -> Option<String> {
+        let shared = self.shared()?;
+        shared.eviction().map(|server| server.to_string())
     }
 
     /// Leaves everything in good order.

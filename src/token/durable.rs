@@ -16,11 +16,13 @@ use crate::clock::Deadline;
 use crate::metrics::TokenEvent;
 use crate::store::{Change, GrantRecord, Loaded, Origin, Unavailable};
 
-/// What ends all of a user's tokens.
+/// What ends a user's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Logout,
     Deletion,
+    /// The user has changed something with this one of its tokens: the others end.
+    AllBut(TokenDigest),
 }
 
 impl TokenStore {
@@ -122,19 +124,22 @@ impl TokenStore {
     /// Ends all tokens of a user that exist this instant, in constant time; how many.
     /// A login still running gets its token: it counts as the later one.
     pub async fn revoke_user(&self, user: &str) -> Result<usize, Unavailable> {
+        self.end_tokens(user, Ending::Logout).await
+    }
+
+    /// Ends a user's tokens once the store has it; how many.
+    pub async fn end_tokens(&self, user: &str, ending: Ending) -> Result<usize, Unavailable> {
         if let Some(front) = &self.front {
-            let ended = front.end(user, Ending::Logout).await;
+            let ended = front.end(user, ending).await;
             return ended.map(|count| self.count_revoked(count));
         }
         let lane = self.store.turn(self.lanes.alone(user)).await?;
         let (answer, answered) = oneshot::channel();
         let memory = Arc::clone(&self.memory);
         let name: Arc<str> = user.into();
-        let change = Change::EndTokens {
-            user: Arc::clone(&name),
-        };
+        let change = self.end_change(&name, ending);
         self.store.submit(change, move |outcome| {
-            let ended = outcome.map(|()| end(&memory, &name, Ending::Logout));
+            let ended = outcome.map(|()| end(&memory, &name, ending));
             drop(lane);
             let _ = answer.send(ended); // the client may have left
         });
@@ -161,13 +166,45 @@ impl TokenStore {
             };
         }
         let lane = self.store.turn(self.lanes.alone(user)).await.ok();
+        let change = self.end_change(&user.into(), ending);
         let count = self.count_revoked(end(&self.memory, user, ending));
-        let change = Change::EndTokens { user: user.into() };
         if let Err(error) = self.store.commit(change).await {
             warn!(%error, "tokens are ended, but not for good");
         }
         drop(lane);
         count
+    }
+
+    /// The change of the store that ends a user's tokens. Its lane is held: what is live
+    /// now is live until then.
+    fn end_change(&self, user: &Arc<str>, ending: Ending) -> Change {
+        let kept = match ending {
+            Ending::AllBut(kept) => self.record_of(kept, user),
+            Ending::Logout | Ending::Deletion => None,
+        };
+        match kept {
+            Some(kept) => Change::EndOtherTokens { kept },
+            None => Change::EndTokens {
+                user: Arc::clone(user),
+            },
+        }
+    }
+
+    /// None: not a live token of this user.
+    fn record_of(&self, digest: TokenDigest, user: &str) -> Option<GrantRecord> {
+        let grant = self.find(&digest).filter(|grant| *grant.user == *user)?;
+        Some(GrantRecord {
+            digest: digest.into(),
+            // The Webapp does not tell its users' roles, and the gate knows its own.
+            origin: match grant.role {
+                Some(_) => Origin::Minted,
+                None => Origin::Learned,
+            },
+            user: grant.user,
+            role: grant.role,
+            ends_millis: grant.ends.unix_millis(),
+            epoch: 0,
+        })
     }
 
     /// Takes in what the store has kept of this origin, for users that are known. Nobody
@@ -203,6 +240,11 @@ impl TokenStore {
         self.store.trouble()
     }
 
+    /// What is wrong with the store although it takes changes.
+    pub fn warning(&self) -> Option<String> {
+        self.store.warning()
+    }
+
     /// Rows of dead tokens may go, in time.
     pub(super) fn tell_of_dead(&self) {
         let died = self.memory.died();
@@ -222,5 +264,6 @@ fn end(memory: &Memory, user: &str, ending: Ending) -> usize {
     match ending {
         Ending::Logout => memory.revoke_user(user),
         Ending::Deletion => memory.end_user(user),
+        Ending::AllBut(kept) => memory.revoke_others(user, &kept),
     }
 }

@@ -283,10 +283,14 @@ impl Front {
     /// Ends a user's tokens everywhere; here before anybody is told.
     pub(super) async fn end(&self, user: &str, ending: Ending) -> Result<usize, Unavailable> {
         let logins_too = ending == Ending::Deletion;
+        let kept = match ending {
+            Ending::AllBut(kept) => Some(kept.into()),
+            Ending::Logout | Ending::Deletion => None,
+        };
         let apply = |end| {
             self.end_here(user, end);
         };
-        self.shared.end_tokens(user, logins_too, apply).await
+        self.shared.end_tokens(user, logins_too, kept, apply).await
     }
 
     /// A logout ends look-ups under way as well, so both kinds are a deletion here.

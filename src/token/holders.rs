@@ -145,14 +145,23 @@ impl Shard {
         }
     }
 
-    /// Every token of the user is dead from here on; gives their lot away, and how many.
-    fn end_lot(&mut self, user: &str) -> Option<(Arc<Lot>, usize)> {
-        let lot = self.users.get_mut(user)?.lot.take()?;
+    /// The user's lot, which is its no longer. Its tokens live until `end_lot`.
+    pub(super) fn take_lot(&mut self, user: &str) -> Option<Arc<Lot>> {
+        self.users.get_mut(user)?.lot.take()
+    }
+
+    /// Every token of a lot that was taken is dead from here on; gives it back, and how many.
+    pub(super) fn end_lot(&mut self, lot: Arc<Lot>) -> (Arc<Lot>, usize) {
         lot.is_over.store(true, Ordering::Release);
         self.due.forget_lot(&lot);
         self.hands.remove(&lot.id);
         let count = lot.count();
-        Some((lot, count))
+        (lot, count)
+    }
+
+    fn end_lot_of(&mut self, user: &str) -> Option<(Arc<Lot>, usize)> {
+        let lot = self.take_lot(user)?;
+        Some(self.end_lot(lot))
     }
 
     fn give_room_back(&mut self) {
@@ -239,7 +248,7 @@ impl Holders {
     /// Ends all tokens of a user; gives their lot.
     pub(super) fn log_out(&self, user: &str) -> Option<(Arc<Lot>, usize)> {
         let mut shard = self.of_user(user);
-        let lot = shard.end_lot(user);
+        let lot = shard.end_lot_of(user);
         self.retire(&mut shard, user);
         lot
     }
@@ -247,7 +256,7 @@ impl Holders {
     /// The same, and every epoch taken until now is over; gives the deletion's number.
     pub(super) fn delete(&self, user: &str) -> (Option<(Arc<Lot>, usize)>, u64) {
         let mut shard = self.of_user(user);
-        let lot = shard.end_lot(user);
+        let lot = shard.end_lot_of(user);
         let deletion = self.deletions.fetch_add(1, Ordering::AcqRel) + 1;
         match shard.users.get_mut(user) {
             Some(known) => known.ended = deletion,
@@ -283,7 +292,7 @@ impl Holders {
     }
 
     /// Drops the record of a user without tokens and without a recent deletion.
-    fn retire(&self, shard: &mut Shard, user: &str) {
+    pub(super) fn retire(&self, shard: &mut Shard, user: &str) {
         let forgotten = self.forgotten.load(Ordering::Acquire);
         let known = shard.users.get(user);
         if known.is_some_and(|user| user.lot.is_none() && user.ended <= forgotten) {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use super::due::{Hint, Second};
+use super::flags::GrantFlags;
 use super::holders::{Holders, Lot, Shard};
 use super::table::{Stored, Table};
 use super::{Grant, InsertRefused, TokenDigest};
@@ -168,6 +169,51 @@ impl Memory {
 
     pub(super) fn revoke_user(&self, user: &str) -> usize {
         self.hand_over(self.holders.log_out(user))
+    }
+
+    /// Ends a user's tokens but one, which never ceases to be live; how many.
+    pub(super) fn revoke_others(&self, user: &str, kept: &TokenDigest) -> usize {
+        let mut shard = self.holders.of_user(user);
+        let Some(lot) = shard.take_lot(user) else {
+            return 0;
+        };
+        let moved = self.move_to_next_lot(&mut shard, kept, &lot);
+        let over = shard.end_lot(lot);
+        if let Some(old) = &moved {
+            self.settle(&mut shard, kept, old);
+        }
+        self.holders.retire(&mut shard, user);
+        drop(shard);
+        self.hand_over(Some(over)) - usize::from(moved.is_some())
+    }
+
+    /// Puts a token into the lot that its user's next login begins. Gives what it was before,
+    /// in a lot that the caller ends; None: it is not a live token of that lot.
+    fn move_to_next_lot(
+        &self,
+        shard: &mut Shard,
+        digest: &TokenDigest,
+        lot: &Arc<Lot>,
+    ) -> Option<Stored> {
+        let (due, ends, role) = {
+            let stored = self.table.find(digest)?;
+            if !Arc::ptr_eq(&stored.lot, lot) || !stored.is_live(self.start) {
+                return None;
+            }
+            (stored.due, stored.ends, stored.flags.role())
+        };
+        let next = shard.lot_for(&lot.name);
+        let stored = Stored {
+            lot: Arc::clone(&next),
+            due,
+            ends,
+            flags: GrantFlags::fresh(role),
+        };
+        // What changes for a token changes under its user's lock: it is still there.
+        let old = self.table.place(*digest, stored, || Err(())).ok()??;
+        shard.count_in(&next);
+        shard.due.add(&next, due, digest.tag());
+        Some(old)
     }
 
     pub(super) fn end_user(&self, user: &str) -> usize {

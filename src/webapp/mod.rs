@@ -3,12 +3,14 @@
 //! no clock; bytes in, values out. Facts and their confidence: the protocol sheet.
 
 mod envelope;
+mod user_name;
 mod users;
 
 pub use envelope::{ErrorCode, Meta, body, error_body};
+pub use user_name::{BadName, check_addressable, check_name, is_escaped_twice, name_in_path};
 pub use users::{
-    BadName, BadPassword, Basic, LoginBody, NotJson, UserEntry, check_name, check_password,
-    format_expiry, login_body, login_reply, meta_reply, parse_expiry, user_reply,
+    BadBasic, BadPassword, Basic, LoginBody, NotJson, UserEntry, check_password, format_expiry,
+    login_body, login_reply, meta_reply, parse_expiry, user_reply,
 };
 
 use serde::{Deserialize, Serialize};

@@ -79,9 +79,9 @@ async fn a_key_reaches_what_it_is_allowed_and_nothing_else() {
     let refused = [
         (Method::GET, "/v1/health", (403, 1005)),
         (Method::PUT, "/v1/messages/gBGG1", (403, 1005)),
-        (Method::GET, "/v1/certificates/external/ca", (401, 1005)),
-        (Method::POST, "/v1/users", (401, 1005)),
-        (Method::POST, "/v1/users/logout", (401, 1005)),
+        (Method::GET, "/v1/certificates/external/ca", (403, 1005)),
+        (Method::POST, "/v1/users", (403, 1005)),
+        (Method::POST, "/v1/users/logout", (403, 1005)),
     ];
     for (method, path, expected) in refused {
         assert_eq!(

@@ -69,12 +69,14 @@ async fn a_restart_keeps_users_passwords_and_tokens_and_what_has_ended_stays_end
     let changed = admin.request(Method::PUT, "/v1/users/anna");
     let changed = changed.body(new.to_string()).send().await.unwrap();
     assert_eq!(changed.status(), 200);
+    let cut_off = anna;
+    let anna = gateway.client().logged_in("anna", "An0ther-Passw0rd").await;
 
     let gateway = gateway.restart().await;
     for client in [&admin, &anna, &again] {
         assert!(is_known(&gateway, client).await);
     }
-    for client in [&bert, &carl] {
+    for client in [&bert, &carl, &cut_off] {
         assert!(!is_known(&gateway, client).await);
     }
     let client = gateway.client();

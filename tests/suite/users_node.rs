@@ -278,7 +278,7 @@ async fn unknown_user_and_wrong_password_answer_alike_and_in_like_time() {
             assert_eq!(answer.status(), 401);
             assert_eq!(
                 answer.headers()["www-authenticate"],
-                "Basic realm=\"Secured\""
+                "Basic realm=\"Secured\", charset=\"UTF-8\""
             );
             answers.push(answer.text().await.unwrap());
         }
@@ -313,7 +313,7 @@ async fn a_login_without_or_with_a_strange_credential_gets_the_challenge() {
         let answer = request.send().await.unwrap();
         assert_eq!(
             answer.headers()["www-authenticate"],
-            "Basic realm=\"Secured\""
+            "Basic realm=\"Secured\", charset=\"UTF-8\""
         );
         assert_eq!(verdict(answer).await, (401, 1005), "{field:?}");
     }

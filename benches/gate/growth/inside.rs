@@ -57,6 +57,7 @@ fn settings() -> Users {
         token_lifetime: Duration::from_secs(604_800),
         max_tokens_per_user: 20_000_000,
         at_token_cap: tollgate::config::AtTokenCap::EndOldest,
+        on_password_change: tollgate::config::OnPasswordChange::EndOthers,
         max_tokens: 20_000_000,
         first_admin: None,
         hashing_slots: 1,

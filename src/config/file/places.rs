@@ -6,13 +6,15 @@ use std::path::{Component, Path, PathBuf};
 
 use super::section::Value;
 use super::value;
-use crate::secret::{Secret, SecretSource};
+use crate::secret::{self, Secret, SecretSource};
 
 /// Who may read a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Privacy {
     Public,
     OwnerOnly,
+    /// The same, and its content is looked at elsewhere.
+    Secret,
 }
 
 /// A file that anyone may read, such as a certificate.
@@ -32,14 +34,17 @@ pub(super) fn key_file(value: &Value<'_>) -> Option<PathBuf> {
 /// A secret whose place can be read now, or will be made at the first run.
 pub(super) fn secret(value: &Value<'_>) -> Option<SecretSource> {
     let source = value::secret(value)?;
-    match &source {
-        SecretSource::File(path) => {
-            check(value, path, Privacy::OwnerOnly);
+    if let SecretSource::File(path) = &source {
+        check(value, path, Privacy::Secret);
+    }
+    match source.read() {
+        // Told already, or made at the first run.
+        Ok(_) | Err(secret::Error::Unreadable { .. }) => {}
+        Err(secret::Error::Unset { name }) => {
+            value.complain(&format!("environment variable {name} is not set"), "");
         }
-        SecretSource::Env(name) => {
-            if std::env::var_os(name).is_none_or(|text| text.is_empty()) {
-                value.complain(&format!("environment variable {name} is not set"), "");
-            }
+        Err(secret::Error::Unusable { place, fault }) => {
+            value.complain(&format!("leads to {place}, which {fault}"), "");
         }
     }
     Some(source)
@@ -80,9 +85,9 @@ fn check(value: &Value<'_>, path: &Path, privacy: Privacy) {
     };
     if facts.is_dir() {
         value.complain(&format!("is a folder: {}", path.display()), "name the file");
-    } else if facts.len() == 0 {
+    } else if facts.len() == 0 && privacy != Privacy::Secret {
         value.complain(&format!("is empty: {}", path.display()), "");
-    } else if privacy == Privacy::OwnerOnly && facts.permissions().mode() & 0o077 != 0 {
+    } else if privacy != Privacy::Public && facts.permissions().mode() & 0o077 != 0 {
         let reason = format!("others may read {}", path.display());
         value.warn(&reason, "chmod 600");
     }

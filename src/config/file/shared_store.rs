@@ -38,6 +38,7 @@ pub(super) fn shared_store(table: &Section<'_>, timeout: Option<Duration>) -> Op
         prefix: table.or("prefix", name, unsaid.prefix),
         stale_for: table.or("stale_for", span, unsaid.stale_for),
         negative_ttl: table.or("negative_ttl", span, unsaid.negative_ttl),
+        allow_eviction: table.or("allow_eviction", flag, unsaid.allow_eviction),
         timeout: timeout.unwrap_or(unsaid.timeout),
         ..unsaid
     };
@@ -67,7 +68,7 @@ fn finding(table: &Section<'_>) -> Finding {
 }
 
 fn says_nothing(table: &Section<'_>) {
-    const KEYS: [&str; 11] = [
+    const KEYS: [&str; 12] = [
         "ca",
         "allow_plaintext",
         "sentinel",
@@ -79,6 +80,7 @@ fn says_nothing(table: &Section<'_>) {
         "prefix",
         "stale_for",
         "negative_ttl",
+        "allow_eviction",
     ];
     for key in KEYS {
         if table.has(key) {

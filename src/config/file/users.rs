@@ -10,7 +10,8 @@ use super::section::{Section, Value};
 use super::value::{digest, flag, many, method, moment, name, number, pattern, quota};
 use super::value::{some, span, text, word};
 use crate::config::{
-    ApiKey, AtTokenCap, Directory, FirstAdmin, FirstPassword, UnknownTokens, Users,
+    ApiKey, AtTokenCap, Directory, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
+    Users,
 };
 use crate::webapp::{Role, check_name, check_password};
 
@@ -29,16 +30,11 @@ pub(super) fn users(root: &Section<'_>) -> Users {
         ("end_oldest", AtTokenCap::EndOldest),
         ("refuse", AtTokenCap::Refuse),
     ];
-    let mut users = Users {
-        directory: Directory::Gateway,
-        unknown_tokens: UnknownTokens::Reject,
-        token_lifetime: Duration::from_secs(7 * 86_400),
-        max_tokens_per_user: 10_000,
-        at_token_cap: AtTokenCap::EndOldest,
-        max_tokens: 1_000_000,
-        first_admin: None,
-        hashing_slots: 2,
-    };
+    const ON_CHANGE: &[(&str, OnPasswordChange)] = &[
+        ("end_others", OnPasswordChange::EndOthers),
+        ("end_all", OnPasswordChange::EndAll),
+    ];
+    let mut users = Users::default();
     let Some(table) = root.section("users") else {
         return users;
     };
@@ -49,6 +45,8 @@ pub(super) fn users(root: &Section<'_>) -> Users {
     users.max_tokens_per_user = table.or("max_tokens_per_user", &cap, users.max_tokens_per_user);
     users.max_tokens = table.or("max_tokens", &cap, users.max_tokens);
     users.at_token_cap = table.or("at_token_cap", word(AT_CAP), users.at_token_cap);
+    let on_change = word(ON_CHANGE);
+    users.on_password_change = table.or("on_password_change", on_change, users.on_password_change);
     users.first_admin = table
         .section("first_admin")
         .and_then(|table| first_admin(&table));
@@ -133,11 +131,8 @@ fn first_admin(table: &Section<'_>) -> Option<FirstAdmin> {
 
 fn username(value: &Value<'_>) -> Option<String> {
     let name = text(value)?;
-    if check_name(&name).is_err() {
-        value.complain(
-            "must have 4 to 32 characters, without :, / or control characters",
-            "",
-        );
+    if let Err(rule) = check_name(&name) {
+        value.complain(&format!("cannot be a user: {rule}"), "");
         return None;
     }
     Some(name)

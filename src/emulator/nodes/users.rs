@@ -103,7 +103,7 @@ fn basic(value: &HeaderValue) -> Option<Basic> {
     let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
     scheme
         .eq_ignore_ascii_case("basic")
-        .then(|| Basic::parse(rest))?
+        .then(|| Basic::parse(rest).ok())?
 }
 
 fn granted(minted: &Minted, now: i64, switches: &Switches) -> Reply {

@@ -204,6 +204,11 @@ impl Users {
         Ok(())
     }
 
+    /// Whether the password that was right is still the user's.
+    pub fn is_current(&self, name: &str, verified: &Verified) -> bool {
+        self.revision(name) == Some(verified.revision)
+    }
+
     /// Removes a user. Its tokens live on until the caller ends them.
     pub async fn remove(&self, name: &str) -> Result<(), RemoveError> {
         let change = self.begin_change().await?;

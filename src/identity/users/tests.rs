@@ -16,6 +16,7 @@ fn settings(first_admin: Option<FirstAdminSettings>) -> config::Users {
         token_lifetime: Duration::from_secs(60),
         max_tokens_per_user: 10,
         at_token_cap: config::AtTokenCap::EndOldest,
+        on_password_change: config::OnPasswordChange::EndOthers,
         max_tokens: 100,
         first_admin,
         hashing_slots: 2,

@@ -55,6 +55,12 @@ impl Round {
                 self.grants.insert(digest.0, None);
             }
             Change::EndTokens { user } => self.end(user, txn)?,
+            Change::EndOtherTokens { kept } => {
+                self.end(&kept.user, txn)?;
+                let holder = self.holder(&kept.user, txn)?;
+                let row = Grant::of(kept, holder);
+                self.grants.insert(kept.digest.0, Some(row));
+            }
             Change::PutUser(user) => self.put_user(user, txn)?,
             Change::RemoveUser { name } => {
                 self.users.insert(Arc::clone(name), None);

@@ -2,12 +2,12 @@
 //! connects, and it alone tells the copies what has changed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisError, ServerErrorKind, Value};
+use redis::{RedisError, Value};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -16,7 +16,10 @@ use super::entry::Entry;
 use super::names::Names;
 use super::reply::Reply;
 use super::resolver::Resolver;
-use super::{Commands, Down, SharedChange, SharedStore, Up, place, script};
+use super::server_error::told;
+use super::{
+    Commands, Down, EvictingServer, SharedChange, SharedStore, Up, eviction, place, script,
+};
 use crate::config;
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
@@ -28,8 +31,6 @@ const SILENCE: Duration = Duration::from_millis(500);
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 /// Changes taken at once.
 const MOST: usize = 1000;
-/// Of an error of the server, in characters.
-const LONGEST_WORDS: usize = 300;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A start waits this long for the store, then gives up and says why.
@@ -61,36 +62,12 @@ enum Lost {
     Odd,
     #[error("the store was emptied")]
     Emptied,
+    /// Found at the first connection, and not accepted: the gate does not start.
+    #[error("{0}")]
+    Evicts(EvictingServer),
     /// Somebody found that the connection is of no use any more.
     #[error("{0}")]
     OfNoUse(Arc<str>),
-}
-
-/// Whether another server may do better, or the same one after a new connection.
-pub(super) fn is_elsewhere(error: &RedisError) -> bool {
-    let moved = matches!(
-        error.kind(),
-        redis::ErrorKind::Server(
-            ServerErrorKind::ReadOnly
-                | ServerErrorKind::Moved
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::ClusterDown
-                | ServerErrorKind::BusyLoading
-        ) | redis::ErrorKind::UnexpectedReturnType
-            | redis::ErrorKind::Parse
-    );
-    moved || (error.is_io_error() && !error.is_timeout()) || error.is_connection_dropped()
-}
-
-/// An error in words that may be shown: nothing of ours is in it but the address, and of
-/// the server's own words not more than a line.
-pub(super) fn told(error: &RedisError) -> Arc<str> {
-    if error.is_timeout() {
-        return "no answer in time".into();
-    }
-    let words = error.to_string();
-    let words = words.chars().filter(|char| !char.is_control());
-    words.take(LONGEST_WORDS).collect::<String>().into()
 }
 
 impl SharedStore {
@@ -100,14 +77,19 @@ impl SharedStore {
         let run = Arc::clone(self).run_link(stop.clone());
         tasks.spawn("store link", run);
         let first = timeout(FIRST_CONTACT, async {
-            while !self.is_up() {
+            while !self.is_up() && !self.is_refused.load(Ordering::Acquire) {
                 sleep(Duration::from_millis(5)).await;
             }
         });
-        first.await.map_err(|_| OpenError {
-            place: self.settings.to_string(),
-            why: Arc::clone(&self.down.load().why),
-        })
+        if first.await.is_err() || !self.is_up() {
+            return Err(OpenError {
+                place: self.settings.to_string(),
+                why: Arc::clone(&self.down.load().why),
+            });
+        }
+        let watch = Arc::clone(self).watch_policy(stop.clone());
+        tasks.spawn("store policy", watch);
+        Ok(())
     }
 
     /// The store, not connected yet.
@@ -128,6 +110,8 @@ impl SharedStore {
             followers: std::sync::Mutex::default(),
             gates: AtomicU32::new(1),
             relink: Arc::default(),
+            eviction: arc_swap::ArcSwap::default(),
+            is_refused: AtomicBool::new(false),
             metrics,
         }
     }
@@ -144,6 +128,10 @@ impl SharedStore {
             let was_up = self.up.swap(None).is_some();
             self.metrics.store_up.set(0);
             self.report(&lost, was_up);
+            if matches!(lost, Lost::Evicts(_)) {
+                self.is_refused.store(true, Ordering::Release);
+                return;
+            }
             if was_up {
                 pause = SHORTEST_PAUSE;
             }
@@ -192,11 +180,12 @@ impl SharedStore {
 
     async fn try_connect_and_follow(&self, known: &mut Known) -> Result<Never, Lost> {
         let limit = self.settings.timeout;
-        let timing = AsyncConnectionConfig::new()
-            .set_dns_resolver(self.resolver.clone())
-            .set_connection_timeout(Some(limit.max(Duration::from_secs(1))))
-            .set_response_timeout(Some(limit));
-        let (client, connection) = place::connect(&self.settings, &self.names, &timing).await?;
+        let timing = eviction::timing(&self.settings, &self.resolver);
+        let (client, mut connection) = place::connect(&self.settings, &self.names, &timing).await?;
+        let is_first = known.id.is_empty();
+        if let Some(evicts) = self.admit_policy(&mut connection, is_first).await? {
+            return Err(Lost::Evicts(evicts));
+        }
         let patient = timing.set_response_timeout(Some(SILENCE + limit));
         let follow = client.get_multiplexed_async_connection_with_config(&patient);
         let mut follow = follow.await?;

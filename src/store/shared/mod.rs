@@ -8,6 +8,7 @@
 
 mod change;
 mod entry;
+mod eviction;
 mod lease;
 mod link;
 mod names;
@@ -18,12 +19,14 @@ mod remake;
 mod reply;
 mod resolver;
 mod script;
+mod server_error;
 mod tokens;
 mod transfer;
 mod users;
 
 pub use change::{End, Follow, SharedChange};
 pub use entry::{Entry, Revision};
+pub use eviction::{EvictingServer, EvictionFound, find_eviction};
 pub use lease::{LeaseAt, Login, LoginTurn, Published};
 pub use link::OpenError;
 pub use permits::Permits;
@@ -32,7 +35,7 @@ pub use tokens::{Insert, InsertOutcome, Kind, SharedGrant};
 pub use users::EntryChange;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -71,6 +74,10 @@ pub struct SharedStore {
     /// Gates that share the store, this one included, when it was last there.
     gates: AtomicU32,
     relink: Arc<Relink>,
+    /// What the servers said of evicting keys.
+    eviction: ArcSwap<EvictionFound>,
+    /// The first connection found what this gate must not start over.
+    is_refused: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -254,8 +261,8 @@ impl SharedStore {
             _ => StoreFailure::Refused,
         };
         self.metrics.store_failures.add(kind);
-        let why = link::told(error);
-        if link::is_elsewhere(error) {
+        let why = server_error::told(error);
+        if server_error::is_elsewhere(error) {
             self.relink.ask(&why);
         }
         Unavailable::Failed(why)

@@ -50,6 +50,16 @@ pub(super) async fn connect(
     Err(last.unwrap_or(Error::NoNode))
 }
 
+/// Connects to one server that may have data.
+pub(super) async fn open_data(
+    settings: &config::SharedStore,
+    address: &ServerAddress,
+    timing: &AsyncConnectionConfig,
+) -> Result<MultiplexedConnection, Error> {
+    let (_, connection) = open(settings, address, Kind::Data, timing).await?;
+    Ok(connection)
+}
+
 /// Which of the two kinds of server, each with its own credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {

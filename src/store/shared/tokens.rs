@@ -183,11 +183,13 @@ impl SharedStore {
         }
     }
 
-    /// Ends all tokens of a user; how many. `apply` does the same to the copies, at once.
+    /// Ends all tokens of a user, but for `kept` if it is one of them; how many. `apply`
+    /// does the same to the copies, at once: there `kept` is looked up again.
     pub async fn end_tokens(
         &self,
         user: &str,
         logins_too: bool,
+        kept: Option<Digest>,
         apply: impl FnOnce(super::End),
     ) -> Result<usize, Unavailable> {
         let mode = if logins_too { "end" } else { "logout" };
@@ -195,7 +197,8 @@ impl SharedStore {
             .key(self.names.holder(user))
             .key(self.names.users.as_str())
             .arg(user)
-            .arg(mode);
+            .arg(mode)
+            .arg(kept.map(|kept| kept.0.to_vec()).unwrap_or_default());
         let reply = self.run(&script::END, call).await?;
         if reply.word() != "ok" {
             return Err(reply.odd());

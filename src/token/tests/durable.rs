@@ -94,6 +94,11 @@ async fn race(tokens: &TokenStore, client: usize) -> Vec<TokenDigest> {
         let user = ["anna", "bert", "carl"][(step + client) % 3];
         match (step * 5 + client) % 11 {
             3 => drop(tokens.revoke_user(user).await.unwrap()),
+            5 if digests.len() > 1 => {
+                let kept = digests[digests.len() - 1 - step % 2];
+                let ended = tokens.end_tokens(user, Ending::AllBut(kept)).await;
+                ended.unwrap();
+            }
             7 => drop(tokens.end_user(user).await),
             9 => {
                 if let Some(one) = digests.last() {

@@ -24,6 +24,7 @@ fn settings(max_tokens_per_user: usize, max_tokens: usize) -> config::Users {
         token_lifetime: HOUR,
         max_tokens_per_user,
         at_token_cap: AtTokenCap::Refuse,
+        on_password_change: crate::config::OnPasswordChange::EndOthers,
         max_tokens,
         first_admin: None,
         hashing_slots: 1,

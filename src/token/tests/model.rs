@@ -36,6 +36,10 @@ enum Step {
     Delete {
         user: usize,
     },
+    EndOthers {
+        token: usize,
+        user: usize,
+    },
     Pass {
         seconds: u64,
     },
@@ -58,9 +62,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (token.clone(), user.clone(), minutes)
             .prop_map(|(token, user, minutes)| Step::Again { token, user, minutes }),
         4 => token.clone().prop_map(|token| Step::Validate { token }),
-        1 => token.prop_map(|token| Step::Logout { token }),
+        1 => token.clone().prop_map(|token| Step::Logout { token }),
         1 => user.clone().prop_map(|user| Step::LogoutUser { user }),
-        1 => user.prop_map(|user| Step::Delete { user }),
+        1 => user.clone().prop_map(|user| Step::Delete { user }),
+        2 => (token.clone(), user.clone()).prop_map(|(token, user)| Step::EndOthers { token, user }),
         2 => (1..200u64).prop_map(|seconds| Step::Pass { seconds }),
         1 => Just(Step::Jump),
         2 => (1..9usize).prop_map(|budget| Step::Sweep { budget }),
@@ -156,6 +161,7 @@ impl Model {
                 self.deletions[user] += 1;
                 self.store.end_user(name(user)).await;
             }
+            Step::EndOthers { token, user } => self.end_others(token, user).await,
             Step::Pass { seconds } => advance(Duration::from_secs(seconds)).await,
             Step::Jump => self.jump(),
             Step::Sweep { budget } => assert!(self.store.sweep(budget).seen <= budget),
@@ -164,6 +170,20 @@ impl Model {
                 self.store.reload(&settings(per_user, all));
             }
         }
+    }
+
+    async fn end_others(&mut self, token: usize, user: usize) {
+        let Some(digest) = self.order.get(token).copied() else {
+            return;
+        };
+        let known = &self.tokens[&digest];
+        let stays = known.user == user && known.is_live();
+        self.end(user);
+        if stays {
+            self.tokens.get_mut(&digest).unwrap().is_revoked = false;
+        }
+        let ending = Ending::AllBut(digest);
+        self.store.end_tokens(name(user), ending).await.unwrap();
     }
 
     fn end(&mut self, user: usize) {

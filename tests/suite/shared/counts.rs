@@ -34,7 +34,10 @@ async fn caps_count_the_live_and_not_the_ended() {
     store.insert(insert(5, "bert")).await.unwrap();
     let full = store.insert(insert(6, "carl")).await.unwrap();
     assert!(matches!(full, InsertOutcome::Full { .. }));
-    assert_eq!(store.end_tokens("anna", false, |_| ()).await.unwrap(), 3);
+    assert_eq!(
+        store.end_tokens("anna", false, None, |_| ()).await.unwrap(),
+        3
+    );
     let room = store.insert(insert(6, "carl")).await.unwrap();
     assert!(is_placed(&room));
     // A short life ends by itself, and makes room within a second or two.

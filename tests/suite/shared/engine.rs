@@ -85,7 +85,10 @@ async fn a_token_lives_until_it_or_its_user_is_ended_and_all_hear_of_it() {
     assert!(one.revoke(&Digest([1; 32])).await.unwrap());
     assert!(!one.revoke(&Digest([1; 32])).await.unwrap(), "only once");
     assert_eq!(two.find(&Digest([1; 32])).await.unwrap(), None);
-    assert_eq!(one.end_tokens("anna", false, |_| ()).await.unwrap(), 1);
+    assert_eq!(
+        one.end_tokens("anna", false, None, |_| ()).await.unwrap(),
+        1
+    );
     assert_eq!(two.find(&Digest([2; 32])).await.unwrap(), None);
     one.insert(insert(3, "anna")).await.unwrap();
     assert!(two.find(&Digest([3; 32])).await.unwrap().is_some());
@@ -213,7 +216,7 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
     }
     let seen = one.applied();
     let mut end = None;
-    one.end_tokens("bert", false, |ended| end = Some(ended))
+    one.end_tokens("bert", false, None, |ended| end = Some(ended))
         .await
         .unwrap();
     let token = |number: u8, user: &str, seq| Fact::Token {
@@ -294,7 +297,7 @@ async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_mor
     let _: () = server.ask(&["FLUSHALL"]);
     behind.set(Line::Good);
     eventually("the one that knew less is back", async || one.is_up()).await;
-    one.end_tokens("anna", false, |_| ()).await.unwrap();
+    one.end_tokens("anna", false, None, |_| ()).await.unwrap();
     ahead.set(Line::Good);
     eventually("the other one has told what it knows", async || two.is_up()).await;
     let found = one.find(&Digest([1; 32])).await;

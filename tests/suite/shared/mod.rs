@@ -2,6 +2,7 @@
 
 mod counts;
 mod engine;
+mod eviction;
 mod faults;
 mod gates;
 mod limits;
@@ -46,7 +47,7 @@ pub(crate) async fn open(settings: Settings) -> Arc<SharedStore> {
 }
 
 /// 32 bytes in base64; the same for all gates.
-const SEAL_KEY: &str = "c2VhbC1rZXktb2YtdGhlLXRlc3RzLTMyLWJ5dGVzISE=";
+pub(crate) const SEAL_KEY: &str = "c2VhbC1rZXktb2YtdGhlLXRlc3RzLTMyLWJ5dGVzISE=";
 
 /// A gate's `[store]`, with more lines of its own.
 pub(crate) fn store(url: &str, more: &str) -> String {

@@ -85,7 +85,7 @@ async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
 }
 
 /// Three masters, each with a third of the slots, and others to come.
-async fn cluster() -> Vec<RedisServer> {
+pub(super) async fn cluster() -> Vec<RedisServer> {
     let nodes: Vec<RedisServer> = (0..3).map(|_| node()).collect();
     let all: Vec<String> = nodes.iter().map(address).collect();
     let mut words = vec!["create"];

@@ -59,6 +59,10 @@ impl Plain {
             }
             Change::RemoveGrant(digest) => drop(self.grants.remove(digest)),
             Change::EndTokens { user } => self.grants.retain(|_, name| **name != **user),
+            Change::EndOtherTokens { kept } => {
+                self.grants.retain(|_, name| **name != *kept.user);
+                self.grants.insert(kept.digest, kept.user.to_string());
+            }
             Change::PutUser(user) => {
                 let old = self.users.insert(user.name.to_string(), user.clone());
                 if old.is_none() {

@@ -1,0 +1,145 @@
+//! An answer that comes before its request's body has ended reaches the client, over HTTP/2
+//! as well: the stream is not reset in the same breath. And what that costs is bounded.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::SendRequest;
+use http::Request;
+use tokio::time::timeout;
+
+use crate::harness::login_upstream::{KEY, LoginUpstream, field_case};
+use crate::harness::raw::connected;
+use crate::harness::{Gateway, NO_LIMITS, Setup, emulator};
+
+async fn gateway() -> Gateway {
+    let upstream = LoginUpstream::start(|_| 200).await;
+    let small =
+        "[[route]]\nname = \"small\"\npath = \"/small\"\naccess = \"open\"\nmax_body = \"1KiB\"\n";
+    let text =
+        field_case(&upstream.url(), "").replacen("[[route]]", &format!("{small}\n[[route]]"), 1);
+    Gateway::of_text(&text).await
+}
+
+/// The status as the installed curl tells it; 0: none came.
+fn curl(gateway: &Gateway, path: &str, arguments: &[&str], body: &Path) -> u16 {
+    let output = Command::new("curl")
+        .args(["-s", "-o", "/dev/null", "-w", "%{http_code}"])
+        .args(["--max-time", "20", "--cacert"])
+        .arg(gateway.folder.path().join("certs/ca.pem"))
+        .arg("--data-binary")
+        .arg(format!("@{}", body.display()))
+        .args(arguments)
+        .arg(gateway.url(path))
+        .output()
+        .expect("curl is installed: tests/run.sh does it");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.trim().parse().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_sees_the_status_of_every_upload_that_is_refused() {
+    let gateway = gateway().await;
+    let body = gateway.folder.path().join("body");
+    std::fs::write(&body, vec![0; 200_000]).unwrap();
+    let big = gateway.folder.path().join("big");
+    std::fs::write(&big, vec![0; 40_000_000]).unwrap();
+    let bad_key = format!("Authorization: Apikey {KEY}-not");
+    let bad_token = "Authorization: Bearer made-up".to_owned();
+    for protocol in ["--http2", "--http1.1"] {
+        for (path, field, file, times, wanted) in [
+            ("/x", &bad_key, &body, 15, 401),
+            ("/x", &bad_token, &body, 5, 401),
+            ("/small", &bad_key, &body, 5, 413),
+            ("/x", &bad_key, &big, 3, 401),
+        ] {
+            for _ in 0..times {
+                let arguments = [protocol, "-H", field, "-H", "Expect:"];
+                let status = curl(&gateway, path, &arguments, file);
+                assert_eq!(status, wanted, "{protocol} {path}");
+            }
+        }
+    }
+    let good_key = format!("Authorization: Apikey {KEY}");
+    let status = curl(&gateway, "/x", &["--http2", "-H", &good_key], &body);
+    assert_eq!(status, 200, "and what is wanted goes up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl_sees_the_status_of_every_login_that_is_too_long() {
+    let webapp = emulator().await;
+    let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
+    let body = gateway.folder.path().join("body");
+    std::fs::write(&body, vec![b' '; 60_000]).unwrap();
+    for _ in 0..10 {
+        let arguments = ["--http2", "-u", "admin:Wrong-Passw0rd!"];
+        let status = curl(&gateway, "/v1/users/login", &arguments, &body);
+        assert_eq!(status, 413);
+    }
+}
+
+async fn h2(gateway: &Gateway) -> SendRequest<Bytes> {
+    let tls = connected(gateway, &["h2"]).await;
+    let (send, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
+    send.ready().await.unwrap()
+}
+
+fn post() -> Request<()> {
+    let request = Request::builder().method("POST").uri("https://localhost/x");
+    request
+        .header("x-api-key", "wrong-key-123456")
+        .body(())
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_on_sending_is_reset_after_a_moment_and_without_blame() {
+    let gateway = gateway().await;
+    let mut send = h2(&gateway).await;
+    let (answer, mut body) = send.send_request(post(), false).unwrap();
+    let begin = Instant::now();
+    let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
+    assert_eq!(answer.unwrap().status(), 401);
+    assert!(begin.elapsed() < Duration::from_secs(1), "at once");
+    // More than one window: what is thrown away gives its room back.
+    let mut sent = 0;
+    while sent < 300_000 {
+        body.reserve_capacity(16_000);
+        let room = std::future::poll_fn(|cx| body.poll_capacity(cx));
+        let room = timeout(Duration::from_secs(5), room).await.unwrap();
+        let room = room.unwrap().unwrap();
+        body.send_data(Bytes::from(vec![0; room]), false).unwrap();
+        sent += room;
+    }
+    let reset = std::future::poll_fn(|cx| body.poll_reset(cx));
+    let reset = timeout(Duration::from_secs(10), reset).await.unwrap();
+    assert_eq!(reset.unwrap(), Reason::NO_ERROR);
+    let took = begin.elapsed();
+    assert!((1..6).contains(&took.as_secs()), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_nobody_reads_are_as_many_as_a_connection_may_have_streams() {
+    let upstream = LoginUpstream::start(|_| 200).await;
+    let text = field_case(&upstream.url(), "");
+    let text = text.replacen("[operator]", "max_streams = 8\n\n[operator]", 1);
+    let gateway = Gateway::of_text(&text).await;
+    let mut send = h2(&gateway).await;
+    let begin = Instant::now();
+    let mut bodies = Vec::new();
+    for _ in 0..24 {
+        std::future::poll_fn(|cx| send.poll_ready(cx))
+            .await
+            .unwrap();
+        let (answer, body) = send.send_request(post(), false).unwrap();
+        bodies.push(body);
+        let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
+        assert_eq!(answer.unwrap().status(), 401);
+    }
+    // Eight at a time, two seconds each.
+    assert!(begin.elapsed() > Duration::from_secs(3));
+}

@@ -1,0 +1,197 @@
+//! A server that may drop the marks of ended tokens: a gate does not start over it, unless
+//! told to, and tells of it while it runs. Real servers, alone and as a cluster.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tollgate::config::{Finding, SharedStore as Settings};
+use tollgate::lifecycle::{Stop, Tasks};
+use tollgate::metrics::Metrics;
+use tollgate::secret::SecretSource;
+use tollgate::store::shared::{EvictingServer, EvictionFound, SharedStore, find_eviction};
+
+use super::servers::cluster;
+use super::{brisk, gate, settings, store};
+use crate::harness::redis::RedisServer;
+use crate::harness::{Gateway, emulator, eventually, prepare, secret, text};
+
+/// What a start over the store says against it; None: it starts.
+async fn refusal(settings: Settings) -> Option<String> {
+    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    let store = Arc::new(SharedStore::new(settings, Metrics::new()));
+    let begin = Instant::now();
+    let started = store.start((&tasks, &Stop::default())).await;
+    assert!(begin.elapsed() < Duration::from_secs(10), "says so at once");
+    started.err().map(|error| error.to_string())
+}
+
+fn evicts(found: &EvictionFound, with: &str) -> bool {
+    matches!(found, EvictionFound::Evicts(EvictingServer { policy, .. }) if policy == with)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_does_not_start_over_a_server_that_evicts_unless_told_to() {
+    let server = RedisServer::start();
+    for policy in [
+        "volatile-ttl",
+        "volatile-lru",
+        "allkeys-lfu",
+        "allkeys-random",
+    ] {
+        let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", policy]);
+        let why = refusal(settings(&server)).await.expect(policy);
+        for part in [policy, "noeviction", "allow_eviction"] {
+            assert!(why.contains(part), "{why}");
+        }
+        assert!(evicts(
+            &find_eviction(&settings(&server)).await.unwrap(),
+            policy
+        ));
+        let accepted = Settings {
+            allow_eviction: true,
+            ..settings(&server)
+        };
+        assert_eq!(refusal(accepted).await, None);
+    }
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    assert_eq!(refusal(settings(&server)).await, None);
+    let found = find_eviction(&settings(&server)).await;
+    assert_eq!(found, Ok(EvictionFound::Keeps));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_whole_program_ends_with_the_reason() {
+    let server = RedisServer::with(&["--maxmemory-policy", "volatile-ttl"]);
+    let webapp = emulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path(), &webapp);
+    secret(&folder.path().join("store-key"), super::SEAL_KEY);
+    let setup = brisk().rest(&store(&server.url(), ""));
+    let file = folder.path().join("config.toml");
+    std::fs::write(
+        &file,
+        text(&setup, &format!("https://{}", webapp.address())),
+    )
+    .unwrap();
+    let mut command = std::process::Command::new(crate::harness::program::binary());
+    let output = command.arg("serve").arg("--config").arg(&file).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("volatile-ttl") && said.contains("allow_eviction"),
+        "{said}"
+    );
+}
+
+async fn ready(gateway: &Gateway) -> (u16, String) {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = client.get(gateway.operator_url("/readyz")).send();
+    let answer = answer.await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_changes_while_a_gate_runs_is_told_and_so_is_its_end() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gateway = gate(&webapp, brisk(), &store(&server.url(), "")).await;
+    assert_eq!(gateway.metrics.store_evicts.get(), 0);
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+    eventually("the metric says so", async || {
+        gateway.metrics.store_evicts.get() == 1
+    })
+    .await;
+    let (status, text) = ready(&gateway).await;
+    assert_eq!(status, 200, "known grants go on");
+    assert!(text.contains("volatile-ttl"), "{text}");
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    eventually("it is over", async || {
+        gateway.metrics.store_evicts.get() == 0
+    })
+    .await;
+    assert!(!ready(&gateway).await.1.contains("evicts"));
+
+    // A new connection, such as after a failover, asks at once; the gate goes on.
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    let begin = Instant::now();
+    let _: u32 = server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+    eventually("told", async || gateway.metrics.store_evicts.get() == 1).await;
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "sooner than the next look"
+    );
+    eventually("there again", async || gateway.metrics.store_up.get() == 1).await;
+    assert!(ready(&gateway).await.1.contains("allkeys-lru"));
+}
+
+/// The store as an ACL user of these rights sees it.
+fn limited(server: &RedisServer, rights: &[&str], folder: &tempfile::TempDir) -> Settings {
+    let base = [
+        "ACL",
+        "SETUSER",
+        "gate",
+        "reset",
+        "on",
+        ">gate-secret",
+        "~*",
+        "+@read",
+    ];
+    let more = ["+@write", "+@scripting", "+@connection", "+time"];
+    let words = [&base[..], &more[..], rights].concat();
+    let _: () = server.ask(&words);
+    let file = folder.path().join("redis-password");
+    secret(&file, "gate-secret");
+    Settings {
+        username: Some("gate".to_owned()),
+        password: Some(SecretSource::File(file)),
+        ..settings(server)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_is_read_by_either_command_and_one_that_is_hidden_is_no_dead_end() {
+    let server = RedisServer::with(&["--maxmemory-policy", "volatile-lfu"]);
+    let folder = tempfile::tempdir().unwrap();
+    for rights in ["+info", "+config|get"] {
+        let settings = limited(&server, &[rights], &folder);
+        let why = refusal(settings).await.expect(rights);
+        assert!(why.contains("volatile-lfu"), "{rights}: {why}");
+    }
+    let settings = limited(&server, &[], &folder);
+    let found = find_eviction(&settings).await.unwrap();
+    assert!(matches!(found, EvictionFound::Hidden(_)), "{found:?}");
+    assert_eq!(refusal(settings).await, None, "a warning in the log");
+    // Servers as hosting companies run them.
+    let server = RedisServer::with(&[
+        "--maxmemory-policy",
+        "volatile-lru",
+        "--rename-command",
+        "CONFIG",
+        "",
+    ]);
+    assert!(
+        refusal(super::settings(&server))
+            .await
+            .unwrap()
+            .contains("volatile-lru")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_master_of_a_cluster_is_asked() {
+    let nodes = cluster().await;
+    let settings = Settings {
+        finding: Finding::Cluster,
+        ..settings(&nodes[0])
+    };
+    assert_eq!(find_eviction(&settings).await, Ok(EvictionFound::Keeps));
+    for node in &nodes {
+        let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+        let found = find_eviction(&settings).await.unwrap();
+        assert!(evicts(&found, "volatile-ttl"), "{found:?}");
+        let why = refusal(settings.clone()).await.unwrap();
+        let named = format!("127.0.0.1:{} evicts", node.port);
+        assert!(why.contains(&named), "{why}");
+        let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    }
+}
