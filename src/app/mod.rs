@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use error::Error;
 #[cfg(feature = "emulator")]
@@ -40,6 +40,9 @@ use crate::via::GatewayVia;
 use kept::Kept;
 use upstream_change::PendingUpstream;
 use worker::Gate;
+
+/// For a worker whose requests have been told to end.
+const WORKER_END: Duration = Duration::from_secs(5);
 
 /// How the outside steers a running program.
 #[derive(Clone, Debug, Default)]
@@ -311,10 +314,20 @@ impl Parts {
             () = steering.quit_now.cancelled() => None,
         };
         if ended.is_none() {
-            warn!("drain was cut short; requests in flight are dropped");
+            let requests = self.metrics.in_flight.get();
+            warn!(
+                requests,
+                "drain was cut short; requests in flight are dropped"
+            );
             self.edge.abort();
             // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
-            let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+            if tokio::time::timeout(WORKER_END, all).await.is_err() {
+                let requests = self.metrics.in_flight.get();
+                error!(
+                    requests,
+                    "a worker does not end; its requests have no access line"
+                );
+            }
         }
         match (self.tasks.failed(), ended) {
             (0, Some(true)) => Ending::Clean,
@@ -332,7 +345,7 @@ impl Parts {
             warn!("a background task did not end in time");
         }
         self.kept.close().await;
-        info!("stopped");
+        info!(requests = self.metrics.requests_ended(), "stopped");
     }
 }
 

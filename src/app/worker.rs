@@ -123,6 +123,8 @@ pub(super) fn start(
             .name(format!("worker-{index}"))
             .spawn(move || {
                 run(&runtime, doors, shared, (tasks, &stop));
+                // Drops what is left: requests in it write their access lines now.
+                runtime.shutdown_background();
                 let _ = ended.send(()); // nobody waits any more: nothing to tell
             })
             .map_err(Error::Worker)?;

@@ -6,6 +6,7 @@ use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use sha2::{Digest as _, Sha256};
@@ -151,16 +152,36 @@ fn tell(error: &Error) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// How long a last word may take.
+const TELLING: Duration = Duration::from_secs(1);
+
 fn serve(path: &Path) -> Result<ExitCode, Error> {
     let loaded = config::load(path)?;
     let logging = Arc::new(Logging::start(&loaded.config.log)?);
     for warning in &loaded.warnings {
         tracing::warn!(line = warning.line, "config: {warning}");
     }
-    Ok(match app::serve(path, loaded, logging)? {
-        Ending::Clean => ExitCode::SUCCESS,
-        Ending::Cut | Ending::Failed => ExitCode::FAILURE,
+    let ending = app::serve(path, loaded, &logging);
+    let lost = logging.close();
+    if lost > 0 {
+        tell_in_time(format!(
+            "{lost} lines of the log were lost: standard output did not take them\n"
+        ));
+    }
+    Ok(match ending? {
+        Ending::Clean if lost == 0 => ExitCode::SUCCESS,
+        Ending::Clean | Ending::Cut | Ending::Failed => ExitCode::FAILURE,
     })
+}
+
+/// Standard error may lead to the reader that does not read.
+fn tell_in_time(text: String) {
+    let (told, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = told.send(());
+    });
+    let _ = wait.recv_timeout(TELLING);
 }
 
 fn check(path: &Path, out: &mut impl io::Write) -> Result<(), Error> {

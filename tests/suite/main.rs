@@ -45,3 +45,4 @@ mod store_command;
 mod token_caps;
 mod unread_logins;
 mod users_node;
+mod whole_log;
