@@ -47,6 +47,7 @@ async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<End
             info!("told to stop before it was ready");
             return Ok(Ending::Clean);
         }
+        Err(Error::Unusable(problems)) => return Err(problems.located(&loaded.lines).into()),
         bound => bound?,
     };
     let admin = bound.take_first_admin();

@@ -33,12 +33,8 @@ impl Gate {
     pub(super) fn open(
         settings: &config::Listener,
         workers: usize,
-        metrics: &Arc<Metrics>,
+        tls: Option<Arc<Tls>>,
     ) -> Result<Self, listener::Error> {
-        let tls = match &settings.tls {
-            Some(tls) => Some(Tls::open(tls, metrics)?),
-            None => None,
-        };
         let bound = listener::bind(settings, workers)?;
         Ok(Self {
             address: bound.address(),

@@ -1,5 +1,6 @@
 //! The command line: serve, check, store, hash-password, new-key, emulate.
 
+mod check;
 mod store;
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
@@ -13,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::app::Ending;
 use crate::causes::causes;
-use crate::config::{self, Loaded, Rows};
+use crate::config;
 use crate::logging::Logging;
 use crate::secret::Secret;
 use crate::webapp::check_password;
@@ -51,8 +52,12 @@ struct Arguments {
 enum Command {
     /// Run the gate; also what happens without a command.
     Serve,
-    /// Check the config file: all problems at once, or what was understood.
-    Check,
+    /// Check the config file and all it leads to on this host: every problem, or what was understood.
+    Check {
+        /// Also connect: name, certificate, login (it spends one at the upstream), store.
+        #[arg(long)]
+        connect: bool,
+    },
     /// Read a password from standard input and print its hash.
     HashPassword,
     /// Make a key for a service: printed once, kept nowhere.
@@ -82,7 +87,7 @@ enum Error {
     #[error("cannot start the log")]
     Log(#[from] logging::Error),
     #[error("cannot run")]
-    App(#[from] app::Error),
+    App(#[source] app::Error),
     #[error("cannot read the password")]
     Unread(#[source] io::Error),
     #[error("no password on standard input")]
@@ -95,6 +100,15 @@ enum Error {
     Store(#[from] crate::store::TransferError),
     #[error("cannot write the answer")]
     Unwritten(#[from] io::Error),
+}
+
+impl From<app::Error> for Error {
+    fn from(error: app::Error) -> Self {
+        match error {
+            app::Error::Unusable(problems) => Self::Config(problems),
+            other => Self::App(other),
+        }
+    }
 }
 
 /// Runs what the command line asks for.
@@ -118,7 +132,7 @@ fn command(arguments: Arguments) -> Result<ExitCode, Error> {
             drop(out);
             serve(&path)
         }
-        Command::Check => check(&path, &mut out).map(done),
+        Command::Check { connect } => check::run(&path, connect, &mut out).map(done),
         Command::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
         Command::NewKey { name } => new_key(&name, &mut out).map(done),
         Command::Store { command } => {
@@ -182,25 +196,6 @@ fn tell_in_time(text: String) {
         let _ = told.send(());
     });
     let _ = wait.recv_timeout(TELLING);
-}
-
-fn check(path: &Path, out: &mut impl io::Write) -> Result<(), Error> {
-    let found = config::load(path);
-    let warnings = match &found {
-        Ok(loaded) => &loaded.warnings,
-        Err(problems) => &problems.warnings,
-    };
-    if !warnings.is_empty() {
-        writeln!(
-            io::stderr(),
-            "{}: warnings{}",
-            path.display(),
-            Rows(warnings)
-        )?;
-    }
-    let Loaded { config, .. } = found?;
-    write!(out, "{}", config.describe())?;
-    Ok(())
 }
 
 /// A longer line is no password that the users node would take.

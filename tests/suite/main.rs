@@ -13,6 +13,7 @@ mod api_keys;
 mod architecture;
 mod asked_tokens;
 mod canary;
+mod checking;
 mod clients;
 mod clocks;
 mod crash;

@@ -46,6 +46,15 @@ pub struct OpenError {
     why: Arc<str>,
 }
 
+impl OpenError {
+    pub(super) fn new(settings: &config::SharedStore, why: Arc<str>) -> Self {
+        Self {
+            place: settings.to_string(),
+            why,
+        }
+    }
+}
+
 /// Why a connection came to its end.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
@@ -104,10 +113,8 @@ impl SharedStore {
                 sleep(Duration::from_millis(5)).await;
             }
         });
-        first.await.map_err(|_| OpenError {
-            place: self.settings.to_string(),
-            why: Arc::clone(&self.down.load().why),
-        })
+        let failed = |_| OpenError::new(&self.settings, Arc::clone(&self.down.load().why));
+        first.await.map_err(failed)
     }
 
     /// The store, not connected yet.
@@ -167,10 +174,8 @@ impl SharedStore {
     /// An outage is one line, not one per attempt.
     fn report(&self, lost: &Lost, was_up: bool) {
         let why: Arc<str> = match lost {
-            Lost::Server(error) | Lost::Place(place::Error::Server(error)) => told(error),
-            Lost::Place(place::Error::Secret(source)) => {
-                format!("cannot read the store's password: {source}").into()
-            }
+            Lost::Server(error) => told(error),
+            Lost::Place(error) => error.words(),
             other => other.to_string().into(),
         };
         let before = self.down.swap(Arc::new(Down {

@@ -20,6 +20,7 @@ mod resolver;
 mod script;
 mod tokens;
 mod transfer;
+mod trial;
 mod users;
 
 pub use change::{End, Follow, SharedChange};
@@ -29,6 +30,7 @@ pub use link::OpenError;
 pub use permits::Permits;
 pub use remake::Fact;
 pub use tokens::{Insert, InsertOutcome, Kind, SharedGrant};
+pub use trial::{check_settings, reach};
 pub use users::EntryChange;
 
 use std::collections::HashSet;
