@@ -17,6 +17,7 @@ mod checking;
 mod clients;
 mod clocks;
 mod crash;
+mod documents;
 mod drain;
 mod durable;
 mod exhaustion;
