@@ -27,6 +27,7 @@ packages() {
     need redis-server redis-server
     need ip iproute2
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    python3 -c 'import yaml' 2>/dev/null || missing+=(python3-yaml)
     [ "${#missing[@]}" -gt 0 ] || return 0
     local sudo=""
     [ "$(id -u)" = 0 ] || sudo=sudo

@@ -1,6 +1,7 @@
-//! The command line: serve, check, store, hash-password, new-key, emulate.
+//! The command line: serve, check, health, store, hash-password, new-key, emulate.
 
 mod check;
+mod health;
 mod store;
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
@@ -19,11 +20,13 @@ use crate::logging::Logging;
 use crate::secret::Secret;
 use crate::webapp::check_password;
 use crate::{app, identity, logging};
+use health::Question;
 
 const EXAMPLES: &str = "\
 Examples:
   tollgate                             serve with config.toml of this folder
   tollgate check --config gate.toml    print all problems, or what was understood
+  tollgate health --ready              whether the running gate would serve a request
   tollgate hash-password < password    a hash for [users] first_admin
   tollgate new-key --name prometheus   a key for a service, and its [[api_key]]
   tollgate store export > backup.jsonl all that outlives a restart, while no gate runs
@@ -57,6 +60,12 @@ enum Command {
         /// Also connect: name, certificate, login (it spends one at the upstream), store.
         #[arg(long)]
         connect: bool,
+    },
+    /// Ask the running gate whether it is alive: one line, exit code 0 or 1.
+    Health {
+        /// Ask whether the next request would succeed instead.
+        #[arg(long)]
+        ready: bool,
     },
     /// Read a password from standard input and print its hash.
     HashPassword,
@@ -133,6 +142,13 @@ fn command(arguments: Arguments) -> Result<ExitCode, Error> {
             serve(&path)
         }
         Command::Check { connect } => check::run(&path, connect, &mut out).map(done),
+        Command::Health { ready } => {
+            let question = match ready {
+                true => Question::Ready,
+                false => Question::Alive,
+            };
+            health::run(&path, question, &mut out)
+        }
         Command::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
         Command::NewKey { name } => new_key(&name, &mut out).map(done),
         Command::Store { command } => {

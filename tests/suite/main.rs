@@ -16,6 +16,7 @@ mod canary;
 mod checking;
 mod clients;
 mod clocks;
+mod container;
 mod crash;
 mod documents;
 mod drain;
