@@ -2,11 +2,15 @@
 
 use std::net::SocketAddr;
 
+use crate::config::Problems;
 use crate::{admin, identity, listener, store, upstream};
 
 /// Why the program could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Files or settings that the configuration leads to are of no use.
+    #[error(transparent)]
+    Unusable(#[from] Problems),
     #[error("cannot open listener {address}")]
     Listener {
         address: SocketAddr,

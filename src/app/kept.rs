@@ -42,10 +42,10 @@ pub(super) struct Kept {
 
 pub(super) async fn open(
     config: &Config,
+    seal: Option<Arc<Seal>>,
     life: (&Tasks, &Stop),
     (metrics, quit): (&Arc<Metrics>, &CancellationToken),
 ) -> Result<Kept, Error> {
-    let seal = seal(&config.store)?;
     let (store, contents) = match &config.store.place {
         StorePlace::Memory => (Store::Memory, Contents::default()),
         StorePlace::Shared(settings) => {
@@ -108,7 +108,7 @@ pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &To
     }
 }
 
-fn seal(settings: &config::Store) -> Result<Option<Arc<Seal>>, Error> {
+pub(super) fn seal(settings: &config::Store) -> Result<Option<Arc<Seal>>, Error> {
     let Some(key) = &settings.key else {
         return Ok(None);
     };

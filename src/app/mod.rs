@@ -3,11 +3,14 @@
 //! tests and the benches all start here.
 
 mod banner;
+mod check;
 #[cfg(feature = "emulator")]
 mod demo;
+mod drain;
 mod error;
 mod kept;
 mod operator;
+mod prepare;
 mod program;
 mod reload;
 mod upstream_change;
@@ -22,8 +25,9 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
+pub use check::{Finding, check, check_connections};
 pub use error::Error;
 #[cfg(feature = "emulator")]
 pub use program::emulate;
@@ -33,11 +37,13 @@ use crate::admin;
 use crate::config::Config;
 use crate::identity::{FirstAdmin, Keys};
 use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
+use crate::listener::Tls;
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared, keep_probe_tried};
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
 use kept::Kept;
+use prepare::prepare;
 use upstream_change::PendingUpstream;
 use worker::Gate;
 
@@ -133,12 +139,14 @@ async fn build(
     let readiness = Readiness::default();
     let starting = readiness.not_yet();
 
-    let gates = open_gates(&config, &metrics)?;
+    make_certificates(&config)?;
+    let prepared = prepare(&config, config_file.as_deref(), &metrics)?;
+    let gates = open_gates(&config, prepared.listeners)?;
     let life = (&tasks, control);
     let (operator, desk) = open_desk(&config, life, &metrics)?;
     start_emulator(&config, &tasks, control).await?;
 
-    let kept = kept::open(&config, life, (&metrics, quit)).await?;
+    let kept = kept::open(&config, prepared.seal, life, (&metrics, quit)).await?;
     let (users, first_admin) = kept.users(&config.users).await?;
     let tokens = match kept.tokens(&config, users.as_ref(), &metrics).await {
         Ok(tokens) => tokens,
@@ -151,9 +159,9 @@ async fn build(
     kept::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
     let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
-    let upstream = upstream.announced_as(&via).keeping(kept.lease_keeper());
-    let upstream = upstream.open()?;
-    let live = first_rules(&config, &kept, upstream, &metrics);
+    let upstream = upstream.of(prepared.upstream).announced_as(&via);
+    let upstream = upstream.keeping(kept.lease_keeper()).open()?;
+    let live = first_rules(&config, &kept, upstream, prepared.routes, &metrics);
     let shared = Arc::new(Shared {
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
@@ -189,11 +197,12 @@ fn first_rules(
     config: &Arc<Config>,
     kept: &Kept,
     upstream: Arc<Upstream>,
+    routes: RouteTable,
     metrics: &Arc<Metrics>,
 ) -> Live {
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(metrics));
     Live {
-        routes: RouteTable::new(&config.routes),
+        routes,
         keys: Keys::new(&config.api_keys),
         ring: kept.ring(),
         limiter: Arc::new(limiter),
@@ -216,13 +225,13 @@ fn open_desk(
     Ok((address, desk))
 }
 
-fn open_gates(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Gate>, Error> {
-    make_certificates(config)?;
+fn open_gates(config: &Config, tls: Vec<Option<Arc<Tls>>>) -> Result<Vec<Gate>, Error> {
     config
         .listeners
         .iter()
-        .map(|settings| {
-            Gate::open(settings, config.workers, metrics).map_err(|source| Error::Listener {
+        .zip(tls)
+        .map(|(settings, tls)| {
+            Gate::open(settings, config.workers, tls).map_err(|source| Error::Listener {
                 address: settings.address,
                 source,
             })
@@ -294,46 +303,6 @@ impl Parts {
             };
             reload.start(file, Arc::clone(&self.config), Arc::clone(&steering.hup));
         }
-    }
-
-    async fn drain(&self, workers: worker::Workers, steering: &Steering) -> Ending {
-        let settings = self.shared.live.load().config.drain.clone();
-        let _draining = self.readiness.not_yet();
-        info!(wait = ?settings.wait, deadline = ?settings.deadline, "draining");
-        tokio::select! {
-            () = tokio::time::sleep(settings.wait) => {}
-            () = steering.quit_now.cancelled() => {}
-        }
-        self.edge.drain();
-        let mut all = std::pin::pin!(workers.ended());
-        let ended = tokio::select! {
-            is_well = &mut all => Some(is_well),
-            () = tokio::time::sleep(settings.deadline) => None,
-            () = steering.quit_now.cancelled() => None,
-        };
-        if ended.is_none() {
-            warn!("drain was cut short; requests in flight are dropped");
-            self.edge.abort();
-            // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
-            let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
-        }
-        match (self.tasks.failed(), ended) {
-            (0, Some(true)) => Ending::Clean,
-            (0, None) => Ending::Cut,
-            _ => Ending::Failed,
-        }
-    }
-
-    async fn end(&self) {
-        self.control.abort();
-        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())
-            .await
-            .is_err()
-        {
-            warn!("a background task did not end in time");
-        }
-        self.kept.close().await;
-        info!("stopped");
     }
 }
 

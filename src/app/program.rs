@@ -20,8 +20,8 @@ use crate::metrics::Metrics;
 /// For threads that still run when everything has been said and done.
 const LEAVE: Duration = Duration::from_secs(1);
 
-/// Serves until told to stop. Called once, from `main`'s thread.
-pub fn serve(path: &Path, loaded: Loaded, logging: Arc<Logging>) -> Result<Ending, Error> {
+/// Serves until told to stop. Called once, from `main`'s thread, which closes the log.
+pub fn serve(path: &Path, loaded: Loaded, logging: &Arc<Logging>) -> Result<Ending, Error> {
     protect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -29,7 +29,7 @@ pub fn serve(path: &Path, loaded: Loaded, logging: Arc<Logging>) -> Result<Endin
         .enable_all()
         .build()
         .map_err(Error::Runtime)?;
-    let ending = runtime.block_on(run(path.to_owned(), loaded, logging));
+    let ending = runtime.block_on(run(path.to_owned(), loaded, Arc::clone(logging)));
     // What was worth waiting for has been waited for; a thread that a disk holds is not.
     runtime.shutdown_timeout(LEAVE);
     ending
@@ -47,6 +47,7 @@ async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<End
             info!("told to stop before it was ready");
             return Ok(Ending::Clean);
         }
+        Err(Error::Unusable(problems)) => return Err(problems.located(&loaded.lines).into()),
         bound => bound?,
     };
     let admin = bound.take_first_admin();
@@ -59,15 +60,23 @@ async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<End
     bound.run(steering).await
 }
 
-/// Counts what the log had to drop.
+/// Counts what the log had to drop, and says so when it has stopped dropping.
 async fn follow_log(metrics: Arc<Metrics>, logging: Arc<Logging>) {
+    let mut told = 0;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let dropped = u64::try_from(logging.dropped()).unwrap_or(u64::MAX);
         let known = metrics.log_lines_dropped.get();
-        metrics
-            .log_lines_dropped
-            .inc_by(dropped.saturating_sub(known));
+        let more = dropped.saturating_sub(known);
+        metrics.log_lines_dropped.inc_by(more);
+        if more == 0 && dropped > told {
+            let lines = dropped - told;
+            warn!(
+                lines,
+                "log lines were lost: standard output did not take them"
+            );
+            told = dropped;
+        }
     }
 }
 

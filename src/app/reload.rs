@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::prepare::{Prepared, prepare};
 use super::upstream_change::{PendingUpstream, UpstreamChange};
 use super::worker::Gate;
 use super::{Applied, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::{Stop, Tasks};
-use crate::pipeline::{Limiter, Live, RouteTable, Shared};
-use crate::upstream::{LeaseKeeper, Upstream, UpstreamOpening};
+use crate::metrics::Metrics;
+use crate::pipeline::{Limiter, Live, Shared};
+use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
 
 /// What a reload may touch.
 #[derive(Debug)]
@@ -63,8 +65,10 @@ impl Reload {
     async fn apply(&self, config: Arc<Config>) -> Result<(), Error> {
         let old = self.shared.live.load_full();
         // Everything that can fail comes before the first thing that changes.
-        self.check_listeners(&config)?;
-        let open = || self.open_upstream(&old, &config);
+        let Prepared {
+            upstream, routes, ..
+        } = prepare(&config, None, &Metrics::new())?;
+        let open = || self.open_upstream(&old, &config, upstream);
         let change = self.pending.change(&old, &config.upstream, open).await?;
         self.apply_listeners(&config)?;
         self.shared.tokens.reload(&config.users);
@@ -82,7 +86,7 @@ impl Reload {
             UpstreamChange::Later(_) => (&old.upstream, with_upstream_of(&old, &config)),
         };
         let live = Live {
-            routes: RouteTable::new(&config.routes),
+            routes,
             keys: old.keys.reload(&config.api_keys),
             ring: Arc::clone(&old.ring),
             limiter: Arc::new(limiter),
@@ -118,10 +122,16 @@ impl Reload {
         });
     }
 
-    fn open_upstream(&self, old: &Live, config: &Config) -> Result<Arc<Upstream>, Error> {
+    fn open_upstream(
+        &self,
+        old: &Live,
+        config: &Config,
+        materials: UpstreamMaterials,
+    ) -> Result<Arc<Upstream>, Error> {
         let metrics = &self.shared.metrics;
         let keeper = self.lease_keeper.clone().map(LeaseKeeper::without_the_kept);
         UpstreamOpening::new(&config.upstream, &self.tasks, &self.control, metrics)
+            .of(materials)
             .announced_as(&self.shared.via)
             .keeping(keeper)
             .after(&old.upstream)
@@ -140,18 +150,6 @@ impl Reload {
             let mut wanted = config.listeners.iter();
             Some((gate, wanted.find(|wanted| wanted.address == bound)?))
         })
-    }
-
-    fn check_listeners(&self, config: &Config) -> Result<(), Error> {
-        for (gate, settings) in self.listeners(config) {
-            if let (Some(tls), Some(files)) = (gate.tls(), &settings.tls) {
-                tls.check(files).map_err(|source| Error::Listener {
-                    address: gate.address(),
-                    source,
-                })?;
-            }
-        }
-        Ok(())
     }
 
     fn apply_listeners(&self, config: &Config) -> Result<(), Error> {

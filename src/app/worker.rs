@@ -33,12 +33,8 @@ impl Gate {
     pub(super) fn open(
         settings: &config::Listener,
         workers: usize,
-        metrics: &Arc<Metrics>,
+        tls: Option<Arc<Tls>>,
     ) -> Result<Self, listener::Error> {
-        let tls = match &settings.tls {
-            Some(tls) => Some(Tls::open(tls, metrics)?),
-            None => None,
-        };
         let bound = listener::bind(settings, workers)?;
         Ok(Self {
             address: bound.address(),
@@ -123,6 +119,8 @@ pub(super) fn start(
             .name(format!("worker-{index}"))
             .spawn(move || {
                 run(&runtime, doors, shared, (tasks, &stop));
+                // Drops what is left: requests in it write their access lines now.
+                runtime.shutdown_background();
                 let _ = ended.send(()); // nobody waits any more: nothing to tell
             })
             .map_err(Error::Worker)?;

@@ -1,27 +1,32 @@
-//! The command line: serve, check, store, hash-password, new-key, emulate.
+//! The command line: serve, check, health, store, hash-password, new-key, emulate.
 
+mod check;
+mod health;
 mod store;
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use sha2::{Digest as _, Sha256};
 
 use crate::app::Ending;
 use crate::causes::causes;
-use crate::config::{self, Loaded, Rows};
+use crate::config;
 use crate::logging::Logging;
 use crate::secret::Secret;
 use crate::webapp::check_password;
 use crate::{app, identity, logging};
+use health::Question;
 
 const EXAMPLES: &str = "\
 Examples:
   tollgate                             serve with config.toml of this folder
   tollgate check --config gate.toml    print all problems, or what was understood
+  tollgate health --ready              whether the running gate would serve a request
   tollgate hash-password < password    a hash for [users] first_admin
   tollgate new-key --name prometheus   a key for a service, and its [[api_key]]
   tollgate store export > backup.jsonl all that outlives a restart, while no gate runs
@@ -50,8 +55,18 @@ struct Arguments {
 enum Command {
     /// Run the gate; also what happens without a command.
     Serve,
-    /// Check the config file: all problems at once, or what was understood.
-    Check,
+    /// Check the config file and all it leads to on this host: every problem, or what was understood.
+    Check {
+        /// Also connect: name, certificate, login (it spends one at the upstream), store.
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Ask the running gate whether it is alive: one line, exit code 0 or 1.
+    Health {
+        /// Ask whether the next request would succeed instead.
+        #[arg(long)]
+        ready: bool,
+    },
     /// Read a password from standard input and print its hash.
     HashPassword,
     /// Make a key for a service: printed once, kept nowhere.
@@ -81,7 +96,7 @@ enum Error {
     #[error("cannot start the log")]
     Log(#[from] logging::Error),
     #[error("cannot run")]
-    App(#[from] app::Error),
+    App(#[source] app::Error),
     #[error("cannot read the password")]
     Unread(#[source] io::Error),
     #[error("no password on standard input")]
@@ -94,6 +109,15 @@ enum Error {
     Store(#[from] crate::store::TransferError),
     #[error("cannot write the answer")]
     Unwritten(#[from] io::Error),
+}
+
+impl From<app::Error> for Error {
+    fn from(error: app::Error) -> Self {
+        match error {
+            app::Error::Unusable(problems) => Self::Config(problems),
+            other => Self::App(other),
+        }
+    }
 }
 
 /// Runs what the command line asks for.
@@ -117,7 +141,14 @@ fn command(arguments: Arguments) -> Result<ExitCode, Error> {
             drop(out);
             serve(&path)
         }
-        Command::Check => check(&path, &mut out).map(done),
+        Command::Check { connect } => check::run(&path, connect, &mut out).map(done),
+        Command::Health { ready } => {
+            let question = match ready {
+                true => Question::Ready,
+                false => Question::Alive,
+            };
+            health::run(&path, question, &mut out)
+        }
         Command::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
         Command::NewKey { name } => new_key(&name, &mut out).map(done),
         Command::Store { command } => {
@@ -151,35 +182,36 @@ fn tell(error: &Error) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// How long a last word may take.
+const TELLING: Duration = Duration::from_secs(1);
+
 fn serve(path: &Path) -> Result<ExitCode, Error> {
     let loaded = config::load(path)?;
     let logging = Arc::new(Logging::start(&loaded.config.log)?);
     for warning in &loaded.warnings {
         tracing::warn!(line = warning.line, "config: {warning}");
     }
-    Ok(match app::serve(path, loaded, logging)? {
-        Ending::Clean => ExitCode::SUCCESS,
-        Ending::Cut | Ending::Failed => ExitCode::FAILURE,
+    let ending = app::serve(path, loaded, &logging);
+    let lost = logging.close();
+    if lost > 0 {
+        tell_in_time(format!(
+            "{lost} lines of the log were lost: standard output did not take them\n"
+        ));
+    }
+    Ok(match ending? {
+        Ending::Clean if lost == 0 => ExitCode::SUCCESS,
+        Ending::Clean | Ending::Cut | Ending::Failed => ExitCode::FAILURE,
     })
 }
 
-fn check(path: &Path, out: &mut impl io::Write) -> Result<(), Error> {
-    let found = config::load(path);
-    let warnings = match &found {
-        Ok(loaded) => &loaded.warnings,
-        Err(problems) => &problems.warnings,
-    };
-    if !warnings.is_empty() {
-        writeln!(
-            io::stderr(),
-            "{}: warnings{}",
-            path.display(),
-            Rows(warnings)
-        )?;
-    }
-    let Loaded { config, .. } = found?;
-    write!(out, "{}", config.describe())?;
-    Ok(())
+/// Standard error may lead to the reader that does not read.
+fn tell_in_time(text: String) {
+    let (told, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = io::stderr().write_all(text.as_bytes());
+        let _ = told.send(());
+    });
+    let _ = wait.recv_timeout(TELLING);
 }
 
 /// A longer line is no password that the users node would take.

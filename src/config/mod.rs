@@ -16,7 +16,7 @@ mod tests;
 mod users;
 
 pub use difference::Difference;
-pub use file::{is_name, load, parse, parse_quota};
+pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{Loaded, Problem, Problems, Rows};
 pub use profile::whatsapp_routes;

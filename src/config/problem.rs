@@ -1,8 +1,9 @@
 //! What is wrong with a config file: all of it at once, never a value that could be a secret.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use super::Config;
+use super::{Config, KeyLines};
 
 /// One thing that is wrong, where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,18 +31,59 @@ impl fmt::Display for Problem {
 pub struct Loaded {
     pub config: Config,
     pub warnings: Vec<Problem>,
+    /// Where its keys stand.
+    pub lines: KeyLines,
 }
 
 /// A config file that was refused. `Display` prints the whole list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Problems {
     /// The file's name, for the heading.
     pub file: String,
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
+    /// What could be understood all the same, defaults in the place of what is wrong: good to
+    /// look for further problems, and for nothing else.
+    pub rest: Option<Box<(Config, KeyLines)>>,
 }
 
 impl std::error::Error for Problems {}
+
+impl Problems {
+    /// Of a configuration that was read from `file` and cannot be used.
+    pub fn found(file: String, problems: Vec<Problem>) -> Self {
+        Self {
+            file,
+            problems,
+            warnings: Vec::new(),
+            rest: None,
+        }
+    }
+
+    /// With those of `more` that are on lines of their own: a second problem with one value says
+    /// the same in other words.
+    #[must_use]
+    pub fn and(mut self, more: Self) -> Self {
+        let known: BTreeSet<_> = self.problems.iter().map(|problem| problem.line).collect();
+        let new = more.problems.into_iter();
+        self.problems
+            .extend(new.filter(|problem| !known.contains(&problem.line)));
+        self.problems
+            .sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        self
+    }
+
+    /// With the line of each key, in the order of lines.
+    #[must_use]
+    pub fn located(mut self, lines: &KeyLines) -> Self {
+        for problem in &mut self.problems {
+            problem.line = problem.line.or_else(|| lines.line(&problem.key));
+        }
+        let by_line = |problem: &Problem| problem.line.unwrap_or(usize::MAX);
+        self.problems.sort_by_key(by_line);
+        self
+    }
+}
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,6 +149,7 @@ mod tests {
                 row(Some(112), "http.min_body_rate", Some("mend it")),
             ],
             warnings: Vec::new(),
+            rest: None,
         };
         assert_eq!(
             problems.to_string(),

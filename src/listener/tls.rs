@@ -93,12 +93,6 @@ impl Tls {
         Ok(true)
     }
 
-    /// Whether `replace` would take these settings now; changes nothing.
-    pub fn check(&self, settings: &config::ListenerTls) -> Result<(), Error> {
-        let read = pairs::read(&settings.certificates);
-        build(settings, read, &self.resumption).map(|_| ())
-    }
-
     /// Other files, or another version range, from a reloaded configuration. On an
     /// error all stays as it was.
     pub fn replace(&self, settings: &config::ListenerTls) -> Result<(), Error> {

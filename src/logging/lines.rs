@@ -1,186 +1,135 @@
-//! The short way for access lines, of which there are as many as requests: each worker
-//! writes into a buffer of its own, and one thread empties the buffers from time to
-//! time. A worker never waits for the reader; lines too many are dropped and counted.
+//! Where log lines gather until the writer takes them. Access lines, of which there are as
+//! many as requests, have one buffer for each worker; all others share one. Nobody who adds
+//! a line waits for the reader of the log; lines too many are dropped and counted.
 
-use std::io::{self, Write as _};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memchr::memchr_iter;
+use tracing_subscriber::fmt::MakeWriter;
 
+use super::writer::{Call, Shared};
 use crate::clock;
 use crate::config::LogFormat;
 
-/// How long lines may gather before they are written.
-const GATHER: Duration = Duration::from_millis(50);
 /// How much may gather: less than a processor's own cache holds, so that neither the
 /// worker nor the writer waits for memory.
 const FULL: usize = 64 * 1024;
-/// Bytes kept for a slow reader, for each worker.
-const KEPT: usize = 8 * 1024 * 1024;
-/// A buffer that has grown beyond this is given back when it is empty.
-const ORDINARY: usize = 256 * 1024;
+/// Bytes kept for a slow reader, for each buffer.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 
-/// One in a process, as there is one standard output.
-static RUNNING: OnceLock<Arc<Shared>> = OnceLock::new();
-
-/// The running writer. Dropping it writes what is still kept.
-#[derive(Debug)]
-pub(super) struct Writer {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    format: LogFormat,
-    buffers: Mutex<Vec<Weak<Lines>>>,
-    call: Mutex<Call>,
-    called: Condvar,
-    dropped: AtomicUsize,
-}
-
-/// What the thread waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Call {
-    Nothing,
-    Lines,
-    /// A buffer is full: at once.
-    Full,
-    End,
-}
-
-/// One worker's access lines.
+/// One worker's access lines, or all lines that are no access lines.
 #[derive(Debug)]
 pub struct Lines {
-    kept: Mutex<Kept>,
+    buffer: Mutex<Buffer>,
     shared: Arc<Shared>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Buffer {
     text: Vec<u8>,
+    /// How many lines `text` has.
+    lines: usize,
     /// The second whose date and time `stamp` is.
     second: u64,
     stamp: String,
 }
 
-impl Writer {
-    pub(super) fn start(format: LogFormat) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            format,
-            buffers: Mutex::default(),
-            call: Mutex::new(Call::Nothing),
-            called: Condvar::new(),
-            dropped: AtomicUsize::new(0),
-        });
-        let work = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("access log".to_owned());
-        let thread = thread.spawn(move || work.run())?;
-        // A second log in one process is refused by whoever starts this one.
-        let _ = RUNNING.set(Arc::clone(&shared));
-        Ok(Self {
+impl Lines {
+    pub(super) fn new(shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self {
+            buffer: Mutex::default(),
             shared,
-            thread: Some(thread),
         })
     }
 
-    pub(super) fn dropped(&self) -> usize {
-        self.shared.dropped.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.shared.call(Call::End);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // a panic there has been told by the panic hook
-        }
-    }
-}
-
-impl Shared {
-    fn run(&self) {
-        let mut spare = Vec::new();
-        loop {
-            let call = lock(&self.call);
-            let call = self.called.wait_while(call, |call| *call == Call::Nothing);
-            let call = call.unwrap_or_else(PoisonError::into_inner);
-            let gathered = self
-                .called
-                .wait_timeout_while(call, GATHER, |call| *call == Call::Lines);
-            let (mut call, _) = gathered.unwrap_or_else(PoisonError::into_inner);
-            let is_end = std::mem::replace(&mut *call, Call::Nothing) == Call::End;
-            drop(call);
-            self.empty(&mut spare);
-            if is_end {
-                return;
-            }
-        }
-    }
-
-    fn empty(&self, spare: &mut Vec<u8>) {
-        let mut buffers = lock(&self.buffers);
-        buffers.retain(|lines| lines.strong_count() > 0);
-        let all: Vec<Arc<Lines>> = buffers.iter().filter_map(Weak::upgrade).collect();
-        drop(buffers);
-        for lines in all {
-            std::mem::swap(&mut lock(&lines.kept).text, spare);
-            if io::stdout().lock().write_all(spare).is_err() {
-                let lines = memchr_iter(b'\n', spare).count();
-                self.dropped.fetch_add(lines, Ordering::Relaxed);
-            }
-            spare.clear();
-            spare.shrink_to(ORDINARY);
-        }
-    }
-
-    fn call(&self, what: Call) {
-        let mut call = lock(&self.call);
-        *call = (*call).max(what);
-        drop(call);
-        self.called.notify_one();
-    }
-}
-
-impl Lines {
     /// What one worker writes its lines into; None when no log has been started.
     pub fn open() -> Option<Arc<Self>> {
-        let shared = Arc::clone(RUNNING.get()?);
-        let lines = Arc::new(Self {
-            kept: Mutex::default(),
-            shared: Arc::clone(&shared),
-        });
-        lock(&shared.buffers).push(Arc::downgrade(&lines));
-        Some(lines)
+        Some(Shared::running()?.open_lines())
     }
 
     pub fn format(&self) -> LogFormat {
         self.shared.format
     }
 
-    /// Keeps the line that `write` makes; it is given the buffer and the time as text.
+    /// Adds the line that `write` makes; it is given the buffer and the time as text.
     pub fn add(&self, write: impl FnOnce(&mut Vec<u8>, Stamp<'_>)) {
-        let mut kept = lock(&self.kept);
-        if kept.text.len() > KEPT {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        let Some(mut buffer) = self.buffer_with_room() else {
             return;
-        }
-        let before = kept.text.len();
+        };
+        let before = buffer.text.len();
         let micros = clock::unix_micros();
-        kept.turn_to(micros / 1_000_000);
-        let Kept { text, stamp, .. } = &mut *kept;
+        buffer.turn_to(micros / 1_000_000);
+        let Buffer { text, stamp, .. } = &mut *buffer;
         let micros = u32::try_from(micros % 1_000_000).unwrap_or(0);
         write(text, Stamp { stamp, micros });
-        let after = text.len();
-        drop(kept);
+        buffer.lines += 1;
+        let after = buffer.text.len();
+        drop(buffer);
         if before < FULL && after >= FULL {
-            self.shared.call(Call::Full);
+            self.shared.call(Call::Now);
         } else if before == 0 {
             self.shared.call(Call::Lines);
         }
+    }
+
+    /// Adds a line that is made already, and has it written at once.
+    fn add_made(&self, line: &[u8]) {
+        let Some(mut buffer) = self.buffer_with_room() else {
+            return;
+        };
+        buffer.text.extend_from_slice(line);
+        buffer.lines += 1;
+        drop(buffer);
+        self.shared.call(Call::Now);
+    }
+
+    fn buffer_with_room(&self) -> Option<MutexGuard<'_, Buffer>> {
+        let buffer = self.lock();
+        if buffer.text.len() > MOST_BYTES {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(buffer)
+    }
+
+    /// Takes all text, for which the buffer gets `spare`. `count` is told how many lines they are
+    /// before anybody else can look.
+    pub(super) fn take(&self, spare: &mut Vec<u8>, count: impl FnOnce(usize)) {
+        let mut buffer = self.lock();
+        std::mem::swap(&mut buffer.text, spare);
+        count(std::mem::take(&mut buffer.lines));
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.lock().lines
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the log's formatter writes into: each write is one whole line.
+#[derive(Clone, Debug)]
+pub(super) struct LineWriter(pub(super) Arc<Lines>);
+
+impl io::Write for LineWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.add_made(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(()) // that is the writer's work
+    }
+}
+
+impl<'a> MakeWriter<'a> for LineWriter {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
     }
 }
 
@@ -205,7 +154,7 @@ impl Stamp<'_> {
     }
 }
 
-impl Kept {
+impl Buffer {
     fn turn_to(&mut self, second: u64) {
         if second == self.second {
             return;
@@ -221,20 +170,16 @@ impl Kept {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_stamp_reads_as_rfc_3339() {
-        let mut kept = Kept::default();
-        kept.turn_to(1_795_667_478);
+        let mut buffer = Buffer::default();
+        buffer.turn_to(1_795_667_478);
         let mut text = Vec::new();
-        let stamp = &kept.stamp;
+        let stamp = &buffer.stamp;
         Stamp {
             stamp,
             micros: 1_964,
@@ -245,21 +190,13 @@ mod tests {
 
     #[test]
     fn lines_too_many_for_the_reader_are_dropped_and_counted() {
-        let shared = Arc::new(Shared {
-            format: LogFormat::Json,
-            buffers: Mutex::default(),
-            call: Mutex::new(Call::Nothing),
-            called: Condvar::new(),
-            dropped: AtomicUsize::new(0),
-        });
-        let lines = Lines {
-            kept: Mutex::default(),
-            shared: Arc::clone(&shared),
-        };
-        lines.add(|text, _| text.resize(KEPT + 1, b'x'));
+        let shared = Arc::new(Shared::new(LogFormat::Json));
+        let lines = shared.open_lines();
+        lines.add(|text, _| text.resize(MOST_BYTES + 1, b'x'));
         lines.add(|text, _| text.push(b'y'));
-        assert_eq!(shared.dropped.load(Ordering::Relaxed), 1);
-        assert_eq!(lock(&lines.kept).text.len(), KEPT + 1);
-        assert_eq!(*lock(&shared.call), Call::Full);
+        lines.add_made(b"z\n");
+        assert_eq!(shared.dropped.load(Ordering::Relaxed), 2);
+        assert_eq!(lines.lock().text.len(), MOST_BYTES + 1);
+        assert_eq!(shared.waiting(), 1);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use prometheus::core::Collector as _;
 use prometheus::{
     Encoder as _, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Registry, TextEncoder,
@@ -352,6 +353,16 @@ impl Metrics {
         };
         metrics.config_good.set(1);
         Arc::new(metrics)
+    }
+
+    /// Requests that have ended since the start, each with its access line.
+    pub fn requests_ended(&self) -> u64 {
+        let families = self.requests.collect();
+        let counts = families.iter().flat_map(|family| family.get_metric());
+        // Whole numbers, and none that a float could not hold.
+        counts
+            .map(|count| count.get_counter().get_value() as u64)
+            .sum()
     }
 
     /// All families in the Prometheus text format.

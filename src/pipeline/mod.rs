@@ -28,6 +28,7 @@ mod scrub;
 mod steps;
 mod streaming;
 mod trace;
+mod tried_user;
 mod unknown;
 mod upload;
 mod upstream_turn;
@@ -40,7 +41,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 
 pub use answer_body::Body;
@@ -67,11 +68,13 @@ use crate::token::{TokenDigest, TokenStore};
 use crate::upstream::Upstream;
 use crate::via::GatewayVia;
 use authenticate::{Authenticated, authenticate};
+use credential::basic;
 use forward::Way;
 use here::{Here, Newest};
 use ready::{Ready, credential_source};
 use record::Record;
 use relay::Relay;
+use tried_user::TriedUser;
 use unknown::Asked;
 use users_node::UsersNode;
 
@@ -231,6 +234,11 @@ impl Pipeline {
         (head, body): (&Parts, ClientBody),
         (peer, record): (&Peer, &mut Record),
     ) -> Result<Response<Body>, Rejection> {
+        if kind == UsersCall::Login
+            && let Some(tried) = self.tried_user(ready.live, &head.headers)
+        {
+            record.tried_user(tried);
+        }
         let body = ready.bounded(body)?;
         record.body(body.handle());
         if let Some(users) = &self.shared.users {
@@ -254,9 +262,28 @@ impl Pipeline {
             settings: &ready.live.config.users,
         };
         let call = ready.call(kind, head);
-        relay
+        let answer = relay
             .answer(&call, &ready.who, (request, body), record)
-            .await
+            .await?;
+        if kind == UsersCall::Login && answer.status().is_success() {
+            let credential = basic(&head.headers).map_err(Rejection::BadLogin)?;
+            record.tried_user(TriedUser::known(&credential.username));
+        }
+        Ok(answer)
+    }
+
+    /// Who logs in, for the access line; None: the credential is none.
+    fn tried_user(&self, live: &Live, headers: &HeaderMap) -> Option<TriedUser> {
+        let name = basic(headers).ok()?.username;
+        let is_known = match &self.shared.users {
+            Some(users) => users.show(&name).is_some(),
+            // Whom the Webapp has let in through this gate within a week.
+            None => live.limiter.knows_user(&name),
+        };
+        Some(match is_known {
+            true => TriedUser::known(&name),
+            false => TriedUser::unknown(&name),
+        })
     }
 
     fn way<'a>(&'a self, here: &'a Here, ready: &Ready<'a>) -> Way<'a> {

@@ -21,6 +21,7 @@ use super::request_body::BodyHandle;
 use super::route::Entry;
 use super::streaming::StreamError;
 use super::trace::{Hex, Trace};
+use super::tried_user::TriedUser;
 use crate::identity::Client;
 use crate::logging::Lines;
 use crate::metrics::{Blame, Label as _, Reason};
@@ -38,6 +39,8 @@ pub(super) struct Record {
     /// Index in the rules' table.
     route: Option<usize>,
     client: Option<Client>,
+    /// Of a login.
+    tried_user: Option<Box<TriedUser>>,
     /// None: the client left before there was an answer.
     status: Option<StatusCode>,
     upstream_status: Option<u16>,
@@ -72,6 +75,7 @@ impl Record {
             peer: peer.ip(),
             route: None,
             client: None,
+            tried_user: None,
             status: None,
             upstream_status: None,
             blame: Blame::None,
@@ -108,6 +112,10 @@ impl Record {
 
     pub(super) fn client(&mut self, client: &Client) {
         self.client = Some(client.clone());
+    }
+
+    pub(super) fn tried_user(&mut self, user: TriedUser) {
+        self.tried_user = Some(Box::new(user));
     }
 
     pub(super) fn body(&mut self, body: BodyHandle) {
@@ -202,6 +210,9 @@ impl Record {
                 key!("client"),
                 self.client.as_ref().map_or("", Client::name),
             );
+            if let Some(user) = &self.tried_user {
+                line.text(key!("user_tried"), user.text());
+            }
             line.text(key!("route"), route.map_or("", |route| &route.name));
             line.text(key!("method"), self.method.as_str());
             line.text(

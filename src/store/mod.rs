@@ -13,7 +13,7 @@ mod transfer;
 
 #[cfg(test)]
 pub(crate) use embedded::Disk;
-pub use embedded::{Compacted, Embedded, Import, Mode, Offline, OpenError};
+pub use embedded::{Compacted, Embedded, Import, Mode, Offline, OpenError, StoreLook, look};
 pub use record::{
     Digest, GrantRecord, KeyRecord, Origin, PhcText, Record, SealedBytes, SealedLease, UserEpoch,
     UserRecord,

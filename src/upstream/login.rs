@@ -29,7 +29,7 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Why a login brought no token.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LoginError {
+pub enum LoginError {
     #[error("cannot reach the upstream")]
     Unreachable(#[source] DialError),
     #[error("the connection to the upstream broke during the login")]

@@ -17,7 +17,6 @@ use crate::causes::chain;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
-use crate::names::Names;
 use crate::secret::SecretSource;
 use crate::shares::ShareKey;
 
@@ -48,6 +47,7 @@ mod link;
 mod login;
 mod login_plan;
 mod login_task;
+mod materials;
 mod opening;
 mod own_requests;
 mod pace;
@@ -75,6 +75,7 @@ mod sync {
 #[cfg(test)]
 mod tests;
 mod token_probe;
+mod trial;
 mod trust;
 
 pub use accepted_paths::PathKey;
@@ -91,16 +92,17 @@ pub use health::{UpstreamHealth, UpstreamOutage};
 pub use held::Patience;
 pub use keeper::LeaseKeeper;
 pub use lease::Lease;
+pub use login::LoginError;
+pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use refused_paths::RefusedRequest;
 pub use session::{Session, Verdict};
 pub use status::{NoLease, Status, Why};
 pub use token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
+pub use trial::{TrialError, UpstreamTrial};
 pub use trust::TrustError;
 
-use address_book::AddressBook;
-use address_memory::AddressMemory;
 use api_key::read_api_key;
 use connect::Dialer;
 use login_plan::LoginPlan;
@@ -161,12 +163,13 @@ impl Upstream {
         UpstreamOpening::new(settings, tasks, stop, metrics).open()
     }
 
-    fn build(opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
+    fn build(mut opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
         let (settings, metrics) = (opening.settings, opening.metrics);
         let (tasks, stop) = (opening.tasks, opening.stop.child());
-        let host = host(settings)?;
-        let dialer = Arc::new(dialer(settings, tasks, &stop)?);
-        let api_key = api_key(settings)?;
+        let mut materials = opening.materials()?;
+        let host = materials.host.clone();
+        let dialer = Arc::new(materials.dialer(settings, tasks, &stop));
+        let api_key = materials.api_key;
         let own = Arc::new(opening.own_requests(&host, &dialer));
         let injection = opening.description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
@@ -341,54 +344,4 @@ async fn watch(upstream: Weak<Upstream>, stop: Stop) {
             tls.reread(&upstream.name);
         }
     }
-}
-
-fn dialer(settings: &config::Upstream, tasks: &Tasks, stop: &Stop) -> Result<Dialer, Error> {
-    let base = &settings.base;
-    let tls = if base.tls {
-        let name = settings.server_name.as_deref().unwrap_or(&base.host);
-        let tls =
-            Tls::open(&settings.trust, name, &settings.name).map_err(|source| Error::Trust {
-                upstream: Arc::clone(&settings.name),
-                source,
-            })?;
-        Some(tls)
-    } else {
-        None
-    };
-    Ok(Dialer {
-        port: base.port,
-        book: AddressBook::new(&base.host, Names::of_this_host(), tasks, stop),
-        memory: AddressMemory::default(),
-        tls,
-        limit: settings.connect_timeout,
-        upstream: Arc::clone(&settings.name),
-    })
-}
-
-fn host(settings: &config::Upstream) -> Result<HeaderValue, Error> {
-    let base = &settings.base;
-    let is_ipv6 = base.host.contains(':');
-    let name = if is_ipv6 {
-        format!("[{}]", base.host)
-    } else {
-        base.host.clone()
-    };
-    let default_port = if base.tls { 443 } else { 80 };
-    let text = if base.port == default_port {
-        name
-    } else {
-        format!("{name}:{}", base.port)
-    };
-    HeaderValue::from_str(&text).map_err(|_| Error::Host {
-        upstream: Arc::clone(&settings.name),
-    })
-}
-
-fn api_key(settings: &config::Upstream) -> Result<Option<Lease>, Error> {
-    let key = settings.api_key.as_ref().map(read_api_key).transpose();
-    key.map_err(|source| Error::ApiKey {
-        upstream: Arc::clone(&settings.name),
-        source,
-    })
 }

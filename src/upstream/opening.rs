@@ -8,6 +8,7 @@ use super::connect::Dialer;
 use super::description::LoginDescription;
 use super::health::UpstreamHealth;
 use super::keeper::LeaseKeeper;
+use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::{Error, Upstream};
 use crate::config;
@@ -26,6 +27,7 @@ pub struct UpstreamOpening<'a> {
     pub(super) keeper: Option<LeaseKeeper>,
     pub(super) before: Option<&'a Upstream>,
     via: Option<GatewayVia>,
+    materials: Option<UpstreamMaterials>,
 }
 
 impl<'a> UpstreamOpening<'a> {
@@ -44,6 +46,7 @@ impl<'a> UpstreamOpening<'a> {
             keeper: None,
             before: None,
             via: None,
+            materials: None,
         }
     }
 
@@ -52,6 +55,15 @@ impl<'a> UpstreamOpening<'a> {
     pub fn described(self, description: LoginDescription) -> Self {
         Self {
             description,
+            ..self
+        }
+    }
+
+    /// Of what has been read already.
+    #[must_use]
+    pub fn of(self, materials: UpstreamMaterials) -> Self {
+        Self {
+            materials: Some(materials),
             ..self
         }
     }
@@ -84,6 +96,19 @@ impl<'a> UpstreamOpening<'a> {
     /// Reads what trust and API key need, and starts the renewer if there is a login.
     pub fn open(self) -> Result<Arc<Upstream>, Error> {
         Upstream::build(self)
+    }
+
+    /// What was read, or is read now.
+    pub(super) fn materials(&mut self) -> Result<UpstreamMaterials, Error> {
+        if let Some(materials) = self.materials.take() {
+            return Ok(materials);
+        }
+        let mut wrong = Vec::new();
+        let read = UpstreamMaterials::read(self.settings, &mut wrong);
+        match wrong.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(read.expect("nothing was wrong with it")),
+        }
     }
 
     /// What requests of the gate itself need.

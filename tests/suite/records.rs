@@ -8,7 +8,7 @@ use tollgate::emulator::Emulator;
 
 use crate::harness::program::{Program, at_ports, binary, free_port};
 use crate::harness::{
-    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, written,
+    ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, WEBAPP_PASSWORD, emulator, eventually, written,
 };
 
 struct Logged {
@@ -18,16 +18,21 @@ struct Logged {
 }
 
 async fn logged(webapp: &Emulator, format: &str) -> Logged {
+    let log = format!("{NO_LIMITS}\n[log]\nformat = \"{format}\"");
+    let logged = running(webapp, &Setup::default().rest(&log));
+    let client = logged.client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+    Logged { client, ..logged }
+}
+
+fn running(webapp: &Emulator, setup: &Setup) -> Logged {
     let folder = tempfile::tempdir().unwrap();
     let ports = (free_port(), free_port());
-    let setup = Setup::default().rest(&format!("{NO_LIMITS}\n[log]\nformat = \"{format}\""));
-    let file = written(folder.path(), webapp, &setup, |text| at_ports(&text, ports));
+    let file = written(folder.path(), webapp, setup, |text| at_ports(&text, ports));
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
     let program = Program::told(command, ports);
     program.wait_for("ready to accept");
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
-    let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
     Logged {
         program,
         client,
@@ -149,4 +154,97 @@ async fn a_text_record_has_the_same_fields_and_no_colours_in_a_file() {
         assert!(line.contains(field), "{field} in {line}");
     }
     assert!(!line.contains('\u{1b}'), "{line:?}");
+}
+
+/// Tries to log in; gives what the access line says of who tried.
+async fn tried(logged: &Logged, name: &str, password: &str) -> (Value, String) {
+    let lines = || {
+        let lines = logged.program.lines().into_iter();
+        lines
+            .filter(|line| line.contains("/v1/users/login"))
+            .collect::<Vec<_>>()
+    };
+    let before = lines().len();
+    let request = logged
+        .client
+        .request(reqwest::Method::POST, "/v1/users/login");
+    request
+        .basic_auth(name, Some(password))
+        .send()
+        .await
+        .unwrap();
+    eventually("the login's line", async || lines().len() > before).await;
+    let line = lines().pop().unwrap();
+    let parsed: Value = serde_json::from_str(&line).unwrap_or_else(|_| Value::Null);
+    (parsed["user_tried"].clone(), line)
+}
+
+const JSON: &str = "[log]\nformat = \"json\"";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_says_who_tried_and_never_a_password() {
+    let webapp = emulator().await;
+    let setup = Setup::default().rest(NO_LIMITS).rest(JSON);
+    let logged = running(&webapp, &setup);
+    let long = "x".repeat(5000);
+    for (name, password, shown) in [
+        (ADMIN, ADMIN_PASSWORD, ADMIN),
+        (ADMIN, "Wrong-Passw0rd!", ADMIN),
+        ("amdin", "Wrong-Passw0rd!", "am…"),
+        (
+            "S3cret!pw-typed-as-name",
+            "x",
+            "(not shown: could be a password)",
+        ),
+        ("ad\",\"status\":200,\"x\":\"\r\n{", "x", "ad\",\"s…"),
+        (
+            "\u{9b}2J\u{202e}\r\nabcdefgh",
+            "x",
+            "\u{fffd}2J\u{fffd}\u{fffd}\u{fffd}a…",
+        ),
+        (&long, "x", "xxxxxxxx…"),
+    ] {
+        let (tried, line) = tried(&logged, name, password).await;
+        assert_eq!(tried, shown, "{line}");
+        assert!(!line.contains(password) || password == "x", "{line}");
+    }
+    let whole = logged.program.lines().join("\n");
+    for secret in [ADMIN_PASSWORD, "Wrong-Passw0rd!", "S3cret!pw"] {
+        assert!(!whole.contains(secret), "{secret}");
+    }
+    let other = record(&logged.program, "/v1/users/login").await;
+    assert_eq!(other["client"], "-");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relayed_login_says_who_tried_too() {
+    let webapp = emulator().await;
+    let relay = Setup::default().users("directory = \"webapp\"");
+    let logged = running(&webapp, &relay.rest(NO_LIMITS).rest(JSON));
+    // Nobody has come in through this gate yet, so nobody is known to it.
+    for (name, password, shown) in [
+        (ADMIN, "Wrong-Passw0rd!", "ad…"),
+        (ADMIN, WEBAPP_PASSWORD, ADMIN),
+        (ADMIN, "Wrong-Passw0rd!", ADMIN),
+        ("amdin", "Wrong-Passw0rd!", "am…"),
+        (WEBAPP_PASSWORD, "x", "(not shown: could be a password)"),
+    ] {
+        let (tried, line) = tried(&logged, name, password).await;
+        assert_eq!(tried, shown, "{line}");
+        assert!(
+            !line.contains(WEBAPP_PASSWORD) && !line.contains("Wrong-"),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_in_a_text_log_stays_one_line() {
+    let webapp = emulator().await;
+    let setup = Setup::default().rest(NO_LIMITS);
+    let logged = running(&webapp, &setup);
+    let (_, line) = tried(&logged, "eve\" status=200\r\n2030-01-01", "x").await;
+    assert!(line.contains(" user_tried=\"eve\\\" sta…\" "), "{line}");
+    let (_, line) = tried(&logged, ADMIN, ADMIN_PASSWORD).await;
+    assert!(line.contains(" user_tried=\"admin\" "), "{line}");
 }

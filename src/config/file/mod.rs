@@ -4,6 +4,7 @@
 
 mod checks;
 mod limits;
+mod lines;
 mod listener;
 mod places;
 mod report;
@@ -27,6 +28,7 @@ use super::{Config, Emulator, Upstream};
 use report::Report;
 use section::Section;
 
+pub use lines::KeyLines;
 pub use units::parse_quota;
 pub use value::is_name;
 
@@ -52,6 +54,7 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
             suggestion: Some("name another with --config".to_owned()),
         }],
         warnings: Vec::new(),
+        rest: None,
     };
     let text = read(path).map_err(|error| refused(format!("cannot be read: {error}")))?;
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
@@ -87,13 +90,19 @@ pub(super) fn parse_with_keys(
     let (table, errors) = DeTable::parse_recoverable(text);
     let report = Report::new(text, table.get_ref(), folder, &errors);
     let config = config(&report.root());
+    let lines = report.lines.clone();
     let (problems, warnings, known) = report.close();
     let result = match config {
-        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings }),
-        _ => Err(Problems {
+        Some(config) if problems.is_empty() => Ok(Loaded {
+            config,
+            warnings,
+            lines,
+        }),
+        rest => Err(Problems {
             file: "config.toml".to_owned(),
             problems,
             warnings,
+            rest: rest.map(|config| Box::new((config, lines))),
         }),
     };
     (result, known)

@@ -7,6 +7,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::lines::KeyLines;
 use super::section::Section;
 use crate::config::problem::{Problem, nearest};
 
@@ -15,6 +16,7 @@ use crate::config::problem::{Problem, nearest};
 pub(super) struct Report<'a> {
     text: &'a str,
     top: &'a DeTable<'a>,
+    pub(super) lines: KeyLines,
     /// Relative paths start here.
     pub(super) folder: &'a Path,
     /// The file has syntax errors: what looks missing may only be unreadable.
@@ -46,6 +48,7 @@ impl<'a> Report<'a> {
         let report = Self {
             text,
             top,
+            lines: KeyLines::of(text, top),
             folder,
             broken: !errors.is_empty(),
             problems: RefCell::default(),
@@ -105,50 +108,18 @@ impl<'a> Report<'a> {
 
     /// Notes a problem under a whole key such as `listener[0].address`.
     pub(super) fn complain(&self, key: &str, reason: &str, suggestion: &str) {
-        let line = self.find(key).map(|(line, _)| line);
+        let line = self.lines.line(key);
         self.wrong(line, key.to_owned(), reason, suggestion);
     }
 
     /// Notes something odd under a whole key.
     pub(super) fn warn(&self, key: &str, reason: &str, suggestion: &str) {
-        let line = self.find(key).map(|(line, _)| line);
+        let line = self.lines.line(key);
         self.odd(line, key.to_owned(), reason, suggestion);
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
-        self.find(key).is_some_and(|(_, whole)| whole)
-    }
-
-    /// The line of a key, or of the innermost table around it; and which of the two.
-    fn find(&self, key: &str) -> Option<(usize, bool)> {
-        let mut table = self.top;
-        let mut line = None;
-        let mut parts = key.split('.').peekable();
-        while let Some(part) = parts.next() {
-            let (name, position) = match part.split_once('[') {
-                Some((name, rest)) => (name, rest.trim_end_matches(']').parse().ok()),
-                None => (part, None),
-            };
-            let entry = table.iter().find(|(own, _)| own.get_ref() == name);
-            let Some((own, mut value)) = entry else {
-                break;
-            };
-            line = Some(self.line(line_offset(own, value)));
-            if let (DeValue::Array(list), Some(position)) = (value.get_ref(), position) {
-                let position: usize = position;
-                let Some(element) = list.get(position) else {
-                    break;
-                };
-                line = Some(self.line(element.span().start));
-                value = element;
-            }
-            match value.get_ref() {
-                _ if parts.peek().is_none() => return Some((line?, true)),
-                DeValue::Table(inner) => table = inner,
-                _ => break,
-            }
-        }
-        line.map(|line| (line, false))
+        self.lines.has(key)
     }
 
     /// The top of the file.

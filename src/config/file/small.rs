@@ -47,9 +47,14 @@ pub(super) fn operator(root: &Section<'_>) -> Operator {
     let is_long = |secret: &Secret| secret.expose().chars().count() >= 16;
     let token = table.as_ref();
     let token = token.and_then(|table| table.read("token", secret_that(is_long, rule)));
-    if let Some(table) = table.filter(|_| !address.ip().is_loopback()) {
+    let is_meant = |table: &Section<'_>| table.or("allow_plaintext", flag, false);
+    if let Some(table) = table.filter(|table| !is_meant(table) && !address.ip().is_loopback()) {
         let reason = "is not loopback: whoever can reach it can read health and metrics";
-        table.warn("address", reason, "");
+        table.warn(
+            "address",
+            reason,
+            "say allow_plaintext = true if that is meant",
+        );
     }
     Operator { address, token }
 }

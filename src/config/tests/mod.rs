@@ -1,6 +1,7 @@
 //! The folders of accepted and refused files, secrets, differences, the profile.
 
 mod example;
+mod switched_on;
 
 use std::path::{Path, PathBuf};
 

@@ -152,6 +152,10 @@ impl AttemptLimits {
         self.proven.has(name, network(peer))
     }
 
+    pub(super) fn knows_user(&self, name: &str) -> bool {
+        self.proven.has_name(name)
+    }
+
     pub(super) fn sweep(&self) {
         self.proven.sweep();
     }
@@ -217,6 +221,11 @@ impl Limiter {
             },
             _place: place,
         })
+    }
+
+    /// Whether this user has logged in through this gate within a week.
+    pub fn knows_user(&self, name: &str) -> bool {
+        self.attempts.knows_user(name)
     }
 
     /// Lets one question about an unknown token through to the Webapp.

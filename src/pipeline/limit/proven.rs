@@ -59,6 +59,13 @@ impl ProvenPeers {
         })
     }
 
+    /// Whether this name had a success from anywhere within the last week.
+    pub(super) fn has_name(&self, name: impl Hash) -> bool {
+        let names = self.names();
+        let known = names.get(&self.hasher.hash_one(name));
+        known.is_some_and(|known| known.peers.iter().any(ProvenPeer::is_recent))
+    }
+
     pub(super) fn remember(&self, name: impl Hash, peer: impl Hash) {
         let (name, peer) = (self.hasher.hash_one(name), self.hasher.hash_one(peer));
         let mut names = self.names();

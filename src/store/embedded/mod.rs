@@ -3,6 +3,7 @@
 
 mod ahead;
 mod condition;
+mod look;
 mod offline;
 mod open;
 mod read;
@@ -11,6 +12,7 @@ mod tables;
 mod walk;
 mod writer;
 
+pub use look::{StoreLook, look};
 pub use offline::{Compacted, Import, Mode, Offline};
 pub use open::OpenError;
 #[cfg(test)]

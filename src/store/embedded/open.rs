@@ -8,9 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
-use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend, TableHandle as _,
-};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, TableHandle as _};
 use tracing::{info, warn};
 
 use super::tables::{GRANTS, HOLDERS, KEYS, LEASES, META, SCHEMA, SCHEMA_KEY, USERS};
@@ -190,7 +188,7 @@ fn keep_private(path: &Path, file: &File) -> std::io::Result<()> {
     Ok(())
 }
 
-fn check_magic(path: &Path, mut file: &File) -> Result<(), OpenError> {
+pub(super) fn check_magic(path: &Path, mut file: &File) -> Result<(), OpenError> {
     let mut first = [0; MAGIC.len()];
     match file.read_exact(&mut first) {
         Ok(()) if first == MAGIC => Ok(()),
@@ -240,7 +238,7 @@ pub(super) fn lay_out(database: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-pub(super) fn check_schema(path: &Path, database: &Database) -> Result<(), OpenError> {
+pub(super) fn check_schema(path: &Path, database: &impl ReadableDatabase) -> Result<(), OpenError> {
     let schema = catch_unwind(AssertUnwindSafe(|| read_schema(database)));
     let schema = schema.map_err(|_| damaged(path, "it cannot be read"))?;
     match schema.map_err(|error| storage(path, error))? {
@@ -255,7 +253,7 @@ pub(super) fn check_schema(path: &Path, database: &Database) -> Result<(), OpenE
     }
 }
 
-fn read_schema(database: &Database) -> Result<Option<u64>, redb::Error> {
+fn read_schema(database: &impl ReadableDatabase) -> Result<Option<u64>, redb::Error> {
     let txn = database.begin_read()?;
     if !txn.list_tables()?.any(|table| table.name() == META.name()) {
         return Ok(None);
@@ -265,14 +263,14 @@ fn read_schema(database: &Database) -> Result<Option<u64>, redb::Error> {
     Ok(schema.map(|schema| schema.value()))
 }
 
-fn damaged(path: &Path, reason: &str) -> OpenError {
+pub(super) fn damaged(path: &Path, reason: &str) -> OpenError {
     OpenError::Damaged {
         path: path.to_owned(),
         reason: reason.to_owned(),
     }
 }
 
-fn told(path: &Path, error: DatabaseError) -> OpenError {
+pub(super) fn told(path: &Path, error: DatabaseError) -> OpenError {
     match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
             OpenError::InUse {

@@ -13,7 +13,6 @@ use redis::{AsyncConnectionConfig, RedisError, Value};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use super::names::Names;
 use super::resolver::Resolver;
 use super::{SharedStore, place};
 use crate::config::{self, Finding, ServerAddress};
@@ -77,18 +76,6 @@ impl EvictionFound {
     }
 }
 
-/// Connects to the store and asks every server that has, or may come to have, the gates'
-/// data: the server in use, or each master of a cluster. Changes nothing. For `check`.
-pub async fn find_eviction(settings: &config::SharedStore) -> Result<EvictionFound, String> {
-    let resolver = Resolver::default();
-    let timing = timing(settings, &resolver);
-    let names = Names::new(&settings.prefix);
-    let connected = place::connect(settings, &names, &timing).await;
-    let (_, mut connection) = connected.map_err(|error| error.to_string())?;
-    let found = ask_all(settings, &mut connection, &timing).await;
-    found.map_err(|error| super::server_error::told(&error).to_string())
-}
-
 /// How long a connection and its answers may take.
 pub(super) fn timing(settings: &config::SharedStore, resolver: &Resolver) -> AsyncConnectionConfig {
     let limit = settings.timeout;
@@ -99,7 +86,7 @@ pub(super) fn timing(settings: &config::SharedStore, resolver: &Resolver) -> Asy
 }
 
 /// The worst of what all servers say. A master that cannot be reached says nothing.
-async fn ask_all(
+pub(super) async fn ask_all(
     settings: &config::SharedStore,
     connection: &mut MultiplexedConnection,
     timing: &AsyncConnectionConfig,

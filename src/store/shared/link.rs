@@ -47,6 +47,15 @@ pub struct OpenError {
     why: Arc<str>,
 }
 
+impl OpenError {
+    pub(super) fn new(settings: &config::SharedStore, why: Arc<str>) -> Self {
+        Self {
+            place: settings.to_string(),
+            why,
+        }
+    }
+}
+
 /// Why a connection came to its end.
 #[derive(Debug, thiserror::Error)]
 enum Lost {
@@ -82,10 +91,8 @@ impl SharedStore {
             }
         });
         if first.await.is_err() || !self.is_up() {
-            return Err(OpenError {
-                place: self.settings.to_string(),
-                why: Arc::clone(&self.down.load().why),
-            });
+            let why = Arc::clone(&self.down.load().why);
+            return Err(OpenError::new(&self.settings, why));
         }
         let watch = Arc::clone(self).watch_policy(stop.clone());
         tasks.spawn("store policy", watch);
@@ -155,10 +162,8 @@ impl SharedStore {
     /// An outage is one line, not one per attempt.
     fn report(&self, lost: &Lost, was_up: bool) {
         let why: Arc<str> = match lost {
-            Lost::Server(error) | Lost::Place(place::Error::Server(error)) => told(error),
-            Lost::Place(place::Error::Secret(source)) => {
-                format!("cannot read the store's password: {source}").into()
-            }
+            Lost::Server(error) => told(error),
+            Lost::Place(error) => error.words(),
             other => other.to_string().into(),
         };
         let before = self.down.swap(Arc::new(Down {

@@ -22,16 +22,18 @@ mod script;
 mod server_error;
 mod tokens;
 mod transfer;
+mod trial;
 mod users;
 
 pub use change::{End, Follow, SharedChange};
 pub use entry::{Entry, Revision};
-pub use eviction::{EvictingServer, EvictionFound, find_eviction};
+pub use eviction::{EvictingServer, EvictionFound};
 pub use lease::{LeaseAt, Login, LoginTurn, Published};
 pub use link::OpenError;
 pub use permits::Permits;
 pub use remake::Fact;
 pub use tokens::{Insert, InsertOutcome, Kind, SharedGrant};
+pub use trial::{check_settings, reach};
 pub use users::EntryChange;
 
 use std::collections::HashSet;

@@ -1,12 +1,20 @@
 //! Where the server is now: named by the operator, by a Sentinel, or by a cluster.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
     ProtocolVersion, RedisConnectionInfo, RedisError, TlsCertificates,
 };
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
 use super::names::Names;
+use super::server_error::told;
+use crate::causes::chain;
 use crate::config::{self, Finding, ServerAddress};
 use crate::secret;
 
@@ -17,12 +25,24 @@ pub(super) enum Error {
     Secret(#[from] secret::Error),
     #[error("cannot read the authorities that the store's certificate is checked against")]
     Authorities(#[source] std::io::Error),
+    #[error("{} holds no certificate", .0.display())]
+    NoAuthority(PathBuf),
     #[error(transparent)]
     Server(#[from] RedisError),
     #[error("no Sentinel knows a master called {0}")]
     NoMaster(String),
     #[error("the cluster has no node for this prefix")]
     NoNode,
+}
+
+impl Error {
+    /// With its causes, in words that may be shown.
+    pub(super) fn words(&self) -> Arc<str> {
+        match self {
+            Self::Server(error) => told(error),
+            other => chain(other).into(),
+        }
+    }
 }
 
 /// Connects to the server that takes changes.
@@ -115,15 +135,35 @@ fn client(
         insecure: false,
         tls_params: None,
     };
-    let root_cert = match &tls.authorities {
-        Some(path) => Some(std::fs::read(path).map_err(Error::Authorities)?),
-        None => None,
-    };
+    let root_cert = tls.authorities.as_deref().map(authorities).transpose()?;
     let certificates = TlsCertificates {
         client_tls: None,
         root_cert,
     };
     Ok(Client::build_with_tls(info(secured)?, certificates)?)
+}
+
+/// The library takes a file without a certificate for an authority that nobody has.
+fn authorities(path: &Path) -> Result<Vec<u8>, Error> {
+    let pem = std::fs::read(path).map_err(Error::Authorities)?;
+    match CertificateDer::pem_slice_iter(&pem).next() {
+        Some(_) => Ok(pem),
+        None => Err(Error::NoAuthority(path.to_owned())),
+    }
+}
+
+/// Whether clients can be made as the settings say: reads passwords and authorities, connects to
+/// nothing.
+pub(super) fn check(settings: &config::SharedStore) -> Result<(), Error> {
+    let of_servers = match settings.finding {
+        Finding::Sentinel { .. } => Kind::Sentinel,
+        Finding::Server | Finding::Cluster => Kind::Data,
+    };
+    for server in &settings.servers {
+        client(settings, server, of_servers)?;
+        client(settings, server, Kind::Data)?;
+    }
+    Ok(())
 }
 
 async fn ask_sentinel(

@@ -8,12 +8,15 @@ use tollgate::config::{Finding, SharedStore as Settings};
 use tollgate::lifecycle::{Stop, Tasks};
 use tollgate::metrics::Metrics;
 use tollgate::secret::SecretSource;
-use tollgate::store::shared::{EvictingServer, EvictionFound, SharedStore, find_eviction};
+use tollgate::store::shared::{EvictingServer, EvictionFound, SharedStore, reach};
 
 use super::servers::cluster;
 use super::{brisk, gate, settings, store};
+use crate::checking::connected;
 use crate::harness::redis::RedisServer;
-use crate::harness::{Gateway, emulator, eventually, prepare, secret, text};
+use crate::harness::{
+    Gateway, Setup, WEBAPP_PASSWORD, emulator, eventually, prepare, secret, text,
+};
 
 /// What a start over the store says against it; None: it starts.
 async fn refusal(settings: Settings) -> Option<String> {
@@ -43,10 +46,7 @@ async fn a_gate_does_not_start_over_a_server_that_evicts_unless_told_to() {
         for part in [policy, "noeviction", "allow_eviction"] {
             assert!(why.contains(part), "{why}");
         }
-        assert!(evicts(
-            &find_eviction(&settings(&server)).await.unwrap(),
-            policy
-        ));
+        assert!(evicts(&reach(&settings(&server)).await.unwrap(), policy));
         let accepted = Settings {
             allow_eviction: true,
             ..settings(&server)
@@ -55,8 +55,8 @@ async fn a_gate_does_not_start_over_a_server_that_evicts_unless_told_to() {
     }
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     assert_eq!(refusal(settings(&server)).await, None);
-    let found = find_eviction(&settings(&server)).await;
-    assert_eq!(found, Ok(EvictionFound::Keeps));
+    let found = reach(&settings(&server)).await;
+    assert_eq!(found.unwrap(), EvictionFound::Keeps);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +158,7 @@ async fn the_policy_is_read_by_either_command_and_one_that_is_hidden_is_no_dead_
         assert!(why.contains("volatile-lfu"), "{rights}: {why}");
     }
     let settings = limited(&server, &[], &folder);
-    let found = find_eviction(&settings).await.unwrap();
+    let found = reach(&settings).await.unwrap();
     assert!(matches!(found, EvictionFound::Hidden(_)), "{found:?}");
     assert_eq!(refusal(settings).await, None, "a warning in the log");
     // Servers as hosting companies run them.
@@ -184,14 +184,41 @@ async fn every_master_of_a_cluster_is_asked() {
         finding: Finding::Cluster,
         ..settings(&nodes[0])
     };
-    assert_eq!(find_eviction(&settings).await, Ok(EvictionFound::Keeps));
+    assert_eq!(reach(&settings).await.unwrap(), EvictionFound::Keeps);
     for node in &nodes {
         let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
-        let found = find_eviction(&settings).await.unwrap();
+        let found = reach(&settings).await.unwrap();
         assert!(evicts(&found, "volatile-ttl"), "{found:?}");
         let why = refusal(settings.clone()).await.unwrap();
         let named = format!("127.0.0.1:{} evicts", node.port);
         assert!(why.contains(&named), "{why}");
         let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_asks_the_store_when_it_connects() {
+    let webapp = emulator().await;
+    let (keeps, evicts) = (
+        RedisServer::start(),
+        RedisServer::with(&["--maxmemory-policy", "volatile-ttl"]),
+    );
+    let connect = |url: &str| {
+        let setup = Setup::default().rest(&format!("[store]\nurl = \"{url}\""));
+        connected(&webapp, &setup, WEBAPP_PASSWORD)
+    };
+    let (code, out, said) = connect(&keeps.url());
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        out.contains("store.url: redis://") && out.contains("answers"),
+        "{out}"
+    );
+    for (url, why) in [
+        (evicts.url(), "volatile-ttl"),
+        ("redis://127.0.0.1:1".to_owned(), "store.url"),
+    ] {
+        let (code, _, said) = connect(&url);
+        assert_eq!(code, 1);
+        assert!(said.contains(why), "{said}");
     }
 }

@@ -1,0 +1,62 @@
+//! Told to stop: readiness off, a wait for those who look, then the end of what is in flight.
+
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::{Ending, Parts, Steering, worker};
+
+/// For a worker whose requests have been told to end.
+const WORKER_END: Duration = Duration::from_secs(5);
+
+impl Parts {
+    pub(super) async fn drain(&self, workers: worker::Workers, steering: &Steering) -> Ending {
+        let settings = self.shared.live.load().config.drain.clone();
+        let _draining = self.readiness.not_yet();
+        info!(wait = ?settings.wait, deadline = ?settings.deadline, "draining");
+        tokio::select! {
+            () = tokio::time::sleep(settings.wait) => {}
+            () = steering.quit_now.cancelled() => {}
+        }
+        self.edge.drain();
+        let mut all = std::pin::pin!(workers.ended());
+        let ended = tokio::select! {
+            is_well = &mut all => Some(is_well),
+            () = tokio::time::sleep(settings.deadline) => None,
+            () = steering.quit_now.cancelled() => None,
+        };
+        if ended.is_none() {
+            let requests = self.metrics.in_flight.get();
+            warn!(
+                requests,
+                "drain was cut short; requests in flight are dropped"
+            );
+            self.edge.abort();
+            // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
+            if tokio::time::timeout(WORKER_END, all).await.is_err() {
+                let requests = self.metrics.in_flight.get();
+                error!(
+                    requests,
+                    "a worker does not end; its requests have no access line"
+                );
+            }
+        }
+        match (self.tasks.failed(), ended) {
+            (0, Some(true)) => Ending::Clean,
+            (0, None) => Ending::Cut,
+            _ => Ending::Failed,
+        }
+    }
+
+    pub(super) async fn end(&self) {
+        self.control.abort();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!("a background task did not end in time");
+        }
+        self.kept.close().await;
+        info!(requests = self.metrics.requests_ended(), "stopped");
+    }
+}

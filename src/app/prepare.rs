@@ -1,0 +1,217 @@
+//! What a start and a reload need of files and settings, read and found good before anything is
+//! opened. `check` does the same and throws it away: what it does not see, no start refuses.
+
+use std::error::Error as StdError;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Error;
+use super::kept::seal;
+use crate::causes::{causes, chain};
+use crate::config::{self, Config, Problem, Problems, StorePlace};
+use crate::listener::{self, Tls};
+use crate::metrics::Metrics;
+use crate::pipeline::RouteTable;
+use crate::secret::{self, SecretSource};
+use crate::store::{Seal, shared};
+use crate::upstream::{TrustError, UpstreamMaterials};
+
+/// Everything that can be made without the network and without a change on a disk.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// TLS of each listener; None: plain HTTP.
+    pub(super) listeners: Vec<Option<Arc<Tls>>>,
+    pub(super) upstream: UpstreamMaterials,
+    pub(super) seal: Option<Arc<Seal>>,
+    pub(super) routes: RouteTable,
+}
+
+/// Fails with everything that is wrong. `file` is the configuration's name in the report.
+pub(super) fn prepare(
+    config: &Config,
+    file: Option<&Path>,
+    metrics: &Arc<Metrics>,
+) -> Result<Prepared, Problems> {
+    let mut findings = Findings::of(config);
+    match findings.prepare(metrics) {
+        Some(prepared) if findings.found.is_empty() => Ok(prepared),
+        _ => {
+            let name = file.unwrap_or(Path::new("the configuration"));
+            let found = findings.found.into_iter();
+            let problems = found.map(|finding| finding.problem).collect();
+            Err(Problems::found(name.display().to_string(), problems))
+        }
+    }
+}
+
+/// What is wrong, files apart that are missing because the first start makes them.
+pub(super) fn problems(config: &Config, metrics: &Arc<Metrics>) -> Vec<Problem> {
+    let mut findings = Findings::of(config);
+    findings.prepare(metrics);
+    let found = findings.found.into_iter();
+    let found = found.filter(|finding| !finding.is_made_at_start);
+    found.map(|finding| finding.problem).collect()
+}
+
+/// Where what is wrong is gathered.
+struct Findings<'a> {
+    config: &'a Config,
+    found: Vec<Finding>,
+}
+
+struct Finding {
+    problem: Problem,
+    /// The file that is missing will be made by the emulator's first start.
+    is_made_at_start: bool,
+}
+
+impl<'a> Findings<'a> {
+    fn of(config: &'a Config) -> Self {
+        Self {
+            config,
+            found: Vec::new(),
+        }
+    }
+
+    fn note(&mut self, key: String, error: &(dyn StdError + 'static)) {
+        let emulator = self.config.emulator.as_ref();
+        let missing = missing_file(error);
+        self.found.push(Finding {
+            problem: Problem {
+                line: None,
+                key,
+                reason: chain(error),
+                suggestion: None,
+            },
+            is_made_at_start: emulator
+                .zip(missing)
+                .is_some_and(|(emulator, path)| path.starts_with(&emulator.folder)),
+        });
+    }
+
+    fn prepare(&mut self, metrics: &Arc<Metrics>) -> Option<Prepared> {
+        let config = self.config;
+        let listeners = self.listeners(metrics);
+        let upstream = self.upstream();
+        for (key, source) in secrets(config) {
+            if let Err(error) = source.read() {
+                self.note(key, &error);
+            }
+        }
+        let seal = self.seal();
+        if let StorePlace::Shared(settings) = &config.store.place
+            && let Err(error) = shared::check_settings(settings)
+        {
+            self.note("store.url".to_owned(), &error);
+        }
+        Some(Prepared {
+            listeners: listeners?,
+            upstream: upstream?,
+            seal: seal?,
+            routes: RouteTable::new(&config.routes),
+        })
+    }
+
+    fn listeners(&mut self, metrics: &Arc<Metrics>) -> Option<Vec<Option<Arc<Tls>>>> {
+        let mut all = Some(Vec::new());
+        for (position, listener) in self.config.listeners.iter().enumerate() {
+            let tls = match &listener.tls {
+                None => Some(None),
+                Some(settings) => match Tls::open(settings, metrics) {
+                    Ok(tls) => Some(Some(tls)),
+                    Err(error) => {
+                        let key = format!("listener[{position}].tls.certificates");
+                        self.bad_certificates(&key, settings, &error, metrics);
+                        None
+                    }
+                },
+            };
+            all = all.zip(tls).map(|(mut all, tls)| {
+                all.push(tls);
+                all
+            });
+        }
+        all
+    }
+
+    /// A listener stops at the first bad certificate; an operator is told of each.
+    fn bad_certificates(
+        &mut self,
+        key: &str,
+        settings: &config::ListenerTls,
+        first: &listener::Error,
+        metrics: &Arc<Metrics>,
+    ) {
+        let told = self.found.len();
+        for (position, files) in settings.certificates.iter().enumerate() {
+            let alone = config::ListenerTls {
+                certificates: vec![files.clone()],
+                ..settings.clone()
+            };
+            if let Err(error) = Tls::open(&alone, metrics) {
+                self.note(format!("{key}[{position}]"), &error);
+            }
+        }
+        if self.found.len() == told {
+            self.note(key.to_owned(), first);
+        }
+    }
+
+    fn upstream(&mut self) -> Option<UpstreamMaterials> {
+        let settings = &self.config.upstream;
+        let mut wrong = Vec::new();
+        let upstream = UpstreamMaterials::read(settings, &mut wrong);
+        for error in &wrong {
+            self.note(format!("upstream.{}.{}", settings.name, error.key()), error);
+        }
+        upstream
+    }
+
+    fn seal(&mut self) -> Option<Option<Arc<Seal>>> {
+        match seal(&self.config.store) {
+            Ok(seal) => return Some(seal),
+            Err(Error::SealKey { key, source }) => self.note(format!("store.{key}"), &source),
+            Err(error) => self.note("store".to_owned(), &error),
+        }
+        None
+    }
+}
+
+/// Secrets that are read when they are needed: one that cannot be read now will not be then.
+fn secrets(config: &Config) -> Vec<(String, &SecretSource)> {
+    let mut all = Vec::new();
+    if let Some(login) = &config.upstream.login {
+        let key = format!("upstream.{}.login.password", config.upstream.name);
+        all.push((key, &login.password));
+    }
+    if let Some(token) = &config.operator.token {
+        all.push(("operator.token".to_owned(), token));
+    }
+    all
+}
+
+/// The file that could not be read because it is not there.
+fn missing_file<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Path> {
+    std::iter::once(error)
+        .chain(causes(error))
+        .find_map(|error| {
+            let (path, source) = if let Some(error) = error.downcast_ref() {
+                match error {
+                    listener::Error::Unreadable { path, source } => (path, source),
+                    _ => return None,
+                }
+            } else if let Some(error) = error.downcast_ref() {
+                match error {
+                    TrustError::Unreadable { path, source } => (path, source),
+                    _ => return None,
+                }
+            } else {
+                match error.downcast_ref()? {
+                    secret::Error::Unreadable { path, source } => (path, source),
+                    _ => return None,
+                }
+            };
+            (source.kind() == ErrorKind::NotFound).then_some(path.as_path())
+        })
+}

@@ -1,0 +1,25 @@
+//! The shared store as `check` sees it: its settings alone, or one connection that changes
+//! nothing.
+
+use super::OpenError;
+use super::eviction::{EvictionFound, ask_all, timing};
+use super::names::Names;
+use super::place;
+use super::resolver::Resolver;
+use crate::config;
+
+/// Reads passwords and authorities and makes clients of them; connects to nothing.
+pub fn check_settings(settings: &config::SharedStore) -> Result<(), OpenError> {
+    place::check(settings).map_err(|error| OpenError::new(settings, error.words()))
+}
+
+/// Connects as a start would, and asks every server that has, or may come to have, the gates'
+/// data whether it evicts keys: the server in use, or each master of a cluster.
+pub async fn reach(settings: &config::SharedStore) -> Result<EvictionFound, OpenError> {
+    let timing = timing(settings, &Resolver::default());
+    let wrong = |error: place::Error| OpenError::new(settings, error.words());
+    let connected = place::connect(settings, &Names::new(&settings.prefix), &timing).await;
+    let (_, mut connection) = connected.map_err(wrong)?;
+    let found = ask_all(settings, &mut connection, &timing).await;
+    found.map_err(|error| wrong(error.into()))
+}

@@ -1,0 +1,116 @@
+//! What an upstream is made of: read from files and settings before anything runs, by a start,
+//! by a reload and by `check` alike.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use super::address_book::AddressBook;
+use super::address_memory::AddressMemory;
+use super::api_key::read_api_key;
+use super::connect::Dialer;
+use super::lease::Lease;
+use super::trust::{Tls, TrustError};
+use super::{BadApiKey, Error};
+use crate::config;
+use crate::lifecycle::{Stop, Tasks};
+use crate::names::Names;
+
+/// An upstream's address, trust and API key, read and found good.
+#[derive(Debug)]
+pub struct UpstreamMaterials {
+    /// The `Host` of requests to it.
+    pub(super) host: HeaderValue,
+    /// None: plain HTTP.
+    tls: Option<Tls>,
+    pub(super) api_key: Option<Lease>,
+}
+
+impl UpstreamMaterials {
+    /// Reads the files that the settings name. Everything that is wrong goes to `wrong`.
+    pub fn read(settings: &config::Upstream, wrong: &mut Vec<Error>) -> Option<Self> {
+        let mut told = |error: Error| wrong.push(error);
+        let host = host(settings).map_err(&mut told).ok();
+        let tls = tls(settings).map_err(&mut told).ok();
+        let api_key = api_key(settings).map_err(&mut told).ok();
+        Some(Self {
+            host: host?,
+            tls: tls?,
+            api_key: api_key?,
+        })
+    }
+
+    /// What opens connections, and the rest.
+    pub(super) fn dialer(
+        &mut self,
+        settings: &config::Upstream,
+        tasks: &Tasks,
+        stop: &Stop,
+    ) -> Dialer {
+        Dialer {
+            port: settings.base.port,
+            book: AddressBook::new(&settings.base.host, Names::of_this_host(), tasks, stop),
+            memory: AddressMemory::default(),
+            tls: self.tls.take(),
+            limit: settings.connect_timeout,
+            upstream: Arc::clone(&settings.name),
+        }
+    }
+}
+
+impl Error {
+    /// The key to look at, within the upstream's section.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Host { .. } => "url",
+            Self::ApiKey { .. } => "api_key",
+            Self::Trust { source, .. } => match source {
+                TrustError::BadName { .. } => "server_name",
+                TrustError::Unreadable { .. }
+                | TrustError::NotPem { .. }
+                | TrustError::NoCertificate { .. }
+                | TrustError::BadAuthority { .. } => "ca",
+            },
+        }
+    }
+}
+
+fn host(settings: &config::Upstream) -> Result<HeaderValue, Error> {
+    let base = &settings.base;
+    let is_ipv6 = base.host.contains(':');
+    let name = if is_ipv6 {
+        format!("[{}]", base.host)
+    } else {
+        base.host.clone()
+    };
+    let default_port = if base.tls { 443 } else { 80 };
+    let text = if base.port == default_port {
+        name
+    } else {
+        format!("{name}:{}", base.port)
+    };
+    HeaderValue::from_str(&text).map_err(|_| Error::Host {
+        upstream: Arc::clone(&settings.name),
+    })
+}
+
+fn tls(settings: &config::Upstream) -> Result<Option<Tls>, Error> {
+    let base = &settings.base;
+    if !base.tls {
+        return Ok(None);
+    }
+    let name = settings.server_name.as_deref().unwrap_or(&base.host);
+    let tls = Tls::open(&settings.trust, name, &settings.name);
+    tls.map(Some).map_err(|source| Error::Trust {
+        upstream: Arc::clone(&settings.name),
+        source,
+    })
+}
+
+fn api_key(settings: &config::Upstream) -> Result<Option<Lease>, Error> {
+    let key = settings.api_key.as_ref().map(read_api_key).transpose();
+    key.map_err(|source: BadApiKey| Error::ApiKey {
+        upstream: Arc::clone(&settings.name),
+        source,
+    })
+}

@@ -1,0 +1,85 @@
+//! An upstream as `check --connect` tries it: a connection, one login, a look at the probe.
+//! Nothing runs on, nothing is kept.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Version;
+
+use super::connect::{DialError, Dialer};
+use super::description::LoginDescription;
+use super::health::UpstreamHealth;
+use super::login::{LoginCall, LoginError};
+use super::materials::UpstreamMaterials;
+use super::own_requests::OwnRequests;
+use super::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
+use crate::config;
+use crate::lifecycle::{Stop, Tasks};
+use crate::metrics::Metrics;
+use crate::secret;
+use crate::via::GatewayVia;
+
+/// Why a login of ours would not be good.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    #[error("our password cannot be read")]
+    Secret(#[from] secret::Error),
+    #[error(transparent)]
+    Login(#[from] LoginError),
+}
+
+/// One upstream, to be tried.
+#[derive(Debug)]
+pub struct UpstreamTrial {
+    dialer: Arc<Dialer>,
+    own: Arc<OwnRequests>,
+    probe: Option<Arc<TokenProbe>>,
+}
+
+impl UpstreamTrial {
+    pub fn new(
+        settings: &config::Upstream,
+        mut materials: UpstreamMaterials,
+        tasks: &Tasks,
+        stop: &Stop,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let dialer = Arc::new(materials.dialer(settings, tasks, stop));
+        let own = Arc::new(OwnRequests {
+            dialer: Arc::clone(&dialer),
+            host: materials.host,
+            via: GatewayVia::random().value(Version::HTTP_11).clone(),
+            health: UpstreamHealth::new(&settings.name, metrics),
+            probe: settings.probe.clone(),
+            patience: settings.first_byte_timeout,
+        });
+        let injection = LoginDescription::whatsapp().inject;
+        let probe = TokenProbe::of(settings, &own, injection, metrics);
+        Self { dialer, own, probe }
+    }
+
+    /// Name, TCP and TLS.
+    pub async fn reach(&self) -> Result<(), DialError> {
+        self.dialer.dial(None).await.map(drop)
+    }
+
+    /// One login; gives for how long its token is good.
+    pub async fn log_in(&self, login: &config::Login) -> Result<Duration, TrialError> {
+        let call = LoginCall::new(&self.own, LoginDescription::whatsapp(), login);
+        let granted = call.make(&login.password.read()?).await?;
+        if let Some(probe) = &self.probe
+            && probe.word_on(&granted.headers).await == ProbeVerdict::Refused
+        {
+            return Err(LoginError::NotAccepted.into());
+        }
+        Ok(granted.left)
+    }
+
+    /// Whether tokens can be tried at the probe; None: there is no probe.
+    pub async fn probe_trust(&self) -> Option<ProbeTrust> {
+        match &self.probe {
+            Some(probe) => Some(probe.tried().await),
+            None => None,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The gate can be watched: `tollgate health`, and the container's files that use it.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::program::{Program, at_ports, binary, free_port};
+use crate::harness::{NO_LIMITS, Setup, emulator, eventually, written};
+
+fn health(file: &Path, arguments: &[&str]) -> (i32, String) {
+    let mut command = Command::new(binary());
+    command
+        .arg("health")
+        .args(arguments)
+        .arg("--config")
+        .arg(file);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let said = String::from_utf8(stdout).unwrap();
+    assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+    assert_eq!(said.lines().count(), 1, "{said}");
+    (status.code().unwrap(), said)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_in_one_line_how_the_running_gate_is() {
+    let webapp = emulator().await;
+    let folder = tempfile::tempdir().unwrap();
+    let ports = (free_port(), free_port());
+    // Bound to any address, as in a container.
+    let setup = Setup::default().rest(NO_LIMITS);
+    let file = written(folder.path(), &webapp, &setup, |text| {
+        let text = at_ports(&text, ports);
+        let operator = format!("127.0.0.1:{}", ports.1);
+        text.replace(&operator, &format!("0.0.0.0:{}", ports.1))
+    });
+    let (code, said) = health(&file, &[]);
+    assert_eq!(code, 1);
+    assert!(said.starts_with("no gate answers at 0.0.0.0:"), "{said}");
+
+    let mut command = Command::new(binary());
+    command.args(["serve", "--config"]).arg(&file);
+    let mut program = Program::told(command, ports);
+    program.wait_for("ready to accept");
+    assert_eq!(health(&file, &[]), (0, "ok\n".to_owned()));
+    eventually("ready", async || health(&file, &["--ready"]).0 == 0).await;
+
+    // Not ready is alive; a file that was broken since does not matter to the gate that runs.
+    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
+    webapp.expire_all_tokens();
+    program.signal("STOP");
+    let begin = Instant::now();
+    let (code, said) = health(&file, &[]);
+    assert_eq!(code, 1, "a program that hangs is not well");
+    assert!(said.contains("no answer within 3s"), "{said}");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    program.signal("CONT");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text}\n[nonsense]\n")).unwrap();
+    assert_eq!(health(&file, &[]).0, 0);
+    program.signal("TERM");
+    program.wait();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_readiness_with_its_reason() {
+    let webapp = emulator().await;
+    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
+    let folder = tempfile::tempdir().unwrap();
+    let ports = (free_port(), free_port());
+    let file = written(folder.path(), &webapp, &Setup::default(), |text| {
+        at_ports(&text, ports)
+    });
+    let mut command = Command::new(binary());
+    command.args(["serve", "--config"]).arg(&file);
+    let program = Program::told(command, ports);
+    program.wait_for("ready to accept");
+    assert_eq!(health(&file, &[]).0, 0);
+    let (code, said) = health(&file, &["--ready"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("upstream login"), "{said}");
+}
+
+#[test]
+fn what_answers_and_is_no_gate_is_not_well() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let operator = format!(
+        "[operator]\naddress = \"{}\"\n",
+        listener.local_addr().unwrap()
+    );
+    std::fs::write(&file, operator).unwrap();
+    let other = std::thread::spawn(move || {
+        let (mut tcp, _) = listener.accept().unwrap();
+        let _ = std::io::Read::read(&mut tcp, &mut [0; 1024]);
+        std::io::Write::write_all(&mut tcp, b"220 smtp.example ready\r\n").unwrap();
+    });
+    // This file is no whole configuration: nothing in it can be asked.
+    let mut command = Command::new(binary());
+    command.args(["health", "--config"]).arg(&file);
+    assert_eq!(command.output().unwrap().status.code(), Some(1));
+    let whole = "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://127.0.0.1:1\"\n\
+                 login = { username = \"admin\", password = { env = \"PATH\" } }\n";
+    let operator = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{operator}{whole}")).unwrap();
+    let (code, said) = health(&file, &[]);
+    assert_eq!(code, 1);
+    assert!(said.contains("is no gate"), "{said}");
+    other.join().unwrap();
+}
+
+fn deployed(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// compose.yaml as JSON, read by a YAML parser.
+fn compose() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.yaml");
+    let script = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
+    let output = Command::new("python3")
+        .args(["-c", script])
+        .arg(path)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "python3-yaml: tests/run.sh installs it"
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn texts(value: &Value) -> Vec<&str> {
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|text| text.as_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn the_container_is_watched_and_its_port_for_scrapes_is_not_published() {
+    let compose = compose();
+    let gate = &compose["services"]["tollgate"];
+    let watch = &gate["healthcheck"]["test"];
+    let image = deployed("Dockerfile");
+    let (_, own) = image
+        .split_once("HEALTHCHECK ")
+        .expect("the image is watched too");
+    let (_, own) = own.split_once("CMD ").unwrap();
+    let own: Value = serde_json::from_str(own.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        texts(watch)[1..],
+        texts(&own),
+        "image and compose ask the same"
+    );
+    assert_eq!(texts(watch)[..3], ["CMD", "/tollgate", "health"]);
+
+    let config: toml::Table = deployed("tollgate.toml").parse().unwrap();
+    let operator: std::net::SocketAddr = config["operator"]["address"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(operator.ip().is_unspecified(), "other containers reach it");
+    assert_eq!(texts(&gate["expose"]), [operator.port().to_string()]);
+    assert!(image.contains(&format!("EXPOSE 8443 {}", operator.port())));
+    assert_eq!(
+        texts(&gate["ports"]),
+        ["8443:8443"],
+        "clients reach the gate and nothing else"
+    );
+    assert_eq!(compose["networks"]["monitoring"]["internal"], true);
+    for network in texts(&gate["networks"]) {
+        assert!(
+            compose["networks"].get(network).is_some(),
+            "{network} is not declared"
+        );
+    }
+    let mounted = texts(&gate["secrets"]);
+    for secret in &mounted {
+        assert!(
+            compose["secrets"].get(secret).is_some(),
+            "{secret} is not declared"
+        );
+    }
+    for word in deployed("tollgate.toml").split('"') {
+        if let Some(secret) = word.strip_prefix("/run/secrets/") {
+            assert!(mounted.contains(&secret), "{secret} is not mounted");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What the documents say is so: their configurations are good, their commands run, and what they
+//! print is what stands there. What is to be done with a block is said by its info string
+//! (`blocks.rs`), never here.
+
+mod blocks;
+mod material;
+mod situation;
+#[path = "../../../src/config/tests/switched_on.rs"]
+mod switched_on;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use blocks::{Block, Kind, blocks, documents, inline_commands, top};
+use situation::{Situation, has_lines, named_programs};
+
+use crate::harness::program::binary;
+
+/// What a part of a configuration is put behind.
+const BASE: &str = r#"
+[[listener]]
+address = "127.0.0.1:8443"
+[upstream.main]
+url = "https://webapp.internal"
+login = { username = "admin", password = { file = "webapp-password" } }
+"#;
+
+/// What `tollgate check` says of a configuration, all files that it names being there.
+fn check(text: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let text = material::moved(text, folder.path());
+    material::provide(&text, folder.path());
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, &text).unwrap();
+    let mut command = Command::new(binary());
+    command.args(["check", "--config"]).arg(&file);
+    command.output().unwrap()
+}
+
+/// There is neither a problem nor a warning.
+fn is_good(text: &str, place: &str) {
+    let output = check(text);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.is_empty(),
+        "{place}: {said}\n{text}"
+    );
+}
+
+#[test]
+fn every_configuration_in_the_documents_is_good() {
+    let mut count = 0;
+    for block in documents().iter().flat_map(|document| blocks(document)) {
+        match block.kind {
+            Kind::Config => is_good(&block.text, &block.place),
+            Kind::ConfigPart => is_good(&format!("{BASE}{}", block.text), &block.place),
+            _ => continue,
+        }
+        count += 1;
+    }
+    assert!(count >= 2, "the blocks were not found");
+}
+
+#[test]
+fn every_configuration_that_is_shipped_is_good() {
+    let example = std::fs::read_to_string(top().join("config.toml")).unwrap();
+    is_good(&example, "config.toml");
+    for text in switched_on::switched_on(&example) {
+        // Of keys that exclude each other some say nothing.
+        let output = check(&text);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}\n{text}");
+    }
+    let mut count = 0;
+    let entries = ["deploy", "examples"].map(|folder| std::fs::read_dir(top().join(folder)));
+    for entry in entries.into_iter().flat_map(Result::unwrap) {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "toml") {
+            is_good(
+                &std::fs::read_to_string(&path).unwrap(),
+                &path.display().to_string(),
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 5, "deploy/ and examples/ have {count}");
+}
+
+#[test]
+fn every_command_within_a_sentence_is_one() {
+    let all: Vec<String> = documents()
+        .iter()
+        .flat_map(|document| inline_commands(document))
+        .collect();
+    assert!(all.len() > 10, "the commands were not found");
+    for command in all {
+        let words = command.split_whitespace().skip(1);
+        let words = words.take_while(|word| !matches!(*word, "<" | ">" | "|"));
+        let output = Command::new(binary())
+            .args(words)
+            .arg("--help")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {said}");
+    }
+}
+
+#[test]
+fn every_command_in_a_block_runs_and_prints_what_stands_there() {
+    let mut count = 0;
+    for document in documents() {
+        count += run(&document);
+    }
+    assert!(count >= 6, "only {count} blocks were run");
+}
+
+/// Runs a document from its beginning to its end; gives how many blocks were run.
+fn run(document: &Path) -> usize {
+    let mut beside: Option<Situation> = None;
+    let mut printed = String::new();
+    let mut count = 0;
+    for Block { place, kind, text } in blocks(document) {
+        match &kind {
+            Kind::Text | Kind::Config | Kind::ConfigPart => continue,
+            Kind::NoRun => {
+                let programs = named_programs(&text);
+                assert!(
+                    !programs.is_empty(),
+                    "{place}: names no program of the tree"
+                );
+                for program in programs {
+                    assert!(
+                        top().join(program).is_file(),
+                        "{place}: no {}",
+                        program.display()
+                    );
+                }
+            }
+            Kind::Serves => {
+                let mut situation = Situation::shipped();
+                situation.serve(text.trim());
+                printed = situation.served();
+                beside = Some(situation);
+            }
+            Kind::Shell => {
+                let situation = beside.get_or_insert_with(Situation::shipped);
+                printed = situation.run(&text);
+            }
+            Kind::ShellWith(name) => {
+                let situation = Situation::named(name);
+                printed = situation.run(&text);
+                beside.get_or_insert(situation);
+            }
+            Kind::Output => is_printed(beside.as_ref(), &printed, &text, &place),
+            Kind::TryItOutput => {
+                let situation = beside.as_ref().expect("something runs");
+                let served = situation.served();
+                let (_, lines) = served.split_once("Try it:").expect("says what to try");
+                let is_command =
+                    |line: &&str| line.starts_with("TOKEN=") || line.starts_with("curl ");
+                let lines: Vec<&str> = lines.lines().map(str::trim).filter(is_command).collect();
+                assert_eq!(lines.len(), 2, "{lines:?}");
+                is_printed(
+                    Some(situation),
+                    &situation.run(&lines.join("\n")),
+                    &text,
+                    &place,
+                );
+            }
+        }
+        count += 1;
+    }
+    if let Some(mut situation) = beside.filter(Situation::is_serving) {
+        situation.stop();
+    }
+    count
+}
+
+fn is_printed(situation: Option<&Situation>, printed: &str, documented: &str, place: &str) {
+    let documented = match situation {
+        Some(situation) => situation.ports.put_into(documented),
+        None => documented.to_owned(),
+    };
+    assert!(
+        has_lines(printed, &documented),
+        "{place} says\n{documented}\nand there was\n{printed}"
+    );
+}
