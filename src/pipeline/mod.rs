@@ -12,6 +12,7 @@ mod headers;
 mod here;
 mod inject;
 mod limit;
+mod options;
 mod pace;
 mod path;
 mod peer;
@@ -33,11 +34,13 @@ mod users_node;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
+use tracing::warn;
 
 pub use answer_body::Body;
 pub use limit::{
@@ -52,7 +55,7 @@ pub use steps::{clean_fields, presents_credential};
 pub use streaming::Flows;
 pub use unknown::{Questions, keep_probe_tried};
 
-use crate::config::{Config, Target, UsersCall};
+use crate::config::{self, Config, Target, UsersCall};
 use crate::identity::{KeyRing, Keys, Users};
 use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
@@ -92,6 +95,29 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The gate's name in `Via`.
     pub via: GatewayVia,
+    /// The log has told of a proxy's word about its client that cannot be read.
+    pub told_unreadable: AtomicBool,
+}
+
+impl Shared {
+    /// Where a request came from. What a trusted proxy says that is no address is counted,
+    /// and the first is told of.
+    fn origin(&self, head: &Parts, peer: &Peer, rules: &config::Http) -> IpAddr {
+        let origin = headers::origin(&head.headers, peer, &rules.trusted_proxies);
+        let Some(text) = origin.unreadable else {
+            return origin.ip;
+        };
+        self.metrics.unreadable_origins.inc();
+        if !self.told_unreadable.swap(true, Ordering::Relaxed) {
+            let text: String = text.chars().take(64).collect();
+            warn!(
+                proxy = %peer.ip(),
+                ?text,
+                "a trusted proxy names no address in X-Forwarded-For or Forwarded: its clients are counted as the proxy itself; tollgate_unreadable_origins_total counts such requests"
+            );
+        }
+        origin.ip
+    }
 }
 
 /// One worker's pipeline: the shared rules, its own connections.
@@ -140,8 +166,11 @@ impl Pipeline {
         let place = live.limiter.in_flight();
         record.hold(place.map_err(|_| Rejection::Overloaded)?);
         headers::check(&head.headers, head.version, &live.config.http, &here.via)?;
+        if let Some(answer) = options::of_the_server(head) {
+            return Ok(answer);
+        }
         let path = path::checked(&head.uri)?;
-        let origin = headers::origin(&head.headers, peer, &live.config.http.trusted_proxies);
+        let origin = self.shared.origin(head, peer, &live.config.http);
         record.peer(origin);
 
         let host = headers::host(&head.uri, &head.headers);
@@ -150,6 +179,7 @@ impl Pipeline {
         if route.target == Target::Closed {
             return Err(Rejection::NoRoute);
         }
+        path::check_query(&head.uri, &route.allow_fields)?;
 
         let line = (&head.method, path, &head.headers);
         let ask = |token, digest| Box::pin(self.ask(here, origin, token, digest));
@@ -171,26 +201,29 @@ impl Pipeline {
             }
         };
 
+        let allowed = || live.routes.allowed(&host, path);
+        if let Some(answer) = options::of_the_last_hop(head, allowed)? {
+            return Ok(answer);
+        }
+
         let ready = Ready {
             live,
             route,
             who,
             peer: origin,
-            host,
             via: here.via.value(head.version),
             deadline: record.opened() + route.timeout,
         };
-        let answer = match route.target {
+        let mut answer = match route.target {
             Target::UsersNode(kind) => {
                 let ready = (&ready, kind);
-                Box::pin(self.users_call(here, ready, (head, body), (peer, record))).await
+                Box::pin(self.users_call(here, ready, (head, body), (peer, record))).await?
             }
             _ => {
                 self.send_up(here, &ready, (head, body), (peer, record))
-                    .await
+                    .await?
             }
         };
-        let mut answer = answer?;
         admitted.put(answer.headers_mut());
         Ok(answer)
     }
