@@ -136,7 +136,7 @@ impl Outbound {
 }
 
 pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried) -> Outbound {
-    let framing = UpwardFraming::of(http_body::Body::size_hint(&body).exact());
+    let framing = UpwardFraming::of(request.head, http_body::Body::size_hint(&body).exact());
     let mut outbound = Request::new(body);
     *outbound.method_mut() = request.head.method.clone();
     if let Some(target) = request.head.uri.path_and_query() {

@@ -35,6 +35,7 @@ mod users_node;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
@@ -150,6 +151,25 @@ impl Pipeline {
             record.rejected(&rejection);
             rejection.into_response(here.live.upstream.health().pause())
         });
+        headers::put_request_id(response.headers_mut(), record.id());
+        record.status(response.status());
+        response.map(|body| body.watched_by(record))
+    }
+
+    /// The answer to a request that the listener refuses; `head`: what could be read of it.
+    pub fn refuse(
+        &self,
+        head: Option<&Parts>,
+        rejection: Rejection,
+        peer: &Peer,
+    ) -> Response<Body> {
+        let here = self.newest.view(&self.shared, &self.tasks);
+        let mut record = match head {
+            Some(head) => Record::open(&here, head, peer),
+            None => Record::open_unread(&here, peer),
+        };
+        record.rejected(&rejection);
+        let mut response = rejection.into_response(Duration::ZERO);
         headers::put_request_id(response.headers_mut(), record.id());
         record.status(response.status());
         response.map(|body| body.watched_by(record))

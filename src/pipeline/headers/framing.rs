@@ -3,6 +3,7 @@
 //! has the table.
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRAILER, TRANSFER_ENCODING};
+use http::request::Parts;
 use http::{Method, Version};
 
 use crate::config::Http;
@@ -58,8 +59,15 @@ pub(in crate::pipeline) enum UpwardFraming {
 
 impl UpwardFraming {
     /// `length`: of the content, where it is known before it goes up.
-    pub(in crate::pipeline) fn of(length: Option<u64>) -> Self {
-        length.map_or(Self::Chunked, Self::Length)
+    pub(in crate::pipeline) fn of(head: &Parts, length: Option<u64>) -> Self {
+        match length {
+            // HTTP/2 has trailers beside a length; HTTP/1 has them after chunks only.
+            Some(_) if head.version == Version::HTTP_2 && head.headers.contains_key(TRAILER) => {
+                Self::Chunked
+            }
+            Some(length) => Self::Length(length),
+            None => Self::Chunked,
+        }
     }
 
     /// Makes the framing fields say it, whatever came: a length named in `Connection`, with

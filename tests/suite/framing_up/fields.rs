@@ -3,7 +3,7 @@
 use reqwest::Method;
 
 use super::recorder::{Framing, Recorder};
-use super::{ask, exchange, gate, http2, http2_url, status};
+use super::{TLS, ask, exchange, gate, http2, http2_url, status};
 use crate::harness::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +160,7 @@ async fn the_host_is_reported_with_its_port() {
         .send()
         .await
         .unwrap();
-    let port = gateway.addresses.listeners[1].port();
+    let port = gateway.addresses.listeners[TLS].port();
     assert_eq!(
         upstream.one().all("x-forwarded-host"),
         [format!("localhost:{port}")]

@@ -2,7 +2,9 @@
 //! docs/FRAMING.md has the rules.
 
 mod fields;
+mod matrix;
 mod recorder;
+mod refusals;
 mod targets;
 
 use std::time::Duration;
@@ -14,7 +16,10 @@ use crate::harness::login_upstream::KEY;
 use crate::harness::{Gateway, sha256};
 use recorder::Recorder;
 
-/// A gate with a plain listener, the first, and one with TLS.
+const TLS: usize = 0;
+const PLAIN: usize = 1;
+
+/// A gate with a TLS listener, the first, and a plain one.
 async fn gate(upstream: &Recorder, http: &str, routes: &str) -> Gateway {
     Gateway::of_text(&config(&upstream.url(), http, routes)).await
 }
@@ -27,10 +32,10 @@ workers = 2
 
 [[listener]]
 address = "127.0.0.1:0"
+tls = {{ certificates = [{{ certificate = "certs/server.pem", key = "certs/server.key" }}] }}
 
 [[listener]]
 address = "127.0.0.1:0"
-tls = {{ certificates = [{{ certificate = "certs/server.pem", key = "certs/server.key" }}] }}
 
 [operator]
 address = "127.0.0.1:0"
@@ -75,7 +80,7 @@ deadline = "20s"
 
 /// Sends `bytes` to the plain listener and gives all that comes back until the gate closes.
 async fn exchange(gateway: &Gateway, bytes: impl AsRef<[u8]>) -> String {
-    let mut tcp = TcpStream::connect(gateway.addresses.listeners[0])
+    let mut tcp = TcpStream::connect(gateway.addresses.listeners[PLAIN])
         .await
         .unwrap();
     // The gate may have had enough before the end.
@@ -112,6 +117,6 @@ fn http2(gateway: &Gateway) -> reqwest::Client {
 fn http2_url(gateway: &Gateway, path: &str) -> String {
     format!(
         "https://localhost:{}{path}",
-        gateway.addresses.listeners[1].port()
+        gateway.addresses.listeners[TLS].port()
     )
 }
