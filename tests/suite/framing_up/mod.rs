@@ -5,6 +5,7 @@ mod fields;
 mod matrix;
 mod recorder;
 mod refusals;
+mod relayed;
 mod targets;
 
 use std::time::Duration;
