@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tollgate::config::{
-    Directory, Http, Limit, LimitKey, Limits, Quota, UnknownTokens, Users, whatsapp_routes,
+    AllowedFields, Directory, Http, Limit, LimitKey, Limits, Quota, UnknownTokens, Users,
+    whatsapp_routes,
 };
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
@@ -160,6 +161,7 @@ fn header_hygiene(c: &mut Criterion) {
     let rules = Http {
         trusted_proxies: Vec::new(),
         allow_underscores: false,
+        allow_fields: AllowedFields::default(),
         min_body_rate: 500,
     };
     let via = GatewayVia::random();

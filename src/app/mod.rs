@@ -19,6 +19,7 @@ mod worker;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -169,6 +170,7 @@ async fn build(
         questions: Arc::new(Questions::default()),
         metrics: Arc::clone(&metrics),
         via,
+        told_unreadable: AtomicBool::new(false),
     });
     let parts = Parts {
         config_file,

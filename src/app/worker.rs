@@ -6,7 +6,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use http::Request;
+use http::request::Parts;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -16,7 +17,7 @@ use crate::config;
 use crate::lifecycle::{Stop, Tasks};
 use crate::listener::{self, Slots, Tls};
 use crate::metrics::Metrics;
-use crate::pipeline::{Flows, Peer, Pipeline, Shared};
+use crate::pipeline::{Body, Flows, Peer, Pipeline, Rejection, Shared};
 
 /// One listener: its sockets, one per worker, and what they share.
 #[derive(Debug)]
@@ -137,6 +138,26 @@ fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
     Box::into_pin(Box::write(place, make()))
 }
 
+/// One worker's pipeline as what its listeners give requests to.
+#[derive(Clone, Debug)]
+struct PipelineService(Arc<Pipeline>);
+
+impl listener::Service for PipelineService {
+    type Body = Body;
+    type Future = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
+        let pipeline = Arc::clone(&self.0);
+        // Kept here, once: what comes after only looks at it.
+        let (head, body) = request.into_parts();
+        boxed(|| async move { pipeline.handle(&head, body, &peer).await })
+    }
+
+    fn refuse(&self, head: Option<&Parts>, rejection: Rejection, peer: &Peer) -> Response<Body> {
+        self.0.refuse(head, rejection, peer)
+    }
+}
+
 fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): (Tasks, &Stop)) {
     runtime.block_on(async {
         let flows = Flows::default();
@@ -147,13 +168,7 @@ fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): 
         apart.spawn("slow answers", watch);
         let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
         for door in doors {
-            let pipeline = Arc::clone(&pipeline);
-            let service = move |request: Request<Incoming>, peer: Arc<Peer>| {
-                let pipeline = Arc::clone(&pipeline);
-                // Kept here, once: what comes after only looks at it.
-                let (head, body) = request.into_parts();
-                boxed(|| async move { pipeline.handle(&head, body, &peer).await })
-            };
+            let service = PipelineService(Arc::clone(&pipeline));
             let parts = listener::Parts {
                 settings: door.settings,
                 tls: door.tls,

@@ -87,6 +87,23 @@ impl Config {
         if self.http.allow_underscores {
             page.row("headers", "field names with _ pass");
         }
+        let allowed = self.http.allow_fields.names();
+        if !allowed.is_empty() {
+            page.row(
+                "",
+                format!("{} go up as the client sent them", listed(allowed)),
+            );
+        }
+        for route in &self.routes {
+            let own = &route.allow_fields;
+            if *own != self.http.allow_fields {
+                let names = match own.names() {
+                    [] => "no override field goes".to_owned(),
+                    names => format!("{} go", listed(names)),
+                };
+                page.row("", format!("{names} up on route {}", route.name));
+            }
+        }
         page.row(
             "bodies",
             format!("at least {} bytes a second", self.http.min_body_rate),

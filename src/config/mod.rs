@@ -10,6 +10,7 @@ mod pattern;
 mod problem;
 mod profile;
 mod reload;
+mod request_rules;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,9 @@ pub use pattern::{BadPattern, plain};
 pub use problem::{Loaded, Problem, Problems, Rows};
 pub use profile::whatsapp_routes;
 pub use reload::{Gone, Outcome, Refused, Reloader, Requests, Watcher, reloader};
+pub use request_rules::{
+    AllowedFields, Http, METHOD_PARAMETER, Network, OVERRIDE_FIELDS, OverrideField, override_field,
+};
 pub use store::{Finding, ServerAddress, SharedStore, Store, StorePlace, StoreTls};
 pub use users::{
     AtTokenCap, Directory, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens, Users,
@@ -209,6 +213,8 @@ pub struct Route {
     pub timeout: Duration,
     /// A full bucket makes the request wait this long at most before it is refused.
     pub max_wait: Duration,
+    /// Override fields that go up on this route.
+    pub allow_fields: AllowedFields,
 }
 
 /// Segments of a path: literal, `{name}` for exactly one, `*` at the end for the
@@ -296,24 +302,6 @@ pub enum LimitKey {
     Peer,
     /// One per route class, all clients together: the Webapp's own limits.
     Class,
-}
-
-/// How requests are read, whoever sends them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Http {
-    /// Peers whose forwarding headers are believed.
-    pub trusted_proxies: Vec<Network>,
-    /// Field names with `_` pass; by default they are refused.
-    pub allow_underscores: bool,
-    /// Bytes per second a body must keep up, either way, after ten seconds' grace; 0: none.
-    pub min_body_rate: u64,
-}
-
-/// An address block, such as `10.0.0.0/8`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    pub address: std::net::IpAddr,
-    pub prefix: u8,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use http::Method;
 
-use super::{Access, Directory, Limit, LimitKey, PathPattern, Quota, Route, Target, UsersCall};
+use super::{
+    Access, AllowedFields, Directory, Limit, LimitKey, PathPattern, Quota, Route, Target, UsersCall,
+};
 use crate::webapp::Role;
 
 /// Who is let in; the columns of the table below.
@@ -144,6 +146,7 @@ fn route(row: &Row) -> Route {
         first_byte_timeout: None,
         timeout: Duration::from_secs(60),
         max_wait: Duration::ZERO,
+        allow_fields: AllowedFields::default(),
     };
     fitted(plain, row.needs)
 }

@@ -17,18 +17,21 @@ use tracing::{Instrument as _, debug, debug_span, info, warn};
 
 use super::activity::{Activity, Timeouts};
 use super::buffers::Buffers;
+use super::handshakes::FailedHandshakes;
 use super::http::{http1, http2};
-use super::secured::Secured;
+use super::refusal;
+use super::secured::{HandshakeFailure, Secured};
 use super::service::{Entry, Service};
 use super::slots::{Slot, Slots};
 use super::stream::{Check, Socket, Stream};
 use super::tls::Tls;
 use super::watch::{End, Watch};
+use super::wire::HeadLimits;
 use crate::causes::causes;
 use crate::config;
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{ConnectionEnd, Gauged, Metrics};
-use crate::pipeline::Peer;
+use crate::pipeline::{Peer, Rejection};
 
 const BACK_OFF: Duration = Duration::from_millis(10);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
@@ -53,6 +56,7 @@ pub struct Parts<S> {
 pub(super) struct Door<S> {
     parts: Parts<S>,
     buffers: Arc<Buffers>,
+    failed_handshakes: FailedHandshakes,
 }
 
 /// Accepts connections until told to drain; they go on as tasks of their own.
@@ -169,6 +173,7 @@ impl<S: Service> Door<S> {
         Self {
             parts,
             buffers: Arc::default(),
+            failed_handshakes: FailedHandshakes::default(),
         }
     }
 
@@ -196,17 +201,18 @@ impl<S: Service> Door<S> {
             return; // gone already
         };
         let settings = self.parts.settings.load_full();
+        let limits = HeadLimits::from(&*settings);
         let mut peer = Peer {
             address,
             local,
             tls: None,
         };
         let Some(tls) = &self.parts.tls else {
-            let (stream, entry) = self.open(tcp, (peer, place), Check::wire(), &settings);
+            let (stream, entry) = self.open(tcp, (peer, place), Check::wire(limits), &settings);
             return self.http1(stream, entry, &settings).await;
         };
         // Boxed, as all that is rare and large: the task is as large as its largest step.
-        let Some(secured) = Box::pin(self.handshake(tls, tcp, &settings)).await else {
+        let Some(secured) = Box::pin(self.handshake(tls, tcp, &peer, &settings)).await else {
             return;
         };
         peer.tls = Some(secured.facts());
@@ -214,7 +220,7 @@ impl<S: Service> Door<S> {
             let (stream, entry) = self.open(secured, (peer, place), Check::frames(), &settings);
             Box::pin(self.http2(stream, entry, &settings)).await;
         } else {
-            let (stream, entry) = self.open(secured, (peer, place), Check::wire(), &settings);
+            let (stream, entry) = self.open(secured, (peer, place), Check::wire(limits), &settings);
             self.http1(stream, entry, &settings).await;
         }
     }
@@ -223,23 +229,45 @@ impl<S: Service> Door<S> {
         &self,
         tls: &Tls,
         tcp: TcpStream,
+        peer: &Peer,
         settings: &config::Listener,
     ) -> Option<Box<Secured>> {
         let accept = Secured::accept(tcp, tls.current(), Arc::clone(&self.buffers));
-        let end = tokio::select! {
+        let shaken = tokio::select! {
             biased;
-            () = self.parts.stop.aborting() => ConnectionEnd::Aborted,
-            shaken = timeout(settings.handshake_timeout, accept) => match shaken {
-                Ok(Ok(stream)) => return Some(stream),
-                Ok(Err(error)) => {
-                    debug!(%error, "TLS handshake failed");
-                    ConnectionEnd::Handshake
-                }
-                Err(_) => ConnectionEnd::HandshakeTimeout,
-            },
+            () = self.parts.stop.aborting() => {
+                self.parts.metrics.connection_ends.add(ConnectionEnd::Aborted);
+                return None;
+            }
+            shaken = timeout(settings.handshake_timeout, accept) => shaken,
         };
+        let mut end = ConnectionEnd::Handshake;
+        match shaken {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(HandshakeFailure::Silent)) => debug!("left before the TLS handshake"),
+            Ok(Err(HandshakeFailure::Broken(error))) => {
+                self.failed_handshakes.tell(peer.address, &error);
+            }
+            Ok(Err(HandshakeFailure::PlainHttp(tcp))) => self.answer_plain(tcp, peer).await,
+            Err(_) => {
+                let why = "it was not over in time (handshake_timeout)";
+                self.failed_handshakes.tell(peer.address, &why);
+                end = ConnectionEnd::HandshakeTimeout;
+            }
+        }
         self.parts.metrics.connection_ends.add(end);
         None
+    }
+
+    /// A client that speaks plain HTTP to a TLS port can read an answer.
+    async fn answer_plain(&self, tcp: TcpStream, peer: &Peer) {
+        let rejection = Rejection::BadRequest("this port speaks https");
+        let answer = self.parts.service.refuse(None, rejection, peer);
+        tokio::select! {
+            biased;
+            () = self.parts.stop.aborting() => {}
+            () = refusal::write(tcp, answer) => {}
+        }
     }
 
     fn open<T: Socket>(
@@ -254,7 +282,7 @@ impl<S: Service> Door<S> {
             service: self.parts.service.clone(),
             peer: Arc::new(peer),
             activity: Arc::clone(&activity),
-            max_headers: settings.max_headers,
+            limits: HeadLimits::from(settings),
             tasks: self.parts.tasks.clone(),
         };
         (Stream::new(socket, check, activity, place), Arc::new(entry))

@@ -1,4 +1,4 @@
-//! Doors for `fuzz/`: what looks at bytes before hyper does.
+//! Doors for `fuzz/`, and for a property test: what looks at bytes before hyper does.
 
 use std::convert::Infallible;
 
@@ -7,32 +7,40 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::frames::Frames;
-use super::wire::Wire;
+use super::wire::{HeadLimits, Wire};
+
+const LIMITS: HeadLimits = HeadLimits {
+    bytes: 64 * 1024,
+    fields: 64,
+};
 
 /// The guard refuses the same byte however the bytes are cut, and hyper sees no
 /// request in what it lets pass that the guard did not see.
 pub fn wire(bytes: &[u8]) {
-    let mut whole = Wire::new();
-    let refused = whole.check(bytes).err().map(|violation| violation.0);
-    let mut cut = Wire::new();
+    let mut whole = Wire::new(LIMITS);
+    let refused = whole.check(bytes).err().map(|violation| violation.at);
+    let mut cut = Wire::new(LIMITS);
     let first = (0..bytes.len()).find(|&at| cut.check(&bytes[at..=at]).is_err());
     assert_eq!(refused, first, "the cuts decide");
     let passed = &bytes[..refused.unwrap_or(bytes.len())];
-    let mut guard = Wire::new();
+    let mut guard = Wire::new(LIMITS);
     guard.check(passed).expect("it passed already");
-    let seen = seen_by_hyper(passed);
+    let (seen, said) = seen_by_hyper(passed);
     assert!(
         seen <= guard.heads(),
         "hyper sees {seen}, the guard {}",
         guard.heads()
     );
+    for refusal in [" 400 ", " 414 ", " 431 "] {
+        assert!(!said.contains(refusal), "hyper refuses it: {said}");
+    }
 }
 
-/// How many requests hyper finds in `bytes`.
-fn seen_by_hyper(bytes: &[u8]) -> u64 {
+/// How many requests hyper finds in `bytes`, and all that it answers.
+fn seen_by_hyper(bytes: &[u8]) -> (u64, String) {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("a runtime without drivers").block_on(async {
         let (mut client, server) = tokio::io::duplex(1 << 20);
@@ -48,10 +56,15 @@ fn seen_by_hyper(bytes: &[u8]) -> u64 {
             }
         });
         let server = hyper::server::conn::http1::Builder::new()
-            .max_headers(64)
+            .max_headers(LIMITS.fields)
+            .max_header_size(LIMITS.bytes)
+            .max_buf_size(LIMITS.bytes)
             .serve_connection(TokioIo::new(server), answer);
         let _ = server.await;
-        seen.get()
+        let mut said = String::new();
+        // It ends with the server's side.
+        let _ = client.read_to_string(&mut said).await;
+        (seen.get(), said)
     })
 }
 

@@ -8,16 +8,16 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt as _;
-use tokio::time::timeout;
 
 use super::corked::corked;
+use super::refusal;
 use super::service::{Entry, Service};
 use super::stream::{Socket, Stream};
 use super::streams::{Begun, Together};
 use super::watch::{End, Turn, Watch};
 use crate::config;
 use crate::lifecycle::Tasks;
+use crate::pipeline::Rejection;
 
 /// An HTTP/1 answer waits in here for the peer; also the smallest read buffer.
 const BUFFER: usize = 64 * 1024;
@@ -42,17 +42,18 @@ pub(super) async fn http1<S: Service, T: Socket>(
     watch: &Watch,
 ) -> End {
     loop {
-        let entry = Arc::clone(&entry);
+        let service = Arc::clone(&entry);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // hyper's starts too early: it would be an idle timeout. The watch has both.
             .header_read_timeout(None)
             .max_headers(settings.max_headers)
+            // The guard counts the same bytes, and is the one that refuses.
             .max_header_size(settings.max_header_bytes)
             .max_buf_size(BUFFER.max(settings.max_header_bytes))
             .serve_connection(
                 TokioIo::new(stream),
-                service_fn(move |request| entry.answer(request)),
+                service_fn(move |request| service.answer(request)),
             )
             .with_upgrades();
         let turn = watch
@@ -69,11 +70,13 @@ pub(super) async fn http1<S: Service, T: Socket>(
                 _ => return End::Closed(Ok(())),
             },
             Turn::End(end) => {
-                if matches!(end, End::HeaderTimeout)
+                if let Some(rejection) = unanswered(&end)
                     && !watch.activity.is_write_blocked()
                     && let Some(parts) = connection.into_parts()
                 {
-                    say_timeout(parts.io.into_inner()).await;
+                    let answer = entry.service.refuse(None, rejection, &entry.peer);
+                    // Boxed, as all that is rare.
+                    Box::pin(refusal::write(parts.io.into_inner(), answer)).await;
                 }
                 return end;
             }
@@ -82,15 +85,13 @@ pub(super) async fn http1<S: Service, T: Socket>(
     }
 }
 
-/// RFC 9110 15.5.9. hyper has no words for it.
-async fn say_timeout<T: Socket>(mut stream: Stream<T>) {
-    let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-    let said = timeout(Duration::from_secs(1), async {
-        stream.write_all(answer).await?;
-        stream.shutdown().await
-    });
-    // The peer is slow or gone; that is known already.
-    let _ = said.await;
+/// The refusal of a head that hyper has never seen whole.
+fn unanswered(end: &End) -> Option<Rejection> {
+    match end {
+        End::HeaderTimeout => Some(Rejection::HeadTooSlow),
+        End::Closed(Err(error)) => refusal::refused_head(error),
+        End::Closed(Ok(())) | End::Idle | End::Aborted => None,
+    }
 }
 
 /// Room for what all streams of a connection may send, and for one more: were they all
@@ -107,7 +108,10 @@ pub(super) async fn http2<S: Service, T: Socket>(
     settings: &config::Listener,
     (watch, tasks): (&Watch, Tasks),
 ) -> End {
-    let list_bytes = u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX);
+    // Twice what is taken: h2 would refuse the rest with a bare 431, so that a client that
+    // goes over the limit mostly gets the gate's own.
+    let list_bytes = settings.max_header_bytes.saturating_mul(2);
+    let list_bytes = u32::try_from(list_bytes).unwrap_or(u32::MAX);
     let (stream, cork) = corked(stream);
     let begun = Begun::new(tasks);
     let connection = http2::Builder::new(begun.clone())

@@ -1,7 +1,7 @@
 //! Bytes in: sockets, connection cap, TLS, HTTP/1 and HTTP/2 framing, timeouts,
 //! drain. Gives each request, with the facts about its peer, to one service; knows
-//! nothing of what is in it. Parsing is hyper's; `wire` only refuses what hyper
-//! would forgive. A request that gets past here has one framing and one host.
+//! nothing of what is in it. Parsing is hyper's; `wire` refuses what hyper would forgive
+//! or answer itself, and the service says how a refusal looks. A request that gets past here has one framing and one host.
 //!
 //! The surprise: a slot is taken before a connection is accepted, so that those
 //! over the cap wait in the kernel's backlog and not in our memory.
@@ -12,12 +12,14 @@ mod bound;
 mod buffers;
 mod corked;
 mod frames;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzed;
+mod handshakes;
 mod http;
 mod names;
 mod pairs;
 mod records;
+mod refusal;
 mod secured;
 mod service;
 mod slots;

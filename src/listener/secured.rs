@@ -21,6 +21,26 @@ pub(super) struct Secured {
     tcp: TcpStream,
     records: Records,
     has_sent: bool,
+    /// The peer has said something.
+    has_heard: bool,
+}
+
+/// Why there is no TLS connection.
+#[derive(Debug)]
+pub(super) enum HandshakeFailure {
+    /// The peer left without a word, as probes of a port do.
+    Silent,
+    /// It speaks HTTP without TLS; an answer can be written to it.
+    PlainHttp(TcpStream),
+    Broken(io::Error),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the client speaks plain HTTP")]
+struct PlainHttp;
+
+fn is_plain_http(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<PlainHttp>())
 }
 
 impl fmt::Debug for Secured {
@@ -37,15 +57,20 @@ impl Secured {
         tcp: TcpStream,
         config: Arc<ServerConfig>,
         buffers: Arc<Buffers>,
-    ) -> io::Result<Box<Self>> {
-        let records = Records::new(config, buffers)?;
+    ) -> Result<Box<Self>, HandshakeFailure> {
+        let records = Records::new(config, buffers).map_err(HandshakeFailure::Broken)?;
         let mut secured = Box::new(Self {
             tcp,
             records,
             has_sent: false,
+            has_heard: false,
         });
-        poll_fn(|cx| secured.poll_handshake(cx)).await?;
-        Ok(secured)
+        match poll_fn(|cx| secured.poll_handshake(cx)).await {
+            Ok(()) => Ok(secured),
+            Err(error) if is_plain_http(&error) => Err(HandshakeFailure::PlainHttp(secured.tcp)),
+            Err(_) if !secured.has_heard => Err(HandshakeFailure::Silent),
+            Err(error) => Err(HandshakeFailure::Broken(error)),
+        }
     }
 
     pub(super) fn facts(&self) -> TlsFacts {
@@ -91,6 +116,10 @@ impl Secured {
         if count == 0 {
             // Anybody on the way can close a socket; only the peer can say that it is done.
             return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
+        }
+        // A method is letters; the type of a TLS record never is (RFC 8446 5.1).
+        if !std::mem::replace(&mut self.has_heard, true) && buffer[0].is_ascii_alphabetic() {
+            return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, PlainHttp)));
         }
         let opened = self.records.open(&mut buffer[..had + count], reader);
         if opened.is_err() {

@@ -9,40 +9,32 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body_util::{Either, Full};
+use http::header::{CONNECTION, HOST};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::{Activity, Exchange};
+use super::wire::HeadLimits;
 use crate::lifecycle::Tasks;
-use crate::pipeline::{ClientBody, Peer};
-use crate::webapp::{ErrorCode, Meta, error_body};
+use crate::pipeline::{ClientBody, Peer, Rejection};
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What answers requests: any `Fn(Request<Incoming>, Arc<Peer>)` that gives a
-/// future of a response.
+/// What answers requests.
 pub trait Service: Clone + Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
     type Future: Future<Output = Response<Self::Body>> + Send + 'static;
 
     fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future;
-}
 
-impl<S, F, B> Service for S
-where
-    S: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    type Body = B;
-    type Future = F;
-
-    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> F {
-        self(request, peer)
-    }
+    /// How a request looks that the listener refuses; `head`: what could be read of it.
+    fn refuse(
+        &self,
+        head: Option<&Parts>,
+        rejection: Rejection,
+        peer: &Peer,
+    ) -> Response<Self::Body>;
 }
 
 /// One connection's way to the service.
@@ -51,13 +43,13 @@ pub(super) struct Entry<S> {
     pub(super) service: S,
     pub(super) peer: Arc<Peer>,
     pub(super) activity: Arc<Activity>,
-    pub(super) max_headers: usize,
+    pub(super) limits: HeadLimits,
     /// On the runtime of the connection.
     pub(super) tasks: Tasks,
 }
 
-/// The body of every answer: the service's, or that of a refusal made here.
-pub(super) type Answer<B> = Response<Either<Counted<B>, Full<Bytes>>>;
+/// The body of every answer.
+pub(super) type Answer<B> = Response<Counted<B>>;
 
 /// An answer on its way.
 pub(super) type Answering<B> =
@@ -69,11 +61,17 @@ impl<S: Service> Entry<S> {
     pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering<S::Body> {
         // Begun here and not in the future: the watch must see it when this returns.
         let exchange = Exchange::begin(&self.activity);
-        if let Some(refusal) = refusal(&request, self.max_headers) {
+        if let Some(rejection) = rejection(&request, self.limits) {
             self.activity.refuses();
             let version = request.version();
-            drop(ClientBody::new(request.into_body(), version, &self.tasks));
-            return Box::pin(ready(Ok(refusal.map(Either::Right))));
+            let (head, body) = request.into_parts();
+            drop(ClientBody::new(body, version, &self.tasks));
+            let mut answer = self.service.refuse(Some(&head), rejection, &self.peer);
+            if version <= Version::HTTP_11 {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(CONNECTION, close);
+            }
+            return Box::pin(ready(Ok(answer.map(|body| Counted { body, exchange }))));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
         let is_connect = request.method() == Method::CONNECT;
@@ -81,7 +79,7 @@ impl<S: Service> Entry<S> {
         let activity = Arc::clone(&self.activity);
         Box::pin(async move {
             let response = answer.await;
-            let mut response = response.map(|body| Either::Left(Counted { body, exchange }));
+            let mut response = response.map(|body| Counted { body, exchange });
             if is_tunnel(response.status(), is_connect) {
                 activity.becomes_tunnel();
             } else if is_http1 && activity.is_draining() {
@@ -98,31 +96,26 @@ fn is_tunnel(status: StatusCode, is_connect: bool) -> bool {
 }
 
 /// What is wrong with a request that hyper has let through.
-fn refusal(request: &Request<Incoming>, max_headers: usize) -> Option<Response<Full<Bytes>>> {
-    if request.headers().len() > max_headers {
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        return Some(refuse(request, status, "Too many header fields"));
+fn rejection<B>(request: &Request<B>, limits: HeadLimits) -> Option<Rejection> {
+    let headers = request.headers();
+    let is_http2 = request.version() == Version::HTTP_2;
+    if headers.len() > limits.fields || (is_http2 && list_size(headers) > limits.bytes) {
+        return Some(Rejection::HeadTooLarge);
     }
     if !names_one_host(request) {
-        return Some(refuse(
-            request,
-            StatusCode::BAD_REQUEST,
+        return Some(Rejection::BadRequest(
             "Host is missing, repeated, malformed, or not that of the request target",
         ));
     }
     None
 }
 
-fn refuse<B>(request: &Request<B>, status: StatusCode, details: &str) -> Response<Full<Bytes>> {
-    let body = error_body(ErrorCode::InvalidRequest, details, Meta::WEBAPP);
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if request.version() <= Version::HTTP_11 {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+/// As RFC 9113 6.5.2 counts.
+fn list_size(headers: &HeaderMap) -> usize {
+    let sizes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 32);
+    sizes.sum()
 }
 
 /// RFC 9112 3.2 and RFC 9113 8.3.1: a request names one host, once, and means it.

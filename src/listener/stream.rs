@@ -11,12 +11,12 @@ use tokio::net::TcpStream;
 use super::activity::Activity;
 use super::frames::Frames;
 use super::slots::Slot;
-use super::wire::{Violation, Wire};
+use super::wire::{HeadLimits, Refused, Violation, Wire};
 use crate::metrics::Gauged;
 
-/// Put in place of the first bad byte. NUL is wrong wherever a bad byte can be, so
-/// that hyper's own parser answers 400; the two line ends make it look at once.
-const POISON: &[u8] = b"\0\r\n\r\n";
+/// Put before a head that is refused at its first byte. While hyper has the beginning of a
+/// head, it does not look for the end of the connection: that would end the request before.
+const HEAD_BEGINS: &[u8] = b"X";
 
 /// HTTP/2 writes below this may be PING and the like, which are no progress.
 const LEAST_ANSWER: usize = 256;
@@ -61,13 +61,12 @@ pub(super) struct Stream<T> {
 pub(super) enum Check {
     Wire(Wire),
     Frames(Frames),
-    /// What remains to be said of `POISON`; after it, nothing.
-    Refused(&'static [u8]),
+    Refused(Refused),
 }
 
 impl Check {
-    pub(super) fn wire() -> Self {
-        Self::Wire(Wire::new())
+    pub(super) fn wire(limits: HeadLimits) -> Self {
+        Self::Wire(Wire::new(limits))
     }
 
     pub(super) fn frames() -> Self {
@@ -107,10 +106,15 @@ impl<T> Stream<T> {
                 let heads = wire.heads();
                 let checked = wire.check(fresh);
                 note_head(&self.activity, wire, heads);
-                if let Err(Violation(at)) = checked {
+                if let Err(Violation { at, fault }) = checked {
                     self.activity.refuses();
                     buf.set_filled(before + at);
-                    self.check = Check::Refused(say(POISON, buf));
+                    let is_head = !wire.is_in_content();
+                    if is_head && !wire.is_in_head() {
+                        // In the place of the bad byte: there is room.
+                        buf.put_slice(HEAD_BEGINS);
+                    }
+                    self.check = Check::Refused(Refused { fault, is_head });
                 }
                 Ok(())
             }
@@ -133,13 +137,6 @@ fn note_head(activity: &Activity, wire: &Wire, heads_before: u64) {
     }
 }
 
-/// Puts as much of `words` into `buf` as it takes; gives the rest.
-fn say(words: &'static [u8], buf: &mut ReadBuf<'_>) -> &'static [u8] {
-    let (now, later) = words.split_at(words.len().min(buf.remaining()));
-    buf.put_slice(now);
-    later
-}
-
 impl<T: Socket> Socket for Stream<T> {
     fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.inner.poll_stirs(cx)
@@ -157,13 +154,22 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        if let Check::Refused(words) = me.check {
-            me.check = Check::Refused(say(words, buf));
-            return Poll::Ready(Ok(()));
-        }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
-        Poll::Ready(me.look(buf, before))
+        if !matches!(me.check, Check::Refused(_)) {
+            ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
+            me.look(buf, before)?;
+        }
+        let Check::Refused(refused) = me.check else {
+            return Poll::Ready(Ok(()));
+        };
+        if buf.filled().len() > before {
+            return Poll::Ready(Ok(())); // what came before the bad byte
+        }
+        // What hyper holds of the answer before goes out first; it asks again then.
+        if me.activity.is_write_blocked() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refused)))
     }
 }
 

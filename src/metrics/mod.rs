@@ -35,6 +35,7 @@ pub struct Metrics {
     pub bytes_in: IntCounter,
     pub bytes_out: IntCounter,
     pub clients_gone: IntCounter,
+    pub unreadable_origins: IntCounter,
     pub connections: IntCounter,
     pub connections_open: IntGauge,
     pub connection_ends: Counters<ConnectionEnd>,
@@ -141,6 +142,11 @@ impl Metrics {
                 r,
                 "tollgate_clients_gone_total",
                 "Exchanges that the client left before their end.",
+            ),
+            unreadable_origins: counter(
+                r,
+                "tollgate_unreadable_origins_total",
+                "Requests whose trusted proxy named no client address in X-Forwarded-For or Forwarded.",
             ),
             connections: counter(r, "tollgate_connections_total", "Connections accepted."),
             connections_open: gauge(

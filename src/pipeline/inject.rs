@@ -6,9 +6,9 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Uri};
+use http::{HeaderMap, Method, Request, Uri};
 
-use super::headers::{self, Said};
+use super::headers::{self, Said, UpwardFraming};
 use super::request_body::{BodyHandle, RequestBody};
 use crate::metrics::Injected;
 use crate::secret::{Needle, Secret};
@@ -136,12 +136,17 @@ impl Outbound {
 }
 
 pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried) -> Outbound {
+    let framing = UpwardFraming::of(request.head, http_body::Body::size_hint(&body).exact());
     let mut outbound = Request::new(body);
     *outbound.method_mut() = request.head.method.clone();
     if let Some(target) = request.head.uri.path_and_query() {
         *outbound.uri_mut() = Uri::from(target.clone());
     }
     *outbound.headers_mut() = headers::upward(&request.head.headers, &request.said);
+    framing.put(&request.head.method, outbound.headers_mut());
+    if request.head.method == Method::OPTIONS {
+        headers::count_hop(outbound.headers_mut());
+    }
     if request.is_answer_read {
         headers::ask_plain(outbound.headers_mut());
     }

@@ -14,6 +14,7 @@ mod headers;
 mod here;
 mod inject;
 mod limit;
+mod options;
 mod pace;
 mod path;
 mod peer;
@@ -38,11 +39,14 @@ mod users_node;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
+use tracing::warn;
 
 pub use answer_body::Body;
 pub use client_body::ClientBody;
@@ -59,7 +63,7 @@ pub use steps::{clean_fields, presents_credential};
 pub use streaming::Flows;
 pub use unknown::{Questions, keep_probe_tried};
 
-use crate::config::{Config, Target, UsersCall};
+use crate::config::{self, Config, Target, UsersCall};
 use crate::identity::{KeyRing, Keys, Users};
 use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
@@ -101,6 +105,29 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The gate's name in `Via`.
     pub via: GatewayVia,
+    /// The log has told of a proxy's word about its client that cannot be read.
+    pub told_unreadable: AtomicBool,
+}
+
+impl Shared {
+    /// Where a request came from. What a trusted proxy says that is no address is counted,
+    /// and the first is told of.
+    fn origin(&self, head: &Parts, peer: &Peer, rules: &config::Http) -> IpAddr {
+        let origin = headers::origin(&head.headers, peer, &rules.trusted_proxies);
+        let Some(text) = origin.unreadable else {
+            return origin.ip;
+        };
+        self.metrics.unreadable_origins.inc();
+        if !self.told_unreadable.swap(true, Ordering::Relaxed) {
+            let text: String = text.chars().take(64).collect();
+            warn!(
+                proxy = %peer.ip(),
+                ?text,
+                "a trusted proxy names no address in X-Forwarded-For or Forwarded: its clients are counted as the proxy itself; tollgate_unreadable_origins_total counts such requests"
+            );
+        }
+        origin.ip
+    }
 }
 
 /// One worker's pipeline: the shared rules, its own connections.
@@ -139,6 +166,25 @@ impl Pipeline {
         response.map(|body| body.watched_by(record))
     }
 
+    /// The answer to a request that the listener refuses; `head`: what could be read of it.
+    pub fn refuse(
+        &self,
+        head: Option<&Parts>,
+        rejection: Rejection,
+        peer: &Peer,
+    ) -> Response<Body> {
+        let here = self.newest.view(&self.shared, &self.tasks);
+        let mut record = match head {
+            Some(head) => Record::open(&here, head, peer),
+            None => Record::open_unread(&here, peer),
+        };
+        record.rejected(&rejection);
+        let mut response = rejection.into_response(Duration::ZERO);
+        headers::put_request_id(response.headers_mut(), record.id());
+        record.status(response.status());
+        response.map(|body| body.watched_by(record))
+    }
+
     async fn run(
         &self,
         here: &Arc<Here>,
@@ -150,8 +196,11 @@ impl Pipeline {
         let place = live.limiter.in_flight();
         record.hold(place.map_err(|_| Rejection::Overloaded)?);
         headers::check(&head.headers, head.version, &live.config.http, &here.via)?;
+        if let Some(answer) = options::of_the_server(head) {
+            return Ok(answer);
+        }
         let path = path::checked(&head.uri)?;
-        let origin = headers::origin(&head.headers, peer, &live.config.http.trusted_proxies);
+        let origin = self.shared.origin(head, peer, &live.config.http);
         record.peer(origin);
 
         let host = headers::host(&head.uri, &head.headers);
@@ -160,6 +209,7 @@ impl Pipeline {
         if route.target == Target::Closed {
             return Err(Rejection::NoRoute);
         }
+        path::check_query(&head.uri, &route.allow_fields)?;
 
         let line = (&head.method, path, &head.headers);
         let ask = |token, digest| Box::pin(self.ask(here, origin, token, digest));
@@ -181,26 +231,29 @@ impl Pipeline {
             }
         };
 
+        let allowed = || live.routes.allowed(&host, path);
+        if let Some(answer) = options::of_the_last_hop(head, allowed)? {
+            return Ok(answer);
+        }
+
         let ready = Ready {
             live,
             route,
             who,
             peer: origin,
-            host,
             via: here.via.value(head.version),
             deadline: record.opened() + route.timeout,
         };
-        let answer = match route.target {
+        let mut answer = match route.target {
             Target::UsersNode(kind) => {
                 let ready = (&ready, kind);
-                Box::pin(self.users_call(here, ready, (head, body), (peer, record))).await
+                Box::pin(self.users_call(here, ready, (head, body), (peer, record))).await?
             }
             _ => {
                 self.send_up(here, &ready, (head, body), (peer, record))
-                    .await
+                    .await?
             }
         };
-        let mut answer = answer?;
         admitted.put(answer.headers_mut());
         Ok(answer)
     }

@@ -1,6 +1,5 @@
 //! A request that has passed the first three stages, and what the last one makes of it.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::HeaderValue;
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 use super::authenticate::Authenticated;
 use super::client_body::ClientBody;
 use super::forward::Way;
-use super::headers::Ours;
+use super::headers::{self, Ours};
 use super::inject::{Carried, CredentialSource, Inbound};
 use super::peer::sharer;
 use super::record::Record;
@@ -28,8 +27,6 @@ pub(super) struct Ready<'a> {
     pub(super) route: &'a Route,
     pub(super) who: Authenticated,
     pub(super) peer: IpAddr,
-    /// As `headers::host` reads it.
-    pub(super) host: Cow<'a, str>,
     /// This gate in `Via`.
     pub(super) via: &'a HeaderValue,
     /// End of the whole exchange.
@@ -92,7 +89,7 @@ impl<'a> Ready<'a> {
     {
         let ours = Ours {
             peer,
-            host: &self.host,
+            authority: headers::authority(&head.uri, &head.headers),
             client: match &self.who.client {
                 Client::Open => "",
                 known => known.name(),
@@ -100,9 +97,10 @@ impl<'a> Ready<'a> {
             request_id: record.id(),
             trace: record.trace(),
             via: self.via,
+            allowed: &self.route.allow_fields,
         };
-        let trusted = &self.live.config.http.trusted_proxies;
-        Inbound::new(head, ours.about(&head.headers, trusted), body.handle())
+        let said = ours.about(&head.headers, &self.live.config.http);
+        Inbound::new(head, said, body.handle())
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::access_line::{AccessLine, key};
@@ -32,7 +32,8 @@ pub(super) struct Record {
     id: Hex<32>,
     trace: Trace,
     opened: Instant,
-    method: Method,
+    /// None: it was not read.
+    method: Option<Method>,
     /// Its query is never shown.
     target: Option<PathAndQuery>,
     peer: IpAddr,
@@ -64,14 +65,26 @@ enum End {
 
 impl Record {
     pub(super) fn open(here: &Arc<Here>, head: &Parts, peer: &Peer) -> Box<Self> {
+        let mut record = Self::unread(here, Trace::of(&head.headers), peer);
+        record.method = Some(head.method.clone());
+        record.target = head.uri.path_and_query().cloned();
+        record
+    }
+
+    /// Of a request whose head could not be read.
+    pub(super) fn open_unread(here: &Arc<Here>, peer: &Peer) -> Box<Self> {
+        Self::unread(here, Trace::of(&HeaderMap::new()), peer)
+    }
+
+    fn unread(here: &Arc<Here>, trace: Trace, peer: &Peer) -> Box<Self> {
         here.metrics.in_flight.inc();
         Box::new(Self {
             here: Arc::clone(here),
             id: Hex::random(),
-            trace: Trace::of(&head.headers),
+            trace,
             opened: Instant::now(),
-            method: head.method.clone(),
-            target: head.uri.path_and_query().cloned(),
+            method: None,
+            target: None,
             peer: peer.ip(),
             route: None,
             client: None,
@@ -214,7 +227,10 @@ impl Record {
                 line.text(key!("user_tried"), user.text());
             }
             line.text(key!("route"), route.map_or("", |route| &route.name));
-            line.text(key!("method"), self.method.as_str());
+            line.text(
+                key!("method"),
+                self.method.as_ref().map_or("", Method::as_str),
+            );
             line.text(
                 key!("path"),
                 self.target.as_ref().map_or("", PathAndQuery::path),

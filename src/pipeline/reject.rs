@@ -40,6 +40,10 @@ pub enum Rejection {
     TooManyTokens(&'static str, Option<Duration>),
     TooLarge,
     TooSlow,
+    /// Heads that the listener did not read to their end.
+    TargetTooLong,
+    HeadTooLarge,
+    HeadTooSlow,
     Overloaded,
     /// The request has been through this gate before.
     Loop,
@@ -114,7 +118,11 @@ impl Rejection {
                 (429, ErrorCode::TooManyRequests, Client, Reason::TooMany)
             }
             Self::TooLarge => (413, ErrorCode::ParameterInvalid, Client, Reason::TooLarge),
-            Self::TooSlow => (408, ErrorCode::InvalidRequest, Client, Reason::Timeout),
+            Self::TooSlow | Self::HeadTooSlow => {
+                (408, ErrorCode::InvalidRequest, Client, Reason::Timeout)
+            }
+            Self::TargetTooLong => (414, ErrorCode::InvalidRequest, Client, Reason::TooLarge),
+            Self::HeadTooLarge => (431, ErrorCode::InvalidRequest, Client, Reason::TooLarge),
             Self::Loop => (508, ErrorCode::Internal, Gateway, Reason::Loop),
             Self::UpstreamDown(_) => (503, ErrorCode::NotReady, Upstream, Reason::UpstreamDown),
             Self::Overloaded | Self::ShareTaken | Self::NoTurn(_) => {
@@ -170,6 +178,9 @@ impl Rejection {
             Self::TooManyTokens(..) => "Too many live tokens, log out first",
             Self::TooLarge => "The body is larger than this path takes",
             Self::TooSlow => "The body came too slowly",
+            Self::TargetTooLong => "The request target is larger than this port takes",
+            Self::HeadTooLarge => "The header section is larger than this port takes",
+            Self::HeadTooSlow => "The header section came too slowly",
             Self::Loop => "This request has come back to this gateway: its upstream leads here",
             Self::UpstreamDown(_) => "The Webapp does not answer at the moment",
             Self::Overloaded | Self::NoTurn(_) => "The gateway has too many requests in hand",
@@ -212,6 +223,9 @@ impl Rejection {
             Self::NoLease(no_lease) => Cow::Owned(no_lease.to_string()),
             Self::Unavailable(why) | Self::TokenUnsure(why) => Cow::Owned(why.to_string()),
             Self::Loop => Cow::Borrowed("the request's Via names this gate"),
+            Self::TargetTooLong => Cow::Borrowed("request target over the limit"),
+            Self::HeadTooLarge => Cow::Borrowed("header section over the limit"),
+            Self::HeadTooSlow => Cow::Borrowed("header section over its time"),
             Self::Unreachable(error) | Self::BrokeOff(error) => Cow::Owned(chain(error.as_ref())),
             _ => return None,
         })

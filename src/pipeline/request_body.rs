@@ -227,7 +227,16 @@ impl http_body::Body for RequestBody {
         self.source.is_none()
     }
 
+    /// Exact also for a body without a stated length, once all of it is here.
     fn size_hint(&self) -> SizeHint {
-        self.length
+        let (None, Some(shared)) = (self.length.exact(), &self.source) else {
+            return self.length;
+        };
+        let source = shared.lock();
+        let is_whole = source.ended && source.trailers.is_none() && self.position == 0;
+        match is_whole && !source.spilled && source.failed.is_none() {
+            true => SizeHint::with_exact(source.total),
+            false => self.length,
+        }
     }
 }

@@ -10,6 +10,9 @@ use super::reject::Rejection;
 use crate::config::{PathPattern, Route, Segment, Target, plain};
 use crate::metrics::RouteCounts;
 
+/// What `Allow` lists where a route takes every method.
+pub(super) const ANY_METHOD: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 /// All routes, ready to be searched.
 #[derive(Debug, Default)]
 pub struct RouteTable {
@@ -78,20 +81,36 @@ impl RouteTable {
     }
 
     fn refusal(&self, host: &str, path: &str) -> Rejection {
+        match self.allowed(host, path) {
+            allowed if allowed.is_empty() => Rejection::NoRoute,
+            allowed => Rejection::MethodNotAllowed(allowed),
+        }
+    }
+
+    /// The methods that a path takes, as `Allow` lists them; empty: the path has no route.
+    pub(super) fn allowed(&self, host: &str, path: &str) -> String {
         let mut here = Vec::new();
         self.root.search(segments(path), &mut |index| {
-            if takes_host(&self.routes[index], host) {
+            let route = &self.routes[index];
+            if takes_host(route, host) && route.target != Target::Closed {
                 here.push(index);
             }
         });
         here.sort_unstable();
-        here.dedup();
-        let methods = here.iter().flat_map(|index| &self.routes[*index].methods);
-        let allowed: Vec<&str> = methods.map(Method::as_str).collect();
-        if allowed.is_empty() {
-            return Rejection::NoRoute;
+        if here
+            .iter()
+            .any(|index| self.routes[*index].methods.is_empty())
+        {
+            return ANY_METHOD.to_owned();
         }
-        Rejection::MethodNotAllowed(allowed.join(", "))
+        let methods = here.iter().flat_map(|index| &self.routes[*index].methods);
+        let mut allowed: Vec<&str> = Vec::new();
+        for method in methods.map(Method::as_str) {
+            if !allowed.contains(&method) {
+                allowed.push(method);
+            }
+        }
+        allowed.join(", ")
     }
 }
 
@@ -150,6 +169,10 @@ fn takes_host(route: &Route, host: &str) -> bool {
 }
 
 fn takes_method(route: &Route, method: &Method) -> bool {
+    if method == Method::TRACE {
+        // RFC 9110 9.3.8: the answer would repeat the credential that the gate puts in.
+        return false;
+    }
     route.methods.is_empty()
         || route.methods.contains(method)
         || (method == Method::OPTIONS && route.target == Target::Upstream)
@@ -163,7 +186,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Access;
+    use crate::config::{Access, AllowedFields};
 
     fn route(index: usize, path: PathPattern, methods: Vec<Method>) -> Route {
         Route {
@@ -179,6 +202,7 @@ mod tests {
             first_byte_timeout: None,
             timeout: Duration::from_secs(1),
             max_wait: Duration::ZERO,
+            allow_fields: AllowedFields::default(),
         }
     }
 

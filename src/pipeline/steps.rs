@@ -14,20 +14,21 @@ use crate::via::GatewayVia;
 pub fn clean_fields(
     fields: &mut HeaderMap,
     peer: &Peer,
-    host: &str,
+    authority: &str,
     rules: &Http,
     via: &GatewayVia,
 ) -> Result<(), Rejection> {
     headers::check(fields, Version::HTTP_11, rules, via)?;
     let ours = headers::Ours {
         peer,
-        host,
+        authority,
         client: "",
         request_id: "",
         trace: &Trace::of(fields),
         via: via.value(Version::HTTP_11),
+        allowed: &rules.allow_fields,
     };
-    let said = ours.about(fields, &rules.trusted_proxies);
+    let said = ours.about(fields, rules);
     *fields = headers::upward(fields, &said);
     Ok(())
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, HOST, USER_AGENT, VIA};
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, USER_AGENT, VIA};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, Uri};
+use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
@@ -55,7 +55,13 @@ impl OwnRequests {
 
     /// The fields that each request of the gate itself has.
     pub(super) fn dress(&self, request: &mut Request<Full<Bytes>>) {
+        // RFC 9110 8.6: a login without content still states its length. hyper leaves it out.
+        let is_empty = request.body().size_hint().exact() == Some(0);
+        let states_nothing = is_empty && request.method() != Method::GET;
         let headers = request.headers_mut();
+        if states_nothing {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.insert(VIA, self.via.clone());

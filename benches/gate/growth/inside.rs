@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use tollgate::config::{
-    Access, Limit, LimitKey, Limits, PathPattern, Quota, Route, Segment, Target,
+    Access, AllowedFields, Limit, LimitKey, Limits, PathPattern, Quota, Route, Segment, Target,
 };
 use tollgate::config::{Directory, UnknownTokens, Users};
 use tollgate::identity::Client;
@@ -128,6 +128,7 @@ fn route(index: usize) -> Route {
         first_byte_timeout: None,
         timeout: Duration::from_secs(60),
         max_wait: Duration::ZERO,
+        allow_fields: AllowedFields::default(),
     }
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Profile;
+use super::request_rules::allow_fields;
 use super::section::{Section, Value};
 use super::value::{flag, many, method, name, pattern, size, some, span, span_or_none};
 use super::value::{text, word};
 use crate::config::problem::nearest;
 use crate::config::profile::whatsapp_routes;
-use crate::config::{Access, Directory, PathPattern, Route, Target, UsersCall};
+use crate::config::{Access, AllowedFields, Directory, PathPattern, Route, Target, UsersCall};
 use crate::webapp::Role;
 
 const TARGETS: &[(&str, Target)] = &[
@@ -32,11 +33,19 @@ const ACCESS: &[(&str, Access)] = &[
 ];
 
 /// In match order: the file's own, then the profile's with the file's changes.
-pub(super) fn routes(root: &Section<'_>, profile: Profile, directory: Directory) -> Vec<Route> {
+pub(super) fn routes(
+    root: &Section<'_>,
+    profile: Profile,
+    directory: Directory,
+    allowed: &AllowedFields,
+) -> Vec<Route> {
     let mut shipped = match profile {
         Profile::Whatsapp => whatsapp_routes(),
         Profile::None => Vec::new(),
     };
+    for route in &mut shipped {
+        route.allow_fields = allowed.clone();
+    }
     if directory == Directory::Webapp {
         shipped.iter_mut().for_each(leave_roles_to_the_webapp);
     }
@@ -54,7 +63,7 @@ pub(super) fn routes(root: &Section<'_>, profile: Profile, directory: Directory)
         seen.push(Arc::clone(&name));
         if let Some(place) = shipped.iter_mut().find(|route| route.name == name) {
             *place = changed(&table, place.clone());
-        } else if let Some(route) = added(&table, &name, &shipped) {
+        } else if let Some(route) = added(&table, &name, &shipped, allowed) {
             warn_if_hidden(&table, &route, &own);
             own.push(route);
         }
@@ -72,7 +81,12 @@ fn leave_roles_to_the_webapp(route: &mut Route) {
     }
 }
 
-fn added(table: &Section<'_>, name: &Arc<str>, shipped: &[Route]) -> Option<Route> {
+fn added(
+    table: &Section<'_>,
+    name: &Arc<str>,
+    shipped: &[Route],
+    allowed: &AllowedFields,
+) -> Option<Route> {
     let Some(path) = table.value("path") else {
         let names = shipped.iter().map(|route| route.name.as_ref());
         let meant = nearest(name, names).map(|meant| format!("did you mean route \"{meant}\"?"));
@@ -86,10 +100,9 @@ fn added(table: &Section<'_>, name: &Arc<str>, shipped: &[Route]) -> Option<Rout
         return None;
     };
     let path = pattern(&path);
-    let route = changed(
-        table,
-        plain(name, path.clone().unwrap_or(PathPattern(Vec::new()))),
-    );
+    let mut route = plain(name, path.clone().unwrap_or(PathPattern(Vec::new())));
+    route.allow_fields = allowed.clone();
+    let route = changed(table, route);
     path.map(|path| Route { path, ..route })
 }
 
@@ -108,6 +121,7 @@ fn plain(name: &Arc<str>, path: PathPattern) -> Route {
         first_byte_timeout: None,
         timeout: Duration::from_secs(60),
         max_wait: Duration::ZERO,
+        allow_fields: AllowedFields::default(),
     }
 }
 
@@ -133,6 +147,7 @@ fn changed(table: &Section<'_>, route: Route) -> Route {
             .or(route.first_byte_timeout),
         timeout: table.or("timeout", span, route.timeout),
         max_wait: table.or("max_wait", span_or_none, route.max_wait),
+        allow_fields: allow_fields(table).unwrap_or(route.allow_fields),
         name: route.name,
         path,
     };

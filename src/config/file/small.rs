@@ -8,9 +8,9 @@ use tracing_subscriber::filter::Targets;
 
 use super::places::secret_that;
 use super::section::{Section, Value};
-use super::value::{address, flag, many, network, number, path, size, span, span_or_none};
+use super::value::{address, flag, number, path, span, span_or_none};
 use super::value::{text, word};
-use crate::config::{Drain, Emulator, Http, Log, LogFormat, Operator};
+use crate::config::{Drain, Emulator, Log, LogFormat, Operator};
 use crate::secret::Secret;
 
 fn loopback(port: u16) -> SocketAddr {
@@ -57,29 +57,6 @@ pub(super) fn operator(root: &Section<'_>) -> Operator {
         );
     }
     Operator { address, token }
-}
-
-pub(super) fn http(root: &Section<'_>) -> Http {
-    let mut http = Http {
-        trusted_proxies: Vec::new(),
-        allow_underscores: false,
-        min_body_rate: 500,
-    };
-    let Some(table) = root.section("http") else {
-        return http;
-    };
-    http.trusted_proxies = table.or("trusted_proxies", many(network), http.trusted_proxies);
-    if http
-        .trusted_proxies
-        .iter()
-        .any(|network| network.prefix == 0)
-    {
-        let reason = "trusts everybody: any client could choose the address it is known by";
-        table.complain("trusted_proxies", reason, "name your proxies");
-    }
-    http.allow_underscores = table.or("allow_underscores", flag, http.allow_underscores);
-    http.min_body_rate = table.or("min_body_rate", size(0..=1 << 30), http.min_body_rate);
-    http
 }
 
 pub(super) fn drain(root: &Section<'_>) -> Drain {

@@ -274,6 +274,14 @@ pub(super) fn method(value: &Value<'_>) -> Option<Method> {
     let name = text(value)?;
     let method = Method::from_bytes(name.as_bytes()).ok();
     match method {
+        Some(Method::TRACE) => {
+            // RFC 9110 9.3.8: it would show the credential that the gate puts in.
+            value.complain(
+                "is never passed on: the answer repeats the whole request",
+                "",
+            );
+            None
+        }
         Some(method) if !name.bytes().any(|letter| letter.is_ascii_lowercase()) => Some(method),
         _ => {
             let upper = name.to_ascii_uppercase();

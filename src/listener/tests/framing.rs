@@ -177,6 +177,10 @@ const BAD_BODY: &[(&str, &str)] = &[
     ("prefixed size", "0x3\r\nabc\r\n0\r\n\r\n"),
     ("signed size", "+3\r\nabc\r\n0\r\n\r\n"),
     ("space before size", " 3\r\nabc\r\n0\r\n\r\n"),
+    ("space after size", "3 \r\nabc\r\n0\r\n\r\n"),
+    ("empty extension", "3;\r\nabc\r\n0\r\n\r\n"),
+    ("NUL in extension", "3;a=\0\r\nabc\r\n0\r\n\r\n"),
+    ("open quote", "3;a=\"\r\nabc\r\n0\r\n\r\n"),
     ("huge size", "fffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
     ("bare LF after size", "3\nabc\r\n0\r\n\r\n"),
     ("bare LF in extension", "3;a\nabc\r\n0\r\n\r\n"),
@@ -209,6 +213,10 @@ async fn what_could_be_two_requests_is_400_and_the_connection_closes() {
             "{name}: {answer:?}"
         );
         assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer:?}");
+        assert!(
+            answer.ends_with("refused"),
+            "the service's answer: {answer:?}"
+        );
     }
     let all = BAD.len() as u64;
     eventually("each is counted", || {
@@ -270,7 +278,7 @@ async fn good_requests_follow_each_other_on_one_connection() {
         // One empty line after a body is an old client's habit.
         "\r\nPOST /c HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
         "POST /d HTTP/1.1\r\nHost: a\r\ntransfer-encoding:Chunked\r\nTrailer: x\r\n\r\n",
-        "003;name=\"value\"\r\nabc\r\nA \r\n0123456789\r\n0\r\nTe: a\r\nContent-Type: b\r\n\r\n",
+        "003;name=\"value\"\r\nabc\r\nA ; b\r\n0123456789\r\n0\r\nTe: a\r\nContent-Type: b\r\n\r\n",
         "GET http://a:80/e HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n",
     ];
     let answer = gate.exchange(text.concat()).await;
@@ -292,6 +300,23 @@ async fn a_head_over_the_limits_is_431() {
     for text in [long, many, endless] {
         let answer = gate.exchange(text).await;
         assert!(answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+    }
+    // To the byte, with the empty line before it: below the guard hyper refuses none.
+    for before in ["", "\r\n"] {
+        let head = |size: usize| {
+            let begin = format!("{before}GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: ");
+            let value = "x".repeat(size - begin.len() - 4);
+            format!("{begin}{value}\r\n\r\n")
+        };
+        let limit = settings().max_header_bytes;
+        let answer = gate.exchange(head(limit)).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+        let answer = gate.exchange(head(limit + 1)).await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+        assert!(
+            answer.ends_with("refused"),
+            "the service's answer: {answer:?}"
+        );
     }
 }
 

@@ -9,10 +9,11 @@ mod streams;
 mod wire;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Request, Response, StatusCode};
+use ::http::{Request, Response, StatusCode, request};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -27,7 +28,7 @@ use super::*;
 use crate::config;
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{ConnectionEnd, Metrics};
-use crate::pipeline::Peer;
+use crate::pipeline::{Peer, Rejection};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -78,7 +79,7 @@ impl Gate {
             let parts = Parts {
                 settings: Arc::clone(&settings),
                 tls: gate.tls.clone(),
-                service: move |request, peer| answer(request, peer, Arc::clone(&slow)),
+                service: SmallService(slow),
                 tasks: gate.tasks.clone(),
                 stop: gate.stop.clone(),
                 metrics: Arc::clone(&gate.metrics),
@@ -116,6 +117,29 @@ async fn eventually(what: &str, is_true: impl Fn() -> bool) {
     while !is_true() {
         assert!(Instant::now() < deadline, "never: {what}");
         sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[derive(Clone)]
+struct SmallService(Arc<Semaphore>);
+
+impl Service for SmallService {
+    type Body = Full<Bytes>;
+    type Future = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+
+    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
+        Box::pin(answer(request, peer, Arc::clone(&self.0)))
+    }
+
+    fn refuse(
+        &self,
+        _: Option<&request::Parts>,
+        rejection: Rejection,
+        _: &Peer,
+    ) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from("refused"));
+        *response.status_mut() = rejection.face().status;
+        response
     }
 }
 

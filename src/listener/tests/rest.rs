@@ -110,7 +110,7 @@ async fn the_task_of_a_connection_is_small() {
     let parts = Parts {
         settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
         tls: None,
-        service: move |request, peer| answer(request, peer, Arc::clone(&slow)),
+        service: SmallService(slow),
         tasks: Tasks::new(Handle::current()),
         stop: Stop::default(),
         metrics: Metrics::new(),

@@ -378,15 +378,15 @@ async fn a_handshake_that_takes_too_long_is_ended() {
     raw.send([0x16, 0x03, 0x01]).await;
     assert_eq!(raw.rest().await, "");
     assert_eq!(gate.ends(ConnectionEnd::HandshakeTimeout), 1);
+    let answer = gate.exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(
-        gate.exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            .await
-            .len()
-            < 20,
-        "an alert at most"
+        answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+        "{answer:?}"
     );
+    let odd = gate.exchange("\0\0\0\0\0").await;
+    assert!(odd.len() < 20, "an alert at most: {odd:?}");
     eventually("not TLS is counted", || {
-        gate.ends(ConnectionEnd::Handshake) == 1
+        gate.ends(ConnectionEnd::Handshake) == 2
     })
     .await;
 }

@@ -3,7 +3,13 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::wire::Wire;
+use super::super::fuzzed;
+use super::super::wire::{Fault, HeadLimits, Wire};
+
+const LIMITS: HeadLimits = HeadLimits {
+    bytes: 4096,
+    fields: 20,
+};
 
 /// The pieces of `text` between `cuts`.
 fn cut<'t>(text: &'t [u8], cuts: &[prop::sample::Index]) -> Vec<&'t [u8]> {
@@ -13,12 +19,11 @@ fn cut<'t>(text: &'t [u8], cuts: &[prop::sample::Index]) -> Vec<&'t [u8]> {
     at.windows(2).map(|w| &text[w[0]..w[1]]).collect()
 }
 
-/// Offset of the refused byte in all of `text`.
 #[test]
 fn it_knows_when_it_is_between_requests() {
     let all = b"\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab";
     let between = |count: usize| {
-        let mut wire = Wire::new();
+        let mut wire = Wire::new(LIMITS);
         wire.check(&all[..count]).unwrap();
         wire.is_between_requests()
     };
@@ -26,16 +31,115 @@ fn it_knows_when_it_is_between_requests() {
     assert_eq!(quiet, [0, all.len()]);
 }
 
+/// Offset of the refused byte in all of `text`.
 fn refused(text: &[u8], cuts: &[prop::sample::Index]) -> Option<usize> {
-    let mut wire = Wire::new();
+    let mut wire = Wire::new(LIMITS);
     let mut before = 0;
     for piece in cut(text, cuts) {
         if let Err(violation) = wire.check(piece) {
-            return Some(before + violation.0);
+            return Some(before + violation.at);
         }
         before += piece.len();
     }
     None
+}
+
+/// The first fault in `text`, and how much of it passes.
+fn fault(text: &str) -> Option<(Fault, usize)> {
+    let checked = Wire::new(LIMITS).check(text.as_bytes());
+    checked
+        .err()
+        .map(|violation| (violation.fault, violation.at))
+}
+
+#[test]
+fn chunk_extensions_follow_their_grammar() {
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for good in [
+        "5",
+        "5;a",
+        "5 ; a",
+        "5\t;\ta = b",
+        "5;a=b;c",
+        "5;a=\"b;c\"",
+        "5;a=\"\\\"\\\\\" ;d",
+        "005;a",
+        "5;a=\"\";b=\"é\"",
+    ] {
+        assert_eq!(
+            fault(&format!("{head}{good}\r\nabcde\r\n0;x=y\r\n\r\n")),
+            None,
+            "{good}"
+        );
+    }
+    for bad in [
+        "5;",
+        "5 ",
+        "5 \t",
+        "5;a\0",
+        "5;a=\0",
+        "5; ",
+        "5;;a",
+        "5;=b",
+        "5;a=",
+        "5;a= ",
+        "5;a=b c",
+        "5;a=\"b",
+        "5;a=\"b\"c",
+        "5;a=\"\0\"",
+        "5;a=\"\\",
+        "5;a b",
+        "5;a=b ",
+        "5a;\u{7f}",
+        "5;é",
+        "5;a,b",
+        "5,a",
+        "5\u{b};a",
+        "5;a\n",
+        ";a",
+    ] {
+        let text = format!("{head}{bad}\r\nabcde\r\n0\r\n\r\n");
+        let found = fault(&text).map(|(fault, _)| fault);
+        let expected = [Some(Fault::ChunkExtension), Some(Fault::Chunk)];
+        assert!(expected.contains(&found), "{bad:?} {found:?}");
+    }
+}
+
+#[test]
+fn a_head_is_refused_at_its_first_byte_over_a_limit() {
+    let line = "GET / HTTP/1.1\r\n";
+    let long = "x".repeat(5000);
+    for (text, expected) in [
+        (format!("GET /{long}"), Fault::TargetTooLong),
+        (format!("GET /?{long}"), Fault::TargetTooLong),
+        (format!("GET http://a/{long}"), Fault::TargetTooLong),
+        (format!("{long} / HTTP/1.1"), Fault::TargetTooLong),
+        (format!("{line}{long}: a"), Fault::HeadTooLarge),
+        (format!("{line}X: {long}"), Fault::HeadTooLarge),
+        (
+            format!("{line}{}", "X: yyyyyyyyyy\r\n".repeat(21)),
+            Fault::TooManyFields,
+        ),
+    ] {
+        let (fault, at) = fault(&text).unwrap();
+        assert_eq!(fault, expected, "{}", &text[..20]);
+        let limit = if fault == Fault::TooManyFields {
+            text.len() - 15
+        } else {
+            LIMITS.bytes - 1
+        };
+        assert_eq!(at, limit);
+    }
+    let exact = format!(
+        "{line}X: {}\r\n\r\n",
+        "x".repeat(LIMITS.bytes - line.len() - 7)
+    );
+    assert_eq!(fault(&exact), None);
+    assert_eq!(
+        fault(&exact.repeat(3)),
+        None,
+        "each head is counted by itself"
+    );
 }
 
 fn field() -> impl Strategy<Value = String> {
@@ -84,7 +188,7 @@ proptest! {
     ) {
         let text = requests.concat();
         prop_assert_eq!(refused(&text, &cuts), None);
-        let mut wire = Wire::new();
+        let mut wire = Wire::new(LIMITS);
         for piece in cut(&text, &cuts) {
             wire.check(piece).unwrap();
         }
@@ -105,9 +209,39 @@ proptest! {
         prop_assert_eq!(refused(&text, &cuts), refused(&text, &[]));
     }
 
+    /// So each refusal is the gate's own.
+    #[test]
+    fn hyper_refuses_nothing_that_passes_here(
+        requests in vec(request(), 1..3),
+        changes in vec((any::<prop::sample::Index>(), prop_oneof![
+            any::<u8>(),
+            prop::sample::select(&b"\r\n\t \0:/?#%\"<>`{|}^;,@[]HTP1.0\x7f\xc3\xa9\xff"[..]),
+        ], 0..3_u8), 0..4),
+    ) {
+        let mut text = requests.concat();
+        for (at, byte, kind) in changes {
+            let at = at.index(text.len());
+            match kind {
+                0 => text[at] = byte,
+                1 => text.insert(at, byte),
+                _ => drop(text.remove(at)),
+            }
+        }
+        fuzzed::wire(&text);
+    }
+
+    #[test]
+    fn hyper_takes_every_request_line_that_passes_here(
+        method in "[A-Z!#$~a-z0-9]{1,8}",
+        target in "[*/h@a-z:.?#]{0,3}[ -~é\u{80}]{0,12}",
+        version in "HTTP/1\\.[01]|HTTP/[0-9]\\.[0-9]|[A-Z/.0-9]{0,9}",
+    ) {
+        fuzzed::wire(format!("{method} {target} {version}\r\nHost: a\r\n\r\n").as_bytes());
+    }
+
     #[test]
     fn no_bytes_make_it_panic(pieces in vec(vec(any::<u8>(), 0..50), 0..20)) {
-        let mut wire = Wire::new();
+        let mut wire = Wire::new(LIMITS);
         for piece in pieces {
             if wire.check(&piece).is_err() {
                 break;

@@ -1,26 +1,27 @@
 //! Header hygiene both ways: what ends at this hop, what must not come in from
 //! outside, what we say ourselves.
 
+mod framing;
+mod origin;
 mod ours;
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 
 use http::header::{
     self, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-    WWW_AUTHENTICATE,
+    MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, Uri, Version};
+use http::{HeaderMap, Uri};
 
+pub(super) use framing::{UpwardFraming, check};
+pub(super) use origin::origin;
 use ours::SAID;
 pub(super) use ours::{Ours, Said};
 
-use super::peer::Peer;
 use super::reject::Rejection;
-use crate::config::{Http, Network};
+use crate::config::override_field;
 use crate::secret::Needle;
-use crate::via::GatewayVia;
 
 pub(super) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -39,53 +40,9 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// Refuses fields that parsers after us could read differently, and requests that have been
-/// here before: wherever they lead, they would come back again.
-pub(super) fn check(
-    headers: &HeaderMap,
-    version: Version,
-    rules: &Http,
-    via: &GatewayVia,
-) -> Result<(), Rejection> {
-    let (mut hosts, mut lengths, mut underscores, mut has_passed) = (0, 0, false, false);
-    for (name, _) in headers {
-        match name.as_str() {
-            "host" => hosts += 1,
-            "content-length" => lengths += 1,
-            "via" => has_passed = true,
-            name => underscores |= memchr::memchr(b'_', name.as_bytes()).is_some(),
-        }
-    }
-    if has_passed && via.is_in(headers) {
-        return Err(Rejection::Loop);
-    }
-    if underscores && !rules.allow_underscores {
-        return Err(Rejection::BadRequest("a field name has an underscore"));
-    }
-    if hosts > 1 {
-        return Err(Rejection::BadRequest("more than one Host field"));
-    }
-    if lengths > 1 {
-        return Err(Rejection::BadRequest("more than one Content-Length field"));
-    }
-    // RFC 9113 8.2.2: such fields make an HTTP/2 message malformed.
-    if version == Version::HTTP_2 && HOP_BY_HOP.iter().any(|name| headers.contains_key(name)) {
-        return Err(Rejection::BadRequest(
-            "a connection field in an HTTP/2 request",
-        ));
-    }
-    Ok(())
-}
-
-/// The host asked for, lower case, without port and final dot; empty if there is none. The
-/// target's authority wins over the Host field (RFC 9112, 3.2.2).
+/// The host asked for, lower case, without port and final dot; empty if there is none.
 pub(super) fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Cow<'a, str> {
-    let field = || headers.get(HOST)?.to_str().ok();
-    let authority = uri
-        .authority()
-        .map(http::uri::Authority::as_str)
-        .or_else(field);
-    let authority = authority.unwrap_or_default();
+    let authority = authority(uri, headers);
     let name = match authority.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => authority,
@@ -98,19 +55,31 @@ pub(super) fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Cow<'a, str> {
     }
 }
 
+/// Host and port as the client wrote them; empty if there are none. The target's authority
+/// wins over the Host field (RFC 9112, 3.2.2).
+pub(super) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+    let field = || headers.get(HOST)?.to_str().ok();
+    let authority = uri.authority().map(http::uri::Authority::as_str);
+    authority.or_else(field).unwrap_or_default()
+}
+
 /// The fields of a request as they go up, but for the credential: a new map, as the one
 /// that came is needed again should the request be sent twice. What ends at this hop,
 /// credentials, and what outsiders may not say stay behind.
 pub(super) fn upward(came: &HeaderMap, said: &Said<'_>) -> HeaderMap {
     let mut up = HeaderMap::with_capacity(came.len() + SAID);
-    let mut ends_here = false;
+    let (mut ends_here, mut cookies) = (false, 0);
     for (name, value) in came {
         let text = name.as_str();
         if is_of_this_hop(text) {
             ends_here = true;
-        } else if !is_credential(text) && !said.replaces(text) {
+        } else if !is_credential(text) && !said.ends_here(text) {
+            cookies += usize::from(text == "cookie");
             up.append(name.clone(), value.clone());
         }
+    }
+    if cookies > 1 {
+        join_cookies(&mut up);
     }
     // Before our own go in, or `Connection: authorization` would take them out again.
     if ends_here {
@@ -124,6 +93,39 @@ pub(super) fn upward(came: &HeaderMap, said: &Said<'_>) -> HeaderMap {
     }
     said.put(&mut up);
     up
+}
+
+/// HTTP/2 clients send a cookie a field; HTTP/1 has one field for all (RFC 9113 8.2.3), and
+/// servers read only the first of several.
+fn join_cookies(up: &mut HeaderMap) {
+    let crumbs = up.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let crumbs: Vec<&[u8]> = crumbs.filter(|crumb| !crumb.is_empty()).collect();
+    // Legal pieces make a legal whole.
+    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        up.insert(COOKIE, whole);
+    }
+}
+
+/// RFC 9110 7.6.2: one hop less for what asks to be counted. Only OPTIONS comes so far.
+pub(super) fn count_hop(up: &mut HeaderMap) {
+    if let Ok(Some(left)) = hops_left(up) {
+        up.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+    }
+}
+
+/// What `Max-Forwards` says; an error when it is no number, or said twice.
+pub(super) fn hops_left(headers: &HeaderMap) -> Result<Option<u64>, Rejection> {
+    let mut values = headers.get_all(MAX_FORWARDS).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let is_digits = !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    if values.next().is_some() || !is_digits {
+        return Err(Rejection::BadRequest("Max-Forwards is not one number"));
+    }
+    // A number that no u64 holds is a number of hops that no request makes.
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    Ok(Some(number.unwrap_or(u64::MAX)))
 }
 
 /// Makes a request ask for its whole answer, uncoded: the gate reads it.
@@ -148,9 +150,13 @@ pub(super) fn ask_plain(headers: &mut HeaderMap) {
     headers.insert(header::ACCEPT_ENCODING, plain);
 }
 
-/// RFC 9110 7.6.1 and the older names still met in the wild; hyper answers 100-continue
-/// itself, as soon as the body is wanted, so `Expect` ends here.
+/// hyper answers 100-continue itself, as soon as the body is wanted, so `Expect` ends here.
 fn is_of_this_hop(name: &str) -> bool {
+    is_of_a_connection(name) || matches!(name, "te" | "expect")
+}
+
+/// RFC 9110 7.6.1 and the older names still met in the wild.
+fn is_of_a_connection(name: &str) -> bool {
     matches!(
         name,
         "connection"
@@ -160,8 +166,6 @@ fn is_of_this_hop(name: &str) -> bool {
             | "proxy-authorization"
             | "transfer-encoding"
             | "upgrade"
-            | "te"
-            | "expect"
     )
 }
 
@@ -185,43 +189,6 @@ fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
         .filter_map(|value| value.to_str().ok())
         .flat_map(|text| text.split(','))
         .map(str::trim)
-}
-
-/// Where the request came from, as far as that can be believed: walks
-/// `X-Forwarded-For` from the right, past trusted proxies only.
-pub(super) fn origin(headers: &HeaderMap, peer: &Peer, trusted: &[Network]) -> IpAddr {
-    let mut ip = peer.ip();
-    if !is_trusted(ip, trusted) {
-        return ip;
-    }
-    let mut hops: Vec<&str> = items(headers, &X_FORWARDED_FOR).collect();
-    while is_trusted(ip, trusted) {
-        match hops.pop().map(str::parse::<IpAddr>) {
-            Some(Ok(hop)) => ip = hop.to_canonical(),
-            // An address nobody can read is the end of what can be believed.
-            Some(Err(_)) | None => break,
-        }
-    }
-    ip
-}
-
-fn is_trusted(ip: IpAddr, trusted: &[Network]) -> bool {
-    trusted.iter().any(|network| contains(network, ip))
-}
-
-fn contains(network: &Network, ip: IpAddr) -> bool {
-    let shift = |width: u8| u32::from(width.saturating_sub(network.prefix));
-    match (network.address.to_canonical(), ip) {
-        (IpAddr::V4(net), IpAddr::V4(ip)) => {
-            let difference = net.to_bits() ^ ip.to_bits();
-            difference.checked_shr(shift(32)).unwrap_or(0) == 0
-        }
-        (IpAddr::V6(net), IpAddr::V6(ip)) => {
-            let difference = net.to_bits() ^ ip.to_bits();
-            difference.checked_shr(shift(128)).unwrap_or(0) == 0
-        }
-        _ => false,
-    }
 }
 
 /// The upstream's answer on its way to the client.
@@ -275,6 +242,19 @@ pub(super) fn safe_trailers(mut trailers: HeaderMap) -> HeaderMap {
         X_API_KEY,
     ];
     for name in unsafe_here.iter().chain(&HOP_BY_HOP) {
+        trailers.remove(name);
+    }
+    // Nor in a trailer may a client say what it may not say in a header.
+    let spoofs = |name: &&HeaderName| {
+        let name = name.as_str().replace('_', "-");
+        name == "proxy"
+            || name == "via"
+            || name == "x-request-id"
+            || name.starts_with("x-tollgate-")
+            || override_field(&name).is_some()
+    };
+    let spoofing: Vec<HeaderName> = trailers.keys().filter(spoofs).cloned().collect();
+    for name in spoofing {
         trailers.remove(name);
     }
     trailers

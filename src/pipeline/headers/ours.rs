@@ -5,8 +5,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue, VIA};
 
-use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, is_trusted};
-use crate::config::Network;
+use super::origin::is_trusted;
+use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
+use crate::config::{AllowedFields, Http, OverrideField, override_field};
 use crate::pipeline::access_line::put_address;
 use crate::pipeline::peer::Peer;
 use crate::pipeline::trace::{TRACEPARENT, Trace};
@@ -19,14 +20,16 @@ pub(super) const SAID: usize = 7;
 /// What is to be said.
 pub(in crate::pipeline) struct Ours<'a, 'v> {
     pub(in crate::pipeline) peer: &'a Peer,
-    /// Empty: the client named none.
-    pub(in crate::pipeline) host: &'a str,
+    /// Host and port as the client wrote them; empty: it named none.
+    pub(in crate::pipeline) authority: &'a str,
     /// Empty: nobody was asked.
     pub(in crate::pipeline) client: &'a str,
     pub(in crate::pipeline) request_id: &'a str,
     pub(in crate::pipeline) trace: &'a Trace,
     /// This gate in `Via`, after the version that the request came in.
     pub(in crate::pipeline) via: &'v HeaderValue,
+    /// Override fields that may go up on this route.
+    pub(in crate::pipeline) allowed: &'v AllowedFields,
 }
 
 /// The same as field values; an empty text, and one that no field can carry, is left out.
@@ -39,16 +42,19 @@ pub(in crate::pipeline) struct Said<'v> {
     client: Option<HeaderValue>,
     request_id: Option<HeaderValue>,
     parent: Option<HeaderValue>,
+    allowed: &'v AllowedFields,
     /// The peer is a proxy whose own `X-Forwarded-*` are believed.
     believed: bool,
+    /// Field names with `_` may have come: to many servers `_` and `-` are the same.
+    has_underscores: bool,
     /// `tracestate` belongs to the trace it came with.
     keeps_trace: bool,
 }
 
 impl<'v> Ours<'_, 'v> {
     /// `came`: the request's fields.
-    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, trusted: &[Network]) -> Said<'v> {
-        let believed = is_trusted(self.peer.ip(), trusted);
+    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, rules: &Http) -> Said<'v> {
+        let believed = is_trusted(self.peer.ip(), &rules.trusted_proxies);
         let mut texts = Texts::default();
         let chain = texts.add(|text| {
             if believed {
@@ -56,7 +62,7 @@ impl<'v> Ours<'_, 'v> {
             }
             put_address(text, self.peer.ip());
         });
-        let host = texts.add(|text| text.extend_from_slice(self.host.as_bytes()));
+        let host = texts.add(|text| text.extend_from_slice(self.authority.as_bytes()));
         let client = texts.add(|text| text.extend_from_slice(self.client.as_bytes()));
         let id = texts.add(|text| text.extend_from_slice(self.request_id.as_bytes()));
         let parent = texts.add(|text| self.trace.put_parent(text));
@@ -69,7 +75,9 @@ impl<'v> Ours<'_, 'v> {
             client: texts.value(client),
             request_id: texts.value(id),
             parent: texts.value(parent),
+            allowed: self.allowed,
             believed,
+            has_underscores: rules.allow_underscores,
             keeps_trace: self.trace.is_kept(),
         }
     }
@@ -83,25 +91,34 @@ fn put_chain(text: &mut Vec<u8>, came: &HeaderMap) {
 }
 
 impl Said<'_> {
-    /// Whether what came under this name is ours to say, or not for outsiders to say.
-    /// `_` and `-` are the same name to many servers, so they are here.
-    pub(super) fn replaces(&self, name: &str) -> bool {
-        let begins = |with: &str| {
-            let mut bytes = name.bytes().map(|b| if b == b'_' { b'-' } else { b });
-            with.bytes().all(|byte| bytes.next() == Some(byte))
-        };
-        let is = |whole: &str| name.len() == whole.len() && begins(whole);
-        match name.as_bytes().first() {
-            Some(b'h') => name == "host",
-            Some(b't') => name == "traceparent" || (name == "tracestate" && !self.keeps_trace),
-            Some(b'x') if is("x-request-id") || begins("x-tollgate-") => true,
-            Some(b'x') => {
-                name == "x-forwarded-for"
-                    || (!self.believed && (is("x-real-ip") || begins("x-forwarded-")))
-            }
-            Some(b'f') => !self.believed && is("forwarded"),
-            _ => false,
+    /// Whether a field that came ends at the gate: because the gate says it itself, or
+    /// because only a trusted proxy, or nobody, may say it to the upstream.
+    pub(super) fn ends_here(&self, name: &str) -> bool {
+        if self.has_underscores && memchr::memchr(b'_', name.as_bytes()).is_some() {
+            return self.drops(&name.replace('_', "-"));
         }
+        self.drops(name)
+    }
+
+    fn drops(&self, name: &str) -> bool {
+        let is_ours = match name.as_bytes() {
+            [b'h', ..] => name == "host",
+            [b't', ..] => name == "traceparent" || (name == "tracestate" && !self.keeps_trace),
+            // CGI programs read `Proxy` as HTTP_PROXY, and send their own requests there.
+            [b'p', ..] => name == "proxy",
+            [b'x', b'-', ..] => {
+                name == "x-request-id"
+                    || name == "x-forwarded-for"
+                    || name.starts_with("x-tollgate-")
+            }
+            _ => false,
+        };
+        is_ours
+            || match override_field(name) {
+                None => false,
+                Some(OverrideField::Forwarding) if self.believed => false,
+                Some(_) => !self.allowed.contains(name),
+            }
     }
 
     /// Says it, in fields from which all that it replaces has been left out.

@@ -3,6 +3,8 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{AllowedFields, Http, Network, OVERRIDE_FIELDS};
+use crate::pipeline::peer::Peer;
 use crate::pipeline::trace::Trace;
 use crate::secret::Secret;
 
@@ -32,15 +34,26 @@ fn of_the_client(came: &HeaderMap) -> HeaderMap {
 }
 
 fn went_up(came: &HeaderMap, trusted: &[Network]) -> HeaderMap {
+    went_up_with(came, trusted, &[])
+}
+
+fn went_up_with(came: &HeaderMap, trusted: &[Network], allowed: &[&str]) -> HeaderMap {
+    let rules = Http {
+        trusted_proxies: trusted.to_vec(),
+        allow_underscores: true,
+        allow_fields: AllowedFields::new(allowed.iter().map(ToString::to_string).collect()),
+        min_body_rate: 0,
+    };
     let ours = Ours {
         peer: &peer("192.0.2.7"),
-        host: "gate",
+        authority: "gate:8443",
         client: "anna",
         request_id: "0123",
         trace: &Trace::of(came),
         via: &HeaderValue::from_static("1.1 tollgate-x"),
+        allowed: &rules.allow_fields,
     };
-    upward(came, &ours.about(came, trusted))
+    upward(came, &ours.about(came, &rules))
 }
 
 #[test]
@@ -87,33 +100,13 @@ fn forwarding_fields_from_outside_are_dropped_in_every_spelling() {
     headers.insert("tracestate", HeaderValue::from_static("a=b"));
     let headers = went_up(&headers, &[]);
     assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
-    assert_eq!(headers[X_FORWARDED_HOST], "gate");
+    assert_eq!(headers[X_FORWARDED_HOST], "gate:8443");
     assert_eq!(headers[X_FORWARDED_PROTO], "http");
     assert_eq!(headers["x-tollgate-client"], "anna");
     assert_eq!(headers[X_REQUEST_ID], "0123");
     assert!(headers["traceparent"].to_str().unwrap().starts_with("00-"));
     assert_eq!(headers["via"], "1.1 tollgate-x");
     assert_eq!(headers.len(), 7);
-}
-
-#[test]
-fn a_trusted_proxy_is_believed_from_the_right_only() {
-    let trusted = [network("10.0.0.0/8"), network("fd00::/8")];
-    let mut headers = HeaderMap::new();
-    headers.insert(
-        X_FORWARDED_FOR,
-        HeaderValue::from_static("6.6.6.6, 192.0.2.9, 10.1.1.1"),
-    );
-    let origin_from =
-        |ip: &str, headers: &HeaderMap| origin(headers, &peer(ip), &trusted).to_string();
-    assert_eq!(origin_from("10.2.2.2", &headers), "192.0.2.9");
-    assert_eq!(origin_from("192.0.2.1", &headers), "192.0.2.1");
-    assert_eq!(origin_from("::ffff:10.2.2.2", &headers), "192.0.2.9");
-    headers.insert(
-        X_FORWARDED_FOR,
-        HeaderValue::from_static("192.0.2.9, unknown"),
-    );
-    assert_eq!(origin_from("fd00::1", &headers), "fd00::1");
 }
 
 #[test]
@@ -130,11 +123,113 @@ fn a_trusted_proxy_has_said_where_the_request_came_from() {
     let outside = went_up(&headers, &[]);
     assert_eq!(outside[X_FORWARDED_FOR], "192.0.2.7");
     assert_eq!(outside[X_FORWARDED_PROTO], "http");
-    assert_eq!(outside[X_FORWARDED_HOST], "gate");
+    assert_eq!(outside[X_FORWARDED_HOST], "gate:8443");
     for name in up.keys() {
         assert_eq!(up.get_all(name).iter().count(), 1, "{name}");
         assert_eq!(outside.get_all(name).iter().count(), 1, "{name}");
     }
+}
+
+fn map(fields: &[(&str, &str)]) -> HeaderMap {
+    let parsed = |(name, value): &(&str, &str)| (name.parse().unwrap(), value.parse().unwrap());
+    fields
+        .iter()
+        .map(parsed)
+        .collect::<Vec<(HeaderName, HeaderValue)>>()
+        .into_iter()
+        .fold(HeaderMap::new(), |mut map, (name, value)| {
+            map.append(name, value);
+            map
+        })
+}
+
+#[test]
+fn fields_that_replace_what_a_rule_decided_on_end_here() {
+    let proxies = [network("192.0.2.0/24")];
+    for name in OVERRIDE_FIELDS {
+        let came = map(&[(name, "DELETE")]);
+        assert!(of_the_client(&came).is_empty(), "{name}");
+        let spelled = name.replace('-', "_");
+        assert!(
+            of_the_client(&map(&[(&spelled, "DELETE")])).is_empty(),
+            "{spelled}"
+        );
+        let allowed = went_up_with(&came, &[], &[name]);
+        assert_eq!(allowed[*name], "DELETE", "allowed by name");
+        let believed = went_up(&came, &proxies).contains_key(*name);
+        assert_eq!(
+            believed,
+            ["forwarded", "x-real-ip"].contains(name),
+            "{name}"
+        );
+    }
+    let of_a_proxy = map(&[
+        ("x-forwarded-prefix", "/a"),
+        ("x-forwarded-method", "DELETE"),
+    ]);
+    assert!(of_the_client(&of_a_proxy).is_empty());
+    let up = went_up(&of_a_proxy, &proxies);
+    assert!(up.contains_key("x-forwarded-prefix") && !up.contains_key("x-forwarded-method"));
+}
+
+#[test]
+fn proxy_never_goes_up_whoever_allows_it() {
+    for (name, trusted) in [("proxy", &[][..]), ("proxy", &[network("192.0.2.0/24")])] {
+        let up = went_up_with(&map(&[(name, "http://evil/")]), trusted, &["proxy"]);
+        assert!(!up.contains_key("proxy"));
+    }
+}
+
+#[test]
+fn what_a_header_may_not_say_a_trailer_may_not_either() {
+    let names = [
+        "proxy",
+        "via",
+        "x-tollgate-client",
+        "x_forwarded_for",
+        "x-request-id",
+    ];
+    for name in names.iter().chain(OVERRIDE_FIELDS) {
+        assert!(safe_trailers(map(&[(name, "v")])).is_empty(), "{name}");
+    }
+    assert_eq!(safe_trailers(map(&[("x-checksum", "v")])).len(), 1);
+}
+
+#[test]
+fn cookies_go_up_in_one_field() {
+    let crumbs = [
+        ("cookie", "a=1"),
+        ("x-a", "b"),
+        ("cookie", ""),
+        ("cookie", "b=2; c=3"),
+    ];
+    let up = of_the_client(&map(&crumbs));
+    let cookies: Vec<_> = up.get_all(COOKIE).iter().collect();
+    assert_eq!(cookies, ["a=1; b=2; c=3"]);
+    let named = map(&[
+        ("cookie", "a=1"),
+        ("cookie", "b=2"),
+        ("connection", "cookie"),
+    ]);
+    assert!(of_the_client(&named).is_empty());
+}
+
+#[test]
+fn a_hop_is_counted_down_and_never_below_none() {
+    for (came, goes) in [("5", "4"), ("1", "0"), ("010", "9")] {
+        let mut fields = map(&[("max-forwards", came)]);
+        count_hop(&mut fields);
+        assert_eq!(fields[MAX_FORWARDS], goes);
+    }
+    for bad in ["", "-1", "+1", "1, 1", "x"] {
+        assert!(hops_left(&map(&[("max-forwards", bad)])).is_err(), "{bad}");
+    }
+    assert!(hops_left(&map(&[("max-forwards", "1"), ("max-forwards", "1")])).is_err());
+    let endless = "9".repeat(40);
+    assert_eq!(
+        hops_left(&map(&[("max-forwards", &endless)])).unwrap(),
+        Some(u64::MAX)
+    );
 }
 
 #[test]

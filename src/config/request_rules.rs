@@ -1,0 +1,135 @@
+//! How requests are read, whoever sends them, and which fields of a client end here: those
+//! with which frameworks replace the method, path, host, client or scheme that the gate's
+//! rules have decided on.
+
+/// How requests are read, whoever sends them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// Peers whose forwarding headers are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Field names with `_` pass; by default they are refused.
+    pub allow_underscores: bool,
+    /// Override fields that go up, on routes that name none of their own.
+    pub allow_fields: AllowedFields,
+    /// Bytes per second a body must keep up, either way, after ten seconds' grace; 0: none.
+    pub min_body_rate: u64,
+}
+
+/// An address block, such as `10.0.0.0/8`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub address: std::net::IpAddr,
+    pub prefix: u8,
+}
+
+/// The query parameter by which Rails, Laravel, Symfony and others replace the method.
+pub const METHOD_PARAMETER: &str = "_method";
+
+/// Override fields, and `_method`, that an operator lets go up. Lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowedFields(Vec<Box<str>>);
+
+impl AllowedFields {
+    pub fn new(names: Vec<String>) -> Self {
+        Self(names.into_iter().map(String::into_boxed_str).collect())
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.iter().any(|allowed| **allowed == *name)
+    }
+
+    pub fn names(&self) -> &[Box<str>] {
+        &self.0
+    }
+}
+
+/// Whose word an override field is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverrideField {
+    /// Replaces the method or the path: no peer may, as the rules were decided on those.
+    Request,
+    /// Tells host, client or scheme, and passes from a trusted proxy.
+    Forwarding,
+    /// Tells who the client is in a proxy vendor's own field: a trusted proxy may pass on
+    /// what a client made up, so it must be allowed by name.
+    Client,
+}
+
+macro_rules! override_fields {
+    ($($kind:ident: $($name:literal)+;)+) => {
+        /// The kind of an override field by its lower-case name, `_` written as `-`.
+        pub fn override_field(name: &str) -> Option<OverrideField> {
+            if !may_override(name) {
+                return None;
+            }
+            match name {
+                $($($name)|+ => Some(OverrideField::$kind),)+
+                _ if name.starts_with("x-forwarded-") => Some(OverrideField::Forwarding),
+                _ => None,
+            }
+        }
+
+        /// Their names, for suggestions.
+        pub const OVERRIDE_FIELDS: &[&str] = &[$($($name),+),+];
+    };
+}
+
+override_fields! {
+    Request:
+        "x-http-method-override" "x-http-method" "x-method-override" "x-original-method"
+        "x-original-url" "x-rewrite-url" "x-original-uri" "x-original-path" "x-override-url"
+        "x-http-path-override" "x-http-destinationurl" "x-envoy-original-path"
+        "x-envoy-original-host" "x-forwarded-method" "x-forwarded-uri" "x-forwarded-path";
+    Forwarding:
+        "forwarded" "x-real-ip";
+    Client:
+        "x-original-host" "x-host" "x-http-host-override" "x-host-override" "x-forwarded"
+        "x-scheme" "x-url-scheme" "x-original-proto" "front-end-https" "cloudfront-forwarded-proto"
+        "true-client-ip" "cf-connecting-ip" "cf-connecting-ipv6" "cf-pseudo-ipv4"
+        "cf-visitor" "fastly-client-ip" "fly-client-ip" "do-connecting-ip" "x-client-ip"
+        "client-ip" "x-cluster-client-ip" "x-originating-ip" "x-remote-ip" "x-remote-addr"
+        "x-original-forwarded-for" "x-original-remote-addr" "x-envoy-external-address"
+        "x-envoy-peer-metadata" "x-azure-clientip" "x-azure-socketip" "x-appengine-user-ip"
+        "x-appengine-remote-addr" "x-nf-client-connection-ip" "x-proxyuser-ip"
+        "proxy-client-ip" "wl-proxy-client-ip" "wl-proxy-client-cert" "proxy-remote-user"
+        "remote-user" "x-remote-user" "x-remote-group" "x-webauth-user" "x-authenticated-user"
+        "client-cert" "client-cert-chain" "x-client-cert" "x-ssl-client-cert"
+        "ssl-client-cert" "x-ssl-client-verify" "x-ssl-client-s-dn" "x-amzn-oidc-identity"
+        "x-amzn-oidc-data" "x-goog-iap-jwt-assertion" "cloudfront-viewer-address";
+}
+
+/// Most names are told apart by their first letters, without a look at the list.
+fn may_override(name: &str) -> bool {
+    matches!(
+        name.as_bytes(),
+        [b'x', b'-', ..]
+            | [b'f' | b'd' | b'p', ..]
+            | [b'c', b'f' | b'l', ..]
+            | [b'r', b'e', b'm', ..]
+            | [b's', b's', ..]
+            | [b't', b'r', b'u', ..]
+            | [b'w', b'l', ..]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_written_as_they_are_looked_up() {
+        for name in OVERRIDE_FIELDS {
+            assert!(name.parse::<http::HeaderName>().is_ok(), "{name}");
+            assert!(
+                !name.contains(|c: char| c.is_ascii_uppercase() || c == '_'),
+                "{name}"
+            );
+            assert!(override_field(name).is_some(), "{name}");
+        }
+        assert_eq!(
+            override_field("x-forwarded-server"),
+            Some(OverrideField::Forwarding)
+        );
+        assert_eq!(override_field("content-type"), None);
+    }
+}

@@ -1,0 +1,396 @@
+//! Strict framing for HTTP/1, below hyper's parser.
+//!
+//! hyper forgives some things that decide where one request ends and the next
+//! begins, and hides that it did: it drops a `Content-Length` beside a
+//! `Transfer-Encoding`, merges equal lengths, takes a bare LF for a line end and
+//! skips any number of empty lines. This follows the bytes on their way up and
+//! finds the first one that breaks the rules; what it lets pass, hyper frames alike and
+//! refuses none of, so that each refusal is the gate's own. All state is a few words:
+//! nothing is kept back, nothing but a target that is no path is copied.
+
+mod bytes;
+mod chunk_extension;
+mod fault;
+mod request_line;
+mod state;
+
+use bytes::{control, is_token, run};
+use chunk_extension::{ChunkExtension, ExtensionStep};
+pub(super) use fault::{Fault, Refused};
+use request_line::{LineFault, LinePart, OtherTarget};
+use state::{At, Digits, Section};
+pub(super) use state::{HeadLimits, Violation};
+
+const LENGTH: &[u8] = b"content-length";
+const CODING: &[u8] = b"transfer-encoding";
+/// A field name that has turned out to be neither of the two.
+const OTHER: usize = usize::MAX;
+/// The longest target and the longest field name that hyper takes.
+const LONGEST_TARGET: usize = 65_534;
+const LONGEST_NAME: usize = 65_535;
+/// RFC 9112 6.3: a length that others cannot hold is read in more than one way.
+const LONGEST_CONTENT: u64 = i64::MAX as u64;
+
+/// Follows one direction of one HTTP/1 connection.
+#[derive(Debug)]
+pub(super) struct Wire {
+    limits: HeadLimits,
+    at: At,
+    section: Section,
+    length: Option<u64>,
+    chunked: bool,
+    is_http10: bool,
+    /// An empty line before the request line has been seen.
+    empty_line: bool,
+    /// Of the head that is being read.
+    bytes: usize,
+    fields: usize,
+    name: usize,
+    target: OtherTarget,
+    heads: u64,
+}
+
+impl Wire {
+    pub(super) fn new(limits: HeadLimits) -> Self {
+        Self {
+            limits,
+            at: At::LineStart,
+            section: Section::Request,
+            length: None,
+            chunked: false,
+            is_http10: false,
+            empty_line: false,
+            bytes: 0,
+            fields: 0,
+            name: 0,
+            target: OtherTarget::default(),
+            heads: 0,
+        }
+    }
+
+    /// Head sections that have ended so far.
+    pub(super) fn heads(&self) -> u64 {
+        self.heads
+    }
+
+    /// A head section has begun and not ended. An empty line alone begins none.
+    pub(super) fn is_in_head(&self) -> bool {
+        match self.section {
+            Section::Request => self.at != At::LineStart,
+            Section::Fields => !matches!(self.at, At::Body(_)),
+            Section::Trailers | Section::ChunkSize => false,
+        }
+    }
+
+    /// Every request that has begun has also ended.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.section == Section::Request && self.at == At::LineStart && !self.empty_line
+    }
+
+    /// What comes next frames the content of a request; no head has begun.
+    pub(super) fn is_in_content(&self) -> bool {
+        matches!(self.section, Section::Trailers | Section::ChunkSize)
+    }
+
+    /// Follows `bytes`, which come right after those of the last call.
+    pub(super) fn check(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let left = &bytes[at..];
+            let taken = match self.at {
+                At::Body(length) | At::Chunk(length) => self.skip(length, left.len()),
+                At::Name { wanted, matched } => self.name(wanted, matched, left),
+                At::Value => self.value(left),
+                At::Line(part) => self.request_line(part, left),
+                _ => self.step(left[0]).map_err(|fault| LineFault(0, fault)),
+            };
+            let taken = taken.map_err(|LineFault(after, fault)| Violation {
+                at: at + after,
+                fault,
+            })?;
+            at += taken;
+            // The last byte within the limit must end the head: what is left open there, hyper
+            // would refuse.
+            let excess = (self.bytes + 1).saturating_sub(self.limits.bytes);
+            if excess > 0 && self.is_in_head() {
+                let fault = match self.section {
+                    Section::Request => Fault::TargetTooLong,
+                    _ => Fault::HeadTooLarge,
+                };
+                return Err(Violation {
+                    at: at - excess,
+                    fault,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, left: u64, have: usize) -> Result<usize, LineFault> {
+        let taken = usize::try_from(left).unwrap_or(usize::MAX).min(have);
+        let left = left - taken as u64;
+        match (self.at, left) {
+            (At::Body(_), 0) => self.next_head(),
+            (At::Body(_), _) => self.at = At::Body(left),
+            (_, 0) => self.at = At::ChunkCr,
+            (_, _) => self.at = At::Chunk(left),
+        }
+        Ok(taken)
+    }
+
+    fn request_line(&mut self, part: LinePart, bytes: &[u8]) -> Result<usize, LineFault> {
+        if part == LinePart::Cr && bytes[0] == b'\r' {
+            self.bytes += 1;
+            self.at = At::LineLf;
+            return Ok(1);
+        }
+        let step = part.read(bytes, &mut self.target)?;
+        if step.part == LinePart::Cr {
+            self.is_http10 = bytes[0] == b'0';
+        }
+        self.at = At::Line(step.part);
+        self.bytes += step.taken;
+        Ok(step.taken)
+    }
+
+    fn name(
+        &mut self,
+        wanted: &'static [u8],
+        mut matched: usize,
+        bytes: &[u8],
+    ) -> Result<usize, LineFault> {
+        let length = run(bytes, is_token);
+        if matched != OTHER && length > 0 {
+            let rest = wanted[matched..].get(..length);
+            let is_same = rest.is_some_and(|rest| rest.eq_ignore_ascii_case(&bytes[..length]));
+            matched = if is_same { matched + length } else { OTHER };
+        }
+        self.name += length;
+        self.bytes += length + 1;
+        if let Some(excess @ 1..) = self.name.checked_sub(LONGEST_NAME) {
+            return Err(LineFault(length - excess, Fault::HeadTooLarge));
+        }
+        match bytes.get(length) {
+            Some(b':') if matched == wanted.len() => {
+                self.at = self
+                    .framing_field(wanted)
+                    .map_err(|f| LineFault(length, f))?;
+                Ok(length + 1)
+            }
+            Some(b':') => {
+                self.at = At::Value;
+                Ok(length + 1)
+            }
+            Some(_) => Err(LineFault(length, Fault::FieldName)),
+            None => {
+                self.bytes -= 1;
+                self.at = At::Name { wanted, matched };
+                Ok(length)
+            }
+        }
+    }
+
+    /// A value up to its CR, and the LF if it is here.
+    fn value(&mut self, bytes: &[u8]) -> Result<usize, LineFault> {
+        let end = memchr::memchr(b'\r', bytes);
+        let value = &bytes[..end.unwrap_or(bytes.len())];
+        if let Some(at) = control(value) {
+            let fault = if value[at] == b'\n' {
+                Fault::LineEnd
+            } else {
+                Fault::Control
+            };
+            return Err(LineFault(at, fault));
+        }
+        let Some(end) = end else {
+            self.bytes += bytes.len();
+            return Ok(bytes.len());
+        };
+        self.bytes += end + 1;
+        if bytes.get(end + 1) == Some(&b'\n') {
+            self.bytes += 1;
+            self.at = At::LineStart;
+            return Ok(end + 2);
+        }
+        self.at = At::LineLf;
+        Ok(end + 1)
+    }
+
+    /// One byte. Gives how many were taken; 0: look at it again.
+    fn step(&mut self, byte: u8) -> Result<usize, Fault> {
+        if self.at == At::LineStart && byte != b'\r' {
+            self.line_begins(byte)?;
+            return Ok(0);
+        }
+        self.bytes += 1;
+        self.at = match (self.at, byte) {
+            (At::LineStart, _) => self.empty_line_begins()?,
+            (At::LengthValue(Digits::None) | At::CodingValue { matched: 0 }, b' ' | b'\t') => {
+                self.at
+            }
+            (At::LengthValue(_), b'0'..=b'9') => {
+                let length = self.length.unwrap_or(0).checked_mul(10);
+                let length = length.and_then(|length| length.checked_add(u64::from(byte - b'0')));
+                let length = length.filter(|length| *length <= LONGEST_CONTENT);
+                self.length = Some(length.ok_or(Fault::Length)?);
+                At::LengthValue(Digits::Some)
+            }
+            (At::LengthValue(Digits::Some) | At::Padding, b' ' | b'\t') => At::Padding,
+            (At::LengthValue(Digits::Some) | At::Padding, b'\r') => At::LineLf,
+            (At::CodingValue { matched }, byte) => {
+                At::coding(matched, byte).ok_or(Fault::Coding)?
+            }
+            (At::LineLf, b'\n') => {
+                self.end_line()?;
+                return Ok(1);
+            }
+            (At::EmptyLineLf, b'\n') => {
+                self.end_section()?;
+                return Ok(1);
+            }
+            (At::ChunkSize(digits, size), byte) => self.chunk_size(digits, size, byte)?,
+            (At::Extension(extension), byte) => match extension.next(byte) {
+                Some(ExtensionStep::Stay(next)) => At::Extension(next),
+                Some(ExtensionStep::LineEnds) => At::LineLf,
+                None => return Err(Fault::ChunkExtension),
+            },
+            (At::ChunkCr, b'\r') => At::ChunkLf,
+            (At::ChunkLf, b'\n') => At::ChunkSize(Digits::None, 0),
+            (At::ChunkCr | At::ChunkLf, _) => return Err(Fault::Chunk),
+            (At::LengthValue(_), _) => return Err(Fault::Length),
+            (At::Padding, _) if self.chunked => return Err(Fault::Coding),
+            (At::Padding, _) => return Err(Fault::Length),
+            _ => return Err(Fault::LineEnd),
+        };
+        Ok(1)
+    }
+
+    fn empty_line_begins(&mut self) -> Result<At, Fault> {
+        // RFC 9112 2.2: one empty line before a request line is an old client's habit.
+        if self.section == Section::Request && std::mem::replace(&mut self.empty_line, true) {
+            return Err(Fault::LineEnd);
+        }
+        Ok(At::EmptyLineLf)
+    }
+
+    fn line_begins(&mut self, byte: u8) -> Result<(), Fault> {
+        match byte {
+            // RFC 9112 5.2: obsolete folding; and a bare LF is no line end (2.2).
+            b' ' | b'\t' => return Err(Fault::Folding),
+            b'\n' => return Err(Fault::LineEnd),
+            // A ClientHello is a handshake record (RFC 8446 5.1).
+            0x16 if self.section == Section::Request => return Err(Fault::Tls),
+            _ => {}
+        }
+        self.at = match self.section {
+            Section::Request if is_token(byte) => At::Line(LinePart::Method),
+            Section::Request => return Err(Fault::Method),
+            _ if !is_token(byte) => return Err(Fault::FieldName),
+            _ => {
+                self.name = 0;
+                self.fields += usize::from(self.section == Section::Fields);
+                if self.fields > self.limits.fields {
+                    return Err(Fault::TooManyFields);
+                }
+                match byte {
+                    b'c' | b'C' => At::Name {
+                        wanted: LENGTH,
+                        matched: 0,
+                    },
+                    b't' | b'T' => At::Name {
+                        wanted: CODING,
+                        matched: 0,
+                    },
+                    _ => At::Name {
+                        wanted: b"",
+                        matched: OTHER,
+                    },
+                }
+            }
+        };
+        Ok(())
+    }
+
+    /// RFC 9112 6.1 and 6.3: one length or one coding, once, and not in trailers.
+    fn framing_field(&mut self, wanted: &[u8]) -> Result<At, Fault> {
+        if self.section == Section::Trailers {
+            return Err(Fault::TrailerFraming);
+        }
+        if self.length.is_some() || self.chunked {
+            return Err(Fault::TwoFramings);
+        }
+        if wanted == LENGTH {
+            return Ok(At::LengthValue(Digits::None));
+        }
+        if self.is_http10 {
+            return Err(Fault::CodingOfHttp10);
+        }
+        self.chunked = true;
+        Ok(At::CodingValue { matched: 0 })
+    }
+
+    fn chunk_size(&mut self, digits: Digits, size: u64, byte: u8) -> Result<At, Fault> {
+        if let Some(digit) = (byte as char).to_digit(16) {
+            let size = size.checked_mul(16).ok_or(Fault::Chunk)? + u64::from(digit);
+            return Ok(At::ChunkSize(Digits::Some, size));
+        }
+        // The size is kept where the length of a body is: they never meet.
+        self.length = Some(size);
+        let next = ChunkExtension::End.next(byte);
+        match next {
+            Some(ExtensionStep::LineEnds) if digits == Digits::Some => Ok(At::LineLf),
+            Some(ExtensionStep::Stay(next)) if digits == Digits::Some => Ok(At::Extension(next)),
+            _ => Err(Fault::Chunk),
+        }
+    }
+
+    fn end_line(&mut self) -> Result<(), Fault> {
+        self.at = match self.section {
+            Section::Request if self.bytes > LONGEST_TARGET => return Err(Fault::TargetTooLong),
+            Section::Request => {
+                self.section = Section::Fields;
+                At::LineStart
+            }
+            Section::Fields | Section::Trailers => At::LineStart,
+            Section::ChunkSize => match self.length.take() {
+                Some(size) if size > 0 => At::Chunk(size),
+                _ => {
+                    self.section = Section::Trailers;
+                    At::LineStart
+                }
+            },
+        };
+        Ok(())
+    }
+
+    /// After the empty line.
+    fn end_section(&mut self) -> Result<(), Fault> {
+        match self.section {
+            Section::Request => self.at = At::LineStart,
+            Section::Fields => self.end_head(),
+            Section::Trailers => self.next_head(),
+            Section::ChunkSize => return Err(Fault::Chunk),
+        }
+        Ok(())
+    }
+
+    fn end_head(&mut self) {
+        self.heads += 1;
+        let length = self.length.take();
+        if self.chunked {
+            self.section = Section::ChunkSize;
+            self.at = At::ChunkSize(Digits::None, 0);
+        } else if let Some(length @ 1..) = length {
+            self.at = At::Body(length);
+        } else {
+            self.next_head();
+        }
+    }
+
+    fn next_head(&mut self) {
+        *self = Self {
+            heads: self.heads,
+            ..Self::new(self.limits)
+        };
+    }
+}

@@ -1,0 +1,91 @@
+//! Where the guard stands in a connection's bytes.
+
+use super::chunk_extension::ChunkExtension;
+use super::fault::Fault;
+use super::request_line::LinePart;
+use crate::config;
+
+const CHUNKED: &[u8] = b"chunked";
+
+/// How large a head may be.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::listener) struct HeadLimits {
+    /// Request line, field lines and the empty ones.
+    pub(in crate::listener) bytes: usize,
+    pub(in crate::listener) fields: usize,
+}
+
+impl From<&config::Listener> for HeadLimits {
+    fn from(settings: &config::Listener) -> Self {
+        Self {
+            bytes: settings.max_header_bytes,
+            fields: settings.max_headers,
+        }
+    }
+}
+
+/// Which lines are being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Section {
+    Request,
+    Fields,
+    Trailers,
+    ChunkSize,
+}
+
+/// Where in the message the next byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    LineStart,
+    Line(LinePart),
+    /// In a field name that has matched `LENGTH` or `CODING` so far, or is `OTHER`.
+    Name {
+        wanted: &'static [u8],
+        matched: usize,
+    },
+    LengthValue(Digits),
+    CodingValue {
+        matched: usize,
+    },
+    /// After a value, before its CR.
+    Padding,
+    /// In a field value that does not matter for framing.
+    Value,
+    /// After the CR of an empty line.
+    EmptyLineLf,
+    LineLf,
+    Body(u64),
+    ChunkSize(Digits, u64),
+    Extension(ChunkExtension),
+    Chunk(u64),
+    ChunkCr,
+    ChunkLf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Digits {
+    None,
+    Some,
+}
+
+/// The byte that broke a rule, as an offset into what was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::listener) struct Violation {
+    pub(in crate::listener) at: usize,
+    pub(in crate::listener) fault: Fault,
+}
+
+impl At {
+    /// The value of `Transfer-Encoding`: `chunked` and nothing else.
+    pub(super) fn coding(matched: usize, byte: u8) -> Option<Self> {
+        match CHUNKED.get(matched) {
+            Some(letter) if letter.eq_ignore_ascii_case(&byte) => Some(Self::CodingValue {
+                matched: matched + 1,
+            }),
+            Some(_) => None,
+            None if byte == b'\r' => Some(Self::LineLf),
+            None if byte == b' ' || byte == b'\t' => Some(Self::Padding),
+            None => None,
+        }
+    }
+}

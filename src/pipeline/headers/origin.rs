@@ -1,0 +1,241 @@
+//! Where a request came from, as far as trusted proxies tell: `X-Forwarded-For`, or without
+//! it `Forwarded` (RFC 7239), in all forms that proxies write an address.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use http::HeaderMap;
+use http::header::FORWARDED;
+
+use super::X_FORWARDED_FOR;
+use crate::config::Network;
+use crate::pipeline::peer::Peer;
+
+/// The address that a request is counted under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pipeline) struct ClientOrigin<'h> {
+    pub(in crate::pipeline) ip: IpAddr,
+    /// What a trusted proxy named that is no address: `ip` is that proxy's own.
+    pub(in crate::pipeline) unreadable: Option<&'h str>,
+}
+
+/// Walks the addresses from the right, past trusted proxies only.
+pub(in crate::pipeline) fn origin<'h>(
+    headers: &'h HeaderMap,
+    peer: &Peer,
+    trusted: &[Network],
+) -> ClientOrigin<'h> {
+    let mut origin = ClientOrigin {
+        ip: peer.ip(),
+        unreadable: None,
+    };
+    if !is_trusted(origin.ip, trusted) {
+        return origin;
+    }
+    let mut hops = hops(headers);
+    while is_trusted(origin.ip, trusted) {
+        let Some(hop) = hops.pop() else { break };
+        let Some(ip) = hop.and_then(address) else {
+            // It is the end of what can be believed.
+            origin.unreadable = Some(hop.unwrap_or_default());
+            break;
+        };
+        origin.ip = ip;
+    }
+    origin
+}
+
+/// All that was named, from the client to the last proxy; None: no text or no `for`.
+fn hops(headers: &HeaderMap) -> Vec<Option<&str>> {
+    let elements = |name| {
+        let values = headers.get_all(name).iter();
+        values.flat_map(|value| match value.to_str() {
+            Ok(text) => split(text, b',').map(Some).collect(),
+            Err(_) => vec![None],
+        })
+    };
+    let forwarded_for: Vec<_> = elements(X_FORWARDED_FOR).collect();
+    if !forwarded_for.is_empty() {
+        return forwarded_for;
+    }
+    let is_for = |pair: &&str| pair.len() > 4 && pair.as_bytes()[..4].eq_ignore_ascii_case(b"for=");
+    elements(FORWARDED)
+        .map(|element| split(element?, b';').find(is_for).map(|pair| &pair[4..]))
+        .collect()
+}
+
+/// The parts between `separator`s outside quotes, without white space around them or empty
+/// ones (RFC 9110 5.6.1).
+fn split(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut in_quotes = false;
+    let is_separator = move |c: char| {
+        in_quotes ^= c == '"';
+        !in_quotes && c == char::from(separator)
+    };
+    let parts = text.split(is_separator).map(str::trim);
+    parts.filter(|part| !part.is_empty())
+}
+
+/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`, each
+/// perhaps in quotes. RFC 7239 6: a port may be a name, and an address `unknown` or hidden.
+fn address(text: &str) -> Option<IpAddr> {
+    let text = match text.strip_prefix('"') {
+        Some(quoted) => quoted.strip_suffix('"')?.trim(),
+        None => text,
+    };
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Some(ip.to_canonical());
+    }
+    if let Ok(socket) = text.parse::<SocketAddr>() {
+        return Some(socket.ip().to_canonical());
+    }
+    if let Some(bracketed) = text.strip_prefix('[') {
+        let (ip, port) = bracketed.split_once(']')?;
+        let ip: Ipv6Addr = ip.parse().ok()?;
+        return (port.is_empty() || is_hidden_port(port)).then(|| IpAddr::V6(ip).to_canonical());
+    }
+    let (ip, port) = text.split_at(text.find(':')?);
+    let ip = ip.parse().ok()?;
+    is_hidden_port(port).then_some(IpAddr::V4(ip))
+}
+
+/// `:_name` (RFC 7239 6.3).
+fn is_hidden_port(text: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    text.strip_prefix(":_")
+        .is_some_and(|name| !name.is_empty() && name.bytes().all(letter))
+}
+
+pub(super) fn is_trusted(ip: IpAddr, trusted: &[Network]) -> bool {
+    trusted.iter().any(|network| contains(network, ip))
+}
+
+fn contains(network: &Network, ip: IpAddr) -> bool {
+    let shift = |width: u8| u32::from(width.saturating_sub(network.prefix));
+    match (network.address.to_canonical(), ip) {
+        (IpAddr::V4(net), IpAddr::V4(ip)) => {
+            let difference = net.to_bits() ^ ip.to_bits();
+            difference.checked_shr(shift(32)).unwrap_or(0) == 0
+        }
+        (IpAddr::V6(net), IpAddr::V6(ip)) => {
+            let difference = net.to_bits() ^ ip.to_bits();
+            difference.checked_shr(shift(128)).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn trusted() -> Vec<Network> {
+        let network = |address: &str, prefix| Network {
+            address: address.parse().unwrap(),
+            prefix,
+        };
+        vec![network("10.0.0.0", 8), network("fd00::", 8)]
+    }
+
+    fn read(fields: &[(&'static str, &'static str)], ip: &str) -> String {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        let peer = Peer {
+            address: SocketAddr::new(ip.parse().unwrap(), 40_000),
+            local: "127.0.0.1:8443".parse().unwrap(),
+            tls: None,
+        };
+        let origin = origin(&headers, &peer, &trusted());
+        let mark = if origin.unreadable.is_some() { "?" } else { "" };
+        format!("{}{mark}", origin.ip)
+    }
+
+    #[test]
+    fn every_form_in_which_a_proxy_writes_an_address_is_read() {
+        for (text, ip) in [
+            ("203.0.113.1", "203.0.113.1"),
+            ("203.0.113.1:50001", "203.0.113.1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]:50001", "2001:db8::1"),
+            ("\"[2001:db8::1]:50001\"", "2001:db8::1"),
+            ("\"203.0.113.1:50001\"", "203.0.113.1"),
+            ("::ffff:203.0.113.1", "203.0.113.1"),
+            ("[::ffff:203.0.113.1]:1", "203.0.113.1"),
+            ("6.6.6.6, 203.0.113.1:50001 , 10.0.0.2:443", "203.0.113.1"),
+            ("6.6.6.6, 203.0.113.1,", "203.0.113.1"),
+        ] {
+            assert_eq!(read(&[("x-forwarded-for", text)], "10.0.0.1"), ip, "{text}");
+        }
+        for (text, ip) in [
+            ("for=203.0.113.1", "203.0.113.1"),
+            ("For=\"203.0.113.1:4711\";proto=https", "203.0.113.1"),
+            (
+                "proto=http;by=10.0.0.9;FOR=\"[2001:db8::1]:4711\"",
+                "2001:db8::1",
+            ),
+            ("for=\"[2001:db8::1]\"", "2001:db8::1"),
+            ("for=203.0.113.1:_hidden", "203.0.113.1"),
+            (
+                "for=6.6.6.6, for=203.0.113.1;host=\"a,b;c\", for=10.0.0.3",
+                "203.0.113.1",
+            ),
+        ] {
+            assert_eq!(read(&[("forwarded", text)], "fd00::1"), ip, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_the_proxys_and_said_to_be() {
+        for text in [
+            "unknown",
+            "_hidden",
+            "a.example",
+            "203.0.113.1:",
+            "203.0.113.1:99999",
+            "203.0.113.1:x",
+            "[2001:db8::1",
+            "[203.0.113.1]",
+            "2001:db8::1]:5",
+            "\"203.0.113.1",
+            "203.0.113.01",
+            "203.0.113",
+            "é",
+        ] {
+            assert_eq!(
+                read(&[("x-forwarded-for", text)], "10.0.0.1"),
+                "10.0.0.1?",
+                "{text}"
+            );
+        }
+        for text in [
+            "proto=https",
+            "for=unknown",
+            "for=",
+            "for=\"_x\"",
+            "nonsense",
+        ] {
+            assert_eq!(
+                read(&[("forwarded", text)], "10.0.0.1"),
+                "10.0.0.1?",
+                "{text}"
+            );
+        }
+        assert_eq!(read(&[], "10.0.0.1"), "10.0.0.1");
+    }
+
+    #[test]
+    fn nobody_else_is_believed_and_x_forwarded_for_comes_first() {
+        let both = [
+            ("forwarded", "for=6.6.6.6"),
+            ("x-forwarded-for", "203.0.113.1"),
+        ];
+        assert_eq!(read(&both, "10.0.0.1"), "203.0.113.1");
+        assert_eq!(read(&both, "192.0.2.1"), "192.0.2.1");
+        let garbage = [("x-forwarded-for", "unknown")];
+        assert_eq!(read(&garbage, "192.0.2.1"), "192.0.2.1");
+    }
+}
