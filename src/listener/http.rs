@@ -69,11 +69,16 @@ pub(super) async fn http1<S: Service, T: Socket>(
                 _ => return End::Closed(Ok(())),
             },
             Turn::End(end) => {
-                if matches!(end, End::HeaderTimeout)
-                    && !watch.activity.is_write_blocked()
+                let is_late = matches!(end, End::HeaderTimeout);
+                if is_late && !watch.activity.is_write_blocked() {
+                    if let Some(parts) = connection.into_parts() {
+                        say_timeout(parts.io.into_inner()).await;
+                    }
+                } else if watch.activity.is_http10()
+                    && !matches!(end, End::Closed(Ok(())))
                     && let Some(parts) = connection.into_parts()
                 {
-                    say_timeout(parts.io.into_inner()).await;
+                    parts.io.into_inner().break_off();
                 }
                 return end;
             }
