@@ -3,6 +3,7 @@
 //! of sockets: the listener hands it requests, `upstream` carries them on.
 
 mod access_line;
+mod answer_begin;
 mod answer_body;
 mod authenticate;
 mod forward;
@@ -24,6 +25,7 @@ mod request_body;
 mod route;
 mod scrub;
 mod steps;
+mod stream_watch;
 mod streaming;
 mod trace;
 mod unknown;
@@ -36,7 +38,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 
 pub use answer_body::Body;
@@ -49,7 +51,7 @@ pub use reject::{Face, Rejection};
 pub use request_body::RequestBody;
 pub use route::RouteTable;
 pub use steps::{clean_fields, presents_credential};
-pub use streaming::Flows;
+pub use stream_watch::Flows;
 pub use unknown::{Questions, keep_probe_tried};
 
 use crate::config::{Config, Target, UsersCall};
@@ -124,6 +126,9 @@ impl Pipeline {
             record.rejected(&rejection);
             rejection.into_response(here.live.upstream.health().pause())
         });
+        if head.method == Method::HEAD {
+            answer_body::omit(&mut response);
+        }
         headers::put_request_id(response.headers_mut(), record.id());
         record.status(response.status());
         response.map(|body| body.watched_by(record))
