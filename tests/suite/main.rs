@@ -21,6 +21,7 @@ mod durable;
 mod exhaustion;
 mod first_run;
 mod forwarding;
+mod framing_down;
 mod hanging_disk;
 mod harness;
 mod health;
