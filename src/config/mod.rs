@@ -354,7 +354,7 @@ pub struct Http {
     pub trusted_proxies: Vec<Network>,
     /// Field names with `_` pass; by default they are refused.
     pub allow_underscores: bool,
-    /// Bytes per second a body must keep up, either way, after ten seconds' grace; 0: none.
+    /// Bytes per second a client must send or take, after ten seconds of its own; 0: none.
     pub min_body_rate: u64,
 }
 

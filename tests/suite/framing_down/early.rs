@@ -1,5 +1,6 @@
 //! Answers that come before the request has been sent to its end.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
@@ -121,6 +122,46 @@ async fn an_early_answer_comes_down_each_time() {
             seen.iter().all(|seen| seen.0 == 413),
             "tls {is_tls}: {seen:?}"
         );
+    }
+}
+
+/// Over HTTP/2, as much as the window takes.
+async fn upload_http2(gateway: &Gateway, path: &str) -> u16 {
+    let tls = connected(gateway, &["h2"]).await;
+    let (mut send, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("https://localhost{path}"))
+        .header("authorization", &key_field()[15..])
+        .header("content-length", UPLOAD)
+        .body(())
+        .unwrap();
+    let (response, mut body) = send.send_request(request, false).unwrap();
+    let sending = tokio::spawn(async move {
+        body.reserve_capacity(UPLOAD);
+        while let Some(Ok(room)) = poll_fn(|cx| body.poll_capacity(cx)).await {
+            if body.send_data(vec![0; room].into(), false).is_err() {
+                return;
+            }
+            body.reserve_capacity(UPLOAD);
+        }
+    });
+    let response = tokio::time::timeout(Duration::from_secs(20), response).await;
+    sending.abort();
+    let response = response.unwrap().unwrap();
+    response.status().as_u16()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_answer_comes_down_over_http2_too() {
+    for is_tls in [false, true] {
+        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let gateway = upstream.gate("", "").await;
+        for (path, status) in [("/at-once", 413), ("/connection-close", 403), ("/old", 413)] {
+            for run in 0..RUNS / 4 {
+                let seen = upload_http2(&gateway, path).await;
+                assert_eq!(seen, status, "{path} tls {is_tls} run {run}");
+            }
+        }
     }
 }
 

@@ -5,4 +5,5 @@ mod cases;
 mod early;
 mod framing;
 mod generated;
+mod relayed;
 mod slow;
