@@ -11,7 +11,7 @@ pub struct Http {
     pub allow_underscores: bool,
     /// Override fields that go up, on routes that name none of their own.
     pub allow_fields: AllowedFields,
-    /// Bytes per second a body must keep up, either way, after ten seconds' grace; 0: none.
+    /// Bytes per second a client must send or take, after ten seconds of its own; 0: none.
     pub min_body_rate: u64,
 }
 

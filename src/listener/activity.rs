@@ -11,7 +11,10 @@ use crate::config;
 
 /// After our last byte we read on for this long: closing with unread input would
 /// make the kernel reset the connection and take the answer with it.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
+/// And as long as the peer goes on sending, for this long at most: a client that reads its
+/// answer only when all is sent gets it.
+pub(super) const LONGEST_LINGER: Duration = Duration::from_secs(30);
 
 /// Shared by a connection's stream, its service and its watch. Times are
 /// milliseconds since it was opened, plus one; zero is "not now".
@@ -25,6 +28,8 @@ pub(super) struct Activity {
     tunnel: AtomicBool,
     refused: AtomicBool,
     draining: AtomicBool,
+    /// Its last request was HTTP/1.0: an answer may end with the connection.
+    http10: AtomicBool,
     /// All that came belongs to requests that have ended.
     between: AtomicBool,
     /// First byte of a head whose end has not come.
@@ -36,6 +41,8 @@ pub(super) struct Activity {
     /// Answers that are not read further until the peer takes bytes.
     held_up: Mutex<Vec<Waker>>,
     closing: AtomicU64,
+    /// Last bytes that came since.
+    lingered: AtomicU64,
 }
 
 /// Why a connection's time is up.
@@ -73,12 +80,14 @@ impl Activity {
             tunnel: AtomicBool::new(false),
             refused: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            http10: AtomicBool::new(false),
             between: AtomicBool::new(true),
             head: AtomicU64::new(0),
             quiet: AtomicU64::new(1),
             blocked: AtomicU64::new(0),
             held_up: Mutex::default(),
             closing: AtomicU64::new(0),
+            lingered: AtomicU64::new(0),
         })
     }
 
@@ -136,7 +145,7 @@ impl Activity {
         true
     }
 
-    fn held_up(&self) -> MutexGuard<'_, Vec<Waker>> {
+    pub(super) fn held_up(&self) -> MutexGuard<'_, Vec<Waker>> {
         self.held_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -156,6 +165,11 @@ impl Activity {
         }
     }
 
+    /// The peer still sends although we have closed.
+    pub(super) fn lingers(&self) {
+        self.lingered.store(self.now(), Ordering::Relaxed);
+    }
+
     /// From here on the bytes are not HTTP any more.
     pub(super) fn becomes_tunnel(&self) {
         self.tunnel.store(true, Ordering::Release);
@@ -172,6 +186,14 @@ impl Activity {
 
     pub(super) fn has_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn speaks_http10(&self) {
+        self.http10.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_http10(&self) -> bool {
+        self.http10.load(Ordering::Relaxed)
     }
 
     pub(super) fn drains(&self) {
@@ -215,7 +237,10 @@ impl Activity {
     pub(super) fn due(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let closing = self.closing.load(Ordering::Relaxed);
         if closing != 0 {
-            return Some((self.at(closing) + LINGER, Overdue::Linger));
+            let lingered = self.lingered.load(Ordering::Relaxed);
+            let quiet = self.at(closing.max(lingered)) + LINGER;
+            let longest = self.at(closing) + LONGEST_LINGER;
+            return Some((quiet.min(longest), Overdue::Linger));
         }
         let blocked = self.blocked.load(Ordering::Relaxed);
         if blocked != 0 {
@@ -283,90 +308,5 @@ impl Drop for Exchange {
         let now = self.activity.now();
         self.activity.quiet.store(now, Ordering::Relaxed);
         self.activity.in_flight.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TIMEOUTS: Timeouts = Timeouts {
-        header: Duration::from_secs(10),
-        idle: Duration::from_secs(60),
-    };
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_request_is_never_idle() {
-        let activity = Activity::new();
-        let exchange = Exchange::begin(&activity);
-        tokio::time::advance(Duration::from_secs(600)).await;
-        assert_eq!(activity.due(TIMEOUTS), None);
-        drop(exchange);
-        let idle_from_now = Instant::now() + TIMEOUTS.idle;
-        assert_eq!(
-            activity.due(TIMEOUTS),
-            Some((idle_from_now, Overdue::Idle)),
-            "idle time begins at the end of the exchange"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_head_sent_ahead_does_not_time_out_behind_a_slow_answer() {
-        let activity = Activity::new();
-        let exchange = Exchange::begin(&activity);
-        activity.head_begins();
-        tokio::time::advance(Duration::from_secs(600)).await;
-        assert_eq!(activity.due(TIMEOUTS), None);
-        drop(exchange);
-        let from_now = Instant::now() + TIMEOUTS.header;
-        assert_eq!(activity.due(TIMEOUTS), Some((from_now, Overdue::Header)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_no_bytes_is_not_waited_for_for_ever() {
-        let activity = Activity::new();
-        let _exchange = Exchange::begin(&activity);
-        activity.write_blocked();
-        let (at, why) = activity.due(TIMEOUTS).unwrap();
-        assert_eq!(
-            (at, why),
-            (Instant::now() + TIMEOUTS.idle, Overdue::Stalled)
-        );
-        assert!(activity.moves());
-        assert_eq!(activity.due(TIMEOUTS), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_opens_no_window_is_not_waited_for_for_ever() {
-        let activity = Activity::new();
-        let mut stuck = Exchange::begin(&activity);
-        let other = Exchange::begin(&activity);
-        stuck.is_their_turn();
-        assert_eq!(activity.due(TIMEOUTS), None, "the other one is our doing");
-        drop(other);
-        let from_now = Instant::now() + TIMEOUTS.idle;
-        assert_eq!(activity.due(TIMEOUTS), Some((from_now, Overdue::Stalled)));
-        stuck.is_our_turn();
-        assert_eq!(activity.due(TIMEOUTS), None);
-    }
-
-    #[test]
-    fn an_answer_is_not_read_on_while_the_peer_takes_nothing() {
-        struct Woken(AtomicBool);
-        impl std::task::Wake for Woken {
-            fn wake(self: Arc<Self>) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let woken = Arc::new(Woken(AtomicBool::new(false)));
-        let waker = Waker::from(Arc::clone(&woken));
-        let activity = Activity::new();
-        assert!(!activity.is_held_up(&waker));
-        activity.write_blocked();
-        assert!(activity.is_held_up(&waker) && activity.is_held_up(&waker));
-        assert_eq!(activity.held_up().len(), 1, "asked twice, woken once");
-        assert!(activity.moves() && !activity.moves());
-        activity.has_room();
-        assert!(woken.0.load(Ordering::Relaxed) && !activity.is_held_up(&waker));
     }
 }

@@ -70,13 +70,19 @@ pub(super) async fn http1<S: Service, T: Socket>(
                 _ => return End::Closed(Ok(())),
             },
             Turn::End(end) => {
-                if let Some(rejection) = unanswered(&end)
-                    && !watch.activity.is_write_blocked()
+                let rejection = unanswered(&end).filter(|_| !watch.activity.is_write_blocked());
+                let is_whole = matches!(end, End::Closed(Ok(())));
+                if let Some(rejection) = rejection {
+                    if let Some(parts) = connection.into_parts() {
+                        let answer = entry.service.refuse(None, rejection, &entry.peer);
+                        // Boxed, as all that is rare.
+                        Box::pin(refusal::write(parts.io.into_inner(), answer)).await;
+                    }
+                } else if watch.activity.is_http10()
+                    && !is_whole
                     && let Some(parts) = connection.into_parts()
                 {
-                    let answer = entry.service.refuse(None, rejection, &entry.peer);
-                    // Boxed, as all that is rare.
-                    Box::pin(refusal::write(parts.io.into_inner(), answer)).await;
+                    parts.io.into_inner().break_off();
                 }
                 return end;
             }

@@ -74,6 +74,9 @@ impl<S: Service> Entry<S> {
             return Box::pin(ready(Ok(answer.map(|body| Counted { body, exchange }))));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
+        if request.version() == Version::HTTP_10 {
+            self.activity.speaks_http10();
+        }
         let is_connect = request.method() == Method::CONNECT;
         let answer = self.service.answer(request, Arc::clone(&self.peer));
         let activity = Arc::clone(&self.activity);

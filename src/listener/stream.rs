@@ -32,6 +32,9 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         was_ready
     }
 
+    /// Makes the end of the connection one that no peer takes for the end of an answer.
+    fn break_off(&self) {}
+
     /// Sends what was to go with the next bytes: there may be none for long.
     fn poll_settle(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -41,6 +44,11 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 impl Socket for TcpStream {
     fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_read_ready(cx).map(drop)
+    }
+
+    fn break_off(&self) {
+        // It closes with a reset. Should this fail, the peer has gone already.
+        let _ = self.set_zero_linger();
     }
 }
 
@@ -142,6 +150,10 @@ impl<T: Socket> Socket for Stream<T> {
         self.inner.poll_stirs(cx)
     }
 
+    fn break_off(&self) {
+        self.inner.break_off();
+    }
+
     fn poll_settle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.inner.poll_settle(cx)
     }
@@ -200,13 +212,14 @@ impl<T: Socket> Stream<T> {
     /// Reads what is still coming and forgets it, until the peer closes too. The
     /// activity's deadline ends it otherwise.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut bin = [0; 2048];
+        let mut bin = [0; 8 * 1024];
         loop {
             let mut buf = ReadBuf::new(&mut bin);
             let read = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf));
             if read.is_err() || buf.filled().is_empty() {
                 return Poll::Ready(());
             }
+            self.activity.lingers();
         }
     }
 }

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
@@ -143,6 +144,18 @@ impl Body {
         if let Some(record) = &mut self.record {
             record.sent(bytes);
         }
+    }
+}
+
+/// Leaves the body out of an answer to HEAD, and says how long it would be (RFC 9110 9.3.2).
+/// Over HTTP/2 hyper would send it.
+pub(super) fn omit(response: &mut Response<Body>) {
+    let body = std::mem::replace(response.body_mut(), Body::empty());
+    if !body.is_end_stream()
+        && let Some(length) = body.size_hint().exact()
+    {
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
 }
 

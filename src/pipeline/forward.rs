@@ -1,37 +1,30 @@
 //! Stage 5: send, at most one repeat after a refused lease, deadlines.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
-use bytes::Bytes;
 use http::header::VIA;
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
+use super::answer_begin::{SMALL, SmallBody};
 use super::answer_body::Body;
 use super::headers;
 use super::inject::{Carried, CredentialSource, Inbound, inject, probe};
-use super::pace::Pace;
+use super::pace::PaceRules;
 use super::record::Record;
 use super::refused::Judged;
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
 use super::scrub::scrub;
-use super::streaming::{Flows, Streaming};
+use super::stream_watch::Flows;
+use super::streaming::Streaming;
 use super::upstream_turn::UpstreamTurn;
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
 use crate::shares::ShareKey;
 use crate::upstream::{AnswerBody, Connections, Patience, SendError, SendErrorKind, Upstream};
-
-/// Answers up to this length are read whole before they go down: their upstream
-/// connection is free at once, however slowly the client reads.
-const SMALL: u64 = 16 * 1024;
 
 /// What forwarding needs besides the request.
 #[derive(Debug)]
@@ -175,41 +168,30 @@ impl Way<'_> {
         if body.is_end_stream() {
             return Ok(Response::from_parts(head, Body::empty()));
         }
-        if let Some(length @ ..=SMALL) = body.size_hint().exact() {
-            let bytes = self.read_whole(body, length).await?;
-            let bytes = match needle {
-                Some(needle) => scrub(bytes, needle),
-                None => bytes,
-            };
-            return Ok(Response::from_parts(head, Body::full(bytes)));
-        }
-        let idle = self.settings.body_idle_timeout;
-        let pace = Pace::new(idle, self.http.min_body_rate, self.deadline);
-        let turn = upload.turn_for_answer(turn);
-        let streaming = Streaming::new(body, turn, pace, needle.cloned(), self.flows);
-        Ok(Response::from_parts(head, Body::streaming(streaming)))
-    }
-
-    /// A body of known length; most have come with their head, in one piece.
-    async fn read_whole(&self, mut body: AnswerBody, length: u64) -> Result<Bytes, Rejection> {
-        let broke_off = Rejection::BadAnswer("upstream's answer broke off");
-        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
-        let first = match first {
-            Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
-            Poll::Ready(_) => return Err(broke_off),
-            Poll::Pending => Bytes::new(),
+        let arriving = match body.size_hint().exact() {
+            Some(length @ ..=SMALL) => match self.read_small(body, length).await? {
+                SmallBody::Whole(bytes) => {
+                    let bytes = match needle {
+                        Some(needle) => scrub(bytes, needle),
+                        None => bytes,
+                    };
+                    return Ok(Response::from_parts(head, Body::full(bytes)));
+                }
+                SmallBody::Arriving(arriving) => *arriving,
+            },
+            _ => match self.read_first(body, &head.headers).await? {
+                Some(arriving) => arriving,
+                None => return Ok(Response::from_parts(head, Body::empty())),
+            },
         };
-        if first.len() as u64 == length {
-            return Ok(first);
-        }
-        let pause = Instant::now() + self.settings.body_idle_timeout;
-        let rest = Box::pin(timeout_at(self.deadline.min(pause), body.collect()));
-        match rest.await {
-            Ok(Ok(rest)) if first.is_empty() => Ok(rest.to_bytes()),
-            Ok(Ok(rest)) => Ok(Bytes::from([first, rest.to_bytes()].concat())),
-            Ok(Err(_)) => Err(broke_off),
-            Err(_) => Err(Rejection::UpstreamTimeout),
-        }
+        let rules = PaceRules {
+            idle: self.settings.body_idle_timeout,
+            min_rate: self.http.min_body_rate,
+            deadline: self.deadline,
+        };
+        let turn = upload.turn_for_answer(turn);
+        let streaming = Streaming::new(arriving, turn, rules, needle.cloned(), self.flows);
+        Ok(Response::from_parts(head, Body::streaming(streaming)))
     }
 }
 
@@ -264,6 +246,7 @@ fn refusal(request: &Inbound<'_>, error: SendError<RequestBody>) -> Rejection {
         SendErrorKind::Closed | SendErrorKind::DeadConnection if request.body().is_some() => {
             Rejection::BrokeOff(Box::new(error))
         }
+        SendErrorKind::Framing(why) => Rejection::BadAnswer(why.text()),
         _ => Rejection::Unreachable(Box::new(error)),
     }
 }

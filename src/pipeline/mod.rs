@@ -3,6 +3,7 @@
 //! of sockets: the listener hands it requests, `upstream` carries them on.
 
 mod access_line;
+mod answer_begin;
 mod answer_body;
 mod authenticate;
 mod client_body;
@@ -27,6 +28,7 @@ mod request_body;
 mod route;
 mod scrub;
 mod steps;
+mod stream_watch;
 mod streaming;
 mod trace;
 mod tried_user;
@@ -35,6 +37,7 @@ mod upload;
 mod upstream_turn;
 #[cfg(test)]
 mod user_paths;
+mod users_call;
 mod users_node;
 
 use std::net::IpAddr;
@@ -44,7 +47,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use http::{HeaderMap, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use tracing::warn;
 
@@ -60,7 +63,7 @@ pub use reject::{Face, Rejection};
 pub use request_body::RequestBody;
 pub use route::RouteTable;
 pub use steps::{clean_fields, presents_credential};
-pub use streaming::Flows;
+pub use stream_watch::Flows;
 pub use unknown::{Questions, keep_probe_tried};
 
 use crate::config::{self, Config, Target, UsersCall};
@@ -72,15 +75,11 @@ use crate::token::{TokenDigest, TokenStore};
 use crate::upstream::Upstream;
 use crate::via::GatewayVia;
 use authenticate::{Authenticated, authenticate};
-use credential::basic;
 use forward::Way;
 use here::{Here, Newest};
 use ready::{Ready, credential_source};
 use record::Record;
-use relay::Relay;
-use tried_user::TriedUser;
 use unknown::Asked;
-use users_node::UsersNode;
 
 /// The rules as they stand; replaced whole by a reload.
 #[derive(Debug)]
@@ -161,6 +160,9 @@ impl Pipeline {
             record.rejected(&rejection);
             rejection.into_response(here.live.upstream.health().pause())
         });
+        if head.method == Method::HEAD {
+            answer_body::omit(&mut response);
+        }
         headers::put_request_id(response.headers_mut(), record.id());
         record.status(response.status());
         response.map(|body| body.watched_by(record))
@@ -276,67 +278,6 @@ impl Pipeline {
             self.evict(&ready.who).await;
         }
         Ok(answer)
-    }
-
-    /// The last stage of calls to the users node: answered here, or passed on with an
-    /// eye on what the answer means.
-    async fn users_call(
-        &self,
-        here: &Here,
-        (ready, kind): (&Ready<'_>, UsersCall),
-        (head, body): (&Parts, ClientBody),
-        (peer, record): (&Peer, &mut Record),
-    ) -> Result<Response<Body>, Rejection> {
-        if kind == UsersCall::Login
-            && let Some(tried) = self.tried_user(ready.live, &head.headers)
-        {
-            record.tried_user(tried);
-        }
-        let body = ready.bounded(body)?;
-        record.body(body.handle());
-        if let Some(users) = &self.shared.users {
-            let node = UsersNode {
-                users,
-                tokens: &self.shared.tokens,
-                limiter: &ready.live.limiter,
-                metrics: &self.shared.metrics,
-                settings: &ready.live.config.users,
-            };
-            return node.answer(&ready.call(kind, head), body).await;
-        }
-        let request = ready.inbound(head, &body, peer, record);
-        let way = self.way(here, ready);
-        let relay = Relay {
-            way: &way,
-            tokens: &self.shared.tokens,
-            limiter: &ready.live.limiter,
-            questions: &self.shared.questions,
-            metrics: &self.shared.metrics,
-            settings: &ready.live.config.users,
-        };
-        let call = ready.call(kind, head);
-        let answer = relay
-            .answer(&call, &ready.who, (request, body), record)
-            .await?;
-        if kind == UsersCall::Login && answer.status().is_success() {
-            let credential = basic(&head.headers).map_err(Rejection::BadLogin)?;
-            record.tried_user(TriedUser::known(&credential.username));
-        }
-        Ok(answer)
-    }
-
-    /// Who logs in, for the access line; None: the credential is none.
-    fn tried_user(&self, live: &Live, headers: &HeaderMap) -> Option<TriedUser> {
-        let name = basic(headers).ok()?.username;
-        let is_known = match &self.shared.users {
-            Some(users) => users.show(&name).is_some(),
-            // Whom the Webapp has let in through this gate within a week.
-            None => live.limiter.knows_user(&name),
-        };
-        Some(match is_known {
-            true => TriedUser::known(&name),
-            false => TriedUser::unknown(&name),
-        })
     }
 
     fn way<'a>(&'a self, here: &'a Here, ready: &Ready<'a>) -> Way<'a> {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::access_line::{AccessLine, key};
 use super::here::Here;
 use super::limit::InFlight;
+use super::pace::Debtor;
 use super::peer::{Peer, sharer};
 use super::reject::Rejection;
 use super::request_body::BodyHandle;
@@ -189,8 +190,12 @@ impl Record {
     pub(super) fn broke_off(&mut self, error: &StreamError) {
         self.end = End::BrokeOff;
         self.blame = match error {
-            StreamError::Upstream(_) => Blame::Upstream,
-            StreamError::TooSlow | StreamError::NoRoom => Blame::Client,
+            StreamError::Upstream(_)
+            | StreamError::UpstreamSilent
+            | StreamError::TimeUp(Debtor::Upstream) => Blame::Upstream,
+            StreamError::ClientSlow | StreamError::TimeUp(Debtor::Client) | StreamError::NoRoom => {
+                Blame::Client
+            }
         };
         self.cause = Some(Cow::Owned(error.to_string()));
     }

@@ -100,6 +100,7 @@ impl Rejection {
     /// The whole mapping. No other code picks a status for a refusal.
     pub fn face(&self) -> Face {
         use Blame::{Client, Gateway, Upstream};
+        use ErrorCode::AccessDenied;
         let (status, code, blame, reason) = match self {
             Self::BadRequest(_) => (400, ErrorCode::InvalidRequest, Client, Reason::BadRequest),
             Self::NoRoute => (404, ErrorCode::NotFound, Client, Reason::NoRoute),
@@ -107,13 +108,8 @@ impl Rejection {
             Self::Unauthenticated(_)
             | Self::BadCredential(_)
             | Self::BadLogin(_)
-            | Self::LoginRefused(_) => (
-                401,
-                ErrorCode::AccessDenied,
-                Client,
-                Reason::Unauthenticated,
-            ),
-            Self::Forbidden(_) => (403, ErrorCode::AccessDenied, Client, Reason::Forbidden),
+            | Self::LoginRefused(_) => (401, AccessDenied, Client, Reason::Unauthenticated),
+            Self::Forbidden(_) => (403, AccessDenied, Client, Reason::Forbidden),
             Self::TooMany(_) | Self::TooManyTokens(..) => {
                 (429, ErrorCode::TooManyRequests, Client, Reason::TooMany)
             }

@@ -14,7 +14,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::sleep;
 
 use super::client_body::ClientBody;
-use super::streaming::Flows;
+use super::stream_watch::Flows;
 pub(super) use super::upload::{BodyError, BodyFailure, BodyRules};
 use super::upload::{Piece, Source, Upload};
 use super::upstream_turn::{AnswerTurn, UpstreamTurn};
@@ -149,7 +149,7 @@ impl BodyHandle {
             }
             let patience = patience.get_or_insert_with(|| Box::pin(sleep(BEGINNING)));
             ready!(patience.as_mut().poll(cx));
-            source.settle();
+            source.rest();
             Poll::Ready(false)
         })
         .await

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::client_body::ClientBody;
 use super::headers;
-use super::pace::Pace;
+use super::pace::{Debtor, Pace, PaceRules};
 use super::upstream_turn::{ClientLag, SetAside, UpstreamTurn};
 use crate::upstream::{PermitTimeout, UpstreamPermit};
 
@@ -72,8 +72,6 @@ pub(super) struct Source {
     pub(super) failed: Option<BodyFailure>,
     /// The request's turn while the body is on its way.
     pub(super) turn: Option<UpstreamTurn>,
-    /// The last look found nothing.
-    is_clients_turn: bool,
     lag: ClientLag,
     /// Of who reads, if there is a turn to give back.
     waker: Option<Waker>,
@@ -109,7 +107,14 @@ impl Upload {
         Self(Mutex::new(Source {
             incoming,
             rules,
-            pace: Pace::new(rules.idle, rules.min_rate, rules.deadline),
+            pace: Pace::new(
+                PaceRules {
+                    idle: rules.idle,
+                    min_rate: rules.min_rate,
+                    deadline: rules.deadline,
+                },
+                Debtor::Client,
+            ),
             copy: 0,
             total: 0,
             kept: Vec::new(),
@@ -120,7 +125,6 @@ impl Upload {
             spilled: false,
             failed: None,
             turn: None,
-            is_clients_turn: false,
             lag: ClientLag::default(),
             waker: None,
             end: None,
@@ -129,13 +133,13 @@ impl Upload {
 
     pub(super) fn is_clients_turn(&self) -> bool {
         let source = self.lock();
-        source.is_clients_turn && !source.ended
+        source.awaits_client() && !source.ended
     }
 
     /// Takes the turn back if the client is slow; false when there is none any more.
     pub(super) fn look(&self) -> bool {
         let mut source = self.lock();
-        let is_clients_turn = source.is_clients_turn;
+        let is_clients_turn = source.awaits_client();
         let Some(turn) = &mut source.turn else {
             return false;
         };
@@ -151,6 +155,17 @@ impl Upload {
 }
 
 impl Source {
+    /// The last look found nothing.
+    fn awaits_client(&self) -> bool {
+        self.pace.turn() == Debtor::Client
+    }
+
+    /// Nothing is read for a while: the client owes nothing meanwhile.
+    pub(super) fn rest(&mut self) {
+        self.settle();
+        self.pace.awaits(Debtor::Upstream);
+    }
+
     pub(super) fn replay_limit(&self) -> u64 {
         self.rules.replay_limit as u64
     }
@@ -234,7 +249,7 @@ impl Source {
             return Poll::Ready(Some(Err(BodyError::NoTurn)));
         }
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            self.is_clients_turn = true;
+            self.pace.awaits(Debtor::Client);
             if self.turn.is_some() {
                 self.waker = Some(cx.waker().clone());
             }
@@ -242,7 +257,6 @@ impl Source {
             self.failed = Some(BodyFailure::TooSlow);
             return Poll::Ready(Some(Err(BodyError::TooSlow)));
         };
-        self.is_clients_turn = false;
         match frame {
             None => {
                 self.ended = true;
@@ -264,7 +278,7 @@ impl Source {
         let frame = match frame.into_data() {
             Ok(piece) => {
                 self.total += piece.len() as u64;
-                self.pace.moved(piece.len());
+                self.pace.moved(piece.len(), Debtor::Upstream);
                 if self.total > self.rules.max {
                     self.failed = Some(BodyFailure::TooLarge);
                     return Err(BodyError::TooLarge);

@@ -43,39 +43,28 @@ pub struct CertificateProblem {
 
 #[derive(Clone, Debug)]
 enum Reason {
-    SelfSigned {
-        is_authority: bool,
-    },
-    UnknownIssuer {
-        issuer: String,
-        place: TrustPlace,
-    },
-    OtherName {
-        wanted: String,
-        names: Vec<String>,
-    },
-    Expired {
-        end: String,
-    },
-    NotYetValid {
-        begin: String,
-    },
+    SelfSigned { is_authority: bool },
+    UnknownIssuer { issuer: String, place: TrustPlace },
+    OtherName { wanted: String, names: Vec<String> },
+    Expired { end: String },
+    NotYetValid { begin: String },
     AuthorityAsServer,
     NotPinned,
+    Unusual(UnusualCertificate),
+    Unusable(String),
+}
+
+/// What an old or re-issued certificate lacks.
+#[derive(Clone, Debug)]
+enum UnusualCertificate {
     /// The dates of another certificate in the chain.
     ChainDates,
     /// Issued in the name of an authority that is trusted, by another key than that one's.
-    OtherAuthorityKey {
-        issuer: String,
-        place: TrustPlace,
-    },
+    OtherAuthorityKey { issuer: String, place: TrustPlace },
     /// X.509 version 1 or 2, which cannot say what a certificate is for.
     OldVersion,
     /// Shorter than the 2048 bits that are accepted.
-    ShortRsaKey {
-        bits: usize,
-    },
-    Unusable(String),
+    ShortRsaKey { bits: usize },
 }
 
 impl CertificateProblem {
@@ -142,25 +131,27 @@ fn reason(
         && key.key_size() < LEAST_RSA_BITS
     {
         let bits = key.key_size();
-        return Reason::ShortRsaKey { bits };
+        return Reason::Unusual(UnusualCertificate::ShortRsaKey { bits });
     }
     match verdict.error {
         _ if *verdict.place == TrustPlace::Pins => Reason::NotPinned,
-        _ if shown.version() != X509Version::V3 => Reason::OldVersion,
+        _ if shown.version() != X509Version::V3 => Reason::Unusual(UnusualCertificate::OldVersion),
         CertificateError::Expired | CertificateError::ExpiredContext { .. }
             if now <= validity.not_after.timestamp() =>
         {
-            Reason::ChainDates
+            Reason::Unusual(UnusualCertificate::ChainDates)
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }
             if now >= validity.not_before.timestamp() =>
         {
-            Reason::ChainDates
+            Reason::Unusual(UnusualCertificate::ChainDates)
         }
-        CertificateError::BadSignature if !is_self_signed => Reason::OtherAuthorityKey {
-            issuer: shown_name(&shown.issuer().to_string()),
-            place: verdict.place.clone(),
-        },
+        CertificateError::BadSignature if !is_self_signed => {
+            Reason::Unusual(UnusualCertificate::OtherAuthorityKey {
+                issuer: shown_name(&shown.issuer().to_string()),
+                place: verdict.place.clone(),
+            })
+        }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::Expired {
             end: day(validity.not_after.timestamp()),
         },
@@ -273,32 +264,40 @@ impl fmt::Display for CertificateProblem {
                 "the key is not pinned: if it is the upstream's new key, add \"{pin}\" to \
                  upstream.{upstream}.pins (compare it with the upstream's own first)"
             ),
-            Reason::ChainDates => write!(
-                f,
-                "the certificate is within its dates, but an authority's between it and the \
-                 trusted one, or that one itself, is not: compare this host's clock, renew that \
-                 authority's certificate at the upstream or in `ca`, or {set_pins}"
-            ),
-            Reason::OtherAuthorityKey { issuer, place } => write!(
-                f,
-                "the certificate names \"{issuer}\" as its issuer, but it was not signed by the \
-                 key of that authority in {}: if the authority was made anew, put its new \
-                 certificate there, or {set_pins}",
-                place_of(place)
-            ),
-            Reason::OldVersion => write!(
-                f,
-                "the certificate is of an old kind (X.509 before version 3, as OpenSSL makes \
-                 without extensions): give the upstream one with subjectAltName, or {set_pins}"
-            ),
-            Reason::ShortRsaKey { bits } => write!(
-                f,
-                "the certificate's RSA key has {bits} bits: TLS here needs {LEAST_RSA_BITS} or \
-                 more, and no setting changes that; give the upstream another key"
-            ),
+            Reason::Unusual(unusual) => unusual.explain(f, &set_pins),
             Reason::Unusable(why) => {
                 write!(f, "the certificate cannot be used: {why}; or {set_pins}")
             }
+        }
+    }
+}
+
+impl UnusualCertificate {
+    fn explain(&self, f: &mut fmt::Formatter<'_>, set_pins: &str) -> fmt::Result {
+        match self {
+            Self::ChainDates => write!(
+                f,
+                "the certificate is within its dates, but an authority's between it and the \
+             trusted one, or that one itself, is not: compare this host's clock, renew that \
+             authority's certificate at the upstream or in `ca`, or {set_pins}"
+            ),
+            Self::OtherAuthorityKey { issuer, place } => write!(
+                f,
+                "the certificate names \"{issuer}\" as its issuer, but it was not signed by the \
+             key of that authority in {}: if the authority was made anew, put its new \
+             certificate there, or {set_pins}",
+                place_of(place)
+            ),
+            Self::OldVersion => write!(
+                f,
+                "the certificate is of an old kind (X.509 before version 3, as OpenSSL makes \
+             without extensions): give the upstream one with subjectAltName, or {set_pins}"
+            ),
+            Self::ShortRsaKey { bits } => write!(
+                f,
+                "the certificate's RSA key has {bits} bits: TLS here needs {LEAST_RSA_BITS} or \
+             more, and no setting changes that; give the upstream another key"
+            ),
         }
     }
 }

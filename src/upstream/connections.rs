@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use super::Upstream;
 use super::body::{AnswerBody, Sent};
 use super::breaker::Asker;
 use super::connect::DialError;
+use super::framing::{FramingError, reframe};
 use super::held::{Answer, Held, Patience};
 use super::pool::Pool;
 use crate::lifecycle::Tasks;
@@ -59,6 +60,8 @@ pub enum SendErrorKind {
     FirstByteTimeout,
     /// What came is not an answer in HTTP/1.1, or broke off in its head.
     Protocol,
+    /// The body of the answer cannot be passed on.
+    Framing(FramingError),
     /// The request's own body gave an error: the client's doing.
     BodyFailed,
 }
@@ -160,6 +163,7 @@ where
         patience: Patience,
     ) -> Exchange<'_, B, impl Future<Output = Answer<B>> + use<B>> {
         Exchange {
+            method: request.method().clone(),
             answer: connection.begin(request),
             connection: Some(connection),
             is_reused,
@@ -178,6 +182,7 @@ pin_project_lite::pin_project! {
         // None: it has ended.
         connection: Option<Box<Held<B>>>,
         is_reused: bool,
+        method: Method,
         patience: Patience,
         owner: &'a Connections<B>,
     }
@@ -228,10 +233,16 @@ where
                 }
                 Ok(response.map(AnswerBody::without_connection))
             }
-            Ok(response) => {
-                connection.note_head(response.headers());
-                Ok(response.map(|incoming| AnswerBody::new(incoming, connection)))
-            }
+            Ok(mut response) => match reframe(&mut response, me.method) {
+                Ok(framing) => {
+                    connection.note_head(response.headers());
+                    if framing.is_last {
+                        connection.note_last_answer();
+                    }
+                    Ok(response.map(|incoming| AnswerBody::new(incoming, connection)))
+                }
+                Err(error) => Err(SendErrorKind::Framing(error).into()),
+            },
             Err(failure) => {
                 let error = SendError::classify(failure, &connection, *me.is_reused);
                 if matches!(error.kind, SendErrorKind::Closed | SendErrorKind::Protocol) {
@@ -347,7 +358,7 @@ impl fmt::Display for SendErrorKind {
             Self::DeadConnection => "a kept-alive connection to the upstream was dead",
             Self::Closed => "the upstream closed the connection without an answer",
             Self::FirstByteTimeout => "no answer from the upstream in time",
-            Self::Protocol => "the upstream's answer is not usable HTTP",
+            Self::Protocol | Self::Framing(_) => "the upstream's answer is not usable HTTP",
             Self::BodyFailed => "the request's body broke off",
         })
     }

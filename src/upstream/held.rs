@@ -168,6 +168,12 @@ impl<B> Held<B> {
         self.usable_until = self.usable_for.map(|time| Instant::now() + time);
     }
 
+    /// No request goes this way after the answer whose head has just come.
+    pub(super) fn note_last_answer(&mut self) {
+        self.usable_for = Some(Duration::ZERO);
+        self.usable_until = Some(Instant::now());
+    }
+
     /// When the upstream may close it: not used from then on.
     pub(super) fn usable_until(&self) -> Option<Instant> {
         self.usable_until

@@ -33,6 +33,7 @@ mod connect;
 mod connections;
 mod description;
 mod fair_queue;
+mod framing;
 #[cfg(fuzzing)]
 pub mod fuzzed;
 mod handshake;
@@ -86,6 +87,9 @@ pub use connect::{DialError, WaitingFor};
 pub use connections::{Connections, SendError, SendErrorKind};
 pub use description::{
     BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
+};
+pub use framing::{
+    BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
 pub use handshake::HandshakeError;
 pub use health::{UpstreamHealth, UpstreamOutage};

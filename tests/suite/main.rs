@@ -26,6 +26,7 @@ mod early_answers;
 mod exhaustion;
 mod first_run;
 mod forwarding;
+mod framing_down;
 mod framing_up;
 mod hanging_disk;
 mod harness;

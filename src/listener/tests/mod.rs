@@ -1,5 +1,6 @@
 //! The real listener on real sockets, with a small service behind it.
 
+mod activity;
 mod framing;
 mod life;
 mod records;

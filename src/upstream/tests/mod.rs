@@ -8,6 +8,7 @@ mod description;
 mod dialing;
 mod failures;
 mod fair_queue;
+mod framing;
 mod judgement;
 mod keep_alive;
 mod login_model;

@@ -8,7 +8,9 @@ pub(crate) mod moods;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod raw;
+pub(crate) mod received;
 pub(crate) mod redis;
+pub(crate) mod scripted;
 pub(crate) mod upstream;
 
 use std::path::{Path, PathBuf};
