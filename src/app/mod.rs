@@ -52,6 +52,8 @@ use worker::Gate;
 pub struct Steering {
     /// Drain, then end.
     pub quit: CancellationToken,
+    /// Drain without the wait for balancers: whoever quits sits at the terminal.
+    pub skip_wait: CancellationToken,
     /// End now.
     pub quit_now: CancellationToken,
     /// Read config, certificates and secrets again now.
