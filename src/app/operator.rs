@@ -44,6 +44,7 @@ impl Parts {
             if let Some(session) = live.upstream.session() {
                 session.refresh_gauges();
             }
+            live.limiter.refresh_gauges();
             let is_up = live.upstream.health().outage().is_none();
             shared.metrics.upstream_up.set(i64::from(is_up));
             shared.metrics.ready.set(i64::from(ready().is_ok()));
