@@ -21,7 +21,10 @@ impl Parts {
     fn key_desk(&self) -> admin::KeyDesk {
         let shared = Arc::clone(&self.shared);
         admin::KeyDesk {
-            token: self.config.operator.token.clone(),
+            token: Arc::new({
+                let shared = Arc::clone(&shared);
+                move || shared.live.load().config.operator.token.clone()
+            }),
             ring: Arc::clone(&shared.live.load().ring),
             configured: Arc::new(move || {
                 let live = shared.live.load();
