@@ -91,8 +91,9 @@ impl Parts {
             let store = shared.tokens.trouble().map(|trouble| {
                 format!("store: {trouble}; logins, logouts and changes are refused")
             });
-            let probe = probe_note(&shared.live.load());
-            let notes: Vec<String> = [store, probe, pending.note()]
+            let live = shared.live.load();
+            let (probe, key) = (probe_note(&live), live.upstream.api_key_trouble());
+            let notes: Vec<String> = [store, probe, key, pending.note()]
                 .into_iter()
                 .flatten()
                 .collect();

@@ -37,6 +37,7 @@ mod network;
 mod operator;
 mod overload;
 mod records;
+mod refused_api_key;
 mod relay;
 mod reload;
 mod runtime_keys;
