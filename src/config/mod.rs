@@ -15,6 +15,7 @@ mod store;
 mod tests;
 
 pub use difference::Difference;
+pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{Loaded, Problem, Problems, Rows};
