@@ -88,11 +88,13 @@ pub async fn check_connections(config: &Config) -> Vec<Finding> {
 
 async fn check_upstream(config: &Config, stop: &Stop, found: &mut Vec<Finding>) {
     let metrics = Metrics::new();
-    // What is wrong with it has been said.
-    let Ok(Prepared { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
-        return;
-    };
     let settings = &config.upstream;
+    // Whoever checks connections has checked the rest, so this is all that can be missing.
+    let Ok(Prepared { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
+        let key = format!("upstream.{}", settings.name);
+        let reason = "was not tried: the first start makes files that it needs";
+        return found.push(Finding::odd(&key, reason, ""));
+    };
     let tasks = Tasks::new(Handle::current());
     let trial = UpstreamTrial::new(settings, upstream, &tasks, stop, &metrics);
     let section = format!("upstream.{}", settings.name);
