@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use check::{Finding, check, check_connections};
+pub use check::{CheckResult, check, check_connections};
 pub use error::Error;
 #[cfg(feature = "emulator")]
 pub use program::emulate;

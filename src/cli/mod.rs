@@ -20,7 +20,7 @@ use crate::logging::Logging;
 use crate::secret::Secret;
 use crate::webapp::check_password;
 use crate::{app, identity, logging};
-use health::Question;
+use health::HealthQuestion;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -141,8 +141,8 @@ fn command(arguments: Arguments) -> Result<ExitCode, Error> {
         Command::Check { connect } => check::run(&path, connect, &mut out).map(done),
         Command::Health { ready } => {
             let question = match ready {
-                true => Question::Ready,
-                false => Question::Alive,
+                true => HealthQuestion::Ready,
+                false => HealthQuestion::Alive,
             };
             health::run(&path, question, &mut out)
         }
