@@ -35,8 +35,8 @@ pub type Listed = (ApiKey, Option<i64>);
 /// What there is to do with keys, and who may.
 #[derive(Clone)]
 pub struct KeyDesk {
-    /// None: nobody may.
-    pub token: Option<SecretSource>,
+    /// As the configuration has it now; None: nobody may.
+    pub token: Arc<dyn Fn() -> Option<SecretSource> + Send + Sync>,
     pub ring: Arc<KeyRing>,
     /// The config file's keys as they stand: shown, and their names are taken.
     pub configured: Arc<dyn Fn() -> Vec<Listed> + Send + Sync>,
@@ -94,7 +94,7 @@ async fn decide<B>(request: Request<B>, desk: &KeyDesk) -> Result<(StatusCode, V
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
-    admit(request.headers(), desk.token.as_ref())?;
+    admit(request.headers(), (desk.token)().as_ref())?;
     let name = request
         .uri()
         .path()

@@ -31,7 +31,7 @@ impl Operator {
             }),
             notes: Arc::new(|| None),
             keys: KeyDesk {
-                token: None,
+                token: Arc::new(|| None),
                 ring: crate::identity::KeyRing::new(
                     Arc::new(crate::store::Store::Memory),
                     Vec::new(),

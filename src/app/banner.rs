@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use tracing::info;
 
 use super::Addresses;
-use crate::config::{BaseAddress, Config, LogFormat};
+use crate::config::{self, BaseAddress, Config, FirstPassword, LogFormat};
 use crate::identity::{FirstAdmin, GeneratedAdmin};
+use crate::secret::SecretSource;
 
 /// Says where the program listens: for people, or as log lines where those are JSON.
 /// A password that was made up is shown here, and never again.
@@ -93,25 +94,56 @@ fn page(config: &Config, addresses: &Addresses, admin: Option<&FirstAdmin>) -> S
     if let (Some(emulator), Some(address)) = (&config.emulator, addresses.listeners.first()) {
         let ca = emulator.folder.join("ca.pem");
         let gate = format!("https://{}", for_people(*address));
-        text.push_str(&try_it(&ca.display().to_string(), &gate, admin));
+        let login = login(admin, config.users.first_admin.as_ref());
+        text.push_str(&try_it(&ca.display().to_string(), &gate, &login));
     }
     text.push('\n');
     text
 }
 
-/// Two lines to paste: a login, a secured call. Single quotes: the password holds
-/// characters that a shell would read.
-fn try_it(ca: &str, gate: &str, admin: Option<&FirstAdmin>) -> String {
-    let user = match admin {
-        Some(FirstAdmin::Generated(admin)) => {
-            format!("'{}:{}'", admin.username, admin.password.expose())
-        }
-        // curl asks for the password.
-        Some(admin) => format!("'{}'", admin.username()),
-        None => "admin".to_owned(),
+/// How a login is pasted.
+struct PastedLogin {
+    /// What follows `curl -u`.
+    user: String,
+    /// What a person has to know to use it.
+    remark: &'static str,
+}
+
+/// Single quotes: a password holds characters that a shell would read.
+fn login(admin: Option<&FirstAdmin>, settings: Option<&config::FirstAdmin>) -> PastedLogin {
+    let asked = |user: &str, remark| PastedLogin {
+        user: user.to_owned(),
+        remark,
     };
+    match (admin, settings.map(|settings| &settings.password)) {
+        (Some(FirstAdmin::Generated(admin)), _) => asked(
+            &format!("'{}:{}'", admin.username, admin.password.expose()),
+            "",
+        ),
+        (
+            Some(FirstAdmin::Configured { username }),
+            Some(FirstPassword::Plain(SecretSource::File(path))),
+        ) => asked(&format!("\"{username}:$(cat '{}')\"", path.display()), ""),
+        (Some(FirstAdmin::Configured { username }), _) => asked(
+            &format!("'{username}'"),
+            " (curl asks for the password of the config file)",
+        ),
+        (Some(FirstAdmin::Kept { username }), _) => asked(
+            &format!("'{username}'"),
+            " (curl asks for the password; it was shown at the first start)",
+        ),
+        (None, _) => asked(
+            "'USER'",
+            " (USER is one of the Webapp's, curl asks for the password)",
+        ),
+    }
+}
+
+/// Two lines to paste: a login, a secured call.
+fn try_it(ca: &str, gate: &str, login: &PastedLogin) -> String {
+    let PastedLogin { user, remark } = login;
     format!(
-        "\nTry it:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}/v1/users/login | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}/v1/health\n"
+        "\nTry it{remark}:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}/v1/users/login | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}/v1/health\n"
     )
 }
 

@@ -14,7 +14,7 @@ use crate::upstream::{ProbeTrust, UpstreamTrial};
 
 /// One check more than reading and understanding: what was found, in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum CheckResult {
     Good {
         key: String,
         text: String,
@@ -24,7 +24,7 @@ pub enum Finding {
     Wrong(Problem),
 }
 
-impl Finding {
+impl CheckResult {
     fn good(key: &str, text: String) -> Self {
         let key = key.to_owned();
         Self::Good { key, text }
@@ -49,31 +49,31 @@ impl Finding {
 }
 
 /// Whether a start could use this configuration, without the network.
-pub fn check(config: &Config) -> Vec<Finding> {
+pub fn check(config: &Config) -> Vec<CheckResult> {
     let metrics = Metrics::new();
     let problems = prepare::problems(config, &metrics);
-    let mut found: Vec<_> = problems.into_iter().map(Finding::Wrong).collect();
+    let mut found: Vec<_> = problems.into_iter().map(CheckResult::Wrong).collect();
     if let StorePlace::File(path) = &config.store.place {
         found.extend(match store::look(path) {
             Ok(StoreLook::Good | StoreLook::Missing) => None,
-            Ok(StoreLook::InUse) => Some(Finding::odd(
+            Ok(StoreLook::InUse) => Some(CheckResult::odd(
                 "store.path",
                 "is in use: a gate runs with it now, and no second one can",
                 "",
             )),
-            Ok(StoreLook::NotClosed) => Some(Finding::odd(
+            Ok(StoreLook::NotClosed) => Some(CheckResult::odd(
                 "store.path",
                 "was not closed by the gate that had it: the next start looks it through first",
                 "tollgate store check does so now",
             )),
-            Err(error) => Some(Finding::wrong("store.path", chain(&error))),
+            Err(error) => Some(CheckResult::wrong("store.path", chain(&error))),
         });
     }
     found
 }
 
 /// Whether the upstream and the store are there and let us in. Spends a login at the upstream.
-pub async fn check_connections(config: &Config) -> Vec<Finding> {
+pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
     let mut found = Vec::new();
     let stop = Stop::default();
     check_upstream(config, &stop, &mut found).await;
@@ -84,56 +84,58 @@ pub async fn check_connections(config: &Config) -> Vec<Finding> {
     found
 }
 
-async fn check_store(settings: &config::SharedStore) -> Finding {
+async fn check_store(settings: &config::SharedStore) -> CheckResult {
     match shared::reach(settings).await {
         Ok(EvictionFound::Evicts(server)) if settings.allow_eviction => {
             let suggestion = "allow_eviction accepts it";
-            Finding::odd("store.url", &server.to_string(), suggestion)
+            CheckResult::odd("store.url", &server.to_string(), suggestion)
         }
-        Ok(EvictionFound::Evicts(server)) => Finding::wrong("store.url", server.to_string()),
-        Ok(EvictionFound::Hidden(server)) => Finding::odd(
+        Ok(EvictionFound::Evicts(server)) => CheckResult::wrong("store.url", server.to_string()),
+        Ok(EvictionFound::Hidden(server)) => CheckResult::odd(
             "store.url",
             &format!("{server} does not tell whether it evicts keys"),
             "the gate's ACL user needs +info, in a cluster +cluster|slots",
         ),
         Ok(EvictionFound::Keeps | EvictionFound::NotAsked) => {
-            Finding::good("store.url", format!("{settings} answers"))
+            CheckResult::good("store.url", format!("{settings} answers"))
         }
-        Err(error) => Finding::wrong("store.url", chain(&error)),
+        Err(error) => CheckResult::wrong("store.url", chain(&error)),
     }
 }
 
-async fn check_upstream(config: &Config, stop: &Stop, found: &mut Vec<Finding>) {
+async fn check_upstream(config: &Config, stop: &Stop, found: &mut Vec<CheckResult>) {
     let metrics = Metrics::new();
-    // What is wrong with it has been said.
-    let Ok(Prepared { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
-        return;
-    };
     let settings = &config.upstream;
+    // Whoever checks connections has checked the rest, so this is all that can be missing.
+    let Ok(Prepared { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
+        let key = format!("upstream.{}", settings.name);
+        let reason = "was not tried: the first start makes files that it needs";
+        return found.push(CheckResult::odd(&key, reason, ""));
+    };
     let tasks = Tasks::new(Handle::current());
     let trial = UpstreamTrial::new(settings, upstream, &tasks, stop, &metrics);
     let section = format!("upstream.{}", settings.name);
     let url = format!("{section}.url");
     let base = &settings.base;
     match trial.reach().await {
-        Ok(()) if base.tls => found.push(Finding::good(
+        Ok(()) if base.tls => found.push(CheckResult::good(
             &url,
             format!(
                 "{}:{} is there, its certificate is believed",
                 base.host, base.port
             ),
         )),
-        Ok(()) => found.push(Finding::good(
+        Ok(()) => found.push(CheckResult::good(
             &url,
             format!("{}:{} is there", base.host, base.port),
         )),
-        Err(error) => return found.push(Finding::wrong(&url, chain(&error))),
+        Err(error) => return found.push(CheckResult::wrong(&url, chain(&error))),
     }
     if let Some(login) = &settings.login {
         found.push(check_login(&trial, login, &format!("{section}.login")).await);
     }
     if trial.probe_trust().await == Some(ProbeTrust::PassesAnything) {
-        found.push(Finding::odd(
+        found.push(CheckResult::odd(
             &format!("{section}.probe"),
             "accepts made-up tokens: nothing can be learned about a token there",
             "name a path that only good tokens open",
@@ -141,14 +143,14 @@ async fn check_upstream(config: &Config, stop: &Stop, found: &mut Vec<Finding>) 
     }
 }
 
-async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> Finding {
+async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> CheckResult {
     if login.single_active_token {
         let reason =
             "was not tried: with single_active_token it would end the token of a gate that runs";
-        return Finding::odd(key, reason, "");
+        return CheckResult::odd(key, reason, "");
     }
     match trial.log_in(login).await {
-        Ok(left) => Finding::good(
+        Ok(left) => CheckResult::good(
             key,
             format!(
                 "\"{}\" is let in, for {} s; this was one login at the upstream, its token is not kept",
@@ -156,6 +158,6 @@ async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> Finding
                 left.as_secs()
             ),
         ),
-        Err(error) => Finding::wrong(key, chain(&error)),
+        Err(error) => CheckResult::wrong(key, chain(&error)),
     }
 }

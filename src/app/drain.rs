@@ -13,9 +13,18 @@ impl Parts {
     pub(super) async fn drain(&self, workers: worker::Workers, steering: &Steering) -> Ending {
         let settings = self.shared.live.load().config.drain.clone();
         let _draining = self.readiness.not_yet();
-        info!(wait = ?settings.wait, deadline = ?settings.deadline, "draining");
+        let wait = match steering.skip_wait.is_cancelled() {
+            true => Duration::ZERO,
+            false => settings.wait,
+        };
+        info!(
+            ?wait,
+            deadline = ?settings.deadline,
+            "draining: not ready from now on; accepts during the wait, then finishes what is in flight"
+        );
         tokio::select! {
             () = tokio::time::sleep(settings.wait) => {}
+            () = steering.skip_wait.cancelled() => {}
             () = steering.quit_now.cancelled() => {}
         }
         self.edge.drain();

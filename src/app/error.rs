@@ -51,3 +51,13 @@ pub enum Error {
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
 }
+
+impl Error {
+    /// Problems as such: whoever read the file knows their lines.
+    pub(super) fn boxed(self) -> Box<dyn std::error::Error + Send + Sync> {
+        match self {
+            Self::Unusable(problems) => problems.into(),
+            other => other.into(),
+        }
+    }
+}

@@ -28,7 +28,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use check::{Finding, check, check_connections};
+pub use check::{CheckResult, check, check_connections};
 pub use error::Error;
 #[cfg(feature = "emulator")]
 pub use program::emulate;
@@ -53,6 +53,8 @@ use worker::Gate;
 pub struct Steering {
     /// Drain, then end.
     pub quit: CancellationToken,
+    /// Drain without the wait for balancers: whoever quits sits at the terminal.
+    pub skip_wait: CancellationToken,
     /// End now.
     pub quit_now: CancellationToken,
     /// Read config, certificates and secrets again now.

@@ -25,7 +25,10 @@ impl Parts {
     fn key_desk(&self) -> admin::KeyDesk {
         let shared = Arc::clone(&self.shared);
         admin::KeyDesk {
-            token: self.config.operator.token.clone(),
+            token: Arc::new({
+                let shared = Arc::clone(&shared);
+                move || shared.live.load().config.operator.token.clone()
+            }),
             ring: Arc::clone(&shared.live.load().ring),
             configured: Arc::new(move || {
                 let live = shared.live.load();
@@ -48,6 +51,7 @@ impl Parts {
             if let Some(session) = live.upstream.session() {
                 session.refresh_gauges();
             }
+            live.limiter.refresh_gauges();
             let is_up = live.upstream.health().outage().is_none();
             shared.metrics.upstream_up.set(i64::from(is_up));
             shared.metrics.ready.set(i64::from(ready().is_ok()));
@@ -93,8 +97,9 @@ impl Parts {
             });
             let warning = shared.tokens.warning();
             let warning = warning.map(|warning| format!("store: {warning}"));
-            let probe = probe_note(&shared.live.load());
-            let notes: Vec<String> = [store, warning, probe, pending.note()]
+            let live = shared.live.load();
+            let (probe, key) = (probe_note(&live), live.upstream.api_key_trouble());
+            let notes: Vec<String> = [store, warning, probe, key, pending.note()]
                 .into_iter()
                 .flatten()
                 .collect();

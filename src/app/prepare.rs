@@ -33,13 +33,13 @@ pub(super) fn prepare(
     file: Option<&Path>,
     metrics: &Arc<Metrics>,
 ) -> Result<Prepared, Problems> {
-    let mut findings = Findings::of(config);
-    match findings.prepare(metrics) {
-        Some(prepared) if findings.found.is_empty() => Ok(prepared),
+    let mut search = ProblemSearch::of(config);
+    match search.prepare(metrics) {
+        Some(prepared) if search.found.is_empty() => Ok(prepared),
         _ => {
             let name = file.unwrap_or(Path::new("the configuration"));
-            let found = findings.found.into_iter();
-            let problems = found.map(|finding| finding.problem).collect();
+            let found = search.found.into_iter();
+            let problems = found.map(|found| found.problem).collect();
             Err(Problems::found(name.display().to_string(), problems))
         }
     }
@@ -47,26 +47,26 @@ pub(super) fn prepare(
 
 /// What is wrong, files apart that are missing because the first start makes them.
 pub(super) fn problems(config: &Config, metrics: &Arc<Metrics>) -> Vec<Problem> {
-    let mut findings = Findings::of(config);
-    findings.prepare(metrics);
-    let found = findings.found.into_iter();
-    let found = found.filter(|finding| !finding.is_made_at_start);
-    found.map(|finding| finding.problem).collect()
+    let mut search = ProblemSearch::of(config);
+    search.prepare(metrics);
+    let found = search.found.into_iter();
+    let found = found.filter(|found| !found.is_made_at_start);
+    found.map(|found| found.problem).collect()
 }
 
 /// Where what is wrong is gathered.
-struct Findings<'a> {
+struct ProblemSearch<'a> {
     config: &'a Config,
-    found: Vec<Finding>,
+    found: Vec<FoundProblem>,
 }
 
-struct Finding {
+struct FoundProblem {
     problem: Problem,
     /// The file that is missing will be made by the emulator's first start.
     is_made_at_start: bool,
 }
 
-impl<'a> Findings<'a> {
+impl<'a> ProblemSearch<'a> {
     fn of(config: &'a Config) -> Self {
         Self {
             config,
@@ -77,7 +77,7 @@ impl<'a> Findings<'a> {
     fn note(&mut self, key: String, error: &(dyn StdError + 'static)) {
         let emulator = self.config.emulator.as_ref();
         let missing = missing_file(error);
-        self.found.push(Finding {
+        self.found.push(FoundProblem {
             problem: Problem {
                 line: None,
                 key,

@@ -96,7 +96,8 @@ impl Signals {
         })
     }
 
-    /// The first signal to stop drains, the second ends it now.
+    /// The first signal to stop drains, the second ends it now. Ctrl-C does not wait for
+    /// balancers.
     async fn follow(mut self, steering: Steering) {
         loop {
             tokio::select! {
@@ -106,7 +107,7 @@ impl Signals {
                     continue;
                 }
                 _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => {}
+                _ = self.interrupt.recv() => steering.skip_wait.cancel(),
             }
             if steering.quit.is_cancelled() {
                 steering.quit_now.cancel();

@@ -38,7 +38,7 @@ impl Reload {
         let asked = Arc::clone(&reload);
         let watch = watcher.run(config, stop.clone(), move |config: Arc<Config>| {
             let reload = Arc::clone(&reload);
-            async move { reload.apply(config).await }
+            async move { reload.apply(config).await.map_err(Error::boxed) }
         });
         tasks.spawn("config watch", watch);
         tasks.spawn("config reload", async move {

@@ -6,7 +6,7 @@ use std::path::Path;
 use tracing::Level;
 
 use super::Error;
-use crate::app::{self, Finding};
+use crate::app::{self, CheckResult};
 use crate::config::{self, Config, Loaded, Problem, Problems, Rows};
 
 /// Prints what was understood, or every problem in a line of its own. `connect`: also whether
@@ -22,29 +22,29 @@ pub(super) fn run(path: &Path, connect: bool, out: &mut impl Write) -> Result<()
         Ok(loaded) => loaded,
         Err(mut problems) => {
             if let Some(rest) = problems.rest.take() {
-                let more = Report::of(path, unlogged(&rest.0), &rest.1);
+                let more = CheckReport::of(path, offline_results(&rest.0), &rest.1);
                 problems = problems.and(more.problems);
             }
             return Err(problems.into());
         }
     };
-    let report = |findings| Report::of(path, findings, &lines);
-    report(unlogged(&config)).end(path, &mut io::sink())?;
+    let report = |results| CheckReport::of(path, results, &lines);
+    report(offline_results(&config)).end(path, &mut io::sink())?;
     write!(out, "{}", config.describe())?;
     if connect {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Error::App(app::Error::Runtime(error)))?;
-        let findings = runtime.block_on(app::check_connections(&config));
+        let results = runtime.block_on(app::check_connections(&config));
         writeln!(out)?;
-        report(findings).end(path, out)?;
+        report(results).end(path, out)?;
     }
     Ok(())
 }
 
 /// What a start would log as a warning goes to standard error.
-fn unlogged(config: &Config) -> Vec<Finding> {
+fn offline_results(config: &Config) -> Vec<CheckResult> {
     let log = tracing_subscriber::fmt()
         .without_time()
         .with_target(false)
@@ -63,21 +63,21 @@ fn warn(path: &Path, warnings: &[Problem]) -> io::Result<()> {
     writeln!(io::stderr(), "{}: warnings{rows}", path.display())
 }
 
-/// Findings by kind, each with its line in the file.
-struct Report {
+/// Results by kind, each with its line in the file.
+struct CheckReport {
     good: Vec<String>,
     warnings: Problems,
     problems: Problems,
 }
 
-impl Report {
-    fn of(path: &Path, findings: Vec<Finding>, lines: &config::KeyLines) -> Self {
+impl CheckReport {
+    fn of(path: &Path, results: Vec<CheckResult>, lines: &config::KeyLines) -> Self {
         let (mut good, mut odd, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
-        for finding in findings {
+        for finding in results {
             match finding {
-                Finding::Good { key, text } => good.push(format!("{key}: {text}")),
-                Finding::Odd(problem) => odd.push(problem),
-                Finding::Wrong(problem) => wrong.push(problem),
+                CheckResult::Good { key, text } => good.push(format!("{key}: {text}")),
+                CheckResult::Odd(problem) => odd.push(problem),
+                CheckResult::Wrong(problem) => wrong.push(problem),
             }
         }
         let located = |found| Problems::found(path.display().to_string(), found).located(lines);

@@ -19,14 +19,14 @@ const LONGEST_ANSWER: u64 = 64 * 1024;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum HealthQuestion {
     /// Does the program answer?
     Alive,
     /// Would the next request succeed?
     Ready,
 }
 
-impl Question {
+impl HealthQuestion {
     fn path(self) -> &'static str {
         match self {
             Self::Alive => "/healthz",
@@ -38,7 +38,7 @@ impl Question {
 /// Prints one line; fails if the answer is no, or there is none within three seconds.
 pub(super) fn run(
     file: &Path,
-    question: Question,
+    question: HealthQuestion,
     out: &mut impl Write,
 ) -> Result<ExitCode, Error> {
     let operator = operator(file)?;
@@ -86,7 +86,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// The answer's status and text.
-async fn ask(address: SocketAddr, question: Question) -> io::Result<(u16, String)> {
+async fn ask(address: SocketAddr, question: HealthQuestion) -> io::Result<(u16, String)> {
     let mut tcp = TcpStream::connect(address).await?;
     let path = question.path();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");

@@ -20,7 +20,7 @@ use crate::logging::Logging;
 use crate::secret::Secret;
 use crate::webapp::check_password;
 use crate::{app, identity, logging};
-use health::Question;
+use health::HealthQuestion;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +44,7 @@ struct Arguments {
         short,
         global = true,
         value_name = "FILE",
-        default_value = "config.toml"
+        default_value = config::DEFAULT_FILE
     )]
     config: PathBuf,
     #[command(subcommand)]
@@ -90,9 +90,6 @@ enum Command {
 enum Error {
     #[error(transparent)]
     Config(#[from] config::Problems),
-    #[error("the config file has no [emulator] section: add one")]
-    #[cfg(feature = "emulator")]
-    NoEmulator,
     #[error("cannot start the log")]
     Log(#[from] logging::Error),
     #[error("cannot run")]
@@ -144,8 +141,8 @@ fn command(arguments: Arguments) -> Result<ExitCode, Error> {
         Command::Check { connect } => check::run(&path, connect, &mut out).map(done),
         Command::Health { ready } => {
             let question = match ready {
-                true => Question::Ready,
-                false => Question::Alive,
+                true => HealthQuestion::Ready,
+                false => HealthQuestion::Alive,
             };
             health::run(&path, question, &mut out)
         }
@@ -159,10 +156,9 @@ fn command(arguments: Arguments) -> Result<ExitCode, Error> {
         #[cfg(feature = "emulator")]
         Command::Emulate => {
             drop(out);
-            let loaded = config::load(&path)?;
-            let emulator = loaded.config.emulator.ok_or(Error::NoEmulator)?;
-            let _logging = Logging::start(&loaded.config.log)?;
-            app::emulate(&emulator)?;
+            let alone = config::load_emulator(&path)?;
+            let _logging = Logging::start(&alone.log)?;
+            app::emulate(&alone.emulator)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -41,8 +41,10 @@ pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> 
             writeln!(out, "{}: good; {tally}", path.display())?;
         }
         Command::Export => {
+            // Before the first line: a store that cannot be opened leaves an empty file.
+            let store = open()?;
             let mut exporter = Exporter::begin(io::BufWriter::new(out))?;
-            open()?.records(|record| exporter.put(record))?;
+            store.records(|record| exporter.put(record))?;
             let tally = exporter.end()?;
             writeln!(io::stderr(), "exported {tally}")?;
         }

@@ -28,7 +28,8 @@ impl Config {
     /// Sockets are bound, threads started and the log opened once.
     fn at_restart(&self, new: &Self, found: &mut Found) {
         found.note("workers", self.workers != new.workers, false);
-        found.note("operator", self.operator != new.operator, false);
+        let operator = self.operator.address != new.operator.address;
+        found.note("operator.address", operator, false);
         found.note("emulator", self.emulator != new.emulator, false);
         found.note("store", self.store != new.store, false);
         found.note("log.format", self.log.format != new.log.format, false);
@@ -52,6 +53,8 @@ impl Config {
         }
         let log = (&self.log.filter, self.log.access) != (&new.log.filter, new.log.access);
         found.note("log", log, true);
+        let token = self.operator.token != new.operator.token;
+        found.note("operator.token", token, true);
         self.upstream(new, found);
         let mut users = new.users.clone();
         users.directory = self.users.directory;

@@ -17,6 +17,7 @@ mod tests;
 mod users;
 
 pub use difference::Difference;
+pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{Loaded, Problem, Problems, Rows};

@@ -53,6 +53,7 @@ pub struct Metrics {
     pub session_up: IntGauge,
     pub session_live_tokens: IntGauge,
     pub injected: Counters<Injected>,
+    pub upstream_api_key_refused: IntGauge,
     pub upstream_connects: Counters<Connect>,
     pub upstream_connections_open: IntGauge,
     pub upstream_queue: IntGauge,
@@ -220,6 +221,11 @@ impl Metrics {
                 r,
                 "tollgate_session_live_tokens",
                 "Upstream tokens this process obtained that have not ended yet.",
+            ),
+            upstream_api_key_refused: gauge(
+                r,
+                "tollgate_upstream_api_key_refused",
+                "1 while the upstream refuses the API key of monitoring requests.",
             ),
             injected: Counters::new(
                 r,

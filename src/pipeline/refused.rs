@@ -9,7 +9,6 @@ use std::task::Poll;
 
 use http::StatusCode;
 use tokio::time::timeout_at;
-use tracing::warn;
 
 use super::forward::{Answer, Way, ask};
 use super::inject::{Carried, CredentialSource, Inbound};
@@ -84,7 +83,12 @@ impl Way<'_> {
         turn: &mut Option<UpstreamTurn>,
     ) -> Result<Carried, Rejection> {
         let Carried::Session(lease) = carried else {
-            warn!("upstream refused the API key; using the session's token instead");
+            if let Carried::ApiKey(key) = &carried {
+                self.upstream.note_api_key(key, StatusCode::UNAUTHORIZED);
+            }
+            if self.upstream.session().is_none() {
+                return Err(Rejection::UpstreamLogin);
+            }
             let source = CredentialSource::Session;
             let (fresh, carried) = self.admit(request, source, turn.take()).await?;
             *turn = Some(fresh);
@@ -207,6 +211,9 @@ impl Way<'_> {
         status: StatusCode,
         was_refused: bool,
     ) {
+        if let Carried::ApiKey(key) = carried {
+            return self.upstream.note_api_key(key, status);
+        }
         let (Carried::Session(lease), Some(session)) = (carried, self.upstream.session()) else {
             return;
         };

@@ -1,17 +1,160 @@
 //! The upstream's API key: what monitoring nodes carry in place of the session's lease.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use http::StatusCode;
 use http::header::AUTHORIZATION;
+use tokio::time::Instant;
+use tracing::{error, info};
 
 use super::description::Injection;
 use super::lease::Lease;
+use crate::causes::chain;
 use crate::clock::Deadline;
+use crate::config;
+use crate::metrics::Metrics;
 use crate::secret::{self, SecretSource};
 use crate::webapp;
 
 /// An API key ends when the operator changes it, not by time.
 const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// A key that was refused is tried again after this.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// The key in use, and whether the upstream takes it.
+#[derive(Debug)]
+pub(super) struct UpstreamApiKey {
+    upstream: Arc<str>,
+    source: Option<SecretSource>,
+    current: ArcSwapOption<Lease>,
+    /// Something else can be carried in its place.
+    has_login: bool,
+    is_refused: AtomicBool,
+    next_try: Mutex<Instant>,
+    metrics: Arc<Metrics>,
+}
+
+impl UpstreamApiKey {
+    pub(super) fn new(
+        settings: &config::Upstream,
+        key: Option<Lease>,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        metrics.upstream_api_key_refused.set(0);
+        Self {
+            upstream: Arc::clone(&settings.name),
+            source: settings.api_key.clone(),
+            current: ArcSwapOption::new(key.map(Arc::new)),
+            has_login: settings.login.is_some(),
+            is_refused: AtomicBool::new(false),
+            next_try: Mutex::new(Instant::now()),
+            metrics: Arc::clone(metrics),
+        }
+    }
+
+    pub(super) fn is_file(&self) -> bool {
+        matches!(self.source, Some(SecretSource::File(_)))
+    }
+
+    /// What a monitoring request carries. None: there is no key, or it is refused and the session
+    /// has to do; now and then one request tries it again.
+    pub(super) fn get(&self) -> Option<Arc<Lease>> {
+        let key = self.current.load_full()?;
+        let is_usable =
+            !self.is_refused.load(Ordering::Relaxed) || !self.has_login || self.may_try();
+        is_usable.then_some(key)
+    }
+
+    fn may_try(&self) -> bool {
+        let mut next = self.next_try.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = Instant::now() >= *next;
+        if is_due {
+            *next = Instant::now() + TRY_AGAIN;
+        }
+        is_due
+    }
+
+    /// How an answer with this status speaks of `key`.
+    pub(super) fn note(&self, key: &Lease, status: StatusCode) {
+        let is_current = self
+            .current
+            .load()
+            .as_ref()
+            .is_some_and(|current| current.secret == key.secret);
+        if !is_current {
+            return;
+        }
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            self.refused(status);
+        } else if !status.is_server_error() && self.is_refused.load(Ordering::Relaxed) {
+            self.accepted();
+        }
+    }
+
+    /// An error once, not a warning for each request.
+    fn refused(&self, status: StatusCode) {
+        let next = Instant::now() + TRY_AGAIN;
+        *self.next_try.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        if self.is_refused.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.metrics.upstream_api_key_refused.set(1);
+        let instead = match self.has_login {
+            true => "monitoring requests carry the session's token instead",
+            false => "there is no login that could do instead",
+        };
+        let source = self.source.as_ref().map(ToString::to_string);
+        error!(
+            upstream = %self.upstream,
+            status = status.as_u16(),
+            source,
+            "the upstream refuses the API key: write a good one into its place; {instead}"
+        );
+    }
+
+    fn accepted(&self) {
+        if self.is_refused.swap(false, Ordering::Relaxed) {
+            self.metrics.upstream_api_key_refused.set(0);
+            info!(upstream = %self.upstream, "the upstream takes the API key again");
+        }
+    }
+
+    /// One line for the operator while the key is refused.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let is_refused = self.is_refused.load(Ordering::Relaxed);
+        is_refused.then(|| format!("upstream {}: it refuses the API key", self.upstream))
+    }
+
+    /// Reads the key again; it may be another one by now. `was_good`: at the last look.
+    pub(super) fn reread(&self, was_good: &mut bool) {
+        let Some(source) = &self.source else {
+            return;
+        };
+        match read_api_key(source) {
+            Ok(key) => {
+                *was_good = true;
+                let old = self.current.load();
+                if old.as_ref().is_none_or(|old| old.secret != key.secret) {
+                    info!(upstream = %self.upstream, "upstream API key read again");
+                    self.current.store(Some(Arc::new(key)));
+                    // Nobody knows yet whether this one is taken.
+                    self.is_refused.store(false, Ordering::Relaxed);
+                    self.metrics.upstream_api_key_refused.set(0);
+                }
+            }
+            Err(failure) => {
+                if std::mem::replace(was_good, false) {
+                    error!(upstream = %self.upstream, error = %chain(&failure),
+                        "keeping the old API key");
+                }
+            }
+        }
+    }
+}
 
 /// Why a text is no API key.
 #[derive(Debug, thiserror::Error)]

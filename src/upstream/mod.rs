@@ -8,16 +8,12 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, info};
 
-use crate::causes::chain;
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
-use crate::secret::SecretSource;
 use crate::shares::ShareKey;
 
 mod accepted_paths;
@@ -107,7 +103,7 @@ pub use token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use trial::{TrialError, UpstreamTrial};
 pub use trust::TrustError;
 
-use api_key::read_api_key;
+use api_key::UpstreamApiKey;
 use connect::Dialer;
 use login_plan::LoginPlan;
 use login_task::{LoginScope, LoginTask};
@@ -149,8 +145,7 @@ pub struct Upstream {
     plan: Option<Arc<LoginPlan>>,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
-    api_key: ArcSwapOption<Lease>,
-    api_key_source: Option<SecretSource>,
+    api_key: UpstreamApiKey,
     permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
     stop: Stop,
@@ -198,8 +193,7 @@ impl Upstream {
             probe,
             login,
             plan,
-            api_key: ArcSwapOption::new(api_key.map(Arc::new)),
-            api_key_source: settings.api_key.clone(),
+            api_key: UpstreamApiKey::new(settings, api_key, metrics),
             permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
             stop: stop.clone(),
@@ -256,9 +250,20 @@ impl Upstream {
         self.probe.as_deref()
     }
 
-    /// What monitoring nodes carry in place of the session's lease.
+    /// What monitoring nodes carry in place of the session's lease; None: there is nothing, or
+    /// the upstream refuses it.
     pub fn api_key(&self) -> Option<Arc<Lease>> {
-        self.api_key.load_full()
+        self.api_key.get()
+    }
+
+    /// How the upstream answered a request that carried this API key.
+    pub fn note_api_key(&self, key: &Lease, status: StatusCode) {
+        self.api_key.note(key, status);
+    }
+
+    /// What is wrong with the API key, in a line.
+    pub fn api_key_trouble(&self) -> Option<String> {
+        self.api_key.trouble()
     }
 
     /// Who may have how many requests at the upstream at once.
@@ -296,30 +301,7 @@ impl Upstream {
     }
 
     fn has_files(&self) -> bool {
-        let has_key_file = matches!(self.api_key_source, Some(SecretSource::File(_)));
-        has_key_file || self.dialer.tls.as_ref().is_some_and(Tls::may_change)
-    }
-
-    fn reread_api_key(&self, was_good: &mut bool) {
-        let Some(source) = &self.api_key_source else {
-            return;
-        };
-        match read_api_key(source) {
-            Ok(key) => {
-                *was_good = true;
-                let old = self.api_key.load();
-                if old.as_ref().is_none_or(|old| old.secret != key.secret) {
-                    info!(upstream = %self.name, "upstream API key read again");
-                    self.api_key.store(Some(Arc::new(key)));
-                }
-            }
-            Err(failure) => {
-                if std::mem::replace(was_good, false) {
-                    error!(upstream = %self.name, error = %chain(&failure),
-                        "keeping the old API key");
-                }
-            }
-        }
+        self.api_key.is_file() || self.dialer.tls.as_ref().is_some_and(Tls::may_change)
     }
 }
 
@@ -343,7 +325,7 @@ async fn watch(upstream: Weak<Upstream>, stop: Stop) {
         let Some(upstream) = upstream.upgrade() else {
             return;
         };
-        upstream.reread_api_key(&mut was_good);
+        upstream.api_key.reread(&mut was_good);
         if let Some(tls) = &upstream.dialer.tls {
             tls.reread(&upstream.name);
         }

@@ -113,3 +113,30 @@ async fn the_program_drains_on_sigterm_survives_sigstop_and_exits_0() {
         program.lines().join("\n")
     );
 }
+
+/// Ctrl-C comes from a person at a terminal, `SIGTERM` from whoever also tells balancers.
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_with_nothing_in_flight_ends_at_once_and_sigterm_waits_for_balancers() {
+    let webapp = emulator().await;
+    for (signal, at_least, at_most) in [("INT", 0, 1500), ("TERM", 2000, 5000)] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = written(folder.path(), &webapp, &Setup::default(), |text| {
+            text.replace("wait = \"0s\"", "wait = \"2s\"")
+        });
+        let mut program = Program::serve(&file);
+        // A client that has been served keeps its connection.
+        let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
+        let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
+        assert_eq!(client.get("/v1/support").await.status(), 200);
+        let begin = std::time::Instant::now();
+        program.signal(signal);
+        assert_eq!(program.wait().code(), Some(0));
+        let took = begin.elapsed().as_millis();
+        assert!(
+            (at_least..at_most).contains(&took),
+            "{signal} took {took} ms"
+        );
+        let said = program.lines().join("\n");
+        assert!(said.contains("draining: not ready from now on"), "{said}");
+    }
+}

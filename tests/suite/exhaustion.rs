@@ -109,5 +109,6 @@ async fn with_its_log_on_a_full_disk_it_serves_on_and_says_so_in_its_metrics() {
     let kill = Command::new("kill").arg(child.id().to_string()).status();
     assert!(kill.unwrap().success());
     let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
-    assert!(ended.await.unwrap().success(), "it drains as ever");
+    let code = ended.await.unwrap().code();
+    assert_eq!(code, Some(1), "it drains as ever, and its log is not whole");
 }

@@ -80,6 +80,13 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
         kept,
         "made once"
     );
+    again.wait_for("ready to accept");
+    let said = again.lines().join("\n");
+    assert!(
+        said.contains("Try it (curl asks for the password; it was shown at the first start):"),
+        "{said}"
+    );
+    assert!(!said.contains("looking the store through"), "{said}");
     let second = Command::new(binary())
         .args(["serve", "--config"])
         .arg(&file)
@@ -203,4 +210,59 @@ async fn the_emulator_runs_alone_and_a_gate_finds_it_by_name_and_by_its_key() {
     }
     webapp.signal("INT");
     assert_eq!(webapp.wait().code(), Some(0));
+}
+
+/// Everything else of such a file is a gate's, and may be wrong or missing.
+#[test]
+fn the_emulator_alone_wants_no_gate() {
+    for rest in ["", "[upstream]\nurl = 7\n[nonsense]\nx = 1\n"] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("emulator.toml");
+        let section = "[emulator]\naddress = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"\n";
+        std::fs::write(&file, format!("{section}{rest}")).unwrap();
+        let mut command = Command::new(binary());
+        command.args(["emulate", "--config"]).arg(&file);
+        let mut webapp = Program::told(command, (0, 0));
+        webapp.wait_for("  switches ");
+        assert!(folder.path().join("certs/webapp-password").exists());
+        webapp.signal("INT");
+        assert_eq!(webapp.wait().code(), Some(0));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("emulator.toml");
+    std::fs::write(&file, "[emulator]\nadress = \"127.0.0.1:0\"\n").unwrap();
+    let output = Command::new(binary())
+        .args(["emulate", "--config"])
+        .arg(&file)
+        .output();
+    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(said.contains("did you mean address?"), "{said}");
+}
+
+#[test]
+fn a_password_of_the_config_file_is_pasted_from_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = fresh(folder.path());
+    crate::harness::secret(&folder.path().join("first admin"), "Gate-Passw0rd!");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let line = "\n[users]\nfirst_admin = { username = \"admin\", password = { file = \"first admin\" } }\n";
+    std::fs::write(&file, text.replacen("\n[users]\n", line, 1)).unwrap();
+    let mut program = Program::serve(&file);
+    program.wait_for("ready to accept");
+    let lines = program.lines();
+    let is_pasted = |line: &&String| line.contains("curl ") || line.contains("TOKEN=");
+    let script: Vec<&str> = lines
+        .iter()
+        .filter(is_pasted)
+        .map(|line| line.trim())
+        .collect();
+    let output = shell(folder.path(), &script.join("\n"));
+    assert!(
+        output.contains("gateway_status"),
+        "{output}\n{}",
+        lines.join("\n")
+    );
+    assert!(!lines.join("\n").contains("Gate-Passw0rd!"));
+    program.signal("INT");
+    assert_eq!(program.wait().code(), Some(0));
 }

@@ -42,6 +42,7 @@ mod operator;
 mod overload;
 mod password_changes;
 mod records;
+mod refused_api_key;
 mod relay;
 mod reload;
 mod runtime_keys;

@@ -80,3 +80,15 @@ async fn readiness_says_whether_the_next_request_would_succeed() {
     eventually("readiness", async || get("/readyz").await.0 == 200).await;
     assert_eq!(get("/else").await.0, 404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_limited_clients_is_true_at_the_scrape() {
+    let webapp = emulator().await;
+    let gateway = Gateway::with(&webapp, Setup::default()).await;
+    let client = gateway.admin().await;
+    assert_eq!(client.get("/v1/support").await.status(), 200);
+    let text = reqwest::get(gateway.operator_url("/metrics")).await;
+    let text = text.unwrap().text().await.unwrap();
+    let keys = "tollgate_limit_keys{limit=\"nodes\"} 1";
+    assert!(text.contains(keys), "{keys} is not in\n{text}");
+}

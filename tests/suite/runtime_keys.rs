@@ -3,7 +3,9 @@
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, prepare, secret, sha256, text};
+use crate::harness::{
+    Gateway, NO_LIMITS, Setup, emulator, eventually, prepare, secret, sha256, text,
+};
 
 const TOKEN: &str = "operators-own-token-0123456789";
 const WRITTEN: &str = "tgk_abcdefghijklmnopqrstuvwxyz0123456789abcdefg";
@@ -160,4 +162,28 @@ async fn without_the_operators_token_nobody_sees_or_makes_a_key() {
     let answer = ask(&without, Method::GET, "/keys", None).await;
     assert_eq!(answer.status(), 403);
     assert!(answer.text().await.unwrap().contains("[operator] token"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_token_comes_changes_and_goes_without_a_restart() {
+    let webapp = emulator().await;
+    let gateway = Gateway::with(&webapp, Setup::default()).await;
+    let keys = async || ask(&gateway, Method::GET, "/keys", None).await.status();
+    assert_eq!(keys().await, 403, "there is no token");
+
+    let token = gateway.folder.path().join("operator-token");
+    secret(&token, TOKEN);
+    let plain = std::fs::read_to_string(gateway.config_file()).unwrap();
+    let line = "[operator]\ntoken = { file = \"operator-token\" }\n";
+    let with_token = plain.replace("[operator]\n", line);
+    std::fs::write(gateway.config_file(), &with_token).unwrap();
+    eventually("the token of the new file", async || keys().await == 200).await;
+
+    secret(&token, "another-token-of-the-operator");
+    assert_eq!(keys().await, 401, "the file says another one");
+    secret(&token, TOKEN);
+    assert_eq!(keys().await, 200);
+
+    std::fs::write(gateway.config_file(), &plain).unwrap();
+    eventually("no token any more", async || keys().await == 403).await;
 }

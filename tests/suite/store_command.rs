@@ -65,8 +65,11 @@ async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
     assert!(described.contains(cost), "{described}");
     let mut program = Program::serve(&file);
     let token = logged_in(&program, here.path()).await;
-    let busy = bad(&file, &["store", "export"], b"");
+    let refused = run(&file, &["store", "export"], b"");
+    assert_eq!(refused.status.code(), Some(1));
+    let busy = String::from_utf8(refused.stderr).unwrap();
     assert!(busy.contains("in use by another process"), "{busy}");
+    assert!(refused.stdout.is_empty(), "a backup that is none is empty");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0));
 

@@ -20,12 +20,13 @@ mod users;
 mod value;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use toml::de::DeTable;
 
 use super::problem::{Loaded, Problem, Problems};
-use super::{Config, Emulator, Upstream};
+use super::{Config, Emulator, Log, Upstream};
 use report::Report;
 use section::Section;
 
@@ -35,6 +36,16 @@ pub use value::is_name;
 
 /// More than anybody writes by hand; keeps a wrong path from filling the memory.
 const LONGEST_FILE: u64 = 1 << 20;
+
+/// Read where no other is named.
+pub const DEFAULT_FILE: &str = "config.toml";
+
+/// The settings of an emulator that runs alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmulatorAlone {
+    pub emulator: Emulator,
+    pub log: Log,
+}
 
 /// Which shipped route table and limits the file builds on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +74,42 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
         file: name.clone(),
         ..problems
     })
+}
+
+/// What `tollgate emulate` needs: its own section and the log's. Nothing else of the file has to
+/// make sense, and without the default file everything has its default.
+pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
+    let name = path.display().to_string();
+    let refused = |problems| Problems::found(name.clone(), problems);
+    let text = match read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound && path == Path::new(DEFAULT_FILE) => {
+            String::new()
+        }
+        read => read.map_err(|error| {
+            refused(vec![Problem {
+                line: None,
+                key: "file".to_owned(),
+                reason: format!("cannot be read: {error}"),
+                suggestion: Some("name another with --config".to_owned()),
+            }])
+        })?,
+    };
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    let (table, errors) = DeTable::parse_recoverable(&text);
+    let report = Report::new(&text, table.get_ref(), folder, &errors);
+    let root = report.root();
+    root.leave_unread();
+    let section = root.section("emulator");
+    let alone = EmulatorAlone {
+        emulator: small::emulator(&report, section.as_ref()),
+        log: small::log(&root),
+    };
+    drop((section, root));
+    let (problems, ..) = report.close();
+    match problems.is_empty() {
+        true => Ok(alone),
+        false => Err(refused(problems)),
+    }
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -120,7 +167,7 @@ fn config(root: &Section<'_>) -> Option<Config> {
     // First, because it says which files may still be missing.
     let emulator: Option<Emulator> = root
         .section("emulator")
-        .map(|table| small::emulator(&table));
+        .map(|table| small::emulator(root.report, Some(&table)));
     let listeners = listener::listeners(root);
     let operator = small::operator(root);
     let upstream: Option<Upstream> = upstream::upstream(root, profile);

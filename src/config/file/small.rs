@@ -7,6 +7,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::Targets;
 
 use super::places::secret_that;
+use super::report::Report;
 use super::section::{Section, Value};
 use super::value::{address, flag, number, path, span, span_or_none};
 use super::value::{text, word};
@@ -103,26 +104,29 @@ fn filter(value: &Value<'_>) -> Option<String> {
     Some(filter)
 }
 
-pub(super) fn emulator(table: &Section<'_>) -> Emulator {
-    let folder = table.read("folder", path);
-    let emulator = Emulator {
-        address: table.or("address", address, loopback(9443)),
-        control: table.or("control", address, loopback(9444)),
-        folder: folder.unwrap_or_else(|| table.report.folder.join("certs")),
-        token_lifetime: table.or("token_lifetime", span, Duration::from_secs(7 * 86_400)),
+/// Without a section everything has its default.
+pub(super) fn emulator(report: &Report<'_>, table: Option<&Section<'_>>) -> Emulator {
+    let mut emulator = Emulator {
+        address: loopback(9443),
+        control: loopback(9444),
+        folder: report.folder.join("certs"),
+        token_lifetime: Duration::from_secs(7 * 86_400),
     };
-    if !cfg!(feature = "emulator") {
-        let reason = "is not part of this build";
-        table.complain(
-            "",
-            reason,
-            "remove the section, or build with --features emulator",
-        );
+    if let Some(table) = table {
+        emulator.address = table.or("address", address, emulator.address);
+        emulator.control = table.or("control", address, emulator.control);
+        emulator.folder = table.or("folder", path, emulator.folder);
+        emulator.token_lifetime = table.or("token_lifetime", span, emulator.token_lifetime);
+        if !cfg!(feature = "emulator") {
+            let reason = "is not part of this build";
+            let suggestion = "remove the section, or build with --features emulator";
+            table.complain("", reason, suggestion);
+        }
+        if !emulator.control.ip().is_loopback() {
+            let reason = "is not loopback: whoever can reach it commands the emulator";
+            table.warn("control", reason, "");
+        }
     }
-    if !emulator.control.ip().is_loopback() {
-        let reason = "is not loopback: whoever can reach it commands the emulator";
-        table.warn("control", reason, "");
-    }
-    *table.report.made_at_first_run.borrow_mut() = Some(emulator.folder.clone());
+    *report.made_at_first_run.borrow_mut() = Some(emulator.folder.clone());
     emulator
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use super::{Config, Difference, Problems, load};
+use super::{Config, Difference, KeyLines, Problems, load};
 use crate::causes::chain;
 use crate::lifecycle::Stop;
 use crate::metrics::{Metrics, Reload};
@@ -168,14 +168,28 @@ impl Watcher {
         for warning in &loaded.warnings {
             warn!(line = warning.line, "config: {warning}");
         }
-        let new = Arc::new(loaded.config);
+        let (new, lines) = (Arc::new(loaded.config), loaded.lines);
         let differences = current.differences(&new);
         if differences.is_empty() {
             return Ok((new, differences));
         }
         let applied = apply(Arc::clone(&new)).await;
-        applied.map_err(|error| Refused::Unusable(error.into()))?;
+        applied.map_err(|error| self.refused(error.into(), &lines))?;
         Ok((new, differences))
+    }
+
+    /// Problems that come up when the configuration is put to use have their lines, too.
+    fn refused(&self, error: Box<dyn Error + Send + Sync>, lines: &KeyLines) -> Refused {
+        match error.downcast::<Problems>() {
+            Ok(problems) => Refused::Problems(
+                Problems {
+                    file: self.path.display().to_string(),
+                    ..*problems
+                }
+                .located(lines),
+            ),
+            Err(error) => Refused::Unusable(error),
+        }
     }
 
     /// Logs and counts. The first look finds what the program started with, which is no news.

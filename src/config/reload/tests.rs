@@ -153,3 +153,25 @@ async fn after_the_drain_nobody_waits_for_an_answer() {
     watched.end().await;
     assert!(matches!(reloader.reload().await, Err(Gone)));
 }
+
+#[test]
+fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
+    let loaded = crate::config::parse(MINIMAL, std::path::Path::new("")).unwrap();
+    let (_, requests) = reloader();
+    let watcher = Watcher::new("gate.toml".into(), Metrics::new(), requests);
+    let problem = |key: &str| crate::config::Problem {
+        line: None,
+        key: key.to_owned(),
+        reason: "is of no use".to_owned(),
+        suggestion: None,
+    };
+    let problems = vec![problem("upstream.main.url"), problem("listener[0].tls")];
+    let found = Problems::found("the configuration".to_owned(), problems);
+    let refused = watcher.refused(found.into(), &loaded.lines);
+    assert_eq!(
+        refused.to_string(),
+        "gate.toml: 2 problems\n  3  listener[0].tls    is of no use\n  8  upstream.main.url  is of no use"
+    );
+    let other = watcher.refused(NoLuck.into(), &loaded.lines);
+    assert!(matches!(other, Refused::Unusable(_)));
+}

@@ -195,6 +195,11 @@ impl Buckets {
         left
     }
 
+    /// Keys that have a bucket now.
+    pub(super) fn keys(&self) -> usize {
+        self.limiter.len()
+    }
+
     /// Keys there is room for without asking for memory.
     pub(super) fn room(&self) -> usize {
         self.store.each.capacity()

@@ -192,12 +192,20 @@ impl Limiter {
         let fixed = self.attempts.buckets();
         let policies = self.policies.iter().map(|policy| &policy.buckets);
         for buckets in policies.chain(fixed) {
-            let keys = buckets.sweep();
-            let gauge = self.metrics.limit_keys.with_label_values(&[buckets.name()]);
-            gauge.set(i64::try_from(keys).unwrap_or(i64::MAX));
+            buckets.sweep();
         }
         self.own.retain(|_, buckets| buckets.sweep() > 0);
         self.attempts.sweep();
+    }
+
+    /// Sets the numbers of keys, just before a scrape.
+    pub fn refresh_gauges(&self) {
+        let fixed = self.attempts.buckets();
+        let policies = self.policies.iter().map(|policy| &policy.buckets);
+        for buckets in policies.chain(fixed) {
+            let gauge = self.metrics.limit_keys.with_label_values(&[buckets.name()]);
+            gauge.set(i64::try_from(buckets.keys()).unwrap_or(i64::MAX));
+        }
     }
 
     /// Gives permits of shared limits back that this gate has no use for.

@@ -6,9 +6,12 @@ use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, TableHandle as _};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::tables::{GRANTS, HOLDERS, KEYS, LEASES, META, SCHEMA, SCHEMA_KEY, USERS};
@@ -22,6 +25,11 @@ pub(super) const CACHE_OF_A_GATE: usize = 2 << 20;
 pub(super) const CACHE_OF_A_COMMAND: usize = 32 << 20;
 /// A file up to this size is checked page by page at each start, not only after a crash.
 const CHECKED_AT_START: u64 = 64 << 20;
+
+/// A check that takes no longer is not worth a line.
+const QUIET: Duration = Duration::from_secs(1);
+/// Between two lines on how far a check is.
+const SAID_EVERY: Duration = Duration::from_secs(5);
 
 /// Why there is no store. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -209,20 +217,48 @@ pub(super) fn open_backend(
     builder
         .set_cache_size(cache_bytes)
         .set_check_integrity_on_open(is_checked);
-    let shown = path.display().to_string();
-    let reason = match is_checked {
-        true => "looking the store through before it is used",
-        false => "the gate was not stopped cleanly; checking the store",
-    };
-    builder.set_repair_callback(move |repair| {
-        let percent = (repair.progress() * 100.0).round();
-        info!(path = shown, percent, "{reason}");
-    });
+    let progress = RepairProgress::begin(path, is_checked);
+    builder.set_repair_callback(move |repair| progress.tell(repair.progress()));
     // The engine checks what it reads, but a page that is whole and wrong can still
     // make it panic: that must not be the end of a gate that could say why.
     let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)));
     let opened = opened.map_err(|_| damaged(path, "it cannot be read"))?;
     opened.map_err(|error| told(path, error))
+}
+
+/// Says that the file is looked through: at once where something is wrong with it, otherwise
+/// only if it takes long, and how far it is every few seconds.
+struct RepairProgress {
+    path: String,
+    reason: &'static str,
+    next: Mutex<Instant>,
+}
+
+impl RepairProgress {
+    fn begin(path: &Path, is_checked: bool) -> Self {
+        let (reason, quiet) = match is_checked {
+            true => ("looking the store through before it is used", QUIET),
+            false => (
+                "the gate was not stopped cleanly; checking the store",
+                Duration::ZERO,
+            ),
+        };
+        Self {
+            path: path.display().to_string(),
+            reason,
+            next: Mutex::new(Instant::now() + quiet),
+        }
+    }
+
+    fn tell(&self, progress: f64) {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        if Instant::now() < *next {
+            return;
+        }
+        *next = Instant::now() + SAID_EVERY;
+        let (percent, reason) = ((progress * 100.0).round(), self.reason);
+        info!(path = self.path, percent, "{reason}");
+    }
 }
 
 /// A fresh store has all its tables.

@@ -1,0 +1,106 @@
+//! The upstream's API key is refused: told once, as a state, and not asked for each request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::harness::upstream::{Reply, Upstream};
+use crate::harness::{Gateway, NO_LIMITS, Setup, eventually, secret};
+
+const GOOD: &str = "good-api-key-0123";
+
+/// An upstream that answers requests with another API key with `status`, and counts them.
+async fn upstream(status: u16) -> (Upstream, Arc<AtomicUsize>) {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&refused);
+    let upstream = Upstream::start(move |call| {
+        let is_refused = call.head.contains("Apikey ") && !call.head.contains(GOOD);
+        if !is_refused {
+            return Reply::ok("fine");
+        }
+        count.fetch_add(1, Ordering::SeqCst);
+        let head = format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n");
+        Reply::Stay(head.into_bytes())
+    })
+    .await;
+    (upstream, refused)
+}
+
+async fn gateway(upstream: &Upstream, key: &str) -> Gateway {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("http://{}", upstream.address);
+    let setup = Setup::default().upstream("api_key = { file = \"api-key\" }\nprobe = \"none\"");
+    tollgate::emulator::certificates::make(&folder.path().join("certs")).unwrap();
+    for (name, text) in [
+        ("webapp-password", crate::harness::WEBAPP_PASSWORD),
+        ("gate-password", crate::harness::ADMIN_PASSWORD),
+        ("api-key", key),
+    ] {
+        secret(&folder.path().join(name), text);
+    }
+    let text = crate::harness::text(&setup.rest(NO_LIMITS), &url);
+    let text = text.replace("ca = \"webapp-ca.pem\"\nserver_name = \"localhost\"", "");
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, text).unwrap();
+    Gateway::from_file(folder, file).await
+}
+
+fn is_told(gateway: &Gateway) -> bool {
+    gateway.metrics.upstream_api_key_refused.get() == 1
+}
+
+async fn notes(gateway: &Gateway) -> String {
+    let answer = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+    assert_eq!(answer.status(), 200, "requests succeed all the same");
+    answer.text().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_key_is_a_state_and_the_session_does_instead() {
+    let (upstream, refused) = upstream(401).await;
+    let gateway = gateway(&upstream, "old-api-key-0123").await;
+    let client = gateway.admin().await;
+    for _ in 0..10 {
+        assert_eq!(client.get("/v1/health").await.status(), 200);
+    }
+    assert_eq!(
+        refused.load(Ordering::SeqCst),
+        1,
+        "one try, not one a request"
+    );
+    assert!(is_told(&gateway));
+    assert!(notes(&gateway).await.contains("it refuses the API key"));
+
+    secret(&gateway.folder.path().join("api-key"), GOOD);
+    eventually("the new key", async || !is_told(&gateway)).await;
+    assert_eq!(client.get("/v1/health").await.status(), 200);
+    assert!(!is_told(&gateway));
+    assert!(!notes(&gateway).await.contains("API key"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_key_is_told_too() {
+    let (upstream, refused) = upstream(403).await;
+    let gateway = gateway(&upstream, "old-api-key-0123").await;
+    let client = gateway.admin().await;
+    assert_eq!(
+        client.get("/v1/health").await.status(),
+        403,
+        "it may be meant for the client"
+    );
+    assert!(is_told(&gateway));
+    for _ in 0..5 {
+        assert_eq!(client.get("/v1/health").await.status(), 200);
+    }
+    assert_eq!(refused.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_key_is_carried_each_time() {
+    let (upstream, refused) = upstream(401).await;
+    let gateway = gateway(&upstream, GOOD).await;
+    let client = gateway.admin().await;
+    for _ in 0..3 {
+        assert_eq!(client.get("/v1/health").await.status(), 200);
+    }
+    assert!(!is_told(&gateway) && refused.load(Ordering::SeqCst) == 0);
+}
