@@ -15,7 +15,7 @@ use crate::harness::raw::connected;
 const CONTENT: &str = "hello";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
+pub(super) enum Version {
     Http10,
     Http11,
     Http2,
@@ -48,7 +48,7 @@ const CODINGS: [&[&str]; 9] = [
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+pub(super) enum Ending {
     Whole,
     /// With the trailer `x-sum: 1`, announced.
     Trailers,
@@ -57,14 +57,14 @@ enum Ending {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    version: Version,
+pub(super) struct Case {
+    pub(super) version: Version,
     lengths: &'static [&'static str],
     codings: &'static [&'static str],
     ending: Ending,
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for version in [Version::Http10, Version::Http11, Version::Http2] {
         for lengths in LENGTHS {
@@ -89,7 +89,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// The table: what goes up, content and trailers; None: nothing.
-fn goes_up(case: Case) -> Option<(&'static str, bool)> {
+pub(super) fn goes_up(case: Case) -> Option<(&'static str, bool)> {
     let is_chunked = matches!(case.codings, ["chunked" | "ChunKED"]);
     let has_length = case.lengths == ["5"];
     let is_good = match case.version {
@@ -201,7 +201,7 @@ fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) 
 }
 
 /// Sends an HTTP/1 case and waits for the end of the connection.
-async fn say_http1(address: std::net::SocketAddr, case: Case) {
+pub(super) async fn say_http1(address: std::net::SocketAddr, case: Case) {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     let _ = tcp.write_all(case.http1().as_bytes()).await;
     if case.ending == Ending::Early {

@@ -3,6 +3,7 @@
 
 mod fields;
 mod matrix;
+mod nginx;
 mod recorder;
 mod refusals;
 mod relayed;
