@@ -108,7 +108,7 @@ pub(super) async fn http2<S: Service, T: Socket>(
     (watch, tasks): (&Watch, Tasks),
 ) -> End {
     let list_bytes = u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX);
-    let (stream, cork) = corked(stream);
+    let (stream, cork) = corked(stream, entry.continues.clone());
     let begun = Begun::new(tasks);
     let connection = http2::Builder::new(begun.clone())
         .timer(TokioTimer::new())

@@ -15,6 +15,7 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::{Activity, Exchange};
+use super::continues::{Continues, Expectation, expects_continue};
 use crate::lifecycle::Tasks;
 use crate::pipeline::{ClientBody, Peer};
 use crate::webapp::{ErrorCode, Meta, error_body};
@@ -54,6 +55,8 @@ pub(super) struct Entry<S> {
     pub(super) max_headers: usize,
     /// On the runtime of the connection.
     pub(super) tasks: Tasks,
+    /// Of an HTTP/2 connection.
+    pub(super) continues: Option<Arc<Continues>>,
 }
 
 /// The body of every answer: the service's, or that of a refusal made here.
@@ -69,10 +72,15 @@ impl<S: Service> Entry<S> {
     pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering<S::Body> {
         // Begun here and not in the future: the watch must see it when this returns.
         let exchange = Exchange::begin(&self.activity);
+        let expectation = self.expectation(&request);
         if let Some(refusal) = refusal(&request, self.max_headers) {
             self.activity.refuses();
             let version = request.version();
-            drop(ClientBody::new(request.into_body(), version, &self.tasks));
+            drop(ClientBody::new(
+                request.into_body(),
+                version,
+                &Arc::new(self.tasks.clone()),
+            ));
             return Box::pin(ready(Ok(refusal.map(Either::Right))));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
@@ -81,6 +89,7 @@ impl<S: Service> Entry<S> {
         let activity = Arc::clone(&self.activity);
         Box::pin(async move {
             let response = answer.await;
+            drop(expectation); // a 100 that was not sent by now would come too late
             let mut response = response.map(|body| Either::Left(Counted { body, exchange }));
             if is_tunnel(response.status(), is_connect) {
                 activity.becomes_tunnel();
@@ -90,6 +99,15 @@ impl<S: Service> Entry<S> {
             }
             Ok(response)
         })
+    }
+}
+
+impl<S> Entry<S> {
+    /// Of a request that waits for a 100 over HTTP/2; hyper sends those of HTTP/1.
+    fn expectation(&self, request: &Request<Incoming>) -> Option<Expectation> {
+        let continues = self.continues.as_ref()?;
+        let waits = !request.body().is_end_stream() && expects_continue(request.headers());
+        continues.accepts(waits)
     }
 }
 

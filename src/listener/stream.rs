@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::activity::Activity;
+use super::continues::Continues;
 use super::frames::Frames;
 use super::slots::Slot;
 use super::wire::{Violation, Wire};
@@ -70,8 +71,8 @@ impl Check {
         Self::Wire(Wire::new())
     }
 
-    pub(super) fn frames() -> Self {
-        Self::Frames(Frames::new())
+    pub(super) fn frames(continues: &Arc<Continues>) -> Self {
+        Self::Frames(Frames::new(Arc::clone(continues)))
     }
 }
 

@@ -148,8 +148,8 @@ pub(super) fn ask_plain(headers: &mut HeaderMap) {
     headers.insert(header::ACCEPT_ENCODING, plain);
 }
 
-/// RFC 9110 7.6.1 and the older names still met in the wild; hyper answers 100-continue
-/// itself, as soon as the body is wanted, so `Expect` ends here.
+/// RFC 9110 7.6.1 and the older names still met in the wild. `Expect` ends here: hyper sends
+/// 100 over HTTP/1 as soon as the body is wanted, the listener over HTTP/2.
 fn is_of_this_hop(name: &str) -> bool {
     matches!(
         name,
