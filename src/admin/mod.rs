@@ -171,8 +171,8 @@ async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, desk: Desk, stop
             let response = match desk.parts.get() {
                 Some(parts) if is_of_keys => keys::answer(request, &parts.keys).await,
                 Some(parts) if is_of_users => {
-                    let token = parts.keys.token.as_ref();
-                    users::answer(request, &parts.users, token, peer).await
+                    let token = (parts.keys.token)();
+                    users::answer(request, &parts.users, token.as_ref(), peer).await
                 }
                 None if is_of_keys || is_of_users => answer::starting(),
                 _ => answer::answer(&request, &desk, is_draining),

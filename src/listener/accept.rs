@@ -17,6 +17,7 @@ use tracing::{Instrument as _, debug, debug_span, info, warn};
 
 use super::activity::{Activity, Timeouts};
 use super::buffers::Buffers;
+use super::continues::Continues;
 use super::handshakes::FailedHandshakes;
 use super::http::{http1, http2};
 use super::refusal;
@@ -217,7 +218,10 @@ impl<S: Service> Door<S> {
         };
         peer.tls = Some(secured.facts());
         if secured.is_http2() {
-            let (stream, entry) = self.open(secured, (peer, place), Check::frames(), &settings);
+            let continues = Arc::<Continues>::default();
+            let check = Check::frames(&continues);
+            let (stream, mut entry) = self.open(secured, (peer, place), check, &settings);
+            entry.continues = Some(continues);
             Box::pin(self.http2(stream, entry, &settings)).await;
         } else {
             let (stream, entry) = self.open(secured, (peer, place), Check::wire(limits), &settings);
@@ -276,7 +280,7 @@ impl<S: Service> Door<S> {
         (peer, place): (Peer, (Slot, Gauged)),
         check: Check,
         settings: &config::Listener,
-    ) -> (Stream<T>, Arc<Entry<S>>) {
+    ) -> (Stream<T>, Entry<S>) {
         let activity = Activity::new();
         let entry = Entry {
             service: self.parts.service.clone(),
@@ -284,8 +288,9 @@ impl<S: Service> Door<S> {
             activity: Arc::clone(&activity),
             limits: HeadLimits::from(settings),
             tasks: self.parts.tasks.clone(),
+            continues: None,
         };
-        (Stream::new(socket, check, activity, place), Arc::new(entry))
+        (Stream::new(socket, check, activity, place), entry)
     }
 
     fn watch(&self, entry: &Entry<S>, settings: &config::Listener, may_rest: bool) -> Watch {
@@ -300,23 +305,23 @@ impl<S: Service> Door<S> {
     async fn http1<T: Socket>(
         &self,
         stream: Stream<T>,
-        entry: Arc<Entry<S>>,
+        entry: Entry<S>,
         settings: &config::Listener,
     ) {
         let watch = self.watch(&entry, settings, true);
-        let end = http1(stream, entry, settings, &watch).await;
+        let end = http1(stream, Arc::new(entry), settings, &watch).await;
         self.count(&end, &watch.activity);
     }
 
     async fn http2<T: Socket>(
         &self,
         stream: Stream<T>,
-        entry: Arc<Entry<S>>,
+        entry: Entry<S>,
         settings: &config::Listener,
     ) {
         let watch = self.watch(&entry, settings, false);
         let tasks = self.parts.tasks.clone();
-        let end = http2(stream, entry, settings, (&watch, tasks)).await;
+        let end = http2(stream, Arc::new(entry), settings, (&watch, tasks)).await;
         self.count(&end, &watch.activity);
     }
 

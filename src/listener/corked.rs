@@ -4,21 +4,40 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::continues::Continues;
 
 /// The hand that reads and writes. Not vectored: small frames are then put together
 /// before they come here.
 #[derive(Debug)]
-pub(super) struct Corked<T>(Arc<Mutex<T>>);
+pub(super) struct Corked<T>(Arc<Mutex<Outlet<T>>>);
 
 /// The hand that flushes.
 #[derive(Debug)]
-pub(super) struct Cork<T>(Arc<Mutex<T>>);
+pub(super) struct Cork<T>(Arc<Mutex<Outlet<T>>>);
 
-pub(super) fn corked<T>(stream: T) -> (Corked<T>, Cork<T>) {
-    let shared = Arc::new(Mutex::new(stream));
+/// What both hands hold.
+#[derive(Debug)]
+struct Outlet<T> {
+    stream: T,
+    /// Frames of our own that are due.
+    continues: Option<Arc<Continues>>,
+    /// Those on their way out; nothing else is written before their end.
+    own_frames: Vec<u8>,
+    /// HTTP/2 has written whole frames, and none since: it says so by asking for a flush.
+    is_whole: bool,
+}
+
+pub(super) fn corked<T>(stream: T, continues: Option<Arc<Continues>>) -> (Corked<T>, Cork<T>) {
+    let shared = Arc::new(Mutex::new(Outlet {
+        stream,
+        continues,
+        own_frames: Vec::new(),
+        is_whole: false,
+    }));
     (Corked(Arc::clone(&shared)), Cork(shared))
 }
 
@@ -27,9 +46,32 @@ fn held<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl<T: AsyncWrite + Unpin> Outlet<T> {
+    /// Writes what is due of our own, where it cannot cut a frame in two.
+    fn poll_own_frames(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_whole {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(continues) = self.continues.as_ref().filter(|due| due.has_due()) {
+            continues.put_due(&mut self.own_frames);
+        }
+        while !self.own_frames.is_empty() {
+            let stream = Pin::new(&mut self.stream);
+            let written = ready!(stream.poll_write(cx, &self.own_frames))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.own_frames.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<T: AsyncWrite + Unpin> Cork<T> {
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *held(&self.0)).poll_flush(cx)
+        let mut outlet = held(&self.0);
+        ready!(outlet.poll_own_frames(cx))?;
+        Pin::new(&mut outlet.stream).poll_flush(cx)
     }
 }
 
@@ -39,7 +81,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Corked<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *held(&self.0)).poll_read(cx, buf)
+        Pin::new(&mut held(&self.0).stream).poll_read(cx, buf)
     }
 }
 
@@ -49,14 +91,26 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Corked<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *held(&self.0)).poll_write(cx, bytes)
+        let mut outlet = held(&self.0);
+        ready!(outlet.poll_own_frames(cx))?;
+        outlet.is_whole = false;
+        Pin::new(&mut outlet.stream).poll_write(cx, bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// Our own frames go before the streams that have just begun are worked on: a 100 comes
+    /// before an answer even if that is a refusal. Java 17 waits for ever otherwise
+    /// (JDK-8286171).
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut outlet = held(&self.0);
+        outlet.is_whole = true;
+        match outlet.poll_own_frames(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // What the socket did not take goes first at the next chance.
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *held(&self.0)).poll_shutdown(cx)
+        Pin::new(&mut held(&self.0).stream).poll_shutdown(cx)
     }
 }

@@ -4,9 +4,12 @@
 //! some of them; SETTINGS, PING, PRIORITY, unknown frames, empty DATA, and streams
 //! reset after we began to work on them, it answers patiently for ever.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::continues::Continues;
 
 const PREFACE: usize = 24;
 const HEADER: usize = 9;
@@ -42,6 +45,8 @@ pub(super) struct Frames {
     updates: u32,
     /// Bytes of answers that have not made up an update yet.
     written: usize,
+    /// Is told of each stream that is opened.
+    continues: Arc<Continues>,
 }
 
 /// The peer has spent its budget.
@@ -50,8 +55,9 @@ pub(super) struct Frames {
 pub(super) struct Flood;
 
 impl Frames {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(continues: Arc<Continues>) -> Self {
         Self {
+            continues,
             skip: PREFACE,
             header: [0; HEADER],
             have: 0,
@@ -99,6 +105,9 @@ impl Frames {
         let is_free = match kind {
             DATA => length > 0 || flags & END_STREAM != 0,
             HEADERS => {
+                let [.., a, b, c, d] = self.header;
+                self.continues
+                    .opens(u32::from_be_bytes([a & 0x7f, b, c, d]));
                 self.earn(UPDATES_PER_REQUEST);
                 true
             }
@@ -143,7 +152,7 @@ mod tests {
     }
 
     fn started() -> Frames {
-        let mut frames = Frames::new();
+        let mut frames = Frames::new(Arc::default());
         frames.check(&[0; PREFACE]).unwrap();
         frames
     }

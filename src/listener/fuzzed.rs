@@ -70,8 +70,8 @@ fn seen_by_hyper(bytes: &[u8]) -> (u64, String) {
 
 /// The budget is spent alike however the bytes are cut.
 pub fn frames(bytes: &[u8]) {
-    let is_flood = Frames::new().check(bytes).is_err();
-    let mut cut = Frames::new();
+    let is_flood = Frames::new(Default::default()).check(bytes).is_err();
+    let mut cut = Frames::new(Default::default());
     let is_flood_cut = bytes.iter().any(|byte| cut.check(&[*byte]).is_err());
     // Time earns budget back: a slower look may find less.
     assert!(is_flood || !is_flood_cut);

@@ -118,7 +118,7 @@ pub(super) async fn http2<S: Service, T: Socket>(
     // goes over the limit mostly gets the gate's own.
     let list_bytes = settings.max_header_bytes.saturating_mul(2);
     let list_bytes = u32::try_from(list_bytes).unwrap_or(u32::MAX);
-    let (stream, cork) = corked(stream);
+    let (stream, cork) = corked(stream, entry.continues.clone());
     let begun = Begun::new(tasks);
     let connection = http2::Builder::new(begun.clone())
         .timer(TokioTimer::new())

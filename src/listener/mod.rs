@@ -10,6 +10,7 @@ mod accept;
 mod activity;
 mod bound;
 mod buffers;
+mod continues;
 mod corked;
 mod frames;
 #[cfg(any(test, fuzzing))]

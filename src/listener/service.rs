@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::{Activity, Exchange};
+use super::continues::{Continues, Expectation, expects_continue};
 use super::wire::HeadLimits;
 use crate::lifecycle::Tasks;
 use crate::pipeline::{ClientBody, Peer, Rejection};
@@ -46,6 +47,8 @@ pub(super) struct Entry<S> {
     pub(super) limits: HeadLimits,
     /// On the runtime of the connection.
     pub(super) tasks: Tasks,
+    /// Of an HTTP/2 connection.
+    pub(super) continues: Option<Arc<Continues>>,
 }
 
 /// The body of every answer.
@@ -61,11 +64,16 @@ impl<S: Service> Entry<S> {
     pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering<S::Body> {
         // Begun here and not in the future: the watch must see it when this returns.
         let exchange = Exchange::begin(&self.activity);
+        let expectation = self.expectation(&request);
         if let Some(rejection) = rejection(&request, self.limits) {
             self.activity.refuses();
             let version = request.version();
             let (head, body) = request.into_parts();
-            drop(ClientBody::new(body, version, &self.tasks));
+            drop(ClientBody::new(
+                body,
+                version,
+                &Arc::new(self.tasks.clone()),
+            ));
             let mut answer = self.service.refuse(Some(&head), rejection, &self.peer);
             if version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
@@ -82,6 +90,7 @@ impl<S: Service> Entry<S> {
         let activity = Arc::clone(&self.activity);
         Box::pin(async move {
             let response = answer.await;
+            drop(expectation); // a 100 that was not sent by now would come too late
             let mut response = response.map(|body| Counted { body, exchange });
             if is_tunnel(response.status(), is_connect) {
                 activity.becomes_tunnel();
@@ -91,6 +100,15 @@ impl<S: Service> Entry<S> {
             }
             Ok(response)
         })
+    }
+}
+
+impl<S> Entry<S> {
+    /// Of a request that waits for a 100 over HTTP/2; hyper sends those of HTTP/1.
+    fn expectation(&self, request: &Request<Incoming>) -> Option<Expectation> {
+        let continues = self.continues.as_ref()?;
+        let waits = !request.body().is_end_stream() && expects_continue(request.headers());
+        continues.accepts(waits)
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::activity::Activity;
+use super::continues::Continues;
 use super::frames::Frames;
 use super::slots::Slot;
 use super::wire::{HeadLimits, Refused, Violation, Wire};
@@ -77,8 +78,8 @@ impl Check {
         Self::Wire(Wire::new(limits))
     }
 
-    pub(super) fn frames() -> Self {
-        Self::Frames(Frames::new())
+    pub(super) fn frames(continues: &Arc<Continues>) -> Self {
+        Self::Frames(Frames::new(Arc::clone(continues)))
     }
 }
 

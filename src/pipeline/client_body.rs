@@ -8,6 +8,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,17 +33,17 @@ pub struct ClientBody {
     /// None once it was given up.
     incoming: Option<Incoming>,
     /// Where what is left is read; None: nowhere.
-    tasks: Option<Tasks>,
+    tasks: Option<Arc<Tasks>>,
 }
 
 impl ClientBody {
     /// `tasks` run on the connection's runtime.
-    pub fn new(incoming: Incoming, version: Version, tasks: &Tasks) -> Self {
+    pub fn new(incoming: Incoming, version: Version, tasks: &Arc<Tasks>) -> Self {
         // Most requests have no body, and those of HTTP/1 need nothing.
         let lingers = version == Version::HTTP_2 && !incoming.is_end_stream();
         Self {
             incoming: Some(incoming),
-            tasks: lingers.then(|| tasks.clone()),
+            tasks: lingers.then(|| Arc::clone(tasks)),
         }
     }
 }

@@ -135,7 +135,7 @@ pub struct Pipeline {
     shared: Arc<Shared>,
     newest: Newest,
     flows: Flows,
-    tasks: Tasks,
+    tasks: Arc<Tasks>,
 }
 
 impl Pipeline {
@@ -145,7 +145,7 @@ impl Pipeline {
             newest: Newest::new(&shared, &tasks),
             shared,
             flows,
-            tasks,
+            tasks: Arc::new(tasks),
         }
     }
 

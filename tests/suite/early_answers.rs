@@ -143,3 +143,76 @@ async fn bodies_that_nobody_reads_are_as_many_as_a_connection_may_have_streams()
     // Eight at a time, two seconds each.
     assert!(begin.elapsed() > Duration::from_secs(3));
 }
+
+fn expecting(key: &str, length: &str) -> Request<()> {
+    let request = Request::builder().method("POST").uri("https://localhost/x");
+    let request = request
+        .header("expect", "100-continue")
+        .header("x-api-key", key);
+    request.header("content-length", length).body(()).unwrap()
+}
+
+/// Waits for the 100 that comes before the answer.
+async fn is_told_to_continue(answer: &mut h2::client::ResponseFuture) -> bool {
+    let told = std::future::poll_fn(|cx| answer.poll_informational(cx));
+    match timeout(Duration::from_secs(5), told).await {
+        Ok(Some(Ok(told))) => told.status() == 100,
+        _ => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_wait_for_100_are_told_to_continue_over_http_2() {
+    let gateway = gateway().await;
+    let mut send = h2(&gateway).await;
+    let mut waiting = Vec::new();
+    // Several at once, with others that do not wait between them.
+    for number in 0..12 {
+        std::future::poll_fn(|cx| send.poll_ready(cx))
+            .await
+            .unwrap();
+        if number % 3 == 2 {
+            let plain = Request::builder()
+                .uri("https://localhost/x")
+                .header("x-api-key", KEY);
+            let (answer, _) = send.send_request(plain.body(()).unwrap(), true).unwrap();
+            tokio::spawn(answer);
+        }
+        waiting.push(send.send_request(expecting(KEY, "20000"), false).unwrap());
+    }
+    for (answer, _) in &mut waiting {
+        assert!(is_told_to_continue(answer).await);
+    }
+    for (answer, mut body) in waiting.into_iter().rev() {
+        body.send_data(Bytes::from(vec![7; 20_000]), true).unwrap();
+        let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
+        assert_eq!(answer.unwrap().status(), 200);
+    }
+    // Before a refusal too: Java 17 reads none that comes without (JDK-8286171).
+    let refused = expecting("wrong-key-123456", "20000");
+    let (mut answer, _body) = send.send_request(refused, false).unwrap();
+    assert!(is_told_to_continue(&mut answer).await);
+    let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
+    assert_eq!(answer.unwrap().status(), 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_told_to_continue_who_does_not_ask() {
+    let gateway = gateway().await;
+    let mut send = h2(&gateway).await;
+    let odd = Request::builder().method("POST").uri("https://localhost/x");
+    let odd = odd
+        .header("expect", "200-ok")
+        .header("x-api-key", KEY)
+        .body(())
+        .unwrap();
+    let (mut answer, mut body) = send.send_request(odd, false).unwrap();
+    body.send_data(Bytes::from_static(b"x"), true).unwrap();
+    assert!(!is_told_to_continue(&mut answer).await);
+    let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
+    assert_eq!(answer.unwrap().status(), 200);
+    let ended = expecting(KEY, "0");
+    let (mut answer, _) = send.send_request(ended, true).unwrap();
+    assert!(!is_told_to_continue(&mut answer).await, "there is no body");
+    assert_eq!(answer.await.unwrap().status(), 200);
+}

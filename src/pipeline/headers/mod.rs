@@ -150,7 +150,8 @@ pub(super) fn ask_plain(headers: &mut HeaderMap) {
     headers.insert(header::ACCEPT_ENCODING, plain);
 }
 
-/// hyper answers 100-continue itself, as soon as the body is wanted, so `Expect` ends here.
+/// `Expect` ends here: hyper sends 100 over HTTP/1 as soon as the body is wanted, the listener
+/// over HTTP/2.
 fn is_of_this_hop(name: &str) -> bool {
     is_of_a_connection(name) || matches!(name, "te" | "expect")
 }
