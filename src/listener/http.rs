@@ -70,13 +70,15 @@ pub(super) async fn http1<S: Service, T: Socket>(
                 _ => return End::Closed(Ok(())),
             },
             Turn::End(end) => {
-                if let Some(rejection) = unanswered(&end)
-                    && !watch.activity.is_write_blocked()
-                    && let Some(parts) = connection.into_parts()
-                {
+                if let Some(rejection) = unanswered(&end) {
+                    // Has its line in the log also when the peer takes no answer.
                     let answer = entry.service.refuse(None, rejection, &entry.peer);
-                    // Boxed, as all that is rare.
-                    Box::pin(refusal::write(parts.io.into_inner(), answer)).await;
+                    if !watch.activity.is_write_blocked()
+                        && let Some(parts) = connection.into_parts()
+                    {
+                        // Boxed, as all that is rare.
+                        Box::pin(refusal::write(parts.io.into_inner(), answer)).await;
+                    }
                 }
                 return end;
             }
