@@ -70,11 +70,13 @@ pub(super) async fn http1<S: Service, T: Socket>(
                 _ => return End::Closed(Ok(())),
             },
             Turn::End(end) => {
-                let rejection = unanswered(&end).filter(|_| !watch.activity.is_write_blocked());
                 let is_whole = matches!(end, End::Closed(Ok(())));
-                if let Some(rejection) = rejection {
-                    if let Some(parts) = connection.into_parts() {
-                        let answer = entry.service.refuse(None, rejection, &entry.peer);
+                if let Some(rejection) = unanswered(&end) {
+                    // Has its line in the log also when the peer takes no answer.
+                    let answer = entry.service.refuse(None, rejection, &entry.peer);
+                    if !watch.activity.is_write_blocked()
+                        && let Some(parts) = connection.into_parts()
+                    {
                         // Boxed, as all that is rare.
                         Box::pin(refusal::write(parts.io.into_inner(), answer)).await;
                     }
