@@ -1,6 +1,6 @@
 //! The client's body as it comes off the connection. One that is given up before its end,
 //! because the answer came first, is read on for a moment and thrown away: the answer must
-//! reach the client before it hears that nobody wants the rest.
+//! reach the client before its stream is reset.
 //!
 //! Over HTTP/2 hyper would send RST_STREAM(NO_ERROR) in the same write as the answer
 //! (RFC 9113, 8.1), and clients such as curl 7.88 read the reset before the status. Over

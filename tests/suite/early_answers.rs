@@ -123,7 +123,7 @@ async fn a_client_that_goes_on_sending_is_reset_after_a_moment_and_without_blame
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_nobody_reads_are_as_many_as_a_connection_may_have_streams() {
+async fn unread_bodies_are_as_many_as_a_connection_may_have_streams() {
     let upstream = LoginUpstream::start(|_| 200).await;
     let text = field_case(&upstream.url(), "");
     let text = text.replacen("[operator]", "max_streams = 8\n\n[operator]", 1);
@@ -197,7 +197,7 @@ async fn clients_that_wait_for_100_are_told_to_continue_over_http_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_told_to_continue_who_does_not_ask() {
+async fn a_client_that_does_not_ask_gets_no_100() {
     let gateway = gateway().await;
     let mut send = h2(&gateway).await;
     let odd = Request::builder().method("POST").uri("https://localhost/x");
