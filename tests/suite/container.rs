@@ -55,6 +55,11 @@ async fn health_says_in_one_line_how_the_running_gate_is() {
     webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
     webapp.expire_all_tokens();
     program.signal("STOP");
+    eventually("it has stopped", async || {
+        let state = std::fs::read_to_string(format!("/proc/{}/status", program.pid()));
+        state.unwrap().contains("State:\tT")
+    })
+    .await;
     let begin = Instant::now();
     let (code, said) = health(&file, &[]);
     assert_eq!(code, 1, "a program that hangs is not well");

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::program::{Program, binary};
+use crate::harness::program::{Program, binary, shipped_ports};
 
 /// The shipped configuration in a fresh folder, on ports of its own.
 fn fresh(folder: &Path) -> std::path::PathBuf {
@@ -12,17 +12,12 @@ fn fresh(folder: &Path) -> std::path::PathBuf {
     let text = std::fs::read_to_string(shipped).unwrap();
     // The operator's port is a default, and stands in a comment.
     let mut text = text.replace("# address = \"", "address = \"");
-    for port in ["8443", "9090", "9443", "9444"] {
-        let free = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+    for (port, free) in shipped_ports() {
         assert!(
             text.contains(port),
             "the shipped file has changed its ports: {port}"
         );
-        text = text.replace(port, &free.to_string());
+        text = text.replace(port, &free);
     }
     let file = folder.join("config.toml");
     std::fs::write(&file, text).unwrap();

@@ -8,7 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::blocks::top;
-use crate::harness::program::{Program, binary, free_port};
+use crate::harness::program::{Program, binary, shipped_ports};
 use crate::harness::redis::RedisServer;
 use crate::harness::secret;
 
@@ -17,8 +17,7 @@ pub(super) struct Ports(Vec<(&'static str, String)>);
 
 impl Ports {
     pub(super) fn free() -> Self {
-        let ports = ["8443", "9090", "9443", "9444"];
-        Self(ports.map(|port| (port, free_port().to_string())).to_vec())
+        Self(shipped_ports())
     }
 
     /// `text` as it is here.

@@ -146,6 +146,21 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+/// The ports of the shipped configuration, each with one that is free here. None of these has
+/// another one's digits in it, so that they can be replaced one after the other.
+pub(crate) fn shipped_ports() -> Vec<(&'static str, String)> {
+    const SHIPPED: [&str; 4] = ["8443", "9090", "9443", "9444"];
+    let mut all: Vec<(&str, String)> = Vec::new();
+    while all.len() < SHIPPED.len() {
+        let port = free_port().to_string();
+        let is_taken = all.iter().any(|(_, other)| *other == port);
+        if !is_taken && !SHIPPED.iter().any(|shipped| port.contains(shipped)) {
+            all.push((SHIPPED[all.len()], port));
+        }
+    }
+    all
+}
+
 /// A configuration with these ports for listener and operator, in place of any free ones.
 pub(crate) fn at_ports(text: &str, (listener, operator): (u16, u16)) -> String {
     text.replacen("127.0.0.1:0", &format!("127.0.0.1:{listener}"), 1)
