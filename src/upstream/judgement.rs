@@ -25,7 +25,7 @@ pub(super) enum LoginCause {
     Renewal,
     /// A token that works elsewhere was refused.
     Refusal,
-    /// A token was refused that nothing has accepted yet.
+    /// A token was refused that nothing has accepted yet, or nothing any more.
     Unproven,
 }
 
@@ -209,9 +209,10 @@ impl Judgement {
         lock(&self.state).login_wait(generation, evidence, now)
     }
 
-    /// Whether a request, or the probe, has accepted this token.
-    pub(super) fn is_proven(&self, generation: u64) -> bool {
-        lock(&self.state).proven >= generation
+    /// Whether this token may work for somebody: it was accepted, and not everything has been
+    /// refused since.
+    pub(super) fn is_at_stake(&self, generation: u64, evidence: Evidence) -> bool {
+        lock(&self.state).is_at_stake(generation, evidence)
     }
 
     /// A login begins because of a refusal.

@@ -264,6 +264,7 @@ impl JudgementState {
             };
         }
         let evidence = match (is_known, self.refused.is_streak()) {
+            (true, _) if self.refused.is_everything_refused(now) => Evidence::NothingAccepted,
             (true, _) => Evidence::ChangedMind,
             (false, true) => Evidence::SeveralPaths,
             (false, false) => Evidence::UnseenPath,
@@ -323,12 +324,17 @@ impl JudgementState {
     }
 
     /// How long until a refusal of this token may cause a login; 0: now. Logins for a token
-    /// that has never been accepted are paced by the renewer, as failed ones are.
+    /// that nothing accepts are paced by the renewer, as failed ones are.
     pub(super) fn login_wait(&self, generation: u64, evidence: Evidence, now: Millis) -> Millis {
-        match self.proven >= generation {
+        match self.is_at_stake(generation, evidence) {
             true => self.pacer.wait(evidence, now),
             false => self.pacer.pause(evidence, now),
         }
+    }
+
+    /// Whether this token may work for somebody, so that refusals may cost only their share.
+    pub(super) fn is_at_stake(&self, generation: u64, evidence: Evidence) -> bool {
+        self.proven >= generation && evidence != Evidence::NothingAccepted
     }
 
     fn is_cleared(&self, request: &RefusedRequest, generation: u64, is_known: bool) -> bool {

@@ -104,7 +104,7 @@ impl Renewer {
             return self.looked(due);
         }
         let evidence = match word {
-            ProbeVerdict::Refused => Evidence::ChangedMind,
+            ProbeVerdict::Refused => suspicion.evidence.max(Evidence::ChangedMind),
             _ => suspicion.evidence,
         };
         let due = self.replace(generation, evidence, due).await;
@@ -122,7 +122,7 @@ impl Renewer {
         if self.is_blocked() {
             return due;
         }
-        let cause = match self.session.judgement.is_proven(generation) {
+        let cause = match self.session.judgement.is_at_stake(generation, evidence) {
             true => LoginCause::Refusal,
             // No lease that works is at stake: this is one more try to get one.
             false => LoginCause::Unproven,

@@ -9,6 +9,9 @@ use super::judgement::Millis;
 pub(super) const MOST_PATHS: usize = 256;
 /// So many paths refused in a row, with nothing accepted in between, speak against the token.
 const STREAK: u32 = 8;
+/// So many of them, and nothing accepted for so long: the token is not at fault at one path.
+const SEVERAL: u32 = 2;
+const QUIET: Millis = MINUTE;
 /// A request that was refused so often is not sent again, whatever is known by then.
 const MOST_REFUSALS: usize = 5;
 pub(super) const MINUTE: Millis = 60_000;
@@ -87,6 +90,8 @@ pub(super) struct RefusedPaths {
     pub(super) paths: HashMap<PathKey, RefusedPath>,
     /// New ones among them since anything was accepted.
     streak: u32,
+    /// When the first of those was refused.
+    streak_since: Millis,
 }
 
 impl RefusedPaths {
@@ -104,6 +109,9 @@ impl RefusedPaths {
             let oldest = self.paths.iter().min_by_key(|(_, path)| path.since);
             let oldest = oldest.map(|(path, _)| *path);
             oldest.map(|path| self.paths.remove(&path));
+        }
+        if self.streak == 0 {
+            self.streak_since = now;
         }
         self.streak = self.streak.saturating_add(1);
         let fresh = RefusedPath {
@@ -164,6 +172,12 @@ impl RefusedPaths {
 
     pub(super) fn is_streak(&self) -> bool {
         self.streak >= STREAK
+    }
+
+    /// Whether several paths began to refuse and nothing has been accepted for a while: a path
+    /// that refuses by itself is no such case, as others go on.
+    pub(super) fn is_everything_refused(&self, now: Millis) -> bool {
+        self.streak >= SEVERAL && now.saturating_sub(self.streak_since) >= QUIET
     }
 
     pub(super) fn has_streak(&self) -> bool {

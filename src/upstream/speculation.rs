@@ -24,6 +24,8 @@ pub(super) enum Evidence {
     SeveralPaths,
     /// A path refused it that had accepted it before.
     ChangedMind,
+    /// The same, of several paths, and nothing has been accepted for a minute.
+    NothingAccepted,
 }
 
 impl Evidence {
@@ -32,7 +34,7 @@ impl Evidence {
         match self {
             Self::UnseenPath => [5 * MINUTE, 30 * MINUTE],
             Self::SeveralPaths => [30 * SECOND, 5 * MINUTE],
-            Self::ChangedMind => [2 * SECOND, MINUTE],
+            Self::ChangedMind | Self::NothingAccepted => [2 * SECOND, MINUTE],
         }
     }
 

@@ -162,6 +162,32 @@ fn a_revocation_is_healed_at_once_by_a_path_that_worked_before() {
     }
 }
 
+/// Paths that refused for long have taken what refusals may cost; then the token is dead
+/// indeed. The model found it: the gate waited for the hour's end.
+#[test]
+fn a_revocation_is_healed_in_minutes_though_refusals_have_spent_their_share() {
+    let refuses = |path, from, to| Trouble::PathRefuses { from, to, path };
+    let troubles = vec![
+        refuses(2, 2601, 3797),
+        refuses(1, 1323, 2454),
+        Trouble::Revoke { at: 3720 },
+        Trouble::BadTokens {
+            from: 2249,
+            to: 2366,
+        },
+    ];
+    let character = Character {
+        lifetime: 1495,
+        single_active: true,
+        login_millis: 239,
+        ..good()
+    };
+    let (ended, world) = run(character, troubles, &[0, 1, 2], 40, 2 * HOUR);
+    holds_the_budget(&world.logins(), 40);
+    let failed = failures(&ended, 0..=1, 3797 + 6 * 60);
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
 #[test]
 fn a_stray_refusal_of_the_login_ends_by_itself() {
     let answer = BadLogin::WrongPassword;
