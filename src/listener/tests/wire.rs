@@ -116,6 +116,7 @@ fn a_head_is_refused_at_its_first_byte_over_a_limit() {
         (format!("{long} / HTTP/1.1"), Fault::TargetTooLong),
         (format!("{line}{long}: a"), Fault::HeadTooLarge),
         (format!("{line}X: {long}"), Fault::HeadTooLarge),
+        (format!("{line}X: {long}\u{1}"), Fault::HeadTooLarge),
         (
             format!("{line}{}", "X: yyyyyyyyyy\r\n".repeat(21)),
             Fault::TooManyFields,

@@ -12,6 +12,7 @@ mod bytes;
 mod chunk_extension;
 mod fault;
 mod request_line;
+mod sections;
 mod state;
 
 use bytes::{control, is_token, run};
@@ -97,33 +98,41 @@ impl Wire {
         let mut at = 0;
         while at < bytes.len() {
             let left = &bytes[at..];
+            let before = self.bytes;
             let taken = match self.at {
                 At::Body(length) | At::Chunk(length) => self.skip(length, left.len()),
+                At::LineStart if left[0] != b'\r' => self.line(left),
                 At::Name { wanted, matched } => self.name(wanted, matched, left),
                 At::Value => self.value(left),
                 At::Line(part) => self.request_line(part, left),
                 _ => self.step(left[0]).map_err(|fault| LineFault(0, fault)),
             };
-            let taken = taken.map_err(|LineFault(after, fault)| Violation {
-                at: at + after,
-                fault,
-            })?;
-            at += taken;
             // The last byte within the limit must end the head: what is left open there, hyper
             // would refuse.
-            let excess = (self.bytes + 1).saturating_sub(self.limits.bytes);
-            if excess > 0 && self.is_in_head() {
-                let fault = match self.section {
-                    Section::Request => Fault::TargetTooLong,
-                    _ => Fault::HeadTooLarge,
-                };
-                return Err(Violation {
-                    at: at - excess,
-                    fault,
-                });
+            let room = self.limits.bytes.saturating_sub(before + 1);
+            match taken {
+                Ok(taken) if taken > room && self.is_in_head() => {
+                    return Err(self.too_large(at + room));
+                }
+                Ok(taken) => at += taken,
+                Err(LineFault(after, _)) if after > room && self.is_in_head() => {
+                    return Err(self.too_large(at + room));
+                }
+                Err(LineFault(after, fault)) => {
+                    let at = at + after;
+                    return Err(Violation { at, fault });
+                }
             }
         }
         Ok(())
+    }
+
+    fn too_large(&self, at: usize) -> Violation {
+        let fault = match self.section {
+            Section::Request => Fault::TargetTooLong,
+            _ => Fault::HeadTooLarge,
+        };
+        Violation { at, fault }
     }
 
     fn skip(&mut self, left: u64, have: usize) -> Result<usize, LineFault> {
@@ -143,6 +152,11 @@ impl Wire {
             self.bytes += 1;
             self.at = At::LineLf;
             return Ok(1);
+        }
+        if part == LinePart::Version(0) && bytes.starts_with(b"HTTP/1.1\r\n") {
+            self.bytes += 10;
+            self.end_line().map_err(|fault| LineFault(9, fault))?;
+            return Ok(10);
         }
         let step = part.read(bytes, &mut self.target)?;
         if step.part == LinePart::Cr {
@@ -178,8 +192,12 @@ impl Wire {
                 Ok(length + 1)
             }
             Some(b':') => {
+                let begin = length + 1;
                 self.at = At::Value;
-                Ok(length + 1)
+                match self.value(&bytes[begin..]) {
+                    Ok(taken) => Ok(begin + taken),
+                    Err(LineFault(at, fault)) => Err(LineFault(begin + at, fault)),
+                }
             }
             Some(_) => Err(LineFault(length, Fault::FieldName)),
             None => {
@@ -216,12 +234,8 @@ impl Wire {
         Ok(end + 1)
     }
 
-    /// One byte. Gives how many were taken; 0: look at it again.
+    /// One byte.
     fn step(&mut self, byte: u8) -> Result<usize, Fault> {
-        if self.at == At::LineStart && byte != b'\r' {
-            self.line_begins(byte)?;
-            return Ok(0);
-        }
         self.bytes += 1;
         self.at = match (self.at, byte) {
             (At::LineStart, _) => self.empty_line_begins()?,
@@ -271,6 +285,16 @@ impl Wire {
             return Err(Fault::LineEnd);
         }
         Ok(At::EmptyLineLf)
+    }
+
+    /// A line that is not empty.
+    fn line(&mut self, bytes: &[u8]) -> Result<usize, LineFault> {
+        self.line_begins(bytes[0])
+            .map_err(|fault| LineFault(0, fault))?;
+        match self.at {
+            At::Name { wanted, matched } => self.name(wanted, matched, bytes),
+            _ => self.request_line(LinePart::Method, bytes),
+        }
     }
 
     fn line_begins(&mut self, byte: u8) -> Result<(), Fault> {
@@ -342,55 +366,5 @@ impl Wire {
             Some(ExtensionStep::Stay(next)) if digits == Digits::Some => Ok(At::Extension(next)),
             _ => Err(Fault::Chunk),
         }
-    }
-
-    fn end_line(&mut self) -> Result<(), Fault> {
-        self.at = match self.section {
-            Section::Request if self.bytes > LONGEST_TARGET => return Err(Fault::TargetTooLong),
-            Section::Request => {
-                self.section = Section::Fields;
-                At::LineStart
-            }
-            Section::Fields | Section::Trailers => At::LineStart,
-            Section::ChunkSize => match self.length.take() {
-                Some(size) if size > 0 => At::Chunk(size),
-                _ => {
-                    self.section = Section::Trailers;
-                    At::LineStart
-                }
-            },
-        };
-        Ok(())
-    }
-
-    /// After the empty line.
-    fn end_section(&mut self) -> Result<(), Fault> {
-        match self.section {
-            Section::Request => self.at = At::LineStart,
-            Section::Fields => self.end_head(),
-            Section::Trailers => self.next_head(),
-            Section::ChunkSize => return Err(Fault::Chunk),
-        }
-        Ok(())
-    }
-
-    fn end_head(&mut self) {
-        self.heads += 1;
-        let length = self.length.take();
-        if self.chunked {
-            self.section = Section::ChunkSize;
-            self.at = At::ChunkSize(Digits::None, 0);
-        } else if let Some(length @ 1..) = length {
-            self.at = At::Body(length);
-        } else {
-            self.next_head();
-        }
-    }
-
-    fn next_head(&mut self) {
-        *self = Self {
-            heads: self.heads,
-            ..Self::new(self.limits)
-        };
     }
 }

@@ -51,16 +51,16 @@ impl LinePart {
         match self {
             Self::Method => {
                 let length = run(bytes, is_token);
-                match bytes.get(length) {
-                    Some(b' ') => next(Self::TargetBegin, length + 1),
-                    Some(_) => Err(LineFault(length, Fault::Method)),
-                    None => next(self, length),
+                match &bytes[length..] {
+                    [b' ', b'/', ..] => next(Self::Path, length + 2),
+                    [b' ', ..] => next(Self::TargetBegin, length + 1),
+                    [_, ..] => Err(LineFault(length, Fault::Method)),
+                    [] => next(self, length),
                 }
             }
             Self::TargetBegin => match bytes[0] {
                 b'/' => next(Self::Path, 1),
                 b'*' => next(Self::TargetEnd, 1),
-                b' ' => Err(LineFault(0, Fault::Target)),
                 _ => next(Self::OtherTarget, 0),
             },
             Self::Path => {
