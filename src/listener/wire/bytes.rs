@@ -70,6 +70,32 @@ pub(super) fn control(value: &[u8]) -> Option<usize> {
     }
 }
 
+/// How many bytes at the beginning of `bytes` may stand in a field value.
+pub(super) fn text_run(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x80 * ONES;
+    let mut at = 0;
+    // Eight bytes at a time, as long as none of them is a control character; a tab is one here.
+    while let Some(word) = bytes[at..].first_chunk() {
+        let word = u64::from_le_bytes(*word);
+        let below_space = word.wrapping_sub(0x20 * ONES) & !word;
+        let delete = word ^ (0x7f * ONES);
+        let is_delete = delete.wrapping_sub(ONES) & !delete;
+        let found = (below_space | is_delete) & HIGH;
+        if found == 0 {
+            at += 8;
+            continue;
+        }
+        // The lowest one found is exact; a borrow may make up others above it.
+        at += found.trailing_zeros() as usize / 8;
+        if !is_text(bytes[at]) {
+            return at;
+        }
+        at += 1;
+    }
+    at + run(&bytes[at..], is_text)
+}
+
 /// How many bytes at the beginning of `bytes` are of a kind.
 pub(super) fn run(bytes: &[u8], is_one: impl Fn(u8) -> bool) -> usize {
     let end = bytes.iter().position(|byte| !is_one(*byte));
@@ -111,5 +137,24 @@ impl Utf8Rest {
             low: 0x80,
             high: 0xbf,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_run_of_text_ends_where_the_first_control_character_stands(
+            bytes in prop::collection::vec(
+                prop_oneof![8 => 0x20..0x7f_u8, 1 => any::<u8>(), 1 => Just(b'\t')],
+                0..80,
+            ),
+        ) {
+            prop_assert_eq!(text_run(&bytes), run(&bytes, is_text));
+        }
     }
 }

@@ -11,6 +11,7 @@
 mod bytes;
 mod chunk_extension;
 mod fault;
+mod plain;
 mod request_line;
 mod sections;
 mod state;
@@ -97,6 +98,13 @@ impl Wire {
     pub(super) fn check(&mut self, bytes: &[u8]) -> Result<(), Violation> {
         let mut at = 0;
         while at < bytes.len() {
+            if self.is_at_head_line() {
+                let taken = self.plain_lines(&bytes[at..]);
+                if taken > 0 {
+                    at += taken;
+                    continue;
+                }
+            }
             let left = &bytes[at..];
             let before = self.bytes;
             let taken = match self.at {

@@ -1,0 +1,78 @@
+//! The short way through a head as most clients send it: here in one piece, and with nothing
+//! in it that frames content. It takes whole lines only and refuses nothing: what it leaves is
+//! read step by step (`Wire::check`).
+
+use super::bytes::{is_path, is_query, is_token, run, text_run};
+use super::state::{At, Section};
+use super::{LONGEST_NAME, LONGEST_TARGET, Wire};
+
+const LINE_END: &[u8] = b"\r\n";
+
+impl Wire {
+    /// Takes the whole lines at the beginning of `bytes`: a request line, field lines, the
+    /// empty line of a message without content. Gives how many bytes they are.
+    pub(super) fn plain_lines(&mut self, bytes: &[u8]) -> usize {
+        // As in `check`: the last byte within the limit must end the head.
+        let room = self.limits.bytes.saturating_sub(self.bytes + 1);
+        let bytes = &bytes[..bytes.len().min(room)];
+        let mut taken = 0;
+        if self.section == Section::Request {
+            let Some(length) = request_line(bytes) else {
+                return 0;
+            };
+            self.section = Section::Fields;
+            taken = length;
+        }
+        while self.fields < self.limits.fields
+            && let Some(length) = field_line(&bytes[taken..])
+        {
+            self.fields += 1;
+            taken += length;
+        }
+        self.bytes += taken;
+        if bytes[taken..].starts_with(LINE_END) {
+            self.end_head();
+            taken += LINE_END.len();
+        }
+        taken
+    }
+
+    /// Whether the next byte may begin such a line.
+    pub(super) fn is_at_head_line(&self) -> bool {
+        self.at == At::LineStart && matches!(self.section, Section::Request | Section::Fields)
+    }
+}
+
+/// The length of a request line with a path, of HTTP/1.1.
+fn request_line(bytes: &[u8]) -> Option<usize> {
+    const VERSION: &[u8] = b" HTTP/1.1\r\n";
+    let method = run(bytes, is_token);
+    let target = method + 1;
+    if method == 0 || !bytes.get(method..)?.starts_with(b" /") {
+        return None;
+    }
+    let mut end = target + run(&bytes[target..], is_path);
+    if bytes.get(end) == Some(&b'?') {
+        end += 1;
+        end += run(&bytes[end..], is_query);
+    }
+    let length = end + VERSION.len();
+    let is_whole = bytes.get(end..)?.starts_with(VERSION);
+    (is_whole && length <= LONGEST_TARGET).then_some(length)
+}
+
+/// The length of a field line that cannot frame content.
+fn field_line(bytes: &[u8]) -> Option<usize> {
+    // `Content-Length` and `Transfer-Encoding` begin so.
+    if matches!(bytes.first()? | 0x20, b'c' | b't') {
+        return None;
+    }
+    let name = run(bytes, is_token);
+    if name == 0 || name > LONGEST_NAME || bytes.get(name) != Some(&b':') {
+        return None;
+    }
+    let value = name + 1;
+    let end = value + text_run(&bytes[value..]);
+    let is_whole = bytes[end..].starts_with(LINE_END);
+    is_whole.then_some(end + LINE_END.len())
+}
