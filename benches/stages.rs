@@ -157,6 +157,7 @@ fn header_hygiene(c: &mut Criterion) {
         address: SocketAddr::from(([192, 0, 2, 7], 40_000)),
         local: SocketAddr::from(([192, 0, 2, 1], 443)),
         tls: None,
+        last_token: tollgate::pipeline::LastToken::default(),
     };
     let rules = Http {
         trusted_proxies: Vec::new(),

@@ -26,6 +26,13 @@ impl Secret {
     }
 }
 
+impl Secret {
+    /// Whether this is the text; in the same time wherever the difference is.
+    pub fn is(&self, text: &str) -> bool {
+        self.0.as_bytes().ct_eq(text.as_bytes()).into()
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")

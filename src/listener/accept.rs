@@ -207,6 +207,7 @@ impl<S: Service> Door<S> {
             address,
             local,
             tls: None,
+            last_token: crate::pipeline::LastToken::default(),
         };
         let Some(tls) = &self.parts.tls else {
             let (stream, entry) = self.open(tcp, (peer, place), Check::wire(limits), &settings);

@@ -7,6 +7,7 @@ use http::{HeaderMap, Method};
 
 use super::Live;
 use super::credential::{Credential, CredentialFault, credential};
+use super::peer::LastToken;
 use super::reject::Rejection;
 use super::unknown::Asked;
 use crate::config::{Access, ApiKey, Directory, Route, UnknownTokens};
@@ -30,6 +31,7 @@ pub(super) async fn authenticate<F>(
     tokens: &TokenStore,
     route: &Route,
     request: (&Method, &str, &HeaderMap),
+    last_token: &LastToken,
     ask: impl FnOnce(Secret, TokenDigest) -> F,
 ) -> Result<Authenticated, Rejection>
 where
@@ -48,7 +50,8 @@ where
         Credential::Basic => Err(Rejection::BadCredential(CredentialFault::PasswordHere)),
         Credential::Key(text) => key_client(live, route, method, path, text),
         Credential::Bearer(text) => {
-            let digest = TokenDigest::of(text);
+            let noted = last_token.digest(text);
+            let digest = noted.unwrap_or_else(|| TokenDigest::of(text));
             let found = match tokens.find(&digest) {
                 Some(grant) => Some(grant),
                 None => tokens
@@ -71,6 +74,9 @@ where
                     ));
                 }
             };
+            if noted.is_none() {
+                last_token.note(text, digest);
+            }
             check_role(route, &grant)?;
             let relayed = live.config.users.directory == Directory::Webapp;
             Ok(Authenticated {

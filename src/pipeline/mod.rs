@@ -58,7 +58,7 @@ pub use limit::{
     Admitted, InFlight, Limiter, LoginHeld, LoginTry, Overloaded, RateFacts, Subject, TokenTry,
     TooMany,
 };
-pub use peer::{Peer, TlsFacts};
+pub use peer::{LastToken, Peer, TlsFacts};
 pub use reject::{Face, Rejection};
 pub use request_body::RequestBody;
 pub use route::RouteTable;
@@ -215,7 +215,15 @@ impl Pipeline {
 
         let line = (&head.method, path, &head.headers);
         let ask = |token, digest| Box::pin(self.ask(here, origin, token, digest));
-        let who = authenticate(live, &self.shared.tokens, route, line, ask).await?;
+        let who = authenticate(
+            live,
+            &self.shared.tokens,
+            route,
+            line,
+            &peer.last_token,
+            ask,
+        )
+        .await?;
         record.client(&who.client);
         record.claim_place(&who.client)?;
 

@@ -1,9 +1,12 @@
 //! The other end of a connection.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::identity::{Client, ClientId};
+use crate::secret::Secret;
 use crate::shares::network;
+use crate::token::TokenDigest;
 
 /// Who connected, and where. One per connection, shared by its requests.
 #[derive(Clone, Debug)]
@@ -13,6 +16,37 @@ pub struct Peer {
     pub local: SocketAddr,
     /// None on a plaintext listener.
     pub tls: Option<TlsFacts>,
+    pub last_token: LastToken,
+}
+
+/// The last good token of a connection and its digest: most requests carry the same one as the
+/// request before, and comparing costs less than a digest.
+#[derive(Debug, Default)]
+pub struct LastToken(Mutex<Option<(Secret, TokenDigest)>>);
+
+impl LastToken {
+    /// The digest of `text`, if it is the token that was noted.
+    pub(super) fn digest(&self, text: &str) -> Option<TokenDigest> {
+        let last = self.lock();
+        let (token, digest) = last.as_ref()?;
+        token.is(text).then_some(*digest)
+    }
+
+    /// Only of tokens that were accepted: others are not worth the memory.
+    pub(super) fn note(&self, text: &str, digest: TokenDigest) {
+        *self.lock() = Some((Secret::new(text), digest));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Secret, TokenDigest)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clone for LastToken {
+    /// Knows none: it is for another connection.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 /// What the handshake agreed on.

@@ -147,6 +147,7 @@ mod tests {
             address: SocketAddr::new(ip.parse().unwrap(), 40_000),
             local: "127.0.0.1:8443".parse().unwrap(),
             tls: None,
+            last_token: crate::pipeline::LastToken::default(),
         };
         let origin = origin(&headers, &peer, &trusted());
         let mark = if origin.unreadable.is_some() { "?" } else { "" };

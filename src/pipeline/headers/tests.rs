@@ -13,6 +13,7 @@ fn peer(ip: &str) -> Peer {
         address: SocketAddr::new(ip.parse().unwrap(), 40_000),
         local: "127.0.0.1:8443".parse().unwrap(),
         tls: None,
+        last_token: crate::pipeline::LastToken::default(),
     }
 }
 
