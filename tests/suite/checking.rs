@@ -140,7 +140,7 @@ fn spoiled_upstreams() -> Vec<Spoiled> {
         row(
             "a password that is only a line end",
             &[("webapp-password", "\n")],
-            &["upstream.main.login.password", "webapp-password is empty"],
+            &["upstream.main.login.password", "which is empty"],
         ),
         Spoiled {
             setup: |setup| {
