@@ -95,7 +95,16 @@ override_fields! {
         "remote-user" "x-remote-user" "x-remote-group" "x-webauth-user" "x-authenticated-user"
         "client-cert" "client-cert-chain" "x-client-cert" "x-ssl-client-cert"
         "ssl-client-cert" "x-ssl-client-verify" "x-ssl-client-s-dn" "x-amzn-oidc-identity"
-        "x-amzn-oidc-data" "x-goog-iap-jwt-assertion" "cloudfront-viewer-address";
+        "x-amzn-oidc-data" "x-goog-iap-jwt-assertion" "cloudfront-viewer-address"
+        "x-middleware-subrequest" "x-ms-client-principal" "x-ms-client-principal-id"
+        "x-ms-client-principal-name" "x-auth-request-user" "x-auth-request-email"
+        "x-auth-request-groups" "x-consumer-id" "x-consumer-username" "x-consumer-custom-id"
+        "cf-access-authenticated-user-email" "x-goog-authenticated-user-email"
+        "x-goog-authenticated-user-id" "remote-email" "remote-groups" "remote-name"
+        "tailscale-user-login" "x-authentik-username" "x-arr-clientcert" "x-ssl-cert"
+        "ssl-client-s-dn" "ssl-client-verify" "script-name" "x-script-name" "path-info"
+        "x-path-info" "x-envoy-internal" "x-tunnel-method" "x-vercel-forwarded-for" "real-ip"
+        "akamai-client-ip" "incap-client-ip" "ali-cdn-real-ip";
 }
 
 /// Most names are told apart by their first letters, without a look at the list.
@@ -105,9 +114,11 @@ fn may_override(name: &str) -> bool {
         [b'x', b'-', ..]
             | [b'f' | b'd' | b'p', ..]
             | [b'c', b'f' | b'l', ..]
-            | [b'r', b'e', b'm', ..]
-            | [b's', b's', ..]
-            | [b't', b'r', b'u', ..]
+            | [b'r', b'e', b'm' | b'a', ..]
+            | [b's', b's' | b'c', ..]
+            | [b't', b'r' | b'a', ..]
+            | [b'a', b'k' | b'l', ..]
+            | [b'i', b'n', ..]
             | [b'w', b'l', ..]
     )
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST};
+use http::header::{CONNECTION, COOKIE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -120,7 +120,8 @@ fn is_tunnel(status: StatusCode, is_connect: bool) -> bool {
 fn rejection<B>(request: &Request<B>, limits: HeadLimits) -> Option<Rejection> {
     let headers = request.headers();
     let is_http2 = request.version() == Version::HTTP_2;
-    if headers.len() > limits.fields || (is_http2 && list_size(headers) > limits.bytes) {
+    let is_over = headers.len() > limits.fields && fields(headers) > limits.fields;
+    if is_over || (is_http2 && list_size(headers) > limits.bytes) {
         return Some(Rejection::HeadTooLarge);
     }
     if !names_one_host(request) {
@@ -129,6 +130,12 @@ fn rejection<B>(request: &Request<B>, limits: HeadLimits) -> Option<Rejection> {
         ));
     }
     None
+}
+
+/// How many fields there are; cookies are one, as HTTP/2 clients send one a field.
+fn fields(headers: &HeaderMap) -> usize {
+    let cookies = headers.get_all(COOKIE).iter().count();
+    headers.len() - cookies.saturating_sub(1)
 }
 
 /// As RFC 9113 6.5.2 counts.

@@ -6,6 +6,7 @@ use http::header::VIA;
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
+use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
 
 use super::answer_begin::{SMALL, SmallBody};
@@ -165,6 +166,11 @@ impl Way<'_> {
         }
         let needle = carried.needle();
         headers::clean_answer(&mut head.headers, needle);
+        if let (Some(phrase), Some(needle)) = (head.extensions.get::<ReasonPhrase>(), needle)
+            && needle.is_in(phrase.as_bytes())
+        {
+            head.extensions.remove::<ReasonPhrase>();
+        }
         if body.is_end_stream() {
             return Ok(Response::from_parts(head, Body::empty()));
         }

@@ -66,8 +66,8 @@ pub use steps::{clean_fields, presents_credential};
 pub use stream_watch::Flows;
 pub use unknown::{Questions, keep_probe_tried};
 
-use crate::config::{self, Config, Target, UsersCall};
-use crate::identity::{KeyRing, Keys, Users};
+use crate::config::{self, Config, Route, Target, UsersCall};
+use crate::identity::{Client, KeyRing, Keys, Users};
 use crate::lifecycle::Tasks;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -227,19 +227,7 @@ impl Pipeline {
         record.client(&who.client);
         record.claim_place(&who.client)?;
 
-        let subject = limit::Subject {
-            client: &who.client,
-            peer: origin,
-            class: &route.class,
-        };
-        let admitted = match route.target {
-            // Limited further on, once it is known who tries to log in.
-            Target::UsersNode(UsersCall::Login) => Admitted::default(),
-            _ => {
-                let admitted = live.limiter.admit(subject, route.max_wait).await;
-                admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))?
-            }
-        };
+        let admitted = admit(live, route, &who.client, origin).await?;
 
         let allowed = || live.routes.allowed(&host, path);
         if let Some(answer) = options::of_the_last_hop(head, allowed)? {
@@ -339,6 +327,26 @@ impl Pipeline {
         });
         unknown::wait(waiting).await
     }
+}
+
+/// Takes a permit of each limit that applies. Logins are limited further on, once it is known
+/// who tries.
+async fn admit(
+    live: &Live,
+    route: &Route,
+    client: &Client,
+    peer: IpAddr,
+) -> Result<Admitted, Rejection> {
+    if route.target == Target::UsersNode(UsersCall::Login) {
+        return Ok(Admitted::default());
+    }
+    let subject = limit::Subject {
+        client,
+        peer,
+        class: &route.class,
+    };
+    let admitted = live.limiter.admit(subject, route.max_wait).await;
+    admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))
 }
 
 #[cfg(test)]

@@ -69,20 +69,18 @@ pub(super) fn check_query(uri: &Uri, allowed: &AllowedFields) -> Result<(), Reje
     Ok(())
 }
 
-/// Also as PHP reads it, which makes `_` of a dot, and where letters have no case.
+/// Also as PHP and others read it: white space before it, `.` and space for `_`, brackets
+/// around or after it, an end at NUL, and letters without case.
 fn is_method_parameter(name: &str) -> bool {
-    let mut left = METHOD_PARAMETER.bytes();
-    let is_same = |byte: u8| {
-        let byte = if byte == b'.' {
-            b'_'
-        } else {
-            byte.to_ascii_lowercase()
-        };
-        left.next() == Some(byte)
+    let decoded = percent_decode_str(name).map(|byte| if byte == b'+' { b' ' } else { byte });
+    let mut bytes = decoded.skip_while(|byte| matches!(byte, 0..=b' ' | b'['));
+    let mut is_next = |wanted: u8| match bytes.next() {
+        Some(b'.' | b' ') => wanted == b'_',
+        Some(byte) => byte.eq_ignore_ascii_case(&wanted),
+        None => false,
     };
-    name.len() >= METHOD_PARAMETER.len()
-        && percent_decode_str(name).all(is_same)
-        && left.next().is_none()
+    METHOD_PARAMETER.bytes().all(&mut is_next)
+        && matches!(bytes.next(), None | Some(0 | b' ' | b'[' | b']'))
 }
 
 /// Whether `rest`, which begins with a dot, begins with a segment of one or two, perhaps
@@ -203,6 +201,12 @@ mod tests {
             "_%6Dethod=DELETE",
             "_METHOD=DELETE",
             ".method=DELETE",
+            "%20_method=DELETE",
+            "+_method=DELETE",
+            "_method%00x=DELETE",
+            "[_method]=DELETE",
+            "%5b_method%5d=DELETE",
+            "_method[]=DELETE",
             "%2emethod=x",
             "_method",
         ] {

@@ -168,9 +168,27 @@ fn takes_host(route: &Route, host: &str) -> bool {
             })
 }
 
+/// Methods that never go up: those whose answer would repeat the credential that the gate puts
+/// in (RFC 9110 9.3.8, and its siblings), CONNECT, and any of the usual ones in other letters,
+/// which rules do not match and frameworks take for the same.
+fn is_never_taken(method: &Method) -> bool {
+    const ODD: [&str; 2] = ["TRACK", "DEBUG"];
+    const USUAL: [&str; 9] = [
+        "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT",
+    ];
+    match *method {
+        Method::TRACE | Method::CONNECT => true,
+        Method::GET | Method::POST | Method::PUT | Method::DELETE => false,
+        Method::HEAD | Method::OPTIONS | Method::PATCH => false,
+        _ => {
+            let is_it = |name: &&str| method.as_str().eq_ignore_ascii_case(name);
+            ODD.iter().any(is_it) || USUAL.iter().any(is_it)
+        }
+    }
+}
+
 fn takes_method(route: &Route, method: &Method) -> bool {
-    if method == Method::TRACE {
-        // RFC 9110 9.3.8: the answer would repeat the credential that the gate puts in.
+    if is_never_taken(method) {
         return false;
     }
     route.methods.is_empty()

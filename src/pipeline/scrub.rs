@@ -84,6 +84,10 @@ impl Scrubber {
         held
     }
 
+    pub(super) fn needle(&self) -> &Needle {
+        &self.needle
+    }
+
     pub(super) fn is_holding(&self) -> bool {
         self.begun > self.released
     }

@@ -244,6 +244,9 @@ impl Flow {
             }
             Err(frame) => {
                 self.trailers = frame.into_trailers().ok().map(headers::safe_trailers);
+                if let (Some(scrub), Some(trailers)) = (&self.scrub, &mut self.trailers) {
+                    headers::blot_out(trailers, scrub.needle());
+                }
                 self.last()
             }
         }

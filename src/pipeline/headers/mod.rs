@@ -20,6 +20,7 @@ use ours::SAID;
 pub(super) use ours::{Ours, Said};
 
 use super::reject::Rejection;
+use super::trace::TRACEPARENT;
 use crate::config::override_field;
 use crate::secret::Needle;
 
@@ -70,10 +71,10 @@ pub(super) fn upward(came: &HeaderMap, said: &Said<'_>) -> HeaderMap {
     let mut up = HeaderMap::with_capacity(came.len() + SAID);
     let (mut ends_here, mut cookies) = (false, 0);
     for (name, value) in came {
-        let text = name.as_str();
-        if is_of_this_hop(text) {
+        let text = plain_name(name.as_str());
+        if is_of_this_hop(&text) {
             ends_here = true;
-        } else if !is_credential(text) && !said.ends_here(text) {
+        } else if !is_credential(&text) && !said.ends_here(&text) {
             cookies += usize::from(text == "cookie");
             up.append(name.clone(), value.clone());
         }
@@ -93,6 +94,17 @@ pub(super) fn upward(came: &HeaderMap, said: &Said<'_>) -> HeaderMap {
     }
     said.put(&mut up);
     up
+}
+
+/// A field's name as programs behind CGI and its like read it, for which every byte but a
+/// letter or a digit is the same: with `-` in the place of those, and none at its end.
+fn plain_name(name: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() | (byte == b'-');
+    if name.bytes().all(is_plain) && !name.ends_with('-') {
+        return Cow::Borrowed(name);
+    }
+    let plain = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    Cow::Owned(plain.trim_end_matches('-').to_owned())
 }
 
 /// HTTP/2 clients send a cookie a field; HTTP/1 has one field for all (RFC 9113 8.2.3), and
@@ -207,9 +219,15 @@ pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Needle>) {
     for name in ends {
         headers.remove(name);
     }
-    let Some(needle) = injected else { return };
-    for value in headers.values_mut() {
-        if needle.is_in(value.as_bytes()) {
+    if let Some(needle) = injected {
+        blot_out(headers, needle);
+    }
+}
+
+/// Leaves no value with the secret in it.
+pub(super) fn blot_out(fields: &mut HeaderMap, secret: &Needle) {
+    for value in fields.values_mut() {
+        if secret.is_in(value.as_bytes()) {
             *value = HeaderValue::from_static("[removed]");
         }
     }
@@ -227,7 +245,7 @@ pub(super) fn put_request_id(headers: &mut HeaderMap, id: &str) {
 
 /// Trailers without the fields that may not stand there (RFC 9110 6.5.1).
 pub(super) fn safe_trailers(mut trailers: HeaderMap) -> HeaderMap {
-    let unsafe_here = [
+    const UNSAFE: [HeaderName; 18] = [
         AUTHORIZATION,
         CONTENT_LENGTH,
         COOKIE,
@@ -240,15 +258,20 @@ pub(super) fn safe_trailers(mut trailers: HeaderMap) -> HeaderMap {
         header::CONTENT_RANGE,
         header::CONTENT_TYPE,
         header::CACHE_CONTROL,
+        header::EXPECT,
+        header::RANGE,
+        TRACEPARENT,
+        HeaderName::from_static("tracestate"),
         X_API_KEY,
+        MAX_FORWARDS,
     ];
-    for name in unsafe_here.iter().chain(&HOP_BY_HOP) {
-        trailers.remove(name);
-    }
     // Nor in a trailer may a client say what it may not say in a header.
     let spoofs = |name: &&HeaderName| {
-        let name = name.as_str().replace('_', "-");
-        name == "proxy"
+        let name = plain_name(name.as_str());
+        let is_same = |field: &HeaderName| *field == *name;
+        UNSAFE.iter().chain(&HOP_BY_HOP).any(is_same)
+            || name == "proxy"
+            || name.starts_with("if-")
             || name == "via"
             || name == "x-request-id"
             || name.starts_with("x-tollgate-")

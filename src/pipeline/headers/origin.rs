@@ -31,9 +31,9 @@ pub(in crate::pipeline) fn origin<'h>(
     if !is_trusted(origin.ip, trusted) {
         return origin;
     }
-    let mut hops = hops(headers);
+    let mut hops = hops(headers).into_iter();
     while is_trusted(origin.ip, trusted) {
-        let Some(hop) = hops.pop() else { break };
+        let Some(hop) = hops.next() else { break };
         let Some(ip) = hop.and_then(address) else {
             // It is the end of what can be believed.
             origin.unreadable = Some(hop.unwrap_or_default());
@@ -44,12 +44,12 @@ pub(in crate::pipeline) fn origin<'h>(
     origin
 }
 
-/// All that was named, from the client to the last proxy; None: no text or no `for`.
+/// All that was named, from the last proxy to the client; None: no text or no `for`.
 fn hops(headers: &HeaderMap) -> Vec<Option<&str>> {
     let elements = |name| {
-        let values = headers.get_all(name).iter();
+        let values = headers.get_all(name).iter().rev();
         values.flat_map(|value| match value.to_str() {
-            Ok(text) => split(text, b',').map(Some).collect(),
+            Ok(text) => members_from_the_end(text).map(Some).collect(),
             Err(_) => vec![None],
         })
     };
@@ -59,20 +59,33 @@ fn hops(headers: &HeaderMap) -> Vec<Option<&str>> {
     }
     let is_for = |pair: &&str| pair.len() > 4 && pair.as_bytes()[..4].eq_ignore_ascii_case(b"for=");
     elements(FORWARDED)
-        .map(|element| split(element?, b';').find(is_for).map(|pair| &pair[4..]))
+        .map(|element| pairs(element?).find(is_for).map(|pair| &pair[4..]))
         .collect()
 }
 
-/// The parts between `separator`s outside quotes, without white space around them or empty
-/// ones (RFC 9110 5.6.1).
-fn split(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+/// The members of a list, the last one first, so that a quote which a client has left open
+/// cannot swallow what a proxy has appended.
+fn members_from_the_end(text: &str) -> impl Iterator<Item = &str> {
+    trimmed(text.rsplit(separator(',')))
+}
+
+/// The pairs of one member.
+fn pairs(text: &str) -> impl Iterator<Item = &str> {
+    trimmed(text.split(separator(';')))
+}
+
+/// Whether a character is `wanted`, outside quotes.
+fn separator(wanted: char) -> impl FnMut(char) -> bool {
     let mut in_quotes = false;
-    let is_separator = move |c: char| {
+    move |c: char| {
         in_quotes ^= c == '"';
-        !in_quotes && c == char::from(separator)
-    };
-    let parts = text.split(is_separator).map(str::trim);
-    parts.filter(|part| !part.is_empty())
+        !in_quotes && c == wanted
+    }
+}
+
+/// Without white space around them or empty ones (RFC 9110 5.6.1).
+fn trimmed<'t>(parts: impl Iterator<Item = &'t str>) -> impl Iterator<Item = &'t str> {
+    parts.map(str::trim).filter(|part| !part.is_empty())
 }
 
 /// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`, each
@@ -168,6 +181,8 @@ mod tests {
             ("[::ffff:203.0.113.1]:1", "203.0.113.1"),
             ("6.6.6.6, 203.0.113.1:50001 , 10.0.0.2:443", "203.0.113.1"),
             ("6.6.6.6, 203.0.113.1,", "203.0.113.1"),
+            ("\", 203.0.113.1", "203.0.113.1"),
+            ("\"6.6.6.6, 203.0.113.1", "203.0.113.1"),
         ] {
             assert_eq!(read(&[("x-forwarded-for", text)], "10.0.0.1"), ip, "{text}");
         }
@@ -180,6 +195,8 @@ mod tests {
             ),
             ("for=\"[2001:db8::1]\"", "2001:db8::1"),
             ("for=203.0.113.1:_hidden", "203.0.113.1"),
+            // What a client left open is not the proxy's.
+            ("for=6.6.6.6;x=\", for=203.0.113.1", "203.0.113.1"),
             (
                 "for=6.6.6.6, for=203.0.113.1;host=\"a,b;c\", for=10.0.0.3",
                 "203.0.113.1",

@@ -45,8 +45,6 @@ pub(in crate::pipeline) struct Said<'v> {
     allowed: &'v AllowedFields,
     /// The peer is a proxy whose own `X-Forwarded-*` are believed.
     believed: bool,
-    /// Field names with `_` may have come: to many servers `_` and `-` are the same.
-    has_underscores: bool,
     /// `tracestate` belongs to the trace it came with.
     keeps_trace: bool,
 }
@@ -77,7 +75,6 @@ impl<'v> Ours<'_, 'v> {
             parent: texts.value(parent),
             allowed: self.allowed,
             believed,
-            has_underscores: rules.allow_underscores,
             keeps_trace: self.trace.is_kept(),
         }
     }
@@ -93,14 +90,8 @@ fn put_chain(text: &mut Vec<u8>, came: &HeaderMap) {
 impl Said<'_> {
     /// Whether a field that came ends at the gate: because the gate says it itself, or
     /// because only a trusted proxy, or nobody, may say it to the upstream.
+    /// `name` as `plain_name` gives it.
     pub(super) fn ends_here(&self, name: &str) -> bool {
-        if self.has_underscores && memchr::memchr(b'_', name.as_bytes()).is_some() {
-            return self.drops(&name.replace('_', "-"));
-        }
-        self.drops(name)
-    }
-
-    fn drops(&self, name: &str) -> bool {
         let is_ours = match name.as_bytes() {
             [b'h', ..] => name == "host",
             [b't', ..] => name == "traceparent" || (name == "tracestate" && !self.keeps_trace),

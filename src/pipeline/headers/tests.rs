@@ -189,11 +189,35 @@ fn what_a_header_may_not_say_a_trailer_may_not_either() {
         "x-tollgate-client",
         "x_forwarded_for",
         "x-request-id",
+        "x_api_key",
+        "content_length",
+        "traceparent",
+        "expect",
+        "if-match",
+        "x.http.method.override",
     ];
     for name in names.iter().chain(OVERRIDE_FIELDS) {
         assert!(safe_trailers(map(&[(name, "v")])).is_empty(), "{name}");
     }
     assert_eq!(safe_trailers(map(&[("x-checksum", "v")])).len(), 1);
+}
+
+#[test]
+fn a_name_is_read_as_the_most_careless_program_would() {
+    for name in [
+        "x_api_key",
+        "x.http.method.override",
+        "x-http-method-override-",
+        "x-http-method-override~",
+        "transfer_encoding",
+        "proxy_authorization",
+        "script_name",
+        "x-middleware-subrequest",
+    ] {
+        let up = went_up(&map(&[(name, "v"), ("x-own.name", "v")]), &[]);
+        assert!(!up.contains_key(name), "{name}");
+        assert!(up.contains_key("x-own.name"));
+    }
 }
 
 #[test]

@@ -54,6 +54,13 @@ async fn trace_never_goes_up() {
     let answer = ask(&gateway, "TRACE /some", "Max-Forwards: 3\r\n").await;
     assert_eq!(status(&answer), "405", "{answer}");
     assert!(answer.contains("allow: GET, POST"), "{answer}");
+    // Its siblings, and usual methods in letters that no rule matches.
+    for method in [
+        "trace", "TRACK", "DEBUG", "CONNECT", "connect", "get", "Delete",
+    ] {
+        let answer = ask(&gateway, &format!("{method} /all/x"), "").await;
+        assert_eq!(status(&answer), "405", "{method}: {answer}");
+    }
     let url = http2_url(&gateway, "/open/x");
     let answer = http2(&gateway)
         .request(Method::TRACE, url)
