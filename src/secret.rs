@@ -140,6 +140,9 @@ pub enum SecretFault {
     TooLong,
 }
 
+/// Characters of the shortest token of an operator: whoever guesses it makes API keys.
+pub const LEAST_OPERATOR_TOKEN: usize = 16;
+
 /// Bytes of the longest secret, its line end not counted.
 const LONGEST: usize = 8 * 1024;
 
@@ -178,6 +181,10 @@ fn secret_in(bytes: &[u8]) -> Result<Secret, SecretFault> {
 fn bytes_of(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
     // All the room at once: a vector that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 4));
+    // A pipe would be waited for, by whoever needs the secret.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
     let file = std::fs::File::open(path)?;
     file.take(LONGEST as u64 + 3).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use crate::clock;
 use crate::config::{ApiKey, PathPattern, is_name, parse_quota};
 use crate::identity::{KeyError, KeyRing, NewKey};
-use crate::secret::SecretSource;
+use crate::secret::{LEAST_OPERATOR_TOKEN, SecretSource};
 use crate::store::Unavailable;
 use crate::webapp::Role;
 
@@ -131,6 +131,10 @@ pub(super) fn admit(headers: &HeaderMap, token: Option<&SecretSource>) -> Result
         let text = format!("the operator's token cannot be had: {error}");
         refusal(StatusCode::SERVICE_UNAVAILABLE, text)
     })?;
+    if token.expose().chars().count() < LEAST_OPERATOR_TOKEN {
+        let text = "the operator's token has become too short: it must have 16 characters";
+        return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, text));
+    }
     let shown = headers
         .get(AUTHORIZATION)
         .and_then(|field| field.to_str().ok());

@@ -202,15 +202,18 @@ async fn read(
     Ok((minted, body))
 }
 
-/// Refuses to make a user whom no path through this gate could name. All else about the body
-/// is the upstream's to judge.
+/// Refuses to make a user whom no path through this gate could name, and a body in which
+/// the upstream could read another name: no JSON, or two of them. All else about it is the
+/// upstream's to judge.
 async fn judge_name(request: &Inbound<'_>, body: RequestBody) -> Result<RequestBody, Rejection> {
     #[derive(Deserialize)]
     struct Named {
-        username: String,
+        #[serde(default)]
+        username: Value,
     }
     let bytes = users_node::read(body).await?;
-    if let Ok(Named { username }) = serde_json::from_slice(&bytes) {
+    let named: Named = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+    if let Value::String(username) = named.username {
         let rule = webapp::check_addressable(&username);
         rule.map_err(|rule| Rejection::Invalid(rule.to_string().into()))?;
     }

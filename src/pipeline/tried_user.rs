@@ -8,7 +8,7 @@
 //! * a text that would do as a password is not shown at all.
 
 use crate::secret::Secret;
-use crate::webapp::check_password;
+use crate::webapp::{check_password, is_invisible};
 
 /// Of a name, in characters; the rule for names allows no more.
 const LONGEST: usize = 32;
@@ -52,10 +52,7 @@ fn shortened(name: &str, most: usize) -> String {
 
 /// What could make a terminal or an editor show something else than what was written.
 fn shown(letter: char) -> char {
-    let is_invisible = matches!(letter,
-        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-        | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
-    match letter.is_control() || is_invisible {
+    match letter.is_control() || is_invisible(letter) {
         true => char::REPLACEMENT_CHARACTER,
         false => letter,
     }

@@ -16,6 +16,9 @@ pub enum BadName {
          once more, it would be another name"
     )]
     Escape,
+    /// Who trims a header's value reads another name.
+    #[error("Username must not begin or end with white space, or have invisible characters")]
+    Invisible,
     #[error("Username must not begin with . or .. and a semicolon: in a path that is a folder")]
     Folder,
 }
@@ -28,7 +31,17 @@ pub fn check_name(name: &str) -> Result<(), BadName> {
     if name.contains(':') {
         return Err(BadName::Character);
     }
+    if name.trim() != name || name.contains(is_invisible) {
+        return Err(BadName::Invisible);
+    }
     check_addressable(name)
+}
+
+/// Characters without a width, that turn the direction of writing, or end a line.
+pub fn is_invisible(letter: char) -> bool {
+    matches!(letter,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Whether a name can stand in a path: what `/v1/users/{name}` cannot name must not be
@@ -106,6 +119,10 @@ mod tests {
             ("next\u{85}line", BadName::Character),
             ("100%25sure", BadName::Escape),
             ("50%af", BadName::Escape),
+            (" admin", BadName::Invisible),
+            ("admin ", BadName::Invisible),
+            ("ab\u{2028}cd", BadName::Invisible),
+            ("a\u{202e}evil", BadName::Invisible),
             ("50%u0041", BadName::Escape),
             ("..;users", BadName::Folder),
             (".;users", BadName::Folder),

@@ -1,5 +1,7 @@
 //! API keys made and deleted while the gate runs, over the operator's listener.
 
+use std::process::Command;
+
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
@@ -181,6 +183,19 @@ async fn an_operators_token_comes_changes_and_goes_without_a_restart() {
 
     secret(&token, "another-token-of-the-operator");
     assert_eq!(keys().await, 401, "the file says another one");
+    // Nor is it one when anybody could guess it, or the file is no file.
+    secret(&token, "x");
+    assert_eq!(keys().await, 503);
+    std::fs::remove_file(&token).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&token)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(keys().await, 503, "and nothing waits for a pipe");
+    std::fs::remove_file(&token).unwrap();
     secret(&token, TOKEN);
     assert_eq!(keys().await, 200);
 

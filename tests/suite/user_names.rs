@@ -133,6 +133,15 @@ async fn who_can_be_made_at_the_webapp_through_the_gate_can_be_unmade() {
         for name in ["100%25sure", "a\\bcd", "..;abc", "a/bcd"] {
             is_refused(name, &admin).await;
         }
+        // The upstream could read another name than the gate.
+        for body in [
+            format!("{{\"username\":\"okok\",\"username\":\"a/bcd\",\"password\":\"{PASSWORD}\"}}"),
+            format!("\u{feff}{{\"username\":\"a/bcd\",\"password\":\"{PASSWORD}\"}}"),
+            format!("{{\"username\":\"a/bcd\",\"password\":\"{PASSWORD}\"}} x"),
+            format!("username=abcd&password={PASSWORD}"),
+        ] {
+            assert_eq!(send(&admin, Method::POST, "/v1/users", &body).await, 400);
+        }
         assert_eq!(
             webapp.request_count("/v1/users"),
             before,

@@ -12,7 +12,7 @@ use super::section::{Section, Value};
 use super::value::{address, flag, number, path, span, span_or_none};
 use super::value::{text, word};
 use crate::config::{Drain, Emulator, Log, LogFormat, Operator};
-use crate::secret::Secret;
+use crate::secret::{LEAST_OPERATOR_TOKEN, Secret};
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
@@ -45,7 +45,7 @@ pub(super) fn operator(root: &Section<'_>) -> Operator {
         .and_then(|table| table.read("address", address));
     let address = address.unwrap_or_else(|| loopback(9090));
     let rule = "must have 16 characters at least: whoever guesses it makes API keys";
-    let is_long = |secret: &Secret| secret.expose().chars().count() >= 16;
+    let is_long = |secret: &Secret| secret.expose().chars().count() >= LEAST_OPERATOR_TOKEN;
     let token = table.as_ref();
     let token = token.and_then(|table| table.read("token", secret_that(is_long, rule)));
     let is_meant = |table: &Section<'_>| table.or("allow_plaintext", flag, false);
