@@ -132,7 +132,7 @@ fn deployed(name: &str) -> String {
 fn compose() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.yaml");
     let script = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
-    let output = Command::new("python3")
+    let output = Command::new("/usr/bin/python3")
         .args(["-c", script])
         .arg(path)
         .output()
