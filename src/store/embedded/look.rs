@@ -10,7 +10,7 @@ use redb::{Builder, DatabaseError};
 use rustix::fs::{Access, access};
 
 use super::OpenError;
-use super::open::{CACHE_OF_A_GATE, check_magic, check_schema, damaged, told};
+use super::open::{CACHE_OF_A_GATE, check_magic, check_schema, damaged, is_there, told};
 
 /// What a start would find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,19 +30,9 @@ pub fn look(path: &Path) -> Result<StoreLook, OpenError> {
         path: path.to_owned(),
         source,
     };
-    match std::fs::metadata(path) {
-        Ok(facts) if facts.is_dir() => return Err(io(ErrorKind::IsADirectory.into())),
-        Ok(facts) if facts.len() == 0 => {
-            return Err(OpenError::Empty {
-                path: path.to_owned(),
-            });
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            may_be_made(path).map_err(io)?;
-            return Ok(StoreLook::Missing);
-        }
-        Err(error) => return Err(io(error)),
+    if !is_there(path)? {
+        may_be_made(path).map_err(io)?;
+        return Ok(StoreLook::Missing);
     }
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(io)?;

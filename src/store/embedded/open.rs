@@ -89,6 +89,23 @@ pub(super) enum Missing {
     Refuse,
 }
 
+/// Whether there is a file at `path`; a folder or an empty file is none that can be used.
+pub(super) fn is_there(path: &Path) -> Result<bool, OpenError> {
+    let io = |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::metadata(path) {
+        Ok(facts) if facts.is_dir() => Err(io(ErrorKind::IsADirectory.into())),
+        Ok(facts) if facts.len() == 0 => Err(OpenError::Empty {
+            path: path.to_owned(),
+        }),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io(error)),
+    }
+}
+
 pub(super) fn open(
     path: &Path,
     missing: Missing,
@@ -98,23 +115,13 @@ pub(super) fn open(
         path: path.to_owned(),
         source,
     };
-    match std::fs::metadata(path) {
-        Ok(facts) if facts.is_dir() => return Err(io(ErrorKind::IsADirectory.into())),
-        Ok(facts) if facts.len() == 0 => {
-            return Err(OpenError::Empty {
+    if !is_there(path)? {
+        return match missing {
+            Missing::Make => make(path, cache_bytes),
+            Missing::Refuse => Err(OpenError::Gone {
                 path: path.to_owned(),
-            });
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return match missing {
-                Missing::Make => make(path, cache_bytes),
-                Missing::Refuse => Err(OpenError::Gone {
-                    path: path.to_owned(),
-                }),
-            };
-        }
-        Err(error) => return Err(io(error)),
+            }),
+        };
     }
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(io)?;
