@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::judgement::LoginCause;
 use super::keeper::Place;
 use super::lease::Lease;
-use super::pace::share_of_refusals;
+use super::pace::most_for_refusals;
 use super::proof::Obtained;
 use super::renewer::{Due, Renewer};
 use super::session::Session;
@@ -177,7 +177,7 @@ impl Renewer {
         let plan = self.plan();
         let per_hour = match cause {
             LoginCause::Renewal | LoginCause::Unproven => plan.settings.logins_per_hour,
-            LoginCause::Refusal => share_of_refusals(plan.settings.logins_per_hour),
+            LoginCause::Refusal => most_for_refusals(plan.settings.logins_per_hour),
         };
         let pace = (plan.settings.min_login_interval, per_hour);
         match common.shared.login_turn(&self.upstream, known, pace).await {

@@ -47,15 +47,15 @@ impl Budget {
         self.per_hour = per_hour.max(1);
     }
 
-    /// How long until the next login is allowed; None: it is now. Refusals may take half
-    /// of the hour's logins, and one at least.
+    /// How long until the next login is allowed; None: it is now. Refusals leave a quarter
+    /// of the hour's logins to renewals, whoever has taken the rest.
     pub(super) fn wait(&mut self, cause: LoginCause, now: Instant) -> Option<Duration> {
         while self.spent.front().is_some_and(|&at| now - at >= HOUR) {
             self.spent.pop_front();
         }
         let most = match cause {
             LoginCause::Renewal | LoginCause::Unproven => self.per_hour,
-            LoginCause::Refusal => share_of_refusals(self.per_hour),
+            LoginCause::Refusal => most_for_refusals(self.per_hour),
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let interval = self.spent.back().map(|&at| at + self.least);
@@ -76,8 +76,8 @@ impl Budget {
 }
 
 /// Logins within an hour, of `per_hour`, up to which a refusal may cause one more.
-pub(super) fn share_of_refusals(per_hour: u32) -> u32 {
-    (per_hour / 2 + 1).min(per_hour)
+pub(super) fn most_for_refusals(per_hour: u32) -> u32 {
+    (per_hour - per_hour.div_ceil(4)).max(1)
 }
 
 /// The budgets of all logins of this process, by address and user: they outlive reloads,
@@ -155,10 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn refusals_leave_half_of_the_hour_to_renewals() {
+    fn refusals_leave_a_quarter_of_the_hour_to_renewals() {
         let mut budget = Budget::new(Duration::ZERO, 10);
         let now = Instant::now();
-        for _ in 0..6 {
+        for _ in 0..7 {
             assert_eq!(budget.wait(LoginCause::Refusal, now), None);
             budget.spend(now);
         }

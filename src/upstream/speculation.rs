@@ -81,9 +81,12 @@ impl SpeculationPacer {
 
     /// Other settings; what was spent stays spent.
     pub(super) fn resize(&mut self, logins_per_hour: u32, sharers: u32) {
-        self.capacity = (logins_per_hour / 4).clamp(1, 10);
-        let half = Millis::from(logins_per_hour.max(2) / 2);
-        self.refill = (HOUR / half.max(1)).saturating_mul(Millis::from(sharers.max(1)));
+        let sharers = sharers.max(1);
+        let burst = (logins_per_hour / 4).clamp(1, 10);
+        // Both together are half in any hour, so that a spent share is back in parts.
+        let per_hour = (logins_per_hour / 2).saturating_sub(burst).max(1);
+        self.capacity = (burst / sharers).max(1);
+        self.refill = (HOUR / Millis::from(per_hour)).saturating_mul(Millis::from(sharers));
     }
 
     /// How long until such evidence may cause a login; 0: it may now.

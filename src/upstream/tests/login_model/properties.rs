@@ -188,6 +188,37 @@ fn a_revocation_is_healed_in_minutes_though_refusals_have_spent_their_share() {
     assert!(failed.is_empty(), "{failed:?}");
 }
 
+/// An open path accepts dead tokens too, so that not everything is refused. The model found
+/// it: failed logins had taken what refusals may spend, and the gate waited for the renewal.
+#[test]
+fn an_open_path_does_not_hide_that_tokens_are_dead() {
+    let troubles = vec![
+        Trouble::BadTokens {
+            from: 996,
+            to: 2009,
+        },
+        Trouble::LoginAnswers {
+            from: 1361,
+            to: 1655,
+            answer: BadLogin::Garbage,
+        },
+    ];
+    let character = Character {
+        lifetime: 1371,
+        late: [3, 3],
+        login_millis: 174,
+        ..good()
+    };
+    for _ in 0..10 {
+        let (character, troubles) = (character.clone(), troubles.clone());
+        let paths = [0, 1, 2, 3, 4, 5, 6];
+        let (ended, world) = run(character, troubles, &paths, 40, HOUR);
+        holds_the_budget(&world.logins(), 40);
+        let failed = failures(&ended, 0..=1, 2009 + 6 * 60);
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+}
+
 #[test]
 fn a_stray_refusal_of_the_login_ends_by_itself() {
     let answer = BadLogin::WrongPassword;
