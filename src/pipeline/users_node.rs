@@ -164,12 +164,12 @@ impl UsersNode<'_> {
 
     async fn create(&self, body: RequestBody) -> Result<Response<Body>, Rejection> {
         #[derive(Deserialize)]
-        struct Wanted {
+        struct NewUserBody {
             username: Option<String>,
             password: Option<String>,
         }
         let bytes = read(body).await?;
-        let wanted: Wanted = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+        let wanted: NewUserBody = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
         let name = wanted.username.ok_or(Rejection::Missing("username"))?;
         let password = wanted.password.ok_or(Rejection::Missing("password"))?;
         self.users
@@ -198,12 +198,12 @@ impl UsersNode<'_> {
         body: RequestBody,
     ) -> Result<Response<Body>, Rejection> {
         #[derive(Deserialize)]
-        struct Wanted {
+        struct NewPasswordBody {
             password: Option<String>,
         }
         let name = self.own_or_admin(call)?;
         let bytes = read(body).await?;
-        let wanted: Wanted = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+        let wanted: NewPasswordBody = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
         let password = wanted.password.ok_or(Rejection::Missing("password"))?;
         self.set_password(&name, Secret::new(password), ChangedBy::Admin)
             .await?;
