@@ -14,13 +14,13 @@ use tracing::error;
 
 /// Every background task of the program. Clones share one set.
 #[derive(Clone, Debug)]
-pub struct Tasks {
+pub struct TaskSet {
     tracker: TaskTracker,
     runtime: Handle,
     failed: Arc<AtomicUsize>,
 }
 
-impl Tasks {
+impl TaskSet {
     /// Tasks that run on `runtime`.
     pub fn new(runtime: Handle) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl Tasks {
             name,
             failed: Arc::clone(&self.failed),
         };
-        Watched { work, watch }
+        SupervisedTask { work, watch }
     }
 
     /// How many tasks ended by a panic, those apart included.
@@ -85,14 +85,14 @@ impl Tasks {
 pin_project! {
     /// A task's work and the watch over it. Not an async block: that has room for the work
     /// twice, as it came and as it is waited for, and every connection is one.
-    struct Watched<F> {
+    struct SupervisedTask<F> {
         #[pin]
         work: F,
         watch: PanicWatch,
     }
 }
 
-impl<F: Future<Output = ()>> Future for Watched<F> {
+impl<F: Future<Output = ()>> Future for SupervisedTask<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -121,12 +121,12 @@ impl Drop for PanicWatch {
 /// The two ways to stop. `drain`: take nothing new, finish what you have.
 /// `abort`: drop it now. Abort implies drain.
 #[derive(Clone, Debug, Default)]
-pub struct Stop {
+pub struct ShutdownSignal {
     drain: CancellationToken,
     abort: CancellationToken,
 }
 
-impl Stop {
+impl ShutdownSignal {
     pub fn drain(&self) {
         self.drain.cancel();
     }
@@ -165,12 +165,12 @@ pub struct Readiness {
 
 /// Something that must happen before the program is ready; drop it when it has.
 #[derive(Debug)]
-pub struct NotYet(Arc<AtomicUsize>);
+pub struct ReadinessGuard(Arc<AtomicUsize>);
 
 impl Readiness {
-    pub fn not_yet(&self) -> NotYet {
+    pub fn not_yet(&self) -> ReadinessGuard {
         self.pending.fetch_add(1, Ordering::AcqRel);
-        NotYet(Arc::clone(&self.pending))
+        ReadinessGuard(Arc::clone(&self.pending))
     }
 
     pub fn is_ready(&self) -> bool {
@@ -178,7 +178,7 @@ impl Readiness {
     }
 }
 
-impl Drop for NotYet {
+impl Drop for ReadinessGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -190,12 +190,12 @@ mod tests {
 
     #[test]
     fn a_task_has_room_for_its_work_once() {
-        assert!(size_of::<Watched<[u8; 1000]>>() < 1100);
+        assert!(size_of::<SupervisedTask<[u8; 1000]>>() < 1100);
     }
 
     #[tokio::test]
     async fn a_panic_ends_its_task_only_and_is_counted_where_the_program_looks() {
-        let tasks = Tasks::new(Handle::current());
+        let tasks = TaskSet::new(Handle::current());
         let apart = tasks.apart(Handle::current());
         apart.spawn("broken", async { panic!("on purpose") });
         let (sender, receiver) = tokio::sync::oneshot::channel();

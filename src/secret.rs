@@ -49,9 +49,9 @@ impl Eq for Secret {}
 
 /// A secret to look for where it must not be; ready to be looked for often.
 #[derive(Clone)]
-pub struct Needle(Arc<memmem::Finder<'static>>);
+pub struct SecretPattern(Arc<memmem::Finder<'static>>);
 
-impl Needle {
+impl SecretPattern {
     pub fn new(secret: &Secret) -> Self {
         let finder = memmem::Finder::new(secret.expose()).into_owned();
         Self(Arc::new(finder))
@@ -89,7 +89,7 @@ impl Needle {
     }
 }
 
-impl fmt::Debug for Needle {
+impl fmt::Debug for SecretPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 const SHORTEST_DELAY: Duration = Duration::from_millis(20);
 
 /// What can be tried; more of it may come to be known during the race.
-pub trait Candidates<K> {
+pub trait CandidateSource<K> {
     /// The next one that has not been given out.
     fn next(&mut self) -> Option<K>;
 
@@ -27,9 +27,9 @@ pub trait Candidates<K> {
 
 /// Those of a list, in its order.
 #[derive(Debug)]
-pub struct Listed<K>(pub std::vec::IntoIter<K>);
+pub struct CandidateList<K>(pub std::vec::IntoIter<K>);
 
-impl<K: Send> Candidates<K> for Listed<K> {
+impl<K: Send> CandidateSource<K> for CandidateList<K> {
     fn next(&mut self) -> Option<K> {
         self.0.next()
     }
@@ -45,7 +45,7 @@ impl<K: Send> Candidates<K> for Listed<K> {
 
 /// When the next attempt is started.
 #[derive(Clone, Copy, Debug)]
-pub struct Stagger {
+pub struct StaggerDelays {
     /// After the start of the one before.
     pub delay: Duration,
     /// The same when an attempt has said that it is half-way.
@@ -54,7 +54,7 @@ pub struct Stagger {
     pub until: Option<Instant>,
 }
 
-impl Stagger {
+impl StaggerDelays {
     /// With many candidates the delay is shorter, so that all are tried before the end.
     fn delay_with(self, left: usize) -> Duration {
         let Some(until) = self.until else {
@@ -82,7 +82,7 @@ impl HalfWay {
 
 /// The attempt that succeeded.
 #[derive(Debug)]
-pub struct Won<K, T, E> {
+pub struct RaceWon<K, T, E> {
     pub candidate: K,
     pub value: T,
     /// Those that failed before.
@@ -93,23 +93,23 @@ pub struct Won<K, T, E> {
 
 /// A race that nothing won.
 #[derive(Debug)]
-pub struct Lost<K, E> {
+pub struct RaceLost<K, E> {
     pub failed: Vec<(K, E)>,
     /// Those still under way when time was up, and whether they were half-way.
-    pub unfinished: Vec<Unfinished<K>>,
+    pub unfinished: Vec<UnfinishedAttempt<K>>,
     pub is_late: bool,
 }
 
 /// An attempt that had not ended when the race did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unfinished<K> {
+pub struct UnfinishedAttempt<K> {
     pub candidate: K,
     pub is_half_way: bool,
     /// It had the time after which another is started.
     pub had_its_time: bool,
 }
 
-struct Attempt<K, T, E> {
+struct RunningAttempt<K, T, E> {
     candidate: K,
     began: Instant,
     half_way: HalfWay,
@@ -118,15 +118,15 @@ struct Attempt<K, T, E> {
 
 /// Runs the race.
 pub async fn race<K, T, E, F>(
-    candidates: &mut (impl Candidates<K> + Send),
-    stagger: Stagger,
+    candidates: &mut (impl CandidateSource<K> + Send),
+    stagger: StaggerDelays,
     mut attempt: impl FnMut(K, HalfWay) -> F,
-) -> Result<Won<K, T, E>, Lost<K, E>>
+) -> Result<RaceWon<K, T, E>, RaceLost<K, E>>
 where
     K: Copy,
     F: Future<Output = Result<T, E>> + Send + 'static,
 {
-    let mut running: Vec<Attempt<K, T, E>> = Vec::new();
+    let mut running: Vec<RunningAttempt<K, T, E>> = Vec::new();
     let mut failed = Vec::new();
     let mut is_exhausted = false;
     let mut starts_at = Instant::now();
@@ -137,7 +137,7 @@ where
         let is_due = starts_at <= Instant::now();
         if is_due && let Some(candidate) = candidates.next() {
             let half_way = HalfWay::default();
-            running.push(Attempt {
+            running.push(RunningAttempt {
                 candidate,
                 began: Instant::now(),
                 work: Box::pin(attempt(candidate, half_way.clone())),
@@ -169,7 +169,10 @@ where
 }
 
 /// Until when the attempts that are half-way have the field to themselves.
-fn half_way_end<K, T, E>(running: &[Attempt<K, T, E>], stagger: Stagger) -> Option<Instant> {
+fn half_way_end<K, T, E>(
+    running: &[RunningAttempt<K, T, E>],
+    stagger: StaggerDelays,
+) -> Option<Instant> {
     let half_way = running
         .iter()
         .filter(|attempt| attempt.half_way.is_reached());
@@ -185,7 +188,7 @@ async fn until(end: Option<Instant>) {
 }
 
 /// The first of `running` that ends.
-async fn first<K, T, E>(running: &mut [Attempt<K, T, E>]) -> (usize, Result<T, E>) {
+async fn first<K, T, E>(running: &mut [RunningAttempt<K, T, E>]) -> (usize, Result<T, E>) {
     poll_fn(|cx| {
         for (at, attempt) in running.iter_mut().enumerate() {
             if let Poll::Ready(outcome) = attempt.work.as_mut().poll(cx) {
@@ -198,15 +201,15 @@ async fn first<K, T, E>(running: &mut [Attempt<K, T, E>]) -> (usize, Result<T, E
 }
 
 fn won<K: Copy, T, E>(
-    winner: &Attempt<K, T, E>,
+    winner: &RunningAttempt<K, T, E>,
     value: T,
-    running: Vec<Attempt<K, T, E>>,
+    running: Vec<RunningAttempt<K, T, E>>,
     failed: Vec<(K, E)>,
-    stagger: Stagger,
-) -> Won<K, T, E> {
+    stagger: StaggerDelays,
+) -> RaceWon<K, T, E> {
     let began = winner.began;
-    let earlier = |loser: &Attempt<K, T, E>| loser.began + stagger.delay <= began;
-    Won {
+    let earlier = |loser: &RunningAttempt<K, T, E>| loser.began + stagger.delay <= began;
+    RaceWon {
         candidate: winner.candidate,
         value,
         failed,
@@ -219,18 +222,18 @@ fn won<K: Copy, T, E>(
 }
 
 fn lost<K: Copy, T, E>(
-    running: Vec<Attempt<K, T, E>>,
+    running: Vec<RunningAttempt<K, T, E>>,
     failed: Vec<(K, E)>,
-    stagger: Stagger,
+    stagger: StaggerDelays,
     is_late: bool,
-) -> Lost<K, E> {
+) -> RaceLost<K, E> {
     let now = Instant::now();
-    let unfinished = running.into_iter().map(|attempt| Unfinished {
+    let unfinished = running.into_iter().map(|attempt| UnfinishedAttempt {
         candidate: attempt.candidate,
         is_half_way: attempt.half_way.is_reached(),
         had_its_time: attempt.began + stagger.delay <= now,
     });
-    Lost {
+    RaceLost {
         failed,
         unfinished: unfinished.collect(),
         is_late,
@@ -244,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    const STAGGER: Stagger = Stagger {
+    const STAGGER: StaggerDelays = StaggerDelays {
         delay: Duration::from_millis(250),
         delay_half_way: Duration::from_secs(1),
         until: None,
@@ -260,11 +263,11 @@ mod tests {
         Slow(u64, u64),
     }
 
-    type Outcome = Result<Won<usize, Instant, ()>, Lost<usize, ()>>;
+    type Outcome = Result<RaceWon<usize, Instant, ()>, RaceLost<usize, ()>>;
 
-    async fn run(fates: &'static [Fate], stagger: Stagger) -> (Outcome, u128) {
+    async fn run(fates: &'static [Fate], stagger: StaggerDelays) -> (Outcome, u128) {
         let began = Instant::now();
-        let mut candidates = Listed((0..fates.len()).collect::<Vec<_>>().into_iter());
+        let mut candidates = CandidateList((0..fates.len()).collect::<Vec<_>>().into_iter());
         let outcome = race(&mut candidates, stagger, |at, half_way| async move {
             let started = Instant::now();
             match fates[at] {
@@ -328,7 +331,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_end_comes_in_time_and_tells_who_was_asked() {
-        let stagger = Stagger {
+        let stagger = StaggerDelays {
             until: Some(Instant::now() + Duration::from_millis(600)),
             ..STAGGER
         };
@@ -348,7 +351,7 @@ mod tests {
     async fn many_candidates_share_the_time_there_is() {
         let mut fates = vec![Fate::Silent; 19];
         fates.push(Fate::Good(1));
-        let stagger = Stagger {
+        let stagger = StaggerDelays {
             until: Some(Instant::now() + Duration::from_secs(2)),
             ..STAGGER
         };
@@ -360,7 +363,7 @@ mod tests {
     /// Candidates that come to be known during the race.
     struct Late(mpsc::UnboundedReceiver<usize>, Option<usize>);
 
-    impl Candidates<usize> for Late {
+    impl CandidateSource<usize> for Late {
         fn next(&mut self) -> Option<usize> {
             self.1.take().or_else(|| self.0.try_recv().ok())
         }

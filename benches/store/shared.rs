@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate::config::{ServerAddress, SharedStore as Settings};
-use tollgate::lifecycle::{Stop, Tasks};
+use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
 use tollgate::token::{Origin, Token, TokenDigest, TokenStore, Wanted};
@@ -51,7 +51,7 @@ pub(crate) async fn run(folder: &Path) -> String {
     let Some((_server, port, mut info)) = server(folder).await else {
         return "There is no redis-server here.".to_owned();
     };
-    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let (one, other) = (gate(port, &tasks).await, gate(port, &tasks).await);
     let before = (
         number(&mut info, "memory", "used_memory:"),
@@ -87,7 +87,7 @@ pub(crate) async fn run(folder: &Path) -> String {
     )
 }
 
-async fn gate(port: u16, tasks: &Tasks) -> Arc<TokenStore> {
+async fn gate(port: u16, tasks: &TaskSet) -> Arc<TokenStore> {
     let address = ServerAddress {
         host: "127.0.0.1".to_owned(),
         port,
@@ -99,7 +99,10 @@ async fn gate(port: u16, tasks: &Tasks) -> Arc<TokenStore> {
     let metrics = Metrics::new();
     let store = Arc::new(SharedStore::new(settings, Arc::clone(&metrics)));
     let tokens = TokenStore::sharing(&store, tasks, &super::settings(), metrics);
-    store.start((tasks, &Stop::default())).await.unwrap();
+    store
+        .start((tasks, &ShutdownSignal::default()))
+        .await
+        .unwrap();
     tokens
 }
 

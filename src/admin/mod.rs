@@ -30,7 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 
 /// A scraper, an orchestrator, a few people: more is a mistake somewhere.
@@ -118,7 +118,7 @@ impl fmt::Debug for Parts {
 }
 
 /// Answers until told to abort. Draining only makes it not ready.
-pub async fn serve(bound: Bound, desk: Desk, tasks: Tasks, stop: Stop) {
+pub async fn serve(bound: Bound, desk: Desk, tasks: TaskSet, stop: ShutdownSignal) {
     let listener = match TcpListener::from_std(bound.socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -159,7 +159,7 @@ async fn accept(
     Ok((tcp, slot))
 }
 
-async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, desk: Desk, stop: Stop) {
+async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, desk: Desk, stop: ShutdownSignal) {
     let _slot = slot;
     let aborting = stop.clone();
     let peer = tcp.peer_addr().ok();

@@ -7,8 +7,8 @@ use super::*;
 
 struct Operator {
     address: SocketAddr,
-    stop: Stop,
-    tasks: Tasks,
+    stop: ShutdownSignal,
+    tasks: TaskSet,
     is_ready: Arc<AtomicBool>,
     refreshed: Arc<AtomicUsize>,
 }
@@ -17,7 +17,7 @@ impl Operator {
     fn start() -> Self {
         let bound = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address();
-        let (stop, tasks) = (Stop::default(), Tasks::new(Handle::current()));
+        let (stop, tasks) = (ShutdownSignal::default(), TaskSet::new(Handle::current()));
         let is_ready = Arc::new(AtomicBool::new(true));
         let refreshed = Arc::new(AtomicUsize::new(0));
         let (ready, refresh) = (Arc::clone(&is_ready), Arc::clone(&refreshed));

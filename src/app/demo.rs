@@ -5,7 +5,7 @@ use tracing::info;
 use super::Error;
 use crate::config;
 use crate::emulator::{Emulator, Settings, certificates};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 
 /// Makes what is missing in the development folder.
 pub(super) fn make_certificates(settings: &config::Emulator) -> Result<(), Error> {
@@ -18,8 +18,8 @@ pub(super) fn make_certificates(settings: &config::Emulator) -> Result<(), Error
 
 pub(super) async fn start(
     settings: &config::Emulator,
-    tasks: &Tasks,
-    stop: &Stop,
+    tasks: &TaskSet,
+    stop: &ShutdownSignal,
 ) -> Result<Emulator, Error> {
     let settings = Settings::open(settings).map_err(Error::Emulator)?;
     Emulator::start(settings, tasks, stop)

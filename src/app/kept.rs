@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::Error;
 use crate::config::{self, Config, Directory, StorePlace};
 use crate::identity::{FirstAdmin, Hasher, KeyRing, Users};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{Contents, Origin, Seal, SealKey, Store};
@@ -34,8 +34,8 @@ pub(super) struct Kept {
     seal: Option<Arc<Seal>>,
     /// Of a shared store, which its copies must follow before it is connected.
     ring: Option<Arc<KeyRing>>,
-    tasks: Tasks,
-    stop: Stop,
+    tasks: TaskSet,
+    stop: ShutdownSignal,
     /// Ends a start that waits for a disk, or for a shared store.
     quit: CancellationToken,
 }
@@ -43,7 +43,7 @@ pub(super) struct Kept {
 pub(super) async fn open(
     config: &Config,
     seal: Option<Arc<Seal>>,
-    life: (&Tasks, &Stop),
+    life: (&TaskSet, &ShutdownSignal),
     (metrics, quit): (&Arc<Metrics>, &CancellationToken),
 ) -> Result<Kept, Error> {
     let (store, contents) = match &config.store.place {

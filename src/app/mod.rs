@@ -37,7 +37,7 @@ pub use program::serve;
 use crate::admin;
 use crate::config::Config;
 use crate::identity::{FirstAdmin, Keys};
-use crate::lifecycle::{NotYet, Readiness, Stop, Tasks};
+use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskSet};
 use crate::listener::Tls;
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared, keep_probe_tried};
@@ -68,7 +68,7 @@ pub struct Bound {
     gates: Vec<Gate>,
     operator: SocketAddr,
     first_admin: Option<FirstAdmin>,
-    starting: NotYet,
+    starting: ReadinessGuard,
     on_reload: Option<Applied>,
 }
 
@@ -91,10 +91,10 @@ struct Parts {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     /// Of the listeners and workers.
-    edge: Stop,
+    edge: ShutdownSignal,
     /// Of renewers, sweeps and the operator's listener: ends last.
-    control: Stop,
-    tasks: Tasks,
+    control: ShutdownSignal,
+    tasks: TaskSet,
     kept: Kept,
     pending: PendingUpstream,
 }
@@ -124,7 +124,7 @@ pub async fn bind(
     config_file: Option<PathBuf>,
     quit: &CancellationToken,
 ) -> Result<Bound, Error> {
-    let control = Stop::default();
+    let control = ShutdownSignal::default();
     let bound = build((config, config_file), &control, quit).await;
     if bound.is_err() {
         control.abort();
@@ -134,11 +134,11 @@ pub async fn bind(
 
 async fn build(
     (config, config_file): (Arc<Config>, Option<PathBuf>),
-    control: &Stop,
+    control: &ShutdownSignal,
     quit: &CancellationToken,
 ) -> Result<Bound, Error> {
     let metrics = Metrics::new();
-    let tasks = Tasks::new(Handle::current());
+    let tasks = TaskSet::new(Handle::current());
     let readiness = Readiness::default();
     let starting = readiness.not_yet();
 
@@ -180,7 +180,7 @@ async fn build(
         shared,
         metrics,
         readiness,
-        edge: Stop::default(),
+        edge: ShutdownSignal::default(),
         control: control.clone(),
         tasks,
         kept,
@@ -218,7 +218,7 @@ fn first_rules(
 /// The operator is answered from here on: a start can take long.
 fn open_desk(
     config: &Config,
-    (tasks, control): (&Tasks, &Stop),
+    (tasks, control): (&TaskSet, &ShutdownSignal),
     metrics: &Arc<Metrics>,
 ) -> Result<(SocketAddr, admin::Desk), Error> {
     let address = config.operator.address;
@@ -310,7 +310,7 @@ impl Parts {
     }
 }
 
-async fn sweep_limits(shared: Arc<Shared>, stop: Stop) {
+async fn sweep_limits(shared: Arc<Shared>, stop: ShutdownSignal) {
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -334,7 +334,11 @@ fn make_certificates(config: &Config) -> Result<(), Error> {
 }
 
 #[cfg(feature = "emulator")]
-async fn start_emulator(config: &Config, tasks: &Tasks, stop: &Stop) -> Result<(), Error> {
+async fn start_emulator(
+    config: &Config,
+    tasks: &TaskSet,
+    stop: &ShutdownSignal,
+) -> Result<(), Error> {
     if let Some(settings) = &config.emulator {
         demo::start(settings, tasks, stop).await?;
     }
@@ -347,6 +351,6 @@ fn make_certificates(_: &Config) -> Result<(), Error> {
 }
 
 #[cfg(not(feature = "emulator"))]
-async fn start_emulator(_: &Config, _: &Tasks, _: &Stop) -> Result<(), Error> {
+async fn start_emulator(_: &Config, _: &TaskSet, _: &ShutdownSignal) -> Result<(), Error> {
     Ok(())
 }

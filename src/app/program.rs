@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::{Bound, Ending, Error, Steering, banner, bind};
 use crate::config::Loaded;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 
@@ -37,7 +37,7 @@ pub fn serve(path: &Path, loaded: Loaded, logging: &Arc<Logging>) -> Result<Endi
 
 async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<Ending, Error> {
     let steering = Steering::default();
-    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let signals = Signals::open().map_err(Error::Signals)?;
     tasks.spawn("signals", signals.follow(steering.clone()));
     let config = Arc::new(loaded.config);
@@ -148,11 +148,11 @@ pub fn emulate(settings: &crate::config::Emulator) -> Result<(), Error> {
         .build()
         .map_err(Error::Runtime)?;
     runtime.block_on(async {
-        let tasks = Tasks::new(tokio::runtime::Handle::current());
+        let tasks = TaskSet::new(tokio::runtime::Handle::current());
         let steering = Steering::default();
         let signals = Signals::open().map_err(Error::Signals)?;
         tasks.spawn("signals", signals.follow(steering.clone()));
-        let stop = crate::lifecycle::Stop::default();
+        let stop = crate::lifecycle::ShutdownSignal::default();
         super::demo::make_certificates(settings)?;
         let emulator = super::demo::start(settings, &tasks, &stop).await?;
         banner::emulator(settings, &emulator);

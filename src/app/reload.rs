@@ -11,7 +11,7 @@ use super::upstream_change::{PendingUpstream, UpstreamChange};
 use super::worker::Gate;
 use super::{Applied, Error};
 use crate::config::{self, Config};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Shared};
 use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
@@ -22,8 +22,8 @@ pub(super) struct Reload {
     pub(super) shared: Arc<Shared>,
     pub(super) lease_keeper: Option<LeaseKeeper>,
     pub(super) gates: Vec<Gate>,
-    pub(super) tasks: Tasks,
-    pub(super) control: Stop,
+    pub(super) tasks: TaskSet,
+    pub(super) control: ShutdownSignal,
     pub(super) on_reload: Option<Applied>,
     pub(super) pending: PendingUpstream,
 }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::Error;
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::listener::{self, Slots, Tls};
 use crate::metrics::Metrics;
 use crate::pipeline::{Body, Flows, Peer, Pipeline, Rejection, Shared};
@@ -102,7 +102,7 @@ impl Workers {
 pub(super) fn start(
     gates: &[Gate],
     shared: &Arc<Shared>,
-    (tasks, stop): (&Tasks, &Stop),
+    (tasks, stop): (&TaskSet, &ShutdownSignal),
 ) -> Result<Workers, Error> {
     let count = shared.live.load().config.workers;
     let mut ends = Vec::with_capacity(count);
@@ -158,11 +158,16 @@ impl listener::Service for PipelineService {
     }
 }
 
-fn run(runtime: &Runtime, doors: Vec<Door>, shared: Arc<Shared>, (tasks, stop): (Tasks, &Stop)) {
+fn run(
+    runtime: &Runtime,
+    doors: Vec<Door>,
+    shared: Arc<Shared>,
+    (tasks, stop): (TaskSet, &ShutdownSignal),
+) {
     runtime.block_on(async {
         let flows = Flows::default();
         // Its own stop: the watch must outlive the drain, and end with the last exchange.
-        let watching = Stop::default();
+        let watching = ShutdownSignal::default();
         let watch = flows.clone().watch(watching.clone());
         let apart = tasks.apart(runtime.handle().clone());
         apart.spawn("slow answers", watch);

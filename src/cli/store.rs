@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::Error;
 use crate::config::{SharedStore as Place, Store, StorePlace};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{Exporter, Mode, Offline, Tally, TransferError, read_lines};
@@ -82,7 +82,10 @@ fn run_shared(command: &Command, place: &Place, out: &mut impl Write) -> Result<
         .build()
         .map_err(TransferError::Runtime)?;
     runtime.block_on(async {
-        let (tasks, stop) = (Tasks::new(runtime.handle().clone()), Stop::default());
+        let (tasks, stop) = (
+            TaskSet::new(runtime.handle().clone()),
+            ShutdownSignal::default(),
+        );
         let store = Arc::new(SharedStore::new(place.clone(), Metrics::new()));
         let started = store.start((&tasks, &stop)).await;
         started.map_err(TransferError::from)?;

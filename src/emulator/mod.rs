@@ -39,7 +39,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use server::Ears;
 use webapp::Webapp;
 
@@ -81,12 +81,16 @@ pub struct Emulator {
     control_address: SocketAddr,
     authority: String,
     webapp: Arc<Webapp>,
-    stop: Stop,
+    stop: ShutdownSignal,
 }
 
 impl Emulator {
     /// Binds both ports, then answers on them until drain.
-    pub async fn start(settings: Settings, tasks: &Tasks, stop: &Stop) -> Result<Self, Error> {
+    pub async fn start(
+        settings: Settings,
+        tasks: &TaskSet,
+        stop: &ShutdownSignal,
+    ) -> Result<Self, Error> {
         let (tls, authority) = settings.tls.accept()?;
         let (listener, address) = bind(settings.address).await?;
         let (control, control_address) = bind(settings.control).await?;

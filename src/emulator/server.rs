@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use super::control;
 use super::counts::add;
 use super::webapp::Webapp;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADER: Duration = Duration::from_secs(60);
@@ -29,8 +29,8 @@ const CONNECTIONS: usize = 10_000;
 pub(super) struct Ears {
     pub webapp: Arc<Webapp>,
     pub tls: Option<TlsAcceptor>,
-    pub tasks: Tasks,
-    pub stop: Stop,
+    pub tasks: TaskSet,
+    pub stop: ShutdownSignal,
 }
 
 /// Serves the Webapp's protocol until drain.
@@ -86,7 +86,7 @@ pub(super) async fn listen_for_control(listener: TcpListener, ears: Ears) {
     }
 }
 
-async fn accept(listener: &TcpListener, stop: &Stop) -> Option<TcpStream> {
+async fn accept(listener: &TcpListener, stop: &ShutdownSignal) -> Option<TcpStream> {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {

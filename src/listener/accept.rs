@@ -30,7 +30,7 @@ use super::watch::{End, Watch};
 use super::wire::HeadLimits;
 use crate::causes::causes;
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::{ConnectionEnd, Gauged, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
@@ -46,8 +46,8 @@ pub struct Parts<S> {
     pub tls: Option<Arc<Tls>>,
     pub service: S,
     /// On the worker's own runtime.
-    pub tasks: Tasks,
-    pub stop: Stop,
+    pub tasks: TaskSet,
+    pub stop: ShutdownSignal,
     pub metrics: Arc<Metrics>,
     /// One for the listener, shared by all workers.
     pub slots: Arc<Slots>,

@@ -16,7 +16,7 @@ use super::stream::{Socket, Stream};
 use super::streams::{Begun, Together};
 use super::watch::{End, Turn, Watch};
 use crate::config;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::pipeline::Rejection;
 
 /// An HTTP/1 answer waits in here for the peer; also the smallest read buffer.
@@ -114,7 +114,7 @@ pub(super) async fn http2<S: Service, T: Socket>(
     stream: Stream<T>,
     entry: Arc<Entry<S>>,
     settings: &config::Listener,
-    (watch, tasks): (&Watch, Tasks),
+    (watch, tasks): (&Watch, TaskSet),
 ) -> End {
     // Twice what is taken: h2 would refuse the rest with a bare 431, so that a client that
     // goes over the limit mostly gets the gate's own.

@@ -17,7 +17,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use super::activity::{Activity, Exchange};
 use super::continues::{Continues, Expectation, expects_continue};
 use super::wire::HeadLimits;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::pipeline::{ClientBody, Peer, Rejection};
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
@@ -46,7 +46,7 @@ pub(super) struct Entry<S> {
     pub(super) activity: Arc<Activity>,
     pub(super) limits: HeadLimits,
     /// On the runtime of the connection.
-    pub(super) tasks: Tasks,
+    pub(super) tasks: TaskSet,
     /// Of an HTTP/2 connection.
     pub(super) continues: Option<Arc<Continues>>,
 }

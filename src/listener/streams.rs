@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 
 /// How often streams and connection may set each other going in one turn. They do without
 /// end when tokio wants the task to give way; then the runtime must have its turn.
@@ -24,7 +24,7 @@ type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Clone)]
 pub(super) struct Begun {
     streams: Arc<Mutex<VecDeque<Work>>>,
-    tasks: Tasks,
+    tasks: TaskSet,
 }
 
 pin_project! {
@@ -72,7 +72,7 @@ struct Rung {
 }
 
 impl Begun {
-    pub(super) fn new(tasks: Tasks) -> Self {
+    pub(super) fn new(tasks: TaskSet) -> Self {
         Self {
             streams: Arc::default(),
             tasks,
@@ -299,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_one_stream_only_and_is_counted() {
-        let tasks = Tasks::new(Handle::current());
+        let tasks = TaskSet::new(Handle::current());
         let (begun, done) = (Begun::new(tasks.clone()), Arc::new(AtomicUsize::new(0)));
         let tell = Arc::clone(&done);
         let streams: Vec<Work> = vec![
@@ -315,7 +315,7 @@ mod tests {
 
     #[tokio::test]
     async fn streams_and_connection_that_always_ring_leave_others_their_turn() {
-        let begun = Begun::new(Tasks::new(Handle::current()));
+        let begun = Begun::new(TaskSet::new(Handle::current()));
         let (turns, most) = (Arc::new(AtomicUsize::new(0)), 100);
         let seen = Arc::clone(&turns);
         let restless = poll_fn(|cx| {
@@ -336,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn no_ring_from_another_thread_is_lost_and_a_place_is_used_again() {
         const RINGS: usize = 20_000;
-        let begun = Begun::new(Tasks::new(Handle::current()));
+        let begun = Begun::new(TaskSet::new(Handle::current()));
         let (send, mut receive) = unbounded_channel();
         let (tell, told) = tokio::sync::oneshot::channel();
         let late = Arc::new(Mutex::new(None));

@@ -19,7 +19,7 @@ use super::names::Names;
 use super::pairs::{self, Fingerprint, Pair, Text};
 use crate::clock;
 use crate::config;
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{Metrics, Reload};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -119,7 +119,7 @@ impl Tls {
 
     /// Looks at the files each second, and at once after `hup`, until told to stop.
     /// Content is compared, not times: a link that is switched is a change too.
-    pub async fn watch(self: Arc<Self>, stop: Stop, hup: Arc<Notify>) {
+    pub async fn watch(self: Arc<Self>, stop: ShutdownSignal, hup: Arc<Notify>) {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut last_seen = None;

@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::activity::{Activity, Overdue, Timeouts};
 use super::stream::Socket;
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 
 /// A connection that was opened just before the drain may still send its request.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) enum Turn {
 pub(super) struct Watch {
     pub(super) activity: Arc<Activity>,
     pub(super) timeouts: Timeouts,
-    pub(super) stop: Stop,
+    pub(super) stop: ShutdownSignal,
     pub(super) may_rest: bool,
 }
 

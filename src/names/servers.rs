@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::resolv_conf::ResolvConf;
-use crate::staggered::{Listed, Stagger, race};
+use crate::staggered::{CandidateList, StaggerDelays, race};
 
 /// How long one server may be silent before the next is asked too.
 const SILENCE: Duration = Duration::from_millis(250);
@@ -60,12 +60,12 @@ impl NameServers {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let mut order: Vec<usize> = (0..self.servers.len()).collect();
         order.sort_by_key(|&at| at != preferred);
-        let stagger = Stagger {
+        let stagger = StaggerDelays {
             delay: SILENCE,
             delay_half_way: SILENCE,
             until: None,
         };
-        let mut order = Listed(order.into_iter());
+        let mut order = CandidateList(order.into_iter());
         let won = race(&mut order, stagger, |at, _| {
             let (servers, name) = (Arc::clone(&self.servers), name.clone());
             async move { ask(&servers[at], name, kind).await }

@@ -18,7 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 
 /// As long as an HTTP/1 connection lingers.
 const LINGER: Duration = Duration::from_secs(2);
@@ -33,12 +33,12 @@ pub struct ClientBody {
     /// None once it was given up.
     incoming: Option<Incoming>,
     /// Where what is left is read; None: nowhere.
-    tasks: Option<Arc<Tasks>>,
+    tasks: Option<Arc<TaskSet>>,
 }
 
 impl ClientBody {
     /// `tasks` run on the connection's runtime.
-    pub fn new(incoming: Incoming, version: Version, tasks: &Arc<Tasks>) -> Self {
+    pub fn new(incoming: Incoming, version: Version, tasks: &Arc<TaskSet>) -> Self {
         // Most requests have no body, and those of HTTP/1 need nothing.
         let lingers = version == Version::HTTP_2 && !incoming.is_end_stream();
         Self {

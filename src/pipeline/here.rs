@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::request_body::RequestBody;
 use super::{Live, Shared};
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::logging::Lines;
 use crate::metrics::{Metrics, RouteCounts};
 use crate::upstream::Connections;
@@ -26,7 +26,7 @@ pub(super) struct Here {
 }
 
 impl Here {
-    fn first(shared: &Shared, tasks: &Tasks) -> Arc<Self> {
+    fn first(shared: &Shared, tasks: &TaskSet) -> Arc<Self> {
         let live = shared.live.load_full();
         Arc::new(Self {
             connections: connections(&live, tasks, &shared.metrics),
@@ -40,7 +40,7 @@ impl Here {
 
     /// The same with other rules. If they name another upstream, requests under way
     /// keep the connections they have.
-    fn next(&self, live: Arc<Live>, tasks: &Tasks) -> Arc<Self> {
+    fn next(&self, live: Arc<Live>, tasks: &TaskSet) -> Arc<Self> {
         let is_same = Arc::ptr_eq(&live.upstream, &self.live.upstream);
         Arc::new(Self {
             connections: match is_same {
@@ -58,7 +58,7 @@ impl Here {
 
 fn connections(
     live: &Live,
-    tasks: &Tasks,
+    tasks: &TaskSet,
     metrics: &Arc<Metrics>,
 ) -> Arc<Connections<RequestBody>> {
     let upstream = Arc::clone(&live.upstream);
@@ -74,11 +74,11 @@ fn connections(
 pub(super) struct Newest(Mutex<Arc<Here>>);
 
 impl Newest {
-    pub(super) fn new(shared: &Shared, tasks: &Tasks) -> Self {
+    pub(super) fn new(shared: &Shared, tasks: &TaskSet) -> Self {
         Self(Mutex::new(Here::first(shared, tasks)))
     }
 
-    pub(super) fn view(&self, shared: &Shared, tasks: &Tasks) -> Arc<Here> {
+    pub(super) fn view(&self, shared: &Shared, tasks: &TaskSet) -> Arc<Here> {
         let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let live = shared.live.load();
         if !Arc::ptr_eq(&live, &here.live) {

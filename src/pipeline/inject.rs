@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, Uri};
 use super::headers::{self, Said, UpwardFraming};
 use super::request_body::{BodyHandle, RequestBody};
 use crate::metrics::Injected;
-use crate::secret::{Needle, Secret};
+use crate::secret::{Secret, SecretPattern};
 use crate::upstream::{Lease, PathKey, Session};
 
 /// What goes up in place of the client's credential.
@@ -54,7 +54,7 @@ impl Carried {
     }
 
     /// What must not come down again.
-    pub(super) fn needle(&self) -> Option<&Needle> {
+    pub(super) fn needle(&self) -> Option<&SecretPattern> {
         match self {
             Self::Session(lease) | Self::ApiKey(lease) => Some(lease.needle()),
             Self::Client(_) | Self::Nothing => None,

@@ -68,7 +68,7 @@ pub use unknown::{Questions, keep_probe_tried};
 
 use crate::config::{self, Config, Route, Target, UsersCall};
 use crate::identity::{Client, KeyRing, Keys, Users};
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
 use crate::token::{TokenDigest, TokenStore};
@@ -135,12 +135,12 @@ pub struct Pipeline {
     shared: Arc<Shared>,
     newest: Newest,
     flows: Flows,
-    tasks: Arc<Tasks>,
+    tasks: Arc<TaskSet>,
 }
 
 impl Pipeline {
     /// `tasks` run on this worker's runtime.
-    pub fn new(shared: Arc<Shared>, tasks: Tasks, flows: Flows) -> Self {
+    pub fn new(shared: Arc<Shared>, tasks: TaskSet, flows: Flows) -> Self {
         Self {
             newest: Newest::new(&shared, &tasks),
             shared,

@@ -3,10 +3,10 @@
 
 use bytes::Bytes;
 
-use crate::secret::Needle;
+use crate::secret::SecretPattern;
 
 /// `piece` with each occurrence of the secret overwritten, its length unchanged.
-pub(super) fn scrub(piece: Bytes, needle: &Needle) -> Bytes {
+pub(super) fn scrub(piece: Bytes, needle: &SecretPattern) -> Bytes {
     needle.blotted_out(&piece).map_or(piece, Bytes::from)
 }
 
@@ -20,7 +20,7 @@ const MOST_RELEASED: usize = 7;
 /// after it all the same, that rest is overwritten.
 #[derive(Debug)]
 pub(super) struct Scrubber {
-    needle: Needle,
+    needle: SecretPattern,
     /// How much of the body is still searched.
     left: usize,
     /// With so many bytes of the secret's beginning ends what has come.
@@ -31,7 +31,7 @@ pub(super) struct Scrubber {
 
 impl Scrubber {
     /// Searches the first `reach` bytes.
-    pub(super) fn new(needle: Needle, reach: usize) -> Self {
+    pub(super) fn new(needle: SecretPattern, reach: usize) -> Self {
         Self {
             needle,
             left: reach,
@@ -84,7 +84,7 @@ impl Scrubber {
         held
     }
 
-    pub(super) fn needle(&self) -> &Needle {
+    pub(super) fn needle(&self) -> &SecretPattern {
         &self.needle
     }
 
@@ -119,8 +119,8 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    fn needle(text: &str) -> Needle {
-        Needle::new(&Secret::new(text))
+    fn needle(text: &str) -> SecretPattern {
+        SecretPattern::new(&Secret::new(text))
     }
 
     const REACH: usize = 1 << 16;

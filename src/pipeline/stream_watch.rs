@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::streaming::{Cell, Cut, Flow, lock};
 use super::upload::Upload;
 use super::upstream_turn::{LOOK_EVERY, SetAside};
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 
 /// All streams of one worker that are watched.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +81,7 @@ impl Flows {
     }
 
     /// Looks until the program aborts: what streams during a drain is timed too.
-    pub async fn watch(self, stop: Stop) {
+    pub async fn watch(self, stop: ShutdownSignal) {
         loop {
             let has_streams = self.look();
             tokio::select! {

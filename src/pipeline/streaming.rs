@@ -18,7 +18,7 @@ use super::pace::{Debtor, Pace, PaceRules};
 use super::scrub::Scrubber;
 use super::stream_watch::Flows;
 use super::upstream_turn::{AnswerTurn, ClientLag, SetAside};
-use crate::secret::Needle;
+use crate::secret::SecretPattern;
 use crate::upstream::AnswerBody;
 
 /// How much of a body of unknown length is searched for the injected secret.
@@ -114,7 +114,7 @@ impl Streaming {
         arriving: ArrivingBody,
         turn: AnswerTurn,
         rules: PaceRules,
-        scrub: Option<Needle>,
+        scrub: Option<SecretPattern>,
         flows: &Flows,
     ) -> Self {
         let cell = Arc::new(Mutex::new(Flow {

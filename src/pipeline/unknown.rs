@@ -19,7 +19,7 @@ use super::inject::Carried;
 use super::reject::Rejection;
 use super::{Live, Shared};
 use crate::clock::{self, Deadline, LogThrottle};
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{Label as _, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Grant, Origin, TokenDigest, TokenStore, Wanted};
@@ -230,7 +230,7 @@ impl Claims {
 
 /// Tries the probe where unknown tokens are asked about: at the start, after a reload, and
 /// again when it is due, so that requests seldom wait for it and the operator sees the outcome.
-pub async fn keep_probe_tried(shared: Arc<Shared>, stop: Stop) {
+pub async fn keep_probe_tried(shared: Arc<Shared>, stop: ShutdownSignal) {
     let mut tick = interval(TRIED_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {

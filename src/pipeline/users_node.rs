@@ -203,7 +203,8 @@ impl UsersNode<'_> {
         }
         let name = self.own_or_admin(call)?;
         let bytes = read(body).await?;
-        let wanted: NewPasswordBody = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+        let wanted: NewPasswordBody =
+            serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
         let password = wanted.password.ok_or(Rejection::Missing("password"))?;
         self.set_password(&name, Secret::new(password), ChangedBy::Admin)
             .await?;

@@ -18,7 +18,7 @@ use super::ends::Ends;
 use super::memory::{Found, Memory};
 use super::{Ending, Grant, InsertRefused, TokenDigest, Wanted};
 use crate::clock::Deadline;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::metrics::{Metrics, StoreAnswer};
 use crate::store::Unavailable;
 use crate::store::shared::{End, SharedGrant, SharedStore};
@@ -44,7 +44,7 @@ pub(super) struct Front {
     pub(super) round: AtomicUsize,
     /// Tokens that were looked up again in a later round than the first.
     confirmed: DashMap<TokenDigest, usize>,
-    tasks: Tasks,
+    tasks: TaskSet,
     metrics: Arc<Metrics>,
 }
 
@@ -66,7 +66,7 @@ impl Front {
     pub(super) fn new(
         shared: &Arc<SharedStore>,
         memory: Arc<Memory>,
-        tasks: Tasks,
+        tasks: TaskSet,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let front = Arc::new(Self {

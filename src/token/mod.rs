@@ -36,7 +36,7 @@ use sha2::{Digest as _, Sha256};
 use crate::clock::Deadline;
 use crate::config;
 use crate::identity::random_text;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::metrics::{Metrics, TokenEvent};
 use crate::secret::Secret;
 use crate::store::shared::{Revision, SharedStore};
@@ -192,7 +192,7 @@ impl TokenStore {
     /// Tokens of a store that other gates share; looked up as they are needed, by `tasks`.
     pub fn sharing(
         shared: &Arc<SharedStore>,
-        tasks: &Tasks,
+        tasks: &TaskSet,
         settings: &config::Users,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {

@@ -11,7 +11,7 @@ use super::TokenStore;
 use super::due::{Hint, Second};
 use super::holders::{Lot, SHARDS, Shard};
 use super::memory::{Doubtful, JUMP_MILLIS, Memory};
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -183,7 +183,7 @@ impl Memory {
 }
 
 /// Sweeps every second until drain.
-pub async fn sweep_loop(store: Arc<TokenStore>, stop: Stop) {
+pub async fn sweep_loop(store: Arc<TokenStore>, stop: ShutdownSignal) {
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {

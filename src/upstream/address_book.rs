@@ -12,9 +12,9 @@ use tracing::{info, warn};
 
 use super::address_memory::AddressMemory;
 use crate::causes::chain;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::names::{FoundAddresses, LONGEST_STALE, NameError, Names, RESOLUTION_DELAY};
-use crate::staggered::Candidates;
+use crate::staggered::CandidateSource;
 
 /// A name that is not there yet is asked for again after this, whatever the zone says:
 /// an upstream that starts late must be found. The same after a failure to connect.
@@ -36,8 +36,8 @@ pub(super) struct AddressBook(Arc<Shared>);
 struct Shared {
     host: String,
     names: Names,
-    tasks: Tasks,
-    stop: Stop,
+    tasks: TaskSet,
+    stop: ShutdownSignal,
     state: Mutex<State>,
 }
 
@@ -84,7 +84,7 @@ impl LookUp {
 }
 
 impl AddressBook {
-    pub(super) fn new(host: &str, names: Names, tasks: &Tasks, stop: &Stop) -> Self {
+    pub(super) fn new(host: &str, names: Names, tasks: &TaskSet, stop: &ShutdownSignal) -> Self {
         Self(Arc::new(Shared {
             host: host.to_owned(),
             names,
@@ -210,7 +210,7 @@ impl AddressBook {
     }
 }
 
-async fn look_up_limit(stop: &Stop) {
+async fn look_up_limit(stop: &ShutdownSignal) {
     let asked_to_stop = async {
         stop.draining().await;
         sleep(LOOK_UP_LIMIT_AT_STOP).await;
@@ -275,7 +275,7 @@ impl Addresses<'_> {
     }
 }
 
-impl Candidates<IpAddr> for Addresses<'_> {
+impl CandidateSource<IpAddr> for Addresses<'_> {
     fn next(&mut self) -> Option<IpAddr> {
         let (known, _) = self.now_known();
         let fresh = |ip: &IpAddr| !self.given.contains(ip);

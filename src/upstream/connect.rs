@@ -19,7 +19,7 @@ use super::handshake::HandshakeError;
 use super::link::{Link, Wire};
 use super::trust::Tls;
 use crate::names::NameError;
-use crate::staggered::{HalfWay, Lost, Stagger, Unfinished, race};
+use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
 
 /// When the next address is tried (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -123,7 +123,7 @@ impl Dialer {
 
     async fn race(&self, until: Instant) -> Result<Link, DialError> {
         let mut addresses = self.book.addresses(&self.memory);
-        let stagger = Stagger {
+        let stagger = StaggerDelays {
             delay: ATTEMPT_DELAY,
             delay_half_way: HANDSHAKE_DELAY,
             until: Some(until),
@@ -168,7 +168,11 @@ impl Dialer {
         }
     }
 
-    fn failure(&self, lost: Lost<IpAddr, AttemptError>, addresses: &Addresses<'_>) -> DialError {
+    fn failure(
+        &self,
+        lost: RaceLost<IpAddr, AttemptError>,
+        addresses: &Addresses<'_>,
+    ) -> DialError {
         let host = || self.book.host().to_owned();
         let at = |ip| SocketAddr::new(ip, self.port);
         let failed = lost.failed.iter().filter(|(_, failure)| !failure.is_ours());
@@ -195,7 +199,7 @@ impl Dialer {
                 source,
             },
             _ if is_late => {
-                let handshakes = |one: &&Unfinished<IpAddr>| one.is_half_way;
+                let handshakes = |one: &&UnfinishedAttempt<IpAddr>| one.is_half_way;
                 let handshake = lost.unfinished.iter().find(handshakes);
                 let waiting = match (handshake, lost.unfinished.first()) {
                     (Some(one), _) => WaitingFor::Handshake {

@@ -23,7 +23,7 @@ use super::connect::DialError;
 use super::framing::{FramingError, reframe};
 use super::held::{Answer, Held, Patience};
 use super::pool::Pool;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::metrics::{Connect, Gauged, Metrics};
 
 type Cause = Box<dyn Error + Send + Sync>;
@@ -34,7 +34,7 @@ type Cause = Box<dyn Error + Send + Sync>;
 pub struct Connections<B> {
     upstream: Arc<Upstream>,
     /// On the worker's own runtime.
-    tasks: Tasks,
+    tasks: TaskSet,
     metrics: Arc<Metrics>,
     pub(super) pool: Arc<Pool<B>>,
 }
@@ -71,7 +71,7 @@ where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<Cause>,
 {
-    pub fn new(upstream: Arc<Upstream>, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+    pub fn new(upstream: Arc<Upstream>, tasks: TaskSet, metrics: Arc<Metrics>) -> Self {
         let pool = Pool::new(upstream.idle_timeout, &tasks);
         Self {
             upstream,

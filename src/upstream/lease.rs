@@ -3,7 +3,7 @@
 use http::{HeaderName, HeaderValue};
 
 use crate::clock::Deadline;
-use crate::secret::{Needle, Secret};
+use crate::secret::{Secret, SecretPattern};
 
 /// The upstream's token, borrowed for one request.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct Lease {
     /// Marked sensitive: their `Debug` is blank.
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) secret: Secret,
-    needle: Needle,
+    needle: SecretPattern,
 }
 
 impl Lease {
@@ -31,7 +31,7 @@ impl Lease {
             shared: None,
             ends,
             headers,
-            needle: Needle::new(&secret),
+            needle: SecretPattern::new(&secret),
             secret,
         }
     }
@@ -50,7 +50,7 @@ impl Lease {
     }
 
     /// The bare token, for whoever must see that it does not come back down.
-    pub fn needle(&self) -> &Needle {
+    pub fn needle(&self) -> &SecretPattern {
         &self.needle
     }
 

@@ -13,7 +13,7 @@ use super::pace::LoginBudgets;
 use super::renewer::Renewer;
 use super::session::Session;
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 
 /// A running login; ends when the last upstream that uses it is dropped or retired.
@@ -23,13 +23,13 @@ pub(super) struct LoginTask {
     identity: String,
     plan: watch::Sender<Arc<LoginPlan>>,
     budgets: Arc<LoginBudgets>,
-    stop: Stop,
+    stop: ShutdownSignal,
 }
 
 /// What a new login task needs besides its plan.
 pub(super) struct LoginScope<'a> {
-    pub(super) tasks: &'a Tasks,
-    pub(super) stop: Stop,
+    pub(super) tasks: &'a TaskSet,
+    pub(super) stop: ShutdownSignal,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) keeper: Option<LeaseKeeper>,
 }

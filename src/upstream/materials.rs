@@ -13,7 +13,7 @@ use super::lease::Lease;
 use super::trust::{Tls, TrustError};
 use super::{BadApiKey, Error};
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::names::Names;
 
 /// An upstream's address, trust and API key, read and found good.
@@ -44,8 +44,8 @@ impl UpstreamMaterials {
     pub(super) fn dialer(
         &mut self,
         settings: &config::Upstream,
-        tasks: &Tasks,
-        stop: &Stop,
+        tasks: &TaskSet,
+        stop: &ShutdownSignal,
     ) -> Dialer {
         Dialer {
             port: settings.base.port,

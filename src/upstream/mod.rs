@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{self, BaseAddress};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::shares::ShareKey;
 
@@ -148,15 +148,15 @@ pub struct Upstream {
     api_key: UpstreamApiKey,
     permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
-    stop: Stop,
+    stop: ShutdownSignal,
 }
 
 impl Upstream {
     /// Reads what trust and API key need, and starts the renewer if there is a login.
     pub fn open(
         settings: &config::Upstream,
-        tasks: &Tasks,
-        stop: &Stop,
+        tasks: &TaskSet,
+        stop: &ShutdownSignal,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
         UpstreamOpening::new(settings, tasks, stop, metrics).open()
@@ -313,7 +313,7 @@ impl Drop for Upstream {
 }
 
 /// Reads files again that may have changed, until drain or until the upstream is gone.
-async fn watch(upstream: Weak<Upstream>, stop: Stop) {
+async fn watch(upstream: Weak<Upstream>, stop: ShutdownSignal) {
     let mut tick = interval(FILE_POLL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut was_good = true;

@@ -12,7 +12,7 @@ use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::{Error, Upstream};
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::via::GatewayVia;
 
@@ -21,8 +21,8 @@ use crate::via::GatewayVia;
 pub struct UpstreamOpening<'a> {
     pub(super) settings: &'a config::Upstream,
     pub(super) description: LoginDescription,
-    pub(super) tasks: &'a Tasks,
-    pub(super) stop: &'a Stop,
+    pub(super) tasks: &'a TaskSet,
+    pub(super) stop: &'a ShutdownSignal,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) keeper: Option<LeaseKeeper>,
     pub(super) before: Option<&'a Upstream>,
@@ -33,8 +33,8 @@ pub struct UpstreamOpening<'a> {
 impl<'a> UpstreamOpening<'a> {
     pub fn new(
         settings: &'a config::Upstream,
-        tasks: &'a Tasks,
-        stop: &'a Stop,
+        tasks: &'a TaskSet,
+        stop: &'a ShutdownSignal,
         metrics: &'a Arc<Metrics>,
     ) -> Self {
         Self {

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::held::Held;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 
 /// Idle connections. Its lock is never contended: one worker uses it.
 pub(super) struct Pool<B> {
@@ -25,7 +25,7 @@ struct Idle<B> {
 }
 
 impl<B: Send + Sync + 'static> Pool<B> {
-    pub(super) fn new(idle_timeout: Duration, tasks: &Tasks) -> Arc<Self> {
+    pub(super) fn new(idle_timeout: Duration, tasks: &TaskSet) -> Arc<Self> {
         let (gone, is_gone) = oneshot::channel();
         let pool = Arc::new(Self {
             idle: Mutex::default(),

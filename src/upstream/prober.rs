@@ -12,7 +12,7 @@ use tracing::debug;
 use super::breaker::Asker;
 use super::own_requests::{CallError, OwnRequests};
 use crate::causes::chain;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::{Metrics, ProbeOutcome};
 
 /// For a connection, and for the answer: an upstream that takes longer over a question this
@@ -26,16 +26,16 @@ const AT_ONCE: usize = 6;
 #[derive(Debug)]
 pub(super) struct UpstreamProber {
     own: Arc<OwnRequests>,
-    tasks: Tasks,
+    tasks: TaskSet,
     metrics: Arc<Metrics>,
-    stop: Stop,
+    stop: ShutdownSignal,
 }
 
 impl UpstreamProber {
     pub(super) fn new(
         own: &Arc<OwnRequests>,
-        tasks: &Tasks,
-        stop: &Stop,
+        tasks: &TaskSet,
+        stop: &ShutdownSignal,
         metrics: &Arc<Metrics>,
     ) -> Self {
         Self {

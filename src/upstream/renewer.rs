@@ -23,7 +23,7 @@ use super::status::{Phase, Why};
 use super::sync::lock;
 use crate::causes::chain;
 use crate::clock::Deadline;
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{LoginOutcome, Metrics};
 use crate::secret::Secret;
 
@@ -57,7 +57,7 @@ pub(super) struct Renewer {
     /// The login of all gates; None: this gate logs in for itself.
     pub(super) common: Option<Common>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) stop: Stop,
+    pub(super) stop: ShutdownSignal,
 }
 
 /// What a renewal is reckoned from, so that it can be reckoned again after a reload.

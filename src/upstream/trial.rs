@@ -14,7 +14,7 @@ use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret;
 use crate::via::GatewayVia;
@@ -40,8 +40,8 @@ impl UpstreamTrial {
     pub fn new(
         settings: &config::Upstream,
         mut materials: UpstreamMaterials,
-        tasks: &Tasks,
-        stop: &Stop,
+        tasks: &TaskSet,
+        stop: &ShutdownSignal,
         metrics: &Arc<Metrics>,
     ) -> Self {
         let dialer = Arc::new(materials.dialer(settings, tasks, stop));

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::{Config, Difference, KeyLines, Problems, load};
 use crate::causes::chain;
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{Metrics, Reload};
 
 /// Between two looks at the file. Content decides, not its time stamp: mounted
@@ -103,8 +103,12 @@ impl Watcher {
 
     /// Runs until drain. `apply` puts a checked configuration to use, whole or not
     /// at all; when it fails, `current` stays what later files are compared with.
-    pub async fn run<A, F, E>(mut self, mut current: Arc<Config>, stop: Stop, mut apply: A)
-    where
+    pub async fn run<A, F, E>(
+        mut self,
+        mut current: Arc<Config>,
+        stop: ShutdownSignal,
+        mut apply: A,
+    ) where
         A: FnMut(Arc<Config>) -> F,
         F: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,

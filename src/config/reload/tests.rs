@@ -19,7 +19,7 @@ struct Watched {
     folder: PathBuf,
     metrics: Arc<Metrics>,
     reloader: Reloader,
-    stop: Stop,
+    stop: ShutdownSignal,
     applied: mpsc::UnboundedReceiver<Arc<Config>>,
     end: tokio::task::JoinHandle<()>,
 }
@@ -37,7 +37,7 @@ impl Watched {
         let current = Arc::new(load(&path).unwrap().config);
         let metrics = Metrics::new();
         let (reloader, requests) = reloader();
-        let stop = Stop::default();
+        let stop = ShutdownSignal::default();
         let mut watcher = Watcher::new(path, Arc::clone(&metrics), requests);
         watcher.every = every;
         let (tell, applied) = mpsc::unbounded_channel();

@@ -73,8 +73,8 @@ async fn the_emulator_runs_on_what_was_made() {
         folder: place.path().to_owned(),
         token_lifetime: any.token_lifetime,
     });
-    let tasks = Tasks::new(Handle::current());
-    let stop = Stop::default();
+    let tasks = TaskSet::new(Handle::current());
+    let stop = ShutdownSignal::default();
     let emulator = Emulator::start(settings.unwrap(), &tasks, &stop);
     let emulator = emulator.await.unwrap();
     let page = page_over_tls(&emulator, "localhost").await;

@@ -21,15 +21,15 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 use super::{Emulator, Settings, Tls};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::secret::Secret;
 use crate::webapp::Basic;
 
 /// A pretend Webapp and one client of it.
 struct Bench {
     emulator: Emulator,
-    tasks: Tasks,
-    stop: Stop,
+    tasks: TaskSet,
+    stop: ShutdownSignal,
 }
 
 struct Answer {
@@ -65,8 +65,8 @@ impl Bench {
     }
 
     async fn with(settings: Settings) -> Self {
-        let tasks = Tasks::new(Handle::current());
-        let stop = Stop::default();
+        let tasks = TaskSet::new(Handle::current());
+        let stop = ShutdownSignal::default();
         let settings = Settings {
             tls: Tls::Plain,
             ..settings
@@ -126,7 +126,7 @@ fn request(method: &str, path: &str, credential: &str, body: &str) -> Request<Fu
 }
 
 async fn exchange(
-    tasks: &Tasks,
+    tasks: &TaskSet,
     address: std::net::SocketAddr,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, String> {

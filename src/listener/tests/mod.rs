@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::{ConnectionEnd, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
@@ -50,8 +50,8 @@ fn settings() -> config::Listener {
 /// A running listener with two workers.
 struct Gate {
     address: SocketAddr,
-    stop: Stop,
-    tasks: Tasks,
+    stop: ShutdownSignal,
+    tasks: TaskSet,
     metrics: Arc<Metrics>,
     slots: Arc<Slots>,
     tls: Option<Arc<Tls>>,
@@ -67,8 +67,8 @@ impl Gate {
         let tls = tls.map(|tls| Tls::open(tls, &metrics).unwrap());
         let gate = Self {
             address: bound.address(),
-            stop: Stop::default(),
-            tasks: Tasks::new(Handle::current()),
+            stop: ShutdownSignal::default(),
+            tasks: TaskSet::new(Handle::current()),
             slots: Slots::new(settings.max_connections),
             metrics,
             tls,
@@ -174,7 +174,7 @@ async fn answer(
 
 fn tunnel(request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
     let upgrade = hyper::upgrade::on(request);
-    Tasks::new(Handle::current()).spawn("tunnel", async {
+    TaskSet::new(Handle::current()).spawn("tunnel", async {
         let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
         let mut bytes = [0; 64];
         while let Ok(count @ 1..) = io.read(&mut bytes).await {

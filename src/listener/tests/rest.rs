@@ -111,8 +111,8 @@ async fn the_task_of_a_connection_is_small() {
         settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
         tls: None,
         service: SmallService(slow),
-        tasks: Tasks::new(Handle::current()),
-        stop: Stop::default(),
+        tasks: TaskSet::new(Handle::current()),
+        stop: ShutdownSignal::default(),
         metrics: Metrics::new(),
         slots: Slots::new(1),
     };

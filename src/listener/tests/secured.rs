@@ -283,9 +283,9 @@ async fn hup_looks_at_once() {
     let metrics = Metrics::new();
     let tls = Tls::open(secured(vec![files]).tls.as_ref().unwrap(), &metrics).unwrap();
     let (stop, hup, tasks) = (
-        Stop::default(),
+        ShutdownSignal::default(),
         Arc::new(Notify::new()),
-        Tasks::new(Handle::current()),
+        TaskSet::new(Handle::current()),
     );
     tasks.spawn("certificates", tls.watch(stop.clone(), Arc::clone(&hup)));
     hup.notify_one();

@@ -22,7 +22,7 @@ pub(super) use ours::{Ours, Said};
 use super::reject::Rejection;
 use super::trace::TRACEPARENT;
 use crate::config::override_field;
-use crate::secret::Needle;
+use crate::secret::SecretPattern;
 
 pub(super) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -223,7 +223,7 @@ fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
 }
 
 /// The upstream's answer on its way to the client.
-pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Needle>) {
+pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&SecretPattern>) {
     // Most answers have none of them: one look is cheaper than many removals.
     let ends_here = |name: &&HeaderName| {
         let name = name.as_str();
@@ -243,7 +243,7 @@ pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&Needle>) {
 }
 
 /// Leaves no value with the secret in it.
-pub(super) fn blot_out(fields: &mut HeaderMap, secret: &Needle) {
+pub(super) fn blot_out(fields: &mut HeaderMap, secret: &SecretPattern) {
     for value in fields.values_mut() {
         if secret.is_in(value.as_bytes()) {
             *value = HeaderValue::from_static("[removed]");

@@ -277,7 +277,10 @@ fn the_injected_secret_does_not_come_down_in_a_header() {
     headers.insert("x-echo", HeaderValue::from_static("Bearer s3cret"));
     headers.insert("alt-svc", HeaderValue::from_static("h3=\":443\""));
     headers.insert("x-kept", HeaderValue::from_static("1"));
-    clean_answer(&mut headers, Some(&Needle::new(&Secret::new("s3cret"))));
+    clean_answer(
+        &mut headers,
+        Some(&SecretPattern::new(&Secret::new("s3cret"))),
+    );
     assert_eq!(headers["x-echo"], "[removed]");
     assert_eq!(headers.len(), 2);
 }

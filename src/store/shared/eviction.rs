@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use super::resolver::Resolver;
 use super::{SharedStore, place};
 use crate::config::{self, Finding, ServerAddress};
-use crate::lifecycle::Stop;
+use crate::lifecycle::ShutdownSignal;
 
 /// Between two looks at the policy.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -214,7 +214,7 @@ impl SharedStore {
     }
 
     /// Looks at the policy now and then until the end.
-    pub(super) async fn watch_policy(self: Arc<Self>, stop: Stop) {
+    pub(super) async fn watch_policy(self: Arc<Self>, stop: ShutdownSignal) {
         let timing = timing(&self.settings, &self.resolver);
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

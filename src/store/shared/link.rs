@@ -21,7 +21,7 @@ use super::{
     Commands, Down, EvictingServer, SharedChange, SharedStore, Up, eviction, place, script,
 };
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 
 /// Longest silence of the server: then it answers "nothing new", which tells us that it
@@ -82,7 +82,10 @@ enum Lost {
 impl SharedStore {
     /// Connects, and keeps connected until the end. Whoever keeps a copy has said so with
     /// `follow`: the directory is told once, now.
-    pub async fn start(self: &Arc<Self>, (tasks, stop): (&Tasks, &Stop)) -> Result<(), OpenError> {
+    pub async fn start(
+        self: &Arc<Self>,
+        (tasks, stop): (&TaskSet, &ShutdownSignal),
+    ) -> Result<(), OpenError> {
         let run = Arc::clone(self).run_link(stop.clone());
         tasks.spawn("store link", run);
         let first = timeout(FIRST_CONTACT, async {
@@ -123,7 +126,7 @@ impl SharedStore {
         }
     }
 
-    async fn run_link(self: Arc<Self>, stop: Stop) {
+    async fn run_link(self: Arc<Self>, stop: ShutdownSignal) {
         let mut known = Known::default();
         let mut pause = SHORTEST_PAUSE;
         loop {

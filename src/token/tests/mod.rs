@@ -13,7 +13,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{AtTokenCap, Directory, UnknownTokens};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -353,7 +353,7 @@ async fn forgetting_an_old_deletion_refuses_no_login_that_runs_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn the_sweep_runs_until_drain() {
     let store = store(10, 10);
-    let (tasks, stop) = (Tasks::new(Handle::current()), Stop::default());
+    let (tasks, stop) = (TaskSet::new(Handle::current()), ShutdownSignal::default());
     tasks.spawn("token sweep", sweep_loop(Arc::clone(&store), stop.clone()));
     login(&store, "anna").await.unwrap();
     advance(HOUR).await;

@@ -23,7 +23,7 @@ use super::trust::{Identity, around, believes, serve};
 use super::{PATIENCE, Surroundings, refusal};
 use crate::causes::chain;
 use crate::config::Trust;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::upstream::certificate::{CertificateProblem, TrustPlace, Verdict};
 use crate::upstream::{Connections, Patience, SendErrorKind, Why};
 
@@ -222,7 +222,7 @@ async fn names_in_a_certificate_cannot_write_into_a_log() {
 async fn saying(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    Tasks::new(Handle::current()).spawn("says a thing", async move {
+    TaskSet::new(Handle::current()).spawn("says a thing", async move {
         while let Ok((mut tcp, _)) = listener.accept().await {
             let _ = tcp.read(&mut [0; 4096]).await;
             let _ = tcp.write_all(bytes).await;
@@ -292,7 +292,7 @@ async fn ending_abruptly(identity: &Identity, answer: String) -> SocketAddr {
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    Tasks::new(Handle::current()).spawn("ends abruptly", async move {
+    TaskSet::new(Handle::current()).spawn("ends abruptly", async move {
         while let Ok((tcp, _)) = listener.accept().await {
             let Ok(mut stream) = acceptor.accept(tcp).await else {
                 continue;

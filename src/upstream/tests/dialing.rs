@@ -13,7 +13,7 @@ use super::names::{asking, names};
 use super::stub_dns::{NO_NAME, Says, StubDns};
 use super::{Folder, PATIENCE, eventually};
 use crate::causes::chain;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::names::Names;
 use crate::upstream::DialError;
 use crate::upstream::address_book::AddressBook;
@@ -25,10 +25,10 @@ const SLACK: Duration = Duration::from_millis(200);
 const DELAY: Duration = Duration::from_millis(250);
 
 fn dialer(names: Names, port: u16, limit: Duration) -> Dialer {
-    let tasks = Tasks::new(Handle::current());
+    let tasks = TaskSet::new(Handle::current());
     Dialer {
         port,
-        book: AddressBook::new("webapp.example", names, &tasks, &Stop::default()),
+        book: AddressBook::new("webapp.example", names, &tasks, &ShutdownSignal::default()),
         memory: AddressMemory::default(),
         tls: None,
         limit,

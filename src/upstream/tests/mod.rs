@@ -32,7 +32,7 @@ use super::{
     UpstreamOpening, Verdict,
 };
 use crate::config::{self, BaseAddress, Trust};
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 
@@ -88,8 +88,8 @@ struct Surroundings {
     folder: Folder,
     settings: config::Upstream,
     metrics: Arc<Metrics>,
-    tasks: Tasks,
-    stop: Stop,
+    tasks: TaskSet,
+    stop: ShutdownSignal,
 }
 
 impl Surroundings {
@@ -130,8 +130,8 @@ impl Surroundings {
             folder,
             settings,
             metrics: Metrics::new(),
-            tasks: Tasks::new(Handle::current()),
-            stop: Stop::default(),
+            tasks: TaskSet::new(Handle::current()),
+            stop: ShutdownSignal::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::clock;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::TaskSet;
 use crate::webapp::format_expiry;
 
 /// One request as it came.
@@ -129,7 +129,7 @@ impl Webapp {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Seen::default());
         let script: Arc<Script> = Arc::new(script);
-        let tasks = Tasks::new(Handle::current());
+        let tasks = TaskSet::new(Handle::current());
         let (ours, on) = (Arc::clone(&seen), tasks.clone());
         tasks.spawn("scripted server", async move {
             while let Ok((tcp, _)) = listener.accept().await {

@@ -10,7 +10,7 @@ use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 
 /// One answer.
 #[derive(Clone, Debug)]
@@ -42,8 +42,8 @@ pub(super) struct StubDns {
     pub(super) port: u16,
     script: Arc<Mutex<Arc<Script>>>,
     questions: Arc<Mutex<Vec<String>>>,
-    stop: Stop,
-    tasks: Tasks,
+    stop: ShutdownSignal,
+    tasks: TaskSet,
 }
 
 impl StubDns {
@@ -62,10 +62,10 @@ impl StubDns {
             port: socket.local_addr().unwrap().port(),
             script: Arc::new(Mutex::new(Arc::new(script))),
             questions: Arc::default(),
-            stop: Stop::default(),
-            tasks: Tasks::new(Handle::current()),
+            stop: ShutdownSignal::default(),
+            tasks: TaskSet::new(Handle::current()),
         };
-        let (serving, tasks) = (stub.clone(), Tasks::new(Handle::current()));
+        let (serving, tasks) = (stub.clone(), TaskSet::new(Handle::current()));
         stub.tasks.spawn("name server", async move {
             let mut bytes = [0; 1500];
             loop {

@@ -24,7 +24,7 @@ use super::names::names;
 use super::server::{Reply, Webapp};
 use super::{Folder, PATIENCE, Surroundings, eventually, stays};
 use crate::config::Trust;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::upstream::address_book::AddressBook;
 use crate::upstream::address_memory::AddressMemory;
 use crate::upstream::connect::Dialer;
@@ -208,7 +208,7 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
     let stranger = Identity::of("127.0.0.1");
     // Closes at once; says nothing; has another's key.
     let closing = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
-    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
     tasks.spawn("closes", async move {
         while let Ok((tcp, _)) = closing.accept().await {
             drop(tcp);
@@ -228,7 +228,7 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
                 "webapp.example",
                 names(&folder, "", &hosts),
                 &tasks,
-                &Stop::default(),
+                &ShutdownSignal::default(),
             ),
             memory: AddressMemory::default(),
             tls: Some(Tls::open(&trust, "webapp.example", &upstream).unwrap()),

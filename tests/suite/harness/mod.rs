@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tollgate::app::{self, Addresses, Ending, Steering};
 use tollgate::config;
 use tollgate::emulator::{Emulator, Settings, certificates};
-use tollgate::lifecycle::{Stop, Tasks};
+use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 
 pub(crate) use client::Client;
@@ -36,8 +36,8 @@ pub(crate) async fn emulator() -> Emulator {
 }
 
 pub(crate) async fn emulator_with(settings: Settings) -> Emulator {
-    let tasks = Tasks::new(tokio::runtime::Handle::current());
-    Emulator::start(settings, &tasks, &Stop::default())
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    Emulator::start(settings, &tasks, &ShutdownSignal::default())
         .await
         .unwrap()
 }

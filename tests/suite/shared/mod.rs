@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate::config::{ServerAddress, SharedStore as Settings};
-use tollgate::lifecycle::{Stop, Tasks};
+use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
 
@@ -40,9 +40,12 @@ pub(crate) fn settings(server: &RedisServer) -> Settings {
 
 /// The store as one gate would open it; ends with the test.
 pub(crate) async fn open(settings: Settings) -> Arc<SharedStore> {
-    let tasks = Tasks::new(tokio::runtime::Handle::current());
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
-    store.start((&tasks, &Stop::default())).await.unwrap();
+    store
+        .start((&tasks, &ShutdownSignal::default()))
+        .await
+        .unwrap();
     store
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tollgate::config::{ServerAddress, SharedStore as Settings, StoreTls};
-use tollgate::lifecycle::{Stop, Tasks};
+use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
 
@@ -15,8 +15,8 @@ use crate::harness::{Gateway, emulator, eventually};
 
 /// What a gate with these settings says it cannot have the store for: among it, this.
 pub(super) async fn trouble(settings: Settings, says: &str) -> String {
-    let tasks = Tasks::new(tokio::runtime::Handle::current());
-    let stop = Stop::default();
+    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let stop = ShutdownSignal::default();
     let store = std::sync::Arc::new(SharedStore::new(settings, Metrics::new()));
     let seen = async {
         let mut said = None;

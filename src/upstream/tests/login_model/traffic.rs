@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::world::{Calls, World, token_of};
 use crate::config;
-use crate::lifecycle::{Stop, Tasks};
+use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 use crate::upstream::description::LoginDescription;
@@ -34,8 +34,8 @@ pub(super) struct Ended {
 pub(super) struct Gate {
     pub(super) session: Arc<Session>,
     world: Arc<World>,
-    tasks: Tasks,
-    stop: Stop,
+    tasks: TaskSet,
+    stop: ShutdownSignal,
     ended: Arc<Mutex<Vec<Ended>>>,
     _plan: watch::Sender<Arc<LoginPlan>>,
 }
@@ -58,7 +58,7 @@ impl Gate {
             has_probe: world.character.has_probe,
             calls: Box::new(Calls(Arc::clone(world))),
         };
-        let (tasks, stop) = (Tasks::new(Handle::current()), Stop::default());
+        let (tasks, stop) = (TaskSet::new(Handle::current()), ShutdownSignal::default());
         let metrics = Metrics::new();
         let (session, phase) = Session::new(&settings, 1, Arc::clone(&metrics));
         session.judgement.set_probe(plan.has_probe);
