@@ -7,7 +7,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::{Desk, Parts};
+use super::{AdminState, Parts};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -15,7 +15,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// hyper leaves the body away where the method was HEAD.
 pub(super) fn answer<B>(
     request: &Request<B>,
-    desk: &Desk,
+    desk: &AdminState,
     is_draining: bool,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();

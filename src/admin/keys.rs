@@ -30,7 +30,7 @@ const MOST_BODY: usize = 16 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A key, and when it was last good, in seconds since 1970.
-pub type Listed = (ApiKey, Option<i64>);
+pub type ListedKey = (ApiKey, Option<i64>);
 
 /// What there is to do with keys, and who may.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ pub struct KeyDesk {
     pub token: Arc<dyn Fn() -> Option<SecretSource> + Send + Sync>,
     pub ring: Arc<KeyRing>,
     /// The config file's keys as they stand: shown, and their names are taken.
-    pub configured: Arc<dyn Fn() -> Vec<Listed> + Send + Sync>,
+    pub configured: Arc<dyn Fn() -> Vec<ListedKey> + Send + Sync>,
 }
 
 impl fmt::Debug for KeyDesk {
@@ -50,14 +50,14 @@ impl fmt::Debug for KeyDesk {
 
 /// A refusal in words.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct KeyCallRejection {
     pub(super) status: StatusCode,
     pub(super) text: String,
     pub(super) header: Option<(http::HeaderName, HeaderValue)>,
 }
 
-pub(super) fn refusal(status: StatusCode, text: impl Into<String>) -> Refusal {
-    Refusal {
+pub(super) fn refusal(status: StatusCode, text: impl Into<String>) -> KeyCallRejection {
+    KeyCallRejection {
         status,
         text: text.into(),
         header: None,
@@ -77,7 +77,9 @@ where
 }
 
 /// The answer, or the refusal, as JSON.
-pub(super) fn respond(decided: Result<(StatusCode, Value), Refusal>) -> Response<Full<Bytes>> {
+pub(super) fn respond(
+    decided: Result<(StatusCode, Value), KeyCallRejection>,
+) -> Response<Full<Bytes>> {
     match decided {
         Ok((status, value)) => json_answer(status, &value),
         Err(refusal) => {
@@ -90,7 +92,10 @@ pub(super) fn respond(decided: Result<(StatusCode, Value), Refusal>) -> Response
     }
 }
 
-async fn decide<B>(request: Request<B>, desk: &KeyDesk) -> Result<(StatusCode, Value), Refusal>
+async fn decide<B>(
+    request: Request<B>,
+    desk: &KeyDesk,
+) -> Result<(StatusCode, Value), KeyCallRejection>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
@@ -122,7 +127,10 @@ where
 
 /// The token is compared by its digest: same time wherever the difference is, and
 /// however long what was shown is.
-pub(super) fn admit(headers: &HeaderMap, token: Option<&SecretSource>) -> Result<(), Refusal> {
+pub(super) fn admit(
+    headers: &HeaderMap,
+    token: Option<&SecretSource>,
+) -> Result<(), KeyCallRejection> {
     let Some(token) = token else {
         let text = "nothing is changed here until [operator] token is set";
         return Err(refusal(StatusCode::FORBIDDEN, text));
@@ -154,7 +162,7 @@ pub(super) fn admit(headers: &HeaderMap, token: Option<&SecretSource>) -> Result
     Err(refusal)
 }
 
-async fn body<B>(request: Request<B>) -> Result<Bytes, Refusal>
+async fn body<B>(request: Request<B>) -> Result<Bytes, KeyCallRejection>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
@@ -175,7 +183,7 @@ where
 /// As the config file has it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct KeyConfigSnippet {
     name: String,
     /// RFC 3339.
     expires: Option<String>,
@@ -194,9 +202,10 @@ enum WrittenRole {
     Admin,
 }
 
-fn wanted(body: &[u8]) -> Result<NewKey, Refusal> {
+fn wanted(body: &[u8]) -> Result<NewKey, KeyCallRejection> {
     let bad = |text: String| refusal(StatusCode::BAD_REQUEST, text);
-    let written: Written = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
+    let written: KeyConfigSnippet =
+        serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
     if !is_name(&written.name) {
         return Err(bad("name: letters, digits, - _ and . only".to_owned()));
     }
@@ -252,7 +261,7 @@ fn list(desk: &KeyDesk) -> Value {
     json!({ "keys": written.chain(made).collect::<Vec<_>>() })
 }
 
-fn shown((key, last_use): &Listed, origin: &str) -> Value {
+fn shown((key, last_use): &ListedKey, origin: &str) -> Value {
     let moment = |seconds: i64| {
         Timestamp::from_second(seconds)
             .ok()
@@ -272,7 +281,7 @@ fn shown((key, last_use): &Listed, origin: &str) -> Value {
     })
 }
 
-async fn create(desk: &KeyDesk, wanted: NewKey) -> Result<(StatusCode, Value), Refusal> {
+async fn create(desk: &KeyDesk, wanted: NewKey) -> Result<(StatusCode, Value), KeyCallRejection> {
     let name = Arc::clone(&wanted.name);
     if (desk.configured)().iter().any(|(key, _)| key.name == name) {
         let text = "the config file has a key of this name";
@@ -283,7 +292,7 @@ async fn create(desk: &KeyDesk, wanted: NewKey) -> Result<(StatusCode, Value), R
     Ok((StatusCode::CREATED, answer))
 }
 
-async fn delete(desk: &KeyDesk, name: &str) -> Result<(StatusCode, Value), Refusal> {
+async fn delete(desk: &KeyDesk, name: &str) -> Result<(StatusCode, Value), KeyCallRejection> {
     match desk.ring.delete(name).await {
         Ok(()) => Ok((StatusCode::OK, json!({ "deleted": name }))),
         Err(KeyError::Unknown)
@@ -298,7 +307,7 @@ async fn delete(desk: &KeyDesk, name: &str) -> Result<(StatusCode, Value), Refus
     }
 }
 
-fn refused(error: KeyError) -> Refusal {
+fn refused(error: KeyError) -> KeyCallRejection {
     let text = error.to_string();
     match error {
         KeyError::Exists | KeyError::Full => refusal(StatusCode::CONFLICT, text),
@@ -307,8 +316,8 @@ fn refused(error: KeyError) -> Refusal {
     }
 }
 
-pub(super) fn unavailable(why: &Unavailable) -> Refusal {
-    Refusal {
+pub(super) fn unavailable(why: &Unavailable) -> KeyCallRejection {
+    KeyCallRejection {
         status: StatusCode::SERVICE_UNAVAILABLE,
         text: why.to_string(),
         header: Some((RETRY_AFTER, HeaderValue::from(why.retry_after().as_secs()))),

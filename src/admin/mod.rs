@@ -8,7 +8,7 @@ mod keys;
 mod tests;
 mod users;
 
-pub use keys::{KeyDesk, Listed};
+pub use keys::{KeyDesk, ListedKey};
 pub use users::UserAdmin;
 
 use std::convert::Infallible;
@@ -81,12 +81,12 @@ pub fn bind(address: SocketAddr) -> Result<Bound, Error> {
 /// Where the operator is answered. Until it is opened the gate is starting: it is alive and
 /// has numbers, it is not ready, and nothing can be changed.
 #[derive(Clone, Debug)]
-pub struct Desk {
+pub struct AdminState {
     metrics: Arc<Metrics>,
     parts: Arc<OnceLock<Parts>>,
 }
 
-impl Desk {
+impl AdminState {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
@@ -118,7 +118,7 @@ impl fmt::Debug for Parts {
 }
 
 /// Answers until told to abort. Draining only makes it not ready.
-pub async fn serve(bound: Bound, desk: Desk, tasks: TaskSet, stop: ShutdownSignal) {
+pub async fn serve(bound: Bound, desk: AdminState, tasks: TaskSet, stop: ShutdownSignal) {
     let listener = match TcpListener::from_std(bound.socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -159,7 +159,12 @@ async fn accept(
     Ok((tcp, slot))
 }
 
-async fn connection(tcp: TcpStream, slot: OwnedSemaphorePermit, desk: Desk, stop: ShutdownSignal) {
+async fn connection(
+    tcp: TcpStream,
+    slot: OwnedSemaphorePermit,
+    desk: AdminState,
+    stop: ShutdownSignal,
+) {
     let _slot = slot;
     let aborting = stop.clone();
     let peer = tcp.peer_addr().ok();

@@ -46,7 +46,7 @@ impl Operator {
                 ),
             },
         };
-        let desk = Desk::new(Metrics::new());
+        let desk = AdminState::new(Metrics::new());
         desk.open(parts);
         tasks.spawn("operator", serve(bound, desk, tasks.clone(), stop.clone()));
         Self {

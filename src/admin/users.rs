@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::keys::{Refusal, admit, refusal, respond, unavailable};
+use super::keys::{KeyCallRejection, admit, refusal, respond, unavailable};
 use crate::identity::{RemoveError, Users};
 use crate::secret::SecretSource;
 use crate::token::TokenStore;
@@ -77,7 +77,7 @@ async fn decide<B>(
     admin: &UserAdmin,
     token: Option<&SecretSource>,
     peer: Option<SocketAddr>,
-) -> Result<(StatusCode, Value), Refusal> {
+) -> Result<(StatusCode, Value), KeyCallRejection> {
     admit(request.headers(), token)?;
     let Some(call) = UserCall::parse(request.uri().path()) else {
         let text = "not found; there are /users/{name} and /users/{name}/tokens";
@@ -121,7 +121,7 @@ async fn decide<B>(
     }
 }
 
-fn unknown() -> Refusal {
+fn unknown() -> KeyCallRejection {
     refusal(StatusCode::NOT_FOUND, "there is no user of this name")
 }
 

@@ -220,10 +220,10 @@ fn open_desk(
     config: &Config,
     (tasks, control): (&TaskSet, &ShutdownSignal),
     metrics: &Arc<Metrics>,
-) -> Result<(SocketAddr, admin::Desk), Error> {
+) -> Result<(SocketAddr, admin::AdminState), Error> {
     let address = config.operator.address;
     let bound = admin::bind(address).map_err(|source| Error::Operator { address, source })?;
-    let (address, desk) = (bound.address(), admin::Desk::new(Arc::clone(metrics)));
+    let (address, desk) = (bound.address(), admin::AdminState::new(Arc::clone(metrics)));
     let serve = admin::serve(bound, desk.clone(), tasks.clone(), control.clone());
     tasks.spawn("operator's listener", serve);
     Ok((address, desk))
