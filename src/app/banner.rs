@@ -6,14 +6,14 @@ use std::net::SocketAddr;
 
 use tracing::info;
 
-use super::Addresses;
+use super::BoundAddresses;
 use crate::config::{self, BaseAddress, Config, FirstPassword, LogFormat};
 use crate::identity::{FirstAdmin, GeneratedAdmin};
 use crate::secret::SecretSource;
 
 /// Says where the program listens: for people, or as log lines where those are JSON.
 /// A password that was made up is shown here, and never again.
-pub(super) fn print(config: &Config, addresses: &Addresses, admin: Option<&FirstAdmin>) {
+pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdmin>) {
     if config.log.format == LogFormat::Json {
         for address in &addresses.listeners {
             info!(%address, "listening");
@@ -29,7 +29,7 @@ pub(super) fn print(config: &Config, addresses: &Addresses, admin: Option<&First
 }
 
 /// The password that was made up, when there will be no banner.
-pub(super) fn made_up(admin: Option<&FirstAdmin>) {
+pub(super) fn print_generated_password(admin: Option<&FirstAdmin>) {
     if let Some(FirstAdmin::Generated(admin)) = admin {
         say(&shown_once(admin));
     }
@@ -64,7 +64,7 @@ fn first_admin(admin: &FirstAdmin) -> String {
     }
 }
 
-fn page(config: &Config, addresses: &Addresses, admin: Option<&FirstAdmin>) -> String {
+fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdmin>) -> String {
     let mut text = format!("\ntollgate {}\n\n", env!("CARGO_PKG_VERSION"));
     for (listener, address) in config.listeners.iter().zip(&addresses.listeners) {
         let scheme = if listener.tls.is_some() {

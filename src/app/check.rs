@@ -3,7 +3,7 @@
 
 use tokio::runtime::Handle;
 
-use super::prepare::{self, Prepared};
+use super::prepare::{self, PreparedParts};
 use crate::causes::chain;
 use crate::config::{self, Config, Login, Problem, StorePlace};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
@@ -107,7 +107,7 @@ async fn check_upstream(config: &Config, stop: &ShutdownSignal, found: &mut Vec<
     let metrics = Metrics::new();
     let settings = &config.upstream;
     // Whoever checks connections has checked the rest, so this is all that can be missing.
-    let Ok(Prepared { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
+    let Ok(PreparedParts { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
         let key = format!("upstream.{}", settings.name);
         let reason = "was not tried: the first start makes files that it needs";
         return found.push(CheckResult::odd(&key, reason, ""));

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::{Ending, Parts, Steering, worker};
+use super::{ControlParts, ExitOutcome, ShutdownHandle, worker};
 
 /// For a worker whose requests have been told to end.
 const WORKER_END: Duration = Duration::from_secs(5);
 
-impl Parts {
-    pub(super) async fn drain(&self, workers: worker::Workers, steering: &Steering) -> Ending {
+impl ControlParts {
+    pub(super) async fn drain(
+        &self,
+        workers: worker::WorkerThreads,
+        steering: &ShutdownHandle,
+    ) -> ExitOutcome {
         let settings = self.shared.live.load().config.drain.clone();
         let _draining = self.readiness.not_yet();
         let wait = match steering.skip_wait.is_cancelled() {
@@ -51,9 +55,9 @@ impl Parts {
             }
         }
         match (self.tasks.failed(), ended) {
-            (0, Some(true)) => Ending::Clean,
-            (0, None) => Ending::Cut,
-            _ => Ending::Failed,
+            (0, Some(true)) => ExitOutcome::Clean,
+            (0, None) => ExitOutcome::Cut,
+            _ => ExitOutcome::Failed,
         }
     }
 

@@ -28,7 +28,7 @@ const SAID_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// The open store, and what was in it.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct StoreBootstrap {
     store: Arc<Store>,
     contents: Mutex<Contents>,
     seal: Option<Arc<Seal>>,
@@ -45,7 +45,7 @@ pub(super) async fn open(
     seal: Option<Arc<Seal>>,
     life: (&TaskSet, &ShutdownSignal),
     (metrics, quit): (&Arc<Metrics>, &CancellationToken),
-) -> Result<Kept, Error> {
+) -> Result<StoreBootstrap, Error> {
     let (store, contents) = match &config.store.place {
         StorePlace::Memory => (Store::Memory, Contents::default()),
         StorePlace::Shared(settings) => {
@@ -56,7 +56,7 @@ pub(super) async fn open(
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
             // After a kill the whole file is checked.
             let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
-            let opened = patiently(&config.store, opened);
+            let opened = with_progress_log(&config.store, opened);
             let opened = quit.run_until_cancelled(opened).await;
             let opened = opened.ok_or(Error::Stopped)?;
             let opened = opened.expect("opening catches what panics");
@@ -65,7 +65,7 @@ pub(super) async fn open(
         }
     };
     let ring = store.shared().map(KeyRing::sharing);
-    Ok(Kept {
+    Ok(StoreBootstrap {
         ring,
         tasks: life.0.clone(),
         stop: life.1.clone(),
@@ -78,7 +78,7 @@ pub(super) async fn open(
 
 /// Waits for a file to be open as long as it takes: what is in it cannot be done without.
 /// Says so, more and more seldom.
-async fn patiently<T>(settings: &config::Store, work: impl Future<Output = T>) -> T {
+async fn with_progress_log<T>(settings: &config::Store, work: impl Future<Output = T>) -> T {
     let StorePlace::File(path) = &settings.place else {
         return work.await;
     };
@@ -119,7 +119,7 @@ pub(super) fn seal(settings: &config::Store) -> Result<Option<Arc<Seal>>, Error>
     Ok(Some(Arc::new(Seal::new(key, old))))
 }
 
-impl Kept {
+impl StoreBootstrap {
     fn take<T>(&self, part: impl FnOnce(&mut Contents) -> T) -> T {
         part(&mut self.contents.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -130,7 +130,7 @@ impl Kept {
         settings: &config::Users,
     ) -> Result<(Option<Users>, Option<FirstAdmin>), Error> {
         if let Some(shared) = self.store.shared() {
-            return self.users_of_all(shared, settings).await;
+            return self.load_users(shared, settings).await;
         }
         if settings.directory == Directory::Webapp {
             return Ok((None, None));
@@ -144,7 +144,7 @@ impl Kept {
 
     /// The directory of all gates; with it the store is connected, for now there is
     /// somebody who follows it.
-    async fn users_of_all(
+    async fn load_users(
         &self,
         shared: &Arc<SharedStore>,
         settings: &config::Users,

@@ -43,14 +43,14 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared, keep_probe_tried};
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
-use kept::Kept;
+use kept::StoreBootstrap;
 use prepare::prepare;
 use upstream_change::PendingUpstream;
-use worker::Gate;
+use worker::BoundListener;
 
 /// How the outside steers a running program.
 #[derive(Clone, Debug, Default)]
-pub struct Steering {
+pub struct ShutdownHandle {
     /// Drain, then end.
     pub quit: CancellationToken,
     /// Drain without the wait for balancers: whoever quits sits at the terminal.
@@ -63,20 +63,20 @@ pub struct Steering {
 
 /// Everything bound and built, nothing running but the renewer.
 #[derive(Debug)]
-pub struct Bound {
-    parts: Parts,
-    gates: Vec<Gate>,
+pub struct BoundApp {
+    parts: ControlParts,
+    gates: Vec<BoundListener>,
     operator: SocketAddr,
     first_admin: Option<FirstAdmin>,
     starting: ReadinessGuard,
-    on_reload: Option<Applied>,
+    on_reload: Option<ConfigApplied>,
 }
 
 /// Told of each new configuration once it is in use.
 #[derive(Clone)]
-struct Applied(Arc<dyn Fn(&Config) + Send + Sync>);
+struct ConfigApplied(Arc<dyn Fn(&Config) + Send + Sync>);
 
-impl std::fmt::Debug for Applied {
+impl std::fmt::Debug for ConfigApplied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Applied")
     }
@@ -84,7 +84,7 @@ impl std::fmt::Debug for Applied {
 
 /// What the control side needs while the program runs.
 #[derive(Debug)]
-struct Parts {
+struct ControlParts {
     config_file: Option<PathBuf>,
     config: Arc<Config>,
     shared: Arc<Shared>,
@@ -95,20 +95,20 @@ struct Parts {
     /// Of renewers, sweeps and the operator's listener: ends last.
     control: ShutdownSignal,
     tasks: TaskSet,
-    kept: Kept,
+    kept: StoreBootstrap,
     pending: PendingUpstream,
 }
 
 /// Where a running program listens.
 #[derive(Clone, Debug)]
-pub struct Addresses {
+pub struct BoundAddresses {
     pub listeners: Vec<SocketAddr>,
     pub operator: SocketAddr,
 }
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum ExitOutcome {
     /// Everything in flight was finished.
     Clean,
     /// The drain deadline, or a second signal, cut something short.
@@ -123,7 +123,7 @@ pub async fn bind(
     config: Arc<Config>,
     config_file: Option<PathBuf>,
     quit: &CancellationToken,
-) -> Result<Bound, Error> {
+) -> Result<BoundApp, Error> {
     let control = ShutdownSignal::default();
     let bound = build((config, config_file), &control, quit).await;
     if bound.is_err() {
@@ -136,7 +136,7 @@ async fn build(
     (config, config_file): (Arc<Config>, Option<PathBuf>),
     control: &ShutdownSignal,
     quit: &CancellationToken,
-) -> Result<Bound, Error> {
+) -> Result<BoundApp, Error> {
     let metrics = Metrics::new();
     let tasks = TaskSet::new(Handle::current());
     let readiness = Readiness::default();
@@ -154,7 +154,7 @@ async fn build(
     let tokens = match kept.tokens(&config, users.as_ref(), &metrics).await {
         Ok(tokens) => tokens,
         Err(error) => {
-            banner::made_up(first_admin.as_ref()); // the next start will not know it
+            banner::print_generated_password(first_admin.as_ref()); // the next start will not know it
             kept.close().await;
             return Err(error);
         }
@@ -174,7 +174,7 @@ async fn build(
         via,
         told_unreadable: AtomicBool::new(false),
     });
-    let parts = Parts {
+    let parts = ControlParts {
         config_file,
         config,
         shared,
@@ -187,7 +187,7 @@ async fn build(
         pending: PendingUpstream::default(),
     };
     desk.open(parts.for_operator());
-    Ok(Bound {
+    Ok(BoundApp {
         parts,
         gates,
         operator,
@@ -199,7 +199,7 @@ async fn build(
 
 fn first_rules(
     config: &Arc<Config>,
-    kept: &Kept,
+    kept: &StoreBootstrap,
     upstream: Arc<Upstream>,
     routes: RouteTable,
     metrics: &Arc<Metrics>,
@@ -229,13 +229,13 @@ fn open_desk(
     Ok((address, desk))
 }
 
-fn open_gates(config: &Config, tls: Vec<Option<Arc<Tls>>>) -> Result<Vec<Gate>, Error> {
+fn open_gates(config: &Config, tls: Vec<Option<Arc<Tls>>>) -> Result<Vec<BoundListener>, Error> {
     config
         .listeners
         .iter()
         .zip(tls)
         .map(|(settings, tls)| {
-            Gate::open(settings, config.workers, tls).map_err(|source| Error::Listener {
+            BoundListener::open(settings, config.workers, tls).map_err(|source| Error::Listener {
                 address: settings.address,
                 source,
             })
@@ -243,10 +243,10 @@ fn open_gates(config: &Config, tls: Vec<Option<Arc<Tls>>>) -> Result<Vec<Gate>, 
         .collect()
 }
 
-impl Bound {
-    pub fn addresses(&self) -> Addresses {
-        Addresses {
-            listeners: self.gates.iter().map(Gate::address).collect(),
+impl BoundApp {
+    pub fn addresses(&self) -> BoundAddresses {
+        BoundAddresses {
+            listeners: self.gates.iter().map(BoundListener::address).collect(),
             operator: self.operator,
         }
     }
@@ -261,7 +261,7 @@ impl Bound {
     }
 
     /// Runs until told to stop, then drains.
-    pub async fn run(self, steering: Steering) -> Result<Ending, Error> {
+    pub async fn run(self, steering: ShutdownHandle) -> Result<ExitOutcome, Error> {
         let Self {
             parts,
             gates,
@@ -280,8 +280,12 @@ impl Bound {
     }
 }
 
-impl Parts {
-    fn start_control(&self, (gates, on_reload): (Vec<Gate>, Option<Applied>), steering: &Steering) {
+impl ControlParts {
+    fn start_control(
+        &self,
+        (gates, on_reload): (Vec<BoundListener>, Option<ConfigApplied>),
+        steering: &ShutdownHandle,
+    ) {
         let sweep = crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.clone());
         self.tasks.spawn("token sweep", sweep);
         let shared = Arc::clone(&self.shared);
@@ -296,7 +300,7 @@ impl Parts {
             }
         }
         if let Some(file) = self.config_file.clone() {
-            let reload = reload::Reload {
+            let reload = reload::ReloadTargets {
                 shared: Arc::clone(&self.shared),
                 lease_keeper: self.kept.lease_keeper(),
                 gates,

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::Parts;
+use super::ControlParts;
 use crate::admin;
 use crate::config::UnknownTokens;
 use crate::pipeline::Live;
 use crate::upstream::ProbeTrust;
 
-impl Parts {
+impl ControlParts {
     pub(super) fn for_operator(&self) -> admin::Parts {
         admin::Parts {
             refresh: self.refresh(),

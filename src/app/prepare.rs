@@ -19,7 +19,7 @@ use crate::upstream::{TrustError, UpstreamMaterials};
 
 /// Everything that can be made without the network and without a change on a disk.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct PreparedParts {
     /// TLS of each listener; None: plain HTTP.
     pub(super) listeners: Vec<Option<Arc<Tls>>>,
     pub(super) upstream: UpstreamMaterials,
@@ -32,7 +32,7 @@ pub(super) fn prepare(
     config: &Config,
     file: Option<&Path>,
     metrics: &Arc<Metrics>,
-) -> Result<Prepared, Problems> {
+) -> Result<PreparedParts, Problems> {
     let mut search = ProblemSearch::of(config);
     match search.prepare(metrics) {
         Some(prepared) if search.found.is_empty() => Ok(prepared),
@@ -90,7 +90,7 @@ impl<'a> ProblemSearch<'a> {
         });
     }
 
-    fn prepare(&mut self, metrics: &Arc<Metrics>) -> Option<Prepared> {
+    fn prepare(&mut self, metrics: &Arc<Metrics>) -> Option<PreparedParts> {
         let config = self.config;
         let listeners = self.listeners(metrics);
         let upstream = self.upstream();
@@ -105,7 +105,7 @@ impl<'a> ProblemSearch<'a> {
         {
             self.note("store.url".to_owned(), &error);
         }
-        Some(Prepared {
+        Some(PreparedParts {
             listeners: listeners?,
             upstream: upstream?,
             seal: seal?,

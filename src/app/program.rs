@@ -11,7 +11,7 @@ use rustix::process::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use super::{Bound, Ending, Error, Steering, banner, bind};
+use super::{BoundApp, Error, ExitOutcome, ShutdownHandle, banner, bind};
 use crate::config::Loaded;
 use crate::lifecycle::TaskSet;
 use crate::logging::Logging;
@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 const LEAVE: Duration = Duration::from_secs(1);
 
 /// Serves until told to stop. Called once, from `main`'s thread, which closes the log.
-pub fn serve(path: &Path, loaded: Loaded, logging: &Arc<Logging>) -> Result<Ending, Error> {
+pub fn serve(path: &Path, loaded: Loaded, logging: &Arc<Logging>) -> Result<ExitOutcome, Error> {
     protect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -35,17 +35,17 @@ pub fn serve(path: &Path, loaded: Loaded, logging: &Arc<Logging>) -> Result<Endi
     ending
 }
 
-async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<Ending, Error> {
-    let steering = Steering::default();
+async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<ExitOutcome, Error> {
+    let steering = ShutdownHandle::default();
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let signals = Signals::open().map_err(Error::Signals)?;
+    let signals = ProcessSignals::open().map_err(Error::Signals)?;
     tasks.spawn("signals", signals.follow(steering.clone()));
     let config = Arc::new(loaded.config);
     let bound = bind(Arc::clone(&config), Some(path), &steering.quit).await;
     let mut bound = match bound {
         Err(Error::Stopped) => {
             info!("told to stop before it was ready");
-            return Ok(Ending::Clean);
+            return Ok(ExitOutcome::Clean);
         }
         Err(Error::Unusable(problems)) => return Err(problems.located(&loaded.lines).into()),
         bound => bound?,
@@ -81,13 +81,13 @@ async fn follow_log(metrics: Arc<Metrics>, logging: Arc<Logging>) {
 }
 
 #[derive(Debug)]
-struct Signals {
+struct ProcessSignals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
-impl Signals {
+impl ProcessSignals {
     fn open() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -98,7 +98,7 @@ impl Signals {
 
     /// The first signal to stop drains, the second ends it now. Ctrl-C does not wait for
     /// balancers.
-    async fn follow(mut self, steering: Steering) {
+    async fn follow(mut self, steering: ShutdownHandle) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => {
@@ -149,8 +149,8 @@ pub fn emulate(settings: &crate::config::Emulator) -> Result<(), Error> {
         .map_err(Error::Runtime)?;
     runtime.block_on(async {
         let tasks = TaskSet::new(tokio::runtime::Handle::current());
-        let steering = Steering::default();
-        let signals = Signals::open().map_err(Error::Signals)?;
+        let steering = ShutdownHandle::default();
+        let signals = ProcessSignals::open().map_err(Error::Signals)?;
         tasks.spawn("signals", signals.follow(steering.clone()));
         let stop = crate::lifecycle::ShutdownSignal::default();
         super::demo::make_certificates(settings)?;
@@ -162,9 +162,9 @@ pub fn emulate(settings: &crate::config::Emulator) -> Result<(), Error> {
     })
 }
 
-impl Bound {
+impl BoundApp {
     /// Called with each new configuration once it is in use.
     pub fn on_reload(&mut self, then: impl Fn(&crate::config::Config) + Send + Sync + 'static) {
-        self.on_reload = Some(super::Applied(Arc::new(then)));
+        self.on_reload = Some(super::ConfigApplied(Arc::new(then)));
     }
 }

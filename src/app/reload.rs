@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::prepare::{Prepared, prepare};
+use super::prepare::{PreparedParts, prepare};
 use super::upstream_change::{PendingUpstream, UpstreamChange};
-use super::worker::Gate;
-use super::{Applied, Error};
+use super::worker::BoundListener;
+use super::{ConfigApplied, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
@@ -18,17 +18,17 @@ use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening}
 
 /// What a reload may touch.
 #[derive(Debug)]
-pub(super) struct Reload {
+pub(super) struct ReloadTargets {
     pub(super) shared: Arc<Shared>,
     pub(super) lease_keeper: Option<LeaseKeeper>,
-    pub(super) gates: Vec<Gate>,
+    pub(super) gates: Vec<BoundListener>,
     pub(super) tasks: TaskSet,
     pub(super) control: ShutdownSignal,
-    pub(super) on_reload: Option<Applied>,
+    pub(super) on_reload: Option<ConfigApplied>,
     pub(super) pending: PendingUpstream,
 }
 
-impl Reload {
+impl ReloadTargets {
     /// Watches `file`, which holds `config` now; `hup` asks for a look at once.
     pub(super) fn start(self, file: PathBuf, config: Arc<Config>, hup: Arc<Notify>) {
         let (reloader, requests) = config::reloader();
@@ -65,7 +65,7 @@ impl Reload {
     async fn apply(&self, config: Arc<Config>) -> Result<(), Error> {
         let old = self.shared.live.load_full();
         // Everything that can fail comes before the first thing that changes.
-        let Prepared {
+        let PreparedParts {
             upstream, routes, ..
         } = prepare(&config, None, &Metrics::new())?;
         let open = || self.open_upstream(&old, &config, upstream);
@@ -144,7 +144,7 @@ impl Reload {
     fn listeners<'a>(
         &'a self,
         config: &'a Config,
-    ) -> impl Iterator<Item = (&'a Gate, &'a config::Listener)> {
+    ) -> impl Iterator<Item = (&'a BoundListener, &'a config::Listener)> {
         self.gates.iter().filter_map(|gate| {
             let bound = gate.settings.load().address;
             let mut wanted = config.listeners.iter();

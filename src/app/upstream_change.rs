@@ -18,7 +18,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A changed upstream that cannot serve yet.
 #[derive(Clone, Debug)]
-struct Waiting {
+struct AwaitedUpstream {
     upstream: Arc<Upstream>,
     settings: config::Upstream,
 }
@@ -26,7 +26,7 @@ struct Waiting {
 /// The upstream that is to take over, if one waits for that. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PendingUpstream {
-    waiting: Arc<Mutex<Option<Waiting>>>,
+    waiting: Arc<Mutex<Option<AwaitedUpstream>>>,
     swap: Arc<Mutex<()>>,
 }
 
@@ -49,14 +49,14 @@ impl PendingUpstream {
         }
     }
 
-    fn get(&self) -> Option<Waiting> {
+    fn get(&self) -> Option<AwaitedUpstream> {
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    fn set(&self, waiting: Option<Waiting>) {
+    fn set(&self, waiting: Option<AwaitedUpstream>) {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
     }
 
@@ -75,7 +75,7 @@ impl PendingUpstream {
     /// Ends the wait of `upstream`; false if another one has taken its place.
     fn take(&self, upstream: &Arc<Upstream>) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |waiting: &Waiting| Arc::ptr_eq(&waiting.upstream, upstream);
+        let is_it = |waiting: &AwaitedUpstream| Arc::ptr_eq(&waiting.upstream, upstream);
         let is_it = waiting.as_ref().is_some_and(is_it);
         if is_it {
             *waiting = None;
@@ -118,7 +118,7 @@ impl PendingUpstream {
         }
         warn!(upstream = %upstream.name, reason = %reason(&upstream),
             "the changed upstream cannot serve yet; the old one stays in use until it can");
-        self.set(Some(Waiting {
+        self.set(Some(AwaitedUpstream {
             upstream: Arc::clone(&upstream),
             settings: settings.clone(),
         }));

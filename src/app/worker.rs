@@ -21,7 +21,7 @@ use crate::pipeline::{Body, Flows, Peer, Pipeline, Rejection, Shared};
 
 /// One listener: its sockets, one per worker, and what they share.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct BoundListener {
     address: SocketAddr,
     sockets: Mutex<Vec<std::net::TcpListener>>,
     tls: Option<Arc<Tls>>,
@@ -30,7 +30,7 @@ pub(super) struct Gate {
     slots: Arc<Slots>,
 }
 
-impl Gate {
+impl BoundListener {
     pub(super) fn open(
         settings: &config::Listener,
         workers: usize,
@@ -59,9 +59,9 @@ impl Gate {
     }
 
     /// One worker's share: a socket, and what all of them share.
-    fn door(&self, metrics: &Arc<Metrics>) -> Option<Door> {
+    fn door(&self, metrics: &Arc<Metrics>) -> Option<ListenerShare> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Door {
+        Some(ListenerShare {
             socket: sockets.pop()?,
             settings: Arc::clone(&self.settings),
             tls: self.tls.clone(),
@@ -73,7 +73,7 @@ impl Gate {
 
 /// What one worker opens of one listener.
 #[derive(Debug)]
-struct Door {
+struct ListenerShare {
     socket: std::net::TcpListener,
     settings: Arc<ArcSwap<config::Listener>>,
     tls: Option<Arc<Tls>>,
@@ -83,11 +83,11 @@ struct Door {
 
 /// The running threads.
 #[derive(Debug)]
-pub(super) struct Workers {
+pub(super) struct WorkerThreads {
     ends: Vec<oneshot::Receiver<()>>,
 }
 
-impl Workers {
+impl WorkerThreads {
     /// Waits until every worker has ended; false if one of them ended by a panic.
     pub(super) async fn ended(self) -> bool {
         let mut is_well = true;
@@ -100,10 +100,10 @@ impl Workers {
 
 /// Starts the threads; each takes one socket of every gate.
 pub(super) fn start(
-    gates: &[Gate],
+    gates: &[BoundListener],
     shared: &Arc<Shared>,
     (tasks, stop): (&TaskSet, &ShutdownSignal),
-) -> Result<Workers, Error> {
+) -> Result<WorkerThreads, Error> {
     let count = shared.live.load().config.workers;
     let mut ends = Vec::with_capacity(count);
     for index in 0..count {
@@ -127,7 +127,7 @@ pub(super) fn start(
             .map_err(Error::Worker)?;
         ends.push(end);
     }
-    Ok(Workers { ends })
+    Ok(WorkerThreads { ends })
 }
 
 /// In a box, since hyper moves it about and it is large; and made there: `Box::pin` makes
@@ -160,7 +160,7 @@ impl listener::Service for PipelineService {
 
 fn run(
     runtime: &Runtime,
-    doors: Vec<Door>,
+    doors: Vec<ListenerShare>,
     shared: Arc<Shared>,
     (tasks, stop): (TaskSet, &ShutdownSignal),
 ) {

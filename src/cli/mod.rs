@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use sha2::{Digest as _, Sha256};
 
-use crate::app::Ending;
+use crate::app::ExitOutcome;
 use crate::causes::causes;
 use crate::config;
 use crate::logging::Logging;
@@ -195,8 +195,8 @@ fn serve(path: &Path) -> Result<ExitCode, Error> {
         ));
     }
     Ok(match ending? {
-        Ending::Clean if lost == 0 => ExitCode::SUCCESS,
-        Ending::Clean | Ending::Cut | Ending::Failed => ExitCode::FAILURE,
+        ExitOutcome::Clean if lost == 0 => ExitCode::SUCCESS,
+        ExitOutcome::Clean | ExitOutcome::Cut | ExitOutcome::Failed => ExitCode::FAILURE,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollgate::app::Ending;
+use tollgate::app::ExitOutcome;
 
 use crate::harness::program::Program;
 use crate::harness::{
@@ -60,7 +60,7 @@ async fn readiness_goes_off_first_and_what_is_in_flight_is_finished() {
         let rest = answer.bytes().await.expect("not cut");
         assert!(!rest.is_empty());
     }
-    assert_eq!(gateway.stop().await, Ending::Clean);
+    assert_eq!(gateway.stop().await, ExitOutcome::Clean);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +81,7 @@ async fn the_deadline_cuts_what_does_not_end() {
         gateway.metrics.in_flight.get() > 0
     })
     .await;
-    assert_eq!(gateway.stop().await, Ending::Cut);
+    assert_eq!(gateway.stop().await, ExitOutcome::Cut);
     assert!(waiting.await.unwrap(), "dropped");
 }
 

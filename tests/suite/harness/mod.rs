@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tollgate::app::{self, Addresses, Ending, Steering};
+use tollgate::app::{self, BoundAddresses, ExitOutcome, ShutdownHandle};
 use tollgate::config;
 use tollgate::emulator::{Emulator, Settings, certificates};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
@@ -80,11 +80,11 @@ impl Setup {
 
 /// A running gate. Dropping it drains it.
 pub(crate) struct Gateway {
-    pub(crate) addresses: Addresses,
+    pub(crate) addresses: BoundAddresses,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) steering: Steering,
+    pub(crate) steering: ShutdownHandle,
     pub(crate) folder: TempDir,
-    running: Option<tokio::task::JoinHandle<Ending>>,
+    running: Option<tokio::task::JoinHandle<ExitOutcome>>,
 }
 
 impl Gateway {
@@ -153,7 +153,7 @@ impl Gateway {
     /// Starts from a file that is in place.
     pub(crate) async fn from_file(folder: TempDir, file: PathBuf) -> Self {
         let loaded = config::load(&file).unwrap_or_else(|problems| panic!("{problems}"));
-        let steering = Steering::default();
+        let steering = ShutdownHandle::default();
         let bound = app::bind(Arc::new(loaded.config), Some(file), &steering.quit);
         let bound = bound.await.unwrap();
         let addresses = bound.addresses();
@@ -193,11 +193,11 @@ impl Gateway {
     }
 
     /// Drains and says how it ended.
-    pub(crate) async fn stop(mut self) -> Ending {
+    pub(crate) async fn stop(mut self) -> ExitOutcome {
         self.drain().await
     }
 
-    async fn drain(&mut self) -> Ending {
+    async fn drain(&mut self) -> ExitOutcome {
         self.steering.quit.cancel();
         let running = self.running.take().unwrap();
         tokio::time::timeout(Duration::from_secs(60), running)
