@@ -37,7 +37,7 @@ A running gate reads its config file again when it changes, and on SIGHUP.";
 /// An authenticating gate in front of the WhatsApp Business API Webapp.
 #[derive(Debug, Parser)]
 #[command(name = "tollgate", version, after_help = EXAMPLES)]
-struct Arguments {
+struct CliArguments {
     /// The config file.
     #[arg(
         long,
@@ -48,11 +48,11 @@ struct Arguments {
     )]
     config: PathBuf,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the gate; also what happens without a command.
     Serve,
     /// Check the config file and all it leads to on this host: every problem, or what was understood.
@@ -78,7 +78,7 @@ enum Command {
     /// Look at, back up, fill or shrink the store, while no gate uses it.
     Store {
         #[command(subcommand)]
-        command: store::Command,
+        command: store::StoreCommand,
     },
     /// Run the pretend Webapp alone.
     #[cfg(feature = "emulator")]
@@ -120,7 +120,7 @@ impl From<app::Error> for Error {
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
     // clap itself exits with 2 after a wrong command line, with 0 after --help.
-    let arguments = Arguments::parse();
+    let arguments = CliArguments::parse();
     match command(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -130,31 +130,31 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn command(arguments: Arguments) -> Result<ExitCode, Error> {
+fn command(arguments: CliArguments) -> Result<ExitCode, Error> {
     let path = arguments.config;
     let mut out = io::stdout().lock();
-    match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => {
+    match arguments.command.unwrap_or(CliCommand::Serve) {
+        CliCommand::Serve => {
             drop(out);
             serve(&path)
         }
-        Command::Check { connect } => check::run(&path, connect, &mut out).map(done),
-        Command::Health { ready } => {
+        CliCommand::Check { connect } => check::run(&path, connect, &mut out).map(done),
+        CliCommand::Health { ready } => {
             let question = match ready {
                 true => HealthQuestion::Ready,
                 false => HealthQuestion::Alive,
             };
             health::run(&path, question, &mut out)
         }
-        Command::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
-        Command::NewKey { name } => new_key(&name, &mut out).map(done),
-        Command::Store { command } => {
+        CliCommand::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
+        CliCommand::NewKey { name } => new_key(&name, &mut out).map(done),
+        CliCommand::Store { command } => {
             let loaded = config::load(&path)?;
             store::run(&command, &loaded.config.store, &mut out)?;
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "emulator")]
-        Command::Emulate => {
+        CliCommand::Emulate => {
             drop(out);
             let alone = config::load_emulator(&path)?;
             let _logging = Logging::start(&alone.log)?;
@@ -250,10 +250,10 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory as _;
-        Arguments::command().debug_assert();
-        let serve = Arguments::try_parse_from(["tollgate"]).unwrap();
+        CliArguments::command().debug_assert();
+        let serve = CliArguments::try_parse_from(["tollgate"]).unwrap();
         assert!(serve.command.is_none());
-        let check = Arguments::try_parse_from(["tollgate", "check", "--config", "x"]).unwrap();
+        let check = CliArguments::try_parse_from(["tollgate", "check", "--config", "x"]).unwrap();
         assert_eq!(check.config, PathBuf::from("x"));
     }
 

@@ -13,7 +13,7 @@ use crate::store::shared::SharedStore;
 use crate::store::{Exporter, Mode, Offline, Tally, TransferError, read_lines};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum StoreCommand {
     /// Read every page and every row; say what there is.
     Check,
     /// Write everything to standard output, one record a line: digests, no secrets.
@@ -28,7 +28,11 @@ pub(super) enum Command {
     Compact,
 }
 
-pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> Result<(), Error> {
+pub(super) fn run(
+    command: &StoreCommand,
+    settings: &Store,
+    out: &mut impl Write,
+) -> Result<(), Error> {
     let path = match &settings.place {
         StorePlace::File(path) => path,
         StorePlace::Memory => return Err(TransferError::Memory.into()),
@@ -36,11 +40,11 @@ pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> 
     };
     let open = || Offline::open(path).map_err(TransferError::from);
     match command {
-        Command::Check => {
+        StoreCommand::Check => {
             let tally = open()?.check().map_err(TransferError::from)?;
             writeln!(out, "{}: good; {tally}", path.display())?;
         }
-        Command::Export => {
+        StoreCommand::Export => {
             // Before the first line: a store that cannot be opened leaves an empty file.
             let store = open()?;
             let mut exporter = Exporter::begin(io::BufWriter::new(out))?;
@@ -48,7 +52,7 @@ pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> 
             let tally = exporter.end()?;
             writeln!(io::stderr(), "exported {tally}")?;
         }
-        Command::Import { merge } => {
+        StoreCommand::Import { merge } => {
             let store = Offline::open_or_make(path).map_err(TransferError::from)?;
             let mut import = store.import().map_err(TransferError::from)?;
             let mode = if *merge { Mode::Merge } else { Mode::IntoEmpty };
@@ -60,7 +64,7 @@ pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> 
             let tally = import.commit().map_err(TransferError::from)?;
             writeln!(out, "imported {tally}")?;
         }
-        Command::Compact => {
+        StoreCommand::Compact => {
             let done = open()?.compact().map_err(TransferError::from)?;
             writeln!(
                 out,
@@ -76,7 +80,7 @@ pub(super) fn run(command: &Command, settings: &Store, out: &mut impl Write) -> 
 }
 
 /// The same over a store that gates share; they may run meanwhile.
-fn run_shared(command: &Command, place: &Place, out: &mut impl Write) -> Result<(), Error> {
+fn run_shared(command: &StoreCommand, place: &Place, out: &mut impl Write) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -96,13 +100,13 @@ fn run_shared(command: &Command, place: &Place, out: &mut impl Write) -> Result<
 }
 
 async fn with_shared(
-    command: &Command,
+    command: &StoreCommand,
     store: &SharedStore,
     out: &mut impl Write,
 ) -> Result<(), Error> {
     match command {
-        Command::Compact => return Err(TransferError::NotAFile.into()),
-        Command::Check => {
+        StoreCommand::Compact => return Err(TransferError::NotAFile.into()),
+        StoreCommand::Check => {
             let mut tally = Tally::default();
             let count = |record| {
                 tally.count(&record);
@@ -111,13 +115,13 @@ async fn with_shared(
             store.records(count).await?;
             writeln!(out, "{}: good; {tally}", store.settings())?;
         }
-        Command::Export => {
+        StoreCommand::Export => {
             let mut exporter = Exporter::begin(io::BufWriter::new(out))?;
             store.records(|record| exporter.put(&record)).await?;
             let tally = exporter.end()?;
             writeln!(io::stderr(), "exported {tally}")?;
         }
-        Command::Import { merge } => {
+        StoreCommand::Import { merge } => {
             if !merge && !store.is_empty().await.map_err(TransferError::from)? {
                 return Err(TransferError::NotEmpty.into());
             }
