@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tollgate::config::{
-    AllowedFields, Directory, Http, Limit, LimitKey, Limits, Quota, UnknownTokens, Users,
-    whatsapp_routes,
+    AllowedFields, DirectoryKind, Limit, LimitKey, Limits, Quota, RequestRules, UnknownTokens,
+    UsersConfig, whatsapp_routes,
 };
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
@@ -27,9 +27,9 @@ use tollgate::webapp::Role;
 const TOKENS: usize = 10_000;
 const CLIENTS: usize = 10_000;
 
-fn settings() -> Users {
-    Users {
-        directory: Directory::Gateway,
+fn settings() -> UsersConfig {
+    UsersConfig {
+        directory: DirectoryKind::Gateway,
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: Duration::from_secs(604_800),
         max_tokens_per_user: TOKENS,
@@ -159,7 +159,7 @@ fn header_hygiene(c: &mut Criterion) {
         tls: None,
         last_token: tollgate::pipeline::LastToken::default(),
     };
-    let rules = Http {
+    let rules = RequestRules {
         trusted_proxies: Vec::new(),
         allow_underscores: false,
         allow_fields: AllowedFields::default(),

@@ -64,7 +64,7 @@ fn main() {
     });
 }
 
-fn settings() -> config::Users {
+fn settings() -> config::UsersConfig {
     let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\
                 login = { username = \"gate\", password = { env = \"PATH\" } }\n\
                 [users]\nmax_tokens = 100000000\nmax_tokens_per_user = 100000000\n";

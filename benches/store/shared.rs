@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tollgate::config::{ServerAddress, SharedStore as Settings};
+use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;

@@ -17,7 +17,7 @@ use std::time::Duration;
 use cap::Cap;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
-use tollgate::config::{Directory, UnknownTokens, Users};
+use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::metrics::Metrics;
 use tollgate::store::{Intake as _, LiveGrant};
 use tollgate::token::{Origin, TokenDigest, TokenStore, Wanted};
@@ -221,8 +221,8 @@ fn lifetime(place: usize) -> Duration {
 }
 
 fn store() -> Arc<TokenStore> {
-    let settings = Users {
-        directory: Directory::Gateway,
+    let settings = UsersConfig {
+        directory: DirectoryKind::Gateway,
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: WEEK,
         max_tokens_per_user: usize::MAX,

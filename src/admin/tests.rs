@@ -41,7 +41,7 @@ impl Operator {
             users: UserAdmin {
                 users: None,
                 tokens: crate::token::TokenStore::new(
-                    &crate::config::Users::default(),
+                    &crate::config::UsersConfig::default(),
                     Metrics::new(),
                 ),
             },

@@ -84,7 +84,7 @@ pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
     found
 }
 
-async fn check_store(settings: &config::SharedStore) -> CheckResult {
+async fn check_store(settings: &config::SharedStoreConfig) -> CheckResult {
     match shared::reach(settings).await {
         Ok(EvictionFound::Evicts(server)) if settings.allow_eviction => {
             let suggestion = "allow_eviction accepts it";

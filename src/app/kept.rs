@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Error;
-use crate::config::{self, Config, Directory, StorePlace};
+use crate::config::{self, Config, DirectoryKind, StorePlace};
 use crate::identity::{FirstAdmin, Hasher, KeyRing, Users};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
@@ -78,7 +78,7 @@ pub(super) async fn open(
 
 /// Waits for a file to be open as long as it takes: what is in it cannot be done without.
 /// Says so, more and more seldom.
-async fn with_progress_log<T>(settings: &config::Store, work: impl Future<Output = T>) -> T {
+async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<Output = T>) -> T {
     let StorePlace::File(path) = &settings.place else {
         return work.await;
     };
@@ -108,7 +108,7 @@ pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &To
     }
 }
 
-pub(super) fn seal(settings: &config::Store) -> Result<Option<Arc<Seal>>, Error> {
+pub(super) fn seal(settings: &config::StoreConfig) -> Result<Option<Arc<Seal>>, Error> {
     let Some(key) = &settings.key else {
         return Ok(None);
     };
@@ -127,12 +127,12 @@ impl StoreBootstrap {
     /// The directory; none when the Webapp owns the users.
     pub(super) async fn users(
         &self,
-        settings: &config::Users,
+        settings: &config::UsersConfig,
     ) -> Result<(Option<Users>, Option<FirstAdmin>), Error> {
         if let Some(shared) = self.store.shared() {
             return self.load_users(shared, settings).await;
         }
-        if settings.directory == Directory::Webapp {
+        if settings.directory == DirectoryKind::Webapp {
             return Ok((None, None));
         }
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
@@ -147,12 +147,12 @@ impl StoreBootstrap {
     async fn load_users(
         &self,
         shared: &Arc<SharedStore>,
-        settings: &config::Users,
+        settings: &config::UsersConfig,
     ) -> Result<(Option<Users>, Option<FirstAdmin>), Error> {
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let users = match settings.directory {
-            Directory::Webapp => None,
-            Directory::Gateway => Some(Users::sharing(hasher, shared)),
+            DirectoryKind::Webapp => None,
+            DirectoryKind::Gateway => Some(Users::sharing(hasher, shared)),
         };
         let started = shared.start((&self.tasks, &self.stop));
         let started = self.quit.run_until_cancelled(started).await;

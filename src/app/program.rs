@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use super::{BoundApp, Error, ExitOutcome, ShutdownHandle, banner, bind};
-use crate::config::Loaded;
+use crate::config::LoadedConfig;
 use crate::lifecycle::TaskSet;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
@@ -21,7 +21,11 @@ use crate::metrics::Metrics;
 const LEAVE: Duration = Duration::from_secs(1);
 
 /// Serves until told to stop. Called once, from `main`'s thread, which closes the log.
-pub fn serve(path: &Path, loaded: Loaded, logging: &Arc<Logging>) -> Result<ExitOutcome, Error> {
+pub fn serve(
+    path: &Path,
+    loaded: LoadedConfig,
+    logging: &Arc<Logging>,
+) -> Result<ExitOutcome, Error> {
     protect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -35,7 +39,11 @@ pub fn serve(path: &Path, loaded: Loaded, logging: &Arc<Logging>) -> Result<Exit
     ending
 }
 
-async fn run(path: PathBuf, loaded: Loaded, logging: Arc<Logging>) -> Result<ExitOutcome, Error> {
+async fn run(
+    path: PathBuf,
+    loaded: LoadedConfig,
+    logging: Arc<Logging>,
+) -> Result<ExitOutcome, Error> {
     let steering = ShutdownHandle::default();
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let signals = ProcessSignals::open().map_err(Error::Signals)?;

@@ -32,7 +32,7 @@ impl ReloadTargets {
     /// Watches `file`, which holds `config` now; `hup` asks for a look at once.
     pub(super) fn start(self, file: PathBuf, config: Arc<Config>, hup: Arc<Notify>) {
         let (reloader, requests) = config::reloader();
-        let watcher = config::Watcher::new(file, Arc::clone(&self.shared.metrics), requests);
+        let watcher = config::ConfigWatcher::new(file, Arc::clone(&self.shared.metrics), requests);
         let (tasks, stop) = (self.tasks.clone(), self.control.clone());
         let reload = Arc::new(self);
         let asked = Arc::clone(&reload);

@@ -7,7 +7,7 @@ use tracing::Level;
 
 use super::Error;
 use crate::app::{self, CheckResult};
-use crate::config::{self, Config, Loaded, Problem, Problems, Rows};
+use crate::config::{self, Config, LoadedConfig, Problem, ProblemTable, Problems};
 
 /// Prints what was understood, or every problem in a line of its own. `connect`: also whether
 /// the upstream and the store are there and let us in.
@@ -18,7 +18,7 @@ pub(super) fn run(path: &Path, connect: bool, out: &mut impl Write) -> Result<()
         Err(problems) => &problems.warnings,
     };
     warn(path, warnings)?;
-    let Loaded { config, lines, .. } = match found {
+    let LoadedConfig { config, lines, .. } = match found {
         Ok(loaded) => loaded,
         Err(mut problems) => {
             if let Some(rest) = problems.rest.take() {
@@ -59,7 +59,7 @@ fn warn(path: &Path, warnings: &[Problem]) -> io::Result<()> {
     if warnings.is_empty() {
         return Ok(());
     }
-    let rows = Rows(warnings);
+    let rows = ProblemTable(warnings);
     writeln!(io::stderr(), "{}: warnings{rows}", path.display())
 }
 

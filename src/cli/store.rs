@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Subcommand;
 
 use super::Error;
-use crate::config::{SharedStore as Place, Store, StorePlace};
+use crate::config::{SharedStoreConfig as Place, StoreConfig, StorePlace};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
@@ -30,7 +30,7 @@ pub(super) enum StoreCommand {
 
 pub(super) fn run(
     command: &StoreCommand,
-    settings: &Store,
+    settings: &StoreConfig,
     out: &mut impl Write,
 ) -> Result<(), Error> {
     let path = match &settings.place {

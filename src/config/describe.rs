@@ -2,17 +2,17 @@
 
 use std::fmt::{self, Write as _};
 
-use super::display::{Span, listed};
+use super::display::{DurationText, listed};
 use super::{
-    AtTokenCap, Config, Directory, FirstPassword, Limit, LimitKey, Listener, LogFormat,
+    AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
     OnPasswordChange, Route,
 };
-use super::{Store, StorePlace, Trust, UnknownTokens, Upstream, Users};
+use super::{StoreConfig, StorePlace, Trust, UnknownTokens, Upstream, UsersConfig};
 
 impl Config {
     /// The effective configuration and the routes in match order, as understood.
     pub fn describe(&self) -> String {
-        let mut page = Page::default();
+        let mut page = ConfigReport::default();
         page.row("workers", self.workers);
         for listener in &self.listeners {
             page.row("listener", describe_listener(listener));
@@ -35,7 +35,7 @@ impl Config {
         page.0
     }
 
-    fn describe_keys(&self, page: &mut Page) {
+    fn describe_keys(&self, page: &mut ConfigReport) {
         for key in &self.api_keys {
             let paths = match key.paths.as_slice() {
                 [] => "monitoring nodes".to_owned(),
@@ -58,7 +58,7 @@ impl Config {
         }
     }
 
-    fn describe_limits(&self, page: &mut Page) {
+    fn describe_limits(&self, page: &mut ConfigReport) {
         let limits = &self.limits;
         for limit in &limits.policies {
             page.row("limit", describe_limit(limit));
@@ -79,7 +79,7 @@ impl Config {
         );
     }
 
-    fn describe_rest(&self, page: &mut Page) {
+    fn describe_rest(&self, page: &mut ConfigReport) {
         let proxies = self.http.trusted_proxies.as_slice();
         if !proxies.is_empty() {
             page.row("proxies", format!("{} believed", listed(proxies)));
@@ -108,7 +108,10 @@ impl Config {
             "bodies",
             format!("at least {} bytes a second", self.http.min_body_rate),
         );
-        let drain = (Span(self.drain.wait), Span(self.drain.deadline));
+        let drain = (
+            DurationText(self.drain.wait),
+            DurationText(self.drain.deadline),
+        );
         page.row(
             "drain",
             format!("{} wait, then {} at most", drain.0, drain.1),
@@ -124,7 +127,7 @@ impl Config {
         );
         if let Some(emulator) = &self.emulator {
             let (address, control) = (emulator.address, emulator.control);
-            let life = Span(emulator.token_lifetime);
+            let life = DurationText(emulator.token_lifetime);
             let folder = emulator.folder.display();
             page.row(
                 "emulator",
@@ -137,9 +140,9 @@ impl Config {
 }
 
 #[derive(Default)]
-struct Page(String);
+struct ConfigReport(String);
 
-impl Page {
+impl ConfigReport {
     fn row(&mut self, name: &str, text: impl fmt::Display) {
         let _ = writeln!(self.0, "{name:<10} {text}");
     }
@@ -163,7 +166,7 @@ fn describe_listener(listener: &Listener) -> String {
     }
 }
 
-fn describe_upstream(page: &mut Page, upstream: &Upstream) {
+fn describe_upstream(page: &mut ConfigReport, upstream: &Upstream) {
     let scheme = if upstream.base.tls { "https" } else { "http" };
     let (host, port) = (&upstream.base.host, upstream.base.port);
     let host = if host.contains(':') {
@@ -183,7 +186,7 @@ fn describe_upstream(page: &mut Page, upstream: &Upstream) {
         let _ = write!(text, ", as \"{name}\"");
     }
     page.row("upstream", text);
-    let queue = Span(upstream.queue_timeout);
+    let queue = DurationText(upstream.queue_timeout);
     page.row(
         "",
         format!(
@@ -194,7 +197,7 @@ fn describe_upstream(page: &mut Page, upstream: &Upstream) {
     match &upstream.login {
         None => page.row("", "no login of its own"),
         Some(login) => {
-            let floor = Span(login.renew_floor);
+            let floor = DurationText(login.renew_floor);
             page.row(
                 "",
                 format!(
@@ -214,21 +217,23 @@ fn describe_upstream(page: &mut Page, upstream: &Upstream) {
     }
 }
 
-fn describe_users(page: &mut Page, users: &Users) {
+fn describe_users(page: &mut ConfigReport, users: &UsersConfig) {
     let unknown = match users.unknown_tokens {
         UnknownTokens::Reject => "unknown tokens are rejected",
         UnknownTokens::Ask => "unknown tokens are asked about",
     };
     let (lifetime, each, all) = (
-        Span(users.token_lifetime),
+        DurationText(users.token_lifetime),
         users.max_tokens_per_user,
         users.max_tokens,
     );
     page.row(
         "users",
         match users.directory {
-            Directory::Gateway => format!("own; tokens live {lifetime}, {each} each, {all} in all"),
-            Directory::Webapp => {
+            DirectoryKind::Gateway => {
+                format!("own; tokens live {lifetime}, {each} each, {all} in all")
+            }
+            DirectoryKind::Webapp => {
                 format!("the upstream's; {unknown}; {each} tokens each, {all} in all")
             }
         },
@@ -258,7 +263,7 @@ fn describe_users(page: &mut Page, users: &Users) {
     }
 }
 
-fn describe_store(page: &mut Page, store: &Store) {
+fn describe_store(page: &mut ConfigReport, store: &StoreConfig) {
     match &store.place {
         StorePlace::Memory => page.row(
             "store",
@@ -355,7 +360,7 @@ fn route(route: &Route) -> [String; 8] {
         route.target.to_string(),
         route.class.to_string(),
         bytes(route.max_body),
-        Span(route.timeout).to_string(),
+        DurationText(route.timeout).to_string(),
     ]
 }
 

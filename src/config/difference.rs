@@ -16,7 +16,7 @@ pub struct Difference {
 impl Config {
     /// What `new` says otherwise. Empty exactly when the two are equal.
     pub fn differences(&self, new: &Self) -> Vec<Difference> {
-        let mut found = Found::default();
+        let mut found = DifferenceList::default();
         self.at_restart(new, &mut found);
         self.at_once(new, &mut found);
         if found.0.is_empty() && self != new {
@@ -26,7 +26,7 @@ impl Config {
     }
 
     /// Sockets are bound, threads started and the log opened once.
-    fn at_restart(&self, new: &Self, found: &mut Found) {
+    fn at_restart(&self, new: &Self, found: &mut DifferenceList) {
         found.note("workers", self.workers != new.workers, false);
         let operator = self.operator.address != new.operator.address;
         found.note("operator.address", operator, false);
@@ -46,7 +46,7 @@ impl Config {
         found.note("listener addresses", bound(self) != bound(new), false);
     }
 
-    fn at_once(&self, new: &Self, found: &mut Found) {
+    fn at_once(&self, new: &Self, found: &mut DifferenceList) {
         for (position, (old, new)) in self.listeners.iter().zip(&new.listeners).enumerate() {
             let key = format!("listener[{position}]");
             found.note(&key, old != new && old.address == new.address, true);
@@ -76,7 +76,7 @@ impl Config {
         found.note("drain", self.drain != new.drain, true);
     }
 
-    fn upstream(&self, new: &Self, found: &mut Found) {
+    fn upstream(&self, new: &Self, found: &mut DifferenceList) {
         let (old, new) = (&self.upstream, &new.upstream);
         let before = found.0.len();
         let mut note = |key: &str, differs| found.note(&format!("upstream.{key}"), differs, true);
@@ -110,9 +110,9 @@ impl Config {
 }
 
 #[derive(Default)]
-struct Found(Vec<Difference>);
+struct DifferenceList(Vec<Difference>);
 
-impl Found {
+impl DifferenceList {
     fn note(&mut self, key: &str, differs: bool, reloadable: bool) {
         if differs {
             self.0.push(Difference {

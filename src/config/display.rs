@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Access, Network, Quota, Target, UsersCall};
+use super::{Access, AddressBlock, Quota, Target, UsersCall};
 use crate::webapp::Role;
 
 pub(super) fn listed<T: fmt::Display>(items: &[T]) -> String {
@@ -50,16 +50,16 @@ impl fmt::Display for Quota {
     }
 }
 
-impl fmt::Display for Network {
+impl fmt::Display for AddressBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
     }
 }
 
 /// A time as the file would have it.
-pub(super) struct Span(pub(super) Duration);
+pub(super) struct DurationText(pub(super) Duration);
 
-impl fmt::Display for Span {
+impl fmt::Display for DurationText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
         let (size, unit) = [

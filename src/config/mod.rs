@@ -20,15 +20,22 @@ pub use difference::Difference;
 pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
-pub use problem::{Loaded, Problem, Problems, Rows};
+pub use problem::{LoadedConfig, Problem, ProblemTable, Problems};
 pub use profile::whatsapp_routes;
-pub use reload::{Gone, Outcome, Refused, Reloader, Requests, Watcher, reloader};
-pub use request_rules::{
-    AllowedFields, Http, METHOD_PARAMETER, Network, OVERRIDE_FIELDS, OverrideField, override_field,
+pub use reload::{
+    ConfigWatcher, ReloadHandle, ReloadOutcome, ReloadRefused, ReloadRequests, WatcherGone,
+    reloader,
 };
-pub use store::{Finding, ServerAddress, SharedStore, Store, StorePlace, StoreTls};
+pub use request_rules::{
+    AddressBlock, AllowedFields, METHOD_PARAMETER, OVERRIDE_FIELDS, OverrideField, RequestRules,
+    override_field,
+};
+pub use store::{
+    MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
+};
 pub use users::{
-    AtTokenCap, Directory, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens, Users,
+    AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
+    UsersConfig,
 };
 
 use std::net::SocketAddr;
@@ -51,13 +58,13 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     pub operator: Operator,
     pub upstream: Upstream,
-    pub users: Users,
+    pub users: UsersConfig,
     pub api_keys: Vec<ApiKey>,
     /// In match order: the file's own first, then the profile's.
     pub routes: Vec<Route>,
     pub limits: Limits,
-    pub http: Http,
-    pub store: Store,
+    pub http: RequestRules,
+    pub store: StoreConfig,
     pub drain: Drain,
     pub log: Log,
     pub emulator: Option<Emulator>,

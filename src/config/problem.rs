@@ -28,7 +28,7 @@ impl fmt::Display for Problem {
 
 /// A config file that makes sense, and what is odd about it all the same.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     pub config: Config,
     pub warnings: Vec<Problem>,
     /// Where its keys stand.
@@ -90,15 +90,15 @@ impl fmt::Display for Problems {
         let count = self.problems.len();
         let plural = if count == 1 { "" } else { "s" };
         write!(f, "{}: {count} problem{plural}", self.file)?;
-        write!(f, "{}", Rows(&self.problems))
+        write!(f, "{}", ProblemTable(&self.problems))
     }
 }
 
 /// Problems as rows: line, key, reason and suggestion, in columns.
 #[derive(Debug)]
-pub struct Rows<'a>(pub &'a [Problem]);
+pub struct ProblemTable<'a>(pub &'a [Problem]);
 
-impl fmt::Display for Rows<'_> {
+impl fmt::Display for ProblemTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line_of = |row: &Problem| row.line.map_or_else(|| "-".to_owned(), |n| n.to_string());
         let lines = self.0.iter().map(|row| line_of(row).len()).max();

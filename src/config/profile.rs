@@ -7,13 +7,14 @@ use std::time::Duration;
 use http::Method;
 
 use super::{
-    Access, AllowedFields, Directory, Limit, LimitKey, PathPattern, Quota, Route, Target, UsersCall,
+    Access, AllowedFields, DirectoryKind, Limit, LimitKey, PathPattern, Quota, Route, Target,
+    UsersCall,
 };
 use crate::webapp::Role;
 
 /// Who is let in; the columns of the table below.
 #[derive(Clone, Copy)]
-enum Who {
+enum AccessColumn {
     Open,
     /// A token alone: the users node is no place for services with keys.
     Token,
@@ -26,7 +27,7 @@ enum Who {
 
 /// What a node needs beyond the ordinary.
 #[derive(Clone, Copy)]
-enum Needs {
+enum NodeNeeds {
     Nothing,
     /// Long before the first byte: the Webapp talks to Meta, or waits for a phone.
     Minutes(u64),
@@ -39,31 +40,31 @@ enum Needs {
     Users(UsersCall),
 }
 
-struct Row {
+struct ProfileRow {
     name: &'static str,
     methods: &'static [Method],
     path: &'static str,
-    who: Who,
-    needs: Needs,
+    who: AccessColumn,
+    needs: NodeNeeds,
 }
 
-use Needs::{Files, Media, Minutes, Monitoring, Nothing, Users};
+use NodeNeeds::{Files, Media, Minutes, Monitoring, Nothing, Users};
 use UsersCall::{Change, Create, Delete, Login, Logout, Show};
 
 /// Rows of: name, methods, path, who, needs. The class is the name's first part.
 macro_rules! nodes {
     ($($name:literal [$($method:ident)+] $path:literal $who:ident $needs:expr;)+) => {
-        &[$(Row {
+        &[$(ProfileRow {
             name: $name,
             methods: &[$(Method::$method),+],
             path: $path,
-            who: Who::$who,
+            who: AccessColumn::$who,
             needs: $needs,
         }),+]
     };
 }
 
-const TABLE: &[Row] = nodes! {
+const TABLE: &[ProfileRow] = nodes! {
     "users.login"                    [POST]                  "/v1/users/login"                                       Open    Users(Login);
     "users.logout"                   [POST]                  "/v1/users/logout"                                      Token   Users(Logout);
     "users.create"                   [POST]                  "/v1/users"                                             Admin   Users(Create);
@@ -119,7 +120,7 @@ pub fn whatsapp_routes() -> Vec<Route> {
     TABLE.iter().map(route).collect()
 }
 
-fn route(row: &Row) -> Route {
+fn route(row: &ProfileRow) -> Route {
     let name = row.name;
     let class = match name.split_once('.') {
         Some((class @ ("messages" | "contacts" | "media" | "users" | "settings"), _)) => class,
@@ -133,11 +134,11 @@ fn route(row: &Row) -> Route {
         path: PathPattern::parse(row.path).expect("written above"),
         methods: row.methods.to_vec(),
         access: match row.who {
-            Who::Open => vec![Access::Open],
-            Who::Token => vec![Access::Token],
-            Who::Service => vec![Access::Token, Access::ApiKey],
-            Who::Admin => vec![Access::Role(Role::Admin)],
-            Who::Own => vec![Access::Token, Access::Role(Role::Admin)],
+            AccessColumn::Open => vec![Access::Open],
+            AccessColumn::Token => vec![Access::Token],
+            AccessColumn::Service => vec![Access::Token, Access::ApiKey],
+            AccessColumn::Admin => vec![Access::Role(Role::Admin)],
+            AccessColumn::Own => vec![Access::Token, Access::Role(Role::Admin)],
         },
         target: Target::Upstream,
         class: Arc::from(class),
@@ -151,7 +152,7 @@ fn route(row: &Row) -> Route {
     fitted(plain, row.needs)
 }
 
-fn fitted(plain: Route, needs: Needs) -> Route {
+fn fitted(plain: Route, needs: NodeNeeds) -> Route {
     let minutes = |number: u64| Duration::from_secs(number * 60);
     match needs {
         Nothing => plain,
@@ -188,7 +189,7 @@ fn fitted(plain: Route, needs: Needs) -> Route {
 /// with bursts to 150 for messages, 20 a second with bursts to 60 for each other
 /// node. Bursts are 140 and 54 here, so that requests which bunch up on the way,
 /// or are sent a second time after a refused lease, never make the Webapp refuse.
-pub(super) fn whatsapp_limits(routes: &[Route], directory: Directory) -> Vec<Limit> {
+pub(super) fn whatsapp_limits(routes: &[Route], directory: DirectoryKind) -> Vec<Limit> {
     let limit = |name: &str, classes: Vec<Arc<str>>, requests, burst| Limit {
         name: Arc::from(name),
         key: LimitKey::Class,
@@ -204,7 +205,7 @@ pub(super) fn whatsapp_limits(routes: &[Route], directory: Directory) -> Vec<Lim
     // clients would let anybody use up everybody's logins, for nothing.
     let goes_up = |route: &&Route| match route.target {
         Target::Upstream => true,
-        Target::UsersNode(_) => directory == Directory::Webapp,
+        Target::UsersNode(_) => directory == DirectoryKind::Webapp,
         Target::Closed => false,
     };
     let mut classes: BTreeSet<Arc<str>> = routes

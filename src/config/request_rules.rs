@@ -4,9 +4,9 @@
 
 /// How requests are read, whoever sends them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Http {
+pub struct RequestRules {
     /// Peers whose forwarding headers are believed.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<AddressBlock>,
     /// Field names with `_` pass; by default they are refused.
     pub allow_underscores: bool,
     /// Override fields that go up, on routes that name none of their own.
@@ -17,7 +17,7 @@ pub struct Http {
 
 /// An address block, such as `10.0.0.0/8`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
+pub struct AddressBlock {
     pub address: std::net::IpAddr,
     pub prefix: u8,
 }

@@ -9,7 +9,7 @@ use crate::secret::SecretSource;
 
 /// What outlives a restart.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Store {
+pub struct StoreConfig {
     pub place: StorePlace,
     /// Seals the upstream's token at rest; None: it is not kept.
     pub key: Option<SecretSource>,
@@ -25,14 +25,14 @@ pub enum StorePlace {
     Memory,
     File(PathBuf),
     /// A server that several gates share.
-    Shared(Box<SharedStore>),
+    Shared(Box<SharedStoreConfig>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SharedStore {
+pub struct SharedStoreConfig {
     /// The server itself, or those to ask for it. Never empty.
     pub servers: Vec<ServerAddress>,
-    pub finding: Finding,
+    pub finding: MasterDiscovery,
     /// None: `redis://`, in the clear.
     pub tls: Option<StoreTls>,
     pub username: Option<String>,
@@ -52,12 +52,12 @@ pub struct SharedStore {
     pub timeout: Duration,
 }
 
-impl SharedStore {
+impl SharedStoreConfig {
     /// Where nothing but its servers is said of it: what the rest then is.
     pub fn at(servers: Vec<ServerAddress>) -> Self {
         Self {
             servers,
-            finding: Finding::Server,
+            finding: MasterDiscovery::Server,
             tls: None,
             username: None,
             password: None,
@@ -80,7 +80,7 @@ pub struct ServerAddress {
 
 /// How the server that takes changes is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum MasterDiscovery {
     /// It is the one named.
     Server,
     /// The Sentinels named know it by this name.
@@ -104,7 +104,7 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-impl fmt::Display for SharedStore {
+impl fmt::Display for SharedStoreConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls.is_some() {
             "rediss"
@@ -114,9 +114,11 @@ impl fmt::Display for SharedStore {
         let servers: Vec<_> = self.servers.iter().map(ToString::to_string).collect();
         write!(f, "{scheme}://{}", servers.join(","))?;
         match &self.finding {
-            Finding::Server => write!(f, "/{}", self.database),
-            Finding::Sentinel { master } => write!(f, "/{} (master {master})", self.database),
-            Finding::Cluster => f.write_str(" (cluster)"),
+            MasterDiscovery::Server => write!(f, "/{}", self.database),
+            MasterDiscovery::Sentinel { master } => {
+                write!(f, "/{} (master {master})", self.database)
+            }
+            MasterDiscovery::Cluster => f.write_str(" (cluster)"),
         }
     }
 }

@@ -6,8 +6,8 @@ use crate::secret::SecretSource;
 
 /// The user directory and the tokens given to its users.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Users {
-    pub directory: Directory,
+pub struct UsersConfig {
+    pub directory: DirectoryKind,
     pub unknown_tokens: UnknownTokens,
     pub token_lifetime: Duration,
     /// At most a quarter of `max_tokens`: no user can fill the gate alone.
@@ -21,10 +21,10 @@ pub struct Users {
     pub hashing_slots: usize,
 }
 
-impl Default for Users {
+impl Default for UsersConfig {
     fn default() -> Self {
         Self {
-            directory: Directory::Gateway,
+            directory: DirectoryKind::Gateway,
             unknown_tokens: UnknownTokens::Reject,
             token_lifetime: Duration::from_secs(7 * 86_400),
             max_tokens_per_user: 10_000,
@@ -38,7 +38,7 @@ impl Default for Users {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Directory {
+pub enum DirectoryKind {
     Gateway,
     Webapp,
 }

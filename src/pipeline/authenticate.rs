@@ -10,7 +10,7 @@ use super::credential::{Credential, CredentialFault, credential};
 use super::peer::LastToken;
 use super::reject::Rejection;
 use super::unknown::Asked;
-use crate::config::{Access, ApiKey, Directory, Route, UnknownTokens};
+use crate::config::{Access, ApiKey, DirectoryKind, Route, UnknownTokens};
 use crate::identity::{self, Client, KeyRefused};
 use crate::secret::Secret;
 use crate::token::{Grant, TokenDigest, TokenStore};
@@ -78,7 +78,7 @@ where
                 last_token.note(text, digest);
             }
             check_role(route, &grant)?;
-            let relayed = live.config.users.directory == Directory::Webapp;
+            let relayed = live.config.users.directory == DirectoryKind::Webapp;
             Ok(Authenticated {
                 client: Client::User {
                     name: grant.user,
@@ -93,7 +93,7 @@ where
 
 pub(super) fn asks(live: &Live) -> bool {
     let users = &live.config.users;
-    users.directory == Directory::Webapp && users.unknown_tokens == UnknownTokens::Ask
+    users.directory == DirectoryKind::Webapp && users.unknown_tokens == UnknownTokens::Ask
 }
 
 /// The config file's keys, then those made at run time. A name in the file is the

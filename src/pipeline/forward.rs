@@ -33,7 +33,7 @@ pub(super) struct Way<'a> {
     pub upstream: &'a Arc<Upstream>,
     pub connections: &'a Connections<RequestBody>,
     pub settings: &'a config::Upstream,
-    pub http: &'a config::Http,
+    pub http: &'a config::RequestRules,
     pub route: &'a Route,
     /// Whose permits at the upstream the request takes.
     pub share: ShareKey,

@@ -111,7 +111,7 @@ pub struct Shared {
 impl Shared {
     /// Where a request came from. What a trusted proxy says that is no address is counted,
     /// and the first is told of.
-    fn origin(&self, head: &Parts, peer: &Peer, rules: &config::Http) -> IpAddr {
+    fn origin(&self, head: &Parts, peer: &Peer, rules: &config::RequestRules) -> IpAddr {
         let origin = headers::origin(&head.headers, peer, &rules.trusted_proxies);
         let Some(text) = origin.unreadable else {
             return origin.ip;

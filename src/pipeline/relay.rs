@@ -43,7 +43,7 @@ pub(super) struct Relay<'a> {
     pub limiter: &'a Limiter,
     pub questions: &'a Questions,
     pub metrics: &'a Metrics,
-    pub settings: &'a config::Users,
+    pub settings: &'a config::UsersConfig,
 }
 
 impl Relay<'_> {

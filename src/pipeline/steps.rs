@@ -7,7 +7,7 @@ use super::peer::Peer;
 use super::reject::Rejection;
 use super::trace::Trace;
 use super::{credential, headers};
-use crate::config::Http;
+use crate::config::RequestRules;
 use crate::via::GatewayVia;
 
 /// Checks a request's fields and leaves those that may go up.
@@ -15,7 +15,7 @@ pub fn clean_fields(
     fields: &mut HeaderMap,
     peer: &Peer,
     authority: &str,
-    rules: &Http,
+    rules: &RequestRules,
     via: &GatewayVia,
 ) -> Result<(), Rejection> {
     headers::check(fields, Version::HTTP_11, rules, via)?;

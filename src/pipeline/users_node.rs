@@ -32,7 +32,7 @@ pub(super) struct UsersNode<'a> {
     pub tokens: &'a TokenStore,
     pub limiter: &'a Limiter,
     pub metrics: &'a Arc<Metrics>,
-    pub settings: &'a crate::config::Users,
+    pub settings: &'a crate::config::UsersConfig,
 }
 
 /// One call to the node.

@@ -66,7 +66,7 @@ pub(super) enum Found {
 }
 
 impl Memory {
-    pub(super) fn new(settings: &config::Users, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(settings: &config::UsersConfig, metrics: Arc<Metrics>) -> Self {
         let memory = Self {
             table: Table::new(),
             holders: Holders::new(),
@@ -86,7 +86,7 @@ impl Memory {
         memory
     }
 
-    pub(super) fn cap(&self, settings: &config::Users) {
+    pub(super) fn cap(&self, settings: &config::UsersConfig) {
         let per_user = settings.max_tokens_per_user;
         self.max_tokens_per_user.store(per_user, Ordering::Relaxed);
         self.max_tokens

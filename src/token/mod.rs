@@ -179,12 +179,16 @@ pub struct TokenStore {
 
 impl TokenStore {
     /// Tokens that a restart forgets.
-    pub fn new(settings: &config::Users, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(settings: &config::UsersConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::over(Arc::new(Store::Memory), settings, metrics)
     }
 
     /// Tokens that live as long as `store` keeps them; empty until it is loaded.
-    pub fn over(store: Arc<Store>, settings: &config::Users, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn over(
+        store: Arc<Store>,
+        settings: &config::UsersConfig,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let memory = memory::Memory::new(settings, Arc::clone(&metrics));
         Self::of((Arc::new(memory), None), store, metrics)
     }
@@ -193,7 +197,7 @@ impl TokenStore {
     pub fn sharing(
         shared: &Arc<SharedStore>,
         tasks: &TaskSet,
-        settings: &config::Users,
+        settings: &config::UsersConfig,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let memory = memory::Memory::new(settings, Arc::clone(&metrics));
@@ -225,7 +229,7 @@ impl TokenStore {
 
     /// Takes the caps of a new configuration. What is over them already stays:
     /// nobody loses a live token to somebody's edit.
-    pub fn reload(&self, settings: &config::Users) {
+    pub fn reload(&self, settings: &config::UsersConfig) {
         self.memory.cap(settings);
     }
 

@@ -8,7 +8,7 @@ use http::Method;
 use tollgate::config::{
     Access, AllowedFields, Limit, LimitKey, Limits, PathPattern, Quota, Route, Segment, Target,
 };
-use tollgate::config::{Directory, UnknownTokens, Users};
+use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{Limiter, RouteTable, Subject};
@@ -50,9 +50,9 @@ fn bytes_per(before: u64, size: usize) -> f64 {
     }
 }
 
-fn settings() -> Users {
-    Users {
-        directory: Directory::Gateway,
+fn settings() -> UsersConfig {
+    UsersConfig {
+        directory: DirectoryKind::Gateway,
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: Duration::from_secs(604_800),
         max_tokens_per_user: 20_000_000,

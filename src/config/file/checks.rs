@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::report::Report;
-use crate::config::{Access, Config, Directory, Login, Target, UnknownTokens, UsersCall};
+use super::report::ParseReport;
+use crate::config::{Access, Config, DirectoryKind, Login, Target, UnknownTokens, UsersCall};
 
 /// The token life of the Webapp itself (protocol sheet, section 5.1).
 const WEBAPP_TOKEN_LIFE: Duration = Duration::from_secs(7 * 86_400);
 
-pub(super) fn whole(report: &Report<'_>, config: &Config) {
+pub(super) fn whole(report: &ParseReport<'_>, config: &Config) {
     addresses(report, config);
     credentials(report, config);
     probe(report, config);
@@ -20,7 +20,7 @@ pub(super) fn whole(report: &Report<'_>, config: &Config) {
 }
 
 /// Two sockets on one address: the second could not be bound.
-fn addresses(report: &Report<'_>, config: &Config) {
+fn addresses(report: &ParseReport<'_>, config: &Config) {
     let listeners = config.listeners.iter().enumerate();
     let mut wanted: Vec<(String, SocketAddr)> = listeners
         .map(|(position, listener)| (format!("listener[{position}].address"), listener.address))
@@ -46,14 +46,14 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 /// Whoever comes in without a token of the Webapp's needs a login of ours.
-fn credentials(report: &Report<'_>, config: &Config) {
+fn credentials(report: &ParseReport<'_>, config: &Config) {
     let upstream = &config.upstream;
     let place = format!("upstream.{}", upstream.name);
     // A login that is there but wrong has been complained about.
     if upstream.login.is_some() || report.has(&format!("{place}.login")) {
         return;
     }
-    if config.users.directory == Directory::Gateway {
+    if config.users.directory == DirectoryKind::Gateway {
         let reason = "has no login, but with users.directory = \"gateway\" the gate itself logs in";
         let suggestion = "add login = { username, password }, or set directory = \"webapp\"";
         report.complain(&place, reason, suggestion);
@@ -68,10 +68,10 @@ fn credentials(report: &Report<'_>, config: &Config) {
 }
 
 /// Without a probe there is nothing to ask about a token.
-fn probe(report: &Report<'_>, config: &Config) {
+fn probe(report: &ParseReport<'_>, config: &Config) {
     let users = &config.users;
     let is_asking = users.unknown_tokens == UnknownTokens::Ask;
-    if is_asking && users.directory == Directory::Webapp && config.upstream.probe.is_none() {
+    if is_asking && users.directory == DirectoryKind::Webapp && config.upstream.probe.is_none() {
         let reason = "\"ask\" needs a path that the upstream opens to good tokens only";
         let key = format!("upstream.{}.probe", config.upstream.name);
         let suggestion = format!("set {key} to such a path, or unknown_tokens = \"reject\"");
@@ -79,7 +79,7 @@ fn probe(report: &Report<'_>, config: &Config) {
     }
 }
 
-fn renewal(report: &Report<'_>, config: &Config, login: &Login) {
+fn renewal(report: &ParseReport<'_>, config: &Config, login: &Login) {
     let emulator = config.emulator.as_ref();
     let life = emulator.map_or(WEBAPP_TOKEN_LIFE, |emulator| emulator.token_lifetime);
     let key = |name: &str| format!("upstream.{}.{name}", config.upstream.name);
@@ -100,7 +100,7 @@ fn renewal(report: &Report<'_>, config: &Config, login: &Login) {
     }
 }
 
-fn ways_in(report: &Report<'_>, config: &Config) {
+fn ways_in(report: &ParseReport<'_>, config: &Config) {
     let login = Target::UsersNode(UsersCall::Login);
     let mut logins = config
         .routes

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Profile;
-use super::section::{Section, Value};
+use super::FileProfile;
+use super::section::{ConfigTable, ConfigValue};
 use super::value::{flag, many, name, number, quota, word};
 use crate::config::problem::nearest;
 use crate::config::profile::whatsapp_limits;
-use crate::config::{Directory, Limit, LimitKey, Limits, Quota, Route};
+use crate::config::{DirectoryKind, Limit, LimitKey, Limits, Quota, Route};
 
 const KEYS: &[(&str, LimitKey)] = &[
     ("client", LimitKey::Client),
@@ -26,14 +26,14 @@ fn per(seconds: u64, requests: u32, burst: u32) -> Quota {
 }
 
 pub(super) fn limits(
-    root: &Section<'_>,
-    profile: Profile,
+    root: &ConfigTable<'_>,
+    profile: FileProfile,
     routes: &[Route],
-    directory: Directory,
+    directory: DirectoryKind,
 ) -> Limits {
     let shipped = match profile {
-        Profile::Whatsapp => whatsapp_limits(routes, directory),
-        Profile::None => Vec::new(),
+        FileProfile::Whatsapp => whatsapp_limits(routes, directory),
+        FileProfile::None => Vec::new(),
     };
     let mut limits = Limits {
         policies: policies(root, shipped, routes),
@@ -60,7 +60,7 @@ pub(super) fn limits(
     limits
 }
 
-fn policies(root: &Section<'_>, shipped: Vec<Limit>, routes: &[Route]) -> Vec<Limit> {
+fn policies(root: &ConfigTable<'_>, shipped: Vec<Limit>, routes: &[Route]) -> Vec<Limit> {
     let classes: BTreeSet<&str> = routes.iter().map(|route| route.class.as_ref()).collect();
     let mut policies = shipped;
     let mut seen: Vec<String> = Vec::new();
@@ -88,12 +88,12 @@ fn policies(root: &Section<'_>, shipped: Vec<Limit>, routes: &[Route]) -> Vec<Li
 
 /// A limit; one with a shipped limit's name changes the keys it gives.
 fn policy(
-    table: &Section<'_>,
+    table: &ConfigTable<'_>,
     name: &str,
     before: Option<Limit>,
     classes: &BTreeSet<&str>,
 ) -> Option<Limit> {
-    let class = |value: &Value<'_>| class(value, classes);
+    let class = |value: &ConfigValue<'_>| class(value, classes);
     let burst = table.read("burst", number(1..=10_000_000));
     let listed = table.read("classes", many(class));
     let dry_run = table.read("dry_run", flag);
@@ -122,7 +122,7 @@ fn policy(
     })
 }
 
-fn class(value: &Value<'_>, classes: &BTreeSet<&str>) -> Option<Arc<str>> {
+fn class(value: &ConfigValue<'_>, classes: &BTreeSet<&str>) -> Option<Arc<str>> {
     let name = name(value)?;
     if !classes.contains(name.as_str()) {
         let meant = nearest(&name, classes.iter().copied());

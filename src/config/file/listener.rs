@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::places::{key_file, public_file};
-use super::section::{Section, Value};
+use super::section::{ConfigTable, ConfigValue};
 use super::value::{address, flag, number, size, span};
 use crate::config::{CertificateFiles, Listener, ListenerTls};
 
-pub(super) fn listeners(root: &Section<'_>) -> Vec<Listener> {
+pub(super) fn listeners(root: &ConfigTable<'_>) -> Vec<Listener> {
     let tables = root.sections("listener");
     if tables.is_empty() {
         let example = "[[listener]] with an address, such as \"0.0.0.0:8443\"";
@@ -16,7 +16,7 @@ pub(super) fn listeners(root: &Section<'_>) -> Vec<Listener> {
     tables.iter().filter_map(listener).collect()
 }
 
-fn listener(table: &Section<'_>) -> Option<Listener> {
+fn listener(table: &ConfigTable<'_>) -> Option<Listener> {
     let address = table.required("address", address, "\"0.0.0.0:8443\"");
     let tls = table.section("tls");
     let plaintext = table.or("allow_plaintext", flag, false);
@@ -46,7 +46,7 @@ fn listener(table: &Section<'_>) -> Option<Listener> {
     })
 }
 
-fn listener_tls(table: &Section<'_>) -> ListenerTls {
+fn listener_tls(table: &ConfigTable<'_>) -> ListenerTls {
     let example = "[{ certificate = \"server.pem\", key = \"server.key\" }]";
     let certificates = table.required("certificates", certificates, example);
     ListenerTls {
@@ -55,7 +55,7 @@ fn listener_tls(table: &Section<'_>) -> ListenerTls {
     }
 }
 
-fn certificates(value: &Value<'_>) -> Option<Vec<CertificateFiles>> {
+fn certificates(value: &ConfigValue<'_>) -> Option<Vec<CertificateFiles>> {
     let items = value.items()?;
     if items.is_empty() {
         value.complain("must not be empty", "without a certificate there is no TLS");
@@ -63,7 +63,7 @@ fn certificates(value: &Value<'_>) -> Option<Vec<CertificateFiles>> {
     Some(items.iter().filter_map(certificate).collect())
 }
 
-fn certificate(value: &Value<'_>) -> Option<CertificateFiles> {
+fn certificate(value: &ConfigValue<'_>) -> Option<CertificateFiles> {
     let table = value.table()?;
     let certificate = table.required("certificate", public_file, "\"server.pem\"");
     let key = table.required("key", key_file, "\"server.key\"");

@@ -25,10 +25,10 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-use super::problem::{Loaded, Problem, Problems};
+use super::problem::{LoadedConfig, Problem, Problems};
 use super::{Config, Emulator, Log, Upstream};
-use report::Report;
-use section::Section;
+use report::ParseReport;
+use section::ConfigTable;
 
 pub use lines::KeyLines;
 pub use units::parse_quota;
@@ -49,13 +49,13 @@ pub struct EmulatorAlone {
 
 /// Which shipped route table and limits the file builds on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Profile {
+enum FileProfile {
     Whatsapp,
     None,
 }
 
 /// Reads and checks a config file. Fails with every problem at once.
-pub fn load(path: &Path) -> Result<Loaded, Problems> {
+pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
     let name = path.display().to_string();
     let refused = |reason: String| Problems {
         file: name.clone(),
@@ -96,7 +96,7 @@ pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
     };
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let (table, errors) = DeTable::parse_recoverable(&text);
-    let report = Report::new(&text, table.get_ref(), folder, &errors);
+    let report = ParseReport::new(&text, table.get_ref(), folder, &errors);
     let root = report.root();
     root.leave_unread();
     let section = root.section("emulator");
@@ -124,7 +124,7 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 /// Checks the text of a config file that lies in `folder`.
-pub fn parse(text: &str, folder: &Path) -> Result<Loaded, Problems> {
+pub fn parse(text: &str, folder: &Path) -> Result<LoadedConfig, Problems> {
     parse_with_keys(text, folder).0
 }
 
@@ -132,16 +132,16 @@ pub fn parse(text: &str, folder: &Path) -> Result<Loaded, Problems> {
 pub(super) fn parse_with_keys(
     text: &str,
     folder: &Path,
-) -> (Result<Loaded, Problems>, BTreeSet<String>) {
+) -> (Result<LoadedConfig, Problems>, BTreeSet<String>) {
     // A byte order mark is what some editors put there; it says nothing.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (table, errors) = DeTable::parse_recoverable(text);
-    let report = Report::new(text, table.get_ref(), folder, &errors);
+    let report = ParseReport::new(text, table.get_ref(), folder, &errors);
     let config = config(&report.root());
     let lines = report.lines.clone();
     let (problems, warnings, known) = report.close();
     let result = match config {
-        Some(config) if problems.is_empty() => Ok(Loaded {
+        Some(config) if problems.is_empty() => Ok(LoadedConfig {
             config,
             warnings,
             lines,
@@ -158,10 +158,12 @@ pub(super) fn parse_with_keys(
 
 /// None only when something that cannot be left out is missing or wrong; that is
 /// then among the problems.
-fn config(root: &Section<'_>) -> Option<Config> {
-    const PROFILES: &[(&str, Profile)] =
-        &[("whatsapp", Profile::Whatsapp), ("none", Profile::None)];
-    let profile = root.or("profile", value::word(PROFILES), Profile::Whatsapp);
+fn config(root: &ConfigTable<'_>) -> Option<Config> {
+    const PROFILES: &[(&str, FileProfile)] = &[
+        ("whatsapp", FileProfile::Whatsapp),
+        ("none", FileProfile::None),
+    ];
+    let profile = root.or("profile", value::word(PROFILES), FileProfile::Whatsapp);
     let workers = root.or("workers", small::workers, small::cores());
 
     // First, because it says which files may still be missing.

@@ -4,13 +4,13 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::section::Value;
+use super::section::ConfigValue;
 use super::value;
 use crate::secret::{self, Secret, SecretSource};
 
 /// Who may read a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Privacy {
+enum FilePrivacy {
     Public,
     OwnerOnly,
     /// The same, and its content is looked at elsewhere.
@@ -18,24 +18,24 @@ enum Privacy {
 }
 
 /// A file that anyone may read, such as a certificate.
-pub(super) fn public_file(value: &Value<'_>) -> Option<PathBuf> {
+pub(super) fn public_file(value: &ConfigValue<'_>) -> Option<PathBuf> {
     let path = value::path(value)?;
-    check(value, &path, Privacy::Public);
+    check(value, &path, FilePrivacy::Public);
     Some(path)
 }
 
 /// A file that holds a private key.
-pub(super) fn key_file(value: &Value<'_>) -> Option<PathBuf> {
+pub(super) fn key_file(value: &ConfigValue<'_>) -> Option<PathBuf> {
     let path = value::path(value)?;
-    check(value, &path, Privacy::OwnerOnly);
+    check(value, &path, FilePrivacy::OwnerOnly);
     Some(path)
 }
 
 /// A secret whose place can be read now, or will be made at the first run.
-pub(super) fn secret(value: &Value<'_>) -> Option<SecretSource> {
+pub(super) fn secret(value: &ConfigValue<'_>) -> Option<SecretSource> {
     let source = value::secret(value)?;
     if let SecretSource::File(path) = &source {
-        check(value, path, Privacy::Secret);
+        check(value, path, FilePrivacy::Secret);
     }
     match source.read() {
         // Told already, or made at the first run.
@@ -54,7 +54,7 @@ pub(super) fn secret(value: &Value<'_>) -> Option<SecretSource> {
 pub(super) fn secret_that(
     keeps: fn(&Secret) -> bool,
     rule: &'static str,
-) -> impl Fn(&Value<'_>) -> Option<SecretSource> {
+) -> impl Fn(&ConfigValue<'_>) -> Option<SecretSource> {
     move |value| {
         let source = secret(value)?;
         if source.read().is_ok_and(|text| !keeps(&text)) {
@@ -64,7 +64,7 @@ pub(super) fn secret_that(
     }
 }
 
-fn check(value: &Value<'_>, path: &Path, privacy: Privacy) {
+fn check(value: &ConfigValue<'_>, path: &Path, privacy: FilePrivacy) {
     if let Err(error) = std::fs::File::open(path) {
         let made_later = value.report.made_at_first_run.borrow();
         let made_later = made_later
@@ -85,9 +85,9 @@ fn check(value: &Value<'_>, path: &Path, privacy: Privacy) {
     };
     if facts.is_dir() {
         value.complain(&format!("is a folder: {}", path.display()), "name the file");
-    } else if facts.len() == 0 && privacy != Privacy::Secret {
+    } else if facts.len() == 0 && privacy != FilePrivacy::Secret {
         value.complain(&format!("is empty: {}", path.display()), "");
-    } else if privacy != Privacy::Public && facts.permissions().mode() & 0o077 != 0 {
+    } else if privacy != FilePrivacy::Public && facts.permissions().mode() & 0o077 != 0 {
         let reason = format!("others may read {}", path.display());
         value.warn(&reason, "chmod 600");
     }

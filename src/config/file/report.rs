@@ -8,12 +8,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::lines::KeyLines;
-use super::section::Section;
+use super::section::ConfigTable;
 use crate::config::problem::{Problem, nearest};
 
 /// What one reading of a file gathers.
 #[derive(Debug)]
-pub(super) struct Report<'a> {
+pub(super) struct ParseReport<'a> {
     text: &'a str,
     top: &'a DeTable<'a>,
     pub(super) lines: KeyLines,
@@ -25,20 +25,20 @@ pub(super) struct Report<'a> {
     warnings: RefCell<Vec<Problem>>,
     /// Every key that was asked for, without array positions.
     known: RefCell<BTreeSet<String>>,
-    strangers: RefCell<Vec<Stranger>>,
+    strangers: RefCell<Vec<UnknownKey>>,
     /// Files under it are made at the first run and may be missing before.
     pub(super) made_at_first_run: RefCell<Option<std::path::PathBuf>>,
 }
 
 /// A key that nobody asked for. Judged at the end, when all known keys are known.
 #[derive(Debug)]
-struct Stranger {
+struct UnknownKey {
     line: usize,
     section: String,
     key: String,
 }
 
-impl<'a> Report<'a> {
+impl<'a> ParseReport<'a> {
     pub(super) fn new(
         text: &'a str,
         top: &'a DeTable<'a>,
@@ -99,7 +99,7 @@ impl<'a> Report<'a> {
     }
 
     pub(super) fn stranger(&self, line: usize, section: &str, key: &str) {
-        self.strangers.borrow_mut().push(Stranger {
+        self.strangers.borrow_mut().push(UnknownKey {
             line,
             section: section.to_owned(),
             key: key.to_owned(),
@@ -123,8 +123,8 @@ impl<'a> Report<'a> {
     }
 
     /// The top of the file.
-    pub(super) fn root(&'a self) -> Section<'a> {
-        Section::new(self, self.top, String::new(), None)
+    pub(super) fn root(&'a self) -> ConfigTable<'a> {
+        ConfigTable::new(self, self.top, String::new(), None)
     }
 
     /// Problems, warnings and known keys, once everything has been asked for.
@@ -157,7 +157,7 @@ fn problem(line: Option<usize>, key: String, reason: &str, suggestion: &str) -> 
     }
 }
 
-fn judge(stranger: &Stranger, known: &BTreeSet<String>) -> Problem {
+fn judge(stranger: &UnknownKey, known: &BTreeSet<String>) -> Problem {
     let section = without_positions(&stranger.section);
     let siblings = known.iter().filter_map(|key| match key.rsplit_once('.') {
         Some((parent, name)) if parent == section => Some(name),

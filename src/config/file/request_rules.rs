@@ -1,16 +1,16 @@
 //! `[http]`, and `allow_fields` wherever it may stand.
 
-use super::section::{Section, Value};
+use super::section::{ConfigTable, ConfigValue};
 use super::value::{flag, many, network, size, text};
 use crate::config::problem::nearest;
 use crate::config::request_rules::{METHOD_PARAMETER, OVERRIDE_FIELDS, override_field};
-use crate::config::{AllowedFields, Http};
+use crate::config::{AllowedFields, RequestRules};
 
 /// Fields that the gate writes itself: what a client says in them never goes up.
 const WRITTEN_HERE: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
 
-pub(super) fn http(root: &Section<'_>) -> Http {
-    let mut http = Http {
+pub(super) fn http(root: &ConfigTable<'_>) -> RequestRules {
+    let mut http = RequestRules {
         trusted_proxies: Vec::new(),
         allow_underscores: false,
         allow_fields: AllowedFields::default(),
@@ -35,14 +35,14 @@ pub(super) fn http(root: &Section<'_>) -> Http {
 }
 
 /// None: the table says nothing of it.
-pub(super) fn allow_fields(table: &Section<'_>) -> Option<AllowedFields> {
+pub(super) fn allow_fields(table: &ConfigTable<'_>) -> Option<AllowedFields> {
     table
         .read("allow_fields", many(override_name))
         .map(AllowedFields::new)
 }
 
 /// The name of a field that would end here, or `_method`.
-fn override_name(value: &Value<'_>) -> Option<String> {
+fn override_name(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?.to_ascii_lowercase();
     if name == METHOD_PARAMETER {
         return Some(name);

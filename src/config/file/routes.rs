@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Profile;
+use super::FileProfile;
 use super::request_rules::allow_fields;
-use super::section::{Section, Value};
+use super::section::{ConfigTable, ConfigValue};
 use super::value::{flag, many, method, name, pattern, size, some, span, span_or_none};
 use super::value::{text, word};
 use crate::config::problem::nearest;
 use crate::config::profile::whatsapp_routes;
-use crate::config::{Access, AllowedFields, Directory, PathPattern, Route, Target, UsersCall};
+use crate::config::{Access, AllowedFields, DirectoryKind, PathPattern, Route, Target, UsersCall};
 use crate::webapp::Role;
 
 const TARGETS: &[(&str, Target)] = &[
@@ -34,19 +34,19 @@ const ACCESS: &[(&str, Access)] = &[
 
 /// In match order: the file's own, then the profile's with the file's changes.
 pub(super) fn routes(
-    root: &Section<'_>,
-    profile: Profile,
-    directory: Directory,
+    root: &ConfigTable<'_>,
+    profile: FileProfile,
+    directory: DirectoryKind,
     allowed: &AllowedFields,
 ) -> Vec<Route> {
     let mut shipped = match profile {
-        Profile::Whatsapp => whatsapp_routes(),
-        Profile::None => Vec::new(),
+        FileProfile::Whatsapp => whatsapp_routes(),
+        FileProfile::None => Vec::new(),
     };
     for route in &mut shipped {
         route.allow_fields = allowed.clone();
     }
-    if directory == Directory::Webapp {
+    if directory == DirectoryKind::Webapp {
         shipped.iter_mut().for_each(leave_roles_to_the_webapp);
     }
     let mut own: Vec<Route> = Vec::new();
@@ -82,7 +82,7 @@ fn leave_roles_to_the_webapp(route: &mut Route) {
 }
 
 fn added(
-    table: &Section<'_>,
+    table: &ConfigTable<'_>,
     name: &Arc<str>,
     shipped: &[Route],
     allowed: &AllowedFields,
@@ -126,7 +126,7 @@ fn plain(name: &Arc<str>, path: PathPattern) -> Route {
 }
 
 /// `route` with the keys that the file gives.
-fn changed(table: &Section<'_>, route: Route) -> Route {
+fn changed(table: &ConfigTable<'_>, route: Route) -> Route {
     let path = match table.value("path") {
         // Complained about once already where it was added.
         Some(_) if route.path.0.is_empty() => route.path,
@@ -174,7 +174,7 @@ fn changed(table: &Section<'_>, route: Route) -> Route {
     changed
 }
 
-fn host(value: &Value<'_>) -> Option<String> {
+fn host(value: &ConfigValue<'_>) -> Option<String> {
     let host = text(value)?.to_ascii_lowercase();
     let name = host.strip_prefix("*.").unwrap_or(&host);
     let letter = |letter: u8| letter.is_ascii_alphanumeric() || b"-._:[]".contains(&letter);
@@ -194,7 +194,7 @@ fn host(value: &Value<'_>) -> Option<String> {
 }
 
 /// A route below another with the same path, host and methods gets no request.
-fn warn_if_hidden(table: &Section<'_>, route: &Route, above: &[Route]) {
+fn warn_if_hidden(table: &ConfigTable<'_>, route: &Route, above: &[Route]) {
     let covers = |other: &&Route| {
         other.path == route.path
             && (other.hosts.is_empty() || other.hosts == route.hosts)
@@ -215,7 +215,7 @@ fn warn_if_hidden(table: &Section<'_>, route: &Route, above: &[Route]) {
 }
 
 /// `close = ["groups.*"]`: routes by name, a `*` at the end for all that begin so.
-fn close(root: &Section<'_>, routes: &mut [Route]) {
+fn close(root: &ConfigTable<'_>, routes: &mut [Route]) {
     let Some(value) = root.value("close") else {
         return;
     };

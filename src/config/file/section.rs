@@ -5,12 +5,12 @@ use std::cell::{Cell, RefCell};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::report::{Report, join, line_offset};
+use super::report::{ParseReport, join, line_offset};
 
 /// One table of the file. When it is dropped, keys that nobody asked for are noted.
 #[derive(Debug)]
-pub(super) struct Section<'a> {
-    pub(super) report: &'a Report<'a>,
+pub(super) struct ConfigTable<'a> {
+    pub(super) report: &'a ParseReport<'a>,
     table: &'a DeTable<'a>,
     pub(super) key: String,
     pub(super) line: Option<usize>,
@@ -19,9 +19,9 @@ pub(super) struct Section<'a> {
     open: Cell<bool>,
 }
 
-impl<'a> Section<'a> {
+impl<'a> ConfigTable<'a> {
     pub(super) fn new(
-        report: &'a Report<'a>,
+        report: &'a ParseReport<'a>,
         table: &'a DeTable<'a>,
         key: String,
         line: Option<usize>,
@@ -37,7 +37,7 @@ impl<'a> Section<'a> {
     }
 
     /// The value of `key`, if the file has one.
-    pub(super) fn value(&self, key: &'static str) -> Option<Value<'a>> {
+    pub(super) fn value(&self, key: &'static str) -> Option<ConfigValue<'a>> {
         self.asked.borrow_mut().push(key);
         let full = join(&self.key, key);
         self.report.asked_for(&full);
@@ -45,7 +45,7 @@ impl<'a> Section<'a> {
             .table
             .iter()
             .find(|(name, _)| name.get_ref().as_ref() == key)?;
-        Some(Value {
+        Some(ConfigValue {
             report: self.report,
             inner: value.get_ref(),
             key: full,
@@ -56,7 +56,7 @@ impl<'a> Section<'a> {
     pub(super) fn read<T>(
         &self,
         key: &'static str,
-        reader: impl Fn(&Value<'a>) -> Option<T>,
+        reader: impl Fn(&ConfigValue<'a>) -> Option<T>,
     ) -> Option<T> {
         reader(&self.value(key)?)
     }
@@ -65,7 +65,7 @@ impl<'a> Section<'a> {
     pub(super) fn or<T>(
         &self,
         key: &'static str,
-        reader: impl Fn(&Value<'a>) -> Option<T>,
+        reader: impl Fn(&ConfigValue<'a>) -> Option<T>,
         default: T,
     ) -> T {
         self.read(key, reader).unwrap_or(default)
@@ -75,7 +75,7 @@ impl<'a> Section<'a> {
     pub(super) fn required<T>(
         &self,
         key: &'static str,
-        reader: impl Fn(&Value<'a>) -> Option<T>,
+        reader: impl Fn(&ConfigValue<'a>) -> Option<T>,
         example: &str,
     ) -> Option<T> {
         let Some(value) = self.value(key) else {
@@ -122,7 +122,7 @@ impl<'a> Section<'a> {
             .items()
             .unwrap_or_default()
             .iter()
-            .filter_map(Value::table)
+            .filter_map(ConfigValue::table)
             .collect()
     }
 
@@ -132,7 +132,7 @@ impl<'a> Section<'a> {
         let mut tables = Vec::new();
         for (name, value) in self.table {
             let text = name.get_ref().to_string();
-            let value = Value {
+            let value = ConfigValue {
                 report: self.report,
                 inner: value.get_ref(),
                 key: join(&self.key, &text),
@@ -172,7 +172,7 @@ impl<'a> Section<'a> {
     }
 }
 
-impl Drop for Section<'_> {
+impl Drop for ConfigTable<'_> {
     fn drop(&mut self) {
         if self.open.get() {
             return;
@@ -189,14 +189,14 @@ impl Drop for Section<'_> {
 
 /// One value of the file, with its place.
 #[derive(Debug)]
-pub(super) struct Value<'a> {
-    pub(super) report: &'a Report<'a>,
+pub(super) struct ConfigValue<'a> {
+    pub(super) report: &'a ParseReport<'a>,
     pub(super) inner: &'a DeValue<'a>,
     pub(super) key: String,
     pub(super) line: usize,
 }
 
-impl<'a> Value<'a> {
+impl<'a> ConfigValue<'a> {
     pub(super) fn complain(&self, reason: &str, suggestion: &str) {
         self.report
             .wrong(Some(self.line), self.key.clone(), reason, suggestion);
@@ -207,13 +207,13 @@ impl<'a> Value<'a> {
             .odd(Some(self.line), self.key.clone(), reason, suggestion);
     }
 
-    pub(super) fn table(&self) -> Option<Section<'a>> {
+    pub(super) fn table(&self) -> Option<ConfigTable<'a>> {
         let DeValue::Table(table) = self.inner else {
             self.complain("must be a table", "");
             return None;
         };
         let line = Some(self.line);
-        Some(Section::new(self.report, table, self.key.clone(), line))
+        Some(ConfigTable::new(self.report, table, self.key.clone(), line))
     }
 
     /// The elements of a list, each with its place.

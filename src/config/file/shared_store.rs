@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::places::{public_file, secret};
-use super::section::{Section, Value};
+use super::section::{ConfigTable, ConfigValue};
 use super::upstream::is_loopback;
 use super::value::{flag, name, number, some, span, text};
-use crate::config::{Finding, ServerAddress, SharedStore, StoreTls};
+use crate::config::{MasterDiscovery, ServerAddress, SharedStoreConfig, StoreTls};
 
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
@@ -16,20 +16,23 @@ const LONGEST_STALE: Duration = Duration::from_secs(3600);
 
 /// One address as written.
 #[derive(Clone, Debug)]
-struct Written {
+struct WrittenAddress {
     tls: bool,
     host: String,
     port: Option<u16>,
 }
 
 /// None: there is no `url`, and the store is a file.
-pub(super) fn shared_store(table: &Section<'_>, timeout: Option<Duration>) -> Option<SharedStore> {
+pub(super) fn shared_store(
+    table: &ConfigTable<'_>,
+    timeout: Option<Duration>,
+) -> Option<SharedStoreConfig> {
     let urls = table.read("url", some(url));
     let ca = table.read("ca", public_file);
     let plaintext = table.or("allow_plaintext", flag, false);
     let finding = finding(table);
-    let unsaid = SharedStore::at(Vec::new());
-    let store = SharedStore {
+    let unsaid = SharedStoreConfig::at(Vec::new());
+    let store = SharedStoreConfig {
         finding,
         username: table.read("username", text),
         password: table.read("password", secret),
@@ -52,22 +55,22 @@ pub(super) fn shared_store(table: &Section<'_>, timeout: Option<Duration>) -> Op
     Some(store)
 }
 
-fn finding(table: &Section<'_>) -> Finding {
+fn finding(table: &ConfigTable<'_>) -> MasterDiscovery {
     let master = table.read("sentinel", text);
     let is_cluster = table.or("cluster", flag, false);
     match (master, is_cluster) {
         (Some(_), true) if table.has("url") => {
             let reason = "cannot be had with sentinel: a cluster fails over by itself";
             table.complain("cluster", reason, "keep one of the two");
-            Finding::Cluster
+            MasterDiscovery::Cluster
         }
-        (Some(master), _) => Finding::Sentinel { master },
-        (None, true) => Finding::Cluster,
-        (None, false) => Finding::Server,
+        (Some(master), _) => MasterDiscovery::Sentinel { master },
+        (None, true) => MasterDiscovery::Cluster,
+        (None, false) => MasterDiscovery::Server,
     }
 }
 
-fn says_nothing(table: &Section<'_>) {
+fn says_nothing(table: &ConfigTable<'_>) {
     const KEYS: [&str; 12] = [
         "ca",
         "allow_plaintext",
@@ -90,10 +93,10 @@ fn says_nothing(table: &Section<'_>) {
 }
 
 fn placed(
-    table: &Section<'_>,
-    store: SharedStore,
-    (urls, ca, plaintext): (&[Written], Option<PathBuf>, bool),
-) -> SharedStore {
+    table: &ConfigTable<'_>,
+    store: SharedStoreConfig,
+    (urls, ca, plaintext): (&[WrittenAddress], Option<PathBuf>, bool),
+) -> SharedStoreConfig {
     let tls = urls[0].tls;
     if urls.iter().any(|url| url.tls != tls) {
         let reason = "mixes redis:// and rediss://";
@@ -107,29 +110,29 @@ fn placed(
         table.warn("ca", "says nothing with redis://", "use rediss://");
     }
     let port = match store.finding {
-        Finding::Sentinel { .. } => SENTINEL_PORT,
-        Finding::Server | Finding::Cluster => PORT,
+        MasterDiscovery::Sentinel { .. } => SENTINEL_PORT,
+        MasterDiscovery::Server | MasterDiscovery::Cluster => PORT,
     };
     let servers = urls.iter().map(|url| ServerAddress {
         host: url.host.clone(),
         port: url.port.unwrap_or(port),
     });
-    SharedStore {
+    SharedStoreConfig {
         servers: servers.collect(),
         tls: tls.then_some(StoreTls { authorities: ca }),
         ..store
     }
 }
 
-fn check(table: &Section<'_>, store: &SharedStore) {
-    if store.finding == Finding::Cluster && store.database != 0 {
+fn check(table: &ConfigTable<'_>, store: &SharedStoreConfig) {
+    if store.finding == MasterDiscovery::Cluster && store.database != 0 {
         table.complain("database", "must be 0: a cluster has no other", "");
     }
-    if store.finding == Finding::Server && store.servers.len() > 1 {
+    if store.finding == MasterDiscovery::Server && store.servers.len() > 1 {
         let reason = "names several servers, and neither sentinel nor cluster says why";
         table.complain("url", reason, "add sentinel = \"NAME\" or cluster = true");
     }
-    let is_sentinel = matches!(store.finding, Finding::Sentinel { .. });
+    let is_sentinel = matches!(store.finding, MasterDiscovery::Sentinel { .. });
     if store.sentinel_password.is_some() && !is_sentinel {
         table.warn("sentinel_password", "says nothing without sentinel", "");
     }
@@ -148,7 +151,7 @@ fn check(table: &Section<'_>, store: &SharedStore) {
 }
 
 /// The text is never repeated: it may hold a password.
-fn url(value: &Value<'_>) -> Option<Written> {
+fn url(value: &ConfigValue<'_>) -> Option<WrittenAddress> {
     let suggestion = "such as \"rediss://redis.internal:6379\"";
     let bad = |reason: &str| {
         value.complain(reason, suggestion);
@@ -177,7 +180,7 @@ fn url(value: &Value<'_>) -> Option<Written> {
         return bad("has a port that cannot be");
     }
     let host = authority.host();
-    Some(Written {
+    Some(WrittenAddress {
         tls,
         host: host.trim_matches(['[', ']']).to_owned(),
         port: authority.port_u16(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tracing_subscriber::filter::Targets;
 
 use super::places::secret_that;
-use super::report::Report;
-use super::section::{Section, Value};
+use super::report::ParseReport;
+use super::section::{ConfigTable, ConfigValue};
 use super::value::{address, flag, number, path, span, span_or_none};
 use super::value::{text, word};
 use crate::config::{Drain, Emulator, Log, LogFormat, Operator};
@@ -23,7 +23,7 @@ pub(super) fn cores() -> usize {
 }
 
 /// A number, or `"auto"` for one per core.
-pub(super) fn workers(value: &Value<'_>) -> Option<usize> {
+pub(super) fn workers(value: &ConfigValue<'_>) -> Option<usize> {
     match value.inner {
         toml::de::DeValue::String(text) if text == "auto" => return Some(cores()),
         toml::de::DeValue::String(_) => {
@@ -38,7 +38,7 @@ pub(super) fn workers(value: &Value<'_>) -> Option<usize> {
     number(1..=1024)(value)
 }
 
-pub(super) fn operator(root: &Section<'_>) -> Operator {
+pub(super) fn operator(root: &ConfigTable<'_>) -> Operator {
     let table = root.section("operator");
     let address = table
         .as_ref()
@@ -48,7 +48,7 @@ pub(super) fn operator(root: &Section<'_>) -> Operator {
     let is_long = |secret: &Secret| secret.expose().chars().count() >= LEAST_OPERATOR_TOKEN;
     let token = table.as_ref();
     let token = token.and_then(|table| table.read("token", secret_that(is_long, rule)));
-    let is_meant = |table: &Section<'_>| table.or("allow_plaintext", flag, false);
+    let is_meant = |table: &ConfigTable<'_>| table.or("allow_plaintext", flag, false);
     if let Some(table) = table.filter(|table| !is_meant(table) && !address.ip().is_loopback()) {
         let reason = "is not loopback: whoever can reach it can read health and metrics";
         table.warn(
@@ -60,7 +60,7 @@ pub(super) fn operator(root: &Section<'_>) -> Operator {
     Operator { address, token }
 }
 
-pub(super) fn drain(root: &Section<'_>) -> Drain {
+pub(super) fn drain(root: &ConfigTable<'_>) -> Drain {
     let mut drain = Drain {
         wait: Duration::from_secs(5),
         deadline: Duration::from_secs(20),
@@ -72,7 +72,7 @@ pub(super) fn drain(root: &Section<'_>) -> Drain {
     drain
 }
 
-pub(super) fn log(root: &Section<'_>) -> Log {
+pub(super) fn log(root: &ConfigTable<'_>) -> Log {
     const FORMATS: &[(&str, LogFormat)] = &[("json", LogFormat::Json), ("text", LogFormat::Text)];
     let mut log = Log {
         format: LogFormat::Json,
@@ -87,7 +87,7 @@ pub(super) fn log(root: &Section<'_>) -> Log {
     log
 }
 
-fn filter(value: &Value<'_>) -> Option<String> {
+fn filter(value: &ConfigValue<'_>) -> Option<String> {
     let filter = text(value)?;
     // What the parser would take for a target that nothing bears, or for silence.
     let is_odd = |piece: &str| {
@@ -105,7 +105,7 @@ fn filter(value: &Value<'_>) -> Option<String> {
 }
 
 /// Without a section everything has its default.
-pub(super) fn emulator(report: &Report<'_>, table: Option<&Section<'_>>) -> Emulator {
+pub(super) fn emulator(report: &ParseReport<'_>, table: Option<&ConfigTable<'_>>) -> Emulator {
     let mut emulator = Emulator {
         address: loopback(9443),
         control: loopback(9444),

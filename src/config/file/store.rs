@@ -6,10 +6,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::places::secret_that;
-use super::section::{Section, Value};
+use super::section::{ConfigTable, ConfigValue};
 use super::shared_store::shared_store;
 use super::value::{span, text};
-use crate::config::{Store, StorePlace};
+use crate::config::{StoreConfig, StorePlace};
 use crate::secret::Secret;
 
 const DEFAULT: &str = "data/tollgate.redb";
@@ -17,9 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 const RULE: &str = "must be 32 bytes in base64, such as `openssl rand -base64 32` makes";
 
-pub(super) fn store(root: &Section<'_>) -> Store {
+pub(super) fn store(root: &ConfigTable<'_>) -> StoreConfig {
     let folder = &root.report.folder;
-    let mut store = Store {
+    let mut store = StoreConfig {
         place: StorePlace::File(folder.join(DEFAULT)),
         key: None,
         old_key: None,
@@ -67,7 +67,7 @@ pub(super) fn store(root: &Section<'_>) -> Store {
 }
 
 /// A file, or the word for none.
-fn place(value: &Value<'_>) -> Option<StorePlace> {
+fn place(value: &ConfigValue<'_>) -> Option<StorePlace> {
     if text(value)? == "memory" {
         return Some(StorePlace::Memory);
     }

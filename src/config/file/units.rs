@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Network, Quota};
+use crate::config::{AddressBlock, Quota};
 
 /// Longer than any sensible wait, short enough to be added to any clock.
 const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
@@ -89,7 +89,7 @@ pub(super) fn parse_hex(text: &str) -> Option<[u8; 32]> {
     Some(digest)
 }
 
-pub(super) fn parse_network(text: &str) -> Option<Network> {
+pub(super) fn parse_network(text: &str) -> Option<AddressBlock> {
     let (address, prefix) = match text.split_once('/') {
         Some((address, prefix)) => (address, Some(prefix.parse::<u8>().ok()?)),
         None => (text, None),
@@ -108,7 +108,7 @@ pub(super) fn parse_network(text: &str) -> Option<Network> {
     let host = 1_u128
         .checked_shl(host_bits)
         .map_or(u128::MAX, |bit| bit - 1);
-    (bits & host == 0).then_some(Network { address, prefix })
+    (bits & host == 0).then_some(AddressBlock { address, prefix })
 }
 
 #[cfg(test)]

@@ -8,16 +8,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
-use super::Profile;
+use super::FileProfile;
 use super::places::{public_file, secret, secret_that};
-use super::section::{Section, Value};
+use super::section::{ConfigTable, ConfigValue};
 use super::units::parse_hex;
 use super::value::text;
 use super::value::{flag, is_name, number, share, size, some, span, span_or_none};
 use crate::config::{BaseAddress, Login, Trust, Upstream};
 use crate::webapp::API_KEY_LENGTH;
 
-pub(super) fn upstream(root: &Section<'_>, profile: Profile) -> Option<Upstream> {
+pub(super) fn upstream(root: &ConfigTable<'_>, profile: FileProfile) -> Option<Upstream> {
     let Some(all) = root.section("upstream") else {
         root.missing("upstream", "[upstream.main] with a url");
         return None;
@@ -37,7 +37,7 @@ pub(super) fn upstream(root: &Section<'_>, profile: Profile) -> Option<Upstream>
     one(name, table, profile)
 }
 
-fn one(name: &str, table: &Section<'_>, profile: Profile) -> Option<Upstream> {
+fn one(name: &str, table: &ConfigTable<'_>, profile: FileProfile) -> Option<Upstream> {
     if !is_name(name) {
         table.complain(
             "",
@@ -89,7 +89,7 @@ fn is_key_long(key: &crate::secret::Secret) -> bool {
 }
 
 /// The text is never repeated: it may hold a password.
-fn base(value: &Value<'_>) -> Option<BaseAddress> {
+fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
     let suggestion = "such as \"https://webapp.internal:443\"";
     let bad = |reason: &str| {
         value.complain(reason, suggestion);
@@ -138,7 +138,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_some_and(|address| address.is_loopback())
 }
 
-fn trust(table: &Section<'_>) -> Trust {
+fn trust(table: &ConfigTable<'_>) -> Trust {
     let authorities: Option<PathBuf> = table.read("ca", public_file);
     let pins = table.read("pins", some(pin));
     if table.has("ca") && table.has("pins") {
@@ -153,7 +153,7 @@ fn trust(table: &Section<'_>) -> Trust {
 }
 
 /// `sha256//` and base64, as curl and HPKP write it, or 64 hexadecimal digits.
-fn pin(value: &Value<'_>) -> Option<[u8; 32]> {
+fn pin(value: &ConfigValue<'_>) -> Option<[u8; 32]> {
     let text = text(value)?;
     let pin = match text.strip_prefix("sha256//") {
         Some(encoded) => STANDARD
@@ -170,15 +170,15 @@ fn pin(value: &Value<'_>) -> Option<[u8; 32]> {
 }
 
 /// What the profile knows to ask about a token.
-fn shipped_probe(profile: Profile) -> Option<PathAndQuery> {
+fn shipped_probe(profile: FileProfile) -> Option<PathAndQuery> {
     match profile {
-        Profile::Whatsapp => Some(PathAndQuery::from_static("/v1/health")),
-        Profile::None => None,
+        FileProfile::Whatsapp => Some(PathAndQuery::from_static("/v1/health")),
+        FileProfile::None => None,
     }
 }
 
 /// A path, or "none"; so the result is None only for a value that is wrong.
-fn probe(value: &Value<'_>) -> Option<Option<PathAndQuery>> {
+fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
     let text = text(value)?;
     if text == "none" {
         return Some(None);
@@ -192,7 +192,7 @@ fn probe(value: &Value<'_>) -> Option<Option<PathAndQuery>> {
     path.map(Some)
 }
 
-fn server_name(value: &Value<'_>) -> Option<String> {
+fn server_name(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?;
     if rustls::pki_types::ServerName::try_from(name.as_str()).is_err() {
         value.complain(
@@ -204,7 +204,7 @@ fn server_name(value: &Value<'_>) -> Option<String> {
     Some(name)
 }
 
-fn login(table: &Section<'_>) -> Option<Login> {
+fn login(table: &ConfigTable<'_>) -> Option<Login> {
     let who = table.section("login");
     let username = who
         .as_ref()
@@ -233,7 +233,7 @@ fn login(table: &Section<'_>) -> Option<Login> {
 }
 
 /// RFC 7617, 2: a user name with a colon cannot be sent.
-fn username(value: &Value<'_>) -> Option<String> {
+fn username(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?;
     if name.contains(':') || name.chars().any(char::is_control) {
         value.complain("must not have colons or control characters", "");

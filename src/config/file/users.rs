@@ -6,21 +6,21 @@ use std::time::Duration;
 use argon2::password_hash::phc::PasswordHash;
 
 use super::places::secret_that;
-use super::section::{Section, Value};
+use super::section::{ConfigTable, ConfigValue};
 use super::value::{digest, flag, many, method, moment, name, number, pattern, quota};
 use super::value::{some, span, text, word};
 use crate::config::{
-    ApiKey, AtTokenCap, Directory, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
-    Users,
+    ApiKey, AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
+    UsersConfig,
 };
 use crate::webapp::{Role, check_name, check_password};
 
 const ROLES: &[(&str, Role)] = &[("user", Role::User), ("admin", Role::Admin)];
 
-pub(super) fn users(root: &Section<'_>) -> Users {
-    const DIRECTORIES: &[(&str, Directory)] = &[
-        ("gateway", Directory::Gateway),
-        ("webapp", Directory::Webapp),
+pub(super) fn users(root: &ConfigTable<'_>) -> UsersConfig {
+    const DIRECTORIES: &[(&str, DirectoryKind)] = &[
+        ("gateway", DirectoryKind::Gateway),
+        ("webapp", DirectoryKind::Webapp),
     ];
     const UNKNOWN: &[(&str, UnknownTokens)] = &[
         ("reject", UnknownTokens::Reject),
@@ -34,7 +34,7 @@ pub(super) fn users(root: &Section<'_>) -> Users {
         ("end_others", OnPasswordChange::EndOthers),
         ("end_all", OnPasswordChange::EndAll),
     ];
-    let mut users = Users::default();
+    let mut users = UsersConfig::default();
     let Some(table) = root.section("users") else {
         return users;
     };
@@ -57,12 +57,12 @@ pub(super) fn users(root: &Section<'_>) -> Users {
 }
 
 /// Of all tokens a user may have a quarter: nobody can fill the gate alone.
-fn largest_share(users: &Users) -> usize {
+fn largest_share(users: &UsersConfig) -> usize {
     (users.max_tokens / 4).max(1)
 }
 
-fn check(table: &Section<'_>, users: &Users) {
-    if users.directory == Directory::Gateway && users.unknown_tokens == UnknownTokens::Ask {
+fn check(table: &ConfigTable<'_>, users: &UsersConfig) {
+    if users.directory == DirectoryKind::Gateway && users.unknown_tokens == UnknownTokens::Ask {
         let reason = "\"ask\" is for directory = \"webapp\": the gate knows all tokens it minted";
         table.complain(
             "unknown_tokens",
@@ -70,7 +70,7 @@ fn check(table: &Section<'_>, users: &Users) {
             "set directory = \"webapp\" or \"reject\"",
         );
     }
-    if users.directory == Directory::Webapp && users.first_admin.is_some() {
+    if users.directory == DirectoryKind::Webapp && users.first_admin.is_some() {
         let reason = "says nothing with directory = \"webapp\": the Webapp has the users";
         table.warn("first_admin", reason, "");
     }
@@ -93,7 +93,7 @@ fn check(table: &Section<'_>, users: &Users) {
     }
 }
 
-fn first_admin(table: &Section<'_>) -> Option<FirstAdmin> {
+fn first_admin(table: &ConfigTable<'_>) -> Option<FirstAdmin> {
     let username = table.required("username", username, "\"admin\"");
     let must_change = table.or("must_change", flag, false);
     // A password that has to be changed at once may be as weak as the factory's.
@@ -129,7 +129,7 @@ fn first_admin(table: &Section<'_>) -> Option<FirstAdmin> {
     })
 }
 
-fn username(value: &Value<'_>) -> Option<String> {
+fn username(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?;
     if let Err(rule) = check_name(&name) {
         value.complain(&format!("cannot be a user: {rule}"), "");
@@ -139,7 +139,7 @@ fn username(value: &Value<'_>) -> Option<String> {
 }
 
 /// What is wrong is not told from the text: it may be a password.
-fn password_hash(value: &Value<'_>) -> Option<String> {
+fn password_hash(value: &ConfigValue<'_>) -> Option<String> {
     let text = text(value)?;
     let good = PasswordHash::new(&text).is_ok_and(|hash| {
         hash.algorithm.as_str() == "argon2id"
@@ -155,7 +155,7 @@ fn password_hash(value: &Value<'_>) -> Option<String> {
     Some(text)
 }
 
-pub(super) fn api_keys(root: &Section<'_>) -> Vec<ApiKey> {
+pub(super) fn api_keys(root: &ConfigTable<'_>) -> Vec<ApiKey> {
     let mut keys: Vec<ApiKey> = Vec::new();
     for table in root.sections("api_key") {
         let Some(key) = api_key(&table) else {
@@ -178,7 +178,7 @@ pub(super) fn api_keys(root: &Section<'_>) -> Vec<ApiKey> {
     keys
 }
 
-fn api_key(table: &Section<'_>) -> Option<ApiKey> {
+fn api_key(table: &ConfigTable<'_>) -> Option<ApiKey> {
     let name = table.required("name", name, "\"prometheus\"");
     let digests = table.required("sha256", some(digest), "[\"...\"] from tollgate new-key");
     let expires = table.read("expires", moment);

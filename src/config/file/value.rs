@@ -8,13 +8,13 @@ use std::time::Duration;
 use http::Method;
 use toml::de::DeValue;
 
-use super::section::Value;
+use super::section::ConfigValue;
 use super::units::{parse_hex, parse_network, parse_quota, parse_size, parse_span};
 use crate::config::problem::nearest;
-use crate::config::{Network, PathPattern, Quota};
+use crate::config::{AddressBlock, PathPattern, Quota};
 use crate::secret::SecretSource;
 
-pub(super) fn text(value: &Value<'_>) -> Option<String> {
+pub(super) fn text(value: &ConfigValue<'_>) -> Option<String> {
     match value.inner {
         DeValue::String(text) if !text.trim().is_empty() => Some(text.to_string()),
         DeValue::String(_) => {
@@ -28,7 +28,7 @@ pub(super) fn text(value: &Value<'_>) -> Option<String> {
     }
 }
 
-pub(super) fn flag(value: &Value<'_>) -> Option<bool> {
+pub(super) fn flag(value: &ConfigValue<'_>) -> Option<bool> {
     let DeValue::Boolean(flag) = value.inner else {
         value.complain("must be true or false, without quotes", "");
         return None;
@@ -37,7 +37,7 @@ pub(super) fn flag(value: &Value<'_>) -> Option<bool> {
 }
 
 /// A whole number within a range.
-pub(super) fn number<N>(range: RangeInclusive<N>) -> impl Fn(&Value<'_>) -> Option<N>
+pub(super) fn number<N>(range: RangeInclusive<N>) -> impl Fn(&ConfigValue<'_>) -> Option<N>
 where
     N: TryFrom<u64> + PartialOrd + std::fmt::Display,
 {
@@ -57,7 +57,7 @@ where
 }
 
 /// A fraction within a range.
-pub(super) fn share(range: RangeInclusive<f64>) -> impl Fn(&Value<'_>) -> Option<f64> {
+pub(super) fn share(range: RangeInclusive<f64>) -> impl Fn(&ConfigValue<'_>) -> Option<f64> {
     move |value| {
         let number: Option<f64> = match value.inner {
             DeValue::Float(number) => number.as_str().parse().ok(),
@@ -74,7 +74,7 @@ pub(super) fn share(range: RangeInclusive<f64>) -> impl Fn(&Value<'_>) -> Option
 }
 
 /// A time such as `"30s"`, longer than none.
-pub(super) fn span(value: &Value<'_>) -> Option<Duration> {
+pub(super) fn span(value: &ConfigValue<'_>) -> Option<Duration> {
     let span = span_or_none(value)?;
     if span.is_zero() {
         value.complain("must be longer than 0", "such as \"30s\"");
@@ -84,7 +84,7 @@ pub(super) fn span(value: &Value<'_>) -> Option<Duration> {
 }
 
 /// A time such as `"30s"`; `"0s"` is one too.
-pub(super) fn span_or_none(value: &Value<'_>) -> Option<Duration> {
+pub(super) fn span_or_none(value: &ConfigValue<'_>) -> Option<Duration> {
     let parsed = match value.inner {
         DeValue::String(text) => parse_span(text),
         _ => None,
@@ -99,7 +99,7 @@ pub(super) fn span_or_none(value: &Value<'_>) -> Option<Duration> {
 }
 
 /// Bytes: `"64KiB"`, `"110MB"`, or a plain number.
-pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&Value<'_>) -> Option<u64> {
+pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&ConfigValue<'_>) -> Option<u64> {
     move |value| {
         let bytes = match value.inner {
             DeValue::String(text) => parse_size(text),
@@ -119,7 +119,7 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&Value<'_>) -> Option<
 }
 
 /// `"10/s"` or `"10/m burst 5"`; without a burst, as many as the rate names.
-pub(super) fn quota(value: &Value<'_>) -> Option<Quota> {
+pub(super) fn quota(value: &ConfigValue<'_>) -> Option<Quota> {
     let parsed = match value.inner {
         DeValue::String(text) => parse_quota(text),
         _ => None,
@@ -136,7 +136,7 @@ pub(super) fn quota(value: &Value<'_>) -> Option<Quota> {
 /// One of a few words.
 pub(super) fn word<T: Copy>(
     words: &'static [(&'static str, T)],
-) -> impl Fn(&Value<'_>) -> Option<T> {
+) -> impl Fn(&ConfigValue<'_>) -> Option<T> {
     move |value| {
         let names = || words.iter().map(|(name, _)| *name);
         let DeValue::String(text) = value.inner else {
@@ -157,8 +157,8 @@ pub(super) fn word<T: Copy>(
 
 /// A list, or one value that stands for a list of one. Its good elements.
 pub(super) fn many<'a, T>(
-    reader: impl Fn(&Value<'a>) -> Option<T>,
-) -> impl Fn(&Value<'a>) -> Option<Vec<T>> {
+    reader: impl Fn(&ConfigValue<'a>) -> Option<T>,
+) -> impl Fn(&ConfigValue<'a>) -> Option<Vec<T>> {
     move |value| {
         if matches!(value.inner, DeValue::String(_)) {
             return Some(vec![reader(value)?]);
@@ -169,8 +169,8 @@ pub(super) fn many<'a, T>(
 
 /// Like `many`, with at least one element.
 pub(super) fn some<'a, T>(
-    reader: impl Fn(&Value<'a>) -> Option<T>,
-) -> impl Fn(&Value<'a>) -> Option<Vec<T>> {
+    reader: impl Fn(&ConfigValue<'a>) -> Option<T>,
+) -> impl Fn(&ConfigValue<'a>) -> Option<Vec<T>> {
     let many = many(reader);
     move |value| {
         if matches!(value.inner, DeValue::Array(list) if list.is_empty()) {
@@ -182,12 +182,12 @@ pub(super) fn some<'a, T>(
 }
 
 /// A file or folder; relative ones start at the config file's folder.
-pub(super) fn path(value: &Value<'_>) -> Option<PathBuf> {
+pub(super) fn path(value: &ConfigValue<'_>) -> Option<PathBuf> {
     text(value).map(|text| value.report.folder.join(text))
 }
 
 /// `address:port`.
-pub(super) fn address(value: &Value<'_>) -> Option<std::net::SocketAddr> {
+pub(super) fn address(value: &ConfigValue<'_>) -> Option<std::net::SocketAddr> {
     let parsed: Option<std::net::SocketAddr> = text(value)?.parse().ok();
     if parsed.is_none() {
         value.complain(
@@ -202,7 +202,7 @@ pub(super) fn address(value: &Value<'_>) -> Option<std::net::SocketAddr> {
 }
 
 /// SHA-256 in 64 hexadecimal digits.
-pub(super) fn digest(value: &Value<'_>) -> Option<[u8; 32]> {
+pub(super) fn digest(value: &ConfigValue<'_>) -> Option<[u8; 32]> {
     let digest = text(value).and_then(|text| parse_hex(&text));
     if digest.is_none() && matches!(value.inner, DeValue::String(_)) {
         value.complain(
@@ -214,7 +214,7 @@ pub(super) fn digest(value: &Value<'_>) -> Option<[u8; 32]> {
 }
 
 /// Where a secret is kept: `{ file = "..." }` or `{ env = "..." }`.
-pub(super) fn secret(value: &Value<'_>) -> Option<SecretSource> {
+pub(super) fn secret(value: &ConfigValue<'_>) -> Option<SecretSource> {
     const PLACES: &str = "write { file = \"/run/secrets/...\" } or { env = \"NAME\" }";
     if !matches!(value.inner, DeValue::Table(_)) {
         value.complain("must name the place of the secret, not the secret", PLACES);
@@ -238,7 +238,7 @@ pub(super) fn secret(value: &Value<'_>) -> Option<SecretSource> {
 }
 
 /// The name of an environment variable. A secret put here by mistake is not repeated.
-fn variable(value: &Value<'_>) -> Option<String> {
+fn variable(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?;
     let good = name
         .bytes()
@@ -255,7 +255,7 @@ fn variable(value: &Value<'_>) -> Option<String> {
 }
 
 /// A name that may stand in a metrics label: letters, digits, `.`, `-`, `_`.
-pub(super) fn name(value: &Value<'_>) -> Option<String> {
+pub(super) fn name(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?;
     if !is_name(&name) {
         value.complain("must have 1 to 64 letters, digits, dots, - or _", "");
@@ -270,7 +270,7 @@ pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(letter)
 }
 
-pub(super) fn method(value: &Value<'_>) -> Option<Method> {
+pub(super) fn method(value: &ConfigValue<'_>) -> Option<Method> {
     let name = text(value)?;
     let method = Method::from_bytes(name.as_bytes()).ok();
     match method {
@@ -296,7 +296,7 @@ pub(super) fn method(value: &Value<'_>) -> Option<Method> {
     }
 }
 
-pub(super) fn pattern(value: &Value<'_>) -> Option<PathPattern> {
+pub(super) fn pattern(value: &ConfigValue<'_>) -> Option<PathPattern> {
     match PathPattern::parse(&text(value)?) {
         Ok(pattern) => Some(pattern),
         Err(error) => {
@@ -310,7 +310,7 @@ pub(super) fn pattern(value: &Value<'_>) -> Option<PathPattern> {
 }
 
 /// `10.0.0.0/8`, or one address.
-pub(super) fn network(value: &Value<'_>) -> Option<Network> {
+pub(super) fn network(value: &ConfigValue<'_>) -> Option<AddressBlock> {
     let network = parse_network(&text(value)?);
     if network.is_none() {
         value.complain(
@@ -322,7 +322,7 @@ pub(super) fn network(value: &Value<'_>) -> Option<Network> {
 }
 
 /// Seconds since 1970 of an RFC 3339 time, quoted or not.
-pub(super) fn moment(value: &Value<'_>) -> Option<i64> {
+pub(super) fn moment(value: &ConfigValue<'_>) -> Option<i64> {
     let text = match value.inner {
         DeValue::String(text) => text.to_string(),
         DeValue::Datetime(time) => time.to_string(),

@@ -24,15 +24,15 @@ const ASKS: usize = 8;
 
 /// How a look at the file ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum ReloadOutcome {
     Applied(Vec<Difference>),
     Unchanged,
-    Refused(Refused),
+    Refused(ReloadRefused),
 }
 
 /// Why the old configuration stays in use.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum ReloadRefused {
     #[error(transparent)]
     Problems(#[from] Problems),
     #[error("this configuration cannot be put to use")]
@@ -42,57 +42,57 @@ pub enum Refused {
 /// The watcher has ended, with the program most likely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the config file is no longer watched")]
-pub struct Gone;
+pub struct WatcherGone;
 
 /// Asks for a look at the file now. Clones ask the same watcher.
 #[derive(Clone, Debug)]
-pub struct Reloader(mpsc::Sender<Ask>);
+pub struct ReloadHandle(mpsc::Sender<ReloadRequest>);
 
 /// The watcher's end of a `Reloader`.
 #[derive(Debug)]
-pub struct Requests(mpsc::Receiver<Ask>);
+pub struct ReloadRequests(mpsc::Receiver<ReloadRequest>);
 
 #[derive(Debug)]
-struct Ask(Option<oneshot::Sender<Outcome>>);
+struct ReloadRequest(Option<oneshot::Sender<ReloadOutcome>>);
 
-pub fn reloader() -> (Reloader, Requests) {
+pub fn reloader() -> (ReloadHandle, ReloadRequests) {
     let (sender, receiver) = mpsc::channel(ASKS);
-    (Reloader(sender), Requests(receiver))
+    (ReloadHandle(sender), ReloadRequests(receiver))
 }
 
-impl Reloader {
+impl ReloadHandle {
     /// As SIGHUP does: nobody waits. With the queue full a look is about to happen.
     pub fn ask(&self) {
-        let _ = self.0.try_send(Ask(None));
+        let _ = self.0.try_send(ReloadRequest(None));
     }
 
     /// Waits until the file was looked at and tells how that ended.
-    pub async fn reload(&self) -> Result<Outcome, Gone> {
+    pub async fn reload(&self) -> Result<ReloadOutcome, WatcherGone> {
         let (answer, outcome) = oneshot::channel();
-        let sent = self.0.send(Ask(Some(answer))).await;
-        sent.map_err(|_| Gone)?;
-        outcome.await.map_err(|_| Gone)
+        let sent = self.0.send(ReloadRequest(Some(answer))).await;
+        sent.map_err(|_| WatcherGone)?;
+        outcome.await.map_err(|_| WatcherGone)
     }
 }
 
 /// The one task that reads the config file again.
 #[derive(Debug)]
-pub struct Watcher {
+pub struct ConfigWatcher {
     path: PathBuf,
     metrics: Arc<Metrics>,
-    requests: Requests,
+    requests: ReloadRequests,
     every: Duration,
 }
 
 /// The file's content, as far as one needs to know whether it is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
+enum FileContent {
     Digest([u8; 32]),
     Unreadable,
 }
 
-impl Watcher {
-    pub fn new(path: PathBuf, metrics: Arc<Metrics>, requests: Requests) -> Self {
+impl ConfigWatcher {
+    pub fn new(path: PathBuf, metrics: Arc<Metrics>, requests: ReloadRequests) -> Self {
         Self {
             path,
             metrics,
@@ -117,8 +117,8 @@ impl Watcher {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What was last acted on, and what differed from it at the last look. A file
         // in the middle of being written looks different at each look.
-        let mut taken: Option<Content> = None;
-        let mut settling: Option<Content> = None;
+        let mut taken: Option<FileContent> = None;
+        let mut settling: Option<FileContent> = None;
         loop {
             let ask = tokio::select! {
                 biased;
@@ -135,31 +135,31 @@ impl Watcher {
                 }
             }
             let is_first = taken.replace(content).is_none();
-            let outcome = self.look(&current, &mut apply).await;
+            let outcome = self.check_file(&current, &mut apply).await;
             let outcome = outcome.map(|(new, differences)| {
                 current = new;
                 differences
             });
             let outcome = self.told(outcome, is_first && ask.is_none());
-            if let Some(Ask(Some(answer))) = ask {
+            if let Some(ReloadRequest(Some(answer))) = ask {
                 // Whoever asked may have left meanwhile.
                 let _ = answer.send(outcome);
             }
         }
     }
 
-    async fn content(&self) -> Content {
+    async fn content(&self) -> FileContent {
         match tokio::fs::read(&self.path).await {
-            Ok(bytes) => Content::Digest(Sha256::digest(&bytes).into()),
-            Err(_) => Content::Unreadable,
+            Ok(bytes) => FileContent::Digest(Sha256::digest(&bytes).into()),
+            Err(_) => FileContent::Unreadable,
         }
     }
 
-    async fn look<A, F, E>(
+    async fn check_file<A, F, E>(
         &self,
         current: &Arc<Config>,
         apply: &mut A,
-    ) -> Result<(Arc<Config>, Vec<Difference>), Refused>
+    ) -> Result<(Arc<Config>, Vec<Difference>), ReloadRefused>
     where
         A: FnMut(Arc<Config>) -> F,
         F: Future<Output = Result<(), E>>,
@@ -168,7 +168,7 @@ impl Watcher {
         let path = self.path.clone();
         // It looks at every file that the config names: not on an async thread.
         let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
-        let loaded = loaded.map_err(|end| Refused::Unusable(Box::new(end)))??;
+        let loaded = loaded.map_err(|end| ReloadRefused::Unusable(Box::new(end)))??;
         for warning in &loaded.warnings {
             warn!(line = warning.line, "config: {warning}");
         }
@@ -183,36 +183,36 @@ impl Watcher {
     }
 
     /// Problems that come up when the configuration is put to use have their lines, too.
-    fn refused(&self, error: Box<dyn Error + Send + Sync>, lines: &KeyLines) -> Refused {
+    fn refused(&self, error: Box<dyn Error + Send + Sync>, lines: &KeyLines) -> ReloadRefused {
         match error.downcast::<Problems>() {
-            Ok(problems) => Refused::Problems(
+            Ok(problems) => ReloadRefused::Problems(
                 Problems {
                     file: self.path.display().to_string(),
                     ..*problems
                 }
                 .located(lines),
             ),
-            Err(error) => Refused::Unusable(error),
+            Err(error) => ReloadRefused::Unusable(error),
         }
     }
 
     /// Logs and counts. The first look finds what the program started with, which is no news.
-    fn told(&self, outcome: Result<Vec<Difference>, Refused>, quiet: bool) -> Outcome {
+    fn told(&self, outcome: Result<Vec<Difference>, ReloadRefused>, quiet: bool) -> ReloadOutcome {
         let outcome = match outcome {
-            Ok(differences) if differences.is_empty() => Outcome::Unchanged,
-            Ok(differences) => Outcome::Applied(differences),
-            Err(refused) => Outcome::Refused(refused),
+            Ok(differences) if differences.is_empty() => ReloadOutcome::Unchanged,
+            Ok(differences) => ReloadOutcome::Applied(differences),
+            Err(refused) => ReloadOutcome::Refused(refused),
         };
         self.metrics
             .config_good
-            .set(i64::from(!matches!(outcome, Outcome::Refused(_))));
+            .set(i64::from(!matches!(outcome, ReloadOutcome::Refused(_))));
         match &outcome {
-            Outcome::Unchanged if quiet => return outcome,
-            Outcome::Unchanged => {
+            ReloadOutcome::Unchanged if quiet => return outcome,
+            ReloadOutcome::Unchanged => {
                 info!("config read again: nothing changed");
                 self.metrics.reloads.add(Reload::Unchanged);
             }
-            Outcome::Applied(differences) => {
+            ReloadOutcome::Applied(differences) => {
                 for difference in differences {
                     let key = difference.key.as_str();
                     if difference.reloadable {
@@ -223,7 +223,7 @@ impl Watcher {
                 }
                 self.metrics.reloads.add(Reload::Applied);
             }
-            Outcome::Refused(refused) => {
+            ReloadOutcome::Refused(refused) => {
                 error!(error = %chain(refused), "config refused, the old one stays in use");
                 self.metrics.reloads.add(Reload::Refused);
             }

@@ -18,7 +18,7 @@ const MINIMAL: &str = r#"
 struct Watched {
     folder: PathBuf,
     metrics: Arc<Metrics>,
-    reloader: Reloader,
+    reloader: ReloadHandle,
     stop: ShutdownSignal,
     applied: mpsc::UnboundedReceiver<Arc<Config>>,
     end: tokio::task::JoinHandle<()>,
@@ -38,7 +38,7 @@ impl Watched {
         let metrics = Metrics::new();
         let (reloader, requests) = reloader();
         let stop = ShutdownSignal::default();
-        let mut watcher = Watcher::new(path, Arc::clone(&metrics), requests);
+        let mut watcher = ConfigWatcher::new(path, Arc::clone(&metrics), requests);
         watcher.every = every;
         let (tell, applied) = mpsc::unbounded_channel();
         let apply = move |config: Arc<Config>| {
@@ -97,7 +97,9 @@ async fn a_changed_file_is_applied_without_being_asked() {
 async fn a_bad_file_is_refused_with_all_problems_and_the_next_good_one_is_taken() {
     let mut watched = Watched::start("bad", NEVER, true);
     watched.write("[drain]\nwait = 7\nwayt = 1\n");
-    let Ok(Outcome::Refused(Refused::Problems(problems))) = watched.reloader.reload().await else {
+    let Ok(ReloadOutcome::Refused(ReloadRefused::Problems(problems))) =
+        watched.reloader.reload().await
+    else {
         panic!("refused");
     };
     assert_eq!(problems.problems.len(), 2, "{problems}");
@@ -107,7 +109,7 @@ async fn a_bad_file_is_refused_with_all_problems_and_the_next_good_one_is_taken(
 
     watched.write("[drain]\nwait = \"7s\"\n");
     let outcome = watched.reloader.reload().await.unwrap();
-    assert!(matches!(outcome, Outcome::Applied(found) if found[0].key == "drain"));
+    assert!(matches!(outcome, ReloadOutcome::Applied(found) if found[0].key == "drain"));
     assert_eq!(watched.metrics.config_good.get(), 1);
     assert_eq!(watched.metrics.reloads.value(Reload::Applied), 1);
     watched.end().await;
@@ -120,7 +122,7 @@ async fn going_back_to_the_old_file_after_a_bad_one_is_good_again() {
     watched.reloader.reload().await.unwrap();
     watched.write("# a remark\n");
     let outcome = watched.reloader.reload().await.unwrap();
-    assert!(matches!(outcome, Outcome::Unchanged));
+    assert!(matches!(outcome, ReloadOutcome::Unchanged));
     assert_eq!(watched.metrics.config_good.get(), 1);
     watched.end().await;
 }
@@ -131,7 +133,10 @@ async fn what_the_app_cannot_use_is_refused_and_may_be_tried_again() {
     watched.write("[drain]\nwait = \"1s\"\n");
     for _ in 0..2 {
         let outcome = watched.reloader.reload().await.unwrap();
-        assert!(matches!(outcome, Outcome::Refused(Refused::Unusable(_))));
+        assert!(matches!(
+            outcome,
+            ReloadOutcome::Refused(ReloadRefused::Unusable(_))
+        ));
     }
     assert_eq!(watched.metrics.reloads.value(Reload::Refused), 2);
     watched.end().await;
@@ -142,7 +147,10 @@ async fn a_file_that_is_gone_is_refused() {
     let watched = Watched::start("gone", NEVER, true);
     std::fs::remove_file(watched.folder.join("config.toml")).unwrap();
     let outcome = watched.reloader.reload().await.unwrap();
-    assert!(matches!(outcome, Outcome::Refused(Refused::Problems(_))));
+    assert!(matches!(
+        outcome,
+        ReloadOutcome::Refused(ReloadRefused::Problems(_))
+    ));
     watched.end().await;
 }
 
@@ -151,14 +159,14 @@ async fn after_the_drain_nobody_waits_for_an_answer() {
     let watched = Watched::start("drain", NEVER, true);
     let reloader = watched.reloader.clone();
     watched.end().await;
-    assert!(matches!(reloader.reload().await, Err(Gone)));
+    assert!(matches!(reloader.reload().await, Err(WatcherGone)));
 }
 
 #[test]
 fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
     let loaded = crate::config::parse(MINIMAL, std::path::Path::new("")).unwrap();
     let (_, requests) = reloader();
-    let watcher = Watcher::new("gate.toml".into(), Metrics::new(), requests);
+    let watcher = ConfigWatcher::new("gate.toml".into(), Metrics::new(), requests);
     let problem = |key: &str| crate::config::Problem {
         line: None,
         key: key.to_owned(),
@@ -173,5 +181,5 @@ fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
         "gate.toml: 2 problems\n  3  listener[0].tls    is of no use\n  8  upstream.main.url  is of no use"
     );
     let other = watcher.refused(NoLuck.into(), &loaded.lines);
-    assert!(matches!(other, Refused::Unusable(_)));
+    assert!(matches!(other, ReloadRefused::Unusable(_)));
 }

@@ -55,7 +55,7 @@ impl FirstAdmin {
 impl Users {
     /// The directory as `kept`, with its first admin in it.
     pub async fn open(
-        settings: &config::Users,
+        settings: &config::UsersConfig,
         hasher: Hasher,
         store: Arc<Store>,
         kept: Vec<UserRecord>,
@@ -80,7 +80,7 @@ impl Users {
 
     pub(super) async fn settle_first_admin(
         &self,
-        settings: &config::Users,
+        settings: &config::UsersConfig,
     ) -> Result<FirstAdmin, Error> {
         let kept = self.first_admin();
         let Some(wanted) = &settings.first_admin else {

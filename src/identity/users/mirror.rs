@@ -46,7 +46,7 @@ impl Users {
     }
 
     /// Makes the first admin, unless another gate has.
-    pub async fn settle(&self, settings: &config::Users) -> Result<FirstAdmin, Error> {
+    pub async fn settle(&self, settings: &config::UsersConfig) -> Result<FirstAdmin, Error> {
         let mut left = TRIES;
         loop {
             match self.settle_first_admin(settings).await {

@@ -5,12 +5,14 @@ use tokio::runtime::Handle;
 
 use super::*;
 use crate::config::UnknownTokens;
-use crate::config::{self, Directory as Owner, FirstAdmin as FirstAdminSettings, FirstPassword};
+use crate::config::{
+    self, DirectoryKind as Owner, FirstAdmin as FirstAdminSettings, FirstPassword,
+};
 use crate::identity::{UnusableHash, hash_password};
 use crate::secret::SecretSource;
 
-fn settings(first_admin: Option<FirstAdminSettings>) -> config::Users {
-    config::Users {
+fn settings(first_admin: Option<FirstAdminSettings>) -> config::UsersConfig {
+    config::UsersConfig {
         directory: Owner::Gateway,
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: Duration::from_secs(60),

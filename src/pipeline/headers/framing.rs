@@ -6,7 +6,7 @@ use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRAILER, TRANSFER_ENC
 use http::request::Parts;
 use http::{Method, Version};
 
-use crate::config::Http;
+use crate::config::RequestRules;
 use crate::pipeline::reject::Rejection;
 use crate::via::GatewayVia;
 
@@ -15,7 +15,7 @@ use crate::via::GatewayVia;
 pub(in crate::pipeline) fn check(
     headers: &HeaderMap,
     version: Version,
-    rules: &Http,
+    rules: &RequestRules,
     via: &GatewayVia,
 ) -> Result<(), Rejection> {
     let is_http2 = version == Version::HTTP_2;

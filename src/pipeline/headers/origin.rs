@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::header::FORWARDED;
 
 use super::X_FORWARDED_FOR;
-use crate::config::Network;
+use crate::config::AddressBlock;
 use crate::pipeline::peer::Peer;
 
 /// The address that a request is counted under.
@@ -22,7 +22,7 @@ pub(in crate::pipeline) struct ClientOrigin<'h> {
 pub(in crate::pipeline) fn origin<'h>(
     headers: &'h HeaderMap,
     peer: &Peer,
-    trusted: &[Network],
+    trusted: &[AddressBlock],
 ) -> ClientOrigin<'h> {
     let mut origin = ClientOrigin {
         ip: peer.ip(),
@@ -118,11 +118,11 @@ fn is_hidden_port(text: &str) -> bool {
         .is_some_and(|name| !name.is_empty() && name.bytes().all(letter))
 }
 
-pub(super) fn is_trusted(ip: IpAddr, trusted: &[Network]) -> bool {
+pub(super) fn is_trusted(ip: IpAddr, trusted: &[AddressBlock]) -> bool {
     trusted.iter().any(|network| contains(network, ip))
 }
 
-fn contains(network: &Network, ip: IpAddr) -> bool {
+fn contains(network: &AddressBlock, ip: IpAddr) -> bool {
     let shift = |width: u8| u32::from(width.saturating_sub(network.prefix));
     match (network.address.to_canonical(), ip) {
         (IpAddr::V4(net), IpAddr::V4(ip)) => {
@@ -143,8 +143,8 @@ mod tests {
 
     use super::*;
 
-    fn trusted() -> Vec<Network> {
-        let network = |address: &str, prefix| Network {
+    fn trusted() -> Vec<AddressBlock> {
+        let network = |address: &str, prefix| AddressBlock {
             address: address.parse().unwrap(),
             prefix,
         };

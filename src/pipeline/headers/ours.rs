@@ -7,7 +7,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue, VIA};
 
 use super::origin::is_trusted;
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
-use crate::config::{AllowedFields, Http, OverrideField, override_field};
+use crate::config::{AllowedFields, OverrideField, RequestRules, override_field};
 use crate::pipeline::access_line::put_address;
 use crate::pipeline::peer::Peer;
 use crate::pipeline::trace::{TRACEPARENT, Trace};
@@ -51,7 +51,7 @@ pub(in crate::pipeline) struct Said<'v> {
 
 impl<'v> Ours<'_, 'v> {
     /// `came`: the request's fields.
-    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, rules: &Http) -> Said<'v> {
+    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, rules: &RequestRules) -> Said<'v> {
         let believed = is_trusted(self.peer.ip(), &rules.trusted_proxies);
         let mut texts = Texts::default();
         let chain = texts.add(|text| {

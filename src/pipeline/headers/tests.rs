@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{AllowedFields, Http, Network, OVERRIDE_FIELDS};
+use crate::config::{AddressBlock, AllowedFields, OVERRIDE_FIELDS, RequestRules};
 use crate::pipeline::peer::Peer;
 use crate::pipeline::trace::Trace;
 use crate::secret::Secret;
@@ -17,9 +17,9 @@ fn peer(ip: &str) -> Peer {
     }
 }
 
-fn network(text: &str) -> Network {
+fn network(text: &str) -> AddressBlock {
     let (address, prefix) = text.split_once('/').unwrap();
-    Network {
+    AddressBlock {
         address: address.parse().unwrap(),
         prefix: prefix.parse().unwrap(),
     }
@@ -34,12 +34,12 @@ fn of_the_client(came: &HeaderMap) -> HeaderMap {
     up
 }
 
-fn went_up(came: &HeaderMap, trusted: &[Network]) -> HeaderMap {
+fn went_up(came: &HeaderMap, trusted: &[AddressBlock]) -> HeaderMap {
     went_up_with(came, trusted, &[])
 }
 
-fn went_up_with(came: &HeaderMap, trusted: &[Network], allowed: &[&str]) -> HeaderMap {
-    let rules = Http {
+fn went_up_with(came: &HeaderMap, trusted: &[AddressBlock], allowed: &[&str]) -> HeaderMap {
+    let rules = RequestRules {
         trusted_proxies: trusted.to_vec(),
         allow_underscores: true,
         allow_fields: AllowedFields::new(allowed.iter().map(ToString::to_string).collect()),

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::resolver::Resolver;
 use super::{SharedStore, place};
-use crate::config::{self, Finding, ServerAddress};
+use crate::config::{self, MasterDiscovery, ServerAddress};
 use crate::lifecycle::ShutdownSignal;
 
 /// Between two looks at the policy.
@@ -77,7 +77,10 @@ impl EvictionFound {
 }
 
 /// How long a connection and its answers may take.
-pub(super) fn timing(settings: &config::SharedStore, resolver: &Resolver) -> AsyncConnectionConfig {
+pub(super) fn timing(
+    settings: &config::SharedStoreConfig,
+    resolver: &Resolver,
+) -> AsyncConnectionConfig {
     let limit = settings.timeout;
     AsyncConnectionConfig::new()
         .set_dns_resolver(resolver.clone())
@@ -87,13 +90,13 @@ pub(super) fn timing(settings: &config::SharedStore, resolver: &Resolver) -> Asy
 
 /// The worst of what all servers say. A master that cannot be reached says nothing.
 pub(super) async fn ask_all(
-    settings: &config::SharedStore,
+    settings: &config::SharedStoreConfig,
     connection: &mut MultiplexedConnection,
     timing: &AsyncConnectionConfig,
 ) -> Result<EvictionFound, RedisError> {
     let masters = match settings.finding {
-        Finding::Cluster => masters(connection).await,
-        Finding::Server | Finding::Sentinel { .. } => BTreeSet::new(),
+        MasterDiscovery::Cluster => masters(connection).await,
+        MasterDiscovery::Server | MasterDiscovery::Sentinel { .. } => BTreeSet::new(),
     };
     let mut worst = EvictionFound::NotAsked;
     for master in masters {

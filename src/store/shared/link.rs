@@ -48,7 +48,7 @@ pub struct OpenError {
 }
 
 impl OpenError {
-    pub(super) fn new(settings: &config::SharedStore, why: Arc<str>) -> Self {
+    pub(super) fn new(settings: &config::SharedStoreConfig, why: Arc<str>) -> Self {
         Self {
             place: settings.to_string(),
             why,
@@ -103,7 +103,7 @@ impl SharedStore {
     }
 
     /// The store, not connected yet.
-    pub fn new(settings: config::SharedStore, metrics: Arc<Metrics>) -> Self {
+    pub fn new(settings: config::SharedStoreConfig, metrics: Arc<Metrics>) -> Self {
         Self {
             names: Names::new(&settings.prefix),
             settings,

@@ -57,7 +57,7 @@ use resolver::Resolver;
 /// The shared store as one gate uses it.
 #[derive(Debug)]
 pub struct SharedStore {
-    settings: config::SharedStore,
+    settings: config::SharedStoreConfig,
     names: Names,
     resolver: Resolver,
     /// Tells this gate's changes from others'.
@@ -157,7 +157,7 @@ impl SharedStore {
         Duration::from_millis(self.elapsed().saturating_sub(contact))
     }
 
-    pub fn settings(&self) -> &config::SharedStore {
+    pub fn settings(&self) -> &config::SharedStoreConfig {
         &self.settings
     }
 

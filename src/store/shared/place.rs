@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 use super::names::Names;
 use super::server_error::told;
 use crate::causes::chain;
-use crate::config::{self, Finding, ServerAddress};
+use crate::config::{self, MasterDiscovery, ServerAddress};
 use crate::secret;
 
 /// Why there is no connection.
@@ -47,16 +47,18 @@ impl Error {
 
 /// Connects to the server that takes changes.
 pub(super) async fn connect(
-    settings: &config::SharedStore,
+    settings: &config::SharedStoreConfig,
     names: &Names,
     timing: &AsyncConnectionConfig,
 ) -> Result<(Client, MultiplexedConnection), Error> {
     let mut last = None;
     for server in &settings.servers {
         let found = match &settings.finding {
-            Finding::Server => Ok(server.clone()),
-            Finding::Sentinel { master } => ask_sentinel(settings, server, master, timing).await,
-            Finding::Cluster => ask_cluster(settings, server, names, timing).await,
+            MasterDiscovery::Server => Ok(server.clone()),
+            MasterDiscovery::Sentinel { master } => {
+                ask_sentinel(settings, server, master, timing).await
+            }
+            MasterDiscovery::Cluster => ask_cluster(settings, server, names, timing).await,
         };
         let opened = match found {
             Ok(address) => open(settings, &address, Kind::Data, timing).await,
@@ -72,7 +74,7 @@ pub(super) async fn connect(
 
 /// Connects to one server that may have data.
 pub(super) async fn open_data(
-    settings: &config::SharedStore,
+    settings: &config::SharedStoreConfig,
     address: &ServerAddress,
     timing: &AsyncConnectionConfig,
 ) -> Result<MultiplexedConnection, Error> {
@@ -88,7 +90,7 @@ enum Kind {
 }
 
 async fn open(
-    settings: &config::SharedStore,
+    settings: &config::SharedStoreConfig,
     address: &ServerAddress,
     kind: Kind,
     timing: &AsyncConnectionConfig,
@@ -101,7 +103,7 @@ async fn open(
 }
 
 fn client(
-    settings: &config::SharedStore,
+    settings: &config::SharedStoreConfig,
     address: &ServerAddress,
     kind: Kind,
 ) -> Result<Client, Error> {
@@ -154,10 +156,10 @@ fn authorities(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Whether clients can be made as the settings say: reads passwords and authorities, connects to
 /// nothing.
-pub(super) fn check(settings: &config::SharedStore) -> Result<(), Error> {
+pub(super) fn check(settings: &config::SharedStoreConfig) -> Result<(), Error> {
     let of_servers = match settings.finding {
-        Finding::Sentinel { .. } => Kind::Sentinel,
-        Finding::Server | Finding::Cluster => Kind::Data,
+        MasterDiscovery::Sentinel { .. } => Kind::Sentinel,
+        MasterDiscovery::Server | MasterDiscovery::Cluster => Kind::Data,
     };
     for server in &settings.servers {
         client(settings, server, of_servers)?;
@@ -167,7 +169,7 @@ pub(super) fn check(settings: &config::SharedStore) -> Result<(), Error> {
 }
 
 async fn ask_sentinel(
-    settings: &config::SharedStore,
+    settings: &config::SharedStoreConfig,
     sentinel: &ServerAddress,
     master: &str,
     timing: &AsyncConnectionConfig,
@@ -184,7 +186,7 @@ async fn ask_sentinel(
 
 /// The node that has the slot of our keys, told by `MOVED`; none if the asked one has it.
 async fn ask_cluster(
-    settings: &config::SharedStore,
+    settings: &config::SharedStoreConfig,
     seed: &ServerAddress,
     names: &Names,
     timing: &AsyncConnectionConfig,

@@ -9,13 +9,13 @@ use super::resolver::Resolver;
 use crate::config;
 
 /// Reads passwords and authorities and makes clients of them; connects to nothing.
-pub fn check_settings(settings: &config::SharedStore) -> Result<(), OpenError> {
+pub fn check_settings(settings: &config::SharedStoreConfig) -> Result<(), OpenError> {
     place::check(settings).map_err(|error| OpenError::new(settings, error.words()))
 }
 
 /// Connects as a start would, and asks every server that has, or may come to have, the gates'
 /// data whether it evicts keys: the server in use, or each master of a cluster.
-pub async fn reach(settings: &config::SharedStore) -> Result<EvictionFound, OpenError> {
+pub async fn reach(settings: &config::SharedStoreConfig) -> Result<EvictionFound, OpenError> {
     let timing = timing(settings, &Resolver::default());
     let wrong = |error: place::Error| OpenError::new(settings, error.words());
     let connected = place::connect(settings, &Names::new(&settings.prefix), &timing).await;

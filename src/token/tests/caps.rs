@@ -3,12 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::Users;
+use crate::config::UsersConfig;
 use crate::metrics::TokenCap;
 use crate::store::Disk;
 
-fn ending(per_user: usize, all: usize) -> Users {
-    Users {
+fn ending(per_user: usize, all: usize) -> UsersConfig {
+    UsersConfig {
         at_token_cap: AtTokenCap::EndOldest,
         ..settings(per_user, all)
     }

@@ -12,14 +12,14 @@ use tokio::runtime::Handle;
 use tokio::time::advance;
 
 use super::*;
-use crate::config::{AtTokenCap, Directory, UnknownTokens};
+use crate::config::{AtTokenCap, DirectoryKind, UnknownTokens};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn settings(max_tokens_per_user: usize, max_tokens: usize) -> config::Users {
-    config::Users {
-        directory: Directory::Gateway,
+fn settings(max_tokens_per_user: usize, max_tokens: usize) -> config::UsersConfig {
+    config::UsersConfig {
+        directory: DirectoryKind::Gateway,
         unknown_tokens: UnknownTokens::Reject,
         token_lifetime: HOUR,
         max_tokens_per_user,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tollgate::config::{Finding, SharedStore as Settings};
+use tollgate::config::{MasterDiscovery, SharedStoreConfig as Settings};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::secret::SecretSource;
@@ -181,7 +181,7 @@ async fn the_policy_is_read_by_either_command_and_one_that_is_hidden_is_no_dead_
 async fn every_master_of_a_cluster_is_asked() {
     let nodes = cluster().await;
     let settings = Settings {
-        finding: Finding::Cluster,
+        finding: MasterDiscovery::Cluster,
         ..settings(&nodes[0])
     };
     assert_eq!(reach(&settings).await.unwrap(), EvictionFound::Keeps);

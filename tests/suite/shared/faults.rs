@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tollgate::config::SharedStore as Settings;
+use tollgate::config::SharedStoreConfig as Settings;
 use tollgate::secret::SecretSource;
 
 use super::places::trouble;

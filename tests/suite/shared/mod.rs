@@ -17,7 +17,7 @@ mod servers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tollgate::config::{ServerAddress, SharedStore as Settings};
+use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
-use tollgate::config::{ServerAddress, SharedStore as Settings, StoreTls};
+use tollgate::config::{ServerAddress, SharedStoreConfig as Settings, StoreTls};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
