@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::keys::{KeyCallRejection, admit, refusal, respond, unavailable};
-use crate::identity::{RemoveError, Users};
+use crate::identity::{RemoveError, UserDirectory};
 use crate::secret::SecretSource;
 use crate::token::TokenStore;
 
@@ -22,7 +22,7 @@ use crate::token::TokenStore;
 #[derive(Clone)]
 pub struct UserAdmin {
     /// None: the Webapp owns them.
-    pub users: Option<Arc<Users>>,
+    pub users: Option<Arc<UserDirectory>>,
     pub tokens: Arc<TokenStore>,
 }
 

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::Error;
 use crate::config::{self, Config, DirectoryKind, StorePlace};
-use crate::identity::{FirstAdmin, Hasher, KeyRing, Users};
+use crate::identity::{FirstAdmin, Hasher, KeyRing, UserDirectory};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
@@ -128,7 +128,7 @@ impl StoreBootstrap {
     pub(super) async fn users(
         &self,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<Users>, Option<FirstAdmin>), Error> {
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
         if let Some(shared) = self.store.shared() {
             return self.load_users(shared, settings).await;
         }
@@ -137,7 +137,7 @@ impl StoreBootstrap {
         }
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let records = self.take(|contents| std::mem::take(&mut contents.users));
-        let users = Users::open(settings, hasher, Arc::clone(&self.store), records);
+        let users = UserDirectory::open(settings, hasher, Arc::clone(&self.store), records);
         let (users, admin) = users.await.map_err(Error::Users)?;
         Ok((Some(users), Some(admin)))
     }
@@ -148,18 +148,23 @@ impl StoreBootstrap {
         &self,
         shared: &Arc<SharedStore>,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<Users>, Option<FirstAdmin>), Error> {
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let users = match settings.directory {
             DirectoryKind::Webapp => None,
-            DirectoryKind::Gateway => Some(Users::sharing(hasher, shared)),
+            DirectoryKind::Gateway => Some(UserDirectory::sharing(hasher, shared)),
         };
         let started = shared.start((&self.tasks, &self.stop));
         let started = self.quit.run_until_cancelled(started).await;
         started.ok_or(Error::Stopped)?.map_err(Error::SharedStore)?;
         let admin = match &users {
             None => None,
-            Some(users) => Some(users.settle(settings).await.map_err(Error::Users)?),
+            Some(users) => Some(
+                users
+                    .ensure_first_admin(settings)
+                    .await
+                    .map_err(Error::Users)?,
+            ),
         };
         Ok((users, admin))
     }
@@ -173,7 +178,7 @@ impl StoreBootstrap {
     pub(super) async fn tokens(
         &self,
         config: &Config,
-        users: Option<&Users>,
+        users: Option<&UserDirectory>,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<TokenStore>, Error> {
         let settings = &config.users;
@@ -183,7 +188,7 @@ impl StoreBootstrap {
         }
         let store = Arc::clone(&self.store);
         let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
-        let known: Option<HashSet<String>> = users.map(Users::names);
+        let known: Option<HashSet<String>> = users.map(UserDirectory::names);
         let origin = match &known {
             Some(_) => Origin::Minted,
             None => Origin::Learned,

@@ -36,7 +36,7 @@ pub use program::serve;
 
 use crate::admin;
 use crate::config::Config;
-use crate::identity::{FirstAdmin, Keys};
+use crate::identity::{FirstAdmin, KeySet};
 use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskSet};
 use crate::listener::Tls;
 use crate::metrics::Metrics;
@@ -207,7 +207,7 @@ fn first_rules(
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(metrics));
     Live {
         routes,
-        keys: Keys::new(&config.api_keys),
+        keys: KeySet::new(&config.api_keys),
         ring: kept.ring(),
         limiter: Arc::new(limiter),
         upstream,

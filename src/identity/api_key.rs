@@ -14,13 +14,13 @@ use crate::webapp::API_KEY_LENGTH;
 /// The keys that are good now. Only digests are kept, so a dump of this process
 /// holds no key; looking one up by digest leaks no timing of the key itself.
 #[derive(Debug, Default)]
-pub struct Keys {
-    by_digest: HashMap<[u8; 32], Arc<Known>>,
+pub struct KeySet {
+    by_digest: HashMap<[u8; 32], Arc<KnownKey>>,
     names: HashSet<Arc<str>>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownKey {
     key: Arc<ApiKey>,
     /// Seconds since 1970; 0: never.
     last_use: AtomicI64,
@@ -44,7 +44,7 @@ impl KeyRefused {
     }
 }
 
-impl Keys {
+impl KeySet {
     pub fn new(keys: &[ApiKey]) -> Self {
         Self::default().reload(keys)
     }
@@ -53,7 +53,7 @@ impl Keys {
     pub fn reload(&self, keys: &[ApiKey]) -> Self {
         let mut by_digest = HashMap::new();
         for key in keys {
-            let known = Arc::new(Known {
+            let known = Arc::new(KnownKey {
                 key: Arc::new(key.clone()),
                 last_use: AtomicI64::new(self.last_use(&key.name).unwrap_or(0)),
             });
@@ -127,7 +127,7 @@ pub(super) mod tests {
         let minted = mint_key();
         let mut sender = key("sender", minted.expose());
         sender.digests.push(Sha256::digest("the-next-key-1").into());
-        let keys = Keys::new(&[sender, key("other", "other-key-0001")]);
+        let keys = KeySet::new(&[sender, key("other", "other-key-0001")]);
         assert_eq!(&*keys.find(minted.expose()).unwrap().name, "sender");
         assert_eq!(&*keys.find("the-next-key-1").unwrap().name, "sender");
         assert_eq!(&*keys.find("other-key-0001").unwrap().name, "other");
@@ -140,11 +140,11 @@ pub(super) mod tests {
     #[test]
     fn length_is_counted_in_characters() {
         let (shortest, longest) = ("é".repeat(12), "é".repeat(128));
-        let keys = Keys::new(&[key("a", &shortest), key("b", &longest)]);
+        let keys = KeySet::new(&[key("a", &shortest), key("b", &longest)]);
         assert!(keys.find(&shortest).is_ok());
         assert!(keys.find(&longest).is_ok());
         let (short, long) = ("x".repeat(11), "x".repeat(129));
-        let keys = Keys::new(&[key("a", &short), key("b", &long)]);
+        let keys = KeySet::new(&[key("a", &short), key("b", &long)]);
         assert!(keys.find(&short).is_err());
         assert!(keys.find(&long).is_err());
     }
@@ -155,7 +155,7 @@ pub(super) mod tests {
         old.expires = Some(clock::unix_seconds());
         let mut fresh = key("fresh", "fresh-key-0001");
         fresh.expires = Some(clock::unix_seconds() + 600);
-        let keys = Keys::new(&[old, fresh]);
+        let keys = KeySet::new(&[old, fresh]);
         let refused = keys.find("old-key-000001").unwrap_err();
         assert_eq!(refused, KeyRefused::Expired);
         assert_eq!(refused.reason(), refused.to_string());
@@ -166,7 +166,7 @@ pub(super) mod tests {
     #[test]
     fn the_time_of_last_use_outlives_a_reload() {
         let settings = [key("sender", "sender-key-001")];
-        let keys = Keys::new(&settings);
+        let keys = KeySet::new(&settings);
         assert_eq!(keys.last_use("sender"), None);
         keys.find("sender-key-001").unwrap();
         let used = keys.last_use("sender");

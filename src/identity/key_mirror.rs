@@ -5,21 +5,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
-use super::key_ring::{Held, key};
+use super::key_ring::{RingState, key};
 use crate::config::ApiKey;
 use crate::store::shared::{Entry, EntryChange, Fact, Follow, SharedChange, SharedStore};
 use crate::store::{KeyRecord, Unavailable};
 
 #[derive(Debug)]
 pub(super) struct KeyMirror {
-    held: Arc<ArcSwap<Held>>,
+    held: Arc<ArcSwap<RingState>>,
     shared: Arc<SharedStore>,
     /// Removed ones among them: a store that lost its data is told of those as well.
     entries: Mutex<BTreeMap<Arc<str>, Entry>>,
 }
 
 impl KeyMirror {
-    pub(super) fn of(held: &Arc<ArcSwap<Held>>, shared: &Arc<SharedStore>) -> Arc<Self> {
+    pub(super) fn of(held: &Arc<ArcSwap<RingState>>, shared: &Arc<SharedStore>) -> Arc<Self> {
         let mirror = Arc::new(Self {
             held: Arc::clone(held),
             shared: Arc::clone(shared),
@@ -36,7 +36,7 @@ impl KeyMirror {
         let text = serde_json::to_string(record).unwrap_or_default();
         match self.shared.put_key(&record.name, &text).await? {
             EntryChange::Done(entry) => {
-                self.take_in(&record.name, &entry);
+                self.apply_entry(&record.name, &entry);
                 Ok(true)
             }
             EntryChange::Conflict | EntryChange::None => Ok(false),
@@ -45,14 +45,14 @@ impl KeyMirror {
 
     pub(super) async fn delete(&self, name: &str) -> Result<(), Unavailable> {
         match self.shared.remove_key(name).await? {
-            EntryChange::Done(entry) => self.take_in(&name.into(), &entry),
+            EntryChange::Done(entry) => self.apply_entry(&name.into(), &entry),
             // Gone already, at another gate: that is what was wanted.
             EntryChange::None | EntryChange::Conflict => self.drop_live(name),
         }
         Ok(())
     }
 
-    fn take_in(&self, name: &Arc<str>, entry: &Entry) {
+    fn apply_entry(&self, name: &Arc<str>, entry: &Entry) {
         let mut entries = self.entries();
         let is_late = |known: &Entry| known.seq >= entry.seq;
         if !entries.get(name).is_some_and(is_late) {
@@ -75,7 +75,7 @@ impl KeyMirror {
         let live = entries.values().filter(|entry| !entry.is_removed());
         let all: Vec<ApiKey> = live.filter_map(read).collect();
         let keys = self.held.load().keys.reload(&all);
-        self.held.store(Arc::new(Held { all, keys }));
+        self.held.store(Arc::new(RingState { all, keys }));
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Entry>> {
@@ -87,7 +87,7 @@ impl KeyMirror {
 impl Follow for KeyMirror {
     fn apply(&self, change: &SharedChange, seq: u64) {
         match change {
-            SharedChange::Key(name, entry) => self.take_in(name, entry),
+            SharedChange::Key(name, entry) => self.apply_entry(name, entry),
             SharedChange::Directory { keys, .. } => {
                 let mut entries = self.entries();
                 entries.retain(|_, entry| entry.seq > seq);

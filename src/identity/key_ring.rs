@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, oneshot};
 use tracing::warn;
 
 use super::key_mirror::KeyMirror;
-use super::{KeyRefused, Keys, mint_key};
+use super::{KeyRefused, KeySet, mint_key};
 use crate::config::{ApiKey, PathPattern, Quota, parse_quota};
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
@@ -22,7 +22,7 @@ const MOST_KEYS: usize = 10_000;
 
 #[derive(Debug)]
 pub struct KeyRing {
-    held: Arc<ArcSwap<Held>>,
+    held: Arc<ArcSwap<RingState>>,
     store: Arc<Store>,
     /// Keeps the keys in step with a shared store.
     mirror: Option<Arc<KeyMirror>>,
@@ -31,9 +31,9 @@ pub struct KeyRing {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct RingState {
     pub(super) all: Vec<ApiKey>,
-    pub(super) keys: Keys,
+    pub(super) keys: KeySet,
 }
 
 /// A key to be.
@@ -66,9 +66,9 @@ impl KeyRing {
     /// The keys as `kept`.
     pub fn new(store: Arc<Store>, kept: Vec<KeyRecord>) -> Arc<Self> {
         let all: Vec<ApiKey> = kept.into_iter().filter_map(key).collect();
-        let keys = Keys::new(&all);
+        let keys = KeySet::new(&all);
         Arc::new(Self {
-            held: Arc::new(ArcSwap::from_pointee(Held { all, keys })),
+            held: Arc::new(ArcSwap::from_pointee(RingState { all, keys })),
             store,
             mirror: None,
             changes: Arc::default(),
@@ -77,7 +77,7 @@ impl KeyRing {
 
     /// The keys of a store that other gates share; empty until it is there.
     pub fn sharing(shared: &Arc<SharedStore>) -> Arc<Self> {
-        let held: Arc<ArcSwap<Held>> = Arc::default();
+        let held: Arc<ArcSwap<RingState>> = Arc::default();
         let mirror = KeyMirror::of(&held, shared);
         Arc::new(Self {
             held,
@@ -162,7 +162,7 @@ impl KeyRing {
         self.store.submit(change, move |outcome| {
             if outcome.is_ok() {
                 let keys = held.load().keys.reload(&all);
-                held.store(Arc::new(Held { all, keys }));
+                held.store(Arc::new(RingState { all, keys }));
             }
             drop(turn);
             let _ = answer.send(outcome); // whoever asked may have left

@@ -9,13 +9,13 @@ mod password;
 mod scope;
 mod users;
 
-pub use api_key::{KeyRefused, Keys, mint_key};
+pub use api_key::{KeyRefused, KeySet, mint_key};
 pub use key_ring::{KeyError, KeyRing, NewKey};
-pub use password::{Busy, HashFailed, Hasher, PasswordHash, UnusableHash, hash_password};
+pub use password::{HashFailed, Hasher, HasherBusy, PasswordHash, UnusableHash, hash_password};
 pub use scope::{matches, permits};
 pub use users::{
-    ChangeError, ChangedBy, CreateError, Error, FirstAdmin, GeneratedAdmin, Refused, RemoveError,
-    Users, Verified,
+    ChangeError, ChangedBy, CreateError, Error, FirstAdmin, GeneratedAdmin, LoginDenied,
+    RemoveError, UserDirectory, VerifiedPassword,
 };
 
 use std::sync::Arc;

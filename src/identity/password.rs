@@ -106,7 +106,7 @@ impl PasswordHash {
 /// Too many password checks are waiting already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many password checks are waiting")]
-pub struct Busy {
+pub struct HasherBusy {
     pub retry_after: Duration,
 }
 
@@ -114,7 +114,7 @@ pub struct Busy {
 #[derive(Debug, thiserror::Error)]
 pub enum HashFailed {
     #[error(transparent)]
-    Busy(#[from] Busy),
+    Busy(#[from] HasherBusy),
     #[error("cannot hash a password")]
     Argon2(#[source] argon2::password_hash::Error),
     #[error("a password check ended early")]
@@ -123,7 +123,7 @@ pub enum HashFailed {
 
 /// What a check found.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum PasswordVerdict {
     Mismatch,
     Match,
     /// The password is right and its hash is outdated; this is a new one.
@@ -155,17 +155,17 @@ impl Hasher {
         &self,
         password: Secret,
         hash: PasswordHash,
-    ) -> Result<Verdict, HashFailed> {
+    ) -> Result<PasswordVerdict, HashFailed> {
         self.work(move || {
             if !hash.matches(&password) {
-                return Verdict::Mismatch;
+                return PasswordVerdict::Mismatch;
             }
             if !hash.is_outdated() {
-                return Verdict::Match;
+                return PasswordVerdict::Match;
             }
             // A failure to improve the hash is no reason to refuse the right password.
             let anew = PasswordHash::of(&password).map(Box::new);
-            anew.map_or(Verdict::Match, Verdict::MatchAnew)
+            anew.map_or(PasswordVerdict::Match, PasswordVerdict::MatchAnew)
         })
         .await
     }
@@ -187,7 +187,7 @@ impl Hasher {
         F: FnOnce() -> T + Send + 'static,
     {
         let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| Busy {
+        let place = place.map_err(|_| HasherBusy {
             retry_after: Duration::from_secs(2),
         })?;
         let slot = Arc::clone(&self.slots).acquire_owned().await;
@@ -230,9 +230,9 @@ pub(super) mod tests {
         let hash = hasher.hash(Secret::new("Passw0rd!")).await.unwrap();
         let hash = PasswordHash::parse(&hash.text()).unwrap();
         let right = hasher.verify(Secret::new("Passw0rd!"), hash.clone()).await;
-        assert!(matches!(right, Ok(Verdict::Match)));
+        assert!(matches!(right, Ok(PasswordVerdict::Match)));
         let wrong = hasher.verify(Secret::new("Passw0rd?"), hash).await;
-        assert!(matches!(wrong, Ok(Verdict::Mismatch)));
+        assert!(matches!(wrong, Ok(PasswordVerdict::Mismatch)));
     }
 
     #[tokio::test]
@@ -240,12 +240,12 @@ pub(super) mod tests {
         let hasher = hasher(1);
         let old = cheap_hash("Passw0rd!");
         let verdict = hasher.verify(Secret::new("Passw0rd!"), old.clone()).await;
-        let Ok(Verdict::MatchAnew(new)) = verdict else {
+        let Ok(PasswordVerdict::MatchAnew(new)) = verdict else {
             panic!("{verdict:?}");
         };
         assert!(new.matches(&Secret::new("Passw0rd!")) && !new.is_outdated());
         let wrong = hasher.verify(Secret::new("no"), old).await;
-        assert!(matches!(wrong, Ok(Verdict::Mismatch)));
+        assert!(matches!(wrong, Ok(PasswordVerdict::Mismatch)));
     }
 
     #[test]

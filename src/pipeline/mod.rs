@@ -67,7 +67,7 @@ pub use stream_watch::Flows;
 pub use unknown::{Questions, keep_probe_tried};
 
 use crate::config::{self, Config, Route, Target, UsersCall};
-use crate::identity::{Client, KeyRing, Keys, Users};
+use crate::identity::{Client, KeyRing, KeySet, UserDirectory};
 use crate::lifecycle::TaskSet;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -86,7 +86,7 @@ use unknown::Asked;
 pub struct Live {
     pub config: Arc<Config>,
     pub routes: RouteTable,
-    pub keys: Keys,
+    pub keys: KeySet,
     /// Keys made at run time; the same through all reloads.
     pub ring: Arc<KeyRing>,
     pub limiter: Arc<Limiter>,
@@ -98,7 +98,7 @@ pub struct Live {
 pub struct Shared {
     pub live: ArcSwap<Live>,
     /// None when the Webapp owns the users.
-    pub users: Option<Arc<Users>>,
+    pub users: Option<Arc<UserDirectory>>,
     pub tokens: Arc<TokenStore>,
     pub questions: Arc<Questions>,
     pub metrics: Arc<Metrics>,

@@ -16,7 +16,9 @@ use super::limit::{Admitted, Limiter, LoginHeld, LoginTry, Subject};
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
 use crate::config::{OnPasswordChange, Route, UsersCall};
-use crate::identity::{ChangeError, ChangedBy, Client, CreateError, Refused, RemoveError, Users};
+use crate::identity::{
+    ChangeError, ChangedBy, Client, CreateError, LoginDenied, RemoveError, UserDirectory,
+};
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
 use crate::token::{Ending, InsertRefused, Origin, Token, TokenDigest, TokenStore, Wanted};
@@ -28,7 +30,7 @@ pub(super) const MOST_BODY: usize = 16 * 1024;
 /// The node, as one request sees it.
 #[derive(Debug)]
 pub(super) struct UsersNode<'a> {
-    pub users: &'a Users,
+    pub users: &'a UserDirectory,
     pub tokens: &'a TokenStore,
     pub limiter: &'a Limiter,
     pub metrics: &'a Arc<Metrics>,
@@ -90,10 +92,14 @@ impl UsersNode<'_> {
         let epoch = self.tokens.epoch(&basic.username);
         let mut verified = match self.users.verify(&basic.username, basic.password).await {
             Ok(verified) => verified,
-            Err(Refused::Unknown) => return Err(Rejection::LoginRefused("no such user")),
-            Err(Refused::WrongPassword) => return Err(Rejection::LoginRefused("wrong password")),
-            Err(Refused::Busy(_)) => return Err(Rejection::Overloaded),
-            Err(Refused::Failed(_)) => return Err(Rejection::Internal("a password check failed")),
+            Err(LoginDenied::Unknown) => return Err(Rejection::LoginRefused("no such user")),
+            Err(LoginDenied::WrongPassword) => {
+                return Err(Rejection::LoginRefused("wrong password"));
+            }
+            Err(LoginDenied::Busy(_)) => return Err(Rejection::Overloaded),
+            Err(LoginDenied::Failed(_)) => {
+                return Err(Rejection::Internal("a password check failed"));
+            }
         };
         attempt.succeeded();
         match webapp::login_body(&bytes).map_err(|_| Rejection::NotJson)? {

@@ -7,23 +7,23 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tracing::debug;
 
-use super::{Directory, Revision, User, Users};
+use super::{DirectoryState, DirectoryUser, UserDirectory, UserRevision};
 use crate::identity::PasswordHash;
 use crate::store::shared::{EntryChange, SharedStore};
 use crate::store::{self, Store, Unavailable};
 
 /// The right to change the directory; nobody else does meanwhile.
 #[derive(Debug)]
-pub(super) struct Change {
-    directory: Arc<RwLock<Directory>>,
+pub(super) struct DirectoryChange {
+    directory: Arc<RwLock<DirectoryState>>,
     store: Arc<Store>,
     turn: OwnedMutexGuard<()>,
 }
 
-impl Users {
-    pub(super) async fn begin_change(&self) -> Result<Change, Unavailable> {
+impl UserDirectory {
+    pub(super) async fn begin_change(&self) -> Result<DirectoryChange, Unavailable> {
         let turn = Arc::clone(&self.changes).lock_owned();
-        Ok(Change {
+        Ok(DirectoryChange {
             directory: Arc::clone(&self.directory),
             store: Arc::clone(&self.store),
             turn: self.store.turn(turn).await?,
@@ -32,7 +32,7 @@ impl Users {
 
     /// Keeps a better hash of the same password. A store that fails is no reason to
     /// refuse the right password.
-    pub(super) async fn improve(&self, name: &str, hash: Arc<PasswordHash>, seen: Revision) {
+    pub(super) async fn improve(&self, name: &str, hash: Arc<PasswordHash>, seen: UserRevision) {
         let Ok(change) = self.begin_change().await else {
             return;
         };
@@ -47,14 +47,14 @@ impl Users {
     }
 }
 
-impl Change {
-    pub(super) async fn put(self, name: &str, user: User) -> Result<(), Unavailable> {
+impl DirectoryChange {
+    pub(super) async fn put(self, name: &str, user: DirectoryUser) -> Result<(), Unavailable> {
         if let Some(shared) = self.store.shared().cloned() {
             return self.put_everywhere(&shared, name, user).await;
         }
         let change = store::Change::PutUser(user.record(name));
         let name = name.to_owned();
-        let then = move |directory: &mut Directory| drop(directory.users.insert(name, user));
+        let then = move |directory: &mut DirectoryState| drop(directory.users.insert(name, user));
         self.commit(change, then).await
     }
 
@@ -67,7 +67,7 @@ impl Change {
         }
         let change = store::Change::RemoveUser { name: name.into() };
         let name = name.to_owned();
-        let then = move |directory: &mut Directory| drop(directory.users.remove(&name));
+        let then = move |directory: &mut DirectoryState| drop(directory.users.remove(&name));
         self.commit(change, then).await
     }
 
@@ -76,19 +76,19 @@ impl Change {
         self,
         shared: &SharedStore,
         name: &str,
-        mut user: User,
+        mut user: DirectoryUser,
     ) -> Result<(), Unavailable> {
         // A record of text and numbers always has a JSON form.
         let text = serde_json::to_string(&user.record(name)).unwrap_or_default();
         let known = self.write().users.get(name).map(|known| known.revision);
         let is_change = known != Some(user.revision);
-        let known = known.map(Revision::stored);
+        let known = known.map(UserRevision::stored);
         match shared.put_user(name, known, &text, is_change).await? {
             EntryChange::Done(entry) => {
-                user.revision = Revision::of(entry.revision);
+                user.revision = UserRevision::of(entry.revision);
                 user.seq = entry.seq;
                 let mut directory = self.write();
-                let is_newer = |known: &User| known.seq > entry.seq;
+                let is_newer = |known: &DirectoryUser| known.seq > entry.seq;
                 if !directory.users.get(name).is_some_and(is_newer) {
                     directory.users.insert(name.to_owned(), user);
                 }
@@ -99,7 +99,7 @@ impl Change {
         }
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Directory> {
+    fn write(&self) -> RwLockWriteGuard<'_, DirectoryState> {
         self.directory
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -108,7 +108,7 @@ impl Change {
     async fn commit(
         self,
         change: store::Change,
-        then: impl FnOnce(&mut Directory) + Send + 'static,
+        then: impl FnOnce(&mut DirectoryState) + Send + 'static,
     ) -> Result<(), Unavailable> {
         let (answer, answered) = oneshot::channel();
         let Self {

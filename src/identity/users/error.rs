@@ -1,6 +1,6 @@
 //! Why the user directory refuses.
 
-use crate::identity::{Busy, HashFailed, UnusableHash};
+use crate::identity::{HashFailed, HasherBusy, UnusableHash};
 use crate::secret;
 use crate::store::Unavailable;
 use crate::webapp::{BadName, BadPassword};
@@ -30,13 +30,13 @@ pub enum Error {
 
 /// Why a login is refused. Outside, the first two are one answer.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum LoginDenied {
     #[error("no such user")]
     Unknown,
     #[error("wrong password")]
     WrongPassword,
     #[error("password cannot be checked now")]
-    Busy(#[source] Busy),
+    Busy(#[source] HasherBusy),
     #[error("cannot check a password")]
     Failed(#[source] HashFailed),
 }
@@ -51,7 +51,7 @@ pub enum CreateError {
     #[error("password is too simple")]
     BadPassword(#[from] BadPassword),
     #[error("password cannot be hashed now")]
-    Busy(#[source] Busy),
+    Busy(#[source] HasherBusy),
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
     #[error("cannot be made to last")]
@@ -69,7 +69,7 @@ pub enum ChangeError {
     #[error("password was changed meanwhile")]
     Superseded,
     #[error("password cannot be hashed now")]
-    Busy(#[source] Busy),
+    Busy(#[source] HasherBusy),
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
     #[error("cannot be made to last")]
@@ -88,7 +88,7 @@ pub enum RemoveError {
     Unavailable(#[from] Unavailable),
 }
 
-impl From<HashFailed> for Refused {
+impl From<HashFailed> for LoginDenied {
     fn from(failed: HashFailed) -> Self {
         match failed {
             HashFailed::Busy(busy) => Self::Busy(busy),

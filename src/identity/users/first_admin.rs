@@ -11,9 +11,9 @@ use tokio::sync::Mutex;
 use tracing::info;
 use zeroize::Zeroizing;
 
-use super::{Directory, Error, Revision, User, Users};
+use super::{DirectoryState, DirectoryUser, Error, UserDirectory, UserRevision};
 use crate::config::{self, FirstPassword};
-use crate::identity::password::Verdict;
+use crate::identity::password::PasswordVerdict;
 use crate::identity::{Hasher, PasswordHash};
 use crate::secret::Secret;
 use crate::store::{PhcText, Store, UserRecord};
@@ -52,7 +52,7 @@ impl FirstAdmin {
     }
 }
 
-impl Users {
+impl UserDirectory {
     /// The directory as `kept`, with its first admin in it.
     pub async fn open(
         settings: &config::UsersConfig,
@@ -60,7 +60,7 @@ impl Users {
         store: Arc<Store>,
         kept: Vec<UserRecord>,
     ) -> Result<(Self, FirstAdmin), Error> {
-        let mut directory = Directory::default();
+        let mut directory = DirectoryState::default();
         for record in kept {
             directory.created += 1;
             let (name, user) = user(record, directory.created)?;
@@ -99,7 +99,7 @@ impl Users {
         }
         if let Some((old, user)) = kept.filter(|(old, _)| *old != username) {
             info!(%old, new = %username, "the config file names another first admin");
-            let user = User {
+            let user = DirectoryUser {
                 is_first_admin: false,
                 configured: None,
                 ..user
@@ -121,7 +121,7 @@ impl Users {
         Ok(FirstAdmin::Configured { username })
     }
 
-    fn first_admin(&self) -> Option<(String, User)> {
+    fn first_admin(&self) -> Option<(String, DirectoryUser)> {
         let directory = self.read();
         let mut users = directory.users.iter();
         let (name, user) = users.find(|(_, user)| user.is_first_admin)?;
@@ -147,24 +147,24 @@ impl Users {
     async fn put_first_admin(
         &self,
         first: FirstUser<'_>,
-        known: Option<User>,
+        known: Option<DirectoryUser>,
     ) -> Result<(), Error> {
         let change = self.begin_change().await?;
         let revision = match known {
-            Some(user) => Revision {
+            Some(user) => UserRevision {
                 changes: user.revision.changes + 1,
                 ..user.revision
             },
             None => {
                 let mut directory = self.write();
                 directory.created += 1;
-                Revision {
+                UserRevision {
                     created: directory.created,
                     changes: 0,
                 }
             }
         };
-        let user = User {
+        let user = DirectoryUser {
             role: Role::Admin,
             hash: Arc::new(first.hash),
             must_change: first.must_change,
@@ -193,7 +193,7 @@ impl Users {
                     return Ok(false);
                 };
                 let verdict = self.hasher.verify(source.read()?, hash).await?;
-                Ok(!matches!(verdict, Verdict::Mismatch))
+                Ok(!matches!(verdict, PasswordVerdict::Mismatch))
             }
         }
     }
@@ -225,19 +225,19 @@ struct FirstUser<'a> {
     configured: Option<PhcText>,
 }
 
-pub(super) fn user(record: UserRecord, created: u64) -> Result<(String, User), Error> {
+pub(super) fn user(record: UserRecord, created: u64) -> Result<(String, DirectoryUser), Error> {
     let name = record.name.to_string();
     let hash = PasswordHash::parse(&record.hash.0).map_err(|source| Error::Stored {
         user: name.clone(),
         source,
     })?;
-    let user = User {
+    let user = DirectoryUser {
         role: record.role,
         hash: Arc::new(hash),
         must_change: record.must_change,
         is_first_admin: record.is_first_admin,
         configured: record.configured,
-        revision: Revision {
+        revision: UserRevision {
             created,
             changes: 0,
         },

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tracing::error;
 
 use super::first_admin::{FirstAdmin, user};
-use super::{Directory, Error, Revision, User, Users, Verified};
+use super::{DirectoryState, DirectoryUser, Error, UserDirectory, UserRevision, VerifiedPassword};
 use crate::config;
 use crate::identity::{Hasher, PasswordHash};
 use crate::store::shared::{self, Entry, Fact, Follow, SharedChange, SharedStore};
@@ -21,19 +21,19 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes changes into the directory.
 #[derive(Debug)]
-pub(super) struct Mirror {
-    directory: Arc<RwLock<Directory>>,
+pub(super) struct UserReplica {
+    directory: Arc<RwLock<DirectoryState>>,
 }
 
-impl Users {
+impl UserDirectory {
     /// An empty directory that follows `shared`. Settle its first admin once the store
     /// is there.
     pub fn sharing(hasher: Hasher, shared: &Arc<SharedStore>) -> Self {
-        let directory = Arc::new(RwLock::new(Directory::default()));
-        let mirror = Arc::new(Mirror {
+        let directory = Arc::new(RwLock::new(DirectoryState::default()));
+        let mirror = Arc::new(UserReplica {
             directory: Arc::clone(&directory),
         });
-        let follower: Weak<Mirror> = Arc::downgrade(&mirror);
+        let follower: Weak<UserReplica> = Arc::downgrade(&mirror);
         shared.follow(follower);
         Self {
             hasher,
@@ -46,7 +46,10 @@ impl Users {
     }
 
     /// Makes the first admin, unless another gate has.
-    pub async fn settle(&self, settings: &config::UsersConfig) -> Result<FirstAdmin, Error> {
+    pub async fn ensure_first_admin(
+        &self,
+        settings: &config::UsersConfig,
+    ) -> Result<FirstAdmin, Error> {
         let mut left = TRIES;
         loop {
             match self.settle_first_admin(settings).await {
@@ -60,15 +63,15 @@ impl Users {
     }
 }
 
-impl Users {
+impl UserDirectory {
     /// What the store must still say of the user when it takes a token in; None: no
     /// other gate has a say.
-    pub fn stored_revision(&self, verified: &Verified) -> Option<shared::Revision> {
+    pub fn stored_revision(&self, verified: &VerifiedPassword) -> Option<shared::Revision> {
         self.mirror.as_ref().map(|_| verified.revision.stored())
     }
 }
 
-impl Verified {
+impl VerifiedPassword {
     /// The same user, with the password that has just taken the old one's place.
     pub fn with_new_password(mut self) -> Self {
         self.revision.changes += 1;
@@ -76,7 +79,7 @@ impl Verified {
     }
 }
 
-impl Revision {
+impl UserRevision {
     pub(super) fn stored(self) -> shared::Revision {
         shared::Revision {
             made: self.created,
@@ -92,15 +95,15 @@ impl Revision {
     }
 }
 
-impl Mirror {
-    fn write(&self) -> RwLockWriteGuard<'_, Directory> {
+impl UserReplica {
+    fn write(&self) -> RwLockWriteGuard<'_, DirectoryState> {
         self.directory
             .write()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_in(directory: &mut Directory, name: &str, entry: &Entry) {
-        let is_older = |known: &User| known.seq >= entry.seq;
+    fn apply_entry(directory: &mut DirectoryState, name: &str, entry: &Entry) {
+        let is_older = |known: &DirectoryUser| known.seq >= entry.seq;
         if directory.users.get(name).is_some_and(is_older) {
             return;
         }
@@ -112,27 +115,27 @@ impl Mirror {
     }
 }
 
-fn read(entry: &Entry) -> Option<User> {
+fn read(entry: &Entry) -> Option<DirectoryUser> {
     let record: UserRecord = serde_json::from_str(&entry.text).ok()?;
     let (_, user) = user(record, entry.revision.made).ok()?;
-    Some(User {
-        revision: Revision::of(entry.revision),
+    Some(DirectoryUser {
+        revision: UserRevision::of(entry.revision),
         seq: entry.seq,
         ..user
     })
 }
 
-impl Follow for Mirror {
+impl Follow for UserReplica {
     fn apply(&self, change: &SharedChange, seq: u64) {
         match change {
             SharedChange::User(name, Some(entry)) => {
-                Self::take_in(&mut self.write(), name, entry);
+                Self::apply_entry(&mut self.write(), name, entry);
             }
             SharedChange::User(name, None) => drop(self.write().users.remove(&**name)),
             SharedChange::UserEnded { user, end } => {
                 // A user deleted before it was made again is somebody else.
                 let mut directory = self.write();
-                let is_gone = |known: &User| known.revision.created < end.logins;
+                let is_gone = |known: &DirectoryUser| known.revision.created < end.logins;
                 if end.logins > 0 && directory.users.get(&**user).is_some_and(is_gone) {
                     directory.users.remove(&**user);
                 }
@@ -145,7 +148,7 @@ impl Follow for Mirror {
                     .users
                     .retain(|name, user| user.seq > seq || listed.contains_key(name.as_str()));
                 for (name, entry) in listed {
-                    Self::take_in(&mut directory, name, entry);
+                    Self::apply_entry(&mut directory, name, entry);
                 }
             }
             SharedChange::TokenPut(_)

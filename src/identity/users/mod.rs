@@ -8,7 +8,7 @@ mod error;
 mod first_admin;
 mod mirror;
 
-pub use error::{ChangeError, CreateError, Error, Refused, RemoveError};
+pub use error::{ChangeError, CreateError, Error, LoginDenied, RemoveError};
 pub use first_admin::{FirstAdmin, GeneratedAdmin};
 
 use std::collections::{HashMap, HashSet};
@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::Mutex;
 
-use super::password::Verdict;
+use super::password::PasswordVerdict;
 use super::{Hasher, PasswordHash};
 use crate::secret::Secret;
 use crate::store::{PhcText, Store, UserRecord};
@@ -27,37 +27,37 @@ const LONGEST_PASSWORD: usize = 1024;
 
 /// The users and their passwords. Many may ask at once.
 #[derive(Debug)]
-pub struct Users {
+pub struct UserDirectory {
     hasher: Hasher,
     nobody: PasswordHash,
-    directory: Arc<RwLock<Directory>>,
+    directory: Arc<RwLock<DirectoryState>>,
     store: Arc<Store>,
     /// Keeps the directory in step with a shared store.
-    mirror: Option<Arc<mirror::Mirror>>,
+    mirror: Option<Arc<mirror::UserReplica>>,
     /// Held from the look at the directory to the end of a change of it.
     changes: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Directory {
-    users: HashMap<String, User>,
+struct DirectoryState {
+    users: HashMap<String, DirectoryUser>,
     created: u64,
 }
 
 #[derive(Clone, Debug)]
-struct User {
+struct DirectoryUser {
     role: Role,
     hash: Arc<PasswordHash>,
     must_change: bool,
     is_first_admin: bool,
     /// The password the config file gave last; another one there is news.
     configured: Option<PhcText>,
-    revision: Revision,
+    revision: UserRevision,
     /// Number of the change that wrote it, in a shared store; 0 elsewhere.
     seq: u64,
 }
 
-impl User {
+impl DirectoryUser {
     fn record(&self, name: &str) -> UserRecord {
         UserRecord {
             name: name.into(),
@@ -73,18 +73,18 @@ impl User {
 /// Tells a user from an earlier one of the same name, and a password from the one
 /// before it. A re-hash of the same password is no new revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Revision {
+struct UserRevision {
     created: u64,
     changes: u64,
 }
 
 /// A password that was right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verified {
+pub struct VerifiedPassword {
     pub role: Role,
     /// The login must send `new_password`.
     pub must_change: bool,
-    revision: Revision,
+    revision: UserRevision,
 }
 
 /// Who wants a new password.
@@ -93,32 +93,36 @@ pub enum ChangedBy<'a> {
     /// An admin, whatever the password was.
     Admin,
     /// The user, who has just shown the old one: it must still be the password.
-    User(&'a Verified),
+    User(&'a VerifiedPassword),
 }
 
-impl Users {
+impl UserDirectory {
     /// Checks a password. An unknown name takes as long as a wrong password.
-    pub async fn verify(&self, name: &str, password: Secret) -> Result<Verified, Refused> {
+    pub async fn verify(
+        &self,
+        name: &str,
+        password: Secret,
+    ) -> Result<VerifiedPassword, LoginDenied> {
         if password.expose().len() > LONGEST_PASSWORD {
-            return Err(Refused::WrongPassword);
+            return Err(LoginDenied::WrongPassword);
         }
         let user = self.read().users.get(name).cloned();
         let hash = user.as_ref().map_or(&self.nobody, |user| &user.hash);
         let verdict = self.hasher.verify(password, hash.clone()).await?;
-        let user = user.ok_or(Refused::Unknown)?;
+        let user = user.ok_or(LoginDenied::Unknown)?;
         let anew = match verdict {
-            Verdict::Mismatch => return Err(Refused::WrongPassword),
-            Verdict::Match => None,
-            Verdict::MatchAnew(hash) => Some(Arc::from(hash)),
+            PasswordVerdict::Mismatch => return Err(LoginDenied::WrongPassword),
+            PasswordVerdict::Match => None,
+            PasswordVerdict::MatchAnew(hash) => Some(Arc::from(hash)),
         };
         // Milliseconds have passed: the user may be gone, or its password another.
         let verified = {
             let directory = self.read();
-            let now = directory.users.get(name).ok_or(Refused::Unknown)?;
+            let now = directory.users.get(name).ok_or(LoginDenied::Unknown)?;
             if now.revision != user.revision {
-                return Err(Refused::WrongPassword);
+                return Err(LoginDenied::WrongPassword);
             }
-            Verified {
+            VerifiedPassword {
                 role: now.role,
                 must_change: now.must_change,
                 revision: now.revision,
@@ -151,13 +155,13 @@ impl Users {
             directory.created += 1;
             directory.created
         };
-        let user = User {
+        let user = DirectoryUser {
             role,
             hash,
             must_change: false,
             is_first_admin: false,
             configured: None,
-            revision: Revision {
+            revision: UserRevision {
                 created,
                 changes: 0,
             },
@@ -205,7 +209,7 @@ impl Users {
     }
 
     /// Whether the password that was right is still the user's.
-    pub fn is_current(&self, name: &str, verified: &Verified) -> bool {
+    pub fn is_current(&self, name: &str, verified: &VerifiedPassword) -> bool {
         self.revision(name) == Some(verified.revision)
     }
 
@@ -224,18 +228,18 @@ impl Users {
         Ok(())
     }
 
-    fn revision(&self, name: &str) -> Option<Revision> {
+    fn revision(&self, name: &str) -> Option<UserRevision> {
         self.read().users.get(name).map(|user| user.revision)
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Directory> {
+    fn read(&self) -> RwLockReadGuard<'_, DirectoryState> {
         // Every change is one step, so a panic elsewhere leaves no half of one.
         self.directory
             .read()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Directory> {
+    fn write(&self) -> RwLockWriteGuard<'_, DirectoryState> {
         self.directory
             .write()
             .unwrap_or_else(PoisonError::into_inner)

@@ -25,9 +25,11 @@ fn settings(first_admin: Option<FirstAdminSettings>) -> config::UsersConfig {
     }
 }
 
-async fn open_with(first_admin: Option<FirstAdminSettings>) -> Result<(Users, FirstAdmin), Error> {
+async fn open_with(
+    first_admin: Option<FirstAdminSettings>,
+) -> Result<(UserDirectory, FirstAdmin), Error> {
     let store = Arc::new(Store::Memory);
-    Users::open(&settings(first_admin), hasher(), store, Vec::new()).await
+    UserDirectory::open(&settings(first_admin), hasher(), store, Vec::new()).await
 }
 
 fn hasher() -> Hasher {
@@ -46,13 +48,13 @@ fn admin(password: FirstPassword, must_change: bool) -> Option<FirstAdminSetting
     })
 }
 
-async fn open(must_change: bool) -> Users {
+async fn open(must_change: bool) -> UserDirectory {
     let hash = FirstPassword::Hash(hash_password(&secret("Passw0rd!")).unwrap());
     let opened = open_with(admin(hash, must_change)).await;
     opened.unwrap().0
 }
 
-async fn plain(text: &str) -> Result<(Users, FirstAdmin), Error> {
+async fn plain(text: &str) -> Result<(UserDirectory, FirstAdmin), Error> {
     let digits: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
     let file = std::env::temp_dir().join(format!("tollgate-admin-{}-{digits}", std::process::id()));
     std::fs::write(&file, text).unwrap();
@@ -104,12 +106,12 @@ async fn the_first_admin_comes_from_a_secret_or_a_hash_and_a_simple_password_is_
 async fn an_unknown_user_and_a_wrong_password_are_told_apart_inside() {
     let users = open(false).await;
     let refused = users.verify("nobody", secret("Passw0rd!")).await;
-    assert!(matches!(refused, Err(Refused::Unknown)));
+    assert!(matches!(refused, Err(LoginDenied::Unknown)));
     let refused = users.verify("admin", secret("passw0rd!")).await;
-    assert!(matches!(refused, Err(Refused::WrongPassword)));
+    assert!(matches!(refused, Err(LoginDenied::WrongPassword)));
     let long = secret(&"x".repeat(LONGEST_PASSWORD + 1));
     let refused = users.verify("nobody", long).await;
-    assert!(matches!(refused, Err(Refused::WrongPassword)));
+    assert!(matches!(refused, Err(LoginDenied::WrongPassword)));
 }
 
 #[tokio::test]
@@ -132,7 +134,7 @@ async fn a_user_is_created_shown_and_removed() {
     assert_eq!(users.show("anna"), None);
     assert_eq!(users.remove("anna").await, Err(RemoveError::Unknown));
     let refused = users.verify("anna", secret("Passw0rd!")).await;
-    assert!(matches!(refused, Err(Refused::Unknown)));
+    assert!(matches!(refused, Err(LoginDenied::Unknown)));
 }
 
 #[tokio::test]
@@ -155,7 +157,7 @@ async fn a_forced_change_is_over_once_the_password_is_new() {
         .await
         .unwrap();
     let old = users.verify("admin", secret("Passw0rd!")).await;
-    assert!(matches!(old, Err(Refused::WrongPassword)));
+    assert!(matches!(old, Err(LoginDenied::WrongPassword)));
     let new = users.verify("admin", secret("N3w-Passw0rd")).await.unwrap();
     assert!(!new.must_change);
     let none = users
@@ -185,7 +187,11 @@ async fn an_old_password_shown_before_an_admins_reset_changes_nothing_after_it()
 
 /// Starts `slow`, lets it read the directory and wait for the only slot, does
 /// `meanwhile`, and lets it finish.
-async fn overtaken<T>(users: &Users, slow: impl Future<Output = T>, meanwhile: impl FnOnce()) -> T {
+async fn overtaken<T>(
+    users: &UserDirectory,
+    slow: impl Future<Output = T>,
+    meanwhile: impl FnOnce(),
+) -> T {
     let mut slow = Box::pin(slow);
     let slots = users.hasher.all_slots().await;
     std::future::poll_fn(|context| {
@@ -207,7 +213,7 @@ async fn a_login_overtaken_by_deletion_or_a_new_password_is_refused() {
     let refused = overtaken(&users, login, || {
         users.write().users.remove("anna");
     });
-    assert!(matches!(refused.await, Err(Refused::Unknown)));
+    assert!(matches!(refused.await, Err(LoginDenied::Unknown)));
 
     make("anna").await.unwrap();
     let login = users.verify("anna", secret("Passw0rd!"));
@@ -220,7 +226,7 @@ async fn a_login_overtaken_by_deletion_or_a_new_password_is_refused() {
             .revision
             .changes += 1;
     });
-    assert!(matches!(refused.await, Err(Refused::WrongPassword)));
+    assert!(matches!(refused.await, Err(LoginDenied::WrongPassword)));
 }
 
 #[tokio::test]
