@@ -38,7 +38,7 @@ use crate::admin;
 use crate::config::Config;
 use crate::identity::{FirstAdmin, KeySet};
 use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskSet};
-use crate::listener::Tls;
+use crate::listener::ServerTls;
 use crate::metrics::Metrics;
 use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared, keep_probe_tried};
 use crate::upstream::{Upstream, UpstreamOpening};
@@ -229,7 +229,10 @@ fn open_desk(
     Ok((address, desk))
 }
 
-fn open_gates(config: &Config, tls: Vec<Option<Arc<Tls>>>) -> Result<Vec<BoundListener>, Error> {
+fn open_gates(
+    config: &Config,
+    tls: Vec<Option<Arc<ServerTls>>>,
+) -> Result<Vec<BoundListener>, Error> {
     config
         .listeners
         .iter()

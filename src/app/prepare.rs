@@ -10,7 +10,7 @@ use super::Error;
 use super::kept::seal;
 use crate::causes::{causes, chain};
 use crate::config::{self, Config, Problem, Problems, StorePlace};
-use crate::listener::{self, Tls};
+use crate::listener::{self, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::RouteTable;
 use crate::secret::{self, SecretSource};
@@ -21,7 +21,7 @@ use crate::upstream::{TrustError, UpstreamMaterials};
 #[derive(Debug)]
 pub(super) struct PreparedParts {
     /// TLS of each listener; None: plain HTTP.
-    pub(super) listeners: Vec<Option<Arc<Tls>>>,
+    pub(super) listeners: Vec<Option<Arc<ServerTls>>>,
     pub(super) upstream: UpstreamMaterials,
     pub(super) seal: Option<Arc<Seal>>,
     pub(super) routes: RouteTable,
@@ -113,12 +113,12 @@ impl<'a> ProblemSearch<'a> {
         })
     }
 
-    fn listeners(&mut self, metrics: &Arc<Metrics>) -> Option<Vec<Option<Arc<Tls>>>> {
+    fn listeners(&mut self, metrics: &Arc<Metrics>) -> Option<Vec<Option<Arc<ServerTls>>>> {
         let mut all = Some(Vec::new());
         for (position, listener) in self.config.listeners.iter().enumerate() {
             let tls = match &listener.tls {
                 None => Some(None),
-                Some(settings) => match Tls::open(settings, metrics) {
+                Some(settings) => match ServerTls::open(settings, metrics) {
                     Ok(tls) => Some(Some(tls)),
                     Err(error) => {
                         let key = format!("listener[{position}].tls.certificates");
@@ -149,7 +149,7 @@ impl<'a> ProblemSearch<'a> {
                 certificates: vec![files.clone()],
                 ..settings.clone()
             };
-            if let Err(error) = Tls::open(&alone, metrics) {
+            if let Err(error) = ServerTls::open(&alone, metrics) {
                 self.note(format!("{key}[{position}]"), &error);
             }
         }

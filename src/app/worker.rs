@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::Error;
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::listener::{self, Slots, Tls};
+use crate::listener::{self, ConnectionLimit, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::{Body, Flows, Peer, Pipeline, Rejection, Shared};
 
@@ -24,17 +24,17 @@ use crate::pipeline::{Body, Flows, Peer, Pipeline, Rejection, Shared};
 pub(super) struct BoundListener {
     address: SocketAddr,
     sockets: Mutex<Vec<std::net::TcpListener>>,
-    tls: Option<Arc<Tls>>,
+    tls: Option<Arc<ServerTls>>,
     /// Replaced by a reload.
     pub(super) settings: Arc<ArcSwap<config::Listener>>,
-    slots: Arc<Slots>,
+    slots: Arc<ConnectionLimit>,
 }
 
 impl BoundListener {
     pub(super) fn open(
         settings: &config::Listener,
         workers: usize,
-        tls: Option<Arc<Tls>>,
+        tls: Option<Arc<ServerTls>>,
     ) -> Result<Self, listener::Error> {
         let bound = listener::bind(settings, workers)?;
         Ok(Self {
@@ -42,7 +42,7 @@ impl BoundListener {
             sockets: Mutex::new(bound.into_sockets()),
             tls,
             settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
-            slots: Slots::new(settings.max_connections),
+            slots: ConnectionLimit::new(settings.max_connections),
         })
     }
 
@@ -50,11 +50,11 @@ impl BoundListener {
         self.address
     }
 
-    pub(super) fn tls(&self) -> Option<&Arc<Tls>> {
+    pub(super) fn tls(&self) -> Option<&Arc<ServerTls>> {
         self.tls.as_ref()
     }
 
-    pub(super) fn slots(&self) -> &Slots {
+    pub(super) fn slots(&self) -> &ConnectionLimit {
         &self.slots
     }
 
@@ -76,8 +76,8 @@ impl BoundListener {
 struct ListenerShare {
     socket: std::net::TcpListener,
     settings: Arc<ArcSwap<config::Listener>>,
-    tls: Option<Arc<Tls>>,
-    slots: Arc<Slots>,
+    tls: Option<Arc<ServerTls>>,
+    slots: Arc<ConnectionLimit>,
     metrics: Arc<Metrics>,
 }
 
@@ -142,7 +142,7 @@ fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
 #[derive(Clone, Debug)]
 struct PipelineService(Arc<Pipeline>);
 
-impl listener::Service for PipelineService {
+impl listener::RequestService for PipelineService {
     type Body = Body;
     type Future = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
@@ -174,7 +174,7 @@ fn run(
         let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
         for door in doors {
             let service = PipelineService(Arc::clone(&pipeline));
-            let parts = listener::Parts {
+            let parts = listener::ListenerParts {
                 settings: door.settings,
                 tls: door.tls,
                 service,

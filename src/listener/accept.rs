@@ -15,18 +15,18 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::PollSemaphore;
 use tracing::{Instrument as _, debug, debug_span, info, warn};
 
-use super::activity::{Activity, Timeouts};
-use super::buffers::Buffers;
-use super::continues::Continues;
+use super::activity::{ConnectionActivity, ConnectionTimeouts};
+use super::buffers::BufferPool;
+use super::continues::PendingContinues;
 use super::handshakes::FailedHandshakes;
 use super::http::{http1, http2};
 use super::refusal;
-use super::secured::{HandshakeFailure, Secured};
-use super::service::{Entry, Service};
-use super::slots::{Slot, Slots};
-use super::stream::{Check, Socket, Stream};
-use super::tls::Tls;
-use super::watch::{End, Watch};
+use super::secured::{HandshakeFailure, ServerTlsStream};
+use super::service::{RequestService, ServiceEntry};
+use super::slots::{ConnectionLimit, ConnectionPermit};
+use super::stream::{ByteCheck, ClientStream, TransportSocket};
+use super::tls::ServerTls;
+use super::watch::{ConnectionWatch, WatchEnd};
 use super::wire::HeadLimits;
 use crate::causes::causes;
 use crate::config;
@@ -39,30 +39,30 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
 
 /// What a worker needs to serve one listener.
 #[derive(Debug)]
-pub struct Parts<S> {
+pub struct ListenerParts<S> {
     /// New connections go by what is in here when they come.
     pub settings: Arc<ArcSwap<config::Listener>>,
     /// None: plain HTTP/1.
-    pub tls: Option<Arc<Tls>>,
+    pub tls: Option<Arc<ServerTls>>,
     pub service: S,
     /// On the worker's own runtime.
     pub tasks: TaskSet,
     pub stop: ShutdownSignal,
     pub metrics: Arc<Metrics>,
     /// One for the listener, shared by all workers.
-    pub slots: Arc<Slots>,
+    pub slots: Arc<ConnectionLimit>,
 }
 
 /// One worker's side of one listener.
-pub(super) struct Door<S> {
-    parts: Parts<S>,
-    buffers: Arc<Buffers>,
+pub(super) struct WorkerListener<S> {
+    parts: ListenerParts<S>,
+    buffers: Arc<BufferPool>,
     failed_handshakes: FailedHandshakes,
 }
 
 /// Accepts connections until told to drain; they go on as tasks of their own.
-pub async fn serve<S: Service>(socket: StdListener, parts: Parts<S>) {
-    let worker = Arc::new(Door::new(parts));
+pub async fn serve<S: RequestService>(socket: StdListener, parts: ListenerParts<S>) {
+    let worker = Arc::new(WorkerListener::new(parts));
     // A second handle on the same socket: at the end it is emptied without waiting.
     let opened = socket
         .try_clone()
@@ -88,7 +88,7 @@ pub async fn serve<S: Service>(socket: StdListener, parts: Parts<S>) {
     accept_waiting(&worker, &twin);
 }
 
-async fn accept_all<S: Service>(worker: &Arc<Door<S>>, listener: &TcpListener) {
+async fn accept_all<S: RequestService>(worker: &Arc<WorkerListener<S>>, listener: &TcpListener) {
     let metrics = &worker.parts.metrics;
     let mut slots = PollSemaphore::new(worker.parts.slots.semaphore());
     let mut back_off = None;
@@ -124,14 +124,14 @@ async fn accept_all<S: Service>(worker: &Arc<Door<S>>, listener: &TcpListener) {
     }
 }
 
-type Accepted = io::Result<(TcpStream, SocketAddr)>;
+type AcceptedSocket = io::Result<(TcpStream, SocketAddr)>;
 
 /// The next connection and a slot for it. No slot is held while none comes: it may
 /// be the last one, and the connection that needs it may come to another worker.
 async fn accept(
     listener: &TcpListener,
     slots: &mut PollSemaphore,
-) -> (OwnedSemaphorePermit, Accepted) {
+) -> (OwnedSemaphorePermit, AcceptedSocket) {
     poll_fn(|cx| {
         let permit = ready!(slots.poll_acquire(cx)).expect("slots are never closed");
         match listener.poll_accept(cx) {
@@ -144,8 +144,8 @@ async fn accept(
 
 /// Connections that the kernel has completed would be reset when the socket closes;
 /// their clients did nothing wrong, and are served one request each.
-fn accept_waiting<S: Service>(worker: &Arc<Door<S>>, socket: &StdListener) {
-    let Parts { slots, metrics, .. } = &worker.parts;
+fn accept_waiting<S: RequestService>(worker: &Arc<WorkerListener<S>>, socket: &StdListener) {
+    let ListenerParts { slots, metrics, .. } = &worker.parts;
     while let Ok(permit) = slots.semaphore().try_acquire_owned()
         && let Ok((tcp, address)) = socket.accept()
     {
@@ -169,8 +169,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-impl<S: Service> Door<S> {
-    pub(super) fn new(parts: Parts<S>) -> Self {
+impl<S: RequestService> WorkerListener<S> {
+    pub(super) fn new(parts: ListenerParts<S>) -> Self {
         Self {
             parts,
             buffers: Arc::default(),
@@ -179,7 +179,7 @@ impl<S: Service> Door<S> {
     }
 
     fn begin(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
-        let Parts { slots, metrics, .. } = &self.parts;
+        let ListenerParts { slots, metrics, .. } = &self.parts;
         metrics.connections.inc();
         let Some(slot) = slots.take(permit, address.ip()) else {
             // Closed at once: others need the slots that are left.
@@ -196,7 +196,7 @@ impl<S: Service> Door<S> {
         self: Arc<Self>,
         tcp: TcpStream,
         address: SocketAddr,
-        place: (Slot, Gauged),
+        place: (ConnectionPermit, Gauged),
     ) {
         let Ok(local) = tcp.local_addr() else {
             return; // gone already
@@ -210,7 +210,7 @@ impl<S: Service> Door<S> {
             last_token: crate::pipeline::LastToken::default(),
         };
         let Some(tls) = &self.parts.tls else {
-            let (stream, entry) = self.open(tcp, (peer, place), Check::wire(limits), &settings);
+            let (stream, entry) = self.open(tcp, (peer, place), ByteCheck::wire(limits), &settings);
             return self.http1(stream, entry, &settings).await;
         };
         // Boxed, as all that is rare and large: the task is as large as its largest step.
@@ -219,25 +219,26 @@ impl<S: Service> Door<S> {
         };
         peer.tls = Some(secured.facts());
         if secured.is_http2() {
-            let continues = Arc::<Continues>::default();
-            let check = Check::frames(&continues);
+            let continues = Arc::<PendingContinues>::default();
+            let check = ByteCheck::frames(&continues);
             let (stream, mut entry) = self.open(secured, (peer, place), check, &settings);
             entry.continues = Some(continues);
             Box::pin(self.http2(stream, entry, &settings)).await;
         } else {
-            let (stream, entry) = self.open(secured, (peer, place), Check::wire(limits), &settings);
+            let (stream, entry) =
+                self.open(secured, (peer, place), ByteCheck::wire(limits), &settings);
             self.http1(stream, entry, &settings).await;
         }
     }
 
     async fn handshake(
         &self,
-        tls: &Tls,
+        tls: &ServerTls,
         tcp: TcpStream,
         peer: &Peer,
         settings: &config::Listener,
-    ) -> Option<Box<Secured>> {
-        let accept = Secured::accept(tcp, tls.current(), Arc::clone(&self.buffers));
+    ) -> Option<Box<ServerTlsStream>> {
+        let accept = ServerTlsStream::accept(tcp, tls.current(), Arc::clone(&self.buffers));
         let shaken = tokio::select! {
             biased;
             () = self.parts.stop.aborting() => {
@@ -275,15 +276,15 @@ impl<S: Service> Door<S> {
         }
     }
 
-    fn open<T: Socket>(
+    fn open<T: TransportSocket>(
         &self,
         socket: T,
-        (peer, place): (Peer, (Slot, Gauged)),
-        check: Check,
+        (peer, place): (Peer, (ConnectionPermit, Gauged)),
+        check: ByteCheck,
         settings: &config::Listener,
-    ) -> (Stream<T>, Entry<S>) {
-        let activity = Activity::new();
-        let entry = Entry {
+    ) -> (ClientStream<T>, ServiceEntry<S>) {
+        let activity = ConnectionActivity::new();
+        let entry = ServiceEntry {
             service: self.parts.service.clone(),
             peer: Arc::new(peer),
             activity: Arc::clone(&activity),
@@ -291,22 +292,27 @@ impl<S: Service> Door<S> {
             tasks: self.parts.tasks.clone(),
             continues: None,
         };
-        (Stream::new(socket, check, activity, place), entry)
+        (ClientStream::new(socket, check, activity, place), entry)
     }
 
-    fn watch(&self, entry: &Entry<S>, settings: &config::Listener, may_rest: bool) -> Watch {
-        Watch {
+    fn watch(
+        &self,
+        entry: &ServiceEntry<S>,
+        settings: &config::Listener,
+        may_rest: bool,
+    ) -> ConnectionWatch {
+        ConnectionWatch {
             may_rest,
             activity: Arc::clone(&entry.activity),
-            timeouts: Timeouts::from(settings),
+            timeouts: ConnectionTimeouts::from(settings),
             stop: self.parts.stop.clone(),
         }
     }
 
-    async fn http1<T: Socket>(
+    async fn http1<T: TransportSocket>(
         &self,
-        stream: Stream<T>,
-        entry: Entry<S>,
+        stream: ClientStream<T>,
+        entry: ServiceEntry<S>,
         settings: &config::Listener,
     ) {
         let watch = self.watch(&entry, settings, true);
@@ -314,10 +320,10 @@ impl<S: Service> Door<S> {
         self.count(&end, &watch.activity);
     }
 
-    async fn http2<T: Socket>(
+    async fn http2<T: TransportSocket>(
         &self,
-        stream: Stream<T>,
-        entry: Entry<S>,
+        stream: ClientStream<T>,
+        entry: ServiceEntry<S>,
         settings: &config::Listener,
     ) {
         let watch = self.watch(&entry, settings, false);
@@ -326,14 +332,14 @@ impl<S: Service> Door<S> {
         self.count(&end, &watch.activity);
     }
 
-    fn count(&self, end: &End, activity: &Activity) {
+    fn count(&self, end: &WatchEnd, activity: &ConnectionActivity) {
         let reason = match end {
-            End::HeaderTimeout => Some(ConnectionEnd::HeaderTimeout),
-            End::Idle => Some(ConnectionEnd::Idle),
-            End::Aborted => Some(ConnectionEnd::Aborted),
-            End::Closed(_) if activity.has_refused() => Some(ConnectionEnd::Protocol),
-            End::Closed(Ok(())) => None,
-            End::Closed(Err(error)) => {
+            WatchEnd::HeaderTimeout => Some(ConnectionEnd::HeaderTimeout),
+            WatchEnd::Idle => Some(ConnectionEnd::Idle),
+            WatchEnd::Aborted => Some(ConnectionEnd::Aborted),
+            WatchEnd::Closed(_) if activity.has_refused() => Some(ConnectionEnd::Protocol),
+            WatchEnd::Closed(Ok(())) => None,
+            WatchEnd::Closed(Err(error)) => {
                 debug!(error = error as &dyn StdError, "connection ended early");
                 (!has_left(error)).then_some(ConnectionEnd::Protocol)
             }

@@ -19,7 +19,7 @@ pub(super) const LONGEST_LINGER: Duration = Duration::from_secs(30);
 /// Shared by a connection's stream, its service and its watch. Times are
 /// milliseconds since it was opened, plus one; zero is "not now".
 #[derive(Debug)]
-pub(super) struct Activity {
+pub(super) struct ConnectionActivity {
     opened: Instant,
     in_flight: AtomicUsize,
     /// Of those, answers that gave a piece of body and were not asked for another.
@@ -47,7 +47,7 @@ pub(super) struct Activity {
 
 /// Why a connection's time is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Overdue {
+pub(super) enum TimeoutReason {
     Header,
     Idle,
     /// The peer has stopped taking our bytes.
@@ -56,12 +56,12 @@ pub(super) enum Overdue {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timeouts {
+pub(super) struct ConnectionTimeouts {
     pub(super) header: Duration,
     pub(super) idle: Duration,
 }
 
-impl From<&config::Listener> for Timeouts {
+impl From<&config::Listener> for ConnectionTimeouts {
     fn from(settings: &config::Listener) -> Self {
         Self {
             header: settings.header_timeout,
@@ -70,7 +70,7 @@ impl From<&config::Listener> for Timeouts {
     }
 }
 
-impl Activity {
+impl ConnectionActivity {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             opened: Instant::now(),
@@ -234,43 +234,43 @@ impl Activity {
     /// is under way: its deadlines are the pipeline's. But the pipeline is not asked
     /// for more while the peer takes nothing, be it that the socket is full or that
     /// it opens no HTTP/2 window; so that is watched here.
-    pub(super) fn due(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
+    pub(super) fn due(&self, timeouts: ConnectionTimeouts) -> Option<(Instant, TimeoutReason)> {
         let closing = self.closing.load(Ordering::Relaxed);
         if closing != 0 {
             let lingered = self.lingered.load(Ordering::Relaxed);
             let quiet = self.at(closing.max(lingered)) + LINGER;
             let longest = self.at(closing) + LONGEST_LINGER;
-            return Some((quiet.min(longest), Overdue::Linger));
+            return Some((quiet.min(longest), TimeoutReason::Linger));
         }
         let blocked = self.blocked.load(Ordering::Relaxed);
         if blocked != 0 {
-            return Some((self.at(blocked) + timeouts.idle, Overdue::Stalled));
+            return Some((self.at(blocked) + timeouts.idle, TimeoutReason::Stalled));
         }
         let quiet = self.quiet.load(Ordering::Relaxed);
         if self.is_busy() {
             let in_flight = self.in_flight.load(Ordering::Acquire);
             let all_wait = self.theirs.load(Ordering::Acquire) >= in_flight;
-            return all_wait.then(|| (self.at(quiet) + timeouts.idle, Overdue::Stalled));
+            return all_wait.then(|| (self.at(quiet) + timeouts.idle, TimeoutReason::Stalled));
         }
         let head = self.head.load(Ordering::Relaxed);
         if head != 0 {
             // A head that was sent ahead waits for the answer before it: not the peer's fault.
             let since = self.at(head.max(quiet));
-            return Some((since + timeouts.header, Overdue::Header));
+            return Some((since + timeouts.header, TimeoutReason::Header));
         }
-        Some((self.at(quiet) + timeouts.idle, Overdue::Idle))
+        Some((self.at(quiet) + timeouts.idle, TimeoutReason::Idle))
     }
 }
 
 /// One request under way, from its head to the end of its answer.
 #[derive(Debug)]
-pub(super) struct Exchange {
-    activity: Arc<Activity>,
+pub(super) struct ActiveRequest {
+    activity: Arc<ConnectionActivity>,
     is_theirs: bool,
 }
 
-impl Exchange {
-    pub(super) fn begin(activity: &Arc<Activity>) -> Self {
+impl ActiveRequest {
+    pub(super) fn begin(activity: &Arc<ConnectionActivity>) -> Self {
         activity.in_flight.fetch_add(1, Ordering::AcqRel);
         activity.served.store(true, Ordering::Relaxed);
         Self {
@@ -302,7 +302,7 @@ impl Exchange {
     }
 }
 
-impl Drop for Exchange {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.is_our_turn();
         let now = self.activity.now();

@@ -13,13 +13,13 @@ const BACKLOG: i32 = 4096;
 
 /// All sockets of one listener: one address, the kernel shares connections out.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundSockets {
     address: SocketAddr,
     sockets: Vec<TcpListener>,
 }
 
 /// Binds one socket per worker. With port 0 all share the port that the first got.
-pub fn bind(settings: &config::Listener, workers: usize) -> Result<Bound, Error> {
+pub fn bind(settings: &config::Listener, workers: usize) -> Result<BoundSockets, Error> {
     let wanted = settings.address;
     let failed = |source: io::Error| match source.kind() {
         ErrorKind::AddrInUse => Error::Busy { address: wanted },
@@ -30,24 +30,24 @@ pub fn bind(settings: &config::Listener, workers: usize) -> Result<Bound, Error>
     };
     if wanted.port() != 0 {
         // Sharing would let a second instance in unnoticed; a plain bind does not.
-        drop(open(wanted, Sharing::Alone).map_err(failed)?);
+        drop(open(wanted, SocketSharing::Alone).map_err(failed)?);
     }
-    let first = open(wanted, Sharing::Workers).map_err(failed)?;
+    let first = open(wanted, SocketSharing::Workers).map_err(failed)?;
     let address = first.local_addr().map_err(failed)?;
     let mut sockets = vec![first];
     for _ in 1..workers {
-        sockets.push(open(address, Sharing::Workers).map_err(failed)?);
+        sockets.push(open(address, SocketSharing::Workers).map_err(failed)?);
     }
-    Ok(Bound { address, sockets })
+    Ok(BoundSockets { address, sockets })
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Sharing {
+enum SocketSharing {
     Alone,
     Workers,
 }
 
-fn open(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
+fn open(address: SocketAddr, sharing: SocketSharing) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -55,11 +55,11 @@ fn open(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
     )?;
     // A restart must not wait for the connections of the last run to time out.
     socket.set_reuse_address(true)?;
-    if sharing == Sharing::Workers {
+    if sharing == SocketSharing::Workers {
         socket.set_reuse_port(true)?;
     }
     socket.bind(&address.into())?;
-    if sharing == Sharing::Workers {
+    if sharing == SocketSharing::Workers {
         // Small answers must not wait for the peer's delayed acknowledgement. What is
         // accepted has it from here.
         socket.set_tcp_nodelay(true)?;
@@ -69,7 +69,7 @@ fn open(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-impl Bound {
+impl BoundSockets {
     pub fn address(&self) -> SocketAddr {
         self.address
     }

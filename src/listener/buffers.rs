@@ -16,32 +16,32 @@ const SPARE: usize = 8;
 
 /// The spare buffers of one worker.
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
+pub(super) struct BufferPool {
     spare: Mutex<Vec<Box<[u8]>>>,
 }
 
 /// `SIZE` bytes of anybody's; back with the others when dropped.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(super) struct PooledBuffer {
     bytes: Box<[u8]>,
-    home: Arc<Buffers>,
+    home: Arc<BufferPool>,
 }
 
-impl Buffers {
-    pub(super) fn lend(self: &Arc<Self>) -> Buffer {
+impl BufferPool {
+    pub(super) fn lend(self: &Arc<Self>) -> PooledBuffer {
         let spare = self
             .spare
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop();
-        Buffer {
+        PooledBuffer {
             bytes: spare.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()),
             home: Arc::clone(self),
         }
     }
 }
 
-impl Deref for Buffer {
+impl Deref for PooledBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -49,13 +49,13 @@ impl Deref for Buffer {
     }
 }
 
-impl DerefMut for Buffer {
+impl DerefMut for PooledBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 }
 
-impl Drop for Buffer {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let mut spare = self
             .home
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again_and_few_are_kept() {
-        let buffers = Arc::new(Buffers::default());
+        let buffers = Arc::new(BufferPool::default());
         let first = buffers.lend();
         let place = first.as_ptr();
         drop(first);

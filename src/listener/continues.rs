@@ -24,7 +24,7 @@ const STATUS: [u8; 5] = [0x08, 3, b'1', b'0', b'0'];
 
 /// The streams of one connection that wait for a 100.
 #[derive(Debug, Default)]
-pub(super) struct Continues {
+pub(super) struct PendingContinues {
     state: Mutex<ContinueState>,
     /// Looked at with each write; the lock is not.
     has_due: AtomicBool,
@@ -49,8 +49,8 @@ struct ContinueState {
 /// A request that waits for a 100. Once this is dropped none is sent: it would come after
 /// the answer.
 #[derive(Debug)]
-pub(super) struct Expectation {
-    continues: Arc<Continues>,
+pub(super) struct ContinueExpectation {
+    continues: Arc<PendingContinues>,
     number: u64,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
     headers.get(EXPECT).is_some_and(is_it)
 }
 
-impl Continues {
+impl PendingContinues {
     fn lock(&self) -> MutexGuard<'_, ContinueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,7 +83,7 @@ impl Continues {
     }
 
     /// hyper has handed over the next request; each must be told of. Some: it waits.
-    pub(super) fn accepts(self: &Arc<Self>, is_expected: bool) -> Option<Expectation> {
+    pub(super) fn accepts(self: &Arc<Self>, is_expected: bool) -> Option<ContinueExpectation> {
         let mut state = self.lock();
         if state.is_lost {
             return None;
@@ -105,7 +105,7 @@ impl Continues {
             state.accepted = 0;
             self.has_due.store(!state.due.is_empty(), Ordering::Relaxed);
         }
-        is_expected.then(|| Expectation {
+        is_expected.then(|| ContinueExpectation {
             continues: Arc::clone(self),
             number,
         })
@@ -126,7 +126,7 @@ impl Continues {
     }
 }
 
-impl Drop for Expectation {
+impl Drop for ContinueExpectation {
     fn drop(&mut self) {
         let mut state = self.continues.lock();
         let is_other = |number: u64| number != self.number;
@@ -139,7 +139,7 @@ impl Drop for Expectation {
 mod tests {
     use super::*;
 
-    fn due(continues: &Continues) -> Vec<u8> {
+    fn due(continues: &PendingContinues) -> Vec<u8> {
         let mut frames = Vec::new();
         continues.put_due(&mut frames);
         frames
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_stream_is_told_when_every_stream_has_become_a_request() {
-        let continues = Arc::new(Continues::default());
+        let continues = Arc::new(PendingContinues::default());
         continues.opens(1);
         continues.opens(5);
         let one = continues.accepts(true);
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_was_answered_is_not_told_to_continue() {
-        let continues = Arc::new(Continues::default());
+        let continues = Arc::new(PendingContinues::default());
         continues.opens(1);
         drop(continues.accepts(true));
         assert!(due(&continues).is_empty());
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_became_no_request_ends_it_for_the_connection() {
-        let continues = Arc::new(Continues::default());
+        let continues = Arc::new(PendingContinues::default());
         continues.opens(1); // refused by h2
         for stream in 1..3000_u32 {
             continues.opens(2 * stream + 1);

@@ -8,37 +8,40 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::continues::Continues;
+use super::continues::PendingContinues;
 
 /// The hand that reads and writes. Not vectored: small frames are then put together
 /// before they come here.
 #[derive(Debug)]
-pub(super) struct Corked<T>(Arc<Mutex<Outlet<T>>>);
+pub(super) struct CoalescingWriter<T>(Arc<Mutex<CoalescedStream<T>>>);
 
 /// The hand that flushes.
 #[derive(Debug)]
-pub(super) struct Cork<T>(Arc<Mutex<Outlet<T>>>);
+pub(super) struct FlushHandle<T>(Arc<Mutex<CoalescedStream<T>>>);
 
 /// What both hands hold.
 #[derive(Debug)]
-struct Outlet<T> {
+struct CoalescedStream<T> {
     stream: T,
     /// Frames of our own that are due.
-    continues: Option<Arc<Continues>>,
+    continues: Option<Arc<PendingContinues>>,
     /// Those on their way out; nothing else is written before their end.
     own_frames: Vec<u8>,
     /// HTTP/2 has written whole frames, and none since: it says so by asking for a flush.
     is_whole: bool,
 }
 
-pub(super) fn corked<T>(stream: T, continues: Option<Arc<Continues>>) -> (Corked<T>, Cork<T>) {
-    let shared = Arc::new(Mutex::new(Outlet {
+pub(super) fn corked<T>(
+    stream: T,
+    continues: Option<Arc<PendingContinues>>,
+) -> (CoalescingWriter<T>, FlushHandle<T>) {
+    let shared = Arc::new(Mutex::new(CoalescedStream {
         stream,
         continues,
         own_frames: Vec::new(),
         is_whole: false,
     }));
-    (Corked(Arc::clone(&shared)), Cork(shared))
+    (CoalescingWriter(Arc::clone(&shared)), FlushHandle(shared))
 }
 
 /// Never waited for: both hands belong to one task.
@@ -46,7 +49,7 @@ fn held<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<T: AsyncWrite + Unpin> Outlet<T> {
+impl<T: AsyncWrite + Unpin> CoalescedStream<T> {
     /// Writes what is due of our own, where it cannot cut a frame in two.
     fn poll_own_frames(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_whole {
@@ -67,7 +70,7 @@ impl<T: AsyncWrite + Unpin> Outlet<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> Cork<T> {
+impl<T: AsyncWrite + Unpin> FlushHandle<T> {
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut outlet = held(&self.0);
         ready!(outlet.poll_own_frames(cx))?;
@@ -75,7 +78,7 @@ impl<T: AsyncWrite + Unpin> Cork<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Corked<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for CoalescingWriter<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -85,7 +88,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Corked<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Corked<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for CoalescingWriter<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

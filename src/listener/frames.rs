@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::continues::Continues;
+use super::continues::PendingContinues;
 
 const PREFACE: usize = 24;
 const HEADER: usize = 9;
@@ -35,7 +35,7 @@ const END_STREAM: u8 = 1;
 
 /// Follows the frames of one HTTP/2 connection, headers only.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(super) struct Http2FloodGuard {
     /// Bytes until the next frame header.
     skip: usize,
     header: [u8; HEADER],
@@ -46,16 +46,16 @@ pub(super) struct Frames {
     /// Bytes of answers that have not made up an update yet.
     written: usize,
     /// Is told of each stream that is opened.
-    continues: Arc<Continues>,
+    continues: Arc<PendingContinues>,
 }
 
 /// The peer has spent its budget.
 #[derive(Debug, thiserror::Error)]
 #[error("flood of HTTP/2 control frames")]
-pub(super) struct Flood;
+pub(super) struct FloodDetected;
 
-impl Frames {
-    pub(super) fn new(continues: Arc<Continues>) -> Self {
+impl Http2FloodGuard {
+    pub(super) fn new(continues: Arc<PendingContinues>) -> Self {
         Self {
             continues,
             skip: PREFACE,
@@ -81,7 +81,7 @@ impl Frames {
     }
 
     /// Follows `bytes`, which come right after those of the last call.
-    pub(super) fn check(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+    pub(super) fn check(&mut self, mut bytes: &[u8]) -> Result<(), FloodDetected> {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -97,7 +97,7 @@ impl Frames {
         Ok(())
     }
 
-    fn frame(&mut self) -> Result<(), Flood> {
+    fn frame(&mut self) -> Result<(), FloodDetected> {
         let [a, b, c, kind, flags, ..] = self.header;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         self.have = 0;
@@ -122,13 +122,13 @@ impl Frames {
         if is_free { Ok(()) } else { self.spend() }
     }
 
-    fn spend(&mut self) -> Result<(), Flood> {
+    fn spend(&mut self) -> Result<(), FloodDetected> {
         if self.left == 0 {
             let now = Instant::now();
             let earned = now.duration_since(self.earned_until).as_millis() / EVERY.as_millis();
             let earned = u32::try_from(earned).unwrap_or(BURST).min(BURST);
             if earned == 0 {
-                return Err(Flood);
+                return Err(FloodDetected);
             }
             self.left = earned;
             self.earned_until = now;
@@ -151,8 +151,8 @@ mod tests {
         bytes
     }
 
-    fn started() -> Frames {
-        let mut frames = Frames::new(Arc::default());
+    fn started() -> Http2FloodGuard {
+        let mut frames = Http2FloodGuard::new(Arc::default());
         frames.check(&[0; PREFACE]).unwrap();
         frames
     }

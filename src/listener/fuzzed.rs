@@ -9,8 +9,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::frames::Frames;
-use super::wire::{HeadLimits, Wire};
+use super::frames::Http2FloodGuard;
+use super::wire::{HeadLimits, Http1FramingGuard};
 
 const LIMITS: HeadLimits = HeadLimits {
     bytes: 64 * 1024,
@@ -20,13 +20,13 @@ const LIMITS: HeadLimits = HeadLimits {
 /// The guard refuses the same byte however the bytes are cut, and hyper sees no
 /// request in what it lets pass that the guard did not see.
 pub fn wire(bytes: &[u8]) {
-    let mut whole = Wire::new(LIMITS);
+    let mut whole = Http1FramingGuard::new(LIMITS);
     let refused = whole.check(bytes).err().map(|violation| violation.at);
-    let mut cut = Wire::new(LIMITS);
+    let mut cut = Http1FramingGuard::new(LIMITS);
     let first = (0..bytes.len()).find(|&at| cut.check(&bytes[at..=at]).is_err());
     assert_eq!(refused, first, "the cuts decide");
     let passed = &bytes[..refused.unwrap_or(bytes.len())];
-    let mut guard = Wire::new(LIMITS);
+    let mut guard = Http1FramingGuard::new(LIMITS);
     guard.check(passed).expect("it passed already");
     let (seen, said) = seen_by_hyper(passed);
     assert!(
@@ -70,8 +70,10 @@ fn seen_by_hyper(bytes: &[u8]) -> (u64, String) {
 
 /// The budget is spent alike however the bytes are cut.
 pub fn frames(bytes: &[u8]) {
-    let is_flood = Frames::new(Default::default()).check(bytes).is_err();
-    let mut cut = Frames::new(Default::default());
+    let is_flood = Http2FloodGuard::new(Default::default())
+        .check(bytes)
+        .is_err();
+    let mut cut = Http2FloodGuard::new(Default::default());
     let is_flood_cut = bytes.iter().any(|byte| cut.check(&[*byte]).is_err());
     // Time earns budget back: a slower look may find less.
     assert!(is_flood || !is_flood_cut);

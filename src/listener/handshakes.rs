@@ -13,10 +13,10 @@ use tracing::{debug, info};
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
-pub(super) struct FailedHandshakes(Mutex<Told>);
+pub(super) struct FailedHandshakes(Mutex<FailureLogState>);
 
 #[derive(Debug, Default)]
-struct Told {
+struct FailureLogState {
     last: Option<Instant>,
     /// Failures since then that had no line.
     left_out: u64,

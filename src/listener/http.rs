@@ -11,10 +11,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::corked::corked;
 use super::refusal;
-use super::service::{Entry, Service};
-use super::stream::{Socket, Stream};
-use super::streams::{Begun, Together};
-use super::watch::{End, Turn, Watch};
+use super::service::{RequestService, ServiceEntry};
+use super::stream::{ClientStream, TransportSocket};
+use super::streams::{ConnectionWithStreams, StreamExecutor};
+use super::watch::{ConnectionOutcome, ConnectionWatch, WatchEnd};
 use crate::config;
 use crate::lifecycle::TaskSet;
 use crate::pipeline::Rejection;
@@ -35,12 +35,12 @@ const LOCAL_RESETS: usize = 100_000;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(super) async fn http1<S: Service, T: Socket>(
-    mut stream: Stream<T>,
-    entry: Arc<Entry<S>>,
+pub(super) async fn http1<S: RequestService, T: TransportSocket>(
+    mut stream: ClientStream<T>,
+    entry: Arc<ServiceEntry<S>>,
     settings: &config::Listener,
-    watch: &Watch,
-) -> End {
+    watch: &ConnectionWatch,
+) -> WatchEnd {
     loop {
         let service = Arc::clone(&entry);
         let mut connection = http1::Builder::new()
@@ -65,12 +65,12 @@ pub(super) async fn http1<S: Service, T: Socket>(
             .await;
         match turn {
             // hyper's buffers go; it has nothing else, or the stream is not to be trusted.
-            Turn::Rest => match connection.into_parts() {
+            ConnectionOutcome::Rest => match connection.into_parts() {
                 Some(parts) if parts.read_buf.is_empty() => stream = parts.io.into_inner(),
-                _ => return End::Closed(Ok(())),
+                _ => return WatchEnd::Closed(Ok(())),
             },
-            Turn::End(end) => {
-                let is_whole = matches!(end, End::Closed(Ok(())));
+            ConnectionOutcome::End(end) => {
+                let is_whole = matches!(end, WatchEnd::Closed(Ok(())));
                 if let Some(rejection) = unanswered(&end) {
                     // Has its line in the log also when the peer takes no answer.
                     let answer = entry.service.refuse(None, rejection, &entry.peer);
@@ -94,11 +94,11 @@ pub(super) async fn http1<S: Service, T: Socket>(
 }
 
 /// The refusal of a head that hyper has never seen whole.
-fn unanswered(end: &End) -> Option<Rejection> {
+fn unanswered(end: &WatchEnd) -> Option<Rejection> {
     match end {
-        End::HeaderTimeout => Some(Rejection::HeadTooSlow),
-        End::Closed(Err(error)) => refusal::refused_head(error),
-        End::Closed(Ok(())) | End::Idle | End::Aborted => None,
+        WatchEnd::HeaderTimeout => Some(Rejection::HeadTooSlow),
+        WatchEnd::Closed(Err(error)) => refusal::refused_head(error),
+        WatchEnd::Closed(Ok(())) | WatchEnd::Idle | WatchEnd::Aborted => None,
     }
 }
 
@@ -110,18 +110,18 @@ fn connection_window(max_streams: u32) -> u32 {
     streams.saturating_mul(STREAM_WINDOW).min(LARGEST_WINDOW)
 }
 
-pub(super) async fn http2<S: Service, T: Socket>(
-    stream: Stream<T>,
-    entry: Arc<Entry<S>>,
+pub(super) async fn http2<S: RequestService, T: TransportSocket>(
+    stream: ClientStream<T>,
+    entry: Arc<ServiceEntry<S>>,
     settings: &config::Listener,
-    (watch, tasks): (&Watch, TaskSet),
-) -> End {
+    (watch, tasks): (&ConnectionWatch, TaskSet),
+) -> WatchEnd {
     // Twice what is taken: h2 would refuse the rest with a bare 431, so that a client that
     // goes over the limit mostly gets the gate's own.
     let list_bytes = settings.max_header_bytes.saturating_mul(2);
     let list_bytes = u32::try_from(list_bytes).unwrap_or(u32::MAX);
     let (stream, cork) = corked(stream, entry.continues.clone());
-    let begun = Begun::new(tasks);
+    let begun = StreamExecutor::new(tasks);
     let connection = http2::Builder::new(begun.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
@@ -139,13 +139,13 @@ pub(super) async fn http2<S: Service, T: Socket>(
         );
     let turn = watch
         .run(
-            pin!(Together::new(connection, begun)),
+            pin!(ConnectionWithStreams::new(connection, begun)),
             |c| c.connection().graceful_shutdown(),
             |cx| cork.poll_flush(cx),
         )
         .await;
     match turn {
-        Turn::End(end) => end,
-        Turn::Rest => End::Closed(Ok(())),
+        ConnectionOutcome::End(end) => end,
+        ConnectionOutcome::Rest => WatchEnd::Closed(Ok(())),
     }
 }

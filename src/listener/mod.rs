@@ -32,11 +32,11 @@ mod tls;
 mod watch;
 mod wire;
 
-pub use accept::{Parts, serve};
-pub use bound::{Bound, bind};
-pub use service::Service;
-pub use slots::Slots;
-pub use tls::Tls;
+pub use accept::{ListenerParts, serve};
+pub use bound::{BoundSockets, bind};
+pub use service::RequestService;
+pub use slots::ConnectionLimit;
+pub use tls::ServerTls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

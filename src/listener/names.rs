@@ -6,11 +6,11 @@ use std::sync::Arc;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::pairs::Pair;
+use super::pairs::LoadedCertificate;
 
 /// The certificates of one listener by the names in them. Swapped whole.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct SniResolver {
     exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
     /// `*.example.org` as `example.org`.
     wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
@@ -18,9 +18,9 @@ pub(super) struct Names {
     first: Vec<Arc<CertifiedKey>>,
 }
 
-impl Names {
+impl SniResolver {
     /// None without a single pair.
-    pub(super) fn new(pairs: &[Pair]) -> Option<Self> {
+    pub(super) fn new(pairs: &[LoadedCertificate]) -> Option<Self> {
         let first = pairs.first()?;
         let mut names = Self {
             exact: HashMap::new(),
@@ -54,7 +54,7 @@ impl Names {
     }
 }
 
-impl ResolvesServerCert for Names {
+impl ResolvesServerCert for SniResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let found = match hello.server_name() {
             Some(name) => self.find(&name.to_ascii_lowercase()),

@@ -17,7 +17,7 @@ use crate::config::CertificateFiles;
 
 /// A certificate that its key belongs to.
 #[derive(Debug)]
-pub(super) struct Pair {
+pub(super) struct LoadedCertificate {
     pub(super) certified: Arc<CertifiedKey>,
     /// DNS names in it, wildcards as `*.example.org`.
     pub(super) names: Vec<String>,
@@ -27,17 +27,17 @@ pub(super) struct Pair {
 }
 
 /// The bytes of a pair's files, and what tells two versions of them apart.
-pub(super) struct Text {
+pub(super) struct PemFiles {
     certificate: Vec<u8>,
     key: Zeroizing<Vec<u8>>,
 }
 
 /// Same content, same fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint([u8; 32]);
+pub(super) struct ContentFingerprint([u8; 32]);
 
 /// Reads all files, following links as they are now.
-pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<Text>, Error> {
+pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
     let bytes = |path: &Path| {
         std::fs::read(path).map_err(|source| Error::Unreadable {
             path: path.to_owned(),
@@ -47,7 +47,7 @@ pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<Text>, Error> {
     files
         .iter()
         .map(|files| {
-            Ok(Text {
+            Ok(PemFiles {
                 certificate: bytes(&files.certificate)?,
                 key: Zeroizing::new(bytes(&files.key)?),
             })
@@ -55,10 +55,10 @@ pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<Text>, Error> {
         .collect()
 }
 
-impl Fingerprint {
+impl ContentFingerprint {
     /// Of what was read, or of why it could not be: a file that stays missing is one
     /// event, not one each second.
-    pub(super) fn of(read: &Result<Vec<Text>, Error>) -> Self {
+    pub(super) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_be_bytes());
@@ -75,10 +75,10 @@ impl Fingerprint {
     }
 }
 
-impl Pair {
+impl LoadedCertificate {
     pub(super) fn parse(
         files: &CertificateFiles,
-        text: &Text,
+        text: &PemFiles,
         provider: &CryptoProvider,
     ) -> Result<Self, Error> {
         let chain = chain(&files.certificate, &text.certificate)?;

@@ -9,7 +9,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeTlsData, UnbufferedStatus, WriteTraffic};
 use tokio::io::ReadBuf;
 
-use super::buffers::{Buffer, Buffers, OVERHEAD, RECORD, SIZE};
+use super::buffers::{BufferPool, OVERHEAD, PooledBuffer, RECORD, SIZE};
 
 /// Records to be sent lie below, the text of the next one above.
 const DRAFT: usize = SIZE - RECORD;
@@ -17,15 +17,15 @@ const DRAFT: usize = SIZE - RECORD;
 const LARGEST_PART: usize = 64 * 1024;
 
 /// One connection's state between its bytes and its text.
-pub(super) struct Records {
+pub(super) struct RecordLayer {
     pub(super) tls: UnbufferedServerConnection,
-    pub(super) buffers: Arc<Buffers>,
+    pub(super) buffers: Arc<BufferPool>,
     /// The beginning of a record whose end has not come.
     pub(super) part: Vec<u8>,
     /// Text that the reader had no room for, from `taken` on.
     text: Vec<u8>,
     taken: usize,
-    out: Option<Out>,
+    out: Option<WriteBuffer>,
     /// A few bytes that may wait for the next record: not worth a buffer.
     late: Vec<u8>,
     /// The peer has said that nothing more comes.
@@ -35,7 +35,7 @@ pub(super) struct Records {
 
 /// What is to be done as soon as the protocol allows it.
 #[derive(Clone, Copy)]
-enum Wish<'w> {
+enum WriteOp<'w> {
     Nothing,
     Seal(&'w [u8]),
     SealDraft,
@@ -43,16 +43,16 @@ enum Wish<'w> {
 }
 
 /// Records on their way to the socket.
-struct Out {
-    buffer: Buffer,
+struct WriteBuffer {
+    buffer: PooledBuffer,
     sent: usize,
     end: usize,
     /// Bytes of text from `DRAFT` on.
     draft: usize,
 }
 
-impl Records {
-    pub(super) fn new(config: Arc<ServerConfig>, buffers: Arc<Buffers>) -> io::Result<Self> {
+impl RecordLayer {
+    pub(super) fn new(config: Arc<ServerConfig>, buffers: Arc<BufferPool>) -> io::Result<Self> {
         Ok(Self {
             tls: UnbufferedServerConnection::new(config).map_err(broken)?,
             buffers,
@@ -69,7 +69,7 @@ impl Records {
     /// Decrypts `bytes`: the part that was kept, and what came after it. Their text goes
     /// to `reader`, as far as it fits.
     pub(super) fn open(&mut self, bytes: &mut [u8], reader: &mut ReadBuf<'_>) -> io::Result<()> {
-        let done = self.drive(bytes, Wish::Nothing, reader)?;
+        let done = self.drive(bytes, WriteOp::Nothing, reader)?;
         let part = if self.is_over { &[] } else { &bytes[done..] };
         if part.len() > LARGEST_PART {
             return Err(broken("a TLS message of more than 64 KiB"));
@@ -105,7 +105,7 @@ impl Records {
             let count = (RECORD - draft).min(piece.len());
             let (now, later) = piece.split_at(count);
             if count == RECORD {
-                self.wish(Wish::Seal(now))?;
+                self.wish(WriteOp::Seal(now))?;
             } else {
                 let out = self.out();
                 out.buffer[DRAFT + draft..][..count].copy_from_slice(now);
@@ -129,20 +129,20 @@ impl Records {
     /// Makes a record of the text that was taken and lies about.
     pub(super) fn seal(&mut self) -> io::Result<()> {
         match &self.out {
-            Some(out) if out.draft > 0 => self.wish(Wish::SealDraft),
+            Some(out) if out.draft > 0 => self.wish(WriteOp::SealDraft),
             _ => Ok(()),
         }
     }
 
     /// What is to be sent may wait for the next record.
-    pub(super) fn set_aside(&mut self) {
+    pub(super) fn defer_write(&mut self) {
         if let Some(out) = self.out.take() {
             self.late = out.buffer[out.sent..out.end].to_vec();
         }
     }
 
     /// It has waited for long enough.
-    pub(super) fn take_up(&mut self) {
+    pub(super) fn resume_write(&mut self) {
         if !self.late.is_empty() {
             self.out();
         }
@@ -155,7 +155,7 @@ impl Records {
         }
         self.has_said_goodbye = true;
         self.seal()?;
-        self.wish(Wish::Goodbye)
+        self.wish(WriteOp::Goodbye)
     }
 
     /// Bytes for the socket.
@@ -178,12 +178,12 @@ impl Records {
         }
     }
 
-    fn out(&mut self) -> &mut Out {
+    fn out(&mut self) -> &mut WriteBuffer {
         self.out
-            .get_or_insert_with(|| Out::new(&self.buffers, &mut self.late))
+            .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late))
     }
 
-    fn wish(&mut self, wish: Wish<'_>) -> io::Result<()> {
+    fn wish(&mut self, wish: WriteOp<'_>) -> io::Result<()> {
         // rustls must see the part that it has seen before.
         let mut part = std::mem::take(&mut self.part);
         let done = self.drive(&mut part, wish, &mut ReadBuf::new(&mut []))?;
@@ -197,7 +197,7 @@ impl Records {
     fn drive(
         &mut self,
         bytes: &mut [u8],
-        wish: Wish<'_>,
+        wish: WriteOp<'_>,
         reader: &mut ReadBuf<'_>,
     ) -> io::Result<usize> {
         let mut done = 0;
@@ -218,16 +218,16 @@ impl Records {
                 Ok(ConnectionState::EncodeTlsData(words)) => {
                     let out = self
                         .out
-                        .get_or_insert_with(|| Out::new(&self.buffers, &mut self.late));
+                        .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late));
                     out.put(words)?;
                 }
                 Ok(ConnectionState::TransmitTlsData(words)) => words.done(),
                 Ok(ConnectionState::PeerClosed) => self.is_over = true,
                 Ok(ConnectionState::WriteTraffic(traffic)) => {
-                    if !matches!(wish, Wish::Nothing) {
+                    if !matches!(wish, WriteOp::Nothing) {
                         let out = self
                             .out
-                            .get_or_insert_with(|| Out::new(&self.buffers, &mut self.late));
+                            .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late));
                         out.fulfil(wish, traffic)?;
                     }
                     return Ok(done + discard);
@@ -248,15 +248,15 @@ impl Records {
         if let Ok(ConnectionState::EncodeTlsData(words)) = next.state {
             let out = self
                 .out
-                .get_or_insert_with(|| Out::new(&self.buffers, &mut self.late));
+                .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late));
             // No room: the peer does not read them anyway.
             let _ = out.put(words);
         }
     }
 }
 
-impl Out {
-    fn new(buffers: &Arc<Buffers>, late: &mut Vec<u8>) -> Self {
+impl WriteBuffer {
+    fn new(buffers: &Arc<BufferPool>, late: &mut Vec<u8>) -> Self {
         let mut buffer = buffers.lend();
         let end = late.len();
         buffer[..end].copy_from_slice(&std::mem::take(late));
@@ -274,17 +274,17 @@ impl Out {
         Ok(())
     }
 
-    fn fulfil<D>(&mut self, wish: Wish<'_>, mut traffic: WriteTraffic<'_, D>) -> io::Result<()> {
+    fn fulfil<D>(&mut self, wish: WriteOp<'_>, mut traffic: WriteTraffic<'_, D>) -> io::Result<()> {
         let (records, text) = self.buffer.split_at_mut(DRAFT);
         let records = &mut records[self.end..];
         let count = match wish {
-            Wish::Nothing => return Ok(()),
-            Wish::Seal(text) => traffic.encrypt(text, records),
-            Wish::SealDraft => {
+            WriteOp::Nothing => return Ok(()),
+            WriteOp::Seal(text) => traffic.encrypt(text, records),
+            WriteOp::SealDraft => {
                 let draft = std::mem::take(&mut self.draft);
                 traffic.encrypt(&text[..draft], records)
             }
-            Wish::Goodbye => traffic.queue_close_notify(records),
+            WriteOp::Goodbye => traffic.queue_close_notify(records),
         };
         self.end += count.map_err(broken)?;
         Ok(())

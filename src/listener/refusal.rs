@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::service::BoxError;
-use super::wire::Refused;
+use super::wire::FramingRefusal;
 use crate::causes::causes;
 use crate::clock;
 use crate::pipeline::Rejection;
@@ -28,7 +28,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(super) fn refused_head(error: &(dyn StdError + 'static)) -> Option<Rejection> {
     let refused = causes(error).find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>()?;
-        io.get_ref()?.downcast_ref::<Refused>()
+        io.get_ref()?.downcast_ref::<FramingRefusal>()
     })?;
     refused.is_head.then(|| refused.fault.rejection())
 }

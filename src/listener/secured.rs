@@ -11,15 +11,15 @@ use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::buffers::{Buffers, OVERHEAD, RECORD, SIZE};
-use super::records::Records;
-use super::stream::Socket;
+use super::buffers::{BufferPool, OVERHEAD, RECORD, SIZE};
+use super::records::RecordLayer;
+use super::stream::TransportSocket;
 use crate::pipeline::TlsFacts;
 
 /// One TLS connection on one socket.
-pub(super) struct Secured {
+pub(super) struct ServerTlsStream {
     tcp: TcpStream,
-    records: Records,
+    records: RecordLayer,
     has_sent: bool,
     /// The peer has said something.
     has_heard: bool,
@@ -43,7 +43,7 @@ fn is_plain_http(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<PlainHttp>())
 }
 
-impl fmt::Debug for Secured {
+impl fmt::Debug for ServerTlsStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secured")
             .field("tcp", &self.tcp)
@@ -51,14 +51,14 @@ impl fmt::Debug for Secured {
     }
 }
 
-impl Secured {
+impl ServerTlsStream {
     /// Does the handshake. Boxed at once: it lives longer than any step it goes through.
     pub(super) async fn accept(
         tcp: TcpStream,
         config: Arc<ServerConfig>,
-        buffers: Arc<Buffers>,
+        buffers: Arc<BufferPool>,
     ) -> Result<Box<Self>, HandshakeFailure> {
-        let records = Records::new(config, buffers).map_err(HandshakeFailure::Broken)?;
+        let records = RecordLayer::new(config, buffers).map_err(HandshakeFailure::Broken)?;
         let mut secured = Box::new(Self {
             tcp,
             records,
@@ -93,7 +93,7 @@ impl Secured {
             }
         }
         // Tickets go with the first answer.
-        self.records.set_aside();
+        self.records.defer_write();
         Poll::Ready(Ok(()))
     }
 
@@ -144,11 +144,11 @@ impl Secured {
     }
 }
 
-impl Socket for Box<Secured> {
-    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
+impl TransportSocket for Box<ServerTlsStream> {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.records.has_text() {
             true => Poll::Ready(()),
-            false => self.tcp.poll_stirs(cx),
+            false => self.tcp.poll_readable(cx),
         }
     }
 
@@ -156,13 +156,13 @@ impl Socket for Box<Secured> {
         std::mem::take(&mut self.has_sent)
     }
 
-    fn poll_settle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.records.take_up();
+    fn poll_flush_deferred(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.records.resume_write();
         self.poll_send(cx)
     }
 }
 
-impl AsyncRead for Secured {
+impl AsyncRead for ServerTlsStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -180,7 +180,7 @@ impl AsyncRead for Secured {
     }
 }
 
-impl AsyncWrite for Secured {
+impl AsyncWrite for ServerTlsStream {
     /// What is written goes out when it fills records, or at a flush.
     fn poll_write(
         self: Pin<&mut Self>,

@@ -14,8 +14,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::activity::{Activity, Exchange};
-use super::continues::{Continues, Expectation, expects_continue};
+use super::activity::{ActiveRequest, ConnectionActivity};
+use super::continues::{ContinueExpectation, PendingContinues, expects_continue};
 use super::wire::HeadLimits;
 use crate::lifecycle::TaskSet;
 use crate::pipeline::{ClientBody, Peer, Rejection};
@@ -23,7 +23,7 @@ use crate::pipeline::{ClientBody, Peer, Rejection};
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// What answers requests.
-pub trait Service: Clone + Send + Sync + 'static {
+pub trait RequestService: Clone + Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
     type Future: Future<Output = Response<Self::Body>> + Send + 'static;
 
@@ -40,30 +40,30 @@ pub trait Service: Clone + Send + Sync + 'static {
 
 /// One connection's way to the service.
 #[derive(Debug)]
-pub(super) struct Entry<S> {
+pub(super) struct ServiceEntry<S> {
     pub(super) service: S,
     pub(super) peer: Arc<Peer>,
-    pub(super) activity: Arc<Activity>,
+    pub(super) activity: Arc<ConnectionActivity>,
     pub(super) limits: HeadLimits,
     /// On the runtime of the connection.
     pub(super) tasks: TaskSet,
     /// Of an HTTP/2 connection.
-    pub(super) continues: Option<Arc<Continues>>,
+    pub(super) continues: Option<Arc<PendingContinues>>,
 }
 
 /// The body of every answer.
-pub(super) type Answer<B> = Response<Counted<B>>;
+pub(super) type ServiceResponse<B> = Response<CountedBody<B>>;
 
 /// An answer on its way.
-pub(super) type Answering<B> =
-    Pin<Box<dyn Future<Output = Result<Answer<B>, Infallible>> + Send + 'static>>;
+pub(super) type ServiceFuture<B> =
+    Pin<Box<dyn Future<Output = Result<ServiceResponse<B>, Infallible>> + Send + 'static>>;
 
-impl<S: Service> Entry<S> {
+impl<S: RequestService> ServiceEntry<S> {
     /// Boxed: hyper moves it about, and keeps room for it while a connection is idle.
     /// What can be done at once is, so that the box holds no request.
-    pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Answering<S::Body> {
+    pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> ServiceFuture<S::Body> {
         // Begun here and not in the future: the watch must see it when this returns.
-        let exchange = Exchange::begin(&self.activity);
+        let exchange = ActiveRequest::begin(&self.activity);
         let expectation = self.expectation(&request);
         if let Some(rejection) = rejection(&request, self.limits) {
             self.activity.refuses();
@@ -79,7 +79,7 @@ impl<S: Service> Entry<S> {
                 let close = HeaderValue::from_static("close");
                 answer.headers_mut().insert(CONNECTION, close);
             }
-            return Box::pin(ready(Ok(answer.map(|body| Counted { body, exchange }))));
+            return Box::pin(ready(Ok(answer.map(|body| CountedBody { body, exchange }))));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
         if request.version() == Version::HTTP_10 {
@@ -91,7 +91,7 @@ impl<S: Service> Entry<S> {
         Box::pin(async move {
             let response = answer.await;
             drop(expectation); // a 100 that was not sent by now would come too late
-            let mut response = response.map(|body| Counted { body, exchange });
+            let mut response = response.map(|body| CountedBody { body, exchange });
             if is_tunnel(response.status(), is_connect) {
                 activity.becomes_tunnel();
             } else if is_http1 && activity.is_draining() {
@@ -103,9 +103,9 @@ impl<S: Service> Entry<S> {
     }
 }
 
-impl<S> Entry<S> {
+impl<S> ServiceEntry<S> {
     /// Of a request that waits for a 100 over HTTP/2; hyper sends those of HTTP/1.
-    fn expectation(&self, request: &Request<Incoming>) -> Option<Expectation> {
+    fn expectation(&self, request: &Request<Incoming>) -> Option<ContinueExpectation> {
         let continues = self.continues.as_ref()?;
         let waits = !request.body().is_end_stream() && expects_continue(request.headers());
         continues.accepts(waits)
@@ -190,14 +190,14 @@ fn is_host(text: &[u8]) -> bool {
 pin_project_lite::pin_project! {
     /// A body that counts as a request under way until it is dropped.
     #[derive(Debug)]
-    pub(super) struct Counted<B> {
+    pub(super) struct CountedBody<B> {
         #[pin]
         body: B,
-        exchange: Exchange,
+        exchange: ActiveRequest,
     }
 }
 
-impl<B: Body> Body for Counted<B> {
+impl<B: Body> Body for CountedBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 

@@ -11,14 +11,14 @@ use crate::shares::{SharePool, SharedPlace, network};
 
 /// How many connections one listener may have at once, over all workers.
 #[derive(Debug)]
-pub struct Slots {
+pub struct ConnectionLimit {
     free: Arc<Semaphore>,
-    size: Mutex<Size>,
+    size: Mutex<LimitSize>,
     shared: Arc<SharePool>,
 }
 
 #[derive(Debug)]
-struct Size {
+struct LimitSize {
     total: usize,
     /// Slots taken away by a reload while connections still sat in them.
     owed: usize,
@@ -26,18 +26,18 @@ struct Size {
 
 /// One connection's place; free again when dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct ConnectionPermit {
     permit: Option<OwnedSemaphorePermit>,
-    slots: Arc<Slots>,
+    slots: Arc<ConnectionLimit>,
     _share: Option<SharedPlace>,
 }
 
-impl Slots {
+impl ConnectionLimit {
     pub fn new(total: usize) -> Arc<Self> {
         let total = total.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             free: Arc::new(Semaphore::new(total)),
-            size: Mutex::new(Size { total, owed: 0 }),
+            size: Mutex::new(LimitSize { total, owed: 0 }),
             shared: SharePool::new(),
         })
     }
@@ -67,7 +67,7 @@ impl Slots {
         self: &Arc<Self>,
         permit: OwnedSemaphorePermit,
         peer: IpAddr,
-    ) -> Option<Slot> {
+    ) -> Option<ConnectionPermit> {
         let total = self.lock().total;
         let free = self.free.available_permits();
         let share = if free < total - total / 2 {
@@ -80,19 +80,19 @@ impl Slots {
         } else {
             None
         };
-        Some(Slot {
+        Some(ConnectionPermit {
             permit: Some(permit),
             slots: Arc::clone(self),
             _share: share,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Size> {
+    fn lock(&self) -> MutexGuard<'_, LimitSize> {
         self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Slot {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut size = self.slots.lock();
         if size.owed > 0
@@ -111,18 +111,18 @@ mod tests {
     const PEER: [u8; 4] = [192, 0, 2, 1];
     const OTHER: [u8; 4] = [192, 0, 2, 2];
 
-    fn taken(slots: &Arc<Slots>) -> Option<Slot> {
+    fn taken(slots: &Arc<ConnectionLimit>) -> Option<ConnectionPermit> {
         taken_by(slots, PEER)
     }
 
-    fn taken_by(slots: &Arc<Slots>, peer: [u8; 4]) -> Option<Slot> {
+    fn taken_by(slots: &Arc<ConnectionLimit>, peer: [u8; 4]) -> Option<ConnectionPermit> {
         let permit = slots.semaphore().try_acquire_owned().ok()?;
         slots.take(permit, peer.into())
     }
 
     #[test]
     fn one_peer_leaves_slots_for_the_others() {
-        let slots = Slots::new(180);
+        let slots = ConnectionLimit::new(180);
         let greedy: Vec<_> = (0..1000).filter_map(|_| taken(&slots)).collect();
         assert_eq!(greedy.len(), 90 + 75);
         let other: Vec<_> = (0..1000).filter_map(|_| taken_by(&slots, OTHER)).collect();
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_smaller_cap_holds_as_soon_as_connections_end() {
-        let slots = Slots::new(3);
+        let slots = ConnectionLimit::new(3);
         let all: Vec<_> = (0..3).map(|_| taken(&slots).unwrap()).collect();
         slots.resize(1);
         assert!(taken(&slots).is_none());
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_cap_that_shrinks_and_grows_again_loses_nothing() {
-        let slots = Slots::new(2);
+        let slots = ConnectionLimit::new(2);
         let all: Vec<_> = (0..2).map(|_| taken(&slots).unwrap()).collect();
         slots.resize(1);
         slots.resize(4);

@@ -8,11 +8,11 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::activity::Activity;
-use super::continues::Continues;
-use super::frames::Frames;
-use super::slots::Slot;
-use super::wire::{HeadLimits, Refused, Violation, Wire};
+use super::activity::ConnectionActivity;
+use super::continues::PendingContinues;
+use super::frames::Http2FloodGuard;
+use super::slots::ConnectionPermit;
+use super::wire::{FramingRefusal, FramingViolation, HeadLimits, Http1FramingGuard};
 use crate::metrics::Gauged;
 
 /// Put before a head that is refused at its first byte. While hyper has the beginning of a
@@ -23,9 +23,9 @@ const HEAD_BEGINS: &[u8] = b"X";
 const LEAST_ANSWER: usize = 256;
 
 /// What a stream's bytes come from and go to.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+pub(super) trait TransportSocket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Ready when a read would give something, be it an end or an error.
-    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()>;
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// The peer took bytes since this was last asked. Without a buffer in between, that
     /// is so when the write before was ready.
@@ -37,13 +37,13 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn break_off(&self) {}
 
     /// Sends what was to go with the next bytes: there may be none for long.
-    fn poll_settle(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush_deferred(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }
 
-impl Socket for TcpStream {
-    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
+impl TransportSocket for TcpStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_read_ready(cx).map(drop)
     }
 
@@ -56,39 +56,39 @@ impl Socket for TcpStream {
 /// One connection's bytes. Holds the connection's slot, also as a tunnel, when
 /// hyper has given it away.
 #[derive(Debug)]
-pub(super) struct Stream<T> {
+pub(super) struct ClientStream<T> {
     inner: T,
-    check: Check,
-    activity: Arc<Activity>,
+    check: ByteCheck,
+    activity: Arc<ConnectionActivity>,
     is_shut: bool,
-    _slot: Slot,
+    _slot: ConnectionPermit,
     _open: Gauged,
 }
 
 /// What is looked at in the bytes that come in.
 #[derive(Debug)]
-pub(super) enum Check {
-    Wire(Wire),
-    Frames(Frames),
-    Refused(Refused),
+pub(super) enum ByteCheck {
+    Wire(Http1FramingGuard),
+    Frames(Http2FloodGuard),
+    Refused(FramingRefusal),
 }
 
-impl Check {
+impl ByteCheck {
     pub(super) fn wire(limits: HeadLimits) -> Self {
-        Self::Wire(Wire::new(limits))
+        Self::Wire(Http1FramingGuard::new(limits))
     }
 
-    pub(super) fn frames(continues: &Arc<Continues>) -> Self {
-        Self::Frames(Frames::new(Arc::clone(continues)))
+    pub(super) fn frames(continues: &Arc<PendingContinues>) -> Self {
+        Self::Frames(Http2FloodGuard::new(Arc::clone(continues)))
     }
 }
 
-impl<T> Stream<T> {
+impl<T> ClientStream<T> {
     pub(super) fn new(
         inner: T,
-        check: Check,
-        activity: Arc<Activity>,
-        place: (Slot, Gauged),
+        check: ByteCheck,
+        activity: Arc<ConnectionActivity>,
+        place: (ConnectionPermit, Gauged),
     ) -> Self {
         Self {
             inner,
@@ -101,21 +101,21 @@ impl<T> Stream<T> {
     }
 
     /// Looks at what was read into `buf` after its first `before` bytes.
-    fn look(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+    fn inspect(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
         if self.activity.is_tunnel() {
             return Ok(());
         }
         let fresh = &buf.filled()[before..];
         match &mut self.check {
-            Check::Frames(frames) => frames.check(fresh).map_err(|flood| {
+            ByteCheck::Frames(frames) => frames.check(fresh).map_err(|flood| {
                 self.activity.refuses();
                 io::Error::new(io::ErrorKind::InvalidData, flood)
             }),
-            Check::Wire(wire) => {
+            ByteCheck::Wire(wire) => {
                 let heads = wire.heads();
                 let checked = wire.check(fresh);
                 note_head(&self.activity, wire, heads);
-                if let Err(Violation { at, fault }) = checked {
+                if let Err(FramingViolation { at, fault }) = checked {
                     self.activity.refuses();
                     buf.set_filled(before + at);
                     let is_head = !wire.is_in_content();
@@ -123,21 +123,21 @@ impl<T> Stream<T> {
                         // In the place of the bad byte: there is room.
                         buf.put_slice(HEAD_BEGINS);
                     }
-                    self.check = Check::Refused(Refused { fault, is_head });
+                    self.check = ByteCheck::Refused(FramingRefusal { fault, is_head });
                 }
                 Ok(())
             }
-            Check::Refused(_) => Ok(()),
+            ByteCheck::Refused(_) => Ok(()),
         }
     }
 
     fn is_http1(&self) -> bool {
-        !matches!(self.check, Check::Frames(_))
+        !matches!(self.check, ByteCheck::Frames(_))
     }
 }
 
 /// Keeps the time at which the head that is being read began.
-fn note_head(activity: &Activity, wire: &Wire, heads_before: u64) {
+fn note_head(activity: &ConnectionActivity, wire: &Http1FramingGuard, heads_before: u64) {
     activity.is_between_requests(wire.is_between_requests());
     if !wire.is_in_head() {
         activity.head_ends();
@@ -146,21 +146,21 @@ fn note_head(activity: &Activity, wire: &Wire, heads_before: u64) {
     }
 }
 
-impl<T: Socket> Socket for Stream<T> {
-    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.inner.poll_stirs(cx)
+impl<T: TransportSocket> TransportSocket for ClientStream<T> {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inner.poll_readable(cx)
     }
 
     fn break_off(&self) {
         self.inner.break_off();
     }
 
-    fn poll_settle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner.poll_settle(cx)
+    fn poll_flush_deferred(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_flush_deferred(cx)
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for ClientStream<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -168,11 +168,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
         let before = buf.filled().len();
-        if !matches!(me.check, Check::Refused(_)) {
+        if !matches!(me.check, ByteCheck::Refused(_)) {
             ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
-            me.look(buf, before)?;
+            me.inspect(buf, before)?;
         }
-        let Check::Refused(refused) = me.check else {
+        let ByteCheck::Refused(refused) = me.check else {
             return Poll::Ready(Ok(()));
         };
         if buf.filled().len() > before {
@@ -186,13 +186,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Stream<T> {
     }
 }
 
-impl<T: Socket> Stream<T> {
+impl<T: TransportSocket> ClientStream<T> {
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             if self.is_http1() || bytes >= LEAST_ANSWER {
                 self.activity.answers();
             }
-            if let Check::Frames(frames) = &mut self.check {
+            if let ByteCheck::Frames(frames) = &mut self.check {
                 frames.wrote(bytes);
             }
         }
@@ -225,7 +225,7 @@ impl<T: Socket> Stream<T> {
     }
 }
 
-impl<T: Socket> AsyncWrite for Stream<T> {
+impl<T: TransportSocket> AsyncWrite for ClientStream<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

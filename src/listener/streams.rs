@@ -18,52 +18,52 @@ use crate::lifecycle::TaskSet;
 /// end when tokio wants the task to give way; then the runtime must have its turn.
 const ROUNDS: usize = 3;
 
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Where hyper puts streams that begin.
 #[derive(Clone)]
-pub(super) struct Begun {
-    streams: Arc<Mutex<VecDeque<Work>>>,
+pub(super) struct StreamExecutor {
+    streams: Arc<Mutex<VecDeque<StreamFuture>>>,
     tasks: TaskSet,
 }
 
 pin_project! {
     /// A connection and its streams, as one future.
-    pub(super) struct Together<C> {
+    pub(super) struct ConnectionWithStreams<C> {
         #[pin]
         connection: C,
         ring: Waker,
-        streams: Streams,
+        streams: StreamSet,
     }
 }
 
-struct Streams {
-    begun: Begun,
-    places: Vec<Place>,
+struct StreamSet {
+    begun: StreamExecutor,
+    places: Vec<StreamSlot>,
     free: Vec<usize>,
-    board: Arc<Board>,
+    board: Arc<ReadyQueue>,
 }
 
 /// Holds one stream after the other.
-struct Place {
-    work: Option<Work>,
-    bell: Arc<Bell>,
+struct StreamSlot {
+    work: Option<StreamFuture>,
+    bell: Arc<StreamWaker>,
     ring: Waker,
 }
 
 /// One place's waker.
-struct Bell {
+struct StreamWaker {
     place: usize,
     is_rung: AtomicBool,
-    board: Arc<Board>,
+    board: Arc<ReadyQueue>,
 }
 
 /// Who is to be polled. As a waker it is the connection's.
 #[derive(Default)]
-struct Board(Mutex<Rung>);
+struct ReadyQueue(Mutex<WakeQueueState>);
 
 #[derive(Default)]
-struct Rung {
+struct WakeQueueState {
     streams: VecDeque<usize>,
     connection: bool,
     /// Woken only while it would not look by itself.
@@ -71,7 +71,7 @@ struct Rung {
     is_asleep: bool,
 }
 
-impl Begun {
+impl StreamExecutor {
     pub(super) fn new(tasks: TaskSet) -> Self {
         Self {
             streams: Arc::default(),
@@ -79,31 +79,31 @@ impl Begun {
         }
     }
 
-    fn next(&self) -> Option<Work> {
+    fn next(&self) -> Option<StreamFuture> {
         lock(&self.streams).pop_front()
     }
 }
 
-impl fmt::Debug for Begun {
+impl fmt::Debug for StreamExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Begun").finish_non_exhaustive()
     }
 }
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Begun {
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
         let stream = Box::pin(self.tasks.watched("stream", stream));
         lock(&self.streams).push_back(stream);
     }
 }
 
-impl<C> Together<C> {
-    pub(super) fn new(connection: C, begun: Begun) -> Self {
-        let board = Arc::new(Board::default());
+impl<C> ConnectionWithStreams<C> {
+    pub(super) fn new(connection: C, begun: StreamExecutor) -> Self {
+        let board = Arc::new(ReadyQueue::default());
         Self {
             connection,
             ring: Waker::from(Arc::clone(&board)),
-            streams: Streams {
+            streams: StreamSet {
                 begun,
                 places: Vec::new(),
                 free: Vec::new(),
@@ -117,7 +117,7 @@ impl<C> Together<C> {
     }
 }
 
-impl<C: Future> Future for Together<C> {
+impl<C: Future> Future for ConnectionWithStreams<C> {
     type Output = C::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
@@ -142,7 +142,7 @@ impl<C: Future> Future for Together<C> {
     }
 }
 
-impl Streams {
+impl StreamSet {
     /// Polls those that have rung until now, and those that begin.
     fn poll(&mut self) {
         for _ in 0..self.board.count() {
@@ -158,12 +158,12 @@ impl Streams {
     }
 
     fn add_place(&mut self) -> usize {
-        let bell = Arc::new(Bell {
+        let bell = Arc::new(StreamWaker {
             place: self.places.len(),
             is_rung: AtomicBool::new(false),
             board: Arc::clone(&self.board),
         });
-        self.places.push(Place {
+        self.places.push(StreamSlot {
             work: None,
             ring: Waker::from(Arc::clone(&bell)),
             bell,
@@ -189,7 +189,7 @@ impl Streams {
     }
 }
 
-impl Board {
+impl ReadyQueue {
     fn wakes_up(&self, waker: &Waker) {
         let mut rung = lock(&self.0);
         rung.is_asleep = false;
@@ -203,7 +203,7 @@ impl Board {
         let mut rung = lock(&self.0);
         rung.is_asleep = true;
         if rung.connection || !rung.streams.is_empty() {
-            rung.rouse();
+            rung.wake_woken();
         }
     }
 
@@ -224,8 +224,8 @@ impl Board {
     }
 }
 
-impl Rung {
-    fn rouse(&mut self) {
+impl WakeQueueState {
+    fn wake_woken(&mut self) {
         if std::mem::take(&mut self.is_asleep)
             && let Some(task) = &self.task
         {
@@ -234,7 +234,7 @@ impl Rung {
     }
 }
 
-impl Wake for Board {
+impl Wake for ReadyQueue {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -242,11 +242,11 @@ impl Wake for Board {
     fn wake_by_ref(self: &Arc<Self>) {
         let mut rung = lock(&self.0);
         rung.connection = true;
-        rung.rouse();
+        rung.wake_woken();
     }
 }
 
-impl Wake for Bell {
+impl Wake for StreamWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -255,7 +255,7 @@ impl Wake for Bell {
         if !self.is_rung.swap(true, Ordering::AcqRel) {
             let mut rung = lock(&self.board.0);
             rung.streams.push_back(self.place);
-            rung.rouse();
+            rung.wake_woken();
         }
     }
 }
@@ -278,8 +278,8 @@ mod tests {
 
     /// Its connection begins `streams` and ends when `is_over` says so.
     fn together(
-        begun: &Begun,
-        streams: Vec<Work>,
+        begun: &StreamExecutor,
+        streams: Vec<StreamFuture>,
         is_over: impl Fn() -> bool,
     ) -> impl Future<Output = ()> {
         let mut streams = Some(streams);
@@ -294,15 +294,18 @@ mod tests {
             cx.waker().wake_by_ref();
             Poll::Pending
         });
-        Together::new(connection, begun.clone())
+        ConnectionWithStreams::new(connection, begun.clone())
     }
 
     #[tokio::test]
     async fn a_panic_ends_one_stream_only_and_is_counted() {
         let tasks = TaskSet::new(Handle::current());
-        let (begun, done) = (Begun::new(tasks.clone()), Arc::new(AtomicUsize::new(0)));
+        let (begun, done) = (
+            StreamExecutor::new(tasks.clone()),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let tell = Arc::clone(&done);
-        let streams: Vec<Work> = vec![
+        let streams: Vec<StreamFuture> = vec![
             Box::pin(async { panic!("on purpose") }),
             Box::pin(async move {
                 yield_now().await;
@@ -315,14 +318,14 @@ mod tests {
 
     #[tokio::test]
     async fn streams_and_connection_that_always_ring_leave_others_their_turn() {
-        let begun = Begun::new(TaskSet::new(Handle::current()));
+        let begun = StreamExecutor::new(TaskSet::new(Handle::current()));
         let (turns, most) = (Arc::new(AtomicUsize::new(0)), 100);
         let seen = Arc::clone(&turns);
         let restless = poll_fn(|cx| {
             cx.waker().wake_by_ref();
             Poll::Pending
         });
-        let streams: Vec<Work> = vec![Box::pin(restless), Box::pin(pending())];
+        let streams: Vec<StreamFuture> = vec![Box::pin(restless), Box::pin(pending())];
         let other = async {
             for _ in 0..most {
                 turns.fetch_add(1, Ordering::Relaxed);
@@ -336,7 +339,7 @@ mod tests {
     #[tokio::test]
     async fn no_ring_from_another_thread_is_lost_and_a_place_is_used_again() {
         const RINGS: usize = 20_000;
-        let begun = Begun::new(TaskSet::new(Handle::current()));
+        let begun = StreamExecutor::new(TaskSet::new(Handle::current()));
         let (send, mut receive) = unbounded_channel();
         let (tell, told) = tokio::sync::oneshot::channel();
         let late = Arc::new(Mutex::new(None));
@@ -357,7 +360,7 @@ mod tests {
                 late.lock().unwrap().iter().for_each(Waker::wake_by_ref);
             }
         });
-        let mut both = Together::new(told, begun);
+        let mut both = ConnectionWithStreams::new(told, begun);
         (&mut both).await.unwrap();
         assert_eq!(both.streams.places.len(), 1);
         rings.join().unwrap();

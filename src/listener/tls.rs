@@ -15,8 +15,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::Error;
-use super::names::Names;
-use super::pairs::{self, Fingerprint, Pair, Text};
+use super::names::SniResolver;
+use super::pairs::{self, ContentFingerprint, LoadedCertificate, PemFiles};
 use crate::clock;
 use crate::config;
 use crate::lifecycle::ShutdownSignal;
@@ -29,45 +29,45 @@ const SESSIONS: usize = 4096;
 /// Handshakes go by the certificates that are in use when they begin; connections
 /// keep what they began with.
 #[derive(Debug)]
-pub struct Tls {
+pub struct ServerTls {
     current: ArcSwap<ServerConfig>,
-    state: Mutex<State>,
-    resumption: Resumption,
+    state: Mutex<ServerTlsState>,
+    resumption: ResumptionState,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ServerTlsState {
     settings: config::ListenerTls,
     /// The last content that was tried, in use or not.
-    tried: Fingerprint,
+    tried: ContentFingerprint,
 }
 
 /// Outlives certificates, so that clients resume across a renewal.
 #[derive(Debug)]
-struct Resumption {
+struct ResumptionState {
     provider: Arc<CryptoProvider>,
     tickets: Arc<dyn ProducesTickets>,
     sessions: Arc<dyn StoresServerSessions>,
 }
 
-impl Tls {
+impl ServerTls {
     /// Reads all pairs; fails if one of them cannot be used.
     pub fn open(
         settings: &config::ListenerTls,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
-        let resumption = Resumption {
+        let resumption = ResumptionState {
             provider: Arc::new(provider()),
             tickets: aws_lc_rs::Ticketer::new().map_err(Error::Setup)?,
             sessions: ServerSessionMemoryCache::new(SESSIONS),
         };
         let read = pairs::read(&settings.certificates);
-        let tried = Fingerprint::of(&read);
+        let tried = ContentFingerprint::of(&read);
         let (server, pairs) = build(settings, read, &resumption)?;
         let tls = Self {
             current: ArcSwap::from_pointee(server),
-            state: Mutex::new(State {
+            state: Mutex::new(ServerTlsState {
                 settings: settings.clone(),
                 tried,
             }),
@@ -83,7 +83,7 @@ impl Tls {
     pub fn reload(&self) -> Result<bool, Error> {
         let settings = self.state().settings.clone();
         let read = pairs::read(&settings.certificates);
-        let fingerprint = Fingerprint::of(&read);
+        let fingerprint = ContentFingerprint::of(&read);
         let mut state = self.state();
         if state.settings != settings || state.tried == fingerprint {
             return Ok(false); // replaced meanwhile, or nothing new
@@ -97,7 +97,7 @@ impl Tls {
     /// error all stays as it was.
     pub fn replace(&self, settings: &config::ListenerTls) -> Result<(), Error> {
         let read = pairs::read(&settings.certificates);
-        let tried = Fingerprint::of(&read);
+        let tried = ContentFingerprint::of(&read);
         let mut state = self.state();
         self.swap(settings, read)?;
         for files in &state.settings.certificates {
@@ -110,7 +110,7 @@ impl Tls {
                     .remove_label_values(&[&name]);
             }
         }
-        *state = State {
+        *state = ServerTlsState {
             settings: settings.clone(),
             tried,
         };
@@ -130,7 +130,7 @@ impl Tls {
                 () = hup.notified() => true,
             };
             let tls = Arc::clone(&self);
-            let look = move || tls.look(last_seen, is_asked);
+            let look = move || tls.check_files(last_seen, is_asked);
             // A panic would be lost here; there is nothing in it that could.
             if let Ok(seen) = tokio::task::spawn_blocking(look).await {
                 last_seen = Some(seen);
@@ -140,9 +140,13 @@ impl Tls {
 
     /// Tries what has stayed the same for one interval: two files are seldom written
     /// in one instant, and half a renewal is not worth an alarm.
-    fn look(&self, last_seen: Option<Fingerprint>, is_asked: bool) -> Fingerprint {
+    fn check_files(
+        &self,
+        last_seen: Option<ContentFingerprint>,
+        is_asked: bool,
+    ) -> ContentFingerprint {
         let settings = self.state().settings.clone();
-        let seen = Fingerprint::of(&pairs::read(&settings.certificates));
+        let seen = ContentFingerprint::of(&pairs::read(&settings.certificates));
         if !is_asked && last_seen != Some(seen) {
             return seen;
         }
@@ -166,14 +170,14 @@ impl Tls {
         seen
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, ServerTlsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn swap(
         &self,
         settings: &config::ListenerTls,
-        read: Result<Vec<Text>, Error>,
+        read: Result<Vec<PemFiles>, Error>,
     ) -> Result<(), Error> {
         let (server, pairs) = build(settings, read, &self.resumption)?;
         self.current.store(Arc::new(server));
@@ -182,7 +186,7 @@ impl Tls {
     }
 
     /// Numbers and warnings about the pairs that are in use from now on.
-    fn announce(&self, settings: &config::ListenerTls, pairs: &[Pair]) {
+    fn announce(&self, settings: &config::ListenerTls, pairs: &[LoadedCertificate]) {
         let now = clock::unix_seconds();
         for (files, pair) in settings.certificates.iter().zip(pairs) {
             let certificate = files.certificate.display().to_string();
@@ -228,16 +232,16 @@ fn provider() -> CryptoProvider {
 
 fn build(
     settings: &config::ListenerTls,
-    read: Result<Vec<Text>, Error>,
-    resumption: &Resumption,
-) -> Result<(ServerConfig, Vec<Pair>), Error> {
+    read: Result<Vec<PemFiles>, Error>,
+    resumption: &ResumptionState,
+) -> Result<(ServerConfig, Vec<LoadedCertificate>), Error> {
     let pairs = settings
         .certificates
         .iter()
         .zip(read?)
-        .map(|(files, text)| Pair::parse(files, &text, &resumption.provider))
+        .map(|(files, text)| LoadedCertificate::parse(files, &text, &resumption.provider))
         .collect::<Result<Vec<_>, _>>()?;
-    let names = Names::new(&pairs).ok_or(Error::NoPairs)?;
+    let names = SniResolver::new(&pairs).ok_or(Error::NoPairs)?;
     let versions: &[_] = match settings.only_tls13 {
         true => &[&TLS13],
         false => &[&TLS13, &TLS12],

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::activity::{Activity, Overdue, Timeouts};
-use super::stream::Socket;
+use super::activity::{ConnectionActivity, ConnectionTimeouts, TimeoutReason};
+use super::stream::TransportSocket;
 use crate::lifecycle::ShutdownSignal;
 
 /// A connection that was opened just before the drain may still send its request.
@@ -24,7 +24,7 @@ const REST_AFTER: Duration = Duration::from_millis(500);
 
 /// How a connection ended.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum WatchEnd {
     Closed(Result<(), hyper::Error>),
     HeaderTimeout,
     Idle,
@@ -32,23 +32,23 @@ pub(super) enum End {
 }
 
 /// Why a connection is not driven any more.
-pub(super) enum Turn {
-    End(End),
+pub(super) enum ConnectionOutcome {
+    End(WatchEnd),
     /// Nothing is under way on it, and has not been for a while.
     Rest,
 }
 
 /// What the watch over one connection goes by.
-pub(super) struct Watch {
-    pub(super) activity: Arc<Activity>,
-    pub(super) timeouts: Timeouts,
+pub(super) struct ConnectionWatch {
+    pub(super) activity: Arc<ConnectionActivity>,
+    pub(super) timeouts: ConnectionTimeouts,
     pub(super) stop: ShutdownSignal,
     pub(super) may_rest: bool,
 }
 
 /// How far a connection is on its way out.
 #[derive(Clone, Copy, PartialEq)]
-enum Phase {
+enum ShutdownPhase {
     Open,
     /// Told to drain before it sent its first request.
     Awaited(Instant),
@@ -57,21 +57,21 @@ enum Phase {
     Leaving(Instant),
 }
 
-enum Next {
+enum WatchDecision {
     Stay,
-    Finish(Phase),
-    End(End),
+    Finish(ShutdownPhase),
+    End(WatchEnd),
     Rest,
 }
 
 /// Rings when the drain, the abort or the alarm is due, so that a connection that is
 /// woken by its bytes need not ask for them.
-struct Bell {
+struct DeadlineWaker {
     rung: AtomicBool,
     task: Waker,
 }
 
-impl Wake for Bell {
+impl Wake for DeadlineWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -83,9 +83,9 @@ impl Wake for Bell {
 }
 
 /// The bell of the task that polls, and a waker that rings it.
-struct Ear(Option<(Arc<Bell>, Waker)>);
+struct WakerSlot(Option<(Arc<DeadlineWaker>, Waker)>);
 
-impl Ear {
+impl WakerSlot {
     /// True when it has rung since the last time, or has just been hung up.
     fn heard(&mut self, task: &Waker) -> bool {
         match &self.0 {
@@ -97,7 +97,7 @@ impl Ear {
                 heard
             }
             _ => {
-                let bell = Arc::new(Bell {
+                let bell = Arc::new(DeadlineWaker {
                     rung: AtomicBool::new(false),
                     task: task.clone(),
                 });
@@ -113,7 +113,7 @@ impl Ear {
     }
 }
 
-impl Watch {
+impl ConnectionWatch {
     /// Drives `connection` until its end, the end of its time, or a rest. `flush` comes
     /// at the end of each turn.
     pub(super) async fn run<C, F>(
@@ -121,7 +121,7 @@ impl Watch {
         mut connection: Pin<&mut C>,
         finish: fn(Pin<&mut C>),
         flush: F,
-    ) -> Turn
+    ) -> ConnectionOutcome
     where
         C: Future<Output = hyper::Result<()>>,
         F: Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
@@ -130,25 +130,25 @@ impl Watch {
         let mut alarm = pin!(sleep_until(first));
         let mut abort = pin!(self.stop.aborting());
         let mut drain = pin!(self.stop.draining());
-        let mut ear = Ear(None);
-        let mut phase = Phase::Open;
+        let mut ear = WakerSlot(None);
+        let mut phase = ShutdownPhase::Open;
         poll_fn(move |cx| {
             let mut heard = ear.heard(cx.waker());
             let mut bell = Context::from_waker(ear.waker());
             loop {
                 if heard && abort.as_mut().poll(&mut bell).is_ready() {
-                    return Poll::Ready(Turn::End(End::Aborted));
+                    return Poll::Ready(ConnectionOutcome::End(WatchEnd::Aborted));
                 }
                 if let Poll::Ready(end) = connection.as_mut().poll(cx) {
                     let _ = flush(cx); // last words, if there is room for them
-                    return Poll::Ready(Turn::End(match phase {
-                        Phase::Leaving(_) => End::Idle,
-                        _ => End::Closed(end),
+                    return Poll::Ready(ConnectionOutcome::End(match phase {
+                        ShutdownPhase::Leaving(_) => WatchEnd::Idle,
+                        _ => WatchEnd::Closed(end),
                     }));
                 }
                 if let Poll::Ready(Err(_)) = flush(cx) {
                     // The peer has left; hyper would notice at its next read.
-                    return Poll::Ready(Turn::End(End::Closed(Ok(()))));
+                    return Poll::Ready(ConnectionOutcome::End(WatchEnd::Closed(Ok(()))));
                 }
                 if heard
                     && !self.activity.is_draining()
@@ -157,15 +157,15 @@ impl Watch {
                     self.activity.drains();
                     let grace = Instant::now() + FIRST_REQUEST_GRACE;
                     phase = match phase {
-                        Phase::Open => Phase::Awaited(grace),
+                        ShutdownPhase::Open => ShutdownPhase::Awaited(grace),
                         other => other,
                     };
                 }
                 match self.next(phase, alarm.as_mut(), (&mut bell, heard)) {
-                    Next::Stay => return Poll::Pending,
-                    Next::End(end) => return Poll::Ready(Turn::End(end)),
-                    Next::Rest => return Poll::Ready(Turn::Rest),
-                    Next::Finish(then) => {
+                    WatchDecision::Stay => return Poll::Pending,
+                    WatchDecision::End(end) => return Poll::Ready(ConnectionOutcome::End(end)),
+                    WatchDecision::Rest => return Poll::Ready(ConnectionOutcome::Rest),
+                    WatchDecision::Finish(then) => {
                         finish(connection.as_mut());
                         phase = then;
                         heard = true;
@@ -177,39 +177,41 @@ impl Watch {
     }
 
     /// Waits until there is something to read, or the connection must be told something.
-    pub(super) async fn rest<T: Socket>(&self, stream: &mut T) {
+    pub(super) async fn rest<T: TransportSocket>(&self, stream: &mut T) {
         // A failure is seen by whoever reads next, and so is a peer that takes nothing.
-        let _ = poll_fn(|cx| Poll::Ready(stream.poll_settle(cx))).await;
+        let _ = poll_fn(|cx| Poll::Ready(stream.poll_flush_deferred(cx))).await;
         let idle = self.activity.due(self.timeouts).map(|(at, _)| at);
         tokio::select! {
             biased;
             () = self.stop.aborting() => {}
             () = self.stop.draining() => {}
-            () = poll_fn(|cx| stream.poll_stirs(cx)) => {}
+            () = poll_fn(|cx| stream.poll_readable(cx)) => {}
             () = sleep_until(idle.unwrap_or_else(Instant::now)) => {}
         }
     }
 
     fn next(
         &self,
-        phase: Phase,
+        phase: ShutdownPhase,
         mut alarm: Pin<&mut Sleep>,
         (bell, mut heard): (&mut Context<'_>, bool),
-    ) -> Next {
-        if matches!(phase, Phase::Awaited(_)) && self.activity.has_served() {
-            return Next::Finish(Phase::Finishing);
+    ) -> WatchDecision {
+        if matches!(phase, ShutdownPhase::Awaited(_)) && self.activity.has_served() {
+            return WatchDecision::Finish(ShutdownPhase::Finishing);
         }
         loop {
             // Idle was said already; what counts now is the grace.
-            let is_said = matches!(phase, Phase::Leaving(_));
+            let is_said = matches!(phase, ShutdownPhase::Leaving(_));
             let due = self.activity.due(self.timeouts);
-            let due = due.filter(|(_, why)| !(is_said && *why == Overdue::Idle));
+            let due = due.filter(|(_, why)| !(is_said && *why == TimeoutReason::Idle));
             let end_of_phase = match phase {
-                Phase::Awaited(until) | Phase::Leaving(until) => Some(until),
-                Phase::Open | Phase::Finishing => None,
+                ShutdownPhase::Awaited(until) | ShutdownPhase::Leaving(until) => Some(until),
+                ShutdownPhase::Open | ShutdownPhase::Finishing => None,
             };
             let rest = match phase {
-                Phase::Open if self.may_rest => self.activity.rests().map(|at| at + REST_AFTER),
+                ShutdownPhase::Open if self.may_rest => {
+                    self.activity.rests().map(|at| at + REST_AFTER)
+                }
                 _ => None,
             };
             let earliest = [due.map(|(at, _)| at), end_of_phase, rest];
@@ -218,12 +220,12 @@ impl Watch {
             // connections move their deadline with each request and never meet it.
             match target {
                 Some(target) if target < alarm.deadline() => alarm.as_mut().reset(target),
-                _ if !heard => return Next::Stay,
+                _ if !heard => return WatchDecision::Stay,
                 _ => {}
             }
             heard = true;
             if alarm.as_mut().poll(bell).is_pending() {
-                return Next::Stay;
+                return WatchDecision::Stay;
             }
             let now = Instant::now();
             if let Some((at, why)) = due
@@ -232,15 +234,19 @@ impl Watch {
                 return overdue(why, phase);
             }
             if rest.is_some_and(|at| at <= now) {
-                return Next::Rest;
+                return WatchDecision::Rest;
             }
             match phase {
-                Phase::Awaited(until) if until <= now => return Next::Finish(Phase::Finishing),
-                // A request that crossed our goodbye on the way is still answered.
-                Phase::Leaving(until) if until <= now && self.activity.is_busy() => {
-                    return Next::Finish(Phase::Finishing);
+                ShutdownPhase::Awaited(until) if until <= now => {
+                    return WatchDecision::Finish(ShutdownPhase::Finishing);
                 }
-                Phase::Leaving(until) if until <= now => return Next::End(End::Idle),
+                // A request that crossed our goodbye on the way is still answered.
+                ShutdownPhase::Leaving(until) if until <= now && self.activity.is_busy() => {
+                    return WatchDecision::Finish(ShutdownPhase::Finishing);
+                }
+                ShutdownPhase::Leaving(until) if until <= now => {
+                    return WatchDecision::End(WatchEnd::Idle);
+                }
                 _ => {
                     let target = target.unwrap_or(now + self.timeouts.idle);
                     let soonest = now + Duration::from_millis(1);
@@ -251,14 +257,14 @@ impl Watch {
     }
 }
 
-fn overdue(why: Overdue, phase: Phase) -> Next {
+fn overdue(why: TimeoutReason, phase: ShutdownPhase) -> WatchDecision {
     match (why, phase) {
-        (Overdue::Header, _) => Next::End(End::HeaderTimeout),
-        (Overdue::Linger, Phase::Leaving(_)) => Next::End(End::Idle),
-        (Overdue::Linger, _) => Next::End(End::Closed(Ok(()))),
-        (Overdue::Idle, Phase::Open | Phase::Awaited(_)) => {
-            Next::Finish(Phase::Leaving(Instant::now() + CLOSE_GRACE))
+        (TimeoutReason::Header, _) => WatchDecision::End(WatchEnd::HeaderTimeout),
+        (TimeoutReason::Linger, ShutdownPhase::Leaving(_)) => WatchDecision::End(WatchEnd::Idle),
+        (TimeoutReason::Linger, _) => WatchDecision::End(WatchEnd::Closed(Ok(()))),
+        (TimeoutReason::Idle, ShutdownPhase::Open | ShutdownPhase::Awaited(_)) => {
+            WatchDecision::Finish(ShutdownPhase::Leaving(Instant::now() + CLOSE_GRACE))
         }
-        (Overdue::Idle | Overdue::Stalled, _) => Next::End(End::Idle),
+        (TimeoutReason::Idle | TimeoutReason::Stalled, _) => WatchDecision::End(WatchEnd::Idle),
     }
 }

@@ -7,49 +7,54 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::activity::{Activity, Exchange, LINGER, LONGEST_LINGER, Overdue, Timeouts};
+use super::super::activity::{
+    ActiveRequest, ConnectionActivity, ConnectionTimeouts, LINGER, LONGEST_LINGER, TimeoutReason,
+};
 
-const TIMEOUTS: Timeouts = Timeouts {
+const TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
     header: Duration::from_secs(10),
     idle: Duration::from_secs(60),
 };
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_request_is_never_idle() {
-    let activity = Activity::new();
-    let exchange = Exchange::begin(&activity);
+    let activity = ConnectionActivity::new();
+    let exchange = ActiveRequest::begin(&activity);
     tokio::time::advance(Duration::from_secs(600)).await;
     assert_eq!(activity.due(TIMEOUTS), None);
     drop(exchange);
     let idle_from_now = Instant::now() + TIMEOUTS.idle;
     assert_eq!(
         activity.due(TIMEOUTS),
-        Some((idle_from_now, Overdue::Idle)),
+        Some((idle_from_now, TimeoutReason::Idle)),
         "idle time begins at the end of the exchange"
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_head_sent_ahead_does_not_time_out_behind_a_slow_answer() {
-    let activity = Activity::new();
-    let exchange = Exchange::begin(&activity);
+    let activity = ConnectionActivity::new();
+    let exchange = ActiveRequest::begin(&activity);
     activity.head_begins();
     tokio::time::advance(Duration::from_secs(600)).await;
     assert_eq!(activity.due(TIMEOUTS), None);
     drop(exchange);
     let from_now = Instant::now() + TIMEOUTS.header;
-    assert_eq!(activity.due(TIMEOUTS), Some((from_now, Overdue::Header)));
+    assert_eq!(
+        activity.due(TIMEOUTS),
+        Some((from_now, TimeoutReason::Header))
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_takes_no_bytes_is_not_waited_for_for_ever() {
-    let activity = Activity::new();
-    let _exchange = Exchange::begin(&activity);
+    let activity = ConnectionActivity::new();
+    let _exchange = ActiveRequest::begin(&activity);
     activity.write_blocked();
     let (at, why) = activity.due(TIMEOUTS).unwrap();
     assert_eq!(
         (at, why),
-        (Instant::now() + TIMEOUTS.idle, Overdue::Stalled)
+        (Instant::now() + TIMEOUTS.idle, TimeoutReason::Stalled)
     );
     assert!(activity.moves());
     assert_eq!(activity.due(TIMEOUTS), None);
@@ -57,8 +62,8 @@ async fn a_peer_that_takes_no_bytes_is_not_waited_for_for_ever() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_goes_on_sending_is_read_for_longer_but_not_for_ever() {
-    let activity = Activity::new();
-    let exchange = Exchange::begin(&activity);
+    let activity = ConnectionActivity::new();
+    let exchange = ActiveRequest::begin(&activity);
     activity.closes();
     drop(exchange);
     let began = Instant::now();
@@ -74,14 +79,17 @@ async fn a_peer_that_goes_on_sending_is_read_for_longer_but_not_for_ever() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_opens_no_window_is_not_waited_for_for_ever() {
-    let activity = Activity::new();
-    let mut stuck = Exchange::begin(&activity);
-    let other = Exchange::begin(&activity);
+    let activity = ConnectionActivity::new();
+    let mut stuck = ActiveRequest::begin(&activity);
+    let other = ActiveRequest::begin(&activity);
     stuck.is_their_turn();
     assert_eq!(activity.due(TIMEOUTS), None, "the other one is our doing");
     drop(other);
     let from_now = Instant::now() + TIMEOUTS.idle;
-    assert_eq!(activity.due(TIMEOUTS), Some((from_now, Overdue::Stalled)));
+    assert_eq!(
+        activity.due(TIMEOUTS),
+        Some((from_now, TimeoutReason::Stalled))
+    );
     stuck.is_our_turn();
     assert_eq!(activity.due(TIMEOUTS), None);
 }
@@ -96,7 +104,7 @@ fn an_answer_is_not_read_on_while_the_peer_takes_nothing() {
     }
     let woken = Arc::new(Woken(AtomicBool::new(false)));
     let waker = Waker::from(Arc::clone(&woken));
-    let activity = Activity::new();
+    let activity = ConnectionActivity::new();
     assert!(!activity.is_held_up(&waker));
     activity.write_blocked();
     assert!(activity.is_held_up(&waker) && activity.is_held_up(&waker));

@@ -53,8 +53,8 @@ struct Gate {
     stop: ShutdownSignal,
     tasks: TaskSet,
     metrics: Arc<Metrics>,
-    slots: Arc<Slots>,
-    tls: Option<Arc<Tls>>,
+    slots: Arc<ConnectionLimit>,
+    tls: Option<Arc<ServerTls>>,
     /// One permit lets one request to `/slow` go on.
     slow: Arc<Semaphore>,
 }
@@ -64,12 +64,12 @@ impl Gate {
         let metrics = Metrics::new();
         let bound = bind(&settings, 2).unwrap();
         let tls = settings.tls.as_ref();
-        let tls = tls.map(|tls| Tls::open(tls, &metrics).unwrap());
+        let tls = tls.map(|tls| ServerTls::open(tls, &metrics).unwrap());
         let gate = Self {
             address: bound.address(),
             stop: ShutdownSignal::default(),
             tasks: TaskSet::new(Handle::current()),
-            slots: Slots::new(settings.max_connections),
+            slots: ConnectionLimit::new(settings.max_connections),
             metrics,
             tls,
             slow: Arc::new(Semaphore::new(0)),
@@ -77,7 +77,7 @@ impl Gate {
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         for socket in bound.into_sockets() {
             let slow = Arc::clone(&gate.slow);
-            let parts = Parts {
+            let parts = ListenerParts {
                 settings: Arc::clone(&settings),
                 tls: gate.tls.clone(),
                 service: SmallService(slow),
@@ -124,7 +124,7 @@ async fn eventually(what: &str, is_true: impl Fn() -> bool) {
 #[derive(Clone)]
 struct SmallService(Arc<Semaphore>);
 
-impl Service for SmallService {
+impl RequestService for SmallService {
     type Body = Full<Bytes>;
     type Future = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 

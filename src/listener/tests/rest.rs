@@ -2,7 +2,7 @@
 
 use super::secured::{Client, Folder, secured};
 use super::*;
-use crate::listener::accept::Door;
+use crate::listener::accept::WorkerListener;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 /// Longer than it takes a connection to come to rest.
@@ -107,14 +107,14 @@ async fn a_resting_connection_ends_when_its_client_leaves_or_stays_away_too_long
 async fn the_task_of_a_connection_is_small() {
     let settings = settings();
     let slow = Arc::new(Semaphore::new(0));
-    let parts = Parts {
+    let parts = ListenerParts {
         settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
         tls: None,
         service: SmallService(slow),
         tasks: TaskSet::new(Handle::current()),
         stop: ShutdownSignal::default(),
         metrics: Metrics::new(),
-        slots: Slots::new(1),
+        slots: ConnectionLimit::new(1),
     };
     let permit = parts.slots.semaphore().try_acquire_owned().unwrap();
     let place = (
@@ -124,9 +124,9 @@ async fn the_task_of_a_connection_is_small() {
     let socket = bind(&settings, 1).unwrap();
     let tcp = TcpStream::connect(socket.address()).await.unwrap();
     let address = tcp.peer_addr().unwrap();
-    let door = Arc::new(Door::new(parts));
+    let door = Arc::new(WorkerListener::new(parts));
     let size = std::mem::size_of_val(&door.run(tcp, address, place));
     assert!(size <= 3 * 1024, "{size} bytes");
-    let size = std::mem::size_of::<super::super::secured::Secured>();
+    let size = std::mem::size_of::<super::super::secured::ServerTlsStream>();
     assert!(size <= 2 * 1024, "{size} bytes");
 }

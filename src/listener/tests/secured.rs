@@ -281,7 +281,7 @@ async fn hup_looks_at_once() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let metrics = Metrics::new();
-    let tls = Tls::open(secured(vec![files]).tls.as_ref().unwrap(), &metrics).unwrap();
+    let tls = ServerTls::open(secured(vec![files]).tls.as_ref().unwrap(), &metrics).unwrap();
     let (stop, hup, tasks) = (
         ShutdownSignal::default(),
         Arc::new(Notify::new()),
@@ -326,7 +326,7 @@ async fn a_pair_that_cannot_be_used_is_refused_with_its_file_and_what_to_do() {
             key: key.clone(),
         };
         let settings = secured(vec![pair]).tls.unwrap();
-        let refused = Tls::open(&settings, &Metrics::new())
+        let refused = ServerTls::open(&settings, &Metrics::new())
             .unwrap_err()
             .to_string();
         assert!(refused.contains(expected), "{refused}");

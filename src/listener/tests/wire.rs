@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::fuzzed;
-use super::super::wire::{Fault, HeadLimits, Wire};
+use super::super::wire::{FramingFault, HeadLimits, Http1FramingGuard};
 
 const LIMITS: HeadLimits = HeadLimits {
     bytes: 4096,
@@ -23,7 +23,7 @@ fn cut<'t>(text: &'t [u8], cuts: &[prop::sample::Index]) -> Vec<&'t [u8]> {
 fn it_knows_when_it_is_between_requests() {
     let all = b"\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab";
     let between = |count: usize| {
-        let mut wire = Wire::new(LIMITS);
+        let mut wire = Http1FramingGuard::new(LIMITS);
         wire.check(&all[..count]).unwrap();
         wire.is_between_requests()
     };
@@ -33,7 +33,7 @@ fn it_knows_when_it_is_between_requests() {
 
 /// Offset of the refused byte in all of `text`.
 fn refused(text: &[u8], cuts: &[prop::sample::Index]) -> Option<usize> {
-    let mut wire = Wire::new(LIMITS);
+    let mut wire = Http1FramingGuard::new(LIMITS);
     let mut before = 0;
     for piece in cut(text, cuts) {
         if let Err(violation) = wire.check(piece) {
@@ -45,8 +45,8 @@ fn refused(text: &[u8], cuts: &[prop::sample::Index]) -> Option<usize> {
 }
 
 /// The first fault in `text`, and how much of it passes.
-fn fault(text: &str) -> Option<(Fault, usize)> {
-    let checked = Wire::new(LIMITS).check(text.as_bytes());
+fn fault(text: &str) -> Option<(FramingFault, usize)> {
+    let checked = Http1FramingGuard::new(LIMITS).check(text.as_bytes());
     checked
         .err()
         .map(|violation| (violation.fault, violation.at))
@@ -100,7 +100,10 @@ fn chunk_extensions_follow_their_grammar() {
     ] {
         let text = format!("{head}{bad}\r\nabcde\r\n0\r\n\r\n");
         let found = fault(&text).map(|(fault, _)| fault);
-        let expected = [Some(Fault::ChunkExtension), Some(Fault::Chunk)];
+        let expected = [
+            Some(FramingFault::ChunkExtension),
+            Some(FramingFault::Chunk),
+        ];
         assert!(expected.contains(&found), "{bad:?} {found:?}");
     }
 }
@@ -110,21 +113,21 @@ fn a_head_is_refused_at_its_first_byte_over_a_limit() {
     let line = "GET / HTTP/1.1\r\n";
     let long = "x".repeat(5000);
     for (text, expected) in [
-        (format!("GET /{long}"), Fault::TargetTooLong),
-        (format!("GET /?{long}"), Fault::TargetTooLong),
-        (format!("GET http://a/{long}"), Fault::TargetTooLong),
-        (format!("{long} / HTTP/1.1"), Fault::TargetTooLong),
-        (format!("{line}{long}: a"), Fault::HeadTooLarge),
-        (format!("{line}X: {long}"), Fault::HeadTooLarge),
-        (format!("{line}X: {long}\u{1}"), Fault::HeadTooLarge),
+        (format!("GET /{long}"), FramingFault::TargetTooLong),
+        (format!("GET /?{long}"), FramingFault::TargetTooLong),
+        (format!("GET http://a/{long}"), FramingFault::TargetTooLong),
+        (format!("{long} / HTTP/1.1"), FramingFault::TargetTooLong),
+        (format!("{line}{long}: a"), FramingFault::HeadTooLarge),
+        (format!("{line}X: {long}"), FramingFault::HeadTooLarge),
+        (format!("{line}X: {long}\u{1}"), FramingFault::HeadTooLarge),
         (
             format!("{line}{}", "X: yyyyyyyyyy\r\n".repeat(21)),
-            Fault::TooManyFields,
+            FramingFault::TooManyFields,
         ),
     ] {
         let (fault, at) = fault(&text).unwrap();
         assert_eq!(fault, expected, "{}", &text[..20]);
-        let limit = if fault == Fault::TooManyFields {
+        let limit = if fault == FramingFault::TooManyFields {
             text.len() - 15
         } else {
             LIMITS.bytes - 1
@@ -189,7 +192,7 @@ proptest! {
     ) {
         let text = requests.concat();
         prop_assert_eq!(refused(&text, &cuts), None);
-        let mut wire = Wire::new(LIMITS);
+        let mut wire = Http1FramingGuard::new(LIMITS);
         for piece in cut(&text, &cuts) {
             wire.check(piece).unwrap();
         }
@@ -242,7 +245,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_it_panic(pieces in vec(vec(any::<u8>(), 0..50), 0..20)) {
-        let mut wire = Wire::new(LIMITS);
+        let mut wire = Http1FramingGuard::new(LIMITS);
         for piece in pieces {
             if wire.check(&piece).is_err() {
                 break;

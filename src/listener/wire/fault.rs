@@ -4,7 +4,7 @@ use crate::pipeline::Rejection;
 
 /// The rule of HTTP/1 that a byte broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::listener) enum Fault {
+pub(in crate::listener) enum FramingFault {
     Tls,
     Method,
     Target,
@@ -25,7 +25,7 @@ pub(in crate::listener) enum Fault {
     HeadTooLarge,
 }
 
-impl Fault {
+impl FramingFault {
     /// The answer, when the fault is in a head.
     pub(in crate::listener) fn rejection(self) -> Rejection {
         Rejection::BadRequest(match self {
@@ -54,8 +54,8 @@ impl Fault {
 /// no answer of its own.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the client broke HTTP/1: {fault:?}")]
-pub(in crate::listener) struct Refused {
-    pub(in crate::listener) fault: Fault,
+pub(in crate::listener) struct FramingRefusal {
+    pub(in crate::listener) fault: FramingFault,
     /// Nothing has answered the request yet; else its content is at fault.
     pub(in crate::listener) is_head: bool,
 }

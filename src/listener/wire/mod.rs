@@ -18,10 +18,10 @@ mod state;
 
 use bytes::{control, is_token, run};
 use chunk_extension::{ChunkExtension, ExtensionStep};
-pub(super) use fault::{Fault, Refused};
+pub(super) use fault::{FramingFault, FramingRefusal};
 use request_line::{LineFault, LinePart, OtherTarget};
-use state::{At, Digits, Section};
-pub(super) use state::{HeadLimits, Violation};
+use state::{DigitState, LineSection, ParsePosition};
+pub(super) use state::{FramingViolation, HeadLimits};
 
 const LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";
@@ -35,10 +35,10 @@ const LONGEST_CONTENT: u64 = i64::MAX as u64;
 
 /// Follows one direction of one HTTP/1 connection.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct Http1FramingGuard {
     limits: HeadLimits,
-    at: At,
-    section: Section,
+    at: ParsePosition,
+    section: LineSection,
     length: Option<u64>,
     chunked: bool,
     is_http10: bool,
@@ -52,12 +52,12 @@ pub(super) struct Wire {
     heads: u64,
 }
 
-impl Wire {
+impl Http1FramingGuard {
     pub(super) fn new(limits: HeadLimits) -> Self {
         Self {
             limits,
-            at: At::LineStart,
-            section: Section::Request,
+            at: ParsePosition::LineStart,
+            section: LineSection::Request,
             length: None,
             chunked: false,
             is_http10: false,
@@ -78,24 +78,26 @@ impl Wire {
     /// A head section has begun and not ended. An empty line alone begins none.
     pub(super) fn is_in_head(&self) -> bool {
         match self.section {
-            Section::Request => self.at != At::LineStart,
-            Section::Fields => !matches!(self.at, At::Body(_)),
-            Section::Trailers | Section::ChunkSize => false,
+            LineSection::Request => self.at != ParsePosition::LineStart,
+            LineSection::Fields => !matches!(self.at, ParsePosition::Body(_)),
+            LineSection::Trailers | LineSection::ChunkSize => false,
         }
     }
 
     /// Every request that has begun has also ended.
     pub(super) fn is_between_requests(&self) -> bool {
-        self.section == Section::Request && self.at == At::LineStart && !self.empty_line
+        self.section == LineSection::Request
+            && self.at == ParsePosition::LineStart
+            && !self.empty_line
     }
 
     /// What comes next frames the content of a request; no head has begun.
     pub(super) fn is_in_content(&self) -> bool {
-        matches!(self.section, Section::Trailers | Section::ChunkSize)
+        matches!(self.section, LineSection::Trailers | LineSection::ChunkSize)
     }
 
     /// Follows `bytes`, which come right after those of the last call.
-    pub(super) fn check(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+    pub(super) fn check(&mut self, bytes: &[u8]) -> Result<(), FramingViolation> {
         let mut at = 0;
         while at < bytes.len() {
             if self.is_at_head_line() {
@@ -108,11 +110,13 @@ impl Wire {
             let left = &bytes[at..];
             let before = self.bytes;
             let taken = match self.at {
-                At::Body(length) | At::Chunk(length) => self.skip(length, left.len()),
-                At::LineStart if left[0] != b'\r' => self.line(left),
-                At::Name { wanted, matched } => self.name(wanted, matched, left),
-                At::Value => self.value(left),
-                At::Line(part) => self.request_line(part, left),
+                ParsePosition::Body(length) | ParsePosition::Chunk(length) => {
+                    self.skip(length, left.len())
+                }
+                ParsePosition::LineStart if left[0] != b'\r' => self.line(left),
+                ParsePosition::Name { wanted, matched } => self.name(wanted, matched, left),
+                ParsePosition::Value => self.value(left),
+                ParsePosition::Line(part) => self.request_line(part, left),
                 _ => self.step(left[0]).map_err(|fault| LineFault(0, fault)),
             };
             // The last byte within the limit must end the head: what is left open there, hyper
@@ -128,29 +132,29 @@ impl Wire {
                 }
                 Err(LineFault(after, fault)) => {
                     let at = at + after;
-                    return Err(Violation { at, fault });
+                    return Err(FramingViolation { at, fault });
                 }
             }
         }
         Ok(())
     }
 
-    fn too_large(&self, at: usize) -> Violation {
+    fn too_large(&self, at: usize) -> FramingViolation {
         let fault = match self.section {
-            Section::Request => Fault::TargetTooLong,
-            _ => Fault::HeadTooLarge,
+            LineSection::Request => FramingFault::TargetTooLong,
+            _ => FramingFault::HeadTooLarge,
         };
-        Violation { at, fault }
+        FramingViolation { at, fault }
     }
 
     fn skip(&mut self, left: u64, have: usize) -> Result<usize, LineFault> {
         let taken = usize::try_from(left).unwrap_or(usize::MAX).min(have);
         let left = left - taken as u64;
         match (self.at, left) {
-            (At::Body(_), 0) => self.next_head(),
-            (At::Body(_), _) => self.at = At::Body(left),
-            (_, 0) => self.at = At::ChunkCr,
-            (_, _) => self.at = At::Chunk(left),
+            (ParsePosition::Body(_), 0) => self.next_head(),
+            (ParsePosition::Body(_), _) => self.at = ParsePosition::Body(left),
+            (_, 0) => self.at = ParsePosition::ChunkCr,
+            (_, _) => self.at = ParsePosition::Chunk(left),
         }
         Ok(taken)
     }
@@ -158,7 +162,7 @@ impl Wire {
     fn request_line(&mut self, part: LinePart, bytes: &[u8]) -> Result<usize, LineFault> {
         if part == LinePart::Cr && bytes[0] == b'\r' {
             self.bytes += 1;
-            self.at = At::LineLf;
+            self.at = ParsePosition::LineLf;
             return Ok(1);
         }
         if part == LinePart::Version(0) && bytes.starts_with(b"HTTP/1.1\r\n") {
@@ -170,7 +174,7 @@ impl Wire {
         if step.part == LinePart::Cr {
             self.is_http10 = bytes[0] == b'0';
         }
-        self.at = At::Line(step.part);
+        self.at = ParsePosition::Line(step.part);
         self.bytes += step.taken;
         Ok(step.taken)
     }
@@ -190,7 +194,7 @@ impl Wire {
         self.name += length;
         self.bytes += length + 1;
         if let Some(excess @ 1..) = self.name.checked_sub(LONGEST_NAME) {
-            return Err(LineFault(length - excess, Fault::HeadTooLarge));
+            return Err(LineFault(length - excess, FramingFault::HeadTooLarge));
         }
         match bytes.get(length) {
             Some(b':') if matched == wanted.len() => {
@@ -201,16 +205,16 @@ impl Wire {
             }
             Some(b':') => {
                 let begin = length + 1;
-                self.at = At::Value;
+                self.at = ParsePosition::Value;
                 match self.value(&bytes[begin..]) {
                     Ok(taken) => Ok(begin + taken),
                     Err(LineFault(at, fault)) => Err(LineFault(begin + at, fault)),
                 }
             }
-            Some(_) => Err(LineFault(length, Fault::FieldName)),
+            Some(_) => Err(LineFault(length, FramingFault::FieldName)),
             None => {
                 self.bytes -= 1;
-                self.at = At::Name { wanted, matched };
+                self.at = ParsePosition::Name { wanted, matched };
                 Ok(length)
             }
         }
@@ -222,9 +226,9 @@ impl Wire {
         let value = &bytes[..end.unwrap_or(bytes.len())];
         if let Some(at) = control(value) {
             let fault = if value[at] == b'\n' {
-                Fault::LineEnd
+                FramingFault::LineEnd
             } else {
-                Fault::Control
+                FramingFault::Control
             };
             return Err(LineFault(at, fault));
         }
@@ -235,64 +239,75 @@ impl Wire {
         self.bytes += end + 1;
         if bytes.get(end + 1) == Some(&b'\n') {
             self.bytes += 1;
-            self.at = At::LineStart;
+            self.at = ParsePosition::LineStart;
             return Ok(end + 2);
         }
-        self.at = At::LineLf;
+        self.at = ParsePosition::LineLf;
         Ok(end + 1)
     }
 
     /// One byte.
-    fn step(&mut self, byte: u8) -> Result<usize, Fault> {
+    fn step(&mut self, byte: u8) -> Result<usize, FramingFault> {
         self.bytes += 1;
         self.at = match (self.at, byte) {
-            (At::LineStart, _) => self.empty_line_begins()?,
-            (At::LengthValue(Digits::None) | At::CodingValue { matched: 0 }, b' ' | b'\t') => {
-                self.at
-            }
-            (At::LengthValue(_), b'0'..=b'9') => {
+            (ParsePosition::LineStart, _) => self.empty_line_begins()?,
+            (
+                ParsePosition::LengthValue(DigitState::None)
+                | ParsePosition::CodingValue { matched: 0 },
+                b' ' | b'\t',
+            ) => self.at,
+            (ParsePosition::LengthValue(_), b'0'..=b'9') => {
                 let length = self.length.unwrap_or(0).checked_mul(10);
                 let length = length.and_then(|length| length.checked_add(u64::from(byte - b'0')));
                 let length = length.filter(|length| *length <= LONGEST_CONTENT);
-                self.length = Some(length.ok_or(Fault::Length)?);
-                At::LengthValue(Digits::Some)
+                self.length = Some(length.ok_or(FramingFault::Length)?);
+                ParsePosition::LengthValue(DigitState::Some)
             }
-            (At::LengthValue(Digits::Some) | At::Padding, b' ' | b'\t') => At::Padding,
-            (At::LengthValue(Digits::Some) | At::Padding, b'\r') => At::LineLf,
-            (At::CodingValue { matched }, byte) => {
-                At::coding(matched, byte).ok_or(Fault::Coding)?
+            (
+                ParsePosition::LengthValue(DigitState::Some) | ParsePosition::Padding,
+                b' ' | b'\t',
+            ) => ParsePosition::Padding,
+            (ParsePosition::LengthValue(DigitState::Some) | ParsePosition::Padding, b'\r') => {
+                ParsePosition::LineLf
             }
-            (At::LineLf, b'\n') => {
+            (ParsePosition::CodingValue { matched }, byte) => {
+                ParsePosition::coding(matched, byte).ok_or(FramingFault::Coding)?
+            }
+            (ParsePosition::LineLf, b'\n') => {
                 self.end_line()?;
                 return Ok(1);
             }
-            (At::EmptyLineLf, b'\n') => {
+            (ParsePosition::EmptyLineLf, b'\n') => {
                 self.end_section()?;
                 return Ok(1);
             }
-            (At::ChunkSize(digits, size), byte) => self.chunk_size(digits, size, byte)?,
-            (At::Extension(extension), byte) => match extension.next(byte) {
-                Some(ExtensionStep::Stay(next)) => At::Extension(next),
-                Some(ExtensionStep::LineEnds) => At::LineLf,
-                None => return Err(Fault::ChunkExtension),
+            (ParsePosition::ChunkSize(digits, size), byte) => {
+                self.chunk_size(digits, size, byte)?
+            }
+            (ParsePosition::Extension(extension), byte) => match extension.next(byte) {
+                Some(ExtensionStep::Stay(next)) => ParsePosition::Extension(next),
+                Some(ExtensionStep::LineEnds) => ParsePosition::LineLf,
+                None => return Err(FramingFault::ChunkExtension),
             },
-            (At::ChunkCr, b'\r') => At::ChunkLf,
-            (At::ChunkLf, b'\n') => At::ChunkSize(Digits::None, 0),
-            (At::ChunkCr | At::ChunkLf, _) => return Err(Fault::Chunk),
-            (At::LengthValue(_), _) => return Err(Fault::Length),
-            (At::Padding, _) if self.chunked => return Err(Fault::Coding),
-            (At::Padding, _) => return Err(Fault::Length),
-            _ => return Err(Fault::LineEnd),
+            (ParsePosition::ChunkCr, b'\r') => ParsePosition::ChunkLf,
+            (ParsePosition::ChunkLf, b'\n') => ParsePosition::ChunkSize(DigitState::None, 0),
+            (ParsePosition::ChunkCr | ParsePosition::ChunkLf, _) => {
+                return Err(FramingFault::Chunk);
+            }
+            (ParsePosition::LengthValue(_), _) => return Err(FramingFault::Length),
+            (ParsePosition::Padding, _) if self.chunked => return Err(FramingFault::Coding),
+            (ParsePosition::Padding, _) => return Err(FramingFault::Length),
+            _ => return Err(FramingFault::LineEnd),
         };
         Ok(1)
     }
 
-    fn empty_line_begins(&mut self) -> Result<At, Fault> {
+    fn empty_line_begins(&mut self) -> Result<ParsePosition, FramingFault> {
         // RFC 9112 2.2: one empty line before a request line is an old client's habit.
-        if self.section == Section::Request && std::mem::replace(&mut self.empty_line, true) {
-            return Err(Fault::LineEnd);
+        if self.section == LineSection::Request && std::mem::replace(&mut self.empty_line, true) {
+            return Err(FramingFault::LineEnd);
         }
-        Ok(At::EmptyLineLf)
+        Ok(ParsePosition::EmptyLineLf)
     }
 
     /// A line that is not empty.
@@ -300,40 +315,40 @@ impl Wire {
         self.line_begins(bytes[0])
             .map_err(|fault| LineFault(0, fault))?;
         match self.at {
-            At::Name { wanted, matched } => self.name(wanted, matched, bytes),
+            ParsePosition::Name { wanted, matched } => self.name(wanted, matched, bytes),
             _ => self.request_line(LinePart::Method, bytes),
         }
     }
 
-    fn line_begins(&mut self, byte: u8) -> Result<(), Fault> {
+    fn line_begins(&mut self, byte: u8) -> Result<(), FramingFault> {
         match byte {
             // RFC 9112 5.2: obsolete folding; and a bare LF is no line end (2.2).
-            b' ' | b'\t' => return Err(Fault::Folding),
-            b'\n' => return Err(Fault::LineEnd),
+            b' ' | b'\t' => return Err(FramingFault::Folding),
+            b'\n' => return Err(FramingFault::LineEnd),
             // A ClientHello is a handshake record (RFC 8446 5.1).
-            0x16 if self.section == Section::Request => return Err(Fault::Tls),
+            0x16 if self.section == LineSection::Request => return Err(FramingFault::Tls),
             _ => {}
         }
         self.at = match self.section {
-            Section::Request if is_token(byte) => At::Line(LinePart::Method),
-            Section::Request => return Err(Fault::Method),
-            _ if !is_token(byte) => return Err(Fault::FieldName),
+            LineSection::Request if is_token(byte) => ParsePosition::Line(LinePart::Method),
+            LineSection::Request => return Err(FramingFault::Method),
+            _ if !is_token(byte) => return Err(FramingFault::FieldName),
             _ => {
                 self.name = 0;
-                self.fields += usize::from(self.section == Section::Fields);
+                self.fields += usize::from(self.section == LineSection::Fields);
                 if self.fields > self.limits.fields {
-                    return Err(Fault::TooManyFields);
+                    return Err(FramingFault::TooManyFields);
                 }
                 match byte {
-                    b'c' | b'C' => At::Name {
+                    b'c' | b'C' => ParsePosition::Name {
                         wanted: LENGTH,
                         matched: 0,
                     },
-                    b't' | b'T' => At::Name {
+                    b't' | b'T' => ParsePosition::Name {
                         wanted: CODING,
                         matched: 0,
                     },
-                    _ => At::Name {
+                    _ => ParsePosition::Name {
                         wanted: b"",
                         matched: OTHER,
                     },
@@ -344,35 +359,44 @@ impl Wire {
     }
 
     /// RFC 9112 6.1 and 6.3: one length or one coding, once, and not in trailers.
-    fn framing_field(&mut self, wanted: &[u8]) -> Result<At, Fault> {
-        if self.section == Section::Trailers {
-            return Err(Fault::TrailerFraming);
+    fn framing_field(&mut self, wanted: &[u8]) -> Result<ParsePosition, FramingFault> {
+        if self.section == LineSection::Trailers {
+            return Err(FramingFault::TrailerFraming);
         }
         if self.length.is_some() || self.chunked {
-            return Err(Fault::TwoFramings);
+            return Err(FramingFault::TwoFramings);
         }
         if wanted == LENGTH {
-            return Ok(At::LengthValue(Digits::None));
+            return Ok(ParsePosition::LengthValue(DigitState::None));
         }
         if self.is_http10 {
-            return Err(Fault::CodingOfHttp10);
+            return Err(FramingFault::CodingOfHttp10);
         }
         self.chunked = true;
-        Ok(At::CodingValue { matched: 0 })
+        Ok(ParsePosition::CodingValue { matched: 0 })
     }
 
-    fn chunk_size(&mut self, digits: Digits, size: u64, byte: u8) -> Result<At, Fault> {
+    fn chunk_size(
+        &mut self,
+        digits: DigitState,
+        size: u64,
+        byte: u8,
+    ) -> Result<ParsePosition, FramingFault> {
         if let Some(digit) = (byte as char).to_digit(16) {
-            let size = size.checked_mul(16).ok_or(Fault::Chunk)? + u64::from(digit);
-            return Ok(At::ChunkSize(Digits::Some, size));
+            let size = size.checked_mul(16).ok_or(FramingFault::Chunk)? + u64::from(digit);
+            return Ok(ParsePosition::ChunkSize(DigitState::Some, size));
         }
         // The size is kept where the length of a body is: they never meet.
         self.length = Some(size);
         let next = ChunkExtension::End.next(byte);
         match next {
-            Some(ExtensionStep::LineEnds) if digits == Digits::Some => Ok(At::LineLf),
-            Some(ExtensionStep::Stay(next)) if digits == Digits::Some => Ok(At::Extension(next)),
-            _ => Err(Fault::Chunk),
+            Some(ExtensionStep::LineEnds) if digits == DigitState::Some => {
+                Ok(ParsePosition::LineLf)
+            }
+            Some(ExtensionStep::Stay(next)) if digits == DigitState::Some => {
+                Ok(ParsePosition::Extension(next))
+            }
+            _ => Err(FramingFault::Chunk),
         }
     }
 }

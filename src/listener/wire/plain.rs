@@ -3,12 +3,12 @@
 //! read step by step (`Wire::check`).
 
 use super::bytes::{is_path, is_query, is_token, run, text_run};
-use super::state::{At, Section};
-use super::{LONGEST_NAME, LONGEST_TARGET, Wire};
+use super::state::{LineSection, ParsePosition};
+use super::{Http1FramingGuard, LONGEST_NAME, LONGEST_TARGET};
 
 const LINE_END: &[u8] = b"\r\n";
 
-impl Wire {
+impl Http1FramingGuard {
     /// Takes the whole lines at the beginning of `bytes`: a request line, field lines, the
     /// empty line of a message without content. Gives how many bytes they are.
     pub(super) fn plain_lines(&mut self, bytes: &[u8]) -> usize {
@@ -16,11 +16,11 @@ impl Wire {
         let room = self.limits.bytes.saturating_sub(self.bytes + 1);
         let bytes = &bytes[..bytes.len().min(room)];
         let mut taken = 0;
-        if self.section == Section::Request {
+        if self.section == LineSection::Request {
             let Some(length) = request_line(bytes) else {
                 return 0;
             };
-            self.section = Section::Fields;
+            self.section = LineSection::Fields;
             taken = length;
         }
         while self.fields < self.limits.fields
@@ -39,7 +39,8 @@ impl Wire {
 
     /// Whether the next byte may begin such a line.
     pub(super) fn is_at_head_line(&self) -> bool {
-        self.at == At::LineStart && matches!(self.section, Section::Request | Section::Fields)
+        self.at == ParsePosition::LineStart
+            && matches!(self.section, LineSection::Request | LineSection::Fields)
     }
 }
 

@@ -3,7 +3,7 @@
 use http::Uri;
 
 use super::bytes::{Utf8Rest, is_path, is_query, is_token, run};
-use super::fault::Fault;
+use super::fault::FramingFault;
 
 const VERSION: &[u8] = b"HTTP/1.";
 
@@ -54,7 +54,7 @@ impl LinePart {
                 match &bytes[length..] {
                     [b' ', b'/', ..] => next(Self::Path, length + 2),
                     [b' ', ..] => next(Self::TargetBegin, length + 1),
-                    [_, ..] => Err(LineFault(length, Fault::Method)),
+                    [_, ..] => Err(LineFault(length, FramingFault::Method)),
                     [] => next(self, length),
                 }
             }
@@ -68,7 +68,7 @@ impl LinePart {
                 match bytes.get(length) {
                     Some(b'?') => next(Self::Query, length + 1),
                     Some(b' ') => next(Self::Version(0), length + 1),
-                    Some(_) => Err(LineFault(length, Fault::Target)),
+                    Some(_) => Err(LineFault(length, FramingFault::Target)),
                     None => next(self, length),
                 }
             }
@@ -78,7 +78,7 @@ impl LinePart {
                     Some(b' ') => next(Self::Version(0), length + 1),
                     Some(&byte) => match Utf8Rest::after(byte) {
                         Some(rest) => next(Self::QueryChar(rest), length + 1),
-                        None => Err(LineFault(length, Fault::Target)),
+                        None => Err(LineFault(length, FramingFault::Target)),
                     },
                     None => next(self, length),
                 }
@@ -86,28 +86,28 @@ impl LinePart {
             Self::QueryChar(rest) => match rest.next(bytes[0]) {
                 Some(Some(rest)) => next(Self::QueryChar(rest), 1),
                 Some(None) => next(Self::Query, 1),
-                None => Err(LineFault(0, Fault::Target)),
+                None => Err(LineFault(0, FramingFault::Target)),
             },
             Self::TargetEnd if bytes[0] == b' ' => next(Self::Version(0), 1),
-            Self::TargetEnd => Err(LineFault(0, Fault::Target)),
+            Self::TargetEnd => Err(LineFault(0, FramingFault::Target)),
             Self::OtherTarget => {
                 let length = run(bytes, |byte| matches!(byte, b'!'..=b'~') && byte != b'#');
                 other.add(&bytes[..length]);
                 match bytes.get(length) {
                     Some(b' ') if other.is_good() => next(Self::Version(0), length + 1),
-                    Some(_) => Err(LineFault(length, Fault::Target)),
+                    Some(_) => Err(LineFault(length, FramingFault::Target)),
                     None => next(self, length),
                 }
             }
             Self::Version(matched) => match VERSION.get(matched) {
                 Some(wanted) if *wanted == bytes[0] => next(Self::Version(matched + 1), 1),
                 None if matches!(bytes[0], b'0' | b'1') => next(Self::Cr, 1),
-                _ => Err(LineFault(0, Fault::Version)),
+                _ => Err(LineFault(0, FramingFault::Version)),
             },
-            Self::Cr => Err(LineFault(0, Fault::Version)),
+            Self::Cr => Err(LineFault(0, FramingFault::Version)),
         }
     }
 }
 
 /// A fault, and where in what was read.
-pub(super) struct LineFault(pub(super) usize, pub(super) Fault);
+pub(super) struct LineFault(pub(super) usize, pub(super) FramingFault);

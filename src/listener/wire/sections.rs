@@ -1,23 +1,25 @@
 //! From one section of a message to the next: request line, fields, chunks, trailers.
 
-use super::fault::Fault;
-use super::state::{At, Digits, Section};
-use super::{LONGEST_TARGET, Wire};
+use super::fault::FramingFault;
+use super::state::{DigitState, LineSection, ParsePosition};
+use super::{Http1FramingGuard, LONGEST_TARGET};
 
-impl Wire {
-    pub(super) fn end_line(&mut self) -> Result<(), Fault> {
+impl Http1FramingGuard {
+    pub(super) fn end_line(&mut self) -> Result<(), FramingFault> {
         self.at = match self.section {
-            Section::Request if self.bytes > LONGEST_TARGET => return Err(Fault::TargetTooLong),
-            Section::Request => {
-                self.section = Section::Fields;
-                At::LineStart
+            LineSection::Request if self.bytes > LONGEST_TARGET => {
+                return Err(FramingFault::TargetTooLong);
             }
-            Section::Fields | Section::Trailers => At::LineStart,
-            Section::ChunkSize => match self.length.take() {
-                Some(size) if size > 0 => At::Chunk(size),
+            LineSection::Request => {
+                self.section = LineSection::Fields;
+                ParsePosition::LineStart
+            }
+            LineSection::Fields | LineSection::Trailers => ParsePosition::LineStart,
+            LineSection::ChunkSize => match self.length.take() {
+                Some(size) if size > 0 => ParsePosition::Chunk(size),
                 _ => {
-                    self.section = Section::Trailers;
-                    At::LineStart
+                    self.section = LineSection::Trailers;
+                    ParsePosition::LineStart
                 }
             },
         };
@@ -25,12 +27,12 @@ impl Wire {
     }
 
     /// After the empty line.
-    pub(super) fn end_section(&mut self) -> Result<(), Fault> {
+    pub(super) fn end_section(&mut self) -> Result<(), FramingFault> {
         match self.section {
-            Section::Request => self.at = At::LineStart,
-            Section::Fields => self.end_head(),
-            Section::Trailers => self.next_head(),
-            Section::ChunkSize => return Err(Fault::Chunk),
+            LineSection::Request => self.at = ParsePosition::LineStart,
+            LineSection::Fields => self.end_head(),
+            LineSection::Trailers => self.next_head(),
+            LineSection::ChunkSize => return Err(FramingFault::Chunk),
         }
         Ok(())
     }
@@ -39,10 +41,10 @@ impl Wire {
         self.heads += 1;
         let length = self.length.take();
         if self.chunked {
-            self.section = Section::ChunkSize;
-            self.at = At::ChunkSize(Digits::None, 0);
+            self.section = LineSection::ChunkSize;
+            self.at = ParsePosition::ChunkSize(DigitState::None, 0);
         } else if let Some(length @ 1..) = length {
-            self.at = At::Body(length);
+            self.at = ParsePosition::Body(length);
         } else {
             self.next_head();
         }

@@ -1,7 +1,7 @@
 //! Where the guard stands in a connection's bytes.
 
 use super::chunk_extension::ChunkExtension;
-use super::fault::Fault;
+use super::fault::FramingFault;
 use super::request_line::LinePart;
 use crate::config;
 
@@ -26,7 +26,7 @@ impl From<&config::Listener> for HeadLimits {
 
 /// Which lines are being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Section {
+pub(super) enum LineSection {
     Request,
     Fields,
     Trailers,
@@ -35,7 +35,7 @@ pub(super) enum Section {
 
 /// Where in the message the next byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum At {
+pub(super) enum ParsePosition {
     LineStart,
     Line(LinePart),
     /// In a field name that has matched `LENGTH` or `CODING` so far, or is `OTHER`.
@@ -43,7 +43,7 @@ pub(super) enum At {
         wanted: &'static [u8],
         matched: usize,
     },
-    LengthValue(Digits),
+    LengthValue(DigitState),
     CodingValue {
         matched: usize,
     },
@@ -55,7 +55,7 @@ pub(super) enum At {
     EmptyLineLf,
     LineLf,
     Body(u64),
-    ChunkSize(Digits, u64),
+    ChunkSize(DigitState, u64),
     Extension(ChunkExtension),
     Chunk(u64),
     ChunkCr,
@@ -63,19 +63,19 @@ pub(super) enum At {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Digits {
+pub(super) enum DigitState {
     None,
     Some,
 }
 
 /// The byte that broke a rule, as an offset into what was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::listener) struct Violation {
+pub(in crate::listener) struct FramingViolation {
     pub(in crate::listener) at: usize,
-    pub(in crate::listener) fault: Fault,
+    pub(in crate::listener) fault: FramingFault,
 }
 
-impl At {
+impl ParsePosition {
     /// The value of `Transfer-Encoding`: `chunked` and nothing else.
     pub(super) fn coding(matched: usize, byte: u8) -> Option<Self> {
         match CHUNKED.get(matched) {
