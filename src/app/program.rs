@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::{BoundApp, Error, ExitOutcome, ShutdownHandle, banner, bind};
 use crate::config::LoadedConfig;
 use crate::lifecycle::TaskSet;
-use crate::logging::Logging;
+use crate::logging::LogHandle;
 use crate::metrics::Metrics;
 
 /// For threads that still run when everything has been said and done.
@@ -24,7 +24,7 @@ const LEAVE: Duration = Duration::from_secs(1);
 pub fn serve(
     path: &Path,
     loaded: LoadedConfig,
-    logging: &Arc<Logging>,
+    logging: &Arc<LogHandle>,
 ) -> Result<ExitOutcome, Error> {
     protect();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -42,7 +42,7 @@ pub fn serve(
 async fn run(
     path: PathBuf,
     loaded: LoadedConfig,
-    logging: Arc<Logging>,
+    logging: Arc<LogHandle>,
 ) -> Result<ExitOutcome, Error> {
     let steering = ShutdownHandle::default();
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
@@ -69,7 +69,7 @@ async fn run(
 }
 
 /// Counts what the log had to drop, and says so when it has stopped dropping.
-async fn follow_log(metrics: Arc<Metrics>, logging: Arc<Logging>) {
+async fn follow_log(metrics: Arc<Metrics>, logging: Arc<LogHandle>) {
     let mut told = 0;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;

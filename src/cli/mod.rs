@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::app::ExitOutcome;
 use crate::causes::causes;
 use crate::config;
-use crate::logging::Logging;
+use crate::logging::LogHandle;
 use crate::secret::Secret;
 use crate::webapp::check_password;
 use crate::{app, identity, logging};
@@ -157,7 +157,7 @@ fn command(arguments: CliArguments) -> Result<ExitCode, Error> {
         CliCommand::Emulate => {
             drop(out);
             let alone = config::load_emulator(&path)?;
-            let _logging = Logging::start(&alone.log)?;
+            let _logging = LogHandle::start(&alone.log)?;
             app::emulate(&alone.emulator)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -183,7 +183,7 @@ const TELLING: Duration = Duration::from_secs(1);
 
 fn serve(path: &Path) -> Result<ExitCode, Error> {
     let loaded = config::load(path)?;
-    let logging = Arc::new(Logging::start(&loaded.config.log)?);
+    let logging = Arc::new(LogHandle::start(&loaded.config.log)?);
     for warning in &loaded.warnings {
         tracing::warn!(line = warning.line, "config: {warning}");
     }

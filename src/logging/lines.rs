@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::writer::{Call, Shared};
+use super::writer::{WriterShared, WriterSignal};
 use crate::clock;
 use crate::config::LogFormat;
 
@@ -20,13 +20,13 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// One worker's access lines, or all lines that are no access lines.
 #[derive(Debug)]
-pub struct Lines {
-    buffer: Mutex<Buffer>,
-    shared: Arc<Shared>,
+pub struct WorkerLines {
+    buffer: Mutex<LineBuffer>,
+    shared: Arc<WriterShared>,
 }
 
 #[derive(Debug, Default)]
-struct Buffer {
+struct LineBuffer {
     text: Vec<u8>,
     /// How many lines `text` has.
     lines: usize,
@@ -35,8 +35,8 @@ struct Buffer {
     stamp: String,
 }
 
-impl Lines {
-    pub(super) fn new(shared: Arc<Shared>) -> Arc<Self> {
+impl WorkerLines {
+    pub(super) fn new(shared: Arc<WriterShared>) -> Arc<Self> {
         Arc::new(Self {
             buffer: Mutex::default(),
             shared,
@@ -45,7 +45,7 @@ impl Lines {
 
     /// What one worker writes its lines into; None when no log has been started.
     pub fn open() -> Option<Arc<Self>> {
-        Some(Shared::running()?.open_lines())
+        Some(WriterShared::running()?.open_lines())
     }
 
     pub fn format(&self) -> LogFormat {
@@ -53,23 +53,23 @@ impl Lines {
     }
 
     /// Adds the line that `write` makes; it is given the buffer and the time as text.
-    pub fn add(&self, write: impl FnOnce(&mut Vec<u8>, Stamp<'_>)) {
+    pub fn add(&self, write: impl FnOnce(&mut Vec<u8>, TimeText<'_>)) {
         let Some(mut buffer) = self.buffer_with_room() else {
             return;
         };
         let before = buffer.text.len();
         let micros = clock::unix_micros();
         buffer.turn_to(micros / 1_000_000);
-        let Buffer { text, stamp, .. } = &mut *buffer;
+        let LineBuffer { text, stamp, .. } = &mut *buffer;
         let micros = u32::try_from(micros % 1_000_000).unwrap_or(0);
-        write(text, Stamp { stamp, micros });
+        write(text, TimeText { stamp, micros });
         buffer.lines += 1;
         let after = buffer.text.len();
         drop(buffer);
         if before < FULL && after >= FULL {
-            self.shared.call(Call::Now);
+            self.shared.call(WriterSignal::Now);
         } else if before == 0 {
-            self.shared.call(Call::Lines);
+            self.shared.call(WriterSignal::Lines);
         }
     }
 
@@ -81,10 +81,10 @@ impl Lines {
         buffer.text.extend_from_slice(line);
         buffer.lines += 1;
         drop(buffer);
-        self.shared.call(Call::Now);
+        self.shared.call(WriterSignal::Now);
     }
 
-    fn buffer_with_room(&self) -> Option<MutexGuard<'_, Buffer>> {
+    fn buffer_with_room(&self) -> Option<MutexGuard<'_, LineBuffer>> {
         let buffer = self.lock();
         if buffer.text.len() > MOST_BYTES {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
@@ -105,14 +105,14 @@ impl Lines {
         self.lock().lines
     }
 
-    fn lock(&self) -> MutexGuard<'_, Buffer> {
+    fn lock(&self) -> MutexGuard<'_, LineBuffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What the log's formatter writes into: each write is one whole line.
 #[derive(Clone, Debug)]
-pub(super) struct LineWriter(pub(super) Arc<Lines>);
+pub(super) struct LineWriter(pub(super) Arc<WorkerLines>);
 
 impl io::Write for LineWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
@@ -135,12 +135,12 @@ impl<'a> MakeWriter<'a> for LineWriter {
 
 /// A moment as text, to the microsecond.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Stamp<'a> {
+pub struct TimeText<'a> {
     stamp: &'a str,
     micros: u32,
 }
 
-impl Stamp<'_> {
+impl TimeText<'_> {
     /// As RFC 3339 has it, in UTC.
     pub fn put(self, text: &mut Vec<u8>) {
         text.extend_from_slice(self.stamp.as_bytes());
@@ -154,7 +154,7 @@ impl Stamp<'_> {
     }
 }
 
-impl Buffer {
+impl LineBuffer {
     fn turn_to(&mut self, second: u64) {
         if second == self.second {
             return;
@@ -176,11 +176,11 @@ mod tests {
 
     #[test]
     fn a_stamp_reads_as_rfc_3339() {
-        let mut buffer = Buffer::default();
+        let mut buffer = LineBuffer::default();
         buffer.turn_to(1_795_667_478);
         let mut text = Vec::new();
         let stamp = &buffer.stamp;
-        Stamp {
+        TimeText {
             stamp,
             micros: 1_964,
         }
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn lines_too_many_for_the_reader_are_dropped_and_counted() {
-        let shared = Arc::new(Shared::new(LogFormat::Json));
+        let shared = Arc::new(WriterShared::new(LogFormat::Json));
         let lines = shared.open_lines();
         lines.add(|text, _| text.resize(MOST_BYTES + 1, b'x'));
         lines.add(|text, _| text.push(b'y'));

@@ -12,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, registry, reload};
 
-pub use lines::{Lines, Stamp};
+pub use lines::{TimeText, WorkerLines};
 
 use crate::config::{Log, LogFormat};
 use lines::LineWriter;
@@ -20,7 +20,7 @@ use writer::LogWriter;
 
 /// The running log. Dropping it closes it.
 #[derive(Debug)]
-pub struct Logging {
+pub struct LogHandle {
     writer: LogWriter,
     filter: reload::Handle<Targets, Registry>,
 }
@@ -36,7 +36,7 @@ pub enum Error {
     Thread(#[from] io::Error),
 }
 
-impl Logging {
+impl LogHandle {
     pub fn start(log: &Log) -> Result<Self, Error> {
         let (filter, handle) = reload::Layer::new(log.filter.parse::<Targets>()?);
         let writer = LogWriter::start(log.format)?;

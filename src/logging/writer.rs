@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use memchr::{memchr_iter, memrchr};
 
-use super::lines::Lines;
+use super::lines::WorkerLines;
 use crate::config::LogFormat;
 
 /// How long lines may gather before they are written.
@@ -27,20 +27,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 
 /// One in a process, as there is one standard output.
-static RUNNING: OnceLock<Arc<Shared>> = OnceLock::new();
+static RUNNING: OnceLock<Arc<WriterShared>> = OnceLock::new();
 
 /// The running writer. Dropping it closes it.
 #[derive(Debug)]
 pub(super) struct LogWriter {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct WriterShared {
     pub(super) format: LogFormat,
     /// Held here as well, so that the last lines of a worker that has ended are written.
-    buffers: Mutex<Vec<Arc<Lines>>>,
-    call: Mutex<Call>,
+    buffers: Mutex<Vec<Arc<WorkerLines>>>,
+    call: Mutex<WriterSignal>,
     called: Condvar,
     /// Lines that came when there was no room, or that the output refused.
     pub(super) dropped: AtomicUsize,
@@ -52,7 +52,7 @@ pub(super) struct Shared {
 
 /// What the thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Call {
+pub(super) enum WriterSignal {
     Nothing,
     /// Lines have come.
     Lines,
@@ -65,8 +65,8 @@ pub(super) enum Call {
 
 impl LogWriter {
     pub(super) fn start(format: LogFormat) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(format));
-        let output = Output::open()?;
+        let shared = Arc::new(WriterShared::new(format));
+        let output = StdoutHandle::open()?;
         let work = Arc::clone(&shared);
         let thread = thread::Builder::new().name("log".to_owned());
         thread.spawn(move || work.run(output))?;
@@ -75,7 +75,7 @@ impl LogWriter {
         Ok(Self { shared })
     }
 
-    pub(super) fn open_lines(&self) -> Arc<Lines> {
+    pub(super) fn open_lines(&self) -> Arc<WorkerLines> {
         self.shared.open_lines()
     }
 
@@ -86,7 +86,7 @@ impl LogWriter {
     /// Writes what is left, as long as the output takes it. Gives the number of lines that
     /// were lost from the start to the end; 0: the log is whole.
     pub(super) fn close(&self) -> usize {
-        self.shared.call(Call::End);
+        self.shared.call(WriterSignal::End);
         let (mut waited, mut since_progress) = (Duration::ZERO, Duration::ZERO);
         let mut pieces = self.shared.pieces.load(Ordering::Relaxed);
         while !self.shared.has_ended(LOOK_EVERY) && since_progress < STALLED {
@@ -110,12 +110,12 @@ impl Drop for LogWriter {
     }
 }
 
-impl Shared {
+impl WriterShared {
     pub(super) fn new(format: LogFormat) -> Self {
         Self {
             format,
             buffers: Mutex::default(),
-            call: Mutex::new(Call::Nothing),
+            call: Mutex::new(WriterSignal::Nothing),
             called: Condvar::new(),
             dropped: AtomicUsize::new(0),
             in_hand: AtomicUsize::new(0),
@@ -127,8 +127,8 @@ impl Shared {
         RUNNING.get()
     }
 
-    pub(super) fn open_lines(self: &Arc<Self>) -> Arc<Lines> {
-        let lines = Lines::new(Arc::clone(self));
+    pub(super) fn open_lines(self: &Arc<Self>) -> Arc<WorkerLines> {
+        let lines = WorkerLines::new(Arc::clone(self));
         lock(&self.buffers).push(Arc::clone(&lines));
         lines
     }
@@ -139,7 +139,7 @@ impl Shared {
         buffered + self.in_hand.load(Ordering::Relaxed)
     }
 
-    pub(super) fn call(&self, what: Call) {
+    pub(super) fn call(&self, what: WriterSignal) {
         let mut call = lock(&self.call);
         *call = (*call).max(what);
         drop(call);
@@ -150,34 +150,36 @@ impl Shared {
         let call = lock(&self.call);
         let waited = self
             .called
-            .wait_timeout_while(call, wait, |call| *call != Call::Ended);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 == Call::Ended
+            .wait_timeout_while(call, wait, |call| *call != WriterSignal::Ended);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 == WriterSignal::Ended
     }
 
-    fn run(&self, mut output: Output) {
+    fn run(&self, mut output: StdoutHandle) {
         let mut spare = Vec::new();
         loop {
             let call = lock(&self.call);
-            let call = self.called.wait_while(call, |call| *call == Call::Nothing);
+            let call = self
+                .called
+                .wait_while(call, |call| *call == WriterSignal::Nothing);
             let call = call.unwrap_or_else(PoisonError::into_inner);
             let gathered = self
                 .called
-                .wait_timeout_while(call, GATHER, |call| *call == Call::Lines);
+                .wait_timeout_while(call, GATHER, |call| *call == WriterSignal::Lines);
             let (mut call, _) = gathered.unwrap_or_else(PoisonError::into_inner);
-            let is_end = *call == Call::End;
+            let is_end = *call == WriterSignal::End;
             if !is_end {
-                *call = Call::Nothing;
+                *call = WriterSignal::Nothing;
             }
             drop(call);
             self.empty(&mut output, &mut spare);
             if is_end && self.waiting() == 0 {
-                self.call(Call::Ended);
+                self.call(WriterSignal::Ended);
                 return;
             }
         }
     }
 
-    fn empty(&self, output: &mut Output, spare: &mut Vec<u8>) {
+    fn empty(&self, output: &mut StdoutHandle, spare: &mut Vec<u8>) {
         let all = lock(&self.buffers).clone();
         for lines in &all {
             lines.take(spare, |count| self.in_hand.store(count, Ordering::Relaxed));
@@ -223,9 +225,9 @@ fn piece(text: &[u8]) -> usize {
 }
 
 /// Standard output without a buffer of its own: what it has taken is written.
-struct Output(std::fs::File);
+struct StdoutHandle(std::fs::File);
 
-impl Output {
+impl StdoutHandle {
     fn open() -> io::Result<Self> {
         use std::os::fd::AsFd as _;
         let output = io::stdout().as_fd().try_clone_to_owned()?;
@@ -233,7 +235,7 @@ impl Output {
     }
 }
 
-impl Write for Output {
+impl Write for StdoutHandle {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         // So that no line gets into what is printed for people.
         let _printing = io::stdout().lock();
@@ -279,8 +281,8 @@ mod tests {
         }
     }
 
-    fn written(room: usize) -> (Shared, Vec<u8>) {
-        let shared = Shared::new(LogFormat::Json);
+    fn written(room: usize) -> (WriterShared, Vec<u8>) {
+        let shared = WriterShared::new(LogFormat::Json);
         let mut output = Narrow {
             taken: Vec::new(),
             most: 7,
@@ -310,7 +312,7 @@ mod tests {
 
     #[test]
     fn lines_outlive_whoever_wrote_them() {
-        let shared = Arc::new(Shared::new(LogFormat::Json));
+        let shared = Arc::new(WriterShared::new(LogFormat::Json));
         let lines = shared.open_lines();
         lines.add(|text, _| text.extend_from_slice(b"the last\n"));
         drop(lines);

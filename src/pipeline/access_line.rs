@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 
 use crate::config::LogFormat;
-use crate::logging::Stamp;
+use crate::logging::TimeText;
 
 /// A line being written. The order of calls is the order of fields.
 pub(super) struct AccessLine<'a> {
@@ -15,7 +15,7 @@ pub(super) struct AccessLine<'a> {
 }
 
 impl<'a> AccessLine<'a> {
-    pub(super) fn begin(text: &'a mut Vec<u8>, format: LogFormat, stamp: Stamp<'_>) -> Self {
+    pub(super) fn begin(text: &'a mut Vec<u8>, format: LogFormat, stamp: TimeText<'_>) -> Self {
         match format {
             LogFormat::Json => {
                 text.extend_from_slice(b"{\"timestamp\":\"");
@@ -178,7 +178,7 @@ mod tests {
 
     fn line(format: LogFormat) -> String {
         let mut text = Vec::new();
-        let mut line = AccessLine::begin(&mut text, format, Stamp::default());
+        let mut line = AccessLine::begin(&mut text, format, TimeText::default());
         line.word(key!("id"), "ab12");
         line.text(key!("path"), "/a\"b\\c\u{1}\u{7f}é");
         line.number(key!("bytes"), 0);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::request_body::RequestBody;
 use super::{Live, Shared};
 use crate::lifecycle::TaskSet;
-use crate::logging::Lines;
+use crate::logging::WorkerLines;
 use crate::metrics::{Metrics, RouteCounts};
 use crate::upstream::Connections;
 use crate::via::GatewayVia;
@@ -20,7 +20,7 @@ pub(super) struct Here {
     pub(super) metrics: Arc<Metrics>,
     pub(super) via: GatewayVia,
     /// None: no log has been started.
-    pub(super) lines: Option<Arc<Lines>>,
+    pub(super) lines: Option<Arc<WorkerLines>>,
     /// Counts of requests that no route took.
     pub(super) no_route: RouteCounts,
 }
@@ -33,7 +33,7 @@ impl Here {
             live,
             metrics: Arc::clone(&shared.metrics),
             via: shared.via.clone(),
-            lines: Lines::open(),
+            lines: WorkerLines::open(),
             no_route: RouteCounts::new(&"none".into()),
         })
     }

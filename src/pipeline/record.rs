@@ -24,7 +24,7 @@ use super::streaming::StreamError;
 use super::trace::{Hex, Trace};
 use super::tried_user::TriedUser;
 use crate::identity::Client;
-use crate::logging::Lines;
+use crate::logging::WorkerLines;
 use crate::metrics::{Blame, Label as _, Reason};
 
 /// What is known of one request so far.
@@ -217,7 +217,7 @@ impl Record {
         metrics.in_flight.dec();
     }
 
-    fn log(&self, lines: &Lines, took: Duration, bytes_in: u64) {
+    fn log(&self, lines: &WorkerLines, took: Duration, bytes_in: u64) {
         let route = self.route.and_then(|index| self.here.live.routes.at(index));
         lines.add(|text, stamp| {
             let mut line = AccessLine::begin(text, lines.format(), stamp);
