@@ -31,7 +31,7 @@ use super::wire::HeadLimits;
 use crate::causes::causes;
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::{ConnectionEnd, Gauged, Metrics};
+use crate::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -186,7 +186,7 @@ impl<S: RequestService> WorkerListener<S> {
             metrics.connection_ends.add(ConnectionEnd::PeerShare);
             return;
         };
-        let place = (slot, Gauged::enter(&metrics.connections_open));
+        let place = (slot, GaugeGuard::enter(&metrics.connections_open));
         let span = debug_span!("connection", peer = %address);
         let work = Arc::clone(self).run(tcp, address, place);
         self.parts.tasks.spawn("connection", work.instrument(span));
@@ -196,7 +196,7 @@ impl<S: RequestService> WorkerListener<S> {
         self: Arc<Self>,
         tcp: TcpStream,
         address: SocketAddr,
-        place: (ConnectionPermit, Gauged),
+        place: (ConnectionPermit, GaugeGuard),
     ) {
         let Ok(local) = tcp.local_addr() else {
             return; // gone already
@@ -279,7 +279,7 @@ impl<S: RequestService> WorkerListener<S> {
     fn open<T: TransportSocket>(
         &self,
         socket: T,
-        (peer, place): (Peer, (ConnectionPermit, Gauged)),
+        (peer, place): (Peer, (ConnectionPermit, GaugeGuard)),
         check: ByteCheck,
         settings: &config::Listener,
     ) -> (ClientStream<T>, ServiceEntry<S>) {

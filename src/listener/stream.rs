@@ -13,7 +13,7 @@ use super::continues::PendingContinues;
 use super::frames::Http2FloodGuard;
 use super::slots::ConnectionPermit;
 use super::wire::{FramingRefusal, FramingViolation, HeadLimits, Http1FramingGuard};
-use crate::metrics::Gauged;
+use crate::metrics::GaugeGuard;
 
 /// Put before a head that is refused at its first byte. While hyper has the beginning of a
 /// head, it does not look for the end of the connection: that would end the request before.
@@ -62,7 +62,7 @@ pub(super) struct ClientStream<T> {
     activity: Arc<ConnectionActivity>,
     is_shut: bool,
     _slot: ConnectionPermit,
-    _open: Gauged,
+    _open: GaugeGuard,
 }
 
 /// What is looked at in the bytes that come in.
@@ -88,7 +88,7 @@ impl<T> ClientStream<T> {
         inner: T,
         check: ByteCheck,
         activity: Arc<ConnectionActivity>,
-        place: (ConnectionPermit, Gauged),
+        place: (ConnectionPermit, GaugeGuard),
     ) -> Self {
         Self {
             inner,

@@ -7,7 +7,7 @@ use prometheus::{IntCounter, IntGauge, Registry};
 use super::family;
 
 /// A fixed set of label values.
-pub trait Label: Copy + 'static {
+pub trait LabelSet: Copy + 'static {
     const NAME: &'static str;
     const ALL: &'static [Self];
     fn text(self) -> &'static str;
@@ -20,7 +20,7 @@ macro_rules! label {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name { $($variant),+ }
 
-        impl Label for $name {
+        impl LabelSet for $name {
             const NAME: &'static str = $label;
             const ALL: &'static [Self] = &[$(Self::$variant),+];
             fn text(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
@@ -130,12 +130,12 @@ label!(
 
 /// Counters of one family, one per label value, found by index: no hashing.
 #[derive(Debug)]
-pub struct Counters<L> {
+pub struct CounterFamily<L> {
     each: Vec<IntCounter>,
     label: PhantomData<L>,
 }
 
-impl<L: Label> Counters<L> {
+impl<L: LabelSet> CounterFamily<L> {
     pub(super) fn new(registry: &Registry, name: &str, help: &str) -> Self {
         let family = family(registry, name, help, &[L::NAME]);
         Self {
@@ -162,16 +162,16 @@ impl<L: Label> Counters<L> {
 
 /// Counts one thing as long as it lives.
 #[derive(Debug)]
-pub struct Gauged(IntGauge);
+pub struct GaugeGuard(IntGauge);
 
-impl Gauged {
+impl GaugeGuard {
     pub fn enter(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Gauged {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -14,9 +14,9 @@ mod label;
 mod route;
 
 pub use label::{
-    Blame, ClientLogin, Connect, ConnectionEnd, Counters, Gauged, Injected, Label, LimitOutcome,
-    LoginOutcome, ProbeOutcome, Reason, Reload, Repeat, StoreAnswer, StoreFailure, StoreOutcome,
-    TokenCap, TokenEvent, UnreadLogin,
+    Blame, ClientLogin, Connect, ConnectionEnd, CounterFamily, GaugeGuard, Injected, LabelSet,
+    LimitOutcome, LoginOutcome, ProbeOutcome, Reason, Reload, Repeat, StoreAnswer, StoreFailure,
+    StoreOutcome, TokenCap, TokenEvent, UnreadLogin,
 };
 pub use route::RouteCounts;
 
@@ -30,21 +30,21 @@ pub struct Metrics {
     pub request_seconds: HistogramVec,
     pub first_byte_seconds: Histogram,
     pub in_flight: IntGauge,
-    pub answers: Counters<Blame>,
-    pub rejections: Counters<Reason>,
+    pub answers: CounterFamily<Blame>,
+    pub rejections: CounterFamily<Reason>,
     pub bytes_in: IntCounter,
     pub bytes_out: IntCounter,
     pub clients_gone: IntCounter,
     pub unreadable_origins: IntCounter,
     pub connections: IntCounter,
     pub connections_open: IntGauge,
-    pub connection_ends: Counters<ConnectionEnd>,
+    pub connection_ends: CounterFamily<ConnectionEnd>,
     pub certificate_expiry: IntGaugeVec,
-    pub certificate_reloads: Counters<Reload>,
+    pub certificate_reloads: CounterFamily<Reload>,
     pub tokens: IntGauge,
-    pub token_events: Counters<TokenEvent>,
-    pub client_logins: Counters<ClientLogin>,
-    pub session_logins: Counters<LoginOutcome>,
+    pub token_events: CounterFamily<TokenEvent>,
+    pub client_logins: CounterFamily<ClientLogin>,
+    pub session_logins: CounterFamily<LoginOutcome>,
     pub session_generation: IntGauge,
     pub session_seconds_to_expiry: IntGauge,
     pub session_requests_waiting: IntGauge,
@@ -52,33 +52,33 @@ pub struct Metrics {
     pub session_clock_skew_seconds: IntGauge,
     pub session_up: IntGauge,
     pub session_live_tokens: IntGauge,
-    pub injected: Counters<Injected>,
+    pub injected: CounterFamily<Injected>,
     pub upstream_api_key_refused: IntGauge,
-    pub upstream_connects: Counters<Connect>,
+    pub upstream_connects: CounterFamily<Connect>,
     pub upstream_connections_open: IntGauge,
     pub upstream_queue: IntGauge,
     pub stalled_streams: IntGauge,
     pub stalled_streams_total: IntCounter,
     pub stalled_streams_cut: IntCounter,
-    pub upstream_repeats: Counters<Repeat>,
+    pub upstream_repeats: CounterFamily<Repeat>,
     pub upstream_up: IntGauge,
     pub upstream_breaker_openings: IntCounter,
-    pub upstream_probes: Counters<ProbeOutcome>,
+    pub upstream_probes: CounterFamily<ProbeOutcome>,
     pub probe_trusted: IntGauge,
-    pub unread_logins: Counters<UnreadLogin>,
-    pub token_caps_near: Counters<TokenCap>,
-    pub limited: Counters<LimitOutcome>,
+    pub unread_logins: CounterFamily<UnreadLogin>,
+    pub token_caps_near: CounterFamily<TokenCap>,
+    pub limited: CounterFamily<LimitOutcome>,
     pub limit_keys: IntGaugeVec,
     pub store_up: IntGauge,
     pub store_evicts: IntGauge,
-    pub store_changes: Counters<StoreOutcome>,
+    pub store_changes: CounterFamily<StoreOutcome>,
     pub store_commit_seconds: Histogram,
     pub store_bytes: IntGauge,
-    pub reloads: Counters<Reload>,
+    pub reloads: CounterFamily<Reload>,
     pub config_good: IntGauge,
     pub store_doubts: IntCounter,
-    pub store_failures: Counters<StoreFailure>,
-    pub store_lookups: Counters<StoreAnswer>,
+    pub store_failures: CounterFamily<StoreFailure>,
+    pub store_lookups: CounterFamily<StoreAnswer>,
     pub log_lines_dropped: IntCounter,
     pub task_panics: IntGauge,
     pub ready: IntGauge,
@@ -119,12 +119,12 @@ impl Metrics {
                 "tollgate_requests_in_flight",
                 "Requests inside the gate now.",
             ),
-            answers: Counters::new(
+            answers: CounterFamily::new(
                 r,
                 "tollgate_answers_total",
                 "Answers by whose doing they are.",
             ),
-            rejections: Counters::new(
+            rejections: CounterFamily::new(
                 r,
                 "tollgate_rejections_total",
                 "Requests that the gate itself refused.",
@@ -155,7 +155,7 @@ impl Metrics {
                 "tollgate_connections_open",
                 "Connections from clients now.",
             ),
-            connection_ends: Counters::new(
+            connection_ends: CounterFamily::new(
                 r,
                 "tollgate_connection_failures_total",
                 "Connections ended early, by reason.",
@@ -166,23 +166,23 @@ impl Metrics {
                 "End of validity of each certificate in use.",
                 &["certificate"],
             ),
-            certificate_reloads: Counters::new(
+            certificate_reloads: CounterFamily::new(
                 r,
                 "tollgate_certificate_reloads_total",
                 "Certificate files that changed.",
             ),
             tokens: gauge(r, "tollgate_tokens", "Client tokens in the store now."),
-            token_events: Counters::new(
+            token_events: CounterFamily::new(
                 r,
                 "tollgate_token_events_total",
                 "Client tokens minted, learned, revoked, expired, displaced by a newer one at a user's cap, or refused by a cap.",
             ),
-            client_logins: Counters::new(
+            client_logins: CounterFamily::new(
                 r,
                 "tollgate_client_logins_total",
                 "Logins of clients at the gate.",
             ),
-            session_logins: Counters::new(
+            session_logins: CounterFamily::new(
                 r,
                 "tollgate_session_logins_total",
                 "Logins of the gate at the upstream.",
@@ -227,12 +227,12 @@ impl Metrics {
                 "tollgate_upstream_api_key_refused",
                 "1 while the upstream refuses the API key of monitoring requests.",
             ),
-            injected: Counters::new(
+            injected: CounterFamily::new(
                 r,
                 "tollgate_injected_total",
                 "Requests sent up, by the credential they carried.",
             ),
-            upstream_connects: Counters::new(
+            upstream_connects: CounterFamily::new(
                 r,
                 "tollgate_upstream_connects_total",
                 "How connections to the upstream were had.",
@@ -262,7 +262,7 @@ impl Metrics {
                 "tollgate_upstream_stalled_streams_cut_total",
                 "Bodies of slow clients that were cut, as their client had its share of them.",
             ),
-            upstream_repeats: Counters::new(
+            upstream_repeats: CounterFamily::new(
                 r,
                 "tollgate_upstream_repeats_total",
                 "Requests sent to the upstream a second time.",
@@ -277,7 +277,7 @@ impl Metrics {
                 "tollgate_upstream_breaker_openings_total",
                 "Times that the upstream was found to be down.",
             ),
-            upstream_probes: Counters::new(
+            upstream_probes: CounterFamily::new(
                 r,
                 "tollgate_upstream_probes_total",
                 "Small requests of the gate itself that check a failing upstream.",
@@ -287,17 +287,17 @@ impl Metrics {
                 "tollgate_token_probe_trusted",
                 "1 while the upstream's probe is known to refuse made-up tokens; 0 before it was tried, or when it accepts them.",
             ),
-            unread_logins: Counters::new(
+            unread_logins: CounterFamily::new(
                 r,
                 "tollgate_unread_logins_total",
                 "Relayed logins whose answer the gate could not read; the answer was passed on and its token not learned.",
             ),
-            token_caps_near: Counters::new(
+            token_caps_near: CounterFamily::new(
                 r,
                 "tollgate_token_caps_near_total",
                 "Logins after which a user, or all users together, held 80 % or more of the tokens allowed.",
             ),
-            limited: Counters::new(
+            limited: CounterFamily::new(
                 r,
                 "tollgate_limited_total",
                 "Requests that found a bucket empty.",
@@ -318,7 +318,7 @@ impl Metrics {
                 "tollgate_store_evicts",
                 "1: the shared store may evict keys, so ended tokens may come back; 0: it does not; -1: it does not tell.",
             ),
-            store_changes: Counters::new(
+            store_changes: CounterFamily::new(
                 r,
                 "tollgate_store_changes_total",
                 "Changes that were to outlive a restart.",
@@ -329,7 +329,11 @@ impl Metrics {
                 "One commit to disk, of one change or of many.",
             ),
             store_bytes: gauge(r, "tollgate_store_bytes", "Size of the store's file."),
-            reloads: Counters::new(r, "tollgate_config_reloads_total", "Configuration reloads."),
+            reloads: CounterFamily::new(
+                r,
+                "tollgate_config_reloads_total",
+                "Configuration reloads.",
+            ),
             config_good: gauge(
                 r,
                 "tollgate_config_last_reload_successful",
@@ -340,12 +344,12 @@ impl Metrics {
                 "tollgate_store_doubts_total",
                 "Times that changes in the shared store may have been missed.",
             ),
-            store_failures: Counters::new(
+            store_failures: CounterFamily::new(
                 r,
                 "tollgate_store_failures_total",
                 "Calls that the shared store did not do.",
             ),
-            store_lookups: Counters::new(
+            store_lookups: CounterFamily::new(
                 r,
                 "tollgate_store_lookups_total",
                 "Tokens that the shared store was asked about.",

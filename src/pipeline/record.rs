@@ -25,7 +25,7 @@ use super::trace::{Hex, Trace};
 use super::tried_user::TriedUser;
 use crate::identity::Client;
 use crate::logging::WorkerLines;
-use crate::metrics::{Blame, Label as _, Reason};
+use crate::metrics::{Blame, LabelSet as _, Reason};
 
 /// What is known of one request so far.
 pub(super) struct Record {

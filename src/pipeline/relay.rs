@@ -24,7 +24,7 @@ use super::users_node::{self, Call, admit_login, ending_of_change, token_refused
 use crate::clock;
 use crate::config::{self, UsersCall};
 use crate::identity::Client;
-use crate::metrics::{ClientLogin, Label as _, Metrics, UnreadLogin};
+use crate::metrics::{ClientLogin, LabelSet as _, Metrics, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Ending, Origin, TokenDigest, TokenStore, Wanted};
 use crate::webapp::{self, LoginBody};

@@ -20,7 +20,7 @@ use super::reject::Rejection;
 use super::{Live, Shared};
 use crate::clock::{self, Deadline, LogThrottle};
 use crate::lifecycle::ShutdownSignal;
-use crate::metrics::{Label as _, UnreadLogin};
+use crate::metrics::{LabelSet as _, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Grant, Origin, TokenDigest, TokenStore, Wanted};
 use crate::upstream::{Patience, ProbeTrust, ProbeVerdict};

@@ -24,7 +24,7 @@ use super::framing::{FramingError, reframe};
 use super::held::{Answer, Held, Patience};
 use super::pool::Pool;
 use crate::lifecycle::TaskSet;
-use crate::metrics::{Connect, Gauged, Metrics};
+use crate::metrics::{Connect, GaugeGuard, Metrics};
 
 type Cause = Box<dyn Error + Send + Sync>;
 
@@ -145,7 +145,7 @@ where
             self.metrics.upstream_connects.add(label);
             (kind, Cause::from(failure))
         })?;
-        let open = Gauged::enter(&self.metrics.upstream_connections_open);
+        let open = GaugeGuard::enter(&self.metrics.upstream_connections_open);
         let home = Arc::downgrade(&self.pool);
         let connection = Held::open(link, home, open).await.map_err(|failure| {
             self.metrics.upstream_connects.add(Connect::Failed);

@@ -25,7 +25,7 @@ use super::keep_alive::KeepAlive;
 use super::link::Link;
 use super::pool::Pool;
 use crate::causes::chain;
-use crate::metrics::Gauged;
+use crate::metrics::GaugeGuard;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 type Work = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
@@ -75,7 +75,7 @@ pub(super) struct Held<B> {
     /// Whether a byte has come since the last request.
     heard: Arc<AtomicBool>,
     home: Weak<Pool<B>>,
-    open: Gauged,
+    open: GaugeGuard,
     /// What the upstream has announced of this connection.
     usable_for: Option<Duration>,
     usable_until: Option<Instant>,
@@ -90,7 +90,7 @@ where
     pub(super) async fn open(
         link: Link,
         home: Weak<Pool<B>>,
-        open: Gauged,
+        open: GaugeGuard,
     ) -> Result<Box<Self>, hyper::Error> {
         let heard = link.heard();
         let mut http = http1::Builder::new();
@@ -151,7 +151,7 @@ impl<B> Held<B> {
 
     /// The connection changes its protocol (101): what remains to be done for that, and
     /// what counts it as open.
-    pub(super) fn let_go(self) -> (Option<Work>, Gauged) {
+    pub(super) fn let_go(self) -> (Option<Work>, GaugeGuard) {
         (self.work, self.open)
     }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::fair_queue::{ClientSlot, FairQueue, WaiterId};
 use crate::config;
-use crate::metrics::{Gauged, Metrics};
+use crate::metrics::{GaugeGuard, Metrics};
 use crate::shares::{ShareHasher, ShareKey, SharePool, SharedPlace};
 
 /// Of so many permits one is for monitoring alone.
@@ -51,7 +51,7 @@ pub struct UpstreamPermit {
 pub struct StalledPlace {
     permits: Arc<UpstreamPermits>,
     place: SharedPlace,
-    _counted: Gauged,
+    _counted: GaugeGuard,
 }
 
 /// A request in the queue. Dropping it frees its place there.
@@ -113,7 +113,7 @@ impl UpstreamPermits {
         client: ShareKey,
         is_monitoring: bool,
     ) -> Result<UpstreamPermit, PermitTimeout> {
-        let _queued = Gauged::enter(&self.metrics.upstream_queue);
+        let _queued = GaugeGuard::enter(&self.metrics.upstream_queue);
         let before = self.queue.length().granted;
         let began = Instant::now();
         let request = QueuedRequest {
@@ -151,7 +151,7 @@ impl UpstreamPermit {
         let metrics = &self.permits.metrics;
         metrics.stalled_streams_total.inc();
         Ok(StalledPlace {
-            _counted: Gauged::enter(&metrics.stalled_streams),
+            _counted: GaugeGuard::enter(&metrics.stalled_streams),
             permits: Arc::clone(&self.permits),
             place,
         })

@@ -23,7 +23,7 @@ use super::status::{NoLease, Phase, Status, Why};
 use super::sync::lock;
 use crate::clock::Deadline;
 use crate::config;
-use crate::metrics::{Gauged, Metrics};
+use crate::metrics::{GaugeGuard, Metrics};
 
 /// What a client is told to wait when only a human can end the trouble.
 const HUMAN_PACE: Duration = Duration::from_secs(30);
@@ -242,9 +242,9 @@ impl Session {
         Ok(())
     }
 
-    fn count_waiting(&self) -> Gauged {
+    fn count_waiting(&self) -> GaugeGuard {
         self.metrics.session_waits.inc();
-        Gauged::enter(&self.metrics.session_requests_waiting)
+        GaugeGuard::enter(&self.metrics.session_requests_waiting)
     }
 
     /// The next request would have a lease at once.

@@ -119,7 +119,7 @@ async fn the_task_of_a_connection_is_small() {
     let permit = parts.slots.semaphore().try_acquire_owned().unwrap();
     let place = (
         parts.slots.take(permit, [127, 0, 0, 1].into()).unwrap(),
-        crate::metrics::Gauged::enter(&parts.metrics.connections_open),
+        crate::metrics::GaugeGuard::enter(&parts.metrics.connections_open),
     );
     let socket = bind(&settings, 1).unwrap();
     let tcp = TcpStream::connect(socket.address()).await.unwrap();
