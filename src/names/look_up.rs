@@ -80,7 +80,7 @@ pub(super) async fn search(
     let mut failure = None;
     let mut candidates = conf.candidates(name).into_iter().peekable();
     while let Some(name) = candidates.next() {
-        let question = Question {
+        let question = NameQuery {
             name,
             is_last: candidates.peek().is_none(),
             without_aaaa: conf.without_aaaa,
@@ -97,13 +97,13 @@ pub(super) async fn search(
 }
 
 /// Both families of one name.
-struct Question {
+struct NameQuery {
     name: Name,
     is_last: bool,
     without_aaaa: bool,
 }
 
-impl Question {
+impl NameQuery {
     async fn ask(
         &self,
         servers: &NameServers,

@@ -56,10 +56,10 @@ pub enum NameError {
 }
 
 /// Finds addresses; shared by all who connect.
-pub struct Names {
+pub struct DnsResolver {
     servers: PathBuf,
     hosts: PathBuf,
-    known: ArcSwap<Known>,
+    known: ArcSwap<ResolverFiles>,
     reading: Mutex<()>,
     /// What `find` found last, and until when it may serve if servers stay silent.
     earlier: Mutex<HashMap<String, (Vec<IpAddr>, Instant)>>,
@@ -69,8 +69,8 @@ pub struct Names {
 
 /// The files as they were last read.
 #[derive(Default)]
-struct Known {
-    stamps: [Option<Stamp>; 2],
+struct ResolverFiles {
+    stamps: [Option<FileStamp>; 2],
     hosts: HostsFile,
     conf: ResolvConf,
     servers: NameServers,
@@ -78,14 +78,14 @@ struct Known {
 
 /// What changes when a file does, be it written, replaced or mounted anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     device: u64,
     inode: u64,
     length: u64,
     changed: (i64, i64),
 }
 
-impl Names {
+impl DnsResolver {
     pub fn of_this_host() -> Self {
         Self::from_files("/etc/resolv.conf".into(), "/etc/hosts".into())
     }
@@ -183,7 +183,7 @@ impl Names {
 
     /// What the files say now. Looked at for each new connection only, and two `stat`
     /// calls on local files take no time.
-    fn known(&self) -> Arc<Known> {
+    fn known(&self) -> Arc<ResolverFiles> {
         let stamps = || [&self.servers, &self.hosts].map(|path| stamp(path));
         let known = self.known.load_full();
         if known.stamps == stamps() {
@@ -204,7 +204,7 @@ impl Names {
         if conf.skipped != known.conf.skipped {
             tell_skipped(&self.servers, &conf.skipped);
         }
-        let fresh = Arc::new(Known {
+        let fresh = Arc::new(ResolverFiles {
             stamps,
             servers: NameServers::new(&conf, self.port()),
             hosts,
@@ -259,9 +259,9 @@ fn tell_skipped(file: &Path, skipped: &[SkippedEntry]) {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+fn stamp(path: &Path) -> Option<FileStamp> {
     let facts = fs::metadata(path).ok()?;
-    Some(Stamp {
+    Some(FileStamp {
         device: facts.dev(),
         inode: facts.ino(),
         length: facts.len(),
@@ -269,7 +269,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-impl fmt::Debug for Names {
+impl fmt::Debug for DnsResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Names")
             .field("servers", &self.servers)

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::address_memory::AddressMemory;
 use crate::causes::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::names::{FoundAddresses, LONGEST_STALE, NameError, Names, RESOLUTION_DELAY};
+use crate::names::{DnsResolver, FoundAddresses, LONGEST_STALE, NameError, RESOLUTION_DELAY};
 use crate::staggered::CandidateSource;
 
 /// A name that is not there yet is asked for again after this, whatever the zone says:
@@ -35,7 +35,7 @@ pub(super) struct AddressBook(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     host: String,
-    names: Names,
+    names: DnsResolver,
     tasks: TaskSet,
     stop: ShutdownSignal,
     state: Mutex<State>,
@@ -84,7 +84,12 @@ impl LookUp {
 }
 
 impl AddressBook {
-    pub(super) fn new(host: &str, names: Names, tasks: &TaskSet, stop: &ShutdownSignal) -> Self {
+    pub(super) fn new(
+        host: &str,
+        names: DnsResolver,
+        tasks: &TaskSet,
+        stop: &ShutdownSignal,
+    ) -> Self {
         Self(Arc::new(Shared {
             host: host.to_owned(),
             names,
@@ -98,7 +103,7 @@ impl AddressBook {
         &self.0.host
     }
 
-    pub(super) fn names(&self) -> &Names {
+    pub(super) fn names(&self) -> &DnsResolver {
         &self.0.names
     }
 

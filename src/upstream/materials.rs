@@ -14,7 +14,7 @@ use super::trust::{Tls, TrustError};
 use super::{BadApiKey, Error};
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::names::Names;
+use crate::names::DnsResolver;
 
 /// An upstream's address, trust and API key, read and found good.
 #[derive(Debug)]
@@ -49,7 +49,12 @@ impl UpstreamMaterials {
     ) -> Dialer {
         Dialer {
             port: settings.base.port,
-            book: AddressBook::new(&settings.base.host, Names::of_this_host(), tasks, stop),
+            book: AddressBook::new(
+                &settings.base.host,
+                DnsResolver::of_this_host(),
+                tasks,
+                stop,
+            ),
             memory: AddressMemory::default(),
             tls: self.tls.take(),
             limit: settings.connect_timeout,

@@ -8,14 +8,14 @@ use redis::io::AsyncDNSResolver;
 use redis::{RedisError, RedisFuture};
 
 use crate::causes::chain;
-use crate::names::Names;
+use crate::names::DnsResolver;
 
 #[derive(Clone, Debug)]
-pub(super) struct Resolver(Arc<Names>);
+pub(super) struct Resolver(Arc<DnsResolver>);
 
 impl Default for Resolver {
     fn default() -> Self {
-        Self(Arc::new(Names::of_this_host()))
+        Self(Arc::new(DnsResolver::of_this_host()))
     }
 }
 

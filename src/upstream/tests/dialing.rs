@@ -14,7 +14,7 @@ use super::stub_dns::{NO_NAME, Says, StubDns};
 use super::{Folder, PATIENCE, eventually};
 use crate::causes::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::names::Names;
+use crate::names::DnsResolver;
 use crate::upstream::DialError;
 use crate::upstream::address_book::AddressBook;
 use crate::upstream::address_memory::AddressMemory;
@@ -24,7 +24,7 @@ use crate::upstream::connect::Dialer;
 const SLACK: Duration = Duration::from_millis(200);
 const DELAY: Duration = Duration::from_millis(250);
 
-fn dialer(names: Names, port: u16, limit: Duration) -> Dialer {
+fn dialer(names: DnsResolver, port: u16, limit: Duration) -> Dialer {
     let tasks = TaskSet::new(Handle::current());
     Dialer {
         port,

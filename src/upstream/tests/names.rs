@@ -10,21 +10,21 @@ use tokio::time::Instant;
 use super::Folder;
 use super::stub_dns::{NO_NAME, Says, StubDns};
 use crate::causes::chain;
-use crate::names::Names;
+use crate::names::DnsResolver;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Far below a server's time-out, far above what a loaded machine takes.
 const SOON: Duration = Duration::from_secs(2);
 
-pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> Names {
-    Names::from_files(
+pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> DnsResolver {
+    DnsResolver::from_files(
         folder.write("resolv.conf", servers),
         folder.write("hosts", hosts),
     )
 }
 
 /// Names that `dns` is asked for.
-pub(super) fn asking(folder: &Folder, dns: &StubDns) -> Names {
+pub(super) fn asking(folder: &Folder, dns: &StubDns) -> DnsResolver {
     let mut names = names(folder, "nameserver 127.0.0.1\n", "");
     names.port = dns.port;
     names
@@ -52,7 +52,7 @@ async fn addresses_are_their_own_and_the_hosts_file_is_asked_first() {
 async fn localhost_is_this_host_even_where_no_file_says_so() {
     let folder = Folder::new();
     let missing = |name: &str| folder.0.join(name);
-    let names = Names::from_files(missing("resolv.conf"), missing("hosts"));
+    let names = DnsResolver::from_files(missing("resolv.conf"), missing("hosts"));
     for name in ["localhost", "LocalHost.", "a.localhost"] {
         assert!(names.find(name).await.unwrap().contains(&LOOPBACK));
     }
