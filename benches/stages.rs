@@ -19,7 +19,9 @@ use tollgate::config::{
 };
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
-use tollgate::pipeline::{Limiter, Peer, RouteTable, Subject, clean_fields, presents_credential};
+use tollgate::pipeline::{
+    Limiter, Peer, RateSubject, RouteTable, clean_fields, presents_credential,
+};
 use tollgate::token::{Origin, Token, TokenDigest, TokenStore, Wanted};
 use tollgate::via::GatewayVia;
 use tollgate::webapp::Role;
@@ -225,7 +227,7 @@ fn limiter(c: &mut Criterion) {
             let mut step = 0_usize;
             bencher.iter(|| {
                 step = step.wrapping_add(7_919);
-                let subject = Subject {
+                let subject = RateSubject {
                     client: &clients[step % clients.len()],
                     peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                     class: "nodes",

@@ -40,7 +40,9 @@ use crate::identity::{FirstAdmin, KeySet};
 use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskSet};
 use crate::listener::ServerTls;
 use crate::metrics::Metrics;
-use crate::pipeline::{Limiter, Live, Questions, RouteTable, Shared, keep_probe_tried};
+use crate::pipeline::{
+    AppState, Limiter, LiveRules, RouteTable, TokenIntrospection, keep_probe_tried,
+};
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
 use kept::StoreBootstrap;
@@ -87,7 +89,7 @@ impl std::fmt::Debug for ConfigApplied {
 struct ControlParts {
     config_file: Option<PathBuf>,
     config: Arc<Config>,
-    shared: Arc<Shared>,
+    shared: Arc<AppState>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     /// Of the listeners and workers.
@@ -165,11 +167,11 @@ async fn build(
     let upstream = upstream.of(prepared.upstream).announced_as(&via);
     let upstream = upstream.keeping(kept.lease_keeper()).open()?;
     let live = first_rules(&config, &kept, upstream, prepared.routes, &metrics);
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(AppState {
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
         tokens,
-        questions: Arc::new(Questions::default()),
+        questions: Arc::new(TokenIntrospection::default()),
         metrics: Arc::clone(&metrics),
         via,
         told_unreadable: AtomicBool::new(false),
@@ -203,9 +205,9 @@ fn first_rules(
     upstream: Arc<Upstream>,
     routes: RouteTable,
     metrics: &Arc<Metrics>,
-) -> Live {
+) -> LiveRules {
     let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(metrics));
-    Live {
+    LiveRules {
         routes,
         keys: KeySet::new(&config.api_keys),
         ring: kept.ring(),
@@ -317,7 +319,7 @@ impl ControlParts {
     }
 }
 
-async fn sweep_limits(shared: Arc<Shared>, stop: ShutdownSignal) {
+async fn sweep_limits(shared: Arc<AppState>, stop: ShutdownSignal) {
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -327,7 +329,7 @@ async fn sweep_limits(shared: Arc<Shared>, stop: ShutdownSignal) {
         }
         let limiter = Arc::clone(&shared.live.load().limiter);
         limiter.sweep();
-        limiter.tidy().await;
+        limiter.shrink().await;
         shared.questions.sweep();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::ControlParts;
 use crate::admin;
 use crate::config::UnknownTokens;
-use crate::pipeline::Live;
+use crate::pipeline::LiveRules;
 use crate::upstream::ProbeTrust;
 
 impl ControlParts {
@@ -109,7 +109,7 @@ impl ControlParts {
 }
 
 /// Why unknown tokens are not asked about, where they should be.
-fn probe_note(live: &Live) -> Option<String> {
+fn probe_note(live: &LiveRules) -> Option<String> {
     let is_asking = live.config.users.unknown_tokens == UnknownTokens::Ask;
     let probe = live.upstream.probe().filter(|_| is_asking)?;
     let path = probe.path();

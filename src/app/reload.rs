@@ -13,13 +13,13 @@ use super::{ConfigApplied, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
-use crate::pipeline::{Limiter, Live, Shared};
+use crate::pipeline::{AppState, Limiter, LiveRules};
 use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
 
 /// What a reload may touch.
 #[derive(Debug)]
 pub(super) struct ReloadTargets {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<AppState>,
     pub(super) lease_keeper: Option<LeaseKeeper>,
     pub(super) gates: Vec<BoundListener>,
     pub(super) tasks: TaskSet,
@@ -85,7 +85,7 @@ impl ReloadTargets {
             UpstreamChange::Same => (&old.upstream, config),
             UpstreamChange::Later(_) => (&old.upstream, with_upstream_of(&old, &config)),
         };
-        let live = Live {
+        let live = LiveRules {
             routes,
             keys: old.keys.reload(&config.api_keys),
             ring: Arc::clone(&old.ring),
@@ -124,7 +124,7 @@ impl ReloadTargets {
 
     fn open_upstream(
         &self,
-        old: &Live,
+        old: &LiveRules,
         config: &Config,
         materials: UpstreamMaterials,
     ) -> Result<Arc<Upstream>, Error> {
@@ -168,7 +168,7 @@ impl ReloadTargets {
 }
 
 /// The new configuration with the upstream that stays in use for now.
-fn with_upstream_of(live: &Live, config: &Config) -> Arc<Config> {
+fn with_upstream_of(live: &LiveRules, config: &Config) -> Arc<Config> {
     Arc::new(Config {
         upstream: live.config.upstream.clone(),
         ..config.clone()

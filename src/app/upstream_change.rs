@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::{self, Config};
-use crate::pipeline::{Live, RouteTable, Shared};
+use crate::pipeline::{AppState, LiveRules, RouteTable};
 use crate::upstream::Upstream;
 
 /// The reload itself waits so long for a changed upstream; after that it takes over later.
@@ -98,7 +98,7 @@ impl PendingUpstream {
     /// Looks what `settings` change about the upstream in use. `open` makes a new one.
     pub(super) async fn change<E>(
         &self,
-        live: &Live,
+        live: &LiveRules,
         settings: &config::Upstream,
         open: impl FnOnce() -> Result<Arc<Upstream>, E>,
     ) -> Result<UpstreamChange, E> {
@@ -126,7 +126,7 @@ impl PendingUpstream {
     }
 
     /// Waits until `upstream` can serve, and puts it in use if it is still wanted.
-    pub(super) async fn take_over_later(self, shared: Arc<Shared>, upstream: Arc<Upstream>) {
+    pub(super) async fn take_over_later(self, shared: Arc<AppState>, upstream: Arc<Upstream>) {
         let Some(settings) = self.get().map(|waiting| waiting.settings) else {
             return;
         };
@@ -153,10 +153,10 @@ impl PendingUpstream {
     /// Gives the rules that were in use; None if the upstream is not wanted any more.
     fn put_in_use(
         &self,
-        shared: &Shared,
+        shared: &AppState,
         upstream: &Arc<Upstream>,
         settings: config::Upstream,
-    ) -> Option<Arc<Live>> {
+    ) -> Option<Arc<LiveRules>> {
         let _live = self.lock_live();
         if !self.take(upstream) {
             return None;
@@ -166,7 +166,7 @@ impl PendingUpstream {
             upstream: settings,
             ..(*old.config).clone()
         };
-        let live = Live {
+        let live = LiveRules {
             routes: RouteTable::new(&config.routes),
             keys: old.keys.reload(&config.api_keys),
             ring: Arc::clone(&old.ring),

@@ -17,7 +17,7 @@ use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::listener::{self, ConnectionLimit, ServerTls};
 use crate::metrics::Metrics;
-use crate::pipeline::{Body, Flows, Peer, Pipeline, Rejection, Shared};
+use crate::pipeline::{AppState, Peer, Pipeline, Rejection, ResponseBody, SlowStreamWatchdog};
 
 /// One listener: its sockets, one per worker, and what they share.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl WorkerThreads {
 /// Starts the threads; each takes one socket of every gate.
 pub(super) fn start(
     gates: &[BoundListener],
-    shared: &Arc<Shared>,
+    shared: &Arc<AppState>,
     (tasks, stop): (&TaskSet, &ShutdownSignal),
 ) -> Result<WorkerThreads, Error> {
     let count = shared.live.load().config.workers;
@@ -143,8 +143,8 @@ fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
 struct PipelineService(Arc<Pipeline>);
 
 impl listener::RequestService for PipelineService {
-    type Body = Body;
-    type Future = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+    type Body = ResponseBody;
+    type Future = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
 
     fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         let pipeline = Arc::clone(&self.0);
@@ -153,7 +153,12 @@ impl listener::RequestService for PipelineService {
         boxed(|| async move { pipeline.handle(&head, body, &peer).await })
     }
 
-    fn refuse(&self, head: Option<&Parts>, rejection: Rejection, peer: &Peer) -> Response<Body> {
+    fn refuse(
+        &self,
+        head: Option<&Parts>,
+        rejection: Rejection,
+        peer: &Peer,
+    ) -> Response<ResponseBody> {
         self.0.refuse(head, rejection, peer)
     }
 }
@@ -161,11 +166,11 @@ impl listener::RequestService for PipelineService {
 fn run(
     runtime: &Runtime,
     doors: Vec<ListenerShare>,
-    shared: Arc<Shared>,
+    shared: Arc<AppState>,
     (tasks, stop): (TaskSet, &ShutdownSignal),
 ) {
     runtime.block_on(async {
-        let flows = Flows::default();
+        let flows = SlowStreamWatchdog::default();
         // Its own stop: the watch must outlive the drain, and end with the last exchange.
         let watching = ShutdownSignal::default();
         let watch = flows.clone().watch(watching.clone());

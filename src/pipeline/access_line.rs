@@ -40,7 +40,7 @@ impl<'a> AccessLine<'a> {
     }
 
     /// A word of ours: nothing in it needs escaping.
-    pub(super) fn word(&mut self, key: Key, word: &str) {
+    pub(super) fn word(&mut self, key: FieldKey, word: &str) {
         self.key(key);
         self.text.push(b'"');
         self.text.extend_from_slice(word.as_bytes());
@@ -48,7 +48,7 @@ impl<'a> AccessLine<'a> {
     }
 
     /// Text from outside.
-    pub(super) fn text(&mut self, key: Key, text: &str) {
+    pub(super) fn text(&mut self, key: FieldKey, text: &str) {
         self.key(key);
         self.text.push(b'"');
         let bytes = text.as_bytes();
@@ -78,19 +78,19 @@ impl<'a> AccessLine<'a> {
         }
     }
 
-    pub(super) fn number(&mut self, key: Key, number: u64) {
+    pub(super) fn number(&mut self, key: FieldKey, number: u64) {
         self.key(key);
         digits(self.text, number);
     }
 
-    pub(super) fn flag(&mut self, key: Key, flag: bool) {
+    pub(super) fn flag(&mut self, key: FieldKey, flag: bool) {
         self.key(key);
         let word: &[u8] = if flag { b"true" } else { b"false" };
         self.text.extend_from_slice(word);
     }
 
     /// Thousandths as a decimal fraction.
-    pub(super) fn thousandths(&mut self, key: Key, number: u64) {
+    pub(super) fn thousandths(&mut self, key: FieldKey, number: u64) {
         self.number(key, number / 1000);
         let left = number % 1000;
         self.text.push(b'.');
@@ -100,14 +100,14 @@ impl<'a> AccessLine<'a> {
         }
     }
 
-    pub(super) fn address(&mut self, key: Key, ip: IpAddr) {
+    pub(super) fn address(&mut self, key: FieldKey, ip: IpAddr) {
         self.key(key);
         self.text.push(b'"');
         put_address(self.text, ip);
         self.text.push(b'"');
     }
 
-    fn key(&mut self, key: Key) {
+    fn key(&mut self, key: FieldKey) {
         let spelled = match self.format {
             LogFormat::Json => key.json,
             LogFormat::Text => key.text,
@@ -118,14 +118,14 @@ impl<'a> AccessLine<'a> {
 
 /// A field's name in both spellings, with all that stands before its value.
 #[derive(Clone, Copy)]
-pub(super) struct Key {
+pub(super) struct FieldKey {
     pub(super) json: &'static str,
     pub(super) text: &'static str,
 }
 
 macro_rules! key {
     ($name:literal) => {
-        $crate::pipeline::access_line::Key {
+        $crate::pipeline::access_line::FieldKey {
             json: concat!(",\"", $name, "\":"),
             text: concat!(" ", $name, "="),
         }

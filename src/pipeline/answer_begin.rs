@@ -13,7 +13,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::forward::Way;
+use super::forward::Forwarder;
 use super::reject::Rejection;
 use super::streaming::ArrivingBody;
 use crate::upstream::AnswerBody;
@@ -34,7 +34,7 @@ pub(super) enum SmallBody {
     Arriving(Box<ArrivingBody>),
 }
 
-impl Way<'_> {
+impl Forwarder<'_> {
     /// Reads a body of `length` bytes; most have come with their head, in one piece.
     pub(super) async fn read_small(
         &self,

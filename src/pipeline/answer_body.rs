@@ -10,21 +10,21 @@ use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use super::record::Record;
-use super::streaming::{StreamError, Streaming};
+use super::record::AccessLogEntry;
+use super::streaming::{StreamError, StreamingBody};
 
 /// What the listener sends. Carries the access record, which closes with it.
 #[derive(Debug)]
-pub struct Body {
-    kind: Kind,
-    record: Option<Box<Record>>,
+pub struct ResponseBody {
+    kind: BodyKind,
+    record: Option<Box<AccessLogEntry>>,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum BodyKind {
     Empty,
     Full(Bytes),
-    Streaming(Streaming),
+    Streaming(StreamingBody),
     Replayed(Box<ReplayedBody>),
 }
 
@@ -32,7 +32,7 @@ enum Kind {
 #[derive(Debug)]
 struct ReplayedBody {
     read: Bytes,
-    rest: Option<Body>,
+    rest: Option<ResponseBody>,
     trailers: Option<HeaderMap>,
     /// Of the whole, as it was stated before any of it was read.
     length: SizeHint,
@@ -63,9 +63,9 @@ impl ReplayedBody {
     }
 }
 
-impl Body {
+impl ResponseBody {
     pub fn empty() -> Self {
-        Self::of(Kind::Empty)
+        Self::of(BodyKind::Empty)
     }
 
     pub fn full(bytes: impl Into<Bytes>) -> Self {
@@ -73,11 +73,11 @@ impl Body {
         if bytes.is_empty() {
             return Self::empty();
         }
-        Self::of(Kind::Full(bytes))
+        Self::of(BodyKind::Full(bytes))
     }
 
-    pub fn streaming(body: Streaming) -> Self {
-        Self::of(Kind::Streaming(body))
+    pub fn streaming(body: StreamingBody) -> Self {
+        Self::of(BodyKind::Streaming(body))
     }
 
     /// Reads up to `most` bytes ahead. Gives the content, if that is all there is, and a
@@ -115,7 +115,7 @@ impl Body {
         trailers: Option<HeaderMap>,
         length: SizeHint,
     ) -> Self {
-        Self::of(Kind::Replayed(Box::new(ReplayedBody {
+        Self::of(BodyKind::Replayed(Box::new(ReplayedBody {
             read,
             rest,
             trailers,
@@ -123,12 +123,12 @@ impl Body {
         })))
     }
 
-    fn of(kind: Kind) -> Self {
+    fn of(kind: BodyKind) -> Self {
         Self { kind, record: None }
     }
 
     /// The record closes when this body has been sent, or dropped half-way.
-    pub(super) fn watched_by(mut self, record: Box<Record>) -> Self {
+    pub(super) fn watched_by(mut self, record: Box<AccessLogEntry>) -> Self {
         self.record = Some(record);
         self
     }
@@ -149,8 +149,8 @@ impl Body {
 
 /// Leaves the body out of an answer to HEAD, and says how long it would be (RFC 9110 9.3.2).
 /// Over HTTP/2 hyper would send it.
-pub(super) fn omit(response: &mut Response<Body>) {
-    let body = std::mem::replace(response.body_mut(), Body::empty());
+pub(super) fn omit(response: &mut Response<ResponseBody>) {
+    let body = std::mem::replace(response.body_mut(), ResponseBody::empty());
     if !body.is_end_stream()
         && let Some(length) = body.size_hint().exact()
     {
@@ -159,7 +159,7 @@ pub(super) fn omit(response: &mut Response<Body>) {
     }
 }
 
-impl HttpBody for Body {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = StreamError;
 
@@ -168,16 +168,16 @@ impl HttpBody for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let next = match &mut self.kind {
-            Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes) => {
+            BodyKind::Empty => Poll::Ready(None),
+            BodyKind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                self.kind = Kind::Empty;
+                self.kind = BodyKind::Empty;
                 self.sent(bytes.len());
                 self.ended();
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Kind::Streaming(body) => Pin::new(body).poll_frame(cx),
-            Kind::Replayed(body) => body.poll_next(cx),
+            BodyKind::Streaming(body) => Pin::new(body).poll_frame(cx),
+            BodyKind::Replayed(body) => body.poll_next(cx),
         };
         match &next {
             Poll::Ready(None) => self.ended(),
@@ -200,24 +200,24 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Empty => true,
-            Kind::Full(_) => false,
-            Kind::Streaming(body) => body.is_end_stream(),
-            Kind::Replayed(body) => body.is_over(),
+            BodyKind::Empty => true,
+            BodyKind::Full(_) => false,
+            BodyKind::Streaming(body) => body.is_end_stream(),
+            BodyKind::Replayed(body) => body.is_over(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Streaming(body) => body.size_hint(),
-            Kind::Replayed(body) => body.length,
+            BodyKind::Empty => SizeHint::with_exact(0),
+            BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodyKind::Streaming(body) => body.size_hint(),
+            BodyKind::Replayed(body) => body.length,
         }
     }
 }
 
-impl Drop for Body {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         // hyper does not poll a body that says it is at its end (HEAD, 204, 304).
         if self.is_end_stream() {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 
-use super::Live;
-use super::credential::{Credential, CredentialFault, credential};
+use super::LiveRules;
+use super::credential::{CredentialFault, PresentedCredential, credential};
 use super::peer::LastToken;
 use super::reject::Rejection;
-use super::unknown::Asked;
+use super::unknown::Introspected;
 use crate::config::{Access, ApiKey, DirectoryKind, Route, UnknownTokens};
 use crate::identity::{self, Client, KeyRefused};
 use crate::secret::Secret;
@@ -17,7 +17,7 @@ use crate::token::{Grant, TokenDigest, TokenStore};
 
 /// What a client presented, and who that makes it.
 #[derive(Debug)]
-pub(super) struct Authenticated {
+pub(super) struct AuthenticatedClient {
     pub client: Client,
     /// The token's digest, when it was a token.
     pub digest: Option<TokenDigest>,
@@ -27,29 +27,29 @@ pub(super) struct Authenticated {
 
 /// Decides who calls. `ask` puts an unknown token to the Webapp, where that is wanted.
 pub(super) async fn authenticate<F>(
-    live: &Live,
+    live: &LiveRules,
     tokens: &TokenStore,
     route: &Route,
     request: (&Method, &str, &HeaderMap),
     last_token: &LastToken,
     ask: impl FnOnce(Secret, TokenDigest) -> F,
-) -> Result<Authenticated, Rejection>
+) -> Result<AuthenticatedClient, Rejection>
 where
-    F: Future<Output = Result<Asked, Rejection>>,
+    F: Future<Output = Result<Introspected, Rejection>>,
 {
     let (method, path, headers) = request;
     if route.access.contains(&Access::Open) {
-        return Ok(Authenticated {
+        return Ok(AuthenticatedClient {
             client: Client::Open,
             digest: None,
             bearer: None,
         });
     }
     match credential(headers).map_err(Rejection::BadCredential)? {
-        Credential::Nothing => Err(Rejection::Unauthenticated("no credential")),
-        Credential::Basic => Err(Rejection::BadCredential(CredentialFault::PasswordHere)),
-        Credential::Key(text) => key_client(live, route, method, path, text),
-        Credential::Bearer(text) => {
+        PresentedCredential::Nothing => Err(Rejection::Unauthenticated("no credential")),
+        PresentedCredential::Basic => Err(Rejection::BadCredential(CredentialFault::PasswordHere)),
+        PresentedCredential::Key(text) => key_client(live, route, method, path, text),
+        PresentedCredential::Bearer(text) => {
             let noted = last_token.digest(text);
             let digest = noted.unwrap_or_else(|| TokenDigest::of(text));
             let found = match tokens.find(&digest) {
@@ -64,8 +64,10 @@ where
                 // A route that takes no token costs the upstream no question about one.
                 None if takes_tokens(route) && asks(live) => {
                     match ask(Secret::new(text), digest).await? {
-                        Asked::Known(grant) => grant,
-                        Asked::Unknown => return Err(Rejection::Unauthenticated("unknown token")),
+                        Introspected::Known(grant) => grant,
+                        Introspected::Unknown => {
+                            return Err(Rejection::Unauthenticated("unknown token"));
+                        }
                     }
                 }
                 None => {
@@ -79,7 +81,7 @@ where
             }
             check_role(route, &grant)?;
             let relayed = live.config.users.directory == DirectoryKind::Webapp;
-            Ok(Authenticated {
+            Ok(AuthenticatedClient {
                 client: Client::User {
                     name: grant.user,
                     role: grant.role,
@@ -91,14 +93,14 @@ where
     }
 }
 
-pub(super) fn asks(live: &Live) -> bool {
+pub(super) fn asks(live: &LiveRules) -> bool {
     let users = &live.config.users;
     users.directory == DirectoryKind::Webapp && users.unknown_tokens == UnknownTokens::Ask
 }
 
 /// The config file's keys, then those made at run time. A name in the file is the
 /// file's: a run-time key of that name is good for nothing.
-fn find_key(live: &Live, text: &str) -> Result<Arc<ApiKey>, KeyRefused> {
+fn find_key(live: &LiveRules, text: &str) -> Result<Arc<ApiKey>, KeyRefused> {
     match live.keys.find(text) {
         Err(KeyRefused::Unknown) => {}
         found => return found,
@@ -111,12 +113,12 @@ fn find_key(live: &Live, text: &str) -> Result<Arc<ApiKey>, KeyRefused> {
 }
 
 fn key_client(
-    live: &Live,
+    live: &LiveRules,
     route: &Route,
     method: &Method,
     path: &str,
     text: &str,
-) -> Result<Authenticated, Rejection> {
+) -> Result<AuthenticatedClient, Rejection> {
     let key = find_key(live, text);
     let key = key.map_err(|refused| Rejection::Unauthenticated(refused.reason()))?;
     let by_role = Access::Role(key.role);
@@ -132,7 +134,7 @@ fn key_client(
             "This API key is not for this path or method",
         ));
     }
-    Ok(Authenticated {
+    Ok(AuthenticatedClient {
         client: Client::Key(Arc::clone(&key)),
         digest: None,
         bearer: None,

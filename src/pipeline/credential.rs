@@ -12,7 +12,7 @@ use crate::webapp::{BadBasic, Basic};
 
 /// A credential as presented, unchecked.
 #[derive(Debug)]
-pub(super) enum Credential<'a> {
+pub(super) enum PresentedCredential<'a> {
     Nothing,
     Bearer(&'a str),
     Key(&'a str),
@@ -78,14 +78,14 @@ fn scheme_and_rest(text: &str) -> (&str, &str) {
 }
 
 /// The one credential of a request.
-pub(super) fn credential(headers: &HeaderMap) -> Result<Credential<'_>, CredentialFault> {
+pub(super) fn credential(headers: &HeaderMap) -> Result<PresentedCredential<'_>, CredentialFault> {
     let field = match the_one(headers)? {
-        (None, None) => return Ok(Credential::Nothing),
+        (None, None) => return Ok(PresentedCredential::Nothing),
         (_, Some(key)) => {
             let key = text(key)?;
             return match key.is_empty() {
                 true => Err(CredentialFault::Empty),
-                false => Ok(Credential::Key(key)),
+                false => Ok(PresentedCredential::Key(key)),
             };
         }
         (Some(field), None) => field,
@@ -93,9 +93,9 @@ pub(super) fn credential(headers: &HeaderMap) -> Result<Credential<'_>, Credenti
     let (scheme, rest) = scheme_and_rest(text(field)?);
     match scheme {
         _ if rest.is_empty() => Err(CredentialFault::Empty),
-        _ if scheme.eq_ignore_ascii_case("bearer") => Ok(Credential::Bearer(rest)),
-        _ if scheme.eq_ignore_ascii_case("apikey") => Ok(Credential::Key(rest)),
-        _ if scheme.eq_ignore_ascii_case("basic") => Ok(Credential::Basic),
+        _ if scheme.eq_ignore_ascii_case("bearer") => Ok(PresentedCredential::Bearer(rest)),
+        _ if scheme.eq_ignore_ascii_case("apikey") => Ok(PresentedCredential::Key(rest)),
+        _ if scheme.eq_ignore_ascii_case("basic") => Ok(PresentedCredential::Basic),
         _ => Err(CredentialFault::UnknownScheme),
     }
 }
@@ -119,15 +119,15 @@ pub(super) fn basic(headers: &HeaderMap) -> Result<Basic, CredentialFault> {
 
 /// Whether there is a credential, read as `authenticate` reads it.
 pub(super) fn is_presented(headers: &HeaderMap) -> Result<bool, CredentialFault> {
-    credential(headers).map(|found| !matches!(found, Credential::Nothing))
+    credential(headers).map(|found| !matches!(found, PresentedCredential::Nothing))
 }
 
 /// The text of the one credential, for `fuzz/`.
 #[cfg(fuzzing)]
 pub(super) fn credential_of(headers: &HeaderMap) -> Result<Option<&str>, CredentialFault> {
     Ok(match credential(headers)? {
-        Credential::Nothing | Credential::Basic => None,
-        Credential::Bearer(text) | Credential::Key(text) => Some(text),
+        PresentedCredential::Nothing | PresentedCredential::Basic => None,
+        PresentedCredential::Bearer(text) | PresentedCredential::Key(text) => Some(text),
     })
 }
 
@@ -138,16 +138,22 @@ mod tests {
     #[test]
     fn a_credential_is_read_once_and_only_once() {
         let mut headers = HeaderMap::new();
-        assert!(matches!(credential(&headers), Ok(Credential::Nothing)));
+        assert!(matches!(
+            credential(&headers),
+            Ok(PresentedCredential::Nothing)
+        ));
         headers.insert(AUTHORIZATION, HeaderValue::from_static("bEaReR  abc "));
         assert!(matches!(
             credential(&headers),
-            Ok(Credential::Bearer("abc"))
+            Ok(PresentedCredential::Bearer("abc"))
         ));
         headers.insert(X_API_KEY, HeaderValue::from_static("k"));
         assert_eq!(credential(&headers).unwrap_err(), CredentialFault::Several);
         headers.remove(AUTHORIZATION);
-        assert!(matches!(credential(&headers), Ok(Credential::Key("k"))));
+        assert!(matches!(
+            credential(&headers),
+            Ok(PresentedCredential::Key("k"))
+        ));
         headers.insert(X_API_KEY, HeaderValue::from_static(" "));
         assert_eq!(credential(&headers).unwrap_err(), CredentialFault::Empty);
         headers.remove(X_API_KEY);

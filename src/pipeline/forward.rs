@@ -10,17 +10,17 @@ use hyper::ext::ReasonPhrase;
 use tokio::time::Instant;
 
 use super::answer_begin::{SMALL, SmallBody};
-use super::answer_body::Body;
+use super::answer_body::ResponseBody;
 use super::headers;
-use super::inject::{Carried, CredentialSource, Inbound, inject, probe};
+use super::inject::{CredentialSource, Inbound, UpstreamCredential, inject, probe};
 use super::pace::PaceRules;
-use super::record::Record;
-use super::refused::Judged;
+use super::record::AccessLogEntry;
+use super::refused::JudgedResponse;
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
 use super::scrub::scrub;
-use super::stream_watch::Flows;
-use super::streaming::Streaming;
+use super::stream_watch::SlowStreamWatchdog;
+use super::streaming::StreamingBody;
 use super::upstream_turn::UpstreamTurn;
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
@@ -29,7 +29,7 @@ use crate::upstream::{AnswerBody, Connections, Patience, SendError, SendErrorKin
 
 /// What forwarding needs besides the request.
 #[derive(Debug)]
-pub(super) struct Way<'a> {
+pub(super) struct Forwarder<'a> {
     pub upstream: &'a Arc<Upstream>,
     pub connections: &'a Connections<RequestBody>,
     pub settings: &'a config::Upstream,
@@ -38,22 +38,22 @@ pub(super) struct Way<'a> {
     /// Whose permits at the upstream the request takes.
     pub share: ShareKey,
     pub metrics: &'a Arc<Metrics>,
-    pub flows: &'a Flows,
+    pub flows: &'a SlowStreamWatchdog,
     /// End of the whole exchange.
     pub deadline: Instant,
 }
 
-pub(super) type Answer = Response<AnswerBody>;
+pub(super) type GatewayResponse = Response<AnswerBody>;
 
-impl Way<'_> {
+impl Forwarder<'_> {
     /// Sends a request and gives back what the client gets to see.
     pub(super) async fn forward(
         &self,
         request: &Inbound<'_>,
         body: RequestBody,
         source: CredentialSource,
-        record: &mut Record,
-    ) -> Result<Response<Body>, Rejection> {
+        record: &mut AccessLogEntry,
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let is_whole = request.body().prefetch().await;
         if let Some(rejection) = body_failure(request) {
             return Err(rejection);
@@ -68,7 +68,7 @@ impl Way<'_> {
         let judged = match self.send(request, body, &carried, record).await {
             Ok(answer) if answer.status() != StatusCode::UNAUTHORIZED => {
                 self.note_answer(request, &carried, answer.status(), false);
-                Ok(Judged {
+                Ok(JudgedResponse {
                     answer,
                     carried,
                     turn,
@@ -79,12 +79,13 @@ impl Way<'_> {
         let answer = match judged {
             Ok(judged) => {
                 record.answered_upstream(judged.answer.status());
-                let Judged {
+                let JudgedResponse {
                     answer,
                     carried,
                     turn,
                 } = judged;
-                self.hand_down(answer, &carried, turn, request.body()).await
+                self.finish_response(answer, &carried, turn, request.body())
+                    .await
             }
             Err(rejection) => Err(rejection),
         };
@@ -111,9 +112,9 @@ impl Way<'_> {
         &self,
         request: &Inbound<'_>,
         body: RequestBody,
-        carried: &Carried,
-        record: &mut Record,
-    ) -> Result<Answer, Rejection> {
+        carried: &UpstreamCredential,
+        record: &mut AccessLogEntry,
+    ) -> Result<GatewayResponse, Rejection> {
         self.metrics.injected.add(carried.label());
         let outbound = inject(request, body, carried).into_request();
         let sent = Instant::now();
@@ -131,9 +132,9 @@ impl Way<'_> {
         &self,
         request: &Inbound<'_>,
         error: SendError<RequestBody>,
-        carried: &Carried,
-        record: &mut Record,
-    ) -> Result<Answer, Rejection> {
+        carried: &UpstreamCredential,
+        record: &mut AccessLogEntry,
+    ) -> Result<GatewayResponse, Rejection> {
         let Some(again) = second_try(request, &error, carried) else {
             return Err(refusal(request, error));
         };
@@ -153,13 +154,13 @@ impl Way<'_> {
         }
     }
 
-    async fn hand_down(
+    async fn finish_response(
         &self,
-        answer: Answer,
-        carried: &Carried,
+        answer: GatewayResponse,
+        carried: &UpstreamCredential,
         turn: UpstreamTurn,
         upload: &BodyHandle,
-    ) -> Result<Response<Body>, Rejection> {
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let (mut head, body) = answer.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Rejection::BadAnswer("upstream switched protocols unasked"));
@@ -172,7 +173,7 @@ impl Way<'_> {
             head.extensions.remove::<ReasonPhrase>();
         }
         if body.is_end_stream() {
-            return Ok(Response::from_parts(head, Body::empty()));
+            return Ok(Response::from_parts(head, ResponseBody::empty()));
         }
         let arriving = match body.size_hint().exact() {
             Some(length @ ..=SMALL) => match self.read_small(body, length).await? {
@@ -181,13 +182,13 @@ impl Way<'_> {
                         Some(needle) => scrub(bytes, needle),
                         None => bytes,
                     };
-                    return Ok(Response::from_parts(head, Body::full(bytes)));
+                    return Ok(Response::from_parts(head, ResponseBody::full(bytes)));
                 }
                 SmallBody::Arriving(arriving) => *arriving,
             },
             _ => match self.read_first(body, &head.headers).await? {
                 Some(arriving) => arriving,
-                None => return Ok(Response::from_parts(head, Body::empty())),
+                None => return Ok(Response::from_parts(head, ResponseBody::empty())),
             },
         };
         let rules = PaceRules {
@@ -196,8 +197,11 @@ impl Way<'_> {
             deadline: self.deadline,
         };
         let turn = upload.turn_for_answer(turn);
-        let streaming = Streaming::new(arriving, turn, rules, needle.cloned(), self.flows);
-        Ok(Response::from_parts(head, Body::streaming(streaming)))
+        let streaming = StreamingBody::new(arriving, turn, rules, needle.cloned(), self.flows);
+        Ok(Response::from_parts(
+            head,
+            ResponseBody::streaming(streaming),
+        ))
     }
 }
 
@@ -205,7 +209,7 @@ impl Way<'_> {
 pub(super) async fn ask(
     connections: &Connections<RequestBody>,
     path: &PathAndQuery,
-    carried: &Carried,
+    carried: &UpstreamCredential,
     patience: Patience,
 ) -> Option<StatusCode> {
     let mut outbound = probe(path, carried).into_request();
@@ -219,7 +223,7 @@ pub(super) async fn ask(
 fn second_try(
     request: &Inbound<'_>,
     error: &SendError<RequestBody>,
-    carried: &Carried,
+    carried: &UpstreamCredential,
 ) -> Option<Request<RequestBody>> {
     if error.kind != SendErrorKind::DeadConnection {
         return None;

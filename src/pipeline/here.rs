@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::request_body::RequestBody;
-use super::{Live, Shared};
+use super::{AppState, LiveRules};
 use crate::lifecycle::TaskSet;
 use crate::logging::WorkerLines;
 use crate::metrics::{Metrics, RouteCounts};
@@ -13,8 +13,8 @@ use crate::via::GatewayVia;
 
 /// One version of the rules, on one worker.
 #[derive(Debug)]
-pub(super) struct Here {
-    pub(super) live: Arc<Live>,
+pub(super) struct WorkerContext {
+    pub(super) live: Arc<LiveRules>,
     /// To the upstream of `live`.
     pub(super) connections: Arc<Connections<RequestBody>>,
     pub(super) metrics: Arc<Metrics>,
@@ -25,8 +25,8 @@ pub(super) struct Here {
     pub(super) no_route: RouteCounts,
 }
 
-impl Here {
-    fn first(shared: &Shared, tasks: &TaskSet) -> Arc<Self> {
+impl WorkerContext {
+    fn first(shared: &AppState, tasks: &TaskSet) -> Arc<Self> {
         let live = shared.live.load_full();
         Arc::new(Self {
             connections: connections(&live, tasks, &shared.metrics),
@@ -40,7 +40,7 @@ impl Here {
 
     /// The same with other rules. If they name another upstream, requests under way
     /// keep the connections they have.
-    fn next(&self, live: Arc<Live>, tasks: &TaskSet) -> Arc<Self> {
+    fn next(&self, live: Arc<LiveRules>, tasks: &TaskSet) -> Arc<Self> {
         let is_same = Arc::ptr_eq(&live.upstream, &self.live.upstream);
         Arc::new(Self {
             connections: match is_same {
@@ -57,7 +57,7 @@ impl Here {
 }
 
 fn connections(
-    live: &Live,
+    live: &LiveRules,
     tasks: &TaskSet,
     metrics: &Arc<Metrics>,
 ) -> Arc<Connections<RequestBody>> {
@@ -71,14 +71,14 @@ fn connections(
 
 /// The newest view.
 #[derive(Debug)]
-pub(super) struct Newest(Mutex<Arc<Here>>);
+pub(super) struct WorkerContextCache(Mutex<Arc<WorkerContext>>);
 
-impl Newest {
-    pub(super) fn new(shared: &Shared, tasks: &TaskSet) -> Self {
-        Self(Mutex::new(Here::first(shared, tasks)))
+impl WorkerContextCache {
+    pub(super) fn new(shared: &AppState, tasks: &TaskSet) -> Self {
+        Self(Mutex::new(WorkerContext::first(shared, tasks)))
     }
 
-    pub(super) fn view(&self, shared: &Shared, tasks: &TaskSet) -> Arc<Here> {
+    pub(super) fn view(&self, shared: &AppState, tasks: &TaskSet) -> Arc<WorkerContext> {
         let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let live = shared.live.load();
         if !Arc::ptr_eq(&live, &here.live) {

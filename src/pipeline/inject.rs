@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Uri};
 
-use super::headers::{self, Said, UpwardFraming};
+use super::headers::{self, ForwardedHeaders, UpwardFraming};
 use super::request_body::{BodyHandle, RequestBody};
 use crate::metrics::Injected;
 use crate::secret::{Secret, SecretPattern};
@@ -16,7 +16,7 @@ use crate::upstream::{Lease, PathKey, Session};
 
 /// What goes up in place of the client's credential.
 #[derive(Clone, Debug)]
-pub(super) enum Carried {
+pub(super) enum UpstreamCredential {
     /// Our session's token.
     Session(Arc<Lease>),
     /// The upstream's API key, on monitoring nodes.
@@ -30,12 +30,12 @@ pub(super) enum Carried {
 /// Where that comes from.
 #[derive(Debug)]
 pub(super) enum CredentialSource {
-    Ready(Carried),
+    Ready(UpstreamCredential),
     /// The lease that the session has when the request's turn has come.
     Session,
 }
 
-impl Carried {
+impl UpstreamCredential {
     /// One of the gate's own credentials, of which the client knows nothing.
     pub(super) fn is_ours(&self) -> bool {
         matches!(self, Self::Session(_) | Self::ApiKey(_))
@@ -75,14 +75,14 @@ impl Carried {
 /// often as it must be sent.
 pub(super) struct Inbound<'a> {
     head: &'a Parts,
-    said: Said<'a>,
+    said: ForwardedHeaders<'a>,
     body: BodyHandle,
     /// The gate itself reads the answer.
     is_answer_read: bool,
 }
 
 impl<'a> Inbound<'a> {
-    pub(super) fn new(head: &'a Parts, said: Said<'a>, body: BodyHandle) -> Self {
+    pub(super) fn new(head: &'a Parts, said: ForwardedHeaders<'a>, body: BodyHandle) -> Self {
         Self {
             head,
             said,
@@ -135,14 +135,18 @@ impl Outbound {
     }
 }
 
-pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried) -> Outbound {
+pub(super) fn inject(
+    request: &Inbound<'_>,
+    body: RequestBody,
+    carried: &UpstreamCredential,
+) -> Outbound {
     let framing = UpwardFraming::of(request.head, http_body::Body::size_hint(&body).exact());
     let mut outbound = Request::new(body);
     *outbound.method_mut() = request.head.method.clone();
     if let Some(target) = request.head.uri.path_and_query() {
         *outbound.uri_mut() = Uri::from(target.clone());
     }
-    *outbound.headers_mut() = headers::upward(&request.head.headers, &request.said);
+    *outbound.headers_mut() = headers::forwarded_headers(&request.head.headers, &request.said);
     framing.put(&request.head.method, outbound.headers_mut());
     if request.head.method == Method::OPTIONS {
         headers::count_hop(outbound.headers_mut());
@@ -155,7 +159,7 @@ pub(super) fn inject(request: &Inbound<'_>, body: RequestBody, carried: &Carried
 }
 
 /// A question of our own about `carried`.
-pub(super) fn probe(path: &PathAndQuery, carried: &Carried) -> Outbound {
+pub(super) fn probe(path: &PathAndQuery, carried: &UpstreamCredential) -> Outbound {
     let mut outbound = Request::new(RequestBody::empty());
     *outbound.uri_mut() = Uri::from(path.clone());
     headers::ask_plain(outbound.headers_mut());
@@ -163,16 +167,16 @@ pub(super) fn probe(path: &PathAndQuery, carried: &Carried) -> Outbound {
     Outbound(outbound)
 }
 
-fn carry(headers: &mut HeaderMap, carried: &Carried) {
+fn carry(headers: &mut HeaderMap, carried: &UpstreamCredential) {
     match carried {
-        Carried::Session(lease) | Carried::ApiKey(lease) => {
+        UpstreamCredential::Session(lease) | UpstreamCredential::ApiKey(lease) => {
             for (name, value) in lease.headers() {
                 headers.insert(name, value.clone());
             }
         }
-        Carried::Client(value) => {
+        UpstreamCredential::Client(value) => {
             headers.insert(AUTHORIZATION, value.clone());
         }
-        Carried::Nothing => {}
+        UpstreamCredential::Nothing => {}
     }
 }

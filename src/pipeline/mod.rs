@@ -51,20 +51,20 @@ use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use tracing::warn;
 
-pub use answer_body::Body;
+pub use answer_body::ResponseBody;
 pub use client_body::ClientBody;
 pub use credential::CredentialFault;
 pub use limit::{
-    Admitted, InFlight, Limiter, LoginHeld, LoginTry, Overloaded, RateFacts, Subject, TokenTry,
-    TooMany,
+    InFlight, Limiter, LoginHeld, LoginTry, RateAdmission, RateLimitHeaders, RateSubject, TokenTry,
+    TooMany, TooManyInFlight,
 };
 pub use peer::{LastToken, Peer, TlsFacts};
-pub use reject::{Face, Rejection};
+pub use reject::{ErrorMapping, Rejection};
 pub use request_body::RequestBody;
 pub use route::RouteTable;
 pub use steps::{clean_fields, presents_credential};
-pub use stream_watch::Flows;
-pub use unknown::{Questions, keep_probe_tried};
+pub use stream_watch::SlowStreamWatchdog;
+pub use unknown::{TokenIntrospection, keep_probe_tried};
 
 use crate::config::{self, Config, Route, Target, UsersCall};
 use crate::identity::{Client, KeyRing, KeySet, UserDirectory};
@@ -74,16 +74,16 @@ use crate::secret::Secret;
 use crate::token::{TokenDigest, TokenStore};
 use crate::upstream::Upstream;
 use crate::via::GatewayVia;
-use authenticate::{Authenticated, authenticate};
-use forward::Way;
-use here::{Here, Newest};
-use ready::{Ready, credential_source};
-use record::Record;
-use unknown::Asked;
+use authenticate::{AuthenticatedClient, authenticate};
+use forward::Forwarder;
+use here::{WorkerContext, WorkerContextCache};
+use ready::{AdmittedRequest, credential_source};
+use record::AccessLogEntry;
+use unknown::Introspected;
 
 /// The rules as they stand; replaced whole by a reload.
 #[derive(Debug)]
-pub struct Live {
+pub struct LiveRules {
     pub config: Arc<Config>,
     pub routes: RouteTable,
     pub keys: KeySet,
@@ -95,12 +95,12 @@ pub struct Live {
 
 /// What all workers share.
 #[derive(Debug)]
-pub struct Shared {
-    pub live: ArcSwap<Live>,
+pub struct AppState {
+    pub live: ArcSwap<LiveRules>,
     /// None when the Webapp owns the users.
     pub users: Option<Arc<UserDirectory>>,
     pub tokens: Arc<TokenStore>,
-    pub questions: Arc<Questions>,
+    pub questions: Arc<TokenIntrospection>,
     pub metrics: Arc<Metrics>,
     /// The gate's name in `Via`.
     pub via: GatewayVia,
@@ -108,7 +108,7 @@ pub struct Shared {
     pub told_unreadable: AtomicBool,
 }
 
-impl Shared {
+impl AppState {
     /// Where a request came from. What a trusted proxy says that is no address is counted,
     /// and the first is told of.
     fn origin(&self, head: &Parts, peer: &Peer, rules: &config::RequestRules) -> IpAddr {
@@ -132,17 +132,17 @@ impl Shared {
 /// One worker's pipeline: the shared rules, its own connections.
 #[derive(Debug)]
 pub struct Pipeline {
-    shared: Arc<Shared>,
-    newest: Newest,
-    flows: Flows,
+    shared: Arc<AppState>,
+    newest: WorkerContextCache,
+    flows: SlowStreamWatchdog,
     tasks: Arc<TaskSet>,
 }
 
 impl Pipeline {
     /// `tasks` run on this worker's runtime.
-    pub fn new(shared: Arc<Shared>, tasks: TaskSet, flows: Flows) -> Self {
+    pub fn new(shared: Arc<AppState>, tasks: TaskSet, flows: SlowStreamWatchdog) -> Self {
         Self {
-            newest: Newest::new(&shared, &tasks),
+            newest: WorkerContextCache::new(&shared, &tasks),
             shared,
             flows,
             tasks: Arc::new(tasks),
@@ -150,11 +150,16 @@ impl Pipeline {
     }
 
     /// Answers one request. Never fails: a refusal is an answer too.
-    pub async fn handle(&self, head: &Parts, body: Incoming, peer: &Peer) -> Response<Body> {
+    pub async fn handle(
+        &self,
+        head: &Parts,
+        body: Incoming,
+        peer: &Peer,
+    ) -> Response<ResponseBody> {
         // One version of the rules for the whole request, even if a reload lands now.
         let here = self.newest.view(&self.shared, &self.tasks);
         let body = ClientBody::new(body, head.version, &self.tasks);
-        let mut record = Record::open(&here, head, peer);
+        let mut record = AccessLogEntry::open(&here, head, peer);
         let outcome = self.run(&here, (head, body), peer, &mut record).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
             record.rejected(&rejection);
@@ -174,11 +179,11 @@ impl Pipeline {
         head: Option<&Parts>,
         rejection: Rejection,
         peer: &Peer,
-    ) -> Response<Body> {
+    ) -> Response<ResponseBody> {
         let here = self.newest.view(&self.shared, &self.tasks);
         let mut record = match head {
-            Some(head) => Record::open(&here, head, peer),
-            None => Record::open_unread(&here, peer),
+            Some(head) => AccessLogEntry::open(&here, head, peer),
+            None => AccessLogEntry::open_unread(&here, peer),
         };
         record.rejected(&rejection);
         let mut response = rejection.into_response(Duration::ZERO);
@@ -189,11 +194,11 @@ impl Pipeline {
 
     async fn run(
         &self,
-        here: &Arc<Here>,
+        here: &Arc<WorkerContext>,
         (head, body): (&Parts, ClientBody),
         peer: &Peer,
-        record: &mut Record,
-    ) -> Result<Response<Body>, Rejection> {
+        record: &mut AccessLogEntry,
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let live = &*here.live;
         let place = live.limiter.in_flight();
         record.hold(place.map_err(|_| Rejection::Overloaded)?);
@@ -234,7 +239,7 @@ impl Pipeline {
             return Ok(answer);
         }
 
-        let ready = Ready {
+        let ready = AdmittedRequest {
             live,
             route,
             who,
@@ -259,11 +264,11 @@ impl Pipeline {
     /// The last stage of most requests.
     async fn send_up(
         &self,
-        here: &Here,
-        ready: &Ready<'_>,
+        here: &WorkerContext,
+        ready: &AdmittedRequest<'_>,
         (head, body): (&Parts, ClientBody),
-        (peer, record): (&Peer, &mut Record),
-    ) -> Result<Response<Body>, Rejection> {
+        (peer, record): (&Peer, &mut AccessLogEntry),
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let body = ready.bounded(body)?;
         record.body(body.handle());
         let request = ready.inbound(head, &body, peer, record);
@@ -276,8 +281,8 @@ impl Pipeline {
         Ok(answer)
     }
 
-    fn way<'a>(&'a self, here: &'a Here, ready: &Ready<'a>) -> Way<'a> {
-        Way {
+    fn way<'a>(&'a self, here: &'a WorkerContext, ready: &AdmittedRequest<'a>) -> Forwarder<'a> {
+        Forwarder {
             upstream: &ready.live.upstream,
             connections: &here.connections,
             settings: &ready.live.config.upstream,
@@ -291,7 +296,7 @@ impl Pipeline {
     }
 
     /// A 401 to the client's own bearer is a verdict on its token.
-    async fn evict(&self, who: &Authenticated) {
+    async fn evict(&self, who: &AuthenticatedClient) {
         if let (Some(digest), Some(_)) = (&who.digest, &who.bearer) {
             self.shared.tokens.revoke(digest).await;
         }
@@ -300,18 +305,18 @@ impl Pipeline {
     /// Puts a token the gate has never seen to the Webapp, once for all who ask.
     async fn ask(
         &self,
-        here: &Arc<Here>,
+        here: &Arc<WorkerContext>,
         peer: IpAddr,
         token: Secret,
         digest: TokenDigest,
-    ) -> Result<Asked, Rejection> {
+    ) -> Result<Introspected, Rejection> {
         if unknown::is_hopeless(&here.live) {
-            return Ok(Asked::Unknown);
+            return Ok(Introspected::Unknown);
         }
         let (question, waiting) = match self.shared.questions.turn(digest) {
-            unknown::Turn::Refused => return Ok(Asked::Unknown),
-            unknown::Turn::Wait(waiting) => return unknown::wait(waiting).await,
-            unknown::Turn::Put(question, waiting) => (question, waiting),
+            unknown::FlightRole::Refused => return Ok(Introspected::Unknown),
+            unknown::FlightRole::Wait(waiting) => return unknown::wait(waiting).await,
+            unknown::FlightRole::Put(question, waiting) => (question, waiting),
         };
         let attempt = here.live.limiter.admit_unknown_token(peer).await;
         let attempt = attempt.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
@@ -320,10 +325,10 @@ impl Pipeline {
         // A task of its own: the client may leave, others wait for the same answer.
         self.tasks.spawn("unknown token", async move {
             let verdict = unknown::put(&asking, &tokens, *question.digest(), &token).await;
-            if matches!(verdict, unknown::Verdict::Known(_)) {
+            if matches!(verdict, unknown::IntrospectionVerdict::Known(_)) {
                 attempt.succeeded();
             }
-            question.settle(verdict);
+            question.complete(verdict);
         });
         unknown::wait(waiting).await
     }
@@ -332,15 +337,15 @@ impl Pipeline {
 /// Takes a permit of each limit that applies. Logins are limited further on, once it is known
 /// who tries.
 async fn admit(
-    live: &Live,
+    live: &LiveRules,
     route: &Route,
     client: &Client,
     peer: IpAddr,
-) -> Result<Admitted, Rejection> {
+) -> Result<RateAdmission, Rejection> {
     if route.target == Target::UsersNode(UsersCall::Login) {
-        return Ok(Admitted::default());
+        return Ok(RateAdmission::default());
     }
-    let subject = limit::Subject {
+    let subject = limit::RateSubject {
         client,
         peer,
         class: &route.class,
@@ -362,7 +367,10 @@ mod tests {
     /// Both are moved and kept once a request. What is rare belongs in a box of its own.
     #[test]
     fn a_request_and_its_record_stay_small() {
-        let (future, record) = (size_of_future(Pipeline::handle), size_of::<Record>());
+        let (future, record) = (
+            size_of_future(Pipeline::handle),
+            size_of::<AccessLogEntry>(),
+        );
         assert!(
             future <= 3_050,
             "the future of a request takes {future} bytes"

@@ -5,12 +5,12 @@ use http::header::ALLOW;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 
-use super::answer_body::Body;
+use super::answer_body::ResponseBody;
 use super::headers;
 use super::reject::Rejection;
 
 /// `OPTIONS *` (RFC 9110 9.3.7): which server that is, the gate alone can say.
-pub(super) fn of_the_server(head: &Parts) -> Option<Response<Body>> {
+pub(super) fn of_the_server(head: &Parts) -> Option<Response<ResponseBody>> {
     let is_asked = head.method == Method::OPTIONS && head.uri.path() == "*";
     is_asked.then(|| answer(super::route::ANY_METHOD))
 }
@@ -20,7 +20,7 @@ pub(super) fn of_the_server(head: &Parts) -> Option<Response<Body>> {
 pub(super) fn of_the_last_hop(
     head: &Parts,
     allowed: impl FnOnce() -> String,
-) -> Result<Option<Response<Body>>, Rejection> {
+) -> Result<Option<Response<ResponseBody>>, Rejection> {
     if head.method != Method::OPTIONS {
         return Ok(None);
     }
@@ -28,8 +28,8 @@ pub(super) fn of_the_last_hop(
     Ok((left == Some(0)).then(|| answer(&allowed())))
 }
 
-fn answer(allowed: &str) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+fn answer(allowed: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     if let Ok(value) = HeaderValue::from_str(allowed) {
         response.headers_mut().insert(ALLOW, value);

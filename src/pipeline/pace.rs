@@ -12,7 +12,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Who owes the next step of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Debtor {
+pub enum BodyDebtor {
     Client,
     Upstream,
 }
@@ -30,9 +30,9 @@ pub(super) struct PaceRules {
 
 /// Watches one body. The timer exists only once somebody had to wait.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateGuard {
     rules: PaceRules,
-    turn: Debtor,
+    turn: BodyDebtor,
     /// Since when it is that side's turn.
     since: Instant,
     /// How long the client took, turns that have ended.
@@ -41,9 +41,9 @@ pub(super) struct Pace {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Pace {
+impl RateGuard {
     /// A body of which `first` owes the first step.
-    pub(super) fn new(rules: PaceRules, first: Debtor) -> Self {
+    pub(super) fn new(rules: PaceRules, first: BodyDebtor) -> Self {
         Self {
             rules,
             turn: first,
@@ -54,26 +54,26 @@ impl Pace {
         }
     }
 
-    pub(super) fn turn(&self) -> Debtor {
+    pub(super) fn turn(&self) -> BodyDebtor {
         self.turn
     }
 
     /// The last step was found wanting: `debtor` owes it, since then or already longer.
-    pub(super) fn awaits(&mut self, debtor: Debtor) {
+    pub(super) fn awaits(&mut self, debtor: BodyDebtor) {
         if self.turn != debtor {
             self.begin(debtor);
         }
     }
 
     /// So many bytes have moved, and `next` owes the next step from now on.
-    pub(super) fn moved(&mut self, bytes: usize, next: Debtor) {
+    pub(super) fn moved(&mut self, bytes: usize, next: BodyDebtor) {
         self.bytes += bytes as u64;
         self.begin(next);
     }
 
-    fn begin(&mut self, debtor: Debtor) {
+    fn begin(&mut self, debtor: BodyDebtor) {
         let now = Instant::now();
-        if self.turn == Debtor::Client {
+        if self.turn == BodyDebtor::Client {
             self.client_took += now.saturating_duration_since(self.since);
         }
         self.turn = debtor;
@@ -83,8 +83,8 @@ impl Pace {
     /// Bytes per second of the client's time so far.
     pub(super) fn rate(&self, now: Instant) -> u64 {
         let current = match self.turn {
-            Debtor::Client => now.saturating_duration_since(self.since),
-            Debtor::Upstream => Duration::ZERO,
+            BodyDebtor::Client => now.saturating_duration_since(self.since),
+            BodyDebtor::Upstream => Duration::ZERO,
         };
         let millis = (self.client_took + current).as_millis();
         let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
@@ -115,7 +115,7 @@ impl Pace {
 
     fn next_limit(&self, patience: u32) -> Instant {
         let pause = self.rules.idle * patience;
-        if self.turn == Debtor::Upstream || self.rules.min_rate == 0 {
+        if self.turn == BodyDebtor::Upstream || self.rules.min_rate == 0 {
             return self.since + pause;
         }
         let covered = Duration::from_secs_f64(self.bytes as f64 / self.rules.min_rate as f64);
@@ -130,13 +130,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn pace(first: Debtor) -> Pace {
+    fn pace(first: BodyDebtor) -> RateGuard {
         let rules = PaceRules {
             idle: 30 * SECOND,
             min_rate: 100,
             deadline: Instant::now() + 100 * SECOND,
         };
-        Pace::new(rules, first)
+        RateGuard::new(rules, first)
     }
 
     async fn pass(seconds: u32) -> Instant {
@@ -146,13 +146,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_has_a_grace_a_rate_and_a_longest_pause() {
-        let mut pace = pace(Debtor::Client);
+        let mut pace = pace(BodyDebtor::Client);
         assert!(!pace.is_too_slow(pass(9).await, 1));
         assert!(
             pace.is_too_slow(pass(2).await, 1),
             "no bytes after the grace"
         );
-        pace.moved(5_000, Debtor::Client);
+        pace.moved(5_000, BodyDebtor::Client);
         assert!(!pace.is_too_slow(pass(29).await, 1), "5,000 bytes buy 50 s");
         assert!(pace.is_too_slow(pass(1).await, 1), "a pause of 30 s");
         assert!(!pace.is_too_slow(Instant::now(), 10));
@@ -163,20 +163,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_upstream_has_a_longest_pause_only_and_costs_the_client_nothing() {
-        let mut pace = pace(Debtor::Upstream);
+        let mut pace = pace(BodyDebtor::Upstream);
         for _ in 0..10 {
             assert!(!pace.is_too_slow(pass(29).await, 1));
-            pace.moved(1, Debtor::Client);
-            pace.awaits(Debtor::Upstream);
+            pace.moved(1, BodyDebtor::Client);
+            pace.awaits(BodyDebtor::Upstream);
         }
-        pace.awaits(Debtor::Upstream);
+        pace.awaits(BodyDebtor::Upstream);
         pass(29).await;
-        pace.awaits(Debtor::Upstream);
+        pace.awaits(BodyDebtor::Upstream);
         assert!(
             pace.is_too_slow(pass(1).await, 1),
             "a second look is no progress"
         );
-        pace.moved(1, Debtor::Client);
+        pace.moved(1, BodyDebtor::Client);
         assert!(
             !pace.is_too_slow(pass(9).await, 1),
             "the client's own grace is whole"
@@ -186,12 +186,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_clients_turns_are_counted_together() {
-        let mut pace = pace(Debtor::Client);
+        let mut pace = pace(BodyDebtor::Client);
         for _ in 0..9 {
             pass(1).await;
-            pace.moved(1, Debtor::Upstream);
+            pace.moved(1, BodyDebtor::Upstream);
             pass(20).await;
-            pace.awaits(Debtor::Client);
+            pace.awaits(BodyDebtor::Client);
         }
         assert!(!pace.is_too_slow(Instant::now(), 1), "9 s of 10");
         assert_eq!(pace.rate(Instant::now()), 1);

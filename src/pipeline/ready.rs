@@ -6,26 +6,26 @@ use http::HeaderValue;
 use http::request::Parts;
 use tokio::time::Instant;
 
-use super::authenticate::Authenticated;
+use super::authenticate::AuthenticatedClient;
 use super::client_body::ClientBody;
-use super::forward::Way;
-use super::headers::{self, Ours};
-use super::inject::{Carried, CredentialSource, Inbound};
+use super::forward::Forwarder;
+use super::headers::{self, RequestFacts};
+use super::inject::{CredentialSource, Inbound, UpstreamCredential};
 use super::peer::sharer;
-use super::record::Record;
+use super::record::AccessLogEntry;
 use super::reject::Rejection;
 use super::request_body::{BodyRules, RequestBody};
-use super::users_node::{Call, MOST_BODY};
-use super::{Live, Peer};
+use super::users_node::{MOST_BODY, UsersNodeCall};
+use super::{LiveRules, Peer};
 use crate::config::{Route, Target, UsersCall};
 use crate::identity::Client;
 use crate::shares::ShareKey;
 
 /// The outcome of the stages before the last: a request that may go on.
-pub(super) struct Ready<'a> {
-    pub(super) live: &'a Live,
+pub(super) struct AdmittedRequest<'a> {
+    pub(super) live: &'a LiveRules,
     pub(super) route: &'a Route,
-    pub(super) who: Authenticated,
+    pub(super) who: AuthenticatedClient,
     pub(super) peer: IpAddr,
     /// This gate in `Via`.
     pub(super) via: &'a HeaderValue,
@@ -33,15 +33,15 @@ pub(super) struct Ready<'a> {
     pub(super) deadline: Instant,
 }
 
-impl<'a> Ready<'a> {
+impl<'a> AdmittedRequest<'a> {
     /// Whose permits at the upstream the request takes.
     pub(super) fn share(&self) -> ShareKey {
         let permits = self.live.upstream.permits();
         permits.key(sharer(&self.who.client, self.peer))
     }
 
-    pub(super) fn call<'c>(&'c self, kind: UsersCall, head: &'c Parts) -> Call<'c> {
-        Call {
+    pub(super) fn call<'c>(&'c self, kind: UsersCall, head: &'c Parts) -> UsersNodeCall<'c> {
+        UsersNodeCall {
             kind,
             client: &self.who.client,
             token: self.who.digest,
@@ -82,12 +82,12 @@ impl<'a> Ready<'a> {
         head: &'h Parts,
         body: &RequestBody,
         peer: &Peer,
-        record: &Record,
+        record: &AccessLogEntry,
     ) -> Inbound<'h>
     where
         'a: 'h,
     {
-        let ours = Ours {
+        let ours = RequestFacts {
             peer,
             authority: headers::authority(&head.uri, &head.headers),
             client: match &self.who.client {
@@ -105,17 +105,20 @@ impl<'a> Ready<'a> {
 }
 
 /// Where the credential comes from that this client's request carries up.
-pub(super) fn credential_source(way: &Way<'_>, who: &Authenticated) -> CredentialSource {
+pub(super) fn credential_source(
+    way: &Forwarder<'_>,
+    who: &AuthenticatedClient,
+) -> CredentialSource {
     if let Some(token) = &who.bearer {
-        return CredentialSource::Ready(Carried::bearer(token));
+        return CredentialSource::Ready(UpstreamCredential::bearer(token));
     }
     if matches!(who.client, Client::Open) {
-        return CredentialSource::Ready(Carried::Nothing);
+        return CredentialSource::Ready(UpstreamCredential::Nothing);
     }
     if way.route.monitoring
         && let Some(key) = way.upstream.api_key()
     {
-        return CredentialSource::Ready(Carried::ApiKey(key));
+        return CredentialSource::Ready(UpstreamCredential::ApiKey(key));
     }
     CredentialSource::Session
 }

@@ -13,25 +13,25 @@ use http::{HeaderMap, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::access_line::{AccessLine, key};
-use super::here::Here;
+use super::here::WorkerContext;
 use super::limit::InFlight;
-use super::pace::Debtor;
+use super::pace::BodyDebtor;
 use super::peer::{Peer, sharer};
 use super::reject::Rejection;
 use super::request_body::BodyHandle;
-use super::route::Entry;
+use super::route::RouteEntry;
 use super::streaming::StreamError;
-use super::trace::{Hex, Trace};
+use super::trace::{HexDigits, TraceParent};
 use super::tried_user::TriedUser;
 use crate::identity::Client;
 use crate::logging::WorkerLines;
 use crate::metrics::{Blame, LabelSet as _, Reason};
 
 /// What is known of one request so far.
-pub(super) struct Record {
-    here: Arc<Here>,
-    id: Hex<32>,
-    trace: Trace,
+pub(super) struct AccessLogEntry {
+    here: Arc<WorkerContext>,
+    id: HexDigits<32>,
+    trace: TraceParent,
     opened: Instant,
     /// None: it was not read.
     method: Option<Method>,
@@ -52,36 +52,36 @@ pub(super) struct Record {
     body: Option<BodyHandle>,
     bytes_out: u64,
     repeated: bool,
-    end: End,
+    end: BodyEnd,
     held: Option<InFlight>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum BodyEnd {
     /// The client left, or is still there.
     Open,
     Complete,
     BrokeOff,
 }
 
-impl Record {
-    pub(super) fn open(here: &Arc<Here>, head: &Parts, peer: &Peer) -> Box<Self> {
-        let mut record = Self::unread(here, Trace::of(&head.headers), peer);
+impl AccessLogEntry {
+    pub(super) fn open(here: &Arc<WorkerContext>, head: &Parts, peer: &Peer) -> Box<Self> {
+        let mut record = Self::unread(here, TraceParent::of(&head.headers), peer);
         record.method = Some(head.method.clone());
         record.target = head.uri.path_and_query().cloned();
         record
     }
 
     /// Of a request whose head could not be read.
-    pub(super) fn open_unread(here: &Arc<Here>, peer: &Peer) -> Box<Self> {
-        Self::unread(here, Trace::of(&HeaderMap::new()), peer)
+    pub(super) fn open_unread(here: &Arc<WorkerContext>, peer: &Peer) -> Box<Self> {
+        Self::unread(here, TraceParent::of(&HeaderMap::new()), peer)
     }
 
-    fn unread(here: &Arc<Here>, trace: Trace, peer: &Peer) -> Box<Self> {
+    fn unread(here: &Arc<WorkerContext>, trace: TraceParent, peer: &Peer) -> Box<Self> {
         here.metrics.in_flight.inc();
         Box::new(Self {
             here: Arc::clone(here),
-            id: Hex::random(),
+            id: HexDigits::random(),
             trace,
             opened: Instant::now(),
             method: None,
@@ -98,7 +98,7 @@ impl Record {
             body: None,
             bytes_out: 0,
             repeated: false,
-            end: End::Open,
+            end: BodyEnd::Open,
             held: None,
         })
     }
@@ -112,7 +112,7 @@ impl Record {
         self.opened
     }
 
-    pub(super) fn trace(&self) -> &Trace {
+    pub(super) fn trace(&self) -> &TraceParent {
         &self.trace
     }
 
@@ -120,7 +120,7 @@ impl Record {
         self.peer = ip;
     }
 
-    pub(super) fn route(&mut self, route: &Entry) {
+    pub(super) fn route(&mut self, route: &RouteEntry) {
         self.route = Some(route.index);
     }
 
@@ -182,20 +182,20 @@ impl Record {
     }
 
     pub(super) fn completed(&mut self) {
-        if self.end == End::Open {
-            self.end = End::Complete;
+        if self.end == BodyEnd::Open {
+            self.end = BodyEnd::Complete;
         }
     }
 
     pub(super) fn broke_off(&mut self, error: &StreamError) {
-        self.end = End::BrokeOff;
+        self.end = BodyEnd::BrokeOff;
         self.blame = match error {
             StreamError::Upstream(_)
             | StreamError::UpstreamSilent
-            | StreamError::TimeUp(Debtor::Upstream) => Blame::Upstream,
-            StreamError::ClientSlow | StreamError::TimeUp(Debtor::Client) | StreamError::NoRoom => {
-                Blame::Client
-            }
+            | StreamError::TimeUp(BodyDebtor::Upstream) => Blame::Upstream,
+            StreamError::ClientSlow
+            | StreamError::TimeUp(BodyDebtor::Client)
+            | StreamError::NoRoom => Blame::Client,
         };
         self.cause = Some(Cow::Owned(error.to_string()));
     }
@@ -211,7 +211,7 @@ impl Record {
             metrics.bytes_in.inc_by(bytes_in);
         }
         metrics.bytes_out.inc_by(self.bytes_out);
-        if self.end == End::Open {
+        if self.end == BodyEnd::Open {
             metrics.clients_gone.inc();
         }
         metrics.in_flight.dec();
@@ -264,7 +264,7 @@ impl Record {
     }
 }
 
-impl End {
+impl BodyEnd {
     fn text(self) -> &'static str {
         match self {
             Self::Open => "client_left",
@@ -274,7 +274,7 @@ impl End {
     }
 }
 
-impl Drop for Record {
+impl Drop for AccessLogEntry {
     fn drop(&mut self) {
         let took = self.opened.elapsed();
         let bytes_in = self.body.as_ref().map_or(0, BodyHandle::total);
@@ -287,7 +287,7 @@ impl Drop for Record {
     }
 }
 
-impl fmt::Debug for Record {
+impl fmt::Debug for AccessLogEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
             .field("id", &self.id())

@@ -10,31 +10,31 @@ use std::task::Poll;
 use http::StatusCode;
 use tokio::time::timeout_at;
 
-use super::forward::{Answer, Way, ask};
-use super::inject::{Carried, CredentialSource, Inbound};
-use super::record::Record;
+use super::forward::{Forwarder, GatewayResponse, ask};
+use super::inject::{CredentialSource, Inbound, UpstreamCredential};
+use super::record::AccessLogEntry;
 use super::reject::Rejection;
 use super::upstream_turn::UpstreamTurn;
 use crate::metrics::Repeat;
 use crate::upstream::{Lease, RefusedRequest, Session, Verdict};
 
 /// An answer that is final, what the request for it carried, and its turn.
-pub(super) struct Judged {
-    pub(super) answer: Answer,
-    pub(super) carried: Carried,
+pub(super) struct JudgedResponse {
+    pub(super) answer: GatewayResponse,
+    pub(super) carried: UpstreamCredential,
     pub(super) turn: UpstreamTurn,
 }
 
-impl Way<'_> {
+impl Forwarder<'_> {
     /// What follows when an exchange brought a 401, or broke off before its answer.
     pub(super) async fn judge(
         &self,
         request: &Inbound<'_>,
-        first: Result<Answer, Rejection>,
-        mut carried: Carried,
+        first: Result<GatewayResponse, Rejection>,
+        mut carried: UpstreamCredential,
         turn: UpstreamTurn,
-        record: &mut Record,
-    ) -> Result<Judged, Rejection> {
+        record: &mut AccessLogEntry,
+    ) -> Result<JudgedResponse, Rejection> {
         let mut turn = Some(turn);
         let mut outcome = first;
         let mut refusals = None;
@@ -54,7 +54,7 @@ impl Way<'_> {
                 let was_refused = refusals.is_some();
                 self.note_answer(request, &carried, answer.status(), was_refused);
                 let turn = turn.ok_or(Rejection::Internal("a request has no turn"))?;
-                return Ok(Judged {
+                return Ok(JudgedResponse {
                     answer,
                     carried,
                     turn,
@@ -78,12 +78,12 @@ impl Way<'_> {
     async fn replacement(
         &self,
         request: &Inbound<'_>,
-        carried: Carried,
+        carried: UpstreamCredential,
         refusals: &mut Option<RefusedRequest>,
         turn: &mut Option<UpstreamTurn>,
-    ) -> Result<Carried, Rejection> {
-        let Carried::Session(lease) = carried else {
-            if let Carried::ApiKey(key) = &carried {
+    ) -> Result<UpstreamCredential, Rejection> {
+        let UpstreamCredential::Session(lease) = carried else {
+            if let UpstreamCredential::ApiKey(key) = &carried {
                 self.upstream.note_api_key(key, StatusCode::UNAUTHORIZED);
             }
             if self.upstream.session().is_none() {
@@ -109,7 +109,7 @@ impl Way<'_> {
             }
         };
         match verdict.map_err(Rejection::NoLease)? {
-            Verdict::Again(lease) => Ok(Carried::Session(lease)),
+            Verdict::Again(lease) => Ok(UpstreamCredential::Session(lease)),
             Verdict::Upheld => Err(Rejection::UpstreamLogin),
         }
     }
@@ -119,11 +119,11 @@ impl Way<'_> {
     /// fails with the error as it was if not.
     async fn confirm_refusal(
         &self,
-        carried: &Carried,
+        carried: &UpstreamCredential,
         error: Box<dyn Error + Send + Sync>,
     ) -> Result<(), Rejection> {
         let answer = match (carried, &self.settings.probe) {
-            (Carried::Session(_), Some(path)) => {
+            (UpstreamCredential::Session(_), Some(path)) => {
                 ask(self.connections, path, carried, self.patience()).await
             }
             _ => None,
@@ -139,7 +139,7 @@ impl Way<'_> {
         &self,
         request: &Inbound<'_>,
         source: CredentialSource,
-    ) -> Result<(UpstreamTurn, Carried), CredentialSource> {
+    ) -> Result<(UpstreamTurn, UpstreamCredential), CredentialSource> {
         let is_monitoring = self.route.monitoring;
         let Some(permit) = self.upstream.turn_at_once(self.share, is_monitoring) else {
             return Err(source);
@@ -147,7 +147,7 @@ impl Way<'_> {
         let carried = match source {
             CredentialSource::Ready(carried) => carried,
             CredentialSource::Session => match self.lease_for(request) {
-                Ok(Some(lease)) => Carried::Session(lease),
+                Ok(Some(lease)) => UpstreamCredential::Session(lease),
                 _ => return Err(CredentialSource::Session),
             },
         };
@@ -161,7 +161,7 @@ impl Way<'_> {
         request: &Inbound<'_>,
         source: CredentialSource,
         turn: Option<UpstreamTurn>,
-    ) -> Result<(UpstreamTurn, Carried), Rejection> {
+    ) -> Result<(UpstreamTurn, UpstreamCredential), Rejection> {
         let turn = match turn {
             Some(turn) => turn,
             None => self.turn().await?,
@@ -170,7 +170,7 @@ impl Way<'_> {
             return Ok((turn, carried));
         }
         match self.lease_for(request)? {
-            Some(lease) => Ok((turn, Carried::Session(lease))),
+            Some(lease) => Ok((turn, UpstreamCredential::Session(lease))),
             None => {
                 drop(turn);
                 Box::pin(self.admit_after_login(request)).await
@@ -181,7 +181,7 @@ impl Way<'_> {
     async fn admit_after_login(
         &self,
         request: &Inbound<'_>,
-    ) -> Result<(UpstreamTurn, Carried), Rejection> {
+    ) -> Result<(UpstreamTurn, UpstreamCredential), Rejection> {
         let session = self.session()?;
         loop {
             let is_up = self.upstream.health().check();
@@ -191,7 +191,7 @@ impl Way<'_> {
             lease.map_err(Rejection::NoLease)?;
             let turn = self.turn().await?;
             if let Some(lease) = self.lease_for(request)? {
-                return Ok((turn, Carried::Session(lease)));
+                return Ok((turn, UpstreamCredential::Session(lease)));
             }
         }
     }
@@ -207,14 +207,16 @@ impl Way<'_> {
     pub(super) fn note_answer(
         &self,
         request: &Inbound<'_>,
-        carried: &Carried,
+        carried: &UpstreamCredential,
         status: StatusCode,
         was_refused: bool,
     ) {
-        if let Carried::ApiKey(key) = carried {
+        if let UpstreamCredential::ApiKey(key) = carried {
             return self.upstream.note_api_key(key, status);
         }
-        let (Carried::Session(lease), Some(session)) = (carried, self.upstream.session()) else {
+        let (UpstreamCredential::Session(lease), Some(session)) =
+            (carried, self.upstream.session())
+        else {
             return;
         };
         if status.is_success() {
@@ -232,6 +234,6 @@ impl Way<'_> {
     }
 }
 
-fn is_unauthorized(answer: &Answer) -> bool {
+fn is_unauthorized(answer: &GatewayResponse) -> bool {
     answer.status() == StatusCode::UNAUTHORIZED
 }

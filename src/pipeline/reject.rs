@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::answer_body::Body;
+use super::answer_body::ResponseBody;
 use super::credential::CredentialFault;
 use super::limit::TooMany;
 use crate::causes::chain;
@@ -89,7 +89,7 @@ static UNAUTHENTICATED: LazyLock<Bytes> = LazyLock::new(|| {
 
 /// What the outside sees, and what is counted.
 #[derive(Clone, Copy, Debug)]
-pub struct Face {
+pub struct ErrorMapping {
     pub status: StatusCode,
     pub code: ErrorCode,
     pub blame: Blame,
@@ -98,7 +98,7 @@ pub struct Face {
 
 impl Rejection {
     /// The whole mapping. No other code picks a status for a refusal.
-    pub fn face(&self) -> Face {
+    pub fn face(&self) -> ErrorMapping {
         use Blame::{Client, Gateway, Upstream};
         use ErrorCode::AccessDenied;
         let (status, code, blame, reason) = match self {
@@ -151,7 +151,7 @@ impl Rejection {
             Self::Internal(_) => (500, ErrorCode::Internal, Gateway, Reason::Internal),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Face {
+        ErrorMapping {
             status,
             code,
             blame,
@@ -265,9 +265,9 @@ impl Rejection {
     }
 
     /// `pause`: as for `retry_after`.
-    pub fn into_response(self, pause: Duration) -> Response<Body> {
+    pub fn into_response(self, pause: Duration) -> Response<ResponseBody> {
         let face = self.face();
-        let mut response = Response::new(Body::full(match &self {
+        let mut response = Response::new(ResponseBody::full(match &self {
             Self::Unauthenticated(_) => UNAUTHENTICATED.clone(),
             _ => self.body(face.code),
         }));

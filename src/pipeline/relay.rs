@@ -9,18 +9,20 @@ use serde::Deserialize;
 use serde_json::Value;
 use tracing::warn;
 
-use super::answer_body::Body;
-use super::authenticate::Authenticated;
+use super::answer_body::ResponseBody;
+use super::authenticate::AuthenticatedClient;
 use super::credential::basic;
-use super::forward::Way;
-use super::inject::{Carried, CredentialSource, Inbound};
+use super::forward::Forwarder;
+use super::inject::{CredentialSource, Inbound, UpstreamCredential};
 use super::limit::Limiter;
 use super::ready::credential_source;
-use super::record::Record;
+use super::record::AccessLogEntry;
 use super::reject::Rejection;
 use super::request_body::RequestBody;
-use super::unknown::Questions;
-use super::users_node::{self, Call, admit_login, ending_of_change, token_refused, user_in};
+use super::unknown::TokenIntrospection;
+use super::users_node::{
+    self, UsersNodeCall, admit_login, ending_of_change, token_refused, user_in,
+};
 use crate::clock;
 use crate::config::{self, UsersCall};
 use crate::identity::Client;
@@ -37,23 +39,23 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// What a relayed call needs besides the request.
 #[derive(Debug)]
-pub(super) struct Relay<'a> {
-    pub way: &'a Way<'a>,
+pub(super) struct RelayedCall<'a> {
+    pub way: &'a Forwarder<'a>,
     pub tokens: &'a TokenStore,
     pub limiter: &'a Limiter,
-    pub questions: &'a Questions,
+    pub questions: &'a TokenIntrospection,
     pub metrics: &'a Metrics,
     pub settings: &'a config::UsersConfig,
 }
 
-impl Relay<'_> {
+impl RelayedCall<'_> {
     pub(super) async fn answer(
         &self,
-        call: &Call<'_>,
-        who: &Authenticated,
+        call: &UsersNodeCall<'_>,
+        who: &AuthenticatedClient,
         (request, body): (Inbound<'_>, RequestBody),
-        record: &mut Record,
-    ) -> Result<Response<Body>, Rejection> {
+        record: &mut AccessLogEntry,
+    ) -> Result<Response<ResponseBody>, Rejection> {
         if call.kind == UsersCall::Login {
             let request = request.answer_read();
             return self.login(call, (&request, body), record).await;
@@ -72,8 +74,8 @@ impl Relay<'_> {
     /// What the Webapp has done, the gate does in the same step.
     async fn follow(
         &self,
-        call: &Call<'_>,
-        who: &Authenticated,
+        call: &UsersNodeCall<'_>,
+        who: &AuthenticatedClient,
         status: StatusCode,
     ) -> Result<(), Rejection> {
         if status == StatusCode::UNAUTHORIZED
@@ -104,10 +106,10 @@ impl Relay<'_> {
 
     async fn login(
         &self,
-        call: &Call<'_>,
+        call: &UsersNodeCall<'_>,
         sent: (&Inbound<'_>, RequestBody),
-        record: &mut Record,
-    ) -> Result<Response<Body>, Rejection> {
+        record: &mut AccessLogEntry,
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let answer = self.try_login(call, sent, record).await;
         self.metrics.client_logins.add(match &answer {
             Ok(answer) if answer.status().is_success() => ClientLogin::Ok,
@@ -122,10 +124,10 @@ impl Relay<'_> {
 
     async fn try_login(
         &self,
-        call: &Call<'_>,
+        call: &UsersNodeCall<'_>,
         (request, body): (&Inbound<'_>, RequestBody),
-        record: &mut Record,
-    ) -> Result<Response<Body>, Rejection> {
+        record: &mut AccessLogEntry,
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let username = basic(call.headers).map_err(Rejection::BadLogin)?.username;
         // A slow client takes no place among those that log in.
         let bytes = Box::pin(users_node::read(body)).await?;
@@ -135,7 +137,7 @@ impl Relay<'_> {
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();
         field.set_sensitive(true);
-        let basic = CredentialSource::Ready(Carried::Client(field));
+        let basic = CredentialSource::Ready(UpstreamCredential::Client(field));
         let mut answer = self.way.forward(request, body, basic, record).await?;
         admitted.put(answer.headers_mut());
         if !answer.status().is_success() {
@@ -189,8 +191,8 @@ impl Relay<'_> {
 /// Reads the token out of a login's answer; gives a body with everything that came.
 async fn read(
     headers: &HeaderMap,
-    body: Body,
-) -> Result<(Result<(Secret, Duration), UnreadLogin>, Body), Rejection> {
+    body: ResponseBody,
+) -> Result<(Result<(Secret, Duration), UnreadLogin>, ResponseBody), Rejection> {
     if is_coded(headers) {
         return Ok((Err(UnreadLogin::Coded), body));
     }

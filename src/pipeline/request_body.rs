@@ -14,9 +14,9 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::sleep;
 
 use super::client_body::ClientBody;
-use super::stream_watch::Flows;
+use super::stream_watch::SlowStreamWatchdog;
 pub(super) use super::upload::{BodyError, BodyFailure, BodyRules};
-use super::upload::{Piece, Source, Upload};
+use super::upload::{UploadPiece, UploadSource, UploadState};
 use super::upstream_turn::{AnswerTurn, UpstreamTurn};
 
 /// How long a request waits for the beginning of a body that is not small.
@@ -26,7 +26,7 @@ const BEGINNING: Duration = Duration::from_millis(100);
 /// only the newest copy may read from it.
 #[derive(Debug)]
 pub struct RequestBody {
-    source: Option<Arc<Upload>>,
+    source: Option<Arc<UploadState>>,
     copy: u32,
     position: usize,
     length: SizeHint,
@@ -48,7 +48,7 @@ impl RequestBody {
         }
         let length = incoming.size_hint();
         Self {
-            source: Some(Arc::new(Upload::new(incoming, rules))),
+            source: Some(Arc::new(UploadState::new(incoming, rules))),
             copy: 0,
             position: 0,
             length,
@@ -67,7 +67,7 @@ impl RequestBody {
 /// Looks at a body that is, or was, on its way.
 #[derive(Clone, Debug)]
 pub struct BodyHandle {
-    source: Option<Arc<Upload>>,
+    source: Option<Arc<UploadState>>,
     length: SizeHint,
 }
 
@@ -83,7 +83,7 @@ impl BodyHandle {
             return None;
         }
         source.copy += 1;
-        source.settle();
+        source.finish();
         Some(RequestBody {
             source: Some(Arc::clone(shared)),
             copy: source.copy,
@@ -99,26 +99,26 @@ impl BodyHandle {
 
     /// Whether all of it that has been read is kept.
     pub(super) fn is_kept(&self) -> bool {
-        let is_kept = self.look(|source| !source.spilled && source.failed.is_none());
+        let is_kept = self.with_source(|source| !source.spilled && source.failed.is_none());
         is_kept.unwrap_or(true)
     }
 
     /// Whether the whole body can be sent a second time, as far as its stated length tells.
     pub(super) fn can_repeat(&self) -> bool {
-        let limit = self.look(super::upload::Source::replay_limit);
+        let limit = self.with_source(super::upload::UploadSource::replay_limit);
         limit.is_none_or(|limit| self.length.exact().is_some_and(|length| length <= limit))
     }
 
     /// Bytes read from the client so far.
     pub fn total(&self) -> u64 {
-        self.look(|source| source.total).unwrap_or(0)
+        self.with_source(|source| source.total).unwrap_or(0)
     }
 
     pub fn failure(&self) -> Option<BodyFailure> {
-        self.look(|source| source.failed).flatten()
+        self.with_source(|source| source.failed).flatten()
     }
 
-    fn look<T>(&self, what: impl FnOnce(&Source) -> T) -> Option<T> {
+    fn with_source<T>(&self, what: impl FnOnce(&UploadSource) -> T) -> Option<T> {
         let source = self.source.as_ref()?;
         Some(what(&source.lock()))
     }
@@ -136,7 +136,7 @@ impl BodyHandle {
         }
     }
 
-    async fn await_beginning(&self, source: &Upload) -> bool {
+    async fn await_beginning(&self, source: &UploadState) -> bool {
         let mut patience = None;
         poll_fn(|cx| {
             let mut source = source.lock();
@@ -156,7 +156,7 @@ impl BodyHandle {
     }
 
     /// Gives the turn to the body until `take_turn`: it goes back while the client is slow.
-    pub(super) fn hold(&self, turn: UpstreamTurn, flows: &Flows) -> UpstreamTurn {
+    pub(super) fn hold(&self, turn: UpstreamTurn, flows: &SlowStreamWatchdog) -> UpstreamTurn {
         let Some(upload) = &self.source else {
             return turn;
         };
@@ -193,7 +193,7 @@ impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Piece> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<UploadPiece> {
         let Some(shared) = self.source.clone() else {
             return Poll::Ready(None);
         };

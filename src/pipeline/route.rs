@@ -16,20 +16,20 @@ pub(super) const ANY_METHOD: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTION
 /// All routes, ready to be searched.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    routes: Vec<Entry>,
-    root: Node,
+    routes: Vec<RouteEntry>,
+    root: RouteNode,
 }
 
 /// A route in its table.
 #[derive(Debug)]
-pub struct Entry {
+pub struct RouteEntry {
     route: Route,
     /// Its place in the configured order.
     pub(super) index: usize,
     pub(super) counts: RouteCounts,
 }
 
-impl Deref for Entry {
+impl Deref for RouteEntry {
     type Target = Route;
 
     fn deref(&self) -> &Route {
@@ -38,7 +38,7 @@ impl Deref for Entry {
 }
 
 #[derive(Debug, Default)]
-struct Node {
+struct RouteNode {
     literal: BTreeMap<Box<str>, Self>,
     one: Option<Box<Self>>,
     /// Routes whose pattern ends here, and those whose rest begins here.
@@ -51,7 +51,7 @@ impl RouteTable {
         let mut table = Self::default();
         for (index, route) in routes.iter().enumerate() {
             table.root.insert(&route.path, index);
-            table.routes.push(Entry {
+            table.routes.push(RouteEntry {
                 route: route.clone(),
                 index,
                 counts: RouteCounts::new(&route.name),
@@ -62,7 +62,7 @@ impl RouteTable {
 
     /// The first route that takes this host, path and method. A path that has
     /// routes, but none for the method, is told apart from one that has none.
-    pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&Entry, Rejection> {
+    pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&RouteEntry, Rejection> {
         let mut first = usize::MAX;
         self.root.search(segments(path), &mut |index| {
             let route = &self.routes[index];
@@ -76,7 +76,7 @@ impl RouteTable {
     }
 
     /// The route of an index that was found in this table.
-    pub(super) fn at(&self, index: usize) -> Option<&Entry> {
+    pub(super) fn at(&self, index: usize) -> Option<&RouteEntry> {
         self.routes.get(index)
     }
 
@@ -114,7 +114,7 @@ impl RouteTable {
     }
 }
 
-impl Node {
+impl RouteNode {
     fn insert(&mut self, pattern: &PathPattern, index: usize) {
         let mut node = self;
         for segment in &pattern.0 {

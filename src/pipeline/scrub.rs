@@ -19,7 +19,7 @@ const MOST_RELEASED: usize = 7;
 /// no secret by itself need not wait so long (`release`): should the rest of the secret come
 /// after it all the same, that rest is overwritten.
 #[derive(Debug)]
-pub(super) struct Scrubber {
+pub(super) struct SecretRedactor {
     needle: SecretPattern,
     /// How much of the body is still searched.
     left: usize,
@@ -29,7 +29,7 @@ pub(super) struct Scrubber {
     released: usize,
 }
 
-impl Scrubber {
+impl SecretRedactor {
     /// Searches the first `reach` bytes.
     pub(super) fn new(needle: SecretPattern, reach: usize) -> Self {
         Self {
@@ -134,7 +134,7 @@ mod tests {
     }
 
     fn in_pieces(body: &[u8], cuts: &[usize], reach: usize) -> Vec<u8> {
-        let mut scrubber = Scrubber::new(needle("abab-abac"), reach);
+        let mut scrubber = SecretRedactor::new(needle("abab-abac"), reach);
         let mut out = Vec::new();
         let mut from = 0;
         for &cut in cuts.iter().chain([&body.len()]) {
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_is_not_held_goes_down_at_once() {
-        let mut scrubber = Scrubber::new(needle("token"), REACH);
+        let mut scrubber = SecretRedactor::new(needle("token"), REACH);
         assert_eq!(scrubber.next(Bytes::from_static(b"a to")), "a ");
         assert_eq!(scrubber.next(Bytes::from_static(b"p")), "top");
         assert_eq!(scrubber.next(Bytes::from_static(b"tok")), "");
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_short_beginning_is_released_and_what_completes_it_is_overwritten() {
         let secret = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl";
-        let mut scrubber = Scrubber::new(needle(secret), REACH);
+        let mut scrubber = SecretRedactor::new(needle(secret), REACH);
         assert_eq!(scrubber.next(Bytes::from_static(b"alive")), "aliv");
         assert_eq!(scrubber.release().unwrap(), "e");
         assert!(!scrubber.is_holding() && scrubber.release().is_none());
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(hidden, format!("{}!", "*".repeat(secret.len() - 4)));
         assert_eq!(scrubber.rest().unwrap(), "e");
         // Of a short secret even less.
-        let mut scrubber = Scrubber::new(needle("s3cret-5"), REACH);
+        let mut scrubber = SecretRedactor::new(needle("s3cret-5"), REACH);
         assert_eq!(scrubber.next(Bytes::from_static(b"as3c")), "a");
         assert!(!scrubber.can_release());
         assert_eq!(scrubber.next(Bytes::from_static(b"ss")), "s3cs");
@@ -193,7 +193,7 @@ mod tests {
         ) {
             let secret = "abab-abac-abab-a";
             let body = words.concat();
-            let mut scrubber = Scrubber::new(needle(secret), REACH);
+            let mut scrubber = SecretRedactor::new(needle(secret), REACH);
             let (mut out, mut rest) = (Vec::new(), body.as_bytes());
             for length in pieces {
                 let (piece, later) = rest.split_at(length.min(rest.len()));

@@ -5,7 +5,7 @@ use http::{HeaderMap, Version};
 
 use super::peer::Peer;
 use super::reject::Rejection;
-use super::trace::Trace;
+use super::trace::TraceParent;
 use super::{credential, headers};
 use crate::config::RequestRules;
 use crate::via::GatewayVia;
@@ -19,17 +19,17 @@ pub fn clean_fields(
     via: &GatewayVia,
 ) -> Result<(), Rejection> {
     headers::check(fields, Version::HTTP_11, rules, via)?;
-    let ours = headers::Ours {
+    let ours = headers::RequestFacts {
         peer,
         authority,
         client: "",
         request_id: "",
-        trace: &Trace::of(fields),
+        trace: &TraceParent::of(fields),
         via: via.value(Version::HTTP_11),
         allowed: &rules.allow_fields,
     };
     let said = ours.about(fields, rules);
-    *fields = headers::upward(fields, &said);
+    *fields = headers::forwarded_headers(fields, &said);
     Ok(())
 }
 

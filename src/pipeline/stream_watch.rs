@@ -7,33 +7,33 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::streaming::{Cell, Cut, Flow, lock};
-use super::upload::Upload;
-use super::upstream_turn::{LOOK_EVERY, SetAside};
+use super::streaming::{ResponseStream, StreamCell, StreamCutReason, lock};
+use super::upload::UploadState;
+use super::upstream_turn::{LOOK_EVERY, ParkedTurn};
 use crate::lifecycle::ShutdownSignal;
 
 /// All streams of one worker that are watched.
 #[derive(Clone, Debug, Default)]
-pub struct Flows {
+pub struct SlowStreamWatchdog {
     watched: Arc<WatchedStreams>,
 }
 
 #[derive(Debug, Default)]
 struct WatchedStreams {
-    answers: Mutex<Vec<Weak<Mutex<Flow>>>>,
-    uploads: Mutex<Vec<Weak<Upload>>>,
+    answers: Mutex<Vec<Weak<Mutex<ResponseStream>>>>,
+    uploads: Mutex<Vec<Weak<UploadState>>>,
     /// There is something to watch again.
     begun: Notify,
 }
 
-impl Flows {
-    pub(super) fn add(&self, cell: &Cell) {
+impl SlowStreamWatchdog {
+    pub(super) fn add(&self, cell: &StreamCell) {
         let answers = &self.watched.answers;
         self.begin(answers, Arc::downgrade(cell));
     }
 
     /// An upload that holds a turn.
-    pub(super) fn add_upload(&self, upload: &Arc<Upload>) {
+    pub(super) fn add_upload(&self, upload: &Arc<UploadState>) {
         let uploads = &self.watched.uploads;
         self.begin(uploads, Arc::downgrade(upload));
     }
@@ -52,13 +52,17 @@ impl Flows {
         let now = Instant::now();
         let uploads = &self.watched.uploads;
         let mut uploads = uploads.lock().unwrap_or_else(PoisonError::into_inner);
-        uploads.retain(|upload| upload.upgrade().is_some_and(|upload| upload.look()));
+        uploads.retain(|upload| {
+            upload
+                .upgrade()
+                .is_some_and(|upload| upload.check_progress())
+        });
         let has_uploads = !uploads.is_empty();
         drop(uploads);
 
         let answers = &self.watched.answers;
         let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lagging: Vec<Cell> = Vec::new();
+        let mut lagging: Vec<StreamCell> = Vec::new();
         answers.retain(|answer| {
             let Some(cell) = answer.upgrade() else {
                 return false;
@@ -73,7 +77,7 @@ impl Flows {
             flow.body.is_some()
         });
         for cell in lagging {
-            if lock(&cell).set_aside() == SetAside::MustEnd {
+            if lock(&cell).park() == ParkedTurn::MustEnd {
                 make_room(&answers, &cell, now);
             }
         }
@@ -95,9 +99,9 @@ impl Flows {
 
 /// Cuts the slowest of a client's stalled streams for the one in `cell`, or this one if
 /// it is the slowest.
-fn make_room(answers: &[Weak<Mutex<Flow>>], cell: &Cell, now: Instant) {
+fn make_room(answers: &[Weak<Mutex<ResponseStream>>], cell: &StreamCell, now: Instant) {
     let mut flow = lock(cell);
-    let mut slowest: Option<Cell> = None;
+    let mut slowest: Option<StreamCell> = None;
     let mut least = flow.pace.rate(now);
     for other in answers.iter().filter_map(Weak::upgrade) {
         if Arc::ptr_eq(&other, cell) {
@@ -117,10 +121,10 @@ fn make_room(answers: &[Weak<Mutex<Flow>>], cell: &Cell, now: Instant) {
     }
     match slowest {
         Some(other) => {
-            lock(&other).cut(Cut::NoRoom);
+            lock(&other).cut(StreamCutReason::NoRoom);
             // The place is this client's: no other stream of it comes between on this worker.
-            let _ = flow.set_aside();
+            let _ = flow.park();
         }
-        None => flow.cut(Cut::NoRoom),
+        None => flow.cut(StreamCutReason::NoRoom),
     }
 }

@@ -14,10 +14,10 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::headers;
-use super::pace::{Debtor, Pace, PaceRules};
-use super::scrub::Scrubber;
-use super::stream_watch::Flows;
-use super::upstream_turn::{AnswerTurn, ClientLag, SetAside};
+use super::pace::{BodyDebtor, PaceRules, RateGuard};
+use super::scrub::SecretRedactor;
+use super::stream_watch::SlowStreamWatchdog;
+use super::upstream_turn::{AnswerTurn, ClientLag, ParkedTurn};
 use crate::secret::SecretPattern;
 use crate::upstream::AnswerBody;
 
@@ -40,19 +40,19 @@ pub enum StreamError {
     #[error("client took the answer too slowly, and it was cut")]
     ClientSlow,
     #[error("the time for the request was up within the answer, which was cut")]
-    TimeUp(Debtor),
+    TimeUp(BodyDebtor),
     #[error("client read slowly, had its share of slow streams, and others waited")]
     NoRoom,
 }
 
 /// An answer's body that is still arriving.
 #[derive(Debug)]
-pub struct Streaming {
-    cell: Cell,
+pub struct StreamingBody {
+    cell: StreamCell,
     length: SizeHint,
 }
 
-pub(super) type Cell = Arc<Mutex<Flow>>;
+pub(super) type StreamCell = Arc<Mutex<ResponseStream>>;
 
 /// An answer's body as it came so far.
 #[derive(Debug)]
@@ -65,17 +65,17 @@ pub(super) struct ArrivingBody {
 }
 
 #[derive(Debug)]
-pub(super) struct Flow {
+pub(super) struct ResponseStream {
     /// The body and its turn at the upstream; both end together.
     pub(super) body: Option<(AnswerBody, AnswerTurn)>,
     /// Came before the body was passed on.
     first: Option<Frame<Bytes>>,
-    pub(super) pace: Pace,
+    pub(super) pace: RateGuard,
     waker: Option<Waker>,
     lag: ClientLag,
-    cut: Option<Cut>,
+    cut: Option<StreamCutReason>,
     failure: Option<BrokenOff>,
-    scrub: Option<Scrubber>,
+    scrub: Option<SecretRedactor>,
     /// Until what is held back, and is no secret, goes down.
     release: Option<Pin<Box<Sleep>>>,
     /// Came while a piece was held back; goes down after it.
@@ -84,19 +84,19 @@ pub(super) struct Flow {
 
 /// Why an answer is not read to its end.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Cut {
-    TooSlow(Debtor),
-    TimeUp(Debtor),
+pub(super) enum StreamCutReason {
+    TooSlow(BodyDebtor),
+    TimeUp(BodyDebtor),
     NoRoom,
 }
 
-impl From<Cut> for StreamError {
-    fn from(cut: Cut) -> Self {
+impl From<StreamCutReason> for StreamError {
+    fn from(cut: StreamCutReason) -> Self {
         match cut {
-            Cut::TooSlow(Debtor::Client) => Self::ClientSlow,
-            Cut::TooSlow(Debtor::Upstream) => Self::UpstreamSilent,
-            Cut::TimeUp(debtor) => Self::TimeUp(debtor),
-            Cut::NoRoom => Self::NoRoom,
+            StreamCutReason::TooSlow(BodyDebtor::Client) => Self::ClientSlow,
+            StreamCutReason::TooSlow(BodyDebtor::Upstream) => Self::UpstreamSilent,
+            StreamCutReason::TimeUp(debtor) => Self::TimeUp(debtor),
+            StreamCutReason::NoRoom => Self::NoRoom,
         }
     }
 }
@@ -108,25 +108,25 @@ struct BrokenOff {
     pause: Pin<Box<Sleep>>,
 }
 
-impl Streaming {
+impl StreamingBody {
     /// `scrub`: the secret that must not come down in a body of unknown length.
     pub(super) fn new(
         arriving: ArrivingBody,
         turn: AnswerTurn,
         rules: PaceRules,
         scrub: Option<SecretPattern>,
-        flows: &Flows,
+        flows: &SlowStreamWatchdog,
     ) -> Self {
-        let cell = Arc::new(Mutex::new(Flow {
+        let cell = Arc::new(Mutex::new(ResponseStream {
             body: Some((arriving.body, turn)),
             first: arriving.first,
             // It has not asked for anything yet.
-            pace: Pace::new(rules, Debtor::Client),
+            pace: RateGuard::new(rules, BodyDebtor::Client),
             waker: None,
             lag: ClientLag::default(),
             cut: None,
             failure: None,
-            scrub: scrub.map(|needle| Scrubber::new(needle, SCRUBBED)),
+            scrub: scrub.map(|needle| SecretRedactor::new(needle, SCRUBBED)),
             release: None,
             trailers: None,
         }));
@@ -138,7 +138,7 @@ impl Streaming {
     }
 }
 
-impl http_body::Body for Streaming {
+impl http_body::Body for StreamingBody {
     type Data = Bytes;
     type Error = StreamError;
 
@@ -163,7 +163,7 @@ impl http_body::Body for Streaming {
     }
 }
 
-impl Flow {
+impl ResponseStream {
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
@@ -180,7 +180,7 @@ impl Flow {
             match next {
                 Poll::Pending => {
                     self.waker = Some(cx.waker().clone());
-                    self.pace.awaits(Debtor::Upstream);
+                    self.pace.awaits(BodyDebtor::Upstream);
                     return self.poll_release(cx).map(|piece| Some(Ok(piece)));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
@@ -234,7 +234,7 @@ impl Flow {
     fn accept(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         match frame.into_data() {
             Ok(piece) => {
-                self.pace.moved(piece.len(), Debtor::Client);
+                self.pace.moved(piece.len(), BodyDebtor::Client);
                 self.release = None;
                 let Some(scrub) = &mut self.scrub else {
                     return Some(Frame::data(piece));
@@ -254,7 +254,7 @@ impl Flow {
 
     /// What was held back, then the trailers, then nothing.
     fn last(&mut self) -> Option<Frame<Bytes>> {
-        match self.scrub.as_mut().and_then(Scrubber::rest) {
+        match self.scrub.as_mut().and_then(SecretRedactor::rest) {
             Some(piece) => Some(Frame::data(piece)),
             None => self.trailers.take().map(Frame::trailers),
         }
@@ -263,34 +263,34 @@ impl Flow {
     fn is_holding(&self) -> bool {
         self.first.is_some()
             || self.trailers.is_some()
-            || self.scrub.as_ref().is_some_and(Scrubber::is_holding)
+            || self.scrub.as_ref().is_some_and(SecretRedactor::is_holding)
     }
 
     /// Why this answer must be cut now. A client far away empties a full send buffer in steps
     /// of a megabyte, and takes nothing in between: it gets more time than an upstream that
     /// falls silent. An upstream that waits for the rest of its request owes nothing.
-    pub(super) fn overdue(&self, now: Instant) -> Option<Cut> {
+    pub(super) fn overdue(&self, now: Instant) -> Option<StreamCutReason> {
         let (_, held) = self.body.as_ref()?;
         let debtor = match self.awaits_client() || held.awaits_upload() {
-            true => Debtor::Client,
-            false => Debtor::Upstream,
+            true => BodyDebtor::Client,
+            false => BodyDebtor::Upstream,
         };
         if self.pace.is_time_up(now) {
-            return Some(Cut::TimeUp(debtor));
+            return Some(StreamCutReason::TimeUp(debtor));
         }
         let is_too_slow = match debtor {
-            Debtor::Client if !self.awaits_client() => false,
-            Debtor::Client => self.pace.is_too_slow(now, CLIENT_PATIENCE),
-            Debtor::Upstream => self.pace.is_too_slow(now, 1),
+            BodyDebtor::Client if !self.awaits_client() => false,
+            BodyDebtor::Client => self.pace.is_too_slow(now, CLIENT_PATIENCE),
+            BodyDebtor::Upstream => self.pace.is_too_slow(now, 1),
         };
-        is_too_slow.then_some(Cut::TooSlow(debtor))
+        is_too_slow.then_some(StreamCutReason::TooSlow(debtor))
     }
 
     /// The client owes the next step: the last look found a piece, or one has come since and
     /// nothing has looked, because the client takes nothing.
     fn awaits_client(&self) -> bool {
         let has_news = self.body.as_ref().is_some_and(|(body, _)| body.has_news());
-        self.pace.turn() == Debtor::Client || has_news
+        self.pace.turn() == BodyDebtor::Client || has_news
     }
 
     /// True when the client is slow and the stream still has its turn.
@@ -299,17 +299,17 @@ impl Flow {
             return false;
         };
         let is_clients_turn = self.awaits_client() || held.awaits_upload();
-        held.turn.is_permit() && self.lag.look(is_clients_turn)
+        held.turn.is_permit() && self.lag.check_stalled(is_clients_turn)
     }
 
-    pub(super) fn set_aside(&mut self) -> SetAside {
+    pub(super) fn park(&mut self) -> ParkedTurn {
         match &mut self.body {
-            Some((_, held)) => held.turn.set_aside(),
-            None => SetAside::Done,
+            Some((_, held)) => held.turn.park(),
+            None => ParkedTurn::Done,
         }
     }
 
-    pub(super) fn cut(&mut self, why: Cut) {
+    pub(super) fn cut(&mut self, why: StreamCutReason) {
         self.cut = Some(why);
         self.body = None;
         if let Some(waker) = self.waker.take() {
@@ -318,6 +318,6 @@ impl Flow {
     }
 }
 
-pub(super) fn lock(cell: &Mutex<Flow>) -> MutexGuard<'_, Flow> {
+pub(super) fn lock(cell: &Mutex<ResponseStream>) -> MutexGuard<'_, ResponseStream> {
     cell.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,9 +7,9 @@ pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 
 /// Hex digits; `N` of them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hex<const N: usize>([u8; N]);
+pub(super) struct HexDigits<const N: usize>([u8; N]);
 
-impl<const N: usize> Hex<N> {
+impl<const N: usize> HexDigits<N> {
     /// Random ones. They name things and keep no secret.
     pub(super) fn random() -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -40,13 +40,13 @@ impl<const N: usize> Hex<N> {
 
 /// A W3C `traceparent` (Trace Context, section 3.2), kept or started here.
 #[derive(Clone, Debug)]
-pub(super) struct Trace {
-    trace_id: Hex<32>,
-    flags: Hex<2>,
+pub(super) struct TraceParent {
+    trace_id: HexDigits<32>,
+    flags: HexDigits<2>,
     kept: bool,
 }
 
-impl Trace {
+impl TraceParent {
     /// The client's trace if its header is well formed, otherwise a new one.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut values = headers.get_all(TRACEPARENT).iter();
@@ -64,23 +64,23 @@ impl Trace {
         let mut parts = text.split('-');
         let (version, trace, parent, flags) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        Hex::<2>::parse(version)?;
-        let (trace_id, parent) = (Hex::parse(trace)?, Hex::<16>::parse(parent)?);
+        HexDigits::<2>::parse(version)?;
+        let (trace_id, parent) = (HexDigits::parse(trace)?, HexDigits::<16>::parse(parent)?);
         let good = version != "ff"
             && (version != "00" || parts.next().is_none())
             && !trace_id.is_zero()
             && !parent.is_zero();
         good.then_some(Self {
             trace_id,
-            flags: Hex::parse(flags)?,
+            flags: HexDigits::parse(flags)?,
             kept: true,
         })
     }
 
     fn start() -> Self {
         Self {
-            trace_id: Hex::random(),
-            flags: Hex(*b"00"),
+            trace_id: HexDigits::random(),
+            flags: HexDigits(*b"00"),
             kept: false,
         }
     }
@@ -99,7 +99,7 @@ impl Trace {
         text.extend_from_slice(b"00-");
         text.extend_from_slice(&self.trace_id.0);
         text.push(b'-');
-        text.extend_from_slice(&Hex::<16>::random().0);
+        text.extend_from_slice(&HexDigits::<16>::random().0);
         text.push(b'-');
         text.extend_from_slice(&self.flags.0);
     }
@@ -116,7 +116,7 @@ mod tests {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", HeaderValue::from_static(good));
-        let trace = Trace::of(&headers);
+        let trace = TraceParent::of(&headers);
         assert_eq!(trace.id(), "4bf92f3577b34da6a3ce929d0e0e4736");
         let mut sent = Vec::new();
         trace.put_parent(&mut sent);
@@ -130,7 +130,10 @@ mod tests {
             "ff-4bf9-00-01",
         ] {
             headers.insert("traceparent", HeaderValue::from_str(bad).unwrap());
-            assert_ne!(Trace::of(&headers).id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+            assert_ne!(
+                TraceParent::of(&headers).id(),
+                "4bf92f3577b34da6a3ce929d0e0e4736"
+            );
         }
     }
 }

@@ -14,10 +14,10 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::authenticate::asks;
 use super::forward;
-use super::here::Here;
-use super::inject::Carried;
+use super::here::WorkerContext;
+use super::inject::UpstreamCredential;
 use super::reject::Rejection;
-use super::{Live, Shared};
+use super::{AppState, LiveRules};
 use crate::clock::{self, Deadline, LogThrottle};
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{LabelSet as _, UnreadLogin};
@@ -38,15 +38,15 @@ const MOST_REMEMBERED: usize = 100_000;
 
 /// What the Webapp said about a token.
 #[derive(Clone, Debug)]
-pub(super) enum Asked {
+pub(super) enum Introspected {
     Known(Grant),
     Unknown,
 }
 
 /// The questions under way and the refusals of the last half minute.
 #[derive(Debug, Default)]
-pub struct Questions {
-    under_way: DashMap<TokenDigest, watch::Receiver<Option<Verdict>>>,
+pub struct TokenIntrospection {
+    under_way: DashMap<TokenDigest, watch::Receiver<Option<IntrospectionVerdict>>>,
     refused: DashMap<TokenDigest, Deadline>,
     /// Of answers to relayed logins that could not be read, by reason.
     pub(super) unread_logins: [LogThrottle; UnreadLogin::ALL.len()],
@@ -54,18 +54,18 @@ pub struct Questions {
 
 /// The end of one question, shared by all who wait for it.
 #[derive(Clone, Debug)]
-pub enum Verdict {
+pub enum IntrospectionVerdict {
     Known(Grant),
     Unknown,
     /// The Webapp could not say: neither yes nor no.
     NoAnswer,
 }
 
-impl Verdict {
-    fn into_asked(self) -> Result<Asked, Rejection> {
+impl IntrospectionVerdict {
+    fn into_asked(self) -> Result<Introspected, Rejection> {
         match self {
-            Self::Known(grant) => Ok(Asked::Known(grant)),
-            Self::Unknown => Ok(Asked::Unknown),
+            Self::Known(grant) => Ok(Introspected::Known(grant)),
+            Self::Unknown => Ok(Introspected::Unknown),
             Self::NoAnswer => Err(Rejection::CannotAsk),
         }
     }
@@ -73,40 +73,40 @@ impl Verdict {
 
 /// The part of asking that the first one to ask has to do.
 #[derive(Debug)]
-pub struct Question {
+pub struct LeadFlight {
     digest: TokenDigest,
-    questions: Arc<Questions>,
-    answer: watch::Sender<Option<Verdict>>,
+    questions: Arc<TokenIntrospection>,
+    answer: watch::Sender<Option<IntrospectionVerdict>>,
 }
 
 /// Either an answer, or somebody's question to wait for, or yours to put.
 #[derive(Debug)]
-pub enum Turn {
+pub enum FlightRole {
     Refused,
-    Wait(watch::Receiver<Option<Verdict>>),
-    Put(Question, watch::Receiver<Option<Verdict>>),
+    Wait(watch::Receiver<Option<IntrospectionVerdict>>),
+    Put(LeadFlight, watch::Receiver<Option<IntrospectionVerdict>>),
 }
 
-impl Questions {
+impl TokenIntrospection {
     /// Joins the question about this token, or begins it.
-    pub fn turn(self: &Arc<Self>, digest: TokenDigest) -> Turn {
+    pub fn turn(self: &Arc<Self>, digest: TokenDigest) -> FlightRole {
         if let Some(until) = self.refused.get(&digest).map(|until| *until) {
             if !until.has_passed() {
-                return Turn::Refused;
+                return FlightRole::Refused;
             }
             self.refused.remove(&digest);
         }
         match self.under_way.entry(digest) {
-            Entry::Occupied(entry) => Turn::Wait(entry.get().clone()),
+            Entry::Occupied(entry) => FlightRole::Wait(entry.get().clone()),
             Entry::Vacant(entry) => {
                 let (answer, waiting) = watch::channel(None);
                 entry.insert(waiting.clone());
-                let question = Question {
+                let question = LeadFlight {
                     digest,
                     questions: Arc::clone(self),
                     answer,
                 };
-                Turn::Put(question, waiting)
+                FlightRole::Put(question, waiting)
             }
         }
     }
@@ -117,21 +117,21 @@ impl Questions {
     }
 }
 
-impl Question {
+impl LeadFlight {
     pub fn digest(&self) -> &TokenDigest {
         &self.digest
     }
 
-    pub fn settle(self, verdict: Verdict) {
+    pub fn complete(self, verdict: IntrospectionVerdict) {
         let refused = &self.questions.refused;
-        if matches!(verdict, Verdict::Unknown) && refused.len() < MOST_REMEMBERED {
+        if matches!(verdict, IntrospectionVerdict::Unknown) && refused.len() < MOST_REMEMBERED {
             refused.insert(self.digest, Deadline::after(NEGATIVE_FOR));
         }
         self.answer.send_replace(Some(verdict));
     }
 }
 
-impl Drop for Question {
+impl Drop for LeadFlight {
     /// Settled or given up: nobody may wait for it any longer.
     fn drop(&mut self) {
         self.questions.under_way.remove(&self.digest);
@@ -140,82 +140,84 @@ impl Drop for Question {
 
 /// Waits for somebody's question. A question that was given up has no answer.
 pub(super) async fn wait(
-    mut waiting: watch::Receiver<Option<Verdict>>,
-) -> Result<Asked, Rejection> {
+    mut waiting: watch::Receiver<Option<IntrospectionVerdict>>,
+) -> Result<Introspected, Rejection> {
     let verdict = waiting.wait_for(Option::is_some).await;
     let verdict = verdict.ok().and_then(|verdict| verdict.clone());
-    verdict.unwrap_or(Verdict::NoAnswer).into_asked()
+    verdict
+        .unwrap_or(IntrospectionVerdict::NoAnswer)
+        .into_asked()
 }
 
 /// Whether asking is of no use: the upstream says yes to every token.
-pub(super) fn is_hopeless(live: &Live) -> bool {
+pub(super) fn is_hopeless(live: &LiveRules) -> bool {
     let probe = live.upstream.probe();
     probe.is_none_or(|probe| probe.trust() == ProbeTrust::PassesAnything)
 }
 
 /// Puts a client's token to the Webapp; a good one is learned.
 pub(super) async fn put(
-    here: &Here,
+    here: &WorkerContext,
     tokens: &TokenStore,
     digest: TokenDigest,
     token: &Secret,
-) -> Verdict {
+) -> IntrospectionVerdict {
     let upstream = &here.live.upstream;
     let Some(probe) = upstream.probe() else {
-        return Verdict::NoAnswer;
+        return IntrospectionVerdict::NoAnswer;
     };
     match probe.tried().await {
         ProbeTrust::Discriminates => {}
-        ProbeTrust::PassesAnything => return Verdict::Unknown,
-        ProbeTrust::Unknown => return Verdict::NoAnswer,
+        ProbeTrust::PassesAnything => return IntrospectionVerdict::Unknown,
+        ProbeTrust::Unknown => return IntrospectionVerdict::NoAnswer,
     }
     if upstream.health().check().is_err() {
-        return Verdict::NoAnswer;
+        return IntrospectionVerdict::NoAnswer;
     }
     // All such questions together are one client.
     let client = upstream.permits().key("unknown tokens");
     let Ok(_turn) = upstream.turn(client, false).await else {
-        return Verdict::NoAnswer;
+        return IntrospectionVerdict::NoAnswer;
     };
     let settings = &here.live.config.upstream;
     let patience = Patience::within(settings.first_byte_timeout.min(LONGEST_ANSWER));
-    let carried = Carried::bearer(token);
+    let carried = UpstreamCredential::bearer(token);
     let status = forward::ask(&here.connections, probe.path(), &carried, patience).await;
     match ProbeVerdict::of(status) {
-        ProbeVerdict::Refused => Verdict::Unknown,
+        ProbeVerdict::Refused => IntrospectionVerdict::Unknown,
         ProbeVerdict::Accepted => learn(tokens, digest, token).await,
-        ProbeVerdict::Undecided => Verdict::NoAnswer,
+        ProbeVerdict::Undecided => IntrospectionVerdict::NoAnswer,
     }
 }
 
 /// Takes in a token that the Webapp has accepted. Whose it is, nobody knows: what it says
 /// of itself was written by its bearer. It is a client of its own.
-async fn learn(tokens: &TokenStore, digest: TokenDigest, token: &Secret) -> Verdict {
+async fn learn(tokens: &TokenStore, digest: TokenDigest, token: &Secret) -> IntrospectionVerdict {
     let user = digest.pseudonym();
     let wanted = Wanted {
         user: &user,
         role: None,
-        lifetime: Claims::read(token).map_or(BELIEVED_FOR, |claims| claims.left()),
+        lifetime: TokenClaims::read(token).map_or(BELIEVED_FOR, |claims| claims.left()),
         origin: Origin::Learned,
         epoch: tokens.epoch(&user),
         revision: None,
     };
     if tokens.insert(digest, wanted).await.is_err() {
-        return Verdict::NoAnswer;
+        return IntrospectionVerdict::NoAnswer;
     }
     tokens
         .find(&digest)
-        .map_or(Verdict::Unknown, Verdict::Known)
+        .map_or(IntrospectionVerdict::Unknown, IntrospectionVerdict::Known)
 }
 
 /// The one claim of a Webapp token that is looked at. Nothing here proves it, so it may only
 /// shorten how long the token is believed.
 #[derive(Debug, Deserialize)]
-struct Claims {
+struct TokenClaims {
     exp: i64,
 }
 
-impl Claims {
+impl TokenClaims {
     fn read(token: &Secret) -> Option<Self> {
         let payload = token.expose().split('.').nth(1)?;
         let bytes = URL_SAFE_NO_PAD.decode(payload).ok()?;
@@ -230,7 +232,7 @@ impl Claims {
 
 /// Tries the probe where unknown tokens are asked about: at the start, after a reload, and
 /// again when it is due, so that requests seldom wait for it and the operator sees the outcome.
-pub async fn keep_probe_tried(shared: Arc<Shared>, stop: ShutdownSignal) {
+pub async fn keep_probe_tried(shared: Arc<AppState>, stop: ShutdownSignal) {
     let mut tick = interval(TRIED_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
@@ -255,32 +257,32 @@ mod tests {
 
     #[tokio::test]
     async fn many_who_ask_about_one_token_put_one_question() {
-        let questions = Arc::new(Questions::default());
+        let questions = Arc::new(TokenIntrospection::default());
         let digest = TokenDigest::of("token");
-        let Turn::Put(question, first) = questions.turn(digest) else {
+        let FlightRole::Put(question, first) = questions.turn(digest) else {
             panic!("the first one puts the question");
         };
-        let Turn::Wait(second) = questions.turn(digest) else {
+        let FlightRole::Wait(second) = questions.turn(digest) else {
             panic!("the second one waits");
         };
-        question.settle(Verdict::Unknown);
-        assert!(matches!(wait(first).await, Ok(Asked::Unknown)));
-        assert!(matches!(wait(second).await, Ok(Asked::Unknown)));
+        question.complete(IntrospectionVerdict::Unknown);
+        assert!(matches!(wait(first).await, Ok(Introspected::Unknown)));
+        assert!(matches!(wait(second).await, Ok(Introspected::Unknown)));
         assert!(
-            matches!(questions.turn(digest), Turn::Refused),
+            matches!(questions.turn(digest), FlightRole::Refused),
             "remembered"
         );
     }
 
     #[tokio::test]
     async fn a_question_given_up_frees_those_who_wait_and_may_be_put_again() {
-        let questions = Arc::new(Questions::default());
+        let questions = Arc::new(TokenIntrospection::default());
         let digest = TokenDigest::of("token");
-        let Turn::Put(question, waiting) = questions.turn(digest) else {
+        let FlightRole::Put(question, waiting) = questions.turn(digest) else {
             panic!("the first one puts the question");
         };
         drop(question);
         assert!(matches!(wait(waiting).await, Err(Rejection::CannotAsk)));
-        assert!(matches!(questions.turn(digest), Turn::Put(..)));
+        assert!(matches!(questions.turn(digest), FlightRole::Put(..)));
     }
 }

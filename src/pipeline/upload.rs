@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::client_body::ClientBody;
 use super::headers;
-use super::pace::{Debtor, Pace, PaceRules};
-use super::upstream_turn::{ClientLag, SetAside, UpstreamTurn};
+use super::pace::{BodyDebtor, PaceRules, RateGuard};
+use super::upstream_turn::{ClientLag, ParkedTurn, UpstreamTurn};
 use crate::upstream::{PermitTimeout, UpstreamPermit};
 
 /// A piece shares the buffer that it was read into. Where it is kept, a smaller one is
@@ -51,13 +51,13 @@ pub struct BodyRules {
 
 /// What the copies of one body share.
 #[derive(Debug)]
-pub(super) struct Upload(Mutex<Source>);
+pub(super) struct UploadState(Mutex<UploadSource>);
 
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct UploadSource {
     incoming: ClientBody,
     rules: BodyRules,
-    pace: Pace,
+    pace: RateGuard,
     /// The newest copy.
     pub(super) copy: u32,
     pub(super) total: u64,
@@ -78,11 +78,11 @@ pub(super) struct Source {
     pub(super) end: Option<Box<WithheldEnd>>,
 }
 
-pub(super) type Piece = Option<Result<Frame<Bytes>, BodyError>>;
+pub(super) type UploadPiece = Option<Result<Frame<Bytes>, BodyError>>;
 
 /// The end of a body that waits for a turn.
 pub(super) struct WithheldEnd {
-    piece: Piece,
+    piece: UploadPiece,
     turn: Pin<Box<dyn Future<Output = Result<UpstreamPermit, PermitTimeout>> + Send>>,
 }
 
@@ -102,18 +102,18 @@ pub enum BodyFailure {
     NoTurn,
 }
 
-impl Upload {
+impl UploadState {
     pub(super) fn new(incoming: ClientBody, rules: BodyRules) -> Self {
-        Self(Mutex::new(Source {
+        Self(Mutex::new(UploadSource {
             incoming,
             rules,
-            pace: Pace::new(
+            pace: RateGuard::new(
                 PaceRules {
                     idle: rules.idle,
                     min_rate: rules.min_rate,
                     deadline: rules.deadline,
                 },
-                Debtor::Client,
+                BodyDebtor::Client,
             ),
             copy: 0,
             total: 0,
@@ -137,33 +137,33 @@ impl Upload {
     }
 
     /// Takes the turn back if the client is slow; false when there is none any more.
-    pub(super) fn look(&self) -> bool {
+    pub(super) fn check_progress(&self) -> bool {
         let mut source = self.lock();
         let is_clients_turn = source.awaits_client();
         let Some(turn) = &mut source.turn else {
             return false;
         };
-        if turn.is_permit() && source.lag.look(is_clients_turn) {
-            source.set_aside();
+        if turn.is_permit() && source.lag.check_stalled(is_clients_turn) {
+            source.park();
         }
         true
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Source> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, UploadSource> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Source {
+impl UploadSource {
     /// The last look found nothing.
     fn awaits_client(&self) -> bool {
-        self.pace.turn() == Debtor::Client
+        self.pace.turn() == BodyDebtor::Client
     }
 
     /// Nothing is read for a while: the client owes nothing meanwhile.
     pub(super) fn rest(&mut self) {
-        self.settle();
-        self.pace.awaits(Debtor::Upstream);
+        self.finish();
+        self.pace.awaits(BodyDebtor::Upstream);
     }
 
     pub(super) fn replay_limit(&self) -> u64 {
@@ -183,11 +183,11 @@ impl Source {
                 self.keep_piece(piece);
             }
         }
-        self.settle();
+        self.finish();
         Poll::Ready(self.ended)
     }
 
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<UploadPiece> {
         if self.end.is_some() {
             return self.poll_end(cx);
         }
@@ -210,7 +210,7 @@ impl Source {
     }
 
     /// The end of a body whose turn was given back: the upstream works on it from here on.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<UploadPiece> {
         let Some(end) = &mut self.end else {
             return Poll::Ready(None);
         };
@@ -231,9 +231,9 @@ impl Source {
         }
     }
 
-    fn set_aside(&mut self) {
+    fn park(&mut self) {
         let Some(turn) = &mut self.turn else { return };
-        if turn.set_aside() == SetAside::MustEnd {
+        if turn.park() == ParkedTurn::MustEnd {
             self.failed = Some(BodyFailure::NoTurn);
             if let Some(waker) = self.waker.take() {
                 waker.wake();
@@ -241,7 +241,7 @@ impl Source {
         }
     }
 
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Piece> {
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<UploadPiece> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -249,7 +249,7 @@ impl Source {
             return Poll::Ready(Some(Err(BodyError::NoTurn)));
         }
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            self.pace.awaits(Debtor::Client);
+            self.pace.awaits(BodyDebtor::Client);
             if self.turn.is_some() {
                 self.waker = Some(cx.waker().clone());
             }
@@ -278,7 +278,7 @@ impl Source {
         let frame = match frame.into_data() {
             Ok(piece) => {
                 self.total += piece.len() as u64;
-                self.pace.moved(piece.len(), Debtor::Upstream);
+                self.pace.moved(piece.len(), BodyDebtor::Upstream);
                 if self.total > self.rules.max {
                     self.failed = Some(BodyFailure::TooLarge);
                     return Err(BodyError::TooLarge);
@@ -319,7 +319,7 @@ impl Source {
         // Most bodies are one piece.
         if self.kept_bytes == 0 || piece.len() >= WORTH_ITS_BUFFER {
             self.kept_bytes += piece.len();
-            self.settle();
+            self.finish();
             self.kept.push(piece);
         } else {
             self.kept_bytes += piece.len();
@@ -328,7 +328,7 @@ impl Source {
     }
 
     /// Makes the small pieces one that can be read.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn finish(&mut self) {
         if !self.kept_small.is_empty() {
             let small = std::mem::take(&mut self.kept_small);
             self.kept.push(small.into());

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::upload::Upload;
+use super::upload::UploadState;
 use crate::upstream::{PermitTimeout, StalledPlace, UpstreamPermit};
 
 /// Between two looks at a stream.
@@ -28,7 +28,7 @@ pub(super) enum UpstreamTurn {
 #[derive(Debug)]
 pub(super) struct AnswerTurn {
     pub(super) turn: UpstreamTurn,
-    pub(super) upload: Option<Arc<Upload>>,
+    pub(super) upload: Option<Arc<UploadState>>,
 }
 
 impl AnswerTurn {
@@ -46,7 +46,7 @@ pub(super) struct ClientLag(u8);
 
 /// What became of a turn whose client is slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SetAside {
+pub(super) enum ParkedTurn {
     Done,
     /// The client has its share of stalled streams, and no other request waits.
     Kept,
@@ -55,26 +55,26 @@ pub(super) enum SetAside {
 }
 
 impl UpstreamTurn {
-    pub(super) fn set_aside(&mut self) -> SetAside {
+    pub(super) fn park(&mut self) -> ParkedTurn {
         let permit = match std::mem::replace(self, Self::Nothing) {
             Self::Permit(permit) => permit,
             other => {
                 *self = other;
-                return SetAside::Done;
+                return ParkedTurn::Done;
             }
         };
         match permit.set_aside() {
             Ok(place) => {
                 *self = Self::Stalled(place);
-                SetAside::Done
+                ParkedTurn::Done
             }
             Err(permit) => {
                 let is_wanted = permit.is_wanted_by_others();
                 *self = Self::Permit(permit);
                 if is_wanted {
-                    SetAside::MustEnd
+                    ParkedTurn::MustEnd
                 } else {
-                    SetAside::Kept
+                    ParkedTurn::Kept
                 }
             }
         }
@@ -105,7 +105,7 @@ impl UpstreamTurn {
 
 impl ClientLag {
     /// Takes one look; true when the turn is to be given back.
-    pub(super) fn look(&mut self, is_clients_turn: bool) -> bool {
+    pub(super) fn check_stalled(&mut self, is_clients_turn: bool) -> bool {
         self.0 = if is_clients_turn {
             LOOKS.min(self.0 + 1)
         } else {
@@ -122,11 +122,11 @@ mod tests {
     #[test]
     fn a_stream_lags_when_most_looks_find_it_waiting_for_its_client() {
         let mut lag = ClientLag::default();
-        assert!(!lag.look(true));
-        assert!(!lag.look(false));
-        assert!(!lag.look(true));
-        assert!(lag.look(true));
-        assert!(!lag.look(false));
-        assert!(lag.look(true));
+        assert!(!lag.check_stalled(true));
+        assert!(!lag.check_stalled(false));
+        assert!(!lag.check_stalled(true));
+        assert!(lag.check_stalled(true));
+        assert!(!lag.check_stalled(false));
+        assert!(lag.check_stalled(true));
     }
 }

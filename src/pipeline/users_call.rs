@@ -4,29 +4,29 @@
 use http::request::Parts;
 use http::{HeaderMap, Response};
 
-use super::answer_body::Body;
+use super::answer_body::ResponseBody;
 use super::client_body::ClientBody;
 use super::credential::basic;
-use super::here::Here;
+use super::here::WorkerContext;
 use super::peer::Peer;
-use super::ready::Ready;
-use super::record::Record;
+use super::ready::AdmittedRequest;
+use super::record::AccessLogEntry;
 use super::reject::Rejection;
-use super::relay::Relay;
+use super::relay::RelayedCall;
 use super::tried_user::TriedUser;
 use super::users_node::UsersNode;
-use super::{Live, Pipeline};
+use super::{LiveRules, Pipeline};
 use crate::config::UsersCall;
 
 impl Pipeline {
     /// Answers one call.
     pub(super) async fn users_call(
         &self,
-        here: &Here,
-        (ready, kind): (&Ready<'_>, UsersCall),
+        here: &WorkerContext,
+        (ready, kind): (&AdmittedRequest<'_>, UsersCall),
         (head, body): (&Parts, ClientBody),
-        (peer, record): (&Peer, &mut Record),
-    ) -> Result<Response<Body>, Rejection> {
+        (peer, record): (&Peer, &mut AccessLogEntry),
+    ) -> Result<Response<ResponseBody>, Rejection> {
         if kind == UsersCall::Login
             && let Some(tried) = self.tried_user(ready.live, &head.headers)
         {
@@ -46,7 +46,7 @@ impl Pipeline {
         }
         let request = ready.inbound(head, &body, peer, record);
         let way = self.way(here, ready);
-        let relay = Relay {
+        let relay = RelayedCall {
             way: &way,
             tokens: &self.shared.tokens,
             limiter: &ready.live.limiter,
@@ -66,7 +66,7 @@ impl Pipeline {
     }
 
     /// Who logs in, for the access line; None: the credential is none.
-    fn tried_user(&self, live: &Live, headers: &HeaderMap) -> Option<TriedUser> {
+    fn tried_user(&self, live: &LiveRules, headers: &HeaderMap) -> Option<TriedUser> {
         let name = basic(headers).ok()?.username;
         let is_known = match &self.shared.users {
             Some(users) => users.show(&name).is_some(),

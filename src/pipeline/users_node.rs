@@ -10,9 +10,9 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
-use super::answer_body::Body;
+use super::answer_body::ResponseBody;
 use super::credential::basic;
-use super::limit::{Admitted, Limiter, LoginHeld, LoginTry, Subject};
+use super::limit::{Limiter, LoginHeld, LoginTry, RateAdmission, RateSubject};
 use super::reject::Rejection;
 use super::request_body::{BodyFailure, BodyHandle, RequestBody};
 use crate::config::{OnPasswordChange, Route, UsersCall};
@@ -39,7 +39,7 @@ pub(super) struct UsersNode<'a> {
 
 /// One call to the node.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
+pub(super) struct UsersNodeCall<'a> {
     pub kind: UsersCall,
     pub client: &'a Client,
     /// The token that was shown, if it was one.
@@ -53,9 +53,9 @@ pub(super) struct Call<'a> {
 impl UsersNode<'_> {
     pub(super) async fn answer(
         &self,
-        call: &Call<'_>,
+        call: &UsersNodeCall<'_>,
         body: RequestBody,
-    ) -> Result<Response<Body>, Rejection> {
+    ) -> Result<Response<ResponseBody>, Rejection> {
         match call.kind {
             UsersCall::Login => self.login(call, body).await,
             UsersCall::Logout => self.logout(call.client).await,
@@ -66,7 +66,11 @@ impl UsersNode<'_> {
         }
     }
 
-    async fn login(&self, call: &Call<'_>, body: RequestBody) -> Result<Response<Body>, Rejection> {
+    async fn login(
+        &self,
+        call: &UsersNodeCall<'_>,
+        body: RequestBody,
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let answer = self.try_login(call, body).await;
         self.metrics.client_logins.add(match &answer {
             Ok(_) => ClientLogin::Ok,
@@ -80,9 +84,9 @@ impl UsersNode<'_> {
 
     async fn try_login(
         &self,
-        call: &Call<'_>,
+        call: &UsersNodeCall<'_>,
         body: RequestBody,
-    ) -> Result<Response<Body>, Rejection> {
+    ) -> Result<Response<ResponseBody>, Rejection> {
         let basic = basic(call.headers).map_err(Rejection::BadLogin)?;
         // First: a slow client takes no place among those that log in.
         let bytes = read(body).await?;
@@ -162,13 +166,13 @@ impl UsersNode<'_> {
     }
 
     /// Ends all tokens of the user, at once (DESIGN: "logging a user out").
-    async fn logout(&self, client: &Client) -> Result<Response<Body>, Rejection> {
+    async fn logout(&self, client: &Client) -> Result<Response<ResponseBody>, Rejection> {
         let ended = self.tokens.revoke_user(client.name()).await;
         ended.map_err(Rejection::Unavailable)?;
         Ok(json(StatusCode::OK, webapp::meta_reply(Meta::WEBAPP)))
     }
 
-    async fn create(&self, body: RequestBody) -> Result<Response<Body>, Rejection> {
+    async fn create(&self, body: RequestBody) -> Result<Response<ResponseBody>, Rejection> {
         #[derive(Deserialize)]
         struct NewUserBody {
             username: Option<String>,
@@ -192,7 +196,7 @@ impl UsersNode<'_> {
         Ok(json(StatusCode::CREATED, shown(&name, None)))
     }
 
-    fn show(&self, call: &Call<'_>) -> Result<Response<Body>, Rejection> {
+    fn show(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
         let name = self.own_or_admin(call)?;
         let role = self.users.show(&name).ok_or(Rejection::NoSuchUser)?;
         Ok(json(StatusCode::OK, shown(&name, Some(role))))
@@ -200,9 +204,9 @@ impl UsersNode<'_> {
 
     async fn change(
         &self,
-        call: &Call<'_>,
+        call: &UsersNodeCall<'_>,
         body: RequestBody,
-    ) -> Result<Response<Body>, Rejection> {
+    ) -> Result<Response<ResponseBody>, Rejection> {
         #[derive(Deserialize)]
         struct NewPasswordBody {
             password: Option<String>,
@@ -220,7 +224,7 @@ impl UsersNode<'_> {
         Ok(json(StatusCode::OK, shown(&name, None)))
     }
 
-    async fn delete(&self, call: &Call<'_>) -> Result<Response<Body>, Rejection> {
+    async fn delete(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
         let name = user_in(call.path)?;
         self.users
             .remove(&name)
@@ -237,7 +241,7 @@ impl UsersNode<'_> {
     }
 
     /// The user a call is about: an admin may name any, a user only itself.
-    fn own_or_admin(&self, call: &Call<'_>) -> Result<String, Rejection> {
+    fn own_or_admin(&self, call: &UsersNodeCall<'_>) -> Result<String, Rejection> {
         let name = user_in(call.path)?;
         let allowed = match call.client {
             Client::User {
@@ -258,7 +262,11 @@ impl UsersNode<'_> {
 }
 
 /// Which tokens of a user a new password ends, set by this call.
-pub(super) fn ending_of_change(call: &Call<'_>, user: &str, rule: OnPasswordChange) -> Ending {
+pub(super) fn ending_of_change(
+    call: &UsersNodeCall<'_>,
+    user: &str,
+    rule: OnPasswordChange,
+) -> Ending {
     match (call.client, call.token) {
         (Client::User { name, .. }, Some(own))
             if **name == *user && rule == OnPasswordChange::EndOthers =>
@@ -273,16 +281,16 @@ pub(super) fn ending_of_change(call: &Call<'_>, user: &str, rule: OnPasswordChan
 /// clients share at this route.
 pub(super) async fn admit_login(
     limiter: &Limiter,
-    call: &Call<'_>,
+    call: &UsersNodeCall<'_>,
     username: &str,
-) -> Result<(LoginTry, Admitted), Rejection> {
+) -> Result<(LoginTry, RateAdmission), Rejection> {
     let too_many = |limit| Rejection::TooMany(Box::new(limit));
     let attempt = limiter.admit_login(call.peer, username).await;
     let attempt = attempt.map_err(|held| match held {
         LoginHeld::TooMany(limit) => too_many(limit),
         LoginHeld::Overloaded => Rejection::Overloaded,
     })?;
-    let subject = Subject {
+    let subject = RateSubject {
         client: call.client,
         peer: call.peer,
         class: &call.route.class,
@@ -330,8 +338,8 @@ fn shown(username: &str, role: Option<Role>) -> String {
     webapp::user_reply(UserEntry { username, role }, Meta::WEBAPP)
 }
 
-fn json(status: StatusCode, text: String) -> Response<Body> {
-    let mut response = Response::new(Body::full(text));
+fn json(status: StatusCode, text: String) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::full(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -11,7 +11,7 @@ use tollgate::config::{
 use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
-use tollgate::pipeline::{Limiter, RouteTable, Subject};
+use tollgate::pipeline::{Limiter, RateSubject, RouteTable};
 use tollgate::token::{Origin, TokenDigest, TokenStore, Wanted};
 use tollgate::webapp::Role;
 
@@ -185,7 +185,7 @@ pub(super) fn keys() -> Vec<Point> {
         let before = memory();
         let limiter = Limiter::new(&limits, None, Metrics::new());
         let ask = |index: usize| {
-            let subject = Subject {
+            let subject = RateSubject {
                 client: &clients[index],
                 peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 class: "other",

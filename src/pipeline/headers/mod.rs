@@ -17,7 +17,7 @@ use http::{HeaderMap, Uri};
 pub(super) use framing::{UpwardFraming, check};
 pub(super) use origin::origin;
 use ours::SAID;
-pub(super) use ours::{Ours, Said};
+pub(super) use ours::{ForwardedHeaders, RequestFacts};
 
 use super::reject::Rejection;
 use super::trace::TRACEPARENT;
@@ -67,7 +67,7 @@ pub(super) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
 /// The fields of a request as they go up, but for the credential: a new map, as the one
 /// that came is needed again should the request be sent twice. What ends at this hop,
 /// credentials, and what outsiders may not say stay behind.
-pub(super) fn upward(came: &HeaderMap, said: &Said<'_>) -> HeaderMap {
+pub(super) fn forwarded_headers(came: &HeaderMap, said: &ForwardedHeaders<'_>) -> HeaderMap {
     let mut up = HeaderMap::with_capacity(came.len() + SAID);
     let (mut ends_here, mut cookies) = (false, 0);
     for (name, value) in came {

@@ -10,7 +10,7 @@ use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 use crate::config::{AllowedFields, OverrideField, RequestRules, override_field};
 use crate::pipeline::access_line::put_address;
 use crate::pipeline::peer::Peer;
-use crate::pipeline::trace::{TRACEPARENT, Trace};
+use crate::pipeline::trace::{TRACEPARENT, TraceParent};
 
 const X_TOLLGATE_CLIENT: HeaderName = HeaderName::from_static("x-tollgate-client");
 
@@ -18,14 +18,14 @@ const X_TOLLGATE_CLIENT: HeaderName = HeaderName::from_static("x-tollgate-client
 pub(super) const SAID: usize = 7;
 
 /// What is to be said.
-pub(in crate::pipeline) struct Ours<'a, 'v> {
+pub(in crate::pipeline) struct RequestFacts<'a, 'v> {
     pub(in crate::pipeline) peer: &'a Peer,
     /// Host and port as the client wrote them; empty: it named none.
     pub(in crate::pipeline) authority: &'a str,
     /// Empty: nobody was asked.
     pub(in crate::pipeline) client: &'a str,
     pub(in crate::pipeline) request_id: &'a str,
-    pub(in crate::pipeline) trace: &'a Trace,
+    pub(in crate::pipeline) trace: &'a TraceParent,
     /// This gate in `Via`, after the version that the request came in.
     pub(in crate::pipeline) via: &'v HeaderValue,
     /// Override fields that may go up on this route.
@@ -34,7 +34,7 @@ pub(in crate::pipeline) struct Ours<'a, 'v> {
 
 /// The same as field values; an empty text, and one that no field can carry, is left out.
 #[derive(Debug)]
-pub(in crate::pipeline) struct Said<'v> {
+pub(in crate::pipeline) struct ForwardedHeaders<'v> {
     via: &'v HeaderValue,
     chain: Option<HeaderValue>,
     scheme: &'static str,
@@ -49,11 +49,15 @@ pub(in crate::pipeline) struct Said<'v> {
     keeps_trace: bool,
 }
 
-impl<'v> Ours<'_, 'v> {
+impl<'v> RequestFacts<'_, 'v> {
     /// `came`: the request's fields.
-    pub(in crate::pipeline) fn about(&self, came: &HeaderMap, rules: &RequestRules) -> Said<'v> {
+    pub(in crate::pipeline) fn about(
+        &self,
+        came: &HeaderMap,
+        rules: &RequestRules,
+    ) -> ForwardedHeaders<'v> {
         let believed = is_trusted(self.peer.ip(), &rules.trusted_proxies);
-        let mut texts = Texts::default();
+        let mut texts = HeaderValueArena::default();
         let chain = texts.add(|text| {
             if believed {
                 put_chain(text, came);
@@ -65,7 +69,7 @@ impl<'v> Ours<'_, 'v> {
         let id = texts.add(|text| text.extend_from_slice(self.request_id.as_bytes()));
         let parent = texts.add(|text| self.trace.put_parent(text));
         let texts = texts.finish();
-        Said {
+        ForwardedHeaders {
             via: self.via,
             chain: texts.value(chain),
             scheme: self.peer.scheme(),
@@ -87,7 +91,7 @@ fn put_chain(text: &mut Vec<u8>, came: &HeaderMap) {
     }
 }
 
-impl Said<'_> {
+impl ForwardedHeaders<'_> {
     /// Whether a field that came ends at the gate: because the gate says it itself, or
     /// because only a trusted proxy, or nobody, may say it to the upstream.
     /// `name` as `plain_name` gives it.
@@ -139,11 +143,11 @@ impl Said<'_> {
 
 /// Values of several fields in one allocation, which copies of the fields share.
 #[derive(Default)]
-struct Texts(Vec<u8>);
+struct HeaderValueArena(Vec<u8>);
 
-struct Finished(Bytes);
+struct ArenaValues(Bytes);
 
-impl Texts {
+impl HeaderValueArena {
     fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {
         if self.0.capacity() == 0 {
             self.0.reserve(192);
@@ -153,12 +157,12 @@ impl Texts {
         from..self.0.len()
     }
 
-    fn finish(self) -> Finished {
-        Finished(self.0.into())
+    fn finish(self) -> ArenaValues {
+        ArenaValues(self.0.into())
     }
 }
 
-impl Finished {
+impl ArenaValues {
     fn value(&self, text: Range<usize>) -> Option<HeaderValue> {
         if text.is_empty() {
             return None;

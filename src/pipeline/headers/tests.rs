@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::{AddressBlock, AllowedFields, OVERRIDE_FIELDS, RequestRules};
 use crate::pipeline::peer::Peer;
-use crate::pipeline::trace::Trace;
+use crate::pipeline::trace::TraceParent;
 use crate::secret::Secret;
 
 fn peer(ip: &str) -> Peer {
@@ -45,16 +45,16 @@ fn went_up_with(came: &HeaderMap, trusted: &[AddressBlock], allowed: &[&str]) ->
         allow_fields: AllowedFields::new(allowed.iter().map(ToString::to_string).collect()),
         min_body_rate: 0,
     };
-    let ours = Ours {
+    let ours = RequestFacts {
         peer: &peer("192.0.2.7"),
         authority: "gate:8443",
         client: "anna",
         request_id: "0123",
-        trace: &Trace::of(came),
+        trace: &TraceParent::of(came),
         via: &HeaderValue::from_static("1.1 tollgate-x"),
         allowed: &rules.allow_fields,
     };
-    upward(came, &ours.about(came, &rules))
+    forwarded_headers(came, &ours.about(came, &rules))
 }
 
 #[test]

@@ -23,9 +23,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const UNUSED: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(super) struct Ahead {
+pub(super) struct PermitPrefetch {
     store: Arc<SharedStore>,
-    each: DashMap<u64, Arc<Held>, BuildAsItIs>,
+    each: DashMap<u64, Arc<KeyPermits>, BuildAsItIs>,
     count: AtomicUsize,
     start: Instant,
     interval: Duration,
@@ -36,7 +36,7 @@ pub(super) struct Ahead {
 
 /// One key's permits here.
 #[derive(Debug, Default)]
-struct Held {
+struct KeyPermits {
     permits: AtomicU32,
     waiting: AtomicU32,
     /// Microseconds after `Ahead::start` before which the store has none.
@@ -49,7 +49,7 @@ struct Held {
 
 /// What a request finds here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum PrefetchState {
     Permit(u32),
     /// The store said so a moment ago.
     Empty(Duration),
@@ -59,7 +59,7 @@ pub(super) enum Found {
     Alone,
 }
 
-impl Ahead {
+impl PermitPrefetch {
     pub(super) fn new(store: Arc<SharedStore>, interval: Duration, burst: u32) -> Self {
         Self {
             store,
@@ -77,13 +77,13 @@ impl Ahead {
         self.store.gates()
     }
 
-    pub(super) fn take(&self, key: u64) -> Found {
+    pub(super) fn take(&self, key: u64) -> PrefetchState {
         let now = self.now();
         if !self.store.is_up() || self.alone_until.load(Ordering::Relaxed) > now {
-            return Found::Alone;
+            return PrefetchState::Alone;
         }
         let Some(held) = self.each.get(&key) else {
-            return Found::Nothing;
+            return PrefetchState::Nothing;
         };
         held.used.store(now, Ordering::Relaxed);
         let less = |permits: u32| permits.checked_sub(1);
@@ -91,11 +91,11 @@ impl Ahead {
             .permits
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
         if let Ok(before) = taken {
-            return Found::Permit(before - 1);
+            return PrefetchState::Permit(before - 1);
         }
         match held.empty_until.load(Ordering::Relaxed).checked_sub(now) {
-            None | Some(0) => Found::Nothing,
-            Some(left) => Found::Empty(Duration::from_micros(left)),
+            None | Some(0) => PrefetchState::Nothing,
+            Some(left) => PrefetchState::Empty(Duration::from_micros(left)),
         }
     }
 
@@ -116,7 +116,7 @@ impl Ahead {
             return;
         };
         held.waiting.fetch_add(1, Ordering::AcqRel);
-        let _waiting = Waiting(&held.waiting);
+        let _waiting = PermitWaiter(&held.waiting);
         let _asking = held.asking.lock().await;
         let now = self.now();
         let is_settled = held.permits.load(Ordering::Acquire) > 0
@@ -159,7 +159,7 @@ impl Ahead {
                 // Not given back: the bucket has them again when time has filled it.
                 let _ = self.store.return_permits(name, shape, unused).await;
             }
-            let is_idle = |_: &u64, held: &Arc<Held>| {
+            let is_idle = |_: &u64, held: &Arc<KeyPermits>| {
                 held.used.load(Ordering::Relaxed) < long_ago && Arc::strong_count(held) <= 2
             };
             if self.each.remove_if(&key, is_idle).is_some() {
@@ -168,7 +168,7 @@ impl Ahead {
         }
     }
 
-    fn held(&self, key: u64, max_keys: usize) -> Option<Arc<Held>> {
+    fn held(&self, key: u64, max_keys: usize) -> Option<Arc<KeyPermits>> {
         if let Some(held) = self.each.get(&key) {
             return Some(Arc::clone(&held));
         }
@@ -201,9 +201,9 @@ impl Ahead {
 }
 
 /// Somebody who waits for permits; a client that leaves waits no longer.
-struct Waiting<'a>(&'a AtomicU32);
+struct PermitWaiter<'a>(&'a AtomicU32);
 
-impl Drop for Waiting<'_> {
+impl Drop for PermitWaiter<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

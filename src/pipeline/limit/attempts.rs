@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::buckets::Buckets;
-use super::draw::{By, Draw, Whose, of_all};
+use super::buckets::BucketSet;
+use super::draw::{BucketCharge, BucketKind, LimitSubject, of_all};
 use super::proven::ProvenPeers;
-use super::{Limiter, Overloaded, TooMany, network, site};
+use super::{Limiter, TooMany, TooManyInFlight, network, site};
 use crate::config::{Limits, Quota};
 use crate::store::shared::SharedStore;
 
@@ -38,14 +38,14 @@ type PeerKey = (u8, u64);
 /// The buckets of all attempts.
 #[derive(Debug)]
 pub(super) struct AttemptLimits {
-    by_site: Arc<Buckets>,
-    by_peer: Arc<Buckets>,
-    by_name: Arc<Buckets>,
-    of_strangers: Arc<Buckets>,
-    of_proven: Arc<Buckets>,
-    tokens: Arc<Buckets>,
-    tokens_by_peer: Arc<Buckets>,
-    tokens_of_proven: Arc<Buckets>,
+    by_site: Arc<BucketSet>,
+    by_peer: Arc<BucketSet>,
+    by_name: Arc<BucketSet>,
+    of_strangers: Arc<BucketSet>,
+    of_proven: Arc<BucketSet>,
+    tokens: Arc<BucketSet>,
+    tokens_by_peer: Arc<BucketSet>,
+    tokens_of_proven: Arc<BucketSet>,
     proven: Arc<ProvenPeers>,
     under_way: Arc<LoginsUnderWay>,
 }
@@ -65,7 +65,7 @@ pub struct TokenTry(AttemptDraws);
 
 #[derive(Debug)]
 struct AttemptDraws {
-    draws: Vec<Draw>,
+    draws: Vec<BucketCharge>,
     proven: Arc<ProvenPeers>,
     name: String,
     peer: PeerKey,
@@ -85,12 +85,12 @@ impl AttemptLimits {
         limits: &Limits,
         old: Option<&Self>,
     ) -> Self {
-        let kept = |old: Option<&Arc<Buckets>>, name: &str, quota: Quota| {
+        let kept = |old: Option<&Arc<BucketSet>>, name: &str, quota: Quota| {
             super::kept(store, old, name, quota, limits.max_keys)
         };
         let (by_peer, by_name) = (limits.logins_by_peer, limits.logins_by_name);
         let tokens_by_peer = limits.unknown_tokens_by_peer;
-        let old_of = |pick: fn(&Self) -> &Arc<Buckets>| old.map(pick);
+        let old_of = |pick: fn(&Self) -> &Arc<BucketSet>| old.map(pick);
         Self {
             by_site: kept(
                 old_of(|old| &old.by_site),
@@ -134,7 +134,7 @@ impl AttemptLimits {
         }
     }
 
-    pub(super) fn buckets(&self) -> [&Arc<Buckets>; 8] {
+    pub(super) fn buckets(&self) -> [&Arc<BucketSet>; 8] {
         [
             &self.by_site,
             &self.by_peer,
@@ -161,35 +161,46 @@ impl AttemptLimits {
     }
 
     /// The sender's own first: what is refused further on has cost the sender by then.
-    fn of_login(&self, peer: IpAddr, name: &str) -> (Vec<Draw>, bool) {
+    fn of_login(&self, peer: IpAddr, name: &str) -> (Vec<BucketCharge>, bool) {
         let from = network(peer);
-        let draw = |buckets: &Arc<Buckets>, key, by| Draw::new(buckets, key, by).kept();
+        let draw = |buckets: &Arc<BucketSet>, key, by| BucketCharge::new(buckets, key, by).kept();
         if self.proven.has(name, from) {
             let key = self.of_proven.key((from, name));
-            return (vec![draw(&self.of_proven, key, By::PeerAndName)], true);
+            return (
+                vec![draw(&self.of_proven, key, BucketKind::PeerAndName)],
+                true,
+            );
         }
         let mut draws = Vec::with_capacity(4);
         if let Some(site) = site(peer) {
-            draws.push(draw(&self.by_site, self.by_site.key(site), By::Site));
+            draws.push(draw(
+                &self.by_site,
+                self.by_site.key(site),
+                BucketKind::Site,
+            ));
         }
-        draws.push(draw(&self.by_peer, self.by_peer.key(from), By::Peer));
+        draws.push(draw(
+            &self.by_peer,
+            self.by_peer.key(from),
+            BucketKind::Peer,
+        ));
         let key = self.by_name.key((from, name));
-        draws.push(draw(&self.by_name, key, By::PeerAndName));
+        draws.push(draw(&self.by_name, key, BucketKind::PeerAndName));
         let key = self.of_strangers.key(name);
-        draws.push(draw(&self.of_strangers, key, By::Name));
+        draws.push(draw(&self.of_strangers, key, BucketKind::Name));
         (draws, false)
     }
 
-    fn of_token(&self, peer: IpAddr) -> Vec<Draw> {
+    fn of_token(&self, peer: IpAddr) -> Vec<BucketCharge> {
         let from = network(peer);
         if self.proven.has(TOKENS, from) {
             let key = self.tokens_of_proven.key(from);
-            return vec![Draw::new(&self.tokens_of_proven, key, By::Peer).kept()];
+            return vec![BucketCharge::new(&self.tokens_of_proven, key, BucketKind::Peer).kept()];
         }
         let key = self.tokens_by_peer.key(from);
         vec![
-            Draw::new(&self.tokens_by_peer, key, By::Peer).kept(),
-            of_all(&self.tokens, By::Nothing).kept(),
+            BucketCharge::new(&self.tokens_by_peer, key, BucketKind::Peer).kept(),
+            of_all(&self.tokens, BucketKind::Nothing).kept(),
         ]
     }
 }
@@ -202,14 +213,14 @@ impl Limiter {
     pub async fn admit_login(&self, peer: IpAddr, name: &str) -> Result<LoginTry, LoginHeld> {
         let limits = &self.attempts;
         let (mut draws, is_proven) = limits.of_login(peer, name);
-        let whose = Whose::Login(peer, name);
+        let whose = LimitSubject::Login(peer, name);
         if let Err(empty) = self.draw_all(&mut draws, whose).await {
             return Err(LoginHeld::TooMany(self.refuse(&draws, empty)));
         }
         let place = LoginsUnderWay::enter(&limits.under_way, network(peer), is_proven);
         let Ok(place) = place.await else {
             // Nothing was tried: that costs nothing.
-            draws.iter_mut().for_each(Draw::give_back);
+            draws.iter_mut().for_each(BucketCharge::give_back);
             return Err(LoginHeld::Overloaded);
         };
         Ok(LoginTry {
@@ -232,7 +243,10 @@ impl Limiter {
     pub async fn admit_unknown_token(&self, peer: IpAddr) -> Result<TokenTry, TooMany> {
         let limits = &self.attempts;
         let mut draws = limits.of_token(peer);
-        match self.draw_all(&mut draws, Whose::Login(peer, TOKENS)).await {
+        match self
+            .draw_all(&mut draws, LimitSubject::Login(peer, TOKENS))
+            .await
+        {
             Err(empty) => Err(self.refuse(&draws, empty)),
             Ok(_) => Ok(TokenTry(AttemptDraws {
                 draws,
@@ -260,7 +274,7 @@ impl TokenTry {
 
 impl AttemptDraws {
     fn succeeded(mut self) {
-        self.draws.iter_mut().for_each(Draw::give_back);
+        self.draws.iter_mut().for_each(BucketCharge::give_back);
         self.proven.remember(self.name.as_str(), self.peer);
     }
 }
@@ -309,20 +323,20 @@ impl LoginsUnderWay {
         all: &Arc<Self>,
         peer: PeerKey,
         is_proven: bool,
-    ) -> Result<LoginPlace, Overloaded> {
+    ) -> Result<LoginPlace, TooManyInFlight> {
         let (entry, places) = Self::register(all, peer);
         let wait = async {
-            let mut permits = vec![places.acquire_owned().await.map_err(|_| Overloaded)?];
+            let mut permits = vec![places.acquire_owned().await.map_err(|_| TooManyInFlight)?];
             if !is_proven {
                 let strangers = Arc::clone(&all.strangers).acquire_owned().await;
-                permits.push(strangers.map_err(|_| Overloaded)?);
+                permits.push(strangers.map_err(|_| TooManyInFlight)?);
             }
             Ok(permits)
         };
         Ok(LoginPlace {
             _permits: timeout(LONGEST_WAIT, wait)
                 .await
-                .map_err(|_| Overloaded)??,
+                .map_err(|_| TooManyInFlight)??,
             _entry: entry,
         })
     }

@@ -18,8 +18,8 @@ use governor::state::keyed::ShrinkableKeyedStateStore;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::ahead::{Ahead, Found};
-use super::facts::{Advert, RateFacts, ceil_seconds};
+use super::ahead::{PermitPrefetch, PrefetchState};
+use super::facts::{PolicyHeader, RateLimitHeaders, ceil_seconds};
 use crate::config::Quota;
 use crate::hashed::BuildAsItIs;
 use crate::store::shared::SharedStore;
@@ -33,21 +33,21 @@ const SHARDS: usize = 64;
 const ORDINARY: usize = 4096;
 
 #[derive(Debug)]
-pub(super) struct Buckets {
+pub(super) struct BucketSet {
     name: Arc<str>,
-    advert: Option<Arc<Advert>>,
+    advert: Option<Arc<PolicyHeader>>,
     quota: Quota,
     interval: Duration,
     burst: NonZeroU32,
-    limiter: RateLimiter<u64, Shared, Monotonic, StateInformationMiddleware>,
-    store: Arc<Store>,
+    limiter: RateLimiter<u64, SharedBuckets, MonotonicClock, StateInformationMiddleware>,
+    store: Arc<BucketStore>,
     /// Where other gates draw on the same buckets.
-    ahead: Option<Ahead>,
+    ahead: Option<PermitPrefetch>,
     hasher: RandomState,
     lines: Vec<Arc<Semaphore>>,
 }
 
-impl Buckets {
+impl BucketSet {
     #[cfg(test)]
     pub(super) fn new(name: Arc<str>, quota: Quota, max_keys: usize) -> Self {
         Self::over(None, name, quota, max_keys)
@@ -64,23 +64,27 @@ impl Buckets {
         let interval = interval(quota, burst);
         let rate = governor::Quota::with_period(interval).expect("an interval is never zero");
         let shards = if max_keys > ORDINARY { SHARDS } else { 2 };
-        let store = Arc::new(Store {
+        let store = Arc::new(BucketStore {
             each: DashMap::with_hasher_and_shard_amount(BuildAsItIs::default(), shards),
             known: AtomicUsize::new(0),
             max: AtomicUsize::new(max_keys),
             overflow: AtomicU64::new(0),
         });
-        let clock = Monotonic(Instant::now());
-        let limiter = RateLimiter::new(rate.allow_burst(burst), Shared(Arc::clone(&store)), clock);
+        let clock = MonotonicClock(Instant::now());
+        let limiter = RateLimiter::new(
+            rate.allow_burst(burst),
+            SharedBuckets(Arc::clone(&store)),
+            clock,
+        );
         Self {
-            advert: Advert::new(&name, burst.get(), window(interval, burst.get())),
+            advert: PolicyHeader::new(&name, burst.get(), window(interval, burst.get())),
             name,
             quota,
             interval,
             burst,
             limiter,
             store,
-            ahead: shared.map(|shared| Ahead::new(shared, interval, burst.get())),
+            ahead: shared.map(|shared| PermitPrefetch::new(shared, interval, burst.get())),
             hasher: RandomState::new(),
             lines: (0..LINES.min(max_keys.max(1)))
                 .map(|_| Arc::new(Semaphore::new(1)))
@@ -127,10 +131,10 @@ impl Buckets {
         let gates = NonZeroU32::new(ahead.gates()).unwrap_or(NonZeroU32::MIN);
         let own = self.spend_share(key, gates.min(self.burst));
         match ahead.take(key) {
-            Found::Permit(left) => Ok(left),
-            Found::Empty(wait) => Err(NoPermit::Until(wait)),
-            Found::Nothing => Err(NoPermit::Ask),
-            Found::Alone => own,
+            PrefetchState::Permit(left) => Ok(left),
+            PrefetchState::Empty(wait) => Err(NoPermit::Until(wait)),
+            PrefetchState::Nothing => Err(NoPermit::Ask),
+            PrefetchState::Alone => own,
         }
     }
 
@@ -155,7 +159,7 @@ impl Buckets {
     }
 
     /// Gives back what this gate has no use for.
-    pub(super) async fn tidy(&self) {
+    pub(super) async fn shrink(&self) {
         if let Some(ahead) = &self.ahead {
             ahead.sweep().await;
         }
@@ -205,9 +209,9 @@ impl Buckets {
         self.store.each.capacity()
     }
 
-    pub(super) fn facts(&self, remaining: u32) -> RateFacts {
+    pub(super) fn facts(&self, remaining: u32) -> RateLimitHeaders {
         let missing = self.burst.get().saturating_sub(remaining);
-        RateFacts {
+        RateLimitHeaders {
             policy: Arc::clone(&self.name),
             advert: self.advert.clone(),
             quota: self.burst.get(),
@@ -242,9 +246,9 @@ fn interval(quota: Quota, burst: NonZeroU32) -> Duration {
 
 /// The monotonic clock as `tokio` sees it, so that tests can hold it.
 #[derive(Clone, Debug)]
-struct Monotonic(Instant);
+struct MonotonicClock(Instant);
 
-impl Clock for Monotonic {
+impl Clock for MonotonicClock {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
@@ -254,7 +258,7 @@ impl Clock for Monotonic {
 
 /// One number a key: when its bucket is full (GCRA: theoretical arrival time); 0: ever.
 #[derive(Debug)]
-struct Store {
+struct BucketStore {
     each: DashMap<u64, AtomicU64, BuildAsItIs>,
     known: AtomicUsize,
     max: AtomicUsize,
@@ -264,9 +268,9 @@ struct Store {
 }
 
 #[derive(Debug)]
-struct Shared(Arc<Store>);
+struct SharedBuckets(Arc<BucketStore>);
 
-impl StateStore for Shared {
+impl StateStore for SharedBuckets {
     type Key = u64;
 
     fn measure_and_replace<T, F, E>(&self, key: &u64, decide: F) -> Result<T, E>
@@ -299,7 +303,7 @@ impl StateStore for Shared {
     }
 }
 
-impl ShrinkableKeyedStateStore<u64> for Shared {
+impl ShrinkableKeyedStateStore<u64> for SharedBuckets {
     fn retain_recent(&self, drop_below: Nanos) {
         let mut forgotten = 0;
         self.0.each.retain(|_, bucket| {

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::buckets::Buckets;
-use super::{ALL, Subject, network, site};
+use super::buckets::BucketSet;
+use super::{ALL, RateSubject, network, site};
 use crate::config::{self, LimitKey};
 use crate::identity::Client;
 
 #[derive(Debug)]
-pub(super) struct Draw {
-    pub(super) buckets: Arc<Buckets>,
+pub(super) struct BucketCharge {
+    pub(super) buckets: Arc<BucketSet>,
     pub(super) key: u64,
-    pub(super) by: By,
+    pub(super) by: BucketKind,
     pub(super) is_dry_run: bool,
     /// Not given back when a draw after it is refused.
     pub(super) is_kept: bool,
@@ -23,7 +23,7 @@ pub(super) struct Draw {
 
 /// What tells the buckets of one limit apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum BucketKind {
     Limit(LimitKey),
     /// An API key's own.
     ApiKey,
@@ -38,13 +38,13 @@ pub(super) enum By {
 
 /// Whose draws these are.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Whose<'a> {
-    Request(Subject<'a>),
+pub(super) enum LimitSubject<'a> {
+    Request(RateSubject<'a>),
     Login(IpAddr, &'a str),
 }
 
-impl Draw {
-    pub(super) fn new(buckets: &Arc<Buckets>, key: u64, by: By) -> Self {
+impl BucketCharge {
+    pub(super) fn new(buckets: &Arc<BucketSet>, key: u64, by: BucketKind) -> Self {
         Self {
             buckets: Arc::clone(buckets),
             key,
@@ -62,13 +62,17 @@ impl Draw {
         }
     }
 
-    pub(super) fn of_limit(buckets: &Arc<Buckets>, limit: &config::Limit, of: Subject<'_>) -> Self {
+    pub(super) fn of_limit(
+        buckets: &Arc<BucketSet>,
+        limit: &config::Limit,
+        of: RateSubject<'_>,
+    ) -> Self {
         Self {
             is_dry_run: limit.dry_run,
             ..Self::new(
                 buckets,
                 key_of(buckets, limit.key, of),
-                By::Limit(limit.key),
+                BucketKind::Limit(limit.key),
             )
         }
     }
@@ -84,27 +88,29 @@ impl Draw {
     }
 
     /// Gets permits from the store.
-    pub(super) async fn fill(&self, whose: Whose<'_>) {
+    pub(super) async fn fill(&self, whose: LimitSubject<'_>) {
         self.buckets.fill(self.key, || self.name(whose)).await;
     }
 
     /// The same at every gate, of one length, and telling nothing of who it is about.
-    fn name(&self, whose: Whose<'_>) -> String {
+    fn name(&self, whose: LimitSubject<'_>) -> String {
         use std::fmt::Write as _;
         let subject = match (self.by, whose) {
-            (By::Limit(LimitKey::Class), Whose::Request(of)) => of.class.to_owned(),
-            (By::Limit(LimitKey::Client), Whose::Request(of))
+            (BucketKind::Limit(LimitKey::Class), LimitSubject::Request(of)) => of.class.to_owned(),
+            (BucketKind::Limit(LimitKey::Client), LimitSubject::Request(of))
                 if !matches!(of.client, Client::Open) =>
             {
                 let kind = matches!(of.client, Client::Key(_));
                 format!("{}:{}", if kind { "key" } else { "user" }, of.client.name())
             }
-            (By::Limit(_), Whose::Request(of)) => format!("{:?}", network(of.peer)),
-            (By::ApiKey, Whose::Request(of)) => of.client.name().to_owned(),
-            (By::Peer, Whose::Login(peer, _)) => format!("{:?}", network(peer)),
-            (By::Site, Whose::Login(peer, _)) => format!("{:?}", site(peer)),
-            (By::Name, Whose::Login(_, name)) => name.to_owned(),
-            (By::PeerAndName, Whose::Login(peer, name)) => format!("{:?} {name}", network(peer)),
+            (BucketKind::Limit(_), LimitSubject::Request(of)) => format!("{:?}", network(of.peer)),
+            (BucketKind::ApiKey, LimitSubject::Request(of)) => of.client.name().to_owned(),
+            (BucketKind::Peer, LimitSubject::Login(peer, _)) => format!("{:?}", network(peer)),
+            (BucketKind::Site, LimitSubject::Login(peer, _)) => format!("{:?}", site(peer)),
+            (BucketKind::Name, LimitSubject::Login(_, name)) => name.to_owned(),
+            (BucketKind::PeerAndName, LimitSubject::Login(peer, name)) => {
+                format!("{:?} {name}", network(peer))
+            }
             _ => String::new(),
         };
         let mut name = format!("{}:", self.buckets.name());
@@ -116,7 +122,7 @@ impl Draw {
     }
 }
 
-fn key_of(buckets: &Buckets, kind: LimitKey, subject: Subject<'_>) -> u64 {
+fn key_of(buckets: &BucketSet, kind: LimitKey, subject: RateSubject<'_>) -> u64 {
     match (kind, subject.client) {
         (LimitKey::Class, _) => buckets.key(subject.class),
         (LimitKey::Peer, _) => buckets.key(network(subject.peer)),
@@ -127,6 +133,6 @@ fn key_of(buckets: &Buckets, kind: LimitKey, subject: Subject<'_>) -> u64 {
 }
 
 /// One bucket for all who draw on it.
-pub(super) fn of_all(buckets: &Arc<Buckets>, by: By) -> Draw {
-    Draw::new(buckets, ALL, by)
+pub(super) fn of_all(buckets: &Arc<BucketSet>, by: BucketKind) -> BucketCharge {
+    BucketCharge::new(buckets, ALL, by)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::buckets::Buckets;
+use super::buckets::BucketSet;
 use crate::pipeline::access_line::digits;
 
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -13,12 +13,12 @@ const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// A request may go on.
 #[derive(Clone, Debug, Default)]
-pub struct Admitted {
+pub struct RateAdmission {
     /// Of the tightest policy; None where no policy applied.
-    pub facts: Option<RateFacts>,
+    pub facts: Option<RateLimitHeaders>,
 }
 
-impl Admitted {
+impl RateAdmission {
     /// Tells the client what is left.
     pub(in crate::pipeline) fn put(&self, headers: &mut HeaderMap) {
         if let Some(facts) = &self.facts {
@@ -34,15 +34,15 @@ pub struct TooMany {
     /// Whole seconds, at least one.
     pub retry_after: Duration,
     pub policy: Arc<str>,
-    pub facts: RateFacts,
+    pub facts: RateLimitHeaders,
 }
 
 /// One bucket, as the `RateLimit` fields of the IETF draft describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RateFacts {
+pub struct RateLimitHeaders {
     pub policy: Arc<str>,
     /// None: no header can carry the policy's name.
-    pub(super) advert: Option<Arc<Advert>>,
+    pub(super) advert: Option<Arc<PolicyHeader>>,
     /// Requests at once into a full bucket.
     pub quota: u32,
     /// Seconds in which an empty bucket fills.
@@ -53,12 +53,12 @@ pub struct RateFacts {
 }
 
 impl TooMany {
-    pub(super) fn new(buckets: &Buckets, wait: Duration) -> Self {
+    pub(super) fn new(buckets: &BucketSet, wait: Duration) -> Self {
         let seconds = ceil_seconds(wait).max(1);
         Self {
             retry_after: Duration::from_secs(seconds),
             policy: Arc::clone(buckets.name_shared()),
-            facts: RateFacts {
+            facts: RateLimitHeaders {
                 reset: seconds,
                 ..buckets.facts(0)
             },
@@ -68,14 +68,14 @@ impl TooMany {
 
 /// What does not change from one request to the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Advert {
+pub(super) struct PolicyHeader {
     /// `RateLimit-Policy`, whole.
     policy: HeaderValue,
     /// `RateLimit`, up to its numbers.
     begin: Vec<u8>,
 }
 
-impl Advert {
+impl PolicyHeader {
     pub(super) fn new(name: &str, quota: u32, window: u64) -> Option<Arc<Self>> {
         let name = name.replace('\\', "\\\\").replace('"', "\\\"");
         let policy = HeaderValue::try_from(format!("\"{name}\";q={quota};w={window}")).ok()?;
@@ -84,7 +84,7 @@ impl Advert {
     }
 }
 
-impl RateFacts {
+impl RateLimitHeaders {
     /// Sets `RateLimit-Policy` and `RateLimit`.
     pub fn put(&self, headers: &mut HeaderMap) {
         // A policy whose name no header can carry is simply not advertised.

@@ -10,7 +10,7 @@ use crate::shares::{SharePool, SharedPlace};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests in flight")]
-pub struct Overloaded;
+pub struct TooManyInFlight;
 
 /// The places of one gate; they outlive a reload.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl InFlightPlaces {
         self.most.store(most, Ordering::Relaxed);
     }
 
-    pub(super) fn enter(self: &Arc<Self>) -> Result<InFlight, Overloaded> {
+    pub(super) fn enter(self: &Arc<Self>) -> Result<InFlight, TooManyInFlight> {
         let most = self.most.load(Ordering::Relaxed);
         let inside = self.inside.fetch_add(1, Ordering::Relaxed);
         let place = InFlight {
@@ -51,7 +51,7 @@ impl InFlightPlaces {
             share: None,
         };
         if inside >= most {
-            return Err(Overloaded);
+            return Err(TooManyInFlight);
         }
         Ok(place)
     }
@@ -59,7 +59,7 @@ impl InFlightPlaces {
 
 impl InFlight {
     /// Counts the place as one of `client`'s, where that matters.
-    pub fn claim(&mut self, client: impl Hash) -> Result<(), Overloaded> {
+    pub fn claim(&mut self, client: impl Hash) -> Result<(), TooManyInFlight> {
         if !self.is_crowded || self.share.is_some() {
             return Ok(());
         }
@@ -72,7 +72,7 @@ impl InFlight {
         // With this one's own.
         let free = (most + 1).saturating_sub(inside);
         let share = shared.take_of_free(shared.key(client), free);
-        self.share = Some(Box::new(share.ok_or(Overloaded)?));
+        self.share = Some(Box::new(share.ok_or(TooManyInFlight)?));
         Ok(())
     }
 }

@@ -12,8 +12,8 @@ mod in_flight;
 mod proven;
 
 pub use attempts::{LoginHeld, LoginTry, TokenTry};
-pub use facts::{Admitted, RateFacts, TooMany};
-pub use in_flight::{InFlight, Overloaded};
+pub use facts::{RateAdmission, RateLimitHeaders, TooMany};
+pub use in_flight::{InFlight, TooManyInFlight};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use dashmap::DashMap;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::attempts::AttemptLimits;
-use self::buckets::{Buckets, NoPermit};
-use self::draw::{By, Draw, Whose, of_all};
+use self::buckets::{BucketSet, NoPermit};
+use self::draw::{BucketCharge, BucketKind, LimitSubject, of_all};
 use self::in_flight::InFlightPlaces;
 use crate::config::{self, Limits, Quota};
 use crate::identity::Client;
@@ -43,9 +43,9 @@ const CROWDED: Duration = Duration::from_millis(50);
 /// All budgets. Built anew by a reload; what did not change keeps its state.
 #[derive(Debug)]
 pub struct Limiter {
-    policies: Vec<Policy>,
+    policies: Vec<LimitPolicy>,
     /// By name of the API key.
-    own: Arc<DashMap<Arc<str>, Arc<Buckets>>>,
+    own: Arc<DashMap<Arc<str>, Arc<BucketSet>>>,
     attempts: AttemptLimits,
     in_flight: Arc<InFlightPlaces>,
     /// Where other gates draw on the same buckets.
@@ -54,14 +54,14 @@ pub struct Limiter {
 }
 
 #[derive(Debug)]
-struct Policy {
+struct LimitPolicy {
     limit: config::Limit,
-    buckets: Arc<Buckets>,
+    buckets: Arc<BucketSet>,
 }
 
 /// Whose request, and of which kind.
 #[derive(Clone, Copy, Debug)]
-pub struct Subject<'a> {
+pub struct RateSubject<'a> {
     pub client: &'a Client,
     pub peer: IpAddr,
     pub class: &'a str,
@@ -69,7 +69,7 @@ pub struct Subject<'a> {
 
 /// Which draw found its bucket empty, and when it will not.
 #[derive(Clone, Copy, Debug)]
-struct Empty {
+struct EmptyBucket {
     index: usize,
     wait: Duration,
 }
@@ -93,7 +93,7 @@ impl Limiter {
             let policies = old.iter().flat_map(|old| &old.policies);
             let mut same = policies
                 .filter(|policy| policy.limit.name == limit.name && policy.limit.key == limit.key);
-            Policy {
+            LimitPolicy {
                 buckets: kept(
                     store,
                     same.next().map(|old| &old.buckets),
@@ -124,11 +124,11 @@ impl Limiter {
     /// `max_wait` in all where one is empty; dropping the wait costs nothing.
     pub async fn admit(
         &self,
-        subject: Subject<'_>,
+        subject: RateSubject<'_>,
         max_wait: Duration,
-    ) -> Result<Admitted, TooMany> {
+    ) -> Result<RateAdmission, TooMany> {
         let mut draws = self.draws(subject);
-        let whose = Whose::Request(subject);
+        let whose = LimitSubject::Request(subject);
         match self.draw_all(&mut draws, whose).await {
             Ok(admitted) => Ok(admitted),
             Err(empty) if empty.wait > max_wait => Err(self.refuse(&draws, empty)),
@@ -143,10 +143,10 @@ impl Limiter {
     /// so nobody is woken to find it empty, and nobody overtakes in the line.
     async fn wait(
         &self,
-        (draws, whose): (&mut [Draw], Whose<'_>),
-        mut empty: Empty,
+        (draws, whose): (&mut [BucketCharge], LimitSubject<'_>),
+        mut empty: EmptyBucket,
         deadline: Instant,
-    ) -> Result<Admitted, TooMany> {
+    ) -> Result<RateAdmission, TooMany> {
         let mut turn = None;
         loop {
             if turn.as_ref().is_none_or(|(index, _)| *index != empty.index) {
@@ -172,7 +172,11 @@ impl Limiter {
         }
     }
 
-    async fn last_try(&self, draws: &mut [Draw], whose: Whose<'_>) -> Result<Admitted, TooMany> {
+    async fn last_try(
+        &self,
+        draws: &mut [BucketCharge],
+        whose: LimitSubject<'_>,
+    ) -> Result<RateAdmission, TooMany> {
         match self.draw_all(draws, whose).await {
             Ok(admitted) => {
                 self.metrics.limited.add(LimitOutcome::Waited);
@@ -183,7 +187,7 @@ impl Limiter {
     }
 
     /// A place inside the gate.
-    pub fn in_flight(&self) -> Result<InFlight, Overloaded> {
+    pub fn in_flight(&self) -> Result<InFlight, TooManyInFlight> {
         self.in_flight.enter()
     }
 
@@ -209,40 +213,42 @@ impl Limiter {
     }
 
     /// Gives permits of shared limits back that this gate has no use for.
-    pub async fn tidy(&self) {
+    pub async fn shrink(&self) {
         let own: Vec<_> = self.own.iter().map(|own| Arc::clone(own.value())).collect();
         let fixed = self.attempts.buckets();
         let policies = self.policies.iter().map(|policy| &policy.buckets);
         for buckets in policies.chain(fixed).chain(&own) {
-            buckets.tidy().await;
+            buckets.shrink().await;
         }
     }
 
-    fn draws(&self, subject: Subject<'_>) -> Vec<Draw> {
+    fn draws(&self, subject: RateSubject<'_>) -> Vec<BucketCharge> {
         let mut draws = Vec::with_capacity(self.policies.len() + 1);
         if let Client::Key(key) = subject.client
             && let Some(quota) = key.limit
         {
-            draws.push(of_all(&self.own(&key.name, quota), By::ApiKey));
+            draws.push(of_all(&self.own(&key.name, quota), BucketKind::ApiKey));
         }
         let counting = self.policies.iter().filter(|policy| {
             let classes = &policy.limit.classes;
             classes.is_empty() || classes.iter().any(|class| **class == *subject.class)
         });
         draws.extend(
-            counting.map(|Policy { limit, buckets }| Draw::of_limit(buckets, limit, subject)),
+            counting.map(|LimitPolicy { limit, buckets }| {
+                BucketCharge::of_limit(buckets, limit, subject)
+            }),
         );
         draws
     }
 
-    fn own(&self, name: &Arc<str>, quota: Quota) -> Arc<Buckets> {
+    fn own(&self, name: &Arc<str>, quota: Quota) -> Arc<BucketSet> {
         if let Some(known) = self.own.get(name)
             && known.quota() == quota
         {
             return Arc::clone(&known);
         }
         let store = self.store.clone();
-        let fresh = || Arc::new(Buckets::over(store.clone(), "api_key".into(), quota, 1));
+        let fresh = || Arc::new(BucketSet::over(store.clone(), "api_key".into(), quota, 1));
         let mut known = self.own.entry(Arc::clone(name)).or_insert_with(fresh);
         if known.quota() != quota {
             *known = fresh();
@@ -252,10 +258,14 @@ impl Limiter {
 
     /// One from each bucket, or none from any; gets permits from the store where this
     /// gate has none left.
-    async fn draw_all(&self, draws: &mut [Draw], whose: Whose<'_>) -> Result<Admitted, Empty> {
+    async fn draw_all(
+        &self,
+        draws: &mut [BucketCharge],
+        whose: LimitSubject<'_>,
+    ) -> Result<RateAdmission, EmptyBucket> {
         match self.draw_here(draws) {
             Ok(admitted) => Ok(admitted),
-            Err((index, NoPermit::Until(wait))) => Err(Empty { index, wait }),
+            Err((index, NoPermit::Until(wait))) => Err(EmptyBucket { index, wait }),
             // Seldom, and large: not to be paid for by every request's memory.
             Err((index, NoPermit::Ask)) => Box::pin(self.fill_and_draw(draws, whose, index)).await,
         }
@@ -263,25 +273,25 @@ impl Limiter {
 
     async fn fill_and_draw(
         &self,
-        draws: &mut [Draw],
-        whose: Whose<'_>,
+        draws: &mut [BucketCharge],
+        whose: LimitSubject<'_>,
         mut index: usize,
-    ) -> Result<Admitted, Empty> {
+    ) -> Result<RateAdmission, EmptyBucket> {
         for _ in 0..FILLS {
             draws[index].fill(whose).await;
             match self.draw_here(draws) {
                 Ok(admitted) => return Ok(admitted),
-                Err((index, NoPermit::Until(wait))) => return Err(Empty { index, wait }),
+                Err((index, NoPermit::Until(wait))) => return Err(EmptyBucket { index, wait }),
                 Err((next, NoPermit::Ask)) => index = next,
             }
         }
-        Err(Empty {
+        Err(EmptyBucket {
             index,
             wait: CROWDED,
         })
     }
 
-    fn draw_here(&self, draws: &mut [Draw]) -> Result<Admitted, (usize, NoPermit)> {
+    fn draw_here(&self, draws: &mut [BucketCharge]) -> Result<RateAdmission, (usize, NoPermit)> {
         let mut tightest: Option<(usize, u32)> = None;
         for index in 0..draws.len() {
             let draw = &mut draws[index];
@@ -301,16 +311,16 @@ impl Limiter {
                     let is_over = matches!(none, NoPermit::Until(_));
                     let back = draws[..index].iter_mut();
                     back.filter(|draw| !(is_over && draw.is_kept))
-                        .for_each(Draw::give_back);
+                        .for_each(BucketCharge::give_back);
                     return Err((index, none));
                 }
             }
         }
         let facts = tightest.map(|(index, remaining)| draws[index].buckets.facts(remaining));
-        Ok(Admitted { facts })
+        Ok(RateAdmission { facts })
     }
 
-    fn refuse(&self, draws: &[Draw], empty: Empty) -> TooMany {
+    fn refuse(&self, draws: &[BucketCharge], empty: EmptyBucket) -> TooMany {
         self.metrics.limited.add(LimitOutcome::Refused);
         TooMany::new(&draws[empty.index].buckets, empty.wait)
     }
@@ -319,17 +329,22 @@ impl Limiter {
 /// The buckets of one limit: `old` ones with the same quota go on where they are.
 fn kept(
     store: Option<&Arc<SharedStore>>,
-    old: Option<&Arc<Buckets>>,
+    old: Option<&Arc<BucketSet>>,
     name: &str,
     quota: Quota,
     max_keys: usize,
-) -> Arc<Buckets> {
+) -> Arc<BucketSet> {
     match old {
         Some(old) if old.quota() == quota => {
             old.remember_at_most(max_keys);
             Arc::clone(old)
         }
-        _ => Arc::new(Buckets::over(store.cloned(), name.into(), quota, max_keys)),
+        _ => Arc::new(BucketSet::over(
+            store.cloned(),
+            name.into(),
+            quota,
+            max_keys,
+        )),
     }
 }
 

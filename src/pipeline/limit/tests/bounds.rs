@@ -64,7 +64,7 @@ async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
 
 #[tokio::test(start_paused = true)]
 async fn room_for_many_keys_is_given_back_when_they_are_forgotten() {
-    let buckets = Buckets::new("clients".into(), quota(1, 5), 1_000_000);
+    let buckets = BucketSet::new("clients".into(), quota(1, 5), 1_000_000);
     for key in 0..100_000 {
         assert!(buckets.spend(buckets.key(key)).is_ok());
     }
@@ -89,7 +89,7 @@ fn extreme_quotas_neither_panic_nor_block() {
             per,
             burst,
         };
-        let buckets = Buckets::new("extreme".into(), quota, 1);
+        let buckets = BucketSet::new("extreme".into(), quota, 1);
         assert!(buckets.spend(ALL).is_ok());
         buckets.give_back(ALL);
         let _ = (buckets.spend(ALL), buckets.facts(0), buckets.sweep());
@@ -103,7 +103,7 @@ fn draws_from_many_threads_never_exceed_the_burst() {
         per: SECOND * 3600,
         burst: 100,
     };
-    let buckets = Buckets::new("race".into(), slow, 4);
+    let buckets = BucketSet::new("race".into(), slow, 4);
     let passed = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {

@@ -68,8 +68,8 @@ fn key(name: &str, limit: Option<Quota>) -> Client {
     }))
 }
 
-fn subject<'a>(client: &'a Client, class: &'a str) -> Subject<'a> {
-    Subject {
+fn subject<'a>(client: &'a Client, class: &'a str) -> RateSubject<'a> {
+    RateSubject {
         client,
         peer: PEER,
         class,
@@ -77,7 +77,7 @@ fn subject<'a>(client: &'a Client, class: &'a str) -> Subject<'a> {
 }
 
 /// How many of `tries` go through at once.
-async fn admitted(limiter: &Limiter, subject: Subject<'_>, tries: usize) -> usize {
+async fn admitted(limiter: &Limiter, subject: RateSubject<'_>, tries: usize) -> usize {
     let mut count = 0;
     for _ in 0..tries {
         count += usize::from(limiter.admit(subject, Duration::ZERO).await.is_ok());
@@ -111,7 +111,7 @@ async fn a_user_and_a_key_of_one_name_have_two_buckets_and_open_clients_go_by_ad
     for client in [user("a"), key("a", None), Client::Open] {
         assert_eq!(admitted(&limiter, subject(&client, "x"), 2).await, 1);
     }
-    let elsewhere = Subject {
+    let elsewhere = RateSubject {
         peer: OTHER_PEER,
         ..subject(&Client::Open, "x")
     };
@@ -261,7 +261,7 @@ fn requests_in_flight_are_capped_and_a_reload_keeps_count() {
     let limiter = limiter(Vec::new());
     let one = limiter.in_flight().unwrap();
     let two = limiter.in_flight().unwrap();
-    assert_eq!(limiter.in_flight().unwrap_err(), Overloaded);
+    assert_eq!(limiter.in_flight().unwrap_err(), TooManyInFlight);
     let reloaded = Limiter::new(&limits(Vec::new()), Some(&limiter), Metrics::new());
     assert!(reloaded.in_flight().is_err());
     drop((one, two));
