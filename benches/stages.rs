@@ -22,7 +22,7 @@ use tollgate::metrics::Metrics;
 use tollgate::pipeline::{
     Limiter, Peer, RateSubject, RouteTable, clean_fields, presents_credential,
 };
-use tollgate::token::{Origin, Token, TokenDigest, TokenStore, Wanted};
+use tollgate::token::{Token, TokenDigest, TokenOrigin, TokenStore, Wanted};
 use tollgate::via::GatewayVia;
 use tollgate::webapp::Role;
 
@@ -56,7 +56,7 @@ fn filled() -> (Arc<TokenStore>, Vec<String>) {
             user: &user,
             role: Some(Role::User),
             lifetime: Duration::from_secs(604_800),
-            origin: Origin::Minted,
+            origin: TokenOrigin::Minted,
             epoch: store.epoch(&user),
             revision: None,
         };

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tollgate::identity::hash_password;
 use tollgate::metrics::StoreOutcome;
 use tollgate::secret::Secret;
-use tollgate::token::{Origin, Token, TokenStore, Wanted};
+use tollgate::token::{Token, TokenOrigin, TokenStore, Wanted};
 use tollgate::webapp::Role;
 
 const AT_ONCE: [usize; 4] = [1, 16, 64, 256];
@@ -102,7 +102,7 @@ async fn one_client(
             user: &user,
             role: Some(Role::User),
             lifetime: Duration::from_secs(7 * 86_400),
-            origin: Origin::Minted,
+            origin: TokenOrigin::Minted,
             epoch,
             revision: None,
         };

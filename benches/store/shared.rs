@@ -9,7 +9,7 @@ use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
-use tollgate::token::{Origin, Token, TokenDigest, TokenStore, Wanted};
+use tollgate::token::{Token, TokenDigest, TokenOrigin, TokenStore, Wanted};
 use tollgate::webapp::Role;
 
 const TOKENS: usize = 100_000;
@@ -118,7 +118,7 @@ async fn log_in(gate: &Arc<TokenStore>) -> Vec<TokenDigest> {
                     user: &user,
                     role: Some(Role::User),
                     lifetime: Duration::from_secs(7 * 86_400),
-                    origin: Origin::Minted,
+                    origin: TokenOrigin::Minted,
                     epoch: gate.epoch(&user),
                     revision: None,
                 };

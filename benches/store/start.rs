@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use redb::{Builder, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use rustix::fs::{Advice, fadvise};
 use tollgate::clock;
-use tollgate::store::{Change, Digest, GrantRecord, Offline, Origin, Record};
+use tollgate::store::{
+    ExportRecord, GrantRecord, OfflineStore, RecordDigest, StoreChange, TokenOrigin,
+};
 use tollgate::webapp::Role;
 
 use super::open;
@@ -63,14 +65,14 @@ async fn row(path: &Path, count: u64, users: u64) -> String {
     let start_from_disk = load(path, count, true).await.0;
     // As a kill leaves it: in use, with a commit that was the last.
     let (store, _, _) = open(path);
-    let change = Change::RemoveGrant(Digest([0; 32]));
+    let change = StoreChange::RemoveGrant(RecordDigest([0; 32]));
     store.commit(change).await.unwrap();
     let killed = path.with_extension("killed");
     std::fs::copy(path, &killed).unwrap();
     store.close().await;
     let begin = Instant::now();
     let (store, tokens, _) = open(&killed);
-    tokens.load(Origin::Minted, |_| true).await.unwrap();
+    tokens.load(TokenOrigin::Minted, |_| true).await.unwrap();
     let after_a_kill = begin.elapsed();
     store.close().await;
     std::fs::remove_file(path).unwrap();
@@ -93,7 +95,7 @@ fn best(mut measure: impl FnMut() -> Duration) -> Duration {
 }
 
 fn fill(path: &Path, count: u64, users: u64) {
-    let offline = Offline::open_or_make(path).unwrap();
+    let offline = OfflineStore::open_or_make(path).unwrap();
     let mut import = offline.import().unwrap();
     let now = clock::unix_millis();
     let names: Vec<Arc<str>> = (0..users)
@@ -101,14 +103,14 @@ fn fill(path: &Path, count: u64, users: u64) {
         .collect();
     for number in 0..count {
         let grant = GrantRecord {
-            digest: Digest(rand::random()),
+            digest: RecordDigest(rand::random()),
             user: Arc::clone(&names[(number % users) as usize]),
             role: Some(Role::User),
             ends_millis: now + rand::random_range(DAY..8 * DAY),
             epoch: 0,
-            origin: Origin::Minted,
+            origin: TokenOrigin::Minted,
         };
-        import.put(Record::Grant(grant)).unwrap();
+        import.put(ExportRecord::Grant(grant)).unwrap();
     }
     import.commit().unwrap();
 }
@@ -157,7 +159,7 @@ async fn load(path: &Path, count: u64, is_cold: bool) -> (Duration, Duration) {
         let (begin, spent) = (Instant::now(), processor_time());
         let (store, tokens, _) = open(path);
         let opened = begin.elapsed();
-        tokens.load(Origin::Minted, |_| true).await.unwrap();
+        tokens.load(TokenOrigin::Minted, |_| true).await.unwrap();
         let took = begin.elapsed();
         println!("  opened in {opened:.2?}, loaded in {:.2?}", took - opened);
         assert_eq!(tokens.len() as u64, count);

@@ -19,8 +19,8 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::metrics::Metrics;
-use tollgate::store::{Intake as _, LiveGrant};
-use tollgate::token::{Origin, TokenDigest, TokenStore, Wanted};
+use tollgate::store::{GrantSink as _, LiveGrant};
+use tollgate::token::{TokenDigest, TokenOrigin, TokenStore, Wanted};
 
 use clocks::{Pauses, Watch, waited_for_a_core};
 
@@ -93,7 +93,7 @@ impl Bench {
         let empty = ALLOCATOR.allocated() - before;
         row("an empty store", format!("{} KiB", empty / 1024));
         let watch = Watch::start();
-        let mut restore = store.restore(Origin::Minted, |_| true);
+        let mut restore = store.restore(TokenOrigin::Minted, |_| true);
         restore.users(&users);
         let mut part = restore.part();
         let user_of = |place: usize| place * 7919 % users.len(); // in no order, as digests are
@@ -103,7 +103,7 @@ impl Bench {
             holder: user_of(place) as u32,
             role: None,
             epoch: 0,
-            origin: Origin::Minted,
+            origin: TokenOrigin::Minted,
             ends_millis: now + lifetime(place).as_millis() as u64,
         };
         let mut all = self.digests.iter().enumerate().map(kept).peekable();
@@ -240,7 +240,7 @@ fn insert(store: &TokenStore, digest: TokenDigest, user: &str, lifetime: Duratio
         user,
         role: None,
         lifetime,
-        origin: Origin::Minted,
+        origin: TokenOrigin::Minted,
         epoch: store.epoch(user),
         revision: None,
     };

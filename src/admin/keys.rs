@@ -23,7 +23,7 @@ use crate::clock;
 use crate::config::{ApiKey, PathPattern, is_name, parse_quota};
 use crate::identity::{KeyError, KeyRing, NewKey};
 use crate::secret::{LEAST_OPERATOR_TOKEN, SecretSource};
-use crate::store::Unavailable;
+use crate::store::StoreUnavailable;
 use crate::webapp::Role;
 
 const MOST_BODY: usize = 16 * 1024;
@@ -316,7 +316,7 @@ fn refused(error: KeyError) -> KeyCallRejection {
     }
 }
 
-pub(super) fn unavailable(why: &Unavailable) -> KeyCallRejection {
+pub(super) fn unavailable(why: &StoreUnavailable) -> KeyCallRejection {
     KeyCallRejection {
         status: StatusCode::SERVICE_UNAVAILABLE,
         text: why.to_string(),

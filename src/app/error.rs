@@ -28,9 +28,9 @@ pub enum Error {
     #[error("cannot open the store")]
     Store(#[source] store::OpenError),
     #[error("cannot use the shared store")]
-    SharedStore(#[source] store::shared::OpenError),
+    SharedStore(#[source] store::shared::SharedOpenError),
     #[error("cannot load the store")]
-    Load(#[source] store::Unavailable),
+    Load(#[source] store::StoreUnavailable),
     #[error("told to stop while waiting for the store")]
     Stopped,
     #[error("cannot use [store] {key}")]

@@ -16,7 +16,7 @@ use crate::identity::{FirstAdmin, Hasher, KeyRing, UserDirectory};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
-use crate::store::{Contents, Origin, Seal, SealKey, Store};
+use crate::store::{SealKey, SealingKeys, Store, StoreContents, TokenOrigin};
 use crate::token::{Ending, TokenStore};
 use crate::upstream::LeaseKeeper;
 
@@ -30,8 +30,8 @@ const SAID_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct StoreBootstrap {
     store: Arc<Store>,
-    contents: Mutex<Contents>,
-    seal: Option<Arc<Seal>>,
+    contents: Mutex<StoreContents>,
+    seal: Option<Arc<SealingKeys>>,
     /// Of a shared store, which its copies must follow before it is connected.
     ring: Option<Arc<KeyRing>>,
     tasks: TaskSet,
@@ -42,15 +42,15 @@ pub(super) struct StoreBootstrap {
 
 pub(super) async fn open(
     config: &Config,
-    seal: Option<Arc<Seal>>,
+    seal: Option<Arc<SealingKeys>>,
     life: (&TaskSet, &ShutdownSignal),
     (metrics, quit): (&Arc<Metrics>, &CancellationToken),
 ) -> Result<StoreBootstrap, Error> {
     let (store, contents) = match &config.store.place {
-        StorePlace::Memory => (Store::Memory, Contents::default()),
+        StorePlace::Memory => (Store::Memory, StoreContents::default()),
         StorePlace::Shared(settings) => {
             let shared = SharedStore::new(settings.as_ref().clone(), Arc::clone(metrics));
-            (Store::Shared(Arc::new(shared)), Contents::default())
+            (Store::Shared(Arc::new(shared)), StoreContents::default())
         }
         StorePlace::File(path) => {
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
@@ -108,7 +108,7 @@ pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &To
     }
 }
 
-pub(super) fn seal(settings: &config::StoreConfig) -> Result<Option<Arc<Seal>>, Error> {
+pub(super) fn seal(settings: &config::StoreConfig) -> Result<Option<Arc<SealingKeys>>, Error> {
     let Some(key) = &settings.key else {
         return Ok(None);
     };
@@ -116,11 +116,11 @@ pub(super) fn seal(settings: &config::StoreConfig) -> Result<Option<Arc<Seal>>, 
     let key = SealKey::read(key).map_err(wrong("key"))?;
     let old = settings.old_key.as_ref().map(SealKey::read).transpose();
     let old = old.map_err(wrong("old_key"))?;
-    Ok(Some(Arc::new(Seal::new(key, old))))
+    Ok(Some(Arc::new(SealingKeys::new(key, old))))
 }
 
 impl StoreBootstrap {
-    fn take<T>(&self, part: impl FnOnce(&mut Contents) -> T) -> T {
+    fn take<T>(&self, part: impl FnOnce(&mut StoreContents) -> T) -> T {
         part(&mut self.contents.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -190,8 +190,8 @@ impl StoreBootstrap {
         let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
         let known: Option<HashSet<String>> = users.map(UserDirectory::names);
         let origin = match &known {
-            Some(_) => Origin::Minted,
-            None => Origin::Learned,
+            Some(_) => TokenOrigin::Minted,
+            None => TokenOrigin::Learned,
         };
         let is_known = move |user: &str| known.as_ref().is_none_or(|known| known.contains(user));
         let loaded = self.quit.run_until_cancelled(tokens.load(origin, is_known));

@@ -14,7 +14,7 @@ use crate::listener::{self, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::RouteTable;
 use crate::secret::{self, SecretSource};
-use crate::store::{Seal, shared};
+use crate::store::{SealingKeys, shared};
 use crate::upstream::{TrustError, UpstreamMaterials};
 
 /// Everything that can be made without the network and without a change on a disk.
@@ -23,7 +23,7 @@ pub(super) struct PreparedParts {
     /// TLS of each listener; None: plain HTTP.
     pub(super) listeners: Vec<Option<Arc<ServerTls>>>,
     pub(super) upstream: UpstreamMaterials,
-    pub(super) seal: Option<Arc<Seal>>,
+    pub(super) seal: Option<Arc<SealingKeys>>,
     pub(super) routes: RouteTable,
 }
 
@@ -168,7 +168,7 @@ impl<'a> ProblemSearch<'a> {
         upstream
     }
 
-    fn seal(&mut self) -> Option<Option<Arc<Seal>>> {
+    fn seal(&mut self) -> Option<Option<Arc<SealingKeys>>> {
         match seal(&self.config.store) {
             Ok(seal) => return Some(seal),
             Err(Error::SealKey { key, source }) => self.note(format!("store.{key}"), &source),

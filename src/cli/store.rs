@@ -10,7 +10,9 @@ use crate::config::{SharedStoreConfig as Place, StoreConfig, StorePlace};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
-use crate::store::{Exporter, Mode, Offline, Tally, TransferError, read_lines};
+use crate::store::{
+    ImportMode, OfflineStore, RecordCounts, RecordExporter, TransferError, read_lines,
+};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum StoreCommand {
@@ -38,7 +40,7 @@ pub(super) fn run(
         StorePlace::Memory => return Err(TransferError::Memory.into()),
         StorePlace::Shared(shared) => return run_shared(command, shared, out),
     };
-    let open = || Offline::open(path).map_err(TransferError::from);
+    let open = || OfflineStore::open(path).map_err(TransferError::from);
     match command {
         StoreCommand::Check => {
             let tally = open()?.check().map_err(TransferError::from)?;
@@ -47,15 +49,19 @@ pub(super) fn run(
         StoreCommand::Export => {
             // Before the first line: a store that cannot be opened leaves an empty file.
             let store = open()?;
-            let mut exporter = Exporter::begin(io::BufWriter::new(out))?;
+            let mut exporter = RecordExporter::begin(io::BufWriter::new(out))?;
             store.records(|record| exporter.put(record))?;
             let tally = exporter.end()?;
             writeln!(io::stderr(), "exported {tally}")?;
         }
         StoreCommand::Import { merge } => {
-            let store = Offline::open_or_make(path).map_err(TransferError::from)?;
+            let store = OfflineStore::open_or_make(path).map_err(TransferError::from)?;
             let mut import = store.import().map_err(TransferError::from)?;
-            let mode = if *merge { Mode::Merge } else { Mode::IntoEmpty };
+            let mode = if *merge {
+                ImportMode::Merge
+            } else {
+                ImportMode::IntoEmpty
+            };
             if !import.may(mode) {
                 return Err(TransferError::NotEmpty.into());
             }
@@ -107,7 +113,7 @@ async fn with_shared(
     match command {
         StoreCommand::Compact => return Err(TransferError::NotAFile.into()),
         StoreCommand::Check => {
-            let mut tally = Tally::default();
+            let mut tally = RecordCounts::default();
             let count = |record| {
                 tally.count(&record);
                 Ok::<_, TransferError>(())
@@ -116,7 +122,7 @@ async fn with_shared(
             writeln!(out, "{}: good; {tally}", store.settings())?;
         }
         StoreCommand::Export => {
-            let mut exporter = Exporter::begin(io::BufWriter::new(out))?;
+            let mut exporter = RecordExporter::begin(io::BufWriter::new(out))?;
             store.records(|record| exporter.put(&record)).await?;
             let tally = exporter.end()?;
             writeln!(io::stderr(), "exported {tally}")?;

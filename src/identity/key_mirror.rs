@@ -7,15 +7,17 @@ use arc_swap::ArcSwap;
 
 use super::key_ring::{RingState, key};
 use crate::config::ApiKey;
-use crate::store::shared::{Entry, EntryChange, Fact, Follow, SharedChange, SharedStore};
-use crate::store::{KeyRecord, Unavailable};
+use crate::store::shared::{
+    EntryChange, Replica, SharedChange, SharedEntry, SharedStore, StateSnapshotItem,
+};
+use crate::store::{KeyRecord, StoreUnavailable};
 
 #[derive(Debug)]
 pub(super) struct KeyMirror {
     held: Arc<ArcSwap<RingState>>,
     shared: Arc<SharedStore>,
     /// Removed ones among them: a store that lost its data is told of those as well.
-    entries: Mutex<BTreeMap<Arc<str>, Entry>>,
+    entries: Mutex<BTreeMap<Arc<str>, SharedEntry>>,
 }
 
 impl KeyMirror {
@@ -31,7 +33,7 @@ impl KeyMirror {
     }
 
     /// Whether there was no key of that name, at any gate.
-    pub(super) async fn create(&self, record: &KeyRecord) -> Result<bool, Unavailable> {
+    pub(super) async fn create(&self, record: &KeyRecord) -> Result<bool, StoreUnavailable> {
         // A record of text and numbers always has a JSON form.
         let text = serde_json::to_string(record).unwrap_or_default();
         match self.shared.put_key(&record.name, &text).await? {
@@ -43,7 +45,7 @@ impl KeyMirror {
         }
     }
 
-    pub(super) async fn delete(&self, name: &str) -> Result<(), Unavailable> {
+    pub(super) async fn delete(&self, name: &str) -> Result<(), StoreUnavailable> {
         match self.shared.remove_key(name).await? {
             EntryChange::Done(entry) => self.apply_entry(&name.into(), &entry),
             // Gone already, at another gate: that is what was wanted.
@@ -52,9 +54,9 @@ impl KeyMirror {
         Ok(())
     }
 
-    fn apply_entry(&self, name: &Arc<str>, entry: &Entry) {
+    fn apply_entry(&self, name: &Arc<str>, entry: &SharedEntry) {
         let mut entries = self.entries();
-        let is_late = |known: &Entry| known.seq >= entry.seq;
+        let is_late = |known: &SharedEntry| known.seq >= entry.seq;
         if !entries.get(name).is_some_and(is_late) {
             entries.insert(Arc::clone(name), entry.clone());
             self.publish(&entries);
@@ -70,21 +72,21 @@ impl KeyMirror {
     }
 
     /// Under the lock of the entries, so that the last change is the last published.
-    fn publish(&self, entries: &BTreeMap<Arc<str>, Entry>) {
-        let read = |entry: &Entry| key(serde_json::from_str(&entry.text).ok()?);
+    fn publish(&self, entries: &BTreeMap<Arc<str>, SharedEntry>) {
+        let read = |entry: &SharedEntry| key(serde_json::from_str(&entry.text).ok()?);
         let live = entries.values().filter(|entry| !entry.is_removed());
         let all: Vec<ApiKey> = live.filter_map(read).collect();
         let keys = self.held.load().keys.reload(&all);
         self.held.store(Arc::new(RingState { all, keys }));
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, SharedEntry>> {
         // Every change of the map is one step.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Follow for KeyMirror {
+impl Replica for KeyMirror {
     fn apply(&self, change: &SharedChange, seq: u64) {
         match change {
             SharedChange::Key(name, entry) => self.apply_entry(name, entry),
@@ -106,9 +108,9 @@ impl Follow for KeyMirror {
         // All keys are told right after.
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         for (name, entry) in &*self.entries() {
-            give(Fact::Key(Arc::clone(name), entry.clone()));
+            give(StateSnapshotItem::Key(Arc::clone(name), entry.clone()));
         }
     }
 }

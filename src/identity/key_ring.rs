@@ -14,7 +14,7 @@ use super::{KeyRefused, KeySet, mint_key};
 use crate::config::{ApiKey, PathPattern, Quota, parse_quota};
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
-use crate::store::{Change, Digest, KeyRecord, Store, Unavailable};
+use crate::store::{KeyRecord, RecordDigest, Store, StoreChange, StoreUnavailable};
 use crate::webapp::Role;
 
 /// More than anybody tells apart.
@@ -59,7 +59,7 @@ pub enum KeyError {
     #[error("there are too many keys")]
     Full,
     #[error("cannot be made to last")]
-    Unavailable(#[from] Unavailable),
+    Unavailable(#[from] StoreUnavailable),
 }
 
 impl KeyRing {
@@ -130,7 +130,7 @@ impl KeyRing {
             methods: wanted.methods,
             limit: wanted.limit,
         });
-        self.commit(Change::PutKey(record), all, turn).await?;
+        self.commit(StoreChange::PutKey(record), all, turn).await?;
         Ok(text)
     }
 
@@ -147,16 +147,16 @@ impl KeyRing {
         if let Some(mirror) = &self.mirror {
             return Ok(mirror.delete(name).await?);
         }
-        let change = Change::RemoveKey { name: name.into() };
+        let change = StoreChange::RemoveKey { name: name.into() };
         Ok(self.commit(change, all, turn).await?)
     }
 
     async fn commit(
         &self,
-        change: Change,
+        change: StoreChange,
         all: Vec<ApiKey>,
         turn: tokio::sync::OwnedMutexGuard<()>,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreUnavailable> {
         let (answer, answered) = oneshot::channel();
         let held = Arc::clone(&self.held);
         self.store.submit(change, move |outcome| {
@@ -174,7 +174,7 @@ impl KeyRing {
 fn record(wanted: &NewKey, digest: [u8; 32]) -> KeyRecord {
     KeyRecord {
         name: Arc::clone(&wanted.name),
-        digest: Digest(digest),
+        digest: RecordDigest(digest),
         expires: wanted.expires,
         role: wanted.role,
         paths: wanted.paths.iter().map(ToString::to_string).collect(),

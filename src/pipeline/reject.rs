@@ -14,7 +14,7 @@ use super::credential::CredentialFault;
 use super::limit::TooMany;
 use crate::causes::chain;
 use crate::metrics::{Blame, Reason};
-use crate::store::Unavailable;
+use crate::store::StoreUnavailable;
 use crate::upstream::{NoLease, PermitTimeout};
 use crate::webapp::{self, ErrorCode, Meta};
 
@@ -56,9 +56,9 @@ pub enum Rejection {
     /// There is no valid lease.
     NoLease(NoLease),
     /// The change could not be made to last, so it has not taken place.
-    Unavailable(Unavailable),
+    Unavailable(StoreUnavailable),
     /// The shared store could not be asked about this token.
-    TokenUnsure(Unavailable),
+    TokenUnsure(StoreUnavailable),
     /// The Webapp could not be asked about this token.
     CannotAsk,
     /// The upstream refuses our login even after a new one.

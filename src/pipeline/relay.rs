@@ -28,7 +28,7 @@ use crate::config::{self, UsersCall};
 use crate::identity::Client;
 use crate::metrics::{ClientLogin, LabelSet as _, Metrics, UnreadLogin};
 use crate::secret::Secret;
-use crate::token::{Ending, Origin, TokenDigest, TokenStore, Wanted};
+use crate::token::{Ending, TokenDigest, TokenOrigin, TokenStore, Wanted};
 use crate::webapp::{self, LoginBody};
 
 /// A login's answer is a few hundred bytes; what is longer is none.
@@ -163,7 +163,7 @@ impl RelayedCall<'_> {
             user: &username,
             role: None,
             lifetime: left,
-            origin: Origin::Learned,
+            origin: TokenOrigin::Learned,
             epoch,
             revision: None,
         };

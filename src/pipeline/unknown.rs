@@ -22,7 +22,7 @@ use crate::clock::{self, Deadline, LogThrottle};
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{LabelSet as _, UnreadLogin};
 use crate::secret::Secret;
-use crate::token::{Grant, Origin, TokenDigest, TokenStore, Wanted};
+use crate::token::{Grant, TokenDigest, TokenOrigin, TokenStore, Wanted};
 use crate::upstream::{Patience, ProbeTrust, ProbeVerdict};
 
 /// How long a refusal is remembered.
@@ -198,7 +198,7 @@ async fn learn(tokens: &TokenStore, digest: TokenDigest, token: &Secret) -> Intr
         user: &user,
         role: None,
         lifetime: TokenClaims::read(token).map_or(BELIEVED_FOR, |claims| claims.left()),
-        origin: Origin::Learned,
+        origin: TokenOrigin::Learned,
         epoch: tokens.epoch(&user),
         revision: None,
     };

@@ -21,7 +21,7 @@ use crate::identity::{
 };
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
-use crate::token::{Ending, InsertRefused, Origin, Token, TokenDigest, TokenStore, Wanted};
+use crate::token::{Ending, InsertRefused, Token, TokenDigest, TokenOrigin, TokenStore, Wanted};
 use crate::webapp::{self, LoginBody, Meta, Role, UserEntry};
 
 /// A users call has no business with a body larger than this.
@@ -123,7 +123,7 @@ impl UsersNode<'_> {
             user: &basic.username,
             role: Some(verified.role),
             lifetime: self.settings.token_lifetime,
-            origin: Origin::Minted,
+            origin: TokenOrigin::Minted,
             epoch,
             revision: self.users.stored_revision(&verified),
         };

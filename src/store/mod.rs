@@ -13,13 +13,15 @@ mod transfer;
 
 #[cfg(test)]
 pub(crate) use embedded::Disk;
-pub use embedded::{Compacted, Embedded, Import, Mode, Offline, OpenError, StoreLook, look};
-pub use record::{
-    Digest, GrantRecord, KeyRecord, Origin, PhcText, Record, SealedBytes, SealedLease, UserEpoch,
-    UserRecord,
+pub use embedded::{
+    CompactedSize, EmbeddedStore, ImportMode, ImportRun, OfflineStore, OpenError, StoreLook, look,
 };
-pub use seal::{BadSealKey, Seal, SealKey, Unsealable};
-pub use transfer::{BadLine, Exporter, Tally, TransferError, read_lines};
+pub use record::{
+    ExportRecord, GrantRecord, KeyRecord, PhcText, RecordDigest, SealedBytes, SealedLease,
+    TokenOrigin, UserEpoch, UserRecord,
+};
+pub use seal::{BadSealKey, SealKey, SealingKeys, UnsealError};
+pub use transfer::{BadLine, RecordCounts, RecordExporter, TransferError, read_lines};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,15 +39,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One thing that changes. Whole in itself: it takes place or it does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum StoreChange {
     /// A token given out or learned; its epoch is the user's as it then is.
     PutGrant(GrantRecord),
     /// The same, and another of the user's tokens ends for it.
     ReplaceGrant {
         grant: GrantRecord,
-        ended: Digest,
+        ended: RecordDigest,
     },
-    RemoveGrant(Digest),
+    RemoveGrant(RecordDigest),
     /// All tokens of a user end: the user's epoch moves, in one row.
     EndTokens {
         user: Arc<str>,
@@ -72,7 +74,7 @@ pub enum Change {
 /// Why a change did not take place. Nothing has changed, anywhere, but for `Late`; it may
 /// be tried again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unavailable {
+pub enum StoreUnavailable {
     #[error("the store has too many changes in hand")]
     Busy,
     #[error("the store cannot be written: {0}")]
@@ -84,7 +86,7 @@ pub enum Unavailable {
     Late,
 }
 
-impl Unavailable {
+impl StoreUnavailable {
     /// When a client may try again.
     pub fn retry_after(&self) -> Duration {
         match self {
@@ -96,7 +98,7 @@ impl Unavailable {
 
 /// What is few and needed at once when the gate starts.
 #[derive(Debug, Default)]
-pub struct Contents {
+pub struct StoreContents {
     pub users: Vec<UserRecord>,
     pub keys: Vec<KeyRecord>,
     pub leases: Vec<SealedLease>,
@@ -104,7 +106,7 @@ pub struct Contents {
 
 /// What a load of the grants came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Loaded {
+pub struct LoadedGrants {
     pub live: u64,
     /// Dropped: their time had come.
     pub expired: u64,
@@ -118,14 +120,14 @@ pub struct Loaded {
 /// A live grant as it is loaded: millions of them, so nothing is made for each.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveGrant<'a> {
-    pub digest: Digest,
+    pub digest: RecordDigest,
     pub user: &'a Arc<str>,
     /// The user's number in this store.
     pub holder: u32,
     pub role: Option<Role>,
     pub ends_millis: u64,
     pub epoch: u64,
-    pub origin: Origin,
+    pub origin: TokenOrigin,
 }
 
 impl LiveGrant<'_> {
@@ -142,26 +144,26 @@ impl LiveGrant<'_> {
 }
 
 /// Takes grants that are loaded, hundreds at a time.
-pub type Taker<'a> = Box<dyn FnMut(&[LiveGrant<'_>]) + Send + 'a>;
+pub type GrantBatchSink<'a> = Box<dyn FnMut(&[LiveGrant<'_>]) + Send + 'a>;
 
 /// Where grants that are loaded go.
-pub trait Intake: Send + Sync {
+pub trait GrantSink: Send + Sync {
     /// First of all: the users there are. A grant's `holder` is the place of its user here;
     /// at a place that is nobody's the name is empty, and no grant is.
     fn users(&mut self, names: &[Arc<str>]);
 
     /// Then, for each thread: what takes its part of the grants.
-    fn part(&self) -> Taker<'_>;
+    fn part(&self) -> GrantBatchSink<'_>;
 
     /// All parts are in, and over. Not called if one failed, or nobody waits any more.
     fn finish(&mut self);
 }
 
 /// Of one who only wants the grants.
-impl<F: Fn() -> Taker<'static> + Send + Sync> Intake for F {
+impl<F: Fn() -> GrantBatchSink<'static> + Send + Sync> GrantSink for F {
     fn users(&mut self, _: &[Arc<str>]) {}
 
-    fn part(&self) -> Taker<'_> {
+    fn part(&self) -> GrantBatchSink<'_> {
         self()
     }
 
@@ -180,7 +182,7 @@ pub(crate) fn threads_for(rows: usize) -> usize {
 pub enum Store {
     /// Nowhere: a restart forgets everything.
     Memory,
-    Embedded(Embedded),
+    Embedded(EmbeddedStore),
     /// A server that several gates share. What changes something calls it directly:
     /// other gates have a say in whether it takes place.
     Shared(Arc<SharedStore>),
@@ -188,8 +190,8 @@ pub enum Store {
 
 impl Store {
     /// What there is in a file at the start.
-    pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, Contents), OpenError> {
-        let (embedded, contents) = Embedded::open(path, metrics)?;
+    pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, StoreContents), OpenError> {
+        let (embedded, contents) = EmbeddedStore::open(path, metrics)?;
         Ok((Self::Embedded(embedded), contents))
     }
 
@@ -205,18 +207,18 @@ impl Store {
     /// whoever wanted the change has left meanwhile.
     pub fn submit(
         &self,
-        change: Change,
-        done: impl FnOnce(Result<(), Unavailable>) + Send + 'static,
+        change: StoreChange,
+        done: impl FnOnce(Result<(), StoreUnavailable>) + Send + 'static,
     ) {
         match self {
             Self::Memory => done(Ok(())),
             Self::Embedded(embedded) => embedded.submit(change, Box::new(done)),
-            Self::Shared(_) => done(Err(Unavailable::Failed("the store is shared".into()))),
+            Self::Shared(_) => done(Err(StoreUnavailable::Failed("the store is shared".into()))),
         }
     }
 
     /// Makes a change last; waits until it does, but not for ever.
-    pub async fn commit(&self, change: Change) -> Result<(), Unavailable> {
+    pub async fn commit(&self, change: StoreChange) -> Result<(), StoreUnavailable> {
         let (answer, answered) = oneshot::channel();
         self.submit(change, |outcome| {
             let _ = answer.send(outcome); // whoever asked may have left
@@ -228,22 +230,25 @@ impl Store {
     /// somebody who waits.
     pub async fn outcome<T>(
         &self,
-        answered: oneshot::Receiver<Result<T, Unavailable>>,
-    ) -> Result<T, Unavailable> {
+        answered: oneshot::Receiver<Result<T, StoreUnavailable>>,
+    ) -> Result<T, StoreUnavailable> {
         let answered = soon(self.patience(), answered).await;
-        let answered = answered.ok_or(Unavailable::Late)?;
-        answered.unwrap_or(Err(Unavailable::Closed))
+        let answered = answered.ok_or(StoreUnavailable::Late)?;
+        answered.unwrap_or(Err(StoreUnavailable::Closed))
     }
 
     /// Somebody's turn to make a change, if it comes soon enough: whoever has it may be
     /// waiting for a disk that hangs. Where that is known already, it comes at once or not.
-    pub async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, Unavailable> {
+    pub async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, StoreUnavailable> {
         let patience = match self.hangs() {
             Some(_) => Some(Duration::ZERO),
             None => self.patience(),
         };
         let turn = soon(patience, turn).await;
-        turn.ok_or_else(|| self.hangs().map_or(Unavailable::Busy, Unavailable::Failed))
+        turn.ok_or_else(|| {
+            self.hangs()
+                .map_or(StoreUnavailable::Busy, StoreUnavailable::Failed)
+        })
     }
 
     /// How long somebody waits; None: there is nothing to wait for.
@@ -277,10 +282,13 @@ impl Store {
     }
 
     /// Gives every live grant to the intake, by several threads if there are many.
-    pub async fn load(&self, intake: impl Intake + 'static) -> Result<Loaded, Unavailable> {
+    pub async fn load(
+        &self,
+        intake: impl GrantSink + 'static,
+    ) -> Result<LoadedGrants, StoreUnavailable> {
         match self {
             // A shared store's grants are looked up one by one, as they are needed.
-            Self::Memory | Self::Shared(_) => Ok(Loaded::default()),
+            Self::Memory | Self::Shared(_) => Ok(LoadedGrants::default()),
             Self::Embedded(embedded) => embedded.load(Box::new(intake)).await,
         }
     }

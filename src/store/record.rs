@@ -12,12 +12,12 @@ use crate::webapp::Role;
 
 /// SHA-256 of a token or a key. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest(pub [u8; 32]);
+pub struct RecordDigest(pub [u8; 32]);
 
 /// One line of an export, and the unit of an import.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Record {
+pub enum ExportRecord {
     User(UserRecord),
     Key(KeyRecord),
     Epoch(UserEpoch),
@@ -52,7 +52,7 @@ pub struct PhcText(pub String);
 pub struct KeyRecord {
     #[serde(with = "shared_text")]
     pub name: Arc<str>,
-    pub digest: Digest,
+    pub digest: RecordDigest,
     /// Seconds since 1970; None: never.
     pub expires: Option<i64>,
     pub role: Role,
@@ -81,7 +81,7 @@ pub struct UserEpoch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRecord {
-    pub digest: Digest,
+    pub digest: RecordDigest,
     #[serde(with = "shared_text")]
     pub user: Arc<str>,
     /// None: the Webapp knows its users' roles, we do not.
@@ -90,13 +90,13 @@ pub struct GrantRecord {
     pub ends_millis: u64,
     /// The user's, when the store took the grant in; the store sets it.
     pub epoch: u64,
-    pub origin: Origin,
+    pub origin: TokenOrigin,
 }
 
 /// Where a token comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Origin {
+pub enum TokenOrigin {
     Minted,
     /// Seen in the Webapp's answer to a login, or vouched for by it.
     Learned,
@@ -118,7 +118,7 @@ pub struct SealedLease {
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealedBytes(pub Vec<u8>);
 
-impl Digest {
+impl RecordDigest {
     fn hex(&self) -> String {
         use fmt::Write as _;
         let mut text = String::with_capacity(64);
@@ -143,7 +143,7 @@ impl Digest {
     }
 }
 
-impl fmt::Debug for Digest {
+impl fmt::Debug for RecordDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[digest]")
     }
@@ -161,13 +161,13 @@ impl fmt::Debug for SealedBytes {
     }
 }
 
-impl Serialize for Digest {
+impl Serialize for RecordDigest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.hex())
     }
 }
 
-impl<'de> Deserialize<'de> for Digest {
+impl<'de> Deserialize<'de> for RecordDigest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::from_hex(&text)
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn a_record_is_one_line_and_reads_back_as_it_was() {
         let records = [
-            Record::User(UserRecord {
+            ExportRecord::User(UserRecord {
                 name: "anna".into(),
                 role: Role::Admin,
                 hash: PhcText("$argon2id$x".to_owned()),
@@ -220,29 +220,29 @@ mod tests {
                 is_first_admin: true,
                 configured: Some(PhcText("$argon2id$y".to_owned())),
             }),
-            Record::Key(KeyRecord {
+            ExportRecord::Key(KeyRecord {
                 name: "bot".into(),
-                digest: Digest([7; 32]),
+                digest: RecordDigest([7; 32]),
                 expires: Some(1),
                 role: Role::User,
                 paths: vec!["/v1/*".to_owned()],
                 methods: vec!["GET".to_owned()],
                 limit: Some("5/s burst 10".to_owned()),
             }),
-            Record::Epoch(UserEpoch {
+            ExportRecord::Epoch(UserEpoch {
                 user: "anna".into(),
                 epoch: 3,
                 issued: 4,
             }),
-            Record::Grant(GrantRecord {
-                digest: Digest([0xab; 32]),
+            ExportRecord::Grant(GrantRecord {
+                digest: RecordDigest([0xab; 32]),
                 user: "anna".into(),
                 role: None,
                 ends_millis: 5,
                 epoch: 3,
-                origin: Origin::Learned,
+                origin: TokenOrigin::Learned,
             }),
-            Record::Lease(SealedLease {
+            ExportRecord::Lease(SealedLease {
                 upstream: "main".into(),
                 ends_millis: 6,
                 sealed: SealedBytes(vec![1, 2, 3]),
@@ -251,7 +251,7 @@ mod tests {
         for record in records {
             let line = serde_json::to_string(&record).unwrap();
             assert!(!line.contains('\n'));
-            assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), record);
+            assert_eq!(serde_json::from_str::<ExportRecord>(&line).unwrap(), record);
         }
     }
 
@@ -259,7 +259,7 @@ mod tests {
     fn debug_shows_no_digest_hash_or_sealed_bytes() {
         let shown = format!(
             "{:?} {:?} {:?}",
-            Digest([1; 32]),
+            RecordDigest([1; 32]),
             PhcText("$canary".to_owned()),
             SealedBytes(vec![1])
         );
@@ -270,7 +270,10 @@ mod tests {
     fn a_digest_that_is_none_is_refused() {
         for bad in ["", "00", &"0".repeat(63), &"g".repeat(64), &"é".repeat(32)] {
             let text = serde_json::to_string(bad).unwrap();
-            assert!(serde_json::from_str::<Digest>(&text).is_err(), "{bad}");
+            assert!(
+                serde_json::from_str::<RecordDigest>(&text).is_err(),
+                "{bad}"
+            );
         }
     }
 }

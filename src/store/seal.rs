@@ -28,7 +28,7 @@ pub enum BadSealKey {
 /// It was sealed with another key, for another place, or has been tampered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("sealed with another key, or for another upstream")]
-pub struct Unsealable;
+pub struct UnsealError;
 
 impl fmt::Debug for SealKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,12 +76,12 @@ impl SealKey {
 
 /// The key in use and, during a rotation, the one before it.
 #[derive(Debug)]
-pub struct Seal {
+pub struct SealingKeys {
     key: SealKey,
     old: Option<SealKey>,
 }
 
-impl Seal {
+impl SealingKeys {
     pub fn new(key: SealKey, old: Option<SealKey>) -> Self {
         Self { key, old }
     }
@@ -92,11 +92,11 @@ impl Seal {
     }
 
     /// The secret, if it was sealed with one of the keys and for this very place.
-    pub fn open(&self, sealed: &SealedBytes, place: &[u8]) -> Result<Secret, Unsealable> {
+    pub fn open(&self, sealed: &SealedBytes, place: &[u8]) -> Result<Secret, UnsealError> {
         let keys = std::iter::once(&self.key).chain(&self.old);
         let mut opened = keys.filter_map(|key| key.open(sealed, place));
-        let bytes = opened.next().ok_or(Unsealable)?;
-        let text = std::str::from_utf8(&bytes).map_err(|_| Unsealable)?;
+        let bytes = opened.next().ok_or(UnsealError)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| UnsealError)?;
         Ok(Secret::new(text))
     }
 }
@@ -112,34 +112,34 @@ mod tests {
     #[test]
     fn a_secret_opens_with_its_key_at_its_place_and_nowhere_else() {
         let (secret, place) = (Secret::new("canary-lease"), b"main https://webapp gate");
-        let seal = Seal::new(key(1), None);
+        let seal = SealingKeys::new(key(1), None);
         let sealed = seal.seal(&secret, place).unwrap();
         assert!(!sealed.0.windows(6).any(|part| part == b"canary"));
         assert!(seal.open(&sealed, place).unwrap() == secret);
         assert!(seal.open(&sealed, b"main https://other gate").is_err());
-        assert!(Seal::new(key(2), None).open(&sealed, place).is_err());
+        assert!(SealingKeys::new(key(2), None).open(&sealed, place).is_err());
         assert_ne!(seal.seal(&secret, place).unwrap(), sealed, "a nonce each");
     }
 
     #[test]
     fn during_a_rotation_the_old_key_opens_and_the_new_one_seals() {
         let (secret, place) = (Secret::new("lease"), b"here");
-        let old = Seal::new(key(1), None).seal(&secret, place).unwrap();
-        let both = Seal::new(key(2), Some(key(1)));
+        let old = SealingKeys::new(key(1), None).seal(&secret, place).unwrap();
+        let both = SealingKeys::new(key(2), Some(key(1)));
         assert!(both.open(&old, place).unwrap() == secret);
         let new = both.seal(&secret, place).unwrap();
-        assert!(Seal::new(key(2), None).open(&new, place).unwrap() == secret);
-        assert!(Seal::new(key(1), None).open(&new, place).is_err());
+        assert!(SealingKeys::new(key(2), None).open(&new, place).unwrap() == secret);
+        assert!(SealingKeys::new(key(1), None).open(&new, place).is_err());
     }
 
     #[test]
     fn a_byte_changed_anywhere_or_cut_off_is_seen() {
-        let seal = Seal::new(key(1), None);
+        let seal = SealingKeys::new(key(1), None);
         let sealed = seal.seal(&Secret::new("lease"), b"here").unwrap();
         for place in 0..sealed.0.len() {
             let mut bad = sealed.clone();
             bad.0[place] ^= 1;
-            assert_eq!(seal.open(&bad, b"here").unwrap_err(), Unsealable);
+            assert_eq!(seal.open(&bad, b"here").unwrap_err(), UnsealError);
             bad.0.truncate(place);
             assert!(seal.open(&bad, b"here").is_err());
         }

@@ -14,7 +14,7 @@ use super::memory::Memory;
 use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
 use crate::clock::Deadline;
 use crate::metrics::TokenEvent;
-use crate::store::{Change, GrantRecord, Loaded, Origin, Unavailable};
+use crate::store::{GrantRecord, LoadedGrants, StoreChange, StoreUnavailable, TokenOrigin};
 
 /// What ends a user's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +59,11 @@ impl TokenStore {
         let memory = Arc::clone(&self.memory);
         let ended = placed.ended;
         let change = match ended {
-            Some(ended) => Change::ReplaceGrant {
+            Some(ended) => StoreChange::ReplaceGrant {
                 grant,
                 ended: ended.into(),
             },
-            None => Change::PutGrant(grant),
+            None => StoreChange::PutGrant(grant),
         };
         self.store.submit(change, move |outcome| {
             match (&outcome, &ended) {
@@ -99,7 +99,7 @@ impl TokenStore {
         if was_live {
             self.metrics.token_events.add(TokenEvent::Revoked);
         }
-        let change = Change::RemoveGrant((*digest).into());
+        let change = StoreChange::RemoveGrant((*digest).into());
         if let Err(error) = self.store.commit(change).await {
             warn!(%error, "a refused token is ended, but not for good");
         }
@@ -123,12 +123,12 @@ impl TokenStore {
 
     /// Ends all tokens of a user that exist this instant, in constant time; how many.
     /// A login still running gets its token: it counts as the later one.
-    pub async fn revoke_user(&self, user: &str) -> Result<usize, Unavailable> {
+    pub async fn revoke_user(&self, user: &str) -> Result<usize, StoreUnavailable> {
         self.end_tokens(user, Ending::Logout).await
     }
 
     /// Ends a user's tokens once the store has it; how many.
-    pub async fn end_tokens(&self, user: &str, ending: Ending) -> Result<usize, Unavailable> {
+    pub async fn end_tokens(&self, user: &str, ending: Ending) -> Result<usize, StoreUnavailable> {
         if let Some(front) = &self.front {
             let ended = front.end(user, ending).await;
             return ended.map(|count| self.count_revoked(count));
@@ -177,14 +177,14 @@ impl TokenStore {
 
     /// The change of the store that ends a user's tokens. Its lane is held: what is live
     /// now is live until then.
-    fn end_change(&self, user: &Arc<str>, ending: Ending) -> Change {
+    fn end_change(&self, user: &Arc<str>, ending: Ending) -> StoreChange {
         let kept = match ending {
             Ending::AllBut(kept) => self.record_of(kept, user),
             Ending::Logout | Ending::Deletion => None,
         };
         match kept {
-            Some(kept) => Change::EndOtherTokens { kept },
-            None => Change::EndTokens {
+            Some(kept) => StoreChange::EndOtherTokens { kept },
+            None => StoreChange::EndTokens {
                 user: Arc::clone(user),
             },
         }
@@ -197,8 +197,8 @@ impl TokenStore {
             digest: digest.into(),
             // The Webapp does not tell its users' roles, and the gate knows its own.
             origin: match grant.role {
-                Some(_) => Origin::Minted,
-                None => Origin::Learned,
+                Some(_) => TokenOrigin::Minted,
+                None => TokenOrigin::Learned,
             },
             user: grant.user,
             role: grant.role,
@@ -212,9 +212,9 @@ impl TokenStore {
     /// error, or if nobody has waited for it, these tokens are of no more use.
     pub async fn load(
         &self,
-        origin: Origin,
+        origin: TokenOrigin,
         is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
-    ) -> Result<Loaded, Unavailable> {
+    ) -> Result<LoadedGrants, StoreUnavailable> {
         let loaded = self.store.load(self.restore(origin, is_known)).await?;
         let live = self.len() as u64;
         let others = loaded.live.saturating_sub(live);
@@ -228,7 +228,7 @@ impl TokenStore {
                 "tokens loaded"
             );
         }
-        Ok(Loaded {
+        Ok(LoadedGrants {
             live,
             others,
             ..loaded

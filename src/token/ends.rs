@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::TokenDigest;
-use crate::store::Origin;
-use crate::store::shared::{End, Fact, SharedGrant};
+use crate::store::TokenOrigin;
+use crate::store::shared::{RevokedUpTo, SharedGrant, StateSnapshotItem};
 
 /// Ends and revocations remembered.
 const MOST: usize = 100_000;
@@ -16,14 +16,14 @@ const KEEP: Duration = Duration::from_secs(8 * 86_400);
 /// What has ended, newest last.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
-    users: HashMap<Arc<str>, End>,
+    users: HashMap<Arc<str>, RevokedUpTo>,
     users_order: VecDeque<Arc<str>>,
     revoked: HashSet<TokenDigest>,
     revoked_order: VecDeque<TokenDigest>,
 }
 
 impl Ends {
-    pub(super) fn remember(&mut self, user: &str, end: End) {
+    pub(super) fn remember(&mut self, user: &str, end: RevokedUpTo) {
         let Some(known) = self.users.get_mut(user) else {
             if self.users_order.len() >= MOST
                 && let Some(oldest) = self.users_order.pop_front()
@@ -55,19 +55,19 @@ impl Ends {
     pub(super) fn is_ended(&self, digest: &TokenDigest, found: &SharedGrant) -> bool {
         let end = self.users.get(&found.user).map(|end| end.tokens);
         end.is_some_and(|end| found.seq < end)
-            || (found.kind.origin == Origin::Minted && self.revoked.contains(digest))
+            || (found.kind.origin == TokenOrigin::Minted && self.revoked.contains(digest))
     }
 
-    pub(super) fn tell(&self, give: &mut dyn FnMut(Fact)) {
+    pub(super) fn tell(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         for (user, end) in &self.users {
-            give(Fact::UserEnded {
+            give(StateSnapshotItem::UserEnded {
                 user: Arc::clone(user),
                 end: *end,
                 keep: KEEP,
             });
         }
         for revoked in &self.revoked {
-            give(Fact::TokenRevoked {
+            give(StateSnapshotItem::TokenRevoked {
                 digest: (*revoked).into(),
                 keep: KEEP,
             });

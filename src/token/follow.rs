@@ -8,8 +8,10 @@ use super::caps::TokenPlaced;
 use super::front::Front;
 use super::{InsertRefused, TokenDigest, Wanted};
 use crate::config::AtTokenCap;
-use crate::store::shared::{Fact, Follow, Insert, InsertOutcome, Kind, SharedChange};
-use crate::store::{Digest, Origin};
+use crate::store::shared::{
+    InsertOutcome, Replica, SharedChange, StateSnapshotItem, TokenInsert, TokenKind,
+};
+use crate::store::{RecordDigest, TokenOrigin};
 
 /// Times that other gates may end the token first that was to end for a new one.
 const ENDINGS: usize = 4;
@@ -23,10 +25,10 @@ impl Front {
         wanted: Wanted<'_>,
     ) -> Result<TokenPlaced, InsertRefused> {
         let (max_per_user, max) = self.memory.caps();
-        let mut insert = Insert {
+        let mut insert = TokenInsert {
             digest: digest.into(),
             user: wanted.user,
-            kind: Kind {
+            kind: TokenKind {
                 origin: wanted.origin,
                 role: wanted.role,
             },
@@ -67,13 +69,14 @@ impl Front {
     }
 
     /// The first one that was not used here lately; all in use: the first.
-    fn unused_of(&self, oldest: &[Digest]) -> Option<Digest> {
-        let is_unused = |digest: &&Digest| !self.memory.take_used(&TokenDigest::from(**digest));
+    fn unused_of(&self, oldest: &[RecordDigest]) -> Option<RecordDigest> {
+        let is_unused =
+            |digest: &&RecordDigest| !self.memory.take_used(&TokenDigest::from(**digest));
         oldest.iter().find(is_unused).or(oldest.first()).copied()
     }
 }
 
-impl Follow for Front {
+impl Replica for Front {
     fn apply(&self, change: &SharedChange, _seq: u64) {
         match change {
             SharedChange::TokenPut(digest) => {
@@ -107,7 +110,7 @@ impl Follow for Front {
         self.unknown_count.store(0, Ordering::Relaxed);
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.ends().tell(give);
         let rounds = self.rounds().clone();
         let now = self.shared.applied();
@@ -115,13 +118,13 @@ impl Follow for Front {
             let round = self.round_of(digest);
             // The Webapp does not tell its users' roles, and the gate knows its own.
             let origin = match grant.role {
-                Some(_) => Origin::Minted,
-                None => Origin::Learned,
+                Some(_) => TokenOrigin::Minted,
+                None => TokenOrigin::Learned,
             };
-            give(Fact::Token {
+            give(StateSnapshotItem::Token {
                 digest: (*digest).into(),
                 user: Arc::clone(&grant.user),
-                kind: Kind {
+                kind: TokenKind {
                     origin,
                     role: grant.role,
                 },

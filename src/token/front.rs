@@ -20,8 +20,8 @@ use super::{Ending, Grant, InsertRefused, TokenDigest, Wanted};
 use crate::clock::Deadline;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{Metrics, StoreAnswer};
-use crate::store::Unavailable;
-use crate::store::shared::{End, SharedGrant, SharedStore};
+use crate::store::StoreUnavailable;
+use crate::store::shared::{RevokedUpTo, SharedGrant, SharedStore};
 
 /// Look-ups of one token that are spoiled in a row before the client is told to come back.
 const TRIES: usize = 5;
@@ -59,7 +59,7 @@ pub(super) struct Ask {
 enum Answer {
     Known(Grant),
     Unknown,
-    Failed(Unavailable),
+    Failed(StoreUnavailable),
 }
 
 impl Front {
@@ -131,7 +131,7 @@ impl Front {
     pub(super) async fn look_up(
         self: &Arc<Self>,
         digest: TokenDigest,
-    ) -> Result<Option<Grant>, Unavailable> {
+    ) -> Result<Option<Grant>, StoreUnavailable> {
         if self.is_unknown(&digest) {
             return Ok(None);
         }
@@ -159,7 +159,7 @@ impl Front {
             Some(Answer::Known(grant)) => Ok(Some(grant)),
             Some(Answer::Unknown) => Ok(None),
             Some(Answer::Failed(why)) => Err(why),
-            None => Err(Unavailable::Closed),
+            None => Err(StoreUnavailable::Closed),
         }
     }
 
@@ -194,7 +194,7 @@ impl Front {
                 return Answer::Known(grant);
             }
         }
-        self.without_store(digest, Unavailable::Busy)
+        self.without_store(digest, StoreUnavailable::Busy)
     }
 
     /// None: the user's tokens have been ended while the store answered.
@@ -229,7 +229,7 @@ impl Front {
     }
 
     /// The store is away: a grant that was known stays good for `stale_for`.
-    fn without_store(&self, digest: &TokenDigest, why: Unavailable) -> Answer {
+    fn without_store(&self, digest: &TokenDigest, why: StoreUnavailable) -> Answer {
         self.metrics.store_lookups.add(StoreAnswer::None);
         match self.memory.find(digest) {
             Found::Live(grant) if self.shared.is_believed() => Answer::Known(grant),
@@ -273,7 +273,7 @@ impl Front {
             .retain(|digest, _| matches!(self.memory.find(digest), Found::Live(_)));
     }
 
-    pub(super) async fn revoke(&self, digest: &TokenDigest) -> Result<bool, Unavailable> {
+    pub(super) async fn revoke(&self, digest: &TokenDigest) -> Result<bool, StoreUnavailable> {
         // Dead here at once: the Webapp itself has refused it.
         let was_live = self.memory.remove(digest);
         let told = self.shared.revoke(&(*digest).into()).await;
@@ -281,7 +281,7 @@ impl Front {
     }
 
     /// Ends a user's tokens everywhere; here before anybody is told.
-    pub(super) async fn end(&self, user: &str, ending: Ending) -> Result<usize, Unavailable> {
+    pub(super) async fn end(&self, user: &str, ending: Ending) -> Result<usize, StoreUnavailable> {
         let logins_too = ending == Ending::Deletion;
         let kept = match ending {
             Ending::AllBut(kept) => Some(kept.into()),
@@ -294,7 +294,7 @@ impl Front {
     }
 
     /// A logout ends look-ups under way as well, so both kinds are a deletion here.
-    pub(super) fn end_here(&self, user: &str, end: End) -> usize {
+    pub(super) fn end_here(&self, user: &str, end: RevokedUpTo) -> usize {
         self.ends().remember(user, end);
         self.memory.end_user(user)
     }

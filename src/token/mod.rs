@@ -24,7 +24,7 @@ pub use durable::Ending;
 pub use restore::Restore;
 pub use sweep::{Swept, sweep_loop};
 
-pub use crate::store::Origin;
+pub use crate::store::TokenOrigin;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -39,8 +39,8 @@ use crate::identity::random_text;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{Metrics, TokenEvent};
 use crate::secret::Secret;
-use crate::store::shared::{Revision, SharedStore};
-use crate::store::{Store, Unavailable};
+use crate::store::shared::{EntryRevision, SharedStore};
+use crate::store::{Store, StoreUnavailable};
 use crate::webapp::Role;
 
 /// Opaque text that *we* mint: `tg_` and 256 random bits.
@@ -94,14 +94,14 @@ impl TokenDigest {
 }
 
 /// As the stores know it, which know nothing of tokens.
-impl From<TokenDigest> for crate::store::Digest {
+impl From<TokenDigest> for crate::store::RecordDigest {
     fn from(digest: TokenDigest) -> Self {
         Self(digest.0)
     }
 }
 
-impl From<crate::store::Digest> for TokenDigest {
-    fn from(digest: crate::store::Digest) -> Self {
+impl From<crate::store::RecordDigest> for TokenDigest {
+    fn from(digest: crate::store::RecordDigest) -> Self {
         Self(digest.0)
     }
 }
@@ -143,11 +143,11 @@ pub struct Wanted<'a> {
     pub user: &'a str,
     pub role: Option<Role>,
     pub lifetime: Duration,
-    pub origin: Origin,
+    pub origin: TokenOrigin,
     /// As it was when the login began.
     pub epoch: Epoch,
     /// The user whose password was right, where the store has a say in it.
-    pub revision: Option<Revision>,
+    pub revision: Option<EntryRevision>,
 }
 
 /// Why a token is not taken in.
@@ -162,7 +162,7 @@ pub enum InsertRefused {
     #[error("user was deleted while the login ran")]
     Ended,
     #[error("cannot be made to last")]
-    Unavailable(#[source] Unavailable),
+    Unavailable(#[source] StoreUnavailable),
 }
 
 /// The live tokens.
@@ -259,8 +259,8 @@ impl TokenStore {
         self.metrics
             .token_events
             .add(match (&placed, wanted.origin) {
-                (Ok(_), Origin::Minted) => TokenEvent::Minted,
-                (Ok(_), Origin::Learned) => TokenEvent::Learned,
+                (Ok(_), TokenOrigin::Minted) => TokenEvent::Minted,
+                (Ok(_), TokenOrigin::Learned) => TokenEvent::Learned,
                 (Err(_), _) => TokenEvent::Refused,
             });
         placed.map(|_| ends)
@@ -279,7 +279,7 @@ impl TokenStore {
     }
 
     /// A token that is not found may still be one that another gate gave out.
-    pub async fn look_up(&self, digest: &TokenDigest) -> Result<Option<Grant>, Unavailable> {
+    pub async fn look_up(&self, digest: &TokenDigest) -> Result<Option<Grant>, StoreUnavailable> {
         match &self.front {
             Some(front) => front.look_up(*digest).await,
             None => Ok(None),

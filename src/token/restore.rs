@@ -14,9 +14,9 @@ use super::flags::GrantFlags;
 use super::holders::{Lot, SHARDS};
 use super::memory::Memory;
 use super::table::Stored;
-use super::{Origin, TokenDigest, TokenStore};
+use super::{TokenDigest, TokenOrigin, TokenStore};
 use crate::clock::{self, PackedDeadline};
-use crate::store::{Intake, LiveGrant, Taker, threads_for};
+use crate::store::{GrantBatchSink, GrantSink, LiveGrant, threads_for};
 
 /// Whether a user's tokens are wanted.
 type IsKnown = dyn Fn(&str) -> bool + Send + Sync;
@@ -35,7 +35,7 @@ const FEW: usize = 128;
 /// do not count: nobody loses a live token to a restart.
 pub struct Restore {
     memory: Arc<Memory>,
-    origin: Origin,
+    origin: TokenOrigin,
     is_known: Box<IsKnown>,
     /// Now, on both clocks, once for all.
     since_start_millis: u64,
@@ -76,7 +76,7 @@ impl TokenStore {
     /// Of tokens of this origin, and of users that are known.
     pub fn restore(
         &self,
-        origin: Origin,
+        origin: TokenOrigin,
         is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Restore {
         let memory = Arc::clone(&self.memory);
@@ -92,7 +92,7 @@ impl TokenStore {
     }
 }
 
-impl Intake for Restore {
+impl GrantSink for Restore {
     /// Each has a lot from here on, and is on record once it turns out to hold something.
     fn users(&mut self, names: &[Arc<str>]) {
         let Self { memory, lots, .. } = self;
@@ -111,7 +111,7 @@ impl Intake for Restore {
         });
     }
 
-    fn part(&self) -> Taker<'_> {
+    fn part(&self) -> GrantBatchSink<'_> {
         let mut part = Part {
             whole: self,
             pile: Vec::new(),

@@ -27,7 +27,8 @@ use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 use crate::store::SealedBytes;
 use crate::store::shared::{
-    Fact, Follow, LeaseAt, Login, LoginTurn, Published, SharedChange, SharedStore,
+    LeaseAt, LoginLock, LoginTurn, PublishOutcome, Replica, SharedChange, SharedStore,
+    StateSnapshotItem,
 };
 
 /// While the store is away, or another gate logs in: how often we look.
@@ -78,7 +79,7 @@ impl Bell {
     }
 }
 
-impl Follow for Bell {
+impl Replica for Bell {
     fn apply(&self, change: &SharedChange, _: u64) {
         if matches!(change, SharedChange::Lease(upstream) if *upstream == self.upstream) {
             self.ring();
@@ -89,12 +90,12 @@ impl Follow for Bell {
         self.ring();
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(latest) = latest.clone().filter(|latest| !latest.ends.has_passed()) else {
             return;
         };
-        give(Fact::Lease {
+        give(StateSnapshotItem::Lease {
             upstream: Arc::clone(&self.upstream),
             generation: latest.generation,
             refused: latest.refused,
@@ -194,7 +195,7 @@ impl Renewer {
 
     /// Says which lease was refused here, and takes up a newer one. Gives the newest
     /// generation there is.
-    async fn look(&mut self, common: &mut Common) -> Result<u64, crate::store::Unavailable> {
+    async fn look(&mut self, common: &mut Common) -> Result<u64, crate::store::StoreUnavailable> {
         common.tell_refused(&self.upstream).await;
         let Some(at) = common.shared.lease(&self.upstream).await? else {
             return Ok(0);
@@ -256,7 +257,7 @@ impl Renewer {
     async fn log_in_for_all(
         &mut self,
         common: &mut Common,
-        login: &Login,
+        login: &LoginLock,
         cause: LoginCause,
     ) -> Due {
         let plan = self.plan();
@@ -301,7 +302,7 @@ impl Renewer {
     async fn publish_to_all(
         &mut self,
         common: &mut Common,
-        login: &Login,
+        login: &LoginLock,
         obtained: Obtained,
         origin: LeaseOrigin,
     ) -> Due {
@@ -317,7 +318,7 @@ impl Renewer {
             .publish(&self.upstream, login, single, lease)
             .await;
         let number = match published {
-            Ok(Published::Current(generation)) => {
+            Ok(PublishOutcome::Current(generation)) => {
                 common.bell.remember(Latest {
                     generation,
                     refused: 0,
@@ -327,7 +328,7 @@ impl Renewer {
                 common.seen = generation;
                 Some(generation)
             }
-            Ok(Published::Lost | Published::Superseded) => {
+            Ok(PublishOutcome::Lost | PublishOutcome::Superseded) => {
                 self.metrics.session_logins.add(LoginOutcome::Superseded);
                 info!(upstream = %self.upstream,
                     "tokens were revoked, or another gate logged in; this login is not used");
@@ -349,10 +350,10 @@ impl Renewer {
         self.place.as_ref()?.sealed(token, ends.unix_millis())
     }
 
-    async fn let_go(&self, common: &Common, login: &Login, unsent: bool) {
+    async fn let_go(&self, common: &Common, login: &LoginLock, unsent: bool) {
         let upstream = &self.upstream;
         // A store that does not hear it lets the lock run out.
-        let _ = common.shared.let_go(upstream, login, unsent).await;
+        let _ = common.shared.release(upstream, login, unsent).await;
     }
 
     /// The store is away: the lease in use serves as long as it is good, then this gate

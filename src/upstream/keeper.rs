@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
-use crate::store::{Change, Seal, SealedBytes, SealedLease, Store};
+use crate::store::{SealedBytes, SealedLease, SealingKeys, Store, StoreChange};
 
 /// Less is not worth adopting: the renewal would be due at once.
 const LEAST_LEFT: Duration = Duration::from_secs(10);
@@ -21,12 +21,12 @@ const LEAST_LEFT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct LeaseKeeper {
     store: Arc<Store>,
-    seal: Arc<Seal>,
+    seal: Arc<SealingKeys>,
     found: Vec<SealedLease>,
 }
 
 impl LeaseKeeper {
-    pub fn new(store: Arc<Store>, seal: Arc<Seal>, found: Vec<SealedLease>) -> Self {
+    pub fn new(store: Arc<Store>, seal: Arc<SealingKeys>, found: Vec<SealedLease>) -> Self {
         Self { store, seal, found }
     }
 
@@ -122,7 +122,7 @@ impl Place {
     pub(super) fn keep(&self, token: &Secret, ends_millis: u64) {
         let sealed = self.seal(token, clock::unix_millis(), ends_millis);
         if let Some(sealed) = sealed {
-            self.submit(Change::PutLease(sealed));
+            self.submit(StoreChange::PutLease(sealed));
         }
     }
 
@@ -144,12 +144,12 @@ impl Place {
 
     /// The upstream has refused the token: nobody is to try it again.
     pub(super) fn forget(&self) {
-        self.submit(Change::RemoveLease {
+        self.submit(StoreChange::RemoveLease {
             upstream: Arc::clone(&self.upstream),
         });
     }
 
-    fn submit(&self, change: Change) {
+    fn submit(&self, change: StoreChange) {
         let upstream = Arc::clone(&self.upstream);
         self.keeper.store.submit(change, move |outcome| {
             if let Err(error) = outcome {
@@ -172,7 +172,7 @@ mod tests {
 
     fn place(host: &str, username: &str, found: Vec<SealedLease>) -> Place {
         let key = Secret::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
-        let seal = Seal::new(SealKey::parse(&key).unwrap(), None);
+        let seal = SealingKeys::new(SealKey::parse(&key).unwrap(), None);
         let keeper = LeaseKeeper::new(Arc::new(Store::Memory), Arc::new(seal), found);
         Place::new(keeper, &"main".into(), format!("{host}\n{username}"))
     }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use sha2::Digest as _;
 use tollgate::config;
 use tollgate::metrics::Metrics;
-use tollgate::store::{Change, Digest, KeyRecord, Store, Taker};
-use tollgate::token::{Origin, TokenDigest, TokenStore, Wanted};
+use tollgate::store::{GrantBatchSink, KeyRecord, RecordDigest, Store, StoreChange};
+use tollgate::token::{TokenDigest, TokenOrigin, TokenStore, Wanted};
 use tollgate::webapp::Role;
 
 use crate::harness::program::Program;
@@ -61,7 +61,7 @@ fn the_load() {
         let (store, _) = Store::open(path, &metrics).unwrap();
         let store = Arc::new(store);
         let tokens = TokenStore::over(Arc::clone(&store), &users, metrics);
-        tokens.load(Origin::Minted, |_| true).await.unwrap();
+        tokens.load(TokenOrigin::Minted, |_| true).await.unwrap();
         say("ready");
         let tasks = (0..8).map(|task| {
             let (store, tokens, round) = (Arc::clone(&store), Arc::clone(&tokens), round.clone());
@@ -94,7 +94,7 @@ async fn one_client(store: &Store, tokens: &TokenStore, (round, task): (&str, u6
                     say(&format!("begin unkey {name} {task}"));
                     let name: Arc<str> = name.as_str().into();
                     store
-                        .commit(Change::RemoveKey {
+                        .commit(StoreChange::RemoveKey {
                             name: Arc::clone(&name),
                         })
                         .await
@@ -118,7 +118,7 @@ async fn key(store: &Store, name: &str) {
         methods: Vec::new(),
         limit: None,
     };
-    store.commit(Change::PutKey(record)).await.unwrap();
+    store.commit(StoreChange::PutKey(record)).await.unwrap();
     say(&format!("done key {name} 0"));
 }
 
@@ -128,7 +128,7 @@ async fn log_in(tokens: &TokenStore, user: &str, token: &str, task: u64) {
         user,
         role: Some(Role::User),
         lifetime: Duration::from_secs(86_400),
-        origin: Origin::Minted,
+        origin: TokenOrigin::Minted,
         epoch: tokens.epoch(user),
         revision: None,
     };
@@ -138,8 +138,8 @@ async fn log_in(tokens: &TokenStore, user: &str, token: &str, task: u64) {
     }
 }
 
-fn digest(text: &str) -> Digest {
-    Digest(sha2::Sha256::digest(text).into())
+fn digest(text: &str) -> RecordDigest {
+    RecordDigest(sha2::Sha256::digest(text).into())
 }
 
 /// What the lines of all rounds so far say about one token.
@@ -152,7 +152,7 @@ struct Known {
 
 #[derive(Default)]
 struct Ledger {
-    tokens: BTreeMap<Digest, Known>,
+    tokens: BTreeMap<RecordDigest, Known>,
     /// Per user: when each ending began, and when it was answered.
     ends: BTreeMap<String, Vec<(usize, Option<usize>)>>,
     keys: BTreeMap<String, (bool, bool)>,
@@ -219,7 +219,12 @@ impl Ledger {
         is_clear.then_some(true)
     }
 
-    fn check(&mut self, found: &BTreeSet<Digest>, keys: &BTreeSet<String>, counts: &mut Counts) {
+    fn check(
+        &mut self,
+        found: &BTreeSet<RecordDigest>,
+        keys: &BTreeSet<String>,
+        counts: &mut Counts,
+    ) {
         for (digest, known) in &self.tokens {
             let is_there = found.contains(digest);
             match self.verdict(known) {
@@ -301,10 +306,10 @@ fn killed(mut child: Child) -> Vec<String> {
     Arc::into_inner(lines).unwrap().into_inner().unwrap()
 }
 
-async fn found(path: &Path) -> (BTreeSet<Digest>, BTreeSet<String>) {
+async fn found(path: &Path) -> (BTreeSet<RecordDigest>, BTreeSet<String>) {
     let (store, contents) = Store::open(path, &Metrics::new()).unwrap();
     let (send, receive) = std::sync::mpsc::channel();
-    let loaded = store.load(move || -> Taker<'static> {
+    let loaded = store.load(move || -> GrantBatchSink<'static> {
         let send = send.clone();
         Box::new(move |grants| {
             for grant in grants {

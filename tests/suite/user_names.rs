@@ -5,7 +5,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
 use serde_json::json;
 use tollgate::metrics::Metrics;
-use tollgate::store::{Change, Contents, Store};
+use tollgate::store::{Store, StoreChange, StoreContents};
 
 use crate::harness::client::verdict;
 use crate::harness::redis::RedisServer;
@@ -193,7 +193,7 @@ async fn a_user_whose_name_can_no_longer_be_made_is_deleted_by_the_operator() {
     let folder = gateway.into_folder().await;
     // As an earlier version let it be made.
     let metrics = Metrics::new();
-    let (opened, Contents { users, .. }) =
+    let (opened, StoreContents { users, .. }) =
         Store::open(&folder.path().join("data/tollgate.redb"), &metrics).unwrap();
     let mut record = users
         .into_iter()
@@ -202,7 +202,7 @@ async fn a_user_whose_name_can_no_longer_be_made_is_deleted_by_the_operator() {
     for name in ["a\\b%2f", "..;abc"] {
         record.name = name.into();
         opened
-            .commit(Change::PutUser(record.clone()))
+            .commit(StoreChange::PutUser(record.clone()))
             .await
             .unwrap();
     }

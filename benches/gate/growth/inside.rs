@@ -12,7 +12,7 @@ use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{Limiter, RateSubject, RouteTable};
-use tollgate::token::{Origin, TokenDigest, TokenStore, Wanted};
+use tollgate::token::{TokenDigest, TokenOrigin, TokenStore, Wanted};
 use tollgate::webapp::Role;
 
 use super::{Point, resident};
@@ -82,7 +82,7 @@ pub(super) fn tokens() -> Vec<Point> {
                     user: &user,
                     role: Some(Role::User),
                     lifetime: Duration::from_secs(604_800),
-                    origin: Origin::Minted,
+                    origin: TokenOrigin::Minted,
                     epoch: store.epoch(&user),
                     revision: None,
                 };

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sha2::Digest as _;
-use tollgate::store::{Digest, GrantRecord, Offline, Origin, PhcText, Record, UserRecord};
+use tollgate::store::{
+    ExportRecord, GrantRecord, OfflineStore, PhcText, RecordDigest, TokenOrigin, UserRecord,
+};
 use tollgate::webapp::Role;
 
 use super::Counter;
@@ -36,7 +38,7 @@ pub(super) fn per_token(counter: &Counter) -> u64 {
 }
 
 fn fill(path: &Path, tokens: usize) {
-    let offline = Offline::open_or_make(path).unwrap();
+    let offline = OfflineStore::open_or_make(path).unwrap();
     let mut import = offline.import().unwrap();
     let names: Vec<Arc<str>> = (0..USERS)
         .map(|user| format!("user-{user}").into())
@@ -50,20 +52,20 @@ fn fill(path: &Path, tokens: usize) {
             is_first_admin: false,
             configured: None,
         };
-        import.put(Record::User(user)).unwrap();
+        import.put(ExportRecord::User(user)).unwrap();
     }
     let end = SystemTime::now() + WEEK;
     let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     for number in 0..tokens {
         let grant = GrantRecord {
-            digest: Digest(sha2::Sha256::digest(number.to_le_bytes()).into()),
+            digest: RecordDigest(sha2::Sha256::digest(number.to_le_bytes()).into()),
             user: Arc::clone(&names[number % USERS]),
             role: Some(Role::User),
             ends_millis: end.as_millis() as u64,
             epoch: 0,
-            origin: Origin::Minted,
+            origin: TokenOrigin::Minted,
         };
-        import.put(Record::Grant(grant)).unwrap();
+        import.put(ExportRecord::Grant(grant)).unwrap();
     }
     import.commit().unwrap();
 }

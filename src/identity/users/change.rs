@@ -10,7 +10,7 @@ use tracing::debug;
 use super::{DirectoryState, DirectoryUser, UserDirectory, UserRevision};
 use crate::identity::PasswordHash;
 use crate::store::shared::{EntryChange, SharedStore};
-use crate::store::{self, Store, Unavailable};
+use crate::store::{self, Store, StoreUnavailable};
 
 /// The right to change the directory; nobody else does meanwhile.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct DirectoryChange {
 }
 
 impl UserDirectory {
-    pub(super) async fn begin_change(&self) -> Result<DirectoryChange, Unavailable> {
+    pub(super) async fn begin_change(&self) -> Result<DirectoryChange, StoreUnavailable> {
         let turn = Arc::clone(&self.changes).lock_owned();
         Ok(DirectoryChange {
             directory: Arc::clone(&self.directory),
@@ -48,24 +48,24 @@ impl UserDirectory {
 }
 
 impl DirectoryChange {
-    pub(super) async fn put(self, name: &str, user: DirectoryUser) -> Result<(), Unavailable> {
+    pub(super) async fn put(self, name: &str, user: DirectoryUser) -> Result<(), StoreUnavailable> {
         if let Some(shared) = self.store.shared().cloned() {
             return self.put_everywhere(&shared, name, user).await;
         }
-        let change = store::Change::PutUser(user.record(name));
+        let change = store::StoreChange::PutUser(user.record(name));
         let name = name.to_owned();
         let then = move |directory: &mut DirectoryState| drop(directory.users.insert(name, user));
         self.commit(change, then).await
     }
 
-    pub(super) async fn remove(self, name: &str) -> Result<(), Unavailable> {
+    pub(super) async fn remove(self, name: &str) -> Result<(), StoreUnavailable> {
         if let Some(shared) = self.store.shared().cloned() {
             // Gone already, at another gate: that is what was wanted.
             shared.remove_user(name).await?;
             self.write().users.remove(name);
             return Ok(());
         }
-        let change = store::Change::RemoveUser { name: name.into() };
+        let change = store::StoreChange::RemoveUser { name: name.into() };
         let name = name.to_owned();
         let then = move |directory: &mut DirectoryState| drop(directory.users.remove(&name));
         self.commit(change, then).await
@@ -77,7 +77,7 @@ impl DirectoryChange {
         shared: &SharedStore,
         name: &str,
         mut user: DirectoryUser,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreUnavailable> {
         // A record of text and numbers always has a JSON form.
         let text = serde_json::to_string(&user.record(name)).unwrap_or_default();
         let known = self.write().users.get(name).map(|known| known.revision);
@@ -95,7 +95,7 @@ impl DirectoryChange {
                 Ok(())
             }
             // Somebody else's change is on its way here: then the answer will be clear.
-            EntryChange::Conflict | EntryChange::None => Err(Unavailable::Busy),
+            EntryChange::Conflict | EntryChange::None => Err(StoreUnavailable::Busy),
         }
     }
 
@@ -107,9 +107,9 @@ impl DirectoryChange {
 
     async fn commit(
         self,
-        change: store::Change,
+        change: store::StoreChange,
         then: impl FnOnce(&mut DirectoryState) + Send + 'static,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreUnavailable> {
         let (answer, answered) = oneshot::channel();
         let Self {
             directory,

@@ -2,7 +2,7 @@
 
 use crate::identity::{HashFailed, HasherBusy, UnusableHash};
 use crate::secret;
-use crate::store::Unavailable;
+use crate::store::StoreUnavailable;
 use crate::webapp::{BadName, BadPassword};
 
 /// Why the directory could not be opened: something about the first admin.
@@ -25,7 +25,7 @@ pub enum Error {
         source: UnusableHash,
     },
     #[error("cannot keep the first admin")]
-    Unavailable(#[from] Unavailable),
+    Unavailable(#[from] StoreUnavailable),
 }
 
 /// Why a login is refused. Outside, the first two are one answer.
@@ -55,7 +55,7 @@ pub enum CreateError {
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
     #[error("cannot be made to last")]
-    Unavailable(#[from] Unavailable),
+    Unavailable(#[from] StoreUnavailable),
 }
 
 /// Why a password stays as it is.
@@ -73,7 +73,7 @@ pub enum ChangeError {
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
     #[error("cannot be made to last")]
-    Unavailable(#[from] Unavailable),
+    Unavailable(#[from] StoreUnavailable),
 }
 
 /// Why a user is not removed.
@@ -85,7 +85,7 @@ pub enum RemoveError {
     #[error("the first admin cannot be deleted")]
     FirstAdmin,
     #[error("cannot be made to last")]
-    Unavailable(#[from] Unavailable),
+    Unavailable(#[from] StoreUnavailable),
 }
 
 impl From<HashFailed> for LoginDenied {

@@ -12,8 +12,10 @@ use super::first_admin::{FirstAdmin, user};
 use super::{DirectoryState, DirectoryUser, Error, UserDirectory, UserRevision, VerifiedPassword};
 use crate::config;
 use crate::identity::{Hasher, PasswordHash};
-use crate::store::shared::{self, Entry, Fact, Follow, SharedChange, SharedStore};
-use crate::store::{Store, Unavailable, UserRecord};
+use crate::store::shared::{
+    self, Replica, SharedChange, SharedEntry, SharedStore, StateSnapshotItem,
+};
+use crate::store::{Store, StoreUnavailable, UserRecord};
 
 /// Gates that start at once all want to make the first admin; one does.
 const TRIES: usize = 50;
@@ -53,7 +55,7 @@ impl UserDirectory {
         let mut left = TRIES;
         loop {
             match self.settle_first_admin(settings).await {
-                Err(Error::Unavailable(Unavailable::Busy)) if left > 0 => {
+                Err(Error::Unavailable(StoreUnavailable::Busy)) if left > 0 => {
                     left -= 1;
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -66,7 +68,7 @@ impl UserDirectory {
 impl UserDirectory {
     /// What the store must still say of the user when it takes a token in; None: no
     /// other gate has a say.
-    pub fn stored_revision(&self, verified: &VerifiedPassword) -> Option<shared::Revision> {
+    pub fn stored_revision(&self, verified: &VerifiedPassword) -> Option<shared::EntryRevision> {
         self.mirror.as_ref().map(|_| verified.revision.stored())
     }
 }
@@ -80,14 +82,14 @@ impl VerifiedPassword {
 }
 
 impl UserRevision {
-    pub(super) fn stored(self) -> shared::Revision {
-        shared::Revision {
+    pub(super) fn stored(self) -> shared::EntryRevision {
+        shared::EntryRevision {
             made: self.created,
             changed: self.changes,
         }
     }
 
-    pub(super) fn of(stored: shared::Revision) -> Self {
+    pub(super) fn of(stored: shared::EntryRevision) -> Self {
         Self {
             created: stored.made,
             changes: stored.changed,
@@ -102,7 +104,7 @@ impl UserReplica {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply_entry(directory: &mut DirectoryState, name: &str, entry: &Entry) {
+    fn apply_entry(directory: &mut DirectoryState, name: &str, entry: &SharedEntry) {
         let is_older = |known: &DirectoryUser| known.seq >= entry.seq;
         if directory.users.get(name).is_some_and(is_older) {
             return;
@@ -115,7 +117,7 @@ impl UserReplica {
     }
 }
 
-fn read(entry: &Entry) -> Option<DirectoryUser> {
+fn read(entry: &SharedEntry) -> Option<DirectoryUser> {
     let record: UserRecord = serde_json::from_str(&entry.text).ok()?;
     let (_, user) = user(record, entry.revision.made).ok()?;
     Some(DirectoryUser {
@@ -125,7 +127,7 @@ fn read(entry: &Entry) -> Option<DirectoryUser> {
     })
 }
 
-impl Follow for UserReplica {
+impl Replica for UserReplica {
     fn apply(&self, change: &SharedChange, seq: u64) {
         match change {
             SharedChange::User(name, Some(entry)) => {
@@ -142,7 +144,7 @@ impl Follow for UserReplica {
             }
             SharedChange::Directory { users, .. } => {
                 let mut directory = self.write();
-                let listed: HashMap<&str, &Entry> =
+                let listed: HashMap<&str, &SharedEntry> =
                     users.iter().map(|(name, entry)| (&**name, entry)).collect();
                 directory
                     .users
@@ -162,19 +164,19 @@ impl Follow for UserReplica {
         // The whole directory is told right after.
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         let directory = self
             .directory
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         for (name, user) in &directory.users {
-            let entry = Entry {
+            let entry = SharedEntry {
                 revision: user.revision.stored(),
                 seq: user.seq,
                 // A record of text and numbers always has a JSON form.
                 text: serde_json::to_string(&user.record(name)).unwrap_or_default(),
             };
-            give(Fact::User(name.as_str().into(), entry));
+            give(StateSnapshotItem::User(name.as_str().into(), entry));
         }
     }
 }

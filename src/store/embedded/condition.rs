@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 #[derive(Debug, Default)]
-pub(super) struct Condition(Mutex<State>);
+pub(super) struct DiskHealth(Mutex<DiskState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct DiskState {
     trouble: Option<Arc<str>>,
     /// When the work began that the writer is at.
     at_work: Option<Instant>,
@@ -18,8 +18,8 @@ struct State {
     is_told: bool,
 }
 
-impl Condition {
-    fn held(&self) -> MutexGuard<'_, State> {
+impl DiskHealth {
+    fn held(&self) -> MutexGuard<'_, DiskState> {
         // Single values are set under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,7 +13,7 @@ mod walk;
 mod writer;
 
 pub use look::{StoreLook, look};
-pub use offline::{Compacted, Import, Mode, Offline};
+pub use offline::{CompactedSize, ImportMode, ImportRun, OfflineStore};
 pub use open::OpenError;
 #[cfg(test)]
 pub(crate) use tests::disk::Disk;
@@ -29,12 +29,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
-use super::{Change, Contents, Intake, Loaded, Unavailable};
+use super::{GrantSink, LoadedGrants, StoreChange, StoreContents, StoreUnavailable};
 use crate::metrics::{Metrics, StoreOutcome};
-use condition::Condition;
-use open::{Missing, storage};
-use read::Progress;
-use writer::{Opener, Writer};
+use condition::DiskHealth;
+use open::{MissingFile, storage};
+use read::LoadProgress;
+use writer::{DatabaseOpener, StoreWriter};
 
 /// Changes that may wait for the disk; more are refused at once. Fewer than requests
 /// that may be inside the gate: a disk that hangs must not keep out known tokens.
@@ -47,23 +47,23 @@ const SAID_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Told what became of a change.
-pub(super) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
+pub(super) type ChangeCallback = Box<dyn FnOnce(Result<(), StoreUnavailable>) + Send>;
 
 /// What the writer is asked for.
-enum Job {
-    Change(Change, Done),
+enum WriterJob {
+    Change(StoreChange, ChangeCallback),
     Load(
-        Box<dyn Intake>,
-        Arc<Progress>,
-        oneshot::Sender<Result<Loaded, Unavailable>>,
+        Box<dyn GrantSink>,
+        Arc<LoadProgress>,
+        oneshot::Sender<Result<LoadedGrants, StoreUnavailable>>,
     ),
     /// So many grants have died since.
     Forget(u64),
     Close(oneshot::Sender<()>),
 }
 
-impl Job {
-    fn refuse(self, why: Unavailable) {
+impl WriterJob {
+    fn refuse(self, why: StoreUnavailable) {
         if let Self::Change(_, done) = self {
             done(Err(why));
         }
@@ -71,24 +71,24 @@ impl Job {
 }
 
 /// A load that somebody waits for.
-struct Wanted(Arc<Progress>);
+struct LoadRequest(Arc<LoadProgress>);
 
-impl Drop for Wanted {
+impl Drop for LoadRequest {
     fn drop(&mut self) {
         self.0.give_up();
     }
 }
 
 /// A handle to the writer's thread, which ends with it.
-pub struct Embedded {
+pub struct EmbeddedStore {
     path: PathBuf,
-    jobs: SyncSender<Job>,
-    condition: Arc<Condition>,
+    jobs: SyncSender<WriterJob>,
+    condition: Arc<DiskHealth>,
     patience: Duration,
     metrics: Arc<Metrics>,
 }
 
-impl fmt::Debug for Embedded {
+impl fmt::Debug for EmbeddedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Embedded")
             .field("path", &self.path)
@@ -96,29 +96,29 @@ impl fmt::Debug for Embedded {
     }
 }
 
-impl Embedded {
+impl EmbeddedStore {
     /// Opens the file, or makes it if nothing is there; reads all but the grants.
-    pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, Contents), OpenError> {
-        let database = open::open(path, Missing::Make, open::CACHE_OF_A_GATE)?;
+    pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, StoreContents), OpenError> {
+        let database = open::open(path, MissingFile::Make, open::CACHE_OF_A_GATE)?;
         Self::start(path, writer::at(path.to_owned()), database, metrics)
     }
 
     fn start(
         path: &Path,
-        opener: Opener,
+        opener: DatabaseOpener,
         database: Database,
         metrics: &Arc<Metrics>,
-    ) -> Result<(Self, Contents), OpenError> {
+    ) -> Result<(Self, StoreContents), OpenError> {
         let contents = read::contents(&database).map_err(|error| match error {
-            read::Error::Engine(error) => storage(path, error),
-            row @ read::Error::Row { .. } => OpenError::Damaged {
+            read::LoadError::Engine(error) => storage(path, error),
+            row @ read::LoadError::Row { .. } => OpenError::Damaged {
                 path: path.to_owned(),
                 reason: row.to_string(),
             },
         })?;
-        let condition = Arc::new(Condition::default());
+        let condition = Arc::new(DiskHealth::default());
         let shared = (Arc::clone(&condition), Arc::clone(metrics));
-        let writer = Writer::new(path, opener, database, shared);
+        let writer = StoreWriter::new(path, opener, database, shared);
         let writer = writer.map_err(|error| storage(path, error))?;
         let (jobs, queue) = sync_channel(MOST_WAITING);
         let thread = std::thread::Builder::new().name("store".to_owned());
@@ -144,33 +144,33 @@ impl Embedded {
 
     /// Puts a change in the queue at once; `done` is told, on the writer's thread, when
     /// it is on disk or refused.
-    pub(super) fn submit(&self, change: Change, done: Done) {
+    pub(super) fn submit(&self, change: StoreChange, done: ChangeCallback) {
         if let Some(why) = self.hangs() {
             self.metrics.store_changes.add(StoreOutcome::Refused);
-            return done(Err(Unavailable::Failed(why)));
+            return done(Err(StoreUnavailable::Failed(why)));
         }
-        match self.jobs.try_send(Job::Change(change, done)) {
+        match self.jobs.try_send(WriterJob::Change(change, done)) {
             Ok(()) => {}
             Err(TrySendError::Full(job)) => {
                 self.metrics.store_changes.add(StoreOutcome::Busy);
-                job.refuse(Unavailable::Busy);
+                job.refuse(StoreUnavailable::Busy);
             }
-            Err(TrySendError::Disconnected(job)) => job.refuse(Unavailable::Closed),
+            Err(TrySendError::Disconnected(job)) => job.refuse(StoreUnavailable::Closed),
         }
     }
 
     /// Gives every live grant to the intake, and says how far that has come. The writer
     /// does nothing else meanwhile.
-    pub async fn load(&self, intake: Box<dyn Intake>) -> Result<Loaded, Unavailable> {
+    pub async fn load(&self, intake: Box<dyn GrantSink>) -> Result<LoadedGrants, StoreUnavailable> {
         let (answer, mut answered) = oneshot::channel();
-        let progress = Arc::new(Progress::default());
-        let job = Job::Load(intake, Arc::clone(&progress), answer);
-        self.jobs.send(job).map_err(|_| Unavailable::Closed)?;
-        let _wanted = Wanted(Arc::clone(&progress));
+        let progress = Arc::new(LoadProgress::default());
+        let job = WriterJob::Load(intake, Arc::clone(&progress), answer);
+        self.jobs.send(job).map_err(|_| StoreUnavailable::Closed)?;
+        let _wanted = LoadRequest(Arc::clone(&progress));
         let (mut said, mut moved, mut patience) = (None, Instant::now(), self.patience);
         loop {
             if let Ok(loaded) = timeout(SAID_EVERY, &mut answered).await {
-                return loaded.unwrap_or(Err(Unavailable::Closed));
+                return loaded.unwrap_or(Err(StoreUnavailable::Closed));
             }
             let so_far @ (megabytes, rows, total) = progress.so_far();
             if said.replace(so_far) != Some(so_far) {
@@ -189,7 +189,7 @@ impl Embedded {
     /// So many grants have died in memory; their rows may go, in time.
     pub fn forget(&self, count: u64) {
         // A full queue means much to do; what is not counted now is found by a later walk.
-        let _ = self.jobs.try_send(Job::Forget(count));
+        let _ = self.jobs.try_send(WriterJob::Forget(count));
     }
 
     /// Why changes are refused now, if they are.
@@ -228,7 +228,7 @@ impl Embedded {
 
     async fn closed(&self) {
         let (closed, done) = oneshot::channel();
-        let mut job = Job::Close(closed);
+        let mut job = WriterJob::Close(closed);
         while let Err(refused) = self.jobs.try_send(job) {
             let TrySendError::Full(again) = refused else {
                 return; // it has ended by itself

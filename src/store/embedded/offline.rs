@@ -7,51 +7,51 @@ use redb::{Database, ReadableTable as _, ReadableTableMetadata as _};
 use redb::{TableHandle as _, WriteTransaction};
 
 use super::OpenError;
-use super::open::{self, Missing, storage};
+use super::open::{self, MissingFile, storage};
 use super::read;
-use super::round::Round;
+use super::round::WriteBatch;
 use super::tables::{BATCH_KEY, GRANTS, HOLDERS, KEYS, LEASES, META, USERS};
-use super::walk::Walk;
+use super::walk::Vacuum;
 use crate::clock;
-use crate::store::{Change, Record, Tally};
+use crate::store::{ExportRecord, RecordCounts, StoreChange};
 
 /// Records written before the next are read.
 const CHUNK: usize = 4096;
 
 /// The open file; nobody else has it meanwhile.
 #[derive(Debug)]
-pub struct Offline {
+pub struct OfflineStore {
     path: PathBuf,
     database: Database,
 }
 
 /// Whether records may be added to others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum ImportMode {
     IntoEmpty,
     Merge,
 }
 
 /// How large the file was, and is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compacted {
+pub struct CompactedSize {
     pub before: u64,
     pub after: u64,
     /// Rows of tokens that were over.
     pub removed: u64,
 }
 
-impl Offline {
+impl OfflineStore {
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        Self::with(path, Missing::Refuse)
+        Self::with(path, MissingFile::Refuse)
     }
 
     /// The same, or a new file.
     pub fn open_or_make(path: &Path) -> Result<Self, OpenError> {
-        Self::with(path, Missing::Make)
+        Self::with(path, MissingFile::Make)
     }
 
-    fn with(path: &Path, missing: Missing) -> Result<Self, OpenError> {
+    fn with(path: &Path, missing: MissingFile) -> Result<Self, OpenError> {
         Ok(Self {
             path: path.to_owned(),
             database: open::open(path, missing, open::CACHE_OF_A_COMMAND)?,
@@ -61,11 +61,11 @@ impl Offline {
     /// Every record that counts, in an order that an import can follow.
     pub fn records<E: From<OpenError>>(
         &self,
-        mut each: impl FnMut(&Record) -> Result<(), E>,
-    ) -> Result<Tally, E> {
-        let mut tally = Tally::default();
+        mut each: impl FnMut(&ExportRecord) -> Result<(), E>,
+    ) -> Result<RecordCounts, E> {
+        let mut tally = RecordCounts::default();
         let mut failed = None;
-        let mut put = |record: Record| {
+        let mut put = |record: ExportRecord| {
             if failed.is_none() {
                 tally.count(&record);
                 failed = each(&record).err();
@@ -76,22 +76,22 @@ impl Offline {
         contents
             .users
             .into_iter()
-            .map(Record::User)
+            .map(ExportRecord::User)
             .for_each(&mut put);
         contents
             .keys
             .into_iter()
-            .map(Record::Key)
+            .map(ExportRecord::Key)
             .for_each(&mut put);
         contents
             .leases
             .into_iter()
-            .map(Record::Lease)
+            .map(ExportRecord::Lease)
             .for_each(&mut put);
-        read::epochs(&self.database, |epoch| put(Record::Epoch(epoch))).map_err(wrong)?;
+        read::epochs(&self.database, |epoch| put(ExportRecord::Epoch(epoch))).map_err(wrong)?;
         let read = read::grants(&self.database, &mut |grants| {
             for grant in grants {
-                put(Record::Grant(grant.record()));
+                put(ExportRecord::Grant(grant.record()));
             }
         });
         let (loaded, _) = read.map_err(wrong)?;
@@ -100,7 +100,7 @@ impl Offline {
     }
 
     /// Reads every page and every row.
-    pub fn check(&mut self) -> Result<Tally, OpenError> {
+    pub fn check(&mut self) -> Result<RecordCounts, OpenError> {
         let path = self.path.clone();
         let whole = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             self.database.check_integrity()
@@ -118,25 +118,25 @@ impl Offline {
     }
 
     /// Begins to fill it; nothing is there before `Import::commit`.
-    pub fn import(&self) -> Result<Import<'_>, OpenError> {
+    pub fn import(&self) -> Result<ImportRun<'_>, OpenError> {
         let begin = || -> Result<(WriteTransaction, bool), redb::Error> {
             let txn = self.database.begin_write()?;
             let is_empty = is_empty(&txn)?;
             Ok((txn, is_empty))
         };
         let (txn, is_empty) = begin().map_err(|error| storage(&self.path, error))?;
-        Ok(Import {
+        Ok(ImportRun {
             offline: self,
             txn,
             is_empty,
-            round: Round::default(),
+            round: WriteBatch::default(),
             waiting: 0,
-            tally: Tally::default(),
+            tally: RecordCounts::default(),
         })
     }
 
     /// Takes out what is over, and gives the room back to the disk.
-    pub fn compact(&mut self) -> Result<Compacted, OpenError> {
+    pub fn compact(&mut self) -> Result<CompactedSize, OpenError> {
         let path = self.path.clone();
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |facts| facts.len());
         let before = size(&path);
@@ -147,7 +147,7 @@ impl Offline {
         };
         let mut work = work;
         let removed = work().map_err(|error| storage(&path, error))?;
-        Ok(Compacted {
+        Ok(CompactedSize {
             before,
             after: size(&path),
             removed,
@@ -158,12 +158,12 @@ impl Offline {
         let mut numbers = BTreeSet::new();
         let ended = match read::grants(&self.database, &mut |_| {}) {
             Ok((_, ended)) => ended,
-            Err(read::Error::Engine(error)) => return Err(error),
-            Err(row @ read::Error::Row { .. }) => {
+            Err(read::LoadError::Engine(error)) => return Err(error),
+            Err(row @ read::LoadError::Row { .. }) => {
                 return Err(redb::Error::Corrupted(row.to_string()));
             }
         };
-        let mut walk = Walk::new();
+        let mut walk = Vacuum::new();
         walk.ended(&ended);
         let txn = self.database.begin_write()?;
         let removed = walk.all(&txn, &mut numbers)?;
@@ -173,7 +173,7 @@ impl Offline {
             let mut idle = Vec::new();
             for row in holders.iter()? {
                 let (name, holder) = row?;
-                let number = super::tables::Holder::decode(holder.value()).number;
+                let number = super::tables::UserRow::decode(holder.value()).number;
                 if !numbers.contains(&number) && users.get(name.value())?.is_none() {
                     idle.push(name.value().to_owned());
                 }
@@ -188,16 +188,16 @@ impl Offline {
 }
 
 /// An import under way: one transaction.
-pub struct Import<'a> {
-    offline: &'a Offline,
+pub struct ImportRun<'a> {
+    offline: &'a OfflineStore,
     txn: WriteTransaction,
     is_empty: bool,
-    round: Round,
+    round: WriteBatch,
     waiting: usize,
-    tally: Tally,
+    tally: RecordCounts,
 }
 
-impl std::fmt::Debug for Import<'_> {
+impl std::fmt::Debug for ImportRun<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Import")
             .field("tally", &self.tally)
@@ -205,41 +205,41 @@ impl std::fmt::Debug for Import<'_> {
     }
 }
 
-impl Import<'_> {
-    pub fn may(&self, mode: Mode) -> bool {
-        mode == Mode::Merge || self.is_empty
+impl ImportRun<'_> {
+    pub fn may(&self, mode: ImportMode) -> bool {
+        mode == ImportMode::Merge || self.is_empty
     }
 
-    pub fn put(&mut self, record: Record) -> Result<(), OpenError> {
+    pub fn put(&mut self, record: ExportRecord) -> Result<(), OpenError> {
         let put = self.try_put(record);
         put.map_err(|error| storage(&self.offline.path, error))
     }
 
-    fn try_put(&mut self, record: Record) -> Result<(), redb::Error> {
+    fn try_put(&mut self, record: ExportRecord) -> Result<(), redb::Error> {
         let change = match record {
-            Record::Epoch(epoch) => {
+            ExportRecord::Epoch(epoch) => {
                 self.tally.epochs += 1;
                 return self.round.take_epoch(&epoch, &self.txn);
             }
-            Record::Grant(grant) if grant.ends_millis <= clock::unix_millis() => {
+            ExportRecord::Grant(grant) if grant.ends_millis <= clock::unix_millis() => {
                 self.tally.over += 1;
                 return Ok(());
             }
-            Record::Grant(grant) => {
+            ExportRecord::Grant(grant) => {
                 match self.round.take_kept(&grant, &self.txn)? {
                     true => self.tally.grants += 1,
                     false => self.tally.over += 1,
                 }
                 return self.step();
             }
-            Record::User(user) => Change::PutUser(user),
-            Record::Key(key) => Change::PutKey(key),
-            Record::Lease(lease) => Change::PutLease(lease),
+            ExportRecord::User(user) => StoreChange::PutUser(user),
+            ExportRecord::Key(key) => StoreChange::PutKey(key),
+            ExportRecord::Lease(lease) => StoreChange::PutLease(lease),
         };
         let (table, name) = match &change {
-            Change::PutUser(user) => (USERS, &user.name),
-            Change::PutKey(key) => (KEYS, &key.name),
-            Change::PutLease(lease) => (LEASES, &lease.upstream),
+            StoreChange::PutUser(user) => (USERS, &user.name),
+            StoreChange::PutKey(key) => (KEYS, &key.name),
+            StoreChange::PutLease(lease) => (LEASES, &lease.upstream),
             _ => return Ok(()),
         };
         let is_known = self.txn.open_table(table)?.get(&**name)?.is_some();
@@ -256,12 +256,12 @@ impl Import<'_> {
     }
 
     /// There is one first admin: the one that is here already.
-    fn as_second(&self, change: Change) -> Result<Change, redb::Error> {
+    fn as_second(&self, change: StoreChange) -> Result<StoreChange, redb::Error> {
         match change {
-            Change::PutUser(mut user) if !self.is_empty && user.is_first_admin => {
+            StoreChange::PutUser(mut user) if !self.is_empty && user.is_first_admin => {
                 user.is_first_admin = false;
                 user.configured = None;
-                Ok(Change::PutUser(user))
+                Ok(StoreChange::PutUser(user))
             }
             other => Ok(other),
         }
@@ -286,7 +286,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    pub fn commit(mut self) -> Result<Tally, OpenError> {
+    pub fn commit(mut self) -> Result<RecordCounts, OpenError> {
         let path = &self.offline.path;
         let flushed = self.flush();
         flushed.map_err(|error| storage(path, error))?;
@@ -305,10 +305,10 @@ fn is_empty(txn: &WriteTransaction) -> Result<bool, redb::Error> {
     Ok(txn.open_table(GRANTS)?.is_empty()? && txn.open_table(HOLDERS)?.is_empty()?)
 }
 
-fn told(path: &Path, error: read::Error) -> OpenError {
+fn told(path: &Path, error: read::LoadError) -> OpenError {
     match error {
-        read::Error::Engine(error) => storage(path, error),
-        row @ read::Error::Row { .. } => OpenError::Damaged {
+        read::LoadError::Engine(error) => storage(path, error),
+        row @ read::LoadError::Row { .. } => OpenError::Damaged {
             path: path.to_owned(),
             reason: row.to_string(),
         },

@@ -84,7 +84,7 @@ fn hint(source: &std::io::Error) -> &'static str {
 
 /// Whether a missing file may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Missing {
+pub(super) enum MissingFile {
     Make,
     Refuse,
 }
@@ -108,7 +108,7 @@ pub(super) fn is_there(path: &Path) -> Result<bool, OpenError> {
 
 pub(super) fn open(
     path: &Path,
-    missing: Missing,
+    missing: MissingFile,
     cache_bytes: usize,
 ) -> Result<Database, OpenError> {
     let io = |source| OpenError::Io {
@@ -117,8 +117,8 @@ pub(super) fn open(
     };
     if !is_there(path)? {
         return match missing {
-            Missing::Make => make(path, cache_bytes),
-            Missing::Refuse => Err(OpenError::Gone {
+            MissingFile::Make => make(path, cache_bytes),
+            MissingFile::Refuse => Err(OpenError::Gone {
                 path: path.to_owned(),
             }),
         };

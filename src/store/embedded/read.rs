@@ -18,11 +18,11 @@ use tracing::warn;
 
 use super::ahead;
 use super::tables::{
-    GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, PREFIXES, USERS, WALL_KEY, prefix_of,
+    GRANTS, GrantRow, HOLDERS, KEYS, LEASES, META, PREFIXES, USERS, UserRow, WALL_KEY, prefix_of,
     start_of,
 };
 use crate::clock;
-use crate::store::{Contents, Intake, LiveGrant, Loaded, UserEpoch, threads_for};
+use crate::store::{GrantSink, LiveGrant, LoadedGrants, StoreContents, UserEpoch, threads_for};
 
 /// A clock that is this far behind the last commit has been set back.
 const SET_BACK_MILLIS: u64 = 60_000;
@@ -33,7 +33,7 @@ const FULL_ROW: u64 = 256;
 
 /// Why the file cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum LoadError {
     #[error(transparent)]
     Engine(#[from] redb::Error),
     #[error("table {table} has a row that cannot be understood: {reason}")]
@@ -41,10 +41,10 @@ pub(super) enum Error {
 }
 
 /// Users, keys and leases: few, and needed at once.
-pub(super) fn contents(database: &Database) -> Result<Contents, Error> {
+pub(super) fn contents(database: &Database) -> Result<StoreContents, LoadError> {
     let txn = database.begin_read().map_err(redb::Error::from)?;
     warn_of_a_clock_set_back(&txn)?;
-    Ok(Contents {
+    Ok(StoreContents {
         users: records(&txn, USERS)?,
         keys: records(&txn, KEYS)?,
         leases: records(&txn, LEASES)?,
@@ -54,7 +54,7 @@ pub(super) fn contents(database: &Database) -> Result<Contents, Error> {
 fn records<R: DeserializeOwned>(
     txn: &ReadTransaction,
     definition: TableDefinition<'_, &'static str, &'static str>,
-) -> Result<Vec<R>, Error> {
+) -> Result<Vec<R>, LoadError> {
     use redb::TableHandle as _;
     let name = definition.name().to_owned();
     let table = txn.open_table(definition).map_err(redb::Error::from)?;
@@ -62,7 +62,7 @@ fn records<R: DeserializeOwned>(
     for row in table.iter().map_err(redb::Error::from)? {
         let (_, text) = row.map_err(redb::Error::from)?;
         let record = serde_json::from_str(text.value());
-        records.push(record.map_err(|error| Error::Row {
+        records.push(record.map_err(|error| LoadError::Row {
             table: name.clone(),
             reason: error.to_string(),
         })?);
@@ -85,12 +85,15 @@ fn warn_of_a_clock_set_back(txn: &ReadTransaction) -> Result<(), redb::Error> {
 }
 
 /// Every user with an epoch or a count.
-pub(super) fn epochs(database: &Database, mut each: impl FnMut(UserEpoch)) -> Result<(), Error> {
+pub(super) fn epochs(
+    database: &Database,
+    mut each: impl FnMut(UserEpoch),
+) -> Result<(), LoadError> {
     let txn = database.begin_read().map_err(redb::Error::from)?;
     let table = txn.open_table(HOLDERS).map_err(redb::Error::from)?;
     for row in table.iter().map_err(redb::Error::from)? {
         let (name, holder) = row.map_err(redb::Error::from)?;
-        let holder = Holder::decode(holder.value());
+        let holder = UserRow::decode(holder.value());
         each(UserEpoch {
             user: name.value().into(),
             epoch: holder.epoch,
@@ -101,11 +104,11 @@ pub(super) fn epochs(database: &Database, mut each: impl FnMut(UserEpoch)) -> Re
 }
 
 /// Numbers of holders, and the epoch from which their grants are live.
-pub(super) type Ended = Vec<(u32, u64)>;
+pub(super) type EndedUsers = Vec<(u32, u64)>;
 
 /// Holders by their number. What is looked at for each of millions of grants is by itself,
 /// so that much of it fits into a core's own cache.
-struct Holders {
+struct HolderTable {
     /// `NOBODY` where the number is not in use.
     epochs: Vec<u64>,
     names: Vec<Arc<str>>,
@@ -113,7 +116,7 @@ struct Holders {
 
 const NOBODY: u64 = u64::MAX;
 
-impl Holders {
+impl HolderTable {
     /// Two threads come from both ends of many, and meet in the middle.
     fn of(database: &Database) -> Result<Self, redb::Error> {
         let txn = database.begin_read()?;
@@ -130,7 +133,7 @@ impl Holders {
         Ok(Self::by_number(first?.into_iter().chain(last?)))
     }
 
-    fn by_number(rows: impl Iterator<Item = (Holder, Arc<str>)>) -> Self {
+    fn by_number(rows: impl Iterator<Item = (UserRow, Arc<str>)>) -> Self {
         let mut holders = Self {
             epochs: Vec::new(),
             names: Vec::new(),
@@ -156,15 +159,15 @@ impl Holders {
 
 type HolderRow<'a> = (
     AccessGuard<'a, &'static str>,
-    AccessGuard<'a, &'static [u8; Holder::BYTES]>,
+    AccessGuard<'a, &'static [u8; UserRow::BYTES]>,
 );
 
 fn decoded<'a>(
     rows: impl Iterator<Item = Result<HolderRow<'a>, redb::StorageError>>,
-) -> Result<Vec<(Holder, Arc<str>)>, redb::Error> {
+) -> Result<Vec<(UserRow, Arc<str>)>, redb::Error> {
     let decoded = rows.map(|row| {
         let (name, holder) = row?;
-        Ok((Holder::decode(holder.value()), name.value().into()))
+        Ok((UserRow::decode(holder.value()), name.value().into()))
     });
     decoded.collect()
 }
@@ -173,11 +176,11 @@ fn decoded<'a>(
 pub(super) fn grants(
     database: &Database,
     each: &mut dyn FnMut(&[LiveGrant<'_>]),
-) -> Result<(Loaded, Ended), Error> {
+) -> Result<(LoadedGrants, EndedUsers), LoadError> {
     let begin = Instant::now();
-    let progress = Progress::default(); // nobody asks
-    let mut part = Part::default();
-    let holders = Holders::of(database)?;
+    let progress = LoadProgress::default(); // nobody asks
+    let mut part = LoadedPart::default();
+    let holders = HolderTable::of(database)?;
     part.read(database, (0..PREFIXES, &holders), each, &progress)?;
     Ok(part.sum(begin))
 }
@@ -187,9 +190,9 @@ pub(super) fn grants(
 pub(super) fn in_parts(
     database: &Database,
     path: &Path,
-    intake: &mut dyn Intake,
-    progress: &Progress,
-) -> Result<(Loaded, Ended), Error> {
+    intake: &mut dyn GrantSink,
+    progress: &LoadProgress,
+) -> Result<(LoadedGrants, EndedUsers), LoadError> {
     let begin = Instant::now();
     let total = progress.begin(database)?;
     let threads = threads_for(total as usize);
@@ -197,14 +200,14 @@ pub(super) fn in_parts(
         if threads > 1 && ahead::is_worth_it(path, total * FULL_ROW) {
             ahead::begin(scope, path, threads, |bytes| progress.fetched(bytes));
         }
-        let holders = Holders::of(database).inspect_err(|_| progress.give_up())?;
+        let holders = HolderTable::of(database).inspect_err(|_| progress.give_up())?;
         intake.users(&holders.names);
-        Ok::<_, Error>(holders)
+        Ok::<_, LoadError>(holders)
     })?; // The rest is fetched by now: grants are all over the file.
     let length = PREFIXES.div_ceil(threads as u64);
     let parts = PREFIXES.div_ceil(length);
-    let read = |number: u64| -> Result<Part, Error> {
-        let mut part = Part::default();
+    let read = |number: u64| -> Result<LoadedPart, LoadError> {
+        let mut part = LoadedPart::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
         part.read(database, (prefixes, &holders), &mut intake.part(), progress)?;
         Ok(part)
@@ -232,7 +235,7 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 
 /// How far a load has come.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct LoadProgress {
     /// Of the file, fetched into the kernel's memory.
     bytes: AtomicU64,
     rows: AtomicU64,
@@ -240,7 +243,7 @@ pub(super) struct Progress {
     is_given_up: AtomicBool,
 }
 
-impl Progress {
+impl LoadProgress {
     fn begin(&self, database: &Database) -> Result<u64, redb::Error> {
         let total = database.begin_read()?.open_table(GRANTS)?.len()?;
         self.total.store(total, Ordering::Relaxed);
@@ -279,20 +282,20 @@ impl Progress {
 
 /// What came of a part of the grants.
 #[derive(Default)]
-struct Part {
-    loaded: Loaded,
+struct LoadedPart {
+    loaded: LoadedGrants,
     /// Holders that have ended some, and the epoch from which theirs are live.
     ended: HashMap<u32, u64>,
 }
 
-impl Part {
+impl LoadedPart {
     fn read(
         &mut self,
         database: &Database,
-        (prefixes, holders): (Range<u64>, &Holders),
+        (prefixes, holders): (Range<u64>, &HolderTable),
         each: &mut dyn FnMut(&[LiveGrant<'_>]),
-        progress: &Progress,
-    ) -> Result<(), Error> {
+        progress: &LoadProgress,
+    ) -> Result<(), LoadError> {
         let txn = database.begin_read().map_err(redb::Error::from)?;
         let table = txn.open_table(GRANTS).map_err(redb::Error::from)?;
         // Not by a range, which looks at both of its ends for each row: a tenth slower.
@@ -304,8 +307,8 @@ impl Part {
             if prefix_of(digest.value()) >= prefixes.end {
                 break;
             }
-            let Some(grant) = Grant::decode(bytes.value()) else {
-                return Err(Error::Row {
+            let Some(grant) = GrantRow::decode(bytes.value()) else {
+                return Err(LoadError::Row {
                     table: "grants".to_owned(),
                     reason: "no version of this program wrote it".to_owned(),
                 });
@@ -328,8 +331,8 @@ impl Part {
     /// fetches many of them at a time.
     fn give(
         &mut self,
-        pile: &mut Vec<([u8; 32], Grant)>,
-        holders: &Holders,
+        pile: &mut Vec<([u8; 32], GrantRow)>,
+        holders: &HolderTable,
         each: &mut dyn FnMut(&[LiveGrant<'_>]),
     ) {
         let now = clock::unix_millis();
@@ -361,8 +364,8 @@ impl Part {
         self
     }
 
-    fn sum(self, begin: Instant) -> (Loaded, Ended) {
-        let loaded = Loaded {
+    fn sum(self, begin: Instant) -> (LoadedGrants, EndedUsers) {
+        let loaded = LoadedGrants {
             took: begin.elapsed(),
             ..self.loaded
         };

@@ -8,70 +8,74 @@ use std::sync::Arc;
 use redb::{Error, ReadableTable as _, Table, TableDefinition, WriteTransaction};
 use serde::Serialize;
 
-use super::read::Ended;
+use super::read::EndedUsers;
 use super::tables::{
-    BATCH_KEY, GRANTS, Grant, HOLDERS, Holder, KEYS, LEASES, META, MOST_EPOCH, NEXT_KEY, USERS,
+    BATCH_KEY, GRANTS, GrantRow, HOLDERS, KEYS, LEASES, META, MOST_EPOCH, NEXT_KEY, USERS, UserRow,
     WALL_KEY,
 };
 use crate::clock;
-use crate::store::{Change, GrantRecord, UserEpoch, UserRecord};
+use crate::store::{GrantRecord, StoreChange, UserEpoch, UserRecord};
 
-type Texts = BTreeMap<Arc<str>, Option<String>>;
+type TextChanges = BTreeMap<Arc<str>, Option<String>>;
 
 /// What the changes come to, before anything is written.
 #[derive(Debug, Default)]
-pub(super) struct Round {
-    holders: HashMap<Arc<str>, Holder>,
-    grants: BTreeMap<[u8; 32], Option<Grant>>,
-    users: Texts,
-    keys: Texts,
-    leases: Texts,
+pub(super) struct WriteBatch {
+    holders: HashMap<Arc<str>, UserRow>,
+    grants: BTreeMap<[u8; 32], Option<GrantRow>>,
+    users: TextChanges,
+    keys: TextChanges,
+    leases: TextChanges,
     /// None until a holder without a number turned up.
     next: Option<u64>,
     /// Holders whose epoch has moved: rows of an earlier one are dead.
-    pub(super) moved: Ended,
+    pub(super) moved: EndedUsers,
 }
 
 /// The rows as they were, to put back should a refused commit have taken place.
 #[derive(Debug, Default)]
-pub(super) struct Before {
-    holders: Vec<(Arc<str>, Option<[u8; Holder::BYTES]>)>,
-    grants: Vec<([u8; 32], Option<[u8; Grant::BYTES]>)>,
-    users: Texts,
-    keys: Texts,
-    leases: Texts,
+pub(super) struct UndoLog {
+    holders: Vec<(Arc<str>, Option<[u8; UserRow::BYTES]>)>,
+    grants: Vec<([u8; 32], Option<[u8; GrantRow::BYTES]>)>,
+    users: TextChanges,
+    keys: TextChanges,
+    leases: TextChanges,
 }
 
-impl Round {
+impl WriteBatch {
     /// Adds one change to what is to be written.
-    pub(super) fn take(&mut self, change: &Change, txn: &WriteTransaction) -> Result<(), Error> {
+    pub(super) fn take(
+        &mut self,
+        change: &StoreChange,
+        txn: &WriteTransaction,
+    ) -> Result<(), Error> {
         match change {
-            Change::PutGrant(grant) => self.put_grant(grant, txn)?,
-            Change::ReplaceGrant { grant, ended } => {
+            StoreChange::PutGrant(grant) => self.put_grant(grant, txn)?,
+            StoreChange::ReplaceGrant { grant, ended } => {
                 self.put_grant(grant, txn)?;
                 self.grants.insert(ended.0, None);
             }
-            Change::RemoveGrant(digest) => {
+            StoreChange::RemoveGrant(digest) => {
                 self.grants.insert(digest.0, None);
             }
-            Change::EndTokens { user } => self.end(user, txn)?,
-            Change::EndOtherTokens { kept } => {
+            StoreChange::EndTokens { user } => self.end(user, txn)?,
+            StoreChange::EndOtherTokens { kept } => {
                 self.end(&kept.user, txn)?;
                 let holder = self.holder(&kept.user, txn)?;
-                let row = Grant::of(kept, holder);
+                let row = GrantRow::of(kept, holder);
                 self.grants.insert(kept.digest.0, Some(row));
             }
-            Change::PutUser(user) => self.put_user(user, txn)?,
-            Change::RemoveUser { name } => {
+            StoreChange::PutUser(user) => self.put_user(user, txn)?,
+            StoreChange::RemoveUser { name } => {
                 self.users.insert(Arc::clone(name), None);
                 self.end(name, txn)?;
             }
-            Change::PutKey(key) => put(&mut self.keys, &key.name, key),
-            Change::RemoveKey { name } => {
+            StoreChange::PutKey(key) => put(&mut self.keys, &key.name, key),
+            StoreChange::RemoveKey { name } => {
                 self.keys.insert(Arc::clone(name), None);
             }
-            Change::PutLease(lease) => put(&mut self.leases, &lease.upstream, lease),
-            Change::RemoveLease { upstream } => {
+            StoreChange::PutLease(lease) => put(&mut self.leases, &lease.upstream, lease),
+            StoreChange::RemoveLease { upstream } => {
                 self.leases.insert(Arc::clone(upstream), None);
             }
         }
@@ -103,7 +107,7 @@ impl Round {
         }
         holder.epoch = grant.epoch.min(MOST_EPOCH);
         self.holders.insert(Arc::clone(&grant.user), holder);
-        let row = Grant::of(grant, holder);
+        let row = GrantRow::of(grant, holder);
         self.grants.insert(grant.digest.0, Some(row));
         Ok(true)
     }
@@ -112,7 +116,7 @@ impl Round {
         let mut holder = self.holder(&grant.user, txn)?;
         holder.issued = holder.issued.saturating_add(1);
         self.holders.insert(Arc::clone(&grant.user), holder);
-        let row = Grant::of(grant, holder);
+        let row = GrantRow::of(grant, holder);
         self.grants.insert(grant.digest.0, Some(row));
         Ok(())
     }
@@ -136,7 +140,7 @@ impl Round {
         };
         if holder.epoch == MOST_EPOCH {
             // Never met; a new number makes every older grant nobody's all the same.
-            holder = Holder {
+            holder = UserRow {
                 number: self.number(txn)?,
                 epoch: 0,
                 ..holder
@@ -149,10 +153,10 @@ impl Round {
         Ok(())
     }
 
-    fn holder(&mut self, user: &Arc<str>, txn: &WriteTransaction) -> Result<Holder, Error> {
+    fn holder(&mut self, user: &Arc<str>, txn: &WriteTransaction) -> Result<UserRow, Error> {
         match self.known(user, txn)? {
             Some(holder) => Ok(holder),
-            None => Ok(Holder {
+            None => Ok(UserRow {
                 number: self.number(txn)?,
                 epoch: 0,
                 issued: 0,
@@ -160,13 +164,13 @@ impl Round {
         }
     }
 
-    fn known(&self, user: &Arc<str>, txn: &WriteTransaction) -> Result<Option<Holder>, Error> {
+    fn known(&self, user: &Arc<str>, txn: &WriteTransaction) -> Result<Option<UserRow>, Error> {
         if let Some(holder) = self.holders.get(user) {
             return Ok(Some(*holder));
         }
         let table = txn.open_table(HOLDERS)?;
         let row = table.get(&**user)?;
-        Ok(row.map(|row| Holder::decode(row.value())))
+        Ok(row.map(|row| UserRow::decode(row.value())))
     }
 
     fn number(&mut self, txn: &WriteTransaction) -> Result<u32, Error> {
@@ -184,8 +188,8 @@ impl Round {
     }
 
     /// Writes everything, and the number of this commit with it.
-    pub(super) fn write(self, txn: &WriteTransaction, batch: u64) -> Result<Before, Error> {
-        let mut before = Before::default();
+    pub(super) fn write(self, txn: &WriteTransaction, batch: u64) -> Result<UndoLog, Error> {
+        let mut before = UndoLog::default();
         let mut meta = txn.open_table(META)?;
         meta.insert(BATCH_KEY, batch)?;
         meta.insert(WALL_KEY, clock::unix_millis())?;
@@ -220,7 +224,7 @@ impl Round {
     }
 }
 
-impl Before {
+impl UndoLog {
     /// Puts the old rows back.
     pub(super) fn restore(&self, txn: &WriteTransaction) -> Result<(), Error> {
         let mut table = txn.open_table(HOLDERS)?;
@@ -246,7 +250,7 @@ impl Before {
     }
 }
 
-fn put(texts: &mut Texts, name: &Arc<str>, record: &impl Serialize) {
+fn put(texts: &mut TextChanges, name: &Arc<str>, record: &impl Serialize) {
     // A struct of texts and numbers always has a JSON form.
     let text = serde_json::to_string(record).ok();
     texts.insert(Arc::clone(name), text);
@@ -256,9 +260,9 @@ fn put(texts: &mut Texts, name: &Arc<str>, record: &impl Serialize) {
 fn write_texts(
     txn: &WriteTransaction,
     definition: TableDefinition<'_, &'static str, &'static str>,
-    texts: Texts,
-) -> Result<Texts, Error> {
-    let mut before = Texts::new();
+    texts: TextChanges,
+) -> Result<TextChanges, Error> {
+    let mut before = TextChanges::new();
     if texts.is_empty() {
         return Ok(before);
     }

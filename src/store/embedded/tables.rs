@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use redb::TableDefinition;
 
-use crate::store::{Digest, GrantRecord, LiveGrant, Origin};
+use crate::store::{GrantRecord, LiveGrant, RecordDigest, TokenOrigin};
 use crate::webapp::Role;
 
 /// Counts up with each change of this layout.
@@ -13,9 +13,9 @@ pub(super) const SCHEMA: u64 = 1;
 
 /// Numbers about the file itself; also how it is known to be ours.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("tollgate");
-pub(super) const HOLDERS: TableDefinition<'_, &str, &[u8; Holder::BYTES]> =
+pub(super) const HOLDERS: TableDefinition<'_, &str, &[u8; UserRow::BYTES]> =
     TableDefinition::new("holders");
-pub(super) const GRANTS: TableDefinition<'_, &[u8; 32], &[u8; Grant::BYTES]> =
+pub(super) const GRANTS: TableDefinition<'_, &[u8; 32], &[u8; GrantRow::BYTES]> =
     TableDefinition::new("grants");
 pub(super) const USERS: TableDefinition<'_, &str, &str> = TableDefinition::new("users");
 pub(super) const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("keys");
@@ -32,13 +32,13 @@ pub(super) const WALL_KEY: &str = "wall";
 
 /// A user, as far as grants go. Its number is never given to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Holder {
+pub(super) struct UserRow {
     pub(super) number: u32,
     pub(super) epoch: u64,
     pub(super) issued: u64,
 }
 
-impl Holder {
+impl UserRow {
     pub(super) const BYTES: usize = 20;
 
     pub(super) fn encode(self) -> [u8; Self::BYTES] {
@@ -60,12 +60,12 @@ impl Holder {
 
 /// A grant's row: holder 4 bytes, epoch 5, end 6, role and origin 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Grant {
+pub(super) struct GrantRow {
     pub(super) holder: u32,
     pub(super) epoch: u64,
     pub(super) ends_millis: u64,
     pub(super) role: Option<Role>,
-    pub(super) origin: Origin,
+    pub(super) origin: TokenOrigin,
 }
 
 /// Largest epoch and end that fit; neither is ever met.
@@ -73,10 +73,10 @@ pub(super) const MOST_EPOCH: u64 = (1 << 40) - 1;
 const MOST_MILLIS: u64 = (1 << 48) - 1;
 const LEARNED: u8 = 4;
 
-impl Grant {
+impl GrantRow {
     pub(super) const BYTES: usize = 16;
 
-    pub(super) fn of(record: &GrantRecord, holder: Holder) -> Self {
+    pub(super) fn of(record: &GrantRecord, holder: UserRow) -> Self {
         Self {
             holder: holder.number,
             epoch: holder.epoch,
@@ -97,8 +97,8 @@ impl Grant {
             Some(Role::Admin) => 2,
         };
         let origin = match self.origin {
-            Origin::Minted => 0,
-            Origin::Learned => LEARNED,
+            TokenOrigin::Minted => 0,
+            TokenOrigin::Learned => LEARNED,
         };
         bytes[15] = role | origin;
         bytes
@@ -114,8 +114,8 @@ impl Grant {
             _ => return None,
         };
         let origin = match flags & !3 {
-            0 => Origin::Minted,
-            LEARNED => Origin::Learned,
+            0 => TokenOrigin::Minted,
+            LEARNED => TokenOrigin::Learned,
             _ => return None,
         };
         Some(Self {
@@ -129,7 +129,7 @@ impl Grant {
 
     pub(super) fn live<'a>(&self, digest: &[u8; 32], user: &'a Arc<str>) -> LiveGrant<'a> {
         LiveGrant {
-            digest: Digest(*digest),
+            digest: RecordDigest(*digest),
             user,
             holder: self.holder,
             role: self.role,
@@ -175,20 +175,20 @@ mod tests {
             role in 0..3usize, learned: bool, issued: u64,
         ) {
             let role = [None, Some(Role::User), Some(Role::Admin)][role];
-            let origin = if learned { Origin::Learned } else { Origin::Minted };
-            let grant = Grant { holder, epoch, ends_millis, role, origin };
-            prop_assert_eq!(Grant::decode(&grant.encode()), Some(grant));
-            let holder = Holder { number: holder, epoch, issued };
-            prop_assert_eq!(Holder::decode(&holder.encode()), holder);
+            let origin = if learned { TokenOrigin::Learned } else { TokenOrigin::Minted };
+            let grant = GrantRow { holder, epoch, ends_millis, role, origin };
+            prop_assert_eq!(GrantRow::decode(&grant.encode()), Some(grant));
+            let holder = UserRow { number: holder, epoch, issued };
+            prop_assert_eq!(UserRow::decode(&holder.encode()), holder);
         }
     }
 
     #[test]
     fn a_row_of_no_known_kind_is_not_guessed_at() {
         for flags in [3, 8, 255] {
-            let mut bytes = [0; Grant::BYTES];
+            let mut bytes = [0; GrantRow::BYTES];
             bytes[15] = flags;
-            assert_eq!(Grant::decode(&bytes), None);
+            assert_eq!(GrantRow::decode(&bytes), None);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use redb::{ReadableTableMetadata as _, WriteTransaction};
 use tokio::time::Instant;
 
-use super::tables::{GRANTS, Grant, PREFIXES, start_of};
+use super::tables::{GRANTS, GrantRow, PREFIXES, start_of};
 use crate::clock;
 
 /// Rows looked at in one transaction, about.
@@ -20,17 +20,17 @@ const SHARE: u64 = 16;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(super) struct Vacuum {
     /// Rows that died since the last walk began.
     dead: u64,
     /// Holders with rows of an earlier epoch, and the epoch from which they live.
     ended: HashMap<u32, u64>,
-    under_way: Option<Position>,
+    under_way: Option<VacuumPosition>,
     last: Instant,
 }
 
 #[derive(Debug)]
-struct Position {
+struct VacuumPosition {
     prefix: u64,
     /// As `ended` was at the beginning: done with at the end.
     ended: HashMap<u32, u64>,
@@ -38,12 +38,12 @@ struct Position {
 
 /// What one slice came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slice {
+pub(super) struct VacuumSlice {
     next: u64,
     removed: u64,
 }
 
-impl Walk {
+impl Vacuum {
     pub(super) fn new() -> Self {
         Self {
             dead: 0,
@@ -72,7 +72,7 @@ impl Walk {
         let long = self.dead > 0 && self.last.elapsed() >= PATIENCE;
         if self.under_way.is_none() && (many || long) {
             self.dead = 0;
-            self.under_way = Some(Position {
+            self.under_way = Some(VacuumPosition {
                 prefix: 0,
                 ended: self.ended.clone(),
             });
@@ -80,7 +80,7 @@ impl Walk {
     }
 
     /// Removes what is dead in the next slice; None when no walk is under way.
-    pub(super) fn slice(&self, txn: &WriteTransaction) -> Result<Option<Slice>, redb::Error> {
+    pub(super) fn slice(&self, txn: &WriteTransaction) -> Result<Option<VacuumSlice>, redb::Error> {
         let Some(position) = &self.under_way else {
             return Ok(None);
         };
@@ -89,9 +89,9 @@ impl Walk {
         let slices = (rows / SLICE).clamp(1, PREFIXES);
         let next = (position.prefix + PREFIXES.div_ceil(slices)).min(PREFIXES);
         let now = clock::unix_millis();
-        let is_live = |bytes: &[u8; Grant::BYTES]| {
+        let is_live = |bytes: &[u8; GrantRow::BYTES]| {
             // What cannot be read was not written by us, and is not ours to remove.
-            Grant::decode(bytes).is_none_or(|grant| self.is_live(&grant, now))
+            GrantRow::decode(bytes).is_none_or(|grant| self.is_live(&grant, now))
         };
         let first = start_of(position.prefix);
         if next == PREFIXES {
@@ -101,7 +101,7 @@ impl Walk {
             table.retain_in::<&[u8; 32], _>(&first..&end, |_, bytes| is_live(bytes))?;
         }
         let removed = rows - table.len()?;
-        Ok(Some(Slice { next, removed }))
+        Ok(Some(VacuumSlice { next, removed }))
     }
 
     /// Removes everything dead at once; notes whose grants are left.
@@ -114,7 +114,7 @@ impl Walk {
         let rows = table.len()?;
         let now = clock::unix_millis();
         table.retain(|_, bytes| {
-            let Some(grant) = Grant::decode(bytes) else {
+            let Some(grant) = GrantRow::decode(bytes) else {
                 return true;
             };
             let is_live = self.is_live(&grant, now);
@@ -126,13 +126,13 @@ impl Walk {
         Ok(rows - table.len()?)
     }
 
-    fn is_live(&self, grant: &Grant, now: u64) -> bool {
+    fn is_live(&self, grant: &GrantRow, now: u64) -> bool {
         let from = self.ended.get(&grant.holder).copied().unwrap_or(0);
         grant.ends_millis > now && grant.epoch >= from
     }
 
     /// The slice has been committed.
-    pub(super) fn done(&mut self, slice: Slice) {
+    pub(super) fn done(&mut self, slice: VacuumSlice) {
         let Some(position) = &mut self.under_way else {
             return;
         };
@@ -150,7 +150,7 @@ impl Walk {
     }
 }
 
-impl Slice {
+impl VacuumSlice {
     pub(super) fn removed(self) -> u64 {
         self.removed
     }

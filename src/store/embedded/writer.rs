@@ -17,15 +17,15 @@ use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _};
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
-use super::condition::Condition;
-use super::open::{self, Missing, OpenError};
-use super::read::Progress;
-use super::round::{Before, Round};
+use super::condition::DiskHealth;
+use super::open::{self, MissingFile, OpenError};
+use super::read::LoadProgress;
+use super::round::{UndoLog, WriteBatch};
 use super::tables::{BATCH_KEY, GRANTS, META};
-use super::walk::Walk;
-use super::{Done, Job, read};
+use super::walk::Vacuum;
+use super::{ChangeCallback, WriterJob, read};
 use crate::metrics::{Metrics, StoreOutcome};
-use crate::store::{Change, Intake, Loaded, Unavailable};
+use crate::store::{GrantSink, LoadedGrants, StoreChange, StoreUnavailable};
 
 /// More in one transaction makes the first of them wait too long.
 const MOST_IN_A_BATCH: usize = 1024;
@@ -34,11 +34,11 @@ const MOST_IN_A_BATCH: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
 /// How the file is opened; a test opens something else.
-pub(super) type Opener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
+pub(super) type DatabaseOpener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
 
-pub(super) struct Writer {
+pub(super) struct StoreWriter {
     path: PathBuf,
-    opener: Opener,
+    opener: DatabaseOpener,
     /// None after a failure.
     database: Option<Database>,
     /// Which file that is, so that another in its place is noticed.
@@ -46,30 +46,30 @@ pub(super) struct Writer {
     /// The last batch that was committed for sure.
     batch: u64,
     /// What a failed commit may have done.
-    doubt: Option<Before>,
+    doubt: Option<UndoLog>,
     tried: Instant,
     looked: Instant,
-    walk: Walk,
-    condition: Arc<Condition>,
+    walk: Vacuum,
+    condition: Arc<DiskHealth>,
     metrics: Arc<Metrics>,
 }
 
 /// Why a batch failed, in one line.
 #[derive(Debug)]
-pub(super) struct Trouble(String);
+pub(super) struct BatchFailure(String);
 
-impl<E: Into<redb::Error>> From<E> for Trouble {
+impl<E: Into<redb::Error>> From<E> for BatchFailure {
     fn from(error: E) -> Self {
         Self(error.into().to_string())
     }
 }
 
-impl Writer {
+impl StoreWriter {
     pub(super) fn new(
         path: &Path,
-        opener: Opener,
+        opener: DatabaseOpener,
         database: Database,
-        (condition, metrics): (Arc<Condition>, Arc<Metrics>),
+        (condition, metrics): (Arc<DiskHealth>, Arc<Metrics>),
     ) -> Result<Self, redb::Error> {
         Ok(Self {
             batch: last_batch(&database)?,
@@ -80,15 +80,15 @@ impl Writer {
             doubt: None,
             tried: Instant::now(),
             looked: Instant::now(),
-            walk: Walk::new(),
+            walk: Vacuum::new(),
             condition,
             metrics,
         })
     }
 
     /// Works until told to close, or until nobody is left who could ask for anything.
-    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        let _ended = Ended(Arc::clone(&self.condition), Arc::clone(&self.metrics));
+    pub(super) fn run(mut self, jobs: &Receiver<WriterJob>) {
+        let _ended = WriterEnded(Arc::clone(&self.condition), Arc::clone(&self.metrics));
         loop {
             let patience = match self.walk.is_under_way() && self.database.is_some() {
                 true => Duration::ZERO,
@@ -100,7 +100,7 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return self.close(),
             };
             let mut batch = Vec::new();
-            while let Some(Job::Change(change, done)) = next {
+            while let Some(WriterJob::Change(change, done)) = next {
                 batch.push((change, done));
                 next = match batch.len() < MOST_IN_A_BATCH {
                     true => jobs.try_recv().ok(),
@@ -109,18 +109,18 @@ impl Writer {
             }
             self.work(batch);
             match next {
-                Some(Job::Load(mut intake, progress, answer)) => {
+                Some(WriterJob::Load(mut intake, progress, answer)) => {
                     let loaded = self.load(&mut *intake, &progress);
                     drop(intake); // what it took is in use, what it needed is not
                     let _ = answer.send(loaded); // whoever asked may have left
                 }
-                Some(Job::Forget(dead)) => self.walk.add_dead(dead),
-                Some(Job::Close(closed)) => {
+                Some(WriterJob::Forget(dead)) => self.walk.add_dead(dead),
+                Some(WriterJob::Close(closed)) => {
                     self.close();
                     let _ = closed.send(()); // the same
                     return;
                 }
-                Some(Job::Change(..)) | None => {}
+                Some(WriterJob::Change(..)) | None => {}
             }
         }
     }
@@ -134,9 +134,9 @@ impl Writer {
         }
     }
 
-    fn work(&mut self, batch: Vec<(Change, Done)>) {
+    fn work(&mut self, batch: Vec<(StoreChange, ChangeCallback)>) {
         self.condition.begin();
-        self.take_in(batch);
+        self.apply_batch(batch);
         self.condition.end(|| {
             if self.database.is_some() {
                 self.metrics.store_up.set(1);
@@ -147,9 +147,9 @@ impl Writer {
 
     /// Commits a batch, tells each of its changes what became of it, and takes the
     /// walk a step further.
-    fn take_in(&mut self, batch: Vec<(Change, Done)>) {
+    fn apply_batch(&mut self, batch: Vec<(StoreChange, ChangeCallback)>) {
         if self.looked.elapsed() >= PAUSE {
-            self.look();
+            self.check_file();
         }
         if batch.is_empty() && !self.walk.is_under_way() {
             return;
@@ -169,16 +169,17 @@ impl Writer {
         }
     }
 
-    fn refusal(&self) -> Unavailable {
-        Unavailable::Failed(self.condition.trouble().unwrap_or_else(|| "closed".into()))
+    fn refusal(&self) -> StoreUnavailable {
+        StoreUnavailable::Failed(self.condition.trouble().unwrap_or_else(|| "closed".into()))
     }
 
-    fn commit(&mut self, batch: &[(Change, Done)]) -> Result<(), Unavailable> {
+    fn commit(&mut self, batch: &[(StoreChange, ChangeCallback)]) -> Result<(), StoreUnavailable> {
         let begin = Instant::now();
         // The engine may panic over a file that was damaged under it: that ends the file's
         // use until it is opened anew, not the thread.
         let written = catch_unwind(AssertUnwindSafe(|| self.write(batch)));
-        let written = written.unwrap_or_else(|_| Err(Trouble("the file is damaged".to_owned())));
+        let written =
+            written.unwrap_or_else(|_| Err(BatchFailure("the file is damaged".to_owned())));
         let took = begin.elapsed().as_secs_f64();
         self.metrics.store_commit_seconds.observe(took);
         written.map_err(|trouble| {
@@ -189,11 +190,11 @@ impl Writer {
 
     /// One transaction. What it does to the rows is remembered in `doubt` as long as
     /// nobody can say whether it took place.
-    fn write(&mut self, batch: &[(Change, Done)]) -> Result<(), Trouble> {
+    fn write(&mut self, batch: &[(StoreChange, ChangeCallback)]) -> Result<(), BatchFailure> {
         let database = self.database.as_ref();
-        let database = database.ok_or_else(|| Trouble("closed".to_owned()))?;
+        let database = database.ok_or_else(|| BatchFailure("closed".to_owned()))?;
         let txn = database.begin_write()?;
-        let mut round = Round::default();
+        let mut round = WriteBatch::default();
         for (change, _) in batch {
             round.take(change, &txn)?;
         }
@@ -214,26 +215,26 @@ impl Writer {
 
     fn load(
         &mut self,
-        intake: &mut dyn Intake,
-        progress: &Progress,
-    ) -> Result<Loaded, Unavailable> {
+        intake: &mut dyn GrantSink,
+        progress: &LoadProgress,
+    ) -> Result<LoadedGrants, StoreUnavailable> {
         let Some(database) = &self.database else {
             return Err(self.refusal());
         };
         let read = || read::in_parts(database, &self.path, intake, progress);
         let read = catch_unwind(AssertUnwindSafe(read));
         match read {
-            Err(_) => Err(Unavailable::Failed("the file is damaged".into())),
+            Err(_) => Err(StoreUnavailable::Failed("the file is damaged".into())),
             Ok(Ok((loaded, ended))) => {
                 self.walk.add_dead(loaded.expired + loaded.ended);
                 self.walk.ended(&ended);
                 Ok(loaded)
             }
-            Ok(Err(error)) => Err(Unavailable::Failed(error.to_string().into())),
+            Ok(Err(error)) => Err(StoreUnavailable::Failed(error.to_string().into())),
         }
     }
 
-    fn fail(&mut self, trouble: &Trouble) {
+    fn fail(&mut self, trouble: &BatchFailure) {
         self.database = None; // the engine refuses everything after an error
         self.tried = Instant::now();
         self.metrics.store_up.set(0);
@@ -250,7 +251,7 @@ impl Writer {
             let gone = OpenError::Gone {
                 path: self.path.clone(),
             };
-            self.fail(&Trouble(gone.to_string()));
+            self.fail(&BatchFailure(gone.to_string()));
         }
         if self.database.is_none() && self.tried.elapsed() >= PAUSE {
             match self.reopen() {
@@ -266,7 +267,7 @@ impl Writer {
     }
 
     /// What is done about once a second, load or none.
-    fn look(&mut self) {
+    fn check_file(&mut self) {
         self.looked = Instant::now();
         if !self.is_usable() {
             return;
@@ -281,7 +282,7 @@ impl Writer {
         }
     }
 
-    fn rows(&self) -> Result<u64, Trouble> {
+    fn rows(&self) -> Result<u64, BatchFailure> {
         let Some(database) = &self.database else {
             return Ok(0);
         };
@@ -289,12 +290,12 @@ impl Writer {
         Ok(txn.open_table(GRANTS)?.len()?)
     }
 
-    fn reopen(&mut self) -> Result<(), Trouble> {
-        let opened = (self.opener)().map_err(|error| Trouble(error.to_string()))?;
+    fn reopen(&mut self) -> Result<(), BatchFailure> {
+        let opened = (self.opener)().map_err(|error| BatchFailure(error.to_string()))?;
         let found = last_batch(&opened)?;
         if found < self.batch {
             let lost = "an older file has taken its place; restart the gate to use that one";
-            return Err(Trouble(lost.to_owned()));
+            return Err(BatchFailure(lost.to_owned()));
         }
         // Refused means not done: a commit that failed and took place is undone. This
         // first write also shows that the disk takes writes again.
@@ -314,9 +315,9 @@ impl Writer {
 }
 
 /// Tells that nothing is written any more, however the thread came to its end.
-struct Ended(Arc<Condition>, Arc<Metrics>);
+struct WriterEnded(Arc<DiskHealth>, Arc<Metrics>);
 
-impl Drop for Ended {
+impl Drop for WriterEnded {
     fn drop(&mut self) {
         self.1.store_up.set(0);
         self.0.set(Some("it is closed".into()));
@@ -338,6 +339,6 @@ fn last_batch(database: &Database) -> Result<u64, redb::Error> {
 }
 
 /// Opens the file that must be there.
-pub(super) fn at(path: PathBuf) -> Opener {
-    Box::new(move || open::open(&path, Missing::Refuse, open::CACHE_OF_A_GATE))
+pub(super) fn at(path: PathBuf) -> DatabaseOpener {
+    Box::new(move || open::open(&path, MissingFile::Refuse, open::CACHE_OF_A_GATE))
 }

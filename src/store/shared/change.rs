@@ -5,35 +5,35 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::entry::Entry;
-use crate::store::Digest;
+use super::entry::SharedEntry;
+use crate::store::RecordDigest;
 
 /// One change, as all gates see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedChange {
     /// A token was given out: it is no longer unknown.
-    TokenPut(Digest),
-    TokenRevoked(Digest),
+    TokenPut(RecordDigest),
+    TokenRevoked(RecordDigest),
     /// All tokens of a user that are older than this change are dead.
     UserEnded {
         user: Arc<str>,
-        end: End,
+        end: RevokedUpTo,
     },
     /// None: the user is gone.
-    User(Arc<str>, Option<Entry>),
-    Key(Arc<str>, Entry),
+    User(Arc<str>, Option<SharedEntry>),
+    Key(Arc<str>, SharedEntry),
     /// An upstream's lease was renewed or refused: read it again.
     Lease(Arc<str>),
     /// The whole directory, after changes may have been missed.
     Directory {
-        users: Vec<(Arc<str>, Entry)>,
-        keys: Vec<(Arc<str>, Entry)>,
+        users: Vec<(Arc<str>, SharedEntry)>,
+        keys: Vec<(Arc<str>, SharedEntry)>,
     },
 }
 
 /// Up to where a user's tokens are dead, by the numbers of changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct End {
+pub struct RevokedUpTo {
     /// Tokens of an earlier change are dead.
     pub tokens: u64,
     /// Logins begun before this change get no token; 0: the user was only logged out.
@@ -42,7 +42,7 @@ pub struct End {
 
 /// A change with its number and its writer's mark.
 #[derive(Clone, Debug)]
-pub(super) struct Numbered {
+pub(super) struct NumberedChange {
     pub seq: u64,
     pub mark: Vec<u8>,
     pub changes: Vec<SharedChange>,
@@ -50,17 +50,17 @@ pub(super) struct Numbered {
 
 /// Whoever keeps a copy of what is in the store. Called on the control runtime, one
 /// change after the other; must not block.
-pub trait Follow: Send + Sync + fmt::Debug {
+pub trait Replica: Send + Sync + fmt::Debug {
     fn apply(&self, change: &SharedChange, seq: u64);
 
     /// Changes may have been missed; the last one seen for sure is `seen`.
     fn doubt(&self, seen: u64);
 
     /// Everything this copy knows, for a store that lost its data.
-    fn knowledge(&self, give: &mut dyn FnMut(super::Fact));
+    fn knowledge(&self, give: &mut dyn FnMut(super::StateSnapshotItem));
 }
 
-impl Numbered {
+impl NumberedChange {
     /// None: not in the form that a gate writes.
     pub(super) fn read(entry: &Value) -> Option<Self> {
         let Value::Array(parts) = entry else {
@@ -76,7 +76,7 @@ impl Numbered {
             mark: Vec::new(),
             changes: Vec::new(),
         };
-        let mut known = Fields::default();
+        let mut known = ChangeFields::default();
         for pair in fields.chunks_exact(2) {
             let name: String = redis::from_redis_value_ref(&pair[0]).ok()?;
             let value: Vec<u8> = redis::from_redis_value_ref(&pair[1]).ok()?;
@@ -97,7 +97,7 @@ impl Numbered {
 }
 
 #[derive(Debug, Default)]
-struct Fields {
+struct ChangeFields {
     kind: Vec<u8>,
     digest: Vec<u8>,
     name: String,
@@ -106,9 +106,9 @@ struct Fields {
     text: String,
 }
 
-impl Fields {
+impl ChangeFields {
     fn changes(self, seq: u64, changes: &mut Vec<SharedChange>) -> Option<()> {
-        let digest = || self.digest.as_slice().try_into().ok().map(Digest);
+        let digest = || self.digest.as_slice().try_into().ok().map(RecordDigest);
         let name: Arc<str> = self.name.as_str().into();
         match self.kind.as_slice() {
             b"put" => changes.push(SharedChange::TokenPut(digest()?)),
@@ -119,7 +119,7 @@ impl Fields {
                 let logins = if is_logout { 0 } else { tokens };
                 changes.push(SharedChange::UserEnded {
                     user: Arc::clone(&name),
-                    end: End { tokens, logins },
+                    end: RevokedUpTo { tokens, logins },
                 });
                 if self.mode == b"remove" {
                     changes.push(SharedChange::User(name, None));
@@ -127,7 +127,7 @@ impl Fields {
             }
             b"lease" => changes.push(SharedChange::Lease(name)),
             kind @ (b"user" | b"key") => {
-                let entry = Entry::parse(&self.text)?;
+                let entry = SharedEntry::parse(&self.text)?;
                 changes.push(match kind {
                     b"user" => SharedChange::User(name, Some(entry)),
                     _ => SharedChange::Key(name, entry),

@@ -13,7 +13,7 @@ use redis::{AsyncConnectionConfig, RedisError, Value};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use super::resolver::Resolver;
+use super::resolver::RedisResolver;
 use super::{SharedStore, place};
 use crate::config::{self, MasterDiscovery, ServerAddress};
 use crate::lifecycle::ShutdownSignal;
@@ -79,7 +79,7 @@ impl EvictionFound {
 /// How long a connection and its answers may take.
 pub(super) fn timing(
     settings: &config::SharedStoreConfig,
-    resolver: &Resolver,
+    resolver: &RedisResolver,
 ) -> AsyncConnectionConfig {
     let limit = settings.timeout;
     AsyncConnectionConfig::new()

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::tokens::millis;
-use super::{Call, SharedStore, script};
-use crate::store::{SealedBytes, Unavailable};
+use super::{ScriptCall, SharedStore, script};
+use crate::store::{SealedBytes, StoreUnavailable};
 
 /// How long the lock lasts if its holder dies; extended while a login runs.
 const LOCK_LIFE: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ pub struct LeaseAt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoginTurn {
     /// Ours: nobody else logs in until this is published or let go.
-    Ours(Login),
+    Ours(LoginLock),
     /// Somebody has logged in already: read the lease.
     Newer,
     /// Another gate is at it; the lock lasts this long if it dies.
@@ -35,14 +35,14 @@ pub enum LoginTurn {
 /// A login under way, here and nowhere else while its lock holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "publish it or let it go"]
-pub struct Login {
+pub struct LoginLock {
     holder: String,
     fence: u64,
     refused: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Published {
+pub enum PublishOutcome {
     /// In use by all from here on.
     Current(u64),
     /// The lock was lost, or another login has been begun since: not to be used.
@@ -52,8 +52,8 @@ pub enum Published {
 }
 
 impl SharedStore {
-    pub async fn lease(&self, upstream: &str) -> Result<Option<LeaseAt>, Unavailable> {
-        let call = Call::default().key(self.names.lease(upstream));
+    pub async fn lease(&self, upstream: &str) -> Result<Option<LeaseAt>, StoreUnavailable> {
+        let call = ScriptCall::default().key(self.names.lease(upstream));
         let reply = self.run(&script::LEASE, call).await?;
         if reply.word() != "ok" {
             return Err(reply.odd());
@@ -73,7 +73,7 @@ impl SharedStore {
         upstream: &str,
         known: u64,
         (least, per_hour): (Duration, u32),
-    ) -> Result<LoginTurn, Unavailable> {
+    ) -> Result<LoginTurn, StoreUnavailable> {
         let holder = format!("{}{:016x}", self.writer, rand::random::<u64>());
         let call = self
             .lease_call(upstream)
@@ -84,7 +84,7 @@ impl SharedStore {
             .number(known);
         let reply = self.run(&script::LOGIN, call).await?;
         match reply.word() {
-            "go" => Ok(LoginTurn::Ours(Login {
+            "go" => Ok(LoginTurn::Ours(LoginLock {
                 holder,
                 fence: reply.number(1)?,
                 refused: reply.number(2)?,
@@ -99,7 +99,7 @@ impl SharedStore {
     }
 
     /// Extends the lock again and again; returns when it is lost. For beside a login.
-    pub async fn hold(&self, upstream: &str, login: &Login) {
+    pub async fn hold(&self, upstream: &str, login: &LoginLock) {
         loop {
             tokio::time::sleep(LOCK_LIFE / 4).await;
             if matches!(
@@ -113,17 +113,22 @@ impl SharedStore {
     }
 
     /// Lets the lock go without a lease. `unsent`: the upstream was never asked.
-    pub async fn let_go(
+    pub async fn release(
         &self,
         upstream: &str,
-        login: &Login,
+        login: &LoginLock,
         unsent: bool,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreUnavailable> {
         let life = if unsent { -1 } else { 0 };
         self.lock(upstream, login, life).await.map(drop)
     }
 
-    async fn lock(&self, upstream: &str, login: &Login, life: i64) -> Result<bool, Unavailable> {
+    async fn lock(
+        &self,
+        upstream: &str,
+        login: &LoginLock,
+        life: i64,
+    ) -> Result<bool, StoreUnavailable> {
         let call = self
             .lease_call(upstream)
             .arg(login.holder.as_str())
@@ -135,10 +140,10 @@ impl SharedStore {
     pub async fn publish(
         &self,
         upstream: &str,
-        login: &Login,
+        login: &LoginLock,
         single_active: bool,
         (left, sealed): (Duration, &SealedBytes),
-    ) -> Result<Published, Unavailable> {
+    ) -> Result<PublishOutcome, StoreUnavailable> {
         let call = self
             .lease_call(upstream)
             .arg(login.holder.as_str())
@@ -150,24 +155,28 @@ impl SharedStore {
             .arg(sealed.0.as_slice());
         let reply = self.run(&script::PUBLISH, call).await?;
         match reply.word() {
-            "ok" => Ok(Published::Current(reply.number(1)?)),
-            "lost" => Ok(Published::Lost),
-            "superseded" => Ok(Published::Superseded),
+            "ok" => Ok(PublishOutcome::Current(reply.number(1)?)),
+            "lost" => Ok(PublishOutcome::Lost),
+            "superseded" => Ok(PublishOutcome::Superseded),
             _ => Err(reply.odd()),
         }
     }
 
     /// The upstream refused this generation; whether that is news.
-    pub async fn refuse_lease(&self, upstream: &str, generation: u64) -> Result<bool, Unavailable> {
-        let call = Call::default()
+    pub async fn refuse_lease(
+        &self,
+        upstream: &str,
+        generation: u64,
+    ) -> Result<bool, StoreUnavailable> {
+        let call = ScriptCall::default()
             .key(self.names.lease(upstream))
             .arg(upstream)
             .number(generation);
         Ok(self.run(&script::REFUSE, call).await?.word() == "ok")
     }
 
-    fn lease_call(&self, upstream: &str) -> Call {
-        Call::default()
+    fn lease_call(&self, upstream: &str) -> ScriptCall {
+        ScriptCall::default()
             .key(self.names.lease(upstream))
             .key(self.names.lock(upstream))
             .key(self.names.logins(upstream))

@@ -11,14 +11,15 @@ use redis::{RedisError, Value};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::change::Numbered;
-use super::entry::Entry;
-use super::names::Names;
-use super::reply::Reply;
-use super::resolver::Resolver;
+use super::change::NumberedChange;
+use super::entry::SharedEntry;
+use super::names::RedisKeys;
+use super::reply::ScriptReply;
+use super::resolver::RedisResolver;
 use super::server_error::told;
 use super::{
-    Commands, Down, EvictingServer, SharedChange, SharedStore, Up, eviction, place, script,
+    CommandConnection, EvictingServer, SharedChange, SharedStore, StoreConnection, StoreDown,
+    eviction, place, script,
 };
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
@@ -42,12 +43,12 @@ const REMOVAL_KNOWN: Duration = Duration::from_secs(3600);
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("the store at {place} cannot be used: {why}")]
-pub struct OpenError {
+pub struct SharedOpenError {
     place: String,
     why: Arc<str>,
 }
 
-impl OpenError {
+impl SharedOpenError {
     pub(super) fn new(settings: &config::SharedStoreConfig, why: Arc<str>) -> Self {
         Self {
             place: settings.to_string(),
@@ -58,13 +59,13 @@ impl OpenError {
 
 /// Why a connection came to its end.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+enum LinkLost {
     #[error(transparent)]
-    Place(#[from] place::Error),
+    Place(#[from] place::EndpointError),
     #[error(transparent)]
     Server(#[from] RedisError),
     #[error(transparent)]
-    Unavailable(#[from] crate::store::Unavailable),
+    Unavailable(#[from] crate::store::StoreUnavailable),
     #[error("the store has schema {0}, which this version does not know; upgrade the gates first")]
     Newer(String),
     #[error("the store's answer cannot be understood")]
@@ -85,7 +86,7 @@ impl SharedStore {
     pub async fn start(
         self: &Arc<Self>,
         (tasks, stop): (&TaskSet, &ShutdownSignal),
-    ) -> Result<(), OpenError> {
+    ) -> Result<(), SharedOpenError> {
         let run = Arc::clone(self).run_link(stop.clone());
         tasks.spawn("store link", run);
         let first = timeout(FIRST_CONTACT, async {
@@ -95,7 +96,7 @@ impl SharedStore {
         });
         if first.await.is_err() || !self.is_up() {
             let why = Arc::clone(&self.down.load().why);
-            return Err(OpenError::new(&self.settings, why));
+            return Err(SharedOpenError::new(&self.settings, why));
         }
         let watch = Arc::clone(self).watch_policy(stop.clone());
         tasks.spawn("store policy", watch);
@@ -105,12 +106,12 @@ impl SharedStore {
     /// The store, not connected yet.
     pub fn new(settings: config::SharedStoreConfig, metrics: Arc<Metrics>) -> Self {
         Self {
-            names: Names::new(&settings.prefix),
+            names: RedisKeys::new(&settings.prefix),
             settings,
-            resolver: Resolver::default(),
+            resolver: RedisResolver::default(),
             writer: format!("{:016x}", rand::random::<u64>()),
             up: ArcSwapOption::empty(),
-            down: ArcSwap::from_pointee(Down {
+            down: ArcSwap::from_pointee(StoreDown {
                 why: "not connected yet".into(),
             }),
             start: Instant::now(),
@@ -127,18 +128,18 @@ impl SharedStore {
     }
 
     async fn run_link(self: Arc<Self>, stop: ShutdownSignal) {
-        let mut known = Known::default();
+        let mut known = KnownState::default();
         let mut pause = SHORTEST_PAUSE;
         loop {
             let lost = tokio::select! {
                 lost = self.connect_and_follow(&mut known) => lost,
-                why = self.relinked() => Lost::OfNoUse(why),
+                why = self.relinked() => LinkLost::OfNoUse(why),
                 () = stop.aborting() => return,
             };
             let was_up = self.up.swap(None).is_some();
             self.metrics.store_up.set(0);
             self.report(&lost, was_up);
-            if matches!(lost, Lost::Evicts(_)) {
+            if matches!(lost, LinkLost::Evicts(_)) {
                 self.is_refused.store(true, Ordering::Release);
                 return;
             }
@@ -163,13 +164,13 @@ impl SharedStore {
     }
 
     /// An outage is one line, not one per attempt.
-    fn report(&self, lost: &Lost, was_up: bool) {
+    fn report(&self, lost: &LinkLost, was_up: bool) {
         let why: Arc<str> = match lost {
-            Lost::Server(error) => told(error),
-            Lost::Place(error) => error.words(),
+            LinkLost::Server(error) => told(error),
+            LinkLost::Place(error) => error.words(),
             other => other.to_string().into(),
         };
-        let before = self.down.swap(Arc::new(Down {
+        let before = self.down.swap(Arc::new(StoreDown {
             why: Arc::clone(&why),
         }));
         if was_up || before.why != why {
@@ -179,28 +180,31 @@ impl SharedStore {
         }
     }
 
-    async fn connect_and_follow(&self, known: &mut Known) -> Lost {
+    async fn connect_and_follow(&self, known: &mut KnownState) -> LinkLost {
         match self.try_connect_and_follow(known).await {
             Ok(never) => match never {},
             Err(lost) => lost,
         }
     }
 
-    async fn try_connect_and_follow(&self, known: &mut Known) -> Result<Never, Lost> {
+    async fn try_connect_and_follow(
+        &self,
+        known: &mut KnownState,
+    ) -> Result<NeverReturns, LinkLost> {
         let limit = self.settings.timeout;
         let timing = eviction::timing(&self.settings, &self.resolver);
         let (client, mut connection) = place::connect(&self.settings, &self.names, &timing).await?;
         let is_first = known.id.is_empty();
         if let Some(evicts) = self.admit_policy(&mut connection, is_first).await? {
-            return Err(Lost::Evicts(evicts));
+            return Err(LinkLost::Evicts(evicts));
         }
         let patient = timing.set_response_timeout(Some(SILENCE + limit));
         let follow = client.get_multiplexed_async_connection_with_config(&patient);
         let mut follow = follow.await?;
-        let mut commands = Commands(connection);
+        let mut commands = CommandConnection(connection);
         let id = self.greet(&mut commands, known).await?;
         self.touch();
-        self.up.store(Some(Arc::new(Up {
+        self.up.store(Some(Arc::new(StoreConnection {
             commands: commands.clone(),
             id: id.clone(),
         })));
@@ -211,7 +215,11 @@ impl SharedStore {
     }
 
     /// Finds out whether this is the store as it was left, and brings the copies in step.
-    async fn greet(&self, commands: &mut Commands, known: &mut Known) -> Result<String, Lost> {
+    async fn greet(
+        &self,
+        commands: &mut CommandConnection,
+        known: &mut KnownState,
+    ) -> Result<String, LinkLost> {
         let seen = self.applied();
         let settle = self.settings.stale_for.as_millis();
         let reply: Vec<Value> = script::HELLO
@@ -224,12 +232,12 @@ impl SharedStore {
             .arg(u64::try_from(settle).unwrap_or(u64::MAX))
             .invoke_async(&mut commands.0)
             .await?;
-        let reply = Reply::new(reply, &self.relink);
+        let reply = ScriptReply::new(reply, &self.relink);
         let (id, seq) = (reply.text(1)?, reply.number(2)?);
         match reply.word() {
             "same" => return Ok(id),
             "new" => {}
-            "newer" => return Err(Lost::Newer(id)),
+            "newer" => return Err(LinkLost::Newer(id)),
             word @ ("gap" | "lost") => {
                 warn!(store = %self.settings, seen, now = seq, is_other = id != known.id,
                     "changes may have been missed; grants are looked up again");
@@ -241,7 +249,7 @@ impl SharedStore {
                     info!(facts, "told the store what this gate knows");
                 }
             }
-            _ => return Err(Lost::Odd),
+            _ => return Err(LinkLost::Odd),
         }
         known.id.clone_from(&id);
         known.mark.clear();
@@ -250,14 +258,18 @@ impl SharedStore {
         Ok(id)
     }
 
-    fn each(&self, tell: impl Fn(&dyn super::Follow)) {
+    fn each(&self, tell: impl Fn(&dyn super::Replica)) {
         for follower in self.followers() {
             tell(follower.as_ref());
         }
     }
 
     /// Reads users and keys whole. What changes meanwhile is told again as a change.
-    async fn read_directory(&self, commands: &mut Commands, seq: u64) -> Result<(), Lost> {
+    async fn read_directory(
+        &self,
+        commands: &mut CommandConnection,
+        seq: u64,
+    ) -> Result<(), LinkLost> {
         let change = SharedChange::Directory {
             users: read_entries(&mut commands.0, &self.names.users).await?,
             keys: read_entries(&mut commands.0, &self.names.keys).await?,
@@ -269,9 +281,9 @@ impl SharedStore {
     async fn follow_changes(
         &self,
         follow: &mut MultiplexedConnection,
-        commands: &mut Commands,
-        (known, id): (&mut Known, &str),
-    ) -> Result<Never, Lost> {
+        commands: &mut CommandConnection,
+        (known, id): (&mut KnownState, &str),
+    ) -> Result<NeverReturns, LinkLost> {
         let silence = u64::try_from(SILENCE.as_millis()).unwrap_or(u64::MAX);
         let mut counted = Instant::now() - COUNT_EVERY;
         loop {
@@ -296,14 +308,14 @@ impl SharedStore {
                 continue;
             };
             for entry in &entries {
-                let numbered = Numbered::read(entry).ok_or(Lost::Odd)?;
-                self.take_in(numbered, known, commands).await?;
+                let numbered = NumberedChange::read(entry).ok_or(LinkLost::Odd)?;
+                self.apply_changes(numbered, known, commands).await?;
             }
             self.touch();
         }
     }
 
-    async fn count_gates(&self, commands: &mut Commands) -> Result<(), Lost> {
+    async fn count_gates(&self, commands: &mut CommandConnection) -> Result<(), LinkLost> {
         let all: u32 = script::GATES
             .key(self.names.gates())
             .arg(&self.writer)
@@ -315,7 +327,11 @@ impl SharedStore {
     }
 
     /// Nothing new: is it still the same store, and is there really nothing?
-    async fn check_silence(&self, commands: &mut Commands, id: &str) -> Result<(), Lost> {
+    async fn check_silence(
+        &self,
+        commands: &mut CommandConnection,
+        id: &str,
+    ) -> Result<(), LinkLost> {
         let seen = self.applied();
         let (now, seq): (Option<String>, Option<u64>) = redis::cmd("HMGET")
             .arg(&self.names.meta)
@@ -324,15 +340,15 @@ impl SharedStore {
             .query_async(&mut commands.0)
             .await?;
         let is_same = now.as_deref() == Some(id) && seq.is_some_and(|seq| seq >= seen);
-        is_same.then_some(()).ok_or(Lost::Emptied)
+        is_same.then_some(()).ok_or(LinkLost::Emptied)
     }
 
-    async fn take_in(
+    async fn apply_changes(
         &self,
-        numbered: Numbered,
-        known: &mut Known,
-        commands: &mut Commands,
-    ) -> Result<(), Lost> {
+        numbered: NumberedChange,
+        known: &mut KnownState,
+        commands: &mut CommandConnection,
+    ) -> Result<(), LinkLost> {
         let seen = self.applied();
         if numbered.seq != seen + 1 {
             // Numbers are left out only when a gate has told the store what it had lost.
@@ -355,13 +371,13 @@ impl SharedStore {
 
 /// What this gate last knew of the store.
 #[derive(Debug, Default)]
-struct Known {
+struct KnownState {
     id: String,
     /// Of the last change taken in.
     mark: Vec<u8>,
 }
 
-enum Never {}
+enum NeverReturns {}
 
 /// The entries of an answer to XREAD on one stream; None: nothing new.
 fn entries_of(news: Value) -> Option<Vec<Value>> {
@@ -380,13 +396,13 @@ fn entries_of(news: Value) -> Option<Vec<Value>> {
 async fn read_entries(
     connection: &mut MultiplexedConnection,
     key: &str,
-) -> Result<Vec<(Arc<str>, Entry)>, Lost> {
+) -> Result<Vec<(Arc<str>, SharedEntry)>, LinkLost> {
     let all: Vec<(String, String)> = redis::cmd("HGETALL")
         .arg(key)
         .query_async(connection)
         .await?;
-    let read = |(name, text): (String, String)| Some((name.into(), Entry::parse(&text)?));
+    let read = |(name, text): (String, String)| Some((name.into(), SharedEntry::parse(&text)?));
     all.into_iter()
-        .map(|entry| read(entry).ok_or(Lost::Odd))
+        .map(|entry| read(entry).ok_or(LinkLost::Odd))
         .collect()
 }

@@ -25,14 +25,14 @@ mod transfer;
 mod trial;
 mod users;
 
-pub use change::{End, Follow, SharedChange};
-pub use entry::{Entry, Revision};
+pub use change::{Replica, RevokedUpTo, SharedChange};
+pub use entry::{EntryRevision, SharedEntry};
 pub use eviction::{EvictingServer, EvictionFound};
-pub use lease::{LeaseAt, Login, LoginTurn, Published};
-pub use link::OpenError;
-pub use permits::Permits;
-pub use remake::Fact;
-pub use tokens::{Insert, InsertOutcome, Kind, SharedGrant};
+pub use lease::{LeaseAt, LoginLock, LoginTurn, PublishOutcome};
+pub use link::SharedOpenError;
+pub use permits::GrantedPermits;
+pub use remake::StateSnapshotItem;
+pub use tokens::{InsertOutcome, SharedGrant, TokenInsert, TokenKind};
 pub use trial::{check_settings, reach};
 pub use users::EntryChange;
 
@@ -46,25 +46,25 @@ use redis::Script;
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
-use super::Unavailable;
+use super::StoreUnavailable;
 use crate::config;
 use crate::metrics::{Metrics, StoreFailure};
-use names::Names;
-use relink::Relink;
-use reply::Reply;
-use resolver::Resolver;
+use names::RedisKeys;
+use relink::ReconnectSignal;
+use reply::ScriptReply;
+use resolver::RedisResolver;
 
 /// The shared store as one gate uses it.
 #[derive(Debug)]
 pub struct SharedStore {
     settings: config::SharedStoreConfig,
-    names: Names,
-    resolver: Resolver,
+    names: RedisKeys,
+    resolver: RedisResolver,
     /// Tells this gate's changes from others'.
     writer: String,
-    up: ArcSwapOption<Up>,
+    up: ArcSwapOption<StoreConnection>,
     /// Why there is no connection.
-    down: ArcSwap<Down>,
+    down: ArcSwap<StoreDown>,
     start: Instant,
     /// Milliseconds after `start` at which the copies were last known to be in step; 0: never.
     contact: AtomicU64,
@@ -72,10 +72,10 @@ pub struct SharedStore {
     applied: AtomicU64,
     /// Changes made here that the copies have taken in already.
     own: Mutex<HashSet<u64>>,
-    followers: Mutex<Vec<Weak<dyn Follow>>>,
+    followers: Mutex<Vec<Weak<dyn Replica>>>,
     /// Gates that share the store, this one included, when it was last there.
     gates: AtomicU32,
-    relink: Arc<Relink>,
+    relink: Arc<ReconnectSignal>,
     /// What the servers said of evicting keys.
     eviction: ArcSwap<EvictionFound>,
     /// The first connection found what this gate must not start over.
@@ -85,33 +85,33 @@ pub struct SharedStore {
 
 /// A connection that is good, and which store it leads to.
 #[derive(Debug)]
-struct Up {
-    commands: Commands,
+struct StoreConnection {
+    commands: CommandConnection,
     id: String,
 }
 
 #[derive(Clone)]
-struct Commands(MultiplexedConnection);
+struct CommandConnection(MultiplexedConnection);
 
-impl std::fmt::Debug for Commands {
+impl std::fmt::Debug for CommandConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Commands")
     }
 }
 
 #[derive(Debug)]
-struct Down {
+struct StoreDown {
     why: Arc<str>,
 }
 
 /// One call of a script: its keys after the first three, its arguments after the first two.
 #[derive(Debug, Default)]
-struct Call {
+struct ScriptCall {
     keys: Vec<Vec<u8>>,
     args: Vec<Vec<u8>>,
 }
 
-impl Call {
+impl ScriptCall {
     fn key(mut self, key: impl Into<Vec<u8>>) -> Self {
         self.keys.push(key.into());
         self
@@ -129,7 +129,7 @@ impl Call {
 
 impl SharedStore {
     /// Keeps `follower` in step from here on.
-    pub fn follow(&self, follower: Weak<dyn Follow>) {
+    pub fn follow(&self, follower: Weak<dyn Replica>) {
         self.followers_locked().push(follower);
     }
 
@@ -198,23 +198,27 @@ impl SharedStore {
         own.remove(&seq)
     }
 
-    fn followers_locked(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Follow>>> {
+    fn followers_locked(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Replica>>> {
         self.followers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn followers(&self) -> Vec<Arc<dyn Follow>> {
+    fn followers(&self) -> Vec<Arc<dyn Replica>> {
         let mut followers = self.followers_locked();
         followers.retain(|follower| follower.strong_count() > 0);
         followers.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Runs a script on the store that this gate knows.
-    async fn run(&self, script: &Script, call: Call) -> Result<Reply, Unavailable> {
+    async fn run(
+        &self,
+        script: &Script,
+        call: ScriptCall,
+    ) -> Result<ScriptReply, StoreUnavailable> {
         let Some(up) = self.up.load_full() else {
             self.metrics.store_failures.add(StoreFailure::Down);
-            return Err(Unavailable::Failed(Arc::clone(&self.down.load().why)));
+            return Err(StoreUnavailable::Failed(Arc::clone(&self.down.load().why)));
         };
         let reply = self.run_on(&up.commands, &up.id, script, call).await;
         if matches!(&reply, Ok(reply) if reply.word() == "foreign") {
@@ -222,18 +226,18 @@ impl SharedStore {
             self.metrics.store_failures.add(StoreFailure::Foreign);
             let why: Arc<str> = "the store has lost its data".into();
             self.relink.ask(&why);
-            return Err(Unavailable::Failed(why));
+            return Err(StoreUnavailable::Failed(why));
         }
         reply
     }
 
     async fn run_on(
         &self,
-        commands: &Commands,
+        commands: &CommandConnection,
         id: &str,
         script: &Script,
-        call: Call,
-    ) -> Result<Reply, Unavailable> {
+        call: ScriptCall,
+    ) -> Result<ScriptReply, StoreUnavailable> {
         let mut invocation = script.prepare_invoke();
         let names = &self.names;
         invocation
@@ -251,11 +255,11 @@ impl SharedStore {
         let mut connection = commands.0.clone();
         let values = invocation.invoke_async(&mut connection).await;
         let values = values.map_err(|error| self.failed(&error))?;
-        Ok(Reply::new(values, &self.relink))
+        Ok(ScriptReply::new(values, &self.relink))
     }
 
     /// Counts an error of the server, and looks for a better one where that may help.
-    fn failed(&self, error: &redis::RedisError) -> Unavailable {
+    fn failed(&self, error: &redis::RedisError) -> StoreUnavailable {
         let kind = match error.code() {
             _ if error.is_timeout() => StoreFailure::Timeout,
             _ if error.is_io_error() || error.is_connection_dropped() => StoreFailure::Broken,
@@ -267,6 +271,6 @@ impl SharedStore {
         if server_error::is_elsewhere(error) {
             self.relink.ask(&why);
         }
-        Unavailable::Failed(why)
+        StoreUnavailable::Failed(why)
     }
 }

@@ -2,7 +2,7 @@
 //! slot, where a script can change them together.
 
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct RedisKeys {
     prefix: String,
     pub(super) meta: String,
     pub(super) changes: String,
@@ -13,7 +13,7 @@ pub(super) struct Names {
     pub(super) issued: String,
 }
 
-impl Names {
+impl RedisKeys {
     pub(super) fn new(prefix: &str) -> Self {
         let prefix = format!("{{{prefix}}}:");
         let name = |what: &str| format!("{prefix}{what}");

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use super::{SharedStore, script};
-use crate::store::Unavailable;
+use crate::store::StoreUnavailable;
 
 /// What the store gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Permits {
+pub struct GrantedPermits {
     pub taken: u32,
     /// Until there is another one.
     pub wait: Duration,
@@ -22,7 +22,7 @@ impl SharedStore {
         bucket: &str,
         (interval, burst): (Duration, u32),
         wanted: u32,
-    ) -> Result<Permits, Unavailable> {
+    ) -> Result<GrantedPermits, StoreUnavailable> {
         self.permits(bucket, (interval, burst), i64::from(wanted))
             .await
     }
@@ -33,7 +33,7 @@ impl SharedStore {
         bucket: &str,
         (interval, burst): (Duration, u32),
         unused: u32,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), StoreUnavailable> {
         let given = self.permits(bucket, (interval, burst), -i64::from(unused));
         given.await.map(drop)
     }
@@ -43,9 +43,9 @@ impl SharedStore {
         bucket: &str,
         (interval, burst): (Duration, u32),
         wanted: i64,
-    ) -> Result<Permits, Unavailable> {
+    ) -> Result<GrantedPermits, StoreUnavailable> {
         let Some(up) = self.up.load_full() else {
-            return Err(Unavailable::Failed(std::sync::Arc::clone(
+            return Err(StoreUnavailable::Failed(std::sync::Arc::clone(
                 &self.down.load().why,
             )));
         };
@@ -60,7 +60,7 @@ impl SharedStore {
             .invoke_async(&mut connection)
             .await
             .map_err(|error| self.failed(&error))?;
-        Ok(Permits {
+        Ok(GrantedPermits {
             taken: u32::try_from(taken).unwrap_or(0),
             wait: Duration::from_micros(wait),
         })

@@ -12,7 +12,7 @@ use redis::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::names::Names;
+use super::names::RedisKeys;
 use super::server_error::told;
 use crate::causes::chain;
 use crate::config::{self, MasterDiscovery, ServerAddress};
@@ -20,7 +20,7 @@ use crate::secret;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum EndpointError {
     #[error("cannot read the store's password")]
     Secret(#[from] secret::Error),
     #[error("cannot read the authorities that the store's certificate is checked against")]
@@ -35,7 +35,7 @@ pub(super) enum Error {
     NoNode,
 }
 
-impl Error {
+impl EndpointError {
     /// With its causes, in words that may be shown.
     pub(super) fn words(&self) -> Arc<str> {
         match self {
@@ -48,9 +48,9 @@ impl Error {
 /// Connects to the server that takes changes.
 pub(super) async fn connect(
     settings: &config::SharedStoreConfig,
-    names: &Names,
+    names: &RedisKeys,
     timing: &AsyncConnectionConfig,
-) -> Result<(Client, MultiplexedConnection), Error> {
+) -> Result<(Client, MultiplexedConnection), EndpointError> {
     let mut last = None;
     for server in &settings.servers {
         let found = match &settings.finding {
@@ -61,7 +61,7 @@ pub(super) async fn connect(
             MasterDiscovery::Cluster => ask_cluster(settings, server, names, timing).await,
         };
         let opened = match found {
-            Ok(address) => open(settings, &address, Kind::Data, timing).await,
+            Ok(address) => open(settings, &address, ServerKind::Data, timing).await,
             Err(error) => Err(error),
         };
         match opened {
@@ -69,7 +69,7 @@ pub(super) async fn connect(
             Err(error) => last = Some(error),
         }
     }
-    Err(last.unwrap_or(Error::NoNode))
+    Err(last.unwrap_or(EndpointError::NoNode))
 }
 
 /// Connects to one server that may have data.
@@ -77,14 +77,14 @@ pub(super) async fn open_data(
     settings: &config::SharedStoreConfig,
     address: &ServerAddress,
     timing: &AsyncConnectionConfig,
-) -> Result<MultiplexedConnection, Error> {
-    let (_, connection) = open(settings, address, Kind::Data, timing).await?;
+) -> Result<MultiplexedConnection, EndpointError> {
+    let (_, connection) = open(settings, address, ServerKind::Data, timing).await?;
     Ok(connection)
 }
 
 /// Which of the two kinds of server, each with its own credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ServerKind {
     Data,
     Sentinel,
 }
@@ -92,9 +92,9 @@ enum Kind {
 async fn open(
     settings: &config::SharedStoreConfig,
     address: &ServerAddress,
-    kind: Kind,
+    kind: ServerKind,
     timing: &AsyncConnectionConfig,
-) -> Result<(Client, MultiplexedConnection), Error> {
+) -> Result<(Client, MultiplexedConnection), EndpointError> {
     let client = client(settings, address, kind)?;
     let connection = client
         .get_multiplexed_async_connection_with_config(timing)
@@ -105,14 +105,14 @@ async fn open(
 fn client(
     settings: &config::SharedStoreConfig,
     address: &ServerAddress,
-    kind: Kind,
-) -> Result<Client, Error> {
+    kind: ServerKind,
+) -> Result<Client, EndpointError> {
     let mut redis = RedisConnectionInfo::default()
         .set_protocol(ProtocolVersion::RESP2)
         .set_skip_set_lib_name();
     let password = match kind {
-        Kind::Sentinel => &settings.sentinel_password,
-        Kind::Data => {
+        ServerKind::Sentinel => &settings.sentinel_password,
+        ServerKind::Data => {
             redis = redis.set_db(i64::from(settings.database));
             if let Some(username) = &settings.username {
                 redis = redis.set_username(username);
@@ -146,24 +146,24 @@ fn client(
 }
 
 /// The library takes a file without a certificate for an authority that nobody has.
-fn authorities(path: &Path) -> Result<Vec<u8>, Error> {
-    let pem = std::fs::read(path).map_err(Error::Authorities)?;
+fn authorities(path: &Path) -> Result<Vec<u8>, EndpointError> {
+    let pem = std::fs::read(path).map_err(EndpointError::Authorities)?;
     match CertificateDer::pem_slice_iter(&pem).next() {
         Some(_) => Ok(pem),
-        None => Err(Error::NoAuthority(path.to_owned())),
+        None => Err(EndpointError::NoAuthority(path.to_owned())),
     }
 }
 
 /// Whether clients can be made as the settings say: reads passwords and authorities, connects to
 /// nothing.
-pub(super) fn check(settings: &config::SharedStoreConfig) -> Result<(), Error> {
+pub(super) fn check(settings: &config::SharedStoreConfig) -> Result<(), EndpointError> {
     let of_servers = match settings.finding {
-        MasterDiscovery::Sentinel { .. } => Kind::Sentinel,
-        MasterDiscovery::Server | MasterDiscovery::Cluster => Kind::Data,
+        MasterDiscovery::Sentinel { .. } => ServerKind::Sentinel,
+        MasterDiscovery::Server | MasterDiscovery::Cluster => ServerKind::Data,
     };
     for server in &settings.servers {
         client(settings, server, of_servers)?;
-        client(settings, server, Kind::Data)?;
+        client(settings, server, ServerKind::Data)?;
     }
     Ok(())
 }
@@ -173,14 +173,14 @@ async fn ask_sentinel(
     sentinel: &ServerAddress,
     master: &str,
     timing: &AsyncConnectionConfig,
-) -> Result<ServerAddress, Error> {
-    let (_, mut connection) = open(settings, sentinel, Kind::Sentinel, timing).await?;
+) -> Result<ServerAddress, EndpointError> {
+    let (_, mut connection) = open(settings, sentinel, ServerKind::Sentinel, timing).await?;
     let found: Option<(String, u16)> = redis::cmd("SENTINEL")
         .arg("get-master-addr-by-name")
         .arg(master)
         .query_async(&mut connection)
         .await?;
-    let (host, port) = found.ok_or_else(|| Error::NoMaster(master.to_owned()))?;
+    let (host, port) = found.ok_or_else(|| EndpointError::NoMaster(master.to_owned()))?;
     Ok(ServerAddress { host, port })
 }
 
@@ -188,10 +188,10 @@ async fn ask_sentinel(
 async fn ask_cluster(
     settings: &config::SharedStoreConfig,
     seed: &ServerAddress,
-    names: &Names,
+    names: &RedisKeys,
     timing: &AsyncConnectionConfig,
-) -> Result<ServerAddress, Error> {
-    let (_, mut connection) = open(settings, seed, Kind::Data, timing).await?;
+) -> Result<ServerAddress, EndpointError> {
+    let (_, mut connection) = open(settings, seed, ServerKind::Data, timing).await?;
     let asked: Result<redis::Value, RedisError> = redis::cmd("EXISTS")
         .arg(&names.meta)
         .query_async(&mut connection)

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
 #[derive(Debug, Default)]
-pub(super) struct Relink {
+pub(super) struct ReconnectSignal {
     why: Mutex<Arc<str>>,
     asked: Notify,
 }
 
-impl Relink {
+impl ReconnectSignal {
     pub(super) fn ask(&self, why: &Arc<str>) {
         // One assignment: a panic elsewhere leaves no half of it.
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(why);

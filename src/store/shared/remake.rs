@@ -5,37 +5,37 @@ use std::time::Duration;
 
 use redis::Script;
 
-use super::entry::Entry;
-use super::tokens::{Kind, grain, millis};
-use super::{Call, Commands, SharedStore, script};
-use crate::store::{Digest, SealedBytes, Unavailable};
+use super::entry::SharedEntry;
+use super::tokens::{TokenKind, grain, millis};
+use super::{CommandConnection, ScriptCall, SharedStore, script};
+use crate::store::{RecordDigest, SealedBytes, StoreUnavailable};
 
 /// Fields in one call: the server does nothing else meanwhile.
 const AT_ONCE: usize = 600;
 
 /// One thing that a gate knows.
 #[derive(Clone, Debug)]
-pub enum Fact {
+pub enum StateSnapshotItem {
     UserEnded {
         user: Arc<str>,
-        end: super::End,
+        end: super::RevokedUpTo,
         /// How long tokens that it ended could have lived on.
         keep: Duration,
     },
     TokenRevoked {
-        digest: Digest,
+        digest: RecordDigest,
         keep: Duration,
     },
     /// A token that was live when all changes up to `seq` had been seen.
     Token {
-        digest: Digest,
+        digest: RecordDigest,
         user: Arc<str>,
-        kind: Kind,
+        kind: TokenKind,
         left: Duration,
         seq: u64,
     },
-    User(Arc<str>, Entry),
-    Key(Arc<str>, Entry),
+    User(Arc<str>, SharedEntry),
+    Key(Arc<str>, SharedEntry),
     /// How many tokens a user was given.
     Issued {
         user: Arc<str>,
@@ -52,12 +52,12 @@ pub enum Fact {
 
 /// Facts of one kind, as a script's arguments.
 #[derive(Debug)]
-struct Pile {
+struct SnapshotBatch {
     kind: &'static str,
     fields: Vec<Vec<u8>>,
 }
 
-impl Fact {
+impl StateSnapshotItem {
     /// Ends come first, so that nothing dead is put back even for a moment.
     fn rank(&self) -> usize {
         match self {
@@ -76,10 +76,10 @@ impl SharedStore {
     /// Tells the store everything that the copies know.
     pub(super) async fn remake(
         &self,
-        commands: &Commands,
+        commands: &CommandConnection,
         id: &str,
         users_too: bool,
-    ) -> Result<usize, Unavailable> {
+    ) -> Result<usize, StoreUnavailable> {
         let mut facts = Vec::new();
         for follower in self.followers() {
             follower.knowledge(&mut |fact| facts.push(fact));
@@ -90,12 +90,12 @@ impl SharedStore {
     /// Tells the store all this; what it knows better stays as it is.
     pub(super) async fn tell(
         &self,
-        commands: &Commands,
+        commands: &CommandConnection,
         id: &str,
-        facts: Vec<Fact>,
+        facts: Vec<StateSnapshotItem>,
         users_too: bool,
-    ) -> Result<usize, Unavailable> {
-        let mut piles = ["end", "del", "user", "key", "put", "issued"].map(|kind| Pile {
+    ) -> Result<usize, StoreUnavailable> {
+        let mut piles = ["end", "del", "user", "key", "put", "issued"].map(|kind| SnapshotBatch {
             kind,
             fields: Vec::new(),
         });
@@ -113,7 +113,7 @@ impl SharedStore {
             }
             // Six fields a token, four an end, two the others: 600 splits none.
             for some in pile.fields.chunks(AT_ONCE) {
-                let call = Call::default().arg(pile.kind);
+                let call = ScriptCall::default().arg(pile.kind);
                 let call = some
                     .iter()
                     .fold(call, |call, field| call.arg(field.as_slice()));
@@ -130,11 +130,11 @@ impl SharedStore {
 
     async fn merge(
         &self,
-        commands: &Commands,
+        commands: &CommandConnection,
         id: &str,
         script: &Script,
-        call: Call,
-    ) -> Result<(), Unavailable> {
+        call: ScriptCall,
+    ) -> Result<(), StoreUnavailable> {
         let reply = self.run_on(commands, id, script, call).await?;
         match reply.word() {
             "ok" | "old" => Ok(()),
@@ -142,8 +142,8 @@ impl SharedStore {
         }
     }
 
-    fn lease_again(&self, fact: Fact) -> Option<Call> {
-        let Fact::Lease {
+    fn lease_again(&self, fact: StateSnapshotItem) -> Option<ScriptCall> {
+        let StateSnapshotItem::Lease {
             upstream,
             generation,
             refused,
@@ -153,7 +153,7 @@ impl SharedStore {
         else {
             return None;
         };
-        let call = Call::default()
+        let call = ScriptCall::default()
             .key(self.names.lease(&upstream))
             .arg(&*upstream)
             .number(generation)
@@ -164,22 +164,22 @@ impl SharedStore {
     }
 }
 
-impl Pile {
-    fn push(&mut self, fact: Fact) {
+impl SnapshotBatch {
+    fn push(&mut self, fact: StateSnapshotItem) {
         let number = |number: u64| number.to_string().into_bytes();
         let text = |text: &str| text.as_bytes().to_vec();
         match fact {
-            Fact::UserEnded { user, end, keep } => self.fields.extend([
+            StateSnapshotItem::UserEnded { user, end, keep } => self.fields.extend([
                 text(&user),
                 number(end.tokens),
                 number(end.logins),
                 number(millis(keep)),
             ]),
-            Fact::TokenRevoked { digest, keep } => {
+            StateSnapshotItem::TokenRevoked { digest, keep } => {
                 self.fields
                     .extend([digest.0.to_vec(), number(millis(keep))]);
             }
-            Fact::Token {
+            StateSnapshotItem::Token {
                 digest,
                 user,
                 kind,
@@ -193,11 +193,13 @@ impl Pile {
                 number(seq),
                 number(grain(left)),
             ]),
-            Fact::User(name, entry) | Fact::Key(name, entry) => {
+            StateSnapshotItem::User(name, entry) | StateSnapshotItem::Key(name, entry) => {
                 self.fields.extend([text(&name), text(&entry.written())]);
             }
-            Fact::Issued { user, count } => self.fields.extend([text(&user), number(count)]),
-            Fact::Lease { .. } => {}
+            StateSnapshotItem::Issued { user, count } => {
+                self.fields.extend([text(&user), number(count)])
+            }
+            StateSnapshotItem::Lease { .. } => {}
         }
     }
 }

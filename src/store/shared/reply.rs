@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::relink::Relink;
-use crate::store::Unavailable;
+use super::relink::ReconnectSignal;
+use crate::store::StoreUnavailable;
 
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct ScriptReply {
     values: Vec<Value>,
-    relink: Arc<Relink>,
+    relink: Arc<ReconnectSignal>,
 }
 
-impl Reply {
-    pub(super) fn new(values: Vec<Value>, relink: &Arc<Relink>) -> Self {
+impl ScriptReply {
+    pub(super) fn new(values: Vec<Value>, relink: &Arc<ReconnectSignal>) -> Self {
         Self {
             values,
             relink: Arc::clone(relink),
@@ -29,37 +29,37 @@ impl Reply {
         }
     }
 
-    pub(super) fn number(&self, place: usize) -> Result<u64, Unavailable> {
+    pub(super) fn number(&self, place: usize) -> Result<u64, StoreUnavailable> {
         let number: Option<i64> = self.read(place);
         let number = number.and_then(|number| u64::try_from(number).ok());
         number.ok_or_else(|| self.odd())
     }
 
     /// Texts from this place on.
-    pub(super) fn rest(&self, place: usize) -> Result<Vec<Vec<u8>>, Unavailable> {
+    pub(super) fn rest(&self, place: usize) -> Result<Vec<Vec<u8>>, StoreUnavailable> {
         (place..self.values.len())
             .map(|place| self.bytes(place))
             .collect()
     }
 
-    pub(super) fn signed(&self, place: usize) -> Result<i64, Unavailable> {
+    pub(super) fn signed(&self, place: usize) -> Result<i64, StoreUnavailable> {
         self.read(place).ok_or_else(|| self.odd())
     }
 
-    pub(super) fn text(&self, place: usize) -> Result<String, Unavailable> {
+    pub(super) fn text(&self, place: usize) -> Result<String, StoreUnavailable> {
         self.read(place).ok_or_else(|| self.odd())
     }
 
-    pub(super) fn bytes(&self, place: usize) -> Result<Vec<u8>, Unavailable> {
+    pub(super) fn bytes(&self, place: usize) -> Result<Vec<u8>, StoreUnavailable> {
         self.read(place).ok_or_else(|| self.odd())
     }
 
     /// An answer no script of ours gives; not shown, for it may hold anything. What else
     /// comes on this connection is not to be trusted either.
-    pub(super) fn odd(&self) -> Unavailable {
+    pub(super) fn odd(&self) -> StoreUnavailable {
         let why: Arc<str> = "the store gave an answer that nobody knows".into();
         self.relink.ask(&why);
-        Unavailable::Failed(why)
+        StoreUnavailable::Failed(why)
     }
 
     fn read<T: redis::FromRedisValue>(&self, place: usize) -> Option<T> {

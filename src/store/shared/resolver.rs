@@ -11,17 +11,17 @@ use crate::causes::chain;
 use crate::names::DnsResolver;
 
 #[derive(Clone, Debug)]
-pub(super) struct Resolver(Arc<DnsResolver>);
+pub(super) struct RedisResolver(Arc<DnsResolver>);
 
-impl Default for Resolver {
+impl Default for RedisResolver {
     fn default() -> Self {
         Self(Arc::new(DnsResolver::of_this_host()))
     }
 }
 
-type Addresses<'a> = Box<dyn Iterator<Item = SocketAddr> + Send + 'a>;
+type ResolvedAddresses<'a> = Box<dyn Iterator<Item = SocketAddr> + Send + 'a>;
 
-impl Resolver {
+impl RedisResolver {
     async fn find(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, RedisError> {
         let missing = |why: String| {
             let text = format!("cannot find the address of {host}: {why}");
@@ -38,11 +38,15 @@ impl Resolver {
     }
 }
 
-impl AsyncDNSResolver for Resolver {
-    fn resolve<'a, 'b: 'a>(&'a self, host: &'b str, port: u16) -> RedisFuture<'a, Addresses<'a>> {
+impl AsyncDNSResolver for RedisResolver {
+    fn resolve<'a, 'b: 'a>(
+        &'a self,
+        host: &'b str,
+        port: u16,
+    ) -> RedisFuture<'a, ResolvedAddresses<'a>> {
         Box::pin(async move {
             let found = self.find(host, port).await?;
-            Ok(Box::new(found.into_iter()) as Addresses<'a>)
+            Ok(Box::new(found.into_iter()) as ResolvedAddresses<'a>)
         })
     }
 }

@@ -3,32 +3,32 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Call, SharedStore, script};
-use crate::store::{Digest, Origin, Unavailable};
+use super::{ScriptCall, SharedStore, script};
+use crate::store::{RecordDigest, StoreUnavailable, TokenOrigin};
 use crate::webapp::Role;
 
 /// What kind of token, in two letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
-    pub origin: Origin,
+pub struct TokenKind {
+    pub origin: TokenOrigin,
     pub role: Option<Role>,
 }
 
 /// A token to take in.
 #[derive(Clone, Copy, Debug)]
-pub struct Insert<'a> {
-    pub digest: Digest,
+pub struct TokenInsert<'a> {
+    pub digest: RecordDigest,
     pub user: &'a str,
-    pub kind: Kind,
+    pub kind: TokenKind,
     pub life: Duration,
     /// `SharedStore::applied` when the login began.
     pub epoch: u64,
     pub max_per_user: usize,
     pub max: usize,
     /// The user whose password was right; None: the gate does not own the users.
-    pub revision: Option<super::Revision>,
+    pub revision: Option<super::EntryRevision>,
     /// Which of the user's tokens ends for this one, should the user have too many.
-    pub ends: Option<Digest>,
+    pub ends: Option<RecordDigest>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,10 @@ pub enum InsertOutcome {
     /// The user was deleted, or its password changed, while the login ran.
     Ended,
     /// The user's next token ends in so long; and those of them that end first.
-    UserFull { next: Duration, oldest: Vec<Digest> },
+    UserFull {
+        next: Duration,
+        oldest: Vec<RecordDigest>,
+    },
     /// The next token ends in so long.
     Full { next: Duration },
 }
@@ -51,21 +54,21 @@ pub enum InsertOutcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedGrant {
     pub user: Arc<str>,
-    pub kind: Kind,
+    pub kind: TokenKind,
     pub left: Duration,
     /// Number of the change that gave it out.
     pub seq: u64,
 }
 
-impl Kind {
+impl TokenKind {
     pub(super) fn letters(self) -> &'static str {
         match (self.origin, self.role) {
-            (Origin::Minted, Some(Role::Admin)) => "ma",
-            (Origin::Minted, Some(Role::User)) => "mu",
-            (Origin::Minted, None) => "mn",
-            (Origin::Learned, Some(Role::Admin)) => "la",
-            (Origin::Learned, Some(Role::User)) => "lu",
-            (Origin::Learned, None) => "ln",
+            (TokenOrigin::Minted, Some(Role::Admin)) => "ma",
+            (TokenOrigin::Minted, Some(Role::User)) => "mu",
+            (TokenOrigin::Minted, None) => "mn",
+            (TokenOrigin::Learned, Some(Role::Admin)) => "la",
+            (TokenOrigin::Learned, Some(Role::User)) => "lu",
+            (TokenOrigin::Learned, None) => "ln",
         }
     }
 
@@ -73,8 +76,8 @@ impl Kind {
         let (origin, role) = letters.split_at_checked(1)?;
         Some(Self {
             origin: match origin {
-                "m" => Origin::Minted,
-                "l" => Origin::Learned,
+                "m" => TokenOrigin::Minted,
+                "l" => TokenOrigin::Learned,
                 _ => return None,
             },
             role: match role {
@@ -102,17 +105,17 @@ fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-fn digests(texts: &[Vec<u8>]) -> Vec<Digest> {
+fn digests(texts: &[Vec<u8>]) -> Vec<RecordDigest> {
     let whole = texts
         .iter()
         .filter_map(|text| text.as_slice().try_into().ok());
-    whole.map(Digest).collect()
+    whole.map(RecordDigest).collect()
 }
 
 impl SharedStore {
     /// Takes a token in, unless the user's end, or a cap, is in the way.
-    pub async fn insert(&self, wanted: Insert<'_>) -> Result<InsertOutcome, Unavailable> {
-        let call = Call::default()
+    pub async fn insert(&self, wanted: TokenInsert<'_>) -> Result<InsertOutcome, StoreUnavailable> {
+        let call = ScriptCall::default()
             .key(self.names.holder(wanted.user))
             .key(self.names.token(&wanted.digest.0))
             .key(self.names.users.as_str())
@@ -152,18 +155,21 @@ impl SharedStore {
 
     /// The grant of a token; None: there is none. A store that lost its data does not
     /// say so before all gates have had the time to tell it what they know.
-    pub async fn find(&self, digest: &Digest) -> Result<Option<SharedGrant>, Unavailable> {
-        let call = Call::default().key(self.names.token(&digest.0));
+    pub async fn find(
+        &self,
+        digest: &RecordDigest,
+    ) -> Result<Option<SharedGrant>, StoreUnavailable> {
+        let call = ScriptCall::default().key(self.names.token(&digest.0));
         let reply = self.run(&script::FIND, call).await?;
         match reply.word() {
             "ok" => Ok(Some(SharedGrant {
                 user: reply.text(1)?.into(),
-                kind: Kind::parse(&reply.text(2)?).ok_or_else(|| reply.odd())?,
+                kind: TokenKind::parse(&reply.text(2)?).ok_or_else(|| reply.odd())?,
                 left: Duration::from_millis(reply.number(3)?),
                 seq: reply.number(4)?,
             })),
             "none" => Ok(None),
-            "unsettled" => Err(Unavailable::Failed(
+            "unsettled" => Err(StoreUnavailable::Failed(
                 "the store lost its data and may not know all tokens yet".into(),
             )),
             _ => Err(reply.odd()),
@@ -171,8 +177,8 @@ impl SharedStore {
     }
 
     /// Ends one token; whether it was live.
-    pub async fn revoke(&self, digest: &Digest) -> Result<bool, Unavailable> {
-        let call = Call::default()
+    pub async fn revoke(&self, digest: &RecordDigest) -> Result<bool, StoreUnavailable> {
+        let call = ScriptCall::default()
             .key(self.names.token(&digest.0))
             .arg(digest.0);
         let reply = self.run(&script::REVOKE, call).await?;
@@ -189,11 +195,11 @@ impl SharedStore {
         &self,
         user: &str,
         logins_too: bool,
-        kept: Option<Digest>,
-        apply: impl FnOnce(super::End),
-    ) -> Result<usize, Unavailable> {
+        kept: Option<RecordDigest>,
+        apply: impl FnOnce(super::RevokedUpTo),
+    ) -> Result<usize, StoreUnavailable> {
         let mode = if logins_too { "end" } else { "logout" };
-        let call = Call::default()
+        let call = ScriptCall::default()
             .key(self.names.holder(user))
             .key(self.names.users.as_str())
             .arg(user)
@@ -205,7 +211,7 @@ impl SharedStore {
         }
         let seq = reply.number(1)?;
         self.is_own(seq);
-        apply(super::End {
+        apply(super::RevokedUpTo {
             tokens: seq,
             logins: if logins_too { seq } else { 0 },
         });
@@ -219,14 +225,14 @@ mod tests {
 
     #[test]
     fn every_kind_reads_back_as_it_was_written() {
-        for origin in [Origin::Minted, Origin::Learned] {
+        for origin in [TokenOrigin::Minted, TokenOrigin::Learned] {
             for role in [None, Some(Role::User), Some(Role::Admin)] {
-                let kind = Kind { origin, role };
-                assert_eq!(Kind::parse(kind.letters()), Some(kind));
+                let kind = TokenKind { origin, role };
+                assert_eq!(TokenKind::parse(kind.letters()), Some(kind));
             }
         }
         for bad in ["", "m", "xx", "mx", "é"] {
-            assert_eq!(Kind::parse(bad), None);
+            assert_eq!(TokenKind::parse(bad), None);
         }
     }
 

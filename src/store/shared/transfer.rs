@@ -8,25 +8,26 @@ use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
 use super::SharedStore;
-use super::entry::{Entry, Revision};
-use super::remake::Fact;
-use super::tokens::Kind;
+use super::entry::{EntryRevision, SharedEntry};
+use super::remake::StateSnapshotItem;
+use super::tokens::TokenKind;
 use crate::clock;
 use crate::store::{
-    Digest, GrantRecord, KeyRecord, Record, SealedLease, Tally, Unavailable, UserEpoch, UserRecord,
+    ExportRecord, GrantRecord, KeyRecord, RecordCounts, RecordDigest, SealedLease,
+    StoreUnavailable, UserEpoch, UserRecord,
 };
 
 const AT_ONCE: usize = 500;
 
 /// Imported users and keys were made by the first of all changes.
-const FIRST: Revision = Revision {
+const FIRST: EntryRevision = EntryRevision {
     made: 1,
     changed: 0,
 };
 
 impl SharedStore {
     /// Whether there is nothing yet that an import could meet.
-    pub async fn is_empty(&self) -> Result<bool, Unavailable> {
+    pub async fn is_empty(&self) -> Result<bool, StoreUnavailable> {
         let mut connection = self.connection()?;
         let mut count = redis::pipe();
         count.hlen(&self.names.users).hlen(&self.names.keys);
@@ -36,21 +37,21 @@ impl SharedStore {
     }
 
     /// Everything that outlives a restart, told to `each`.
-    pub async fn records<E: From<Unavailable>>(
+    pub async fn records<E: From<StoreUnavailable>>(
         &self,
-        mut each: impl FnMut(Record) -> Result<(), E>,
+        mut each: impl FnMut(ExportRecord) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut connection = self.connection()?;
         for (text, is_user) in self.entries(&mut connection).await? {
             let read = match is_user {
-                true => serde_json::from_str::<UserRecord>(&text).map(Record::User),
-                false => serde_json::from_str::<KeyRecord>(&text).map(Record::Key),
+                true => serde_json::from_str::<UserRecord>(&text).map(ExportRecord::User),
+                false => serde_json::from_str::<KeyRecord>(&text).map(ExportRecord::Key),
             };
             each(read.map_err(|_| odd())?)?;
         }
         let issued = connection.hgetall(&self.names.issued).await;
         for (user, issued) in self.told::<Vec<(String, u64)>>(issued)? {
-            each(Record::Epoch(UserEpoch {
+            each(ExportRecord::Epoch(UserEpoch {
                 user: user.into(),
                 epoch: 0,
                 issued,
@@ -60,7 +61,7 @@ impl SharedStore {
         for key in self.scan(&mut connection, &leases, &mut 0).await? {
             let upstream = String::from_utf8_lossy(&key).replace(&self.names.lease(""), "");
             if let Some(at) = self.lease(&upstream).await? {
-                each(Record::Lease(SealedLease {
+                each(ExportRecord::Lease(SealedLease {
                     upstream: upstream.into(),
                     ends_millis: clock::unix_millis() + super::tokens::millis(at.left),
                     sealed: at.sealed,
@@ -72,7 +73,7 @@ impl SharedStore {
             let pattern = self.names.tokens();
             let keys = self.scan(&mut connection, &pattern, &mut cursor).await?;
             for grant in self.grants(&mut connection, &keys, &mut ends).await? {
-                each(Record::Grant(grant))?;
+                each(ExportRecord::Grant(grant))?;
             }
             if cursor == 0 {
                 return Ok(());
@@ -81,11 +82,14 @@ impl SharedStore {
     }
 
     /// Adds what is not there; what is, stays as it is.
-    pub async fn import(&self, records: Vec<Record>) -> Result<Tally, Unavailable> {
-        let mut tally = Tally::default();
+    pub async fn import(
+        &self,
+        records: Vec<ExportRecord>,
+    ) -> Result<RecordCounts, StoreUnavailable> {
+        let mut tally = RecordCounts::default();
         let mut facts = Vec::new();
         for record in records {
-            let is_over = matches!(&record, Record::Grant(grant)
+            let is_over = matches!(&record, ExportRecord::Grant(grant)
                 if grant.ends_millis <= clock::unix_millis());
             match is_over {
                 true => tally.over += 1,
@@ -94,7 +98,7 @@ impl SharedStore {
             facts.extend(fact(record).filter(|_| !is_over));
         }
         let Some(up) = self.up.load_full() else {
-            return Err(Unavailable::Failed(Arc::clone(&self.down.load().why)));
+            return Err(StoreUnavailable::Failed(Arc::clone(&self.down.load().why)));
         };
         self.tell(&up.commands, &up.id, facts, true).await?;
         Ok(tally)
@@ -103,14 +107,15 @@ impl SharedStore {
     async fn entries(
         &self,
         connection: &mut MultiplexedConnection,
-    ) -> Result<Vec<(String, bool)>, Unavailable> {
+    ) -> Result<Vec<(String, bool)>, StoreUnavailable> {
         let mut all = redis::pipe();
         all.hvals(&self.names.users).hvals(&self.names.keys);
         let (users, keys): (Vec<String>, Vec<String>) =
             self.told(all.query_async(connection).await)?;
         let users = users.into_iter().map(|text| (text, true));
         let keys = keys.into_iter().map(|text| (text, false));
-        let read = |(text, is_user): (String, bool)| Some((Entry::parse(&text)?.text, is_user));
+        let read =
+            |(text, is_user): (String, bool)| Some((SharedEntry::parse(&text)?.text, is_user));
         let all: Result<Vec<_>, _> = users
             .chain(keys)
             .map(|entry| read(entry).ok_or_else(odd))
@@ -125,7 +130,7 @@ impl SharedStore {
         connection: &mut MultiplexedConnection,
         pattern: &str,
         cursor: &mut u64,
-    ) -> Result<Vec<Vec<u8>>, Unavailable> {
+    ) -> Result<Vec<Vec<u8>>, StoreUnavailable> {
         let mut found = Vec::new();
         loop {
             let step = redis::cmd("SCAN")
@@ -151,7 +156,7 @@ impl SharedStore {
         connection: &mut MultiplexedConnection,
         keys: &[Vec<u8>],
         ends: &mut HashMap<String, u64>,
-    ) -> Result<Vec<GrantRecord>, Unavailable> {
+    ) -> Result<Vec<GrantRecord>, StoreUnavailable> {
         let mut grants = Vec::new();
         let mut all = redis::pipe();
         for key in keys {
@@ -176,7 +181,7 @@ impl SharedStore {
                 let end: Option<u64> = self.told(end)?;
                 ends.insert(user.to_owned(), end.unwrap_or(0));
             }
-            let digest = key.last_chunk::<32>().map(|digest| Digest(*digest));
+            let digest = key.last_chunk::<32>().map(|digest| RecordDigest(*digest));
             if let (Some(digest), Ok(left)) = (digest, u64::try_from(left))
                 && ends.get(user).is_none_or(|end| seq >= *end)
             {
@@ -193,32 +198,32 @@ impl SharedStore {
         Ok(grants)
     }
 
-    fn connection(&self) -> Result<MultiplexedConnection, Unavailable> {
+    fn connection(&self) -> Result<MultiplexedConnection, StoreUnavailable> {
         let up = self.up.load_full();
-        let up = up.ok_or_else(|| Unavailable::Failed(Arc::clone(&self.down.load().why)))?;
+        let up = up.ok_or_else(|| StoreUnavailable::Failed(Arc::clone(&self.down.load().why)))?;
         Ok(up.commands.0.clone())
     }
 
-    fn told<T>(&self, answer: redis::RedisResult<T>) -> Result<T, Unavailable> {
+    fn told<T>(&self, answer: redis::RedisResult<T>) -> Result<T, StoreUnavailable> {
         answer.map_err(|error| self.failed(&error))
     }
 }
 
-fn odd() -> Unavailable {
-    Unavailable::Failed("the store has a record that nobody knows".into())
+fn odd() -> StoreUnavailable {
+    StoreUnavailable::Failed("the store has a record that nobody knows".into())
 }
 
-fn parse(value: &str) -> Option<(u64, Kind, &str)> {
+fn parse(value: &str) -> Option<(u64, TokenKind, &str)> {
     let mut parts = value.splitn(4, ':');
     let seq = parts.next()?.parse().ok()?;
     let _bucket = parts.next()?;
-    Some((seq, Kind::parse(parts.next()?)?, parts.next()?))
+    Some((seq, TokenKind::parse(parts.next()?)?, parts.next()?))
 }
 
 /// What a record is to the store. None: nothing.
-fn fact(record: Record) -> Option<Fact> {
+fn fact(record: ExportRecord) -> Option<StateSnapshotItem> {
     let entry = |text: serde_json::Result<String>| {
-        Some(Entry {
+        Some(SharedEntry {
             revision: FIRST,
             seq: FIRST.made,
             text: text.ok()?,
@@ -226,27 +231,29 @@ fn fact(record: Record) -> Option<Fact> {
     };
     let left = |millis: u64| Duration::from_millis(millis.saturating_sub(clock::unix_millis()));
     Some(match record {
-        Record::User(user) => {
-            Fact::User(Arc::clone(&user.name), entry(serde_json::to_string(&user))?)
+        ExportRecord::User(user) => {
+            StateSnapshotItem::User(Arc::clone(&user.name), entry(serde_json::to_string(&user))?)
         }
-        Record::Key(key) => Fact::Key(Arc::clone(&key.name), entry(serde_json::to_string(&key))?),
+        ExportRecord::Key(key) => {
+            StateSnapshotItem::Key(Arc::clone(&key.name), entry(serde_json::to_string(&key))?)
+        }
         // The epoch is another store's, and says nothing here.
-        Record::Epoch(epoch) if epoch.issued > 0 => Fact::Issued {
+        ExportRecord::Epoch(epoch) if epoch.issued > 0 => StateSnapshotItem::Issued {
             user: epoch.user,
             count: epoch.issued,
         },
-        Record::Epoch(_) => return None,
-        Record::Grant(grant) => Fact::Token {
+        ExportRecord::Epoch(_) => return None,
+        ExportRecord::Grant(grant) => StateSnapshotItem::Token {
             digest: grant.digest,
             user: grant.user,
-            kind: Kind {
+            kind: TokenKind {
                 origin: grant.origin,
                 role: grant.role,
             },
             left: left(grant.ends_millis),
             seq: FIRST.made,
         },
-        Record::Lease(lease) => Fact::Lease {
+        ExportRecord::Lease(lease) => StateSnapshotItem::Lease {
             upstream: lease.upstream,
             generation: 1,
             refused: 0,

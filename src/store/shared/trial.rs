@@ -1,24 +1,24 @@
 //! The shared store as `check` sees it: its settings alone, or one connection that changes
 //! nothing.
 
-use super::OpenError;
+use super::SharedOpenError;
 use super::eviction::{EvictionFound, ask_all, timing};
-use super::names::Names;
+use super::names::RedisKeys;
 use super::place;
-use super::resolver::Resolver;
+use super::resolver::RedisResolver;
 use crate::config;
 
 /// Reads passwords and authorities and makes clients of them; connects to nothing.
-pub fn check_settings(settings: &config::SharedStoreConfig) -> Result<(), OpenError> {
-    place::check(settings).map_err(|error| OpenError::new(settings, error.words()))
+pub fn check_settings(settings: &config::SharedStoreConfig) -> Result<(), SharedOpenError> {
+    place::check(settings).map_err(|error| SharedOpenError::new(settings, error.words()))
 }
 
 /// Connects as a start would, and asks every server that has, or may come to have, the gates'
 /// data whether it evicts keys: the server in use, or each master of a cluster.
-pub async fn reach(settings: &config::SharedStoreConfig) -> Result<EvictionFound, OpenError> {
-    let timing = timing(settings, &Resolver::default());
-    let wrong = |error: place::Error| OpenError::new(settings, error.words());
-    let connected = place::connect(settings, &Names::new(&settings.prefix), &timing).await;
+pub async fn reach(settings: &config::SharedStoreConfig) -> Result<EvictionFound, SharedOpenError> {
+    let timing = timing(settings, &RedisResolver::default());
+    let wrong = |error: place::EndpointError| SharedOpenError::new(settings, error.words());
+    let connected = place::connect(settings, &RedisKeys::new(&settings.prefix), &timing).await;
     let (_, mut connection) = connected.map_err(wrong)?;
     let found = ask_all(settings, &mut connection, &timing).await;
     found.map_err(|error| wrong(error.into()))

@@ -1,13 +1,13 @@
 //! Users and API keys in the shared store. Their text is the caller's.
 
-use super::entry::{Entry, Revision};
-use super::{Call, SharedStore, script};
-use crate::store::Unavailable;
+use super::entry::{EntryRevision, SharedEntry};
+use super::{ScriptCall, SharedStore, script};
+use crate::store::StoreUnavailable;
 
 /// What came of changing an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryChange {
-    Done(Entry),
+    Done(SharedEntry),
     /// There is no such entry.
     None,
     /// It is not what the caller took it for.
@@ -18,12 +18,12 @@ impl SharedStore {
     pub async fn put_user(
         &self,
         name: &str,
-        expected: Option<Revision>,
+        expected: Option<EntryRevision>,
         text: &str,
         is_change: bool,
-    ) -> Result<EntryChange, Unavailable> {
+    ) -> Result<EntryChange, StoreUnavailable> {
         let expected = expected.map(|known| known.to_string()).unwrap_or_default();
-        let call = Call::default()
+        let call = ScriptCall::default()
             .key(self.names.users.as_str())
             .arg("user")
             .arg(name)
@@ -34,8 +34,8 @@ impl SharedStore {
     }
 
     /// Makes an API key, unless there is one of that name.
-    pub async fn put_key(&self, name: &str, text: &str) -> Result<EntryChange, Unavailable> {
-        let call = Call::default()
+    pub async fn put_key(&self, name: &str, text: &str) -> Result<EntryChange, StoreUnavailable> {
+        let call = ScriptCall::default()
             .key(self.names.keys.as_str())
             .arg("key")
             .arg(name)
@@ -45,8 +45,8 @@ impl SharedStore {
         self.entry(call, text).await
     }
 
-    pub async fn remove_key(&self, name: &str) -> Result<EntryChange, Unavailable> {
-        let call = Call::default()
+    pub async fn remove_key(&self, name: &str) -> Result<EntryChange, StoreUnavailable> {
+        let call = ScriptCall::default()
             .key(self.names.keys.as_str())
             .arg("key")
             .arg(name)
@@ -56,11 +56,11 @@ impl SharedStore {
         self.entry(call, "").await
     }
 
-    async fn entry(&self, call: Call, text: &str) -> Result<EntryChange, Unavailable> {
+    async fn entry(&self, call: ScriptCall, text: &str) -> Result<EntryChange, StoreUnavailable> {
         let reply = self.run(&script::ENTRY, call).await?;
         match reply.word() {
-            "ok" => Ok(EntryChange::Done(Entry {
-                revision: Revision {
+            "ok" => Ok(EntryChange::Done(SharedEntry {
+                revision: EntryRevision {
                     made: reply.number(2)?,
                     changed: reply.number(3)?,
                 },
@@ -74,8 +74,8 @@ impl SharedStore {
     }
 
     /// Removes a user and ends its tokens, in one step; whether there was one.
-    pub async fn remove_user(&self, name: &str) -> Result<bool, Unavailable> {
-        let call = Call::default()
+    pub async fn remove_user(&self, name: &str) -> Result<bool, StoreUnavailable> {
+        let call = ScriptCall::default()
             .key(self.names.holder(name))
             .key(self.names.users.as_str())
             .arg(name)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{GrantRecord, KeyRecord, Record, SealedLease, UserEpoch, UserRecord};
+use super::{ExportRecord, GrantRecord, KeyRecord, SealedLease, UserEpoch, UserRecord};
 
 /// Counts up when an older program could not read the lines any more.
 const LAYOUT: u64 = 1;
@@ -20,7 +20,7 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-enum Line {
+enum ExportLine {
     /// The first.
     Export {
         layout: u64,
@@ -38,7 +38,7 @@ enum Line {
 
 /// How many of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct RecordCounts {
     pub users: u64,
     pub keys: u64,
     pub epochs: u64,
@@ -50,14 +50,14 @@ pub struct Tally {
     pub over: u64,
 }
 
-impl Tally {
-    pub fn count(&mut self, record: &Record) {
+impl RecordCounts {
+    pub fn count(&mut self, record: &ExportRecord) {
         match record {
-            Record::User(_) => self.users += 1,
-            Record::Key(_) => self.keys += 1,
-            Record::Epoch(_) => self.epochs += 1,
-            Record::Grant(_) => self.grants += 1,
-            Record::Lease(_) => self.leases += 1,
+            ExportRecord::User(_) => self.users += 1,
+            ExportRecord::Key(_) => self.keys += 1,
+            ExportRecord::Epoch(_) => self.epochs += 1,
+            ExportRecord::Grant(_) => self.grants += 1,
+            ExportRecord::Lease(_) => self.leases += 1,
         }
     }
 
@@ -66,7 +66,7 @@ impl Tally {
     }
 }
 
-impl std::fmt::Display for Tally {
+impl std::fmt::Display for RecordCounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -114,9 +114,9 @@ pub enum TransferError {
     #[error(transparent)]
     Store(#[from] super::OpenError),
     #[error("cannot use the shared store")]
-    Shared(#[from] super::Unavailable),
+    Shared(#[from] super::StoreUnavailable),
     #[error("cannot use the shared store")]
-    Unreachable(#[from] super::shared::OpenError),
+    Unreachable(#[from] super::shared::SharedOpenError),
     #[error("a shared store is its server's to compact: tokens that are over leave by themselves")]
     NotAFile,
     #[error("cannot start")]
@@ -138,38 +138,38 @@ fn told(lines: &[BadLine], count: u64) -> String {
 
 /// Writes records as lines.
 #[derive(Debug)]
-pub struct Exporter<W> {
+pub struct RecordExporter<W> {
     out: W,
-    tally: Tally,
-    progress: Progress,
+    tally: RecordCounts,
+    progress: TransferProgress,
 }
 
-impl<W: Write> Exporter<W> {
+impl<W: Write> RecordExporter<W> {
     pub fn begin(out: W) -> Result<Self, TransferError> {
         let mut exporter = Self {
             out,
-            tally: Tally::default(),
-            progress: Progress::new("exported"),
+            tally: RecordCounts::default(),
+            progress: TransferProgress::new("exported"),
         };
-        exporter.line(&Line::Export { layout: LAYOUT })?;
+        exporter.line(&ExportLine::Export { layout: LAYOUT })?;
         Ok(exporter)
     }
 
-    pub fn put(&mut self, record: &Record) -> Result<(), TransferError> {
+    pub fn put(&mut self, record: &ExportRecord) -> Result<(), TransferError> {
         self.tally.count(record);
         self.progress.show(self.tally.records());
         let text = serde_json::to_vec(record).map_err(io::Error::from);
         self.write(&text.map_err(TransferError::Unwritten)?)
     }
 
-    pub fn end(mut self) -> Result<Tally, TransferError> {
+    pub fn end(mut self) -> Result<RecordCounts, TransferError> {
         let records = self.tally.records();
-        self.line(&Line::End { records })?;
+        self.line(&ExportLine::End { records })?;
         self.out.flush().map_err(TransferError::Unwritten)?;
         Ok(self.tally)
     }
 
-    fn line(&mut self, line: &Line) -> Result<(), TransferError> {
+    fn line(&mut self, line: &ExportLine) -> Result<(), TransferError> {
         let text = serde_json::to_vec(line).map_err(io::Error::from);
         self.write(&text.map_err(TransferError::Unwritten)?)
     }
@@ -185,16 +185,16 @@ impl<W: Write> Exporter<W> {
 /// after all have been looked at.
 pub fn read_lines(
     input: impl BufRead,
-    mut each: impl FnMut(Record) -> Result<(), TransferError>,
+    mut each: impl FnMut(ExportRecord) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
-    let mut reader = Reader {
+    let mut reader = RecordReader {
         input,
         number: 0,
         bad: Vec::new(),
         count: 0,
         records: 0,
         is_over: false,
-        progress: Progress::new("read"),
+        progress: TransferProgress::new("read"),
     };
     while let Some(line) = reader.next()? {
         match reader.record(&line) {
@@ -218,17 +218,17 @@ pub fn read_lines(
     }
 }
 
-struct Reader<R> {
+struct RecordReader<R> {
     input: R,
     number: u64,
     bad: Vec<BadLine>,
     count: u64,
     records: u64,
     is_over: bool,
-    progress: Progress,
+    progress: TransferProgress,
 }
 
-impl<R: BufRead> Reader<R> {
+impl<R: BufRead> RecordReader<R> {
     fn next(&mut self) -> Result<Option<Vec<u8>>, TransferError> {
         let mut line = Vec::new();
         let mut input = io::Read::take(&mut self.input, LONGEST_LINE);
@@ -241,7 +241,7 @@ impl<R: BufRead> Reader<R> {
         Ok(Some(line))
     }
 
-    fn record(&mut self, line: &[u8]) -> Result<Option<Record>, String> {
+    fn record(&mut self, line: &[u8]) -> Result<Option<ExportRecord>, String> {
         let line = line.trim_ascii();
         if line.is_empty() {
             return Ok(None);
@@ -251,12 +251,12 @@ impl<R: BufRead> Reader<R> {
         }
         // The parser's own words repeat no values of ours: digests and hashes are texts.
         let line = serde_json::from_slice(line).map_err(|error| reason(&error))?;
-        if self.number == 1 && !matches!(line, Line::Export { .. }) {
+        if self.number == 1 && !matches!(line, ExportLine::Export { .. }) {
             return Err("is not the first line of an export".to_owned());
         }
         self.records += 1;
         let record = match line {
-            Line::Export { layout } => {
+            ExportLine::Export { layout } => {
                 self.records -= 1;
                 if self.number > 1 {
                     return Err("is the beginning of another export".to_owned());
@@ -266,7 +266,7 @@ impl<R: BufRead> Reader<R> {
                 }
                 return Ok(None);
             }
-            Line::End { records } => {
+            ExportLine::End { records } => {
                 self.records -= 1;
                 self.is_over = true;
                 if records != self.records && self.count == 0 {
@@ -275,11 +275,11 @@ impl<R: BufRead> Reader<R> {
                 }
                 return Ok(None);
             }
-            Line::User(user) => Record::User(user),
-            Line::Key(key) => Record::Key(key),
-            Line::Epoch(epoch) => Record::Epoch(epoch),
-            Line::Grant(grant) => Record::Grant(grant),
-            Line::Lease(lease) => Record::Lease(lease),
+            ExportLine::User(user) => ExportRecord::User(user),
+            ExportLine::Key(key) => ExportRecord::Key(key),
+            ExportLine::Epoch(epoch) => ExportRecord::Epoch(epoch),
+            ExportLine::Grant(grant) => ExportRecord::Grant(grant),
+            ExportLine::Lease(lease) => ExportRecord::Lease(lease),
         };
         Ok(Some(record))
     }
@@ -317,12 +317,12 @@ fn reason(error: &serde_json::Error) -> String {
 
 /// A line on standard error once a second, for what takes long.
 #[derive(Debug)]
-struct Progress {
+struct TransferProgress {
     what: &'static str,
     said: Instant,
 }
 
-impl Progress {
+impl TransferProgress {
     fn new(what: &'static str) -> Self {
         Self {
             what,

@@ -1,22 +1,22 @@
 //! Lines out and in.
 
 use super::*;
-use crate::store::{Digest, Origin};
+use crate::store::{RecordDigest, TokenOrigin};
 
-fn grant(byte: u8) -> Record {
-    Record::Grant(GrantRecord {
-        digest: Digest([byte; 32]),
+fn grant(byte: u8) -> ExportRecord {
+    ExportRecord::Grant(GrantRecord {
+        digest: RecordDigest([byte; 32]),
         user: "anna".into(),
         role: None,
         ends_millis: 1,
         epoch: 0,
-        origin: Origin::Minted,
+        origin: TokenOrigin::Minted,
     })
 }
 
 fn exported(count: u8) -> String {
     let mut out = Vec::new();
-    let mut exporter = Exporter::begin(&mut out).unwrap();
+    let mut exporter = RecordExporter::begin(&mut out).unwrap();
     for byte in 0..count {
         exporter.put(&grant(byte)).unwrap();
     }
@@ -24,7 +24,7 @@ fn exported(count: u8) -> String {
     String::from_utf8(out).unwrap()
 }
 
-fn read(text: &str) -> (Vec<Record>, Result<(), TransferError>) {
+fn read(text: &str) -> (Vec<ExportRecord>, Result<(), TransferError>) {
     let mut records = Vec::new();
     let outcome = read_lines(text.as_bytes(), |record| {
         records.push(record);

@@ -132,7 +132,7 @@ async fn what_ends_for_another_ends_on_disk_with_it_and_lives_on_if_that_fails()
     assert_eq!(tokens.len(), 1);
     store.close().await;
     let (store, tokens) = over(&path);
-    tokens.load(Origin::Minted, |_| true).await.unwrap();
+    tokens.load(TokenOrigin::Minted, |_| true).await.unwrap();
     assert!(tokens.find(&first).is_none() && tokens.find(&second).is_some());
 
     std::fs::rename(&path, folder.path().join("aside")).unwrap();
@@ -155,7 +155,7 @@ async fn logins_at_once_keep_the_cap_once_the_disk_has_taken_them() {
     ];
     disk.hangs(true);
     let late = login(&tokens, "anna").await.unwrap_err();
-    assert_eq!(late, InsertRefused::Unavailable(Unavailable::Late));
+    assert_eq!(late, InsertRefused::Unavailable(StoreUnavailable::Late));
     assert_eq!(live(&tokens, &kept), [true, true]);
     disk.hangs(false);
     let mut last = login(&tokens, "anna").await;

@@ -16,7 +16,7 @@ fn over(path: &Path, caps: (usize, usize)) -> (Arc<Store>, Arc<TokenStore>) {
 
 async fn again(path: &Path) -> (Arc<Store>, Arc<TokenStore>) {
     let (store, tokens) = over(path, (1, 1));
-    let loaded = tokens.load(Origin::Minted, |_| true).await.unwrap();
+    let loaded = tokens.load(TokenOrigin::Minted, |_| true).await.unwrap();
     assert_eq!(
         loaded.live,
         tokens.len() as u64,
@@ -46,9 +46,9 @@ async fn tokens_of_nobody_known_and_of_another_origin_are_told_apart_and_left() 
     }
     store.close().await;
     for (origin, live) in [
-        (Origin::Minted, 2),
-        (Origin::Learned, 0),
-        (Origin::Minted, 2),
+        (TokenOrigin::Minted, 2),
+        (TokenOrigin::Learned, 0),
+        (TokenOrigin::Minted, 2),
     ] {
         let (store, tokens) = over(&file(&folder), (10, 10));
         let loaded = tokens.load(origin, |user| user == "anna").await.unwrap();
@@ -130,7 +130,7 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
         user: "anna",
         role: None,
         lifetime: HOUR,
-        origin: Origin::Minted,
+        origin: TokenOrigin::Minted,
         epoch: tokens.epoch("anna"),
         revision: None,
     };
@@ -179,7 +179,7 @@ async fn while_the_disk_hangs_known_tokens_work_and_nobody_waits_for_long() {
     let (kept, other) = (kept.await, other.await);
     disk.hangs(true);
     let late = login(&tokens, "anna").await.unwrap_err();
-    assert_eq!(late, InsertRefused::Unavailable(Unavailable::Late));
+    assert_eq!(late, InsertRefused::Unavailable(StoreUnavailable::Late));
     // A logout that has to wait for that login, and one that is refused by the disk.
     assert!(tokens.revoke_user("anna").await.is_err());
     assert!(tokens.revoke_user("bert").await.is_err());

@@ -58,7 +58,7 @@ async fn login_with(
         user,
         role: Some(Role::User),
         lifetime,
-        origin: Origin::Minted,
+        origin: TokenOrigin::Minted,
         epoch,
         revision: None,
     };
@@ -101,7 +101,7 @@ async fn finds_what_was_inserted(store: &TokenStore) {
         user: "anna",
         role: None,
         lifetime: HOUR,
-        origin: Origin::Learned,
+        origin: TokenOrigin::Learned,
         epoch: store.epoch("anna"),
         revision: None,
     };
@@ -150,7 +150,7 @@ async fn a_known_token_takes_its_new_end(store: &TokenStore) {
             user,
             role: None,
             lifetime: HOUR * hours,
-            origin: Origin::Learned,
+            origin: TokenOrigin::Learned,
             epoch: store.epoch(user),
             revision: None,
         };

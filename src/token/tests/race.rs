@@ -144,7 +144,7 @@ fn tokens_put_in_and_taken_out_from_all_sides_leave_nothing_behind() {
                     user,
                     role: None,
                     lifetime: HOUR * u32::try_from(pick % 2).unwrap(),
-                    origin: Origin::Learned,
+                    origin: TokenOrigin::Learned,
                     epoch: store.epoch(user),
                     revision: None,
                 };

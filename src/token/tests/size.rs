@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock;
-use crate::store::{Intake as _, LiveGrant};
+use crate::store::{GrantSink as _, LiveGrant};
 
 #[test]
 fn a_grant_and_its_digest_take_56_bytes_and_its_hint_12() {
@@ -98,7 +98,7 @@ fn kept(digest: TokenDigest, names: &[Arc<str>], holder: usize, ends_millis: u64
         role: Some(Role::Admin),
         ends_millis,
         epoch: 0,
-        origin: Origin::Minted,
+        origin: TokenOrigin::Minted,
     }
 }
 
@@ -108,7 +108,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     let now = clock::unix_millis();
     let mut tokens = Vec::new();
     let names = ["anna", "bert", "carl"].map(Arc::<str>::from);
-    let mut restore = store.restore(Origin::Minted, |user| user != "carl");
+    let mut restore = store.restore(TokenOrigin::Minted, |user| user != "carl");
     restore.users(&names);
     let mut part = restore.part();
     // Anna's next end comes last, and in the second part.
@@ -116,7 +116,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
         let digest = twin(0);
         let mut grant = kept(digest, &names, holder, now + seconds * 1000);
         if holder == 1 {
-            grant.origin = Origin::Learned;
+            grant.origin = TokenOrigin::Learned;
         }
         part(&[grant]);
         tokens.push(digest);
@@ -170,7 +170,7 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
         digests.sort_unstable();
         digests
     };
-    let mut restore = store.restore(Origin::Minted, |_| true);
+    let mut restore = store.restore(TokenOrigin::Minted, |_| true);
     restore.users(&names);
     std::thread::scope(|scope| {
         for part in 0..2 {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tollgate::store::Digest;
-use tollgate::store::shared::{Insert, InsertOutcome};
+use tollgate::store::RecordDigest;
+use tollgate::store::shared::{InsertOutcome, TokenInsert};
 
 use super::engine::{insert, is_placed};
 use super::{open, settings};
@@ -41,7 +41,7 @@ async fn caps_count_the_live_and_not_the_ended() {
     let room = store.insert(insert(6, "carl")).await.unwrap();
     assert!(is_placed(&room));
     // A short life ends by itself, and makes room within a second or two.
-    let brief = Insert {
+    let brief = TokenInsert {
         life: Duration::from_millis(900),
         ..insert(7, "dora")
     };
@@ -49,14 +49,14 @@ async fn caps_count_the_live_and_not_the_ended() {
         store.insert(brief).await.unwrap();
     }
     eventually("the brief one is gone, and its count", async || {
-        let is_gone = store.find(&Digest([7; 32])).await.unwrap().is_none();
+        let is_gone = store.find(&RecordDigest([7; 32])).await.unwrap().is_none();
         let counts: Vec<String> = server.ask(&["HVALS", "{tollgate}:ends"]);
         let left: u32 = counts
             .iter()
             .map(|count| count.parse::<u32>().unwrap())
             .sum();
         store.insert(insert(8, "emil")).await.unwrap();
-        store.revoke(&Digest([8; 32])).await.unwrap();
+        store.revoke(&RecordDigest([8; 32])).await.unwrap();
         is_gone && left == 3
     })
     .await;
@@ -72,15 +72,15 @@ async fn a_token_ends_for_another_of_the_same_user_only() {
     }
     // Another user's token makes no room, nor does one that is gone.
     for wrong in [4, 9] {
-        let wanted = Insert {
-            ends: Some(Digest([wrong; 32])),
+        let wanted = TokenInsert {
+            ends: Some(RecordDigest([wrong; 32])),
             ..insert(3, "anna")
         };
         let full = store.insert(wanted).await.unwrap();
         assert!(matches!(full, InsertOutcome::UserFull { .. }), "{full:?}");
     }
-    let replaced = Insert {
-        ends: Some(Digest([0; 32])),
+    let replaced = TokenInsert {
+        ends: Some(RecordDigest([0; 32])),
         ..insert(3, "anna")
     };
     let placed = store.insert(replaced).await.unwrap();
@@ -92,8 +92,8 @@ async fn a_token_ends_for_another_of_the_same_user_only() {
             has_ended: true
         }
     );
-    assert_eq!(store.find(&Digest([0; 32])).await.unwrap(), None);
-    assert!(store.find(&Digest([4; 32])).await.unwrap().is_some());
+    assert_eq!(store.find(&RecordDigest([0; 32])).await.unwrap(), None);
+    assert!(store.find(&RecordDigest([4; 32])).await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,8 +121,8 @@ async fn a_token_takes_few_bytes_on_the_server() {
                 let mut digest = [0xa5; 32];
                 digest[..4].copy_from_slice(&number.to_le_bytes());
                 let user = format!("user{}", number % 1000);
-                let wanted = Insert {
-                    digest: Digest(digest),
+                let wanted = TokenInsert {
+                    digest: RecordDigest(digest),
                     max_per_user: 1_000_000,
                     max: 10_000_000,
                     ..insert(0, &user)

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tollgate::store::shared::{
-    EntryChange, Fact, Follow, Insert, InsertOutcome, Kind, LoginTurn, Published, SharedChange,
-    SharedStore,
+    EntryChange, InsertOutcome, LoginTurn, PublishOutcome, Replica, SharedChange, SharedStore,
+    StateSnapshotItem, TokenInsert, TokenKind,
 };
-use tollgate::store::{Digest, Origin, SealedBytes};
+use tollgate::store::{RecordDigest, SealedBytes, TokenOrigin};
 use tollgate::webapp::Role;
 
 use super::{open, settings};
@@ -15,14 +15,14 @@ use crate::harness::eventually;
 use crate::harness::proxy::{Line, Proxy};
 use crate::harness::redis::RedisServer;
 
-const KIND: Kind = Kind {
-    origin: Origin::Minted,
+const KIND: TokenKind = TokenKind {
+    origin: TokenOrigin::Minted,
     role: Some(Role::User),
 };
 
-pub(super) fn insert(number: u8, user: &str) -> Insert<'_> {
-    Insert {
-        digest: Digest([number; 32]),
+pub(super) fn insert(number: u8, user: &str) -> TokenInsert<'_> {
+    TokenInsert {
+        digest: RecordDigest([number; 32]),
         user,
         kind: KIND,
         life: Duration::from_secs(3600),
@@ -43,10 +43,10 @@ pub(super) fn is_placed(outcome: &InsertOutcome) -> bool {
 struct Heard {
     changes: Mutex<Vec<SharedChange>>,
     doubts: Mutex<Vec<u64>>,
-    facts: Mutex<Vec<Fact>>,
+    facts: Mutex<Vec<StateSnapshotItem>>,
 }
 
-impl Follow for Heard {
+impl Replica for Heard {
     fn apply(&self, change: &SharedChange, _: u64) {
         self.changes.lock().unwrap().push(change.clone());
     }
@@ -55,7 +55,7 @@ impl Follow for Heard {
         self.doubts.lock().unwrap().push(seen);
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.facts.lock().unwrap().iter().cloned().for_each(give);
     }
 }
@@ -79,24 +79,27 @@ async fn a_token_lives_until_it_or_its_user_is_ended_and_all_hear_of_it() {
     let placed = one.insert(insert(1, "anna")).await.unwrap();
     assert!(is_placed(&placed));
     one.insert(insert(2, "anna")).await.unwrap();
-    let found = two.find(&Digest([1; 32])).await.unwrap().unwrap();
+    let found = two.find(&RecordDigest([1; 32])).await.unwrap().unwrap();
     assert_eq!((&*found.user, found.kind), ("anna", KIND));
     assert!(found.left > Duration::from_secs(3590));
-    assert!(one.revoke(&Digest([1; 32])).await.unwrap());
-    assert!(!one.revoke(&Digest([1; 32])).await.unwrap(), "only once");
-    assert_eq!(two.find(&Digest([1; 32])).await.unwrap(), None);
+    assert!(one.revoke(&RecordDigest([1; 32])).await.unwrap());
+    assert!(
+        !one.revoke(&RecordDigest([1; 32])).await.unwrap(),
+        "only once"
+    );
+    assert_eq!(two.find(&RecordDigest([1; 32])).await.unwrap(), None);
     assert_eq!(
         one.end_tokens("anna", false, None, |_| ()).await.unwrap(),
         1
     );
-    assert_eq!(two.find(&Digest([2; 32])).await.unwrap(), None);
+    assert_eq!(two.find(&RecordDigest([2; 32])).await.unwrap(), None);
     one.insert(insert(3, "anna")).await.unwrap();
-    assert!(two.find(&Digest([3; 32])).await.unwrap().is_some());
+    assert!(two.find(&RecordDigest([3; 32])).await.unwrap().is_some());
     eventually("the other gate hears of all", async || {
         has(&heard, |change| {
-            *change == SharedChange::TokenPut(Digest([3; 32]))
+            *change == SharedChange::TokenPut(RecordDigest([3; 32]))
         }) && has(&heard, |change| {
-            *change == SharedChange::TokenRevoked(Digest([1; 32]))
+            *change == SharedChange::TokenRevoked(RecordDigest([1; 32]))
         }) && has(
             &heard,
             |change| matches!(change, SharedChange::UserEnded { user, .. } if &**user == "anna"),
@@ -115,7 +118,7 @@ async fn a_login_begun_before_a_deletion_or_a_change_of_password_gets_no_token()
     };
     let taken = store.put_user("anna", None, "{}", true).await.unwrap();
     assert_eq!(taken, EntryChange::Conflict, "there is one already");
-    let login = Insert {
+    let login = TokenInsert {
         revision: Some(made.revision),
         epoch: made.seq,
         ..insert(1, "anna")
@@ -128,16 +131,16 @@ async fn a_login_begun_before_a_deletion_or_a_change_of_password_gets_no_token()
     assert_eq!(store.insert(login).await.unwrap(), InsertOutcome::Ended);
     let stale = store.put_user("anna", Some(made.revision), "{2}", true);
     assert_eq!(stale.await.unwrap(), EntryChange::Conflict);
-    let login = Insert {
+    let login = TokenInsert {
         revision: Some(changed.revision),
         ..login
     };
     assert!(is_placed(&store.insert(login).await.unwrap()));
     assert!(store.remove_user("anna").await.unwrap());
     assert!(!store.remove_user("anna").await.unwrap());
-    assert_eq!(store.find(&Digest([1; 32])).await.unwrap(), None);
+    assert_eq!(store.find(&RecordDigest([1; 32])).await.unwrap(), None);
     assert_eq!(store.insert(login).await.unwrap(), InsertOutcome::Ended);
-    let learned = Insert {
+    let learned = TokenInsert {
         revision: None,
         ..login
     };
@@ -165,9 +168,9 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     };
     let life = Duration::from_secs(60);
     let late = one.publish("main", &login, false, (life, &sealed)).await;
-    assert_eq!(late.unwrap(), Published::Lost);
+    assert_eq!(late.unwrap(), PublishOutcome::Lost);
     let current = two.publish("main", &second, false, (life, &sealed)).await;
-    assert_eq!(current.unwrap(), Published::Current(1));
+    assert_eq!(current.unwrap(), PublishOutcome::Current(1));
     let lease = one.lease("main").await.unwrap().unwrap();
     assert_eq!((lease.generation, lease.refused), (1, 0));
     assert_eq!(lease.sealed, sealed);
@@ -183,7 +186,7 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     assert!(two.refuse_lease("main", 1).await.unwrap());
     assert!(!two.refuse_lease("main", 1).await.unwrap(), "news once");
     let doubtful = one.publish("main", &third, false, (life, &sealed)).await;
-    assert_eq!(doubtful.unwrap(), Published::Superseded);
+    assert_eq!(doubtful.unwrap(), PublishOutcome::Superseded);
     let slow = (Duration::from_secs(60), 100);
     assert!(matches!(
         one.login_turn("main", 1, slow).await.unwrap(),
@@ -219,8 +222,8 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
     one.end_tokens("bert", false, None, |ended| end = Some(ended))
         .await
         .unwrap();
-    let token = |number: u8, user: &str, seq| Fact::Token {
-        digest: Digest([number; 32]),
+    let token = |number: u8, user: &str, seq| StateSnapshotItem::Token {
+        digest: RecordDigest([number; 32]),
         user: user.into(),
         kind: KIND,
         left: Duration::from_secs(60),
@@ -229,13 +232,13 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
     // One gate knows of ends that the other has missed.
     let keep = Duration::from_secs(60);
     first.facts.lock().unwrap().extend([
-        Fact::UserEnded {
+        StateSnapshotItem::UserEnded {
             user: "bert".into(),
             end: end.unwrap(),
             keep,
         },
-        Fact::TokenRevoked {
-            digest: Digest([2; 32]),
+        StateSnapshotItem::TokenRevoked {
+            digest: RecordDigest([2; 32]),
             keep,
         },
     ]);
@@ -252,18 +255,18 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
         .await;
     }
     eventually("the store knows the living again", async || {
-        matches!(one.find(&Digest([1; 32])).await, Ok(Some(_)))
+        matches!(one.find(&RecordDigest([1; 32])).await, Ok(Some(_)))
     })
     .await;
     eventually("and does not know the dead", async || {
-        matches!(two.find(&Digest([2; 32])).await, Ok(None))
+        matches!(two.find(&RecordDigest([2; 32])).await, Ok(None))
     })
     .await;
     // Ends are told before anything else; so by now nobody can bring this one back.
-    let ended = two.find(&Digest([9; 32])).await;
+    let ended = two.find(&RecordDigest([9; 32])).await;
     assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
     // Token 3 was known to nobody: the store does not say that there is none.
-    assert!(one.find(&Digest([3; 32])).await.is_err());
+    assert!(one.find(&RecordDigest([3; 32])).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,8 +288,8 @@ async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_mor
         two.insert(insert(1, "anna")).await.unwrap();
     }
     let seq = two.applied();
-    knows.facts.lock().unwrap().push(Fact::Token {
-        digest: Digest([1; 32]),
+    knows.facts.lock().unwrap().push(StateSnapshotItem::Token {
+        digest: RecordDigest([1; 32]),
         user: "anna".into(),
         kind: KIND,
         left: Duration::from_secs(60),
@@ -300,6 +303,6 @@ async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_mor
     one.end_tokens("anna", false, None, |_| ()).await.unwrap();
     ahead.set(Line::Good);
     eventually("the other one has told what it knows", async || two.is_up()).await;
-    let found = one.find(&Digest([1; 32])).await;
+    let found = one.find(&RecordDigest([1; 32])).await;
     assert!(!matches!(found, Ok(Some(_))), "{found:?}");
 }

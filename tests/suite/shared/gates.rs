@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tollgate::store::shared::{Entry, Fact, Follow, Revision, SharedChange, SharedStore};
+use tollgate::store::shared::{
+    EntryRevision, Replica, SharedChange, SharedEntry, SharedStore, StateSnapshotItem,
+};
 
 use super::{brisk, gate, open, settings, status, store, three};
 use crate::harness::client::verdict;
@@ -329,8 +331,8 @@ async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<T
     let (head, text) = written.split_once('\n').unwrap();
     let (_, seq) = head.split_once(' ').unwrap();
     let seq: u64 = seq.parse().unwrap();
-    let entry = |text: &str| Entry {
-        revision: Revision {
+    let entry = |text: &str| SharedEntry {
+        revision: EntryRevision {
             made: seq,
             changed: 0,
         },
@@ -338,7 +340,7 @@ async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<T
         text: text.to_owned(),
     };
     let facts = [("bot", text), ("other", "{}")];
-    let facts = facts.map(|(name, text)| Fact::Key(name.into(), entry(text)));
+    let facts = facts.map(|(name, text)| StateSnapshotItem::Key(name.into(), entry(text)));
     let teller = Arc::new(Teller(facts.to_vec()));
     let follower = Arc::downgrade(&teller);
     store.follow(follower);
@@ -346,14 +348,14 @@ async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<T
 }
 
 #[derive(Debug)]
-struct Teller(Vec<Fact>);
+struct Teller(Vec<StateSnapshotItem>);
 
-impl Follow for Teller {
+impl Replica for Teller {
     fn apply(&self, _: &SharedChange, _: u64) {}
 
     fn doubt(&self, _: u64) {}
 
-    fn knowledge(&self, give: &mut dyn FnMut(Fact)) {
+    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.0.iter().cloned().for_each(give);
     }
 }

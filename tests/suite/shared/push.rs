@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde_json::json;
 use sha2::Digest as _;
 use tokio::sync::Mutex;
-use tollgate::store::shared::{EntryChange, Insert, InsertOutcome, Kind, SharedStore};
-use tollgate::store::{Digest, Origin};
+use tollgate::store::shared::{EntryChange, InsertOutcome, SharedStore, TokenInsert, TokenKind};
+use tollgate::store::{RecordDigest, TokenOrigin};
 use tollgate::webapp::Role;
 
 use super::gates::{OPERATOR, operated};
@@ -28,11 +28,11 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 /// login's work, and no part of this measurement.
 pub(super) async fn token(store: &SharedStore, user: &str) -> String {
     let text = format!("tg_{:064x}", rand::random::<u128>());
-    let placed = store.insert(Insert {
-        digest: Digest(sha2::Sha256::digest(&text).into()),
+    let placed = store.insert(TokenInsert {
+        digest: RecordDigest(sha2::Sha256::digest(&text).into()),
         user,
-        kind: Kind {
-            origin: Origin::Minted,
+        kind: TokenKind {
+            origin: TokenOrigin::Minted,
             role: Some(Role::Admin),
         },
         life: Duration::from_secs(3600),

@@ -22,7 +22,7 @@ async fn on_a_full_disk_changes_are_refused_and_taken_again_when_there_is_room()
             break refused;
         }
     };
-    let Unavailable::Failed(why) = &refused else {
+    let StoreUnavailable::Failed(why) = &refused else {
         panic!("{refused:?}");
     };
     assert!(why.contains("full") || why.contains("space"), "{why}");
@@ -54,12 +54,18 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
     };
     commit(engine, put(0, "anna")).await.unwrap();
     disk.hangs(true);
-    assert_eq!(store.commit(put(1, "anna")).await, Err(Unavailable::Late));
+    assert_eq!(
+        store.commit(put(1, "anna")).await,
+        Err(StoreUnavailable::Late)
+    );
     // From now on nobody waits.
     eventually("the gate has noticed", async || store.trouble().is_some()).await;
     let begin = tokio::time::Instant::now();
     let refused = store.commit(put(2, "anna")).await.unwrap_err();
-    assert!(matches!(refused, Unavailable::Failed(_)), "{refused:?}");
+    assert!(
+        matches!(refused, StoreUnavailable::Failed(_)),
+        "{refused:?}"
+    );
     assert!(begin.elapsed() < PATIENCE, "refused at once");
     assert_eq!(engine.metrics.store_up.get(), 0);
     disk.hangs(false);
@@ -74,7 +80,10 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
     assert!(!has(engine, 2).await, "what was refused has not");
     // A gate that is told to stop does not wait for the disk either.
     disk.hangs(true);
-    assert_eq!(store.commit(put(4, "anna")).await, Err(Unavailable::Late));
+    assert_eq!(
+        store.commit(put(4, "anna")).await,
+        Err(StoreUnavailable::Late)
+    );
     store.close().await;
     disk.hangs(false);
 }
@@ -103,7 +112,10 @@ fn a_queue_full_of_changes_for_a_disk_that_hangs_keeps_no_gate_from_ending() {
         std::thread::yield_now();
     }
     (0..=MOST_WAITING as u64).for_each(submit);
-    assert_eq!(outcomes.try_iter().last(), Some(Err(Unavailable::Busy)));
+    assert_eq!(
+        outcomes.try_iter().last(),
+        Some(Err(StoreUnavailable::Busy))
+    );
     runtime.block_on(engine.close());
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -119,24 +131,27 @@ fn a_queue_full_of_changes_for_a_disk_that_hangs_keeps_no_gate_from_ending() {
 async fn a_refused_change_that_reached_the_disk_is_undone() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
-    commit(&engine, Change::PutUser(user("anna")))
+    commit(&engine, StoreChange::PutUser(user("anna")))
         .await
         .unwrap();
     commit(&engine, put(1, "anna")).await.unwrap();
     for change in [
         put(2, "anna"),
         end("anna"),
-        Change::RemoveGrant(digest(1)),
-        Change::RemoveUser {
+        StoreChange::RemoveGrant(digest(1)),
+        StoreChange::RemoveUser {
             name: "anna".into(),
         },
-        Change::PutUser(user("bert")),
+        StoreChange::PutUser(user("bert")),
     ] {
         disk.state().fault = Fault::SyncLies;
         let refused = commit(&engine, change.clone()).await;
-        assert!(matches!(refused, Err(Unavailable::Failed(_))), "{change:?}");
+        assert!(
+            matches!(refused, Err(StoreUnavailable::Failed(_))),
+            "{change:?}"
+        );
         eventually("the store is back", async || {
-            commit(&engine, Change::RemoveGrant(digest(99)))
+            commit(&engine, StoreChange::RemoveGrant(digest(99)))
                 .await
                 .is_ok()
         })
@@ -188,14 +203,17 @@ struct Known {
 }
 
 /// Logins, logouts and single ends, one after the other, until the disk has no power.
-async fn load(disk: &Disk) -> (Known, Option<Change>) {
+async fn load(disk: &Disk) -> (Known, Option<StoreChange>) {
     let mut known = Known::default();
     let Ok(engine) = start(disk) else {
         return (known, None);
     };
     for number in 0..24_u64 {
         let (change, ended): (_, Vec<u64>) = match number % 6 {
-            4 => (Change::RemoveGrant(digest(number - 1)), vec![number - 1]),
+            4 => (
+                StoreChange::RemoveGrant(digest(number - 1)),
+                vec![number - 1],
+            ),
             5 => (end("anna"), (0..number).filter(|n| n % 2 == 0).collect()),
             _ => {
                 let user = if number % 2 == 0 { "anna" } else { "bert" };
@@ -248,10 +266,11 @@ async fn a_power_cut_at_any_write_loses_nothing_answered_and_brings_nothing_back
 }
 
 /// Everything answered is there; the one change not answered is there or is not.
-async fn check(disk: &Disk, known: &Known, doubtful: Option<&Change>, cut: u64) {
+async fn check(disk: &Disk, known: &Known, doubtful: Option<&StoreChange>, cut: u64) {
     let engine = start(disk).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
-    let found: BTreeSet<Digest> = grants(&engine).await.into_iter().map(|row| row.0).collect();
-    let all = |numbers: &BTreeSet<u64>| -> BTreeSet<Digest> {
+    let found: BTreeSet<RecordDigest> =
+        grants(&engine).await.into_iter().map(|row| row.0).collect();
+    let all = |numbers: &BTreeSet<u64>| -> BTreeSet<RecordDigest> {
         numbers.iter().map(|number| digest(*number)).collect()
     };
     let (live, dead) = (all(&known.live), all(&known.dead));
@@ -261,13 +280,13 @@ async fn check(disk: &Disk, known: &Known, doubtful: Option<&Change>, cut: u64) 
     );
     let mut with = live.clone();
     match doubtful {
-        Some(Change::PutGrant(grant)) => {
+        Some(StoreChange::PutGrant(grant)) => {
             with.insert(grant.digest);
         }
-        Some(Change::RemoveGrant(digest)) => {
+        Some(StoreChange::RemoveGrant(digest)) => {
             with.remove(digest);
         }
-        Some(Change::EndTokens { .. }) => {
+        Some(StoreChange::EndTokens { .. }) => {
             let ended = known.live.iter().filter(|number| **number % 2 == 0);
             for number in ended {
                 with.remove(&digest(*number));

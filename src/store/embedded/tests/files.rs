@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use super::super::tables::{META, SCHEMA, SCHEMA_KEY};
 use super::*;
 
-fn open(path: &Path) -> Result<(Embedded, Contents), OpenError> {
-    Embedded::open(path, &Metrics::new())
+fn open(path: &Path) -> Result<(EmbeddedStore, StoreContents), OpenError> {
+    EmbeddedStore::open(path, &Metrics::new())
 }
 
 /// A file with something in it, closed.
 async fn written(folder: &tempfile::TempDir) -> PathBuf {
     let path = folder.path().join("store.redb");
     let (engine, _) = open(&path).unwrap();
-    commit(&engine, Change::PutUser(user("anna")))
+    commit(&engine, StoreChange::PutUser(user("anna")))
         .await
         .unwrap();
     for number in 0..200 {

@@ -12,17 +12,17 @@ use std::time::Duration;
 use super::*;
 use crate::clock;
 use crate::store::{
-    Digest, GrantRecord, KeyRecord, Offline, Origin, PhcText, Record, SealedBytes, SealedLease,
-    Taker, UserRecord, threads_for,
+    ExportRecord, GrantBatchSink, GrantRecord, KeyRecord, OfflineStore, PhcText, RecordDigest,
+    SealedBytes, SealedLease, TokenOrigin, UserRecord, threads_for,
 };
 use crate::webapp::Role;
 use disk::Disk;
 
 const HOUR: u64 = 3_600_000;
 
-fn digest(number: u64) -> Digest {
+fn digest(number: u64) -> RecordDigest {
     use sha2::Digest as _;
-    Digest(sha2::Sha256::digest(number.to_le_bytes()).into())
+    RecordDigest(sha2::Sha256::digest(number.to_le_bytes()).into())
 }
 
 fn grant(number: u64, user: &str) -> GrantRecord {
@@ -32,16 +32,16 @@ fn grant(number: u64, user: &str) -> GrantRecord {
         role: Some(Role::User),
         ends_millis: clock::unix_millis() + HOUR,
         epoch: 0,
-        origin: Origin::Minted,
+        origin: TokenOrigin::Minted,
     }
 }
 
-fn put(number: u64, user: &str) -> Change {
-    Change::PutGrant(grant(number, user))
+fn put(number: u64, user: &str) -> StoreChange {
+    StoreChange::PutGrant(grant(number, user))
 }
 
-fn end(user: &str) -> Change {
-    Change::EndTokens { user: user.into() }
+fn end(user: &str) -> StoreChange {
+    StoreChange::EndTokens { user: user.into() }
 }
 
 fn user(name: &str) -> UserRecord {
@@ -56,16 +56,16 @@ fn user(name: &str) -> UserRecord {
 }
 
 /// The engine over a disk of the test's own.
-fn start(disk: &Disk) -> Result<Embedded, OpenError> {
+fn start(disk: &Disk) -> Result<EmbeddedStore, OpenError> {
     let path = Path::new("no such file");
     let database = disk.open()?;
     let again = disk.clone();
     let opener = Box::new(move || again.open());
-    let (embedded, _) = Embedded::start(path, opener, database, &Metrics::new())?;
+    let (embedded, _) = EmbeddedStore::start(path, opener, database, &Metrics::new())?;
     Ok(embedded)
 }
 
-async fn commit(engine: &Embedded, change: Change) -> Result<(), Unavailable> {
+async fn commit(engine: &EmbeddedStore, change: StoreChange) -> Result<(), StoreUnavailable> {
     let (answer, answered) = oneshot::channel();
     let done = Box::new(|outcome| drop(answer.send(outcome)));
     engine.submit(change, done);
@@ -73,9 +73,9 @@ async fn commit(engine: &Embedded, change: Change) -> Result<(), Unavailable> {
 }
 
 /// Every live grant's digest and user, in order.
-async fn grants(engine: &Embedded) -> Vec<(Digest, String)> {
+async fn grants(engine: &EmbeddedStore) -> Vec<(RecordDigest, String)> {
     let (send, receive) = std::sync::mpsc::channel();
-    let intake = Box::new(move || -> Taker<'static> {
+    let intake = Box::new(move || -> GrantBatchSink<'static> {
         let send = send.clone();
         Box::new(move |grants| {
             for grant in grants {
@@ -89,7 +89,7 @@ async fn grants(engine: &Embedded) -> Vec<(Digest, String)> {
     grants
 }
 
-async fn has(engine: &Embedded, number: u64) -> bool {
+async fn has(engine: &EmbeddedStore, number: u64) -> bool {
     let found = grants(engine).await;
     found.iter().any(|(known, _)| *known == digest(number))
 }
@@ -98,7 +98,7 @@ async fn has(engine: &Embedded, number: u64) -> bool {
 async fn everything_is_there_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data/store.redb");
-    let (engine, contents) = Embedded::open(&path, &Metrics::new()).unwrap();
+    let (engine, contents) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
     assert!(contents.users.is_empty() && contents.keys.is_empty());
     let key = KeyRecord {
         name: "bot".into(),
@@ -115,25 +115,25 @@ async fn everything_is_there_after_a_restart() {
         sealed: SealedBytes(vec![1, 2, 3]),
     };
     let changes = [
-        Change::PutUser(user("anna")),
-        Change::PutUser(user("bert")),
-        Change::RemoveUser {
+        StoreChange::PutUser(user("anna")),
+        StoreChange::PutUser(user("bert")),
+        StoreChange::RemoveUser {
             name: "bert".into(),
         },
-        Change::PutKey(key.clone()),
-        Change::PutLease(lease.clone()),
+        StoreChange::PutKey(key.clone()),
+        StoreChange::PutLease(lease.clone()),
         put(1, "anna"),
         put(2, "carl"),
         end("carl"),
         put(3, "carl"),
         put(4, "anna"),
-        Change::RemoveGrant(digest(4)),
+        StoreChange::RemoveGrant(digest(4)),
     ];
     for change in changes {
         commit(&engine, change).await.unwrap();
     }
     engine.close().await;
-    let (engine, contents) = Embedded::open(&path, &Metrics::new()).unwrap();
+    let (engine, contents) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
     assert_eq!(contents.users, [user("anna")]);
     assert_eq!(contents.keys, [key]);
     assert_eq!(contents.leases, [lease]);
@@ -149,17 +149,17 @@ async fn everything_is_there_after_a_restart() {
 async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
     let engine = start(&Disk::laid_out()).unwrap();
     for change in [
-        Change::PutUser(user("anna")),
+        StoreChange::PutUser(user("anna")),
         put(1, "anna"),
-        Change::RemoveUser {
+        StoreChange::RemoveUser {
             name: "anna".into(),
         },
         // Of a login that was on its way while its user was deleted.
         put(2, "anna"),
-        Change::PutUser(user("anna")),
+        StoreChange::PutUser(user("anna")),
         put(3, "anna"),
         // A new password ends nothing.
-        Change::PutUser(user("anna")),
+        StoreChange::PutUser(user("anna")),
     ] {
         commit(&engine, change).await.unwrap();
     }
@@ -207,7 +207,7 @@ async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
         answers.push(answered);
     }
     let last = answers.pop().unwrap().await.unwrap();
-    assert_eq!(last, Err(Unavailable::Busy));
+    assert_eq!(last, Err(StoreUnavailable::Busy));
     assert_eq!(engine.metrics.store_changes.value(StoreOutcome::Busy), 1);
     hold.send(()).unwrap();
     for answered in answers {
@@ -233,10 +233,10 @@ async fn every_user_is_met_however_many_threads_look_for_them() {
         for number in 0..count {
             let mut grant = grant(number, &format!("user {number}"));
             // Where one thread's part of the file may begin, and where one may end.
-            grant.digest = Digest(if number % 2 == 0 { [0; 32] } else { [255; 32] });
+            grant.digest = RecordDigest(if number % 2 == 0 { [0; 32] } else { [255; 32] });
             grant.digest.0[0] = u8::try_from(number).unwrap();
             wanted.push((grant.digest, grant.user.to_string()));
-            commit(&engine, Change::PutGrant(grant)).await.unwrap();
+            commit(&engine, StoreChange::PutGrant(grant)).await.unwrap();
         }
         wanted.sort();
         assert_eq!(grants(&engine).await, wanted);
@@ -249,19 +249,19 @@ async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
     const COUNT: u64 = 20_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
-    let offline = Offline::open_or_make(&path).unwrap();
+    let offline = OfflineStore::open_or_make(&path).unwrap();
     let mut import = offline.import().unwrap();
     for number in 0..COUNT {
         let grant = grant(number, &format!("user {}", number % 500));
-        import.put(Record::Grant(grant)).unwrap();
+        import.put(ExportRecord::Grant(grant)).unwrap();
     }
     import.commit().unwrap();
     drop(offline);
-    let (engine, _) = Embedded::open(&path, &Metrics::new()).unwrap();
-    let progress = Arc::new(Progress::default());
+    let (engine, _) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
+    let progress = Arc::new(LoadProgress::default());
     let (answer, answered) = oneshot::channel();
-    let intake = Box::new(|| -> Taker<'static> { Box::new(|_| ()) });
-    let job = Job::Load(intake, Arc::clone(&progress), answer);
+    let intake = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
+    let job = WriterJob::Load(intake, Arc::clone(&progress), answer);
     engine.jobs.send(job).unwrap();
     assert_eq!(answered.await.unwrap().unwrap().live, COUNT);
     let (megabytes, rows, total) = progress.so_far();
@@ -278,7 +278,7 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
         if number % 3 == 1 {
             grant.ends_millis = clock::unix_millis();
         }
-        commit(&engine, Change::PutGrant(grant)).await.unwrap();
+        commit(&engine, StoreChange::PutGrant(grant)).await.unwrap();
     }
     commit(&engine, end("anna")).await.unwrap();
     commit(&engine, put(5000, "anna")).await.unwrap();
@@ -286,7 +286,7 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     assert_eq!(before.len(), 1001);
     // The load has counted two thousand dead rows: worth a walk.
     eventually("the walk has come by", async || {
-        let intake = Box::new(|| -> Taker<'static> { Box::new(|_| ()) });
+        let intake = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
         let loaded = engine.load(intake).await.unwrap();
         loaded.expired + loaded.ended == 0
     })

@@ -47,29 +47,29 @@ fn step() -> impl Strategy<Value = Step> {
 
 #[derive(Default)]
 struct Plain {
-    grants: BTreeMap<Digest, String>,
+    grants: BTreeMap<RecordDigest, String>,
     users: BTreeMap<String, UserRecord>,
 }
 
 impl Plain {
-    fn take(&mut self, change: &Change) {
+    fn take(&mut self, change: &StoreChange) {
         match change {
-            Change::PutGrant(grant) => {
+            StoreChange::PutGrant(grant) => {
                 self.grants.insert(grant.digest, grant.user.to_string());
             }
-            Change::RemoveGrant(digest) => drop(self.grants.remove(digest)),
-            Change::EndTokens { user } => self.grants.retain(|_, name| **name != **user),
-            Change::EndOtherTokens { kept } => {
+            StoreChange::RemoveGrant(digest) => drop(self.grants.remove(digest)),
+            StoreChange::EndTokens { user } => self.grants.retain(|_, name| **name != **user),
+            StoreChange::EndOtherTokens { kept } => {
                 self.grants.retain(|_, name| **name != *kept.user);
                 self.grants.insert(kept.digest, kept.user.to_string());
             }
-            Change::PutUser(user) => {
+            StoreChange::PutUser(user) => {
                 let old = self.users.insert(user.name.to_string(), user.clone());
                 if old.is_none() {
                     self.grants.retain(|_, name| **name != *user.name);
                 }
             }
-            Change::RemoveUser { name } => {
+            StoreChange::RemoveUser { name } => {
                 self.users.remove(&**name);
                 self.grants.retain(|_, owner| **owner != **name);
             }
@@ -78,13 +78,13 @@ impl Plain {
     }
 }
 
-fn change(step: &Step) -> Option<Change> {
+fn change(step: &Step) -> Option<StoreChange> {
     Some(match step {
         Step::Login { number, user } => put(*number, NAMES[*user]),
-        Step::End { number } => Change::RemoveGrant(digest(*number)),
+        Step::End { number } => StoreChange::RemoveGrant(digest(*number)),
         Step::Logout { user } => end(NAMES[*user]),
-        Step::Create { user: number } => Change::PutUser(user(NAMES[*number])),
-        Step::Delete { user } => Change::RemoveUser {
+        Step::Create { user: number } => StoreChange::PutUser(user(NAMES[*number])),
+        Step::Delete { user } => StoreChange::RemoveUser {
             name: NAMES[*user].into(),
         },
         Step::Restart | Step::Break => return None,
@@ -111,7 +111,7 @@ async fn run(steps: &[Step]) {
                     // Closed before it could look up what the failed commit had done, an
                     // engine cannot undo it: let it come back first.
                     eventually("it is back", async || {
-                        commit(&engine, Change::RemoveGrant(digest(99)))
+                        commit(&engine, StoreChange::RemoveGrant(digest(99)))
                             .await
                             .is_ok()
                     })
@@ -128,7 +128,7 @@ async fn run(steps: &[Step]) {
         }
     }
     disk.state().fault = Fault::None;
-    let wanted: Vec<(Digest, String)> = plain.grants.into_iter().collect();
+    let wanted: Vec<(RecordDigest, String)> = plain.grants.into_iter().collect();
     assert_eq!(grants(&engine).await, wanted);
     engine.close().await;
     let contents = read::contents(&disk.open().unwrap()).unwrap();

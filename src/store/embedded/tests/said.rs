@@ -46,7 +46,7 @@ async fn a_load_that_takes_long_says_how_far_it_is() {
     }
     let said = Said::default();
     let _listening = said.listen();
-    let slow = || -> Taker<'static> {
+    let slow = || -> GrantBatchSink<'static> {
         Box::new(|grants| std::thread::sleep(Duration::from_millis(2) * grants.len() as u32))
     };
     let loaded = engine.load(Box::new(slow)).await.unwrap();
@@ -89,7 +89,7 @@ async fn a_load_that_nobody_waits_for_any_more_ends_soon() {
     let given = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&given);
     let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
-    let slow = move || -> Taker<'static> {
+    let slow = move || -> GrantBatchSink<'static> {
         let (count, begun) = (Arc::clone(&count), begun.clone());
         Box::new(move |grants| {
             count.fetch_add(grants.len(), Ordering::Relaxed);
