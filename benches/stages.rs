@@ -22,7 +22,7 @@ use tollgate::metrics::Metrics;
 use tollgate::pipeline::{
     Limiter, Peer, RateSubject, RouteTable, clean_fields, presents_credential,
 };
-use tollgate::token::{Token, TokenDigest, TokenOrigin, TokenStore, Wanted};
+use tollgate::token::{GrantRequest, Token, TokenDigest, TokenOrigin, TokenStore};
 use tollgate::via::GatewayVia;
 use tollgate::webapp::Role;
 
@@ -52,7 +52,7 @@ fn filled() -> (Arc<TokenStore>, Vec<String>) {
     let texts = (0..TOKENS).map(|index| {
         let token = Token::mint();
         let user = format!("user-{}", index / 10);
-        let wanted = Wanted {
+        let wanted = GrantRequest {
             user: &user,
             role: Some(Role::User),
             lifetime: Duration::from_secs(604_800),

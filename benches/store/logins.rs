@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tollgate::identity::hash_password;
 use tollgate::metrics::StoreOutcome;
 use tollgate::secret::Secret;
-use tollgate::token::{Token, TokenOrigin, TokenStore, Wanted};
+use tollgate::token::{GrantRequest, Token, TokenOrigin, TokenStore};
 use tollgate::webapp::Role;
 
 const AT_ONCE: [usize; 4] = [1, 16, 64, 256];
@@ -98,7 +98,7 @@ async fn one_client(
             tokio::task::spawn_blocking(hash).await.unwrap();
             drop(slot);
         }
-        let wanted = Wanted {
+        let wanted = GrantRequest {
             user: &user,
             role: Some(Role::User),
             lifetime: Duration::from_secs(7 * 86_400),

@@ -9,7 +9,7 @@ use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
-use tollgate::token::{Token, TokenDigest, TokenOrigin, TokenStore, Wanted};
+use tollgate::token::{GrantRequest, Token, TokenDigest, TokenOrigin, TokenStore};
 use tollgate::webapp::Role;
 
 const TOKENS: usize = 100_000;
@@ -114,7 +114,7 @@ async fn log_in(gate: &Arc<TokenStore>) -> Vec<TokenDigest> {
             for number in (lane..TOKENS).step_by(LANES) {
                 let user = format!("user-{}", number % USERS);
                 let digest = Token::mint().digest();
-                let wanted = Wanted {
+                let wanted = GrantRequest {
                     user: &user,
                     role: Some(Role::User),
                     lifetime: Duration::from_secs(7 * 86_400),

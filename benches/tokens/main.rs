@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::metrics::Metrics;
 use tollgate::store::{GrantSink as _, LiveGrant};
-use tollgate::token::{TokenDigest, TokenOrigin, TokenStore, Wanted};
+use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
 
 use clocks::{Pauses, Watch, waited_for_a_core};
 
@@ -236,7 +236,7 @@ fn store() -> Arc<TokenStore> {
 }
 
 fn insert(store: &TokenStore, digest: TokenDigest, user: &str, lifetime: Duration) {
-    let wanted = Wanted {
+    let wanted = GrantRequest {
         user,
         role: None,
         lifetime,

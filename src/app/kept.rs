@@ -17,7 +17,7 @@ use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{SealKey, SealingKeys, Store, StoreContents, TokenOrigin};
-use crate::token::{Ending, TokenStore};
+use crate::token::{RevokeCause, TokenStore};
 use crate::upstream::LeaseKeeper;
 
 /// Between two looks at a disk.
@@ -104,7 +104,7 @@ async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<
 /// A first admin whose password is new has no tokens of the password before it.
 pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &TokenStore) {
     if let Some(FirstAdmin::Configured { username }) = first_admin {
-        tokens.end_at_once(username, Ending::Logout).await;
+        tokens.end_at_once(username, RevokeCause::Logout).await;
     }
 }
 

@@ -28,7 +28,7 @@ use crate::config::{self, UsersCall};
 use crate::identity::Client;
 use crate::metrics::{ClientLogin, LabelSet as _, Metrics, UnreadLogin};
 use crate::secret::Secret;
-use crate::token::{Ending, TokenDigest, TokenOrigin, TokenStore, Wanted};
+use crate::token::{GrantRequest, RevokeCause, TokenDigest, TokenOrigin, TokenStore};
 use crate::webapp::{self, LoginBody};
 
 /// A login's answer is a few hundred bytes; what is longer is none.
@@ -89,7 +89,7 @@ impl RelayedCall<'_> {
         match (call.kind, call.client) {
             (UsersCall::Logout, Client::User { name, .. }) => {
                 // The Webapp has ended them: here they end whatever our own store says.
-                self.tokens.end_at_once(name, Ending::Logout).await;
+                self.tokens.end_at_once(name, RevokeCause::Logout).await;
             }
             (UsersCall::Delete, _) => {
                 self.tokens.end_user(&user_in(call.path)?).await;
@@ -145,7 +145,9 @@ impl RelayedCall<'_> {
         }
         if is_change {
             // The token of this login is not taken in yet.
-            self.tokens.end_at_once(&username, Ending::Logout).await;
+            self.tokens
+                .end_at_once(&username, RevokeCause::Logout)
+                .await;
         }
         let (head, body) = answer.into_parts();
         let (minted, body) = read(&head.headers, body).await?;
@@ -159,7 +161,7 @@ impl RelayedCall<'_> {
         };
         attempt.succeeded();
         let digest = TokenDigest::of(token.expose());
-        let wanted = Wanted {
+        let wanted = GrantRequest {
             user: &username,
             role: None,
             lifetime: left,

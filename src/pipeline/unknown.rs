@@ -22,7 +22,7 @@ use crate::clock::{self, Deadline, LogThrottle};
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{LabelSet as _, UnreadLogin};
 use crate::secret::Secret;
-use crate::token::{Grant, TokenDigest, TokenOrigin, TokenStore, Wanted};
+use crate::token::{Grant, GrantRequest, TokenDigest, TokenOrigin, TokenStore};
 use crate::upstream::{Patience, ProbeTrust, ProbeVerdict};
 
 /// How long a refusal is remembered.
@@ -194,7 +194,7 @@ pub(super) async fn put(
 /// of itself was written by its bearer. It is a client of its own.
 async fn learn(tokens: &TokenStore, digest: TokenDigest, token: &Secret) -> IntrospectionVerdict {
     let user = digest.pseudonym();
-    let wanted = Wanted {
+    let wanted = GrantRequest {
         user: &user,
         role: None,
         lifetime: TokenClaims::read(token).map_or(BELIEVED_FOR, |claims| claims.left()),

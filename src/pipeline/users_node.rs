@@ -21,7 +21,9 @@ use crate::identity::{
 };
 use crate::metrics::{ClientLogin, Metrics};
 use crate::secret::Secret;
-use crate::token::{Ending, InsertRefused, Token, TokenDigest, TokenOrigin, TokenStore, Wanted};
+use crate::token::{
+    GrantRequest, InsertRefused, RevokeCause, Token, TokenDigest, TokenOrigin, TokenStore,
+};
 use crate::webapp::{self, LoginBody, Meta, Role, UserEntry};
 
 /// A users call has no business with a body larger than this.
@@ -119,7 +121,7 @@ impl UsersNode<'_> {
             LoginBody::Nothing | LoginBody::Other => {}
         }
         let token = Token::mint();
-        let wanted = Wanted {
+        let wanted = GrantRequest {
             user: &basic.username,
             role: Some(verified.role),
             lifetime: self.settings.token_lifetime,
@@ -266,14 +268,14 @@ pub(super) fn ending_of_change(
     call: &UsersNodeCall<'_>,
     user: &str,
     rule: OnPasswordChange,
-) -> Ending {
+) -> RevokeCause {
     match (call.client, call.token) {
         (Client::User { name, .. }, Some(own))
             if **name == *user && rule == OnPasswordChange::EndOthers =>
         {
-            Ending::AllBut(own)
+            RevokeCause::AllBut(own)
         }
-        _ => Ending::Logout,
+        _ => RevokeCause::Logout,
     }
 }
 

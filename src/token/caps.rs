@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::due::Second;
-use super::holders::{Lot, SHARDS, Shard};
-use super::memory::Memory;
+use super::holders::{SHARDS, TokenFamily, UserShard};
+use super::memory::TokenMemory;
 use super::{InsertRefused, TokenDigest};
 use crate::clock::LogThrottle;
 use crate::config::AtTokenCap;
@@ -134,11 +134,15 @@ pub(super) fn near(cap: usize) -> usize {
     cap - cap / 5
 }
 
-impl Memory {
+impl TokenMemory {
     /// Makes the user's oldest token leave that was not used since it was looked at last. It
     /// lives until `displace`. Round and round as a clock's hand: a token in use is passed
     /// over once in each round, and those after it come before it comes again.
-    pub(super) fn choose_oldest(&self, shard: &mut Shard, lot: &Arc<Lot>) -> Option<TokenDigest> {
+    pub(super) fn choose_oldest(
+        &self,
+        shard: &mut UserShard,
+        lot: &Arc<TokenFamily>,
+    ) -> Option<TokenDigest> {
         let mut first = None;
         for _ in 0..MOST_LOOKED_AT {
             let hint = shard.next_in_turn(lot)?;
@@ -151,7 +155,7 @@ impl Memory {
     }
 
     /// From here on it shows which of the user's tokens are in use: the cap is near.
-    pub(super) fn forget_uses(&self, shard: &Shard, lot: &Arc<Lot>) {
+    pub(super) fn forget_uses(&self, shard: &UserShard, lot: &Arc<TokenFamily>) {
         for hint in shard.due.of(lot, Second::MAX, MOST_LOOKED_AT) {
             let _ = self
                 .table
@@ -186,7 +190,7 @@ impl Memory {
     }
 
     /// How long until the first of a user's tokens has surely ended.
-    pub(super) fn until_next_of(&self, shard: &Shard, lot: &Lot) -> Option<Duration> {
+    pub(super) fn until_next_of(&self, shard: &UserShard, lot: &TokenFamily) -> Option<Duration> {
         let next = shard.due.next_of(lot, None)?;
         Some(self.until(next.due))
     }

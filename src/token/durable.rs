@@ -9,16 +9,16 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::caps::TokenPlaced;
-use super::front::Front;
-use super::memory::Memory;
-use super::{InsertRefused, TokenDigest, TokenStore, Wanted};
+use super::front::TokenReplica;
+use super::memory::TokenMemory;
+use super::{GrantRequest, InsertRefused, TokenDigest, TokenStore};
 use crate::clock::Deadline;
 use crate::metrics::TokenEvent;
 use crate::store::{GrantRecord, LoadedGrants, StoreChange, StoreUnavailable, TokenOrigin};
 
 /// What ends a user's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum RevokeCause {
     Logout,
     Deletion,
     /// The user has changed something with this one of its tokens: the others end.
@@ -29,7 +29,7 @@ impl TokenStore {
     pub(super) async fn insert_until(
         &self,
         digest: TokenDigest,
-        wanted: Wanted<'_>,
+        wanted: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<TokenPlaced, InsertRefused> {
         if let Some(front) = &self.front {
@@ -107,7 +107,7 @@ impl TokenStore {
         was_live
     }
 
-    async fn revoke_everywhere(&self, front: &Front, digest: &TokenDigest) -> bool {
+    async fn revoke_everywhere(&self, front: &TokenReplica, digest: &TokenDigest) -> bool {
         match front.revoke(digest).await {
             Ok(false) => false,
             Ok(true) => {
@@ -124,11 +124,15 @@ impl TokenStore {
     /// Ends all tokens of a user that exist this instant, in constant time; how many.
     /// A login still running gets its token: it counts as the later one.
     pub async fn revoke_user(&self, user: &str) -> Result<usize, StoreUnavailable> {
-        self.end_tokens(user, Ending::Logout).await
+        self.end_tokens(user, RevokeCause::Logout).await
     }
 
     /// Ends a user's tokens once the store has it; how many.
-    pub async fn end_tokens(&self, user: &str, ending: Ending) -> Result<usize, StoreUnavailable> {
+    pub async fn end_tokens(
+        &self,
+        user: &str,
+        ending: RevokeCause,
+    ) -> Result<usize, StoreUnavailable> {
         if let Some(front) = &self.front {
             let ended = front.end(user, ending).await;
             return ended.map(|count| self.count_revoked(count));
@@ -150,11 +154,11 @@ impl TokenStore {
     /// Ends all tokens of a deleted user, those of logins still running included. The
     /// deletion itself lasts already, and with it the end of tokens given out before.
     pub async fn end_user(&self, user: &str) -> usize {
-        self.end_at_once(user, Ending::Deletion).await
+        self.end_at_once(user, RevokeCause::Deletion).await
     }
 
     /// What has happened elsewhere, happens here: at once, whatever the store says.
-    pub async fn end_at_once(&self, user: &str, ending: Ending) -> usize {
+    pub async fn end_at_once(&self, user: &str, ending: RevokeCause) -> usize {
         if let Some(front) = &self.front {
             let here = self.count_revoked(self.memory.end_user(user));
             return match front.end(user, ending).await {
@@ -177,10 +181,10 @@ impl TokenStore {
 
     /// The change of the store that ends a user's tokens. Its lane is held: what is live
     /// now is live until then.
-    fn end_change(&self, user: &Arc<str>, ending: Ending) -> StoreChange {
+    fn end_change(&self, user: &Arc<str>, ending: RevokeCause) -> StoreChange {
         let kept = match ending {
-            Ending::AllBut(kept) => self.record_of(kept, user),
-            Ending::Logout | Ending::Deletion => None,
+            RevokeCause::AllBut(kept) => self.record_of(kept, user),
+            RevokeCause::Logout | RevokeCause::Deletion => None,
         };
         match kept {
             Some(kept) => StoreChange::EndOtherTokens { kept },
@@ -260,10 +264,10 @@ impl TokenStore {
     }
 }
 
-fn end(memory: &Memory, user: &str, ending: Ending) -> usize {
+fn end(memory: &TokenMemory, user: &str, ending: RevokeCause) -> usize {
     match ending {
-        Ending::Logout => memory.revoke_user(user),
-        Ending::Deletion => memory.end_user(user),
-        Ending::AllBut(kept) => memory.revoke_others(user, &kept),
+        RevokeCause::Logout => memory.revoke_user(user),
+        RevokeCause::Deletion => memory.end_user(user),
+        RevokeCause::AllBut(kept) => memory.revoke_others(user, &kept),
     }
 }

@@ -15,14 +15,14 @@ const KEEP: Duration = Duration::from_secs(8 * 86_400);
 
 /// What has ended, newest last.
 #[derive(Debug, Default)]
-pub(super) struct Ends {
+pub(super) struct RevocationLog {
     users: HashMap<Arc<str>, RevokedUpTo>,
     users_order: VecDeque<Arc<str>>,
     revoked: HashSet<TokenDigest>,
     revoked_order: VecDeque<TokenDigest>,
 }
 
-impl Ends {
+impl RevocationLog {
     pub(super) fn remember(&mut self, user: &str, end: RevokedUpTo) {
         let Some(known) = self.users.get_mut(user) else {
             if self.users_order.len() >= MOST

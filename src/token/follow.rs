@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::caps::TokenPlaced;
-use super::front::Front;
-use super::{InsertRefused, TokenDigest, Wanted};
+use super::front::TokenReplica;
+use super::{GrantRequest, InsertRefused, TokenDigest};
 use crate::config::AtTokenCap;
 use crate::store::shared::{
     InsertOutcome, Replica, SharedChange, StateSnapshotItem, TokenInsert, TokenKind,
@@ -16,13 +16,13 @@ use crate::store::{RecordDigest, TokenOrigin};
 /// Times that other gates may end the token first that was to end for a new one.
 const ENDINGS: usize = 4;
 
-impl Front {
+impl TokenReplica {
     /// Takes a token into the store, where all gates' caps are kept. At a user's cap the
     /// store names those that end first; which of them are in use only gates know, each its own.
     pub(super) async fn insert_there(
         &self,
         digest: TokenDigest,
-        wanted: Wanted<'_>,
+        wanted: GrantRequest<'_>,
     ) -> Result<TokenPlaced, InsertRefused> {
         let (max_per_user, max) = self.memory.caps();
         let mut insert = TokenInsert {
@@ -76,7 +76,7 @@ impl Front {
     }
 }
 
-impl Replica for Front {
+impl Replica for TokenReplica {
     fn apply(&self, change: &SharedChange, _seq: u64) {
         match change {
             SharedChange::TokenPut(digest) => {

@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::caps::TokenPlaced;
-use super::ends::Ends;
-use super::memory::{Found, Memory};
-use super::{Ending, Grant, InsertRefused, TokenDigest, Wanted};
+use super::ends::RevocationLog;
+use super::memory::{TokenMemory, TokenState};
+use super::{Grant, GrantRequest, InsertRefused, RevokeCause, TokenDigest};
 use crate::clock::Deadline;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{Metrics, StoreAnswer};
@@ -29,14 +29,14 @@ const TRIES: usize = 5;
 const MOST_UNKNOWN: usize = 100_000;
 
 #[derive(Debug)]
-pub(super) struct Front {
+pub(super) struct TokenReplica {
     pub(super) shared: Arc<SharedStore>,
-    pub(super) memory: Arc<Memory>,
-    pub(super) asks: DashMap<TokenDigest, Arc<Ask>>,
+    pub(super) memory: Arc<TokenMemory>,
+    pub(super) asks: DashMap<TokenDigest, Arc<PendingLookup>>,
     /// Tokens that the store does not know, until when that is believed.
     pub(super) unknown: DashMap<TokenDigest, Instant>,
     pub(super) unknown_count: AtomicUsize,
-    ends: Mutex<Ends>,
+    ends: Mutex<RevocationLog>,
     /// The last change seen in each round but the present one: what was known then is
     /// known to that extent.
     rounds: Mutex<Vec<u64>>,
@@ -50,22 +50,22 @@ pub(super) struct Front {
 
 /// A look-up under way.
 #[derive(Debug)]
-pub(super) struct Ask {
+pub(super) struct PendingLookup {
     pub(super) is_spoiled: AtomicBool,
-    answer: watch::Receiver<Option<Answer>>,
+    answer: watch::Receiver<Option<LookupOutcome>>,
 }
 
 #[derive(Clone, Debug)]
-enum Answer {
+enum LookupOutcome {
     Known(Grant),
     Unknown,
     Failed(StoreUnavailable),
 }
 
-impl Front {
+impl TokenReplica {
     pub(super) fn new(
         shared: &Arc<SharedStore>,
-        memory: Arc<Memory>,
+        memory: Arc<TokenMemory>,
         tasks: TaskSet,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
@@ -90,7 +90,7 @@ impl Front {
     pub(super) async fn insert(
         &self,
         digest: TokenDigest,
-        wanted: Wanted<'_>,
+        wanted: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<TokenPlaced, InsertRefused> {
         // Before the store is asked: an end that it tells of meanwhile keeps the token
@@ -102,7 +102,7 @@ impl Front {
         }
         self.no_longer_unknown(&digest);
         // A copy that is full, or an end in between: not kept here, and still good.
-        let wanted = Wanted {
+        let wanted = GrantRequest {
             epoch: here,
             ..wanted
         };
@@ -139,7 +139,7 @@ impl Front {
             Entry::Occupied(ask) => ask.get().answer.clone(),
             Entry::Vacant(place) => {
                 let (told, answer) = watch::channel(None);
-                let ask = Arc::new(Ask {
+                let ask = Arc::new(PendingLookup {
                     is_spoiled: AtomicBool::new(false),
                     answer: answer.clone(),
                 });
@@ -156,14 +156,14 @@ impl Front {
         };
         let told = answer.wait_for(Option::is_some).await;
         match told.ok().and_then(|told| told.clone()) {
-            Some(Answer::Known(grant)) => Ok(Some(grant)),
-            Some(Answer::Unknown) => Ok(None),
-            Some(Answer::Failed(why)) => Err(why),
+            Some(LookupOutcome::Known(grant)) => Ok(Some(grant)),
+            Some(LookupOutcome::Unknown) => Ok(None),
+            Some(LookupOutcome::Failed(why)) => Err(why),
             None => Err(StoreUnavailable::Closed),
         }
     }
 
-    async fn ask(&self, digest: &TokenDigest, ask: &Ask) -> Answer {
+    async fn ask(&self, digest: &TokenDigest, ask: &PendingLookup) -> LookupOutcome {
         for _ in 0..TRIES {
             ask.is_spoiled.store(false, Ordering::Release);
             let round = self.round.load(Ordering::Acquire);
@@ -182,30 +182,30 @@ impl Front {
                 self.remember_unknown(digest);
                 drop(held);
                 self.memory.remove(digest);
-                return Answer::Unknown;
+                return LookupOutcome::Unknown;
             };
-            let placed = self.take_in(digest, &found, here);
+            let placed = self.insert_learned(digest, &found, here);
             if placed.is_some() {
                 self.confirm(digest, round);
             }
             drop(held);
             if let Some(grant) = placed {
                 self.metrics.store_lookups.add(StoreAnswer::Known);
-                return Answer::Known(grant);
+                return LookupOutcome::Known(grant);
             }
         }
         self.without_store(digest, StoreUnavailable::Busy)
     }
 
     /// None: the user's tokens have been ended while the store answered.
-    fn take_in(
+    fn insert_learned(
         &self,
         digest: &TokenDigest,
         found: &SharedGrant,
-        here: super::Epoch,
+        here: super::DeletionEpoch,
     ) -> Option<Grant> {
         let ends = Deadline::after(found.left);
-        let wanted = Wanted {
+        let wanted = GrantRequest {
             user: &found.user,
             role: found.kind.role,
             lifetime: found.left,
@@ -229,11 +229,11 @@ impl Front {
     }
 
     /// The store is away: a grant that was known stays good for `stale_for`.
-    fn without_store(&self, digest: &TokenDigest, why: StoreUnavailable) -> Answer {
+    fn without_store(&self, digest: &TokenDigest, why: StoreUnavailable) -> LookupOutcome {
         self.metrics.store_lookups.add(StoreAnswer::None);
         match self.memory.find(digest) {
-            Found::Live(grant) if self.shared.is_believed() => Answer::Known(grant),
-            _ => Answer::Failed(why),
+            TokenState::Live(grant) if self.shared.is_believed() => LookupOutcome::Known(grant),
+            _ => LookupOutcome::Failed(why),
         }
     }
 
@@ -270,7 +270,7 @@ impl Front {
         });
         self.unknown_count.fetch_sub(gone, Ordering::Relaxed);
         self.confirmed
-            .retain(|digest, _| matches!(self.memory.find(digest), Found::Live(_)));
+            .retain(|digest, _| matches!(self.memory.find(digest), TokenState::Live(_)));
     }
 
     pub(super) async fn revoke(&self, digest: &TokenDigest) -> Result<bool, StoreUnavailable> {
@@ -281,11 +281,15 @@ impl Front {
     }
 
     /// Ends a user's tokens everywhere; here before anybody is told.
-    pub(super) async fn end(&self, user: &str, ending: Ending) -> Result<usize, StoreUnavailable> {
-        let logins_too = ending == Ending::Deletion;
+    pub(super) async fn end(
+        &self,
+        user: &str,
+        ending: RevokeCause,
+    ) -> Result<usize, StoreUnavailable> {
+        let logins_too = ending == RevokeCause::Deletion;
         let kept = match ending {
-            Ending::AllBut(kept) => Some(kept.into()),
-            Ending::Logout | Ending::Deletion => None,
+            RevokeCause::AllBut(kept) => Some(kept.into()),
+            RevokeCause::Logout | RevokeCause::Deletion => None,
         };
         let apply = |end| {
             self.end_here(user, end);
@@ -299,7 +303,7 @@ impl Front {
         self.memory.end_user(user)
     }
 
-    pub(super) fn ends(&self) -> MutexGuard<'_, Ends> {
+    pub(super) fn ends(&self) -> MutexGuard<'_, RevocationLog> {
         // Two maps, each change of which is one step.
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,8 +6,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Epoch;
-use super::due::{self, Due, Hint, Second};
+use super::DeletionEpoch;
+use super::due::{self, ExpiryEntry, ExpiryIndex, Second};
 
 /// Enough that logins on every core seldom meet, and that the map of ten million
 /// users' names grows within a millisecond, a shard at a time.
@@ -16,8 +16,8 @@ pub(super) const SHARDS: u16 = 512;
 /// Users with tokens, or deleted not long ago. The rest leave no trace here, so
 /// made-up names cost nothing.
 #[derive(Debug)]
-pub(super) struct Holders {
-    shards: Vec<Mutex<Shard>>,
+pub(super) struct UserIndex {
+    shards: Vec<Mutex<UserShard>>,
     hasher: RandomState,
     deletions: AtomicU64,
     /// The latest deletion whose trace was given up. A login older than it is refused.
@@ -26,19 +26,19 @@ pub(super) struct Holders {
 
 /// The users whose names fall together.
 #[derive(Debug)]
-pub(super) struct Shard {
+pub(super) struct UserShard {
     place: u16,
-    users: HashMap<Arc<str>, User>,
-    pub(super) due: Due,
+    users: HashMap<Arc<str>, TokenUser>,
+    pub(super) due: ExpiryIndex,
     /// Of lots that have reached their cap: the token looked at last for one that may end.
-    hands: HashMap<u32, Hint>,
+    hands: HashMap<u32, ExpiryEntry>,
     latest_lot: u32,
 }
 
 #[derive(Debug)]
-struct User {
+struct TokenUser {
     /// None: nothing is held.
-    lot: Option<Arc<Lot>>,
+    lot: Option<Arc<TokenFamily>>,
     /// The deletion that ended this user last; 0: none.
     ended: u64,
 }
@@ -46,7 +46,7 @@ struct User {
 /// Tokens of one user that end together: all there are, until a logout or deletion
 /// ends them in one step. The next login begins another lot.
 #[derive(Debug)]
-pub(super) struct Lot {
+pub(super) struct TokenFamily {
     pub(super) name: Arc<str>,
     pub(super) id: u32,
     pub(super) shard: u16,
@@ -56,7 +56,7 @@ pub(super) struct Lot {
     soonest: AtomicU32,
 }
 
-impl Lot {
+impl TokenFamily {
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Acquire)
     }
@@ -75,12 +75,12 @@ impl Lot {
     }
 }
 
-impl Shard {
+impl UserShard {
     fn new(place: u16) -> Mutex<Self> {
         Mutex::new(Self {
             place,
             users: HashMap::new(),
-            due: Due::default(),
+            due: ExpiryIndex::default(),
             hands: HashMap::new(),
             latest_lot: 0,
         })
@@ -92,7 +92,7 @@ impl Shard {
     }
 
     /// The lot a new token of this user belongs to. A new lot is not kept yet.
-    pub(super) fn lot_for(&mut self, user: &str) -> Arc<Lot> {
+    pub(super) fn lot_for(&mut self, user: &str) -> Arc<TokenFamily> {
         let known = self.users.get_key_value(user);
         if let Some(lot) = known.and_then(|(_, user)| user.lot.as_ref()) {
             return Arc::clone(lot);
@@ -101,8 +101,8 @@ impl Shard {
         self.new_lot(name)
     }
 
-    fn new_lot(&mut self, name: Arc<str>) -> Arc<Lot> {
-        Arc::new(Lot {
+    fn new_lot(&mut self, name: Arc<str>) -> Arc<TokenFamily> {
+        Arc::new(TokenFamily {
             name,
             id: self.next_lot(),
             shard: self.place,
@@ -113,22 +113,22 @@ impl Shard {
     }
 
     /// The lot has one token more.
-    pub(super) fn count_in(&mut self, lot: &Arc<Lot>) {
+    pub(super) fn count_in(&mut self, lot: &Arc<TokenFamily>) {
         if lot.count.fetch_add(1, Ordering::Relaxed) == 0 {
             self.keep(lot);
         }
     }
 
     /// The lot's next token in the order of their ends, round and round.
-    pub(super) fn next_in_turn(&mut self, lot: &Lot) -> Option<Hint> {
+    pub(super) fn next_in_turn(&mut self, lot: &TokenFamily) -> Option<ExpiryEntry> {
         let next = self.due.next_of(lot, self.hands.get(&lot.id).copied())?;
         self.hands.insert(lot.id, next);
         Some(next)
     }
 
-    fn keep(&mut self, lot: &Arc<Lot>) {
+    fn keep(&mut self, lot: &Arc<TokenFamily>) {
         let user = self.users.entry(Arc::clone(&lot.name));
-        let user = user.or_insert(User {
+        let user = user.or_insert(TokenUser {
             lot: None,
             ended: 0,
         });
@@ -146,12 +146,12 @@ impl Shard {
     }
 
     /// The user's lot, which is its no longer. Its tokens live until `end_lot`.
-    pub(super) fn take_lot(&mut self, user: &str) -> Option<Arc<Lot>> {
+    pub(super) fn take_lot(&mut self, user: &str) -> Option<Arc<TokenFamily>> {
         self.users.get_mut(user)?.lot.take()
     }
 
     /// Every token of a lot that was taken is dead from here on; gives it back, and how many.
-    pub(super) fn end_lot(&mut self, lot: Arc<Lot>) -> (Arc<Lot>, usize) {
+    pub(super) fn end_lot(&mut self, lot: Arc<TokenFamily>) -> (Arc<TokenFamily>, usize) {
         lot.is_over.store(true, Ordering::Release);
         self.due.forget_lot(&lot);
         self.hands.remove(&lot.id);
@@ -159,7 +159,7 @@ impl Shard {
         (lot, count)
     }
 
-    fn end_lot_of(&mut self, user: &str) -> Option<(Arc<Lot>, usize)> {
+    fn end_lot_of(&mut self, user: &str) -> Option<(Arc<TokenFamily>, usize)> {
         let lot = self.take_lot(user)?;
         Some(self.end_lot(lot))
     }
@@ -172,7 +172,11 @@ impl Shard {
 
     /// Takes in what a restore has brought, where nothing was: the lots made for it, and
     /// the hints of theirs. Lots that hold nothing are not kept.
-    pub(super) fn take_in(&mut self, lots: Vec<Arc<Lot>>, hints: &[Vec<Hint>]) {
+    pub(super) fn insert_families(
+        &mut self,
+        lots: Vec<Arc<TokenFamily>>,
+        hints: &[Vec<ExpiryEntry>],
+    ) {
         debug_assert!(self.due.is_empty(), "a restore comes first");
         let hints = due::in_order(hints, self.latest_lot);
         let mut by_id = vec![None; self.latest_lot as usize + 1];
@@ -187,37 +191,37 @@ impl Shard {
             lot.set_soonest(of_one[0].due);
             Some(lot)
         });
-        let kept: Vec<Arc<Lot>> = kept.collect();
+        let kept: Vec<Arc<TokenFamily>> = kept.collect();
         self.users.reserve(kept.len());
         // So that the processor fetches many names at a time: each is somewhere else.
         black_box(kept.iter().map(|lot| Arc::strong_count(&lot.name)).max());
         for lot in &kept {
             self.keep(lot);
         }
-        self.due = Due::of_all(hints, kept.into_iter());
+        self.due = ExpiryIndex::of_all(hints, kept.into_iter());
     }
 }
 
-impl Holders {
+impl UserIndex {
     pub(super) fn new() -> Self {
         Self {
-            shards: (0..SHARDS).map(Shard::new).collect(),
+            shards: (0..SHARDS).map(UserShard::new).collect(),
             hasher: RandomState::new(),
             deletions: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn of_user(&self, user: &str) -> MutexGuard<'_, Shard> {
+    pub(super) fn of_user(&self, user: &str) -> MutexGuard<'_, UserShard> {
         let place = self.hasher.hash_one(user) % u64::from(SHARDS);
         self.shard(place as u16)
     }
 
-    pub(super) fn of_lot(&self, lot: &Lot) -> MutexGuard<'_, Shard> {
+    pub(super) fn of_lot(&self, lot: &TokenFamily) -> MutexGuard<'_, UserShard> {
         self.shard(lot.shard)
     }
 
-    pub(super) fn shard(&self, place: u16) -> MutexGuard<'_, Shard> {
+    pub(super) fn shard(&self, place: u16) -> MutexGuard<'_, UserShard> {
         let shard = &self.shards[usize::from(place)];
         // Nothing between two changes of a shard can panic.
         shard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -225,15 +229,15 @@ impl Holders {
 
     /// Counts the deletions of all users: a user needs no record to have an epoch,
     /// and forgetting an old deletion refuses no login that began after it.
-    pub(super) fn epoch(&self) -> Epoch {
-        Epoch {
+    pub(super) fn epoch(&self) -> DeletionEpoch {
+        DeletionEpoch {
             here: self.deletions.load(Ordering::Acquire),
             shared: 0,
         }
     }
 
     /// Whether a deletion of the user has come between `epoch` and now.
-    pub(super) fn has_ended(&self, shard: &Shard, user: &str, epoch: Epoch) -> bool {
+    pub(super) fn has_ended(&self, shard: &UserShard, user: &str, epoch: DeletionEpoch) -> bool {
         epoch.here
             < shard
                 .ended(user)
@@ -241,12 +245,12 @@ impl Holders {
     }
 
     /// The lot that a user's restored tokens belong to; kept once they are there.
-    pub(super) fn lot_to_fill(&self, user: &Arc<str>) -> Arc<Lot> {
+    pub(super) fn lot_to_fill(&self, user: &Arc<str>) -> Arc<TokenFamily> {
         self.of_user(user).new_lot(Arc::clone(user))
     }
 
     /// Ends all tokens of a user; gives their lot.
-    pub(super) fn log_out(&self, user: &str) -> Option<(Arc<Lot>, usize)> {
+    pub(super) fn log_out(&self, user: &str) -> Option<(Arc<TokenFamily>, usize)> {
         let mut shard = self.of_user(user);
         let lot = shard.end_lot_of(user);
         self.retire(&mut shard, user);
@@ -254,14 +258,14 @@ impl Holders {
     }
 
     /// The same, and every epoch taken until now is over; gives the deletion's number.
-    pub(super) fn delete(&self, user: &str) -> (Option<(Arc<Lot>, usize)>, u64) {
+    pub(super) fn delete(&self, user: &str) -> (Option<(Arc<TokenFamily>, usize)>, u64) {
         let mut shard = self.of_user(user);
         let lot = shard.end_lot_of(user);
         let deletion = self.deletions.fetch_add(1, Ordering::AcqRel) + 1;
         match shard.users.get_mut(user) {
             Some(known) => known.ended = deletion,
             None => {
-                let ended = User {
+                let ended = TokenUser {
                     lot: None,
                     ended: deletion,
                 };
@@ -278,7 +282,7 @@ impl Holders {
     }
 
     /// One token of the lot is gone.
-    pub(super) fn count_out(&self, shard: &mut Shard, lot: &Arc<Lot>) {
+    pub(super) fn count_out(&self, shard: &mut UserShard, lot: &Arc<TokenFamily>) {
         let was = lot.count.fetch_sub(1, Ordering::Relaxed);
         if was > 1 || lot.is_over() {
             return;
@@ -292,7 +296,7 @@ impl Holders {
     }
 
     /// Drops the record of a user without tokens and without a recent deletion.
-    pub(super) fn retire(&self, shard: &mut Shard, user: &str) {
+    pub(super) fn retire(&self, shard: &mut UserShard, user: &str) {
         let forgotten = self.forgotten.load(Ordering::Acquire);
         let known = shard.users.get(user);
         if known.is_some_and(|user| user.lot.is_none() && user.ended <= forgotten) {

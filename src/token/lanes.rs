@@ -11,18 +11,18 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 const LANES: usize = 1024;
 
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub(super) struct UserLocks {
     each: Vec<Arc<RwLock<()>>>,
     hasher: RandomState,
 }
 
 /// Held as long as a login is on its way.
-pub(super) type Beside = OwnedRwLockReadGuard<()>;
+pub(super) type SharedLock = OwnedRwLockReadGuard<()>;
 
 /// Held as long as tokens are being ended.
-pub(super) type Alone = OwnedRwLockWriteGuard<()>;
+pub(super) type ExclusiveLock = OwnedRwLockWriteGuard<()>;
 
-impl Lanes {
+impl UserLocks {
     pub(super) fn new() -> Self {
         Self {
             each: (0..LANES).map(|_| Arc::default()).collect(),
@@ -30,11 +30,11 @@ impl Lanes {
         }
     }
 
-    pub(super) async fn beside(&self, user: &str) -> Beside {
+    pub(super) async fn beside(&self, user: &str) -> SharedLock {
         self.lane(user).read_owned().await
     }
 
-    pub(super) async fn alone(&self, user: &str) -> Alone {
+    pub(super) async fn alone(&self, user: &str) -> ExclusiveLock {
         self.lane(user).write_owned().await
     }
 

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::due::{Hint, Second};
+use super::due::{ExpiryEntry, Second};
 use super::flags::GrantFlags;
-use super::holders::{Holders, Lot, Shard};
-use super::table::{Stored, Table};
+use super::holders::{TokenFamily, UserIndex, UserShard};
+use super::table::{GrantTable, StoredGrant};
 use super::{Grant, InsertRefused, TokenDigest};
 use crate::clock::{self, Deadline};
 use crate::config::{self, AtTokenCap};
@@ -21,9 +21,9 @@ use crate::metrics::{Metrics, TokenEvent};
 pub(super) const JUMP_MILLIS: i64 = 2000;
 
 #[derive(Debug)]
-pub(super) struct Memory {
-    pub(super) table: Table,
-    pub(super) holders: Holders,
+pub(super) struct TokenMemory {
+    pub(super) table: GrantTable,
+    pub(super) holders: UserIndex,
     total: AtomicUsize,
     metrics: Arc<Metrics>,
     /// Dead tokens forgotten since somebody asked.
@@ -32,18 +32,18 @@ pub(super) struct Memory {
     max_tokens: AtomicUsize,
     pub(super) ends_oldest: AtomicBool,
     pub(super) start: Instant,
-    backlog: Mutex<Backlog>,
+    backlog: Mutex<SweepBacklog>,
     /// Wall clock minus monotonic clock, in milliseconds, as the hints assume it.
     pub(super) offset: AtomicI64,
 }
 
 /// What the sweep has been given to do, and how far it has come.
 #[derive(Debug, Default)]
-pub(super) struct Backlog {
+pub(super) struct SweepBacklog {
     /// Lots that were ended, with tokens to forget.
-    pub(super) over: VecDeque<Arc<Lot>>,
+    pub(super) over: VecDeque<Arc<TokenFamily>>,
     /// Every hint up to this one may be wrong since the wall clock jumped.
-    pub(super) doubtful: Option<Doubtful>,
+    pub(super) doubtful: Option<DoubtfulEntries>,
     /// Traces of deletions, oldest first: when, whose, and its number.
     pub(super) deleted: VecDeque<(Instant, Arc<str>, u64)>,
     /// The shard of the holders where the next slice begins.
@@ -53,23 +53,23 @@ pub(super) struct Backlog {
 /// The hints not looked at since a jump: those of this shard after the one seen last,
 /// and those of the shards that follow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Doubtful {
+pub(super) struct DoubtfulEntries {
     pub(super) place: u16,
-    pub(super) seen: Option<Hint>,
+    pub(super) seen: Option<ExpiryEntry>,
 }
 
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum TokenState {
     Live(Grant),
     Dead,
     Nothing,
 }
 
-impl Memory {
+impl TokenMemory {
     pub(super) fn new(settings: &config::UsersConfig, metrics: Arc<Metrics>) -> Self {
         let memory = Self {
-            table: Table::new(),
-            holders: Holders::new(),
+            table: GrantTable::new(),
+            holders: UserIndex::new(),
             total: AtomicUsize::new(0),
             metrics,
             died: AtomicU64::new(0),
@@ -99,16 +99,16 @@ impl Memory {
         self.total.load(Ordering::Relaxed)
     }
 
-    pub(super) fn find(&self, digest: &TokenDigest) -> Found {
+    pub(super) fn find(&self, digest: &TokenDigest) -> TokenState {
         let Some(stored) = self.table.find(digest) else {
-            return Found::Nothing;
+            return TokenState::Nothing;
         };
         let ends = stored.ends.unpack(self.start);
         if stored.lot.is_over() || ends.has_passed() {
-            return Found::Dead;
+            return TokenState::Dead;
         }
         stored.flags.mark_used();
-        Found::Live(stored.grant(ends))
+        TokenState::Live(stored.grant(ends))
     }
 
     /// Every live token.
@@ -142,12 +142,12 @@ impl Memory {
     pub(super) fn take_if(
         &self,
         digest: &TokenDigest,
-        is_wanted: impl Fn(&Stored) -> bool,
-    ) -> Option<Stored> {
+        is_wanted: impl Fn(&StoredGrant) -> bool,
+    ) -> Option<StoredGrant> {
         loop {
             let lot = self.table.lot_of(digest)?;
             let mut shard = self.holders.of_lot(&lot);
-            let is_mine = |stored: &Stored| Arc::ptr_eq(&stored.lot, &lot);
+            let is_mine = |stored: &StoredGrant| Arc::ptr_eq(&stored.lot, &lot);
             let taken = self
                 .table
                 .take(digest, |stored| is_mine(stored) && is_wanted(stored));
@@ -191,10 +191,10 @@ impl Memory {
     /// in a lot that the caller ends; None: it is not a live token of that lot.
     fn move_to_next_lot(
         &self,
-        shard: &mut Shard,
+        shard: &mut UserShard,
         digest: &TokenDigest,
-        lot: &Arc<Lot>,
-    ) -> Option<Stored> {
+        lot: &Arc<TokenFamily>,
+    ) -> Option<StoredGrant> {
         let (due, ends, role) = {
             let stored = self.table.find(digest)?;
             if !Arc::ptr_eq(&stored.lot, lot) || !stored.is_live(self.start) {
@@ -203,7 +203,7 @@ impl Memory {
             (stored.due, stored.ends, stored.flags.role())
         };
         let next = shard.lot_for(&lot.name);
-        let stored = Stored {
+        let stored = StoredGrant {
             lot: Arc::clone(&next),
             due,
             ends,
@@ -224,7 +224,7 @@ impl Memory {
     }
 
     /// Gives a lot that is over to the sweep; how many tokens it had.
-    fn hand_over(&self, over: Option<(Arc<Lot>, usize)>) -> usize {
+    fn hand_over(&self, over: Option<(Arc<TokenFamily>, usize)>) -> usize {
         let Some((lot, count)) = over else { return 0 };
         self.backlog().over.push_back(lot);
         count
@@ -232,9 +232,14 @@ impl Memory {
 
     /// Looks at the tokens of a hint: forgets the dead, hints anew at the others. How
     /// many are gone.
-    pub(super) fn review(&self, shard: &mut Shard, lot: &Arc<Lot>, hint: Hint) -> usize {
+    pub(super) fn review(
+        &self,
+        shard: &mut UserShard,
+        lot: &Arc<TokenFamily>,
+        hint: ExpiryEntry,
+    ) -> usize {
         let mut gone = 0;
-        let is_dead = |stored: &Stored| !stored.is_live(self.start);
+        let is_dead = |stored: &StoredGrant| !stored.is_live(self.start);
         while self.table.take_hinted(hint, lot, is_dead).is_some() {
             gone += 1;
             self.count_off();
@@ -254,7 +259,7 @@ impl Memory {
         gone
     }
 
-    pub(super) fn backlog(&self) -> MutexGuard<'_, Backlog> {
+    pub(super) fn backlog(&self) -> MutexGuard<'_, SweepBacklog> {
         // Only pushes, pops and single values are set under this lock.
         self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -285,14 +290,14 @@ impl Memory {
         Second::try_from(end.saturating_add(1)).unwrap_or(Second::MAX - 1)
     }
 
-    fn due_again(&self, stored: &Stored) -> Second {
+    fn due_again(&self, stored: &StoredGrant) -> Second {
         self.due_second(&stored.ends.unpack(self.start))
             .max(self.now() + 1)
     }
 
     /// A token is gone from the table, or has another grant there: its hint goes too,
     /// unless another token needs it.
-    pub(super) fn settle(&self, shard: &mut Shard, digest: &TokenDigest, gone: &Stored) {
+    pub(super) fn settle(&self, shard: &mut UserShard, digest: &TokenDigest, gone: &StoredGrant) {
         let hint = gone.hint(digest);
         if !self.table.has_hinted(hint, &gone.lot) {
             shard.due.remove(hint);
@@ -306,7 +311,7 @@ impl Memory {
     }
 
     /// The revoked were counted when their user ended them.
-    fn count_dead(&self, lot: &Lot, count: usize) {
+    fn count_dead(&self, lot: &TokenFamily, count: usize) {
         let count = count as u64;
         self.died.fetch_add(count, Ordering::Relaxed);
         if !lot.is_over() {

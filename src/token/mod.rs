@@ -20,9 +20,9 @@ mod restore;
 mod sweep;
 mod table;
 
-pub use durable::Ending;
-pub use restore::Restore;
-pub use sweep::{Swept, sweep_loop};
+pub use durable::RevokeCause;
+pub use restore::TokenRestore;
+pub use sweep::{SweptSlice, sweep_loop};
 
 pub use crate::store::TokenOrigin;
 
@@ -130,7 +130,7 @@ pub struct Grant {
 /// How far the deletions of users had got. Take it when a login begins and give it back
 /// with the grant: a deletion in between refuses the grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Epoch {
+pub struct DeletionEpoch {
     /// By this gate's own count.
     here: u64,
     /// By the count of the shared store, where there is one.
@@ -139,13 +139,13 @@ pub struct Epoch {
 
 /// A grant to be.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub struct GrantRequest<'a> {
     pub user: &'a str,
     pub role: Option<Role>,
     pub lifetime: Duration,
     pub origin: TokenOrigin,
     /// As it was when the login began.
-    pub epoch: Epoch,
+    pub epoch: DeletionEpoch,
     /// The user whose password was right, where the store has a say in it.
     pub revision: Option<EntryRevision>,
 }
@@ -168,11 +168,11 @@ pub enum InsertRefused {
 /// The live tokens.
 #[derive(Debug)]
 pub struct TokenStore {
-    memory: Arc<memory::Memory>,
+    memory: Arc<memory::TokenMemory>,
     store: Arc<Store>,
     /// Where other gates have a say: this gate's copy of a shared store.
-    front: Option<Arc<front::Front>>,
-    lanes: lanes::Lanes,
+    front: Option<Arc<front::TokenReplica>>,
+    lanes: lanes::UserLocks,
     cap_watch: caps::CapWatch,
     metrics: Arc<Metrics>,
 }
@@ -189,7 +189,7 @@ impl TokenStore {
         settings: &config::UsersConfig,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let memory = memory::Memory::new(settings, Arc::clone(&metrics));
+        let memory = memory::TokenMemory::new(settings, Arc::clone(&metrics));
         Self::of((Arc::new(memory), None), store, metrics)
     }
 
@@ -200,9 +200,9 @@ impl TokenStore {
         settings: &config::UsersConfig,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let memory = memory::Memory::new(settings, Arc::clone(&metrics));
+        let memory = memory::TokenMemory::new(settings, Arc::clone(&metrics));
         let memory = Arc::new(memory);
-        let front = front::Front::new(
+        let front = front::TokenReplica::new(
             shared,
             Arc::clone(&memory),
             tasks.clone(),
@@ -213,7 +213,7 @@ impl TokenStore {
     }
 
     fn of(
-        (memory, front): (Arc<memory::Memory>, Option<Arc<front::Front>>),
+        (memory, front): (Arc<memory::TokenMemory>, Option<Arc<front::TokenReplica>>),
         store: Arc<Store>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
@@ -221,7 +221,7 @@ impl TokenStore {
             memory,
             store,
             front,
-            lanes: lanes::Lanes::new(),
+            lanes: lanes::UserLocks::new(),
             cap_watch: caps::CapWatch::new(Arc::clone(&metrics)),
             metrics,
         })
@@ -235,10 +235,10 @@ impl TokenStore {
 
     /// To be taken before a login's first check. The user is named for the sake of
     /// stores that count by user.
-    pub fn epoch(&self, _user: &str) -> Epoch {
+    pub fn epoch(&self, _user: &str) -> DeletionEpoch {
         let here = self.memory.holders.epoch();
         match &self.front {
-            Some(front) => Epoch {
+            Some(front) => DeletionEpoch {
                 shared: front.shared.applied(),
                 ..here
             },
@@ -250,7 +250,7 @@ impl TokenStore {
     pub async fn insert(
         &self,
         digest: TokenDigest,
-        wanted: Wanted<'_>,
+        wanted: GrantRequest<'_>,
     ) -> Result<Deadline, InsertRefused> {
         let ends = Deadline::after(wanted.lifetime);
         let placed = self.insert_until(digest, wanted, ends).await;
@@ -269,12 +269,12 @@ impl TokenStore {
     /// The grant of a token, if it is live this instant. One look-up, no allocation.
     pub fn find(&self, digest: &TokenDigest) -> Option<Grant> {
         match self.memory.find(digest) {
-            memory::Found::Live(grant) => self.is_sure(digest).then_some(grant),
-            memory::Found::Dead => {
+            memory::TokenState::Live(grant) => self.is_sure(digest).then_some(grant),
+            memory::TokenState::Dead => {
                 self.memory.forget_dead(digest);
                 None
             }
-            memory::Found::Nothing => None,
+            memory::TokenState::Nothing => None,
         }
     }
 

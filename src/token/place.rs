@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::caps::{TokenPlaced, near};
 use super::due::Second;
 use super::flags::GrantFlags;
-use super::holders::{Lot, Shard};
-use super::memory::Memory;
-use super::table::Stored;
-use super::{InsertRefused, TokenDigest, Wanted};
+use super::holders::{TokenFamily, UserShard};
+use super::memory::TokenMemory;
+use super::table::StoredGrant;
+use super::{GrantRequest, InsertRefused, TokenDigest};
 use crate::clock::Deadline;
 use crate::config::AtTokenCap;
 
@@ -24,12 +24,12 @@ struct TokenPlacement {
     at_cap: AtTokenCap,
 }
 
-impl Memory {
+impl TokenMemory {
     /// Takes a token in. One that has to end for it lives on until `displace`.
     pub(super) fn place(
         &self,
         digest: TokenDigest,
-        wanted: Wanted<'_>,
+        wanted: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<TokenPlaced, InsertRefused> {
         let at_cap = self.at_cap();
@@ -47,7 +47,7 @@ impl Memory {
     pub(super) fn place_copy(
         &self,
         digest: TokenDigest,
-        wanted: Wanted<'_>,
+        wanted: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<(), InsertRefused> {
         let at_cap = AtTokenCap::Refuse;
@@ -62,7 +62,7 @@ impl Memory {
     fn place_with(
         &self,
         token: TokenPlacement,
-        wanted: Wanted<'_>,
+        wanted: GrantRequest<'_>,
     ) -> Result<TokenPlaced, InsertRefused> {
         let mut shard = self.holders.of_user(wanted.user);
         let placed = self.place_in(&mut shard, token, wanted);
@@ -81,10 +81,10 @@ impl Memory {
     /// Gives besides the grant that is replaced, if it was of another lot.
     fn place_in(
         &self,
-        shard: &mut Shard,
+        shard: &mut UserShard,
         token: TokenPlacement,
-        wanted: Wanted<'_>,
-    ) -> Result<(TokenPlaced, Option<Stored>), InsertRefused> {
+        wanted: GrantRequest<'_>,
+    ) -> Result<(TokenPlaced, Option<StoredGrant>), InsertRefused> {
         let TokenPlacement {
             digest,
             ends,
@@ -96,7 +96,7 @@ impl Memory {
         let lot = shard.lot_for(wanted.user);
         let ended = self.make_room(shard, &lot, &digest, at_cap)?;
         let due = self.due_second(&ends);
-        let stored = Stored {
+        let stored = StoredGrant {
             lot: Arc::clone(&lot),
             due,
             ends: ends.pack(self.start),
@@ -130,14 +130,14 @@ impl Memory {
     /// do not count: only a user at the cap pays for looking, and only at those that may have.
     fn make_room(
         &self,
-        shard: &mut Shard,
-        lot: &Arc<Lot>,
+        shard: &mut UserShard,
+        lot: &Arc<TokenFamily>,
         digest: &TokenDigest,
         at_cap: AtTokenCap,
     ) -> Result<Option<TokenDigest>, InsertRefused> {
         let most = self.caps().0;
         let is_counted =
-            |stored: &Stored| Arc::ptr_eq(&stored.lot, lot) && stored.is_live(self.start);
+            |stored: &StoredGrant| Arc::ptr_eq(&stored.lot, lot) && stored.is_live(self.start);
         let known = || self.table.find(digest);
         if lot.count() < most || known().is_some_and(|stored| is_counted(&stored)) {
             return Ok(None);

@@ -9,11 +9,11 @@ use std::ops::BitXor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::due::{Hint, Second};
+use super::due::{ExpiryEntry, Second};
 use super::flags::GrantFlags;
-use super::holders::{Lot, SHARDS};
-use super::memory::Memory;
-use super::table::Stored;
+use super::holders::{SHARDS, TokenFamily};
+use super::memory::TokenMemory;
+use super::table::StoredGrant;
 use super::{TokenDigest, TokenOrigin, TokenStore};
 use crate::clock::{self, PackedDeadline};
 use crate::store::{GrantBatchSink, GrantSink, LiveGrant, threads_for};
@@ -22,7 +22,7 @@ use crate::store::{GrantBatchSink, GrantSink, LiveGrant, threads_for};
 type IsKnown = dyn Fn(&str) -> bool + Send + Sync;
 
 /// Hints by the shard of their lots.
-type Hints = Vec<Vec<Hint>>;
+type EntriesByShard = Vec<Vec<ExpiryEntry>>;
 
 /// Tokens put into the table at once, at least; more if they go into one shard. What they
 /// touch fits into a core's own cache.
@@ -33,38 +33,38 @@ const FEW: usize = 128;
 
 /// Takes in tokens where none are. No login, logout or sweep may run beside it. The caps
 /// do not count: nobody loses a live token to a restart.
-pub struct Restore {
-    memory: Arc<Memory>,
+pub struct TokenRestore {
+    memory: Arc<TokenMemory>,
     origin: TokenOrigin,
     is_known: Box<IsKnown>,
     /// Now, on both clocks, once for all.
     since_start_millis: u64,
     wall_millis: u64,
     /// By the users' numbers; None: their tokens are not wanted.
-    lots: Vec<Option<Arc<Lot>>>,
+    lots: Vec<Option<Arc<TokenFamily>>>,
     /// Of the parts that are over.
-    hints: Mutex<Vec<Hints>>,
+    hints: Mutex<Vec<EntriesByShard>>,
 }
 
 /// What one thread brings.
-struct Part<'a> {
-    whole: &'a Restore,
-    pile: Vec<Row>,
-    hints: Hints,
+struct RestorePart<'a> {
+    whole: &'a TokenRestore,
+    pile: Vec<RestoredToken>,
+    hints: EntriesByShard,
     taken: usize,
 }
 
 /// A token on its way into the table, with the shard and id of its lot.
-type Row = (TokenDigest, Stored, (u16, u32));
+type RestoredToken = (TokenDigest, StoredGrant, (u16, u32));
 
 /// What belongs into one shard of the holders.
 #[derive(Default)]
-struct Share {
-    lots: Vec<Arc<Lot>>,
-    hints: Vec<Vec<Hint>>,
+struct ShardShare {
+    lots: Vec<Arc<TokenFamily>>,
+    hints: Vec<Vec<ExpiryEntry>>,
 }
 
-impl fmt::Debug for Restore {
+impl fmt::Debug for TokenRestore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Restore")
             .field("users", &self.lots.len())
@@ -78,9 +78,9 @@ impl TokenStore {
         &self,
         origin: TokenOrigin,
         is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
-    ) -> Restore {
+    ) -> TokenRestore {
         let memory = Arc::clone(&self.memory);
-        Restore {
+        TokenRestore {
             origin,
             is_known: Box::new(is_known),
             since_start_millis: memory.millis(),
@@ -92,7 +92,7 @@ impl TokenStore {
     }
 }
 
-impl GrantSink for Restore {
+impl GrantSink for TokenRestore {
     /// Each has a lot from here on, and is on record once it turns out to hold something.
     fn users(&mut self, names: &[Arc<str>]) {
         let Self { memory, lots, .. } = self;
@@ -112,7 +112,7 @@ impl GrantSink for Restore {
     }
 
     fn part(&self) -> GrantBatchSink<'_> {
-        let mut part = Part {
+        let mut part = RestorePart {
             whole: self,
             pile: Vec::new(),
             hints: vec![Vec::new(); usize::from(SHARDS)],
@@ -123,8 +123,8 @@ impl GrantSink for Restore {
 
     fn finish(&mut self) {
         let threads = threads_for(self.lots.len().max(self.memory.len()));
-        let mut shares: Vec<Share> = Vec::new();
-        shares.resize_with(usize::from(SHARDS), Share::default);
+        let mut shares: Vec<ShardShare> = Vec::new();
+        shares.resize_with(usize::from(SHARDS), ShardShare::default);
         for lot in self.lots.drain(..).flatten() {
             shares[usize::from(lot.shard)].lots.push(lot);
         }
@@ -142,7 +142,7 @@ impl GrantSink for Restore {
                 scope.spawn(|| {
                     while let Some((place, share)) = next() {
                         let mut shard = memory.holders.shard(place);
-                        shard.take_in(share.lots, &share.hints);
+                        shard.insert_families(share.lots, &share.hints);
                     }
                 });
             }
@@ -150,7 +150,7 @@ impl GrantSink for Restore {
     }
 }
 
-impl Part<'_> {
+impl RestorePart<'_> {
     /// Twice over a few: first only touching their lots, by as few instructions as do it, so
     /// that the processor fetches many at a time; then counting references, which it does
     /// strictly one by one.
@@ -161,9 +161,9 @@ impl Part<'_> {
                 let lot = whole.lots[grant.holder as usize].as_ref();
                 lot.filter(|_| grant.origin == whole.origin)
             });
-            let lots: Vec<Option<&Arc<Lot>>> = lots.collect();
+            let lots: Vec<Option<&Arc<TokenFamily>>> = lots.collect();
             // The count may lie on another cache line than the rest.
-            let touch = |lot: &&Arc<Lot>| Arc::strong_count(lot) ^ lot.id as usize;
+            let touch = |lot: &&Arc<TokenFamily>| Arc::strong_count(lot) ^ lot.id as usize;
             let touched = lots.iter().flatten().map(touch);
             black_box(touched.fold(0, BitXor::bitxor));
             for (grant, lot) in few.iter().zip(lots) {
@@ -175,7 +175,7 @@ impl Part<'_> {
         }
     }
 
-    fn push(&mut self, row: Row) {
+    fn push(&mut self, row: RestoredToken) {
         let table = &self.whole.memory.table;
         if self.pile.len() >= LEAST_PUT
             && let Some((last, ..)) = self.pile.last()
@@ -198,14 +198,14 @@ impl Part<'_> {
             // What is twice in the store, which no store of ours has, is one token.
             table.add_together(&first, run, |digest, due, (shard, lot)| {
                 let tag = digest.tag();
-                self.hints[usize::from(shard)].push(Hint { lot, due, tag });
+                self.hints[usize::from(shard)].push(ExpiryEntry { lot, due, tag });
                 self.taken += 1;
             });
         }
     }
 }
 
-impl Drop for Part<'_> {
+impl Drop for RestorePart<'_> {
     fn drop(&mut self) {
         self.put();
         self.whole.memory.count_restored(self.taken);
@@ -215,11 +215,11 @@ impl Drop for Part<'_> {
     }
 }
 
-impl Restore {
-    fn stored(&self, grant: &LiveGrant<'_>, lot: &Arc<Lot>) -> Stored {
+impl TokenRestore {
+    fn stored(&self, grant: &LiveGrant<'_>, lot: &Arc<TokenFamily>) -> StoredGrant {
         let left = grant.ends_millis.saturating_sub(self.wall_millis);
         let monotonic = self.since_start_millis.saturating_add(left);
-        Stored {
+        StoredGrant {
             lot: Arc::clone(lot),
             due: Second::try_from(monotonic / 1000 + 1).unwrap_or(Second::MAX - 1),
             ends: PackedDeadline::new(monotonic, grant.ends_millis),

@@ -8,9 +8,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::TokenStore;
-use super::due::{Hint, Second};
-use super::holders::{Lot, SHARDS, Shard};
-use super::memory::{Doubtful, JUMP_MILLIS, Memory};
+use super::due::{ExpiryEntry, Second};
+use super::holders::{SHARDS, TokenFamily, UserShard};
+use super::memory::{DoubtfulEntries, JUMP_MILLIS, TokenMemory};
 use crate::lifecycle::ShutdownSignal;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -26,13 +26,13 @@ const HELD: usize = 32;
 
 /// What one slice came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct SweptSlice {
     /// Tokens looked at, and lots found empty; 0: nothing is left to do for now.
     pub seen: usize,
     pub removed: usize,
 }
 
-impl Swept {
+impl SweptSlice {
     fn is_full(&self, budget: usize) -> bool {
         self.seen >= budget
     }
@@ -50,10 +50,10 @@ impl Swept {
 
 impl TokenStore {
     /// One slice: looks at up to `budget` tokens that died, or may have.
-    pub fn sweep(&self, budget: usize) -> Swept {
+    pub fn sweep(&self, budget: usize) -> SweptSlice {
         self.notice_jump(self.memory.clock_offset());
         self.memory.forget_deletions();
-        let mut swept = Swept::default();
+        let mut swept = SweptSlice::default();
         self.memory.sweep_over(budget, &mut swept);
         self.memory.sweep_doubtful(budget, &mut swept);
         self.memory.sweep_due(budget, &mut swept);
@@ -69,21 +69,21 @@ impl TokenStore {
         }
         self.memory.offset.store(offset, Ordering::Relaxed);
         if offset > assumed {
-            self.memory.backlog().doubtful = Some(Doubtful::default());
+            self.memory.backlog().doubtful = Some(DoubtfulEntries::default());
         }
     }
 }
 
-impl Doubtful {
-    fn next(self, seen: Option<&Hint>) -> Option<Self> {
+impl DoubtfulEntries {
+    fn next(self, seen: Option<&ExpiryEntry>) -> Option<Self> {
         let (place, seen) = (self.place + u16::from(seen.is_none()), seen.copied());
         (place < SHARDS).then_some(Self { place, seen })
     }
 }
 
-impl Memory {
+impl TokenMemory {
     /// Forgets the tokens of lots that were ended.
-    fn sweep_over(&self, budget: usize, swept: &mut Swept) {
+    fn sweep_over(&self, budget: usize, swept: &mut SweptSlice) {
         while !swept.is_full(budget) {
             let front = self.backlog().over.front().cloned();
             let Some(lot) = front else { return };
@@ -106,7 +106,7 @@ impl Memory {
     }
 
     /// Looks again at every hint from before a jump.
-    fn sweep_doubtful(&self, budget: usize, swept: &mut Swept) {
+    fn sweep_doubtful(&self, budget: usize, swept: &mut SweptSlice) {
         while !swept.is_full(budget) {
             let Some(from) = self.backlog().doubtful else {
                 return;
@@ -128,7 +128,7 @@ impl Memory {
     }
 
     /// Forgets what is due. Goes round the shards, and on from where the last slice ended.
-    fn sweep_due(&self, budget: usize, swept: &mut Swept) {
+    fn sweep_due(&self, budget: usize, swept: &mut SweptSlice) {
         let first = self.backlog().place;
         for step in 0..SHARDS {
             let place = (first + step) % SHARDS;
@@ -141,7 +141,7 @@ impl Memory {
     }
 
     /// Some of one lot; false: nothing in this shard is due.
-    fn sweep_lot(&self, place: u16, budget: usize, swept: &mut Swept) -> bool {
+    fn sweep_lot(&self, place: u16, budget: usize, swept: &mut SweptSlice) -> bool {
         let now = self.now();
         let mut shard = self.holders.shard(place);
         let Some(lot) = shard.due.lot(now) else {
@@ -158,7 +158,13 @@ impl Memory {
         true
     }
 
-    fn review_all(&self, shard: &mut Shard, lot: &Arc<Lot>, hints: &[Hint], swept: &mut Swept) {
+    fn review_all(
+        &self,
+        shard: &mut UserShard,
+        lot: &Arc<TokenFamily>,
+        hints: &[ExpiryEntry],
+        swept: &mut SweptSlice,
+    ) {
         for hint in hints {
             let removed = self.review(shard, lot, *hint);
             swept.add(1, removed);

@@ -9,9 +9,9 @@ use dashmap::mapref::one::Ref;
 use dashmap::{DashMap, SharedValue};
 use tokio::time::Instant;
 
-use super::due::{Hint, Second};
+use super::due::{ExpiryEntry, Second};
 use super::flags::GrantFlags;
-use super::holders::Lot;
+use super::holders::TokenFamily;
 use super::{Grant, TokenDigest};
 use crate::clock::{Deadline, PackedDeadline};
 
@@ -30,20 +30,20 @@ pub(super) type Tag = u32;
 
 /// A grant as it is kept: with its digest, 56 bytes.
 #[derive(Debug)]
-pub(super) struct Stored {
-    pub(super) lot: Arc<Lot>,
+pub(super) struct StoredGrant {
+    pub(super) lot: Arc<TokenFamily>,
     pub(super) due: Second,
     pub(super) ends: PackedDeadline,
     pub(super) flags: GrantFlags,
 }
 
-impl Stored {
+impl StoredGrant {
     pub(super) fn is_live(&self, start: Instant) -> bool {
         !self.lot.is_over() && !self.ends.unpack(start).has_passed()
     }
 
-    pub(super) fn hint(&self, digest: &TokenDigest) -> Hint {
-        Hint {
+    pub(super) fn hint(&self, digest: &TokenDigest) -> ExpiryEntry {
+        ExpiryEntry {
             lot: self.lot.id,
             due: self.due,
             tag: digest.tag(),
@@ -59,33 +59,37 @@ impl Stored {
     }
 }
 
-fn bears(digest: &TokenDigest, stored: &Stored, (hint, lot): (Hint, &Arc<Lot>)) -> bool {
+fn bears(
+    digest: &TokenDigest,
+    stored: &StoredGrant,
+    (hint, lot): (ExpiryEntry, &Arc<TokenFamily>),
+) -> bool {
     digest.tag() == hint.tag && stored.due == hint.due && Arc::ptr_eq(&stored.lot, lot)
 }
 
 #[derive(Debug)]
-pub(super) struct Table {
-    each: DashMap<TokenDigest, Stored, ByTag>,
+pub(super) struct GrantTable {
+    each: DashMap<TokenDigest, StoredGrant, ByTag>,
 }
 
-impl Table {
+impl GrantTable {
     pub(super) fn new() -> Self {
         Self {
             each: DashMap::with_hasher_and_shard_amount(ByTag::default(), SHARDS),
         }
     }
 
-    pub(super) fn find(&self, digest: &TokenDigest) -> Option<Ref<'_, TokenDigest, Stored>> {
+    pub(super) fn find(&self, digest: &TokenDigest) -> Option<Ref<'_, TokenDigest, StoredGrant>> {
         self.each.get(digest)
     }
 
-    pub(super) fn each(&self, mut give: impl FnMut(&TokenDigest, &Stored)) {
+    pub(super) fn each(&self, mut give: impl FnMut(&TokenDigest, &StoredGrant)) {
         for stored in &self.each {
             give(stored.key(), &stored);
         }
     }
 
-    pub(super) fn lot_of(&self, digest: &TokenDigest) -> Option<Arc<Lot>> {
+    pub(super) fn lot_of(&self, digest: &TokenDigest) -> Option<Arc<TokenFamily>> {
         self.find(digest).map(|stored| Arc::clone(&stored.lot))
     }
 
@@ -93,9 +97,9 @@ impl Table {
     pub(super) fn place<E>(
         &self,
         digest: TokenDigest,
-        stored: Stored,
+        stored: StoredGrant,
         admit: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Option<Stored>, E> {
+    ) -> Result<Option<StoredGrant>, E> {
         match self.each.entry(digest) {
             Entry::Occupied(mut known) => Ok(Some(known.insert(stored))),
             Entry::Vacant(place) => {
@@ -120,11 +124,11 @@ impl Table {
     pub(super) fn add_together<T>(
         &self,
         first: &TokenDigest,
-        tokens: impl ExactSizeIterator<Item = (TokenDigest, Stored, T)>,
+        tokens: impl ExactSizeIterator<Item = (TokenDigest, StoredGrant, T)>,
         mut tell: impl FnMut(&TokenDigest, Second, T),
     ) {
         let mut shard = self.each.shards()[self.shard_of(first)].write();
-        let again = |(digest, _): &(TokenDigest, SharedValue<Stored>)| hash_of(digest.tag());
+        let again = |(digest, _): &(TokenDigest, SharedValue<StoredGrant>)| hash_of(digest.tag());
         shard.reserve(tokens.len(), again);
         for (digest, stored, rest) in tokens {
             let hash = hash_of(digest.tag());
@@ -138,8 +142,8 @@ impl Table {
     pub(super) fn take(
         &self,
         digest: &TokenDigest,
-        is_wanted: impl Fn(&Stored) -> bool,
-    ) -> Option<Stored> {
+        is_wanted: impl Fn(&StoredGrant) -> bool,
+    ) -> Option<StoredGrant> {
         self.take_where(digest.tag(), |key, stored| {
             key == digest && is_wanted(stored)
         })
@@ -148,10 +152,10 @@ impl Table {
     /// Takes one of the lot's tokens out that a hint stands for.
     pub(super) fn take_hinted(
         &self,
-        hint: Hint,
-        lot: &Arc<Lot>,
-        is_wanted: impl Fn(&Stored) -> bool,
-    ) -> Option<Stored> {
+        hint: ExpiryEntry,
+        lot: &Arc<TokenFamily>,
+        is_wanted: impl Fn(&StoredGrant) -> bool,
+    ) -> Option<StoredGrant> {
         self.take_where(hint.tag, |digest, stored| {
             bears(digest, stored, (hint, lot)) && is_wanted(stored)
         })
@@ -160,9 +164,9 @@ impl Table {
     /// Changes one of the lot's tokens that a hint stands for.
     pub(super) fn alter_hinted<T>(
         &self,
-        hint: Hint,
-        lot: &Arc<Lot>,
-        alter: impl FnOnce(&mut Stored) -> T,
+        hint: ExpiryEntry,
+        lot: &Arc<TokenFamily>,
+        alter: impl FnOnce(&mut StoredGrant) -> T,
     ) -> Option<T> {
         let hash = hash_of(hint.tag);
         let mut shard = self.each.shards()[self.each.determine_shard(hash as usize)].write();
@@ -176,8 +180,8 @@ impl Table {
     /// it was looked at last; or, with `is_last`, all the same.
     pub(super) fn leave_hinted(
         &self,
-        hint: Hint,
-        lot: &Arc<Lot>,
+        hint: ExpiryEntry,
+        lot: &Arc<TokenFamily>,
         is_last: bool,
     ) -> Option<TokenDigest> {
         let hash = hash_of(hint.tag);
@@ -192,7 +196,7 @@ impl Table {
     }
 
     /// The lot of a hint of which nothing else is known.
-    pub(super) fn lot_hinted(&self, hint: Hint, place: u16) -> Option<Arc<Lot>> {
+    pub(super) fn lot_hinted(&self, hint: ExpiryEntry, place: u16) -> Option<Arc<TokenFamily>> {
         let hash = hash_of(hint.tag);
         let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
         let found = shard.get(hash, |(digest, stored)| {
@@ -202,7 +206,7 @@ impl Table {
         Some(Arc::clone(&found.1.get().lot))
     }
 
-    pub(super) fn has_hinted(&self, hint: Hint, lot: &Arc<Lot>) -> bool {
+    pub(super) fn has_hinted(&self, hint: ExpiryEntry, lot: &Arc<TokenFamily>) -> bool {
         let hash = hash_of(hint.tag);
         let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
         let found = shard.get(hash, |(digest, stored)| {
@@ -214,12 +218,13 @@ impl Table {
     fn take_where(
         &self,
         tag: Tag,
-        is_wanted: impl Fn(&TokenDigest, &Stored) -> bool,
-    ) -> Option<Stored> {
+        is_wanted: impl Fn(&TokenDigest, &StoredGrant) -> bool,
+    ) -> Option<StoredGrant> {
         let hash = hash_of(tag);
         let mut shard = self.each.shards()[self.each.determine_shard(hash as usize)].write();
-        let is_wanted =
-            |(digest, stored): &(TokenDigest, SharedValue<Stored>)| is_wanted(digest, stored.get());
+        let is_wanted = |(digest, stored): &(TokenDigest, SharedValue<StoredGrant>)| {
+            is_wanted(digest, stored.get())
+        };
         let (_, stored) = shard.remove_entry(hash, is_wanted)?;
         if shard.capacity() > SMALL && shard.len() < shard.capacity() / SPARSE {
             let room = shard.len() * 2;

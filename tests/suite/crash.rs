@@ -12,7 +12,7 @@ use sha2::Digest as _;
 use tollgate::config;
 use tollgate::metrics::Metrics;
 use tollgate::store::{GrantBatchSink, KeyRecord, RecordDigest, Store, StoreChange};
-use tollgate::token::{TokenDigest, TokenOrigin, TokenStore, Wanted};
+use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
 use tollgate::webapp::Role;
 
 use crate::harness::program::Program;
@@ -124,7 +124,7 @@ async fn key(store: &Store, name: &str) {
 
 async fn log_in(tokens: &TokenStore, user: &str, token: &str, task: u64) {
     say(&format!("begin login {user} {token} {task}"));
-    let wanted = Wanted {
+    let wanted = GrantRequest {
         user,
         role: Some(Role::User),
         lifetime: Duration::from_secs(86_400),

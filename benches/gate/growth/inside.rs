@@ -12,7 +12,7 @@ use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{Limiter, RateSubject, RouteTable};
-use tollgate::token::{TokenDigest, TokenOrigin, TokenStore, Wanted};
+use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
 use tollgate::webapp::Role;
 
 use super::{Point, resident};
@@ -78,7 +78,7 @@ pub(super) fn tokens() -> Vec<Point> {
         runtime.block_on(async {
             for index in 0..size {
                 let user = format!("user-{}", index / 10);
-                let wanted = Wanted {
+                let wanted = GrantRequest {
                     user: &user,
                     role: Some(Role::User),
                     lifetime: Duration::from_secs(604_800),

@@ -96,7 +96,7 @@ async fn race(tokens: &TokenStore, client: usize) -> Vec<TokenDigest> {
             3 => drop(tokens.revoke_user(user).await.unwrap()),
             5 if digests.len() > 1 => {
                 let kept = digests[digests.len() - 1 - step % 2];
-                let ended = tokens.end_tokens(user, Ending::AllBut(kept)).await;
+                let ended = tokens.end_tokens(user, RevokeCause::AllBut(kept)).await;
                 ended.unwrap();
             }
             7 => drop(tokens.end_user(user).await),
@@ -126,7 +126,7 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
     let folder = tempfile::tempdir().unwrap();
     let (store, tokens) = over(&file(&folder), (10, 10));
     let digest = Token::mint().digest();
-    let wanted = Wanted {
+    let wanted = GrantRequest {
         user: "anna",
         role: None,
         lifetime: HOUR,
@@ -165,7 +165,7 @@ async fn what_cannot_be_kept_has_not_happened() {
     assert_eq!(tokens.len(), 1);
     assert!(tokens.trouble().is_some());
     // What happened at the Webapp has happened, whatever the disk says.
-    assert_eq!(tokens.end_at_once("anna", Ending::Logout).await, 1);
+    assert_eq!(tokens.end_at_once("anna", RevokeCause::Logout).await, 1);
     assert!(tokens.find(&kept).is_none());
     store.close().await;
 }
@@ -185,7 +185,7 @@ async fn while_the_disk_hangs_known_tokens_work_and_nobody_waits_for_long() {
     assert!(tokens.revoke_user("bert").await.is_err());
     assert!(tokens.find(&kept).is_some() && tokens.find(&other).is_some());
     // What happened at the Webapp has happened, whatever the disk does.
-    assert_eq!(tokens.end_at_once("bert", Ending::Logout).await, 1);
+    assert_eq!(tokens.end_at_once("bert", RevokeCause::Logout).await, 1);
     assert!(tokens.find(&other).is_none());
     disk.hangs(false);
     let mut outcome = tokens.revoke_user("anna").await;

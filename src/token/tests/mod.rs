@@ -43,7 +43,7 @@ async fn login(store: &TokenStore, user: &str) -> Result<TokenDigest, InsertRefu
 async fn login_for(
     store: &TokenStore,
     user: &str,
-    terms: (Duration, Epoch),
+    terms: (Duration, DeletionEpoch),
 ) -> Result<TokenDigest, InsertRefused> {
     login_with(store, Token::mint().digest(), user, terms).await
 }
@@ -52,9 +52,9 @@ async fn login_with(
     store: &TokenStore,
     digest: TokenDigest,
     user: &str,
-    (lifetime, epoch): (Duration, Epoch),
+    (lifetime, epoch): (Duration, DeletionEpoch),
 ) -> Result<TokenDigest, InsertRefused> {
-    let wanted = Wanted {
+    let wanted = GrantRequest {
         user,
         role: Some(Role::User),
         lifetime,
@@ -97,7 +97,7 @@ async fn promises(store: &TokenStore) {
 
 async fn finds_what_was_inserted(store: &TokenStore) {
     let token = Token::mint();
-    let wanted = Wanted {
+    let wanted = GrantRequest {
         user: "anna",
         role: None,
         lifetime: HOUR,
@@ -146,7 +146,7 @@ async fn never_returns_an_expired_grant(store: &TokenStore) {
 async fn a_known_token_takes_its_new_end(store: &TokenStore) {
     let digest = Token::mint().digest();
     for (user, hours) in [("fred", 1), ("fred", 2), ("gina", 3)] {
-        let wanted = Wanted {
+        let wanted = GrantRequest {
             user,
             role: None,
             lifetime: HOUR * hours,
@@ -284,11 +284,11 @@ async fn a_sweep_looks_at_what_died_and_at_nothing_else() {
         let lifetime = Duration::from_secs(60 * minutes);
         login_for(&store, "anna", (lifetime, epoch)).await.unwrap();
     }
-    assert_eq!(store.sweep(usize::MAX), Swept::default());
+    assert_eq!(store.sweep(usize::MAX), SweptSlice::default());
     advance(Duration::from_secs(601)).await;
     let swept = store.sweep(usize::MAX);
     assert_eq!((swept.seen, swept.removed), (10, 10));
-    assert_eq!(store.sweep(usize::MAX), Swept::default());
+    assert_eq!(store.sweep(usize::MAX), SweptSlice::default());
     assert_eq!(store.len(), 90);
 }
 
@@ -332,10 +332,10 @@ async fn records_of_users_go_with_their_last_token() {
     sweep_all(&store);
     assert_eq!(store.memory.traces(), (0, 0));
     // The trace is gone; a login from before the deletion is refused all the same.
-    let late = login_for(&store, "bert", (HOUR, Epoch { here: 0, shared: 0 })).await;
+    let late = login_for(&store, "bert", (HOUR, DeletionEpoch { here: 0, shared: 0 })).await;
     assert_eq!(late, Err(InsertRefused::Ended));
     assert!(login_for(&store, "bert", (HOUR, epoch)).await.is_ok());
-    let refused = login_for(&store, "carl", (HOUR, Epoch { here: 0, shared: 0 })).await;
+    let refused = login_for(&store, "carl", (HOUR, DeletionEpoch { here: 0, shared: 0 })).await;
     assert_eq!(refused, Err(InsertRefused::Ended));
     assert_eq!(store.memory.traces(), (1, 1), "a refusal leaves nothing");
 }

@@ -85,7 +85,7 @@ struct Model {
     tokens: HashMap<TokenDigest, Known>,
     order: Vec<TokenDigest>,
     deletions: [u64; 3],
-    begun: Vec<(usize, Epoch, u64)>,
+    begun: Vec<(usize, DeletionEpoch, u64)>,
     caps: (usize, usize),
 }
 
@@ -182,7 +182,7 @@ impl Model {
         if stays {
             self.tokens.get_mut(&digest).unwrap().is_revoked = false;
         }
-        let ending = Ending::AllBut(digest);
+        let ending = RevokeCause::AllBut(digest);
         self.store.end_tokens(name(user), ending).await.unwrap();
     }
 
@@ -240,7 +240,11 @@ impl Model {
         assert_eq!(self.store.find(digest).is_some(), known.is_live());
     }
 
-    async fn finish(&mut self, (user, epoch, deletions): (usize, Epoch, u64), minutes: u64) {
+    async fn finish(
+        &mut self,
+        (user, epoch, deletions): (usize, DeletionEpoch, u64),
+        minutes: u64,
+    ) {
         let lifetime = Duration::from_secs(60 * minutes);
         let (mine, all) = (self.live(Some(user)), self.live(None));
         let stored = self.store.len();

@@ -140,7 +140,7 @@ fn tokens_put_in_and_taken_out_from_all_sides_leave_nothing_behind() {
                 let pick = round * 7 + seed;
                 let digest = &digests[pick % digests.len()];
                 let user = ["anna", "bert", "carl"][pick % 3];
-                let wanted = Wanted {
+                let wanted = GrantRequest {
                     user,
                     role: None,
                     lifetime: HOUR * u32::try_from(pick % 2).unwrap(),
