@@ -27,7 +27,9 @@ mod sync {
 }
 
 use accepted_paths::PathKey;
-use judgement::{Judgement, LeaseFacts, LoginCause, Placement, Settled, Step};
+use judgement::{
+    LeaseFacts, LeaseJudgement, LeasePlacement, LoginCause, RetryStep, SettledOutcome,
+};
 use loom::sync::Arc;
 use loom::thread;
 use refused_paths::RefusedRequest;
@@ -48,18 +50,21 @@ fn lease(generation: u64, began: u64, cause: LoginCause) -> LeaseFacts {
 }
 
 /// Logged in, with a path that has accepted the token; the renewer has a probe.
-fn logged_in(single_active: bool) -> Arc<Judgement> {
-    let judgement = Judgement::new(2, single_active, SpeculationPacer::new(120, 1));
+fn logged_in(single_active: bool) -> Arc<LeaseJudgement> {
+    let judgement = LeaseJudgement::new(2, single_active, SpeculationPacer::new(120, 1));
     let placed = judgement.offer(lease(1, 0, LoginCause::Renewal), false);
-    assert_eq!(placed, Placement::Current);
+    assert_eq!(placed, LeasePlacement::Current);
     assert!(judgement.is_worth_settling(PATH, 1));
-    assert_eq!(judgement.settle(PATH, 1, false, 10), Settled::Nothing);
+    assert_eq!(
+        judgement.settle(PATH, 1, false, 10),
+        SettledOutcome::Nothing
+    );
     judgement.set_probe(true);
     Arc::new(judgement)
 }
 
 /// What a request does that is refused with the first token.
-fn refused(judgement: &Judgement, path: PathKey) -> (RefusedRequest, Step) {
+fn refused(judgement: &LeaseJudgement, path: PathKey) -> (RefusedRequest, RetryStep) {
     let mut request = RefusedRequest::new(path, true);
     judgement.note_refusal(&mut request, 1, NOW);
     let step = judgement.next_step(&mut request, NOW);
@@ -67,7 +72,7 @@ fn refused(judgement: &Judgement, path: PathKey) -> (RefusedRequest, Step) {
 }
 
 /// What the renewer does about what it finds: the probe says that the token is dead.
-fn renew(judgement: &Judgement) -> bool {
+fn renew(judgement: &LeaseJudgement) -> bool {
     let Some(suspicion) = judgement.suspicion() else {
         return false;
     };
@@ -99,10 +104,10 @@ fn refusals_of_one_token_are_one_suspicion_and_none_is_lost() {
         assert_eq!(logins, 1, "one login for all");
         for (mut request, step) in waiting {
             let step = match step {
-                Step::Await | Step::AwaitLease => judgement.next_step(&mut request, NOW),
+                RetryStep::Await | RetryStep::AwaitLease => judgement.next_step(&mut request, NOW),
                 step => step,
             };
-            assert_eq!(step, Step::Again(2));
+            assert_eq!(step, RetryStep::Again(2));
         }
     });
 }
@@ -112,13 +117,13 @@ fn a_candidate_is_promoted_once_and_never_takes_the_place_of_a_newer_lease() {
     loom::model(|| {
         let judgement = logged_in(false);
         let placed = judgement.offer(lease(2, NOW, LoginCause::Renewal), false);
-        assert_eq!(placed, Placement::Candidate);
+        assert_eq!(placed, LeasePlacement::Candidate);
         let promotions: Vec<_> = [PATH, OTHER]
             .map(|path| {
                 let judgement = Arc::clone(&judgement);
                 thread::spawn(move || {
                     let is_open = judgement.is_worth_settling(path, 2);
-                    is_open && judgement.settle(path, 2, false, NOW) == Settled::Promoted(2)
+                    is_open && judgement.settle(path, 2, false, NOW) == SettledOutcome::Promoted(2)
                 })
             })
             .into_iter()
@@ -157,13 +162,13 @@ fn with_a_single_active_token_a_login_is_in_use_at_once() {
         let refusing = Arc::clone(&judgement);
         let request = thread::spawn(move || refused(&refusing, PATH));
         let placed = judgement.offer(lease(2, 50, LoginCause::Renewal), false);
-        assert_eq!(placed, Placement::Current);
+        assert_eq!(placed, LeasePlacement::Current);
         let (mut request, step) = request.join().unwrap();
         let step = match step {
-            Step::Await => judgement.next_step(&mut request, NOW),
+            RetryStep::Await => judgement.next_step(&mut request, NOW),
             step => step,
         };
-        assert_eq!(step, Step::Again(2));
+        assert_eq!(step, RetryStep::Again(2));
         assert_eq!(judgement.generations(), [Some(2), None, None]);
     });
 }

@@ -129,7 +129,10 @@ impl ReloadTargets {
         materials: UpstreamMaterials,
     ) -> Result<Arc<Upstream>, Error> {
         let metrics = &self.shared.metrics;
-        let keeper = self.lease_keeper.clone().map(LeaseKeeper::without_the_kept);
+        let keeper = self
+            .lease_keeper
+            .clone()
+            .map(LeaseKeeper::ignoring_saved_lease);
         UpstreamOpening::new(&config.upstream, &self.tasks, &self.control, metrics)
             .of(materials)
             .announced_as(&self.shared.via)

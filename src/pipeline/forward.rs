@@ -25,13 +25,15 @@ use super::upstream_turn::UpstreamTurn;
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, Repeat};
 use crate::shares::ShareKey;
-use crate::upstream::{AnswerBody, Connections, Patience, SendError, SendErrorKind, Upstream};
+use crate::upstream::{
+    AnswerBody, ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections,
+};
 
 /// What forwarding needs besides the request.
 #[derive(Debug)]
 pub(super) struct Forwarder<'a> {
     pub upstream: &'a Arc<Upstream>,
-    pub connections: &'a Connections<RequestBody>,
+    pub connections: &'a UpstreamConnections<RequestBody>,
     pub settings: &'a config::Upstream,
     pub http: &'a config::RequestRules,
     pub route: &'a Route,
@@ -146,9 +148,9 @@ impl Forwarder<'_> {
             .map_err(|error| refusal(request, error))
     }
 
-    pub(super) fn patience(&self) -> Patience {
+    pub(super) fn patience(&self) -> ResponseTimeout {
         let settings = self.settings.first_byte_timeout;
-        Patience {
+        ResponseTimeout {
             first_byte: self.route.first_byte_timeout.unwrap_or(settings),
             until: Some(self.deadline),
         }
@@ -207,10 +209,10 @@ impl Forwarder<'_> {
 
 /// What the upstream says to `carried` at its probe.
 pub(super) async fn ask(
-    connections: &Connections<RequestBody>,
+    connections: &UpstreamConnections<RequestBody>,
     path: &PathAndQuery,
     carried: &UpstreamCredential,
-    patience: Patience,
+    patience: ResponseTimeout,
 ) -> Option<StatusCode> {
     let mut outbound = probe(path, carried).into_request();
     let via = connections.via().clone();

@@ -8,7 +8,7 @@ use super::{AppState, LiveRules};
 use crate::lifecycle::TaskSet;
 use crate::logging::WorkerLines;
 use crate::metrics::{Metrics, RouteCounts};
-use crate::upstream::Connections;
+use crate::upstream::UpstreamConnections;
 use crate::via::GatewayVia;
 
 /// One version of the rules, on one worker.
@@ -16,7 +16,7 @@ use crate::via::GatewayVia;
 pub(super) struct WorkerContext {
     pub(super) live: Arc<LiveRules>,
     /// To the upstream of `live`.
-    pub(super) connections: Arc<Connections<RequestBody>>,
+    pub(super) connections: Arc<UpstreamConnections<RequestBody>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) via: GatewayVia,
     /// None: no log has been started.
@@ -60,9 +60,9 @@ fn connections(
     live: &LiveRules,
     tasks: &TaskSet,
     metrics: &Arc<Metrics>,
-) -> Arc<Connections<RequestBody>> {
+) -> Arc<UpstreamConnections<RequestBody>> {
     let upstream = Arc::clone(&live.upstream);
-    Arc::new(Connections::new(
+    Arc::new(UpstreamConnections::new(
         upstream,
         tasks.clone(),
         Arc::clone(metrics),

@@ -16,7 +16,7 @@ use super::record::AccessLogEntry;
 use super::reject::Rejection;
 use super::upstream_turn::UpstreamTurn;
 use crate::metrics::Repeat;
-use crate::upstream::{Lease, RefusedRequest, Session, Verdict};
+use crate::upstream::{Lease, RefusalVerdict, RefusedRequest, Session};
 
 /// An answer that is final, what the request for it carried, and its turn.
 pub(super) struct JudgedResponse {
@@ -109,8 +109,8 @@ impl Forwarder<'_> {
             }
         };
         match verdict.map_err(Rejection::NoLease)? {
-            Verdict::Again(lease) => Ok(UpstreamCredential::Session(lease)),
-            Verdict::Upheld => Err(Rejection::UpstreamLogin),
+            RefusalVerdict::Again(lease) => Ok(UpstreamCredential::Session(lease)),
+            RefusalVerdict::Upheld => Err(Rejection::UpstreamLogin),
         }
     }
 

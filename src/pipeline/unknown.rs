@@ -23,7 +23,7 @@ use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{LabelSet as _, UnreadLogin};
 use crate::secret::Secret;
 use crate::token::{Grant, GrantRequest, TokenDigest, TokenOrigin, TokenStore};
-use crate::upstream::{Patience, ProbeTrust, ProbeVerdict};
+use crate::upstream::{ProbeTrust, ProbeVerdict, ResponseTimeout};
 
 /// How long a refusal is remembered.
 const NEGATIVE_FOR: Duration = Duration::from_secs(30);
@@ -180,7 +180,7 @@ pub(super) async fn put(
         return IntrospectionVerdict::NoAnswer;
     };
     let settings = &here.live.config.upstream;
-    let patience = Patience::within(settings.first_byte_timeout.min(LONGEST_ANSWER));
+    let patience = ResponseTimeout::within(settings.first_byte_timeout.min(LONGEST_ANSWER));
     let carried = UpstreamCredential::bearer(token);
     let status = forward::ask(&here.connections, probe.path(), &carried, patience).await;
     match ProbeVerdict::of(status) {

@@ -63,7 +63,7 @@ impl UpstreamTurn {
                 return ParkedTurn::Done;
             }
         };
-        match permit.set_aside() {
+        match permit.park() {
             Ok(place) => {
                 *self = Self::Stalled(place);
                 ParkedTurn::Done

@@ -30,19 +30,19 @@ const LOOK_UP_LIMIT_AT_STOP: Duration = Duration::from_secs(1);
 
 /// Finds the addresses of one host.
 #[derive(Clone, Debug)]
-pub(super) struct AddressBook(Arc<Shared>);
+pub(super) struct AddressBook(Arc<BookShared>);
 
 #[derive(Debug)]
-struct Shared {
+struct BookShared {
     host: String,
     names: DnsResolver,
     tasks: TaskSet,
     stop: ShutdownSignal,
-    state: Mutex<State>,
+    state: Mutex<BookState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BookState {
     /// The look-up under way, or the last one.
     look_up: Option<LookUp>,
     /// What the last good one brought, and until when it may serve.
@@ -90,7 +90,7 @@ impl AddressBook {
         tasks: &TaskSet,
         stop: &ShutdownSignal,
     ) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(BookShared {
             host: host.to_owned(),
             names,
             tasks: tasks.clone(),
@@ -108,8 +108,8 @@ impl AddressBook {
     }
 
     /// The addresses for one connection, in the order that `memory` proposes.
-    pub(super) fn addresses<'a>(&self, memory: &'a AddressMemory) -> Addresses<'a> {
-        let mut addresses = Addresses {
+    pub(super) fn addresses<'a>(&self, memory: &'a AddressMemory) -> AddressCandidates<'a> {
+        let mut addresses = AddressCandidates {
             memory,
             given: Vec::new(),
             fixed: Vec::new(),
@@ -210,7 +210,7 @@ impl AddressBook {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BookState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -225,7 +225,7 @@ async fn look_up_limit(stop: &ShutdownSignal) {
 
 /// The addresses for one connection, as they come to be known.
 #[derive(Debug)]
-pub(super) struct Addresses<'a> {
+pub(super) struct AddressCandidates<'a> {
     memory: &'a AddressMemory,
     given: Vec<IpAddr>,
     fixed: Vec<IpAddr>,
@@ -235,7 +235,7 @@ pub(super) struct Addresses<'a> {
     resolution_delay: Duration,
 }
 
-impl Addresses<'_> {
+impl AddressCandidates<'_> {
     /// Why there is none, if the look-up has ended so.
     pub(super) fn failure(&self) -> Option<Arc<NameError>> {
         let end = self.look_up.as_ref()?.end.borrow();
@@ -280,7 +280,7 @@ impl Addresses<'_> {
     }
 }
 
-impl CandidateSource<IpAddr> for Addresses<'_> {
+impl CandidateSource<IpAddr> for AddressCandidates<'_> {
     fn next(&mut self) -> Option<IpAddr> {
         let (known, _) = self.now_known();
         let fresh = |ip: &IpAddr| !self.given.contains(ip);

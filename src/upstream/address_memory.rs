@@ -17,28 +17,28 @@ const MOST_ENTRIES: usize = 64;
 
 /// Of one upstream; shared by all workers, and asked for new connections only.
 #[derive(Debug, Default)]
-pub(super) struct AddressMemory(Mutex<Vec<Entry>>);
+pub(super) struct AddressMemory(Mutex<Vec<AddressEntry>>);
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct AddressEntry {
     address: IpAddr,
-    outcome: Outcome,
+    outcome: ConnectOutcome,
     at: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+enum ConnectOutcome {
     Worked,
     Failed,
 }
 
 impl AddressMemory {
     pub(super) fn worked(&self, address: IpAddr) {
-        self.note(address, Outcome::Worked);
+        self.note(address, ConnectOutcome::Worked);
     }
 
     pub(super) fn failed(&self, address: IpAddr) {
-        self.note(address, Outcome::Failed);
+        self.note(address, ConnectOutcome::Failed);
     }
 
     /// `addresses` in the order in which they should be tried.
@@ -48,8 +48,8 @@ impl AddressMemory {
         let seen = |address: IpAddr| {
             let entry = entries.iter().find(|entry| entry.address == address)?;
             let counts = match entry.outcome {
-                Outcome::Worked => SUCCESS_COUNTS,
-                Outcome::Failed => FAILURE_COUNTS,
+                ConnectOutcome::Worked => SUCCESS_COUNTS,
+                ConnectOutcome::Failed => FAILURE_COUNTS,
             };
             (now.saturating_duration_since(entry.at) < counts).then_some(*entry)
         };
@@ -59,9 +59,9 @@ impl AddressMemory {
                 .filter(|entry| entry.outcome == outcome)
                 .collect::<Vec<_>>()
         };
-        let mut worked = with(Outcome::Worked);
+        let mut worked = with(ConnectOutcome::Worked);
         worked.sort_by_key(|entry| Reverse(entry.at));
-        let mut failed = with(Outcome::Failed);
+        let mut failed = with(ConnectOutcome::Failed);
         failed.sort_by_key(|entry| entry.at);
         let first = worked.first().map(|entry| entry.address);
         let failed: Vec<IpAddr> = failed.into_iter().map(|entry| entry.address).collect();
@@ -76,20 +76,20 @@ impl AddressMemory {
         order
     }
 
-    fn note(&self, address: IpAddr, outcome: Outcome) {
+    fn note(&self, address: IpAddr, outcome: ConnectOutcome) {
         let mut entries = self.lock();
         entries.retain(|entry| entry.address != address);
         if entries.len() == MOST_ENTRIES {
             entries.remove(0); // the oldest
         }
-        entries.push(Entry {
+        entries.push(AddressEntry {
             address,
             outcome,
             at: Instant::now(),
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<AddressEntry>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

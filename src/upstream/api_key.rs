@@ -10,7 +10,7 @@ use http::header::AUTHORIZATION;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::description::Injection;
+use super::description::TokenInjection;
 use super::lease::Lease;
 use crate::causes::chain;
 use crate::clock::Deadline;
@@ -173,7 +173,7 @@ pub(super) fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
     if !webapp::API_KEY_LENGTH.contains(&length) {
         return Err(BadApiKey::Length { length });
     }
-    let injection = Injection {
+    let injection = TokenInjection {
         header: AUTHORIZATION,
         template: "Apikey {token}".to_owned(),
     };

@@ -8,18 +8,18 @@ use std::task::{Wake, Waker};
 /// Rung by everything that concerns a connection: its socket, its alarm, the body on
 /// its way up. Wakes the holder only while that waits; else the ring is noted.
 #[derive(Debug, Default)]
-pub(super) struct Bell {
+pub(super) struct NotifyWaker {
     rung: AtomicBool,
-    holder: Mutex<Holder>,
+    holder: Mutex<WakerHolder>,
 }
 
 #[derive(Debug, Default)]
-struct Holder {
+struct WakerHolder {
     waker: Option<Waker>,
     is_waiting: bool,
 }
 
-impl Bell {
+impl NotifyWaker {
     /// Whether it has rung since this was last asked.
     pub(super) fn has_rung(&self) -> bool {
         self.rung.swap(false, Ordering::AcqRel)
@@ -43,21 +43,21 @@ impl Bell {
     }
 
     /// The holder is awake: rings are only noted.
-    pub(super) fn hush(&self) {
+    pub(super) fn clear_waiter(&self) {
         self.lock().is_waiting = false;
     }
 
     /// Nobody holds the connection any more.
     pub(super) fn forget_holder(&self) {
-        *self.lock() = Holder::default();
+        *self.lock() = WakerHolder::default();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Holder> {
+    fn lock(&self) -> MutexGuard<'_, WakerHolder> {
         self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Wake for Bell {
+impl Wake for NotifyWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_ring_is_never_lost_and_wakes_only_who_waits() {
-        let (bell, woken) = (Arc::new(Bell::default()), Arc::new(Woken::default()));
+        let (bell, woken) = (Arc::new(NotifyWaker::default()), Arc::new(Woken::default()));
         let (ring, waker) = (
             Waker::from(Arc::clone(&bell)),
             Waker::from(Arc::clone(&woken)),
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(times(), 1, "woken once, and then awake");
         assert!(bell.has_rung());
         assert!(bell.wakes(&waker));
-        bell.hush();
+        bell.clear_waiter();
         ring.wake_by_ref();
         assert_eq!(times(), 1);
         assert!(bell.has_rung(), "noted");

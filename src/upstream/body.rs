@@ -12,22 +12,22 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::held::Lent;
+use super::held::ConnectionHandle;
 
 /// How far the request has come, for whoever waits for the answer. Belongs to its
 /// connection: of one request after the other.
 #[derive(Debug)]
-pub(super) struct Progress(Mutex<Step>);
+pub(super) struct UploadProgress(Mutex<UploadStep>);
 
 #[derive(Clone, Copy, Debug)]
-struct Step {
+struct UploadStep {
     at: Instant,
     /// The last look found nothing: the client owes the next piece, not the upstream.
     is_starved: bool,
     has_failed: bool,
 }
 
-impl Step {
+impl UploadStep {
     fn now() -> Self {
         Self {
             at: Instant::now(),
@@ -37,9 +37,9 @@ impl Step {
     }
 }
 
-impl Progress {
+impl UploadProgress {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Step::now())))
+        Arc::new(Self(Mutex::new(UploadStep::now())))
     }
 
     /// When the upstream is late with its answer. A slow client is no fault of
@@ -66,22 +66,22 @@ impl Progress {
         self.lock().has_failed
     }
 
-    fn lock(&self) -> MutexGuard<'_, Step> {
+    fn lock(&self) -> MutexGuard<'_, UploadStep> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A request body that stamps its progress.
-pub(super) struct Sent<B> {
+pub(super) struct SentBody<B> {
     body: B,
-    end: End,
+    end: BodyDropGuard,
 }
 
 /// Dropped when nobody wants the body any more: hyper drops a body whose length
 /// it knows without asking it for the end. None: there was no body to begin with.
-struct End(Option<Arc<Progress>>);
+struct BodyDropGuard(Option<Arc<UploadProgress>>);
 
-impl Drop for End {
+impl Drop for BodyDropGuard {
     fn drop(&mut self) {
         if let Some(progress) = &self.0 {
             let mut step = progress.lock();
@@ -91,21 +91,21 @@ impl Drop for End {
     }
 }
 
-impl<B: Body> Sent<B> {
-    pub(super) fn new(body: B, progress: &Arc<Progress>) -> Self {
-        *progress.lock() = Step::now();
-        let end = End((!body.is_end_stream()).then(|| Arc::clone(progress)));
+impl<B: Body> SentBody<B> {
+    pub(super) fn new(body: B, progress: &Arc<UploadProgress>) -> Self {
+        *progress.lock() = UploadStep::now();
+        let end = BodyDropGuard((!body.is_end_stream()).then(|| Arc::clone(progress)));
         Self { body, end }
     }
 }
 
-impl<B> Sent<B> {
+impl<B> SentBody<B> {
     pub(super) fn into_inner(self) -> B {
         self.body
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for SentBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -143,11 +143,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
 /// dropped before that, the connection is closed.
 pub struct AnswerBody {
     incoming: Incoming,
-    connection: Option<Box<dyn Lent>>,
+    connection: Option<Box<dyn ConnectionHandle>>,
 }
 
 impl AnswerBody {
-    pub(super) fn new(incoming: Incoming, connection: Box<dyn Lent>) -> Self {
+    pub(super) fn new(incoming: Incoming, connection: Box<dyn ConnectionHandle>) -> Self {
         let mut body = Self {
             incoming,
             connection: Some(connection),

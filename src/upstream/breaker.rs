@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What went wrong with one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum ExchangeFailure {
     /// There was no connection.
     NoConnection,
     /// There was one, and no usable head of an answer came over it.
@@ -35,7 +35,7 @@ pub(super) enum Failure {
 
 /// Whose exchange it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asker {
+pub(super) enum FailureSource {
     Request,
     Probe,
 }
@@ -60,17 +60,17 @@ pub(crate) enum UpstreamPass {
 }
 
 #[derive(Debug)]
-pub(super) struct Breaker {
-    state: State,
+pub(super) struct CircuitBreaker {
+    state: BreakerState,
     /// When the gate last asked by itself.
     last_probe: Option<Instant>,
 }
 
 #[derive(Debug)]
-enum State {
+enum BreakerState {
     Quiet,
     Suspect(FailureRun),
-    Down(Outage),
+    Down(OutageState),
 }
 
 /// Failures since the last answer.
@@ -84,7 +84,7 @@ struct FailureRun {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Outage {
+struct OutageState {
     since: Instant,
     pause: Duration,
     next_probe: Instant,
@@ -93,55 +93,62 @@ struct Outage {
     next_trial: Instant,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     pub(super) const fn new() -> Self {
         Self {
-            state: State::Quiet,
+            state: BreakerState::Quiet,
             last_probe: None,
         }
     }
 
     pub(super) fn level(&self) -> HealthLevel {
         match &self.state {
-            State::Quiet => HealthLevel::Quiet,
-            State::Suspect(_) => HealthLevel::Suspect,
-            State::Down(_) => HealthLevel::Down,
+            BreakerState::Quiet => HealthLevel::Quiet,
+            BreakerState::Suspect(_) => HealthLevel::Suspect,
+            BreakerState::Down(_) => HealthLevel::Down,
         }
     }
 
     /// Any head of an answer has come. Gives how long the upstream was down, if it was.
     pub(super) fn answered(&mut self, now: Instant) -> Option<Duration> {
-        match std::mem::replace(&mut self.state, State::Quiet) {
-            State::Quiet | State::Suspect(_) => None,
-            State::Down(outage) => Some(now.saturating_duration_since(outage.since)),
+        match std::mem::replace(&mut self.state, BreakerState::Quiet) {
+            BreakerState::Quiet | BreakerState::Suspect(_) => None,
+            BreakerState::Down(outage) => Some(now.saturating_duration_since(outage.since)),
         }
     }
 
     /// Gives the number of failures in a row if the breaker opens with this one.
-    pub(super) fn failed(&mut self, failure: Failure, asker: Asker, now: Instant) -> Option<u32> {
-        if let State::Down(outage) = &mut self.state {
-            if asker == Asker::Probe {
-                outage.is_reachable = failure == Failure::NoAnswer;
+    pub(super) fn failed(
+        &mut self,
+        failure: ExchangeFailure,
+        asker: FailureSource,
+        now: Instant,
+    ) -> Option<u32> {
+        if let BreakerState::Down(outage) = &mut self.state {
+            if asker == FailureSource::Probe {
+                outage.is_reachable = failure == ExchangeFailure::NoAnswer;
             }
             return None;
         }
         let mut run = match self.state {
-            State::Suspect(run) => run,
-            State::Quiet | State::Down(_) => self.first_of_a_run(now),
+            BreakerState::Suspect(run) => run,
+            BreakerState::Quiet | BreakerState::Down(_) => self.first_of_a_run(now),
         };
         run.failures = run.failures.saturating_add(1);
         match (failure, asker) {
-            (Failure::NoConnection, _) => run.unconnected = run.unconnected.saturating_add(1),
-            (Failure::NoAnswer, Asker::Probe) => {
+            (ExchangeFailure::NoConnection, _) => {
+                run.unconnected = run.unconnected.saturating_add(1)
+            }
+            (ExchangeFailure::NoAnswer, FailureSource::Probe) => {
                 run.unanswered_probes = run.unanswered_probes.saturating_add(1);
             }
-            (Failure::NoAnswer, Asker::Request) => {}
+            (ExchangeFailure::NoAnswer, FailureSource::Request) => {}
         }
         if !run.is_enough(now) {
-            self.state = State::Suspect(run);
+            self.state = BreakerState::Suspect(run);
             return None;
         }
-        self.state = State::Down(Outage {
+        self.state = BreakerState::Down(OutageState {
             since: run.since,
             pause: FIRST_PAUSE,
             next_probe: now + FIRST_PAUSE,
@@ -165,7 +172,7 @@ impl Breaker {
 
     /// Whether a request may go up now; if not, when to ask again.
     pub(super) fn admit(&mut self, now: Instant) -> Result<UpstreamPass, Duration> {
-        let State::Down(outage) = &mut self.state else {
+        let BreakerState::Down(outage) = &mut self.state else {
             return Ok(UpstreamPass::Ordinary);
         };
         if outage.is_reachable && outage.next_trial <= now {
@@ -178,17 +185,17 @@ impl Breaker {
     /// Until the gate asks again; zero while the breaker is closed.
     pub(super) fn pause(&self, now: Instant) -> Duration {
         match &self.state {
-            State::Quiet | State::Suspect(_) => Duration::ZERO,
-            State::Down(outage) => outage.next_probe.saturating_duration_since(now),
+            BreakerState::Quiet | BreakerState::Suspect(_) => Duration::ZERO,
+            BreakerState::Down(outage) => outage.next_probe.saturating_duration_since(now),
         }
     }
 
     /// When the gate must ask by itself.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         match &self.state {
-            State::Quiet => None,
-            State::Suspect(run) => Some(run.next_probe),
-            State::Down(outage) => Some(outage.next_probe),
+            BreakerState::Quiet => None,
+            BreakerState::Suspect(run) => Some(run.next_probe),
+            BreakerState::Down(outage) => Some(outage.next_probe),
         }
     }
 
@@ -196,9 +203,9 @@ impl Breaker {
     pub(super) fn probe_begins(&mut self, now: Instant, jitter: f64) {
         self.last_probe = Some(now);
         match &mut self.state {
-            State::Quiet => {}
-            State::Suspect(run) => run.next_probe = now + FIRST_PAUSE,
-            State::Down(outage) => {
+            BreakerState::Quiet => {}
+            BreakerState::Suspect(run) => run.next_probe = now + FIRST_PAUSE,
+            BreakerState::Down(outage) => {
                 outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
                 let share = 1.0 - 0.2 * jitter.clamp(0.0, 1.0);
                 outage.next_probe = now + outage.pause.mul_f64(share);
@@ -209,9 +216,9 @@ impl Breaker {
     /// What the upstream is reached with has changed: the next question comes at once.
     pub(super) fn hurry(&mut self, now: Instant) {
         match &mut self.state {
-            State::Quiet => {}
-            State::Suspect(run) => run.next_probe = now,
-            State::Down(outage) => {
+            BreakerState::Quiet => {}
+            BreakerState::Suspect(run) => run.next_probe = now,
+            BreakerState::Down(outage) => {
                 outage.pause = FIRST_PAUSE / 2;
                 outage.next_probe = now;
             }

@@ -36,13 +36,13 @@ pub(super) enum TrustPlace {
 #[derive(Clone, Debug)]
 pub struct CertificateProblem {
     upstream: Arc<str>,
-    reason: Reason,
+    reason: CertificateFault,
     /// Of the key that was shown, as `pins` takes it.
     pin: String,
 }
 
 #[derive(Clone, Debug)]
-enum Reason {
+enum CertificateFault {
     SelfSigned { is_authority: bool },
     UnknownIssuer { issuer: String, place: TrustPlace },
     OtherName { wanted: String, names: Vec<String> },
@@ -72,7 +72,7 @@ impl CertificateProblem {
     pub(super) fn find(
         shown: &CertificateDer<'_>,
         wanted: &ServerName<'_>,
-        verdict: Verdict<'_>,
+        verdict: VerifierVerdict<'_>,
     ) -> Option<Self> {
         let (_, read) = X509Certificate::from_der(shown).ok()?;
         let is_self_signed = read.subject().as_raw() == read.issuer().as_raw()
@@ -87,7 +87,7 @@ impl CertificateProblem {
 
 /// What was decided about a certificate, and by what.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Verdict<'a> {
+pub(super) struct VerifierVerdict<'a> {
     pub(super) upstream: &'a Arc<str>,
     pub(super) place: &'a TrustPlace,
     pub(super) error: &'a CertificateError,
@@ -122,8 +122,8 @@ fn reason(
     shown: &X509Certificate<'_>,
     is_self_signed: bool,
     wanted: &ServerName<'_>,
-    verdict: &Verdict<'_>,
-) -> Reason {
+    verdict: &VerifierVerdict<'_>,
+) -> CertificateFault {
     let is_authority = shown.is_ca();
     let validity = shown.validity();
     let now = i64::try_from(verdict.now.as_secs()).unwrap_or(i64::MAX);
@@ -131,50 +131,54 @@ fn reason(
         && key.key_size() < LEAST_RSA_BITS
     {
         let bits = key.key_size();
-        return Reason::Unusual(UnusualCertificate::ShortRsaKey { bits });
+        return CertificateFault::Unusual(UnusualCertificate::ShortRsaKey { bits });
     }
     match verdict.error {
-        _ if *verdict.place == TrustPlace::Pins => Reason::NotPinned,
-        _ if shown.version() != X509Version::V3 => Reason::Unusual(UnusualCertificate::OldVersion),
+        _ if *verdict.place == TrustPlace::Pins => CertificateFault::NotPinned,
+        _ if shown.version() != X509Version::V3 => {
+            CertificateFault::Unusual(UnusualCertificate::OldVersion)
+        }
         CertificateError::Expired | CertificateError::ExpiredContext { .. }
             if now <= validity.not_after.timestamp() =>
         {
-            Reason::Unusual(UnusualCertificate::ChainDates)
+            CertificateFault::Unusual(UnusualCertificate::ChainDates)
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }
             if now >= validity.not_before.timestamp() =>
         {
-            Reason::Unusual(UnusualCertificate::ChainDates)
+            CertificateFault::Unusual(UnusualCertificate::ChainDates)
         }
         CertificateError::BadSignature if !is_self_signed => {
-            Reason::Unusual(UnusualCertificate::OtherAuthorityKey {
+            CertificateFault::Unusual(UnusualCertificate::OtherAuthorityKey {
                 issuer: shown_name(&shown.issuer().to_string()),
                 place: verdict.place.clone(),
             })
         }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::Expired {
-            end: day(validity.not_after.timestamp()),
-        },
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            CertificateFault::Expired {
+                end: day(validity.not_after.timestamp()),
+            }
+        }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            Reason::NotYetValid {
+            CertificateFault::NotYetValid {
                 begin: day(validity.not_before.timestamp()),
             }
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Reason::OtherName {
+            CertificateFault::OtherName {
                 wanted: shown_name(&wanted.to_str()),
                 names: names(shown),
             }
         }
-        CertificateError::UnknownIssuer if !is_self_signed => Reason::UnknownIssuer {
+        CertificateError::UnknownIssuer if !is_self_signed => CertificateFault::UnknownIssuer {
             issuer: shown_name(&shown.issuer().to_string()),
             place: verdict.place.clone(),
         },
         CertificateError::UnknownIssuer | CertificateError::Other(_) if is_self_signed => {
-            Reason::SelfSigned { is_authority }
+            CertificateFault::SelfSigned { is_authority }
         }
-        CertificateError::Other(_) if is_authority => Reason::AuthorityAsServer,
-        error => Reason::Unusable(error.to_string()),
+        CertificateError::Other(_) if is_authority => CertificateFault::AuthorityAsServer,
+        error => CertificateFault::Unusable(error.to_string()),
     }
 }
 
@@ -218,10 +222,10 @@ impl fmt::Display for CertificateProblem {
              own first)"
         );
         match &self.reason {
-            Reason::SelfSigned { is_authority } => {
+            CertificateFault::SelfSigned { is_authority } => {
                 self_signed(f, *is_authority, upstream, &set_pins)
             }
-            Reason::UnknownIssuer { issuer, place } => {
+            CertificateFault::UnknownIssuer { issuer, place } => {
                 let place = trusted_in(place);
                 write!(
                     f,
@@ -230,13 +234,13 @@ impl fmt::Display for CertificateProblem {
                      {set_pins}"
                 )
             }
-            Reason::OtherName { wanted, names } if names.is_empty() => {
+            CertificateFault::OtherName { wanted, names } if names.is_empty() => {
                 write!(
                     f,
                     "the certificate names no host, and so not {wanted}; {set_pins}"
                 )
             }
-            Reason::OtherName { wanted, names } => {
+            CertificateFault::OtherName { wanted, names } => {
                 let names = names.join(", ");
                 write!(
                     f,
@@ -244,28 +248,28 @@ impl fmt::Display for CertificateProblem {
                      set upstream.{upstream}.server_name to the name in the certificate"
                 )
             }
-            Reason::Expired { end } => write!(
+            CertificateFault::Expired { end } => write!(
                 f,
                 "the certificate ended at {end}; renew it at the upstream, or {set_pins}: pins do \
                  not look at dates"
             ),
-            Reason::NotYetValid { begin } => write!(
+            CertificateFault::NotYetValid { begin } => write!(
                 f,
                 "the certificate is not valid before {begin}; compare this host's clock with the \
                  upstream's"
             ),
-            Reason::AuthorityAsServer => write!(
+            CertificateFault::AuthorityAsServer => write!(
                 f,
                 "the certificate is an authority's (CA:TRUE), which cannot stand for a server; give \
                  the upstream a server certificate, or {set_pins}"
             ),
-            Reason::NotPinned => write!(
+            CertificateFault::NotPinned => write!(
                 f,
                 "the key is not pinned: if it is the upstream's new key, add \"{pin}\" to \
                  upstream.{upstream}.pins (compare it with the upstream's own first)"
             ),
-            Reason::Unusual(unusual) => unusual.explain(f, &set_pins),
-            Reason::Unusable(why) => {
+            CertificateFault::Unusual(unusual) => unusual.explain(f, &set_pins),
+            CertificateFault::Unusable(why) => {
                 write!(f, "the certificate cannot be used: {why}; or {set_pins}")
             }
         }

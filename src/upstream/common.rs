@@ -12,14 +12,14 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::judgement::LoginCause;
-use super::keeper::Place;
+use super::keeper::LeaseBinding;
 use super::lease::Lease;
 use super::pace::most_for_refusals;
-use super::proof::Obtained;
-use super::renewer::{Due, Renewer};
+use super::proof::ObtainedToken;
+use super::renewer::{NextAttempt, Renewer};
 use super::session::Session;
 use super::session_control::LeaseOrigin;
-use super::status::{Phase, Why};
+use super::status::{LoginFailure, RenewerPhase};
 use super::sync::lock;
 use super::token_probe::ProbeVerdict;
 use crate::clock::Deadline;
@@ -37,9 +37,9 @@ const SOON: Duration = Duration::from_millis(250);
 
 /// This gate's part in the login of all.
 #[derive(Debug)]
-pub(super) struct Common {
+pub(super) struct SharedLogin {
     shared: Arc<SharedStore>,
-    bell: Arc<Bell>,
+    bell: Arc<LeaseFollower>,
     /// When the newest lease is to be renewed.
     renew: Option<Deadline>,
     /// Refused here, and the store has not heard it yet.
@@ -52,34 +52,34 @@ pub(super) struct Common {
 
 /// Hears of a new lease, and knows the last one.
 #[derive(Debug)]
-struct Bell {
+struct LeaseFollower {
     upstream: Arc<str>,
     session: Arc<Session>,
     has_rung: AtomicBool,
-    latest: Mutex<Option<Latest>>,
+    latest: Mutex<Option<LatestLease>>,
 }
 
 #[derive(Clone, Debug)]
-struct Latest {
+struct LatestLease {
     generation: u64,
     refused: u64,
     ends: Deadline,
     sealed: SealedBytes,
 }
 
-impl Bell {
+impl LeaseFollower {
     fn ring(&self) {
         self.has_rung.store(true, Ordering::Release);
         self.session.wake.notify_one();
     }
 
-    fn remember(&self, latest: Latest) {
+    fn remember(&self, latest: LatestLease) {
         // One assignment: a panic elsewhere leaves no half of it.
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(latest);
     }
 }
 
-impl Replica for Bell {
+impl Replica for LeaseFollower {
     fn apply(&self, change: &SharedChange, _: u64) {
         if matches!(change, SharedChange::Lease(upstream) if *upstream == self.upstream) {
             self.ring();
@@ -105,17 +105,21 @@ impl Replica for Bell {
     }
 }
 
-impl Common {
+impl SharedLogin {
     /// None: the store is not shared.
-    pub(super) fn of(place: &Place, upstream: &Arc<str>, session: &Arc<Session>) -> Option<Self> {
+    pub(super) fn of(
+        place: &LeaseBinding,
+        upstream: &Arc<str>,
+        session: &Arc<Session>,
+    ) -> Option<Self> {
         let shared = place.shared()?;
-        let bell = Arc::new(Bell {
+        let bell = Arc::new(LeaseFollower {
             upstream: Arc::clone(upstream),
             session: Arc::clone(session),
             has_rung: AtomicBool::new(false),
             latest: Mutex::default(),
         });
-        let follower: Weak<Bell> = Arc::downgrade(&bell);
+        let follower: Weak<LeaseFollower> = Arc::downgrade(&bell);
         shared.follow(follower);
         Some(Self {
             shared: Arc::clone(shared),
@@ -136,7 +140,7 @@ impl Common {
     }
 }
 
-impl Common {
+impl SharedLogin {
     /// The probe has found the lease of all gates dead.
     pub(super) async fn refuse(&mut self, upstream: &str, number: u64) {
         self.refused = Some(number);
@@ -159,10 +163,14 @@ impl Common {
 
 impl Renewer {
     /// Looks at what there is in the store, and logs in for all if that is due.
-    pub(super) async fn turn(&mut self, common: &mut Common, cause: LoginCause) -> Due {
+    pub(super) async fn turn(
+        &mut self,
+        common: &mut SharedLogin,
+        cause: LoginCause,
+    ) -> NextAttempt {
         common.bell.has_rung.store(false, Ordering::Release);
         let before = self.session.newest().map(|lease| lease.generation);
-        let Ok(known) = self.look(common).await else {
+        let Ok(known) = self.refresh(common).await else {
             return self.without_store(common, cause).await;
         };
         let is_served = match cause {
@@ -173,7 +181,7 @@ impl Renewer {
             }
         };
         if is_served && let Some(renew) = common.renew {
-            return Due::Renewal(renew);
+            return NextAttempt::Renewal(renew);
         }
         let plan = self.plan();
         let per_hour = match cause {
@@ -185,23 +193,26 @@ impl Renewer {
             Ok(LoginTurn::Ours(login)) => self.log_in_for_all(common, &login, cause).await,
             Ok(LoginTurn::Newer) => at_once(),
             Ok(LoginTurn::Busy(left)) => {
-                self.phase.send_replace(Phase::LoggingIn);
-                Due::NotBefore(Deadline::after(left.min(SOON)))
+                self.phase.send_replace(RenewerPhase::LoggingIn);
+                NextAttempt::NotBefore(Deadline::after(left.min(SOON)))
             }
-            Ok(LoginTurn::Wait(left)) => self.blocked(Why::Budget, left),
+            Ok(LoginTurn::Wait(left)) => self.blocked(LoginFailure::Budget, left),
             Err(_) => self.without_store(common, cause).await,
         }
     }
 
     /// Says which lease was refused here, and takes up a newer one. Gives the newest
     /// generation there is.
-    async fn look(&mut self, common: &mut Common) -> Result<u64, crate::store::StoreUnavailable> {
+    async fn refresh(
+        &mut self,
+        common: &mut SharedLogin,
+    ) -> Result<u64, crate::store::StoreUnavailable> {
         common.tell_refused(&self.upstream).await;
         let Some(at) = common.shared.lease(&self.upstream).await? else {
             return Ok(0);
         };
         common.seen = at.generation;
-        common.bell.remember(Latest {
+        common.bell.remember(LatestLease {
             generation: at.generation,
             refused: at.refused,
             ends: Deadline::after(at.left),
@@ -222,7 +233,7 @@ impl Renewer {
     }
 
     /// Uses what another gate's login has brought.
-    async fn take_up_common(&mut self, common: &mut Common, at: &LeaseAt) {
+    async fn take_up_common(&mut self, common: &mut SharedLogin, at: &LeaseAt) {
         let opened = self.place.as_ref().and_then(|place| place.open(&at.sealed));
         let Some((kept, _)) = opened else {
             return; // said there; the next login is ours
@@ -249,27 +260,27 @@ impl Renewer {
             is_proven: word == ProbeVerdict::Accepted,
         };
         self.offer(lease, origin);
-        if let Due::Renewal(renew) = self.renewal_due(kept.life, age) {
+        if let NextAttempt::Renewal(renew) = self.renewal_due(kept.life, age) {
             common.renew = Some(renew);
         }
     }
 
     async fn log_in_for_all(
         &mut self,
-        common: &mut Common,
+        common: &mut SharedLogin,
         login: &LoginLock,
         cause: LoginCause,
-    ) -> Due {
+    ) -> NextAttempt {
         let plan = self.plan();
         let password = match plan.settings.password.read() {
             Ok(password) => password,
             Err(source) => {
-                self.let_go(common, login, true).await;
+                self.release_login(common, login, true).await;
                 return self.unreadable_password(&source);
             }
         };
         lock(&self.budget).spend(tokio::time::Instant::now());
-        self.phase.send_replace(Phase::LoggingIn);
+        self.phase.send_replace(RenewerPhase::LoggingIn);
         let began = self.session.now();
         let outcome = tokio::select! {
             outcome = self.obtain(&plan, &password) => outcome,
@@ -279,7 +290,7 @@ impl Renewer {
                 return at_once();
             }
             () = self.stop.aborting() => {
-                self.let_go(common, login, false).await;
+                self.release_login(common, login, false).await;
                 return at_once();
             }
         };
@@ -293,7 +304,7 @@ impl Renewer {
                 self.publish_to_all(common, login, obtained, origin).await
             }
             Err(failure) => {
-                self.let_go(common, login, failure.is_unsent()).await;
+                self.release_login(common, login, failure.is_unsent()).await;
                 self.failed(&failure, &password)
             }
         }
@@ -301,15 +312,15 @@ impl Renewer {
 
     async fn publish_to_all(
         &mut self,
-        common: &mut Common,
+        common: &mut SharedLogin,
         login: &LoginLock,
-        obtained: Obtained,
+        obtained: ObtainedToken,
         origin: LeaseOrigin,
-    ) -> Due {
+    ) -> NextAttempt {
         let granted = obtained.granted;
         let ends = Deadline::after(granted.left);
         let Some(sealed) = self.sealed(&granted.token, ends) else {
-            return self.blocked(Why::Unusable, LOOK_AGAIN);
+            return self.blocked(LoginFailure::Unusable, LOOK_AGAIN);
         };
         let single = self.plan().settings.single_active_token;
         let lease = (granted.left, &sealed);
@@ -319,7 +330,7 @@ impl Renewer {
             .await;
         let number = match published {
             Ok(PublishOutcome::Current(generation)) => {
-                common.bell.remember(Latest {
+                common.bell.remember(LatestLease {
                     generation,
                     refused: 0,
                     ends,
@@ -340,7 +351,7 @@ impl Renewer {
             }
         };
         let due = self.adopt(granted, origin, number);
-        if let Due::Renewal(renew) = due {
+        if let NextAttempt::Renewal(renew) = due {
             common.renew = Some(renew);
         }
         due
@@ -350,7 +361,7 @@ impl Renewer {
         self.place.as_ref()?.sealed(token, ends.unix_millis())
     }
 
-    async fn let_go(&self, common: &Common, login: &LoginLock, unsent: bool) {
+    async fn release_login(&self, common: &SharedLogin, login: &LoginLock, unsent: bool) {
         let upstream = &self.upstream;
         // A store that does not hear it lets the lock run out.
         let _ = common.shared.release(upstream, login, unsent).await;
@@ -358,21 +369,21 @@ impl Renewer {
 
     /// The store is away: the lease in use serves as long as it is good, then this gate
     /// logs in for itself.
-    async fn without_store(&mut self, common: &mut Common, cause: LoginCause) -> Due {
+    async fn without_store(&mut self, common: &mut SharedLogin, cause: LoginCause) -> NextAttempt {
         let is_served = self.session.is_ready() && !common.is_due();
         if is_served && cause == LoginCause::Renewal {
-            return Due::NotBefore(Deadline::after(LOOK_AGAIN));
+            return NextAttempt::NotBefore(Deadline::after(LOOK_AGAIN));
         }
         match self.attempt(cause).await {
-            Due::Renewal(renew) => {
+            NextAttempt::Renewal(renew) => {
                 common.renew = Some(renew);
-                Due::NotBefore(Deadline::after(LOOK_AGAIN))
+                NextAttempt::NotBefore(Deadline::after(LOOK_AGAIN))
             }
             other => other,
         }
     }
 }
 
-fn at_once() -> Due {
-    Due::NotBefore(Deadline::after(Duration::ZERO))
+fn at_once() -> NextAttempt {
+    NextAttempt::NotBefore(Deadline::after(Duration::ZERO))
 }

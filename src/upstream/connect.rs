@@ -13,11 +13,11 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::address_book::{AddressBook, Addresses};
+use super::address_book::{AddressBook, AddressCandidates};
 use super::address_memory::AddressMemory;
 use super::handshake::HandshakeError;
-use super::link::{Link, Wire};
-use super::trust::Tls;
+use super::link::{TrackedStream, Transport};
+use super::trust::UpstreamTls;
 use crate::names::NameError;
 use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
 
@@ -106,7 +106,7 @@ pub(super) struct Dialer {
     pub(super) port: u16,
     pub(super) book: AddressBook,
     pub(super) memory: AddressMemory,
-    pub(super) tls: Option<Tls>,
+    pub(super) tls: Option<UpstreamTls>,
     /// For everything from the name to the end of the handshake.
     pub(super) limit: Duration,
     /// For messages that name what to set.
@@ -115,13 +115,13 @@ pub(super) struct Dialer {
 
 impl Dialer {
     /// Gives up at `end` if that comes before the limit.
-    pub(super) async fn dial(&self, end: Option<Instant>) -> Result<Link, DialError> {
+    pub(super) async fn dial(&self, end: Option<Instant>) -> Result<TrackedStream, DialError> {
         let limit = Instant::now() + self.limit;
         let until = end.map_or(limit, |end| end.min(limit));
         Box::pin(self.race(until)).await
     }
 
-    async fn race(&self, until: Instant) -> Result<Link, DialError> {
+    async fn race(&self, until: Instant) -> Result<TrackedStream, DialError> {
         let mut addresses = self.book.addresses(&self.memory);
         let stagger = StaggerDelays {
             delay: ATTEMPT_DELAY,
@@ -136,7 +136,7 @@ impl Dialer {
                 failed.for_each(|(ip, _)| self.memory.failed(ip));
                 won.overtaken.iter().for_each(|&ip| self.memory.failed(ip));
                 self.memory.worked(won.candidate);
-                Ok(Link::new(won.value, &self.upstream))
+                Ok(TrackedStream::new(won.value, &self.upstream))
             }
             Err(lost) => Err(self.failure(lost, &addresses)),
         }
@@ -148,8 +148,8 @@ impl Dialer {
         &self,
         address: SocketAddr,
         half_way: HalfWay,
-    ) -> impl Future<Output = Result<Wire, AttemptError>> + Send + use<> {
-        let tls = self.tls.as_ref().map(Tls::current);
+    ) -> impl Future<Output = Result<Transport, AttemptError>> + Send + use<> {
+        let tls = self.tls.as_ref().map(UpstreamTls::current);
         let upstream = Arc::clone(&self.upstream);
         async move {
             let tcp = TcpStream::connect(address).await;
@@ -159,19 +159,19 @@ impl Dialer {
             // delays them.
             let _ = tcp.set_nodelay(true);
             let Some((config, name)) = tls else {
-                return Ok(Wire::Plain(tcp));
+                return Ok(Transport::Plain(tcp));
             };
             let stream = TlsConnector::from(config).connect(name, tcp).await;
             let explained = |failure| HandshakeError::explain(failure, &upstream);
             let stream = stream.map_err(|failure| AttemptError::Handshake(explained(failure)))?;
-            Ok(Wire::Tls(Box::new(stream)))
+            Ok(Transport::Tls(Box::new(stream)))
         }
     }
 
     fn failure(
         &self,
         lost: RaceLost<IpAddr, AttemptError>,
-        addresses: &Addresses<'_>,
+        addresses: &AddressCandidates<'_>,
     ) -> DialError {
         let host = || self.book.host().to_owned();
         let at = |ip| SocketAddr::new(ip, self.port);

@@ -17,26 +17,26 @@ use tokio::time::Instant;
 use tokio_util::either::Either;
 
 use super::Upstream;
-use super::body::{AnswerBody, Sent};
-use super::breaker::Asker;
+use super::body::{AnswerBody, SentBody};
+use super::breaker::FailureSource;
 use super::connect::DialError;
 use super::framing::{FramingError, reframe};
-use super::held::{Answer, Held, Patience};
-use super::pool::Pool;
+use super::held::{HeldConnection, ResponseTimeout, SendResult};
+use super::pool::IdlePool;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{Connect, GaugeGuard, Metrics};
 
-type Cause = Box<dyn Error + Send + Sync>;
+type BoxError = Box<dyn Error + Send + Sync>;
 
 /// One worker's kept-alive connections to one upstream. Dropping it closes those
 /// that are idle, and those in use at the end of their answers.
 #[derive(Debug)]
-pub struct Connections<B> {
+pub struct UpstreamConnections<B> {
     upstream: Arc<Upstream>,
     /// On the worker's own runtime.
     tasks: TaskSet,
     metrics: Arc<Metrics>,
-    pub(super) pool: Arc<Pool<B>>,
+    pub(super) pool: Arc<IdlePool<B>>,
 }
 
 /// A request that got no answer.
@@ -44,7 +44,7 @@ pub struct SendError<B> {
     pub kind: SendErrorKind,
     /// The request, when not a byte of it was sent.
     pub unsent: Option<Box<Request<B>>>,
-    source: Option<Cause>,
+    source: Option<BoxError>,
 }
 
 /// How far a request came.
@@ -66,13 +66,13 @@ pub enum SendErrorKind {
     BodyFailed,
 }
 
-impl<B> Connections<B>
+impl<B> UpstreamConnections<B>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
-    B::Error: Into<Cause>,
+    B::Error: Into<BoxError>,
 {
     pub fn new(upstream: Arc<Upstream>, tasks: TaskSet, metrics: Arc<Metrics>) -> Self {
-        let pool = Pool::new(upstream.idle_timeout, &tasks);
+        let pool = IdlePool::new(upstream.idle_timeout, &tasks);
         Self {
             upstream,
             tasks,
@@ -91,7 +91,7 @@ where
     pub async fn send_fresh(
         &self,
         request: Request<B>,
-        patience: Patience,
+        patience: ResponseTimeout,
     ) -> Result<Response<AnswerBody>, SendError<B>> {
         self.pool.close_idle();
         self.send(request, patience).await
@@ -102,7 +102,7 @@ where
     pub fn send(
         &self,
         mut request: Request<B>,
-        patience: Patience,
+        patience: ResponseTimeout,
     ) -> impl Future<Output = Result<Response<AnswerBody>, SendError<B>>> {
         *request.version_mut() = Version::HTTP_11;
         let host = &self.upstream.host;
@@ -122,7 +122,7 @@ where
     async fn send_over_new(
         &self,
         request: Request<B>,
-        patience: Patience,
+        patience: ResponseTimeout,
     ) -> Result<Response<AnswerBody>, SendError<B>> {
         match self.connect(patience.until).await {
             Ok(connection) => self.exchange(connection, false, request, patience).await,
@@ -130,7 +130,10 @@ where
         }
     }
 
-    async fn connect(&self, end: Option<Instant>) -> Result<Box<Held<B>>, (SendErrorKind, Cause)> {
+    async fn connect(
+        &self,
+        end: Option<Instant>,
+    ) -> Result<Box<HeldConnection<B>>, (SendErrorKind, BoxError)> {
         let watch = DialWatch::begin(&self.upstream);
         let dialed = self.upstream.dialer.dial(end).await;
         watch.end(dialed.as_ref().err());
@@ -143,26 +146,28 @@ where
                 | DialError::Handshake { .. } => (Connect::Failed, SendErrorKind::ConnectFailed),
             };
             self.metrics.upstream_connects.add(label);
-            (kind, Cause::from(failure))
+            (kind, BoxError::from(failure))
         })?;
         let open = GaugeGuard::enter(&self.metrics.upstream_connections_open);
         let home = Arc::downgrade(&self.pool);
-        let connection = Held::open(link, home, open).await.map_err(|failure| {
-            self.metrics.upstream_connects.add(Connect::Failed);
-            (SendErrorKind::ConnectFailed, Cause::from(failure))
-        })?;
+        let connection = HeldConnection::open(link, home, open)
+            .await
+            .map_err(|failure| {
+                self.metrics.upstream_connects.add(Connect::Failed);
+                (SendErrorKind::ConnectFailed, BoxError::from(failure))
+            })?;
         self.metrics.upstream_connects.add(Connect::New);
         Ok(connection)
     }
 
     pub(super) fn exchange(
         &self,
-        mut connection: Box<Held<B>>,
+        mut connection: Box<HeldConnection<B>>,
         is_reused: bool,
         request: Request<B>,
-        patience: Patience,
-    ) -> Exchange<'_, B, impl Future<Output = Answer<B>> + use<B>> {
-        Exchange {
+        patience: ResponseTimeout,
+    ) -> ExchangeFuture<'_, B, impl Future<Output = SendResult<B>> + use<B>> {
+        ExchangeFuture {
             method: request.method().clone(),
             answer: connection.begin(request),
             connection: Some(connection),
@@ -176,18 +181,18 @@ where
 pin_project_lite::pin_project! {
     /// A request on its way over one connection. Written out, as `async` would keep room
     /// for the request, and move it, once for every function that it passes through.
-    pub(super) struct Exchange<'a, B, F> {
+    pub(super) struct ExchangeFuture<'a, B, F> {
         #[pin]
         answer: F,
         // None: it has ended.
-        connection: Option<Box<Held<B>>>,
+        connection: Option<Box<HeldConnection<B>>>,
         is_reused: bool,
         method: Method,
-        patience: Patience,
-        owner: &'a Connections<B>,
+        patience: ResponseTimeout,
+        owner: &'a UpstreamConnections<B>,
     }
 
-    impl<B, F> PinnedDrop for Exchange<'_, B, F> {
+    impl<B, F> PinnedDrop for ExchangeFuture<'_, B, F> {
         fn drop(me: Pin<&mut Self>) {
             // The client has left before the answer came.
             if let Some(connection) = me.connection.as_ref() {
@@ -197,11 +202,11 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<B, F> Future for Exchange<'_, B, F>
+impl<B, F> Future for ExchangeFuture<'_, B, F>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
-    B::Error: Into<Cause>,
-    F: Future<Output = Answer<B>>,
+    B::Error: Into<BoxError>,
+    F: Future<Output = SendResult<B>>,
 {
     type Output = Result<Response<AnswerBody>, SendError<B>>;
 
@@ -224,7 +229,7 @@ where
         }
         Poll::Ready(match answer {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                let (rest, open) = connection.let_go();
+                let (rest, open) = connection.release();
                 if let Some(rest) = rest {
                     me.owner.tasks.spawn("upstream tunnel", async move {
                         let _open = open;
@@ -246,7 +251,7 @@ where
             Err(failure) => {
                 let error = SendError::classify(failure, &connection, *me.is_reused);
                 if matches!(error.kind, SendErrorKind::Closed | SendErrorKind::Protocol) {
-                    health.unanswered(Asker::Request, &error);
+                    health.unanswered(FailureSource::Request, &error);
                 }
                 Err(error)
             }
@@ -254,10 +259,10 @@ where
     }
 }
 
-impl<B> Connections<B> {
+impl<B> UpstreamConnections<B> {
     /// An exchange over `connection` has ended without an answer, because its time was up or
     /// the client has left.
-    fn given_up(&self, connection: &Held<B>, patience: &Patience) {
+    fn given_up(&self, connection: &HeldConnection<B>, patience: &ResponseTimeout) {
         if let Some(owed) = connection.progress().owed_for() {
             self.upstream.health().given_up(owed, patience.first_byte);
         }
@@ -289,7 +294,7 @@ impl<'a> DialWatch<'a> {
             Some(DialError::TimedOut { .. }) if self.began.elapsed() < self.limit() => {
                 health.given_up(self.began.elapsed(), self.limit());
             }
-            Some(failure) => health.unconnected(Asker::Request, failure),
+            Some(failure) => health.unconnected(FailureSource::Request, failure),
         }
     }
 
@@ -308,7 +313,7 @@ impl Drop for DialWatch<'_> {
 }
 
 impl<B> SendError<B> {
-    fn unsent(kind: SendErrorKind, request: Request<B>, source: Cause) -> Self {
+    fn unsent(kind: SendErrorKind, request: Request<B>, source: BoxError) -> Self {
         Self {
             kind,
             unsent: Some(Box::new(request)),
@@ -317,8 +322,8 @@ impl<B> SendError<B> {
     }
 
     fn classify(
-        mut failure: TrySendError<Request<Sent<B>>>,
-        connection: &Held<B>,
+        mut failure: TrySendError<Request<SentBody<B>>>,
+        connection: &HeldConnection<B>,
         is_reused: bool,
     ) -> Self {
         let unsent = failure.take_message();
@@ -334,7 +339,7 @@ impl<B> SendError<B> {
         };
         Self {
             kind,
-            unsent: unsent.map(|request| Box::new(request.map(Sent::into_inner))),
+            unsent: unsent.map(|request| Box::new(request.map(SentBody::into_inner))),
             source: Some(failure.into_error().into()),
         }
     }

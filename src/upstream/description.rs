@@ -30,7 +30,7 @@ pub struct LoginDescription {
     pub token: TokenSource,
     /// The first that yields one counts.
     pub expiry: Vec<ExpirySource>,
-    pub inject: Injection,
+    pub inject: TokenInjection,
     /// A 401 whose body says this is not a wrong password, but one that must be changed.
     pub password_change: Option<BodyCode>,
 }
@@ -71,7 +71,7 @@ pub enum ExpirySource {
 
 /// The header that carries the token, such as `authorization: Bearer {token}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Injection {
+pub struct TokenInjection {
     pub header: HeaderName,
     pub template: String,
 }
@@ -85,7 +85,7 @@ pub struct BodyCode {
 
 /// What is wrong with an answer that says yes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Flaw {
+pub enum BadLoginResponse {
     #[error("it is longer than a login's answer can be")]
     TooLarge,
     #[error(
@@ -109,7 +109,7 @@ pub enum Flaw {
 
 /// What a login request carries besides method and path.
 #[derive(Debug)]
-pub(super) struct Question {
+pub(super) struct LoginRequestParts {
     /// Sensitive where it carries the password.
     pub(super) header: Option<(HeaderName, HeaderValue)>,
     pub(super) body: Zeroizing<Vec<u8>>,
@@ -117,7 +117,7 @@ pub(super) struct Question {
 
 /// An answer that says yes, not yet believed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Answer<'a> {
+pub(super) struct LoginResponseParts<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) body: &'a [u8],
     /// Seconds since 1970 on the upstream's clock when it answered.
@@ -126,7 +126,7 @@ pub(super) struct Answer<'a> {
 
 /// What a believable answer holds.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct ParsedLogin {
     pub(super) token: Secret,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     /// From the moment of the answer.
@@ -145,7 +145,7 @@ impl LoginDescription {
             expiry: vec![ExpirySource::PointerDate(
                 "/users/0/expires_after".to_owned(),
             )],
-            inject: Injection::bearer(),
+            inject: TokenInjection::bearer(),
             password_change: Some(BodyCode {
                 pointer: "/errors/0/code".to_owned(),
                 code: ErrorCode::PasswordChangeRequired.number(),
@@ -153,7 +153,7 @@ impl LoginDescription {
         }
     }
 
-    pub(super) fn question(&self, username: &str, password: &Secret) -> Question {
+    pub(super) fn question(&self, username: &str, password: &Secret) -> LoginRequestParts {
         let (header, body) = match &self.credential {
             CredentialForm::Basic => {
                 let text = Basic::header(username, password);
@@ -171,13 +171,16 @@ impl LoginDescription {
                 (Some((CONTENT_TYPE, kind)), form(pairs, username, password))
             }
         };
-        Question {
+        LoginRequestParts {
             header,
             body: Zeroizing::new(body),
         }
     }
 
-    pub(super) fn read(&self, answer: Answer<'_>) -> Result<Found, Flaw> {
+    pub(super) fn read(
+        &self,
+        answer: LoginResponseParts<'_>,
+    ) -> Result<ParsedLogin, BadLoginResponse> {
         let json: Option<Value> = serde_json::from_slice(answer.body).ok();
         let token = self.token.find(answer, json.as_ref())?;
         let headers = vec![self.inject.header(&token)?];
@@ -185,11 +188,11 @@ impl LoginDescription {
             .expiry
             .iter()
             .find_map(|source| source.life(json.as_ref(), &token, answer.upstream_now))
-            .ok_or(Flaw::NoExpiry)??;
+            .ok_or(BadLoginResponse::NoExpiry)??;
         match life {
-            Duration::ZERO => Err(Flaw::Past),
-            life if life > LONGEST_LIFE => Err(Flaw::TooFar),
-            life => Ok(Found {
+            Duration::ZERO => Err(BadLoginResponse::Past),
+            life if life > LONGEST_LIFE => Err(BadLoginResponse::TooFar),
+            life => Ok(ParsedLogin {
                 token,
                 headers,
                 life,
@@ -210,7 +213,11 @@ impl LoginDescription {
 }
 
 impl TokenSource {
-    fn find(&self, answer: Answer<'_>, json: Option<&Value>) -> Result<Secret, Flaw> {
+    fn find(
+        &self,
+        answer: LoginResponseParts<'_>,
+        json: Option<&Value>,
+    ) -> Result<Secret, BadLoginResponse> {
         let text = match self {
             Self::Pointer(pointer) => json
                 .and_then(|json| json.pointer(pointer)?.as_str())
@@ -228,12 +235,15 @@ impl TokenSource {
                     .map(|text| text.trim().to_owned()),
             },
         };
-        let token = Secret::new(text.filter(|text| !text.is_empty()).ok_or(Flaw::NoToken)?);
+        let token = Secret::new(
+            text.filter(|text| !text.is_empty())
+                .ok_or(BadLoginResponse::NoToken)?,
+        );
         // Printable and without spaces: a page of HTML is not a token either.
         let is_legal = token.expose().bytes().all(|byte| byte.is_ascii_graphic())
             && !token.expose().starts_with('<')
             && token.expose().len() <= LONGEST_TOKEN;
-        is_legal.then_some(token).ok_or(Flaw::BadToken)
+        is_legal.then_some(token).ok_or(BadLoginResponse::BadToken)
     }
 }
 
@@ -244,14 +254,14 @@ impl ExpirySource {
         json: Option<&Value>,
         token: &Secret,
         now: i64,
-    ) -> Option<Result<Duration, Flaw>> {
+    ) -> Option<Result<Duration, BadLoginResponse>> {
         let found = |pointer: &str| json?.pointer(pointer).filter(|value| !value.is_null());
         let until =
             |end: i64| Duration::from_secs(u64::try_from(end.saturating_sub(now)).unwrap_or(0));
         match self {
             Self::PointerDate(pointer) => found(pointer).map(|value| {
                 let end = value.as_str().and_then(webapp::parse_expiry);
-                end.map(until).ok_or(Flaw::BadExpiry)
+                end.map(until).ok_or(BadLoginResponse::BadExpiry)
             }),
             Self::PointerSeconds(pointer) => {
                 found(pointer).map(|value| Ok(Duration::from_secs(number(value)?)))
@@ -266,14 +276,14 @@ impl ExpirySource {
                 let end = claims.get("exp").filter(|value| !value.is_null())?;
                 // RFC 7519 allows a fraction.
                 let end = end.as_i64().or(end.as_f64().map(|end| end as i64));
-                Some(end.map(until).ok_or(Flaw::BadExpiry))
+                Some(end.map(until).ok_or(BadLoginResponse::BadExpiry))
             }
             Self::Fixed(life) => Some(Ok(*life)),
         }
     }
 }
 
-impl Injection {
+impl TokenInjection {
     pub fn bearer() -> Self {
         Self {
             header: AUTHORIZATION,
@@ -281,9 +291,12 @@ impl Injection {
         }
     }
 
-    pub(super) fn header(&self, token: &Secret) -> Result<(HeaderName, HeaderValue), Flaw> {
+    pub(super) fn header(
+        &self,
+        token: &Secret,
+    ) -> Result<(HeaderName, HeaderValue), BadLoginResponse> {
         let text = Zeroizing::new(self.template.replace("{token}", token.expose()));
-        let value = HeaderValue::from_str(&text).map_err(|_| Flaw::BadToken)?;
+        let value = HeaderValue::from_str(&text).map_err(|_| BadLoginResponse::BadToken)?;
         Ok((self.header.clone(), sensitive(value)))
     }
 }
@@ -294,7 +307,7 @@ fn sensitive(mut value: HeaderValue) -> HeaderValue {
 }
 
 /// A number, or digits in a string, as some services send it.
-fn number(value: &Value) -> Result<u64, Flaw> {
+fn number(value: &Value) -> Result<u64, BadLoginResponse> {
     match value {
         Value::String(text) => text.trim().parse().ok(),
         Value::Number(number) => number.as_u64().or_else(|| {
@@ -303,7 +316,7 @@ fn number(value: &Value) -> Result<u64, Flaw> {
         }),
         _ => None,
     }
-    .ok_or(Flaw::BadExpiry)
+    .ok_or(BadLoginResponse::BadExpiry)
 }
 
 fn fill_text(template: &str, username: &str, password: &Secret) -> String {

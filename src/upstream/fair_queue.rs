@@ -53,7 +53,7 @@ struct QueueState {
     /// When `clients` is that long, those without anything are forgotten.
     forget_at: usize,
     by_key: ByShareKey<usize>,
-    waiters: Vec<Waiter>,
+    waiters: Vec<QueueWaiter>,
     free_waiters: Vec<usize>,
     length: QueueLength,
     /// Clients that wait: permits held, time of the last permit, place in `clients`.
@@ -75,7 +75,7 @@ struct QueuedClient {
 }
 
 #[derive(Debug)]
-struct Waiter {
+struct QueueWaiter {
     client: usize,
     previous: Option<usize>,
     next: Option<usize>,
@@ -149,7 +149,7 @@ impl FairQueue {
     /// The request waits no longer: its client has left, or its time is up.
     pub(super) fn leave(&self, WaiterId(waiter): WaiterId) {
         let mut state = self.lock();
-        let Waiter {
+        let QueueWaiter {
             client, is_granted, ..
         } = state.waiters[waiter];
         if is_granted {
@@ -237,7 +237,7 @@ impl QueueState {
 
     fn enqueue(&mut self, key: ShareKey, is_monitoring: bool) -> WaiterId {
         let client = self.client(key, is_monitoring);
-        let entry = Waiter {
+        let entry = QueueWaiter {
             client,
             previous: self.clients[client].line.map(|(_, last)| last),
             next: None,
@@ -305,7 +305,7 @@ impl QueueState {
 
     /// Takes a request out of its client's line.
     fn unlink(&mut self, waiter: usize) {
-        let Waiter {
+        let QueueWaiter {
             client,
             previous,
             next,

@@ -115,7 +115,7 @@ pub fn response_framing(head: ResponseHead<'_>) -> Result<ResponseFraming, Frami
         body: length.map_or(BodyFraming::UntilClose, |length| {
             BodyFraming::Length(length.value)
         }),
-        length_field: length.map_or(LengthField::Keep, Length::field),
+        length_field: length.map_or(LengthField::Keep, DeclaredLength::field),
         is_last: is_http10 || length.is_none(),
     })
 }
@@ -139,13 +139,13 @@ fn chunked(head: ResponseHead<'_>, has_length: bool) -> Result<ResponseFraming, 
 
 /// The lengths of an answer, which all say the same.
 #[derive(Clone, Copy, Debug)]
-struct Length {
+struct DeclaredLength {
     value: u64,
     /// It stands there once, in plain digits.
     is_plain: bool,
 }
 
-impl Length {
+impl DeclaredLength {
     fn field(self) -> LengthField {
         match self.is_plain {
             true => LengthField::Keep,
@@ -154,16 +154,16 @@ impl Length {
     }
 }
 
-fn content_length(headers: &HeaderMap) -> Result<Option<Length>, FramingError> {
-    let mut length: Option<Length> = None;
+fn content_length(headers: &HeaderMap) -> Result<Option<DeclaredLength>, FramingError> {
+    let mut length: Option<DeclaredLength> = None;
     for line in headers.get_all(CONTENT_LENGTH) {
         for item in line.as_bytes().split(|byte| *byte == b',') {
             let digits = item.trim_ascii();
             let value = number(digits).ok_or(FramingError::ContentLength)?;
             let is_plain = digits.len() == line.len() && (digits[0] != b'0' || digits.len() == 1);
             length = Some(match length {
-                None => Length { value, is_plain },
-                Some(before) if before.value == value => Length {
+                None => DeclaredLength { value, is_plain },
+                Some(before) if before.value == value => DeclaredLength {
                     value,
                     is_plain: false,
                 },

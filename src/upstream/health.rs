@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::breaker::{Asker, Breaker, Failure, HealthLevel, UpstreamPass};
+use super::breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel, UpstreamPass};
 use crate::causes::causes;
 use crate::clock;
 use crate::metrics::Metrics;
@@ -35,7 +35,7 @@ pub struct UpstreamHealth {
 
 #[derive(Debug)]
 struct HealthRecord {
-    breaker: Breaker,
+    breaker: CircuitBreaker,
     /// Of the last failure; no secret is in it.
     cause: String,
     /// Seconds since 1970 at the first of the failures in a row.
@@ -69,7 +69,7 @@ impl UpstreamHealth {
             upstream: Arc::clone(upstream),
             is_quiet: AtomicBool::new(true),
             known: Mutex::new(HealthRecord {
-                breaker: Breaker::new(),
+                breaker: CircuitBreaker::new(),
                 cause: String::new(),
                 since: 0,
             }),
@@ -148,27 +148,36 @@ impl UpstreamHealth {
     }
 
     /// A request or a question got no connection.
-    pub(super) fn unconnected(&self, asker: Asker, failure: &(dyn Error + 'static)) {
+    pub(super) fn unconnected(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
         if !is_of_our_own(failure) {
-            self.failed(Failure::NoConnection, asker, failure);
+            self.failed(ExchangeFailure::NoConnection, asker, failure);
         }
     }
 
     /// A request or a question got no answer over the connection it had.
-    pub(super) fn unanswered(&self, asker: Asker, failure: &(dyn Error + 'static)) {
-        self.failed(Failure::NoAnswer, asker, failure);
+    pub(super) fn unanswered(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
+        self.failed(ExchangeFailure::NoAnswer, asker, failure);
     }
 
     /// An exchange ended before its time; the upstream had owed the answer for `owed`. It
     /// counts if that is long.
     pub(super) fn given_up(&self, owed: Duration, limit: Duration) {
         if owed >= limit.min(TELLING) {
-            self.failed(Failure::NoAnswer, Asker::Request, &GivenUp(owed));
+            self.failed(
+                ExchangeFailure::NoAnswer,
+                FailureSource::Request,
+                &GivenUp(owed),
+            );
         }
     }
 
     #[cold]
-    fn failed(&self, failure: Failure, asker: Asker, error: &(dyn Error + 'static)) {
+    fn failed(
+        &self,
+        failure: ExchangeFailure,
+        asker: FailureSource,
+        error: &(dyn Error + 'static),
+    ) {
         let cause = crate::causes::chain(error);
         let mut known = self.lock();
         if known.breaker.level() == HealthLevel::Quiet {

@@ -19,17 +19,17 @@ use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::debug;
 
-use super::bell::Bell;
-use super::body::{Progress, Sent};
+use super::bell::NotifyWaker;
+use super::body::{SentBody, UploadProgress};
 use super::keep_alive::KeepAlive;
-use super::link::Link;
-use super::pool::Pool;
+use super::link::TrackedStream;
+use super::pool::IdlePool;
 use crate::causes::chain;
 use crate::metrics::GaugeGuard;
 
-type Cause = Box<dyn std::error::Error + Send + Sync>;
-type Work = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
-pub(super) type Answer<B> = Result<Response<Incoming>, TrySendError<Request<Sent<B>>>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type ConnectionFuture = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
+pub(super) type SendResult<B> = Result<Response<Incoming>, TrySendError<Request<SentBody<B>>>>;
 
 /// How often a connection may ring its own bell in one go. It does when tokio wants the
 /// task to give way; then the runtime must have its turn.
@@ -43,7 +43,7 @@ const FAR: Duration = Duration::from_secs(86_400);
 
 /// How long an answer's head may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct ResponseTimeout {
     /// From the end of the request, or from its last progress while the upstream does
     /// not take it.
     pub first_byte: Duration,
@@ -51,7 +51,7 @@ pub struct Patience {
     pub until: Option<Instant>,
 }
 
-impl Patience {
+impl ResponseTimeout {
     /// No end but that of waiting for the first byte.
     pub const fn within(first_byte: Duration) -> Self {
         Self {
@@ -63,40 +63,40 @@ impl Patience {
 
 /// A connection in somebody's hands. Dropping it closes the connection at once,
 /// whatever is under way on it.
-pub(super) struct Held<B> {
-    sender: http1::SendRequest<Sent<B>>,
+pub(super) struct HeldConnection<B> {
+    sender: http1::SendRequest<SentBody<B>>,
     /// None: it has ended.
-    work: Option<Work>,
-    bell: Arc<Bell>,
+    work: Option<ConnectionFuture>,
+    bell: Arc<NotifyWaker>,
     ring: Waker,
     alarm: Pin<Box<Sleep>>,
     is_alarm_set: bool,
-    progress: Arc<Progress>,
+    progress: Arc<UploadProgress>,
     /// Whether a byte has come since the last request.
     heard: Arc<AtomicBool>,
-    home: Weak<Pool<B>>,
+    home: Weak<IdlePool<B>>,
     open: GaugeGuard,
     /// What the upstream has announced of this connection.
     usable_for: Option<Duration>,
     usable_until: Option<Instant>,
 }
 
-impl<B> Held<B>
+impl<B> HeldConnection<B>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
-    B::Error: Into<Cause>,
+    B::Error: Into<BoxError>,
 {
     /// Makes `link` an HTTP connection.
     pub(super) async fn open(
-        link: Link,
-        home: Weak<Pool<B>>,
+        link: TrackedStream,
+        home: Weak<IdlePool<B>>,
         open: GaugeGuard,
     ) -> Result<Box<Self>, hyper::Error> {
         let heard = link.heard();
         let mut http = http1::Builder::new();
         http.max_buf_size(BUFFER);
         let (sender, connection) = http.handshake(TokioIo::new(link)).await?;
-        let bell = Arc::new(Bell::default());
+        let bell = Arc::new(NotifyWaker::default());
         let ring = Waker::from(Arc::clone(&bell));
         ring.wake_by_ref(); // its first work is to begin
         Ok(Box::new(Self {
@@ -106,7 +106,7 @@ where
             ring,
             alarm: Box::pin(sleep_until(Instant::now() + FAR)),
             is_alarm_set: false,
-            progress: Progress::new(),
+            progress: UploadProgress::new(),
             heard,
             home,
             open,
@@ -119,9 +119,9 @@ where
     pub(super) fn begin(
         &mut self,
         request: Request<B>,
-    ) -> impl Future<Output = Answer<B>> + use<B> {
+    ) -> impl Future<Output = SendResult<B>> + use<B> {
         self.heard.store(false, Ordering::Release);
-        let request = request.map(|body| Sent::new(body, &self.progress));
+        let request = request.map(|body| SentBody::new(body, &self.progress));
         self.sender.try_send_request(request)
     }
 
@@ -129,9 +129,9 @@ where
     pub(super) fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
-        mut answer: Pin<&mut impl Future<Output = Answer<B>>>,
-        patience: Patience,
-    ) -> Poll<Option<Answer<B>>> {
+        mut answer: Pin<&mut impl Future<Output = SendResult<B>>>,
+        patience: ResponseTimeout,
+    ) -> Poll<Option<SendResult<B>>> {
         if let Poll::Ready(answer) = self.poll_for(cx, |cx| answer.as_mut().poll(cx)) {
             return Poll::Ready(Some(answer));
         }
@@ -139,19 +139,19 @@ where
     }
 }
 
-impl<B> Held<B> {
+impl<B> HeldConnection<B> {
     /// Whether a byte of an answer has come.
     pub(super) fn has_heard(&self) -> bool {
         self.heard.load(Ordering::Acquire)
     }
 
-    pub(super) fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &UploadProgress {
         &self.progress
     }
 
     /// The connection changes its protocol (101): what remains to be done for that, and
     /// what counts it as open.
-    pub(super) fn let_go(self) -> (Option<Work>, GaugeGuard) {
+    pub(super) fn release(self) -> (Option<ConnectionFuture>, GaugeGuard) {
         (self.work, self.open)
     }
 
@@ -199,7 +199,7 @@ impl<B> Held<B> {
         cx: &mut Context<'_>,
         mut look: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        self.bell.hush();
+        self.bell.clear_waiter();
         let mut unregistered = Context::from_waker(Waker::noop());
         for _ in 0..ROUNDS {
             if self.bell.has_rung() {
@@ -211,7 +211,7 @@ impl<B> Held<B> {
             if self.bell.wakes(cx.waker()) {
                 return Poll::Pending;
             }
-            self.bell.hush();
+            self.bell.clear_waiter();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -230,7 +230,7 @@ impl<B> Held<B> {
 
     /// Ready when time is up. The alarm is brought forward at once, but put off only when
     /// it rings: most requests move their deadline and never meet it.
-    fn poll_late(&mut self, patience: Patience) -> Poll<()> {
+    fn poll_late(&mut self, patience: ResponseTimeout) -> Poll<()> {
         loop {
             let due = self.progress.deadline(patience.first_byte);
             let due = patience.until.map_or(due, |until| until.min(due));
@@ -256,7 +256,7 @@ impl<B> Held<B> {
 }
 
 /// What an answer's body needs of its connection, whatever goes up on it.
-pub(super) trait Lent: Send + Sync {
+pub(super) trait ConnectionHandle: Send + Sync {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -271,7 +271,7 @@ pub(super) trait Lent: Send + Sync {
     fn give_back(self: Box<Self>);
 }
 
-impl<B: Send + Sync + 'static> Lent for Held<B> {
+impl<B: Send + Sync + 'static> ConnectionHandle for HeldConnection<B> {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -294,7 +294,7 @@ impl<B: Send + Sync + 'static> Lent for Held<B> {
     }
 }
 
-impl<B> fmt::Debug for Held<B> {
+impl<B> fmt::Debug for HeldConnection<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held")
             .field("is_open", &self.work.is_some())

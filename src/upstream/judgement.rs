@@ -7,9 +7,9 @@
 //! simulated upstream.
 
 use super::accepted_paths::{AcceptedPaths, PathKey};
-use super::judgement_state::{Candidate, Fallback, JudgementState};
+use super::judgement_state::{CandidateLease, FallbackLease, JudgementState};
 use super::refused_paths::RefusedRequest;
-use super::speculation::{Evidence, SpeculationPacer};
+use super::speculation::{RefusalEvidence, SpeculationPacer};
 use super::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
 
 pub(super) type Millis = u64;
@@ -48,7 +48,7 @@ impl LeaseFacts {
 
 /// Where a new lease goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Placement {
+pub(super) enum LeasePlacement {
     /// In use by all from now on.
     Current,
     /// Tried by single requests until one is accepted.
@@ -65,7 +65,7 @@ pub(super) enum LeaseChoice {
 
 /// What an accepted request has settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Settled {
+pub(super) enum SettledOutcome {
     Nothing,
     /// The candidate is the lease in use from now on.
     Promoted(u64),
@@ -75,7 +75,7 @@ pub(super) enum Settled {
 
 /// What a refused request does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum RetryStep {
     /// Sent again at once, with the lease of this generation.
     Again(u64),
     /// Sent again after a pause, with the lease of this generation.
@@ -92,14 +92,14 @@ pub(super) enum Step {
 
 /// A token that may be dead, and what speaks for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Suspicion {
+pub(super) struct LeaseSuspicion {
     pub(super) generation: u64,
-    pub(super) evidence: Evidence,
+    pub(super) evidence: RefusalEvidence,
 }
 
 /// What is known of the session's tokens.
 #[derive(Debug)]
-pub(super) struct Judgement {
+pub(super) struct LeaseJudgement {
     accepted: AcceptedPaths,
     /// Whether an accepted answer may settle something.
     is_open: AtomicBool,
@@ -109,7 +109,7 @@ pub(super) struct Judgement {
 }
 
 // What requests report and ask.
-impl Judgement {
+impl LeaseJudgement {
     /// `slots`: paths whose acceptance is remembered.
     pub(super) fn new(slots: usize, single_active: bool, pacer: SpeculationPacer) -> Self {
         Self {
@@ -128,13 +128,13 @@ impl Judgement {
 
     /// A request with this lease was answered with success. `was_refused`: it was refused
     /// with another one before.
-    pub(super) fn settle(
+    pub(super) fn record_acceptance(
         &self,
         path: PathKey,
         generation: u64,
         was_refused: bool,
         now: Millis,
-    ) -> Settled {
+    ) -> SettledOutcome {
         let mut state = lock(&self.state);
         let settled = state.accepted(path, generation, was_refused, now);
         self.refresh_open(&state);
@@ -180,7 +180,7 @@ impl Judgement {
     }
 
     /// What `request` does, whose last refusal has been noted.
-    pub(super) fn next_step(&self, request: &mut RefusedRequest, now: Millis) -> Step {
+    pub(super) fn next_step(&self, request: &mut RefusedRequest, now: Millis) -> RetryStep {
         let is_known = self.accepted.knows(request.path);
         let mut state = lock(&self.state);
         let step = state.next_step(request, is_known, now);
@@ -199,19 +199,24 @@ impl Judgement {
 }
 
 // What the renewer asks and tells.
-impl Judgement {
-    pub(super) fn suspicion(&self) -> Option<Suspicion> {
+impl LeaseJudgement {
+    pub(super) fn suspicion(&self) -> Option<LeaseSuspicion> {
         lock(&self.state).suspicion
     }
 
     /// How long until a refusal of this token may cause a login; 0: now.
-    pub(super) fn login_wait(&self, generation: u64, evidence: Evidence, now: Millis) -> Millis {
+    pub(super) fn login_wait(
+        &self,
+        generation: u64,
+        evidence: RefusalEvidence,
+        now: Millis,
+    ) -> Millis {
         lock(&self.state).login_wait(generation, evidence, now)
     }
 
     /// Whether this token may work for somebody: it was accepted, and not everything has been
     /// refused since.
-    pub(super) fn is_at_stake(&self, generation: u64, evidence: Evidence) -> bool {
+    pub(super) fn is_at_stake(&self, generation: u64, evidence: RefusalEvidence) -> bool {
         lock(&self.state).is_at_stake(generation, evidence)
     }
 
@@ -256,7 +261,7 @@ impl Judgement {
             state.fallback = None;
         }
         // It may have been replaced in the meantime.
-        let is_fallback = |fallback: &Fallback| fallback.generation == generation;
+        let is_fallback = |fallback: &FallbackLease| fallback.generation == generation;
         state.fallback = state.fallback.filter(|fallback| !is_fallback(fallback));
         self.refresh_open(&state);
     }
@@ -269,13 +274,13 @@ impl Judgement {
     }
 
     /// A login, or another gate, has brought a lease. `is_proven`: the probe accepted it.
-    pub(super) fn offer(&self, facts: LeaseFacts, is_proven: bool) -> Placement {
+    pub(super) fn offer(&self, facts: LeaseFacts, is_proven: bool) -> LeasePlacement {
         let mut state = lock(&self.state);
         state.suspicion = None;
         if state.current.is_some() && !is_proven && !state.single_active {
-            state.candidate = Some(Candidate::new(facts));
+            state.candidate = Some(CandidateLease::new(facts));
             self.refresh_open(&state);
-            return Placement::Candidate;
+            return LeasePlacement::Candidate;
         }
         let is_old_good = facts.cause == LoginCause::Renewal;
         state.replace_current(facts, is_old_good, facts.obtained);
@@ -287,7 +292,7 @@ impl Judgement {
             }
         }
         self.refresh_open(&state);
-        Placement::Current
+        LeasePlacement::Current
     }
 
     /// The generations that requests may carry: in use, candidate, fallback.

@@ -3,10 +3,11 @@
 
 use super::accepted_paths::PathKey;
 use super::judgement::{
-    LeaseChoice, LeaseFacts, LoginCause, Millis, Settled, Step, Suspicion, YOUNG_PAUSE,
+    LeaseChoice, LeaseFacts, LeaseSuspicion, LoginCause, Millis, RetryStep, SettledOutcome,
+    YOUNG_PAUSE,
 };
 use super::refused_paths::{RefusedPaths, RefusedRequest};
-use super::speculation::{Evidence, SpeculationPacer};
+use super::speculation::{RefusalEvidence, SpeculationPacer};
 
 /// A token this old is known to all nodes of the upstream.
 const MATURE: Millis = 60_000;
@@ -23,7 +24,7 @@ const TRIAL_PAUSES: [Millis; 5] = [500, 1_000, 2_000, 4_000, 8_000];
 const CLEARED_FOR: Millis = 1_000;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub(super) struct CandidateLease {
     pub(super) facts: LeaseFacts,
     pub(super) trial_until: Millis,
     pub(super) refusals: usize,
@@ -31,7 +32,7 @@ pub(super) struct Candidate {
     pub(super) rests_until: Millis,
 }
 
-impl Candidate {
+impl CandidateLease {
     pub(super) fn new(facts: LeaseFacts) -> Self {
         Self {
             facts,
@@ -43,7 +44,7 @@ impl Candidate {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fallback {
+pub(super) struct FallbackLease {
     pub(super) generation: u64,
     pub(super) until: Millis,
     /// Until then it serves requests that cannot be sent again: it is known everywhere.
@@ -52,7 +53,7 @@ pub(super) struct Fallback {
 
 /// The probe's last good word.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cleared {
+pub(super) struct ProbeClearance {
     pub(super) generation: u64,
     pub(super) at: Millis,
 }
@@ -63,17 +64,17 @@ pub(super) struct JudgementState {
     /// Whether the renewer can ask the upstream about a token.
     pub(super) has_probe: bool,
     pub(super) current: Option<LeaseFacts>,
-    pub(super) candidate: Option<Candidate>,
+    pub(super) candidate: Option<CandidateLease>,
     /// The lease before the one in use.
-    pub(super) fallback: Option<Fallback>,
+    pub(super) fallback: Option<FallbackLease>,
     /// The newest generation that was accepted by a request or by the probe.
     pub(super) proven: u64,
     /// When the lease in use was accepted last, as far as that was looked at: while
     /// something was open.
     pub(super) accepted_at: Millis,
     pub(super) refused: RefusedPaths,
-    pub(super) suspicion: Option<Suspicion>,
-    pub(super) cleared: Option<Cleared>,
+    pub(super) suspicion: Option<LeaseSuspicion>,
+    pub(super) cleared: Option<ProbeClearance>,
     /// The last generation whose refusal was counted as fruitless.
     pub(super) fruitless: u64,
     pub(super) pacer: SpeculationPacer,
@@ -103,7 +104,7 @@ impl JudgementState {
         self.candidate = None;
         self.cleared = None;
         self.fallback = match old {
-            Some(old) if !self.single_active => Some(Fallback {
+            Some(old) if !self.single_active => Some(FallbackLease {
                 generation: old.generation,
                 until: now + FALLBACK_FOR,
                 preferred_until: match is_old_good {
@@ -122,7 +123,7 @@ impl JudgementState {
         generation: u64,
         was_refused: bool,
         now: Millis,
-    ) -> Settled {
+    ) -> SettledOutcome {
         if let Some(candidate) = self.candidate
             && candidate.facts.generation == generation
         {
@@ -136,47 +137,47 @@ impl JudgementState {
             self.replace_current(candidate.facts, !is_healed, now);
             self.proven = self.proven.max(generation);
             self.refused.forget_recent(now);
-            return Settled::Promoted(generation);
+            return SettledOutcome::Promoted(generation);
         }
         if self
             .current
             .is_none_or(|current| current.generation != generation)
         {
-            return Settled::Nothing;
+            return SettledOutcome::Nothing;
         }
         self.proven = self.proven.max(generation);
         self.accepted_at = now;
         let refused_last = self.refused.accepted(path);
         let Some(candidate) = &mut self.candidate else {
-            return Settled::Nothing;
+            return SettledOutcome::Nothing;
         };
         if refused_last != Some(candidate.facts.generation) {
-            return Settled::Nothing;
+            return SettledOutcome::Nothing;
         }
         candidate.trial_until = now;
         if now < candidate.rests_until {
-            return Settled::Nothing;
+            return SettledOutcome::Nothing;
         }
         candidate.refusals += 1;
         if let Some(pause) = TRIAL_PAUSES.get(candidate.refusals - 1) {
             candidate.rests_until = now + pause;
-            return Settled::Nothing;
+            return SettledOutcome::Nothing;
         }
         let rejected = candidate.facts.generation;
         self.candidate = None;
-        Settled::Rejected(rejected)
+        SettledOutcome::Rejected(rejected)
     }
 
     /// Whether requests have more than one lease to choose from.
     pub(super) fn has_choice(&self, now: Millis) -> bool {
-        let is_preferred = |fallback: &Fallback| now < fallback.preferred_until;
+        let is_preferred = |fallback: &FallbackLease| now < fallback.preferred_until;
         self.candidate.is_some() || self.fallback.as_ref().is_some_and(is_preferred)
     }
 
     pub(super) fn choose(&mut self, path: PathKey, can_repeat: bool, now: Millis) -> LeaseChoice {
         let is_refusing = self.refused.is_refusing(path);
         let Some(candidate) = &mut self.candidate else {
-            let is_preferred = |fallback: &Fallback| now < fallback.preferred_until;
+            let is_preferred = |fallback: &FallbackLease| now < fallback.preferred_until;
             return match self.fallback.filter(is_preferred) {
                 Some(fallback) if !can_repeat && !is_refusing => {
                     LeaseChoice::Fallback(fallback.generation)
@@ -199,31 +200,31 @@ impl JudgementState {
         request: &mut RefusedRequest,
         is_known: bool,
         now: Millis,
-    ) -> Step {
+    ) -> RetryStep {
         if request.is_exhausted() {
-            return Step::Upheld;
+            return RetryStep::Upheld;
         }
         let Some(current) = self.current else {
-            return Step::AwaitLease;
+            return RetryStep::AwaitLease;
         };
         if !request.has_tried(current.generation) {
-            return Step::Again(current.generation);
+            return RetryStep::Again(current.generation);
         }
         if self.refused.is_habitual(request.path, now) {
-            return Step::Upheld;
+            return RetryStep::Upheld;
         }
         let candidate = self.candidate.map(|candidate| candidate.facts);
         if let Some(candidate) = candidate
             && !request.has_tried(candidate.generation)
         {
-            return Step::Again(candidate.generation);
+            return RetryStep::Again(candidate.generation);
         }
         if let Some(fallback) = self.fallback
             && now < fallback.until
             && request.can_repeat
             && !request.has_tried(fallback.generation)
         {
-            return Step::Again(fallback.generation);
+            return RetryStep::Again(fallback.generation);
         }
         // The newest token that was refused here: minted since the trouble began, it is no
         // better, so this path refuses whatever it is shown.
@@ -233,11 +234,11 @@ impl JudgementState {
         let since = since.min(request.since);
         if newest.began > since {
             if may_be_early {
-                return Step::AgainAfter(YOUNG_PAUSE, newest.generation);
+                return RetryStep::AgainAfter(YOUNG_PAUSE, newest.generation);
             }
             self.refused.is_a_habit(request.path, is_known, now);
             self.count_fruitless(newest, now);
-            return Step::Upheld;
+            return RetryStep::Upheld;
         }
         self.doubt(request, newest, is_known, now)
     }
@@ -249,59 +250,61 @@ impl JudgementState {
         newest: LeaseFacts,
         is_known: bool,
         now: Millis,
-    ) -> Step {
+    ) -> RetryStep {
         let generation = newest.generation;
         let has_repeated = request.has_repeated(generation);
         if self.is_cleared(request, generation, is_known) {
             return match (has_repeated, newest.is_young(now), is_known) {
-                (false, true, _) => Step::AgainAfter(YOUNG_PAUSE, generation),
-                (false, false, true) => Step::Again(generation),
-                (_, _, true) => Step::Upheld,
+                (false, true, _) => RetryStep::AgainAfter(YOUNG_PAUSE, generation),
+                (false, false, true) => RetryStep::Again(generation),
+                (_, _, true) => RetryStep::Upheld,
                 (_, _, false) => {
                     self.refused.is_a_habit(request.path, false, now);
-                    Step::Upheld
+                    RetryStep::Upheld
                 }
             };
         }
         let evidence = match (is_known, self.refused.is_streak()) {
-            (true, _) if self.refused.is_everything_refused(now) => Evidence::NothingAccepted,
-            (true, _) => Evidence::ChangedMind,
-            (false, true) => Evidence::SeveralPaths,
-            (false, false) => Evidence::UnseenPath,
+            (true, _) if self.refused.is_everything_refused(now) => {
+                RefusalEvidence::NothingAccepted
+            }
+            (true, _) => RefusalEvidence::ChangedMind,
+            (false, true) => RefusalEvidence::SeveralPaths,
+            (false, false) => RefusalEvidence::UnseenPath,
         };
         if let Some(suspicion) = &mut self.suspicion {
             suspicion.evidence = suspicion.evidence.max(evidence);
             request.asked = Some(generation);
-            return Step::Await;
+            return RetryStep::Await;
         }
         let wait = self.login_wait(generation, evidence, now);
         // A path that has never worked most likely refuses this request, and no login would
         // help it.
         let postponed = match is_known {
-            true => Step::Postponed(wait),
-            false => Step::Upheld,
+            true => RetryStep::Postponed(wait),
+            false => RetryStep::Upheld,
         };
         if request.asked == Some(generation) {
             return postponed;
         }
         if !self.has_probe {
             if newest.is_young(now) && !has_repeated {
-                return Step::AgainAfter(YOUNG_PAUSE, generation);
+                return RetryStep::AgainAfter(YOUNG_PAUSE, generation);
             }
             // Refused once is refused by one node.
             if is_known && (!has_repeated || self.refused.count(request.path) < 2) {
-                return Step::Again(generation);
+                return RetryStep::Again(generation);
             }
             if wait > 0 {
                 return postponed;
             }
         }
         request.asked = Some(generation);
-        self.suspicion = Some(Suspicion {
+        self.suspicion = Some(LeaseSuspicion {
             generation,
             evidence,
         });
-        Step::Await
+        RetryStep::Await
     }
 
     /// Only of the lease in use, or the candidate.
@@ -317,7 +320,7 @@ impl JudgementState {
     pub(super) fn clear(&mut self, generation: u64, now: Millis) {
         self.suspicion = None;
         self.proven = self.proven.max(generation);
-        self.cleared = Some(Cleared {
+        self.cleared = Some(ProbeClearance {
             generation,
             at: now,
         });
@@ -325,7 +328,12 @@ impl JudgementState {
 
     /// How long until a refusal of this token may cause a login; 0: now. Logins for a token
     /// that nothing accepts are paced by the renewer, as failed ones are.
-    pub(super) fn login_wait(&self, generation: u64, evidence: Evidence, now: Millis) -> Millis {
+    pub(super) fn login_wait(
+        &self,
+        generation: u64,
+        evidence: RefusalEvidence,
+        now: Millis,
+    ) -> Millis {
         match self.is_at_stake(generation, evidence) {
             true => self.pacer.wait(evidence, now),
             false => self.pacer.pause(evidence, now),
@@ -333,8 +341,8 @@ impl JudgementState {
     }
 
     /// Whether this token may work for somebody, so that refusals may cost only their share.
-    pub(super) fn is_at_stake(&self, generation: u64, evidence: Evidence) -> bool {
-        self.proven >= generation && evidence != Evidence::NothingAccepted
+    pub(super) fn is_at_stake(&self, generation: u64, evidence: RefusalEvidence) -> bool {
+        self.proven >= generation && evidence != RefusalEvidence::NothingAccepted
     }
 
     fn is_cleared(&self, request: &RefusedRequest, generation: u64, is_known: bool) -> bool {

@@ -31,7 +31,7 @@ impl LeaseKeeper {
     }
 
     /// For an upstream that a reload has changed: what was found is of the one before.
-    pub fn without_the_kept(self) -> Self {
+    pub fn ignoring_saved_lease(self) -> Self {
         Self {
             found: Vec::new(),
             ..self
@@ -41,7 +41,7 @@ impl LeaseKeeper {
 
 /// One upstream's part of it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct LeaseBinding {
     keeper: LeaseKeeper,
     upstream: Arc<str>,
     bound_to: String,
@@ -49,7 +49,7 @@ pub(super) struct Place {
 
 /// A token as it is sealed.
 #[derive(Debug, Serialize, Deserialize)]
-struct Sealed<'a> {
+struct SealedToken<'a> {
     #[serde(borrow)]
     token: Cow<'a, str>,
     began_millis: u64,
@@ -58,7 +58,7 @@ struct Sealed<'a> {
 
 /// A token that is good still.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct SavedLease {
     pub(super) token: Secret,
     pub(super) ends_millis: u64,
     pub(super) life: Duration,
@@ -66,7 +66,7 @@ pub(super) struct Kept {
     pub(super) age: Duration,
 }
 
-impl Place {
+impl LeaseBinding {
     /// `bound_to`: what the token belongs to; sealed for something else it does not open.
     pub(super) fn new(keeper: LeaseKeeper, upstream: &Arc<str>, bound_to: String) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl Place {
     }
 
     /// The token of an earlier start, if it is this upstream's and has time left.
-    pub(super) fn find(&self) -> Option<Kept> {
+    pub(super) fn find(&self) -> Option<SavedLease> {
         let mut leases = self.keeper.found.iter();
         let lease = leases.find(|lease| lease.upstream == self.upstream)?;
         let now = clock::unix_millis();
@@ -88,7 +88,7 @@ impl Place {
     }
 
     /// A token that was sealed for this upstream, and when it began.
-    pub(super) fn open(&self, sealed: &SealedBytes) -> Option<(Kept, u64)> {
+    pub(super) fn open(&self, sealed: &SealedBytes) -> Option<(SavedLease, u64)> {
         let opened = self.keeper.seal.open(sealed, self.bound_to.as_bytes());
         let text = match opened {
             Ok(text) => text,
@@ -97,8 +97,8 @@ impl Place {
                 return None;
             }
         };
-        let sealed: Sealed<'_> = serde_json::from_str(text.expose()).ok()?;
-        let kept = Kept {
+        let sealed: SealedToken<'_> = serde_json::from_str(text.expose()).ok()?;
+        let kept = SavedLease {
             token: Secret::new(&*sealed.token),
             ends_millis: sealed.ends_millis,
             life: span(sealed.began_millis, sealed.ends_millis),
@@ -128,7 +128,7 @@ impl Place {
 
     /// None only if the host gives no randomness.
     fn seal(&self, token: &Secret, began_millis: u64, ends_millis: u64) -> Option<SealedLease> {
-        let sealed = Sealed {
+        let sealed = SealedToken {
             token: token.expose().into(),
             began_millis,
             ends_millis,
@@ -170,14 +170,14 @@ mod tests {
 
     const HOUR: u64 = 3_600_000;
 
-    fn place(host: &str, username: &str, found: Vec<SealedLease>) -> Place {
+    fn place(host: &str, username: &str, found: Vec<SealedLease>) -> LeaseBinding {
         let key = Secret::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
         let seal = SealingKeys::new(SealKey::parse(&key).unwrap(), None);
         let keeper = LeaseKeeper::new(Arc::new(Store::Memory), Arc::new(seal), found);
-        Place::new(keeper, &"main".into(), format!("{host}\n{username}"))
+        LeaseBinding::new(keeper, &"main".into(), format!("{host}\n{username}"))
     }
 
-    fn found(began: u64, ends: u64) -> Option<Kept> {
+    fn found(began: u64, ends: u64) -> Option<SavedLease> {
         let lease = place("a", "gate", Vec::new()).seal(&Secret::new("to\"ken"), began, ends);
         place("a", "gate", vec![lease.unwrap()]).find()
     }

@@ -12,8 +12,8 @@ use tokio_rustls::client::TlsStream;
 
 /// A connection, and whether a byte has come from it since it was last asked.
 #[derive(Debug)]
-pub(super) struct Link {
-    wire: Wire,
+pub(super) struct TrackedStream {
+    wire: Transport,
     heard: Arc<AtomicBool>,
     /// Not a byte has come yet.
     is_fresh: bool,
@@ -23,7 +23,7 @@ pub(super) struct Link {
 }
 
 #[derive(Debug)]
-pub(super) enum Wire {
+pub(super) enum Transport {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -35,8 +35,8 @@ struct SpeaksTls {
     upstream: Arc<str>,
 }
 
-impl Link {
-    pub(super) fn new(wire: Wire, upstream: &Arc<str>) -> Self {
+impl TrackedStream {
+    pub(super) fn new(wire: Transport, upstream: &Arc<str>) -> Self {
         Self {
             wire,
             heard: Arc::default(),
@@ -52,7 +52,7 @@ impl Link {
     }
 }
 
-impl Link {
+impl TrackedStream {
     /// A server that answers early and closes makes our next write fail while its answer lies
     /// unread in the socket, and whoever is told of the failure reads no more. So it is kept
     /// until there is nothing left to read; no write ends meanwhile.
@@ -86,7 +86,7 @@ impl Link {
 
     fn note_first_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.is_fresh = false;
-        if matches!(self.wire, Wire::Plain(_)) && is_tls_record(bytes) {
+        if matches!(self.wire, Transport::Plain(_)) && is_tls_record(bytes) {
             let upstream = Arc::clone(&self.upstream);
             let failure = SpeaksTls { upstream };
             return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
@@ -95,7 +95,7 @@ impl Link {
     }
 }
 
-impl AsyncRead for Link {
+impl AsyncRead for TrackedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -104,8 +104,8 @@ impl AsyncRead for Link {
         let before = buf.filled().len();
         let room = buf.remaining();
         let outcome = match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Wire::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         };
         let fresh = &buf.filled()[before..];
         if !fresh.is_empty() {
@@ -120,7 +120,7 @@ impl AsyncRead for Link {
     }
 }
 
-impl AsyncWrite for Link {
+impl AsyncWrite for TrackedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -130,8 +130,8 @@ impl AsyncWrite for Link {
             return Poll::Pending;
         }
         let outcome = match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Wire::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         };
         self.written(cx, outcome)
     }
@@ -141,8 +141,8 @@ impl AsyncWrite for Link {
             return Poll::Pending;
         }
         let outcome = match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Wire::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
         };
         self.written(cx, outcome)
     }
@@ -152,8 +152,8 @@ impl AsyncWrite for Link {
             return Poll::Ready(Ok(()));
         }
         match &mut self.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Wire::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 
@@ -167,19 +167,19 @@ impl AsyncWrite for Link {
         }
         let outcome = match &mut self.wire {
             // Most requests are one piece, for which the plain call is the cheaper one.
-            Wire::Plain(tcp) => match bufs {
+            Transport::Plain(tcp) => match bufs {
                 [only] => Pin::new(tcp).poll_write(cx, only),
                 _ => Pin::new(tcp).poll_write_vectored(cx, bufs),
             },
-            Wire::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         };
         self.written(cx, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.wire {
-            Wire::Plain(tcp) => tcp.is_write_vectored(),
-            Wire::Tls(tls) => tls.is_write_vectored(),
+            Transport::Plain(tcp) => tcp.is_write_vectored(),
+            Transport::Tls(tls) => tls.is_write_vectored(),
         }
     }
 }

@@ -11,12 +11,12 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::breaker::Asker;
+use super::breaker::FailureSource;
 use super::connect::DialError;
-use super::description::{Answer, Flaw, LoginDescription};
+use super::description::{BadLoginResponse, LoginDescription, LoginResponseParts};
 use super::health::UpstreamHealth;
 use super::own_requests::{CallError, OwnRequests};
-use super::status::Why;
+use super::status::LoginFailure;
 use crate::clock::{self, Deadline};
 use crate::config;
 use crate::metrics::LoginOutcome;
@@ -48,19 +48,19 @@ pub enum LoginError {
     #[error("the upstream does not take the token that its login has just given")]
     NotAccepted,
     #[error("the answer to the login is of no use")]
-    Unusable(#[source] Flaw),
+    Unusable(#[source] BadLoginResponse),
 }
 
 impl LoginError {
-    pub(super) fn why(&self) -> Why {
+    pub(super) fn why(&self) -> LoginFailure {
         match self {
-            Self::Unreachable(_) | Self::Broken(_) => Why::Unreachable,
-            Self::Timeout(_) => Why::Timeout,
-            Self::WrongPassword => Why::WrongPassword,
-            Self::PasswordChange => Why::PasswordChange,
-            Self::Refused { status, .. } => Why::Refused(*status),
-            Self::NotAccepted => Why::NotAccepted,
-            Self::Unusable(_) => Why::Unusable,
+            Self::Unreachable(_) | Self::Broken(_) => LoginFailure::Unreachable,
+            Self::Timeout(_) => LoginFailure::Timeout,
+            Self::WrongPassword => LoginFailure::WrongPassword,
+            Self::PasswordChange => LoginFailure::PasswordChange,
+            Self::Refused { status, .. } => LoginFailure::Refused(*status),
+            Self::NotAccepted => LoginFailure::NotAccepted,
+            Self::Unusable(_) => LoginFailure::Unusable,
         }
     }
 
@@ -91,7 +91,7 @@ impl LoginError {
 
 /// What a good login brings.
 #[derive(Debug)]
-pub(super) struct Granted {
+pub(super) struct LoginGrant {
     pub(super) token: Secret,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) left: Duration,
@@ -102,11 +102,11 @@ pub(super) struct Granted {
 /// When the login began, on both clocks: the host may be suspended before the answer is
 /// read.
 #[derive(Clone, Copy, Debug)]
-struct Began(Deadline);
+struct LoginStart(Deadline);
 
 const FAR: Duration = Duration::from_secs(86_400);
 
-impl Began {
+impl LoginStart {
     fn now() -> Self {
         Self(Deadline::after(FAR))
     }
@@ -144,7 +144,7 @@ impl LoginCall {
         &self.own.health
     }
 
-    pub(super) async fn make(&self, password: &Secret) -> Result<Granted, LoginError> {
+    pub(super) async fn make(&self, password: &Secret) -> Result<LoginGrant, LoginError> {
         let outcome = timeout(self.timeout, Box::pin(self.ask(password)))
             .await
             .unwrap_or(Err(LoginError::Timeout(self.timeout)));
@@ -153,13 +153,13 @@ impl LoginCall {
     }
 
     /// What this login says of the upstream's health.
-    fn tell(&self, outcome: &Result<Granted, LoginError>) {
+    fn tell(&self, outcome: &Result<LoginGrant, LoginError>) {
         match outcome {
             Err(failure @ LoginError::Unreachable(_)) => {
-                self.own.health.unconnected(Asker::Request, failure);
+                self.own.health.unconnected(FailureSource::Request, failure);
             }
             Err(failure @ (LoginError::Broken(_) | LoginError::Timeout(_))) => {
-                self.own.health.unanswered(Asker::Request, failure);
+                self.own.health.unanswered(FailureSource::Request, failure);
             }
             Ok(_)
             | Err(
@@ -172,8 +172,8 @@ impl LoginCall {
         }
     }
 
-    async fn ask(&self, password: &Secret) -> Result<Granted, LoginError> {
-        let began = Began::now();
+    async fn ask(&self, password: &Secret) -> Result<LoginGrant, LoginError> {
+        let began = LoginStart::now();
         let request = self.request(password);
         let judge = async |response| self.judge(response, began).await;
         match self.own.call(request, None, self.timeout, judge).await {
@@ -199,8 +199,8 @@ impl LoginCall {
     async fn judge(
         &self,
         response: Response<Incoming>,
-        began: Began,
-    ) -> Result<Granted, LoginError> {
+        began: LoginStart,
+    ) -> Result<LoginGrant, LoginError> {
         let (head, body) = response.into_parts();
         let status = head.status;
         if self.description.accepted.contains(&status) {
@@ -224,10 +224,15 @@ impl LoginCall {
         })
     }
 
-    fn believe(&self, headers: &HeaderMap, body: &[u8], began: Began) -> Result<Granted, Flaw> {
+    fn believe(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        began: LoginStart,
+    ) -> Result<LoginGrant, BadLoginResponse> {
         let ours = clock::unix_seconds();
         let upstream_now = date(headers).unwrap_or(ours);
-        let answer = Answer {
+        let answer = LoginResponseParts {
             headers,
             body,
             upstream_now,
@@ -238,9 +243,9 @@ impl LoginCall {
         let rounding = Duration::from_secs(1).min(found.life / 4);
         let left = found.life.saturating_sub(began.elapsed() + rounding);
         if left.is_zero() {
-            return Err(Flaw::Past);
+            return Err(BadLoginResponse::Past);
         }
-        Ok(Granted {
+        Ok(LoginGrant {
             token: found.token,
             headers: found.headers,
             left,
@@ -249,11 +254,11 @@ impl LoginCall {
     }
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Flaw> {
+async fn read(body: Incoming) -> Result<Bytes, BadLoginResponse> {
     match Limited::new(body, LONGEST_ANSWER).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Flaw::TooLarge),
-        Err(_) => Err(Flaw::CutShort),
+        Err(error) if error.is::<LengthLimitError>() => Err(BadLoginResponse::TooLarge),
+        Err(_) => Err(BadLoginResponse::CutShort),
     }
 }
 

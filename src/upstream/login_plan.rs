@@ -7,30 +7,30 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 
-use super::description::{Injection, LoginDescription};
-use super::login::{Granted, LoginCall, LoginError};
+use super::description::{LoginDescription, TokenInjection};
+use super::login::{LoginCall, LoginError, LoginGrant};
 use super::own_requests::OwnRequests;
 use super::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use crate::config;
 use crate::secret::Secret;
 
-type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Header fields that carry a token.
 pub(super) type TokenHeaders = [(HeaderName, HeaderValue)];
 
 /// What the renewer asks of the upstream. The model of the login puts a simulated upstream
 /// in here.
 pub(super) trait LoginCalls: fmt::Debug + Send + Sync {
-    fn log_in<'a>(&'a self, password: &'a Secret) -> Boxed<'a, Result<Granted, LoginError>>;
+    fn log_in<'a>(&'a self, password: &'a Secret) -> BoxFuture<'a, Result<LoginGrant, LoginError>>;
 
     /// What the probe says of a token; undecided where there is none.
-    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeVerdict>;
+    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> BoxFuture<'a, ProbeVerdict>;
 
     /// Whether there is a probe, and it refuses what is not a token.
-    fn has_probe(&self) -> Boxed<'_, bool>;
+    fn has_probe(&self) -> BoxFuture<'_, bool>;
 
     /// Returns when an outage of the upstream, one that is or one that comes, has ended.
-    fn back(&self) -> Boxed<'_, ()>;
+    fn back(&self) -> BoxFuture<'_, ()>;
 }
 
 /// The login's settings and the calls made with them.
@@ -59,7 +59,7 @@ impl LoginPlan {
         }
     }
 
-    pub(super) fn injection(&self) -> &Injection {
+    pub(super) fn injection(&self) -> &TokenInjection {
         &self.description.inject
     }
 }
@@ -72,11 +72,11 @@ struct NetworkCalls {
 }
 
 impl LoginCalls for NetworkCalls {
-    fn log_in<'a>(&'a self, password: &'a Secret) -> Boxed<'a, Result<Granted, LoginError>> {
+    fn log_in<'a>(&'a self, password: &'a Secret) -> BoxFuture<'a, Result<LoginGrant, LoginError>> {
         Box::pin(self.call.make(password))
     }
 
-    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> Boxed<'a, ProbeVerdict> {
+    fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> BoxFuture<'a, ProbeVerdict> {
         Box::pin(async move {
             match &self.probe {
                 Some(probe) => probe.word_on(headers).await,
@@ -85,7 +85,7 @@ impl LoginCalls for NetworkCalls {
         })
     }
 
-    fn has_probe(&self) -> Boxed<'_, bool> {
+    fn has_probe(&self) -> BoxFuture<'_, bool> {
         Box::pin(async move {
             match &self.probe {
                 Some(probe) => probe.tried().await == ProbeTrust::Discriminates,
@@ -94,7 +94,7 @@ impl LoginCalls for NetworkCalls {
         })
     }
 
-    fn back(&self) -> Boxed<'_, ()> {
+    fn back(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.call.health().back())
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::common::Common;
-use super::keeper::{LeaseKeeper, Place};
+use super::common::SharedLogin;
+use super::keeper::{LeaseBinding, LeaseKeeper};
 use super::login_plan::{LoginPlan, identity};
 use super::pace::LoginBudgets;
 use super::renewer::Renewer;
@@ -85,8 +85,8 @@ impl LoginTask {
     ) -> Arc<Self> {
         let name = &upstream.name;
         let place = scope.keeper;
-        let place = place.map(|keeper| Place::new(keeper, name, identity.clone()));
-        let shared = place.as_ref().and_then(Place::shared);
+        let place = place.map(|keeper| LeaseBinding::new(keeper, name, identity.clone()));
+        let shared = place.as_ref().and_then(LeaseBinding::shared);
         let sharers = shared.map_or(1, |shared| shared.gates());
         let metrics = Arc::clone(scope.metrics);
         let (session, phase) = Session::new(&plan.settings, sharers, metrics);
@@ -94,7 +94,7 @@ impl LoginTask {
         let budget = budgets.of(&identity, &plan.settings);
         let common = place
             .as_ref()
-            .and_then(|place| Common::of(place, name, &session));
+            .and_then(|place| SharedLogin::of(place, name, &session));
         let (plan, followed) = watch::channel(Arc::new(plan));
         let renewer = Renewer {
             upstream: Arc::clone(name),

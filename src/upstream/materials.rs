@@ -10,7 +10,7 @@ use super::address_memory::AddressMemory;
 use super::api_key::read_api_key;
 use super::connect::Dialer;
 use super::lease::Lease;
-use super::trust::{Tls, TrustError};
+use super::trust::{TrustError, UpstreamTls};
 use super::{BadApiKey, Error};
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
@@ -22,7 +22,7 @@ pub struct UpstreamMaterials {
     /// The `Host` of requests to it.
     pub(super) host: HeaderValue,
     /// None: plain HTTP.
-    tls: Option<Tls>,
+    tls: Option<UpstreamTls>,
     pub(super) api_key: Option<Lease>,
 }
 
@@ -99,13 +99,13 @@ fn host(settings: &config::Upstream) -> Result<HeaderValue, Error> {
     })
 }
 
-fn tls(settings: &config::Upstream) -> Result<Option<Tls>, Error> {
+fn tls(settings: &config::Upstream) -> Result<Option<UpstreamTls>, Error> {
     let base = &settings.base;
     if !base.tls {
         return Ok(None);
     }
     let name = settings.server_name.as_deref().unwrap_or(&base.host);
-    let tls = Tls::open(&settings.trust, name, &settings.name);
+    let tls = UpstreamTls::open(&settings.trust, name, &settings.name);
     tls.map(Some).map_err(|source| Error::Trust {
         upstream: Arc::clone(&settings.name),
         source,

@@ -80,16 +80,17 @@ pub use api_key::BadApiKey;
 pub use body::AnswerBody;
 pub use certificate::CertificateProblem;
 pub use connect::{DialError, WaitingFor};
-pub use connections::{Connections, SendError, SendErrorKind};
+pub use connections::{SendError, SendErrorKind, UpstreamConnections};
 pub use description::{
-    BodyCode, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
+    BadLoginResponse, BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection,
+    TokenSource,
 };
 pub use framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
 pub use handshake::HandshakeError;
 pub use health::{UpstreamHealth, UpstreamOutage};
-pub use held::Patience;
+pub use held::ResponseTimeout;
 pub use keeper::LeaseKeeper;
 pub use lease::Lease;
 pub use login::LoginError;
@@ -97,8 +98,8 @@ pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
 pub use refused_paths::RefusedRequest;
-pub use session::{Session, Verdict};
-pub use status::{NoLease, Status, Why};
+pub use session::{RefusalVerdict, Session};
+pub use status::{LoginFailure, NoLease, SessionStatus};
 pub use token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use trial::{TrialError, UpstreamTrial};
 pub use trust::TrustError;
@@ -109,7 +110,7 @@ use login_plan::LoginPlan;
 use login_task::{LoginScope, LoginTask};
 use own_requests::OwnRequests;
 use prober::UpstreamProber;
-use trust::Tls;
+use trust::UpstreamTls;
 
 const FILE_POLL: Duration = Duration::from_secs(1);
 
@@ -301,7 +302,12 @@ impl Upstream {
     }
 
     fn has_files(&self) -> bool {
-        self.api_key.is_file() || self.dialer.tls.as_ref().is_some_and(Tls::may_change)
+        self.api_key.is_file()
+            || self
+                .dialer
+                .tls
+                .as_ref()
+                .is_some_and(UpstreamTls::may_change)
     }
 }
 

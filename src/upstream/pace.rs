@@ -24,13 +24,13 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many logins the upstream is asked to bear, whatever the reason for them.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct LoginBudget {
     least: Duration,
     per_hour: u32,
     spent: VecDeque<Instant>,
 }
 
-impl Budget {
+impl LoginBudget {
     pub(super) fn new(least: Duration, per_hour: u32) -> Self {
         let mut budget = Self {
             least: Duration::ZERO,
@@ -83,12 +83,12 @@ pub(super) fn most_for_refusals(per_hour: u32) -> u32 {
 /// The budgets of all logins of this process, by address and user: they outlive reloads,
 /// also those that change the address and back.
 #[derive(Debug, Default)]
-pub(super) struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<Budget>>>>);
+pub(super) struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<LoginBudget>>>>);
 
 impl LoginBudgets {
-    pub(super) fn of(&self, identity: &str, settings: &config::Login) -> Arc<Mutex<Budget>> {
+    pub(super) fn of(&self, identity: &str, settings: &config::Login) -> Arc<Mutex<LoginBudget>> {
         let (least, per_hour) = (settings.min_login_interval, settings.logins_per_hour);
-        let fresh = || Arc::new(Mutex::new(Budget::new(least, per_hour)));
+        let fresh = || Arc::new(Mutex::new(LoginBudget::new(least, per_hour)));
         let mut budgets = lock(&self.0);
         let budget = budgets.entry(identity.to_owned()).or_insert_with(fresh);
         lock(budget).resize(least, per_hour);
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn refusals_leave_a_quarter_of_the_hour_to_renewals() {
-        let mut budget = Budget::new(Duration::ZERO, 10);
+        let mut budget = LoginBudget::new(Duration::ZERO, 10);
         let now = Instant::now();
         for _ in 0..7 {
             assert_eq!(budget.wait(LoginCause::Refusal, now), None);
@@ -164,7 +164,7 @@ mod tests {
         }
         assert_eq!(budget.wait(LoginCause::Refusal, now), Some(HOUR));
         assert_eq!(budget.wait(LoginCause::Renewal, now), None);
-        let mut one = Budget::new(Duration::ZERO, 1);
+        let mut one = LoginBudget::new(Duration::ZERO, 1);
         assert_eq!(one.wait(LoginCause::Refusal, now), None);
         one.spend(now);
         assert_eq!(one.wait(LoginCause::Renewal, now), Some(HOUR));
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_budget_holds_by_interval_and_by_hour() {
-        let mut budget = Budget::new(Duration::from_secs(10), 3);
+        let mut budget = LoginBudget::new(Duration::from_secs(10), 3);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let renewal = LoginCause::Renewal;

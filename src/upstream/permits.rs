@@ -142,7 +142,7 @@ impl UpstreamPermits {
 impl UpstreamPermit {
     /// Gives the permit back for a place among the streams with slow clients; the permit
     /// itself when the client has its share of those.
-    pub fn set_aside(self) -> Result<StalledPlace, Self> {
+    pub fn park(self) -> Result<StalledPlace, Self> {
         let key = self.permits.queue.key(self.slot);
         let most = self.permits.most_stalled;
         let Some(place) = self.permits.stalled.take(key, most) else {

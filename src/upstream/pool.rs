@@ -8,23 +8,23 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::held::Held;
+use super::held::HeldConnection;
 use crate::lifecycle::TaskSet;
 
 /// Idle connections. Its lock is never contended: one worker uses it.
-pub(super) struct Pool<B> {
-    idle: Mutex<Vec<Idle<B>>>,
+pub(super) struct IdlePool<B> {
+    idle: Mutex<Vec<IdleConnection<B>>>,
     idle_timeout: Duration,
     /// Dropped with the pool: the reaper ends then.
     _gone: oneshot::Sender<()>,
 }
 
-struct Idle<B> {
-    connection: Box<Held<B>>,
+struct IdleConnection<B> {
+    connection: Box<HeldConnection<B>>,
     since: Instant,
 }
 
-impl<B: Send + Sync + 'static> Pool<B> {
+impl<B: Send + Sync + 'static> IdlePool<B> {
     pub(super) fn new(idle_timeout: Duration, tasks: &TaskSet) -> Arc<Self> {
         let (gone, is_gone) = oneshot::channel();
         let pool = Arc::new(Self {
@@ -38,9 +38,9 @@ impl<B: Send + Sync + 'static> Pool<B> {
     }
 }
 
-impl<B> Pool<B> {
+impl<B> IdlePool<B> {
     /// A connection that can take a request now.
-    pub(super) fn take(&self) -> Option<Box<Held<B>>> {
+    pub(super) fn take(&self) -> Option<Box<HeldConnection<B>>> {
         let mut idle = self.lock();
         let now = Instant::now();
         while let Some(mut last) = idle.pop() {
@@ -51,7 +51,7 @@ impl<B> Pool<B> {
         None
     }
 
-    pub(super) fn give_back(&self, connection: Box<Held<B>>) {
+    pub(super) fn give_back(&self, connection: Box<HeldConnection<B>>) {
         let since = Instant::now();
         if connection
             .usable_until()
@@ -59,7 +59,7 @@ impl<B> Pool<B> {
         {
             return; // closed: the upstream is about to do the same
         }
-        self.lock().push(Idle { connection, since });
+        self.lock().push(IdleConnection { connection, since });
     }
 
     /// Closes every connection that is not in use.
@@ -74,12 +74,12 @@ impl<B> Pool<B> {
             .retain_mut(|idle| idle.is_usable(now, self.idle_timeout));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Idle<B>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<IdleConnection<B>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<B> Idle<B> {
+impl<B> IdleConnection<B> {
     fn is_usable(&mut self, now: Instant, idle_timeout: Duration) -> bool {
         let is_kept = |until| now < until;
         now.saturating_duration_since(self.since) < idle_timeout
@@ -89,7 +89,11 @@ impl<B> Idle<B> {
 }
 
 /// Nothing else looks at a connection that nobody holds.
-async fn reap<B>(pool: Weak<Pool<B>>, idle_timeout: Duration, mut is_gone: oneshot::Receiver<()>) {
+async fn reap<B>(
+    pool: Weak<IdlePool<B>>,
+    idle_timeout: Duration,
+    mut is_gone: oneshot::Receiver<()>,
+) {
     let often = (idle_timeout / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
     let mut tick = interval(often);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -104,7 +108,7 @@ async fn reap<B>(pool: Weak<Pool<B>>, idle_timeout: Duration, mut is_gone: onesh
     }
 }
 
-impl<B> fmt::Debug for Pool<B> {
+impl<B> fmt::Debug for IdlePool<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("idle", &self.lock().len())

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::breaker::Asker;
+use super::breaker::FailureSource;
 use super::own_requests::{CallError, OwnRequests};
 use crate::causes::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
@@ -90,9 +90,11 @@ impl UpstreamProber {
                     metrics.upstream_probes.add(ProbeOutcome::Failed);
                     debug!(error = %chain(&failure), "the upstream did not answer a probe");
                     match &failure {
-                        CallError::Unreachable(_) => health.unconnected(Asker::Probe, &failure),
+                        CallError::Unreachable(_) => {
+                            health.unconnected(FailureSource::Probe, &failure)
+                        }
                         CallError::Broken(_) | CallError::Late(_) => {
-                            health.unanswered(Asker::Probe, &failure);
+                            health.unanswered(FailureSource::Probe, &failure);
                         }
                     }
                 }

@@ -7,15 +7,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::judgement::{LoginCause, Suspicion, YOUNG_PAUSE};
+use super::judgement::{LeaseSuspicion, LoginCause, YOUNG_PAUSE};
 use super::lease::Lease;
-use super::login::{Granted, LoginError};
+use super::login::{LoginError, LoginGrant};
 use super::login_plan::LoginPlan;
 use super::pace::back_off;
-use super::renewer::{Due, Renewer};
+use super::renewer::{NextAttempt, Renewer};
 use super::session::SOON;
-use super::speculation::Evidence;
-use super::status::{Phase, Why};
+use super::speculation::RefusalEvidence;
+use super::status::{LoginFailure, RenewerPhase};
 use super::sync::lock;
 use super::token_probe::ProbeVerdict;
 use crate::clock::Deadline;
@@ -33,8 +33,8 @@ const OTHERS_LOGIN: Duration = Duration::from_millis(50);
 
 /// What a login brought, and whether the probe has accepted it.
 #[derive(Debug)]
-pub(super) struct Obtained {
-    pub(super) granted: Granted,
+pub(super) struct ObtainedToken {
+    pub(super) granted: LoginGrant,
     pub(super) is_proven: bool,
 }
 
@@ -45,7 +45,7 @@ impl Renewer {
         &self,
         plan: &LoginPlan,
         password: &Secret,
-    ) -> Result<Obtained, LoginError> {
+    ) -> Result<ObtainedToken, LoginError> {
         let granted = plan.calls.log_in(password).await?;
         let single_active = plan.settings.single_active_token;
         self.session
@@ -60,7 +60,7 @@ impl Renewer {
         };
         match word {
             ProbeVerdict::Refused if self.session.is_ready() => Err(LoginError::NotAccepted),
-            word => Ok(Obtained {
+            word => Ok(ObtainedToken {
                 granted,
                 is_proven: word == ProbeVerdict::Accepted,
             }),
@@ -68,7 +68,7 @@ impl Renewer {
     }
 
     /// Ends early when the lease in use ends or is in doubt: then this token is needed.
-    async fn proof_of(&self, plan: &LoginPlan, granted: &Granted) -> ProbeVerdict {
+    async fn proof_of(&self, plan: &LoginPlan, granted: &LoginGrant) -> ProbeVerdict {
         let mut pauses = PROOF_PAUSES.into_iter();
         loop {
             let word = plan.calls.probe(&granted.headers).await;
@@ -91,7 +91,11 @@ impl Renewer {
     /// Requests were refused with a token. Asks the probe about it, and logs in if that is
     /// not too often. A token is given up only when the probe has confirmed it and nothing
     /// has accepted it since: until then it goes on beside what the login brings.
-    pub(super) async fn look_into(&mut self, suspicion: Suspicion, due: Due) -> Due {
+    pub(super) async fn look_into(
+        &mut self,
+        suspicion: LeaseSuspicion,
+        due: NextAttempt,
+    ) -> NextAttempt {
         let generation = suspicion.generation;
         let since = self.session.now();
         let Some(lease) = self.session.by_generation(generation) else {
@@ -104,7 +108,7 @@ impl Renewer {
             return self.looked(due);
         }
         let evidence = match word {
-            ProbeVerdict::Refused => suspicion.evidence.max(Evidence::ChangedMind),
+            ProbeVerdict::Refused => suspicion.evidence.max(RefusalEvidence::ChangedMind),
             _ => suspicion.evidence,
         };
         let due = self.replace(generation, evidence, due).await;
@@ -118,7 +122,12 @@ impl Renewer {
     }
 
     /// Logs in for a token that is in doubt, or does not: then the schedule stays.
-    async fn replace(&mut self, generation: u64, evidence: Evidence, due: Due) -> Due {
+    async fn replace(
+        &mut self,
+        generation: u64,
+        evidence: RefusalEvidence,
+        due: NextAttempt,
+    ) -> NextAttempt {
         if self.is_blocked() {
             return due;
         }
@@ -142,7 +151,7 @@ impl Renewer {
         let mut due = self.log_in(cause).await;
         // Another gate logs in for all: what it brings is worth waiting for.
         while self.is_logging_in()
-            && let Due::NotBefore(at) = &due
+            && let NextAttempt::NotBefore(at) = &due
         {
             if !self.paused_for(at.left().max(OTHERS_LOGIN)).await {
                 break;
@@ -154,11 +163,11 @@ impl Renewer {
 
     fn is_logging_in(&self) -> bool {
         let phase = *self.phase.borrow();
-        self.common.is_some() && matches!(phase, Phase::LoggingIn)
+        self.common.is_some() && matches!(phase, RenewerPhase::LoggingIn)
     }
 
     /// Those who wait for the outcome of a look are told.
-    fn looked(&self, due: Due) -> Due {
+    fn looked(&self, due: NextAttempt) -> NextAttempt {
         self.session.judgement.drop_suspicion();
         self.phase.send_modify(|_| {});
         due
@@ -176,7 +185,7 @@ impl Renewer {
     fn wait_before_login(
         &mut self,
         generation: u64,
-        evidence: Evidence,
+        evidence: RefusalEvidence,
         cause: LoginCause,
     ) -> Option<Duration> {
         self.share_pace();
@@ -214,7 +223,7 @@ impl Renewer {
     fn is_blocked(&self) -> bool {
         // Copied out: a borrow that lives on would lock out whoever tells of a new phase.
         let phase = *self.phase.borrow();
-        matches!(phase, Phase::Blocked { until, .. } if !until.has_passed())
+        matches!(phase, RenewerPhase::Blocked { until, .. } if !until.has_passed())
     }
 
     fn is_over_budget(&self, cause: LoginCause) -> bool {
@@ -248,23 +257,23 @@ impl Renewer {
     }
 
     /// A candidate was refused where the lease in use is accepted.
-    pub(super) fn candidate_rejected(&mut self, generation: u64) -> Due {
+    pub(super) fn candidate_rejected(&mut self, generation: u64) -> NextAttempt {
         self.metrics.session_logins.add(LoginOutcome::NotAccepted);
         if let Some(common) = &mut self.common {
             common.reject_newest();
         }
         self.failures = self.failures.saturating_add(1);
-        if self.is_news(Why::NotAccepted) {
+        if self.is_news(LoginFailure::NotAccepted) {
             warn!(upstream = %self.upstream, generation,
                 "the upstream refuses the token of its own login where it takes the one before; \
                  that one stays in use, and the login is tried again");
         }
-        self.blocked(Why::NotAccepted, self.back_off(Duration::ZERO))
+        self.blocked(LoginFailure::NotAccepted, self.back_off(Duration::ZERO))
     }
 
     /// The configuration of the login has changed. It counts from here on: for the next
     /// renewal, for what is blocked at once.
-    pub(super) fn follow_plan(&mut self, due: Due) -> Due {
+    pub(super) fn follow_plan(&mut self, due: NextAttempt) -> NextAttempt {
         let plan = Arc::clone(&self.plan.borrow_and_update());
         let settings = &plan.settings;
         let (least, per_hour) = (settings.min_login_interval, settings.logins_per_hour);
@@ -273,7 +282,7 @@ impl Renewer {
         self.session.judgement.set_probe(plan.has_probe);
         let due = self.try_again(due);
         match (&due, self.renewal) {
-            (Due::Renewal(_), Some(renewal)) => {
+            (NextAttempt::Renewal(_), Some(renewal)) => {
                 self.renewal_due(renewal.life, renewal.began.elapsed())
             }
             _ => due,
@@ -281,7 +290,7 @@ impl Renewer {
     }
 
     /// A human has acted: what is blocked is tried at once, within the budget.
-    pub(super) fn try_again(&mut self, due: Due) -> Due {
+    pub(super) fn try_again(&mut self, due: NextAttempt) -> NextAttempt {
         self.session.judgement.forget_pauses();
         self.failures = 0;
         self.refusals = 0;
@@ -289,9 +298,9 @@ impl Renewer {
         self.not_before = None;
         self.reported = None;
         match due {
-            Due::Renewal(_) => due,
-            Due::NotBefore(_) | Due::NewSecret(..) => {
-                Due::NotBefore(Deadline::after(Duration::ZERO))
+            NextAttempt::Renewal(_) => due,
+            NextAttempt::NotBefore(_) | NextAttempt::NewSecret(..) => {
+                NextAttempt::NotBefore(Deadline::after(Duration::ZERO))
             }
         }
     }

@@ -10,16 +10,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
-use super::common::Common;
-use super::judgement::{LoginCause, Placement, Suspicion};
-use super::keeper::Place;
+use super::common::SharedLogin;
+use super::judgement::{LeasePlacement, LeaseSuspicion, LoginCause};
+use super::keeper::LeaseBinding;
 use super::lease::Lease;
-use super::login::{Granted, LoginError};
+use super::login::{LoginError, LoginGrant};
 use super::login_plan::LoginPlan;
-use super::pace::{Budget, back_off, refused_pause, renew_after};
+use super::pace::{LoginBudget, back_off, refused_pause, renew_after};
 use super::session::Session;
 use super::session_control::LeaseOrigin;
-use super::status::{Phase, Why};
+use super::status::{LoginFailure, RenewerPhase};
 use super::sync::lock;
 use crate::causes::chain;
 use crate::clock::Deadline;
@@ -36,10 +36,10 @@ const SHORTEST_BEFORE_END: Duration = Duration::from_secs(1);
 pub(super) struct Renewer {
     pub(super) upstream: Arc<str>,
     pub(super) session: Arc<Session>,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(super) phase: watch::Sender<RenewerPhase>,
     /// How to log in; replaced by a reload.
     pub(super) plan: watch::Receiver<Arc<LoginPlan>>,
-    pub(super) budget: Arc<Mutex<Budget>>,
+    pub(super) budget: Arc<Mutex<LoginBudget>>,
     /// Failed logins in a row.
     pub(super) failures: u32,
     /// Tokens in a row that no request has accepted.
@@ -49,27 +49,27 @@ pub(super) struct Renewer {
     /// Logins in a row that were refused for their password.
     pub(super) refusals: u32,
     /// What was said last, so that an outage is one line and not one per attempt.
-    pub(super) reported: Option<Why>,
+    pub(super) reported: Option<LoginFailure>,
     /// How long the newest token lives, and when it began.
-    pub(super) renewal: Option<Renewal>,
+    pub(super) renewal: Option<RenewalPlan>,
     /// Where the token outlives a restart; None: it does not.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<LeaseBinding>,
     /// The login of all gates; None: this gate logs in for itself.
-    pub(super) common: Option<Common>,
+    pub(super) common: Option<SharedLogin>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: ShutdownSignal,
 }
 
 /// What a renewal is reckoned from, so that it can be reckoned again after a reload.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Renewal {
+pub(super) struct RenewalPlan {
     pub(super) life: Duration,
     pub(super) began: Instant,
 }
 
 /// When to come back.
 #[derive(Clone, Debug)]
-pub(super) enum Due {
+pub(super) enum NextAttempt {
     /// At this time, or as soon as the lease is of no use.
     Renewal(Deadline),
     /// At this time, whatever happens.
@@ -79,9 +79,9 @@ pub(super) enum Due {
 }
 
 /// What ended a wait.
-enum Event {
+enum RenewerEvent {
     Due,
-    Suspicion(Suspicion),
+    Suspicion(LeaseSuspicion),
     /// A candidate is in use now: a request was accepted with it.
     Promoted,
     /// A candidate was given up.
@@ -97,80 +97,88 @@ impl Renewer {
     /// Runs until drain; a login that is under way then is finished first, because
     /// requests wait for it.
     pub(super) async fn run(mut self) {
-        self.phase.send_replace(Phase::LoggingIn);
+        self.phase.send_replace(RenewerPhase::LoggingIn);
         let mut due = match self.adopt_kept() {
             Some(due) => due,
             None => self.log_in(LoginCause::Renewal).await,
         };
         loop {
             due = match self.next_event(&due).await {
-                Event::Stop => return,
-                Event::Due => self.log_in(LoginCause::Renewal).await,
-                Event::Suspicion(suspicion) => self.look_into(suspicion, due).await,
-                Event::Promoted => {
+                RenewerEvent::Stop => return,
+                RenewerEvent::Due => self.log_in(LoginCause::Renewal).await,
+                RenewerEvent::Suspicion(suspicion) => self.look_into(suspicion, due).await,
+                RenewerEvent::Promoted => {
                     self.keep_newest();
                     due
                 }
-                Event::Rejected(generation) => self.candidate_rejected(generation),
-                Event::Plan => self.follow_plan(due),
-                Event::Nudge => self.try_again(due),
+                RenewerEvent::Rejected(generation) => self.candidate_rejected(generation),
+                RenewerEvent::Plan => self.follow_plan(due),
+                RenewerEvent::Nudge => self.try_again(due),
             };
         }
     }
 
     /// Waits for the next thing to do.
-    async fn next_event(&mut self, due: &Due) -> Event {
+    async fn next_event(&mut self, due: &NextAttempt) -> RenewerEvent {
         let plan = self.plan();
         let mut back = plan.calls.back();
-        let waits_for_upstream = matches!(due, Due::NotBefore(_) | Due::NewSecret(..))
-            && matches!(self.reported, Some(Why::Unreachable | Why::Timeout));
+        let waits_for_upstream =
+            matches!(due, NextAttempt::NotBefore(_) | NextAttempt::NewSecret(..))
+                && matches!(
+                    self.reported,
+                    Some(LoginFailure::Unreachable | LoginFailure::Timeout)
+                );
         loop {
             if self.stop.is_draining() {
-                return Event::Stop;
+                return RenewerEvent::Stop;
             }
             if let Some(event) = self.pending_event() {
                 return event;
             }
             let pause = match due {
-                Due::Renewal(at) if at.has_passed() || !self.session.is_ready() => {
-                    return Event::Due;
+                NextAttempt::Renewal(at) if at.has_passed() || !self.session.is_ready() => {
+                    return RenewerEvent::Due;
                 }
-                Due::NotBefore(at) | Due::NewSecret(at, _) if at.has_passed() => return Event::Due,
-                Due::NewSecret(_, known) if self.has_new_secret(known.as_ref()) => {
-                    return Event::Due;
+                NextAttempt::NotBefore(at) | NextAttempt::NewSecret(at, _) if at.has_passed() => {
+                    return RenewerEvent::Due;
                 }
-                Due::Renewal(at) | Due::NotBefore(at) => at.left().min(LONGEST_SLEEP),
-                Due::NewSecret(..) => SECRET_POLL,
+                NextAttempt::NewSecret(_, known) if self.has_new_secret(known.as_ref()) => {
+                    return RenewerEvent::Due;
+                }
+                NextAttempt::Renewal(at) | NextAttempt::NotBefore(at) => {
+                    at.left().min(LONGEST_SLEEP)
+                }
+                NextAttempt::NewSecret(..) => SECRET_POLL,
             };
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.session.wake.notified() => {}
-                _ = self.plan.changed() => return Event::Plan,
+                _ = self.plan.changed() => return RenewerEvent::Plan,
                 // The pause was for an upstream that could not be reached.
-                () = &mut back, if waits_for_upstream => return Event::Due,
-                () = self.stop.draining() => return Event::Stop,
+                () = &mut back, if waits_for_upstream => return RenewerEvent::Due,
+                () = self.stop.draining() => return RenewerEvent::Stop,
             }
         }
     }
 
-    fn pending_event(&mut self) -> Option<Event> {
+    fn pending_event(&mut self) -> Option<RenewerEvent> {
         if self.plan.has_changed().unwrap_or(false) {
-            return Some(Event::Plan);
+            return Some(RenewerEvent::Plan);
         }
         if self.session.take_promoted() {
-            return Some(Event::Promoted);
+            return Some(RenewerEvent::Promoted);
         }
         if let Some(generation) = self.session.take_rejected() {
-            return Some(Event::Rejected(generation));
+            return Some(RenewerEvent::Rejected(generation));
         }
         if self.session.take_nudge() {
-            return Some(Event::Nudge);
+            return Some(RenewerEvent::Nudge);
         }
         if let Some(suspicion) = self.session.judgement.suspicion() {
-            return Some(Event::Suspicion(suspicion));
+            return Some(RenewerEvent::Suspicion(suspicion));
         }
-        let has_news = self.common.as_ref().is_some_and(Common::has_news);
-        has_news.then_some(Event::Due)
+        let has_news = self.common.as_ref().is_some_and(SharedLogin::has_news);
+        has_news.then_some(RenewerEvent::Due)
     }
 
     pub(super) fn plan(&self) -> Arc<LoginPlan> {
@@ -178,7 +186,7 @@ impl Renewer {
     }
 
     /// One login, here or by whichever gate has the turn.
-    pub(super) async fn log_in(&mut self, cause: LoginCause) -> Due {
+    pub(super) async fn log_in(&mut self, cause: LoginCause) -> NextAttempt {
         let Some(mut common) = self.common.take() else {
             return self.attempt(cause).await;
         };
@@ -189,7 +197,7 @@ impl Renewer {
 
     /// The token of an earlier start: as good as a login's, until the upstream says
     /// otherwise.
-    fn adopt_kept(&mut self) -> Option<Due> {
+    fn adopt_kept(&mut self) -> Option<NextAttempt> {
         if self.common.is_some() {
             return None;
         }
@@ -210,33 +218,33 @@ impl Renewer {
     }
 
     /// Takes up a lease and tells those who wait.
-    pub(super) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> Placement {
+    pub(super) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> LeasePlacement {
         let placement = self.session.offer(lease, origin);
-        self.phase.send_replace(Phase::Resting);
+        self.phase.send_replace(RenewerPhase::Resting);
         self.session.refresh_gauges();
         placement
     }
 
     /// When a token is to be renewed that lives for `life` and is `age` old.
-    pub(super) fn renewal_due(&mut self, life: Duration, age: Duration) -> Due {
+    pub(super) fn renewal_due(&mut self, life: Duration, age: Duration) -> NextAttempt {
         let now = Instant::now();
         let began = now.checked_sub(age).unwrap_or(now);
-        self.renewal = Some(Renewal { life, began });
+        self.renewal = Some(RenewalPlan { life, began });
         let settings = &self.plan().settings;
         let renew = renew_after(life, settings.renew_at, settings.renew_floor);
-        Due::Renewal(Deadline::after(renew.saturating_sub(age)))
+        NextAttempt::Renewal(Deadline::after(renew.saturating_sub(age)))
     }
 
     /// One login of this gate, if it is allowed now; takes up what came of it.
-    pub(super) async fn attempt(&mut self, cause: LoginCause) -> Due {
+    pub(super) async fn attempt(&mut self, cause: LoginCause) -> NextAttempt {
         let wait = lock(&self.budget).wait(cause, Instant::now());
         if let Some(left) = wait {
-            if self.is_news(Why::Budget) {
+            if self.is_news(LoginFailure::Budget) {
                 warn!(upstream = %self.upstream, seconds = left.as_secs(),
                     has_lease = self.session.is_ready(),
                     "a login is due, but logins are too frequent already; waiting");
             }
-            return self.blocked(Why::Budget, left);
+            return self.blocked(LoginFailure::Budget, left);
         }
         let plan = self.plan();
         let password = match plan.settings.password.read() {
@@ -244,11 +252,11 @@ impl Renewer {
             Err(source) => return self.unreadable_password(&source),
         };
         lock(&self.budget).spend(Instant::now());
-        self.phase.send_replace(Phase::LoggingIn);
+        self.phase.send_replace(RenewerPhase::LoggingIn);
         let began = self.session.now();
         let outcome = tokio::select! {
             outcome = self.obtain(&plan, &password) => outcome,
-            () = self.stop.aborting() => return Due::NotBefore(Deadline::after(Duration::ZERO)),
+            () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
         };
         match outcome {
             Ok(proven) => {
@@ -263,22 +271,22 @@ impl Renewer {
         }
     }
 
-    pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> Due {
+    pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> NextAttempt {
         self.metrics.session_logins.add(LoginOutcome::Secret);
-        if self.is_news(Why::Secret) {
+        if self.is_news(LoginFailure::Secret) {
             error!(upstream = %self.upstream, error = %chain(source),
                 "cannot read the upstream password; trying again every second");
         }
-        self.blocked_until_new_secret(Why::Secret, SECRET_POLL * 60, None)
+        self.blocked_until_new_secret(LoginFailure::Secret, SECRET_POLL * 60, None)
     }
 
     /// Uses what our own login brought. `shared`: the number that all gates know it by.
     pub(super) fn adopt(
         &mut self,
-        granted: Granted,
+        granted: LoginGrant,
         origin: LeaseOrigin,
         shared: Option<u64>,
-    ) -> Due {
+    ) -> NextAttempt {
         self.failures = 0;
         self.refusals = 0;
         self.reported = None;
@@ -292,8 +300,8 @@ impl Renewer {
         let placement = self.offer(lease, origin);
         info!(upstream = %self.upstream, generation = shared.unwrap_or(generation),
             seconds = granted.left.as_secs(), is_proven = origin.is_proven,
-            in_use = (placement == Placement::Current), "logged in");
-        if placement == Placement::Current {
+            in_use = (placement == LeasePlacement::Current), "logged in");
+        if placement == LeasePlacement::Current {
             self.keep_newest();
         }
         self.renewal_due(granted.left, Duration::ZERO)
@@ -309,13 +317,16 @@ impl Renewer {
         self.session.refresh_gauges();
     }
 
-    pub(super) fn failed(&mut self, failure: &LoginError, password: &Secret) -> Due {
+    pub(super) fn failed(&mut self, failure: &LoginError, password: &Secret) -> NextAttempt {
         let why = failure.why();
         self.metrics.session_logins.add(failure.outcome());
         if failure.is_unsent() {
             lock(&self.budget).refund();
         }
-        if matches!(why, Why::WrongPassword | Why::PasswordChange) {
+        if matches!(
+            why,
+            LoginFailure::WrongPassword | LoginFailure::PasswordChange
+        ) {
             return self.password_refused(why, failure, password);
         }
         self.failures = self.failures.saturating_add(1);
@@ -345,7 +356,12 @@ impl Renewer {
 
     /// A human has to act, most likely. Or the upstream was wrong for a moment: it is asked
     /// again seldom enough to lock no account.
-    fn password_refused(&mut self, why: Why, failure: &LoginError, password: &Secret) -> Due {
+    fn password_refused(
+        &mut self,
+        why: LoginFailure,
+        failure: &LoginError,
+        password: &Secret,
+    ) -> NextAttempt {
         self.refusals = self.refusals.saturating_add(1);
         self.reported = Some(why);
         let plan = self.plan();
@@ -358,26 +374,28 @@ impl Renewer {
         self.blocked_until_new_secret(why, pause, Some(digest(password)))
     }
 
-    pub(super) fn blocked(&self, why: Why, pause: Duration) -> Due {
+    pub(super) fn blocked(&self, why: LoginFailure, pause: Duration) -> NextAttempt {
         let until = Deadline::after(pause);
-        self.phase.send_replace(Phase::Blocked { why, until });
+        self.phase
+            .send_replace(RenewerPhase::Blocked { why, until });
         self.session.refresh_gauges();
-        Due::NotBefore(until)
+        NextAttempt::NotBefore(until)
     }
 
     pub(super) fn blocked_until_new_secret(
         &self,
-        why: Why,
+        why: LoginFailure,
         pause: Duration,
         known: Option<[u8; 32]>,
-    ) -> Due {
+    ) -> NextAttempt {
         let until = Deadline::after(pause);
-        self.phase.send_replace(Phase::Blocked { why, until });
+        self.phase
+            .send_replace(RenewerPhase::Blocked { why, until });
         self.session.refresh_gauges();
-        Due::NewSecret(until, known)
+        NextAttempt::NewSecret(until, known)
     }
 
-    pub(super) fn is_news(&mut self, why: Why) -> bool {
+    pub(super) fn is_news(&mut self, why: LoginFailure) -> bool {
         self.reported.replace(why) != Some(why)
     }
 

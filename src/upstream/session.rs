@@ -14,12 +14,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::accepted_paths::PathKey;
-use super::judgement::{Judgement, LeaseChoice, Settled, Step};
+use super::judgement::{LeaseChoice, LeaseJudgement, RetryStep, SettledOutcome};
 use super::lease::Lease;
 use super::refused_paths::RefusedRequest;
-use super::session_control::News;
+use super::session_control::PendingNews;
 use super::speculation::SpeculationPacer;
-use super::status::{NoLease, Phase, Status, Why};
+use super::status::{LoginFailure, NoLease, RenewerPhase, SessionStatus};
 use super::sync::lock;
 use crate::clock::Deadline;
 use crate::config;
@@ -42,11 +42,11 @@ pub struct Session {
     pub(super) current: ArcSwapOption<Lease>,
     /// All that the judgement names: in use, candidate, fallback.
     pub(super) leases: Mutex<Vec<Arc<Lease>>>,
-    pub(super) judgement: Judgement,
-    phase: watch::Receiver<Phase>,
+    pub(super) judgement: LeaseJudgement,
+    phase: watch::Receiver<RenewerPhase>,
     /// Tells the renewer to look at what has changed.
     pub(super) wake: Notify,
-    pub(super) news: News,
+    pub(super) news: PendingNews,
     /// The last generation that was given out.
     pub(super) numbers: AtomicU64,
     /// Ends of the tokens this process obtained.
@@ -58,7 +58,7 @@ pub struct Session {
 
 /// What becomes of a request that was answered 401.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum RefusalVerdict {
     /// It is sent again, with this lease.
     Again(Arc<Lease>),
     /// The refusal concerns the request, not the login.
@@ -70,16 +70,16 @@ impl Session {
         settings: &config::Login,
         sharers: u32,
         metrics: Arc<Metrics>,
-    ) -> (Arc<Self>, watch::Sender<Phase>) {
-        let (sender, phase) = watch::channel(Phase::LoggingIn);
+    ) -> (Arc<Self>, watch::Sender<RenewerPhase>) {
+        let (sender, phase) = watch::channel(RenewerPhase::LoggingIn);
         let pacer = SpeculationPacer::new(settings.logins_per_hour, sharers);
         let session = Self {
             current: ArcSwapOption::empty(),
             leases: Mutex::default(),
-            judgement: Judgement::new(PATHS, settings.single_active_token, pacer),
+            judgement: LeaseJudgement::new(PATHS, settings.single_active_token, pacer),
             phase,
             wake: Notify::new(),
-            news: News::default(),
+            news: PendingNews::default(),
             numbers: AtomicU64::new(0),
             minted: Mutex::default(),
             hasher: RandomState::default(),
@@ -134,7 +134,7 @@ impl Session {
     /// `was_refused`: the request was refused with another lease before.
     pub fn note_accepted(&self, lease: &Lease, path: PathKey, was_refused: bool) {
         if self.judgement.is_worth_settling(path, lease.generation) {
-            self.settle(lease.generation, path, was_refused);
+            self.record_acceptance(lease.generation, path, was_refused);
         }
     }
 
@@ -146,12 +146,17 @@ impl Session {
     }
 
     #[cold]
-    fn settle(&self, generation: u64, path: PathKey, was_refused: bool) {
+    fn record_acceptance(&self, generation: u64, path: PathKey, was_refused: bool) {
         let now = self.now();
-        match self.judgement.settle(path, generation, was_refused, now) {
-            Settled::Nothing => return,
-            Settled::Promoted(_) => self.news.promoted.store(true, Ordering::Release),
-            Settled::Rejected(candidate) => self.news.rejected.store(candidate, Ordering::Release),
+        match self
+            .judgement
+            .record_acceptance(path, generation, was_refused, now)
+        {
+            SettledOutcome::Nothing => return,
+            SettledOutcome::Promoted(_) => self.news.promoted.store(true, Ordering::Release),
+            SettledOutcome::Rejected(candidate) => {
+                self.news.rejected.store(candidate, Ordering::Release)
+            }
         }
         self.follow_judgement();
         self.wake.notify_one();
@@ -163,7 +168,7 @@ impl Session {
         &self,
         request: &mut RefusedRequest,
         lease: &Arc<Lease>,
-    ) -> Result<Verdict, NoLease> {
+    ) -> Result<RefusalVerdict, NoLease> {
         self.judgement
             .note_refusal(request, lease.generation, self.now());
         let mut phases = self.phase.clone();
@@ -172,35 +177,35 @@ impl Session {
             // Read before the judgement, which the renewer changes first.
             let phase = *phases.borrow_and_update();
             match self.judgement.next_step(request, self.now()) {
-                Step::Upheld => return Ok(Verdict::Upheld),
-                Step::Again(generation) => {
+                RetryStep::Upheld => return Ok(RefusalVerdict::Upheld),
+                RetryStep::Again(generation) => {
                     if let Some(lease) = self.by_generation(generation) {
-                        return Ok(Verdict::Again(lease));
+                        return Ok(RefusalVerdict::Again(lease));
                     }
                     // It has just ended.
-                    return self.lease().await.map(Verdict::Again);
+                    return self.lease().await.map(RefusalVerdict::Again);
                 }
-                Step::AgainAfter(pause, generation) => {
+                RetryStep::AgainAfter(pause, generation) => {
                     sleep(Duration::from_millis(pause)).await;
                     return match self.by_generation(generation) {
-                        Some(lease) => Ok(Verdict::Again(lease)),
-                        None => self.lease().await.map(Verdict::Again),
+                        Some(lease) => Ok(RefusalVerdict::Again(lease)),
+                        None => self.lease().await.map(RefusalVerdict::Again),
                     };
                 }
-                Step::Await => self.wake.notify_one(),
-                Step::AwaitLease => self.may_wait(phase)?,
-                Step::Postponed(wait) => {
+                RetryStep::Await => self.wake.notify_one(),
+                RetryStep::AwaitLease => self.may_wait(phase)?,
+                RetryStep::Postponed(wait) => {
                     return Err(match phase {
-                        Phase::Blocked { why, until } if !until.has_passed() => {
+                        RenewerPhase::Blocked { why, until } if !until.has_passed() => {
                             no_lease(why, until.left())
                         }
-                        _ => no_lease(Why::Budget, Duration::from_millis(wait)),
+                        _ => no_lease(LoginFailure::Budget, Duration::from_millis(wait)),
                     });
                 }
             }
             waiting.get_or_insert_with(|| self.count_waiting());
             if phases.changed().await.is_err() {
-                return Err(no_lease(Why::Stopping, SHORTEST_RETRY));
+                return Err(no_lease(LoginFailure::Stopping, SHORTEST_RETRY));
             }
         }
     }
@@ -217,27 +222,30 @@ impl Session {
             self.may_wait(phase)?;
             waiting.get_or_insert_with(|| self.count_waiting());
             if phases.changed().await.is_err() {
-                let stopped = no_lease(Why::Stopping, SHORTEST_RETRY);
+                let stopped = no_lease(LoginFailure::Stopping, SHORTEST_RETRY);
                 return self.usable().ok_or(stopped);
             }
         }
     }
 
     /// Whether a login that is worth waiting for is under way, or soon will be.
-    fn may_wait(&self, phase: Phase) -> Result<(), NoLease> {
+    fn may_wait(&self, phase: RenewerPhase) -> Result<(), NoLease> {
         match phase {
-            Phase::LoggingIn => {}
-            Phase::Blocked { until, .. } if until.has_passed() => self.wake.notify_one(),
-            Phase::Blocked {
-                why: Why::Budget,
+            RenewerPhase::LoggingIn => {}
+            RenewerPhase::Blocked { until, .. } if until.has_passed() => self.wake.notify_one(),
+            RenewerPhase::Blocked {
+                why: LoginFailure::Budget,
                 until,
             } if until.left() <= SOON => {}
-            Phase::Blocked {
-                why: why @ (Why::WrongPassword | Why::PasswordChange | Why::Secret),
+            RenewerPhase::Blocked {
+                why:
+                    why @ (LoginFailure::WrongPassword
+                    | LoginFailure::PasswordChange
+                    | LoginFailure::Secret),
                 until,
             } => return Err(no_lease(why, until.left().min(HUMAN_PACE))),
-            Phase::Blocked { why, until } => return Err(no_lease(why, until.left())),
-            Phase::Resting => self.wake.notify_one(),
+            RenewerPhase::Blocked { why, until } => return Err(no_lease(why, until.left())),
+            RenewerPhase::Resting => self.wake.notify_one(),
         }
         Ok(())
     }
@@ -252,14 +260,14 @@ impl Session {
         self.usable().is_some()
     }
 
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> SessionStatus {
         let is_ready = self.is_ready();
         let trouble = match *self.phase.borrow() {
-            Phase::Blocked { why, .. } => Some(why),
-            Phase::LoggingIn if !is_ready => Some(Why::Starting),
-            Phase::LoggingIn | Phase::Resting => None,
+            RenewerPhase::Blocked { why, .. } => Some(why),
+            RenewerPhase::LoggingIn if !is_ready => Some(LoginFailure::Starting),
+            RenewerPhase::LoggingIn | RenewerPhase::Resting => None,
         };
-        Status { is_ready, trouble }
+        SessionStatus { is_ready, trouble }
     }
 
     /// The operator has changed something, or asks for another try: what waits for a human
@@ -295,7 +303,7 @@ impl Session {
     }
 }
 
-fn no_lease(why: Why, retry_after: Duration) -> NoLease {
+fn no_lease(why: LoginFailure, retry_after: Duration) -> NoLease {
     NoLease {
         why,
         retry_after: retry_after.max(SHORTEST_RETRY),

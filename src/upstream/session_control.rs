@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::judgement::{LeaseFacts, LoginCause, Millis, Placement};
+use super::judgement::{LeaseFacts, LeasePlacement, LoginCause, Millis};
 use super::lease::Lease;
 use super::session::Session;
 use super::sync::lock;
@@ -11,7 +11,7 @@ use crate::clock::Deadline;
 
 /// What the renewer has not looked at yet.
 #[derive(Debug, Default)]
-pub(super) struct News {
+pub(super) struct PendingNews {
     pub(super) promoted: AtomicBool,
     /// The generation of a candidate that was given up; 0: none.
     pub(super) rejected: AtomicU64,
@@ -40,7 +40,7 @@ impl Session {
     }
 
     /// Takes up a lease: in use at once, or a candidate beside one that is.
-    pub(super) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> Placement {
+    pub(super) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> LeasePlacement {
         let facts = LeaseFacts {
             generation: lease.generation,
             began: origin.began,

@@ -17,7 +17,7 @@ const IN_A_ROW: Millis = 2 * MINUTE;
 
 /// What speaks against a token. Later ones are stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Evidence {
+pub(super) enum RefusalEvidence {
     /// A path refused it that has never accepted it.
     UnseenPath,
     /// Several such paths in a row, and nothing was accepted in between.
@@ -28,7 +28,7 @@ pub(super) enum Evidence {
     NothingAccepted,
 }
 
-impl Evidence {
+impl RefusalEvidence {
     /// The pause after one fruitless login, and the longest after many.
     const fn pauses(self) -> [Millis; 2] {
         match self {
@@ -90,12 +90,12 @@ impl SpeculationPacer {
     }
 
     /// How long until such evidence may cause a login; 0: it may now.
-    pub(super) fn wait(&self, evidence: Evidence, now: Millis) -> Millis {
+    pub(super) fn wait(&self, evidence: RefusalEvidence, now: Millis) -> Millis {
         self.pause(evidence, now).max(self.permit_wait(now))
     }
 
     /// The same without the share of the budget.
-    pub(super) fn pause(&self, evidence: Evidence, now: Millis) -> Millis {
+    pub(super) fn pause(&self, evidence: RefusalEvidence, now: Millis) -> Millis {
         let fruitless = match now.saturating_sub(self.last_fruitless) > FORGET_AFTER {
             true => 0,
             false => self.fruitless,

@@ -9,7 +9,7 @@ use crate::clock::Deadline;
 
 /// Why there is no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum LoginFailure {
     /// The first login is still under way.
     Starting,
     WrongPassword,
@@ -28,7 +28,7 @@ pub enum Why {
     Stopping,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for LoginFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Starting => "logging in",
@@ -50,32 +50,32 @@ impl fmt::Display for Why {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no upstream login: {why}")]
 pub struct NoLease {
-    pub why: Why,
+    pub why: LoginFailure,
     pub retry_after: Duration,
 }
 
 /// What the renewer is doing; it alone writes this.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Phase {
+pub(super) enum RenewerPhase {
     LoggingIn,
     /// The last login was good; nothing to do until renewal.
     Resting,
     /// No login before `until`.
     Blocked {
-        why: Why,
+        why: LoginFailure,
         until: Deadline,
     },
 }
 
 /// Readiness in words; holds no secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
+pub struct SessionStatus {
     pub is_ready: bool,
     /// What keeps the next login from happening, if anything does.
-    pub trouble: Option<Why>,
+    pub trouble: Option<LoginFailure>,
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for SessionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.is_ready, self.trouble) {
             (true, None) => f.write_str("upstream login: ready"),

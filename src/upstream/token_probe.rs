@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::description::Injection;
+use super::description::TokenInjection;
 use super::own_requests::OwnRequests;
 use crate::causes::chain;
 use crate::config;
@@ -64,7 +64,7 @@ pub struct TokenProbe {
     upstream: Arc<str>,
     path: PathAndQuery,
     own: Arc<OwnRequests>,
-    injection: Injection,
+    injection: TokenInjection,
     state: Mutex<TrialState>,
     /// One trial at a time; the others wait for its outcome.
     trying: tokio::sync::Mutex<()>,
@@ -94,7 +94,7 @@ impl TokenProbe {
     pub(super) fn of(
         settings: &config::Upstream,
         own: &Arc<OwnRequests>,
-        injection: Injection,
+        injection: TokenInjection,
         metrics: &Arc<Metrics>,
     ) -> Option<Arc<Self>> {
         Some(Arc::new(Self {

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::certificate::{CertificateProblem, TrustPlace, Verdict, key_digest};
+use super::certificate::{CertificateProblem, TrustPlace, VerifierVerdict, key_digest};
 use crate::causes::chain;
 use crate::config::Trust;
 
@@ -52,20 +52,20 @@ pub enum TrustError {
 
 /// TLS toward one upstream.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub(super) struct UpstreamTls {
     config: ArcSwap<ClientConfig>,
     name: ServerName<'static>,
-    authorities: Option<Authorities>,
+    authorities: Option<AuthorityFile>,
 }
 
 #[derive(Debug)]
-struct Authorities {
+struct AuthorityFile {
     path: PathBuf,
     /// Digest of the file as it was last looked at; None: it could not be read.
     seen: Mutex<Option<[u8; 32]>>,
 }
 
-impl Tls {
+impl UpstreamTls {
     /// `upstream` is for messages that name the key to set.
     pub(super) fn open(trust: &Trust, name: &str, upstream: &Arc<str>) -> Result<Self, TrustError> {
         let bad_name = || TrustError::BadName {
@@ -85,7 +85,7 @@ impl Tls {
                     upstream,
                     TrustPlace::File(path.clone()),
                 );
-                authorities = Some(Authorities {
+                authorities = Some(AuthorityFile {
                     path: path.clone(),
                     seen: Mutex::new(Some(Sha256::digest(&pem).into())),
                 });
@@ -117,7 +117,7 @@ impl Tls {
 
     /// Takes over the authorities file if its content has changed and makes sense.
     pub(super) fn reread(&self, upstream: &Arc<str>) {
-        let Some(Authorities { path, seen }) = &self.authorities else {
+        let Some(AuthorityFile { path, seen }) = &self.authorities else {
             return;
         };
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,7 +239,7 @@ impl ServerCertVerifier for ExplainedVerdict {
             let rustls::Error::InvalidCertificate(error) = &failure else {
                 return failure;
             };
-            let verdict = Verdict {
+            let verdict = VerifierVerdict {
                 upstream: &self.upstream,
                 place: &self.place,
                 error,

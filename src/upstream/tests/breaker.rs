@@ -6,27 +6,27 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use crate::upstream::breaker::UpstreamPass;
-use crate::upstream::breaker::{Asker, Breaker, Failure, HealthLevel};
+use crate::upstream::breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel};
 
 fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
 /// One that is down since `start`, for want of a connection or of an answer.
-fn down(failure: Failure, start: Instant) -> Breaker {
-    let mut breaker = Breaker::new();
+fn down(failure: ExchangeFailure, start: Instant) -> CircuitBreaker {
+    let mut breaker = CircuitBreaker::new();
     for at in 0..4 {
-        let failed = breaker.failed(failure, Asker::Request, start + millis(at));
+        let failed = breaker.failed(failure, FailureSource::Request, start + millis(at));
         assert_eq!(failed, None);
     }
-    if failure == Failure::NoAnswer {
-        let failed = breaker.failed(failure, Asker::Probe, start + millis(1000));
+    if failure == ExchangeFailure::NoAnswer {
+        let failed = breaker.failed(failure, FailureSource::Probe, start + millis(1000));
         assert_eq!(failed, None, "one path alone is silent");
-        let failed = breaker.failed(failure, Asker::Probe, start + millis(5000));
+        let failed = breaker.failed(failure, FailureSource::Probe, start + millis(5000));
         assert_eq!(failed, Some(6));
         return breaker;
     }
-    let failed = breaker.failed(failure, Asker::Probe, start + millis(1000));
+    let failed = breaker.failed(failure, FailureSource::Probe, start + millis(1000));
     assert_eq!(failed, Some(5));
     breaker
 }
@@ -34,17 +34,17 @@ fn down(failure: Failure, start: Instant) -> Breaker {
 #[test]
 fn five_lost_connections_over_a_second_open_it_and_one_answer_closes_it() {
     let start = Instant::now();
-    let mut breaker = Breaker::new();
+    let mut breaker = CircuitBreaker::new();
     for _ in 0..100 {
-        let failed = breaker.failed(Failure::NoConnection, Asker::Request, start);
+        let failed = breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, start);
         assert_eq!(failed, None, "all of one moment");
     }
     assert_eq!(breaker.admit(start), Ok(UpstreamPass::Ordinary));
     let later = start + millis(1000);
-    let failed = breaker.failed(Failure::NoConnection, Asker::Request, later);
+    let failed = breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, later);
     assert_eq!(failed, Some(101));
     assert_eq!(breaker.admit(later), Err(millis(1000)));
-    let failed = breaker.failed(Failure::NoConnection, Asker::Request, later);
+    let failed = breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, later);
     assert_eq!(failed, None, "told once");
     let well = start + millis(61_000);
     assert_eq!(breaker.answered(well), Some(millis(61_000)));
@@ -55,40 +55,44 @@ fn five_lost_connections_over_a_second_open_it_and_one_answer_closes_it() {
 #[test]
 fn requests_without_an_answer_never_open_it_unless_the_gate_gets_none_either() {
     let start = Instant::now();
-    let mut breaker = Breaker::new();
+    let mut breaker = CircuitBreaker::new();
     for second in 0..1000 {
         let now = start + Duration::from_secs(second);
-        let failed = breaker.failed(Failure::NoAnswer, Asker::Request, now);
+        let failed = breaker.failed(ExchangeFailure::NoAnswer, FailureSource::Request, now);
         assert_eq!(failed, None, "in second {second}");
     }
     let now = start + Duration::from_secs(1000);
-    let failed = breaker.failed(Failure::NoAnswer, Asker::Probe, now);
+    let failed = breaker.failed(ExchangeFailure::NoAnswer, FailureSource::Probe, now);
     assert_eq!(failed, None, "the other path may be answered");
-    let failed = breaker.failed(Failure::NoAnswer, Asker::Probe, now + millis(1000));
+    let failed = breaker.failed(
+        ExchangeFailure::NoAnswer,
+        FailureSource::Probe,
+        now + millis(1000),
+    );
     assert_eq!(failed, Some(1002));
 }
 
 #[test]
 fn the_gate_asks_at_once_then_each_second_then_every_five_at_most() {
     let start = Instant::now();
-    let mut breaker = Breaker::new();
+    let mut breaker = CircuitBreaker::new();
     assert_eq!(breaker.next_probe(), None);
     let mut asked = Vec::new();
-    breaker.failed(Failure::NoConnection, Asker::Request, start);
+    breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, start);
     for _ in 0..12 {
         let due = breaker.next_probe().unwrap();
         breaker.probe_begins(due, 0.0);
-        breaker.failed(Failure::NoConnection, Asker::Probe, due);
+        breaker.failed(ExchangeFailure::NoConnection, FailureSource::Probe, due);
         asked.push((due - start).as_secs());
     }
     assert_eq!(asked, [0, 1, 2, 3, 4, 6, 10, 15, 20, 25, 30, 35]);
     assert_eq!(breaker.level(), HealthLevel::Down);
 
     // Suspicions that end at once do not make it ask faster.
-    let (mut breaker, mut asked) = (Breaker::new(), 0);
+    let (mut breaker, mut asked) = (CircuitBreaker::new(), 0);
     for step in 0..100 {
         let now = start + millis(100 * step);
-        breaker.failed(Failure::NoAnswer, Asker::Request, now);
+        breaker.failed(ExchangeFailure::NoAnswer, FailureSource::Request, now);
         if breaker.next_probe().unwrap() <= now {
             breaker.probe_begins(now, 0.0);
             breaker.answered(now);
@@ -101,7 +105,7 @@ fn the_gate_asks_at_once_then_each_second_then_every_five_at_most() {
 #[test]
 fn a_request_is_let_through_where_only_the_gates_own_questions_may_go_unanswered() {
     let start = Instant::now();
-    let mut breaker = down(Failure::NoAnswer, start);
+    let mut breaker = down(ExchangeFailure::NoAnswer, start);
     let opened = start + millis(5000);
     assert!(breaker.admit(opened + millis(4999)).is_err());
     let due = opened + millis(5000);
@@ -111,23 +115,23 @@ fn a_request_is_let_through_where_only_the_gates_own_questions_may_go_unanswered
     assert_eq!(breaker.admit(next), Ok(UpstreamPass::Trial));
 
     // Where there is no connection, nothing but the gate itself need try.
-    breaker.failed(Failure::NoConnection, Asker::Probe, next);
+    breaker.failed(ExchangeFailure::NoConnection, FailureSource::Probe, next);
     assert!(breaker.admit(next + millis(60_000)).is_err());
-    let mut breaker = down(Failure::NoConnection, start);
+    let mut breaker = down(ExchangeFailure::NoConnection, start);
     assert!(breaker.admit(start + millis(60_000)).is_err());
 }
 
 #[test]
 fn a_new_way_to_the_upstream_is_tried_at_once() {
     let start = Instant::now();
-    let mut breaker = down(Failure::NoConnection, start);
+    let mut breaker = down(ExchangeFailure::NoConnection, start);
     let now = start + millis(1500);
     breaker.probe_begins(now, 0.0);
     breaker.hurry(now);
     assert_eq!(breaker.next_probe(), Some(now));
     breaker.probe_begins(now, 0.0);
     assert_eq!(breaker.next_probe(), Some(now + millis(1000)));
-    let mut quiet = Breaker::new();
+    let mut quiet = CircuitBreaker::new();
     quiet.hurry(now);
     assert_eq!(quiet.next_probe(), None);
 }
@@ -135,14 +139,17 @@ fn a_new_way_to_the_upstream_is_tried_at_once() {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Answered,
-    Failed(Failure, Asker),
+    Failed(ExchangeFailure, FailureSource),
     Asks,
     Admits,
 }
 
 fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
-    let failure = prop_oneof![Just(Failure::NoConnection), Just(Failure::NoAnswer)];
-    let asker = prop_oneof![Just(Asker::Request), Just(Asker::Probe)];
+    let failure = prop_oneof![
+        Just(ExchangeFailure::NoConnection),
+        Just(ExchangeFailure::NoAnswer)
+    ];
+    let asker = prop_oneof![Just(FailureSource::Request), Just(FailureSource::Probe)];
     let step = prop_oneof![
         1 => Just(Step::Answered),
         8 => (failure, asker).prop_map(|(failure, asker)| Step::Failed(failure, asker)),
@@ -157,8 +164,8 @@ proptest! {
     #[test]
     fn it_is_open_only_for_what_was_said_and_always_finds_back(steps in steps()) {
         let mut now = Instant::now();
-        let mut breaker = Breaker::new();
-        let mut run: Vec<(Instant, Failure, Asker)> = Vec::new();
+        let mut breaker = CircuitBreaker::new();
+        let mut run: Vec<(Instant, ExchangeFailure, FailureSource)> = Vec::new();
         let mut is_down = false;
         let mut last_trial: Option<Instant> = None;
         for (pause, step) in steps {
@@ -174,10 +181,10 @@ proptest! {
                 Step::Failed(failure, asker) => {
                     run.push((now, failure, asker));
                     let opened = breaker.failed(failure, asker, now).is_some();
-                    let unconnected = run.iter().filter(|one| one.1 == Failure::NoConnection);
+                    let unconnected = run.iter().filter(|one| one.1 == ExchangeFailure::NoConnection);
                     let unanswered = run
                         .iter()
-                        .filter(|one| one.1 == Failure::NoAnswer && one.2 == Asker::Probe);
+                        .filter(|one| one.1 == ExchangeFailure::NoAnswer && one.2 == FailureSource::Probe);
                     let span = now - run[0].0;
                     let is_unreachable = unconnected.count() >= 5 && span >= millis(1000);
                     let is_silent = unanswered.count() >= 2 && span >= millis(5000);

@@ -24,10 +24,10 @@ use super::{PATIENCE, Surroundings, refusal};
 use crate::causes::chain;
 use crate::config::Trust;
 use crate::lifecycle::TaskSet;
-use crate::upstream::certificate::{CertificateProblem, TrustPlace, Verdict};
-use crate::upstream::{Connections, Patience, SendErrorKind, Why};
+use crate::upstream::certificate::{CertificateProblem, TrustPlace, VerifierVerdict};
+use crate::upstream::{LoginFailure, ResponseTimeout, SendErrorKind, UpstreamConnections};
 
-const PATIENT: Patience = Patience::within(PATIENCE);
+const PATIENT: ResponseTimeout = ResponseTimeout::within(PATIENCE);
 
 fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'static>, KeyPair) {
     let key = KeyPair::generate().unwrap();
@@ -150,7 +150,7 @@ const SHORT_RSA: &str = "MIICCzCCAXSgAwIBAgIUBCqL5c7m9lPTbwYZWSVhnVTCxJswDQYJKoZ
 fn old_kinds_of_certificates_and_a_chain_that_has_ended_are_said() {
     let wanted = ServerName::try_from("127.0.0.1").unwrap();
     let said = |shown: &CertificateDer<'_>, error: &CertificateError| {
-        let verdict = Verdict {
+        let verdict = VerifierVerdict {
             upstream: &"main".into(),
             place: &TrustPlace::PublicAuthorities,
             error,
@@ -190,7 +190,7 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-        let verdict = Verdict {
+        let verdict = VerifierVerdict {
             upstream: &"main".into(),
             place: &TrustPlace::PublicAuthorities,
             error: &CertificateError::UnknownIssuer,
@@ -236,7 +236,8 @@ async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
     around.settings.base.tls = tls;
     let metrics = Arc::clone(&around.metrics);
     let upstream = around.open().unwrap();
-    let connections = Connections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+    let connections =
+        UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
     let failure = connections.send(Request::new(Empty::new()), PATIENT).await;
     let failure = failure.unwrap_err();
     (failure.kind, chain(&failure))
@@ -341,7 +342,7 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
             let metrics = Arc::clone(&around.metrics);
             let upstream = around.open().unwrap();
             let connections =
-                Connections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+                UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
             let response = connections.send(Request::new(Empty::new()), PATIENT).await;
             let outcome = response.unwrap().into_body().collect().await;
             assert_eq!(outcome.is_ok(), is_whole, "{head}");
@@ -369,7 +370,7 @@ async fn the_answer_to_a_login_is_read_the_same_way() {
         } else {
             let refused = format!("{:?}", refusal(&session).await);
             assert!(
-                refused.contains(&format!("{:?}", Why::Unusable)),
+                refused.contains(&format!("{:?}", LoginFailure::Unusable)),
                 "{answer}: {refused}"
             );
         }

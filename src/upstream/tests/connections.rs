@@ -18,12 +18,12 @@ use tokio::time::timeout;
 use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually};
 use crate::metrics::Connect;
-use crate::upstream::{AnswerBody, Connections, Patience, SendError, SendErrorKind};
+use crate::upstream::{AnswerBody, ResponseTimeout, SendError, SendErrorKind, UpstreamConnections};
 
 const LONG: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
-const PATIENT: Patience = Patience::within(LONG);
-const HASTY: Patience = Patience::within(SHORT);
+const PATIENT: ResponseTimeout = ResponseTimeout::within(LONG);
+const HASTY: ResponseTimeout = ResponseTimeout::within(SHORT);
 
 /// A body that the test feeds piece by piece; an `Err` breaks it off.
 #[derive(Debug)]
@@ -57,13 +57,13 @@ fn post(body: &'static str) -> Request<Full<Bytes>> {
     request.body(Full::from(body)).unwrap()
 }
 
-fn connections<B>(around: &Surroundings) -> Connections<B>
+fn connections<B>(around: &Surroundings) -> UpstreamConnections<B>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = around.open().unwrap();
-    Connections::new(upstream, around.tasks.clone(), Arc::clone(&around.metrics))
+    UpstreamConnections::new(upstream, around.tasks.clone(), Arc::clone(&around.metrics))
 }
 
 async fn text(response: Response<AnswerBody>) -> String {
@@ -384,7 +384,7 @@ async fn a_connection_may_change_its_protocol() {
 fn answers_and_errors_can_cross_tasks() {
     fn can_cross<T: Send + Sync + Unpin>() {}
     can_cross::<AnswerBody>();
-    can_cross::<Connections<Full<Bytes>>>();
+    can_cross::<UpstreamConnections<Full<Bytes>>>();
     can_cross::<SendError<http_body_util::Empty<Bytes>>>();
     fn is_error<T: std::error::Error>() {}
     is_error::<SendError<http_body_util::combinators::BoxBody<Bytes, Infallible>>>();

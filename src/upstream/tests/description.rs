@@ -14,7 +14,8 @@ use super::Surroundings;
 use super::server::{Reply, Webapp};
 use crate::secret::Secret;
 use crate::upstream::description::{
-    Answer, CredentialForm, ExpirySource, Flaw, Injection, LoginDescription, TokenSource,
+    BadLoginResponse, CredentialForm, ExpirySource, LoginDescription, LoginResponseParts,
+    TokenInjection, TokenSource,
 };
 
 const NOW: i64 = 1_627_203_048;
@@ -24,8 +25,8 @@ fn read(
     description: &LoginDescription,
     headers: &HeaderMap,
     body: &str,
-) -> Result<(String, u64), Flaw> {
-    let answer = Answer {
+) -> Result<(String, u64), BadLoginResponse> {
+    let answer = LoginResponseParts {
         headers,
         body: body.as_bytes(),
         upstream_now: NOW,
@@ -61,7 +62,7 @@ fn tokens_are_found_wherever_they_are() {
 
     let name = HeaderName::from_static("x-subject-token");
     let keystone = with(TokenSource::Header(name.clone()), hour());
-    assert_eq!(read(&keystone, &none, "{}"), Err(Flaw::NoToken));
+    assert_eq!(read(&keystone, &none, "{}"), Err(BadLoginResponse::NoToken));
     let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("gAAA"))]);
     assert_eq!(
         read(&keystone, &headers, "{}"),
@@ -73,10 +74,14 @@ fn tokens_are_found_wherever_they_are() {
         assert_eq!(read(&vcenter, &none, good), Ok(("abc".to_owned(), 3600)));
     }
     for bad in ["", "null", "{}", "[\"abc\"]", "\"\""] {
-        assert_eq!(read(&vcenter, &none, bad), Err(Flaw::NoToken), "{bad}");
+        assert_eq!(
+            read(&vcenter, &none, bad),
+            Err(BadLoginResponse::NoToken),
+            "{bad}"
+        );
     }
     for bad in ["<html>", "Bad Gateway", &"x".repeat(9000)] {
-        assert_eq!(read(&vcenter, &none, bad), Err(Flaw::BadToken));
+        assert_eq!(read(&vcenter, &none, bad), Err(BadLoginResponse::BadToken));
     }
 }
 
@@ -114,19 +119,37 @@ fn the_first_expiry_that_is_there_counts() {
     assert_eq!(life(json!({}), &jwt(&json!({ "sub": "x" }))), Ok(60));
     assert_eq!(life(json!({}), "opaque.but.dotted"), Ok(60));
 
-    assert_eq!(life(json!({ "date": 5 }), "t"), Err(Flaw::BadExpiry));
-    assert_eq!(life(json!({ "s": -1 }), "t"), Err(Flaw::BadExpiry));
-    assert_eq!(life(json!({ "s": "soon" }), "t"), Err(Flaw::BadExpiry));
-    assert_eq!(life(json!({ "s": 0 }), "t"), Err(Flaw::Past));
-    assert_eq!(life(json!({ "s": 1e300 }), "t"), Err(Flaw::TooFar));
-    assert_eq!(life(json!({ "s": 40_000_000 }), "t"), Err(Flaw::TooFar));
+    assert_eq!(
+        life(json!({ "date": 5 }), "t"),
+        Err(BadLoginResponse::BadExpiry)
+    );
+    assert_eq!(
+        life(json!({ "s": -1 }), "t"),
+        Err(BadLoginResponse::BadExpiry)
+    );
+    assert_eq!(
+        life(json!({ "s": "soon" }), "t"),
+        Err(BadLoginResponse::BadExpiry)
+    );
+    assert_eq!(life(json!({ "s": 0 }), "t"), Err(BadLoginResponse::Past));
+    assert_eq!(
+        life(json!({ "s": 1e300 }), "t"),
+        Err(BadLoginResponse::TooFar)
+    );
+    assert_eq!(
+        life(json!({ "s": 40_000_000 }), "t"),
+        Err(BadLoginResponse::TooFar)
+    );
     let past = jwt(&json!({ "exp": NOW - 1 }));
-    assert_eq!(life(json!({}), &past), Err(Flaw::Past));
+    assert_eq!(life(json!({}), &past), Err(BadLoginResponse::Past));
     let odd = jwt(&json!({ "exp": "never" }));
-    assert_eq!(life(json!({}), &odd), Err(Flaw::BadExpiry));
+    assert_eq!(life(json!({}), &odd), Err(BadLoginResponse::BadExpiry));
 
     let silent = with(pointer("/t"), vec![ExpirySource::JwtExp]);
-    assert_eq!(read(&silent, &none, r#"{"t":"x"}"#), Err(Flaw::NoExpiry));
+    assert_eq!(
+        read(&silent, &none, r#"{"t":"x"}"#),
+        Err(BadLoginResponse::NoExpiry)
+    );
 }
 
 #[test]
@@ -179,7 +202,7 @@ async fn a_json_login_with_a_header_of_its_own_works_end_to_end() {
         accepted: vec![StatusCode::ACCEPTED],
         token: pointer("/data/access_token"),
         expiry: vec![ExpirySource::PointerMillis("/data/expires".to_owned())],
-        inject: Injection {
+        inject: TokenInjection {
             header: HeaderName::from_static("x-auth-token"),
             template: "{token}".to_owned(),
         },
@@ -202,7 +225,7 @@ proptest! {
                 ExpirySource::Fixed(Duration::from_secs(1)),
             ]);
             let headers = HeaderMap::new();
-            let answer = Answer { headers: &headers, body: &body, upstream_now: now };
+            let answer = LoginResponseParts { headers: &headers, body: &body, upstream_now: now };
             let _ = description.read(answer);
             description.wants_password_change(&body);
         }

@@ -10,7 +10,7 @@ use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually, refusal, stays};
 use crate::metrics::LoginOutcome;
 use crate::secret::SecretSource;
-use crate::upstream::{Error, Why};
+use crate::upstream::{Error, LoginFailure};
 
 fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
     |call| {
@@ -32,7 +32,7 @@ async fn a_wrong_password_is_tried_once_until_its_file_changes() {
     let around = Surroundings::of(webapp.address);
     around.folder.write("password", "wrong");
     let session = around.session();
-    assert_eq!(refusal(&session).await.why, Why::WrongPassword);
+    assert_eq!(refusal(&session).await.why, LoginFailure::WrongPassword);
     assert_eq!(
         session.status().to_string(),
         "upstream login: wrong password"
@@ -60,7 +60,7 @@ async fn a_password_that_must_be_changed_stops_logins_as_well() {
     let around = Surroundings::of(webapp.address);
     let session = around.session();
     let no = refusal(&session).await;
-    assert_eq!(no.why, Why::PasswordChange);
+    assert_eq!(no.why, LoginFailure::PasswordChange);
     assert!(no.retry_after >= Duration::from_secs(1));
     stays("one attempt", || webapp.requests() == 1).await;
 }
@@ -71,7 +71,7 @@ async fn a_password_file_that_is_missing_is_awaited() {
     let around = Surroundings::of(webapp.address);
     std::fs::remove_file(around.folder.0.join("password")).unwrap();
     let session = around.session();
-    assert_eq!(refusal(&session).await.why, Why::Secret);
+    assert_eq!(refusal(&session).await.why, LoginFailure::Secret);
     assert_eq!(webapp.connections(), 0);
     around.folder.write("password", "right");
     eventually("logged in", || session.is_ready()).await;
@@ -109,7 +109,11 @@ async fn an_answer_without_a_usable_token_is_a_failed_login() {
         let webapp = Webapp::start(move |_| Reply::with(200, "", &body)).await;
         let around = Surroundings::of(webapp.address);
         let session = around.session();
-        assert_eq!(refusal(&session).await.why, Why::Unusable, "{start}");
+        assert_eq!(
+            refusal(&session).await.why,
+            LoginFailure::Unusable,
+            "{start}"
+        );
         assert!(!session.is_ready());
         around.stop.abort();
     }
@@ -121,7 +125,7 @@ async fn an_answer_that_is_cut_short_is_a_failed_login() {
     let webapp = Webapp::start(move |_| Reply::raw(whole).then_close()).await;
     let around = Surroundings::of(webapp.address);
     let session = around.session();
-    assert_eq!(refusal(&session).await.why, Why::Unusable);
+    assert_eq!(refusal(&session).await.why, LoginFailure::Unusable);
 }
 
 #[tokio::test]
@@ -131,7 +135,7 @@ async fn a_login_that_is_never_answered_ends_in_time() {
     let mut around = Surroundings::of(webapp.address);
     around.login().timeout = Duration::from_millis(200);
     let session = around.session();
-    assert_eq!(refusal(&session).await.why, Why::Timeout);
+    assert_eq!(refusal(&session).await.why, LoginFailure::Timeout);
     eventually("it is tried again", || webapp.requests() > 1).await;
 }
 
@@ -141,7 +145,7 @@ async fn a_login_that_trickles_forever_ends_in_time() {
     let webapp = Webapp::start(move |_| Reply::raw(head)).await;
     let mut around = Surroundings::of(webapp.address);
     around.login().timeout = Duration::from_millis(200);
-    assert_eq!(refusal(&around.session()).await.why, Why::Timeout);
+    assert_eq!(refusal(&around.session()).await.why, LoginFailure::Timeout);
 }
 
 #[tokio::test]
@@ -150,7 +154,7 @@ async fn an_upstream_that_asks_for_time_gets_it() {
     let around = Surroundings::of(webapp.address);
     let session = around.session();
     let no = refusal(&session).await;
-    assert!(matches!(no.why, Why::Refused(status) if status == 429));
+    assert!(matches!(no.why, LoginFailure::Refused(status) if status == 429));
     assert!(no.retry_after > Duration::from_secs(110), "{no:?}");
     stays("one attempt", || webapp.requests() == 1).await;
 }
@@ -164,7 +168,7 @@ async fn a_403_is_not_a_verdict_on_the_password() {
     .await;
     let around = Surroundings::of(webapp.address);
     let session = around.session();
-    assert!(matches!(refusal(&session).await.why, Why::Refused(status) if status == 403));
+    assert!(matches!(refusal(&session).await.why, LoginFailure::Refused(status) if status == 403));
     eventually("logged in", || session.is_ready()).await;
 }
 
@@ -178,7 +182,7 @@ async fn an_upstream_that_starts_late_is_found() {
     let around = Surroundings::of(address);
     let session = around.session();
     let no = refusal(&session).await;
-    assert_eq!(no.why, Why::Unreachable);
+    assert_eq!(no.why, LoginFailure::Unreachable);
     assert!(session.status().to_string().contains("unreachable"));
     drop(reserved);
     let _webapp = Webapp::start_at(address, None, |_| Reply::login("tok", 600)).await;
@@ -221,7 +225,7 @@ async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
             .session_logins
             .value(LoginOutcome::Unreachable)
     };
-    assert_eq!(refusal(&session).await.why, Why::Unreachable);
+    assert_eq!(refusal(&session).await.why, LoginFailure::Unreachable);
     eventually("tried again in spite of the budget", || unreachable() > 1).await;
 }
 

@@ -344,6 +344,6 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     assert_eq!(around.metrics.upstream_queue.get(), 0);
     drop(held);
     let permit = upstream.turn(other, false).await.unwrap();
-    assert!(permit.set_aside().is_ok(), "a slow stream gives it back");
+    assert!(permit.park().is_ok(), "a slow stream gives it back");
     assert!(upstream.turn(one, false).await.is_ok());
 }

@@ -75,28 +75,31 @@ mod speculation {
     fn the_first_speculation_is_free_and_fruitless_ones_are_spaced_out() {
         let mut pacer = SpeculationPacer::new(120, 1);
         for evidence in [
-            Evidence::UnseenPath,
-            Evidence::SeveralPaths,
-            Evidence::ChangedMind,
+            RefusalEvidence::UnseenPath,
+            RefusalEvidence::SeveralPaths,
+            RefusalEvidence::ChangedMind,
         ] {
             assert_eq!(pacer.wait(evidence, 0), 0);
         }
         pacer.spend(0);
-        assert_eq!(pacer.wait(Evidence::ChangedMind, 0), SECOND);
+        assert_eq!(pacer.wait(RefusalEvidence::ChangedMind, 0), SECOND);
         pacer.was_fruitless(10);
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 10), 5 * MINUTE);
-        assert_eq!(pacer.wait(Evidence::ChangedMind, 10), 2 * SECOND);
+        assert_eq!(pacer.wait(RefusalEvidence::UnseenPath, 10), 5 * MINUTE);
+        assert_eq!(pacer.wait(RefusalEvidence::ChangedMind, 10), 2 * SECOND);
         for _ in 0..40 {
             pacer.was_fruitless(20);
         }
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), 30 * MINUTE);
-        assert_eq!(pacer.wait(Evidence::SeveralPaths, 20), 5 * MINUTE);
-        assert_eq!(pacer.wait(Evidence::ChangedMind, 20), MINUTE);
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 20 + 121 * MINUTE), 0);
+        assert_eq!(pacer.wait(RefusalEvidence::UnseenPath, 20), 30 * MINUTE);
+        assert_eq!(pacer.wait(RefusalEvidence::SeveralPaths, 20), 5 * MINUTE);
+        assert_eq!(pacer.wait(RefusalEvidence::ChangedMind, 20), MINUTE);
+        assert_eq!(
+            pacer.wait(RefusalEvidence::UnseenPath, 20 + 121 * MINUTE),
+            0
+        );
         pacer.forget_fruitless();
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), SECOND - 20);
+        assert_eq!(pacer.wait(RefusalEvidence::UnseenPath, 20), SECOND - 20);
         pacer.forget_pauses();
-        assert_eq!(pacer.wait(Evidence::UnseenPath, 20), 0);
+        assert_eq!(pacer.wait(RefusalEvidence::UnseenPath, 20), 0);
     }
 
     #[test]
@@ -105,7 +108,7 @@ mod speculation {
             let mut pacer = SpeculationPacer::new(per_hour, 1);
             let (mut now, mut spent) = (0, 0_u32);
             while now < HOUR {
-                match pacer.wait(Evidence::ChangedMind, now) {
+                match pacer.wait(RefusalEvidence::ChangedMind, now) {
                     0 => {
                         pacer.spend(now);
                         spent += 1;
@@ -124,12 +127,12 @@ mod speculation {
             (SpeculationPacer::new(40, 1), SpeculationPacer::new(40, 3));
         for (pacer, burst) in [(&mut alone, 10), (&mut one_of_three, 3)] {
             for _ in 0..burst {
-                assert_eq!(pacer.wait(Evidence::ChangedMind, 0), 0);
+                assert_eq!(pacer.wait(RefusalEvidence::ChangedMind, 0), 0);
                 pacer.spend(0);
                 pacer.forget_pauses();
             }
         }
-        let wait = |pacer: &SpeculationPacer| pacer.wait(Evidence::ChangedMind, 0);
+        let wait = |pacer: &SpeculationPacer| pacer.wait(RefusalEvidence::ChangedMind, 0);
         assert_eq!(3 * wait(&alone), wait(&one_of_three));
     }
 }

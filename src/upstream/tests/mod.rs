@@ -28,8 +28,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Error, Lease, LoginDescription, NoLease, PathKey, RefusedRequest, Session, Upstream,
-    UpstreamOpening, Verdict,
+    Error, Lease, LoginDescription, NoLease, PathKey, RefusalVerdict, RefusedRequest, Session,
+    Upstream, UpstreamOpening,
 };
 use crate::config::{self, BaseAddress, Trust};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
@@ -188,12 +188,12 @@ async fn retry(
     let mut refused = Arc::clone(refused);
     loop {
         refused = match session.reconsider(&mut request, &refused).await? {
-            Verdict::Again(lease) if is_good(&lease) => {
+            RefusalVerdict::Again(lease) if is_good(&lease) => {
                 session.note_accepted(&lease, PATH, true);
                 return Ok(Some(lease));
             }
-            Verdict::Again(lease) => lease,
-            Verdict::Upheld => return Ok(None),
+            RefusalVerdict::Again(lease) => lease,
+            RefusalVerdict::Upheld => return Ok(None),
         };
     }
 }

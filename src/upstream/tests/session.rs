@@ -11,7 +11,7 @@ use super::{PATH, PATIENCE, Surroundings, eventually, refusal, replace, retry};
 use crate::clock::Deadline;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
-use crate::upstream::{Lease, Session, Why};
+use crate::upstream::{Lease, LoginFailure, Session};
 
 /// A lease without waiting, or a failed test.
 async fn at_once(session: &Session) -> Arc<Lease> {
@@ -117,7 +117,7 @@ async fn a_failed_renewal_keeps_the_lease_until_its_true_end() {
     eventually("the lease ends", || lease.ends().has_passed()).await;
     eventually("and is not used", || !session.is_ready()).await;
     let no = refusal(&session).await;
-    assert!(matches!(no.why, Why::Refused(status) if status == 500));
+    assert!(matches!(no.why, LoginFailure::Refused(status) if status == 500));
     assert!(no.retry_after >= Duration::from_secs(1));
     session.refresh_gauges();
     assert_eq!(around.metrics.session_up.get(), 0);
@@ -187,7 +187,11 @@ async fn refusals_spend_half_of_the_budget_and_renewals_have_the_rest() {
     let second = replace(&session, &first).await.unwrap();
     assert_eq!(webapp.requests(), 2);
     let postponed = retry(&session, &second, |_| false).await.unwrap_err();
-    assert_eq!(postponed.why, Why::Budget, "the path is known to be good");
+    assert_eq!(
+        postponed.why,
+        LoginFailure::Budget,
+        "the path is known to be good"
+    );
     assert_eq!(webapp.requests(), 2, "one login is left, for a renewal");
     assert_eq!(at_once(&session).await.generation, 2);
 }
@@ -310,7 +314,7 @@ async fn told_to_stop_it_finishes_the_login_that_requests_wait_for() {
     // The lease is good to its end, but nobody can replace it any more.
     let lease = at_once(&session).await;
     let no = replace(&session, &lease).await.unwrap_err();
-    assert_eq!(no.why, Why::Stopping);
+    assert_eq!(no.why, LoginFailure::Stopping);
     timeout(PATIENCE, around.tasks.wait()).await.unwrap();
 }
 
@@ -323,6 +327,6 @@ async fn aborted_in_the_middle_of_a_login_it_ends_at_once() {
     eventually("the login is under way", || webapp.requests() == 1).await;
     let session = upstream.session().unwrap();
     let (no, ()) = tokio::join!(session.lease(), async { around.stop.abort() });
-    assert_eq!(no.unwrap_err().why, Why::Stopping);
+    assert_eq!(no.unwrap_err().why, LoginFailure::Stopping);
     timeout(PATIENCE, around.tasks.wait()).await.unwrap();
 }

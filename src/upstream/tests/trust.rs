@@ -28,8 +28,8 @@ use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::upstream::address_book::AddressBook;
 use crate::upstream::address_memory::AddressMemory;
 use crate::upstream::connect::Dialer;
-use crate::upstream::trust::Tls;
-use crate::upstream::{Connections, Error, Patience, SendErrorKind, Upstream};
+use crate::upstream::trust::UpstreamTls;
+use crate::upstream::{Error, ResponseTimeout, SendErrorKind, Upstream, UpstreamConnections};
 
 /// An authority and a server certificate of its making.
 pub(super) struct Identity {
@@ -108,14 +108,14 @@ pub(super) async fn believes(
     around: &Surroundings,
     upstream: &Arc<Upstream>,
 ) -> Result<(), String> {
-    let connections = Connections::<Empty<Bytes>>::new(
+    let connections = UpstreamConnections::<Empty<Bytes>>::new(
         Arc::clone(upstream),
         around.tasks.clone(),
         Arc::clone(&around.metrics),
     );
     let request = Request::new(Empty::new());
     match connections
-        .send(request, Patience::within(Duration::from_secs(5)))
+        .send(request, ResponseTimeout::within(Duration::from_secs(5)))
         .await
     {
         Ok(_) => Ok(()),
@@ -231,7 +231,7 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
                 &ShutdownSignal::default(),
             ),
             memory: AddressMemory::default(),
-            tls: Some(Tls::open(&trust, "webapp.example", &upstream).unwrap()),
+            tls: Some(UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap()),
             limit: PATIENCE,
             upstream,
         };

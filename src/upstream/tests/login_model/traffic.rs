@@ -15,9 +15,9 @@ use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 use crate::upstream::description::LoginDescription;
 use crate::upstream::login_plan::LoginPlan;
-use crate::upstream::pace::Budget;
+use crate::upstream::pace::LoginBudget;
 use crate::upstream::renewer::Renewer;
-use crate::upstream::{PathKey, RefusedRequest, Session, Verdict};
+use crate::upstream::{PathKey, RefusalVerdict, RefusedRequest, Session};
 
 /// How one request ended.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ impl Gate {
         let (session, phase) = Session::new(&settings, 1, Arc::clone(&metrics));
         session.judgement.set_probe(plan.has_probe);
         let (plan, followed) = watch::channel(Arc::new(plan));
-        let budget = Budget::new(settings.min_login_interval, settings.logins_per_hour);
+        let budget = LoginBudget::new(settings.min_login_interval, settings.logins_per_hour);
         let renewer = Renewer {
             upstream: "model".into(),
             session: Arc::clone(&session),
@@ -159,9 +159,9 @@ async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usiz
             return true;
         }
         match session.reconsider(&mut refused, &lease).await {
-            Ok(Verdict::Again(_)) if !can_repeat => return false,
-            Ok(Verdict::Again(again)) => lease = again,
-            Ok(Verdict::Upheld) | Err(_) => return false,
+            Ok(RefusalVerdict::Again(_)) if !can_repeat => return false,
+            Ok(RefusalVerdict::Again(again)) => lease = again,
+            Ok(RefusalVerdict::Upheld) | Err(_) => return false,
         }
     }
 }

@@ -8,8 +8,8 @@ use http::header::{AUTHORIZATION, HeaderValue};
 use tokio::time::{Instant, sleep};
 
 use crate::secret::Secret;
-use crate::upstream::description::Flaw;
-use crate::upstream::login::{Granted, LoginError};
+use crate::upstream::description::BadLoginResponse;
+use crate::upstream::login::{LoginError, LoginGrant};
 use crate::upstream::login_plan::{LoginCalls, TokenHeaders};
 use crate::upstream::token_probe::ProbeVerdict;
 
@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    async fn log_in(&self) -> Result<Granted, LoginError> {
+    async fn log_in(&self) -> Result<LoginGrant, LoginError> {
         self.logins.lock().unwrap().push(self.millis());
         sleep(Duration::from_millis(self.character.login_millis)).await;
         let now = self.seconds();
@@ -176,7 +176,7 @@ impl World {
             node,
             is_bad,
         });
-        Ok(Granted {
+        Ok(LoginGrant {
             headers: vec![header(&token)],
             token: Secret::new(token),
             left: Duration::from_secs(self.character.lifetime),
@@ -191,7 +191,7 @@ impl World {
                 retry_after: None,
             },
             BadLogin::WrongPassword => LoginError::WrongPassword,
-            BadLogin::Garbage => LoginError::Unusable(Flaw::NoToken),
+            BadLogin::Garbage => LoginError::Unusable(BadLoginResponse::NoToken),
             BadLogin::Hangs => {
                 sleep(Duration::from_secs(30)).await;
                 LoginError::Timeout(Duration::from_secs(30))
@@ -217,7 +217,7 @@ impl LoginCalls for Calls {
     fn log_in<'a>(
         &'a self,
         _: &'a Secret,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Granted, LoginError>> + Send + 'a>> {
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<LoginGrant, LoginError>> + Send + 'a>> {
         Box::pin(self.0.log_in())
     }
 
