@@ -10,7 +10,7 @@ use super::body::Body;
 use super::faults::Switches;
 use super::hex;
 use crate::clock;
-use crate::webapp::{ErrorCode, Meta, body, error_body};
+use crate::webapp::{EnvelopeMeta, ErrorCode, body, error_body};
 
 /// The end of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -27,10 +27,10 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    pub(super) fn meta(self) -> Meta {
+    pub(super) fn meta(self) -> EnvelopeMeta {
         match self {
-            Self::Webapp => Meta::WEBAPP,
-            Self::Coreapp | Self::Send => Meta::COREAPP,
+            Self::Webapp => EnvelopeMeta::WEBAPP,
+            Self::Coreapp | Self::Send => EnvelopeMeta::COREAPP,
         }
     }
 

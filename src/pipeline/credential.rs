@@ -8,7 +8,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 
 use super::headers::X_API_KEY;
-use crate::webapp::{BadBasic, Basic};
+use crate::webapp::{BadBasic, BasicCredentials};
 
 /// A credential as presented, unchecked.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ pub(super) fn credential(headers: &HeaderMap) -> Result<PresentedCredential<'_>,
 }
 
 /// The name and password of a login. A key beside them says nothing: it goes nowhere.
-pub(super) fn basic(headers: &HeaderMap) -> Result<Basic, CredentialFault> {
+pub(super) fn basic(headers: &HeaderMap) -> Result<BasicCredentials, CredentialFault> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let field = fields.next().ok_or(CredentialFault::NoPassword)?;
     if fields.next().is_some() {
@@ -111,7 +111,7 @@ pub(super) fn basic(headers: &HeaderMap) -> Result<Basic, CredentialFault> {
     if !scheme.eq_ignore_ascii_case("basic") {
         return Err(CredentialFault::NoPassword);
     }
-    Basic::parse(encoded).map_err(|bad| match bad {
+    BasicCredentials::parse(encoded).map_err(|bad| match bad {
         BadBasic::NotUtf8 => CredentialFault::NotUtf8,
         BadBasic::NotBase64 | BadBasic::NoColon => CredentialFault::NotBasic,
     })

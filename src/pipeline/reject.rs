@@ -16,7 +16,7 @@ use crate::causes::chain;
 use crate::metrics::{Blame, Reason};
 use crate::store::StoreUnavailable;
 use crate::upstream::{NoLease, PermitTimeout};
-use crate::webapp::{self, ErrorCode, Meta};
+use crate::webapp::{self, EnvelopeMeta, ErrorCode};
 
 /// The least that a client waits for an upstream that failed it.
 const SOONEST: Duration = Duration::from_secs(1);
@@ -261,7 +261,7 @@ impl Rejection {
     }
 
     fn body(&self, code: ErrorCode) -> Bytes {
-        webapp::error_body(code, &self.details(), Meta::WEBAPP).into()
+        webapp::error_body(code, &self.details(), EnvelopeMeta::WEBAPP).into()
     }
 
     /// `pause`: as for `retry_after`.

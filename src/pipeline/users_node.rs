@@ -24,7 +24,7 @@ use crate::secret::Secret;
 use crate::token::{
     GrantRequest, InsertRefused, RevokeCause, Token, TokenDigest, TokenOrigin, TokenStore,
 };
-use crate::webapp::{self, LoginBody, Meta, Role, UserEntry};
+use crate::webapp::{self, EnvelopeMeta, LoginBody, Role, UserEntry};
 
 /// A users call has no business with a body larger than this.
 pub(super) const MOST_BODY: usize = 16 * 1024;
@@ -140,7 +140,7 @@ impl UsersNode<'_> {
             self.tokens.revoke(&token.digest()).await;
             return Err(Rejection::LoginRefused("password was changed meanwhile"));
         }
-        let text = webapp::login_reply(token.secret(), ends.unix_seconds(), Meta::WEBAPP);
+        let text = webapp::login_reply(token.secret(), ends.unix_seconds(), EnvelopeMeta::WEBAPP);
         let mut answer = json(StatusCode::OK, text);
         admitted.put(answer.headers_mut());
         Ok(answer)
@@ -171,7 +171,10 @@ impl UsersNode<'_> {
     async fn logout(&self, client: &Client) -> Result<Response<ResponseBody>, Rejection> {
         let ended = self.tokens.revoke_user(client.name()).await;
         ended.map_err(Rejection::Unavailable)?;
-        Ok(json(StatusCode::OK, webapp::meta_reply(Meta::WEBAPP)))
+        Ok(json(
+            StatusCode::OK,
+            webapp::meta_reply(EnvelopeMeta::WEBAPP),
+        ))
     }
 
     async fn create(&self, body: RequestBody) -> Result<Response<ResponseBody>, Rejection> {
@@ -337,7 +340,7 @@ pub(super) async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
 }
 
 fn shown(username: &str, role: Option<Role>) -> String {
-    webapp::user_reply(UserEntry { username, role }, Meta::WEBAPP)
+    webapp::user_reply(UserEntry { username, role }, EnvelopeMeta::WEBAPP)
 }
 
 fn json(status: StatusCode, text: String) -> Response<ResponseBody> {

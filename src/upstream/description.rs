@@ -12,7 +12,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
-use crate::webapp::{self, Basic, ErrorCode};
+use crate::webapp::{self, BasicCredentials, ErrorCode};
 
 /// Longer than any service grants; an expiry beyond it is a misread number.
 const LONGEST_LIFE: Duration = Duration::from_secs(400 * 86_400);
@@ -156,7 +156,7 @@ impl LoginDescription {
     pub(super) fn question(&self, username: &str, password: &Secret) -> LoginRequestParts {
         let (header, body) = match &self.credential {
             CredentialForm::Basic => {
-                let text = Basic::header(username, password);
+                let text = BasicCredentials::header(username, password);
                 // Base64 is always a legal header value.
                 let value = HeaderValue::from_str(text.expose()).ok().map(sensitive);
                 (value.map(|value| (AUTHORIZATION, value)), Vec::new())

@@ -51,12 +51,12 @@ impl ErrorCode {
 
 /// The `meta` member of every answer.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Meta {
+pub struct EnvelopeMeta {
     pub version: &'static str,
     pub api_status: &'static str,
 }
 
-impl Meta {
+impl EnvelopeMeta {
     /// As the Webapp answers for itself; Coreapp's answers have no leading `v`.
     pub const WEBAPP: Self = Self {
         version: "v2.53.0",
@@ -69,7 +69,7 @@ impl Meta {
 }
 
 /// `payload`'s members followed by `meta`, compact, escaped as the Webapp does.
-pub fn body(payload: Value, meta: Meta) -> String {
+pub fn body(payload: Value, meta: EnvelopeMeta) -> String {
     let mut members = match payload {
         Value::Object(members) => members,
         _ => serde_json::Map::new(),
@@ -79,9 +79,9 @@ pub fn body(payload: Value, meta: Meta) -> String {
 }
 
 #[derive(Serialize)]
-struct Errors<'a> {
+struct ErrorEnvelope<'a> {
     errors: [OneError<'a>; 1],
-    meta: Meta,
+    meta: EnvelopeMeta,
 }
 
 #[derive(Serialize)]
@@ -92,13 +92,13 @@ struct OneError<'a> {
 }
 
 /// `{"errors":[{code,title,details}],"meta":{...}}`; clients index `errors[0]` unchecked.
-pub fn error_body(code: ErrorCode, details: &str, meta: Meta) -> String {
+pub fn error_body(code: ErrorCode, details: &str, meta: EnvelopeMeta) -> String {
     let error = OneError {
         code: code.number(),
         title: code.title(),
         details,
     };
-    let errors = Errors {
+    let errors = ErrorEnvelope {
         errors: [error],
         meta,
     };
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn an_error_is_as_long_as_the_captured_one() {
-        let meta = Meta {
+        let meta = EnvelopeMeta {
             version: "2.33.4",
             api_status: "stable",
         };
@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn escapes_survive_a_round_trip() {
         let hard = "quote \" slash / back \\ both \\\" tag <a href='x'>& end \\";
-        let text = error_body(ErrorCode::Internal, hard, Meta::WEBAPP);
+        let text = error_body(ErrorCode::Internal, hard, EnvelopeMeta::WEBAPP);
         let back: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(back["errors"][0]["details"], hard);
     }

@@ -6,13 +6,13 @@ mod envelope;
 mod user_name;
 mod users;
 
-pub use envelope::{ErrorCode, Meta, body, error_body};
+pub use envelope::{EnvelopeMeta, ErrorCode, body, error_body};
 pub use user_name::{
     BadName, check_addressable, check_name, is_escaped_twice, is_invisible, name_in_path,
 };
 pub use users::{
-    BadBasic, BadPassword, Basic, LoginBody, NotJson, UserEntry, check_password, format_expiry,
-    login_body, login_reply, meta_reply, parse_expiry, user_reply,
+    BadBasic, BadPassword, BasicCredentials, LoginBody, NotJson, UserEntry, check_password,
+    format_expiry, login_body, login_reply, meta_reply, parse_expiry, user_reply,
 };
 
 use serde::{Deserialize, Serialize};

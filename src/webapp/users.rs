@@ -7,7 +7,7 @@ use jiff::fmt::temporal::Pieces;
 use serde_json::{Value, json};
 
 use super::Role;
-use super::envelope::{Meta, body};
+use super::envelope::{EnvelopeMeta, body};
 use crate::secret::Secret;
 
 /// Date and time with a space, whole seconds, always `+00:00`. Not RFC 3339, and
@@ -40,7 +40,7 @@ pub fn parse_expiry(text: &str) -> Option<i64> {
 
 /// A user name and password from `Authorization: Basic`.
 #[derive(Debug)]
-pub struct Basic {
+pub struct BasicCredentials {
     pub username: String,
     pub password: Secret,
 }
@@ -57,7 +57,7 @@ pub enum BadBasic {
     NoColon,
 }
 
-impl Basic {
+impl BasicCredentials {
     /// Reads the part after the scheme. Split at the first colon only (RFC 7617, 2):
     /// a password may contain more of them.
     pub fn parse(encoded: &str) -> Result<Self, BadBasic> {
@@ -129,7 +129,7 @@ pub fn check_password(password: &Secret) -> Result<(), BadPassword> {
 }
 
 /// The answer to a good login. The token stands in it: treat the text as a secret.
-pub fn login_reply(token: &Secret, expires: i64, meta: Meta) -> String {
+pub fn login_reply(token: &Secret, expires: i64, meta: EnvelopeMeta) -> String {
     let user = json!({ "token": token.expose(), "expires_after": format_expiry(expires) });
     body(json!({ "users": [user] }), meta)
 }
@@ -143,7 +143,7 @@ pub struct UserEntry<'a> {
 }
 
 /// `{"users":[{...}],"meta":{...}}`.
-pub fn user_reply(entry: UserEntry<'_>, meta: Meta) -> String {
+pub fn user_reply(entry: UserEntry<'_>, meta: EnvelopeMeta) -> String {
     let user = match entry.role {
         Some(role) => json!({ "ROLES": role.text(), "username": entry.username }),
         None => json!({ "username": entry.username }),
@@ -152,7 +152,7 @@ pub fn user_reply(entry: UserEntry<'_>, meta: Meta) -> String {
 }
 
 /// `{"meta":{...}}`, the answer to logout.
-pub fn meta_reply(meta: Meta) -> String {
+pub fn meta_reply(meta: EnvelopeMeta) -> String {
     body(json!({}), meta)
 }
 
@@ -189,17 +189,18 @@ mod tests {
 
     #[test]
     fn basic_is_split_at_the_first_colon_only() {
-        let header = Basic::header("admin", &Secret::new("a:b:c"));
-        let basic = Basic::parse(header.expose().strip_prefix("Basic ").unwrap()).unwrap();
+        let header = BasicCredentials::header("admin", &Secret::new("a:b:c"));
+        let basic =
+            BasicCredentials::parse(header.expose().strip_prefix("Basic ").unwrap()).unwrap();
         assert_eq!(basic.username, "admin");
         assert_eq!(basic.password.expose(), "a:b:c");
         assert_eq!(
-            Basic::parse("not base64!").unwrap_err(),
+            BasicCredentials::parse("not base64!").unwrap_err(),
             BadBasic::NotBase64
         );
-        let parsed = Basic::parse(&STANDARD.encode("nocolon"));
+        let parsed = BasicCredentials::parse(&STANDARD.encode("nocolon"));
         assert_eq!(parsed.unwrap_err(), BadBasic::NoColon);
-        let parsed = Basic::parse(&STANDARD.encode(b"gr\xf6\xdfe:x"));
+        let parsed = BasicCredentials::parse(&STANDARD.encode(b"gr\xf6\xdfe:x"));
         assert_eq!(parsed.unwrap_err(), BadBasic::NotUtf8);
     }
 

@@ -298,8 +298,8 @@ fn fails<T>(with: T) -> Result<(), T> {
 
 #[test]
 fn a_panic_over_what_holds_a_secret_does_not_show_it() {
-    use tollgate::webapp::Basic;
-    let basic = Basic::parse("YWRtaW46Q2FuYXJ5LUJhc2lj").unwrap(); // admin:Canary-Basic
+    use tollgate::webapp::BasicCredentials;
+    let basic = BasicCredentials::parse("YWRtaW46Q2FuYXJ5LUJhc2lj").unwrap(); // admin:Canary-Basic
     let holders = (
         Secret::new("Canary-Panic"),
         tollgate::token::Token::mint(),

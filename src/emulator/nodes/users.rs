@@ -22,8 +22,8 @@ use super::super::webapp::{
 use super::{either, not_json, object, read, text};
 use crate::secret::Secret;
 use crate::webapp::{
-    BASIC_CHALLENGE, Basic, ErrorCode, LoginBody, Meta, UserEntry, check_name, check_password,
-    format_expiry, login_body, meta_reply, user_reply,
+    BASIC_CHALLENGE, BasicCredentials, EnvelopeMeta, ErrorCode, LoginBody, UserEntry, check_name,
+    check_password, format_expiry, login_body, meta_reply, user_reply,
 };
 
 const ORIGIN: Origin = Origin::Webapp;
@@ -99,11 +99,11 @@ async fn grant(
     }
 }
 
-fn basic(value: &HeaderValue) -> Option<Basic> {
+fn basic(value: &HeaderValue) -> Option<BasicCredentials> {
     let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
     scheme
         .eq_ignore_ascii_case("basic")
-        .then(|| Basic::parse(rest).ok())?
+        .then(|| BasicCredentials::parse(rest).ok())?
 }
 
 fn granted(minted: &Minted, now: i64, switches: &Switches) -> Reply {
@@ -189,7 +189,7 @@ fn logout(webapp: &Webapp, call: &Call) -> Reply {
                 .revoke(bearer(&call.headers).unwrap_or_default());
         }
     }
-    Reply::text(ORIGIN, StatusCode::OK, meta_reply(Meta::WEBAPP))
+    Reply::text(ORIGIN, StatusCode::OK, meta_reply(EnvelopeMeta::WEBAPP))
 }
 
 async fn create(webapp: &Webapp, incoming: Incoming) -> Result<Reply, Reply> {
@@ -219,7 +219,11 @@ fn show(webapp: &Webapp, name: &str) -> Reply {
         username: name,
         role,
     };
-    Reply::text(ORIGIN, StatusCode::OK, user_reply(entry, Meta::WEBAPP))
+    Reply::text(
+        ORIGIN,
+        StatusCode::OK,
+        user_reply(entry, EnvelopeMeta::WEBAPP),
+    )
 }
 
 async fn change(webapp: &Webapp, name: &str, incoming: Incoming) -> Result<Reply, Reply> {
@@ -249,7 +253,7 @@ fn entry(username: &str, status: StatusCode) -> Reply {
         username,
         role: None,
     };
-    Reply::text(ORIGIN, status, user_reply(entry, Meta::WEBAPP))
+    Reply::text(ORIGIN, status, user_reply(entry, EnvelopeMeta::WEBAPP))
 }
 
 fn unknown() -> Reply {

@@ -38,7 +38,7 @@ async fn a_login_can_be_answered_badly() {
     assert!(large.bytes.len() > 10_000_000);
     assert!(large.json()["users"][0]["token"].is_string());
     bench.emulator.login_answer(LoginAnswer::CutInMiddle);
-    let basic = Basic::header("admin", &Secret::new("Webapp-Passw0rd!"));
+    let basic = BasicCredentials::header("admin", &Secret::new("Webapp-Passw0rd!"));
     let login = || request("POST", "/v1/users/login", basic.expose(), "");
     let cut = bench.send(login()).await.unwrap();
     assert_eq!(cut.status(), 200);

@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use super::{Emulator, Settings, Tls};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::secret::Secret;
-use crate::webapp::Basic;
+use crate::webapp::BasicCredentials;
 
 /// A pretend Webapp and one client of it.
 struct Bench {
@@ -93,7 +93,7 @@ impl Bench {
     }
 
     async fn log_in(&self, username: &str, password: &str, body: &str) -> Answer {
-        let basic = Basic::header(username, &Secret::new(password));
+        let basic = BasicCredentials::header(username, &Secret::new(password));
         self.ask("POST", "/v1/users/login", basic.expose(), body)
             .await
     }
