@@ -56,7 +56,7 @@ fn logged_in(single_active: bool) -> Arc<LeaseJudgement> {
     assert_eq!(placed, LeasePlacement::Current);
     assert!(judgement.is_worth_settling(PATH, 1));
     assert_eq!(
-        judgement.settle(PATH, 1, false, 10),
+        judgement.record_acceptance(PATH, 1, false, 10),
         SettledOutcome::Nothing
     );
     judgement.set_probe(true);
@@ -123,7 +123,7 @@ fn a_candidate_is_promoted_once_and_never_takes_the_place_of_a_newer_lease() {
                 let judgement = Arc::clone(&judgement);
                 thread::spawn(move || {
                     let is_open = judgement.is_worth_settling(path, 2);
-                    is_open && judgement.settle(path, 2, false, NOW) == SettledOutcome::Promoted(2)
+                    is_open && judgement.record_acceptance(path, 2, false, NOW) == SettledOutcome::Promoted(2)
                 })
             })
             .into_iter()
@@ -143,7 +143,7 @@ fn a_token_found_dead_is_used_by_nobody_whatever_is_accepted_meanwhile() {
         let judgement = logged_in(false);
         judgement.offer(lease(2, NOW, LoginCause::Renewal), false);
         let accepting = Arc::clone(&judgement);
-        let accepted = thread::spawn(move || accepting.settle(PATH, 2, false, NOW));
+        let accepted = thread::spawn(move || accepting.record_acceptance(PATH, 2, false, NOW));
         judgement.condemn(1);
         accepted.join().unwrap();
         assert_eq!(
