@@ -123,7 +123,9 @@ fn a_candidate_is_promoted_once_and_never_takes_the_place_of_a_newer_lease() {
                 let judgement = Arc::clone(&judgement);
                 thread::spawn(move || {
                     let is_open = judgement.is_worth_settling(path, 2);
-                    is_open && judgement.record_acceptance(path, 2, false, NOW) == SettledOutcome::Promoted(2)
+                    is_open
+                        && judgement.record_acceptance(path, 2, false, NOW)
+                            == SettledOutcome::Promoted(2)
                 })
             })
             .into_iter()

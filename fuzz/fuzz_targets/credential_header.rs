@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    tollgate::pipeline::fuzzed::credential(bytes);
+    tollgate::pipeline::fuzz_api::credential(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = tollgate::webapp::Basic::parse(text);
     }

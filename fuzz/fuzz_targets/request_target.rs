@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    tollgate::pipeline::fuzzed::request_target(bytes);
+    tollgate::pipeline::fuzz_api::request_target(bytes);
 });

@@ -6,37 +6,22 @@
 //! The surprise: a slot is taken before a connection is accepted, so that those
 //! over the cap wait in the kernel's backlog and not in our memory.
 
-mod accept;
-mod activity;
-mod bound;
-mod buffers;
-mod continues;
-mod corked;
-mod frames;
+mod connection;
 #[cfg(any(test, fuzzing))]
-pub mod fuzzed;
-mod handshakes;
-mod http;
-mod names;
-mod pairs;
-mod records;
-mod refusal;
-mod secured;
+pub mod fuzz_api;
+mod http1;
+mod http2;
 mod service;
-mod slots;
-mod stream;
-mod streams;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;
-mod watch;
-mod wire;
 
-pub use accept::{ListenerParts, serve};
-pub use bound::{BoundSockets, bind};
 pub use service::RequestService;
-pub use slots::ConnectionLimit;
-pub use tls::ServerTls;
+pub use tcp::accept::{ListenerParts, serve};
+pub use tcp::bound::{BoundSockets, bind};
+pub use tcp::connection_limit::ConnectionLimit;
+pub use tls::server_tls::ServerTls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -14,9 +14,9 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::activity::{ActiveRequest, ConnectionActivity};
-use super::continues::{ContinueExpectation, PendingContinues, expects_continue};
-use super::wire::HeadLimits;
+use super::connection::activity::{ActiveRequest, ConnectionActivity};
+use super::http1::framing_guard::HeadLimits;
+use super::http2::continues::{ContinueExpectation, PendingContinues, expects_continue};
 use crate::lifecycle::TaskSet;
 use crate::pipeline::{ClientBody, Peer, Rejection};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::activity::{
+use crate::listener::connection::activity::{
     ActiveRequest, ConnectionActivity, ConnectionTimeouts, LINGER, LONGEST_LINGER, TimeoutReason,
 };
 

@@ -2,7 +2,7 @@
 
 use super::secured::{Client, Folder, secured};
 use super::*;
-use crate::listener::accept::WorkerListener;
+use crate::listener::tcp::accept::WorkerListener;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 /// Longer than it takes a connection to come to rest.
@@ -127,6 +127,6 @@ async fn the_task_of_a_connection_is_small() {
     let door = Arc::new(WorkerListener::new(parts));
     let size = std::mem::size_of_val(&door.run(tcp, address, place));
     assert!(size <= 3 * 1024, "{size} bytes");
-    let size = std::mem::size_of::<super::super::secured::ServerTlsStream>();
+    let size = std::mem::size_of::<crate::listener::tls::tls_stream::ServerTlsStream>();
     assert!(size <= 2 * 1024, "{size} bytes");
 }

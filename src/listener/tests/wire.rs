@@ -3,8 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::fuzzed;
-use super::super::wire::{FramingFault, HeadLimits, Http1FramingGuard};
+use crate::listener::fuzz_api;
+use crate::listener::http1::framing_guard::{FramingFault, HeadLimits, Http1FramingGuard};
 
 const LIMITS: HeadLimits = HeadLimits {
     bytes: 4096,
@@ -231,7 +231,7 @@ proptest! {
                 _ => drop(text.remove(at)),
             }
         }
-        fuzzed::wire(&text);
+        fuzz_api::wire(&text);
     }
 
     #[test]
@@ -240,7 +240,7 @@ proptest! {
         target in "[*/h@a-z:.?#]{0,3}[ -~é\u{80}]{0,12}",
         version in "HTTP/1\\.[01]|HTTP/[0-9]\\.[0-9]|[A-Z/.0-9]{0,9}",
     ) {
-        fuzzed::wire(format!("{method} {target} {version}\r\nHost: a\r\n\r\n").as_bytes());
+        fuzz_api::wire(format!("{method} {target} {version}\r\nHost: a\r\n\r\n").as_bytes());
     }
 
     #[test]

@@ -13,11 +13,11 @@ use super::continues::PendingContinues;
 /// The hand that reads and writes. Not vectored: small frames are then put together
 /// before they come here.
 #[derive(Debug)]
-pub(super) struct CoalescingWriter<T>(Arc<Mutex<CoalescedStream<T>>>);
+pub(in crate::listener) struct CoalescingWriter<T>(Arc<Mutex<CoalescedStream<T>>>);
 
 /// The hand that flushes.
 #[derive(Debug)]
-pub(super) struct FlushHandle<T>(Arc<Mutex<CoalescedStream<T>>>);
+pub(in crate::listener) struct FlushHandle<T>(Arc<Mutex<CoalescedStream<T>>>);
 
 /// What both hands hold.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ struct CoalescedStream<T> {
     is_whole: bool,
 }
 
-pub(super) fn corked<T>(
+pub(in crate::listener) fn corked<T>(
     stream: T,
     continues: Option<Arc<PendingContinues>>,
 ) -> (CoalescingWriter<T>, FlushHandle<T>) {
@@ -71,7 +71,7 @@ impl<T: AsyncWrite + Unpin> CoalescedStream<T> {
 }
 
 impl<T: AsyncWrite + Unpin> FlushHandle<T> {
-    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(in crate::listener) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut outlet = held(&self.0);
         ready!(outlet.poll_own_frames(cx))?;
         Pin::new(&mut outlet.stream).poll_flush(cx)

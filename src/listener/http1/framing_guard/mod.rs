@@ -18,10 +18,10 @@ mod state;
 
 use bytes::{control, is_token, run};
 use chunk_extension::{ChunkExtension, ExtensionStep};
-pub(super) use fault::{FramingFault, FramingRefusal};
+pub(in crate::listener) use fault::{FramingFault, FramingRefusal};
 use request_line::{LineFault, LinePart, OtherTarget};
 use state::{DigitState, LineSection, ParsePosition};
-pub(super) use state::{FramingViolation, HeadLimits};
+pub(in crate::listener) use state::{FramingViolation, HeadLimits};
 
 const LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";
@@ -35,7 +35,7 @@ const LONGEST_CONTENT: u64 = i64::MAX as u64;
 
 /// Follows one direction of one HTTP/1 connection.
 #[derive(Debug)]
-pub(super) struct Http1FramingGuard {
+pub(in crate::listener) struct Http1FramingGuard {
     limits: HeadLimits,
     at: ParsePosition,
     section: LineSection,
@@ -53,7 +53,7 @@ pub(super) struct Http1FramingGuard {
 }
 
 impl Http1FramingGuard {
-    pub(super) fn new(limits: HeadLimits) -> Self {
+    pub(in crate::listener) fn new(limits: HeadLimits) -> Self {
         Self {
             limits,
             at: ParsePosition::LineStart,
@@ -71,12 +71,12 @@ impl Http1FramingGuard {
     }
 
     /// Head sections that have ended so far.
-    pub(super) fn heads(&self) -> u64 {
+    pub(in crate::listener) fn heads(&self) -> u64 {
         self.heads
     }
 
     /// A head section has begun and not ended. An empty line alone begins none.
-    pub(super) fn is_in_head(&self) -> bool {
+    pub(in crate::listener) fn is_in_head(&self) -> bool {
         match self.section {
             LineSection::Request => self.at != ParsePosition::LineStart,
             LineSection::Fields => !matches!(self.at, ParsePosition::Body(_)),
@@ -85,19 +85,19 @@ impl Http1FramingGuard {
     }
 
     /// Every request that has begun has also ended.
-    pub(super) fn is_between_requests(&self) -> bool {
+    pub(in crate::listener) fn is_between_requests(&self) -> bool {
         self.section == LineSection::Request
             && self.at == ParsePosition::LineStart
             && !self.empty_line
     }
 
     /// What comes next frames the content of a request; no head has begun.
-    pub(super) fn is_in_content(&self) -> bool {
+    pub(in crate::listener) fn is_in_content(&self) -> bool {
         matches!(self.section, LineSection::Trailers | LineSection::ChunkSize)
     }
 
     /// Follows `bytes`, which come right after those of the last call.
-    pub(super) fn check(&mut self, bytes: &[u8]) -> Result<(), FramingViolation> {
+    pub(in crate::listener) fn check(&mut self, bytes: &[u8]) -> Result<(), FramingViolation> {
         let mut at = 0;
         while at < bytes.len() {
             if self.is_at_head_line() {

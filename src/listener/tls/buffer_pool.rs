@@ -16,7 +16,7 @@ const SPARE: usize = 8;
 
 /// The spare buffers of one worker.
 #[derive(Debug, Default)]
-pub(super) struct BufferPool {
+pub(in crate::listener) struct BufferPool {
     spare: Mutex<Vec<Box<[u8]>>>,
 }
 

@@ -13,7 +13,7 @@ use tracing::{debug, info};
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
-pub(super) struct FailedHandshakes(Mutex<FailureLogState>);
+pub(in crate::listener) struct FailedHandshakes(Mutex<FailureLogState>);
 
 #[derive(Debug, Default)]
 struct FailureLogState {
@@ -23,7 +23,7 @@ struct FailureLogState {
 }
 
 impl FailedHandshakes {
-    pub(super) fn tell(&self, peer: SocketAddr, why: &dyn fmt::Display) {
+    pub(in crate::listener) fn tell(&self, peer: SocketAddr, why: &dyn fmt::Display) {
         match self.turn() {
             Some(left_out) => info!(%peer, %why, left_out, "TLS handshake failed"),
             None => debug!(%peer, %why, "TLS handshake failed"),

@@ -24,7 +24,7 @@ const STATUS: [u8; 5] = [0x08, 3, b'1', b'0', b'0'];
 
 /// The streams of one connection that wait for a 100.
 #[derive(Debug, Default)]
-pub(super) struct PendingContinues {
+pub(in crate::listener) struct PendingContinues {
     state: Mutex<ContinueState>,
     /// Looked at with each write; the lock is not.
     has_due: AtomicBool,
@@ -49,13 +49,13 @@ struct ContinueState {
 /// A request that waits for a 100. Once this is dropped none is sent: it would come after
 /// the answer.
 #[derive(Debug)]
-pub(super) struct ContinueExpectation {
+pub(in crate::listener) struct ContinueExpectation {
     continues: Arc<PendingContinues>,
     number: u64,
 }
 
 /// Whether a request waits for a 100 before it sends its body.
-pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
+pub(in crate::listener) fn expects_continue(headers: &HeaderMap) -> bool {
     let is_it = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
     headers.get(EXPECT).is_some_and(is_it)
 }
@@ -66,7 +66,7 @@ impl PendingContinues {
     }
 
     /// The peer has begun a header section on `stream`; trailers are on one opened before.
-    pub(super) fn opens(&self, stream: u32) {
+    pub(in crate::listener) fn opens(&self, stream: u32) {
         let mut state = self.lock();
         if state.is_lost || stream <= state.last_opened {
             return;
@@ -83,7 +83,10 @@ impl PendingContinues {
     }
 
     /// hyper has handed over the next request; each must be told of. Some: it waits.
-    pub(super) fn accepts(self: &Arc<Self>, is_expected: bool) -> Option<ContinueExpectation> {
+    pub(in crate::listener) fn accepts(
+        self: &Arc<Self>,
+        is_expected: bool,
+    ) -> Option<ContinueExpectation> {
         let mut state = self.lock();
         if state.is_lost {
             return None;

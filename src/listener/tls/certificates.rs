@@ -12,22 +12,22 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::Error;
 use crate::config::CertificateFiles;
+use crate::listener::Error;
 
 /// A certificate that its key belongs to.
 #[derive(Debug)]
 pub(super) struct LoadedCertificate {
     pub(super) certified: Arc<CertifiedKey>,
     /// DNS names in it, wildcards as `*.example.org`.
-    pub(super) names: Vec<String>,
+    pub(in crate::listener) names: Vec<String>,
     /// Seconds since 1970.
     pub(super) not_before: i64,
-    pub(super) not_after: i64,
+    pub(in crate::listener) not_after: i64,
 }
 
 /// The bytes of a pair's files, and what tells two versions of them apart.
-pub(super) struct PemFiles {
+pub(in crate::listener) struct PemFiles {
     certificate: Vec<u8>,
     key: Zeroizing<Vec<u8>>,
 }
@@ -37,7 +37,7 @@ pub(super) struct PemFiles {
 pub(super) struct ContentFingerprint([u8; 32]);
 
 /// Reads all files, following links as they are now.
-pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
+pub(in crate::listener) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
     let bytes = |path: &Path| {
         std::fs::read(path).map_err(|source| Error::Unreadable {
             path: path.to_owned(),
@@ -58,7 +58,7 @@ pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
 impl ContentFingerprint {
     /// Of what was read, or of why it could not be: a file that stays missing is one
     /// event, not one each second.
-    pub(super) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
+    pub(in crate::listener) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_be_bytes());
@@ -76,7 +76,7 @@ impl ContentFingerprint {
 }
 
 impl LoadedCertificate {
-    pub(super) fn parse(
+    pub(in crate::listener) fn parse(
         files: &CertificateFiles,
         text: &PemFiles,
         provider: &CryptoProvider,

@@ -11,15 +11,15 @@ use crate::config;
 
 /// After our last byte we read on for this long: closing with unread input would
 /// make the kernel reset the connection and take the answer with it.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
+pub(in crate::listener) const LINGER: Duration = Duration::from_secs(2);
 /// And as long as the peer goes on sending, for this long at most: a client that reads its
 /// answer only when all is sent gets it.
-pub(super) const LONGEST_LINGER: Duration = Duration::from_secs(30);
+pub(in crate::listener) const LONGEST_LINGER: Duration = Duration::from_secs(30);
 
 /// Shared by a connection's stream, its service and its watch. Times are
 /// milliseconds since it was opened, plus one; zero is "not now".
 #[derive(Debug)]
-pub(super) struct ConnectionActivity {
+pub(in crate::listener) struct ConnectionActivity {
     opened: Instant,
     in_flight: AtomicUsize,
     /// Of those, answers that gave a piece of body and were not asked for another.
@@ -47,7 +47,7 @@ pub(super) struct ConnectionActivity {
 
 /// Why a connection's time is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TimeoutReason {
+pub(in crate::listener) enum TimeoutReason {
     Header,
     Idle,
     /// The peer has stopped taking our bytes.
@@ -56,9 +56,9 @@ pub(super) enum TimeoutReason {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ConnectionTimeouts {
-    pub(super) header: Duration,
-    pub(super) idle: Duration,
+pub(in crate::listener) struct ConnectionTimeouts {
+    pub(in crate::listener) header: Duration,
+    pub(in crate::listener) idle: Duration,
 }
 
 impl From<&config::Listener> for ConnectionTimeouts {
@@ -71,7 +71,7 @@ impl From<&config::Listener> for ConnectionTimeouts {
 }
 
 impl ConnectionActivity {
-    pub(super) fn new() -> Arc<Self> {
+    pub(in crate::listener) fn new() -> Arc<Self> {
         Arc::new(Self {
             opened: Instant::now(),
             in_flight: AtomicUsize::new(0),
@@ -100,7 +100,7 @@ impl ConnectionActivity {
         self.opened + Duration::from_millis(stamp.saturating_sub(1))
     }
 
-    pub(super) fn head_begins(&self) {
+    pub(in crate::listener) fn head_begins(&self) {
         self.head.store(self.now(), Ordering::Relaxed);
     }
 
@@ -108,17 +108,17 @@ impl ConnectionActivity {
         self.head.store(0, Ordering::Relaxed);
     }
 
-    pub(super) fn is_in_head(&self) -> bool {
+    pub(in crate::listener) fn is_in_head(&self) -> bool {
         self.head.load(Ordering::Relaxed) != 0
     }
 
     /// Bytes of an answer go out: the idle time begins after the last of them.
-    pub(super) fn answers(&self) {
+    pub(in crate::listener) fn answers(&self) {
         self.quiet.store(self.now(), Ordering::Relaxed);
     }
 
     /// The peer took bytes of ours, or has all of them. True when it had not before.
-    pub(super) fn moves(&self) -> bool {
+    pub(in crate::listener) fn moves(&self) -> bool {
         let was_blocked = self.is_write_blocked();
         if was_blocked {
             self.blocked.store(0, Ordering::Relaxed);
@@ -127,14 +127,14 @@ impl ConnectionActivity {
     }
 
     /// The peer has room again: answers are read on.
-    pub(super) fn has_room(&self) {
+    pub(in crate::listener) fn has_room(&self) {
         let held_up = std::mem::take(&mut *self.held_up());
         held_up.into_iter().for_each(Waker::wake);
     }
 
     /// True when the peer takes nothing at present; `waker` is woken when it does.
     /// What is read meanwhile would only lie in our memory.
-    pub(super) fn is_held_up(&self, waker: &Waker) -> bool {
+    pub(in crate::listener) fn is_held_up(&self, waker: &Waker) -> bool {
         if !self.is_write_blocked() {
             return false;
         }
@@ -145,11 +145,11 @@ impl ConnectionActivity {
         true
     }
 
-    pub(super) fn held_up(&self) -> MutexGuard<'_, Vec<Waker>> {
+    pub(in crate::listener) fn held_up(&self) -> MutexGuard<'_, Vec<Waker>> {
         self.held_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn write_blocked(&self) {
+    pub(in crate::listener) fn write_blocked(&self) {
         if self.blocked.load(Ordering::Relaxed) == 0 {
             self.blocked.store(self.now(), Ordering::Relaxed);
         }
@@ -159,40 +159,40 @@ impl ConnectionActivity {
         self.blocked.load(Ordering::Relaxed) != 0
     }
 
-    pub(super) fn closes(&self) {
+    pub(in crate::listener) fn closes(&self) {
         if self.closing.load(Ordering::Relaxed) == 0 {
             self.closing.store(self.now(), Ordering::Relaxed);
         }
     }
 
     /// The peer still sends although we have closed.
-    pub(super) fn lingers(&self) {
+    pub(in crate::listener) fn lingers(&self) {
         self.lingered.store(self.now(), Ordering::Relaxed);
     }
 
     /// From here on the bytes are not HTTP any more.
-    pub(super) fn becomes_tunnel(&self) {
+    pub(in crate::listener) fn becomes_tunnel(&self) {
         self.tunnel.store(true, Ordering::Release);
     }
 
-    pub(super) fn is_tunnel(&self) -> bool {
+    pub(in crate::listener) fn is_tunnel(&self) -> bool {
         self.tunnel.load(Ordering::Acquire)
     }
 
     /// The peer broke the protocol.
-    pub(super) fn refuses(&self) {
+    pub(in crate::listener) fn refuses(&self) {
         self.refused.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn has_refused(&self) -> bool {
+    pub(in crate::listener) fn has_refused(&self) -> bool {
         self.refused.load(Ordering::Relaxed)
     }
 
-    pub(super) fn speaks_http10(&self) {
+    pub(in crate::listener) fn speaks_http10(&self) {
         self.http10.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_http10(&self) -> bool {
+    pub(in crate::listener) fn is_http10(&self) -> bool {
         self.http10.load(Ordering::Relaxed)
     }
 
@@ -200,11 +200,11 @@ impl ConnectionActivity {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_draining(&self) -> bool {
+    pub(in crate::listener) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    pub(super) fn is_between_requests(&self, is: bool) {
+    pub(in crate::listener) fn is_between_requests(&self, is: bool) {
         self.between.store(is, Ordering::Relaxed);
     }
 
@@ -226,7 +226,7 @@ impl ConnectionActivity {
         self.in_flight.load(Ordering::Acquire) != 0
     }
 
-    pub(super) fn opened(&self) -> Instant {
+    pub(in crate::listener) fn opened(&self) -> Instant {
         self.opened
     }
 
@@ -234,7 +234,10 @@ impl ConnectionActivity {
     /// is under way: its deadlines are the pipeline's. But the pipeline is not asked
     /// for more while the peer takes nothing, be it that the socket is full or that
     /// it opens no HTTP/2 window; so that is watched here.
-    pub(super) fn due(&self, timeouts: ConnectionTimeouts) -> Option<(Instant, TimeoutReason)> {
+    pub(in crate::listener) fn due(
+        &self,
+        timeouts: ConnectionTimeouts,
+    ) -> Option<(Instant, TimeoutReason)> {
         let closing = self.closing.load(Ordering::Relaxed);
         if closing != 0 {
             let lingered = self.lingered.load(Ordering::Relaxed);
@@ -264,13 +267,13 @@ impl ConnectionActivity {
 
 /// One request under way, from its head to the end of its answer.
 #[derive(Debug)]
-pub(super) struct ActiveRequest {
+pub(in crate::listener) struct ActiveRequest {
     activity: Arc<ConnectionActivity>,
     is_theirs: bool,
 }
 
 impl ActiveRequest {
-    pub(super) fn begin(activity: &Arc<ConnectionActivity>) -> Self {
+    pub(in crate::listener) fn begin(activity: &Arc<ConnectionActivity>) -> Self {
         activity.in_flight.fetch_add(1, Ordering::AcqRel);
         activity.served.store(true, Ordering::Relaxed);
         Self {
@@ -280,12 +283,12 @@ impl ActiveRequest {
     }
 
     /// The connection's socket is full: this answer's next piece can wait.
-    pub(super) fn is_held_up(&self, waker: &Waker) -> bool {
+    pub(in crate::listener) fn is_held_up(&self, waker: &Waker) -> bool {
         self.activity.is_held_up(waker)
     }
 
     /// The peer must take what it got before it gets more.
-    pub(super) fn is_their_turn(&mut self) {
+    pub(in crate::listener) fn is_their_turn(&mut self) {
         if !self.is_theirs {
             self.is_theirs = true;
             self.activity.theirs.fetch_add(1, Ordering::AcqRel);
@@ -294,7 +297,7 @@ impl ActiveRequest {
         self.activity.quiet.store(now, Ordering::Relaxed);
     }
 
-    pub(super) fn is_our_turn(&mut self) {
+    pub(in crate::listener) fn is_our_turn(&mut self) {
         if self.is_theirs {
             self.is_theirs = false;
             self.activity.theirs.fetch_sub(1, Ordering::AcqRel);

@@ -14,12 +14,12 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use super::Error;
-use super::names::SniResolver;
-use super::pairs::{self, ContentFingerprint, LoadedCertificate, PemFiles};
+use super::certificates::{self, ContentFingerprint, LoadedCertificate, PemFiles};
+use super::sni::SniResolver;
 use crate::clock;
 use crate::config;
 use crate::lifecycle::ShutdownSignal;
+use crate::listener::Error;
 use crate::metrics::{Metrics, Reload};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl ServerTls {
             tickets: aws_lc_rs::Ticketer::new().map_err(Error::Setup)?,
             sessions: ServerSessionMemoryCache::new(SESSIONS),
         };
-        let read = pairs::read(&settings.certificates);
+        let read = certificates::read(&settings.certificates);
         let tried = ContentFingerprint::of(&read);
         let (server, pairs) = build(settings, read, &resumption)?;
         let tls = Self {
@@ -82,7 +82,7 @@ impl ServerTls {
     /// A pair that cannot be used changes nothing, and is an error once.
     pub fn reload(&self) -> Result<bool, Error> {
         let settings = self.state().settings.clone();
-        let read = pairs::read(&settings.certificates);
+        let read = certificates::read(&settings.certificates);
         let fingerprint = ContentFingerprint::of(&read);
         let mut state = self.state();
         if state.settings != settings || state.tried == fingerprint {
@@ -96,7 +96,7 @@ impl ServerTls {
     /// Other files, or another version range, from a reloaded configuration. On an
     /// error all stays as it was.
     pub fn replace(&self, settings: &config::ListenerTls) -> Result<(), Error> {
-        let read = pairs::read(&settings.certificates);
+        let read = certificates::read(&settings.certificates);
         let tried = ContentFingerprint::of(&read);
         let mut state = self.state();
         self.swap(settings, read)?;
@@ -146,7 +146,7 @@ impl ServerTls {
         is_asked: bool,
     ) -> ContentFingerprint {
         let settings = self.state().settings.clone();
-        let seen = ContentFingerprint::of(&pairs::read(&settings.certificates));
+        let seen = ContentFingerprint::of(&certificates::read(&settings.certificates));
         if !is_asked && last_seen != Some(seen) {
             return seen;
         }
@@ -209,7 +209,7 @@ impl ServerTls {
     }
 
     /// What a handshake that begins now goes by.
-    pub(super) fn current(&self) -> Arc<ServerConfig> {
+    pub(in crate::listener) fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 }

@@ -9,8 +9,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::frames::Http2FloodGuard;
-use super::wire::{HeadLimits, Http1FramingGuard};
+use super::http1::framing_guard::{HeadLimits, Http1FramingGuard};
+use super::http2::flood_guard::Http2FloodGuard;
 
 const LIMITS: HeadLimits = HeadLimits {
     bytes: 64 * 1024,

@@ -9,14 +9,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::corked::corked;
-use super::refusal;
-use super::service::{RequestService, ServiceEntry};
-use super::stream::{ClientStream, TransportSocket};
-use super::streams::{ConnectionWithStreams, StreamExecutor};
+use super::client_stream::{ClientStream, TransportSocket};
 use super::watch::{ConnectionOutcome, ConnectionWatch, WatchEnd};
 use crate::config;
 use crate::lifecycle::TaskSet;
+use crate::listener::http1::refusal;
+use crate::listener::http2::coalescing::corked;
+use crate::listener::http2::stream_executor::{ConnectionWithStreams, StreamExecutor};
+use crate::listener::service::{RequestService, ServiceEntry};
 use crate::pipeline::Rejection;
 
 /// An HTTP/1 answer waits in here for the peer; also the smallest read buffer.
@@ -35,7 +35,7 @@ const LOCAL_RESETS: usize = 100_000;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(super) async fn http1<S: RequestService, T: TransportSocket>(
+pub(in crate::listener) async fn http1<S: RequestService, T: TransportSocket>(
     mut stream: ClientStream<T>,
     entry: Arc<ServiceEntry<S>>,
     settings: &config::Listener,
@@ -110,7 +110,7 @@ fn connection_window(max_streams: u32) -> u32 {
     streams.saturating_mul(STREAM_WINDOW).min(LARGEST_WINDOW)
 }
 
-pub(super) async fn http2<S: RequestService, T: TransportSocket>(
+pub(in crate::listener) async fn http2<S: RequestService, T: TransportSocket>(
     stream: ClientStream<T>,
     entry: Arc<ServiceEntry<S>>,
     settings: &config::Listener,

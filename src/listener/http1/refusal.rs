@@ -13,10 +13,10 @@ use hyper::body::Body;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use super::service::BoxError;
-use super::wire::FramingRefusal;
+use super::framing_guard::FramingRefusal;
 use crate::causes::causes;
 use crate::clock;
+use crate::listener::service::BoxError;
 use crate::pipeline::Rejection;
 
 /// For the peer to take the answer and to stop sending: closing with unread input would make
@@ -25,7 +25,7 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// What the guard has refused when hyper ended the connection because of it. None when the
 /// content of a request was at fault: that request has an answer.
-pub(super) fn refused_head(error: &(dyn StdError + 'static)) -> Option<Rejection> {
+pub(in crate::listener) fn refused_head(error: &(dyn StdError + 'static)) -> Option<Rejection> {
     let refused = causes(error).find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>()?;
         io.get_ref()?.downcast_ref::<FramingRefusal>()
@@ -34,7 +34,7 @@ pub(super) fn refused_head(error: &(dyn StdError + 'static)) -> Option<Rejection
 }
 
 /// Writes an answer that hyper has no part in, and closes.
-pub(super) async fn write<T, B>(mut stream: T, answer: Response<B>)
+pub(in crate::listener) async fn write<T, B>(mut stream: T, answer: Response<B>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
     B: Body<Data = Bytes, Error: Into<BoxError>>,

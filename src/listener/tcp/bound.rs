@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Error;
 use crate::config;
+use crate::listener::Error;
 
 /// Connections the kernel keeps for us; it has a limit of its own below this.
 const BACKLOG: i32 = 4096;

@@ -26,7 +26,7 @@ struct LimitSize {
 
 /// One connection's place; free again when dropped.
 #[derive(Debug)]
-pub(super) struct ConnectionPermit {
+pub(in crate::listener) struct ConnectionPermit {
     permit: Option<OwnedSemaphorePermit>,
     slots: Arc<ConnectionLimit>,
     _share: Option<SharedPlace>,
@@ -58,12 +58,12 @@ impl ConnectionLimit {
         size.total = total;
     }
 
-    pub(super) fn semaphore(&self) -> Arc<Semaphore> {
+    pub(in crate::listener) fn semaphore(&self) -> Arc<Semaphore> {
         Arc::clone(&self.free)
     }
 
     /// A slot for a connection from `peer`; None when the peer has its share.
-    pub(super) fn take(
+    pub(in crate::listener) fn take(
         self: &Arc<Self>,
         permit: OwnedSemaphorePermit,
         peer: IpAddr,

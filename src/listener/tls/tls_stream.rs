@@ -11,13 +11,13 @@ use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::buffers::{BufferPool, OVERHEAD, RECORD, SIZE};
-use super::records::RecordLayer;
-use super::stream::TransportSocket;
+use super::buffer_pool::{BufferPool, OVERHEAD, RECORD, SIZE};
+use super::record_layer::RecordLayer;
+use crate::listener::connection::client_stream::TransportSocket;
 use crate::pipeline::TlsFacts;
 
 /// One TLS connection on one socket.
-pub(super) struct ServerTlsStream {
+pub(in crate::listener) struct ServerTlsStream {
     tcp: TcpStream,
     records: RecordLayer,
     has_sent: bool,
@@ -27,7 +27,7 @@ pub(super) struct ServerTlsStream {
 
 /// Why there is no TLS connection.
 #[derive(Debug)]
-pub(super) enum HandshakeFailure {
+pub(in crate::listener) enum HandshakeFailure {
     /// The peer left without a word, as probes of a port do.
     Silent,
     /// It speaks HTTP without TLS; an answer can be written to it.
@@ -53,7 +53,7 @@ impl fmt::Debug for ServerTlsStream {
 
 impl ServerTlsStream {
     /// Does the handshake. Boxed at once: it lives longer than any step it goes through.
-    pub(super) async fn accept(
+    pub(in crate::listener) async fn accept(
         tcp: TcpStream,
         config: Arc<ServerConfig>,
         buffers: Arc<BufferPool>,
@@ -73,14 +73,14 @@ impl ServerTlsStream {
         }
     }
 
-    pub(super) fn facts(&self) -> TlsFacts {
+    pub(in crate::listener) fn facts(&self) -> TlsFacts {
         TlsFacts {
             is_tls13: self.records.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3),
         }
     }
 
     /// What the two sides agreed to speak.
-    pub(super) fn is_http2(&self) -> bool {
+    pub(in crate::listener) fn is_http2(&self) -> bool {
         self.records.tls.alpn_protocol() == Some(b"h2")
     }
 

@@ -9,10 +9,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::activity::ConnectionActivity;
-use super::continues::PendingContinues;
-use super::frames::Http2FloodGuard;
-use super::slots::ConnectionPermit;
-use super::wire::{FramingRefusal, FramingViolation, HeadLimits, Http1FramingGuard};
+use crate::listener::http1::framing_guard::{
+    FramingRefusal, FramingViolation, HeadLimits, Http1FramingGuard,
+};
+use crate::listener::http2::continues::PendingContinues;
+use crate::listener::http2::flood_guard::Http2FloodGuard;
+use crate::listener::tcp::connection_limit::ConnectionPermit;
 use crate::metrics::GaugeGuard;
 
 /// Put before a head that is refused at its first byte. While hyper has the beginning of a
@@ -23,7 +25,9 @@ const HEAD_BEGINS: &[u8] = b"X";
 const LEAST_ANSWER: usize = 256;
 
 /// What a stream's bytes come from and go to.
-pub(super) trait TransportSocket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+pub(in crate::listener) trait TransportSocket:
+    AsyncRead + AsyncWrite + Unpin + Send + 'static
+{
     /// Ready when a read would give something, be it an end or an error.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
@@ -56,7 +60,7 @@ impl TransportSocket for TcpStream {
 /// One connection's bytes. Holds the connection's slot, also as a tunnel, when
 /// hyper has given it away.
 #[derive(Debug)]
-pub(super) struct ClientStream<T> {
+pub(in crate::listener) struct ClientStream<T> {
     inner: T,
     check: ByteCheck,
     activity: Arc<ConnectionActivity>,
@@ -67,24 +71,24 @@ pub(super) struct ClientStream<T> {
 
 /// What is looked at in the bytes that come in.
 #[derive(Debug)]
-pub(super) enum ByteCheck {
+pub(in crate::listener) enum ByteCheck {
     Wire(Http1FramingGuard),
     Frames(Http2FloodGuard),
     Refused(FramingRefusal),
 }
 
 impl ByteCheck {
-    pub(super) fn wire(limits: HeadLimits) -> Self {
+    pub(in crate::listener) fn wire(limits: HeadLimits) -> Self {
         Self::Wire(Http1FramingGuard::new(limits))
     }
 
-    pub(super) fn frames(continues: &Arc<PendingContinues>) -> Self {
+    pub(in crate::listener) fn frames(continues: &Arc<PendingContinues>) -> Self {
         Self::Frames(Http2FloodGuard::new(Arc::clone(continues)))
     }
 }
 
 impl<T> ClientStream<T> {
-    pub(super) fn new(
+    pub(in crate::listener) fn new(
         inner: T,
         check: ByteCheck,
         activity: Arc<ConnectionActivity>,

@@ -22,14 +22,14 @@ type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Where hyper puts streams that begin.
 #[derive(Clone)]
-pub(super) struct StreamExecutor {
+pub(in crate::listener) struct StreamExecutor {
     streams: Arc<Mutex<VecDeque<StreamFuture>>>,
     tasks: TaskSet,
 }
 
 pin_project! {
     /// A connection and its streams, as one future.
-    pub(super) struct ConnectionWithStreams<C> {
+    pub(in crate::listener) struct ConnectionWithStreams<C> {
         #[pin]
         connection: C,
         ring: Waker,
@@ -72,7 +72,7 @@ struct WakeQueueState {
 }
 
 impl StreamExecutor {
-    pub(super) fn new(tasks: TaskSet) -> Self {
+    pub(in crate::listener) fn new(tasks: TaskSet) -> Self {
         Self {
             streams: Arc::default(),
             tasks,
@@ -98,7 +98,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for StreamExecutor {
 }
 
 impl<C> ConnectionWithStreams<C> {
-    pub(super) fn new(connection: C, begun: StreamExecutor) -> Self {
+    pub(in crate::listener) fn new(connection: C, begun: StreamExecutor) -> Self {
         let board = Arc::new(ReadyQueue::default());
         Self {
             connection,
@@ -112,7 +112,7 @@ impl<C> ConnectionWithStreams<C> {
         }
     }
 
-    pub(super) fn connection(self: Pin<&mut Self>) -> Pin<&mut C> {
+    pub(in crate::listener) fn connection(self: Pin<&mut Self>) -> Pin<&mut C> {
         self.project().connection
     }
 }

@@ -15,22 +15,22 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::PollSemaphore;
 use tracing::{Instrument as _, debug, debug_span, info, warn};
 
-use super::activity::{ConnectionActivity, ConnectionTimeouts};
-use super::buffers::BufferPool;
-use super::continues::PendingContinues;
-use super::handshakes::FailedHandshakes;
-use super::http::{http1, http2};
-use super::refusal;
-use super::secured::{HandshakeFailure, ServerTlsStream};
-use super::service::{RequestService, ServiceEntry};
-use super::slots::{ConnectionLimit, ConnectionPermit};
-use super::stream::{ByteCheck, ClientStream, TransportSocket};
-use super::tls::ServerTls;
-use super::watch::{ConnectionWatch, WatchEnd};
-use super::wire::HeadLimits;
+use super::connection_limit::{ConnectionLimit, ConnectionPermit};
 use crate::causes::causes;
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::listener::connection::activity::{ConnectionActivity, ConnectionTimeouts};
+use crate::listener::connection::client_stream::{ByteCheck, ClientStream, TransportSocket};
+use crate::listener::connection::protocols::{http1, http2};
+use crate::listener::connection::watch::{ConnectionWatch, WatchEnd};
+use crate::listener::http1::framing_guard::HeadLimits;
+use crate::listener::http1::refusal;
+use crate::listener::http2::continues::PendingContinues;
+use crate::listener::service::{RequestService, ServiceEntry};
+use crate::listener::tls::buffer_pool::BufferPool;
+use crate::listener::tls::failed_handshakes::FailedHandshakes;
+use crate::listener::tls::server_tls::ServerTls;
+use crate::listener::tls::tls_stream::{HandshakeFailure, ServerTlsStream};
 use crate::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
@@ -54,7 +54,7 @@ pub struct ListenerParts<S> {
 }
 
 /// One worker's side of one listener.
-pub(super) struct WorkerListener<S> {
+pub(in crate::listener) struct WorkerListener<S> {
     parts: ListenerParts<S>,
     buffers: Arc<BufferPool>,
     failed_handshakes: FailedHandshakes,
@@ -170,7 +170,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 impl<S: RequestService> WorkerListener<S> {
-    pub(super) fn new(parts: ListenerParts<S>) -> Self {
+    pub(in crate::listener) fn new(parts: ListenerParts<S>) -> Self {
         Self {
             parts,
             buffers: Arc::default(),
@@ -192,7 +192,7 @@ impl<S: RequestService> WorkerListener<S> {
         self.parts.tasks.spawn("connection", work.instrument(span));
     }
 
-    pub(super) async fn run(
+    pub(in crate::listener) async fn run(
         self: Arc<Self>,
         tcp: TcpStream,
         address: SocketAddr,

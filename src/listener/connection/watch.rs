@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::activity::{ConnectionActivity, ConnectionTimeouts, TimeoutReason};
-use super::stream::TransportSocket;
+use super::client_stream::TransportSocket;
 use crate::lifecycle::ShutdownSignal;
 
 /// A connection that was opened just before the drain may still send its request.
@@ -24,7 +24,7 @@ const REST_AFTER: Duration = Duration::from_millis(500);
 
 /// How a connection ended.
 #[derive(Debug)]
-pub(super) enum WatchEnd {
+pub(in crate::listener) enum WatchEnd {
     Closed(Result<(), hyper::Error>),
     HeaderTimeout,
     Idle,
@@ -32,18 +32,18 @@ pub(super) enum WatchEnd {
 }
 
 /// Why a connection is not driven any more.
-pub(super) enum ConnectionOutcome {
+pub(in crate::listener) enum ConnectionOutcome {
     End(WatchEnd),
     /// Nothing is under way on it, and has not been for a while.
     Rest,
 }
 
 /// What the watch over one connection goes by.
-pub(super) struct ConnectionWatch {
-    pub(super) activity: Arc<ConnectionActivity>,
-    pub(super) timeouts: ConnectionTimeouts,
-    pub(super) stop: ShutdownSignal,
-    pub(super) may_rest: bool,
+pub(in crate::listener) struct ConnectionWatch {
+    pub(in crate::listener) activity: Arc<ConnectionActivity>,
+    pub(in crate::listener) timeouts: ConnectionTimeouts,
+    pub(in crate::listener) stop: ShutdownSignal,
+    pub(in crate::listener) may_rest: bool,
 }
 
 /// How far a connection is on its way out.
@@ -116,7 +116,7 @@ impl WakerSlot {
 impl ConnectionWatch {
     /// Drives `connection` until its end, the end of its time, or a rest. `flush` comes
     /// at the end of each turn.
-    pub(super) async fn run<C, F>(
+    pub(in crate::listener) async fn run<C, F>(
         &self,
         mut connection: Pin<&mut C>,
         finish: fn(Pin<&mut C>),
@@ -177,7 +177,7 @@ impl ConnectionWatch {
     }
 
     /// Waits until there is something to read, or the connection must be told something.
-    pub(super) async fn rest<T: TransportSocket>(&self, stream: &mut T) {
+    pub(in crate::listener) async fn rest<T: TransportSocket>(&self, stream: &mut T) {
         // A failure is seen by whoever reads next, and so is a peer that takes nothing.
         let _ = poll_fn(|cx| Poll::Ready(stream.poll_flush_deferred(cx))).await;
         let idle = self.activity.due(self.timeouts).map(|(at, _)| at);

@@ -9,7 +9,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeTlsData, UnbufferedStatus, WriteTraffic};
 use tokio::io::ReadBuf;
 
-use super::buffers::{BufferPool, OVERHEAD, PooledBuffer, RECORD, SIZE};
+use super::buffer_pool::{BufferPool, OVERHEAD, PooledBuffer, RECORD, SIZE};
 
 /// Records to be sent lie below, the text of the next one above.
 const DRAFT: usize = SIZE - RECORD;
@@ -18,10 +18,10 @@ const LARGEST_PART: usize = 64 * 1024;
 
 /// One connection's state between its bytes and its text.
 pub(super) struct RecordLayer {
-    pub(super) tls: UnbufferedServerConnection,
-    pub(super) buffers: Arc<BufferPool>,
+    pub(in crate::listener) tls: UnbufferedServerConnection,
+    pub(in crate::listener) buffers: Arc<BufferPool>,
     /// The beginning of a record whose end has not come.
-    pub(super) part: Vec<u8>,
+    pub(in crate::listener) part: Vec<u8>,
     /// Text that the reader had no room for, from `taken` on.
     text: Vec<u8>,
     taken: usize,
@@ -29,7 +29,7 @@ pub(super) struct RecordLayer {
     /// A few bytes that may wait for the next record: not worth a buffer.
     late: Vec<u8>,
     /// The peer has said that nothing more comes.
-    pub(super) is_over: bool,
+    pub(in crate::listener) is_over: bool,
     has_said_goodbye: bool,
 }
 
@@ -52,7 +52,10 @@ struct WriteBuffer {
 }
 
 impl RecordLayer {
-    pub(super) fn new(config: Arc<ServerConfig>, buffers: Arc<BufferPool>) -> io::Result<Self> {
+    pub(in crate::listener) fn new(
+        config: Arc<ServerConfig>,
+        buffers: Arc<BufferPool>,
+    ) -> io::Result<Self> {
         Ok(Self {
             tls: UnbufferedServerConnection::new(config).map_err(broken)?,
             buffers,
@@ -68,7 +71,11 @@ impl RecordLayer {
 
     /// Decrypts `bytes`: the part that was kept, and what came after it. Their text goes
     /// to `reader`, as far as it fits.
-    pub(super) fn open(&mut self, bytes: &mut [u8], reader: &mut ReadBuf<'_>) -> io::Result<()> {
+    pub(in crate::listener) fn open(
+        &mut self,
+        bytes: &mut [u8],
+        reader: &mut ReadBuf<'_>,
+    ) -> io::Result<()> {
         let done = self.drive(bytes, WriteOp::Nothing, reader)?;
         let part = if self.is_over { &[] } else { &bytes[done..] };
         if part.len() > LARGEST_PART {
@@ -98,7 +105,7 @@ impl RecordLayer {
     }
 
     /// Takes text to be sent; gives how much of it, 0 when records must leave first.
-    pub(super) fn take(&mut self, mut piece: &[u8]) -> io::Result<usize> {
+    pub(in crate::listener) fn take(&mut self, mut piece: &[u8]) -> io::Result<usize> {
         let whole = piece.len();
         while !piece.is_empty() && !self.is_full() {
             let draft = self.out().draft;
@@ -159,14 +166,14 @@ impl RecordLayer {
     }
 
     /// Bytes for the socket.
-    pub(super) fn unsent(&self) -> &[u8] {
+    pub(in crate::listener) fn unsent(&self) -> &[u8] {
         self.out
             .as_ref()
             .map_or(&[], |out| &out.buffer[out.sent..out.end])
     }
 
     /// The socket took `count` of them.
-    pub(super) fn sent(&mut self, count: usize) {
+    pub(in crate::listener) fn sent(&mut self, count: usize) {
         if let Some(out) = &mut self.out {
             out.sent += count;
             if out.sent == out.end {

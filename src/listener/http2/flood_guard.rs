@@ -35,7 +35,7 @@ const END_STREAM: u8 = 1;
 
 /// Follows the frames of one HTTP/2 connection, headers only.
 #[derive(Debug)]
-pub(super) struct Http2FloodGuard {
+pub(in crate::listener) struct Http2FloodGuard {
     /// Bytes until the next frame header.
     skip: usize,
     header: [u8; HEADER],
@@ -52,10 +52,10 @@ pub(super) struct Http2FloodGuard {
 /// The peer has spent its budget.
 #[derive(Debug, thiserror::Error)]
 #[error("flood of HTTP/2 control frames")]
-pub(super) struct FloodDetected;
+pub(in crate::listener) struct FloodDetected;
 
 impl Http2FloodGuard {
-    pub(super) fn new(continues: Arc<PendingContinues>) -> Self {
+    pub(in crate::listener) fn new(continues: Arc<PendingContinues>) -> Self {
         Self {
             continues,
             skip: PREFACE,
@@ -69,7 +69,7 @@ impl Http2FloodGuard {
     }
 
     /// Bytes went to the peer; it may open its window for more.
-    pub(super) fn wrote(&mut self, bytes: usize) {
+    pub(in crate::listener) fn wrote(&mut self, bytes: usize) {
         self.written += bytes;
         let earned = self.written / BYTES_PER_UPDATE;
         self.written %= BYTES_PER_UPDATE;
@@ -81,7 +81,7 @@ impl Http2FloodGuard {
     }
 
     /// Follows `bytes`, which come right after those of the last call.
-    pub(super) fn check(&mut self, mut bytes: &[u8]) -> Result<(), FloodDetected> {
+    pub(in crate::listener) fn check(&mut self, mut bytes: &[u8]) -> Result<(), FloodDetected> {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::pairs::LoadedCertificate;
+use super::certificates::LoadedCertificate;
 
 /// The certificates of one listener by the names in them. Swapped whole.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct SniResolver {
 
 impl SniResolver {
     /// None without a single pair.
-    pub(super) fn new(pairs: &[LoadedCertificate]) -> Option<Self> {
+    pub(in crate::listener) fn new(pairs: &[LoadedCertificate]) -> Option<Self> {
         let first = pairs.first()?;
         let mut names = Self {
             exact: HashMap::new(),

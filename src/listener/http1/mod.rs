@@ -1,0 +1,4 @@
+//! TODO
+
+pub(super) mod framing_guard;
+pub(super) mod refusal;
