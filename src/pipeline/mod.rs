@@ -2,43 +2,18 @@
 //! `Live`, the part of the program that a reload replaces as a whole. Knows nothing
 //! of sockets: the listener hands it requests, `upstream` carries them on.
 
-mod access_line;
-mod answer_begin;
-mod answer_body;
-mod authenticate;
-mod client_body;
-mod credential;
-mod forward;
+mod access_log;
+mod bench_api;
+mod body;
 #[cfg(fuzzing)]
-pub mod fuzzed;
+pub mod fuzz_api;
 mod headers;
-mod here;
-mod inject;
 mod limit;
-mod options;
-mod pace;
-mod path;
 mod peer;
-mod ready;
-mod record;
-mod refused;
 mod reject;
-mod relay;
-mod request_body;
-mod route;
-mod scrub;
-mod steps;
-mod stream_watch;
-mod streaming;
-mod trace;
-mod tried_user;
-mod unknown;
-mod upload;
-mod upstream_turn;
-#[cfg(test)]
-mod user_paths;
-mod users_call;
+mod stages;
 mod users_node;
+mod worker_context;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -51,20 +26,20 @@ use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use tracing::warn;
 
-pub use answer_body::ResponseBody;
-pub use client_body::ClientBody;
-pub use credential::CredentialFault;
+pub use bench_api::{clean_fields, presents_credential};
+pub use body::client_body::ClientBody;
+pub use body::request_body::RequestBody;
+pub use body::response_body::ResponseBody;
+pub use body::stream_watchdog::SlowStreamWatchdog;
 pub use limit::{
     InFlight, Limiter, LoginHeld, LoginTry, RateAdmission, RateLimitHeaders, RateSubject, TokenTry,
     TooMany, TooManyInFlight,
 };
 pub use peer::{LastToken, Peer, TlsFacts};
 pub use reject::{ErrorMapping, Rejection};
-pub use request_body::RequestBody;
-pub use route::RouteTable;
-pub use steps::{clean_fields, presents_credential};
-pub use stream_watch::SlowStreamWatchdog;
-pub use unknown::{TokenIntrospection, keep_probe_tried};
+pub use stages::credential::CredentialFault;
+pub use stages::introspect::{TokenIntrospection, keep_probe_tried};
+pub use stages::route::RouteTable;
 
 use crate::config::{self, Config, Route, Target, UsersCall};
 use crate::identity::{Client, KeyRing, KeySet, UserDirectory};
@@ -74,12 +49,12 @@ use crate::secret::Secret;
 use crate::token::{TokenDigest, TokenStore};
 use crate::upstream::Upstream;
 use crate::via::GatewayVia;
-use authenticate::{AuthenticatedClient, authenticate};
-use forward::Forwarder;
-use here::{WorkerContext, WorkerContextCache};
-use ready::{AdmittedRequest, credential_source};
-use record::AccessLogEntry;
-use unknown::Introspected;
+use access_log::entry::AccessLogEntry;
+use stages::authenticate::{AuthenticatedClient, authenticate};
+use stages::forward::Forwarder;
+use stages::introspect::Introspected;
+use stages::respond::{AdmittedRequest, credential_source};
+use worker_context::{WorkerContext, WorkerContextCache};
 
 /// The rules as they stand; replaced whole by a reload.
 #[derive(Debug)]
@@ -166,7 +141,7 @@ impl Pipeline {
             rejection.into_response(here.live.upstream.health().pause())
         });
         if head.method == Method::HEAD {
-            answer_body::omit(&mut response);
+            body::response_body::omit(&mut response);
         }
         headers::put_request_id(response.headers_mut(), record.id());
         record.status(response.status());
@@ -203,10 +178,10 @@ impl Pipeline {
         let place = live.limiter.in_flight();
         record.hold(place.map_err(|_| Rejection::Overloaded)?);
         headers::check(&head.headers, head.version, &live.config.http, &here.via)?;
-        if let Some(answer) = options::of_the_server(head) {
+        if let Some(answer) = stages::options::of_the_server(head) {
             return Ok(answer);
         }
-        let path = path::checked(&head.uri)?;
+        let path = stages::request_target::checked(&head.uri)?;
         let origin = self.shared.origin(head, peer, &live.config.http);
         record.peer(origin);
 
@@ -216,7 +191,7 @@ impl Pipeline {
         if route.target == Target::Closed {
             return Err(Rejection::NoRoute);
         }
-        path::check_query(&head.uri, &route.allow_fields)?;
+        stages::request_target::check_query(&head.uri, &route.allow_fields)?;
 
         let line = (&head.method, path, &head.headers);
         let ask = |token, digest| Box::pin(self.ask(here, origin, token, digest));
@@ -235,7 +210,7 @@ impl Pipeline {
         let admitted = admit(live, route, &who.client, origin).await?;
 
         let allowed = || live.routes.allowed(&host, path);
-        if let Some(answer) = options::of_the_last_hop(head, allowed)? {
+        if let Some(answer) = stages::options::of_the_last_hop(head, allowed)? {
             return Ok(answer);
         }
 
@@ -310,13 +285,15 @@ impl Pipeline {
         token: Secret,
         digest: TokenDigest,
     ) -> Result<Introspected, Rejection> {
-        if unknown::is_hopeless(&here.live) {
+        if stages::introspect::is_hopeless(&here.live) {
             return Ok(Introspected::Unknown);
         }
         let (question, waiting) = match self.shared.questions.turn(digest) {
-            unknown::FlightRole::Refused => return Ok(Introspected::Unknown),
-            unknown::FlightRole::Wait(waiting) => return unknown::wait(waiting).await,
-            unknown::FlightRole::Put(question, waiting) => (question, waiting),
+            stages::introspect::FlightRole::Refused => return Ok(Introspected::Unknown),
+            stages::introspect::FlightRole::Wait(waiting) => {
+                return stages::introspect::wait(waiting).await;
+            }
+            stages::introspect::FlightRole::Put(question, waiting) => (question, waiting),
         };
         let attempt = here.live.limiter.admit_unknown_token(peer).await;
         let attempt = attempt.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
@@ -324,13 +301,14 @@ impl Pipeline {
         let tokens = Arc::clone(&self.shared.tokens);
         // A task of its own: the client may leave, others wait for the same answer.
         self.tasks.spawn("unknown token", async move {
-            let verdict = unknown::put(&asking, &tokens, *question.digest(), &token).await;
-            if matches!(verdict, unknown::IntrospectionVerdict::Known(_)) {
+            let verdict =
+                stages::introspect::put(&asking, &tokens, *question.digest(), &token).await;
+            if matches!(verdict, stages::introspect::IntrospectionVerdict::Known(_)) {
                 attempt.succeeded();
             }
             question.complete(verdict);
         });
-        unknown::wait(waiting).await
+        stages::introspect::wait(waiting).await
     }
 }
 

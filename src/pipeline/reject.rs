@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::answer_body::ResponseBody;
-use super::credential::CredentialFault;
+use super::body::response_body::ResponseBody;
 use super::limit::TooMany;
+use super::stages::credential::CredentialFault;
 use crate::causes::chain;
 use crate::metrics::{Blame, Reason};
 use crate::store::StoreUnavailable;

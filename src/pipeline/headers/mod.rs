@@ -1,9 +1,9 @@
 //! Header hygiene both ways: what ends at this hop, what must not come in from
 //! outside, what we say ourselves.
 
+mod forwarded;
 mod framing;
 mod origin;
-mod ours;
 
 use std::borrow::Cow;
 
@@ -14,15 +14,15 @@ use http::header::{
 };
 use http::{HeaderMap, Uri};
 
+use forwarded::SAID;
+pub(super) use forwarded::{ForwardedHeaders, RequestFacts};
 pub(super) use framing::{UpwardFraming, check};
 pub(super) use origin::origin;
-use ours::SAID;
-pub(super) use ours::{ForwardedHeaders, RequestFacts};
 
 use super::reject::Rejection;
-use super::trace::TRACEPARENT;
 use crate::config::override_field;
 use crate::secret::SecretPattern;
+use trace::TRACEPARENT;
 
 pub(super) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -304,3 +304,4 @@ pub(super) fn safe_trailers(mut trailers: HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests;
+pub(super) mod trace;

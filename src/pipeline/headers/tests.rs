@@ -2,10 +2,10 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
+use super::trace::TraceParent;
 use super::*;
 use crate::config::{AddressBlock, AllowedFields, OVERRIDE_FIELDS, RequestRules};
 use crate::pipeline::peer::Peer;
-use crate::pipeline::trace::TraceParent;
 use crate::secret::Secret;
 
 fn peer(ip: &str) -> Peer {

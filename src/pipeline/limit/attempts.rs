@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::bucket_charge::{BucketCharge, BucketKind, LimitSubject, of_all};
 use super::buckets::BucketSet;
-use super::draw::{BucketCharge, BucketKind, LimitSubject, of_all};
 use super::proven::ProvenPeers;
 use super::{Limiter, TooMany, TooManyInFlight, network, site};
 use crate::config::{Limits, Quota};

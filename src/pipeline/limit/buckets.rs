@@ -18,8 +18,8 @@ use governor::state::keyed::ShrinkableKeyedStateStore;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::ahead::{PermitPrefetch, PrefetchState};
-use super::facts::{PolicyHeader, RateLimitHeaders, ceil_seconds};
+use super::permit_prefetch::{PermitPrefetch, PrefetchState};
+use super::rate_limit_headers::{PolicyHeader, RateLimitHeaders, ceil_seconds};
 use crate::config::Quota;
 use crate::hashed::BuildAsItIs;
 use crate::store::shared::SharedStore;

@@ -3,17 +3,17 @@
 //! The surprise: a refusal costs a request nothing; what it has drawn from other budgets by
 //! then goes back. A refused attempt to get in keeps its cost.
 
-mod ahead;
 mod attempts;
+mod bucket_charge;
 mod buckets;
-mod draw;
-mod facts;
 mod in_flight;
+mod permit_prefetch;
 mod proven;
+mod rate_limit_headers;
 
 pub use attempts::{LoginHeld, LoginTry, TokenTry};
-pub use facts::{RateAdmission, RateLimitHeaders, TooMany};
 pub use in_flight::{InFlight, TooManyInFlight};
+pub use rate_limit_headers::{RateAdmission, RateLimitHeaders, TooMany};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use self::attempts::AttemptLimits;
 use self::buckets::{BucketSet, NoPermit};
-use self::draw::{BucketCharge, BucketKind, LimitSubject, of_all};
 use self::in_flight::InFlightPlaces;
 use crate::config::{self, Limits, Quota};
 use crate::identity::Client;
 use crate::metrics::{LimitOutcome, Metrics};
 use crate::shares::network;
 use crate::store::shared::SharedStore;
+use bucket_charge::{BucketCharge, BucketKind, LimitSubject, of_all};
 
 /// The key where one bucket serves all.
 const ALL: u64 = 0;

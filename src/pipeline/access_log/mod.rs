@@ -1,0 +1,4 @@
+//! TODO
+
+pub(super) mod entry;
+pub(super) mod line;

@@ -1,0 +1,79 @@
+//! Names of users as paths carry them: what can be made, every path of it leads back to.
+
+use http::Uri;
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
+use proptest::prelude::*;
+
+use super::own_users::user_in;
+use crate::config::{Target, UsersCall, whatsapp_routes};
+use crate::pipeline::stages::request_target;
+use crate::pipeline::stages::route::RouteTable;
+use crate::webapp::check_name;
+
+/// As little escaped as RFC 3986 allows in a segment.
+const SEGMENT: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'/')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
+
+/// As much as clients escape: all but the unreserved.
+const ALL: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+fn leads_back(name: &str) {
+    let routes = RouteTable::new(&whatsapp_routes());
+    for set in [SEGMENT, ALL] {
+        let text = format!("/v1/users/{}", utf8_percent_encode(name, set));
+        let uri: Uri = text.parse().unwrap();
+        let path = request_target::checked(&uri).unwrap_or_else(|why| panic!("{text}: {why:?}"));
+        assert_eq!(user_in(path).unwrap(), name);
+        for (method, call) in [
+            (http::Method::GET, UsersCall::Show),
+            (http::Method::PUT, UsersCall::Change),
+            (http::Method::DELETE, UsersCall::Delete),
+        ] {
+            let route = routes.find("gate", path, &method).unwrap();
+            assert_eq!(route.target, Target::UsersNode(call), "{method} {text}");
+        }
+    }
+}
+
+#[test]
+fn names_of_the_field_lead_back_to_their_users() {
+    for name in [
+        "100%sure", "login", "logout", "....", "...;", "a+b c", "größe", "a;b=c", "%%%%", "a#b?",
+    ] {
+        check_name(name).unwrap();
+        leads_back(name);
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_name_that_can_be_made_leads_back_to_its_user(
+        name in "[a-f0-9%.;:/\\\\u+ ?#&='\"<>ö名~]{4,12}",
+        any in "\\PC{4,32}",
+    ) {
+        for name in [name, any] {
+            if check_name(&name).is_ok() {
+                leads_back(&name);
+            }
+        }
+    }
+}
