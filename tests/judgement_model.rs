@@ -6,34 +6,28 @@
     reason = "the model calls a part of what the program does"
 )]
 
-#[path = "../src/upstream/accepted_paths.rs"]
-mod accepted_paths;
-#[path = "../src/upstream/judgement.rs"]
+#[path = "../src/upstream/login/judgement/mod.rs"]
 mod judgement;
-#[path = "../src/upstream/judgement_state.rs"]
-mod judgement_state;
-#[path = "../src/upstream/refused_paths.rs"]
-mod refused_paths;
-#[path = "../src/upstream/speculation.rs"]
-mod speculation;
 
-mod sync {
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    pub(crate) use loom::sync::{Mutex, MutexGuard};
+mod upstream {
+    pub(crate) mod sync {
+        pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+        pub(crate) use loom::sync::{Mutex, MutexGuard};
 
-    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().expect("no panic in a model")
+        pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+            mutex.lock().expect("no panic in a model")
+        }
     }
 }
 
-use accepted_paths::PathKey;
+use judgement::accepted_paths::PathKey;
+use judgement::refused_paths::RefusedRequest;
+use judgement::speculation::SpeculationPacer;
 use judgement::{
     LeaseFacts, LeaseJudgement, LeasePlacement, LoginCause, RetryStep, SettledOutcome,
 };
 use loom::sync::Arc;
 use loom::thread;
-use refused_paths::RefusedRequest;
-use speculation::SpeculationPacer;
 
 const PATH: PathKey = PathKey(1 << 40);
 const OTHER: PathKey = PathKey(2 << 40);

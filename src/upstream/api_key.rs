@@ -10,8 +10,8 @@ use http::header::AUTHORIZATION;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::description::TokenInjection;
-use super::lease::Lease;
+use super::login::description::TokenInjection;
+use super::login::lease::Lease;
 use crate::causes::chain;
 use crate::clock::Deadline;
 use crate::config;

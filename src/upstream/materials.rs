@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use super::address_book::AddressBook;
-use super::address_memory::AddressMemory;
 use super::api_key::read_api_key;
-use super::connect::Dialer;
-use super::lease::Lease;
-use super::trust::{TrustError, UpstreamTls};
+use super::login::lease::Lease;
+use super::transport::address_book::AddressBook;
+use super::transport::address_memory::AddressMemory;
+use super::transport::dialer::Dialer;
+use super::transport::tls::trust::{TrustError, UpstreamTls};
 use super::{BadApiKey, Error};
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};

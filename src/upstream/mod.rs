@@ -16,101 +16,58 @@ use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::shares::ShareKey;
 
-mod accepted_paths;
-mod address_book;
-mod address_memory;
 mod api_key;
-mod bell;
-mod body;
-mod breaker;
-mod certificate;
-mod common;
-mod connect;
-mod connections;
-mod description;
 mod fair_queue;
-mod framing;
 #[cfg(fuzzing)]
-pub mod fuzzed;
-mod handshake;
+pub mod fuzz_api;
 mod health;
-mod held;
-mod judgement;
-mod judgement_state;
-mod keep_alive;
-mod keeper;
-mod lease;
-mod link;
 mod login;
-mod login_plan;
-mod login_task;
 mod materials;
 mod opening;
 mod own_requests;
-mod pace;
 mod permits;
-mod pool;
-mod prober;
-mod proof;
-mod refused_paths;
-mod renewer;
-mod session;
-mod session_control;
-mod speculation;
-mod status;
-mod sync {
-    //! What the judgement and the queue are made of; their model checks put other parts in
-    //! here.
-    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
-
-    /// Holders of these locks leave nothing half done, also when they panic.
-    pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+mod sync;
 #[cfg(test)]
 mod tests;
-mod token_probe;
+mod transport;
 mod trial;
-mod trust;
 
-pub use accepted_paths::PathKey;
 pub use api_key::BadApiKey;
-pub use body::AnswerBody;
-pub use certificate::CertificateProblem;
-pub use connect::{DialError, WaitingFor};
-pub use connections::{SendError, SendErrorKind, UpstreamConnections};
-pub use description::{
+pub use health::{UpstreamHealth, UpstreamOutage};
+pub use login::call::LoginError;
+pub use login::description::{
     BadLoginResponse, BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection,
     TokenSource,
 };
-pub use framing::{
-    BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
-};
-pub use handshake::HandshakeError;
-pub use health::{UpstreamHealth, UpstreamOutage};
-pub use held::ResponseTimeout;
-pub use keeper::LeaseKeeper;
-pub use lease::Lease;
-pub use login::LoginError;
+pub use login::judgement::accepted_paths::PathKey;
+pub use login::judgement::refused_paths::RefusedRequest;
+pub use login::lease::Lease;
+pub use login::lease_store::LeaseKeeper;
+pub use login::session::{RefusalVerdict, Session};
+pub use login::status::{LoginFailure, NoLease, SessionStatus};
+pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
-pub use refused_paths::RefusedRequest;
-pub use session::{RefusalVerdict, Session};
-pub use status::{LoginFailure, NoLease, SessionStatus};
-pub use token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
+pub use transport::body::AnswerBody;
+pub use transport::connection::ResponseTimeout;
+pub use transport::connections::{SendError, SendErrorKind, UpstreamConnections};
+pub use transport::dialer::{DialError, WaitingFor};
+pub use transport::framing::{
+    BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
+};
+pub use transport::tls::certificate::CertificateProblem;
+pub use transport::tls::handshake::HandshakeError;
+pub use transport::tls::trust::TrustError;
 pub use trial::{TrialError, UpstreamTrial};
-pub use trust::TrustError;
 
 use api_key::UpstreamApiKey;
-use connect::Dialer;
-use login_plan::LoginPlan;
-use login_task::{LoginScope, LoginTask};
+use health::prober::UpstreamProber;
+use login::plan::LoginPlan;
+use login::task::{LoginScope, LoginTask};
 use own_requests::OwnRequests;
-use prober::UpstreamProber;
-use trust::UpstreamTls;
+use transport::dialer::Dialer;
+use transport::tls::trust::UpstreamTls;
 
 const FILE_POLL: Duration = Duration::from_secs(1);
 

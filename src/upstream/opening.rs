@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Version};
 
-use super::connect::Dialer;
-use super::description::LoginDescription;
 use super::health::UpstreamHealth;
-use super::keeper::LeaseKeeper;
+use super::login::description::LoginDescription;
+use super::login::lease_store::LeaseKeeper;
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
+use super::transport::dialer::Dialer;
 use super::{Error, Upstream};
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};

@@ -14,8 +14,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
-use super::connect::{DialError, Dialer};
 use super::health::UpstreamHealth;
+use super::transport::dialer::{DialError, Dialer};
 
 const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use http::Version;
 
-use super::connect::{DialError, Dialer};
-use super::description::LoginDescription;
 use super::health::UpstreamHealth;
-use super::login::{LoginCall, LoginError};
+use super::login::call::{LoginCall, LoginError};
+use super::login::description::LoginDescription;
+use super::login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
-use super::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
+use super::transport::dialer::{DialError, Dialer};
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;

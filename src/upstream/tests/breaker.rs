@@ -5,8 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use crate::upstream::breaker::UpstreamPass;
-use crate::upstream::breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel};
+use crate::upstream::health::breaker::UpstreamPass;
+use crate::upstream::health::breaker::{
+    CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel,
+};
 
 fn millis(count: u64) -> Duration {
     Duration::from_millis(count)

@@ -24,7 +24,9 @@ use super::{PATIENCE, Surroundings, refusal};
 use crate::causes::chain;
 use crate::config::Trust;
 use crate::lifecycle::TaskSet;
-use crate::upstream::certificate::{CertificateProblem, TrustPlace, VerifierVerdict};
+use crate::upstream::transport::tls::certificate::{
+    CertificateProblem, TrustPlace, VerifierVerdict,
+};
 use crate::upstream::{LoginFailure, ResponseTimeout, SendErrorKind, UpstreamConnections};
 
 const PATIENT: ResponseTimeout = ResponseTimeout::within(PATIENCE);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Surroundings;
 use super::server::{Reply, Webapp};
 use crate::secret::Secret;
-use crate::upstream::description::{
+use crate::upstream::login::description::{
     BadLoginResponse, CredentialForm, ExpirySource, LoginDescription, LoginResponseParts,
     TokenInjection, TokenSource,
 };

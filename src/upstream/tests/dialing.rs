@@ -16,9 +16,9 @@ use crate::causes::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::names::DnsResolver;
 use crate::upstream::DialError;
-use crate::upstream::address_book::AddressBook;
-use crate::upstream::address_memory::AddressMemory;
-use crate::upstream::connect::Dialer;
+use crate::upstream::transport::address_book::AddressBook;
+use crate::upstream::transport::address_memory::AddressMemory;
+use crate::upstream::transport::dialer::Dialer;
 
 /// What a loaded machine may add.
 const SLACK: Duration = Duration::from_millis(200);

@@ -3,7 +3,7 @@
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
-use super::super::framing::{
+use crate::upstream::transport::framing::{
     BodyFraming as Body, FramingError as No, LengthField as Field, ResponseFraming, ResponseHead,
     reframe, response_framing,
 };

@@ -2,7 +2,7 @@
 //! `tests/judgement_model.rs`, which brings in their files and so must find no tests there.
 
 mod accepted_paths {
-    use crate::upstream::accepted_paths::*;
+    use crate::upstream::login::judgement::accepted_paths::*;
 
     #[test]
     fn a_path_is_known_once_it_has_accepted_a_token() {
@@ -32,8 +32,8 @@ mod accepted_paths {
 }
 
 mod refused_paths {
-    use crate::upstream::accepted_paths::PathKey;
-    use crate::upstream::refused_paths::*;
+    use crate::upstream::login::judgement::accepted_paths::PathKey;
+    use crate::upstream::login::judgement::refused_paths::*;
 
     const PATH: PathKey = PathKey(7);
 
@@ -69,7 +69,7 @@ mod refused_paths {
 }
 
 mod speculation {
-    use crate::upstream::speculation::*;
+    use crate::upstream::login::judgement::speculation::*;
 
     #[test]
     fn the_first_speculation_is_free_and_fruitless_ones_are_spaced_out() {

@@ -25,10 +25,10 @@ use super::server::{Reply, Webapp};
 use super::{Folder, PATIENCE, Surroundings, eventually, stays};
 use crate::config::Trust;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::upstream::address_book::AddressBook;
-use crate::upstream::address_memory::AddressMemory;
-use crate::upstream::connect::Dialer;
-use crate::upstream::trust::UpstreamTls;
+use crate::upstream::transport::address_book::AddressBook;
+use crate::upstream::transport::address_memory::AddressMemory;
+use crate::upstream::transport::dialer::Dialer;
+use crate::upstream::transport::tls::trust::UpstreamTls;
 use crate::upstream::{Error, ResponseTimeout, SendErrorKind, Upstream, UpstreamConnections};
 
 /// An authority and a server certificate of its making.

@@ -13,10 +13,10 @@ use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
-use crate::upstream::description::LoginDescription;
-use crate::upstream::login_plan::LoginPlan;
-use crate::upstream::pace::LoginBudget;
-use crate::upstream::renewer::Renewer;
+use crate::upstream::login::backoff::LoginBudget;
+use crate::upstream::login::description::LoginDescription;
+use crate::upstream::login::plan::LoginPlan;
+use crate::upstream::login::renewer::Renewer;
 use crate::upstream::{PathKey, RefusalVerdict, RefusedRequest, Session};
 
 /// How one request ended.

@@ -8,10 +8,10 @@ use http::header::{AUTHORIZATION, HeaderValue};
 use tokio::time::{Instant, sleep};
 
 use crate::secret::Secret;
-use crate::upstream::description::BadLoginResponse;
-use crate::upstream::login::{LoginError, LoginGrant};
-use crate::upstream::login_plan::{LoginCalls, TokenHeaders};
-use crate::upstream::token_probe::ProbeVerdict;
+use crate::upstream::login::call::{LoginError, LoginGrant};
+use crate::upstream::login::description::BadLoginResponse;
+use crate::upstream::login::plan::{LoginCalls, TokenHeaders};
+use crate::upstream::login::token_probe::ProbeVerdict;
 
 /// How the upstream treats tokens.
 #[derive(Clone, Debug)]

@@ -1,0 +1,21 @@
+//! Door for `fuzz/`: what reads a login's answer.
+
+use http::HeaderMap;
+
+use super::login::description::{Answer, LoginDescription};
+
+/// What is believed has an end in the future, and can be put on a request.
+pub fn login_answer(body: &[u8]) {
+    let description = LoginDescription::whatsapp();
+    let _ = description.wants_password_change(body);
+    let answer = Answer {
+        headers: &HeaderMap::new(),
+        body,
+        upstream_now: 1_800_000_000,
+    };
+    if let Ok(found) = description.read(answer) {
+        assert!(!found.life.is_zero());
+        assert!(!found.token.expose().is_empty());
+        assert!(found.headers.iter().all(|(_, value)| value.is_sensitive()));
+    }
+}

@@ -1,0 +1,257 @@
+//! What is known of an upstream's health, shared by all workers and the control runtime.
+//! Requests tell it how their exchanges ended; while nothing fails, that and the question
+//! whether a request may go up are one relaxed load each.
+
+pub(super) mod breaker;
+pub(super) mod prober;
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use crate::causes::causes;
+use crate::clock;
+use crate::metrics::Metrics;
+use breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel, UpstreamPass};
+
+/// An exchange that ends early, because the client left or its time was up, says something
+/// about an upstream that has owed the answer for this long.
+const TELLING: Duration = Duration::from_secs(3);
+
+/// The health of one upstream address; a reload hands it on.
+#[derive(Debug)]
+pub struct UpstreamHealth {
+    upstream: Arc<str>,
+    /// All that ordinary requests look at.
+    is_quiet: AtomicBool,
+    known: Mutex<HealthRecord>,
+    level: watch::Sender<HealthLevel>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct HealthRecord {
+    breaker: CircuitBreaker,
+    /// Of the last failure; no secret is in it.
+    cause: String,
+    /// Seconds since 1970 at the first of the failures in a row.
+    since: i64,
+}
+
+/// Why the next request would be refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamOutage {
+    pub upstream: Arc<str>,
+    /// Seconds since 1970.
+    pub since: i64,
+    pub cause: String,
+}
+
+impl fmt::Display for UpstreamOutage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = clock::unix_seconds().saturating_sub(self.since).max(0);
+        write!(f, "upstream {}: down for {seconds} s", self.upstream)?;
+        if let Ok(since) = jiff::Timestamp::from_second(self.since) {
+            write!(f, ", since {since}")?;
+        }
+        write!(f, ": {}", self.cause)
+    }
+}
+
+impl UpstreamHealth {
+    pub(super) fn new(upstream: &Arc<str>, metrics: &Arc<Metrics>) -> Arc<Self> {
+        metrics.upstream_up.set(1);
+        Arc::new(Self {
+            upstream: Arc::clone(upstream),
+            is_quiet: AtomicBool::new(true),
+            known: Mutex::new(HealthRecord {
+                breaker: CircuitBreaker::new(),
+                cause: String::new(),
+                since: 0,
+            }),
+            level: watch::Sender::new(HealthLevel::Quiet),
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    /// Nothing speaks against the upstream.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_quiet.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request may go up now; if not, how soon it is worth asking again.
+    pub(crate) fn admit(&self) -> Result<UpstreamPass, Duration> {
+        if self.is_quiet() {
+            return Ok(UpstreamPass::Ordinary);
+        }
+        self.lock().breaker.admit(Instant::now())
+    }
+
+    /// The same for a request that has waited since it was admitted.
+    pub(crate) fn readmit(&self, pass: UpstreamPass) -> Result<(), Duration> {
+        match pass {
+            UpstreamPass::Trial => Ok(()),
+            UpstreamPass::Ordinary if self.is_quiet() => Ok(()),
+            UpstreamPass::Ordinary => self.check(),
+        }
+    }
+
+    /// The same without taking the place of a trial.
+    pub(crate) fn check(&self) -> Result<(), Duration> {
+        let known = self.lock();
+        match known.breaker.level() {
+            HealthLevel::Quiet | HealthLevel::Suspect => Ok(()),
+            HealthLevel::Down => Err(known.breaker.pause(Instant::now())),
+        }
+    }
+
+    /// Until the gate asks the upstream again; zero while the breaker is closed.
+    pub(crate) fn pause(&self) -> Duration {
+        if self.is_quiet() {
+            return Duration::ZERO;
+        }
+        self.lock().breaker.pause(Instant::now())
+    }
+
+    /// None: requests go up.
+    pub fn outage(&self) -> Option<UpstreamOutage> {
+        let known = self.lock();
+        (known.breaker.level() == HealthLevel::Down).then(|| UpstreamOutage {
+            upstream: Arc::clone(&self.upstream),
+            since: known.since,
+            cause: known.cause.clone(),
+        })
+    }
+
+    /// The head of an answer has come, whatever it says.
+    #[inline]
+    pub(super) fn answered(&self) {
+        if !self.is_quiet() {
+            self.recovered();
+        }
+    }
+
+    #[cold]
+    fn recovered(&self) {
+        let mut known = self.lock();
+        let ended = known.breaker.answered(Instant::now());
+        self.publish(&known);
+        drop(known);
+        if let Some(down) = ended {
+            info!(upstream = %self.upstream, seconds = down.as_secs(),
+                "the upstream answers again; requests go up");
+        }
+    }
+
+    /// A request or a question got no connection.
+    pub(super) fn unconnected(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
+        if !is_of_our_own(failure) {
+            self.failed(ExchangeFailure::NoConnection, asker, failure);
+        }
+    }
+
+    /// A request or a question got no answer over the connection it had.
+    pub(super) fn unanswered(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
+        self.failed(ExchangeFailure::NoAnswer, asker, failure);
+    }
+
+    /// An exchange ended before its time; the upstream had owed the answer for `owed`. It
+    /// counts if that is long.
+    pub(super) fn given_up(&self, owed: Duration, limit: Duration) {
+        if owed >= limit.min(TELLING) {
+            self.failed(
+                ExchangeFailure::NoAnswer,
+                FailureSource::Request,
+                &GivenUp(owed),
+            );
+        }
+    }
+
+    #[cold]
+    fn failed(
+        &self,
+        failure: ExchangeFailure,
+        asker: FailureSource,
+        error: &(dyn Error + 'static),
+    ) {
+        let cause = crate::causes::chain(error);
+        let mut known = self.lock();
+        if known.breaker.level() == HealthLevel::Quiet {
+            known.since = clock::unix_seconds();
+        }
+        let opened = known.breaker.failed(failure, asker, Instant::now());
+        self.publish(&known);
+        known.cause.clone_from(&cause);
+        drop(known);
+        if let Some(failures) = opened {
+            self.metrics.upstream_breaker_openings.inc();
+            error!(upstream = %self.upstream, failures, error = %cause,
+                "the upstream is down: requests get 503 at once until it answers the gate's probe");
+        }
+    }
+
+    /// Waits until an outage has ended, from now on.
+    pub(super) async fn back(&self) {
+        let mut level = self.level.subscribe();
+        let is_down = |level: &HealthLevel| *level == HealthLevel::Down;
+        // The sender lives as long as `self`.
+        let _ = level.wait_for(is_down).await;
+        let _ = level.wait_for(|level| !is_down(level)).await;
+    }
+
+    pub(super) fn levels(&self) -> watch::Receiver<HealthLevel> {
+        self.level.subscribe()
+    }
+
+    pub(super) fn next_probe(&self) -> Option<Instant> {
+        self.lock().breaker.next_probe()
+    }
+
+    pub(super) fn probe_begins(&self) {
+        let jitter = rand::random();
+        self.lock().breaker.probe_begins(Instant::now(), jitter);
+    }
+
+    pub(super) fn hurry(&self) {
+        self.lock().breaker.hurry(Instant::now());
+    }
+
+    /// `known` is what the lock guards: others see the changes in their order.
+    fn publish(&self, known: &HealthRecord) {
+        let level = known.breaker.level();
+        let is_quiet = level == HealthLevel::Quiet;
+        self.is_quiet.store(is_quiet, Ordering::Relaxed);
+        self.level.send_if_modified(|now| {
+            let is_news = *now != level;
+            *now = level;
+            is_news
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HealthRecord> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {0:.1?}, then the exchange was given up")]
+struct GivenUp(Duration);
+
+/// This host cannot make a connection, whatever the upstream does: no descriptors or no
+/// memory left.
+fn is_of_our_own(failure: &(dyn Error + 'static)) -> bool {
+    use rustix::io::Errno;
+    let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    std::iter::once(failure)
+        .chain(causes(failure))
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .filter_map(Errno::from_io_error)
+        .any(|errno| lacks.contains(&errno))
+}

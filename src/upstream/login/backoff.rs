@@ -1,0 +1,222 @@
+//! How often, how soon: the login budget, the back-off after failures, and the
+//! moment to renew. Numbers only.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::judgement::LoginCause;
+use crate::config;
+use crate::upstream::sync::lock;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// A login that the upstream has refused is tried again after these: people mend passwords,
+/// and no account is locked by it.
+const REFUSED_PAUSES: [Duration; 3] = [
+    Duration::from_secs(300),
+    Duration::from_secs(600),
+    Duration::from_secs(840),
+];
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many logins the upstream is asked to bear, whatever the reason for them.
+#[derive(Debug)]
+pub(in crate::upstream) struct LoginBudget {
+    least: Duration,
+    per_hour: u32,
+    spent: VecDeque<Instant>,
+}
+
+impl LoginBudget {
+    pub(in crate::upstream) fn new(least: Duration, per_hour: u32) -> Self {
+        let mut budget = Self {
+            least: Duration::ZERO,
+            per_hour: 1,
+            spent: VecDeque::new(),
+        };
+        budget.resize(least, per_hour);
+        budget
+    }
+
+    /// Other settings; what was spent stays spent.
+    pub(super) fn resize(&mut self, least: Duration, per_hour: u32) {
+        self.least = least;
+        self.per_hour = per_hour.max(1);
+    }
+
+    /// How long until the next login is allowed; None: it is now. Refusals leave a quarter
+    /// of the hour's logins to renewals, whoever has taken the rest.
+    pub(in crate::upstream) fn wait(
+        &mut self,
+        cause: LoginCause,
+        now: Instant,
+    ) -> Option<Duration> {
+        while self.spent.front().is_some_and(|&at| now - at >= HOUR) {
+            self.spent.pop_front();
+        }
+        let most = match cause {
+            LoginCause::Renewal | LoginCause::Unproven => self.per_hour,
+            LoginCause::Refusal => most_for_refusals(self.per_hour),
+        };
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let interval = self.spent.back().map(|&at| at + self.least);
+        let hour = (self.spent.len() >= most).then(|| self.spent[self.spent.len() - most] + HOUR);
+        let free = interval.max(hour)?;
+        let left = free.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    pub(in crate::upstream) fn spend(&mut self, now: Instant) {
+        self.spent.push_back(now);
+    }
+
+    /// The last login never reached the upstream: no burden to it.
+    pub(super) fn refund(&mut self) {
+        self.spent.pop_back();
+    }
+}
+
+/// Logins within an hour, of `per_hour`, up to which a refusal may cause one more.
+pub(super) fn most_for_refusals(per_hour: u32) -> u32 {
+    (per_hour - per_hour.div_ceil(4)).max(1)
+}
+
+/// The budgets of all logins of this process, by address and user: they outlive reloads,
+/// also those that change the address and back.
+#[derive(Debug, Default)]
+pub(super) struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<LoginBudget>>>>);
+
+impl LoginBudgets {
+    pub(in crate::upstream) fn of(
+        &self,
+        identity: &str,
+        settings: &config::Login,
+    ) -> Arc<Mutex<LoginBudget>> {
+        let (least, per_hour) = (settings.min_login_interval, settings.logins_per_hour);
+        let fresh = || Arc::new(Mutex::new(LoginBudget::new(least, per_hour)));
+        let mut budgets = lock(&self.0);
+        let budget = budgets.entry(identity.to_owned()).or_insert_with(fresh);
+        lock(budget).resize(least, per_hour);
+        Arc::clone(budget)
+    }
+}
+
+/// Exponential with full jitter, so that many gates do not come back in step
+/// after an outage of the upstream they share.
+pub(super) fn back_off(failures: u32) -> Duration {
+    let doubled = Duration::from_secs(1u64 << failures.saturating_sub(1).min(9));
+    let cap = doubled.min(LONGEST_PAUSE);
+    cap.mul_f64(rand::random::<f64>()).max(SHORTEST_PAUSE)
+}
+
+/// After the `refusals`th wrong password in a row; up to a fifteenth is added by chance.
+pub(super) fn refused_pause(refusals: u32) -> Duration {
+    let index = usize::try_from(refusals.saturating_sub(1)).unwrap_or(usize::MAX);
+    let pause = REFUSED_PAUSES[index.min(REFUSED_PAUSES.len() - 1)];
+    pause.mul_f64(1.0 + rand::random::<f64>() / 15.0)
+}
+
+/// When to renew a token that lives for `life` from now. Jitter only makes it earlier.
+pub(super) fn renew_after(life: Duration, renew_at: f64, floor: Duration) -> Duration {
+    let latest = life - floor.min(life / 2);
+    let due = life.mul_f64(renew_at.clamp(0.0, 1.0)).min(latest);
+    due.mul_f64(1.0 - 0.05 * rand::random::<f64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_comes_before_the_floor_and_never_after_the_share() {
+        let secs = Duration::from_secs;
+        for _ in 0..1000 {
+            let week = renew_after(secs(604_800), 0.8, secs(300));
+            assert!(week <= secs(483_840) && week >= secs(459_000), "{week:?}");
+            let short = renew_after(secs(100), 0.95, secs(30));
+            assert!(short <= secs(70) && short >= secs(66), "{short:?}");
+            let tiny = renew_after(secs(4), 0.8, secs(300));
+            assert!(tiny <= secs(2) && tiny >= Duration::from_millis(1900));
+        }
+    }
+
+    #[test]
+    fn back_off_grows_to_five_minutes_and_stays_there() {
+        for _ in 0..1000 {
+            assert!(back_off(1) <= Duration::from_secs(1));
+            assert!(back_off(3) <= Duration::from_secs(4));
+            assert!(back_off(u32::MAX) <= LONGEST_PAUSE);
+            assert!(back_off(u32::MAX) >= SHORTEST_PAUSE);
+        }
+    }
+
+    #[test]
+    fn a_refused_login_is_tried_again_between_five_and_fifteen_minutes() {
+        for refusals in [1, 2, 3, 4, u32::MAX] {
+            let pause = refused_pause(refusals);
+            assert!(pause >= Duration::from_secs(300), "{pause:?}");
+            assert!(pause <= Duration::from_secs(900), "{pause:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_leave_a_quarter_of_the_hour_to_renewals() {
+        let mut budget = LoginBudget::new(Duration::ZERO, 10);
+        let now = Instant::now();
+        for _ in 0..7 {
+            assert_eq!(budget.wait(LoginCause::Refusal, now), None);
+            budget.spend(now);
+        }
+        assert_eq!(budget.wait(LoginCause::Refusal, now), Some(HOUR));
+        assert_eq!(budget.wait(LoginCause::Renewal, now), None);
+        let mut one = LoginBudget::new(Duration::ZERO, 1);
+        assert_eq!(one.wait(LoginCause::Refusal, now), None);
+        one.spend(now);
+        assert_eq!(one.wait(LoginCause::Renewal, now), Some(HOUR));
+    }
+
+    #[test]
+    fn a_budget_outlives_a_change_of_settings_and_belongs_to_one_login() {
+        let budgets = LoginBudgets::default();
+        let settings = |per_hour| config::Login {
+            username: "gateway".to_owned(),
+            password: crate::secret::SecretSource::Env("NONE".to_owned()),
+            renew_at: 0.8,
+            renew_floor: Duration::ZERO,
+            min_login_interval: Duration::ZERO,
+            logins_per_hour: per_hour,
+            timeout: HOUR,
+            single_active_token: false,
+        };
+        let now = Instant::now();
+        lock(&budgets.of("a", &settings(5))).spend(now);
+        let again = budgets.of("a", &settings(1));
+        assert_eq!(lock(&again).wait(LoginCause::Renewal, now), Some(HOUR));
+        let other = budgets.of("b", &settings(1));
+        assert_eq!(lock(&other).wait(LoginCause::Renewal, now), None);
+    }
+
+    #[test]
+    fn the_budget_holds_by_interval_and_by_hour() {
+        let mut budget = LoginBudget::new(Duration::from_secs(10), 3);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let renewal = LoginCause::Renewal;
+        for login in 0..3 {
+            assert_eq!(budget.wait(renewal, at(login * 10)), None);
+            budget.spend(at(login * 10));
+        }
+        assert_eq!(
+            budget.wait(renewal, at(21)),
+            Some(Duration::from_secs(3579))
+        );
+        assert_eq!(budget.wait(renewal, at(3600)), None);
+        budget.spend(at(3600));
+        assert_eq!(budget.wait(renewal, at(3605)), Some(Duration::from_secs(5)));
+        budget.refund();
+        assert_eq!(budget.wait(renewal, at(3605)), None);
+    }
+}

@@ -1,0 +1,284 @@
+//! One login call: asked on a connection of its own, read bounded in size and
+//! time, and told apart into what the renewer must know. Never retries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, DATE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use super::description::{BadLoginResponse, LoginDescription, LoginResponseParts};
+use super::status::LoginFailure;
+use crate::clock::{self, Deadline};
+use crate::config;
+use crate::metrics::LoginOutcome;
+use crate::secret::Secret;
+use crate::upstream::health::UpstreamHealth;
+use crate::upstream::health::breaker::FailureSource;
+use crate::upstream::own_requests::{CallError, OwnRequests};
+use crate::upstream::transport::dialer::DialError;
+
+const LONGEST_ANSWER: usize = 64 * 1024;
+/// A longer `Retry-After` is honoured only this far: it may be a mistake, and
+/// nobody is there to correct it.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Why a login brought no token.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    #[error("cannot reach the upstream")]
+    Unreachable(#[source] DialError),
+    #[error("the connection to the upstream broke during the login")]
+    Broken(#[source] hyper::Error),
+    #[error("no answer to the login within {0:?}")]
+    Timeout(Duration),
+    #[error("the upstream refuses our user name or password")]
+    WrongPassword,
+    #[error("the upstream wants the password to be changed first")]
+    PasswordChange,
+    #[error("the upstream refuses the login with status {status}")]
+    Refused {
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    },
+    #[error("the upstream does not take the token that its login has just given")]
+    NotAccepted,
+    #[error("the answer to the login is of no use")]
+    Unusable(#[source] BadLoginResponse),
+}
+
+impl LoginError {
+    pub(in crate::upstream) fn why(&self) -> LoginFailure {
+        match self {
+            Self::Unreachable(_) | Self::Broken(_) => LoginFailure::Unreachable,
+            Self::Timeout(_) => LoginFailure::Timeout,
+            Self::WrongPassword => LoginFailure::WrongPassword,
+            Self::PasswordChange => LoginFailure::PasswordChange,
+            Self::Refused { status, .. } => LoginFailure::Refused(*status),
+            Self::NotAccepted => LoginFailure::NotAccepted,
+            Self::Unusable(_) => LoginFailure::Unusable,
+        }
+    }
+
+    pub(in crate::upstream) fn outcome(&self) -> LoginOutcome {
+        match self {
+            Self::Unreachable(_) | Self::Broken(_) => LoginOutcome::Unreachable,
+            Self::Timeout(_) => LoginOutcome::Timeout,
+            Self::WrongPassword => LoginOutcome::WrongPassword,
+            Self::PasswordChange => LoginOutcome::PasswordChange,
+            Self::Refused { .. } => LoginOutcome::Refused,
+            Self::NotAccepted => LoginOutcome::NotAccepted,
+            Self::Unusable(_) => LoginOutcome::Unusable,
+        }
+    }
+
+    /// The upstream never saw this login.
+    pub(in crate::upstream) fn is_unsent(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+
+    pub(in crate::upstream) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+/// What a good login brings.
+#[derive(Debug)]
+pub(in crate::upstream) struct LoginGrant {
+    pub(in crate::upstream) token: Secret,
+    pub(in crate::upstream) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(in crate::upstream) left: Duration,
+    /// The upstream's clock minus ours.
+    pub(in crate::upstream) skew_seconds: i64,
+}
+
+/// When the login began, on both clocks: the host may be suspended before the answer is
+/// read.
+#[derive(Clone, Copy, Debug)]
+struct LoginStart(Deadline);
+
+const FAR: Duration = Duration::from_secs(86_400);
+
+impl LoginStart {
+    fn now() -> Self {
+        Self(Deadline::after(FAR))
+    }
+
+    fn elapsed(self) -> Duration {
+        FAR.saturating_sub(self.0.left())
+    }
+}
+
+/// How this upstream's login is made.
+#[derive(Debug)]
+pub(in crate::upstream) struct LoginCall {
+    own: Arc<OwnRequests>,
+    description: LoginDescription,
+    username: String,
+    /// For everything: connecting, asking, reading.
+    timeout: Duration,
+}
+
+impl LoginCall {
+    pub(in crate::upstream) fn new(
+        own: &Arc<OwnRequests>,
+        description: LoginDescription,
+        login: &config::Login,
+    ) -> Self {
+        Self {
+            own: Arc::clone(own),
+            description,
+            username: login.username.clone(),
+            timeout: login.timeout,
+        }
+    }
+
+    pub(in crate::upstream) fn health(&self) -> &UpstreamHealth {
+        &self.own.health
+    }
+
+    pub(in crate::upstream) async fn make(
+        &self,
+        password: &Secret,
+    ) -> Result<LoginGrant, LoginError> {
+        let outcome = timeout(self.timeout, Box::pin(self.ask(password)))
+            .await
+            .unwrap_or(Err(LoginError::Timeout(self.timeout)));
+        self.tell(&outcome);
+        outcome
+    }
+
+    /// What this login says of the upstream's health.
+    fn tell(&self, outcome: &Result<LoginGrant, LoginError>) {
+        match outcome {
+            Err(failure @ LoginError::Unreachable(_)) => {
+                self.own.health.unconnected(FailureSource::Request, failure);
+            }
+            Err(failure @ (LoginError::Broken(_) | LoginError::Timeout(_))) => {
+                self.own.health.unanswered(FailureSource::Request, failure);
+            }
+            Ok(_)
+            | Err(
+                LoginError::WrongPassword
+                | LoginError::PasswordChange
+                | LoginError::Refused { .. }
+                | LoginError::NotAccepted
+                | LoginError::Unusable(_),
+            ) => self.own.health.answered(),
+        }
+    }
+
+    async fn ask(&self, password: &Secret) -> Result<LoginGrant, LoginError> {
+        let began = LoginStart::now();
+        let request = self.request(password);
+        let judge = async |response| self.judge(response, began).await;
+        match self.own.call(request, None, self.timeout, judge).await {
+            Ok(outcome) => outcome,
+            Err(CallError::Unreachable(source)) => Err(LoginError::Unreachable(source)),
+            Err(CallError::Broken(source)) => Err(LoginError::Broken(source)),
+            Err(CallError::Late(limit)) => Err(LoginError::Timeout(limit)),
+        }
+    }
+
+    fn request(&self, password: &Secret) -> Request<Full<Bytes>> {
+        let question = self.description.question(&self.username, password);
+        let mut request = Request::new(Full::new(Bytes::copy_from_slice(&question.body)));
+        *request.method_mut() = self.description.method.clone();
+        *request.uri_mut() = self.description.path.clone().into();
+        self.own.dress(&mut request);
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.extend(question.header);
+        request
+    }
+
+    async fn judge(
+        &self,
+        response: Response<Incoming>,
+        began: LoginStart,
+    ) -> Result<LoginGrant, LoginError> {
+        let (head, body) = response.into_parts();
+        let status = head.status;
+        if self.description.accepted.contains(&status) {
+            let body = read(body).await.map_err(LoginError::Unusable)?;
+            return self
+                .believe(&head.headers, &body, began)
+                .map_err(LoginError::Unusable);
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            // A body that cannot be read changes nothing about the verdict.
+            let body = read(body).await.unwrap_or_default();
+            return Err(if self.description.wants_password_change(&body) {
+                LoginError::PasswordChange
+            } else {
+                LoginError::WrongPassword
+            });
+        }
+        Err(LoginError::Refused {
+            status,
+            retry_after: retry_after(&head.headers),
+        })
+    }
+
+    fn believe(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        began: LoginStart,
+    ) -> Result<LoginGrant, BadLoginResponse> {
+        let ours = clock::unix_seconds();
+        let upstream_now = date(headers).unwrap_or(ours);
+        let answer = LoginResponseParts {
+            headers,
+            body,
+            upstream_now,
+        };
+        let found = self.description.read(answer)?;
+        // The token may be as old as the question, and `Date` is in whole seconds: it may
+        // have been wrong by almost one when it was written.
+        let rounding = Duration::from_secs(1).min(found.life / 4);
+        let left = found.life.saturating_sub(began.elapsed() + rounding);
+        if left.is_zero() {
+            return Err(BadLoginResponse::Past);
+        }
+        Ok(LoginGrant {
+            token: found.token,
+            headers: found.headers,
+            left,
+            skew_seconds: upstream_now.saturating_sub(ours),
+        })
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, BadLoginResponse> {
+    match Limited::new(body, LONGEST_ANSWER).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(BadLoginResponse::TooLarge),
+        Err(_) => Err(BadLoginResponse::CutShort),
+    }
+}
+
+fn date(headers: &HeaderMap) -> Option<i64> {
+    let date = httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()?;
+    let since = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let pause = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(clock::wall())
+            .unwrap_or_default(),
+    };
+    Some(pause.min(LONGEST_RETRY_AFTER))
+}

@@ -1,0 +1,197 @@
+//! Which paths refuse the session's tokens, and what one refused request has tried.
+
+use std::collections::HashMap;
+
+use super::Millis;
+use super::accepted_paths::PathKey;
+
+/// Paths on record at once; the oldest makes room.
+pub(crate) const MOST_PATHS: usize = 256;
+/// So many paths refused in a row, with nothing accepted in between, speak against the token.
+const STREAK: u32 = 8;
+/// So many of them, and nothing accepted for so long: the token is not at fault at one path.
+const SEVERAL: u32 = 2;
+const QUIET: Millis = MINUTE;
+/// A request that was refused so often is not sent again, whatever is known by then.
+const MOST_REFUSALS: usize = 5;
+pub(crate) const MINUTE: Millis = 60_000;
+/// A refusal longer ago has no part in what a path does now.
+const RECENT: Millis = MINUTE;
+/// How long a path that has never accepted a token is left to refuse what it is shown:
+/// doubled each time, up to the second.
+const UNKNOWN_HABIT: [Millis; 2] = [15 * MINUTE, 240 * MINUTE];
+/// The same for one that has accepted tokens before.
+const KNOWN_HABIT: [Millis; 2] = [2_000, MINUTE];
+
+/// One request on its way through refusals: what it has tried so far.
+#[derive(Debug)]
+pub struct RefusedRequest {
+    pub(crate) path: PathKey,
+    /// When it was refused first; set by the first refusal.
+    pub(crate) since: Millis,
+    /// Whether it can be sent again at all: its body is small enough to be kept.
+    pub(crate) can_repeat: bool,
+    /// The generation of each refusal.
+    tried: Vec<u64>,
+    /// The generation about which it has waited for the renewer's word.
+    pub(crate) asked: Option<u64>,
+}
+
+impl RefusedRequest {
+    pub fn new(path: PathKey, can_repeat: bool) -> Self {
+        Self {
+            path,
+            since: 0,
+            can_repeat,
+            tried: Vec::new(),
+            asked: None,
+        }
+    }
+
+    pub(super) fn was_refused_with(&mut self, generation: u64, now: Millis) {
+        if self.tried.is_empty() {
+            self.since = now;
+        }
+        self.tried.push(generation);
+    }
+
+    pub(super) fn has_tried(&self, generation: u64) -> bool {
+        self.tried.contains(&generation)
+    }
+
+    /// It has been sent twice with this token, or cannot be.
+    pub(super) fn has_repeated(&self, generation: u64) -> bool {
+        let times = self.tried.iter().filter(|tried| **tried == generation);
+        !self.can_repeat || times.count() > 1
+    }
+
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.tried.len() >= MOST_REFUSALS
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RefusedPath {
+    /// The path has accepted nothing since.
+    since: Millis,
+    /// Its last refusal.
+    last: Millis,
+    /// The last generation it refused.
+    generation: u64,
+    /// Its refusals since.
+    count: u32,
+    habits: u32,
+    habitual_until: Millis,
+}
+
+/// Paths whose last answer was a refusal.
+#[derive(Debug, Default)]
+pub(crate) struct RefusedPaths {
+    pub(crate) paths: HashMap<PathKey, RefusedPath>,
+    /// New ones among them since anything was accepted.
+    streak: u32,
+    /// When the first of those was refused.
+    streak_since: Millis,
+}
+
+impl RefusedPaths {
+    pub(crate) fn note(&mut self, path: PathKey, generation: u64, now: Millis) {
+        if let Some(known) = self.paths.get_mut(&path) {
+            if now >= known.habitual_until && now.saturating_sub(known.last) > RECENT {
+                known.since = now;
+            }
+            known.generation = generation;
+            known.last = now;
+            known.count = known.count.saturating_add(1);
+            return;
+        }
+        if self.paths.len() >= MOST_PATHS {
+            let oldest = self.paths.iter().min_by_key(|(_, path)| path.since);
+            let oldest = oldest.map(|(path, _)| *path);
+            oldest.map(|path| self.paths.remove(&path));
+        }
+        if self.streak == 0 {
+            self.streak_since = now;
+        }
+        self.streak = self.streak.saturating_add(1);
+        let fresh = RefusedPath {
+            since: now,
+            last: now,
+            generation,
+            count: 1,
+            habits: 0,
+            habitual_until: 0,
+        };
+        self.paths.insert(path, fresh);
+    }
+
+    /// Notes that the lease in use was accepted; the generation this path refused last, if
+    /// it was on record.
+    pub(crate) fn accepted(&mut self, path: PathKey) -> Option<u64> {
+        self.streak = 0;
+        self.paths.remove(&path).map(|path| path.generation)
+    }
+
+    /// Since when the path has accepted nothing.
+    pub(crate) fn since(&self, path: PathKey) -> Option<Millis> {
+        self.paths.get(&path).map(|path| path.since)
+    }
+
+    /// Refusals in a row.
+    pub(crate) fn count(&self, path: PathKey) -> u32 {
+        self.paths.get(&path).map_or(0, |path| path.count)
+    }
+
+    pub(crate) fn is_refusing(&self, path: PathKey) -> bool {
+        self.paths.contains_key(&path)
+    }
+
+    /// Whether refusals of this path say nothing about the token for now.
+    pub(crate) fn is_habitual(&self, path: PathKey, now: Millis) -> bool {
+        let known = self.paths.get(&path);
+        known.is_some_and(|known| now < known.habitual_until)
+    }
+
+    /// The path refuses whatever it is shown. `has_accepted`: ever, a token of this session.
+    pub(crate) fn is_a_habit(&mut self, path: PathKey, has_accepted: bool, now: Millis) {
+        if !self.is_refusing(path) {
+            self.note(path, 0, now);
+        }
+        if let Some(known) = self.paths.get_mut(&path) {
+            let [first, longest] = match has_accepted {
+                true => KNOWN_HABIT,
+                false => UNKNOWN_HABIT,
+            };
+            let pause = longest.min(first << known.habits.min(16));
+            known.habits = known.habits.saturating_add(1);
+            known.habitual_until = now + pause;
+            // What it refuses later is held against tokens minted after this.
+            known.since = now;
+        }
+    }
+
+    pub(crate) fn is_streak(&self) -> bool {
+        self.streak >= STREAK
+    }
+
+    /// Whether several paths began to refuse and nothing has been accepted for a while: a path
+    /// that refuses by itself is no such case, as others go on.
+    pub(super) fn is_everything_refused(&self, now: Millis) -> bool {
+        self.streak >= SEVERAL && now.saturating_sub(self.streak_since) >= QUIET
+    }
+
+    pub(crate) fn has_streak(&self) -> bool {
+        self.streak > 0
+    }
+
+    /// Another token is in use: only paths that refuse any token stay on record.
+    pub(super) fn forget_recent(&mut self, now: Millis) {
+        self.paths.retain(|_, path| now < path.habitual_until);
+        self.streak = 0;
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.paths.clear();
+        self.streak = 0;
+    }
+}

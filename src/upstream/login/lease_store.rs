@@ -1,0 +1,217 @@
+//! Keeps the upstream's token across restarts: sealed, and bound to the upstream's
+//! name, address and user, so that a changed configuration never sends it elsewhere.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::clock;
+use crate::secret::Secret;
+use crate::store::shared::SharedStore;
+use crate::store::{SealedBytes, SealedLease, SealingKeys, Store, StoreChange};
+
+/// Less is not worth adopting: the renewal would be due at once.
+const LEAST_LEFT: Duration = Duration::from_secs(10);
+
+/// Where an upstream's token is kept, and what was found there at the start.
+#[derive(Clone, Debug)]
+pub struct LeaseKeeper {
+    store: Arc<Store>,
+    seal: Arc<SealingKeys>,
+    found: Vec<SealedLease>,
+}
+
+impl LeaseKeeper {
+    pub fn new(store: Arc<Store>, seal: Arc<SealingKeys>, found: Vec<SealedLease>) -> Self {
+        Self { store, seal, found }
+    }
+
+    /// For an upstream that a reload has changed: what was found is of the one before.
+    pub fn ignoring_saved_lease(self) -> Self {
+        Self {
+            found: Vec::new(),
+            ..self
+        }
+    }
+}
+
+/// One upstream's part of it.
+#[derive(Debug)]
+pub(in crate::upstream) struct LeaseBinding {
+    keeper: LeaseKeeper,
+    upstream: Arc<str>,
+    bound_to: String,
+}
+
+/// A token as it is sealed.
+#[derive(Debug, Serialize, Deserialize)]
+struct SealedToken<'a> {
+    #[serde(borrow)]
+    token: Cow<'a, str>,
+    began_millis: u64,
+    ends_millis: u64,
+}
+
+/// A token that is good still.
+#[derive(Debug)]
+pub(in crate::upstream) struct SavedLease {
+    pub(in crate::upstream) token: Secret,
+    pub(super) ends_millis: u64,
+    pub(in crate::upstream) life: Duration,
+    /// How much of its life has gone.
+    pub(super) age: Duration,
+}
+
+impl LeaseBinding {
+    /// `bound_to`: what the token belongs to; sealed for something else it does not open.
+    pub(in crate::upstream) fn new(
+        keeper: LeaseKeeper,
+        upstream: &Arc<str>,
+        bound_to: String,
+    ) -> Self {
+        Self {
+            keeper,
+            upstream: Arc::clone(upstream),
+            bound_to,
+        }
+    }
+
+    /// The token of an earlier start, if it is this upstream's and has time left.
+    pub(in crate::upstream) fn find(&self) -> Option<SavedLease> {
+        let mut leases = self.keeper.found.iter();
+        let lease = leases.find(|lease| lease.upstream == self.upstream)?;
+        let now = clock::unix_millis();
+        let (kept, began_millis) = self.open(&lease.sealed)?;
+        // A clock that is behind the token's own beginning says nothing about its end.
+        let is_usable = began_millis <= now && span(now, kept.ends_millis) >= LEAST_LEFT;
+        is_usable.then_some(kept)
+    }
+
+    /// A token that was sealed for this upstream, and when it began.
+    pub(in crate::upstream) fn open(&self, sealed: &SealedBytes) -> Option<(SavedLease, u64)> {
+        let opened = self.keeper.seal.open(sealed, self.bound_to.as_bytes());
+        let text = match opened {
+            Ok(text) => text,
+            Err(error) => {
+                info!(upstream = %self.upstream, %error, "the kept token is of no use; logging in");
+                return None;
+            }
+        };
+        let sealed: SealedToken<'_> = serde_json::from_str(text.expose()).ok()?;
+        let kept = SavedLease {
+            token: Secret::new(&*sealed.token),
+            ends_millis: sealed.ends_millis,
+            life: span(sealed.began_millis, sealed.ends_millis),
+            age: span(sealed.began_millis, clock::unix_millis()),
+        };
+        Some((kept, sealed.began_millis))
+    }
+
+    /// The token, sealed as of now; None only if the host gives no randomness.
+    pub(super) fn sealed(&self, token: &Secret, ends_millis: u64) -> Option<SealedBytes> {
+        let lease = self.seal(token, clock::unix_millis(), ends_millis)?;
+        Some(lease.sealed)
+    }
+
+    /// The store that other gates share, if it is one.
+    pub(in crate::upstream) fn shared(&self) -> Option<&Arc<SharedStore>> {
+        self.keeper.store.shared()
+    }
+
+    /// Keeps a token. Nobody waits for it: without it the next start logs in.
+    pub(in crate::upstream) fn keep(&self, token: &Secret, ends_millis: u64) {
+        let sealed = self.seal(token, clock::unix_millis(), ends_millis);
+        if let Some(sealed) = sealed {
+            self.submit(StoreChange::PutLease(sealed));
+        }
+    }
+
+    /// None only if the host gives no randomness.
+    fn seal(&self, token: &Secret, began_millis: u64, ends_millis: u64) -> Option<SealedLease> {
+        let sealed = SealedToken {
+            token: token.expose().into(),
+            began_millis,
+            ends_millis,
+        };
+        let text = Zeroizing::new(serde_json::to_string(&sealed).ok()?);
+        let seal = &self.keeper.seal;
+        Some(SealedLease {
+            upstream: Arc::clone(&self.upstream),
+            ends_millis,
+            sealed: seal.seal(&Secret::new(text.as_str()), self.bound_to.as_bytes())?,
+        })
+    }
+
+    /// The upstream has refused the token: nobody is to try it again.
+    pub(in crate::upstream) fn forget(&self) {
+        self.submit(StoreChange::RemoveLease {
+            upstream: Arc::clone(&self.upstream),
+        });
+    }
+
+    fn submit(&self, change: StoreChange) {
+        let upstream = Arc::clone(&self.upstream);
+        self.keeper.store.submit(change, move |outcome| {
+            if let Err(error) = outcome {
+                warn!(%upstream, %error, "the upstream's token is not kept; the next start may log in");
+            }
+        });
+    }
+}
+
+fn span(from: u64, to: u64) -> Duration {
+    Duration::from_millis(to.saturating_sub(from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SealKey;
+
+    const HOUR: u64 = 3_600_000;
+
+    fn place(host: &str, username: &str, found: Vec<SealedLease>) -> LeaseBinding {
+        let key = Secret::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        let seal = SealingKeys::new(SealKey::parse(&key).unwrap(), None);
+        let keeper = LeaseKeeper::new(Arc::new(Store::Memory), Arc::new(seal), found);
+        LeaseBinding::new(keeper, &"main".into(), format!("{host}\n{username}"))
+    }
+
+    fn found(began: u64, ends: u64) -> Option<SavedLease> {
+        let lease = place("a", "gate", Vec::new()).seal(&Secret::new("to\"ken"), began, ends);
+        place("a", "gate", vec![lease.unwrap()]).find()
+    }
+
+    #[test]
+    fn a_kept_token_is_used_while_it_lives_and_not_before_its_beginning() {
+        let now = clock::unix_millis();
+        let kept = found(now - HOUR, now + HOUR).unwrap();
+        assert!(kept.token == Secret::new("to\"ken"));
+        assert_eq!(
+            (kept.life, kept.ends_millis),
+            (Duration::from_millis(2 * HOUR), now + HOUR)
+        );
+        assert!(kept.age >= Duration::from_millis(HOUR));
+        assert!(found(now - 2 * HOUR, now - HOUR).is_none(), "ended");
+        assert!(found(now - HOUR, now + 1000).is_none(), "as good as ended");
+        assert!(
+            found(now + HOUR, now + 2 * HOUR).is_none(),
+            "the clock was set back"
+        );
+    }
+
+    #[test]
+    fn a_kept_token_is_of_no_use_for_another_address_or_user() {
+        let now = clock::unix_millis();
+        let lease = place("a", "gate", Vec::new()).seal(&Secret::new("t"), now, now + HOUR);
+        let lease = lease.unwrap();
+        assert!(place("a", "gate", vec![lease.clone()]).find().is_some());
+        for (host, username) in [("b", "gate"), ("a", "other"), ("a", "gate\n")] {
+            assert!(place(host, username, vec![lease.clone()]).find().is_none());
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! TODO
+
+pub(super) mod backoff;
+pub(super) mod call;
+pub(super) mod description;
+pub(super) mod judgement;
+pub(super) mod lease;
+pub(super) mod lease_store;
+pub(super) mod plan;
+pub(super) mod proof;
+pub(super) mod renewer;
+pub(super) mod session;
+pub(super) mod session_control;
+pub(super) mod shared_login;
+pub(super) mod status;
+pub(super) mod task;
+pub(super) mod token_probe;

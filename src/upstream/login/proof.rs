@@ -1,0 +1,318 @@
+//! Whether a token is any good: what a login brought is proved before it replaces a token
+//! that works, and what requests were refused with is looked into before it costs a login.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::backoff::back_off;
+use super::call::{LoginError, LoginGrant};
+use super::judgement::speculation::RefusalEvidence;
+use super::judgement::{LeaseSuspicion, LoginCause, YOUNG_PAUSE};
+use super::lease::Lease;
+use super::plan::LoginPlan;
+use super::renewer::{NextAttempt, Renewer};
+use super::session::SOON;
+use super::status::{LoginFailure, RenewerPhase};
+use super::token_probe::ProbeVerdict;
+use crate::clock::Deadline;
+use crate::metrics::LoginOutcome;
+use crate::secret::Secret;
+use crate::upstream::sync::lock;
+
+/// Pauses between the tries of a new token that the probe refuses: some nodes of an upstream
+/// learn of it late. Fifteen seconds in all.
+const PROOF_PAUSES: [u64; 5] = [500, 1_000, 2_000, 4_000, 8_000];
+/// Where the budget leaves no login for so short a time, it is waited for.
+const MILLI: Duration = Duration::from_millis(1);
+
+/// Between two looks at a login of another gate.
+const OTHERS_LOGIN: Duration = Duration::from_millis(50);
+
+/// What a login brought, and whether the probe has accepted it.
+#[derive(Debug)]
+pub(super) struct ObtainedToken {
+    pub(in crate::upstream) granted: LoginGrant,
+    pub(super) is_proven: bool,
+}
+
+impl Renewer {
+    /// Logs in, and proves the token where a good one would be replaced by it. Fails with
+    /// `NotAccepted` for a token that the upstream's probe refuses for as long as that takes.
+    pub(super) async fn obtain(
+        &self,
+        plan: &LoginPlan,
+        password: &Secret,
+    ) -> Result<ObtainedToken, LoginError> {
+        let granted = plan.calls.log_in(password).await?;
+        let single_active = plan.settings.single_active_token;
+        self.session
+            .minted(Deadline::after(granted.left), single_active);
+        self.metrics
+            .session_clock_skew_seconds
+            .set(granted.skew_seconds);
+        // With a single active token the one before is dead already.
+        let word = match self.session.is_ready() && !single_active {
+            true => self.proof_of(plan, &granted).await,
+            false => ProbeVerdict::Undecided,
+        };
+        match word {
+            ProbeVerdict::Refused if self.session.is_ready() => Err(LoginError::NotAccepted),
+            word => Ok(ObtainedToken {
+                granted,
+                is_proven: word == ProbeVerdict::Accepted,
+            }),
+        }
+    }
+
+    /// Ends early when the lease in use ends or is in doubt: then this token is needed.
+    async fn proof_of(&self, plan: &LoginPlan, granted: &LoginGrant) -> ProbeVerdict {
+        let mut pauses = PROOF_PAUSES.into_iter();
+        loop {
+            let word = plan.calls.probe(&granted.headers).await;
+            if word != ProbeVerdict::Refused {
+                return word;
+            }
+            if !self.session.is_ready() || self.session.judgement.suspicion().is_some() {
+                return ProbeVerdict::Undecided;
+            }
+            let Some(pause) = pauses.next() else {
+                return ProbeVerdict::Refused;
+            };
+            tokio::select! {
+                () = sleep(MILLI * u32::try_from(pause).unwrap_or(u32::MAX)) => {}
+                () = self.session.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Requests were refused with a token. Asks the probe about it, and logs in if that is
+    /// not too often. A token is given up only when the probe has confirmed it and nothing
+    /// has accepted it since: until then it goes on beside what the login brings.
+    pub(super) async fn look_into(
+        &mut self,
+        suspicion: LeaseSuspicion,
+        due: NextAttempt,
+    ) -> NextAttempt {
+        let generation = suspicion.generation;
+        let since = self.session.now();
+        let Some(lease) = self.session.by_generation(generation) else {
+            return self.looked(due);
+        };
+        let word = self.word_on(&lease).await;
+        if word == ProbeVerdict::Accepted {
+            let judgement = &self.session.judgement;
+            judgement.clear(generation, self.session.now());
+            return self.looked(due);
+        }
+        let evidence = match word {
+            ProbeVerdict::Refused => suspicion.evidence.max(RefusalEvidence::ChangedMind),
+            _ => suspicion.evidence,
+        };
+        let due = self.replace(generation, evidence, due).await;
+        let judgement = &self.session.judgement;
+        if word == ProbeVerdict::Refused && judgement.is_dead(generation, since) {
+            info!(upstream = %self.upstream, generation,
+                "the upstream refuses the token in use, and the probe confirms it");
+            self.give_up(&lease).await;
+        }
+        self.looked(due)
+    }
+
+    /// Logs in for a token that is in doubt, or does not: then the schedule stays.
+    async fn replace(
+        &mut self,
+        generation: u64,
+        evidence: RefusalEvidence,
+        due: NextAttempt,
+    ) -> NextAttempt {
+        if self.is_blocked() {
+            return due;
+        }
+        let cause = match self.session.judgement.is_at_stake(generation, evidence) {
+            true => LoginCause::Refusal,
+            // No lease that works is at stake: this is one more try to get one.
+            false => LoginCause::Unproven,
+        };
+        while let Some(wait) = self.wait_before_login(generation, evidence, cause) {
+            if wait > SOON || !self.paused_for(wait).await {
+                return due;
+            }
+        }
+        self.keep_distance(cause).await;
+        if self.session.is_ready() && self.is_over_budget(cause) {
+            return due;
+        }
+        info!(upstream = %self.upstream, ?evidence,
+            "requests were refused with the token in use; logging in");
+        self.session.judgement.spend_login(self.session.now());
+        let mut due = self.log_in(cause).await;
+        // Another gate logs in for all: what it brings is worth waiting for.
+        while self.is_logging_in()
+            && let NextAttempt::NotBefore(at) = &due
+        {
+            if !self.paused_for(at.left().max(OTHERS_LOGIN)).await {
+                break;
+            }
+            due = self.log_in(cause).await;
+        }
+        due
+    }
+
+    fn is_logging_in(&self) -> bool {
+        let phase = *self.phase.borrow();
+        self.common.is_some() && matches!(phase, RenewerPhase::LoggingIn)
+    }
+
+    /// Those who wait for the outcome of a look are told.
+    fn looked(&self, due: NextAttempt) -> NextAttempt {
+        self.session.judgement.drop_suspicion();
+        self.phase.send_modify(|_| {});
+        due
+    }
+
+    /// Waits; false when it is time to stop.
+    async fn paused_for(&self, wait: Duration) -> bool {
+        tokio::select! {
+            () = sleep(wait) => true,
+            () = self.stop.draining() => false,
+        }
+    }
+
+    /// How long until a login for a refused token is due; None: now.
+    fn wait_before_login(
+        &mut self,
+        generation: u64,
+        evidence: RefusalEvidence,
+        cause: LoginCause,
+    ) -> Option<Duration> {
+        self.share_pace();
+        let judgement = &self.session.judgement;
+        let paced = judgement.login_wait(generation, evidence, self.session.now());
+        if paced > 0 {
+            return Some(Duration::from_millis(paced));
+        }
+        if cause == LoginCause::Refusal {
+            self.unaccepted = 0;
+            self.not_before = None;
+            return None;
+        }
+        // A token that no request has accepted is like a failed login.
+        if let Some(until) = self.not_before.filter(|until| !until.has_passed()) {
+            return Some(until.left());
+        }
+        self.unaccepted = self.unaccepted.saturating_add(1);
+        self.not_before = Some(Deadline::after(back_off(self.unaccepted)));
+        None
+    }
+
+    /// Waits for a login that only has to keep its distance from the one before.
+    async fn keep_distance(&self, cause: LoginCause) {
+        let wait = lock(&self.budget).wait(cause, Instant::now());
+        if let Some(left) = wait.filter(|left| *left <= SOON) {
+            tokio::select! {
+                () = sleep(left) => {}
+                () = self.stop.draining() => {}
+            }
+        }
+    }
+
+    /// A failure of late forbids a login now.
+    fn is_blocked(&self) -> bool {
+        // Copied out: a borrow that lives on would lock out whoever tells of a new phase.
+        let phase = *self.phase.borrow();
+        matches!(phase, RenewerPhase::Blocked { until, .. } if !until.has_passed())
+    }
+
+    fn is_over_budget(&self, cause: LoginCause) -> bool {
+        let wait = lock(&self.budget).wait(cause, Instant::now());
+        wait.is_some()
+    }
+
+    async fn word_on(&self, lease: &Lease) -> ProbeVerdict {
+        let plan = self.plan();
+        let has_probe = plan.calls.has_probe().await;
+        self.session.judgement.set_probe(has_probe);
+        let mut word = plan.calls.probe(lease.headers()).await;
+        if word == ProbeVerdict::Refused && self.session.is_young(lease) {
+            sleep(Duration::from_millis(YOUNG_PAUSE)).await;
+            word = plan.calls.probe(lease.headers()).await;
+        }
+        word
+    }
+
+    /// A token that the probe has found dead: neither this gate nor another uses it again.
+    async fn give_up(&mut self, lease: &Lease) {
+        self.session.condemn(lease.generation);
+        match (&mut self.common, lease.shared) {
+            (Some(common), Some(number)) => common.refuse(&self.upstream, number).await,
+            _ => {
+                if let Some(place) = &self.place {
+                    place.forget();
+                }
+            }
+        }
+    }
+
+    /// A candidate was refused where the lease in use is accepted.
+    pub(super) fn candidate_rejected(&mut self, generation: u64) -> NextAttempt {
+        self.metrics.session_logins.add(LoginOutcome::NotAccepted);
+        if let Some(common) = &mut self.common {
+            common.reject_newest();
+        }
+        self.failures = self.failures.saturating_add(1);
+        if self.is_news(LoginFailure::NotAccepted) {
+            warn!(upstream = %self.upstream, generation,
+                "the upstream refuses the token of its own login where it takes the one before; \
+                 that one stays in use, and the login is tried again");
+        }
+        self.blocked(LoginFailure::NotAccepted, self.back_off(Duration::ZERO))
+    }
+
+    /// The configuration of the login has changed. It counts from here on: for the next
+    /// renewal, for what is blocked at once.
+    pub(super) fn follow_plan(&mut self, due: NextAttempt) -> NextAttempt {
+        let plan = Arc::clone(&self.plan.borrow_and_update());
+        let settings = &plan.settings;
+        let (least, per_hour) = (settings.min_login_interval, settings.logins_per_hour);
+        lock(&self.budget).resize(least, per_hour);
+        self.share_pace();
+        self.session.judgement.set_probe(plan.has_probe);
+        let due = self.try_again(due);
+        match (&due, self.renewal) {
+            (NextAttempt::Renewal(_), Some(renewal)) => {
+                self.renewal_due(renewal.life, renewal.began.elapsed())
+            }
+            _ => due,
+        }
+    }
+
+    /// A human has acted: what is blocked is tried at once, within the budget.
+    pub(super) fn try_again(&mut self, due: NextAttempt) -> NextAttempt {
+        self.session.judgement.forget_pauses();
+        self.failures = 0;
+        self.refusals = 0;
+        self.unaccepted = 0;
+        self.not_before = None;
+        self.reported = None;
+        match due {
+            NextAttempt::Renewal(_) => due,
+            NextAttempt::NotBefore(_) | NextAttempt::NewSecret(..) => {
+                NextAttempt::NotBefore(Deadline::after(Duration::ZERO))
+            }
+        }
+    }
+
+    /// Gates that share one login share what refusals may cost.
+    fn share_pace(&self) {
+        let plan = self.plan();
+        let shared = self.place.as_ref().and_then(|place| place.shared());
+        self.session.judgement.configure(
+            plan.settings.single_active_token,
+            plan.settings.logins_per_hour,
+            shared.map_or(1, |shared| shared.gates()),
+        );
+    }
+}

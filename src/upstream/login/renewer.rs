@@ -1,0 +1,415 @@
+//! The one task that logs in. It owns the login: renewal ahead, proof of what a login
+//! brought, a look at tokens that were refused, back-off and budget all happen here, one
+//! after the other, so there is never more than one login at a time and a client that leaves
+//! cancels nothing.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, error, info, warn};
+
+use super::backoff::{LoginBudget, back_off, refused_pause, renew_after};
+use super::call::{LoginError, LoginGrant};
+use super::judgement::{LeasePlacement, LeaseSuspicion, LoginCause};
+use super::lease::Lease;
+use super::lease_store::LeaseBinding;
+use super::plan::LoginPlan;
+use super::session::Session;
+use super::session_control::LeaseOrigin;
+use super::shared_login::SharedLogin;
+use super::status::{LoginFailure, RenewerPhase};
+use crate::causes::chain;
+use crate::clock::Deadline;
+use crate::lifecycle::ShutdownSignal;
+use crate::metrics::{LoginOutcome, Metrics};
+use crate::secret::Secret;
+use crate::upstream::sync::lock;
+
+/// Timers stand still while the host is suspended; no wait is longer than this
+/// before both clocks are asked again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(15);
+const SECRET_POLL: Duration = Duration::from_secs(1);
+const SHORTEST_BEFORE_END: Duration = Duration::from_secs(1);
+
+pub(in crate::upstream) struct Renewer {
+    pub(in crate::upstream) upstream: Arc<str>,
+    pub(in crate::upstream) session: Arc<Session>,
+    pub(in crate::upstream) phase: watch::Sender<RenewerPhase>,
+    /// How to log in; replaced by a reload.
+    pub(in crate::upstream) plan: watch::Receiver<Arc<LoginPlan>>,
+    pub(in crate::upstream) budget: Arc<Mutex<LoginBudget>>,
+    /// Failed logins in a row.
+    pub(in crate::upstream) failures: u32,
+    /// Tokens in a row that no request has accepted.
+    pub(in crate::upstream) unaccepted: u32,
+    /// No login for such a token before.
+    pub(in crate::upstream) not_before: Option<Deadline>,
+    /// Logins in a row that were refused for their password.
+    pub(in crate::upstream) refusals: u32,
+    /// What was said last, so that an outage is one line and not one per attempt.
+    pub(in crate::upstream) reported: Option<LoginFailure>,
+    /// How long the newest token lives, and when it began.
+    pub(in crate::upstream) renewal: Option<RenewalPlan>,
+    /// Where the token outlives a restart; None: it does not.
+    pub(in crate::upstream) place: Option<LeaseBinding>,
+    /// The login of all gates; None: this gate logs in for itself.
+    pub(in crate::upstream) common: Option<SharedLogin>,
+    pub(in crate::upstream) metrics: Arc<Metrics>,
+    pub(in crate::upstream) stop: ShutdownSignal,
+}
+
+/// What a renewal is reckoned from, so that it can be reckoned again after a reload.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::upstream) struct RenewalPlan {
+    pub(in crate::upstream) life: Duration,
+    pub(in crate::upstream) began: Instant,
+}
+
+/// When to come back.
+#[derive(Clone, Debug)]
+pub(in crate::upstream) enum NextAttempt {
+    /// At this time, or as soon as the lease is of no use.
+    Renewal(Deadline),
+    /// At this time, whatever happens.
+    NotBefore(Deadline),
+    /// At this time, or when the password is not the one with this digest any more.
+    NewSecret(Deadline, Option<[u8; 32]>),
+}
+
+/// What ended a wait.
+enum RenewerEvent {
+    Due,
+    Suspicion(LeaseSuspicion),
+    /// A candidate is in use now: a request was accepted with it.
+    Promoted,
+    /// A candidate was given up.
+    Rejected(u64),
+    /// The configuration has changed.
+    Plan,
+    /// The operator asks for another try.
+    Nudge,
+    Stop,
+}
+
+impl Renewer {
+    /// Runs until drain; a login that is under way then is finished first, because
+    /// requests wait for it.
+    pub(in crate::upstream) async fn run(mut self) {
+        self.phase.send_replace(RenewerPhase::LoggingIn);
+        let mut due = match self.adopt_kept() {
+            Some(due) => due,
+            None => self.log_in(LoginCause::Renewal).await,
+        };
+        loop {
+            due = match self.next_event(&due).await {
+                RenewerEvent::Stop => return,
+                RenewerEvent::Due => self.log_in(LoginCause::Renewal).await,
+                RenewerEvent::Suspicion(suspicion) => self.look_into(suspicion, due).await,
+                RenewerEvent::Promoted => {
+                    self.keep_newest();
+                    due
+                }
+                RenewerEvent::Rejected(generation) => self.candidate_rejected(generation),
+                RenewerEvent::Plan => self.follow_plan(due),
+                RenewerEvent::Nudge => self.try_again(due),
+            };
+        }
+    }
+
+    /// Waits for the next thing to do.
+    async fn next_event(&mut self, due: &NextAttempt) -> RenewerEvent {
+        let plan = self.plan();
+        let mut back = plan.calls.back();
+        let waits_for_upstream =
+            matches!(due, NextAttempt::NotBefore(_) | NextAttempt::NewSecret(..))
+                && matches!(
+                    self.reported,
+                    Some(LoginFailure::Unreachable | LoginFailure::Timeout)
+                );
+        loop {
+            if self.stop.is_draining() {
+                return RenewerEvent::Stop;
+            }
+            if let Some(event) = self.pending_event() {
+                return event;
+            }
+            let pause = match due {
+                NextAttempt::Renewal(at) if at.has_passed() || !self.session.is_ready() => {
+                    return RenewerEvent::Due;
+                }
+                NextAttempt::NotBefore(at) | NextAttempt::NewSecret(at, _) if at.has_passed() => {
+                    return RenewerEvent::Due;
+                }
+                NextAttempt::NewSecret(_, known) if self.has_new_secret(known.as_ref()) => {
+                    return RenewerEvent::Due;
+                }
+                NextAttempt::Renewal(at) | NextAttempt::NotBefore(at) => {
+                    at.left().min(LONGEST_SLEEP)
+                }
+                NextAttempt::NewSecret(..) => SECRET_POLL,
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.session.wake.notified() => {}
+                _ = self.plan.changed() => return RenewerEvent::Plan,
+                // The pause was for an upstream that could not be reached.
+                () = &mut back, if waits_for_upstream => return RenewerEvent::Due,
+                () = self.stop.draining() => return RenewerEvent::Stop,
+            }
+        }
+    }
+
+    fn pending_event(&mut self) -> Option<RenewerEvent> {
+        if self.plan.has_changed().unwrap_or(false) {
+            return Some(RenewerEvent::Plan);
+        }
+        if self.session.take_promoted() {
+            return Some(RenewerEvent::Promoted);
+        }
+        if let Some(generation) = self.session.take_rejected() {
+            return Some(RenewerEvent::Rejected(generation));
+        }
+        if self.session.take_nudge() {
+            return Some(RenewerEvent::Nudge);
+        }
+        if let Some(suspicion) = self.session.judgement.suspicion() {
+            return Some(RenewerEvent::Suspicion(suspicion));
+        }
+        let has_news = self.common.as_ref().is_some_and(SharedLogin::has_news);
+        has_news.then_some(RenewerEvent::Due)
+    }
+
+    pub(in crate::upstream) fn plan(&self) -> Arc<LoginPlan> {
+        Arc::clone(&self.plan.borrow())
+    }
+
+    /// One login, here or by whichever gate has the turn.
+    pub(in crate::upstream) async fn log_in(&mut self, cause: LoginCause) -> NextAttempt {
+        let Some(mut common) = self.common.take() else {
+            return self.attempt(cause).await;
+        };
+        let due = self.turn(&mut common, cause).await;
+        self.common = Some(common);
+        due
+    }
+
+    /// The token of an earlier start: as good as a login's, until the upstream says
+    /// otherwise.
+    fn adopt_kept(&mut self) -> Option<NextAttempt> {
+        if self.common.is_some() {
+            return None;
+        }
+        let kept = self.place.as_ref()?.find()?;
+        let header = self.plan().injection().header(&kept.token).ok()?;
+        let ends = Deadline::at_unix_millis(kept.ends_millis);
+        info!(upstream = %self.upstream, seconds = ends.left().as_secs(),
+            "using the token of the start before");
+        let generation = self.session.next_generation();
+        let lease = Lease::new(generation, ends, vec![header], kept.token);
+        let origin = LeaseOrigin {
+            began: self.session.now(),
+            cause: LoginCause::Renewal,
+            is_proven: false,
+        };
+        self.offer(lease, origin);
+        Some(self.renewal_due(kept.life, kept.age))
+    }
+
+    /// Takes up a lease and tells those who wait.
+    pub(in crate::upstream) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> LeasePlacement {
+        let placement = self.session.offer(lease, origin);
+        self.phase.send_replace(RenewerPhase::Resting);
+        self.session.refresh_gauges();
+        placement
+    }
+
+    /// When a token is to be renewed that lives for `life` and is `age` old.
+    pub(super) fn renewal_due(&mut self, life: Duration, age: Duration) -> NextAttempt {
+        let now = Instant::now();
+        let began = now.checked_sub(age).unwrap_or(now);
+        self.renewal = Some(RenewalPlan { life, began });
+        let settings = &self.plan().settings;
+        let renew = renew_after(life, settings.renew_at, settings.renew_floor);
+        NextAttempt::Renewal(Deadline::after(renew.saturating_sub(age)))
+    }
+
+    /// One login of this gate, if it is allowed now; takes up what came of it.
+    pub(in crate::upstream) async fn attempt(&mut self, cause: LoginCause) -> NextAttempt {
+        let wait = lock(&self.budget).wait(cause, Instant::now());
+        if let Some(left) = wait {
+            if self.is_news(LoginFailure::Budget) {
+                warn!(upstream = %self.upstream, seconds = left.as_secs(),
+                    has_lease = self.session.is_ready(),
+                    "a login is due, but logins are too frequent already; waiting");
+            }
+            return self.blocked(LoginFailure::Budget, left);
+        }
+        let plan = self.plan();
+        let password = match plan.settings.password.read() {
+            Ok(password) => password,
+            Err(source) => return self.unreadable_password(&source),
+        };
+        lock(&self.budget).spend(Instant::now());
+        self.phase.send_replace(RenewerPhase::LoggingIn);
+        let began = self.session.now();
+        let outcome = tokio::select! {
+            outcome = self.obtain(&plan, &password) => outcome,
+            () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
+        };
+        match outcome {
+            Ok(proven) => {
+                let origin = LeaseOrigin {
+                    began,
+                    cause,
+                    is_proven: proven.is_proven,
+                };
+                self.adopt(proven.granted, origin, None)
+            }
+            Err(failure) => self.failed(&failure, &password),
+        }
+    }
+
+    pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> NextAttempt {
+        self.metrics.session_logins.add(LoginOutcome::Secret);
+        if self.is_news(LoginFailure::Secret) {
+            error!(upstream = %self.upstream, error = %chain(source),
+                "cannot read the upstream password; trying again every second");
+        }
+        self.blocked_until_new_secret(LoginFailure::Secret, SECRET_POLL * 60, None)
+    }
+
+    /// Uses what our own login brought. `shared`: the number that all gates know it by.
+    pub(super) fn adopt(
+        &mut self,
+        granted: LoginGrant,
+        origin: LeaseOrigin,
+        shared: Option<u64>,
+    ) -> NextAttempt {
+        self.failures = 0;
+        self.refusals = 0;
+        self.reported = None;
+        self.metrics.session_logins.add(LoginOutcome::Ok);
+        let generation = self.session.next_generation();
+        let ends = Deadline::after(granted.left);
+        let mut lease = Lease::new(generation, ends, granted.headers, granted.token);
+        if let Some(number) = shared {
+            lease = lease.known_as(number);
+        }
+        let placement = self.offer(lease, origin);
+        info!(upstream = %self.upstream, generation = shared.unwrap_or(generation),
+            seconds = granted.left.as_secs(), is_proven = origin.is_proven,
+            in_use = (placement == LeasePlacement::Current), "logged in");
+        if placement == LeasePlacement::Current {
+            self.keep_newest();
+        }
+        self.renewal_due(granted.left, Duration::ZERO)
+    }
+
+    /// The lease in use outlives a restart, where the operator wants that.
+    fn keep_newest(&self) {
+        if let Some(place) = self.place.as_ref().filter(|place| place.shared().is_none())
+            && let Some(lease) = self.session.in_use()
+        {
+            place.keep(&lease.secret, lease.ends.unix_millis());
+        }
+        self.session.refresh_gauges();
+    }
+
+    pub(in crate::upstream) fn failed(
+        &mut self,
+        failure: &LoginError,
+        password: &Secret,
+    ) -> NextAttempt {
+        let why = failure.why();
+        self.metrics.session_logins.add(failure.outcome());
+        if failure.is_unsent() {
+            lock(&self.budget).refund();
+        }
+        if matches!(
+            why,
+            LoginFailure::WrongPassword | LoginFailure::PasswordChange
+        ) {
+            return self.password_refused(why, failure, password);
+        }
+        self.failures = self.failures.saturating_add(1);
+        let is_news = self.is_news(why);
+        let budget = lock(&self.budget).wait(LoginCause::Renewal, Instant::now());
+        let pause = self
+            .back_off(failure.retry_after().unwrap_or_default())
+            .max(budget.unwrap_or_default());
+        if is_news {
+            warn!(upstream = %self.upstream, error = %chain(failure),
+                has_lease = self.session.is_ready(), "upstream login failed; trying again");
+        } else {
+            debug!(upstream = %self.upstream, error = %chain(failure), "upstream login failed");
+        }
+        // Another password may be what is missing.
+        self.blocked_until_new_secret(why, pause, Some(digest(password)))
+    }
+
+    /// The pause after a failure, `at_least` so long. While a lease still works it is no longer
+    /// than half of what is left of that, so that the upstream has its last chance close to the
+    /// end.
+    pub(super) fn back_off(&self, at_least: Duration) -> Duration {
+        let pause = back_off(self.failures).max(at_least);
+        let left = self.session.usable().map(|lease| lease.ends.left());
+        left.map_or(pause, |left| pause.min((left / 2).max(SHORTEST_BEFORE_END)))
+    }
+
+    /// A human has to act, most likely. Or the upstream was wrong for a moment: it is asked
+    /// again seldom enough to lock no account.
+    fn password_refused(
+        &mut self,
+        why: LoginFailure,
+        failure: &LoginError,
+        password: &Secret,
+    ) -> NextAttempt {
+        self.refusals = self.refusals.saturating_add(1);
+        self.reported = Some(why);
+        let plan = self.plan();
+        let pause = refused_pause(self.refusals);
+        error!(upstream = %self.upstream, user = %plan.settings.username,
+            secret = %plan.settings.password, error = %chain(failure),
+            has_lease = self.session.is_ready(), seconds = pause.as_secs(),
+            "upstream login refused; next try after this pause, or at once when the password or \
+             the configuration changes, or on SIGHUP");
+        self.blocked_until_new_secret(why, pause, Some(digest(password)))
+    }
+
+    pub(super) fn blocked(&self, why: LoginFailure, pause: Duration) -> NextAttempt {
+        let until = Deadline::after(pause);
+        self.phase
+            .send_replace(RenewerPhase::Blocked { why, until });
+        self.session.refresh_gauges();
+        NextAttempt::NotBefore(until)
+    }
+
+    pub(super) fn blocked_until_new_secret(
+        &self,
+        why: LoginFailure,
+        pause: Duration,
+        known: Option<[u8; 32]>,
+    ) -> NextAttempt {
+        let until = Deadline::after(pause);
+        self.phase
+            .send_replace(RenewerPhase::Blocked { why, until });
+        self.session.refresh_gauges();
+        NextAttempt::NewSecret(until, known)
+    }
+
+    pub(in crate::upstream) fn is_news(&mut self, why: LoginFailure) -> bool {
+        self.reported.replace(why) != Some(why)
+    }
+
+    fn has_new_secret(&self, known: Option<&[u8; 32]>) -> bool {
+        let now = self.plan().settings.password.read();
+        now.is_ok_and(|now| known != Some(&digest(&now)))
+    }
+}
+
+pub(in crate::upstream) fn digest(secret: &Secret) -> [u8; 32] {
+    use sha2::{Digest as _, Sha256};
+    Sha256::digest(secret.expose().as_bytes()).into()
+}

@@ -1,0 +1,87 @@
+//! Why there is no lease, and what the renewer is doing, in words.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::clock::Deadline;
+
+/// Why there is no lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoginFailure {
+    /// The first login is still under way.
+    Starting,
+    WrongPassword,
+    PasswordChange,
+    Unreachable,
+    Timeout,
+    /// An answer that says yes but holds no usable token.
+    Unusable,
+    Refused(StatusCode),
+    /// The login gave a token, and the upstream does not take it.
+    NotAccepted,
+    /// Our own password cannot be read.
+    Secret,
+    /// `min_login_interval` or `logins_per_hour` forbids a login now.
+    Budget,
+    Stopping,
+}
+
+impl fmt::Display for LoginFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "logging in",
+            Self::WrongPassword => "wrong password",
+            Self::PasswordChange => "password change required",
+            Self::Unreachable => "upstream unreachable",
+            Self::Timeout => "no answer in time",
+            Self::Unusable => "answer without a usable token",
+            Self::Refused(status) => return write!(f, "refused with status {}", status.as_u16()),
+            Self::NotAccepted => "the upstream does not take the token that its login gives",
+            Self::Secret => "password cannot be read",
+            Self::Budget => "login budget spent",
+            Self::Stopping => "stopping",
+        })
+    }
+}
+
+/// There is no lease now, and waiting here would not bring one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no upstream login: {why}")]
+pub struct NoLease {
+    pub why: LoginFailure,
+    pub retry_after: Duration,
+}
+
+/// What the renewer is doing; it alone writes this.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::upstream) enum RenewerPhase {
+    LoggingIn,
+    /// The last login was good; nothing to do until renewal.
+    Resting,
+    /// No login before `until`.
+    Blocked {
+        why: LoginFailure,
+        until: Deadline,
+    },
+}
+
+/// Readiness in words; holds no secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionStatus {
+    pub is_ready: bool,
+    /// What keeps the next login from happening, if anything does.
+    pub trouble: Option<LoginFailure>,
+}
+
+impl fmt::Display for SessionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_ready, self.trouble) {
+            (true, None) => f.write_str("upstream login: ready"),
+            (true, Some(why)) => write!(f, "upstream login: ready, but cannot renew: {why}"),
+            (false, Some(why)) => write!(f, "upstream login: {why}"),
+            (false, None) => f.write_str("upstream login: token ended, logging in"),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The renewer's task and what is handed to it. An upstream that a reload has changed goes on
+//! with the task of the one before as long as both log in as the same user at the same
+//! address: the token, the budget and every pause stay as they are.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::backoff::LoginBudgets;
+use super::lease_store::{LeaseBinding, LeaseKeeper};
+use super::plan::{LoginPlan, identity};
+use super::renewer::Renewer;
+use super::session::Session;
+use super::shared_login::SharedLogin;
+use crate::config;
+use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::metrics::Metrics;
+
+/// A running login; ends when the last upstream that uses it is dropped or retired.
+#[derive(Debug)]
+pub(in crate::upstream) struct LoginTask {
+    pub(in crate::upstream) session: Arc<Session>,
+    identity: String,
+    plan: watch::Sender<Arc<LoginPlan>>,
+    budgets: Arc<LoginBudgets>,
+    stop: ShutdownSignal,
+}
+
+/// What a new login task needs besides its plan.
+pub(in crate::upstream) struct LoginScope<'a> {
+    pub(in crate::upstream) tasks: &'a TaskSet,
+    pub(in crate::upstream) stop: ShutdownSignal,
+    pub(in crate::upstream) metrics: &'a Arc<Metrics>,
+    pub(in crate::upstream) keeper: Option<LeaseKeeper>,
+}
+
+/// A login for an upstream.
+pub(in crate::upstream) struct OpenedLogin {
+    pub(in crate::upstream) task: Arc<LoginTask>,
+    /// What it is to follow once the upstream is in use; None: it follows it already.
+    pub(in crate::upstream) plan: Option<Arc<LoginPlan>>,
+}
+
+impl LoginTask {
+    /// The task of `before`, if it is the same login, and the plan it is to follow once the
+    /// new upstream is in use; otherwise a new task.
+    pub(in crate::upstream) fn continue_or_start(
+        before: Option<&Arc<Self>>,
+        upstream: &config::Upstream,
+        plan: LoginPlan,
+        scope: LoginScope<'_>,
+    ) -> OpenedLogin {
+        let identity = identity(upstream, &plan.settings);
+        let description = &plan.description;
+        if let Some(before) = before
+            && before.identity == identity
+            && before.plan.borrow().description == *description
+        {
+            return OpenedLogin {
+                task: Arc::clone(before),
+                plan: Some(Arc::new(plan)),
+            };
+        }
+        let budgets = before.map(|before| Arc::clone(&before.budgets));
+        let budgets = budgets.unwrap_or_default();
+        OpenedLogin {
+            task: Self::start(identity, upstream, plan, scope, budgets),
+            plan: None,
+        }
+    }
+
+    /// Logs in by `plan` from now on.
+    pub(in crate::upstream) fn follow(&self, plan: &Arc<LoginPlan>) {
+        if !Arc::ptr_eq(plan, &self.plan.borrow()) {
+            self.plan.send_replace(Arc::clone(plan));
+        }
+    }
+
+    fn start(
+        identity: String,
+        upstream: &config::Upstream,
+        plan: LoginPlan,
+        scope: LoginScope<'_>,
+        budgets: Arc<LoginBudgets>,
+    ) -> Arc<Self> {
+        let name = &upstream.name;
+        let place = scope.keeper;
+        let place = place.map(|keeper| LeaseBinding::new(keeper, name, identity.clone()));
+        let shared = place.as_ref().and_then(LeaseBinding::shared);
+        let sharers = shared.map_or(1, |shared| shared.gates());
+        let metrics = Arc::clone(scope.metrics);
+        let (session, phase) = Session::new(&plan.settings, sharers, metrics);
+        session.judgement.set_probe(plan.has_probe);
+        let budget = budgets.of(&identity, &plan.settings);
+        let common = place
+            .as_ref()
+            .and_then(|place| SharedLogin::of(place, name, &session));
+        let (plan, followed) = watch::channel(Arc::new(plan));
+        let renewer = Renewer {
+            upstream: Arc::clone(name),
+            session: Arc::clone(&session),
+            phase,
+            plan: followed,
+            budget,
+            failures: 0,
+            unaccepted: 0,
+            not_before: None,
+            refusals: 0,
+            reported: None,
+            renewal: None,
+            place,
+            common,
+            metrics: Arc::clone(scope.metrics),
+            stop: scope.stop.clone(),
+        };
+        scope.tasks.spawn("upstream login", renewer.run());
+        Arc::new(Self {
+            session,
+            identity,
+            plan,
+            budgets,
+            stop: scope.stop,
+        })
+    }
+
+    /// Whether `other` is this very login.
+    pub(in crate::upstream) fn is_same(self: &Arc<Self>, other: Option<&Arc<Self>>) -> bool {
+        other.is_some_and(|other| Arc::ptr_eq(self, other))
+    }
+
+    /// Ends the renewer; returns when it has ended.
+    pub(in crate::upstream) async fn end(&self) {
+        self.stop.drain();
+        self.session.ended().await;
+    }
+}
+
+impl Drop for LoginTask {
+    /// An upstream that was not retired does not leave a renewer behind.
+    fn drop(&mut self) {
+        self.stop.drain();
+    }
+}

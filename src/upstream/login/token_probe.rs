@@ -1,0 +1,266 @@
+//! The probe: a GET by which the gate asks the upstream about a token. Its verdict is
+//! worth something only if the upstream refuses there what it never gave out. So tokens
+//! made up on the spot are tried first, and again from time to time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::ACCEPT;
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::description::TokenInjection;
+use crate::causes::chain;
+use crate::config;
+use crate::metrics::Metrics;
+use crate::secret::Secret;
+use crate::upstream::own_requests::OwnRequests;
+
+/// For connecting, and again for asking and the head of the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a trial's outcome is believed before the next one.
+const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
+const BAD_FOR: Duration = Duration::from_secs(10);
+/// Pause after a trial that came to nothing.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What is known of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeTrust {
+    /// It has not been tried yet, or could not be.
+    Unknown,
+    /// It refuses tokens that the upstream never gave out.
+    Discriminates,
+    /// It lets any token pass: nothing can be learned there.
+    PassesAnything,
+}
+
+/// What an upstream says of a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeVerdict {
+    Accepted,
+    Refused,
+    /// Neither: it may be away, or busy, or have no such path.
+    Undecided,
+}
+
+impl ProbeVerdict {
+    pub fn of(status: Option<StatusCode>) -> Self {
+        match status {
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Self::Refused,
+            Some(status) if status.is_success() => Self::Accepted,
+            _ => Self::Undecided,
+        }
+    }
+}
+
+/// The path that one upstream's tokens are tried at, and what that is worth.
+#[derive(Debug)]
+pub struct TokenProbe {
+    upstream: Arc<str>,
+    path: PathAndQuery,
+    own: Arc<OwnRequests>,
+    injection: TokenInjection,
+    state: Mutex<TrialState>,
+    /// One trial at a time; the others wait for its outcome.
+    trying: tokio::sync::Mutex<()>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct TrialState {
+    trust: ProbeTrust,
+    /// When the next trial is due; None: now.
+    next: Option<Instant>,
+    /// What the log was told last.
+    reported: Option<TrialOutcome>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TrialOutcome {
+    Refused,
+    Passed,
+    /// Neither a refusal nor a pass.
+    Odd(StatusCode),
+    NoAnswer,
+}
+
+impl TokenProbe {
+    /// None: the settings name no probe.
+    pub(in crate::upstream) fn of(
+        settings: &config::Upstream,
+        own: &Arc<OwnRequests>,
+        injection: TokenInjection,
+        metrics: &Arc<Metrics>,
+    ) -> Option<Arc<Self>> {
+        Some(Arc::new(Self {
+            upstream: Arc::clone(&settings.name),
+            path: settings.probe.clone()?,
+            own: Arc::clone(own),
+            injection,
+            state: Mutex::new(TrialState {
+                trust: ProbeTrust::Unknown,
+                next: None,
+                reported: None,
+            }),
+            trying: tokio::sync::Mutex::default(),
+            metrics: Arc::clone(metrics),
+        }))
+    }
+
+    pub fn path(&self) -> &PathAndQuery {
+        &self.path
+    }
+
+    /// What the trials have shown so far; asks nothing.
+    pub fn trust(&self) -> ProbeTrust {
+        self.state().trust
+    }
+
+    /// The same after a trial, if one is due. To be called before a verdict of this probe
+    /// is relied upon, from any runtime.
+    pub async fn tried(&self) -> ProbeTrust {
+        if self.is_due() {
+            let _trying = self.trying.lock().await;
+            if self.is_due() {
+                let outcome = self.try_made_up().await;
+                self.conclude(outcome);
+            }
+        }
+        self.trust()
+    }
+
+    /// The upstream's answer to a credential, asked on a connection of its own; None: there
+    /// was none.
+    pub async fn ask(&self, credential: &[(HeaderName, HeaderValue)]) -> Option<StatusCode> {
+        let mut request = self.own.get(self.path.clone().into());
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        for (name, value) in credential {
+            headers.insert(name, value.clone());
+        }
+        let read = async |answer: Response<_>| answer.status();
+        let dial_by = Instant::now() + PATIENCE;
+        let call = self.own.call(request, Some(dial_by), PATIENCE, read);
+        match Box::pin(call).await {
+            Ok(status) => Some(status),
+            Err(error) => {
+                debug!(upstream = %self.upstream, error = %chain(&error), "the probe has no answer");
+                None
+            }
+        }
+    }
+
+    /// What the probe says of the gate's own token. Only a 401 is a refusal: who is known may
+    /// still be forbidden the path.
+    pub(in crate::upstream) async fn word_on(
+        &self,
+        credential: &[(HeaderName, HeaderValue)],
+    ) -> ProbeVerdict {
+        if self.tried().await != ProbeTrust::Discriminates {
+            return ProbeVerdict::Undecided;
+        }
+        match self.ask(credential).await {
+            Some(StatusCode::FORBIDDEN) => ProbeVerdict::Undecided,
+            status => ProbeVerdict::of(status),
+        }
+    }
+
+    fn state(&self) -> TrialState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_due(&self) -> bool {
+        self.state().next.is_none_or(|next| next <= Instant::now())
+    }
+
+    /// One token without any form and one in the form of a signed one: some services look
+    /// at no more than the form.
+    async fn try_made_up(&self) -> TrialOutcome {
+        let mut last = TrialOutcome::NoAnswer;
+        for token in [opaque(), signed()] {
+            let Ok(header) = self.injection.header(&Secret::new(token)) else {
+                return TrialOutcome::NoAnswer;
+            };
+            let status = self.ask(&[header]).await;
+            last = match (ProbeVerdict::of(status), status) {
+                (ProbeVerdict::Refused, _) => TrialOutcome::Refused,
+                (ProbeVerdict::Accepted, _) => return TrialOutcome::Passed,
+                (ProbeVerdict::Undecided, Some(status)) => return TrialOutcome::Odd(status),
+                (ProbeVerdict::Undecided, None) => return TrialOutcome::NoAnswer,
+            };
+        }
+        last
+    }
+
+    fn conclude(&self, outcome: TrialOutcome) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let pause = match outcome {
+            TrialOutcome::Refused => {
+                state.trust = ProbeTrust::Discriminates;
+                GOOD_FOR
+            }
+            TrialOutcome::Passed => {
+                state.trust = ProbeTrust::PassesAnything;
+                BAD_FOR
+            }
+            // What was known stays known: the upstream is only away.
+            TrialOutcome::Odd(_) | TrialOutcome::NoAnswer => PAUSE,
+        };
+        state.next = Some(Instant::now() + pause);
+        let is_news = state.reported.replace(outcome) != Some(outcome);
+        let trust = state.trust;
+        drop(state);
+        let discriminates = trust == ProbeTrust::Discriminates;
+        self.metrics.probe_trusted.set(i64::from(discriminates));
+        if is_news {
+            self.report(outcome);
+        }
+    }
+
+    fn report(&self, outcome: TrialOutcome) {
+        let (upstream, path) = (&self.upstream, &self.path);
+        match outcome {
+            TrialOutcome::Refused => {
+                info!(%upstream, %path, "the probe refuses made-up tokens: its verdicts are used");
+            }
+            TrialOutcome::Passed => error!(
+                %upstream,
+                %path,
+                "the probe accepts made-up tokens, so its verdicts are not used and unknown \
+                 tokens are rejected; set upstream.{upstream}.probe to a path that the upstream \
+                 opens to good tokens only"
+            ),
+            TrialOutcome::Odd(status) => warn!(
+                %upstream,
+                %path,
+                %status,
+                "the probe neither refuses a made-up token (401 or 403) nor accepts it; set \
+                 upstream.{upstream}.probe to a path that the upstream has"
+            ),
+            TrialOutcome::NoAnswer => {
+                warn!(%upstream, %path, "the probe could not be tried: the upstream gave no answer");
+            }
+        }
+    }
+}
+
+/// Random, so that no answer to it lies in a cache.
+fn opaque() -> String {
+    URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
+}
+
+/// In the form of a JWT whose signature nothing has made.
+fn signed() -> String {
+    let claims = format!(
+        r#"{{"user":"probe","jti":"{}","exp":4102444800}}"#,
+        opaque()
+    );
+    let [head, claims] = [r#"{"alg":"HS256","typ":"JWT"}"#, claims.as_str()]
+        .map(|part| URL_SAFE_NO_PAD.encode(part));
+    format!("{head}.{claims}.{}", opaque())
+}

@@ -1,0 +1,227 @@
+//! Bodies on their way: ours goes up and shows its progress, the answer comes
+//! down and brings its connection back to the pool.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::connection::ConnectionHandle;
+
+/// How far the request has come, for whoever waits for the answer. Belongs to its
+/// connection: of one request after the other.
+#[derive(Debug)]
+pub(in crate::upstream) struct UploadProgress(Mutex<UploadStep>);
+
+#[derive(Clone, Copy, Debug)]
+struct UploadStep {
+    at: Instant,
+    /// The last look found nothing: the client owes the next piece, not the upstream.
+    is_starved: bool,
+    has_failed: bool,
+}
+
+impl UploadStep {
+    fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            is_starved: false,
+            has_failed: false,
+        }
+    }
+}
+
+impl UploadProgress {
+    pub(in crate::upstream) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(UploadStep::now())))
+    }
+
+    /// When the upstream is late with its answer. A slow client is no fault of
+    /// the upstream's: its own deadline is kept where its body is read.
+    pub(in crate::upstream) fn deadline(&self, first_byte: Duration) -> Instant {
+        let step = *self.lock();
+        let from = if step.is_starved {
+            Instant::now()
+        } else {
+            step.at
+        };
+        from.checked_add(first_byte)
+            .unwrap_or_else(|| from + Duration::from_secs(365 * 86_400))
+    }
+
+    /// How long the upstream has owed the next step; None while the client owes it.
+    pub(super) fn owed_for(&self) -> Option<Duration> {
+        let step = *self.lock();
+        (!step.is_starved && !step.has_failed).then(|| step.at.elapsed())
+    }
+
+    /// The request's own body gave an error.
+    pub(super) fn has_failed(&self) -> bool {
+        self.lock().has_failed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UploadStep> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request body that stamps its progress.
+pub(in crate::upstream) struct SentBody<B> {
+    body: B,
+    end: BodyDropGuard,
+}
+
+/// Dropped when nobody wants the body any more: hyper drops a body whose length
+/// it knows without asking it for the end. None: there was no body to begin with.
+struct BodyDropGuard(Option<Arc<UploadProgress>>);
+
+impl Drop for BodyDropGuard {
+    fn drop(&mut self) {
+        if let Some(progress) = &self.0 {
+            let mut step = progress.lock();
+            step.at = Instant::now();
+            step.is_starved = false;
+        }
+    }
+}
+
+impl<B: Body> SentBody<B> {
+    pub(in crate::upstream) fn new(body: B, progress: &Arc<UploadProgress>) -> Self {
+        *progress.lock() = UploadStep::now();
+        let end = BodyDropGuard((!body.is_end_stream()).then(|| Arc::clone(progress)));
+        Self { body, end }
+    }
+}
+
+impl<B> SentBody<B> {
+    pub(in crate::upstream) fn into_inner(self) -> B {
+        self.body
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for SentBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let Some(progress) = &self.end.0 else {
+            return polled;
+        };
+        let mut step = progress.lock();
+        match &polled {
+            Poll::Pending => step.is_starved = true,
+            Poll::Ready(piece) => {
+                step.at = Instant::now();
+                step.is_starved = false;
+                step.has_failed |= matches!(piece, Some(Err(_)));
+            }
+        }
+        drop(step);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body. At its end the connection goes back to its worker's pool;
+/// dropped before that, the connection is closed.
+pub struct AnswerBody {
+    incoming: Incoming,
+    connection: Option<Box<dyn ConnectionHandle>>,
+}
+
+impl AnswerBody {
+    pub(in crate::upstream) fn new(
+        incoming: Incoming,
+        connection: Box<dyn ConnectionHandle>,
+    ) -> Self {
+        let mut body = Self {
+            incoming,
+            connection: Some(connection),
+        };
+        body.give_back_at_end();
+        body
+    }
+
+    /// The empty body of an answer that ends HTTP on its connection.
+    pub(super) fn without_connection(incoming: Incoming) -> Self {
+        Self {
+            incoming,
+            connection: None,
+        }
+    }
+
+    /// Something has come since the body was last polled: whoever does not poll it keeps the
+    /// upstream waiting.
+    pub fn has_news(&self) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|connection| connection.has_news())
+    }
+
+    fn give_back_at_end(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.give_back();
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let body = &mut *self;
+        let polled = match &mut body.connection {
+            Some(connection) => connection.poll_frame(cx, &mut body.incoming),
+            None => Pin::new(&mut body.incoming).poll_frame(cx),
+        };
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(Some(Ok(_))) => self.give_back_at_end(),
+            Poll::Ready(Some(Err(_))) => self.connection = None,
+            Poll::Ready(None) => self.give_back(),
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl fmt::Debug for AnswerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnswerBody")
+            .field("holds_connection", &self.connection.is_some())
+            .finish_non_exhaustive()
+    }
+}

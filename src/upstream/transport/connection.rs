@@ -1,0 +1,303 @@
+//! One connection to the upstream. No task drives it: whoever holds it does, within
+//! its own, so that a request and its answer need no other task to wake up. While
+//! nobody holds it nothing is done but to note that something has happened.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use tokio::task::coop::has_budget_remaining;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tracing::debug;
+
+use super::body::{SentBody, UploadProgress};
+use super::keep_alive::KeepAlive;
+use super::pool::IdlePool;
+use super::tracked_stream::TrackedStream;
+use super::waker::NotifyWaker;
+use crate::causes::chain;
+use crate::metrics::GaugeGuard;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type ConnectionFuture = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
+pub(super) type SendResult<B> = Result<Response<Incoming>, TrySendError<Request<SentBody<B>>>>;
+
+/// How often a connection may ring its own bell in one go. It does when tokio wants the
+/// task to give way; then the runtime must have its turn.
+const ROUNDS: usize = 3;
+/// The largest piece that is read at once, and of a request what may wait to be sent: so
+/// much lies in memory while a client, or the upstream, takes nothing. Also the longest
+/// head. Two pieces and the records that carry them down stay below 160 KiB.
+const BUFFER: usize = 28 * 1024;
+/// An alarm that nobody has set.
+const FAR: Duration = Duration::from_secs(86_400);
+
+/// How long an answer's head may take.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponseTimeout {
+    /// From the end of the request, or from its last progress while the upstream does
+    /// not take it.
+    pub first_byte: Duration,
+    /// End of the whole exchange.
+    pub until: Option<Instant>,
+}
+
+impl ResponseTimeout {
+    /// No end but that of waiting for the first byte.
+    pub const fn within(first_byte: Duration) -> Self {
+        Self {
+            first_byte,
+            until: None,
+        }
+    }
+}
+
+/// A connection in somebody's hands. Dropping it closes the connection at once,
+/// whatever is under way on it.
+pub(in crate::upstream) struct HeldConnection<B> {
+    sender: http1::SendRequest<SentBody<B>>,
+    /// None: it has ended.
+    work: Option<ConnectionFuture>,
+    bell: Arc<NotifyWaker>,
+    ring: Waker,
+    alarm: Pin<Box<Sleep>>,
+    is_alarm_set: bool,
+    progress: Arc<UploadProgress>,
+    /// Whether a byte has come since the last request.
+    heard: Arc<AtomicBool>,
+    home: Weak<IdlePool<B>>,
+    open: GaugeGuard,
+    /// What the upstream has announced of this connection.
+    usable_for: Option<Duration>,
+    usable_until: Option<Instant>,
+}
+
+impl<B> HeldConnection<B>
+where
+    B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    /// Makes `link` an HTTP connection.
+    pub(in crate::upstream) async fn open(
+        link: TrackedStream,
+        home: Weak<IdlePool<B>>,
+        open: GaugeGuard,
+    ) -> Result<Box<Self>, hyper::Error> {
+        let heard = link.heard();
+        let mut http = http1::Builder::new();
+        http.max_buf_size(BUFFER);
+        let (sender, connection) = http.handshake(TokioIo::new(link)).await?;
+        let bell = Arc::new(NotifyWaker::default());
+        let ring = Waker::from(Arc::clone(&bell));
+        ring.wake_by_ref(); // its first work is to begin
+        Ok(Box::new(Self {
+            sender,
+            work: Some(Box::pin(connection.with_upgrades())),
+            bell,
+            ring,
+            alarm: Box::pin(sleep_until(Instant::now() + FAR)),
+            is_alarm_set: false,
+            progress: UploadProgress::new(),
+            heard,
+            home,
+            open,
+            usable_for: None,
+            usable_until: None,
+        }))
+    }
+
+    /// Takes `request`; it is sent, and answered, as `poll_answer` is called.
+    pub(in crate::upstream) fn begin(
+        &mut self,
+        request: Request<B>,
+    ) -> impl Future<Output = SendResult<B>> + use<B> {
+        self.heard.store(false, Ordering::Release);
+        let request = request.map(|body| SentBody::new(body, &self.progress));
+        self.sender.try_send_request(request)
+    }
+
+    /// None when the upstream is late with the head of its answer.
+    pub(super) fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut answer: Pin<&mut impl Future<Output = SendResult<B>>>,
+        patience: ResponseTimeout,
+    ) -> Poll<Option<SendResult<B>>> {
+        if let Poll::Ready(answer) = self.poll_for(cx, |cx| answer.as_mut().poll(cx)) {
+            return Poll::Ready(Some(answer));
+        }
+        self.poll_late(patience).map(|()| None)
+    }
+}
+
+impl<B> HeldConnection<B> {
+    /// Whether a byte of an answer has come.
+    pub(super) fn has_heard(&self) -> bool {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    pub(super) fn progress(&self) -> &UploadProgress {
+        &self.progress
+    }
+
+    /// The connection changes its protocol (101): what remains to be done for that, and
+    /// what counts it as open.
+    pub(in crate::upstream) fn release(self) -> (Option<ConnectionFuture>, GaugeGuard) {
+        (self.work, self.open)
+    }
+
+    /// Takes note of how long the upstream keeps the connection, by the head of an answer
+    /// that has just come. It may have written its answer long before the end is read
+    /// here, so the time counts from the head.
+    pub(super) fn note_head(&mut self, headers: &HeaderMap) {
+        match KeepAlive::of(headers) {
+            None if self.usable_for.is_none() => return,
+            None => {}
+            Some(said) if said.is_last => self.usable_for = Some(Duration::ZERO),
+            Some(said) => self.usable_for = said.usable_for.or(self.usable_for),
+        }
+        self.usable_until = self.usable_for.map(|time| Instant::now() + time);
+    }
+
+    /// No request goes this way after the answer whose head has just come.
+    pub(super) fn note_last_answer(&mut self) {
+        self.usable_for = Some(Duration::ZERO);
+        self.usable_until = Some(Instant::now());
+    }
+
+    /// When the upstream may close it: not used from then on.
+    pub(super) fn usable_until(&self) -> Option<Instant> {
+        self.usable_until
+    }
+
+    /// Whether the next request could go this way, as far as is known here.
+    pub(in crate::upstream) fn can_send(&mut self) -> bool {
+        if self.bell.has_rung() {
+            self.work();
+        }
+        self.work.is_some() && self.sender.is_ready()
+    }
+
+    /// Nobody holds it until it is taken from its pool again.
+    pub(in crate::upstream) fn rest(&self) {
+        self.bell.forget_holder();
+    }
+
+    /// Lets the connection work until `look` finds something. `look` need not register:
+    /// nothing changes for it but by the connection's work.
+    fn poll_for<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut look: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.bell.clear_waiter();
+        let mut unregistered = Context::from_waker(Waker::noop());
+        for _ in 0..ROUNDS {
+            if self.bell.has_rung() {
+                self.work();
+            }
+            if let Poll::Ready(found) = look(&mut unregistered) {
+                return Poll::Ready(found);
+            }
+            if self.bell.wakes(cx.waker()) {
+                return Poll::Pending;
+            }
+            self.bell.clear_waiter();
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn work(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        if let Poll::Ready(end) = work.as_mut().poll(&mut Context::from_waker(&self.ring)) {
+            if let Err(failure) = end {
+                debug!(error = %chain(&failure), "upstream connection ended");
+            }
+            // Whoever waits for something from it learns so by this.
+            self.work = None;
+        }
+    }
+
+    /// Ready when time is up. The alarm is brought forward at once, but put off only when
+    /// it rings: most requests move their deadline and never meet it.
+    fn poll_late(&mut self, patience: ResponseTimeout) -> Poll<()> {
+        loop {
+            let due = self.progress.deadline(patience.first_byte);
+            let due = patience.until.map_or(due, |until| until.min(due));
+            if due < self.alarm.deadline() {
+                self.alarm.as_mut().reset(due);
+                self.is_alarm_set = false;
+            }
+            if self.is_alarm_set && !self.alarm.is_elapsed() {
+                return Poll::Pending;
+            }
+            // Without budget the poll only asks to be repeated, and sets nothing.
+            self.is_alarm_set = has_budget_remaining();
+            let mut cx = Context::from_waker(&self.ring);
+            ready!(self.alarm.as_mut().poll(&mut cx));
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.alarm.as_mut().reset(due);
+            // It has rung, and must be polled to ring again.
+            self.is_alarm_set = false;
+        }
+    }
+}
+
+/// What an answer's body needs of its connection, whatever goes up on it.
+pub(in crate::upstream) trait ConnectionHandle: Send + Sync {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Incoming,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>>;
+
+    /// Something has happened on the connection since it was last polled.
+    fn has_news(&self) -> bool;
+
+    /// The answer has ended. An answer that came before the request was sent to its end
+    /// costs the connection: what is left of the request would stand before the next.
+    fn give_back(self: Box<Self>);
+}
+
+impl<B: Send + Sync + 'static> ConnectionHandle for HeldConnection<B> {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Incoming,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        self.poll_for(cx, |cx| Pin::new(&mut *body).poll_frame(cx))
+    }
+
+    fn has_news(&self) -> bool {
+        self.bell.is_rung()
+    }
+
+    fn give_back(mut self: Box<Self>) {
+        if self.can_send()
+            && let Some(home) = self.home.upgrade()
+        {
+            self.rest();
+            home.give_back(self);
+        }
+    }
+}
+
+impl<B> fmt::Debug for HeldConnection<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("is_open", &self.work.is_some())
+            .finish_non_exhaustive()
+    }
+}

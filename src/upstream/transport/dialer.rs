@@ -1,0 +1,248 @@
+//! A connection to the upstream: name, TCP, TLS, within one time limit. All addresses are
+//! tried in a staggered race (RFC 8305), to the end of the handshake.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use super::address_book::{AddressBook, AddressCandidates};
+use super::address_memory::AddressMemory;
+use super::tls::handshake::HandshakeError;
+use super::tls::trust::UpstreamTls;
+use super::tracked_stream::{TrackedStream, Transport};
+use crate::names::NameError;
+use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
+
+/// When the next address is tried (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// The same while one is connected and in its TLS handshake.
+const HANDSHAKE_DELAY: Duration = Duration::from_secs(1);
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("cannot find the address of {host}")]
+    Resolve {
+        host: String,
+        #[source]
+        source: Arc<NameError>,
+    },
+    #[error("{host} has no address")]
+    NoAddress { host: String },
+    #[error("cannot connect to {address}{}", others(*.failed))]
+    Connect {
+        address: SocketAddr,
+        /// How many addresses failed.
+        failed: usize,
+        #[source]
+        source: io::Error,
+    },
+    #[error("TLS handshake with {host} at {address} failed")]
+    Handshake {
+        host: String,
+        address: SocketAddr,
+        #[source]
+        source: HandshakeError,
+    },
+    #[error("no connection to {host} within {limit:?}: {waiting}")]
+    TimedOut {
+        host: String,
+        limit: Duration,
+        waiting: WaitingFor,
+    },
+}
+
+/// What had not come when time was up.
+#[derive(Clone, Debug)]
+pub enum WaitingFor {
+    Names { file: PathBuf },
+    Answer { address: SocketAddr, asked: usize },
+    Handshake { address: SocketAddr },
+}
+
+impl fmt::Display for WaitingFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Names { file } => {
+                let file = file.display();
+                write!(f, "the name servers in {file} have not answered yet")
+            }
+            Self::Answer { address, asked } => {
+                write!(f, "{address} does not answer{}", others(*asked))
+            }
+            Self::Handshake { address } => write!(
+                f,
+                "{address} accepts the connection and does not answer the TLS handshake"
+            ),
+        }
+    }
+}
+
+fn others(all: usize) -> String {
+    match all {
+        0 | 1 => String::new(),
+        2 => ", nor to its other address".to_owned(),
+        more => format!(", nor to its {} other addresses", more - 1),
+    }
+}
+
+/// Why one address gave no connection.
+#[derive(Debug)]
+enum AttemptError {
+    Connect(io::Error),
+    Handshake(HandshakeError),
+}
+
+/// Opens connections to one upstream.
+#[derive(Debug)]
+pub(in crate::upstream) struct Dialer {
+    pub(in crate::upstream) port: u16,
+    pub(in crate::upstream) book: AddressBook,
+    pub(in crate::upstream) memory: AddressMemory,
+    pub(in crate::upstream) tls: Option<UpstreamTls>,
+    /// For everything from the name to the end of the handshake.
+    pub(in crate::upstream) limit: Duration,
+    /// For messages that name what to set.
+    pub(in crate::upstream) upstream: Arc<str>,
+}
+
+impl Dialer {
+    /// Gives up at `end` if that comes before the limit.
+    pub(in crate::upstream) async fn dial(
+        &self,
+        end: Option<Instant>,
+    ) -> Result<TrackedStream, DialError> {
+        let limit = Instant::now() + self.limit;
+        let until = end.map_or(limit, |end| end.min(limit));
+        Box::pin(self.race(until)).await
+    }
+
+    async fn race(&self, until: Instant) -> Result<TrackedStream, DialError> {
+        let mut addresses = self.book.addresses(&self.memory);
+        let stagger = StaggerDelays {
+            delay: ATTEMPT_DELAY,
+            delay_half_way: HANDSHAKE_DELAY,
+            until: Some(until),
+        };
+        let attempt = |ip, half_way| self.attempt(SocketAddr::new(ip, self.port), half_way);
+        match race(&mut addresses, stagger, attempt).await {
+            Ok(won) => {
+                let failed = won.failed.into_iter();
+                let failed = failed.filter(|(_, failure)| !failure.is_ours());
+                failed.for_each(|(ip, _)| self.memory.failed(ip));
+                won.overtaken.iter().for_each(|&ip| self.memory.failed(ip));
+                self.memory.worked(won.candidate);
+                Ok(TrackedStream::new(won.value, &self.upstream))
+            }
+            Err(lost) => Err(self.failure(lost, &addresses)),
+        }
+    }
+
+    /// One address: TCP and, where it is spoken, TLS. An address that accepts connections
+    /// and then cannot do TLS is as good as none.
+    fn attempt(
+        &self,
+        address: SocketAddr,
+        half_way: HalfWay,
+    ) -> impl Future<Output = Result<Transport, AttemptError>> + Send + use<> {
+        let tls = self.tls.as_ref().map(UpstreamTls::current);
+        let upstream = Arc::clone(&self.upstream);
+        async move {
+            let tcp = TcpStream::connect(address).await;
+            let tcp = tcp.map_err(AttemptError::Connect)?;
+            half_way.reached();
+            // Requests are small and answered one by one: waiting to fill a packet only
+            // delays them.
+            let _ = tcp.set_nodelay(true);
+            let Some((config, name)) = tls else {
+                return Ok(Transport::Plain(tcp));
+            };
+            let stream = TlsConnector::from(config).connect(name, tcp).await;
+            let explained = |failure| HandshakeError::explain(failure, &upstream);
+            let stream = stream.map_err(|failure| AttemptError::Handshake(explained(failure)))?;
+            Ok(Transport::Tls(Box::new(stream)))
+        }
+    }
+
+    fn failure(
+        &self,
+        lost: RaceLost<IpAddr, AttemptError>,
+        addresses: &AddressCandidates<'_>,
+    ) -> DialError {
+        let host = || self.book.host().to_owned();
+        let at = |ip| SocketAddr::new(ip, self.port);
+        let failed = lost.failed.iter().filter(|(_, failure)| !failure.is_ours());
+        failed.for_each(|(ip, _)| self.memory.failed(*ip));
+        let slow = lost.unfinished.iter().filter(|one| one.had_its_time);
+        slow.for_each(|one| self.memory.failed(one.candidate));
+        if !addresses.is_empty() {
+            self.book.doubt();
+        }
+        let asked = lost.failed.len() + lost.unfinished.len();
+        let mut failed = lost.failed;
+        // What an address has said tells more than that it says nothing.
+        failed.sort_by_key(|(_, failure)| matches!(failure, AttemptError::Connect(_)));
+        let is_late = lost.is_late;
+        match failed.into_iter().next() {
+            Some((ip, AttemptError::Handshake(source))) => DialError::Handshake {
+                host: host(),
+                address: at(ip),
+                source,
+            },
+            Some((ip, AttemptError::Connect(source))) if !is_late => DialError::Connect {
+                address: at(ip),
+                failed: asked,
+                source,
+            },
+            _ if is_late => {
+                let handshakes = |one: &&UnfinishedAttempt<IpAddr>| one.is_half_way;
+                let handshake = lost.unfinished.iter().find(handshakes);
+                let waiting = match (handshake, lost.unfinished.first()) {
+                    (Some(one), _) => WaitingFor::Handshake {
+                        address: at(one.candidate),
+                    },
+                    (None, Some(one)) => WaitingFor::Answer {
+                        address: at(one.candidate),
+                        asked,
+                    },
+                    (None, None) => WaitingFor::Names {
+                        file: self.book.names().servers_file().to_owned(),
+                    },
+                };
+                DialError::TimedOut {
+                    host: host(),
+                    limit: self.limit,
+                    waiting,
+                }
+            }
+            _ => match addresses.failure() {
+                Some(source) => DialError::Resolve {
+                    host: host(),
+                    source,
+                },
+                None => DialError::NoAddress { host: host() },
+            },
+        }
+    }
+}
+
+impl AttemptError {
+    /// The fault of this host, from which nothing follows for the address.
+    fn is_ours(&self) -> bool {
+        let Self::Connect(failure) = self else {
+            return false;
+        };
+        let errno = failure.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(
+            errno,
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+        )
+    }
+}

@@ -1,0 +1,14 @@
+//! TODO
+
+pub(super) mod address_book;
+pub(super) mod address_memory;
+pub(super) mod body;
+pub(super) mod connection;
+pub(super) mod connections;
+pub(super) mod dialer;
+pub(super) mod framing;
+pub(super) mod keep_alive;
+pub(super) mod pool;
+pub(super) mod tls;
+pub(super) mod tracked_stream;
+pub(super) mod waker;

@@ -1,0 +1,5 @@
+//! TODO
+
+pub(in crate::upstream) mod certificate;
+pub(in crate::upstream) mod handshake;
+pub(in crate::upstream) mod trust;

@@ -1,0 +1,196 @@
+//! The bytes of a connection to the upstream, plain or TLS.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// A connection, and whether a byte has come from it since it was last asked.
+#[derive(Debug)]
+pub(in crate::upstream) struct TrackedStream {
+    wire: Transport,
+    heard: Arc<AtomicBool>,
+    /// Not a byte has come yet.
+    is_fresh: bool,
+    /// What the last write met; nothing is written after it.
+    write_failure: Option<io::Error>,
+    upstream: Arc<str>,
+}
+
+#[derive(Debug)]
+pub(in crate::upstream) enum Transport {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// The answer to a request in plain HTTP is a TLS record.
+#[derive(Debug, thiserror::Error)]
+#[error("the other end speaks TLS on this port: upstream.{upstream}.url must begin with https://")]
+struct SpeaksTls {
+    upstream: Arc<str>,
+}
+
+impl TrackedStream {
+    pub(in crate::upstream) fn new(wire: Transport, upstream: &Arc<str>) -> Self {
+        Self {
+            wire,
+            heard: Arc::default(),
+            is_fresh: true,
+            write_failure: None,
+            upstream: Arc::clone(upstream),
+        }
+    }
+
+    /// Set on every byte that comes; whoever sends a request clears it first.
+    pub(in crate::upstream) fn heard(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.heard)
+    }
+}
+
+impl TrackedStream {
+    /// A server that answers early and closes makes our next write fail while its answer lies
+    /// unread in the socket, and whoever is told of the failure reads no more. So it is kept
+    /// until there is nothing left to read; no write ends meanwhile.
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        outcome: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match outcome {
+            Poll::Ready(Err(failure)) if is_end(failure.kind()) => {
+                self.write_failure = Some(failure);
+                // Only reads go on from here; this one might not have been tried yet.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            other => other,
+        }
+    }
+
+    /// What the end of what was read means after a failed write. Without a reset it is the
+    /// peer's own end: Linux tells a peer that has closed before by EPIPE (`tcp_reset`).
+    fn read_end(&mut self) -> io::Result<()> {
+        match self.write_failure.take() {
+            Some(failure) if failure.kind() != io::ErrorKind::BrokenPipe => Err(failure),
+            other => {
+                self.write_failure = other;
+                Ok(())
+            }
+        }
+    }
+
+    fn note_first_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.is_fresh = false;
+        if matches!(self.wire, Transport::Plain(_)) && is_tls_record(bytes) {
+            let upstream = Arc::clone(&self.upstream);
+            let failure = SpeaksTls { upstream };
+            return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for TrackedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let room = buf.remaining();
+        let outcome = match &mut self.wire {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
+        let fresh = &buf.filled()[before..];
+        if !fresh.is_empty() {
+            self.heard.store(true, Ordering::Release);
+            if self.is_fresh {
+                self.note_first_bytes(fresh)?;
+            }
+        } else if room > 0 && matches!(outcome, Poll::Ready(Ok(()))) {
+            self.read_end()?;
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for TrackedStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.write_failure.is_some() {
+            return Poll::Pending;
+        }
+        let outcome = match &mut self.wire {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Transport::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        };
+        self.written(cx, outcome)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.write_failure.is_some() {
+            return Poll::Pending;
+        }
+        let outcome = match &mut self.wire {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        };
+        self.written(cx, outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.write_failure.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.wire {
+            Transport::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Transport::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.write_failure.is_some() {
+            return Poll::Pending;
+        }
+        let outcome = match &mut self.wire {
+            // Most requests are one piece, for which the plain call is the cheaper one.
+            Transport::Plain(tcp) => match bufs {
+                [only] => Pin::new(tcp).poll_write(cx, only),
+                _ => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            },
+            Transport::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        };
+        self.written(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.wire {
+            Transport::Plain(tcp) => tcp.is_write_vectored(),
+            Transport::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+}
+
+/// The peer takes no more.
+fn is_end(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(kind, BrokenPipe | ConnectionReset | ConnectionAborted)
+}
+
+/// An alert or a handshake message, of any version of TLS.
+fn is_tls_record(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x15 | 0x16, 3, ..])
+}
