@@ -11,7 +11,7 @@ use crate::causes::chain;
 use crate::names::DnsResolver;
 
 #[derive(Clone, Debug)]
-pub(super) struct RedisResolver(Arc<DnsResolver>);
+pub(in crate::store::shared) struct RedisResolver(Arc<DnsResolver>);
 
 impl Default for RedisResolver {
     fn default() -> Self {
