@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Error;
-use super::kept::seal;
+use super::store_bootstrap::seal;
 use crate::causes::{causes, chain};
 use crate::config::{self, Config, Problem, Problems, StorePlace};
 use crate::listener::{self, ServerTls};
