@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::Error;
 use super::store_bootstrap::seal;
-use crate::causes::{causes, chain};
 use crate::config::{self, Config, Problem, Problems, StorePlace};
+use crate::error_chain::{causes, chain};
 use crate::listener::{self, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::RouteTable;

@@ -14,8 +14,8 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::redis_keys::RedisKeys;
 use super::server_error::told;
-use crate::causes::chain;
 use crate::config::{self, MasterDiscovery, ServerAddress};
+use crate::error_chain::chain;
 use crate::secret;
 
 /// Why there is no connection.
