@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::expiry_index::Second;
 use super::memory::TokenMemory;
-use super::user_index::{SHARDS, TokenFamily, UserShard};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::{SHARDS, UserShard};
 use super::{InsertRefused, TokenDigest};
 use crate::clock::LogThrottle;
 use crate::config::AtTokenCap;

@@ -6,11 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 
-use super::grant_table::Tag;
-use super::user_index::TokenFamily;
-
-/// Seconds since the store was made, on the monotonic clock.
-pub(super) type Second = u32;
+use super::token_family::{Second, Tag, TokenFamily};
 
 /// Says where to look for a token, and when. Two tokens may share one hint: it stays
 /// until the last of them is gone.

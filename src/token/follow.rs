@@ -100,7 +100,7 @@ impl Replica for TokenReplica {
         }
     }
 
-    fn doubt(&self, seen: u64) {
+    fn invalidate(&self, seen: u64) {
         self.rounds().push(seen);
         self.round.fetch_add(1, Ordering::AcqRel);
         for ask in &self.asks {
@@ -110,7 +110,7 @@ impl Replica for TokenReplica {
         self.unknown_count.store(0, Ordering::Relaxed);
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.ends().tell(give);
         let rounds = self.rounds().clone();
         let now = self.shared.applied();

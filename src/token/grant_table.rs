@@ -9,9 +9,9 @@ use dashmap::mapref::one::Ref;
 use dashmap::{DashMap, SharedValue};
 use tokio::time::Instant;
 
-use super::expiry_index::{ExpiryEntry, Second};
+use super::expiry_index::ExpiryEntry;
 use super::flags::GrantFlags;
-use super::user_index::TokenFamily;
+use super::token_family::{Second, Tag, TokenFamily};
 use super::{Grant, TokenDigest};
 use crate::clock::{Deadline, PackedDeadline};
 
@@ -24,9 +24,6 @@ const SPARSE: usize = 8;
 
 /// Nor is it worth the while for less room than this.
 const SMALL: usize = 64;
-
-/// The first bytes of a digest. Enough to find a token by, not to tell it from all.
-pub(super) type Tag = u32;
 
 /// A grant as it is kept: with its digest, 56 bytes.
 #[derive(Debug)]
@@ -62,7 +59,8 @@ impl StoredGrant {
 fn bears(
     digest: &TokenDigest,
     stored: &StoredGrant,
-    (hint, lot): (ExpiryEntry, &Arc<TokenFamily>),
+    hint: ExpiryEntry,
+    lot: &Arc<TokenFamily>,
 ) -> bool {
     digest.tag() == hint.tag && stored.due == hint.due && Arc::ptr_eq(&stored.lot, lot)
 }
@@ -157,7 +155,7 @@ impl GrantTable {
         is_wanted: impl Fn(&StoredGrant) -> bool,
     ) -> Option<StoredGrant> {
         self.take_where(hint.tag, |digest, stored| {
-            bears(digest, stored, (hint, lot)) && is_wanted(stored)
+            bears(digest, stored, hint, lot) && is_wanted(stored)
         })
     }
 
@@ -171,7 +169,7 @@ impl GrantTable {
         let hash = hash_of(hint.tag);
         let mut shard = self.each.shards()[self.each.determine_shard(hash as usize)].write();
         let found = shard.get_mut(hash, |(digest, stored)| {
-            bears(digest, stored.get(), (hint, lot))
+            bears(digest, stored.get(), hint, lot)
         })?;
         Some(alter(found.1.get_mut()))
     }
@@ -188,7 +186,7 @@ impl GrantTable {
         let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
         let (digest, stored) = shard.get(hash, |(digest, stored)| {
             let stored = stored.get();
-            bears(digest, stored, (hint, lot)) && !stored.flags.is_leaving()
+            bears(digest, stored, hint, lot) && !stored.flags.is_leaving()
         })?;
         let flags = &stored.get().flags;
         let stays = flags.take_used() && !is_last;
@@ -210,7 +208,7 @@ impl GrantTable {
         let hash = hash_of(hint.tag);
         let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
         let found = shard.get(hash, |(digest, stored)| {
-            bears(digest, stored.get(), (hint, lot))
+            bears(digest, stored.get(), hint, lot)
         });
         found.is_some()
     }

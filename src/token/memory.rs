@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::expiry_index::{ExpiryEntry, Second};
+use super::expiry_index::ExpiryEntry;
 use super::flags::GrantFlags;
 use super::grant_table::{GrantTable, StoredGrant};
-use super::user_index::{TokenFamily, UserIndex, UserShard};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::{UserIndex, UserShard};
 use super::{Grant, InsertRefused, TokenDigest};
 use crate::clock::{self, Deadline};
 use crate::config::{self, AtTokenCap};
@@ -322,7 +323,7 @@ impl TokenMemory {
     }
 
     /// How many dead tokens were forgotten since this was asked last.
-    pub(super) fn died(&self) -> u64 {
+    pub(super) fn take_dead_count(&self) -> u64 {
         self.died.swap(0, Ordering::Relaxed)
     }
 

@@ -16,6 +16,7 @@ mod memory;
 mod restore;
 mod revocation_log;
 mod sweep;
+mod token_family;
 mod token_replica;
 mod user_index;
 mod user_locks;
@@ -87,9 +88,9 @@ impl TokenDigest {
         u64::from_be_bytes(*first)
     }
 
-    fn tag(&self) -> grant_table::Tag {
+    fn tag(&self) -> token_family::Tag {
         let (first, _) = self.0.split_first_chunk().expect("32 is more than 4");
-        grant_table::Tag::from_be_bytes(*first)
+        token_family::Tag::from_be_bytes(*first)
     }
 }
 
@@ -165,14 +166,21 @@ pub enum InsertRefused {
     Unavailable(#[source] StoreUnavailable),
 }
 
+/// What makes changes of the tokens last.
+#[derive(Debug)]
+enum TokenBackend {
+    /// A store that only this gateway uses.
+    Local(Arc<Store>),
+    /// A replica of the tokens in a store that several gateways share.
+    Shared(Arc<token_replica::TokenReplica>),
+}
+
 /// The live tokens.
 #[derive(Debug)]
 pub struct TokenStore {
     memory: Arc<memory::TokenMemory>,
-    store: Arc<Store>,
-    /// Where other gates have a say: this gate's copy of a shared store.
-    front: Option<Arc<token_replica::TokenReplica>>,
-    lanes: user_locks::UserLocks,
+    backend: TokenBackend,
+    user_locks: user_locks::UserLocks,
     cap_watch: caps::CapWatch,
     metrics: Arc<Metrics>,
 }
@@ -190,7 +198,7 @@ impl TokenStore {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let memory = memory::TokenMemory::new(settings, Arc::clone(&metrics));
-        Self::of((Arc::new(memory), None), store, metrics)
+        Self::with_backend(Arc::new(memory), TokenBackend::Local(store), metrics)
     }
 
     /// Tokens of a store that other gates share; looked up as they are needed, by `tasks`.
@@ -202,29 +210,24 @@ impl TokenStore {
     ) -> Arc<Self> {
         let memory = memory::TokenMemory::new(settings, Arc::clone(&metrics));
         let memory = Arc::new(memory);
-        let front = token_replica::TokenReplica::new(
+        let replica = token_replica::TokenReplica::new(
             shared,
             Arc::clone(&memory),
             tasks.clone(),
             Arc::clone(&metrics),
         );
-        let store = Arc::new(Store::Shared(Arc::clone(shared)));
-        Self::of((memory, Some(front)), store, metrics)
+        Self::with_backend(memory, TokenBackend::Shared(replica), metrics)
     }
 
-    fn of(
-        (memory, front): (
-            Arc<memory::TokenMemory>,
-            Option<Arc<token_replica::TokenReplica>>,
-        ),
-        store: Arc<Store>,
+    fn with_backend(
+        memory: Arc<memory::TokenMemory>,
+        backend: TokenBackend,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             memory,
-            store,
-            front,
-            lanes: user_locks::UserLocks::new(),
+            backend,
+            user_locks: user_locks::UserLocks::new(),
             cap_watch: caps::CapWatch::new(Arc::clone(&metrics)),
             metrics,
         })
@@ -240,12 +243,12 @@ impl TokenStore {
     /// stores that count by user.
     pub fn epoch(&self, _user: &str) -> DeletionEpoch {
         let here = self.memory.holders.epoch();
-        match &self.front {
-            Some(front) => DeletionEpoch {
-                shared: front.shared.applied(),
+        match &self.backend {
+            TokenBackend::Shared(replica) => DeletionEpoch {
+                shared: replica.shared.applied(),
                 ..here
             },
-            None => here,
+            TokenBackend::Local(_) => here,
         }
     }
 
@@ -272,7 +275,7 @@ impl TokenStore {
     /// The grant of a token, if it is live this instant. One look-up, no allocation.
     pub fn find(&self, digest: &TokenDigest) -> Option<Grant> {
         match self.memory.find(digest) {
-            memory::TokenState::Live(grant) => self.is_sure(digest).then_some(grant),
+            memory::TokenState::Live(grant) => self.is_confirmed(digest).then_some(grant),
             memory::TokenState::Dead => {
                 self.memory.forget_dead(digest);
                 None
@@ -283,21 +286,25 @@ impl TokenStore {
 
     /// A token that is not found may still be one that another gate gave out.
     pub async fn look_up(&self, digest: &TokenDigest) -> Result<Option<Grant>, StoreUnavailable> {
-        match &self.front {
-            Some(front) => front.look_up(*digest).await,
-            None => Ok(None),
+        match &self.backend {
+            TokenBackend::Shared(replica) => replica.look_up(*digest).await,
+            TokenBackend::Local(_) => Ok(None),
         }
     }
 
-    fn is_sure(&self, digest: &TokenDigest) -> bool {
-        let front = self.front.as_ref();
-        front.is_none_or(|front| front.is_sure(digest))
+    fn is_confirmed(&self, digest: &TokenDigest) -> bool {
+        match &self.backend {
+            TokenBackend::Local(_) => true,
+            TokenBackend::Shared(replica) => replica.is_confirmed(digest),
+        }
     }
 
     /// Whether what is known here counts: a shared store was there not too long ago.
     pub fn is_believed(&self) -> bool {
-        let front = self.front.as_ref();
-        front.is_none_or(|front| front.shared.is_believed())
+        match &self.backend {
+            TokenBackend::Local(_) => true,
+            TokenBackend::Shared(replica) => replica.shared.is_believed(),
+        }
     }
 
     /// Tokens in memory, dead ones that await the sweep included.

@@ -9,11 +9,12 @@ use std::ops::BitXor;
 use std::sync::Arc;
 use std::thread;
 
-use super::expiry_index::{ExpiryEntry, Second};
+use super::expiry_index::ExpiryEntry;
 use super::flags::GrantFlags;
 use super::grant_table::StoredGrant;
 use super::memory::TokenMemory;
-use super::user_index::{SHARDS, TokenFamily};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::SHARDS;
 use super::{TokenDigest, TokenOrigin, TokenStore};
 use crate::clock::{self, PackedDeadline};
 use crate::store::{GrantBatchSink, GrantSink, LiveGrant, threads_for};

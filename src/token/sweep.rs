@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::TokenStore;
-use super::expiry_index::{ExpiryEntry, Second};
+use super::expiry_index::ExpiryEntry;
 use super::memory::{DoubtfulEntries, JUMP_MILLIS, TokenMemory};
-use super::user_index::{SHARDS, TokenFamily, UserShard};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::{SHARDS, UserShard};
+use super::{TokenBackend, TokenStore};
 use crate::lifecycle::ShutdownSignal;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -210,9 +211,9 @@ pub async fn sweep_loop(store: Arc<TokenStore>, stop: ShutdownSignal) {
         if removed > 0 {
             debug!(removed, "swept tokens");
         }
-        store.tell_of_dead();
-        if let Some(front) = &store.front {
-            front.sweep();
+        store.report_dead();
+        if let TokenBackend::Shared(replica) = &store.backend {
+            replica.sweep();
         }
     }
 }

@@ -84,7 +84,7 @@ impl TokenReplica {
             metrics,
         });
         let follower: Weak<Self> = Arc::downgrade(&front);
-        shared.follow(follower);
+        shared.add_replica(follower);
         front
     }
 
@@ -113,7 +113,7 @@ impl TokenReplica {
     }
 
     /// Whether what is known of a token here counts without a look-up.
-    pub(super) fn is_sure(&self, digest: &TokenDigest) -> bool {
+    pub(super) fn is_confirmed(&self, digest: &TokenDigest) -> bool {
         let round = self.round.load(Ordering::Acquire);
         (round == 0 || self.round_of(digest) == round) && self.shared.is_believed()
     }

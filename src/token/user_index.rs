@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::DeletionEpoch;
-use super::expiry_index::{self, ExpiryEntry, ExpiryIndex, Second};
+use super::expiry_index::{self, ExpiryEntry, ExpiryIndex};
+use super::token_family::TokenFamily;
 use parking_lot::{Mutex, MutexGuard};
 
 /// Enough that logins on every core seldom meet, and that the map of ten million
@@ -44,38 +45,6 @@ struct TokenUser {
     ended: u64,
 }
 
-/// Tokens of one user that end together: all there are, until a logout or deletion
-/// ends them in one step. The next login begins another lot.
-#[derive(Debug)]
-pub(super) struct TokenFamily {
-    pub(super) name: Arc<str>,
-    pub(super) id: u32,
-    pub(super) shard: u16,
-    is_over: AtomicBool,
-    // These two change only under the lock of the shard.
-    count: AtomicU32,
-    soonest: AtomicU32,
-}
-
-impl TokenFamily {
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Acquire)
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed) as usize
-    }
-
-    /// When to look at this lot; `Second::MAX`: not at all.
-    pub(super) fn soonest(&self) -> Second {
-        self.soonest.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_soonest(&self, second: Second) {
-        self.soonest.store(second, Ordering::Relaxed);
-    }
-}
-
 impl UserShard {
     fn new(place: u16) -> Mutex<Self> {
         Mutex::new(Self {
@@ -103,19 +72,13 @@ impl UserShard {
     }
 
     fn new_lot(&mut self, name: Arc<str>) -> Arc<TokenFamily> {
-        Arc::new(TokenFamily {
-            name,
-            id: self.next_lot(),
-            shard: self.place,
-            is_over: AtomicBool::new(false),
-            count: AtomicU32::new(0),
-            soonest: AtomicU32::new(Second::MAX),
-        })
+        let id = self.next_lot();
+        Arc::new(TokenFamily::new(name, id, self.place))
     }
 
     /// The lot has one token more.
     pub(super) fn count_in(&mut self, lot: &Arc<TokenFamily>) {
-        if lot.count.fetch_add(1, Ordering::Relaxed) == 0 {
+        if lot.count_in() {
             self.keep(lot);
         }
     }
@@ -153,7 +116,7 @@ impl UserShard {
 
     /// Every token of a lot that was taken is dead from here on; gives it back, and how many.
     pub(super) fn end_lot(&mut self, lot: Arc<TokenFamily>) -> (Arc<TokenFamily>, usize) {
-        lot.is_over.store(true, Ordering::Release);
+        lot.end();
         self.due.forget_lot(&lot);
         self.hands.remove(&lot.id);
         let count = lot.count();
@@ -188,7 +151,7 @@ impl UserShard {
         let of_one = hints.chunk_by(|one, next| one.lot == next.lot);
         let kept = of_one.filter_map(|of_one| {
             let lot = by_id[of_one[0].lot as usize].take()?;
-            lot.count.store(of_one.len() as u32, Ordering::Relaxed);
+            lot.set_count(of_one.len() as u32);
             lot.set_soonest(of_one[0].due);
             Some(lot)
         });
@@ -284,8 +247,7 @@ impl UserIndex {
 
     /// One token of the lot is gone.
     pub(super) fn count_out(&self, shard: &mut UserShard, lot: &Arc<TokenFamily>) {
-        let was = lot.count.fetch_sub(1, Ordering::Relaxed);
-        if was > 1 || lot.is_over() {
+        if !lot.count_out() || lot.is_over() {
             return;
         }
         shard.due.forget_lot(lot);
