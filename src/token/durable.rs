@@ -30,32 +30,32 @@ impl TokenStore {
     pub(super) async fn insert_until(
         &self,
         digest: TokenDigest,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<TokenPlaced, InsertRefused> {
         let store = match &self.backend {
-            TokenBackend::Shared(replica) => return replica.insert(digest, wanted, ends).await,
+            TokenBackend::Shared(replica) => return replica.insert(digest, request, ends).await,
             TokenBackend::Local(store) => store,
         };
         if store.is_memory() {
-            let placed = self.memory.place(digest, wanted, ends)?;
+            let placed = self.memory.insert(digest, request, ends)?;
             if let Some(ended) = &placed.ended {
                 self.memory.displace(ended);
             }
             return Ok(placed);
         }
-        let guard = store.acquire(self.user_locks.shared(wanted.user)).await;
+        let guard = store.acquire(self.user_locks.shared(request.user)).await;
         let guard = guard.map_err(InsertRefused::Unavailable)?;
         // No await from here to the end of `submit`: a logout comes before both the insert and
         // the submit, or after both.
-        let placed = self.memory.place(digest, wanted, ends)?;
+        let placed = self.memory.insert(digest, request, ends)?;
         let grant = GrantRecord {
             digest: digest.into(),
-            user: wanted.user.into(),
-            role: wanted.role,
+            user: request.user.into(),
+            role: request.role,
             ends_millis: ends.unix_millis(),
             epoch: 0,
-            origin: wanted.origin,
+            origin: request.origin,
         };
         let (sender, receiver) = oneshot::channel();
         let memory = Arc::clone(&self.memory);
@@ -194,7 +194,7 @@ impl TokenStore {
     /// so a token that is live now is still live when the change is submitted.
     fn end_change(&self, user: &Arc<str>, cause: RevokeCause) -> StoreChange {
         let kept = match cause {
-            RevokeCause::AllBut(kept) => self.record_of(kept, user),
+            RevokeCause::AllBut(digest) => self.record_of(digest, user),
             RevokeCause::Logout | RevokeCause::Deletion => None,
         };
         match kept {
@@ -294,6 +294,6 @@ fn end(memory: &TokenMemory, user: &str, cause: RevokeCause) -> usize {
     match cause {
         RevokeCause::Logout => memory.revoke_user(user),
         RevokeCause::Deletion => memory.end_user(user),
-        RevokeCause::AllBut(kept) => memory.revoke_others(user, &kept),
+        RevokeCause::AllBut(digest) => memory.revoke_others(user, &digest),
     }
 }
