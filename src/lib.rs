@@ -59,14 +59,14 @@ pub mod store;
 // 2: settings
 pub mod config;
 // 1: the protocol's words, life, numbers, names
+pub mod dns;
 pub mod lifecycle;
 pub mod metrics;
-pub mod names;
 pub mod webapp;
 // 0: leaves
-pub mod causes;
 pub mod clock;
-pub mod hashed;
+pub mod error_chain;
+pub mod identity_hasher;
 pub mod secret;
 pub mod shares;
 pub mod staggered;

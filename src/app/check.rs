@@ -4,8 +4,8 @@
 use tokio::runtime::Handle;
 
 use super::prepare::{self, PreparedParts};
-use crate::causes::chain;
 use crate::config::{self, Config, Login, Problem, StorePlace};
+use crate::error_chain::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::{self, EvictionFound};

@@ -8,11 +8,11 @@ mod check;
 mod demo;
 mod drain;
 mod error;
-mod kept;
 mod operator;
 mod prepare;
-mod program;
 mod reload;
+mod serve;
+mod store_bootstrap;
 mod upstream_change;
 mod worker;
 
@@ -31,8 +31,8 @@ use tracing::info;
 pub use check::{CheckResult, check, check_connections};
 pub use error::Error;
 #[cfg(feature = "emulator")]
-pub use program::emulate;
-pub use program::serve;
+pub use serve::emulate;
+pub use serve::serve;
 
 use crate::admin;
 use crate::config::Config;
@@ -45,8 +45,8 @@ use crate::pipeline::{
 };
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
-use kept::StoreBootstrap;
 use prepare::prepare;
+use store_bootstrap::StoreBootstrap;
 use upstream_change::PendingUpstream;
 use worker::BoundListener;
 
@@ -151,7 +151,7 @@ async fn build(
     let (operator, desk) = open_desk(&config, life, &metrics)?;
     start_emulator(&config, &tasks, control).await?;
 
-    let kept = kept::open(&config, prepared.seal, life, (&metrics, quit)).await?;
+    let kept = store_bootstrap::open(&config, prepared.seal, life, (&metrics, quit)).await?;
     let (users, first_admin) = kept.users(&config.users).await?;
     let tokens = match kept.tokens(&config, users.as_ref(), &metrics).await {
         Ok(tokens) => tokens,
@@ -161,7 +161,7 @@ async fn build(
             return Err(error);
         }
     };
-    kept::end_old_tokens(first_admin.as_ref(), &tokens).await;
+    store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
     let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
     let upstream = upstream.of(prepared.upstream).announced_as(&via);

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Error;
-use super::kept::seal;
-use crate::causes::{causes, chain};
+use super::store_bootstrap::seal;
 use crate::config::{self, Config, Problem, Problems, StorePlace};
+use crate::error_chain::{causes, chain};
 use crate::listener::{self, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::RouteTable;

@@ -14,8 +14,8 @@ use clap::{Parser, Subcommand};
 use sha2::{Digest as _, Sha256};
 
 use crate::app::ExitOutcome;
-use crate::causes::causes;
 use crate::config;
+use crate::error_chain::causes;
 use crate::logging::LogHandle;
 use crate::secret::Secret;
 use crate::webapp::check_password;

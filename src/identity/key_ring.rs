@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, oneshot};
 use tracing::warn;
 
-use super::key_mirror::KeyMirror;
+use super::key_replica::KeyMirror;
 use super::{KeyRefused, KeySet, mint_key};
 use crate::config::{ApiKey, PathPattern, Quota, parse_quota};
 use crate::secret::Secret;

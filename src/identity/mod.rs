@@ -3,7 +3,7 @@
 //! The surprise: a password check is slow on purpose and never runs on a worker.
 
 mod api_key;
-mod key_mirror;
+mod key_replica;
 mod key_ring;
 mod password;
 mod scope;

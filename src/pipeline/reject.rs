@@ -12,7 +12,7 @@ use http::{HeaderValue, Response, StatusCode};
 use super::body::response_body::ResponseBody;
 use super::limit::TooMany;
 use super::stages::credential::CredentialFault;
-use crate::causes::chain;
+use crate::error_chain::chain;
 use crate::metrics::{Blame, Reason};
 use crate::store::StoreUnavailable;
 use crate::upstream::{NoLease, PermitTimeout};

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::due::Second;
-use super::holders::{SHARDS, TokenFamily, UserShard};
+use super::expiry_index::Second;
 use super::memory::TokenMemory;
+use super::user_index::{SHARDS, TokenFamily, UserShard};
 use super::{InsertRefused, TokenDigest};
 use crate::clock::LogThrottle;
 use crate::config::AtTokenCap;

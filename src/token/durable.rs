@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::caps::TokenPlaced;
-use super::front::TokenReplica;
 use super::memory::TokenMemory;
+use super::token_replica::TokenReplica;
 use super::{GrantRequest, InsertRefused, TokenDigest, TokenStore};
 use crate::clock::Deadline;
 use crate::metrics::TokenEvent;

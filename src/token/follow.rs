@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::caps::TokenPlaced;
-use super::front::TokenReplica;
+use super::token_replica::TokenReplica;
 use super::{GrantRequest, InsertRefused, TokenDigest};
 use crate::config::AtTokenCap;
 use crate::store::shared::{

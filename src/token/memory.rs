@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::due::{ExpiryEntry, Second};
+use super::expiry_index::{ExpiryEntry, Second};
 use super::flags::GrantFlags;
-use super::holders::{TokenFamily, UserIndex, UserShard};
-use super::table::{GrantTable, StoredGrant};
+use super::grant_table::{GrantTable, StoredGrant};
+use super::user_index::{TokenFamily, UserIndex, UserShard};
 use super::{Grant, InsertRefused, TokenDigest};
 use crate::clock::{self, Deadline};
 use crate::config::{self, AtTokenCap};

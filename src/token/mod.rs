@@ -6,19 +6,19 @@
 //! sweep only frees memory.
 
 mod caps;
-mod due;
 mod durable;
-mod ends;
+mod expiry_index;
 mod flags;
 mod follow;
-mod front;
-mod holders;
-mod lanes;
+mod grant_table;
+mod insert;
 mod memory;
-mod place;
 mod restore;
+mod revocation_log;
 mod sweep;
-mod table;
+mod token_replica;
+mod user_index;
+mod user_locks;
 
 pub use durable::RevokeCause;
 pub use restore::TokenRestore;
@@ -87,9 +87,9 @@ impl TokenDigest {
         u64::from_be_bytes(*first)
     }
 
-    fn tag(&self) -> table::Tag {
+    fn tag(&self) -> grant_table::Tag {
         let (first, _) = self.0.split_first_chunk().expect("32 is more than 4");
-        table::Tag::from_be_bytes(*first)
+        grant_table::Tag::from_be_bytes(*first)
     }
 }
 
@@ -171,8 +171,8 @@ pub struct TokenStore {
     memory: Arc<memory::TokenMemory>,
     store: Arc<Store>,
     /// Where other gates have a say: this gate's copy of a shared store.
-    front: Option<Arc<front::TokenReplica>>,
-    lanes: lanes::UserLocks,
+    front: Option<Arc<token_replica::TokenReplica>>,
+    lanes: user_locks::UserLocks,
     cap_watch: caps::CapWatch,
     metrics: Arc<Metrics>,
 }
@@ -202,7 +202,7 @@ impl TokenStore {
     ) -> Arc<Self> {
         let memory = memory::TokenMemory::new(settings, Arc::clone(&metrics));
         let memory = Arc::new(memory);
-        let front = front::TokenReplica::new(
+        let front = token_replica::TokenReplica::new(
             shared,
             Arc::clone(&memory),
             tasks.clone(),
@@ -213,7 +213,10 @@ impl TokenStore {
     }
 
     fn of(
-        (memory, front): (Arc<memory::TokenMemory>, Option<Arc<front::TokenReplica>>),
+        (memory, front): (
+            Arc<memory::TokenMemory>,
+            Option<Arc<token_replica::TokenReplica>>,
+        ),
         store: Arc<Store>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
@@ -221,7 +224,7 @@ impl TokenStore {
             memory,
             store,
             front,
-            lanes: lanes::UserLocks::new(),
+            lanes: user_locks::UserLocks::new(),
             cap_watch: caps::CapWatch::new(Arc::clone(&metrics)),
             metrics,
         })

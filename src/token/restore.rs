@@ -9,11 +9,11 @@ use std::ops::BitXor;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::due::{ExpiryEntry, Second};
+use super::expiry_index::{ExpiryEntry, Second};
 use super::flags::GrantFlags;
-use super::holders::{SHARDS, TokenFamily};
+use super::grant_table::StoredGrant;
 use super::memory::TokenMemory;
-use super::table::StoredGrant;
+use super::user_index::{SHARDS, TokenFamily};
 use super::{TokenDigest, TokenOrigin, TokenStore};
 use crate::clock::{self, PackedDeadline};
 use crate::store::{GrantBatchSink, GrantSink, LiveGrant, threads_for};

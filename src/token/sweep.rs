@@ -8,9 +8,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
 use super::TokenStore;
-use super::due::{ExpiryEntry, Second};
-use super::holders::{SHARDS, TokenFamily, UserShard};
+use super::expiry_index::{ExpiryEntry, Second};
 use super::memory::{DoubtfulEntries, JUMP_MILLIS, TokenMemory};
+use super::user_index::{SHARDS, TokenFamily, UserShard};
 use crate::lifecycle::ShutdownSignal;
 
 const EVERY: Duration = Duration::from_secs(1);

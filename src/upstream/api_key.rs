@@ -12,9 +12,9 @@ use tracing::{error, info};
 
 use super::login::description::TokenInjection;
 use super::login::lease::Lease;
-use crate::causes::chain;
 use crate::clock::Deadline;
 use crate::config;
+use crate::error_chain::chain;
 use crate::metrics::Metrics;
 use crate::secret::{self, SecretSource};
 use crate::webapp;

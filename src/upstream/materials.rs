@@ -13,8 +13,8 @@ use super::transport::dialer::Dialer;
 use super::transport::tls::trust::{TrustError, UpstreamTls};
 use super::{BadApiKey, Error};
 use crate::config;
+use crate::dns::DnsResolver;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::names::DnsResolver;
 
 /// An upstream's address, trust and API key, read and found good.
 #[derive(Debug)]

@@ -6,13 +6,13 @@ mod checks;
 mod limits;
 mod lines;
 mod listener;
+mod misc;
 mod places;
 mod report;
 mod request_rules;
 mod routes;
 mod section;
 mod shared_store;
-mod small;
 mod store;
 mod units;
 mod upstream;
@@ -101,8 +101,8 @@ pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
     root.leave_unread();
     let section = root.section("emulator");
     let alone = EmulatorAlone {
-        emulator: small::emulator(&report, section.as_ref()),
-        log: small::log(&root),
+        emulator: misc::emulator(&report, section.as_ref()),
+        log: misc::log(&root),
     };
     drop((section, root));
     let (problems, ..) = report.close();
@@ -164,14 +164,14 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         ("none", FileProfile::None),
     ];
     let profile = root.or("profile", value::word(PROFILES), FileProfile::Whatsapp);
-    let workers = root.or("workers", small::workers, small::cores());
+    let workers = root.or("workers", misc::workers, misc::cores());
 
     // First, because it says which files may still be missing.
     let emulator: Option<Emulator> = root
         .section("emulator")
-        .map(|table| small::emulator(root.report, Some(&table)));
+        .map(|table| misc::emulator(root.report, Some(&table)));
     let listeners = listener::listeners(root);
-    let operator = small::operator(root);
+    let operator = misc::operator(root);
     let upstream: Option<Upstream> = upstream::upstream(root, profile);
     let users = users::users(root);
     let api_keys = users::api_keys(root);
@@ -179,8 +179,8 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
     let routes = routes::routes(root, profile, users.directory, &http.allow_fields);
     let limits = limits::limits(root, profile, &routes, users.directory);
     let store = store::store(root);
-    let drain = small::drain(root);
-    let log = small::log(root);
+    let drain = misc::drain(root);
+    let log = misc::log(root);
 
     let config = Config {
         workers,

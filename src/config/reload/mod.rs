@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use super::{Config, Difference, KeyLines, Problems, load};
-use crate::causes::chain;
+use crate::error_chain::chain;
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{Metrics, Reload};
 

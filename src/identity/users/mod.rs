@@ -6,7 +6,7 @@
 mod change;
 mod error;
 mod first_admin;
-mod mirror;
+mod user_replica;
 
 pub use error::{ChangeError, CreateError, Error, LoginDenied, RemoveError};
 pub use first_admin::{FirstAdmin, GeneratedAdmin};
@@ -33,7 +33,7 @@ pub struct UserDirectory {
     directory: Arc<RwLock<DirectoryState>>,
     store: Arc<Store>,
     /// Keeps the directory in step with a shared store.
-    mirror: Option<Arc<mirror::UserReplica>>,
+    mirror: Option<Arc<user_replica::UserReplica>>,
     /// Held from the look at the directory to the end of a change of it.
     changes: Arc<Mutex<()>>,
 }

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::framing_guard::FramingRefusal;
-use crate::causes::causes;
 use crate::clock;
+use crate::error_chain::causes;
 use crate::listener::service::BoxError;
 use crate::pipeline::Rejection;
 

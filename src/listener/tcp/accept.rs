@@ -16,8 +16,8 @@ use tokio_util::sync::PollSemaphore;
 use tracing::{Instrument as _, debug, debug_span, info, warn};
 
 use super::connection_limit::{ConnectionLimit, ConnectionPermit};
-use crate::causes::causes;
 use crate::config;
+use crate::error_chain::causes;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::listener::connection::activity::{ConnectionActivity, ConnectionTimeouts};
 use crate::listener::connection::client_stream::{ByteCheck, ClientStream, TransportSocket};

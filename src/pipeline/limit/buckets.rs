@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::permit_prefetch::{PermitPrefetch, PrefetchState};
 use super::rate_limit_headers::{PolicyHeader, RateLimitHeaders, ceil_seconds};
 use crate::config::Quota;
-use crate::hashed::BuildAsItIs;
+use crate::identity_hasher::BuildAsItIs;
 use crate::store::shared::SharedStore;
 
 /// Lines in which requests wait. Keys may share one; that delays, never denies.

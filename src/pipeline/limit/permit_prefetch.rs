@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::hashed::BuildAsItIs;
+use crate::identity_hasher::BuildAsItIs;
 use crate::store::shared::SharedStore;
 
 /// What is taken at once covers this long at the steady rate.

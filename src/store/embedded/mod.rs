@@ -1,15 +1,15 @@
 //! The engine on this machine's disk: one redb file, one thread that writes it.
 //! Everything is loaded at the start; later the file is only written.
 
-mod ahead;
-mod condition;
+mod disk_health;
 mod look;
 mod offline;
 mod open;
 mod read;
-mod round;
+mod readahead;
 mod tables;
-mod walk;
+mod vacuum;
+mod write_batch;
 mod writer;
 
 pub use look::{StoreLook, look};
@@ -31,7 +31,7 @@ use tracing::{error, info, warn};
 
 use super::{GrantSink, LoadedGrants, StoreChange, StoreContents, StoreUnavailable};
 use crate::metrics::{Metrics, StoreOutcome};
-use condition::DiskHealth;
+use disk_health::DiskHealth;
 use open::{MissingFile, storage};
 use read::LoadProgress;
 use writer::{DatabaseOpener, StoreWriter};

@@ -9,9 +9,9 @@ use redb::{TableHandle as _, WriteTransaction};
 use super::OpenError;
 use super::open::{self, MissingFile, storage};
 use super::read;
-use super::round::WriteBatch;
 use super::tables::{BATCH_KEY, GRANTS, HOLDERS, KEYS, LEASES, META, USERS};
-use super::walk::Vacuum;
+use super::vacuum::Vacuum;
+use super::write_batch::WriteBatch;
 use crate::clock;
 use crate::store::{ExportRecord, RecordCounts, StoreChange};
 

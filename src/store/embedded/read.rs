@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::ahead;
+use super::readahead;
 use super::tables::{
     GRANTS, GrantRow, HOLDERS, KEYS, LEASES, META, PREFIXES, USERS, UserRow, WALL_KEY, prefix_of,
     start_of,
@@ -197,8 +197,8 @@ pub(super) fn in_parts(
     let total = progress.begin(database)?;
     let threads = threads_for(total as usize);
     let holders = thread::scope(|scope| {
-        if threads > 1 && ahead::is_worth_it(path, total * FULL_ROW) {
-            ahead::begin(scope, path, threads, |bytes| progress.fetched(bytes));
+        if threads > 1 && readahead::is_worth_it(path, total * FULL_ROW) {
+            readahead::begin(scope, path, threads, |bytes| progress.fetched(bytes));
         }
         let holders = HolderTable::of(database).inspect_err(|_| progress.give_up())?;
         intake.users(&holders.names);

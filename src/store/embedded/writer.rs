@@ -17,12 +17,12 @@ use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _};
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
-use super::condition::DiskHealth;
+use super::disk_health::DiskHealth;
 use super::open::{self, MissingFile, OpenError};
 use super::read::LoadProgress;
-use super::round::{UndoLog, WriteBatch};
 use super::tables::{BATCH_KEY, GRANTS, META};
-use super::walk::Vacuum;
+use super::vacuum::Vacuum;
+use super::write_batch::{UndoLog, WriteBatch};
 use super::{ChangeCallback, WriterJob, read};
 use crate::metrics::{Metrics, StoreOutcome};
 use crate::store::{GrantSink, LoadedGrants, StoreChange, StoreUnavailable};

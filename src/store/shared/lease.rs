@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::client::script;
 use super::tokens::millis;
-use super::{ScriptCall, SharedStore, script};
+use super::{ScriptCall, SharedStore};
 use crate::store::{SealedBytes, StoreUnavailable};
 
 /// How long the lock lasts if its holder dies; extended while a login runs.

@@ -12,14 +12,14 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::change::NumberedChange;
+use super::client::redis_keys::RedisKeys;
+use super::client::reply::ScriptReply;
+use super::client::resolver::RedisResolver;
+use super::client::server_error::told;
+use super::client::{endpoint, eviction, script};
 use super::entry::SharedEntry;
-use super::names::RedisKeys;
-use super::reply::ScriptReply;
-use super::resolver::RedisResolver;
-use super::server_error::told;
 use super::{
     CommandConnection, EvictingServer, SharedChange, SharedStore, StoreConnection, StoreDown,
-    eviction, place, script,
 };
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
@@ -61,7 +61,7 @@ impl SharedOpenError {
 #[derive(Debug, thiserror::Error)]
 enum LinkLost {
     #[error(transparent)]
-    Place(#[from] place::EndpointError),
+    Place(#[from] endpoint::EndpointError),
     #[error(transparent)]
     Server(#[from] RedisError),
     #[error(transparent)]
@@ -193,7 +193,8 @@ impl SharedStore {
     ) -> Result<NeverReturns, LinkLost> {
         let limit = self.settings.timeout;
         let timing = eviction::timing(&self.settings, &self.resolver);
-        let (client, mut connection) = place::connect(&self.settings, &self.names, &timing).await?;
+        let (client, mut connection) =
+            endpoint::connect(&self.settings, &self.names, &timing).await?;
         let is_first = known.id.is_empty();
         if let Some(evicts) = self.admit_policy(&mut connection, is_first).await? {
             return Err(LinkLost::Evicts(evicts));

@@ -7,31 +7,24 @@
 //! the greatest number, so that what was revoked stays revoked.
 
 mod change;
+mod client;
 mod entry;
-mod eviction;
 mod lease;
 mod link;
-mod names;
 mod permits;
-mod place;
-mod relink;
-mod remake;
-mod reply;
-mod resolver;
-mod script;
-mod server_error;
+mod snapshot;
 mod tokens;
 mod transfer;
 mod trial;
 mod users;
 
 pub use change::{Replica, RevokedUpTo, SharedChange};
+pub use client::eviction::{EvictingServer, EvictionFound};
 pub use entry::{EntryRevision, SharedEntry};
-pub use eviction::{EvictingServer, EvictionFound};
 pub use lease::{LeaseAt, LoginLock, LoginTurn, PublishOutcome};
 pub use link::SharedOpenError;
 pub use permits::GrantedPermits;
-pub use remake::StateSnapshotItem;
+pub use snapshot::StateSnapshotItem;
 pub use tokens::{InsertOutcome, SharedGrant, TokenInsert, TokenKind};
 pub use trial::{check_settings, reach};
 pub use users::EntryChange;
@@ -49,10 +42,10 @@ use tokio::time::Instant;
 use super::StoreUnavailable;
 use crate::config;
 use crate::metrics::{Metrics, StoreFailure};
-use names::RedisKeys;
-use relink::ReconnectSignal;
-use reply::ScriptReply;
-use resolver::RedisResolver;
+use client::reconnect::ReconnectSignal;
+use client::redis_keys::RedisKeys;
+use client::reply::ScriptReply;
+use client::resolver::RedisResolver;
 
 /// The shared store as one gate uses it.
 #[derive(Debug)]
@@ -267,8 +260,8 @@ impl SharedStore {
             _ => StoreFailure::Refused,
         };
         self.metrics.store_failures.add(kind);
-        let why = server_error::told(error);
-        if server_error::is_elsewhere(error) {
+        let why = client::server_error::told(error);
+        if client::server_error::is_elsewhere(error) {
             self.relink.ask(&why);
         }
         StoreUnavailable::Failed(why)

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::{SharedStore, script};
+use super::SharedStore;
+use super::client::script;
 use crate::store::StoreUnavailable;
 
 /// What the store gave.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ScriptCall, SharedStore, script};
+use super::client::script;
+use super::{ScriptCall, SharedStore};
 use crate::store::{RecordDigest, StoreUnavailable, TokenOrigin};
 use crate::webapp::Role;
 

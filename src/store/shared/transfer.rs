@@ -9,7 +9,7 @@ use redis::aio::MultiplexedConnection;
 
 use super::SharedStore;
 use super::entry::{EntryRevision, SharedEntry};
-use super::remake::StateSnapshotItem;
+use super::snapshot::StateSnapshotItem;
 use super::tokens::TokenKind;
 use crate::clock;
 use crate::store::{

@@ -1,7 +1,8 @@
 //! Users and API keys in the shared store. Their text is the caller's.
 
+use super::client::script;
 use super::entry::{EntryRevision, SharedEntry};
-use super::{ScriptCall, SharedStore, script};
+use super::{ScriptCall, SharedStore};
 use crate::store::StoreUnavailable;
 
 /// What came of changing an entry.

@@ -6,8 +6,8 @@ use crate::store::{GrantSink as _, LiveGrant};
 
 #[test]
 fn a_grant_and_its_digest_take_56_bytes_and_its_hint_12() {
-    assert_eq!(size_of::<(TokenDigest, table::StoredGrant)>(), 56);
-    assert_eq!(size_of::<due::ExpiryEntry>(), 12);
+    assert_eq!(size_of::<(TokenDigest, grant_table::StoredGrant)>(), 56);
+    assert_eq!(size_of::<expiry_index::ExpiryEntry>(), 12);
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use crate::causes::causes;
 use crate::clock;
+use crate::error_chain::causes;
 use crate::metrics::Metrics;
 use breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel, UpstreamPass};
 
@@ -181,7 +181,7 @@ impl UpstreamHealth {
         asker: FailureSource,
         error: &(dyn Error + 'static),
     ) {
-        let cause = crate::causes::chain(error);
+        let cause = crate::error_chain::chain(error);
         let mut known = self.lock();
         if known.breaker.level() == HealthLevel::Quiet {
             known.since = clock::unix_seconds();

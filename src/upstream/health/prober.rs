@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::breaker::FailureSource;
-use crate::causes::chain;
+use crate::error_chain::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::{Metrics, ProbeOutcome};
 use crate::upstream::own_requests::{CallError, OwnRequests};

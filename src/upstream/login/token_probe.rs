@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::description::TokenInjection;
-use crate::causes::chain;
 use crate::config;
+use crate::error_chain::chain;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
 use crate::upstream::own_requests::OwnRequests;

@@ -21,8 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use super::server::{Reply, Webapp};
 use super::trust::{Identity, around, believes, serve};
 use super::{PATIENCE, Surroundings, refusal};
-use crate::causes::chain;
 use crate::config::Trust;
+use crate::error_chain::chain;
 use crate::lifecycle::TaskSet;
 use crate::upstream::transport::tls::certificate::{
     CertificateProblem, TrustPlace, VerifierVerdict,

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::Folder;
 use super::stub_dns::{NO_NAME, Says, StubDns};
-use crate::causes::chain;
-use crate::names::DnsResolver;
+use crate::dns::DnsResolver;
+use crate::error_chain::chain;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Far below a server's time-out, far above what a loaded machine takes.

@@ -121,7 +121,7 @@ pub(super) async fn believes(
         Ok(_) => Ok(()),
         Err(failure) => {
             assert_eq!(failure.kind, SendErrorKind::ConnectFailed);
-            Err(crate::causes::chain(&failure))
+            Err(crate::error_chain::chain(&failure))
         }
     }
 }

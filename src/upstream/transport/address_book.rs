@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::address_memory::AddressMemory;
-use crate::causes::chain;
+use crate::dns::{DnsResolver, FoundAddresses, LONGEST_STALE, NameError, RESOLUTION_DELAY};
+use crate::error_chain::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::names::{DnsResolver, FoundAddresses, LONGEST_STALE, NameError, RESOLUTION_DELAY};
 use crate::staggered::CandidateSource;
 
 /// A name that is not there yet is asked for again after this, whatever the zone says:

@@ -24,7 +24,7 @@ use super::keep_alive::KeepAlive;
 use super::pool::IdlePool;
 use super::tracked_stream::TrackedStream;
 use super::waker::NotifyWaker;
-use crate::causes::chain;
+use crate::error_chain::chain;
 use crate::metrics::GaugeGuard;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -18,7 +18,7 @@ use super::address_memory::AddressMemory;
 use super::tls::handshake::HandshakeError;
 use super::tls::trust::UpstreamTls;
 use super::tracked_stream::{TrackedStream, Transport};
-use crate::names::NameError;
+use crate::dns::NameError;
 use crate::staggered::{HalfWay, RaceLost, StaggerDelays, UnfinishedAttempt, race};
 
 /// When the next address is tried (RFC 8305, section 5).

@@ -20,8 +20,8 @@ use tracing::{error, info};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::certificate::{CertificateProblem, TrustPlace, VerifierVerdict, key_digest};
-use crate::causes::chain;
 use crate::config::Trust;
+use crate::error_chain::chain;
 
 /// Why trust in the upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]

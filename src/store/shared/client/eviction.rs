@@ -13,10 +13,11 @@ use redis::{AsyncConnectionConfig, RedisError, Value};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
+use super::endpoint;
 use super::resolver::RedisResolver;
-use super::{SharedStore, place};
 use crate::config::{self, MasterDiscovery, ServerAddress};
 use crate::lifecycle::ShutdownSignal;
+use crate::store::shared::SharedStore;
 
 /// Between two looks at the policy.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -77,7 +78,7 @@ impl EvictionFound {
 }
 
 /// How long a connection and its answers may take.
-pub(super) fn timing(
+pub(in crate::store::shared) fn timing(
     settings: &config::SharedStoreConfig,
     resolver: &RedisResolver,
 ) -> AsyncConnectionConfig {
@@ -89,7 +90,7 @@ pub(super) fn timing(
 }
 
 /// The worst of what all servers say. A master that cannot be reached says nothing.
-pub(super) async fn ask_all(
+pub(in crate::store::shared) async fn ask_all(
     settings: &config::SharedStoreConfig,
     connection: &mut MultiplexedConnection,
     timing: &AsyncConnectionConfig,
@@ -100,7 +101,7 @@ pub(super) async fn ask_all(
     };
     let mut worst = EvictionFound::NotAsked;
     for master in masters {
-        let Ok(mut opened) = place::open_data(settings, &master, timing).await else {
+        let Ok(mut opened) = endpoint::open_data(settings, &master, timing).await else {
             continue;
         };
         match ask(&mut opened, &master.to_string()).await {
@@ -200,7 +201,7 @@ impl SharedStore {
 
     /// Asks over a connection that is about to be used; at the first one, all servers. Gives
     /// the server for which this gate must not start.
-    pub(super) async fn admit_policy(
+    pub(in crate::store::shared) async fn admit_policy(
         &self,
         connection: &mut MultiplexedConnection,
         is_first: bool,
@@ -217,7 +218,7 @@ impl SharedStore {
     }
 
     /// Looks at the policy now and then until the end.
-    pub(super) async fn watch_policy(self: Arc<Self>, stop: ShutdownSignal) {
+    pub(in crate::store::shared) async fn watch_policy(self: Arc<Self>, stop: ShutdownSignal) {
         let timing = timing(&self.settings, &self.resolver);
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

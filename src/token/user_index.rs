@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::DeletionEpoch;
-use super::due::{self, ExpiryEntry, ExpiryIndex, Second};
+use super::expiry_index::{self, ExpiryEntry, ExpiryIndex, Second};
 
 /// Enough that logins on every core seldom meet, and that the map of ten million
 /// users' names grows within a millisecond, a shard at a time.
@@ -178,7 +178,7 @@ impl UserShard {
         hints: &[Vec<ExpiryEntry>],
     ) {
         debug_assert!(self.due.is_empty(), "a restore comes first");
-        let hints = due::in_order(hints, self.latest_lot);
+        let hints = expiry_index::in_order(hints, self.latest_lot);
         let mut by_id = vec![None; self.latest_lot as usize + 1];
         for lot in lots {
             let id = lot.id as usize;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use redis::Script;
 
+use super::client::script;
 use super::entry::SharedEntry;
 use super::tokens::{TokenKind, grain, millis};
-use super::{CommandConnection, ScriptCall, SharedStore, script};
+use super::{CommandConnection, ScriptCall, SharedStore};
 use crate::store::{RecordDigest, SealedBytes, StoreUnavailable};
 
 /// Fields in one call: the server does nothing else meanwhile.

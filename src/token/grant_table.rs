@@ -9,9 +9,9 @@ use dashmap::mapref::one::Ref;
 use dashmap::{DashMap, SharedValue};
 use tokio::time::Instant;
 
-use super::due::{ExpiryEntry, Second};
+use super::expiry_index::{ExpiryEntry, Second};
 use super::flags::GrantFlags;
-use super::holders::TokenFamily;
+use super::user_index::TokenFamily;
 use super::{Grant, TokenDigest};
 use crate::clock::{Deadline, PackedDeadline};
 

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::caps::{TokenPlaced, near};
-use super::due::Second;
+use super::expiry_index::Second;
 use super::flags::GrantFlags;
-use super::holders::{TokenFamily, UserShard};
+use super::grant_table::StoredGrant;
 use super::memory::TokenMemory;
-use super::table::StoredGrant;
+use super::user_index::{TokenFamily, UserShard};
 use super::{GrantRequest, InsertRefused, TokenDigest};
 use crate::clock::Deadline;
 use crate::config::AtTokenCap;

@@ -12,15 +12,15 @@ use redis::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::names::RedisKeys;
+use super::redis_keys::RedisKeys;
 use super::server_error::told;
-use crate::causes::chain;
 use crate::config::{self, MasterDiscovery, ServerAddress};
+use crate::error_chain::chain;
 use crate::secret;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum EndpointError {
+pub(in crate::store::shared) enum EndpointError {
     #[error("cannot read the store's password")]
     Secret(#[from] secret::Error),
     #[error("cannot read the authorities that the store's certificate is checked against")]
@@ -37,7 +37,7 @@ pub(super) enum EndpointError {
 
 impl EndpointError {
     /// With its causes, in words that may be shown.
-    pub(super) fn words(&self) -> Arc<str> {
+    pub(in crate::store::shared) fn words(&self) -> Arc<str> {
         match self {
             Self::Server(error) => told(error),
             other => chain(other).into(),
@@ -46,7 +46,7 @@ impl EndpointError {
 }
 
 /// Connects to the server that takes changes.
-pub(super) async fn connect(
+pub(in crate::store::shared) async fn connect(
     settings: &config::SharedStoreConfig,
     names: &RedisKeys,
     timing: &AsyncConnectionConfig,
@@ -156,7 +156,9 @@ fn authorities(path: &Path) -> Result<Vec<u8>, EndpointError> {
 
 /// Whether clients can be made as the settings say: reads passwords and authorities, connects to
 /// nothing.
-pub(super) fn check(settings: &config::SharedStoreConfig) -> Result<(), EndpointError> {
+pub(in crate::store::shared) fn check(
+    settings: &config::SharedStoreConfig,
+) -> Result<(), EndpointError> {
     let of_servers = match settings.finding {
         MasterDiscovery::Sentinel { .. } => ServerKind::Sentinel,
         MasterDiscovery::Server | MasterDiscovery::Cluster => ServerKind::Data,

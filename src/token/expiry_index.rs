@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 
-use super::holders::TokenFamily;
-use super::table::Tag;
+use super::grant_table::Tag;
+use super::user_index::TokenFamily;
 
 /// Seconds since the store was made, on the monotonic clock.
 pub(super) type Second = u32;

@@ -6,7 +6,7 @@
 //! they come. An entry of a file that cannot be used costs that entry.
 
 mod hosts_file;
-mod look_up;
+mod lookup;
 mod resolv_conf;
 mod servers;
 
@@ -30,7 +30,7 @@ use hosts_file::HostsFile;
 use resolv_conf::{ResolvConf, SkippedEntry};
 use servers::NameServers;
 
-pub use look_up::FoundAddresses;
+pub use lookup::FoundAddresses;
 
 /// How long a late IPv6 answer is waited for when the IPv4 addresses are there
 /// (RFC 8305, section 3).
@@ -171,7 +171,7 @@ impl DnsResolver {
         if known.servers.is_empty() {
             return Err(NameError::NoServer { file: file() });
         }
-        match look_up::search(&known.conf, &known.servers, &name, found).await {
+        match lookup::search(&known.conf, &known.servers, &name, found).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(NameError::Unknown { file: file() }),
             Err(source) => Err(NameError::Unanswered {

@@ -7,7 +7,7 @@ use redis::Script;
 
 macro_rules! scripts {
     ($($name:ident = $($part:literal)+;)*) => {
-        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
+        $(pub(in crate::store::shared) static $name: LazyLock<Script> = LazyLock::new(|| {
             Script::new(concat!($(include_str!(concat!("scripts/", $part, ".lua"))),+))
         });)*
     };

@@ -5,20 +5,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
 #[derive(Debug, Default)]
-pub(super) struct ReconnectSignal {
+pub(in crate::store::shared) struct ReconnectSignal {
     why: Mutex<Arc<str>>,
     asked: Notify,
 }
 
 impl ReconnectSignal {
-    pub(super) fn ask(&self, why: &Arc<str>) {
+    pub(in crate::store::shared) fn ask(&self, why: &Arc<str>) {
         // One assignment: a panic elsewhere leaves no half of it.
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(why);
         self.asked.notify_one();
     }
 
     /// Returns when somebody has asked, with the reason.
-    pub(super) async fn asked(&self) -> Arc<str> {
+    pub(in crate::store::shared) async fn asked(&self) -> Arc<str> {
         self.asked.notified().await;
         Arc::clone(&self.why.lock().unwrap_or_else(PoisonError::into_inner))
     }

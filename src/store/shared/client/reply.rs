@@ -4,24 +4,24 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::relink::ReconnectSignal;
+use super::reconnect::ReconnectSignal;
 use crate::store::StoreUnavailable;
 
 #[derive(Debug)]
-pub(super) struct ScriptReply {
+pub(in crate::store::shared) struct ScriptReply {
     values: Vec<Value>,
     relink: Arc<ReconnectSignal>,
 }
 
 impl ScriptReply {
-    pub(super) fn new(values: Vec<Value>, relink: &Arc<ReconnectSignal>) -> Self {
+    pub(in crate::store::shared) fn new(values: Vec<Value>, relink: &Arc<ReconnectSignal>) -> Self {
         Self {
             values,
             relink: Arc::clone(relink),
         }
     }
 
-    pub(super) fn word(&self) -> &str {
+    pub(in crate::store::shared) fn word(&self) -> &str {
         match self.values.first() {
             Some(Value::BulkString(bytes)) => std::str::from_utf8(bytes).unwrap_or_default(),
             Some(Value::SimpleString(text)) => text,
@@ -29,34 +29,40 @@ impl ScriptReply {
         }
     }
 
-    pub(super) fn number(&self, place: usize) -> Result<u64, StoreUnavailable> {
+    pub(in crate::store::shared) fn number(&self, place: usize) -> Result<u64, StoreUnavailable> {
         let number: Option<i64> = self.read(place);
         let number = number.and_then(|number| u64::try_from(number).ok());
         number.ok_or_else(|| self.odd())
     }
 
     /// Texts from this place on.
-    pub(super) fn rest(&self, place: usize) -> Result<Vec<Vec<u8>>, StoreUnavailable> {
+    pub(in crate::store::shared) fn rest(
+        &self,
+        place: usize,
+    ) -> Result<Vec<Vec<u8>>, StoreUnavailable> {
         (place..self.values.len())
             .map(|place| self.bytes(place))
             .collect()
     }
 
-    pub(super) fn signed(&self, place: usize) -> Result<i64, StoreUnavailable> {
+    pub(in crate::store::shared) fn signed(&self, place: usize) -> Result<i64, StoreUnavailable> {
         self.read(place).ok_or_else(|| self.odd())
     }
 
-    pub(super) fn text(&self, place: usize) -> Result<String, StoreUnavailable> {
+    pub(in crate::store::shared) fn text(&self, place: usize) -> Result<String, StoreUnavailable> {
         self.read(place).ok_or_else(|| self.odd())
     }
 
-    pub(super) fn bytes(&self, place: usize) -> Result<Vec<u8>, StoreUnavailable> {
+    pub(in crate::store::shared) fn bytes(
+        &self,
+        place: usize,
+    ) -> Result<Vec<u8>, StoreUnavailable> {
         self.read(place).ok_or_else(|| self.odd())
     }
 
     /// An answer no script of ours gives; not shown, for it may hold anything. What else
     /// comes on this connection is not to be trusted either.
-    pub(super) fn odd(&self) -> StoreUnavailable {
+    pub(in crate::store::shared) fn odd(&self) -> StoreUnavailable {
         let why: Arc<str> = "the store gave an answer that nobody knows".into();
         self.relink.ask(&why);
         StoreUnavailable::Failed(why)

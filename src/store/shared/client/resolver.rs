@@ -7,11 +7,11 @@ use std::sync::Arc;
 use redis::io::AsyncDNSResolver;
 use redis::{RedisError, RedisFuture};
 
-use crate::causes::chain;
-use crate::names::DnsResolver;
+use crate::dns::DnsResolver;
+use crate::error_chain::chain;
 
 #[derive(Clone, Debug)]
-pub(super) struct RedisResolver(Arc<DnsResolver>);
+pub(in crate::store::shared) struct RedisResolver(Arc<DnsResolver>);
 
 impl Default for RedisResolver {
     fn default() -> Self {

@@ -8,7 +8,7 @@ use redis::{RedisError, ServerErrorKind};
 const LONGEST_WORDS: usize = 300;
 
 /// Whether another server may do better, or the same one after a new connection.
-pub(super) fn is_elsewhere(error: &RedisError) -> bool {
+pub(in crate::store::shared) fn is_elsewhere(error: &RedisError) -> bool {
     let moved = matches!(
         error.kind(),
         redis::ErrorKind::Server(
@@ -25,7 +25,7 @@ pub(super) fn is_elsewhere(error: &RedisError) -> bool {
 
 /// An error in words that may be shown: nothing of ours is in it but the address, and of
 /// the server's own words not more than a line.
-pub(super) fn told(error: &RedisError) -> Arc<str> {
+pub(in crate::store::shared) fn told(error: &RedisError) -> Arc<str> {
     if error.is_timeout() {
         return "no answer in time".into();
     }

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::caps::TokenPlaced;
-use super::ends::RevocationLog;
 use super::memory::{TokenMemory, TokenState};
+use super::revocation_log::RevocationLog;
 use super::{Grant, GrantRequest, InsertRefused, RevokeCause, TokenDigest};
 use crate::clock::Deadline;
 use crate::lifecycle::TaskSet;
