@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tollgate::metrics::{ProbeOutcome, Reason};
 
 use crate::harness::client::verdict;
-use crate::harness::moods::{Mood, MoodyUpstream};
+use crate::harness::faulty_upstream::{FaultyUpstream, UpstreamState};
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup, eventually};
 
 const QUICK: &str = "first_byte_timeout = \"1s\"\nlogin_timeout = \"2s\"\n\
@@ -18,7 +18,7 @@ const BUSY: &str = "/v1/settings/application";
 /// One that it never answers.
 const SILENT: &str = "/v1/stickerpacks";
 
-async fn gate(upstream: &MoodyUpstream) -> (Gateway, Client) {
+async fn gate(upstream: &FaultyUpstream) -> (Gateway, Client) {
     let setup = Setup::default().upstream(QUICK).rest(NO_LIMITS);
     let gateway = Gateway::before(&upstream.url(), setup).await;
     let client = gateway.admin().await;
@@ -61,7 +61,7 @@ async fn until_refused(client: &Client, before: &[u16]) -> Response {
 async fn is_told_and_ends(
     gateway: &Gateway,
     client: &Client,
-    upstream: &MoodyUpstream,
+    upstream: &FaultyUpstream,
     words: &str,
 ) {
     let begin = Instant::now();
@@ -95,7 +95,7 @@ async fn is_told_and_ends(
     }
     assert!(gateway.metrics.rejections.value(Reason::UpstreamDown) > 0);
 
-    upstream.is(Mood::Well);
+    upstream.is(UpstreamState::Well);
     let begin = Instant::now();
     eventually("found by the gate itself", async || {
         operator(gateway, "/readyz").await.0 == 200
@@ -113,16 +113,16 @@ async fn is_told_and_ends(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_connections_are_answered_for_at_once_until_one_is_made() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
-    upstream.is(Mood::Gone);
+    upstream.is(UpstreamState::Gone);
     until_refused(&client, &[502]).await;
     is_told_and_ends(&gateway, &client, &upstream, "Connection refused").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_cut() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let client = Client::http1(&gateway).with_token(client.token.as_ref().unwrap());
     let long = client.get("/v1/media/long").await;
@@ -135,7 +135,7 @@ async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_c
         }
         got
     });
-    upstream.is(Mood::Hangs);
+    upstream.is(UpstreamState::Hangs);
     until_refused(&client, &[504]).await;
     assert!(!reading.is_finished(), "or this proves nothing");
     is_told_and_ends(&gateway, &client, &upstream, "no answer").await;
@@ -144,8 +144,11 @@ async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_c
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_hangs_up_and_one_that_speaks_no_http_are_down_too() {
-    for (mood, words) in [(Mood::HangsUp, "closed"), (Mood::Babbles, "HTTP")] {
-        let upstream = MoodyUpstream::start(Mood::Well).await;
+    for (mood, words) in [
+        (UpstreamState::HangsUp, "closed"),
+        (UpstreamState::Babbles, "HTTP"),
+    ] {
+        let upstream = FaultyUpstream::start(UpstreamState::Well).await;
         let (gateway, client) = gate(&upstream).await;
         upstream.is(mood);
         until_refused(&client, &[502]).await;
@@ -155,7 +158,7 @@ async fn one_that_hangs_up_and_one_that_speaks_no_http_are_down_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_tls_handshake_is_no_connection() {
-    let upstream = MoodyUpstream::start(Mood::Babbles).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Babbles).await;
     let setup = Setup::default().upstream(QUICK).rest(NO_LIMITS);
     let url = upstream.url().replace("http:", "https:");
     let gateway = Gateway::before(&url, setup).await;
@@ -173,9 +176,9 @@ async fn a_failed_tls_handshake_is_no_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_one_failed_request_the_gate_finds_out_by_itself() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
-    upstream.is(Mood::Gone);
+    upstream.is(UpstreamState::Gone);
     assert_eq!(verdict(client.get(BUSY).await).await, (502, 1014));
     assert_eq!(
         operator(&gateway, "/readyz").await.0,
@@ -192,7 +195,7 @@ async fn after_one_failed_request_the_gate_finds_out_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_path_that_is_never_answered_closes_nothing_even_if_nothing_else_is_asked() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(6) {
@@ -219,14 +222,14 @@ async fn one_path_that_is_never_answered_closes_nothing_even_if_nothing_else_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_do_not_wait_for_the_timeout_show_a_hang_as_well() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let setup = Setup::default()
         .upstream("first_byte_timeout = \"5s\"")
         .rest(NO_LIMITS);
     let gateway = Gateway::before(&upstream.url(), setup).await;
     let client = gateway.admin().await;
     assert!(is_passed_on(client.get(BUSY).await).await);
-    upstream.is(Mood::Hangs);
+    upstream.is(UpstreamState::Hangs);
     let left = timeout(Duration::from_millis(3800), client.get(BUSY)).await;
     assert!(left.is_err(), "nothing is answered");
     eventually("not ready", async || {
@@ -238,7 +241,7 @@ async fn clients_that_do_not_wait_for_the_timeout_show_a_hang_as_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_clients_break_themselves_is_not_the_upstreams_fault() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let before = upstream.heads();
     for _ in 0..10 {
@@ -271,7 +274,7 @@ async fn what_clients_break_themselves_is_not_the_upstreams_fault() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
-    let upstream = MoodyUpstream::start(Mood::Gone).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Gone).await;
     let open = "[[route]]\nname = \"open\"\npath = \"/open/*\"\naccess = [\"open\"]\n";
     let setup = Setup::default()
         .users("directory = \"webapp\"")
@@ -292,7 +295,7 @@ async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
         assert_eq!(verdict(client.get("/open/x").await).await, (503, 1011));
     }
     assert_eq!(gateway.metrics.rejections.value(Reason::UpstreamDown), 4);
-    upstream.is(Mood::Well);
+    upstream.is(UpstreamState::Well);
     eventually("open again", async || {
         is_passed_on(gateway.client().get("/open/x").await).await
     })
@@ -301,9 +304,9 @@ async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_keeps_what_is_known_of_the_same_address() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
-    upstream.is(Mood::Gone);
+    upstream.is(UpstreamState::Gone);
     until_refused(&client, &[502]).await;
     let file = gateway.config_file();
     let text = std::fs::read_to_string(&file).unwrap();
@@ -323,7 +326,7 @@ async fn a_reload_keeps_what_is_known_of_the_same_address() {
     assert_eq!(verdict(client.get(BUSY).await).await, (503, 1011));
     assert!(begin.elapsed() < Duration::from_millis(900));
     assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 1);
-    upstream.is(Mood::Well);
+    upstream.is(UpstreamState::Well);
     eventually("found again", async || {
         is_passed_on(client.get(BUSY).await).await
     })

@@ -2,11 +2,11 @@
 //! a configuration file as an operator would write it.
 
 pub(crate) mod client;
+pub(crate) mod faulty_link;
+pub(crate) mod faulty_upstream;
 pub(crate) mod hung_disk;
 pub(crate) mod login_upstream;
-pub(crate) mod moods;
 pub(crate) mod program;
-pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod received;
 pub(crate) mod redis;

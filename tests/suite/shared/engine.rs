@@ -12,7 +12,7 @@ use tollgate::webapp::Role;
 
 use super::{open, settings};
 use crate::harness::eventually;
-use crate::harness::proxy::{Line, Proxy};
+use crate::harness::faulty_link::{FaultyLink, LinkState};
 use crate::harness::redis::RedisServer;
 
 const KIND: TokenKind = TokenKind {
@@ -273,17 +273,17 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
 async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_more() {
     let server = RedisServer::start();
     let (behind, ahead) = (
-        Proxy::before(server.port).await,
-        Proxy::before(server.port).await,
+        FaultyLink::before(server.port).await,
+        FaultyLink::before(server.port).await,
     );
-    let at = |line: &Proxy| {
+    let at = |line: &FaultyLink| {
         let mut settings = settings(&server);
         settings.servers[0].port = line.port();
         settings
     };
     let (one, two) = (open(at(&behind)).await, open(at(&ahead)).await);
     let knows = heard(&two);
-    behind.set(Line::Cut);
+    behind.set(LinkState::Cut);
     for _ in 0..1500 {
         two.insert(insert(1, "anna")).await.unwrap();
     }
@@ -295,13 +295,13 @@ async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_mor
         left: Duration::from_secs(60),
         seq,
     });
-    ahead.set(Line::Cut);
+    ahead.set(LinkState::Cut);
     eventually("both are away", async || !one.is_up() && !two.is_up()).await;
     let _: () = server.ask(&["FLUSHALL"]);
-    behind.set(Line::Good);
+    behind.set(LinkState::Good);
     eventually("the one that knew less is back", async || one.is_up()).await;
     one.end_tokens("anna", false, None, |_| ()).await.unwrap();
-    ahead.set(Line::Good);
+    ahead.set(LinkState::Good);
     eventually("the other one has told what it knows", async || two.is_up()).await;
     let found = one.find(&RecordDigest([1; 32])).await;
     assert!(!matches!(found, Ok(Some(_))), "{found:?}");

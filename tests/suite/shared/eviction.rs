@@ -12,7 +12,7 @@ use tollgate::store::shared::{EvictingServer, EvictionFound, SharedStore, reach}
 
 use super::servers::cluster;
 use super::{brisk, gate, settings, store};
-use crate::checking::connected;
+use crate::check_command::connected;
 use crate::harness::redis::RedisServer;
 use crate::harness::{
     Gateway, Setup, WEBAPP_PASSWORD, emulator, eventually, prepare, secret, text,

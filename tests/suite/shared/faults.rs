@@ -10,7 +10,7 @@ use serde_json::json;
 use tollgate::config::SharedStoreConfig as Settings;
 use tollgate::secret::SecretSource;
 
-use super::places::trouble;
+use super::addresses::trouble;
 use super::{brisk, settings, status, store, three};
 use crate::harness::client::verdict;
 use crate::harness::program::{Program, at_ports, binary, free_port};

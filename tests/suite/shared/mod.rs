@@ -1,18 +1,18 @@
 //! Several gates, one store: a real redis-server, from Debian, stands behind each test.
 
-mod counts;
+mod addresses;
+mod bad_connections;
 mod engine;
 mod eviction;
 mod faults;
 mod gates;
 mod limits;
-mod lines;
 mod login;
-mod moves;
-mod places;
-mod push;
+mod migration;
 mod races;
+mod revocation_delay;
 mod servers;
+mod token_counts;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tollgate::store::shared::SharedStore;
 
-use super::push::token;
+use super::revocation_delay::token;
 use super::{open, settings, status, three};
 use crate::harness::redis::RedisServer;
 use crate::harness::{ADMIN, Client, Gateway, emulator, eventually};

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::faults::{Load, all_have, has, known, refuses_what_needs_the_store, works_again};
 use super::{gate, status, store};
 use crate::harness::client::verdict;
-use crate::harness::proxy::{Line, Proxy};
+use crate::harness::faulty_link::{FaultyLink, LinkState};
 use crate::harness::redis::RedisServer;
 use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, Setup, emulator, eventually};
 
@@ -45,7 +45,7 @@ async fn logs_in(gate: &Gateway) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_store_slows_logins_and_nothing_else() {
     let (webapp, server) = (emulator().await, RedisServer::start());
-    let line = Proxy::before(server.port).await;
+    let line = FaultyLink::before(server.port).await;
     let mut gates = Vec::new();
     for _ in 0..3 {
         let brief = store(&line.url(), "").replace("\"2s\"", "\"1s\"");
@@ -56,7 +56,7 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     let there = gates[1].client().with_token(out.token.as_ref().unwrap());
     assert_eq!(status(&there).await, 200);
     let load = Load::of(&clients);
-    line.set(Line::Slow(SLOW));
+    line.set(LinkState::Slow(SLOW));
     let begin = Instant::now();
     let [one, two, three] = [&gates[0], &gates[1], &gates[2]].map(logs_in);
     let (one, two, three) = tokio::join!(one, two, three);
@@ -76,10 +76,10 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     println!("slow store: known tokens answered in {slow:?}");
     assert!(slow < Duration::from_millis(SLOW.start), "{slow:?}");
     // Too slow to wait for: as if it were away.
-    line.set(Line::Slow(3000..4000));
+    line.set(LinkState::Slow(3000..4000));
     all_have(&gates, "tollgate_store_up 0").await;
     refuses_what_needs_the_store(&gates[0]).await;
-    line.set(Line::Good);
+    line.set(LinkState::Good);
     works_again(&gates).await;
     assert_eq!(status(&there).await, 401, "ended is ended");
     let (good, bad) = load.end().await;
@@ -125,7 +125,7 @@ async fn a_store_that_is_loading_its_data_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_missed_more_than_the_stream_keeps_looks_everything_up_again() {
     let (webapp, server) = (emulator().await, RedisServer::start());
-    let line = Proxy::before(server.port).await;
+    let line = FaultyLink::before(server.port).await;
     let mut gates = Vec::new();
     for url in [server.url(), line.url()] {
         gates.push(gate(&webapp, super::brisk(), &store(&url, "")).await);
@@ -135,7 +135,7 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_everything_up_again
     let there = gates[1].client().with_token(out.token.as_ref().unwrap());
     assert_eq!(status(&there).await, 200);
     let load = Load::of(&clients);
-    line.set(Line::Cut);
+    line.set(LinkState::Cut);
     all_have(&gates[1..], "tollgate_store_up 0").await;
     let end = out.post("/v1/users/logout", &json!({})).await;
     assert_eq!(end.status(), 200);
@@ -147,7 +147,7 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_everything_up_again
     // What the cut-off gate has missed is no longer told.
     let _: u32 = server.ask(&["XTRIM", "{tollgate}:changes", "MAXLEN", "1"]);
     assert_eq!(status(&there).await, 200, "it cannot know");
-    line.set(Line::Good);
+    line.set(LinkState::Good);
     all_have(&gates[1..], "tollgate_store_up 1").await;
     assert_eq!(status(&there).await, 401, "not once more");
     assert!(has(&gates[1], "tollgate_store_doubts_total 1"));
@@ -161,7 +161,7 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_everything_up_again
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_from_the_store_admits_nobody_and_refuses_nobody_known() {
     let (webapp, server) = (emulator().await, RedisServer::start());
-    let line = Proxy::before(server.port).await;
+    let line = FaultyLink::before(server.port).await;
     let brief = store(&line.url(), "").replace("\"2s\"", "\"500ms\"");
     let gates = [gate(&webapp, super::brisk(), &brief).await];
     let clients = known(&gates).await;
@@ -185,7 +185,7 @@ async fn nonsense_from_the_store_admits_nobody_and_refuses_nobody_known() {
     for said in nonsense {
         let shown: String = String::from_utf8_lossy(said).chars().take(80).collect();
         // A request while the connection stands, and others while there is none.
-        line.set(Line::Says(said.into()));
+        line.set(LinkState::Says(said.into()));
         for _ in 0..2 {
             let stranger = gates[0].client().with_token(&format!("tg_{}", rand_name()));
             let answer = stranger.get("/v1/support").await;
@@ -204,7 +204,7 @@ async fn nonsense_from_the_store_admits_nobody_and_refuses_nobody_known() {
             ready.contains("store")
         })
         .await;
-        line.set(Line::Good);
+        line.set(LinkState::Good);
         all_have(&gates, "tollgate_store_up 1").await;
     }
     works_again(&gates).await;

@@ -2,7 +2,7 @@
 //! keeps its answers and its speed.
 
 mod bodies;
-mod places;
+mod requests;
 mod windows;
 
 use std::net::SocketAddr;

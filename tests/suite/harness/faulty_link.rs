@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// How the line is now.
 #[derive(Clone, Debug)]
-pub(crate) enum Line {
+pub(crate) enum LinkState {
     Good,
     /// Each answer is late by so many milliseconds; any number are under way at once.
     Slow(Range<u64>),
@@ -22,16 +22,16 @@ pub(crate) enum Line {
     Says(Arc<[u8]>),
 }
 
-pub(crate) struct Proxy {
+pub(crate) struct FaultyLink {
     at: u16,
-    line: watch::Sender<Line>,
+    line: watch::Sender<LinkState>,
 }
 
-impl Proxy {
+impl FaultyLink {
     /// In front of what listens at `port` of this host. Ends with the test.
     pub(crate) async fn before(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (line, seen) = watch::channel(Line::Good);
+        let (line, seen) = watch::channel(LinkState::Good);
         let proxy = Self {
             at: listener.local_addr().unwrap().port(),
             line,
@@ -52,12 +52,12 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.at)
     }
 
-    pub(crate) fn set(&self, line: Line) {
+    pub(crate) fn set(&self, line: LinkState) {
         self.line.send_replace(line);
     }
 }
 
-async fn carry(client: TcpStream, port: u16, mut line: watch::Receiver<Line>) {
+async fn carry(client: TcpStream, port: u16, mut line: watch::Receiver<LinkState>) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
         return;
     };
@@ -67,11 +67,15 @@ async fn carry(client: TcpStream, port: u16, mut line: watch::Receiver<Line>) {
     tokio::select! {
         _ = tokio::io::copy(&mut asked, &mut to_server) => {}
         () = answers => {}
-        _ = line.wait_for(|line| matches!(line, Line::Cut)) => {}
+        _ = line.wait_for(|line| matches!(line, LinkState::Cut)) => {}
     }
 }
 
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: watch::Receiver<Line>) {
+async fn answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    line: watch::Receiver<LinkState>,
+) {
     let (send, mut under_way) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let read = async move {
         let mut piece = vec![0; 64 * 1024];
@@ -79,9 +83,9 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: watch::R
             let mut answer = piece[..length].to_vec();
             let mut late = 0;
             match &*line.borrow() {
-                Line::Slow(millis) => late = rand::random_range(millis.clone()),
-                Line::Says(other) => answer = other.to_vec(),
-                Line::Good | Line::Cut => {}
+                LinkState::Slow(millis) => late = rand::random_range(millis.clone()),
+                LinkState::Says(other) => answer = other.to_vec(),
+                LinkState::Good | LinkState::Cut => {}
             }
             let due = Instant::now() + Duration::from_millis(late);
             if send.send((due, answer)).is_err() {

@@ -2,7 +2,7 @@
 
 mod broken;
 mod cases;
-mod early;
+mod early_responses;
 mod framing;
 mod generated;
 mod relayed;

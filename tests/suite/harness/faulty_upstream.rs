@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::upstream::{login, read_request};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum UpstreamState {
     Well,
     /// Nobody listens; connections are gone.
     Gone,
@@ -27,14 +27,14 @@ pub(crate) enum Mood {
 
 /// Lives until the test's runtime ends.
 #[derive(Clone)]
-pub(crate) struct MoodyUpstream {
+pub(crate) struct FaultyUpstream {
     pub(crate) address: SocketAddr,
-    mood: Arc<watch::Sender<Mood>>,
+    mood: Arc<watch::Sender<UpstreamState>>,
     heads: Arc<AtomicUsize>,
 }
 
-impl MoodyUpstream {
-    pub(crate) async fn start(mood: Mood) -> Self {
+impl FaultyUpstream {
+    pub(crate) async fn start(mood: UpstreamState) -> Self {
         // Bound, without a listener: nobody else gets the port while the upstream is gone.
         let reserved = bound("127.0.0.1:0".parse().unwrap());
         let upstream = Self {
@@ -47,7 +47,7 @@ impl MoodyUpstream {
             let _reserved = reserved;
             let mut moods = serving.mood.subscribe();
             loop {
-                let is_there = |mood: &Mood| *mood != Mood::Gone;
+                let is_there = |mood: &UpstreamState| *mood != UpstreamState::Gone;
                 moods.wait_for(is_there).await.unwrap();
                 let listener = bound(serving.address).listen(1024).unwrap();
                 tokio::select! {
@@ -63,7 +63,7 @@ impl MoodyUpstream {
         format!("http://{}", self.address)
     }
 
-    pub(crate) fn is(&self, mood: Mood) {
+    pub(crate) fn is(&self, mood: UpstreamState) {
         self.mood.send_replace(mood);
     }
 
@@ -80,7 +80,7 @@ impl MoodyUpstream {
                     let mut moods = serving.mood.subscribe();
                     tokio::select! {
                         () = serving.serve(tcp) => {}
-                        gone = moods.wait_for(|mood| *mood == Mood::Gone) => drop(gone),
+                        gone = moods.wait_for(|mood| *mood == UpstreamState::Gone) => drop(gone),
                     }
                 });
             }
@@ -90,7 +90,7 @@ impl MoodyUpstream {
     /// `/v1/stickerpacks` is never answered but where the mood says otherwise; one of 10 MB
     /// is sent in pieces over two seconds, whatever the mood is by then.
     async fn serve(&self, mut tcp: TcpStream) {
-        if *self.mood.borrow() == Mood::Babbles {
+        if *self.mood.borrow() == UpstreamState::Babbles {
             // Whatever came, a handshake or a request.
             let _ = tcp.readable().await;
             let _ = tcp.write_all(GREETING).await;
@@ -100,20 +100,22 @@ impl MoodyUpstream {
             self.heads.fetch_add(1, Ordering::SeqCst);
             let mood = *self.mood.borrow();
             match mood {
-                Mood::Well if head.starts_with("POST /v1/users/login") => {
+                UpstreamState::Well if head.starts_with("POST /v1/users/login") => {
                     let _ = tcp.write_all(&login()).await;
                 }
-                Mood::Well if head.starts_with("GET /v1/stickerpacks") => {
+                UpstreamState::Well if head.starts_with("GET /v1/stickerpacks") => {
                     std::future::pending::<()>().await;
                 }
-                Mood::Well if head.starts_with("GET /v1/media/long") => stream(&mut tcp).await,
-                Mood::Well => {
+                UpstreamState::Well if head.starts_with("GET /v1/media/long") => {
+                    stream(&mut tcp).await
+                }
+                UpstreamState::Well => {
                     let answer = b"HTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nok";
                     let _ = tcp.write_all(answer).await;
                 }
-                Mood::Gone | Mood::Hangs => std::future::pending::<()>().await,
-                Mood::HangsUp => return,
-                Mood::Babbles => {
+                UpstreamState::Gone | UpstreamState::Hangs => std::future::pending::<()>().await,
+                UpstreamState::HangsUp => return,
+                UpstreamState::Babbles => {
                     let _ = tcp.write_all(GREETING).await;
                     return;
                 }
