@@ -1,4 +1,4 @@
-//! One line per request, whoever ended it, as JSON or text.
+//! One access line a request, whatever ended it, as JSON or text.
 
 use std::process::Command;
 use std::time::Duration;
@@ -40,7 +40,7 @@ fn running(webapp: &Emulator, setup: &Setup) -> Logged {
     }
 }
 
-/// The record of the request for `path`, once it has been written.
+/// The access line of the request for `path`, once it has been written.
 async fn record(program: &Program, path: &str) -> Value {
     let mut found = None;
     eventually(&format!("the record of {path}"), async || {
@@ -56,7 +56,7 @@ async fn record(program: &Program, path: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_request_has_a_json_record_that_says_who_what_and_how_it_ended() {
+async fn each_request_has_a_json_line_with_client_request_and_outcome() {
     let webapp = emulator().await;
     let Logged {
         program, client, ..
@@ -109,7 +109,7 @@ async fn each_request_has_a_json_record_that_says_who_what_and_how_it_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_does_not_reach_its_end_has_a_record_that_says_whose_doing_it_was() {
+async fn the_line_of_an_incomplete_response_names_the_responsible_party() {
     let webapp = emulator().await;
     let Logged {
         program, client, ..
@@ -138,7 +138,7 @@ async fn an_answer_that_does_not_reach_its_end_has_a_record_that_says_whose_doin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_record_has_the_same_fields_and_no_colours_in_a_file() {
+async fn a_text_line_has_the_same_fields_and_no_colours_in_a_file() {
     let webapp = emulator().await;
     let Logged {
         program, client, ..
@@ -156,7 +156,7 @@ async fn a_text_record_has_the_same_fields_and_no_colours_in_a_file() {
     assert!(!line.contains('\u{1b}'), "{line:?}");
 }
 
-/// Tries to log in; gives what the access line says of who tried.
+/// Tries to log in; returns `user_tried` of the access line.
 async fn tried(logged: &Logged, name: &str, password: &str) -> (Value, String) {
     let lines = || {
         let lines = logged.program.lines().into_iter();
@@ -182,7 +182,7 @@ async fn tried(logged: &Logged, name: &str, password: &str) -> (Value, String) {
 const JSON: &str = "[log]\nformat = \"json\"";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_says_who_tried_and_never_a_password() {
+async fn the_line_of_a_login_has_the_user_name_and_never_a_password() {
     let webapp = emulator().await;
     let setup = Setup::default().rest(NO_LIMITS).rest(JSON);
     let logged = running(&webapp, &setup);
@@ -217,11 +217,11 @@ async fn a_login_says_who_tried_and_never_a_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relayed_login_says_who_tried_too() {
+async fn the_line_of_a_relayed_login_has_the_user_name_too() {
     let webapp = emulator().await;
     let relay = Setup::default().users("directory = \"webapp\"");
     let logged = running(&webapp, &relay.rest(NO_LIMITS).rest(JSON));
-    // Nobody has come in through this gate yet, so nobody is known to it.
+    // No user has logged in through this gate yet, so it knows none.
     for (name, password, shown) in [
         (ADMIN, "Wrong-Passw0rd!", "ad…"),
         (ADMIN, WEBAPP_PASSWORD, ADMIN),

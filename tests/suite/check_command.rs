@@ -1,4 +1,4 @@
-//! `tollgate check` refuses what `serve` would refuse, in the same words, and changes nothing.
+//! `tollgate check` refuses what `serve` refuses, with the same messages, and changes nothing.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -14,7 +14,7 @@ fn tollgate(file: &Path, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// The problems that a command prints: one a line, without their columns.
+/// The problems that a command prints, one a line, without the alignment.
 fn problems(output: &Output) -> Vec<String> {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).unwrap();
@@ -24,14 +24,14 @@ fn problems(output: &Output) -> Vec<String> {
         .collect()
 }
 
-/// One way to spoil a configuration that is good.
+/// One way to break a good configuration.
 struct Spoiled {
     what: &'static str,
-    /// Files that are written beside the configuration.
+    /// Files written beside the configuration.
     files: &'static [(&'static str, &'static str)],
     setup: fn(Setup) -> Setup,
     change: fn(String) -> String,
-    /// Parts of the one problem.
+    /// Texts that the one problem must contain.
     says: &'static [&'static str],
 }
 
@@ -191,7 +191,7 @@ async fn check_refuses_what_serve_refuses_in_the_same_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_problems_are_told_at_once() {
+async fn all_problems_are_printed_at_once() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let setup = Setup::default().upstream("api_key = { file = \"short\" }");
@@ -204,7 +204,7 @@ async fn all_problems_are_told_at_once() {
     assert_eq!(found.len(), 3, "{found:#?}");
 }
 
-/// Spoils the store at this path; gives what is wrong with it.
+/// Breaks the store at this path; returns the expected problem.
 type SpoilStore = fn(&Path) -> &'static str;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,7 +252,7 @@ async fn check_refuses_a_store_that_serve_refuses_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_makes_no_store_and_leaves_one_as_it_is() {
+async fn check_creates_no_store_and_changes_none() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let file = written(folder.path(), &webapp, &Setup::default(), |text| text);
@@ -347,7 +347,7 @@ async fn connect_logs_in_once_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connect_names_what_keeps_the_gate_out() {
+async fn connect_says_why_the_gate_cannot_log_in() {
     let webapp = emulator().await;
     let (code, _, said) = connected(&webapp, &Setup::default(), "Wrong-Passw0rd!");
     assert_eq!(code, 1);

@@ -1,5 +1,5 @@
-//! The log is whole when the exit code is 0: each request that was let in has its line, however
-//! the program came to its end, and when lines are lost it says how many.
+//! The log is complete when the exit code is 0: each accepted request has its access line,
+//! however the program ended. If lines are lost, the program says how many.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -15,10 +15,10 @@ use crate::harness::login_upstream::{KEY, LoginUpstream, field_case};
 use crate::harness::program::{at_ports, binary, free_port};
 use crate::harness::{WEBAPP_PASSWORD, eventually, secret};
 
-/// Requests with long lines: three times what a pipe holds.
+/// Requests with long lines: three times the capacity of a pipe.
 const MANY: usize = 48;
 
-/// A running gate whose standard output is a file, or what the test makes of it.
+/// A running gate whose standard output is a file, or as the test sets it.
 struct Logged {
     child: Child,
     folder: TempDir,
@@ -87,7 +87,7 @@ impl Logged {
         self.ask_for(count, "");
     }
 
-    /// The same with lines so long that a pipe holds few of them.
+    /// The same with lines so long that few fit into a pipe.
     fn ask_at_length(&self, count: usize) {
         self.ask_for(count, &format!("/{}", "x".repeat(4000)));
     }
@@ -150,10 +150,10 @@ fn log_of(folder: &TempDir) -> PathBuf {
     folder.path().join("log")
 }
 
-/// Panics if a line is not whole.
+/// Panics at an incomplete line.
 fn parsed(text: &str) -> Vec<Value> {
     assert!(text.ends_with('\n'), "the last line is not whole");
-    // The first admin's password is for people.
+    // The line with the first admin's password is not JSON.
     let lines = text.lines().filter(|line| !line.starts_with("  admin "));
     lines
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
@@ -172,7 +172,7 @@ fn told_requests(log: &[Value]) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ends_during_the_drain_has_its_line_ten_times_of_ten() {
+async fn requests_that_end_during_the_drain_have_their_lines_ten_times_of_ten() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_millis(800));
     for round in 0..10 {
@@ -191,7 +191,7 @@ async fn what_ends_during_the_drain_has_its_line_ten_times_of_ten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_deadline_cuts_has_its_line_and_is_counted() {
+async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(60));
     for round in 0..5 {
@@ -210,7 +210,7 @@ async fn what_the_deadline_cuts_has_its_line_and_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_it_at_once_and_the_lines_are_there() {
+async fn after_a_second_signal_the_lines_are_complete() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(60));
     for second in ["TERM", "INT"] {
@@ -241,7 +241,7 @@ async fn a_slow_reader_gets_every_line() {
     gate.has_in_flight(MANY).await;
     gate.signal("TERM");
     let read = tokio::task::spawn_blocking(move || {
-        // The gate has ended its work by now; the pipe holds a part of the lines.
+        // The gate has finished its work by now; a part of the lines is in the pipe.
         std::thread::sleep(Duration::from_secs(3));
         let mut text = Vec::new();
         let mut piece = [0; 16 * 1024];
@@ -260,7 +260,7 @@ async fn a_slow_reader_gets_every_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_does_not_read_is_not_waited_for_long_and_the_loss_is_told() {
+async fn a_reader_that_stops_is_not_waited_for_long_and_the_lost_lines_are_counted() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(2));
     let (mut reader, writer) = std::io::pipe().unwrap();
@@ -276,11 +276,11 @@ async fn a_reader_that_does_not_read_is_not_waited_for_long_and_the_loss_is_told
     let lost = said.split(' ').next().unwrap().parse::<usize>();
     let lost = lost.unwrap_or_else(|_| panic!("no number in {said:?}"));
     assert!(said.contains("lines of the log were lost"), "{said}");
-    // What lies in the pipe, to the last line that is whole.
+    // The content of the pipe, up to the last complete line.
     let mut left = String::new();
     reader.read_to_string(&mut left).unwrap();
     let whole = left.matches('\n').count();
-    // Besides those of the requests there are some of the start and the end.
+    // There are also lines of the start and the end.
     let all = MANY..MANY + 30;
     assert!(
         lost > 0 && whole < MANY && all.contains(&(whole + lost)),
@@ -290,7 +290,7 @@ async fn a_reader_that_does_not_read_is_not_waited_for_long_and_the_loss_is_told
 
 /// Standard output and standard error are one pipe, as in `2>&1 | reader`.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_ends_although_nobody_takes_its_last_word() {
+async fn the_program_ends_although_its_last_line_is_not_read() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(2));
     let (_reader, writer) = std::io::pipe().unwrap();

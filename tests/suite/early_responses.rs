@@ -1,5 +1,5 @@
-//! An answer that comes before its request's body has ended reaches the client, over HTTP/2
-//! as well: the stream is not reset in the same breath. And what that costs is bounded.
+//! A response that is sent before its request's body has ended reaches the client, also over
+//! HTTP/2, where the stream is not reset at once. The cost of that is bounded.
 
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,7 @@ async fn gateway() -> Gateway {
     Gateway::of_text(&text).await
 }
 
-/// The status as the installed curl tells it; 0: none came.
+/// The status that the installed curl reports; 0 if it got no response.
 fn curl(gateway: &Gateway, path: &str, arguments: &[&str], body: &Path) -> u16 {
     let output = Command::new("curl")
         .args(["-s", "-o", "/dev/null", "-w", "%{http_code}"])
@@ -41,7 +41,7 @@ fn curl(gateway: &Gateway, path: &str, arguments: &[&str], body: &Path) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_sees_the_status_of_every_upload_that_is_refused() {
+async fn curl_gets_the_status_of_every_refused_upload() {
     let gateway = gateway().await;
     let body = gateway.folder.path().join("body");
     std::fs::write(&body, vec![0; 200_000]).unwrap();
@@ -69,7 +69,7 @@ async fn curl_sees_the_status_of_every_upload_that_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_sees_the_status_of_every_login_that_is_too_long() {
+async fn curl_gets_the_status_of_every_login_that_is_too_large() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let body = gateway.folder.path().join("body");
@@ -97,7 +97,7 @@ fn post() -> Request<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_goes_on_sending_is_reset_after_a_moment_and_without_blame() {
+async fn a_client_that_continues_to_send_is_reset_after_a_moment_with_no_error() {
     let gateway = gateway().await;
     let mut send = h2(&gateway).await;
     let (answer, mut body) = send.send_request(post(), false).unwrap();
@@ -105,7 +105,7 @@ async fn a_client_that_goes_on_sending_is_reset_after_a_moment_and_without_blame
     let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
     assert_eq!(answer.unwrap().status(), 401);
     assert!(begin.elapsed() < Duration::from_secs(1), "at once");
-    // More than one window: what is thrown away gives its room back.
+    // More than one window: discarded data is credited to the window.
     let mut sent = 0;
     while sent < 300_000 {
         body.reserve_capacity(16_000);
@@ -123,7 +123,7 @@ async fn a_client_that_goes_on_sending_is_reset_after_a_moment_and_without_blame
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unread_bodies_are_as_many_as_a_connection_may_have_streams() {
+async fn discarded_bodies_count_as_streams_of_their_connection() {
     let upstream = LoginUpstream::start(|_| 200).await;
     let text = field_case(&upstream.url(), "");
     let text = text.replacen("[operator]", "max_streams = 8\n\n[operator]", 1);
@@ -152,7 +152,7 @@ fn expecting(key: &str, length: &str) -> Request<()> {
     request.header("content-length", length).body(()).unwrap()
 }
 
-/// Waits for the 100 that comes before the answer.
+/// Waits for the 100 before the response.
 async fn is_told_to_continue(answer: &mut h2::client::ResponseFuture) -> bool {
     let told = std::future::poll_fn(|cx| answer.poll_informational(cx));
     match timeout(Duration::from_secs(5), told).await {
@@ -162,11 +162,11 @@ async fn is_told_to_continue(answer: &mut h2::client::ResponseFuture) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_wait_for_100_are_told_to_continue_over_http_2() {
+async fn clients_that_wait_for_100_continue_get_it_over_http_2() {
     let gateway = gateway().await;
     let mut send = h2(&gateway).await;
     let mut waiting = Vec::new();
-    // Several at once, with others that do not wait between them.
+    // Several at once, mixed with requests that do not wait.
     for number in 0..12 {
         std::future::poll_fn(|cx| send.poll_ready(cx))
             .await
@@ -188,7 +188,7 @@ async fn clients_that_wait_for_100_are_told_to_continue_over_http_2() {
         let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
         assert_eq!(answer.unwrap().status(), 200);
     }
-    // Before a refusal too: Java 17 reads none that comes without (JDK-8286171).
+    // Before a refusal too: Java 17 ignores a response that has no 100 before it (JDK-8286171).
     let refused = expecting("wrong-key-123456", "20000");
     let (mut answer, _body) = send.send_request(refused, false).unwrap();
     assert!(is_told_to_continue(&mut answer).await);
@@ -197,7 +197,7 @@ async fn clients_that_wait_for_100_are_told_to_continue_over_http_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_ask_gets_no_100() {
+async fn a_client_that_does_not_expect_100_gets_none() {
     let gateway = gateway().await;
     let mut send = h2(&gateway).await;
     let odd = Request::builder().method("POST").uri("https://localhost/x");

@@ -1,4 +1,4 @@
-//! An upstream that fails is told of, not waited for, and found again by itself.
+//! An upstream that fails is reported, not waited for, and found again by the gate's own probes.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::harness::{Client, Gateway, NO_LIMITS, Setup, eventually};
 
 const QUICK: &str = "first_byte_timeout = \"1s\"\nlogin_timeout = \"2s\"\n\
                      min_login_interval = \"10ms\"\nlogins_per_hour = 36000";
-/// A path that the upstream answers, with a 503 of its own.
+/// The upstream answers this path with a 503 of its own.
 const BUSY: &str = "/v1/settings/application";
-/// One that it never answers.
+/// The upstream never answers this path.
 const SILENT: &str = "/v1/stickerpacks";
 
 async fn gate(upstream: &FaultyUpstream) -> (Gateway, Client) {
@@ -26,7 +26,7 @@ async fn gate(upstream: &FaultyUpstream) -> (Gateway, Client) {
     (gateway, client)
 }
 
-/// The upstream's own 503 is an answer like any other.
+/// The upstream's own 503 is a response like any other.
 async fn is_passed_on(answer: Response) -> bool {
     let status = answer.status();
     status == 503 && answer.text().await.unwrap() == "ok"
@@ -37,7 +37,7 @@ async fn operator(gateway: &Gateway, path: &str) -> (u16, String) {
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
-/// Asks until the answer is that of an open breaker; every answer before is one of `before`.
+/// Sends requests until the breaker is open; every response before is one of `before`.
 async fn until_refused(client: &Client, before: &[u16]) -> Response {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -57,7 +57,7 @@ async fn until_refused(client: &Client, before: &[u16]) -> Response {
     }
 }
 
-/// What an outage must look like from outside, and its end.
+/// Checks how an outage and its end look from outside.
 async fn is_told_and_ends(
     gateway: &Gateway,
     client: &Client,
@@ -112,7 +112,7 @@ async fn is_told_and_ends(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_connections_are_answered_for_at_once_until_one_is_made() {
+async fn while_connections_are_refused_requests_get_503_at_once() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     upstream.is(UpstreamState::Gone);
@@ -121,7 +121,7 @@ async fn refused_connections_are_answered_for_at_once_until_one_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_cut() {
+async fn a_hanging_upstream_is_not_waited_for_and_requests_in_flight_are_not_cut_off() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let client = Client::http1(&gateway).with_token(client.token.as_ref().unwrap());
@@ -143,7 +143,7 @@ async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_hangs_up_and_one_that_speaks_no_http_are_down_too() {
+async fn an_upstream_that_closes_or_does_not_speak_http_counts_as_down() {
     for (mood, words) in [
         (UpstreamState::HangsUp, "closed"),
         (UpstreamState::Babbles, "HTTP"),
@@ -157,7 +157,7 @@ async fn one_that_hangs_up_and_one_that_speaks_no_http_are_down_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_tls_handshake_is_no_connection() {
+async fn a_failed_tls_handshake_counts_as_no_connection() {
     let upstream = FaultyUpstream::start(UpstreamState::Babbles).await;
     let setup = Setup::default().upstream(QUICK).rest(NO_LIMITS);
     let url = upstream.url().replace("http:", "https:");
@@ -175,7 +175,7 @@ async fn a_failed_tls_handshake_is_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_one_failed_request_the_gate_finds_out_by_itself() {
+async fn after_one_failed_request_the_gate_probes_by_itself() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     upstream.is(UpstreamState::Gone);
@@ -194,7 +194,7 @@ async fn after_one_failed_request_the_gate_finds_out_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_path_that_is_never_answered_closes_nothing_even_if_nothing_else_is_asked() {
+async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_requests() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let begin = Instant::now();
@@ -221,7 +221,7 @@ async fn one_path_that_is_never_answered_closes_nothing_even_if_nothing_else_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_do_not_wait_for_the_timeout_show_a_hang_as_well() {
+async fn clients_that_leave_before_the_timeout_show_a_hang_as_well() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let setup = Setup::default()
         .upstream("first_byte_timeout = \"5s\"")
@@ -240,12 +240,12 @@ async fn clients_that_do_not_wait_for_the_timeout_show_a_hang_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_clients_break_themselves_is_not_the_upstreams_fault() {
+async fn faults_of_clients_do_not_count_against_the_upstream() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let before = upstream.heads();
     for _ in 0..10 {
-        // Breaks off in its body, and leaves while it owes the rest of it.
+        // The client leaves in the middle of its request body.
         let broken = futures_util::stream::iter([Ok("begins"), Err(std::io::Error::other("x"))]);
         let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>("begins")]);
         let starved = pieces.chain(futures_util::stream::pending());
@@ -257,7 +257,7 @@ async fn what_clients_break_themselves_is_not_the_upstreams_fault() {
             let _ = timeout(Duration::from_millis(600), request.send()).await;
         }
     }
-    // And downloads that are broken half-way.
+    // The client leaves in the middle of a download.
     for _ in 0..6 {
         let mut long = client.get("/v1/media/long").await;
         assert!(long.chunk().await.unwrap().is_some());
@@ -303,7 +303,7 @@ async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_keeps_what_is_known_of_the_same_address() {
+async fn a_reload_keeps_the_health_state_of_the_same_address() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     upstream.is(UpstreamState::Gone);

@@ -1,8 +1,5 @@
-//! The whole gate, as its users and operators meet it: one file per promise.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on says so by a panic"
-)]
+//! The whole gate, as its users and operators see it: one file a subject.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue panics")]
 #![expect(
     clippy::disallowed_methods,
     reason = "tests spawn clients of their own"

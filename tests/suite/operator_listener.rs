@@ -59,7 +59,7 @@ async fn metrics_pass_promtool_and_hold_what_the_design_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_says_whether_the_next_request_would_succeed() {
+async fn readyz_says_whether_the_next_request_would_succeed() {
     let webapp = emulator().await;
     webapp.not_ready(true);
     webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
@@ -82,7 +82,7 @@ async fn readiness_says_whether_the_next_request_would_succeed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_number_of_limited_clients_is_true_at_the_scrape() {
+async fn the_number_of_limited_clients_is_current_at_the_scrape() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default()).await;
     let client = gateway.admin().await;

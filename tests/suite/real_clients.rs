@@ -1,4 +1,4 @@
-//! Clients as people have them: curl over both protocols, and Python's own library.
+//! Real clients: curl over both protocols, and Python's standard library.
 
 use std::path::Path;
 use std::process::Command;
@@ -100,7 +100,7 @@ print("good")
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_client_lives_through_login_send_and_logout() {
+async fn a_python_client_can_log_in_send_and_log_out() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let output = Command::new("python3")

@@ -1,4 +1,4 @@
-//! A request body is kept while it may have to be sent again.
+//! A request body is kept as long as it may have to be sent again.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::harness::raw::Raw;
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_in_many_small_pieces_is_repeated_as_it_was() {
+async fn a_body_in_many_small_pieces_is_repeated_unchanged() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("min_login_interval = \"10ms\"")
@@ -27,7 +27,7 @@ async fn a_body_in_many_small_pieces_is_repeated_as_it_was() {
         body.len()
     );
     raw.send(head.as_bytes()).await;
-    // Small ones, a large one in between, small ones again.
+    // Small pieces, a large one, small ones again.
     let (first, rest) = body.as_bytes().split_at(40);
     let (large, last) = rest.split_at(8_900);
     for piece in first.chunks(7).chain([large]).chain(last.chunks(30)) {

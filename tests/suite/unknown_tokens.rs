@@ -1,6 +1,5 @@
-//! Tokens that the gate has never seen (`unknown_tokens = "ask"`): a question is worth
-//! something only if the upstream refuses what it never gave out, and what a token says of
-//! itself is no identity.
+//! Tokens that the gate has never seen (`unknown_tokens = "ask"`). The probe's result counts
+//! only if the upstream refuses made-up tokens, and a token's own claims are no identity.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually};
 const REFUSED: &[u8] = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
 const FORBIDDEN: &[u8] = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
 
-/// A token of which anybody could have written every letter.
+/// A token that any client could have made up.
 fn unsigned(claims: &str) -> String {
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     format!("{}.{}.", part(r#"{"alg":"none"}"#), part(claims))
@@ -50,8 +49,8 @@ async fn page(gateway: &Gateway, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_probe_accepts_anything_nothing_is_asked_until_it_is_mended() {
-    // Open to all, and open to whatever has the form of a signed token.
+async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them() {
+    // One probe accepts everything, one accepts everything in the form of a JWT.
     let open: fn(&str) -> bool = |_| true;
     let formal: fn(&str) -> bool = |token| token.split('.').count() == 3;
     for accepts in [open, formal] {
@@ -105,7 +104,7 @@ async fn where_the_probe_accepts_anything_nothing_is_asked_until_it_is_mended() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn until_the_probe_could_be_tried_no_token_is_refused_or_believed() {
+async fn until_the_probe_was_tried_no_token_is_refused_or_accepted() {
     let is_broken = Arc::new(AtomicBool::new(true));
     let broken = Arc::clone(&is_broken);
     let upstream = Upstream::start(move |call| {
@@ -141,7 +140,7 @@ async fn until_the_probe_could_be_tried_no_token_is_refused_or_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_asked_token_is_a_client_of_its_own_whatever_it_says_of_itself() {
+async fn a_probed_token_is_a_client_of_its_own_whatever_its_claims() {
     let names: Arc<Mutex<BTreeMap<String, String>>> = Arc::default();
     let seen = Arc::clone(&names);
     let upstream = Upstream::start(move |call| {
@@ -178,7 +177,7 @@ async fn an_asked_token_is_a_client_of_its_own_whatever_it_says_of_itself() {
         "{names:?}"
     );
 
-    // None of admin's places is taken, and a logout ends the token that asked for it.
+    // The token does not count against admin's cap, and a logout ends this token only.
     let admin = gateway.client().logged_in("admin", "whatever").await;
     assert_eq!(admin.get("/v1/support").await.status(), 200);
     let gone = gateway.client().with_token(&tokens[0]);
@@ -193,7 +192,7 @@ async fn an_asked_token_is_a_client_of_its_own_whatever_it_says_of_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stated_end_may_only_shorten_how_long_an_asked_token_is_believed() {
+async fn the_exp_claim_can_only_shorten_how_long_a_probed_token_is_accepted() {
     let upstream = Upstream::start(|call| match bearer(call).ends_with('.') {
         true => Reply::ok("fine"),
         false => Reply::Stay(REFUSED.to_vec()),
@@ -216,7 +215,7 @@ async fn a_stated_end_may_only_shorten_how_long_an_asked_token_is_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn random_tokens_of_one_address_leave_questions_to_others() {
+async fn random_tokens_from_one_address_leave_probes_for_others() {
     let webapp = emulator().await;
     let rest =
         "[limits]\nunknown_tokens = \"1/m burst 20\"\nunknown_tokens_by_peer = \"1/m burst 5\"\n";

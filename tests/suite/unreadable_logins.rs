@@ -1,5 +1,5 @@
-//! Relayed logins: the gate asks for an answer that it can read, and passes on what it
-//! still cannot.
+//! Relayed logins: the gate asks for a response that it can read, and passes on one that it
+//! cannot read.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tollgate::metrics::{ClientLogin, UnreadLogin};
 use crate::harness::upstream::{Call, Reply};
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
 
-/// An upstream of bytes whose logins the script answers as well, and a gate before it.
+/// An upstream whose script also answers logins, and a gate in front of it.
 async fn relay(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> (Gateway, Webapp) {
     let webapp = Webapp::scripted(script).await;
     let setup = Setup::default()
@@ -47,8 +47,8 @@ async fn login(client: &Client, fields: &[(&str, &str)]) -> (u16, Vec<u8>) {
     (status, answer.bytes().await.unwrap().to_vec())
 }
 
-/// Codes the answer whenever the request allows it, sends parts and 304s when asked: as a
-/// proxy before the Webapp does for okhttp, Python's requests, Postman and Go.
+/// Compresses the response whenever the request allows it, and sends parts and 304s on request,
+/// as a proxy in front of the Webapp does for okhttp, Python's requests, Postman and Go.
 fn clever(call: &Call) -> Reply {
     let head = call.head.to_ascii_lowercase();
     let has = |text: &str| head.contains(text);
@@ -75,7 +75,7 @@ fn clever(call: &Call) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_is_readable_whatever_the_client_says_it_would_take() {
+async fn a_login_response_is_readable_whatever_codings_the_client_accepts() {
     let fields: [&[(&str, &str)]; 8] = [
         &[("accept-encoding", "gzip, deflate, br, zstd")],
         &[("accept-encoding", "identity;q=0, *")],
@@ -99,7 +99,7 @@ async fn a_login_is_readable_whatever_the_client_says_it_would_take() {
     }
 }
 
-/// What an upstream answers that does as it likes.
+/// Responses of an upstream that ignores the request's fields.
 fn stubborn(what: &'static str) -> impl Fn(&Call) -> Reply + Send + Sync + 'static {
     move |call| {
         if !call.line().starts_with("POST /v1/users/login") {
@@ -117,7 +117,7 @@ fn stubborn(what: &'static str) -> impl Fn(&Call) -> Reply + Send + Sync + 'stat
                 br#"{"users":[{"token":"t","expires_after":"2001-01-01 00:00:00+00:00"}]}"#,
             ),
             "long" => answer("", &long()),
-            // Chunks without a stated length, and a trailer.
+            // Chunks and a trailer.
             _ => {
                 let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
                 for piece in long().chunks(30_000) {
@@ -132,13 +132,13 @@ fn stubborn(what: &'static str) -> impl Fn(&Call) -> Reply + Send + Sync + 'stat
     }
 }
 
-/// Three times what the gate reads of a login's answer.
+/// Three times the size that the gate reads of a login's response.
 fn long() -> Vec<u8> {
     (0..200_000_u32).map(|at| b'a' + (at % 23) as u8).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_gate_cannot_read_is_passed_on_unchanged_and_counted() {
+async fn an_unreadable_login_response_passes_unchanged_and_is_counted() {
     let rows: [(&str, &[u8], UnreadLogin); 6] = [
         ("coded", b"\x1f\x8b\x08\x00bytes", UnreadLogin::Coded),
         ("html", b"<p>signed in</p>", UnreadLogin::NotJson),
@@ -169,9 +169,9 @@ async fn what_the_gate_cannot_read_is_passed_on_unchanged_and_counted() {
     }
 }
 
-/// A long answer that stalls after what the gate reads: the client has all of that by then.
+/// A long response that stalls after the part that the gate reads: the client has that part.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_answer_flows_as_soon_as_it_is_known_to_be_long() {
+async fn a_login_response_over_the_limit_is_streamed_at_once() {
     let webapp = Webapp::scripted(|call| {
         if !call.line().starts_with("POST /v1/users/login") {
             return Reply::ok("fine");

@@ -1,4 +1,4 @@
-//! What an upstream may do with an answer, and with the connection under it.
+//! How an upstream may end a response, and what it may do with the connection.
 
 use reqwest::{Method, StatusCode};
 
@@ -13,7 +13,7 @@ async fn gate(upstream: &Upstream) -> Gateway {
 fn bare(call: &Call) -> Reply {
     let text = match call.line() {
         "GET /v1/support" => "HTTP/1.1 204 No Content\r\nX-Kept: yes\r\n\r\n",
-        // RFC 9110 8.6: the length a 200 would have had, and no body.
+        // RFC 9110 8.6: the length that a 200 would have, and no body.
         "GET /v1/groups" => {
             "HTTP/1.1 304 Not Modified\r\nETag: \"v1\"\r\nContent-Length: 1234\r\n\r\n"
         }
@@ -28,7 +28,7 @@ fn bare(call: &Call) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_without_a_body_end_where_they_should_and_their_connections_go_on() {
+async fn responses_without_a_body_end_at_once_and_their_connections_are_reused() {
     let upstream = Upstream::start(bare).await;
     let gateway = gate(&upstream).await;
     let token = gateway.admin().await.token.unwrap();
@@ -67,7 +67,7 @@ async fn answers_without_a_body_end_where_they_should_and_their_connections_go_o
     }
 }
 
-/// The second request on a connection meets its end: the bytes arrive, no answer comes.
+/// The upstream closes each connection at its second request, without a response.
 fn dies_at_the_second(call: &Call) -> Reply {
     if call.nth > 1 {
         return Reply::Close(Vec::new());
@@ -76,11 +76,11 @@ fn dies_at_the_second(call: &Call) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_get_that_met_a_dying_connection_is_repeated_and_a_post_never() {
+async fn a_get_on_a_closing_connection_is_repeated_and_a_post_never() {
     let upstream = Upstream::start(dies_at_the_second).await;
     let gateway = gate(&upstream).await;
     let token = gateway.admin().await.token.unwrap();
-    // One connection, so one worker and its one kept-alive connection.
+    // One client connection, so one worker with one pooled upstream connection.
     let client = Client::http1(&gateway).with_token(&token);
 
     assert_eq!(client.get("/v1/support").await.status(), 200);
@@ -104,7 +104,7 @@ async fn a_get_that_met_a_dying_connection_is_repeated_and_a_post_never() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_post_finds_another_connection_when_the_kept_one_was_closed_in_time() {
+async fn a_post_uses_a_new_connection_when_the_pooled_one_was_closed_before() {
     let upstream = Upstream::start(|call| match call.line() {
         "GET /v1/support" => {
             Reply::Close(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}".to_vec())
@@ -123,7 +123,7 @@ async fn a_post_finds_another_connection_when_the_kept_one_was_closed_in_time() 
         .await;
         let sent = client.post("/v1/messages", &serde_json::json!({})).await;
         assert_eq!(sent.status(), 200);
-        // It is kept; the next answer closes it.
+        // This connection stays open; the next response closes it.
     }
     assert_eq!(upstream.count("POST /v1/messages"), 5);
 }

@@ -1,4 +1,4 @@
-//! Turns at the upstream: slow readers, slow writers, long queues.
+//! Upstream permits: slow readers, slow writers, long queues.
 
 use super::*;
 use crate::harness::eventually;
@@ -8,7 +8,7 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a\r\nX-Api-Key: {GREEDY}\r\n\r\n")
 }
 
-/// Reads on and on, 20 kB a second.
+/// Reads 20 kB a second, without end.
 async fn slow_reader(gateway: &Gateway) -> tokio::task::JoinHandle<()> {
     let mut raw = Raw::connect(gateway).await;
     raw.send(get("/x/large").as_bytes()).await;
@@ -34,7 +34,7 @@ async fn slow_readers_leave_the_others_their_turns() {
         metrics.stalled_streams.get() == 64
     })
     .await;
-    // Also for the client whose readers are slow.
+    // Also for other requests of the client with slow readers.
     let greedy = KeyClient::new(&gateway, GREEDY);
     let (good, _) = greedy.tries("/x/quick", 50).await;
     assert_eq!(good, 50);
@@ -77,12 +77,12 @@ async fn a_client_with_too_many_slow_readers_loses_the_slowest_when_others_wait(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_trickle_up_hold_no_turn_and_get_one_for_their_end() {
+async fn uploads_that_trickle_hold_no_permit_and_get_one_for_their_end() {
     let setup = Setup::default().upstream("concurrency = 8");
     let gateway = gate(upstream().await, setup).await;
     let quiet = quiet(&gateway).await;
     let mut uploads = Vec::new();
-    // Small ones, large ones, and ones of unknown length; each of them 12 pieces.
+    // Small, large, and of unknown length; each in 12 pieces.
     let kinds = [
         ("content-length: 600", 50),
         ("content-length: 1200000", 100_000),
@@ -112,7 +112,7 @@ async fn bodies_that_trickle_up_hold_no_turn_and_get_one_for_their_end() {
             raw.read_until("\r\n\r\n").await
         }));
     }
-    // Looked at before the honest client's turn, which may take as long as the uploads.
+    // Checked before the honest client's requests, which may take as long as the uploads.
     let metrics = &gateway.metrics;
     eventually("all but the small ones have a place", async || {
         metrics.stalled_streams.get() == 16
@@ -131,7 +131,7 @@ async fn bodies_that_trickle_up_hold_no_turn_and_get_one_for_their_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_that_trickle_beside_their_answers_hold_no_turn() {
+async fn uploads_that_trickle_beside_their_responses_hold_no_permit() {
     let setup = Setup::default().upstream("concurrency = 4");
     let gateway = gate(upstream().await, setup).await;
     let quiet = quiet(&gateway).await;
@@ -158,7 +158,7 @@ async fn uploads_that_trickle_beside_their_answers_hold_no_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_hang_at_the_upstream_leave_turns_for_other_clients() {
+async fn requests_that_hang_at_the_upstream_leave_permits_for_other_clients() {
     let gateway = gate(upstream().await, Setup::default()).await;
     let quiet = quiet(&gateway).await;
     let mut hanging = Vec::new();
@@ -199,10 +199,10 @@ async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
     let honest = KeyClient::new(&gateway, HONEST);
     let (good, slowest) = honest.tries("/x/quick", 40).await;
     assert_eq!(good, 40);
-    // A turn takes 100 ms; in one line it would be some 20 seconds.
+    // A request takes 100 ms; in a single queue this would be some 20 seconds.
     assert!(slowest < FLOOR * 2 + quiet * 5, "{slowest:?}");
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
-    // Requests whose client has left wait no longer.
+    // Requests whose client has left no longer wait.
     eventually("the queue is empty", async || {
         gateway.metrics.upstream_queue.get() == 0
     })

@@ -1,5 +1,5 @@
-//! No client holds what the others need. A greedy client beside an honest one, which
-//! keeps its answers and its speed.
+//! No client can hold what the others need: beside a greedy client, an honest one keeps its
+//! responses and its speed.
 
 mod bodies;
 mod requests;
@@ -18,13 +18,14 @@ use crate::harness::{Client, Gateway, NO_LIMITS, Setup, sha256};
 
 const GREEDY: &str = "greedy-key-0123456789";
 const HONEST: &str = "honest-key-0123456789";
-/// What `/large` answers.
+/// Length of the response to `/large`.
 const LARGE: usize = 50_000_000;
-/// A busy machine may take so long for a request beside others.
+/// The time that a busy machine may take for a request beside others.
 const FLOOR: Duration = Duration::from_secs(1);
 
-/// An upstream in plain HTTP/1.1: `/x/large` is a large answer, `/x/slow` takes 100 ms,
-/// `/x/sink` never reads a body, `/x/early` begins its answer before it does, everything else is read and answered at once.
+/// An upstream in plain HTTP/1.1: `/x/large` has a large response, `/x/slow` takes 100 ms,
+/// `/x/sink` never reads a body, `/x/early` begins its response before it reads the body,
+/// everything else is read and answered at once.
 async fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -76,7 +77,7 @@ async fn serve(mut tcp: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// How many bytes it had.
+/// Returns the body's length.
 async fn read_body(tcp: &mut TcpStream, head: &str) -> std::io::Result<usize> {
     let length = |line: &str| line.strip_prefix("content-length: ")?.parse().ok();
     if let Some(length) = head.lines().find_map(length) {
@@ -94,7 +95,7 @@ async fn read_body(tcp: &mut TcpStream, head: &str) -> std::io::Result<usize> {
     Ok(total)
 }
 
-/// A gate with two keys, and routes that go to that upstream.
+/// A gate with two keys and routes to that upstream.
 async fn gate(upstream: SocketAddr, setup: Setup) -> Gateway {
     let keys = [("greedy", GREEDY), ("honest", HONEST)].map(|(name, key)| {
         let digest = sha256(key);
@@ -146,8 +147,8 @@ impl KeyClient {
         Ok(status)
     }
 
-    /// How many of `count` requests one after the other were answered with 200, and how
-    /// long all but the slowest few of them took at most.
+    /// Sends `count` requests one by one. Returns how many got 200, and the longest time without
+    /// the slowest few.
     async fn tries(&self, path: &str, count: usize) -> (usize, Duration) {
         let (mut good, mut times) = (0, Vec::new());
         for _ in 0..count {
@@ -161,7 +162,7 @@ impl KeyClient {
     }
 }
 
-/// The honest client is served as if it were alone.
+/// Checks that the honest client is served as if it were alone.
 async fn assert_honest_is_served(gateway: &Gateway, quiet: Duration, what: &str) {
     let honest = KeyClient::new(gateway, HONEST);
     for path in ["/x/quick", "/x/watch"] {
@@ -175,7 +176,7 @@ async fn assert_honest_is_served(gateway: &Gateway, quiet: Duration, what: &str)
     }
 }
 
-/// How long the honest client's requests take without the other.
+/// The time of the honest client's requests without the other client.
 async fn quiet(gateway: &Gateway) -> Duration {
     let honest = KeyClient::new(gateway, HONEST);
     honest.tries("/x/watch", 3).await;

@@ -1,4 +1,4 @@
-//! Places inside the gate.
+//! Requests in flight.
 
 use super::*;
 use crate::harness::eventually;

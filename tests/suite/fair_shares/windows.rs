@@ -1,4 +1,4 @@
-//! What the streams of one HTTP/2 connection share.
+//! Windows that the streams of one HTTP/2 connection share.
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -27,7 +27,7 @@ fn request(method: &str, path: &str) -> Request<()> {
     request.header("x-api-key", GREEDY).body(()).unwrap()
 }
 
-/// A POST of `length` bytes, of which as much goes out as the windows allow.
+/// A POST of `length` bytes; sends as much as the windows allow.
 async fn post(
     send: &mut SendRequest<Bytes>,
     path: &str,
@@ -47,7 +47,7 @@ async fn answered(answer: ResponseFuture) -> Response<RecvStream> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_without_windows_leaves_the_others_their_turns() {
+async fn a_connection_without_windows_leaves_permits_for_others() {
     let gateway = gate(upstream().await, Setup::default()).await;
     let quiet = quiet(&gateway).await;
     let mut send = open(&gateway, 0).await;
@@ -92,7 +92,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
     let gateway = gate(upstream().await, setup).await;
     let mut send = open(&gateway, 65_535).await;
     let mut waiting = Vec::new();
-    // Most of them wait for a turn.
+    // Most of them wait for a permit.
     for _ in 0..199 {
         waiting.push(post(&mut send, "/x/sink", 2_000_000).await);
     }
@@ -100,7 +100,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
         gateway.metrics.upstream_queue.get() >= 190
     })
     .await;
-    // Answered by the gate itself, once it has all of the body.
+    // Answered by the gate itself, once it has the whole body.
     std::future::poll_fn(|cx| send.poll_ready(cx))
         .await
         .unwrap();

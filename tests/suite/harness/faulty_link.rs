@@ -1,4 +1,4 @@
-//! A bad line to a server: slow, cut, or one on which somebody else answers.
+//! A faulty link to a server: slow, cut, or with replaced responses.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// How the line is now.
+/// The current state of the link.
 #[derive(Clone, Debug)]
 pub(crate) enum LinkState {
     Good,
-    /// Each answer is late by so many milliseconds; any number are under way at once.
+    /// Delays each response by a number of milliseconds, any number of them at once.
     Slow(Range<u64>),
-    /// Connections end, and so do new ones.
+    /// Closes existing and new connections.
     Cut,
-    /// In place of each answer.
+    /// Sends this in place of each response.
     Says(Arc<[u8]>),
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct FaultyLink {
 }
 
 impl FaultyLink {
-    /// In front of what listens at `port` of this host. Ends with the test.
+    /// A link to `port` of this host; ends with the test.
     pub(crate) async fn before(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (line, seen) = watch::channel(LinkState::Good);

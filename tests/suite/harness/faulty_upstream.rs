@@ -1,5 +1,5 @@
-//! An upstream that is well, or not: it refuses connections, hangs, hangs up, or talks nonsense.
-//! Plain HTTP; logins are answered while it is well.
+//! An upstream that works, refuses connections, hangs, closes, or sends nonsense. Plain HTTP;
+//! logins are answered while it works.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::upstream::{login, read_request};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UpstreamState {
     Well,
-    /// Nobody listens; connections are gone.
+    /// Does not listen; connections are closed.
     Gone,
-    /// Reads requests, and new connections are taken; there is no answer.
+    /// Accepts connections and reads requests, but never responds.
     Hangs,
-    /// Closes each connection when a request has come.
+    /// Closes each connection when a request has arrived.
     HangsUp,
-    /// Speaks something else.
+    /// Responds with bytes that are not HTTP.
     Babbles,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct FaultyUpstream {
 
 impl FaultyUpstream {
     pub(crate) async fn start(mood: UpstreamState) -> Self {
-        // Bound, without a listener: nobody else gets the port while the upstream is gone.
+        // Bound without listening: keeps the port while the upstream is gone.
         let reserved = bound("127.0.0.1:0".parse().unwrap());
         let upstream = Self {
             address: reserved.local_addr().unwrap(),
@@ -67,7 +67,7 @@ impl FaultyUpstream {
         self.mood.send_replace(mood);
     }
 
-    /// Requests read so far, logins and probes among them.
+    /// Requests read so far, including logins and probes.
     pub(crate) fn heads(&self) -> usize {
         self.heads.load(Ordering::SeqCst)
     }
@@ -87,11 +87,11 @@ impl FaultyUpstream {
         }
     }
 
-    /// `/v1/stickerpacks` is never answered but where the mood says otherwise; one of 10 MB
-    /// is sent in pieces over two seconds, whatever the mood is by then.
+    /// `/v1/stickerpacks` gets no response unless the state says otherwise. A response of 10 MB
+    /// is sent in pieces over two seconds, whatever the state is by then.
     async fn serve(&self, mut tcp: TcpStream) {
         if *self.mood.borrow() == UpstreamState::Babbles {
-            // Whatever came, a handshake or a request.
+            // A handshake or a request, whichever arrived.
             let _ = tcp.readable().await;
             let _ = tcp.write_all(GREETING).await;
             return;

@@ -1,4 +1,4 @@
-//! Fields: what a rule was decided on is what the upstream acts on.
+//! Header fields: the gate decides on the same values that the upstream acts on.
 
 use reqwest::Method;
 
@@ -7,7 +7,7 @@ use super::{TLS, ask, exchange, gate, http2, http2_url, status};
 use crate::harness::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cookies_of_http2_go_up_in_one_field_and_those_of_http1_too() {
+async fn cookies_are_sent_in_one_field_from_http2_and_http1() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let request = http2(&gateway).get(http2_url(&gateway, "/open/x"));
@@ -20,7 +20,7 @@ async fn cookies_of_http2_go_up_in_one_field_and_those_of_http1_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fields_that_replace_method_path_host_client_or_scheme_end_here() {
+async fn fields_that_replace_method_path_host_client_or_scheme_are_dropped() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "allow_underscores = true", "").await;
     let names = [
@@ -67,7 +67,7 @@ async fn fields_that_replace_method_path_host_client_or_scheme_end_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_lets_them_pass_by_name_for_all_or_for_one_route() {
+async fn allow_fields_lets_them_pass_for_all_routes_or_for_one() {
     let upstream = Recorder::start().await;
     let one = "[[route]]\nname = \"one\"\npath = \"/one/*\"\naccess = \"open\"\nallow_fields = [\"X-HTTP-Method-Override\", \"_method\"]\n";
     let gateway = gate(&upstream, "allow_fields = \"True-Client-IP\"", one).await;
@@ -100,7 +100,7 @@ async fn a_method_in_the_query_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trailer_says_no_more_than_a_header() {
+async fn a_trailer_can_set_no_more_than_a_header() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let fields = "Transfer-Encoding: chunked\r\nTrailer: x-sum, x-original-url, proxy, x-tollgate-client\r\n";
@@ -168,7 +168,7 @@ async fn the_host_is_reported_with_its_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_empty_says_so_where_the_method_asks_for_content() {
+async fn a_post_without_content_is_sent_with_content_length_0() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     eventually("logged in", async || !upstream.logins().is_empty()).await;
@@ -211,7 +211,7 @@ async fn what_is_empty_says_so_where_the_method_asks_for_content() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_goes_up_whatever_the_method_and_whatever_connection_names() {
+async fn content_is_sent_whatever_the_method_and_whatever_connection_names() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let long = "x".repeat(300_000);

@@ -1,5 +1,5 @@
 //! Every combination of version, `Content-Length`, `Transfer-Encoding`, trailers and an early
-//! end, said byte by byte and held against the table of docs/FRAMING.md: the upstream gets
+//! end, sent byte by byte and compared with the table of docs/FRAMING.md: the upstream gets
 //! the one message that the table names, or nothing.
 
 use std::time::Duration;
@@ -88,7 +88,7 @@ pub(super) fn cases() -> Vec<Case> {
     all
 }
 
-/// The table: what goes up, content and trailers; None: nothing.
+/// The table: content and trailers that are sent to the upstream, or None.
 pub(super) fn goes_up(case: Case) -> Option<(&'static str, bool)> {
     let is_chunked = matches!(case.codings, ["chunked" | "ChunKED"]);
     let has_length = case.lengths == ["5"];
@@ -112,7 +112,7 @@ pub(super) fn goes_up(case: Case) -> Option<(&'static str, bool)> {
 }
 
 impl Case {
-    /// Field lines of the framing, and of what else there is.
+    /// Field lines of the framing, and all others.
     fn fields(&self) -> Vec<(&'static str, &'static str)> {
         let lengths = self.lengths.iter().map(|value| ("content-length", *value));
         let codings = self
@@ -148,7 +148,7 @@ impl Case {
         if self.ending == Ending::Early {
             text.truncate(text.len() - 3);
         } else {
-            // Whoever reads the message as shorter or longer sees this one wrongly.
+            // A parser that reads the first message as shorter or longer misreads this one.
             text.push_str("GET /open/next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         }
         text
@@ -270,7 +270,7 @@ fn is_right(case: Case, seen: &[Message]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_message_goes_up_as_the_table_says_or_none() {
+async fn one_message_is_sent_as_the_table_says_or_none() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let all = cases();

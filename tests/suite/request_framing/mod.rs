@@ -1,4 +1,4 @@
-//! What goes up: one message that the gate and the upstream read alike, or nothing.
+//! Requests to the upstream: one message that gate and upstream read alike, or nothing.
 //! docs/FRAMING.md has the rules.
 
 mod fields;
@@ -80,12 +80,12 @@ deadline = "20s"
     )
 }
 
-/// Sends `bytes` to the plain listener and gives all that comes back until the gate closes.
+/// Sends `bytes` to the plain listener; returns all bytes until the gate closes.
 async fn exchange(gateway: &Gateway, bytes: impl AsRef<[u8]>) -> String {
     let mut tcp = TcpStream::connect(gateway.addresses.listeners[PLAIN])
         .await
         .unwrap();
-    // The gate may have had enough before the end.
+    // The gate may close before everything is sent.
     let _ = tcp.write_all(bytes.as_ref()).await;
     let mut text = Vec::new();
     let read = tcp.read_to_end(&mut text);
@@ -93,7 +93,7 @@ async fn exchange(gateway: &Gateway, bytes: impl AsRef<[u8]>) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// One HTTP/1.1 request with `fields`, each ended by CRLF; gives the whole answer.
+/// One HTTP/1.1 request with `fields`, each ended by CRLF; returns the whole response.
 async fn ask(gateway: &Gateway, line: &str, fields: &str) -> String {
     let head = format!(
         "{line} HTTP/1.1\r\nHost: gate.example:8443\r\nAuthorization: Apikey {KEY}\r\nConnection: close\r\n{fields}\r\n"
@@ -101,12 +101,12 @@ async fn ask(gateway: &Gateway, line: &str, fields: &str) -> String {
     exchange(gateway, head).await
 }
 
-/// The status of an answer.
+/// The status of a response.
 fn status(answer: &str) -> &str {
     answer.get(9..12).unwrap_or(answer)
 }
 
-/// A client of HTTP/2 over TLS.
+/// An HTTP/2 client over TLS.
 fn http2(gateway: &Gateway) -> reqwest::Client {
     let pem = std::fs::read(gateway.folder.path().join("certs/ca.pem")).unwrap();
     reqwest::Client::builder()

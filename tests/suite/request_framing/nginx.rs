@@ -1,4 +1,4 @@
-//! What the table lets pass, another proxy reads alike: nginx, where it is installed.
+//! Messages that the table lets pass are read alike by another proxy: nginx, if installed.
 
 use std::process::{Child, Command, Stdio};
 

@@ -1,5 +1,5 @@
-//! An upstream that keeps every message it gets, read by a strict parser of its own. Plain
-//! HTTP/1.1; the gate's logins are answered and kept apart.
+//! An upstream that records every message, read by its own strict parser. Plain HTTP/1.1; the
+//! gate's logins are answered and not recorded.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::upstream::login;
 
-/// How a message said where its content ends.
+/// How a message marks the end of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     /// Neither length nor coding.
@@ -18,7 +18,7 @@ pub(super) enum Framing {
     Chunked,
 }
 
-/// One message as it came up.
+/// One message as it arrived.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     /// Method and target.
@@ -42,7 +42,7 @@ impl Message {
 struct Kept {
     messages: Vec<Message>,
     logins: Vec<Message>,
-    /// Bytes that are no message of HTTP/1.1.
+    /// Bytes that are not an HTTP/1.1 message.
     odd: Vec<String>,
 }
 
@@ -74,12 +74,12 @@ impl Recorder {
         format!("http://{}", self.address)
     }
 
-    /// What came since this was last asked.
+    /// The messages since the last call.
     pub(super) fn take(&self) -> Vec<Message> {
         std::mem::take(&mut self.kept.lock().unwrap().messages)
     }
 
-    /// The one message that came.
+    /// The one message that arrived.
     pub(super) fn one(&self) -> Message {
         let mut all = self.take();
         assert_eq!(all.len(), 1, "{all:#?}");
@@ -90,7 +90,7 @@ impl Recorder {
         self.kept.lock().unwrap().logins.clone()
     }
 
-    /// Bytes that came and are no message.
+    /// Received bytes that are not a message.
     pub(super) fn odd(&self) -> Vec<String> {
         self.kept.lock().unwrap().odd.clone()
     }
@@ -133,7 +133,7 @@ impl Recorder {
             }
             match tcp.read(&mut piece).await {
                 Ok(count @ 1..) => bytes.extend_from_slice(&piece[..count]),
-                // A message cut short: the gate has taken it back, and nobody acts on it.
+                // An incomplete message: the gate has aborted it, and no server acts on it.
                 _ => return,
             }
         }

@@ -1,5 +1,5 @@
-//! What the listener refuses looks as every other refusal: the envelope, a request id, and
-//! one line in the log with reason and peer.
+//! Refusals by the listener look like all others: the envelope, a request id, and one access
+//! line with reason and peer.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -76,7 +76,7 @@ impl Gate {
     }
 }
 
-/// Checks the shape of an answer and of its line.
+/// Checks the form of a response and of its access line.
 fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
     let (head, body) = answer
         .split_once("\r\n\r\n")
@@ -109,7 +109,7 @@ fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
 
 #[expect(clippy::too_many_lines, reason = "one row a case")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_is_refused_gets_the_envelope_an_id_and_a_line() {
+async fn a_refused_head_gets_the_envelope_an_id_and_a_line() {
     let upstream = Recorder::start().await;
     let gate = Gate::start(&upstream.url());
     let host = "Host: a\r\n";
@@ -212,7 +212,7 @@ async fn a_head_that_is_refused_gets_the_envelope_an_id_and_a_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plain_http_on_the_tls_port_is_told_so() {
+async fn plain_http_on_the_tls_port_gets_that_reason() {
     let upstream = Recorder::start().await;
     let gate = Gate::start(&upstream.url());
     for (what, text) in [
@@ -236,10 +236,10 @@ async fn plain_http_on_the_tls_port_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_handshake_says_who_and_why_once_in_a_while() {
+async fn a_failed_handshake_is_logged_with_peer_and_cause_at_a_limited_rate() {
     let upstream = Recorder::start().await;
     let gate = Gate::start(&upstream.url());
-    // A ClientHello of TLS 1.0, and what is no TLS at all.
+    // A ClientHello of TLS 1.0, and bytes that are not TLS.
     let old = [
         &[0x16, 3, 1, 0, 45, 1, 0, 0, 41, 3, 1][..],
         &[7; 32],
@@ -267,7 +267,7 @@ async fn a_failed_handshake_says_who_and_why_once_in_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_comes_after_the_answers_before_it() {
+async fn a_refusal_comes_after_the_earlier_responses() {
     let upstream = Upstream::start(|_| crate::harness::upstream::Reply::ok("slow")).await;
     let gate = Gate::start(&format!("http://{}", upstream.address));
     let good = "GET /open/x HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -294,7 +294,7 @@ async fn a_refusal_comes_after_the_answers_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_head_is_told_so_with_the_same_face() {
+async fn a_slow_head_gets_408_with_the_same_envelope() {
     let upstream = Recorder::start().await;
     let mut gate = Gate::start(&upstream.url());
     let file = gate.folder.path().join("config.toml");

@@ -1,4 +1,4 @@
-//! The same rules where the Webapp owns the users and the gate passes logins on.
+//! The same rules with `directory = "webapp"`, where the gate relays logins.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,7 +22,7 @@ fn of_the_client(upstream: &Recorder) -> Vec<Message> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relayed_login_keeps_to_the_rules() {
+async fn a_relayed_login_follows_the_same_rules() {
     let upstream = Recorder::start().await;
     let gateway = relay(&upstream).await;
     let request = http2(&gateway)
@@ -51,7 +51,7 @@ async fn a_relayed_login_keeps_to_the_rules() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_reaches_no_login() {
+async fn a_refused_request_causes_no_login() {
     let upstream = Recorder::start().await;
     let gateway = relay(&upstream).await;
     let before = of_the_client(&upstream).len();

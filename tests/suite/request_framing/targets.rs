@@ -1,4 +1,4 @@
-//! Targets and methods: two readings of a path, TRACE, OPTIONS.
+//! Targets and methods: ambiguous paths, TRACE, OPTIONS.
 
 use reqwest::Method;
 
@@ -6,7 +6,7 @@ use super::recorder::Recorder;
 use super::{ask, exchange, gate, http2, http2_url, status};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_with_two_readings_is_refused() {
+async fn an_ambiguous_path_is_refused() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let paths = [
@@ -42,7 +42,7 @@ async fn a_path_with_two_readings_is_refused() {
 const SOME: &str = "[[route]]\nname = \"some\"\npath = \"/some\"\nmethods = [\"GET\", \"POST\"]\naccess = \"open\"\n[[route]]\nname = \"shut\"\npath = \"/shut\"\ntarget = \"closed\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trace_never_goes_up() {
+async fn trace_is_never_forwarded() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
     let answer = ask(&gateway, "TRACE /all/x", "").await;
@@ -54,7 +54,7 @@ async fn trace_never_goes_up() {
     let answer = ask(&gateway, "TRACE /some", "Max-Forwards: 3\r\n").await;
     assert_eq!(status(&answer), "405", "{answer}");
     assert!(answer.contains("allow: GET, POST"), "{answer}");
-    // Its siblings, and usual methods in letters that no rule matches.
+    // Similar methods, and usual ones in lower case, which no rule matches.
     for method in [
         "trace", "TRACK", "DEBUG", "CONNECT", "connect", "get", "Delete",
     ] {
@@ -73,7 +73,7 @@ async fn trace_never_goes_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn options_about_the_server_are_answered_here() {
+async fn options_for_the_server_are_answered_by_the_gate() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
     let head = "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -93,7 +93,7 @@ async fn options_about_the_server_are_answered_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hops_are_counted_for_options_and_the_last_one_answers() {
+async fn max_forwards_is_counted_down_for_options_and_the_gate_answers_at_0() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
     let answer = ask(&gateway, "OPTIONS /some", "Max-Forwards: 0\r\n").await;

@@ -1,4 +1,4 @@
-//! Answers that end before their end, at each place where they can.
+//! Responses that break off, at each possible point.
 
 use std::process::Command;
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn some(length: usize) -> Step {
     Step::Say(vec![b'x'; length])
 }
 
-/// So that what was said has been read before the end comes.
+/// A pause, so that the bytes are read before the connection ends.
 fn settle() -> Step {
     Step::Pause(Duration::from_millis(100))
 }
@@ -39,7 +39,7 @@ fn answers(request: &str) -> Vec<Step> {
             vec![head("1.0", &fields), some(LARGE), settle(), Step::Reset]
         }
         "/close-reset" => vec![head("1.1", ""), some(LARGE), settle(), Step::Reset],
-        // Over TLS this is an end without close_notify.
+        // Over TLS this ends without close_notify.
         "/close-cut" => vec![head("1.1", ""), some(LARGE), settle(), Step::Cut],
         "/close" => vec![head("1.1", ""), some(LARGE), settle(), Step::Close],
         "/length-cut" => vec![length(), some(LARGE / 2), settle(), Step::Close],
@@ -77,7 +77,7 @@ fn answers(request: &str) -> Vec<Step> {
 const ALL: [Ask; 4] = [Ask::Http10, Ask::Http11, Ask::Tls11, Ask::Http2];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_in_an_old_version_comes_in_the_gates_own() {
+async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = upstream.gate("", "").await;
     for how in ALL {
@@ -98,7 +98,7 @@ async fn an_answer_in_an_old_version_comes_in_the_gates_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_broke_off_never_looks_whole() {
+async fn a_broken_response_never_looks_complete() {
     for is_tls in [false, true] {
         let upstream = ScriptedUpstream::start(answers, is_tls).await;
         let gateway = upstream.gate("", "").await;
@@ -120,7 +120,7 @@ async fn what_broke_off_never_looks_whole() {
                 assert_eq!(seen, (200, false), "{how:?} {path} tls {is_tls}");
                 assert!(!broken.body.is_empty(), "{how:?} {path} tls {is_tls}");
             }
-            // The end that the version has, and no other.
+            // The connection or stream ends as the version requires.
             let whole = ask(&gateway, how, &Method::GET, "/close").await;
             assert_eq!((whole.body.len(), whole.is_whole), (LARGE, true), "{how:?}");
         }
@@ -128,7 +128,7 @@ async fn what_broke_off_never_looks_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_breaks_before_its_first_byte_is_a_502() {
+async fn a_response_that_breaks_before_its_first_body_byte_is_a_502() {
     for is_tls in [false, true] {
         let upstream = ScriptedUpstream::start(answers, is_tls).await;
         let gateway = upstream.gate("", "").await;
@@ -144,7 +144,7 @@ async fn an_answer_that_breaks_before_its_first_byte_is_a_502() {
                 let mut refused = ask(&gateway, how, &Method::GET, path).await;
                 for _ in 0..2 {
                     if refused.status != 502 {
-                        // On a busy machine the end may come later than the head waits.
+                        // On a busy machine the end may come after the head was sent.
                         assert!(!refused.is_whole && refused.body.is_empty());
                         refused = ask(&gateway, how, &Method::GET, path).await;
                     }
@@ -162,7 +162,7 @@ async fn an_answer_that_breaks_before_its_first_byte_is_a_502() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_whose_body_is_late_comes_at_once_all_the_same() {
+async fn a_head_whose_body_is_late_is_sent_at_once() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = upstream.gate("", "").await;
     let client = gateway.client();
@@ -182,7 +182,7 @@ async fn a_head_whose_body_is_late_comes_at_once_all_the_same() {
     }
 }
 
-/// The access record of the request for `path`.
+/// The access line of the request for `path`.
 async fn record(program: &Program, path: &str) -> Value {
     let mut found = None;
     eventually(&format!("the record of {path}"), async || {
@@ -197,7 +197,7 @@ async fn record(program: &Program, path: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_access_line_says_what_broke_off_and_whose_doing_it_was() {
+async fn the_access_line_says_what_broke_off_and_who_is_to_blame() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let ports = (
         crate::harness::program::free_port(),
@@ -205,7 +205,7 @@ async fn the_access_line_says_what_broke_off_and_whose_doing_it_was() {
     );
     let rest = "[log]\nformat = \"json\"";
     let text = upstream.config("", rest);
-    // The plain listener and the operator have ports that are known.
+    // The plain listener and the operator have known ports.
     let text = text.replace(
         "[[listener]]\naddress = \"127.0.0.1:0\"\n\n[operator]\naddress = \"127.0.0.1:0\"",
         &format!(

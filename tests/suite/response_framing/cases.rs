@@ -1,4 +1,4 @@
-//! Answers of every kind, as an upstream may send them.
+//! Responses of every kind that an upstream may send.
 
 use std::time::Duration;
 
@@ -8,24 +8,24 @@ use tollgate::upstream::{FramingError, ResponseFraming, ResponseHead, response_f
 
 use crate::harness::scripted::{Step, say};
 
-/// Longer than what the gate reads whole before it answers.
+/// Longer than a body that the gate reads as a whole.
 pub(super) const CONTENT: usize = 40_000;
 
-/// What the upstream sends after its head.
+/// The part of the response after its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sends {
     Nothing,
-    /// The content as it is, so much of it.
+    /// So many bytes of the content, unchunked.
     Content(usize),
-    /// All of it in two chunks and the last one.
+    /// All of the content in two chunks, and the last chunk.
     Chunks,
-    /// The first chunk, and no more.
+    /// Only the first chunk.
     OneChunk,
-    /// Both, but for the last chunk.
+    /// Both chunks without the last chunk.
     NoLastChunk,
-    /// What is no chunk.
+    /// Bytes that are no chunk.
     BadChunk,
-    /// The first chunk, and then what is none.
+    /// The first chunk, then bytes that are no chunk.
     BadSecondChunk,
 }
 
@@ -89,7 +89,7 @@ impl Case {
         };
         let mut steps = vec![say(&(head + "\r\n" + &body)), self.end.clone()];
         if self.sends != Sends::Nothing {
-            // What was sent is read before the end comes.
+            // A pause, so that the bytes are read before the end.
             steps.insert(1, Step::Pause(Duration::from_millis(20)));
         }
         steps
@@ -112,7 +112,7 @@ fn case(lengths: &'static [&'static str], codings: &'static [&'static str], send
     }
 }
 
-/// Those for a GET.
+/// Cases for a GET.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for version in ["1.1", "1.0"] {
@@ -187,7 +187,7 @@ fn coded(version: &'static str) -> Vec<Case> {
     cases
 }
 
-/// Ends before their end.
+/// Cases that break off.
 fn broken() -> Vec<Case> {
     let mut cases = Vec::new();
     for sends in [

@@ -1,4 +1,4 @@
-//! Answers that come before the request has been sent to its end.
+//! Responses that come before the request has been sent completely.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -43,7 +43,7 @@ fn answers(head: &str) -> Vec<Step> {
             say("HTTP/1.0 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge"),
             Step::Close,
         ],
-        // Not read any further, and not closed either.
+        // Neither read further nor closed.
         "/stays" => vec![
             say("HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge"),
             Step::Pause(Duration::from_secs(30)),
@@ -60,7 +60,7 @@ fn upload_head(path: &str, framing: &str) -> String {
     )
 }
 
-/// Sends until it cannot or need not, and reads at the same time.
+/// Sends until it fails or is done, and reads at the same time.
 async fn upload(line: impl AsyncRead + AsyncWrite + Send + 'static, path: &str) -> Received {
     let (mut from, mut to) = split(line);
     let head = upload_head(path, &format!("Content-Length: {UPLOAD}"));
@@ -99,7 +99,7 @@ async fn statuses(gateway: &Gateway, path: &str) -> Vec<(u16, bool)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_early_answer_comes_down_each_time() {
+async fn an_early_response_reaches_the_client_every_time() {
     for is_tls in [false, true] {
         let upstream = ScriptedUpstream::start(answers, is_tls).await;
         let gateway = upstream.gate("", "").await;
@@ -115,8 +115,8 @@ async fn an_early_answer_comes_down_each_time() {
             let good = seen.iter().filter(|seen| **seen == (status, true)).count();
             assert_eq!(good, RUNS, "{path} tls {is_tls}: {seen:?}");
         }
-        // A server that closes over unread input throws away what of its answer is not sent
-        // yet. What came comes down, and is not taken for the whole.
+        // A server that closes with unread input discards the unsent part of its response.
+        // The part that arrived is passed on and does not look complete.
         let seen = statuses(&gateway, "/large").await;
         assert!(
             seen.iter().all(|seen| seen.0 == 413),
@@ -125,7 +125,7 @@ async fn an_early_answer_comes_down_each_time() {
     }
 }
 
-/// Over HTTP/2, as much as the window takes.
+/// Over HTTP/2, as much as the window allows.
 async fn upload_http2(gateway: &Gateway, path: &str) -> u16 {
     let tls = connected(gateway, &["h2"]).await;
     let (mut send, connection) = h2::client::handshake(tls).await.unwrap();
@@ -152,7 +152,7 @@ async fn upload_http2(gateway: &Gateway, path: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_early_answer_comes_down_over_http2_too() {
+async fn an_early_response_reaches_an_http2_client() {
     for is_tls in [false, true] {
         let upstream = ScriptedUpstream::start(answers, is_tls).await;
         let gateway = upstream.gate("", "").await;
@@ -166,7 +166,7 @@ async fn an_early_answer_comes_down_over_http2_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_only_when_all_is_sent_gets_an_early_answer_too() {
+async fn a_client_that_reads_only_after_sending_gets_an_early_response_too() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = upstream.gate("", "").await;
     for _ in 0..4 {
@@ -174,7 +174,7 @@ async fn a_client_that_reads_only_when_all_is_sent_gets_an_early_answer_too() {
         let length = 20_000_000;
         let head = upload_head("/at-once", &format!("Content-Length: {length}"));
         line.write_all(head.as_bytes()).await.unwrap();
-        // Four seconds, and never a pause.
+        // Four seconds without a pause.
         for _ in 0..200 {
             line.write_all(&vec![0; length / 200]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;

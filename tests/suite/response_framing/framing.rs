@@ -1,11 +1,11 @@
-//! Lengths and codings that do not go together (RFC 9112 6.1 and 6.3).
+//! Contradictory lengths and codings (RFC 9112 6.1 and 6.3).
 
 use http::Method;
 
 use crate::harness::received::{Ask, ask};
 use crate::harness::scripted::{ScriptedUpstream, Step, not_found, say};
 
-/// The answers by their paths.
+/// The responses by path.
 fn answers(head: &str) -> Vec<Step> {
     let target = head.split(' ').nth(1).unwrap();
     let (fields, body) = match target {
@@ -35,7 +35,7 @@ fn answers(head: &str) -> Vec<Step> {
             "2\r\nok\r\n0\r\n\r\n",
         ),
         "/good" => ("Content-Length: 2", "ok"),
-        // What follows an answer without a body must not be taken for the next answer.
+        // Bytes after a response without a body must not be read as the next response.
         "/empty-with-length" => {
             return vec![
                 say("HTTP/1.1 204 No Content\r\nContent-Length: 38\r\n\r\n"),
@@ -79,7 +79,7 @@ async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_can_frame_or_decode_is_a_502_of_the_gates_own() {
+async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = upstream.gate("", "").await;
     for how in [Ask::Http11, Ask::Http2] {
@@ -113,7 +113,7 @@ async fn what_nobody_can_frame_or_decode_is_a_502_of_the_gates_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_may_go_on_unseen_is_the_last_of_its_connection() {
+async fn a_response_that_may_continue_is_the_last_of_its_connection() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let text = upstream
         .config("", "")

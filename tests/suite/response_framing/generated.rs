@@ -1,5 +1,5 @@
-//! Every kind of answer to every kind of client, compared with what the table says
-//! (`response_framing`): the gate passes on what it says, and nothing looks whole that is not.
+//! Every kind of response to every kind of client, compared with the table
+//! (`response_framing`): no incomplete response looks complete.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl Case {
 #[derive(Debug, PartialEq, Eq)]
 struct Expected {
     status: u16,
-    /// Of a broken one: at most.
+    /// Of a broken response: at most this length.
     length: usize,
     is_whole: bool,
     is_refused: bool,
@@ -91,7 +91,7 @@ fn fields_fit(received: &Received, case: &Case, method: &Method) -> bool {
     match (framing.length_field, framing.body) {
         (LengthField::Replace(length), _) => given == [length.to_string()],
         (LengthField::Keep, _) if !case.lengths.is_empty() => given == case.lengths,
-        // The gate may know the length of what it has whole.
+        // The gate knows the length of a body that it has read as a whole.
         _ => given.is_empty() || received.body.len().to_string() == given.join("|"),
     }
 }
@@ -104,7 +104,7 @@ async fn compare(is_tls: bool, method: Method, asks: &[Ask], cases: Vec<Case>) -
         let number = target.strip_prefix("/case/").map(str::parse::<usize>);
         match number {
             Some(number) => scripted[number.unwrap()].steps(),
-            // The gate asks by itself whether the upstream lives.
+            // The gate's own probe.
             None => vec![not_found()],
         }
     };
@@ -129,7 +129,7 @@ async fn compare(is_tls: bool, method: Method, asks: &[Ask], cases: Vec<Case>) -
                 let path = format!("/case/{number}");
                 let mut received = ask(gateway, how, method, &path).await;
                 if expected.is_refused && received.body.is_empty() {
-                    // The end came later than the head waits, as on a busy machine it may.
+                    // On a busy machine the end may come after the head was sent.
                     received = ask(gateway, how, method, &path).await;
                 }
                 let fits = is_right(&received);
@@ -157,7 +157,7 @@ async fn compare(is_tls: bool, method: Method, asks: &[Ask], cases: Vec<Case>) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_an_upstream_says_comes_down_as_the_table_has_it() {
+async fn every_response_of_an_upstream_is_passed_on_as_the_table_says() {
     let asks = [Ask::Http10, Ask::Http11, Ask::Http2];
     let cases = cases();
     let count = compare(false, Method::GET, &asks, cases.clone()).await;

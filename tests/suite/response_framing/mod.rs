@@ -1,4 +1,4 @@
-//! What comes down: answers that are framed badly, break off, come early or slowly.
+//! Responses of the upstream that are framed badly, break off, come early or slowly.
 
 mod broken;
 mod cases;

@@ -1,12 +1,12 @@
-//! The same for logins that the Webapp answers (`directory = "webapp"`): what is learned from an
-//! answer is what the client gets.
+//! The same for relayed logins (`directory = "webapp"`): the gate learns exactly what the client
+//! gets.
 
 use reqwest::Method;
 
 use crate::harness::upstream::{Call, Reply, Upstream};
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
 
-/// Whole, in one chunk, with a length that is a lie.
+/// Complete, in one chunk, with a wrong length.
 fn minted(token: &str) -> (String, usize) {
     let end = tollgate::webapp::format_expiry(tollgate::clock::unix_seconds() + 604_800);
     let body =

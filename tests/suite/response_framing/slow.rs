@@ -1,4 +1,4 @@
-//! Slow is not stalled: only the side that owes the next bytes is asked for them.
+//! Slow is not stalled: timeouts apply to the side that has to send the next bytes.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn pause(millis: u64) -> Step {
     Step::Pause(Duration::from_millis(millis))
 }
 
-/// `count` times `piece`, so far apart.
+/// `count` times `piece`, with a pause between.
 fn trickle(head: &str, piece: &str, count: usize, millis: u64) -> Vec<Step> {
     let mut steps = vec![say(&format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n"))];
     for _ in 0..count {
@@ -34,7 +34,7 @@ fn answers(head: &str) -> Vec<Step> {
             steps.push(say("0\r\n\r\n"));
             steps
         }
-        // Ten times longer than its longest pause, in pieces that are never late.
+        // Ten times longer than the longest allowed pause, in pieces that are never late.
         "/known-length" => trickle("Content-Length: 10000", &"x".repeat(500), 20, 700),
         "/until-close" => {
             let mut steps = trickle("X-Slow: yes", "x", 20, 700);
@@ -49,7 +49,7 @@ fn answers(head: &str) -> Vec<Step> {
             say("HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n"),
             pause(60_000),
         ],
-        // Takes the body only after a while.
+        // Reads the body only after a while.
         "/late-reader" => vec![
             pause(14_000),
             Step::Take(3_000_000),
@@ -64,7 +64,7 @@ async fn gate(upstream: &ScriptedUpstream) -> Gateway {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_lives_while_its_pieces_come_within_the_pause() {
+async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = gate(&upstream).await;
     let all = [
@@ -89,7 +89,7 @@ async fn an_answer_lives_while_its_pieces_come_within_the_pause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_falls_silent_is_to_blame_and_nobody_else() {
+async fn only_an_upstream_that_falls_silent_is_to_blame() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = gate(&upstream).await;
     let (cut, refused) = tokio::join!(
@@ -103,7 +103,7 @@ async fn an_upstream_that_falls_silent_is_to_blame_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_whose_body_the_upstream_does_not_take_is_not_called_slow() {
+async fn a_client_whose_body_the_upstream_does_not_read_is_not_slow() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = gate(&upstream).await;
     let mut line = TcpStream::connect(gateway.addresses.listeners[1])
@@ -153,9 +153,9 @@ async fn a_client_that_trickles_is_still_too_slow() {
     sending.abort();
 }
 
-/// The token of `login` begins with `s`; what ends so is held back for milliseconds.
+/// The token of `login` begins with `s`; a piece that ends so is held back for milliseconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_might_begin_our_token_waits_for_milliseconds() {
+async fn a_piece_that_may_begin_the_token_is_held_back_for_milliseconds() {
     let upstream = ScriptedUpstream::plain(|head| match head.split(' ').nth(1).unwrap() {
         "/alive" => vec![
             say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nyes s\r\n"),
@@ -164,7 +164,7 @@ async fn what_might_begin_our_token_waits_for_milliseconds() {
             pause(3_000),
             say("12\r\nscripted-token and\r\n0\r\n\r\n"),
         ],
-        // In two, with a pause between.
+        // In two pieces, with a pause between.
         "/echo" => vec![
             say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n: sc\r\n"),
             pause(500),

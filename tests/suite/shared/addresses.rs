@@ -1,4 +1,4 @@
-//! The server by name, and over TLS.
+//! The store's server by name, and over TLS.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use super::{SEAL_KEY, brisk, gate, settings, status, store};
 use crate::harness::redis::{RedisServer, free_port};
 use crate::harness::{Gateway, emulator, eventually};
 
-/// What a gate with these settings says it cannot have the store for: among it, this.
+/// Waits until a gate with these settings reports this text as the reason for having no store.
 pub(super) async fn trouble(settings: Settings, says: &str) -> String {
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let stop = ShutdownSignal::default();
@@ -47,7 +47,7 @@ fn at(host: &str, port: u16) -> Vec<ServerAddress> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_is_found_by_its_name_and_a_name_that_is_none_is_told() {
+async fn a_store_is_found_by_its_name_and_an_unknown_name_is_reported() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let url = format!("redis://localhost:{}", server.port);
     let gate = gate(&webapp, brisk(), &store(&url, "")).await;
@@ -94,8 +94,8 @@ async fn gates_of_another_prefix_or_database_share_nothing_with_the_rest() {
     .await;
 }
 
-/// A redis-server with TLS on a second port, its certificate for `localhost` alone, and
-/// the authority that signed it.
+/// A redis-server with TLS on a second port, with a certificate for `localhost` only, and the
+/// CA that signed it.
 struct Secured {
     server: RedisServer,
     port: u16,
@@ -157,7 +157,7 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_over_tls_is_used_and_only_the_one_that_the_authority_vouches_for() {
+async fn a_store_over_tls_is_used_only_with_a_certificate_of_the_ca() {
     let (webapp, secured) = (emulator().await, Secured::start());
     let ca = std::fs::read_to_string(secured.folder.path().join("ca.pem")).unwrap();
     let url = format!("rediss://localhost:{}", secured.port);

@@ -1,4 +1,4 @@
-//! The line to the store is bad: slow, cut while much happens, or full of nonsense.
+//! The connection to the store is slow, cut during many changes, or carries nonsense.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use crate::harness::redis::RedisServer;
 use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, Setup, emulator, eventually};
 
 const PASSWORD: &str = "Worker-Passw0rd!";
-/// Slow, and within the gates' patience of a second.
+/// Slow, but within the gates' timeout of a second.
 const SLOW: Range<u64> = 300..800;
-/// Limits that are asked of the store all the time, and that the tests' load keeps to.
+/// Limits that ask the store all the time, and that the tests' load does not exceed.
 const LIMITS: &str = "[limits]\nlogins_by_peer = \"1000/s burst 1000\"\n\
     [[limit]]\nname = \"nodes\"\nkey = \"class\"\nrate = \"900/s\"\nburst = 300\n";
 
@@ -31,7 +31,7 @@ async fn worker(gate: &Gateway, admin: &Client) -> Client {
     gate.client().logged_in("worker", PASSWORD).await
 }
 
-/// Whether a login worked; if it did not, the client was told to come back.
+/// Whether a login worked; if not, checks that the response says when to retry.
 async fn logs_in(gate: &Gateway) -> bool {
     let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
     if login.status() == 200 {
@@ -75,7 +75,7 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     let slow = load.median();
     println!("slow store: known tokens answered in {slow:?}");
     assert!(slow < Duration::from_millis(SLOW.start), "{slow:?}");
-    // Too slow to wait for: as if it were away.
+    // Slower than the timeout: treated as down.
     line.set(LinkState::Slow(3000..4000));
     all_have(&gates, "tollgate_store_up 0").await;
     refuses_what_needs_the_store(&gates[0]).await;
@@ -89,7 +89,7 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_loading_its_data_is_waited_for() {
-    // Each key takes a millisecond to load, and clients are answered meanwhile.
+    // Each key takes a millisecond to load, and the server answers clients meanwhile.
     let slowly = ["--key-load-delay", "1000"];
     let often = ["--loading-process-events-interval-bytes", "1024"];
     let mut server = RedisServer::with(&[slowly, often].concat());
@@ -123,7 +123,7 @@ async fn a_store_that_is_loading_its_data_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_that_missed_more_than_the_stream_keeps_looks_everything_up_again() {
+async fn a_gate_that_missed_more_than_the_stream_keeps_looks_up_everything_again() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let line = FaultyLink::before(server.port).await;
     let mut gates = Vec::new();
@@ -144,7 +144,7 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_everything_up_again
     for _ in 0..3 {
         let _ = gates[0].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
     }
-    // What the cut-off gate has missed is no longer told.
+    // The stream no longer has the changes that the cut-off gate has missed.
     let _: u32 = server.ask(&["XTRIM", "{tollgate}:changes", "MAXLEN", "1"]);
     assert_eq!(status(&there).await, 200, "it cannot know");
     line.set(LinkState::Good);
@@ -159,7 +159,7 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_everything_up_again
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nonsense_from_the_store_admits_nobody_and_refuses_nobody_known() {
+async fn nonsense_from_the_store_admits_no_stranger_and_refuses_no_known_client() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let line = FaultyLink::before(server.port).await;
     let brief = store(&line.url(), "").replace("\"2s\"", "\"500ms\"");
@@ -184,7 +184,7 @@ async fn nonsense_from_the_store_admits_nobody_and_refuses_nobody_known() {
     ];
     for said in nonsense {
         let shown: String = String::from_utf8_lossy(said).chars().take(80).collect();
-        // A request while the connection stands, and others while there is none.
+        // A request while there is a connection, and others while there is none.
         line.set(LinkState::Says(said.into()));
         for _ in 0..2 {
             let stranger = gates[0].client().with_token(&format!("tg_{}", rand_name()));

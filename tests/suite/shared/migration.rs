@@ -1,4 +1,4 @@
-//! From a file to a shared store, and back into a backup, by the operator's own commands.
+//! From a file to a shared store, and back into a backup, with `tollgate store`.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -20,7 +20,7 @@ fn tollgate(config: &std::path::Path, words: &[&str], input: &str) -> (bool, Str
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A command that refuses at once does not read.
+    // A command that refuses at once does not read its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let done = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -28,7 +28,7 @@ fn tollgate(config: &std::path::Path, words: &[&str], input: &str) -> (bool, Str
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_moves_to_a_shared_store_and_nobody_has_to_log_in_again() {
+async fn a_file_moves_to_a_shared_store_and_no_client_has_to_log_in_again() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path(), &webapp);

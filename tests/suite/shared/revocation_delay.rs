@@ -1,4 +1,4 @@
-//! How soon what ended at one gate is refused by the others.
+//! How soon the other gates refuse a token that ended at one gate.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,16 +16,16 @@ use super::{open, settings, status, three};
 use crate::harness::redis::RedisServer;
 use crate::harness::{ADMIN, Client, Gateway, emulator, eventually};
 
-/// A window is a measurement of its own. The machine that runs this does other things as
-/// well, which makes single answers late and has nothing to do with the gates: the first
-/// window that keeps the promise counts, and if the gates did not keep it none would.
+/// Each window is a measurement. Other work on the machine delays single responses and has
+/// nothing to do with the gates, so the first window that meets the limit counts. If the gates
+/// were slow, no window would meet it.
 const WINDOWS: usize = 5;
 const PROMISE: Duration = Duration::from_millis(100);
-/// Two measurements at once would measure each other.
+/// Two measurements at once would disturb each other.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// A token given out as a gate does, but for the password's hash: hashing is most of a
-/// login's work, and no part of this measurement.
+/// Makes a token as a gate does, without the password's hash: hashing is most of a login's
+/// work and not a part of this measurement.
 pub(super) async fn token(store: &SharedStore, user: &str) -> String {
     let text = format!("tg_{:064x}", rand::random::<u128>());
     let placed = store.insert(TokenInsert {
@@ -62,7 +62,7 @@ fn in_turn(gates: &[Gateway], number: usize) -> [&Gateway; 3] {
     [0, 1, 2].map(|place| &gates[(number + place) % 3])
 }
 
-/// From the moment that the end is asked for to the moment both other gates have refused.
+/// The time from the request that ends the token until both other gates have refused it.
 async fn measured<T>(
     end: impl Future<Output = T>,
     [second, third]: [&Client; 2],
@@ -88,7 +88,7 @@ async fn logout(gates: &[Gateway], store: &SharedStore, number: usize) -> Durati
     took
 }
 
-/// A user with the first admin's password, so that none is hashed.
+/// A user with the first admin's password hash, so that nothing is hashed.
 async fn user(store: &SharedStore, server: &RedisServer, name: &str) {
     let admin: String = server.ask(&["HGET", "{tollgate}:users", ADMIN]);
     let (_, admin) = admin.split_once('\n').unwrap();
@@ -125,7 +125,7 @@ async fn deletion(
     took
 }
 
-/// What is answered to somebody with this key.
+/// The response to a client with this key.
 async fn opened(client: &Client, key: &str) -> u16 {
     let request = client.request(Method::GET, "/v1/support");
     let answer = request.header("x-api-key", key).send().await.unwrap();
@@ -182,7 +182,7 @@ async fn keeps_the_promise(what: &str, rounds: usize, round: impl AsyncFn(usize)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_logout_is_refused_by_the_others_within_a_tenth_of_a_second() {
+async fn a_logged_out_token_is_refused_by_the_other_gates_within_100_ms() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let store: Arc<SharedStore> = open(settings(&server)).await;
@@ -193,7 +193,7 @@ async fn a_logout_is_refused_by_the_others_within_a_tenth_of_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_user_and_a_deleted_key_are_refused_by_the_others_within_a_tenth_of_a_second() {
+async fn a_deleted_user_and_a_deleted_key_are_refused_by_the_other_gates_within_100_ms() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let mut gates = Vec::new();
     for _ in 0..3 {

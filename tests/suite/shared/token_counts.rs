@@ -1,4 +1,4 @@
-//! What the store counts of tokens, and what a token takes there.
+//! The store's counts of tokens, and the memory of a token there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::harness::eventually;
 use crate::harness::redis::RedisServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn caps_count_the_live_and_not_the_ended() {
+async fn caps_count_live_tokens_and_not_ended_ones() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
     for number in 0..3 {
@@ -40,7 +40,7 @@ async fn caps_count_the_live_and_not_the_ended() {
     );
     let room = store.insert(insert(6, "carl")).await.unwrap();
     assert!(is_placed(&room));
-    // A short life ends by itself, and makes room within a second or two.
+    // A token with a short life expires and makes room within a second or two.
     let brief = TokenInsert {
         life: Duration::from_millis(900),
         ..insert(7, "dora")
@@ -63,14 +63,14 @@ async fn caps_count_the_live_and_not_the_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_ends_for_another_of_the_same_user_only() {
+async fn a_token_is_displaced_only_by_another_of_the_same_user() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
     for (number, user) in [(0, "anna"), (1, "anna"), (2, "anna"), (4, "bert")] {
         let placed = store.insert(insert(number, user)).await.unwrap();
         assert!(is_placed(&placed));
     }
-    // Another user's token makes no room, nor does one that is gone.
+    // Another user's token makes no room, nor does one that has ended.
     for wrong in [4, 9] {
         let wanted = TokenInsert {
             ends: Some(RecordDigest([wrong; 32])),
@@ -97,7 +97,7 @@ async fn a_token_ends_for_another_of_the_same_user_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_takes_few_bytes_on_the_server() {
+async fn a_token_takes_little_memory_on_the_server() {
     let count: u32 = std::env::var("TOLLGATE_TOKENS")
         .ok()
         .and_then(|count| count.parse().ok())
@@ -111,7 +111,7 @@ async fn a_token_takes_few_bytes_on_the_server() {
             .find_map(|line| line.strip_prefix("used_memory:"));
         line.unwrap().trim().parse().unwrap()
     };
-    // The stream of changes has its full length first: it does not grow with the tokens.
+    // First the stream of changes gets its full length, which does not depend on the tokens.
     let before = used();
     let mut running = Vec::new();
     for lane in 0..32_u32 {
