@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use foldhash::quality::RandomState;
+use parking_lot::{Mutex, MutexGuard};
 
 /// How many times the free places one client may hold.
 const HEADROOM: usize = 8;
@@ -144,7 +145,7 @@ impl SharePool {
     }
 
     fn lock(&self) -> MutexGuard<'_, ShareLedger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -121,7 +122,7 @@ pub(super) fn seal(settings: &config::StoreConfig) -> Result<Option<Arc<SealingK
 
 impl StoreBootstrap {
     fn take<T>(&self, part: impl FnOnce(&mut StoreContents) -> T) -> T {
-        part(&mut self.contents.lock().unwrap_or_else(PoisonError::into_inner))
+        part(&mut self.contents.lock())
     }
 
     /// The directory; none when the Webapp owns the users.

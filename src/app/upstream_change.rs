@@ -1,9 +1,10 @@
 //! A reload that changes the upstream: the new one takes over when it can serve. Until then
 //! the old one stays in use, and everything else of the new configuration is in force.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -50,14 +51,11 @@ impl PendingUpstream {
     }
 
     fn get(&self) -> Option<AwaitedUpstream> {
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.waiting.lock().clone()
     }
 
     fn set(&self, waiting: Option<AwaitedUpstream>) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+        *self.waiting.lock() = waiting;
     }
 
     /// The waiting upstream of these settings.
@@ -69,12 +67,12 @@ impl PendingUpstream {
     /// Held while the rules in use are read, changed and stored: a reload and an upstream that
     /// takes over later do so one after the other.
     pub(super) fn lock_live(&self) -> MutexGuard<'_, ()> {
-        self.swap.lock().unwrap_or_else(PoisonError::into_inner)
+        self.swap.lock()
     }
 
     /// Ends the wait of `upstream`; false if another one has taken its place.
     fn take(&self, upstream: &Arc<Upstream>) -> bool {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         let is_it = |waiting: &AwaitedUpstream| Arc::ptr_eq(&waiting.upstream, upstream);
         let is_it = waiting.as_ref().is_some_and(is_it);
         if is_it {

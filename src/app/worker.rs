@@ -3,12 +3,13 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
@@ -60,7 +61,7 @@ impl BoundListener {
 
     /// One worker's share: a socket, and what all of them share.
     fn door(&self, metrics: &Arc<Metrics>) -> Option<ListenerShare> {
-        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sockets = self.sockets.lock();
         Some(ListenerShare {
             socket: sockets.pop()?,
             settings: Arc::clone(&self.settings),

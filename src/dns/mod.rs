@@ -16,12 +16,13 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_resolver::net::NetError;
 use hickory_resolver::proto::rr::Name;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
@@ -126,7 +127,7 @@ impl DnsResolver {
             return Ok(noted);
         }
         let found = self.ask(host).await;
-        let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut earlier = self.earlier.lock();
         match &found {
             Ok(found) => {
                 let until = Instant::now() + LONGEST_STALE;
@@ -190,7 +191,7 @@ impl DnsResolver {
             return known;
         }
         // One reads, so that what is wrong in the files is said once.
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reading = self.reading.lock();
         let known = self.known.load_full();
         let stamps = stamps();
         if known.stamps == stamps {

@@ -1,10 +1,10 @@
 //! What was asked of the pretend Webapp, for tests and its own metrics.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::hold;
+use parking_lot::Mutex;
 
 /// Paths remembered one by one; the rest share an entry.
 const MOST_PATHS: usize = 4096;

@@ -1,11 +1,11 @@
 //! The pretend Webapp's users.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 
 use super::hold;
 use crate::secret::Secret;
 use crate::webapp::Role;
+use parking_lot::Mutex;
 
 const MOST: usize = 10_000;
 

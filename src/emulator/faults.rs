@@ -1,8 +1,7 @@
 //! Everything that can be made to go wrong, as one value. In-process tests set it
 //! by method, the control port by JSON; both change the same switches.
 
-use std::sync::Mutex;
-
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

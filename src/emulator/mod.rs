@@ -33,8 +33,9 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
@@ -153,7 +154,7 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
 /// The lock's content. A panic elsewhere must not take the pretend Webapp down:
 /// each change under its locks is complete in itself.
 fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
+    lock.lock()
 }
 
 /// Lower-case hexadecimal.

@@ -1,11 +1,12 @@
 //! Tokens of the pretend Webapp: minted as captured, remembered by digest.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use super::{hex, hold};

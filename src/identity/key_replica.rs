@@ -1,9 +1,10 @@
 //! The API keys of a store that several gates share: a copy of all of them, in step.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::key_ring::{RingState, key};
 use crate::config::ApiKey;
@@ -82,7 +83,7 @@ impl KeyMirror {
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, SharedEntry>> {
         // Every change of the map is one step.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 }
 

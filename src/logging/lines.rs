@@ -3,9 +3,10 @@
 //! a line waits for the reader of the log; lines too many are dropped and counted.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::writer::{WriterShared, WriterSignal};
@@ -106,7 +107,7 @@ impl WorkerLines {
     }
 
     fn lock(&self) -> MutexGuard<'_, LineBuffer> {
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buffer.lock()
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use memchr::{memchr_iter, memrchr};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::lines::WorkerLines;
 use crate::config::LogFormat;
@@ -147,25 +148,20 @@ impl WriterShared {
     }
 
     fn has_ended(&self, wait: Duration) -> bool {
-        let call = lock(&self.call);
-        let waited = self
-            .called
-            .wait_timeout_while(call, wait, |call| *call != WriterSignal::Ended);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 == WriterSignal::Ended
+        let mut call = lock(&self.call);
+        let is_running = |call: &mut WriterSignal| *call != WriterSignal::Ended;
+        self.called.wait_while_for(&mut call, is_running, wait);
+        *call == WriterSignal::Ended
     }
 
     fn run(&self, mut output: StdoutHandle) {
         let mut spare = Vec::new();
         loop {
-            let call = lock(&self.call);
-            let call = self
-                .called
-                .wait_while(call, |call| *call == WriterSignal::Nothing);
-            let call = call.unwrap_or_else(PoisonError::into_inner);
-            let gathered = self
-                .called
-                .wait_timeout_while(call, GATHER, |call| *call == WriterSignal::Lines);
-            let (mut call, _) = gathered.unwrap_or_else(PoisonError::into_inner);
+            let mut call = lock(&self.call);
+            self.called
+                .wait_while(&mut call, |call| *call == WriterSignal::Nothing);
+            let is_gathering = |call: &mut WriterSignal| *call == WriterSignal::Lines;
+            self.called.wait_while_for(&mut call, is_gathering, GATHER);
             let is_end = *call == WriterSignal::End;
             if !is_end {
                 *call = WriterSignal::Nothing;
@@ -248,7 +244,7 @@ impl Write for StdoutHandle {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 #[cfg(test)]

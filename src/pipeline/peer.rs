@@ -1,12 +1,12 @@
 //! The other end of a connection.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::identity::{Client, ClientId};
 use crate::secret::Secret;
 use crate::shares::network;
 use crate::token::TokenDigest;
+use parking_lot::{Mutex, MutexGuard};
 
 /// Who connected, and where. One per connection, shared by its requests.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ impl LastToken {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<(Secret, TokenDigest)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,7 +1,7 @@
 //! One worker's view of the rules, with its own connections. Requests borrow it as a
 //! whole: what all workers share is touched only when the rules have changed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::body::request_body::RequestBody;
 use super::{AppState, LiveRules};
@@ -10,6 +10,7 @@ use crate::logging::WorkerLines;
 use crate::metrics::{Metrics, RouteCounts};
 use crate::upstream::UpstreamConnections;
 use crate::via::GatewayVia;
+use parking_lot::Mutex;
 
 /// One version of the rules, on one worker.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl WorkerContextCache {
     }
 
     pub(super) fn view(&self, shared: &AppState, tasks: &TaskSet) -> Arc<WorkerContext> {
-        let mut here = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut here = self.0.lock();
         let live = shared.live.load();
         if !Arc::ptr_eq(&live, &here.live) {
             *here = here.next(Arc::clone(&live), tasks);

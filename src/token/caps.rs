@@ -2,10 +2,11 @@
 //! the oldest token that was not used lately ends for the new one.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -112,7 +113,7 @@ impl CapWatch {
     }
 
     fn may_name(&self, user: &str) -> bool {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.users.lock();
         let is_old = |told: &Instant| told.elapsed() >= TOLD_EVERY;
         if users.get(user).is_some_and(|told| !is_old(told)) {
             return false;

@@ -3,9 +3,10 @@
 //! for a token changes under the lock of its user's shard.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::expiry_index::{ExpiryEntry, Second};
@@ -261,7 +262,7 @@ impl TokenMemory {
 
     pub(super) fn backlog(&self) -> MutexGuard<'_, SweepBacklog> {
         // Only pushes, pops and single values are set under this lock.
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+        self.backlog.lock()
     }
 
     pub(super) fn now(&self) -> Second {

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::hint::black_box;
 use std::ops::BitXor;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use super::expiry_index::{ExpiryEntry, Second};
@@ -17,6 +17,7 @@ use super::user_index::{SHARDS, TokenFamily};
 use super::{TokenDigest, TokenOrigin, TokenStore};
 use crate::clock::{self, PackedDeadline};
 use crate::store::{GrantBatchSink, GrantSink, LiveGrant, threads_for};
+use parking_lot::Mutex;
 
 /// Whether a user's tokens are wanted.
 type IsKnown = dyn Fn(&str) -> bool + Send + Sync;
@@ -129,14 +130,14 @@ impl GrantSink for TokenRestore {
             shares[usize::from(lot.shard)].lots.push(lot);
         }
         let parts = self.hints.get_mut();
-        for part in parts.unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for part in parts.drain(..) {
             for (share, hints) in shares.iter_mut().zip(part) {
                 share.hints.push(hints);
             }
         }
         let memory = &self.memory;
         let shares = Mutex::new((0..SHARDS).zip(shares));
-        let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let next = || shares.lock().next();
         thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
@@ -210,7 +211,7 @@ impl Drop for RestorePart<'_> {
         self.put();
         self.whole.memory.count_restored(self.taken);
         let brought = self.whole.hints.lock();
-        let mut brought = brought.unwrap_or_else(PoisonError::into_inner);
+        let mut brought = brought;
         brought.push(std::mem::take(&mut self.hints));
     }
 }

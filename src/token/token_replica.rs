@@ -6,10 +6,11 @@
 //! made again; the end of a user does so through the epoch taken before the look-up.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -305,11 +306,11 @@ impl TokenReplica {
 
     pub(super) fn ends(&self) -> MutexGuard<'_, RevocationLog> {
         // Two maps, each change of which is one step.
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ends.lock()
     }
 
     pub(super) fn rounds(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rounds.lock()
     }
 
     pub(super) fn spoil(&self, digest: &TokenDigest) {

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::DeletionEpoch;
 use super::expiry_index::{self, ExpiryEntry, ExpiryIndex, Second};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Enough that logins on every core seldom meet, and that the map of ten million
 /// users' names grows within a millisecond, a shard at a time.
@@ -224,7 +225,7 @@ impl UserIndex {
     pub(super) fn shard(&self, place: u16) -> MutexGuard<'_, UserShard> {
         let shard = &self.shards[usize::from(place)];
         // Nothing between two changes of a shard can panic.
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
+        shard.lock()
     }
 
     /// Counts the deletions of all users: a user needs no record to have an epoch,

@@ -1,12 +1,13 @@
 //! The upstream's API key: what monitoring nodes carry in place of the session's lease.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::StatusCode;
 use http::header::AUTHORIZATION;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{error, info};
 
@@ -70,7 +71,7 @@ impl UpstreamApiKey {
     }
 
     fn may_try(&self) -> bool {
-        let mut next = self.next_try.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next_try.lock();
         let is_due = Instant::now() >= *next;
         if is_due {
             *next = Instant::now() + TRY_AGAIN;
@@ -98,7 +99,7 @@ impl UpstreamApiKey {
     /// An error once, not a warning for each request.
     fn refused(&self, status: StatusCode) {
         let next = Instant::now() + TRY_AGAIN;
-        *self.next_try.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        *self.next_try.lock() = next;
         if self.is_refused.swap(true, Ordering::Relaxed) {
             return;
         }

@@ -198,9 +198,7 @@ impl FairQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,11 +1,11 @@
 //! Messages and contacts.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::StatusCode;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::super::reply::{Origin, Reply};

@@ -1,9 +1,8 @@
 //! Settings and certificates: what was set can be read back until the stop.
 
-use std::sync::Mutex;
-
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::super::body::Body;

@@ -2,8 +2,9 @@
 //! force. Its second half runs when the store says so, whether or not the client is
 //! still there.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::Arc;
 
+use parking_lot::{RwLock, RwLockWriteGuard};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tracing::debug;
 
@@ -100,9 +101,7 @@ impl DirectoryChange {
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, DirectoryState> {
-        self.directory
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.directory.write()
     }
 
     async fn commit(
@@ -118,7 +117,7 @@ impl DirectoryChange {
         } = self;
         store.submit(change, move |outcome| {
             if outcome.is_ok() {
-                let mut directory = directory.write().unwrap_or_else(PoisonError::into_inner);
+                let mut directory = directory.write();
                 then(&mut directory);
             }
             drop(turn);

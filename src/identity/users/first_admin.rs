@@ -3,8 +3,9 @@
 //! is new: an admin's own change of password outlives every restart, and an operator
 //! who has lost it writes another one into the file.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use tokio::sync::Mutex;

@@ -12,8 +12,9 @@ pub use error::{ChangeError, CreateError, Error, LoginDenied, RemoveError};
 pub use first_admin::{FirstAdmin, GeneratedAdmin};
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::Mutex;
 
 use super::password::PasswordVerdict;
@@ -234,15 +235,11 @@ impl UserDirectory {
 
     fn read(&self) -> RwLockReadGuard<'_, DirectoryState> {
         // Every change is one step, so a panic elsewhere leaves no half of one.
-        self.directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.directory.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, DirectoryState> {
-        self.directory
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.directory.write()
     }
 }
 

@@ -2,9 +2,10 @@
 //! takes in what the others change. What this gate changes, the store has first.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{RwLock, RwLockWriteGuard};
 use tokio::sync::Mutex;
 use tracing::error;
 
@@ -99,9 +100,7 @@ impl UserRevision {
 
 impl UserReplica {
     fn write(&self) -> RwLockWriteGuard<'_, DirectoryState> {
-        self.directory
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.directory.write()
     }
 
     fn apply_entry(directory: &mut DirectoryState, name: &str, entry: &SharedEntry) {
@@ -165,10 +164,7 @@ impl Replica for UserReplica {
     }
 
     fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
-        let directory = self
-            .directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let directory = self.directory.read();
         for (name, user) in &directory.users {
             let entry = SharedEntry {
                 revision: user.revision.stored(),

@@ -1,10 +1,11 @@
 //! What one connection is doing, and how long it may go on doing that.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::config;
@@ -146,7 +147,7 @@ impl ConnectionActivity {
     }
 
     pub(in crate::listener) fn held_up(&self) -> MutexGuard<'_, Vec<Waker>> {
-        self.held_up.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held_up.lock()
     }
 
     pub(in crate::listener) fn write_blocked(&self) {

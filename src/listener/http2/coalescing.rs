@@ -3,9 +3,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::continues::PendingContinues;
@@ -46,7 +47,7 @@ pub(in crate::listener) fn corked<T>(
 
 /// Never waited for: both hands belong to one task.
 fn held<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+    shared.lock()
 }
 
 impl<T: AsyncWrite + Unpin> CoalescedStream<T> {

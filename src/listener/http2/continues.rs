@@ -7,11 +7,12 @@
 //! opened has become a request, the nth of the one is the nth of the other. A connection
 //! where one has not (it was malformed, or one too many) gets no 100 any more.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::header::EXPECT;
 use http::{HeaderMap, HeaderValue};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Streams that have not become requests: beyond these, one of them never will.
 const MOST_UNMATCHED: usize = 1024;
@@ -62,7 +63,7 @@ pub(in crate::listener) fn expects_continue(headers: &HeaderMap) -> bool {
 
 impl PendingContinues {
     fn lock(&self) -> MutexGuard<'_, ContinueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The peer has begun a header section on `stream`; trailers are on one opened before.

@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use hyper::rt::Executor;
+use parking_lot::{Mutex, MutexGuard};
 use pin_project_lite::pin_project;
 
 use crate::lifecycle::TaskSet;
@@ -262,7 +263,7 @@ impl Wake for StreamWaker {
 
 /// Held for a few instructions at a time.
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+    shared.lock()
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 //! one peer alone cannot take them all.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::shares::{SharePool, SharedPlace, network};
@@ -88,7 +89,7 @@ impl ConnectionLimit {
     }
 
     fn lock(&self) -> MutexGuard<'_, LimitSize> {
-        self.size.lock().unwrap_or_else(PoisonError::into_inner)
+        self.size.lock()
     }
 }
 

@@ -1,8 +1,9 @@
 //! Buffers that the connections of one worker lend each other: many connections are
 //! held, few move bytes at one time.
 
+use parking_lot::Mutex;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// The largest piece of plain text in one TLS record.
 pub(super) const RECORD: usize = 16 * 1024;
@@ -29,11 +30,7 @@ pub(super) struct PooledBuffer {
 
 impl BufferPool {
     pub(super) fn lend(self: &Arc<Self>) -> PooledBuffer {
-        let spare = self
-            .spare
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let spare = self.spare.lock().pop();
         PooledBuffer {
             bytes: spare.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()),
             home: Arc::clone(self),
@@ -57,11 +54,7 @@ impl DerefMut for PooledBuffer {
 
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
-        let mut spare = self
-            .home
-            .spare
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut spare = self.home.spare.lock();
         if spare.len() < SPARE {
             spare.push(std::mem::take(&mut self.bytes));
         }

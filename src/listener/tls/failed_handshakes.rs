@@ -4,9 +4,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -32,7 +32,7 @@ impl FailedHandshakes {
 
     /// How many had no line, when the next one may have one.
     fn turn(&self) -> Option<u64> {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.0.lock();
         let now = Instant::now();
         if told.last.is_some_and(|last| now - last < TOLD_EVERY) {
             told.left_out += 1;

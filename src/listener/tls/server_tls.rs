@@ -1,9 +1,10 @@
 //! The TLS side of one listener, shared by its workers; certificates change under it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::CipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{
@@ -170,8 +171,8 @@ impl ServerTls {
         seen
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, ServerTlsState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> parking_lot::MutexGuard<'_, ServerTlsState> {
+        self.state.lock()
     }
 
     fn swap(

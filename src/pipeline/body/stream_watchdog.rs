@@ -2,8 +2,9 @@
 //! turns at the upstream back from streams that wait for their clients (`upstream_turn`), and
 //! forgets what has ended.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -39,7 +40,7 @@ impl SlowStreamWatchdog {
     }
 
     fn begin<T>(&self, list: &Mutex<Vec<T>>, stream: T) {
-        let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = list.lock();
         list.push(stream);
         if list.len() == 1 {
             self.watched.begun.notify_one();
@@ -51,7 +52,7 @@ impl SlowStreamWatchdog {
     fn look(&self) -> bool {
         let now = Instant::now();
         let uploads = &self.watched.uploads;
-        let mut uploads = uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uploads = uploads.lock();
         uploads.retain(|upload| {
             upload
                 .upgrade()
@@ -61,7 +62,7 @@ impl SlowStreamWatchdog {
         drop(uploads);
 
         let answers = &self.watched.answers;
-        let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = answers.lock();
         let mut lagging: Vec<StreamCell> = Vec::new();
         answers.retain(|answer| {
             let Some(cell) = answer.upgrade() else {

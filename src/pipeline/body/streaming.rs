@@ -4,13 +4,14 @@
 //! (`stream_watch`).
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::permit_state::{AnswerTurn, ClientLag, ParkedTurn};
@@ -319,5 +320,5 @@ impl ResponseStream {
 }
 
 pub(in crate::pipeline) fn lock(cell: &Mutex<ResponseStream>) -> MutexGuard<'_, ResponseStream> {
-    cell.lock().unwrap_or_else(PoisonError::into_inner)
+    cell.lock()
 }

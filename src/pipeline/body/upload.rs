@@ -3,13 +3,13 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::client_body::ClientBody;
@@ -150,7 +150,7 @@ impl UploadState {
     }
 
     pub(in crate::pipeline) fn lock(&self) -> MutexGuard<'_, UploadSource> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

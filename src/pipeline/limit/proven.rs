@@ -4,9 +4,9 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// How long a success is remembered.
@@ -85,7 +85,7 @@ impl ProvenPeers {
 
     fn names(&self) -> MutexGuard<'_, HashMap<u64, NamePeers>> {
         // Each change under this lock is whole.
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        self.names.lock()
     }
 }
 

@@ -1,9 +1,10 @@
 //! What others see of the writer: why it cannot write, if it cannot, and since when it
 //! has been waiting for the disk.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ struct DiskState {
 impl DiskHealth {
     fn held(&self) -> MutexGuard<'_, DiskState> {
         // Single values are set under this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) fn trouble(&self) -> Option<Arc<str>> {

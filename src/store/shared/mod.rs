@@ -31,10 +31,11 @@ pub use users::EntryChange;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use redis::Script;
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
@@ -180,21 +181,19 @@ impl SharedStore {
 
     /// The copies have taken in this change before the server tells them of it.
     fn is_own(&self, seq: u64) {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.own.lock();
         if seq > self.applied() {
             own.insert(seq);
         }
     }
 
     fn take_own(&self, seq: u64) -> bool {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.own.lock();
         own.remove(&seq)
     }
 
-    fn followers_locked(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Replica>>> {
-        self.followers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn followers_locked(&self) -> parking_lot::MutexGuard<'_, Vec<Weak<dyn Replica>>> {
+        self.followers.lock()
     }
 
     fn followers(&self) -> Vec<Arc<dyn Replica>> {

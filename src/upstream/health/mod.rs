@@ -8,10 +8,11 @@ pub(super) mod prober;
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info};
@@ -236,7 +237,7 @@ impl UpstreamHealth {
     }
 
     fn lock(&self) -> MutexGuard<'_, HealthRecord> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

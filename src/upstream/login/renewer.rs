@@ -3,9 +3,10 @@
 //! after the other, so there is never more than one login at a time and a client that leaves
 //! cancels nothing.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};

@@ -6,9 +6,10 @@
 //! a number of this gate's own, and goes as soon as the store has one to offer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::backoff::most_for_refusals;
@@ -75,7 +76,7 @@ impl LeaseFollower {
 
     fn remember(&self, latest: LatestLease) {
         // One assignment: a panic elsewhere leaves no half of it.
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(latest);
+        *self.latest.lock() = Some(latest);
     }
 }
 
@@ -91,7 +92,7 @@ impl Replica for LeaseFollower {
     }
 
     fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
-        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = self.latest.lock();
         let Some(latest) = latest.clone().filter(|latest| !latest.ends.has_passed()) else {
             return;
         };

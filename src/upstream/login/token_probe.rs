@@ -2,7 +2,7 @@
 //! worth something only if the upstream refuses there what it never gave out. So tokens
 //! made up on the spot are tried first, and again from time to time.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::ACCEPT;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -171,7 +172,7 @@ impl TokenProbe {
     }
 
     fn state(&self) -> TrialState {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.lock()
     }
 
     fn is_due(&self) -> bool {
@@ -198,7 +199,7 @@ impl TokenProbe {
     }
 
     fn conclude(&self, outcome: TrialOutcome) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let pause = match outcome {
             TrialOutcome::Refused => {
                 state.trust = ProbeTrust::Discriminates;

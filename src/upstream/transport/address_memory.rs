@@ -4,9 +4,9 @@
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// How long an address that worked goes first.
@@ -90,7 +90,7 @@ impl AddressMemory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<AddressEntry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

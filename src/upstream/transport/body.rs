@@ -3,13 +3,14 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::connection::ConnectionHandle;
@@ -67,7 +68,7 @@ impl UploadProgress {
     }
 
     fn lock(&self) -> MutexGuard<'_, UploadStep> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -2,9 +2,10 @@
 //! first, so that those in excess grow idle and close.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -75,7 +76,7 @@ impl<B> IdlePool<B> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<IdleConnection<B>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 }
 

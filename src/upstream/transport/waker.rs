@@ -1,8 +1,9 @@
 //! The waker of one upstream connection. It outlives the requests that use the
 //! connection, so nothing is registered anew for each of them.
 
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 
 /// Rung by everything that concerns a connection: its socket, its alarm, the body on
@@ -53,7 +54,7 @@ impl NotifyWaker {
     }
 
     fn lock(&self) -> MutexGuard<'_, WakerHolder> {
-        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+        self.holder.lock()
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tracing::subscriber::DefaultGuard;
 
 use super::*;
@@ -14,7 +14,7 @@ struct Said(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Said {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.lock();
         held.extend_from_slice(bytes);
         Ok(bytes.len())
     }
