@@ -21,7 +21,7 @@ seed() { # seed TARGET: each line of standard input is a seed
 
 # The second column is the path.
 awk '!/^#/ { print $2 }' ../tests/suite/configs/nodes.txt | seed request_target
-for target in credential_header login_body login_answer wire frames; do
+for target in credential_header login_body login_response http1_framing http2_flood; do
     grep -v '^#' "seeds/$target.txt" | seed "$target"
 done
 mkdir -p corpus/config_file

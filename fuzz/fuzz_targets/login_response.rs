@@ -1,4 +1,4 @@
-//! The upstream's answer to our login.
+//! The upstream's response to the gate's login.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
