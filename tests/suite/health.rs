@@ -85,7 +85,7 @@ async fn is_told_and_ends(
     let metrics = operator(gateway, "/metrics").await.1;
     for line in [
         "tollgate_upstream_up 0",
-        "tollgate_upstream_breaker_openings_total 1",
+        "tollgate_upstream_breaker_opened_total 1",
         "tollgate_ready 0",
     ] {
         assert!(
@@ -201,11 +201,11 @@ async fn one_path_that_is_never_answered_closes_nothing_even_if_nothing_else_is_
             assert_eq!(verdict(answer).await, (504, 1014));
         }
     }
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 0);
+    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 0);
     let answered = gateway
         .metrics
         .upstream_probes
-        .value(ProbeOutcome::Answered);
+        .value(ProbeOutcome::Succeeded);
     assert!(
         (3..=8).contains(&answered),
         "{answered} second opinions in six seconds"
@@ -261,10 +261,10 @@ async fn what_clients_break_themselves_is_not_the_upstreams_fault() {
     }
     assert!(upstream.heads() >= before + 6, "or this proves nothing");
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 0);
+    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 0);
     let probes = &gateway.metrics.upstream_probes;
     assert_eq!(
-        probes.value(ProbeOutcome::Answered) + probes.value(ProbeOutcome::Failed),
+        probes.value(ProbeOutcome::Succeeded) + probes.value(ProbeOutcome::Failed),
         0
     );
 }
@@ -315,14 +315,14 @@ async fn a_reload_keeps_what_is_known_of_the_same_address() {
         gateway
             .metrics
             .reloads
-            .value(tollgate::metrics::Reload::Applied)
+            .value(tollgate::metrics::ReloadResult::Applied)
             == 1
     })
     .await;
     let begin = Instant::now();
     assert_eq!(verdict(client.get(BUSY).await).await, (503, 1011));
     assert!(begin.elapsed() < Duration::from_millis(900));
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 1);
+    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 1);
     upstream.is(Mood::Well);
     eventually("found again", async || {
         is_passed_on(client.get(BUSY).await).await

@@ -144,7 +144,7 @@ async fn a_token_from_before_the_gate_is_asked_about_once_and_a_bad_one_remember
     let webapp = emulator().await;
     let gateway = relay(&webapp, "unknown_tokens = \"ask\"").await;
     eventually("the trial of the probe", async || {
-        gateway.metrics.probe_trusted.get() == 1
+        gateway.metrics.token_probe_trusted.get() == 1
     })
     .await;
     let trials = webapp.request_count("/v1/health");

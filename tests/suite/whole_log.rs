@@ -204,7 +204,7 @@ async fn what_the_deadline_cuts_has_its_line_and_is_counted() {
         let log = gate.log();
         let access = access_lines(&log);
         assert_eq!(access.len(), 8, "round {round}");
-        assert!(access.iter().all(|line| line["end"] != "complete"));
+        assert!(access.iter().all(|line| line["outcome"] != "complete"));
         assert_eq!(told_requests(&log), 8, "round {round}");
     }
 }
