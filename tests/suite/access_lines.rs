@@ -77,8 +77,8 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
         ("status", 200.into()),
         ("upstream_status", 200.into()),
         ("bytes_out", length.into()),
-        ("repeated", false.into()),
-        ("end", "complete".into()),
+        ("retried", false.into()),
+        ("outcome", "complete".into()),
     ] {
         assert_eq!(good[field], value, "{field} in {good}");
     }
@@ -103,7 +103,7 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
     client.get("/v1/stickerpacks").await;
     let again = record(program, "/v1/stickerpacks").await;
     assert_eq!(
-        (&again["repeated"], &again["status"]),
+        (&again["retried"], &again["status"]),
         (&true.into(), &200.into())
     );
 }
@@ -119,8 +119,8 @@ async fn the_line_of_an_incomplete_response_names_the_responsible_party() {
     assert!(broken.bytes().await.is_err());
     let broken = record(program, "/v1/media/generated-100000").await;
     assert_eq!(
-        (&broken["end"], &broken["blame"]),
-        (&"broke_off".into(), &"upstream".into())
+        (&broken["outcome"], &broken["blame"]),
+        (&"aborted".into(), &"upstream".into())
     );
 
     webapp.slow_body(true);
@@ -134,7 +134,7 @@ async fn the_line_of_an_incomplete_response_names_the_responsible_party() {
     answer.chunk().await.unwrap();
     drop(answer);
     let left = record(program, "/v1/media/generated-200000").await;
-    assert_eq!(left["end"], "client_left");
+    assert_eq!(left["outcome"], "client_disconnected");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +149,7 @@ async fn a_text_line_has_the_same_fields_and_no_colours_in_a_file() {
         "client=\"admin\"",
         "route=\"support.show\"",
         "status=200",
-        "end=\"complete\"",
+        "outcome=\"complete\"",
     ] {
         assert!(line.contains(field), "{field} in {line}");
     }
@@ -176,7 +176,7 @@ async fn tried(logged: &Logged, name: &str, password: &str) -> (Value, String) {
     eventually("the login's line", async || lines().len() > before).await;
     let line = lines().pop().unwrap();
     let parsed: Value = serde_json::from_str(&line).unwrap_or_else(|_| Value::Null);
-    (parsed["user_tried"].clone(), line)
+    (parsed["attempted_user"].clone(), line)
 }
 
 const JSON: &str = "[log]\nformat = \"json\"";
@@ -244,7 +244,7 @@ async fn a_login_in_a_text_log_stays_one_line() {
     let setup = Setup::default().rest(NO_LIMITS);
     let logged = running(&webapp, &setup);
     let (_, line) = tried(&logged, "eve\" status=200\r\n2030-01-01", "x").await;
-    assert!(line.contains(" user_tried=\"eve\\\" sta…\" "), "{line}");
+    assert!(line.contains(" attempted_user=\"eve\\\" sta…\" "), "{line}");
     let (_, line) = tried(&logged, ADMIN, ADMIN_PASSWORD).await;
-    assert!(line.contains(" user_tried=\"admin\" "), "{line}");
+    assert!(line.contains(" attempted_user=\"admin\" "), "{line}");
 }

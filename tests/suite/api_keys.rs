@@ -145,7 +145,19 @@ async fn monitoring_requests_carry_the_upstreams_key_and_all_others_the_sessions
     let client = gateway.admin().await;
     assert_eq!(client.get("/v1/health").await.status(), 200);
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    use tollgate::metrics::Injected;
-    assert_eq!(gateway.metrics.injected.value(Injected::ApiKey), 1);
-    assert_eq!(gateway.metrics.injected.value(Injected::Session), 1);
+    use tollgate::metrics::SentCredential;
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream_requests
+            .value(SentCredential::ApiKey),
+        1
+    );
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream_requests
+            .value(SentCredential::Session),
+        1
+    );
 }

@@ -204,7 +204,7 @@ async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
         let log = gate.log();
         let access = access_lines(&log);
         assert_eq!(access.len(), 8, "round {round}");
-        assert!(access.iter().all(|line| line["end"] != "complete"));
+        assert!(access.iter().all(|line| line["outcome"] != "complete"));
         assert_eq!(told_requests(&log), 8, "round {round}");
     }
 }

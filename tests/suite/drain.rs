@@ -78,7 +78,7 @@ async fn the_deadline_cuts_off_requests_that_do_not_end() {
         request.send().await.is_err()
     });
     eventually("the request to be in flight", async || {
-        gateway.metrics.in_flight.get() > 0
+        gateway.metrics.requests_in_flight.get() > 0
     })
     .await;
     assert_eq!(gateway.stop().await, ExitOutcome::Cut);

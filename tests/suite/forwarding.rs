@@ -192,7 +192,7 @@ async fn a_response_streams_before_it_is_complete_and_a_client_that_leaves_frees
     // The only upstream permit is free again, otherwise this would be refused.
     assert_eq!(client.get("/v1/support").await.status(), 200);
     eventually("the client that left is counted", async || {
-        gateway.metrics.clients_gone.get() > 0
+        gateway.metrics.client_disconnects.get() > 0
     })
     .await;
 }

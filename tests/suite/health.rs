@@ -85,7 +85,7 @@ async fn is_told_and_ends(
     let metrics = operator(gateway, "/metrics").await.1;
     for line in [
         "tollgate_upstream_up 0",
-        "tollgate_upstream_breaker_openings_total 1",
+        "tollgate_upstream_breaker_opened_total 1",
         "tollgate_ready 0",
     ] {
         assert!(
@@ -204,11 +204,11 @@ async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_req
             assert_eq!(verdict(answer).await, (504, 1014));
         }
     }
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 0);
+    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 0);
     let answered = gateway
         .metrics
         .upstream_probes
-        .value(ProbeOutcome::Answered);
+        .value(ProbeOutcome::Succeeded);
     assert!(
         (3..=8).contains(&answered),
         "{answered} second opinions in six seconds"
@@ -264,10 +264,10 @@ async fn faults_of_clients_do_not_count_against_the_upstream() {
     }
     assert!(upstream.heads() >= before + 6, "or this proves nothing");
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 0);
+    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 0);
     let probes = &gateway.metrics.upstream_probes;
     assert_eq!(
-        probes.value(ProbeOutcome::Answered) + probes.value(ProbeOutcome::Failed),
+        probes.value(ProbeOutcome::Succeeded) + probes.value(ProbeOutcome::Failed),
         0
     );
 }
@@ -318,14 +318,14 @@ async fn a_reload_keeps_the_health_state_of_the_same_address() {
         gateway
             .metrics
             .reloads
-            .value(tollgate::metrics::Reload::Applied)
+            .value(tollgate::metrics::ReloadResult::Applied)
             == 1
     })
     .await;
     let begin = Instant::now();
     assert_eq!(verdict(client.get(BUSY).await).await, (503, 1011));
     assert!(begin.elapsed() < Duration::from_millis(900));
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 1);
+    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 1);
     upstream.is(UpstreamState::Well);
     eventually("found again", async || {
         is_passed_on(client.get(BUSY).await).await

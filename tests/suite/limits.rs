@@ -64,7 +64,10 @@ async fn a_dry_run_counts_and_refuses_nothing() {
     for _ in 0..8 {
         assert_eq!(client.get("/v1/support").await.status(), 200);
     }
-    assert_eq!(gateway.metrics.limited.value(LimitOutcome::DryRun), 5);
+    assert_eq!(
+        gateway.metrics.limit_exceeded.value(LimitOutcome::DryRun),
+        5
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +95,7 @@ max_wait = "3s"
         begin.elapsed() >= Duration::from_millis(550),
         "three of four waited"
     );
-    assert!(gateway.metrics.limited.value(LimitOutcome::Waited) >= 3);
+    assert!(gateway.metrics.limit_exceeded.value(LimitOutcome::Waited) >= 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

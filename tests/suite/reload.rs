@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tollgate::metrics::Reload;
+use tollgate::metrics::ReloadResult;
 
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually, text};
 
@@ -47,7 +47,7 @@ async fn a_good_change_applies_without_a_signal_and_drops_no_request() {
     // The gate logs in at a changed upstream before it sends requests there.
     rewrite(&gateway, "[users]", "concurrency = 32\n\n[users]");
     eventually("the second reload", async || {
-        gateway.metrics.reloads.value(Reload::Applied) >= 2
+        gateway.metrics.reloads.value(ReloadResult::Applied) >= 2
     })
     .await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -73,14 +73,14 @@ async fn a_bad_file_is_refused_and_the_old_rules_stay() {
     .unwrap();
     gateway.steering.hup.notify_waiters();
     eventually("the refusal", async || {
-        gateway.metrics.reloads.value(Reload::Refused) > 0
+        gateway.metrics.reloads.value(ReloadResult::Refused) > 0
     })
     .await;
-    assert_eq!(gateway.metrics.config_good.get(), 0);
+    assert_eq!(gateway.metrics.config_is_current.get(), 0);
     assert_eq!(client.get("/v1/support").await.status(), 200);
     std::fs::write(gateway.config_file(), good).unwrap();
     eventually("the file to be good again", async || {
-        gateway.metrics.config_good.get() == 1
+        gateway.metrics.config_is_current.get() == 1
     })
     .await;
 }
@@ -102,7 +102,7 @@ async fn a_change_that_fails_in_part_is_not_applied_at_all() {
         .replace("webapp-ca.pem", "broken.pem");
     std::fs::write(gateway.config_file(), bad).unwrap();
     eventually("the refusal", async || {
-        gateway.metrics.reloads.value(Reload::Refused) > 0
+        gateway.metrics.reloads.value(ReloadResult::Refused) > 0
     })
     .await;
     let fresh = gateway.client().with_token(client.token.as_ref().unwrap());
@@ -151,7 +151,7 @@ async fn limits_that_did_not_change_keep_their_counts() {
         "[http]\nallow_underscores = true\n\n[drain]",
     );
     eventually("the reload", async || {
-        gateway.metrics.reloads.value(Reload::Applied) > 0
+        gateway.metrics.reloads.value(ReloadResult::Applied) > 0
     })
     .await;
     assert_eq!(

@@ -21,7 +21,7 @@ async fn applied(gateway: &Gateway, times: u64) {
         gateway
             .metrics
             .reloads
-            .value(tollgate::metrics::Reload::Applied)
+            .value(tollgate::metrics::ReloadResult::Applied)
             >= times
     })
     .await;

@@ -58,7 +58,7 @@ async fn a_client_that_logs_in_before_each_message_is_never_refused() {
         let newest = clients.pop().unwrap();
         assert!(works(&newest).await);
         assert!(!works(&clients[0]).await, "the oldest is gone");
-        assert!(gateway.metrics.token_caps_near.value(TokenCap::User) >= 8);
+        assert!(gateway.metrics.token_cap_warnings.value(TokenCap::User) >= 8);
         if store.contains("redb") {
             let gateway = gateway.restart().await;
             assert_eq!(gateway.metrics.tokens.get(), 5, "as many after a restart");
@@ -118,7 +118,7 @@ async fn one_user_cannot_use_up_all_tokens() {
         }
     }
     assert_eq!(gateway.metrics.tokens.get(), 12);
-    assert!(gateway.metrics.token_caps_near.value(TokenCap::All) >= 2);
+    assert!(gateway.metrics.token_cap_warnings.value(TokenCap::All) >= 2);
     let answer = gateway.client().login("dora", ADMIN_PASSWORD).await;
     let wait: u64 = answer.headers()["retry-after"]
         .to_str()

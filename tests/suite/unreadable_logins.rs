@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use tollgate::metrics::{ClientLogin, UnreadLogin};
+use tollgate::metrics::{ClientLoginOutcome, UnreadableLogin};
 
 use crate::harness::upstream::{Call, Reply};
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
@@ -139,21 +139,25 @@ fn long() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_login_response_passes_unchanged_and_is_counted() {
-    let rows: [(&str, &[u8], UnreadLogin); 6] = [
-        ("coded", b"\x1f\x8b\x08\x00bytes", UnreadLogin::Coded),
-        ("html", b"<p>signed in</p>", UnreadLogin::NotJson),
+    let rows: [(&str, &[u8], UnreadableLogin); 6] = [
+        (
+            "coded",
+            b"\x1f\x8b\x08\x00bytes",
+            UnreadableLogin::ContentEncoding,
+        ),
+        ("html", b"<p>signed in</p>", UnreadableLogin::NotJson),
         (
             "no token",
             br#"{"users":[{}],"meta":{}}"#,
-            UnreadLogin::NoToken,
+            UnreadableLogin::NoToken,
         ),
         (
             "ended",
             br#"{"users":[{"token":"t","expires_after":"2001-01-01 00:00:00+00:00"}]}"#,
-            UnreadLogin::Ended,
+            UnreadableLogin::Expired,
         ),
-        ("long", &long(), UnreadLogin::TooLong),
-        ("long, in chunks", &long(), UnreadLogin::TooLong),
+        ("long", &long(), UnreadableLogin::TooLong),
+        ("long, in chunks", &long(), UnreadableLogin::TooLong),
     ];
     for (what, wanted, why) in rows {
         let (gateway, _webapp) = relay(stubborn(what)).await;
@@ -162,9 +166,12 @@ async fn an_unreadable_login_response_passes_unchanged_and_is_counted() {
             assert_eq!(status, 200, "{what}");
             assert!(body == wanted, "{what}: {} bytes", body.len());
         }
-        let counts = &gateway.metrics.unread_logins;
+        let counts = &gateway.metrics.unreadable_login_responses;
         assert_eq!(counts.value(why), 2, "{what}");
-        assert_eq!(gateway.metrics.client_logins.value(ClientLogin::Ok), 2);
+        assert_eq!(
+            gateway.metrics.client_logins.value(ClientLoginOutcome::Ok),
+            2
+        );
         assert_eq!(gateway.metrics.tokens.get(), 0, "{what}");
     }
 }

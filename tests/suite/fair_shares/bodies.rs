@@ -42,7 +42,7 @@ async fn slow_readers_leave_the_others_their_turns() {
         readers.iter().all(|reader| !reader.is_finished()),
         "none was cut"
     );
-    assert_eq!(metrics.stalled_streams_cut.get(), 0);
+    assert_eq!(metrics.stalled_streams_aborted.get(), 0);
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     eventually("places are given back", async || {
         metrics.stalled_streams.get() == 0
@@ -72,7 +72,7 @@ async fn a_client_with_too_many_slow_readers_loses_the_slowest_when_others_wait(
         );
         readers.push(slow_reader(&gateway).await);
     }
-    assert!(gateway.metrics.stalled_streams_cut.get() > 0);
+    assert!(gateway.metrics.stalled_streams_aborted.get() > 0);
     assert!(gateway.metrics.stalled_streams.get() <= 3);
 }
 
@@ -169,7 +169,7 @@ async fn requests_that_hang_at_the_upstream_leave_permits_for_other_clients() {
     }
     assert_honest_is_served(&gateway, quiet, "100 hanging requests").await;
     assert!(
-        gateway.metrics.upstream_queue.get() > 0,
+        gateway.metrics.upstream_requests_queued.get() > 0,
         "the greedy one waits"
     );
 }
@@ -193,7 +193,7 @@ async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
         })
         .collect();
     eventually("they wait", async || {
-        gateway.metrics.upstream_queue.get() > 500
+        gateway.metrics.upstream_requests_queued.get() > 500
     })
     .await;
     let honest = KeyClient::new(&gateway, HONEST);
@@ -204,7 +204,7 @@ async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
     // Requests whose client has left no longer wait.
     eventually("the queue is empty", async || {
-        gateway.metrics.upstream_queue.get() == 0
+        gateway.metrics.upstream_requests_queued.get() == 0
     })
     .await;
     assert_eq!(crowd.get("/x/quick").await.unwrap(), StatusCode::OK);

@@ -20,7 +20,7 @@ async fn one_client_cannot_fill_the_gate() {
         stuck.push(raw);
     }
     eventually("they are inside", async || {
-        gateway.metrics.in_flight.get() >= 17
+        gateway.metrics.requests_in_flight.get() >= 17
     })
     .await;
     assert_honest_is_served(&gateway, quiet, "40 hanging requests").await;
@@ -29,7 +29,7 @@ async fn one_client_cannot_fill_the_gate() {
     assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
     drop(stuck);
     eventually("they are gone", async || {
-        gateway.metrics.in_flight.get() == 0
+        gateway.metrics.requests_in_flight.get() == 0
     })
     .await;
     assert_eq!(greedy.get("/x/quick").await.unwrap(), StatusCode::OK);

@@ -97,7 +97,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
         waiting.push(post(&mut send, "/x/sink", 2_000_000).await);
     }
     eventually("they wait", async || {
-        gateway.metrics.upstream_queue.get() >= 190
+        gateway.metrics.upstream_requests_queued.get() >= 190
     })
     .await;
     // Answered by the gate itself, once it has the whole body.

@@ -135,11 +135,11 @@ async fn the_clients_address_is_read_as_trusted_proxies_write_it() {
     }
     let again = "X-Forwarded-For: 203.0.113.1:50002\r\n";
     assert_eq!(status(&ask(&gateway, "GET /open/x", again).await), "429");
-    assert_eq!(gateway.metrics.unreadable_origins.get(), 0);
+    assert_eq!(gateway.metrics.invalid_forwarded_addresses.get(), 0);
     for field in ["X-Forwarded-For: unknown\r\n", "Forwarded: for=_hidden\r\n"] {
         ask(&gateway, "GET /open/x", field).await;
     }
-    assert_eq!(gateway.metrics.unreadable_origins.get(), 2);
+    assert_eq!(gateway.metrics.invalid_forwarded_addresses.get(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,7 +104,7 @@ fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
     assert_eq!(line["blame"], "client", "{what}");
     let said = line["cause"].as_str().unwrap();
     assert!(said.contains(cause), "{what}: {said}");
-    assert_eq!(line["end"], "complete", "{what}: {line}");
+    assert_eq!(line["outcome"], "complete", "{what}: {line}");
 }
 
 #[expect(clippy::too_many_lines, reason = "one row a case")]

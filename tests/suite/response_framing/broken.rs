@@ -228,14 +228,19 @@ async fn the_access_line_says_what_broke_off_and_who_is_to_blame() {
         exchange(tcp, request.as_bytes(), false).await
     };
     for (path, status, end, reason) in [
-        ("/old-reset", 200, "broke_off", Value::Null),
-        ("/chunked-cut", 200, "broke_off", Value::Null),
-        ("/first-chunk-broken", 502, "complete", "bad_answer".into()),
-        ("/head-then-reset", 502, "complete", "bad_answer".into()),
+        ("/old-reset", 200, "aborted", Value::Null),
+        ("/chunked-cut", 200, "aborted", Value::Null),
+        (
+            "/first-chunk-broken",
+            502,
+            "complete",
+            "bad_response".into(),
+        ),
+        ("/head-then-reset", 502, "complete", "bad_response".into()),
     ] {
         assert_eq!(get(path).await.status, status, "{path}");
         let line = record(&program, path).await;
-        assert_eq!(line["end"], end, "{line}");
+        assert_eq!(line["outcome"], end, "{line}");
         assert_eq!(line["status"], status, "{line}");
         assert_eq!(line["blame"], "upstream", "{line}");
         assert_eq!(line["reason"], reason, "{line}");

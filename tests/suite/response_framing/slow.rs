@@ -84,8 +84,8 @@ async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
         }
     });
     futures_util::future::join_all(asked).await;
-    assert_eq!(gateway.metrics.answers.value(Blame::Client), 0);
-    assert_eq!(gateway.metrics.answers.value(Blame::Upstream), 0);
+    assert_eq!(gateway.metrics.responses.value(Blame::Client), 0);
+    assert_eq!(gateway.metrics.responses.value(Blame::Upstream), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,8 +98,8 @@ async fn only_an_upstream_that_falls_silent_is_to_blame() {
     );
     assert_eq!((cut.status, cut.body.len(), cut.is_whole), (200, 8, false));
     assert_eq!((refused.status, refused.is_whole), (504, true));
-    assert_eq!(gateway.metrics.answers.value(Blame::Upstream), 2);
-    assert_eq!(gateway.metrics.answers.value(Blame::Client), 0);
+    assert_eq!(gateway.metrics.responses.value(Blame::Upstream), 2);
+    assert_eq!(gateway.metrics.responses.value(Blame::Client), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,7 +118,10 @@ async fn a_store_that_is_loading_its_data_is_waited_for() {
     let (good, bad) = load.end().await;
     assert!(good > 20 && bad == 0, "{bad} of {good} failed");
     for gate in &gates {
-        assert!(has(gate, "tollgate_store_doubts_total 0"), "nothing lost");
+        assert!(
+            has(gate, "tollgate_store_invalidations_total 0"),
+            "nothing lost"
+        );
     }
 }
 
@@ -150,8 +153,8 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_up_everything_again
     line.set(LinkState::Good);
     all_have(&gates[1..], "tollgate_store_up 1").await;
     assert_eq!(status(&there).await, 401, "not once more");
-    assert!(has(&gates[1], "tollgate_store_doubts_total 1"));
-    assert!(has(&gates[0], "tollgate_store_doubts_total 0"));
+    assert!(has(&gates[1], "tollgate_store_invalidations_total 1"));
+    assert!(has(&gates[0], "tollgate_store_invalidations_total 0"));
     let login = gates[1].client().login("worker", PASSWORD).await;
     assert_eq!(login.status(), 401, "the user is gone there too");
     let (good, bad) = load.end().await;

@@ -95,10 +95,10 @@ async fn ready(gateway: &Gateway) -> (u16, String) {
 async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gateway = gate(&webapp, brisk(), &store(&server.url(), "")).await;
-    assert_eq!(gateway.metrics.store_evicts.get(), 0);
+    assert_eq!(gateway.metrics.store_eviction_enabled.get(), 0);
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
     eventually("the metric says so", async || {
-        gateway.metrics.store_evicts.get() == 1
+        gateway.metrics.store_eviction_enabled.get() == 1
     })
     .await;
     let (status, text) = ready(&gateway).await;
@@ -106,7 +106,7 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     assert!(text.contains("volatile-ttl"), "{text}");
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     eventually("it is over", async || {
-        gateway.metrics.store_evicts.get() == 0
+        gateway.metrics.store_eviction_enabled.get() == 0
     })
     .await;
     assert!(!ready(&gateway).await.1.contains("evicts"));
@@ -115,7 +115,10 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let begin = Instant::now();
     let _: u32 = server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
-    eventually("told", async || gateway.metrics.store_evicts.get() == 1).await;
+    eventually("told", async || {
+        gateway.metrics.store_eviction_enabled.get() == 1
+    })
+    .await;
     assert!(
         begin.elapsed() < Duration::from_secs(5),
         "sooner than the next look"

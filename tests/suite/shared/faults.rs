@@ -190,7 +190,7 @@ async fn a_frozen_store_is_not_asked_until_it_responds_again() {
     assert!(
         gates
             .iter()
-            .all(|gate| has(gate, "tollgate_store_doubts_total 0"))
+            .all(|gate| has(gate, "tollgate_store_invalidations_total 0"))
     );
 }
 

@@ -79,7 +79,7 @@ async fn a_dry_run_refuses_nothing_and_without_the_store_each_gate_has_a_share()
     let (gates, clients) = limited(&server, 30, "dry_run = true").await;
     assert!(let_through(&clients, Duration::from_secs(2)).await > 60);
     let text = gates[0].metrics.text();
-    assert!(text.contains("tollgate_limited_total{outcome=\"dry_run\"}"));
+    assert!(text.contains("tollgate_limit_exceeded_total{outcome=\"dry_run\"}"));
     drop((gates, clients));
     let (gates, clients) = limited(&server, 30, "").await;
     server.kill();
