@@ -20,7 +20,7 @@ use super::revocation_log::RevocationLog;
 use super::{Grant, GrantRequest, InsertRefused, RevokeCause, TokenDigest};
 use crate::clock::Deadline;
 use crate::lifecycle::TaskSet;
-use crate::metrics::{Metrics, StoreAnswer};
+use crate::metrics::{Metrics, StoreLookupResult};
 use crate::store::StoreUnavailable;
 use crate::store::shared::{RevokedUpTo, SharedGrant, SharedStore};
 
@@ -181,7 +181,7 @@ impl TokenReplica {
                 continue;
             }
             let Some(found) = found else {
-                self.metrics.store_lookups.add(StoreAnswer::Unknown);
+                self.metrics.store_lookups.add(StoreLookupResult::NotFound);
                 self.remember_unknown(digest);
                 drop(entry);
                 self.memory.remove(digest);
@@ -193,7 +193,7 @@ impl TokenReplica {
             }
             drop(entry);
             if let Some(grant) = placed {
-                self.metrics.store_lookups.add(StoreAnswer::Known);
+                self.metrics.store_lookups.add(StoreLookupResult::Found);
                 return LookupOutcome::Known(grant);
             }
         }
@@ -233,7 +233,7 @@ impl TokenReplica {
 
     /// The result while the store is unreachable: a known grant stays valid for `stale_for`.
     fn answer_from_memory(&self, digest: &TokenDigest, error: StoreUnavailable) -> LookupOutcome {
-        self.metrics.store_lookups.add(StoreAnswer::None);
+        self.metrics.store_lookups.add(StoreLookupResult::Failed);
         match self.memory.find(digest) {
             TokenState::Live(grant) if self.shared.is_believed() => LookupOutcome::Known(grant),
             _ => LookupOutcome::Failed(error),
