@@ -95,7 +95,7 @@ fn best(mut measure: impl FnMut() -> Duration) -> Duration {
 }
 
 fn fill(path: &Path, count: u64, users: u64) {
-    let offline = OfflineStore::open_or_make(path).unwrap();
+    let offline = OfflineStore::open_or_create(path).unwrap();
     let mut import = offline.import().unwrap();
     let now = clock::unix_millis();
     let names: Vec<Arc<str>> = (0..users)

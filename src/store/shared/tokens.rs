@@ -117,7 +117,7 @@ impl SharedStore {
     /// Takes a token in, unless the user's end, or a cap, is in the way.
     pub async fn insert(&self, wanted: TokenInsert<'_>) -> Result<InsertOutcome, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.holder(wanted.user))
+            .key(self.names.token_user(wanted.user))
             .key(self.names.token(&wanted.digest.0))
             .key(self.names.users.as_str())
             .arg(wanted.digest.0)
@@ -201,7 +201,7 @@ impl SharedStore {
     ) -> Result<usize, StoreUnavailable> {
         let mode = if logins_too { "end" } else { "logout" };
         let call = ScriptCall::default()
-            .key(self.names.holder(user))
+            .key(self.names.token_user(user))
             .key(self.names.users.as_str())
             .arg(user)
             .arg(mode)

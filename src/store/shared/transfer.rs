@@ -174,7 +174,7 @@ impl SharedStore {
             };
             if !ends.contains_key(user) {
                 let end = redis::cmd("HGET")
-                    .arg(self.names.holder(user))
+                    .arg(self.names.token_user(user))
                     .arg("g")
                     .query_async(connection)
                     .await;

@@ -77,7 +77,7 @@ impl SharedStore {
     /// Removes a user and ends its tokens, in one step; whether there was one.
     pub async fn remove_user(&self, name: &str) -> Result<bool, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.holder(name))
+            .key(self.names.token_user(name))
             .key(self.names.users.as_str())
             .arg(name)
             .arg("remove");

@@ -249,7 +249,7 @@ async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
     const COUNT: u64 = 20_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
-    let offline = OfflineStore::open_or_make(&path).unwrap();
+    let offline = OfflineStore::open_or_create(&path).unwrap();
     let mut import = offline.import().unwrap();
     for number in 0..COUNT {
         let grant = grant(number, &format!("user {}", number % 500));

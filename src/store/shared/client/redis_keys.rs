@@ -39,7 +39,7 @@ impl RedisKeys {
         format!("{}t:*", self.prefix)
     }
 
-    pub(in crate::store::shared) fn holder(&self, user: &str) -> String {
+    pub(in crate::store::shared) fn token_user(&self, user: &str) -> String {
         format!("{}h:{user}", self.prefix)
     }
 
