@@ -63,11 +63,11 @@ impl OfflineStore {
         &self,
         mut each: impl FnMut(&ExportRecord) -> Result<(), E>,
     ) -> Result<RecordCounts, E> {
-        let mut tally = RecordCounts::default();
+        let mut counts = RecordCounts::default();
         let mut failed = None;
         let mut put = |record: ExportRecord| {
             if failed.is_none() {
-                tally.count(&record);
+                counts.count(&record);
                 failed = each(&record).err();
             }
         };
@@ -95,8 +95,8 @@ impl OfflineStore {
             }
         });
         let (loaded, _) = read.map_err(wrong)?;
-        tally.over = loaded.expired + loaded.ended;
-        failed.map_or(Ok(tally), Err)
+        counts.over = loaded.expired + loaded.ended;
+        failed.map_or(Ok(counts), Err)
     }
 
     /// Reads every page and every row.
@@ -131,7 +131,7 @@ impl OfflineStore {
             is_empty,
             batch: WriteBatch::default(),
             unwritten: 0,
-            tally: RecordCounts::default(),
+            counts: RecordCounts::default(),
         })
     }
 
@@ -193,13 +193,13 @@ pub struct ImportRun<'a> {
     is_empty: bool,
     batch: WriteBatch,
     unwritten: usize,
-    tally: RecordCounts,
+    counts: RecordCounts,
 }
 
 impl std::fmt::Debug for ImportRun<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Import")
-            .field("tally", &self.tally)
+            .field("counts", &self.counts)
             .finish_non_exhaustive()
     }
 }
@@ -217,17 +217,17 @@ impl ImportRun<'_> {
     fn try_put(&mut self, record: ExportRecord) -> Result<(), redb::Error> {
         let change = match record {
             ExportRecord::Epoch(epoch) => {
-                self.tally.epochs += 1;
+                self.counts.epochs += 1;
                 return self.batch.import_epoch(&epoch, &self.txn);
             }
             ExportRecord::Grant(grant) if grant.ends_millis <= clock::unix_millis() => {
-                self.tally.over += 1;
+                self.counts.over += 1;
                 return Ok(());
             }
             ExportRecord::Grant(grant) => {
                 match self.batch.import_grant(&grant, &self.txn)? {
-                    true => self.tally.grants += 1,
-                    false => self.tally.over += 1,
+                    true => self.counts.grants += 1,
+                    false => self.counts.over += 1,
                 }
                 return self.step();
             }
@@ -243,13 +243,13 @@ impl ImportRun<'_> {
         };
         let is_known = self.txn.open_table(table)?.get(&**name)?.is_some();
         if is_known {
-            self.tally.known += 1;
+            self.counts.known += 1;
             return Ok(());
         }
         match table.name() {
-            name if name == USERS.name() => self.tally.users += 1,
-            name if name == KEYS.name() => self.tally.keys += 1,
-            _ => self.tally.leases += 1,
+            name if name == USERS.name() => self.counts.users += 1,
+            name if name == KEYS.name() => self.counts.keys += 1,
+            _ => self.counts.leases += 1,
         }
         self.batch
             .add(&self.without_first_admin(change)?, &self.txn)
@@ -292,7 +292,7 @@ impl ImportRun<'_> {
         flushed.map_err(|error| storage(path, error))?;
         let committed = self.txn.commit();
         committed.map_err(|error| storage(path, error.into()))?;
-        Ok(self.tally)
+        Ok(self.counts)
     }
 }
 
