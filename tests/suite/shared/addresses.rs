@@ -96,13 +96,13 @@ async fn gates_of_another_prefix_or_database_share_nothing_with_the_rest() {
 
 /// A redis-server with TLS on a second port, with a certificate for `localhost` only, and the
 /// CA that signed it.
-struct Secured {
+struct TlsRedis {
     server: RedisServer,
     port: u16,
     folder: TempDir,
 }
 
-impl Secured {
+impl TlsRedis {
     fn start() -> Self {
         let folder = TempDir::new().unwrap();
         let write = |name: &str, text: String| {
@@ -158,7 +158,7 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_over_tls_is_used_only_with_a_certificate_of_the_ca() {
-    let (webapp, secured) = (emulator().await, Secured::start());
+    let (webapp, secured) = (emulator().await, TlsRedis::start());
     let ca = std::fs::read_to_string(secured.folder.path().join("ca.pem")).unwrap();
     let url = format!("rediss://localhost:{}", secured.port);
     let setup = brisk().rest(&store(&url, "ca = \"store-ca.pem\""));
