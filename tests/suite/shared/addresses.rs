@@ -28,7 +28,7 @@ pub(super) async fn trouble(settings: Settings, says: &str) -> String {
         said.unwrap().to_string()
     };
     let said = tokio::select! {
-        started = store.start((&tasks, &stop)) => {
+        started = store.start(&tasks, &stop) => {
             let why = started.expect_err("this store is none of ours").to_string();
             assert!(why.contains(says), "{why}");
             why

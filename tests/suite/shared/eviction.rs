@@ -23,7 +23,7 @@ async fn refusal(settings: Settings) -> Option<String> {
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
     let begin = Instant::now();
-    let started = store.start((&tasks, &ShutdownSignal::default())).await;
+    let started = store.start(&tasks, &ShutdownSignal::default()).await;
     assert!(begin.elapsed() < Duration::from_secs(10), "says so at once");
     started.err().map(|error| error.to_string())
 }

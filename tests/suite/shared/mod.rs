@@ -43,7 +43,7 @@ pub(crate) async fn open(settings: Settings) -> Arc<SharedStore> {
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
     store
-        .start((&tasks, &ShutdownSignal::default()))
+        .start(&tasks, &ShutdownSignal::default())
         .await
         .unwrap();
     store
