@@ -12,10 +12,10 @@ use tracing::warn;
 use super::key_replica::KeyMirror;
 use super::{KeyRefused, KeySet, mint_key};
 use crate::config::{ApiKey, PathPattern, Quota, parse_quota};
+use crate::profiles::Role;
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
 use crate::store::{KeyRecord, RecordDigest, Store, StoreChange, StoreUnavailable};
-use crate::webapp::Role;
 
 /// More than anybody tells apart.
 const MOST_KEYS: usize = 10_000;

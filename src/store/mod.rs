@@ -31,7 +31,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::metrics::Metrics;
-use crate::webapp::Role;
+use crate::profiles::Role;
 use shared::SharedStore;
 
 /// How long somebody waits for a change, where nothing else is said.

@@ -298,7 +298,7 @@ fn fails<T>(with: T) -> Result<(), T> {
 
 #[test]
 fn a_panic_over_what_holds_a_secret_does_not_show_it() {
-    use tollgate::webapp::BasicCredentials;
+    use tollgate::profiles::BasicCredentials;
     let basic = BasicCredentials::parse("YWRtaW46Q2FuYXJ5LUJhc2lj").unwrap(); // admin:Canary-Basic
     let holders = (
         Secret::new("Canary-Panic"),

@@ -23,6 +23,7 @@ mod documents;
 mod drain;
 mod durable;
 mod early_answers;
+mod error_formats;
 mod exhaustion;
 mod first_run;
 mod forwarding;
