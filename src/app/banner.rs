@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use tracing::info;
 
 use super::BoundAddresses;
-use crate::config::{self, BaseAddress, Config, FirstPassword, LogFormat};
+use crate::config::{
+    self, BaseAddress, Config, FirstPassword, LogFormat, Route, Target, UsersCall,
+};
 use crate::identity::{FirstAdminStatus, GeneratedAdmin};
 use crate::secret::SecretSource;
 
@@ -95,7 +97,9 @@ fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminSt
         let ca = emulator.folder.join("ca.pem");
         let gate = format!("https://{}", for_people(*address));
         let login = login(admin, config.users.first_admin.as_ref());
-        text.push_str(&try_it(&ca.display().to_string(), &gate, &login));
+        if let Some(paths) = example_paths(config) {
+            text.push_str(&try_it(&ca.display().to_string(), &gate, &login, paths));
+        }
     }
     text.push('\n');
     text
@@ -134,29 +138,39 @@ fn login(admin: Option<&FirstAdminStatus>, settings: Option<&config::FirstAdmin>
         ),
         (None, _) => asked(
             "'USER'",
-            " (USER is one of the Webapp's, curl asks for the password)",
+            " (USER is one of the upstream's, curl asks for the password)",
         ),
     }
 }
 
+/// Paths of the example requests.
+struct ExamplePaths {
+    login: String,
+    secured: String,
+}
+
+/// None: no route leads to a login, or no path is known that takes a token.
+fn example_paths(config: &Config) -> Option<ExamplePaths> {
+    let is_login = |route: &&Route| route.target == Target::UsersNode(UsersCall::Login);
+    let login = config.routes.iter().find(is_login)?;
+    Some(ExamplePaths {
+        login: login.path.to_string(),
+        secured: config.upstream.probe.as_ref()?.to_string(),
+    })
+}
+
 /// Two lines to paste: a login, a secured call.
-fn try_it(ca: &str, gate: &str, login: &PastedLogin) -> String {
+fn try_it(ca: &str, gate: &str, login: &PastedLogin, paths: ExamplePaths) -> String {
     let PastedLogin { user, remark } = login;
+    let ExamplePaths { login, secured } = paths;
     format!(
-        "\nTry it{remark}:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}/v1/users/login | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}/v1/health\n"
+        "\nTry it{remark}:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}{login} | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}{secured}\n"
     )
 }
 
 #[cfg(feature = "emulator")]
 pub(super) fn emulator(settings: &crate::config::Emulator, running: &crate::emulator::Emulator) {
-    say(&format!(
-        "\ntollgate {} emulate\n\n  webapp    https://{}  (authority: {})\n  login     admin, password in {}\n  switches  http://{}\n\n",
-        env!("CARGO_PKG_VERSION"),
-        for_people(running.address()),
-        settings.folder.join("webapp-ca.pem").display(),
-        settings.folder.join("webapp-password").display(),
-        running.control_address(),
-    ));
+    say(&running.summary(&settings.folder, &for_people(running.address())));
 }
 
 fn url(base: &BaseAddress) -> String {

@@ -132,7 +132,7 @@ impl StoreBootstrap {
         part(&mut self.contents.lock())
     }
 
-    /// The directory; none when the Webapp owns the users.
+    /// The directory; None when the upstream owns the users.
     pub(super) async fn users(
         &self,
         settings: &config::UsersConfig,
@@ -141,7 +141,7 @@ impl StoreBootstrap {
             StoreBackend::Shared(shared) => return self.load_users(shared, settings).await,
             StoreBackend::Local(store) => store,
         };
-        if settings.directory == DirectoryKind::Webapp {
+        if settings.directory == DirectoryKind::Upstream {
             return Ok((None, None));
         }
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
@@ -160,7 +160,7 @@ impl StoreBootstrap {
     ) -> Result<(Option<UserDirectory>, Option<FirstAdminStatus>), Error> {
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let users = match settings.directory {
-            DirectoryKind::Webapp => None,
+            DirectoryKind::Upstream => None,
             DirectoryKind::Gateway => Some(UserDirectory::sharing(hasher, shared)),
         };
         let started = shared.start(&self.tasks, &self.stop);

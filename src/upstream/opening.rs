@@ -39,7 +39,7 @@ impl<'a> UpstreamOpening<'a> {
     ) -> Self {
         Self {
             settings,
-            description: LoginDescription::whatsapp(),
+            description: settings.login_description.clone(),
             tasks,
             stop,
             metrics,

@@ -16,9 +16,9 @@ use super::{DirectoryState, DirectoryUser, Error, UserDirectory, UserRevision};
 use crate::config::{self, FirstPassword};
 use crate::identity::password::PasswordVerdict;
 use crate::identity::{Hasher, PasswordHash};
+use crate::profiles::{self, Role};
 use crate::secret::Secret;
 use crate::store::{PhcText, Store, StoreBackend, UserRecord};
-use crate::webapp::{self, Role};
 
 /// Name of the first admin when the operator gives none, as at the Webapp.
 const ADMIN: &str = "admin";
@@ -90,7 +90,7 @@ impl UserDirectory {
                 None => self.generate().await,
             };
         };
-        webapp::check_name(&wanted.username)?;
+        profiles::check_name(&wanted.username)?;
         let known = self.read().users.get(&wanted.username).cloned();
         let is_known = known.as_ref().is_some_and(|user| user.is_first_admin);
         let configured = known.as_ref().and_then(|user| user.configured.clone());
@@ -210,7 +210,7 @@ impl UserDirectory {
                 let password = source.read()?;
                 // One that has to be changed at once may be as weak as the factory's.
                 if !must_change {
-                    webapp::check_password(&password)?;
+                    profiles::check_password(&password)?;
                 }
                 Ok(self.hasher.hash(password).await?)
             }
@@ -267,7 +267,7 @@ pub(super) fn random_password() -> Secret {
         }
         let password = Secret::new(text.as_str());
         // Now and then 24 letters hold no digit, which the rule demands.
-        if text.len() == 27 && webapp::check_password(&password).is_ok() {
+        if text.len() == 27 && profiles::check_password(&password).is_ok() {
             return password;
         }
     }

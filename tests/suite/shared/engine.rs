@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tollgate::profiles::Role;
 use tollgate::store::shared::{
     EntryChange, InsertOutcome, LoginRateLimit, LoginTurn, PermitRate, PublishOutcome, Replica,
     SharedChange, SharedStore, StateSnapshotItem, TokenInsert, TokenKind,
 };
 use tollgate::store::{RecordDigest, SealedBytes, TokenOrigin};
-use tollgate::webapp::Role;
 
 use super::{open, settings};
 use crate::harness::eventually;

@@ -54,7 +54,7 @@ impl Gate {
         };
         let plan = LoginPlan {
             settings: settings.clone(),
-            description: LoginDescription::whatsapp(),
+            description: crate::profiles::whatsapp::login_description(),
             has_probe: world.character.has_probe,
             calls: Box::new(Calls(Arc::clone(world))),
         };
