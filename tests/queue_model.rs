@@ -12,6 +12,10 @@ mod shares;
 
 mod sync {
     pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("no panic in a model")
+    }
 }
 
 use std::future::{Future, poll_fn};

@@ -21,6 +21,7 @@ mod fair_queue;
 #[cfg(fuzzing)]
 pub mod fuzz_api;
 mod health;
+mod health_prober;
 mod login;
 mod materials;
 mod opening;
@@ -49,20 +50,20 @@ pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
-pub use transport::body::AnswerBody;
 pub use transport::connection::ResponseTimeout;
 pub use transport::connections::{SendError, SendErrorKind, UpstreamConnections};
 pub use transport::dialer::{DialError, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
+pub use transport::response_body::UpstreamResponseBody;
 pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::handshake::HandshakeError;
 pub use transport::tls::trust::TrustError;
 pub use trial::{TrialError, UpstreamTrial};
 
 use api_key::UpstreamApiKey;
-use health::prober::UpstreamProber;
+use health_prober::UpstreamProber;
 use login::plan::LoginPlan;
 use login::task::{LoginScope, LoginTask};
 use own_requests::OwnRequests;

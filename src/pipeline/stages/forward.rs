@@ -26,7 +26,7 @@ use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
 use crate::shares::ShareKey;
 use crate::upstream::{
-    AnswerBody, ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections,
+    ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections, UpstreamResponseBody,
 };
 
 /// What forwarding needs besides the request.
@@ -45,7 +45,7 @@ pub(in crate::pipeline) struct Forwarder<'a> {
     pub deadline: Instant,
 }
 
-pub(super) type GatewayResponse = Response<AnswerBody>;
+pub(super) type GatewayResponse = Response<UpstreamResponseBody>;
 
 impl Forwarder<'_> {
     /// Sends a request and gives back what the client gets to see.

@@ -3,7 +3,6 @@
 //! whether a request may go up are one relaxed load each.
 
 pub(super) mod breaker;
-pub(super) mod prober;
 
 use std::error::Error;
 use std::fmt;

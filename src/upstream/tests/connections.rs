@@ -18,7 +18,10 @@ use tokio::time::timeout;
 use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually};
 use crate::metrics::Connect;
-use crate::upstream::{AnswerBody, ResponseTimeout, SendError, SendErrorKind, UpstreamConnections};
+use crate::upstream::transport::pool::PooledConnection as _;
+use crate::upstream::{
+    ResponseTimeout, SendError, SendErrorKind, UpstreamConnections, UpstreamResponseBody,
+};
 
 const LONG: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
@@ -66,12 +69,12 @@ where
     UpstreamConnections::new(upstream, around.tasks.clone(), Arc::clone(&around.metrics))
 }
 
-async fn text(response: Response<AnswerBody>) -> String {
+async fn text(response: Response<UpstreamResponseBody>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-fn kind<B>(outcome: Result<Response<AnswerBody>, SendError<B>>) -> (SendErrorKind, bool) {
+fn kind<B>(outcome: Result<Response<UpstreamResponseBody>, SendError<B>>) -> (SendErrorKind, bool) {
     let failure = outcome.unwrap_err();
     (failure.kind, failure.unsent.is_some())
 }
@@ -383,7 +386,7 @@ async fn a_connection_may_change_its_protocol() {
 #[test]
 fn answers_and_errors_can_cross_tasks() {
     fn can_cross<T: Send + Sync + Unpin>() {}
-    can_cross::<AnswerBody>();
+    can_cross::<UpstreamResponseBody>();
     can_cross::<UpstreamConnections<Full<Bytes>>>();
     can_cross::<SendError<http_body_util::Empty<Bytes>>>();
     fn is_error<T: std::error::Error>() {}

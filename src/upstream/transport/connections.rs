@@ -16,11 +16,12 @@ use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
-use super::body::{AnswerBody, SentBody};
-use super::connection::{HeldConnection, ResponseTimeout, SendResult};
+use super::connection::{ResponseTimeout, SendResult, UpstreamConnection};
 use super::dialer::DialError;
 use super::framing::{FramingError, reframe};
 use super::pool::IdlePool;
+use super::response_body::UpstreamResponseBody;
+use super::upload_progress::SentBody;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{Connect, GaugeGuard, Metrics};
 use crate::upstream::Upstream;
@@ -36,7 +37,7 @@ pub struct UpstreamConnections<B> {
     /// On the worker's own runtime.
     tasks: TaskSet,
     metrics: Arc<Metrics>,
-    pub(in crate::upstream) pool: Arc<IdlePool<B>>,
+    pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
 }
 
 /// A request that got no answer.
@@ -92,7 +93,7 @@ where
         &self,
         request: Request<B>,
         patience: ResponseTimeout,
-    ) -> Result<Response<AnswerBody>, SendError<B>> {
+    ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
         self.pool.close_idle();
         self.send(request, patience).await
     }
@@ -103,7 +104,7 @@ where
         &self,
         mut request: Request<B>,
         patience: ResponseTimeout,
-    ) -> impl Future<Output = Result<Response<AnswerBody>, SendError<B>>> {
+    ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError<B>>> {
         *request.version_mut() = Version::HTTP_11;
         let host = &self.upstream.host;
         request
@@ -123,7 +124,7 @@ where
         &self,
         request: Request<B>,
         patience: ResponseTimeout,
-    ) -> Result<Response<AnswerBody>, SendError<B>> {
+    ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
         match self.connect(patience.until).await {
             Ok(connection) => self.exchange(connection, false, request, patience).await,
             Err((kind, source)) => Err(SendError::unsent(kind, request, source)),
@@ -133,7 +134,7 @@ where
     async fn connect(
         &self,
         end: Option<Instant>,
-    ) -> Result<Box<HeldConnection<B>>, (SendErrorKind, BoxError)> {
+    ) -> Result<Box<UpstreamConnection<B>>, (SendErrorKind, BoxError)> {
         let watch = DialWatch::begin(&self.upstream);
         let dialed = self.upstream.dialer.dial(end).await;
         watch.end(dialed.as_ref().err());
@@ -150,7 +151,7 @@ where
         })?;
         let open = GaugeGuard::enter(&self.metrics.upstream_connections_open);
         let home = Arc::downgrade(&self.pool);
-        let connection = HeldConnection::open(link, home, open)
+        let connection = UpstreamConnection::open(link, home, open)
             .await
             .map_err(|failure| {
                 self.metrics.upstream_connects.add(Connect::Failed);
@@ -162,7 +163,7 @@ where
 
     pub(in crate::upstream) fn exchange(
         &self,
-        mut connection: Box<HeldConnection<B>>,
+        mut connection: Box<UpstreamConnection<B>>,
         is_reused: bool,
         request: Request<B>,
         patience: ResponseTimeout,
@@ -185,7 +186,7 @@ pin_project_lite::pin_project! {
         #[pin]
         answer: F,
         // None: it has ended.
-        connection: Option<Box<HeldConnection<B>>>,
+        connection: Option<Box<UpstreamConnection<B>>>,
         is_reused: bool,
         method: Method,
         patience: ResponseTimeout,
@@ -208,7 +209,7 @@ where
     B::Error: Into<BoxError>,
     F: Future<Output = SendResult<B>>,
 {
-    type Output = Result<Response<AnswerBody>, SendError<B>>;
+    type Output = Result<Response<UpstreamResponseBody>, SendError<B>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let me = self.project();
@@ -236,7 +237,7 @@ where
                         let _ = rest.await; // whoever has the tunnel learns of its end there
                     });
                 }
-                Ok(response.map(AnswerBody::without_connection))
+                Ok(response.map(UpstreamResponseBody::without_connection))
             }
             Ok(mut response) => match reframe(&mut response, me.method) {
                 Ok(framing) => {
@@ -244,7 +245,7 @@ where
                     if framing.is_last {
                         connection.note_last_answer();
                     }
-                    Ok(response.map(|incoming| AnswerBody::new(incoming, connection)))
+                    Ok(response.map(|incoming| UpstreamResponseBody::new(incoming, connection)))
                 }
                 Err(error) => Err(SendErrorKind::Framing(error).into()),
             },
@@ -262,7 +263,7 @@ where
 impl<B> UpstreamConnections<B> {
     /// An exchange over `connection` has ended without an answer, because its time was up or
     /// the client has left.
-    fn given_up(&self, connection: &HeldConnection<B>, patience: &ResponseTimeout) {
+    fn given_up(&self, connection: &UpstreamConnection<B>, patience: &ResponseTimeout) {
         if let Some(owed) = connection.progress().owed_for() {
             self.upstream.health().given_up(owed, patience.first_byte);
         }
@@ -323,7 +324,7 @@ impl<B> SendError<B> {
 
     fn classify(
         mut failure: TrySendError<Request<SentBody<B>>>,
-        connection: &HeldConnection<B>,
+        connection: &UpstreamConnection<B>,
         is_reused: bool,
     ) -> Self {
         let unsent = failure.take_message();
