@@ -39,7 +39,7 @@ impl ControlParts {
             () = steering.quit_now.cancelled() => None,
         };
         if ended.is_none() {
-            let requests = self.metrics.in_flight.get();
+            let requests = self.metrics.requests_in_flight.get();
             warn!(
                 requests,
                 "drain was cut short; requests in flight are dropped"
@@ -47,7 +47,7 @@ impl ControlParts {
             self.edge.abort();
             // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
             if tokio::time::timeout(WORKER_END, all).await.is_err() {
-                let requests = self.metrics.in_flight.get();
+                let requests = self.metrics.requests_in_flight.get();
                 error!(
                     requests,
                     "a worker does not end; its requests have no access line"

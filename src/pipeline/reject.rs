@@ -136,7 +136,7 @@ impl Rejection {
                 (502, ErrorCode::Internal, Upstream, Reason::Unreachable)
             }
             Self::UpstreamTimeout => (504, ErrorCode::Internal, Upstream, Reason::Timeout),
-            Self::BadAnswer(_) => (502, ErrorCode::Internal, Upstream, Reason::BadAnswer),
+            Self::BadAnswer(_) => (502, ErrorCode::Internal, Upstream, Reason::BadResponse),
             Self::PasswordChangeRequired => (
                 401,
                 ErrorCode::PasswordChangeRequired,

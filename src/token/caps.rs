@@ -68,20 +68,20 @@ impl CapWatch {
                     self.metrics.token_events.add(TokenEvent::Displaced);
                 }
                 if now.of_user >= near(of_user) {
-                    self.metrics.token_caps_near.add(TokenCap::User);
+                    self.metrics.token_cap_warnings.add(TokenCap::User);
                     self.tell_user(user, now.of_user, of_user);
                 }
                 if now.of_all >= near(of_all) {
-                    self.metrics.token_caps_near.add(TokenCap::All);
+                    self.metrics.token_cap_warnings.add(TokenCap::All);
                     self.tell_all(now.of_all, of_all);
                 }
             }
             Err(InsertRefused::UserFull(_)) => {
-                self.metrics.token_caps_near.add(TokenCap::User);
+                self.metrics.token_cap_warnings.add(TokenCap::User);
                 self.tell_user(user, of_user, of_user);
             }
             Err(InsertRefused::Full(_)) => {
-                self.metrics.token_caps_near.add(TokenCap::All);
+                self.metrics.token_cap_warnings.add(TokenCap::All);
                 self.tell_all(of_all, of_all);
             }
             Err(InsertRefused::Ended | InsertRefused::Unavailable(_)) => {}

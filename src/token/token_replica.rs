@@ -20,7 +20,7 @@ use super::revocation_log::RevocationLog;
 use super::{Grant, GrantRequest, InsertRefused, RevokeCause, TokenDigest};
 use crate::clock::Deadline;
 use crate::lifecycle::TaskSet;
-use crate::metrics::{Metrics, StoreAnswer};
+use crate::metrics::{Metrics, StoreLookupResult};
 use crate::store::StoreUnavailable;
 use crate::store::shared::{RevokedUpTo, SharedGrant, SharedStore};
 
@@ -179,7 +179,7 @@ impl TokenReplica {
                 continue;
             }
             let Some(found) = found else {
-                self.metrics.store_lookups.add(StoreAnswer::Unknown);
+                self.metrics.store_lookups.add(StoreLookupResult::NotFound);
                 self.remember_unknown(digest);
                 drop(held);
                 self.memory.remove(digest);
@@ -191,7 +191,7 @@ impl TokenReplica {
             }
             drop(held);
             if let Some(grant) = placed {
-                self.metrics.store_lookups.add(StoreAnswer::Known);
+                self.metrics.store_lookups.add(StoreLookupResult::Found);
                 return LookupOutcome::Known(grant);
             }
         }
@@ -231,7 +231,7 @@ impl TokenReplica {
 
     /// The store is away: a grant that was known stays good for `stale_for`.
     fn without_store(&self, digest: &TokenDigest, why: StoreUnavailable) -> LookupOutcome {
-        self.metrics.store_lookups.add(StoreAnswer::None);
+        self.metrics.store_lookups.add(StoreLookupResult::Failed);
         match self.memory.find(digest) {
             TokenState::Live(grant) if self.shared.is_believed() => LookupOutcome::Known(grant),
             _ => LookupOutcome::Failed(why),

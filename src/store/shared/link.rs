@@ -242,7 +242,7 @@ impl SharedStore {
             word @ ("gap" | "lost") => {
                 warn!(store = %self.settings, seen, now = seq, is_other = id != known.id,
                     "changes may have been missed; grants are looked up again");
-                self.metrics.store_doubts.inc();
+                self.metrics.store_invalidations.inc();
                 self.each(|follower| follower.doubt(seen));
                 if word == "lost" {
                     let users_too = id != known.id || self.silent_for() < REMOVAL_KNOWN;
@@ -353,7 +353,7 @@ impl SharedStore {
         let seen = self.applied();
         if numbered.seq != seen + 1 {
             // Numbers are left out only when a gate has told the store what it had lost.
-            self.metrics.store_doubts.inc();
+            self.metrics.store_invalidations.inc();
             self.each(|follower| follower.doubt(seen));
             self.read_directory(commands, seen).await?;
         }
