@@ -264,7 +264,6 @@ impl Pipeline {
             http: &ready.live.config.http,
             route: ready.route,
             share: ready.share(),
-            metrics: &self.shared.metrics,
             flows: &self.flows,
             deadline: ready.deadline,
         }

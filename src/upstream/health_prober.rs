@@ -13,7 +13,7 @@ use super::health::breaker::FailureSource;
 use super::own_requests::{CallError, OwnRequests};
 use crate::error_chain::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::{Metrics, ProbeOutcome};
+use crate::metrics::{ProbeOutcome, UpstreamMetrics};
 
 /// For a connection, and for the answer: an upstream that takes longer over a question this
 /// small is not well.
@@ -27,7 +27,7 @@ const AT_ONCE: usize = 6;
 pub(super) struct UpstreamProber {
     own: Arc<OwnRequests>,
     tasks: TaskSet,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
     stop: ShutdownSignal,
 }
 
@@ -36,7 +36,7 @@ impl UpstreamProber {
         own: &Arc<OwnRequests>,
         tasks: &TaskSet,
         stop: &ShutdownSignal,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<UpstreamMetrics>,
     ) -> Self {
         Self {
             own: Arc::clone(own),

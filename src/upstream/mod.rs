@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::shares::ShareKey;
 
 mod api_key;
@@ -107,6 +107,7 @@ pub struct Upstream {
     api_key: UpstreamApiKey,
     permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
+    pub(crate) metrics: Arc<UpstreamMetrics>,
     stop: ShutdownSignal,
 }
 
@@ -122,13 +123,14 @@ impl Upstream {
     }
 
     fn build(mut opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
-        let (settings, metrics) = (opening.settings, opening.metrics);
+        let settings = opening.settings;
+        let metrics = &opening.metrics.upstream(&settings.name);
         let (tasks, stop) = (opening.tasks, opening.stop.child());
         let mut materials = opening.materials()?;
         let host = materials.host.clone();
         let dialer = Arc::new(materials.dialer(settings, tasks, &stop));
         let api_key = materials.api_key;
-        let own = Arc::new(opening.own_requests(&host, &dialer));
+        let own = Arc::new(opening.own_requests(&host, &dialer, metrics));
         let injection = opening.description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
         let login = settings.login.as_ref().map(|login| {
@@ -155,6 +157,7 @@ impl Upstream {
             api_key: UpstreamApiKey::new(settings, api_key, metrics),
             permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
+            metrics: Arc::clone(metrics),
             stop: stop.clone(),
         });
         let prober = UpstreamProber::new(&own, tasks, &stop, metrics);

@@ -18,7 +18,7 @@ use tracing::{error, info};
 
 use crate::clock;
 use crate::error_chain::causes;
-use crate::metrics::Metrics;
+use crate::metrics::UpstreamMetrics;
 use breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel, UpstreamPass};
 
 /// An exchange that ends early, because the client left or its time was up, says something
@@ -33,7 +33,7 @@ pub struct UpstreamHealth {
     is_quiet: AtomicBool,
     known: Mutex<HealthRecord>,
     level: watch::Sender<HealthLevel>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl fmt::Display for UpstreamOutage {
 }
 
 impl UpstreamHealth {
-    pub(super) fn new(upstream: &Arc<str>, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(upstream: &Arc<str>, metrics: &Arc<UpstreamMetrics>) -> Arc<Self> {
         metrics.upstream_up.set(1);
         Arc::new(Self {
             upstream: Arc::clone(upstream),

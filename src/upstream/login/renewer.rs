@@ -22,7 +22,7 @@ use super::shared_login::SharedLogin;
 use super::status::{LoginFailure, RenewerPhase};
 use crate::clock::Deadline;
 use crate::lifecycle::ShutdownSignal;
-use crate::metrics::Metrics;
+use crate::metrics::UpstreamMetrics;
 use crate::secret::Secret;
 
 /// Timers stand still while the host is suspended; no wait is longer than this
@@ -53,7 +53,7 @@ pub(in crate::upstream) struct Renewer {
     pub(in crate::upstream) place: Option<LeaseBinding>,
     /// The login of all gates; None: this gate logs in for itself.
     pub(in crate::upstream) common: Option<SharedLogin>,
-    pub(in crate::upstream) metrics: Arc<Metrics>,
+    pub(in crate::upstream) metrics: Arc<UpstreamMetrics>,
     pub(in crate::upstream) stop: ShutdownSignal,
 }
 

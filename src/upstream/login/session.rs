@@ -22,7 +22,7 @@ use super::lease::Lease;
 use super::status::{LoginFailure, NoLease, RenewerPhase, SessionStatus};
 use crate::clock::Deadline;
 use crate::config;
-use crate::metrics::{GaugeGuard, Metrics};
+use crate::metrics::{GaugeGuard, UpstreamMetrics};
 use crate::upstream::sync::lock;
 
 /// What a client is told to wait when only a human can end the trouble.
@@ -63,7 +63,7 @@ pub struct Session {
     pub(in crate::upstream) minted: Mutex<Vec<Deadline>>,
     hasher: RandomState,
     pub(in crate::upstream) began: Instant,
-    pub(in crate::upstream) metrics: Arc<Metrics>,
+    pub(in crate::upstream) metrics: Arc<UpstreamMetrics>,
 }
 
 /// What becomes of a request that was answered 401.
@@ -79,7 +79,7 @@ impl Session {
     pub(in crate::upstream) fn new(
         settings: &config::Login,
         sharers: u32,
-        metrics: Arc<Metrics>,
+        metrics: Arc<UpstreamMetrics>,
     ) -> (Arc<Self>, watch::Sender<RenewerPhase>) {
         let (sender, phase) = watch::channel(RenewerPhase::LoggingIn);
         let pacer = SpeculationPacer::new(settings.logins_per_hour, sharers);

@@ -66,7 +66,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = around.open().unwrap();
-    UpstreamConnections::new(upstream, around.tasks.clone(), Arc::clone(&around.metrics))
+    UpstreamConnections::new(upstream, around.tasks.clone())
 }
 
 async fn text(response: Response<UpstreamResponseBody>) -> String {
@@ -103,11 +103,19 @@ async fn a_connection_serves_one_request_after_the_other() {
     assert_eq!(
         around
             .metrics
+            .upstream("main")
             .upstream_connects
             .value(ConnectResult::Reused),
         3
     );
-    assert_eq!(around.metrics.upstream_connections_open.get(), 1);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connections_open
+            .get(),
+        1
+    );
     let call = &webapp.calls()[3];
     assert!(call.has_line("POST /v1/messages?a=b HTTP/1.1"));
     assert!(call.has_line(&format!("host: {}", webapp.address)));
@@ -116,7 +124,12 @@ async fn a_connection_serves_one_request_after_the_other() {
     drop(connections);
     eventually("closed with its worker", || webapp.ended() == 1).await;
     eventually("counted", || {
-        around.metrics.upstream_connections_open.get() == 0
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connections_open
+            .get()
+            == 0
     })
     .await;
 }
@@ -197,6 +210,7 @@ async fn an_upstream_that_is_not_there_gives_the_request_back() {
     assert_eq!(
         around
             .metrics
+            .upstream("main")
             .upstream_connects
             .value(ConnectResult::Failed),
         2
@@ -215,6 +229,7 @@ async fn a_handshake_that_never_comes_is_a_connect_timeout() {
     assert_eq!(
         around
             .metrics
+            .upstream("main")
             .upstream_connects
             .value(ConnectResult::Timeout),
         1
@@ -352,7 +367,12 @@ async fn idle_connections_are_closed() {
     text(connections.send(post("x"), PATIENT).await.unwrap()).await;
     eventually("closed", || webapp.ended() == 1).await;
     eventually("counted", || {
-        around.metrics.upstream_connections_open.get() == 0
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connections_open
+            .get()
+            == 0
     })
     .await;
     assert!(format!("{connections:?}").contains("idle: 0"));

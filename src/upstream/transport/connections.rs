@@ -23,7 +23,7 @@ use super::pool::IdlePool;
 use super::response_body::UpstreamResponseBody;
 use super::upload_progress::SentBody;
 use crate::lifecycle::TaskSet;
-use crate::metrics::{ConnectResult, GaugeGuard, Metrics};
+use crate::metrics::{ConnectResult, GaugeGuard};
 use crate::upstream::Upstream;
 use crate::upstream::health::breaker::FailureSource;
 
@@ -36,7 +36,6 @@ pub struct UpstreamConnections<B> {
     upstream: Arc<Upstream>,
     /// On the worker's own runtime.
     tasks: TaskSet,
-    metrics: Arc<Metrics>,
     pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
 }
 
@@ -72,12 +71,11 @@ where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    pub fn new(upstream: Arc<Upstream>, tasks: TaskSet, metrics: Arc<Metrics>) -> Self {
+    pub fn new(upstream: Arc<Upstream>, tasks: TaskSet) -> Self {
         let pool = IdlePool::new(upstream.idle_timeout, &tasks);
         Self {
             upstream,
             tasks,
-            metrics,
             pool,
         }
     }
@@ -113,7 +111,10 @@ where
             .or_insert_with(|| host.clone());
         match self.pool.take() {
             Some(connection) => {
-                self.metrics.upstream_connects.add(ConnectResult::Reused);
+                self.upstream
+                    .metrics
+                    .upstream_connects
+                    .add(ConnectResult::Reused);
                 Either::Left(self.exchange(connection, true, request, patience))
             }
             None => Either::Right(Box::pin(self.send_over_new(request, patience))),
@@ -150,18 +151,24 @@ where
                     (ConnectResult::Failed, SendErrorKind::ConnectFailed)
                 }
             };
-            self.metrics.upstream_connects.add(label);
+            self.upstream.metrics.upstream_connects.add(label);
             (kind, BoxError::from(failure))
         })?;
-        let open = GaugeGuard::enter(&self.metrics.upstream_connections_open);
+        let open = GaugeGuard::enter(&self.upstream.metrics.upstream_connections_open);
         let home = Arc::downgrade(&self.pool);
         let connection = UpstreamConnection::open(link, home, open)
             .await
             .map_err(|failure| {
-                self.metrics.upstream_connects.add(ConnectResult::Failed);
+                self.upstream
+                    .metrics
+                    .upstream_connects
+                    .add(ConnectResult::Failed);
                 (SendErrorKind::ConnectFailed, BoxError::from(failure))
             })?;
-        self.metrics.upstream_connects.add(ConnectResult::New);
+        self.upstream
+            .metrics
+            .upstream_connects
+            .add(ConnectResult::New);
         Ok(connection)
     }
 
