@@ -58,7 +58,7 @@ async fn wrong_passwords_from_one_address_keep_nobody_else_out() {
     }
 }
 
-/// The same where the Webapp has the users; and there the profile's own limit on the users
+/// The same where the upstream has the users; and there the profile's own limit on the users
 /// node, one bucket for all clients, is not the stranger's to empty either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_relayed_logins_keeps_nobody_else_out() {
