@@ -100,7 +100,7 @@ async fn gate(port: u16, tasks: &TaskSet) -> Arc<TokenStore> {
     let store = Arc::new(SharedStore::new(settings, Arc::clone(&metrics)));
     let tokens = TokenStore::sharing(&store, tasks, &super::settings(), metrics);
     store
-        .start((tasks, &ShutdownSignal::default()))
+        .start(tasks, &ShutdownSignal::default())
         .await
         .unwrap();
     tokens

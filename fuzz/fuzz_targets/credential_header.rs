@@ -1,4 +1,4 @@
-//! `Authorization` and `X-API-Key`: at most one credential; and Basic inside it.
+//! `Authorization` and `X-API-Key`: at most one credential is found; and parsing of Basic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

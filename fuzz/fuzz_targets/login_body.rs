@@ -1,4 +1,4 @@
-//! The body of a client's login, and dates as the Webapp writes them.
+//! The body of a client's login, and dates in the Webapp's format.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

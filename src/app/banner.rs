@@ -10,12 +10,12 @@ use super::BoundAddresses;
 use crate::config::{
     self, BaseAddress, Config, FirstPassword, LogFormat, Route, Target, UsersCall,
 };
-use crate::identity::{FirstAdmin, GeneratedAdmin};
+use crate::identity::{FirstAdminStatus, GeneratedAdmin};
 use crate::secret::SecretSource;
 
 /// Prints where the program listens: as text, or as log lines with the JSON format. A generated
 /// password is shown here only.
-pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdmin>) {
+pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminStatus>) {
     if config.log.format == LogFormat::Json {
         for address in &addresses.listeners {
             info!(%address, "listening");
@@ -23,7 +23,7 @@ pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&
         info!(address = %addresses.operator, "operator's listener");
     }
     let text = match (config.log.format, admin) {
-        (LogFormat::Json, Some(FirstAdmin::Generated(admin))) => shown_once(admin),
+        (LogFormat::Json, Some(FirstAdminStatus::Generated(admin))) => shown_once(admin),
         (LogFormat::Json, _) => return,
         (LogFormat::Text, _) => page(config, addresses, admin),
     };
@@ -31,8 +31,8 @@ pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&
 }
 
 /// Prints a generated password when the start fails before the banner.
-pub(super) fn print_generated_password(admin: Option<&FirstAdmin>) {
-    if let Some(FirstAdmin::Generated(admin)) = admin {
+pub(super) fn print_generated_password(admin: Option<&FirstAdminStatus>) {
+    if let Some(FirstAdminStatus::Generated(admin)) = admin {
         say(&shown_once(admin));
     }
 }
@@ -52,13 +52,13 @@ fn shown_once(admin: &GeneratedAdmin) -> String {
 }
 
 /// The line about the first admin.
-fn first_admin(admin: &FirstAdmin) -> String {
+fn first_admin(admin: &FirstAdminStatus) -> String {
     match admin {
-        FirstAdmin::Generated(admin) => shown_once(admin),
-        FirstAdmin::Configured { username } => {
+        FirstAdminStatus::Generated(admin) => shown_once(admin),
+        FirstAdminStatus::Configured { username } => {
             format!("  admin     {username}  (password of the config file)\n")
         }
-        FirstAdmin::Kept { username } => {
+        FirstAdminStatus::Kept { username } => {
             format!(
                 "  admin     {username}  (password as set before; lost? [users] first_admin sets a new one)\n"
             )
@@ -66,7 +66,7 @@ fn first_admin(admin: &FirstAdmin) -> String {
     }
 }
 
-fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdmin>) -> String {
+fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminStatus>) -> String {
     let mut text = format!("\ntollgate {}\n\n", env!("CARGO_PKG_VERSION"));
     for (listener, address) in config.listeners.iter().zip(&addresses.listeners) {
         let scheme = if listener.tls.is_some() {
@@ -114,25 +114,25 @@ struct PastedLogin {
 }
 
 /// In single quotes: a shell would interpret characters of the password.
-fn login(admin: Option<&FirstAdmin>, settings: Option<&config::FirstAdmin>) -> PastedLogin {
+fn login(admin: Option<&FirstAdminStatus>, settings: Option<&config::FirstAdmin>) -> PastedLogin {
     let pasted = |user: &str, remark| PastedLogin {
         user: user.to_owned(),
         remark,
     };
     match (admin, settings.map(|settings| &settings.password)) {
-        (Some(FirstAdmin::Generated(admin)), _) => pasted(
+        (Some(FirstAdminStatus::Generated(admin)), _) => pasted(
             &format!("'{}:{}'", admin.username, admin.password.expose()),
             "",
         ),
         (
-            Some(FirstAdmin::Configured { username }),
+            Some(FirstAdminStatus::Configured { username }),
             Some(FirstPassword::Plain(SecretSource::File(path))),
         ) => pasted(&format!("\"{username}:$(cat '{}')\"", path.display()), ""),
-        (Some(FirstAdmin::Configured { username }), _) => pasted(
+        (Some(FirstAdminStatus::Configured { username }), _) => pasted(
             &format!("'{username}'"),
             " (curl asks for the password of the config file)",
         ),
-        (Some(FirstAdmin::Kept { username }), _) => pasted(
+        (Some(FirstAdminStatus::Kept { username }), _) => pasted(
             &format!("'{username}'"),
             " (curl asks for the password; it was shown at the first start)",
         ),

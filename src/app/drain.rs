@@ -40,7 +40,7 @@ impl ControlParts {
             () = steering.quit_now.cancelled() => None,
         };
         if ended.is_none() {
-            let requests = self.metrics.in_flight.get();
+            let requests = self.metrics.requests_in_flight.get();
             warn!(
                 requests,
                 "drain was cut short; requests in flight are dropped"
@@ -48,7 +48,7 @@ impl ControlParts {
             self.edge.abort();
             // Dropping requests takes no time: a worker that has not ended by then is stuck.
             if tokio::time::timeout(WORKER_END, all).await.is_err() {
-                let requests = self.metrics.in_flight.get();
+                let requests = self.metrics.requests_in_flight.get();
                 error!(
                     requests,
                     "a worker does not end; its requests have no access line"

@@ -13,11 +13,11 @@ use tracing::{info, warn};
 
 use super::Error;
 use crate::config::{self, Config, DirectoryKind, StorePlace};
-use crate::identity::{FirstAdmin, Hasher, KeyRing, UserDirectory};
+use crate::identity::{FirstAdminStatus, Hasher, KeyRing, UserDirectory};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
-use crate::store::{SealKey, SealingKeys, Store, StoreContents, TokenOrigin};
+use crate::store::{SealKey, SealingKeys, Store, StoreBackend, StoreContents, TokenOrigin};
 use crate::token::{RevokeCause, TokenStore};
 use crate::upstream::LeaseKeeper;
 
@@ -30,7 +30,7 @@ const MAX_PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 /// The open store, and its contents at the start.
 #[derive(Debug)]
 pub(super) struct StoreBootstrap {
-    store: Arc<Store>,
+    store: StoreBackend,
     contents: Mutex<StoreContents>,
     seal: Option<Arc<SealingKeys>>,
     /// Of a shared store: replicas must be registered before it connects.
@@ -50,10 +50,16 @@ pub(super) async fn open(
     quit: &CancellationToken,
 ) -> Result<StoreBootstrap, Error> {
     let (store, contents) = match &config.store.place {
-        StorePlace::Memory => (Store::Memory, StoreContents::default()),
+        StorePlace::Memory => (
+            StoreBackend::Local(Arc::new(Store::Memory)),
+            StoreContents::default(),
+        ),
         StorePlace::Shared(settings) => {
             let shared = SharedStore::new(settings.as_ref().clone(), Arc::clone(metrics));
-            (Store::Shared(Arc::new(shared)), StoreContents::default())
+            (
+                StoreBackend::Shared(Arc::new(shared)),
+                StoreContents::default(),
+            )
         }
         StorePlace::File(path) => {
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
@@ -64,7 +70,8 @@ pub(super) async fn open(
             let opened = opened.ok_or(Error::Stopped)?;
             let opened = opened.expect("opening catches what panics");
             let (store, contents) = opened.map_err(Error::Store)?;
-            (store.waiting(config.store.timeout), contents)
+            let store = Arc::new(store.with_timeout(config.store.timeout));
+            (StoreBackend::Local(store), contents)
         }
     };
     let ring = store.shared().map(KeyRing::sharing);
@@ -73,7 +80,7 @@ pub(super) async fn open(
         tasks: tasks.clone(),
         stop: stop.clone(),
         quit: quit.clone(),
-        store: Arc::new(store),
+        store,
         contents: Mutex::new(contents),
         seal,
     })
@@ -104,8 +111,8 @@ async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<
 }
 
 /// Ends the tokens that a first admin got with its password before the configured one.
-pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &TokenStore) {
-    if let Some(FirstAdmin::Configured { username }) = first_admin {
+pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdminStatus>, tokens: &TokenStore) {
+    if let Some(FirstAdminStatus::Configured { username }) = first_admin {
         tokens.end_at_once(username, RevokeCause::Logout).await;
     }
 }
@@ -130,16 +137,17 @@ impl StoreBootstrap {
     pub(super) async fn users(
         &self,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
-        if let Some(shared) = self.store.shared() {
-            return self.load_users(shared, settings).await;
-        }
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdminStatus>), Error> {
+        let store = match &self.store {
+            StoreBackend::Shared(shared) => return self.load_users(shared, settings).await,
+            StoreBackend::Local(store) => store,
+        };
         if settings.directory == DirectoryKind::Upstream {
             return Ok((None, None));
         }
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let records = self.take(|contents| std::mem::take(&mut contents.users));
-        let users = UserDirectory::open(settings, hasher, Arc::clone(&self.store), records);
+        let users = UserDirectory::open(settings, hasher, Arc::clone(store), records);
         let (users, admin) = users.await.map_err(Error::Users)?;
         Ok((Some(users), Some(admin)))
     }
@@ -150,13 +158,13 @@ impl StoreBootstrap {
         &self,
         shared: &Arc<SharedStore>,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdminStatus>), Error> {
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let users = match settings.directory {
             DirectoryKind::Upstream => None,
             DirectoryKind::Gateway => Some(UserDirectory::sharing(hasher, shared)),
         };
-        let started = shared.start((&self.tasks, &self.stop));
+        let started = shared.start(&self.tasks, &self.stop);
         let started = self.quit.run_until_cancelled(started).await;
         started.ok_or(Error::Stopped)?.map_err(Error::SharedStore)?;
         let admin = match &users {
@@ -184,12 +192,14 @@ impl StoreBootstrap {
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<TokenStore>, Error> {
         let settings = &config.users;
-        if let Some(shared) = self.store.shared() {
-            let metrics = Arc::clone(metrics);
-            return Ok(TokenStore::sharing(shared, &self.tasks, settings, metrics));
-        }
-        let store = Arc::clone(&self.store);
-        let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
+        let metrics = Arc::clone(metrics);
+        let store = match &self.store {
+            StoreBackend::Shared(shared) => {
+                return Ok(TokenStore::sharing(shared, &self.tasks, settings, metrics));
+            }
+            StoreBackend::Local(store) => store,
+        };
+        let tokens = TokenStore::over(Arc::clone(store), settings, metrics);
         let known: Option<HashSet<String>> = users.map(UserDirectory::names);
         let origin = match &known {
             Some(_) => TokenOrigin::Minted,
@@ -199,16 +209,16 @@ impl StoreBootstrap {
         let loaded = self.quit.run_until_cancelled(tokens.load(origin, is_known));
         let loaded = loaded.await.ok_or(Error::Stopped)?;
         loaded.map_err(Error::Load)?;
-        self.watch();
+        self.watch(store);
         Ok(tokens)
     }
 
     /// Polls the store, so that a hung disk is logged even without traffic.
-    fn watch(&self) {
-        if self.store.is_memory() {
+    fn watch(&self, store: &Arc<Store>) {
+        if store.is_memory() {
             return;
         }
-        let (store, stop) = (Arc::clone(&self.store), self.stop.clone());
+        let (store, stop) = (Arc::clone(store), self.stop.clone());
         self.tasks.spawn("store watch", async move {
             let mut tick = interval(DISK_POLL);
             tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -223,11 +233,14 @@ impl StoreBootstrap {
 
     /// The keys that were made at run time.
     pub(super) fn ring(&self) -> Arc<KeyRing> {
-        if let Some(ring) = &self.ring {
-            return Arc::clone(ring);
+        match (&self.ring, &self.store) {
+            (Some(ring), _) => Arc::clone(ring),
+            (None, StoreBackend::Shared(shared)) => KeyRing::sharing(shared),
+            (None, StoreBackend::Local(store)) => {
+                let records = self.take(|contents| std::mem::take(&mut contents.keys));
+                KeyRing::new(Arc::clone(store), records)
+            }
         }
-        let records = self.take(|contents| std::mem::take(&mut contents.keys));
-        KeyRing::new(Arc::clone(&self.store), records)
     }
 
     /// Stores the upstream's token; None: the operator has given no key to seal it with.
@@ -235,7 +248,7 @@ impl StoreBootstrap {
         let seal = self.seal.as_ref()?;
         let leases = self.take(|contents| contents.leases.clone());
         Some(LeaseKeeper::new(
-            Arc::clone(&self.store),
+            self.store.clone(),
             Arc::clone(seal),
             leases,
         ))

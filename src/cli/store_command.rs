@@ -97,7 +97,7 @@ fn run_shared(command: &StoreCommand, place: &Place, out: &mut impl Write) -> Re
             ShutdownSignal::default(),
         );
         let store = Arc::new(SharedStore::new(place.clone(), Metrics::new()));
-        let started = store.start((&tasks, &stop)).await;
+        let started = store.start(&tasks, &stop).await;
         started.map_err(TransferError::from)?;
         let done = with_shared(command, &store, out).await;
         stop.abort();

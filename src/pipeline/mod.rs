@@ -91,13 +91,13 @@ impl AppState {
         let Some(text) = origin.unreadable else {
             return origin.ip;
         };
-        self.metrics.unreadable_origins.inc();
+        self.metrics.invalid_forwarded_addresses.inc();
         if !self.told_unreadable.swap(true, Ordering::Relaxed) {
             let text: String = text.chars().take(64).collect();
             warn!(
                 proxy = %peer.ip(),
                 ?text,
-                "a trusted proxy names no address in X-Forwarded-For or Forwarded: its clients are counted as the proxy itself; tollgate_unreadable_origins_total counts such requests"
+                "a trusted proxy names no address in X-Forwarded-For or Forwarded: its clients are counted as the proxy itself; tollgate_invalid_forwarded_addresses_total counts such requests"
             );
         }
         origin.ip

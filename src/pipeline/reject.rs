@@ -130,7 +130,7 @@ impl Rejection {
                 (502, ErrorKind::Internal, Upstream, Reason::Unreachable)
             }
             Self::UpstreamTimeout => (504, ErrorKind::Internal, Upstream, Reason::Timeout),
-            Self::BadAnswer(_) => (502, ErrorKind::Internal, Upstream, Reason::BadAnswer),
+            Self::BadAnswer(_) => (502, ErrorKind::Internal, Upstream, Reason::BadResponse),
             Self::PasswordChangeRequired => (
                 401,
                 ErrorKind::PasswordChangeRequired,

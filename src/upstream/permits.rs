@@ -113,7 +113,7 @@ impl UpstreamPermits {
         client: ShareKey,
         is_monitoring: bool,
     ) -> Result<UpstreamPermit, PermitTimeout> {
-        let _queued = GaugeGuard::enter(&self.metrics.upstream_queue);
+        let _queued = GaugeGuard::enter(&self.metrics.upstream_requests_queued);
         let before = self.queue.length().granted;
         let began = Instant::now();
         let request = QueuedRequest {
@@ -149,7 +149,7 @@ impl UpstreamPermit {
             return Err(self);
         };
         let metrics = &self.permits.metrics;
-        metrics.stalled_streams_total.inc();
+        metrics.permits_released_early.inc();
         Ok(StalledPlace {
             _counted: GaugeGuard::enter(&metrics.stalled_streams),
             permits: Arc::clone(&self.permits),
@@ -167,7 +167,7 @@ impl UpstreamPermit {
     pub fn is_wanted_by_others(&self) -> bool {
         let is_wanted = self.permits.queue.length().waiting > 0;
         if is_wanted {
-            self.permits.metrics.stalled_streams_cut.inc();
+            self.permits.metrics.stalled_streams_aborted.inc();
         }
         is_wanted
     }

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::{Config, Difference, KeyLines, Problems, load};
 use crate::error_chain::chain;
 use crate::lifecycle::ShutdownSignal;
-use crate::metrics::{Metrics, Reload};
+use crate::metrics::{Metrics, ReloadResult};
 
 /// Between two reads of the file. The content is compared, not the modification time: mounted
 /// config maps swap a symlink, editors rename, and both can keep old times.
@@ -210,13 +210,13 @@ impl ConfigWatcher {
             Err(refused) => ReloadOutcome::Refused(refused),
         };
         self.metrics
-            .config_good
+            .config_is_current
             .set(i64::from(!matches!(outcome, ReloadOutcome::Refused(_))));
         match &outcome {
             ReloadOutcome::Unchanged if quiet => return outcome,
             ReloadOutcome::Unchanged => {
                 info!("config read again: nothing changed");
-                self.metrics.reloads.add(Reload::Unchanged);
+                self.metrics.reloads.add(ReloadResult::Unchanged);
             }
             ReloadOutcome::Applied(differences) => {
                 for difference in differences {
@@ -227,11 +227,11 @@ impl ConfigWatcher {
                         warn!(key, "config changed; takes effect at restart");
                     }
                 }
-                self.metrics.reloads.add(Reload::Applied);
+                self.metrics.reloads.add(ReloadResult::Applied);
             }
             ReloadOutcome::Refused(refused) => {
                 error!(error = %chain(refused), "config refused, the old one stays in use");
-                self.metrics.reloads.add(Reload::Refused);
+                self.metrics.reloads.add(ReloadResult::Refused);
             }
         }
         outcome

@@ -9,7 +9,7 @@ mod first_admin;
 mod user_replica;
 
 pub use error::{ChangeError, CreateError, Error, LoginDenied, RemoveError};
-pub use first_admin::{FirstAdmin, GeneratedAdmin};
+pub use first_admin::{FirstAdminStatus, GeneratedAdmin};
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::password::PasswordVerdict;
 use super::{Hasher, PasswordHash};
 use crate::profiles::{self, Role};
 use crate::secret::Secret;
-use crate::store::{PhcText, Store, UserRecord};
+use crate::store::{PhcText, StoreBackend, UserRecord};
 
 /// Bytes of the longest password worth checking. The rule allows 64 characters.
 const LONGEST_PASSWORD: usize = 1024;
@@ -32,10 +32,10 @@ pub struct UserDirectory {
     hasher: Hasher,
     nobody: PasswordHash,
     directory: Arc<RwLock<DirectoryState>>,
-    store: Arc<Store>,
-    /// Keeps the directory in step with a shared store.
-    mirror: Option<Arc<user_replica::UserReplica>>,
-    /// Held from the look at the directory to the end of a change of it.
+    store: StoreBackend,
+    /// Applies other gateways' changes; None: the store is not shared.
+    replica: Option<Arc<user_replica::UserReplica>>,
+    /// Serialises check-then-write on the directory.
     changes: Arc<Mutex<()>>,
 }
 

@@ -82,7 +82,7 @@ impl AccessLogEntry {
     }
 
     fn unread(here: &Arc<WorkerContext>, trace: TraceParent, peer: &Peer) -> Box<Self> {
-        here.metrics.in_flight.inc();
+        here.metrics.requests_in_flight.inc();
         Box::new(Self {
             here: Arc::clone(here),
             id: HexDigits::random(),
@@ -210,15 +210,15 @@ impl AccessLogEntry {
         let route = self.route.and_then(|index| self.here.live.routes.at(index));
         let counts = route.map_or(&self.here.no_route, |route| &route.counts);
         counts.add(metrics, status, took);
-        metrics.answers.add(self.blame);
+        metrics.responses.add(self.blame);
         if bytes_in > 0 {
-            metrics.bytes_in.inc_by(bytes_in);
+            metrics.request_body_bytes.inc_by(bytes_in);
         }
-        metrics.bytes_out.inc_by(self.bytes_out);
+        metrics.response_body_bytes.inc_by(self.bytes_out);
         if self.end == BodyEnd::Open {
-            metrics.clients_gone.inc();
+            metrics.client_disconnects.inc();
         }
-        metrics.in_flight.dec();
+        metrics.requests_in_flight.dec();
     }
 
     fn log(&self, lines: &WorkerLines, took: Duration, bytes_in: u64) {
@@ -233,7 +233,7 @@ impl AccessLogEntry {
                 self.client.as_ref().map_or("", Client::name),
             );
             if let Some(user) = &self.tried_user {
-                line.text(key!("user_tried"), user.text());
+                line.text(key!("attempted_user"), user.text());
             }
             line.text(key!("route"), route.map_or("", |route| &route.name));
             line.text(
@@ -261,8 +261,8 @@ impl AccessLogEntry {
             line.number(key!("bytes_out"), self.bytes_out);
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             line.thousandths(key!("duration_ms"), micros);
-            line.flag(key!("repeated"), self.repeated);
-            line.word(key!("end"), self.end.text());
+            line.flag(key!("retried"), self.repeated);
+            line.word(key!("outcome"), self.end.text());
             line.end();
         });
     }
@@ -271,9 +271,9 @@ impl AccessLogEntry {
 impl BodyEnd {
     fn text(self) -> &'static str {
         match self {
-            Self::Open => "client_left",
+            Self::Open => "client_disconnected",
             Self::Complete => "complete",
-            Self::BrokeOff => "broke_off",
+            Self::BrokeOff => "aborted",
         }
     }
 }

@@ -164,7 +164,7 @@ impl Limiter {
             sleep(empty.wait).await;
             match self.draw_all(draws, whose).await {
                 Ok(admitted) => {
-                    self.metrics.limited.add(LimitOutcome::Waited);
+                    self.metrics.limit_exceeded.add(LimitOutcome::Waited);
                     return Ok(admitted);
                 }
                 Err(still) => empty = still,
@@ -179,7 +179,7 @@ impl Limiter {
     ) -> Result<RateAdmission, TooMany> {
         match self.draw_all(draws, whose).await {
             Ok(admitted) => {
-                self.metrics.limited.add(LimitOutcome::Waited);
+                self.metrics.limit_exceeded.add(LimitOutcome::Waited);
                 Ok(admitted)
             }
             Err(empty) => Err(self.refuse(draws, empty)),
@@ -304,7 +304,7 @@ impl Limiter {
                     }
                 }
                 Err(NoPermit::Until(_)) if draw.is_dry_run => {
-                    self.metrics.limited.add(LimitOutcome::DryRun);
+                    self.metrics.limit_exceeded.add(LimitOutcome::DryRun);
                 }
                 Err(none) => {
                     // An attempt that is refused keeps what it has cost its sender by then.
@@ -321,7 +321,7 @@ impl Limiter {
     }
 
     fn refuse(&self, draws: &[BucketCharge], empty: EmptyBucket) -> TooMany {
-        self.metrics.limited.add(LimitOutcome::Refused);
+        self.metrics.limit_exceeded.add(LimitOutcome::Refused);
         TooMany::new(&draws[empty.index].buckets, empty.wait)
     }
 }

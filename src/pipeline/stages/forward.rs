@@ -13,7 +13,7 @@ use super::inject::{CredentialSource, Inbound, UpstreamCredential, inject, probe
 use super::refused_lease::JudgedResponse;
 use super::response_begin::{SMALL, SmallBody};
 use crate::config::{self, Route};
-use crate::metrics::{Metrics, Repeat};
+use crate::metrics::{Metrics, RetryReason};
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::UpstreamTurn;
 use crate::pipeline::body::rate_guard::PaceRules;
@@ -117,7 +117,7 @@ impl Forwarder<'_> {
         carried: &UpstreamCredential,
         record: &mut AccessLogEntry,
     ) -> Result<GatewayResponse, Rejection> {
-        self.metrics.injected.add(carried.label());
+        self.metrics.upstream_requests.add(carried.label());
         let outbound = inject(request, body, carried).into_request();
         let sent = Instant::now();
         match self.connections.send(outbound, self.patience()).await {
@@ -141,7 +141,9 @@ impl Forwarder<'_> {
             return Err(refusal(request, error));
         };
         record.repeated();
-        self.metrics.upstream_repeats.add(Repeat::DeadConnection);
+        self.metrics
+            .upstream_retries
+            .add(RetryReason::DeadConnection);
         self.connections
             .send_fresh(again, self.patience())
             .await

@@ -17,7 +17,7 @@ use super::forward;
 use super::inject::UpstreamCredential;
 use crate::clock::{self, Deadline, LogThrottle};
 use crate::lifecycle::ShutdownSignal;
-use crate::metrics::{LabelSet as _, UnreadLogin};
+use crate::metrics::{LabelSet as _, UnreadableLogin};
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::worker_context::WorkerContext;
 use crate::pipeline::{AppState, LiveRules};
@@ -49,7 +49,7 @@ pub struct TokenIntrospection {
     under_way: DashMap<TokenDigest, watch::Receiver<Option<IntrospectionVerdict>>>,
     refused: DashMap<TokenDigest, Deadline>,
     /// Of answers to relayed logins that could not be read, by reason.
-    pub(in crate::pipeline) unread_logins: [LogThrottle; UnreadLogin::ALL.len()],
+    pub(in crate::pipeline) unread_logins: [LogThrottle; UnreadableLogin::ALL.len()],
 }
 
 /// The end of one question, shared by all who wait for it.

@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 
 use super::forward::{Forwarder, GatewayResponse, ask};
 use super::inject::{CredentialSource, Inbound, UpstreamCredential};
-use crate::metrics::Repeat;
+use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::UpstreamTurn;
 use crate::pipeline::reject::Rejection;
@@ -69,7 +69,7 @@ impl Forwarder<'_> {
                 turn = Some(self.turn().await?);
             }
             record.repeated();
-            self.metrics.upstream_repeats.add(Repeat::Refused);
+            self.metrics.upstream_retries.add(RetryReason::Refused);
             outcome = self.send(request, body, &carried, record).await;
         }
     }

@@ -14,7 +14,7 @@ use crate::config::{OnPasswordChange, Route, UsersCall};
 use crate::identity::{
     ChangeError, ChangedBy, Client, CreateError, LoginDenied, RemoveError, UserDirectory,
 };
-use crate::metrics::{ClientLogin, Metrics};
+use crate::metrics::{ClientLoginOutcome, Metrics};
 use crate::pipeline::body::request_body::{BodyFailure, BodyHandle, RequestBody};
 use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::limit::{Limiter, LoginHeld, LoginTry, RateAdmission, RateSubject};
@@ -77,11 +77,13 @@ impl UsersNode<'_> {
     ) -> Result<Response<ResponseBody>, Rejection> {
         let answer = self.try_login(call, body).await;
         self.metrics.client_logins.add(match &answer {
-            Ok(_) => ClientLogin::Ok,
-            Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => ClientLogin::Refused,
-            Err(Rejection::PasswordChangeRequired) => ClientLogin::PasswordChange,
-            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
-            Err(_) => ClientLogin::Failed,
+            Ok(_) => ClientLoginOutcome::Ok,
+            Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => ClientLoginOutcome::Refused,
+            Err(Rejection::PasswordChangeRequired) => ClientLoginOutcome::PasswordChange,
+            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => {
+                ClientLoginOutcome::Limited
+            }
+            Err(_) => ClientLoginOutcome::Failed,
         });
         answer
     }

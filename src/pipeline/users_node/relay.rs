@@ -15,7 +15,7 @@ use super::own_users::{
 use crate::clock;
 use crate::config::{self, UsersCall};
 use crate::identity::Client;
-use crate::metrics::{ClientLogin, LabelSet as _, Metrics, UnreadLogin};
+use crate::metrics::{ClientLoginOutcome, LabelSet as _, Metrics, UnreadableLogin};
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::body::response_body::ResponseBody;
@@ -112,12 +112,14 @@ impl RelayedCall<'_> {
     ) -> Result<Response<ResponseBody>, Rejection> {
         let answer = self.try_login(call, sent, record).await;
         self.metrics.client_logins.add(match &answer {
-            Ok(answer) if answer.status().is_success() => ClientLogin::Ok,
+            Ok(answer) if answer.status().is_success() => ClientLoginOutcome::Ok,
             Ok(_) | Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => {
-                ClientLogin::Refused
+                ClientLoginOutcome::Refused
             }
-            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
-            Err(_) => ClientLogin::Failed,
+            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => {
+                ClientLoginOutcome::Limited
+            }
+            Err(_) => ClientLoginOutcome::Failed,
         });
         answer
     }
@@ -176,13 +178,13 @@ impl RelayedCall<'_> {
         Ok(Response::from_parts(head, body))
     }
 
-    fn tell_unread(&self, why: UnreadLogin) {
-        self.metrics.unread_logins.add(why);
+    fn tell_unread(&self, why: UnreadableLogin) {
+        self.metrics.unreadable_login_responses.add(why);
         let (advice, route) = (advice(why), &*self.way.route.name);
         if self.questions.unread_logins[why.index()].may_log(TOLD_EVERY) {
             warn!(
                 route,
-                why = why.text(),
+                reason = why.text(),
                 "cannot read the upstream's answer to a login; it was passed on and its token \
                  was not learned, so the token will be unknown here; {advice}"
             );
@@ -194,15 +196,17 @@ impl RelayedCall<'_> {
 async fn read(
     headers: &HeaderMap,
     body: ResponseBody,
-) -> Result<(Result<(Secret, Duration), UnreadLogin>, ResponseBody), Rejection> {
+) -> Result<(Result<(Secret, Duration), UnreadableLogin>, ResponseBody), Rejection> {
     if is_coded(headers) {
-        return Ok((Err(UnreadLogin::Coded), body));
+        return Ok((Err(UnreadableLogin::ContentEncoding), body));
     }
     let (bytes, body) = body
         .read_ahead(MOST_ANSWER)
         .await
         .map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
-    let minted = bytes.map_or(Err(UnreadLogin::TooLong), |bytes| minted(&bytes, headers));
+    let minted = bytes.map_or(Err(UnreadableLogin::TooLong), |bytes| {
+        minted(&bytes, headers)
+    });
     Ok((minted, body))
 }
 
@@ -233,27 +237,27 @@ fn is_coded(headers: &HeaderMap) -> bool {
         .any(|item| !str::from_utf8(item).is_ok_and(|item| plain(item.trim())))
 }
 
-fn advice(why: UnreadLogin) -> &'static str {
+fn advice(why: UnreadableLogin) -> &'static str {
     match why {
-        UnreadLogin::Coded => {
+        UnreadableLogin::ContentEncoding => {
             "the upstream coded it although asked not to (Accept-Encoding: identity)"
         }
-        UnreadLogin::TooLong => "an answer to a login has 64 KiB at most",
-        UnreadLogin::NotJson => "it is not JSON: is the route the upstream's login?",
-        UnreadLogin::NoToken => "it lacks users[0].token or users[0].expires_after",
-        UnreadLogin::Ended => "the token's end has passed by the upstream's own clock",
+        UnreadableLogin::TooLong => "an answer to a login has 64 KiB at most",
+        UnreadableLogin::NotJson => "it is not JSON: is the route the upstream's login?",
+        UnreadableLogin::NoToken => "it lacks users[0].token or users[0].expires_after",
+        UnreadableLogin::Expired => "the token's end has passed by the upstream's own clock",
     }
 }
 
 /// The token of a login's answer and how long it lasts, by the upstream's own clock.
-fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<(Secret, Duration), UnreadLogin> {
+fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<(Secret, Duration), UnreadableLogin> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let answer: Value = serde_json::from_slice(text).map_err(|_| UnreadLogin::NotJson)?;
+    let answer: Value = serde_json::from_slice(text).map_err(|_| UnreadableLogin::NotJson)?;
     let text = |pointer| answer.pointer(pointer).and_then(Value::as_str);
     let token = text("/users/0/token").filter(|token| !token.is_empty());
     let ends = text("/users/0/expires_after").and_then(profiles::parse_expiry);
     let (Some(token), Some(ends)) = (token, ends) else {
-        return Err(UnreadLogin::NoToken);
+        return Err(UnreadableLogin::NoToken);
     };
     let now = headers
         .get(DATE)
@@ -261,6 +265,8 @@ fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<(Secret, Duration), Unrea
         .and_then(clock::seconds_of)
         .unwrap_or_else(clock::unix_seconds);
     let left = u64::try_from(ends.saturating_sub(now)).ok();
-    let left = left.filter(|left| *left > 0).ok_or(UnreadLogin::Ended)?;
+    let left = left
+        .filter(|left| *left > 0)
+        .ok_or(UnreadableLogin::Expired)?;
     Ok((Secret::new(token), Duration::from_secs(left)))
 }

@@ -192,7 +192,7 @@ impl UpstreamHealth {
         known.cause.clone_from(&cause);
         drop(known);
         if let Some(failures) = opened {
-            self.metrics.upstream_breaker_openings.inc();
+            self.metrics.upstream_breaker_opened.inc();
             error!(upstream = %self.upstream, failures, error = %cause,
                 "the upstream is down: requests get 503 at once until it answers the gate's probe");
         }

@@ -83,7 +83,7 @@ impl UpstreamProber {
             let health = &own.health;
             match outcome {
                 Ok(()) => {
-                    metrics.upstream_probes.add(ProbeOutcome::Answered);
+                    metrics.upstream_probes.add(ProbeOutcome::Succeeded);
                     health.answered();
                 }
                 Err(failure) => {

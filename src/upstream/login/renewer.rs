@@ -273,7 +273,9 @@ impl Renewer {
     }
 
     pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> NextAttempt {
-        self.metrics.session_logins.add(LoginOutcome::Secret);
+        self.metrics
+            .session_logins
+            .add(LoginOutcome::SecretUnreadable);
         if self.is_news(LoginFailure::Secret) {
             error!(upstream = %self.upstream, error = %chain(source),
                 "cannot read the upstream password; trying again every second");

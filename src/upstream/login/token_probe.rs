@@ -217,7 +217,9 @@ impl TokenProbe {
         let trust = state.trust;
         drop(state);
         let discriminates = trust == ProbeTrust::Discriminates;
-        self.metrics.probe_trusted.set(i64::from(discriminates));
+        self.metrics
+            .token_probe_trusted
+            .set(i64::from(discriminates));
         if is_news {
             self.report(outcome);
         }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually};
-use crate::metrics::Connect;
+use crate::metrics::ConnectResult;
 use crate::upstream::{AnswerBody, ResponseTimeout, SendError, SendErrorKind, UpstreamConnections};
 
 const LONG: Duration = Duration::from_secs(5);
@@ -97,7 +97,13 @@ async fn a_connection_serves_one_request_after_the_other() {
         .await;
     }
     assert_eq!(webapp.connections(), 1);
-    assert_eq!(around.metrics.upstream_connects.value(Connect::Reused), 3);
+    assert_eq!(
+        around
+            .metrics
+            .upstream_connects
+            .value(ConnectResult::Reused),
+        3
+    );
     assert_eq!(around.metrics.upstream_connections_open.get(), 1);
     let call = &webapp.calls()[3];
     assert!(call.has_line("POST /v1/messages?a=b HTTP/1.1"));
@@ -185,7 +191,13 @@ async fn an_upstream_that_is_not_there_gives_the_request_back() {
     around.settings.base.host = "no-such-host.invalid".to_owned();
     let unknown = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(unknown, (SendErrorKind::ConnectFailed, true));
-    assert_eq!(around.metrics.upstream_connects.value(Connect::Failed), 2);
+    assert_eq!(
+        around
+            .metrics
+            .upstream_connects
+            .value(ConnectResult::Failed),
+        2
+    );
 }
 
 #[tokio::test]
@@ -197,7 +209,13 @@ async fn a_handshake_that_never_comes_is_a_connect_timeout() {
     around.settings.connect_timeout = SHORT;
     let outcome = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(outcome, (SendErrorKind::ConnectTimeout, true));
-    assert_eq!(around.metrics.upstream_connects.value(Connect::Timeout), 1);
+    assert_eq!(
+        around
+            .metrics
+            .upstream_connects
+            .value(ConnectResult::Timeout),
+        1
+    );
 }
 
 #[tokio::test]

@@ -265,10 +265,13 @@ async fn turns_are_limited_and_the_queue_has_an_end() {
     let client = upstream.permits().key("client");
     let turn = upstream.turn(client, false).await.unwrap();
     let (crowded, ()) = tokio::join!(upstream.turn(client, false), async {
-        eventually("queued", || around.metrics.upstream_queue.get() == 1).await;
+        eventually("queued", || {
+            around.metrics.upstream_requests_queued.get() == 1
+        })
+        .await;
     });
     assert!(crowded.is_err());
-    assert_eq!(around.metrics.upstream_queue.get(), 0);
+    assert_eq!(around.metrics.upstream_requests_queued.get(), 0);
     drop(turn);
     let _turn = upstream.turn(client, false).await.unwrap();
 }

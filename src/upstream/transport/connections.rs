@@ -22,7 +22,7 @@ use super::dialer::DialError;
 use super::framing::{FramingError, reframe};
 use super::pool::IdlePool;
 use crate::lifecycle::TaskSet;
-use crate::metrics::{Connect, GaugeGuard, Metrics};
+use crate::metrics::{ConnectResult, GaugeGuard, Metrics};
 use crate::upstream::Upstream;
 use crate::upstream::health::breaker::FailureSource;
 
@@ -112,7 +112,7 @@ where
             .or_insert_with(|| host.clone());
         match self.pool.take() {
             Some(connection) => {
-                self.metrics.upstream_connects.add(Connect::Reused);
+                self.metrics.upstream_connects.add(ConnectResult::Reused);
                 Either::Left(self.exchange(connection, true, request, patience))
             }
             None => Either::Right(Box::pin(self.send_over_new(request, patience))),
@@ -139,11 +139,15 @@ where
         watch.end(dialed.as_ref().err());
         let link = dialed.map_err(|failure| {
             let (label, kind) = match &failure {
-                DialError::TimedOut { .. } => (Connect::Timeout, SendErrorKind::ConnectTimeout),
+                DialError::TimedOut { .. } => {
+                    (ConnectResult::Timeout, SendErrorKind::ConnectTimeout)
+                }
                 DialError::Resolve { .. }
                 | DialError::NoAddress { .. }
                 | DialError::Connect { .. }
-                | DialError::Handshake { .. } => (Connect::Failed, SendErrorKind::ConnectFailed),
+                | DialError::Handshake { .. } => {
+                    (ConnectResult::Failed, SendErrorKind::ConnectFailed)
+                }
             };
             self.metrics.upstream_connects.add(label);
             (kind, BoxError::from(failure))
@@ -153,10 +157,10 @@ where
         let connection = HeldConnection::open(link, home, open)
             .await
             .map_err(|failure| {
-                self.metrics.upstream_connects.add(Connect::Failed);
+                self.metrics.upstream_connects.add(ConnectResult::Failed);
                 (SendErrorKind::ConnectFailed, BoxError::from(failure))
             })?;
-        self.metrics.upstream_connects.add(Connect::New);
+        self.metrics.upstream_connects.add(ConnectResult::New);
         Ok(connection)
     }
 

@@ -69,7 +69,7 @@ impl Gate {
             session: Arc::clone(&session),
             phase,
             plan: followed,
-            budget: Arc::new(Mutex::new(budget)),
+            budget: Arc::new(parking_lot::Mutex::new(budget)),
             failures: 0,
             unaccepted: 0,
             not_before: None,
