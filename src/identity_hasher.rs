@@ -1,17 +1,17 @@
-//! Keys that are hashes already need no second one: maps keyed by a digest, or by a
-//! keyed hash, take the key's own bits. Only for keys that nobody outside can choose.
+//! A hasher for maps whose keys are digests or keyed hashes already: it uses the bits of the key.
+//! Only for keys that cannot be chosen from outside.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Gives back what it was given.
+/// Returns the hashed number unchanged.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AsItIs(u64);
+pub struct IdentityHasher(u64);
 
-pub type BuildAsItIs = BuildHasherDefault<AsItIs>;
+pub type BuildIdentityHasher = BuildHasherDefault<IdentityHasher>;
 
-impl Hasher for AsItIs {
+impl Hasher for IdentityHasher {
     fn write(&mut self, bytes: &[u8]) {
-        // Such keys come by `write_u64`; still right, if slower, for others.
+        // Digests use `write_u64`; this is correct for other keys, but slower.
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }

@@ -37,7 +37,7 @@ pub use serve::serve;
 use crate::admin;
 use crate::config::Config;
 use crate::identity::{FirstAdmin, KeySet};
-use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskSet};
+use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskScope};
 use crate::listener::ServerTls;
 use crate::metrics::Metrics;
 use crate::pipeline::{
@@ -95,8 +95,7 @@ struct ControlParts {
     /// Of the listeners and workers.
     edge: ShutdownSignal,
     /// Of renewers, sweeps and the operator's listener: ends last.
-    control: ShutdownSignal,
-    tasks: TaskSet,
+    control: TaskScope,
     kept: StoreBootstrap,
     pending: PendingUpstream,
 }
@@ -126,32 +125,30 @@ pub async fn bind(
     config_file: Option<PathBuf>,
     quit: &CancellationToken,
 ) -> Result<BoundApp, Error> {
-    let control = ShutdownSignal::default();
+    let control = TaskScope::new(Handle::current());
     let bound = build((config, config_file), &control, quit).await;
     if bound.is_err() {
-        control.abort();
+        control.stop.abort();
     }
     bound
 }
 
 async fn build(
     (config, config_file): (Arc<Config>, Option<PathBuf>),
-    control: &ShutdownSignal,
+    control: &TaskScope,
     quit: &CancellationToken,
 ) -> Result<BoundApp, Error> {
     let metrics = Metrics::new();
-    let tasks = TaskSet::new(Handle::current());
     let readiness = Readiness::default();
     let starting = readiness.not_yet();
 
     make_certificates(&config)?;
     let prepared = prepare(&config, config_file.as_deref(), &metrics)?;
     let gates = open_gates(&config, prepared.listeners)?;
-    let life = (&tasks, control);
-    let (operator, desk) = open_desk(&config, life, &metrics)?;
-    start_emulator(&config, &tasks, control).await?;
+    let (operator, desk) = open_desk(&config, control, &metrics)?;
+    start_emulator(&config, control).await?;
 
-    let kept = store_bootstrap::open(&config, prepared.seal, life, (&metrics, quit)).await?;
+    let kept = store_bootstrap::open(&config, prepared.seal, control, &metrics, quit).await?;
     let (users, first_admin) = kept.users(&config.users).await?;
     let tokens = match kept.tokens(&config, users.as_ref(), &metrics).await {
         Ok(tokens) => tokens,
@@ -163,7 +160,7 @@ async fn build(
     };
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
-    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
+    let upstream = UpstreamOpening::new(&config.upstream, control, &metrics);
     let upstream = upstream.of(prepared.upstream).announced_as(&via);
     let upstream = upstream.keeping(kept.lease_keeper()).open()?;
     let live = first_rules(&config, &kept, upstream, prepared.routes, &metrics);
@@ -184,7 +181,6 @@ async fn build(
         readiness,
         edge: ShutdownSignal::default(),
         control: control.clone(),
-        tasks,
         kept,
         pending: PendingUpstream::default(),
     };
@@ -220,14 +216,14 @@ fn first_rules(
 /// The operator is answered from here on: a start can take long.
 fn open_desk(
     config: &Config,
-    (tasks, control): (&TaskSet, &ShutdownSignal),
+    scope: &TaskScope,
     metrics: &Arc<Metrics>,
 ) -> Result<(SocketAddr, admin::AdminState), Error> {
     let address = config.operator.address;
     let bound = admin::bind(address).map_err(|source| Error::Operator { address, source })?;
     let (address, desk) = (bound.address(), admin::AdminState::new(Arc::clone(metrics)));
-    let serve = admin::serve(bound, desk.clone(), tasks.clone(), control.clone());
-    tasks.spawn("operator's listener", serve);
+    let serve = admin::serve(bound, desk.clone(), scope.clone());
+    scope.spawn("operator's listener", serve);
     Ok((address, desk))
 }
 
@@ -274,7 +270,11 @@ impl BoundApp {
             on_reload,
             ..
         } = self;
-        let workers = worker::start(&gates, &parts.shared, (&parts.tasks, &parts.edge))?;
+        let edge = TaskScope {
+            tasks: parts.control.tasks.clone(),
+            stop: parts.edge.clone(),
+        };
+        let workers = worker::start(&gates, &parts.shared, &edge)?;
         parts.start_control((gates, on_reload), &steering);
         drop(starting);
         info!("ready to accept");
@@ -291,17 +291,21 @@ impl ControlParts {
         (gates, on_reload): (Vec<BoundListener>, Option<ConfigApplied>),
         steering: &ShutdownHandle,
     ) {
-        let sweep = crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.clone());
-        self.tasks.spawn("token sweep", sweep);
+        let sweep =
+            crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.stop.clone());
+        self.control.spawn("token sweep", sweep);
         let shared = Arc::clone(&self.shared);
-        self.tasks
-            .spawn("limit sweep", sweep_limits(shared, self.control.clone()));
-        let tried = keep_probe_tried(Arc::clone(&self.shared), self.control.clone());
-        self.tasks.spawn("token probe", tried);
+        self.control.spawn(
+            "limit sweep",
+            sweep_limits(shared, self.control.stop.clone()),
+        );
+        let tried = keep_probe_tried(Arc::clone(&self.shared), self.control.stop.clone());
+        self.control.spawn("token probe", tried);
         for gate in &gates {
             if let Some(tls) = gate.tls() {
-                let watch = Arc::clone(tls).watch(self.control.clone(), Arc::clone(&steering.hup));
-                self.tasks.spawn("certificate watch", watch);
+                let watch =
+                    Arc::clone(tls).watch(self.control.stop.clone(), Arc::clone(&steering.hup));
+                self.control.spawn("certificate watch", watch);
             }
         }
         if let Some(file) = self.config_file.clone() {
@@ -309,8 +313,7 @@ impl ControlParts {
                 shared: Arc::clone(&self.shared),
                 lease_keeper: self.kept.lease_keeper(),
                 gates,
-                tasks: self.tasks.clone(),
-                control: self.control.clone(),
+                scope: self.control.clone(),
                 on_reload,
                 pending: self.pending.clone(),
             };
@@ -343,13 +346,9 @@ fn make_certificates(config: &Config) -> Result<(), Error> {
 }
 
 #[cfg(feature = "emulator")]
-async fn start_emulator(
-    config: &Config,
-    tasks: &TaskSet,
-    stop: &ShutdownSignal,
-) -> Result<(), Error> {
+async fn start_emulator(config: &Config, scope: &TaskScope) -> Result<(), Error> {
     if let Some(settings) = &config.emulator {
-        demo::start(settings, tasks, stop).await?;
+        demo::start(settings, scope).await?;
     }
     Ok(())
 }
@@ -360,6 +359,6 @@ fn make_certificates(_: &Config) -> Result<(), Error> {
 }
 
 #[cfg(not(feature = "emulator"))]
-async fn start_emulator(_: &Config, _: &TaskSet, _: &ShutdownSignal) -> Result<(), Error> {
+async fn start_emulator(_: &Config, _: &TaskScope) -> Result<(), Error> {
     Ok(())
 }

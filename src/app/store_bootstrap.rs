@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::Error;
 use crate::config::{self, Config, DirectoryKind, StorePlace};
 use crate::identity::{FirstAdmin, Hasher, KeyRing, UserDirectory};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{SealKey, SealingKeys, Store, StoreContents, TokenOrigin};
@@ -35,8 +35,7 @@ pub(super) struct StoreBootstrap {
     seal: Option<Arc<SealingKeys>>,
     /// Of a shared store, which its copies must follow before it is connected.
     ring: Option<Arc<KeyRing>>,
-    tasks: TaskSet,
-    stop: ShutdownSignal,
+    scope: TaskScope,
     /// Ends a start that waits for a disk, or for a shared store.
     quit: CancellationToken,
 }
@@ -44,8 +43,9 @@ pub(super) struct StoreBootstrap {
 pub(super) async fn open(
     config: &Config,
     seal: Option<Arc<SealingKeys>>,
-    life: (&TaskSet, &ShutdownSignal),
-    (metrics, quit): (&Arc<Metrics>, &CancellationToken),
+    scope: &TaskScope,
+    metrics: &Arc<Metrics>,
+    quit: &CancellationToken,
 ) -> Result<StoreBootstrap, Error> {
     let (store, contents) = match &config.store.place {
         StorePlace::Memory => (Store::Memory, StoreContents::default()),
@@ -68,8 +68,7 @@ pub(super) async fn open(
     let ring = store.shared().map(KeyRing::sharing);
     Ok(StoreBootstrap {
         ring,
-        tasks: life.0.clone(),
-        stop: life.1.clone(),
+        scope: scope.clone(),
         quit: quit.clone(),
         store: Arc::new(store),
         contents: Mutex::new(contents),
@@ -155,7 +154,7 @@ impl StoreBootstrap {
             DirectoryKind::Webapp => None,
             DirectoryKind::Gateway => Some(UserDirectory::sharing(hasher, shared)),
         };
-        let started = shared.start((&self.tasks, &self.stop));
+        let started = shared.start(&self.scope);
         let started = self.quit.run_until_cancelled(started).await;
         started.ok_or(Error::Stopped)?.map_err(Error::SharedStore)?;
         let admin = match &users {
@@ -185,7 +184,12 @@ impl StoreBootstrap {
         let settings = &config.users;
         if let Some(shared) = self.store.shared() {
             let metrics = Arc::clone(metrics);
-            return Ok(TokenStore::sharing(shared, &self.tasks, settings, metrics));
+            return Ok(TokenStore::sharing(
+                shared,
+                &self.scope.tasks,
+                settings,
+                metrics,
+            ));
         }
         let store = Arc::clone(&self.store);
         let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
@@ -207,8 +211,8 @@ impl StoreBootstrap {
         if self.store.is_memory() {
             return;
         }
-        let (store, stop) = (Arc::clone(&self.store), self.stop.clone());
-        self.tasks.spawn("store watch", async move {
+        let (store, stop) = (Arc::clone(&self.store), self.scope.stop.clone());
+        self.scope.spawn("store watch", async move {
             let mut tick = interval(WATCHED_EVERY);
             tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
             loop {

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::Error;
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::listener::{self, ConnectionLimit, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Peer, Pipeline, Rejection, ResponseBody, SlowStreamWatchdog};
@@ -103,7 +103,7 @@ impl WorkerThreads {
 pub(super) fn start(
     gates: &[BoundListener],
     shared: &Arc<AppState>,
-    (tasks, stop): (&TaskSet, &ShutdownSignal),
+    scope: &TaskScope,
 ) -> Result<WorkerThreads, Error> {
     let count = shared.live.load().config.workers;
     let mut ends = Vec::with_capacity(count);
@@ -114,13 +114,16 @@ pub(super) fn start(
             .collect();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::Worker)?;
-        let tasks = tasks.apart(runtime.handle().clone());
-        let (shared, stop) = (Arc::clone(shared), stop.clone());
+        let scope = TaskScope {
+            tasks: scope.tasks.apart(runtime.handle().clone()),
+            stop: scope.stop.clone(),
+        };
+        let shared = Arc::clone(shared);
         let (ended, end) = oneshot::channel();
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                run(&runtime, doors, shared, (tasks, &stop));
+                run(&runtime, doors, shared, &scope);
                 // Drops what is left: requests in it write their access lines now.
                 runtime.shutdown_background();
                 let _ = ended.send(()); // nobody waits any more: nothing to tell
@@ -147,7 +150,7 @@ impl listener::RequestService for PipelineService {
     type Body = ResponseBody;
     type Future = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
 
-    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
+    fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         let pipeline = Arc::clone(&self.0);
         // Kept here, once: what comes after only looks at it.
         let (head, body) = request.into_parts();
@@ -164,36 +167,30 @@ impl listener::RequestService for PipelineService {
     }
 }
 
-fn run(
-    runtime: &Runtime,
-    doors: Vec<ListenerShare>,
-    shared: Arc<AppState>,
-    (tasks, stop): (TaskSet, &ShutdownSignal),
-) {
+fn run(runtime: &Runtime, doors: Vec<ListenerShare>, shared: Arc<AppState>, scope: &TaskScope) {
     runtime.block_on(async {
         let flows = SlowStreamWatchdog::default();
         // Its own stop: the watch must outlive the drain, and end with the last exchange.
         let watching = ShutdownSignal::default();
         let watch = flows.clone().watch(watching.clone());
-        let apart = tasks.apart(runtime.handle().clone());
+        let apart = scope.tasks.apart(runtime.handle().clone());
         apart.spawn("slow answers", watch);
-        let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
+        let pipeline = Arc::new(Pipeline::new(shared, scope.tasks.clone(), flows));
         for door in doors {
             let service = PipelineService(Arc::clone(&pipeline));
             let parts = listener::ListenerParts {
                 settings: door.settings,
                 tls: door.tls,
                 service,
-                tasks: tasks.clone(),
-                stop: stop.clone(),
+                scope: scope.clone(),
                 metrics: door.metrics,
-                slots: door.slots,
+                connection_limit: door.slots,
             };
-            tasks.spawn("listener", listener::serve(door.socket, parts));
+            scope.spawn("listener", listener::serve(door.socket, parts));
         }
         drop(pipeline);
-        stop.draining().await;
-        tasks.wait().await;
+        scope.stop.draining().await;
+        scope.tasks.wait().await;
         watching.abort();
     });
 }

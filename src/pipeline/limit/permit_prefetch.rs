@@ -10,7 +10,7 @@ use dashmap::DashMap;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::identity_hasher::BuildAsItIs;
+use crate::identity_hasher::BuildIdentityHasher;
 use crate::store::shared::SharedStore;
 
 /// What is taken at once covers this long at the steady rate.
@@ -25,7 +25,7 @@ const UNUSED: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct PermitPrefetch {
     store: Arc<SharedStore>,
-    each: DashMap<u64, Arc<KeyPermits>, BuildAsItIs>,
+    each: DashMap<u64, Arc<KeyPermits>, BuildIdentityHasher>,
     count: AtomicUsize,
     start: Instant,
     interval: Duration,

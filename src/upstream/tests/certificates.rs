@@ -239,7 +239,7 @@ async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
     let metrics = Arc::clone(&around.metrics);
     let upstream = around.open().unwrap();
     let connections =
-        UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+        UpstreamConnections::<Empty<Bytes>>::new(upstream, around.scope.tasks.clone(), metrics);
     let failure = connections.send(Request::new(Empty::new()), PATIENT).await;
     let failure = failure.unwrap_err();
     (failure.kind, chain(&failure))
@@ -343,8 +343,11 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
             around.settings.trust = Trust::Pins(vec![identity.pin()]);
             let metrics = Arc::clone(&around.metrics);
             let upstream = around.open().unwrap();
-            let connections =
-                UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+            let connections = UpstreamConnections::<Empty<Bytes>>::new(
+                upstream,
+                around.scope.tasks.clone(),
+                metrics,
+            );
             let response = connections.send(Request::new(Empty::new()), PATIENT).await;
             let outcome = response.unwrap().into_body().collect().await;
             assert_eq!(outcome.is_ok(), is_whole, "{head}");
@@ -376,7 +379,7 @@ async fn the_answer_to_a_login_is_read_the_same_way() {
                 "{answer}: {refused}"
             );
         }
-        around.stop.drain();
+        around.scope.stop.drain();
     }
     // The same with close_notify: there, an end is an end.
     let (head, _) = framed(&body)[4].clone();

@@ -63,7 +63,11 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = around.open().unwrap();
-    UpstreamConnections::new(upstream, around.tasks.clone(), Arc::clone(&around.metrics))
+    UpstreamConnections::new(
+        upstream,
+        around.scope.tasks.clone(),
+        Arc::clone(&around.metrics),
+    )
 }
 
 async fn text(response: Response<AnswerBody>) -> String {

@@ -21,7 +21,7 @@ async fn connections_for(answer: &'static str, pause: Duration) -> usize {
     around.settings.idle_timeout = Duration::from_secs(60);
     let upstream = around.open().unwrap();
     let metrics = Arc::clone(&around.metrics);
-    let connections = UpstreamConnections::new(upstream, around.tasks.clone(), metrics);
+    let connections = UpstreamConnections::new(upstream, around.scope.tasks.clone(), metrics);
     for _ in 0..2 {
         let request = Request::new(Full::<Bytes>::default());
         let response = connections.send(request, PATIENT).await.unwrap();
@@ -108,7 +108,7 @@ async fn an_idle_connection_is_closed_when_its_time_is_up_and_only_that_one() {
     around.settings.idle_timeout = Duration::from_secs(60);
     let upstream = around.open().unwrap();
     let metrics = Arc::clone(&around.metrics);
-    let connections = UpstreamConnections::new(upstream, around.tasks.clone(), metrics);
+    let connections = UpstreamConnections::new(upstream, around.scope.tasks.clone(), metrics);
     let plain = Request::new(Full::<Bytes>::default());
     let mut short = Request::new(Full::<Bytes>::default());
     short

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tollgate::config::{ServerAddress, SharedStoreConfig as Settings, StoreTls};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
 
@@ -15,8 +15,7 @@ use crate::harness::{Gateway, emulator, eventually};
 
 /// What a gate with these settings says it cannot have the store for: among it, this.
 pub(super) async fn trouble(settings: Settings, says: &str) -> String {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let stop = ShutdownSignal::default();
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
     let store = std::sync::Arc::new(SharedStore::new(settings, Metrics::new()));
     let seen = async {
         let mut said = None;
@@ -28,7 +27,7 @@ pub(super) async fn trouble(settings: Settings, says: &str) -> String {
         said.unwrap().to_string()
     };
     let said = tokio::select! {
-        started = store.start((&tasks, &stop)) => {
+        started = store.start(&scope) => {
             let why = started.expect_err("this store is none of ours").to_string();
             assert!(why.contains(says), "{why}");
             why
