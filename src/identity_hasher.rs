@@ -1,9 +1,9 @@
-//! A hasher for maps whose keys are digests or keyed hashes already: it uses the bits of the key.
-//! Only for keys that cannot be chosen from outside.
+//! A hasher for keys that are hashes already: digests, and keyed hashes. It passes the key's
+//! own bits through. Only for keys that a client cannot choose.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Returns the hashed number unchanged.
+/// Returns the `u64` that it was given.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IdentityHasher(u64);
 
@@ -11,7 +11,7 @@ pub type BuildIdentityHasher = BuildHasherDefault<IdentityHasher>;
 
 impl Hasher for IdentityHasher {
     fn write(&mut self, bytes: &[u8]) {
-        // Digests use `write_u64`; this is correct for other keys, but slower.
+        // Such keys are hashed by `write_u64`; other keys give a correct hash, only slower.
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }

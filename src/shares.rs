@@ -4,12 +4,14 @@
 //! the first clients hold, the next one still gets one. See `docs/FAIRNESS.md`.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher as _, Hash};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 use parking_lot::Mutex;
+
+use crate::identity_hasher::BuildIdentityHasher;
 
 /// How many times the number of free permits one client may hold.
 const HEADROOM: usize = 8;
@@ -43,28 +45,8 @@ impl ShareHasher {
     }
 }
 
-/// Hasher of maps by `ShareKey`, which is a hash already.
-#[derive(Debug, Default)]
-pub struct HashedKey(u64);
-
-impl Hasher for HashedKey {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-}
-
 /// A map with `ShareKey` as its key.
-pub type ByShareKey<T> = HashMap<ShareKey, T, BuildHasherDefault<HashedKey>>;
+pub type ByShareKey<T> = HashMap<ShareKey, T, BuildIdentityHasher>;
 
 /// The network that counts as one client if it has no other identity: an IPv4 address, or an IPv6
 /// /64, which is what a single host is usually assigned (RFC 6177).
@@ -141,7 +123,6 @@ impl SharePool {
         let pool = Arc::clone(self);
         Some(SharePermit { pool, key })
     }
-
 }
 
 impl SharePermit {

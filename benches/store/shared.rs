@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
 use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
+use tollgate::profiles::Role;
 use tollgate::store::shared::SharedStore;
 use tollgate::token::{GrantRequest, Token, TokenDigest, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 const TOKENS: usize = 100_000;
 const USERS: usize = 1000;

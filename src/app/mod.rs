@@ -36,7 +36,7 @@ pub use serve::serve;
 
 use crate::admin;
 use crate::config::Config;
-use crate::identity::{FirstAdmin, KeySet};
+use crate::identity::{FirstAdminStatus, KeySet};
 use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskScope};
 use crate::listener::ServerTls;
 use crate::metrics::Metrics;
@@ -69,7 +69,7 @@ pub struct BoundApp {
     parts: ControlParts,
     gates: Vec<BoundListener>,
     operator: SocketAddr,
-    first_admin: Option<FirstAdmin>,
+    first_admin: Option<FirstAdminStatus>,
     starting: ReadinessGuard,
     on_reload: Option<ConfigApplied>,
 }
@@ -253,7 +253,7 @@ impl BoundApp {
     }
 
     /// The first admin; if its password was made up just now, show it once.
-    pub fn take_first_admin(&mut self) -> Option<FirstAdmin> {
+    pub fn take_first_admin(&mut self) -> Option<FirstAdminStatus> {
         self.first_admin.take()
     }
 

@@ -13,11 +13,11 @@ use tracing::{info, warn};
 
 use super::Error;
 use crate::config::{self, Config, DirectoryKind, StorePlace};
-use crate::identity::{FirstAdmin, Hasher, KeyRing, UserDirectory};
+use crate::identity::{FirstAdminStatus, Hasher, KeyRing, UserDirectory};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
-use crate::store::{SealKey, SealingKeys, Store, StoreContents, TokenOrigin};
+use crate::store::{SealKey, SealingKeys, Store, StoreBackend, StoreContents, TokenOrigin};
 use crate::token::{RevokeCause, TokenStore};
 use crate::upstream::LeaseKeeper;
 
@@ -30,7 +30,7 @@ const SAID_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 /// The open store, and what was in it.
 #[derive(Debug)]
 pub(super) struct StoreBootstrap {
-    store: Arc<Store>,
+    store: StoreBackend,
     contents: Mutex<StoreContents>,
     seal: Option<Arc<SealingKeys>>,
     /// Of a shared store, which its copies must follow before it is connected.
@@ -48,10 +48,16 @@ pub(super) async fn open(
     quit: &CancellationToken,
 ) -> Result<StoreBootstrap, Error> {
     let (store, contents) = match &config.store.place {
-        StorePlace::Memory => (Store::Memory, StoreContents::default()),
+        StorePlace::Memory => (
+            StoreBackend::Local(Arc::new(Store::Memory)),
+            StoreContents::default(),
+        ),
         StorePlace::Shared(settings) => {
             let shared = SharedStore::new(settings.as_ref().clone(), Arc::clone(metrics));
-            (Store::Shared(Arc::new(shared)), StoreContents::default())
+            (
+                StoreBackend::Shared(Arc::new(shared)),
+                StoreContents::default(),
+            )
         }
         StorePlace::File(path) => {
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
@@ -62,7 +68,8 @@ pub(super) async fn open(
             let opened = opened.ok_or(Error::Stopped)?;
             let opened = opened.expect("opening catches what panics");
             let (store, contents) = opened.map_err(Error::Store)?;
-            (store.waiting(config.store.timeout), contents)
+            let store = Arc::new(store.with_timeout(config.store.timeout));
+            (StoreBackend::Local(store), contents)
         }
     };
     let ring = store.shared().map(KeyRing::sharing);
@@ -70,7 +77,7 @@ pub(super) async fn open(
         ring,
         scope: scope.clone(),
         quit: quit.clone(),
-        store: Arc::new(store),
+        store,
         contents: Mutex::new(contents),
         seal,
     })
@@ -102,8 +109,8 @@ async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<
 }
 
 /// A first admin whose password is new has no tokens of the password before it.
-pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &TokenStore) {
-    if let Some(FirstAdmin::Configured { username }) = first_admin {
+pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdminStatus>, tokens: &TokenStore) {
+    if let Some(FirstAdminStatus::Configured { username }) = first_admin {
         tokens.end_at_once(username, RevokeCause::Logout).await;
     }
 }
@@ -124,20 +131,21 @@ impl StoreBootstrap {
         part(&mut self.contents.lock())
     }
 
-    /// The directory; none when the Webapp owns the users.
+    /// The directory; None when the upstream owns the users.
     pub(super) async fn users(
         &self,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
-        if let Some(shared) = self.store.shared() {
-            return self.load_users(shared, settings).await;
-        }
-        if settings.directory == DirectoryKind::Webapp {
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdminStatus>), Error> {
+        let store = match &self.store {
+            StoreBackend::Shared(shared) => return self.load_users(shared, settings).await,
+            StoreBackend::Local(store) => store,
+        };
+        if settings.directory == DirectoryKind::Upstream {
             return Ok((None, None));
         }
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let records = self.take(|contents| std::mem::take(&mut contents.users));
-        let users = UserDirectory::open(settings, hasher, Arc::clone(&self.store), records);
+        let users = UserDirectory::open(settings, hasher, Arc::clone(store), records);
         let (users, admin) = users.await.map_err(Error::Users)?;
         Ok((Some(users), Some(admin)))
     }
@@ -148,10 +156,10 @@ impl StoreBootstrap {
         &self,
         shared: &Arc<SharedStore>,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdminStatus>), Error> {
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let users = match settings.directory {
-            DirectoryKind::Webapp => None,
+            DirectoryKind::Upstream => None,
             DirectoryKind::Gateway => Some(UserDirectory::sharing(hasher, shared)),
         };
         let started = shared.start(&self.scope);
@@ -182,17 +190,15 @@ impl StoreBootstrap {
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<TokenStore>, Error> {
         let settings = &config.users;
-        if let Some(shared) = self.store.shared() {
-            let metrics = Arc::clone(metrics);
-            return Ok(TokenStore::sharing(
-                shared,
-                &self.scope.tasks,
-                settings,
-                metrics,
-            ));
-        }
-        let store = Arc::clone(&self.store);
-        let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
+        let metrics = Arc::clone(metrics);
+        let store = match &self.store {
+            StoreBackend::Shared(shared) => {
+                let tasks = &self.scope.tasks;
+                return Ok(TokenStore::sharing(shared, tasks, settings, metrics));
+            }
+            StoreBackend::Local(store) => store,
+        };
+        let tokens = TokenStore::over(Arc::clone(store), settings, metrics);
         let known: Option<HashSet<String>> = users.map(UserDirectory::names);
         let origin = match &known {
             Some(_) => TokenOrigin::Minted,
@@ -202,16 +208,16 @@ impl StoreBootstrap {
         let loaded = self.quit.run_until_cancelled(tokens.load(origin, is_known));
         let loaded = loaded.await.ok_or(Error::Stopped)?;
         loaded.map_err(Error::Load)?;
-        self.watch();
+        self.watch(store);
         Ok(tokens)
     }
 
     /// Looks at a file's disk, so that one that hangs is told of though nobody asks.
-    fn watch(&self) {
-        if self.store.is_memory() {
+    fn watch(&self, store: &Arc<Store>) {
+        if store.is_memory() {
             return;
         }
-        let (store, stop) = (Arc::clone(&self.store), self.scope.stop.clone());
+        let (store, stop) = (Arc::clone(store), self.scope.stop.clone());
         self.scope.spawn("store watch", async move {
             let mut tick = interval(WATCHED_EVERY);
             tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -226,22 +232,21 @@ impl StoreBootstrap {
 
     /// The keys that were made at run time.
     pub(super) fn ring(&self) -> Arc<KeyRing> {
-        if let Some(ring) = &self.ring {
-            return Arc::clone(ring);
+        match (&self.ring, &self.store) {
+            (Some(ring), _) => Arc::clone(ring),
+            (None, StoreBackend::Shared(shared)) => KeyRing::sharing(shared),
+            (None, StoreBackend::Local(store)) => {
+                let records = self.take(|contents| std::mem::take(&mut contents.keys));
+                KeyRing::new(Arc::clone(store), records)
+            }
         }
-        let records = self.take(|contents| std::mem::take(&mut contents.keys));
-        KeyRing::new(Arc::clone(&self.store), records)
     }
 
     /// Keeps the upstream's token, where the operator has given a key to seal it with.
     pub(super) fn lease_keeper(&self) -> Option<LeaseKeeper> {
         let seal = self.seal.as_ref()?;
         let kept = self.take(|contents| contents.leases.clone());
-        Some(LeaseKeeper::new(
-            Arc::clone(&self.store),
-            Arc::clone(seal),
-            kept,
-        ))
+        Some(LeaseKeeper::new(self.store.clone(), Arc::clone(seal), kept))
     }
 
     pub(super) async fn close(&self) {

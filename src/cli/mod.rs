@@ -17,8 +17,8 @@ use crate::app::ExitOutcome;
 use crate::config;
 use crate::error_chain::causes;
 use crate::logging::LogHandle;
+use crate::profiles::check_password;
 use crate::secret::Secret;
-use crate::webapp::check_password;
 use crate::{app, identity, logging};
 use health::HealthQuestion;
 
@@ -34,7 +34,7 @@ Examples:
 Exit codes: 0 done, 1 failed (check: the file has problems), 2 wrong command line.
 A running gate reads its config file again when it changes, and on SIGHUP.";
 
-/// An authenticating gate in front of the WhatsApp Business API Webapp.
+/// An authenticating reverse proxy that logs in at the service behind it, once for all callers.
 #[derive(Debug, Parser)]
 #[command(name = "tollgate", version, after_help = EXAMPLES)]
 struct CliArguments {
@@ -80,7 +80,7 @@ enum CliCommand {
         #[command(subcommand)]
         command: store::StoreCommand,
     },
-    /// Run the pretend Webapp alone.
+    /// Run the emulated service alone.
     #[cfg(feature = "emulator")]
     Emulate,
 }
@@ -99,7 +99,7 @@ enum Error {
     #[error("no password on standard input")]
     Empty,
     #[error(transparent)]
-    Weak(#[from] crate::webapp::BadPassword),
+    Weak(#[from] crate::profiles::BadPassword),
     #[error("cannot hash the password")]
     Hash(#[source] identity::HashFailed),
     #[error("cannot use the store")]
@@ -270,7 +270,7 @@ mod tests {
             .nth(1)
             .unwrap();
         assert_eq!(key.len(), 4 + 43);
-        assert!(crate::webapp::API_KEY_LENGTH.contains(&key.len()));
+        assert!(crate::profiles::API_KEY_LENGTH.contains(&key.len()));
         let pasted = &text[text.find("[[api_key]]").unwrap()..];
         let config = format!(
             "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\

@@ -233,7 +233,7 @@ fn describe_users(page: &mut ConfigReport, users: &UsersConfig) {
             DirectoryKind::Gateway => {
                 format!("own; tokens live {lifetime}, {each} each, {all} in all")
             }
-            DirectoryKind::Webapp => {
+            DirectoryKind::Upstream => {
                 format!("the upstream's; {unknown}; {each} tokens each, {all} in all")
             }
         },

@@ -47,6 +47,7 @@ impl Config {
     }
 
     fn at_once(&self, new: &Self, found: &mut DifferenceList) {
+        found.note("profile", self.profile != new.profile, true);
         for (position, (old, new)) in self.listeners.iter().zip(&new.listeners).enumerate() {
             let key = format!("listener[{position}]");
             found.note(&key, old != new && old.address == new.address, true);

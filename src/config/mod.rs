@@ -8,9 +8,9 @@ mod display;
 mod file;
 mod pattern;
 mod problem;
-mod profile;
 mod reload;
 mod request_rules;
+mod shipped;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,7 +21,6 @@ pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{LoadedConfig, Problem, ProblemTable, Problems};
-pub use profile::whatsapp_routes;
 pub use reload::{
     ConfigWatcher, ReloadHandle, ReloadOutcome, ReloadRefused, ReloadRequests, WatcherGone,
     reloader,
@@ -30,6 +29,7 @@ pub use request_rules::{
     AddressBlock, AllowedFields, METHOD_PARAMETER, OVERRIDE_FIELDS, OverrideField, RequestRules,
     override_field,
 };
+pub use shipped::shipped_routes;
 pub use store::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
@@ -46,13 +46,16 @@ use std::time::Duration;
 use http::Method;
 use http::uri::PathAndQuery;
 
+pub use crate::profiles::UsersCall;
+use crate::profiles::{LoginDescription, Profile, Role};
 use crate::secret::SecretSource;
-use crate::webapp::Role;
 
 /// The whole effective configuration. Compare parts with `==` to see what a
 /// reload changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The kind of service behind the gateway; chooses the format of errors.
+    pub profile: &'static Profile,
     /// Request threads, each with its own runtime, sockets and upstream pool.
     pub workers: usize,
     pub listeners: Vec<Listener>,
@@ -120,8 +123,11 @@ pub struct Upstream {
     pub trust: Trust,
     /// The name the upstream's certificate must carry, when it is not the host's.
     pub server_name: Option<String>,
-    /// None: relay mode without API-key clients, or a Webapp that wants none.
+    /// None: clients log in at the upstream themselves and there are no API keys, or the upstream
+    /// needs no login.
     pub login: Option<Login>,
+    /// How that login is made, and how its token goes on requests; the profile's.
+    pub login_description: LoginDescription,
     /// Put on monitoring nodes in place of the session's bearer.
     pub api_key: Option<SecretSource>,
     /// Requests on their way at once; the rest queue.
@@ -176,7 +182,7 @@ pub struct Login {
     pub logins_per_hour: u32,
     /// For the whole login call.
     pub timeout: Duration,
-    /// A new login kills the token before it (Turn.io).
+    /// A new login ends the token before it.
     pub single_active_token: bool,
 }
 
@@ -189,7 +195,7 @@ pub struct ApiKey {
     /// Seconds since 1970.
     pub expires: Option<i64>,
     pub role: Role,
-    /// Empty: the monitoring nodes only, as at the Webapp.
+    /// Empty: the monitoring routes only.
     pub paths: Vec<PathPattern>,
     /// Empty: every method.
     pub methods: Vec<Method>,
@@ -255,17 +261,6 @@ pub enum Target {
     Closed,
 }
 
-/// The calls of the users node; the gate answers or watches each of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UsersCall {
-    Login,
-    Logout,
-    Create,
-    Show,
-    Change,
-    Delete,
-}
-
 /// A steady rate and how far it may be overdrawn at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quota {
@@ -280,8 +275,8 @@ pub struct Limits {
     pub logins_by_peer: Quota,
     /// One user name from one peer.
     pub logins_by_name: Quota,
-    /// Questions to the Webapp about unknown tokens of peers that have not brought a good
-    /// one lately, all together.
+    /// Requests to the upstream that check unknown tokens, for all peers together that have not
+    /// shown a valid one recently.
     pub unknown_tokens: Quota,
     pub unknown_tokens_by_peer: Quota,
     /// Keys one policy remembers; beyond it new keys share one bucket.
@@ -308,7 +303,7 @@ pub enum LimitKey {
     Client,
     /// One per peer address; IPv6 by /64.
     Peer,
-    /// One per route class, all clients together: the Webapp's own limits.
+    /// One per route class, all clients together: the upstream's own limits.
     Class,
 }
 
@@ -335,12 +330,12 @@ pub enum LogFormat {
     Text,
 }
 
-/// A pretend Webapp in this process, for the first run. Never for real use.
+/// The emulated service in this process, for the first run. Never for production.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Emulator {
     pub address: SocketAddr,
     pub control: SocketAddr,
-    /// Development certificates and the pretend Webapp's password are made here.
+    /// Development certificates and the emulated service's password are made here.
     pub folder: PathBuf,
     pub token_lifetime: Duration,
 }

@@ -23,7 +23,7 @@ pub enum BadPattern {
 }
 
 impl PathPattern {
-    /// Reads `/v1/media/{id}` or `/v1/groups/*`. A trailing slash is dropped.
+    /// Reads `/media/{id}` or `/groups/*`. A trailing slash is dropped.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         let rest = text.strip_prefix('/').ok_or(BadPattern::NoSlash)?;
         if rest.is_empty() {
@@ -42,7 +42,7 @@ impl PathPattern {
     }
 
     /// Whether a path's segments fit. The rest may be nothing: who closes or opens
-    /// `/v1/groups/*` means `/v1/groups` too.
+    /// `/groups/*` means `/groups` too.
     pub fn matches<'a>(&self, path: impl IntoIterator<Item = &'a str>) -> bool {
         let mut path = path.into_iter();
         for segment in &self.0 {
@@ -60,7 +60,7 @@ impl PathPattern {
 }
 
 /// A path's segment without escapes, as the upstream will read it. Compared as sent,
-/// `/v1/%73ettings` would pass by the rules of `/v1/settings`.
+/// `/%73ettings` would pass by the rules of `/settings`.
 pub fn plain(segment: &str) -> Cow<'_, str> {
     if !segment.contains('%') {
         return Cow::Borrowed(segment);

@@ -40,7 +40,7 @@ impl Default for UsersConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DirectoryKind {
     Gateway,
-    Webapp,
+    Upstream,
 }
 
 /// What happens to a token that the gate has never seen (directory = "webapp").

@@ -56,7 +56,11 @@ pub(super) struct SkippedEntry {
 impl SkippedEntry {
     pub(super) fn new(line: usize, entry: &str, reason: &'static str) -> Self {
         let entry = entry.escape_debug().take(100).collect();
-        Self { line, entry, reason }
+        Self {
+            line,
+            entry,
+            reason,
+        }
     }
 }
 

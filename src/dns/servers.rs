@@ -77,7 +77,8 @@ impl NameServers {
             }
             Err(mut lost) => {
                 // An error response says more than a missing one.
-                lost.failed.sort_by_key(|(_, failure)| is_unanswered(failure));
+                lost.failed
+                    .sort_by_key(|(_, failure)| is_unanswered(failure));
                 let first = lost.failed.into_iter().next();
                 Err(first.map_or(NetError::NoConnections, |(_, failure)| failure))
             }

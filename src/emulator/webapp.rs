@@ -22,8 +22,9 @@ use super::nodes::{self, Contacts, Kept, Media};
 use super::rate_limits::Buckets;
 use super::reply_body::Body;
 use super::webapp_state::WebappState;
+use crate::profiles::Role;
+use crate::profiles::whatsapp::ErrorCode;
 use crate::secret::Secret;
-use crate::webapp::{ErrorCode, Role};
 
 /// Everything it knows. Gone when it stops.
 pub(super) struct Webapp {

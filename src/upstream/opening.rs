@@ -37,7 +37,7 @@ impl<'a> UpstreamOpening<'a> {
     ) -> Self {
         Self {
             settings,
-            description: LoginDescription::whatsapp(),
+            description: settings.login_description.clone(),
             scope,
             metrics,
             keeper: None,

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::fair_queue::{ClientSlot, FairQueue, WaiterId};
 use crate::config;
 use crate::metrics::{GaugeGuard, Metrics};
-use crate::shares::{ShareHasher, ShareKey, SharePool, SharePermit};
+use crate::shares::{ShareHasher, ShareKey, SharePermit, SharePool};
 
 /// Of so many permits one is for monitoring alone.
 const PER_RESERVED: usize = 16;

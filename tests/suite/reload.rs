@@ -16,7 +16,7 @@ fn rewrite(gateway: &Gateway, from: &str, to: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_good_change_applies_by_itself_and_drops_no_request() {
+async fn a_good_change_applies_without_a_signal_and_drops_no_request() {
     let webapp = emulator().await;
     let setup = Setup::default().rest(&format!("{NO_LIMITS}\n[http]\nmin_body_rate = 0\n"));
     let gateway = Gateway::with(&webapp, setup).await;
@@ -44,7 +44,7 @@ async fn a_good_change_applies_by_itself_and_drops_no_request() {
         client.get("/v1/support").await.status() == 404
     })
     .await;
-    // A changed upstream is logged in to before requests go its way.
+    // The gate logs in at a changed upstream before it sends requests there.
     rewrite(&gateway, "[users]", "concurrency = 32\n\n[users]");
     eventually("the second reload", async || {
         gateway.metrics.reloads.value(ReloadResult::Applied) >= 2
@@ -86,14 +86,14 @@ async fn a_bad_file_is_refused_and_the_old_rules_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_that_cannot_be_made_whole_is_not_made_in_part() {
+async fn a_change_that_fails_in_part_is_not_applied_at_all() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let client = gateway.admin().await;
     let folder = gateway.folder.path();
-    // Good by itself: certificates of another authority, which the client does not know.
+    // A good part: certificates of another CA, which the client does not know.
     tollgate::emulator::certificates::make(&folder.join("other")).unwrap();
-    // Good only until somebody looks inside.
+    // A bad part: the content of this file is wrong.
     let broken = "-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n";
     std::fs::write(folder.join("broken.pem"), broken).unwrap();
     let good = std::fs::read_to_string(gateway.config_file()).unwrap();
@@ -114,7 +114,7 @@ async fn a_change_that_cannot_be_made_whole_is_not_made_in_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_upstream_takes_over_and_the_old_one_is_let_go() {
+async fn a_new_upstream_takes_over_and_the_old_one_is_released() {
     let (one, two) = (emulator().await, emulator().await);
     let gateway = Gateway::with(&one, Setup::default().rest(NO_LIMITS)).await;
     let client = gateway.admin().await;

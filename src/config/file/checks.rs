@@ -1,15 +1,11 @@
 //! Rules between sections, once each section makes sense by itself.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use super::report::ParseReport;
 use crate::config::{Access, Config, DirectoryKind, Login, Target, UnknownTokens, UsersCall};
 
-/// The token life of the Webapp itself (protocol sheet, section 5.1).
-const WEBAPP_TOKEN_LIFE: Duration = Duration::from_secs(7 * 86_400);
-
-pub(super) fn whole(report: &ParseReport<'_>, config: &Config) {
+pub(super) fn check_whole(report: &ParseReport<'_>, config: &Config) {
     addresses(report, config);
     credentials(report, config);
     probe(report, config);
@@ -45,7 +41,7 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && same_place
 }
 
-/// Whoever comes in without a token of the Webapp's needs a login of ours.
+/// Requests without a token of the upstream's own need a login of the gateway.
 fn credentials(report: &ParseReport<'_>, config: &Config) {
     let upstream = &config.upstream;
     let place = format!("upstream.{}", upstream.name);
@@ -71,7 +67,7 @@ fn credentials(report: &ParseReport<'_>, config: &Config) {
 fn probe(report: &ParseReport<'_>, config: &Config) {
     let users = &config.users;
     let is_asking = users.unknown_tokens == UnknownTokens::Ask;
-    if is_asking && users.directory == DirectoryKind::Webapp && config.upstream.probe.is_none() {
+    if is_asking && users.directory == DirectoryKind::Upstream && config.upstream.probe.is_none() {
         let reason = "\"ask\" needs a path that the upstream opens to good tokens only";
         let key = format!("upstream.{}.probe", config.upstream.name);
         let suggestion = format!("set {key} to such a path, or unknown_tokens = \"reject\"");
@@ -81,7 +77,9 @@ fn probe(report: &ParseReport<'_>, config: &Config) {
 
 fn renewal(report: &ParseReport<'_>, config: &Config, login: &Login) {
     let emulator = config.emulator.as_ref();
-    let life = emulator.map_or(WEBAPP_TOKEN_LIFE, |emulator| emulator.token_lifetime);
+    let life = emulator.map_or(config.profile.token_lifetime, |emulator| {
+        emulator.token_lifetime
+    });
     let key = |name: &str| format!("upstream.{}.{name}", config.upstream.name);
     let floor = key("renew_floor");
     if login.renew_floor > life / 2 && report.has(&floor) {

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::FileProfile;
 use super::section::{ConfigTable, ConfigValue};
 use super::value::{flag, many, name, number, quota, word};
 use crate::config::problem::nearest;
-use crate::config::profile::whatsapp_limits;
+use crate::config::shipped::shipped_limits;
 use crate::config::{DirectoryKind, Limit, LimitKey, Limits, Quota, Route};
+use crate::profiles::Profile;
 
 const KEYS: &[(&str, LimitKey)] = &[
     ("client", LimitKey::Client),
@@ -27,14 +27,11 @@ fn per(seconds: u64, requests: u32, burst: u32) -> Quota {
 
 pub(super) fn limits(
     root: &ConfigTable<'_>,
-    profile: FileProfile,
+    profile: &Profile,
     routes: &[Route],
     directory: DirectoryKind,
 ) -> Limits {
-    let shipped = match profile {
-        FileProfile::Whatsapp => whatsapp_limits(routes, directory),
-        FileProfile::None => Vec::new(),
-    };
+    let shipped = shipped_limits(profile, routes, directory);
     let mut limits = Limits {
         policies: policies(root, shipped, routes),
         logins_by_peer: per(60, 60, 20),

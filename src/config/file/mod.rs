@@ -27,6 +27,7 @@ use toml::de::DeTable;
 
 use super::problem::{LoadedConfig, Problem, Problems};
 use super::{Config, Emulator, Log, Upstream};
+use crate::profiles::Profile;
 use report::ParseReport;
 use section::ConfigTable;
 
@@ -45,13 +46,6 @@ pub const DEFAULT_FILE: &str = "config.toml";
 pub struct EmulatorAlone {
     pub emulator: Emulator,
     pub log: Log,
-}
-
-/// Which shipped route table and limits the file builds on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FileProfile {
-    Whatsapp,
-    None,
 }
 
 /// Reads and checks a config file. Fails with every problem at once.
@@ -159,11 +153,7 @@ pub(super) fn parse_with_keys(
 /// None only when something that cannot be left out is missing or wrong; that is
 /// then among the problems.
 fn config(root: &ConfigTable<'_>) -> Option<Config> {
-    const PROFILES: &[(&str, FileProfile)] = &[
-        ("whatsapp", FileProfile::Whatsapp),
-        ("none", FileProfile::None),
-    ];
-    let profile = root.or("profile", value::word(PROFILES), FileProfile::Whatsapp);
+    let profile = root.or("profile", value::word(Profile::BY_NAME), Profile::DEFAULT);
     let workers = root.or("workers", misc::workers, misc::cores());
 
     // First, because it says which files may still be missing.
@@ -183,6 +173,7 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
     let log = misc::log(root);
 
     let config = Config {
+        profile,
         workers,
         listeners,
         operator,
@@ -197,6 +188,6 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         log,
         emulator,
     };
-    checks::whole(root.report, &config);
+    checks::check_whole(root.report, &config);
     Some(config)
 }

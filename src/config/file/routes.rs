@@ -3,15 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::FileProfile;
 use super::request_rules::allow_fields;
 use super::section::{ConfigTable, ConfigValue};
 use super::value::{flag, many, method, name, pattern, size, some, span, span_or_none};
 use super::value::{text, word};
 use crate::config::problem::nearest;
-use crate::config::profile::whatsapp_routes;
+use crate::config::shipped::shipped_routes;
 use crate::config::{Access, AllowedFields, DirectoryKind, PathPattern, Route, Target, UsersCall};
-use crate::webapp::Role;
+use crate::profiles::{Profile, Role};
 
 const TARGETS: &[(&str, Target)] = &[
     ("upstream", Target::Upstream),
@@ -35,19 +34,16 @@ const ACCESS: &[(&str, Access)] = &[
 /// In match order: the file's own, then the profile's with the file's changes.
 pub(super) fn routes(
     root: &ConfigTable<'_>,
-    profile: FileProfile,
+    profile: &Profile,
     directory: DirectoryKind,
     allowed: &AllowedFields,
 ) -> Vec<Route> {
-    let mut shipped = match profile {
-        FileProfile::Whatsapp => whatsapp_routes(),
-        FileProfile::None => Vec::new(),
-    };
+    let mut shipped = shipped_routes(profile);
     for route in &mut shipped {
         route.allow_fields = allowed.clone();
     }
-    if directory == DirectoryKind::Webapp {
-        shipped.iter_mut().for_each(leave_roles_to_the_webapp);
+    if directory == DirectoryKind::Upstream {
+        shipped.iter_mut().for_each(leave_roles_to_upstream);
     }
     let mut own: Vec<Route> = Vec::new();
     let mut seen: Vec<Arc<str>> = Vec::new();
@@ -73,9 +69,9 @@ pub(super) fn routes(
     own
 }
 
-/// It knows the roles of its own users and checks them; a token that the gate has
-/// learned from a login says nothing about them.
-fn leave_roles_to_the_webapp(route: &mut Route) {
+/// The upstream knows the roles of its own users and checks them; a token that the gateway has
+/// learned from a login says nothing about roles.
+fn leave_roles_to_upstream(route: &mut Route) {
     if route.access == [Access::Role(Role::Admin)] {
         route.access.insert(0, Access::Token);
     }
@@ -90,7 +86,7 @@ fn added(
     let Some(path) = table.value("path") else {
         let names = shipped.iter().map(|route| route.name.as_ref());
         let meant = nearest(name, names).map(|meant| format!("did you mean route \"{meant}\"?"));
-        let suggestion = meant.unwrap_or_else(|| "add path = \"/v1/...\"".to_owned());
+        let suggestion = meant.unwrap_or_else(|| "add path = \"/...\"".to_owned());
         table.complain(
             "path",
             "is missing: no shipped route has this name",

@@ -12,7 +12,7 @@ use crate::config::{MasterDiscovery, ServerAddress, SharedStoreConfig, StoreTls}
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 /// A user's removal is remembered for an hour; no copy may be believed for longer.
-const MAX_STALE: Duration = Duration::from_secs(3600);
+const LONGEST_STALE: Duration = Duration::from_secs(3600);
 
 /// One address as written.
 #[derive(Clone, Debug)]
@@ -143,7 +143,7 @@ fn check(table: &ConfigTable<'_>, store: &SharedStoreConfig) {
             "add password = { file = \"...\" }",
         );
     }
-    if store.stale_for > MAX_STALE {
+    if store.stale_for > LONGEST_STALE {
         let reason = "must be an hour at most: so long a revoked token may live on at a gate \
                       that is cut off";
         table.complain("stale_for", reason, "");

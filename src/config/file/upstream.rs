@@ -8,16 +8,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
-use super::FileProfile;
 use super::places::{public_file, secret, secret_that};
 use super::section::{ConfigTable, ConfigValue};
 use super::units::parse_hex;
 use super::value::text;
 use super::value::{flag, is_name, number, share, size, some, span, span_or_none};
 use crate::config::{BaseAddress, Login, Trust, Upstream};
-use crate::webapp::API_KEY_LENGTH;
+use crate::profiles::{API_KEY_LENGTH, Profile};
 
-pub(super) fn upstream(root: &ConfigTable<'_>, profile: FileProfile) -> Option<Upstream> {
+pub(super) fn upstream(root: &ConfigTable<'_>, profile: &Profile) -> Option<Upstream> {
     let Some(all) = root.section("upstream") else {
         root.missing("upstream", "[upstream.main] with a url");
         return None;
@@ -37,7 +36,7 @@ pub(super) fn upstream(root: &ConfigTable<'_>, profile: FileProfile) -> Option<U
     one(name, table, profile)
 }
 
-fn one(name: &str, table: &ConfigTable<'_>, profile: FileProfile) -> Option<Upstream> {
+fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstream> {
     if !is_name(name) {
         table.complain(
             "",
@@ -45,7 +44,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: FileProfile) -> Option<Upst
             "",
         );
     }
-    let base = table.required("url", base, "\"https://webapp.internal:443\"");
+    let base = table.required("url", base, "\"https://service.internal:443\"");
     let plaintext = table.or("allow_plaintext", flag, false);
     if let Some(base) = base.as_ref().filter(|base| !base.tls && !plaintext)
         && !is_loopback(&base.host)
@@ -61,6 +60,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: FileProfile) -> Option<Upst
         trust: trust(table),
         server_name: table.read("server_name", server_name),
         login: login(table),
+        login_description: (profile.login)(),
         api_key: table.read(
             "api_key",
             secret_that(is_key_long, "must have 12 to 128 characters"),
@@ -75,7 +75,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: FileProfile) -> Option<Upst
         replay_limit: usize::try_from(replay_limit).unwrap_or(usize::MAX),
         probe: table
             .read("probe", probe)
-            .unwrap_or_else(|| shipped_probe(profile)),
+            .unwrap_or_else(|| profile.probe.map(PathAndQuery::from_static)),
         base: base?,
     };
     if !upstream.base.tls && (upstream.server_name.is_some() || table.has("ca")) {
@@ -90,7 +90,7 @@ fn is_key_long(key: &crate::secret::Secret) -> bool {
 
 /// The text is never repeated: it may hold a password.
 fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
-    let suggestion = "such as \"https://webapp.internal:443\"";
+    let suggestion = "such as \"https://service.internal:443\"";
     let bad = |reason: &str| {
         value.complain(reason, suggestion);
         None
@@ -169,14 +169,6 @@ fn pin(value: &ConfigValue<'_>) -> Option<[u8; 32]> {
     pin
 }
 
-/// What the profile knows to ask about a token.
-fn shipped_probe(profile: FileProfile) -> Option<PathAndQuery> {
-    match profile {
-        FileProfile::Whatsapp => Some(PathAndQuery::from_static("/v1/health")),
-        FileProfile::None => None,
-    }
-}
-
 /// A path, or "none"; so the result is None only for a value that is wrong.
 fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
     let text = text(value)?;
@@ -186,7 +178,7 @@ fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
     let is_plain = text.starts_with('/') && !text.contains('#');
     let path = text.parse().ok().filter(|_| is_plain);
     if path.is_none() {
-        let suggestion = "such as \"/v1/health\", or \"none\"";
+        let suggestion = "such as \"/health\", or \"none\"";
         value.complain("must be the path of a GET", suggestion);
     }
     path.map(Some)
@@ -197,7 +189,7 @@ fn server_name(value: &ConfigValue<'_>) -> Option<String> {
     if rustls::pki_types::ServerName::try_from(name.as_str()).is_err() {
         value.complain(
             "is no name that a certificate could carry",
-            "such as \"webapp\"",
+            "such as \"service\"",
         );
         return None;
     }
@@ -209,7 +201,7 @@ fn login(table: &ConfigTable<'_>) -> Option<Login> {
     let username = who
         .as_ref()
         .and_then(|who| who.required("username", username, "\"gateway\""));
-    let place = "{ file = \"/run/secrets/webapp\" }";
+    let place = "{ file = \"/run/secrets/password\" }";
     let password = who
         .as_ref()
         .and_then(|who| who.required("password", secret, place));

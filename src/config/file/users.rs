@@ -13,14 +13,14 @@ use crate::config::{
     ApiKey, AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
     UsersConfig,
 };
-use crate::webapp::{Role, check_name, check_password};
+use crate::profiles::{Role, check_name, check_password};
 
 const ROLES: &[(&str, Role)] = &[("user", Role::User), ("admin", Role::Admin)];
 
 pub(super) fn users(root: &ConfigTable<'_>) -> UsersConfig {
     const DIRECTORIES: &[(&str, DirectoryKind)] = &[
         ("gateway", DirectoryKind::Gateway),
-        ("webapp", DirectoryKind::Webapp),
+        ("webapp", DirectoryKind::Upstream),
     ];
     const UNKNOWN: &[(&str, UnknownTokens)] = &[
         ("reject", UnknownTokens::Reject),
@@ -70,8 +70,8 @@ fn check(table: &ConfigTable<'_>, users: &UsersConfig) {
             "set directory = \"webapp\" or \"reject\"",
         );
     }
-    if users.directory == DirectoryKind::Webapp && users.first_admin.is_some() {
-        let reason = "says nothing with directory = \"webapp\": the Webapp has the users";
+    if users.directory == DirectoryKind::Upstream && users.first_admin.is_some() {
+        let reason = "has no effect with directory = \"webapp\": the upstream has the users";
         table.warn("first_admin", reason, "");
     }
     let is_own = table.has("max_tokens_per_user");

@@ -302,7 +302,7 @@ pub(super) fn pattern(value: &ConfigValue<'_>) -> Option<PathPattern> {
         Err(error) => {
             value.complain(
                 &error.to_string(),
-                "such as \"/v1/media/{id}\" or \"/v1/groups/*\"",
+                "such as \"/media/{id}\" or \"/groups/*\"",
             );
             None
         }

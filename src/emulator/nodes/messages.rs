@@ -12,7 +12,7 @@ use super::super::node_call::Call;
 use super::super::node_reply::{Origin, Reply};
 use super::super::{hex, hold};
 use super::{either, missing, object, text};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 

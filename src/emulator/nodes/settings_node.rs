@@ -10,7 +10,7 @@ use super::super::node_call::Call;
 use super::super::node_reply::{Origin, Reply};
 use super::super::reply_body::Body;
 use super::{either, object, read, text};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 

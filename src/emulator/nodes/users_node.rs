@@ -19,11 +19,12 @@ use super::super::node_reply::{Origin, Reply, forbidden, overloaded, too_many, u
 use super::super::reply_body::Body;
 use super::super::webapp_state::WebappState;
 use super::{either, not_json, object, read, text};
-use crate::secret::Secret;
-use crate::webapp::{
-    BASIC_CHALLENGE, BasicCredentials, EnvelopeMeta, ErrorCode, LoginBody, UserEntry, check_name,
-    check_password, format_expiry, login_body, meta_reply, user_reply,
+use crate::profiles::whatsapp::{BASIC_CHALLENGE, ErrorCode, WEBAPP_META};
+use crate::profiles::{
+    BasicCredentials, LoginBody, UserEntry, check_name, check_password, format_expiry, login_body,
+    meta_reply, user_reply,
 };
+use crate::secret::Secret;
 
 const ORIGIN: Origin = Origin::Webapp;
 
@@ -188,7 +189,7 @@ fn logout(webapp: &WebappState, call: &Call) -> Reply {
                 .revoke(bearer(&call.headers).unwrap_or_default());
         }
     }
-    Reply::text(ORIGIN, StatusCode::OK, meta_reply(EnvelopeMeta::WEBAPP))
+    Reply::text(ORIGIN, StatusCode::OK, meta_reply(Some(WEBAPP_META)))
 }
 
 async fn create(webapp: &WebappState, incoming: Incoming) -> Result<Reply, Reply> {
@@ -218,11 +219,7 @@ fn show(webapp: &WebappState, name: &str) -> Reply {
         username: name,
         role,
     };
-    Reply::text(
-        ORIGIN,
-        StatusCode::OK,
-        user_reply(entry, EnvelopeMeta::WEBAPP),
-    )
+    Reply::text(ORIGIN, StatusCode::OK, user_reply(entry, Some(WEBAPP_META)))
 }
 
 async fn change(webapp: &WebappState, name: &str, incoming: Incoming) -> Result<Reply, Reply> {
@@ -252,7 +249,7 @@ fn entry(username: &str, status: StatusCode) -> Reply {
         username,
         role: None,
     };
-    Reply::text(ORIGIN, status, user_reply(entry, EnvelopeMeta::WEBAPP))
+    Reply::text(ORIGIN, status, user_reply(entry, Some(WEBAPP_META)))
 }
 
 fn unknown() -> Reply {

@@ -10,7 +10,7 @@ use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::GaugeGuard;
-use crate::shares::{SharePool, SharePermit, network};
+use crate::shares::{SharePermit, SharePool, network};
 
 /// How many connections one listener may have at once, over all workers.
 #[derive(Debug)]

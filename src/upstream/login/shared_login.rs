@@ -27,8 +27,8 @@ use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 use crate::store::SealedBytes;
 use crate::store::shared::{
-    LeaseAt, LoginLock, LoginTurn, PublishOutcome, Replica, SharedChange, SharedStore,
-    StateSnapshotItem,
+    LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome, Replica, SharedChange,
+    SharedStore, StateSnapshotItem,
 };
 use crate::upstream::sync::lock;
 
@@ -40,7 +40,7 @@ const SOON: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(in crate::upstream) struct SharedLogin {
     shared: Arc<SharedStore>,
-    bell: Arc<LeaseFollower>,
+    bell: Arc<LeaseReplica>,
     /// When the newest lease is to be renewed.
     renew: Option<Deadline>,
     /// Refused here, and the store has not heard it yet.
@@ -53,7 +53,7 @@ pub(in crate::upstream) struct SharedLogin {
 
 /// Hears of a new lease, and knows the last one.
 #[derive(Debug)]
-struct LeaseFollower {
+struct LeaseReplica {
     upstream: Arc<str>,
     session: Arc<Session>,
     has_rung: AtomicBool,
@@ -68,7 +68,7 @@ struct LatestLease {
     sealed: SealedBytes,
 }
 
-impl LeaseFollower {
+impl LeaseReplica {
     fn ring(&self) {
         self.has_rung.store(true, Ordering::Release);
         self.session.wake.notify_one();
@@ -80,18 +80,18 @@ impl LeaseFollower {
     }
 }
 
-impl Replica for LeaseFollower {
+impl Replica for LeaseReplica {
     fn apply(&self, change: &SharedChange, _: u64) {
         if matches!(change, SharedChange::Lease(upstream) if *upstream == self.upstream) {
             self.ring();
         }
     }
 
-    fn doubt(&self, _: u64) {
+    fn invalidate(&self, _: u64) {
         self.ring();
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         let latest = self.latest.lock();
         let Some(latest) = latest.clone().filter(|latest| !latest.ends.has_passed()) else {
             return;
@@ -114,14 +114,14 @@ impl SharedLogin {
         session: &Arc<Session>,
     ) -> Option<Self> {
         let shared = place.shared()?;
-        let bell = Arc::new(LeaseFollower {
+        let bell = Arc::new(LeaseReplica {
             upstream: Arc::clone(upstream),
             session: Arc::clone(session),
             has_rung: AtomicBool::new(false),
             latest: Mutex::default(),
         });
-        let follower: Weak<LeaseFollower> = Arc::downgrade(&bell);
-        shared.follow(follower);
+        let follower: Weak<LeaseReplica> = Arc::downgrade(&bell);
+        shared.add_replica(follower);
         Some(Self {
             shared: Arc::clone(shared),
             bell,
@@ -189,8 +189,11 @@ impl Renewer {
             LoginCause::Renewal | LoginCause::Unproven => plan.settings.logins_per_hour,
             LoginCause::Refusal => most_for_refusals(plan.settings.logins_per_hour),
         };
-        let pace = (plan.settings.min_login_interval, per_hour);
-        match common.shared.login_turn(&self.upstream, known, pace).await {
+        let limit = LoginRateLimit {
+            min_interval: plan.settings.min_login_interval,
+            per_hour,
+        };
+        match common.shared.login_turn(&self.upstream, known, limit).await {
             Ok(LoginTurn::Ours(login)) => self.log_in_for_all(common, &login, cause).await,
             Ok(LoginTurn::Newer) => at_once(),
             Ok(LoginTurn::Busy(left)) => {
@@ -324,10 +327,9 @@ impl Renewer {
             return self.blocked(LoginFailure::Unusable, LOOK_AGAIN);
         };
         let single = self.plan().settings.single_active_token;
-        let lease = (granted.left, &sealed);
         let published = common
             .shared
-            .publish(&self.upstream, login, single, lease)
+            .publish(&self.upstream, login, single, granted.left, &sealed)
             .await;
         let number = match published {
             Ok(PublishOutcome::Current(generation)) => {

@@ -361,7 +361,7 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
 #[tokio::test]
 async fn the_answer_to_a_login_is_read_the_same_way() {
     let identity = Identity::of("127.0.0.1");
-    let end = crate::webapp::format_expiry(crate::clock::unix_seconds() + 86_400);
+    let end = crate::profiles::format_expiry(crate::clock::unix_seconds() + 86_400);
     let body = format!(r#"{{"users":[{{"token":"t","expires_after":"{end}"}}],"meta":{{}}}}"#);
     for (answer, is_whole) in framed(&body) {
         let address = ending_abruptly(&identity, answer.clone()).await;

@@ -54,7 +54,7 @@ impl Gate {
         };
         let plan = LoginPlan {
             settings: settings.clone(),
-            description: LoginDescription::whatsapp(),
+            description: crate::profiles::whatsapp::login_description(),
             has_probe: world.character.has_probe,
             calls: Box::new(Calls(Arc::clone(world))),
         };
@@ -69,7 +69,7 @@ impl Gate {
             session: Arc::clone(&session),
             phase,
             plan: followed,
-            budget: Arc::new(Mutex::new(budget)),
+            budget: Arc::new(parking_lot::Mutex::new(budget)),
             failures: 0,
             unaccepted: 0,
             not_before: None,
