@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::clock;
 use crate::config::ApiKey;
+use crate::profiles::API_KEY_LENGTH;
 use crate::secret::Secret;
-use crate::webapp::API_KEY_LENGTH;
 
 /// The valid keys by digest. Key texts are not kept, so a dump of this process holds none, and
 /// finding a key by digest leaks nothing of its text through timing.
@@ -109,7 +109,7 @@ pub fn mint_key() -> Secret {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::webapp::Role;
+    use crate::profiles::Role;
 
     pub(in crate::identity) fn key(name: &str, text: &str) -> ApiKey {
         ApiKey {

@@ -12,10 +12,10 @@ use super::key_replica::KeyReplica;
 use super::ring_state::{RingState, api_key};
 use super::{KeyRefused, KeySet, mint_key};
 use crate::config::{ApiKey, PathPattern, Quota};
+use crate::profiles::Role;
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
 use crate::store::{KeyRecord, RecordDigest, Store, StoreBackend, StoreChange, StoreUnavailable};
-use crate::webapp::Role;
 
 /// Maximum number of keys.
 const MAX_KEYS: usize = 10_000;

@@ -29,8 +29,8 @@ use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
 use crate::config::ApiKey;
+use crate::profiles::Role;
 use crate::secret::Secret;
-use crate::webapp::Role;
 
 /// Who calls: the result of authentication.
 #[derive(Clone, Debug)]

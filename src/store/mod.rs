@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::metrics::Metrics;
-use crate::webapp::Role;
+use crate::profiles::Role;
 use shared::SharedStore;
 
 /// How long a caller waits for a change, unless the configuration says otherwise.

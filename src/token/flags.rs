@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::webapp::Role;
+use crate::profiles::Role;
 
 const ROLE: u8 = 0b0011;
 const USED: u8 = 0b0100;

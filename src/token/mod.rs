@@ -39,10 +39,10 @@ use crate::config;
 use crate::identity::random_text;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{Metrics, TokenEvent};
+use crate::profiles::Role;
 use crate::secret::Secret;
 use crate::store::shared::{EntryRevision, SharedStore};
 use crate::store::{Store, StoreUnavailable};
-use crate::webapp::Role;
 
 /// Opaque text that the gateway mints: `tg_` and 256 random bits.
 #[derive(Clone, Debug)]

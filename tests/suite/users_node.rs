@@ -343,5 +343,5 @@ async fn without_a_configured_admin_one_is_created_and_its_password_shown_once()
         other => panic!("not made up: {other:?}"),
     };
     assert!(bound.take_first_admin().is_none(), "once");
-    tollgate::webapp::check_password(&admin.password).unwrap();
+    tollgate::profiles::check_password(&admin.password).unwrap();
 }

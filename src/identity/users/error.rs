@@ -1,9 +1,9 @@
 //! Errors of the user directory.
 
 use crate::identity::{HashFailed, HasherBusy, UnusableHash};
+use crate::profiles::{BadName, BadPassword};
 use crate::secret;
 use crate::store::StoreUnavailable;
-use crate::webapp::{BadName, BadPassword};
 
 /// Why the directory could not be opened.
 #[derive(Debug, thiserror::Error)]

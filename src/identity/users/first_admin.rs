@@ -16,9 +16,9 @@ use super::{DirectoryState, DirectoryUser, Error, UserDirectory, UserRevision};
 use crate::config::{self, FirstPassword};
 use crate::identity::password::PasswordVerdict;
 use crate::identity::{Hasher, PasswordHash};
+use crate::profiles::{self, Role};
 use crate::secret::Secret;
 use crate::store::{PhcText, Store, StoreBackend, UserRecord};
-use crate::webapp::{self, Role};
 
 /// Name of the first admin if the configuration gives none; the Webapp's default.
 const DEFAULT_NAME: &str = "admin";
@@ -90,7 +90,7 @@ impl UserDirectory {
                 None => self.generate().await,
             };
         };
-        webapp::check_name(&configured_admin.username)?;
+        profiles::check_name(&configured_admin.username)?;
         let known = self.read().users.get(&configured_admin.username).cloned();
         let is_known = known.as_ref().is_some_and(|user| user.is_first_admin);
         let configured = known.as_ref().and_then(|user| user.configured.clone());
@@ -216,7 +216,7 @@ impl UserDirectory {
                 let password = source.read()?;
                 // A password that must be changed at once may be as weak as a factory default.
                 if !must_change {
-                    webapp::check_password(&password)?;
+                    profiles::check_password(&password)?;
                 }
                 Ok(self.hasher.hash(password).await?)
             }
@@ -273,7 +273,7 @@ pub(super) fn random_password() -> Secret {
         }
         let password = Secret::new(text.as_str());
         // Sometimes 24 characters contain no digit, which the rule requires.
-        if text.len() == 27 && webapp::check_password(&password).is_ok() {
+        if text.len() == 27 && profiles::check_password(&password).is_ok() {
             return password;
         }
     }

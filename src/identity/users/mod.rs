@@ -19,9 +19,9 @@ use tokio::sync::Mutex;
 
 use super::password::PasswordVerdict;
 use super::{Hasher, PasswordHash};
+use crate::profiles::{self, Role};
 use crate::secret::Secret;
 use crate::store::{PhcText, StoreBackend, UserRecord};
-use crate::webapp::{self, Role};
 
 /// Maximum length in bytes of a password that is checked. The rule allows 64 characters.
 const MAX_PASSWORD_BYTES: usize = 1024;
@@ -143,8 +143,8 @@ impl UserDirectory {
         password: Secret,
         role: Role,
     ) -> Result<(), CreateError> {
-        webapp::check_name(name)?;
-        webapp::check_password(&password)?;
+        profiles::check_name(name)?;
+        profiles::check_password(&password)?;
         if self.show(name).is_some() {
             return Err(CreateError::Exists);
         }
@@ -192,7 +192,7 @@ impl UserDirectory {
         by: ChangedBy<'_>,
     ) -> Result<(), ChangeError> {
         let before = self.revision(name).ok_or(ChangeError::Unknown)?;
-        webapp::check_password(&password)?;
+        profiles::check_password(&password)?;
         let hash = Arc::new(self.hasher.hash(password).await?);
         let change = self.begin_change().await?;
         // A user deleted and created again meanwhile is another user.

@@ -72,7 +72,7 @@ async fn without_a_first_admin_one_is_made_and_its_password_given_out_once() {
         panic!("{generated:?}");
     };
     assert_eq!(generated.username, "admin");
-    assert!(webapp::check_password(&generated.password).is_ok());
+    assert!(profiles::check_password(&generated.password).is_ok());
     let verified = users.verify("admin", generated.password).await.unwrap();
     assert_eq!((verified.role, verified.must_change), (Role::Admin, false));
 }
@@ -84,7 +84,7 @@ fn a_made_up_password_meets_the_rule_and_never_repeats() {
         .collect();
     assert_eq!(made.len(), 200);
     for password in made {
-        assert!(webapp::check_password(&Secret::new(password)).is_ok());
+        assert!(profiles::check_password(&Secret::new(password)).is_ok());
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::client::script;
 use super::{ScriptCall, SharedStore};
+use crate::profiles::Role;
 use crate::store::{RecordDigest, StoreUnavailable, TokenOrigin};
-use crate::webapp::Role;
 
 /// The kind of a token, written as two letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tollgate::profiles::Role;
 use tollgate::store::shared::{
     EntryChange, InsertOutcome, LoginRateLimit, LoginTurn, PermitRate, PublishOutcome, Replica,
     SharedChange, SharedStore, StateSnapshotItem, TokenInsert, TokenKind,
 };
 use tollgate::store::{RecordDigest, SealedBytes, TokenOrigin};
-use tollgate::webapp::Role;
 
 use super::{open, settings};
 use crate::harness::eventually;
@@ -40,13 +40,13 @@ pub(super) fn is_placed(outcome: &InsertOutcome) -> bool {
 
 /// Records the changes that it receives, and returns the facts that the test sets.
 #[derive(Debug, Default)]
-struct Heard {
+struct RecordingReplica {
     changes: Mutex<Vec<SharedChange>>,
     doubts: Mutex<Vec<u64>>,
     facts: Mutex<Vec<StateSnapshotItem>>,
 }
 
-impl Replica for Heard {
+impl Replica for RecordingReplica {
     fn apply(&self, change: &SharedChange, _: u64) {
         self.changes.lock().unwrap().push(change.clone());
     }
@@ -60,14 +60,14 @@ impl Replica for Heard {
     }
 }
 
-fn heard(store: &SharedStore) -> Arc<Heard> {
-    let heard = Arc::new(Heard::default());
+fn heard(store: &SharedStore) -> Arc<RecordingReplica> {
+    let heard = Arc::new(RecordingReplica::default());
     let follower = Arc::downgrade(&heard);
     store.add_replica(follower);
     heard
 }
 
-fn has(heard: &Heard, is_it: impl Fn(&SharedChange) -> bool) -> bool {
+fn has(heard: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool {
     heard.changes.lock().unwrap().iter().any(is_it)
 }
 
