@@ -34,7 +34,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// Why the store could not be opened, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("cannot use the store {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot use the store {}: {source}{}", path.display(), advice(source))]
     Io {
         path: PathBuf,
         source: std::io::Error,
@@ -71,7 +71,7 @@ pub enum OpenError {
     Gone { path: PathBuf },
 }
 
-fn hint(source: &std::io::Error) -> &'static str {
+fn advice(source: &std::io::Error) -> &'static str {
     match source.kind() {
         ErrorKind::NotFound => "; make its folder, or choose another [store] path",
         ErrorKind::PermissionDenied => "; the gate's user must own the file and its folder",

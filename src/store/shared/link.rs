@@ -19,7 +19,8 @@ use super::client::server_error::describe;
 use super::client::{endpoint, eviction, script};
 use super::entry::SharedEntry;
 use super::{
-    CommandConnection, EvictingServer, SharedChange, SharedStore, StoreConnection, StoreDown,
+    CommandConnection, EvictingServer, SharedChange, SharedOpenError, SharedStore, StoreConnection,
+    StoreDown,
 };
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskScope};
@@ -39,23 +40,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// The server remembers a user's removal this long (`end.lua`). A gateway that was away for longer
 /// must not restore users.
 const REMOVAL_RETENTION: Duration = Duration::from_secs(3600);
-
-/// Why the store could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("the store at {endpoint} cannot be used: {reason}")]
-pub struct SharedOpenError {
-    endpoint: String,
-    reason: Arc<str>,
-}
-
-impl SharedOpenError {
-    pub(super) fn new(settings: &config::SharedStoreConfig, reason: Arc<str>) -> Self {
-        Self {
-            endpoint: settings.to_string(),
-            reason,
-        }
-    }
-}
 
 /// Why a connection was given up.
 #[derive(Debug, thiserror::Error)]

@@ -23,7 +23,6 @@ pub use change::{Replica, RevokedUpTo, SharedChange};
 pub use client::eviction::{EvictingServer, EvictionFound};
 pub use entry::{EntryRevision, SharedEntry};
 pub use lease::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome};
-pub use link::SharedOpenError;
 pub use permits::{GrantedPermits, PermitRate};
 pub use snapshot::StateSnapshotItem;
 pub use tokens::{InsertOutcome, SharedGrant, TokenInsert, TokenKind};
@@ -77,6 +76,23 @@ pub struct SharedStore {
     /// At the first connection the server evicts keys, so the gateway must not start.
     is_refused: AtomicBool,
     metrics: Arc<Metrics>,
+}
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("the store at {endpoint} cannot be used: {reason}")]
+pub struct SharedOpenError {
+    endpoint: String,
+    reason: Arc<str>,
+}
+
+impl SharedOpenError {
+    fn new(settings: &config::SharedStoreConfig, reason: Arc<str>) -> Self {
+        Self {
+            endpoint: settings.to_string(),
+            reason,
+        }
+    }
 }
 
 /// A working connection, and the id of the store behind it.

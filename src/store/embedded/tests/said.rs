@@ -81,7 +81,7 @@ async fn a_store_that_was_not_left_cleanly_says_that_it_is_checked_and_how_far_t
 }
 
 #[tokio::test]
-async fn a_load_that_nobody_waits_for_any_more_ends_soon() {
+async fn a_load_whose_caller_has_left_ends_soon() {
     let engine = start(&Disk::laid_out()).unwrap();
     for number in 0..200 {
         commit(&engine, put(number, "anna")).await.unwrap();
