@@ -41,7 +41,7 @@ pub(in crate::listener) struct ConnectionActivity {
     /// Since when the peer has not taken any bytes.
     blocked_since: AtomicU64,
     /// Response bodies that are not polled until the peer takes bytes.
-    blocked_bodies: Mutex<Vec<Waker>>,
+    pub(in crate::listener) blocked_bodies: Mutex<Vec<Waker>>,
     closing_since: AtomicU64,
     /// Time of the last bytes received since then.
     last_received: AtomicU64,
