@@ -275,8 +275,8 @@ pub(super) mod tests {
                 "{text}"
             );
         }
-        assert!(!PasswordHash::of_nobody().is_outdated());
-        let debug = format!("{:?}", PasswordHash::of_nobody());
+        assert!(!PasswordHash::unmatchable().is_outdated());
+        let debug = format!("{:?}", PasswordHash::unmatchable());
         assert_eq!(debug, "[password hash]");
     }
 

@@ -264,7 +264,7 @@ async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
     let job = WriterJob::Load(intake, Arc::clone(&progress), answer);
     engine.jobs.send(job).unwrap();
     assert_eq!(answered.await.unwrap().unwrap().live, COUNT);
-    let (megabytes, rows, total) = progress.so_far();
+    let (megabytes, rows, total) = progress.current();
     assert_eq!((rows, total), (COUNT, COUNT));
     assert_eq!(megabytes > 0, threads_for(COUNT as usize) > 1);
 }
