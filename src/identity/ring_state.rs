@@ -30,7 +30,8 @@ pub(super) fn api_key(record: KeyRecord) -> Option<ApiKey> {
     };
     let (Some(paths), Some(methods), Some(limit)) = (paths.collect(), methods.collect(), limit)
     else {
-        warn!(key = %record.name, "an API key in the store has an unknown form; requests with it are refused");
+        warn!(key = %record.name, "an API key in the store has an unknown form; requests with \
+             it are refused");
         return None;
     };
     Some(ApiKey {

@@ -103,7 +103,8 @@ impl TokenStore {
         }
         let change = StoreChange::RemoveGrant((*digest).into());
         if let Err(error) = store.commit(change).await {
-            warn!(%error, "a refused token is revoked in memory but not in the store; it is live again after a restart");
+            warn!(%error, "a refused token is revoked in memory but not in the store; it is \
+                 live again after a restart");
         }
         drop(guard);
         was_live
@@ -117,7 +118,8 @@ impl TokenStore {
                 true
             }
             Err(error) => {
-                warn!(%error, "a refused token is revoked at this gateway but not in the shared store; other gateways still accept it");
+                warn!(%error, "a refused token is revoked at this gateway but not in the shared \
+                     store; other gateways still accept it");
                 true
             }
         }
@@ -173,7 +175,8 @@ impl TokenStore {
         let change = self.end_change(&user.into(), cause);
         let count = self.count_revoked(end(&self.memory, user, cause));
         if let Err(error) = store.commit(change).await {
-            warn!(%error, "tokens are revoked in memory but not in the store; they are live again after a restart");
+            warn!(%error, "tokens are revoked in memory but not in the store; they are live \
+                 again after a restart");
         }
         drop(guard);
         count
@@ -184,7 +187,8 @@ impl TokenStore {
         match replica.end(user, cause).await {
             Ok(count) => count.max(local),
             Err(error) => {
-                warn!(%error, "tokens are revoked at this gateway but not in the shared store; other gateways still accept them");
+                warn!(%error, "tokens are revoked at this gateway but not in the shared store; \
+                     other gateways still accept them");
                 local
             }
         }

@@ -229,7 +229,8 @@ impl EmbeddedStore {
     /// waiting thread behind: the runtime would wait for it when it shuts down.
     pub async fn close(&self) {
         if timeout(self.timeout, self.request_close()).await.is_err() {
-            error!(path = %self.path.display(), "closed without waiting for the disk, which is not responding; queued changes may be lost");
+            error!(path = %self.path.display(), "closed without waiting for the disk, which is \
+                 not responding; queued changes may be lost");
         }
     }
 

@@ -78,7 +78,8 @@ fn warn_if_clock_was_set_back(txn: &ReadTransaction) -> Result<(), redb::Error> 
     if behind > MIN_SET_BACK_MILLIS {
         warn!(
             seconds = behind / 1000,
-            "this host's clock is behind the store's last change; stored tokens expire that much later"
+            "this host's clock is behind the store's last change; stored tokens expire that \
+                 much later"
         );
     }
     Ok(())
