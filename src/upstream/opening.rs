@@ -12,8 +12,8 @@ use super::own_requests::OwnRequests;
 use super::transport::dialer::Dialer;
 use super::{Error, Upstream};
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::Metrics;
+use crate::lifecycle::TaskScope;
+use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::via::GatewayVia;
 
 /// An upstream to be opened.
@@ -21,8 +21,7 @@ use crate::via::GatewayVia;
 pub struct UpstreamOpening<'a> {
     pub(super) settings: &'a config::Upstream,
     pub(super) description: LoginDescription,
-    pub(super) tasks: &'a TaskSet,
-    pub(super) stop: &'a ShutdownSignal,
+    pub(super) scope: &'a TaskScope,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) keeper: Option<LeaseKeeper>,
     pub(super) before: Option<&'a Upstream>,
@@ -33,15 +32,13 @@ pub struct UpstreamOpening<'a> {
 impl<'a> UpstreamOpening<'a> {
     pub fn new(
         settings: &'a config::Upstream,
-        tasks: &'a TaskSet,
-        stop: &'a ShutdownSignal,
+        scope: &'a TaskScope,
         metrics: &'a Arc<Metrics>,
     ) -> Self {
         Self {
             settings,
-            description: LoginDescription::whatsapp(),
-            tasks,
-            stop,
+            description: settings.login_description.clone(),
+            scope,
             metrics,
             keeper: None,
             before: None,
@@ -112,7 +109,12 @@ impl<'a> UpstreamOpening<'a> {
     }
 
     /// What requests of the gate itself need.
-    pub(super) fn own_requests(&self, host: &HeaderValue, dialer: &Arc<Dialer>) -> OwnRequests {
+    pub(super) fn own_requests(
+        &self,
+        host: &HeaderValue,
+        dialer: &Arc<Dialer>,
+        metrics: &Arc<UpstreamMetrics>,
+    ) -> OwnRequests {
         let settings = self.settings;
         let known = self.before.and_then(|before| before.health_for(settings));
         let via = self.via.clone().unwrap_or_else(GatewayVia::random);
@@ -120,7 +122,7 @@ impl<'a> UpstreamOpening<'a> {
             dialer: Arc::clone(dialer),
             host: host.clone(),
             via: via.value(Version::HTTP_11).clone(),
-            health: known.unwrap_or_else(|| UpstreamHealth::new(&settings.name, self.metrics)),
+            health: known.unwrap_or_else(|| UpstreamHealth::new(&settings.name, metrics)),
             probe: settings.probe.clone(),
             patience: settings.first_byte_timeout,
         }

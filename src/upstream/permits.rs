@@ -10,8 +10,8 @@ use tokio::time::{Instant, timeout};
 
 use super::fair_queue::{ClientSlot, FairQueue, WaiterId};
 use crate::config;
-use crate::metrics::{GaugeGuard, Metrics};
-use crate::shares::{ShareHasher, ShareKey, SharePool, SharedPlace};
+use crate::metrics::{GaugeGuard, UpstreamMetrics};
+use crate::shares::{ShareHasher, ShareKey, SharePermit, SharePool};
 
 /// Of so many permits one is for monitoring alone.
 const PER_RESERVED: usize = 16;
@@ -35,7 +35,7 @@ pub struct UpstreamPermits {
     hasher: ShareHasher,
     stalled: Arc<SharePool>,
     most_stalled: usize,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 /// Leave to have one request at the upstream; drop it when the answer has ended.
@@ -50,7 +50,7 @@ pub struct UpstreamPermit {
 #[derive(Debug)]
 pub struct StalledPlace {
     permits: Arc<UpstreamPermits>,
-    place: SharedPlace,
+    place: SharePermit,
     _counted: GaugeGuard,
 }
 
@@ -62,7 +62,7 @@ struct QueuedRequest {
 }
 
 impl UpstreamPermits {
-    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<UpstreamMetrics>) -> Arc<Self> {
         let permits = settings.concurrency;
         let reserve = match permits {
             ..LEAST_WITH_RESERVE => 0,

@@ -298,7 +298,7 @@ fn fails<T>(with: T) -> Result<(), T> {
 
 #[test]
 fn a_panic_message_with_such_a_type_does_not_show_the_secret() {
-    use tollgate::webapp::BasicCredentials;
+    use tollgate::profiles::BasicCredentials;
     let basic = BasicCredentials::parse("YWRtaW46Q2FuYXJ5LUJhc2lj").unwrap(); // admin:Canary-Basic
     let holders = (
         Secret::new("Canary-Panic"),

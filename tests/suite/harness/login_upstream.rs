@@ -132,7 +132,7 @@ impl LoginUpstream {
             LoginReply::Token(seconds) => {
                 state.minted += 1;
                 let end = tollgate::clock::unix_seconds() + seconds;
-                let end = tollgate::webapp::format_expiry(end);
+                let end = tollgate::profiles::format_expiry(end);
                 let token = format!("minted-{}-of-this-upstream", state.minted);
                 answer(
                     200,

@@ -343,7 +343,7 @@ async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<S
     let facts = facts.map(|(name, text)| StateSnapshotItem::Key(name.into(), entry(text)));
     let teller = Arc::new(StaleGate(facts.to_vec()));
     let follower = Arc::downgrade(&teller);
-    store.follow(follower);
+    store.add_replica(follower);
     (store, teller)
 }
 
@@ -353,9 +353,9 @@ struct StaleGate(Vec<StateSnapshotItem>);
 impl Replica for StaleGate {
     fn apply(&self, _: &SharedChange, _: u64) {}
 
-    fn doubt(&self, _: u64) {}
+    fn invalidate(&self, _: u64) {}
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.0.iter().cloned().for_each(give);
     }
 }
