@@ -1,4 +1,4 @@
-//! What a person reads first: where things are, and lines that work when pasted.
+//! The banner of a start: addresses, the first admin, and example commands.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,8 +13,8 @@ use crate::config::{
 use crate::identity::{FirstAdminStatus, GeneratedAdmin};
 use crate::secret::SecretSource;
 
-/// Says where the program listens: for people, or as log lines where those are JSON.
-/// A password that was made up is shown here, and never again.
+/// Prints where the program listens: as text, or as log lines with the JSON format. A generated
+/// password is shown here only.
 pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminStatus>) {
     if config.log.format == LogFormat::Json {
         for address in &addresses.listeners {
@@ -30,7 +30,7 @@ pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&
     say(&text);
 }
 
-/// The password that was made up, when there will be no banner.
+/// Prints a generated password when the start fails before the banner.
 pub(super) fn print_generated_password(admin: Option<&FirstAdminStatus>) {
     if let Some(FirstAdminStatus::Generated(admin)) = admin {
         say(&shown_once(admin));
@@ -39,7 +39,7 @@ pub(super) fn print_generated_password(admin: Option<&FirstAdminStatus>) {
 
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    // With standard output closed there is nobody to read it.
+    // A closed standard output has no reader.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -105,38 +105,38 @@ fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminSt
     text
 }
 
-/// How a login is pasted.
+/// The credential of the example commands.
 struct PastedLogin {
-    /// What follows `curl -u`.
+    /// The value of `curl -u`.
     user: String,
-    /// What a person has to know to use it.
+    /// What to know before using it.
     remark: &'static str,
 }
 
-/// Single quotes: a password holds characters that a shell would read.
+/// In single quotes: a shell would interpret characters of the password.
 fn login(admin: Option<&FirstAdminStatus>, settings: Option<&config::FirstAdmin>) -> PastedLogin {
-    let asked = |user: &str, remark| PastedLogin {
+    let pasted = |user: &str, remark| PastedLogin {
         user: user.to_owned(),
         remark,
     };
     match (admin, settings.map(|settings| &settings.password)) {
-        (Some(FirstAdminStatus::Generated(admin)), _) => asked(
+        (Some(FirstAdminStatus::Generated(admin)), _) => pasted(
             &format!("'{}:{}'", admin.username, admin.password.expose()),
             "",
         ),
         (
             Some(FirstAdminStatus::Configured { username }),
             Some(FirstPassword::Plain(SecretSource::File(path))),
-        ) => asked(&format!("\"{username}:$(cat '{}')\"", path.display()), ""),
-        (Some(FirstAdminStatus::Configured { username }), _) => asked(
+        ) => pasted(&format!("\"{username}:$(cat '{}')\"", path.display()), ""),
+        (Some(FirstAdminStatus::Configured { username }), _) => pasted(
             &format!("'{username}'"),
             " (curl asks for the password of the config file)",
         ),
-        (Some(FirstAdminStatus::Kept { username }), _) => asked(
+        (Some(FirstAdminStatus::Kept { username }), _) => pasted(
             &format!("'{username}'"),
             " (curl asks for the password; it was shown at the first start)",
         ),
-        (None, _) => asked(
+        (None, _) => pasted(
             "'USER'",
             " (USER is one of the upstream's, curl asks for the password)",
         ),

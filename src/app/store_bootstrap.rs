@@ -1,4 +1,4 @@
-//! What the store gives back at the start, handed to the parts it belongs to.
+//! Opens the store at the start, and hands its contents to the parts they belong to.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -21,19 +21,19 @@ use crate::store::{SealKey, SealingKeys, Store, StoreBackend, StoreContents, Tok
 use crate::token::{RevokeCause, TokenStore};
 use crate::upstream::LeaseKeeper;
 
-/// Between two looks at a disk.
-const WATCHED_EVERY: Duration = Duration::from_secs(1);
-/// A start that takes longer says so.
-const QUIET: Duration = Duration::from_secs(1);
-const SAID_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
+/// Between two polls of the disk.
+const DISK_POLL: Duration = Duration::from_secs(1);
+/// A start that takes longer is logged.
+const FIRST_PROGRESS: Duration = Duration::from_secs(1);
+const MAX_PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The open store, and what was in it.
+/// The open store, and its contents at the start.
 #[derive(Debug)]
 pub(super) struct StoreBootstrap {
     store: StoreBackend,
     contents: Mutex<StoreContents>,
     seal: Option<Arc<SealingKeys>>,
-    /// Of a shared store, which its copies must follow before it is connected.
+    /// Of a shared store: replicas must be registered before it connects.
     ring: Option<Arc<KeyRing>>,
     scope: TaskScope,
     /// Ends a start that waits for a disk, or for a shared store.
@@ -61,7 +61,7 @@ pub(super) async fn open(
         }
         StorePlace::File(path) => {
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
-            // After a kill the whole file is checked.
+            // After a crash redb checks the whole file.
             let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
             let opened = with_progress_log(&config.store, opened);
             let opened = quit.run_until_cancelled(opened).await;
@@ -83,15 +83,15 @@ pub(super) async fn open(
     })
 }
 
-/// Waits for a file to be open as long as it takes: what is in it cannot be done without.
-/// Says so, more and more seldom.
+/// Awaits `work`, the opening of a file, without a limit: no start is possible without it. Logs
+/// progress at growing intervals.
 async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<Output = T>) -> T {
     let StorePlace::File(path) = &settings.place else {
         return work.await;
     };
     let mut work = pin!(work);
     let mut waited = Duration::ZERO;
-    let mut pause = QUIET;
+    let mut pause = FIRST_PROGRESS;
     loop {
         if let Ok(done) = timeout(pause, &mut work).await {
             return done;
@@ -101,14 +101,13 @@ async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<
         match waited < settings.timeout {
             true => info!(%path, seconds, "the store is not open yet"),
             false => warn!(%path, seconds,
-                "the store is not open yet; unless something else is said of it, its disk does \
-                 not answer"),
+                "the store is not open yet; the disk may be unresponsive"),
         }
-        pause = waited.min(SAID_AT_LEAST_EVERY);
+        pause = waited.min(MAX_PROGRESS_INTERVAL);
     }
 }
 
-/// A first admin whose password is new has no tokens of the password before it.
+/// Ends the tokens that a first admin got with its password before the configured one.
 pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdminStatus>, tokens: &TokenStore) {
     if let Some(FirstAdminStatus::Configured { username }) = first_admin {
         tokens.end_at_once(username, RevokeCause::Logout).await;
@@ -150,8 +149,8 @@ impl StoreBootstrap {
         Ok((Some(users), Some(admin)))
     }
 
-    /// The directory of all gates; with it the store is connected, for now there is
-    /// somebody who follows it.
+    /// The directory that all gateways share. Connects the store, since the replicas are
+    /// registered now.
     async fn load_users(
         &self,
         shared: &Arc<SharedStore>,
@@ -177,12 +176,12 @@ impl StoreBootstrap {
         Ok((users, admin))
     }
 
-    /// The store that other gates share, if it is one.
+    /// The store, if it is one that gateways share.
     pub(super) fn shared(&self) -> Option<&Arc<SharedStore>> {
         self.store.shared()
     }
 
-    /// The tokens, loaded. One directory's tokens say nothing in the other.
+    /// The tokens, loaded. Tokens of one kind of directory are not valid with the other.
     pub(super) async fn tokens(
         &self,
         config: &Config,
@@ -212,14 +211,14 @@ impl StoreBootstrap {
         Ok(tokens)
     }
 
-    /// Looks at a file's disk, so that one that hangs is told of though nobody asks.
+    /// Polls the store, so that a hung disk is logged even without traffic.
     fn watch(&self, store: &Arc<Store>) {
         if store.is_memory() {
             return;
         }
         let (store, stop) = (Arc::clone(store), self.scope.stop.clone());
         self.scope.spawn("store watch", async move {
-            let mut tick = interval(WATCHED_EVERY);
+            let mut tick = interval(DISK_POLL);
             tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
             loop {
                 tokio::select! {
@@ -242,11 +241,15 @@ impl StoreBootstrap {
         }
     }
 
-    /// Keeps the upstream's token, where the operator has given a key to seal it with.
+    /// Stores the upstream's token; None: the operator has given no key to seal it with.
     pub(super) fn lease_keeper(&self) -> Option<LeaseKeeper> {
         let seal = self.seal.as_ref()?;
-        let kept = self.take(|contents| contents.leases.clone());
-        Some(LeaseKeeper::new(self.store.clone(), Arc::clone(seal), kept))
+        let leases = self.take(|contents| contents.leases.clone());
+        Some(LeaseKeeper::new(
+            self.store.clone(),
+            Arc::clone(seal),
+            leases,
+        ))
     }
 
     pub(super) async fn close(&self) {

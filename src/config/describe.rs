@@ -1,4 +1,4 @@
-//! The effective configuration in words, for `check` and the log. Secrets by their place only.
+//! The effective configuration in words, for `check` and the log. Secrets only by their source.
 
 use std::fmt::{self, Write as _};
 

@@ -1,6 +1,6 @@
-//! What the operator may say, checked. Owns the file format, its checks and its
-//! reload; knows no other part. Holding a value of these types means that it
-//! parses and makes sense; `file` has the shapes as written.
+//! The configuration: its checked types here, the file format and its checks in `file/`, the reload
+//! in `reload/`. A value of these types has been parsed and checked. Start at `Config`, then
+//! `file/mod.rs`.
 
 mod describe;
 mod difference;
@@ -11,10 +11,10 @@ mod problem;
 mod reload;
 mod request_rules;
 mod shipped;
-mod store;
+mod store_config;
 #[cfg(test)]
 mod tests;
-mod users;
+mod users_config;
 
 pub use difference::Difference;
 pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
@@ -30,10 +30,10 @@ pub use request_rules::{
     override_field,
 };
 pub use shipped::shipped_routes;
-pub use store::{
+pub use store_config::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
-pub use users::{
+pub use users_config::{
     AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
     UsersConfig,
 };
@@ -50,8 +50,7 @@ pub use crate::profiles::UsersCall;
 use crate::profiles::{LoginDescription, Profile, Role};
 use crate::secret::SecretSource;
 
-/// The whole effective configuration. Compare parts with `==` to see what a
-/// reload changed.
+/// The whole effective configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The kind of service behind the gateway; chooses the format of errors.
@@ -77,7 +76,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     pub address: SocketAddr,
-    /// None: plain HTTP, checked to be loopback or asked for in words.
+    /// None: plain HTTP, allowed on loopback or with `allow_plaintext`.
     pub tls: Option<ListenerTls>,
     pub max_connections: usize,
     pub handshake_timeout: Duration,
@@ -94,8 +93,8 @@ pub struct Listener {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListenerTls {
-    /// Chosen by SNI against the names in each certificate; the first one
-    /// serves clients that name nothing, or nothing known.
+    /// Chosen by SNI against the names in each certificate; the first one serves clients without
+    /// SNI, or with an unknown name.
     pub certificates: Vec<CertificateFiles>,
     /// 1.3 only; default false, that is 1.2 and 1.3.
     pub only_tls13: bool,
@@ -111,11 +110,11 @@ pub struct CertificateFiles {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Operator {
     pub address: SocketAddr,
-    /// Who shows it may make and delete API keys there; None: nobody.
+    /// Allows making and deleting API keys there; None: that is switched off.
     pub token: Option<SecretSource>,
 }
 
-/// The service behind us.
+/// The service behind the gateway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     pub name: Arc<str>,
@@ -128,24 +127,24 @@ pub struct Upstream {
     pub login: Option<Login>,
     /// How that login is made, and how its token goes on requests; the profile's.
     pub login_description: LoginDescription,
-    /// Put on monitoring nodes in place of the session's bearer.
+    /// Sent on monitoring routes in place of the session's bearer.
     pub api_key: Option<SecretSource>,
-    /// Requests on their way at once; the rest queue.
+    /// Requests in flight at once; the rest queue.
     pub concurrency: usize,
-    /// Bodies that may be under way besides, while their clients are slow.
+    /// Bodies that may be in transfer besides, while their clients are slow.
     pub stalled_streams: usize,
     /// Longest wait in that queue.
     pub queue_timeout: Duration,
     /// Kept-alive connections without a request are closed after this long.
     pub idle_timeout: Duration,
     pub connect_timeout: Duration,
-    /// From the end of the request to the head of the answer; a route may say otherwise.
+    /// From the end of the request to the head of the response; a route may override it.
     pub first_byte_timeout: Duration,
     /// Longest pause between two pieces of a body, either way.
     pub body_idle_timeout: Duration,
     /// Bytes of a request body kept so that it can be sent again after a 401.
     pub replay_limit: usize,
-    /// Path of a GET that answers 401 to a token that is not good; None: there is none.
+    /// Path of a GET that answers 401 to a token that is not valid; None: there is none.
     pub probe: Option<PathAndQuery>,
 }
 
@@ -158,7 +157,7 @@ pub struct BaseAddress {
     pub port: u16,
 }
 
-/// What makes an upstream's certificate believable. There is no "skip".
+/// How an upstream's certificate is verified. Verification cannot be switched off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// The public authorities compiled into this program.
@@ -169,7 +168,7 @@ pub enum Trust {
     Pins(Vec<[u8; 32]>),
 }
 
-/// Our standing login at the upstream.
+/// The gateway's own login at the upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Login {
     pub username: String,
@@ -186,11 +185,11 @@ pub struct Login {
     pub single_active_token: bool,
 }
 
-/// A service that calls with a key.
+/// A client that calls with a key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiKey {
     pub name: Arc<str>,
-    /// SHA-256 of each key that is good for this client; several during a rotation.
+    /// SHA-256 of each key that is valid for this client; several during a rotation.
     pub digests: Vec<[u8; 32]>,
     /// Seconds since 1970.
     pub expires: Option<i64>,
@@ -203,7 +202,7 @@ pub struct ApiKey {
     pub limit: Option<Quota>,
 }
 
-/// One line of the route table.
+/// One entry of the route table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// Unique; also the metrics label.
@@ -216,9 +215,9 @@ pub struct Route {
     /// Any one of these lets a request in.
     pub access: Vec<Access>,
     pub target: Target,
-    /// Which budget its requests draw on; `Limit::classes` refers to it.
+    /// Which limits count its requests: `Limit::classes` refers to it.
     pub class: Arc<str>,
-    /// Monitoring nodes carry the upstream API key, where there is one.
+    /// Monitoring routes carry the upstream's API key, where there is one.
     pub monitoring: bool,
     pub max_body: u64,
     /// Overrides the upstream's first-byte deadline.
@@ -227,7 +226,7 @@ pub struct Route {
     pub timeout: Duration,
     /// A full bucket makes the request wait this long at most before it is refused.
     pub max_wait: Duration,
-    /// Override fields that go up on this route.
+    /// Override fields that are forwarded on this route.
     pub allow_fields: AllowedFields,
 }
 
@@ -243,7 +242,7 @@ pub enum Segment {
     Rest,
 }
 
-/// What a route demands.
+/// What a route requires of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Open,
@@ -257,11 +256,11 @@ pub enum Access {
 pub enum Target {
     Upstream,
     UsersNode(UsersCall),
-    /// Answered 404 as if it did not exist.
+    /// Answers 404, as if the route did not exist.
     Closed,
 }
 
-/// A steady rate and how far it may be overdrawn at once.
+/// A steady rate and the largest burst.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quota {
     pub requests: u32,
@@ -292,11 +291,11 @@ pub struct Limit {
     /// Route classes it counts; empty: all.
     pub classes: Vec<Arc<str>>,
     pub quota: Quota,
-    /// Counts, lets pass.
+    /// Counts, and refuses nothing.
     pub dry_run: bool,
 }
 
-/// Who has a bucket of his own.
+/// What has a bucket of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitKey {
     /// One per client: user or API key.
@@ -309,9 +308,9 @@ pub enum LimitKey {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drain {
-    /// Between readiness off and the end of accepting: time for balancers to look.
+    /// Between readiness off and the end of accepting: time for load balancers to notice.
     pub wait: Duration,
-    /// After it, what still runs is dropped.
+    /// After it, requests still in flight are dropped.
     pub deadline: Duration,
 }
 

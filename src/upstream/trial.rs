@@ -44,6 +44,7 @@ impl UpstreamTrial {
         scope: &TaskScope,
         metrics: &Arc<Metrics>,
     ) -> Self {
+        let metrics = &metrics.upstream(&settings.name);
         let dialer = Arc::new(materials.dialer(settings, scope));
         let own = Arc::new(OwnRequests {
             dialer: Arc::clone(&dialer),

@@ -10,7 +10,7 @@ pub struct UsersConfig {
     pub directory: DirectoryKind,
     pub unknown_tokens: UnknownTokens,
     pub token_lifetime: Duration,
-    /// At most a quarter of `max_tokens`: no user can fill the gate alone.
+    /// At most a quarter of `max_tokens`: no single user can use up all tokens.
     pub max_tokens_per_user: usize,
     pub at_token_cap: AtTokenCap,
     pub on_password_change: OnPasswordChange,
@@ -43,26 +43,26 @@ pub enum DirectoryKind {
     Upstream,
 }
 
-/// What happens to a token that the gate has never seen (directory = "webapp").
+/// What happens to a token that the gateway has never seen (directory = "webapp").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnknownTokens {
     Reject,
     Ask,
 }
 
-/// What a new password, set through the gate, means for its user's tokens.
+/// Which of a user's tokens a new password ends, when it is set through the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnPasswordChange {
-    /// All of the user's tokens end, but the one with which the user itself changed it.
+    /// All but the one with which the user itself changed it.
     EndOthers,
-    /// That one too.
+    /// All of them.
     EndAll,
 }
 
 /// What a login does when its user has as many tokens as are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtTokenCap {
-    /// The user's oldest token that has not been used lately ends.
+    /// The user's oldest token that has not been used recently ends.
     EndOldest,
     Refuse,
 }
@@ -75,7 +75,7 @@ pub struct FirstAdmin {
     pub must_change: bool,
 }
 
-/// The first admin's password, or what `tollgate hash-password` made of it.
+/// The first admin's password, or its hash by `tollgate hash-password`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FirstPassword {
     Plain(SecretSource),

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::places::{key_file, public_file};
-use super::section::{ConfigTable, ConfigValue};
-use super::value::{address, flag, number, size, span};
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::named_files::{key_file, public_file};
+use crate::config::file::value_readers::{address, flag, number, size, span};
 use crate::config::{CertificateFiles, Listener, ListenerTls};
 
-pub(super) fn listeners(root: &ConfigTable<'_>) -> Vec<Listener> {
+pub(in crate::config::file) fn listeners(root: &ConfigTable<'_>) -> Vec<Listener> {
     let tables = root.sections("listener");
     if tables.is_empty() {
         let example = "[[listener]] with an address, such as \"0.0.0.0:8443\"";
@@ -28,7 +28,7 @@ fn listener(table: &ConfigTable<'_>) -> Option<Listener> {
         table.complain("", reason, suggestion);
     }
     if tls.is_some() && plaintext {
-        let reason = "says nothing beside tls: this listener never speaks plain HTTP";
+        let reason = "has no effect beside tls: this listener never speaks plain HTTP";
         table.complain("allow_plaintext", reason, "remove one of the two");
     }
     let max_header_size = size(1024..=16 << 20);

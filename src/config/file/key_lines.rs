@@ -1,11 +1,10 @@
-//! Where each key of the file stands, for those who find something wrong with its value after
-//! the file has been read.
+//! The line of each key of the file, for problems that are found after parsing.
 
 use std::collections::BTreeMap;
 
 use toml::de::{DeTable, DeValue};
 
-use super::report::{join, line_offset};
+use super::key_path::{join, line_offset};
 
 /// The line of each key, tables and elements of arrays included. Keys are written as in
 /// problems: `listener[0].tls.certificates[1].key`.
@@ -54,7 +53,7 @@ impl KeyLines {
         self.0.contains_key(key)
     }
 
-    /// The line of a key, or of the innermost table or list around it that is there.
+    /// The line of a key, or of the innermost table or list around it that is present.
     pub fn line(&self, key: &str) -> Option<usize> {
         let mut key = key;
         loop {

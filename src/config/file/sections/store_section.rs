@@ -1,14 +1,14 @@
-//! `[store]`: what outlives a restart, and where.
+//! `[store]`: where state is kept.
 
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::places::secret_that;
-use super::section::{ConfigTable, ConfigValue};
-use super::shared_store::shared_store;
-use super::value::{span, text};
+use super::shared_store_section::shared_store;
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::named_files::secret_that;
+use crate::config::file::value_readers::{span, text};
 use crate::config::{StoreConfig, StorePlace};
 use crate::secret::Secret;
 
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 const RULE: &str = "must be 32 bytes in base64, such as `openssl rand -base64 32` makes";
 
-pub(super) fn store(root: &ConfigTable<'_>) -> StoreConfig {
+pub(in crate::config::file) fn store(root: &ConfigTable<'_>) -> StoreConfig {
     let folder = &root.report.folder;
     let mut store = StoreConfig {
         place: StorePlace::File(folder.join(DEFAULT)),
@@ -61,17 +61,17 @@ pub(super) fn store(root: &ConfigTable<'_>) -> StoreConfig {
         table.complain("old_key", reason, "add key, or rename this one to key");
     }
     if store.place == StorePlace::Memory && table.has("key") {
-        table.warn("key", "says nothing with path = \"memory\"", "");
+        table.warn("key", "has no effect with path = \"memory\"", "");
     }
     store
 }
 
-/// A file, or the word for none.
+/// A file, or "memory".
 fn place(value: &ConfigValue<'_>) -> Option<StorePlace> {
     if text(value)? == "memory" {
         return Some(StorePlace::Memory);
     }
-    let path = super::value::path(value)?;
+    let path = crate::config::file::value_readers::path(value)?;
     if path.is_dir() {
         value.complain(
             &format!("is a folder: {}", path.display()),

@@ -1,4 +1,4 @@
-//! Why the program does not come up.
+//! Errors of a start.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use crate::{admin, identity, listener, store, upstream};
 /// Why the program could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Files or settings that the configuration leads to are of no use.
+    /// Problems of the configuration, and of files it names.
     #[error(transparent)]
     Unusable(#[from] Problems),
     #[error("cannot open listener {address}")]
@@ -53,7 +53,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Problems as such: whoever read the file knows their lines.
+    /// `Problems` stay unwrapped: the config watcher adds their lines.
     pub(super) fn boxed(self) -> Box<dyn std::error::Error + Send + Sync> {
         match self {
             Self::Unusable(problems) => problems.into(),

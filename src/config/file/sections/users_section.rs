@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use argon2::password_hash::phc::PasswordHash;
 
-use super::places::secret_that;
-use super::section::{ConfigTable, ConfigValue};
-use super::value::{digest, flag, many, method, moment, name, number, pattern, quota};
-use super::value::{some, span, text, word};
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::named_files::secret_that;
+use crate::config::file::value_readers::{
+    digest, flag, many, method, moment, name, number, pattern, quota,
+};
+use crate::config::file::value_readers::{some, span, text, word};
 use crate::config::{
     ApiKey, AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
     UsersConfig,
@@ -17,7 +19,7 @@ use crate::profiles::{Role, check_name, check_password};
 
 const ROLES: &[(&str, Role)] = &[("user", Role::User), ("admin", Role::Admin)];
 
-pub(super) fn users(root: &ConfigTable<'_>) -> UsersConfig {
+pub(in crate::config::file) fn users(root: &ConfigTable<'_>) -> UsersConfig {
     const DIRECTORIES: &[(&str, DirectoryKind)] = &[
         ("gateway", DirectoryKind::Gateway),
         ("webapp", DirectoryKind::Upstream),
@@ -56,7 +58,7 @@ pub(super) fn users(root: &ConfigTable<'_>) -> UsersConfig {
     users
 }
 
-/// Of all tokens a user may have a quarter: nobody can fill the gate alone.
+/// A user may have a quarter of all tokens: no single user can use them up.
 fn largest_share(users: &UsersConfig) -> usize {
     (users.max_tokens / 4).max(1)
 }
@@ -88,7 +90,7 @@ fn check(table: &ConfigTable<'_>, users: &UsersConfig) {
         table.warn("max_tokens_per_user", &reason, "or raise max_tokens");
     }
     if users.token_lifetime < Duration::from_secs(1) {
-        let reason = "must be a second at least: expiry is told in whole seconds";
+        let reason = "must be at least a second: expiry is in whole seconds";
         table.complain("token_lifetime", reason, "");
     }
 }
@@ -96,7 +98,7 @@ fn check(table: &ConfigTable<'_>, users: &UsersConfig) {
 fn first_admin(table: &ConfigTable<'_>) -> Option<FirstAdmin> {
     let username = table.required("username", username, "\"admin\"");
     let must_change = table.or("must_change", flag, false);
-    // A password that has to be changed at once may be as weak as the factory's.
+    // A password that must be changed at the first login may break the rule.
     let keeps = if must_change {
         |_: &crate::secret::Secret| true
     } else {
@@ -138,7 +140,7 @@ fn username(value: &ConfigValue<'_>) -> Option<String> {
     Some(name)
 }
 
-/// What is wrong is not told from the text: it may be a password.
+/// Messages do not repeat the text: it may be a password.
 fn password_hash(value: &ConfigValue<'_>) -> Option<String> {
     let text = text(value)?;
     let good = PasswordHash::new(&text).is_ok_and(|hash| {
@@ -155,7 +157,7 @@ fn password_hash(value: &ConfigValue<'_>) -> Option<String> {
     Some(text)
 }
 
-pub(super) fn api_keys(root: &ConfigTable<'_>) -> Vec<ApiKey> {
+pub(in crate::config::file) fn api_keys(root: &ConfigTable<'_>) -> Vec<ApiKey> {
     let mut keys: Vec<ApiKey> = Vec::new();
     for table in root.sections("api_key") {
         let Some(key) = api_key(&table) else {
@@ -170,7 +172,7 @@ pub(super) fn api_keys(root: &ConfigTable<'_>) -> Vec<ApiKey> {
         }
         let is_taken = |digest| keys.iter().any(|other| other.digests.contains(digest));
         if key.digests.iter().any(is_taken) {
-            let reason = "is also another client's: nobody could tell the two apart";
+            let reason = "is also another client's: the two could not be told apart";
             table.complain("sha256", reason, "give each client its own key");
         }
         keys.push(key);
@@ -183,7 +185,7 @@ fn api_key(table: &ConfigTable<'_>) -> Option<ApiKey> {
     let digests = table.required("sha256", some(digest), "[\"...\"] from tollgate new-key");
     let expires = table.read("expires", moment);
     if expires.is_some_and(|moment| moment <= crate::clock::unix_seconds()) {
-        table.warn("expires", "has passed: this key opens nothing", "");
+        table.warn("expires", "has passed: this key is not valid any more", "");
     }
     Some(ApiKey {
         expires,

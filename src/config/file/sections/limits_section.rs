@@ -1,11 +1,11 @@
-//! `[limits]` and `[[limit]]`: how much is too much.
+//! `[limits]` and `[[limit]]`: rate limits.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::section::{ConfigTable, ConfigValue};
-use super::value::{flag, many, name, number, quota, word};
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::value_readers::{flag, many, name, number, quota, word};
 use crate::config::problem::nearest;
 use crate::config::shipped::shipped_limits;
 use crate::config::{DirectoryKind, Limit, LimitKey, Limits, Quota, Route};
@@ -25,7 +25,7 @@ fn per(seconds: u64, requests: u32, burst: u32) -> Quota {
     }
 }
 
-pub(super) fn limits(
+pub(in crate::config::file) fn limits(
     root: &ConfigTable<'_>,
     profile: &Profile,
     routes: &[Route],
@@ -83,7 +83,7 @@ fn policies(root: &ConfigTable<'_>, shipped: Vec<Limit>, routes: &[Route]) -> Ve
     policies
 }
 
-/// A limit; one with a shipped limit's name changes the keys it gives.
+/// A limit; one with the name of a profile's limit overrides the keys that it has.
 fn policy(
     table: &ConfigTable<'_>,
     name: &str,
@@ -130,7 +130,7 @@ fn class(value: &ConfigValue<'_>, classes: &BTreeSet<&str>) -> Option<Arc<str>> 
                 Vec::from_iter(classes.iter().copied()).join(", ")
             ),
         };
-        value.complain("is the class of no route", &suggestion);
+        value.complain("is not the class of any route", &suggestion);
         return None;
     }
     Some(Arc::from(name))

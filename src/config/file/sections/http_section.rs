@@ -1,15 +1,15 @@
 //! `[http]`, and `allow_fields` wherever it may stand.
 
-use super::section::{ConfigTable, ConfigValue};
-use super::value::{flag, many, network, size, text};
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::value_readers::{flag, many, network, size, text};
 use crate::config::problem::nearest;
 use crate::config::request_rules::{METHOD_PARAMETER, OVERRIDE_FIELDS, override_field};
 use crate::config::{AllowedFields, RequestRules};
 
-/// Fields that the gate writes itself: what a client says in them never goes up.
+/// Fields that the gateway itself writes: a client's values are never forwarded.
 const WRITTEN_HERE: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
 
-pub(super) fn http(root: &ConfigTable<'_>) -> RequestRules {
+pub(in crate::config::file) fn http(root: &ConfigTable<'_>) -> RequestRules {
     let mut http = RequestRules {
         trusted_proxies: Vec::new(),
         allow_underscores: false,
@@ -25,7 +25,7 @@ pub(super) fn http(root: &ConfigTable<'_>) -> RequestRules {
         .iter()
         .any(|network| network.prefix == 0)
     {
-        let reason = "trusts everybody: any client could choose the address it is known by";
+        let reason = "trusts every address: any client could choose the address it is known by";
         table.complain("trusted_proxies", reason, "name your proxies");
     }
     http.allow_underscores = table.or("allow_underscores", flag, http.allow_underscores);
@@ -34,14 +34,14 @@ pub(super) fn http(root: &ConfigTable<'_>) -> RequestRules {
     http
 }
 
-/// None: the table says nothing of it.
+/// None: the table does not have the key.
 pub(super) fn allow_fields(table: &ConfigTable<'_>) -> Option<AllowedFields> {
     table
         .read("allow_fields", many(override_name))
         .map(AllowedFields::new)
 }
 
-/// The name of a field that would end here, or `_method`.
+/// The name of a field that would be dropped, or `_method`.
 fn override_name(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?.to_ascii_lowercase();
     if name == METHOD_PARAMETER {
@@ -50,8 +50,8 @@ fn override_name(value: &ConfigValue<'_>) -> Option<String> {
     let name = name.replace('_', "-");
     if WRITTEN_HERE.contains(&name.as_str()) {
         value.complain(
-            "is a field that the gate writes itself",
-            "name the proxy that may say it in trusted_proxies",
+            "is a field that the gate itself writes",
+            "name the proxy that may set it in trusted_proxies",
         );
         return None;
     }

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::places::{public_file, secret};
-use super::section::{ConfigTable, ConfigValue};
-use super::upstream::is_loopback;
-use super::value::{flag, name, number, some, span, text};
+use super::upstream_section::is_loopback;
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::named_files::{public_file, secret};
+use crate::config::file::value_readers::{flag, name, number, some, span, text};
 use crate::config::{MasterDiscovery, ServerAddress, SharedStoreConfig, StoreTls};
 
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
-/// A user's removal is remembered for an hour; no copy may be believed for longer.
+/// A user's removal is remembered for an hour; no replica may be trusted for longer.
 const LONGEST_STALE: Duration = Duration::from_secs(3600);
 
 /// One address as written.
@@ -22,35 +22,43 @@ struct WrittenAddress {
     port: Option<u16>,
 }
 
+/// `ca` and `allow_plaintext` as written.
+struct WrittenTransport {
+    ca: Option<PathBuf>,
+    allow_plaintext: bool,
+}
+
 /// None: there is no `url`, and the store is a file.
 pub(super) fn shared_store(
     table: &ConfigTable<'_>,
     timeout: Option<Duration>,
 ) -> Option<SharedStoreConfig> {
     let urls = table.read("url", some(url));
-    let ca = table.read("ca", public_file);
-    let plaintext = table.or("allow_plaintext", flag, false);
+    let transport = WrittenTransport {
+        ca: table.read("ca", public_file),
+        allow_plaintext: table.or("allow_plaintext", flag, false),
+    };
     let finding = finding(table);
-    let unsaid = SharedStoreConfig::at(Vec::new());
+    let default = SharedStoreConfig::at(Vec::new());
     let store = SharedStoreConfig {
         finding,
         username: table.read("username", text),
         password: table.read("password", secret),
         sentinel_password: table.read("sentinel_password", secret),
-        database: table.or("database", number(0..=1_000_000), unsaid.database),
-        prefix: table.or("prefix", name, unsaid.prefix),
-        stale_for: table.or("stale_for", span, unsaid.stale_for),
-        negative_ttl: table.or("negative_ttl", span, unsaid.negative_ttl),
-        allow_eviction: table.or("allow_eviction", flag, unsaid.allow_eviction),
-        timeout: timeout.unwrap_or(unsaid.timeout),
-        ..unsaid
+        database: table.or("database", number(0..=1_000_000), default.database),
+        prefix: table.or("prefix", name, default.prefix),
+        stale_for: table.or("stale_for", span, default.stale_for),
+        negative_ttl: table.or("negative_ttl", span, default.negative_ttl),
+        allow_eviction: table.or("allow_eviction", flag, default.allow_eviction),
+        timeout: timeout.unwrap_or(default.timeout),
+        ..default
     };
     if !table.has("url") {
-        says_nothing(table);
+        warn_unused_keys(table);
         return None;
     }
     let urls = urls.filter(|urls| !urls.is_empty())?;
-    let store = placed(table, store, (&urls, ca, plaintext));
+    let store = with_servers(table, store, &urls, transport);
     check(table, &store);
     Some(store)
 }
@@ -60,7 +68,7 @@ fn finding(table: &ConfigTable<'_>) -> MasterDiscovery {
     let is_cluster = table.or("cluster", flag, false);
     match (master, is_cluster) {
         (Some(_), true) if table.has("url") => {
-            let reason = "cannot be had with sentinel: a cluster fails over by itself";
+            let reason = "cannot be combined with sentinel: a cluster fails over without one";
             table.complain("cluster", reason, "keep one of the two");
             MasterDiscovery::Cluster
         }
@@ -70,7 +78,7 @@ fn finding(table: &ConfigTable<'_>) -> MasterDiscovery {
     }
 }
 
-fn says_nothing(table: &ConfigTable<'_>) {
+fn warn_unused_keys(table: &ConfigTable<'_>) {
     const KEYS: [&str; 12] = [
         "ca",
         "allow_plaintext",
@@ -87,27 +95,29 @@ fn says_nothing(table: &ConfigTable<'_>) {
     ];
     for key in KEYS {
         if table.has(key) {
-            table.warn(key, "says nothing without url", "");
+            table.warn(key, "has no effect without url", "");
         }
     }
 }
 
-fn placed(
+/// `store` with the addresses of `url`, and TLS as their schemes demand.
+fn with_servers(
     table: &ConfigTable<'_>,
     store: SharedStoreConfig,
-    (urls, ca, plaintext): (&[WrittenAddress], Option<PathBuf>, bool),
+    urls: &[WrittenAddress],
+    transport: WrittenTransport,
 ) -> SharedStoreConfig {
     let tls = urls[0].tls;
     if urls.iter().any(|url| url.tls != tls) {
         let reason = "mixes redis:// and rediss://";
         table.complain("url", reason, "use rediss:// for all of them");
     }
-    if !tls && !plaintext && urls.iter().any(|url| !is_loopback(&url.host)) {
+    if !tls && !transport.allow_plaintext && urls.iter().any(|url| !is_loopback(&url.host)) {
         let reason = "must be rediss: password hashes and digests would travel in the clear";
         table.complain("url", reason, "or set allow_plaintext = true");
     }
-    if !tls && ca.is_some() {
-        table.warn("ca", "says nothing with redis://", "use rediss://");
+    if !tls && transport.ca.is_some() {
+        table.warn("ca", "has no effect with redis://", "use rediss://");
     }
     let port = match store.finding {
         MasterDiscovery::Sentinel { .. } => SENTINEL_PORT,
@@ -119,7 +129,9 @@ fn placed(
     });
     SharedStoreConfig {
         servers: servers.collect(),
-        tls: tls.then_some(StoreTls { authorities: ca }),
+        tls: tls.then_some(StoreTls {
+            authorities: transport.ca,
+        }),
         ..store
     }
 }
@@ -129,12 +141,12 @@ fn check(table: &ConfigTable<'_>, store: &SharedStoreConfig) {
         table.complain("database", "must be 0: a cluster has no other", "");
     }
     if store.finding == MasterDiscovery::Server && store.servers.len() > 1 {
-        let reason = "names several servers, and neither sentinel nor cluster says why";
+        let reason = "names several servers without sentinel or cluster";
         table.complain("url", reason, "add sentinel = \"NAME\" or cluster = true");
     }
     let is_sentinel = matches!(store.finding, MasterDiscovery::Sentinel { .. });
     if store.sentinel_password.is_some() && !is_sentinel {
-        table.warn("sentinel_password", "says nothing without sentinel", "");
+        table.warn("sentinel_password", "has no effect without sentinel", "");
     }
     if store.username.is_some() && store.password.is_none() {
         table.complain(
@@ -144,7 +156,7 @@ fn check(table: &ConfigTable<'_>, store: &SharedStoreConfig) {
         );
     }
     if store.stale_for > LONGEST_STALE {
-        let reason = "must be an hour at most: so long a revoked token may live on at a gate \
+        let reason = "must be an hour at most: a revoked token may be accepted that long by a gate \
                       that is cut off";
         table.complain("stale_for", reason, "");
     }
@@ -177,7 +189,7 @@ fn url(value: &ConfigValue<'_>) -> Option<WrittenAddress> {
     };
     let has_port = authority.as_str().len() > authority.host().len();
     if has_port && authority.port_u16().unwrap_or(0) == 0 {
-        return bad("has a port that cannot be");
+        return bad("has an invalid port");
     }
     let host = authority.host();
     Some(WrittenAddress {

@@ -1,5 +1,5 @@
-//! What outlives a restart, and where; a shared store: where its server is, and how far
-//! a gate believes its own copy.
+//! `[store]`: where state is kept; for a shared store its servers, and how long a gateway trusts
+//! its own replica.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use crate::secret::SecretSource;
 
-/// What outlives a restart.
+/// Where state is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoreConfig {
     pub place: StorePlace,
-    /// Seals the upstream's token at rest; None: it is not kept.
+    /// Seals the upstream's token at rest; None: it is not stored.
     pub key: Option<SecretSource>,
-    /// The key before it: still opens what it sealed.
+    /// The previous key: it can still open what it has sealed.
     pub old_key: Option<SecretSource>,
-    /// How long a change waits for a file's disk.
+    /// How long a change waits for the disk of a file.
     pub timeout: Duration,
 }
 
@@ -24,7 +24,7 @@ pub enum StorePlace {
     /// Nothing outlives a restart.
     Memory,
     File(PathBuf),
-    /// A server that several gates share.
+    /// A server that several gateways share.
     Shared(Box<SharedStoreConfig>),
 }
 
@@ -37,23 +37,23 @@ pub struct SharedStoreConfig {
     pub tls: Option<StoreTls>,
     pub username: Option<String>,
     pub password: Option<SecretSource>,
-    /// Of the Sentinels, where they want one.
+    /// For the Sentinels, where they require one.
     pub sentinel_password: Option<SecretSource>,
     pub database: u32,
-    /// What this gate's keys begin with; gates with the same one are one gate.
+    /// Prefix of the gateway's keys; gateways with the same prefix share all state.
     pub prefix: String,
-    /// How long grants that a gate knows stay good while the store is away.
+    /// How long known grants stay valid while the store is unreachable.
     pub stale_for: Duration,
-    /// How long a gate remembers that the store does not know a token.
+    /// How long the answer "the store does not know this token" is cached.
     pub negative_ttl: Duration,
     /// A server that evicts keys is accepted, although ended tokens may then come back.
     pub allow_eviction: bool,
-    /// Longest wait for one answer.
+    /// Longest wait for one reply.
     pub timeout: Duration,
 }
 
 impl SharedStoreConfig {
-    /// Where nothing but its servers is said of it: what the rest then is.
+    /// The defaults for these servers.
     pub fn at(servers: Vec<ServerAddress>) -> Self {
         Self {
             servers,
@@ -78,14 +78,14 @@ pub struct ServerAddress {
     pub port: u16,
 }
 
-/// How the server that takes changes is found.
+/// How the server that accepts writes is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MasterDiscovery {
-    /// It is the one named.
+    /// The configured server.
     Server,
-    /// The Sentinels named know it by this name.
+    /// The configured Sentinels know it by this name.
     Sentinel { master: String },
-    /// The cluster nodes named know which of them has our keys.
+    /// The configured cluster nodes know which of them has the gateway's keys.
     Cluster,
 }
 

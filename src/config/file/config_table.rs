@@ -1,26 +1,32 @@
-//! One table or value of the file, and which of its keys were asked for.
+//! One table or value of the file, and which of its keys were read.
 
 use std::cell::{Cell, RefCell};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::report::{ParseReport, join, line_offset};
+use super::key_path::{join, line_offset};
+use super::parse_report::ParseReport;
 
-/// One table of the file. When it is dropped, keys that nobody asked for are noted.
+/// One table of the file. On drop, keys that were not read are reported.
 #[derive(Debug)]
 pub(super) struct ConfigTable<'a> {
     pub(super) report: &'a ParseReport<'a>,
     table: &'a DeTable<'a>,
     pub(super) key: String,
     pub(super) line: Option<usize>,
-    asked: RefCell<Vec<&'static str>>,
+    read_keys: RefCell<Vec<&'static str>>,
     /// Its keys are names that the operator chose.
     open: Cell<bool>,
 }
 
 impl<'a> ConfigTable<'a> {
-    pub(super) fn new(
+    /// The top of the file.
+    pub(super) fn root(report: &'a ParseReport<'a>) -> Self {
+        Self::new(report, report.top(), String::new(), None)
+    }
+
+    fn new(
         report: &'a ParseReport<'a>,
         table: &'a DeTable<'a>,
         key: String,
@@ -31,16 +37,16 @@ impl<'a> ConfigTable<'a> {
             table,
             key,
             line,
-            asked: RefCell::default(),
+            read_keys: RefCell::default(),
             open: Cell::new(false),
         }
     }
 
     /// The value of `key`, if the file has one.
     pub(super) fn value(&self, key: &'static str) -> Option<ConfigValue<'a>> {
-        self.asked.borrow_mut().push(key);
+        self.read_keys.borrow_mut().push(key);
         let full = join(&self.key, key);
-        self.report.asked_for(&full);
+        self.report.note_known(&full);
         let (name, value) = self
             .table
             .iter()
@@ -61,7 +67,7 @@ impl<'a> ConfigTable<'a> {
         reader(&self.value(key)?)
     }
 
-    /// The value, or `default` when there is none or it is wrong (which is then noted).
+    /// The value, or `default` when there is none or it is wrong (which is then reported).
     pub(super) fn or<T>(
         &self,
         key: &'static str,
@@ -90,13 +96,13 @@ impl<'a> ConfigTable<'a> {
             true => format!("add {example}"),
             false => format!("add {key} = {example}"),
         };
-        // What cannot be read looks missing; the syntax error says more.
+        // With a syntax error a key may only look missing.
         if !self.report.broken {
             self.complain(key, "is missing", &suggestion);
         }
     }
 
-    /// Its keys were not all asked for, and are not to be called unknown.
+    /// Keys of this table that are not read are not reported as unknown.
     pub(super) fn leave_unread(&self) {
         self.open.set(true);
     }
@@ -145,19 +151,19 @@ impl<'a> ConfigTable<'a> {
         tables
     }
 
-    /// Notes a problem with one key of this table, on its own line where it has one.
+    /// Reports a problem with one key of this table, at the key's line if it is present.
     pub(super) fn complain(&self, key: &str, reason: &str, suggestion: &str) {
-        let (key, line) = self.place(key);
-        self.report.wrong(line, key, reason, suggestion);
+        let (key, line) = self.locate(key);
+        self.report.note_problem(line, key, reason, suggestion);
     }
 
-    /// Notes something odd that does not stop the file from being used.
+    /// Reports a warning: the file can be used.
     pub(super) fn warn(&self, key: &str, reason: &str, suggestion: &str) {
-        let (key, line) = self.place(key);
-        self.report.odd(line, key, reason, suggestion);
+        let (key, line) = self.locate(key);
+        self.report.note_warning(line, key, reason, suggestion);
     }
 
-    fn place(&self, key: &str) -> (String, Option<usize>) {
+    fn locate(&self, key: &str) -> (String, Option<usize>) {
         let found = self
             .table
             .iter()
@@ -177,17 +183,17 @@ impl Drop for ConfigTable<'_> {
         if self.open.get() {
             return;
         }
-        let asked = self.asked.borrow();
+        let read_keys = self.read_keys.borrow();
         for (name, _) in self.table {
-            if !asked.contains(&name.get_ref().as_ref()) {
+            if !read_keys.contains(&name.get_ref().as_ref()) {
                 let line = self.report.line(name.span().start);
-                self.report.stranger(line, &self.key, name.get_ref());
+                self.report.note_unknown(line, &self.key, name.get_ref());
             }
         }
     }
 }
 
-/// One value of the file, with its place.
+/// One value of the file, with its key and line.
 #[derive(Debug)]
 pub(super) struct ConfigValue<'a> {
     pub(super) report: &'a ParseReport<'a>,
@@ -199,12 +205,12 @@ pub(super) struct ConfigValue<'a> {
 impl<'a> ConfigValue<'a> {
     pub(super) fn complain(&self, reason: &str, suggestion: &str) {
         self.report
-            .wrong(Some(self.line), self.key.clone(), reason, suggestion);
+            .note_problem(Some(self.line), self.key.clone(), reason, suggestion);
     }
 
     pub(super) fn warn(&self, reason: &str, suggestion: &str) {
         self.report
-            .odd(Some(self.line), self.key.clone(), reason, suggestion);
+            .note_warning(Some(self.line), self.key.clone(), reason, suggestion);
     }
 
     pub(super) fn table(&self) -> Option<ConfigTable<'a>> {
@@ -216,7 +222,7 @@ impl<'a> ConfigValue<'a> {
         Some(ConfigTable::new(self.report, table, self.key.clone(), line))
     }
 
-    /// The elements of a list, each with its place.
+    /// The elements of a list, each with its key and line.
     pub(super) fn items(&self) -> Option<Vec<Self>> {
         let DeValue::Array(list) = self.inner else {
             self.complain("must be a list", "write it in [ ]");

@@ -1,5 +1,5 @@
-//! What `check` finds out: whether a start could use the configuration, and with `--connect`
-//! whether what it leads to is there. Nothing is bound, nothing is changed.
+//! `tollgate check`: whether a start could use the configuration, and with `--connect` whether the
+//! upstream and the store can be reached. Nothing is bound, nothing is changed.
 
 use tokio::runtime::Handle;
 
@@ -12,14 +12,14 @@ use crate::store::shared::{self, EvictionFound};
 use crate::store::{self, StoreLook};
 use crate::upstream::{ProbeTrust, UpstreamTrial};
 
-/// One check more than reading and understanding: what was found, in a line.
+/// The result of one check, in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckResult {
     Good {
         key: String,
         text: String,
     },
-    /// A start would do all the same.
+    /// Does not prevent a start.
     Odd(Problem),
     Wrong(Problem),
 }
@@ -72,7 +72,8 @@ pub fn check(config: &Config) -> Vec<CheckResult> {
     found
 }
 
-/// Whether the upstream and the store are there and let us in. Spends a login at the upstream.
+/// Whether the upstream and the store can be reached and accept the credentials. Spends a login
+/// at the upstream.
 pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
     let mut found = Vec::new();
     let scope = TaskScope::new(Handle::current());
@@ -106,7 +107,7 @@ async fn check_store(settings: &config::SharedStoreConfig) -> CheckResult {
 async fn check_upstream(config: &Config, scope: &TaskScope, found: &mut Vec<CheckResult>) {
     let metrics = Metrics::new();
     let settings = &config.upstream;
-    // Whoever checks connections has checked the rest, so this is all that can be missing.
+    // `check` has reported all other problems before.
     let Ok(PreparedParts { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
         let key = format!("upstream.{}", settings.name);
         let reason = "was not tried: the first start makes files that it needs";

@@ -1,5 +1,5 @@
-//! Readers: one value of the file to one checked value. Each notes its own problem.
-//! None of them repeats a text that could be a secret in the wrong place.
+//! Readers: from one value of the file to one checked value. Each reports its own problem, without
+//! repeating a text that could be a secret under the wrong key.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::Method;
 use toml::de::DeValue;
 
-use super::section::ConfigValue;
+use super::config_table::ConfigValue;
 use super::units::{parse_hex, parse_network, parse_quota, parse_size, parse_span};
 use crate::config::problem::nearest;
 use crate::config::{AddressBlock, PathPattern, Quota};
@@ -73,7 +73,7 @@ pub(super) fn share(range: RangeInclusive<f64>) -> impl Fn(&ConfigValue<'_>) -> 
     }
 }
 
-/// A time such as `"30s"`, longer than none.
+/// A time such as `"30s"`, longer than 0.
 pub(super) fn span(value: &ConfigValue<'_>) -> Option<Duration> {
     let span = span_or_none(value)?;
     if span.is_zero() {
@@ -83,7 +83,7 @@ pub(super) fn span(value: &ConfigValue<'_>) -> Option<Duration> {
     Some(span)
 }
 
-/// A time such as `"30s"`; `"0s"` is one too.
+/// A time such as `"30s"`; `"0s"` is allowed.
 pub(super) fn span_or_none(value: &ConfigValue<'_>) -> Option<Duration> {
     let parsed = match value.inner {
         DeValue::String(text) => parse_span(text),

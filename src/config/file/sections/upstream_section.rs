@@ -1,4 +1,4 @@
-//! `[upstream.NAME]`: the service behind, and our login there.
+//! `[upstream.NAME]`: the service behind the gateway, and the login there.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,15 +8,20 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 
-use super::places::{public_file, secret, secret_that};
-use super::section::{ConfigTable, ConfigValue};
-use super::units::parse_hex;
-use super::value::text;
-use super::value::{flag, is_name, number, share, size, some, span, span_or_none};
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::named_files::{public_file, secret, secret_that};
+use crate::config::file::units::parse_hex;
+use crate::config::file::value_readers::text;
+use crate::config::file::value_readers::{
+    flag, is_name, number, share, size, some, span, span_or_none,
+};
 use crate::config::{BaseAddress, Login, Trust, Upstream};
 use crate::profiles::{API_KEY_LENGTH, Profile};
 
-pub(super) fn upstream(root: &ConfigTable<'_>, profile: &Profile) -> Option<Upstream> {
+pub(in crate::config::file) fn upstream(
+    root: &ConfigTable<'_>,
+    profile: &Profile,
+) -> Option<Upstream> {
     let Some(all) = root.section("upstream") else {
         root.missing("upstream", "[upstream.main] with a url");
         return None;
@@ -79,7 +84,11 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
         base: base?,
     };
     if !upstream.base.tls && (upstream.server_name.is_some() || table.has("ca")) {
-        table.warn("url", "is http: ca, pins and server_name say nothing", "");
+        table.warn(
+            "url",
+            "is http: ca, pins and server_name have no effect",
+            "",
+        );
     }
     Some(upstream)
 }
@@ -117,7 +126,7 @@ fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
     }
     let has_port = authority.as_str().len() > authority.host().len();
     let port = match (authority.port_u16(), has_port) {
-        (Some(0), _) | (None, true) => return bad("has a port that cannot be"),
+        (Some(0), _) | (None, true) => return bad("has an invalid port"),
         (Some(port), _) => port,
         (None, false) if tls => 443,
         (None, false) => 80,
@@ -142,7 +151,8 @@ fn trust(table: &ConfigTable<'_>) -> Trust {
     let authorities: Option<PathBuf> = table.read("ca", public_file);
     let pins = table.read("pins", some(pin));
     if table.has("ca") && table.has("pins") {
-        let reason = "says nothing beside pins: a pinned key is believed whoever signed it";
+        let reason =
+            "has no effect beside pins: a pinned key is trusted whatever authority signed it";
         table.complain("ca", reason, "keep one of the two");
     }
     match (authorities, pins) {
@@ -169,7 +179,7 @@ fn pin(value: &ConfigValue<'_>) -> Option<[u8; 32]> {
     pin
 }
 
-/// A path, or "none"; so the result is None only for a value that is wrong.
+/// A path, or "none" (`Some(None)`); None: the value is wrong.
 fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
     let text = text(value)?;
     if text == "none" {
@@ -188,7 +198,7 @@ fn server_name(value: &ConfigValue<'_>) -> Option<String> {
     let name = text(value)?;
     if rustls::pki_types::ServerName::try_from(name.as_str()).is_err() {
         value.complain(
-            "is no name that a certificate could carry",
+            "is not a name that a certificate can have",
             "such as \"service\"",
         );
         return None;
@@ -205,10 +215,10 @@ fn login(table: &ConfigTable<'_>) -> Option<Login> {
     let password = who
         .as_ref()
         .and_then(|who| who.required("password", secret, place));
-    // Read whether or not there is a login, so that each is a known key.
+    // Read with and without a login, so that each is a known key.
     let renew_at = table.or("renew_at", share(0.1..=0.95), 0.8);
     let renew_floor = table.or("renew_floor", span_or_none, Duration::from_secs(300));
-    let least = table.or("min_login_interval", span, Duration::from_secs(1));
+    let min_login_interval = table.or("min_login_interval", span, Duration::from_secs(1));
     let logins_per_hour = table.or("logins_per_hour", number(1..=36_000), 120);
     let timeout = table.or("login_timeout", span, Duration::from_secs(30));
     let single_active_token = table.or("single_active_token", flag, false);
@@ -217,7 +227,7 @@ fn login(table: &ConfigTable<'_>) -> Option<Login> {
         password: password?,
         renew_at,
         renew_floor,
-        min_login_interval: least,
+        min_login_interval,
         logins_per_hour,
         timeout,
         single_active_token,

@@ -1,11 +1,11 @@
-//! Files that the config names: are they there, readable, and private where they must be?
+//! Files that the config names: do they exist, can they be read, are secrets private?
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::section::ConfigValue;
-use super::value;
+use super::config_table::ConfigValue;
+use super::value_readers as value_of;
 use crate::secret::{self, Secret, SecretSource};
 
 /// Who may read a file.
@@ -13,32 +13,32 @@ use crate::secret::{self, Secret, SecretSource};
 enum FilePrivacy {
     Public,
     OwnerOnly,
-    /// The same, and its content is looked at elsewhere.
+    /// The same, and its content is checked elsewhere.
     Secret,
 }
 
-/// A file that anyone may read, such as a certificate.
+/// A file that every user of the host may read, such as a certificate.
 pub(super) fn public_file(value: &ConfigValue<'_>) -> Option<PathBuf> {
-    let path = value::path(value)?;
+    let path = value_of::path(value)?;
     check(value, &path, FilePrivacy::Public);
     Some(path)
 }
 
 /// A file that holds a private key.
 pub(super) fn key_file(value: &ConfigValue<'_>) -> Option<PathBuf> {
-    let path = value::path(value)?;
+    let path = value_of::path(value)?;
     check(value, &path, FilePrivacy::OwnerOnly);
     Some(path)
 }
 
-/// A secret whose place can be read now, or will be made at the first run.
+/// A secret whose source can be read now, or will be made at the first run.
 pub(super) fn secret(value: &ConfigValue<'_>) -> Option<SecretSource> {
-    let source = value::secret(value)?;
+    let source = value_of::secret(value)?;
     if let SecretSource::File(path) = &source {
         check(value, path, FilePrivacy::Secret);
     }
     match source.read() {
-        // Told already, or made at the first run.
+        // Reported already, or made at the first run.
         Ok(_) | Err(secret::Error::Unreadable { .. }) => {}
         Err(secret::Error::Unset { name }) => {
             value.complain(&format!("environment variable {name} is not set"), "");
@@ -50,14 +50,14 @@ pub(super) fn secret(value: &ConfigValue<'_>) -> Option<SecretSource> {
     Some(source)
 }
 
-/// A secret whose text has to keep a rule. The rule's name is told, the text never.
+/// A secret whose text must keep `rule`. Messages name the rule, never the text.
 pub(super) fn secret_that(
-    keeps: fn(&Secret) -> bool,
+    is_valid: fn(&Secret) -> bool,
     rule: &'static str,
 ) -> impl Fn(&ConfigValue<'_>) -> Option<SecretSource> {
     move |value| {
         let source = secret(value)?;
-        if source.read().is_ok_and(|text| !keeps(&text)) {
+        if source.read().is_ok_and(|text| !is_valid(&text)) {
             value.complain(&format!("leads to a secret that breaks a rule: {rule}"), "");
         }
         Some(source)
@@ -66,8 +66,8 @@ pub(super) fn secret_that(
 
 fn check(value: &ConfigValue<'_>, path: &Path, privacy: FilePrivacy) {
     if let Err(error) = std::fs::File::open(path) {
-        let made_later = value.report.made_at_first_run.borrow();
-        let made_later = made_later
+        let made_at_first_run = value.report.made_at_first_run.borrow();
+        let made_later = made_at_first_run
             .as_ref()
             .is_some_and(|made| is_inside(path, made));
         match error.kind() {
@@ -80,20 +80,20 @@ fn check(value: &ConfigValue<'_>, path: &Path, privacy: FilePrivacy) {
         }
         return;
     }
-    let Ok(facts) = std::fs::metadata(path) else {
+    let Ok(metadata) = std::fs::metadata(path) else {
         return;
     };
-    if facts.is_dir() {
+    if metadata.is_dir() {
         value.complain(&format!("is a folder: {}", path.display()), "name the file");
-    } else if facts.len() == 0 && privacy != FilePrivacy::Secret {
+    } else if metadata.len() == 0 && privacy != FilePrivacy::Secret {
         value.complain(&format!("is empty: {}", path.display()), "");
-    } else if privacy != FilePrivacy::Public && facts.permissions().mode() & 0o077 != 0 {
+    } else if privacy != FilePrivacy::Public && metadata.permissions().mode() & 0o077 != 0 {
         let reason = format!("others may read {}", path.display());
         value.warn(&reason, "chmod 600");
     }
 }
 
-/// By name alone: neither needs to exist yet.
+/// Compares names only: neither path needs to exist yet.
 fn is_inside(path: &Path, folder: &Path) -> bool {
     let no_way_out = !path.components().any(|part| part == Component::ParentDir);
     no_way_out && path.starts_with(folder)

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::request_rules::allow_fields;
-use super::section::{ConfigTable, ConfigValue};
-use super::value::{flag, many, method, name, pattern, size, some, span, span_or_none};
-use super::value::{text, word};
+use super::http_section::allow_fields;
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::value_readers::{
+    flag, many, method, name, pattern, size, some, span, span_or_none,
+};
+use crate::config::file::value_readers::{text, word};
 use crate::config::problem::nearest;
 use crate::config::shipped::shipped_routes;
 use crate::config::{Access, AllowedFields, DirectoryKind, PathPattern, Route, Target, UsersCall};
@@ -32,7 +34,7 @@ const ACCESS: &[(&str, Access)] = &[
 ];
 
 /// In match order: the file's own, then the profile's with the file's changes.
-pub(super) fn routes(
+pub(in crate::config::file) fn routes(
     root: &ConfigTable<'_>,
     profile: &Profile,
     directory: DirectoryKind,
@@ -102,7 +104,7 @@ fn added(
     path.map(|path| Route { path, ..route })
 }
 
-/// What a route is that says nothing but its path.
+/// The defaults of a route with this path.
 fn plain(name: &Arc<str>, path: PathPattern) -> Route {
     Route {
         name: Arc::clone(name),
@@ -121,10 +123,10 @@ fn plain(name: &Arc<str>, path: PathPattern) -> Route {
     }
 }
 
-/// `route` with the keys that the file gives.
+/// `route` with the keys of `table`.
 fn changed(table: &ConfigTable<'_>, route: Route) -> Route {
     let path = match table.value("path") {
-        // Complained about once already where it was added.
+        // Reported already by `added`.
         Some(_) if route.path.0.is_empty() => route.path,
         Some(path) => pattern(&path).unwrap_or(route.path),
         None => route.path,
@@ -156,7 +158,7 @@ fn changed(table: &ConfigTable<'_>, route: Route) -> Route {
         };
         table.complain(
             key,
-            "leaves less time for the whole than for its first byte",
+            "leaves less time for the whole response than for its first byte",
             "",
         );
     }
@@ -210,7 +212,7 @@ fn warn_if_hidden(table: &ConfigTable<'_>, route: &Route, above: &[Route]) {
     }
 }
 
-/// `close = ["groups.*"]`: routes by name, a `*` at the end for all that begin so.
+/// `close = ["groups.*"]`: routes by name; a `*` at the end stands for any rest.
 fn close(root: &ConfigTable<'_>, routes: &mut [Route]) {
     let Some(value) = root.value("close") else {
         return;
