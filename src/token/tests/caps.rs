@@ -54,7 +54,7 @@ async fn the_oldest_that_is_not_used_ends_and_no_other_users() {
     // A logout ends what is there, and the memory of what was looked at.
     assert_eq!(store.revoke_user("anna").await, Ok(5));
     sweep_all(&store);
-    assert_eq!(store.memory.traces(), (1, 1));
+    assert_eq!(store.memory.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,7 +209,7 @@ proptest! {
             }
             advance(HOUR * 2).await;
             sweep_all(&store);
-            assert_eq!((store.len(), store.memory.traces()), (0, (0, 0)));
+            assert_eq!((store.len(), store.memory.counts()), (0, (0, 0)));
         });
     }
 }

@@ -19,7 +19,7 @@ async fn tokens_that_share_a_hint_are_told_apart() {
         let token = login_with(&store, twin(0), user, (HOUR, epoch)).await;
         tokens.push(token.unwrap());
     }
-    assert_eq!(store.memory.traces(), (2, 2), "three have one hint");
+    assert_eq!(store.memory.counts(), (2, 2), "three have one hint");
     assert!(store.revoke(&tokens[1]).await);
     for (token, is_live) in tokens.iter().zip([true, false, true, true]) {
         assert_eq!(store.find(token).is_some(), is_live);
@@ -27,7 +27,7 @@ async fn tokens_that_share_a_hint_are_told_apart() {
     advance(HOUR + Duration::from_secs(2)).await;
     assert_eq!(sweep_all(&store), 3);
     assert!(store.is_empty());
-    assert_eq!(store.memory.traces(), (0, 0));
+    assert_eq!(store.memory.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,7 +52,7 @@ async fn a_logout_is_one_step_and_its_tokens_are_forgotten_in_slices() {
     }
     assert_eq!(sweep_all(&store), 0);
     assert!(store.find(&kept).is_some());
-    assert_eq!(store.memory.traces(), (1, 1));
+    assert_eq!(store.memory.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,11 +83,11 @@ async fn room_is_given_back() {
     for _ in 0..300_000 {
         login(&store, "anna").await.unwrap();
     }
-    let most = store.memory.table.room();
+    let most = store.memory.table.capacity();
     assert!(most >= 300_000);
     store.revoke_user("anna").await.unwrap();
     assert_eq!(sweep_all(&store), 300_000);
-    assert!(store.memory.table.room() < most / 2);
+    assert!(store.memory.table.capacity() < most / 2);
 }
 
 fn kept(digest: TokenDigest, names: &[Arc<str>], holder: usize, ends_millis: u64) -> LiveGrant<'_> {
@@ -146,12 +146,12 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     for left in [2, 1] {
         advance(Duration::from_secs(61)).await;
         assert_eq!(sweep_all(&store), 1);
-        assert_eq!(store.memory.traces(), (1, left));
+        assert_eq!(store.memory.counts(), (1, left));
     }
     assert_eq!(store.revoke_user("anna").await, Ok(1));
     assert!(store.find(&tokens[0]).is_none());
     sweep_all(&store);
-    assert_eq!(store.memory.traces(), (0, 0));
+    assert_eq!(store.memory.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,7 +186,7 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
     });
     restore.finish();
     assert_eq!(store.len(), 2 * EACH);
-    let (users, entries) = store.memory.traces();
+    let (users, entries) = store.memory.counts();
     assert_eq!(
         (users, entries),
         (USERS, 2 * EACH),
@@ -205,5 +205,5 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
         assert!(store.find(digest).is_none());
     }
     sweep_all(&store);
-    assert_eq!((store.len(), store.memory.traces()), (0, (0, 0)));
+    assert_eq!((store.len(), store.memory.counts()), (0, (0, 0)));
 }
