@@ -55,14 +55,14 @@ pub(super) fn run(
             writeln!(io::stderr(), "exported {tally}")?;
         }
         StoreCommand::Import { merge } => {
-            let store = OfflineStore::open_or_make(path).map_err(TransferError::from)?;
+            let store = OfflineStore::open_or_create(path).map_err(TransferError::from)?;
             let mut import = store.import().map_err(TransferError::from)?;
             let mode = if *merge {
                 ImportMode::Merge
             } else {
                 ImportMode::IntoEmpty
             };
-            if !import.may(mode) {
+            if !import.is_allowed(mode) {
                 return Err(TransferError::NotEmpty.into());
             }
             let input = io::BufReader::new(io::stdin().lock());
