@@ -10,7 +10,7 @@ mod login_description;
 mod password_rule;
 mod problem_json;
 mod role;
-mod routes;
+mod profile_route;
 mod user_name;
 mod users_replies;
 pub mod whatsapp;
@@ -26,7 +26,7 @@ pub use login_description::{
 };
 pub use password_rule::{BadPassword, check_password};
 pub use role::Role;
-pub use routes::{ProfileAccess, ProfileLimit, ProfileRoute, RouteNeeds, UsersCall};
+pub use profile_route::{ProfileAccess, ProfileLimit, ProfileRoute, RouteNeeds, UsersCall};
 pub use user_name::{
     BadName, check_addressable, check_name, is_escaped_twice, is_invisible, name_in_path,
 };
