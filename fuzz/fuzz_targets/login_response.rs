@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    tollgate::upstream::fuzz_api::login_answer(bytes);
+    tollgate::upstream::fuzz_api::login_response(bytes);
 });

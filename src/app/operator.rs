@@ -53,7 +53,7 @@ impl ControlParts {
             }
             live.limiter.refresh_gauges();
             let is_up = live.upstream.health().outage().is_none();
-            shared.metrics.upstream_up.set(i64::from(is_up));
+            live.upstream.metrics.upstream_up.set(i64::from(is_up));
             shared.metrics.ready.set(i64::from(ready().is_ok()));
         })
     }

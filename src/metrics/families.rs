@@ -57,9 +57,14 @@ pub(super) fn plain_histogram(registry: &Registry, name: &str, help: &str) -> Hi
     )
 }
 
-pub(super) fn histogram(registry: &Registry, name: &str, help: &str) -> HistogramVec {
+pub(super) fn histogram_by(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> HistogramVec {
     let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-    let family = HistogramVec::new(options, &["route"]);
+    let family = HistogramVec::new(options, &[label]);
     register(registry, family.expect("names and labels are constants"))
 }
 

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use prometheus::{IntCounter, IntGauge, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::family;
 
@@ -142,6 +142,17 @@ impl<L: LabelSet> CounterFamily<L> {
             counters: L::ALL
                 .iter()
                 .map(|label| family.with_label_values(&[label.text()]))
+                .collect(),
+            label: PhantomData,
+        }
+    }
+
+    /// The counters of one upstream; `family` has the labels `upstream` and `L::NAME`.
+    pub(super) fn of_upstream(family: &IntCounterVec, upstream: &str) -> Self {
+        let labels = L::ALL.iter();
+        Self {
+            counters: labels
+                .map(|label| family.with_label_values(&[upstream, label.text()]))
                 .collect(),
             label: PhantomData,
         }

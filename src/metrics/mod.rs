@@ -13,6 +13,7 @@ use prometheus::{
 mod families;
 mod label;
 mod route;
+mod upstream;
 
 pub use label::{
     Blame, ClientLoginOutcome, ConnectResult, ConnectionEnd, CounterFamily, GaugeGuard, LabelSet,
@@ -20,16 +21,18 @@ pub use label::{
     StoreFailure, StoreLookupResult, StoreOutcome, TokenCap, TokenEvent, UnreadableLogin,
 };
 pub use route::RouteCounts;
+pub use upstream::UpstreamMetrics;
 
-use families::{counter, family, gauge, gauges, histogram, plain_histogram, process_metrics};
+use families::{counter, family, gauge, gauges, histogram_by, plain_histogram, process_metrics};
+use upstream::UpstreamFamilies;
 
 /// Every metric family of the program.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    upstreams: UpstreamFamilies,
     pub requests: IntCounterVec,
     pub request_seconds: HistogramVec,
-    pub first_byte_seconds: Histogram,
     pub requests_in_flight: IntGauge,
     pub responses: CounterFamily<Blame>,
     pub rejections: CounterFamily<Reason>,
@@ -45,27 +48,6 @@ pub struct Metrics {
     pub tokens: IntGauge,
     pub token_events: CounterFamily<TokenEvent>,
     pub client_logins: CounterFamily<ClientLoginOutcome>,
-    pub session_logins: CounterFamily<LoginOutcome>,
-    pub session_generation: IntGauge,
-    pub session_seconds_to_expiry: IntGauge,
-    pub session_requests_waiting: IntGauge,
-    pub session_waits: IntCounter,
-    pub session_clock_skew_seconds: IntGauge,
-    pub session_up: IntGauge,
-    pub session_live_tokens: IntGauge,
-    pub upstream_requests: CounterFamily<SentCredential>,
-    pub upstream_api_key_refused: IntGauge,
-    pub upstream_connects: CounterFamily<ConnectResult>,
-    pub upstream_connections_open: IntGauge,
-    pub upstream_requests_queued: IntGauge,
-    pub stalled_streams: IntGauge,
-    pub permits_released_early: IntCounter,
-    pub stalled_streams_aborted: IntCounter,
-    pub upstream_retries: CounterFamily<RetryReason>,
-    pub upstream_up: IntGauge,
-    pub upstream_breaker_opened: IntCounter,
-    pub upstream_probes: CounterFamily<ProbeOutcome>,
-    pub token_probe_trusted: IntGauge,
     pub unreadable_login_responses: CounterFamily<UnreadableLogin>,
     pub token_cap_warnings: CounterFamily<TokenCap>,
     pub limit_exceeded: CounterFamily<LimitOutcome>,
@@ -105,15 +87,11 @@ impl Metrics {
                 "Requests by route and class of the response status; none: the client left before a response.",
                 &["route", "status"],
             ),
-            request_seconds: histogram(
+            request_seconds: histogram_by(
                 r,
                 "tollgate_request_duration_seconds",
                 "Time from the head of a request to the end of its response.",
-            ),
-            first_byte_seconds: plain_histogram(
-                r,
-                "tollgate_upstream_first_byte_seconds",
-                "Time from sending a request upstream to the head of its response.",
+                "route",
             ),
             requests_in_flight: gauge(
                 r,
@@ -186,111 +164,6 @@ impl Metrics {
                 r,
                 "tollgate_client_logins_total",
                 "Logins of clients at the gateway, by outcome.",
-            ),
-            session_logins: CounterFamily::new(
-                r,
-                "tollgate_session_logins_total",
-                "Logins of the gateway at the upstream, by outcome.",
-            ),
-            session_generation: gauge(
-                r,
-                "tollgate_session_generation",
-                "Generation of the upstream token in use: how many logins have been published.",
-            ),
-            session_seconds_to_expiry: gauge(
-                r,
-                "tollgate_session_seconds_to_expiry",
-                "Seconds until the upstream token in use expires; 0 without a token.",
-            ),
-            session_requests_waiting: gauge(
-                r,
-                "tollgate_session_requests_waiting",
-                "Requests waiting for a login at the upstream now.",
-            ),
-            session_waits: counter(
-                r,
-                "tollgate_session_waits_total",
-                "Requests that had to wait for a login at the upstream.",
-            ),
-            session_clock_skew_seconds: gauge(
-                r,
-                "tollgate_session_clock_skew_seconds",
-                "Upstream clock minus the gateway's, from the Date header of responses.",
-            ),
-            session_up: gauge(
-                r,
-                "tollgate_session_up",
-                "1 while the gateway holds a valid upstream token.",
-            ),
-            session_live_tokens: gauge(
-                r,
-                "tollgate_session_live_tokens",
-                "Upstream tokens obtained by this process that have not expired yet.",
-            ),
-            upstream_api_key_refused: gauge(
-                r,
-                "tollgate_upstream_api_key_refused",
-                "1 while the upstream refuses the API key of monitoring requests.",
-            ),
-            upstream_requests: CounterFamily::new(
-                r,
-                "tollgate_upstream_requests_total",
-                "Requests sent to the upstream, by the kind of credential they carried.",
-            ),
-            upstream_connects: CounterFamily::new(
-                r,
-                "tollgate_upstream_connects_total",
-                "Connections obtained for upstream requests: new or reused, or the kind of failure.",
-            ),
-            upstream_connections_open: gauge(
-                r,
-                "tollgate_upstream_connections_open",
-                "Connections to the upstream open now.",
-            ),
-            upstream_requests_queued: gauge(
-                r,
-                "tollgate_upstream_requests_queued",
-                "Requests waiting for an upstream permit now.",
-            ),
-            stalled_streams: gauge(
-                r,
-                "tollgate_upstream_stalled_streams",
-                "Streams to or from slow clients that have released their upstream permit and are still open.",
-            ),
-            permits_released_early: counter(
-                r,
-                "tollgate_upstream_permits_released_early_total",
-                "Upstream permits released before the end of the stream because the client was slow.",
-            ),
-            stalled_streams_aborted: counter(
-                r,
-                "tollgate_upstream_stalled_streams_aborted_total",
-                "Streams aborted because their slow client had more than its share of stalled streams.",
-            ),
-            upstream_retries: CounterFamily::new(
-                r,
-                "tollgate_upstream_retries_total",
-                "Requests sent to the upstream a second time, by reason.",
-            ),
-            upstream_up: gauge(
-                r,
-                "tollgate_upstream_up",
-                "0 while the upstream is considered down and requests are refused at once.",
-            ),
-            upstream_breaker_opened: counter(
-                r,
-                "tollgate_upstream_breaker_opened_total",
-                "Times the circuit breaker opened because the upstream was considered down.",
-            ),
-            upstream_probes: CounterFamily::new(
-                r,
-                "tollgate_upstream_probes_total",
-                "Probe requests that the gateway sent to check a failing upstream, by outcome.",
-            ),
-            token_probe_trusted: gauge(
-                r,
-                "tollgate_token_probe_trusted",
-                "1 while the upstream's token probe is known to reject invalid tokens; 0 before it was tested, or if it accepts them.",
             ),
             unreadable_login_responses: CounterFamily::new(
                 r,
@@ -374,6 +247,7 @@ impl Metrics {
                 "Tasks that have panicked since the start; each is a defect.",
             ),
             ready: gauge(r, "tollgate_ready", "1 while /readyz reports ready."),
+            upstreams: UpstreamFamilies::new(r),
             registry,
         };
         metrics.config_is_current.set(1);
@@ -388,6 +262,12 @@ impl Metrics {
         counts
             .map(|count| count.get_counter().get_value() as u64)
             .sum()
+    }
+
+    /// The metrics of one upstream, the same for every call with its name. Not for the request
+    /// path: an upstream keeps them.
+    pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {
+        self.upstreams.of(name)
     }
 
     /// All families in the Prometheus text format.

@@ -269,7 +269,6 @@ impl Pipeline {
             http: &ready.live.config.http,
             route: ready.route,
             share: ready.share(),
-            metrics: &self.shared.metrics,
             flows: &self.flows,
             deadline: ready.deadline,
         }

@@ -30,7 +30,7 @@ impl WorkerContext {
     fn first(shared: &AppState, tasks: &TaskSet) -> Arc<Self> {
         let live = shared.live.load_full();
         Arc::new(Self {
-            connections: connections(&live, tasks, &shared.metrics),
+            connections: connections(&live, tasks),
             live,
             metrics: Arc::clone(&shared.metrics),
             via: shared.via.clone(),
@@ -46,7 +46,7 @@ impl WorkerContext {
         Arc::new(Self {
             connections: match is_same {
                 true => Arc::clone(&self.connections),
-                false => connections(&live, tasks, &self.metrics),
+                false => connections(&live, tasks),
             },
             live,
             metrics: Arc::clone(&self.metrics),
@@ -57,17 +57,9 @@ impl WorkerContext {
     }
 }
 
-fn connections(
-    live: &LiveRules,
-    tasks: &TaskSet,
-    metrics: &Arc<Metrics>,
-) -> Arc<UpstreamConnections<RequestBody>> {
+fn connections(live: &LiveRules, tasks: &TaskSet) -> Arc<UpstreamConnections<RequestBody>> {
     let upstream = Arc::clone(&live.upstream);
-    Arc::new(UpstreamConnections::new(
-        upstream,
-        tasks.clone(),
-        Arc::clone(metrics),
-    ))
+    Arc::new(UpstreamConnections::new(upstream, tasks.clone()))
 }
 
 /// The newest view.

@@ -16,7 +16,7 @@ use super::login::lease::Lease;
 use crate::clock::Deadline;
 use crate::config;
 use crate::error_chain::chain;
-use crate::metrics::Metrics;
+use crate::metrics::UpstreamMetrics;
 use crate::profiles;
 use crate::secret::{self, SecretSource};
 
@@ -36,14 +36,14 @@ pub(super) struct UpstreamApiKey {
     has_login: bool,
     is_refused: AtomicBool,
     next_try: Mutex<Instant>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 impl UpstreamApiKey {
     pub(super) fn new(
         settings: &config::Upstream,
         key: Option<Lease>,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<UpstreamMetrics>,
     ) -> Self {
         metrics.upstream_api_key_refused.set(0);
         Self {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::fair_queue::{ClientSlot, FairQueue, WaiterId};
 use crate::config;
-use crate::metrics::{GaugeGuard, Metrics};
+use crate::metrics::{GaugeGuard, UpstreamMetrics};
 use crate::shares::{ShareHasher, ShareKey, SharePool, SharedPlace};
 
 /// Of so many permits one is for monitoring alone.
@@ -35,7 +35,7 @@ pub struct UpstreamPermits {
     hasher: ShareHasher,
     stalled: Arc<SharePool>,
     most_stalled: usize,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 /// Leave to have one request at the upstream; drop it when the answer has ended.
@@ -62,7 +62,7 @@ struct QueuedRequest {
 }
 
 impl UpstreamPermits {
-    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<UpstreamMetrics>) -> Arc<Self> {
         let permits = settings.concurrency;
         let reserve = match permits {
             ..LEAST_WITH_RESERVE => 0,

@@ -45,6 +45,7 @@ impl UpstreamTrial {
         stop: &ShutdownSignal,
         metrics: &Arc<Metrics>,
     ) -> Self {
+        let metrics = &metrics.upstream(&settings.name);
         let dialer = Arc::new(materials.dialer(settings, tasks, stop));
         let own = Arc::new(OwnRequests {
             dialer: Arc::clone(&dialer),

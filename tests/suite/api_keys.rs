@@ -149,6 +149,7 @@ async fn monitoring_requests_carry_the_upstreams_key_and_all_others_the_sessions
     assert_eq!(
         gateway
             .metrics
+            .upstream("main")
             .upstream_requests
             .value(SentCredential::ApiKey),
         1
@@ -156,6 +157,7 @@ async fn monitoring_requests_carry_the_upstreams_key_and_all_others_the_sessions
     assert_eq!(
         gateway
             .metrics
+            .upstream("main")
             .upstream_requests
             .value(SentCredential::Session),
         1

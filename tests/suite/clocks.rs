@@ -109,9 +109,9 @@ async fn a_wall_clock_set_while_running_fails_no_request() {
         reqwest::get(url).await.unwrap().text().await.unwrap()
     };
     let text = metrics().await;
-    let left = text
-        .lines()
-        .find_map(|line| line.strip_prefix("tollgate_session_seconds_to_expiry "));
+    let left = text.lines().find_map(|line| {
+        line.strip_prefix("tollgate_session_seconds_to_expiry{upstream=\"main\"} ")
+    });
     let left: u64 = left.unwrap().parse().unwrap();
     assert!(
         (604_000..=604_800).contains(&left),

@@ -84,8 +84,8 @@ async fn is_told_and_ends(
     assert_eq!(operator(gateway, "/healthz").await.0, 200);
     let metrics = operator(gateway, "/metrics").await.1;
     for line in [
-        "tollgate_upstream_up 0",
-        "tollgate_upstream_breaker_opened_total 1",
+        "tollgate_upstream_up{upstream=\"main\"} 0",
+        "tollgate_upstream_breaker_opened_total{upstream=\"main\"} 1",
         "tollgate_ready 0",
     ] {
         assert!(
@@ -108,7 +108,7 @@ async fn is_told_and_ends(
     );
     assert!(is_passed_on(client.get(BUSY).await).await);
     let metrics = operator(gateway, "/metrics").await.1;
-    assert!(metrics.contains("\ntollgate_upstream_up 1\n"));
+    assert!(metrics.contains("\ntollgate_upstream_up{upstream=\"main\"} 1\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +189,14 @@ async fn after_one_failed_request_the_gate_probes_by_itself() {
         operator(&gateway, "/readyz").await.0 == 503
     })
     .await;
-    assert!(gateway.metrics.upstream_probes.value(ProbeOutcome::Failed) >= 4);
+    assert!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_probes
+            .value(ProbeOutcome::Failed)
+            >= 4
+    );
     is_told_and_ends(&gateway, &client, &upstream, "Connection refused").await;
 }
 
@@ -204,9 +211,17 @@ async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_req
             assert_eq!(verdict(answer).await, (504, 1014));
         }
     }
-    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 0);
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_breaker_opened
+            .get(),
+        0
+    );
     let answered = gateway
         .metrics
+        .upstream("main")
         .upstream_probes
         .value(ProbeOutcome::Succeeded);
     assert!(
@@ -214,7 +229,11 @@ async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_req
         "{answered} second opinions in six seconds"
     );
     assert_eq!(
-        gateway.metrics.upstream_probes.value(ProbeOutcome::Failed),
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_probes
+            .value(ProbeOutcome::Failed),
         0
     );
     assert!(is_passed_on(client.get(BUSY).await).await);
@@ -264,8 +283,15 @@ async fn faults_of_clients_do_not_count_against_the_upstream() {
     }
     assert!(upstream.heads() >= before + 6, "or this proves nothing");
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 0);
-    let probes = &gateway.metrics.upstream_probes;
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_breaker_opened
+            .get(),
+        0
+    );
+    let probes = &gateway.metrics.upstream("main").upstream_probes;
     assert_eq!(
         probes.value(ProbeOutcome::Succeeded) + probes.value(ProbeOutcome::Failed),
         0
@@ -325,7 +351,14 @@ async fn a_reload_keeps_the_health_state_of_the_same_address() {
     let begin = Instant::now();
     assert_eq!(verdict(client.get(BUSY).await).await, (503, 1011));
     assert!(begin.elapsed() < Duration::from_millis(900));
-    assert_eq!(gateway.metrics.upstream_breaker_opened.get(), 1);
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_breaker_opened
+            .get(),
+        1
+    );
     upstream.is(UpstreamState::Well);
     eventually("found again", async || {
         is_passed_on(client.get(BUSY).await).await

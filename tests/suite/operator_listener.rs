@@ -23,14 +23,14 @@ async fn metrics_pass_promtool_and_hold_what_the_design_names() {
     );
     let text = answer.text().await.unwrap();
     for family in [
-        "tollgate_session_seconds_to_expiry ",
-        "tollgate_session_generation 1",
-        "tollgate_session_logins_total{outcome=\"ok\"} 1",
-        "tollgate_session_requests_waiting 0",
+        "tollgate_session_seconds_to_expiry{upstream=\"main\"} ",
+        "tollgate_session_generation{upstream=\"main\"} 1",
+        "tollgate_session_logins_total{outcome=\"ok\",upstream=\"main\"} 1",
+        "tollgate_session_requests_waiting{upstream=\"main\"} 0",
         "tollgate_requests_total{route=\"support.show\",status=\"2xx\"} 1",
         "tollgate_rejections_total{reason=\"no_route\"} 1",
         "tollgate_tokens 1",
-        "tollgate_upstream_first_byte_seconds_count 1",
+        "tollgate_upstream_first_byte_seconds_count{upstream=\"main\"} 1",
         "tollgate_task_panics 0",
         "tollgate_ready 1",
         "tollgate_certificate_expiry_timestamp_seconds{",

@@ -45,7 +45,12 @@ async fn gateway(upstream: &Upstream, key: &str) -> Gateway {
 }
 
 fn is_told(gateway: &Gateway) -> bool {
-    gateway.metrics.upstream_api_key_refused.get() == 1
+    gateway
+        .metrics
+        .upstream("main")
+        .upstream_api_key_refused
+        .get()
+        == 1
 }
 
 async fn notes(gateway: &Gateway) -> String {

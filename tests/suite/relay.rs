@@ -144,7 +144,7 @@ async fn an_older_token_is_probed_once_and_a_refusal_is_remembered() {
     let webapp = emulator().await;
     let gateway = relay(&webapp, "unknown_tokens = \"ask\"").await;
     eventually("the trial of the probe", async || {
-        gateway.metrics.token_probe_trusted.get() == 1
+        gateway.metrics.upstream("main").token_probe_trusted.get() == 1
     })
     .await;
     let trials = webapp.request_count("/v1/health");

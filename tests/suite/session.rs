@@ -152,7 +152,7 @@ async fn under_steady_load_fifty_renewals_fail_and_delay_no_request() {
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    let waits_before = gateway.metrics.session_waits.get();
+    let waits_before = gateway.metrics.upstream("main").session_waits.get();
 
     let stop = Arc::new(AtomicBool::new(false));
     let (sent, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -189,7 +189,7 @@ async fn under_steady_load_fifty_renewals_fail_and_delay_no_request() {
     assert!(sent.load(Ordering::Relaxed) > 1000, "a load, not a trickle");
     assert_eq!(failed.load(Ordering::Relaxed), 0);
     assert_eq!(
-        gateway.metrics.session_waits.get(),
+        gateway.metrics.upstream("main").session_waits.get(),
         waits_before,
         "no request waited for a login"
     );
@@ -301,12 +301,20 @@ async fn an_upstream_clock_that_is_an_hour_off_changes_nothing() {
         let _ = reqwest::get(gateway.operator_url("/metrics"))
             .await
             .unwrap();
-        let left = gateway.metrics.session_seconds_to_expiry.get();
+        let left = gateway
+            .metrics
+            .upstream("main")
+            .session_seconds_to_expiry
+            .get();
         assert!(
             (590..=600).contains(&left),
             "{left} s left at offset {offset}"
         );
-        let skew = gateway.metrics.session_clock_skew_seconds.get();
+        let skew = gateway
+            .metrics
+            .upstream("main")
+            .session_clock_skew_seconds
+            .get();
         assert!((skew - offset).abs() <= 2, "skew {skew}");
     }
 }
@@ -350,7 +358,7 @@ async fn an_unusable_login_response_is_a_failed_login_and_never_a_token() {
         );
     }
     assert_eq!(
-        gateway.metrics.session_generation.get(),
+        gateway.metrics.upstream("main").session_generation.get(),
         0,
         "no token came of it"
     );

@@ -135,7 +135,7 @@ async fn a_renewal_with_a_bad_token_changes_nothing_while_the_old_one_is_good() 
         }
         assert!(upstream.logins() >= 2, "a renewal has been tried");
         assert!(upstream.logins() <= 6, "{} logins", upstream.logins());
-        let generation = gateway.metrics.session_generation.get();
+        let generation = gateway.metrics.upstream("main").session_generation.get();
         assert_eq!(generation, 1, "the good one is in use");
     }
 }

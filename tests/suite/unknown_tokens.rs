@@ -89,7 +89,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
         assert_eq!(upstream.count("GET /v1/support"), 0);
         let metrics = page(&gateway, "/metrics").await;
         assert!(
-            metrics.contains("tollgate_token_probe_trusted 0"),
+            metrics.contains("tollgate_token_probe_trusted{upstream=\"main\"} 0"),
             "{metrics}"
         );
 

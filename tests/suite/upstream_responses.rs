@@ -118,7 +118,12 @@ async fn a_post_uses_a_new_connection_when_the_pooled_one_was_closed_before() {
     for _ in 0..5 {
         assert_eq!(client.get("/v1/support").await.status(), 200);
         eventually("the end of the connection is noticed", async || {
-            gateway.metrics.upstream_connections_open.get() == 0
+            gateway
+                .metrics
+                .upstream("main")
+                .upstream_connections_open
+                .get()
+                == 0
         })
         .await;
         let sent = client.post("/v1/messages", &serde_json::json!({})).await;

@@ -20,7 +20,7 @@ use super::redact::SecretRedactor;
 use super::stream_watchdog::SlowStreamWatchdog;
 use crate::pipeline::headers;
 use crate::secret::SecretPattern;
-use crate::upstream::AnswerBody;
+use crate::upstream::UpstreamResponseBody;
 
 /// How much of a body of unknown length is searched for the injected secret.
 const SCRUBBED: usize = 64 * 1024;
@@ -58,7 +58,7 @@ pub(super) type StreamCell = Arc<Mutex<ResponseStream>>;
 /// An answer's body as it came so far.
 #[derive(Debug)]
 pub(in crate::pipeline) struct ArrivingBody {
-    pub(in crate::pipeline) body: AnswerBody,
+    pub(in crate::pipeline) body: UpstreamResponseBody,
     /// Of the whole.
     pub(in crate::pipeline) length: SizeHint,
     /// What has been read of it.
@@ -68,7 +68,7 @@ pub(in crate::pipeline) struct ArrivingBody {
 #[derive(Debug)]
 pub(in crate::pipeline) struct ResponseStream {
     /// The body and its turn at the upstream; both end together.
-    pub(in crate::pipeline) body: Option<(AnswerBody, AnswerTurn)>,
+    pub(in crate::pipeline) body: Option<(UpstreamResponseBody, AnswerTurn)>,
     /// Came before the body was passed on.
     first: Option<Frame<Bytes>>,
     pub(super) pace: RateGuard,

@@ -13,7 +13,7 @@ use super::inject::{CredentialSource, Inbound, UpstreamCredential, inject, probe
 use super::refused_lease::JudgedResponse;
 use super::response_begin::{SMALL, SmallBody};
 use crate::config::{self, Route};
-use crate::metrics::{Metrics, RetryReason};
+use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::UpstreamTurn;
 use crate::pipeline::body::rate_guard::PaceRules;
@@ -26,7 +26,7 @@ use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
 use crate::shares::ShareKey;
 use crate::upstream::{
-    AnswerBody, ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections,
+    ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections, UpstreamResponseBody,
 };
 
 /// What forwarding needs besides the request.
@@ -39,13 +39,12 @@ pub(in crate::pipeline) struct Forwarder<'a> {
     pub route: &'a Route,
     /// Whose permits at the upstream the request takes.
     pub share: ShareKey,
-    pub metrics: &'a Arc<Metrics>,
     pub flows: &'a SlowStreamWatchdog,
     /// End of the whole exchange.
     pub deadline: Instant,
 }
 
-pub(super) type GatewayResponse = Response<AnswerBody>;
+pub(super) type GatewayResponse = Response<UpstreamResponseBody>;
 
 impl Forwarder<'_> {
     /// Sends a request and gives back what the client gets to see.
@@ -117,13 +116,13 @@ impl Forwarder<'_> {
         carried: &UpstreamCredential,
         record: &mut AccessLogEntry,
     ) -> Result<GatewayResponse, Rejection> {
-        self.metrics.upstream_requests.add(carried.label());
+        self.upstream.metrics.upstream_requests.add(carried.label());
         let outbound = inject(request, body, carried).into_request();
         let sent = Instant::now();
         match self.connections.send(outbound, self.patience()).await {
             Ok(answer) => {
                 let took = sent.elapsed().as_secs_f64();
-                self.metrics.first_byte_seconds.observe(took);
+                self.upstream.metrics.first_byte_seconds.observe(took);
                 Ok(answer)
             }
             Err(error) => Box::pin(self.send_again(request, error, carried, record)).await,
@@ -141,7 +140,8 @@ impl Forwarder<'_> {
             return Err(refusal(request, error));
         };
         record.repeated();
-        self.metrics
+        self.upstream
+            .metrics
             .upstream_retries
             .add(RetryReason::DeadConnection);
         self.connections

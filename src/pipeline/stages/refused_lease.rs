@@ -69,7 +69,10 @@ impl Forwarder<'_> {
                 turn = Some(self.turn().await?);
             }
             record.repeated();
-            self.metrics.upstream_retries.add(RetryReason::Refused);
+            self.upstream
+                .metrics
+                .upstream_retries
+                .add(RetryReason::Refused);
             outcome = self.send(request, body, &carried, record).await;
         }
     }

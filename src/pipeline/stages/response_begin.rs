@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::forward::Forwarder;
 use crate::pipeline::body::streaming::ArrivingBody;
 use crate::pipeline::reject::Rejection;
-use crate::upstream::AnswerBody;
+use crate::upstream::UpstreamResponseBody;
 
 /// Answers up to this length are read whole before they go down: their upstream
 /// connection is free at once, however slowly the client reads.
@@ -38,7 +38,7 @@ impl Forwarder<'_> {
     /// Reads a body of `length` bytes; most have come with their head, in one piece.
     pub(super) async fn read_small(
         &self,
-        mut body: AnswerBody,
+        mut body: UpstreamResponseBody,
         length: u64,
     ) -> Result<SmallBody, Rejection> {
         let first = match now(&mut body).await {
@@ -53,7 +53,7 @@ impl Forwarder<'_> {
 
     async fn read_slow(
         &self,
-        mut body: AnswerBody,
+        mut body: UpstreamResponseBody,
         first: Bytes,
         length: u64,
     ) -> Result<SmallBody, Rejection> {
@@ -85,7 +85,7 @@ impl Forwarder<'_> {
     /// Reads the first piece if it comes soon. None: the body is empty.
     pub(super) async fn read_first(
         &self,
-        mut body: AnswerBody,
+        mut body: UpstreamResponseBody,
         headers: &HeaderMap,
     ) -> Result<Option<ArrivingBody>, Rejection> {
         let length = body.size_hint();
@@ -113,7 +113,7 @@ impl Forwarder<'_> {
 type NextFrame = Option<hyper::Result<Frame<Bytes>>>;
 
 /// What has come already.
-async fn now(body: &mut AnswerBody) -> Poll<NextFrame> {
+async fn now(body: &mut UpstreamResponseBody) -> Poll<NextFrame> {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await
 }
 

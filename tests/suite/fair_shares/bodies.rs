@@ -31,7 +31,7 @@ async fn slow_readers_leave_the_others_their_turns() {
     assert_honest_is_served(&gateway, quiet, "64 slow readers").await;
     let metrics = &gateway.metrics;
     eventually("their turns are free again", async || {
-        metrics.stalled_streams.get() == 64
+        metrics.upstream("main").stalled_streams.get() == 64
     })
     .await;
     // Also for other requests of the client with slow readers.
@@ -42,10 +42,10 @@ async fn slow_readers_leave_the_others_their_turns() {
         readers.iter().all(|reader| !reader.is_finished()),
         "none was cut"
     );
-    assert_eq!(metrics.stalled_streams_aborted.get(), 0);
+    assert_eq!(metrics.upstream("main").stalled_streams_aborted.get(), 0);
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     eventually("places are given back", async || {
-        metrics.stalled_streams.get() == 0
+        metrics.upstream("main").stalled_streams.get() == 0
     })
     .await;
 }
@@ -60,7 +60,7 @@ async fn a_client_with_too_many_slow_readers_loses_the_slowest_when_others_wait(
         readers.push(slow_reader(&gateway).await);
     }
     eventually("places are taken", async || {
-        gateway.metrics.stalled_streams.get() == 3
+        gateway.metrics.upstream("main").stalled_streams.get() == 3
     })
     .await;
     let honest = KeyClient::new(&gateway, HONEST);
@@ -72,8 +72,15 @@ async fn a_client_with_too_many_slow_readers_loses_the_slowest_when_others_wait(
         );
         readers.push(slow_reader(&gateway).await);
     }
-    assert!(gateway.metrics.stalled_streams_aborted.get() > 0);
-    assert!(gateway.metrics.stalled_streams.get() <= 3);
+    assert!(
+        gateway
+            .metrics
+            .upstream("main")
+            .stalled_streams_aborted
+            .get()
+            > 0
+    );
+    assert!(gateway.metrics.upstream("main").stalled_streams.get() <= 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,19 +122,19 @@ async fn uploads_that_trickle_hold_no_permit_and_get_one_for_their_end() {
     // Checked before the honest client's requests, which may take as long as the uploads.
     let metrics = &gateway.metrics;
     eventually("all but the small ones have a place", async || {
-        metrics.stalled_streams.get() == 16
+        metrics.upstream("main").stalled_streams.get() == 16
     })
     .await;
     assert_honest_is_served(&gateway, quiet, "24 slow uploads").await;
     assert!(
-        metrics.stalled_streams.get() <= 16,
+        metrics.upstream("main").stalled_streams.get() <= 16,
         "the small ones need none"
     );
     for upload in uploads {
         let answer = upload.await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
-    assert_eq!(metrics.stalled_streams.get(), 0);
+    assert_eq!(metrics.upstream("main").stalled_streams.get(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +157,7 @@ async fn uploads_that_trickle_beside_their_responses_hold_no_permit() {
         }));
     }
     eventually("their turns are free again", async || {
-        gateway.metrics.stalled_streams.get() == 12
+        gateway.metrics.upstream("main").stalled_streams.get() == 12
     })
     .await;
     assert_honest_is_served(&gateway, quiet, "12 uploads beside answers").await;
@@ -169,7 +176,12 @@ async fn requests_that_hang_at_the_upstream_leave_permits_for_other_clients() {
     }
     assert_honest_is_served(&gateway, quiet, "100 hanging requests").await;
     assert!(
-        gateway.metrics.upstream_requests_queued.get() > 0,
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_requests_queued
+            .get()
+            > 0,
         "the greedy one waits"
     );
 }
@@ -193,7 +205,12 @@ async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
         })
         .collect();
     eventually("they wait", async || {
-        gateway.metrics.upstream_requests_queued.get() > 500
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_requests_queued
+            .get()
+            > 500
     })
     .await;
     let honest = KeyClient::new(&gateway, HONEST);
@@ -204,7 +221,12 @@ async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
     // Requests whose client has left no longer wait.
     eventually("the queue is empty", async || {
-        gateway.metrics.upstream_requests_queued.get() == 0
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_requests_queued
+            .get()
+            == 0
     })
     .await;
     assert_eq!(crowd.get("/x/quick").await.unwrap(), StatusCode::OK);

@@ -61,7 +61,7 @@ async fn a_connection_without_windows_leaves_permits_for_others() {
     }
     assert_honest_is_served(&gateway, quiet, "100 streams without window").await;
     eventually("their turns are free again", async || {
-        gateway.metrics.stalled_streams.get() == 100
+        gateway.metrics.upstream("main").stalled_streams.get() == 100
     })
     .await;
 }
@@ -97,7 +97,12 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
         waiting.push(post(&mut send, "/x/sink", 2_000_000).await);
     }
     eventually("they wait", async || {
-        gateway.metrics.upstream_requests_queued.get() >= 190
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_requests_queued
+            .get()
+            >= 190
     })
     .await;
     // Answered by the gate itself, once it has the whole body.

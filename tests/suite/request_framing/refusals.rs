@@ -294,7 +294,7 @@ async fn a_refusal_comes_after_the_earlier_responses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_head_gets_408_in_the_same_format() {
+async fn a_slow_head_is_refused_in_the_same_format() {
     let upstream = Recorder::start().await;
     let mut gate = Gate::start(&upstream.url());
     let file = gate.folder.path().join("config.toml");

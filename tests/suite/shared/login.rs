@@ -24,7 +24,7 @@ async fn three_gates_log_in_once_and_a_refusal_seen_by_any_is_one_more_login() {
         assert_eq!(answer.await.unwrap(), 200);
     }
     assert_eq!(webapp.login_count(), 2, "and one for all sixty refusals");
-    all_have(&gates, "tollgate_session_generation 2").await;
+    all_have(&gates, "tollgate_session_generation{upstream=\"main\"} 2").await;
     // A gate that starts later uses the existing login.
     let late = gate(&webapp, brisk(), &store(&server.url(), "")).await;
     let client = late.client().with_token(clients[0].token.as_ref().unwrap());
@@ -52,7 +52,7 @@ async fn a_holder_killed_in_the_middle_of_a_login_leaves_one_current_generation(
     webapp.login_takes(Duration::ZERO);
     let gates = three(&webapp, &server, "").await;
     known(&gates).await;
-    all_have(&gates, "tollgate_session_generation 1").await;
+    all_have(&gates, "tollgate_session_generation{upstream=\"main\"} 1").await;
     assert!(
         webapp.login_count() <= 2,
         "the killed one's, and one for all"

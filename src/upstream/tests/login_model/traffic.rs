@@ -58,7 +58,7 @@ impl Gate {
             calls: Box::new(Calls(Arc::clone(world))),
         };
         let (tasks, stop) = (TaskSet::new(Handle::current()), ShutdownSignal::default());
-        let metrics = Metrics::new();
+        let metrics = Metrics::new().upstream("model");
         let (session, phase) = Session::new(&settings, 1, Arc::clone(&metrics));
         session.judgement.set_probe(plan.has_probe);
         let (plan, followed) = watch::channel(Arc::new(plan));

@@ -9,11 +9,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::breaker::FailureSource;
+use super::health::breaker::FailureSource;
+use super::own_requests::{CallError, OwnRequests};
 use crate::error_chain::chain;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::{Metrics, ProbeOutcome};
-use crate::upstream::own_requests::{CallError, OwnRequests};
+use crate::metrics::{ProbeOutcome, UpstreamMetrics};
 
 /// For a connection, and for the answer: an upstream that takes longer over a question this
 /// small is not well.
@@ -24,19 +24,19 @@ const AT_ONCE: usize = 6;
 
 /// Asks whenever the upstream's health is in doubt; one per upstream.
 #[derive(Debug)]
-pub(in crate::upstream) struct UpstreamProber {
+pub(super) struct UpstreamProber {
     own: Arc<OwnRequests>,
     tasks: TaskSet,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
     stop: ShutdownSignal,
 }
 
 impl UpstreamProber {
-    pub(in crate::upstream) fn new(
+    pub(super) fn new(
         own: &Arc<OwnRequests>,
         tasks: &TaskSet,
         stop: &ShutdownSignal,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<UpstreamMetrics>,
     ) -> Self {
         Self {
             own: Arc::clone(own),
@@ -47,7 +47,7 @@ impl UpstreamProber {
     }
 
     /// Runs until drain.
-    pub(in crate::upstream) async fn run(self) {
+    pub(super) async fn run(self) {
         let places = Arc::new(Semaphore::new(AT_ONCE));
         let health = Arc::clone(&self.own.health);
         let mut levels = health.levels();

@@ -1,7 +1,5 @@
-//! Bodies on their way: ours goes up and shows its progress, the answer comes
-//! down and brings its connection back to the pool.
+//! A request's body on its way up, and how far it has come.
 
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,11 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
-
-use super::connection::ConnectionHandle;
 
 /// How far the request has come, for whoever waits for the answer. Belongs to its
 /// connection: of one request after the other.
@@ -137,92 +132,5 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SentBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// An answer's body. At its end the connection goes back to its worker's pool;
-/// dropped before that, the connection is closed.
-pub struct AnswerBody {
-    incoming: Incoming,
-    connection: Option<Box<dyn ConnectionHandle>>,
-}
-
-impl AnswerBody {
-    pub(in crate::upstream) fn new(
-        incoming: Incoming,
-        connection: Box<dyn ConnectionHandle>,
-    ) -> Self {
-        let mut body = Self {
-            incoming,
-            connection: Some(connection),
-        };
-        body.give_back_at_end();
-        body
-    }
-
-    /// The empty body of an answer that ends HTTP on its connection.
-    pub(super) fn without_connection(incoming: Incoming) -> Self {
-        Self {
-            incoming,
-            connection: None,
-        }
-    }
-
-    /// Something has come since the body was last polled: whoever does not poll it keeps the
-    /// upstream waiting.
-    pub fn has_news(&self) -> bool {
-        let connection = self.connection.as_ref();
-        connection.is_some_and(|connection| connection.has_news())
-    }
-
-    fn give_back_at_end(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.give_back();
-        }
-    }
-
-    fn give_back(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.give_back();
-        }
-    }
-}
-
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let body = &mut *self;
-        let polled = match &mut body.connection {
-            Some(connection) => connection.poll_frame(cx, &mut body.incoming),
-            None => Pin::new(&mut body.incoming).poll_frame(cx),
-        };
-        match &polled {
-            Poll::Pending => {}
-            Poll::Ready(Some(Ok(_))) => self.give_back_at_end(),
-            Poll::Ready(Some(Err(_))) => self.connection = None,
-            Poll::Ready(None) => self.give_back(),
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
-impl fmt::Debug for AnswerBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AnswerBody")
-            .field("holds_connection", &self.connection.is_some())
-            .finish_non_exhaustive()
     }
 }
