@@ -38,7 +38,7 @@ pub enum Client {
     Open,
     User {
         name: Arc<str>,
-        /// None: the Webapp knows its users' roles, we do not.
+        /// None: the upstream knows its users' roles, we do not.
         role: Option<Role>,
     },
     Key(Arc<ApiKey>),

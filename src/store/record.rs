@@ -84,7 +84,7 @@ pub struct GrantRecord {
     pub digest: RecordDigest,
     #[serde(with = "shared_text")]
     pub user: Arc<str>,
-    /// None: the Webapp knows its users' roles, we do not.
+    /// None: the upstream knows its users' roles, we do not.
     pub role: Option<Role>,
     /// End on the wall clock, in milliseconds since 1970.
     pub ends_millis: u64,
@@ -98,7 +98,7 @@ pub struct GrantRecord {
 #[serde(rename_all = "snake_case")]
 pub enum TokenOrigin {
     Minted,
-    /// Seen in the Webapp's answer to a login, or vouched for by it.
+    /// Seen in the upstream's answer to a login, or vouched for by it.
     Learned,
 }
 

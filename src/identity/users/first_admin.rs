@@ -20,7 +20,7 @@ use crate::profiles::{self, Role};
 use crate::secret::Secret;
 use crate::store::{PhcText, Store, StoreBackend, UserRecord};
 
-/// Name of the first admin when the operator gives none, as at the Webapp.
+/// Name of the first admin when the configuration gives none.
 const ADMIN: &str = "admin";
 
 /// The first admin, made because the operator named none. Show it once, to a person.
