@@ -257,7 +257,7 @@ async fn a_failed_handshake_is_logged_with_peer_and_cause_at_a_limited_rate() {
         line["peer"].as_str().unwrap().starts_with("127.0.0.1:"),
         "{line}"
     );
-    assert!(!line["why"].as_str().unwrap().is_empty(), "{line}");
+    assert!(!line["cause"].as_str().unwrap().is_empty(), "{line}");
     let told = gate.program.lines();
     let told = told
         .iter()
@@ -294,7 +294,7 @@ async fn a_refusal_comes_after_the_earlier_responses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_head_is_refused_in_the_same_format() {
+async fn a_slow_head_gets_408_in_the_same_format() {
     let upstream = Recorder::start().await;
     let mut gate = Gate::start(&upstream.url());
     let file = gate.folder.path().join("config.toml");
