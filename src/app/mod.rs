@@ -171,10 +171,10 @@ async fn build(
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
         tokens,
-        questions: Arc::new(TokenIntrospection::default()),
+        introspection: Arc::new(TokenIntrospection::default()),
         metrics: Arc::clone(&metrics),
         via,
-        told_unreadable: AtomicBool::new(false),
+        unreadable_origin_logged: AtomicBool::new(false),
     });
     let parts = ControlParts {
         config_file,
@@ -206,7 +206,7 @@ fn first_rules(
     routes: RouteTable,
     metrics: &Arc<Metrics>,
 ) -> LiveRules {
-    let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(metrics));
+    let limiter = Limiter::with_store(kept.shared(), &config.limits, None, Arc::clone(metrics));
     LiveRules {
         routes,
         keys: KeySet::new(&config.api_keys),
@@ -330,7 +330,7 @@ async fn sweep_limits(shared: Arc<AppState>, stop: ShutdownSignal) {
         let limiter = Arc::clone(&shared.live.load().limiter);
         limiter.sweep();
         limiter.shrink().await;
-        shared.questions.sweep();
+        shared.introspection.sweep();
     }
 }
 

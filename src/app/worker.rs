@@ -18,7 +18,9 @@ use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::listener::{self, ConnectionLimit, ServerTls};
 use crate::metrics::Metrics;
-use crate::pipeline::{AppState, Peer, Pipeline, Rejection, ResponseBody, SlowStreamWatchdog};
+use crate::pipeline::{
+    AppState, LoggedResponseBody, Peer, Pipeline, Rejection, SlowStreamWatchdog,
+};
 
 /// One listener: its sockets, one per worker, and what they share.
 #[derive(Debug)]
@@ -144,8 +146,8 @@ fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
 struct PipelineService(Arc<Pipeline>);
 
 impl listener::RequestService for PipelineService {
-    type Body = ResponseBody;
-    type Future = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
+    type Body = LoggedResponseBody;
+    type Future = Pin<Box<dyn Future<Output = Response<LoggedResponseBody>> + Send>>;
 
     fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         let pipeline = Arc::clone(&self.0);
@@ -159,7 +161,7 @@ impl listener::RequestService for PipelineService {
         head: Option<&Parts>,
         rejection: Rejection,
         peer: &Peer,
-    ) -> Response<ResponseBody> {
+    ) -> Response<LoggedResponseBody> {
         self.0.refuse(head, rejection, peer)
     }
 }

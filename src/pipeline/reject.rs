@@ -9,9 +9,8 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::body::response_body::ResponseBody;
+use super::credential_fault::CredentialFault;
 use super::limit::TooMany;
-use super::stages::credential::CredentialFault;
 use crate::error_chain::chain;
 use crate::metrics::{Blame, Reason};
 use crate::store::StoreUnavailable;
@@ -265,12 +264,12 @@ impl Rejection {
     }
 
     /// `pause`: as for `retry_after`.
-    pub fn into_response(self, pause: Duration) -> Response<ResponseBody> {
+    pub fn into_response(self, pause: Duration) -> Response<Bytes> {
         let face = self.face();
-        let mut response = Response::new(ResponseBody::full(match &self {
+        let mut response = Response::new(match &self {
             Self::Unauthenticated(_) => UNAUTHENTICATED.clone(),
             _ => self.body(face.code),
-        }));
+        });
         *response.status_mut() = face.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -283,7 +282,7 @@ impl Rejection {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         match &self {
-            Self::TooMany(limit) => limit.facts.put(headers),
+            Self::TooMany(limit) => limit.headers.put(headers),
             Self::MethodNotAllowed(allowed) => {
                 if let Ok(value) = HeaderValue::from_str(allowed) {
                     headers.insert(ALLOW, value);

@@ -1,7 +1,7 @@
 //! Logins and questions about tokens: what a stranger tries costs the stranger.
 
 use super::*;
-use crate::pipeline::limit::{LoginHeld, LoginTry};
+use crate::pipeline::limit::{LoginAttempt, LoginLimited};
 
 const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
@@ -20,9 +20,9 @@ fn shipped() -> Limiter {
     Limiter::new(&limits, None, Metrics::new())
 }
 
-fn policy_of(held: Result<LoginTry, LoginHeld>) -> String {
+fn policy_of(held: Result<LoginAttempt, LoginLimited>) -> String {
     match held {
-        Err(LoginHeld::TooMany(limit)) => limit.policy.to_string(),
+        Err(LoginLimited::TooMany(limit)) => limit.policy.to_string(),
         other => format!("{other:?}"),
     }
 }
@@ -153,7 +153,10 @@ async fn logins_of_one_peer_do_not_hold_all_places_at_the_password_check() {
         );
     }
     let more = limiter.admit_login(PEER, "one more").await;
-    assert!(matches!(more, Err(LoginHeld::Overloaded)), "after a wait");
+    assert!(
+        matches!(more, Err(LoginLimited::Overloaded)),
+        "after a wait"
+    );
     held.push(limiter.admit_login(VICTIM, "admin").await.unwrap());
     // Strangers together leave a quarter to those who are known.
     held.pop().unwrap().succeeded();
@@ -161,7 +164,7 @@ async fn logins_of_one_peer_do_not_hold_all_places_at_the_password_check() {
         held.push(limiter.admit_login(peer(number), "x").await.unwrap());
     }
     let more = limiter.admit_login(peer(100), "x").await;
-    assert!(matches!(more, Err(LoginHeld::Overloaded)));
+    assert!(matches!(more, Err(LoginLimited::Overloaded)));
     assert!(limiter.admit_login(VICTIM, "admin").await.is_ok());
     held.clear();
     assert!(

@@ -66,14 +66,18 @@ async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
 async fn room_for_many_keys_is_given_back_when_they_are_forgotten() {
     let buckets = BucketSet::new("clients".into(), quota(1, 5), 1_000_000);
     for key in 0..100_000 {
-        assert!(buckets.spend(buckets.key(key)).is_ok());
+        assert!(buckets.charge(buckets.key(key)).is_ok());
     }
     assert_eq!(buckets.sweep(), 100_000);
-    let full = buckets.room();
+    let full = buckets.capacity();
     assert!(full >= 100_000);
     advance(SECOND * 10).await;
     assert_eq!(buckets.sweep(), 0);
-    assert!(buckets.room() < full / 100, "{} of {full}", buckets.room());
+    assert!(
+        buckets.capacity() < full / 100,
+        "{} of {full}",
+        buckets.capacity()
+    );
 }
 
 #[test]
@@ -90,9 +94,13 @@ fn extreme_quotas_neither_panic_nor_block() {
             burst,
         };
         let buckets = BucketSet::new("extreme".into(), quota, 1);
-        assert!(buckets.spend(ALL).is_ok());
-        buckets.give_back(ALL);
-        let _ = (buckets.spend(ALL), buckets.facts(0), buckets.sweep());
+        assert!(buckets.charge(SINGLE_KEY).is_ok());
+        buckets.refund(SINGLE_KEY);
+        let _ = (
+            buckets.charge(SINGLE_KEY),
+            buckets.headers(0),
+            buckets.sweep(),
+        );
     }
 }
 
@@ -109,13 +117,13 @@ fn draws_from_many_threads_never_exceed_the_burst() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..200 {
-                    let is_ok = buckets.spend(7).is_ok();
+                    let is_ok = buckets.charge(7).is_ok();
                     passed.fetch_add(usize::from(is_ok), Ordering::Relaxed);
                     if is_ok {
-                        buckets.give_back(7);
+                        buckets.refund(7);
                         passed.fetch_sub(1, Ordering::Relaxed);
                     }
-                    passed.fetch_add(usize::from(buckets.spend(7).is_ok()), Ordering::Relaxed);
+                    passed.fetch_add(usize::from(buckets.charge(7).is_ok()), Ordering::Relaxed);
                 }
             });
         }

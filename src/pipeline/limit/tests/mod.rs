@@ -166,7 +166,7 @@ async fn a_policy_counts_only_its_classes() {
     assert_eq!(admitted(&limiter, subject(&anna, "messages"), 3).await, 1);
     assert_eq!(admitted(&limiter, subject(&anna, "other"), 3).await, 3);
     let free = limiter.admit(subject(&anna, "other"), Duration::ZERO).await;
-    assert!(free.unwrap().facts.is_none());
+    assert!(free.unwrap().headers.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,7 +185,7 @@ async fn an_api_key_has_its_own_limit_besides() {
     );
     advance(SECOND * 60).await;
     limiter.sweep();
-    assert!(limiter.own.is_empty());
+    assert!(limiter.by_api_key.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,7 +211,7 @@ async fn the_tightest_limit_is_told_in_the_fields_of_the_draft() {
         .admit(subject(&anna, "messages"), Duration::ZERO)
         .await;
     let mut headers = HeaderMap::new();
-    admitted.unwrap().facts.unwrap().put(&mut headers);
+    admitted.unwrap().headers.unwrap().put(&mut headers);
     assert_eq!(headers["ratelimit-policy"], "\"messages\";q=150;w=3");
     assert_eq!(headers["ratelimit"], "\"messages\";r=12;t=3");
     for _ in 0..12 {
@@ -225,7 +225,7 @@ async fn the_tightest_limit_is_told_in_the_fields_of_the_draft() {
         .await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.retry_after, SECOND);
-    refused.facts.put(&mut headers);
+    refused.headers.put(&mut headers);
     assert_eq!(headers["ratelimit"], "\"messages\";r=0;t=1");
     let keeps = |name: &str| !headers[name].is_sensitive();
     assert_eq!(
