@@ -10,7 +10,7 @@ format:
 lints:
     ./tests/run.sh lints
 
-# licences, sources, doubled and unused dependencies
+# licences, sources, duplicate and unused dependencies
 dependencies:
     ./tests/run.sh dependencies
 
@@ -24,11 +24,11 @@ instructions:
 documentation:
     ./tests/run.sh documentation
 
-# `tollgate check` of each configuration shipped
+# `tollgate check` of the shipped configuration
 configurations:
     ./tests/run.sh configurations
 
-# every fuzz target, for so many seconds each
+# every fuzz target, for the given seconds each
 fuzzing seconds="5":
     FUZZ_SECONDS={{seconds}} ./tests/run.sh fuzzing
 

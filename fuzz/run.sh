@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Builds every fuzz target and runs each for so many seconds (default 5), from the
-# project's own files as seeds. What crashes a target is left in artifacts/.
+# Builds every fuzz target and runs each for SECONDS (default 5), with the project's own
+# files as seeds. Inputs that crash a target are left in artifacts/.
 #   fuzz/run.sh [SECONDS] [TARGET...]
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:-5}
 shift || true
-# libFuzzer's instrumentation is not stable yet; the compiler has it all the same.
+# libFuzzer's instrumentation is not stable yet; this lets the stable compiler use it.
 export RUSTC_BOOTSTRAP=1
-# The address sanitizer finds what unsafe code does; there is none here.
+# The address sanitizer finds faults of unsafe code; there is none here.
 common=(--fuzz-dir . --sanitizer none)
 
-seed() { # seed TARGET: each line of standard input is one
+seed() { # seed TARGET: each line of standard input is a seed
     mkdir -p "corpus/$1"
     local line
     while IFS= read -r line; do
@@ -21,13 +21,13 @@ seed() { # seed TARGET: each line of standard input is one
 
 # The second column is the path.
 awk '!/^#/ { print $2 }' ../tests/suite/configs/nodes.txt | seed request_target
-for target in credential_header login_body login_answer wire frames; do
+for target in credential_header login_body login_response http1_framing http2_flood; do
     grep -v '^#' "seeds/$target.txt" | seed "$target"
 done
 mkdir -p corpus/config_file
 cp ../config.toml ../deploy/*.toml ../tests/suite/configs/*/*.toml corpus/config_file/
 
-# The program's own versions, and what only the fuzzer needs.
+# The versions of the program; cargo adds what only the fuzzer needs.
 cp ../Cargo.lock Cargo.lock
 
 cargo-fuzz fuzz build "${common[@]}"

@@ -5,12 +5,14 @@
 //! place.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher as _, Hash};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
+
+use crate::identity_hasher::BuildIdentityHasher;
 
 /// How many times the free places one client may hold.
 const HEADROOM: usize = 8;
@@ -45,28 +47,8 @@ impl ShareHasher {
     }
 }
 
-/// For maps by `ShareKey`, which is a hash already.
-#[derive(Debug, Default)]
-pub struct HashedKey(u64);
-
-impl Hasher for HashedKey {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-}
-
 /// A map by `ShareKey`.
-pub type ByShareKey<T> = HashMap<ShareKey, T, BuildHasherDefault<HashedKey>>;
+pub type ByShareKey<T> = HashMap<ShareKey, T, BuildIdentityHasher>;
 
 /// The network that counts as one client where nobody says who it is: an IPv4 address,
 /// or an IPv6 /64, which is what a single host is usually given (RFC 6177).
@@ -117,7 +99,7 @@ impl SharePool {
 
     /// A place among `total` for the client behind `key`; None when it has its share.
     pub fn take(self: &Arc<Self>, key: ShareKey, total: usize) -> Option<SharedPlace> {
-        let mut ledger = self.lock();
+        let mut ledger = self.ledger.lock();
         let free = total.saturating_sub(ledger.taken);
         self.take_from(&mut ledger, key, free)
     }
@@ -125,7 +107,7 @@ impl SharePool {
     /// The same where others count what is free: places may be taken that are not
     /// counted here.
     pub fn take_of_free(self: &Arc<Self>, key: ShareKey, free: usize) -> Option<SharedPlace> {
-        self.take_from(&mut self.lock(), key, free)
+        self.take_from(&mut self.ledger.lock(), key, free)
     }
 
     fn take_from(
@@ -143,10 +125,6 @@ impl SharePool {
         let pool = Arc::clone(self);
         Some(SharedPlace { pool, key })
     }
-
-    fn lock(&self) -> MutexGuard<'_, ShareLedger> {
-        self.ledger.lock()
-    }
 }
 
 impl SharedPlace {
@@ -157,7 +135,7 @@ impl SharedPlace {
 
 impl Drop for SharedPlace {
     fn drop(&mut self) {
-        let mut ledger = self.pool.lock();
+        let mut ledger = self.pool.ledger.lock();
         ledger.taken -= 1;
         if let Some(held) = ledger.held.get_mut(&self.key) {
             *held -= 1;
@@ -213,7 +191,7 @@ mod tests {
         assert_eq!(many.len(), 1000);
         assert!(pool.take(pool.key("late"), 500).is_none());
         drop(many);
-        assert!(pool.lock().held.is_empty());
+        assert!(pool.ledger.lock().held.is_empty());
         assert_eq!(taken_of(&pool, "late", 500).len(), 416);
     }
 

@@ -2,6 +2,12 @@
 
 #[path = "../src/upstream/fair_queue.rs"]
 mod fair_queue;
+#[path = "../src/identity_hasher.rs"]
+#[expect(
+    unreachable_pub,
+    reason = "a file of the library, here a module of a test"
+)]
+mod identity_hasher;
 #[path = "../src/shares.rs"]
 #[expect(
     dead_code,
@@ -12,6 +18,10 @@ mod shares;
 
 mod sync {
     pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("no panic in a model")
+    }
 }
 
 use std::future::{Future, poll_fn};

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the checks need and runs them: all of them, or the parts named.
+# Installs what the checks need and runs all of them, or the parts that are named.
 #   tests/run.sh                 everything, as CI does
-#   tests/run.sh lints tests     some of it; the parts are the functions below
-#   tests/run.sh fuzzing         apart: it builds every dependency once more
-# Needs a Rust toolchain and, for the tools, Debian's and PyPI's packages; nothing else.
+#   tests/run.sh lints tests     some parts; they are the functions below
+#   tests/run.sh fuzzing         not among "everything": it builds every dependency once more
+# Needs a Rust toolchain; the tools come from Debian's and PyPI's packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,7 +35,7 @@ packages() {
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# Prebuilt cargo tools, in a folder of the project's own.
+# Installs a prebuilt cargo tool in target/tools.
 tool() { # tool NAME VERSION
     local venv=target/tools
     if [ "$("$venv/bin/python" -m pip show "astral-dev-toolchain-$1" 2>/dev/null | sed -n 's/^Version: //p')" != "$2" ]; then
@@ -56,21 +56,21 @@ lints() {
     cargo clippy --locked --no-default-features --lib --bins -- -D warnings
 }
 
-# Licences, sources and doubled crates by deny.toml; dependencies that nobody uses.
+# Licences, sources and duplicate crates by deny.toml; unused dependencies.
 dependencies() {
     tool cargo-deny 0.20.2
     tool cargo-shear 1.14.0
-    # Offline, cargo-deny reads the crates of all targets; a build fetches only those of its own.
+    # cargo-deny runs offline and reads the crates of all targets; a build fetches only those of its own target.
     cargo fetch --locked --quiet
     cargo-deny --offline --log-level error check licenses bans sources
     cargo-shear
 }
 
-# The part above on a machine that has fetched nothing yet.
+# Repeats `dependencies` as on a machine that has fetched nothing yet.
 fresh() {
     local home
     home=$(mktemp -d)
-    # shellcheck disable=SC2064 # the folder of this call
+    # shellcheck disable=SC2064 # expand now: the folder of this call
     trap "rm -rf '$home'" EXIT
     CARGO_HOME="$home" tests/run.sh dependencies
     rm -rf "$home"
@@ -80,7 +80,8 @@ tests() {
     cargo test --locked --all-targets
 }
 
-# What a request costs, and a token at a start, in instructions of the build that is shipped: not over 3 % more than recorded.
+# Counts the instructions of a request, and of a token at a start, in the shipped build: at most 3 % over the recorded
+# figures.
 instructions() {
     cargo build --locked --profile dist --bin tollgate
     cargo test --locked --quiet --bench gate -- guard --binary "${CARGO_TARGET_DIR:-target}/dist/tollgate"
@@ -90,7 +91,7 @@ documentation() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 }
 
-# Each parser of bytes from outside, built for fuzzing and run for a moment.
+# Builds the fuzz target of each parser of outside bytes and runs it for a few seconds.
 fuzzing() {
     tool cargo-fuzz 0.13.2
     fuzz/run.sh "${FUZZ_SECONDS:-5}"
@@ -100,7 +101,7 @@ configurations() {
     cargo build --locked --quiet
     "${CARGO_TARGET_DIR:-target}/debug/tollgate" check --config config.toml >/dev/null
     echo "config.toml: good"
-    # Those of deploy/ and of the documents are checked among the tests (tests/suite/documents).
+    # The tests check the files in deploy/ and in the documents (tests/suite/documents).
 }
 
 [ "$#" -gt 0 ] || set -- format lints dependencies fresh tests instructions documentation configurations

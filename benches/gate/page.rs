@@ -1,8 +1,8 @@
-//! Where results go: the screen, or between two markers of a page.
+//! Writes results to the screen, and between two markers of a page.
 
 use std::path::Path;
 
-/// Prints `text`, and puts it between the markers called `name` where a page is given.
+/// Prints `text`, and writes it between the markers called `name` if there is a page.
 pub(crate) fn put(page: Option<&Path>, name: &str, text: &str) {
     println!("{text}");
     let Some(path) = page else { return };
@@ -25,7 +25,7 @@ pub(crate) fn put(page: Option<&Path>, name: &str, text: &str) {
     println!("written into {}", path.display());
 }
 
-/// When and on what.
+/// The date and the machine.
 fn circumstances() -> String {
     let model = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = model

@@ -155,7 +155,7 @@ async fn renew_many(webapp: &Emulator, logins: u64, goes_on: &AtomicBool) -> Vec
 async fn burst(webapp: &Emulator, gate: &Gate, token: &str) -> (usize, u64, u64) {
     let before = (
         webapp.login_count(),
-        gate.counted("tollgate_upstream_repeats_total"),
+        gate.counted("tollgate_upstream_retries_total"),
     );
     // Slow enough that as many as the gate sends at once are on their way before the first refusal.
     webapp.answer_takes(Duration::from_secs(2));
@@ -169,7 +169,7 @@ async fn burst(webapp: &Emulator, gate: &Gate, token: &str) -> (usize, u64, u64)
     let burst = streams::burst((gate.port, client), (PATH, token), BURST);
     let (good, ()) = tokio::join!(burst, calm);
     webapp.login_takes(Duration::ZERO);
-    let repeats = gate.counted("tollgate_upstream_repeats_total") - before.1;
+    let repeats = gate.counted("tollgate_upstream_retries_total") - before.1;
     (BURST - good, webapp.login_count() - before.0, repeats)
 }
 

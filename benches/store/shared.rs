@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
 use tollgate::lifecycle::{ShutdownSignal, TaskSet};
 use tollgate::metrics::Metrics;
+use tollgate::profiles::Role;
 use tollgate::store::shared::SharedStore;
 use tollgate::token::{GrantRequest, Token, TokenDigest, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 const TOKENS: usize = 100_000;
 const USERS: usize = 1000;
@@ -100,7 +100,7 @@ async fn gate(port: u16, tasks: &TaskSet) -> Arc<TokenStore> {
     let store = Arc::new(SharedStore::new(settings, Arc::clone(&metrics)));
     let tokens = TokenStore::sharing(&store, tasks, &super::settings(), metrics);
     store
-        .start((tasks, &ShutdownSignal::default()))
+        .start(tasks, &ShutdownSignal::default())
         .await
         .unwrap();
     tokens

@@ -1,4 +1,4 @@
-//! The configuration file: problems, never a panic; and `check` can print what is good.
+//! The configuration file: problems, never a panic; a good one can be printed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The request line's target: what passes means one thing only.
+//! The target of the request line: an accepted one has a single meaning.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

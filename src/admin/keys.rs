@@ -22,9 +22,9 @@ use tokio::time::timeout;
 use crate::clock;
 use crate::config::{ApiKey, PathPattern, is_name, parse_quota};
 use crate::identity::{KeyError, KeyRing, NewKey};
+use crate::profiles::Role;
 use crate::secret::{LEAST_OPERATOR_TOKEN, SecretSource};
 use crate::store::StoreUnavailable;
-use crate::webapp::Role;
 
 const MOST_BODY: usize = 16 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

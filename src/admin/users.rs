@@ -21,7 +21,7 @@ use crate::token::TokenStore;
 /// What there is to do with users.
 #[derive(Clone)]
 pub struct UserAdmin {
-    /// None: the Webapp owns them.
+    /// None: the upstream owns them.
     pub users: Option<Arc<UserDirectory>>,
     pub tokens: Arc<TokenStore>,
 }
@@ -91,7 +91,7 @@ async fn decide<B>(
     let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
     match call {
         UserCall::Tokens(user) => {
-            // The Webapp's users are not known here; one without tokens has none to end.
+            // The upstream's users are not known here; one without tokens has none to end.
             if admin
                 .users
                 .as_ref()
@@ -106,7 +106,7 @@ async fn decide<B>(
         }
         UserCall::User(user) => {
             let Some(users) = &admin.users else {
-                let text = "the Webapp owns the users: delete this one there";
+                let text = "the upstream owns the users: delete this one there";
                 return Err(refusal(StatusCode::CONFLICT, text));
             };
             users.remove(&user).await.map_err(|error| match error {

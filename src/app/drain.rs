@@ -1,4 +1,5 @@
-//! Told to stop: readiness off, a wait for those who look, then the end of what is in flight.
+//! The drain: readiness off, a wait for load balancers to see it, then the end of the requests in
+//! flight.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::{ControlParts, ExitOutcome, ShutdownHandle, worker};
 
-/// For a worker whose requests have been told to end.
+/// For a worker to end after its requests were aborted.
 const WORKER_END: Duration = Duration::from_secs(5);
 
 impl ControlParts {
@@ -34,20 +35,20 @@ impl ControlParts {
         self.edge.drain();
         let mut all = std::pin::pin!(workers.ended());
         let ended = tokio::select! {
-            is_well = &mut all => Some(is_well),
+            clean = &mut all => Some(clean),
             () = tokio::time::sleep(settings.deadline) => None,
             () = steering.quit_now.cancelled() => None,
         };
         if ended.is_none() {
-            let requests = self.metrics.in_flight.get();
+            let requests = self.metrics.requests_in_flight.get();
             warn!(
                 requests,
                 "drain was cut short; requests in flight are dropped"
             );
             self.edge.abort();
-            // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
+            // Dropping requests takes no time: a worker that has not ended by then is stuck.
             if tokio::time::timeout(WORKER_END, all).await.is_err() {
-                let requests = self.metrics.in_flight.get();
+                let requests = self.metrics.requests_in_flight.get();
                 error!(
                     requests,
                     "a worker does not end; its requests have no access line"
@@ -69,7 +70,7 @@ impl ControlParts {
         {
             warn!("a background task did not end in time");
         }
-        self.kept.close().await;
+        self.bootstrap.close().await;
         info!(requests = self.metrics.requests_ended(), "stopped");
     }
 }

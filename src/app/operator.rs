@@ -1,4 +1,4 @@
-//! What the operator's listener is told of the running parts.
+//! What the operator's listener reads of the running parts.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl ControlParts {
         }
     }
 
-    /// Sets the gauges that are computed, not counted, just before a scrape.
+    /// Sets the gauges that are computed just before a scrape.
     fn refresh(&self) -> Arc<dyn Fn() + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         let ready = self.ready();
@@ -53,7 +53,7 @@ impl ControlParts {
             }
             live.limiter.refresh_gauges();
             let is_up = live.upstream.health().outage().is_none();
-            shared.metrics.upstream_up.set(i64::from(is_up));
+            live.upstream.metrics.upstream_up.set(i64::from(is_up));
             shared.metrics.ready.set(i64::from(ready().is_ok()));
         })
     }
@@ -87,7 +87,7 @@ impl ControlParts {
         })
     }
 
-    /// What is wrong and does not keep the next request from succeeding.
+    /// Problems that do not keep the next request from succeeding.
     fn notes(&self) -> Arc<dyn Fn() -> Option<String> + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         let pending = self.pending.clone();
@@ -108,7 +108,7 @@ impl ControlParts {
     }
 }
 
-/// Why unknown tokens are not asked about, where they should be.
+/// Why unknown tokens are not checked at the upstream, where they should be.
 fn probe_note(live: &LiveRules) -> Option<String> {
     let is_asking = live.config.users.unknown_tokens == UnknownTokens::Ask;
     let probe = live.upstream.probe().filter(|_| is_asking)?;

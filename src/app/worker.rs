@@ -22,7 +22,7 @@ use crate::pipeline::{
     AppState, LoggedResponseBody, Peer, Pipeline, Rejection, SlowStreamWatchdog,
 };
 
-/// One listener: its sockets, one per worker, and what they share.
+/// One listener: a socket per worker, and what the workers share.
 #[derive(Debug)]
 pub(super) struct BoundListener {
     address: SocketAddr,
@@ -30,7 +30,7 @@ pub(super) struct BoundListener {
     tls: Option<Arc<ServerTls>>,
     /// Replaced by a reload.
     pub(super) settings: Arc<ArcSwap<config::Listener>>,
-    slots: Arc<ConnectionLimit>,
+    connection_limit: Arc<ConnectionLimit>,
 }
 
 impl BoundListener {
@@ -45,7 +45,7 @@ impl BoundListener {
             sockets: Mutex::new(bound.into_sockets()),
             tls,
             settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
-            slots: ConnectionLimit::new(settings.max_connections),
+            connection_limit: ConnectionLimit::new(settings.max_connections),
         })
     }
 
@@ -57,18 +57,18 @@ impl BoundListener {
         self.tls.as_ref()
     }
 
-    pub(super) fn slots(&self) -> &ConnectionLimit {
-        &self.slots
+    pub(super) fn connection_limit(&self) -> &ConnectionLimit {
+        &self.connection_limit
     }
 
     /// One worker's share: a socket, and what all of them share.
-    fn door(&self, metrics: &Arc<Metrics>) -> Option<ListenerShare> {
+    fn share(&self, metrics: &Arc<Metrics>) -> Option<ListenerShare> {
         let mut sockets = self.sockets.lock();
         Some(ListenerShare {
             socket: sockets.pop()?,
             settings: Arc::clone(&self.settings),
             tls: self.tls.clone(),
-            slots: Arc::clone(&self.slots),
+            connection_limit: Arc::clone(&self.connection_limit),
             metrics: Arc::clone(metrics),
         })
     }
@@ -80,7 +80,7 @@ struct ListenerShare {
     socket: std::net::TcpListener,
     settings: Arc<ArcSwap<config::Listener>>,
     tls: Option<Arc<ServerTls>>,
-    slots: Arc<ConnectionLimit>,
+    connection_limit: Arc<ConnectionLimit>,
     metrics: Arc<Metrics>,
 }
 
@@ -93,26 +93,27 @@ pub(super) struct WorkerThreads {
 impl WorkerThreads {
     /// Waits until every worker has ended; false if one of them ended by a panic.
     pub(super) async fn ended(self) -> bool {
-        let mut is_well = true;
+        let mut all_ended = true;
         for end in self.ends {
-            is_well &= end.await.is_ok();
+            all_ended &= end.await.is_ok();
         }
-        is_well
+        all_ended
     }
 }
 
-/// Starts the threads; each takes one socket of every gate.
+/// Starts the threads; each takes one socket of every listener.
 pub(super) fn start(
-    gates: &[BoundListener],
+    listeners: &[BoundListener],
     shared: &Arc<AppState>,
-    (tasks, stop): (&TaskSet, &ShutdownSignal),
+    tasks: &TaskSet,
+    stop: &ShutdownSignal,
 ) -> Result<WorkerThreads, Error> {
     let count = shared.live.load().config.workers;
     let mut ends = Vec::with_capacity(count);
     for index in 0..count {
-        let doors = gates
+        let shares = listeners
             .iter()
-            .filter_map(|gate| gate.door(&shared.metrics))
+            .filter_map(|listener| listener.share(&shared.metrics))
             .collect();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::Worker)?;
@@ -122,10 +123,10 @@ pub(super) fn start(
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                run(&runtime, doors, shared, (tasks, &stop));
-                // Drops what is left: requests in it write their access lines now.
+                run(&runtime, shares, shared, tasks, &stop);
+                // Drops the requests that are left: they write their access lines now.
                 runtime.shutdown_background();
-                let _ = ended.send(()); // nobody waits any more: nothing to tell
+                let _ = ended.send(()); // fails only when the program no longer waits for its workers
             })
             .map_err(Error::Worker)?;
         ends.push(end);
@@ -133,15 +134,15 @@ pub(super) fn start(
     Ok(WorkerThreads { ends })
 }
 
-/// In a box, since hyper moves it about and it is large; and made there: `Box::pin` makes
-/// it on the stack and copies all of it, kilobytes a request.
+/// Makes a future inside a box: hyper moves futures, and this one is large. `Box::pin` would make
+/// it on the stack and copy it, kilobytes per request.
 #[inline]
 fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
-    let place = Box::new_uninit();
-    Box::into_pin(Box::write(place, make()))
+    let uninit = Box::new_uninit();
+    Box::into_pin(Box::write(uninit, make()))
 }
 
-/// One worker's pipeline as what its listeners give requests to.
+/// One worker's pipeline, as the service of its listeners.
 #[derive(Clone, Debug)]
 struct PipelineService(Arc<Pipeline>);
 
@@ -151,7 +152,7 @@ impl listener::RequestService for PipelineService {
 
     fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         let pipeline = Arc::clone(&self.0);
-        // Kept here, once: what comes after only looks at it.
+        // The head is stored once, in this future; the stages borrow it.
         let (head, body) = request.into_parts();
         boxed(|| async move { pipeline.handle(&head, body, &peer).await })
     }
@@ -168,34 +169,35 @@ impl listener::RequestService for PipelineService {
 
 fn run(
     runtime: &Runtime,
-    doors: Vec<ListenerShare>,
+    shares: Vec<ListenerShare>,
     shared: Arc<AppState>,
-    (tasks, stop): (TaskSet, &ShutdownSignal),
+    tasks: TaskSet,
+    stop: &ShutdownSignal,
 ) {
     runtime.block_on(async {
-        let flows = SlowStreamWatchdog::default();
-        // Its own stop: the watch must outlive the drain, and end with the last exchange.
-        let watching = ShutdownSignal::default();
-        let watch = flows.clone().watch(watching.clone());
+        let watchdog = SlowStreamWatchdog::default();
+        // Its own stop: the watchdog must outlive the drain, and end with the last exchange.
+        let watchdog_stop = ShutdownSignal::default();
+        let watch = watchdog.clone().watch(watchdog_stop.clone());
         let apart = tasks.apart(runtime.handle().clone());
         apart.spawn("slow answers", watch);
-        let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
-        for door in doors {
+        let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), watchdog));
+        for share in shares {
             let service = PipelineService(Arc::clone(&pipeline));
             let parts = listener::ListenerParts {
-                settings: door.settings,
-                tls: door.tls,
+                settings: share.settings,
+                tls: share.tls,
                 service,
                 tasks: tasks.clone(),
                 stop: stop.clone(),
-                metrics: door.metrics,
-                slots: door.slots,
+                metrics: share.metrics,
+                slots: share.connection_limit,
             };
-            tasks.spawn("listener", listener::serve(door.socket, parts));
+            tasks.spawn("listener", listener::serve(share.socket, parts));
         }
         drop(pipeline);
         stop.draining().await;
         tasks.wait().await;
-        watching.abort();
+        watchdog_stop.abort();
     });
 }

@@ -32,7 +32,7 @@ pub use settings::{Settings, Tls};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -127,6 +127,17 @@ impl Emulator {
     /// Its authority's certificate; empty without TLS.
     pub fn authority_pem(&self) -> &str {
         &self.authority
+    }
+
+    /// Where it listens and which files in `folder` a client needs. `address`: its own, for people.
+    pub fn summary(&self, folder: &Path, address: &str) -> String {
+        format!(
+            "\ntollgate {} emulate\n\n  webapp    https://{address}  (authority: {})\n  login     admin, password in {}\n  switches  http://{}\n\n",
+            env!("CARGO_PKG_VERSION"),
+            folder.join(certificates::WEBAPP_CA).display(),
+            folder.join(certificates::WEBAPP_PASSWORD).display(),
+            self.control_address,
+        )
     }
 
     /// Ends it at once, connections included, as a crash would.

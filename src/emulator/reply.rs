@@ -10,7 +10,8 @@ use super::body::Body;
 use super::faults::Switches;
 use super::hex;
 use crate::clock;
-use crate::webapp::{EnvelopeMeta, ErrorCode, body, error_body};
+use crate::profiles::whatsapp::{COREAPP_META, ErrorCode, WEBAPP_META, error_body};
+use crate::profiles::{EnvelopeMeta, body};
 
 /// The end of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -29,8 +30,8 @@ pub(super) enum Origin {
 impl Origin {
     pub(super) fn meta(self) -> EnvelopeMeta {
         match self {
-            Self::Webapp => EnvelopeMeta::WEBAPP,
-            Self::Coreapp | Self::Send => EnvelopeMeta::COREAPP,
+            Self::Webapp => WEBAPP_META,
+            Self::Coreapp | Self::Send => COREAPP_META,
         }
     }
 
@@ -57,7 +58,7 @@ pub(super) struct Reply {
 impl Reply {
     /// `payload`'s members and `meta`.
     pub(super) fn json(origin: Origin, status: StatusCode, payload: Value) -> Self {
-        Self::text(origin, status, body(payload, origin.meta()))
+        Self::text(origin, status, body(payload, Some(origin.meta())))
     }
 
     pub(super) fn ok(origin: Origin, payload: Value) -> Self {

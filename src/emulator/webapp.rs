@@ -21,8 +21,9 @@ use super::routes::{self, Lost, Need, Node, Place};
 use super::settings::Settings;
 use super::tokens::Tokens;
 use crate::clock;
+use crate::profiles::Role;
+use crate::profiles::whatsapp::ErrorCode;
 use crate::secret::Secret;
-use crate::webapp::{ErrorCode, Role};
 
 /// Everything it knows. Gone when it stops.
 pub(super) struct Webapp {

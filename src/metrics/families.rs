@@ -1,5 +1,5 @@
-//! Metric families, made and registered in one step. Names and labels are fixed in the code, so
-//! that nothing here can fail at run time.
+//! Creates and registers metric families. Names and labels are constants in the code, so that
+//! nothing here can fail at run time.
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -16,7 +16,7 @@ pub(super) fn register<C: prometheus::core::Collector + Clone + 'static>(
 ) -> C {
     registry
         .register(Box::new(collector.clone()))
-        .expect("each family is named once, in this file");
+        .expect("family names are unique");
     collector
 }
 
@@ -27,38 +27,54 @@ pub(super) fn family(
     labels: &[&str],
 ) -> IntCounterVec {
     let family = IntCounterVec::new(Opts::new(name, help), labels);
-    register(registry, family.expect("valid by construction"))
+    register(registry, family.expect("names and labels are constants"))
 }
 
 pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
     register(
         registry,
-        IntCounter::new(name, help).expect("valid by construction"),
+        IntCounter::new(name, help).expect("names and labels are constants"),
     )
 }
 
 pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
     register(
         registry,
-        IntGauge::new(name, help).expect("valid by construction"),
+        IntGauge::new(name, help).expect("names and labels are constants"),
     )
 }
 
 pub(super) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     let family = IntGaugeVec::new(Opts::new(name, help), labels);
-    register(registry, family.expect("valid by construction"))
+    register(registry, family.expect("names and labels are constants"))
 }
 
 pub(super) fn plain_histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
     let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
     register(
         registry,
-        Histogram::with_opts(options).expect("valid by construction"),
+        Histogram::with_opts(options).expect("names and labels are constants"),
     )
 }
 
-pub(super) fn histogram(registry: &Registry, name: &str, help: &str) -> HistogramVec {
+pub(super) fn histogram_by(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> HistogramVec {
     let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-    let family = HistogramVec::new(options, &["route"]);
-    register(registry, family.expect("valid by construction"))
+    let family = HistogramVec::new(options, &[label]);
+    register(registry, family.expect("names and labels are constants"))
 }
+
+#[cfg(target_os = "linux")]
+pub(super) fn process_metrics(registry: &Registry) {
+    let process = prometheus::process_collector::ProcessCollector::for_self();
+    registry
+        .register(Box::new(process))
+        .expect("registered once, here");
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn process_metrics(_: &Registry) {}

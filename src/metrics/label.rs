@@ -1,8 +1,8 @@
-//! Labels with a fixed set of values, and counters found by them without hashing.
+//! Label enums, and counter families indexed by them without hashing.
 
 use std::marker::PhantomData;
 
-use prometheus::{IntCounter, IntGauge, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::family;
 
@@ -30,39 +30,39 @@ macro_rules! label {
 }
 
 label!(
-    /// Whose doing an answer is.
+    /// The party responsible for a response.
     Blame as "blame" { None = "none", Client = "client", Gateway = "gateway", Upstream = "upstream" }
 );
 label!(
-    /// Why the gate itself refused a request.
+    /// Why the gateway itself refused a request.
     Reason as "reason" {
         BadRequest = "bad_request", NoRoute = "no_route", Method = "method",
         Unauthenticated = "unauthenticated", Forbidden = "forbidden", TooMany = "too_many",
         TooLarge = "too_large", Overloaded = "overloaded", NotReady = "not_ready",
         UpstreamLogin = "upstream_login", RetryLater = "retry_later",
-        Unreachable = "unreachable", Timeout = "timeout", BadAnswer = "bad_answer",
+        Unreachable = "unreachable", Timeout = "timeout", BadResponse = "bad_response",
         UpstreamDown = "upstream_down", Loop = "loop",
         UsersNode = "users_node", Store = "store", Internal = "internal",
     }
 );
 label!(
-    /// How one of our logins at the upstream ended.
+    /// The outcome of a login of the gateway at the upstream.
     LoginOutcome as "outcome" {
         Ok = "ok", WrongPassword = "wrong_password", PasswordChange = "password_change",
         Unreachable = "unreachable", Timeout = "timeout", Unusable = "unusable",
-        Refused = "refused", Superseded = "superseded", Secret = "secret",
+        Refused = "refused", Superseded = "superseded", SecretUnreadable = "secret_unreadable",
         NotAccepted = "not_accepted",
     }
 );
 label!(
-    /// How a client's login at the gate ended.
-    ClientLogin as "outcome" {
+    /// The outcome of a client's login at the gateway.
+    ClientLoginOutcome as "outcome" {
         Ok = "ok", Refused = "refused", PasswordChange = "password_change",
         Limited = "limited", Failed = "failed",
     }
 );
 label!(
-    /// Why a TLS handshake or a connection ended early.
+    /// Why a TLS handshake or a client connection ended early.
     ConnectionEnd as "reason" {
         Handshake = "handshake", HandshakeTimeout = "handshake_timeout",
         HeaderTimeout = "header_timeout", Idle = "idle", Protocol = "protocol",
@@ -70,68 +70,68 @@ label!(
     }
 );
 label!(
-    /// What a limit did to a request that found its bucket empty.
+    /// What happened to a request that exceeded a rate limit.
     LimitOutcome as "outcome" { Refused = "refused", Waited = "waited", DryRun = "dry_run" }
 );
 label!(
-    /// Why the shared store did not do what it was asked.
+    /// Why a call to the shared store failed.
     StoreFailure as "reason" {
         Down = "down", Timeout = "timeout", Broken = "broken", Full = "full",
         Refused = "refused", Foreign = "foreign",
     }
 );
 label!(
-    /// What the shared store said about a token that this gate did not know.
-    StoreAnswer as "answer" { Known = "known", Unknown = "unknown", None = "none" }
+    /// The result of looking up a token in the shared store.
+    StoreLookupResult as "result" { Found = "found", NotFound = "not_found", Failed = "failed" }
 );
 label!(
-    /// Which credential went up.
-    Injected as "credential" { Session = "session", ApiKey = "api_key", Client = "client", Nothing = "none" }
+    /// The kind of credential that a request to the upstream carried.
+    SentCredential as "credential" { Session = "session", ApiKey = "api_key", Client = "client", Nothing = "none" }
 );
 label!(
-    /// What became of a token.
+    /// An event in the life of a client token.
     TokenEvent as "event" {
         Minted = "minted", Learned = "learned", Revoked = "revoked", Expired = "expired",
         Displaced = "displaced", Refused = "refused",
     }
 );
 label!(
-    /// Why the gate could not read the answer to a relayed login.
-    UnreadLogin as "why" {
-        Coded = "coded", TooLong = "too_long", NotJson = "not_json", NoToken = "no_token",
-        Ended = "ended",
+    /// Why the gateway could not read the response to a relayed login.
+    UnreadableLogin as "reason" {
+        ContentEncoding = "content_encoding", TooLong = "too_long", NotJson = "not_json", NoToken = "no_token",
+        Expired = "expired",
     }
 );
 label!(
-    /// Whose cap on tokens.
+    /// Which cap on the number of tokens.
     TokenCap as "cap" { User = "user", All = "all" }
 );
 label!(
-    /// How a connection to the upstream was had, or why not.
-    Connect as "outcome" { New = "new", Reused = "reused", Failed = "failed", Timeout = "timeout" }
+    /// How a connection to the upstream was obtained, or why it was not.
+    ConnectResult as "outcome" { New = "new", Reused = "reused", Failed = "failed", Timeout = "timeout" }
 );
 label!(
-    /// How a question of the gate's own to the upstream ended.
-    ProbeOutcome as "outcome" { Answered = "answered", Failed = "failed" }
+    /// The outcome of a probe request of the gateway to the upstream.
+    ProbeOutcome as "outcome" { Succeeded = "succeeded", Failed = "failed" }
 );
 label!(
     /// Why a request was sent to the upstream a second time.
-    Repeat as "reason" { Refused = "refused_lease", DeadConnection = "dead_connection" }
+    RetryReason as "reason" { Refused = "refused_lease", DeadConnection = "dead_connection" }
 );
 label!(
-    /// How a reload or a certificate reload ended.
-    Reload as "outcome" { Applied = "applied", Refused = "refused", Unchanged = "unchanged" }
+    /// The outcome of a reload of the configuration or of a certificate.
+    ReloadResult as "outcome" { Applied = "applied", Refused = "refused", Unchanged = "unchanged" }
 );
 
 label!(
-    /// What became of a change that was to outlive a restart.
+    /// The outcome of a change submitted to the store.
     StoreOutcome as "outcome" { Committed = "committed", Refused = "refused", Busy = "busy" }
 );
 
-/// Counters of one family, one per label value, found by index: no hashing.
+/// The counters of one family, one per label value, found by index instead of by hashing.
 #[derive(Debug)]
 pub struct CounterFamily<L> {
-    each: Vec<IntCounter>,
+    counters: Vec<IntCounter>,
     label: PhantomData<L>,
 }
 
@@ -139,7 +139,7 @@ impl<L: LabelSet> CounterFamily<L> {
     pub(super) fn new(registry: &Registry, name: &str, help: &str) -> Self {
         let family = family(registry, name, help, &[L::NAME]);
         Self {
-            each: L::ALL
+            counters: L::ALL
                 .iter()
                 .map(|label| family.with_label_values(&[label.text()]))
                 .collect(),
@@ -147,20 +147,31 @@ impl<L: LabelSet> CounterFamily<L> {
         }
     }
 
+    /// The counters of one upstream; `family` has the labels `upstream` and `L::NAME`.
+    pub(super) fn of_upstream(family: &IntCounterVec, upstream: &str) -> Self {
+        let labels = L::ALL.iter();
+        Self {
+            counters: labels
+                .map(|label| family.with_label_values(&[upstream, label.text()]))
+                .collect(),
+            label: PhantomData,
+        }
+    }
+
     pub fn add(&self, label: L) {
-        self.each[label.index()].inc();
+        self.counters[label.index()].inc();
     }
 
     pub fn add_many(&self, label: L, count: u64) {
-        self.each[label.index()].inc_by(count);
+        self.counters[label.index()].inc_by(count);
     }
 
     pub fn value(&self, label: L) -> u64 {
-        self.each[label.index()].get()
+        self.counters[label.index()].get()
     }
 }
 
-/// Counts one thing as long as it lives.
+/// Increments a gauge for as long as the guard lives.
 #[derive(Debug)]
 pub struct GaugeGuard(IntGauge);
 

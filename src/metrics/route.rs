@@ -1,4 +1,4 @@
-//! The counts of one route, found once and not by name for each request.
+//! The counters of one route, looked up once instead of by name for each request.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -7,7 +7,8 @@ use prometheus::{Histogram, IntCounter};
 
 use super::Metrics;
 
-/// A route's counts. Each is made at its first use: most routes never see most classes.
+/// The counters of one route. Each is created at its first use, because most routes never see
+/// most status classes.
 #[derive(Debug)]
 pub struct RouteCounts {
     route: Arc<str>,
@@ -15,7 +16,7 @@ pub struct RouteCounts {
     seconds: OnceLock<Histogram>,
 }
 
-/// `none`: the client left before there was an answer.
+/// Status classes; `none`: the client disconnected before there was a response.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl RouteCounts {
@@ -27,8 +28,8 @@ impl RouteCounts {
         }
     }
 
-    /// One request more.
-    pub fn add(&self, metrics: &Metrics, status: Option<u16>, took: Duration) {
+    /// Counts one finished request.
+    pub fn add(&self, metrics: &Metrics, status: Option<u16>, elapsed: Duration) {
         let class = usize::from(status.map_or(0, |status| status / 100)).min(CLASSES.len() - 1);
         let labels = [&*self.route, CLASSES[class]];
         self.by_class[class]
@@ -36,6 +37,6 @@ impl RouteCounts {
             .inc();
         self.seconds
             .get_or_init(|| metrics.request_seconds.with_label_values(&labels[..1]))
-            .observe(took.as_secs_f64());
+            .observe(elapsed.as_secs_f64());
     }
 }

@@ -127,8 +127,9 @@ impl Pipeline {
         let mut entry = AccessLogEntry::open(&worker, head, peer);
         let outcome = run(&worker, head, body, peer, &mut entry).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
-            let pause = worker.live.upstream.health().pause();
-            reject(rejection, &mut entry, pause)
+            let live = &worker.live;
+            let pause = live.upstream.health().pause();
+            reject(rejection, &mut entry, &live.config.profile.errors, pause)
         });
         if head.method == Method::HEAD {
             body::response_body::omit_body(&mut response);
@@ -148,7 +149,8 @@ impl Pipeline {
             Some(head) => AccessLogEntry::open(&worker, head, peer),
             None => AccessLogEntry::open_unread(&worker, peer),
         };
-        let response = reject(rejection, &mut entry, Duration::ZERO);
+        let format = &worker.live.config.profile.errors;
+        let response = reject(rejection, &mut entry, format, Duration::ZERO);
         respond(response, entry)
     }
 }

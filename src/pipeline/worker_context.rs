@@ -33,7 +33,7 @@ impl WorkerContext {
     fn first(app: Arc<AppState>, tasks: TaskSet, watchdog: SlowStreamWatchdog) -> Self {
         let live = app.live.load_full();
         Self {
-            connections: connections(&live, &tasks, &app),
+            connections: connections(&live, &tasks),
             live,
             app,
             tasks: Arc::new(tasks),
@@ -50,7 +50,7 @@ impl WorkerContext {
         Self {
             connections: match is_same {
                 true => Arc::clone(&self.connections),
-                false => connections(&live, &self.tasks, &self.app),
+                false => connections(&live, &self.tasks),
             },
             live,
             app: Arc::clone(&self.app),
@@ -62,16 +62,9 @@ impl WorkerContext {
     }
 }
 
-fn connections(
-    live: &LiveRules,
-    tasks: &TaskSet,
-    app: &AppState,
-) -> Arc<UpstreamConnections<RequestBody>> {
-    Arc::new(UpstreamConnections::new(
-        Arc::clone(&live.upstream),
-        tasks.clone(),
-        Arc::clone(&app.metrics),
-    ))
+fn connections(live: &LiveRules, tasks: &TaskSet) -> Arc<UpstreamConnections<RequestBody>> {
+    let upstream = Arc::clone(&live.upstream);
+    Arc::new(UpstreamConnections::new(upstream, tasks.clone()))
 }
 
 /// The context with the newest rules.

@@ -16,9 +16,9 @@ use super::login::lease::Lease;
 use crate::clock::Deadline;
 use crate::config;
 use crate::error_chain::chain;
-use crate::metrics::Metrics;
+use crate::metrics::UpstreamMetrics;
+use crate::profiles;
 use crate::secret::{self, SecretSource};
-use crate::webapp;
 
 /// An API key ends when the operator changes it, not by time.
 const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -36,14 +36,14 @@ pub(super) struct UpstreamApiKey {
     has_login: bool,
     is_refused: AtomicBool,
     next_try: Mutex<Instant>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 impl UpstreamApiKey {
     pub(super) fn new(
         settings: &config::Upstream,
         key: Option<Lease>,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<UpstreamMetrics>,
     ) -> Self {
         metrics.upstream_api_key_refused.set(0);
         Self {
@@ -171,7 +171,7 @@ pub enum BadApiKey {
 pub(super) fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
     let key = source.read().map_err(BadApiKey::Unreadable)?;
     let length = key.expose().chars().count();
-    if !webapp::API_KEY_LENGTH.contains(&length) {
+    if !profiles::API_KEY_LENGTH.contains(&length) {
         return Err(BadApiKey::Length { length });
     }
     let injection = TokenInjection {

@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::task::{Context, Poll, Waker};
 
-use super::sync::{Mutex, MutexGuard};
+use super::sync::{Mutex, MutexGuard, lock};
 use crate::shares::{ByShareKey, ShareKey, is_within_share};
 
 /// Clients without a permit or a request are forgotten beyond this many.
@@ -198,7 +198,7 @@ impl FairQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.0.lock()
+        lock(&self.0)
     }
 }
 

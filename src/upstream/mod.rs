@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::shares::ShareKey;
 
 mod api_key;
@@ -21,6 +21,7 @@ mod fair_queue;
 #[cfg(fuzzing)]
 pub mod fuzz_api;
 mod health;
+mod health_prober;
 mod login;
 mod materials;
 mod opening;
@@ -49,20 +50,20 @@ pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
-pub use transport::body::AnswerBody;
 pub use transport::connection::ResponseTimeout;
 pub use transport::connections::{SendError, SendErrorKind, UpstreamConnections};
 pub use transport::dialer::{DialError, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
+pub use transport::response_body::UpstreamResponseBody;
 pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::handshake::HandshakeError;
 pub use transport::tls::trust::TrustError;
 pub use trial::{TrialError, UpstreamTrial};
 
 use api_key::UpstreamApiKey;
-use health::prober::UpstreamProber;
+use health_prober::UpstreamProber;
 use login::plan::LoginPlan;
 use login::task::{LoginScope, LoginTask};
 use own_requests::OwnRequests;
@@ -106,6 +107,7 @@ pub struct Upstream {
     api_key: UpstreamApiKey,
     permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
+    pub(crate) metrics: Arc<UpstreamMetrics>,
     stop: ShutdownSignal,
 }
 
@@ -121,13 +123,14 @@ impl Upstream {
     }
 
     fn build(mut opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
-        let (settings, metrics) = (opening.settings, opening.metrics);
+        let settings = opening.settings;
+        let metrics = &opening.metrics.upstream(&settings.name);
         let (tasks, stop) = (opening.tasks, opening.stop.child());
         let mut materials = opening.materials()?;
         let host = materials.host.clone();
         let dialer = Arc::new(materials.dialer(settings, tasks, &stop));
         let api_key = materials.api_key;
-        let own = Arc::new(opening.own_requests(&host, &dialer));
+        let own = Arc::new(opening.own_requests(&host, &dialer, metrics));
         let injection = opening.description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
         let login = settings.login.as_ref().map(|login| {
@@ -154,6 +157,7 @@ impl Upstream {
             api_key: UpstreamApiKey::new(settings, api_key, metrics),
             permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
+            metrics: Arc::clone(metrics),
             stop: stop.clone(),
         });
         let prober = UpstreamProber::new(&own, tasks, &stop, metrics);

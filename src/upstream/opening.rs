@@ -13,7 +13,7 @@ use super::transport::dialer::Dialer;
 use super::{Error, Upstream};
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::via::GatewayVia;
 
 /// An upstream to be opened.
@@ -39,7 +39,7 @@ impl<'a> UpstreamOpening<'a> {
     ) -> Self {
         Self {
             settings,
-            description: LoginDescription::whatsapp(),
+            description: settings.login_description.clone(),
             tasks,
             stop,
             metrics,
@@ -112,7 +112,12 @@ impl<'a> UpstreamOpening<'a> {
     }
 
     /// What requests of the gate itself need.
-    pub(super) fn own_requests(&self, host: &HeaderValue, dialer: &Arc<Dialer>) -> OwnRequests {
+    pub(super) fn own_requests(
+        &self,
+        host: &HeaderValue,
+        dialer: &Arc<Dialer>,
+        metrics: &Arc<UpstreamMetrics>,
+    ) -> OwnRequests {
         let settings = self.settings;
         let known = self.before.and_then(|before| before.health_for(settings));
         let via = self.via.clone().unwrap_or_else(GatewayVia::random);
@@ -120,7 +125,7 @@ impl<'a> UpstreamOpening<'a> {
             dialer: Arc::clone(dialer),
             host: host.clone(),
             via: via.value(Version::HTTP_11).clone(),
-            health: known.unwrap_or_else(|| UpstreamHealth::new(&settings.name, self.metrics)),
+            health: known.unwrap_or_else(|| UpstreamHealth::new(&settings.name, metrics)),
             probe: settings.probe.clone(),
             patience: settings.first_byte_timeout,
         }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::fair_queue::{ClientSlot, FairQueue, WaiterId};
 use crate::config;
-use crate::metrics::{GaugeGuard, Metrics};
+use crate::metrics::{GaugeGuard, UpstreamMetrics};
 use crate::shares::{ShareHasher, ShareKey, SharePool, SharedPlace};
 
 /// Of so many permits one is for monitoring alone.
@@ -35,7 +35,7 @@ pub struct UpstreamPermits {
     hasher: ShareHasher,
     stalled: Arc<SharePool>,
     most_stalled: usize,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 /// Leave to have one request at the upstream; drop it when the answer has ended.
@@ -62,7 +62,7 @@ struct QueuedRequest {
 }
 
 impl UpstreamPermits {
-    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<UpstreamMetrics>) -> Arc<Self> {
         let permits = settings.concurrency;
         let reserve = match permits {
             ..LEAST_WITH_RESERVE => 0,
@@ -113,7 +113,7 @@ impl UpstreamPermits {
         client: ShareKey,
         is_monitoring: bool,
     ) -> Result<UpstreamPermit, PermitTimeout> {
-        let _queued = GaugeGuard::enter(&self.metrics.upstream_queue);
+        let _queued = GaugeGuard::enter(&self.metrics.upstream_requests_queued);
         let before = self.queue.length().granted;
         let began = Instant::now();
         let request = QueuedRequest {
@@ -149,7 +149,7 @@ impl UpstreamPermit {
             return Err(self);
         };
         let metrics = &self.permits.metrics;
-        metrics.stalled_streams_total.inc();
+        metrics.permits_released_early.inc();
         Ok(StalledPlace {
             _counted: GaugeGuard::enter(&metrics.stalled_streams),
             permits: Arc::clone(&self.permits),
@@ -167,7 +167,7 @@ impl UpstreamPermit {
     pub fn is_wanted_by_others(&self) -> bool {
         let is_wanted = self.permits.queue.length().waiting > 0;
         if is_wanted {
-            self.permits.metrics.stalled_streams_cut.inc();
+            self.permits.metrics.stalled_streams_aborted.inc();
         }
         is_wanted
     }

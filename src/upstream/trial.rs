@@ -34,6 +34,7 @@ pub struct UpstreamTrial {
     dialer: Arc<Dialer>,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
+    description: LoginDescription,
 }
 
 impl UpstreamTrial {
@@ -44,6 +45,7 @@ impl UpstreamTrial {
         stop: &ShutdownSignal,
         metrics: &Arc<Metrics>,
     ) -> Self {
+        let metrics = &metrics.upstream(&settings.name);
         let dialer = Arc::new(materials.dialer(settings, tasks, stop));
         let own = Arc::new(OwnRequests {
             dialer: Arc::clone(&dialer),
@@ -53,9 +55,15 @@ impl UpstreamTrial {
             probe: settings.probe.clone(),
             patience: settings.first_byte_timeout,
         });
-        let injection = LoginDescription::whatsapp().inject;
+        let injection = settings.login_description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
-        Self { dialer, own, probe }
+        let description = settings.login_description.clone();
+        Self {
+            dialer,
+            own,
+            probe,
+            description,
+        }
     }
 
     /// Name, TCP and TLS.
@@ -65,7 +73,7 @@ impl UpstreamTrial {
 
     /// One login; gives for how long its token is good.
     pub async fn log_in(&self, login: &config::Login) -> Result<Duration, TrialError> {
-        let call = LoginCall::new(&self.own, LoginDescription::whatsapp(), login);
+        let call = LoginCall::new(&self.own, self.description.clone(), login);
         let granted = call.make(&login.password.read()?).await?;
         if let Some(probe) = &self.probe
             && probe.word_on(&granted.headers).await == ProbeVerdict::Refused

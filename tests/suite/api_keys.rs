@@ -1,4 +1,4 @@
-//! Services that call with a key.
+//! Services that call with an API key.
 
 use reqwest::Method;
 
@@ -42,7 +42,7 @@ async fn call(client: &Client, method: Method, path: &str, field: (&str, &str)) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_reaches_what_it_is_allowed_and_nothing_else() {
+async fn a_key_reaches_its_paths_and_methods_and_nothing_else() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(&keys())).await;
     let client = gateway.client();
@@ -97,7 +97,7 @@ async fn a_key_reaches_what_it_is_allowed_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_without_paths_is_good_on_the_monitoring_nodes_only_and_has_its_own_limit() {
+async fn a_key_without_paths_covers_the_monitoring_routes_only_and_has_its_own_limit() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(&keys())).await;
     let client = gateway.client();
@@ -125,7 +125,7 @@ async fn a_key_without_paths_is_good_on_the_monitoring_nodes_only_and_has_its_ow
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn monitoring_carries_the_upstreams_key_and_all_else_the_sessions_token() {
+async fn monitoring_requests_carry_the_upstreams_key_and_all_others_the_sessions_token() {
     let webapp_key = "webapp-key-0123456789";
     let webapp = crate::harness::emulator_with(tollgate::emulator::Settings {
         api_key: Some(tollgate::secret::Secret::new(webapp_key)),
@@ -145,7 +145,21 @@ async fn monitoring_carries_the_upstreams_key_and_all_else_the_sessions_token() 
     let client = gateway.admin().await;
     assert_eq!(client.get("/v1/health").await.status(), 200);
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    use tollgate::metrics::Injected;
-    assert_eq!(gateway.metrics.injected.value(Injected::ApiKey), 1);
-    assert_eq!(gateway.metrics.injected.value(Injected::Session), 1);
+    use tollgate::metrics::SentCredential;
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_requests
+            .value(SentCredential::ApiKey),
+        1
+    );
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_requests
+            .value(SentCredential::Session),
+        1
+    );
 }

@@ -1,4 +1,4 @@
-//! Marked secrets are driven down every failure path, and found nowhere.
+//! Requests with marked secrets take every failure path; no log, response or metric may show them.
 
 use std::sync::{Arc, Mutex};
 
@@ -20,11 +20,11 @@ const API_KEY: &str = "tgk_canary0000000000000000000000000000000000000";
 const REDIS_PASSWORD: &str = "Canary-Redis-1!";
 const GUESS: &str = "Canary-Guess-1!";
 
-/// All that clients were told, searched at the end like the logs.
+/// Every response to a client; searched at the end, like the logs.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<String>>);
+struct Responses(Arc<Mutex<String>>);
 
-impl Heard {
+impl Responses {
     async fn hear(&self, answer: Result<reqwest::Response, reqwest::Error>) -> u16 {
         let Ok(answer) = answer else { return 0 };
         let status = answer.status().as_u16();
@@ -42,7 +42,7 @@ async fn basic_login(client: &Client) -> Result<reqwest::Response, reqwest::Erro
 }
 
 #[expect(clippy::too_many_lines, reason = "one line a failure")]
-async fn drive(client: &Client, admin: &Client, heard: &Heard) {
+async fn drive(client: &Client, admin: &Client, heard: &Responses) {
     let basic = |name: &'static str, password: &'static str, body: &'static str| {
         let request = client.request(Method::POST, "/v1/users/login");
         request.basic_auth(name, Some(password)).body(body).send()
@@ -109,7 +109,7 @@ async fn drive(client: &Client, admin: &Client, heard: &Heard) {
     reason = "one story: drive everything, then search"
 )]
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_in_any_log_line_answer_or_metric() {
+async fn no_secret_is_in_any_log_line_response_or_metric() {
     let webapp = emulator_with(Settings {
         password: Secret::new(WEBAPP_PASSWORD),
         api_key: Some(Secret::new(WEBAPP_KEY)),
@@ -147,10 +147,10 @@ async fn no_secret_is_in_any_log_line_answer_or_metric() {
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     let admin = client.clone().logged_in("admin", ADMIN_PASSWORD).await;
-    let heard = Heard::default();
+    let heard = Responses::default();
     drive(&client, &admin, &heard).await;
 
-    // Every failure of the upstream, with its answers echoing what it was sent.
+    // Every failure of the upstream, whose responses echo the request.
     webapp.echo(true);
     assert_eq!(heard.hear(Ok(admin.get("/v1/support").await)).await, 200);
     heard.hear(Ok(admin.get("/v1/health").await)).await;
@@ -171,7 +171,7 @@ async fn no_secret_is_in_any_log_line_answer_or_metric() {
         canaries.extend(tokens());
     }
     webapp.hang(true);
-    // Not a path whose route waits longer than the upstream's first_byte_timeout.
+    // This path's route must not wait longer than the upstream's first_byte_timeout.
     heard.hear(Ok(admin.get("/v1/health").await)).await;
     webapp.hang(false);
     webapp.close_mid_body(1);
@@ -244,7 +244,7 @@ async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
     std::fs::write(&file, text(&setup, &url)).unwrap();
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
-    let heard = Heard::default();
+    let heard = Responses::default();
     for password in [GUESS, WEBAPP_PASSWORD] {
         heard.hear(Ok(client.login("admin", password).await)).await;
     }
@@ -276,7 +276,7 @@ async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
     program.wait();
     everything.push_str(&program.lines().join("\n"));
     assert!(everything.len() > 10_000, "there is something to search");
-    // A login's answer holds the client's own token: it was for the client.
+    // The response to a login contains the client's own token, which is meant for the client.
     let tokens = [known.token.unwrap(), older.expose().to_owned()];
     for canary in tokens.iter().map(String::as_str).chain(["Canary-"]) {
         assert!(!everything.contains(canary), "found {canary:?}");
@@ -284,7 +284,7 @@ async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
 }
 
 #[test]
-fn debug_output_of_what_holds_a_secret_does_not_show_it() {
+fn debug_output_of_types_with_secrets_does_not_show_them() {
     use tollgate::token::{Token, TokenDigest};
     let token = Token::mint();
     let digest = TokenDigest::of(token.secret().expose());
@@ -297,8 +297,8 @@ fn fails<T>(with: T) -> Result<(), T> {
 }
 
 #[test]
-fn a_panic_over_what_holds_a_secret_does_not_show_it() {
-    use tollgate::webapp::BasicCredentials;
+fn a_panic_message_with_such_a_type_does_not_show_the_secret() {
+    use tollgate::profiles::BasicCredentials;
     let basic = BasicCredentials::parse("YWRtaW46Q2FuYXJ5LUJhc2lj").unwrap(); // admin:Canary-Basic
     let holders = (
         Secret::new("Canary-Panic"),

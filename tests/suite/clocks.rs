@@ -1,5 +1,5 @@
-//! Time does what it likes: a host sleeps, somebody sets its clock. No dead token
-//! goes up, and nobody is shut out.
+//! The host is suspended, or its clock is set. No dead token goes to the upstream, and no
+//! client is refused.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ use crate::harness::{
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_slept_past_the_end_of_the_lease_sends_no_dead_token() {
     let webapp = emulator_with(Settings {
-        // Long beside what a busy machine takes from the look at a lease to the sending.
+        // Longer than a busy machine needs from reading the lease to sending the request.
         token_lifetime: Duration::from_secs(12),
         ..Settings::for_tests()
     })
@@ -31,7 +31,7 @@ async fn a_host_that_slept_past_the_end_of_the_lease_sends_no_dead_token() {
 
     for _ in 0..2 {
         program.signal("STOP");
-        // Requests that arrive meanwhile are there before any timer can fire.
+        // Requests that arrive while suspended are handled before any timer can fire.
         let waiting: Vec<_> = (0..20)
             .map(|_| {
                 let client = client.clone();
@@ -50,7 +50,7 @@ async fn a_host_that_slept_past_the_end_of_the_lease_sends_no_dead_token() {
     assert_eq!(webapp.refusals_401(), 0, "no dead token went up");
 }
 
-/// A gate whose wall clock is `offset.txt` in its folder away from the true one.
+/// A gate whose wall clock differs from the true one by `offset.txt` in its folder.
 fn with_a_clock_of_its_own(folder: &Path, config: &Path) -> Program {
     let found = Command::new("sh")
         .args(["-c", "faketime -f +0 sh -c 'echo $LD_PRELOAD'"])
@@ -68,13 +68,13 @@ fn with_a_clock_of_its_own(folder: &Path, config: &Path) -> Program {
         .env("LD_PRELOAD", library.trim())
         .env("FAKETIME_TIMESTAMP_FILE", folder.join("offset.txt"))
         .env("FAKETIME_NO_CACHE", "1")
-        // A set clock is the wall clock; the monotonic one cannot be set.
+        // Only the wall clock can be set; the monotonic one cannot.
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     Program::start(command)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wall_clock_set_while_running_costs_nobody_a_request() {
+async fn a_wall_clock_set_while_running_fails_no_request() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let offset = folder.path().join("offset.txt");
@@ -91,14 +91,14 @@ async fn a_wall_clock_set_while_running_costs_nobody_a_request() {
     assert!(works().await);
     assert_eq!(webapp.login_count(), 1);
 
-    // Back an hour: the monotonic clock still knows the end. Nothing to do.
+    // Back an hour: the monotonic clock still has the expiry, so nothing happens.
     std::fs::write(&offset, "-1h").unwrap();
     for _ in 0..20 {
         assert!(works().await);
     }
     assert_eq!(webapp.login_count(), 1, "the lease is as good as before");
 
-    // On by eight days: by the wall clock the lease of seven days is dead, and it may be.
+    // Eight days ahead: by the wall clock the lease of seven days has expired.
     std::fs::write(&offset, "+8d").unwrap();
     eventually("a new login", async || {
         works().await && webapp.login_count() == 2
@@ -109,16 +109,16 @@ async fn a_wall_clock_set_while_running_costs_nobody_a_request() {
         reqwest::get(url).await.unwrap().text().await.unwrap()
     };
     let text = metrics().await;
-    let left = text
-        .lines()
-        .find_map(|line| line.strip_prefix("tollgate_session_seconds_to_expiry "));
+    let left = text.lines().find_map(|line| {
+        line.strip_prefix("tollgate_session_seconds_to_expiry{upstream=\"main\"} ")
+    });
     let left: u64 = left.unwrap().parse().unwrap();
     assert!(
         (604_000..=604_800).contains(&left),
         "by the Webapp's own clock the new token has its seven days: {left}"
     );
 
-    // And right again: nobody logs in for that.
+    // Correct again: no login follows.
     std::fs::write(&offset, "+0").unwrap();
     for _ in 0..20 {
         assert!(works().await);

@@ -1,4 +1,4 @@
-//! The gate can be watched: `tollgate health`, and the container's files that use it.
+//! `tollgate health`, and the container files that use it.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -29,7 +29,7 @@ fn health(file: &Path, arguments: &[&str]) -> (i32, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_says_in_one_line_how_the_running_gate_is() {
+async fn health_prints_the_state_of_the_running_gate_in_one_line() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let ports = (free_port(), free_port());
@@ -51,7 +51,7 @@ async fn health_says_in_one_line_how_the_running_gate_is() {
     assert_eq!(health(&file, &[]), (0, "ok\n".to_owned()));
     eventually("ready", async || health(&file, &["--ready"]).0 == 0).await;
 
-    // Not ready is alive; a file that was broken since does not matter to the gate that runs.
+    // Not ready is still alive; a file that broke after the start does not matter.
     webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
     webapp.expire_all_tokens();
     program.signal("STOP");
@@ -74,7 +74,7 @@ async fn health_says_in_one_line_how_the_running_gate_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_tells_readiness_with_its_reason() {
+async fn health_ready_prints_the_reason() {
     let webapp = emulator().await;
     webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
     let folder = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ async fn health_tells_readiness_with_its_reason() {
 }
 
 #[test]
-fn what_answers_and_is_no_gate_is_not_well() {
+fn a_server_that_is_no_gate_is_unhealthy() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.toml");
@@ -107,7 +107,7 @@ fn what_answers_and_is_no_gate_is_not_well() {
         let _ = std::io::Read::read(&mut tcp, &mut [0; 1024]);
         std::io::Write::write_all(&mut tcp, b"220 smtp.example ready\r\n").unwrap();
     });
-    // This file is no whole configuration: nothing in it can be asked.
+    // This file is not a complete configuration, so there is no address to ask.
     let mut command = Command::new(binary());
     command.args(["health", "--config"]).arg(&file);
     assert_eq!(command.output().unwrap().status.code(), Some(1));
@@ -154,7 +154,7 @@ fn texts(value: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn the_container_is_watched_and_its_port_for_scrapes_is_not_published() {
+fn the_container_has_a_health_check_and_does_not_publish_the_operators_port() {
     let compose = compose();
     let gate = &compose["services"]["tollgate"];
     let watch = &gate["healthcheck"]["test"];

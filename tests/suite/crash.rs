@@ -1,4 +1,4 @@
-//! SIGKILL at any instant: what was answered is there, what was ended stays ended.
+//! SIGKILL at any instant: what was answered is stored, what was ended stays ended.
 //! Fifteen rounds here; TOLLGATE_ROUNDS=300 for the long run.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use sha2::Digest as _;
 use tollgate::config;
 use tollgate::metrics::Metrics;
+use tollgate::profiles::Role;
 use tollgate::store::{GrantBatchSink, KeyRecord, RecordDigest, Store, StoreChange};
 use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 use crate::harness::program::Program;
 use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, prepare, text};
@@ -34,14 +34,14 @@ fn settings() -> config::UsersConfig {
     config::parse(text, Path::new("")).unwrap().config.users
 }
 
-/// One line on standard output, whole or not at all.
+/// Writes one line to standard output, completely or not at all.
 fn say(line: &str) {
     let line = format!("@{line}\n");
     std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
 }
 
-/// Runs in a process of its own until it is killed: logins, logouts, deletions and
-/// keys, each told before it begins and after it was answered.
+/// Runs in its own process until it is killed: logins, logouts, deletions and keys, each
+/// reported before it begins and after its response.
 #[test]
 #[ignore = "the other half of the test below"]
 fn the_load() {
@@ -132,7 +132,7 @@ async fn log_in(tokens: &TokenStore, user: &str, token: &str, task: u64) {
         epoch: tokens.epoch(user),
         revision: None,
     };
-    // A deletion in between refuses it, rightly.
+    // A deletion in between refuses it, which is correct.
     if tokens.insert(TokenDigest::of(token), wanted).await.is_ok() {
         say(&format!("done login {user} {token} {task}"));
     }
@@ -142,7 +142,7 @@ fn digest(text: &str) -> RecordDigest {
     RecordDigest(sha2::Sha256::digest(text).into())
 }
 
-/// What the lines of all rounds so far say about one token.
+/// What the reports of all past rounds say about one token.
 #[derive(Clone, Debug)]
 struct Known {
     user: String,
@@ -153,7 +153,7 @@ struct Known {
 #[derive(Default)]
 struct Ledger {
     tokens: BTreeMap<RecordDigest, Known>,
-    /// Per user: when each ending began, and when it was answered.
+    /// For each user: when each revocation began, and when it was answered.
     ends: BTreeMap<String, Vec<(usize, Option<usize>)>>,
     keys: BTreeMap<String, (bool, bool)>,
     line: usize,
@@ -183,14 +183,14 @@ impl Ledger {
             ["done", "login", _, token, _] => {
                 self.tokens.get_mut(&digest(token)).unwrap().done = Some(self.line);
             }
-            // Two ends of one user at once are told apart by who asked: the last that
-            // began and is not done is as good as any other for what is checked.
+            // Two concurrent revocations of one user are not told apart: for the check it
+            // does not matter which of the unfinished ones is closed.
             ["begin", "end", user, _] => {
                 let ends = self.ends.entry(user.to_owned()).or_default();
                 ends.push((self.line, None));
             }
             ["done", "end", user, _] => {
-                // The oldest open one: a claim no stronger than the truth.
+                // The oldest unfinished one, which makes the weakest claim.
                 let ends = self.ends.get_mut(user).unwrap();
                 let open = ends.iter_mut().find(|(_, done)| done.is_none()).unwrap();
                 open.1 = Some(self.line);
@@ -243,7 +243,7 @@ impl Ledger {
             assert!(*in_doubt || keys.contains(name) == *is_there, "key {name}");
             counts.keys += 1;
         }
-        // The kill has settled what was open.
+        // After the kill nothing is in flight.
         self.tokens.retain(|digest, _| found.contains(digest));
         for known in self.tokens.values_mut() {
             known.done = Some(self.line);
@@ -257,7 +257,7 @@ impl Ledger {
     }
 }
 
-/// Numbers that are random enough to choose an instant by.
+/// Pseudo-random numbers, good enough to choose an instant.
 fn random(most: u64) -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(0) % most
@@ -275,7 +275,7 @@ fn spawn(path: &Path, round: u64) -> Child {
         .unwrap()
 }
 
-/// Lets it work for some time, kills it, and gives all it said.
+/// Lets the process work for some time, kills it, and returns its output.
 fn killed(mut child: Child) -> Vec<String> {
     let output = child.stdout.take().unwrap();
     let lines = Arc::new(Mutex::new(Vec::new()));
@@ -284,7 +284,7 @@ fn killed(mut child: Child) -> Vec<String> {
         move || {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8(line).unwrap();
-                // libtest begins a line of its own and leaves it open.
+                // libtest writes the beginning of a line before the output.
                 if let Some((_, line)) = line.split_once('@') {
                     lines.lock().unwrap().push(line.to_owned());
                 }
@@ -345,7 +345,7 @@ async fn a_kill_at_any_instant_loses_nothing_answered_and_revives_nothing_ended(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_that_is_killed_knows_its_clients_when_it_is_back() {
+async fn a_killed_gate_knows_its_clients_after_the_restart() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path(), &webapp);
@@ -380,7 +380,7 @@ async fn a_gate_that_is_killed_knows_its_clients_when_it_is_back() {
             let one = client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
             live.push(one.token.unwrap());
         }
-        // One more is on its way when the gate dies: nobody will know its token.
+        // One more login is in flight when the gate dies; its token reaches no client.
         let late = tokio::spawn(async move { client.http.get(base).send().await.is_ok() });
         tokio::time::sleep(Duration::from_millis(random(30))).await;
         program.signal("KILL");

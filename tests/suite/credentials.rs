@@ -1,5 +1,5 @@
-//! 401 is "who are you", 403 is "not you", at every node; and a credential that cannot be
-//! read is answered with what is wrong with it.
+//! 401 for an unknown credential and 403 for one without the right, on every route; for a
+//! malformed credential, `details` says what is wrong.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -44,7 +44,7 @@ async fn with_key(client: &Client, key: &str, method: Method, path: &str, body: 
     request.body(body.to_owned()).send().await.unwrap()
 }
 
-/// The status; a challenge goes with 401 and with nothing else (RFC 9110, 11.6.1).
+/// The status. Checks that 401 and no other status has a challenge (RFC 9110, 11.6.1).
 fn status(answer: &Response) -> u16 {
     let status = answer.status().as_u16();
     let has_challenge = answer.headers().contains_key("www-authenticate");
@@ -68,14 +68,14 @@ async fn whole_life(client: &Client, key: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_known_and_may_not_gets_403_and_who_is_not_known_401() {
+async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(&keys())).await;
     let admin = gateway.admin().await;
     let body = json!({ "username": "worker", "password": PASSWORD });
     assert_eq!(admin.post("/v1/users", &body).await.status(), 201);
     let worker = gateway.client().logged_in("worker", PASSWORD).await;
-    let nobody = gateway.client();
+    let anonymous = gateway.client();
     let nodes = [
         (Method::POST, "/v1/users"),
         (Method::GET, "/v1/users/admin"),
@@ -87,10 +87,14 @@ async fn who_is_known_and_may_not_gets_403_and_who_is_not_known_401() {
     for (method, path) in nodes {
         let name = format!("{method} {path}");
         let for_keys = path == "/v1/stickerpacks";
-        let plain = nobody.request(method.clone(), path).send().await.unwrap();
+        let plain = anonymous
+            .request(method.clone(), path)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(status(&plain), 401, "nothing shown: {name}");
         let unknown = with_key(
-            &nobody,
+            &anonymous,
             "tgk_made-up-by-a-stranger",
             method.clone(),
             path,
@@ -98,7 +102,7 @@ async fn who_is_known_and_may_not_gets_403_and_who_is_not_known_401() {
         )
         .await;
         assert_eq!(status(&unknown), 401, "unknown key: {name}");
-        let unknown = nobody
+        let unknown = anonymous
             .request(method.clone(), path)
             .bearer_auth("tg_made-up");
         assert_eq!(
@@ -109,13 +113,13 @@ async fn who_is_known_and_may_not_gets_403_and_who_is_not_known_401() {
         let user = worker.request(method.clone(), path).send().await.unwrap();
         assert_eq!(status(&user), 403, "a user without the right: {name}");
         if !for_keys {
-            let key = with_key(&nobody, USER_KEY, method, path, "").await;
+            let key = with_key(&anonymous, USER_KEY, method, path, "").await;
             assert_eq!(status(&key), 403, "a key without the right: {name}");
         }
     }
-    let out = with_key(&nobody, ADMIN_KEY, Method::POST, "/v1/users/logout", "").await;
+    let out = with_key(&anonymous, ADMIN_KEY, Method::POST, "/v1/users/logout", "").await;
     assert_eq!(status(&out), 403, "keys have nothing to log out of");
-    let key = with_key(&nobody, USER_KEY, Method::GET, "/v1/stickerpacks", "").await;
+    let key = with_key(&anonymous, USER_KEY, Method::GET, "/v1/stickerpacks", "").await;
     assert_ne!(status(&key), 403);
     assert_eq!(status(&worker.get("/v1/users/worker").await), 200);
     let gone = admin
@@ -128,7 +132,7 @@ async fn who_is_known_and_may_not_gets_403_and_who_is_not_known_401() {
         401,
         "not known any more"
     );
-    whole_life(&nobody, ADMIN_KEY).await;
+    whole_life(&anonymous, ADMIN_KEY).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,19 +142,19 @@ async fn the_same_keys_have_the_same_rights_where_the_webapp_owns_the_users() {
         .users("directory = \"webapp\"")
         .rest(&keys());
     let gateway = Gateway::with(&webapp, setup).await;
-    let nobody = gateway.client();
+    let anonymous = gateway.client();
     for (method, path) in [
         (Method::POST, "/v1/users"),
         (Method::GET, "/v1/users/admin"),
         (Method::DELETE, "/v1/users/admin"),
         (Method::POST, "/v1/users/logout"),
     ] {
-        let key = with_key(&nobody, USER_KEY, method.clone(), path, "").await;
+        let key = with_key(&anonymous, USER_KEY, method.clone(), path, "").await;
         assert_eq!(status(&key), 403, "{method} {path}");
-        let key = with_key(&nobody, "tgk_made-up-by-a-stranger", method, path, "").await;
+        let key = with_key(&anonymous, "tgk_made-up-by-a-stranger", method, path, "").await;
         assert_eq!(status(&key), 401, "{path}");
     }
-    whole_life(&nobody, ADMIN_KEY).await;
+    whole_life(&anonymous, ADMIN_KEY).await;
     assert_eq!(webapp.login_count(), 1, "by the gate's own login");
 }
 
@@ -161,7 +165,7 @@ async fn details(answer: Response) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_credentials_are_told_as_two_and_never_repeated() {
+async fn two_credentials_are_refused_with_that_reason_and_never_shown() {
     let webapp = emulator().await;
     for directory in ["gateway", "webapp"] {
         let users = match directory {
@@ -176,7 +180,7 @@ async fn two_credentials_are_told_as_two_and_never_repeated() {
             ADMIN_PASSWORD
         };
         let admin = gateway.client().logged_in(ADMIN, password).await;
-        let nobody = gateway.client();
+        let anonymous = gateway.client();
         let bearer = format!("Bearer {}", admin.token.as_ref().unwrap());
         for fields in [
             [("authorization", bearer.as_str()), ("x-api-key", USER_KEY)],
@@ -188,7 +192,7 @@ async fn two_credentials_are_told_as_two_and_never_repeated() {
             ],
             [("x-api-key", USER_KEY), ("x-api-key", "canary")],
         ] {
-            let mut request = nobody.request(Method::GET, "/v1/support");
+            let mut request = anonymous.request(Method::GET, "/v1/support");
             for (name, value) in fields {
                 request = request.header(name, value);
             }
@@ -199,7 +203,7 @@ async fn two_credentials_are_told_as_two_and_never_repeated() {
             assert!(said.contains("More than one credential"), "{said}");
             assert!(!said.contains("tg") && !said.contains("canary"), "{said}");
         }
-        let twice = nobody.request(Method::POST, "/v1/users/login");
+        let twice = anonymous.request(Method::POST, "/v1/users/login");
         let twice = twice.header("authorization", "Basic YWRtaW46eA==");
         let twice = twice.header("authorization", &bearer).send().await.unwrap();
         assert!(
@@ -209,8 +213,8 @@ async fn two_credentials_are_told_as_two_and_never_repeated() {
                 .starts_with("Basic")
         );
         assert!(details(twice).await.contains("More than one credential"));
-        // A key that a client puts on all its requests keeps it from no login.
-        let login = nobody.request(Method::POST, "/v1/users/login");
+        // An API key on every request does not prevent a login.
+        let login = anonymous.request(Method::POST, "/v1/users/login");
         let login = login
             .basic_auth(ADMIN, Some(password))
             .header("x-api-key", USER_KEY);
@@ -219,7 +223,7 @@ async fn two_credentials_are_told_as_two_and_never_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_in_latin_1_is_told_what_to_send_and_in_utf_8_it_logs_in() {
+async fn a_latin_1_login_is_refused_with_the_reason_and_a_utf_8_one_works() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(&keys())).await;
     let admin = gateway.admin().await;
@@ -246,7 +250,7 @@ async fn a_login_in_latin_1_is_told_what_to_send_and_in_utf_8_it_logs_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn json_is_read_whatever_parameters_its_type_has() {
+async fn json_is_read_whatever_the_parameters_of_its_media_type() {
     let webapp = emulator().await;
     for users in ["", "directory = \"webapp\""] {
         let setup = Setup::default().users(users).rest(&keys());

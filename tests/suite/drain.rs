@@ -1,4 +1,4 @@
-//! Told to stop: finish what you have, take nothing new, say so first.
+//! A gate that is told to stop: readiness off first, no new requests, those in flight finished.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::harness::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_goes_off_first_and_what_is_in_flight_is_finished() {
+async fn readiness_goes_off_first_and_requests_in_flight_are_finished() {
     let webapp = emulator().await;
     let setup = Setup::default().rest(NO_LIMITS);
     let gateway = Gateway::changed(&webapp, &setup, |text| {
@@ -64,7 +64,7 @@ async fn readiness_goes_off_first_and_what_is_in_flight_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_deadline_cuts_what_does_not_end() {
+async fn the_deadline_cuts_off_requests_that_do_not_end() {
     let webapp = emulator().await;
     let setup = Setup::default().rest(NO_LIMITS);
     let gateway = Gateway::changed(&webapp, &setup, |text| {
@@ -78,7 +78,7 @@ async fn the_deadline_cuts_what_does_not_end() {
         request.send().await.is_err()
     });
     eventually("the request to be in flight", async || {
-        gateway.metrics.in_flight.get() > 0
+        gateway.metrics.requests_in_flight.get() > 0
     })
     .await;
     assert_eq!(gateway.stop().await, ExitOutcome::Cut);
@@ -96,7 +96,7 @@ async fn the_program_drains_on_sigterm_survives_sigstop_and_exits_0() {
     let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
 
-    // A suspended host: the token dies meanwhile, and must not be sent afterwards.
+    // A suspended host: the token expires meanwhile and must not be sent afterwards.
     webapp.expire_all_tokens();
     program.signal("STOP");
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -114,7 +114,7 @@ async fn the_program_drains_on_sigterm_survives_sigstop_and_exits_0() {
     );
 }
 
-/// Ctrl-C comes from a person at a terminal, `SIGTERM` from whoever also tells balancers.
+/// Ctrl-C comes from a person at a terminal, `SIGTERM` from a supervisor behind balancers.
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_with_nothing_in_flight_ends_at_once_and_sigterm_waits_for_balancers() {
     let webapp = emulator().await;
@@ -124,7 +124,7 @@ async fn ctrl_c_with_nothing_in_flight_ends_at_once_and_sigterm_waits_for_balanc
             text.replace("wait = \"0s\"", "wait = \"2s\"")
         });
         let mut program = Program::serve(&file);
-        // A client that has been served keeps its connection.
+        // A client keeps its idle connection open.
         let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
         let client = client.logged_in(ADMIN, ADMIN_PASSWORD).await;
         assert_eq!(client.get("/v1/support").await.status(), 200);

@@ -1,4 +1,4 @@
-//! What a restart keeps: users, passwords, tokens and their ends, the upstream's token.
+//! What a restart keeps: users, passwords, tokens, revocations, the upstream's token.
 
 use reqwest::Method;
 use serde_json::json;
@@ -46,7 +46,7 @@ async fn is_known(gateway: &Gateway, client: &Client) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_keeps_users_passwords_and_tokens_and_what_has_ended_stays_ended() {
+async fn a_restart_keeps_users_passwords_tokens_and_revocations() {
     let webapp = emulator().await;
     let gateway = plain(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -85,7 +85,7 @@ async fn a_restart_keeps_users_passwords_and_tokens_and_what_has_ended_stays_end
     assert_eq!(client.login("bert", "Passw0rd!").await.status(), 200);
     assert_eq!(client.login("carl", "Passw0rd!").await.status(), 401);
 
-    // A new user of an old name has nothing of the old one.
+    // A new user with an old name has no token of the old one.
     create(&gateway.admin().await, "carl").await;
     let gateway = gateway.restart().await;
     assert!(!is_known(&gateway, &carl).await);
@@ -93,7 +93,7 @@ async fn a_restart_keeps_users_passwords_and_tokens_and_what_has_ended_stays_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn learned_tokens_are_known_after_a_restart_too() {
+async fn learned_tokens_are_still_known_after_a_restart() {
     let webapp = emulator().await;
     let setup = Setup::default().users("directory = \"webapp\"");
     let gateway = plain(&webapp, setup).await;
@@ -105,7 +105,7 @@ async fn learned_tokens_are_known_after_a_restart_too() {
     let gateway = gateway.restart().await;
     assert!(
         is_known(&gateway, &one).await,
-        "and nobody had to ask the Webapp"
+        "and the Webapp was not asked"
     );
     let client = gateway.client().with_token(one.token.as_ref().unwrap());
     let out = client
@@ -136,14 +136,14 @@ async fn with_a_key_the_upstream_sees_one_login_however_often_the_gate_starts() 
         "no token in the clear"
     );
 
-    // A key that was changed without the old one: one login, and on from there.
+    // The key was changed without old_key: one login, then none.
     let key = gateway.folder.path().join("store-key");
     secret(&key, OTHER_SEAL);
     gateway = gateway.restart().await;
     assert!(is_known(&gateway, &admin).await);
     assert_eq!(webapp.login_count(), 2);
 
-    // A rotation with both keys: none.
+    // A rotation with both keys: no login.
     let old = gateway.folder.path().join("store-key-old");
     secret(&old, OTHER_SEAL);
     secret(&key, SEAL);
@@ -170,7 +170,7 @@ async fn without_a_key_each_start_is_one_login() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kept_token_that_the_upstream_has_forgotten_costs_one_login_and_no_request() {
+async fn a_stored_token_that_the_upstream_has_forgotten_costs_one_login_and_fails_no_request() {
     let webapp = emulator().await;
     let gateway = sealed(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -189,7 +189,7 @@ async fn a_kept_token_that_the_upstream_has_forgotten_costs_one_login_and_no_req
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kept_token_never_goes_to_another_upstream() {
+async fn a_stored_token_is_never_sent_to_another_upstream() {
     let (webapp, other) = (emulator().await, emulator().await);
     let gateway = sealed(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -207,7 +207,7 @@ async fn a_kept_token_never_goes_to_another_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_admins_own_password_outlives_restarts_and_a_new_one_in_the_file_counts() {
+async fn the_first_admins_changed_password_survives_restarts_until_the_file_has_a_new_one() {
     let webapp = emulator().await;
     let gateway = plain(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -242,7 +242,7 @@ async fn in_memory_a_restart_forgets_everything() {
     assert!(gateway.admin().await.token.is_some());
 }
 
-/// A disk of one mebibyte, where this process may mount one.
+/// A disk of one MiB, if this process may mount one.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -269,7 +269,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_full_disk_known_tokens_work_changes_get_503_and_all_is_well_once_there_is_room() {
+async fn on_a_full_disk_known_tokens_work_and_changes_get_503_until_there_is_room() {
     let Some(disk) = SmallDisk::mount() else {
         return;
     };
@@ -278,7 +278,7 @@ async fn on_a_full_disk_known_tokens_work_changes_get_503_and_all_is_well_once_t
     let setup = Setup::default().rest(&format!("[store]\npath = \"{}\"", path.display()));
     let gateway = plain(&webapp, setup).await;
     let admin = gateway.admin().await;
-    // The store may grow into what is left of its file first: fill that as well.
+    // The store may still use free pages of its file: fill these first.
     let filler = disk.0.path().join("filler");
     let fill = || {
         let _ = std::fs::write(&filler, vec![1; 2 << 20]);

@@ -1,4 +1,4 @@
-//! The machine runs out of something: descriptors, room on the disk.
+//! The machine runs out of descriptors or disk space.
 
 use std::fs::OpenOptions;
 use std::net::TcpStream;
@@ -11,13 +11,13 @@ use crate::harness::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn out_of_descriptors_it_waits_without_burning_cpu_and_recovers() {
+async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let setup = Setup::default().rest(NO_LIMITS);
     let config = written(folder.path(), &webapp, &setup, |text| text);
     let mut command = Command::new("sh");
-    // The hard limit too: the gate raises the soft one.
+    // The hard limit too, because the gate raises the soft one.
     command
         .args(["-c", "ulimit -n 64 && exec \"$0\" serve --config \"$1\""])
         .arg(binary())
@@ -35,7 +35,7 @@ async fn out_of_descriptors_it_waits_without_burning_cpu_and_recovers() {
     let before = program.cpu_ticks();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let burnt = program.cpu_ticks() - before;
-    // A hundred ticks are a second; two workers that spin would burn up to six of them.
+    // A hundred ticks are a second; two spinning workers would use up to six seconds.
     assert!(burnt < 60, "{burnt} ticks of CPU in three seconds");
     let said = |text: &str| {
         program
@@ -68,13 +68,13 @@ async fn out_of_descriptors_it_waits_without_burning_cpu_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_its_log_on_a_full_disk_it_serves_on_and_says_so_in_its_metrics() {
+async fn with_its_log_on_a_full_disk_the_gate_serves_and_counts_the_lost_lines() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let ports = (free_port(), free_port());
     let (gate, operator) = ports;
     let setup = Setup::default().rest(NO_LIMITS);
-    // It cannot say where it listens, so it is told.
+    // It cannot log where it listens, so the test chooses the ports.
     let config = written(folder.path(), &webapp, &setup, |text| {
         at_ports(&text, ports)
     });

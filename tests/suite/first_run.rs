@@ -1,4 +1,4 @@
-//! The first ten minutes: the shipped file, development certificates, lines to paste.
+//! The first run: the shipped configuration, development certificates, lines to paste.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::process::Command;
 
 use crate::harness::program::{Program, binary, shipped_ports};
 
-/// The shipped configuration in a fresh folder, on ports of its own.
+/// The shipped configuration in a new folder, on free ports.
 fn fresh(folder: &Path) -> std::path::PathBuf {
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
     let text = std::fs::read_to_string(shipped).unwrap();
-    // The operator's port is a default, and stands in a comment.
+    // The operator's port is a default and is in a comment.
     let mut text = text.replace("# address = \"", "address = \"");
     for (port, free) in shipped_ports() {
         assert!(
@@ -102,7 +102,7 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
 }
 
 #[test]
-fn check_prints_all_problems_at_once_or_the_routes_as_understood() {
+fn check_prints_all_problems_at_once_or_the_effective_routes() {
     let folder = tempfile::tempdir().unwrap();
     let file = fresh(folder.path());
     let check = |file: &Path| {
@@ -134,7 +134,7 @@ fn check_prints_all_problems_at_once_or_the_routes_as_understood() {
 }
 
 #[test]
-fn keys_and_hashes_are_made_for_pasting() {
+fn new_keys_and_hashes_can_be_pasted_into_the_configuration() {
     let run = |arguments: &[&str], input: &str| {
         use std::io::Write as _;
         let mut child = Command::new(binary())
@@ -164,7 +164,7 @@ fn keys_and_hashes_are_made_for_pasting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_emulator_runs_alone_and_a_gate_finds_it_by_name_and_by_its_key() {
+async fn the_emulator_runs_alone_and_a_gate_reaches_it_by_name_and_by_pin() {
     let folder = tempfile::tempdir().unwrap();
     let file = fresh(folder.path());
     let mut command = Command::new(binary());
@@ -207,9 +207,9 @@ async fn the_emulator_runs_alone_and_a_gate_finds_it_by_name_and_by_its_key() {
     assert_eq!(webapp.wait().code(), Some(0));
 }
 
-/// Everything else of such a file is a gate's, and may be wrong or missing.
+/// All other sections are for a gate and may be wrong or missing.
 #[test]
-fn the_emulator_alone_wants_no_gate() {
+fn the_emulator_alone_needs_no_gate_in_its_file() {
     for rest in ["", "[upstream]\nurl = 7\n[nonsense]\nx = 1\n"] {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("emulator.toml");
@@ -235,7 +235,7 @@ fn the_emulator_alone_wants_no_gate() {
 }
 
 #[test]
-fn a_password_of_the_config_file_is_pasted_from_its_file() {
+fn the_pasted_line_reads_a_configured_password_from_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = fresh(folder.path());
     crate::harness::secret(&folder.path().join("first admin"), "Gate-Passw0rd!");

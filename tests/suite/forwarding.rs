@@ -1,4 +1,4 @@
-//! What passes through passes unchanged, streaming, and in bounded memory.
+//! Requests and responses pass unchanged, streamed, and in bounded memory.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn gate(webapp: &Emulator) -> (Gateway, Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_node_of_the_profile_is_reached_with_and_without_trailing_slash() {
+async fn every_route_of_the_profile_is_reached_with_and_without_trailing_slash() {
     let webapp = emulator().await;
     let (_gateway, client) = gate(&webapp).await;
     let nodes = [
@@ -67,7 +67,7 @@ async fn every_node_of_the_profile_is_reached_with_and_without_trailing_slash() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_protocols_carry_bodies_heads_and_empty_answers() {
+async fn both_protocols_carry_bodies_head_requests_and_empty_responses() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let token = gateway.admin().await.token.unwrap();
@@ -111,7 +111,7 @@ async fn both_protocols_carry_bodies_heads_and_empty_answers() {
     }
 }
 
-/// `total` bytes in pieces, as a client streams them.
+/// A body of `total` bytes, streamed in pieces.
 fn pieces(total: usize) -> reqwest::Body {
     const PIECE: usize = 64 * 1024;
     let count = total / PIECE;
@@ -121,7 +121,7 @@ fn pieces(total: usize) -> reqwest::Body {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_megabytes_either_way_grow_its_memory_by_less_than_two() {
+async fn two_hundred_megabytes_in_either_direction_take_less_than_two_of_memory() {
     const TOTAL: usize = 200 * 1024 * 1024;
     let webapp = emulator().await;
     webapp.media_limit(0);
@@ -163,7 +163,7 @@ async fn two_hundred_megabytes_either_way_grow_its_memory_by_less_than_two() {
         }
         assert_eq!(got, total);
     };
-    // Buffers that every connection needs are made by the first, smaller exchanges.
+    // The first, smaller exchanges allocate the buffers that every connection needs.
     upload(8 * 1024 * 1024).await;
     download(8 * 1024 * 1024).await;
     let before = program.resident();
@@ -174,7 +174,7 @@ async fn two_hundred_megabytes_either_way_grow_its_memory_by_less_than_two() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_streams_before_it_is_complete_and_a_client_that_leaves_frees_the_upstream() {
+async fn a_response_streams_before_it_is_complete_and_a_client_that_leaves_frees_the_upstream() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("concurrency = 1\nqueue_timeout = \"5s\"")
@@ -189,16 +189,16 @@ async fn an_answer_streams_before_it_is_complete_and_a_client_that_leaves_frees_
     );
     drop(answer);
     webapp.slow_body(false);
-    // The only turn at the upstream is free again, or this would be refused.
+    // The only upstream permit is free again, otherwise this would be refused.
     assert_eq!(client.get("/v1/support").await.status(), 200);
     eventually("the client that left is counted", async || {
-        gateway.metrics.clients_gone.get() > 0
+        gateway.metrics.client_disconnects.get() > 0
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_stalls_is_given_up_on_in_time() {
+async fn an_upstream_that_stalls_runs_into_the_timeout() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("first_byte_timeout = \"500ms\"\nbody_idle_timeout = \"1s\"")
@@ -235,7 +235,7 @@ async fn an_upstream_that_stalls_is_given_up_on_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_is_not_there_is_told_from_one_that_refuses() {
+async fn the_upstreams_own_errors_pass_and_an_unreachable_upstream_is_a_502() {
     let webapp = emulator().await;
     let (gateway, client) = gate(&webapp).await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
@@ -253,7 +253,7 @@ async fn an_upstream_that_is_not_there_is_told_from_one_that_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_larger_than_the_route_takes_is_refused_early_or_when_it_shows() {
+async fn a_body_over_the_routes_limit_is_refused_by_its_length_or_while_it_arrives() {
     let webapp = emulator().await;
     let rest = format!("{NO_LIMITS}\n[[route]]\nname = \"media.upload\"\nmax_body = \"1MiB\"\n");
     let gateway = Gateway::with(&webapp, Setup::default().rest(&rest)).await;

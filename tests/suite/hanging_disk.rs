@@ -1,5 +1,5 @@
-//! The disk under a gate's store hangs under load and answers again: known tokens do not
-//! notice, changes wait once, nothing answered is lost, and the gate can be told to stop.
+//! The disk of a gate's store hangs under load and recovers: known tokens work throughout,
+//! changes wait once, no answered change is lost, and the gate can be stopped meanwhile.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use crate::harness::{
     ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, eventually, secret, written,
 };
 
-/// Of `[store]`.
+/// `[store] timeout`.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Of `[drain]`.
+/// `[drain] deadline`.
 const DEADLINE: Duration = Duration::from_secs(6);
 const PASSWORD: &str = "Passw0rd!";
 const SAID: &str = "the disk does not answer";
 
-/// A gate's configuration, and its disk.
-struct Place {
+/// A gate's configuration and its disk.
+struct GateOnDisk {
     folder: TempDir,
     config: PathBuf,
     disk: HungDisk,
 }
 
-impl Place {
+impl GateOnDisk {
     fn before(webapp: &Emulator) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = "[store]\npath = \"disk/gate.redb\"\ntimeout = \"2s\"\n\
@@ -97,7 +97,7 @@ impl Gate {
         metrics.lines().any(|line| line == "tollgate_store_up 1")
     }
 
-    /// What it has said of this, access lines left out.
+    /// Its log lines about the disk, without access lines.
     fn said(&self, what: &str) -> Vec<String> {
         let lines = self.program.lines().into_iter();
         let lines = lines.filter(|line| !line.contains("tollgate::access"));
@@ -105,7 +105,7 @@ impl Gate {
     }
 }
 
-/// What the operator is told.
+/// What the operator's listener reports.
 async fn operator(program: &Program, path: &str) -> (u16, String) {
     let url = format!("http://127.0.0.1:{}{path}", program.operator);
     let answer = reqwest::get(url).await.unwrap();
@@ -117,7 +117,7 @@ async fn log_out(client: &Client) -> Response {
     request.send().await.unwrap()
 }
 
-/// A refusal that tells a Webapp's client to come back later.
+/// Checks for a 503 with the Webapp's envelope and `Retry-After`.
 async fn assert_put_off(answer: Response) {
     let wait = answer.headers()["retry-after"].to_str().unwrap();
     assert!(wait.parse::<u64>().unwrap() >= 1);
@@ -129,8 +129,8 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     (work.await, begin.elapsed())
 }
 
-/// Requests with a known token, one after the other, until told to stop: how many there
-/// were and how long the longest took. Each must be let through.
+/// Sends requests with a known token, one by one, until it is stopped. Returns their number
+/// and the longest time. Each must succeed.
 struct Load(
     Arc<AtomicBool>,
     Vec<tokio::task::JoinHandle<(u32, Duration)>>,
@@ -172,10 +172,9 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_disk_hangs_known_tokens_go_on_and_changes_wait_once_and_nothing_answered_is_lost()
- {
+async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answered_change_is_lost() {
     let webapp = emulator().await;
-    let place = Place::before(&webapp);
+    let place = GateOnDisk::before(&webapp);
     let gate = place.start();
     let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
     for name in ["anna", "bert", "carl", "dora"] {
@@ -200,13 +199,13 @@ async fn while_the_disk_hangs_known_tokens_go_on_and_changes_wait_once_and_nothi
         assert!(took < TIMEOUT * 2, "waited for {took:?}");
         assert_put_off(answer).await;
     }
-    // Nobody but the metrics' reader has looked at the store since.
+    // Since then only the scrape of the metrics has read the store's state.
     eventually("the gate notices", async || !gate.is_up().await).await;
     let (status, ready) = gate.operator("/readyz").await;
     assert_eq!(status, 200, "known tokens work: stay in the balancer");
     assert!(ready.contains(&format!("store: {SAID}")), "{ready}");
     refused_at_once(&gate, (&admin, &anna, &dora)).await;
-    // The upstream's token can be renewed, though the new one cannot be kept.
+    // The upstream's token can be renewed, although the new one cannot be stored.
     let logins = webapp.login_count();
     webapp.forget_all_tokens();
     assert!(gate.knows(&carl).await);
@@ -221,13 +220,13 @@ async fn while_the_disk_hangs_known_tokens_go_on_and_changes_wait_once_and_nothi
     load.end().await;
     assert!(gate.is_up().await);
     assert!(!gate.operator("/readyz").await.1.contains("store"));
-    // One clear line, and two of the lease that was not kept; no flood.
+    // One line about the disk and two about the lease that was not stored; no flood.
     let said = gate.said(SAID);
     let errors = said.iter().filter(|line| line.contains("ERROR"));
     assert_eq!(errors.count(), 1, "{said:#?}");
     assert!(said.len() <= 3, "{said:#?}");
     assert_eq!(gate.said("the disk answers again").len(), 1);
-    // What was under way has taken place, what was refused has not.
+    // Changes in flight have taken place, refused ones have not.
     let after = gate.log_in("bert").await;
     let (live, dead) = ([&admin, &carl, &dora, &after], [&anna, &bert]);
     assert_known(&gate, live, dead).await;
@@ -240,7 +239,7 @@ async fn while_the_disk_hangs_known_tokens_go_on_and_changes_wait_once_and_nothi
     assert_eq!(gate.client.login("emil", PASSWORD).await.status(), 401);
 }
 
-/// Every kind of change, those of somebody included who waits for the disk already.
+/// Every kind of change, also for a user with a change that already waits for the disk.
 async fn refused_at_once(gate: &Gate, (admin, anna, dora): (&Client, &Client, &Client)) {
     let emil = json!({ "username": "emil", "password": PASSWORD });
     let password = json!({ "password": "0ther-Passw0rd" }).to_string();
@@ -280,9 +279,9 @@ async fn assert_known(gate: &Gate, live: [&Client; 4], dead: [&Client; 2]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_told_to_stop_while_its_disk_hangs_ends_in_time_and_loses_nothing_answered() {
+async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_change() {
     let webapp = emulator().await;
-    let place = Place::before(&webapp);
+    let place = GateOnDisk::before(&webapp);
     let mut gate = place.start();
     let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
     place.disk.hang();
@@ -310,10 +309,10 @@ async fn a_gate_told_to_stop_while_its_disk_hangs_ends_in_time_and_loses_nothing
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_on_a_disk_that_hangs_says_so_can_be_stopped_and_goes_on_when_it_answers() {
+async fn a_start_on_a_hanging_disk_logs_it_can_be_stopped_and_continues_when_the_disk_recovers() {
     let webapp = emulator().await;
-    let place = Place::before(&webapp);
-    drop(place.start()); // killed: the file is there
+    let place = GateOnDisk::before(&webapp);
+    drop(place.start()); // killed: leaves the file behind
     place.disk.hang();
     let slow = "its disk does not answer";
     let ports = (free_port(), free_port());

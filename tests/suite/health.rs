@@ -1,4 +1,4 @@
-//! An upstream that fails is told of, not waited for, and found again by itself.
+//! An upstream that fails is reported, not waited for, and found again by the gate's own probes.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use tokio::time::{Instant, sleep, timeout};
 use tollgate::metrics::{ProbeOutcome, Reason};
 
 use crate::harness::client::verdict;
-use crate::harness::moods::{Mood, MoodyUpstream};
+use crate::harness::faulty_upstream::{FaultyUpstream, UpstreamState};
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup, eventually};
 
 const QUICK: &str = "first_byte_timeout = \"1s\"\nlogin_timeout = \"2s\"\n\
                      min_login_interval = \"10ms\"\nlogins_per_hour = 36000";
-/// A path that the upstream answers, with a 503 of its own.
+/// The upstream answers this path with a 503 of its own.
 const BUSY: &str = "/v1/settings/application";
-/// One that it never answers.
+/// The upstream never answers this path.
 const SILENT: &str = "/v1/stickerpacks";
 
-async fn gate(upstream: &MoodyUpstream) -> (Gateway, Client) {
+async fn gate(upstream: &FaultyUpstream) -> (Gateway, Client) {
     let setup = Setup::default().upstream(QUICK).rest(NO_LIMITS);
     let gateway = Gateway::before(&upstream.url(), setup).await;
     let client = gateway.admin().await;
@@ -26,7 +26,7 @@ async fn gate(upstream: &MoodyUpstream) -> (Gateway, Client) {
     (gateway, client)
 }
 
-/// The upstream's own 503 is an answer like any other.
+/// The upstream's own 503 is a response like any other.
 async fn is_passed_on(answer: Response) -> bool {
     let status = answer.status();
     status == 503 && answer.text().await.unwrap() == "ok"
@@ -37,7 +37,7 @@ async fn operator(gateway: &Gateway, path: &str) -> (u16, String) {
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
-/// Asks until the answer is that of an open breaker; every answer before is one of `before`.
+/// Sends requests until the breaker is open; every response before is one of `before`.
 async fn until_refused(client: &Client, before: &[u16]) -> Response {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -57,11 +57,11 @@ async fn until_refused(client: &Client, before: &[u16]) -> Response {
     }
 }
 
-/// What an outage must look like from outside, and its end.
+/// Checks how an outage and its end look from outside.
 async fn is_told_and_ends(
     gateway: &Gateway,
     client: &Client,
-    upstream: &MoodyUpstream,
+    upstream: &FaultyUpstream,
     words: &str,
 ) {
     let begin = Instant::now();
@@ -84,8 +84,8 @@ async fn is_told_and_ends(
     assert_eq!(operator(gateway, "/healthz").await.0, 200);
     let metrics = operator(gateway, "/metrics").await.1;
     for line in [
-        "tollgate_upstream_up 0",
-        "tollgate_upstream_breaker_openings_total 1",
+        "tollgate_upstream_up{upstream=\"main\"} 0",
+        "tollgate_upstream_breaker_opened_total{upstream=\"main\"} 1",
         "tollgate_ready 0",
     ] {
         assert!(
@@ -95,7 +95,7 @@ async fn is_told_and_ends(
     }
     assert!(gateway.metrics.rejections.value(Reason::UpstreamDown) > 0);
 
-    upstream.is(Mood::Well);
+    upstream.is(UpstreamState::Well);
     let begin = Instant::now();
     eventually("found by the gate itself", async || {
         operator(gateway, "/readyz").await.0 == 200
@@ -108,21 +108,21 @@ async fn is_told_and_ends(
     );
     assert!(is_passed_on(client.get(BUSY).await).await);
     let metrics = operator(gateway, "/metrics").await.1;
-    assert!(metrics.contains("\ntollgate_upstream_up 1\n"));
+    assert!(metrics.contains("\ntollgate_upstream_up{upstream=\"main\"} 1\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_connections_are_answered_for_at_once_until_one_is_made() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn while_connections_are_refused_requests_get_503_at_once() {
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
-    upstream.is(Mood::Gone);
+    upstream.is(UpstreamState::Gone);
     until_refused(&client, &[502]).await;
     is_told_and_ends(&gateway, &client, &upstream, "Connection refused").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_cut() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn a_hanging_upstream_is_not_waited_for_and_requests_in_flight_are_not_cut_off() {
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let client = Client::http1(&gateway).with_token(client.token.as_ref().unwrap());
     let long = client.get("/v1/media/long").await;
@@ -135,7 +135,7 @@ async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_c
         }
         got
     });
-    upstream.is(Mood::Hangs);
+    upstream.is(UpstreamState::Hangs);
     until_refused(&client, &[504]).await;
     assert!(!reading.is_finished(), "or this proves nothing");
     is_told_and_ends(&gateway, &client, &upstream, "no answer").await;
@@ -143,9 +143,12 @@ async fn an_upstream_that_hangs_is_not_waited_for_and_what_is_under_way_is_not_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_hangs_up_and_one_that_speaks_no_http_are_down_too() {
-    for (mood, words) in [(Mood::HangsUp, "closed"), (Mood::Babbles, "HTTP")] {
-        let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn an_upstream_that_closes_or_does_not_speak_http_counts_as_down() {
+    for (mood, words) in [
+        (UpstreamState::HangsUp, "closed"),
+        (UpstreamState::Babbles, "HTTP"),
+    ] {
+        let upstream = FaultyUpstream::start(UpstreamState::Well).await;
         let (gateway, client) = gate(&upstream).await;
         upstream.is(mood);
         until_refused(&client, &[502]).await;
@@ -154,8 +157,8 @@ async fn one_that_hangs_up_and_one_that_speaks_no_http_are_down_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_tls_handshake_is_no_connection() {
-    let upstream = MoodyUpstream::start(Mood::Babbles).await;
+async fn a_failed_tls_handshake_counts_as_no_connection() {
+    let upstream = FaultyUpstream::start(UpstreamState::Babbles).await;
     let setup = Setup::default().upstream(QUICK).rest(NO_LIMITS);
     let url = upstream.url().replace("http:", "https:");
     let gateway = Gateway::before(&url, setup).await;
@@ -172,10 +175,10 @@ async fn a_failed_tls_handshake_is_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_one_failed_request_the_gate_finds_out_by_itself() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn after_one_failed_request_the_gate_probes_by_itself() {
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
-    upstream.is(Mood::Gone);
+    upstream.is(UpstreamState::Gone);
     assert_eq!(verdict(client.get(BUSY).await).await, (502, 1014));
     assert_eq!(
         operator(&gateway, "/readyz").await.0,
@@ -186,13 +189,20 @@ async fn after_one_failed_request_the_gate_finds_out_by_itself() {
         operator(&gateway, "/readyz").await.0 == 503
     })
     .await;
-    assert!(gateway.metrics.upstream_probes.value(ProbeOutcome::Failed) >= 4);
+    assert!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_probes
+            .value(ProbeOutcome::Failed)
+            >= 4
+    );
     is_told_and_ends(&gateway, &client, &upstream, "Connection refused").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_path_that_is_never_answered_closes_nothing_even_if_nothing_else_is_asked() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_requests() {
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(6) {
@@ -201,32 +211,44 @@ async fn one_path_that_is_never_answered_closes_nothing_even_if_nothing_else_is_
             assert_eq!(verdict(answer).await, (504, 1014));
         }
     }
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 0);
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_breaker_opened
+            .get(),
+        0
+    );
     let answered = gateway
         .metrics
+        .upstream("main")
         .upstream_probes
-        .value(ProbeOutcome::Answered);
+        .value(ProbeOutcome::Succeeded);
     assert!(
         (3..=8).contains(&answered),
         "{answered} second opinions in six seconds"
     );
     assert_eq!(
-        gateway.metrics.upstream_probes.value(ProbeOutcome::Failed),
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_probes
+            .value(ProbeOutcome::Failed),
         0
     );
     assert!(is_passed_on(client.get(BUSY).await).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_do_not_wait_for_the_timeout_show_a_hang_as_well() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn clients_that_leave_before_the_timeout_show_a_hang_as_well() {
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let setup = Setup::default()
         .upstream("first_byte_timeout = \"5s\"")
         .rest(NO_LIMITS);
     let gateway = Gateway::before(&upstream.url(), setup).await;
     let client = gateway.admin().await;
     assert!(is_passed_on(client.get(BUSY).await).await);
-    upstream.is(Mood::Hangs);
+    upstream.is(UpstreamState::Hangs);
     let left = timeout(Duration::from_millis(3800), client.get(BUSY)).await;
     assert!(left.is_err(), "nothing is answered");
     eventually("not ready", async || {
@@ -237,12 +259,12 @@ async fn clients_that_do_not_wait_for_the_timeout_show_a_hang_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_clients_break_themselves_is_not_the_upstreams_fault() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn faults_of_clients_do_not_count_against_the_upstream() {
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let before = upstream.heads();
     for _ in 0..10 {
-        // Breaks off in its body, and leaves while it owes the rest of it.
+        // The client leaves in the middle of its request body.
         let broken = futures_util::stream::iter([Ok("begins"), Err(std::io::Error::other("x"))]);
         let pieces = futures_util::stream::iter([Ok::<_, std::io::Error>("begins")]);
         let starved = pieces.chain(futures_util::stream::pending());
@@ -254,24 +276,31 @@ async fn what_clients_break_themselves_is_not_the_upstreams_fault() {
             let _ = timeout(Duration::from_millis(600), request.send()).await;
         }
     }
-    // And downloads that are broken half-way.
+    // The client leaves in the middle of a download.
     for _ in 0..6 {
         let mut long = client.get("/v1/media/long").await;
         assert!(long.chunk().await.unwrap().is_some());
     }
     assert!(upstream.heads() >= before + 6, "or this proves nothing");
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 0);
-    let probes = &gateway.metrics.upstream_probes;
     assert_eq!(
-        probes.value(ProbeOutcome::Answered) + probes.value(ProbeOutcome::Failed),
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_breaker_opened
+            .get(),
+        0
+    );
+    let probes = &gateway.metrics.upstream("main").upstream_probes;
+    assert_eq!(
+        probes.value(ProbeOutcome::Succeeded) + probes.value(ProbeOutcome::Failed),
         0
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
-    let upstream = MoodyUpstream::start(Mood::Gone).await;
+    let upstream = FaultyUpstream::start(UpstreamState::Gone).await;
     let open = "[[route]]\nname = \"open\"\npath = \"/open/*\"\naccess = [\"open\"]\n";
     let setup = Setup::default()
         .users("directory = \"webapp\"")
@@ -292,7 +321,7 @@ async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
         assert_eq!(verdict(client.get("/open/x").await).await, (503, 1011));
     }
     assert_eq!(gateway.metrics.rejections.value(Reason::UpstreamDown), 4);
-    upstream.is(Mood::Well);
+    upstream.is(UpstreamState::Well);
     eventually("open again", async || {
         is_passed_on(gateway.client().get("/open/x").await).await
     })
@@ -300,10 +329,10 @@ async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_keeps_what_is_known_of_the_same_address() {
-    let upstream = MoodyUpstream::start(Mood::Well).await;
+async fn a_reload_keeps_the_health_state_of_the_same_address() {
+    let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
-    upstream.is(Mood::Gone);
+    upstream.is(UpstreamState::Gone);
     until_refused(&client, &[502]).await;
     let file = gateway.config_file();
     let text = std::fs::read_to_string(&file).unwrap();
@@ -315,15 +344,22 @@ async fn a_reload_keeps_what_is_known_of_the_same_address() {
         gateway
             .metrics
             .reloads
-            .value(tollgate::metrics::Reload::Applied)
+            .value(tollgate::metrics::ReloadResult::Applied)
             == 1
     })
     .await;
     let begin = Instant::now();
     assert_eq!(verdict(client.get(BUSY).await).await, (503, 1011));
     assert!(begin.elapsed() < Duration::from_millis(900));
-    assert_eq!(gateway.metrics.upstream_breaker_openings.get(), 1);
-    upstream.is(Mood::Well);
+    assert_eq!(
+        gateway
+            .metrics
+            .upstream("main")
+            .upstream_breaker_opened
+            .get(),
+        1
+    );
+    upstream.is(UpstreamState::Well);
     eventually("found again", async || {
         is_passed_on(client.get(BUSY).await).await
     })

@@ -1,4 +1,4 @@
-//! What two parsers could read differently is refused; what is ours stays ours.
+//! Messages that two parsers could read differently are refused; the gate's credential stays hidden.
 
 use reqwest::Method;
 use serde_json::Value;
@@ -14,7 +14,7 @@ async fn open_gate() -> (tollgate::emulator::Emulator, Gateway, String) {
     (webapp, gateway, token)
 }
 
-/// Status line of the first answer, and whether the connection was closed after it.
+/// Status line of the first response, and whether the connection was closed after it.
 async fn first_line(gateway: &Gateway, bytes: &[u8]) -> String {
     let mut raw = Raw::connect(gateway).await;
     raw.send(bytes).await;
@@ -124,7 +124,7 @@ async fn smuggling_shapes_get_400_and_the_connection_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_that_could_be_read_twice_are_refused() {
+async fn ambiguous_paths_are_refused() {
     let (_webapp, gateway, token) = open_gate().await;
     let paths = [
         "/v1/../v1/support",
@@ -148,7 +148,7 @@ async fn paths_that_could_be_read_twice_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn escapes_and_a_final_dot_lead_past_no_rule() {
+async fn escapes_and_a_final_dot_bypass_no_rule() {
     let webapp = emulator().await;
     let routes = r#"
 [[route]]
@@ -224,7 +224,7 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_is_asked_for_only_after_the_client_is_known() {
+async fn continue_is_sent_only_after_the_client_is_known() {
     let (_webapp, gateway, token) = open_gate().await;
     let body = r#"{"to":"1","type":"text","text":{"body":"x"}}"#;
     let head = |auth: &str| {
@@ -247,7 +247,7 @@ async fn a_body_is_asked_for_only_after_the_client_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_upstream_sees_our_fields_and_none_that_a_client_made_up() {
+async fn the_upstream_gets_the_gates_fields_and_none_that_a_client_forged() {
     let (webapp, gateway, token) = open_gate().await;
     let client = gateway.client().with_token(&token);
     webapp.echo(true);
@@ -290,7 +290,7 @@ async fn the_upstream_sees_our_fields_and_none_that_a_client_made_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn trailers_pass_to_a_client_that_takes_them() {
+async fn trailers_pass_to_a_client_that_accepts_them() {
     let (webapp, gateway, token) = open_gate().await;
     webapp.trailers(true);
     let head =
@@ -305,7 +305,7 @@ async fn trailers_pass_to_a_client_that_takes_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_echoed_login_does_not_come_down() {
+async fn an_echoed_token_is_redacted() {
     let (webapp, gateway, token) = open_gate().await;
     webapp.echo(true);
     let client = gateway.client().with_token(&token);

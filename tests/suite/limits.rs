@@ -1,4 +1,4 @@
-//! Each caller has a budget, and the Webapp never has to refuse.
+//! Each client has its limits, and the Webapp never has to answer 429.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ burst = 3
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_bucket_says_when_to_come_back() {
+async fn an_exhausted_limit_says_when_to_retry() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(OWN)).await;
     let client = gateway.admin().await;
@@ -56,7 +56,7 @@ async fn a_full_bucket_says_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_counts_and_lets_pass() {
+async fn a_dry_run_counts_and_refuses_nothing() {
     let webapp = emulator().await;
     let rest = format!("{OWN}dry_run = true\n");
     let gateway = Gateway::with(&webapp, Setup::default().rest(&rest)).await;
@@ -64,7 +64,10 @@ async fn a_dry_run_counts_and_lets_pass() {
     for _ in 0..8 {
         assert_eq!(client.get("/v1/support").await.status(), 200);
     }
-    assert_eq!(gateway.metrics.limited.value(LimitOutcome::DryRun), 5);
+    assert_eq!(
+        gateway.metrics.limit_exceeded.value(LimitOutcome::DryRun),
+        5
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +95,7 @@ max_wait = "3s"
         begin.elapsed() >= Duration::from_millis(550),
         "three of four waited"
     );
-    assert!(gateway.metrics.limited.value(LimitOutcome::Waited) >= 3);
+    assert!(gateway.metrics.limit_exceeded.value(LimitOutcome::Waited) >= 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +120,7 @@ async fn guessing_passwords_is_slowed_down_by_peer_and_by_name() {
         );
     }
     assert_eq!(&seen[..4], [401, 401, 401, 429], "by name and peer");
-    // The refused one was the fourth of six that this peer may try in a minute.
+    // The refused attempt was the fourth of six that this peer has in a minute.
     assert_eq!(&seen[4..], [401, 401, 429, 429], "by peer");
 }
 
@@ -149,7 +152,7 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
                 };
                 let own = answer.headers().contains_key("ratelimit");
                 let status = answer.status().as_u16();
-                // A body left unread resets its stream, and a flood of resets ends the connection.
+                // An unread body resets its stream, and a flood of resets ends the connection.
                 answer.bytes().await.unwrap();
                 match status {
                     429 => {

@@ -1,4 +1,4 @@
-//! A stranger who guesses passwords is slowed down, and nobody else is.
+//! A client that guesses passwords is slowed down, and no other client is.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ async fn status(client: &Client, name: &str, password: &str) -> u16 {
     client.login(name, password).await.status().as_u16()
 }
 
-/// Wrong ones from 127.0.0.1 at `rate` a second, right ones from 127.0.0.2 every 100 ms;
-/// how many of the right ones passed, and how many there were.
+/// Sends wrong passwords from 127.0.0.1, `rate` a second, and right ones from 127.0.0.2 every
+/// 100 ms. Returns how many of the right ones succeeded, and their number.
 async fn flooded(gateway: &Gateway, rate: u64, password: &'static str) -> (usize, usize) {
     let stranger = from(gateway, [127, 0, 0, 1]);
     let flood = tokio::spawn(async move {
@@ -44,12 +44,12 @@ async fn flooded(gateway: &Gateway, rate: u64, password: &'static str) -> (usize
     (passed, all)
 }
 
-/// Rates ten times those that are shipped, so that a few seconds tell.
+/// Ten times the shipped rates, so that a few seconds are enough.
 const SCALED: &str =
     "[limits]\nlogins_by_peer = \"10/s burst 20\"\nlogins_by_name = \"5/s burst 10\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_passwords_from_one_address_keep_nobody_else_out() {
+async fn wrong_passwords_from_one_address_lock_out_no_other_address() {
     let webapp = emulator().await;
     for rate in [20, 100] {
         let gateway = Gateway::with(&webapp, Setup::default().rest(SCALED)).await;
@@ -58,10 +58,10 @@ async fn wrong_passwords_from_one_address_keep_nobody_else_out() {
     }
 }
 
-/// The same where the Webapp has the users; and there the profile's own limit on the users
-/// node, one bucket for all clients, is not the stranger's to empty either.
+/// The same with `directory = "webapp"`, where the stranger must not use up the profile's
+/// limit on the users node either, which all clients share.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_relayed_logins_keeps_nobody_else_out() {
+async fn a_flood_of_relayed_logins_locks_out_no_other_address() {
     let webapp: Emulator = emulator().await;
     let setup = Setup::default()
         .users("directory = \"webapp\"")
@@ -72,7 +72,7 @@ async fn a_flood_of_relayed_logins_keeps_nobody_else_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_from_many_addresses_leaves_those_who_logged_in_before() {
+async fn a_flood_from_many_addresses_does_not_lock_out_proven_addresses() {
     let webapp = emulator().await;
     let rest = "[limits]\nlogins_by_peer = \"1/m burst 6\"\nlogins_by_name = \"1/m burst 2\"\n";
     let gateway = Gateway::with(&webapp, Setup::default().rest(rest)).await;

@@ -1,4 +1,4 @@
-//! A request that comes back to the gate ends there (RFC 9110, 7.6.3), and `Via` is kept.
+//! A request that comes back to the gate is refused (RFC 9110, 7.6.3), and `Via` is kept.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::harness::{ADMIN_PASSWORD, Client, Gateway, Setup, WEBAPP_PASSWORD, se
 
 const OPEN: &str = "[[route]]\nname = \"open\"\npath = \"/open/*\"\naccess = [\"open\"]\n";
 
-/// A port that is free now.
+/// A free port.
 fn free_port() -> u16 {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     socket.local_addr().unwrap().port()
@@ -30,7 +30,7 @@ fn write(folder: &Path, text: &str) -> std::path::PathBuf {
     file
 }
 
-/// A gate that listens at `port` and whose upstream is `url`; over TLS or not.
+/// A gate that listens at `port`, with TLS or not, and whose upstream is `url`.
 async fn gate(port: u16, url: &str, has_login: bool) -> Gateway {
     let folder = tempfile::tempdir().unwrap();
     let mut setup = Setup::default().rest(OPEN);
@@ -92,7 +92,7 @@ async fn a_gate_that_is_its_own_upstream_ends_the_request_at_the_first_hop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_gates_in_a_ring_end_it_where_it_comes_back() {
+async fn two_gates_in_a_loop_end_the_request_where_it_comes_back() {
     let (here, there) = (free_port(), free_port());
     let one = gate(here, &format!("http://127.0.0.1:{there}"), false).await;
     let two = gate(there, &format!("http://127.0.0.1:{here}"), false).await;
@@ -104,7 +104,7 @@ async fn two_gates_in_a_ring_end_it_where_it_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_comes_back_is_told_as_a_loop_and_not_as_a_wrong_password() {
+async fn a_login_that_comes_back_is_reported_as_a_loop_and_not_as_a_wrong_password() {
     let port = free_port();
     let gateway = gate(port, &format!("https://127.0.0.1:{port}"), true).await;
     crate::harness::eventually("told", async || {
@@ -116,7 +116,7 @@ async fn a_login_that_comes_back_is_told_as_a_loop_and_not_as_a_wrong_password()
     assert!(gateway.metrics.rejections.value(Reason::Loop) >= 1);
 }
 
-/// A gate before an upstream that writes down what it gets.
+/// A gate in front of an upstream that records its requests.
 async fn recorded() -> (Gateway, Arc<Mutex<Vec<String>>>) {
     let heads: Arc<Mutex<Vec<String>>> = Arc::default();
     let record = Arc::clone(&heads);
@@ -146,7 +146,7 @@ async fn sent(gateway: &Gateway, version: &str, vias: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_other_proxies_have_said_goes_up_unchanged_and_ours_comes_last() {
+async fn the_via_of_other_proxies_is_kept_and_the_gates_is_appended() {
     let (gateway, heads) = recorded().await;
     let last = || vias(heads.lock().unwrap().last().unwrap());
     let foreign = [
@@ -175,7 +175,7 @@ async fn what_other_proxies_have_said_goes_up_unchanged_and_ours_comes_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn our_own_name_is_known_anywhere_and_costs_only_the_request_that_has_it() {
+async fn the_gates_own_name_is_found_anywhere_in_via_and_fails_only_that_request() {
     let (gateway, heads) = recorded().await;
     sent(&gateway, "1.1", &[]).await;
     let ours = vias(&heads.lock().unwrap()[0])[0].clone();
@@ -196,7 +196,7 @@ async fn our_own_name_is_known_anywhere_and_costs_only_the_request_that_has_it()
         assert!(answer.starts_with("HTTP/1.1 508 "), "{lines:?}: {answer}");
         assert!(answer.contains("come back to this gateway"), "{answer}");
     }
-    // In a comment it is only talked about.
+    // A comment in the field does not count.
     let answer = sent(&gateway, "1.1", &[&format!("1.1 fred (not, 1.1 {name})")]).await;
     assert!(answer.contains(" 200 "), "{answer}");
     let stranger = gateway.client().get("/v1/support").await;

@@ -1,5 +1,5 @@
-//! A peer that does nothing, or nothing useful, holds a bounded part of the gate's
-//! memory; the memory goes back to the system when the peer has gone.
+//! An idle or stalled peer holds a bounded amount of the gate's memory, which goes back to
+//! the system when the peer has gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,22 +18,22 @@ use crate::harness::program::{Program, free_port};
 use crate::harness::upstream::login;
 use crate::harness::{WEBAPP_PASSWORD, secret};
 
-/// Length of a large answer: more than the kernel takes for a client that does not.
+/// Length of a large response: more than the kernel buffers for a client that does not read.
 const ANSWER: usize = 9_000_000;
-/// KiB that one peer may hold that takes nothing, or of which nothing is taken.
+/// KiB that one peer may hold that reads nothing, or whose body is not read.
 const STALLED: f64 = 160.0;
-/// The same while an upstream takes nothing of what it sends.
+/// The same while the upstream does not read the body.
 const NOT_TAKEN: f64 = 288.0;
-/// KiB of an HTTP/2 connection that rests: buffers of 28 KiB, in part used, stay with it.
+/// KiB of an idle HTTP/2 connection: it keeps buffers of 28 KiB that are partly used.
 const IDLE: f64 = 28.0;
-/// KiB of all peers together that may stay when they have gone.
+/// KiB of all peers together that may remain when they have gone.
 const LEFT: i64 = 5 * 1024;
 
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 type Peer = Box<dyn Socket>;
 
-/// The program, before an upstream of the test.
+/// The program in front of the test's upstream.
 struct Gate {
     program: Program,
     plain: u16,
@@ -61,7 +61,7 @@ impl Gate {
         }
     }
 
-    /// Memory of the program's own, KiB.
+    /// Anonymous memory of the program, in KiB.
     fn memory(&self) -> u64 {
         let status = format!("/proc/{}/status", self.program.pid());
         let status = std::fs::read_to_string(status).unwrap();
@@ -75,7 +75,7 @@ impl Gate {
             .unwrap()
     }
 
-    /// The same when what was freed has gone back.
+    /// The same after the allocator has returned freed memory.
     async fn settled(&self) -> u64 {
         sleep(Duration::from_secs(6)).await;
         let mut last = self.memory();
@@ -90,11 +90,11 @@ impl Gate {
         self.memory()
     }
 
-    /// KiB for each of `count` peers, and what is left of all of them after ten seconds.
+    /// KiB for each of `count` peers, and what remains of all of them after ten seconds.
     async fn cost(&self, count: usize, open: impl AsyncFn(&Self) -> Peer) -> (f64, i64) {
         let mut first = Vec::new();
         for _ in 0..4 {
-            first.push(open(self).await); // they pay for what is made once
+            first.push(open(self).await); // they pay for one-time allocations
         }
         sleep(Duration::from_millis(500)).await;
         drop(first);
@@ -132,7 +132,7 @@ impl Gate {
         self.over(&self.http1, bytes).await
     }
 
-    /// An HTTP/2 connection that opens `window` for each answer, and says `frames`.
+    /// An HTTP/2 connection with `window` for each response, which sends `frames`.
     async fn http2(&self, window: u32, frames: &[u8]) -> Peer {
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         let window = [&[0, 4], &window.to_be_bytes()[..]].concat();
@@ -198,8 +198,8 @@ fn post(path: &str, length: usize) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Answers by the path: "/large", "/chunked", "/events"; any other shortly. Reads
-/// nothing of the body sent to "/full".
+/// Responds by the path: "/large", "/chunked", "/events"; any other with a short body. Does
+/// not read the body sent to "/full".
 async fn upstream() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -307,12 +307,12 @@ async fn bounded(most: f64, count: usize, open: impl AsyncFn(&Gate) -> Peer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plain_client_that_takes_nothing_holds_little_of_its_answer() {
+async fn a_plain_client_that_reads_nothing_holds_little_of_its_response() {
     bounded(STALLED, 100, async |gate| gate.plain(&get("/large")).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nor_does_one_over_tls() {
+async fn a_tls_client_that_reads_nothing_holds_little_of_its_response() {
     bounded(STALLED, 100, async |gate| {
         gate.secured(&get("/large")).await
     })
@@ -320,19 +320,19 @@ async fn nor_does_one_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nor_of_an_answer_whose_length_is_unknown() {
+async fn a_client_that_reads_nothing_holds_little_of_a_chunked_response() {
     let open = async |gate: &Gate| gate.secured(&get("/chunked")).await;
     bounded(STALLED, 100, open).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_without_a_window_holds_little_of_its_answer() {
+async fn a_stream_without_a_window_holds_little_of_its_response() {
     let asked = asks(1, "/large");
     bounded(STALLED, 100, async |gate| gate.http2(0, &asked).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_comes_byte_by_byte_holds_no_buffer_for_each() {
+async fn a_body_that_arrives_byte_by_byte_holds_no_buffer_for_each_byte() {
     let open = async |gate: &Gate| {
         let mut tcp = gate.tcp(gate.plain).await;
         tcp.write_all(&post("/", 1000)).await.unwrap();
@@ -346,27 +346,27 @@ async fn a_body_that_comes_byte_by_byte_holds_no_buffer_for_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_the_upstream_does_not_take_is_held_in_small_part() {
+async fn a_body_that_the_upstream_does_not_read_is_held_in_small_part() {
     let open = async |gate: &Gate| {
         let mut peer = gate.secured(&post("/full", 2 * ANSWER)).await;
         let body = vec![b'x'; ANSWER];
-        // As much as goes.
+        // As much as the connection accepts.
         let _ = timeout(Duration::from_millis(300), peer.write_all(&body)).await;
         peer
     };
     let gate = Gate::start().await;
-    // Given back when the upstream's time is up: nothing is read of a client meanwhile.
+    // Freed when the upstream's timeout ends; nothing is read from the client meanwhile.
     let (each, _) = gate.cost(50, open).await;
     println!("{each:.1} KiB each");
     assert!(each <= NOT_TAKEN, "{each:.1} KiB each");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_http2_connection_that_rests_holds_little_and_leaves_nothing() {
+async fn an_idle_http2_connection_holds_little_and_leaves_nothing() {
     let asked = asks(1, "/short");
     let open = async |gate: &Gate| {
         let mut peer = gate.http2(65_535, &asked).await;
-        // Settings, their echo, the answer's head and body, in any pieces.
+        // Settings, their acknowledgement, the response's head and body, in any pieces.
         let mut bytes = [0; 4096];
         let _ = timeout(Duration::from_secs(5), peer.read(&mut bytes)).await;
         peer

@@ -1,6 +1,6 @@
-//! The network as it is: half answers, silent addresses, bad entries in the host's files,
-//! certificates that are not believed, connections that end when they said they would.
-//! What needs files under /etc of its own runs in a namespace.
+//! Faults of the network: name servers that answer for one address family, silent addresses,
+//! bad entries in the host's files, untrusted certificates, connections that end as announced.
+//! Tests that need their own files under /etc run in a namespace.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
@@ -20,8 +20,8 @@ use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually, written};
 
 const INSIDE: &str = "TOLLGATE_TEST_NAMESPACE";
 
-/// Runs `test` of this program again, alone, with files under /etc of its own. Where the
-/// system lets nobody make a namespace there is nothing to see.
+/// Runs `test` of this program again, alone, with its own files under /etc. Does nothing
+/// where the system allows no namespaces.
 fn in_namespace(test: &str, resolv_conf: &str, hosts: &str) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("resolv.conf"), resolv_conf).unwrap();
@@ -64,7 +64,7 @@ fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Answers for IPv4 at once, and never for IPv6.
+/// A name server that answers for IPv4 at once and never for IPv6.
 async fn half_a_name_server() {
     let socket = UdpSocket::bind("127.0.0.1:53").await.unwrap();
     tokio::spawn(async move {
@@ -89,8 +89,8 @@ async fn gate_before(name: &str, upstream: &Upstream) -> Gateway {
     Gateway::before(&url, setup).await
 }
 
-/// The login may meet what is wrong once. Requests, each on a connection of its own, profit
-/// from what it has learned.
+/// The login may meet the fault once. Requests, each on its own connection, use what the
+/// login has learned.
 async fn logs_in_and_connects_quickly(upstream: &Upstream) {
     let began = Instant::now();
     let gateway = gate_before("webapp.test", upstream).await;
@@ -110,9 +110,9 @@ async fn logs_in_and_connects_quickly(upstream: &Upstream) {
 }
 
 #[test]
-fn half_an_answer_beside_a_bad_entry_is_enough() {
+fn an_address_of_one_family_is_enough_beside_a_bad_entry() {
     in_namespace(
-        "inside_half_an_answer_is_enough",
+        "inside_an_address_of_one_family_is_enough",
         "search bad..domain\nnameserver not-an-address\nnameserver 127.0.0.1\noptions what:ever\n",
         "127.0.0.1 localhost\n10.0.0.300 webapp.test\n",
     );
@@ -120,7 +120,7 @@ fn half_an_answer_beside_a_bad_entry_is_enough() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "runs in a namespace, started by another test"]
-async fn inside_half_an_answer_is_enough() {
+async fn inside_an_address_of_one_family_is_enough() {
     if !is_inside() {
         return;
     }
@@ -130,7 +130,7 @@ async fn inside_half_an_answer_is_enough() {
 }
 
 #[test]
-fn a_silent_address_costs_one_connection_a_moment() {
+fn a_silent_address_delays_one_connection() {
     in_namespace(
         "inside_a_silent_address",
         "nameserver 127.0.0.1\n",
@@ -163,8 +163,8 @@ fn ok(body: &str) -> Vec<u8> {
     }
 }
 
-/// Answers what is asked within `limit` of the answer before, with `said` in each head. A
-/// request that comes later meets a connection that is just being closed.
+/// Answers requests that arrive within `limit` of the previous response, with `said` in each
+/// head. A later request meets a connection that is being closed.
 async fn closing_after(said: &'static str, limit: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -194,7 +194,7 @@ async fn serve_until(mut tcp: TcpStream, login: SocketAddr, said: &str, limit: D
         let answer = format!("HTTP/1.1 200 OK\r\n{said}Content-Length: 2\r\n\r\n{{}}");
         let _ = tcp.write_all(answer.as_bytes()).await;
         if timeout(limit, tcp.readable()).await.is_err() {
-            // It closes now; a request that is under way is not read any more.
+            // It closes now and does not read a request in flight.
             let _ = tcp.readable().await;
             return;
         }
@@ -202,7 +202,7 @@ async fn serve_until(mut tcp: TcpStream, login: SocketAddr, said: &str, limit: D
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_post_never_meets_a_connection_that_ends_as_announced() {
+async fn a_post_never_uses_a_connection_that_ends_as_announced() {
     for said in [
         "Keep-Alive: timeout=1\r\n",
         "keep-alive: max=5, Timeout=\"1\"\r\n",
@@ -225,7 +225,7 @@ async fn a_post_never_meets_a_connection_that_ends_as_announced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_is_not_believed_is_told_with_the_pin_that_helps() {
+async fn the_error_for_an_untrusted_certificate_names_the_pin_to_set() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let trust = "ca = \"webapp-ca.pem\"";

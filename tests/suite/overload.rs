@@ -1,5 +1,5 @@
-//! More than can be borne, or slower than can be waited for: refused in time, and in
-//! the Webapp's words.
+//! Too many requests, or too slow ones, are refused in time and with the Webapp's
+//! envelope.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::harness::raw::Raw;
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_comes_too_slowly_is_ended_with_408() {
+async fn a_body_that_arrives_too_slowly_gets_408() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("body_idle_timeout = \"500ms\"")
@@ -34,7 +34,7 @@ async fn a_body_that_comes_too_slowly_is_ended_with_408() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_gets_no_turn_at_the_upstream_in_time_is_told_to_come_back() {
+async fn a_request_without_an_upstream_permit_in_time_gets_503_with_retry_after() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("concurrency = 1\nqueue_timeout = \"300ms\"")
@@ -57,7 +57,7 @@ async fn who_gets_no_turn_at_the_upstream_in_time_is_told_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_requests_in_hand_than_allowed_are_refused_at_once() {
+async fn requests_over_max_in_flight_are_refused_at_once() {
     let webapp = emulator().await;
     let limits = NO_LIMITS.replace("max_in_flight = 100000", "max_in_flight = 2");
     assert_ne!(limits, NO_LIMITS);

@@ -1,5 +1,5 @@
-//! A new password cuts off those who know only the old one: the tokens of its user end, over
-//! each kind of store; and the operator ends one user's tokens without a new password.
+//! A new password ends the tokens of its user, with each kind of store. The operator can end
+//! one user's tokens without a new password.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -40,13 +40,13 @@ async fn is_good(client: &Client) -> bool {
     }
 }
 
-/// The same token shown at another gate, or after a restart.
+/// The same token, presented at another gate or after a restart.
 fn at(gateway: &Gateway, client: &Client) -> Client {
     gateway.client().with_token(client.token.as_ref().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_that_changes_its_password_keeps_the_token_it_did_it_with_and_no_other() {
+async fn a_user_that_changes_its_password_keeps_only_the_token_used_for_it() {
     let webapp = emulator().await;
     for (lines, keeps) in [("", true), ("on_password_change = \"end_all\"", false)] {
         let setup = Setup::default().users(lines).rest(NO_LIMITS);
@@ -55,7 +55,7 @@ async fn a_user_that_changes_its_password_keeps_the_token_it_did_it_with_and_no_
         let (own, other) = (worker(&gateway).await, worker(&gateway).await);
         assert_eq!(change(&own, "worker", NEW).await, 200);
         assert_eq!((is_good(&own).await, is_good(&other).await), (keeps, false));
-        assert!(is_good(&admin).await, "nobody else's");
+        assert!(is_good(&admin).await, "another user's");
         let later = gateway.client().logged_in("worker", NEW).await;
         assert!(is_good(&later).await);
         let gateway = gateway.restart().await;
@@ -63,7 +63,7 @@ async fn a_user_that_changes_its_password_keeps_the_token_it_did_it_with_and_no_
         let [own, other, later, admin] = kept;
         assert_eq!((is_good(&own).await, is_good(&other).await), (keeps, false));
         assert!(is_good(&later).await && is_good(&admin).await);
-        // A logout ends the kept one like any other.
+        // A logout ends the remaining token like any other.
         assert_eq!(
             later.post("/v1/users/logout", &json!({})).await.status(),
             200
@@ -73,7 +73,7 @@ async fn a_user_that_changes_its_password_keeps_the_token_it_did_it_with_and_no_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_admins_change_and_one_at_a_login_end_all_tokens_there_were() {
+async fn a_change_by_an_admin_or_at_a_login_ends_all_earlier_tokens() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let admin = with_worker(&gateway).await;
@@ -93,7 +93,7 @@ async fn an_admins_change_and_one_at_a_login_end_all_tokens_there_were() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_login_with_the_old_password_outlives_the_change_however_they_meet() {
+async fn no_concurrent_login_with_the_old_password_survives_the_change() {
     let webapp = emulator().await;
     let setup = Setup::default().users("hashing_slots = 4").rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
@@ -127,7 +127,7 @@ async fn no_login_with_the_old_password_outlives_the_change_however_they_meet() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_at_one_gate_ends_the_tokens_at_all_and_keeps_the_one() {
+async fn a_change_at_one_gate_ends_the_tokens_at_all_gates_but_the_one_used() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let setup = || brisk().rest(&store(&server.url(), ""));
     let gates = [
@@ -151,7 +151,7 @@ async fn a_change_at_one_gate_ends_the_tokens_at_all_and_keeps_the_one() {
     for gate in &gates {
         eventually("all ended", async || !is_good(&at(gate, &own)).await).await;
     }
-    // And the operator's way, at the other gate.
+    // The same by the operator, at the other gate.
     let (one, two) = (worker(&gates[0]).await, worker(&gates[1]).await);
     let ended = ask_operator(&gates[1], Method::DELETE, "/users/worker/tokens").await;
     let ended: Value = ended.json().await.unwrap();
@@ -194,7 +194,7 @@ async fn a_password_changed_at_the_webapp_through_the_gate_ends_tokens_at_the_ga
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_that_changes_its_password_at_the_webapp_keeps_the_token_it_did_it_with() {
+async fn a_relayed_user_that_changes_its_password_keeps_only_the_token_used_for_it() {
     let upstream = Upstream::scripted(|call| match call.line() {
         "POST /v1/users/login" => {
             let login = String::from_utf8(login()).unwrap();
@@ -215,7 +215,7 @@ async fn a_user_that_changes_its_password_at_the_webapp_keeps_the_token_it_did_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operator_ends_one_users_tokens_and_only_the_operator() {
+async fn only_the_operator_can_end_one_users_tokens() {
     let webapp = emulator().await;
     let gateway = operated(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let admin = with_worker(&gateway).await;
@@ -249,7 +249,7 @@ async fn the_operator_ends_one_users_tokens_and_only_the_operator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_admin_with_a_new_password_in_the_file_has_no_tokens_of_the_old_one() {
+async fn a_new_password_of_the_first_admin_in_the_file_ends_its_tokens() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let admin = gateway.admin().await;

@@ -1,4 +1,4 @@
-//! The upstream's API key is refused: told once, as a state, and not asked for each request.
+//! The upstream refuses the API key: that is logged once, as a state, and not tried with each request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use crate::harness::{Gateway, NO_LIMITS, Setup, eventually, secret};
 
 const GOOD: &str = "good-api-key-0123";
 
-/// An upstream that answers requests with another API key with `status`, and counts them.
+/// An upstream that answers requests with any other API key with `status`, and counts them.
 async fn upstream(status: u16) -> (Upstream, Arc<AtomicUsize>) {
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);
@@ -45,7 +45,12 @@ async fn gateway(upstream: &Upstream, key: &str) -> Gateway {
 }
 
 fn is_told(gateway: &Gateway) -> bool {
-    gateway.metrics.upstream_api_key_refused.get() == 1
+    gateway
+        .metrics
+        .upstream("main")
+        .upstream_api_key_refused
+        .get()
+        == 1
 }
 
 async fn notes(gateway: &Gateway) -> String {
@@ -55,7 +60,7 @@ async fn notes(gateway: &Gateway) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_key_is_a_state_and_the_session_does_instead() {
+async fn a_refused_key_is_a_state_and_the_session_token_replaces_it() {
     let (upstream, refused) = upstream(401).await;
     let gateway = gateway(&upstream, "old-api-key-0123").await;
     let client = gateway.admin().await;
@@ -78,7 +83,7 @@ async fn a_refused_key_is_a_state_and_the_session_does_instead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_forbidden_key_is_told_too() {
+async fn a_403_for_the_key_is_treated_like_a_401() {
     let (upstream, refused) = upstream(403).await;
     let gateway = gateway(&upstream, "old-api-key-0123").await;
     let client = gateway.admin().await;
@@ -95,7 +100,7 @@ async fn a_forbidden_key_is_told_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_good_key_is_carried_each_time() {
+async fn a_good_key_is_sent_with_each_request() {
     let (upstream, refused) = upstream(401).await;
     let gateway = gateway(&upstream, GOOD).await;
     let client = gateway.admin().await;

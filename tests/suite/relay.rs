@@ -52,7 +52,7 @@ async fn a_login_is_relayed_and_its_token_learned_and_validated_at_the_gate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_logout_ends_all_of_the_users_tokens_at_the_gate_in_the_same_step() {
+async fn a_logout_ends_all_of_the_users_tokens_at_the_gate_at_once() {
     let webapp = emulator().await;
     let gateway = relay(&webapp, "").await;
     let one = logged_in(&gateway).await;
@@ -101,7 +101,7 @@ async fn a_deletion_ends_the_users_tokens_and_a_failed_one_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_401_for_the_clients_own_token_is_passed_on_and_the_token_forgotten() {
+async fn a_401_for_the_clients_own_token_passes_and_the_token_is_forgotten() {
     let webapp = emulator().await;
     let gateway = relay(&webapp, "").await;
     let client = logged_in(&gateway).await;
@@ -123,7 +123,7 @@ async fn a_401_for_the_clients_own_token_is_passed_on_and_the_token_forgotten() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_learned_token_ends_when_the_webapp_says_so() {
+async fn a_learned_token_expires_when_the_webapp_says_so() {
     let webapp = emulator_with(Settings {
         token_lifetime: Duration::from_secs(2),
         ..Settings::for_tests()
@@ -140,11 +140,11 @@ async fn a_learned_token_ends_when_the_webapp_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_from_before_the_gate_is_asked_about_once_and_a_bad_one_remembered() {
+async fn an_older_token_is_probed_once_and_a_refusal_is_remembered() {
     let webapp = emulator().await;
     let gateway = relay(&webapp, "unknown_tokens = \"ask\"").await;
     eventually("the trial of the probe", async || {
-        gateway.metrics.probe_trusted.get() == 1
+        gateway.metrics.upstream("main").token_probe_trusted.get() == 1
     })
     .await;
     let trials = webapp.request_count("/v1/health");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tollgate::metrics::Reload;
+use tollgate::metrics::ReloadResult;
 
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually, text};
 
@@ -16,7 +16,7 @@ fn rewrite(gateway: &Gateway, from: &str, to: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_good_change_applies_by_itself_and_drops_no_request() {
+async fn a_good_change_applies_without_a_signal_and_drops_no_request() {
     let webapp = emulator().await;
     let setup = Setup::default().rest(&format!("{NO_LIMITS}\n[http]\nmin_body_rate = 0\n"));
     let gateway = Gateway::with(&webapp, setup).await;
@@ -44,10 +44,10 @@ async fn a_good_change_applies_by_itself_and_drops_no_request() {
         client.get("/v1/support").await.status() == 404
     })
     .await;
-    // A changed upstream is logged in to before requests go its way.
+    // The gate logs in at a changed upstream before it sends requests there.
     rewrite(&gateway, "[users]", "concurrency = 32\n\n[users]");
     eventually("the second reload", async || {
-        gateway.metrics.reloads.value(Reload::Applied) >= 2
+        gateway.metrics.reloads.value(ReloadResult::Applied) >= 2
     })
     .await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -73,27 +73,27 @@ async fn a_bad_file_is_refused_and_the_old_rules_stay() {
     .unwrap();
     gateway.steering.hup.notify_waiters();
     eventually("the refusal", async || {
-        gateway.metrics.reloads.value(Reload::Refused) > 0
+        gateway.metrics.reloads.value(ReloadResult::Refused) > 0
     })
     .await;
-    assert_eq!(gateway.metrics.config_good.get(), 0);
+    assert_eq!(gateway.metrics.config_is_current.get(), 0);
     assert_eq!(client.get("/v1/support").await.status(), 200);
     std::fs::write(gateway.config_file(), good).unwrap();
     eventually("the file to be good again", async || {
-        gateway.metrics.config_good.get() == 1
+        gateway.metrics.config_is_current.get() == 1
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_that_cannot_be_made_whole_is_not_made_in_part() {
+async fn a_change_that_fails_in_part_is_not_applied_at_all() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let client = gateway.admin().await;
     let folder = gateway.folder.path();
-    // Good by itself: certificates of another authority, which the client does not know.
+    // A good part: certificates of another CA, which the client does not know.
     tollgate::emulator::certificates::make(&folder.join("other")).unwrap();
-    // Good only until somebody looks inside.
+    // A bad part: the content of this file is wrong.
     let broken = "-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n";
     std::fs::write(folder.join("broken.pem"), broken).unwrap();
     let good = std::fs::read_to_string(gateway.config_file()).unwrap();
@@ -102,7 +102,7 @@ async fn a_change_that_cannot_be_made_whole_is_not_made_in_part() {
         .replace("webapp-ca.pem", "broken.pem");
     std::fs::write(gateway.config_file(), bad).unwrap();
     eventually("the refusal", async || {
-        gateway.metrics.reloads.value(Reload::Refused) > 0
+        gateway.metrics.reloads.value(ReloadResult::Refused) > 0
     })
     .await;
     let fresh = gateway.client().with_token(client.token.as_ref().unwrap());
@@ -114,7 +114,7 @@ async fn a_change_that_cannot_be_made_whole_is_not_made_in_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_upstream_takes_over_and_the_old_one_is_let_go() {
+async fn a_new_upstream_takes_over_and_the_old_one_is_released() {
     let (one, two) = (emulator().await, emulator().await);
     let gateway = Gateway::with(&one, Setup::default().rest(NO_LIMITS)).await;
     let client = gateway.admin().await;
@@ -151,7 +151,7 @@ async fn limits_that_did_not_change_keep_their_counts() {
         "[http]\nallow_underscores = true\n\n[drain]",
     );
     eventually("the reload", async || {
-        gateway.metrics.reloads.value(Reload::Applied) > 0
+        gateway.metrics.reloads.value(ReloadResult::Applied) > 0
     })
     .await;
     assert_eq!(

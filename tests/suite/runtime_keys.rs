@@ -58,7 +58,7 @@ async fn status(gateway: &Gateway, key: &str, path: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_made_at_run_time_works_at_once_outlives_a_restart_and_ends_at_once() {
+async fn a_key_made_at_run_time_works_at_once_survives_a_restart_and_ends_at_once() {
     let gateway = gateway().await;
     let body = json!({
         "name": "bot", "paths": ["/v1/support"], "methods": ["GET"],
@@ -118,7 +118,7 @@ async fn a_key_made_at_run_time_can_have_a_limit_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_config_files_keys_are_shown_and_not_touched() {
+async fn keys_of_the_config_file_are_listed_and_cannot_be_changed() {
     let gateway = gateway().await;
     let taken = json!({ "name": "written" });
     let refused = ask(&gateway, Method::POST, "/keys", Some(taken)).await;
@@ -150,7 +150,7 @@ async fn the_config_files_keys_are_shown_and_not_touched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_operators_token_nobody_sees_or_makes_a_key() {
+async fn without_the_operators_token_keys_cannot_be_listed_or_made() {
     let with = gateway().await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for shown in ["", "Bearer ", "Bearer wrong", &format!("Basic {TOKEN}")] {
@@ -167,7 +167,7 @@ async fn without_the_operators_token_nobody_sees_or_makes_a_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operators_token_comes_changes_and_goes_without_a_restart() {
+async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default()).await;
     let keys = async || ask(&gateway, Method::GET, "/keys", None).await.status();
@@ -183,7 +183,7 @@ async fn an_operators_token_comes_changes_and_goes_without_a_restart() {
 
     secret(&token, "another-token-of-the-operator");
     assert_eq!(keys().await, 401, "the file says another one");
-    // Nor is it one when anybody could guess it, or the file is no file.
+    // A token that is too short, or whose file is not a regular file, is not used.
     secret(&token, "x");
     assert_eq!(keys().await, 503);
     std::fs::remove_file(&token).unwrap();

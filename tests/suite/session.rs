@@ -1,4 +1,4 @@
-//! The upstream login seen from a client: nobody fails because a token was renewed.
+//! The upstream login as clients see it: no request fails because a token was renewed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -56,7 +56,7 @@ async fn burst(gateway: &Gateway, token: &str, count: usize, post: bool) -> Vec<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_requests_meeting_a_401_cause_one_login_and_none_sees_it() {
+async fn ten_thousand_requests_that_meet_a_401_cause_one_login_and_no_client_sees_it() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream(&format!(
@@ -89,7 +89,7 @@ async fn ten_thousand_requests_meeting_a_401_cause_one_login_and_none_sees_it() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_meeting_a_401_are_repeated_from_what_was_kept() {
+async fn posts_that_meet_a_401_are_repeated_from_the_kept_body() {
     let webapp = emulator().await;
     let (gateway, client) = gate(&webapp).await;
     webapp.forget_all_tokens();
@@ -102,7 +102,7 @@ async fn posts_meeting_a_401_are_repeated_from_what_was_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spent_body_is_not_half_sent_twice_but_asked_for_again() {
+async fn a_body_that_is_no_longer_kept_gets_503_and_is_not_sent_again_in_part() {
     let webapp = emulator().await;
     let (_gateway, client) = gate(&webapp).await;
     let large = vec![7_u8; 3_000_000];
@@ -113,7 +113,7 @@ async fn a_spent_body_is_not_half_sent_twice_but_asked_for_again() {
             .body(large.clone())
             .send()
     };
-    // The refusal comes when more of the body has gone up than is kept.
+    // The refusal comes after more of the body was sent than is kept.
     webapp.forget_all_tokens();
     webapp.answer_takes(Duration::from_millis(300));
     let answer = send().await.unwrap();
@@ -126,7 +126,7 @@ async fn a_spent_body_is_not_half_sent_twice_but_asked_for_again() {
         "and then it goes through"
     );
 
-    // A refusal that comes at once may find the body still in hand: then it is sent again.
+    // At an immediate refusal the whole body may still be kept; then it is sent again.
     for _ in 0..10 {
         webapp.forget_all_tokens();
         let answer = send().await.unwrap();
@@ -138,7 +138,7 @@ async fn a_spent_body_is_not_half_sent_twice_but_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_steady_load_fifty_renewals_fail_nobody_and_nobody_waits() {
+async fn under_steady_load_fifty_renewals_fail_and_delay_no_request() {
     let webapp = emulator_with(Settings {
         token_lifetime: Duration::from_secs(3),
         ..Settings::for_tests()
@@ -152,7 +152,7 @@ async fn under_steady_load_fifty_renewals_fail_nobody_and_nobody_waits() {
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    let waits_before = gateway.metrics.session_waits.get();
+    let waits_before = gateway.metrics.upstream("main").session_waits.get();
 
     let stop = Arc::new(AtomicBool::new(false));
     let (sent, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -189,14 +189,14 @@ async fn under_steady_load_fifty_renewals_fail_nobody_and_nobody_waits() {
     assert!(sent.load(Ordering::Relaxed) > 1000, "a load, not a trickle");
     assert_eq!(failed.load(Ordering::Relaxed), 0);
     assert_eq!(
-        gateway.metrics.session_waits.get(),
+        gateway.metrics.upstream("main").session_waits.get(),
         waits_before,
         "no request waited for a login"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_logins_fail_the_old_token_serves_to_its_end_and_then_503_until_recovery() {
+async fn while_logins_fail_the_old_token_is_used_until_it_expires_and_then_503_until_recovery() {
     let webapp = emulator_with(Settings {
         token_lifetime: Duration::from_secs(4),
         ..Settings::for_tests()
@@ -301,18 +301,26 @@ async fn an_upstream_clock_that_is_an_hour_off_changes_nothing() {
         let _ = reqwest::get(gateway.operator_url("/metrics"))
             .await
             .unwrap();
-        let left = gateway.metrics.session_seconds_to_expiry.get();
+        let left = gateway
+            .metrics
+            .upstream("main")
+            .session_seconds_to_expiry
+            .get();
         assert!(
             (590..=600).contains(&left),
             "{left} s left at offset {offset}"
         );
-        let skew = gateway.metrics.session_clock_skew_seconds.get();
+        let skew = gateway
+            .metrics
+            .upstream("main")
+            .session_clock_skew_seconds
+            .get();
         assert!((skew - offset).abs() <= 2, "skew {skew}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_answer_that_cannot_be_used_is_a_failed_login_never_a_token() {
+async fn an_unusable_login_response_is_a_failed_login_and_never_a_token() {
     let webapp = emulator().await;
     webapp.login_answer(LoginAnswer::Html);
     let setup = Setup::default()
@@ -350,7 +358,7 @@ async fn a_login_answer_that_cannot_be_used_is_a_failed_login_never_a_token() {
         );
     }
     assert_eq!(
-        gateway.metrics.session_generation.get(),
+        gateway.metrics.upstream("main").session_generation.get(),
         0,
         "no token came of it"
     );
@@ -362,7 +370,7 @@ async fn a_login_answer_that_cannot_be_used_is_a_failed_login_never_a_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_a_login_kills_the_token_before_it_nobody_sees_a_401() {
+async fn with_single_active_token_no_client_sees_a_401() {
     let webapp = emulator_with(Settings {
         token_lifetime: Duration::from_secs(3),
         ..Settings::for_tests()

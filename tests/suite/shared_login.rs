@@ -1,5 +1,5 @@
-//! One login for all: nothing a caller, a node of the upstream or a reload does takes it from
-//! everybody (docs/LOGIN.md).
+//! One login for all clients: no client, node of the upstream or reload can take it away from
+//! the others (docs/LOGIN.md).
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ async fn applied(gateway: &Gateway, times: u64) {
         gateway
             .metrics
             .reloads
-            .value(tollgate::metrics::Reload::Applied)
+            .value(tollgate::metrics::ReloadResult::Applied)
             >= times
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_always_answers_401_takes_the_login_from_nobody() {
+async fn a_path_that_always_answers_401_does_not_end_the_login() {
     let upstream = LoginUpstream::start(|asked| match asked.path.as_str() {
         "/bad" => 401,
         _ => 200,
@@ -51,7 +51,7 @@ async fn a_path_that_always_answers_401_takes_the_login_from_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nor_do_many_such_paths_methods_or_bodies() {
+async fn many_paths_methods_or_bodies_that_get_401_do_not_end_the_login() {
     let upstream = LoginUpstream::start(|asked| {
         let is_bad = asked.path.starts_with("/bad") || asked.method == "DELETE";
         if is_bad { 401 } else { 200 }
@@ -62,7 +62,7 @@ async fn nor_do_many_such_paths_methods_or_bodies() {
     for number in 0..30 {
         assert_eq!(client.get(&format!("/bad/{number}")).await, 502);
         assert_eq!(client.send(Method::DELETE, "/ok", vec![]).await, 502);
-        // More than can be kept: judged before it is asked for again.
+        // More than is kept: judged before the client has to send it again.
         let large = vec![7; 300_000];
         let answer = client.answer(Method::POST, "/bad/upload", large).await;
         assert!(matches!(answer.status().as_u16(), 502 | 503), "{answer:?}");
@@ -76,13 +76,13 @@ async fn nor_do_many_such_paths_methods_or_bodies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_token_is_replaced_at_once_and_nobody_sees_it() {
+async fn a_revoked_token_is_replaced_at_once_and_no_client_sees_it() {
     let upstream = LoginUpstream::start(|_| 200).await;
     let (_gateway, client) = gate_before(&upstream, "min_login_interval = \"10ms\"").await;
     assert_eq!(client.get("/a").await, 200);
     assert_eq!(client.get("/b").await, 200);
     for round in 1..=3 {
-        // Older than what may be unknown to some node still.
+        // Old enough that every node must know the token.
         sleep(Duration::from_millis(5_100)).await;
         upstream.paths_answer(move |asked| if asked.token > round { 200 } else { 401 });
         let begin = Instant::now();
@@ -93,14 +93,14 @@ async fn a_revoked_token_is_replaced_at_once_and_nobody_sees_it() {
             begin.elapsed()
         );
         assert_eq!(client.get("/b").await, 200);
-        // One that was never asked for before.
+        // A path without earlier requests.
         assert_eq!(client.get(&format!("/new/{round}")).await, 200);
         assert_eq!(upstream.logins(), round + 1);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_token_that_a_node_does_not_know_yet_is_tried_again() {
+async fn a_new_token_that_a_node_does_not_know_yet_is_retried() {
     // The second node learns of a token after its fourth request.
     let upstream = LoginUpstream::start(|asked| match asked.nth {
         1 => 401,
@@ -116,7 +116,7 @@ async fn a_new_token_that_a_node_does_not_know_yet_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_that_brings_a_bad_token_changes_nothing_while_the_old_one_lives() {
+async fn a_renewal_with_a_bad_token_changes_nothing_while_the_old_one_is_good() {
     for probe in ["", "probe = \"/me\""] {
         let upstream = LoginUpstream::start(|asked| match asked.token {
             1 => 200,
@@ -135,13 +135,13 @@ async fn a_renewal_that_brings_a_bad_token_changes_nothing_while_the_old_one_liv
         }
         assert!(upstream.logins() >= 2, "a renewal has been tried");
         assert!(upstream.logins() <= 6, "{} logins", upstream.logins());
-        let generation = gateway.metrics.session_generation.get();
+        let generation = gateway.metrics.upstream("main").session_generation.get();
         assert_eq!(generation, 1, "the good one is in use");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stray_refusal_of_the_login_ends_on_sighup_and_on_a_reload() {
+async fn a_wrongly_refused_login_is_retried_on_sighup_and_on_a_reload() {
     for answer in [401, 403] {
         let upstream = LoginUpstream::start(|_| 200).await;
         upstream.logins_answer(move |nth| match nth {
@@ -174,7 +174,7 @@ async fn a_stray_refusal_of_the_login_ends_on_sighup_and_on_a_reload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_that_is_written_before_the_upstream_takes_it_needs_no_second_change() {
+async fn a_password_written_before_the_upstream_accepts_it_needs_no_second_change() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.logins_answer(|_| LoginReply::Status(401));
     let (gateway, client) = gate_before(&upstream, "").await;
@@ -192,7 +192,7 @@ async fn a_password_that_is_written_before_the_upstream_takes_it_needs_no_second
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_keeps_the_login_and_what_it_may_spend() {
+async fn a_reload_keeps_the_login_and_its_budget() {
     let upstream = LoginUpstream::start(|_| 200).await;
     let lines = "logins_per_hour = 3\nconcurrency = 64";
     let (gateway, client) = gate_before(&upstream, lines).await;
@@ -209,7 +209,7 @@ async fn a_reload_keeps_the_login_and_what_it_may_spend() {
         assert_eq!(client.get("/a").await, 200);
     }
     assert_eq!(upstream.logins(), 1);
-    // Trust, waits and the login's own settings are none that would need another token.
+    // Changes of trust, timeouts and login settings do not need another token.
     rewrite(
         &gateway,
         "logins_per_hour = 3",
@@ -221,7 +221,7 @@ async fn a_reload_keeps_the_login_and_what_it_may_spend() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_address_takes_over_when_its_login_is_good_and_the_budget_is_not_new() {
+async fn a_changed_address_takes_over_when_its_login_works_and_keeps_the_budget() {
     let (old, new) = (
         LoginUpstream::start(|_| 200).await,
         LoginUpstream::start(|_| 200).await,
@@ -247,7 +247,7 @@ async fn a_changed_address_takes_over_when_its_login_is_good_and_the_budget_is_n
         !new.asked("/a").is_empty()
     })
     .await;
-    // There and back again is one login each, however often.
+    // Each change of address and back is one login, however often.
     for (round, pair) in [(&new, &old), (&old, &new)]
         .into_iter()
         .cycle()
@@ -264,9 +264,9 @@ async fn a_changed_address_takes_over_when_its_login_is_good_and_the_budget_is_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_its_turn_carries_the_token_of_when_it_came() {
+async fn a_request_that_waits_for_a_permit_uses_the_token_of_the_time_of_sending() {
     let upstream = LoginUpstream::start(|asked| {
-        // A token that is not the last one is dead.
+        // Only the newest token is good.
         if asked.token == asked.minted {
             200
         } else {
@@ -304,8 +304,8 @@ fn spawn(client: &KeyClient, path: &'static str, body: usize) -> tokio::task::Jo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_only_one_of_two_nodes_takes_is_no_login_storm() {
-    // Requests go to two nodes in turn; each knows the tokens it has minted.
+async fn a_token_that_only_one_of_two_nodes_accepts_causes_no_login_storm() {
+    // Requests go to two nodes in turns; each knows only its own tokens.
     let upstream = LoginUpstream::start(|asked| {
         if asked.nth % 2 == asked.token % 2 {
             200
@@ -325,7 +325,7 @@ async fn a_token_that_only_one_of_two_nodes_takes_is_no_login_storm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_probe_settles_what_a_refusal_means() {
+async fn the_probe_decides_what_a_refusal_means() {
     let upstream = LoginUpstream::start(|asked| match (asked.path.as_str(), asked.token) {
         ("/bad", _) | (_, 0) => 401,
         _ => 200,

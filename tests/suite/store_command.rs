@@ -1,4 +1,4 @@
-//! `tollgate store` and what a start says about a store that is no good.
+//! `tollgate store`, and starts with a store that cannot be used.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -17,7 +17,7 @@ fn run(file: &Path, arguments: &[&str], input: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // One that refuses before it reads closes the pipe.
+    // A command that refuses before it reads closes the pipe.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
 }
@@ -35,7 +35,7 @@ fn bad(file: &Path, arguments: &[&str], input: &[u8]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// A gate's folder, for a gate in front of nothing: none of this needs the Webapp.
+/// A gate's folder without a Webapp, which these tests do not need.
 async fn folder() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let webapp = emulator().await;
@@ -161,9 +161,9 @@ async fn a_second_gate_on_the_same_store_ends_at_once() {
     assert_eq!(program.wait().code(), Some(0));
 }
 
-/// Mounted read-only, where this process may mount anything.
+/// Mounts the disk read-only, if this process may mount.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_only_disk_is_told_at_the_start() {
+async fn a_read_only_disk_is_reported_at_the_start() {
     let (folder, file) = folder().await;
     let mut program = Program::serve(&file);
     program.signal("TERM");

@@ -1,5 +1,5 @@
-//! Caps on tokens: at a user's own the oldest unused token ends, and who is near one is told
-//! of before.
+//! Caps on tokens: at the user's cap the oldest unused token ends, and the log warns before a
+//! cap is reached.
 
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ async fn works(client: &Client) -> bool {
     }
 }
 
-/// Ends are kept in whole seconds: what is older by less has no order.
+/// Expiry times are whole seconds: tokens of one second have no order.
 async fn next_second() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
 }
 
-/// Logs in `count` times and uses each token once, as a client does that logs in before
-/// each message.
+/// Logs in `count` times and uses each token once, as a client that logs in before each
+/// message does.
 async fn careless(gateway: &Gateway, password: &str, count: usize) -> Vec<Client> {
     let mut clients = Vec::new();
     for _ in 0..count {
@@ -58,7 +58,7 @@ async fn a_client_that_logs_in_before_each_message_is_never_refused() {
         let newest = clients.pop().unwrap();
         assert!(works(&newest).await);
         assert!(!works(&clients[0]).await, "the oldest is gone");
-        assert!(gateway.metrics.token_caps_near.value(TokenCap::User) >= 8);
+        assert!(gateway.metrics.token_cap_warnings.value(TokenCap::User) >= 8);
         if store.contains("redb") {
             let gateway = gateway.restart().await;
             assert_eq!(gateway.metrics.tokens.get(), 5, "as many after a restart");
@@ -70,7 +70,7 @@ async fn a_client_that_logs_in_before_each_message_is_never_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_in_use_outlives_those_that_were_used_once() {
+async fn a_token_in_use_survives_tokens_that_were_used_once() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, capped("max_tokens_per_user = 5")).await;
     let steady = gateway.admin().await;
@@ -82,7 +82,7 @@ async fn a_token_in_use_outlives_those_that_were_used_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusing_cap_says_when_there_will_be_room() {
+async fn a_login_refused_at_the_cap_gets_the_true_retry_after() {
     let webapp = emulator().await;
     let users = "max_tokens_per_user = 2\nat_token_cap = \"refuse\"\ntoken_lifetime = \"3d\"";
     let gateway = Gateway::with(&webapp, capped(users)).await;
@@ -96,12 +96,12 @@ async fn a_refusing_cap_says_when_there_will_be_room() {
     assert!((259_100..=259_202).contains(&wait), "{wait}");
     assert_eq!(verdict(answer).await, (429, 1015));
     for client in &kept {
-        assert!(works(client).await, "nobody lost a token");
+        assert!(works(client).await, "no client lost a token");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_user_cannot_fill_the_gate() {
+async fn one_user_cannot_use_up_all_tokens() {
     let webapp = emulator().await;
     let users = "max_tokens = 12\ntoken_lifetime = \"1h\"";
     let gateway = Gateway::with(&webapp, capped(users)).await;
@@ -118,7 +118,7 @@ async fn one_user_cannot_fill_the_gate() {
         }
     }
     assert_eq!(gateway.metrics.tokens.get(), 12);
-    assert!(gateway.metrics.token_caps_near.value(TokenCap::All) >= 2);
+    assert!(gateway.metrics.token_cap_warnings.value(TokenCap::All) >= 2);
     let answer = gateway.client().login("dora", ADMIN_PASSWORD).await;
     let wait: u64 = answer.headers()["retry-after"]
         .to_str()
@@ -127,13 +127,13 @@ async fn one_user_cannot_fill_the_gate() {
         .unwrap();
     assert!((3500..=3602).contains(&wait), "{wait}");
     assert_eq!(verdict(answer).await, (429, 1015));
-    // Who has some gets another in place of one of them, full or not.
+    // A user with tokens still gets a new one in place of an old one.
     gateway.client().logged_in("anna", ADMIN_PASSWORD).await;
     assert_eq!(gateway.metrics.tokens.get(), 12);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relayed_users_oldest_token_ends_at_the_gate_alone() {
+async fn a_relayed_users_oldest_token_ends_at_the_gate_only() {
     let webapp = emulator().await;
     let users = "directory = \"webapp\"\nmax_tokens_per_user = 3";
     let gateway = Gateway::with(&webapp, capped(users)).await;
@@ -155,7 +155,7 @@ async fn a_relayed_users_oldest_token_ends_at_the_gate_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gates_that_share_a_store_share_the_cap_and_its_ends() {
+async fn gates_with_a_shared_store_share_the_cap() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let setup =
         || capped("max_tokens_per_user = 4").rest(&format!("[store]\nurl = \"{}\"", server.url()));
@@ -169,7 +169,7 @@ async fn gates_that_share_a_store_share_the_cap_and_its_ends() {
         let client = gate.client().logged_in(ADMIN, ADMIN_PASSWORD).await;
         clients.push(client.token.unwrap());
         if number == 0 {
-            // Of those that end in one second, any may be the oldest.
+            // Of tokens that expire in one second, any may be the oldest.
             tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
         }
     }
@@ -184,7 +184,7 @@ async fn gates_that_share_a_store_share_the_cap_and_its_ends() {
         live += usize::from(works(&gates[0].client().with_token(token)).await);
     }
     assert_eq!(live, 4);
-    // A logout ends all that are left, and the next user of the name begins anew.
+    // A logout ends all remaining tokens, and the next user of that name starts with none.
     let admin = gates[0].client().with_token(&clients[9]);
     let answer = admin.request(Method::POST, "/v1/users/logout").send().await;
     assert_eq!(answer.unwrap().status(), 200);

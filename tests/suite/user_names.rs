@@ -1,5 +1,5 @@
-//! Every user that can be made can be shown, changed and deleted, in both directories of
-//! users and over each kind of store; a name that no path can carry is not made.
+//! Every user that can be created can be shown, changed and deleted, in both directories of
+//! users and with each kind of store; a name that no path can carry is refused.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
@@ -31,7 +31,7 @@ const NAMES: [&str; 10] = [
     "it's",
 ];
 
-/// Escaped as clients do: all but the unreserved.
+/// Escaped as clients do: everything but unreserved characters.
 fn path(name: &str) -> String {
     let escaped = utf8_percent_encode(name, NON_ALPHANUMERIC).to_string();
     format!("/v1/users/{}", escaped.replace("%2E", "."))
@@ -42,7 +42,7 @@ async fn send(client: &Client, method: Method, path: &str, body: &str) -> u16 {
     request.send().await.unwrap().status().as_u16()
 }
 
-/// One user's whole life: made at `first`, and the rest at `second`.
+/// Creates a user at `first`, then shows, changes and deletes it at `second`.
 async fn lives(name: &str, first: &Client, second: &Client) {
     let body = json!({ "username": name, "password": PASSWORD });
     let made = first.post("/v1/users", &body).await.status();
@@ -77,7 +77,7 @@ async fn is_refused(name: &str, client: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_can_be_made_at_the_gate_can_be_unmade() {
+async fn a_user_created_at_the_gate_can_be_deleted() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let admin = gateway.admin().await;
@@ -94,7 +94,7 @@ async fn who_can_be_made_at_the_gate_can_be_unmade() {
     ] {
         is_refused(name, &admin).await;
     }
-    // As sent by clients that escape only what they must.
+    // As sent by clients that escape only what they must escape.
     assert_eq!(admin.get("/v1/users/a;b=c+d").await.status(), 404);
     for odd in ["/v1/users/%252e%252e", "/v1/users/a%5cb", "/v1/users/100%"] {
         assert_eq!(admin.get(odd).await.status(), 400, "{odd}");
@@ -102,7 +102,7 @@ async fn who_can_be_made_at_the_gate_can_be_unmade() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_can_be_made_at_one_gate_can_be_unmade_at_another() {
+async fn a_user_created_at_one_gate_can_be_deleted_at_another() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let one = gate(&webapp, brisk(), &store(&server.url(), "")).await;
     let two = gate(&webapp, brisk(), &store(&server.url(), "")).await;
@@ -116,16 +116,16 @@ async fn who_can_be_made_at_one_gate_can_be_unmade_at_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_can_be_made_at_the_webapp_through_the_gate_can_be_unmade() {
+async fn a_user_created_at_the_webapp_through_the_gate_can_be_deleted() {
     let webapp = emulator().await;
-    // Bodies are read for the name even where none is kept for a repeat.
+    // Bodies are read for the name even on routes that keep none for a repeat.
     for lines in ["", "replay_limit = \"1KiB\""] {
         let setup = Setup::default()
             .users("directory = \"webapp\"")
             .upstream(lines);
         let gateway = Gateway::with(&webapp, setup.rest(NO_LIMITS)).await;
         let admin = gateway.client().logged_in("admin", WEBAPP_PASSWORD).await;
-        // The Webapp has nodes of its own under two names.
+        // Two names are paths of the Webapp's own.
         for name in NAMES.into_iter().filter(|name| *name != "login") {
             lives(name, &admin, &admin).await;
         }
@@ -133,7 +133,7 @@ async fn who_can_be_made_at_the_webapp_through_the_gate_can_be_unmade() {
         for name in ["100%25sure", "a\\bcd", "..;abc", "a/bcd"] {
             is_refused(name, &admin).await;
         }
-        // The upstream could read another name than the gate.
+        // The upstream could read a different name than the gate.
         for body in [
             format!("{{\"username\":\"okok\",\"username\":\"a/bcd\",\"password\":\"{PASSWORD}\"}}"),
             format!("\u{feff}{{\"username\":\"a/bcd\",\"password\":\"{PASSWORD}\"}}"),
@@ -159,7 +159,7 @@ async fn who_can_be_made_at_the_webapp_through_the_gate_can_be_unmade() {
     }
 }
 
-/// A gate whose operator may change things.
+/// A gate with an operator token.
 pub(crate) async fn operated(webapp: &tollgate::emulator::Emulator, setup: Setup) -> Gateway {
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path(), webapp);
@@ -183,7 +183,7 @@ pub(crate) async fn ask_operator(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_whose_name_can_no_longer_be_made_is_deleted_by_the_operator() {
+async fn the_operator_can_delete_a_user_whose_name_is_no_longer_allowed() {
     let webapp = emulator().await;
     let gateway = operated(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let admin = gateway.admin().await;
@@ -191,7 +191,7 @@ async fn a_user_whose_name_can_no_longer_be_made_is_deleted_by_the_operator() {
     assert_eq!(admin.post("/v1/users", &body).await.status(), 201);
     let file = gateway.config_file();
     let folder = gateway.into_folder().await;
-    // As an earlier version let it be made.
+    // As an earlier version allowed it.
     let metrics = Metrics::new();
     let (opened, StoreContents { users, .. }) =
         Store::open(&folder.path().join("data/tollgate.redb"), &metrics).unwrap();

@@ -1,4 +1,4 @@
-//! Login, logout and users calls as existing clients see them (directory = "gateway").
+//! Login, logout and users calls as existing clients see them (`directory = "gateway"`).
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ async fn a_login_is_answered_byte_for_byte_as_the_webapp_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_login_mints_another_token_and_ends_none() {
+async fn each_login_makes_another_token_and_ends_none() {
     let (_webapp, gateway) = open_gate().await;
     let first = gateway.admin().await;
     let second = gateway.admin().await;
@@ -58,7 +58,7 @@ async fn each_login_mints_another_token_and_ends_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_logout_ends_all_tokens_of_the_user_and_of_nobody_else() {
+async fn a_logout_ends_all_tokens_of_the_user_and_of_no_other() {
     let (webapp, gateway) = open_gate().await;
     let admin = gateway.admin().await;
     let created = json!({ "username": "worker", "password": USER_PASSWORD });
@@ -89,7 +89,7 @@ async fn a_logout_ends_all_tokens_of_the_user_and_of_nobody_else() {
 
 #[expect(clippy::too_many_lines, reason = "one user's whole life")]
 #[tokio::test(flavor = "multi_thread")]
-async fn users_are_created_shown_changed_and_deleted_in_the_webapps_words() {
+async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses() {
     let (_webapp, gateway) = open_gate().await;
     let admin = gateway.admin().await;
     let meta = r#""meta":{"version":"v2.53.0","api_status":"stable"}"#;
@@ -194,7 +194,7 @@ async fn users_are_created_shown_changed_and_deleted_in_the_webapps_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_and_passwords_that_break_the_rule_are_refused() {
+async fn names_and_passwords_that_break_the_rules_are_refused() {
     let (_webapp, gateway) = open_gate().await;
     let admin = gateway.admin().await;
     let long = "x".repeat(33);
@@ -265,7 +265,7 @@ async fn a_first_login_that_must_change_the_password_says_so_until_it_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_user_and_wrong_password_answer_alike_and_in_like_time() {
+async fn an_unknown_user_and_a_wrong_password_get_the_same_response_in_the_same_time() {
     let (_webapp, gateway) = open_gate().await;
     let client = gateway.client();
     let mut times = [Vec::new(), Vec::new()];
@@ -296,7 +296,7 @@ async fn unknown_user_and_wrong_password_answer_alike_and_in_like_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_without_or_with_a_strange_credential_gets_the_challenge() {
+async fn a_login_without_a_basic_credential_gets_the_challenge() {
     let (_webapp, gateway) = open_gate().await;
     let client = gateway.client();
     for field in [
@@ -320,7 +320,7 @@ async fn a_login_without_or_with_a_strange_credential_gets_the_challenge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_configured_admin_one_is_made_and_its_password_shown_once() {
+async fn without_a_configured_admin_one_is_created_and_its_password_shown_once() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     crate::harness::prepare(folder.path(), &webapp);
@@ -339,9 +339,9 @@ async fn without_a_configured_admin_one_is_made_and_its_password_shown_once() {
         .await
         .unwrap();
     let admin = match bound.take_first_admin() {
-        Some(tollgate::identity::FirstAdmin::Generated(admin)) => admin,
+        Some(tollgate::identity::FirstAdminStatus::Generated(admin)) => admin,
         other => panic!("not made up: {other:?}"),
     };
     assert!(bound.take_first_admin().is_none(), "once");
-    tollgate::webapp::check_password(&admin.password).unwrap();
+    tollgate::profiles::check_password(&admin.password).unwrap();
 }

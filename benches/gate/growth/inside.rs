@@ -1,4 +1,4 @@
-//! Sizes that only the library's own parts feel.
+//! Growth of parts of the library, without a whole gate.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,8 +12,8 @@ use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{Limiter, RateSubject, RouteTable};
+use tollgate::profiles::Role;
 use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 use super::{Point, resident};
 
@@ -23,7 +23,7 @@ const TOKENS: &[usize] = &[1, 100, 10_000, 100_000, 1_000_000, 10_000_000];
 const ROUTES: &[usize] = &[10, 100, 1_000, 10_000];
 const KEYS: &[usize] = &[1, 100, 10_000, 100_000, 1_000_000];
 
-/// ns per call, the best of a few rounds; `each` gets numbers that jump about.
+/// ns per call, the best of a few rounds; `each` gets numbers in no order.
 fn timed(size: usize, mut each: impl FnMut(usize)) -> f64 {
     let round = |each: &mut dyn FnMut(usize)| {
         let begin = Instant::now();

@@ -20,7 +20,7 @@ use crate::support::webapp;
 use crate::support::wire::{Wire, request, trusting};
 
 const WINDOW: Duration = Duration::from_secs(3);
-/// Requests under way at once, however many connections there are.
+/// Requests in flight at once, whatever the number of connections.
 const AT_ONCE: usize = 32;
 const CONNECTIONS: &[usize] = &[10, 100, 1_000, 10_000];
 
@@ -206,7 +206,7 @@ fn whole(connections: usize, workers: usize) -> Figures {
     figures
 }
 
-/// Connections that have each carried a request; shared out between the senders.
+/// Connections that have each carried a request, divided among the senders.
 async fn open(
     port: u16,
     client: &Arc<rustls::ClientConfig>,
@@ -226,7 +226,7 @@ async fn open(
     futures_util::future::join_all((0..senders).map(one)).await
 }
 
-/// Each sender goes round its connections; how many requests were answered.
+/// Each sender uses its connections in turn. Returns the number of responses.
 #[expect(
     clippy::await_holding_refcell_ref,
     reason = "each cell belongs to one sender, on one thread"
@@ -251,7 +251,7 @@ async fn drive(flows: &[RefCell<Vec<Flow>>], request: &[u8], time: Duration) -> 
         .sum()
 }
 
-/// Linux counts a process's time in hundredths of a second, whatever its clock.
+/// Linux counts a process's CPU time in hundredths of a second.
 const TICKS: f64 = 100.0;
 
 /// User and system time of a process so far.

@@ -1,7 +1,7 @@
 //! Instructions per request, and per token at a start, of the gate's own process, as
 //! callgrind counts them: the same on a busy machine as on a quiet one. Client and Webapp
 //! run in this process, so they are not in the figure, and they pause before each message,
-//! so that the gate has always gone to sleep and each request takes the same way through it.
+//! so that the gate always sleeps in between and each request takes the same path.
 
 mod profile;
 mod start;
@@ -23,7 +23,7 @@ const REQUESTS: usize = 300;
 const WARM: usize = 50;
 const PAUSE: Duration = Duration::from_millis(3);
 const MOST_GROWTH: f64 = 0.03;
-/// Counts differ by up to 4 % where a wake-up falls otherwise; real growth is in each of them.
+/// Counts differ by up to 4 % with the timing of wake-ups; real growth is in each of them.
 const COUNTS: usize = 3;
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 
@@ -65,7 +65,7 @@ const DENY: Case = Case {
     ..case("deny", Over::Plain, GET, 0)
 };
 
-/// What is counted.
+/// One case to be counted.
 enum Figure {
     Request(Case),
     Start,
@@ -106,7 +106,7 @@ impl Figure {
         }
     }
 
-    /// What it is counted for.
+    /// The unit: a request or a token.
     fn unit(&self) -> &'static str {
         match self {
             Request(_) => "request",
@@ -221,7 +221,7 @@ fn recorded(text: &str, name: &str) -> Option<u64> {
     Some(line.trim().parse().unwrap())
 }
 
-/// What a figure depends on besides the code.
+/// The machine and compiler, on which a figure depends besides the code.
 fn circumstances(binary: &Path) -> String {
     let version = |program: &str| {
         let output = Command::new(program).arg("--version").output().unwrap();
@@ -247,12 +247,12 @@ fn circumstances(binary: &Path) -> String {
 
 struct Counter {
     binary: PathBuf,
-    /// Where callgrind's profiles stay, for a closer look.
+    /// The folder that keeps callgrind's profiles.
     profile: Option<PathBuf>,
 }
 
 impl Counter {
-    /// The least of some counts; one that is not over the record is enough.
+    /// The lowest of some counts; stops at the first that is not over the record.
     fn least(&self, figure: &Figure, then: Option<u64>) -> u64 {
         let mut least = u64::MAX;
         for _ in 0..COUNTS {
@@ -274,7 +274,7 @@ impl Counter {
         })
     }
 
-    /// What `count` says of twice as many, less what it says of so many, for each of them.
+    /// The count for twice the number less the count for the number, divided by the number.
     fn per_one(&self, name: &str, many: usize, count: impl Fn(&str, usize) -> u64) -> u64 {
         let run = |many| format!("{name}-{many}");
         let (short, long) = (count(&run(many), many), count(&run(2 * many), 2 * many));
@@ -286,7 +286,7 @@ impl Counter {
         more / many as u64
     }
 
-    /// Of one run.
+    /// The count of one run.
     fn count(&self, run: &str, setup: Setup, meanwhile: impl FnOnce(&Gate)) -> u64 {
         let folder = tempfile::tempdir().unwrap();
         let kept = self.profile.as_deref().unwrap_or(folder.path());

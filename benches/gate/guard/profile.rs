@@ -1,4 +1,4 @@
-//! Which functions a figure's instructions are in: two of callgrind's profiles, subtracted.
+//! The functions that a figure's instructions are in: the difference of two callgrind profiles.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,7 +6,8 @@ use std::process::Command;
 
 const SHOWN: usize = 40;
 
-/// Prints the functions that `long` has more of than `short`, which is for so many less.
+/// Prints the functions by their instructions in `long` less those in `short`, for each of the
+/// additional requests.
 pub(super) fn print_difference(short: &Path, long: &Path, many: usize) {
     let (before, after) = (functions(short), functions(long));
     let mut more: Vec<(i64, &str)> = after
@@ -20,7 +21,7 @@ pub(super) fn print_difference(short: &Path, long: &Path, many: usize) {
     }
 }
 
-/// Instructions in each function itself, wherever its lines come from.
+/// Instructions of each function itself, inlined lines included.
 fn functions(profile: &Path) -> HashMap<String, i64> {
     let output = Command::new("callgrind_annotate")
         .args(["--threshold=100", "--auto=no"])

@@ -1,24 +1,24 @@
-//! What a token of the store's file costs at a start: all that is done with it until the
-//! gate listens, and its share of the end.
+//! The cost of a token of the store's file at a start: everything until the gate listens, and
+//! its share of the end.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sha2::Digest as _;
+use tollgate::profiles::Role;
 use tollgate::store::{
     ExportRecord, GrantRecord, OfflineStore, PhcText, RecordDigest, TokenOrigin, UserRecord,
 };
-use tollgate::webapp::Role;
 
 use super::Counter;
 use crate::support::gate::Setup;
 
 pub(super) const NAME: &str = "start";
-/// Even twice as many are loaded by one thread, whatever the machine has; and the file is
-/// small enough to be checked page by page, both times.
+/// Small enough that one thread loads even twice as many, on any machine, and that the file is
+/// checked page by page both times.
 const TOKENS: usize = 65_000;
-/// The same ones both times.
+/// The same users both times.
 const USERS: usize = 1000;
 const WEEK: Duration = Duration::from_secs(604_800);
 

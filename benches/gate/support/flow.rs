@@ -1,4 +1,4 @@
-//! Async HTTP/1.1 over one kept TLS connection: many of them are one load.
+//! Async HTTP/1.1 over one TLS connection; many of them are a load.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -39,7 +39,7 @@ impl Flow {
         }
     }
 
-    /// The status of the answer, whose body is read to its end.
+    /// The status of the response; its body is read to the end.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> io::Result<u16> {
         self.stream.write_all(request).await?;
         self.stream.flush().await?;

@@ -1,4 +1,4 @@
-//! The real binary on a configuration of its own, with its default costs on: keyed
+//! The real binary with a configuration of its own and the default costs: keyed
 //! limits that are never reached, metrics, an access line for each request.
 
 use std::io::{Read as _, Write as _};
@@ -28,10 +28,10 @@ pub(crate) struct Setup {
     pub(crate) files: Vec<(&'static str, String)>,
     pub(crate) tls: bool,
     pub(crate) workers: usize,
-    /// Words in front of the program, such as valgrind's.
+    /// A command in front of the program, such as valgrind.
     pub(crate) wrapper: Vec<String>,
     pub(crate) binary: PathBuf,
-    /// A file to begin with, copied.
+    /// A store file to start with; it is copied.
     pub(crate) store: Option<PathBuf>,
 }
 
@@ -110,7 +110,7 @@ impl Gate {
         gate
     }
 
-    /// The port in the line that says `what`.
+    /// The port in the log line that contains `what`.
     fn wait_for_port(&mut self, log: &Path, what: &str) -> u16 {
         let begin = Instant::now();
         loop {
@@ -154,7 +154,7 @@ impl Gate {
             .sum::<f64>() as u64
     }
 
-    /// Drains it, and waits for its end.
+    /// Drains the gate and waits for its end.
     pub(crate) fn stop(&mut self) {
         let pid = i32::try_from(self.child.id()).unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();

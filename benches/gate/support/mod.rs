@@ -1,4 +1,4 @@
-//! A gate as an operator runs it, a Webapp that costs nothing, and plain clients.
+//! A gate as an operator runs it, an upstream that costs nothing, and plain clients.
 
 pub(crate) mod flow;
 pub(crate) mod gate;

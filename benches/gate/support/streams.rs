@@ -68,7 +68,7 @@ async fn open(port: u16, client: Arc<ClientConfig>) -> Sender {
     sender
 }
 
-/// The status of the answer, whose body is read to its end; 0 if there was none.
+/// The status of the response, whose body is read to the end; 0 if there was none.
 async fn get(sender: &mut Sender, path: &str, token: &str) -> u16 {
     let request = http::Request::get(format!("https://localhost{path}"))
         .header("authorization", format!("Bearer {token}"))

@@ -1,4 +1,4 @@
-//! An upstream that costs next to nothing: one thread per connection, fixed answers.
+//! An upstream that costs next to nothing: one thread per connection, fixed responses.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 const BIG: usize = 64 * 1024;
 
-/// Starts it on a free port; it ends with the process. Each answer but the login's
-/// comes after `pause`.
+/// Starts the upstream on a free port; it ends with the process. Each response except the
+/// login's comes after `pause`.
 pub(crate) fn start(pause: Duration) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();

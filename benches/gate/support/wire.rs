@@ -59,7 +59,7 @@ impl Wire {
         }
     }
 
-    /// Logs in at the gate; the token.
+    /// Logs in at the gate; returns the token.
     pub(crate) fn log_in(&mut self, user: &str, password: &str) -> String {
         let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
         let request = format!(
@@ -77,7 +77,7 @@ impl Wire {
     }
 }
 
-/// The status of the answer in `bytes` and where its body begins, if it is all there.
+/// The status of the response in `bytes` and the start of its body, if it is complete.
 pub(crate) fn whole(bytes: &[u8]) -> Option<(u16, usize)> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
@@ -93,7 +93,7 @@ fn tcp(port: u16) -> TcpStream {
     stream
 }
 
-/// Trusts the development authority in `folder`.
+/// Trusts the development CA in `folder`.
 pub(crate) fn trusting(folder: &Path, protocols: &[&str]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_file(folder.join("certs/ca.pem")).unwrap();

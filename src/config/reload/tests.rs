@@ -103,15 +103,15 @@ async fn a_bad_file_is_refused_with_all_problems_and_the_next_good_one_is_taken(
         panic!("refused");
     };
     assert_eq!(problems.problems.len(), 2, "{problems}");
-    assert_eq!(watched.metrics.config_good.get(), 0);
-    assert_eq!(watched.metrics.reloads.value(Reload::Refused), 1);
+    assert_eq!(watched.metrics.config_is_current.get(), 0);
+    assert_eq!(watched.metrics.reloads.value(ReloadResult::Refused), 1);
     assert!(watched.applied.try_recv().is_err());
 
     watched.write("[drain]\nwait = \"7s\"\n");
     let outcome = watched.reloader.reload().await.unwrap();
     assert!(matches!(outcome, ReloadOutcome::Applied(found) if found[0].key == "drain"));
-    assert_eq!(watched.metrics.config_good.get(), 1);
-    assert_eq!(watched.metrics.reloads.value(Reload::Applied), 1);
+    assert_eq!(watched.metrics.config_is_current.get(), 1);
+    assert_eq!(watched.metrics.reloads.value(ReloadResult::Applied), 1);
     watched.end().await;
 }
 
@@ -123,7 +123,7 @@ async fn going_back_to_the_old_file_after_a_bad_one_is_good_again() {
     watched.write("# a remark\n");
     let outcome = watched.reloader.reload().await.unwrap();
     assert!(matches!(outcome, ReloadOutcome::Unchanged));
-    assert_eq!(watched.metrics.config_good.get(), 1);
+    assert_eq!(watched.metrics.config_is_current.get(), 1);
     watched.end().await;
 }
 
@@ -138,7 +138,7 @@ async fn what_the_app_cannot_use_is_refused_and_may_be_tried_again() {
             ReloadOutcome::Refused(ReloadRefused::Unusable(_))
         ));
     }
-    assert_eq!(watched.metrics.reloads.value(Reload::Refused), 2);
+    assert_eq!(watched.metrics.reloads.value(ReloadResult::Refused), 2);
     watched.end().await;
 }
 

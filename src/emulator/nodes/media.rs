@@ -21,7 +21,7 @@ use super::super::body::Body;
 use super::super::reply::{Origin, Reply};
 use super::super::webapp::Call;
 use super::super::{hex, hold};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 const BUFFER: usize = 256 * 1024;

@@ -12,7 +12,7 @@ use super::super::reply::{Origin, Reply};
 use super::super::webapp::Call;
 use super::super::{hex, hold};
 use super::{either, missing, object, text};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 

@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use super::reply::{Origin, Reply};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 /// Bytes of a request body that is not media.
 const MOST: usize = 1024 * 1024;

@@ -10,7 +10,7 @@ use super::super::hold;
 use super::super::reply::{Origin, Reply};
 use super::super::webapp::Call;
 use super::{either, object, read, text};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 

@@ -20,11 +20,12 @@ use super::super::webapp::{
     Call, Dropped, Webapp, bearer, forbidden, overloaded, too_many, unauthorized,
 };
 use super::{either, not_json, object, read, text};
-use crate::secret::Secret;
-use crate::webapp::{
-    BASIC_CHALLENGE, BasicCredentials, EnvelopeMeta, ErrorCode, LoginBody, UserEntry, check_name,
-    check_password, format_expiry, login_body, meta_reply, user_reply,
+use crate::profiles::whatsapp::{BASIC_CHALLENGE, ErrorCode, WEBAPP_META};
+use crate::profiles::{
+    BasicCredentials, LoginBody, UserEntry, check_name, check_password, format_expiry, login_body,
+    meta_reply, user_reply,
 };
+use crate::secret::Secret;
 
 const ORIGIN: Origin = Origin::Webapp;
 
@@ -189,7 +190,7 @@ fn logout(webapp: &Webapp, call: &Call) -> Reply {
                 .revoke(bearer(&call.headers).unwrap_or_default());
         }
     }
-    Reply::text(ORIGIN, StatusCode::OK, meta_reply(EnvelopeMeta::WEBAPP))
+    Reply::text(ORIGIN, StatusCode::OK, meta_reply(Some(WEBAPP_META)))
 }
 
 async fn create(webapp: &Webapp, incoming: Incoming) -> Result<Reply, Reply> {
@@ -219,11 +220,7 @@ fn show(webapp: &Webapp, name: &str) -> Reply {
         username: name,
         role,
     };
-    Reply::text(
-        ORIGIN,
-        StatusCode::OK,
-        user_reply(entry, EnvelopeMeta::WEBAPP),
-    )
+    Reply::text(ORIGIN, StatusCode::OK, user_reply(entry, Some(WEBAPP_META)))
 }
 
 async fn change(webapp: &Webapp, name: &str, incoming: Incoming) -> Result<Reply, Reply> {
@@ -253,7 +250,7 @@ fn entry(username: &str, status: StatusCode) -> Reply {
         username,
         role: None,
     };
-    Reply::text(ORIGIN, status, user_reply(entry, EnvelopeMeta::WEBAPP))
+    Reply::text(ORIGIN, status, user_reply(entry, Some(WEBAPP_META)))
 }
 
 fn unknown() -> Reply {

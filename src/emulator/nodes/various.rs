@@ -9,7 +9,7 @@ use super::super::reply::{Origin, Reply};
 use super::super::routes::Node;
 use super::super::webapp::Call;
 use super::{either, object, read, text};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 

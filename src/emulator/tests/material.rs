@@ -7,7 +7,7 @@ use super::tls::page_over_tls;
 use super::*;
 use crate::config;
 use crate::emulator::{Error, certificates};
-use crate::webapp::{API_KEY_LENGTH, check_password};
+use crate::profiles::{API_KEY_LENGTH, check_password};
 
 const ALL: [&str; 9] = [
     "ca.pem",

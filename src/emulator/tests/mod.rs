@@ -22,8 +22,8 @@ use tokio::runtime::Handle;
 
 use super::{Emulator, Settings, Tls};
 use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::profiles::BasicCredentials;
 use crate::secret::Secret;
-use crate::webapp::BasicCredentials;
 
 /// A pretend Webapp and one client of it.
 struct Bench {

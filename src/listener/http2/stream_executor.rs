@@ -1,23 +1,34 @@
 //! The streams of one HTTP/2 connection, driven by its own task: a request and its
 //! answer wake no other, and what a stream has read leaves while it is still warm.
+//!
+//! StreamSet and connection have wakers of their own, which mark the side and wake the task
+//! only between its turns. With the task's waker for both, a request takes 4 to
+//! 5 % more instructions (the guard's `h2_tls`, 2026-11-30: 91,200 against 86,000 to 89,700).
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
 use hyper::rt::Executor;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 
 use crate::lifecycle::TaskSet;
 
-/// How often streams and connection may set each other going in one turn. They do without
-/// end when tokio wants the task to give way; then the runtime must have its turn.
+/// Polls of a connection in one turn of its task. StreamSet and connection wake each other
+/// without end when tokio wants the task to give way; then the runtime must have its turn.
 const ROUNDS: usize = 3;
+
+/// Bits of `SharedTask::woken`.
+const CONNECTION: u8 = 1;
+const STREAMS: u8 = 2;
 
 type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -33,43 +44,35 @@ pin_project! {
     pub(in crate::listener) struct ConnectionWithStreams<C> {
         #[pin]
         connection: C,
-        ring: Waker,
+        connection_waker: Waker,
         streams: StreamSet,
+        task: Arc<SharedTask>,
     }
 }
 
 struct StreamSet {
     begun: StreamExecutor,
-    places: Vec<StreamSlot>,
-    free: Vec<usize>,
-    board: Arc<ReadyQueue>,
+    running: FuturesUnordered<GuardedStream>,
+    waker: Waker,
+    task: Arc<SharedTask>,
 }
 
-/// Holds one stream after the other.
-struct StreamSlot {
-    work: Option<StreamFuture>,
-    bell: Arc<StreamWaker>,
-    ring: Waker,
-}
+/// One stream until its end. A panic ends one request, as if it were a task; the work's own
+/// watch tells of it.
+struct GuardedStream(Option<StreamFuture>);
 
-/// One place's waker.
-struct StreamWaker {
-    place: usize,
-    is_rung: AtomicBool,
-    board: Arc<ReadyQueue>,
-}
-
-/// Who is to be polled. As a waker it is the connection's.
+/// The task that polls both, and which of them is to be polled again.
 #[derive(Default)]
-struct ReadyQueue(Mutex<WakeQueueState>);
+struct SharedTask {
+    woken: AtomicU8,
+    /// Registered between two turns only: within one, `woken` is looked at anyway.
+    waker: AtomicWaker,
+}
 
-#[derive(Default)]
-struct WakeQueueState {
-    streams: VecDeque<usize>,
-    connection: bool,
-    /// Woken only while it would not look by itself.
-    task: Option<Waker>,
-    is_asleep: bool,
+/// The waker of the connection, or of its streams.
+struct SideWaker {
+    side: u8,
+    task: Arc<SharedTask>,
 }
 
 impl StreamExecutor {
@@ -81,35 +84,36 @@ impl StreamExecutor {
     }
 
     fn next(&self) -> Option<StreamFuture> {
-        lock(&self.streams).pop_front()
+        self.streams.lock().pop_front()
     }
 }
 
 impl fmt::Debug for StreamExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Begun").finish_non_exhaustive()
+        f.debug_struct("StreamExecutor").finish_non_exhaustive()
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, stream: F) {
         let stream = Box::pin(self.tasks.watched("stream", stream));
-        lock(&self.streams).push_back(stream);
+        self.streams.lock().push_back(stream);
     }
 }
 
 impl<C> ConnectionWithStreams<C> {
     pub(in crate::listener) fn new(connection: C, begun: StreamExecutor) -> Self {
-        let board = Arc::new(ReadyQueue::default());
+        let task = Arc::new(SharedTask::default());
         Self {
             connection,
-            ring: Waker::from(Arc::clone(&board)),
+            connection_waker: task.waker_of(CONNECTION),
             streams: StreamSet {
                 begun,
-                places: Vec::new(),
-                free: Vec::new(),
-                board,
+                running: FuturesUnordered::new(),
+                waker: task.waker_of(STREAMS),
+                task: Arc::clone(&task),
             },
+            task,
         }
     }
 
@@ -123,153 +127,100 @@ impl<C: Future> Future for ConnectionWithStreams<C> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
         let mut me = self.project();
-        let board = Arc::clone(&me.streams.board);
-        board.wakes_up(cx.waker());
+        me.task.waker.take();
         me.streams.poll();
         // The connection always: its socket may have woken the task itself, for a flush.
         for _ in 0..ROUNDS {
-            board.answers_connection();
-            let mut ring = Context::from_waker(me.ring);
-            if let Poll::Ready(end) = me.connection.as_mut().poll(&mut ring) {
+            me.task.take(CONNECTION);
+            let mut cx = Context::from_waker(me.connection_waker);
+            if let Poll::Ready(end) = me.connection.as_mut().poll(&mut cx) {
                 return Poll::Ready(end);
             }
             me.streams.poll();
-            if !board.calls_connection() {
+            if !me.task.is_woken(CONNECTION) {
                 break;
             }
         }
-        board.goes_to_sleep();
+        me.task.waker.register(cx.waker());
+        if me.task.is_woken(CONNECTION | STREAMS) {
+            me.task.waker.wake();
+        }
+        Poll::Pending
+    }
+}
+
+impl Future for GuardedStream {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(mut work) = self.0.take() else {
+            return Poll::Ready(());
+        };
+        // What has ended is dropped in here too.
+        let left = catch_unwind(AssertUnwindSafe(move || {
+            work.as_mut().poll(cx).is_pending().then_some(work)
+        }));
+        match left {
+            Ok(Some(work)) => self.0 = Some(work),
+            Ok(None) | Err(_) => return Poll::Ready(()),
+        }
         Poll::Pending
     }
 }
 
 impl StreamSet {
-    /// Polls those that have rung until now, and those that begin.
+    /// Polls those that begin, and those that have been woken.
     fn poll(&mut self) {
-        for _ in 0..self.board.count() {
-            if let Some(place) = self.board.next() {
-                self.poll_at(place);
-            }
-        }
+        let mut has_begun = false;
         while let Some(work) = self.begun.next() {
-            let place = self.free.pop().unwrap_or_else(|| self.add_place());
-            self.places[place].work = Some(work);
-            self.poll_at(place);
+            self.running.push(GuardedStream(Some(work)));
+            has_begun = true;
         }
-    }
-
-    fn add_place(&mut self) -> usize {
-        let bell = Arc::new(StreamWaker {
-            place: self.places.len(),
-            is_rung: AtomicBool::new(false),
-            board: Arc::clone(&self.board),
-        });
-        self.places.push(StreamSlot {
-            work: None,
-            ring: Waker::from(Arc::clone(&bell)),
-            bell,
-        });
-        self.places.len() - 1
-    }
-
-    fn poll_at(&mut self, index: usize) {
-        let place = &mut self.places[index];
-        place.bell.is_rung.swap(false, Ordering::AcqRel);
-        let Some(mut work) = place.work.take() else {
-            return; // rung late: that stream has ended
-        };
-        let cx = &mut Context::from_waker(&place.ring);
-        // A panic ends one request, as if it were a task; the work's own watch tells of it.
-        let left = catch_unwind(AssertUnwindSafe(move || {
-            work.as_mut().poll(cx).is_pending().then_some(work)
-        }));
-        match left {
-            Ok(Some(work)) => place.work = Some(work),
-            Ok(None) | Err(_) => self.free.push(index),
+        let mut cx = Context::from_waker(&self.waker);
+        // Twice: having polled all it holds, the set wakes itself without need.
+        for _ in 0..2 {
+            if !self.task.take(STREAMS) && !has_begun {
+                break;
+            }
+            has_begun = false;
+            while let Poll::Ready(Some(())) = self.running.poll_next_unpin(&mut cx) {}
         }
     }
 }
 
-impl ReadyQueue {
-    fn wakes_up(&self, waker: &Waker) {
-        let mut rung = lock(&self.0);
-        rung.is_asleep = false;
-        match &rung.task {
-            Some(task) if task.will_wake(waker) => {}
-            _ => rung.task = Some(waker.clone()),
-        }
+impl SharedTask {
+    fn waker_of(self: &Arc<Self>, side: u8) -> Waker {
+        Waker::from(Arc::new(SideWaker {
+            side,
+            task: Arc::clone(self),
+        }))
     }
 
-    fn goes_to_sleep(&self) {
-        let mut rung = lock(&self.0);
-        rung.is_asleep = true;
-        if rung.connection || !rung.streams.is_empty() {
-            rung.wake_woken();
-        }
+    fn is_woken(&self, sides: u8) -> bool {
+        self.woken.load(Ordering::Acquire) & sides != 0
     }
 
-    fn count(&self) -> usize {
-        lock(&self.0).streams.len()
-    }
-
-    fn next(&self) -> Option<usize> {
-        lock(&self.0).streams.pop_front()
-    }
-
-    fn answers_connection(&self) {
-        lock(&self.0).connection = false;
-    }
-
-    fn calls_connection(&self) -> bool {
-        lock(&self.0).connection
+    /// Whether `side` was woken since the last time.
+    fn take(&self, side: u8) -> bool {
+        self.is_woken(side) && self.woken.fetch_and(!side, Ordering::AcqRel) & side != 0
     }
 }
 
-impl WakeQueueState {
-    fn wake_woken(&mut self) {
-        if std::mem::take(&mut self.is_asleep)
-            && let Some(task) = &self.task
-        {
-            task.wake_by_ref();
-        }
-    }
-}
-
-impl Wake for ReadyQueue {
+impl Wake for SideWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let mut rung = lock(&self.0);
-        rung.connection = true;
-        rung.wake_woken();
+        self.task.woken.fetch_or(self.side, Ordering::AcqRel);
+        self.task.waker.wake();
     }
-}
-
-impl Wake for StreamWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.is_rung.swap(true, Ordering::AcqRel) {
-            let mut rung = lock(&self.board.0);
-            rung.streams.push_back(self.place);
-            rung.wake_woken();
-        }
-    }
-}
-
-/// Held for a few instructions at a time.
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock()
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::{pending, poll_fn};
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::runtime::Handle;
     use tokio::sync::mpsc::unbounded_channel;
@@ -318,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn streams_and_connection_that_always_ring_leave_others_their_turn() {
+    async fn streams_and_connection_that_always_wake_leave_others_their_turn() {
         let begun = StreamExecutor::new(TaskSet::new(Handle::current()));
         let (turns, most) = (Arc::new(AtomicUsize::new(0)), 100);
         let seen = Arc::clone(&turns);
@@ -338,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_ring_from_another_thread_is_lost_and_a_place_is_used_again() {
+    async fn no_wake_from_another_thread_is_lost_and_one_after_the_end_does_nothing() {
         const RINGS: usize = 20_000;
         let begun = StreamExecutor::new(TaskSet::new(Handle::current()));
         let (send, mut receive) = unbounded_channel();
@@ -346,7 +297,7 @@ mod tests {
         let late = Arc::new(Mutex::new(None));
         let kept = Arc::clone(&late);
         begun.execute(poll_fn(move |cx| {
-            *lock(&kept) = Some(cx.waker().clone());
+            *kept.lock() = Some(cx.waker().clone());
             Poll::Ready(())
         }));
         begun.execute(async move {
@@ -358,12 +309,12 @@ mod tests {
         let rings = std::thread::spawn(move || {
             for _ in 0..RINGS {
                 send.send(()).unwrap();
-                late.lock().unwrap().iter().for_each(Waker::wake_by_ref);
+                late.lock().iter().for_each(Waker::wake_by_ref);
             }
         });
         let mut both = ConnectionWithStreams::new(told, begun);
         (&mut both).await.unwrap();
-        assert_eq!(both.streams.places.len(), 1);
+        assert_eq!(both.streams.running.len(), 0);
         rings.join().unwrap();
     }
 }

@@ -139,7 +139,7 @@ impl RequestService for SmallService {
         _: &Peer,
     ) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from("refused"));
-        *response.status_mut() = rejection.face().status;
+        *response.status_mut() = rejection.mapping().status;
         response
     }
 }

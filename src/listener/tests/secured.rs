@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::config::{CertificateFiles, ListenerTls};
-use crate::metrics::Reload;
+use crate::metrics::ReloadResult;
 
 /// Certificates in a folder of their own.
 pub(super) struct Folder(TempDir);
@@ -259,19 +259,25 @@ async fn a_switched_link_is_noticed_and_a_bad_pair_keeps_the_old_one() {
         certificate(&v1)
     );
     switch("bad");
-    eventually("the bad pair is refused", || reloads(Reload::Refused) == 1).await;
+    eventually("the bad pair is refused", || {
+        reloads(ReloadResult::Refused) == 1
+    })
+    .await;
     assert_eq!(
         shown(&client.connect(&gate, "one.test").await.unwrap()),
         certificate(&v1)
     );
     assert!(!tls.reload().unwrap(), "once per content");
     switch("v2");
-    eventually("the good pair is in use", || reloads(Reload::Applied) == 1).await;
+    eventually("the good pair is in use", || {
+        reloads(ReloadResult::Applied) == 1
+    })
+    .await;
     assert_eq!(
         shown(&client.connect(&gate, "one.test").await.unwrap()),
         certificate(&v2)
     );
-    assert_eq!(reloads(Reload::Refused), 1);
+    assert_eq!(reloads(ReloadResult::Refused), 1);
     gate.stop.drain();
     gate.ended().await;
 }
@@ -290,7 +296,7 @@ async fn hup_looks_at_once() {
     tasks.spawn("certificates", tls.watch(stop.clone(), Arc::clone(&hup)));
     hup.notify_one();
     eventually("looked", || {
-        metrics.certificate_reloads.value(Reload::Unchanged) == 1
+        metrics.certificate_reloads.value(ReloadResult::Unchanged) == 1
     })
     .await;
     stop.drain();

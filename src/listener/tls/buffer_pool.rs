@@ -74,6 +74,6 @@ mod tests {
         assert_eq!(buffers.lend().as_ptr(), place);
         let many: Vec<_> = (0..SPARE + 5).map(|_| buffers.lend()).collect();
         drop(many);
-        assert_eq!(buffers.spare.lock().unwrap().len(), SPARE);
+        assert_eq!(buffers.spare.lock().len(), SPARE);
     }
 }

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::config;
 use crate::lifecycle::ShutdownSignal;
 use crate::listener::Error;
-use crate::metrics::{Metrics, Reload};
+use crate::metrics::{Metrics, ReloadResult};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For TLS 1.2 clients without tickets; all others carry their state themselves.
@@ -154,15 +154,15 @@ impl ServerTls {
         let outcome = match self.reload() {
             Ok(true) => {
                 info!("certificates reloaded");
-                Some(Reload::Applied)
+                Some(ReloadResult::Applied)
             }
-            Ok(false) => is_asked.then_some(Reload::Unchanged),
+            Ok(false) => is_asked.then_some(ReloadResult::Unchanged),
             Err(refused) => {
                 error!(
                     error = &refused as &dyn std::error::Error,
                     "certificates not reloaded; those in use stay"
                 );
-                Some(Reload::Refused)
+                Some(ReloadResult::Refused)
             }
         };
         if let Some(outcome) = outcome {

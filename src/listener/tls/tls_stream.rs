@@ -75,17 +75,17 @@ impl ServerTlsStream {
 
     pub(in crate::listener) fn facts(&self) -> TlsFacts {
         TlsFacts {
-            is_tls13: self.records.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3),
+            is_tls13: self.records.version() == Some(ProtocolVersion::TLSv1_3),
         }
     }
 
     /// What the two sides agreed to speak.
     pub(in crate::listener) fn is_http2(&self) -> bool {
-        self.records.tls.alpn_protocol() == Some(b"h2")
+        self.records.alpn() == Some(b"h2")
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.records.tls.is_handshaking() {
+        while self.records.is_handshaking() {
             ready!(self.poll_send(cx))?;
             ready!(self.poll_receive(cx, &mut ReadBuf::new(&mut [])))?;
             if self.records.is_over {

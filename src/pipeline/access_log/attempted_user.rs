@@ -7,8 +7,8 @@
 //!   error, too little to serve as a credential;
 //! * a text that would be accepted as a password is not shown at all.
 
+use crate::profiles::{check_password, is_invisible};
 use crate::secret::Secret;
-use crate::webapp::{check_password, is_invisible};
 
 /// Characters shown of a user's name; the rule for names allows no more.
 const MAX_LENGTH: usize = 32;

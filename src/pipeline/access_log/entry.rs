@@ -50,7 +50,7 @@ pub(in crate::pipeline) struct AccessLogEntry {
     cause: Option<Cow<'static, str>>,
     request_body: Option<BodyHandle>,
     bytes_out: u64,
-    repeated: bool,
+    retried: bool,
     end: BodyEnd,
     in_flight: Option<InFlightPermit>,
 }
@@ -82,7 +82,7 @@ impl AccessLogEntry {
     }
 
     fn new(worker: &Arc<WorkerContext>, trace: TraceParent, peer: &Peer) -> Box<Self> {
-        worker.app.metrics.in_flight.inc();
+        worker.app.metrics.requests_in_flight.inc();
         Box::new(Self {
             worker: Arc::clone(worker),
             id: HexDigits::random(),
@@ -101,7 +101,7 @@ impl AccessLogEntry {
             cause: None,
             request_body: None,
             bytes_out: 0,
-            repeated: false,
+            retried: false,
             end: BodyEnd::Open,
             in_flight: None,
         })
@@ -158,8 +158,8 @@ impl AccessLogEntry {
         }
     }
 
-    pub(in crate::pipeline) fn set_repeated(&mut self) {
-        self.repeated = true;
+    pub(in crate::pipeline) fn set_retried(&mut self) {
+        self.retried = true;
     }
 
     pub(in crate::pipeline) fn upstream_responded(&mut self, status: StatusCode) {
@@ -172,7 +172,7 @@ impl AccessLogEntry {
     }
 
     pub(in crate::pipeline) fn rejected(&mut self, rejection: &Rejection) {
-        let mapping = rejection.face();
+        let mapping = rejection.mapping();
         self.blame = mapping.blame;
         self.reason = Some(mapping.reason);
         self.cause = rejection.cause();
@@ -216,15 +216,15 @@ impl AccessLogEntry {
             .and_then(|index| self.worker.live.routes.at(index));
         let counts = route.map_or(&self.worker.no_route, |route| &route.counts);
         counts.add(metrics, status, duration);
-        metrics.answers.add(self.blame);
+        metrics.responses.add(self.blame);
         if bytes_in > 0 {
-            metrics.bytes_in.inc_by(bytes_in);
+            metrics.request_body_bytes.inc_by(bytes_in);
         }
-        metrics.bytes_out.inc_by(self.bytes_out);
+        metrics.response_body_bytes.inc_by(self.bytes_out);
         if self.end == BodyEnd::Open {
-            metrics.clients_gone.inc();
+            metrics.client_disconnects.inc();
         }
-        metrics.in_flight.dec();
+        metrics.requests_in_flight.dec();
     }
 
     fn log(&self, lines: &WorkerLines, duration: Duration, bytes_in: u64) {
@@ -241,7 +241,7 @@ impl AccessLogEntry {
                 self.client.as_ref().map_or("", Client::name),
             );
             if let Some(user) = &self.attempted_user {
-                line.text(key!("user_tried"), user.text());
+                line.text(key!("attempted_user"), user.text());
             }
             line.text(key!("route"), route.map_or("", |route| &route.name));
             line.text(
@@ -269,8 +269,8 @@ impl AccessLogEntry {
             line.number(key!("bytes_out"), self.bytes_out);
             let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
             line.thousandths(key!("duration_ms"), micros);
-            line.flag(key!("repeated"), self.repeated);
-            line.word(key!("end"), self.end.text());
+            line.flag(key!("retried"), self.retried);
+            line.word(key!("outcome"), self.end.text());
             line.end();
         });
     }
@@ -279,9 +279,9 @@ impl AccessLogEntry {
 impl BodyEnd {
     fn text(self) -> &'static str {
         match self {
-            Self::Open => "client_left",
+            Self::Open => "client_disconnected",
             Self::Complete => "complete",
-            Self::BrokeOff => "broke_off",
+            Self::BrokeOff => "aborted",
         }
     }
 }

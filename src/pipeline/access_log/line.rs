@@ -153,7 +153,7 @@ mod tests {
         }
         line.number(key!("most"), u64::MAX);
         line.thousandths(key!("duration_ms"), 12_034);
-        line.flag(key!("repeated"), true);
+        line.flag(key!("retried"), true);
         line.address(key!("peer"), "10.0.200.1".parse().unwrap());
         line.address(key!("peer6"), "2001:db8::1".parse().unwrap());
         line.end();
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(json["bytes"], 0);
         assert_eq!(json["most"], u64::MAX);
         assert_eq!(json["duration_ms"], 12.034);
-        assert_eq!(json["repeated"], true);
+        assert_eq!(json["retried"], true);
         assert_eq!(json["peer"], "10.0.200.1");
         assert_eq!(json["peer6"], "2001:db8::1");
         assert_eq!(json["target"], "tollgate::access");

@@ -19,7 +19,7 @@ use super::redact::SecretRedactor;
 use super::upload::ResponsePermit;
 use crate::pipeline::headers;
 use crate::secret::SecretPattern;
-use crate::upstream::AnswerBody;
+use crate::upstream::UpstreamResponseBody;
 
 /// Bytes of a body of unknown length that are searched for the injected secret.
 const MAX_REDACTED: usize = 64 * 1024;
@@ -48,7 +48,7 @@ pub enum StreamError {
 /// A response body, and the first frame that was read from it.
 #[derive(Debug)]
 pub(in crate::pipeline) struct ArrivingBody {
-    pub(in crate::pipeline) body: AnswerBody,
+    pub(in crate::pipeline) body: UpstreamResponseBody,
     /// Of the whole body.
     pub(in crate::pipeline) length: SizeHint,
     pub(in crate::pipeline) first: Option<Frame<Bytes>>,
@@ -76,7 +76,7 @@ pub(in crate::pipeline) struct ResponseStream {
 
 #[derive(Debug)]
 struct StreamSource {
-    body: AnswerBody,
+    body: UpstreamResponseBody,
     held: ResponsePermit,
 }
 

@@ -21,8 +21,8 @@ use tokio::time::Instant;
 use super::permit_prefetch::{PermitPrefetch, PrefetchState};
 use super::rate_limit_headers::{PolicyHeaders, RateLimitHeaders, TooMany, ceil_seconds};
 use crate::config::Quota;
-use crate::identity_hasher::BuildAsItIs;
-use crate::store::shared::SharedStore;
+use crate::identity_hasher::BuildIdentityHasher;
+use crate::store::shared::{PermitRate, SharedStore};
 
 /// Queues in which requests wait. Keys may share one, which delays requests but never refuses them.
 const WAIT_QUEUES: usize = 64;
@@ -65,7 +65,7 @@ impl BucketSet {
         let rate = governor::Quota::with_period(interval).expect("an interval is never zero");
         let shards = if max_keys > MIN_CAPACITY { SHARDS } else { 2 };
         let store = Arc::new(BucketStore {
-            buckets: DashMap::with_hasher_and_shard_amount(BuildAsItIs::default(), shards),
+            buckets: DashMap::with_hasher_and_shard_amount(BuildIdentityHasher::default(), shards),
             count: AtomicUsize::new(0),
             max: AtomicUsize::new(max_keys),
             overflow: AtomicU64::new(0),
@@ -84,7 +84,15 @@ impl BucketSet {
             burst,
             limiter,
             store,
-            prefetch: shared.map(|shared| PermitPrefetch::new(shared, interval, burst.get())),
+            prefetch: shared.map(|shared| {
+                PermitPrefetch::new(
+                    shared,
+                    PermitRate {
+                        interval,
+                        burst: burst.get(),
+                    },
+                )
+            }),
             hasher: RandomState::new(),
             wait_queues: (0..WAIT_QUEUES.min(max_keys.max(1)))
                 .map(|_| Arc::new(Semaphore::new(1)))
@@ -268,7 +276,7 @@ impl Clock for MonotonicClock {
 /// One number per key: the time when its bucket is full (GCRA's theoretical arrival time); 0: always.
 #[derive(Debug)]
 struct BucketStore {
-    buckets: DashMap<u64, AtomicU64, BuildAsItIs>,
+    buckets: DashMap<u64, AtomicU64, BuildIdentityHasher>,
     count: AtomicUsize,
     max: AtomicUsize,
     /// Shared by all keys beyond `max`. Evicting a bucket that is not full instead would give its owner

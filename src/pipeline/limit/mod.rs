@@ -169,7 +169,7 @@ impl Limiter {
             sleep(empty.wait).await;
             match self.charge_all(charges, subject).await {
                 Ok(admission) => {
-                    self.metrics.limited.add(LimitOutcome::Waited);
+                    self.metrics.limit_exceeded.add(LimitOutcome::Waited);
                     return Ok(admission);
                 }
                 Err(still_empty) => empty = still_empty,
@@ -184,7 +184,7 @@ impl Limiter {
     ) -> Result<RateAdmission, TooMany> {
         match self.charge_all(charges, subject).await {
             Ok(admission) => {
-                self.metrics.limited.add(LimitOutcome::Waited);
+                self.metrics.limit_exceeded.add(LimitOutcome::Waited);
                 Ok(admission)
             }
             Err(empty) => Err(self.refuse(charges, empty)),
@@ -321,7 +321,7 @@ impl Limiter {
                     }
                 }
                 Err(NoPermit::Until(_)) if charge.is_dry_run => {
-                    self.metrics.limited.add(LimitOutcome::DryRun);
+                    self.metrics.limit_exceeded.add(LimitOutcome::DryRun);
                 }
                 Err(no_permit) => {
                     // A refused attempt stays charged to its sender.
@@ -340,7 +340,7 @@ impl Limiter {
     }
 
     fn refuse(&self, charges: &[BucketCharge], empty: EmptyBucket) -> TooMany {
-        self.metrics.limited.add(LimitOutcome::Refused);
+        self.metrics.limit_exceeded.add(LimitOutcome::Refused);
         charges[empty.index].buckets.too_many(empty.wait)
     }
 }

@@ -13,8 +13,8 @@ use dashmap::DashMap;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::identity_hasher::BuildAsItIs;
-use crate::store::shared::SharedStore;
+use crate::identity_hasher::BuildIdentityHasher;
+use crate::store::shared::{PermitRate, SharedStore};
 
 /// One fetch covers this time at the steady rate.
 const PREFETCH_TIME: Duration = Duration::from_millis(100);
@@ -28,11 +28,10 @@ const UNUSED_LIFETIME: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct PermitPrefetch {
     store: Arc<SharedStore>,
-    keys: DashMap<u64, Arc<KeyPermits>, BuildAsItIs>,
+    keys: DashMap<u64, Arc<KeyPermits>, BuildIdentityHasher>,
     count: AtomicUsize,
     start: Instant,
-    interval: Duration,
-    burst: u32,
+    rate: PermitRate,
     /// Microseconds after `start` until which the store is not asked.
     fallback_until: AtomicU64,
 }
@@ -64,14 +63,13 @@ pub(super) enum PrefetchState {
 }
 
 impl PermitPrefetch {
-    pub(super) fn new(store: Arc<SharedStore>, interval: Duration, burst: u32) -> Self {
+    pub(super) fn new(store: Arc<SharedStore>, rate: PermitRate) -> Self {
         Self {
             store,
             keys: DashMap::default(),
             count: AtomicUsize::new(0),
             start: Instant::now(),
-            interval,
-            burst,
+            rate,
             fallback_until: AtomicU64::new(0),
         }
     }
@@ -138,8 +136,7 @@ impl PermitPrefetch {
         let wanted = self
             .fetch_size()
             .max(key_permits.waiting.load(Ordering::Acquire));
-        let shape = (self.interval, self.burst);
-        let fetch = self.store.take_permits(name, shape, wanted);
+        let fetch = self.store.take_permits(name, self.rate, wanted);
         match timeout(STORE_TIMEOUT, fetch).await {
             Ok(Ok(permits)) => {
                 if permits.taken < wanted {
@@ -168,9 +165,8 @@ impl PermitPrefetch {
             if unused > 0
                 && let Some(name) = key_permits.name.get()
             {
-                let shape = (self.interval, self.burst);
                 // If this fails, the bucket in the store regains the permits with time.
-                let _ = self.store.return_permits(name, shape, unused).await;
+                let _ = self.store.return_permits(name, self.rate, unused).await;
             }
             let is_idle = |_: &u64, key_permits: &Arc<KeyPermits>| {
                 key_permits.last_used.load(Ordering::Relaxed) < oldest
@@ -198,10 +194,10 @@ impl PermitPrefetch {
     }
 
     fn fetch_size(&self) -> u32 {
-        let share = PREFETCH_TIME.as_nanos() / self.interval.as_nanos().max(1);
+        let share = PREFETCH_TIME.as_nanos() / self.rate.interval.as_nanos().max(1);
         u32::try_from(share)
             .unwrap_or(u32::MAX)
-            .clamp(1, self.burst)
+            .clamp(1, self.rate.burst)
     }
 
     fn fall_back(&self) {

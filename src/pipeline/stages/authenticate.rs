@@ -56,7 +56,7 @@ pub(in crate::pipeline) async fn authenticate(
                 last_token.remember(text, digest);
             }
             check_role(request.route, &grant)?;
-            let is_relayed = request.live().config.users.directory == DirectoryKind::Webapp;
+            let is_relayed = request.live().config.users.directory == DirectoryKind::Upstream;
             Ok(AuthenticatedClient {
                 client: Client::User {
                     name: grant.user,

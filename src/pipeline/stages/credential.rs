@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::pipeline::credential_fault::CredentialFault;
 use crate::pipeline::headers::X_API_KEY;
-use crate::webapp::{BadBasic, BasicCredentials};
+use crate::profiles::{BadBasic, BasicCredentials};
 
 /// A credential as presented, not verified.
 #[derive(Debug)]

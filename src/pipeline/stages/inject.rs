@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Uri};
 
 use crate::identity::Client;
-use crate::metrics::Injected;
+use crate::metrics::SentCredential;
 use crate::pipeline::body::request_body::{BodyHandle, RequestBody};
 use crate::pipeline::headers::{self, ForwardedHeaders, RequestFacts, UpstreamFraming};
 use crate::pipeline::request_context::RequestContext;
@@ -64,12 +64,12 @@ impl UpstreamCredential {
         }
     }
 
-    pub(super) fn label(&self) -> Injected {
+    pub(super) fn label(&self) -> SentCredential {
         match self {
-            Self::Session(_) => Injected::Session,
-            Self::ApiKey(_) => Injected::ApiKey,
-            Self::Client(_) => Injected::Client,
-            Self::Nothing => Injected::Nothing,
+            Self::Session(_) => SentCredential::Session,
+            Self::ApiKey(_) => SentCredential::ApiKey,
+            Self::Client(_) => SentCredential::Client,
+            Self::Nothing => SentCredential::Nothing,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Asks the upstream about tokens that the gateway has never seen (`directory = "webapp"`,
+//! Asks the upstream about tokens that the gateway has never seen (`directory = "upstream"`,
 //! `unknown_tokens = "ask"`).
 
 use std::sync::Arc;
@@ -33,7 +33,7 @@ const PROBE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Whether the upstream is asked about unknown tokens.
 pub(super) fn is_enabled(live: &LiveRules) -> bool {
     let users = &live.config.users;
-    users.directory == DirectoryKind::Webapp && users.unknown_tokens == UnknownTokens::Ask
+    users.directory == DirectoryKind::Upstream && users.unknown_tokens == UnknownTokens::Ask
 }
 
 /// The grant of an unknown token; None: the upstream refuses the token.

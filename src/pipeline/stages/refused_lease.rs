@@ -14,7 +14,7 @@ use tokio::time::timeout_at;
 
 use super::inject::{CredentialSource, Inbound, UpstreamCredential};
 use super::upstream_exchange::{Forwarder, UpstreamResponse, probe_status};
-use crate::metrics::Repeat;
+use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::PermitState;
 use crate::pipeline::reject::Rejection;
@@ -70,9 +70,9 @@ impl Forwarder<'_> {
             if permit.is_none() {
                 permit = Some(self.permit().await?);
             }
-            entry.set_repeated();
-            let metrics = &self.worker.app.metrics;
-            metrics.upstream_repeats.add(Repeat::Refused);
+            entry.set_retried();
+            let metrics = &self.upstream().metrics;
+            metrics.upstream_retries.add(RetryReason::Refused);
             outcome = self.send(request, body, &credential, entry).await;
         }
     }

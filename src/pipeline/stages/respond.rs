@@ -9,16 +9,19 @@ use crate::pipeline::access_log::logged_body::LoggedResponseBody;
 use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
+use crate::profiles::ErrorFormat;
 
 /// The response to a rejected request. `pause`: time until the gateway tries a failed upstream again;
 /// zero: the upstream has not failed.
 pub(in crate::pipeline) fn reject(
     rejection: Rejection,
     entry: &mut AccessLogEntry,
+    format: &ErrorFormat,
     pause: Duration,
 ) -> Response<ResponseBody> {
     entry.rejected(&rejection);
-    rejection.into_response(pause).map(ResponseBody::full)
+    let response = rejection.into_response(format, entry.id(), pause);
+    response.map(ResponseBody::full)
 }
 
 /// Adds the request id, and hands the entry to the body, which closes it.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::upstream_exchange::Forwarder;
 use crate::pipeline::body::response_stream::ArrivingBody;
 use crate::pipeline::reject::Rejection;
-use crate::upstream::AnswerBody;
+use crate::upstream::UpstreamResponseBody;
 
 /// Bodies up to this length are read completely before they are sent: the upstream connection is
 /// free at once, however slowly the client reads.
@@ -38,7 +38,7 @@ impl Forwarder<'_> {
     /// Reads a body of `length` bytes. Most arrive together with their head, in one chunk.
     pub(super) async fn read_small(
         &self,
-        mut body: AnswerBody,
+        mut body: UpstreamResponseBody,
         length: u64,
     ) -> Result<SmallBody, Rejection> {
         let first = match poll_now(&mut body).await {
@@ -53,7 +53,7 @@ impl Forwarder<'_> {
 
     async fn read_slow(
         &self,
-        mut body: AnswerBody,
+        mut body: UpstreamResponseBody,
         first: Bytes,
         length: u64,
     ) -> Result<SmallBody, Rejection> {
@@ -85,7 +85,7 @@ impl Forwarder<'_> {
     /// Reads the first chunk if it arrives soon. None: the body is empty.
     pub(super) async fn read_first(
         &self,
-        mut body: AnswerBody,
+        mut body: UpstreamResponseBody,
         headers: &HeaderMap,
     ) -> Result<Option<ArrivingBody>, Rejection> {
         let length = body.size_hint();
@@ -113,7 +113,7 @@ impl Forwarder<'_> {
 type NextFrame = Option<hyper::Result<Frame<Bytes>>>;
 
 /// The next frame, if it has arrived already.
-async fn poll_now(body: &mut AnswerBody) -> Poll<NextFrame> {
+async fn poll_now(body: &mut UpstreamResponseBody) -> Poll<NextFrame> {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await
 }
 

@@ -54,7 +54,7 @@ fn origin(worker: &WorkerContext, head: &Parts, peer: &Peer) -> IpAddr {
     let Some(text) = origin.unreadable else {
         return origin.ip;
     };
-    worker.app.metrics.unreadable_origins.inc();
+    worker.app.metrics.invalid_forwarded_addresses.inc();
     let is_logged = &worker.app.unreadable_origin_logged;
     if !is_logged.swap(true, Ordering::Relaxed) {
         let text: String = text.chars().take(64).collect();
@@ -62,7 +62,7 @@ fn origin(worker: &WorkerContext, head: &Parts, peer: &Peer) -> IpAddr {
             proxy = %peer.ip(),
             ?text,
             "a trusted proxy sent X-Forwarded-For or Forwarded without a readable client address; \
-             such requests are counted as the proxy's own; see tollgate_unreadable_origins_total"
+             such requests are counted as the proxy's own; see tollgate_invalid_forwarded_addresses_total"
         );
     }
     origin.ip

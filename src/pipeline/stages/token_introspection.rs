@@ -9,7 +9,7 @@ use dashmap::mapref::entry::Entry;
 use tokio::sync::watch;
 
 use crate::clock::{Deadline, LogThrottle};
-use crate::metrics::{LabelSet as _, UnreadLogin};
+use crate::metrics::{LabelSet as _, UnreadableLogin};
 use crate::pipeline::reject::Rejection;
 use crate::token::{Grant, TokenDigest};
 
@@ -26,7 +26,7 @@ pub struct TokenIntrospection {
     flights: DashMap<TokenDigest, OutcomeReceiver>,
     refused: DashMap<TokenDigest, Deadline>,
     /// Limits the log lines about unreadable responses to relayed logins, by reason.
-    pub(in crate::pipeline) unread_logins: [LogThrottle; UnreadLogin::ALL.len()],
+    pub(in crate::pipeline) unread_logins: [LogThrottle; UnreadableLogin::ALL.len()],
 }
 
 /// What the upstream said about a token.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::inject::{Inbound, UpstreamCredential, inject, probe};
 use crate::config::{self, Route};
 use crate::identity::Client;
-use crate::metrics::Repeat;
+use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::permit_state::PermitState;
 use crate::pipeline::body::request_body::{BodyFailure, RequestBody};
@@ -19,7 +19,7 @@ use crate::pipeline::request_context::RequestContext;
 use crate::pipeline::worker_context::WorkerContext;
 use crate::shares::ShareKey;
 use crate::upstream::{
-    AnswerBody, ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections,
+    ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections, UpstreamResponseBody,
 };
 
 /// Sends one request to the upstream, as often as necessary.
@@ -33,7 +33,7 @@ pub(in crate::pipeline) struct Forwarder<'a> {
     pub(super) deadline: Instant,
 }
 
-pub(super) type UpstreamResponse = Response<AnswerBody>;
+pub(super) type UpstreamResponse = Response<UpstreamResponseBody>;
 
 impl<'a> Forwarder<'a> {
     pub(in crate::pipeline) fn new(request: &RequestContext<'a>, client: &Client) -> Self {
@@ -77,8 +77,8 @@ impl<'a> Forwarder<'a> {
         credential: &UpstreamCredential,
         entry: &mut AccessLogEntry,
     ) -> Result<UpstreamResponse, Rejection> {
-        let metrics = &self.worker.app.metrics;
-        metrics.injected.add(credential.label());
+        let metrics = &self.upstream().metrics;
+        metrics.upstream_requests.add(credential.label());
         let outbound = inject(request, body, credential).into_request();
         let start = Instant::now();
         let sent = self.worker.connections.send(outbound, self.timeout()).await;
@@ -102,9 +102,9 @@ impl<'a> Forwarder<'a> {
         let Some(outbound) = repeatable(request, &error, credential) else {
             return Err(rejection(request, error));
         };
-        entry.set_repeated();
-        let metrics = &self.worker.app.metrics;
-        metrics.upstream_repeats.add(Repeat::DeadConnection);
+        entry.set_retried();
+        let metrics = &self.upstream().metrics;
+        metrics.upstream_retries.add(RetryReason::DeadConnection);
         let connections = &self.worker.connections;
         let sent = connections.send_fresh(outbound, self.timeout()).await;
         sent.map_err(|error| rejection(request, error))

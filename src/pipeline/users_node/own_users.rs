@@ -12,17 +12,17 @@ use crate::config::{OnPasswordChange, Route, UsersCall};
 use crate::identity::{
     ChangeError, ChangedBy, Client, CreateError, LoginDenied, RemoveError, UserDirectory,
 };
-use crate::metrics::{ClientLogin, Metrics};
+use crate::metrics::{ClientLoginOutcome, Metrics};
 use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::limit::{Limiter, LoginAttempt, LoginLimited, RateAdmission, RateSubject};
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::stages::credential::basic;
+use crate::profiles::{self, EnvelopeMeta, LoginBody, Role, UserEntry};
 use crate::secret::Secret;
 use crate::token::{
     GrantRequest, InsertRefused, RevokeCause, Token, TokenDigest, TokenOrigin, TokenStore,
 };
-use crate::webapp::{self, EnvelopeMeta, LoginBody, Role, UserEntry};
 
 /// The users node, as one request sees it.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(in crate::pipeline) struct UsersNode<'a> {
     pub limiter: &'a Limiter,
     pub metrics: &'a Arc<Metrics>,
     pub settings: &'a crate::config::UsersConfig,
+    /// The profile's `meta` member of responses.
+    pub meta: Option<EnvelopeMeta>,
 }
 
 /// One call to the node.
@@ -70,11 +72,13 @@ impl UsersNode<'_> {
     ) -> Result<Response<ResponseBody>, Rejection> {
         let outcome = self.try_login(call, body).await;
         self.metrics.client_logins.add(match &outcome {
-            Ok(_) => ClientLogin::Ok,
-            Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => ClientLogin::Refused,
-            Err(Rejection::PasswordChangeRequired) => ClientLogin::PasswordChange,
-            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
-            Err(_) => ClientLogin::Failed,
+            Ok(_) => ClientLoginOutcome::Ok,
+            Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => ClientLoginOutcome::Refused,
+            Err(Rejection::PasswordChangeRequired) => ClientLoginOutcome::PasswordChange,
+            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => {
+                ClientLoginOutcome::Limited
+            }
+            Err(_) => ClientLoginOutcome::Failed,
         });
         outcome
     }
@@ -103,7 +107,7 @@ impl UsersNode<'_> {
             }
         };
         admitted.attempt.succeeded();
-        match webapp::login_body(&bytes).map_err(|_| Rejection::NotJson)? {
+        match profiles::login_body(&bytes).map_err(|_| Rejection::NotJson)? {
             LoginBody::NewPassword(password) => {
                 let by = ChangedBy::User(&verified);
                 self.set_password(&basic.username, password, by).await?;
@@ -135,7 +139,7 @@ impl UsersNode<'_> {
             self.tokens.revoke(&token.digest()).await;
             return Err(Rejection::LoginRefused("password was changed meanwhile"));
         }
-        let text = webapp::login_reply(token.secret(), ends.unix_seconds(), EnvelopeMeta::WEBAPP);
+        let text = profiles::login_reply(token.secret(), ends.unix_seconds(), self.meta);
         let mut response = json(StatusCode::OK, text);
         admitted.rate.put(response.headers_mut());
         Ok(response)
@@ -166,10 +170,7 @@ impl UsersNode<'_> {
     async fn logout(&self, client: &Client) -> Result<Response<ResponseBody>, Rejection> {
         let ended = self.tokens.revoke_user(client.name()).await;
         ended.map_err(Rejection::Unavailable)?;
-        Ok(json(
-            StatusCode::OK,
-            webapp::meta_reply(EnvelopeMeta::WEBAPP),
-        ))
+        Ok(json(StatusCode::OK, profiles::meta_reply(self.meta)))
     }
 
     async fn create(&self, body: RequestBody) -> Result<Response<ResponseBody>, Rejection> {
@@ -194,13 +195,13 @@ impl UsersNode<'_> {
                 CreateError::Unavailable(why) => Rejection::Unavailable(why),
                 CreateError::Failed(_) => Rejection::Internal("a password could not be hashed"),
             })?;
-        Ok(json(StatusCode::CREATED, user_entry(&name, None)))
+        Ok(json(StatusCode::CREATED, self.user_entry(&name, None)))
     }
 
     fn show(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
         let name = self.own_or_admin(call)?;
         let role = self.users.show(&name).ok_or(Rejection::NoSuchUser)?;
-        Ok(json(StatusCode::OK, user_entry(&name, Some(role))))
+        Ok(json(StatusCode::OK, self.user_entry(&name, Some(role))))
     }
 
     async fn change(
@@ -222,7 +223,7 @@ impl UsersNode<'_> {
         let cause = revoke_cause(call, &name, self.settings.on_password_change);
         let ended = self.tokens.end_tokens(&name, cause).await;
         ended.map_err(Rejection::Unavailable)?;
-        Ok(json(StatusCode::OK, user_entry(&name, None)))
+        Ok(json(StatusCode::OK, self.user_entry(&name, None)))
     }
 
     async fn delete(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
@@ -238,7 +239,11 @@ impl UsersNode<'_> {
                 RemoveError::Unavailable(why) => Rejection::Unavailable(why),
             })?;
         self.tokens.end_user(&name).await;
-        Ok(json(StatusCode::OK, user_entry(&name, None)))
+        Ok(json(StatusCode::OK, self.user_entry(&name, None)))
+    }
+
+    fn user_entry(&self, username: &str, role: Option<Role>) -> String {
+        profiles::user_reply(UserEntry { username, role }, self.meta)
     }
 
     /// The user that a call is about. An admin may name any user, a user only itself.
@@ -328,11 +333,7 @@ pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
 /// The user name in the path of a users call. It is not checked against the rules for new names, so
 /// that every existing user can be shown, changed and deleted.
 pub(super) fn user_in(path: &str) -> Result<String, Rejection> {
-    webapp::name_in_path(path).ok_or(Rejection::BadRequest("the user name is not UTF-8"))
-}
-
-fn user_entry(username: &str, role: Option<Role>) -> String {
-    webapp::user_reply(UserEntry { username, role }, EnvelopeMeta::WEBAPP)
+    profiles::name_in_path(path).ok_or(Rejection::BadRequest("the user name is not UTF-8"))
 }
 
 fn json(status: StatusCode, text: String) -> Response<ResponseBody> {

@@ -1,4 +1,4 @@
-//! The users node when the upstream owns the users (`directory = "webapp"`): calls are relayed, and
+//! The users node when the upstream owns the users (`directory = "upstream"`): calls are relayed, and
 //! the tokens here are changed according to the responses.
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::own_users::{UsersNodeCall, admit_login, revoke_cause, token_refused, 
 use crate::clock;
 use crate::config::UsersCall;
 use crate::identity::Client;
-use crate::metrics::{ClientLogin, LabelSet as _, UnreadLogin};
+use crate::metrics::{ClientLoginOutcome, LabelSet as _, UnreadableLogin};
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::body::response_body::ResponseBody;
@@ -23,9 +23,9 @@ use crate::pipeline::stages::credential::basic;
 use crate::pipeline::stages::inject::{CredentialSource, Inbound, UpstreamCredential};
 use crate::pipeline::stages::upstream_exchange::Forwarder;
 use crate::pipeline::{AppState, LiveRules};
+use crate::profiles::{self, LoginBody};
 use crate::secret::Secret;
 use crate::token::{GrantRequest, RevokeCause, TokenDigest, TokenOrigin};
-use crate::webapp::{self, LoginBody};
 
 /// Largest response to a login that is read, in bytes; usual ones have a few hundred.
 const MAX_LOGIN_RESPONSE: usize = 64 * 1024;
@@ -52,7 +52,7 @@ struct MintedToken {
 
 /// A response to a login that has been read; the body still has all of its content.
 struct LoginReading {
-    minted: Result<MintedToken, UnreadLogin>,
+    minted: Result<MintedToken, UnreadableLogin>,
     body: ResponseBody,
 }
 
@@ -125,12 +125,14 @@ impl RelayedCall<'_> {
     ) -> Result<Response<ResponseBody>, Rejection> {
         let outcome = self.try_login(inbound, body, entry).await;
         self.app.metrics.client_logins.add(match &outcome {
-            Ok(response) if response.status().is_success() => ClientLogin::Ok,
+            Ok(response) if response.status().is_success() => ClientLoginOutcome::Ok,
             Ok(_) | Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => {
-                ClientLogin::Refused
+                ClientLoginOutcome::Refused
             }
-            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => ClientLogin::Limited,
-            Err(_) => ClientLogin::Failed,
+            Err(Rejection::TooMany(_) | Rejection::TooManyTokens(..)) => {
+                ClientLoginOutcome::Limited
+            }
+            Err(_) => ClientLoginOutcome::Failed,
         });
         outcome
     }
@@ -147,7 +149,7 @@ impl RelayedCall<'_> {
         // Read first, so that a slow client takes no slot among the logins.
         let bytes = Box::pin(body.read_whole()).await?;
         let body = inbound.body().again().ok_or(Rejection::TooLarge)?;
-        let is_change = matches!(webapp::login_body(&bytes), Ok(LoginBody::NewPassword(_)));
+        let is_change = matches!(profiles::login_body(&bytes), Ok(LoginBody::NewPassword(_)));
         let admitted = admit_login(&self.live.limiter, &self.call, &username).await?;
         let epoch = tokens.epoch(&username);
         let mut field = headers[AUTHORIZATION].clone();
@@ -186,14 +188,14 @@ impl RelayedCall<'_> {
         Ok(Response::from_parts(head, body))
     }
 
-    fn note_unread(&self, reason: UnreadLogin) {
-        self.app.metrics.unread_logins.add(reason);
+    fn note_unread(&self, reason: UnreadableLogin) {
+        self.app.metrics.unreadable_login_responses.add(reason);
         let advice = advice(reason);
         let route = &*self.forwarder.route.name;
         if self.app.introspection.unread_logins[reason.index()].may_log(LOG_INTERVAL) {
             warn!(
                 route,
-                why = reason.text(),
+                reason = reason.text(),
                 "cannot read the upstream's response to a login; it was passed on and its token \
                  was not learned, so the token will be unknown here; {advice}"
             );
@@ -205,13 +207,13 @@ impl RelayedCall<'_> {
 async fn read_login(headers: &HeaderMap, body: ResponseBody) -> Result<LoginReading, Rejection> {
     if is_encoded(headers) {
         return Ok(LoginReading {
-            minted: Err(UnreadLogin::Coded),
+            minted: Err(UnreadableLogin::ContentEncoding),
             body,
         });
     }
     let read = body.read_ahead(MAX_LOGIN_RESPONSE).await;
     let read = read.map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
-    let content = read.content.ok_or(UnreadLogin::TooLong);
+    let content = read.content.ok_or(UnreadableLogin::TooLong);
     Ok(LoginReading {
         minted: content.and_then(|bytes| minted(&bytes, headers)),
         body: read.body,
@@ -232,7 +234,7 @@ async fn check_new_name(
     let bytes = body.read_whole().await?;
     let named: NewUserName = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
     if let Value::String(username) = named.username {
-        let rule = webapp::check_addressable(&username);
+        let rule = profiles::check_addressable(&username);
         rule.map_err(|rule| Rejection::Invalid(rule.to_string().into()))?;
     }
     request.body().again().ok_or(Rejection::TooLarge)
@@ -247,27 +249,27 @@ fn is_encoded(headers: &HeaderMap) -> bool {
         .any(|item| !str::from_utf8(item).is_ok_and(|item| plain(item.trim())))
 }
 
-fn advice(why: UnreadLogin) -> &'static str {
+fn advice(why: UnreadableLogin) -> &'static str {
     match why {
-        UnreadLogin::Coded => {
+        UnreadableLogin::ContentEncoding => {
             "the upstream encoded it, although the request asked for Accept-Encoding: identity"
         }
-        UnreadLogin::TooLong => "a response to a login may have at most 64 KiB",
-        UnreadLogin::NotJson => "it is not JSON: check that the route is the upstream's login",
-        UnreadLogin::NoToken => "it lacks users[0].token or users[0].expires_after",
-        UnreadLogin::Ended => "by the upstream's own clock the token has expired",
+        UnreadableLogin::TooLong => "a response to a login may have at most 64 KiB",
+        UnreadableLogin::NotJson => "it is not JSON: check that the route is the upstream's login",
+        UnreadableLogin::NoToken => "it lacks users[0].token or users[0].expires_after",
+        UnreadableLogin::Expired => "by the upstream's own clock the token has expired",
     }
 }
 
 /// The token in the content of a login's response.
-fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<MintedToken, UnreadLogin> {
+fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<MintedToken, UnreadableLogin> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let response: Value = serde_json::from_slice(text).map_err(|_| UnreadLogin::NotJson)?;
+    let response: Value = serde_json::from_slice(text).map_err(|_| UnreadableLogin::NotJson)?;
     let text = |pointer| response.pointer(pointer).and_then(Value::as_str);
     let token = text("/users/0/token").filter(|token| !token.is_empty());
-    let expiry = text("/users/0/expires_after").and_then(webapp::parse_expiry);
+    let expiry = text("/users/0/expires_after").and_then(profiles::parse_expiry);
     let (Some(token), Some(expiry)) = (token, expiry) else {
-        return Err(UnreadLogin::NoToken);
+        return Err(UnreadableLogin::NoToken);
     };
     let now = headers
         .get(DATE)
@@ -279,6 +281,6 @@ fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<MintedToken, UnreadLogin>
             token: Secret::new(token),
             lifetime: Duration::from_secs(seconds),
         }),
-        _ => Err(UnreadLogin::Ended),
+        _ => Err(UnreadableLogin::Expired),
     }
 }

@@ -50,6 +50,7 @@ pub(in crate::pipeline) async fn users_call(
             limiter: &live.limiter,
             metrics: &app.metrics,
             settings: &live.config.users,
+            meta: live.config.profile.meta,
         };
         return node.answer(&call, body).await;
     }

@@ -50,7 +50,7 @@ async fn the_oldest_that_is_not_used_ends_and_no_other_users() {
     assert_eq!(store.metrics.token_events.value(TokenEvent::Displaced), 2);
     assert_eq!(store.metrics.token_events.value(TokenEvent::Refused), 0);
     // From four of five on.
-    assert_eq!(store.metrics.token_caps_near.value(TokenCap::User), 4);
+    assert_eq!(store.metrics.token_cap_warnings.value(TokenCap::User), 4);
     // A logout ends what is there, and the memory of what was looked at.
     assert_eq!(store.revoke_user("anna").await, Ok(5));
     sweep_all(&store);
@@ -86,7 +86,7 @@ async fn a_user_with_tokens_gets_another_in_place_of_one_when_the_gate_is_full()
     );
     later(&store, "anna").await;
     assert_eq!((store.len(), store.metrics.tokens.get()), (3, 3));
-    assert!(store.metrics.token_caps_near.value(TokenCap::All) >= 2);
+    assert!(store.metrics.token_cap_warnings.value(TokenCap::All) >= 2);
     advance(next).await;
     sweep_all(&store);
     login(&store, "carl").await.unwrap();

@@ -3,7 +3,6 @@
 //! whether a request may go up are one relaxed load each.
 
 pub(super) mod breaker;
-pub(super) mod prober;
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +18,7 @@ use tracing::{error, info};
 
 use crate::clock;
 use crate::error_chain::causes;
-use crate::metrics::Metrics;
+use crate::metrics::UpstreamMetrics;
 use breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel, UpstreamPass};
 
 /// An exchange that ends early, because the client left or its time was up, says something
@@ -34,7 +33,7 @@ pub struct UpstreamHealth {
     is_quiet: AtomicBool,
     known: Mutex<HealthRecord>,
     level: watch::Sender<HealthLevel>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 #[derive(Debug)]
@@ -67,7 +66,7 @@ impl fmt::Display for UpstreamOutage {
 }
 
 impl UpstreamHealth {
-    pub(super) fn new(upstream: &Arc<str>, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(upstream: &Arc<str>, metrics: &Arc<UpstreamMetrics>) -> Arc<Self> {
         metrics.upstream_up.set(1);
         Arc::new(Self {
             upstream: Arc::clone(upstream),
@@ -192,7 +191,7 @@ impl UpstreamHealth {
         known.cause.clone_from(&cause);
         drop(known);
         if let Some(failures) = opened {
-            self.metrics.upstream_breaker_openings.inc();
+            self.metrics.upstream_breaker_opened.inc();
             error!(upstream = %self.upstream, failures, error = %cause,
                 "the upstream is down: requests get 503 at once until it answers the gate's probe");
         }

@@ -9,10 +9,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, error, info, warn};
+use tracing::info;
 
-use super::backoff::{LoginBudget, back_off, refused_pause, renew_after};
-use super::call::{LoginError, LoginGrant};
+use super::backoff::{LoginBudget, renew_after};
 use super::judgement::{LeasePlacement, LeaseSuspicion, LoginCause};
 use super::lease::Lease;
 use super::lease_store::LeaseBinding;
@@ -22,17 +21,14 @@ use super::session_control::LeaseOrigin;
 use super::shared_login::SharedLogin;
 use super::status::{LoginFailure, RenewerPhase};
 use crate::clock::Deadline;
-use crate::error_chain::chain;
 use crate::lifecycle::ShutdownSignal;
-use crate::metrics::{LoginOutcome, Metrics};
+use crate::metrics::UpstreamMetrics;
 use crate::secret::Secret;
-use crate::upstream::sync::lock;
 
 /// Timers stand still while the host is suspended; no wait is longer than this
 /// before both clocks are asked again.
 const LONGEST_SLEEP: Duration = Duration::from_secs(15);
-const SECRET_POLL: Duration = Duration::from_secs(1);
-const SHORTEST_BEFORE_END: Duration = Duration::from_secs(1);
+pub(super) const SECRET_POLL: Duration = Duration::from_secs(1);
 
 pub(in crate::upstream) struct Renewer {
     pub(in crate::upstream) upstream: Arc<str>,
@@ -57,7 +53,7 @@ pub(in crate::upstream) struct Renewer {
     pub(in crate::upstream) place: Option<LeaseBinding>,
     /// The login of all gates; None: this gate logs in for itself.
     pub(in crate::upstream) common: Option<SharedLogin>,
-    pub(in crate::upstream) metrics: Arc<Metrics>,
+    pub(in crate::upstream) metrics: Arc<UpstreamMetrics>,
     pub(in crate::upstream) stop: ShutdownSignal,
 }
 
@@ -234,174 +230,6 @@ impl Renewer {
         let settings = &self.plan().settings;
         let renew = renew_after(life, settings.renew_at, settings.renew_floor);
         NextAttempt::Renewal(Deadline::after(renew.saturating_sub(age)))
-    }
-
-    /// One login of this gate, if it is allowed now; takes up what came of it.
-    pub(in crate::upstream) async fn attempt(&mut self, cause: LoginCause) -> NextAttempt {
-        let wait = lock(&self.budget).wait(cause, Instant::now());
-        if let Some(left) = wait {
-            if self.is_news(LoginFailure::Budget) {
-                warn!(upstream = %self.upstream, seconds = left.as_secs(),
-                    has_lease = self.session.is_ready(),
-                    "a login is due, but logins are too frequent already; waiting");
-            }
-            return self.blocked(LoginFailure::Budget, left);
-        }
-        let plan = self.plan();
-        let password = match plan.settings.password.read() {
-            Ok(password) => password,
-            Err(source) => return self.unreadable_password(&source),
-        };
-        lock(&self.budget).spend(Instant::now());
-        self.phase.send_replace(RenewerPhase::LoggingIn);
-        let began = self.session.now();
-        let outcome = tokio::select! {
-            outcome = self.obtain(&plan, &password) => outcome,
-            () = self.stop.aborting() => return NextAttempt::NotBefore(Deadline::after(Duration::ZERO)),
-        };
-        match outcome {
-            Ok(proven) => {
-                let origin = LeaseOrigin {
-                    began,
-                    cause,
-                    is_proven: proven.is_proven,
-                };
-                self.adopt(proven.granted, origin, None)
-            }
-            Err(failure) => self.failed(&failure, &password),
-        }
-    }
-
-    pub(super) fn unreadable_password(&mut self, source: &crate::secret::Error) -> NextAttempt {
-        self.metrics.session_logins.add(LoginOutcome::Secret);
-        if self.is_news(LoginFailure::Secret) {
-            error!(upstream = %self.upstream, error = %chain(source),
-                "cannot read the upstream password; trying again every second");
-        }
-        self.blocked_until_new_secret(LoginFailure::Secret, SECRET_POLL * 60, None)
-    }
-
-    /// Uses what our own login brought. `shared`: the number that all gates know it by.
-    pub(super) fn adopt(
-        &mut self,
-        granted: LoginGrant,
-        origin: LeaseOrigin,
-        shared: Option<u64>,
-    ) -> NextAttempt {
-        self.failures = 0;
-        self.refusals = 0;
-        self.reported = None;
-        self.metrics.session_logins.add(LoginOutcome::Ok);
-        let generation = self.session.next_generation();
-        let ends = Deadline::after(granted.left);
-        let mut lease = Lease::new(generation, ends, granted.headers, granted.token);
-        if let Some(number) = shared {
-            lease = lease.known_as(number);
-        }
-        let placement = self.offer(lease, origin);
-        info!(upstream = %self.upstream, generation = shared.unwrap_or(generation),
-            seconds = granted.left.as_secs(), is_proven = origin.is_proven,
-            in_use = (placement == LeasePlacement::Current), "logged in");
-        if placement == LeasePlacement::Current {
-            self.keep_newest();
-        }
-        self.renewal_due(granted.left, Duration::ZERO)
-    }
-
-    /// The lease in use outlives a restart, where the operator wants that.
-    fn keep_newest(&self) {
-        if let Some(place) = self.place.as_ref().filter(|place| place.shared().is_none())
-            && let Some(lease) = self.session.in_use()
-        {
-            place.keep(&lease.secret, lease.ends.unix_millis());
-        }
-        self.session.refresh_gauges();
-    }
-
-    pub(in crate::upstream) fn failed(
-        &mut self,
-        failure: &LoginError,
-        password: &Secret,
-    ) -> NextAttempt {
-        let why = failure.why();
-        self.metrics.session_logins.add(failure.outcome());
-        if failure.is_unsent() {
-            lock(&self.budget).refund();
-        }
-        if matches!(
-            why,
-            LoginFailure::WrongPassword | LoginFailure::PasswordChange
-        ) {
-            return self.password_refused(why, failure, password);
-        }
-        self.failures = self.failures.saturating_add(1);
-        let is_news = self.is_news(why);
-        let budget = lock(&self.budget).wait(LoginCause::Renewal, Instant::now());
-        let pause = self
-            .back_off(failure.retry_after().unwrap_or_default())
-            .max(budget.unwrap_or_default());
-        if is_news {
-            warn!(upstream = %self.upstream, error = %chain(failure),
-                has_lease = self.session.is_ready(), "upstream login failed; trying again");
-        } else {
-            debug!(upstream = %self.upstream, error = %chain(failure), "upstream login failed");
-        }
-        // Another password may be what is missing.
-        self.blocked_until_new_secret(why, pause, Some(digest(password)))
-    }
-
-    /// The pause after a failure, `at_least` so long. While a lease still works it is no longer
-    /// than half of what is left of that, so that the upstream has its last chance close to the
-    /// end.
-    pub(super) fn back_off(&self, at_least: Duration) -> Duration {
-        let pause = back_off(self.failures).max(at_least);
-        let left = self.session.usable().map(|lease| lease.ends.left());
-        left.map_or(pause, |left| pause.min((left / 2).max(SHORTEST_BEFORE_END)))
-    }
-
-    /// A human has to act, most likely. Or the upstream was wrong for a moment: it is asked
-    /// again seldom enough to lock no account.
-    fn password_refused(
-        &mut self,
-        why: LoginFailure,
-        failure: &LoginError,
-        password: &Secret,
-    ) -> NextAttempt {
-        self.refusals = self.refusals.saturating_add(1);
-        self.reported = Some(why);
-        let plan = self.plan();
-        let pause = refused_pause(self.refusals);
-        error!(upstream = %self.upstream, user = %plan.settings.username,
-            secret = %plan.settings.password, error = %chain(failure),
-            has_lease = self.session.is_ready(), seconds = pause.as_secs(),
-            "upstream login refused; next try after this pause, or at once when the password or \
-             the configuration changes, or on SIGHUP");
-        self.blocked_until_new_secret(why, pause, Some(digest(password)))
-    }
-
-    pub(super) fn blocked(&self, why: LoginFailure, pause: Duration) -> NextAttempt {
-        let until = Deadline::after(pause);
-        self.phase
-            .send_replace(RenewerPhase::Blocked { why, until });
-        self.session.refresh_gauges();
-        NextAttempt::NotBefore(until)
-    }
-
-    pub(super) fn blocked_until_new_secret(
-        &self,
-        why: LoginFailure,
-        pause: Duration,
-        known: Option<[u8; 32]>,
-    ) -> NextAttempt {
-        let until = Deadline::after(pause);
-        self.phase
-            .send_replace(RenewerPhase::Blocked { why, until });
-        self.session.refresh_gauges();
-        NextAttempt::NewSecret(until, known)
-    }
-
-    pub(in crate::upstream) fn is_news(&mut self, why: LoginFailure) -> bool {
-        self.reported.replace(why) != Some(why)
     }
 
     fn has_new_secret(&self, known: Option<&[u8; 32]>) -> bool {

@@ -4,7 +4,7 @@
 
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -19,11 +19,10 @@ use super::judgement::refused_paths::RefusedRequest;
 use super::judgement::speculation::SpeculationPacer;
 use super::judgement::{LeaseChoice, LeaseJudgement, RetryStep, SettledOutcome};
 use super::lease::Lease;
-use super::session_control::PendingNews;
 use super::status::{LoginFailure, NoLease, RenewerPhase, SessionStatus};
 use crate::clock::Deadline;
 use crate::config;
-use crate::metrics::{GaugeGuard, Metrics};
+use crate::metrics::{GaugeGuard, UpstreamMetrics};
 use crate::upstream::sync::lock;
 
 /// What a client is told to wait when only a human can end the trouble.
@@ -34,6 +33,16 @@ const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 pub(in crate::upstream) const SOON: Duration = Duration::from_secs(2);
 /// Paths whose acceptance is remembered.
 const PATHS: usize = 1024;
+
+/// What the renewer has not looked at yet.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct PendingEvents {
+    pub(super) promoted: AtomicBool,
+    /// The generation of a candidate that was given up; 0: none.
+    pub(super) rejected: AtomicU64,
+    /// The operator asks for another try.
+    pub(super) nudged: AtomicBool,
+}
 
 /// Our standing login at one upstream. Callers' own deadlines wrap `lease` and
 /// `reconsider`; a caller that leaves cancels nothing.
@@ -47,14 +56,14 @@ pub struct Session {
     phase: watch::Receiver<RenewerPhase>,
     /// Tells the renewer to look at what has changed.
     pub(in crate::upstream) wake: Notify,
-    pub(in crate::upstream) news: PendingNews,
+    pub(in crate::upstream) events: PendingEvents,
     /// The last generation that was given out.
     pub(in crate::upstream) numbers: AtomicU64,
     /// Ends of the tokens this process obtained.
     pub(in crate::upstream) minted: Mutex<Vec<Deadline>>,
     hasher: RandomState,
     pub(in crate::upstream) began: Instant,
-    pub(in crate::upstream) metrics: Arc<Metrics>,
+    pub(in crate::upstream) metrics: Arc<UpstreamMetrics>,
 }
 
 /// What becomes of a request that was answered 401.
@@ -70,7 +79,7 @@ impl Session {
     pub(in crate::upstream) fn new(
         settings: &config::Login,
         sharers: u32,
-        metrics: Arc<Metrics>,
+        metrics: Arc<UpstreamMetrics>,
     ) -> (Arc<Self>, watch::Sender<RenewerPhase>) {
         let (sender, phase) = watch::channel(RenewerPhase::LoggingIn);
         let pacer = SpeculationPacer::new(settings.logins_per_hour, sharers);
@@ -80,7 +89,7 @@ impl Session {
             judgement: LeaseJudgement::new(PATHS, settings.single_active_token, pacer),
             phase,
             wake: Notify::new(),
-            news: PendingNews::default(),
+            events: PendingEvents::default(),
             numbers: AtomicU64::new(0),
             minted: Mutex::default(),
             hasher: RandomState::default(),
@@ -154,9 +163,9 @@ impl Session {
             .record_acceptance(path, generation, was_refused, now)
         {
             SettledOutcome::Nothing => return,
-            SettledOutcome::Promoted(_) => self.news.promoted.store(true, Ordering::Release),
+            SettledOutcome::Promoted(_) => self.events.promoted.store(true, Ordering::Release),
             SettledOutcome::Rejected(candidate) => {
-                self.news.rejected.store(candidate, Ordering::Release)
+                self.events.rejected.store(candidate, Ordering::Release)
             }
         }
         self.follow_judgement();
@@ -274,7 +283,7 @@ impl Session {
     /// The operator has changed something, or asks for another try: what waits for a human
     /// is tried again at once, within the budget.
     pub fn nudge(&self) {
-        self.news.nudged.store(true, Ordering::Release);
+        self.events.nudged.store(true, Ordering::Release);
         self.wake.notify_one();
     }
 

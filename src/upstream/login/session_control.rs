@@ -1,23 +1,13 @@
 //! The renewer's side of a session: what it offers, condemns and has not looked at yet.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::judgement::{LeaseFacts, LeasePlacement, LoginCause, Millis};
 use super::lease::Lease;
 use super::session::Session;
 use crate::clock::Deadline;
 use crate::upstream::sync::lock;
-
-/// What the renewer has not looked at yet.
-#[derive(Debug, Default)]
-pub(in crate::upstream) struct PendingNews {
-    pub(super) promoted: AtomicBool,
-    /// The generation of a candidate that was given up; 0: none.
-    pub(super) rejected: AtomicU64,
-    /// The operator asks for another try.
-    pub(super) nudged: AtomicBool,
-}
 
 /// Where a lease comes from.
 #[derive(Clone, Copy, Debug)]
@@ -86,16 +76,16 @@ impl Session {
     }
 
     pub(super) fn take_promoted(&self) -> bool {
-        self.news.promoted.swap(false, Ordering::AcqRel)
+        self.events.promoted.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn take_rejected(&self) -> Option<u64> {
-        let rejected = self.news.rejected.swap(0, Ordering::AcqRel);
+        let rejected = self.events.rejected.swap(0, Ordering::AcqRel);
         (rejected != 0).then_some(rejected)
     }
 
     pub(super) fn take_nudge(&self) -> bool {
-        self.news.nudged.swap(false, Ordering::AcqRel)
+        self.events.nudged.swap(false, Ordering::AcqRel)
     }
 
     /// A login brought a token, whether or not it will be used.

@@ -14,7 +14,7 @@ use super::session::Session;
 use super::shared_login::SharedLogin;
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
-use crate::metrics::Metrics;
+use crate::metrics::UpstreamMetrics;
 
 /// A running login; ends when the last upstream that uses it is dropped or retired.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(in crate::upstream) struct LoginTask {
 pub(in crate::upstream) struct LoginScope<'a> {
     pub(in crate::upstream) tasks: &'a TaskSet,
     pub(in crate::upstream) stop: ShutdownSignal,
-    pub(in crate::upstream) metrics: &'a Arc<Metrics>,
+    pub(in crate::upstream) metrics: &'a Arc<UpstreamMetrics>,
     pub(in crate::upstream) keeper: Option<LeaseKeeper>,
 }
 

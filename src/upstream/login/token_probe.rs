@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 use super::description::TokenInjection;
 use crate::config;
 use crate::error_chain::chain;
-use crate::metrics::Metrics;
+use crate::metrics::UpstreamMetrics;
 use crate::secret::Secret;
 use crate::upstream::own_requests::OwnRequests;
 
@@ -69,7 +69,7 @@ pub struct TokenProbe {
     state: Mutex<TrialState>,
     /// One trial at a time; the others wait for its outcome.
     trying: tokio::sync::Mutex<()>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<UpstreamMetrics>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +96,7 @@ impl TokenProbe {
         settings: &config::Upstream,
         own: &Arc<OwnRequests>,
         injection: TokenInjection,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<UpstreamMetrics>,
     ) -> Option<Arc<Self>> {
         Some(Arc::new(Self {
             upstream: Arc::clone(&settings.name),
@@ -217,7 +217,9 @@ impl TokenProbe {
         let trust = state.trust;
         drop(state);
         let discriminates = trust == ProbeTrust::Discriminates;
-        self.metrics.probe_trusted.set(i64::from(discriminates));
+        self.metrics
+            .token_probe_trusted
+            .set(i64::from(discriminates));
         if is_news {
             self.report(outcome);
         }

@@ -236,10 +236,8 @@ async fn saying(bytes: &'static [u8]) -> SocketAddr {
 async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
     let mut around = Surroundings::of(address).without_login();
     around.settings.base.tls = tls;
-    let metrics = Arc::clone(&around.metrics);
     let upstream = around.open().unwrap();
-    let connections =
-        UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+    let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone());
     let failure = connections.send(Request::new(Empty::new()), PATIENT).await;
     let failure = failure.unwrap_err();
     (failure.kind, chain(&failure))
@@ -341,10 +339,9 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
             let mut around = Surroundings::of(address).without_login();
             around.settings.base.tls = true;
             around.settings.trust = Trust::Pins(vec![identity.pin()]);
-            let metrics = Arc::clone(&around.metrics);
             let upstream = around.open().unwrap();
             let connections =
-                UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone(), metrics);
+                UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone());
             let response = connections.send(Request::new(Empty::new()), PATIENT).await;
             let outcome = response.unwrap().into_body().collect().await;
             assert_eq!(outcome.is_ok(), is_whole, "{head}");
@@ -358,7 +355,7 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
 #[tokio::test]
 async fn the_answer_to_a_login_is_read_the_same_way() {
     let identity = Identity::of("127.0.0.1");
-    let end = crate::webapp::format_expiry(crate::clock::unix_seconds() + 86_400);
+    let end = crate::profiles::format_expiry(crate::clock::unix_seconds() + 86_400);
     let body = format!(r#"{{"users":[{{"token":"t","expires_after":"{end}"}}],"meta":{{}}}}"#);
     for (answer, is_whole) in framed(&body) {
         let address = ending_abruptly(&identity, answer.clone()).await;

@@ -17,8 +17,11 @@ use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, gate};
 use super::{PATIENCE, Surroundings, eventually};
-use crate::metrics::Connect;
-use crate::upstream::{AnswerBody, ResponseTimeout, SendError, SendErrorKind, UpstreamConnections};
+use crate::metrics::ConnectResult;
+use crate::upstream::transport::pool::PooledConnection as _;
+use crate::upstream::{
+    ResponseTimeout, SendError, SendErrorKind, UpstreamConnections, UpstreamResponseBody,
+};
 
 const LONG: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(100);
@@ -63,15 +66,15 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = around.open().unwrap();
-    UpstreamConnections::new(upstream, around.tasks.clone(), Arc::clone(&around.metrics))
+    UpstreamConnections::new(upstream, around.tasks.clone())
 }
 
-async fn text(response: Response<AnswerBody>) -> String {
+async fn text(response: Response<UpstreamResponseBody>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-fn kind<B>(outcome: Result<Response<AnswerBody>, SendError<B>>) -> (SendErrorKind, bool) {
+fn kind<B>(outcome: Result<Response<UpstreamResponseBody>, SendError<B>>) -> (SendErrorKind, bool) {
     let failure = outcome.unwrap_err();
     (failure.kind, failure.unsent.is_some())
 }
@@ -97,8 +100,22 @@ async fn a_connection_serves_one_request_after_the_other() {
         .await;
     }
     assert_eq!(webapp.connections(), 1);
-    assert_eq!(around.metrics.upstream_connects.value(Connect::Reused), 3);
-    assert_eq!(around.metrics.upstream_connections_open.get(), 1);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connects
+            .value(ConnectResult::Reused),
+        3
+    );
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connections_open
+            .get(),
+        1
+    );
     let call = &webapp.calls()[3];
     assert!(call.has_line("POST /v1/messages?a=b HTTP/1.1"));
     assert!(call.has_line(&format!("host: {}", webapp.address)));
@@ -107,7 +124,12 @@ async fn a_connection_serves_one_request_after_the_other() {
     drop(connections);
     eventually("closed with its worker", || webapp.ended() == 1).await;
     eventually("counted", || {
-        around.metrics.upstream_connections_open.get() == 0
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connections_open
+            .get()
+            == 0
     })
     .await;
 }
@@ -185,7 +207,14 @@ async fn an_upstream_that_is_not_there_gives_the_request_back() {
     around.settings.base.host = "no-such-host.invalid".to_owned();
     let unknown = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(unknown, (SendErrorKind::ConnectFailed, true));
-    assert_eq!(around.metrics.upstream_connects.value(Connect::Failed), 2);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connects
+            .value(ConnectResult::Failed),
+        2
+    );
 }
 
 #[tokio::test]
@@ -197,7 +226,14 @@ async fn a_handshake_that_never_comes_is_a_connect_timeout() {
     around.settings.connect_timeout = SHORT;
     let outcome = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(outcome, (SendErrorKind::ConnectTimeout, true));
-    assert_eq!(around.metrics.upstream_connects.value(Connect::Timeout), 1);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connects
+            .value(ConnectResult::Timeout),
+        1
+    );
 }
 
 #[tokio::test]
@@ -331,7 +367,12 @@ async fn idle_connections_are_closed() {
     text(connections.send(post("x"), PATIENT).await.unwrap()).await;
     eventually("closed", || webapp.ended() == 1).await;
     eventually("counted", || {
-        around.metrics.upstream_connections_open.get() == 0
+        around
+            .metrics
+            .upstream("main")
+            .upstream_connections_open
+            .get()
+            == 0
     })
     .await;
     assert!(format!("{connections:?}").contains("idle: 0"));
@@ -383,7 +424,7 @@ async fn a_connection_may_change_its_protocol() {
 #[test]
 fn answers_and_errors_can_cross_tasks() {
     fn can_cross<T: Send + Sync + Unpin>() {}
-    can_cross::<AnswerBody>();
+    can_cross::<UpstreamResponseBody>();
     can_cross::<UpstreamConnections<Full<Bytes>>>();
     can_cross::<SendError<http_body_util::Empty<Bytes>>>();
     fn is_error<T: std::error::Error>() {}

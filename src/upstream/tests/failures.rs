@@ -43,7 +43,7 @@ async fn a_wrong_password_is_tried_once_until_its_file_changes() {
     around.folder.write("password", "right");
     eventually("logged in", || session.is_ready()).await;
     assert_eq!(webapp.requests(), 2);
-    let logins = &around.metrics.session_logins;
+    let logins = &around.metrics.upstream("main").session_logins;
     assert_eq!(logins.value(LoginOutcome::WrongPassword), 1);
 }
 
@@ -222,6 +222,7 @@ async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
     let unreachable = || {
         around
             .metrics
+            .upstream("main")
             .session_logins
             .value(LoginOutcome::Unreachable)
     };
@@ -265,10 +266,25 @@ async fn turns_are_limited_and_the_queue_has_an_end() {
     let client = upstream.permits().key("client");
     let turn = upstream.turn(client, false).await.unwrap();
     let (crowded, ()) = tokio::join!(upstream.turn(client, false), async {
-        eventually("queued", || around.metrics.upstream_queue.get() == 1).await;
+        eventually("queued", || {
+            around
+                .metrics
+                .upstream("main")
+                .upstream_requests_queued
+                .get()
+                == 1
+        })
+        .await;
     });
     assert!(crowded.is_err());
-    assert_eq!(around.metrics.upstream_queue.get(), 0);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .upstream_requests_queued
+            .get(),
+        0
+    );
     drop(turn);
     let _turn = upstream.turn(client, false).await.unwrap();
 }

@@ -336,12 +336,27 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
         .collect();
     let all = futures_util::future::join_all(waiting);
     let late = async {
-        eventually("queued", || around.metrics.upstream_queue.get() == 40).await;
+        eventually("queued", || {
+            around
+                .metrics
+                .upstream("main")
+                .upstream_requests_queued
+                .get()
+                == 40
+        })
+        .await;
         upstream.turn(other, false).await
     };
     let (_, late) = tokio::join!(all, late);
     assert!(late.is_err());
-    assert_eq!(around.metrics.upstream_queue.get(), 0);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .upstream_requests_queued
+            .get(),
+        0
+    );
     drop(held);
     let permit = upstream.turn(other, false).await.unwrap();
     assert!(permit.park().is_ok(), "a slow stream gives it back");

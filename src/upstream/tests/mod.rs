@@ -97,6 +97,7 @@ impl Surroundings {
         let folder = Folder::new();
         let password = folder.write("password", "right\n");
         let settings = config::Upstream {
+            login_description: crate::profiles::whatsapp::login_description(),
             name: "main".into(),
             base: BaseAddress {
                 tls: false,
@@ -149,7 +150,7 @@ impl Surroundings {
     }
 
     fn session(&self) -> Arc<Session> {
-        self.session_with(LoginDescription::whatsapp())
+        self.session_with(crate::profiles::whatsapp::login_description())
     }
 
     /// The session of an upstream that lives as long as the test.

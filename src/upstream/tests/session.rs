@@ -44,13 +44,16 @@ async fn a_hundred_requests_share_one_login() {
     assert!(!session.is_ready());
     let callers = hundred(&session, None);
     let metrics = &around.metrics;
-    eventually("all wait", || metrics.session_requests_waiting.get() == 100).await;
+    eventually("all wait", || {
+        metrics.upstream("main").session_requests_waiting.get() == 100
+    })
+    .await;
     assert_eq!(session.status().to_string(), "upstream login: logging in");
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 1));
     assert_eq!(webapp.requests(), 1);
-    assert_eq!(metrics.session_requests_waiting.get(), 0);
-    assert_eq!(metrics.session_waits.get(), 100);
+    assert_eq!(metrics.upstream("main").session_requests_waiting.get(), 0);
+    assert_eq!(metrics.upstream("main").session_waits.get(), 100);
     assert_eq!(session.status().to_string(), "upstream login: ready");
     let call = &webapp.calls()[0];
     assert!(call.has_line("POST /v1/users/login HTTP/1.1"));
@@ -75,7 +78,7 @@ async fn a_lease_is_renewed_ahead_and_nobody_waits_for_it() {
     around.login().renew_at = 0.1;
     let session = around.session();
     session.lease().await.unwrap();
-    let waits = around.metrics.session_waits.get();
+    let waits = around.metrics.upstream("main").session_waits.get();
     eventually("renewal begins", || webapp.requests() == 2).await;
     assert_eq!(at_once(&session).await.generation, 1);
     held.add_permits(1);
@@ -86,10 +89,17 @@ async fn a_lease_is_renewed_ahead_and_nobody_waits_for_it() {
     assert_eq!(trial.generation, 2);
     session.note_accepted(&trial, PATH, false);
     assert_eq!(at_once(&session).await.generation, 2);
-    assert_eq!(around.metrics.session_waits.get(), waits);
+    assert_eq!(around.metrics.upstream("main").session_waits.get(), waits);
     session.refresh_gauges();
-    assert_eq!(around.metrics.session_live_tokens.get(), 2);
-    assert!(around.metrics.session_seconds_to_expiry.get() > 500);
+    assert_eq!(around.metrics.upstream("main").session_live_tokens.get(), 2);
+    assert!(
+        around
+            .metrics
+            .upstream("main")
+            .session_seconds_to_expiry
+            .get()
+            > 500
+    );
 }
 
 #[tokio::test]
@@ -104,7 +114,12 @@ async fn a_failed_renewal_keeps_the_lease_until_its_true_end() {
     let session = around.session();
     let lease = session.lease().await.unwrap();
     eventually("renewal fails", || {
-        around.metrics.session_logins.value(LoginOutcome::Refused) > 0
+        around
+            .metrics
+            .upstream("main")
+            .session_logins
+            .value(LoginOutcome::Refused)
+            > 0
     })
     .await;
     assert_eq!(at_once(&session).await.generation, 1);
@@ -120,8 +135,15 @@ async fn a_failed_renewal_keeps_the_lease_until_its_true_end() {
     assert!(matches!(no.why, LoginFailure::Refused(status) if status == 500));
     assert!(no.retry_after >= Duration::from_secs(1));
     session.refresh_gauges();
-    assert_eq!(around.metrics.session_up.get(), 0);
-    assert_eq!(around.metrics.session_seconds_to_expiry.get(), 0);
+    assert_eq!(around.metrics.upstream("main").session_up.get(), 0);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .session_seconds_to_expiry
+            .get(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -205,7 +227,14 @@ async fn a_request_that_leaves_cancels_nothing() {
     let session = around.session();
     let impatient = timeout(Duration::from_millis(100), session.lease()).await;
     assert!(impatient.is_err());
-    assert_eq!(around.metrics.session_requests_waiting.get(), 0);
+    assert_eq!(
+        around
+            .metrics
+            .upstream("main")
+            .session_requests_waiting
+            .get(),
+        0
+    );
     eventually("the login is under way", || webapp.requests() == 1).await;
     held.add_permits(1);
     assert_eq!(session.lease().await.unwrap().generation, 1);
@@ -233,7 +262,7 @@ async fn a_login_begun_before_a_revocation_is_not_used_after_it() {
         let is_good = |lease: &Lease| lease.secret.expose() == "three";
         callers.spawn(async move { retry(&session, &old, is_good).await.unwrap().unwrap() });
     }
-    let waiting = &around.metrics.session_requests_waiting;
+    let waiting = &around.metrics.upstream("main").session_requests_waiting;
     eventually("all wait", || waiting.get() == 100).await;
     held.add_permits(1);
     let leases = callers.join_all().await;
@@ -259,14 +288,14 @@ async fn with_a_single_active_token_the_login_under_way_is_the_replacement() {
     eventually("renewal begins", || webapp.requests() == 2).await;
     // The upstream has killed the old token; its answer is still on the way.
     let callers = hundred(&session, Some(&old));
-    let waiting = &around.metrics.session_requests_waiting;
+    let waiting = &around.metrics.upstream("main").session_requests_waiting;
     eventually("all wait", || waiting.get() == 100).await;
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 2));
     assert_eq!(session.lease().await.unwrap().secret.expose(), "two");
     assert_eq!(webapp.requests(), 2);
     session.refresh_gauges();
-    assert_eq!(around.metrics.session_live_tokens.get(), 1);
+    assert_eq!(around.metrics.upstream("main").session_live_tokens.get(), 1);
 }
 
 #[tokio::test]
@@ -292,7 +321,11 @@ async fn an_upstream_clock_that_is_off_changes_nothing() {
         let left = session.lease().await.unwrap().ends().left();
         assert!(left > Duration::from_secs(590), "{skew}: {left:?}");
         assert!(left <= Duration::from_secs(600), "{skew}: {left:?}");
-        let shown = around.metrics.session_clock_skew_seconds.get();
+        let shown = around
+            .metrics
+            .upstream("main")
+            .session_clock_skew_seconds
+            .get();
         assert!((shown - skew).abs() <= 1, "{shown}");
     }
 }

@@ -108,11 +108,8 @@ pub(super) async fn believes(
     around: &Surroundings,
     upstream: &Arc<Upstream>,
 ) -> Result<(), String> {
-    let connections = UpstreamConnections::<Empty<Bytes>>::new(
-        Arc::clone(upstream),
-        around.tasks.clone(),
-        Arc::clone(&around.metrics),
-    );
+    let connections =
+        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), around.tasks.clone());
     let request = Request::new(Empty::new());
     match connections
         .send(request, ResponseTimeout::within(Duration::from_secs(5)))

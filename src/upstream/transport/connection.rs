@@ -19,10 +19,11 @@ use tokio::task::coop::has_budget_remaining;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::debug;
 
-use super::body::{SentBody, UploadProgress};
 use super::keep_alive::KeepAlive;
-use super::pool::IdlePool;
+use super::pool::{IdlePool, PooledConnection};
+use super::response_body::ConnectionHandle;
 use super::tracked_stream::TrackedStream;
+use super::upload_progress::{SentBody, UploadProgress};
 use super::waker::NotifyWaker;
 use crate::error_chain::chain;
 use crate::metrics::GaugeGuard;
@@ -63,7 +64,7 @@ impl ResponseTimeout {
 
 /// A connection in somebody's hands. Dropping it closes the connection at once,
 /// whatever is under way on it.
-pub(in crate::upstream) struct HeldConnection<B> {
+pub(in crate::upstream) struct UpstreamConnection<B> {
     sender: http1::SendRequest<SentBody<B>>,
     /// None: it has ended.
     work: Option<ConnectionFuture>,
@@ -74,14 +75,14 @@ pub(in crate::upstream) struct HeldConnection<B> {
     progress: Arc<UploadProgress>,
     /// Whether a byte has come since the last request.
     heard: Arc<AtomicBool>,
-    home: Weak<IdlePool<B>>,
+    home: Weak<IdlePool<UpstreamConnection<B>>>,
     open: GaugeGuard,
     /// What the upstream has announced of this connection.
     usable_for: Option<Duration>,
     usable_until: Option<Instant>,
 }
 
-impl<B> HeldConnection<B>
+impl<B> UpstreamConnection<B>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
@@ -89,7 +90,7 @@ where
     /// Makes `link` an HTTP connection.
     pub(in crate::upstream) async fn open(
         link: TrackedStream,
-        home: Weak<IdlePool<B>>,
+        home: Weak<IdlePool<UpstreamConnection<B>>>,
         open: GaugeGuard,
     ) -> Result<Box<Self>, hyper::Error> {
         let heard = link.heard();
@@ -139,7 +140,7 @@ where
     }
 }
 
-impl<B> HeldConnection<B> {
+impl<B> UpstreamConnection<B> {
     /// Whether a byte of an answer has come.
     pub(super) fn has_heard(&self) -> bool {
         self.heard.load(Ordering::Acquire)
@@ -172,19 +173,6 @@ impl<B> HeldConnection<B> {
     pub(super) fn note_last_answer(&mut self) {
         self.usable_for = Some(Duration::ZERO);
         self.usable_until = Some(Instant::now());
-    }
-
-    /// When the upstream may close it: not used from then on.
-    pub(super) fn usable_until(&self) -> Option<Instant> {
-        self.usable_until
-    }
-
-    /// Whether the next request could go this way, as far as is known here.
-    pub(in crate::upstream) fn can_send(&mut self) -> bool {
-        if self.bell.has_rung() {
-            self.work();
-        }
-        self.work.is_some() && self.sender.is_ready()
     }
 
     /// Nobody holds it until it is taken from its pool again.
@@ -255,23 +243,7 @@ impl<B> HeldConnection<B> {
     }
 }
 
-/// What an answer's body needs of its connection, whatever goes up on it.
-pub(in crate::upstream) trait ConnectionHandle: Send + Sync {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &mut Incoming,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>>;
-
-    /// Something has happened on the connection since it was last polled.
-    fn has_news(&self) -> bool;
-
-    /// The answer has ended. An answer that came before the request was sent to its end
-    /// costs the connection: what is left of the request would stand before the next.
-    fn give_back(self: Box<Self>);
-}
-
-impl<B: Send + Sync + 'static> ConnectionHandle for HeldConnection<B> {
+impl<B: Send + Sync + 'static> ConnectionHandle for UpstreamConnection<B> {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -294,9 +266,22 @@ impl<B: Send + Sync + 'static> ConnectionHandle for HeldConnection<B> {
     }
 }
 
-impl<B> fmt::Debug for HeldConnection<B> {
+impl<B> PooledConnection for UpstreamConnection<B> {
+    fn usable_until(&self) -> Option<Instant> {
+        self.usable_until
+    }
+
+    fn can_send(&mut self) -> bool {
+        if self.bell.has_rung() {
+            self.work();
+        }
+        self.work.is_some() && self.sender.is_ready()
+    }
+}
+
+impl<B> fmt::Debug for UpstreamConnection<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held")
+        f.debug_struct("UpstreamConnection")
             .field("is_open", &self.work.is_some())
             .finish_non_exhaustive()
     }

@@ -16,13 +16,14 @@ use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
-use super::body::{AnswerBody, SentBody};
-use super::connection::{HeldConnection, ResponseTimeout, SendResult};
+use super::connection::{ResponseTimeout, SendResult, UpstreamConnection};
 use super::dialer::DialError;
 use super::framing::{FramingError, reframe};
 use super::pool::IdlePool;
+use super::response_body::UpstreamResponseBody;
+use super::upload_progress::SentBody;
 use crate::lifecycle::TaskSet;
-use crate::metrics::{Connect, GaugeGuard, Metrics};
+use crate::metrics::{ConnectResult, GaugeGuard};
 use crate::upstream::Upstream;
 use crate::upstream::health::breaker::FailureSource;
 
@@ -35,8 +36,7 @@ pub struct UpstreamConnections<B> {
     upstream: Arc<Upstream>,
     /// On the worker's own runtime.
     tasks: TaskSet,
-    metrics: Arc<Metrics>,
-    pub(in crate::upstream) pool: Arc<IdlePool<B>>,
+    pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
 }
 
 /// A request that got no answer.
@@ -71,12 +71,11 @@ where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    pub fn new(upstream: Arc<Upstream>, tasks: TaskSet, metrics: Arc<Metrics>) -> Self {
+    pub fn new(upstream: Arc<Upstream>, tasks: TaskSet) -> Self {
         let pool = IdlePool::new(upstream.idle_timeout, &tasks);
         Self {
             upstream,
             tasks,
-            metrics,
             pool,
         }
     }
@@ -92,7 +91,7 @@ where
         &self,
         request: Request<B>,
         patience: ResponseTimeout,
-    ) -> Result<Response<AnswerBody>, SendError<B>> {
+    ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
         self.pool.close_idle();
         self.send(request, patience).await
     }
@@ -103,7 +102,7 @@ where
         &self,
         mut request: Request<B>,
         patience: ResponseTimeout,
-    ) -> impl Future<Output = Result<Response<AnswerBody>, SendError<B>>> {
+    ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError<B>>> {
         *request.version_mut() = Version::HTTP_11;
         let host = &self.upstream.host;
         request
@@ -112,7 +111,10 @@ where
             .or_insert_with(|| host.clone());
         match self.pool.take() {
             Some(connection) => {
-                self.metrics.upstream_connects.add(Connect::Reused);
+                self.upstream
+                    .metrics
+                    .upstream_connects
+                    .add(ConnectResult::Reused);
                 Either::Left(self.exchange(connection, true, request, patience))
             }
             None => Either::Right(Box::pin(self.send_over_new(request, patience))),
@@ -123,7 +125,7 @@ where
         &self,
         request: Request<B>,
         patience: ResponseTimeout,
-    ) -> Result<Response<AnswerBody>, SendError<B>> {
+    ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
         match self.connect(patience.until).await {
             Ok(connection) => self.exchange(connection, false, request, patience).await,
             Err((kind, source)) => Err(SendError::unsent(kind, request, source)),
@@ -133,36 +135,46 @@ where
     async fn connect(
         &self,
         end: Option<Instant>,
-    ) -> Result<Box<HeldConnection<B>>, (SendErrorKind, BoxError)> {
+    ) -> Result<Box<UpstreamConnection<B>>, (SendErrorKind, BoxError)> {
         let watch = DialWatch::begin(&self.upstream);
         let dialed = self.upstream.dialer.dial(end).await;
         watch.end(dialed.as_ref().err());
         let link = dialed.map_err(|failure| {
             let (label, kind) = match &failure {
-                DialError::TimedOut { .. } => (Connect::Timeout, SendErrorKind::ConnectTimeout),
+                DialError::TimedOut { .. } => {
+                    (ConnectResult::Timeout, SendErrorKind::ConnectTimeout)
+                }
                 DialError::Resolve { .. }
                 | DialError::NoAddress { .. }
                 | DialError::Connect { .. }
-                | DialError::Handshake { .. } => (Connect::Failed, SendErrorKind::ConnectFailed),
+                | DialError::Handshake { .. } => {
+                    (ConnectResult::Failed, SendErrorKind::ConnectFailed)
+                }
             };
-            self.metrics.upstream_connects.add(label);
+            self.upstream.metrics.upstream_connects.add(label);
             (kind, BoxError::from(failure))
         })?;
-        let open = GaugeGuard::enter(&self.metrics.upstream_connections_open);
+        let open = GaugeGuard::enter(&self.upstream.metrics.upstream_connections_open);
         let home = Arc::downgrade(&self.pool);
-        let connection = HeldConnection::open(link, home, open)
+        let connection = UpstreamConnection::open(link, home, open)
             .await
             .map_err(|failure| {
-                self.metrics.upstream_connects.add(Connect::Failed);
+                self.upstream
+                    .metrics
+                    .upstream_connects
+                    .add(ConnectResult::Failed);
                 (SendErrorKind::ConnectFailed, BoxError::from(failure))
             })?;
-        self.metrics.upstream_connects.add(Connect::New);
+        self.upstream
+            .metrics
+            .upstream_connects
+            .add(ConnectResult::New);
         Ok(connection)
     }
 
     pub(in crate::upstream) fn exchange(
         &self,
-        mut connection: Box<HeldConnection<B>>,
+        mut connection: Box<UpstreamConnection<B>>,
         is_reused: bool,
         request: Request<B>,
         patience: ResponseTimeout,
@@ -185,7 +197,7 @@ pin_project_lite::pin_project! {
         #[pin]
         answer: F,
         // None: it has ended.
-        connection: Option<Box<HeldConnection<B>>>,
+        connection: Option<Box<UpstreamConnection<B>>>,
         is_reused: bool,
         method: Method,
         patience: ResponseTimeout,
@@ -208,7 +220,7 @@ where
     B::Error: Into<BoxError>,
     F: Future<Output = SendResult<B>>,
 {
-    type Output = Result<Response<AnswerBody>, SendError<B>>;
+    type Output = Result<Response<UpstreamResponseBody>, SendError<B>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let me = self.project();
@@ -236,7 +248,7 @@ where
                         let _ = rest.await; // whoever has the tunnel learns of its end there
                     });
                 }
-                Ok(response.map(AnswerBody::without_connection))
+                Ok(response.map(UpstreamResponseBody::without_connection))
             }
             Ok(mut response) => match reframe(&mut response, me.method) {
                 Ok(framing) => {
@@ -244,7 +256,7 @@ where
                     if framing.is_last {
                         connection.note_last_answer();
                     }
-                    Ok(response.map(|incoming| AnswerBody::new(incoming, connection)))
+                    Ok(response.map(|incoming| UpstreamResponseBody::new(incoming, connection)))
                 }
                 Err(error) => Err(SendErrorKind::Framing(error).into()),
             },
@@ -262,7 +274,7 @@ where
 impl<B> UpstreamConnections<B> {
     /// An exchange over `connection` has ended without an answer, because its time was up or
     /// the client has left.
-    fn given_up(&self, connection: &HeldConnection<B>, patience: &ResponseTimeout) {
+    fn given_up(&self, connection: &UpstreamConnection<B>, patience: &ResponseTimeout) {
         if let Some(owed) = connection.progress().owed_for() {
             self.upstream.health().given_up(owed, patience.first_byte);
         }
@@ -323,7 +335,7 @@ impl<B> SendError<B> {
 
     fn classify(
         mut failure: TrySendError<Request<SentBody<B>>>,
-        connection: &HeldConnection<B>,
+        connection: &UpstreamConnection<B>,
         is_reused: bool,
     ) -> Self {
         let unsent = failure.take_message();

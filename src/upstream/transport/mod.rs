@@ -2,13 +2,14 @@
 
 pub(super) mod address_book;
 pub(super) mod address_memory;
-pub(super) mod body;
 pub(super) mod connection;
 pub(super) mod connections;
 pub(super) mod dialer;
 pub(super) mod framing;
 pub(super) mod keep_alive;
 pub(super) mod pool;
+pub(super) mod response_body;
 pub(super) mod tls;
 pub(super) mod tracked_stream;
+pub(super) mod upload_progress;
 pub(super) mod waker;

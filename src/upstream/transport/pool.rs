@@ -5,27 +5,35 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::connection::HeldConnection;
 use crate::lifecycle::TaskSet;
 
+/// What the pool asks of a connection.
+pub(in crate::upstream) trait PooledConnection {
+    /// Whether the next request can be sent over it, as far as this end knows.
+    fn can_send(&mut self) -> bool;
+
+    /// When the upstream may close it; it is not used from then on. None: not announced.
+    fn usable_until(&self) -> Option<Instant>;
+}
+
 /// Idle connections. Its lock is never contended: one worker uses it.
-pub(in crate::upstream) struct IdlePool<B> {
-    idle: Mutex<Vec<IdleConnection<B>>>,
+pub(in crate::upstream) struct IdlePool<C> {
+    idle: Mutex<Vec<IdleConnection<C>>>,
     idle_timeout: Duration,
     /// Dropped with the pool: the reaper ends then.
     _gone: oneshot::Sender<()>,
 }
 
-struct IdleConnection<B> {
-    connection: Box<HeldConnection<B>>,
+struct IdleConnection<C> {
+    connection: Box<C>,
     since: Instant,
 }
 
-impl<B: Send + Sync + 'static> IdlePool<B> {
+impl<C: PooledConnection + Send + 'static> IdlePool<C> {
     pub(in crate::upstream) fn new(idle_timeout: Duration, tasks: &TaskSet) -> Arc<Self> {
         let (gone, is_gone) = oneshot::channel();
         let pool = Arc::new(Self {
@@ -39,10 +47,10 @@ impl<B: Send + Sync + 'static> IdlePool<B> {
     }
 }
 
-impl<B> IdlePool<B> {
+impl<C: PooledConnection> IdlePool<C> {
     /// A connection that can take a request now.
-    pub(in crate::upstream) fn take(&self) -> Option<Box<HeldConnection<B>>> {
-        let mut idle = self.lock();
+    pub(in crate::upstream) fn take(&self) -> Option<Box<C>> {
+        let mut idle = self.idle.lock();
         let now = Instant::now();
         while let Some(mut last) = idle.pop() {
             if last.is_usable(now, self.idle_timeout) {
@@ -52,7 +60,7 @@ impl<B> IdlePool<B> {
         None
     }
 
-    pub(super) fn give_back(&self, connection: Box<HeldConnection<B>>) {
+    pub(super) fn give_back(&self, connection: Box<C>) {
         let since = Instant::now();
         if connection
             .usable_until()
@@ -60,27 +68,24 @@ impl<B> IdlePool<B> {
         {
             return; // closed: the upstream is about to do the same
         }
-        self.lock().push(IdleConnection { connection, since });
+        self.idle.lock().push(IdleConnection { connection, since });
     }
 
     /// Closes every connection that is not in use.
     pub(super) fn close_idle(&self) {
-        self.lock().clear();
+        self.idle.lock().clear();
     }
 
     /// Closes those that are idle for too long, and those that the upstream has closed.
     fn sweep(&self) {
         let now = Instant::now();
-        self.lock()
+        self.idle
+            .lock()
             .retain_mut(|idle| idle.is_usable(now, self.idle_timeout));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<IdleConnection<B>>> {
-        self.idle.lock()
     }
 }
 
-impl<B> IdleConnection<B> {
+impl<C: PooledConnection> IdleConnection<C> {
     fn is_usable(&mut self, now: Instant, idle_timeout: Duration) -> bool {
         let is_kept = |until| now < until;
         now.saturating_duration_since(self.since) < idle_timeout
@@ -90,8 +95,8 @@ impl<B> IdleConnection<B> {
 }
 
 /// Nothing else looks at a connection that nobody holds.
-async fn reap<B>(
-    pool: Weak<IdlePool<B>>,
+async fn reap<C: PooledConnection>(
+    pool: Weak<IdlePool<C>>,
     idle_timeout: Duration,
     mut is_gone: oneshot::Receiver<()>,
 ) {
@@ -109,10 +114,10 @@ async fn reap<B>(
     }
 }
 
-impl<B> fmt::Debug for IdlePool<B> {
+impl<C> fmt::Debug for IdlePool<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
-            .field("idle", &self.lock().len())
+        f.debug_struct("IdlePool")
+            .field("idle", &self.idle.lock().len())
             .finish_non_exhaustive()
     }
 }

@@ -1,39 +1,57 @@
-//! What documents say of the source is so.
+//! Documents name files that exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files that documents name, from the top, from `src/` or beside the document.
+/// Every Markdown file of the project, without generated folders.
+fn documents() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR"))];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() && !name.starts_with('.') && name != "target" {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Whether a code span or link of a document is the path of a file or folder of the project.
+fn is_path_of_the_project(name: &str) -> bool {
+    let is_generated = ["/", "http", "target/"]
+        .iter()
+        .any(|start| name.starts_with(start));
+    let is_folder = name.trim_end_matches('/').contains('/') && name.ends_with('/');
+    let is_file = [".rs", ".md", ".toml", ".sh", ".py", ".yml", ".yaml", ".lua"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    name.contains('/')
+        && (is_file || is_folder)
+        && !is_generated
+        && !name.contains([' ', '*', '<', '"'])
+}
+
+/// Documents name files from the top, from `src/` or relative to the document.
 #[test]
 fn documents_name_files_that_exist() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut documents: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "SECURITY.md"]
-        .iter()
-        .map(|name| top.join(name))
-        .collect();
-    for folder in ["docs", "examples", "benches"] {
-        let all = fs::read_dir(top.join(folder)).unwrap();
-        documents.extend(all.map(|entry| entry.unwrap().path()));
-    }
+    let documents = documents();
+    assert!(documents.len() > 15, "found {} documents", documents.len());
     let mut named = 0;
     let mut missing = Vec::new();
-    for document in documents
-        .iter()
-        .filter(|path| path.extension() == Some("md".as_ref()))
-    {
-        let text = fs::read_to_string(document).unwrap();
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
         let links = text
             .split("](")
             .skip(1)
             .filter_map(|rest| rest.split(')').next());
         for name in text.split('`').skip(1).step_by(2).chain(links) {
-            let is_file = [".rs", ".md", ".toml", ".sh", ".py"]
-                .iter()
-                .any(|end| name.ends_with(end));
-            if !is_file || !name.contains('/') || name.contains([' ', '*', '<']) {
-                continue;
-            }
-            if name.starts_with('/') || name.starts_with("http") {
+            if !is_path_of_the_project(name) {
                 continue;
             }
             named += 1;

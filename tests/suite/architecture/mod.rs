@@ -3,6 +3,7 @@
 
 mod documents;
 mod names;
+mod profiles;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,10 +24,8 @@ fn row(module: &str) -> u8 {
         "identity" | "upstream" | "logging" => 4,
         "store" => 3,
         "config" => 2,
-        "webapp" | "lifecycle" | "metrics" | "dns" => 1,
-        "clock" | "error_chain" | "identity_hasher" | "secret" | "shares" | "staggered" | "via" => {
-            0
-        }
+        "profiles" | "lifecycle" | "metrics" | "dns" | "shares" => 1,
+        "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered" | "via" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }

@@ -1,24 +1,25 @@
-//! The code in a document: fenced blocks with what their info string says of them, and commands
-//! within sentences.
+//! The code in a document: fenced blocks with their info strings, and commands within
+//! sentences.
 
 use std::path::{Path, PathBuf};
 
-/// What is done with a block. Written behind the three backticks; nothing else is known.
+/// What the test does with a block, by the info string after the three backticks. Other info
+/// strings are errors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// `text`: for reading only.
     Text,
-    /// `text output`: lines that the `sh` block before it prints.
+    /// `text output`: lines that the preceding `sh` block prints.
     Output,
     /// `text output-of=try-it`: printed by the lines under `Try it` of what `sh serves` prints.
     TryItOutput,
-    /// `sh`: run, beside what the document has started.
+    /// `sh`: run, beside the programs that the document has started.
     Shell,
     /// `sh with=NAME`: run in that situation (`situation.rs`).
     ShellWith(String),
     /// `sh serves`: runs until the end of the document.
     Serves,
-    /// `sh no-run`: needs what no test has; the programs that it names by a path must be there.
+    /// `sh no-run`: cannot run in a test; the programs that it names by a path must exist.
     NoRun,
     /// `toml`: a whole configuration.
     Config,
@@ -64,7 +65,7 @@ pub(super) fn documents() -> Vec<PathBuf> {
     all
 }
 
-/// Panics at a block without an info string, or with one that says nothing.
+/// Panics at a block without an info string, or with an unknown one.
 pub(super) fn blocks(document: &Path) -> Vec<Block> {
     let text = std::fs::read_to_string(document).unwrap();
     let mut found: Vec<Block> = Vec::new();
@@ -95,7 +96,7 @@ pub(super) fn blocks(document: &Path) -> Vec<Block> {
     found
 }
 
-/// Commands of ours within sentences: `tollgate check --config ...`.
+/// Commands of the program within sentences: `tollgate check --config ...`.
 pub(super) fn inline_commands(document: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(document).unwrap();
     let mut is_open = false;

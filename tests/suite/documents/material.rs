@@ -1,4 +1,4 @@
-//! What a configuration names: certificates, authorities and secrets, made where it wants them.
+//! Creates the files that a configuration names: certificates, CAs and secrets.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use toml::Value;
 use crate::harness::secret;
 use tollgate::emulator::certificates;
 
-/// Good as a password, an API key and an operator's token alike.
+/// Valid as a password, an API key and an operator's token.
 const SECRET: &str = "Stands-4-the-real-one";
 const STORE_KEY: &str = "c3RhbmRzIGZvciBhIGtleSBvZiAzMiBieXRlcy4uLiE=";
 
-/// Absolute places are moved below `root`.
+/// Moves absolute paths below `root`.
 pub(super) fn moved(text: &str, root: &Path) -> String {
     ["/run/", "/etc/", "/var/lib/"]
         .iter()
@@ -21,7 +21,7 @@ pub(super) fn moved(text: &str, root: &Path) -> String {
         })
 }
 
-/// Makes every file that the configuration in `folder` names and that is not there.
+/// Creates every file that the configuration in `folder` names and that does not exist.
 pub(super) fn provide(text: &str, folder: &Path) {
     let made = tempfile::tempdir().unwrap();
     certificates::make(made.path()).unwrap();
@@ -46,7 +46,7 @@ pub(super) fn provide(text: &str, folder: &Path) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         secret(&path, &text);
     });
-    // The store's folder is made by whoever installs the gate.
+    // The gate does not create the store's folder; an installation does.
     if text.contains("/var/lib/tollgate/") {
         std::fs::create_dir_all(folder.join("var/lib/tollgate")).unwrap();
     }

@@ -1,6 +1,6 @@
-//! What the documents say is so: their configurations are good, their commands run, and what they
-//! print is what stands there. What is to be done with a block is said by its info string
-//! (`blocks.rs`), never here.
+//! The documents are correct: their configurations pass `check`, their commands run and print
+//! what the document says. The info string of a block says what the test does with it
+//! (`blocks.rs`).
 
 mod blocks;
 mod material;
@@ -16,7 +16,7 @@ use situation::{Situation, has_lines, named_programs};
 
 use crate::harness::program::binary;
 
-/// What a part of a configuration is put behind.
+/// The configuration to which a `toml part` is appended.
 const BASE: &str = r#"
 [[listener]]
 address = "127.0.0.1:8443"
@@ -25,7 +25,7 @@ url = "https://webapp.internal"
 login = { username = "admin", password = { file = "webapp-password" } }
 "#;
 
-/// What `tollgate check` says of a configuration, all files that it names being there.
+/// Runs `tollgate check` on a configuration, with all files that it names.
 fn check(text: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let text = material::moved(text, folder.path());
@@ -37,7 +37,7 @@ fn check(text: &str) -> Output {
     command.output().unwrap()
 }
 
-/// There is neither a problem nor a warning.
+/// Checks that there is neither a problem nor a warning.
 fn is_good(text: &str, place: &str) {
     let output = check(text);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -66,7 +66,7 @@ fn every_configuration_that_is_shipped_is_good() {
     let example = std::fs::read_to_string(top().join("config.toml")).unwrap();
     is_good(&example, "config.toml");
     for text in switched_on::switched_on(&example) {
-        // Of keys that exclude each other some say nothing.
+        // Keys that exclude each other may cause warnings.
         let output = check(&text);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}\n{text}");
@@ -87,7 +87,7 @@ fn every_configuration_that_is_shipped_is_good() {
 }
 
 #[test]
-fn every_command_within_a_sentence_is_one() {
+fn every_command_within_a_sentence_exists() {
     let all: Vec<String> = documents()
         .iter()
         .flat_map(|document| inline_commands(document))
@@ -107,7 +107,7 @@ fn every_command_within_a_sentence_is_one() {
 }
 
 #[test]
-fn every_command_in_a_block_runs_and_prints_what_stands_there() {
+fn every_command_in_a_block_runs_and_prints_what_the_document_says() {
     let mut count = 0;
     for document in documents() {
         count += run(&document);
@@ -115,7 +115,7 @@ fn every_command_in_a_block_runs_and_prints_what_stands_there() {
     assert!(count >= 6, "only {count} blocks were run");
 }
 
-/// Runs a document from its beginning to its end; gives how many blocks were run.
+/// Runs a document from beginning to end; returns how many blocks were run.
 fn run(document: &Path) -> usize {
     let mut beside: Option<Situation> = None;
     let mut printed = String::new();

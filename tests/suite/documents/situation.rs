@@ -1,4 +1,5 @@
-//! Where a document's commands run: a folder, the programs that they call, and what runs beside.
+//! The environment of a document's commands: a folder, the programs that they call, and running
+//! servers.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -12,7 +13,7 @@ use crate::harness::program::{Program, binary, shipped_ports};
 use crate::harness::redis::RedisServer;
 use crate::harness::secret;
 
-/// The ports of the shipped configuration, each with one that is free here.
+/// The ports of the shipped configuration, each with a free port.
 pub(super) struct Ports(Vec<(&'static str, String)>);
 
 impl Ports {
@@ -20,7 +21,7 @@ impl Ports {
         Self(shipped_ports())
     }
 
-    /// `text` as it is here.
+    /// `text` with the free ports in place of the documented ones.
     pub(super) fn put_into(&self, text: &str) -> String {
         let swap =
             |text: String, (documented, here): &(&str, String)| text.replace(documented, here);
@@ -28,7 +29,7 @@ impl Ports {
     }
 }
 
-/// One folder with what the commands need.
+/// One folder with everything that the commands need.
 pub(super) struct Situation {
     pub(super) folder: TempDir,
     pub(super) ports: Ports,
@@ -37,12 +38,12 @@ pub(super) struct Situation {
 }
 
 impl Situation {
-    /// The top of the tree as far as commands see it: the shipped configuration.
+    /// Looks to commands like the top of the source tree, with the shipped configuration.
     pub(super) fn shipped() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = Ports::free();
         let text = std::fs::read_to_string(top().join("config.toml")).unwrap();
-        // Defaults that hold a port stand in comments.
+        // Defaults with a port are in comments.
         let text = ports.put_into(&text.replace("# address = \"", "address = \""));
         std::fs::write(folder.path().join("config.toml"), text).unwrap();
         let situation = Self {
@@ -56,12 +57,12 @@ impl Situation {
             "[ \"$*\" = 'run --release' ] || exit 1\nexec tollgate\n",
         );
         std::os::unix::fs::symlink(binary(), situation.programs().join("tollgate")).unwrap();
-        // An answer that refuses is a failure.
+        // An error status counts as a failure.
         std::fs::write(situation.folder.path().join(".curlrc"), "fail\n").unwrap();
         situation
     }
 
-    /// By the name in `sh with=NAME`.
+    /// The environment named in `sh with=NAME`.
     pub(super) fn named(name: &str) -> Self {
         let mut situation = Self::shipped();
         match name {
@@ -145,7 +146,7 @@ impl Situation {
         command
     }
 
-    /// Runs commands to their end; gives what they print.
+    /// Runs commands to their end; returns their output.
     pub(super) fn run(&self, script: &str) -> String {
         let output = self.command(script).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
@@ -154,7 +155,7 @@ impl Situation {
         text.into_owned()
     }
 
-    /// Runs a command that goes on until `stop`.
+    /// Starts a command that runs until `stop`.
     pub(super) fn serve(&mut self, script: &str) {
         let mut command = self.command(&format!("exec {script}"));
         command.process_group(0);
@@ -170,7 +171,7 @@ impl Situation {
         self.gate.is_some()
     }
 
-    /// What the running command has printed so far.
+    /// The output of the running command so far.
     pub(super) fn served(&self) -> String {
         self.gate.as_ref().unwrap().lines().join("\n")
     }
@@ -187,7 +188,7 @@ impl Situation {
 }
 
 impl Drop for Situation {
-    /// A service has no parent that would end it.
+    /// Ends the service, which has no parent that would end it.
     fn drop(&mut self) {
         if let Ok(pid) = std::fs::read_to_string(self.path("pid")) {
             let _ = Command::new("kill")
@@ -197,7 +198,7 @@ impl Drop for Situation {
     }
 }
 
-/// Text in which each made-up password is the same.
+/// The text with each generated password replaced by the same word.
 pub(super) fn without_passwords(text: &str) -> String {
     let is_group =
         |group: &str| group.len() == 6 && group.bytes().all(|c| c.is_ascii_alphanumeric());
@@ -216,7 +217,7 @@ pub(super) fn without_passwords(text: &str) -> String {
     text
 }
 
-/// Whether `printed` has the lines of `documented`, one after the other.
+/// Whether `printed` has the lines of `documented`, in sequence.
 pub(super) fn has_lines(printed: &str, documented: &str) -> bool {
     let printed: Vec<String> = without_passwords(printed)
         .lines()

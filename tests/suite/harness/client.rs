@@ -1,4 +1,4 @@
-//! A client as services write them: one connection pool, one token.
+//! A client like that of a service: one connection pool, one token.
 
 use std::path::Path;
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Client {
         Self::of(gateway.folder.path(), &gateway.url(""), builder)
     }
 
-    /// A client of whatever gate answers at `base` with the certificates in `folder`.
+    /// A client of the gate at `base` whose certificates are in `folder`.
     pub(crate) fn of(folder: &Path, base: &str, builder: reqwest::ClientBuilder) -> Self {
         let pem = std::fs::read(folder.join("certs/ca.pem")).unwrap();
         let http = builder
@@ -101,7 +101,7 @@ impl Client {
     }
 }
 
-/// Status and `errors[0].code` of an answer; the code is 0 where there is none.
+/// Status and `errors[0].code` of a response; the code is 0 if there is none.
 pub(crate) async fn verdict(answer: Response) -> (u16, u64) {
     let status = answer.status().as_u16();
     let body: Value = answer.json().await.unwrap_or_default();

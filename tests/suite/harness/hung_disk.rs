@@ -1,12 +1,12 @@
-//! A disk that hangs and answers again, under a real store of a real gate: the program's
-//! system calls on it do not come back meanwhile. It takes no device and no mount.
+//! A disk that hangs and recovers, under the real store of a real gate: the program's system
+//! calls on it do not return meanwhile. It needs no device and no mount.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::program::binary;
 
-/// The folder `disk` beside a configuration, and what makes it hang.
+/// The folder `disk` beside a configuration, with a switch that makes it hang.
 pub(crate) struct HungDisk {
     folder: PathBuf,
     library: PathBuf,
@@ -14,7 +14,7 @@ pub(crate) struct HungDisk {
 }
 
 impl HungDisk {
-    /// One that answers, for now.
+    /// A disk that works at first.
     pub(crate) fn beside(config: &Path) -> Self {
         let beside = config.parent().unwrap();
         let folder = beside.join("disk");
@@ -32,7 +32,7 @@ impl HungDisk {
             String::from_utf8_lossy(&built.stderr)
         );
         Self {
-            // As the system names it.
+            // As the kernel names it.
             folder: folder.canonicalize().unwrap(),
             library,
             hung_while: beside.join("hung"),

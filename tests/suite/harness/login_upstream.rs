@@ -1,5 +1,5 @@
-//! An upstream of raw sockets whose login and whose paths do what the test says, and a gate
-//! in front of it as the field cases have it: no profile, one route, one API key.
+//! An upstream of raw sockets whose login and paths respond as the test says, and a gate in
+//! front of it without a profile, with one route and one API key.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -15,28 +15,28 @@ use super::{Client, Gateway, sha256};
 pub(crate) const KEY: &str = "field-case-key-1";
 const WEEK: i64 = 604_800;
 
-/// A request that carries one of the tokens that this upstream has minted.
+/// A request with one of the tokens that this upstream has issued.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PathRequest {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// Counts logins from 1; 0: none of ours.
+    /// The number of the login, from 1; 0 for a foreign token.
     pub(crate) token: usize,
-    /// How many tokens there are.
+    /// The number of issued tokens.
     pub(crate) minted: usize,
-    /// Counts requests from 1, logins not among them.
+    /// The number of the request, from 1, without logins.
     pub(crate) nth: usize,
 }
 
-/// How the next login is answered.
+/// The response to the next login.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LoginReply {
-    /// A token for so many seconds.
+    /// A token with a life of so many seconds.
     Token(i64),
     Status(u16),
 }
 
-type Paths = dyn Fn(&Asked) -> u16 + Send + Sync;
+type Paths = dyn Fn(&PathRequest) -> u16 + Send + Sync;
 type Logins = dyn Fn(usize) -> LoginReply + Send + Sync;
 
 /// Lives until the test's runtime ends.
@@ -52,12 +52,12 @@ struct State {
     takes: Duration,
     login_times: Vec<std::time::Instant>,
     minted: usize,
-    asked: Vec<Asked>,
+    asked: Vec<PathRequest>,
 }
 
 impl LoginUpstream {
-    /// `paths` gives the status of each request.
-    pub(crate) async fn start(paths: impl Fn(&Asked) -> u16 + Send + Sync + 'static) -> Self {
+    /// `paths` returns the status of each request.
+    pub(crate) async fn start(paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = Self {
             address: listener.local_addr().unwrap(),
@@ -80,7 +80,7 @@ impl LoginUpstream {
         upstream
     }
 
-    /// Says how logins are answered, by their number from 1.
+    /// Sets the responses to logins, by their number from 1.
     pub(crate) fn logins_answer(
         &self,
         logins: impl Fn(usize) -> LoginReply + Send + Sync + 'static,
@@ -88,11 +88,11 @@ impl LoginUpstream {
         self.state.lock().unwrap().logins = Arc::new(logins);
     }
 
-    pub(crate) fn paths_answer(&self, paths: impl Fn(&Asked) -> u16 + Send + Sync + 'static) {
+    pub(crate) fn paths_answer(&self, paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) {
         self.state.lock().unwrap().paths = Arc::new(paths);
     }
 
-    /// Each request to a path takes so long.
+    /// Sets how long each request to a path takes.
     pub(crate) fn paths_take(&self, takes: Duration) {
         self.state.lock().unwrap().takes = takes;
     }
@@ -101,7 +101,7 @@ impl LoginUpstream {
         self.state.lock().unwrap().login_times.len()
     }
 
-    pub(crate) fn asked(&self, path: &str) -> Vec<Asked> {
+    pub(crate) fn asked(&self, path: &str) -> Vec<PathRequest> {
         let state = self.state.lock().unwrap();
         let asked = state.asked.iter().filter(|asked| asked.path == path);
         asked.cloned().collect()
@@ -132,7 +132,7 @@ impl LoginUpstream {
             LoginReply::Token(seconds) => {
                 state.minted += 1;
                 let end = tollgate::clock::unix_seconds() + seconds;
-                let end = tollgate::webapp::format_expiry(end);
+                let end = tollgate::profiles::format_expiry(end);
                 let token = format!("minted-{}-of-this-upstream", state.minted);
                 answer(
                     200,
@@ -150,7 +150,7 @@ impl LoginUpstream {
         let token = token.and_then(|rest| rest.split('-').next()?.parse().ok());
         let (reply, takes) = {
             let mut state = self.state.lock().unwrap();
-            let asked = Asked {
+            let asked = PathRequest {
                 method: method.to_owned(),
                 path: path.to_owned(),
                 token: token.unwrap_or(0),
@@ -171,7 +171,7 @@ fn answer(status: u16, body: &str) -> String {
     format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-/// The configuration of the field cases. `upstream`: lines of its section.
+/// The configuration; `upstream` has more lines for that section.
 pub(crate) fn field_case(url: &str, upstream: &str) -> String {
     format!(
         r#"
@@ -221,7 +221,7 @@ pub(crate) async fn gate_before(upstream: &LoginUpstream, lines: &str) -> (Gatew
     (gateway, client)
 }
 
-/// A client that shows the API key.
+/// A client that presents the API key.
 #[derive(Clone)]
 pub(crate) struct KeyClient(pub(crate) Client);
 

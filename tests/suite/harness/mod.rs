@@ -1,12 +1,12 @@
-//! A whole gate in front of a whole emulator, real sockets and real TLS, made from
-//! a configuration file as an operator would write it.
+//! A whole gate in front of a whole emulator, with real sockets and real TLS, from a
+//! configuration file as an operator would write it.
 
 pub(crate) mod client;
+pub(crate) mod faulty_link;
+pub(crate) mod faulty_upstream;
 pub(crate) mod hung_disk;
 pub(crate) mod login_upstream;
-pub(crate) mod moods;
 pub(crate) mod program;
-pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod received;
 pub(crate) mod redis;
@@ -30,7 +30,7 @@ pub(crate) const ADMIN: &str = "admin";
 pub(crate) const ADMIN_PASSWORD: &str = "Gate-Passw0rd!";
 pub(crate) const WEBAPP_PASSWORD: &str = "Webapp-Passw0rd!";
 
-/// A pretend Webapp on a port of its own, as the tests want it: no limits, TLS.
+/// An emulator on a free port, as most tests need it: no limits, TLS.
 pub(crate) async fn emulator() -> Emulator {
     emulator_with(Settings::for_tests()).await
 }
@@ -92,7 +92,7 @@ impl Gateway {
         Self::changed(webapp, &setup, |text| text).await
     }
 
-    /// The same with lines changed that every setup has.
+    /// The same, with some of the common lines replaced.
     pub(crate) async fn changed(
         webapp: &Emulator,
         setup: &Setup,
@@ -103,7 +103,7 @@ impl Gateway {
         Self::from_file(folder, file).await
     }
 
-    /// In front of something that speaks plain HTTP at `url`.
+    /// A gate in front of a plain HTTP server at `url`.
     pub(crate) async fn before(url: &str, setup: Setup) -> Self {
         let folder = tempfile::tempdir().unwrap();
         certificates::make(&folder.path().join("certs")).unwrap();
@@ -120,7 +120,7 @@ impl Gateway {
         Self::from_file(folder, file).await
     }
 
-    /// A gate as this file says, with certificates and secrets beside it.
+    /// A gate with this configuration, with certificates and secrets beside it.
     pub(crate) async fn of_text(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         certificates::make(&folder.path().join("certs")).unwrap();
@@ -150,7 +150,7 @@ impl Gateway {
         Self::from_file(folder, file).await
     }
 
-    /// Starts from a file that is in place.
+    /// Starts from an existing file.
     pub(crate) async fn from_file(folder: TempDir, file: PathBuf) -> Self {
         let loaded = config::load(&file).unwrap_or_else(|problems| panic!("{problems}"));
         let steering = ShutdownHandle::default();
@@ -192,7 +192,7 @@ impl Gateway {
         self.client().logged_in(ADMIN, ADMIN_PASSWORD).await
     }
 
-    /// Drains and says how it ended.
+    /// Drains the gate and returns the outcome.
     pub(crate) async fn stop(mut self) -> ExitOutcome {
         self.drain().await
     }
@@ -206,13 +206,13 @@ impl Gateway {
             .unwrap()
     }
 
-    /// Stops it; gives the folder with its configuration and its store.
+    /// Stops the gate; returns the folder with its configuration and store.
     pub(crate) async fn into_folder(mut self) -> TempDir {
         self.drain().await;
         std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
     }
 
-    /// Stops it and starts it again, as its configuration then is.
+    /// Stops the gate and starts it again with its current configuration file.
     pub(crate) async fn restart(self) -> Self {
         let file = self.config_file();
         Self::from_file(self.into_folder().await, file).await
@@ -238,7 +238,7 @@ pub(crate) fn prepare(folder: &Path, webapp: &Emulator) {
     }
 }
 
-/// All that a gate in front of `webapp` needs; gives its configuration file.
+/// Writes everything that a gate in front of `webapp` needs; returns its configuration file.
 pub(crate) fn written(
     folder: &Path,
     webapp: &Emulator,
@@ -252,7 +252,7 @@ pub(crate) fn written(
     file
 }
 
-/// Writes a secret as an operator should: for the owner only.
+/// Writes a secret's file that only its owner can read.
 pub(crate) fn secret(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::write(path, text).unwrap();
@@ -313,7 +313,7 @@ deadline = "20s"
     )
 }
 
-/// The hex digest by which the configuration knows an API key.
+/// The hex digest of an API key, as in the configuration.
 pub(crate) fn sha256(text: &str) -> String {
     use sha2::Digest as _;
     sha2::Sha256::digest(text)
@@ -322,7 +322,7 @@ pub(crate) fn sha256(text: &str) -> String {
         .collect()
 }
 
-/// Limits that no test meets by accident.
+/// Limits that no test reaches by accident.
 pub(crate) const NO_LIMITS: &str = r#"
 [limits]
 logins_by_peer = "100000/s burst 100000"
@@ -343,7 +343,7 @@ rate = "100000/s"
 burst = 100000
 "#;
 
-/// Waits until `condition` holds; names what it waited for when it gives up.
+/// Waits until `condition` holds; panics with its description after the deadline.
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !condition().await {

@@ -15,14 +15,14 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts it and waits until it says where it listens.
+    /// Starts the program and waits until it logs its addresses.
     pub(crate) fn serve(file: &Path) -> Self {
         let mut command = Command::new(binary());
         command.args(["serve", "--config"]).arg(file);
         Self::start(command)
     }
 
-    /// The same from a command of the test's own.
+    /// The same, with a command of the test.
     pub(crate) fn start(command: Command) -> Self {
         let mut program = Self::told(command, (0, 0));
         program.listener = program.port_after("gate");
@@ -30,7 +30,7 @@ impl Program {
         program
     }
 
-    /// A program that was told its ports and need not say them.
+    /// A program whose ports the test has chosen.
     pub(crate) fn told(mut command: Command, (listener, operator): (u16, u16)) -> Self {
         let mut child = command
             .stdin(Stdio::null())
@@ -114,7 +114,7 @@ impl Program {
     /// CPU time used so far, in hundredths of a second.
     pub(crate) fn cpu_ticks(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        // The command's name may hold spaces; it ends at the last parenthesis.
+        // The command's name may contain spaces; it ends at the last parenthesis.
         let (_, fields) = text.rsplit_once(')').unwrap();
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let number = |at: usize| fields[at].parse::<u64>().unwrap();
@@ -140,14 +140,14 @@ impl Drop for Program {
     }
 }
 
-/// A port that nobody has just now.
+/// A free port.
 pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// The ports of the shipped configuration, each with one that is free here. None of these has
-/// another one's digits in it, so that they can be replaced one after the other.
+/// The ports of the shipped configuration, each with a free port. None contains another one's
+/// digits, so that they can be replaced one after the other.
 pub(crate) fn shipped_ports() -> Vec<(&'static str, String)> {
     const SHIPPED: [&str; 4] = ["8443", "9090", "9443", "9444"];
     let mut all: Vec<(&str, String)> = Vec::new();
@@ -161,7 +161,7 @@ pub(crate) fn shipped_ports() -> Vec<(&'static str, String)> {
     all
 }
 
-/// A configuration with these ports for listener and operator, in place of any free ones.
+/// A configuration with these ports for listener and operator instead of any free ones.
 pub(crate) fn at_ports(text: &str, (listener, operator): (u16, u16)) -> String {
     text.replacen("127.0.0.1:0", &format!("127.0.0.1:{listener}"), 1)
         .replacen("127.0.0.1:0", &format!("127.0.0.1:{operator}"), 1)

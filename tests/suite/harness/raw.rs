@@ -50,7 +50,7 @@ impl Raw {
         self.0.flush().await.unwrap();
     }
 
-    /// Everything until the other end closes, or ten seconds have passed.
+    /// All bytes until the other end closes or ten seconds have passed.
     pub(crate) async fn read_to_end(&mut self) -> String {
         let mut bytes = Vec::new();
         let read = self.0.read_to_end(&mut bytes);
@@ -58,7 +58,7 @@ impl Raw {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What has arrived when `text` has, or ten seconds have passed.
+    /// The bytes that have arrived when `text` is among them or ten seconds have passed.
     pub(crate) async fn read_until(&mut self, text: &str) -> String {
         let mut bytes = Vec::new();
         let read = async {

@@ -1,4 +1,4 @@
-//! Answers as they come off the wire: how they are framed, and whether they end.
+//! Responses as they arrive: how they are framed, and whether they are complete.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use super::Gateway;
 use super::login_upstream::KEY;
 use super::raw::connected;
 
-/// For an answer that never ends.
+/// The limit for a response that never ends.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// How a client asks.
+/// The client's protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
+pub(crate) enum ClientProtocol {
     /// Over plain TCP.
     Http10,
     /// Over plain TCP.
@@ -27,17 +27,17 @@ pub(crate) enum Ask {
     Http2,
 }
 
-/// An answer, as its client sees it.
+/// A response, as its client sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Received {
     /// Empty over HTTP/2.
     pub(crate) version: String,
-    /// 0: none came.
+    /// 0 if there was no response.
     pub(crate) status: u16,
-    /// Lower case names.
+    /// Names in lower case.
     pub(crate) fields: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// The client can tell that all of it has come.
+    /// Whether the client can tell that the response is complete.
     pub(crate) is_whole: bool,
 }
 
@@ -52,27 +52,36 @@ impl Received {
     }
 }
 
-/// The answer to one request without a body.
-pub(crate) async fn ask(gateway: &Gateway, ask: Ask, method: &Method, path: &str) -> Received {
-    let version = if ask == Ask::Http10 { "1.0" } else { "1.1" };
+/// The response to one request without a body.
+pub(crate) async fn ask(
+    gateway: &Gateway,
+    ask: ClientProtocol,
+    method: &Method,
+    path: &str,
+) -> Received {
+    let version = if ask == ClientProtocol::Http10 {
+        "1.0"
+    } else {
+        "1.1"
+    };
     let request = format!(
         "{method} {path} HTTP/{version}\r\nHost: localhost\r\nAuthorization: Apikey {KEY}\r\n\r\n"
     );
     let is_head = *method == Method::HEAD;
     match ask {
-        Ask::Http10 | Ask::Http11 => {
+        ClientProtocol::Http10 | ClientProtocol::Http11 => {
             let tcp = TcpStream::connect(gateway.addresses.listeners[1]).await;
             exchange(tcp.unwrap(), request.as_bytes(), is_head).await
         }
-        Ask::Tls11 => {
+        ClientProtocol::Tls11 => {
             let tls = connected(gateway, &["http/1.1"]).await;
             exchange(tls, request.as_bytes(), is_head).await
         }
-        Ask::Http2 => http2(gateway, method, path).await,
+        ClientProtocol::Http2 => http2(gateway, method, path).await,
     }
 }
 
-/// Sends `request` and reads one answer.
+/// Sends `request` and reads one response.
 pub(crate) async fn exchange(
     mut line: impl AsyncRead + AsyncWrite + Unpin,
     request: &[u8],
@@ -83,7 +92,7 @@ pub(crate) async fn exchange(
     read_answer(&mut line, is_head).await
 }
 
-/// Reads one answer off the line (RFC 9112 6.3).
+/// Reads one response (RFC 9112 6.3).
 pub(crate) async fn read_answer(line: &mut (impl AsyncRead + Unpin), is_head: bool) -> Received {
     let mut received = Received::default();
     let reading = async {

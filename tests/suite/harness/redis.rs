@@ -15,7 +15,7 @@ pub(crate) struct RedisServer {
     child: Option<Child>,
 }
 
-/// A port that nobody has at the moment.
+/// A free port.
 pub(crate) fn free_port() -> u16 {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     socket.local_addr().unwrap().port()
@@ -55,7 +55,7 @@ impl RedisServer {
         server
     }
 
-    /// In a network of its own, reached at `host`.
+    /// In its own network namespace, reached at `host`.
     pub(crate) fn in_network(name: &str, host: &str) -> Self {
         let args = [
             "netns",
@@ -79,8 +79,8 @@ impl RedisServer {
         server
     }
 
-    /// Starts it on the same port, from what is on its disk: nothing, unless it was told
-    /// to keep something.
+    /// Starts the server on the same port, with the data on its disk: none, unless it was told
+    /// to save some.
     pub(crate) fn start_again(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let child = Command::new(self.program)
@@ -109,7 +109,7 @@ impl RedisServer {
         assert!(sent.success());
     }
 
-    /// SIGKILL, at once.
+    /// Ends the server with SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -117,7 +117,7 @@ impl RedisServer {
         }
     }
 
-    /// Stops it in the middle of whatever it does; connections stay open.
+    /// Suspends the server (SIGSTOP); connections stay open.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
     }
@@ -141,7 +141,7 @@ impl RedisServer {
         self.try_ask(words).unwrap()
     }
 
-    /// How often each command was called, by INFO.
+    /// The number of calls of each command, from INFO.
     pub(crate) fn calls(&self, command: &str) -> u64 {
         let stats: String = self.ask(&["INFO", "commandstats"]);
         let start = format!("cmdstat_{command}:calls=");

@@ -1,6 +1,6 @@
-//! An upstream of raw sockets, plain or TLS, that says the bytes of a script, pauses, and ends
-//! its connection in each way there is. It reads no request body. Logins are answered by
-//! themselves.
+//! An upstream of raw sockets, plain or TLS, that sends the bytes of a script, pauses, and ends
+//! its connection in each possible way. It reads no request body. Logins are answered
+//! automatically.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,12 +20,12 @@ use super::login_upstream::{KEY, field_case};
 use super::upstream::login;
 use super::{Gateway, WEBAPP_PASSWORD, secret};
 
-/// One step of an answer.
+/// One step of a response.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Say(Vec<u8>),
     Pause(Duration),
-    /// Takes so many bytes of the request's body.
+    /// Reads so many bytes of the request's body.
     Take(usize),
     /// An orderly end: close_notify, FIN.
     Close,
@@ -39,7 +39,7 @@ pub(crate) fn say(text: &str) -> Step {
     Step::Say(text.as_bytes().to_vec())
 }
 
-/// To what is not in the script: the gate asks by itself whether its upstream lives.
+/// The response to requests outside the script, such as the gate's own probes.
 pub(crate) fn not_found() -> Step {
     say("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 }
@@ -54,17 +54,17 @@ pub(crate) struct ScriptedUpstream {
     folder: tempfile::TempDir,
 }
 
-trait Line: AsyncRead + AsyncWrite + Unpin + Send {
+trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
     fn tcp(&self) -> &TcpStream;
 }
 
-impl Line for TcpStream {
+impl Transport for TcpStream {
     fn tcp(&self) -> &TcpStream {
         self
     }
 }
 
-impl Line for tokio_rustls::server::TlsStream<TcpStream> {
+impl Transport for tokio_rustls::server::TlsStream<TcpStream> {
     fn tcp(&self) -> &TcpStream {
         self.get_ref().0
     }
@@ -75,7 +75,7 @@ impl ScriptedUpstream {
         Self::start(script, false).await
     }
 
-    /// `script`: what follows a request with this head.
+    /// `script` returns the steps after a request with this head.
     pub(crate) async fn start(
         script: impl Fn(&str) -> Vec<Step> + Send + Sync + 'static,
         is_tls: bool,
@@ -118,8 +118,8 @@ impl ScriptedUpstream {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// The configuration of a gate before it, with a plain listener besides that for TLS.
-    /// `upstream`: more lines of that section; `rest`: whole sections.
+    /// The configuration of a gate in front of it, with a plain and a TLS listener. `upstream`
+    /// has more lines for that section, `rest` whole sections.
     pub(crate) fn config(&self, upstream: &str, rest: &str) -> String {
         let (scheme, trust) = match self.is_tls {
             true => (
@@ -136,7 +136,7 @@ impl ScriptedUpstream {
         format!("{}\n{rest}\n", text.replace("\n[operator]", plain))
     }
 
-    /// A gate before this upstream.
+    /// A gate in front of this upstream.
     pub(crate) async fn gate(&self, upstream: &str, rest: &str) -> Gateway {
         self.gate_of(&self.config(upstream, rest)).await
     }
@@ -162,7 +162,7 @@ impl ScriptedUpstream {
     }
 }
 
-/// The field that shows the key of the configuration.
+/// The header field with the configured API key.
 pub(crate) fn key_field() -> String {
     format!("Authorization: Apikey {KEY}")
 }
@@ -181,7 +181,7 @@ fn acceptor(certs: &Path) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-async fn serve(mut line: impl Line, script: &Script) {
+async fn serve(mut line: impl Transport, script: &Script) {
     while let Some(head) = read_head(&mut line).await {
         if head.starts_with("POST /v1/users/login") {
             let _ = line.write_all(&login()).await;
@@ -211,7 +211,7 @@ async fn serve(mut line: impl Line, script: &Script) {
     }
 }
 
-async fn read_head(line: &mut impl Line) -> Option<String> {
+async fn read_head(line: &mut impl Transport) -> Option<String> {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         bytes.push(line.read_u8().await.ok()?);

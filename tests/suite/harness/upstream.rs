@@ -1,5 +1,5 @@
-//! An upstream that answers byte for byte what the test says: for what a Webapp
-//! does only by accident. Plain HTTP; logins are answered by themselves.
+//! An upstream that responds byte for byte as the test says, for responses that the emulator
+//! does not send. Plain HTTP; logins are answered automatically.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// One request as it came.
+/// One request as it arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// Counts requests on its connection from 1, logins not among them.
+    /// The number of the request on its connection, from 1, without logins.
     pub(crate) nth: usize,
     pub(crate) head: String,
 }
@@ -24,7 +24,7 @@ impl Call {
     }
 }
 
-/// What goes back; the connection ends after it, or goes on.
+/// The response; afterwards the connection is closed or stays open.
 pub(crate) enum Reply {
     Stay(Vec<u8>),
     Close(Vec<u8>),
@@ -45,7 +45,7 @@ pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
     script: Arc<Script>,
-    /// Logins are the script's to answer as well.
+    /// The script also answers logins.
     scripts_logins: bool,
 }
 
@@ -54,7 +54,7 @@ impl Upstream {
         Self::serving(script, false).await
     }
 
-    /// The same, logins included; but not those of the gate itself, which is `admin`.
+    /// The same; the script also answers logins, except the gate's own as `admin`.
     pub(crate) async fn scripted(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
         Self::serving(script, true).await
     }
@@ -80,7 +80,7 @@ impl Upstream {
         upstream
     }
 
-    /// How often `line`, method and path, was asked for.
+    /// The number of requests with this method and path.
     pub(crate) fn count(&self, line: &str) -> usize {
         let calls = self.calls.lock().unwrap();
         calls.iter().filter(|call| call.line() == line).count()
@@ -111,7 +111,7 @@ impl Upstream {
     }
 }
 
-/// The head of the next request, its body read and forgotten.
+/// The head of the next request; its body is read and discarded.
 pub(crate) async fn read_request(tcp: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
@@ -127,11 +127,11 @@ pub(crate) async fn read_request(tcp: &mut TcpStream) -> Option<String> {
     Some(head)
 }
 
-/// The answer to a login: a token for a week.
+/// The response to a login: a token for a week.
 pub(crate) fn login() -> Vec<u8> {
     let week = i64::try_from(Duration::from_secs(604_800).as_secs()).unwrap();
     let now = tollgate::clock::unix_seconds();
-    let end = tollgate::webapp::format_expiry(now + week);
+    let end = tollgate::profiles::format_expiry(now + week);
     let body = format!(
         r#"{{"users":[{{"token":"scripted-token","expires_after":"{end}"}}],"meta":{{}}}}"#
     );

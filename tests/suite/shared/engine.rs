@@ -1,18 +1,18 @@
-//! The scripts and the link, without a gate around them.
+//! The store's scripts and its connection, without a gate.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tollgate::profiles::Role;
 use tollgate::store::shared::{
-    EntryChange, InsertOutcome, LoginTurn, PublishOutcome, Replica, SharedChange, SharedStore,
-    StateSnapshotItem, TokenInsert, TokenKind,
+    EntryChange, InsertOutcome, LoginRateLimit, LoginTurn, PermitRate, PublishOutcome, Replica,
+    SharedChange, SharedStore, StateSnapshotItem, TokenInsert, TokenKind,
 };
 use tollgate::store::{RecordDigest, SealedBytes, TokenOrigin};
-use tollgate::webapp::Role;
 
 use super::{open, settings};
 use crate::harness::eventually;
-use crate::harness::proxy::{Line, Proxy};
+use crate::harness::faulty_link::{FaultyLink, LinkState};
 use crate::harness::redis::RedisServer;
 
 const KIND: TokenKind = TokenKind {
@@ -38,41 +38,41 @@ pub(super) fn is_placed(outcome: &InsertOutcome) -> bool {
     matches!(outcome, InsertOutcome::Placed { .. })
 }
 
-/// Keeps what it was told, and knows what it is given to know.
+/// Records the changes that it receives, and returns the facts that the test sets.
 #[derive(Debug, Default)]
-struct Heard {
+struct RecordingReplica {
     changes: Mutex<Vec<SharedChange>>,
     doubts: Mutex<Vec<u64>>,
     facts: Mutex<Vec<StateSnapshotItem>>,
 }
 
-impl Replica for Heard {
+impl Replica for RecordingReplica {
     fn apply(&self, change: &SharedChange, _: u64) {
         self.changes.lock().unwrap().push(change.clone());
     }
 
-    fn doubt(&self, seen: u64) {
+    fn invalidate(&self, seen: u64) {
         self.doubts.lock().unwrap().push(seen);
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.facts.lock().unwrap().iter().cloned().for_each(give);
     }
 }
 
-fn heard(store: &SharedStore) -> Arc<Heard> {
-    let heard = Arc::new(Heard::default());
+fn heard(store: &SharedStore) -> Arc<RecordingReplica> {
+    let heard = Arc::new(RecordingReplica::default());
     let follower = Arc::downgrade(&heard);
-    store.follow(follower);
+    store.add_replica(follower);
     heard
 }
 
-fn has(heard: &Heard, is_it: impl Fn(&SharedChange) -> bool) -> bool {
+fn has(heard: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool {
     heard.changes.lock().unwrap().iter().any(is_it)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_lives_until_it_or_its_user_is_ended_and_all_hear_of_it() {
+async fn a_token_lives_until_it_or_its_user_is_ended_and_all_gates_are_notified() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
     let heard = heard(&two);
@@ -110,7 +110,7 @@ async fn a_token_lives_until_it_or_its_user_is_ended_and_all_hear_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_begun_before_a_deletion_or_a_change_of_password_gets_no_token() {
+async fn a_login_that_began_before_a_deletion_or_password_change_gets_no_token() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
     let EntryChange::Done(made) = store.put_user("anna", None, "{}", true).await.unwrap() else {
@@ -151,7 +151,10 @@ async fn a_login_begun_before_a_deletion_or_a_change_of_password_gets_no_token()
 async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
-    let pace = (Duration::from_millis(1), 100);
+    let pace = LoginRateLimit {
+        min_interval: Duration::from_millis(1),
+        per_hour: 100,
+    };
     let sealed = SealedBytes(vec![0, 255, 10, 13]);
     let LoginTurn::Ours(login) = one.login_turn("main", 0, pace).await.unwrap() else {
         panic!("nobody else wants it");
@@ -160,16 +163,16 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
         panic!("the other one is at it");
     };
     assert!(left > Duration::from_secs(1));
-    // The holder dies: in the end its lock is gone, and what it still brings is late.
+    // The holder dies: its lock expires, and a login that it still publishes is too late.
     let _: u32 = server.ask(&["DEL", "{tollgate}:lock:main"]);
     tokio::time::sleep(Duration::from_millis(5)).await;
     let LoginTurn::Ours(second) = two.login_turn("main", 0, pace).await.unwrap() else {
         panic!("the lock is free");
     };
     let life = Duration::from_secs(60);
-    let late = one.publish("main", &login, false, (life, &sealed)).await;
+    let late = one.publish("main", &login, false, life, &sealed).await;
     assert_eq!(late.unwrap(), PublishOutcome::Lost);
-    let current = two.publish("main", &second, false, (life, &sealed)).await;
+    let current = two.publish("main", &second, false, life, &sealed).await;
     assert_eq!(current.unwrap(), PublishOutcome::Current(1));
     let lease = one.lease("main").await.unwrap().unwrap();
     assert_eq!((lease.generation, lease.refused), (1, 0));
@@ -185,9 +188,12 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     };
     assert!(two.refuse_lease("main", 1).await.unwrap());
     assert!(!two.refuse_lease("main", 1).await.unwrap(), "news once");
-    let doubtful = one.publish("main", &third, false, (life, &sealed)).await;
+    let doubtful = one.publish("main", &third, false, life, &sealed).await;
     assert_eq!(doubtful.unwrap(), PublishOutcome::Superseded);
-    let slow = (Duration::from_secs(60), 100);
+    let slow = LoginRateLimit {
+        min_interval: Duration::from_secs(60),
+        per_hour: 100,
+    };
     assert!(matches!(
         one.login_turn("main", 1, slow).await.unwrap(),
         LoginTurn::Wait(_)
@@ -195,10 +201,13 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn permits_are_given_at_the_rate_whoever_asks() {
+async fn permits_are_given_at_the_rate_to_all_gates_together() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
-    let shape = (Duration::from_millis(100), 10);
+    let shape = PermitRate {
+        interval: Duration::from_millis(100),
+        burst: 10,
+    };
     let first = store.take_permits("x", shape, 8).await.unwrap();
     assert_eq!(first.taken, 8);
     let second = store.take_permits("x", shape, 8).await.unwrap();
@@ -210,7 +219,7 @@ async fn permits_are_given_at_the_rate_whoever_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
+async fn an_emptied_store_is_filled_again_and_revoked_tokens_stay_dead() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
     let (first, second) = (heard(&one), heard(&two));
@@ -229,7 +238,7 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
         left: Duration::from_secs(60),
         seq,
     };
-    // One gate knows of ends that the other has missed.
+    // One gate knows of revocations that the other has missed.
     let keep = Duration::from_secs(60);
     first.facts.lock().unwrap().extend([
         StateSnapshotItem::UserEnded {
@@ -262,28 +271,28 @@ async fn an_emptied_store_is_told_again_and_what_was_revoked_stays_dead() {
         matches!(two.find(&RecordDigest([2; 32])).await, Ok(None))
     })
     .await;
-    // Ends are told before anything else; so by now nobody can bring this one back.
+    // Revocations are sent first, so by now no gate can bring this token back.
     let ended = two.find(&RecordDigest([9; 32])).await;
     assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
-    // Token 3 was known to nobody: the store does not say that there is none.
+    // No gate knew token 3: the store does not claim that it does not exist.
     assert!(one.find(&RecordDigest([3; 32])).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_more() {
+async fn a_token_ended_after_a_loss_is_not_brought_back_by_a_gate_with_higher_numbers() {
     let server = RedisServer::start();
     let (behind, ahead) = (
-        Proxy::before(server.port).await,
-        Proxy::before(server.port).await,
+        FaultyLink::before(server.port).await,
+        FaultyLink::before(server.port).await,
     );
-    let at = |line: &Proxy| {
+    let at = |line: &FaultyLink| {
         let mut settings = settings(&server);
         settings.servers[0].port = line.port();
         settings
     };
     let (one, two) = (open(at(&behind)).await, open(at(&ahead)).await);
     let knows = heard(&two);
-    behind.set(Line::Cut);
+    behind.set(LinkState::Cut);
     for _ in 0..1500 {
         two.insert(insert(1, "anna")).await.unwrap();
     }
@@ -295,13 +304,13 @@ async fn what_ended_after_a_loss_is_not_brought_back_by_a_gate_that_knew_far_mor
         left: Duration::from_secs(60),
         seq,
     });
-    ahead.set(Line::Cut);
+    ahead.set(LinkState::Cut);
     eventually("both are away", async || !one.is_up() && !two.is_up()).await;
     let _: () = server.ask(&["FLUSHALL"]);
-    behind.set(Line::Good);
+    behind.set(LinkState::Good);
     eventually("the one that knew less is back", async || one.is_up()).await;
     one.end_tokens("anna", false, None, |_| ()).await.unwrap();
-    ahead.set(Line::Good);
+    ahead.set(LinkState::Good);
     eventually("the other one has told what it knows", async || two.is_up()).await;
     let found = one.find(&RecordDigest([1; 32])).await;
     assert!(!matches!(found, Ok(Some(_))), "{found:?}");

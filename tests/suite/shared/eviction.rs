@@ -1,5 +1,5 @@
-//! A server that may drop the marks of ended tokens: a gate does not start over it, unless
-//! told to, and tells of it while it runs. Real servers, alone and as a cluster.
+//! A server that may evict the marks of ended tokens: a gate does not start with it, unless
+//! configured to, and reports it while it runs. Real servers, alone and as a cluster.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,18 +12,18 @@ use tollgate::store::shared::{EvictingServer, EvictionFound, SharedStore, reach}
 
 use super::servers::cluster;
 use super::{brisk, gate, settings, store};
-use crate::checking::connected;
+use crate::check_command::connected;
 use crate::harness::redis::RedisServer;
 use crate::harness::{
     Gateway, Setup, WEBAPP_PASSWORD, emulator, eventually, prepare, secret, text,
 };
 
-/// What a start over the store says against it; None: it starts.
+/// The error of a start with this store, or None.
 async fn refusal(settings: Settings) -> Option<String> {
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
     let begin = Instant::now();
-    let started = store.start((&tasks, &ShutdownSignal::default())).await;
+    let started = store.start(&tasks, &ShutdownSignal::default()).await;
     assert!(begin.elapsed() < Duration::from_secs(10), "says so at once");
     started.err().map(|error| error.to_string())
 }
@@ -33,7 +33,7 @@ fn evicts(found: &EvictionFound, with: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_does_not_start_over_a_server_that_evicts_unless_told_to() {
+async fn a_gate_does_not_start_with_a_server_that_evicts_unless_configured_to() {
     let server = RedisServer::start();
     for policy in [
         "volatile-ttl",
@@ -60,7 +60,7 @@ async fn a_gate_does_not_start_over_a_server_that_evicts_unless_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_whole_program_ends_with_the_reason() {
+async fn the_program_ends_with_the_reason() {
     let server = RedisServer::with(&["--maxmemory-policy", "volatile-ttl"]);
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
@@ -92,13 +92,13 @@ async fn ready(gateway: &Gateway) -> (u16, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_that_changes_while_a_gate_runs_is_told_and_so_is_its_end() {
+async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gateway = gate(&webapp, brisk(), &store(&server.url(), "")).await;
-    assert_eq!(gateway.metrics.store_evicts.get(), 0);
+    assert_eq!(gateway.metrics.store_eviction_enabled.get(), 0);
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
     eventually("the metric says so", async || {
-        gateway.metrics.store_evicts.get() == 1
+        gateway.metrics.store_eviction_enabled.get() == 1
     })
     .await;
     let (status, text) = ready(&gateway).await;
@@ -106,16 +106,19 @@ async fn a_policy_that_changes_while_a_gate_runs_is_told_and_so_is_its_end() {
     assert!(text.contains("volatile-ttl"), "{text}");
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     eventually("it is over", async || {
-        gateway.metrics.store_evicts.get() == 0
+        gateway.metrics.store_eviction_enabled.get() == 0
     })
     .await;
     assert!(!ready(&gateway).await.1.contains("evicts"));
 
-    // A new connection, such as after a failover, asks at once; the gate goes on.
+    // A new connection, for instance after a failover, checks at once; the gate continues.
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let begin = Instant::now();
     let _: u32 = server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
-    eventually("told", async || gateway.metrics.store_evicts.get() == 1).await;
+    eventually("told", async || {
+        gateway.metrics.store_eviction_enabled.get() == 1
+    })
+    .await;
     assert!(
         begin.elapsed() < Duration::from_secs(5),
         "sooner than the next look"
@@ -124,7 +127,7 @@ async fn a_policy_that_changes_while_a_gate_runs_is_told_and_so_is_its_end() {
     assert!(ready(&gateway).await.1.contains("allkeys-lru"));
 }
 
-/// The store as an ACL user of these rights sees it.
+/// The store as seen by an ACL user with these rights.
 fn limited(server: &RedisServer, rights: &[&str], folder: &tempfile::TempDir) -> Settings {
     let base = [
         "ACL",
@@ -149,7 +152,7 @@ fn limited(server: &RedisServer, rights: &[&str], folder: &tempfile::TempDir) ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_policy_is_read_by_either_command_and_one_that_is_hidden_is_no_dead_end() {
+async fn the_policy_is_read_by_either_command_and_a_hidden_one_does_not_stop_the_start() {
     let server = RedisServer::with(&["--maxmemory-policy", "volatile-lfu"]);
     let folder = tempfile::tempdir().unwrap();
     for rights in ["+info", "+config|get"] {
@@ -161,7 +164,7 @@ async fn the_policy_is_read_by_either_command_and_one_that_is_hidden_is_no_dead_
     let found = reach(&settings).await.unwrap();
     assert!(matches!(found, EvictionFound::Hidden(_)), "{found:?}");
     assert_eq!(refusal(settings).await, None, "a warning in the log");
-    // Servers as hosting companies run them.
+    // Servers as hosting providers run them.
     let server = RedisServer::with(&[
         "--maxmemory-policy",
         "volatile-lru",

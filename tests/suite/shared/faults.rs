@@ -1,5 +1,5 @@
-//! The store fails in every way it can, under load. Known grants stay good, nobody is told
-//! a wrong 401, nothing that was revoked comes back, and all is well again by itself.
+//! The store fails in every possible way under load. Known grants stay good, no client gets a
+//! wrong 401, no revoked token comes back, and everything recovers without help.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use serde_json::json;
 use tollgate::config::SharedStoreConfig as Settings;
 use tollgate::secret::SecretSource;
 
-use super::places::trouble;
+use super::addresses::trouble;
 use super::{brisk, settings, status, store, three};
 use crate::harness::client::verdict;
 use crate::harness::program::{Program, at_ports, binary, free_port};
@@ -19,7 +19,7 @@ use crate::harness::{
     ADMIN, ADMIN_PASSWORD, Client, Gateway, emulator, eventually, secret, written,
 };
 
-/// Clients that ask all the time, and count what they should never hear.
+/// Clients that send requests all the time and count responses that must not occur.
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
     good: Arc<AtomicU64>,
@@ -59,7 +59,7 @@ impl Load {
         load
     }
 
-    /// What half of the answers took at most.
+    /// The median time of the responses.
     pub(super) fn median(&self) -> Duration {
         let mut took = self.took.lock().unwrap().clone();
         took.sort_unstable();
@@ -100,7 +100,7 @@ pub(super) async fn known(gates: &[Gateway]) -> Vec<Client> {
     clients
 }
 
-/// What a client is told while the store is away.
+/// The response to a client while the store is down.
 pub(super) async fn refuses_what_needs_the_store(gate: &Gateway) {
     let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
     assert!(login.headers().contains_key("retry-after"));
@@ -126,11 +126,11 @@ pub(super) async fn works_again(gates: &[Gateway]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_store_that_comes_back_empty_costs_nobody_a_request() {
+async fn a_killed_store_that_comes_back_empty_fails_no_request() {
     let (webapp, mut server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
-    // Revoked before the fault: must stay dead through it and after it.
+    // Revoked before the fault: must stay dead during and after it.
     let dead = gates[1].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
     let made = json!({ "username": "worker", "password": "Worker-Passw0rd!" });
     assert_eq!(clients[0].post("/v1/users", &made).await.status(), 201);
@@ -153,7 +153,7 @@ async fn a_killed_store_that_comes_back_empty_costs_nobody_a_request() {
         let gone = gates[2].client().with_token(worker.token.as_ref().unwrap());
         let answer = status(&gone).await;
         assert!(answer == 401 || answer == 503, "{answer} in round {round}");
-        // A user made at run time is still there, and so is the login of all gates.
+        // A user created at run time still exists, and so does the shared login.
         eventually("users are told again", async || {
             let login = gates[1].client().login("worker", "Worker-Passw0rd!").await;
             login.status() == 200
@@ -169,7 +169,7 @@ async fn a_killed_store_that_comes_back_empty_costs_nobody_a_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_store_is_left_alone_until_it_answers_again() {
+async fn a_frozen_store_is_not_asked_until_it_responds_again() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
@@ -186,16 +186,16 @@ async fn a_frozen_store_is_left_alone_until_it_answers_again() {
         good > 50 && bad == 0,
         "{bad} of {good} known requests failed"
     );
-    // Nothing was lost, so nothing was doubted.
+    // Nothing was lost, so nothing was invalidated.
     assert!(
         gates
             .iter()
-            .all(|gate| has(gate, "tollgate_store_doubts_total 0"))
+            .all(|gate| has(gate, "tollgate_store_invalidations_total 0"))
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_waits_for_a_frozen_store_ends_when_it_is_told_to() {
+async fn a_start_that_waits_for_a_frozen_store_can_be_stopped() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     server.freeze();
     let folder = tempfile::tempdir().unwrap();
@@ -213,7 +213,7 @@ async fn a_start_that_waits_for_a_frozen_store_ends_when_it_is_told_to() {
     let begin = Instant::now();
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0), "{:#?}", program.lines());
-    // It would have waited fifteen seconds.
+    // Otherwise it waits fifteen seconds.
     assert!(
         begin.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -222,7 +222,7 @@ async fn a_start_that_waits_for_a_frozen_store_ends_when_it_is_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn known_grants_end_with_stale_for_and_not_before() {
+async fn known_grants_are_accepted_until_stale_for_and_not_longer() {
     let (webapp, mut server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "stale_for = \"3s\"").await;
     let clients = known(&gates).await;
@@ -267,7 +267,7 @@ async fn a_store_out_of_memory_refuses_changes_and_keeps_what_it_has() {
 
 const PASSWORD: &str = "canary-redis-password";
 
-/// Lets in the gates by name and password only, and an operator.
+/// Allows the gates, by name and password, and an operator.
 fn guard(server: &RedisServer) {
     let gate = format!(">{PASSWORD}");
     let rights = ["+@read", "+@write", "+@scripting", "+@connection", "+time"];
@@ -280,7 +280,7 @@ fn guard(server: &RedisServer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_that_is_wrong_at_the_start_is_told_and_never_shown() {
+async fn a_wrong_password_at_the_start_is_reported_and_never_shown() {
     let server = RedisServer::start();
     guard(&server);
     let folder = tempfile::tempdir().unwrap();
@@ -296,7 +296,7 @@ async fn a_password_that_is_wrong_at_the_start_is_told_and_never_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_that_is_wrong_later_is_told_and_never_shown_and_read_again() {
+async fn a_password_that_becomes_wrong_is_reported_never_shown_and_read_again() {
     let webapp = emulator().await;
     let server = RedisServer::start();
     guard(&server);
@@ -308,7 +308,7 @@ async fn a_password_that_is_wrong_later_is_told_and_never_shown_and_read_again()
         gates.push(Gateway::with_secrets(&webapp, setup, &secrets).await);
     }
     let load = Load::of(&known(&gates).await);
-    // Rotated at the server: the gates' connections are cut, and their password is old.
+    // The password is rotated at the server: the gates' connections are cut.
     let url = format!("redis://operator:operator@127.0.0.1:{}", server.port);
     let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
     let mut run = |words: &[&str]| {

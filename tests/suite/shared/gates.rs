@@ -1,4 +1,4 @@
-//! What one gate does holds at all of them.
+//! A change at one gate holds at all of them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ async fn logout(client: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_at_one_gate_is_good_at_all_and_so_is_its_end() {
+async fn a_login_or_logout_at_one_gate_holds_at_all() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     user(&gates[0], "worker").await;
@@ -90,7 +90,7 @@ async fn a_changed_password_holds_at_every_gate() {
     })
     .await;
     assert_eq!(there.login("worker", PASSWORD).await.status(), 401);
-    // Two gates make the same user at once: one of them does.
+    // Two gates create the same user at once: one of them succeeds.
     let admins = [
         gates[0].admin().await,
         gates[1].admin().await,
@@ -110,7 +110,7 @@ async fn a_changed_password_holds_at_every_gate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_validated_request_costs_the_store_nothing_and_an_unknown_token_one_look() {
+async fn a_validated_request_asks_the_store_nothing_and_an_unknown_token_once() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let admin = gates[0].admin().await;
@@ -121,8 +121,8 @@ async fn a_validated_request_costs_the_store_nothing_and_an_unknown_token_one_lo
         assert_eq!(status(&admin).await, 200);
         assert_eq!(status(&there).await, 200);
     }
-    // Each gate says every two seconds that it is there, and permits of limits are taken
-    // ahead; nothing is asked per request.
+    // Each gate sends a heartbeat every two seconds, and permits of limits are prefetched;
+    // no request asks the store.
     let asked = server.calls("evalsha") - before;
     println!("store: {asked} scripts for 400 validated requests");
     assert!(asked < 100, "{asked} scripts for 400 requests");
@@ -144,7 +144,7 @@ async fn a_validated_request_costs_the_store_nothing_and_an_unknown_token_one_lo
         assert_eq!(status(&stranger).await, 401);
     }
     let looked = finds(&server) - before;
-    // One, and what limits read meanwhile.
+    // One look-up, and the reads of limits meanwhile.
     assert!(looked <= 10, "{looked} reads for one unknown token");
     let before = server.calls("evalsha");
     let _fresh = gates[0].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
@@ -155,7 +155,7 @@ async fn a_validated_request_costs_the_store_nothing_and_an_unknown_token_one_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn that_a_token_is_unknown_is_remembered_for_negative_ttl_and_no_longer() {
+async fn an_unknown_token_is_remembered_for_negative_ttl_and_no_longer() {
     const TTL: Duration = Duration::from_secs(2);
     let (webapp, server) = (emulator().await, RedisServer::start());
     let lines = store(&server.url(), "negative_ttl = \"2s\"");
@@ -165,7 +165,7 @@ async fn that_a_token_is_unknown_is_remembered_for_negative_ttl_and_no_longer() 
     let client = gate.client().with_token(late);
     let asked = Instant::now();
     assert_eq!(status(&client).await, 401);
-    // It comes to be in the store without a word to the gates.
+    // The token is put into the store without a notification to the gates.
     let copy = "local function key(hex) return '{tollgate}:t:' .. string.gsub(hex, '..', \
                 function(two) return string.char(tonumber(two, 16)) end) end \
                 return redis.call('COPY', key(ARGV[1]), key(ARGV[2]))";
@@ -220,7 +220,7 @@ async fn a_login_that_races_a_deletion_never_leaves_a_live_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_webapps_own_tokens_are_shared_and_ended_like_ours() {
+async fn the_webapps_own_tokens_are_shared_and_ended_like_the_gates() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let setup = || brisk().users("directory = \"webapp\"");
     let store = store(&server.url(), "");
@@ -260,7 +260,7 @@ pub(super) async fn operated(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_key_made_at_one_gate_opens_all_and_its_end_closes_all() {
+async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = [
         operated(&webapp, &server).await,
@@ -297,8 +297,8 @@ async fn an_api_key_made_at_one_gate_opens_all_and_its_end_closes_all() {
         "API key deleted, refused by the other gate after {:?}",
         begin.elapsed()
     );
-    // The store loses everything, and a gate that was away since before the end comes
-    // first to tell what it knows.
+    // The store loses everything, and a gate that was cut off before the deletion is the
+    // first to fill it again.
     let late = teller(&server, &written).await;
     let _: () = server.ask(&["FLUSHALL"]);
     eventually("the late one has been heard", async || {
@@ -325,8 +325,8 @@ async fn an_api_key_made_at_one_gate_opens_all_and_its_end_closes_all() {
     .await;
 }
 
-/// A gate's link to the store, that knows of the key `bot` as it was made, and of another.
-async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<Teller>) {
+/// A gate's connection to the store that still knows the key `bot`, and another key.
+async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<StaleGate>) {
     let store = open(settings(server)).await;
     let (head, text) = written.split_once('\n').unwrap();
     let (_, seq) = head.split_once(' ').unwrap();
@@ -341,21 +341,21 @@ async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<T
     };
     let facts = [("bot", text), ("other", "{}")];
     let facts = facts.map(|(name, text)| StateSnapshotItem::Key(name.into(), entry(text)));
-    let teller = Arc::new(Teller(facts.to_vec()));
+    let teller = Arc::new(StaleGate(facts.to_vec()));
     let follower = Arc::downgrade(&teller);
-    store.follow(follower);
+    store.add_replica(follower);
     (store, teller)
 }
 
 #[derive(Debug)]
-struct Teller(Vec<StateSnapshotItem>);
+struct StaleGate(Vec<StateSnapshotItem>);
 
-impl Replica for Teller {
+impl Replica for StaleGate {
     fn apply(&self, _: &SharedChange, _: u64) {}
 
-    fn doubt(&self, _: u64) {}
+    fn invalidate(&self, _: u64) {}
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.0.iter().cloned().for_each(give);
     }
 }

@@ -1,4 +1,4 @@
-//! Limits that all gates share: together they let through what one would.
+//! Limits that all gates share: together they let through as much as one gate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,12 +26,12 @@ async fn limited(server: &RedisServer, rate: u32, more: &str) -> (Vec<Gateway>, 
         .iter()
         .map(|gate| gate.client().with_token(&token))
         .collect();
-    // The emulator stays as long as the test's runtime.
+    // The emulator lives as long as the test's runtime.
     std::mem::forget(webapp);
     (gates, clients)
 }
 
-/// Lets through in `span` by three gates that are asked more than the rate allows.
+/// The number of requests that three gates let through in `span`, at more than the rate.
 async fn let_through(clients: &[Client], span: Duration) -> u64 {
     let passed = Arc::new(AtomicU64::new(0));
     let end = Instant::now() + span;
@@ -57,7 +57,7 @@ async fn let_through(clients: &[Client], span: Duration) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_gates_let_through_what_the_rate_says_within_a_twentieth() {
+async fn three_gates_let_through_the_rate_within_five_percent() {
     for rate in [20_u32, 50] {
         let server = RedisServer::start();
         let (_gates, clients) = limited(&server, rate, "").await;
@@ -74,12 +74,12 @@ async fn three_gates_let_through_what_the_rate_says_within_a_twentieth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_refuses_nothing_and_counts_and_without_the_store_each_has_a_share() {
+async fn a_dry_run_refuses_nothing_and_without_the_store_each_gate_has_a_share() {
     let mut server = RedisServer::start();
     let (gates, clients) = limited(&server, 30, "dry_run = true").await;
     assert!(let_through(&clients, Duration::from_secs(2)).await > 60);
     let text = gates[0].metrics.text();
-    assert!(text.contains("tollgate_limited_total{outcome=\"dry_run\"}"));
+    assert!(text.contains("tollgate_limit_exceeded_total{outcome=\"dry_run\"}"));
     drop((gates, clients));
     let (gates, clients) = limited(&server, 30, "").await;
     server.kill();

@@ -24,8 +24,8 @@ async fn three_gates_log_in_once_and_a_refusal_seen_by_any_is_one_more_login() {
         assert_eq!(answer.await.unwrap(), 200);
     }
     assert_eq!(webapp.login_count(), 2, "and one for all sixty refusals");
-    all_have(&gates, "tollgate_session_generation 2").await;
-    // A gate that starts later takes up the login there is.
+    all_have(&gates, "tollgate_session_generation{upstream=\"main\"} 2").await;
+    // A gate that starts later uses the existing login.
     let late = gate(&webapp, brisk(), &store(&server.url(), "")).await;
     let client = late.client().with_token(clients[0].token.as_ref().unwrap());
     assert_eq!(status(&client).await, 200);
@@ -48,11 +48,11 @@ async fn a_holder_killed_in_the_middle_of_a_login_leaves_one_current_generation(
         server.ask::<u32>(&["EXISTS", "{tollgate}:lock:main"]) == 1
     })
     .await;
-    drop(first); // SIGKILL, while its login is under way
+    drop(first); // SIGKILL during its login
     webapp.login_takes(Duration::ZERO);
     let gates = three(&webapp, &server, "").await;
     known(&gates).await;
-    all_have(&gates, "tollgate_session_generation 1").await;
+    all_have(&gates, "tollgate_session_generation{upstream=\"main\"} 1").await;
     assert!(
         webapp.login_count() <= 2,
         "the killed one's, and one for all"
@@ -60,7 +60,7 @@ async fn a_holder_killed_in_the_middle_of_a_login_leaves_one_current_generation(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_is_one_login_for_all_and_nobody_waits_for_it() {
+async fn a_renewal_is_one_login_for_all_gates_and_delays_no_request() {
     let webapp = crate::harness::emulator_with(tollgate::emulator::Settings {
         token_lifetime: Duration::from_secs(8),
         ..tollgate::emulator::Settings::for_tests()

@@ -1,18 +1,18 @@
-//! Several gates, one store: a real redis-server, from Debian, stands behind each test.
+//! Several gates with one store: each test uses a real redis-server, from Debian.
 
-mod counts;
+mod addresses;
+mod bad_connections;
 mod engine;
 mod eviction;
 mod faults;
 mod gates;
 mod limits;
-mod lines;
 mod login;
-mod moves;
-mod places;
-mod push;
+mod migration;
 mod races;
+mod revocation_delay;
 mod servers;
+mod token_counts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,12 +38,12 @@ pub(crate) fn settings(server: &RedisServer) -> Settings {
     }
 }
 
-/// The store as one gate would open it; ends with the test.
+/// The store as a gate opens it; ends with the test.
 pub(crate) async fn open(settings: Settings) -> Arc<SharedStore> {
     let tasks = TaskSet::new(tokio::runtime::Handle::current());
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
     store
-        .start((&tasks, &ShutdownSignal::default()))
+        .start(&tasks, &ShutdownSignal::default())
         .await
         .unwrap();
     store
@@ -59,12 +59,12 @@ pub(crate) fn store(url: &str, more: &str) -> String {
     )
 }
 
-/// One gate over the store at `url`. `setup` has everything but the store.
+/// A gate with the store at `url`. `setup` has everything but the store.
 pub(crate) async fn gate(webapp: &Emulator, setup: Setup, store: &str) -> Gateway {
     Gateway::with_secrets(webapp, setup.rest(store), &[("store-key", SEAL_KEY)]).await
 }
 
-/// Three gates over one server, with fast logins and no limits.
+/// Three gates with one server, with fast logins and no limits.
 pub(crate) async fn three(webapp: &Emulator, server: &RedisServer, more: &str) -> Vec<Gateway> {
     let mut gates = Vec::new();
     for _ in 0..3 {

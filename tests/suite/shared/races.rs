@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tollgate::store::shared::SharedStore;
 
-use super::push::token;
+use super::revocation_delay::token;
 use super::{open, settings, status, three};
 use crate::harness::redis::RedisServer;
 use crate::harness::{ADMIN, Client, Gateway, emulator, eventually};
 
 const ROUNDS: u64 = 8;
 
-/// A token and the time of the login that gave it.
-struct Given {
+/// A token and the time of its login.
+struct TokenAtLogin {
     token: String,
     asked: Instant,
     answered: Instant,
@@ -26,13 +26,13 @@ fn clients(gates: &[Gateway], token: &str) -> Vec<Client> {
     clients.collect()
 }
 
-/// Logs in again and again until told to stop. Each token is used at one gate at once, so
-/// that its copy knows it when the user is logged out.
+/// Logs in repeatedly until it is stopped. Each token is used at one gate at once, so that the
+/// gate's replica knows it when the user is logged out.
 async fn log_in(
     store: Arc<SharedStore>,
     mut known: Vec<Client>,
     stop: Arc<AtomicBool>,
-) -> Vec<Given> {
+) -> Vec<TokenAtLogin> {
     let mut all = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let asked = Instant::now();
@@ -41,7 +41,7 @@ async fn log_in(
         let client = known.remove(0).with_token(&token);
         status(&client).await;
         known.push(client);
-        all.push(Given {
+        all.push(TokenAtLogin {
             token,
             asked,
             answered,
@@ -51,7 +51,7 @@ async fn log_in(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_races_a_logout_elsewhere_is_before_it_or_after_it_at_every_gate() {
+async fn a_login_concurrent_with_a_logout_is_before_or_after_it_at_every_gate() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let stores = [open(settings(&server)).await, open(settings(&server)).await];

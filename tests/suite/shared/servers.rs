@@ -1,4 +1,4 @@
-//! A store of several servers, and one behind a broken cable.
+//! A store of several servers, and one behind a broken network link.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ use crate::harness::{ADMIN, ADMIN_PASSWORD, emulator, eventually};
     reason = "one story: set up, fall behind, fail over"
 )]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
+async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
     let webapp = emulator().await;
     let mut master = RedisServer::start();
     let port = master.port.to_string();
@@ -54,7 +54,7 @@ async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
         at(&replica) == at(&master)
     })
     .await;
-    // The replica falls behind; a logout that it never hears of; the master dies.
+    // The replica falls behind and misses a logout; then the master dies.
     replica.freeze();
     let _: u32 = master.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
     let out = dead.post("/v1/users/logout", &json!({})).await;
@@ -63,8 +63,8 @@ async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
     let load = Load::of(&clients);
     master.kill();
     replica.thaw();
-    // Sentinel closes the replica's other connections while it promotes it, so this
-    // question may be cut off.
+    // Sentinel closes the replica's other connections while it promotes it, so this query may
+    // be cut off.
     eventually("the replica is the master", async || {
         has_role(&replica, "master")
     })
@@ -84,7 +84,7 @@ async fn a_failover_by_sentinel_is_followed_and_what_it_lost_is_told_again() {
     );
 }
 
-/// Three masters, each with a third of the slots, and others to come.
+/// Three masters, each with a third of the slots; replicas are added later.
 pub(super) async fn cluster() -> Vec<RedisServer> {
     let nodes: Vec<RedisServer> = (0..3).map(|_| node()).collect();
     let all: Vec<String> = nodes.iter().map(address).collect();
@@ -151,7 +151,7 @@ async fn is_in_step(replica: &RedisServer) {
     .await;
 }
 
-/// A replica of that node of the cluster which has the gates' slot.
+/// A replica of the cluster's node that has the gates' slot.
 async fn replica(master: &RedisServer) -> RedisServer {
     let (id, replica) = (master.ask::<String>(&["CLUSTER", "MYID"]), node());
     let (new, there) = (address(&replica), address(master));
@@ -161,7 +161,7 @@ async fn replica(master: &RedisServer) -> RedisServer {
     replica
 }
 
-/// How far it has come in what the master writes.
+/// The replica's position in the master's replication stream.
 fn offset(node: &RedisServer) -> String {
     let info = node.ask::<String>(&["INFO", "replication"]);
     let mut lines = info.lines();
@@ -170,7 +170,7 @@ fn offset(node: &RedisServer) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_fails_over_is_followed_whether_it_was_asked_to_or_had_to() {
+async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     let (webapp, mut nodes) = (emulator().await, cluster().await);
     let owner = |node: &RedisServer| node.try_ask::<u32>(&["EXISTS", "{tollgate}:meta"]).is_ok();
     nodes.sort_by_key(owner);
@@ -219,11 +219,11 @@ async fn a_cluster_that_fails_over_is_followed_whether_it_was_asked_to_or_had_to
     assert_eq!(webapp.login_count(), 1);
 }
 
-/// A network namespace with two cables to it; gone when dropped.
+/// A network namespace with two links to it; removed when dropped.
 struct Network(String);
 
 impl Network {
-    /// None: this needs root, and there is none.
+    /// None without root, which this needs.
     fn new() -> Option<Self> {
         let name = format!("tg{}", std::process::id() % 100_000);
         if !ip(&["netns", "add", &name]) {
@@ -267,7 +267,7 @@ fn ip(words: &[&str]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_that_is_cut_off_works_on_and_learns_what_it_missed() {
+async fn a_gate_that_is_cut_off_continues_and_later_gets_the_missed_changes() {
     let Some(network) = Network::new() else {
         println!("SKIPPED: a partition needs root, for a network namespace");
         return;

@@ -22,7 +22,10 @@ async fn a_request_may_wait_and_those_who_wait_go_in_order() {
     assert!(done.iter().all(|(_, is_ok, _)| *is_ok));
     let last = done[4].2;
     assert!(last >= SECOND / 2 && last < SECOND * 6 / 10, "{last:?}");
-    assert_eq!(limiter.metrics.limited.value(LimitOutcome::Waited), 5);
+    assert_eq!(
+        limiter.metrics.limit_exceeded.value(LimitOutcome::Waited),
+        5
+    );
 }
 
 #[tokio::test(start_paused = true)]

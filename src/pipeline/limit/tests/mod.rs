@@ -9,7 +9,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{ApiKey, Limit, LimitKey};
-use crate::webapp::Role;
+use crate::profiles::Role;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -102,7 +102,10 @@ async fn a_burst_goes_through_and_then_the_steady_rate() {
         admitted(&limiter, subject(&user("bert"), "messages"), 200).await,
         150
     );
-    assert_eq!(limiter.metrics.limited.value(LimitOutcome::Refused), 250);
+    assert_eq!(
+        limiter.metrics.limit_exceeded.value(LimitOutcome::Refused),
+        250
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -195,8 +198,14 @@ async fn a_dry_run_counts_and_lets_pass() {
     let limiter = limiter(vec![dry]);
     let anna = user("anna");
     assert_eq!(admitted(&limiter, subject(&anna, "x"), 10).await, 10);
-    assert_eq!(limiter.metrics.limited.value(LimitOutcome::DryRun), 8);
-    assert_eq!(limiter.metrics.limited.value(LimitOutcome::Refused), 0);
+    assert_eq!(
+        limiter.metrics.limit_exceeded.value(LimitOutcome::DryRun),
+        8
+    );
+    assert_eq!(
+        limiter.metrics.limit_exceeded.value(LimitOutcome::Refused),
+        0
+    );
 }
 
 #[tokio::test(start_paused = true)]

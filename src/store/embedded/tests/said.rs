@@ -32,7 +32,7 @@ impl Said {
     }
 
     fn lines(&self, what: &str) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(self.0.lock().clone()).unwrap();
         let lines = text.lines().filter(|line| line.contains(what));
         lines.map(str::to_owned).collect()
     }

@@ -246,7 +246,7 @@ impl SharedStore {
 
     /// Each change is one line.
     fn note_policy(&self, found: EvictionFound) {
-        self.metrics.store_evicts.set(found.number());
+        self.metrics.store_eviction_enabled.set(found.number());
         let found = Arc::new(found);
         let before = self.eviction.swap(Arc::clone(&found));
         if before == found {

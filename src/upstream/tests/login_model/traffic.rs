@@ -14,7 +14,6 @@ use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 use crate::upstream::login::backoff::LoginBudget;
-use crate::upstream::login::description::LoginDescription;
 use crate::upstream::login::plan::LoginPlan;
 use crate::upstream::login::renewer::Renewer;
 use crate::upstream::{PathKey, RefusalVerdict, RefusedRequest, Session};
@@ -54,12 +53,12 @@ impl Gate {
         };
         let plan = LoginPlan {
             settings: settings.clone(),
-            description: LoginDescription::whatsapp(),
+            description: crate::profiles::whatsapp::login_description(),
             has_probe: world.character.has_probe,
             calls: Box::new(Calls(Arc::clone(world))),
         };
         let (tasks, stop) = (TaskSet::new(Handle::current()), ShutdownSignal::default());
-        let metrics = Metrics::new();
+        let metrics = Metrics::new().upstream("model");
         let (session, phase) = Session::new(&settings, 1, Arc::clone(&metrics));
         session.judgement.set_probe(plan.has_probe);
         let (plan, followed) = watch::channel(Arc::new(plan));
@@ -69,7 +68,7 @@ impl Gate {
             session: Arc::clone(&session),
             phase,
             plan: followed,
-            budget: Arc::new(Mutex::new(budget)),
+            budget: Arc::new(parking_lot::Mutex::new(budget)),
             failures: 0,
             unaccepted: 0,
             not_before: None,

@@ -1,8 +1,0 @@
-//! The upstream's answer to our login.
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    tollgate::upstream::fuzz_api::login_answer(bytes);
-});

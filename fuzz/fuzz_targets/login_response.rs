@@ -1,0 +1,8 @@
+//! The upstream's response to the gate's login.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    tollgate::upstream::fuzz_api::login_response(bytes);
+});

@@ -1,0 +1,127 @@
+//! The gate's own questions to an upstream that something has failed at: a connection and a
+//! small request, on the control runtime, so that no client pays for finding out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use super::health::breaker::FailureSource;
+use super::own_requests::{CallError, OwnRequests};
+use crate::error_chain::chain;
+use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::metrics::{ProbeOutcome, UpstreamMetrics};
+
+/// For a connection, and for the answer: an upstream that takes longer over a question this
+/// small is not well.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Questions under way at once. One that is never answered must not keep the next from being
+/// asked: it may be stuck in a connection that died with the upstream.
+const AT_ONCE: usize = 6;
+
+/// Asks whenever the upstream's health is in doubt; one per upstream.
+#[derive(Debug)]
+pub(super) struct UpstreamProber {
+    own: Arc<OwnRequests>,
+    tasks: TaskSet,
+    metrics: Arc<UpstreamMetrics>,
+    stop: ShutdownSignal,
+}
+
+impl UpstreamProber {
+    pub(super) fn new(
+        own: &Arc<OwnRequests>,
+        tasks: &TaskSet,
+        stop: &ShutdownSignal,
+        metrics: &Arc<UpstreamMetrics>,
+    ) -> Self {
+        Self {
+            own: Arc::clone(own),
+            tasks: tasks.clone(),
+            metrics: Arc::clone(metrics),
+            stop: stop.clone(),
+        }
+    }
+
+    /// Runs until drain.
+    pub(super) async fn run(self) {
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        let health = Arc::clone(&self.own.health);
+        let mut levels = health.levels();
+        let mut asked = 0;
+        // A health that was handed on: the way to the upstream may have been put right.
+        health.hurry();
+        while !self.stop.is_draining() {
+            levels.mark_unchanged();
+            let due = health.next_probe();
+            tokio::select! {
+                () = self.stop.draining() => return,
+                _ = levels.changed() => {}
+                () = sleep_until(due.unwrap_or_else(far)), if due.is_some() => {
+                    health.probe_begins();
+                    if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                        self.ask(place, asked);
+                        asked += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask(&self, place: OwnedSemaphorePermit, nth: usize) {
+        let own = Arc::clone(&self.own);
+        let (metrics, stop) = (Arc::clone(&self.metrics), self.stop.clone());
+        self.tasks.spawn("upstream probe", async move {
+            let _place = place;
+            let outcome = tokio::select! {
+                outcome = own.ask(nth) => outcome,
+                () = stop.draining() => return,
+            };
+            let health = &own.health;
+            match outcome {
+                Ok(()) => {
+                    metrics.upstream_probes.add(ProbeOutcome::Succeeded);
+                    health.answered();
+                }
+                Err(failure) => {
+                    metrics.upstream_probes.add(ProbeOutcome::Failed);
+                    debug!(error = %chain(&failure), "the upstream did not answer a probe");
+                    match &failure {
+                        CallError::Unreachable(_) => {
+                            health.unconnected(FailureSource::Probe, &failure)
+                        }
+                        CallError::Broken(_) | CallError::Late(_) => {
+                            health.unanswered(FailureSource::Probe, &failure);
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl OwnRequests {
+    /// Without a credential: any answer will do, a 401 or a 404 as well. Every other question
+    /// goes to the root, in case the probe's path is the only one without an answer.
+    fn target(&self, nth: usize) -> Uri {
+        match &self.probe {
+            Some(path) if nth.is_multiple_of(2) => Uri::from(path.clone()),
+            _ => Uri::from_static("/"),
+        }
+    }
+
+    async fn ask(&self, nth: usize) -> Result<(), CallError> {
+        let dial_by = Instant::now() + LONGEST_WAIT;
+        let limit = self.patience.min(LONGEST_WAIT);
+        let question = self.get(self.target(nth));
+        self.call(question, Some(dial_by), limit, async |_| ())
+            .await
+    }
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(86_400)
+}

@@ -1,9 +1,0 @@
-//! What comes down: answers that are framed badly, break off, come early or slowly.
-
-mod broken;
-mod cases;
-mod early;
-mod framing;
-mod generated;
-mod relayed;
-mod slow;

@@ -1,0 +1,143 @@
+//! Contradictory lengths and codings (RFC 9112 6.1 and 6.3).
+
+use http::Method;
+
+use crate::harness::received::{ClientProtocol, ask};
+use crate::harness::scripted::{ScriptedUpstream, Step, not_found, say};
+
+/// The responses by path.
+fn answers(head: &str) -> Vec<Step> {
+    let target = head.split(' ').nth(1).unwrap();
+    let (fields, body) = match target {
+        "/length-and-chunked" => (
+            "Content-Length: 1\r\nTransfer-Encoding: chunked",
+            "2\r\nok\r\n0\r\n\r\n",
+        ),
+        "/chunked-and-length" => (
+            "Transfer-Encoding: CHUNKED\r\ncontent-length: 100000",
+            "2\r\nok\r\n0\r\n\r\n",
+        ),
+        "/two-equal" => ("Content-Length: 2\r\nContent-Length: 2", "ok"),
+        "/list-of-equal" => ("Content-Length: 2, 2", "ok"),
+        "/two-different" => ("Content-Length: 2\r\nContent-Length: 3", "oko"),
+        "/none" => ("Content-Length: two", "ok"),
+        "/gzip-chunked" => ("Transfer-Encoding: gzip, chunked", "2\r\nok\r\n0\r\n\r\n"),
+        "/gzip-chunked-in-two" => (
+            "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
+            "2\r\nok\r\n0\r\n\r\n",
+        ),
+        "/gzip" => ("Transfer-Encoding: gzip", "ok"),
+        "/identity" => ("Transfer-Encoding: identity", "ok"),
+        "/identity-with-length" => ("Transfer-Encoding: identity\r\nContent-Length: 2", "ok"),
+        "/chunked-gzip" => ("Transfer-Encoding: chunked, gzip", "2\r\nok\r\n0\r\n\r\n"),
+        "/twice" => (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "2\r\nok\r\n0\r\n\r\n",
+        ),
+        "/good" => ("Content-Length: 2", "ok"),
+        // Bytes after a response without a body must not be read as the next response.
+        "/empty-with-length" => {
+            return vec![
+                say("HTTP/1.1 204 No Content\r\nContent-Length: 38\r\n\r\n"),
+                Step::Pause(std::time::Duration::from_millis(50)),
+                say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+            ];
+        }
+        "/old-coded" => {
+            return vec![
+                say("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+                Step::Close,
+            ];
+        }
+        _ => return vec![not_found()],
+    };
+    let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}");
+    vec![say(&answer), Step::Close]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
+    let upstream = ScriptedUpstream::plain(answers).await;
+    let gateway = upstream.gate("", "").await;
+    for how in [
+        ClientProtocol::Http10,
+        ClientProtocol::Http11,
+        ClientProtocol::Http2,
+    ] {
+        for (path, lengths) in [
+            ("/length-and-chunked", &[][..]),
+            ("/chunked-and-length", &[]),
+            ("/two-equal", &["2"]),
+            ("/list-of-equal", &["2"]),
+        ] {
+            let received = ask(&gateway, how, &Method::GET, path).await;
+            let seen = (received.status, received.text(), received.is_whole);
+            assert_eq!(seen, (200, "ok".to_owned(), true), "{how:?} {path}");
+            let given = received.all("content-length");
+            assert!(
+                given == lengths || (lengths.is_empty() && given == ["2"]),
+                "{how:?} {path}: {given:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
+    let upstream = ScriptedUpstream::plain(answers).await;
+    let gateway = upstream.gate("", "").await;
+    for how in [ClientProtocol::Http11, ClientProtocol::Http2] {
+        for path in [
+            "/two-different",
+            "/none",
+            "/gzip-chunked",
+            "/gzip-chunked-in-two",
+            "/gzip",
+            "/identity",
+            "/identity-with-length",
+            "/chunked-gzip",
+            "/twice",
+            "/old-coded",
+        ] {
+            let received = ask(&gateway, how, &Method::GET, path).await;
+            assert_eq!(
+                (received.status, received.is_whole),
+                (502, true),
+                "{how:?} {path}"
+            );
+            assert!(
+                received.text().contains("1014"),
+                "{path}: {}",
+                received.text()
+            );
+        }
+        let good = ask(&gateway, how, &Method::GET, "/good").await;
+        assert_eq!((good.status, good.text().as_str()), (200, "ok"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_may_continue_is_the_last_of_its_connection() {
+    let upstream = ScriptedUpstream::plain(answers).await;
+    let text = upstream
+        .config("", "")
+        .replace("workers = 2", "workers = 1");
+    let gateway = upstream.gate_of(&text).await;
+    let before = upstream.connections();
+    for _ in 0..5 {
+        let empty = ask(
+            &gateway,
+            ClientProtocol::Http11,
+            &Method::GET,
+            "/empty-with-length",
+        )
+        .await;
+        assert_eq!((empty.status, empty.all("content-length").len()), (204, 0));
+        let next = ask(&gateway, ClientProtocol::Http11, &Method::GET, "/good").await;
+        assert_eq!((next.status, next.text().as_str()), (200, "ok"));
+    }
+    assert!(
+        upstream.connections() - before >= 10,
+        "a connection was used again"
+    );
+}

@@ -1,0 +1,213 @@
+//! How soon the other gates refuse a token that ended at one gate.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+use sha2::Digest as _;
+use tokio::sync::Mutex;
+use tollgate::profiles::Role;
+use tollgate::store::shared::{EntryChange, InsertOutcome, SharedStore, TokenInsert, TokenKind};
+use tollgate::store::{RecordDigest, TokenOrigin};
+
+use super::gates::{OPERATOR, operated};
+use super::{open, settings, status, three};
+use crate::harness::redis::RedisServer;
+use crate::harness::{ADMIN, Client, Gateway, emulator, eventually};
+
+/// Each window is a measurement. Other work on the machine delays single responses and has
+/// nothing to do with the gates, so the first window that meets the limit counts. If the gates
+/// were slow, no window would meet it.
+const WINDOWS: usize = 5;
+const PROMISE: Duration = Duration::from_millis(100);
+/// Two measurements at once would disturb each other.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Makes a token as a gate does, without the password's hash: hashing is most of a login's
+/// work and not a part of this measurement.
+pub(super) async fn token(store: &SharedStore, user: &str) -> String {
+    let text = format!("tg_{:064x}", rand::random::<u128>());
+    let placed = store.insert(TokenInsert {
+        digest: RecordDigest(sha2::Sha256::digest(&text).into()),
+        user,
+        kind: TokenKind {
+            origin: TokenOrigin::Minted,
+            role: Some(Role::Admin),
+        },
+        life: Duration::from_secs(3600),
+        epoch: store.applied(),
+        max_per_user: 1000,
+        max: 1000,
+        revision: None,
+        ends: None,
+    });
+    assert!(matches!(
+        placed.await.unwrap(),
+        InsertOutcome::Placed { .. }
+    ));
+    text
+}
+
+async fn until_refused(client: &Client, ask: &impl AsyncFn(&Client) -> u16) -> Instant {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    while ask(client).await != 401 {
+        assert!(Instant::now() < give_up, "never refused");
+    }
+    Instant::now()
+}
+
+/// The gate of this round, and the others.
+fn in_turn(gates: &[Gateway], number: usize) -> [&Gateway; 3] {
+    [0, 1, 2].map(|place| &gates[(number + place) % 3])
+}
+
+/// The time from the request that ends the token until both other gates have refused it.
+async fn measured<T>(
+    end: impl Future<Output = T>,
+    [second, third]: [&Client; 2],
+    ask: impl AsyncFn(&Client) -> u16,
+) -> (T, Duration) {
+    let begin = Instant::now();
+    let (ended, one, other) =
+        tokio::join!(end, until_refused(second, &ask), until_refused(third, &ask));
+    (ended, one.max(other) - begin)
+}
+
+async fn logout(gates: &[Gateway], store: &SharedStore, number: usize) -> Duration {
+    let text = token(store, ADMIN).await;
+    let clients = in_turn(gates, number).map(|gate| gate.client().with_token(&text));
+    for client in &clients {
+        assert_eq!(status(client).await, 200);
+    }
+    let [here, second, third] = clients;
+    let body = json!({});
+    let out = here.post("/v1/users/logout", &body);
+    let (out, took) = measured(out, [&second, &third], status).await;
+    assert_eq!(out.status(), 200);
+    took
+}
+
+/// A user with the first admin's password hash, so that nothing is hashed.
+async fn user(store: &SharedStore, server: &RedisServer, name: &str) {
+    let admin: String = server.ask(&["HGET", "{tollgate}:users", ADMIN]);
+    let (_, admin) = admin.split_once('\n').unwrap();
+    let mut record: serde_json::Value = serde_json::from_str(admin).unwrap();
+    record["name"] = name.into();
+    record["is_first_admin"] = false.into();
+    let record = record.to_string();
+    let made = store.put_user(name, None, &record, true);
+    assert!(matches!(made.await.unwrap(), EntryChange::Done(_)));
+}
+
+async fn deletion(
+    gates: &[Gateway],
+    (store, server): (&SharedStore, &RedisServer),
+    (admin, number): (&str, usize),
+) -> Duration {
+    let name = format!("leaver{number}");
+    user(store, server, &name).await;
+    let text = token(store, &name).await;
+    let [here, second, third] = in_turn(gates, number);
+    let admin = here.client().with_token(admin);
+    let path = format!("/v1/users/{name}");
+    eventually("the user is known here", async || {
+        admin.get(&path).await.status() == 200
+    })
+    .await;
+    let [second, third] = [second, third].map(|gate| gate.client().with_token(&text));
+    for client in [&second, &third] {
+        assert_eq!(status(client).await, 200);
+    }
+    let gone = admin.request(Method::DELETE, &path).send();
+    let (gone, took) = measured(gone, [&second, &third], status).await;
+    assert_eq!(gone.unwrap().status(), 200);
+    took
+}
+
+/// The response to a client with this key.
+async fn opened(client: &Client, key: &str) -> u16 {
+    let request = client.request(Method::GET, "/v1/support");
+    let answer = request.header("x-api-key", key).send().await.unwrap();
+    answer.status().as_u16()
+}
+
+async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: usize) -> Duration {
+    let [here, second, third] = in_turn(gates, number);
+    let name = format!("bot{number}");
+    let ask = |method, path: &str| {
+        let request = operator.request(method, here.operator_url(path));
+        request.bearer_auth(OPERATOR)
+    };
+    let body = json!({ "name": name, "paths": ["/v1/support"], "methods": ["GET"] });
+    let made = ask(Method::POST, "/keys").body(body.to_string()).send();
+    let made: serde_json::Value = made.await.unwrap().json().await.unwrap();
+    let key = made["key"].as_str().unwrap();
+    let [second, third] = [second, third].map(Gateway::client);
+    for client in [&second, &third] {
+        eventually("the key opens", async || opened(client, key).await == 200).await;
+    }
+    let gone = ask(Method::DELETE, &format!("/keys/{name}")).send();
+    let ask = async |client: &Client| opened(client, key).await;
+    let (gone, took) = measured(gone, [&second, &third], ask).await;
+    assert!(gone.unwrap().status().is_success());
+    took
+}
+
+fn rounds(here: usize) -> usize {
+    let rounds = std::env::var("TOLLGATE_ROUNDS").ok();
+    rounds.and_then(|text| text.parse().ok()).unwrap_or(here)
+}
+
+async fn keeps_the_promise(what: &str, rounds: usize, round: impl AsyncFn(usize) -> Duration) {
+    let _alone = ALONE.lock().await;
+    let mut late = Duration::MAX;
+    for window in 0..WINDOWS {
+        let mut spans = Vec::new();
+        for number in 0..rounds {
+            spans.push(round(window * rounds + number).await);
+        }
+        spans.sort();
+        late = spans[rounds * 99 / 100];
+        println!(
+            "{what} sent to seen by both others: median {:?}, p99 {late:?}, longest {:?}, {rounds} rounds, window {window}",
+            spans[rounds / 2],
+            spans[rounds - 1]
+        );
+        if late < PROMISE {
+            return;
+        }
+    }
+    panic!("{what}: p99 {late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logged_out_token_is_refused_by_the_other_gates_within_100_ms() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let gates = three(&webapp, &server, "").await;
+    let store: Arc<SharedStore> = open(settings(&server)).await;
+    keeps_the_promise("logout", rounds(200), async |number| {
+        logout(&gates, &store, number).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_user_and_a_deleted_key_are_refused_by_the_other_gates_within_100_ms() {
+    let (webapp, server) = (emulator().await, RedisServer::start());
+    let mut gates = Vec::new();
+    for _ in 0..3 {
+        gates.push(operated(&webapp, &server).await);
+    }
+    let store: Arc<SharedStore> = open(settings(&server)).await;
+    let admin = token(&store, ADMIN).await;
+    keeps_the_promise("deletion", rounds(50), async |number| {
+        deletion(&gates, (&store, &server), (&admin, number)).await
+    })
+    .await;
+    let operator = reqwest::Client::builder().no_proxy().build().unwrap();
+    keeps_the_promise("key revocation", rounds(50), async |number| {
+        key_revocation(&gates, &operator, number).await
+    })
+    .await;
+}
