@@ -60,10 +60,10 @@ fn forwarded_with(received: &HeaderMap, trusted: &[AddressBlock], allowed: &[&st
 #[test]
 fn the_request_id_is_the_gateways_and_stays_out_of_the_dynamic_table_of_http2() {
     let mut headers = HeaderMap::new();
-    headers.insert(X_REQUEST_ID, HeaderValue::from_static("theirs"));
-    put_request_id(&mut headers, "ours");
+    headers.insert(X_REQUEST_ID, HeaderValue::from_static("upstream-id"));
+    put_request_id(&mut headers, "gateway-id");
     let ids: Vec<_> = headers.get_all(X_REQUEST_ID).iter().collect();
-    assert_eq!(ids, ["ours"]);
+    assert_eq!(ids, ["gateway-id"]);
     assert!(ids[0].is_sensitive());
 }
 
@@ -151,16 +151,16 @@ fn map(fields: &[(&str, &str)]) -> HeaderMap {
 fn override_fields_are_dropped_unless_allowed() {
     let proxies = [network("192.0.2.0/24")];
     for name in OVERRIDE_FIELDS {
-        let came = map(&[(name, "DELETE")]);
-        assert!(from_client(&came).is_empty(), "{name}");
+        let received = map(&[(name, "DELETE")]);
+        assert!(from_client(&received).is_empty(), "{name}");
         let spelled = name.replace('-', "_");
         assert!(
             from_client(&map(&[(&spelled, "DELETE")])).is_empty(),
             "{spelled}"
         );
-        let allowed = forwarded_with(&came, &[], &[name]);
+        let allowed = forwarded_with(&received, &[], &[name]);
         assert_eq!(allowed[*name], "DELETE", "allowed by name");
-        let believed = forwarded(&came, &proxies).contains_key(*name);
+        let believed = forwarded(&received, &proxies).contains_key(*name);
         assert_eq!(
             believed,
             ["forwarded", "x-real-ip"].contains(name),
@@ -244,8 +244,8 @@ fn cookies_are_forwarded_in_one_field() {
 
 #[test]
 fn max_forwards_is_decremented_and_never_below_zero() {
-    for (came, goes) in [("5", "4"), ("1", "0"), ("010", "9")] {
-        let mut fields = map(&[("max-forwards", came)]);
+    for (received, goes) in [("5", "4"), ("1", "0"), ("010", "9")] {
+        let mut fields = map(&[("max-forwards", received)]);
         decrement_max_forwards(&mut fields);
         assert_eq!(fields[MAX_FORWARDS], goes);
     }

@@ -49,8 +49,8 @@ impl IntrospectionOutcome {
     }
 }
 
-/// The duty to ask the upstream about a token. A leader that is dropped without an outcome frees its
-/// followers, who are told that the upstream was unavailable.
+/// The duty to ask the upstream about a token. If it is dropped without an outcome, its followers get
+/// `Unavailable`.
 #[derive(Debug)]
 pub struct FlightLeader {
     digest: TokenDigest,

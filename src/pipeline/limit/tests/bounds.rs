@@ -1,4 +1,4 @@
-//! Memory, forgetting, and the edges of the arithmetic.
+//! Memory bounds, eviction, and extreme quotas.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +11,7 @@ fn small(max_keys: usize) -> Limiter {
 }
 
 #[tokio::test(start_paused = true)]
-async fn memory_is_bounded_and_those_without_room_share_one_bucket() {
+async fn memory_is_bounded_and_keys_beyond_the_bound_share_one_bucket() {
     let limiter = small(2);
     for name in ["anna", "bert"] {
         assert_eq!(admitted(&limiter, subject(&user(name), "x"), 3).await, 3);
@@ -27,7 +27,7 @@ async fn memory_is_bounded_and_those_without_room_share_one_bucket() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forgetting_a_key_never_hands_it_a_fresh_bucket_early() {
+async fn removing_a_key_never_refills_its_bucket_early() {
     let limiter = small(1);
     let (anna, bert) = (user("anna"), user("bert"));
     assert_eq!(admitted(&limiter, subject(&anna, "x"), 9).await, 5);
@@ -36,18 +36,18 @@ async fn forgetting_a_key_never_hands_it_a_fresh_bucket_early() {
         limiter.sweep();
         assert_eq!(admitted(&limiter, subject(&anna, "x"), 9).await, 1);
     }
-    // Anna's bucket fills; meanwhile bert, without room, has emptied the shared one.
+    // Anna's bucket fills; bert, whose key is beyond the bound, empties the shared bucket meanwhile.
     advance(SECOND * 4).await;
     assert_eq!(admitted(&limiter, subject(&bert, "x"), 9).await, 5);
     advance(SECOND * 3).await;
     limiter.sweep();
-    // Room for bert now: he goes on where he was.
+    // Bert's key gets a bucket now, which starts with the state of the shared one.
     assert_eq!(admitted(&limiter, subject(&bert, "x"), 9).await, 3);
     assert_eq!(limiter.policies[0].buckets.sweep(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
+async fn the_sweep_removes_full_buckets_and_returns_the_number_left() {
     let limiter = small(100);
     for number in 0..50 {
         let client = user(&format!("user-{number}"));
@@ -55,7 +55,7 @@ async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
     }
     let gauge = limiter.metrics.limit_keys.with_label_values(&["clients"]);
     limiter.refresh_gauges();
-    assert_eq!(gauge.get(), 50, "true before any sweep");
+    assert_eq!(gauge.get(), 50, "correct before any sweep");
     advance(SECOND * 10).await;
     limiter.sweep();
     limiter.refresh_gauges();
@@ -63,7 +63,7 @@ async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn room_for_many_keys_is_given_back_when_they_are_forgotten() {
+async fn memory_of_many_keys_is_freed_when_they_are_removed() {
     let buckets = BucketSet::new("clients".into(), quota(1, 5), 1_000_000);
     for key in 0..100_000 {
         assert!(buckets.charge(buckets.key(key)).is_ok());
@@ -105,7 +105,7 @@ fn extreme_quotas_neither_panic_nor_block() {
 }
 
 #[test]
-fn draws_from_many_threads_never_exceed_the_burst() {
+fn charges_from_many_threads_never_exceed_the_burst() {
     let slow = Quota {
         requests: 1,
         per: SECOND * 3600,
