@@ -64,6 +64,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod profiles;
 // 0: leaves
+pub mod accept_backoff;
 pub mod clock;
 pub mod error_chain;
 pub mod identity_hasher;

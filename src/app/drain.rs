@@ -55,7 +55,7 @@ impl ControlParts {
                 );
             }
         }
-        match (self.tasks.failed(), ended) {
+        match (self.control.tasks.failed(), ended) {
             (0, Some(true)) => ExitOutcome::Clean,
             (0, None) => ExitOutcome::Cut,
             _ => ExitOutcome::Failed,
@@ -63,8 +63,8 @@ impl ControlParts {
     }
 
     pub(super) async fn end(&self) {
-        self.control.abort();
-        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())
+        self.control.stop.abort();
+        if tokio::time::timeout(Duration::from_secs(5), self.control.tasks.wait())
             .await
             .is_err()
         {

@@ -37,7 +37,7 @@ pub use startup_check::{CheckResult, check, check_connections};
 use crate::admin;
 use crate::config::Config;
 use crate::identity::{FirstAdminStatus, KeySet};
-use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskSet};
+use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskScope};
 use crate::listener::ServerTls;
 use crate::metrics::Metrics;
 use crate::pipeline::{
@@ -95,8 +95,7 @@ struct ControlParts {
     /// Stops listeners and workers.
     edge: ShutdownSignal,
     /// Stops renewers, sweeps and the operator's listener, last of all.
-    control: ShutdownSignal,
-    tasks: TaskSet,
+    control: TaskScope,
     bootstrap: StoreBootstrap,
     pending: PendingUpstream,
 }
@@ -126,10 +125,10 @@ pub async fn bind(
     config_file: Option<PathBuf>,
     quit: &CancellationToken,
 ) -> Result<BoundApp, Error> {
-    let control = ShutdownSignal::default();
+    let control = TaskScope::new(Handle::current());
     let bound = build(config, config_file, &control, quit).await;
     if bound.is_err() {
-        control.abort();
+        control.stop.abort();
     }
     bound
 }
@@ -137,22 +136,20 @@ pub async fn bind(
 async fn build(
     config: Arc<Config>,
     config_file: Option<PathBuf>,
-    control: &ShutdownSignal,
+    control: &TaskScope,
     quit: &CancellationToken,
 ) -> Result<BoundApp, Error> {
     let metrics = Metrics::new();
-    let tasks = TaskSet::new(Handle::current());
     let readiness = Readiness::default();
     let starting = readiness.not_yet();
 
     make_certificates(&config)?;
     let prepared = prepare(&config, config_file.as_deref(), &metrics)?;
     let listeners = open_listeners(&config, prepared.listeners)?;
-    let (operator, admin) = open_operator_listener(&config, &tasks, control, &metrics)?;
-    start_emulator(&config, &tasks, control).await?;
+    let (operator, admin) = open_operator_listener(&config, control, &metrics)?;
+    start_emulator(&config, control).await?;
 
-    let bootstrap =
-        store_bootstrap::open(&config, prepared.seal, &tasks, control, &metrics, quit).await?;
+    let bootstrap = store_bootstrap::open(&config, prepared.seal, control, &metrics, quit).await?;
     let (users, first_admin) = bootstrap.users(&config.users).await?;
     let tokens = match bootstrap.tokens(&config, users.as_ref(), &metrics).await {
         Ok(tokens) => tokens,
@@ -164,7 +161,7 @@ async fn build(
     };
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
-    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
+    let upstream = UpstreamOpening::new(&config.upstream, control, &metrics);
     let upstream = upstream.of(prepared.upstream).announced_as(&via);
     let upstream = upstream.keeping(bootstrap.lease_keeper()).open()?;
     let live = first_rules(&config, &bootstrap, upstream, prepared.routes, &metrics);
@@ -185,7 +182,6 @@ async fn build(
         readiness,
         edge: ShutdownSignal::default(),
         control: control.clone(),
-        tasks,
         bootstrap,
         pending: PendingUpstream::default(),
     };
@@ -226,16 +222,15 @@ fn first_rules(
 /// The operator's listener answers from here on: a start can take long.
 fn open_operator_listener(
     config: &Config,
-    tasks: &TaskSet,
-    control: &ShutdownSignal,
+    scope: &TaskScope,
     metrics: &Arc<Metrics>,
 ) -> Result<(SocketAddr, admin::AdminState), Error> {
     let address = config.operator.address;
     let bound = admin::bind(address).map_err(|source| Error::Operator { address, source })?;
     let address = bound.address();
     let state = admin::AdminState::new(Arc::clone(metrics));
-    let serve = admin::serve(bound, state.clone(), tasks.clone(), control.clone());
-    tasks.spawn("operator's listener", serve);
+    let serve = admin::serve(bound, state.clone(), scope.clone());
+    scope.spawn("operator's listener", serve);
     Ok((address, state))
 }
 
@@ -282,7 +277,11 @@ impl BoundApp {
             on_reload,
             ..
         } = self;
-        let workers = worker::start(&listeners, &parts.shared, &parts.tasks, &parts.edge)?;
+        let edge = TaskScope {
+            tasks: parts.control.tasks.clone(),
+            stop: parts.edge.clone(),
+        };
+        let workers = worker::start(&listeners, &parts.shared, &edge)?;
         parts.start_control(listeners, on_reload, &steering);
         drop(starting);
         info!("ready to accept");
@@ -300,17 +299,21 @@ impl ControlParts {
         on_reload: Option<ConfigApplied>,
         steering: &ShutdownHandle,
     ) {
-        let sweep = crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.clone());
-        self.tasks.spawn("token sweep", sweep);
+        let sweep =
+            crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.stop.clone());
+        self.control.spawn("token sweep", sweep);
         let shared = Arc::clone(&self.shared);
-        self.tasks
-            .spawn("limit sweep", sweep_limits(shared, self.control.clone()));
-        let tried = keep_probe_tried(Arc::clone(&self.shared), self.control.clone());
-        self.tasks.spawn("token probe", tried);
+        self.control.spawn(
+            "limit sweep",
+            sweep_limits(shared, self.control.stop.clone()),
+        );
+        let tried = keep_probe_tried(Arc::clone(&self.shared), self.control.stop.clone());
+        self.control.spawn("token probe", tried);
         for listener in &listeners {
             if let Some(tls) = listener.tls() {
-                let watch = Arc::clone(tls).watch(self.control.clone(), Arc::clone(&steering.hup));
-                self.tasks.spawn("certificate watch", watch);
+                let watch =
+                    Arc::clone(tls).watch(self.control.stop.clone(), Arc::clone(&steering.hup));
+                self.control.spawn("certificate watch", watch);
             }
         }
         if let Some(file) = self.config_file.clone() {
@@ -318,8 +321,7 @@ impl ControlParts {
                 shared: Arc::clone(&self.shared),
                 lease_keeper: self.bootstrap.lease_keeper(),
                 listeners,
-                tasks: self.tasks.clone(),
-                control: self.control.clone(),
+                scope: self.control.clone(),
                 on_reload,
                 pending: self.pending.clone(),
             };
@@ -352,13 +354,9 @@ fn make_certificates(config: &Config) -> Result<(), Error> {
 }
 
 #[cfg(feature = "emulator")]
-async fn start_emulator(
-    config: &Config,
-    tasks: &TaskSet,
-    stop: &ShutdownSignal,
-) -> Result<(), Error> {
+async fn start_emulator(config: &Config, scope: &TaskScope) -> Result<(), Error> {
     if let Some(settings) = &config.emulator {
-        demo::start(settings, tasks, stop).await?;
+        demo::start(settings, scope).await?;
     }
     Ok(())
 }
@@ -369,6 +367,6 @@ fn make_certificates(_: &Config) -> Result<(), Error> {
 }
 
 #[cfg(not(feature = "emulator"))]
-async fn start_emulator(_: &Config, _: &TaskSet, _: &ShutdownSignal) -> Result<(), Error> {
+async fn start_emulator(_: &Config, _: &TaskScope) -> Result<(), Error> {
     Ok(())
 }

@@ -9,8 +9,8 @@ use crate::pipeline::LiveRules;
 use crate::upstream::ProbeTrust;
 
 impl ControlParts {
-    pub(super) fn for_operator(&self) -> admin::Parts {
-        admin::Parts {
+    pub(super) fn for_operator(&self) -> admin::AdminParts {
+        admin::AdminParts {
             refresh: self.refresh(),
             ready: self.ready(),
             notes: self.notes(),
@@ -22,9 +22,9 @@ impl ControlParts {
         }
     }
 
-    fn key_desk(&self) -> admin::KeyDesk {
+    fn key_desk(&self) -> admin::KeyAdmin {
         let shared = Arc::clone(&self.shared);
-        admin::KeyDesk {
+        admin::KeyAdmin {
             token: Arc::new({
                 let shared = Arc::clone(&shared);
                 move || shared.live.load().config.operator.token.clone()
@@ -43,7 +43,7 @@ impl ControlParts {
     fn refresh(&self) -> Arc<dyn Fn() + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         let ready = self.ready();
-        let tasks = self.tasks.clone();
+        let tasks = self.control.tasks.clone();
         Arc::new(move || {
             let panics = i64::try_from(tasks.failed()).unwrap_or(i64::MAX);
             shared.metrics.task_panics.set(panics);

@@ -11,7 +11,7 @@ use super::upstream_change::{PendingUpstream, UpstreamChange};
 use super::worker::BoundListener;
 use super::{ConfigApplied, Error};
 use crate::config::{self, Config};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
 use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
@@ -22,8 +22,7 @@ pub(super) struct ReloadTargets {
     pub(super) shared: Arc<AppState>,
     pub(super) lease_keeper: Option<LeaseKeeper>,
     pub(super) listeners: Vec<BoundListener>,
-    pub(super) tasks: TaskSet,
-    pub(super) control: ShutdownSignal,
+    pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
     pub(super) pending: PendingUpstream,
 }
@@ -33,7 +32,7 @@ impl ReloadTargets {
     pub(super) fn start(self, file: PathBuf, config: Arc<Config>, hup: Arc<Notify>) {
         let (reloader, requests) = config::reloader();
         let watcher = config::ConfigWatcher::new(file, Arc::clone(&self.shared.metrics), requests);
-        let (tasks, stop) = (self.tasks.clone(), self.control.clone());
+        let (tasks, stop) = (self.scope.tasks.clone(), self.scope.stop.clone());
         let reload = Arc::new(self);
         let nudged = Arc::clone(&reload);
         let watch = watcher.run(config, stop.clone(), move |config: Arc<Config>| {
@@ -114,8 +113,8 @@ impl ReloadTargets {
     fn take_over_later(&self, upstream: Arc<Upstream>) {
         let (pending, shared) = (self.pending.clone(), Arc::clone(&self.shared));
         let later = pending.take_over_later(shared, upstream);
-        let stop = self.control.clone();
-        self.tasks.spawn("upstream change", async move {
+        let stop = self.scope.stop.clone();
+        self.scope.spawn("upstream change", async move {
             tokio::select! {
                 () = stop.draining() => {}
                 () = later => {}
@@ -134,7 +133,7 @@ impl ReloadTargets {
             .lease_keeper
             .clone()
             .map(LeaseKeeper::ignoring_saved_lease);
-        UpstreamOpening::new(&config.upstream, &self.tasks, &self.control, metrics)
+        UpstreamOpening::new(&config.upstream, &self.scope, metrics)
             .of(materials)
             .announced_as(&self.shared.via)
             .keeping(keeper)

@@ -62,7 +62,7 @@ async fn run(
     tasks.spawn("log", follow_log(bound.metrics(), Arc::clone(&logging)));
     bound.on_reload({
         let logging = Arc::clone(&logging);
-        move |config| logging.refilter(&config.log.filter)
+        move |config| logging.set_filter(&config.log.filter)
     });
     bound.run(steering).await
 }
@@ -155,16 +155,15 @@ pub fn emulate(settings: &crate::config::Emulator) -> Result<(), Error> {
         .build()
         .map_err(Error::Runtime)?;
     runtime.block_on(async {
-        let tasks = TaskSet::new(tokio::runtime::Handle::current());
+        let scope = crate::lifecycle::TaskScope::new(tokio::runtime::Handle::current());
         let steering = ShutdownHandle::default();
         let signals = ProcessSignals::open().map_err(Error::Signals)?;
-        tasks.spawn("signals", signals.follow(steering.clone()));
-        let stop = crate::lifecycle::ShutdownSignal::default();
+        scope.spawn("signals", signals.follow(steering.clone()));
         super::demo::make_certificates(settings)?;
-        let emulator = super::demo::start(settings, &tasks, &stop).await?;
+        let emulator = super::demo::start(settings, &scope).await?;
         banner::emulator(settings, &emulator);
         steering.quit.cancelled().await;
-        stop.abort();
+        scope.stop.abort();
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use super::prepare::{self, PreparedParts};
 use crate::config::{self, Config, Login, Problem, StorePlace};
 use crate::error_chain::chain;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::{self, EvictionFound};
 use crate::store::{self, StoreLook};
@@ -76,12 +76,12 @@ pub fn check(config: &Config) -> Vec<CheckResult> {
 /// at the upstream.
 pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
     let mut found = Vec::new();
-    let stop = ShutdownSignal::default();
-    check_upstream(config, &stop, &mut found).await;
+    let scope = TaskScope::new(Handle::current());
+    check_upstream(config, &scope, &mut found).await;
     if let StorePlace::Shared(settings) = &config.store.place {
         found.push(check_store(settings).await);
     }
-    stop.abort();
+    scope.stop.abort();
     found
 }
 
@@ -104,7 +104,7 @@ async fn check_store(settings: &config::SharedStoreConfig) -> CheckResult {
     }
 }
 
-async fn check_upstream(config: &Config, stop: &ShutdownSignal, found: &mut Vec<CheckResult>) {
+async fn check_upstream(config: &Config, scope: &TaskScope, found: &mut Vec<CheckResult>) {
     let metrics = Metrics::new();
     let settings = &config.upstream;
     // `check` has reported all other problems before.
@@ -113,8 +113,7 @@ async fn check_upstream(config: &Config, stop: &ShutdownSignal, found: &mut Vec<
         let reason = "was not tried: the first start makes files that it needs";
         return found.push(CheckResult::odd(&key, reason, ""));
     };
-    let tasks = TaskSet::new(Handle::current());
-    let trial = UpstreamTrial::new(settings, upstream, &tasks, stop, &metrics);
+    let trial = UpstreamTrial::new(settings, upstream, scope, &metrics);
     let section = format!("upstream.{}", settings.name);
     let url = format!("{section}.url");
     let base = &settings.base;

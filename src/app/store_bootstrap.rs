@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::Error;
 use crate::config::{self, Config, DirectoryKind, StorePlace};
 use crate::identity::{FirstAdminStatus, Hasher, KeyRing, UserDirectory};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{SealKey, SealingKeys, Store, StoreBackend, StoreContents, TokenOrigin};
@@ -35,8 +35,7 @@ pub(super) struct StoreBootstrap {
     seal: Option<Arc<SealingKeys>>,
     /// Of a shared store: replicas must be registered before it connects.
     ring: Option<Arc<KeyRing>>,
-    tasks: TaskSet,
-    stop: ShutdownSignal,
+    scope: TaskScope,
     /// Ends a start that waits for a disk, or for a shared store.
     quit: CancellationToken,
 }
@@ -44,8 +43,7 @@ pub(super) struct StoreBootstrap {
 pub(super) async fn open(
     config: &Config,
     seal: Option<Arc<SealingKeys>>,
-    tasks: &TaskSet,
-    stop: &ShutdownSignal,
+    scope: &TaskScope,
     metrics: &Arc<Metrics>,
     quit: &CancellationToken,
 ) -> Result<StoreBootstrap, Error> {
@@ -77,8 +75,7 @@ pub(super) async fn open(
     let ring = store.shared().map(KeyRing::sharing);
     Ok(StoreBootstrap {
         ring,
-        tasks: tasks.clone(),
-        stop: stop.clone(),
+        scope: scope.clone(),
         quit: quit.clone(),
         store,
         contents: Mutex::new(contents),
@@ -164,7 +161,7 @@ impl StoreBootstrap {
             DirectoryKind::Upstream => None,
             DirectoryKind::Gateway => Some(UserDirectory::sharing(hasher, shared)),
         };
-        let started = shared.start(&self.tasks, &self.stop);
+        let started = shared.start(&self.scope);
         let started = self.quit.run_until_cancelled(started).await;
         started.ok_or(Error::Stopped)?.map_err(Error::SharedStore)?;
         let admin = match &users {
@@ -195,7 +192,8 @@ impl StoreBootstrap {
         let metrics = Arc::clone(metrics);
         let store = match &self.store {
             StoreBackend::Shared(shared) => {
-                return Ok(TokenStore::sharing(shared, &self.tasks, settings, metrics));
+                let tasks = &self.scope.tasks;
+                return Ok(TokenStore::sharing(shared, tasks, settings, metrics));
             }
             StoreBackend::Local(store) => store,
         };
@@ -218,8 +216,8 @@ impl StoreBootstrap {
         if store.is_memory() {
             return;
         }
-        let (store, stop) = (Arc::clone(store), self.stop.clone());
-        self.tasks.spawn("store watch", async move {
+        let (store, stop) = (Arc::clone(store), self.scope.stop.clone());
+        self.scope.spawn("store watch", async move {
             let mut tick = interval(DISK_POLL);
             tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
             loop {

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::Error;
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::listener::{self, ConnectionLimit, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::{
@@ -105,8 +105,7 @@ impl WorkerThreads {
 pub(super) fn start(
     listeners: &[BoundListener],
     shared: &Arc<AppState>,
-    tasks: &TaskSet,
-    stop: &ShutdownSignal,
+    scope: &TaskScope,
 ) -> Result<WorkerThreads, Error> {
     let count = shared.live.load().config.workers;
     let mut ends = Vec::with_capacity(count);
@@ -117,13 +116,16 @@ pub(super) fn start(
             .collect();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::Worker)?;
-        let tasks = tasks.apart(runtime.handle().clone());
-        let (shared, stop) = (Arc::clone(shared), stop.clone());
+        let scope = TaskScope {
+            tasks: scope.tasks.apart(runtime.handle().clone()),
+            stop: scope.stop.clone(),
+        };
+        let shared = Arc::clone(shared);
         let (ended, end) = oneshot::channel();
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                run(&runtime, shares, shared, tasks, &stop);
+                run(&runtime, shares, shared, &scope);
                 // Drops the requests that are left: they write their access lines now.
                 runtime.shutdown_background();
                 let _ = ended.send(()); // fails only when the program no longer waits for its workers
@@ -150,7 +152,7 @@ impl listener::RequestService for PipelineService {
     type Body = LoggedResponseBody;
     type Future = Pin<Box<dyn Future<Output = Response<LoggedResponseBody>> + Send>>;
 
-    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
+    fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         let pipeline = Arc::clone(&self.0);
         // The head is stored once, in this future; the stages borrow it.
         let (head, body) = request.into_parts();
@@ -167,37 +169,30 @@ impl listener::RequestService for PipelineService {
     }
 }
 
-fn run(
-    runtime: &Runtime,
-    shares: Vec<ListenerShare>,
-    shared: Arc<AppState>,
-    tasks: TaskSet,
-    stop: &ShutdownSignal,
-) {
+fn run(runtime: &Runtime, shares: Vec<ListenerShare>, shared: Arc<AppState>, scope: &TaskScope) {
     runtime.block_on(async {
         let watchdog = SlowStreamWatchdog::default();
         // Its own stop: the watchdog must outlive the drain, and end with the last exchange.
         let watchdog_stop = ShutdownSignal::default();
         let watch = watchdog.clone().watch(watchdog_stop.clone());
-        let apart = tasks.apart(runtime.handle().clone());
+        let apart = scope.tasks.apart(runtime.handle().clone());
         apart.spawn("slow answers", watch);
-        let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), watchdog));
+        let pipeline = Arc::new(Pipeline::new(shared, scope.tasks.clone(), watchdog));
         for share in shares {
             let service = PipelineService(Arc::clone(&pipeline));
             let parts = listener::ListenerParts {
                 settings: share.settings,
                 tls: share.tls,
                 service,
-                tasks: tasks.clone(),
-                stop: stop.clone(),
+                scope: scope.clone(),
                 metrics: share.metrics,
-                slots: share.connection_limit,
+                connection_limit: share.connection_limit,
             };
-            tasks.spawn("listener", listener::serve(share.socket, parts));
+            scope.spawn("listener", listener::serve(share.socket, parts));
         }
         drop(pipeline);
-        stop.draining().await;
-        tasks.wait().await;
+        scope.stop.draining().await;
+        scope.tasks.wait().await;
         watchdog_stop.abort();
     });
 }

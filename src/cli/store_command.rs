@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::Error;
 use crate::config::{SharedStoreConfig as Place, StoreConfig, StorePlace};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{
@@ -92,15 +92,12 @@ fn run_shared(command: &StoreCommand, place: &Place, out: &mut impl Write) -> Re
         .build()
         .map_err(TransferError::Runtime)?;
     runtime.block_on(async {
-        let (tasks, stop) = (
-            TaskSet::new(runtime.handle().clone()),
-            ShutdownSignal::default(),
-        );
+        let scope = TaskScope::new(runtime.handle().clone());
         let store = Arc::new(SharedStore::new(place.clone(), Metrics::new()));
-        let started = store.start(&tasks, &stop).await;
+        let started = store.start(&scope).await;
         started.map_err(TransferError::from)?;
         let done = with_shared(command, &store, out).await;
-        stop.abort();
+        scope.stop.abort();
         done
     })
 }

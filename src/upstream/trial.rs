@@ -14,7 +14,7 @@ use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::transport::dialer::{DialError, Dialer};
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::secret;
 use crate::via::GatewayVia;
@@ -41,12 +41,11 @@ impl UpstreamTrial {
     pub fn new(
         settings: &config::Upstream,
         mut materials: UpstreamMaterials,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
+        scope: &TaskScope,
         metrics: &Arc<Metrics>,
     ) -> Self {
         let metrics = &metrics.upstream(&settings.name);
-        let dialer = Arc::new(materials.dialer(settings, tasks, stop));
+        let dialer = Arc::new(materials.dialer(settings, scope));
         let own = Arc::new(OwnRequests {
             dialer: Arc::clone(&dialer),
             host: materials.host,

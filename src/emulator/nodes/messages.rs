@@ -8,8 +8,8 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use super::super::reply::{Origin, Reply};
-use super::super::webapp::Call;
+use super::super::node_call::Call;
+use super::super::node_reply::{Origin, Reply};
 use super::super::{hex, hold};
 use super::{either, missing, object, text};
 use crate::profiles::whatsapp::ErrorCode;

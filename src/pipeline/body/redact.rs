@@ -7,7 +7,7 @@ use crate::secret::SecretPattern;
 
 /// `chunk` with each occurrence of the secret overwritten; the length is unchanged.
 pub(in crate::pipeline) fn redact(chunk: Bytes, secret: &SecretPattern) -> Bytes {
-    secret.blotted_out(&chunk).map_or(chunk, Bytes::from)
+    secret.redacted(&chunk).map_or(chunk, Bytes::from)
 }
 
 /// A prefix of the secret that is no longer than this, and no longer than a quarter of the secret,

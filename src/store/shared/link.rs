@@ -22,7 +22,7 @@ use super::{
     CommandConnection, EvictingServer, SharedChange, SharedStore, StoreConnection, StoreDown,
 };
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::Metrics;
 
 /// Longest silence of the server: then it answers "nothing new", which tells us that it
@@ -83,13 +83,9 @@ enum LinkLost {
 impl SharedStore {
     /// Connects, and keeps connected until the end. Whoever keeps a copy has said so with
     /// `follow`: the directory is told once, now.
-    pub async fn start(
-        self: &Arc<Self>,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
-    ) -> Result<(), SharedOpenError> {
-        let run = Arc::clone(self).run_link(stop.clone());
-        tasks.spawn("store link", run);
+    pub async fn start(self: &Arc<Self>, scope: &TaskScope) -> Result<(), SharedOpenError> {
+        let run = Arc::clone(self).run_link(scope.stop.clone());
+        scope.spawn("store link", run);
         let first = timeout(FIRST_CONTACT, async {
             while !self.is_up() && !self.is_refused.load(Ordering::Acquire) {
                 sleep(Duration::from_millis(5)).await;
@@ -99,8 +95,8 @@ impl SharedStore {
             let why = Arc::clone(&self.down.load().why);
             return Err(SharedOpenError::new(&self.settings, why));
         }
-        let watch = Arc::clone(self).watch_policy(stop.clone());
-        tasks.spawn("store policy", watch);
+        let watch = Arc::clone(self).watch_policy(scope.stop.clone());
+        scope.spawn("store policy", watch);
         Ok(())
     }
 

@@ -25,7 +25,8 @@ fn row(module: &str) -> u8 {
         "store" => 3,
         "config" => 2,
         "profiles" | "lifecycle" | "metrics" | "dns" | "shares" => 1,
-        "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered" | "via" => 0,
+        "accept_backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered"
+        | "via" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }

@@ -257,7 +257,7 @@ async fn a_failed_handshake_is_logged_with_peer_and_cause_at_a_limited_rate() {
         line["peer"].as_str().unwrap().starts_with("127.0.0.1:"),
         "{line}"
     );
-    assert!(!line["why"].as_str().unwrap().is_empty(), "{line}");
+    assert!(!line["cause"].as_str().unwrap().is_empty(), "{line}");
     let told = gate.program.lines();
     let told = told
         .iter()

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tollgate::config::{ServerAddress, SharedStoreConfig as Settings, StoreTls};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
 
@@ -15,8 +15,7 @@ use crate::harness::{Gateway, emulator, eventually};
 
 /// Waits until a gate with these settings reports this text as the reason for having no store.
 pub(super) async fn trouble(settings: Settings, says: &str) -> String {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let stop = ShutdownSignal::default();
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
     let store = std::sync::Arc::new(SharedStore::new(settings, Metrics::new()));
     let seen = async {
         let mut said = None;
@@ -28,7 +27,7 @@ pub(super) async fn trouble(settings: Settings, says: &str) -> String {
         said.unwrap().to_string()
     };
     let said = tokio::select! {
-        started = store.start(&tasks, &stop) => {
+        started = store.start(&scope) => {
             let why = started.expect_err("this store is none of ours").to_string();
             assert!(why.contains(says), "{why}");
             why

@@ -1,5 +1,5 @@
-//! Users at the operator's side: end one's tokens, or delete one, whatever its name. Only
-//! for those who show the operator's token; each change leaves a line in the log.
+//! Users at the operator's listener: end a user's tokens or delete a user, whatever its name, for
+//! requests with the operator's token. Each change is logged.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,15 +13,15 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::keys::{KeyCallRejection, admit, refusal, respond, unavailable};
+use super::key_admin::{AdminCallRejection, admit, refusal, to_response, unavailable};
 use crate::identity::{RemoveError, UserDirectory};
 use crate::secret::SecretSource;
 use crate::token::TokenStore;
 
-/// What there is to do with users.
+/// Administration of users.
 #[derive(Clone)]
 pub struct UserAdmin {
-    /// None: the upstream owns them.
+    /// None: the upstream owns the users.
     pub users: Option<Arc<UserDirectory>>,
     pub tokens: Arc<TokenStore>,
 }
@@ -42,8 +42,8 @@ enum UserCall {
 }
 
 impl UserCall {
-    /// The name is decoded once and may be any: one that no client can put into a path of
-    /// the gate must be reachable somewhere.
+    /// The name is decoded once and may be anything, because users whose name no client can put
+    /// into a path of the gateway must be reachable here.
     fn parse(path: &str) -> Option<Self> {
         let mut segments = path.strip_prefix("/users/")?.split('/');
         let name = percent_decode_str(segments.next()?).decode_utf8().ok()?;
@@ -57,19 +57,19 @@ impl UserCall {
     }
 }
 
-/// Whether a path is one of these.
-pub(super) fn is_here(path: &str) -> bool {
+/// Whether a path belongs to user administration.
+pub(super) fn is_user_path(path: &str) -> bool {
     path == "/users" || path.starts_with("/users/")
 }
 
-/// Answers a call of `peer`; `token` is the operator's.
-pub(super) async fn answer<B>(
+/// Responds to a call under `/users` from `peer`; `token` is the operator's.
+pub(super) async fn respond<B>(
     request: Request<B>,
     admin: &UserAdmin,
     token: Option<&SecretSource>,
     peer: Option<SocketAddr>,
 ) -> Response<Full<Bytes>> {
-    respond(decide(&request, admin, token, peer).await)
+    to_response(decide(&request, admin, token, peer).await)
 }
 
 async fn decide<B>(
@@ -77,7 +77,7 @@ async fn decide<B>(
     admin: &UserAdmin,
     token: Option<&SecretSource>,
     peer: Option<SocketAddr>,
-) -> Result<(StatusCode, Value), KeyCallRejection> {
+) -> Result<(StatusCode, Value), AdminCallRejection> {
     admit(request.headers(), token)?;
     let Some(call) = UserCall::parse(request.uri().path()) else {
         let text = "not found; there are /users/{name} and /users/{name}/tokens";
@@ -91,7 +91,7 @@ async fn decide<B>(
     let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
     match call {
         UserCall::Tokens(user) => {
-            // The upstream's users are not known here; one without tokens has none to end.
+            // The upstream's users are not known here: a user without tokens has none to end.
             if admin
                 .users
                 .as_ref()
@@ -121,7 +121,7 @@ async fn decide<B>(
     }
 }
 
-fn unknown() -> KeyCallRejection {
+fn unknown() -> AdminCallRejection {
     refusal(StatusCode::NOT_FOUND, "there is no user of this name")
 }
 

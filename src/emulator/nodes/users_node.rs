@@ -10,15 +10,14 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::super::body::Body;
 use super::super::counts::add;
 use super::super::directory::Verdict;
 use super::super::faults::{ExpiryForm, LoginAnswer, LogoutScope, Switches, TokenForm};
-use super::super::reply::{Origin, Reply};
-use super::super::tokens::Minted;
-use super::super::webapp::{
-    Call, Dropped, Webapp, bearer, forbidden, overloaded, too_many, unauthorized,
-};
+use super::super::issued_tokens::Minted;
+use super::super::node_call::{Call, Dropped, bearer};
+use super::super::node_reply::{Origin, Reply, forbidden, overloaded, too_many, unauthorized};
+use super::super::reply_body::Body;
+use super::super::webapp_state::WebappState;
 use super::{either, not_json, object, read, text};
 use crate::profiles::whatsapp::{BASIC_CHALLENGE, ErrorCode, WEBAPP_META};
 use crate::profiles::{
@@ -30,7 +29,7 @@ use crate::secret::Secret;
 const ORIGIN: Origin = Origin::Webapp;
 
 pub(in super::super) async fn login(
-    webapp: &Webapp,
+    webapp: &WebappState,
     headers: &HeaderMap,
     incoming: Incoming,
     switches: &Switches,
@@ -63,7 +62,7 @@ pub(in super::super) async fn login(
 }
 
 async fn grant(
-    webapp: &Webapp,
+    webapp: &WebappState,
     headers: &HeaderMap,
     incoming: Incoming,
     switches: &Switches,
@@ -163,7 +162,7 @@ fn refusal(status: u16) -> Reply {
     }
 }
 
-pub(in super::super) async fn users(webapp: &Webapp, call: Call) -> Reply {
+pub(in super::super) async fn users(webapp: &WebappState, call: Call) -> Reply {
     let path = call.segments();
     let verb = call.verb();
     match (verb, path.as_slice()) {
@@ -179,7 +178,7 @@ pub(in super::super) async fn users(webapp: &Webapp, call: Call) -> Reply {
     }
 }
 
-fn logout(webapp: &Webapp, call: &Call) -> Reply {
+fn logout(webapp: &WebappState, call: &Call) -> Reply {
     match call.switches.logout_scope {
         LogoutScope::User => {
             webapp.tokens.revoke_user(&call.user);
@@ -193,7 +192,7 @@ fn logout(webapp: &Webapp, call: &Call) -> Reply {
     Reply::text(ORIGIN, StatusCode::OK, meta_reply(Some(WEBAPP_META)))
 }
 
-async fn create(webapp: &Webapp, incoming: Incoming) -> Result<Reply, Reply> {
+async fn create(webapp: &WebappState, incoming: Incoming) -> Result<Reply, Reply> {
     let members = object(incoming, ORIGIN).await?;
     let name = text(&members, "username", ORIGIN)?;
     let password = Secret::new(text(&members, "password", ORIGIN)?);
@@ -211,7 +210,7 @@ async fn create(webapp: &Webapp, incoming: Incoming) -> Result<Reply, Reply> {
     Ok(entry(name, StatusCode::CREATED))
 }
 
-fn show(webapp: &Webapp, name: &str) -> Reply {
+fn show(webapp: &WebappState, name: &str) -> Reply {
     let Some(role) = webapp.directory.role(name) else {
         return unknown();
     };
@@ -223,7 +222,7 @@ fn show(webapp: &Webapp, name: &str) -> Reply {
     Reply::text(ORIGIN, StatusCode::OK, user_reply(entry, Some(WEBAPP_META)))
 }
 
-async fn change(webapp: &Webapp, name: &str, incoming: Incoming) -> Result<Reply, Reply> {
+async fn change(webapp: &WebappState, name: &str, incoming: Incoming) -> Result<Reply, Reply> {
     let members = object(incoming, ORIGIN).await?;
     let password = Secret::new(text(&members, "password", ORIGIN)?);
     check_password(&password)
@@ -234,7 +233,7 @@ async fn change(webapp: &Webapp, name: &str, incoming: Incoming) -> Result<Reply
     Ok(entry(name, StatusCode::OK))
 }
 
-fn delete(webapp: &Webapp, name: &str) -> Reply {
+fn delete(webapp: &WebappState, name: &str) -> Reply {
     if name == webapp.directory.first() {
         return forbidden("This user cannot be deleted");
     }

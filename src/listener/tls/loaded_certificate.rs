@@ -1,4 +1,4 @@
-//! Certificates and their keys, from file to use.
+//! Reads certificates and their keys from PEM files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use crate::config::CertificateFiles;
 use crate::listener::Error;
 
-/// A certificate that its key belongs to.
+/// A certificate chain with the key that belongs to it.
 #[derive(Debug)]
 pub(super) struct LoadedCertificate {
     pub(super) certified: Arc<CertifiedKey>,
@@ -26,17 +26,17 @@ pub(super) struct LoadedCertificate {
     pub(in crate::listener) not_after: i64,
 }
 
-/// The bytes of a pair's files, and what tells two versions of them apart.
+/// The content of a certificate file and its key file.
 pub(in crate::listener) struct PemFiles {
     certificate: Vec<u8>,
     key: Zeroizing<Vec<u8>>,
 }
 
-/// Same content, same fingerprint.
+/// A hash of the content of certificate files: equal content has an equal fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ContentFingerprint([u8; 32]);
 
-/// Reads all files, following links as they are now.
+/// Reads all files, following symbolic links as they are now.
 pub(in crate::listener) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
     let bytes = |path: &Path| {
         std::fs::read(path).map_err(|source| Error::Unreadable {
@@ -56,8 +56,8 @@ pub(in crate::listener) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFil
 }
 
 impl ContentFingerprint {
-    /// Of what was read, or of why it could not be: a file that stays missing is one
-    /// event, not one each second.
+    /// The fingerprint of what was read, or of the error: a file that stays missing is reported
+    /// once, not once a second.
     pub(in crate::listener) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
@@ -136,8 +136,8 @@ fn key(path: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, Error> {
     })
 }
 
-/// RFC 6125: names are in the subject alternative names, nowhere else. A certificate
-/// without any serves as the fallback only.
+/// The DNS names of a certificate, which are only in its subject alternative names (RFC 6125). A
+/// certificate without any is used as the fallback only.
 fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(alternatives)) = certificate.subject_alternative_name() else {
         return Vec::new();

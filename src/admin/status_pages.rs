@@ -1,4 +1,4 @@
-//! The operator's paths.
+//! `/healthz`, `/readyz` and `/metrics` of the operator's listener.
 
 use std::fmt::Write as _;
 
@@ -7,50 +7,50 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::{AdminState, Parts};
+use super::{AdminParts, AdminState};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// hyper leaves the body away where the method was HEAD.
-pub(super) fn answer<B>(
+/// Responds to a request. hyper omits the body if the method is HEAD.
+pub(super) fn respond<B>(
     request: &Request<B>,
-    desk: &AdminState,
+    state: &AdminState,
     is_draining: bool,
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
         let text = "not found; there are /healthz, /readyz, /metrics, /keys and /users\n";
-        return text_answer(StatusCode::NOT_FOUND, text);
+        return text_response(StatusCode::NOT_FOUND, text);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut refusal = text_answer(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+        let mut refusal = text_response(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         let allowed = HeaderValue::from_static("GET, HEAD");
         refusal.headers_mut().insert(ALLOW, allowed);
         return refusal;
     }
     match path {
-        "/healthz" => text_answer(StatusCode::OK, "ok\n"),
-        "/readyz" => match desk.parts.get() {
+        "/healthz" => text_response(StatusCode::OK, "ok\n"),
+        "/readyz" => match state.parts.get() {
             Some(parts) => readiness(parts, is_draining),
             None => starting(),
         },
         _ => {
-            if let Some(parts) = desk.parts.get() {
+            if let Some(parts) = state.parts.get() {
                 (parts.refresh)();
             }
-            with_type(StatusCode::OK, PROMETHEUS, desk.metrics.text())
+            with_type(StatusCode::OK, PROMETHEUS, state.metrics.text())
         }
     }
 }
 
-/// The log says how far it is.
+/// The response while the gateway starts; the log shows the progress.
 pub(super) fn starting() -> Response<Full<Bytes>> {
     let text = "starting: the store is being opened and loaded\n";
-    text_answer(StatusCode::SERVICE_UNAVAILABLE, text)
+    text_response(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-fn readiness(parts: &Parts, is_draining: bool) -> Response<Full<Bytes>> {
+fn readiness(parts: &AdminParts, is_draining: bool) -> Response<Full<Bytes>> {
     let mut reasons = String::new();
     if is_draining {
         reasons.push_str("draining\n");
@@ -64,13 +64,13 @@ fn readiness(parts: &Parts, is_draining: bool) -> Response<Full<Bytes>> {
         let _ = writeln!(reasons, "{note}");
     }
     if is_ready {
-        text_answer(StatusCode::OK, format!("ready\n{reasons}"))
+        text_response(StatusCode::OK, format!("ready\n{reasons}"))
     } else {
-        text_answer(StatusCode::SERVICE_UNAVAILABLE, reasons)
+        text_response(StatusCode::SERVICE_UNAVAILABLE, reasons)
     }
 }
 
-fn text_answer(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn text_response(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     with_type(status, TEXT, text)
 }
 

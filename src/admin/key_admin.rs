@@ -1,5 +1,5 @@
-//! API keys at run time: list, make, delete. Only for whoever shows the operator's
-//! token; a key's text is in one answer, once, and nowhere else.
+//! API keys at run time: list, create, delete, for requests with the operator's token. The text of a
+//! key is only in the response that creates it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,64 +26,65 @@ use crate::profiles::Role;
 use crate::secret::{LEAST_OPERATOR_TOKEN, SecretSource};
 use crate::store::StoreUnavailable;
 
-const MOST_BODY: usize = 16 * 1024;
+const MAX_BODY: usize = 16 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A key, and when it was last good, in seconds since 1970.
+/// A key, and when it was last accepted, in seconds since 1970.
 pub type ListedKey = (ApiKey, Option<i64>);
 
-/// What there is to do with keys, and who may.
+/// Administration of API keys.
 #[derive(Clone)]
-pub struct KeyDesk {
-    /// As the configuration has it now; None: nobody may.
+pub struct KeyAdmin {
+    /// The operator's token in the current configuration; None: key administration is off.
     pub token: Arc<dyn Fn() -> Option<SecretSource> + Send + Sync>,
     pub ring: Arc<KeyRing>,
-    /// The config file's keys as they stand: shown, and their names are taken.
+    /// The keys in the config file: listed too, and their names cannot be used again.
     pub configured: Arc<dyn Fn() -> Vec<ListedKey> + Send + Sync>,
 }
 
-impl fmt::Debug for KeyDesk {
+impl fmt::Debug for KeyAdmin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyDesk").finish_non_exhaustive()
+        f.debug_struct("KeyAdmin").finish_non_exhaustive()
     }
 }
 
-/// A refusal in words.
+/// Why a call of the operator is refused.
 #[derive(Debug)]
-pub(super) struct KeyCallRejection {
+pub(super) struct AdminCallRejection {
     pub(super) status: StatusCode,
     pub(super) text: String,
     pub(super) header: Option<(http::HeaderName, HeaderValue)>,
 }
 
-pub(super) fn refusal(status: StatusCode, text: impl Into<String>) -> KeyCallRejection {
-    KeyCallRejection {
+pub(super) fn refusal(status: StatusCode, text: impl Into<String>) -> AdminCallRejection {
+    AdminCallRejection {
         status,
         text: text.into(),
         header: None,
     }
 }
 
-/// Whether a path is one of these.
-pub(super) fn is_here(path: &str) -> bool {
+/// Whether a path belongs to key administration.
+pub(super) fn is_key_path(path: &str) -> bool {
     path == "/keys" || path.starts_with("/keys/")
 }
 
-pub(super) async fn answer<B>(request: Request<B>, desk: &KeyDesk) -> Response<Full<Bytes>>
+/// Responds to a call under `/keys`.
+pub(super) async fn respond<B>(request: Request<B>, admin: &KeyAdmin) -> Response<Full<Bytes>>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
-    respond(decide(request, desk).await)
+    to_response(decide(request, admin).await)
 }
 
-/// The answer, or the refusal, as JSON.
-pub(super) fn respond(
-    decided: Result<(StatusCode, Value), KeyCallRejection>,
+/// The result or the refusal as a JSON response.
+pub(super) fn to_response(
+    outcome: Result<(StatusCode, Value), AdminCallRejection>,
 ) -> Response<Full<Bytes>> {
-    match decided {
-        Ok((status, value)) => json_answer(status, &value),
+    match outcome {
+        Ok((status, value)) => json_response(status, &value),
         Err(refusal) => {
-            let mut response = json_answer(refusal.status, &json!({ "error": refusal.text }));
+            let mut response = json_response(refusal.status, &json!({ "error": refusal.text }));
             if let Some((name, value)) = refusal.header {
                 response.headers_mut().insert(name, value);
             }
@@ -94,24 +95,24 @@ pub(super) fn respond(
 
 async fn decide<B>(
     request: Request<B>,
-    desk: &KeyDesk,
-) -> Result<(StatusCode, Value), KeyCallRejection>
+    admin: &KeyAdmin,
+) -> Result<(StatusCode, Value), AdminCallRejection>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
-    admit(request.headers(), (desk.token)().as_ref())?;
+    admit(request.headers(), (admin.token)().as_ref())?;
     let name = request
         .uri()
         .path()
         .strip_prefix("/keys/")
         .map(str::to_owned);
     match (request.method().clone(), name) {
-        (Method::GET, None) => Ok((StatusCode::OK, list(desk))),
+        (Method::GET, None) => Ok((StatusCode::OK, list(admin))),
         (Method::POST, None) => {
-            let wanted = wanted(&body(request).await?)?;
-            create(desk, wanted).await
+            let wanted = parse_new_key(&body(request).await?)?;
+            create(admin, wanted).await
         }
-        (Method::DELETE, Some(name)) => delete(desk, &name).await,
+        (Method::DELETE, Some(name)) => delete(admin, &name).await,
         (_, name) => {
             let allowed = if name.is_some() {
                 "DELETE"
@@ -125,32 +126,32 @@ where
     }
 }
 
-/// The token is compared by its digest: same time wherever the difference is, and
-/// however long what was shown is.
+/// Checks the operator's token. It is compared by digest, so that the time does not depend on the
+/// position of the first difference or on the length.
 pub(super) fn admit(
     headers: &HeaderMap,
     token: Option<&SecretSource>,
-) -> Result<(), KeyCallRejection> {
+) -> Result<(), AdminCallRejection> {
     let Some(token) = token else {
-        let text = "nothing is changed here until [operator] token is set";
+        let text = "nothing can be changed here until [operator] token is set";
         return Err(refusal(StatusCode::FORBIDDEN, text));
     };
     let token = token.read().map_err(|error| {
-        let text = format!("the operator's token cannot be had: {error}");
+        let text = format!("the operator's token cannot be read: {error}");
         refusal(StatusCode::SERVICE_UNAVAILABLE, text)
     })?;
     if token.expose().chars().count() < LEAST_OPERATOR_TOKEN {
         let text = "the operator's token has become too short: it must have 16 characters";
         return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, text));
     }
-    let shown = headers
+    let presented = headers
         .get(AUTHORIZATION)
         .and_then(|field| field.to_str().ok());
-    let shown = shown.and_then(|text| text.split_once(' '));
-    let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    let shown = Sha256::digest(shown.map_or("", |(_, text)| text.trim()));
+    let presented = presented.and_then(|text| text.split_once(' '));
+    let presented = presented.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let presented = Sha256::digest(presented.map_or("", |(_, text)| text.trim()));
     if bool::from(
-        shown
+        presented
             .as_slice()
             .ct_eq(Sha256::digest(token.expose()).as_slice()),
     ) {
@@ -162,16 +163,16 @@ pub(super) fn admit(
     Err(refusal)
 }
 
-async fn body<B>(request: Request<B>) -> Result<Bytes, KeyCallRejection>
+async fn body<B>(request: Request<B>) -> Result<Bytes, AdminCallRejection>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
-    let read = Limited::new(request.into_body(), MOST_BODY).collect();
+    let read = Limited::new(request.into_body(), MAX_BODY).collect();
     match timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(_)) => Err(refusal(
             StatusCode::BAD_REQUEST,
-            "the body is too long, or broke off",
+            "the body is too long, or incomplete",
         )),
         Err(_) => Err(refusal(
             StatusCode::REQUEST_TIMEOUT,
@@ -180,7 +181,7 @@ where
     }
 }
 
-/// As the config file has it.
+/// A key as written in the config file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyConfigSnippet {
@@ -202,7 +203,7 @@ enum WrittenRole {
     Admin,
 }
 
-fn wanted(body: &[u8]) -> Result<NewKey, KeyCallRejection> {
+fn parse_new_key(body: &[u8]) -> Result<NewKey, AdminCallRejection> {
     let bad = |text: String| refusal(StatusCode::BAD_REQUEST, text);
     let written: KeyConfigSnippet =
         serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
@@ -245,23 +246,24 @@ fn wanted(body: &[u8]) -> Result<NewKey, KeyCallRejection> {
     })
 }
 
-fn list(desk: &KeyDesk) -> Value {
-    let configured = (desk.configured)();
+fn list(admin: &KeyAdmin) -> Value {
+    let configured = (admin.configured)();
     let taken = |name: &str| configured.iter().any(|(key, _)| *key.name == *name);
-    let made = desk.ring.list();
+    let made = admin.ring.list();
     let made = made.iter().map(|key| {
         let origin = if taken(&key.0.name) {
             "shadowed by config"
         } else {
             "store"
         };
-        shown(key, origin)
+        describe(key, origin)
     });
-    let written = configured.iter().map(|key| shown(key, "config"));
+    let written = configured.iter().map(|key| describe(key, "config"));
     json!({ "keys": written.chain(made).collect::<Vec<_>>() })
 }
 
-fn shown((key, last_use): &ListedKey, origin: &str) -> Value {
+fn describe(listed: &ListedKey, origin: &str) -> Value {
+    let (key, last_use) = listed;
     let moment = |seconds: i64| {
         Timestamp::from_second(seconds)
             .ok()
@@ -281,33 +283,36 @@ fn shown((key, last_use): &ListedKey, origin: &str) -> Value {
     })
 }
 
-async fn create(desk: &KeyDesk, wanted: NewKey) -> Result<(StatusCode, Value), KeyCallRejection> {
+async fn create(
+    admin: &KeyAdmin,
+    wanted: NewKey,
+) -> Result<(StatusCode, Value), AdminCallRejection> {
     let name = Arc::clone(&wanted.name);
-    if (desk.configured)().iter().any(|(key, _)| key.name == name) {
+    if (admin.configured)().iter().any(|(key, _)| key.name == name) {
         let text = "the config file has a key of this name";
         return Err(refusal(StatusCode::CONFLICT, text));
     }
-    let text = desk.ring.create(wanted).await.map_err(refused)?;
-    let answer = json!({ "name": &*name, "key": text.expose() });
-    Ok((StatusCode::CREATED, answer))
+    let text = admin.ring.create(wanted).await.map_err(refused)?;
+    let created = json!({ "name": &*name, "key": text.expose() });
+    Ok((StatusCode::CREATED, created))
 }
 
-async fn delete(desk: &KeyDesk, name: &str) -> Result<(StatusCode, Value), KeyCallRejection> {
-    match desk.ring.delete(name).await {
+async fn delete(admin: &KeyAdmin, name: &str) -> Result<(StatusCode, Value), AdminCallRejection> {
+    match admin.ring.delete(name).await {
         Ok(()) => Ok((StatusCode::OK, json!({ "deleted": name }))),
         Err(KeyError::Unknown)
-            if (desk.configured)()
+            if (admin.configured)()
                 .iter()
                 .any(|(key, _)| *key.name == *name) =>
         {
-            let text = "this key is the config file's: remove it there";
+            let text = "this key is defined in the config file: remove it there";
             Err(refusal(StatusCode::CONFLICT, text))
         }
         Err(error) => Err(refused(error)),
     }
 }
 
-fn refused(error: KeyError) -> KeyCallRejection {
+fn refused(error: KeyError) -> AdminCallRejection {
     let text = error.to_string();
     match error {
         KeyError::Exists | KeyError::Full => refusal(StatusCode::CONFLICT, text),
@@ -316,15 +321,15 @@ fn refused(error: KeyError) -> KeyCallRejection {
     }
 }
 
-pub(super) fn unavailable(why: &StoreUnavailable) -> KeyCallRejection {
-    KeyCallRejection {
+pub(super) fn unavailable(why: &StoreUnavailable) -> AdminCallRejection {
+    AdminCallRejection {
         status: StatusCode::SERVICE_UNAVAILABLE,
         text: why.to_string(),
         header: Some((RETRY_AFTER, HeaderValue::from(why.retry_after().as_secs()))),
     }
 }
 
-fn json_answer(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+fn json_response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(format!("{value}\n").into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -6,9 +6,9 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
-use super::body::Body;
 use super::faults::Switches;
 use super::hex;
+use super::reply_body::Body;
 use crate::clock;
 use crate::profiles::whatsapp::{COREAPP_META, ErrorCode, WEBAPP_META, error_body};
 use crate::profiles::{EnvelopeMeta, body};
@@ -204,4 +204,40 @@ fn date(offset: i64) -> String {
     let told = clock::unix_seconds().saturating_add(offset);
     let told = u64::try_from(told).unwrap_or(0).min(LAST_SECOND);
     httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(told))
+}
+
+pub(super) fn too_many() -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::TooManyRequests,
+        "Rate limit hit, please slow down",
+    )
+}
+
+pub(super) fn overloaded() -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::Overloaded,
+        "System is overloaded, please try again later",
+    )
+}
+
+pub(super) fn unauthorized() -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::UNAUTHORIZED,
+        ErrorCode::AccessDenied,
+        "Invalid credentials",
+    )
+}
+
+pub(super) fn forbidden(details: &str) -> Reply {
+    Reply::error(
+        Origin::Webapp,
+        StatusCode::FORBIDDEN,
+        ErrorCode::AccessDenied,
+        details,
+    )
 }

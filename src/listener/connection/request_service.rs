@@ -1,8 +1,7 @@
-//! Between hyper and the pipeline: what is settled about a request before anybody
-//! looks at its content, and the count of requests under way.
+//! Between hyper and the pipeline: the checks that every request passes before the service sees
+//! it, and the count of requests in flight on the connection.
 
 use std::convert::Infallible;
-use std::error::Error as StdError;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,22 +13,21 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::connection::activity::{ActiveRequest, ConnectionActivity};
-use super::http1::framing_guard::HeadLimits;
-use super::http2::continues::{ContinueExpectation, PendingContinues, expects_continue};
+use super::activity::{ActiveRequest, ConnectionActivity};
 use crate::lifecycle::TaskSet;
+use crate::listener::BoxError;
+use crate::listener::http1::framing_guard::HeadLimits;
+use crate::listener::http2::continues::{ContinueExpectation, PendingContinues, expects_continue};
 use crate::pipeline::{ClientBody, Peer, Rejection};
 
-pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// What answers requests.
+/// The service behind a listener.
 pub trait RequestService: Clone + Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
     type Future: Future<Output = Response<Self::Body>> + Send + 'static;
 
-    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future;
+    fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future;
 
-    /// How a request looks that the listener refuses; `head`: what could be read of it.
+    /// The response to a request that the listener refuses. `head`: None if it could not be read.
     fn refuse(
         &self,
         head: Option<&Parts>,
@@ -38,35 +36,39 @@ pub trait RequestService: Clone + Send + Sync + 'static {
     ) -> Response<Self::Body>;
 }
 
-/// One connection's way to the service.
+/// The entry of one connection's requests into the service.
 #[derive(Debug)]
-pub(super) struct ServiceEntry<S> {
-    pub(super) service: S,
-    pub(super) peer: Arc<Peer>,
-    pub(super) activity: Arc<ConnectionActivity>,
-    pub(super) limits: HeadLimits,
+pub(in crate::listener) struct ServiceEntry<S> {
+    pub(in crate::listener) service: S,
+    pub(in crate::listener) peer: Arc<Peer>,
+    pub(in crate::listener) activity: Arc<ConnectionActivity>,
+    pub(in crate::listener) limits: HeadLimits,
     /// On the runtime of the connection.
-    pub(super) tasks: TaskSet,
-    /// Of an HTTP/2 connection.
-    pub(super) continues: Option<Arc<PendingContinues>>,
+    pub(in crate::listener) tasks: TaskSet,
+    /// Some on an HTTP/2 connection.
+    pub(in crate::listener) continues: Option<Arc<PendingContinues>>,
 }
 
-/// The body of every answer.
-pub(super) type ServiceResponse<B> = Response<CountedBody<B>>;
+/// A response whose body counts as a request in flight.
+pub(in crate::listener) type ServiceResponse<B> = Response<CountedBody<B>>;
 
-/// An answer on its way.
-pub(super) type ServiceFuture<B> =
+/// The future of a response.
+pub(in crate::listener) type ServiceFuture<B> =
     Pin<Box<dyn Future<Output = Result<ServiceResponse<B>, Infallible>> + Send + 'static>>;
 
 impl<S: RequestService> ServiceEntry<S> {
-    /// Boxed: hyper moves it about, and keeps room for it while a connection is idle.
-    /// What can be done at once is, so that the box holds no request.
-    pub(super) fn answer(self: &Arc<Self>, request: Request<Incoming>) -> ServiceFuture<S::Body> {
-        // Begun here and not in the future: the watch must see it when this returns.
-        let exchange = ActiveRequest::begin(&self.activity);
+    /// Passes a request to the service, or refuses it. The future is boxed because hyper moves it
+    /// and keeps room for it while a connection is idle. The request is handed over before the
+    /// future is made, so that the box does not hold it.
+    pub(in crate::listener) fn handle(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+    ) -> ServiceFuture<S::Body> {
+        // Counted here, not in the future: the watch must see it as soon as this returns.
+        let active = ActiveRequest::begin(&self.activity);
         let expectation = self.expectation(&request);
         if let Some(rejection) = rejection(&request, self.limits) {
-            self.activity.refuses();
+            self.activity.set_refused();
             let version = request.version();
             let (head, body) = request.into_parts();
             drop(ClientBody::new(
@@ -74,26 +76,27 @@ impl<S: RequestService> ServiceEntry<S> {
                 version,
                 &Arc::new(self.tasks.clone()),
             ));
-            let mut answer = self.service.refuse(Some(&head), rejection, &self.peer);
+            let mut response = self.service.refuse(Some(&head), rejection, &self.peer);
             if version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
-                answer.headers_mut().insert(CONNECTION, close);
+                response.headers_mut().insert(CONNECTION, close);
             }
-            return Box::pin(ready(Ok(answer.map(|body| CountedBody { body, exchange }))));
+            let response = response.map(|body| CountedBody { body, active });
+            return Box::pin(ready(Ok(response)));
         }
         let is_http1 = request.version() <= Version::HTTP_11;
         if request.version() == Version::HTTP_10 {
-            self.activity.speaks_http10();
+            self.activity.set_http10();
         }
         let is_connect = request.method() == Method::CONNECT;
-        let answer = self.service.answer(request, Arc::clone(&self.peer));
+        let response = self.service.handle(request, Arc::clone(&self.peer));
         let activity = Arc::clone(&self.activity);
         Box::pin(async move {
-            let response = answer.await;
-            drop(expectation); // a 100 that was not sent by now would come too late
-            let mut response = response.map(|body| CountedBody { body, exchange });
+            let response = response.await;
+            drop(expectation); // a 100 (Continue) sent from now on would come too late
+            let mut response = response.map(|body| CountedBody { body, active });
             if is_tunnel(response.status(), is_connect) {
-                activity.becomes_tunnel();
+                activity.set_tunnel();
             } else if is_http1 && activity.is_draining() {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
@@ -104,11 +107,11 @@ impl<S: RequestService> ServiceEntry<S> {
 }
 
 impl<S> ServiceEntry<S> {
-    /// Of a request that waits for a 100 over HTTP/2; hyper sends those of HTTP/1.
+    /// Registers a request that waits for 100 (Continue) over HTTP/2. hyper sends it over HTTP/1.
     fn expectation(&self, request: &Request<Incoming>) -> Option<ContinueExpectation> {
         let continues = self.continues.as_ref()?;
         let waits = !request.body().is_end_stream() && expects_continue(request.headers());
-        continues.accepts(waits)
+        continues.request_accepted(waits)
     }
 }
 
@@ -116,7 +119,7 @@ fn is_tunnel(status: StatusCode, is_connect: bool) -> bool {
     status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && status.is_success())
 }
 
-/// What is wrong with a request that hyper has let through.
+/// Why a request that hyper accepts is refused; None if it is not.
 fn rejection<B>(request: &Request<B>, limits: HeadLimits) -> Option<Rejection> {
     let headers = request.headers();
     let is_http2 = request.version() == Version::HTTP_2;
@@ -132,13 +135,13 @@ fn rejection<B>(request: &Request<B>, limits: HeadLimits) -> Option<Rejection> {
     None
 }
 
-/// How many fields there are; cookies are one, as HTTP/2 clients send one a field.
+/// The number of fields. All cookies count as one, because HTTP/2 clients send a field for each.
 fn fields(headers: &HeaderMap) -> usize {
     let cookies = headers.get_all(COOKIE).iter().count();
     headers.len() - cookies.saturating_sub(1)
 }
 
-/// As RFC 9113 6.5.2 counts.
+/// The size of the field list in bytes, as RFC 9113 6.5.2 counts it.
 fn list_size(headers: &HeaderMap) -> usize {
     let sizes = headers
         .iter()
@@ -146,9 +149,9 @@ fn list_size(headers: &HeaderMap) -> usize {
     sizes.sum()
 }
 
-/// RFC 9112 3.2 and RFC 9113 8.3.1: a request names one host, once, and means it.
-/// Were `Host` and the target to differ, two parties could route it differently.
-pub(super) fn names_one_host<B>(request: &Request<B>) -> bool {
+/// Whether a request names exactly one host (RFC 9112 3.2, RFC 9113 8.3.1). If `Host` and the
+/// target differed, two servers could route the request differently.
+pub(in crate::listener) fn names_one_host<B>(request: &Request<B>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     let (host, second) = (hosts.next().map(HeaderValue::as_bytes), hosts.next());
     let target = request.uri().authority().map(|a| a.as_str().as_bytes());
@@ -163,7 +166,8 @@ pub(super) fn names_one_host<B>(request: &Request<B>) -> bool {
     }
 }
 
-/// `name`, `1.2.3.4` or `[::1]`, with or without a port; no user, no lists.
+/// Whether `text` is a host name, an IPv4 address or a bracketed IPv6 address, with or without a
+/// port. Userinfo and lists are not hosts.
 fn is_host(text: &[u8]) -> bool {
     let (name, port) = match text {
         [b'[', rest @ ..] => match memchr::memchr(b']', rest) {
@@ -188,12 +192,12 @@ fn is_host(text: &[u8]) -> bool {
 }
 
 pin_project_lite::pin_project! {
-    /// A body that counts as a request under way until it is dropped.
+    /// A body that counts as a request in flight until it is dropped.
     #[derive(Debug)]
-    pub(super) struct CountedBody<B> {
+    pub(in crate::listener) struct CountedBody<B> {
         #[pin]
         body: B,
-        exchange: ActiveRequest,
+        active: ActiveRequest,
     }
 }
 
@@ -205,14 +209,14 @@ impl<B: Body> Body for CountedBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let me = self.project();
-        if me.exchange.is_held_up(cx.waker()) {
+        let this = self.project();
+        if this.active.register_if_blocked(cx.waker()) {
             return Poll::Pending;
         }
-        me.exchange.is_our_turn();
-        let frame = me.body.poll_frame(cx);
+        this.active.resume();
+        let frame = this.body.poll_frame(cx);
         if let Poll::Ready(Some(Ok(_))) = frame {
-            me.exchange.is_their_turn();
+            this.active.wait_for_peer();
         }
         frame
     }

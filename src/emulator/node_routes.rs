@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::reply::Origin;
+use super::node_reply::Origin;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Node {

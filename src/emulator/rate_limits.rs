@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use super::routes::Node;
+use super::node_routes::Node;
 
 const MESSAGES: Quota = quota(50, 150);
 const OTHERS: Quota = quota(20, 60);

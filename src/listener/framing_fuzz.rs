@@ -1,4 +1,4 @@
-//! Doors for `fuzz/`, and for a property test: what looks at bytes before hyper does.
+//! Entry points for `fuzz/` and a property test: the checks of bytes before hyper.
 
 use std::convert::Infallible;
 
@@ -17,29 +17,32 @@ const LIMITS: HeadLimits = HeadLimits {
     fields: 64,
 };
 
-/// The guard refuses the same byte however the bytes are cut, and hyper sees no
-/// request in what it lets pass that the guard did not see.
-pub fn wire(bytes: &[u8]) {
+/// The framing guard refuses the same byte wherever the reads split the bytes, and hyper finds no
+/// request in what the guard accepts that the guard did not see.
+pub fn http1(bytes: &[u8]) {
     let mut whole = Http1FramingGuard::new(LIMITS);
     let refused = whole.check(bytes).err().map(|violation| violation.at);
     let mut cut = Http1FramingGuard::new(LIMITS);
     let first = (0..bytes.len()).find(|&at| cut.check(&bytes[at..=at]).is_err());
-    assert_eq!(refused, first, "the cuts decide");
+    assert_eq!(refused, first, "the result depends on the reads");
     let passed = &bytes[..refused.unwrap_or(bytes.len())];
     let mut guard = Http1FramingGuard::new(LIMITS);
     guard.check(passed).expect("it passed already");
-    let (seen, said) = seen_by_hyper(passed);
+    let (seen, responses) = seen_by_hyper(passed);
     assert!(
         seen <= guard.heads(),
         "hyper sees {seen}, the guard {}",
         guard.heads()
     );
     for refusal in [" 400 ", " 414 ", " 431 "] {
-        assert!(!said.contains(refusal), "hyper refuses it: {said}");
+        assert!(
+            !responses.contains(refusal),
+            "hyper refuses it: {responses}"
+        );
     }
 }
 
-/// How many requests hyper finds in `bytes`, and all that it answers.
+/// How many requests hyper finds in `bytes`, and everything that it responds.
 fn seen_by_hyper(bytes: &[u8]) -> (u64, String) {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("a runtime without drivers").block_on(async {
@@ -47,10 +50,10 @@ fn seen_by_hyper(bytes: &[u8]) -> (u64, String) {
         client.write_all(bytes).await.expect("there is room");
         client.shutdown().await.expect("it is open");
         let seen = std::cell::Cell::new(0);
-        let answer = hyper::service::service_fn(|request: Request<Incoming>| {
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
             seen.set(seen.get() + 1);
             async {
-                // The body is read, or hyper would not look for what follows it.
+                // The body is read so that hyper parses what follows it.
                 let _ = request.into_body().collect().await;
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::new())))
             }
@@ -59,22 +62,22 @@ fn seen_by_hyper(bytes: &[u8]) -> (u64, String) {
             .max_headers(LIMITS.fields)
             .max_header_size(LIMITS.bytes)
             .max_buf_size(LIMITS.bytes)
-            .serve_connection(TokioIo::new(server), answer);
+            .serve_connection(TokioIo::new(server), service);
         let _ = server.await;
-        let mut said = String::new();
-        // It ends with the server's side.
-        let _ = client.read_to_string(&mut said).await;
-        (seen.get(), said)
+        let mut responses = String::new();
+        // Ends when the server closes its side.
+        let _ = client.read_to_string(&mut responses).await;
+        (seen.get(), responses)
     })
 }
 
-/// The budget is spent alike however the bytes are cut.
-pub fn frames(bytes: &[u8]) {
+/// The flood guard counts the same frames wherever the reads split the bytes.
+pub fn http2(bytes: &[u8]) {
     let is_flood = Http2FloodGuard::new(Default::default())
         .check(bytes)
         .is_err();
     let mut cut = Http2FloodGuard::new(Default::default());
     let is_flood_cut = bytes.iter().any(|byte| cut.check(&[*byte]).is_err());
-    // Time earns budget back: a slower look may find less.
+    // Time earns budget back, so the slower check may tolerate more.
     assert!(is_flood || !is_flood_cut);
 }

@@ -5,10 +5,10 @@ use http::{HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use super::super::body::Body;
 use super::super::hold;
-use super::super::reply::{Origin, Reply};
-use super::super::webapp::Call;
+use super::super::node_call::Call;
+use super::super::node_reply::{Origin, Reply};
+use super::super::reply_body::Body;
 use super::{either, object, read, text};
 use crate::profiles::whatsapp::ErrorCode;
 
