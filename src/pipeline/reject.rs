@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::body::response_body::ResponseBody;
+use super::credential_fault::CredentialFault;
 use super::limit::TooMany;
-use super::stages::credential::CredentialFault;
 use crate::error_chain::chain;
 use crate::metrics::{Blame, Reason};
 use crate::profiles::{ErrorFormat, ErrorKind, ErrorReport};
@@ -277,7 +277,7 @@ impl Rejection {
         format: &ErrorFormat,
         request_id: &str,
         pause: Duration,
-    ) -> Response<ResponseBody> {
+    ) -> Response<Bytes> {
         let mapping = self.mapping();
         let report = ErrorReport {
             kind: mapping.kind,
@@ -285,7 +285,7 @@ impl Rejection {
             detail: &self.detail(format.service),
             request_id,
         };
-        let mut response = Response::new(ResponseBody::full((format.body)(&report)));
+        let mut response = Response::new(Bytes::from((format.body)(&report)));
         *response.status_mut() = mapping.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type));
@@ -298,7 +298,7 @@ impl Rejection {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         match &self {
-            Self::TooMany(limit) => limit.facts.put(headers),
+            Self::TooMany(limit) => limit.headers.put(headers),
             Self::MethodNotAllowed(allowed) => {
                 if let Ok(value) = HeaderValue::from_str(allowed) {
                     headers.insert(ALLOW, value);
