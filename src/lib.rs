@@ -64,10 +64,13 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod webapp;
 // 0: leaves
+mod backoff;
 pub mod clock;
 pub mod error_chain;
 pub mod identity_hasher;
 pub mod secret;
 pub mod shares;
 pub mod staggered;
+mod sync;
 pub mod via;
+mod waker;

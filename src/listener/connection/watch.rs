@@ -4,8 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -13,6 +12,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::activity::{ConnectionActivity, ConnectionTimeouts, TimeoutReason};
 use super::client_stream::TransportSocket;
 use crate::lifecycle::ShutdownSignal;
+use crate::waker::NotifyWaker;
 
 /// A connection that was opened just before the drain may still send its request.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
@@ -64,52 +64,45 @@ enum WatchDecision {
     Rest,
 }
 
-/// Rings when the drain, the abort or the alarm is due, so that a connection that is
-/// woken by its bytes need not ask for them.
-struct DeadlineWaker {
-    rung: AtomicBool,
+/// The waker of the drain, the abort and the alarm: a connection that is woken by its bytes need
+/// not poll these.
+struct DeadlineWaker(Option<RegisteredTask>);
+
+struct RegisteredTask {
+    notify: Arc<NotifyWaker>,
+    /// Of `notify`.
+    waker: Waker,
     task: Waker,
 }
 
-impl Wake for DeadlineWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::Release);
-        self.task.wake_by_ref();
-    }
-}
-
-/// The bell of the task that polls, and a waker that rings it.
-struct WakerSlot(Option<(Arc<DeadlineWaker>, Waker)>);
-
-impl WakerSlot {
-    /// True when it has rung since the last time, or has just been hung up.
-    fn heard(&mut self, task: &Waker) -> bool {
+impl DeadlineWaker {
+    /// Whether a deadline woke `task` since the last call; true at the first call of a task.
+    fn is_woken(&mut self, task: &Waker) -> bool {
         match &self.0 {
-            Some((bell, _)) if bell.task.will_wake(task) => {
-                let heard = bell.rung.load(Ordering::Acquire);
-                if heard {
-                    bell.rung.store(false, Ordering::Release);
+            Some(registered) if registered.task.will_wake(task) => {
+                let is_woken = registered.notify.take_woken();
+                if is_woken {
+                    // What comes before this is seen by the polls that follow.
+                    registered.notify.listen(task);
                 }
-                heard
+                is_woken
             }
             _ => {
-                let bell = Arc::new(DeadlineWaker {
-                    rung: AtomicBool::new(false),
+                let notify = Arc::new(NotifyWaker::default());
+                notify.listen(task);
+                self.0 = Some(RegisteredTask {
+                    waker: Waker::from(Arc::clone(&notify)),
+                    notify,
                     task: task.clone(),
                 });
-                let waker = Waker::from(Arc::clone(&bell));
-                self.0 = Some((bell, waker));
                 true
             }
         }
     }
 
     fn waker(&self) -> &Waker {
-        self.0.as_ref().map_or(Waker::noop(), |(_, waker)| waker)
+        let registered = self.0.as_ref();
+        registered.map_or(Waker::noop(), |registered| &registered.waker)
     }
 }
 
@@ -130,11 +123,11 @@ impl ConnectionWatch {
         let mut alarm = pin!(sleep_until(first));
         let mut abort = pin!(self.stop.aborting());
         let mut drain = pin!(self.stop.draining());
-        let mut ear = WakerSlot(None);
+        let mut deadlines = DeadlineWaker(None);
         let mut phase = ShutdownPhase::Open;
         poll_fn(move |cx| {
-            let mut heard = ear.heard(cx.waker());
-            let mut bell = Context::from_waker(ear.waker());
+            let mut heard = deadlines.is_woken(cx.waker());
+            let mut bell = Context::from_waker(deadlines.waker());
             loop {
                 if heard && abort.as_mut().poll(&mut bell).is_ready() {
                     return Poll::Ready(ConnectionOutcome::End(WatchEnd::Aborted));

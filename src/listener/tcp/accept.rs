@@ -16,6 +16,7 @@ use tokio_util::sync::PollSemaphore;
 use tracing::{Instrument as _, debug, debug_span, info, warn};
 
 use super::connection_limit::{ConnectionLimit, ConnectionPermit};
+use crate::backoff::Backoff;
 use crate::config;
 use crate::error_chain::causes;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
@@ -34,8 +35,11 @@ use crate::listener::tls::tls_stream::{HandshakeFailure, ServerTlsStream};
 use crate::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
-const BACK_OFF: Duration = Duration::from_millis(10);
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
+const ACCEPT_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(10),
+    max: Duration::from_secs(1),
+    jitter: 0.0,
+};
 
 /// What a worker needs to serve one listener.
 #[derive(Debug)]
@@ -91,12 +95,12 @@ pub async fn serve<S: RequestService>(socket: StdListener, parts: ListenerParts<
 async fn accept_all<S: RequestService>(worker: &Arc<WorkerListener<S>>, listener: &TcpListener) {
     let metrics = &worker.parts.metrics;
     let mut slots = PollSemaphore::new(worker.parts.slots.semaphore());
-    let mut back_off = None;
+    let mut failures = 0_u32;
     loop {
         let (permit, accepted) = accept(listener, &mut slots).await;
         match accepted {
             Ok((tcp, address)) => {
-                if back_off.take().is_some() {
+                if std::mem::take(&mut failures) > 0 {
                     info!("accepting connections again");
                 }
                 worker.begin(tcp, address, permit);
@@ -107,18 +111,14 @@ async fn accept_all<S: RequestService>(worker: &Arc<WorkerListener<S>>, listener
             Err(error) => {
                 metrics.connection_ends.add(ConnectionEnd::Accept);
                 drop(permit);
-                let pause = match back_off {
-                    Some(last) => LONGEST_BACK_OFF.min(last * 2),
-                    None => {
-                        warn!(
-                            %error,
-                            "cannot accept connections; is the limit of open files too low?"
-                        );
-                        BACK_OFF
-                    }
-                };
-                back_off = Some(pause);
-                sleep(pause).await;
+                if failures == 0 {
+                    warn!(
+                        %error,
+                        "cannot accept connections; is the limit of open files too low?"
+                    );
+                }
+                failures = failures.saturating_add(1);
+                sleep(ACCEPT_BACKOFF.pause(failures)).await;
             }
         }
     }

@@ -21,6 +21,7 @@ use super::entry::SharedEntry;
 use super::{
     CommandConnection, EvictingServer, SharedChange, SharedStore, StoreConnection, StoreDown,
 };
+use crate::backoff::Backoff;
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
@@ -32,8 +33,11 @@ const SILENCE: Duration = Duration::from_millis(500);
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 /// Changes taken at once.
 const MOST: usize = 1000;
-const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const RECONNECT_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(50),
+    max: Duration::from_secs(1),
+    jitter: 0.5,
+};
 /// A start waits this long for the store, then gives up and says why.
 const FIRST_CONTACT: Duration = Duration::from_secs(15);
 /// A user's removal is remembered this long (`end.lua`): a gate that was away for longer
@@ -129,7 +133,7 @@ impl SharedStore {
 
     async fn run_link(self: Arc<Self>, stop: ShutdownSignal) {
         let mut known = KnownState::default();
-        let mut pause = SHORTEST_PAUSE;
+        let mut failures = 0_u32;
         loop {
             let lost = tokio::select! {
                 lost = self.connect_and_follow(&mut known) => lost,
@@ -144,13 +148,13 @@ impl SharedStore {
                 return;
             }
             if was_up {
-                pause = SHORTEST_PAUSE;
+                failures = 0;
             }
+            failures = failures.saturating_add(1);
             tokio::select! {
-                () = sleep(pause.mul_f64(0.5 + 0.5 * rand::random::<f64>())) => {}
+                () = sleep(RECONNECT_BACKOFF.pause(failures)) => {}
                 () = stop.aborting() => return,
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

@@ -24,9 +24,8 @@ fn row(module: &str) -> u8 {
         "store" => 3,
         "config" => 2,
         "webapp" | "lifecycle" | "metrics" | "dns" => 1,
-        "clock" | "error_chain" | "identity_hasher" | "secret" | "shares" | "staggered" | "via" => {
-            0
-        }
+        "backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "shares"
+        | "staggered" | "sync" | "via" | "waker" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }
