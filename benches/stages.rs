@@ -15,16 +15,16 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tollgate::config::{
     AllowedFields, DirectoryKind, Limit, LimitKey, Limits, Quota, RequestRules, UnknownTokens,
-    UsersConfig, whatsapp_routes,
+    UsersConfig, shipped_routes,
 };
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{
     Limiter, Peer, RateSubject, RouteTable, clean_fields, presents_credential,
 };
+use tollgate::profiles::{Profile, Role};
 use tollgate::token::{GrantRequest, Token, TokenDigest, TokenOrigin, TokenStore};
 use tollgate::via::GatewayVia;
-use tollgate::webapp::Role;
 
 const TOKENS: usize = 10_000;
 const CLIENTS: usize = 10_000;
@@ -100,7 +100,7 @@ fn token_look_up(c: &mut Criterion) {
 }
 
 fn route_match(c: &mut Criterion) {
-    let table = RouteTable::new(&whatsapp_routes());
+    let table = RouteTable::new(&shipped_routes(Profile::DEFAULT));
     let mut group = c.benchmark_group("route match");
     for (name, method, path) in [
         ("short", Method::POST, "/v1/messages"),

@@ -1,5 +1,5 @@
-//! Time. The only caller of `SystemTime`: everything else asks here, so that
-//! wall time and monotonic time are never mixed up.
+//! Time. Only this module calls `SystemTime`, so that wall-clock time and monotonic time are never
+//! mixed up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,8 +21,8 @@ pub fn unix_micros() -> u64 {
     u64::try_from(since_epoch().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The wall clock itself, for libraries that want one.
-#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+/// The wall-clock time, for libraries that take a `SystemTime`.
+#[expect(clippy::disallowed_methods, reason = "the only caller")]
 pub fn wall() -> SystemTime {
     SystemTime::now()
 }
@@ -37,9 +37,9 @@ fn since_epoch() -> Duration {
     wall().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A moment in the future, kept on both clocks. It has passed as soon as either
-/// says so: the monotonic clock stands still while a host is suspended, the wall
-/// clock jumps when somebody sets it. Either alone would serve a dead token.
+/// A point in time on both clocks. It has passed as soon as it has on either of them: the monotonic
+/// clock stops while the host is suspended, and the wall clock jumps when it is set. Either clock
+/// alone could accept an expired token.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     monotonic: Instant,
@@ -57,7 +57,7 @@ impl Deadline {
         }
     }
 
-    /// The same deadline with its wall clock half already passed, as after a jump.
+    /// The same deadline, passed on the wall clock, as after a jump of that clock.
     #[cfg(test)]
     pub(crate) fn after_a_jump(self) -> Self {
         Self {
@@ -66,14 +66,14 @@ impl Deadline {
         }
     }
 
-    /// The same deadline, never later, in the least room; `start` brings it back.
+    /// The same deadline, never later, in eleven bytes. `start` is needed to unpack it.
     pub fn pack(&self, start: Instant) -> PackedDeadline {
         let monotonic = self.monotonic.saturating_duration_since(start).as_millis();
         let monotonic = u64::try_from(monotonic).unwrap_or(u64::MAX);
         PackedDeadline::new(monotonic, self.wall_millis)
     }
 
-    /// Time left: the smaller of the two clocks' opinions; zero once passed.
+    /// Remaining time: the shorter one of both clocks, zero once passed.
     pub fn left(&self) -> Duration {
         let monotonic = self.monotonic.saturating_duration_since(Instant::now());
         let wall = Duration::from_millis(self.wall_millis.saturating_sub(unix_millis()));
@@ -84,26 +84,26 @@ impl Deadline {
         self.monotonic <= Instant::now() || self.wall_millis <= unix_millis()
     }
 
-    /// The same moment in milliseconds since 1970.
+    /// The deadline in milliseconds since 1970.
     pub fn unix_millis(&self) -> u64 {
         self.wall_millis
     }
 
-    /// A moment kept across a restart, when only the wall clock was left to keep it.
+    /// A deadline stored across a restart, as wall-clock time only.
     pub fn at_unix_millis(millis: u64) -> Self {
         Self::after(Duration::from_millis(millis.saturating_sub(unix_millis())))
     }
 
-    /// The same moment as seconds since 1970.
+    /// The deadline in seconds since 1970.
     pub fn unix_seconds(&self) -> i64 {
         i64::try_from(self.wall_millis / 1000).unwrap_or(i64::MAX)
     }
 }
 
-/// Lets one log line through per span, so that what happens often does not fill the log.
+/// Limits a log line to one per time span, so that frequent events do not fill the log.
 #[derive(Debug, Default)]
 pub struct LogThrottle {
-    /// Milliseconds since 1970 before which nothing more is said.
+    /// Milliseconds since 1970 before which no line may be written.
     until: AtomicU64,
 }
 
@@ -113,7 +113,7 @@ impl LogThrottle {
         let now = unix_millis();
         let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let next = |until: u64| {
-            // One too far ahead was written before the clock was set back.
+            // If it is too far ahead, the clock has been set back since.
             let is_quiet = until > now && until - now <= millis;
             (!is_quiet).then(|| now.saturating_add(millis))
         };
@@ -122,8 +122,8 @@ impl LogThrottle {
     }
 }
 
-/// A deadline in eleven bytes, for those who keep millions: milliseconds on the
-/// monotonic clock since a start that its keeper knows, and on the wall clock.
+/// A deadline in eleven bytes, for tables of millions: milliseconds on the monotonic clock since a
+/// start time that the owner keeps, and on the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedDeadline {
     monotonic: [u8; 5],
@@ -131,7 +131,7 @@ pub struct PackedDeadline {
 }
 
 impl PackedDeadline {
-    /// What does not fit (34 years of running, 8900 of wall time) ends sooner.
+    /// Values that do not fit (34 years of run time, 8900 of wall-clock time) are cut to the maximum.
     pub fn new(since_start_millis: u64, wall_millis: u64) -> Self {
         Self {
             monotonic: low_bytes(since_start_millis),
@@ -148,9 +148,9 @@ impl PackedDeadline {
 }
 
 fn low_bytes<const N: usize>(number: u64) -> [u8; N] {
-    let most = u64::MAX >> (64 - 8 * N);
-    let bytes = number.min(most).to_le_bytes();
-    std::array::from_fn(|place| bytes[place])
+    let max = u64::MAX >> (64 - 8 * N);
+    let bytes = number.min(max).to_le_bytes();
+    std::array::from_fn(|index| bytes[index])
 }
 
 fn number<const N: usize>(bytes: [u8; N]) -> u64 {
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deadline_passes_when_either_clock_says_so() {
+    fn a_deadline_passes_when_it_has_on_either_clock() {
         let live = Deadline::after(Duration::from_secs(60));
         assert!(!live.has_passed());
         assert!(live.after_a_jump().has_passed());
@@ -180,10 +180,10 @@ mod tests {
         let start = Instant::now();
         for span in [0, 1, 999, 86_400_007, 31_536_000_000] {
             let exact = Deadline::after(Duration::from_millis(span));
-            let kept = exact.pack(start).unpack(start);
-            assert_eq!(kept.wall_millis, exact.wall_millis);
-            let lost = exact.monotonic.duration_since(kept.monotonic);
-            assert!(kept.monotonic <= exact.monotonic && lost < Duration::from_millis(1));
+            let unpacked = exact.pack(start).unpack(start);
+            assert_eq!(unpacked.wall_millis, exact.wall_millis);
+            let lost = exact.monotonic.duration_since(unpacked.monotonic);
+            assert!(unpacked.monotonic <= exact.monotonic && lost < Duration::from_millis(1));
         }
     }
 
@@ -192,7 +192,7 @@ mod tests {
         let start = Instant::now();
         let never = Deadline::after(Duration::MAX);
         let far = PackedDeadline::new(u64::MAX, u64::MAX).unpack(start);
-        // Asked first: what is asked later has less left by itself.
+        // Read first, because the remaining time shrinks between two reads.
         let left = never.left();
         assert!(never.pack(start).unpack(start).left() <= left);
         let years = Duration::from_secs(34 * 365 * 86_400);

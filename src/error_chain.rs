@@ -1,9 +1,9 @@
-//! An error and what caused it, for those who print them. Each error says its own
-//! step only, so nothing is said twice.
+//! The causes of an error, for messages. The text of each error names only its own step, so that
+//! nothing is repeated.
 
 use std::error::Error;
 
-/// The causes of `error`, nearest first, itself not among them.
+/// The causes of `error`, the nearest first, without `error` itself.
 pub fn causes<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -25,17 +25,17 @@ mod tests {
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    #[error("{said}")]
+    #[error("{text}")]
     struct Step {
-        said: &'static str,
+        text: &'static str,
         #[source]
         source: Option<Box<Self>>,
     }
 
     #[test]
-    fn each_step_is_said_once_and_the_nearest_first() {
-        let step = |said, source: Option<Step>| Step {
-            said,
+    fn each_step_appears_once_and_the_nearest_first() {
+        let step = |text, source: Option<Step>| Step {
+            text,
             source: source.map(Box::new),
         };
         let error = step("a", Some(step("b", Some(step("c", None)))));

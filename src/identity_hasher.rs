@@ -1,17 +1,17 @@
-//! Keys that are hashes already need no second one: maps keyed by a digest, or by a
-//! keyed hash, take the key's own bits. Only for keys that nobody outside can choose.
+//! A hasher for keys that are hashes already: digests, and keyed hashes. It passes the key's
+//! own bits through. Only for keys that a client cannot choose.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Gives back what it was given.
+/// Returns the `u64` that it was given.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AsItIs(u64);
+pub struct IdentityHasher(u64);
 
-pub type BuildAsItIs = BuildHasherDefault<AsItIs>;
+pub type BuildIdentityHasher = BuildHasherDefault<IdentityHasher>;
 
-impl Hasher for AsItIs {
+impl Hasher for IdentityHasher {
     fn write(&mut self, bytes: &[u8]) {
-        // Such keys come by `write_u64`; still right, if slower, for others.
+        // Such keys are hashed by `write_u64`; other keys give a correct hash, only slower.
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }

@@ -31,7 +31,7 @@
 //!  |  connections         |<--------|  login, renew ahead, replace  |
 //!  +----------+-----------+         +-------------------------------+
 //!             |
-//!           Webapp  (or emulator)
+//!           service  (or emulator)
 //! ```
 //!
 //! Reading order: `pipeline/mod.rs`, then `app.rs`, then the stage you want to change.
@@ -58,12 +58,13 @@ pub mod upstream;
 pub mod store;
 // 2: settings
 pub mod config;
-// 1: the protocol's words, life, numbers, names
+// 1: the service behind as data, life, numbers, names
 pub mod dns;
 pub mod lifecycle;
 pub mod metrics;
-pub mod webapp;
+pub mod profiles;
 // 0: leaves
+pub mod accept_backoff;
 mod backoff;
 pub mod clock;
 pub mod error_chain;

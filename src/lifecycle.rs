@@ -157,6 +157,39 @@ impl ShutdownSignal {
     }
 }
 
+/// Where background tasks run, and the signal that stops them.
+#[derive(Clone, Debug)]
+pub struct TaskScope {
+    pub tasks: TaskSet,
+    pub stop: ShutdownSignal,
+}
+
+impl TaskScope {
+    /// A new task set on `runtime`, with a signal of its own.
+    pub fn new(runtime: Handle) -> Self {
+        Self {
+            tasks: TaskSet::new(runtime),
+            stop: ShutdownSignal::default(),
+        }
+    }
+
+    /// Starts a named task; see [`TaskSet::spawn`].
+    pub fn spawn<F>(&self, name: &'static str, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(name, work);
+    }
+
+    /// The same task set, with a signal that this one triggers too.
+    pub fn child(&self) -> Self {
+        Self {
+            tasks: self.tasks.clone(),
+            stop: self.stop.child(),
+        }
+    }
+}
+
 /// Ready when every guard that start-up took has been dropped, and until drain.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {

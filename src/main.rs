@@ -1,6 +1,6 @@
 //! Starts the program; everything else is in the library.
 
-/// The system's allocator gives large buffers back and asks for them again all the time.
+/// The system's allocator returns large buffers to the kernel and requests them again continually.
 #[cfg(all(feature = "jemalloc", unix))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

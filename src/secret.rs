@@ -1,4 +1,4 @@
-//! Text nobody should see, and where the operator keeps it.
+//! Secrets, and the files or environment variables that hold them.
 
 use std::fmt;
 use std::io::{self, Read as _};
@@ -10,8 +10,8 @@ use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-/// Text nobody should see. No `Display`; `Debug` gives nothing away;
-/// `==` takes the same time wherever the difference is.
+/// A secret text. It has no `Display`, `Debug` does not show it, and `==` takes the same time
+/// wherever the first difference is.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
@@ -20,14 +20,14 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// The only way to the text. Easy to search for in a review.
+    /// The only access to the text, easy to search for in a review.
     pub fn expose(&self) -> &str {
         &self.0
     }
 }
 
 impl Secret {
-    /// Whether this is the text; in the same time wherever the difference is.
+    /// Compares with `text`, in the same time wherever the first difference is.
     pub fn is(&self, text: &str) -> bool {
         self.0.as_bytes().ct_eq(text.as_bytes()).into()
     }
@@ -47,7 +47,7 @@ impl PartialEq for Secret {
 
 impl Eq for Secret {}
 
-/// A secret to look for where it must not be; ready to be looked for often.
+/// A compiled search for a secret where it must not appear.
 #[derive(Clone)]
 pub struct SecretPattern(Arc<memmem::Finder<'static>>);
 
@@ -66,8 +66,9 @@ impl SecretPattern {
         self.find(bytes).is_some()
     }
 
-    /// `bytes` with each occurrence overwritten, their number unchanged; None: there is none.
-    pub fn blotted_out(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+    /// A copy of `bytes`, of the same length, with each occurrence overwritten by `*`. None if there
+    /// is no occurrence.
+    pub fn redacted(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut at = self.find(bytes)?;
         let mut clean = bytes.to_vec();
         let length = self.expose().len();
@@ -95,17 +96,17 @@ impl fmt::Debug for SecretPattern {
     }
 }
 
-/// Where a secret is kept: config names the place, never the text.
+/// Where a secret is stored. The configuration has only this, never the text.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum SecretSource {
-    /// A file that holds the secret and nothing else; read again whenever it is needed.
+    /// A file that contains only the secret; read each time the secret is needed.
     File(PathBuf),
     /// An environment variable of this process.
     Env(String),
 }
 
-/// Why a secret could not be had. Names the place, never the text.
+/// Why a secret could not be read. Names its source, never the text.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot read secret file {}", path.display())]
@@ -123,7 +124,7 @@ pub enum Error {
     },
 }
 
-/// What a secret cannot be, because no operator means it so; and what to do about it.
+/// Why the content is not usable as a secret, and what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretFault {
     #[error("is empty: write the secret into it")]
@@ -140,16 +141,17 @@ pub enum SecretFault {
     TooLong,
 }
 
-/// Characters of the shortest token of an operator: whoever guesses it makes API keys.
+/// Minimum length of the operator's token in characters, because a guessed token can create API
+/// keys.
 pub const LEAST_OPERATOR_TOKEN: usize = 16;
 
-/// Bytes of the longest secret, its line end not counted.
-const LONGEST: usize = 8 * 1024;
+/// Maximum length of a secret in bytes, without its line end.
+const MAX_LENGTH: usize = 8 * 1024;
 
-/// The secret in what a file or variable holds. One line end is dropped, LF or CRLF:
+/// The secret in the content of a file or variable. One line end (LF or CRLF) is removed, because
 /// editors and `echo` add it. Spaces belong to the secret.
 fn secret_in(bytes: &[u8]) -> Result<Secret, SecretFault> {
-    if bytes.len() > LONGEST + 2 {
+    if bytes.len() > MAX_LENGTH + 2 {
         return Err(SecretFault::TooLong);
     }
     let marks = [&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"];
@@ -170,28 +172,28 @@ fn secret_in(bytes: &[u8]) -> Result<Secret, SecretFault> {
     if text.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         return Err(SecretFault::SeveralLines);
     }
-    if text.len() > LONGEST {
+    if text.len() > MAX_LENGTH {
         return Err(SecretFault::TooLong);
     }
     let text = std::str::from_utf8(text).map_err(|_| SecretFault::NotUtf8)?;
     Ok(Secret::new(text))
 }
 
-/// As much of a file as a secret can have, and a little more to tell that there is more.
+/// Reads as much of a file as a secret can have, and a little more to detect that it is longer.
 fn bytes_of(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    // All the room at once: a vector that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 4));
-    // A pipe would be waited for, by whoever needs the secret.
+    // Allocated at once: a vector that grows leaves copies of the secret in memory.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_LENGTH + 4));
+    // Reading from a pipe would block.
     if !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
     let file = std::fs::File::open(path)?;
-    file.take(LONGEST as u64 + 3).read_to_end(&mut bytes)?;
+    file.take(MAX_LENGTH as u64 + 3).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 impl SecretSource {
-    /// Reads the secret now. The one way to all of them: passwords, keys, tokens.
+    /// Reads the secret. All passwords, keys and tokens of the configuration are read here.
     pub fn read(&self) -> Result<Secret, Error> {
         let bytes = match self {
             Self::File(path) => bytes_of(path).map_err(|source| Error::Unreadable {
@@ -225,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_gives_nothing_away() {
+    fn debug_does_not_show_the_secret() {
         let secret = Secret::new("canary-hunter2");
         assert!(!format!("{secret:?}").contains("canary"));
     }
@@ -242,7 +244,7 @@ mod tests {
             let secret = secret_in(bytes.as_bytes()).unwrap();
             assert_eq!(secret.expose(), text);
         }
-        let longest = "x".repeat(LONGEST);
+        let longest = "x".repeat(MAX_LENGTH);
         assert!(secret_in(format!("{longest}\r\n").as_bytes()).is_ok());
         assert_eq!(
             secret_in(format!("{longest}x").as_bytes()),
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_with_its_place_and_without_its_text() {
+    fn unusable_content_is_refused_with_its_source_and_without_its_text() {
         let file = std::env::temp_dir().join(format!("tollgate-secret-{}", std::process::id()));
         let long = "canary".repeat(10_000);
         for (bytes, fault) in [
@@ -270,11 +272,11 @@ mod tests {
         ] {
             std::fs::write(&file, bytes).unwrap();
             let error = SecretSource::File(file.clone()).read().unwrap_err();
-            let said = error.to_string();
-            assert!(said.contains(&file.display().to_string()), "{said}");
+            let message = error.to_string();
+            assert!(message.contains(&file.display().to_string()), "{message}");
             assert!(
-                said.contains(&fault.to_string()) && !said.contains("canary"),
-                "{said}"
+                message.contains(&fault.to_string()) && !message.contains("canary"),
+                "{message}"
             );
         }
         std::fs::remove_file(file).unwrap();

@@ -1,75 +1,55 @@
-//! Places that many clients want, divided so that no client can hold what the others
-//! need. The rule is a dynamic threshold: a client may hold at most `HEADROOM` times as
-//! many places as are free, some of which are kept for clients that hold none. One client
-//! alone gets five sixths of them, and however greedy the first ones are, the next finds a
-//! place.
+//! Fair shares of a limited number of permits among clients. The rule is a dynamic threshold: a
+//! client may hold at most `HEADROOM` times as many permits as are free, some of which are reserved
+//! for clients that hold none. A single client gets five sixths of all permits, and however many
+//! the first clients hold, the next one still gets one. See `docs/FAIRNESS.md`.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher as _, Hash};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-/// How many times the free places one client may hold.
+use crate::identity_hasher::BuildIdentityHasher;
+
+/// How many times the number of free permits one client may hold.
 const HEADROOM: usize = 8;
 
-/// One place in so many is kept for clients that hold none.
-const NEWCOMERS: usize = 16;
+/// One permit in this many is reserved for clients that hold none.
+const RESERVE_RATIO: usize = 16;
 
-/// Of so few, none is kept: one client alone may need two.
-const FEW: usize = 4;
+/// Up to this many permits none is reserved: a single client may need two.
+const NO_RESERVE_UP_TO: usize = 4;
 
-/// Whether a client that holds `held` places may have one more of the `free` ones, of `total`.
-/// Some are kept for clients that hold none.
+/// Whether a client that holds `held` permits may take one of the `free` ones, out of `total`.
 pub fn is_within_share(held: usize, free: usize, total: usize) -> bool {
-    let kept = match (held, total) {
-        (0, _) | (_, ..=FEW) => 0,
-        _ => total.div_ceil(NEWCOMERS),
+    let reserved = match (held, total) {
+        (0, _) | (_, ..=NO_RESERVE_UP_TO) => 0,
+        _ => total.div_ceil(RESERVE_RATIO),
     };
-    held < free.saturating_sub(kept).saturating_mul(HEADROOM)
+    held < free.saturating_sub(reserved).saturating_mul(HEADROOM)
 }
 
-/// A client as the places see it: a keyed hash of who it is.
+/// A client, as a keyed hash of its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ShareKey(pub u64);
 
-/// Makes keys that nobody outside this process can foresee.
+/// Makes keys that cannot be predicted outside this process.
 #[derive(Clone, Debug, Default)]
 pub struct ShareHasher(RandomState);
 
 impl ShareHasher {
-    pub fn key(&self, who: impl Hash) -> ShareKey {
-        ShareKey(self.0.hash_one(who))
+    pub fn key(&self, client: impl Hash) -> ShareKey {
+        ShareKey(self.0.hash_one(client))
     }
 }
 
-/// For maps by `ShareKey`, which is a hash already.
-#[derive(Debug, Default)]
-pub struct HashedKey(u64);
+/// A map with `ShareKey` as its key.
+pub type ByShareKey<T> = HashMap<ShareKey, T, BuildIdentityHasher>;
 
-impl Hasher for HashedKey {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-}
-
-/// A map by `ShareKey`.
-pub type ByShareKey<T> = HashMap<ShareKey, T, BuildHasherDefault<HashedKey>>;
-
-/// The network that counts as one client where nobody says who it is: an IPv4 address,
-/// or an IPv6 /64, which is what a single host is usually given (RFC 6177).
+/// The network that counts as one client if it has no other identity: an IPv4 address, or an IPv6
+/// /64, which is what a single host is usually assigned (RFC 6177).
 pub fn network(peer: IpAddr) -> (u8, u64) {
     match peer.to_canonical() {
         IpAddr::V4(address) => (4, u64::from(address.to_bits())),
@@ -77,8 +57,8 @@ pub fn network(peer: IpAddr) -> (u8, u64) {
     }
 }
 
-/// Who holds how many places of one kind. A client that has its share is refused: there
-/// is no queue.
+/// The permits of one kind that each client holds. A client that has its share is refused; there is
+/// no queue.
 #[derive(Debug)]
 pub struct SharePool {
     hasher: ShareHasher,
@@ -88,13 +68,13 @@ pub struct SharePool {
 #[derive(Debug)]
 struct ShareLedger {
     taken: usize,
-    /// Clients that hold places now.
+    /// Clients that hold permits now.
     held: ByShareKey<usize>,
 }
 
-/// One client's place; free again when dropped.
+/// One permit of a client, released on drop.
 #[derive(Debug)]
-pub struct SharedPlace {
+pub struct SharePermit {
     pool: Arc<SharePool>,
     key: ShareKey,
 }
@@ -111,21 +91,21 @@ impl SharePool {
         })
     }
 
-    pub fn key(&self, who: impl Hash) -> ShareKey {
-        self.hasher.key(who)
+    pub fn key(&self, client: impl Hash) -> ShareKey {
+        self.hasher.key(client)
     }
 
-    /// A place among `total` for the client behind `key`; None when it has its share.
-    pub fn take(self: &Arc<Self>, key: ShareKey, total: usize) -> Option<SharedPlace> {
-        let mut ledger = self.lock();
+    /// Takes one of `total` permits for a client. None if it has its share.
+    pub fn take(self: &Arc<Self>, key: ShareKey, total: usize) -> Option<SharePermit> {
+        let mut ledger = self.ledger.lock();
         let free = total.saturating_sub(ledger.taken);
         self.take_from(&mut ledger, key, free)
     }
 
-    /// The same where others count what is free: places may be taken that are not
-    /// counted here.
-    pub fn take_of_free(self: &Arc<Self>, key: ShareKey, free: usize) -> Option<SharedPlace> {
-        self.take_from(&mut self.lock(), key, free)
+    /// Takes a permit when the caller counts the free ones, because permits may be in use that are
+    /// not counted here.
+    pub fn take_of_free(self: &Arc<Self>, key: ShareKey, free: usize) -> Option<SharePermit> {
+        self.take_from(&mut self.ledger.lock(), key, free)
     }
 
     fn take_from(
@@ -133,7 +113,7 @@ impl SharePool {
         ledger: &mut ShareLedger,
         key: ShareKey,
         free: usize,
-    ) -> Option<SharedPlace> {
+    ) -> Option<SharePermit> {
         let held = ledger.held.get(&key).copied().unwrap_or(0);
         if !is_within_share(held, free, free + ledger.taken) {
             return None;
@@ -141,23 +121,19 @@ impl SharePool {
         ledger.taken += 1;
         ledger.held.insert(key, held + 1);
         let pool = Arc::clone(self);
-        Some(SharedPlace { pool, key })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ShareLedger> {
-        self.ledger.lock()
+        Some(SharePermit { pool, key })
     }
 }
 
-impl SharedPlace {
+impl SharePermit {
     pub fn key(&self) -> ShareKey {
         self.key
     }
 }
 
-impl Drop for SharedPlace {
+impl Drop for SharePermit {
     fn drop(&mut self) {
-        let mut ledger = self.pool.lock();
+        let mut ledger = self.pool.ledger.lock();
         ledger.taken -= 1;
         if let Some(held) = ledger.held.get_mut(&self.key) {
             *held -= 1;
@@ -172,23 +148,23 @@ impl Drop for SharedPlace {
 mod tests {
     use super::*;
 
-    fn taken_by(pool: &Arc<SharePool>, who: &str) -> Vec<SharedPlace> {
+    fn taken_by(pool: &Arc<SharePool>, who: &str) -> Vec<SharePermit> {
         taken_of(pool, who, 90)
     }
 
-    fn taken_of(pool: &Arc<SharePool>, who: &str, total: usize) -> Vec<SharedPlace> {
+    fn taken_of(pool: &Arc<SharePool>, who: &str, total: usize) -> Vec<SharePermit> {
         std::iter::from_fn(|| pool.take(pool.key(who), total)).collect()
     }
 
     #[test]
-    fn one_client_alone_leaves_places_for_the_next() {
+    fn one_client_alone_leaves_permits_for_the_next() {
         let pool = SharePool::new();
         let first = taken_by(&pool, "first");
         assert_eq!(first.len(), 75);
         let second = taken_by(&pool, "second");
         assert_eq!(second.len(), 8);
         assert_eq!(taken_by(&pool, "first").len(), 0);
-        // However many greedy ones came before, the next finds a place.
+        // However many permits the clients before hold, the next still gets one.
         for who in ["third", "fourth", "fifth"] {
             assert!(!taken_by(&pool, who).is_empty(), "{who}");
         }
@@ -197,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_holds_none_gets_the_last_place() {
+    fn a_client_that_holds_none_gets_the_last_permit() {
         let pool = SharePool::new();
         let only = taken_of(&pool, "only", 1);
         assert_eq!((only.len(), taken_of(&pool, "other", 1).len()), (1, 0));
@@ -206,14 +182,14 @@ mod tests {
     }
 
     #[test]
-    fn places_of_clients_that_left_are_forgotten_and_a_new_total_holds() {
+    fn clients_without_permits_are_removed_and_a_new_total_applies() {
         let pool = SharePool::new();
         let take = |client| pool.take(pool.key(client), 1000);
         let many: Vec<_> = (0..1000).filter_map(take).collect();
         assert_eq!(many.len(), 1000);
         assert!(pool.take(pool.key("late"), 500).is_none());
         drop(many);
-        assert!(pool.lock().held.is_empty());
+        assert!(pool.ledger.lock().held.is_empty());
         assert_eq!(taken_of(&pool, "late", 500).len(), 416);
     }
 

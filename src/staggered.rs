@@ -1,6 +1,6 @@
-//! A staggered race: attempts are started one after the other, each when the one before
-//! it has failed or has had its time, and the first that succeeds ends the race
-//! (RFC 8305, section 5). The losers are dropped.
+//! Staggered attempts ("Happy Eyeballs", RFC 8305, section 5): attempts start one after the other,
+//! each when the one before has failed or its delay is over. The first success ends the race, and
+//! the other attempts are dropped.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -11,21 +11,21 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-const SHORTEST_DELAY: Duration = Duration::from_millis(20);
+const MIN_DELAY: Duration = Duration::from_millis(20);
 
-/// What can be tried; more of it may come to be known during the race.
+/// The candidates of a race; more may become known while it runs.
 pub trait CandidateSource<K> {
-    /// The next one that has not been given out.
+    /// The next candidate that has not been returned yet.
     fn next(&mut self) -> Option<K>;
 
-    /// How many are known that have not been given out.
+    /// Number of known candidates that have not been returned yet.
     fn left(&self) -> usize;
 
-    /// Waits until there may be a next one; false: there will be none.
+    /// Waits until there may be a next candidate; false: there will be none.
     fn more(&mut self) -> impl Future<Output = bool> + Send;
 }
 
-/// Those of a list, in its order.
+/// The candidates of a list, in its order.
 #[derive(Debug)]
 pub struct CandidateList<K>(pub std::vec::IntoIter<K>);
 
@@ -43,30 +43,30 @@ impl<K: Send> CandidateSource<K> for CandidateList<K> {
     }
 }
 
-/// When the next attempt is started.
+/// When the next attempt starts, and when the race ends.
 #[derive(Clone, Copy, Debug)]
 pub struct StaggerDelays {
-    /// After the start of the one before.
+    /// Time after the start of the previous attempt.
     pub delay: Duration,
-    /// The same when an attempt has said that it is half-way.
+    /// The same if an attempt has reported that it is half-way.
     pub delay_half_way: Duration,
     /// When the race ends without a winner.
     pub until: Option<Instant>,
 }
 
 impl StaggerDelays {
-    /// With many candidates the delay is shorter, so that all are tried before the end.
+    /// The delay with `left` candidates left: shorter with many, so that all are tried in time.
     fn delay_with(self, left: usize) -> Duration {
         let Some(until) = self.until else {
             return self.delay;
         };
         let time = until.saturating_duration_since(Instant::now()) / 2;
         let share = time / u32::try_from(left.max(1)).unwrap_or(u32::MAX);
-        share.clamp(SHORTEST_DELAY.min(self.delay), self.delay)
+        share.clamp(MIN_DELAY.min(self.delay), self.delay)
     }
 }
 
-/// Set by an attempt that has come half-way, as a connection has before its handshake.
+/// Set by an attempt that is half-way, such as a TCP connection before its TLS handshake.
 #[derive(Clone, Debug, Default)]
 pub struct HalfWay(Arc<AtomicBool>);
 
@@ -85,28 +85,28 @@ impl HalfWay {
 pub struct RaceWon<K, T, E> {
     pub candidate: K,
     pub value: T,
-    /// Those that failed before.
+    /// Attempts that failed before.
     pub failed: Vec<(K, E)>,
-    /// Those that had their time and were still under way.
+    /// Attempts that were still running after their delay.
     pub overtaken: Vec<K>,
 }
 
-/// A race that nothing won.
+/// A race without a successful attempt.
 #[derive(Debug)]
 pub struct RaceLost<K, E> {
     pub failed: Vec<(K, E)>,
-    /// Those still under way when time was up, and whether they were half-way.
+    /// Attempts that were still running when the time was up.
     pub unfinished: Vec<UnfinishedAttempt<K>>,
     pub is_late: bool,
 }
 
-/// An attempt that had not ended when the race did.
+/// An attempt that was still running when the race ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnfinishedAttempt<K> {
     pub candidate: K,
     pub is_half_way: bool,
-    /// It had the time after which another is started.
-    pub had_its_time: bool,
+    /// It had run for the delay after which the next attempt starts.
+    pub was_delayed: bool,
 }
 
 struct RunningAttempt<K, T, E> {
@@ -116,7 +116,7 @@ struct RunningAttempt<K, T, E> {
     work: Pin<Box<dyn Future<Output = Result<T, E>> + Send>>,
 }
 
-/// Runs the race.
+/// Runs attempts at the candidates until one succeeds, all have failed or the time is up.
 pub async fn race<K, T, E, F>(
     candidates: &mut (impl CandidateSource<K> + Send),
     stagger: StaggerDelays,
@@ -129,12 +129,12 @@ where
     let mut running: Vec<RunningAttempt<K, T, E>> = Vec::new();
     let mut failed = Vec::new();
     let mut is_exhausted = false;
-    let mut starts_at = Instant::now();
+    let mut next_start = Instant::now();
     loop {
         if running.is_empty() {
-            starts_at = Instant::now();
+            next_start = Instant::now();
         }
-        let is_due = starts_at <= Instant::now();
+        let is_due = next_start <= Instant::now();
         if is_due && let Some(candidate) = candidates.next() {
             let half_way = HalfWay::default();
             running.push(RunningAttempt {
@@ -143,7 +143,7 @@ where
                 work: Box::pin(attempt(candidate, half_way.clone())),
                 half_way,
             });
-            starts_at = Instant::now() + stagger.delay_with(candidates.left());
+            next_start = Instant::now() + stagger.delay_with(candidates.left());
             continue;
         }
         if running.is_empty() && is_exhausted {
@@ -157,18 +157,18 @@ where
                     Ok(value) => return Ok(won(&ended, value, running, failed, stagger)),
                     Err(failure) => failed.push((ended.candidate, failure)),
                 }
-                starts_at = Instant::now();
+                next_start = Instant::now();
             }
             () = until(stagger.until) => return Err(lost(running, failed, stagger, true)),
-            () = sleep_until(starts_at), if !is_due => {
-                starts_at = half_way_end(&running, stagger).unwrap_or(starts_at);
+            () = sleep_until(next_start), if !is_due => {
+                next_start = half_way_end(&running, stagger).unwrap_or(next_start);
             }
             has_more = candidates.more(), if is_due && !is_exhausted => is_exhausted = !has_more,
         }
     }
 }
 
-/// Until when the attempts that are half-way have the field to themselves.
+/// Until when no further attempt starts because of the attempts that are half-way.
 fn half_way_end<K, T, E>(
     running: &[RunningAttempt<K, T, E>],
     stagger: StaggerDelays,
@@ -187,7 +187,7 @@ async fn until(end: Option<Instant>) {
     }
 }
 
-/// The first of `running` that ends.
+/// Waits for the first of `running` to end; returns its index and outcome.
 async fn first<K, T, E>(running: &mut [RunningAttempt<K, T, E>]) -> (usize, Result<T, E>) {
     poll_fn(|cx| {
         for (at, attempt) in running.iter_mut().enumerate() {
@@ -231,7 +231,7 @@ fn lost<K: Copy, T, E>(
     let unfinished = running.into_iter().map(|attempt| UnfinishedAttempt {
         candidate: attempt.candidate,
         is_half_way: attempt.half_way.is_reached(),
-        had_its_time: attempt.began + stagger.delay <= now,
+        was_delayed: attempt.began + stagger.delay <= now,
     });
     RaceLost {
         failed,
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_one_costs_its_delay_and_a_failure_nothing() {
+    async fn an_unanswered_attempt_costs_its_delay_and_a_failed_one_nothing() {
         for (fates, winner, cost) in [
             (&[Fate::Good(10)][..], 0, 10),
             (&[Fate::Silent, Fate::Good(10)], 1, 260),
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_overtaken_is_told_and_what_only_lost_is_not() {
+    async fn only_attempts_past_their_delay_are_reported_as_overtaken() {
         let (outcome, _) = run(&[Fate::Silent, Fate::Good(10)], STAGGER).await;
         assert_eq!(outcome.unwrap().overtaken, [0]);
         let (outcome, _) = run(&[Fate::Good(300), Fate::Silent], STAGGER).await;
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_half_way_has_longer() {
+    async fn an_attempt_that_is_half_way_has_more_time() {
         let (outcome, took) = run(&[Fate::Slow(50, 700), Fate::Good(1)], STAGGER).await;
         assert_eq!(outcome.unwrap().candidate, 0);
         assert!((750..760).contains(&took), "{took}");
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_comes_in_time_and_tells_who_was_asked() {
+    async fn the_race_ends_in_time_and_reports_its_attempts() {
         let stagger = StaggerDelays {
             until: Some(Instant::now() + Duration::from_millis(600)),
             ..STAGGER
@@ -360,7 +360,7 @@ mod tests {
         assert!(took < 1900, "{took}");
     }
 
-    /// Candidates that come to be known during the race.
+    /// Candidates that become known during the race.
     struct Late(mpsc::UnboundedReceiver<usize>, Option<usize>);
 
     impl CandidateSource<usize> for Late {
@@ -379,23 +379,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_comes_to_be_known_late_is_started_when_it_is_due() {
-        let (tell, told) = mpsc::unbounded_channel();
+    async fn a_candidate_that_becomes_known_late_starts_when_it_is_due() {
+        let (sender, receiver) = mpsc::unbounded_channel();
         let began = Instant::now();
-        let mut candidates = Late(told, None);
+        let mut candidates = Late(receiver, None);
         let racing = race(&mut candidates, STAGGER, |at, _| async move {
             match at {
                 2 => Ok::<_, ()>(at),
                 _ => std::future::pending().await,
             }
         });
-        let telling = async {
+        let sending = async {
             sleep(Duration::from_millis(100)).await;
-            tell.send(1).unwrap();
+            sender.send(1).unwrap();
             sleep(Duration::from_millis(100)).await;
-            tell.send(2).unwrap();
+            sender.send(2).unwrap();
         };
-        let (outcome, ()) = tokio::join!(racing, telling);
+        let (outcome, ()) = tokio::join!(racing, sending);
         assert_eq!(outcome.unwrap().candidate, 2);
         assert_eq!(began.elapsed().as_millis(), 350);
     }

@@ -1,14 +1,15 @@
-//! `Via` (RFC 9110, 7.6.3): the name that this gate puts on what it sends up, and by which it
-//! knows a request that has been here before.
+//! `Via` (RFC 9110, 7.6.3): the gateway adds its name to requests it forwards, and detects loops by
+//! it.
 
 use http::header::VIA;
 use http::{HeaderMap, HeaderValue, Version};
 
-/// The gate's name in `Via`, made up at each start: gates of one fleet have different ones.
+/// The gateway's name in `Via`. It is random and new at each start, so that gateways of one fleet
+/// differ.
 #[derive(Clone, Debug)]
 pub struct GatewayVia {
     name: &'static str,
-    /// As the request came over HTTP/1.0, 1.1, 2.
+    /// The field value for requests received over HTTP/1.0, 1.1 and 2.
     values: [HeaderValue; 3],
 }
 
@@ -23,17 +24,17 @@ impl GatewayVia {
         }
     }
 
-    /// What is said of a request that came in this version.
+    /// The field value for a request received in this version.
     #[must_use]
-    pub fn value(&self, came: Version) -> &HeaderValue {
-        &self.values[match came {
+    pub fn value(&self, version: Version) -> &HeaderValue {
+        &self.values[match version {
             Version::HTTP_09 | Version::HTTP_10 => 0,
             Version::HTTP_2 => 2,
             _ => 1,
         }]
     }
 
-    /// Whether a request with these fields has passed this gate before.
+    /// Whether a request with these fields has passed this gateway before.
     #[must_use]
     pub fn is_in(&self, fields: &HeaderMap) -> bool {
         fields
@@ -43,12 +44,12 @@ impl GatewayVia {
     }
 
     fn is_in_line(&self, line: &[u8]) -> bool {
-        // A comment that a proxy before us left open must not hide us.
+        // A comment that an earlier proxy did not close must not hide the name.
         let is_hidden_in_comments = !is_closed(line);
         members(line, is_hidden_in_comments).any(|member| self.is_by(member))
     }
 
-    /// A member is the protocol, the name, a comment perhaps.
+    /// Whether a member (protocol, name, optional comment) has this gateway's name.
     fn is_by(&self, member: &[u8]) -> bool {
         let mut words = member
             .split(|byte| matches!(byte, b' ' | b'\t'))
@@ -56,19 +57,19 @@ impl GatewayVia {
         let Some(name) = words.nth(1) else {
             return false;
         };
-        // A comment may follow without a space; a port that a proxy made up is none of ours.
+        // A comment may follow without a space, and another proxy may have added a port.
         let end = name.iter().position(|byte| matches!(byte, b'(' | b':'));
         name[..end.unwrap_or(name.len())].eq_ignore_ascii_case(self.name.as_bytes())
     }
 }
 
-/// Made at the start and kept to the end of the process: copies of a static value touch no
-/// counter that the workers would share.
+/// Leaks a text of the start: copies of a static header value change no reference count that the
+/// workers would share.
 fn leaked(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
 }
 
-/// The parts between commas; those in comments part nothing, unless comments are ignored.
+/// The members between commas. Commas in comments do not separate, unless comments are ignored.
 fn members(line: &[u8], ignores_comments: bool) -> impl Iterator<Item = &[u8]> {
     let mut depth = CommentDepth::default();
     line.split(move |byte| !depth.is_inside(*byte, ignores_comments) && *byte == b',')
@@ -82,7 +83,7 @@ fn is_closed(line: &[u8]) -> bool {
     depth.open == 0
 }
 
-/// Where in a comment a reader is (RFC 9110, 5.6.5).
+/// The nesting of comments at a position of a field value (RFC 9110, 5.6.5).
 #[derive(Clone, Copy, Default)]
 struct CommentDepth {
     open: usize,
@@ -90,7 +91,7 @@ struct CommentDepth {
 }
 
 impl CommentDepth {
-    /// Reads one byte more; whether it is a part of a comment.
+    /// Takes the next byte; returns whether it is part of a comment.
     fn is_inside(&mut self, byte: u8, ignores_comments: bool) -> bool {
         if ignores_comments {
             return false;
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_that_of_the_request_and_the_name_differs_from_gate_to_gate() {
+    fn the_version_is_that_of_the_request_and_each_gateway_has_another_name() {
         let (one, other) = (GatewayVia::random(), GatewayVia::random());
         let text = |version| one.value(version).to_str().unwrap().to_owned();
         assert_eq!(text(Version::HTTP_10), format!("1.0 {}", one.name));
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_found_in_any_line_at_any_place_however_it_is_written() {
+    fn the_name_is_found_in_any_line_and_spelling() {
         let via = GatewayVia::random();
         let name = via.name;
         let seen = |lines: &[&str]| via.is_in(&fields(lines));
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_only_look_like_it_are_not_it() {
+    fn similar_names_are_not_found() {
         let via = GatewayVia::random();
         let name = via.name;
         for line in [
@@ -178,8 +179,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever hops before this gate have written, its own member is found: it is added
-        /// to their line, or as a line of its own.
+        /// Whatever earlier hops have written, the own member is found, in their line or in a line
+        /// of its own.
         #[test]
         fn no_line_of_another_hop_hides_it(line in "[ -~\t\u{80}-\u{ff}]{0,60}") {
             let via = GatewayVia::random();

@@ -2,6 +2,12 @@
 
 #[path = "../src/upstream/fair_queue.rs"]
 mod fair_queue;
+#[path = "../src/identity_hasher.rs"]
+#[expect(
+    unreachable_pub,
+    reason = "a file of the library, here a module of a test"
+)]
+mod identity_hasher;
 #[path = "../src/shares.rs"]
 #[expect(
     dead_code,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tollgate::emulator::{Emulator, Settings};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 
 use crate::page;
 use crate::support::flow::Flow;
@@ -79,8 +79,8 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
 }
 
 async fn measure(rate: u32) -> (String, bool) {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let webapp = Emulator::start(Settings::for_tests(), &tasks, &ShutdownSignal::default())
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
+    let webapp = Emulator::start(Settings::for_tests(), &scope)
         .await
         .unwrap();
     let setup = Setup {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tollgate::identity::hash_password;
 use tollgate::metrics::StoreOutcome;
+use tollgate::profiles::Role;
 use tollgate::secret::Secret;
 use tollgate::token::{GrantRequest, Token, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 const AT_ONCE: [usize; 4] = [1, 16, 64, 256];
 const SPAN: Duration = Duration::from_secs(3);

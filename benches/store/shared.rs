@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
+use tollgate::profiles::Role;
 use tollgate::store::shared::SharedStore;
 use tollgate::token::{GrantRequest, Token, TokenDigest, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 const TOKENS: usize = 100_000;
 const USERS: usize = 1000;
@@ -51,8 +51,8 @@ pub(crate) async fn run(folder: &Path) -> String {
     let Some((_server, port, mut info)) = server(folder).await else {
         return "There is no redis-server here.".to_owned();
     };
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let (one, other) = (gate(port, &tasks).await, gate(port, &tasks).await);
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
+    let (one, other) = (gate(port, &scope).await, gate(port, &scope).await);
     let before = (
         number(&mut info, "memory", "used_memory:"),
         scripts(&mut info),
@@ -87,7 +87,7 @@ pub(crate) async fn run(folder: &Path) -> String {
     )
 }
 
-async fn gate(port: u16, tasks: &TaskSet) -> Arc<TokenStore> {
+async fn gate(port: u16, scope: &TaskScope) -> Arc<TokenStore> {
     let address = ServerAddress {
         host: "127.0.0.1".to_owned(),
         port,
@@ -98,11 +98,8 @@ async fn gate(port: u16, tasks: &TaskSet) -> Arc<TokenStore> {
     };
     let metrics = Metrics::new();
     let store = Arc::new(SharedStore::new(settings, Arc::clone(&metrics)));
-    let tokens = TokenStore::sharing(&store, tasks, &super::settings(), metrics);
-    store
-        .start((tasks, &ShutdownSignal::default()))
-        .await
-        .unwrap();
+    let tokens = TokenStore::sharing(&store, &scope.tasks, &super::settings(), metrics);
+    store.start(scope).await.unwrap();
     tokens
 }
 

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use redb::{Builder, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use rustix::fs::{Advice, fadvise};
 use tollgate::clock;
+use tollgate::profiles::Role;
 use tollgate::store::{
     ExportRecord, GrantRecord, OfflineStore, RecordDigest, StoreChange, TokenOrigin,
 };
-use tollgate::webapp::Role;
 
 use super::open;
 

@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    tollgate::listener::fuzz_api::wire(bytes);
+    tollgate::listener::framing_fuzz::http1(bytes);
 });

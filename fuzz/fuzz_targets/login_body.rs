@@ -4,14 +4,14 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = tollgate::webapp::login_body(bytes);
+    let _ = tollgate::profiles::login_body(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    if let Some(seconds) = tollgate::webapp::parse_expiry(text) {
-        let again = tollgate::webapp::format_expiry(seconds);
+    if let Some(seconds) = tollgate::profiles::parse_expiry(text) {
+        let again = tollgate::profiles::format_expiry(seconds);
         assert_eq!(
-            tollgate::webapp::parse_expiry(&again),
+            tollgate::profiles::parse_expiry(&again),
             Some(seconds),
             "{text:?}"
         );

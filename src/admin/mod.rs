@@ -1,15 +1,16 @@
-//! The operator's side: health, readiness, metrics, API keys, over plain HTTP on an
-//! address of its own. Runs on the control runtime, apart from requests, so that it answers
-//! when they do not, and goes on answering while the program drains.
+//! The operator's listener: health, readiness, metrics (`status_pages`), API keys (`key_admin`) and
+//! users (`user_admin`), over plain HTTP on an address of its own. It runs on the control runtime,
+//! apart from clients' requests, so that it responds when they cannot, and during the drain. Start
+//! at `serve`.
 
-mod answer;
-mod keys;
+mod key_admin;
+mod status_pages;
 #[cfg(test)]
 mod tests;
-mod users;
+mod user_admin;
 
-pub use keys::{KeyDesk, ListedKey};
-pub use users::UserAdmin;
+pub use key_admin::{KeyAdmin, ListedKey};
+pub use user_admin::UserAdmin;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -30,21 +31,21 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::accept_backoff::AcceptBackoff;
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::Metrics;
 
-/// A scraper, an orchestrator, a few people: more is a mistake somewhere.
+/// Enough for scrapers, an orchestrator and a few people.
 const MAX_CONNECTIONS: usize = 64;
-/// For a head, and between two requests; longer than the usual scrape interval.
+/// For a request head, and between two requests; longer than the usual scrape interval.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
-/// A connection is closed politely after this, and dropped if that does not end it.
-const LONGEST_CONNECTION: Duration = Duration::from_secs(600);
+/// A connection is shut down gracefully after this, and dropped `CLOSE_GRACE` later.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(600);
 const CLOSE_GRACE: Duration = Duration::from_secs(30);
-const BACK_OFF: Duration = Duration::from_millis(200);
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
-/// Why the operator's listener cannot be had.
+/// Why the operator's listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
@@ -57,33 +58,33 @@ pub enum Error {
     },
 }
 
-/// The operator's socket.
+/// The bound socket of the operator's listener.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundAdmin {
     address: SocketAddr,
     socket: StdListener,
 }
 
-impl Bound {
+impl BoundAdmin {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-pub fn bind(address: SocketAddr) -> Result<Bound, Error> {
+pub fn bind(address: SocketAddr) -> Result<BoundAdmin, Error> {
     let failed = |source| Error::Bind { address, source };
     let socket = StdListener::bind(address).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
     let address = socket.local_addr().map_err(failed)?;
-    Ok(Bound { address, socket })
+    Ok(BoundAdmin { address, socket })
 }
 
-/// Where the operator is answered. Until it is opened the gate is starting: it is alive and
-/// has numbers, it is not ready, and nothing can be changed.
+/// State of the operator's listener. Until it is opened the gateway is starting: it is alive and
+/// has metrics, it is not ready, and nothing can be changed.
 #[derive(Clone, Debug)]
 pub struct AdminState {
     metrics: Arc<Metrics>,
-    parts: Arc<OnceLock<Parts>>,
+    parts: Arc<OnceLock<AdminParts>>,
 }
 
 impl AdminState {
@@ -94,31 +95,31 @@ impl AdminState {
         }
     }
 
-    pub fn open(&self, parts: Parts) {
-        let _ = self.parts.set(parts); // a gate starts once
+    pub fn open(&self, parts: AdminParts) {
+        let _ = self.parts.set(parts); // called once, when the start is complete
     }
 }
 
-/// What the answers are made of.
-pub struct Parts {
-    /// Called before a scrape, for numbers that are only true when looked at.
+/// The parts of the running gateway that the operator can see and change.
+pub struct AdminParts {
+    /// Called before a scrape, to update gauges that are computed on demand.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
-    /// Why the next request would fail, one reason a line.
+    /// Err: why the next request would fail, one reason per line.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// What is wrong while the next request would succeed all the same.
+    /// Problems that do not make the next request fail, one per line.
     pub notes: Arc<dyn Fn() -> Option<String> + Send + Sync>,
-    pub keys: KeyDesk,
+    pub keys: KeyAdmin,
     pub users: UserAdmin,
 }
 
-impl fmt::Debug for Parts {
+impl fmt::Debug for AdminParts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
+        f.debug_struct("AdminParts").finish_non_exhaustive()
     }
 }
 
-/// Answers until told to abort. Draining only makes it not ready.
-pub async fn serve(bound: Bound, desk: AdminState, tasks: TaskSet, stop: ShutdownSignal) {
+/// Serves until abort; the drain only makes the gateway not ready.
+pub async fn serve(bound: BoundAdmin, state: AdminState, scope: TaskScope) {
     let listener = match TcpListener::from_std(bound.socket) {
         Ok(listener) => listener,
         Err(error) => {
@@ -126,61 +127,57 @@ pub async fn serve(bound: Bound, desk: AdminState, tasks: TaskSet, stop: Shutdow
             return;
         }
     };
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut is_failing = false;
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut backoff = AcceptBackoff::new("operator");
     loop {
         let accepted = tokio::select! {
-            () = stop.aborting() => return,
-            accepted = accept(&listener, &slots) => accepted,
+            () = scope.stop.aborting() => return,
+            accepted = accept(&listener, &permits) => accepted,
         };
         match accepted {
-            Ok((tcp, slot)) => {
-                is_failing = false;
-                let work = connection(tcp, slot, desk.clone(), stop.clone());
-                tasks.spawn("operator connection", work);
+            Ok((tcp, permit)) => {
+                backoff.succeeded();
+                let work = connection(tcp, permit, state.clone(), scope.stop.clone());
+                scope.spawn("operator connection", work);
             }
-            Err(error) => {
-                if !std::mem::replace(&mut is_failing, true) {
-                    warn!(%error, "cannot accept the operator's connections");
-                }
-                sleep(BACK_OFF).await;
-            }
+            Err(error) => backoff.failed(&error).await,
         }
     }
 }
 
 async fn accept(
     listener: &TcpListener,
-    slots: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await;
-    let slot = slot.expect("slots are never closed");
+    let permit = Arc::clone(permits).acquire_owned().await;
+    let permit = permit.expect("the semaphore is never closed");
     let (tcp, _) = listener.accept().await?;
-    Ok((tcp, slot))
+    Ok((tcp, permit))
 }
 
 async fn connection(
     tcp: TcpStream,
-    slot: OwnedSemaphorePermit,
-    desk: AdminState,
+    permit: OwnedSemaphorePermit,
+    state: AdminState,
     stop: ShutdownSignal,
 ) {
-    let _slot = slot;
+    let _permit = permit;
     let aborting = stop.clone();
     let peer = tcp.peer_addr().ok();
-    let answer = service_fn(move |request: Request<Incoming>| {
-        let (desk, is_draining) = (desk.clone(), stop.is_draining());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (state, is_draining) = (state.clone(), stop.is_draining());
         async move {
             let path = request.uri().path();
-            let (is_of_keys, is_of_users) = (keys::is_here(path), users::is_here(path));
-            let response = match desk.parts.get() {
-                Some(parts) if is_of_keys => keys::answer(request, &parts.keys).await,
+            let is_of_keys = key_admin::is_key_path(path);
+            let is_of_users = user_admin::is_user_path(path);
+            let response = match state.parts.get() {
+                Some(parts) if is_of_keys => key_admin::respond(request, &parts.keys).await,
                 Some(parts) if is_of_users => {
                     let token = (parts.keys.token)();
-                    users::answer(request, &parts.users, token.as_ref(), peer).await
+                    user_admin::respond(request, &parts.users, token.as_ref(), peer).await
                 }
-                None if is_of_keys || is_of_users => answer::starting(),
-                _ => answer::answer(&request, &desk, is_draining),
+                None if is_of_keys || is_of_users => status_pages::starting(),
+                _ => status_pages::respond(&request, &state, is_draining),
             };
             Ok::<_, Infallible>(response)
         }
@@ -191,22 +188,22 @@ async fn connection(
         .max_headers(MAX_HEADERS)
         .max_header_size(MAX_HEADER_BYTES)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(tcp), answer);
+        .serve_connection(TokioIo::new(tcp), service);
     let mut connection = pin!(connection);
     tokio::select! {
         () = aborting.aborting() => return,
-        ended = note(connection.as_mut()) => return ended,
-        () = sleep(LONGEST_CONNECTION) => connection.as_mut().graceful_shutdown(),
+        ended = log_end(connection.as_mut()) => return ended,
+        () = sleep(MAX_CONNECTION_AGE) => connection.as_mut().graceful_shutdown(),
     }
-    let ended = timeout(CLOSE_GRACE, note(connection));
+    let ended = timeout(CLOSE_GRACE, log_end(connection));
     tokio::select! {
         () = aborting.aborting() => {}
         _ = ended => {}
     }
 }
 
-async fn note(connection: Pin<&mut impl Future<Output = hyper::Result<()>>>) {
+async fn log_end(connection: Pin<&mut impl Future<Output = hyper::Result<()>>>) {
     if let Err(error) = connection.await {
-        debug!(%error, "operator's connection ended early");
+        debug!(%error, "connection of the operator ended early");
     }
 }

@@ -7,8 +7,7 @@ use super::*;
 
 struct Operator {
     address: SocketAddr,
-    stop: ShutdownSignal,
-    tasks: TaskSet,
+    scope: TaskScope,
     is_ready: Arc<AtomicBool>,
     refreshed: Arc<AtomicUsize>,
 }
@@ -17,11 +16,11 @@ impl Operator {
     fn start() -> Self {
         let bound = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address();
-        let (stop, tasks) = (ShutdownSignal::default(), TaskSet::new(Handle::current()));
+        let scope = TaskScope::new(Handle::current());
         let is_ready = Arc::new(AtomicBool::new(true));
         let refreshed = Arc::new(AtomicUsize::new(0));
         let (ready, refresh) = (Arc::clone(&is_ready), Arc::clone(&refreshed));
-        let parts = Parts {
+        let parts = AdminParts {
             refresh: Arc::new(move || {
                 refresh.fetch_add(1, Ordering::SeqCst);
             }),
@@ -30,7 +29,7 @@ impl Operator {
                 false => Err("no upstream token\nno store".to_owned()),
             }),
             notes: Arc::new(|| None),
-            keys: KeyDesk {
+            keys: KeyAdmin {
                 token: Arc::new(|| None),
                 ring: crate::identity::KeyRing::new(
                     Arc::new(crate::store::Store::Memory),
@@ -46,13 +45,12 @@ impl Operator {
                 ),
             },
         };
-        let desk = AdminState::new(Metrics::new());
-        desk.open(parts);
-        tasks.spawn("operator", serve(bound, desk, tasks.clone(), stop.clone()));
+        let state = AdminState::new(Metrics::new());
+        state.open(parts);
+        scope.spawn("operator", serve(bound, state, scope.clone()));
         Self {
             address,
-            stop,
-            tasks,
+            scope,
             is_ready,
             refreshed,
         }
@@ -86,10 +84,10 @@ async fn the_operator_sees_health_readiness_and_metrics() {
 }
 
 #[tokio::test]
-async fn not_ready_says_why_one_reason_a_line_and_stays_alive() {
+async fn not_ready_gives_one_reason_per_line_and_stays_alive() {
     let operator = Operator::start();
     operator.is_ready.store(false, Ordering::SeqCst);
-    operator.stop.drain();
+    operator.scope.stop.drain();
     let ready = operator.ask("GET", "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
     assert!(ready.ends_with("\r\n\r\ndraining\nno upstream token\nno store\n"));
@@ -111,14 +109,14 @@ async fn abort_ends_it_with_its_connections() {
     let operator = Operator::start();
     let idle = TcpStream::connect(operator.address).await.unwrap();
     operator.ask("GET", "/healthz").await;
-    operator.stop.abort();
-    let ended = timeout(Duration::from_secs(10), operator.tasks.wait()).await;
+    operator.scope.stop.abort();
+    let ended = timeout(Duration::from_secs(10), operator.scope.tasks.wait()).await;
     assert!(ended.is_ok());
     drop(idle);
 }
 
 #[test]
-fn a_busy_address_is_said_at_once() {
+fn a_busy_address_is_an_error_at_once() {
     let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let second = bind(first.address()).unwrap_err();
     assert!(second.to_string().contains("is it in use?"));

@@ -1,4 +1,4 @@
-//! What a person reads first: where things are, and lines that work when pasted.
+//! The banner of a start: addresses, the first admin, and example commands.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -7,13 +7,15 @@ use std::net::SocketAddr;
 use tracing::info;
 
 use super::BoundAddresses;
-use crate::config::{self, BaseAddress, Config, FirstPassword, LogFormat};
-use crate::identity::{FirstAdmin, GeneratedAdmin};
+use crate::config::{
+    self, BaseAddress, Config, FirstPassword, LogFormat, Route, Target, UsersCall,
+};
+use crate::identity::{FirstAdminStatus, GeneratedAdmin};
 use crate::secret::SecretSource;
 
-/// Says where the program listens: for people, or as log lines where those are JSON.
-/// A password that was made up is shown here, and never again.
-pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdmin>) {
+/// Prints where the program listens: as text, or as log lines with the JSON format. A generated
+/// password is shown here only.
+pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminStatus>) {
     if config.log.format == LogFormat::Json {
         for address in &addresses.listeners {
             info!(%address, "listening");
@@ -21,23 +23,23 @@ pub(super) fn print(config: &Config, addresses: &BoundAddresses, admin: Option<&
         info!(address = %addresses.operator, "operator's listener");
     }
     let text = match (config.log.format, admin) {
-        (LogFormat::Json, Some(FirstAdmin::Generated(admin))) => shown_once(admin),
+        (LogFormat::Json, Some(FirstAdminStatus::Generated(admin))) => shown_once(admin),
         (LogFormat::Json, _) => return,
         (LogFormat::Text, _) => page(config, addresses, admin),
     };
     say(&text);
 }
 
-/// The password that was made up, when there will be no banner.
-pub(super) fn print_generated_password(admin: Option<&FirstAdmin>) {
-    if let Some(FirstAdmin::Generated(admin)) = admin {
+/// Prints a generated password when the start fails before the banner.
+pub(super) fn print_generated_password(admin: Option<&FirstAdminStatus>) {
+    if let Some(FirstAdminStatus::Generated(admin)) = admin {
         say(&shown_once(admin));
     }
 }
 
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();
-    // With standard output closed there is nobody to read it.
+    // A closed standard output has no reader.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -50,13 +52,13 @@ fn shown_once(admin: &GeneratedAdmin) -> String {
 }
 
 /// The line about the first admin.
-fn first_admin(admin: &FirstAdmin) -> String {
+fn first_admin(admin: &FirstAdminStatus) -> String {
     match admin {
-        FirstAdmin::Generated(admin) => shown_once(admin),
-        FirstAdmin::Configured { username } => {
+        FirstAdminStatus::Generated(admin) => shown_once(admin),
+        FirstAdminStatus::Configured { username } => {
             format!("  admin     {username}  (password of the config file)\n")
         }
-        FirstAdmin::Kept { username } => {
+        FirstAdminStatus::Kept { username } => {
             format!(
                 "  admin     {username}  (password as set before; lost? [users] first_admin sets a new one)\n"
             )
@@ -64,7 +66,7 @@ fn first_admin(admin: &FirstAdmin) -> String {
     }
 }
 
-fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdmin>) -> String {
+fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminStatus>) -> String {
     let mut text = format!("\ntollgate {}\n\n", env!("CARGO_PKG_VERSION"));
     for (listener, address) in config.listeners.iter().zip(&addresses.listeners) {
         let scheme = if listener.tls.is_some() {
@@ -95,68 +97,80 @@ fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdmin>)
         let ca = emulator.folder.join("ca.pem");
         let gate = format!("https://{}", for_people(*address));
         let login = login(admin, config.users.first_admin.as_ref());
-        text.push_str(&try_it(&ca.display().to_string(), &gate, &login));
+        if let Some(paths) = example_paths(config) {
+            text.push_str(&try_it(&ca.display().to_string(), &gate, &login, paths));
+        }
     }
     text.push('\n');
     text
 }
 
-/// How a login is pasted.
+/// The credential of the example commands.
 struct PastedLogin {
-    /// What follows `curl -u`.
+    /// The value of `curl -u`.
     user: String,
-    /// What a person has to know to use it.
+    /// What to know before using it.
     remark: &'static str,
 }
 
-/// Single quotes: a password holds characters that a shell would read.
-fn login(admin: Option<&FirstAdmin>, settings: Option<&config::FirstAdmin>) -> PastedLogin {
-    let asked = |user: &str, remark| PastedLogin {
+/// In single quotes: a shell would interpret characters of the password.
+fn login(admin: Option<&FirstAdminStatus>, settings: Option<&config::FirstAdmin>) -> PastedLogin {
+    let pasted = |user: &str, remark| PastedLogin {
         user: user.to_owned(),
         remark,
     };
     match (admin, settings.map(|settings| &settings.password)) {
-        (Some(FirstAdmin::Generated(admin)), _) => asked(
+        (Some(FirstAdminStatus::Generated(admin)), _) => pasted(
             &format!("'{}:{}'", admin.username, admin.password.expose()),
             "",
         ),
         (
-            Some(FirstAdmin::Configured { username }),
+            Some(FirstAdminStatus::Configured { username }),
             Some(FirstPassword::Plain(SecretSource::File(path))),
-        ) => asked(&format!("\"{username}:$(cat '{}')\"", path.display()), ""),
-        (Some(FirstAdmin::Configured { username }), _) => asked(
+        ) => pasted(&format!("\"{username}:$(cat '{}')\"", path.display()), ""),
+        (Some(FirstAdminStatus::Configured { username }), _) => pasted(
             &format!("'{username}'"),
             " (curl asks for the password of the config file)",
         ),
-        (Some(FirstAdmin::Kept { username }), _) => asked(
+        (Some(FirstAdminStatus::Kept { username }), _) => pasted(
             &format!("'{username}'"),
             " (curl asks for the password; it was shown at the first start)",
         ),
-        (None, _) => asked(
+        (None, _) => pasted(
             "'USER'",
-            " (USER is one of the Webapp's, curl asks for the password)",
+            " (USER is one of the upstream's, curl asks for the password)",
         ),
     }
 }
 
+/// Paths of the example requests.
+struct ExamplePaths {
+    login: String,
+    secured: String,
+}
+
+/// None: no route leads to a login, or no path is known that takes a token.
+fn example_paths(config: &Config) -> Option<ExamplePaths> {
+    let is_login = |route: &&Route| route.target == Target::UsersNode(UsersCall::Login);
+    let login = config.routes.iter().find(is_login)?;
+    Some(ExamplePaths {
+        login: login.path.to_string(),
+        secured: config.upstream.probe.as_ref()?.to_string(),
+    })
+}
+
 /// Two lines to paste: a login, a secured call.
-fn try_it(ca: &str, gate: &str, login: &PastedLogin) -> String {
+fn try_it(ca: &str, gate: &str, login: &PastedLogin, paths: ExamplePaths) -> String {
     let PastedLogin { user, remark } = login;
+    let ExamplePaths { login, secured } = paths;
     format!(
-        "\nTry it{remark}:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}/v1/users/login | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}/v1/health\n"
+        "\nTry it{remark}:\n  TOKEN=$(curl -s --cacert {ca} -u {user} -X POST {gate}{login} | sed 's/.*\"token\":\"\\([^\"]*\\)\".*/\\1/')\n  curl --cacert {ca} -H \"Authorization: Bearer $TOKEN\" {gate}{secured}\n"
     )
 }
 
 #[cfg(feature = "emulator")]
 pub(super) fn emulator(settings: &crate::config::Emulator, running: &crate::emulator::Emulator) {
-    say(&format!(
-        "\ntollgate {} emulate\n\n  webapp    https://{}  (authority: {})\n  login     admin, password in {}\n  switches  http://{}\n\n",
-        env!("CARGO_PKG_VERSION"),
-        for_people(running.address()),
-        settings.folder.join("webapp-ca.pem").display(),
-        settings.folder.join("webapp-password").display(),
-        running.control_address(),
-    ));
+    say(&running.summary(&settings.folder, &for_people(running.address())));
 }
 
 fn url(base: &BaseAddress) -> String {

@@ -5,7 +5,7 @@ use tracing::info;
 use super::Error;
 use crate::config;
 use crate::emulator::{Emulator, Settings, certificates};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 
 /// Makes what is missing in the development folder.
 pub(super) fn make_certificates(settings: &config::Emulator) -> Result<(), Error> {
@@ -18,11 +18,10 @@ pub(super) fn make_certificates(settings: &config::Emulator) -> Result<(), Error
 
 pub(super) async fn start(
     settings: &config::Emulator,
-    tasks: &TaskSet,
-    stop: &ShutdownSignal,
+    scope: &TaskScope,
 ) -> Result<Emulator, Error> {
     let settings = Settings::open(settings).map_err(Error::Emulator)?;
-    Emulator::start(settings, tasks, stop)
+    Emulator::start(settings, scope)
         .await
         .map_err(Error::Emulator)
 }

@@ -1,4 +1,5 @@
-//! Told to stop: readiness off, a wait for those who look, then the end of what is in flight.
+//! The drain: readiness off, a wait for load balancers to see it, then the end of the requests in
+//! flight.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::{ControlParts, ExitOutcome, ShutdownHandle, worker};
 
-/// For a worker whose requests have been told to end.
+/// For a worker to end after its requests were aborted.
 const WORKER_END: Duration = Duration::from_secs(5);
 
 impl ControlParts {
@@ -34,7 +35,7 @@ impl ControlParts {
         self.edge.drain();
         let mut all = std::pin::pin!(workers.ended());
         let ended = tokio::select! {
-            is_well = &mut all => Some(is_well),
+            clean = &mut all => Some(clean),
             () = tokio::time::sleep(settings.deadline) => None,
             () = steering.quit_now.cancelled() => None,
         };
@@ -45,7 +46,7 @@ impl ControlParts {
                 "drain was cut short; requests in flight are dropped"
             );
             self.edge.abort();
-            // Dropping takes no time; a worker that does not end is stuck, and not worth waiting for.
+            // Dropping requests takes no time: a worker that has not ended by then is stuck.
             if tokio::time::timeout(WORKER_END, all).await.is_err() {
                 let requests = self.metrics.requests_in_flight.get();
                 error!(
@@ -54,7 +55,7 @@ impl ControlParts {
                 );
             }
         }
-        match (self.tasks.failed(), ended) {
+        match (self.control.tasks.failed(), ended) {
             (0, Some(true)) => ExitOutcome::Clean,
             (0, None) => ExitOutcome::Cut,
             _ => ExitOutcome::Failed,
@@ -62,14 +63,14 @@ impl ControlParts {
     }
 
     pub(super) async fn end(&self) {
-        self.control.abort();
-        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait())
+        self.control.stop.abort();
+        if tokio::time::timeout(Duration::from_secs(5), self.control.tasks.wait())
             .await
             .is_err()
         {
             warn!("a background task did not end in time");
         }
-        self.kept.close().await;
+        self.bootstrap.close().await;
         info!(requests = self.metrics.requests_ended(), "stopped");
     }
 }

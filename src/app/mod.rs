@@ -1,17 +1,17 @@
-//! The only place that builds parts and joins them. `bind` touches the world and
-//! may fail; what it gives back runs until it is told to stop. The program, the
-//! tests and the benches all start here.
+//! The only place that builds parts and joins them. Start at `bind`, which opens files and
+//! sockets and may fail; `BoundApp::run` runs until it is told to stop. The program, the tests
+//! and the benches all start here.
 
 mod banner;
-mod check;
 #[cfg(feature = "emulator")]
 mod demo;
 mod drain;
-mod error;
 mod operator;
 mod prepare;
 mod reload;
 mod serve;
+mod start_error;
+mod startup_check;
 mod store_bootstrap;
 mod upstream_change;
 mod worker;
@@ -28,16 +28,16 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use check::{CheckResult, check, check_connections};
-pub use error::Error;
 #[cfg(feature = "emulator")]
 pub use serve::emulate;
 pub use serve::serve;
+pub use start_error::Error;
+pub use startup_check::{CheckResult, check, check_connections};
 
 use crate::admin;
 use crate::config::Config;
-use crate::identity::{FirstAdmin, KeySet};
-use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskSet};
+use crate::identity::{FirstAdminStatus, KeySet};
+use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskScope};
 use crate::listener::ServerTls;
 use crate::metrics::Metrics;
 use crate::pipeline::{
@@ -50,12 +50,12 @@ use store_bootstrap::StoreBootstrap;
 use upstream_change::PendingUpstream;
 use worker::BoundListener;
 
-/// How the outside steers a running program.
+/// How signals, tests and benches stop a running program.
 #[derive(Clone, Debug, Default)]
 pub struct ShutdownHandle {
     /// Drain, then end.
     pub quit: CancellationToken,
-    /// Drain without the wait for balancers: whoever quits sits at the terminal.
+    /// Drain without the wait for load balancers: the operator sits at the terminal.
     pub skip_wait: CancellationToken,
     /// End now.
     pub quit_now: CancellationToken,
@@ -63,24 +63,24 @@ pub struct ShutdownHandle {
     pub hup: Arc<Notify>,
 }
 
-/// Everything bound and built, nothing running but the renewer.
+/// Everything is bound and built; only the operator's listener and the renewer run.
 #[derive(Debug)]
 pub struct BoundApp {
     parts: ControlParts,
-    gates: Vec<BoundListener>,
+    listeners: Vec<BoundListener>,
     operator: SocketAddr,
-    first_admin: Option<FirstAdmin>,
+    first_admin: Option<FirstAdminStatus>,
     starting: ReadinessGuard,
     on_reload: Option<ConfigApplied>,
 }
 
-/// Told of each new configuration once it is in use.
+/// Called with each new configuration once it is in use.
 #[derive(Clone)]
 struct ConfigApplied(Arc<dyn Fn(&Config) + Send + Sync>);
 
 impl std::fmt::Debug for ConfigApplied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Applied")
+        f.write_str("ConfigApplied")
     }
 }
 
@@ -92,12 +92,11 @@ struct ControlParts {
     shared: Arc<AppState>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
-    /// Of the listeners and workers.
+    /// Stops listeners and workers.
     edge: ShutdownSignal,
-    /// Of renewers, sweeps and the operator's listener: ends last.
-    control: ShutdownSignal,
-    tasks: TaskSet,
-    kept: StoreBootstrap,
+    /// Stops renewers, sweeps and the operator's listener, last of all.
+    control: TaskScope,
+    bootstrap: StoreBootstrap,
     pending: PendingUpstream,
 }
 
@@ -115,58 +114,57 @@ pub enum ExitOutcome {
     Clean,
     /// The drain deadline, or a second signal, cut something short.
     Cut,
-    /// A task ended by itself: a defect.
+    /// A task panicked or ended early: a defect.
     Failed,
 }
 
-/// Builds everything. `config_file` is watched for changes; None: no reload. With `quit`
-/// cancelled it does not wait for a disk.
+/// Builds everything. `config_file` is watched for changes; None: no reload. Cancelling `quit`
+/// ends a wait for a disk or for a shared store.
 pub async fn bind(
     config: Arc<Config>,
     config_file: Option<PathBuf>,
     quit: &CancellationToken,
 ) -> Result<BoundApp, Error> {
-    let control = ShutdownSignal::default();
-    let bound = build((config, config_file), &control, quit).await;
+    let control = TaskScope::new(Handle::current());
+    let bound = build(config, config_file, &control, quit).await;
     if bound.is_err() {
-        control.abort();
+        control.stop.abort();
     }
     bound
 }
 
 async fn build(
-    (config, config_file): (Arc<Config>, Option<PathBuf>),
-    control: &ShutdownSignal,
+    config: Arc<Config>,
+    config_file: Option<PathBuf>,
+    control: &TaskScope,
     quit: &CancellationToken,
 ) -> Result<BoundApp, Error> {
     let metrics = Metrics::new();
-    let tasks = TaskSet::new(Handle::current());
     let readiness = Readiness::default();
     let starting = readiness.not_yet();
 
     make_certificates(&config)?;
     let prepared = prepare(&config, config_file.as_deref(), &metrics)?;
-    let gates = open_gates(&config, prepared.listeners)?;
-    let life = (&tasks, control);
-    let (operator, desk) = open_desk(&config, life, &metrics)?;
-    start_emulator(&config, &tasks, control).await?;
+    let listeners = open_listeners(&config, prepared.listeners)?;
+    let (operator, admin) = open_operator_listener(&config, control, &metrics)?;
+    start_emulator(&config, control).await?;
 
-    let kept = store_bootstrap::open(&config, prepared.seal, life, (&metrics, quit)).await?;
-    let (users, first_admin) = kept.users(&config.users).await?;
-    let tokens = match kept.tokens(&config, users.as_ref(), &metrics).await {
+    let bootstrap = store_bootstrap::open(&config, prepared.seal, control, &metrics, quit).await?;
+    let (users, first_admin) = bootstrap.users(&config.users).await?;
+    let tokens = match bootstrap.tokens(&config, users.as_ref(), &metrics).await {
         Ok(tokens) => tokens,
         Err(error) => {
-            banner::print_generated_password(first_admin.as_ref()); // the next start will not know it
-            kept.close().await;
+            banner::print_generated_password(first_admin.as_ref()); // it cannot be read from the store later
+            bootstrap.close().await;
             return Err(error);
         }
     };
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
-    let upstream = UpstreamOpening::new(&config.upstream, &tasks, control, &metrics);
+    let upstream = UpstreamOpening::new(&config.upstream, control, &metrics);
     let upstream = upstream.of(prepared.upstream).announced_as(&via);
-    let upstream = upstream.keeping(kept.lease_keeper()).open()?;
-    let live = first_rules(&config, &kept, upstream, prepared.routes, &metrics);
+    let upstream = upstream.keeping(bootstrap.lease_keeper()).open()?;
+    let live = first_rules(&config, &bootstrap, upstream, prepared.routes, &metrics);
     let shared = Arc::new(AppState {
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
@@ -184,14 +182,13 @@ async fn build(
         readiness,
         edge: ShutdownSignal::default(),
         control: control.clone(),
-        tasks,
-        kept,
+        bootstrap,
         pending: PendingUpstream::default(),
     };
-    desk.open(parts.for_operator());
+    admin.open(parts.for_operator());
     Ok(BoundApp {
         parts,
-        gates,
+        listeners,
         operator,
         first_admin,
         starting,
@@ -201,37 +198,43 @@ async fn build(
 
 fn first_rules(
     config: &Arc<Config>,
-    kept: &StoreBootstrap,
+    bootstrap: &StoreBootstrap,
     upstream: Arc<Upstream>,
     routes: RouteTable,
     metrics: &Arc<Metrics>,
 ) -> LiveRules {
-    let limiter = Limiter::over(kept.shared(), &config.limits, None, Arc::clone(metrics));
+    let limiter = Limiter::over(
+        bootstrap.shared(),
+        &config.limits,
+        None,
+        Arc::clone(metrics),
+    );
     LiveRules {
         routes,
         keys: KeySet::new(&config.api_keys),
-        ring: kept.ring(),
+        ring: bootstrap.ring(),
         limiter: Arc::new(limiter),
         upstream,
         config: Arc::clone(config),
     }
 }
 
-/// The operator is answered from here on: a start can take long.
-fn open_desk(
+/// The operator's listener answers from here on: a start can take long.
+fn open_operator_listener(
     config: &Config,
-    (tasks, control): (&TaskSet, &ShutdownSignal),
+    scope: &TaskScope,
     metrics: &Arc<Metrics>,
 ) -> Result<(SocketAddr, admin::AdminState), Error> {
     let address = config.operator.address;
     let bound = admin::bind(address).map_err(|source| Error::Operator { address, source })?;
-    let (address, desk) = (bound.address(), admin::AdminState::new(Arc::clone(metrics)));
-    let serve = admin::serve(bound, desk.clone(), tasks.clone(), control.clone());
-    tasks.spawn("operator's listener", serve);
-    Ok((address, desk))
+    let address = bound.address();
+    let state = admin::AdminState::new(Arc::clone(metrics));
+    let serve = admin::serve(bound, state.clone(), scope.clone());
+    scope.spawn("operator's listener", serve);
+    Ok((address, state))
 }
 
-fn open_gates(
+fn open_listeners(
     config: &Config,
     tls: Vec<Option<Arc<ServerTls>>>,
 ) -> Result<Vec<BoundListener>, Error> {
@@ -251,13 +254,13 @@ fn open_gates(
 impl BoundApp {
     pub fn addresses(&self) -> BoundAddresses {
         BoundAddresses {
-            listeners: self.gates.iter().map(BoundListener::address).collect(),
+            listeners: self.listeners.iter().map(BoundListener::address).collect(),
             operator: self.operator,
         }
     }
 
-    /// The first admin; if its password was made up just now, show it once.
-    pub fn take_first_admin(&mut self) -> Option<FirstAdmin> {
+    /// The first admin; a generated password in it must be shown once.
+    pub fn take_first_admin(&mut self) -> Option<FirstAdminStatus> {
         self.first_admin.take()
     }
 
@@ -269,48 +272,56 @@ impl BoundApp {
     pub async fn run(self, steering: ShutdownHandle) -> Result<ExitOutcome, Error> {
         let Self {
             parts,
-            gates,
+            listeners,
             starting,
             on_reload,
             ..
         } = self;
-        let workers = worker::start(&gates, &parts.shared, (&parts.tasks, &parts.edge))?;
-        parts.start_control((gates, on_reload), &steering);
+        let edge = TaskScope {
+            tasks: parts.control.tasks.clone(),
+            stop: parts.edge.clone(),
+        };
+        let workers = worker::start(&listeners, &parts.shared, &edge)?;
+        parts.start_control(listeners, on_reload, &steering);
         drop(starting);
         info!("ready to accept");
         steering.quit.cancelled().await;
-        let ending = parts.drain(workers, &steering).await;
+        let outcome = parts.drain(workers, &steering).await;
         parts.end().await;
-        Ok(ending)
+        Ok(outcome)
     }
 }
 
 impl ControlParts {
     fn start_control(
         &self,
-        (gates, on_reload): (Vec<BoundListener>, Option<ConfigApplied>),
+        listeners: Vec<BoundListener>,
+        on_reload: Option<ConfigApplied>,
         steering: &ShutdownHandle,
     ) {
-        let sweep = crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.clone());
-        self.tasks.spawn("token sweep", sweep);
+        let sweep =
+            crate::token::sweep_loop(Arc::clone(&self.shared.tokens), self.control.stop.clone());
+        self.control.spawn("token sweep", sweep);
         let shared = Arc::clone(&self.shared);
-        self.tasks
-            .spawn("limit sweep", sweep_limits(shared, self.control.clone()));
-        let tried = keep_probe_tried(Arc::clone(&self.shared), self.control.clone());
-        self.tasks.spawn("token probe", tried);
-        for gate in &gates {
-            if let Some(tls) = gate.tls() {
-                let watch = Arc::clone(tls).watch(self.control.clone(), Arc::clone(&steering.hup));
-                self.tasks.spawn("certificate watch", watch);
+        self.control.spawn(
+            "limit sweep",
+            sweep_limits(shared, self.control.stop.clone()),
+        );
+        let tried = keep_probe_tried(Arc::clone(&self.shared), self.control.stop.clone());
+        self.control.spawn("token probe", tried);
+        for listener in &listeners {
+            if let Some(tls) = listener.tls() {
+                let watch =
+                    Arc::clone(tls).watch(self.control.stop.clone(), Arc::clone(&steering.hup));
+                self.control.spawn("certificate watch", watch);
             }
         }
         if let Some(file) = self.config_file.clone() {
             let reload = reload::ReloadTargets {
                 shared: Arc::clone(&self.shared),
-                lease_keeper: self.kept.lease_keeper(),
-                gates,
-                tasks: self.tasks.clone(),
-                control: self.control.clone(),
+                lease_keeper: self.bootstrap.lease_keeper(),
+                listeners,
+                scope: self.control.clone(),
                 on_reload,
                 pending: self.pending.clone(),
             };
@@ -343,13 +354,9 @@ fn make_certificates(config: &Config) -> Result<(), Error> {
 }
 
 #[cfg(feature = "emulator")]
-async fn start_emulator(
-    config: &Config,
-    tasks: &TaskSet,
-    stop: &ShutdownSignal,
-) -> Result<(), Error> {
+async fn start_emulator(config: &Config, scope: &TaskScope) -> Result<(), Error> {
     if let Some(settings) = &config.emulator {
-        demo::start(settings, tasks, stop).await?;
+        demo::start(settings, scope).await?;
     }
     Ok(())
 }
@@ -360,6 +367,6 @@ fn make_certificates(_: &Config) -> Result<(), Error> {
 }
 
 #[cfg(not(feature = "emulator"))]
-async fn start_emulator(_: &Config, _: &TaskSet, _: &ShutdownSignal) -> Result<(), Error> {
+async fn start_emulator(_: &Config, _: &TaskScope) -> Result<(), Error> {
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the operator's listener is told of the running parts.
+//! What the operator's listener reads of the running parts.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::pipeline::LiveRules;
 use crate::upstream::ProbeTrust;
 
 impl ControlParts {
-    pub(super) fn for_operator(&self) -> admin::Parts {
-        admin::Parts {
+    pub(super) fn for_operator(&self) -> admin::AdminParts {
+        admin::AdminParts {
             refresh: self.refresh(),
             ready: self.ready(),
             notes: self.notes(),
@@ -22,9 +22,9 @@ impl ControlParts {
         }
     }
 
-    fn key_desk(&self) -> admin::KeyDesk {
+    fn key_desk(&self) -> admin::KeyAdmin {
         let shared = Arc::clone(&self.shared);
-        admin::KeyDesk {
+        admin::KeyAdmin {
             token: Arc::new({
                 let shared = Arc::clone(&shared);
                 move || shared.live.load().config.operator.token.clone()
@@ -39,11 +39,11 @@ impl ControlParts {
         }
     }
 
-    /// Sets the gauges that are computed, not counted, just before a scrape.
+    /// Sets the gauges that are computed just before a scrape.
     fn refresh(&self) -> Arc<dyn Fn() + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         let ready = self.ready();
-        let tasks = self.tasks.clone();
+        let tasks = self.control.tasks.clone();
         Arc::new(move || {
             let panics = i64::try_from(tasks.failed()).unwrap_or(i64::MAX);
             shared.metrics.task_panics.set(panics);
@@ -87,7 +87,7 @@ impl ControlParts {
         })
     }
 
-    /// What is wrong and does not keep the next request from succeeding.
+    /// Problems that do not keep the next request from succeeding.
     fn notes(&self) -> Arc<dyn Fn() -> Option<String> + Send + Sync> {
         let shared = Arc::clone(&self.shared);
         let pending = self.pending.clone();
@@ -108,7 +108,7 @@ impl ControlParts {
     }
 }
 
-/// Why unknown tokens are not asked about, where they should be.
+/// Why unknown tokens are not checked at the upstream, where they should be.
 fn probe_note(live: &LiveRules) -> Option<String> {
     let is_asking = live.config.users.unknown_tokens == UnknownTokens::Ask;
     let probe = live.upstream.probe().filter(|_| is_asking)?;

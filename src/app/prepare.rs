@@ -1,5 +1,5 @@
-//! What a start and a reload need of files and settings, read and found good before anything is
-//! opened. `check` does the same and throws it away: what it does not see, no start refuses.
+//! What a start and a reload need of files and settings, read and checked before anything is
+//! opened. `check` does the same and drops the result, so that it finds what a start would refuse.
 
 use std::error::Error as StdError;
 use std::io::ErrorKind;
@@ -27,7 +27,7 @@ pub(super) struct PreparedParts {
     pub(super) routes: RouteTable,
 }
 
-/// Fails with everything that is wrong. `file` is the configuration's name in the report.
+/// Fails with every problem at once. `file` is the configuration's name in the report.
 pub(super) fn prepare(
     config: &Config,
     file: Option<&Path>,
@@ -45,7 +45,7 @@ pub(super) fn prepare(
     }
 }
 
-/// What is wrong, files apart that are missing because the first start makes them.
+/// The problems, except missing files that the first start makes.
 pub(super) fn problems(config: &Config, metrics: &Arc<Metrics>) -> Vec<Problem> {
     let mut search = ProblemSearch::of(config);
     search.prepare(metrics);
@@ -54,7 +54,7 @@ pub(super) fn problems(config: &Config, metrics: &Arc<Metrics>) -> Vec<Problem> 
     found.map(|found| found.problem).collect()
 }
 
-/// Where what is wrong is gathered.
+/// Collects problems.
 struct ProblemSearch<'a> {
     config: &'a Config,
     found: Vec<FoundProblem>,
@@ -135,7 +135,7 @@ impl<'a> ProblemSearch<'a> {
         all
     }
 
-    /// A listener stops at the first bad certificate; an operator is told of each.
+    /// `ServerTls::open` stops at the first bad certificate; this reports each.
     fn bad_certificates(
         &mut self,
         key: &str,
@@ -143,7 +143,7 @@ impl<'a> ProblemSearch<'a> {
         first: &listener::Error,
         metrics: &Arc<Metrics>,
     ) {
-        let told = self.found.len();
+        let before = self.found.len();
         for (position, files) in settings.certificates.iter().enumerate() {
             let alone = config::ListenerTls {
                 certificates: vec![files.clone()],
@@ -153,7 +153,7 @@ impl<'a> ProblemSearch<'a> {
                 self.note(format!("{key}[{position}]"), &error);
             }
         }
-        if self.found.len() == told {
+        if self.found.len() == before {
             self.note(key.to_owned(), first);
         }
     }
@@ -178,7 +178,7 @@ impl<'a> ProblemSearch<'a> {
     }
 }
 
-/// Secrets that are read when they are needed: one that cannot be read now will not be then.
+/// Secrets that are read later, when they are needed.
 fn secrets(config: &Config) -> Vec<(String, &SecretSource)> {
     let mut all = Vec::new();
     if let Some(login) = &config.upstream.login {
@@ -191,7 +191,7 @@ fn secrets(config: &Config) -> Vec<(String, &SecretSource)> {
     all
 }
 
-/// The file that could not be read because it is not there.
+/// The file that could not be read because it does not exist.
 fn missing_file<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Path> {
     std::iter::once(error)
         .chain(causes(error))

@@ -1,5 +1,5 @@
-//! A new configuration takes the place of the old one: built beside it, swapped in
-//! one step, refused whole if any part of it cannot be built.
+//! Reload: the new configuration is built beside the old one and swapped in one step, or refused
+//! as a whole if any part of it cannot be built.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,31 +11,30 @@ use super::upstream_change::{PendingUpstream, UpstreamChange};
 use super::worker::BoundListener;
 use super::{ConfigApplied, Error};
 use crate::config::{self, Config};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
 use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
 
-/// What a reload may touch.
+/// What a reload changes.
 #[derive(Debug)]
 pub(super) struct ReloadTargets {
     pub(super) shared: Arc<AppState>,
     pub(super) lease_keeper: Option<LeaseKeeper>,
-    pub(super) gates: Vec<BoundListener>,
-    pub(super) tasks: TaskSet,
-    pub(super) control: ShutdownSignal,
+    pub(super) listeners: Vec<BoundListener>,
+    pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
     pub(super) pending: PendingUpstream,
 }
 
 impl ReloadTargets {
-    /// Watches `file`, which holds `config` now; `hup` asks for a look at once.
+    /// Watches `file`, whose content is `config` now; `hup` makes it read the file at once.
     pub(super) fn start(self, file: PathBuf, config: Arc<Config>, hup: Arc<Notify>) {
         let (reloader, requests) = config::reloader();
         let watcher = config::ConfigWatcher::new(file, Arc::clone(&self.shared.metrics), requests);
-        let (tasks, stop) = (self.tasks.clone(), self.control.clone());
+        let (tasks, stop) = (self.scope.tasks.clone(), self.scope.stop.clone());
         let reload = Arc::new(self);
-        let asked = Arc::clone(&reload);
+        let nudged = Arc::clone(&reload);
         let watch = watcher.run(config, stop.clone(), move |config: Arc<Config>| {
             let reload = Arc::clone(&reload);
             async move { reload.apply(config).await.map_err(Error::boxed) }
@@ -47,14 +46,15 @@ impl ReloadTargets {
                     () = stop.draining() => return,
                     () = hup.notified() => {
                         reloader.ask();
-                        asked.nudge();
+                        nudged.nudge();
                     }
                 }
             }
         });
     }
 
-    /// SIGHUP: what waits for a human is tried again, whether or not the file has changed.
+    /// SIGHUP: logins that have stopped until an operator acts are tried again, whether or not the
+    /// file has changed.
     fn nudge(&self) {
         self.pending.nudge();
         if let Some(session) = self.shared.live.load().upstream.session() {
@@ -113,8 +113,8 @@ impl ReloadTargets {
     fn take_over_later(&self, upstream: Arc<Upstream>) {
         let (pending, shared) = (self.pending.clone(), Arc::clone(&self.shared));
         let later = pending.take_over_later(shared, upstream);
-        let stop = self.control.clone();
-        self.tasks.spawn("upstream change", async move {
+        let stop = self.scope.stop.clone();
+        self.scope.spawn("upstream change", async move {
             tokio::select! {
                 () = stop.draining() => {}
                 () = later => {}
@@ -133,7 +133,7 @@ impl ReloadTargets {
             .lease_keeper
             .clone()
             .map(LeaseKeeper::ignoring_saved_lease);
-        UpstreamOpening::new(&config.upstream, &self.tasks, &self.control, metrics)
+        UpstreamOpening::new(&config.upstream, &self.scope, metrics)
             .of(materials)
             .announced_as(&self.shared.via)
             .keeping(keeper)
@@ -142,29 +142,29 @@ impl ReloadTargets {
             .map_err(Error::Upstream)
     }
 
-    /// Each gate with its new settings. A changed address is a new listener, which
+    /// Each listener with its new settings. A changed address is another listener, which
     /// takes a restart.
-    fn listeners<'a>(
+    fn with_new_settings<'a>(
         &'a self,
         config: &'a Config,
     ) -> impl Iterator<Item = (&'a BoundListener, &'a config::Listener)> {
-        self.gates.iter().filter_map(|gate| {
-            let bound = gate.settings.load().address;
+        self.listeners.iter().filter_map(|listener| {
+            let bound = listener.settings.load().address;
             let mut wanted = config.listeners.iter();
-            Some((gate, wanted.find(|wanted| wanted.address == bound)?))
+            Some((listener, wanted.find(|wanted| wanted.address == bound)?))
         })
     }
 
     fn apply_listeners(&self, config: &Config) -> Result<(), Error> {
-        for (gate, settings) in self.listeners(config) {
-            if let (Some(tls), Some(files)) = (gate.tls(), &settings.tls) {
+        for (listener, settings) in self.with_new_settings(config) {
+            if let (Some(tls), Some(files)) = (listener.tls(), &settings.tls) {
                 tls.replace(files).map_err(|source| Error::Listener {
-                    address: gate.address(),
+                    address: listener.address(),
                     source,
                 })?;
             }
-            gate.slots().resize(settings.max_connections);
-            gate.settings.store(Arc::new(settings.clone()));
+            listener.connection_limit().resize(settings.max_connections);
+            listener.settings.store(Arc::new(settings.clone()));
         }
         Ok(())
     }

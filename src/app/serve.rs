@@ -1,5 +1,4 @@
-//! The program as the command line starts it: runtime, signals, a safe process, and
-//! a few lines that say what is where.
+//! The program as the command line starts it: runtime, signals, process limits and the banner.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +16,8 @@ use crate::lifecycle::TaskSet;
 use crate::logging::LogHandle;
 use crate::metrics::Metrics;
 
-/// For threads that still run when everything has been said and done.
-const LEAVE: Duration = Duration::from_secs(1);
+/// For threads that still run when the program ends.
+const THREAD_END: Duration = Duration::from_secs(1);
 
 /// Serves until told to stop. Called once, from `main`'s thread, which closes the log.
 pub fn serve(
@@ -33,10 +32,10 @@ pub fn serve(
         .enable_all()
         .build()
         .map_err(Error::Runtime)?;
-    let ending = runtime.block_on(run(path.to_owned(), loaded, Arc::clone(logging)));
-    // What was worth waiting for has been waited for; a thread that a disk holds is not.
-    runtime.shutdown_timeout(LEAVE);
-    ending
+    let outcome = runtime.block_on(run(path.to_owned(), loaded, Arc::clone(logging)));
+    // The drain is over; a thread that hangs in a disk read or write is not waited for.
+    runtime.shutdown_timeout(THREAD_END);
+    outcome
 }
 
 async fn run(
@@ -63,27 +62,27 @@ async fn run(
     tasks.spawn("log", follow_log(bound.metrics(), Arc::clone(&logging)));
     bound.on_reload({
         let logging = Arc::clone(&logging);
-        move |config| logging.refilter(&config.log.filter)
+        move |config| logging.set_filter(&config.log.filter)
     });
     bound.run(steering).await
 }
 
-/// Counts what the log had to drop, and says so when it has stopped dropping.
+/// Counts dropped log lines, and logs their number once no more are dropped.
 async fn follow_log(metrics: Arc<Metrics>, logging: Arc<LogHandle>) {
-    let mut told = 0;
+    let mut logged = 0;
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let dropped = u64::try_from(logging.dropped()).unwrap_or(u64::MAX);
         let known = metrics.log_lines_dropped.get();
         let more = dropped.saturating_sub(known);
         metrics.log_lines_dropped.inc_by(more);
-        if more == 0 && dropped > told {
-            let lines = dropped - told;
+        if more == 0 && dropped > logged {
+            let lines = dropped - logged;
             warn!(
                 lines,
                 "log lines were lost: standard output did not take them"
             );
-            told = dropped;
+            logged = dropped;
         }
     }
 }
@@ -104,7 +103,7 @@ impl ProcessSignals {
         })
     }
 
-    /// The first signal to stop drains, the second ends it now. Ctrl-C does not wait for
+    /// The first signal to stop drains, the second ends the program. Ctrl-C skips the wait for load
     /// balancers.
     async fn follow(mut self, steering: ShutdownHandle) {
         loop {
@@ -138,11 +137,11 @@ fn protect() {
         warn!(%error, "memory could not be made private");
     }
     let files = getrlimit(Resource::Nofile);
-    let most = Rlimit {
+    let raised = Rlimit {
         current: files.maximum,
         ..files
     };
-    if let Err(error) = setrlimit(Resource::Nofile, most) {
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
         warn!(%error, "the limit of open files could not be raised");
     }
 }
@@ -156,16 +155,15 @@ pub fn emulate(settings: &crate::config::Emulator) -> Result<(), Error> {
         .build()
         .map_err(Error::Runtime)?;
     runtime.block_on(async {
-        let tasks = TaskSet::new(tokio::runtime::Handle::current());
+        let scope = crate::lifecycle::TaskScope::new(tokio::runtime::Handle::current());
         let steering = ShutdownHandle::default();
         let signals = ProcessSignals::open().map_err(Error::Signals)?;
-        tasks.spawn("signals", signals.follow(steering.clone()));
-        let stop = crate::lifecycle::ShutdownSignal::default();
+        scope.spawn("signals", signals.follow(steering.clone()));
         super::demo::make_certificates(settings)?;
-        let emulator = super::demo::start(settings, &tasks, &stop).await?;
+        let emulator = super::demo::start(settings, &scope).await?;
         banner::emulator(settings, &emulator);
         steering.quit.cancelled().await;
-        stop.abort();
+        scope.stop.abort();
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! What the store gives back at the start, handed to the parts it belongs to.
+//! Opens the store at the start, and hands its contents to the parts they belong to.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -13,30 +13,29 @@ use tracing::{info, warn};
 
 use super::Error;
 use crate::config::{self, Config, DirectoryKind, StorePlace};
-use crate::identity::{FirstAdmin, Hasher, KeyRing, UserDirectory};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::identity::{FirstAdminStatus, Hasher, KeyRing, UserDirectory};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
-use crate::store::{SealKey, SealingKeys, Store, StoreContents, TokenOrigin};
+use crate::store::{SealKey, SealingKeys, Store, StoreBackend, StoreContents, TokenOrigin};
 use crate::token::{RevokeCause, TokenStore};
 use crate::upstream::LeaseKeeper;
 
-/// Between two looks at a disk.
-const WATCHED_EVERY: Duration = Duration::from_secs(1);
-/// A start that takes longer says so.
-const QUIET: Duration = Duration::from_secs(1);
-const SAID_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
+/// Between two polls of the disk.
+const DISK_POLL: Duration = Duration::from_secs(1);
+/// A start that takes longer is logged.
+const FIRST_PROGRESS: Duration = Duration::from_secs(1);
+const MAX_PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The open store, and what was in it.
+/// The open store, and its contents at the start.
 #[derive(Debug)]
 pub(super) struct StoreBootstrap {
-    store: Arc<Store>,
+    store: StoreBackend,
     contents: Mutex<StoreContents>,
     seal: Option<Arc<SealingKeys>>,
-    /// Of a shared store, which its copies must follow before it is connected.
+    /// Of a shared store: replicas must be registered before it connects.
     ring: Option<Arc<KeyRing>>,
-    tasks: TaskSet,
-    stop: ShutdownSignal,
+    scope: TaskScope,
     /// Ends a start that waits for a disk, or for a shared store.
     quit: CancellationToken,
 }
@@ -44,48 +43,55 @@ pub(super) struct StoreBootstrap {
 pub(super) async fn open(
     config: &Config,
     seal: Option<Arc<SealingKeys>>,
-    life: (&TaskSet, &ShutdownSignal),
-    (metrics, quit): (&Arc<Metrics>, &CancellationToken),
+    scope: &TaskScope,
+    metrics: &Arc<Metrics>,
+    quit: &CancellationToken,
 ) -> Result<StoreBootstrap, Error> {
     let (store, contents) = match &config.store.place {
-        StorePlace::Memory => (Store::Memory, StoreContents::default()),
+        StorePlace::Memory => (
+            StoreBackend::Local(Arc::new(Store::Memory)),
+            StoreContents::default(),
+        ),
         StorePlace::Shared(settings) => {
             let shared = SharedStore::new(settings.as_ref().clone(), Arc::clone(metrics));
-            (Store::Shared(Arc::new(shared)), StoreContents::default())
+            (
+                StoreBackend::Shared(Arc::new(shared)),
+                StoreContents::default(),
+            )
         }
         StorePlace::File(path) => {
             let (path, metrics) = (path.clone(), Arc::clone(metrics));
-            // After a kill the whole file is checked.
+            // After a crash redb checks the whole file.
             let opened = tokio::task::spawn_blocking(move || Store::open(&path, &metrics));
             let opened = with_progress_log(&config.store, opened);
             let opened = quit.run_until_cancelled(opened).await;
             let opened = opened.ok_or(Error::Stopped)?;
             let opened = opened.expect("opening catches what panics");
             let (store, contents) = opened.map_err(Error::Store)?;
-            (store.waiting(config.store.timeout), contents)
+            let store = Arc::new(store.with_timeout(config.store.timeout));
+            (StoreBackend::Local(store), contents)
         }
     };
     let ring = store.shared().map(KeyRing::sharing);
     Ok(StoreBootstrap {
         ring,
-        tasks: life.0.clone(),
-        stop: life.1.clone(),
+        scope: scope.clone(),
         quit: quit.clone(),
-        store: Arc::new(store),
+        store,
         contents: Mutex::new(contents),
         seal,
     })
 }
 
-/// Waits for a file to be open as long as it takes: what is in it cannot be done without.
-/// Says so, more and more seldom.
+/// Awaits `work`, the opening of a file, without a limit: no start is possible without it. Logs
+/// progress at growing intervals.
 async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<Output = T>) -> T {
     let StorePlace::File(path) = &settings.place else {
         return work.await;
     };
     let mut work = pin!(work);
     let mut waited = Duration::ZERO;
-    let mut pause = QUIET;
+    let mut pause = FIRST_PROGRESS;
     loop {
         if let Ok(done) = timeout(pause, &mut work).await {
             return done;
@@ -95,16 +101,15 @@ async fn with_progress_log<T>(settings: &config::StoreConfig, work: impl Future<
         match waited < settings.timeout {
             true => info!(%path, seconds, "the store is not open yet"),
             false => warn!(%path, seconds,
-                "the store is not open yet; unless something else is said of it, its disk does \
-                 not answer"),
+                "the store is not open yet; the disk may be unresponsive"),
         }
-        pause = waited.min(SAID_AT_LEAST_EVERY);
+        pause = waited.min(MAX_PROGRESS_INTERVAL);
     }
 }
 
-/// A first admin whose password is new has no tokens of the password before it.
-pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdmin>, tokens: &TokenStore) {
-    if let Some(FirstAdmin::Configured { username }) = first_admin {
+/// Ends the tokens that a first admin got with its password before the configured one.
+pub(super) async fn end_old_tokens(first_admin: Option<&FirstAdminStatus>, tokens: &TokenStore) {
+    if let Some(FirstAdminStatus::Configured { username }) = first_admin {
         tokens.end_at_once(username, RevokeCause::Logout).await;
     }
 }
@@ -125,37 +130,38 @@ impl StoreBootstrap {
         part(&mut self.contents.lock())
     }
 
-    /// The directory; none when the Webapp owns the users.
+    /// The directory; None when the upstream owns the users.
     pub(super) async fn users(
         &self,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
-        if let Some(shared) = self.store.shared() {
-            return self.load_users(shared, settings).await;
-        }
-        if settings.directory == DirectoryKind::Webapp {
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdminStatus>), Error> {
+        let store = match &self.store {
+            StoreBackend::Shared(shared) => return self.load_users(shared, settings).await,
+            StoreBackend::Local(store) => store,
+        };
+        if settings.directory == DirectoryKind::Upstream {
             return Ok((None, None));
         }
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let records = self.take(|contents| std::mem::take(&mut contents.users));
-        let users = UserDirectory::open(settings, hasher, Arc::clone(&self.store), records);
+        let users = UserDirectory::open(settings, hasher, Arc::clone(store), records);
         let (users, admin) = users.await.map_err(Error::Users)?;
         Ok((Some(users), Some(admin)))
     }
 
-    /// The directory of all gates; with it the store is connected, for now there is
-    /// somebody who follows it.
+    /// The directory that all gateways share. Connects the store, since the replicas are
+    /// registered now.
     async fn load_users(
         &self,
         shared: &Arc<SharedStore>,
         settings: &config::UsersConfig,
-    ) -> Result<(Option<UserDirectory>, Option<FirstAdmin>), Error> {
+    ) -> Result<(Option<UserDirectory>, Option<FirstAdminStatus>), Error> {
         let hasher = Hasher::new(settings.hashing_slots, Handle::current());
         let users = match settings.directory {
-            DirectoryKind::Webapp => None,
+            DirectoryKind::Upstream => None,
             DirectoryKind::Gateway => Some(UserDirectory::sharing(hasher, shared)),
         };
-        let started = shared.start((&self.tasks, &self.stop));
+        let started = shared.start(&self.scope);
         let started = self.quit.run_until_cancelled(started).await;
         started.ok_or(Error::Stopped)?.map_err(Error::SharedStore)?;
         let admin = match &users {
@@ -170,12 +176,12 @@ impl StoreBootstrap {
         Ok((users, admin))
     }
 
-    /// The store that other gates share, if it is one.
+    /// The store, if it is one that gateways share.
     pub(super) fn shared(&self) -> Option<&Arc<SharedStore>> {
         self.store.shared()
     }
 
-    /// The tokens, loaded. One directory's tokens say nothing in the other.
+    /// The tokens, loaded. Tokens of one kind of directory are not valid with the other.
     pub(super) async fn tokens(
         &self,
         config: &Config,
@@ -183,12 +189,15 @@ impl StoreBootstrap {
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<TokenStore>, Error> {
         let settings = &config.users;
-        if let Some(shared) = self.store.shared() {
-            let metrics = Arc::clone(metrics);
-            return Ok(TokenStore::sharing(shared, &self.tasks, settings, metrics));
-        }
-        let store = Arc::clone(&self.store);
-        let tokens = TokenStore::over(store, settings, Arc::clone(metrics));
+        let metrics = Arc::clone(metrics);
+        let store = match &self.store {
+            StoreBackend::Shared(shared) => {
+                let tasks = &self.scope.tasks;
+                return Ok(TokenStore::sharing(shared, tasks, settings, metrics));
+            }
+            StoreBackend::Local(store) => store,
+        };
+        let tokens = TokenStore::over(Arc::clone(store), settings, metrics);
         let known: Option<HashSet<String>> = users.map(UserDirectory::names);
         let origin = match &known {
             Some(_) => TokenOrigin::Minted,
@@ -198,18 +207,18 @@ impl StoreBootstrap {
         let loaded = self.quit.run_until_cancelled(tokens.load(origin, is_known));
         let loaded = loaded.await.ok_or(Error::Stopped)?;
         loaded.map_err(Error::Load)?;
-        self.watch();
+        self.watch(store);
         Ok(tokens)
     }
 
-    /// Looks at a file's disk, so that one that hangs is told of though nobody asks.
-    fn watch(&self) {
-        if self.store.is_memory() {
+    /// Polls the store, so that a hung disk is logged even without traffic.
+    fn watch(&self, store: &Arc<Store>) {
+        if store.is_memory() {
             return;
         }
-        let (store, stop) = (Arc::clone(&self.store), self.stop.clone());
-        self.tasks.spawn("store watch", async move {
-            let mut tick = interval(WATCHED_EVERY);
+        let (store, stop) = (Arc::clone(store), self.scope.stop.clone());
+        self.scope.spawn("store watch", async move {
+            let mut tick = interval(DISK_POLL);
             tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
             loop {
                 tokio::select! {
@@ -222,21 +231,24 @@ impl StoreBootstrap {
 
     /// The keys that were made at run time.
     pub(super) fn ring(&self) -> Arc<KeyRing> {
-        if let Some(ring) = &self.ring {
-            return Arc::clone(ring);
+        match (&self.ring, &self.store) {
+            (Some(ring), _) => Arc::clone(ring),
+            (None, StoreBackend::Shared(shared)) => KeyRing::sharing(shared),
+            (None, StoreBackend::Local(store)) => {
+                let records = self.take(|contents| std::mem::take(&mut contents.keys));
+                KeyRing::new(Arc::clone(store), records)
+            }
         }
-        let records = self.take(|contents| std::mem::take(&mut contents.keys));
-        KeyRing::new(Arc::clone(&self.store), records)
     }
 
-    /// Keeps the upstream's token, where the operator has given a key to seal it with.
+    /// Stores the upstream's token; None: the operator has given no key to seal it with.
     pub(super) fn lease_keeper(&self) -> Option<LeaseKeeper> {
         let seal = self.seal.as_ref()?;
-        let kept = self.take(|contents| contents.leases.clone());
+        let leases = self.take(|contents| contents.leases.clone());
         Some(LeaseKeeper::new(
-            Arc::clone(&self.store),
+            self.store.clone(),
             Arc::clone(seal),
-            kept,
+            leases,
         ))
     }
 

@@ -1,5 +1,5 @@
-//! A reload that changes the upstream: the new one takes over when it can serve. Until then
-//! the old one stays in use, and everything else of the new configuration is in force.
+//! A reload that changes the upstream: the new upstream takes over when it can serve. Until then
+//! the old one stays in use, with everything else of the new configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,11 @@ use crate::config::{self, Config};
 use crate::pipeline::{AppState, LiveRules, RouteTable};
 use crate::upstream::Upstream;
 
-/// The reload itself waits so long for a changed upstream; after that it takes over later.
-const FIRST_LOGIN: Duration = Duration::from_secs(10);
-/// Between two looks at an upstream that cannot serve yet.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long the reload itself waits for a changed upstream; after that the upstream takes over
+/// in the background.
+const FIRST_LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two checks of an upstream that cannot serve yet.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A changed upstream that cannot serve yet.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ struct AwaitedUpstream {
     settings: config::Upstream,
 }
 
-/// The upstream that is to take over, if one waits for that. Clones share it.
+/// The changed upstream that waits to take over, if there is one. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PendingUpstream {
     waiting: Arc<Mutex<Option<AwaitedUpstream>>>,
@@ -41,7 +42,7 @@ impl PendingUpstream {
         ))
     }
 
-    /// The operator asks for another try.
+    /// Makes the waiting upstream try its login again now.
     pub(super) fn nudge(&self) {
         if let Some(waiting) = self.get()
             && let Some(session) = waiting.upstream.session()
@@ -64,21 +65,21 @@ impl PendingUpstream {
         (waiting.settings == *settings).then_some(waiting.upstream)
     }
 
-    /// Held while the rules in use are read, changed and stored: a reload and an upstream that
-    /// takes over later do so one after the other.
+    /// Held while the rules in use are read, changed and stored: serialises reloads and upstreams
+    /// that take over later.
     pub(super) fn lock_live(&self) -> MutexGuard<'_, ()> {
         self.swap.lock()
     }
 
-    /// Ends the wait of `upstream`; false if another one has taken its place.
+    /// Ends the wait of `upstream`; false if another one waits instead.
     fn take(&self, upstream: &Arc<Upstream>) -> bool {
         let mut waiting = self.waiting.lock();
-        let is_it = |waiting: &AwaitedUpstream| Arc::ptr_eq(&waiting.upstream, upstream);
-        let is_it = waiting.as_ref().is_some_and(is_it);
-        if is_it {
+        let is_same = |waiting: &AwaitedUpstream| Arc::ptr_eq(&waiting.upstream, upstream);
+        let is_waiting = waiting.as_ref().is_some_and(is_same);
+        if is_waiting {
             *waiting = None;
         }
-        is_it
+        is_waiting
     }
 }
 
@@ -93,7 +94,7 @@ pub(super) enum UpstreamChange {
 }
 
 impl PendingUpstream {
-    /// Looks what `settings` change about the upstream in use. `open` makes a new one.
+    /// What `settings` change about the upstream in use. `open` makes a new one.
     pub(super) async fn change<E>(
         &self,
         live: &LiveRules,
@@ -111,7 +112,7 @@ impl PendingUpstream {
         let upstream = open()?;
         self.set(None);
         let proof = prove(&upstream, &live.upstream, in_use, settings);
-        if timeout(FIRST_LOGIN, proof).await.is_ok() {
+        if timeout(FIRST_LOGIN_TIMEOUT, proof).await.is_ok() {
             return Ok(UpstreamChange::Ready(upstream));
         }
         warn!(upstream = %upstream.name, reason = %reason(&upstream),
@@ -123,7 +124,7 @@ impl PendingUpstream {
         Ok(UpstreamChange::Later(upstream))
     }
 
-    /// Waits until `upstream` can serve, and puts it in use if it is still wanted.
+    /// Waits until `upstream` can serve, and puts it in use unless a later reload has replaced it.
     pub(super) async fn take_over_later(self, shared: Arc<AppState>, upstream: Arc<Upstream>) {
         let Some(settings) = self.get().map(|waiting| waiting.settings) else {
             return;
@@ -135,9 +136,9 @@ impl PendingUpstream {
             &old.config.upstream,
             &settings,
         ));
-        while timeout(LOOK_AGAIN, &mut proof).await.is_err() {
+        while timeout(CHECK_INTERVAL, &mut proof).await.is_err() {
             if self.find(&settings).is_none() {
-                return; // another reload wants something else
+                return; // another reload has replaced it
             }
         }
         drop(proof);
@@ -148,7 +149,7 @@ impl PendingUpstream {
         old.upstream.retire(&upstream).await;
     }
 
-    /// Gives the rules that were in use; None if the upstream is not wanted any more.
+    /// Returns the rules that were in use; None if a later reload has replaced the upstream.
     fn put_in_use(
         &self,
         shared: &AppState,
@@ -178,8 +179,8 @@ impl PendingUpstream {
     }
 }
 
-/// Returns once requests could go to `upstream`: it lets us log in, where that is a login of
-/// its own, and it can be reached, where the way to it has changed.
+/// Returns once requests could go to `upstream`: its login has succeeded, where it has a session
+/// of its own, or it can be reached, where its address or trust has changed.
 async fn prove(
     upstream: &Upstream,
     before: &Upstream,
@@ -190,18 +191,18 @@ async fn prove(
         && !upstream.continues(before)
     {
         while let Err(no_lease) = session.lease().await {
-            sleep(no_lease.retry_after.min(LOOK_AGAIN)).await;
+            sleep(no_lease.retry_after.min(CHECK_INTERVAL)).await;
         }
         return;
     }
     let has_moved =
         old.base != new.base || old.trust != new.trust || old.server_name != new.server_name;
     while has_moved && upstream.reach().await.is_err() {
-        sleep(LOOK_AGAIN).await;
+        sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Why it cannot serve yet, as far as that is known.
+/// Why it cannot serve yet.
 fn reason(upstream: &Upstream) -> String {
     match upstream.session().map(|session| session.status()) {
         Some(status) if !status.is_ready => status.to_string(),

@@ -15,12 +15,12 @@ use tokio::sync::oneshot;
 
 use super::Error;
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::listener::{self, ConnectionLimit, ServerTls};
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Peer, Pipeline, Rejection, ResponseBody, SlowStreamWatchdog};
 
-/// One listener: its sockets, one per worker, and what they share.
+/// One listener: a socket per worker, and what the workers share.
 #[derive(Debug)]
 pub(super) struct BoundListener {
     address: SocketAddr,
@@ -28,7 +28,7 @@ pub(super) struct BoundListener {
     tls: Option<Arc<ServerTls>>,
     /// Replaced by a reload.
     pub(super) settings: Arc<ArcSwap<config::Listener>>,
-    slots: Arc<ConnectionLimit>,
+    connection_limit: Arc<ConnectionLimit>,
 }
 
 impl BoundListener {
@@ -43,7 +43,7 @@ impl BoundListener {
             sockets: Mutex::new(bound.into_sockets()),
             tls,
             settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
-            slots: ConnectionLimit::new(settings.max_connections),
+            connection_limit: ConnectionLimit::new(settings.max_connections),
         })
     }
 
@@ -55,18 +55,18 @@ impl BoundListener {
         self.tls.as_ref()
     }
 
-    pub(super) fn slots(&self) -> &ConnectionLimit {
-        &self.slots
+    pub(super) fn connection_limit(&self) -> &ConnectionLimit {
+        &self.connection_limit
     }
 
     /// One worker's share: a socket, and what all of them share.
-    fn door(&self, metrics: &Arc<Metrics>) -> Option<ListenerShare> {
+    fn share(&self, metrics: &Arc<Metrics>) -> Option<ListenerShare> {
         let mut sockets = self.sockets.lock();
         Some(ListenerShare {
             socket: sockets.pop()?,
             settings: Arc::clone(&self.settings),
             tls: self.tls.clone(),
-            slots: Arc::clone(&self.slots),
+            connection_limit: Arc::clone(&self.connection_limit),
             metrics: Arc::clone(metrics),
         })
     }
@@ -78,7 +78,7 @@ struct ListenerShare {
     socket: std::net::TcpListener,
     settings: Arc<ArcSwap<config::Listener>>,
     tls: Option<Arc<ServerTls>>,
-    slots: Arc<ConnectionLimit>,
+    connection_limit: Arc<ConnectionLimit>,
     metrics: Arc<Metrics>,
 }
 
@@ -91,39 +91,42 @@ pub(super) struct WorkerThreads {
 impl WorkerThreads {
     /// Waits until every worker has ended; false if one of them ended by a panic.
     pub(super) async fn ended(self) -> bool {
-        let mut is_well = true;
+        let mut all_ended = true;
         for end in self.ends {
-            is_well &= end.await.is_ok();
+            all_ended &= end.await.is_ok();
         }
-        is_well
+        all_ended
     }
 }
 
-/// Starts the threads; each takes one socket of every gate.
+/// Starts the threads; each takes one socket of every listener.
 pub(super) fn start(
-    gates: &[BoundListener],
+    listeners: &[BoundListener],
     shared: &Arc<AppState>,
-    (tasks, stop): (&TaskSet, &ShutdownSignal),
+    scope: &TaskScope,
 ) -> Result<WorkerThreads, Error> {
     let count = shared.live.load().config.workers;
     let mut ends = Vec::with_capacity(count);
     for index in 0..count {
-        let doors = gates
+        let shares = listeners
             .iter()
-            .filter_map(|gate| gate.door(&shared.metrics))
+            .filter_map(|listener| listener.share(&shared.metrics))
             .collect();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Error::Worker)?;
-        let tasks = tasks.apart(runtime.handle().clone());
-        let (shared, stop) = (Arc::clone(shared), stop.clone());
+        let scope = TaskScope {
+            tasks: scope.tasks.apart(runtime.handle().clone()),
+            stop: scope.stop.clone(),
+        };
+        let shared = Arc::clone(shared);
         let (ended, end) = oneshot::channel();
         std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                run(&runtime, doors, shared, (tasks, &stop));
-                // Drops what is left: requests in it write their access lines now.
+                run(&runtime, shares, shared, &scope);
+                // Drops the requests that are left: they write their access lines now.
                 runtime.shutdown_background();
-                let _ = ended.send(()); // nobody waits any more: nothing to tell
+                let _ = ended.send(()); // fails only when the program no longer waits for its workers
             })
             .map_err(Error::Worker)?;
         ends.push(end);
@@ -131,15 +134,15 @@ pub(super) fn start(
     Ok(WorkerThreads { ends })
 }
 
-/// In a box, since hyper moves it about and it is large; and made there: `Box::pin` makes
-/// it on the stack and copies all of it, kilobytes a request.
+/// Makes a future inside a box: hyper moves futures, and this one is large. `Box::pin` would make
+/// it on the stack and copy it, kilobytes per request.
 #[inline]
 fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
-    let place = Box::new_uninit();
-    Box::into_pin(Box::write(place, make()))
+    let uninit = Box::new_uninit();
+    Box::into_pin(Box::write(uninit, make()))
 }
 
-/// One worker's pipeline as what its listeners give requests to.
+/// One worker's pipeline, as the service of its listeners.
 #[derive(Clone, Debug)]
 struct PipelineService(Arc<Pipeline>);
 
@@ -147,9 +150,9 @@ impl listener::RequestService for PipelineService {
     type Body = ResponseBody;
     type Future = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
 
-    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
+    fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         let pipeline = Arc::clone(&self.0);
-        // Kept here, once: what comes after only looks at it.
+        // The head is stored once, in this future; the stages borrow it.
         let (head, body) = request.into_parts();
         boxed(|| async move { pipeline.handle(&head, body, &peer).await })
     }
@@ -164,36 +167,30 @@ impl listener::RequestService for PipelineService {
     }
 }
 
-fn run(
-    runtime: &Runtime,
-    doors: Vec<ListenerShare>,
-    shared: Arc<AppState>,
-    (tasks, stop): (TaskSet, &ShutdownSignal),
-) {
+fn run(runtime: &Runtime, shares: Vec<ListenerShare>, shared: Arc<AppState>, scope: &TaskScope) {
     runtime.block_on(async {
-        let flows = SlowStreamWatchdog::default();
-        // Its own stop: the watch must outlive the drain, and end with the last exchange.
-        let watching = ShutdownSignal::default();
-        let watch = flows.clone().watch(watching.clone());
-        let apart = tasks.apart(runtime.handle().clone());
+        let watchdog = SlowStreamWatchdog::default();
+        // Its own stop: the watchdog must outlive the drain, and end with the last exchange.
+        let watchdog_stop = ShutdownSignal::default();
+        let watch = watchdog.clone().watch(watchdog_stop.clone());
+        let apart = scope.tasks.apart(runtime.handle().clone());
         apart.spawn("slow answers", watch);
-        let pipeline = Arc::new(Pipeline::new(shared, tasks.clone(), flows));
-        for door in doors {
+        let pipeline = Arc::new(Pipeline::new(shared, scope.tasks.clone(), watchdog));
+        for share in shares {
             let service = PipelineService(Arc::clone(&pipeline));
             let parts = listener::ListenerParts {
-                settings: door.settings,
-                tls: door.tls,
+                settings: share.settings,
+                tls: share.tls,
                 service,
-                tasks: tasks.clone(),
-                stop: stop.clone(),
-                metrics: door.metrics,
-                slots: door.slots,
+                scope: scope.clone(),
+                metrics: share.metrics,
+                connection_limit: share.connection_limit,
             };
-            tasks.spawn("listener", listener::serve(door.socket, parts));
+            scope.spawn("listener", listener::serve(share.socket, parts));
         }
         drop(pipeline);
-        stop.draining().await;
-        tasks.wait().await;
-        watching.abort();
+        scope.stop.draining().await;
+        scope.tasks.wait().await;
+        watchdog_stop.abort();
     });
 }

@@ -1,8 +1,8 @@
 //! The command line: serve, check, health, store, hash-password, new-key, emulate.
 
-mod check;
-mod health;
-mod store;
+mod check_command;
+mod health_command;
+mod store_command;
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use crate::app::ExitOutcome;
 use crate::config;
 use crate::error_chain::causes;
 use crate::logging::LogHandle;
+use crate::profiles::check_password;
 use crate::secret::Secret;
-use crate::webapp::check_password;
 use crate::{app, identity, logging};
-use health::HealthQuestion;
+use health_command::HealthQuestion;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +34,7 @@ Examples:
 Exit codes: 0 done, 1 failed (check: the file has problems), 2 wrong command line.
 A running gate reads its config file again when it changes, and on SIGHUP.";
 
-/// An authenticating gate in front of the WhatsApp Business API Webapp.
+/// An authenticating reverse proxy that logs in at the service behind it, once for all callers.
 #[derive(Debug, Parser)]
 #[command(name = "tollgate", version, after_help = EXAMPLES)]
 struct CliArguments {
@@ -69,7 +69,7 @@ enum CliCommand {
     },
     /// Read a password from standard input and print its hash.
     HashPassword,
-    /// Make a key for a service: printed once, kept nowhere.
+    /// Make a key for a service: printed once, stored nowhere.
     NewKey {
         /// The service's name in the config file, the log and the metrics.
         #[arg(long, default_value = "my-service")]
@@ -78,9 +78,9 @@ enum CliCommand {
     /// Look at, back up, fill or shrink the store, while no gate uses it.
     Store {
         #[command(subcommand)]
-        command: store::StoreCommand,
+        command: store_command::StoreCommand,
     },
-    /// Run the pretend Webapp alone.
+    /// Run the emulated service alone.
     #[cfg(feature = "emulator")]
     Emulate,
 }
@@ -99,7 +99,7 @@ enum Error {
     #[error("no password on standard input")]
     Empty,
     #[error(transparent)]
-    Weak(#[from] crate::webapp::BadPassword),
+    Weak(#[from] crate::profiles::BadPassword),
     #[error("cannot hash the password")]
     Hash(#[source] identity::HashFailed),
     #[error("cannot use the store")]
@@ -124,7 +124,7 @@ pub fn run() -> ExitCode {
     match command(arguments) {
         Ok(code) => code,
         Err(error) => {
-            tell(&error);
+            print_error(&error);
             ExitCode::FAILURE
         }
     }
@@ -138,19 +138,19 @@ fn command(arguments: CliArguments) -> Result<ExitCode, Error> {
             drop(out);
             serve(&path)
         }
-        CliCommand::Check { connect } => check::run(&path, connect, &mut out).map(done),
+        CliCommand::Check { connect } => check_command::run(&path, connect, &mut out).map(done),
         CliCommand::Health { ready } => {
             let question = match ready {
                 true => HealthQuestion::Ready,
                 false => HealthQuestion::Alive,
             };
-            health::run(&path, question, &mut out)
+            health_command::run(&path, question, &mut out)
         }
         CliCommand::HashPassword => hash_password(&mut io::stdin().lock(), &mut out).map(done),
         CliCommand::NewKey { name } => new_key(&name, &mut out).map(done),
         CliCommand::Store { command } => {
             let loaded = config::load(&path)?;
-            store::run(&command, &loaded.config.store, &mut out)?;
+            store_command::run(&command, &loaded.config.store, &mut out)?;
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "emulator")]
@@ -169,17 +169,17 @@ fn done(_: ()) -> ExitCode {
 }
 
 /// The error and its causes, one line each.
-fn tell(error: &Error) {
+fn print_error(error: &Error) {
     let mut text = error.to_string();
     for cause in causes(error) {
         text.push_str(&format!("\n  because: {cause}"));
     }
-    // With standard error closed there is nobody left to tell.
+    // A closed standard error has no reader.
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// How long a last word may take.
-const TELLING: Duration = Duration::from_secs(1);
+/// How long the last line on standard error may take.
+const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn serve(path: &Path) -> Result<ExitCode, Error> {
     let loaded = config::load(path)?;
@@ -187,30 +187,30 @@ fn serve(path: &Path) -> Result<ExitCode, Error> {
     for warning in &loaded.warnings {
         tracing::warn!(line = warning.line, "config: {warning}");
     }
-    let ending = app::serve(path, loaded, &logging);
+    let outcome = app::serve(path, loaded, &logging);
     let lost = logging.close();
     if lost > 0 {
-        tell_in_time(format!(
+        print_with_timeout(format!(
             "{lost} lines of the log were lost: standard output did not take them\n"
         ));
     }
-    Ok(match ending? {
+    Ok(match outcome? {
         ExitOutcome::Clean if lost == 0 => ExitCode::SUCCESS,
         ExitOutcome::Clean | ExitOutcome::Cut | ExitOutcome::Failed => ExitCode::FAILURE,
     })
 }
 
-/// Standard error may lead to the reader that does not read.
-fn tell_in_time(text: String) {
-    let (told, wait) = std::sync::mpsc::channel();
+/// Standard error may be a pipe that is not read.
+fn print_with_timeout(text: String) {
+    let (written, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _ = io::stderr().write_all(text.as_bytes());
-        let _ = told.send(());
+        let _ = written.send(());
     });
-    let _ = wait.recv_timeout(TELLING);
+    let _ = wait.recv_timeout(LAST_LINE_TIMEOUT);
 }
 
-/// A longer line is no password that the users node would take.
+/// A longer line is not a password that the users node would accept.
 const LONGEST_LINE: u64 = 4096;
 
 fn hash_password(input: &mut impl io::BufRead, out: &mut impl io::Write) -> Result<(), Error> {
@@ -231,7 +231,7 @@ fn new_key(name: &str, out: &mut impl io::Write) -> Result<(), Error> {
     let key = identity::mint_key();
     let digest: [u8; 32] = Sha256::digest(key.expose().as_bytes()).into();
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    // The one time that this key is shown; the config file gets its digest.
+    // The key is shown only here; the config file gets its digest.
     writeln!(out, "key      {}", key.expose())?;
     writeln!(out, "sha256   {hex}")?;
     writeln!(out, "header   Authorization: Apikey <key>\n")?;
@@ -270,7 +270,7 @@ mod tests {
             .nth(1)
             .unwrap();
         assert_eq!(key.len(), 4 + 43);
-        assert!(crate::webapp::API_KEY_LENGTH.contains(&key.len()));
+        assert!(crate::profiles::API_KEY_LENGTH.contains(&key.len()));
         let pasted = &text[text.find("[[api_key]]").unwrap()..];
         let config = format!(
             "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://[::1]:1\"\n\

@@ -1,4 +1,4 @@
-//! The effective configuration in words, for `check` and the log. Secrets by their place only.
+//! The effective configuration in words, for `check` and the log. Secrets only by their source.
 
 use std::fmt::{self, Write as _};
 
@@ -233,7 +233,7 @@ fn describe_users(page: &mut ConfigReport, users: &UsersConfig) {
             DirectoryKind::Gateway => {
                 format!("own; tokens live {lifetime}, {each} each, {all} in all")
             }
-            DirectoryKind::Webapp => {
+            DirectoryKind::Upstream => {
                 format!("the upstream's; {unknown}; {each} tokens each, {all} in all")
             }
         },

@@ -1,10 +1,10 @@
-//! What a reload changes, and what of it has to wait for a restart.
+//! What a reload changes, and which changes wait for a restart.
 
 use std::sync::Arc;
 
 use super::Config;
 
-/// One thing that is not as it was.
+/// One changed section or key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// A section or key, such as `drain` or `route.messages.send`.
@@ -14,7 +14,7 @@ pub struct Difference {
 }
 
 impl Config {
-    /// What `new` says otherwise. Empty exactly when the two are equal.
+    /// What differs in `new`. Empty exactly when the two are equal.
     pub fn differences(&self, new: &Self) -> Vec<Difference> {
         let mut found = DifferenceList::default();
         self.at_restart(new, &mut found);
@@ -47,6 +47,7 @@ impl Config {
     }
 
     fn at_once(&self, new: &Self, found: &mut DifferenceList) {
+        found.note("profile", self.profile != new.profile, true);
         for (position, (old, new)) in self.listeners.iter().zip(&new.listeners).enumerate() {
             let key = format!("listener[{position}]");
             found.note(&key, old != new && old.address == new.address, true);
@@ -142,7 +143,7 @@ impl DifferenceList {
                 self.note(&key, true, true);
             }
         }
-        // Nothing but the order, which decides between routes.
+        // Only the order differs, which decides between routes.
         if self.0.len() == before {
             self.note(list, old != new, true);
         }

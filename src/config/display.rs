@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Access, AddressBlock, Quota, Target, UsersCall};
-use crate::webapp::Role;
+use crate::profiles::Role;
 
 pub(super) fn listed<T: fmt::Display>(items: &[T]) -> String {
     let texts: Vec<_> = items.iter().map(T::to_string).collect();

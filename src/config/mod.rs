@@ -1,6 +1,6 @@
-//! What the operator may say, checked. Owns the file format, its checks and its
-//! reload; knows no other part. Holding a value of these types means that it
-//! parses and makes sense; `file` has the shapes as written.
+//! The configuration: its checked types here, the file format and its checks in `file/`, the reload
+//! in `reload/`. A value of these types has been parsed and checked. Start at `Config`, then
+//! `file/mod.rs`.
 
 mod describe;
 mod difference;
@@ -8,20 +8,19 @@ mod display;
 mod file;
 mod pattern;
 mod problem;
-mod profile;
 mod reload;
 mod request_rules;
-mod store;
+mod shipped;
+mod store_config;
 #[cfg(test)]
 mod tests;
-mod users;
+mod users_config;
 
 pub use difference::Difference;
 pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{LoadedConfig, Problem, ProblemTable, Problems};
-pub use profile::whatsapp_routes;
 pub use reload::{
     ConfigWatcher, ReloadHandle, ReloadOutcome, ReloadRefused, ReloadRequests, WatcherGone,
     reloader,
@@ -30,10 +29,11 @@ pub use request_rules::{
     AddressBlock, AllowedFields, METHOD_PARAMETER, OVERRIDE_FIELDS, OverrideField, RequestRules,
     override_field,
 };
-pub use store::{
+pub use shipped::shipped_routes;
+pub use store_config::{
     MasterDiscovery, ServerAddress, SharedStoreConfig, StoreConfig, StorePlace, StoreTls,
 };
-pub use users::{
+pub use users_config::{
     AtTokenCap, DirectoryKind, FirstAdmin, FirstPassword, OnPasswordChange, UnknownTokens,
     UsersConfig,
 };
@@ -46,13 +46,15 @@ use std::time::Duration;
 use http::Method;
 use http::uri::PathAndQuery;
 
+pub use crate::profiles::UsersCall;
+use crate::profiles::{LoginDescription, Profile, Role};
 use crate::secret::SecretSource;
-use crate::webapp::Role;
 
-/// The whole effective configuration. Compare parts with `==` to see what a
-/// reload changed.
+/// The whole effective configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The kind of service behind the gateway; chooses the format of errors.
+    pub profile: &'static Profile,
     /// Request threads, each with its own runtime, sockets and upstream pool.
     pub workers: usize,
     pub listeners: Vec<Listener>,
@@ -74,7 +76,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listener {
     pub address: SocketAddr,
-    /// None: plain HTTP, checked to be loopback or asked for in words.
+    /// None: plain HTTP, allowed on loopback or with `allow_plaintext`.
     pub tls: Option<ListenerTls>,
     pub max_connections: usize,
     pub handshake_timeout: Duration,
@@ -91,8 +93,8 @@ pub struct Listener {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListenerTls {
-    /// Chosen by SNI against the names in each certificate; the first one
-    /// serves clients that name nothing, or nothing known.
+    /// Chosen by SNI against the names in each certificate; the first one serves clients without
+    /// SNI, or with an unknown name.
     pub certificates: Vec<CertificateFiles>,
     /// 1.3 only; default false, that is 1.2 and 1.3.
     pub only_tls13: bool,
@@ -108,11 +110,11 @@ pub struct CertificateFiles {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Operator {
     pub address: SocketAddr,
-    /// Who shows it may make and delete API keys there; None: nobody.
+    /// Allows making and deleting API keys there; None: that is switched off.
     pub token: Option<SecretSource>,
 }
 
-/// The service behind us.
+/// The service behind the gateway.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     pub name: Arc<str>,
@@ -120,26 +122,29 @@ pub struct Upstream {
     pub trust: Trust,
     /// The name the upstream's certificate must carry, when it is not the host's.
     pub server_name: Option<String>,
-    /// None: relay mode without API-key clients, or a Webapp that wants none.
+    /// None: clients log in at the upstream themselves and there are no API keys, or the upstream
+    /// needs no login.
     pub login: Option<Login>,
-    /// Put on monitoring nodes in place of the session's bearer.
+    /// How that login is made, and how its token goes on requests; the profile's.
+    pub login_description: LoginDescription,
+    /// Sent on monitoring routes in place of the session's bearer.
     pub api_key: Option<SecretSource>,
-    /// Requests on their way at once; the rest queue.
+    /// Requests in flight at once; the rest queue.
     pub concurrency: usize,
-    /// Bodies that may be under way besides, while their clients are slow.
+    /// Bodies that may be in transfer besides, while their clients are slow.
     pub stalled_streams: usize,
     /// Longest wait in that queue.
     pub queue_timeout: Duration,
     /// Kept-alive connections without a request are closed after this long.
     pub idle_timeout: Duration,
     pub connect_timeout: Duration,
-    /// From the end of the request to the head of the answer; a route may say otherwise.
+    /// From the end of the request to the head of the response; a route may override it.
     pub first_byte_timeout: Duration,
     /// Longest pause between two pieces of a body, either way.
     pub body_idle_timeout: Duration,
     /// Bytes of a request body kept so that it can be sent again after a 401.
     pub replay_limit: usize,
-    /// Path of a GET that answers 401 to a token that is not good; None: there is none.
+    /// Path of a GET that answers 401 to a token that is not valid; None: there is none.
     pub probe: Option<PathAndQuery>,
 }
 
@@ -152,7 +157,7 @@ pub struct BaseAddress {
     pub port: u16,
 }
 
-/// What makes an upstream's certificate believable. There is no "skip".
+/// How an upstream's certificate is verified. Verification cannot be switched off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// The public authorities compiled into this program.
@@ -163,7 +168,7 @@ pub enum Trust {
     Pins(Vec<[u8; 32]>),
 }
 
-/// Our standing login at the upstream.
+/// The gateway's own login at the upstream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Login {
     pub username: String,
@@ -176,20 +181,20 @@ pub struct Login {
     pub logins_per_hour: u32,
     /// For the whole login call.
     pub timeout: Duration,
-    /// A new login kills the token before it (Turn.io).
+    /// A new login ends the token before it.
     pub single_active_token: bool,
 }
 
-/// A service that calls with a key.
+/// A client that calls with a key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiKey {
     pub name: Arc<str>,
-    /// SHA-256 of each key that is good for this client; several during a rotation.
+    /// SHA-256 of each key that is valid for this client; several during a rotation.
     pub digests: Vec<[u8; 32]>,
     /// Seconds since 1970.
     pub expires: Option<i64>,
     pub role: Role,
-    /// Empty: the monitoring nodes only, as at the Webapp.
+    /// Empty: the monitoring routes only.
     pub paths: Vec<PathPattern>,
     /// Empty: every method.
     pub methods: Vec<Method>,
@@ -197,7 +202,7 @@ pub struct ApiKey {
     pub limit: Option<Quota>,
 }
 
-/// One line of the route table.
+/// One entry of the route table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// Unique; also the metrics label.
@@ -210,9 +215,9 @@ pub struct Route {
     /// Any one of these lets a request in.
     pub access: Vec<Access>,
     pub target: Target,
-    /// Which budget its requests draw on; `Limit::classes` refers to it.
+    /// Which limits count its requests: `Limit::classes` refers to it.
     pub class: Arc<str>,
-    /// Monitoring nodes carry the upstream API key, where there is one.
+    /// Monitoring routes carry the upstream's API key, where there is one.
     pub monitoring: bool,
     pub max_body: u64,
     /// Overrides the upstream's first-byte deadline.
@@ -221,7 +226,7 @@ pub struct Route {
     pub timeout: Duration,
     /// A full bucket makes the request wait this long at most before it is refused.
     pub max_wait: Duration,
-    /// Override fields that go up on this route.
+    /// Override fields that are forwarded on this route.
     pub allow_fields: AllowedFields,
 }
 
@@ -237,7 +242,7 @@ pub enum Segment {
     Rest,
 }
 
-/// What a route demands.
+/// What a route requires of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Open,
@@ -251,22 +256,11 @@ pub enum Access {
 pub enum Target {
     Upstream,
     UsersNode(UsersCall),
-    /// Answered 404 as if it did not exist.
+    /// Answers 404, as if the route did not exist.
     Closed,
 }
 
-/// The calls of the users node; the gate answers or watches each of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UsersCall {
-    Login,
-    Logout,
-    Create,
-    Show,
-    Change,
-    Delete,
-}
-
-/// A steady rate and how far it may be overdrawn at once.
+/// A steady rate and the largest burst.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quota {
     pub requests: u32,
@@ -280,8 +274,8 @@ pub struct Limits {
     pub logins_by_peer: Quota,
     /// One user name from one peer.
     pub logins_by_name: Quota,
-    /// Questions to the Webapp about unknown tokens of peers that have not brought a good
-    /// one lately, all together.
+    /// Requests to the upstream that check unknown tokens, for all peers together that have not
+    /// shown a valid one recently.
     pub unknown_tokens: Quota,
     pub unknown_tokens_by_peer: Quota,
     /// Keys one policy remembers; beyond it new keys share one bucket.
@@ -297,26 +291,26 @@ pub struct Limit {
     /// Route classes it counts; empty: all.
     pub classes: Vec<Arc<str>>,
     pub quota: Quota,
-    /// Counts, lets pass.
+    /// Counts, and refuses nothing.
     pub dry_run: bool,
 }
 
-/// Who has a bucket of his own.
+/// What has a bucket of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitKey {
     /// One per client: user or API key.
     Client,
     /// One per peer address; IPv6 by /64.
     Peer,
-    /// One per route class, all clients together: the Webapp's own limits.
+    /// One per route class, all clients together: the upstream's own limits.
     Class,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drain {
-    /// Between readiness off and the end of accepting: time for balancers to look.
+    /// Between readiness off and the end of accepting: time for load balancers to notice.
     pub wait: Duration,
-    /// After it, what still runs is dropped.
+    /// After it, requests still in flight are dropped.
     pub deadline: Duration,
 }
 
@@ -335,12 +329,12 @@ pub enum LogFormat {
     Text,
 }
 
-/// A pretend Webapp in this process, for the first run. Never for real use.
+/// The emulated service in this process, for the first run. Never for production.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Emulator {
     pub address: SocketAddr,
     pub control: SocketAddr,
-    /// Development certificates and the pretend Webapp's password are made here.
+    /// Development certificates and the emulated service's password are made here.
     pub folder: PathBuf,
     pub token_lifetime: Duration,
 }

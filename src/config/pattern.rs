@@ -1,11 +1,11 @@
-//! Path patterns: written, compared, printed.
+//! Path patterns: parsed, matched, printed.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use super::{PathPattern, Segment};
 
-/// Why a text is no path pattern.
+/// Why a text is not a path pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPattern {
     #[error("must begin with /")]
@@ -23,7 +23,7 @@ pub enum BadPattern {
 }
 
 impl PathPattern {
-    /// Reads `/v1/media/{id}` or `/v1/groups/*`. A trailing slash is dropped.
+    /// Reads `/media/{id}` or `/groups/*`. A trailing slash is dropped.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         let rest = text.strip_prefix('/').ok_or(BadPattern::NoSlash)?;
         if rest.is_empty() {
@@ -41,8 +41,8 @@ impl PathPattern {
         segments.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether a path's segments fit. The rest may be nothing: who closes or opens
-    /// `/v1/groups/*` means `/v1/groups` too.
+    /// Whether a path's segments match. `*` matches no segment as well: a rule for `/groups/*`
+    /// covers `/groups` too.
     pub fn matches<'a>(&self, path: impl IntoIterator<Item = &'a str>) -> bool {
         let mut path = path.into_iter();
         for segment in &self.0 {
@@ -59,8 +59,8 @@ impl PathPattern {
     }
 }
 
-/// A path's segment without escapes, as the upstream will read it. Compared as sent,
-/// `/v1/%73ettings` would pass by the rules of `/v1/settings`.
+/// A path's segment without escapes, as the upstream will read it. If it were compared as sent,
+/// `/%73ettings` would evade the rules of `/settings`.
 pub fn plain(segment: &str) -> Cow<'_, str> {
     if !segment.contains('%') {
         return Cow::Borrowed(segment);
@@ -89,7 +89,7 @@ fn segment(text: &str) -> Result<Segment, BadPattern> {
     if text.contains('*') {
         return Err(BadPattern::EarlyStar);
     }
-    // RFC 3986 3.3, pchar without escapes: those of the path are read before it is compared.
+    // RFC 3986 3.3, pchar without escapes: escapes of a path are decoded before it is compared.
     let pchar = |c: u8| c.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@".contains(&c);
     let good = text.bytes().all(pchar);
     let literal = good.then(|| Segment::Literal(text.to_owned()));

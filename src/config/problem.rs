@@ -1,14 +1,14 @@
-//! What is wrong with a config file: all of it at once, never a value that could be a secret.
+//! Problems of a config file: all at once, without values that could be secrets.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Config, KeyLines};
 
-/// One thing that is wrong, where, and what to do about it.
+/// One problem: where it is, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Counted from 1. None: the file lacks the thing altogether.
+    /// Counted from 1. None: the file lacks the key.
     pub line: Option<usize>,
     /// Such as `upstream.main.renew_at` or `listener[0].tls`.
     pub key: String,
@@ -26,12 +26,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A config file that makes sense, and what is odd about it all the same.
+/// A valid configuration, with its warnings.
 #[derive(Clone, Debug)]
 pub struct LoadedConfig {
     pub config: Config,
     pub warnings: Vec<Problem>,
-    /// Where its keys stand.
+    /// The line of each key.
     pub lines: KeyLines,
 }
 
@@ -42,8 +42,7 @@ pub struct Problems {
     pub file: String,
     pub problems: Vec<Problem>,
     pub warnings: Vec<Problem>,
-    /// What could be understood all the same, defaults in the place of what is wrong: good to
-    /// look for further problems, and for nothing else.
+    /// What could be parsed, with defaults for wrong values: only to look for further problems.
     pub rest: Option<Box<(Config, KeyLines)>>,
 }
 
@@ -60,8 +59,8 @@ impl Problems {
         }
     }
 
-    /// With those of `more` that are on lines of their own: a second problem with one value says
-    /// the same in other words.
+    /// With those of `more` that are on lines of their own: a second problem with one value repeats
+    /// the first.
     #[must_use]
     pub fn and(mut self, more: Self) -> Self {
         let known: BTreeSet<_> = self.problems.iter().map(|problem| problem.line).collect();
@@ -73,7 +72,7 @@ impl Problems {
         self
     }
 
-    /// With the line of each key, in the order of lines.
+    /// Adds the line of each key, and sorts by it.
     #[must_use]
     pub fn located(mut self, lines: &KeyLines) -> Self {
         for problem in &mut self.problems {
@@ -117,7 +116,7 @@ impl fmt::Display for ProblemTable<'_> {
 
 /// The word of `known` that `word` was most likely meant to be.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // `user` for `username` is further off than any slip, and more likely than most.
+    // `user` for `username` is a larger distance than a typing error, and a likely mistake.
     let distance = |candidate: &str| match word.len() >= 3 && candidate.starts_with(word) {
         true => 1,
         false => strsim::damerau_levenshtein(word, candidate),

@@ -1,17 +1,17 @@
-//! How requests are read, whoever sends them, and which fields of a client end here: those
-//! with which frameworks replace the method, path, host, client or scheme that the gate's
-//! rules have decided on.
+//! How requests are read, and which of a client's fields are dropped: those by which frameworks
+//! replace the method, path, host, client or scheme that the gateway's rules have used.
 
-/// How requests are read, whoever sends them.
+/// How requests of every client are read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestRules {
-    /// Peers whose forwarding headers are believed.
+    /// Peers whose forwarding headers are trusted.
     pub trusted_proxies: Vec<AddressBlock>,
     /// Field names with `_` pass; by default they are refused.
     pub allow_underscores: bool,
-    /// Override fields that go up, on routes that name none of their own.
+    /// Override fields that are forwarded, on routes that name none of their own.
     pub allow_fields: AllowedFields,
-    /// Bytes per second a client must send or take, after ten seconds of its own; 0: none.
+    /// Bytes per second that a client must send or receive after the first ten seconds; 0: no
+    /// minimum.
     pub min_body_rate: u64,
 }
 
@@ -25,7 +25,7 @@ pub struct AddressBlock {
 /// The query parameter by which Rails, Laravel, Symfony and others replace the method.
 pub const METHOD_PARAMETER: &str = "_method";
 
-/// Override fields, and `_method`, that an operator lets go up. Lower case.
+/// Override fields, and `_method`, that an operator allows upstream. Lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedFields(Vec<Box<str>>);
 
@@ -43,15 +43,15 @@ impl AllowedFields {
     }
 }
 
-/// Whose word an override field is.
+/// What an override field replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OverrideField {
-    /// Replaces the method or the path: no peer may, as the rules were decided on those.
+    /// The method or the path: no peer may, since the rules were applied to those.
     Request,
-    /// Tells host, client or scheme, and passes from a trusted proxy.
+    /// Host, client or scheme: passes from a trusted proxy.
     Forwarding,
-    /// Tells who the client is in a proxy vendor's own field: a trusted proxy may pass on
-    /// what a client made up, so it must be allowed by name.
+    /// The client, in a proxy vendor's own field: a trusted proxy may pass on a client's value,
+    /// so the field must be allowed by name.
     Client,
 }
 
@@ -107,7 +107,7 @@ override_fields! {
         "akamai-client-ip" "incap-client-ip" "ali-cdn-real-ip";
 }
 
-/// Most names are told apart by their first letters, without a look at the list.
+/// Most names differ in their first letters, so the list is rarely searched.
 fn may_override(name: &str) -> bool {
     matches!(
         name.as_bytes(),

@@ -1,11 +1,11 @@
-//! `/etc/hosts`, line by line: what cannot be used costs its line.
+//! Parses `/etc/hosts`. An invalid line is skipped.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::resolv_conf::SkippedEntry;
 
-/// The addresses of names, in the file's order.
+/// The addresses of each name, in the order of the file.
 #[derive(Debug, Default)]
 pub(super) struct HostsFile {
     by_name: HashMap<String, Vec<IpAddr>>,
@@ -25,9 +25,9 @@ impl HostsFile {
             match address.parse() {
                 Ok(address) => words.for_each(|name| file.add(name, address)),
                 Err(_) => {
-                    let why = "this line does not begin with an IP address";
+                    let reason = "this line does not begin with an IP address";
                     file.skipped
-                        .push(SkippedEntry::new(at + 1, line.trim(), why));
+                        .push(SkippedEntry::new(at + 1, line.trim(), reason));
                 }
             }
         }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_line_costs_itself() {
+    fn an_invalid_line_is_skipped() {
         let text = b"127.0.0.1 localhost\n10.0.0.300 webapp\nfe80::1%lo0 webapp\nwebapp 10.0.0.1\n\
             10.0.0.7\tWebApp webapp. # first\n\xff\xfe\n10.0.0.8 webapp\n10.0.0.9\nfd00::7 webapp";
         let file = HostsFile::parse(text);
@@ -70,9 +70,9 @@ mod tests {
     }
 
     proptest! {
-        /// A good line counts, whatever stands before and after it.
+        /// A valid line is used, whatever is before and after it.
         #[test]
-        fn any_bytes_around_a_good_line_cost_only_themselves(
+        fn any_bytes_around_a_valid_line_leave_it_valid(
             before in prop::collection::vec(any::<u8>(), 0..80),
             after in prop::collection::vec(any::<u8>(), 0..80),
         ) {

@@ -1,5 +1,5 @@
-//! One look-up: the names of the search list in turn, both address families of a name at
-//! once. What one family's answer is like changes nothing for the other.
+//! One look-up: the names of the search list one after the other, both address families of a name at
+//! the same time. The result of one family does not affect the other.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,31 +10,31 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::resolv_conf::ResolvConf;
-use super::servers::{NameServers, ServerAnswer, is_silence};
+use super::servers::{NameServers, ServerAnswer, is_unanswered};
 
-/// How long a silent family holds up the next name of the search list when the other
-/// family has none.
-const SILENCE: Duration = Duration::from_secs(1);
-/// A name's addresses beyond these are not used.
-const MOST_ADDRESSES: usize = 32;
-/// An answer is good for this long whatever the zone says.
-const SHORTEST_LIFE: Duration = Duration::from_secs(1);
+/// How long a family without a response delays the next name of the search list when the other
+/// family has no addresses.
+const FAMILY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most addresses of a name that are used.
+const MAX_ADDRESSES: usize = 32;
+/// Minimum time to use a result, even if its TTL is shorter.
+const MIN_TTL: Duration = Duration::from_secs(1);
 
-/// What a look-up has brought so far.
+/// The addresses that a look-up has found so far.
 #[derive(Clone, Debug, Default)]
 pub struct FoundAddresses {
     v4: Vec<IpAddr>,
     v6: Vec<IpAddr>,
     first_at: Option<Instant>,
     until: Option<Instant>,
-    /// The answer about IPv6 has come, be it that there is none.
+    /// The response about IPv6 has arrived, with addresses or without.
     pub has_v6_answer: bool,
-    /// There was no answer about IPv6.
+    /// The look-up has ended without a response about IPv6.
     pub is_v6_silent: bool,
 }
 
 impl FoundAddresses {
-    /// IPv6 before IPv4, as the hosts of today prefer it (RFC 6724).
+    /// All addresses, IPv6 before IPv4, as hosts prefer by default (RFC 6724).
     pub fn all(&self) -> Vec<IpAddr> {
         self.v6.iter().chain(&self.v4).copied().collect()
     }
@@ -43,25 +43,25 @@ impl FoundAddresses {
         !self.v6.is_empty()
     }
 
-    /// When the first address came.
+    /// When the first address arrived.
     pub fn first_at(&self) -> Option<Instant> {
         self.first_at
     }
 
-    /// How long these addresses are good.
+    /// Until when the addresses are valid.
     pub fn until(&self) -> Option<Instant> {
         self.until
     }
 
-    fn take(&mut self, kind: RecordType, mut answer: ServerAnswer) {
+    fn add(&mut self, kind: RecordType, mut answer: ServerAnswer) {
         self.has_v6_answer |= kind == RecordType::AAAA;
         if answer.addresses.is_empty() {
             return;
         }
-        answer.addresses.truncate(MOST_ADDRESSES);
+        answer.addresses.truncate(MAX_ADDRESSES);
         let now = Instant::now();
         self.first_at.get_or_insert(now);
-        let until = answer.until.max(now + SHORTEST_LIFE);
+        let until = answer.until.max(now + MIN_TTL);
         self.until = Some(self.until.map_or(until, |other| other.min(until)));
         match kind {
             RecordType::AAAA => self.v6 = answer.addresses,
@@ -70,7 +70,7 @@ impl FoundAddresses {
     }
 }
 
-/// False: no name of the search list has an address.
+/// Looks up `name` with the search list. False: none of the names has an address.
 pub(super) async fn search(
     conf: &ResolvConf,
     servers: &NameServers,
@@ -80,23 +80,23 @@ pub(super) async fn search(
     let mut failure = None;
     let mut candidates = conf.candidates(name).into_iter().peekable();
     while let Some(name) = candidates.next() {
-        let question = NameQuery {
+        let query = NameQuery {
             name,
             is_last: candidates.peek().is_none(),
             without_aaaa: conf.without_aaaa,
         };
-        match question.ask(servers, found).await {
+        match query.run(servers, found).await {
             Ok(true) => return Ok(true),
             Ok(false) => {}
-            // With servers that are silent each further name would take as long.
-            Err(silence) if is_silence(&silence) => return Err(failure.unwrap_or(silence)),
-            Err(refusal) => failure = failure.or(Some(refusal)),
+            // If the servers do not respond, each further name would take as long.
+            Err(error) if is_unanswered(&error) => return Err(failure.unwrap_or(error)),
+            Err(error) => failure = failure.or(Some(error)),
         }
     }
     failure.map_or(Ok(false), Err)
 }
 
-/// Both families of one name.
+/// A query of both address families of one name.
 struct NameQuery {
     name: Name,
     is_last: bool,
@@ -104,7 +104,7 @@ struct NameQuery {
 }
 
 impl NameQuery {
-    async fn ask(
+    async fn run(
         &self,
         servers: &NameServers,
         found: &watch::Sender<FoundAddresses>,
@@ -128,9 +128,9 @@ impl NameQuery {
             match answer {
                 Ok(answer) => {
                     if answer.addresses.is_empty() && !self.is_last {
-                        end = Some(Instant::now() + SILENCE);
+                        end = Some(Instant::now() + FAMILY_TIMEOUT);
                     }
-                    found.send_modify(|found| found.take(kind, answer));
+                    found.send_modify(|found| found.add(kind, answer));
                 }
                 Err(error) => failure = failure.or(Some(error)),
             }

@@ -1,9 +1,10 @@
-//! Addresses by name. Asked in Rust and not through the C library, whose look-up loads
-//! modules at run time: a static binary must not. What the host's files say holds as
-//! soon as they change: `/etc/hosts` first, then the servers of `/etc/resolv.conf`.
+//! Name resolution: `/etc/hosts` first (`hosts_file`), then the name servers of `/etc/resolv.conf`
+//! (`resolv_conf`, `servers`). Changes of the files take effect at once. It does not use the C
+//! library, whose resolver loads modules at run time, which a static binary must not. Start at
+//! `DnsResolver`.
 //!
-//! Half an answer is an answer: IPv4 and IPv6 addresses are asked for apart, and told as
-//! they come. An entry of a file that cannot be used costs that entry.
+//! IPv4 and IPv6 addresses are queried separately and reported as they arrive, so that one family
+//! can be used while the other is missing. An invalid entry of a file is skipped and logged.
 
 mod hosts_file;
 mod lookup;
@@ -33,13 +34,12 @@ use servers::NameServers;
 
 pub use lookup::FoundAddresses;
 
-/// How long a late IPv6 answer is waited for when the IPv4 addresses are there
-/// (RFC 8305, section 3).
+/// How long to wait for IPv6 addresses once the IPv4 addresses have arrived (RFC 8305, section 3).
 pub const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
-/// How long addresses may serve when the servers do not answer any more (RFC 8767).
-pub const LONGEST_STALE: Duration = Duration::from_secs(3600);
+/// How long addresses may be used after the name servers have stopped responding (RFC 8767).
+pub const MAX_STALE: Duration = Duration::from_secs(3600);
 
-/// Why a name leads nowhere.
+/// Why a name cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum NameError {
     #[error("not a host name")]
@@ -56,13 +56,14 @@ pub enum NameError {
     },
 }
 
-/// Finds addresses; shared by all who connect.
+/// Resolves host names; shared by all dialers.
 pub struct DnsResolver {
     servers: PathBuf,
     hosts: PathBuf,
     known: ArcSwap<ResolverFiles>,
     reading: Mutex<()>,
-    /// What `find` found last, and until when it may serve if servers stay silent.
+    /// The last result of `find` for each name, and until when it may be used if the name servers
+    /// do not respond.
     earlier: Mutex<HashMap<String, (Vec<IpAddr>, Instant)>>,
     #[cfg(test)]
     pub(crate) port: u16,
@@ -77,7 +78,7 @@ struct ResolverFiles {
     servers: NameServers,
 }
 
-/// What changes when a file does, be it written, replaced or mounted anew.
+/// Identifies a version of a file; it changes when the file is written, replaced or mounted again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     device: u64,
@@ -103,25 +104,25 @@ impl DnsResolver {
         }
     }
 
-    /// The file with the servers.
+    /// The file that lists the name servers.
     pub fn servers_file(&self) -> &Path {
         &self.servers
     }
 
-    /// The addresses of `host` if no server need be asked for them: it is an address
-    /// itself, this host, or in `/etc/hosts`.
+    /// The addresses of `host` if no query is needed: it is an address, localhost, or in
+    /// `/etc/hosts`.
     pub fn noted(&self, host: &str) -> Option<Vec<IpAddr>> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Some(vec![ip]);
         }
-        if let Some(noted) = self.known().hosts.find(host) {
+        if let Some(noted) = self.files().hosts.find(host) {
             return Some(noted.to_vec());
         }
         is_localhost(host).then(|| vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()])
     }
 
-    /// All addresses of `host`, which is a name or an address itself. What was found last
-    /// serves on when the servers stay silent.
+    /// All addresses of `host`, which is a name or an address. The last result is used again if the
+    /// name servers do not respond.
     pub async fn find(&self, host: &str) -> Result<Vec<IpAddr>, NameError> {
         if let Some(noted) = self.noted(host) {
             return Ok(noted);
@@ -130,7 +131,7 @@ impl DnsResolver {
         let mut earlier = self.earlier.lock();
         match &found {
             Ok(found) => {
-                let until = Instant::now() + LONGEST_STALE;
+                let until = Instant::now() + MAX_STALE;
                 earlier.insert(host.to_owned(), (found.clone(), until));
             }
             Err(NameError::Unanswered { .. }) => {
@@ -146,28 +147,28 @@ impl DnsResolver {
     }
 
     async fn ask(&self, host: &str) -> Result<Vec<IpAddr>, NameError> {
-        let (tell, mut told) = watch::channel(FoundAddresses::default());
-        let mut looking = std::pin::pin!(self.look_up(host, &tell));
+        let (sender, mut receiver) = watch::channel(FoundAddresses::default());
+        let mut looking = std::pin::pin!(self.look_up(host, &sender));
         tokio::select! {
             biased;
             outcome = &mut looking => outcome?,
-            at = first_at(&mut told) => {
-                // Either the other family comes as well, or it is done without.
+            at = first_at(&mut receiver) => {
+                // The other family may still arrive within the delay.
                 let _ = timeout_at(at + RESOLUTION_DELAY, looking).await;
             }
         }
-        Ok(tell.borrow().all())
+        Ok(sender.borrow().all())
     }
 
-    /// Asks the servers for the addresses of `host` and tells them as they come. Ends when
-    /// there is no more to come; good if there was at least one.
+    /// Queries the name servers for the addresses of `host` and publishes them in `found` as they
+    /// arrive. Returns when both families are done; Ok if there is at least one address.
     pub async fn look_up(
         &self,
         host: &str,
         found: &watch::Sender<FoundAddresses>,
     ) -> Result<(), NameError> {
         let name = Name::from_str_relaxed(host).map_err(NameError::NotAName)?;
-        let known = self.known();
+        let known = self.files();
         let file = || self.servers.clone();
         if known.servers.is_empty() {
             return Err(NameError::NoServer { file: file() });
@@ -182,15 +183,15 @@ impl DnsResolver {
         }
     }
 
-    /// What the files say now. Looked at for each new connection only, and two `stat`
-    /// calls on local files take no time.
-    fn known(&self) -> Arc<ResolverFiles> {
+    /// The current content of the files. It is checked for each new connection, with two `stat`
+    /// calls on local files.
+    fn files(&self) -> Arc<ResolverFiles> {
         let stamps = || [&self.servers, &self.hosts].map(|path| stamp(path));
         let known = self.known.load_full();
         if known.stamps == stamps() {
             return known;
         }
-        // One reads, so that what is wrong in the files is said once.
+        // Only one thread reads, so that invalid entries are logged once.
         let _reading = self.reading.lock();
         let known = self.known.load_full();
         let stamps = stamps();
@@ -199,11 +200,11 @@ impl DnsResolver {
         }
         let hosts = HostsFile::parse(&read(&self.hosts));
         if hosts.skipped != known.hosts.skipped {
-            tell_skipped(&self.hosts, &hosts.skipped);
+            log_skipped(&self.hosts, &hosts.skipped);
         }
         let conf = ResolvConf::parse(&read(&self.servers));
         if conf.skipped != known.conf.skipped {
-            tell_skipped(&self.servers, &conf.skipped);
+            log_skipped(&self.servers, &conf.skipped);
         }
         let fresh = Arc::new(ResolverFiles {
             stamps,
@@ -227,17 +228,17 @@ impl DnsResolver {
     }
 }
 
-/// Waits for the first address; gives when it came.
-async fn first_at(told: &mut watch::Receiver<FoundAddresses>) -> Instant {
-    let first = told.wait_for(|found| found.first_at().is_some()).await;
+/// Waits for the first address; returns its time of arrival.
+async fn first_at(found: &mut watch::Receiver<FoundAddresses>) -> Instant {
+    let first = found.wait_for(|found| found.first_at().is_some()).await;
     match first.ok().and_then(|found| found.first_at()) {
         Some(at) => at,
-        // The look-up ends without one, and says so itself.
+        // The look-up has ended without an address, and returns the reason.
         None => std::future::pending().await,
     }
 }
 
-/// RFC 6761, section 6.3: these names are never asked for.
+/// Names that are never queried (RFC 6761, section 6.3).
 fn is_localhost(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     host == "localhost" || host.ends_with(".localhost")
@@ -247,32 +248,37 @@ fn read(path: &Path) -> Vec<u8> {
     match fs::read(path) {
         Ok(text) => text,
         Err(error) => {
-            // A host may do without either file.
-            info!(file = %path.display(), %error, "this file says nothing about names");
+            // Both files are optional.
+            info!(file = %path.display(), %error, "cannot read this file; names are resolved without it");
             Vec::new()
         }
     }
 }
 
-fn tell_skipped(file: &Path, skipped: &[SkippedEntry]) {
-    for SkippedEntry { line, entry, why } in skipped {
-        warn!(file = %file.display(), line, entry, why, "entry skipped, the rest of the file is used");
+fn log_skipped(file: &Path, skipped: &[SkippedEntry]) {
+    for SkippedEntry {
+        line,
+        entry,
+        reason,
+    } in skipped
+    {
+        warn!(file = %file.display(), line, entry, reason, "entry skipped, the rest of the file is used");
     }
 }
 
 fn stamp(path: &Path) -> Option<FileStamp> {
-    let facts = fs::metadata(path).ok()?;
+    let metadata = fs::metadata(path).ok()?;
     Some(FileStamp {
-        device: facts.dev(),
-        inode: facts.ino(),
-        length: facts.len(),
-        changed: (facts.ctime(), facts.ctime_nsec()),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        length: metadata.len(),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
     })
 }
 
 impl fmt::Debug for DnsResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Names")
+        f.debug_struct("DnsResolver")
             .field("servers", &self.servers)
             .field("hosts", &self.hosts)
             .finish_non_exhaustive()

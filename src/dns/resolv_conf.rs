@@ -1,18 +1,18 @@
-//! `/etc/resolv.conf`, line by line: what cannot be used costs itself, not the file.
-//! Meaning as in resolv.conf(5).
+//! Parses `/etc/resolv.conf` as described in resolv.conf(5). An invalid entry is skipped, the rest of
+//! the file is used.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use hickory_resolver::proto::rr::Name;
 
-/// Servers beyond these are not asked, as with the C library.
-const MOST_SERVERS: usize = 3;
-const LONGEST_TIMEOUT: u64 = 30;
-const MOST_ATTEMPTS: u64 = 5;
-const MOST_DOTS: u64 = 15;
-/// Options that change nothing here, or that we follow without being told.
-const NO_MATTER: [&str; 12] = [
+/// Most name servers that are queried, as in the C library.
+const MAX_SERVERS: usize = 3;
+const MAX_TIMEOUT: u64 = 30;
+const MAX_ATTEMPTS: u64 = 5;
+const MAX_DOTS: u64 = 15;
+/// Options without effect here, or whose effect is the default.
+const IGNORED_OPTIONS: [&str; 12] = [
     "debug",
     "rotate",
     "no-check-names",
@@ -27,20 +27,20 @@ const NO_MATTER: [&str; 12] = [
     "no-reload",
 ];
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ResolvConf {
     pub(super) servers: Vec<IpAddr>,
     pub(super) search: Vec<Name>,
-    /// A name with as many dots is asked for as it is before the search list is tried.
+    /// A name with at least this many dots is queried unchanged before the search list is tried.
     pub(super) ndots: usize,
-    /// For one question to one server.
+    /// For one query to one server.
     pub(super) timeout: Duration,
-    /// How often one server is asked.
+    /// How often one server is queried.
     pub(super) attempts: usize,
     pub(super) uses_edns: bool,
     pub(super) uses_tcp: bool,
-    /// IPv6 addresses are not asked for.
+    /// IPv6 addresses are not queried.
     pub(super) without_aaaa: bool,
     pub(super) skipped: Vec<SkippedEntry>,
 }
@@ -50,13 +50,17 @@ pub(super) struct ResolvConf {
 pub(super) struct SkippedEntry {
     pub(super) line: usize,
     pub(super) entry: String,
-    pub(super) why: &'static str,
+    pub(super) reason: &'static str,
 }
 
 impl SkippedEntry {
-    pub(super) fn new(line: usize, entry: &str, why: &'static str) -> Self {
+    pub(super) fn new(line: usize, entry: &str, reason: &'static str) -> Self {
         let entry = entry.escape_debug().take(100).collect();
-        Self { line, entry, why }
+        Self {
+            line,
+            entry,
+            reason,
+        }
     }
 }
 
@@ -82,49 +86,49 @@ impl ResolvConf {
         for (at, line) in text.split(|&byte| byte == b'\n').enumerate() {
             let line = String::from_utf8_lossy(line);
             let line = line.split(['#', ';']).next().unwrap_or_default();
-            conf.take(at + 1, line);
+            conf.parse_line(at + 1, line);
         }
         conf
     }
 
-    fn take(&mut self, line: usize, text: &str) {
+    fn parse_line(&mut self, line: usize, text: &str) {
         let mut words = text.split_whitespace();
         let Some(keyword) = words.next() else { return };
         match keyword {
-            "nameserver" => self.take_server(line, words.next()),
-            // The last of `search` and `domain` holds.
-            "search" => self.take_search(line, words),
-            "domain" => self.take_search(line, words.take(1)),
-            "options" => words.for_each(|option| self.take_option(line, option)),
+            "nameserver" => self.add_server(line, words.next()),
+            // The last of `search` and `domain` is used.
+            "search" => self.set_search(line, words),
+            "domain" => self.set_search(line, words.take(1)),
+            "options" => words.for_each(|option| self.set_option(line, option)),
             "sortlist" => {}
             _ => self.skip(line, text.trim(), "this keyword is not known"),
         }
     }
 
-    fn skip(&mut self, line: usize, entry: &str, why: &'static str) {
-        self.skipped.push(SkippedEntry::new(line, entry, why));
+    fn skip(&mut self, line: usize, entry: &str, reason: &'static str) {
+        self.skipped.push(SkippedEntry::new(line, entry, reason));
     }
 
-    fn take_server(&mut self, line: usize, address: Option<&str>) {
+    fn add_server(&mut self, line: usize, address: Option<&str>) {
         let text = address.unwrap_or_default();
         match text.parse() {
-            Ok(_) if self.servers.len() == MOST_SERVERS => {
-                self.skip(line, text, "only the first three servers are asked");
+            Ok(_) if self.servers.len() == MAX_SERVERS => {
+                self.skip(line, text, "only the first three servers are used");
             }
             Ok(address) if self.servers.contains(&address) => {}
             Ok(address) => self.servers.push(address),
             Err(_) if text.contains('%') => {
-                self.skip(line, text, "an address with a zone cannot be asked");
+                self.skip(line, text, "an address with a zone cannot be used");
             }
             Err(_) => self.skip(line, text, "this is not an IP address"),
         }
     }
 
-    fn take_search<'a>(&mut self, line: usize, domains: impl Iterator<Item = &'a str>) {
+    fn set_search<'a>(&mut self, line: usize, domains: impl Iterator<Item = &'a str>) {
         self.search.clear();
         for domain in domains {
             if domain == "." {
-                continue; // the root: the name as it is, which is tried anyway
+                continue; // the root: the unchanged name, which is tried anyway
             }
             match Name::from_str_relaxed(domain) {
                 Ok(mut name) => {
@@ -136,34 +140,34 @@ impl ResolvConf {
         }
     }
 
-    fn take_option(&mut self, line: usize, option: &str) {
+    fn set_option(&mut self, line: usize, option: &str) {
         let (key, value) = option.split_once(':').unwrap_or((option, ""));
-        let mut number = |most: u64| {
-            let number = value.parse::<u64>().ok().map(|number| number.min(most));
+        let mut number = |max: u64| {
+            let number = value.parse::<u64>().ok().map(|number| number.min(max));
             if number.is_none() {
-                let why = "this option needs a number";
-                self.skipped.push(SkippedEntry::new(line, option, why));
+                let reason = "this option needs a number";
+                self.skipped.push(SkippedEntry::new(line, option, reason));
             }
             number
         };
         match key {
-            "ndots" => self.ndots = number(MOST_DOTS).map_or(self.ndots, as_usize),
+            "ndots" => self.ndots = number(MAX_DOTS).map_or(self.ndots, as_usize),
             "timeout" => {
-                let seconds = number(LONGEST_TIMEOUT).map(|seconds| seconds.max(1));
+                let seconds = number(MAX_TIMEOUT).map(|seconds| seconds.max(1));
                 self.timeout = seconds.map_or(self.timeout, Duration::from_secs);
             }
             "attempts" => {
-                self.attempts = number(MOST_ATTEMPTS).map_or(self.attempts, as_usize).max(1);
+                self.attempts = number(MAX_ATTEMPTS).map_or(self.attempts, as_usize).max(1);
             }
             "edns0" => self.uses_edns = true,
             "use-vc" => self.uses_tcp = true,
             "no-aaaa" => self.without_aaaa = true,
-            _ if NO_MATTER.contains(&key) => {}
+            _ if IGNORED_OPTIONS.contains(&key) => {}
             _ => self.skip(line, option, "this option is not known"),
         }
     }
 
-    /// The names to ask for when `name` is wanted, in this order.
+    /// The names to query for `name`, in this order.
     pub(super) fn candidates(&self, name: &Name) -> Vec<Name> {
         let mut whole = name.clone();
         whole.set_fqdn(true);
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_entry_costs_itself() {
+    fn an_invalid_entry_is_skipped() {
         let text = b"search bad..domain good.example\nnameserver 10.0.0.1\nnameserver ten\n\
             nameserver fe80::1%eth0\nnameserver\nnameserver \xff\xfe\nnameserver 10.0.0.2 extra\n\
             options timeout:2 nonsense timeout:x ndots:2\nfrobnicate\noptions attempts:0\n";
@@ -215,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_write_is_understood() {
+    fn the_usual_entries_are_understood() {
         let text = b"# made by hand\r\nnameserver 10.0.0.1\r\n; old\nnameserver 10.0.0.1\n\
             domain first.example\nsearch . a.example b_c.example\noptions edns0 trust-ad no-aaaa \
             use-vc rotate ndots:99 timeout:999\nnameserver 2001:db8::1\nnameserver 10.0.0.3\n\
@@ -225,7 +229,7 @@ mod tests {
         assert_eq!(
             lines(&conf),
             [10],
-            "a fourth server is not asked, and said so"
+            "a fourth server is skipped and reported"
         );
         assert!(conf.uses_edns && conf.without_aaaa && conf.uses_tcp);
         assert_eq!((conf.ndots, conf.timeout.as_secs()), (15, 30));
@@ -235,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_searched_for_as_the_c_library_does() {
+    fn the_search_list_is_used_as_in_the_c_library() {
         let conf = ResolvConf::parse(b"search a.example b.example\noptions ndots:2\n");
         let asked = |name: &str| -> Vec<String> {
             let names = conf.candidates(&Name::from_ascii(name).unwrap());
@@ -251,9 +255,9 @@ mod tests {
     }
 
     proptest! {
-        /// A good line counts, whatever stands before and after it.
+        /// A valid line is used, whatever is before and after it.
         #[test]
-        fn any_bytes_around_a_good_line_cost_only_themselves(
+        fn any_bytes_around_a_valid_line_leave_it_valid(
             before in prop::collection::vec(any::<u8>(), 0..80),
             after in prop::collection::vec(any::<u8>(), 0..80),
         ) {

@@ -1,5 +1,5 @@
-//! The servers of `/etc/resolv.conf`. The one that answered last is asked first; another
-//! is asked when it has failed, or has said nothing for a while, and the first answer counts.
+//! The name servers of `/etc/resolv.conf`. The one that responded last is queried first, the next
+//! one when it has failed or has not responded for a while. The first response is used.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use tracing::warn;
 use super::resolv_conf::ResolvConf;
 use crate::staggered::{CandidateList, StaggerDelays, race};
 
-/// How long one server may be silent before the next is asked too.
-const SILENCE: Duration = Duration::from_millis(250);
+/// How long to wait for a name server before the next one is queried too.
+const NEXT_SERVER_DELAY: Duration = Duration::from_millis(250);
 
-/// What a server said.
+/// The response of a name server.
 #[derive(Clone, Debug)]
 pub(super) struct ServerAnswer {
-    /// None: the name has no such addresses, or does not exist.
+    /// Empty: the name has no address of this family, or does not exist.
     pub(super) addresses: Vec<IpAddr>,
     pub(super) until: Instant,
 }
@@ -34,7 +34,7 @@ pub(super) struct ServerAnswer {
 #[derive(Default)]
 pub(super) struct NameServers {
     servers: Arc<[TokioResolver]>,
-    /// Which one answered last.
+    /// Index of the server that responded last.
     preferred: AtomicUsize,
 }
 
@@ -51,7 +51,7 @@ impl NameServers {
         self.servers.is_empty()
     }
 
-    /// Asks for the addresses of one family.
+    /// Queries the addresses of one family.
     pub(super) async fn ask(
         &self,
         name: &Name,
@@ -61,8 +61,8 @@ impl NameServers {
         let mut order: Vec<usize> = (0..self.servers.len()).collect();
         order.sort_by_key(|&at| at != preferred);
         let stagger = StaggerDelays {
-            delay: SILENCE,
-            delay_half_way: SILENCE,
+            delay: NEXT_SERVER_DELAY,
+            delay_half_way: NEXT_SERVER_DELAY,
             until: None,
         };
         let mut order = CandidateList(order.into_iter());
@@ -76,8 +76,9 @@ impl NameServers {
                 Ok(won.value)
             }
             Err(mut lost) => {
-                // One that said something tells more than one that is not there.
-                lost.failed.sort_by_key(|(_, failure)| is_silence(failure));
+                // An error response says more than a missing one.
+                lost.failed
+                    .sort_by_key(|(_, failure)| is_unanswered(failure));
                 let first = lost.failed.into_iter().next();
                 Err(first.map_or(NetError::NoConnections, |(_, failure)| failure))
             }
@@ -85,8 +86,8 @@ impl NameServers {
     }
 }
 
-/// Whether `failure` is that of a server that does not answer at all.
-pub(super) fn is_silence(failure: &NetError) -> bool {
+/// Whether the server has not responded at all.
+pub(super) fn is_unanswered(failure: &NetError) -> bool {
     !matches!(failure, NetError::Dns(_))
 }
 
@@ -118,21 +119,21 @@ async fn ask(
 
 fn server(ip: IpAddr, port: u16, conf: &ResolvConf) -> Option<TokioResolver> {
     let udp = (!conf.uses_tcp).then(ConnectionConfig::udp);
-    let mut ways: Vec<_> = udp.into_iter().chain([ConnectionConfig::tcp()]).collect();
-    for way in &mut ways {
-        way.port = port;
+    let mut connections: Vec<_> = udp.into_iter().chain([ConnectionConfig::tcp()]).collect();
+    for connection in &mut connections {
+        connection.port = port;
     }
-    let server = NameServerConfig::new(ip, true, ways);
+    let server = NameServerConfig::new(ip, true, connections);
     let mut options = ResolverOpts::default();
     options.timeout = conf.timeout;
-    options.attempts = conf.attempts - 1; // hickory counts those after the first
+    options.attempts = conf.attempts - 1; // hickory counts the attempts after the first
     options.edns0 = conf.uses_edns;
     options.use_hosts_file = ResolveHosts::Never;
-    options.cache_size = 0; // what is known is kept by who asks
+    options.cache_size = 0; // the callers cache results
     let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
         .with_options(options)
         .build()
-        .inspect_err(|error| warn!(server = %ip, %error, "this name server cannot be asked"))
+        .inspect_err(|error| warn!(server = %ip, %error, "this name server cannot be queried"))
         .ok()
 }

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use super::webapp::Webapp;
+use super::webapp_state::WebappState;
 use crate::secret::Secret;
 
 const MOST: usize = 64 * 1024;
@@ -25,7 +25,10 @@ enum Refusal {
     NoSuchCall,
 }
 
-pub(super) async fn answer(webapp: &Webapp, request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub(super) async fn answer(
+    webapp: &WebappState,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let (status, value) = match obey(webapp, request).await {
         Ok(value) => (StatusCode::OK, value),
         Err(Refusal::Bad(reason)) => (
@@ -47,7 +50,7 @@ pub(super) async fn answer(webapp: &Webapp, request: Request<Incoming>) -> Respo
     response
 }
 
-async fn obey(webapp: &Webapp, request: Request<Incoming>) -> Result<Value, Refusal> {
+async fn obey(webapp: &WebappState, request: Request<Incoming>) -> Result<Value, Refusal> {
     // A page in the operator's browser can send to loopback too, but not without this.
     if request.headers().contains_key(header::ORIGIN) {
         return Err(Refusal::Bad("not for browsers".to_owned()));
@@ -77,7 +80,7 @@ async fn obey(webapp: &Webapp, request: Request<Incoming>) -> Result<Value, Refu
     }
 }
 
-fn revoke(webapp: &Webapp, members: &Map<String, Value>) -> Result<Value, Refusal> {
+fn revoke(webapp: &WebappState, members: &Map<String, Value>) -> Result<Value, Refusal> {
     match (text(members, "token"), text(members, "user")) {
         (Some(token), None) if webapp.tokens.revoke(token) => Ok(json!({ "revoked": 1 })),
         (Some(_), None) => Err(Refusal::NotFound("no such token")),
@@ -88,7 +91,7 @@ fn revoke(webapp: &Webapp, members: &Map<String, Value>) -> Result<Value, Refusa
     }
 }
 
-fn password(webapp: &Webapp, members: &Map<String, Value>) -> Result<Value, Refusal> {
+fn password(webapp: &WebappState, members: &Map<String, Value>) -> Result<Value, Refusal> {
     let Some(password) = text(members, "password") else {
         let expected =
             "expected {\"password\": \"...\"}, with \"username\" for others than the first";
@@ -120,7 +123,7 @@ async fn object(body: Incoming) -> Result<Map<String, Value>, Refusal> {
         .map_err(|error| Refusal::Bad(format!("expected a JSON object: {error}")))
 }
 
-fn state(webapp: &Webapp) -> Value {
+fn state(webapp: &WebappState) -> Value {
     json!({
         "counts": webapp.counts.show(),
         "tokens": webapp.tokens.count(),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::hold;
+use crate::profiles::Role;
 use crate::secret::Secret;
-use crate::webapp::Role;
 use parking_lot::Mutex;
 
 const MOST: usize = 10_000;

@@ -4,35 +4,37 @@
 //! The surprise: its clock can be wrong on purpose, so it never asks `clock` for
 //! the time without adding the offset.
 
-mod body;
-mod buckets;
 pub mod certificates;
 mod control;
 mod counts;
 mod directory;
+mod emulator_settings;
 mod faults;
 mod issue;
+mod issued_tokens;
+mod node_call;
+mod node_reply;
+mod node_routes;
 mod nodes;
-mod reply;
-mod routes;
+mod rate_limits;
+mod reply_body;
 mod scripted;
 mod server;
-mod settings;
-mod tokens;
 mod webapp;
+mod webapp_state;
 
 #[cfg(test)]
 mod tests;
 
+pub use emulator_settings::{Settings, Tls};
 pub use faults::{
     ExpiryForm, FailLogins, Gateway, Health, LoginAnswer, LogoutScope, Switches, TokenForm,
 };
-pub use settings::{Settings, Tls};
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -40,7 +42,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use server::Ears;
 use webapp::Webapp;
 
@@ -87,32 +89,27 @@ pub struct Emulator {
 
 impl Emulator {
     /// Binds both ports, then answers on them until drain.
-    pub async fn start(
-        settings: Settings,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
-    ) -> Result<Self, Error> {
+    pub async fn start(settings: Settings, scope: &TaskScope) -> Result<Self, Error> {
         let (tls, authority) = settings.tls.accept()?;
         let (listener, address) = bind(settings.address).await?;
         let (control, control_address) = bind(settings.control).await?;
         let webapp = Arc::new(Webapp::new(settings, authority.clone()));
-        let stop = stop.child();
+        let scope = scope.child();
         let ears = Ears {
             webapp: Arc::clone(&webapp),
             tls: tls.map(TlsAcceptor::from),
-            tasks: tasks.clone(),
-            stop: stop.clone(),
+            scope: scope.clone(),
         };
-        tasks.spawn("emulator", server::listen(listener, ears.clone()));
+        scope.spawn("emulator", server::listen(listener, ears.clone()));
         let listen_for_control = server::listen_for_control(control, ears);
-        tasks.spawn("emulator control port", listen_for_control);
+        scope.spawn("emulator control port", listen_for_control);
         info!(%address, control = %control_address, "emulator: a pretend Webapp is running");
         Ok(Self {
             address,
             control_address,
             authority,
             webapp,
-            stop,
+            stop: scope.stop,
         })
     }
 
@@ -127,6 +124,17 @@ impl Emulator {
     /// Its authority's certificate; empty without TLS.
     pub fn authority_pem(&self) -> &str {
         &self.authority
+    }
+
+    /// Where it listens and which files in `folder` a client needs. `address`: its own, for people.
+    pub fn summary(&self, folder: &Path, address: &str) -> String {
+        format!(
+            "\ntollgate {} emulate\n\n  webapp    https://{address}  (authority: {})\n  login     admin, password in {}\n  switches  http://{}\n\n",
+            env!("CARGO_PKG_VERSION"),
+            folder.join(certificates::WEBAPP_CA).display(),
+            folder.join(certificates::WEBAPP_PASSWORD).display(),
+            self.control_address,
+        )
     }
 
     /// Ends it at once, connections included, as a crash would.

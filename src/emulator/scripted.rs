@@ -47,16 +47,16 @@ switches! {
 
 impl Emulator {
     pub fn switches(&self) -> Switches {
-        self.webapp.faults.now()
+        self.webapp.state.faults.now()
     }
 
     pub fn change(&self, change: impl FnOnce(&mut Switches)) {
-        self.webapp.faults.change(change);
+        self.webapp.state.faults.change(change);
     }
 
     /// All switches as at the start.
     pub fn behave(&self) {
-        self.webapp.faults.reset();
+        self.webapp.state.faults.reset();
     }
 
     pub fn answer_401_once(&self) {
@@ -88,22 +88,22 @@ impl Emulator {
 
     /// How many there were.
     pub fn forget_all_tokens(&self) -> usize {
-        self.webapp.tokens.forget_all()
+        self.webapp.state.tokens.forget_all()
     }
 
     /// How many there are.
     pub fn expire_all_tokens(&self) -> usize {
-        self.webapp.tokens.expire_all()
+        self.webapp.state.tokens.expire_all()
     }
 
     /// False: no such token.
     pub fn revoke(&self, token: &str) -> bool {
-        self.webapp.tokens.revoke(token)
+        self.webapp.state.tokens.revoke(token)
     }
 
     /// Every token the pretend Webapp remembers.
     pub fn live_tokens(&self) -> Vec<Secret> {
-        self.webapp.tokens.all()
+        self.webapp.state.tokens.all()
     }
 
     /// A token as a login of `user` would give it, without the login.
@@ -112,6 +112,7 @@ impl Emulator {
         let now = crate::clock::unix_seconds() + switches.clock_offset_seconds;
         let lifetime = switches.token_lifetime_seconds;
         self.webapp
+            .state
             .tokens
             .mint(user, now, lifetime)
             .map(|minted| minted.token)
@@ -119,53 +120,54 @@ impl Emulator {
 
     /// Answers 401 so far, to logins and tokens.
     pub fn refusals_401(&self) -> u64 {
-        Counts::read(&self.webapp.counts.answers_401)
+        Counts::read(&self.webapp.state.counts.answers_401)
     }
 
     /// Answers 429 so far, scripted or by its own buckets.
     pub fn refusals_429(&self) -> u64 {
         self.webapp
+            .state
             .counts
             .answers_429
             .load(std::sync::atomic::Ordering::Relaxed)
     }
 
     pub fn token_count(&self) -> usize {
-        self.webapp.tokens.count()
+        self.webapp.state.tokens.count()
     }
 
     /// A new password for the first user; tokens live on.
     pub fn rotate_password(&self, new: Secret) {
-        let directory = &self.webapp.directory;
+        let directory = &self.webapp.state.directory;
         directory.change_password(directory.first(), new);
     }
 
     pub fn login_count(&self) -> u64 {
-        Counts::read(&self.webapp.counts.logins)
+        Counts::read(&self.webapp.state.counts.logins)
     }
 
     /// Requests whose path begins with `prefix`, such as `/v1/messages`.
     /// Paths are told apart up to 4096 of them.
     pub fn request_count(&self, prefix: &str) -> u64 {
-        self.webapp.counts.with_prefix(prefix)
+        self.webapp.state.counts.with_prefix(prefix)
     }
 
     pub fn connection_count(&self) -> u64 {
-        Counts::read(&self.webapp.counts.connections)
+        Counts::read(&self.webapp.state.counts.connections)
     }
 
     pub fn in_flight(&self) -> usize {
-        self.webapp.counts.in_flight()
+        self.webapp.state.counts.in_flight()
     }
 
     /// The most requests it has seen at once.
     pub fn most_in_flight(&self) -> usize {
-        self.webapp.counts.most_in_flight()
+        self.webapp.state.counts.most_in_flight()
     }
 
     /// All counters to zero.
     pub fn reset_counts(&self) {
-        self.webapp.counts.reset();
+        self.webapp.state.counts.reset();
     }
 }
 

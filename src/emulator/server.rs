@@ -11,14 +11,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::control;
 use super::counts::add;
 use super::webapp::Webapp;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::accept_backoff::AcceptBackoff;
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADER: Duration = Duration::from_secs(60);
@@ -29,8 +30,7 @@ const CONNECTIONS: usize = 10_000;
 pub(super) struct Ears {
     pub webapp: Arc<Webapp>,
     pub tls: Option<TlsAcceptor>,
-    pub tasks: TaskSet,
-    pub stop: ShutdownSignal,
+    pub scope: TaskScope,
 }
 
 /// Serves the Webapp's protocol until drain.
@@ -41,17 +41,17 @@ pub(super) async fn listen(listener: TcpListener, ears: Ears) {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
-        let Some(stream) = accept(&listener, &ears.stop).await else {
+        let Some(stream) = accept(&listener, &ears.scope.stop).await else {
             return;
         };
-        add(&ears.webapp.counts.connections);
-        if ears.webapp.faults.now().refuse_connections {
+        add(&ears.webapp.state.counts.connections);
+        if ears.webapp.state.faults.now().refuse_connections {
             continue;
         }
         let mine = ears.clone();
-        ears.tasks.spawn("emulator connection", async move {
+        ears.scope.spawn("emulator connection", async move {
             let _place = place;
-            let stop = mine.stop.clone();
+            let stop = mine.scope.stop.clone();
             tokio::select! {
                 () = serve(stream, mine) => {}
                 () = stop.aborting() => {}
@@ -62,12 +62,12 @@ pub(super) async fn listen(listener: TcpListener, ears: Ears) {
 
 /// Serves the control port until drain.
 pub(super) async fn listen_for_control(listener: TcpListener, ears: Ears) {
-    while let Some(stream) = accept(&listener, &ears.stop).await {
-        let (webapp, stop) = (Arc::clone(&ears.webapp), ears.stop.clone());
-        ears.tasks.spawn("emulator control", async move {
+    while let Some(stream) = accept(&listener, &ears.scope.stop).await {
+        let (webapp, stop) = (Arc::clone(&ears.webapp), ears.scope.stop.clone());
+        ears.scope.spawn("emulator control", async move {
             let service = service_fn(move |request| {
                 let webapp = Arc::clone(&webapp);
-                async move { Ok::<_, Infallible>(control::answer(&webapp, request).await) }
+                async move { Ok::<_, Infallible>(control::answer(&webapp.state, request).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -86,20 +86,19 @@ pub(super) async fn listen_for_control(listener: TcpListener, ears: Ears) {
     }
 }
 
+/// Waits for the next connection; None at drain.
 async fn accept(listener: &TcpListener, stop: &ShutdownSignal) -> Option<TcpStream> {
+    let mut backoff = AcceptBackoff::new("emulator");
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    // Answers are small; waiting to fill a packet only slows them.
+                    backoff.succeeded();
+                    // Responses are small and must not wait to fill a packet.
                     let _ = stream.set_nodelay(true);
                     return Some(stream);
                 }
-                Err(error) => {
-                    // Out of file descriptors, most likely: others must end first.
-                    warn!(%error, "emulator cannot accept a connection");
-                    sleep(Duration::from_millis(100)).await;
-                }
+                Err(error) => backoff.failed(&error).await,
             },
             () = stop.draining() => return None,
         }
@@ -121,7 +120,7 @@ async fn converse<S>(stream: S, ears: Ears)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (webapp, stop) = (ears.webapp, ears.stop);
+    let (webapp, stop) = (ears.webapp, ears.scope.stop);
     let service = service_fn(|request| {
         let webapp = Arc::clone(&webapp);
         async move { webapp.handle(request).await }

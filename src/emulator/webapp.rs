@@ -4,77 +4,36 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{self, HeaderMap};
+use http::header;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep};
 
-use super::body::Body;
-use super::buckets::Buckets;
 use super::counts::{Counts, add};
 use super::directory::Directory;
+use super::emulator_settings::Settings;
 use super::faults::{Faults, Switches};
+use super::issued_tokens::Tokens;
+use super::node_call::{Call, Dropped, bearer};
+use super::node_reply::{Origin, Reply, forbidden, overloaded, too_many, unauthorized};
+use super::node_routes::{self, Lost, Need, Node, Place};
 use super::nodes::{self, Contacts, Kept, Media};
-use super::reply::{Origin, Reply};
-use super::routes::{self, Lost, Need, Node, Place};
-use super::settings::Settings;
-use super::tokens::Tokens;
-use crate::clock;
+use super::rate_limits::Buckets;
+use super::reply_body::Body;
+use super::webapp_state::WebappState;
+use crate::profiles::Role;
+use crate::profiles::whatsapp::ErrorCode;
 use crate::secret::Secret;
-use crate::webapp::{ErrorCode, Role};
 
 /// Everything it knows. Gone when it stops.
 pub(super) struct Webapp {
-    pub directory: Directory,
-    pub tokens: Tokens,
-    pub faults: Faults,
-    pub counts: Counts,
-    pub media: Media,
-    pub kept: Kept,
-    pub buckets: Buckets,
-    pub api_key: Option<Secret>,
-    pub contacts: Contacts,
-    pub started: Instant,
+    pub state: WebappState,
+    media: Media,
+    contacts: Contacts,
+    settings: Kept,
+    rate_limits: Buckets,
 }
-
-/// A request that has found its node and was let in.
-pub(super) struct Call {
-    pub method: Method,
-    pub path: Vec<String>,
-    pub query: String,
-    pub headers: HeaderMap,
-    pub body: Incoming,
-    pub place: Place,
-    pub switches: Switches,
-    /// Who sent the bearer; empty where none is needed, and with the API key.
-    pub user: Arc<str>,
-}
-
-impl Call {
-    /// `{name}=value` in the query.
-    pub(super) fn asks(&self, name: &str, value: &str) -> bool {
-        let mut pairs = self.query.split('&');
-        pairs.any(|pair| pair.split_once('=') == Some((name, value)))
-    }
-
-    pub(super) fn segments(&self) -> Vec<&str> {
-        self.path.iter().map(String::as_str).collect()
-    }
-
-    /// HEAD is GET to a node; the server leaves the body out.
-    pub(super) fn verb(&self) -> &str {
-        match self.method.as_str() {
-            "HEAD" => "GET",
-            verb => verb,
-        }
-    }
-}
-
-/// The connection is to end without an answer.
-#[derive(Debug, thiserror::Error)]
-#[error("dropped on purpose")]
-pub(super) struct Dropped;
 
 impl Webapp {
     pub(super) fn new(settings: Settings, authority: String) -> Self {
@@ -85,22 +44,19 @@ impl Webapp {
         };
         let (username, password) = (&settings.username, settings.password);
         Self {
-            directory: Directory::new(username, password, settings.first_login),
-            tokens: Tokens::new(),
-            faults: Faults::new(switches),
-            counts: Counts::default(),
+            state: WebappState {
+                directory: Directory::new(username, password, settings.first_login),
+                tokens: Tokens::new(),
+                faults: Faults::new(switches),
+                counts: Counts::default(),
+                api_key: settings.api_key,
+                started: Instant::now(),
+            },
             media: Media::default(),
             contacts: Contacts::default(),
-            kept: Kept::new(authority),
-            buckets: Buckets::new(),
-            api_key: settings.api_key,
-            started: Instant::now(),
+            settings: Kept::new(authority),
+            rate_limits: Buckets::new(),
         }
-    }
-
-    /// The time on its own, possibly wrong, clock.
-    pub(super) fn now(&self, switches: &Switches) -> i64 {
-        clock::unix_seconds().saturating_add(switches.clock_offset_seconds)
     }
 
     pub(super) async fn handle(
@@ -108,14 +64,14 @@ impl Webapp {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Dropped> {
         let (parts, body) = request.into_parts();
-        let path = routes::segments(parts.uri.path());
-        let _in_flight = self.counts.enter(parts.uri.path());
+        let path = node_routes::segments(parts.uri.path());
+        let _in_flight = self.state.counts.enter(parts.uri.path());
         let is_login = path == ["v1", "users", "login"] && parts.method == Method::POST;
         let switches = if is_login {
-            add(&self.counts.logins);
-            self.faults.draw_login()
+            add(&self.state.counts.logins);
+            self.state.faults.draw_login()
         } else {
-            self.faults.draw()
+            self.state.faults.draw()
         };
         if switches.refuse_connections {
             return Err(Dropped);
@@ -129,10 +85,10 @@ impl Webapp {
             reply = reply.echo(heard);
         }
         if reply.status == StatusCode::UNAUTHORIZED {
-            add(&self.counts.answers_401);
+            add(&self.state.counts.answers_401);
         }
         if reply.status == StatusCode::TOO_MANY_REQUESTS {
-            add(&self.counts.answers_429);
+            add(&self.state.counts.answers_429);
         }
         let reply = reply.misbehave(&switches);
         Ok(reply.into_response(switches.clock_offset_seconds))
@@ -149,15 +105,15 @@ impl Webapp {
             return Ok(unready());
         }
         let names: Vec<&str> = path.iter().map(String::as_str).collect();
-        let place = match routes::find(&parts.method, &names) {
+        let place = match node_routes::find(&parts.method, &names) {
             Ok(place) => place,
             Err(lost) => return Ok(astray(lost)),
         };
         if names == ["v1", "users", "login"] {
-            if switches.limits && !self.buckets.admit(place.node) {
+            if switches.limits && !self.rate_limits.admit(place.node) {
                 return Ok(too_many());
             }
-            return nodes::login(self, &parts.headers, body, &switches).await;
+            return nodes::login(&self.state, &parts.headers, body, &switches).await;
         }
         sleep(Duration::from_millis(switches.answer_takes_ms)).await;
         let user = match self.admit(&parts, place, &switches) {
@@ -185,7 +141,7 @@ impl Webapp {
         place: Place,
         switches: &Switches,
     ) -> Result<Arc<str>, Box<Reply>> {
-        if switches.answer_429 > 0 || switches.limits && !self.buckets.admit(place.node) {
+        if switches.answer_429 > 0 || switches.limits && !self.rate_limits.admit(place.node) {
             return Err(Box::new(too_many()));
         }
         if switches.answer_503 > 0 {
@@ -197,7 +153,7 @@ impl Webapp {
             let found = self.authenticate(parts, place, switches);
             found.ok_or_else(|| Box::new(unauthorized()))?
         };
-        if place.need == Need::Admin && self.directory.role(&user) != Some(Role::Admin) {
+        if place.need == Need::Admin && self.state.directory.role(&user) != Some(Role::Admin) {
             return Err(Box::new(forbidden("Only an admin may do this")));
         }
         if place.origin != Origin::Webapp && switches.overload {
@@ -221,39 +177,32 @@ impl Webapp {
             return None;
         }
         if let Some(token) = bearer(&parts.headers) {
-            let user = self.tokens.find(token, self.now(switches))?;
+            let user = self.state.tokens.find(token, self.state.now(switches))?;
             // A deleted user's token must not outlive him, even one minted meanwhile.
-            return self.directory.role(&user).map(|_| user);
+            return self.state.directory.role(&user).map(|_| user);
         }
         let takes_key = place.need == Need::Monitoring && scheme.eq_ignore_ascii_case("apikey");
         let right = Secret::new(rest.trim());
-        (takes_key && self.api_key.as_ref() == Some(&right)).then(|| Arc::from(""))
+        (takes_key && self.state.api_key.as_ref() == Some(&right)).then(|| Arc::from(""))
     }
 
     async fn answer(&self, call: Call) -> Reply {
         match call.place.node {
             Node::Page => nodes::page(),
-            Node::Users => nodes::users(self, call).await,
+            Node::Users => nodes::users(&self.state, call).await,
             Node::Contacts => self.contacts.answer(call).await,
             Node::Messages => nodes::messages(call).await,
             Node::Media => self.media.answer(call).await,
             Node::Health | Node::Stats | Node::Metrics | Node::Support => {
-                nodes::monitoring(self, &call)
+                nodes::monitoring(&self.state, &call)
             }
-            Node::Settings => self.kept.settings(call).await,
+            Node::Settings => self.settings.settings(call).await,
             Node::Account | Node::Stickerpacks | Node::Groups | Node::Services => {
                 nodes::various(call).await
             }
-            Node::Certificates => self.kept.certificates(call).await,
+            Node::Certificates => self.settings.certificates(call).await,
         }
     }
-}
-
-/// The token of `Authorization: Bearer`.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, rest) = text.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())
 }
 
 fn unready() -> Reply {
@@ -275,40 +224,4 @@ fn astray(lost: Lost) -> Reply {
             "Method is not allowed here",
         ),
     }
-}
-
-pub(super) fn too_many() -> Reply {
-    Reply::error(
-        Origin::Webapp,
-        StatusCode::TOO_MANY_REQUESTS,
-        ErrorCode::TooManyRequests,
-        "Rate limit hit, please slow down",
-    )
-}
-
-pub(super) fn overloaded() -> Reply {
-    Reply::error(
-        Origin::Webapp,
-        StatusCode::SERVICE_UNAVAILABLE,
-        ErrorCode::Overloaded,
-        "System is overloaded, please try again later",
-    )
-}
-
-pub(super) fn unauthorized() -> Reply {
-    Reply::error(
-        Origin::Webapp,
-        StatusCode::UNAUTHORIZED,
-        ErrorCode::AccessDenied,
-        "Invalid credentials",
-    )
-}
-
-pub(super) fn forbidden(details: &str) -> Reply {
-    Reply::error(
-        Origin::Webapp,
-        StatusCode::FORBIDDEN,
-        ErrorCode::AccessDenied,
-        details,
-    )
 }

@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::clock;
 use crate::config::ApiKey;
+use crate::profiles::API_KEY_LENGTH;
 use crate::secret::Secret;
-use crate::webapp::API_KEY_LENGTH;
 
 /// The keys that are good now. Only digests are kept, so a dump of this process
 /// holds no key; looking one up by digest leaks no timing of the key itself.
@@ -108,7 +108,7 @@ pub fn mint_key() -> Secret {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::webapp::Role;
+    use crate::profiles::Role;
 
     pub(in crate::identity) fn key(name: &str, text: &str) -> ApiKey {
         ApiKey {

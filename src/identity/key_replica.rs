@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-use super::key_ring::{RingState, key};
+use super::ring_state::{RingState, api_key};
 use crate::config::ApiKey;
 use crate::store::shared::{
     EntryChange, Replica, SharedChange, SharedEntry, SharedStore, StateSnapshotItem,
@@ -14,23 +14,23 @@ use crate::store::shared::{
 use crate::store::{KeyRecord, StoreUnavailable};
 
 #[derive(Debug)]
-pub(super) struct KeyMirror {
-    held: Arc<ArcSwap<RingState>>,
+pub(super) struct KeyReplica {
+    state: Arc<ArcSwap<RingState>>,
     shared: Arc<SharedStore>,
     /// Removed ones among them: a store that lost its data is told of those as well.
     entries: Mutex<BTreeMap<Arc<str>, SharedEntry>>,
 }
 
-impl KeyMirror {
-    pub(super) fn of(held: &Arc<ArcSwap<RingState>>, shared: &Arc<SharedStore>) -> Arc<Self> {
-        let mirror = Arc::new(Self {
-            held: Arc::clone(held),
+impl KeyReplica {
+    pub(super) fn new(state: &Arc<ArcSwap<RingState>>, shared: &Arc<SharedStore>) -> Arc<Self> {
+        let replica = Arc::new(Self {
+            state: Arc::clone(state),
             shared: Arc::clone(shared),
             entries: Mutex::default(),
         });
-        let follower: Weak<Self> = Arc::downgrade(&mirror);
-        shared.follow(follower);
-        mirror
+        let follower: Weak<Self> = Arc::downgrade(&replica);
+        shared.add_replica(follower);
+        replica
     }
 
     /// Whether there was no key of that name, at any gate.
@@ -56,7 +56,7 @@ impl KeyMirror {
     }
 
     fn apply_entry(&self, name: &Arc<str>, entry: &SharedEntry) {
-        let mut entries = self.entries();
+        let mut entries = self.entries.lock();
         let is_late = |known: &SharedEntry| known.seq >= entry.seq;
         if !entries.get(name).is_some_and(is_late) {
             entries.insert(Arc::clone(name), entry.clone());
@@ -65,7 +65,7 @@ impl KeyMirror {
     }
 
     fn drop_live(&self, name: &str) {
-        let mut entries = self.entries();
+        let mut entries = self.entries.lock();
         if entries.get(name).is_some_and(|known| !known.is_removed()) {
             entries.remove(name);
             self.publish(&entries);
@@ -74,25 +74,20 @@ impl KeyMirror {
 
     /// Under the lock of the entries, so that the last change is the last published.
     fn publish(&self, entries: &BTreeMap<Arc<str>, SharedEntry>) {
-        let read = |entry: &SharedEntry| key(serde_json::from_str(&entry.text).ok()?);
+        let read = |entry: &SharedEntry| api_key(serde_json::from_str(&entry.text).ok()?);
         let live = entries.values().filter(|entry| !entry.is_removed());
         let all: Vec<ApiKey> = live.filter_map(read).collect();
-        let keys = self.held.load().keys.reload(&all);
-        self.held.store(Arc::new(RingState { all, keys }));
-    }
-
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, SharedEntry>> {
-        // Every change of the map is one step.
-        self.entries.lock()
+        let keys = self.state.load().keys.reload(&all);
+        self.state.store(Arc::new(RingState { all, keys }));
     }
 }
 
-impl Replica for KeyMirror {
+impl Replica for KeyReplica {
     fn apply(&self, change: &SharedChange, seq: u64) {
         match change {
             SharedChange::Key(name, entry) => self.apply_entry(name, entry),
             SharedChange::Directory { keys, .. } => {
-                let mut entries = self.entries();
+                let mut entries = self.entries.lock();
                 entries.retain(|_, entry| entry.seq > seq);
                 entries.extend(keys.iter().cloned());
                 self.publish(&entries);
@@ -105,12 +100,12 @@ impl Replica for KeyMirror {
         }
     }
 
-    fn doubt(&self, _: u64) {
+    fn invalidate(&self, _: u64) {
         // All keys are told right after.
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
-        for (name, entry) in &*self.entries() {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+        for (name, entry) in &*self.entries.lock() {
             give(StateSnapshotItem::Key(Arc::clone(name), entry.clone()));
         }
     }

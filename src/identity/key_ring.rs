@@ -7,33 +7,27 @@ use arc_swap::ArcSwap;
 use http::Method;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, oneshot};
-use tracing::warn;
 
-use super::key_replica::KeyMirror;
+use super::key_replica::KeyReplica;
+use super::ring_state::{RingState, api_key};
 use super::{KeyRefused, KeySet, mint_key};
-use crate::config::{ApiKey, PathPattern, Quota, parse_quota};
+use crate::config::{ApiKey, PathPattern, Quota};
+use crate::profiles::Role;
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
-use crate::store::{KeyRecord, RecordDigest, Store, StoreChange, StoreUnavailable};
-use crate::webapp::Role;
+use crate::store::{KeyRecord, RecordDigest, Store, StoreBackend, StoreChange, StoreUnavailable};
 
 /// More than anybody tells apart.
 const MOST_KEYS: usize = 10_000;
 
 #[derive(Debug)]
 pub struct KeyRing {
-    held: Arc<ArcSwap<RingState>>,
-    store: Arc<Store>,
-    /// Keeps the keys in step with a shared store.
-    mirror: Option<Arc<KeyMirror>>,
-    /// Held from the look at the keys to the end of a change of them.
+    state: Arc<ArcSwap<RingState>>,
+    store: StoreBackend,
+    /// Applies other gateways' changes; None: the store is not shared.
+    replica: Option<Arc<KeyReplica>>,
+    /// Serialises check-then-write on the key set.
     changes: Arc<Mutex<()>>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct RingState {
-    pub(super) all: Vec<ApiKey>,
-    pub(super) keys: KeySet,
 }
 
 /// A key to be.
@@ -65,62 +59,62 @@ pub enum KeyError {
 impl KeyRing {
     /// The keys as `kept`.
     pub fn new(store: Arc<Store>, kept: Vec<KeyRecord>) -> Arc<Self> {
-        let all: Vec<ApiKey> = kept.into_iter().filter_map(key).collect();
+        let all: Vec<ApiKey> = kept.into_iter().filter_map(api_key).collect();
         let keys = KeySet::new(&all);
         Arc::new(Self {
-            held: Arc::new(ArcSwap::from_pointee(RingState { all, keys })),
-            store,
-            mirror: None,
+            state: Arc::new(ArcSwap::from_pointee(RingState { all, keys })),
+            store: StoreBackend::Local(store),
+            replica: None,
             changes: Arc::default(),
         })
     }
 
     /// The keys of a store that other gates share; empty until it is there.
     pub fn sharing(shared: &Arc<SharedStore>) -> Arc<Self> {
-        let held: Arc<ArcSwap<RingState>> = Arc::default();
-        let mirror = KeyMirror::of(&held, shared);
+        let state: Arc<ArcSwap<RingState>> = Arc::default();
+        let replica = KeyReplica::new(&state, shared);
         Arc::new(Self {
-            held,
-            store: Arc::new(Store::Shared(Arc::clone(shared))),
-            mirror: Some(mirror),
+            state,
+            store: StoreBackend::Shared(Arc::clone(shared)),
+            replica: Some(replica),
             changes: Arc::default(),
         })
     }
 
     /// Whose key `presented` is.
     pub fn find(&self, presented: &str) -> Result<Arc<ApiKey>, KeyRefused> {
-        self.held.load().keys.find(presented)
+        self.state.load().keys.find(presented)
     }
 
     /// Every key, with the time of its last use in seconds since 1970.
     pub fn list(&self) -> Vec<(ApiKey, Option<i64>)> {
-        let held = self.held.load();
-        let keys = held.all.iter();
-        keys.map(|key| (key.clone(), held.keys.last_use(&key.name)))
+        let state = self.state.load();
+        let keys = state.all.iter();
+        keys.map(|key| (key.clone(), state.keys.last_use(&key.name)))
             .collect()
     }
 
     /// Makes a key; gives its text, which is kept nowhere.
     pub async fn create(&self, wanted: NewKey) -> Result<Secret, KeyError> {
-        let turn = Arc::clone(&self.changes).lock_owned();
-        let turn = self.store.turn(turn).await?;
-        let held = self.held.load_full();
-        if held.keys.has(&wanted.name) {
+        let guard = Arc::clone(&self.changes).lock_owned();
+        let guard = self.store.acquire(guard).await?;
+        let state = self.state.load_full();
+        if state.keys.has(&wanted.name) {
             return Err(KeyError::Exists);
         }
-        if held.all.len() >= MOST_KEYS {
+        if state.all.len() >= MOST_KEYS {
             return Err(KeyError::Full);
         }
         let text = mint_key();
         let digest: [u8; 32] = Sha256::digest(text.expose()).into();
         let record = record(&wanted, digest);
-        if let Some(mirror) = &self.mirror {
-            return match mirror.create(&record).await? {
+        if let Some(replica) = &self.replica {
+            return match replica.create(&record).await? {
                 true => Ok(text),
                 false => Err(KeyError::Exists),
             };
         }
-        let mut all = held.all.clone();
+        let mut all = state.all.clone();
         all.push(ApiKey {
             name: wanted.name,
             digests: vec![digest],
@@ -130,44 +124,47 @@ impl KeyRing {
             methods: wanted.methods,
             limit: wanted.limit,
         });
-        self.commit(StoreChange::PutKey(record), all, turn).await?;
+        self.commit(StoreChange::PutKey(record), all, guard).await?;
         Ok(text)
     }
 
     /// Ends a key: no request that begins after the answer gets in with it.
     pub async fn delete(&self, name: &str) -> Result<(), KeyError> {
-        let turn = Arc::clone(&self.changes).lock_owned();
-        let turn = self.store.turn(turn).await?;
-        let mut all = self.held.load().all.clone();
+        let guard = Arc::clone(&self.changes).lock_owned();
+        let guard = self.store.acquire(guard).await?;
+        let mut all = self.state.load().all.clone();
         let before = all.len();
         all.retain(|key| *key.name != *name);
         if all.len() == before {
             return Err(KeyError::Unknown);
         }
-        if let Some(mirror) = &self.mirror {
-            return Ok(mirror.delete(name).await?);
+        if let Some(replica) = &self.replica {
+            return Ok(replica.delete(name).await?);
         }
         let change = StoreChange::RemoveKey { name: name.into() };
-        Ok(self.commit(change, all, turn).await?)
+        Ok(self.commit(change, all, guard).await?)
     }
 
     async fn commit(
         &self,
         change: StoreChange,
         all: Vec<ApiKey>,
-        turn: tokio::sync::OwnedMutexGuard<()>,
+        guard: tokio::sync::OwnedMutexGuard<()>,
     ) -> Result<(), StoreUnavailable> {
-        let (answer, answered) = oneshot::channel();
-        let held = Arc::clone(&self.held);
-        self.store.submit(change, move |outcome| {
+        let StoreBackend::Local(store) = &self.store else {
+            return Err(StoreUnavailable::Failed("the store is shared".into()));
+        };
+        let (sender, receiver) = oneshot::channel();
+        let state = Arc::clone(&self.state);
+        store.submit(change, move |outcome| {
             if outcome.is_ok() {
-                let keys = held.load().keys.reload(&all);
-                held.store(Arc::new(RingState { all, keys }));
+                let keys = state.load().keys.reload(&all);
+                state.store(Arc::new(RingState { all, keys }));
             }
-            drop(turn);
-            let _ = answer.send(outcome); // whoever asked may have left
+            drop(guard);
+            let _ = sender.send(outcome); // the client may have left
         });
-        self.store.outcome(answered).await
+        store.outcome(receiver).await
     }
 }
 
@@ -183,39 +180,10 @@ fn record(wanted: &NewKey, digest: [u8; 32]) -> KeyRecord {
     }
 }
 
-/// None: another version of this program may know what the record means. It opens
-/// nothing here, rather than more than was meant.
-pub(super) fn key(record: KeyRecord) -> Option<ApiKey> {
-    let paths = record
-        .paths
-        .iter()
-        .map(|text| PathPattern::parse(text).ok());
-    let methods = record.methods.iter();
-    let methods = methods.map(|text| Method::from_bytes(text.as_bytes()).ok());
-    // A limit that is not understood is not the same as none.
-    let limit = match &record.limit {
-        Some(text) => parse_quota(text).map(Some),
-        None => Some(None),
-    };
-    let (Some(paths), Some(methods), Some(limit)) = (paths.collect(), methods.collect(), limit)
-    else {
-        warn!(key = %record.name, "an API key of the store cannot be understood; it opens nothing");
-        return None;
-    };
-    Some(ApiKey {
-        name: record.name,
-        digests: vec![record.digest.0],
-        expires: record.expires,
-        role: record.role,
-        paths,
-        methods,
-        limit,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::parse_quota;
 
     fn wanted(name: &str) -> NewKey {
         NewKey {
@@ -245,7 +213,7 @@ mod tests {
     #[test]
     fn a_record_is_the_key_it_was_made_of_and_one_not_understood_opens_nothing() {
         let digest = [7; 32];
-        let key = key(record(&wanted("bot"), digest)).unwrap();
+        let key = api_key(record(&wanted("bot"), digest)).unwrap();
         assert_eq!(key.paths, wanted("bot").paths);
         assert_eq!(key.methods, [Method::GET]);
         assert!(key.limit.is_some() && key.limit == wanted("bot").limit);

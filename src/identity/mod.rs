@@ -6,6 +6,7 @@ mod api_key;
 mod key_replica;
 mod key_ring;
 mod password;
+mod ring_state;
 mod scope;
 mod users;
 
@@ -14,7 +15,7 @@ pub use key_ring::{KeyError, KeyRing, NewKey};
 pub use password::{HashFailed, Hasher, HasherBusy, PasswordHash, UnusableHash, hash_password};
 pub use scope::{matches, permits};
 pub use users::{
-    ChangeError, ChangedBy, CreateError, Error, FirstAdmin, GeneratedAdmin, LoginDenied,
+    ChangeError, ChangedBy, CreateError, Error, FirstAdminStatus, GeneratedAdmin, LoginDenied,
     RemoveError, UserDirectory, VerifiedPassword,
 };
 
@@ -27,8 +28,8 @@ use rand::rngs::SysRng;
 use zeroize::Zeroizing;
 
 use crate::config::ApiKey;
+use crate::profiles::Role;
 use crate::secret::Secret;
-use crate::webapp::Role;
 
 /// Who calls: the result of authentication.
 #[derive(Clone, Debug)]

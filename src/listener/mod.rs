@@ -1,32 +1,33 @@
-//! Bytes in: sockets, connection cap, TLS, HTTP/1 and HTTP/2 framing, timeouts,
-//! drain. Gives each request, with the facts about its peer, to one service; knows
-//! nothing of what is in it. Parsing is hyper's; `wire` refuses what hyper would forgive
-//! or answer itself, and the service says how a refusal looks. A request that gets past here has one framing and one host.
+//! From sockets to requests: connection limit, TLS, HTTP/1 and HTTP/2, timeouts, drain. Each
+//! request goes, with the facts about its peer, to one service; the listener does not look at
+//! its content. hyper parses; `http1/framing_guard` refuses what hyper would tolerate or answer
+//! itself. A request that passes has one framing and one host. Start at `tcp/accept.rs`.
 //!
-//! The surprise: a slot is taken before a connection is accepted, so that those
-//! over the cap wait in the kernel's backlog and not in our memory.
+//! A permit is acquired before a connection is accepted, so that connections above the limit
+//! wait in the kernel's backlog and not in memory.
 
 mod connection;
 #[cfg(any(test, fuzzing))]
-pub mod fuzz_api;
+pub mod framing_fuzz;
 mod http1;
 mod http2;
-mod service;
 mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;
 
-pub use service::RequestService;
+pub use connection::connection_limit::ConnectionLimit;
+pub use connection::request_service::RequestService;
 pub use tcp::accept::{ListenerParts, serve};
 pub use tcp::bound::{BoundSockets, bind};
-pub use tcp::connection_limit::ConnectionLimit;
 pub use tls::server_tls::ServerTls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Why a listener cannot be had as configured.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a listener cannot be opened as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{address} is in use by another program; stop it, or choose another address")]
@@ -71,7 +72,7 @@ pub enum Error {
     )]
     Mismatch { certificate: PathBuf, key: PathBuf },
     #[error("no certificate is configured")]
-    NoPairs,
+    NoCertificates,
     #[error("cannot set up TLS")]
     Setup(#[source] rustls::Error),
 }

@@ -1,9 +1,11 @@
-//! Starts the log. Lines go to stdout through a thread of their own: a reader that
-//! stalls, or a disk that is full, costs lines, which are counted, and never a request.
-//! What has been logged when the program ends is written before it ends.
+//! The log. Lines are buffered (`worker_lines`) and written to standard output by a thread of its
+//! own (`log_writer`): if the reader stalls or the disk is full, lines are dropped and counted, and
+//! requests are not delayed. Buffered lines are written before the program ends. Start at
+//! `LogHandle::start`.
 
-mod lines;
-mod writer;
+mod log_writer;
+mod worker_lines;
+mod writer_state;
 
 use std::io::{self, IsTerminal as _};
 
@@ -12,11 +14,11 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, registry, reload};
 
-pub use lines::{TimeText, WorkerLines};
+pub use worker_lines::{TimeText, WorkerLines};
 
 use crate::config::{Log, LogFormat};
-use lines::LineWriter;
-use writer::LogWriter;
+use log_writer::LogWriter;
+use worker_lines::LineWriter;
 
 /// The running log. Dropping it closes it.
 #[derive(Debug)]
@@ -59,23 +61,23 @@ impl LogHandle {
         })
     }
 
-    /// Takes the filter of a reloaded configuration, which has been checked.
-    pub fn refilter(&self, filter: &str) {
-        let taken = filter
+    /// Applies the filter of a reloaded configuration, which has been checked.
+    pub fn set_filter(&self, filter: &str) {
+        let applied = filter
             .parse()
             .is_ok_and(|new: Targets| self.filter.reload(new).is_ok());
-        if !taken {
+        if !applied {
             tracing::warn!(filter, "the log keeps its old filter");
         }
     }
 
-    /// Lines lost so far because the output was too slow, or took none.
+    /// Lines dropped so far because the output was too slow or refused them.
     pub fn dropped(&self) -> usize {
         self.writer.dropped()
     }
 
-    /// Writes what is left: at most 10 seconds, and 2 without progress. Gives the number of lines
-    /// lost since the start; 0: the log is whole.
+    /// Writes the remaining lines, for at most 10 seconds, and 2 without progress. Returns the
+    /// number of lines lost since the start; 0: the log is complete.
     pub fn close(&self) -> usize {
         self.writer.close()
     }

@@ -1,6 +1,6 @@
 //! Every metric of the program, in one struct. Label values are enums or names from the config
 //! file, so their number is bounded, and a client cannot create new ones. Start at `Metrics::new`;
-//! `label.rs` has the label enums, `route.rs` the counters of one route.
+//! `label.rs` has the label enums, `route_counts.rs` the counters of one route.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use prometheus::{
 
 mod families;
 mod label;
-mod route;
+mod route_counts;
 mod upstream;
 
 pub use label::{
@@ -20,7 +20,7 @@ pub use label::{
     LimitOutcome, LoginOutcome, ProbeOutcome, Reason, ReloadResult, RetryReason, SentCredential,
     StoreFailure, StoreLookupResult, StoreOutcome, TokenCap, TokenEvent, UnreadableLogin,
 };
-pub use route::RouteCounts;
+pub use route_counts::RouteCounts;
 pub use upstream::UpstreamMetrics;
 
 use families::{counter, family, gauge, gauges, histogram_by, plain_histogram, process_metrics};

@@ -138,7 +138,8 @@ impl Pipeline {
         let outcome = self.run(&here, (head, body), peer, &mut record).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
             record.rejected(&rejection);
-            rejection.into_response(here.live.upstream.health().pause())
+            let pause = here.live.upstream.health().pause();
+            rejection.into_response(&here.live.config.profile.errors, record.id(), pause)
         });
         if head.method == Method::HEAD {
             body::response_body::omit(&mut response);
@@ -161,7 +162,11 @@ impl Pipeline {
             None => AccessLogEntry::open_unread(&here, peer),
         };
         record.rejected(&rejection);
-        let mut response = rejection.into_response(Duration::ZERO);
+        let mut response = rejection.into_response(
+            &here.live.config.profile.errors,
+            record.id(),
+            Duration::ZERO,
+        );
         headers::put_request_id(response.headers_mut(), record.id());
         record.status(response.status());
         response.map(|body| body.watched_by(record))

@@ -2,10 +2,8 @@
 
 use std::borrow::Cow;
 use std::error::Error;
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
@@ -14,9 +12,9 @@ use super::limit::TooMany;
 use super::stages::credential::CredentialFault;
 use crate::error_chain::chain;
 use crate::metrics::{Blame, Reason};
+use crate::profiles::{ErrorFormat, ErrorKind, ErrorReport};
 use crate::store::StoreUnavailable;
 use crate::upstream::{NoLease, PermitTimeout};
-use crate::webapp::{self, EnvelopeMeta, ErrorCode};
 
 /// The least that a client waits for an upstream that failed it.
 const SOONEST: Duration = Duration::from_secs(1);
@@ -59,7 +57,7 @@ pub enum Rejection {
     Unavailable(StoreUnavailable),
     /// The shared store could not be asked about this token.
     TokenUnsure(StoreUnavailable),
-    /// The Webapp could not be asked about this token.
+    /// The upstream could not be asked about this token.
     CannotAsk,
     /// The upstream refuses our login even after a new one.
     UpstreamLogin,
@@ -81,88 +79,91 @@ pub enum Rejection {
     Internal(&'static str),
 }
 
-/// The body of the one refusal that strangers can ask for as often as they like.
-static UNAUTHENTICATED: LazyLock<Bytes> = LazyLock::new(|| {
-    let refusal = Rejection::Unauthenticated("");
-    refusal.body(refusal.face().code)
-});
-
 /// What the outside sees, and what is counted.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorMapping {
     pub status: StatusCode,
-    pub code: ErrorCode,
+    pub kind: ErrorKind,
     pub blame: Blame,
     pub reason: Reason,
 }
 
 impl Rejection {
     /// The whole mapping. No other code picks a status for a refusal.
-    pub fn face(&self) -> ErrorMapping {
+    pub fn mapping(&self) -> ErrorMapping {
         use Blame::{Client, Gateway, Upstream};
-        use ErrorCode::AccessDenied;
-        let (status, code, blame, reason) = match self {
-            Self::BadRequest(_) => (400, ErrorCode::InvalidRequest, Client, Reason::BadRequest),
-            Self::NoRoute => (404, ErrorCode::NotFound, Client, Reason::NoRoute),
-            Self::MethodNotAllowed(_) => (405, ErrorCode::NotFound, Client, Reason::Method),
-            Self::Unauthenticated(_)
-            | Self::BadCredential(_)
-            | Self::BadLogin(_)
-            | Self::LoginRefused(_) => (401, AccessDenied, Client, Reason::Unauthenticated),
+        use ErrorKind::{AccessDenied, InvalidCredentials};
+        let (status, kind, blame, reason) = match self {
+            Self::BadRequest(_) => (400, ErrorKind::InvalidRequest, Client, Reason::BadRequest),
+            Self::NoRoute => (404, ErrorKind::NotFound, Client, Reason::NoRoute),
+            Self::MethodNotAllowed(_) => (405, ErrorKind::NotFound, Client, Reason::Method),
+            Self::Unauthenticated(_) | Self::LoginRefused(_) => {
+                (401, InvalidCredentials, Client, Reason::Unauthenticated)
+            }
+            Self::BadCredential(_) | Self::BadLogin(_) => {
+                (401, AccessDenied, Client, Reason::Unauthenticated)
+            }
             Self::Forbidden(_) => (403, AccessDenied, Client, Reason::Forbidden),
             Self::TooMany(_) | Self::TooManyTokens(..) => {
-                (429, ErrorCode::TooManyRequests, Client, Reason::TooMany)
+                (429, ErrorKind::TooManyRequests, Client, Reason::TooMany)
             }
-            Self::TooLarge => (413, ErrorCode::ParameterInvalid, Client, Reason::TooLarge),
+            Self::TooLarge => (413, ErrorKind::ParameterInvalid, Client, Reason::TooLarge),
             Self::TooSlow | Self::HeadTooSlow => {
-                (408, ErrorCode::InvalidRequest, Client, Reason::Timeout)
+                (408, ErrorKind::InvalidRequest, Client, Reason::Timeout)
             }
-            Self::TargetTooLong => (414, ErrorCode::InvalidRequest, Client, Reason::TooLarge),
-            Self::HeadTooLarge => (431, ErrorCode::InvalidRequest, Client, Reason::TooLarge),
-            Self::Loop => (508, ErrorCode::Internal, Gateway, Reason::Loop),
-            Self::UpstreamDown(_) => (503, ErrorCode::NotReady, Upstream, Reason::UpstreamDown),
+            Self::TargetTooLong => (414, ErrorKind::InvalidRequest, Client, Reason::TooLarge),
+            Self::HeadTooLarge => (431, ErrorKind::InvalidRequest, Client, Reason::TooLarge),
+            Self::Loop => (508, ErrorKind::Internal, Gateway, Reason::Loop),
+            Self::UpstreamDown(_) => (503, ErrorKind::NotReady, Upstream, Reason::UpstreamDown),
             Self::Overloaded | Self::ShareTaken | Self::NoTurn(_) => {
-                (503, ErrorCode::Overloaded, Gateway, Reason::Overloaded)
+                (503, ErrorKind::Overloaded, Gateway, Reason::Overloaded)
             }
             Self::NoLease(_) | Self::CannotAsk => {
-                (503, ErrorCode::NotReady, Upstream, Reason::NotReady)
+                (503, ErrorKind::NotReady, Upstream, Reason::NotReady)
             }
             Self::Unavailable(_) | Self::TokenUnsure(_) => {
-                (503, ErrorCode::NotReady, Gateway, Reason::Store)
+                (503, ErrorKind::NotReady, Gateway, Reason::Store)
             }
-            Self::UpstreamLogin => (502, ErrorCode::Internal, Upstream, Reason::UpstreamLogin),
-            Self::RetryLater => (503, ErrorCode::NotReady, Upstream, Reason::RetryLater),
+            Self::UpstreamLogin => (502, ErrorKind::Internal, Upstream, Reason::UpstreamLogin),
+            Self::RetryLater => (503, ErrorKind::NotReady, Upstream, Reason::RetryLater),
             Self::Unreachable(_) | Self::BrokeOff(_) => {
-                (502, ErrorCode::Internal, Upstream, Reason::Unreachable)
+                (502, ErrorKind::Internal, Upstream, Reason::Unreachable)
             }
-            Self::UpstreamTimeout => (504, ErrorCode::Internal, Upstream, Reason::Timeout),
-            Self::BadAnswer(_) => (502, ErrorCode::Internal, Upstream, Reason::BadResponse),
+            Self::UpstreamTimeout => (504, ErrorKind::Internal, Upstream, Reason::Timeout),
+            Self::BadAnswer(_) => (502, ErrorKind::Internal, Upstream, Reason::BadResponse),
             Self::PasswordChangeRequired => (
                 401,
-                ErrorCode::PasswordChangeRequired,
+                ErrorKind::PasswordChangeRequired,
                 Client,
                 Reason::UsersNode,
             ),
-            Self::NotJson => (400, ErrorCode::InvalidRequest, Client, Reason::UsersNode),
-            Self::Missing(_) => (400, ErrorCode::ParameterMissing, Client, Reason::UsersNode),
-            Self::Invalid(_) => (400, ErrorCode::ParameterInvalid, Client, Reason::UsersNode),
-            Self::UserExists => (500, ErrorCode::Internal, Client, Reason::UsersNode),
-            Self::NoSuchUser => (404, ErrorCode::NotFound, Client, Reason::UsersNode),
-            Self::Internal(_) => (500, ErrorCode::Internal, Gateway, Reason::Internal),
+            Self::NotJson => (400, ErrorKind::InvalidRequest, Client, Reason::UsersNode),
+            Self::Missing(_) => (400, ErrorKind::ParameterMissing, Client, Reason::UsersNode),
+            Self::Invalid(_) => (400, ErrorKind::ParameterInvalid, Client, Reason::UsersNode),
+            Self::UserExists => (500, ErrorKind::Internal, Client, Reason::UsersNode),
+            Self::NoSuchUser => (404, ErrorKind::NotFound, Client, Reason::UsersNode),
+            Self::Internal(_) => (500, ErrorKind::Internal, Gateway, Reason::Internal),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         ErrorMapping {
             status,
-            code,
+            kind,
             blame,
             reason,
         }
     }
 
-    /// What the client reads under `details`.
-    fn details(&self) -> Cow<'static, str> {
+    /// The text about this refusal for the client. `service`: what the profile calls the upstream.
+    fn detail(&self, service: &str) -> Cow<'static, str> {
         Cow::Borrowed(match self {
             Self::BadRequest(why) | Self::Forbidden(why) => why,
+            Self::UpstreamDown(_)
+            | Self::NoLease(_)
+            | Self::UpstreamLogin
+            | Self::Unreachable(_)
+            | Self::BrokeOff(_)
+            | Self::UpstreamTimeout
+            | Self::BadAnswer(_) => return Cow::Owned(self.upstream_detail(service)),
             Self::NoRoute => "No such path on this gateway",
             Self::MethodNotAllowed(_) => "This path does not take this method",
             // One answer for unknown, wrong, expired and revoked: the record knows more.
@@ -178,20 +179,13 @@ impl Rejection {
             Self::HeadTooLarge => "The header section is larger than this port takes",
             Self::HeadTooSlow => "The header section came too slowly",
             Self::Loop => "This request has come back to this gateway: its upstream leads here",
-            Self::UpstreamDown(_) => "The Webapp does not answer at the moment",
             Self::Overloaded | Self::NoTurn(_) => "The gateway has too many requests in hand",
             Self::ShareTaken => "The gateway has too many requests of this client in hand",
-            Self::NoLease(_) => "The gateway has no valid login at the Webapp at the moment",
             Self::Unavailable(_) => "The gateway cannot keep this change at the moment",
             Self::CannotAsk | Self::TokenUnsure(_) => {
                 "The token could not be checked at the moment"
             }
-            Self::UpstreamLogin => "The Webapp refuses the gateway's login",
             Self::RetryLater => "The gateway's login was renewed, send the request again",
-            Self::Unreachable(_) => "The Webapp cannot be reached",
-            Self::BrokeOff(_) => "The Webapp ended the connection before it answered",
-            Self::UpstreamTimeout => "The Webapp did not answer in time",
-            Self::BadAnswer(_) => "The Webapp's answer could not be understood",
             Self::PasswordChangeRequired => "Password must be changed",
             Self::NotJson => "Unable to decode json from the request: Syntax error",
             Self::Missing(what) => return Cow::Owned(format!("Parameter {what} is required")),
@@ -200,6 +194,23 @@ impl Rejection {
             Self::NoSuchUser => "User not found",
             Self::Internal(_) => "The gateway failed to answer",
         })
+    }
+
+    /// Of the refusals that the upstream has caused.
+    fn upstream_detail(&self, service: &str) -> String {
+        match self {
+            Self::NoLease(_) => {
+                format!("The gateway has no valid login at the {service} at the moment")
+            }
+            Self::UpstreamLogin => format!("The {service} refuses the gateway's login"),
+            Self::Unreachable(_) => format!("The {service} cannot be reached"),
+            Self::BrokeOff(_) => {
+                format!("The {service} ended the connection before it answered")
+            }
+            Self::UpstreamTimeout => format!("The {service} did not answer in time"),
+            Self::BadAnswer(_) => format!("The {service}'s answer could not be understood"),
+            _ => format!("The {service} does not answer at the moment"),
+        }
     }
 
     /// What the record says besides: the true reason, never a secret.
@@ -246,40 +257,44 @@ impl Rejection {
         }
     }
 
-    /// RFC 6750 section 3 for bearers; for logins the Webapp's own challenge, which says
-    /// besides how to encode what is not ASCII (RFC 7617, 2.1). With every 401, and only there.
-    fn challenge(&self) -> Option<&'static str> {
+    /// With every 401, and only there: RFC 6750, 3 for bearers; for logins the profile's challenge,
+    /// which also says how to encode what is not ASCII (RFC 7617, 2.1).
+    fn challenge(&self, format: &ErrorFormat) -> Option<&'static str> {
         match self {
             Self::Unauthenticated("no credential") => Some("Bearer realm=\"tollgate\""),
             Self::Unauthenticated(_) => Some("Bearer realm=\"tollgate\", error=\"invalid_token\""),
             Self::BadCredential(_) => Some("Bearer realm=\"tollgate\", error=\"invalid_request\""),
             Self::BadLogin(_) | Self::LoginRefused(_) | Self::PasswordChangeRequired => {
-                Some("Basic realm=\"Secured\", charset=\"UTF-8\"")
+                Some(format.basic_challenge)
             }
             _ => None,
         }
     }
 
-    fn body(&self, code: ErrorCode) -> Bytes {
-        webapp::error_body(code, &self.details(), EnvelopeMeta::WEBAPP).into()
-    }
-
-    /// `pause`: as for `retry_after`.
-    pub fn into_response(self, pause: Duration) -> Response<ResponseBody> {
-        let face = self.face();
-        let mut response = Response::new(ResponseBody::full(match &self {
-            Self::Unauthenticated(_) => UNAUTHENTICATED.clone(),
-            _ => self.body(face.code),
-        }));
-        *response.status_mut() = face.status;
+    /// `pause`: as for `retry_after`. `request_id`: of the access log entry.
+    pub fn into_response(
+        self,
+        format: &ErrorFormat,
+        request_id: &str,
+        pause: Duration,
+    ) -> Response<ResponseBody> {
+        let mapping = self.mapping();
+        let report = ErrorReport {
+            kind: mapping.kind,
+            status: mapping.status,
+            detail: &self.detail(format.service),
+            request_id,
+        };
+        let mut response = Response::new(ResponseBody::full((format.body)(&report)));
+        *response.status_mut() = mapping.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         if let Some(span) = self.retry_after(pause) {
             let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Some(challenge) = self.challenge() {
+        if let Some(challenge) = self.challenge(format) {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         match &self {

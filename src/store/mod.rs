@@ -1,9 +1,10 @@
-//! What outlives a restart, and the engines that keep it. Knows records (`record`)
-//! and changes to them; nothing of what a token, a user or a key may do.
+//! The records that outlive a restart, and the engines that keep them: memory, a file
+//! (`embedded`), a Redis server shared by several gateways (`shared`). Start reading at
+//! `Store` and `StoreBackend`, then `record`.
 //!
-//! The promise: when `commit` says yes, the change is there after a kill or a power
-//! cut; when it says no, it is not. What requests need is never read from here: it
-//! is loaded at the start and stays in memory, in `token` and `identity`.
+//! The guarantee: a change whose `commit` succeeded survives a kill or a power cut; a change
+//! whose `commit` failed did not take place. Requests never read from here: everything they
+//! need is loaded at the start and kept in memory, by `token` and `identity`.
 
 mod embedded;
 mod record;
@@ -31,33 +32,33 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::metrics::Metrics;
-use crate::webapp::Role;
+use crate::profiles::Role;
 use shared::SharedStore;
 
-/// How long somebody waits for a change, where nothing else is said.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a caller waits for a change, unless the configuration says otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One thing that changes. Whole in itself: it takes place or it does not.
+/// One atomic change: it takes place completely or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreChange {
-    /// A token given out or learned; its epoch is the user's as it then is.
+    /// A token was minted or learned; the store sets its epoch to the user's current one.
     PutGrant(GrantRecord),
-    /// The same, and another of the user's tokens ends for it.
+    /// The same, and another token of the user (`ended`) ends to make room for it.
     ReplaceGrant {
         grant: GrantRecord,
         ended: RecordDigest,
     },
     RemoveGrant(RecordDigest),
-    /// All tokens of a user end: the user's epoch moves, in one row.
+    /// All tokens of a user end: one row is written, with the user's next epoch.
     EndTokens {
         user: Arc<str>,
     },
-    /// The same, but for this one of them.
+    /// All tokens of a user but `kept` end.
     EndOtherTokens {
         kept: GrantRecord,
     },
     PutUser(UserRecord),
-    /// Ends the user's tokens as well.
+    /// The user's tokens end as well.
     RemoveUser {
         name: Arc<str>,
     },
@@ -71,17 +72,17 @@ pub enum StoreChange {
     },
 }
 
-/// Why a change did not take place. Nothing has changed, anywhere, but for `Late`; it may
-/// be tried again.
+/// Why a change did not take place. It can be retried; only after `Late` may it have taken
+/// place all the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreUnavailable {
-    #[error("the store has too many changes in hand")]
+    #[error("the store has too many changes queued")]
     Busy,
     #[error("the store cannot be written: {0}")]
     Failed(Arc<str>),
     #[error("the store is closed")]
     Closed,
-    /// The exception to the rule: the change is under way, and may still take place.
+    /// The change is under way, and may still take place.
     #[error("the store has not answered in time")]
     Late,
 }
@@ -96,7 +97,7 @@ impl StoreUnavailable {
     }
 }
 
-/// What is few and needed at once when the gate starts.
+/// The records that are few, and needed at once when the gateway starts.
 #[derive(Debug, Default)]
 pub struct StoreContents {
     pub users: Vec<UserRecord>,
@@ -104,20 +105,20 @@ pub struct StoreContents {
     pub leases: Vec<SealedLease>,
 }
 
-/// What a load of the grants came to.
+/// The result of loading the grants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadedGrants {
     pub live: u64,
-    /// Dropped: their time had come.
+    /// Dropped: expired.
     pub expired: u64,
-    /// Dropped: their user had ended them.
+    /// Dropped: their user had ended them (logout, deletion).
     pub ended: u64,
-    /// Left where they are: live, but nobody's that the gate knows, or of another origin.
+    /// Left in the store: live, but of a user that is not in the directory, or of another origin.
     pub others: u64,
     pub took: Duration,
 }
 
-/// A live grant as it is loaded: millions of them, so nothing is made for each.
+/// A live grant while it is loaded. There are millions, so none of them allocates.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveGrant<'a> {
     pub digest: RecordDigest,
@@ -143,23 +144,23 @@ impl LiveGrant<'_> {
     }
 }
 
-/// Takes grants that are loaded, hundreds at a time.
+/// Takes loaded grants, hundreds per call.
 pub type GrantBatchSink<'a> = Box<dyn FnMut(&[LiveGrant<'_>]) + Send + 'a>;
 
-/// Where grants that are loaded go.
+/// The destination of loaded grants.
 pub trait GrantSink: Send + Sync {
-    /// First of all: the users there are. A grant's `holder` is the place of its user here;
-    /// at a place that is nobody's the name is empty, and no grant is.
+    /// Called first, with the names of all users. A grant's `holder` is an index into `names`.
+    /// Unused slots have an empty name and no grants.
     fn users(&mut self, names: &[Arc<str>]);
 
-    /// Then, for each thread: what takes its part of the grants.
+    /// Then called once per thread: the sink for that thread's part of the grants.
     fn part(&self) -> GrantBatchSink<'_>;
 
-    /// All parts are in, and over. Not called if one failed, or nobody waits any more.
+    /// All parts are complete. Not called if a part failed or the load was cancelled.
     fn finish(&mut self);
 }
 
-/// Of one who only wants the grants.
+/// For a caller that needs the grants only.
 impl<F: Fn() -> GrantBatchSink<'static> + Send + Sync> GrantSink for F {
     fn users(&mut self, _: &[Arc<str>]) {}
 
@@ -170,41 +171,73 @@ impl<F: Fn() -> GrantBatchSink<'static> + Send + Sync> GrantSink for F {
     fn finish(&mut self) {}
 }
 
-/// How many threads so many rows are worth: fewer are read sooner than one is made.
+/// How many threads to read `rows` rows with: few rows are read faster than a thread starts.
 pub(crate) fn threads_for(rows: usize) -> usize {
-    const LEAST: usize = if cfg!(test) { 64 } else { 65_536 };
+    const MIN_ROWS: usize = if cfg!(test) { 64 } else { 65_536 };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (rows / LEAST).clamp(1, cores)
+    (rows / MIN_ROWS).clamp(1, cores)
 }
 
-/// Where the records are.
-#[derive(Debug)]
-pub enum Store {
-    /// Nowhere: a restart forgets everything.
-    Memory,
-    Embedded(EmbeddedStore),
-    /// A server that several gates share. What changes something calls it directly:
-    /// other gates have a say in whether it takes place.
+/// Where a gateway keeps its records: in a store of its own, or in one that it shares with
+/// other gateways, where each change is a call whose outcome the others have a say in.
+#[derive(Clone, Debug)]
+pub enum StoreBackend {
+    Local(Arc<Store>),
     Shared(Arc<SharedStore>),
 }
 
+impl StoreBackend {
+    pub fn shared(&self) -> Option<&Arc<SharedStore>> {
+        match self {
+            Self::Shared(shared) => Some(shared),
+            Self::Local(_) => None,
+        }
+    }
+
+    /// Waits for `guard`, the right to make a change, but no longer than a change may take.
+    pub async fn acquire<T>(&self, guard: impl Future<Output = T>) -> Result<T, StoreUnavailable> {
+        match self {
+            Self::Local(store) => store.acquire(guard).await,
+            Self::Shared(_) => {
+                let guard = within(Some(DEFAULT_TIMEOUT), guard).await;
+                guard.ok_or(StoreUnavailable::Busy)
+            }
+        }
+    }
+
+    /// Why changes are refused now; None: they are not.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Local(store) => store.trouble(),
+            Self::Shared(shared) => shared.trouble(),
+        }
+    }
+
+    /// Writes what is queued, and closes the file if there is one.
+    pub async fn close(&self) {
+        if let Self::Local(store) = self {
+            store.close().await;
+        }
+    }
+}
+
+/// A store that only this gateway uses.
+#[derive(Debug)]
+pub enum Store {
+    /// Keeps nothing: a restart forgets everything.
+    Memory,
+    Embedded(EmbeddedStore),
+}
+
 impl Store {
-    /// What there is in a file at the start.
+    /// Opens the file at `path`, or creates it; returns what the start needs of its contents.
     pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, StoreContents), OpenError> {
         let (embedded, contents) = EmbeddedStore::open(path, metrics)?;
         Ok((Self::Embedded(embedded), contents))
     }
 
-    pub fn shared(&self) -> Option<&Arc<SharedStore>> {
-        match self {
-            Self::Shared(shared) => Some(shared),
-            Self::Memory | Self::Embedded(_) => None,
-        }
-    }
-
-    /// Hands a change over. It has its place in the order of all changes when this
-    /// returns. `done` is told whether it took place, in that order, and also when
-    /// whoever wanted the change has left meanwhile.
+    /// Queues a change. Its position among all changes is fixed when this returns. `done`
+    /// gets the outcome, in that order, and also when the caller has given up waiting.
     pub fn submit(
         &self,
         change: StoreChange,
@@ -213,121 +246,112 @@ impl Store {
         match self {
             Self::Memory => done(Ok(())),
             Self::Embedded(embedded) => embedded.submit(change, Box::new(done)),
-            Self::Shared(_) => done(Err(StoreUnavailable::Failed("the store is shared".into()))),
         }
     }
 
-    /// Makes a change last; waits until it does, but not for ever.
+    /// Submits a change and waits for its outcome, for the store's timeout at most.
     pub async fn commit(&self, change: StoreChange) -> Result<(), StoreUnavailable> {
-        let (answer, answered) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         self.submit(change, |outcome| {
-            let _ = answer.send(outcome); // whoever asked may have left
+            let _ = sender.send(outcome); // the caller may have given up
         });
-        self.outcome(answered).await
+        self.outcome(receiver).await
     }
 
-    /// What became of a change that was submitted, if that is known soon enough for
-    /// somebody who waits.
+    /// Waits for the outcome of a submitted change, for the store's timeout at most.
     pub async fn outcome<T>(
         &self,
-        answered: oneshot::Receiver<Result<T, StoreUnavailable>>,
+        receiver: oneshot::Receiver<Result<T, StoreUnavailable>>,
     ) -> Result<T, StoreUnavailable> {
-        let answered = soon(self.patience(), answered).await;
-        let answered = answered.ok_or(StoreUnavailable::Late)?;
-        answered.unwrap_or(Err(StoreUnavailable::Closed))
+        let received = within(self.timeout(), receiver).await;
+        let received = received.ok_or(StoreUnavailable::Late)?;
+        received.unwrap_or(Err(StoreUnavailable::Closed))
     }
 
-    /// Somebody's turn to make a change, if it comes soon enough: whoever has it may be
-    /// waiting for a disk that hangs. Where that is known already, it comes at once or not.
-    pub async fn turn<T>(&self, turn: impl Future<Output = T>) -> Result<T, StoreUnavailable> {
-        let patience = match self.hangs() {
+    /// Waits for `guard`, the right to make a change, for the store's timeout at most: its
+    /// holder may be waiting for a disk that hangs. While the disk is known to hang, it does
+    /// not wait at all.
+    pub async fn acquire<T>(&self, guard: impl Future<Output = T>) -> Result<T, StoreUnavailable> {
+        let limit = match self.hangs() {
             Some(_) => Some(Duration::ZERO),
-            None => self.patience(),
+            None => self.timeout(),
         };
-        let turn = soon(patience, turn).await;
-        turn.ok_or_else(|| {
+        let guard = within(limit, guard).await;
+        guard.ok_or_else(|| {
             self.hangs()
                 .map_or(StoreUnavailable::Busy, StoreUnavailable::Failed)
         })
     }
 
-    /// How long somebody waits; None: there is nothing to wait for.
-    fn patience(&self) -> Option<Duration> {
+    /// How long a caller waits for a change; None: no change ever waits.
+    fn timeout(&self) -> Option<Duration> {
         match self {
             Self::Memory => None,
-            Self::Shared(_) => Some(PATIENCE),
-            Self::Embedded(embedded) => Some(embedded.patience()),
+            Self::Embedded(embedded) => Some(embedded.timeout()),
         }
     }
 
     fn hangs(&self) -> Option<Arc<str>> {
         match self {
-            Self::Memory | Self::Shared(_) => None,
+            Self::Memory => None,
             Self::Embedded(embedded) => embedded.hangs(),
         }
     }
 
-    /// Waits so long for the disk.
+    /// The same store, with this timeout for the disk.
     #[must_use]
-    pub fn waiting(mut self, patience: Duration) -> Self {
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
         if let Self::Embedded(embedded) = &mut self {
-            embedded.wait(patience);
+            embedded.set_timeout(timeout);
         }
         self
     }
 
-    /// Nothing to wait for: a change is over as soon as memory has it.
+    /// Whether a change is complete as soon as memory has it.
     pub fn is_memory(&self) -> bool {
         matches!(self, Self::Memory)
     }
 
-    /// Gives every live grant to the intake, by several threads if there are many.
+    /// Passes every live grant to `sink`, on several threads if there are many.
     pub async fn load(
         &self,
-        intake: impl GrantSink + 'static,
+        sink: impl GrantSink + 'static,
     ) -> Result<LoadedGrants, StoreUnavailable> {
         match self {
-            // A shared store's grants are looked up one by one, as they are needed.
-            Self::Memory | Self::Shared(_) => Ok(LoadedGrants::default()),
-            Self::Embedded(embedded) => embedded.load(Box::new(intake)).await,
+            Self::Memory => Ok(LoadedGrants::default()),
+            Self::Embedded(embedded) => embedded.load(Box::new(sink)).await,
         }
     }
 
-    /// So many grants have died in memory; what is kept of them may go.
+    /// Counts `count` grants that died in memory: their rows may be removed.
     pub fn forget(&self, count: u64) {
         match self {
-            Self::Memory | Self::Shared(_) => {}
+            Self::Memory => {}
             Self::Embedded(embedded) => embedded.forget(count),
         }
     }
 
-    /// Why changes are refused now, if they are.
+    /// Why changes are refused now; None: they are not.
     pub fn trouble(&self) -> Option<Arc<str>> {
         match self {
             Self::Memory => None,
             Self::Embedded(embedded) => embedded.trouble(),
-            Self::Shared(shared) => shared.trouble(),
         }
     }
 
-    /// What is wrong with the store although it takes changes.
-    pub fn warning(&self) -> Option<String> {
-        let shared = self.shared()?;
-        shared.eviction().map(|server| server.to_string())
-    }
-
-    /// Leaves everything in good order.
+    /// Writes what is queued, and closes the file if there is one.
     pub async fn close(&self) {
         match self {
-            Self::Memory | Self::Shared(_) => {}
+            Self::Memory => {}
             Self::Embedded(embedded) => embedded.close().await,
         }
     }
 }
 
-async fn soon<T>(patience: Option<Duration>, awaited: impl Future<Output = T>) -> Option<T> {
-    match patience {
-        None => Some(awaited.await),
-        Some(patience) => timeout(patience, awaited).await.ok(),
+/// Awaits `future` for `limit` at most; None: the limit was reached.
+async fn within<T>(limit: Option<Duration>, future: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        None => Some(future.await),
+        Some(limit) => timeout(limit, future).await.ok(),
     }
 }

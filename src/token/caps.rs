@@ -1,5 +1,5 @@
-//! Caps on tokens: who is near one is told of before it is met, and at a user's own cap
-//! the oldest token that was not used lately ends for the new one.
+//! Caps on tokens. The operator is warned before a cap is reached; at a user's cap the oldest
+//! token that was not used lately ends for a new one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,34 +10,34 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::expiry_index::Second;
 use super::memory::TokenMemory;
-use super::user_index::{SHARDS, TokenFamily, UserShard};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::{SHARDS, UserShard};
 use super::{InsertRefused, TokenDigest};
 use crate::clock::LogThrottle;
 use crate::config::AtTokenCap;
 use crate::metrics::{Metrics, TokenCap, TokenEvent};
 
-/// Tokens looked at for one that was not used lately. The user's logins wait so long.
-const MOST_LOOKED_AT: usize = 1024;
+/// Tokens examined to find an unused one; the user's other logins wait meanwhile.
+const MAX_EXAMINED: usize = 1024;
 /// How often one user is named in the log.
-const TOLD_EVERY: Duration = Duration::from_secs(3600);
+const LOG_INTERVAL: Duration = Duration::from_secs(3600);
 /// Users remembered as named.
-const MOST_TOLD: usize = 1024;
-/// Letters of a name in the log.
-const LONGEST_NAME: usize = 64;
+const MAX_NAMED_USERS: usize = 1024;
+/// Characters of a name in the log.
+const MAX_NAME_CHARS: usize = 64;
 
-/// What a new token has found.
+/// The result of inserting a token.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TokenPlaced {
-    /// The token that ends for it.
+    /// The token that ends to make room.
     pub(super) ended: Option<TokenDigest>,
-    /// Tokens of its user, and of all.
+    /// Live tokens of its user, and of all users.
     pub(super) of_user: usize,
     pub(super) of_all: usize,
 }
 
-/// Tells the operator of caps that are near.
+/// Warns the operator of caps that are nearly reached.
 #[derive(Debug)]
 pub(super) struct CapWatch {
     users: Mutex<HashMap<Arc<str>, Instant>>,
@@ -54,7 +54,7 @@ impl CapWatch {
         }
     }
 
-    /// `of_user` and `of_all` are the caps.
+    /// Counts and logs an insert; `of_user` and `of_all` are the caps.
     pub(super) fn note(
         &self,
         user: &str,
@@ -69,30 +69,30 @@ impl CapWatch {
                 }
                 if now.of_user >= near(of_user) {
                     self.metrics.token_cap_warnings.add(TokenCap::User);
-                    self.tell_user(user, now.of_user, of_user);
+                    self.log_user(user, now.of_user, of_user);
                 }
                 if now.of_all >= near(of_all) {
                     self.metrics.token_cap_warnings.add(TokenCap::All);
-                    self.tell_all(now.of_all, of_all);
+                    self.log_total(now.of_all, of_all);
                 }
             }
             Err(InsertRefused::UserFull(_)) => {
                 self.metrics.token_cap_warnings.add(TokenCap::User);
-                self.tell_user(user, of_user, of_user);
+                self.log_user(user, of_user, of_user);
             }
             Err(InsertRefused::Full(_)) => {
                 self.metrics.token_cap_warnings.add(TokenCap::All);
-                self.tell_all(of_all, of_all);
+                self.log_total(of_all, of_all);
             }
             Err(InsertRefused::Ended | InsertRefused::Unavailable(_)) => {}
         }
     }
 
-    fn tell_user(&self, user: &str, tokens: usize, cap: usize) {
+    fn log_user(&self, user: &str, tokens: usize, cap: usize) {
         if !self.may_name(user) {
             return;
         }
-        let user: String = user.chars().take(LONGEST_NAME).collect();
+        let user: String = user.chars().take(MAX_NAME_CHARS).collect();
         warn!(
             ?user,
             tokens,
@@ -102,8 +102,8 @@ impl CapWatch {
         );
     }
 
-    fn tell_all(&self, tokens: usize, cap: usize) {
-        if self.all.may_log(TOLD_EVERY) {
+    fn log_total(&self, tokens: usize, cap: usize) {
+        if self.all.may_log(LOG_INTERVAL) {
             warn!(
                 tokens,
                 cap,
@@ -114,70 +114,70 @@ impl CapWatch {
 
     fn may_name(&self, user: &str) -> bool {
         let mut users = self.users.lock();
-        let is_old = |told: &Instant| told.elapsed() >= TOLD_EVERY;
-        if users.get(user).is_some_and(|told| !is_old(told)) {
+        let is_old = |logged: &Instant| logged.elapsed() >= LOG_INTERVAL;
+        if users.get(user).is_some_and(|logged| !is_old(logged)) {
             return false;
         }
-        if users.len() >= MOST_TOLD {
-            users.retain(|_, told| !is_old(told));
+        if users.len() >= MAX_NAMED_USERS {
+            users.retain(|_, logged| !is_old(logged));
         }
-        if users.len() < MOST_TOLD {
+        if users.len() < MAX_NAMED_USERS {
             users.insert(user.into(), Instant::now());
             return true;
         }
-        // More users than can be remembered: the rest share what the gate as a whole may say.
-        self.all.may_log(TOLD_EVERY)
+        // More users than can be remembered: the others share one log line per interval.
+        self.all.may_log(LOG_INTERVAL)
     }
 }
 
-/// Four fifths of a cap, rounded up.
+/// 80 % of a cap, rounded up.
 pub(super) fn near(cap: usize) -> usize {
     cap - cap / 5
 }
 
 impl TokenMemory {
-    /// Makes the user's oldest token leave that was not used since it was looked at last. It
-    /// lives until `displace`. Round and round as a clock's hand: a token in use is passed
-    /// over once in each round, and those after it come before it comes again.
+    /// Marks the user's oldest unused token as leaving; it stays live until `displace`. Clock
+    /// algorithm: a used token loses its mark and is passed over once per rotation.
     pub(super) fn choose_oldest(
         &self,
         shard: &mut UserShard,
-        lot: &Arc<TokenFamily>,
+        family: &Arc<TokenFamily>,
     ) -> Option<TokenDigest> {
         let mut first = None;
-        for _ in 0..MOST_LOOKED_AT {
-            let hint = shard.next_in_turn(lot)?;
-            if let Some(digest) = self.table.leave_hinted(hint, lot, false) {
+        for _ in 0..MAX_EXAMINED {
+            let entry = shard.next_in_rotation(family)?;
+            if let Some(digest) = self.table.mark_leaving(entry, family, false) {
                 return Some(digest);
             }
-            first.get_or_insert(hint);
+            first.get_or_insert(entry);
         }
-        self.table.leave_hinted(first?, lot, true)
+        self.table.mark_leaving(first?, family, true)
     }
 
-    /// From here on it shows which of the user's tokens are in use: the cap is near.
-    pub(super) fn forget_uses(&self, shard: &UserShard, lot: &Arc<TokenFamily>) {
-        for hint in shard.due.of(lot, Second::MAX, MOST_LOOKED_AT) {
+    /// Clears the used marks of the user's tokens when the cap is near: marks set from here on
+    /// show which tokens are in use.
+    pub(super) fn clear_used_flags(&self, shard: &UserShard, family: &Arc<TokenFamily>) {
+        for entry in shard.expiry.of(family, Second::MAX, MAX_EXAMINED) {
             let _ = self
                 .table
-                .alter_hinted(hint, lot, |stored| stored.flags.take_used());
+                .alter_by_entry(entry, family, |stored| stored.flags.take_used());
         }
     }
 
-    /// Ends a token that leaves; whether it did.
+    /// Ends a token that is leaving; returns whether it was still there.
     pub(super) fn displace(&self, digest: &TokenDigest) -> bool {
-        self.take_if(digest, |stored| stored.flags.is_leaving())
+        self.remove_if(digest, |stored| stored.flags.is_leaving())
             .is_some()
     }
 
-    /// The newer token did not come: this one stays.
+    /// The new token was not stored: the one that was to end for it stays.
     pub(super) fn keep(&self, digest: &TokenDigest) {
         if let Some(stored) = self.table.find(digest) {
             stored.flags.stay();
         }
     }
 
-    /// Whether a token was used here since this was asked last.
+    /// Whether the token was used since the last call.
     pub(super) fn take_used(&self, digest: &TokenDigest) -> bool {
         let stored = self.table.find(digest);
         stored.is_some_and(|stored| stored.flags.take_used())
@@ -190,15 +190,19 @@ impl TokenMemory {
         }
     }
 
-    /// How long until the first of a user's tokens has surely ended.
-    pub(super) fn until_next_of(&self, shard: &UserShard, lot: &TokenFamily) -> Option<Duration> {
-        let next = shard.due.next_of(lot, None)?;
+    /// How long until the first of a user's tokens has certainly expired.
+    pub(super) fn until_next_of(
+        &self,
+        shard: &UserShard,
+        family: &TokenFamily,
+    ) -> Option<Duration> {
+        let next = shard.expiry.next_entry(family, None)?;
         Some(self.until(next.due))
     }
 
-    /// The same of all tokens.
+    /// How long until the first of all tokens has certainly expired.
     pub(super) fn until_next(&self) -> Option<Duration> {
-        let shards = (0..SHARDS).filter_map(|place| self.holders.shard(place).due.soonest());
+        let shards = (0..SHARDS).filter_map(|index| self.users.shard(index).expiry.soonest());
         shards.min().map(|second| self.until(second))
     }
 

@@ -1,7 +1,8 @@
-//! What changes tokens: in memory and in the store, in the same order, and in both or
-//! in neither. A token counts in memory before it lasts, when nobody has it yet; it is
-//! ended there once its end lasts. The order is kept by lanes, and the second half of
-//! each change runs when the store says so, whether or not the client is still there.
+//! Changes of tokens that last: in memory and in the store, in the same order, in both or in
+//! neither. A new token enters memory before the store has confirmed it, when no client has
+//! it yet; a revoked one leaves memory once the store has confirmed the revocation. `UserLocks`
+//! keeps the order, and a change is completed when the store confirms it, whether or not the
+//! client is still connected.
 
 use std::sync::Arc;
 
@@ -11,17 +12,17 @@ use tracing::{info, warn};
 use super::caps::TokenPlaced;
 use super::memory::TokenMemory;
 use super::token_replica::TokenReplica;
-use super::{GrantRequest, InsertRefused, TokenDigest, TokenStore};
+use super::{GrantRequest, InsertRefused, TokenBackend, TokenDigest, TokenStore};
 use crate::clock::Deadline;
 use crate::metrics::TokenEvent;
 use crate::store::{GrantRecord, LoadedGrants, StoreChange, StoreUnavailable, TokenOrigin};
 
-/// What ends a user's tokens.
+/// Why a user's tokens end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RevokeCause {
     Logout,
     Deletion,
-    /// The user has changed something with this one of its tokens: the others end.
+    /// The user has changed its password with this token: all its other tokens end.
     AllBut(TokenDigest),
 }
 
@@ -29,33 +30,34 @@ impl TokenStore {
     pub(super) async fn insert_until(
         &self,
         digest: TokenDigest,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<TokenPlaced, InsertRefused> {
-        if let Some(front) = &self.front {
-            return front.insert(digest, wanted, ends).await;
-        }
-        if self.store.is_memory() {
-            let placed = self.memory.place(digest, wanted, ends)?;
+        let store = match &self.backend {
+            TokenBackend::Shared(replica) => return replica.insert(digest, request, ends).await,
+            TokenBackend::Local(store) => store,
+        };
+        if store.is_memory() {
+            let placed = self.memory.insert(digest, request, ends)?;
             if let Some(ended) = &placed.ended {
                 self.memory.displace(ended);
             }
             return Ok(placed);
         }
-        let lane = self.store.turn(self.lanes.beside(wanted.user)).await;
-        let lane = lane.map_err(InsertRefused::Unavailable)?;
-        // From here to the end of `submit` nothing waits: a logout comes before both or
-        // after both.
-        let placed = self.memory.place(digest, wanted, ends)?;
+        let guard = store.acquire(self.user_locks.shared(request.user)).await;
+        let guard = guard.map_err(InsertRefused::Unavailable)?;
+        // No await from here to the end of `submit`: a logout comes before both the insert and
+        // the submit, or after both.
+        let placed = self.memory.insert(digest, request, ends)?;
         let grant = GrantRecord {
             digest: digest.into(),
-            user: wanted.user.into(),
-            role: wanted.role,
+            user: request.user.into(),
+            role: request.role,
             ends_millis: ends.unix_millis(),
             epoch: 0,
-            origin: wanted.origin,
+            origin: request.origin,
         };
-        let (answer, answered) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let memory = Arc::clone(&self.memory);
         let ended = placed.ended;
         let change = match ended {
@@ -65,7 +67,7 @@ impl TokenStore {
             },
             None => StoreChange::PutGrant(grant),
         };
-        self.store.submit(change, move |outcome| {
+        store.submit(change, move |outcome| {
             match (&outcome, &ended) {
                 (Ok(()), Some(ended)) => {
                     memory.displace(ended);
@@ -76,114 +78,123 @@ impl TokenStore {
                     ended.iter().for_each(|ended| memory.keep(ended));
                 }
             }
-            drop(lane);
-            let _ = answer.send(outcome); // the client may have left
+            drop(guard);
+            let _ = sender.send(outcome); // the client may have left
         });
-        let outcome = self.store.outcome(answered).await;
+        let outcome = store.outcome(receiver).await;
         outcome.map(|()| placed).map_err(InsertRefused::Unavailable)
     }
 
-    /// Ends one token; whether it was live. It is dead at once, and stays dead unless
-    /// the store fails and the gate is started again: then the Webapp has to refuse it
-    /// once more.
+    /// Revokes one token; returns whether it was live. It is dead at once. If the store
+    /// fails, it is live again after a restart, until the Webapp refuses it once more.
     pub async fn revoke(&self, digest: &TokenDigest) -> bool {
-        if let Some(front) = &self.front {
-            return self.revoke_everywhere(front, digest).await;
-        }
+        let store = match &self.backend {
+            TokenBackend::Shared(replica) => return self.revoke_shared(replica, digest).await,
+            TokenBackend::Local(store) => store,
+        };
         let Some(grant) = self.find(digest) else {
             return false;
         };
-        // Without its turn in the end: the token must not live on because a disk hangs.
-        let lane = self.store.turn(self.lanes.alone(&grant.user)).await.ok();
+        // Goes on without the lock if it times out: the token must not live on because a disk hangs.
+        let guard = store.acquire(self.user_locks.exclusive(&grant.user)).await;
         let was_live = self.memory.remove(digest);
         if was_live {
             self.metrics.token_events.add(TokenEvent::Revoked);
         }
         let change = StoreChange::RemoveGrant((*digest).into());
-        if let Err(error) = self.store.commit(change).await {
-            warn!(%error, "a refused token is ended, but not for good");
+        if let Err(error) = store.commit(change).await {
+            warn!(%error, "a refused token is revoked in memory but not in the store; it is live again after a restart");
         }
-        drop(lane);
+        drop(guard);
         was_live
     }
 
-    async fn revoke_everywhere(&self, front: &TokenReplica, digest: &TokenDigest) -> bool {
-        match front.revoke(digest).await {
+    async fn revoke_shared(&self, replica: &TokenReplica, digest: &TokenDigest) -> bool {
+        match replica.revoke(digest).await {
             Ok(false) => false,
             Ok(true) => {
                 self.metrics.token_events.add(TokenEvent::Revoked);
                 true
             }
             Err(error) => {
-                warn!(%error, "a refused token is ended here, and not at the other gates");
+                warn!(%error, "a refused token is revoked at this gateway but not in the shared store; other gateways still accept it");
                 true
             }
         }
     }
 
-    /// Ends all tokens of a user that exist this instant, in constant time; how many.
-    /// A login still running gets its token: it counts as the later one.
+    /// Revokes all tokens that the user has now, in constant time; returns how many. A login
+    /// that is still running gets its token: it counts as the later event.
     pub async fn revoke_user(&self, user: &str) -> Result<usize, StoreUnavailable> {
         self.end_tokens(user, RevokeCause::Logout).await
     }
 
-    /// Ends a user's tokens once the store has it; how many.
+    /// Revokes a user's tokens once the store has confirmed it; returns how many.
     pub async fn end_tokens(
         &self,
         user: &str,
-        ending: RevokeCause,
+        cause: RevokeCause,
     ) -> Result<usize, StoreUnavailable> {
-        if let Some(front) = &self.front {
-            let ended = front.end(user, ending).await;
-            return ended.map(|count| self.count_revoked(count));
-        }
-        let lane = self.store.turn(self.lanes.alone(user)).await?;
-        let (answer, answered) = oneshot::channel();
+        let store = match &self.backend {
+            TokenBackend::Shared(replica) => {
+                let ended = replica.end(user, cause).await;
+                return ended.map(|count| self.count_revoked(count));
+            }
+            TokenBackend::Local(store) => store,
+        };
+        let guard = store.acquire(self.user_locks.exclusive(user)).await?;
+        let (sender, receiver) = oneshot::channel();
         let memory = Arc::clone(&self.memory);
         let name: Arc<str> = user.into();
-        let change = self.end_change(&name, ending);
-        self.store.submit(change, move |outcome| {
-            let ended = outcome.map(|()| end(&memory, &name, ending));
-            drop(lane);
-            let _ = answer.send(ended); // the client may have left
+        let change = self.end_change(&name, cause);
+        store.submit(change, move |outcome| {
+            let ended = outcome.map(|()| end(&memory, &name, cause));
+            drop(guard);
+            let _ = sender.send(ended); // the client may have left
         });
-        let ended = self.store.outcome(answered).await;
+        let ended = store.outcome(receiver).await;
         ended.map(|count| self.count_revoked(count))
     }
 
-    /// Ends all tokens of a deleted user, those of logins still running included. The
-    /// deletion itself lasts already, and with it the end of tokens given out before.
+    /// Revokes all tokens of a deleted user, and those that logins still running would get.
+    /// The store has the deletion already, and with it the end of the user's older tokens.
     pub async fn end_user(&self, user: &str) -> usize {
         self.end_at_once(user, RevokeCause::Deletion).await
     }
 
-    /// What has happened elsewhere, happens here: at once, whatever the store says.
-    pub async fn end_at_once(&self, user: &str, ending: RevokeCause) -> usize {
-        if let Some(front) = &self.front {
-            let here = self.count_revoked(self.memory.end_user(user));
-            return match front.end(user, ending).await {
-                Ok(count) => count.max(here),
-                Err(error) => {
-                    warn!(%error, "tokens are ended here, and not at the other gates");
-                    here
-                }
-            };
+    /// Revokes a user's tokens in memory at once, without waiting for the store: for an event
+    /// that has taken place already, such as a deletion. Returns how many.
+    pub async fn end_at_once(&self, user: &str, cause: RevokeCause) -> usize {
+        let store = match &self.backend {
+            TokenBackend::Shared(replica) => return self.end_shared(replica, user, cause).await,
+            TokenBackend::Local(store) => store,
+        };
+        let guard = store.acquire(self.user_locks.exclusive(user)).await;
+        let change = self.end_change(&user.into(), cause);
+        let count = self.count_revoked(end(&self.memory, user, cause));
+        if let Err(error) = store.commit(change).await {
+            warn!(%error, "tokens are revoked in memory but not in the store; they are live again after a restart");
         }
-        let lane = self.store.turn(self.lanes.alone(user)).await.ok();
-        let change = self.end_change(&user.into(), ending);
-        let count = self.count_revoked(end(&self.memory, user, ending));
-        if let Err(error) = self.store.commit(change).await {
-            warn!(%error, "tokens are ended, but not for good");
-        }
-        drop(lane);
+        drop(guard);
         count
     }
 
-    /// The change of the store that ends a user's tokens. Its lane is held: what is live
-    /// now is live until then.
-    fn end_change(&self, user: &Arc<str>, ending: RevokeCause) -> StoreChange {
-        let kept = match ending {
-            RevokeCause::AllBut(kept) => self.record_of(kept, user),
+    async fn end_shared(&self, replica: &TokenReplica, user: &str, cause: RevokeCause) -> usize {
+        let local = self.count_revoked(self.memory.end_user(user));
+        match replica.end(user, cause).await {
+            Ok(count) => count.max(local),
+            Err(error) => {
+                warn!(%error, "tokens are revoked at this gateway but not in the shared store; other gateways still accept them");
+                local
+            }
+        }
+    }
+
+    /// The store change that ends a user's tokens. The caller holds the user's exclusive lock,
+    /// so a token that is live now is still live when the change is submitted.
+    fn end_change(&self, user: &Arc<str>, cause: RevokeCause) -> StoreChange {
+        let kept = match cause {
+            RevokeCause::AllBut(digest) => self.record_of(digest, user),
             RevokeCause::Logout | RevokeCause::Deletion => None,
         };
         match kept {
@@ -194,12 +205,12 @@ impl TokenStore {
         }
     }
 
-    /// None: not a live token of this user.
+    /// The record of a user's token; None: it is not a live token of this user.
     fn record_of(&self, digest: TokenDigest, user: &str) -> Option<GrantRecord> {
         let grant = self.find(&digest).filter(|grant| *grant.user == *user)?;
         Some(GrantRecord {
             digest: digest.into(),
-            // The Webapp does not tell its users' roles, and the gate knows its own.
+            // Only minted tokens have a role: the Webapp does not reveal its users' roles.
             origin: match grant.role {
                 Some(_) => TokenOrigin::Minted,
                 None => TokenOrigin::Learned,
@@ -211,18 +222,22 @@ impl TokenStore {
         })
     }
 
-    /// Takes in what the store has kept of this origin, for users that are known. Nobody
-    /// loses a live token to a cap that was lowered meanwhile. Comes first of all; after an
-    /// error, or if nobody has waited for it, these tokens are of no more use.
+    /// Loads the stored tokens of this origin whose users `is_known` accepts. Caps do not apply:
+    /// a cap that was lowered since ends no live token. Must come before any other call; after
+    /// an error, or if the returned future was dropped, this `TokenStore` must not be used.
     pub async fn load(
         &self,
         origin: TokenOrigin,
         is_known: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<LoadedGrants, StoreUnavailable> {
-        let loaded = self.store.load(self.restore(origin, is_known)).await?;
+        let TokenBackend::Local(store) = &self.backend else {
+            // Tokens of a shared store are looked up one by one, as requests need them.
+            return Ok(LoadedGrants::default());
+        };
+        let loaded = store.load(self.restore(origin, is_known)).await?;
         let live = self.len() as u64;
         let others = loaded.live.saturating_sub(live);
-        if !self.store.is_memory() {
+        if !store.is_memory() {
             info!(
                 live,
                 expired = loaded.expired,
@@ -239,21 +254,32 @@ impl TokenStore {
         })
     }
 
-    /// Why logins, logouts and changes are refused now, if they are.
+    /// Why logins, logouts and changes are refused now; None: they are not.
     pub fn trouble(&self) -> Option<Arc<str>> {
-        self.store.trouble()
+        match &self.backend {
+            TokenBackend::Local(store) => store.trouble(),
+            TokenBackend::Shared(replica) => replica.shared.trouble(),
+        }
     }
 
-    /// What is wrong with the store although it takes changes.
+    /// A problem of the store that does not keep it from taking changes: it may evict keys.
     pub fn warning(&self) -> Option<String> {
-        self.store.warning()
+        match &self.backend {
+            TokenBackend::Local(_) => None,
+            TokenBackend::Shared(replica) => {
+                let server = replica.shared.eviction()?;
+                Some(server.to_string())
+            }
+        }
     }
 
-    /// Rows of dead tokens may go, in time.
-    pub(super) fn tell_of_dead(&self) {
-        let died = self.memory.died();
-        if died > 0 {
-            self.store.forget(died);
+    /// Passes the number of dead tokens to the store, which removes their rows later.
+    pub(super) fn report_dead(&self) {
+        let count = self.memory.take_dead_count();
+        if let TokenBackend::Local(store) = &self.backend
+            && count > 0
+        {
+            store.forget(count);
         }
     }
 
@@ -264,10 +290,10 @@ impl TokenStore {
     }
 }
 
-fn end(memory: &TokenMemory, user: &str, ending: RevokeCause) -> usize {
-    match ending {
+fn end(memory: &TokenMemory, user: &str, cause: RevokeCause) -> usize {
+    match cause {
         RevokeCause::Logout => memory.revoke_user(user),
         RevokeCause::Deletion => memory.end_user(user),
-        RevokeCause::AllBut(kept) => memory.revoke_others(user, &kept),
+        RevokeCause::AllBut(digest) => memory.revoke_others(user, &digest),
     }
 }

@@ -1,124 +1,123 @@
-//! Which token ends when: hints for the sweep, never the verdict. Ordered trees, so
-//! that adding, removing and taking the next are all cheap, and none of them ever
-//! stops to move millions.
+//! Which token expires when. The entries tell the sweep where to look; whether a token is live is
+//! decided by its grant. Ordered trees, so that insertion, removal and finding the next entry are
+//! all cheap, and none of them ever moves millions of entries at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 
-use super::grant_table::Tag;
-use super::user_index::TokenFamily;
+use super::token_family::{Second, Tag, TokenFamily};
 
-/// Seconds since the store was made, on the monotonic clock.
-pub(super) type Second = u32;
-
-/// Says where to look for a token, and when. Two tokens may share one hint: it stays
-/// until the last of them is gone.
+/// Where and when the sweep must examine a token. Two tokens may share one entry: it stays until
+/// both are removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ExpiryEntry {
-    pub(super) lot: u32,
+    pub(super) family: u32,
     pub(super) due: Second,
     pub(super) tag: Tag,
 }
 
 impl ExpiryEntry {
-    /// Its place in the order of those of one lot, as one number.
+    /// Sort key among the entries of one family.
     fn rank(&self) -> u64 {
         (u64::from(self.due) << 32) | u64::from(self.tag)
     }
 
-    /// Those of a lot that are due by then.
-    fn of(lot: u32, until: Second) -> RangeInclusive<Self> {
+    /// The range of a family's entries due until then.
+    fn of(family: u32, until: Second) -> RangeInclusive<Self> {
         let (first, last) = ((0, Tag::MIN), (until, Tag::MAX));
-        let [first, last] = [first, last].map(|(due, tag)| Self { lot, due, tag });
+        let [first, last] = [first, last].map(|(due, tag)| Self { family, due, tag });
         first..=last
     }
 }
 
-/// The hints of lots whose ids are at most `latest`, in order: first brought together by
-/// lot, which takes one look at each.
-pub(super) fn in_order(some: &[Vec<ExpiryEntry>], latest: u32) -> Vec<ExpiryEntry> {
-    let mut places = vec![0; latest as usize + 2];
-    for hint in some.iter().flatten() {
-        places[hint.lot as usize + 1] += 1;
+/// Sorts the entries of families whose ids are at most `latest`: a counting sort by family, then
+/// each family by rank.
+pub(super) fn sort_entries(parts: &[Vec<ExpiryEntry>], latest: u32) -> Vec<ExpiryEntry> {
+    let mut starts = vec![0; latest as usize + 2];
+    for entry in parts.iter().flatten() {
+        starts[entry.family as usize + 1] += 1;
     }
-    for lot in 1..places.len() {
-        places[lot] += places[lot - 1];
+    for family in 1..starts.len() {
+        starts[family] += starts[family - 1];
     }
-    let count = some.iter().map(Vec::len).sum();
+    let count = parts.iter().map(Vec::len).sum();
     let mut all = vec![ExpiryEntry::default(); count];
-    for hint in some.iter().flatten() {
-        let place = &mut places[hint.lot as usize];
-        all[*place] = *hint;
-        *place += 1;
+    for entry in parts.iter().flatten() {
+        let next = &mut starts[entry.family as usize];
+        all[*next] = *entry;
+        *next += 1;
     }
-    for of_one in all.chunk_by_mut(|one, next| one.lot == next.lot) {
-        of_one.sort_unstable_by_key(ExpiryEntry::rank);
+    for family in all.chunk_by_mut(|one, next| one.family == next.family) {
+        family.sort_unstable_by_key(ExpiryEntry::rank);
     }
     all
 }
 
-/// The hints of some users' tokens.
+/// The expiry entries of one shard's tokens.
 #[derive(Debug, Default)]
 pub(super) struct ExpiryIndex {
     tokens: BTreeSet<ExpiryEntry>,
-    /// Each lot at the second its first token is due; sooner where that one is gone.
-    lots: BTreeMap<(Second, u32), Arc<TokenFamily>>,
+    /// Each family, at the second when its first token is due, or earlier if that token was
+    /// removed.
+    families: BTreeMap<(Second, u32), Arc<TokenFamily>>,
 }
 
 impl ExpiryIndex {
-    pub(super) fn add(&mut self, lot: &Arc<TokenFamily>, due: Second, tag: Tag) {
+    pub(super) fn add(&mut self, family: &Arc<TokenFamily>, due: Second, tag: Tag) {
         self.tokens.insert(ExpiryEntry {
-            lot: lot.id,
+            family: family.id,
             due,
             tag,
         });
-        if due < lot.soonest() {
-            self.move_lot(lot, due);
+        if due < family.soonest() {
+            self.move_family(family, due);
         }
     }
 
-    /// All that there is, in order; and each lot at the second its first token is due.
-    pub(super) fn of_all(
-        hints: Vec<ExpiryEntry>,
-        lots: impl Iterator<Item = Arc<TokenFamily>>,
+    /// An index of sorted entries, and of each family at the second when its first token is due.
+    pub(super) fn from_sorted(
+        entries: Vec<ExpiryEntry>,
+        families: impl Iterator<Item = Arc<TokenFamily>>,
     ) -> Self {
         Self {
-            tokens: hints.into_iter().collect(),
-            lots: lots.map(|lot| ((lot.soonest(), lot.id), lot)).collect(),
+            tokens: entries.into_iter().collect(),
+            families: families
+                .map(|family| ((family.soonest(), family.id), family))
+                .collect(),
         }
     }
 
-    pub(super) fn remove(&mut self, hint: ExpiryEntry) {
-        self.tokens.remove(&hint);
+    pub(super) fn remove(&mut self, entry: ExpiryEntry) {
+        self.tokens.remove(&entry);
     }
 
-    /// A lot that has something due.
-    pub(super) fn lot(&self, now: Second) -> Option<Arc<TokenFamily>> {
-        let ((second, _), lot) = self.lots.first_key_value()?;
-        (*second <= now).then(|| Arc::clone(lot))
+    /// A family with a token that is due.
+    pub(super) fn due_family(&self, now: Second) -> Option<Arc<TokenFamily>> {
+        let ((second, _), family) = self.families.first_key_value()?;
+        (*second <= now).then(|| Arc::clone(family))
     }
 
-    /// Up to `most` hints of a lot that are due by then.
-    pub(super) fn of(&self, lot: &TokenFamily, until: Second, most: usize) -> Vec<ExpiryEntry> {
-        let hints = self.tokens.range(ExpiryEntry::of(lot.id, until));
-        hints.take(most).copied().collect()
+    /// Up to `max` entries of a family that are due until then.
+    pub(super) fn of(&self, family: &TokenFamily, until: Second, max: usize) -> Vec<ExpiryEntry> {
+        let entries = self.tokens.range(ExpiryEntry::of(family.id, until));
+        entries.take(max).copied().collect()
     }
 
-    /// Up to `most` hints in their order, from the first or from one that was seen last.
-    pub(super) fn after(&self, last: Option<ExpiryEntry>, most: usize) -> Vec<ExpiryEntry> {
+    /// Up to `max` entries in order, from the first one or after `last`.
+    pub(super) fn after(&self, last: Option<ExpiryEntry>, max: usize) -> Vec<ExpiryEntry> {
         let from = last.map_or(Bound::Unbounded, Bound::Excluded);
-        let hints = self.tokens.range((from, Bound::Unbounded));
-        hints.take(most).copied().collect()
+        let entries = self.tokens.range((from, Bound::Unbounded));
+        entries.take(max).copied().collect()
     }
 
-    /// The lot's hint after another one; after the last, or after none, its first.
-    pub(super) fn next_of(
+    /// The family's entry after `after`; its first one if there is none, or if `after` is None.
+    pub(super) fn next_entry(
         &self,
-        lot: &TokenFamily,
+        family: &TokenFamily,
         after: Option<ExpiryEntry>,
     ) -> Option<ExpiryEntry> {
-        let all = ExpiryEntry::of(lot.id, Second::MAX);
+        let all = ExpiryEntry::of(family.id, Second::MAX);
         let (first, last) = all.into_inner();
         let after = after.filter(|after| *after >= first && *after < last);
         let rest = after.and_then(|after| {
@@ -129,34 +128,36 @@ impl ExpiryIndex {
             .copied()
     }
 
-    /// When the first token of all is due.
+    /// When the next token of any family is due.
     pub(super) fn soonest(&self) -> Option<Second> {
-        self.lots.first_key_value().map(|((second, _), _)| *second)
+        self.families
+            .first_key_value()
+            .map(|((second, _), _)| *second)
     }
 
-    /// The lot is looked at again when its next token is due.
-    pub(super) fn settle(&mut self, lot: &Arc<TokenFamily>) {
+    /// Schedules the family for when its next token is due.
+    pub(super) fn reschedule(&mut self, family: &Arc<TokenFamily>) {
         let next = self
             .tokens
-            .range(ExpiryEntry::of(lot.id, Second::MAX))
+            .range(ExpiryEntry::of(family.id, Second::MAX))
             .next();
-        let next = next.map_or(Second::MAX, |hint| hint.due);
-        if next != lot.soonest() {
-            self.move_lot(lot, next);
+        let next = next.map_or(Second::MAX, |entry| entry.due);
+        if next != family.soonest() {
+            self.move_family(family, next);
         }
     }
 
-    /// The lot is not looked at again; its hints stay.
-    pub(super) fn forget_lot(&mut self, lot: &TokenFamily) {
-        self.lots.remove(&(lot.soonest(), lot.id));
-        lot.set_soonest(Second::MAX);
+    /// Takes the family off the schedule; its entries stay.
+    pub(super) fn forget_family(&mut self, family: &TokenFamily) {
+        self.families.remove(&(family.soonest(), family.id));
+        family.set_soonest(Second::MAX);
     }
 
-    fn move_lot(&mut self, lot: &Arc<TokenFamily>, due: Second) {
-        self.forget_lot(lot);
-        lot.set_soonest(due);
+    fn move_family(&mut self, family: &Arc<TokenFamily>, due: Second) {
+        self.forget_family(family);
+        family.set_soonest(due);
         if due < Second::MAX {
-            self.lots.insert((due, lot.id), Arc::clone(lot));
+            self.families.insert((due, family.id), Arc::clone(family));
         }
     }
 
@@ -164,9 +165,9 @@ impl ExpiryIndex {
         self.tokens.is_empty()
     }
 
-    pub(super) fn has_lot(&self, id: u32) -> bool {
-        let mut hints = self.tokens.range(ExpiryEntry::of(id, Second::MAX));
-        hints.next().is_some()
+    pub(super) fn has_family(&self, id: u32) -> bool {
+        let mut entries = self.tokens.range(ExpiryEntry::of(id, Second::MAX));
+        entries.next().is_some()
     }
 
     #[cfg(test)]
@@ -184,17 +185,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_many_have_brought_comes_in_order(
+        fn entries_of_several_threads_are_sorted(
             parts in vec(vec((1..=20u32, 0..9u32, any::<u32>()), 0..60), 0..4),
         ) {
-            let hint = |(lot, due, tag)| ExpiryEntry { lot, due, tag };
+            let entry = |(family, due, tag)| ExpiryEntry { family, due, tag };
             let parts: Vec<Vec<ExpiryEntry>> = parts
                 .into_iter()
-                .map(|part| part.into_iter().map(hint).collect())
+                .map(|part| part.into_iter().map(entry).collect())
                 .collect();
-            let mut wanted = parts.concat();
-            wanted.sort();
-            prop_assert_eq!(in_order(&parts, 20), wanted);
+            let mut expected = parts.concat();
+            expected.sort();
+            prop_assert_eq!(sort_entries(&parts, 20), expected);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! What one byte says of a stored token besides its end: the role, whether it was used
-//! lately, and whether it is about to end for a newer one. All of it changes without a lock.
+//! The flags of a stored token in one byte: its role, whether it was used lately, and whether it
+//! is about to end for a newer one. All of them change without a lock.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::webapp::Role;
+use crate::profiles::Role;
 
 const ROLE: u8 = 0b0011;
 const USED: u8 = 0b0100;
@@ -21,7 +21,7 @@ impl GrantFlags {
         }))
     }
 
-    /// Of a token that was given out just now: its client is about to use it.
+    /// The flags of a token that was just handed out: its client is about to use it.
     pub(super) fn fresh(role: Option<Role>) -> Self {
         let flags = Self::new(role);
         flags.mark_used();
@@ -36,19 +36,19 @@ impl GrantFlags {
         }
     }
 
-    /// Most uses find the mark there and only read it: no cache line moves.
+    /// Most calls find the mark set and only read it, so that no cache line moves.
     pub(super) fn mark_used(&self) {
         if self.load() & USED == 0 {
             self.0.fetch_or(USED, Ordering::Relaxed);
         }
     }
 
-    /// Whether it was used since this was asked last.
+    /// Whether the token was used since the last call.
     pub(super) fn take_used(&self) -> bool {
         self.0.fetch_and(!USED, Ordering::Relaxed) & USED != 0
     }
 
-    /// Whether this call made it leave.
+    /// Marks the token as leaving; returns whether this call did so.
     pub(super) fn leave(&self) -> bool {
         self.0.fetch_or(LEAVING, Ordering::Relaxed) & LEAVING == 0
     }

@@ -1,5 +1,5 @@
-//! What passes between this gate's copy of a shared store's tokens and the store: changes
-//! that others made, what this copy knows, and new tokens.
+//! Traffic between this gateway's replica of the tokens and the shared store: new tokens, changes
+//! made by other gateways, and the snapshot for a resync.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,33 +13,33 @@ use crate::store::shared::{
 };
 use crate::store::{RecordDigest, TokenOrigin};
 
-/// Times that other gates may end the token first that was to end for a new one.
-const ENDINGS: usize = 4;
+/// Retries when another gateway ends the chosen oldest token first.
+const MAX_RETRIES: usize = 4;
 
 impl TokenReplica {
-    /// Takes a token into the store, where all gates' caps are kept. At a user's cap the
-    /// store names those that end first; which of them are in use only gates know, each its own.
-    pub(super) async fn insert_there(
+    /// Stores a token in the shared store, which applies the caps. At a user's cap the store names
+    /// the tokens that expire first, and this gateway chooses one that it has not seen in use.
+    pub(super) async fn insert_in_store(
         &self,
         digest: TokenDigest,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
     ) -> Result<TokenPlaced, InsertRefused> {
         let (max_per_user, max) = self.memory.caps();
         let mut insert = TokenInsert {
             digest: digest.into(),
-            user: wanted.user,
+            user: request.user,
             kind: TokenKind {
-                origin: wanted.origin,
-                role: wanted.role,
+                origin: request.origin,
+                role: request.role,
             },
-            life: wanted.lifetime,
-            epoch: wanted.epoch.shared,
+            life: request.lifetime,
+            epoch: request.epoch.shared,
             max_per_user,
             max,
-            revision: wanted.revision,
+            revision: request.revision,
             ends: None,
         };
-        for try_number in 0..=ENDINGS {
+        for try_number in 0..=MAX_RETRIES {
             let outcome = self.shared.insert(insert).await;
             match outcome.map_err(InsertRefused::Unavailable)? {
                 InsertOutcome::Placed {
@@ -57,9 +57,9 @@ impl TokenReplica {
                 InsertOutcome::Ended => return Err(InsertRefused::Ended),
                 InsertOutcome::Full { next } => return Err(InsertRefused::Full(Some(next))),
                 InsertOutcome::UserFull { next, oldest } => {
-                    insert.ends = self.unused_of(&oldest);
+                    insert.ends = self.choose_unused(&oldest);
                     let may_end = self.memory.at_cap() == AtTokenCap::EndOldest;
-                    if !may_end || insert.ends.is_none() || try_number == ENDINGS {
+                    if !may_end || insert.ends.is_none() || try_number == MAX_RETRIES {
                         return Err(InsertRefused::UserFull(Some(next)));
                     }
                 }
@@ -68,8 +68,9 @@ impl TokenReplica {
         Err(InsertRefused::UserFull(None))
     }
 
-    /// The first one that was not used here lately; all in use: the first.
-    fn unused_of(&self, oldest: &[RecordDigest]) -> Option<RecordDigest> {
+    /// The first of these tokens that was not used at this gateway since it was examined last; if
+    /// all were used, the first.
+    fn choose_unused(&self, oldest: &[RecordDigest]) -> Option<RecordDigest> {
         let is_unused =
             |digest: &&RecordDigest| !self.memory.take_used(&TokenDigest::from(**digest));
         oldest.iter().find(is_unused).or(oldest.first()).copied()
@@ -81,17 +82,17 @@ impl Replica for TokenReplica {
         match change {
             SharedChange::TokenPut(digest) => {
                 let digest = TokenDigest::from(*digest);
-                self.spoil(&digest);
-                self.no_longer_unknown(&digest);
+                self.invalidate_lookup(&digest);
+                self.forget_unknown(&digest);
             }
             SharedChange::TokenRevoked(digest) => {
                 let digest = TokenDigest::from(*digest);
-                self.spoil(&digest);
-                self.ends().remember_revoked(digest);
+                self.invalidate_lookup(&digest);
+                self.revocations.lock().add_token(digest);
                 self.memory.remove(&digest);
             }
             SharedChange::UserEnded { user, end } => {
-                self.end_here(user, *end);
+                self.end_in_memory(user, *end);
             }
             SharedChange::User(..)
             | SharedChange::Key(..)
@@ -100,23 +101,23 @@ impl Replica for TokenReplica {
         }
     }
 
-    fn doubt(&self, seen: u64) {
-        self.rounds().push(seen);
+    fn invalidate(&self, seen: u64) {
+        self.rounds.lock().push(seen);
         self.round.fetch_add(1, Ordering::AcqRel);
-        for ask in &self.asks {
-            ask.is_spoiled.store(true, Ordering::Release);
+        for lookup in &self.lookups {
+            lookup.is_stale.store(true, Ordering::Release);
         }
         self.unknown.clear();
         self.unknown_count.store(0, Ordering::Relaxed);
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
-        self.ends().tell(give);
-        let rounds = self.rounds().clone();
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+        self.revocations.lock().snapshot(give);
+        let rounds = self.rounds.lock().clone();
         let now = self.shared.applied();
-        self.memory.each(|digest, grant| {
+        self.memory.for_each_live(|digest, grant| {
             let round = self.round_of(digest);
-            // The Webapp does not tell its users' roles, and the gate knows its own.
+            // Only minted tokens have a role: the Webapp does not reveal its users' roles.
             let origin = match grant.role {
                 Some(_) => TokenOrigin::Minted,
                 None => TokenOrigin::Learned,

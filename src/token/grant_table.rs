@@ -1,5 +1,5 @@
-//! The grants by digest. One look-up for a request; and for the sweep, which knows
-//! only the first bytes of a digest, a look-up by those.
+//! The grants by digest: one look-up per request. The sweep knows only the first bytes of a
+//! digest, and finds grants by those.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -9,29 +9,26 @@ use dashmap::mapref::one::Ref;
 use dashmap::{DashMap, SharedValue};
 use tokio::time::Instant;
 
-use super::expiry_index::{ExpiryEntry, Second};
+use super::expiry_index::ExpiryEntry;
 use super::flags::GrantFlags;
-use super::user_index::TokenFamily;
+use super::token_family::{Second, Tag, TokenFamily};
 use super::{Grant, TokenDigest};
 use crate::clock::{Deadline, PackedDeadline};
 
-/// So many that, at ten million tokens, one of them grows within one or two milliseconds
-/// (`benches/tokens/`), while the others answer.
+/// Number of shards: so many that, at ten million tokens, one of them grows within one or two
+/// milliseconds (`benches/tokens/`) while the others are in use.
 const SHARDS: usize = 2048;
 
-/// A shard with less than this part of its room in use gives room back.
-const SPARSE: usize = 8;
+/// A shard shrinks when less than one in so many of its slots is in use.
+const SHRINK_RATIO: usize = 8;
 
-/// Nor is it worth the while for less room than this.
-const SMALL: usize = 64;
+/// A shard with fewer slots never shrinks.
+const MIN_SHRINK: usize = 64;
 
-/// The first bytes of a digest. Enough to find a token by, not to tell it from all.
-pub(super) type Tag = u32;
-
-/// A grant as it is kept: with its digest, 56 bytes.
+/// A grant as it is stored; 56 bytes with its digest.
 #[derive(Debug)]
 pub(super) struct StoredGrant {
-    pub(super) lot: Arc<TokenFamily>,
+    pub(super) family: Arc<TokenFamily>,
     pub(super) due: Second,
     pub(super) ends: PackedDeadline,
     pub(super) flags: GrantFlags,
@@ -39,12 +36,12 @@ pub(super) struct StoredGrant {
 
 impl StoredGrant {
     pub(super) fn is_live(&self, start: Instant) -> bool {
-        !self.lot.is_over() && !self.ends.unpack(start).has_passed()
+        !self.family.is_over() && !self.ends.unpack(start).has_passed()
     }
 
-    pub(super) fn hint(&self, digest: &TokenDigest) -> ExpiryEntry {
+    pub(super) fn entry(&self, digest: &TokenDigest) -> ExpiryEntry {
         ExpiryEntry {
-            lot: self.lot.id,
+            family: self.family.id,
             due: self.due,
             tag: digest.tag(),
         }
@@ -52,89 +49,91 @@ impl StoredGrant {
 
     pub(super) fn grant(&self, ends: Deadline) -> Grant {
         Grant {
-            user: Arc::clone(&self.lot.name),
+            user: Arc::clone(&self.family.name),
             role: self.flags.role(),
             ends,
         }
     }
 }
 
-fn bears(
+fn matches_entry(
     digest: &TokenDigest,
     stored: &StoredGrant,
-    (hint, lot): (ExpiryEntry, &Arc<TokenFamily>),
+    entry: ExpiryEntry,
+    family: &Arc<TokenFamily>,
 ) -> bool {
-    digest.tag() == hint.tag && stored.due == hint.due && Arc::ptr_eq(&stored.lot, lot)
+    digest.tag() == entry.tag && stored.due == entry.due && Arc::ptr_eq(&stored.family, family)
 }
 
 #[derive(Debug)]
 pub(super) struct GrantTable {
-    each: DashMap<TokenDigest, StoredGrant, ByTag>,
+    grants: DashMap<TokenDigest, StoredGrant, BuildTagHasher>,
 }
 
 impl GrantTable {
     pub(super) fn new() -> Self {
         Self {
-            each: DashMap::with_hasher_and_shard_amount(ByTag::default(), SHARDS),
+            grants: DashMap::with_hasher_and_shard_amount(BuildTagHasher::default(), SHARDS),
         }
     }
 
     pub(super) fn find(&self, digest: &TokenDigest) -> Option<Ref<'_, TokenDigest, StoredGrant>> {
-        self.each.get(digest)
+        self.grants.get(digest)
     }
 
-    pub(super) fn each(&self, mut give: impl FnMut(&TokenDigest, &StoredGrant)) {
-        for stored in &self.each {
-            give(stored.key(), &stored);
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&TokenDigest, &StoredGrant)) {
+        for stored in &self.grants {
+            visit(stored.key(), &stored);
         }
     }
 
-    pub(super) fn lot_of(&self, digest: &TokenDigest) -> Option<Arc<TokenFamily>> {
-        self.find(digest).map(|stored| Arc::clone(&stored.lot))
+    pub(super) fn family_of(&self, digest: &TokenDigest) -> Option<Arc<TokenFamily>> {
+        self.find(digest).map(|stored| Arc::clone(&stored.family))
     }
 
-    /// Puts a token in; gives the one it replaces. A new one must be admitted.
-    pub(super) fn place<E>(
+    /// Inserts a token and returns the grant it replaces. A new token is inserted only if `admit`
+    /// allows it.
+    pub(super) fn insert<E>(
         &self,
         digest: TokenDigest,
         stored: StoredGrant,
         admit: impl FnOnce() -> Result<(), E>,
     ) -> Result<Option<StoredGrant>, E> {
-        match self.each.entry(digest) {
+        match self.grants.entry(digest) {
             Entry::Occupied(mut known) => Ok(Some(known.insert(stored))),
-            Entry::Vacant(place) => {
+            Entry::Vacant(slot) => {
                 admit()?;
-                place.insert(stored);
+                slot.insert(stored);
                 Ok(None)
             }
         }
     }
 
-    /// Whether two tokens lie in one shard.
-    pub(super) fn are_together(&self, one: &TokenDigest, other: &TokenDigest) -> bool {
+    /// Whether two tokens belong to one shard.
+    pub(super) fn are_in_one_shard(&self, one: &TokenDigest, other: &TokenDigest) -> bool {
         self.shard_of(one) == self.shard_of(other)
     }
 
     fn shard_of(&self, digest: &TokenDigest) -> usize {
-        self.each.determine_shard(hash_of(digest.tag()) as usize)
+        self.grants.determine_shard(hash_of(digest.tag()) as usize)
     }
 
-    /// Puts tokens in that lie in one shard with the first; tells of those that were not
+    /// Inserts tokens of one shard, that of `first`. Calls `added` for each token that was not
     /// there already.
-    pub(super) fn add_together<T>(
+    pub(super) fn insert_run<T>(
         &self,
         first: &TokenDigest,
         tokens: impl ExactSizeIterator<Item = (TokenDigest, StoredGrant, T)>,
-        mut tell: impl FnMut(&TokenDigest, Second, T),
+        mut added: impl FnMut(&TokenDigest, Second, T),
     ) {
-        let mut shard = self.each.shards()[self.shard_of(first)].write();
-        let again = |(digest, _): &(TokenDigest, SharedValue<StoredGrant>)| hash_of(digest.tag());
-        shard.reserve(tokens.len(), again);
+        let mut shard = self.grants.shards()[self.shard_of(first)].write();
+        let rehash = |(digest, _): &(TokenDigest, SharedValue<StoredGrant>)| hash_of(digest.tag());
+        shard.reserve(tokens.len(), rehash);
         for (digest, stored, rest) in tokens {
             let hash = hash_of(digest.tag());
             if shard.get(hash, |(there, _)| *there == digest).is_none() {
-                tell(&digest, stored.due, rest);
-                shard.insert(hash, (digest, SharedValue::new(stored)), again);
+                added(&digest, stored.due, rest);
+                shard.insert(hash, (digest, SharedValue::new(stored)), rehash);
             }
         }
     }
@@ -149,68 +148,72 @@ impl GrantTable {
         })
     }
 
-    /// Takes one of the lot's tokens out that a hint stands for.
-    pub(super) fn take_hinted(
+    /// Removes a token of the family that the entry points to.
+    pub(super) fn take_by_entry(
         &self,
-        hint: ExpiryEntry,
-        lot: &Arc<TokenFamily>,
+        entry: ExpiryEntry,
+        family: &Arc<TokenFamily>,
         is_wanted: impl Fn(&StoredGrant) -> bool,
     ) -> Option<StoredGrant> {
-        self.take_where(hint.tag, |digest, stored| {
-            bears(digest, stored, (hint, lot)) && is_wanted(stored)
+        self.take_where(entry.tag, |digest, stored| {
+            matches_entry(digest, stored, entry, family) && is_wanted(stored)
         })
     }
 
-    /// Changes one of the lot's tokens that a hint stands for.
-    pub(super) fn alter_hinted<T>(
+    /// Changes a token of the family that the entry points to.
+    pub(super) fn alter_by_entry<T>(
         &self,
-        hint: ExpiryEntry,
-        lot: &Arc<TokenFamily>,
+        entry: ExpiryEntry,
+        family: &Arc<TokenFamily>,
         alter: impl FnOnce(&mut StoredGrant) -> T,
     ) -> Option<T> {
-        let hash = hash_of(hint.tag);
-        let mut shard = self.each.shards()[self.each.determine_shard(hash as usize)].write();
+        let hash = hash_of(entry.tag);
+        let mut shard = self.grants.shards()[self.grants.determine_shard(hash as usize)].write();
         let found = shard.get_mut(hash, |(digest, stored)| {
-            bears(digest, stored.get(), (hint, lot))
+            matches_entry(digest, stored.get(), entry, family)
         })?;
         Some(alter(found.1.get_mut()))
     }
 
-    /// Makes one of the lot's tokens leave that a hint stands for, unless it was used since
-    /// it was looked at last; or, with `is_last`, all the same.
-    pub(super) fn leave_hinted(
+    /// Marks a token of the family that the entry points to as leaving, unless it was used since
+    /// it was examined last; with `is_last`, even then.
+    pub(super) fn mark_leaving(
         &self,
-        hint: ExpiryEntry,
-        lot: &Arc<TokenFamily>,
+        entry: ExpiryEntry,
+        family: &Arc<TokenFamily>,
         is_last: bool,
     ) -> Option<TokenDigest> {
-        let hash = hash_of(hint.tag);
-        let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
+        let hash = hash_of(entry.tag);
+        let shard = self.grants.shards()[self.grants.determine_shard(hash as usize)].read();
         let (digest, stored) = shard.get(hash, |(digest, stored)| {
             let stored = stored.get();
-            bears(digest, stored, (hint, lot)) && !stored.flags.is_leaving()
+            matches_entry(digest, stored, entry, family) && !stored.flags.is_leaving()
         })?;
         let flags = &stored.get().flags;
         let stays = flags.take_used() && !is_last;
         (!stays && flags.leave()).then_some(*digest)
     }
 
-    /// The lot of a hint of which nothing else is known.
-    pub(super) fn lot_hinted(&self, hint: ExpiryEntry, place: u16) -> Option<Arc<TokenFamily>> {
-        let hash = hash_of(hint.tag);
-        let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
+    /// The family of the token that an entry points to, in this shard of the user index.
+    pub(super) fn family_by_entry(
+        &self,
+        entry: ExpiryEntry,
+        shard_index: u16,
+    ) -> Option<Arc<TokenFamily>> {
+        let hash = hash_of(entry.tag);
+        let shard = self.grants.shards()[self.grants.determine_shard(hash as usize)].read();
         let found = shard.get(hash, |(digest, stored)| {
             let stored = stored.get();
-            stored.hint(digest) == hint && stored.lot.shard == place
+            stored.entry(digest) == entry && stored.family.shard == shard_index
         })?;
-        Some(Arc::clone(&found.1.get().lot))
+        Some(Arc::clone(&found.1.get().family))
     }
 
-    pub(super) fn has_hinted(&self, hint: ExpiryEntry, lot: &Arc<TokenFamily>) -> bool {
-        let hash = hash_of(hint.tag);
-        let shard = self.each.shards()[self.each.determine_shard(hash as usize)].read();
+    pub(super) fn has_entry(&self, entry: ExpiryEntry, family: &Arc<TokenFamily>) -> bool {
+        let hash = hash_of(entry.tag);
+        let shard = self.grants.shards()[self.grants.determine_shard(hash as usize)].read();
         let found = shard.get(hash, |(digest, stored)| {
-            bears(digest, stored.get(), (hint, lot))
+            matches_entry(digest, stored.get(), entry, family)
         });
         found.is_some()
     }
@@ -221,53 +224,53 @@ impl GrantTable {
         is_wanted: impl Fn(&TokenDigest, &StoredGrant) -> bool,
     ) -> Option<StoredGrant> {
         let hash = hash_of(tag);
-        let mut shard = self.each.shards()[self.each.determine_shard(hash as usize)].write();
+        let mut shard = self.grants.shards()[self.grants.determine_shard(hash as usize)].write();
         let is_wanted = |(digest, stored): &(TokenDigest, SharedValue<StoredGrant>)| {
             is_wanted(digest, stored.get())
         };
         let (_, stored) = shard.remove_entry(hash, is_wanted)?;
-        if shard.capacity() > SMALL && shard.len() < shard.capacity() / SPARSE {
-            let room = shard.len() * 2;
-            shard.shrink_to(room, |(digest, _)| hash_of(digest.tag()));
+        if shard.capacity() > MIN_SHRINK && shard.len() < shard.capacity() / SHRINK_RATIO {
+            let capacity = shard.len() * 2;
+            shard.shrink_to(capacity, |(digest, _)| hash_of(digest.tag()));
         }
         drop(shard);
         Some(stored.into_inner())
     }
 
-    /// The wall clock half of every deadline passes, as if somebody had set the clock.
+    /// Lets the wall clock half of every deadline pass, as if the clock had been set forward.
     #[cfg(test)]
     pub(super) fn jump(&self, start: Instant) {
-        for mut stored in self.each.iter_mut() {
+        for mut stored in self.grants.iter_mut() {
             stored.ends = stored.ends.unpack(start).after_a_jump().pack(start);
         }
     }
 
     #[cfg(test)]
-    pub(super) fn room(&self) -> usize {
-        self.each.capacity()
+    pub(super) fn capacity(&self) -> usize {
+        self.grants.capacity()
     }
 }
 
-type ByTag = BuildHasherDefault<TagHasher>;
+type BuildTagHasher = BuildHasherDefault<TagHasher>;
 
-/// Digests are random already, and nobody can choose the tokens that are stored: no
-/// more is needed than to give each bit of the hash its share of the tag.
+/// Spreads the tag over the bits of the hash. Digests are random, and a client cannot choose which
+/// are stored, so no stronger hash is needed.
 fn hash_of(tag: Tag) -> u64 {
     let tag = u64::from(tag);
     let mixed = tag.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // From the top: what is compared in a shard, which shard, where in it. The tag's
-    // first bits choose the shard, so that what is loaded in order of the digests fills
-    // one after the other.
+    // Top bits: compared within a shard. Middle: chooses the shard; the tag's first bits, so that
+    // a load in order of the digests fills one shard after the other. Low bits: the slot in the
+    // shard.
     (mixed & (0x7f << 57)) | (tag << 25) | ((mixed >> 32) & 0x1ff_ffff)
 }
 
-/// Takes a digest's own bytes for its hash.
+/// Hashes a digest by its own first bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TagHasher(u64);
 
 impl Hasher for TagHasher {
     fn write(&mut self, bytes: &[u8]) {
-        // Only digests are hashed here, by `write_u64`; still right for others.
+        // Digests are hashed by `write_u64`; other keys give a correct hash, only slower.
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }

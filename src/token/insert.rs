@@ -1,22 +1,22 @@
-//! Taking a token in: room is made for it first, from what has ended or, at its user's cap,
-//! from what the user does not use.
+//! Inserting a token: room is made for it first, by removing expired ones or, at the user's cap,
+//! by ending a token that is not in use.
 
 use std::sync::Arc;
 
 use super::caps::{TokenPlaced, near};
-use super::expiry_index::Second;
 use super::flags::GrantFlags;
 use super::grant_table::StoredGrant;
 use super::memory::TokenMemory;
-use super::user_index::{TokenFamily, UserShard};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::UserShard;
 use super::{GrantRequest, InsertRefused, TokenDigest};
 use crate::clock::Deadline;
 use crate::config::AtTokenCap;
 
-/// By so many seconds a hint may be late, as long as no clock has jumped.
-const LATE: Second = 5;
+/// How many seconds late an entry may be due, as long as no clock has jumped.
+const MAX_DELAY: Second = 5;
 
-/// A token to take in, its end, and what may be done for it.
+/// A token to insert, and what to do at the user's cap.
 #[derive(Clone, Copy)]
 struct TokenPlacement {
     digest: TokenDigest,
@@ -25,29 +25,29 @@ struct TokenPlacement {
 }
 
 impl TokenMemory {
-    /// Takes a token in. One that has to end for it lives on until `displace`.
-    pub(super) fn place(
+    /// Inserts a token. One that ends to make room for it stays live until `displace`.
+    pub(super) fn insert(
         &self,
         digest: TokenDigest,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<TokenPlaced, InsertRefused> {
         let at_cap = self.at_cap();
-        self.place_with(
+        self.insert_with(
             TokenPlacement {
                 digest,
                 ends,
                 at_cap,
             },
-            wanted,
+            request,
         )
     }
 
-    /// Takes in what counts elsewhere: it ends nothing here.
-    pub(super) fn place_copy(
+    /// Inserts a token that the shared store has accepted already: ends no other token.
+    pub(super) fn insert_copy(
         &self,
         digest: TokenDigest,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<(), InsertRefused> {
         let at_cap = AtTokenCap::Refuse;
@@ -56,67 +56,71 @@ impl TokenMemory {
             ends,
             at_cap,
         };
-        self.place_with(token, wanted).map(drop)
+        self.insert_with(token, request).map(drop)
     }
 
-    fn place_with(
+    fn insert_with(
         &self,
         token: TokenPlacement,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
     ) -> Result<TokenPlaced, InsertRefused> {
-        let mut shard = self.holders.of_user(wanted.user);
-        let placed = self.place_in(&mut shard, token, wanted);
+        let mut shard = self.users.shard_of_user(request.user);
+        let placed = self.insert_in(&mut shard, token, request);
         drop(shard);
         if let Err(InsertRefused::Full(_)) = placed {
             return Err(InsertRefused::Full(self.until_next()));
         }
         let (placed, replaced) = placed?;
         if let Some(old) = replaced {
-            // Of another lot, and perhaps another user's: only one shard at a time.
-            self.settle(&mut self.holders.of_lot(&old.lot), &token.digest, &old);
+            // Of another family, perhaps another user's: locks one shard at a time.
+            self.release_entry(
+                &mut self.users.shard_of_family(&old.family),
+                &token.digest,
+                &old,
+            );
         }
         Ok(placed)
     }
 
-    /// Gives besides the grant that is replaced, if it was of another lot.
-    fn place_in(
+    /// Also returns the replaced grant, if it was of another family.
+    fn insert_in(
         &self,
         shard: &mut UserShard,
         token: TokenPlacement,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
     ) -> Result<(TokenPlaced, Option<StoredGrant>), InsertRefused> {
         let TokenPlacement {
             digest,
             ends,
             at_cap,
         } = token;
-        if self.holders.has_ended(shard, wanted.user, wanted.epoch) {
+        if self.users.has_ended(shard, request.user, request.epoch) {
             return Err(InsertRefused::Ended);
         }
-        let lot = shard.lot_for(wanted.user);
-        let ended = self.make_room(shard, &lot, &digest, at_cap)?;
+        let family = shard.family_for(request.user);
+        let ended = self.make_room(shard, &family, &digest, at_cap)?;
         let due = self.due_second(&ends);
         let stored = StoredGrant {
-            lot: Arc::clone(&lot),
+            family: Arc::clone(&family),
             due,
             ends: ends.pack(self.start),
-            flags: GrantFlags::fresh(wanted.role),
+            flags: GrantFlags::fresh(request.role),
         };
         let replaced = self
             .table
-            .place(digest, stored, || self.count_one(ended.is_some()))?;
-        shard.count_in(&lot);
-        shard.due.add(&lot, due, digest.tag());
+            .insert(digest, stored, || self.count_one(ended.is_some()))?;
+        shard.count_in(&family);
+        shard.expiry.add(&family, due, digest.tag());
         let other = match replaced {
-            Some(old) if Arc::ptr_eq(&old.lot, &lot) => {
-                self.settle(shard, &digest, &old);
+            Some(old) if Arc::ptr_eq(&old.family, &family) => {
+                self.release_entry(shard, &digest, &old);
                 None
             }
             other => other,
         };
-        let of_user = lot.count() - usize::from(ended.is_some());
+        let of_user = family.count() - usize::from(ended.is_some());
         if of_user == near(self.caps().0) && ended.is_none() {
-            self.forget_uses(shard, &lot);
+            self.clear_used_flags(shard, &family);
         }
         let placed = TokenPlaced {
             ended,
@@ -126,38 +130,40 @@ impl TokenMemory {
         Ok((placed, other))
     }
 
-    /// Whether the user may have one more, and which of its tokens ends for that. The expired
-    /// do not count: only a user at the cap pays for looking, and only at those that may have.
+    /// Checks whether the user may have one more token; returns the token that ends for it.
+    /// Expired tokens do not count: only at the cap are they examined, and only those that can be
+    /// expired.
     fn make_room(
         &self,
         shard: &mut UserShard,
-        lot: &Arc<TokenFamily>,
+        family: &Arc<TokenFamily>,
         digest: &TokenDigest,
         at_cap: AtTokenCap,
     ) -> Result<Option<TokenDigest>, InsertRefused> {
-        let most = self.caps().0;
-        let is_counted =
-            |stored: &StoredGrant| Arc::ptr_eq(&stored.lot, lot) && stored.is_live(self.start);
+        let max = self.caps().0;
+        let is_counted = |stored: &StoredGrant| {
+            Arc::ptr_eq(&stored.family, family) && stored.is_live(self.start)
+        };
         let known = || self.table.find(digest);
-        if lot.count() < most || known().is_some_and(|stored| is_counted(&stored)) {
+        if family.count() < max || known().is_some_and(|stored| is_counted(&stored)) {
             return Ok(None);
         }
-        let until = match self.is_in_doubt() {
+        let until = match self.has_clock_jumped() {
             true => Second::MAX,
-            false => self.now() + LATE,
+            false => self.now() + MAX_DELAY,
         };
-        let mut hints = shard.due.of(lot, until, usize::MAX).into_iter();
-        while lot.count() >= most {
-            // One that is gone is room enough; the others are left to the sweep.
-            let Some(hint) = hints.next() else {
+        let mut entries = shard.expiry.of(family, until, usize::MAX).into_iter();
+        while family.count() >= max {
+            // Removing one is enough; the sweep removes the others.
+            let Some(entry) = entries.next() else {
                 let oldest = match at_cap {
-                    AtTokenCap::EndOldest => self.choose_oldest(shard, lot),
+                    AtTokenCap::EndOldest => self.choose_oldest(shard, family),
                     AtTokenCap::Refuse => None,
                 };
-                let full = || InsertRefused::UserFull(self.until_next_of(shard, lot));
+                let full = || InsertRefused::UserFull(self.until_next_of(shard, family));
                 return oldest.map(Some).ok_or_else(full);
             };
-            self.review(shard, lot, hint);
+            self.review(shard, family, entry);
         }
         Ok(None)
     }

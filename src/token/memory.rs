@@ -1,6 +1,6 @@
-//! The maps. Locks are taken in one order: a shard of the holders, then a shard of the
-//! grants. A look-up takes only the latter; none is held across an await. What changes
-//! for a token changes under the lock of its user's shard.
+//! The tokens in memory: the user index and the grant table. Lock order: a shard of the user
+//! index, then a shard of the grant table; `find` takes only the latter, and no lock is held
+//! across an await. Every change of a token takes place under the lock of its user's shard.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,53 +9,54 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::expiry_index::{ExpiryEntry, Second};
+use super::expiry_index::ExpiryEntry;
 use super::flags::GrantFlags;
 use super::grant_table::{GrantTable, StoredGrant};
-use super::user_index::{TokenFamily, UserIndex, UserShard};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::{UserIndex, UserShard};
 use super::{Grant, InsertRefused, TokenDigest};
 use crate::clock::{self, Deadline};
 use crate::config::{self, AtTokenCap};
 use crate::metrics::{Metrics, TokenEvent};
 
-/// A difference between the clocks that is a jump, and not drift or rounding.
+/// A clock difference of at least this is a jump, not drift or rounding.
 pub(super) const JUMP_MILLIS: i64 = 2000;
 
 #[derive(Debug)]
 pub(super) struct TokenMemory {
     pub(super) table: GrantTable,
-    pub(super) holders: UserIndex,
+    pub(super) users: UserIndex,
     total: AtomicUsize,
     metrics: Arc<Metrics>,
-    /// Dead tokens forgotten since somebody asked.
-    died: AtomicU64,
+    /// Dead tokens removed since `take_dead_count`.
+    dead_count: AtomicU64,
     max_tokens_per_user: AtomicUsize,
     max_tokens: AtomicUsize,
     pub(super) ends_oldest: AtomicBool,
     pub(super) start: Instant,
     backlog: Mutex<SweepBacklog>,
-    /// Wall clock minus monotonic clock, in milliseconds, as the hints assume it.
+    /// Wall clock minus monotonic clock, in milliseconds, when the expiry entries were computed.
     pub(super) offset: AtomicI64,
 }
 
-/// What the sweep has been given to do, and how far it has come.
+/// The sweep's work list and position.
 #[derive(Debug, Default)]
 pub(super) struct SweepBacklog {
-    /// Lots that were ended, with tokens to forget.
+    /// Ended families whose tokens are still in memory.
     pub(super) over: VecDeque<Arc<TokenFamily>>,
-    /// Every hint up to this one may be wrong since the wall clock jumped.
-    pub(super) doubtful: Option<DoubtfulEntries>,
-    /// Traces of deletions, oldest first: when, whose, and its number.
+    /// Entries to examine again because the wall clock has jumped.
+    pub(super) recheck: Option<DoubtfulEntries>,
+    /// Deletions still remembered, oldest first: when, which user, its number.
     pub(super) deleted: VecDeque<(Instant, Arc<str>, u64)>,
-    /// The shard of the holders where the next slice begins.
-    pub(super) place: u16,
+    /// Index of the shard where the next slice begins.
+    pub(super) shard: u16,
 }
 
-/// The hints not looked at since a jump: those of this shard after the one seen last,
-/// and those of the shards that follow.
+/// Position in the pass after a clock jump: entries of this shard after `seen`, and those of all
+/// later shards, are still to be examined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct DoubtfulEntries {
-    pub(super) place: u16,
+    pub(super) shard: u16,
     pub(super) seen: Option<ExpiryEntry>,
 }
 
@@ -70,10 +71,10 @@ impl TokenMemory {
     pub(super) fn new(settings: &config::UsersConfig, metrics: Arc<Metrics>) -> Self {
         let memory = Self {
             table: GrantTable::new(),
-            holders: UserIndex::new(),
+            users: UserIndex::new(),
             total: AtomicUsize::new(0),
             metrics,
-            died: AtomicU64::new(0),
+            dead_count: AtomicU64::new(0),
             max_tokens_per_user: AtomicUsize::new(0),
             max_tokens: AtomicUsize::new(0),
             ends_oldest: AtomicBool::new(false),
@@ -83,11 +84,11 @@ impl TokenMemory {
         };
         let offset = memory.clock_offset();
         memory.offset.store(offset, Ordering::Relaxed);
-        memory.cap(settings);
+        memory.set_caps(settings);
         memory
     }
 
-    pub(super) fn cap(&self, settings: &config::UsersConfig) {
+    pub(super) fn set_caps(&self, settings: &config::UsersConfig) {
         let per_user = settings.max_tokens_per_user;
         self.max_tokens_per_user.store(per_user, Ordering::Relaxed);
         self.max_tokens
@@ -105,19 +106,19 @@ impl TokenMemory {
             return TokenState::Nothing;
         };
         let ends = stored.ends.unpack(self.start);
-        if stored.lot.is_over() || ends.has_passed() {
+        if stored.family.is_over() || ends.has_passed() {
             return TokenState::Dead;
         }
         stored.flags.mark_used();
         TokenState::Live(stored.grant(ends))
     }
 
-    /// Every live token.
-    pub(super) fn each(&self, mut give: impl FnMut(&TokenDigest, Grant)) {
-        self.table.each(|digest, stored| {
+    /// Visits every live token.
+    pub(super) fn for_each_live(&self, mut visit: impl FnMut(&TokenDigest, Grant)) {
+        self.table.for_each(|digest, stored| {
             let ends = stored.ends.unpack(self.start);
-            if !stored.lot.is_over() && !ends.has_passed() {
-                give(digest, stored.grant(ends));
+            if !stored.family.is_over() && !ends.has_passed() {
+                visit(digest, stored.grant(ends));
             }
         });
     }
@@ -127,34 +128,34 @@ impl TokenMemory {
         (per_user, self.max_tokens.load(Ordering::Relaxed))
     }
 
-    /// Forgets a token, unless it is live.
-    pub(super) fn forget_dead(&self, digest: &TokenDigest) {
-        if let Some(dead) = self.take_if(digest, |stored| !stored.is_live(self.start)) {
-            self.count_dead(&dead.lot, 1);
+    /// Removes a token, unless it is live.
+    pub(super) fn remove_dead(&self, digest: &TokenDigest) {
+        if let Some(dead) = self.remove_if(digest, |stored| !stored.is_live(self.start)) {
+            self.count_dead(&dead.family, 1);
         }
     }
 
-    /// Forgets a token; whether it was live.
+    /// Removes a token; returns whether it was live.
     pub(super) fn remove(&self, digest: &TokenDigest) -> bool {
-        let stored = self.take_if(digest, |_| true);
+        let stored = self.remove_if(digest, |_| true);
         stored.is_some_and(|stored| stored.is_live(self.start))
     }
 
-    pub(super) fn take_if(
+    pub(super) fn remove_if(
         &self,
         digest: &TokenDigest,
         is_wanted: impl Fn(&StoredGrant) -> bool,
     ) -> Option<StoredGrant> {
         loop {
-            let lot = self.table.lot_of(digest)?;
-            let mut shard = self.holders.of_lot(&lot);
-            let is_mine = |stored: &StoredGrant| Arc::ptr_eq(&stored.lot, &lot);
+            let family = self.table.family_of(digest)?;
+            let mut shard = self.users.shard_of_family(&family);
+            let is_mine = |stored: &StoredGrant| Arc::ptr_eq(&stored.family, &family);
             let taken = self
                 .table
                 .take(digest, |stored| is_mine(stored) && is_wanted(stored));
             if let Some(stored) = taken {
-                self.count_off();
-                self.settle(&mut shard, digest, &stored);
+                self.count_removed();
+                self.release_entry(&mut shard, digest, &stored);
                 return Some(stored);
             }
             if self
@@ -164,104 +165,105 @@ impl TokenMemory {
             {
                 return None;
             }
-            // Meanwhile it has become somebody else's.
+            // Another user has got the token meanwhile: try again.
         }
     }
 
     pub(super) fn revoke_user(&self, user: &str) -> usize {
-        self.hand_over(self.holders.log_out(user))
+        self.queue_for_sweep(self.users.log_out(user))
     }
 
-    /// Ends a user's tokens but one, which never ceases to be live; how many.
-    pub(super) fn revoke_others(&self, user: &str, kept: &TokenDigest) -> usize {
-        let mut shard = self.holders.of_user(user);
-        let Some(lot) = shard.take_lot(user) else {
+    /// Ends a user's tokens but one, which stays live throughout; returns how many ended.
+    pub(super) fn revoke_others(&self, user: &str, keep: &TokenDigest) -> usize {
+        let mut shard = self.users.shard_of_user(user);
+        let Some(family) = shard.take_family(user) else {
             return 0;
         };
-        let moved = self.move_to_next_lot(&mut shard, kept, &lot);
-        let over = shard.end_lot(lot);
+        let moved = self.move_to_next_family(&mut shard, keep, &family);
+        let over = shard.end_family(family);
         if let Some(old) = &moved {
-            self.settle(&mut shard, kept, old);
+            self.release_entry(&mut shard, keep, old);
         }
-        self.holders.retire(&mut shard, user);
+        self.users.retire(&mut shard, user);
         drop(shard);
-        self.hand_over(Some(over)) - usize::from(moved.is_some())
+        self.queue_for_sweep(Some(over)) - usize::from(moved.is_some())
     }
 
-    /// Puts a token into the lot that its user's next login begins. Gives what it was before,
-    /// in a lot that the caller ends; None: it is not a live token of that lot.
-    fn move_to_next_lot(
+    /// Moves a token into a new family, that of the user's next logins. Returns its grant in the
+    /// old family, which the caller ends; None: it is not a live token of that family.
+    fn move_to_next_family(
         &self,
         shard: &mut UserShard,
         digest: &TokenDigest,
-        lot: &Arc<TokenFamily>,
+        family: &Arc<TokenFamily>,
     ) -> Option<StoredGrant> {
         let (due, ends, role) = {
             let stored = self.table.find(digest)?;
-            if !Arc::ptr_eq(&stored.lot, lot) || !stored.is_live(self.start) {
+            if !Arc::ptr_eq(&stored.family, family) || !stored.is_live(self.start) {
                 return None;
             }
             (stored.due, stored.ends, stored.flags.role())
         };
-        let next = shard.lot_for(&lot.name);
+        let next = shard.family_for(&family.name);
         let stored = StoredGrant {
-            lot: Arc::clone(&next),
+            family: Arc::clone(&next),
             due,
             ends,
             flags: GrantFlags::fresh(role),
         };
-        // What changes for a token changes under its user's lock: it is still there.
-        let old = self.table.place(*digest, stored, || Err(())).ok()??;
+        // Still there: the caller holds the lock of the user's shard.
+        let old = self.table.insert(*digest, stored, || Err(())).ok()??;
         shard.count_in(&next);
-        shard.due.add(&next, due, digest.tag());
+        shard.expiry.add(&next, due, digest.tag());
         Some(old)
     }
 
     pub(super) fn end_user(&self, user: &str) -> usize {
-        let (lot, deletion) = self.holders.delete(user);
+        let (family, deletion) = self.users.delete(user);
         let trace = (Instant::now(), user.into(), deletion);
         self.backlog().deleted.push_back(trace);
-        self.hand_over(lot)
+        self.queue_for_sweep(family)
     }
 
-    /// Gives a lot that is over to the sweep; how many tokens it had.
-    fn hand_over(&self, over: Option<(Arc<TokenFamily>, usize)>) -> usize {
-        let Some((lot, count)) = over else { return 0 };
-        self.backlog().over.push_back(lot);
+    /// Queues an ended family for the sweep; returns how many tokens it had.
+    fn queue_for_sweep(&self, over: Option<(Arc<TokenFamily>, usize)>) -> usize {
+        let Some((family, count)) = over else {
+            return 0;
+        };
+        self.backlog().over.push_back(family);
         count
     }
 
-    /// Looks at the tokens of a hint: forgets the dead, hints anew at the others. How
-    /// many are gone.
+    /// Examines the tokens that an entry points to: removes the dead ones, and gives live ones an
+    /// entry at their true expiry. Returns how many were removed.
     pub(super) fn review(
         &self,
         shard: &mut UserShard,
-        lot: &Arc<TokenFamily>,
-        hint: ExpiryEntry,
+        family: &Arc<TokenFamily>,
+        entry: ExpiryEntry,
     ) -> usize {
-        let mut gone = 0;
+        let mut removed = 0;
         let is_dead = |stored: &StoredGrant| !stored.is_live(self.start);
-        while self.table.take_hinted(hint, lot, is_dead).is_some() {
-            gone += 1;
-            self.count_off();
-            self.holders.count_out(shard, lot);
+        while self.table.take_by_entry(entry, family, is_dead).is_some() {
+            removed += 1;
+            self.count_removed();
+            self.users.count_out(shard, family);
         }
-        self.count_dead(lot, gone);
-        while let Some(due) = self.table.alter_hinted(hint, lot, |stored| {
-            stored.due = self.due_again(stored);
+        self.count_dead(family, removed);
+        while let Some(due) = self.table.alter_by_entry(entry, family, |stored| {
+            stored.due = self.next_due(stored);
             stored.due
         }) {
-            if due == hint.due {
-                return gone;
+            if due == entry.due {
+                return removed;
             }
-            shard.due.add(lot, due, hint.tag);
+            shard.expiry.add(family, due, entry.tag);
         }
-        shard.due.remove(hint);
-        gone
+        shard.expiry.remove(entry);
+        removed
     }
 
     pub(super) fn backlog(&self) -> MutexGuard<'_, SweepBacklog> {
-        // Only pushes, pops and single values are set under this lock.
         self.backlog.lock()
     }
 
@@ -269,7 +271,7 @@ impl TokenMemory {
         Second::try_from(self.start.elapsed().as_secs()).unwrap_or(Second::MAX - 1)
     }
 
-    /// Milliseconds since the start, on the monotonic clock.
+    /// Milliseconds since this store was created, on the monotonic clock.
     pub(super) fn millis(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -279,51 +281,56 @@ impl TokenMemory {
         signed(clock::unix_millis()).saturating_sub(signed(self.millis()))
     }
 
-    /// Whether hints may be wrong by more than a little.
-    pub(super) fn is_in_doubt(&self) -> bool {
+    /// Whether entries may be wrong by more than rounding, after a jump of the wall clock.
+    pub(super) fn has_clock_jumped(&self) -> bool {
         let assumed = self.offset.load(Ordering::Relaxed);
-        self.backlog().doubtful.is_some() || (self.clock_offset() - assumed).abs() >= JUMP_MILLIS
+        self.backlog().recheck.is_some() || (self.clock_offset() - assumed).abs() >= JUMP_MILLIS
     }
 
-    /// The first second at which the deadline has surely passed.
+    /// The first second at which the deadline has certainly passed.
     pub(super) fn due_second(&self, ends: &Deadline) -> Second {
         let end = self.start.elapsed().saturating_add(ends.left()).as_secs();
         Second::try_from(end.saturating_add(1)).unwrap_or(Second::MAX - 1)
     }
 
-    fn due_again(&self, stored: &StoredGrant) -> Second {
+    fn next_due(&self, stored: &StoredGrant) -> Second {
         self.due_second(&stored.ends.unpack(self.start))
             .max(self.now() + 1)
     }
 
-    /// A token is gone from the table, or has another grant there: its hint goes too,
-    /// unless another token needs it.
-    pub(super) fn settle(&self, shard: &mut UserShard, digest: &TokenDigest, gone: &StoredGrant) {
-        let hint = gone.hint(digest);
-        if !self.table.has_hinted(hint, &gone.lot) {
-            shard.due.remove(hint);
+    /// A token was removed from the table, or its grant replaced: removes its entry too, unless
+    /// another token shares it.
+    pub(super) fn release_entry(
+        &self,
+        shard: &mut UserShard,
+        digest: &TokenDigest,
+        old: &StoredGrant,
+    ) {
+        let entry = old.entry(digest);
+        if !self.table.has_entry(entry, &old.family) {
+            shard.expiry.remove(entry);
         }
-        self.holders.count_out(shard, &gone.lot);
+        self.users.count_out(shard, &old.family);
     }
 
-    fn count_off(&self) {
+    fn count_removed(&self) {
         self.total.fetch_sub(1, Ordering::Relaxed);
         self.metrics.tokens.dec();
     }
 
-    /// The revoked were counted when their user ended them.
-    fn count_dead(&self, lot: &TokenFamily, count: usize) {
+    /// Counts dead tokens. Revoked ones were counted in the metrics when they were revoked.
+    fn count_dead(&self, family: &TokenFamily, count: usize) {
         let count = count as u64;
-        self.died.fetch_add(count, Ordering::Relaxed);
-        if !lot.is_over() {
+        self.dead_count.fetch_add(count, Ordering::Relaxed);
+        if !family.is_over() {
             let events = &self.metrics.token_events;
             events.add_many(TokenEvent::Expired, count);
         }
     }
 
-    /// How many dead tokens were forgotten since this was asked last.
-    pub(super) fn died(&self) -> u64 {
-        self.died.swap(0, Ordering::Relaxed)
+    /// Returns the number of dead tokens removed since the last call.
+    pub(super) fn take_dead_count(&self) -> u64 {
+        self.dead_count.swap(0, Ordering::Relaxed)
     }
 
     pub(super) fn count_restored(&self, count: usize) {
@@ -332,13 +339,13 @@ impl TokenMemory {
         self.metrics.tokens.add(count);
     }
 
-    /// One more; `in_place` of another, whatever the cap.
-    pub(super) fn count_one(&self, in_place: bool) -> Result<(), InsertRefused> {
-        let most = match in_place {
+    /// Counts one token more; `replaces` another one: regardless of the cap.
+    pub(super) fn count_one(&self, replaces: bool) -> Result<(), InsertRefused> {
+        let max = match replaces {
             true => usize::MAX,
             false => self.max_tokens.load(Ordering::Relaxed),
         };
-        let more = |total| (total < most).then_some(total + 1);
+        let more = |total| (total < max).then_some(total + 1);
         let counted = self
             .total
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -347,9 +354,9 @@ impl TokenMemory {
         Ok(())
     }
 
-    /// Users on record, and hints.
+    /// Numbers of users and of expiry entries.
     #[cfg(test)]
-    pub(super) fn traces(&self) -> (usize, usize) {
-        self.holders.traces()
+    pub(super) fn counts(&self) -> (usize, usize) {
+        self.users.counts()
     }
 }

@@ -1,9 +1,9 @@
-//! What was handed out, and until when. Owns the live tokens' digests, never the
-//! tokens; does not know how a client proved who it is. What a request needs (`find`)
-//! is in memory and never waits; what changes something is async, because the store
-//! makes it last before it is answered (`durable`).
-//! The surprise: a grant may lie here dead. What counts is the check at use; the
-//! sweep only frees memory.
+//! The live tokens: which were handed out, to whom, until when. Keeps digests, never the tokens
+//! themselves; does not know how a client authenticated. Requests need only `find`, which reads
+//! memory and never waits. Changes are async, because the store must confirm them first
+//! (`durable`). Start reading at `TokenStore`, then `memory`.
+//! A grant in memory may be dead already. `find` checks it at each use; the sweep only frees
+//! memory.
 
 mod caps;
 mod durable;
@@ -16,6 +16,7 @@ mod memory;
 mod restore;
 mod revocation_log;
 mod sweep;
+mod token_family;
 mod token_replica;
 mod user_index;
 mod user_locks;
@@ -38,12 +39,12 @@ use crate::config;
 use crate::identity::random_text;
 use crate::lifecycle::TaskSet;
 use crate::metrics::{Metrics, TokenEvent};
+use crate::profiles::Role;
 use crate::secret::Secret;
 use crate::store::shared::{EntryRevision, SharedStore};
 use crate::store::{Store, StoreUnavailable};
-use crate::webapp::Role;
 
-/// Opaque text that *we* mint: `tg_` and 256 random bits.
+/// Opaque text that the gateway mints: `tg_` and 256 random bits.
 #[derive(Clone, Debug)]
 pub struct Token(Secret);
 
@@ -61,18 +62,18 @@ impl Token {
     }
 }
 
-/// What we keep instead of a token: SHA-256 of its text.
+/// What the gateway keeps instead of a token: the SHA-256 of its text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TokenDigest([u8; 32]);
 
 impl TokenDigest {
-    /// The digest of a token as presented.
+    /// The digest of a token as the client presents it.
     pub fn of(text: &str) -> Self {
         Self(Sha256::digest(text).into())
     }
 
-    /// What a client is called of which only the token is known. No user is called so: a
-    /// name with a colon cannot be sent in a login (RFC 7617, 2).
+    /// The name of a client of which only the token is known. No user can have this name: one with
+    /// a colon cannot be sent in a login (RFC 7617, 2).
     pub fn pseudonym(&self) -> String {
         let first = &self.0[..6];
         first.iter().fold("token:".to_owned(), |mut text, byte| {
@@ -87,13 +88,13 @@ impl TokenDigest {
         u64::from_be_bytes(*first)
     }
 
-    fn tag(&self) -> grant_table::Tag {
+    fn tag(&self) -> token_family::Tag {
         let (first, _) = self.0.split_first_chunk().expect("32 is more than 4");
-        grant_table::Tag::from_be_bytes(*first)
+        token_family::Tag::from_be_bytes(*first)
     }
 }
 
-/// As the stores know it, which know nothing of tokens.
+/// The form that the stores use; they know nothing of tokens.
 impl From<TokenDigest> for crate::store::RecordDigest {
     fn from(digest: TokenDigest) -> Self {
         Self(digest.0)
@@ -118,82 +119,91 @@ impl Hash for TokenDigest {
     }
 }
 
-/// What a token entitles to, until when.
+/// What a token entitles to, and until when.
 #[derive(Clone, Debug)]
 pub struct Grant {
     pub user: Arc<str>,
-    /// None: the Webapp knows its users' roles, we do not.
+    /// None: a Webapp user, whose role only the Webapp knows.
     pub role: Option<Role>,
     pub ends: Deadline,
 }
 
-/// How far the deletions of users had got. Take it when a login begins and give it back
-/// with the grant: a deletion in between refuses the grant.
+/// Numbers of the last deletions of users. Taken when a login begins and passed on with its grant:
+/// if the user is deleted in between, the grant is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DeletionEpoch {
-    /// By this gate's own count.
-    here: u64,
-    /// By the count of the shared store, where there is one.
+    /// Number of the last deletion at this gateway.
+    local: u64,
+    /// Number of the last change applied from a shared store; 0 without one.
     shared: u64,
 }
 
-/// A grant to be.
+/// A grant to be stored.
 #[derive(Clone, Copy, Debug)]
 pub struct GrantRequest<'a> {
     pub user: &'a str,
     pub role: Option<Role>,
     pub lifetime: Duration,
     pub origin: TokenOrigin,
-    /// As it was when the login began.
+    /// `TokenStore::epoch` when the login began.
     pub epoch: DeletionEpoch,
-    /// The user whose password was right, where the store has a say in it.
+    /// The revision of the user whose password was checked; None: the store does not own the
+    /// users.
     pub revision: Option<EntryRevision>,
 }
 
-/// Why a token is not taken in.
+/// Why a token was not stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InsertRefused {
-    /// And how long until the user's next one ends.
+    /// With the time until the user's next token expires.
     #[error("user has too many live tokens")]
     UserFull(Option<Duration>),
-    /// And how long until the next one ends.
+    /// With the time until the next token of any user expires.
     #[error("too many live tokens in all")]
     Full(Option<Duration>),
     #[error("user was deleted while the login ran")]
     Ended,
-    #[error("cannot be made to last")]
+    #[error("cannot be written to the store")]
     Unavailable(#[source] StoreUnavailable),
+}
+
+/// Where changes of the tokens are stored.
+#[derive(Debug)]
+enum TokenBackend {
+    /// A store that only this gateway uses.
+    Local(Arc<Store>),
+    /// A replica of the tokens in a store that several gateways share.
+    Shared(Arc<token_replica::TokenReplica>),
 }
 
 /// The live tokens.
 #[derive(Debug)]
 pub struct TokenStore {
     memory: Arc<memory::TokenMemory>,
-    store: Arc<Store>,
-    /// Where other gates have a say: this gate's copy of a shared store.
-    front: Option<Arc<token_replica::TokenReplica>>,
-    lanes: user_locks::UserLocks,
+    backend: TokenBackend,
+    user_locks: user_locks::UserLocks,
     cap_watch: caps::CapWatch,
     metrics: Arc<Metrics>,
 }
 
 impl TokenStore {
-    /// Tokens that a restart forgets.
+    /// Tokens that do not survive a restart.
     pub fn new(settings: &config::UsersConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         Self::over(Arc::new(Store::Memory), settings, metrics)
     }
 
-    /// Tokens that live as long as `store` keeps them; empty until it is loaded.
+    /// Tokens that `store` keeps; empty until `load`.
     pub fn over(
         store: Arc<Store>,
         settings: &config::UsersConfig,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let memory = memory::TokenMemory::new(settings, Arc::clone(&metrics));
-        Self::of((Arc::new(memory), None), store, metrics)
+        Self::with_backend(Arc::new(memory), TokenBackend::Local(store), metrics)
     }
 
-    /// Tokens of a store that other gates share; looked up as they are needed, by `tasks`.
+    /// Tokens of a store that several gateways share. They are looked up when requests need them,
+    /// in `tasks`.
     pub fn sharing(
         shared: &Arc<SharedStore>,
         tasks: &TaskSet,
@@ -202,66 +212,59 @@ impl TokenStore {
     ) -> Arc<Self> {
         let memory = memory::TokenMemory::new(settings, Arc::clone(&metrics));
         let memory = Arc::new(memory);
-        let front = token_replica::TokenReplica::new(
+        let replica = token_replica::TokenReplica::new(
             shared,
             Arc::clone(&memory),
             tasks.clone(),
             Arc::clone(&metrics),
         );
-        let store = Arc::new(Store::Shared(Arc::clone(shared)));
-        Self::of((memory, Some(front)), store, metrics)
+        Self::with_backend(memory, TokenBackend::Shared(replica), metrics)
     }
 
-    fn of(
-        (memory, front): (
-            Arc<memory::TokenMemory>,
-            Option<Arc<token_replica::TokenReplica>>,
-        ),
-        store: Arc<Store>,
+    fn with_backend(
+        memory: Arc<memory::TokenMemory>,
+        backend: TokenBackend,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             memory,
-            store,
-            front,
-            lanes: user_locks::UserLocks::new(),
+            backend,
+            user_locks: user_locks::UserLocks::new(),
             cap_watch: caps::CapWatch::new(Arc::clone(&metrics)),
             metrics,
         })
     }
 
-    /// Takes the caps of a new configuration. What is over them already stays:
-    /// nobody loses a live token to somebody's edit.
+    /// Applies the caps of a new configuration. Tokens above a lowered cap stay live.
     pub fn reload(&self, settings: &config::UsersConfig) {
-        self.memory.cap(settings);
+        self.memory.set_caps(settings);
     }
 
-    /// To be taken before a login's first check. The user is named for the sake of
-    /// stores that count by user.
+    /// To be called before the first check of a login.
     pub fn epoch(&self, _user: &str) -> DeletionEpoch {
-        let here = self.memory.holders.epoch();
-        match &self.front {
-            Some(front) => DeletionEpoch {
-                shared: front.shared.applied(),
-                ..here
+        let local = self.memory.users.epoch();
+        match &self.backend {
+            TokenBackend::Shared(replica) => DeletionEpoch {
+                shared: replica.shared.applied(),
+                ..local
             },
-            None => here,
+            TokenBackend::Local(_) => local,
         }
     }
 
-    /// Takes a token in, or takes its new end if it is known. Gives its end.
+    /// Stores a token, or the new expiry of a known one. Returns when it expires.
     pub async fn insert(
         &self,
         digest: TokenDigest,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
     ) -> Result<Deadline, InsertRefused> {
-        let ends = Deadline::after(wanted.lifetime);
-        let placed = self.insert_until(digest, wanted, ends).await;
+        let ends = Deadline::after(request.lifetime);
+        let placed = self.insert_until(digest, request, ends).await;
         let (of_user, of_all) = self.memory.caps();
-        self.cap_watch.note(wanted.user, &placed, of_user, of_all);
+        self.cap_watch.note(request.user, &placed, of_user, of_all);
         self.metrics
             .token_events
-            .add(match (&placed, wanted.origin) {
+            .add(match (&placed, request.origin) {
                 (Ok(_), TokenOrigin::Minted) => TokenEvent::Minted,
                 (Ok(_), TokenOrigin::Learned) => TokenEvent::Learned,
                 (Err(_), _) => TokenEvent::Refused,
@@ -269,38 +272,43 @@ impl TokenStore {
         placed.map(|_| ends)
     }
 
-    /// The grant of a token, if it is live this instant. One look-up, no allocation.
+    /// The grant of a token, if it is live now. One look-up, no allocation.
     pub fn find(&self, digest: &TokenDigest) -> Option<Grant> {
         match self.memory.find(digest) {
-            memory::TokenState::Live(grant) => self.is_sure(digest).then_some(grant),
+            memory::TokenState::Live(grant) => self.is_confirmed(digest).then_some(grant),
             memory::TokenState::Dead => {
-                self.memory.forget_dead(digest);
+                self.memory.remove_dead(digest);
                 None
             }
             memory::TokenState::Nothing => None,
         }
     }
 
-    /// A token that is not found may still be one that another gate gave out.
+    /// Looks up a token that `find` does not know: another gateway may have minted it.
     pub async fn look_up(&self, digest: &TokenDigest) -> Result<Option<Grant>, StoreUnavailable> {
-        match &self.front {
-            Some(front) => front.look_up(*digest).await,
-            None => Ok(None),
+        match &self.backend {
+            TokenBackend::Shared(replica) => replica.look_up(*digest).await,
+            TokenBackend::Local(_) => Ok(None),
         }
     }
 
-    fn is_sure(&self, digest: &TokenDigest) -> bool {
-        let front = self.front.as_ref();
-        front.is_none_or(|front| front.is_sure(digest))
+    fn is_confirmed(&self, digest: &TokenDigest) -> bool {
+        match &self.backend {
+            TokenBackend::Local(_) => true,
+            TokenBackend::Shared(replica) => replica.is_confirmed(digest),
+        }
     }
 
-    /// Whether what is known here counts: a shared store was there not too long ago.
+    /// Whether the tokens in memory are still valid: a shared store was reachable less than
+    /// `stale_for` ago. Always true without one.
     pub fn is_believed(&self) -> bool {
-        let front = self.front.as_ref();
-        front.is_none_or(|front| front.shared.is_believed())
+        match &self.backend {
+            TokenBackend::Local(_) => true,
+            TokenBackend::Shared(replica) => replica.shared.is_believed(),
+        }
     }
 
-    /// Tokens in memory, dead ones that await the sweep included.
+    /// Number of tokens in memory, with dead ones that the sweep has not removed yet.
     pub fn len(&self) -> usize {
         self.memory.len()
     }

@@ -1,4 +1,4 @@
-//! What has ended, as far as this gate has seen it: for a store that loses it.
+//! The revocations that this gateway has seen, for a resync of a store that lost them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use super::TokenDigest;
 use crate::store::TokenOrigin;
 use crate::store::shared::{RevokedUpTo, SharedGrant, StateSnapshotItem};
 
-/// Ends and revocations remembered.
-const MOST: usize = 100_000;
-/// As long as a token that was ended could have lived, at the least.
-const KEEP: Duration = Duration::from_secs(8 * 86_400);
+/// Maximum number of users, and of tokens, remembered.
+const MAX_ENTRIES: usize = 100_000;
+/// How long the store must remember them: longer than any revoked token could have lived.
+const RETENTION: Duration = Duration::from_secs(8 * 86_400);
 
-/// What has ended, newest last.
+/// Revoked users and tokens, newest last.
 #[derive(Debug, Default)]
 pub(super) struct RevocationLog {
     users: HashMap<Arc<str>, RevokedUpTo>,
@@ -23,9 +23,9 @@ pub(super) struct RevocationLog {
 }
 
 impl RevocationLog {
-    pub(super) fn remember(&mut self, user: &str, end: RevokedUpTo) {
+    pub(super) fn add_user(&mut self, user: &str, end: RevokedUpTo) {
         let Some(known) = self.users.get_mut(user) else {
-            if self.users_order.len() >= MOST
+            if self.users_order.len() >= MAX_ENTRIES
                 && let Some(oldest) = self.users_order.pop_front()
             {
                 self.users.remove(&oldest);
@@ -39,37 +39,37 @@ impl RevocationLog {
         known.logins = known.logins.max(end.logins);
     }
 
-    pub(super) fn remember_revoked(&mut self, digest: TokenDigest) {
+    pub(super) fn add_token(&mut self, digest: TokenDigest) {
         if !self.revoked.insert(digest) {
             return;
         }
         self.revoked_order.push_back(digest);
-        if self.revoked_order.len() > MOST
+        if self.revoked_order.len() > MAX_ENTRIES
             && let Some(oldest) = self.revoked_order.pop_front()
         {
             self.revoked.remove(&oldest);
         }
     }
 
-    /// Whether this gate knows better than a server that says a token lives.
-    pub(super) fn is_ended(&self, digest: &TokenDigest, found: &SharedGrant) -> bool {
+    /// Whether a token that the server calls live was revoked according to this log.
+    pub(super) fn is_revoked(&self, digest: &TokenDigest, found: &SharedGrant) -> bool {
         let end = self.users.get(&found.user).map(|end| end.tokens);
         end.is_some_and(|end| found.seq < end)
             || (found.kind.origin == TokenOrigin::Minted && self.revoked.contains(digest))
     }
 
-    pub(super) fn tell(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    pub(super) fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         for (user, end) in &self.users {
             give(StateSnapshotItem::UserEnded {
                 user: Arc::clone(user),
                 end: *end,
-                keep: KEEP,
+                keep: RETENTION,
             });
         }
         for revoked in &self.revoked {
             give(StateSnapshotItem::TokenRevoked {
                 digest: (*revoked).into(),
-                keep: KEEP,
+                keep: RETENTION,
             });
         }
     }

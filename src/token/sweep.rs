@@ -1,4 +1,4 @@
-//! Forgets the dead, in short slices, in proportion to what died.
+//! Removes dead tokens in short slices; the work is proportional to the number that died.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,27 +7,28 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::TokenStore;
-use super::expiry_index::{ExpiryEntry, Second};
+use super::expiry_index::ExpiryEntry;
 use super::memory::{DoubtfulEntries, JUMP_MILLIS, TokenMemory};
-use super::user_index::{SHARDS, TokenFamily, UserShard};
+use super::token_family::{Second, TokenFamily};
+use super::user_index::{SHARDS, UserShard};
+use super::{TokenBackend, TokenStore};
 use crate::lifecycle::ShutdownSignal;
 
-const EVERY: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tokens looked at between two yields: some hundred microseconds.
+/// Tokens examined between two yields: some hundred microseconds.
 const SLICE: usize = 256;
 
-/// How long a deletion is remembered against logins that began before it.
-pub(super) const LONGEST_LOGIN: Duration = Duration::from_secs(3600);
+/// How long a deletion is remembered, to refuse logins that began before it.
+pub(super) const MAX_LOGIN_TIME: Duration = Duration::from_secs(3600);
 
-/// Tokens looked at under one lock: a login of the same users waits so long.
-const HELD: usize = 32;
+/// Tokens examined under one lock; logins of users in the same shard wait meanwhile.
+const MAX_PER_LOCK: usize = 32;
 
-/// What one slice came to.
+/// The result of one slice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SweptSlice {
-    /// Tokens looked at, and lots found empty; 0: nothing is left to do for now.
+    /// Tokens examined, and empty families dropped; 0: there is nothing left to do for now.
     pub seen: usize,
     pub removed: usize,
 }
@@ -37,9 +38,9 @@ impl SweptSlice {
         self.seen >= budget
     }
 
-    /// How many to look at next.
+    /// How many tokens to examine next.
     fn next(&self, budget: usize) -> usize {
-        (budget - self.seen).min(HELD)
+        (budget - self.seen).min(MAX_PER_LOCK)
     }
 
     fn add(&mut self, seen: usize, removed: usize) {
@@ -49,19 +50,19 @@ impl SweptSlice {
 }
 
 impl TokenStore {
-    /// One slice: looks at up to `budget` tokens that died, or may have.
+    /// One slice: examines up to `budget` tokens that are dead or may be.
     pub fn sweep(&self, budget: usize) -> SweptSlice {
         self.notice_jump(self.memory.clock_offset());
         self.memory.forget_deletions();
         let mut swept = SweptSlice::default();
         self.memory.sweep_over(budget, &mut swept);
-        self.memory.sweep_doubtful(budget, &mut swept);
+        self.memory.sweep_recheck(budget, &mut swept);
         self.memory.sweep_due(budget, &mut swept);
         swept
     }
 
-    /// A wall clock set forward (or a host woken up) ends tokens that no hint names
-    /// yet. One set back needs nothing: the monotonic clock goes on.
+    /// A wall clock set forward, or a host resumed from sleep, expires tokens earlier than their
+    /// entries say. One set back needs nothing: deadlines also count on the monotonic clock.
     pub(super) fn notice_jump(&self, offset: i64) {
         let assumed = self.memory.offset.load(Ordering::Relaxed);
         if (offset - assumed).abs() < JUMP_MILLIS {
@@ -69,35 +70,36 @@ impl TokenStore {
         }
         self.memory.offset.store(offset, Ordering::Relaxed);
         if offset > assumed {
-            self.memory.backlog().doubtful = Some(DoubtfulEntries::default());
+            self.memory.backlog().recheck = Some(DoubtfulEntries::default());
         }
     }
 }
 
 impl DoubtfulEntries {
     fn next(self, seen: Option<&ExpiryEntry>) -> Option<Self> {
-        let (place, seen) = (self.place + u16::from(seen.is_none()), seen.copied());
-        (place < SHARDS).then_some(Self { place, seen })
+        let (shard, seen) = (self.shard + u16::from(seen.is_none()), seen.copied());
+        (shard < SHARDS).then_some(Self { shard, seen })
     }
 }
 
 impl TokenMemory {
-    /// Forgets the tokens of lots that were ended.
+    /// Removes the tokens of families that were ended.
     fn sweep_over(&self, budget: usize, swept: &mut SweptSlice) {
         while !swept.is_full(budget) {
-            let front = self.backlog().over.front().cloned();
-            let Some(lot) = front else { return };
-            let mut shard = self.holders.of_lot(&lot);
-            let hints = shard.due.of(&lot, Second::MAX, swept.next(budget));
-            self.review_all(&mut shard, &lot, &hints, swept);
+            let Some(family) = self.backlog().over.front().cloned() else {
+                return;
+            };
+            let mut shard = self.users.shard_of_family(&family);
+            let entries = shard.expiry.of(&family, Second::MAX, swept.next(budget));
+            self.review_all(&mut shard, &family, &entries, swept);
             drop(shard);
-            if hints.is_empty() {
+            if entries.is_empty() {
                 swept.add(1, 0);
                 let mut backlog = self.backlog();
                 if backlog
                     .over
                     .front()
-                    .is_some_and(|front| Arc::ptr_eq(front, &lot))
+                    .is_some_and(|first| Arc::ptr_eq(first, &family))
                 {
                     backlog.over.pop_front();
                 }
@@ -105,55 +107,55 @@ impl TokenMemory {
         }
     }
 
-    /// Looks again at every hint from before a jump.
-    fn sweep_doubtful(&self, budget: usize, swept: &mut SweptSlice) {
+    /// Examines every entry that is older than a clock jump.
+    fn sweep_recheck(&self, budget: usize, swept: &mut SweptSlice) {
         while !swept.is_full(budget) {
-            let Some(from) = self.backlog().doubtful else {
+            let Some(from) = self.backlog().recheck else {
                 return;
             };
-            let mut shard = self.holders.shard(from.place);
-            let hints = shard.due.after(from.seen, swept.next(budget));
-            for hint in &hints {
-                if let Some(lot) = self.table.lot_hinted(*hint, from.place) {
-                    self.review_all(&mut shard, &lot, &[*hint], swept);
+            let mut shard = self.users.shard(from.shard);
+            let entries = shard.expiry.after(from.seen, swept.next(budget));
+            for entry in &entries {
+                if let Some(family) = self.table.family_by_entry(*entry, from.shard) {
+                    self.review_all(&mut shard, &family, &[*entry], swept);
                 }
             }
             drop(shard);
-            let next = from.next(hints.last());
+            let next = from.next(entries.last());
             let mut backlog = self.backlog();
-            if backlog.doubtful == Some(from) {
-                backlog.doubtful = next;
+            if backlog.recheck == Some(from) {
+                backlog.recheck = next;
             }
         }
     }
 
-    /// Forgets what is due. Goes round the shards, and on from where the last slice ended.
+    /// Removes what has expired, shard by shard, starting where the last slice ended.
     fn sweep_due(&self, budget: usize, swept: &mut SweptSlice) {
-        let first = self.backlog().place;
+        let first = self.backlog().shard;
         for step in 0..SHARDS {
-            let place = (first + step) % SHARDS;
-            while !swept.is_full(budget) && self.sweep_lot(place, budget, swept) {}
+            let index = (first + step) % SHARDS;
+            while !swept.is_full(budget) && self.sweep_family(index, budget, swept) {}
             if swept.is_full(budget) {
-                self.backlog().place = place;
+                self.backlog().shard = index;
                 return;
             }
         }
     }
 
-    /// Some of one lot; false: nothing in this shard is due.
-    fn sweep_lot(&self, place: u16, budget: usize, swept: &mut SweptSlice) -> bool {
+    /// Examines due tokens of one family; false: nothing in this shard is due.
+    fn sweep_family(&self, index: u16, budget: usize, swept: &mut SweptSlice) -> bool {
         let now = self.now();
-        let mut shard = self.holders.shard(place);
-        let Some(lot) = shard.due.lot(now) else {
+        let mut shard = self.users.shard(index);
+        let Some(family) = shard.expiry.due_family(now) else {
             return false;
         };
-        let hints = shard.due.of(&lot, now, swept.next(budget));
-        self.review_all(&mut shard, &lot, &hints, swept);
-        if hints.is_empty() {
+        let entries = shard.expiry.of(&family, now, swept.next(budget));
+        self.review_all(&mut shard, &family, &entries, swept);
+        if entries.is_empty() {
             swept.add(1, 0);
         }
-        if lot.count() > 0 {
-            shard.due.settle(&lot);
+        if family.count() > 0 {
+            shard.expiry.reschedule(&family);
         }
         true
     }
@@ -161,26 +163,26 @@ impl TokenMemory {
     fn review_all(
         &self,
         shard: &mut UserShard,
-        lot: &Arc<TokenFamily>,
-        hints: &[ExpiryEntry],
+        family: &Arc<TokenFamily>,
+        entries: &[ExpiryEntry],
         swept: &mut SweptSlice,
     ) {
-        for hint in hints {
-            let removed = self.review(shard, lot, *hint);
+        for entry in entries {
+            let removed = self.review(shard, family, *entry);
             swept.add(1, removed);
         }
     }
 
     fn forget_deletions(&self) {
         while let Some((user, deletion)) = self.oldest_deletion() {
-            self.holders.forget_deletion(&user, deletion);
+            self.users.forget_deletion(&user, deletion);
         }
     }
 
     fn oldest_deletion(&self) -> Option<(Arc<str>, u64)> {
         let mut backlog = self.backlog();
         let (when, _, _) = backlog.deleted.front()?;
-        if when.elapsed() < LONGEST_LOGIN {
+        if when.elapsed() < MAX_LOGIN_TIME {
             return None;
         }
         let (_, user, deletion) = backlog.deleted.pop_front()?;
@@ -190,7 +192,7 @@ impl TokenMemory {
 
 /// Sweeps every second until drain.
 pub async fn sweep_loop(store: Arc<TokenStore>, stop: ShutdownSignal) {
-    let mut tick = interval(EVERY);
+    let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
@@ -204,15 +206,15 @@ pub async fn sweep_loop(store: Arc<TokenStore>, stop: ShutdownSignal) {
             if swept.seen == 0 || stop.is_draining() {
                 break;
             }
-            // Others run between two slices.
+            // Other tasks run between two slices.
             tokio::task::yield_now().await;
         }
         if removed > 0 {
             debug!(removed, "swept tokens");
         }
-        store.tell_of_dead();
-        if let Some(front) = &store.front {
-            front.sweep();
+        store.report_dead();
+        if let TokenBackend::Shared(replica) = &store.backend {
+            replica.sweep();
         }
     }
 }

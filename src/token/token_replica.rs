@@ -1,16 +1,16 @@
-//! This gate's copy of a shared store's tokens. A token that it knows costs the store
-//! nothing; one that it does not know is looked up once, however many ask at a time.
+//! This gateway's replica of a shared store's tokens. A token in the replica costs no call to the
+//! store; any other is looked up once, however many requests ask for it at a time.
 //!
-//! The surprise: an answer of the store may be older than a change that has been told
-//! of meanwhile. Whatever is told of a token spoils the look-up under way, which is then
-//! made again; the end of a user does so through the epoch taken before the look-up.
+//! An answer of the store may be older than a change that was applied while the look-up ran. So a
+//! change of a token marks its running look-up as stale, and it is repeated; the end of a user
+//! does so through the epoch taken before the look-up.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -24,36 +24,36 @@ use crate::metrics::{Metrics, StoreLookupResult};
 use crate::store::StoreUnavailable;
 use crate::store::shared::{RevokedUpTo, SharedGrant, SharedStore};
 
-/// Look-ups of one token that are spoiled in a row before the client is told to come back.
-const TRIES: usize = 5;
-/// Tokens remembered as unknown; more are simply looked up again.
-const MOST_UNKNOWN: usize = 100_000;
+/// Stale look-ups of one token in a row before the client gets a 503.
+const MAX_ATTEMPTS: usize = 5;
+/// Tokens remembered as unknown; any more are looked up each time.
+const MAX_UNKNOWN: usize = 100_000;
 
 #[derive(Debug)]
 pub(super) struct TokenReplica {
     pub(super) shared: Arc<SharedStore>,
     pub(super) memory: Arc<TokenMemory>,
-    pub(super) asks: DashMap<TokenDigest, Arc<PendingLookup>>,
-    /// Tokens that the store does not know, until when that is believed.
+    pub(super) lookups: DashMap<TokenDigest, Arc<PcauseLookup>>,
+    /// Tokens that the store does not know, and until when that answer is used.
     pub(super) unknown: DashMap<TokenDigest, Instant>,
     pub(super) unknown_count: AtomicUsize,
-    ends: Mutex<RevocationLog>,
-    /// The last change seen in each round but the present one: what was known then is
-    /// known to that extent.
-    rounds: Mutex<Vec<u64>>,
-    /// How many rounds are over.
+    pub(super) revocations: Mutex<RevocationLog>,
+    /// For each past resync round, the number of the last change that was applied by then: tokens
+    /// confirmed in that round are known as of that change.
+    pub(super) rounds: Mutex<Vec<u64>>,
+    /// Number of the current resync round.
     pub(super) round: AtomicUsize,
-    /// Tokens that were looked up again in a later round than the first.
+    /// Tokens that were looked up in a later round than the first, with that round.
     confirmed: DashMap<TokenDigest, usize>,
     tasks: TaskSet,
     metrics: Arc<Metrics>,
 }
 
-/// A look-up under way.
+/// A look-up that is running.
 #[derive(Debug)]
-pub(super) struct PendingLookup {
-    pub(super) is_spoiled: AtomicBool,
-    answer: watch::Receiver<Option<LookupOutcome>>,
+pub(super) struct PcauseLookup {
+    pub(super) is_stale: AtomicBool,
+    outcome: watch::Receiver<Option<LookupOutcome>>,
 }
 
 #[derive(Clone, Debug)]
@@ -70,50 +70,51 @@ impl TokenReplica {
         tasks: TaskSet,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
-        let front = Arc::new(Self {
+        let replica = Arc::new(Self {
             shared: Arc::clone(shared),
             memory,
-            asks: DashMap::default(),
+            lookups: DashMap::default(),
             unknown: DashMap::default(),
             unknown_count: AtomicUsize::new(0),
-            ends: Mutex::default(),
+            revocations: Mutex::default(),
             rounds: Mutex::default(),
             round: AtomicUsize::new(0),
             confirmed: DashMap::default(),
             tasks,
             metrics,
         });
-        let follower: Weak<Self> = Arc::downgrade(&front);
-        shared.follow(follower);
-        front
+        let weak: Weak<Self> = Arc::downgrade(&replica);
+        shared.add_replica(weak);
+        replica
     }
 
     pub(super) async fn insert(
         &self,
         digest: TokenDigest,
-        wanted: GrantRequest<'_>,
+        request: GrantRequest<'_>,
         ends: Deadline,
     ) -> Result<TokenPlaced, InsertRefused> {
-        // Before the store is asked: an end that it tells of meanwhile keeps the token
-        // out of this copy, and the next request looks it up.
-        let here = self.memory.holders.epoch();
-        let placed = self.insert_there(digest, wanted).await?;
+        // Taken before the call: if the user's tokens end meanwhile, the token does not enter the
+        // replica, and the next request looks it up.
+        let local = self.memory.users.epoch();
+        let placed = self.insert_in_store(digest, request).await?;
         if let Some(ended) = &placed.ended {
             self.memory.remove(ended);
         }
-        self.no_longer_unknown(&digest);
-        // A copy that is full, or an end in between: not kept here, and still good.
-        let wanted = GrantRequest {
-            epoch: here,
-            ..wanted
+        self.forget_unknown(&digest);
+        // If the replica is full, or the user's tokens ended meanwhile, the token is valid but not
+        // in the replica.
+        let request = GrantRequest {
+            epoch: local,
+            ..request
         };
         self.confirm(&digest, self.round.load(Ordering::Acquire));
-        let _ = self.memory.place_copy(digest, wanted, ends);
+        let _ = self.memory.insert_copy(digest, request, ends);
         Ok(placed)
     }
 
-    /// Whether what is known of a token here counts without a look-up.
-    pub(super) fn is_sure(&self, digest: &TokenDigest) -> bool {
+    /// Whether the replica's entry of a token is valid without a look-up.
+    pub(super) fn is_confirmed(&self, digest: &TokenDigest) -> bool {
         let round = self.round.load(Ordering::Acquire);
         (round == 0 || self.round_of(digest) == round) && self.shared.is_believed()
     }
@@ -128,7 +129,7 @@ impl TokenReplica {
         }
     }
 
-    /// The grant of a token that this copy does not answer for.
+    /// The grant of a token that is not in the replica, or not confirmed.
     pub(super) async fn look_up(
         self: &Arc<Self>,
         digest: TokenDigest,
@@ -136,82 +137,83 @@ impl TokenReplica {
         if self.is_unknown(&digest) {
             return Ok(None);
         }
-        let mut answer = match self.asks.entry(digest) {
-            Entry::Occupied(ask) => ask.get().answer.clone(),
-            Entry::Vacant(place) => {
-                let (told, answer) = watch::channel(None);
-                let ask = Arc::new(PendingLookup {
-                    is_spoiled: AtomicBool::new(false),
-                    answer: answer.clone(),
+        let mut outcome = match self.lookups.entry(digest) {
+            Entry::Occupied(lookup) => lookup.get().outcome.clone(),
+            Entry::Vacant(slot) => {
+                let (sender, outcome) = watch::channel(None);
+                let lookup = Arc::new(PcauseLookup {
+                    is_stale: AtomicBool::new(false),
+                    outcome: outcome.clone(),
                 });
-                place.insert(Arc::clone(&ask));
-                let front = Arc::clone(self);
-                // A task of its own: the client may leave, others wait for the same answer.
+                slot.insert(Arc::clone(&lookup));
+                let replica = Arc::clone(self);
+                // In a task of its own: the client may leave while other requests wait for the
+                // result.
                 self.tasks.spawn("token look-up", async move {
-                    let answer = front.ask(&digest, &ask).await;
-                    front.asks.remove(&digest);
-                    told.send_replace(Some(answer));
+                    let outcome = replica.run_lookup(&digest, &lookup).await;
+                    replica.lookups.remove(&digest);
+                    sender.send_replace(Some(outcome));
                 });
-                answer
+                outcome
             }
         };
-        let told = answer.wait_for(Option::is_some).await;
-        match told.ok().and_then(|told| told.clone()) {
+        let outcome = outcome.wait_for(Option::is_some).await;
+        match outcome.ok().and_then(|outcome| outcome.clone()) {
             Some(LookupOutcome::Known(grant)) => Ok(Some(grant)),
             Some(LookupOutcome::Unknown) => Ok(None),
-            Some(LookupOutcome::Failed(why)) => Err(why),
+            Some(LookupOutcome::Failed(error)) => Err(error),
             None => Err(StoreUnavailable::Closed),
         }
     }
 
-    async fn ask(&self, digest: &TokenDigest, ask: &PendingLookup) -> LookupOutcome {
-        for _ in 0..TRIES {
-            ask.is_spoiled.store(false, Ordering::Release);
+    async fn run_lookup(&self, digest: &TokenDigest, lookup: &PcauseLookup) -> LookupOutcome {
+        for _ in 0..MAX_ATTEMPTS {
+            lookup.is_stale.store(false, Ordering::Release);
             let round = self.round.load(Ordering::Acquire);
-            let here = self.memory.holders.epoch();
+            let local = self.memory.users.epoch();
             let found = match self.shared.find(&(*digest).into()).await {
                 Ok(found) => found,
-                Err(why) => return self.without_store(digest, why),
+                Err(error) => return self.answer_from_memory(digest, error),
             };
-            // Whatever is told of this token waits until what was found is in its place.
-            let held = self.asks.get_mut(digest);
-            if ask.is_spoiled.load(Ordering::Acquire) {
+            // Holding the entry keeps `apply` for this token waiting until the result is stored.
+            let entry = self.lookups.get_mut(digest);
+            if lookup.is_stale.load(Ordering::Acquire) {
                 continue;
             }
             let Some(found) = found else {
                 self.metrics.store_lookups.add(StoreLookupResult::NotFound);
                 self.remember_unknown(digest);
-                drop(held);
+                drop(entry);
                 self.memory.remove(digest);
                 return LookupOutcome::Unknown;
             };
-            let placed = self.insert_learned(digest, &found, here);
+            let placed = self.cache_grant(digest, &found, local);
             if placed.is_some() {
                 self.confirm(digest, round);
             }
-            drop(held);
+            drop(entry);
             if let Some(grant) = placed {
                 self.metrics.store_lookups.add(StoreLookupResult::Found);
                 return LookupOutcome::Known(grant);
             }
         }
-        self.without_store(digest, StoreUnavailable::Busy)
+        self.answer_from_memory(digest, StoreUnavailable::Busy)
     }
 
-    /// None: the user's tokens have been ended while the store answered.
-    fn insert_learned(
+    /// Stores the grant that a look-up found; None: the user's tokens were ended while it ran.
+    fn cache_grant(
         &self,
         digest: &TokenDigest,
         found: &SharedGrant,
-        here: super::DeletionEpoch,
+        local: super::DeletionEpoch,
     ) -> Option<Grant> {
         let ends = Deadline::after(found.left);
-        let wanted = GrantRequest {
+        let request = GrantRequest {
             user: &found.user,
             role: found.kind.role,
             lifetime: found.left,
             origin: found.kind.origin,
-            epoch: here,
+            epoch: local,
             revision: None,
         };
         let grant = Grant {
@@ -219,33 +221,32 @@ impl TokenReplica {
             role: found.kind.role,
             ends,
         };
-        if self.ends().is_ended(digest, found) {
-            // The server fell behind what this gate has seen, and will be told.
+        if self.revocations.lock().is_revoked(digest, found) {
+            // The server has lost a revocation that this gateway saw; a resync restores it.
             return None;
         }
-        match self.memory.place_copy(*digest, wanted, ends) {
+        match self.memory.insert_copy(*digest, request, ends) {
             Err(InsertRefused::Ended) => None,
             _ => Some(grant),
         }
     }
 
-    /// The store is away: a grant that was known stays good for `stale_for`.
-    fn without_store(&self, digest: &TokenDigest, why: StoreUnavailable) -> LookupOutcome {
+    /// The result while the store is unreachable: a known grant stays valid for `stale_for`.
+    fn answer_from_memory(&self, digest: &TokenDigest, error: StoreUnavailable) -> LookupOutcome {
         self.metrics.store_lookups.add(StoreLookupResult::Failed);
         match self.memory.find(digest) {
             TokenState::Live(grant) if self.shared.is_believed() => LookupOutcome::Known(grant),
-            _ => LookupOutcome::Failed(why),
+            _ => LookupOutcome::Failed(error),
         }
     }
 
     fn is_unknown(&self, digest: &TokenDigest) -> bool {
-        // What the store said is worth as much as the rest of the copy.
         let until = self.unknown.get(digest).map(|until| *until);
         until.is_some_and(|until| until > Instant::now()) && self.shared.is_up()
     }
 
     fn remember_unknown(&self, digest: &TokenDigest) {
-        if self.unknown_count.load(Ordering::Relaxed) >= MOST_UNKNOWN {
+        if self.unknown_count.load(Ordering::Relaxed) >= MAX_UNKNOWN {
             return;
         }
         let until = Instant::now() + self.shared.settings().negative_ttl;
@@ -254,68 +255,60 @@ impl TokenReplica {
         }
     }
 
-    pub(super) fn no_longer_unknown(&self, digest: &TokenDigest) {
+    pub(super) fn forget_unknown(&self, digest: &TokenDigest) {
         if self.unknown.remove(digest).is_some() {
             self.unknown_count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Forgets what was unknown long enough.
+    /// Drops expired answers "unknown", and confirmations of tokens that are gone.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
-        let mut gone = 0;
+        let mut dropped = 0;
         self.unknown.retain(|_, until| {
             let stays = *until > now;
-            gone += usize::from(!stays);
+            dropped += usize::from(!stays);
             stays
         });
-        self.unknown_count.fetch_sub(gone, Ordering::Relaxed);
+        self.unknown_count.fetch_sub(dropped, Ordering::Relaxed);
         self.confirmed
             .retain(|digest, _| matches!(self.memory.find(digest), TokenState::Live(_)));
     }
 
     pub(super) async fn revoke(&self, digest: &TokenDigest) -> Result<bool, StoreUnavailable> {
-        // Dead here at once: the Webapp itself has refused it.
+        // Removed at once: the Webapp itself has refused the token.
         let was_live = self.memory.remove(digest);
-        let told = self.shared.revoke(&(*digest).into()).await;
-        told.map(|was_known| was_live || was_known)
+        let revoked = self.shared.revoke(&(*digest).into()).await;
+        revoked.map(|was_known| was_live || was_known)
     }
 
-    /// Ends a user's tokens everywhere; here before anybody is told.
+    /// Ends a user's tokens in the store and in memory, with one change number.
     pub(super) async fn end(
         &self,
         user: &str,
-        ending: RevokeCause,
+        cause: RevokeCause,
     ) -> Result<usize, StoreUnavailable> {
-        let logins_too = ending == RevokeCause::Deletion;
-        let kept = match ending {
-            RevokeCause::AllBut(kept) => Some(kept.into()),
+        let logins_too = cause == RevokeCause::Deletion;
+        let keep = match cause {
+            RevokeCause::AllBut(digest) => Some(digest.into()),
             RevokeCause::Logout | RevokeCause::Deletion => None,
         };
         let apply = |end| {
-            self.end_here(user, end);
+            self.end_in_memory(user, end);
         };
-        self.shared.end_tokens(user, logins_too, kept, apply).await
+        self.shared.end_tokens(user, logins_too, keep, apply).await
     }
 
-    /// A logout ends look-ups under way as well, so both kinds are a deletion here.
-    pub(super) fn end_here(&self, user: &str, end: RevokedUpTo) -> usize {
-        self.ends().remember(user, end);
+    /// Ends a user's tokens in memory. Also for a logout this counts as a deletion, so that
+    /// running look-ups are refused.
+    pub(super) fn end_in_memory(&self, user: &str, end: RevokedUpTo) -> usize {
+        self.revocations.lock().add_user(user, end);
         self.memory.end_user(user)
     }
 
-    pub(super) fn ends(&self) -> MutexGuard<'_, RevocationLog> {
-        // Two maps, each change of which is one step.
-        self.ends.lock()
-    }
-
-    pub(super) fn rounds(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.rounds.lock()
-    }
-
-    pub(super) fn spoil(&self, digest: &TokenDigest) {
-        if let Some(ask) = self.asks.get(digest) {
-            ask.is_spoiled.store(true, Ordering::Release);
+    pub(super) fn invalidate_lookup(&self, digest: &TokenDigest) {
+        if let Some(lookup) = self.lookups.get(digest) {
+            lookup.is_stale.store(true, Ordering::Release);
         }
     }
 }

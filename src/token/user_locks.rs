@@ -1,46 +1,46 @@
-//! Keeps what memory does in the order of what the disk does, user by user. A login
-//! and a logout of the same user never overlap: whichever has begun is over, in both
-//! places, before the other begins. Logins do not wait for each other.
+//! Keeps the changes in memory in the order of the changes on disk, user by user. A login and
+//! a logout of the same user never overlap: the first is complete, in memory and on disk,
+//! before the second begins. Logins do not wait for each other.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
-/// Users share a lane by chance; enough that they seldom wait for each other.
-const LANES: usize = 1024;
+/// Users are hashed to locks; there are enough that two users seldom share one.
+const LOCKS: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct UserLocks {
-    each: Vec<Arc<RwLock<()>>>,
+    locks: Vec<Arc<RwLock<()>>>,
     hasher: RandomState,
 }
 
-/// Held as long as a login is on its way.
+/// Held while a login runs.
 pub(super) type SharedLock = OwnedRwLockReadGuard<()>;
 
-/// Held as long as tokens are being ended.
+/// Held while tokens are revoked.
 pub(super) type ExclusiveLock = OwnedRwLockWriteGuard<()>;
 
 impl UserLocks {
     pub(super) fn new() -> Self {
         Self {
-            each: (0..LANES).map(|_| Arc::default()).collect(),
+            locks: (0..LOCKS).map(|_| Arc::default()).collect(),
             hasher: RandomState::new(),
         }
     }
 
-    pub(super) async fn beside(&self, user: &str) -> SharedLock {
-        self.lane(user).read_owned().await
+    pub(super) async fn shared(&self, user: &str) -> SharedLock {
+        self.lock_of(user).read_owned().await
     }
 
-    pub(super) async fn alone(&self, user: &str) -> ExclusiveLock {
-        self.lane(user).write_owned().await
+    pub(super) async fn exclusive(&self, user: &str) -> ExclusiveLock {
+        self.lock_of(user).write_owned().await
     }
 
-    fn lane(&self, user: &str) -> Arc<RwLock<()>> {
+    fn lock_of(&self, user: &str) -> Arc<RwLock<()>> {
         let hash = self.hasher.hash_one(user);
-        let place = usize::try_from(hash % LANES as u64).unwrap_or(0);
-        Arc::clone(&self.each[place])
+        let index = usize::try_from(hash % LOCKS as u64).unwrap_or(0);
+        Arc::clone(&self.locks[index])
     }
 }

@@ -17,8 +17,8 @@ use crate::clock::Deadline;
 use crate::config;
 use crate::error_chain::chain;
 use crate::metrics::UpstreamMetrics;
+use crate::profiles;
 use crate::secret::{self, SecretSource};
-use crate::webapp;
 
 /// An API key ends when the operator changes it, not by time.
 const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -171,7 +171,7 @@ pub enum BadApiKey {
 pub(super) fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
     let key = source.read().map_err(BadApiKey::Unreadable)?;
     let length = key.expose().chars().count();
-    if !webapp::API_KEY_LENGTH.contains(&length) {
+    if !profiles::API_KEY_LENGTH.contains(&length) {
         return Err(BadApiKey::Length { length });
     }
     let injection = TokenInjection {

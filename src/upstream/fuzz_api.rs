@@ -1,12 +1,13 @@
-//! Door for `fuzz/`: what reads a login's answer.
+//! What `fuzz/` calls to parse the response of a login.
 
 use http::HeaderMap;
 
-use super::login::description::{LoginDescription, LoginResponseParts};
+use super::login::description::LoginResponseParts;
+use crate::profiles::Profile;
 
 /// What is believed has an end in the future, and can be put on a request.
 pub fn login_response(body: &[u8]) {
-    let description = LoginDescription::whatsapp();
+    let description = (Profile::DEFAULT.login)();
     let _ = description.wants_password_change(body);
     let response = LoginResponseParts {
         headers: &HeaderMap::new(),

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::health::breaker::FailureSource;
 use super::own_requests::{CallError, OwnRequests};
 use crate::error_chain::chain;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::{ProbeOutcome, UpstreamMetrics};
 
 /// For a connection, and for the answer: an upstream that takes longer over a question this
@@ -26,23 +26,20 @@ const AT_ONCE: usize = 6;
 #[derive(Debug)]
 pub(super) struct UpstreamProber {
     own: Arc<OwnRequests>,
-    tasks: TaskSet,
     metrics: Arc<UpstreamMetrics>,
-    stop: ShutdownSignal,
+    scope: TaskScope,
 }
 
 impl UpstreamProber {
     pub(super) fn new(
         own: &Arc<OwnRequests>,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
+        scope: &TaskScope,
         metrics: &Arc<UpstreamMetrics>,
     ) -> Self {
         Self {
             own: Arc::clone(own),
-            tasks: tasks.clone(),
             metrics: Arc::clone(metrics),
-            stop: stop.clone(),
+            scope: scope.clone(),
         }
     }
 
@@ -54,11 +51,11 @@ impl UpstreamProber {
         let mut asked = 0;
         // A health that was handed on: the way to the upstream may have been put right.
         health.hurry();
-        while !self.stop.is_draining() {
+        while !self.scope.stop.is_draining() {
             levels.mark_unchanged();
             let due = health.next_probe();
             tokio::select! {
-                () = self.stop.draining() => return,
+                () = self.scope.stop.draining() => return,
                 _ = levels.changed() => {}
                 () = sleep_until(due.unwrap_or_else(far)), if due.is_some() => {
                     health.probe_begins();
@@ -73,8 +70,8 @@ impl UpstreamProber {
 
     fn ask(&self, place: OwnedSemaphorePermit, nth: usize) {
         let own = Arc::clone(&self.own);
-        let (metrics, stop) = (Arc::clone(&self.metrics), self.stop.clone());
-        self.tasks.spawn("upstream probe", async move {
+        let (metrics, stop) = (Arc::clone(&self.metrics), self.scope.stop.clone());
+        self.scope.spawn("upstream probe", async move {
             let _place = place;
             let outcome = tokio::select! {
                 outcome = own.ask(nth) => outcome,

@@ -14,7 +14,7 @@ use super::transport::tls::trust::{TrustError, UpstreamTls};
 use super::{BadApiKey, Error};
 use crate::config;
 use crate::dns::DnsResolver;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 
 /// An upstream's address, trust and API key, read and found good.
 #[derive(Debug)]
@@ -41,20 +41,10 @@ impl UpstreamMaterials {
     }
 
     /// What opens connections, and the rest.
-    pub(super) fn dialer(
-        &mut self,
-        settings: &config::Upstream,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
-    ) -> Dialer {
+    pub(super) fn dialer(&mut self, settings: &config::Upstream, scope: &TaskScope) -> Dialer {
         Dialer {
             port: settings.base.port,
-            book: AddressBook::new(
-                &settings.base.host,
-                DnsResolver::of_this_host(),
-                tasks,
-                stop,
-            ),
+            book: AddressBook::new(&settings.base.host, DnsResolver::of_this_host(), scope),
             memory: AddressMemory::default(),
             tls: self.tls.take(),
             limit: settings.connect_timeout,

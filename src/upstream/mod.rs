@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{self, BaseAddress};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::shares::ShareKey;
 
@@ -114,20 +114,19 @@ impl Upstream {
     /// Reads what trust and API key need, and starts the renewer if there is a login.
     pub fn open(
         settings: &config::Upstream,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
+        scope: &TaskScope,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
-        UpstreamOpening::new(settings, tasks, stop, metrics).open()
+        UpstreamOpening::new(settings, scope, metrics).open()
     }
 
     fn build(mut opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
         let settings = opening.settings;
         let metrics = &opening.metrics.upstream(&settings.name);
-        let (tasks, stop) = (opening.tasks, opening.stop.child());
+        let scope = opening.scope.child();
         let mut materials = opening.materials()?;
         let host = materials.host.clone();
-        let dialer = Arc::new(materials.dialer(settings, tasks, &stop));
+        let dialer = Arc::new(materials.dialer(settings, &scope));
         let api_key = materials.api_key;
         let own = Arc::new(opening.own_requests(&host, &dialer, metrics));
         let injection = opening.description.inject.clone();
@@ -135,8 +134,8 @@ impl Upstream {
         let login = settings.login.as_ref().map(|login| {
             let plan = LoginPlan::new(login, &own, probe.clone(), opening.description);
             let scope = LoginScope {
-                tasks,
-                stop: opening.stop.child(),
+                tasks: &scope.tasks,
+                stop: opening.scope.stop.child(),
                 metrics,
                 keeper: opening.keeper,
             };
@@ -157,12 +156,13 @@ impl Upstream {
             permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
             metrics: Arc::clone(metrics),
-            stop: stop.clone(),
+            stop: scope.stop.clone(),
         });
-        let prober = UpstreamProber::new(&own, tasks, &stop, metrics);
-        tasks.spawn("upstream health", prober.run());
+        let prober = UpstreamProber::new(&own, &scope, metrics);
+        scope.spawn("upstream health", prober.run());
         if upstream.has_files() {
-            tasks.spawn("upstream files", watch(Arc::downgrade(&upstream), stop));
+            let watch = watch(Arc::downgrade(&upstream), scope.stop.clone());
+            scope.spawn("upstream files", watch);
         }
         Ok(upstream)
     }

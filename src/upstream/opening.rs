@@ -12,7 +12,7 @@ use super::own_requests::OwnRequests;
 use super::transport::dialer::Dialer;
 use super::{Error, Upstream};
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::via::GatewayVia;
 
@@ -21,8 +21,7 @@ use crate::via::GatewayVia;
 pub struct UpstreamOpening<'a> {
     pub(super) settings: &'a config::Upstream,
     pub(super) description: LoginDescription,
-    pub(super) tasks: &'a TaskSet,
-    pub(super) stop: &'a ShutdownSignal,
+    pub(super) scope: &'a TaskScope,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) keeper: Option<LeaseKeeper>,
     pub(super) before: Option<&'a Upstream>,
@@ -33,15 +32,13 @@ pub struct UpstreamOpening<'a> {
 impl<'a> UpstreamOpening<'a> {
     pub fn new(
         settings: &'a config::Upstream,
-        tasks: &'a TaskSet,
-        stop: &'a ShutdownSignal,
+        scope: &'a TaskScope,
         metrics: &'a Arc<Metrics>,
     ) -> Self {
         Self {
             settings,
-            description: LoginDescription::whatsapp(),
-            tasks,
-            stop,
+            description: settings.login_description.clone(),
+            scope,
             metrics,
             keeper: None,
             before: None,

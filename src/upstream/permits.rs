@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::fair_queue::{ClientSlot, FairQueue, WaiterId};
 use crate::config;
 use crate::metrics::{GaugeGuard, UpstreamMetrics};
-use crate::shares::{ShareHasher, ShareKey, SharePool, SharedPlace};
+use crate::shares::{ShareHasher, ShareKey, SharePermit, SharePool};
 
 /// Of so many permits one is for monitoring alone.
 const PER_RESERVED: usize = 16;
@@ -50,7 +50,7 @@ pub struct UpstreamPermit {
 #[derive(Debug)]
 pub struct StalledPlace {
     permits: Arc<UpstreamPermits>,
-    place: SharedPlace,
+    place: SharePermit,
     _counted: GaugeGuard,
 }
 

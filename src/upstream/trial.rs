@@ -14,7 +14,7 @@ use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::transport::dialer::{DialError, Dialer};
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::secret;
 use crate::via::GatewayVia;
@@ -34,18 +34,18 @@ pub struct UpstreamTrial {
     dialer: Arc<Dialer>,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
+    description: LoginDescription,
 }
 
 impl UpstreamTrial {
     pub fn new(
         settings: &config::Upstream,
         mut materials: UpstreamMaterials,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
+        scope: &TaskScope,
         metrics: &Arc<Metrics>,
     ) -> Self {
         let metrics = &metrics.upstream(&settings.name);
-        let dialer = Arc::new(materials.dialer(settings, tasks, stop));
+        let dialer = Arc::new(materials.dialer(settings, scope));
         let own = Arc::new(OwnRequests {
             dialer: Arc::clone(&dialer),
             host: materials.host,
@@ -54,9 +54,15 @@ impl UpstreamTrial {
             probe: settings.probe.clone(),
             patience: settings.first_byte_timeout,
         });
-        let injection = LoginDescription::whatsapp().inject;
+        let injection = settings.login_description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
-        Self { dialer, own, probe }
+        let description = settings.login_description.clone();
+        Self {
+            dialer,
+            own,
+            probe,
+            description,
+        }
     }
 
     /// Name, TCP and TLS.
@@ -66,7 +72,7 @@ impl UpstreamTrial {
 
     /// One login; gives for how long its token is good.
     pub async fn log_in(&self, login: &config::Login) -> Result<Duration, TrialError> {
-        let call = LoginCall::new(&self.own, LoginDescription::whatsapp(), login);
+        let call = LoginCall::new(&self.own, self.description.clone(), login);
         let granted = call.make(&login.password.read()?).await?;
         if let Some(probe) = &self.probe
             && probe.word_on(&granted.headers).await == ProbeVerdict::Refused

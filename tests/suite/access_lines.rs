@@ -11,20 +11,20 @@ use crate::harness::{
     ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, WEBAPP_PASSWORD, emulator, eventually, written,
 };
 
-struct Logged {
+struct LoggedGate {
     program: Program,
     client: Client,
     _folder: tempfile::TempDir,
 }
 
-async fn logged(webapp: &Emulator, format: &str) -> Logged {
+async fn logged(webapp: &Emulator, format: &str) -> LoggedGate {
     let log = format!("{NO_LIMITS}\n[log]\nformat = \"{format}\"");
     let logged = running(webapp, &Setup::default().rest(&log));
     let client = logged.client.logged_in(ADMIN, ADMIN_PASSWORD).await;
-    Logged { client, ..logged }
+    LoggedGate { client, ..logged }
 }
 
-fn running(webapp: &Emulator, setup: &Setup) -> Logged {
+fn running(webapp: &Emulator, setup: &Setup) -> LoggedGate {
     let folder = tempfile::tempdir().unwrap();
     let ports = (free_port(), free_port());
     let file = written(folder.path(), webapp, setup, |text| at_ports(&text, ports));
@@ -33,7 +33,7 @@ fn running(webapp: &Emulator, setup: &Setup) -> Logged {
     let program = Program::told(command, ports);
     program.wait_for("ready to accept");
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
-    Logged {
+    LoggedGate {
         program,
         client,
         _folder: folder,
@@ -58,7 +58,7 @@ async fn record(program: &Program, path: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_has_a_json_line_with_client_request_and_outcome() {
     let webapp = emulator().await;
-    let Logged {
+    let LoggedGate {
         program, client, ..
     } = &logged(&webapp, "json").await;
     let answer = client.get("/v1/support?with=query").await;
@@ -111,7 +111,7 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_line_of_an_incomplete_response_names_the_responsible_party() {
     let webapp = emulator().await;
-    let Logged {
+    let LoggedGate {
         program, client, ..
     } = &logged(&webapp, "json").await;
     webapp.close_mid_body(1);
@@ -140,7 +140,7 @@ async fn the_line_of_an_incomplete_response_names_the_responsible_party() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_line_has_the_same_fields_and_no_colours_in_a_file() {
     let webapp = emulator().await;
-    let Logged {
+    let LoggedGate {
         program, client, ..
     } = &logged(&webapp, "text").await;
     client.get("/v1/support").await;
@@ -157,7 +157,7 @@ async fn a_text_line_has_the_same_fields_and_no_colours_in_a_file() {
 }
 
 /// Tries to log in; returns `user_tried` of the access line.
-async fn tried(logged: &Logged, name: &str, password: &str) -> (Value, String) {
+async fn tried(logged: &LoggedGate, name: &str, password: &str) -> (Value, String) {
     let lines = || {
         let lines = logged.program.lines().into_iter();
         lines

@@ -22,9 +22,9 @@ const GUESS: &str = "Canary-Guess-1!";
 
 /// Every response to a client; searched at the end, like the logs.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<String>>);
+struct Responses(Arc<Mutex<String>>);
 
-impl Heard {
+impl Responses {
     async fn hear(&self, answer: Result<reqwest::Response, reqwest::Error>) -> u16 {
         let Ok(answer) = answer else { return 0 };
         let status = answer.status().as_u16();
@@ -42,7 +42,7 @@ async fn basic_login(client: &Client) -> Result<reqwest::Response, reqwest::Erro
 }
 
 #[expect(clippy::too_many_lines, reason = "one line a failure")]
-async fn drive(client: &Client, admin: &Client, heard: &Heard) {
+async fn drive(client: &Client, admin: &Client, heard: &Responses) {
     let basic = |name: &'static str, password: &'static str, body: &'static str| {
         let request = client.request(Method::POST, "/v1/users/login");
         request.basic_auth(name, Some(password)).body(body).send()
@@ -147,7 +147,7 @@ async fn no_secret_is_in_any_log_line_response_or_metric() {
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     let admin = client.clone().logged_in("admin", ADMIN_PASSWORD).await;
-    let heard = Heard::default();
+    let heard = Responses::default();
     drive(&client, &admin, &heard).await;
 
     // Every failure of the upstream, whose responses echo the request.
@@ -244,7 +244,7 @@ async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
     std::fs::write(&file, text(&setup, &url)).unwrap();
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
-    let heard = Heard::default();
+    let heard = Responses::default();
     for password in [GUESS, WEBAPP_PASSWORD] {
         heard.hear(Ok(client.login("admin", password).await)).await;
     }
@@ -298,7 +298,7 @@ fn fails<T>(with: T) -> Result<(), T> {
 
 #[test]
 fn a_panic_message_with_such_a_type_does_not_show_the_secret() {
-    use tollgate::webapp::BasicCredentials;
+    use tollgate::profiles::BasicCredentials;
     let basic = BasicCredentials::parse("YWRtaW46Q2FuYXJ5LUJhc2lj").unwrap(); // admin:Canary-Basic
     let holders = (
         Secret::new("Canary-Panic"),

@@ -25,7 +25,7 @@ fn problems(output: &Output) -> Vec<String> {
 }
 
 /// One way to break a good configuration.
-struct Spoiled {
+struct BrokenConfig {
     what: &'static str,
     /// Files written beside the configuration.
     files: &'static [(&'static str, &'static str)],
@@ -42,8 +42,8 @@ fn row(
     what: &'static str,
     files: &'static [(&'static str, &'static str)],
     says: &'static [&'static str],
-) -> Spoiled {
-    Spoiled {
+) -> BrokenConfig {
+    BrokenConfig {
         what,
         files,
         setup: PLAIN,
@@ -52,9 +52,9 @@ fn row(
     }
 }
 
-fn spoiled_listeners() -> Vec<Spoiled> {
+fn spoiled_listeners() -> Vec<BrokenConfig> {
     vec![
-        Spoiled {
+        BrokenConfig {
             change: |text| text.replace("certs/server.key", "certs/ca.key"),
             ..row(
                 "the key of another certificate",
@@ -84,7 +84,7 @@ fn spoiled_listeners() -> Vec<Spoiled> {
             )],
             &["listener[0].tls.certificates[0]", "server.key"],
         ),
-        Spoiled {
+        BrokenConfig {
             change: |text| {
                 let one = "{ certificate = \"certs/server.pem\", key = \"certs/server.key\" }";
                 text.replace(
@@ -101,7 +101,7 @@ fn spoiled_listeners() -> Vec<Spoiled> {
     ]
 }
 
-fn spoiled_upstreams() -> Vec<Spoiled> {
+fn spoiled_upstreams() -> Vec<BrokenConfig> {
     vec![
         row(
             "garbage as authority",
@@ -116,7 +116,7 @@ fn spoiled_upstreams() -> Vec<Spoiled> {
             )],
             &["upstream.main.ca", "webapp-ca.pem cannot be an authority"],
         ),
-        Spoiled {
+        BrokenConfig {
             change: |text| {
                 text.replace(
                     "server_name = \"localhost\"",
@@ -129,7 +129,7 @@ fn spoiled_upstreams() -> Vec<Spoiled> {
                 &["upstream.main.server_name"],
             )
         },
-        Spoiled {
+        BrokenConfig {
             setup: |setup| setup.upstream("api_key = { file = \"short\" }"),
             ..row(
                 "an API key that is too short",
@@ -142,7 +142,7 @@ fn spoiled_upstreams() -> Vec<Spoiled> {
             &[("webapp-password", "\n")],
             &["upstream.main.login.password", "which is empty"],
         ),
-        Spoiled {
+        BrokenConfig {
             setup: |setup| {
                 setup.rest("[store]\nurl = \"rediss://127.0.0.1:1\"\nca = \"store-ca.pem\"")
             },

@@ -19,14 +19,14 @@ use crate::harness::{WEBAPP_PASSWORD, eventually, secret};
 const MANY: usize = 48;
 
 /// A running gate whose standard output is a file, or as the test sets it.
-struct Logged {
+struct LoggingGate {
     child: Child,
     folder: TempDir,
     listener: u16,
     operator: u16,
 }
 
-impl Logged {
+impl LoggingGate {
     /// With its log in a file.
     fn start(upstream: &LoginUpstream, deadline: &str) -> Self {
         let to_file = |folder: &TempDir| File::create(log_of(folder)).unwrap().into();
@@ -139,7 +139,7 @@ impl Logged {
     }
 }
 
-impl Drop for Logged {
+impl Drop for LoggingGate {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -176,7 +176,7 @@ async fn requests_that_end_during_the_drain_have_their_lines_ten_times_of_ten() 
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_millis(800));
     for round in 0..10 {
-        let mut gate = Logged::start(&upstream, "20s");
+        let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
         gate.ask(8);
         gate.has_in_flight(8).await;
@@ -195,7 +195,7 @@ async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(60));
     for round in 0..5 {
-        let mut gate = Logged::start(&upstream, "200ms");
+        let mut gate = LoggingGate::start(&upstream, "200ms");
         gate.is_ready().await;
         gate.ask(8);
         gate.has_in_flight(8).await;
@@ -214,7 +214,7 @@ async fn after_a_second_signal_the_lines_are_complete() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(60));
     for second in ["TERM", "INT"] {
-        let mut gate = Logged::start(&upstream, "20s");
+        let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
         gate.ask(8);
         gate.has_in_flight(8).await;
@@ -235,7 +235,7 @@ async fn a_slow_reader_gets_every_line() {
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(2));
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let mut gate = Logged::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
+    let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
     gate.is_ready().await;
     gate.ask_at_length(MANY);
     gate.has_in_flight(MANY).await;
@@ -264,7 +264,7 @@ async fn a_reader_that_stops_is_not_waited_for_long_and_the_lost_lines_are_count
     let upstream = LoginUpstream::start(|_| 200).await;
     upstream.paths_take(Duration::from_secs(2));
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let mut gate = Logged::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
+    let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
     gate.is_ready().await;
     gate.ask_at_length(MANY);
     gate.has_in_flight(MANY).await;
@@ -295,7 +295,7 @@ async fn the_program_ends_although_its_last_line_is_not_read() {
     upstream.paths_take(Duration::from_secs(2));
     let (_reader, writer) = std::io::pipe().unwrap();
     let errors = writer.try_clone().unwrap().into();
-    let mut gate = Logged::with_output(&upstream, "20s", |_| writer.into(), errors);
+    let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), errors);
     gate.is_ready().await;
     gate.ask_at_length(MANY);
     gate.has_in_flight(MANY).await;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use sha2::Digest as _;
 use tollgate::config;
 use tollgate::metrics::Metrics;
+use tollgate::profiles::Role;
 use tollgate::store::{GrantBatchSink, KeyRecord, RecordDigest, Store, StoreChange};
 use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 use crate::harness::program::Program;
 use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, NO_LIMITS, Setup, emulator, prepare, text};

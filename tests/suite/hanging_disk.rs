@@ -26,13 +26,13 @@ const PASSWORD: &str = "Passw0rd!";
 const SAID: &str = "the disk does not answer";
 
 /// A gate's configuration and its disk.
-struct Place {
+struct GateOnDisk {
     folder: TempDir,
     config: PathBuf,
     disk: HungDisk,
 }
 
-impl Place {
+impl GateOnDisk {
     fn before(webapp: &Emulator) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = "[store]\npath = \"disk/gate.redb\"\ntimeout = \"2s\"\n\
@@ -174,7 +174,7 @@ impl Load {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answered_change_is_lost() {
     let webapp = emulator().await;
-    let place = Place::before(&webapp);
+    let place = GateOnDisk::before(&webapp);
     let gate = place.start();
     let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
     for name in ["anna", "bert", "carl", "dora"] {
@@ -281,7 +281,7 @@ async fn assert_known(gate: &Gate, live: [&Client; 4], dead: [&Client; 2]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_change() {
     let webapp = emulator().await;
-    let place = Place::before(&webapp);
+    let place = GateOnDisk::before(&webapp);
     let mut gate = place.start();
     let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
     place.disk.hang();
@@ -311,7 +311,7 @@ async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_on_a_hanging_disk_logs_it_can_be_stopped_and_continues_when_the_disk_recovers() {
     let webapp = emulator().await;
-    let place = Place::before(&webapp);
+    let place = GateOnDisk::before(&webapp);
     drop(place.start()); // killed: leaves the file behind
     place.disk.hang();
     let slow = "its disk does not answer";

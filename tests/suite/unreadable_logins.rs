@@ -31,7 +31,7 @@ fn answer(head: &str, body: &[u8]) -> Reply {
 }
 
 fn minted(token: &str) -> String {
-    let end = tollgate::webapp::format_expiry(tollgate::clock::unix_seconds() + 604_800);
+    let end = tollgate::profiles::format_expiry(tollgate::clock::unix_seconds() + 604_800);
     format!(r#"{{"users":[{{"token":"{token}","expires_after":"{end}"}}],"meta":{{}}}}"#)
 }
 

@@ -339,9 +339,9 @@ async fn without_a_configured_admin_one_is_created_and_its_password_shown_once()
         .await
         .unwrap();
     let admin = match bound.take_first_admin() {
-        Some(tollgate::identity::FirstAdmin::Generated(admin)) => admin,
+        Some(tollgate::identity::FirstAdminStatus::Generated(admin)) => admin,
         other => panic!("not made up: {other:?}"),
     };
     assert!(bound.take_first_admin().is_none(), "once");
-    tollgate::webapp::check_password(&admin.password).unwrap();
+    tollgate::profiles::check_password(&admin.password).unwrap();
 }

@@ -12,8 +12,8 @@ use tollgate::config::{DirectoryKind, UnknownTokens, UsersConfig};
 use tollgate::identity::Client;
 use tollgate::metrics::Metrics;
 use tollgate::pipeline::{Limiter, RateSubject, RouteTable};
+use tollgate::profiles::Role;
 use tollgate::token::{GrantRequest, TokenDigest, TokenOrigin, TokenStore};
-use tollgate::webapp::Role;
 
 use super::{Point, resident};
 

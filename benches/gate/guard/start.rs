@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sha2::Digest as _;
+use tollgate::profiles::Role;
 use tollgate::store::{
     ExportRecord, GrantRecord, OfflineStore, PhcText, RecordDigest, TokenOrigin, UserRecord,
 };
-use tollgate::webapp::Role;
 
 use super::Counter;
 use crate::support::gate::Setup;

@@ -1,15 +1,11 @@
-//! Rules between sections, once each section makes sense by itself.
+//! Rules between sections, applied when each section has been checked.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use super::report::ParseReport;
+use super::parse_report::ParseReport;
 use crate::config::{Access, Config, DirectoryKind, Login, Target, UnknownTokens, UsersCall};
 
-/// The token life of the Webapp itself (protocol sheet, section 5.1).
-const WEBAPP_TOKEN_LIFE: Duration = Duration::from_secs(7 * 86_400);
-
-pub(super) fn whole(report: &ParseReport<'_>, config: &Config) {
+pub(super) fn check_whole(report: &ParseReport<'_>, config: &Config) {
     addresses(report, config);
     credentials(report, config);
     probe(report, config);
@@ -45,11 +41,11 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && same_place
 }
 
-/// Whoever comes in without a token of the Webapp's needs a login of ours.
+/// Requests without a token of the upstream's own need a login of the gateway.
 fn credentials(report: &ParseReport<'_>, config: &Config) {
     let upstream = &config.upstream;
     let place = format!("upstream.{}", upstream.name);
-    // A login that is there but wrong has been complained about.
+    // A wrong login has been reported already.
     if upstream.login.is_some() || report.has(&format!("{place}.login")) {
         return;
     }
@@ -58,7 +54,7 @@ fn credentials(report: &ParseReport<'_>, config: &Config) {
         let suggestion = "add login = { username, password }, or set directory = \"webapp\"";
         report.complain(&place, reason, suggestion);
     } else if upstream.api_key.is_none() && !config.api_keys.is_empty() {
-        let reason = "has neither login nor api_key: nothing could go up for an [[api_key]]";
+        let reason = "has neither login nor api_key: nothing could be sent up for an [[api_key]]";
         report.complain(
             &place,
             reason,
@@ -67,12 +63,12 @@ fn credentials(report: &ParseReport<'_>, config: &Config) {
     }
 }
 
-/// Without a probe there is nothing to ask about a token.
+/// Without a probe the upstream cannot be asked about a token.
 fn probe(report: &ParseReport<'_>, config: &Config) {
     let users = &config.users;
     let is_asking = users.unknown_tokens == UnknownTokens::Ask;
-    if is_asking && users.directory == DirectoryKind::Webapp && config.upstream.probe.is_none() {
-        let reason = "\"ask\" needs a path that the upstream opens to good tokens only";
+    if is_asking && users.directory == DirectoryKind::Upstream && config.upstream.probe.is_none() {
+        let reason = "\"ask\" needs a path that the upstream opens to valid tokens only";
         let key = format!("upstream.{}.probe", config.upstream.name);
         let suggestion = format!("set {key} to such a path, or unknown_tokens = \"reject\"");
         report.complain("users.unknown_tokens", reason, &suggestion);
@@ -81,7 +77,9 @@ fn probe(report: &ParseReport<'_>, config: &Config) {
 
 fn renewal(report: &ParseReport<'_>, config: &Config, login: &Login) {
     let emulator = config.emulator.as_ref();
-    let life = emulator.map_or(WEBAPP_TOKEN_LIFE, |emulator| emulator.token_lifetime);
+    let life = emulator.map_or(config.profile.token_lifetime, |emulator| {
+        emulator.token_lifetime
+    });
     let key = |name: &str| format!("upstream.{}.{name}", config.upstream.name);
     let floor = key("renew_floor");
     if login.renew_floor > life / 2 && report.has(&floor) {
@@ -94,7 +92,7 @@ fn renewal(report: &ParseReport<'_>, config: &Config, login: &Login) {
     }
     let between = life.mul_f64(login.renew_at).as_secs_f64();
     if f64::from(login.logins_per_hour) * between < 3600.0 {
-        let reason = "is too few for tokens that live so short";
+        let reason = "is too few for tokens with so short a life";
         let suggestion = "raise it, or emulator.token_lifetime";
         report.warn(&key("logins_per_hour"), reason, suggestion);
     }
@@ -108,8 +106,8 @@ fn ways_in(report: &ParseReport<'_>, config: &Config) {
         .filter(|route| route.target == login)
         .peekable();
     if logins.peek().is_none() && config.api_keys.is_empty() {
-        let reason = "leads nowhere to users.login, and there is no [[api_key]]";
-        report.warn("route", reason, "nobody will get in");
+        let reason = "has no route to users.login, and there is no [[api_key]]";
+        report.warn("route", reason, "no client can get in");
     }
     for route in logins.filter(|route| !route.access.contains(&Access::Open)) {
         let reason = format!("\"{}\" asks for a credential before the login", route.name);

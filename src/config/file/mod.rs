@@ -1,23 +1,16 @@
-//! The file as written: one file per section, each from text to checked values.
-//! Read key by key, not by `derive(Deserialize)`: serde stops at the first thing
-//! that is wrong in a table, and its messages repeat values that may be secrets.
+//! Parses the config file. `sections/` has one file per section; start at `parse`. Keys are read one
+//! by one, not by `derive(Deserialize)`: serde stops at the first problem of a table, and its
+//! messages repeat values that may be secrets.
 
 mod checks;
-mod limits;
-mod lines;
-mod listener;
-mod misc;
-mod places;
-mod report;
-mod request_rules;
-mod routes;
-mod section;
-mod shared_store;
-mod store;
+mod config_table;
+mod key_lines;
+mod key_path;
+mod named_files;
+mod parse_report;
+mod sections;
 mod units;
-mod upstream;
-mod users;
-mod value;
+mod value_readers;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -27,17 +20,22 @@ use toml::de::DeTable;
 
 use super::problem::{LoadedConfig, Problem, Problems};
 use super::{Config, Emulator, Log, Upstream};
-use report::ParseReport;
-use section::ConfigTable;
+use crate::profiles::Profile;
+use config_table::ConfigTable;
+use parse_report::ParseReport;
+use sections::{
+    drain_section, emulator_section, http_section, limits_section, listener_section, log_section,
+    operator_section, route_section, store_section, upstream_section, users_section, workers,
+};
 
-pub use lines::KeyLines;
+pub use key_lines::KeyLines;
 pub use units::parse_quota;
-pub use value::is_name;
+pub use value_readers::is_name;
 
-/// More than anybody writes by hand; keeps a wrong path from filling the memory.
-const LONGEST_FILE: u64 = 1 << 20;
+/// Larger than any hand-written file; a wrong path must not fill the memory.
+const MAX_FILE_SIZE: u64 = 1 << 20;
 
-/// Read where no other is named.
+/// Read where `--config` names no other.
 pub const DEFAULT_FILE: &str = "config.toml";
 
 /// The settings of an emulator that runs alone.
@@ -45,13 +43,6 @@ pub const DEFAULT_FILE: &str = "config.toml";
 pub struct EmulatorAlone {
     pub emulator: Emulator,
     pub log: Log,
-}
-
-/// Which shipped route table and limits the file builds on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FileProfile {
-    Whatsapp,
-    None,
 }
 
 /// Reads and checks a config file. Fails with every problem at once.
@@ -76,8 +67,8 @@ pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
     })
 }
 
-/// What `tollgate emulate` needs: its own section and the log's. Nothing else of the file has to
-/// make sense, and without the default file everything has its default.
+/// What `tollgate emulate` needs: its own section and the log's. The rest of the file is not
+/// checked, and without the default file both sections have their defaults.
 pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
     let name = path.display().to_string();
     let refused = |problems| Problems::found(name.clone(), problems);
@@ -97,12 +88,12 @@ pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let (table, errors) = DeTable::parse_recoverable(&text);
     let report = ParseReport::new(&text, table.get_ref(), folder, &errors);
-    let root = report.root();
+    let root = ConfigTable::root(&report);
     root.leave_unread();
     let section = root.section("emulator");
     let alone = EmulatorAlone {
-        emulator: misc::emulator(&report, section.as_ref()),
-        log: misc::log(&root),
+        emulator: emulator_section::emulator(&report, section.as_ref()),
+        log: log_section::log(&root),
     };
     drop((section, root));
     let (problems, ..) = report.close();
@@ -115,9 +106,9 @@ pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
 fn read(path: &Path) -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();
-    let file = std::fs::File::open(path)?.take(LONGEST_FILE + 1);
+    let file = std::fs::File::open(path)?.take(MAX_FILE_SIZE + 1);
     let mut file = std::io::BufReader::new(file);
-    if file.read_to_string(&mut text)? as u64 > LONGEST_FILE {
+    if file.read_to_string(&mut text)? as u64 > MAX_FILE_SIZE {
         return Err(std::io::ErrorKind::FileTooLarge.into());
     }
     Ok(text)
@@ -128,16 +119,16 @@ pub fn parse(text: &str, folder: &Path) -> Result<LoadedConfig, Problems> {
     parse_with_keys(text, folder).0
 }
 
-/// Also tells which keys were asked for.
+/// Also returns the keys that were read.
 pub(super) fn parse_with_keys(
     text: &str,
     folder: &Path,
 ) -> (Result<LoadedConfig, Problems>, BTreeSet<String>) {
-    // A byte order mark is what some editors put there; it says nothing.
+    // Some editors write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     let report = ParseReport::new(text, table.get_ref(), folder, &errors);
-    let config = config(&report.root());
+    let config = config(&ConfigTable::root(&report));
     let lines = report.lines.clone();
     let (problems, warnings, known) = report.close();
     let result = match config {
@@ -156,33 +147,33 @@ pub(super) fn parse_with_keys(
     (result, known)
 }
 
-/// None only when something that cannot be left out is missing or wrong; that is
-/// then among the problems.
+/// None only when a required key is missing or wrong; the report has that problem.
 fn config(root: &ConfigTable<'_>) -> Option<Config> {
-    const PROFILES: &[(&str, FileProfile)] = &[
-        ("whatsapp", FileProfile::Whatsapp),
-        ("none", FileProfile::None),
-    ];
-    let profile = root.or("profile", value::word(PROFILES), FileProfile::Whatsapp);
-    let workers = root.or("workers", misc::workers, misc::cores());
+    let profile = root.or(
+        "profile",
+        value_readers::word(Profile::BY_NAME),
+        Profile::DEFAULT,
+    );
+    let workers = root.or("workers", workers::workers, workers::cores());
 
-    // First, because it says which files may still be missing.
+    // First: the emulator's section decides which files may be missing until the first run.
     let emulator: Option<Emulator> = root
         .section("emulator")
-        .map(|table| misc::emulator(root.report, Some(&table)));
-    let listeners = listener::listeners(root);
-    let operator = misc::operator(root);
-    let upstream: Option<Upstream> = upstream::upstream(root, profile);
-    let users = users::users(root);
-    let api_keys = users::api_keys(root);
-    let http = request_rules::http(root);
-    let routes = routes::routes(root, profile, users.directory, &http.allow_fields);
-    let limits = limits::limits(root, profile, &routes, users.directory);
-    let store = store::store(root);
-    let drain = misc::drain(root);
-    let log = misc::log(root);
+        .map(|table| emulator_section::emulator(root.report, Some(&table)));
+    let listeners = listener_section::listeners(root);
+    let operator = operator_section::operator(root);
+    let upstream: Option<Upstream> = upstream_section::upstream(root, profile);
+    let users = users_section::users(root);
+    let api_keys = users_section::api_keys(root);
+    let http = http_section::http(root);
+    let routes = route_section::routes(root, profile, users.directory, &http.allow_fields);
+    let limits = limits_section::limits(root, profile, &routes, users.directory);
+    let store = store_section::store(root);
+    let drain = drain_section::drain(root);
+    let log = log_section::log(root);
 
     let config = Config {
+        profile,
         workers,
         listeners,
         operator,
@@ -197,6 +188,6 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         log,
         emulator,
     };
-    checks::whole(root.report, &config);
+    checks::check_whole(root.report, &config);
     Some(config)
 }

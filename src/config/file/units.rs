@@ -1,13 +1,13 @@
-//! Texts with a unit or a form, read: times, sizes, rates, address blocks, digests. Pure.
+//! Parsers of texts: times, sizes, rates, address blocks, digests. Pure.
 
 use std::time::Duration;
 
 use crate::config::{AddressBlock, Quota};
 
-/// Longer than any sensible wait, short enough to be added to any clock.
+/// Longer than any useful timeout, short enough to be added to any clock.
 const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
 
-/// `1h30m`: numbers with a unit each, biggest or smallest first as you like.
+/// `1h30m`: numbers with a unit each, in any order.
 pub(super) fn parse_span(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
@@ -103,7 +103,7 @@ pub(super) fn parse_network(text: &str) -> Option<AddressBlock> {
     if prefix > width {
         return None;
     }
-    // A block written with host bits is a slip: which of the two was meant?
+    // A block with host bits set is ambiguous.
     let host_bits = u32::from(width - prefix);
     let host = 1_u128
         .checked_shl(host_bits)

@@ -1,4 +1,5 @@
-//! Reload: look at the file every second and when asked, check, hand over or keep the old.
+//! Reload: `ConfigWatcher` reads the file every second and on request; a changed file is checked and
+//! applied, or the old configuration stays.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -15,14 +16,14 @@ use crate::error_chain::chain;
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{Metrics, ReloadResult};
 
-/// Between two looks at the file. Content decides, not its time stamp: mounted
-/// config maps swap a link, editors rename, and both keep old stamps.
-const EVERY: Duration = Duration::from_secs(1);
+/// Between two reads of the file. The content is compared, not the modification time: mounted
+/// config maps swap a symlink, editors rename, and both can keep old times.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Asks waiting for the watcher; more would all be answered by the same look.
-const ASKS: usize = 8;
+/// Queued requests; further ones would get the result of the same read.
+const MAX_REQUESTS: usize = 8;
 
-/// How a look at the file ended.
+/// The result of reading the file.
 #[derive(Debug)]
 pub enum ReloadOutcome {
     Applied(Vec<Difference>),
@@ -35,20 +36,20 @@ pub enum ReloadOutcome {
 pub enum ReloadRefused {
     #[error(transparent)]
     Problems(#[from] Problems),
-    #[error("this configuration cannot be put to use")]
+    #[error("this configuration cannot be applied")]
     Unusable(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// The watcher has ended, with the program most likely.
+/// The watcher has ended, most likely because the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the config file is no longer watched")]
 pub struct WatcherGone;
 
-/// Asks for a look at the file now. Clones ask the same watcher.
+/// Requests a read of the file now. Clones use the same watcher.
 #[derive(Clone, Debug)]
 pub struct ReloadHandle(mpsc::Sender<ReloadRequest>);
 
-/// The watcher's end of a `Reloader`.
+/// The watcher's end of a `ReloadHandle`.
 #[derive(Debug)]
 pub struct ReloadRequests(mpsc::Receiver<ReloadRequest>);
 
@@ -56,17 +57,17 @@ pub struct ReloadRequests(mpsc::Receiver<ReloadRequest>);
 struct ReloadRequest(Option<oneshot::Sender<ReloadOutcome>>);
 
 pub fn reloader() -> (ReloadHandle, ReloadRequests) {
-    let (sender, receiver) = mpsc::channel(ASKS);
+    let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
     (ReloadHandle(sender), ReloadRequests(receiver))
 }
 
 impl ReloadHandle {
-    /// As SIGHUP does: nobody waits. With the queue full a look is about to happen.
+    /// As SIGHUP does, without waiting. If the queue is full, a read is about to happen.
     pub fn ask(&self) {
         let _ = self.0.try_send(ReloadRequest(None));
     }
 
-    /// Waits until the file was looked at and tells how that ended.
+    /// Waits until the file has been read; returns the result.
     pub async fn reload(&self) -> Result<ReloadOutcome, WatcherGone> {
         let (answer, outcome) = oneshot::channel();
         let sent = self.0.send(ReloadRequest(Some(answer))).await;
@@ -84,7 +85,7 @@ pub struct ConfigWatcher {
     every: Duration,
 }
 
-/// The file's content, as far as one needs to know whether it is another.
+/// The file's content, as far as it is needed to see a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FileContent {
     Digest([u8; 32]),
@@ -97,12 +98,12 @@ impl ConfigWatcher {
             path,
             metrics,
             requests,
-            every: EVERY,
+            every: POLL_INTERVAL,
         }
     }
 
-    /// Runs until drain. `apply` puts a checked configuration to use, whole or not
-    /// at all; when it fails, `current` stays what later files are compared with.
+    /// Runs until drain. `apply` applies a checked configuration as a whole or not at all; when it
+    /// fails, later files are still compared with `current`.
     pub async fn run<A, F, E>(
         mut self,
         mut current: Arc<Config>,
@@ -115,34 +116,34 @@ impl ConfigWatcher {
     {
         let mut tick = interval(self.every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What was last acted on, and what differed from it at the last look. A file
-        // in the middle of being written looks different at each look.
-        let mut taken: Option<FileContent> = None;
-        let mut settling: Option<FileContent> = None;
+        // The content last applied or refused, and the content of the last read. A file that is
+        // being written differs at each read.
+        let mut handled: Option<FileContent> = None;
+        let mut last_read: Option<FileContent> = None;
         loop {
-            let ask = tokio::select! {
+            let request = tokio::select! {
                 biased;
                 () = stop.draining() => return,
-                Some(ask) = self.requests.0.recv() => Some(ask),
+                Some(request) = self.requests.0.recv() => Some(request),
                 _ = tick.tick() => None,
             };
             let content = self.content().await;
-            if ask.is_none() {
-                let differs = taken != Some(content);
-                let settled = settling.replace(content) == Some(content);
-                if !differs || !settled {
+            if request.is_none() {
+                let differs = handled != Some(content);
+                let is_stable = last_read.replace(content) == Some(content);
+                if !differs || !is_stable {
                     continue;
                 }
             }
-            let is_first = taken.replace(content).is_none();
+            let is_first = handled.replace(content).is_none();
             let outcome = self.check_file(&current, &mut apply).await;
             let outcome = outcome.map(|(new, differences)| {
                 current = new;
                 differences
             });
-            let outcome = self.told(outcome, is_first && ask.is_none());
-            if let Some(ReloadRequest(Some(answer))) = ask {
-                // Whoever asked may have left meanwhile.
+            let outcome = self.report(outcome, is_first && request.is_none());
+            if let Some(ReloadRequest(Some(answer))) = request {
+                // Fails when the caller has left meanwhile.
                 let _ = answer.send(outcome);
             }
         }
@@ -166,7 +167,7 @@ impl ConfigWatcher {
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let path = self.path.clone();
-        // It looks at every file that the config names: not on an async thread.
+        // Reads every file that the config names: not on an async thread.
         let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
         let loaded = loaded.map_err(|end| ReloadRefused::Unusable(Box::new(end)))??;
         for warning in &loaded.warnings {
@@ -182,7 +183,7 @@ impl ConfigWatcher {
         Ok((new, differences))
     }
 
-    /// Problems that come up when the configuration is put to use have their lines, too.
+    /// Adds lines to problems that are found while the configuration is applied.
     fn refused(&self, error: Box<dyn Error + Send + Sync>, lines: &KeyLines) -> ReloadRefused {
         match error.downcast::<Problems>() {
             Ok(problems) => ReloadRefused::Problems(
@@ -196,8 +197,13 @@ impl ConfigWatcher {
         }
     }
 
-    /// Logs and counts. The first look finds what the program started with, which is no news.
-    fn told(&self, outcome: Result<Vec<Difference>, ReloadRefused>, quiet: bool) -> ReloadOutcome {
+    /// Logs and counts the result; `quiet` for the first read, which finds what the program started
+    /// with.
+    fn report(
+        &self,
+        outcome: Result<Vec<Difference>, ReloadRefused>,
+        quiet: bool,
+    ) -> ReloadOutcome {
         let outcome = match outcome {
             Ok(differences) if differences.is_empty() => ReloadOutcome::Unchanged,
             Ok(differences) => ReloadOutcome::Applied(differences),

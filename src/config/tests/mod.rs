@@ -232,7 +232,7 @@ fn roles_of_the_webapps_own_users_are_left_to_it() {
 #[test]
 fn the_profile_covers_every_node() {
     let sheet = include_str!("../../../tests/suite/configs/nodes.txt");
-    let routes = whatsapp_routes();
+    let routes = shipped_routes(Profile::DEFAULT);
     let mut nodes = 0;
     for line in sheet.lines().filter(|line| !line.starts_with('#')) {
         let (methods, path) = line.split_once(' ').unwrap();

@@ -17,11 +17,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::super::body::Body;
-use super::super::reply::{Origin, Reply};
-use super::super::webapp::Call;
+use super::super::node_call::Call;
+use super::super::node_reply::{Origin, Reply};
+use super::super::reply_body::Body;
 use super::super::{hex, hold};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 const BUFFER: usize = 256 * 1024;

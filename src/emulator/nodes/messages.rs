@@ -8,11 +8,11 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use super::super::reply::{Origin, Reply};
-use super::super::webapp::Call;
+use super::super::node_call::Call;
+use super::super::node_reply::{Origin, Reply};
 use super::super::{hex, hold};
 use super::{either, missing, object, text};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 

@@ -4,15 +4,15 @@
 mod media;
 mod messages;
 mod monitoring;
-mod settings;
-mod users;
+mod settings_node;
+mod users_node;
 mod various;
 
 pub(super) use media::Media;
 pub(super) use messages::{Contacts, messages};
 pub(super) use monitoring::monitoring;
-pub(super) use settings::Kept;
-pub(super) use users::{login, users};
+pub(super) use settings_node::Kept;
+pub(super) use users_node::{login, users};
 pub(super) use various::{page, various};
 
 use std::time::Duration;
@@ -24,8 +24,8 @@ use hyper::body::Incoming;
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use super::reply::{Origin, Reply};
-use crate::webapp::ErrorCode;
+use super::node_reply::{Origin, Reply};
+use crate::profiles::whatsapp::ErrorCode;
 
 /// Bytes of a request body that is not media.
 const MOST: usize = 1024 * 1024;

@@ -5,14 +5,15 @@ use std::fmt::Write as _;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::super::body::Body;
 use super::super::counts::Counts;
 use super::super::faults::{Gateway, Health};
-use super::super::reply::Reply;
-use super::super::routes::Node;
-use super::super::webapp::{Call, Webapp};
+use super::super::node_call::Call;
+use super::super::node_reply::Reply;
+use super::super::node_routes::Node;
+use super::super::reply_body::Body;
+use super::super::webapp_state::WebappState;
 
-pub(in super::super) fn monitoring(webapp: &Webapp, call: &Call) -> Reply {
+pub(in super::super) fn monitoring(webapp: &WebappState, call: &Call) -> Reply {
     let origin = call.place.origin;
     match call.place.node {
         Node::Health => Reply::ok(origin, json!({ "health": health(call) })),
@@ -67,7 +68,7 @@ fn plain(name: &'static str, kind: &'static str, help: &'static str, value: u64)
     }
 }
 
-fn metrics(webapp: &Webapp) -> Vec<Family> {
+fn metrics(webapp: &WebappState) -> Vec<Family> {
     let busy = webapp.counts.in_flight() as u64;
     let uptime = webapp.started.elapsed().as_secs();
     let connections = Counts::read(&webapp.counts.connections);
@@ -109,7 +110,7 @@ fn metrics(webapp: &Webapp) -> Vec<Family> {
     all
 }
 
-fn stats(webapp: &Webapp, kind: &str) -> Vec<Family> {
+fn stats(webapp: &WebappState, kind: &str) -> Vec<Family> {
     if kind == "db" {
         let tokens = webapp.tokens.count() as u64;
         let users = webapp.directory.count() as u64;

@@ -3,13 +3,13 @@
 use http::StatusCode;
 use serde_json::json;
 
-use super::super::body::Body;
 use super::super::hex;
-use super::super::reply::{Origin, Reply};
-use super::super::routes::Node;
-use super::super::webapp::Call;
+use super::super::node_call::Call;
+use super::super::node_reply::{Origin, Reply};
+use super::super::node_routes::Node;
+use super::super::reply_body::Body;
 use super::{either, object, read, text};
-use crate::webapp::ErrorCode;
+use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 

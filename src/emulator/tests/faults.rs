@@ -1,6 +1,6 @@
 use super::*;
 use crate::emulator::{ExpiryForm, LoginAnswer, TokenForm};
-use crate::webapp::parse_expiry;
+use crate::profiles::parse_expiry;
 use tokio::time::{Instant, timeout};
 
 const SOON: Duration = Duration::from_millis(200);

@@ -7,7 +7,7 @@ use super::tls::page_over_tls;
 use super::*;
 use crate::config;
 use crate::emulator::{Error, certificates};
-use crate::webapp::{API_KEY_LENGTH, check_password};
+use crate::profiles::{API_KEY_LENGTH, check_password};
 
 const ALL: [&str; 9] = [
     "ca.pem",
@@ -73,9 +73,8 @@ async fn the_emulator_runs_on_what_was_made() {
         folder: place.path().to_owned(),
         token_lifetime: any.token_lifetime,
     });
-    let tasks = TaskSet::new(Handle::current());
-    let stop = ShutdownSignal::default();
-    let emulator = Emulator::start(settings.unwrap(), &tasks, &stop);
+    let scope = TaskScope::new(Handle::current());
+    let emulator = Emulator::start(settings.unwrap(), &scope);
     let emulator = emulator.await.unwrap();
     let page = page_over_tls(&emulator, "localhost").await;
     assert!(page.starts_with("HTTP/1.1 200"));

@@ -21,15 +21,14 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 use super::{Emulator, Settings, Tls};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{TaskScope, TaskSet};
+use crate::profiles::BasicCredentials;
 use crate::secret::Secret;
-use crate::webapp::BasicCredentials;
 
 /// A pretend Webapp and one client of it.
 struct Bench {
     emulator: Emulator,
-    tasks: TaskSet,
-    stop: ShutdownSignal,
+    scope: TaskScope,
 }
 
 struct Answer {
@@ -65,22 +64,17 @@ impl Bench {
     }
 
     async fn with(settings: Settings) -> Self {
-        let tasks = TaskSet::new(Handle::current());
-        let stop = ShutdownSignal::default();
+        let scope = TaskScope::new(Handle::current());
         let settings = Settings {
             tls: Tls::Plain,
             ..settings
         };
-        let emulator = Emulator::start(settings, &tasks, &stop).await.unwrap();
-        Self {
-            emulator,
-            tasks,
-            stop,
-        }
+        let emulator = Emulator::start(settings, &scope).await.unwrap();
+        Self { emulator, scope }
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
-        exchange(&self.tasks, self.emulator.address(), request).await
+        exchange(&self.scope.tasks, self.emulator.address(), request).await
     }
 
     async fn ask(&self, method: &str, path: &str, credential: &str, body: &str) -> Answer {

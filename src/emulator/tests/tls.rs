@@ -36,9 +36,8 @@ pub(super) async fn page_over_tls(emulator: &Emulator, name: &'static str) -> St
 
 #[tokio::test]
 async fn it_speaks_tls_with_its_own_authority() {
-    let tasks = TaskSet::new(Handle::current());
-    let stop = ShutdownSignal::default();
-    let emulator = Emulator::start(Settings::for_tests(), &tasks, &stop);
+    let scope = TaskScope::new(Handle::current());
+    let emulator = Emulator::start(Settings::for_tests(), &scope);
     let emulator = emulator.await.unwrap();
     for name in ["localhost", "127.0.0.1", "webapp"] {
         let text = page_over_tls(&emulator, name).await;
@@ -56,9 +55,8 @@ async fn it_speaks_tls_with_its_own_authority() {
 
 #[tokio::test]
 async fn plain_http_on_the_tls_port_gets_no_answer_and_harms_nobody() {
-    let tasks = TaskSet::new(Handle::current());
-    let stop = ShutdownSignal::default();
-    let emulator = Emulator::start(Settings::for_tests(), &tasks, &stop);
+    let scope = TaskScope::new(Handle::current());
+    let emulator = Emulator::start(Settings::for_tests(), &scope);
     let emulator = emulator.await.unwrap();
     let mut stream = TcpStream::connect(emulator.address()).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();

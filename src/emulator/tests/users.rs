@@ -1,6 +1,6 @@
 use super::*;
 use crate::emulator::LogoutScope;
-use crate::webapp::parse_expiry;
+use crate::profiles::parse_expiry;
 
 #[tokio::test]
 async fn a_login_is_answered_as_captured() {

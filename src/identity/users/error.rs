@@ -1,9 +1,9 @@
 //! Why the user directory refuses.
 
 use crate::identity::{HashFailed, HasherBusy, UnusableHash};
+use crate::profiles::{BadName, BadPassword};
 use crate::secret;
 use crate::store::StoreUnavailable;
-use crate::webapp::{BadName, BadPassword};
 
 /// Why the directory could not be opened: something about the first admin.
 #[derive(Debug, thiserror::Error)]

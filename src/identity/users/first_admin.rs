@@ -16,9 +16,9 @@ use super::{DirectoryState, DirectoryUser, Error, UserDirectory, UserRevision};
 use crate::config::{self, FirstPassword};
 use crate::identity::password::PasswordVerdict;
 use crate::identity::{Hasher, PasswordHash};
+use crate::profiles::{self, Role};
 use crate::secret::Secret;
-use crate::store::{PhcText, Store, UserRecord};
-use crate::webapp::{self, Role};
+use crate::store::{PhcText, Store, StoreBackend, UserRecord};
 
 /// Name of the first admin when the operator gives none, as at the Webapp.
 const ADMIN: &str = "admin";
@@ -32,7 +32,7 @@ pub struct GeneratedAdmin {
 
 /// Where the first admin's password comes from.
 #[derive(Debug)]
-pub enum FirstAdmin {
+pub enum FirstAdminStatus {
     Generated(GeneratedAdmin),
     /// The config file's, taken over just now.
     Configured {
@@ -44,7 +44,7 @@ pub enum FirstAdmin {
     },
 }
 
-impl FirstAdmin {
+impl FirstAdminStatus {
     pub fn username(&self) -> &str {
         match self {
             Self::Generated(admin) => &admin.username,
@@ -60,7 +60,7 @@ impl UserDirectory {
         hasher: Hasher,
         store: Arc<Store>,
         kept: Vec<UserRecord>,
-    ) -> Result<(Self, FirstAdmin), Error> {
+    ) -> Result<(Self, FirstAdminStatus), Error> {
         let mut directory = DirectoryState::default();
         for record in kept {
             directory.created += 1;
@@ -71,8 +71,8 @@ impl UserDirectory {
             hasher,
             nobody: PasswordHash::of_nobody(),
             directory: Arc::new(RwLock::new(directory)),
-            store,
-            mirror: None,
+            store: StoreBackend::Local(store),
+            replica: None,
             changes: Arc::new(Mutex::new(())),
         };
         let admin = users.settle_first_admin(settings).await?;
@@ -82,21 +82,21 @@ impl UserDirectory {
     pub(super) async fn settle_first_admin(
         &self,
         settings: &config::UsersConfig,
-    ) -> Result<FirstAdmin, Error> {
+    ) -> Result<FirstAdminStatus, Error> {
         let kept = self.first_admin();
         let Some(wanted) = &settings.first_admin else {
             return match kept {
-                Some((username, _)) => Ok(FirstAdmin::Kept { username }),
+                Some((username, _)) => Ok(FirstAdminStatus::Kept { username }),
                 None => self.generate().await,
             };
         };
-        webapp::check_name(&wanted.username)?;
+        profiles::check_name(&wanted.username)?;
         let known = self.read().users.get(&wanted.username).cloned();
         let is_known = known.as_ref().is_some_and(|user| user.is_first_admin);
         let configured = known.as_ref().and_then(|user| user.configured.clone());
         let username = wanted.username.clone();
         if is_known && self.is_as_before(&wanted.password, configured).await? {
-            return Ok(FirstAdmin::Kept { username });
+            return Ok(FirstAdminStatus::Kept { username });
         }
         if let Some((old, user)) = kept.filter(|(old, _)| *old != username) {
             info!(%old, new = %username, "the config file names another first admin");
@@ -119,7 +119,7 @@ impl UserDirectory {
         };
         self.put_first_admin(change, known).await?;
         info!(%username, "the first admin's password is the one of the config file");
-        Ok(FirstAdmin::Configured { username })
+        Ok(FirstAdminStatus::Configured { username })
     }
 
     fn first_admin(&self) -> Option<(String, DirectoryUser)> {
@@ -129,7 +129,7 @@ impl UserDirectory {
         Some((name.clone(), user.clone()))
     }
 
-    async fn generate(&self) -> Result<FirstAdmin, Error> {
+    async fn generate(&self) -> Result<FirstAdminStatus, Error> {
         let password = random_password();
         let known = self.read().users.get(ADMIN).cloned();
         let first = FirstUser {
@@ -139,7 +139,7 @@ impl UserDirectory {
             configured: None,
         };
         self.put_first_admin(first, known).await?;
-        Ok(FirstAdmin::Generated(GeneratedAdmin {
+        Ok(FirstAdminStatus::Generated(GeneratedAdmin {
             username: ADMIN.to_owned(),
             password,
         }))
@@ -210,7 +210,7 @@ impl UserDirectory {
                 let password = source.read()?;
                 // One that has to be changed at once may be as weak as the factory's.
                 if !must_change {
-                    webapp::check_password(&password)?;
+                    profiles::check_password(&password)?;
                 }
                 Ok(self.hasher.hash(password).await?)
             }
@@ -267,7 +267,7 @@ pub(super) fn random_password() -> Secret {
         }
         let password = Secret::new(text.as_str());
         // Now and then 24 letters hold no digit, which the rule demands.
-        if text.len() == 27 && webapp::check_password(&password).is_ok() {
+        if text.len() == 27 && profiles::check_password(&password).is_ok() {
             return password;
         }
     }

@@ -9,7 +9,7 @@ mod first_admin;
 mod user_replica;
 
 pub use error::{ChangeError, CreateError, Error, LoginDenied, RemoveError};
-pub use first_admin::{FirstAdmin, GeneratedAdmin};
+pub use first_admin::{FirstAdminStatus, GeneratedAdmin};
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use tokio::sync::Mutex;
 
 use super::password::PasswordVerdict;
 use super::{Hasher, PasswordHash};
+use crate::profiles::{self, Role};
 use crate::secret::Secret;
-use crate::store::{PhcText, Store, UserRecord};
-use crate::webapp::{self, Role};
+use crate::store::{PhcText, StoreBackend, UserRecord};
 
 /// Bytes of the longest password worth checking. The rule allows 64 characters.
 const LONGEST_PASSWORD: usize = 1024;
@@ -32,10 +32,10 @@ pub struct UserDirectory {
     hasher: Hasher,
     nobody: PasswordHash,
     directory: Arc<RwLock<DirectoryState>>,
-    store: Arc<Store>,
-    /// Keeps the directory in step with a shared store.
-    mirror: Option<Arc<user_replica::UserReplica>>,
-    /// Held from the look at the directory to the end of a change of it.
+    store: StoreBackend,
+    /// Applies other gateways' changes; None: the store is not shared.
+    replica: Option<Arc<user_replica::UserReplica>>,
+    /// Serialises check-then-write on the directory.
     changes: Arc<Mutex<()>>,
 }
 
@@ -141,8 +141,8 @@ impl UserDirectory {
         password: Secret,
         role: Role,
     ) -> Result<(), CreateError> {
-        webapp::check_name(name)?;
-        webapp::check_password(&password)?;
+        profiles::check_name(name)?;
+        profiles::check_password(&password)?;
         if self.show(name).is_some() {
             return Err(CreateError::Exists);
         }
@@ -190,7 +190,7 @@ impl UserDirectory {
         by: ChangedBy<'_>,
     ) -> Result<(), ChangeError> {
         let before = self.revision(name).ok_or(ChangeError::Unknown)?;
-        webapp::check_password(&password)?;
+        profiles::check_password(&password)?;
         let hash = Arc::new(self.hasher.hash(password).await?);
         let change = self.begin_change().await?;
         // A user deleted meanwhile, and perhaps made again, is somebody else.

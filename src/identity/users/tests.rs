@@ -10,6 +10,7 @@ use crate::config::{
 };
 use crate::identity::{UnusableHash, hash_password};
 use crate::secret::SecretSource;
+use crate::store::Store;
 
 fn settings(first_admin: Option<FirstAdminSettings>) -> config::UsersConfig {
     config::UsersConfig {
@@ -27,7 +28,7 @@ fn settings(first_admin: Option<FirstAdminSettings>) -> config::UsersConfig {
 
 async fn open_with(
     first_admin: Option<FirstAdminSettings>,
-) -> Result<(UserDirectory, FirstAdmin), Error> {
+) -> Result<(UserDirectory, FirstAdminStatus), Error> {
     let store = Arc::new(Store::Memory);
     UserDirectory::open(&settings(first_admin), hasher(), store, Vec::new()).await
 }
@@ -54,7 +55,7 @@ async fn open(must_change: bool) -> UserDirectory {
     opened.unwrap().0
 }
 
-async fn plain(text: &str) -> Result<(UserDirectory, FirstAdmin), Error> {
+async fn plain(text: &str) -> Result<(UserDirectory, FirstAdminStatus), Error> {
     let digits: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
     let file = std::env::temp_dir().join(format!("tollgate-admin-{}-{digits}", std::process::id()));
     std::fs::write(&file, text).unwrap();
@@ -67,11 +68,11 @@ async fn plain(text: &str) -> Result<(UserDirectory, FirstAdmin), Error> {
 #[tokio::test]
 async fn without_a_first_admin_one_is_made_and_its_password_given_out_once() {
     let (users, generated) = open_with(None).await.unwrap();
-    let FirstAdmin::Generated(generated) = generated else {
+    let FirstAdminStatus::Generated(generated) = generated else {
         panic!("{generated:?}");
     };
     assert_eq!(generated.username, "admin");
-    assert!(webapp::check_password(&generated.password).is_ok());
+    assert!(profiles::check_password(&generated.password).is_ok());
     let verified = users.verify("admin", generated.password).await.unwrap();
     assert_eq!((verified.role, verified.must_change), (Role::Admin, false));
 }
@@ -83,14 +84,14 @@ fn a_made_up_password_meets_the_rule_and_never_repeats() {
         .collect();
     assert_eq!(made.len(), 200);
     for password in made {
-        assert!(webapp::check_password(&Secret::new(password)).is_ok());
+        assert!(profiles::check_password(&Secret::new(password)).is_ok());
     }
 }
 
 #[tokio::test]
 async fn the_first_admin_comes_from_a_secret_or_a_hash_and_a_simple_password_is_refused() {
     let (users, first) = plain("Passw0rd!").await.unwrap();
-    assert!(matches!(first, FirstAdmin::Configured { .. }));
+    assert!(matches!(first, FirstAdminStatus::Configured { .. }));
     assert_eq!(first.username(), "admin");
     assert!(users.verify("admin", secret("Passw0rd!")).await.is_ok());
     assert!(matches!(plain("secret").await, Err(Error::Password(_))));

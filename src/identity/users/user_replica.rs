@@ -9,14 +9,14 @@ use parking_lot::{RwLock, RwLockWriteGuard};
 use tokio::sync::Mutex;
 use tracing::error;
 
-use super::first_admin::{FirstAdmin, user};
+use super::first_admin::{FirstAdminStatus, user};
 use super::{DirectoryState, DirectoryUser, Error, UserDirectory, UserRevision, VerifiedPassword};
 use crate::config;
 use crate::identity::{Hasher, PasswordHash};
 use crate::store::shared::{
     self, Replica, SharedChange, SharedEntry, SharedStore, StateSnapshotItem,
 };
-use crate::store::{Store, StoreUnavailable, UserRecord};
+use crate::store::{StoreBackend, StoreUnavailable, UserRecord};
 
 /// Gates that start at once all want to make the first admin; one does.
 const TRIES: usize = 50;
@@ -33,17 +33,17 @@ impl UserDirectory {
     /// is there.
     pub fn sharing(hasher: Hasher, shared: &Arc<SharedStore>) -> Self {
         let directory = Arc::new(RwLock::new(DirectoryState::default()));
-        let mirror = Arc::new(UserReplica {
+        let replica = Arc::new(UserReplica {
             directory: Arc::clone(&directory),
         });
-        let follower: Weak<UserReplica> = Arc::downgrade(&mirror);
-        shared.follow(follower);
+        let follower: Weak<UserReplica> = Arc::downgrade(&replica);
+        shared.add_replica(follower);
         Self {
             hasher,
             nobody: PasswordHash::of_nobody(),
             directory,
-            store: Arc::new(Store::Shared(Arc::clone(shared))),
-            mirror: Some(mirror),
+            store: StoreBackend::Shared(Arc::clone(shared)),
+            replica: Some(replica),
             changes: Arc::new(Mutex::new(())),
         }
     }
@@ -52,7 +52,7 @@ impl UserDirectory {
     pub async fn ensure_first_admin(
         &self,
         settings: &config::UsersConfig,
-    ) -> Result<FirstAdmin, Error> {
+    ) -> Result<FirstAdminStatus, Error> {
         let mut left = TRIES;
         loop {
             match self.settle_first_admin(settings).await {
@@ -70,7 +70,7 @@ impl UserDirectory {
     /// What the store must still say of the user when it takes a token in; None: no
     /// other gate has a say.
     pub fn stored_revision(&self, verified: &VerifiedPassword) -> Option<shared::EntryRevision> {
-        self.mirror.as_ref().map(|_| verified.revision.stored())
+        self.replica.as_ref().map(|_| verified.revision.stored())
     }
 }
 
@@ -159,11 +159,11 @@ impl Replica for UserReplica {
         }
     }
 
-    fn doubt(&self, _: u64) {
+    fn invalidate(&self, _: u64) {
         // The whole directory is told right after.
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         let directory = self.directory.read();
         for (name, user) in &directory.users {
             let entry = SharedEntry {

@@ -1,57 +1,58 @@
-//! What one connection is doing, and how long it may go on doing that.
+//! The state of one client connection, and the timeouts that follow from it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config;
 
-/// After our last byte we read on for this long: closing with unread input would
-/// make the kernel reset the connection and take the answer with it.
+/// How long the connection is read after the last byte was written. Closing it with unread input
+/// would make the kernel reset it, and the peer would lose the response.
 pub(in crate::listener) const LINGER: Duration = Duration::from_secs(2);
-/// And as long as the peer goes on sending, for this long at most: a client that reads its
-/// answer only when all is sent gets it.
+/// The longest time to read on while the peer keeps sending: some clients read the response only
+/// after they have sent the whole request.
 pub(in crate::listener) const LONGEST_LINGER: Duration = Duration::from_secs(30);
 
-/// Shared by a connection's stream, its service and its watch. Times are
-/// milliseconds since it was opened, plus one; zero is "not now".
+/// Shared by a connection's stream, its service and its watch. Times are in milliseconds since
+/// the connection was opened, plus one; zero means unset.
 #[derive(Debug)]
 pub(in crate::listener) struct ConnectionActivity {
     opened: Instant,
     in_flight: AtomicUsize,
-    /// Of those, answers that gave a piece of body and were not asked for another.
-    theirs: AtomicUsize,
+    /// How many of them wait for the peer: their last body frame has been handed to hyper, which
+    /// has not asked for the next one.
+    awaiting_peer: AtomicUsize,
     served: AtomicBool,
     tunnel: AtomicBool,
     refused: AtomicBool,
     draining: AtomicBool,
-    /// Its last request was HTTP/1.0: an answer may end with the connection.
+    /// The last request was HTTP/1.0: its response may end with the connection.
     http10: AtomicBool,
-    /// All that came belongs to requests that have ended.
-    between: AtomicBool,
-    /// First byte of a head whose end has not come.
-    head: AtomicU64,
-    /// Last time an exchange ended, or an answer moved on.
-    quiet: AtomicU64,
-    /// Since when the peer takes none of our bytes.
-    blocked: AtomicU64,
-    /// Answers that are not read further until the peer takes bytes.
-    held_up: Mutex<Vec<Waker>>,
-    closing: AtomicU64,
-    /// Last bytes that came since.
-    lingered: AtomicU64,
+    /// All bytes received belong to requests that have ended.
+    between_requests: AtomicBool,
+    /// Time of the first byte of a head that is not complete.
+    head_since: AtomicU64,
+    /// Last time a request ended or a response made progress.
+    last_progress: AtomicU64,
+    /// Since when the peer has not taken any bytes.
+    blocked_since: AtomicU64,
+    /// Response bodies that are not polled until the peer takes bytes.
+    blocked_bodies: Mutex<Vec<Waker>>,
+    closing_since: AtomicU64,
+    /// Time of the last bytes received since then.
+    last_received: AtomicU64,
 }
 
-/// Why a connection's time is up.
+/// Which timeout of a connection expires next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::listener) enum TimeoutReason {
     Header,
     Idle,
-    /// The peer has stopped taking our bytes.
+    /// The peer has stopped taking bytes.
     Stalled,
     Linger,
 }
@@ -76,19 +77,19 @@ impl ConnectionActivity {
         Arc::new(Self {
             opened: Instant::now(),
             in_flight: AtomicUsize::new(0),
-            theirs: AtomicUsize::new(0),
+            awaiting_peer: AtomicUsize::new(0),
             served: AtomicBool::new(false),
             tunnel: AtomicBool::new(false),
             refused: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             http10: AtomicBool::new(false),
-            between: AtomicBool::new(true),
-            head: AtomicU64::new(0),
-            quiet: AtomicU64::new(1),
-            blocked: AtomicU64::new(0),
-            held_up: Mutex::default(),
-            closing: AtomicU64::new(0),
-            lingered: AtomicU64::new(0),
+            between_requests: AtomicBool::new(true),
+            head_since: AtomicU64::new(0),
+            last_progress: AtomicU64::new(1),
+            blocked_since: AtomicU64::new(0),
+            blocked_bodies: Mutex::default(),
+            closing_since: AtomicU64::new(0),
+            last_received: AtomicU64::new(0),
         })
     }
 
@@ -97,82 +98,78 @@ impl ConnectionActivity {
         u64::try_from(millis).unwrap_or(u64::MAX - 1) + 1
     }
 
-    fn at(&self, stamp: u64) -> Instant {
+    fn instant(&self, stamp: u64) -> Instant {
         self.opened + Duration::from_millis(stamp.saturating_sub(1))
     }
 
-    pub(in crate::listener) fn head_begins(&self) {
-        self.head.store(self.now(), Ordering::Relaxed);
+    pub(in crate::listener) fn head_started(&self) {
+        self.head_since.store(self.now(), Ordering::Relaxed);
     }
 
-    pub(super) fn head_ends(&self) {
-        self.head.store(0, Ordering::Relaxed);
+    pub(super) fn head_ended(&self) {
+        self.head_since.store(0, Ordering::Relaxed);
     }
 
     pub(in crate::listener) fn is_in_head(&self) -> bool {
-        self.head.load(Ordering::Relaxed) != 0
+        self.head_since.load(Ordering::Relaxed) != 0
     }
 
-    /// Bytes of an answer go out: the idle time begins after the last of them.
-    pub(in crate::listener) fn answers(&self) {
-        self.quiet.store(self.now(), Ordering::Relaxed);
+    /// Notes that bytes of a response were written: the idle time counts from the last of them.
+    pub(in crate::listener) fn wrote_response(&self) {
+        self.last_progress.store(self.now(), Ordering::Relaxed);
     }
 
-    /// The peer took bytes of ours, or has all of them. True when it had not before.
-    pub(in crate::listener) fn moves(&self) -> bool {
+    /// Notes that the peer took bytes, or has all of them. True if writing was blocked before.
+    pub(in crate::listener) fn write_progressed(&self) -> bool {
         let was_blocked = self.is_write_blocked();
         if was_blocked {
-            self.blocked.store(0, Ordering::Relaxed);
+            self.blocked_since.store(0, Ordering::Relaxed);
         }
         was_blocked
     }
 
-    /// The peer has room again: answers are read on.
-    pub(in crate::listener) fn has_room(&self) {
-        let held_up = std::mem::take(&mut *self.held_up());
-        held_up.into_iter().for_each(Waker::wake);
+    /// Wakes the response bodies that waited for the peer to take bytes.
+    pub(in crate::listener) fn wake_blocked_bodies(&self) {
+        let wakers = std::mem::take(&mut *self.blocked_bodies.lock());
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// True when the peer takes nothing at present; `waker` is woken when it does.
-    /// What is read meanwhile would only lie in our memory.
-    pub(in crate::listener) fn is_held_up(&self, waker: &Waker) -> bool {
+    /// True while the peer takes no bytes; `waker` is woken when it does. Body frames polled
+    /// meanwhile would only be buffered in memory.
+    pub(in crate::listener) fn register_if_blocked(&self, waker: &Waker) -> bool {
         if !self.is_write_blocked() {
             return false;
         }
-        let mut held_up = self.held_up();
-        if !held_up.iter().any(|known| known.will_wake(waker)) {
-            held_up.push(waker.clone());
+        let mut wakers = self.blocked_bodies.lock();
+        if !wakers.iter().any(|known| known.will_wake(waker)) {
+            wakers.push(waker.clone());
         }
         true
     }
 
-    pub(in crate::listener) fn held_up(&self) -> MutexGuard<'_, Vec<Waker>> {
-        self.held_up.lock()
-    }
-
-    pub(in crate::listener) fn write_blocked(&self) {
-        if self.blocked.load(Ordering::Relaxed) == 0 {
-            self.blocked.store(self.now(), Ordering::Relaxed);
+    pub(in crate::listener) fn set_write_blocked(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) == 0 {
+            self.blocked_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
     pub(super) fn is_write_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed) != 0
+        self.blocked_since.load(Ordering::Relaxed) != 0
     }
 
-    pub(in crate::listener) fn closes(&self) {
-        if self.closing.load(Ordering::Relaxed) == 0 {
-            self.closing.store(self.now(), Ordering::Relaxed);
+    pub(in crate::listener) fn set_closing(&self) {
+        if self.closing_since.load(Ordering::Relaxed) == 0 {
+            self.closing_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// The peer still sends although we have closed.
-    pub(in crate::listener) fn lingers(&self) {
-        self.lingered.store(self.now(), Ordering::Relaxed);
+    /// Notes that the peer still sends after the gateway has closed its side.
+    pub(in crate::listener) fn received_while_closing(&self) {
+        self.last_received.store(self.now(), Ordering::Relaxed);
     }
 
-    /// From here on the bytes are not HTTP any more.
-    pub(in crate::listener) fn becomes_tunnel(&self) {
+    /// From now on the bytes are not HTTP any more.
+    pub(in crate::listener) fn set_tunnel(&self) {
         self.tunnel.store(true, Ordering::Release);
     }
 
@@ -180,8 +177,8 @@ impl ConnectionActivity {
         self.tunnel.load(Ordering::Acquire)
     }
 
-    /// The peer broke the protocol.
-    pub(in crate::listener) fn refuses(&self) {
+    /// Notes that the peer broke the protocol.
+    pub(in crate::listener) fn set_refused(&self) {
         self.refused.store(true, Ordering::Relaxed);
     }
 
@@ -189,7 +186,7 @@ impl ConnectionActivity {
         self.refused.load(Ordering::Relaxed)
     }
 
-    pub(in crate::listener) fn speaks_http10(&self) {
+    pub(in crate::listener) fn set_http10(&self) {
         self.http10.store(true, Ordering::Relaxed);
     }
 
@@ -197,7 +194,7 @@ impl ConnectionActivity {
         self.http10.load(Ordering::Relaxed)
     }
 
-    pub(super) fn drains(&self) {
+    pub(super) fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
@@ -205,24 +202,27 @@ impl ConnectionActivity {
         self.draining.load(Ordering::Relaxed)
     }
 
-    pub(in crate::listener) fn is_between_requests(&self, is: bool) {
-        self.between.store(is, Ordering::Relaxed);
+    pub(in crate::listener) fn set_between_requests(&self, value: bool) {
+        self.between_requests.store(value, Ordering::Relaxed);
     }
 
-    /// Since when nothing at all has been under way.
-    pub(super) fn rests(&self) -> Option<Instant> {
-        let is_open = self.closing.load(Ordering::Relaxed) == 0;
-        let rests = is_open && !self.is_busy() && !self.is_write_blocked() && !self.is_tunnel();
-        let rests = rests && self.between.load(Ordering::Relaxed);
-        rests.then(|| self.at(self.quiet.load(Ordering::Relaxed)))
+    /// Since when the connection has been idle in every respect; None while it is not.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let is_open = self.closing_since.load(Ordering::Relaxed) == 0;
+        let is_idle = is_open
+            && !self.is_busy()
+            && !self.is_write_blocked()
+            && !self.is_tunnel()
+            && self.between_requests.load(Ordering::Relaxed);
+        is_idle.then(|| self.instant(self.last_progress.load(Ordering::Relaxed)))
     }
 
-    /// A request has come at some time.
+    /// Whether any request has been received.
     pub(super) fn has_served(&self) -> bool {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// A request is under way.
+    /// Whether a request is in flight.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) != 0
     }
@@ -231,46 +231,49 @@ impl ConnectionActivity {
         self.opened
     }
 
-    /// When the connection's time is up if nothing changes. None while a request
-    /// is under way: its deadlines are the pipeline's. But the pipeline is not asked
-    /// for more while the peer takes nothing, be it that the socket is full or that
-    /// it opens no HTTP/2 window; so that is watched here.
-    pub(in crate::listener) fn due(
+    /// When a timeout of the connection expires if nothing changes, and which one. None while a
+    /// request is in flight, because the pipeline applies its deadlines. The exception is a peer
+    /// that takes no bytes (the socket is full, or it opens no HTTP/2 window): the pipeline is
+    /// not polled then, so that timeout applies here.
+    pub(in crate::listener) fn next_timeout(
         &self,
         timeouts: ConnectionTimeouts,
     ) -> Option<(Instant, TimeoutReason)> {
-        let closing = self.closing.load(Ordering::Relaxed);
+        let closing = self.closing_since.load(Ordering::Relaxed);
         if closing != 0 {
-            let lingered = self.lingered.load(Ordering::Relaxed);
-            let quiet = self.at(closing.max(lingered)) + LINGER;
-            let longest = self.at(closing) + LONGEST_LINGER;
+            let lingered = self.last_received.load(Ordering::Relaxed);
+            let quiet = self.instant(closing.max(lingered)) + LINGER;
+            let longest = self.instant(closing) + LONGEST_LINGER;
             return Some((quiet.min(longest), TimeoutReason::Linger));
         }
-        let blocked = self.blocked.load(Ordering::Relaxed);
+        let blocked = self.blocked_since.load(Ordering::Relaxed);
         if blocked != 0 {
-            return Some((self.at(blocked) + timeouts.idle, TimeoutReason::Stalled));
+            return Some((
+                self.instant(blocked) + timeouts.idle,
+                TimeoutReason::Stalled,
+            ));
         }
-        let quiet = self.quiet.load(Ordering::Relaxed);
+        let quiet = self.last_progress.load(Ordering::Relaxed);
         if self.is_busy() {
             let in_flight = self.in_flight.load(Ordering::Acquire);
-            let all_wait = self.theirs.load(Ordering::Acquire) >= in_flight;
-            return all_wait.then(|| (self.at(quiet) + timeouts.idle, TimeoutReason::Stalled));
+            let all_wait = self.awaiting_peer.load(Ordering::Acquire) >= in_flight;
+            return all_wait.then(|| (self.instant(quiet) + timeouts.idle, TimeoutReason::Stalled));
         }
-        let head = self.head.load(Ordering::Relaxed);
+        let head = self.head_since.load(Ordering::Relaxed);
         if head != 0 {
-            // A head that was sent ahead waits for the answer before it: not the peer's fault.
-            let since = self.at(head.max(quiet));
+            // A pipelined head waits for the response before it, which is not the peer's fault.
+            let since = self.instant(head.max(quiet));
             return Some((since + timeouts.header, TimeoutReason::Header));
         }
-        Some((self.at(quiet) + timeouts.idle, TimeoutReason::Idle))
+        Some((self.instant(quiet) + timeouts.idle, TimeoutReason::Idle))
     }
 }
 
-/// One request under way, from its head to the end of its answer.
+/// One request in flight, from its head to the end of its response.
 #[derive(Debug)]
 pub(in crate::listener) struct ActiveRequest {
     activity: Arc<ConnectionActivity>,
-    is_theirs: bool,
+    is_awaiting_peer: bool,
 }
 
 impl ActiveRequest {
@@ -279,38 +282,38 @@ impl ActiveRequest {
         activity.served.store(true, Ordering::Relaxed);
         Self {
             activity: Arc::clone(activity),
-            is_theirs: false,
+            is_awaiting_peer: false,
         }
     }
 
-    /// The connection's socket is full: this answer's next piece can wait.
-    pub(in crate::listener) fn is_held_up(&self, waker: &Waker) -> bool {
-        self.activity.is_held_up(waker)
+    /// True while the connection's socket is full: the next body frame must wait.
+    pub(in crate::listener) fn register_if_blocked(&self, waker: &Waker) -> bool {
+        self.activity.register_if_blocked(waker)
     }
 
-    /// The peer must take what it got before it gets more.
-    pub(in crate::listener) fn is_their_turn(&mut self) {
-        if !self.is_theirs {
-            self.is_theirs = true;
-            self.activity.theirs.fetch_add(1, Ordering::AcqRel);
+    /// Notes that the peer must take what was sent before the body is polled again.
+    pub(in crate::listener) fn wait_for_peer(&mut self) {
+        if !self.is_awaiting_peer {
+            self.is_awaiting_peer = true;
+            self.activity.awaiting_peer.fetch_add(1, Ordering::AcqRel);
         }
         let now = self.activity.now();
-        self.activity.quiet.store(now, Ordering::Relaxed);
+        self.activity.last_progress.store(now, Ordering::Relaxed);
     }
 
-    pub(in crate::listener) fn is_our_turn(&mut self) {
-        if self.is_theirs {
-            self.is_theirs = false;
-            self.activity.theirs.fetch_sub(1, Ordering::AcqRel);
+    pub(in crate::listener) fn resume(&mut self) {
+        if self.is_awaiting_peer {
+            self.is_awaiting_peer = false;
+            self.activity.awaiting_peer.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.is_our_turn();
+        self.resume();
         let now = self.activity.now();
-        self.activity.quiet.store(now, Ordering::Relaxed);
+        self.activity.last_progress.store(now, Ordering::Relaxed);
         self.activity.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }

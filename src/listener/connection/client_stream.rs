@@ -1,4 +1,5 @@
-//! The bytes of one connection, watched on their way between TLS and hyper.
+//! The byte stream of one client connection between TLS and hyper: checks what comes in, and
+//! records progress in the connection's activity.
 
 use std::io;
 use std::pin::Pin;
@@ -9,38 +10,39 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::activity::ConnectionActivity;
+use super::connection_limit::ConnectionPermit;
 use crate::listener::http1::framing_guard::{
     FramingRefusal, FramingViolation, HeadLimits, Http1FramingGuard,
 };
 use crate::listener::http2::continues::PendingContinues;
 use crate::listener::http2::flood_guard::Http2FloodGuard;
-use crate::listener::tcp::connection_limit::ConnectionPermit;
-use crate::metrics::GaugeGuard;
 
-/// Put before a head that is refused at its first byte. While hyper has the beginning of a
-/// head, it does not look for the end of the connection: that would end the request before.
+/// Given to hyper in place of a head that is refused at its first byte. While hyper holds the
+/// start of a head it does not treat a read error as the end of the connection, which would cut
+/// off the response to the request before it.
 const HEAD_BEGINS: &[u8] = b"X";
 
-/// HTTP/2 writes below this may be PING and the like, which are no progress.
-const LEAST_ANSWER: usize = 256;
+/// Smaller writes on an HTTP/2 connection may be PING or other control guard, which do not count
+/// as progress of a response.
+const MIN_RESPONSE_WRITE: usize = 256;
 
-/// What a stream's bytes come from and go to.
+/// The transport below a [`ClientStream`]: a TCP socket or a TLS stream.
 pub(in crate::listener) trait TransportSocket:
     AsyncRead + AsyncWrite + Unpin + Send + 'static
 {
-    /// Ready when a read would give something, be it an end or an error.
+    /// Ready when a read would return at once, with data, end of stream or an error.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// The peer took bytes since this was last asked. Without a buffer in between, that
-    /// is so when the write before was ready.
+    /// Whether the peer has taken bytes since the last call. Without a write buffer, that is so
+    /// if the last write was ready.
     fn has_sent(&mut self, was_ready: bool) -> bool {
         was_ready
     }
 
-    /// Makes the end of the connection one that no peer takes for the end of an answer.
+    /// Makes the connection close with a reset, which no peer takes for the end of a response.
     fn break_off(&self) {}
 
-    /// Sends what was to go with the next bytes: there may be none for long.
+    /// Sends buffered bytes that waited for the next write, which may not happen for long.
     fn poll_flush_deferred(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -52,79 +54,76 @@ impl TransportSocket for TcpStream {
     }
 
     fn break_off(&self) {
-        // It closes with a reset. Should this fail, the peer has gone already.
+        // Fails only if the peer has closed the connection already.
         let _ = self.set_zero_linger();
     }
 }
 
-/// One connection's bytes. Holds the connection's slot, also as a tunnel, when
-/// hyper has given it away.
+/// The byte stream of one client connection. It holds the connection's permit, also after an
+/// upgrade, when hyper has handed the stream over.
 #[derive(Debug)]
 pub(in crate::listener) struct ClientStream<T> {
     inner: T,
     check: ByteCheck,
     activity: Arc<ConnectionActivity>,
     is_shut: bool,
-    _slot: ConnectionPermit,
-    _open: GaugeGuard,
+    _permit: ConnectionPermit,
 }
 
-/// What is looked at in the bytes that come in.
+/// The check that incoming bytes go through.
 #[derive(Debug)]
 pub(in crate::listener) enum ByteCheck {
-    Wire(Http1FramingGuard),
-    Frames(Http2FloodGuard),
+    Http1(Http1FramingGuard),
+    Http2(Http2FloodGuard),
     Refused(FramingRefusal),
 }
 
 impl ByteCheck {
-    pub(in crate::listener) fn wire(limits: HeadLimits) -> Self {
-        Self::Wire(Http1FramingGuard::new(limits))
+    pub(in crate::listener) fn http1(limits: HeadLimits) -> Self {
+        Self::Http1(Http1FramingGuard::new(limits))
     }
 
-    pub(in crate::listener) fn frames(continues: &Arc<PendingContinues>) -> Self {
-        Self::Frames(Http2FloodGuard::new(Arc::clone(continues)))
+    pub(in crate::listener) fn http2(continues: &Arc<PendingContinues>) -> Self {
+        Self::Http2(Http2FloodGuard::new(Arc::clone(continues)))
     }
 }
 
 impl<T> ClientStream<T> {
-    pub(in crate::listener) fn new(
-        inner: T,
-        check: ByteCheck,
-        activity: Arc<ConnectionActivity>,
-        place: (ConnectionPermit, GaugeGuard),
-    ) -> Self {
+    pub(in crate::listener) fn new(inner: T, check: ByteCheck, permit: ConnectionPermit) -> Self {
         Self {
             inner,
             check,
-            activity,
+            activity: ConnectionActivity::new(),
             is_shut: false,
-            _slot: place.0,
-            _open: place.1,
+            _permit: permit,
         }
     }
 
-    /// Looks at what was read into `buf` after its first `before` bytes.
+    pub(in crate::listener) fn activity(&self) -> &Arc<ConnectionActivity> {
+        &self.activity
+    }
+
+    /// Checks what was read into `buf` after its first `before` bytes.
     fn inspect(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
         if self.activity.is_tunnel() {
             return Ok(());
         }
-        let fresh = &buf.filled()[before..];
+        let received = &buf.filled()[before..];
         match &mut self.check {
-            ByteCheck::Frames(frames) => frames.check(fresh).map_err(|flood| {
-                self.activity.refuses();
+            ByteCheck::Http2(guard) => guard.check(received).map_err(|flood| {
+                self.activity.set_refused();
                 io::Error::new(io::ErrorKind::InvalidData, flood)
             }),
-            ByteCheck::Wire(wire) => {
-                let heads = wire.heads();
-                let checked = wire.check(fresh);
-                note_head(&self.activity, wire, heads);
+            ByteCheck::Http1(guard) => {
+                let heads = guard.heads();
+                let checked = guard.check(received);
+                note_head(&self.activity, guard, heads);
                 if let Err(FramingViolation { at, fault }) = checked {
-                    self.activity.refuses();
+                    self.activity.set_refused();
                     buf.set_filled(before + at);
-                    let is_head = !wire.is_in_content();
-                    if is_head && !wire.is_in_head() {
-                        // In the place of the bad byte: there is room.
+                    let is_head = !guard.is_in_content();
+                    if is_head && !guard.is_in_head() {
+                        // It takes the place of the refused byte, so there is room.
                         buf.put_slice(HEAD_BEGINS);
                     }
                     self.check = ByteCheck::Refused(FramingRefusal { fault, is_head });
@@ -136,17 +135,17 @@ impl<T> ClientStream<T> {
     }
 
     fn is_http1(&self) -> bool {
-        !matches!(self.check, ByteCheck::Frames(_))
+        !matches!(self.check, ByteCheck::Http2(_))
     }
 }
 
-/// Keeps the time at which the head that is being read began.
-fn note_head(activity: &ConnectionActivity, wire: &Http1FramingGuard, heads_before: u64) {
-    activity.is_between_requests(wire.is_between_requests());
-    if !wire.is_in_head() {
-        activity.head_ends();
-    } else if !activity.is_in_head() || wire.heads() != heads_before {
-        activity.head_begins();
+/// Records when the head that is being read began.
+fn note_head(activity: &ConnectionActivity, guard: &Http1FramingGuard, heads_before: u64) {
+    activity.set_between_requests(guard.is_between_requests());
+    if !guard.is_in_head() {
+        activity.head_ended();
+    } else if !activity.is_in_head() || guard.heads() != heads_before {
+        activity.head_started();
     }
 }
 
@@ -180,9 +179,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for ClientStream<T> {
             return Poll::Ready(Ok(()));
         };
         if buf.filled().len() > before {
-            return Poll::Ready(Ok(())); // what came before the bad byte
+            return Poll::Ready(Ok(())); // the bytes before the refused one
         }
-        // What hyper holds of the answer before goes out first; it asks again then.
+        // hyper first writes what it holds of the response before, then polls again.
         if me.activity.is_write_blocked() {
             return Poll::Pending;
         }
@@ -193,38 +192,37 @@ impl<T: AsyncRead + Unpin> AsyncRead for ClientStream<T> {
 impl<T: TransportSocket> ClientStream<T> {
     fn note(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
-            if self.is_http1() || bytes >= LEAST_ANSWER {
-                self.activity.answers();
+            if self.is_http1() || bytes >= MIN_RESPONSE_WRITE {
+                self.activity.wrote_response();
             }
-            if let ByteCheck::Frames(frames) = &mut self.check {
-                frames.wrote(bytes);
+            if let ByteCheck::Http2(guard) = &mut self.check {
+                guard.wrote(bytes);
             }
         }
         self.note_progress(written.is_pending());
         written
     }
 
-    /// What was written may lie in a buffer of ours; only what the peer took counts.
+    /// Written bytes may still be in the TLS write buffer; only those the peer took count.
     fn note_progress(&mut self, is_blocked: bool) {
-        let was_blocked = self.inner.has_sent(!is_blocked) && self.activity.moves();
+        let was_blocked = self.inner.has_sent(!is_blocked) && self.activity.write_progressed();
         if is_blocked {
-            self.activity.write_blocked();
+            self.activity.set_write_blocked();
         } else if was_blocked {
-            self.activity.has_room();
+            self.activity.wake_blocked_bodies();
         }
     }
 
-    /// Reads what is still coming and forgets it, until the peer closes too. The
-    /// activity's deadline ends it otherwise.
+    /// Reads and discards input until the peer closes too, or the linger timeout expires.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut bin = [0; 8 * 1024];
+        let mut discarded = [0; 8 * 1024];
         loop {
-            let mut buf = ReadBuf::new(&mut bin);
+            let mut buf = ReadBuf::new(&mut discarded);
             let read = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf));
             if read.is_err() || buf.filled().is_empty() {
                 return Poll::Ready(());
             }
-            self.activity.lingers();
+            self.activity.received_while_closing();
         }
     }
 }
@@ -258,15 +256,15 @@ impl<T: TransportSocket> AsyncWrite for ClientStream<T> {
         let me = self.get_mut();
         let flushed = Pin::new(&mut me.inner).poll_flush(cx);
         me.note_progress(flushed.is_pending());
-        if flushed.is_ready() && me.activity.moves() {
-            me.activity.has_room();
+        if flushed.is_ready() && me.activity.write_progressed() {
+            me.activity.wake_blocked_bodies();
         }
         flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        me.activity.closes();
+        me.activity.set_closing();
         if !me.is_shut {
             ready!(Pin::new(&mut me.inner).poll_shutdown(cx))?;
             me.is_shut = true;

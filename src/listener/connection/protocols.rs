@@ -1,4 +1,4 @@
-//! HTTP/1 and HTTP/2 on one connection, as hyper speaks them with our settings.
+//! Serves HTTP/1 or HTTP/2 on one connection: hyper with the gateway's settings.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,28 +10,28 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::client_stream::{ClientStream, TransportSocket};
+use super::request_service::{RequestService, ServiceEntry};
 use super::watch::{ConnectionOutcome, ConnectionWatch, WatchEnd};
 use crate::config;
 use crate::lifecycle::TaskSet;
 use crate::listener::http1::refusal;
-use crate::listener::http2::coalescing::corked;
+use crate::listener::http2::coalescing::coalescing;
 use crate::listener::http2::stream_executor::{ConnectionWithStreams, StreamExecutor};
-use crate::listener::service::{RequestService, ServiceEntry};
 use crate::pipeline::Rejection;
 
-/// An HTTP/1 answer waits in here for the peer; also the smallest read buffer.
+/// Size of the write buffer of an HTTP/1 connection, and minimum of its read buffer.
 const BUFFER: usize = 64 * 1024;
-/// What one HTTP/2 stream may send of its body before we read it: memory that a request
-/// can take while nobody wants its body.
+/// Receive window of an HTTP/2 stream: the memory that a request body can take before it is read.
 const STREAM_WINDOW: u32 = 128 * 1024;
 /// The largest window (RFC 9113, 6.9.1).
 const LARGEST_WINDOW: u32 = (1 << 31) - 1;
-/// Streams reset before we looked at them: beyond these it is a rapid-reset flood.
+/// Streams that the peer reset before they were accepted; more of them are a rapid-reset flood.
 const PENDING_RESETS: usize = 20;
-/// Over a connection's whole life, and not only malformed frames count: so does each
-/// body still on its way when its request is refused. A busy client must not run out.
+/// Streams that the gateway may reset over the life of a connection. Not only malformed frames
+/// count, but also each body still being sent when its request is refused; a busy client must not
+/// reach it.
 const LOCAL_RESETS: usize = 100_000;
-/// A peer that is gone without a word is noticed after their sum.
+/// A peer that disappeared without closing is noticed after the sum of both.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -45,40 +45,41 @@ pub(in crate::listener) async fn http1<S: RequestService, T: TransportSocket>(
         let service = Arc::clone(&entry);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // hyper's starts too early: it would be an idle timeout. The watch has both.
+            // hyper's timeout starts before the first byte, as an idle timeout would. The watch
+            // applies both.
             .header_read_timeout(None)
             .max_headers(settings.max_headers)
-            // The guard counts the same bytes, and is the one that refuses.
+            // The framing guard counts the same bytes and refuses first.
             .max_header_size(settings.max_header_bytes)
             .max_buf_size(BUFFER.max(settings.max_header_bytes))
             .serve_connection(
                 TokioIo::new(stream),
-                service_fn(move |request| service.answer(request)),
+                service_fn(move |request| service.handle(request)),
             )
             .with_upgrades();
-        let turn = watch
+        let outcome = watch
             .run(
                 Pin::new(&mut connection),
                 |c| c.graceful_shutdown(),
                 |_| Poll::Ready(Ok(())),
             )
             .await;
-        match turn {
-            // hyper's buffers go; it has nothing else, or the stream is not to be trusted.
+        match outcome {
+            // Drops hyper's buffers. If hyper had read ahead, the stream cannot be used again.
             ConnectionOutcome::Rest => match connection.into_parts() {
                 Some(parts) if parts.read_buf.is_empty() => stream = parts.io.into_inner(),
                 _ => return WatchEnd::Closed(Ok(())),
             },
             ConnectionOutcome::End(end) => {
                 let is_whole = matches!(end, WatchEnd::Closed(Ok(())));
-                if let Some(rejection) = unanswered(&end) {
-                    // Has its line in the log also when the peer takes no answer.
-                    let answer = entry.service.refuse(None, rejection, &entry.peer);
+                if let Some(rejection) = head_refusal(&end) {
+                    // Made even if the peer takes no bytes, so that the access log has a line.
+                    let response = entry.service.refuse(None, rejection, &entry.peer);
                     if !watch.activity.is_write_blocked()
                         && let Some(parts) = connection.into_parts()
                     {
-                        // Boxed, as all that is rare.
-                        Box::pin(refusal::write(parts.io.into_inner(), answer)).await;
+                        // Boxed because it is rare: a task is as large as its largest step.
+                        Box::pin(refusal::write(parts.io.into_inner(), response)).await;
                     }
                 } else if watch.activity.is_http10()
                     && !is_whole
@@ -93,8 +94,8 @@ pub(in crate::listener) async fn http1<S: RequestService, T: TransportSocket>(
     }
 }
 
-/// The refusal of a head that hyper has never seen whole.
-fn unanswered(end: &WatchEnd) -> Option<Rejection> {
+/// The refusal of a request whose head hyper has never seen completely.
+fn head_refusal(end: &WatchEnd) -> Option<Rejection> {
     match end {
         WatchEnd::HeaderTimeout => Some(Rejection::HeadTooSlow),
         WatchEnd::Closed(Err(error)) => refusal::refused_head(error),
@@ -102,9 +103,8 @@ fn unanswered(end: &WatchEnd) -> Option<Rejection> {
     }
 }
 
-/// Room for what all streams of a connection may send, and for one more: were they all
-/// to stall, the connection's window alone would still stop none. Memory is bounded all
-/// the same, by the requests inside the gate.
+/// The receive window of a connection: enough for all its streams and one more, so that stalled
+/// streams never block the others. Memory is still bounded, by the limit of requests in flight.
 fn connection_window(max_streams: u32) -> u32 {
     let streams = max_streams.saturating_add(1);
     streams.saturating_mul(STREAM_WINDOW).min(LARGEST_WINDOW)
@@ -114,15 +114,16 @@ pub(in crate::listener) async fn http2<S: RequestService, T: TransportSocket>(
     stream: ClientStream<T>,
     entry: Arc<ServiceEntry<S>>,
     settings: &config::Listener,
-    (watch, tasks): (&ConnectionWatch, TaskSet),
+    watch: &ConnectionWatch,
+    tasks: TaskSet,
 ) -> WatchEnd {
-    // Twice what is taken: h2 would refuse the rest with a bare 431, so that a client that
-    // goes over the limit mostly gets the gate's own.
+    // Twice the limit: above this h2 refuses with a 431 without a body, below it the client gets
+    // the gateway's own response.
     let list_bytes = settings.max_header_bytes.saturating_mul(2);
     let list_bytes = u32::try_from(list_bytes).unwrap_or(u32::MAX);
-    let (stream, cork) = corked(stream, entry.continues.clone());
-    let begun = StreamExecutor::new(tasks);
-    let connection = http2::Builder::new(begun.clone())
+    let (stream, flush) = coalescing(stream, entry.continues.clone());
+    let executor = StreamExecutor::new(tasks);
+    let connection = http2::Builder::new(executor.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
         .max_header_list_size(list_bytes)
@@ -135,16 +136,16 @@ pub(in crate::listener) async fn http2<S: RequestService, T: TransportSocket>(
         .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(
             TokioIo::new(stream),
-            service_fn(move |request| entry.answer(request)),
+            service_fn(move |request| entry.handle(request)),
         );
-    let turn = watch
+    let outcome = watch
         .run(
-            pin!(ConnectionWithStreams::new(connection, begun)),
+            pin!(ConnectionWithStreams::new(connection, executor)),
             |c| c.connection().graceful_shutdown(),
-            |cx| cork.poll_flush(cx),
+            |cx| flush.poll_flush(cx),
         )
         .await;
-    match turn {
+    match outcome {
         ConnectionOutcome::End(end) => end,
         ConnectionOutcome::Rest => WatchEnd::Closed(Ok(())),
     }

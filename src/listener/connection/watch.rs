@@ -1,4 +1,4 @@
-//! The watch over one connection: it ends what hyper would keep.
+//! Drives one connection and applies its timeouts, the drain and the abort, which hyper does not.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -14,12 +14,12 @@ use super::client_stream::TransportSocket;
 use crate::lifecycle::ShutdownSignal;
 use crate::waker::NotifyWaker;
 
-/// A connection that was opened just before the drain may still send its request.
+/// How long a connection that was opened just before the drain may take to send its request.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
-/// From "this connection is closing" (GOAWAY) to its end.
+/// From the announcement that the connection closes (GOAWAY) to its end.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
-/// Quiet for that long, an HTTP/1 connection gives its buffers back. Longer than the
-/// pauses of a busy client: hyper's side of it must be made anew.
+/// An HTTP/1 connection that is idle for this long releases its buffers. It is longer than the
+/// pauses of a busy client, because hyper's connection must be created again afterwards.
 const REST_AFTER: Duration = Duration::from_millis(500);
 
 /// How a connection ended.
@@ -31,14 +31,14 @@ pub(in crate::listener) enum WatchEnd {
     Aborted,
 }
 
-/// Why a connection is not driven any more.
+/// Why [`ConnectionWatch::run`] returned.
 pub(in crate::listener) enum ConnectionOutcome {
     End(WatchEnd),
-    /// Nothing is under way on it, and has not been for a while.
+    /// The connection has been idle for a while and can release its buffers.
     Rest,
 }
 
-/// What the watch over one connection goes by.
+/// The watch over one connection.
 pub(in crate::listener) struct ConnectionWatch {
     pub(in crate::listener) activity: Arc<ConnectionActivity>,
     pub(in crate::listener) timeouts: ConnectionTimeouts,
@@ -46,14 +46,14 @@ pub(in crate::listener) struct ConnectionWatch {
     pub(in crate::listener) may_rest: bool,
 }
 
-/// How far a connection is on its way out.
+/// How far the shutdown of a connection has got.
 #[derive(Clone, Copy, PartialEq)]
 enum ShutdownPhase {
     Open,
-    /// Told to drain before it sent its first request.
+    /// The drain began before the first request, which may still arrive until then.
     Awaited(Instant),
     Finishing,
-    /// Idle for too long, and told so.
+    /// Idle for too long; the peer has been told, and the connection ends at that time.
     Leaving(Instant),
 }
 
@@ -64,8 +64,8 @@ enum WatchDecision {
     Rest,
 }
 
-/// The waker of the drain, the abort and the alarm: a connection that is woken by its bytes need
-/// not poll these.
+/// The waker of the drain, the abort and the timer. It records that one of them fired, so that a
+/// task woken by the socket need not poll them. None before the first poll.
 struct DeadlineWaker(Option<RegisteredTask>);
 
 struct RegisteredTask {
@@ -76,16 +76,17 @@ struct RegisteredTask {
 }
 
 impl DeadlineWaker {
-    /// Whether a deadline woke `task` since the last call; true at the first call of a task.
-    fn is_woken(&mut self, task: &Waker) -> bool {
+    /// Whether a deadline has fired since the last call. True too for a task that is new here,
+    /// since nothing has been polled with its waker yet.
+    fn take_fired(&mut self, task: &Waker) -> bool {
         match &self.0 {
-            Some(registered) if registered.task.will_wake(task) => {
-                let is_woken = registered.notify.take_woken();
-                if is_woken {
-                    // What comes before this is seen by the polls that follow.
-                    registered.notify.listen(task);
+            Some(current) if current.task.will_wake(task) => {
+                let has_fired = current.notify.take_woken();
+                if has_fired {
+                    // The polls that follow see everything that fires before this.
+                    current.notify.listen(task);
                 }
-                is_woken
+                has_fired
             }
             _ => {
                 let notify = Arc::new(NotifyWaker::default());
@@ -101,14 +102,14 @@ impl DeadlineWaker {
     }
 
     fn waker(&self) -> &Waker {
-        let registered = self.0.as_ref();
-        registered.map_or(Waker::noop(), |registered| &registered.waker)
+        let current = self.0.as_ref();
+        current.map_or(Waker::noop(), |current| &current.waker)
     }
 }
 
 impl ConnectionWatch {
-    /// Drives `connection` until its end, the end of its time, or a rest. `flush` comes
-    /// at the end of each turn.
+    /// Drives `connection` until it ends, a timeout expires, or it has been idle for a while.
+    /// `finish` starts its graceful shutdown; `flush` is called after each poll.
     pub(in crate::listener) async fn run<C, F>(
         &self,
         mut connection: Pin<&mut C>,
@@ -120,48 +121,48 @@ impl ConnectionWatch {
         F: Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
     {
         let first = self.activity.opened() + self.timeouts.idle;
-        let mut alarm = pin!(sleep_until(first));
+        let mut timer = pin!(sleep_until(first));
         let mut abort = pin!(self.stop.aborting());
         let mut drain = pin!(self.stop.draining());
-        let mut deadlines = DeadlineWaker(None);
+        let mut slot = DeadlineWaker(None);
         let mut phase = ShutdownPhase::Open;
         poll_fn(move |cx| {
-            let mut heard = deadlines.is_woken(cx.waker());
-            let mut bell = Context::from_waker(deadlines.waker());
+            let mut has_fired = slot.take_fired(cx.waker());
+            let mut deadline_cx = Context::from_waker(slot.waker());
             loop {
-                if heard && abort.as_mut().poll(&mut bell).is_ready() {
+                if has_fired && abort.as_mut().poll(&mut deadline_cx).is_ready() {
                     return Poll::Ready(ConnectionOutcome::End(WatchEnd::Aborted));
                 }
                 if let Poll::Ready(end) = connection.as_mut().poll(cx) {
-                    let _ = flush(cx); // last words, if there is room for them
+                    let _ = flush(cx); // what the socket still takes
                     return Poll::Ready(ConnectionOutcome::End(match phase {
                         ShutdownPhase::Leaving(_) => WatchEnd::Idle,
                         _ => WatchEnd::Closed(end),
                     }));
                 }
                 if let Poll::Ready(Err(_)) = flush(cx) {
-                    // The peer has left; hyper would notice at its next read.
+                    // The peer has disconnected; hyper would notice at its next read.
                     return Poll::Ready(ConnectionOutcome::End(WatchEnd::Closed(Ok(()))));
                 }
-                if heard
+                if has_fired
                     && !self.activity.is_draining()
-                    && drain.as_mut().poll(&mut bell).is_ready()
+                    && drain.as_mut().poll(&mut deadline_cx).is_ready()
                 {
-                    self.activity.drains();
+                    self.activity.set_draining();
                     let grace = Instant::now() + FIRST_REQUEST_GRACE;
                     phase = match phase {
                         ShutdownPhase::Open => ShutdownPhase::Awaited(grace),
                         other => other,
                     };
                 }
-                match self.next(phase, alarm.as_mut(), (&mut bell, heard)) {
+                match self.decide(phase, timer.as_mut(), &mut deadline_cx, has_fired) {
                     WatchDecision::Stay => return Poll::Pending,
                     WatchDecision::End(end) => return Poll::Ready(ConnectionOutcome::End(end)),
                     WatchDecision::Rest => return Poll::Ready(ConnectionOutcome::Rest),
                     WatchDecision::Finish(then) => {
                         finish(connection.as_mut());
                         phase = then;
-                        heard = true;
+                        has_fired = true;
                     }
                 }
             }
@@ -169,11 +170,11 @@ impl ConnectionWatch {
         .await
     }
 
-    /// Waits until there is something to read, or the connection must be told something.
+    /// Waits until there is something to read, the idle timeout expires, or a stop is requested.
     pub(in crate::listener) async fn rest<T: TransportSocket>(&self, stream: &mut T) {
-        // A failure is seen by whoever reads next, and so is a peer that takes nothing.
+        // The next read reports a failure; a peer that takes no bytes is noticed then too.
         let _ = poll_fn(|cx| Poll::Ready(stream.poll_flush_deferred(cx))).await;
-        let idle = self.activity.due(self.timeouts).map(|(at, _)| at);
+        let idle = self.activity.next_timeout(self.timeouts).map(|(at, _)| at);
         tokio::select! {
             biased;
             () = self.stop.aborting() => {}
@@ -183,48 +184,50 @@ impl ConnectionWatch {
         }
     }
 
-    fn next(
+    fn decide(
         &self,
         phase: ShutdownPhase,
-        mut alarm: Pin<&mut Sleep>,
-        (bell, mut heard): (&mut Context<'_>, bool),
+        mut timer: Pin<&mut Sleep>,
+        deadline_cx: &mut Context<'_>,
+        mut has_fired: bool,
     ) -> WatchDecision {
         if matches!(phase, ShutdownPhase::Awaited(_)) && self.activity.has_served() {
             return WatchDecision::Finish(ShutdownPhase::Finishing);
         }
         loop {
-            // Idle was said already; what counts now is the grace.
-            let is_said = matches!(phase, ShutdownPhase::Leaving(_));
-            let due = self.activity.due(self.timeouts);
-            let due = due.filter(|(_, why)| !(is_said && *why == TimeoutReason::Idle));
+            // The idle timeout has been announced already; now the grace period counts.
+            let is_announced = matches!(phase, ShutdownPhase::Leaving(_));
+            let timeout = self.activity.next_timeout(self.timeouts);
+            let timeout =
+                timeout.filter(|(_, reason)| !(is_announced && *reason == TimeoutReason::Idle));
             let end_of_phase = match phase {
                 ShutdownPhase::Awaited(until) | ShutdownPhase::Leaving(until) => Some(until),
                 ShutdownPhase::Open | ShutdownPhase::Finishing => None,
             };
             let rest = match phase {
                 ShutdownPhase::Open if self.may_rest => {
-                    self.activity.rests().map(|at| at + REST_AFTER)
+                    self.activity.idle_since().map(|at| at + REST_AFTER)
                 }
                 _ => None,
             };
-            let earliest = [due.map(|(at, _)| at), end_of_phase, rest];
+            let earliest = [timeout.map(|(at, _)| at), end_of_phase, rest];
             let target = earliest.into_iter().flatten().min();
-            // The alarm is brought forward at once, but put off only when it rings: most
-            // connections move their deadline with each request and never meet it.
+            // The timer is moved forward at once, but moved back only when it fires: most
+            // connections move their deadline with each request and never reach it.
             match target {
-                Some(target) if target < alarm.deadline() => alarm.as_mut().reset(target),
-                _ if !heard => return WatchDecision::Stay,
+                Some(target) if target < timer.deadline() => timer.as_mut().reset(target),
+                _ if !has_fired => return WatchDecision::Stay,
                 _ => {}
             }
-            heard = true;
-            if alarm.as_mut().poll(bell).is_pending() {
+            has_fired = true;
+            if timer.as_mut().poll(deadline_cx).is_pending() {
                 return WatchDecision::Stay;
             }
             let now = Instant::now();
-            if let Some((at, why)) = due
+            if let Some((at, reason)) = timeout
                 && at <= now
             {
-                return overdue(why, phase);
+                return on_timeout(reason, phase);
             }
             if rest.is_some_and(|at| at <= now) {
                 return WatchDecision::Rest;
@@ -233,7 +236,7 @@ impl ConnectionWatch {
                 ShutdownPhase::Awaited(until) if until <= now => {
                     return WatchDecision::Finish(ShutdownPhase::Finishing);
                 }
-                // A request that crossed our goodbye on the way is still answered.
+                // A request that crossed the GOAWAY is still answered.
                 ShutdownPhase::Leaving(until) if until <= now && self.activity.is_busy() => {
                     return WatchDecision::Finish(ShutdownPhase::Finishing);
                 }
@@ -243,15 +246,15 @@ impl ConnectionWatch {
                 _ => {
                     let target = target.unwrap_or(now + self.timeouts.idle);
                     let soonest = now + Duration::from_millis(1);
-                    alarm.as_mut().reset(target.max(soonest));
+                    timer.as_mut().reset(target.max(soonest));
                 }
             }
         }
     }
 }
 
-fn overdue(why: TimeoutReason, phase: ShutdownPhase) -> WatchDecision {
-    match (why, phase) {
+fn on_timeout(reason: TimeoutReason, phase: ShutdownPhase) -> WatchDecision {
+    match (reason, phase) {
         (TimeoutReason::Header, _) => WatchDecision::End(WatchEnd::HeaderTimeout),
         (TimeoutReason::Linger, ShutdownPhase::Leaving(_)) => WatchDecision::End(WatchEnd::Idle),
         (TimeoutReason::Linger, _) => WatchDecision::End(WatchEnd::Closed(Ok(()))),

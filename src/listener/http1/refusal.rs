@@ -1,5 +1,5 @@
-//! Requests that are refused before the service has seen them: their answers are the
-//! service's own all the same, and leave a line in the log as any other.
+//! Writes the response to a request whose head hyper never sees. The response is the service's
+//! own, and the access log has a line for it as for any other.
 
 use std::error::Error as StdError;
 use std::pin::pin;
@@ -16,15 +16,15 @@ use tokio::time::timeout;
 use super::framing_guard::FramingRefusal;
 use crate::clock;
 use crate::error_chain::causes;
-use crate::listener::service::BoxError;
+use crate::listener::BoxError;
 use crate::pipeline::Rejection;
 
-/// For the peer to take the answer and to stop sending: closing with unread input would make
-/// the kernel reset the connection and take the answer with it.
+/// How long the peer may take to read the response and stop sending. Closing with unread input
+/// would make the kernel reset the connection, and the peer would lose the response.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What the guard has refused when hyper ended the connection because of it. None when the
-/// content of a request was at fault: that request has an answer.
+/// The rejection that the framing guard gave hyper as a read error. None if the content of a
+/// request was at fault: that request has a response already.
 pub(in crate::listener) fn refused_head(error: &(dyn StdError + 'static)) -> Option<Rejection> {
     let refused = causes(error).find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>()?;
@@ -33,14 +33,14 @@ pub(in crate::listener) fn refused_head(error: &(dyn StdError + 'static)) -> Opt
     refused.is_head.then(|| refused.fault.rejection())
 }
 
-/// Writes an answer that hyper has no part in, and closes.
-pub(in crate::listener) async fn write<T, B>(mut stream: T, answer: Response<B>)
+/// Writes a response without hyper, and closes the connection.
+pub(in crate::listener) async fn write<T, B>(mut stream: T, response: Response<B>)
 where
     T: AsyncRead + AsyncWrite + Unpin,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
     let written = timeout(LINGER, async {
-        let (mut head, body) = answer.into_parts();
+        let (mut head, body) = response.into_parts();
         let length = body.size_hint().exact().unwrap_or(0);
         head.headers
             .insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -54,20 +54,21 @@ where
             .write_all(&head_text(head.status, &head.headers))
             .await?;
         let mut body = pin!(body);
-        // The body is small, and here; its record says that it was sent when it is at its end.
+        // The body is small and in memory. It is polled to its end, where the access log entry
+        // notes that it was sent.
         loop {
             let frame = body.frame().await.and_then(Result::ok);
-            let Some(mut piece) = frame.and_then(|frame| frame.into_data().ok()) else {
+            let Some(mut data) = frame.and_then(|frame| frame.into_data().ok()) else {
                 break;
             };
-            stream.write_all_buf(&mut piece).await?;
+            stream.write_all_buf(&mut data).await?;
         }
         stream.shutdown().await?;
-        let mut bin = [0; 2048];
-        while stream.read(&mut bin).await? > 0 {}
+        let mut discarded = [0; 2048];
+        while stream.read(&mut discarded).await? > 0 {}
         Ok::<(), std::io::Error>(())
     });
-    // The peer is slow or gone; that is known already.
+    // Fails if the peer is slow or has disconnected; its connection has been counted already.
     let _ = written.await;
 }
 

@@ -1,38 +1,39 @@
-//! One connection's bytes in two hands: HTTP/2 writes them frame by frame, and asks for
-//! a flush after many of them; they leave when the connection's turn ends.
+//! Write coalescing for HTTP/2. hyper writes frame by frame and flushes often; the bytes leave only
+//! at the end of each poll of the connection, in one TLS record and one system call.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::continues::PendingContinues;
 
-/// The hand that reads and writes. Not vectored: small frames are then put together
-/// before they come here.
+/// The side that hyper reads and writes; its flush is deferred. Not vectored, so that hyper joins
+/// small frames before it writes them.
 #[derive(Debug)]
 pub(in crate::listener) struct CoalescingWriter<T>(Arc<Mutex<CoalescedStream<T>>>);
 
-/// The hand that flushes.
+/// The side that flushes.
 #[derive(Debug)]
 pub(in crate::listener) struct FlushHandle<T>(Arc<Mutex<CoalescedStream<T>>>);
 
-/// What both hands hold.
+/// The stream that both sides share. Its lock is never contended: both belong to one task.
 #[derive(Debug)]
 struct CoalescedStream<T> {
     stream: T,
-    /// Frames of our own that are due.
+    /// 100 (Continue) frames to be sent between frames of hyper.
     continues: Option<Arc<PendingContinues>>,
-    /// Those on their way out; nothing else is written before their end.
+    /// The frames being written; nothing else is written before their end.
     own_frames: Vec<u8>,
-    /// HTTP/2 has written whole frames, and none since: it says so by asking for a flush.
+    /// Nothing was written since hyper last asked for a flush, which it does after whole frames.
     is_whole: bool,
 }
 
-pub(in crate::listener) fn corked<T>(
+/// Splits `stream` into the side that hyper writes and the side that flushes.
+pub(in crate::listener) fn coalescing<T>(
     stream: T,
     continues: Option<Arc<PendingContinues>>,
 ) -> (CoalescingWriter<T>, FlushHandle<T>) {
@@ -45,19 +46,14 @@ pub(in crate::listener) fn corked<T>(
     (CoalescingWriter(Arc::clone(&shared)), FlushHandle(shared))
 }
 
-/// Never waited for: both hands belong to one task.
-fn held<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock()
-}
-
 impl<T: AsyncWrite + Unpin> CoalescedStream<T> {
-    /// Writes what is due of our own, where it cannot cut a frame in two.
+    /// Writes pending 100 (Continue) frames, if that does not cut a frame of hyper in two.
     fn poll_own_frames(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_whole {
             return Poll::Ready(Ok(()));
         }
         if let Some(continues) = self.continues.as_ref().filter(|due| due.has_due()) {
-            continues.put_due(&mut self.own_frames);
+            continues.append_due(&mut self.own_frames);
         }
         while !self.own_frames.is_empty() {
             let stream = Pin::new(&mut self.stream);
@@ -73,9 +69,9 @@ impl<T: AsyncWrite + Unpin> CoalescedStream<T> {
 
 impl<T: AsyncWrite + Unpin> FlushHandle<T> {
     pub(in crate::listener) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outlet = held(&self.0);
-        ready!(outlet.poll_own_frames(cx))?;
-        Pin::new(&mut outlet.stream).poll_flush(cx)
+        let mut shared = self.0.lock();
+        ready!(shared.poll_own_frames(cx))?;
+        Pin::new(&mut shared.stream).poll_flush(cx)
     }
 }
 
@@ -85,7 +81,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for CoalescingWriter<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut held(&self.0).stream).poll_read(cx, buf)
+        Pin::new(&mut self.0.lock().stream).poll_read(cx, buf)
     }
 }
 
@@ -95,26 +91,26 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for CoalescingWriter<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut outlet = held(&self.0);
-        ready!(outlet.poll_own_frames(cx))?;
-        outlet.is_whole = false;
-        Pin::new(&mut outlet.stream).poll_write(cx, bytes)
+        let mut shared = self.0.lock();
+        ready!(shared.poll_own_frames(cx))?;
+        shared.is_whole = false;
+        Pin::new(&mut shared.stream).poll_write(cx, bytes)
     }
 
-    /// Our own frames go before the streams that have just begun are worked on: a 100 comes
-    /// before an answer even if that is a refusal. Java 17 waits for ever otherwise
+    /// Writes the 100 (Continue) frames before hyper polls the streams that have just begun, so
+    /// that a 100 precedes the response even if that is a refusal. Otherwise Java 17 waits forever
     /// (JDK-8286171).
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut outlet = held(&self.0);
-        outlet.is_whole = true;
-        match outlet.poll_own_frames(cx) {
+        let mut shared = self.0.lock();
+        shared.is_whole = true;
+        match shared.poll_own_frames(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            // What the socket did not take goes first at the next chance.
+            // The rest is written first at the next write or flush.
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut held(&self.0).stream).poll_shutdown(cx)
+        Pin::new(&mut self.0.lock().stream).poll_shutdown(cx)
     }
 }

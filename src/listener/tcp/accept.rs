@@ -1,60 +1,52 @@
-//! The accept loop of one worker, and one connection from first byte to last.
+//! The accept loop of one worker, and one connection from its first byte to its last.
 
 use std::error::Error as StdError;
 use std::future::poll_fn;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::task::{Poll, ready};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::PollSemaphore;
-use tracing::{Instrument as _, debug, debug_span, info, warn};
+use tracing::{Instrument as _, debug, debug_span, warn};
 
-use super::connection_limit::{ConnectionLimit, ConnectionPermit};
-use crate::backoff::Backoff;
+use crate::accept_backoff::AcceptBackoff;
 use crate::config;
 use crate::error_chain::causes;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::listener::connection::activity::{ConnectionActivity, ConnectionTimeouts};
 use crate::listener::connection::client_stream::{ByteCheck, ClientStream, TransportSocket};
+use crate::listener::connection::connection_limit::{ConnectionLimit, ConnectionPermit};
 use crate::listener::connection::protocols::{http1, http2};
+use crate::listener::connection::request_service::{RequestService, ServiceEntry};
 use crate::listener::connection::watch::{ConnectionWatch, WatchEnd};
 use crate::listener::http1::framing_guard::HeadLimits;
 use crate::listener::http1::refusal;
 use crate::listener::http2::continues::PendingContinues;
-use crate::listener::service::{RequestService, ServiceEntry};
 use crate::listener::tls::buffer_pool::BufferPool;
 use crate::listener::tls::failed_handshakes::FailedHandshakes;
 use crate::listener::tls::server_tls::ServerTls;
 use crate::listener::tls::tls_stream::{HandshakeFailure, ServerTlsStream};
-use crate::metrics::{ConnectionEnd, GaugeGuard, Metrics};
+use crate::metrics::{ConnectionEnd, Metrics};
 use crate::pipeline::{Peer, Rejection};
-
-const ACCEPT_BACKOFF: Backoff = Backoff {
-    first: Duration::from_millis(10),
-    max: Duration::from_secs(1),
-    jitter: 0.0,
-};
 
 /// What a worker needs to serve one listener.
 #[derive(Debug)]
 pub struct ListenerParts<S> {
-    /// New connections go by what is in here when they come.
+    /// A new connection uses the settings that are current when it is accepted.
     pub settings: Arc<ArcSwap<config::Listener>>,
     /// None: plain HTTP/1.
     pub tls: Option<Arc<ServerTls>>,
     pub service: S,
     /// On the worker's own runtime.
-    pub tasks: TaskSet,
-    pub stop: ShutdownSignal,
+    pub scope: TaskScope,
     pub metrics: Arc<Metrics>,
     /// One for the listener, shared by all workers.
-    pub slots: Arc<ConnectionLimit>,
+    pub connection_limit: Arc<ConnectionLimit>,
 }
 
 /// One worker's side of one listener.
@@ -64,15 +56,16 @@ pub(in crate::listener) struct WorkerListener<S> {
     failed_handshakes: FailedHandshakes,
 }
 
-/// Accepts connections until told to drain; they go on as tasks of their own.
+/// Accepts connections until drain. Each connection runs in a task of its own and outlives this
+/// call.
 pub async fn serve<S: RequestService>(socket: StdListener, parts: ListenerParts<S>) {
     let worker = Arc::new(WorkerListener::new(parts));
-    // A second handle on the same socket: at the end it is emptied without waiting.
+    // A second handle on the same socket, to accept without waiting at the end.
     let opened = socket
         .try_clone()
-        .and_then(|twin| Ok((TcpListener::from_std(socket)?, twin)));
-    let (listener, twin) = match opened {
-        Ok(both) => both,
+        .and_then(|duplicate| Ok((TcpListener::from_std(socket)?, duplicate)));
+    let (listener, duplicate) = match opened {
+        Ok(handles) => handles,
         Err(error) => {
             worker
                 .parts
@@ -85,88 +78,68 @@ pub async fn serve<S: RequestService>(socket: StdListener, parts: ListenerParts<
     };
     tokio::select! {
         biased;
-        () = worker.parts.stop.draining() => {}
+        () = worker.parts.scope.stop.draining() => {}
         () = accept_all(&worker, &listener) => {}
     }
     drop(listener);
-    accept_waiting(&worker, &twin);
+    accept_backlog(&worker, &duplicate);
 }
 
 async fn accept_all<S: RequestService>(worker: &Arc<WorkerListener<S>>, listener: &TcpListener) {
-    let metrics = &worker.parts.metrics;
-    let mut slots = PollSemaphore::new(worker.parts.slots.semaphore());
-    let mut failures = 0_u32;
+    let limit = &worker.parts.connection_limit;
+    let mut permits = PollSemaphore::new(limit.semaphore());
+    let mut backoff = AcceptBackoff::new("clients");
     loop {
-        let (permit, accepted) = accept(listener, &mut slots).await;
+        let AcceptedConnection { permit, accepted } = accept(listener, &mut permits).await;
         match accepted {
             Ok((tcp, address)) => {
-                if std::mem::take(&mut failures) > 0 {
-                    info!("accepting connections again");
-                }
-                worker.begin(tcp, address, permit);
-            }
-            Err(error) if is_of_one_connection(&error) => {
-                metrics.connection_ends.add(ConnectionEnd::Accept);
+                backoff.succeeded();
+                worker.start_connection(tcp, address, permit);
             }
             Err(error) => {
+                let metrics = &worker.parts.metrics;
                 metrics.connection_ends.add(ConnectionEnd::Accept);
                 drop(permit);
-                if failures == 0 {
-                    warn!(
-                        %error,
-                        "cannot accept connections; is the limit of open files too low?"
-                    );
-                }
-                failures = failures.saturating_add(1);
-                sleep(ACCEPT_BACKOFF.pause(failures)).await;
+                backoff.failed(&error).await;
             }
         }
     }
 }
 
-type AcceptedSocket = io::Result<(TcpStream, SocketAddr)>;
+/// The result of one accept, with the permit that it used.
+struct AcceptedConnection {
+    permit: OwnedSemaphorePermit,
+    accepted: io::Result<(TcpStream, SocketAddr)>,
+}
 
-/// The next connection and a slot for it. No slot is held while none comes: it may
-/// be the last one, and the connection that needs it may come to another worker.
-async fn accept(
-    listener: &TcpListener,
-    slots: &mut PollSemaphore,
-) -> (OwnedSemaphorePermit, AcceptedSocket) {
+/// Waits for the next connection and a permit for it. No permit is held while no connection
+/// arrives: it may be the last one, and the connection that needs it may reach another worker.
+async fn accept(listener: &TcpListener, permits: &mut PollSemaphore) -> AcceptedConnection {
     poll_fn(|cx| {
-        let permit = ready!(slots.poll_acquire(cx)).expect("slots are never closed");
+        let permit = ready!(permits.poll_acquire(cx)).expect("the semaphore is never closed");
         match listener.poll_accept(cx) {
-            Poll::Ready(accepted) => Poll::Ready((permit, accepted)),
+            Poll::Ready(accepted) => Poll::Ready(AcceptedConnection { permit, accepted }),
             Poll::Pending => Poll::Pending,
         }
     })
     .await
 }
 
-/// Connections that the kernel has completed would be reset when the socket closes;
-/// their clients did nothing wrong, and are served one request each.
-fn accept_waiting<S: RequestService>(worker: &Arc<WorkerListener<S>>, socket: &StdListener) {
-    let ListenerParts { slots, metrics, .. } = &worker.parts;
-    while let Ok(permit) = slots.semaphore().try_acquire_owned()
+/// Accepts the connections left in the kernel's backlog, which would be reset when the socket
+/// closes. Each is served one request.
+fn accept_backlog<S: RequestService>(worker: &Arc<WorkerListener<S>>, socket: &StdListener) {
+    let parts = &worker.parts;
+    while let Ok(permit) = parts.connection_limit.semaphore().try_acquire_owned()
         && let Ok((tcp, address)) = socket.accept()
     {
         let tcp = tcp
             .set_nonblocking(true)
             .and_then(|()| TcpStream::from_std(tcp));
         match tcp {
-            Ok(tcp) => worker.begin(tcp, address, permit),
-            Err(_) => metrics.connection_ends.add(ConnectionEnd::Accept),
+            Ok(tcp) => worker.start_connection(tcp, address, permit),
+            Err(_) => parts.metrics.connection_ends.add(ConnectionEnd::Accept),
         }
     }
-}
-
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::ConnectionAborted
-            | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionRefused
-            | ErrorKind::Interrupted
-    )
 }
 
 impl<S: RequestService> WorkerListener<S> {
@@ -178,28 +151,37 @@ impl<S: RequestService> WorkerListener<S> {
         }
     }
 
-    fn begin(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
-        let ListenerParts { slots, metrics, .. } = &self.parts;
+    fn start_connection(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let ListenerParts {
+            connection_limit,
+            metrics,
+            ..
+        } = &self.parts;
         metrics.connections.inc();
-        let Some(slot) = slots.take(permit, address.ip()) else {
-            // Closed at once: others need the slots that are left.
+        let open = &metrics.connections_open;
+        let Some(permit) = connection_limit.take(permit, address.ip(), open) else {
+            // Closed at once: other peers need the permits that are left.
             metrics.connection_ends.add(ConnectionEnd::PeerShare);
             return;
         };
-        let place = (slot, GaugeGuard::enter(&metrics.connections_open));
         let span = debug_span!("connection", peer = %address);
-        let work = Arc::clone(self).run(tcp, address, place);
-        self.parts.tasks.spawn("connection", work.instrument(span));
+        let work = Arc::clone(self).run(tcp, address, permit);
+        self.parts.scope.spawn("connection", work.instrument(span));
     }
 
     pub(in crate::listener) async fn run(
         self: Arc<Self>,
         tcp: TcpStream,
         address: SocketAddr,
-        place: (ConnectionPermit, GaugeGuard),
+        permit: ConnectionPermit,
     ) {
         let Ok(local) = tcp.local_addr() else {
-            return; // gone already
+            return; // the peer has closed it already
         };
         let settings = self.parts.settings.load_full();
         let limits = HeadLimits::from(&*settings);
@@ -210,23 +192,24 @@ impl<S: RequestService> WorkerListener<S> {
             last_token: crate::pipeline::LastToken::default(),
         };
         let Some(tls) = &self.parts.tls else {
-            let (stream, entry) = self.open(tcp, (peer, place), ByteCheck::wire(limits), &settings);
+            let stream = ClientStream::new(tcp, ByteCheck::http1(limits), permit);
+            let entry = self.entry(&stream, peer, &settings);
             return self.http1(stream, entry, &settings).await;
         };
-        // Boxed, as all that is rare and large: the task is as large as its largest step.
+        // Boxed because it is rare and large: a task is as large as its largest step.
         let Some(secured) = Box::pin(self.handshake(tls, tcp, &peer, &settings)).await else {
             return;
         };
         peer.tls = Some(secured.facts());
         if secured.is_http2() {
             let continues = Arc::<PendingContinues>::default();
-            let check = ByteCheck::frames(&continues);
-            let (stream, mut entry) = self.open(secured, (peer, place), check, &settings);
+            let stream = ClientStream::new(secured, ByteCheck::http2(&continues), permit);
+            let mut entry = self.entry(&stream, peer, &settings);
             entry.continues = Some(continues);
             Box::pin(self.http2(stream, entry, &settings)).await;
         } else {
-            let (stream, entry) =
-                self.open(secured, (peer, place), ByteCheck::wire(limits), &settings);
+            let stream = ClientStream::new(secured, ByteCheck::http1(limits), permit);
+            let entry = self.entry(&stream, peer, &settings);
             self.http1(stream, entry, &settings).await;
         }
     }
@@ -239,25 +222,25 @@ impl<S: RequestService> WorkerListener<S> {
         settings: &config::Listener,
     ) -> Option<Box<ServerTlsStream>> {
         let accept = ServerTlsStream::accept(tcp, tls.current(), Arc::clone(&self.buffers));
-        let shaken = tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            () = self.parts.stop.aborting() => {
+            () = self.parts.scope.stop.aborting() => {
                 self.parts.metrics.connection_ends.add(ConnectionEnd::Aborted);
                 return None;
             }
-            shaken = timeout(settings.handshake_timeout, accept) => shaken,
+            outcome = timeout(settings.handshake_timeout, accept) => outcome,
         };
         let mut end = ConnectionEnd::Handshake;
-        match shaken {
+        match outcome {
             Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(HandshakeFailure::Silent)) => debug!("left before the TLS handshake"),
+            Ok(Err(HandshakeFailure::Silent)) => debug!("peer closed before the TLS handshake"),
             Ok(Err(HandshakeFailure::Broken(error))) => {
-                self.failed_handshakes.tell(peer.address, &error);
+                self.failed_handshakes.log(peer.address, &error);
             }
-            Ok(Err(HandshakeFailure::PlainHttp(tcp))) => self.answer_plain(tcp, peer).await,
+            Ok(Err(HandshakeFailure::PlainHttp(tcp))) => self.refuse_plain_http(tcp, peer).await,
             Err(_) => {
-                let why = "it was not over in time (handshake_timeout)";
-                self.failed_handshakes.tell(peer.address, &why);
+                let cause = "not complete within handshake_timeout";
+                self.failed_handshakes.log(peer.address, &cause);
                 end = ConnectionEnd::HandshakeTimeout;
             }
         }
@@ -265,34 +248,31 @@ impl<S: RequestService> WorkerListener<S> {
         None
     }
 
-    /// A client that speaks plain HTTP to a TLS port can read an answer.
-    async fn answer_plain(&self, tcp: TcpStream, peer: &Peer) {
+    /// Answers a client that speaks plain HTTP to a TLS port, in plain HTTP.
+    async fn refuse_plain_http(&self, tcp: TcpStream, peer: &Peer) {
         let rejection = Rejection::BadRequest("this port speaks https");
-        let answer = self.parts.service.refuse(None, rejection, peer);
+        let response = self.parts.service.refuse(None, rejection, peer);
         tokio::select! {
             biased;
-            () = self.parts.stop.aborting() => {}
-            () = refusal::write(tcp, answer) => {}
+            () = self.parts.scope.stop.aborting() => {}
+            () = refusal::write(tcp, response) => {}
         }
     }
 
-    fn open<T: TransportSocket>(
+    fn entry<T>(
         &self,
-        socket: T,
-        (peer, place): (Peer, (ConnectionPermit, GaugeGuard)),
-        check: ByteCheck,
+        stream: &ClientStream<T>,
+        peer: Peer,
         settings: &config::Listener,
-    ) -> (ClientStream<T>, ServiceEntry<S>) {
-        let activity = ConnectionActivity::new();
-        let entry = ServiceEntry {
+    ) -> ServiceEntry<S> {
+        ServiceEntry {
             service: self.parts.service.clone(),
             peer: Arc::new(peer),
-            activity: Arc::clone(&activity),
+            activity: Arc::clone(stream.activity()),
             limits: HeadLimits::from(settings),
-            tasks: self.parts.tasks.clone(),
+            tasks: self.parts.scope.tasks.clone(),
             continues: None,
-        };
-        (ClientStream::new(socket, check, activity, place), entry)
+        }
     }
 
     fn watch(
@@ -305,7 +285,7 @@ impl<S: RequestService> WorkerListener<S> {
             may_rest,
             activity: Arc::clone(&entry.activity),
             timeouts: ConnectionTimeouts::from(settings),
-            stop: self.parts.stop.clone(),
+            stop: self.parts.scope.stop.clone(),
         }
     }
 
@@ -327,8 +307,8 @@ impl<S: RequestService> WorkerListener<S> {
         settings: &config::Listener,
     ) {
         let watch = self.watch(&entry, settings, false);
-        let tasks = self.parts.tasks.clone();
-        let end = http2(stream, Arc::new(entry), settings, (&watch, tasks)).await;
+        let tasks = self.parts.scope.tasks.clone();
+        let end = http2(stream, Arc::new(entry), settings, &watch, tasks).await;
         self.count(&end, &watch.activity);
     }
 
@@ -341,7 +321,7 @@ impl<S: RequestService> WorkerListener<S> {
             WatchEnd::Closed(Ok(())) => None,
             WatchEnd::Closed(Err(error)) => {
                 debug!(error = error as &dyn StdError, "connection ended early");
-                (!has_left(error)).then_some(ConnectionEnd::Protocol)
+                (!is_disconnect(error)).then_some(ConnectionEnd::Protocol)
             }
         };
         if let Some(reason) = reason {
@@ -350,8 +330,8 @@ impl<S: RequestService> WorkerListener<S> {
     }
 }
 
-/// The peer went away, as peers do; it broke no rule.
-fn has_left(error: &hyper::Error) -> bool {
+/// Whether the peer closed the connection, which breaks no rule of the protocol.
+fn is_disconnect(error: &hyper::Error) -> bool {
     error.is_incomplete_message()
         || error.is_canceled()
         || error.is_closed()

@@ -8,17 +8,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::config;
 use crate::listener::Error;
 
-/// Connections the kernel keeps for us; it has a limit of its own below this.
+/// Length of the accept queue; the kernel may apply a lower limit of its own.
 const BACKLOG: i32 = 4096;
 
-/// All sockets of one listener: one address, the kernel shares connections out.
+/// All sockets of one listener. They share an address; the kernel distributes connections.
 #[derive(Debug)]
 pub struct BoundSockets {
     address: SocketAddr,
     sockets: Vec<TcpListener>,
 }
 
-/// Binds one socket per worker. With port 0 all share the port that the first got.
+/// Binds one socket per worker. With port 0 all use the port that the first was given.
 pub fn bind(settings: &config::Listener, workers: usize) -> Result<BoundSockets, Error> {
     let wanted = settings.address;
     let failed = |source: io::Error| match source.kind() {
@@ -29,8 +29,8 @@ pub fn bind(settings: &config::Listener, workers: usize) -> Result<BoundSockets,
         },
     };
     if wanted.port() != 0 {
-        // Sharing would let a second instance in unnoticed; a plain bind does not.
-        drop(open(wanted, SocketSharing::Alone).map_err(failed)?);
+        // With a shared port a second instance would start unnoticed; this bind fails then.
+        drop(open(wanted, SocketSharing::Exclusive).map_err(failed)?);
     }
     let first = open(wanted, SocketSharing::Workers).map_err(failed)?;
     let address = first.local_addr().map_err(failed)?;
@@ -43,7 +43,7 @@ pub fn bind(settings: &config::Listener, workers: usize) -> Result<BoundSockets,
 
 #[derive(Clone, Copy, PartialEq)]
 enum SocketSharing {
-    Alone,
+    Exclusive,
     Workers,
 }
 
@@ -60,8 +60,8 @@ fn open(address: SocketAddr, sharing: SocketSharing) -> io::Result<TcpListener> 
     }
     socket.bind(&address.into())?;
     if sharing == SocketSharing::Workers {
-        // Small answers must not wait for the peer's delayed acknowledgement. What is
-        // accepted has it from here.
+        // Small responses must not wait for the peer's delayed acknowledgement. Accepted
+        // sockets inherit the option.
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
@@ -74,7 +74,7 @@ impl BoundSockets {
         self.address
     }
 
-    /// One for each worker, ready to be moved to its runtime.
+    /// One socket for each worker, to be moved to its runtime.
     pub fn into_sockets(self) -> Vec<TcpListener> {
         self.sockets
     }

@@ -21,11 +21,11 @@ async fn a_slow_request_is_never_idle() {
     let activity = ConnectionActivity::new();
     let exchange = ActiveRequest::begin(&activity);
     tokio::time::advance(Duration::from_secs(600)).await;
-    assert_eq!(activity.due(TIMEOUTS), None);
+    assert_eq!(activity.next_timeout(TIMEOUTS), None);
     drop(exchange);
     let idle_from_now = Instant::now() + TIMEOUTS.idle;
     assert_eq!(
-        activity.due(TIMEOUTS),
+        activity.next_timeout(TIMEOUTS),
         Some((idle_from_now, TimeoutReason::Idle)),
         "idle time begins at the end of the exchange"
     );
@@ -35,13 +35,13 @@ async fn a_slow_request_is_never_idle() {
 async fn a_head_sent_ahead_does_not_time_out_behind_a_slow_answer() {
     let activity = ConnectionActivity::new();
     let exchange = ActiveRequest::begin(&activity);
-    activity.head_begins();
+    activity.head_started();
     tokio::time::advance(Duration::from_secs(600)).await;
-    assert_eq!(activity.due(TIMEOUTS), None);
+    assert_eq!(activity.next_timeout(TIMEOUTS), None);
     drop(exchange);
     let from_now = Instant::now() + TIMEOUTS.header;
     assert_eq!(
-        activity.due(TIMEOUTS),
+        activity.next_timeout(TIMEOUTS),
         Some((from_now, TimeoutReason::Header))
     );
 }
@@ -50,31 +50,31 @@ async fn a_head_sent_ahead_does_not_time_out_behind_a_slow_answer() {
 async fn a_peer_that_takes_no_bytes_is_not_waited_for_for_ever() {
     let activity = ConnectionActivity::new();
     let _exchange = ActiveRequest::begin(&activity);
-    activity.write_blocked();
-    let (at, why) = activity.due(TIMEOUTS).unwrap();
+    activity.set_write_blocked();
+    let (at, why) = activity.next_timeout(TIMEOUTS).unwrap();
     assert_eq!(
         (at, why),
         (Instant::now() + TIMEOUTS.idle, TimeoutReason::Stalled)
     );
-    assert!(activity.moves());
-    assert_eq!(activity.due(TIMEOUTS), None);
+    assert!(activity.write_progressed());
+    assert_eq!(activity.next_timeout(TIMEOUTS), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_goes_on_sending_is_read_for_longer_but_not_for_ever() {
     let activity = ConnectionActivity::new();
     let exchange = ActiveRequest::begin(&activity);
-    activity.closes();
+    activity.set_closing();
     drop(exchange);
     let began = Instant::now();
     for _ in 0..20 {
-        let due = activity.due(TIMEOUTS).unwrap().0;
+        let due = activity.next_timeout(TIMEOUTS).unwrap().0;
         let longest = began + LONGEST_LINGER;
         assert_eq!(due, (Instant::now() + LINGER).min(longest));
         tokio::time::advance(LINGER - Duration::from_millis(1)).await;
-        activity.lingers();
+        activity.received_while_closing();
     }
-    assert!(activity.due(TIMEOUTS).unwrap().0 < Instant::now());
+    assert!(activity.next_timeout(TIMEOUTS).unwrap().0 < Instant::now());
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,16 +82,20 @@ async fn a_peer_that_opens_no_window_is_not_waited_for_for_ever() {
     let activity = ConnectionActivity::new();
     let mut stuck = ActiveRequest::begin(&activity);
     let other = ActiveRequest::begin(&activity);
-    stuck.is_their_turn();
-    assert_eq!(activity.due(TIMEOUTS), None, "the other one is our doing");
+    stuck.wait_for_peer();
+    assert_eq!(
+        activity.next_timeout(TIMEOUTS),
+        None,
+        "the other one is our doing"
+    );
     drop(other);
     let from_now = Instant::now() + TIMEOUTS.idle;
     assert_eq!(
-        activity.due(TIMEOUTS),
+        activity.next_timeout(TIMEOUTS),
         Some((from_now, TimeoutReason::Stalled))
     );
-    stuck.is_our_turn();
-    assert_eq!(activity.due(TIMEOUTS), None);
+    stuck.resume();
+    assert_eq!(activity.next_timeout(TIMEOUTS), None);
 }
 
 #[test]
@@ -105,11 +109,11 @@ fn an_answer_is_not_read_on_while_the_peer_takes_nothing() {
     let woken = Arc::new(Woken(AtomicBool::new(false)));
     let waker = Waker::from(Arc::clone(&woken));
     let activity = ConnectionActivity::new();
-    assert!(!activity.is_held_up(&waker));
-    activity.write_blocked();
-    assert!(activity.is_held_up(&waker) && activity.is_held_up(&waker));
+    assert!(!activity.register_if_blocked(&waker));
+    activity.set_write_blocked();
+    assert!(activity.register_if_blocked(&waker) && activity.register_if_blocked(&waker));
     assert_eq!(activity.held_up().len(), 1, "asked twice, woken once");
-    assert!(activity.moves() && !activity.moves());
-    activity.has_room();
-    assert!(woken.0.load(Ordering::Relaxed) && !activity.is_held_up(&waker));
+    assert!(activity.write_progressed() && !activity.write_progressed());
+    activity.wake_blocked_bodies();
+    assert!(woken.0.load(Ordering::Relaxed) && !activity.register_if_blocked(&waker));
 }

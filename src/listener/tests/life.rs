@@ -140,7 +140,7 @@ async fn a_drain_finishes_what_has_begun_and_says_close() {
     idle.until("[/ 0]").await;
     busy.send(SLOW).await;
     eventually("both are open", || gate.metrics.connections_open.get() == 2).await;
-    gate.stop.drain();
+    gate.scope.stop.drain();
     assert_eq!(idle.rest().await, "", "an idle connection is closed");
     gate.slow.add_permits(1);
     let answer = busy.rest().await;
@@ -158,7 +158,7 @@ async fn a_connection_in_the_backlog_is_served_once_when_a_drain_begins() {
     let mut waiting: Vec<_> = (0..8)
         .map(|_| std::net::TcpStream::connect(gate.address).unwrap())
         .collect();
-    gate.stop.drain();
+    gate.scope.stop.drain();
     for tcp in waiting.drain(..) {
         tcp.set_nonblocking(true).unwrap();
         let mut raw = Raw(TcpStream::from_std(tcp).unwrap());
@@ -175,7 +175,7 @@ async fn a_drain_does_not_wait_for_a_client_that_never_asks() {
     let gate = Gate::start(settings());
     let mut silent = gate.connect().await;
     eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
-    gate.stop.drain();
+    gate.scope.stop.drain();
     assert_eq!(silent.rest().await, "");
     drop(silent);
     gate.ended().await;
@@ -187,7 +187,7 @@ async fn an_abort_drops_everything_now() {
     let mut busy = gate.connect().await;
     busy.send(SLOW).await;
     eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
-    gate.stop.abort();
+    gate.scope.stop.abort();
     gate.ended().await;
     assert_eq!(gate.ends(ConnectionEnd::Aborted), 1);
 }
@@ -201,7 +201,7 @@ async fn a_client_that_leaves_frees_its_slot_and_is_no_failure() {
     drop(busy);
     eventually("it is gone", || gate.metrics.connections_open.get() == 0).await;
     assert_eq!(gate.ends(ConnectionEnd::Protocol), 0);
-    gate.stop.drain();
+    gate.scope.stop.drain();
     gate.ended().await;
 }
 

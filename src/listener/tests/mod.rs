@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{TaskScope, TaskSet};
 use crate::metrics::{ConnectionEnd, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
@@ -50,8 +50,7 @@ fn settings() -> config::Listener {
 /// A running listener with two workers.
 struct Gate {
     address: SocketAddr,
-    stop: ShutdownSignal,
-    tasks: TaskSet,
+    scope: TaskScope,
     metrics: Arc<Metrics>,
     slots: Arc<ConnectionLimit>,
     tls: Option<Arc<ServerTls>>,
@@ -67,8 +66,7 @@ impl Gate {
         let tls = tls.map(|tls| ServerTls::open(tls, &metrics).unwrap());
         let gate = Self {
             address: bound.address(),
-            stop: ShutdownSignal::default(),
-            tasks: TaskSet::new(Handle::current()),
+            scope: TaskScope::new(Handle::current()),
             slots: ConnectionLimit::new(settings.max_connections),
             metrics,
             tls,
@@ -81,12 +79,11 @@ impl Gate {
                 settings: Arc::clone(&settings),
                 tls: gate.tls.clone(),
                 service: SmallService(slow),
-                tasks: gate.tasks.clone(),
-                stop: gate.stop.clone(),
+                scope: gate.scope.clone(),
                 metrics: Arc::clone(&gate.metrics),
-                slots: Arc::clone(&gate.slots),
+                connection_limit: Arc::clone(&gate.slots),
             };
-            gate.tasks.spawn("worker", serve(socket, parts));
+            gate.scope.spawn("worker", serve(socket, parts));
         }
         gate
     }
@@ -107,8 +104,8 @@ impl Gate {
     }
 
     async fn ended(&self) {
-        timeout(PATIENCE, self.tasks.wait()).await.unwrap();
-        assert_eq!(self.tasks.failed(), 0);
+        timeout(PATIENCE, self.scope.tasks.wait()).await.unwrap();
+        assert_eq!(self.scope.tasks.failed(), 0);
         assert_eq!(self.metrics.connections_open.get(), 0);
     }
 }
@@ -128,7 +125,7 @@ impl RequestService for SmallService {
     type Body = Full<Bytes>;
     type Future = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 
-    fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
+    fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         Box::pin(answer(request, peer, Arc::clone(&self.0)))
     }
 
@@ -139,7 +136,7 @@ impl RequestService for SmallService {
         _: &Peer,
     ) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from("refused"));
-        *response.status_mut() = rejection.face().status;
+        *response.status_mut() = rejection.mapping().status;
         response
     }
 }

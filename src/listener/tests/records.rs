@@ -62,7 +62,7 @@ async fn a_handshake_in_single_bytes_is_a_handshake() {
     // A relay that passes on what the client says byte by byte.
     let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (there, address) = (relay.local_addr().unwrap(), gate.address);
-    gate.tasks.spawn("relay", async move {
+    gate.scope.tasks.spawn("relay", async move {
         let (client, _) = relay.accept().await.unwrap();
         let gate = TcpStream::connect(address).await.unwrap();
         gate.set_nodelay(true).unwrap();

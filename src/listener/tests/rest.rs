@@ -83,7 +83,7 @@ async fn a_resting_connection_ends_with_the_drain() {
     raw.send(GET).await;
     raw.until("[/ 0]").await;
     sleep(LONG).await;
-    gate.stop.drain();
+    gate.scope.stop.drain();
     assert_eq!(raw.rest().await, "");
     gate.ended().await;
 }
@@ -111,21 +111,19 @@ async fn the_task_of_a_connection_is_small() {
         settings: Arc::new(ArcSwap::from_pointee(settings.clone())),
         tls: None,
         service: SmallService(slow),
-        tasks: TaskSet::new(Handle::current()),
-        stop: ShutdownSignal::default(),
+        scope: TaskScope::new(Handle::current()),
         metrics: Metrics::new(),
-        slots: ConnectionLimit::new(1),
+        connection_limit: ConnectionLimit::new(1),
     };
-    let permit = parts.slots.semaphore().try_acquire_owned().unwrap();
-    let place = (
-        parts.slots.take(permit, [127, 0, 0, 1].into()).unwrap(),
-        crate::metrics::GaugeGuard::enter(&parts.metrics.connections_open),
-    );
+    let limit = &parts.connection_limit;
+    let permit = limit.semaphore().try_acquire_owned().unwrap();
+    let open = &parts.metrics.connections_open;
+    let permit = limit.take(permit, [127, 0, 0, 1].into(), open).unwrap();
     let socket = bind(&settings, 1).unwrap();
     let tcp = TcpStream::connect(socket.address()).await.unwrap();
     let address = tcp.peer_addr().unwrap();
-    let door = Arc::new(WorkerListener::new(parts));
-    let size = std::mem::size_of_val(&door.run(tcp, address, place));
+    let worker = Arc::new(WorkerListener::new(parts));
+    let size = std::mem::size_of_val(&worker.run(tcp, address, permit));
     assert!(size <= 3 * 1024, "{size} bytes");
     let size = std::mem::size_of::<crate::listener::tls::tls_stream::ServerTlsStream>();
     assert!(size <= 2 * 1024, "{size} bytes");

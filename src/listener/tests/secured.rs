@@ -248,9 +248,9 @@ async fn a_switched_link_is_noticed_and_a_bad_pair_keeps_the_old_one() {
     let client = Client::trusting(&[&trusted[0], &trusted[1]], &[]);
     let gate = Gate::start(secured(vec![current]));
     let tls = Arc::clone(gate.tls.as_ref().unwrap());
-    gate.tasks.spawn(
+    gate.scope.tasks.spawn(
         "certificates",
-        Arc::clone(&tls).watch(gate.stop.clone(), Arc::new(Notify::new())),
+        Arc::clone(&tls).watch(gate.scope.stop.clone(), Arc::new(Notify::new())),
     );
     let reloads = |outcome| gate.metrics.certificate_reloads.value(outcome);
 
@@ -278,7 +278,7 @@ async fn a_switched_link_is_noticed_and_a_bad_pair_keeps_the_old_one() {
         certificate(&v2)
     );
     assert_eq!(reloads(ReloadResult::Refused), 1);
-    gate.stop.drain();
+    gate.scope.stop.drain();
     gate.ended().await;
 }
 
@@ -288,19 +288,19 @@ async fn hup_looks_at_once() {
     let files = folder.pair("a", &["one.test"]);
     let metrics = Metrics::new();
     let tls = ServerTls::open(secured(vec![files]).tls.as_ref().unwrap(), &metrics).unwrap();
-    let (stop, hup, tasks) = (
-        ShutdownSignal::default(),
-        Arc::new(Notify::new()),
-        TaskSet::new(Handle::current()),
+    let hup = Arc::new(Notify::new());
+    let scope = TaskScope::new(Handle::current());
+    scope.spawn(
+        "certificates",
+        tls.watch(scope.stop.clone(), Arc::clone(&hup)),
     );
-    tasks.spawn("certificates", tls.watch(stop.clone(), Arc::clone(&hup)));
     hup.notify_one();
     eventually("looked", || {
         metrics.certificate_reloads.value(ReloadResult::Unchanged) == 1
     })
     .await;
-    stop.drain();
-    timeout(PATIENCE, tasks.wait()).await.unwrap();
+    scope.stop.drain();
+    timeout(PATIENCE, scope.tasks.wait()).await.unwrap();
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ async fn open(gate: &Gate, client: &Client) -> (SendRequest<Bytes>, Connection<W
 /// Drives the connection; gives how it ended.
 fn drive(gate: &Gate, connection: Connection<Wire>) -> tokio::sync::oneshot::Receiver<String> {
     let (tell, told) = tokio::sync::oneshot::channel();
-    gate.tasks.spawn("client", async move {
+    gate.scope.tasks.spawn("client", async move {
         let end = match connection.await {
             Ok(()) => "ok".to_owned(),
             Err(error) => format!("{error} {:?}", error.reason()),
@@ -163,7 +163,7 @@ async fn a_drain_lets_streams_finish_and_says_goaway() {
     let (slow, _) = send.send_request(get("/slow"), true).unwrap();
     let (quick, _) = send.send_request(get("/quick"), true).unwrap();
     text(quick).await.unwrap();
-    gate.stop.drain();
+    gate.scope.stop.drain();
     let closed = async {
         while send.clone().ready().await.is_ok() {
             tokio::task::yield_now().await

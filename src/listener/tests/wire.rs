@@ -3,7 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::listener::fuzz_api;
+use crate::listener::framing_fuzz;
 use crate::listener::http1::framing_guard::{FramingFault, HeadLimits, Http1FramingGuard};
 
 const LIMITS: HeadLimits = HeadLimits {
@@ -231,7 +231,7 @@ proptest! {
                 _ => drop(text.remove(at)),
             }
         }
-        fuzz_api::wire(&text);
+        framing_fuzz::http1(&text);
     }
 
     #[test]
@@ -240,7 +240,7 @@ proptest! {
         target in "[*/h@a-z:.?#]{0,3}[ -~é\u{80}]{0,12}",
         version in "HTTP/1\\.[01]|HTTP/[0-9]\\.[0-9]|[A-Z/.0-9]{0,9}",
     ) {
-        fuzz_api::wire(format!("{method} {target} {version}\r\nHost: a\r\n\r\n").as_bytes());
+        framing_fuzz::http1(format!("{method} {target} {version}\r\nHost: a\r\n\r\n").as_bytes());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The TLS side of one listener, shared by its workers; certificates change under it.
+//! The TLS configuration of one listener, shared by its workers. Certificates can be replaced while
+//! it runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use super::certificates::{self, ContentFingerprint, LoadedCertificate, PemFiles};
+use super::loaded_certificate::{self, ContentFingerprint, LoadedCertificate, PemFiles};
 use super::sni::SniResolver;
 use crate::clock;
 use crate::config;
@@ -23,12 +24,12 @@ use crate::lifecycle::ShutdownSignal;
 use crate::listener::Error;
 use crate::metrics::{Metrics, ReloadResult};
 
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// For TLS 1.2 clients without tickets; all others carry their state themselves.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Cached sessions of TLS 1.2 clients without tickets; other clients keep their own state.
 const SESSIONS: usize = 4096;
 
-/// Handshakes go by the certificates that are in use when they begin; connections
-/// keep what they began with.
+/// A handshake uses the certificates that are current when it begins, and its connection keeps
+/// them.
 #[derive(Debug)]
 pub struct ServerTls {
     current: ArcSwap<ServerConfig>,
@@ -40,11 +41,11 @@ pub struct ServerTls {
 #[derive(Debug)]
 struct ServerTlsState {
     settings: config::ListenerTls,
-    /// The last content that was tried, in use or not.
+    /// The content of the last attempt, whether or not it is in use.
     tried: ContentFingerprint,
 }
 
-/// Outlives certificates, so that clients resume across a renewal.
+/// Kept across certificate changes, so that clients can resume their sessions after a renewal.
 #[derive(Debug)]
 struct ResumptionState {
     provider: Arc<CryptoProvider>,
@@ -53,7 +54,7 @@ struct ResumptionState {
 }
 
 impl ServerTls {
-    /// Reads all pairs; fails if one of them cannot be used.
+    /// Reads all certificates; fails if one of them cannot be used.
     pub fn open(
         settings: &config::ListenerTls,
         metrics: &Arc<Metrics>,
@@ -63,9 +64,9 @@ impl ServerTls {
             tickets: aws_lc_rs::Ticketer::new().map_err(Error::Setup)?,
             sessions: ServerSessionMemoryCache::new(SESSIONS),
         };
-        let read = certificates::read(&settings.certificates);
+        let read = loaded_certificate::read(&settings.certificates);
         let tried = ContentFingerprint::of(&read);
-        let (server, pairs) = build(settings, read, &resumption)?;
+        let (server, loaded) = build(settings, read, &resumption)?;
         let tls = Self {
             current: ArcSwap::from_pointee(server),
             state: Mutex::new(ServerTlsState {
@@ -75,35 +76,35 @@ impl ServerTls {
             resumption,
             metrics: Arc::clone(metrics),
         };
-        tls.announce(settings, &pairs);
+        tls.announce(settings, &loaded);
         Ok(Arc::new(tls))
     }
 
-    /// Looks at the files again. True: there was something new, and it is in use now.
-    /// A pair that cannot be used changes nothing, and is an error once.
+    /// Reads the files again. True: they had changed, and the new certificates are in use. If one
+    /// cannot be used nothing changes, and the error is returned once per content.
     pub fn reload(&self) -> Result<bool, Error> {
-        let settings = self.state().settings.clone();
-        let read = certificates::read(&settings.certificates);
+        let settings = self.state.lock().settings.clone();
+        let read = loaded_certificate::read(&settings.certificates);
         let fingerprint = ContentFingerprint::of(&read);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.settings != settings || state.tried == fingerprint {
-            return Ok(false); // replaced meanwhile, or nothing new
+            return Ok(false); // replaced meanwhile, or unchanged
         }
         state.tried = fingerprint;
         self.swap(&settings, read)?;
         Ok(true)
     }
 
-    /// Other files, or another version range, from a reloaded configuration. On an
-    /// error all stays as it was.
+    /// Uses other files or protocol versions, from a reloaded configuration. On an error nothing
+    /// changes.
     pub fn replace(&self, settings: &config::ListenerTls) -> Result<(), Error> {
-        let read = certificates::read(&settings.certificates);
+        let read = loaded_certificate::read(&settings.certificates);
         let tried = ContentFingerprint::of(&read);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         self.swap(settings, read)?;
         for files in &state.settings.certificates {
             if !settings.certificates.contains(files) {
-                // It is missing if two entries shared the file: fine as well.
+                // Fails if two entries shared the file and the label is gone already.
                 let name = files.certificate.display().to_string();
                 let _ = self
                     .metrics
@@ -118,10 +119,10 @@ impl ServerTls {
         Ok(())
     }
 
-    /// Looks at the files each second, and at once after `hup`, until told to stop.
-    /// Content is compared, not times: a link that is switched is a change too.
+    /// Reads the files once a second, and at once after `hup`, until drain. Content is compared,
+    /// not modification times, so that a switched symbolic link counts as a change.
     pub async fn watch(self: Arc<Self>, stop: ShutdownSignal, hup: Arc<Notify>) {
-        let mut tick = interval(LOOK_EVERY);
+        let mut tick = interval(POLL_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut last_seen = None;
         loop {
@@ -131,23 +132,23 @@ impl ServerTls {
                 () = hup.notified() => true,
             };
             let tls = Arc::clone(&self);
-            let look = move || tls.check_files(last_seen, is_asked);
-            // A panic would be lost here; there is nothing in it that could.
-            if let Ok(seen) = tokio::task::spawn_blocking(look).await {
+            let check = move || tls.check_files(last_seen, is_asked);
+            // Fails only if the check panics, which nothing in it can.
+            if let Ok(seen) = tokio::task::spawn_blocking(check).await {
                 last_seen = Some(seen);
             }
         }
     }
 
-    /// Tries what has stayed the same for one interval: two files are seldom written
-    /// in one instant, and half a renewal is not worth an alarm.
+    /// Reloads files whose content has stayed the same for one interval: a certificate and its key
+    /// are seldom written at the same moment, and half a renewal must not raise an error.
     fn check_files(
         &self,
         last_seen: Option<ContentFingerprint>,
         is_asked: bool,
     ) -> ContentFingerprint {
-        let settings = self.state().settings.clone();
-        let seen = ContentFingerprint::of(&certificates::read(&settings.certificates));
+        let settings = self.state.lock().settings.clone();
+        let seen = ContentFingerprint::of(&loaded_certificate::read(&settings.certificates));
         if !is_asked && last_seen != Some(seen) {
             return seen;
         }
@@ -160,7 +161,7 @@ impl ServerTls {
             Err(refused) => {
                 error!(
                     error = &refused as &dyn std::error::Error,
-                    "certificates not reloaded; those in use stay"
+                    "certificates not reloaded; those in use are kept"
                 );
                 Some(ReloadResult::Refused)
             }
@@ -171,55 +172,51 @@ impl ServerTls {
         seen
     }
 
-    fn state(&self) -> parking_lot::MutexGuard<'_, ServerTlsState> {
-        self.state.lock()
-    }
-
     fn swap(
         &self,
         settings: &config::ListenerTls,
         read: Result<Vec<PemFiles>, Error>,
     ) -> Result<(), Error> {
-        let (server, pairs) = build(settings, read, &self.resumption)?;
+        let (server, loaded) = build(settings, read, &self.resumption)?;
         self.current.store(Arc::new(server));
-        self.announce(settings, &pairs);
+        self.announce(settings, &loaded);
         Ok(())
     }
 
-    /// Numbers and warnings about the pairs that are in use from now on.
-    fn announce(&self, settings: &config::ListenerTls, pairs: &[LoadedCertificate]) {
+    /// Sets the expiry metrics of the certificates in use and warns of invalid ones.
+    fn announce(&self, settings: &config::ListenerTls, loaded: &[LoadedCertificate]) {
         let now = clock::unix_seconds();
-        for (files, pair) in settings.certificates.iter().zip(pairs) {
-            let certificate = files.certificate.display().to_string();
+        for (files, certificate) in settings.certificates.iter().zip(loaded) {
+            let file = files.certificate.display().to_string();
             self.metrics
                 .certificate_expiry
-                .with_label_values(&[&certificate])
-                .set(pair.not_after);
-            if pair.not_after < now {
+                .with_label_values(&[&file])
+                .set(certificate.not_after);
+            if certificate.not_after < now {
                 warn!(
-                    certificate,
+                    certificate = file,
                     "certificate has expired; clients will refuse it"
                 );
-            } else if pair.not_before > now {
+            } else if certificate.not_before > now {
                 warn!(
-                    certificate,
+                    certificate = file,
                     "certificate is not valid yet; is this host's clock right?"
                 );
             }
         }
     }
 
-    /// What a handshake that begins now goes by.
+    /// The configuration for a handshake that begins now.
     pub(in crate::listener) fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 }
 
-/// Suites in our order: AES-128 first. It is as safe for what TLS protects, costs a fifth
-/// less per byte than AES-256, and its SHA-256 a quarter less per handshake.
+/// The crypto provider with AES-128 suites first. AES-128 is as safe here, costs a fifth less per
+/// byte than AES-256, and its SHA-256 a quarter less per handshake.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
-    // Stable: among equals the library's order stays.
+    // The sort is stable, so that the library's order is kept otherwise.
     provider.cipher_suites.sort_by_key(|suite| {
         !matches!(
             suite.suite(),
@@ -236,13 +233,13 @@ fn build(
     read: Result<Vec<PemFiles>, Error>,
     resumption: &ResumptionState,
 ) -> Result<(ServerConfig, Vec<LoadedCertificate>), Error> {
-    let pairs = settings
+    let loaded = settings
         .certificates
         .iter()
         .zip(read?)
         .map(|(files, text)| LoadedCertificate::parse(files, &text, &resumption.provider))
         .collect::<Result<Vec<_>, _>>()?;
-    let names = SniResolver::new(&pairs).ok_or(Error::NoPairs)?;
+    let names = SniResolver::new(&loaded).ok_or(Error::NoCertificates)?;
     let versions: &[_] = match settings.only_tls13 {
         true => &[&TLS13],
         false => &[&TLS13, &TLS12],
@@ -256,5 +253,5 @@ fn build(
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     server.ticketer = Arc::clone(&resumption.tickets);
     server.session_storage = Arc::clone(&resumption.sessions);
-    Ok((server, pairs))
+    Ok((server, loaded))
 }

@@ -170,11 +170,11 @@ impl AccessLogEntry {
     }
 
     pub(in crate::pipeline) fn rejected(&mut self, rejection: &Rejection) {
-        let face = rejection.face();
-        self.blame = face.blame;
-        self.reason = Some(face.reason);
+        let mapping = rejection.mapping();
+        self.blame = mapping.blame;
+        self.reason = Some(mapping.reason);
         self.cause = rejection.cause();
-        self.here.metrics.rejections.add(face.reason);
+        self.here.metrics.rejections.add(mapping.reason);
     }
 
     pub(in crate::pipeline) fn status(&mut self, status: StatusCode) {

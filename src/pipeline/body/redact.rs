@@ -7,7 +7,7 @@ use crate::secret::SecretPattern;
 
 /// `piece` with each occurrence of the secret overwritten, its length unchanged.
 pub(in crate::pipeline) fn scrub(piece: Bytes, needle: &SecretPattern) -> Bytes {
-    needle.blotted_out(&piece).map_or(piece, Bytes::from)
+    needle.redacted(&piece).map_or(piece, Bytes::from)
 }
 
 /// A beginning of the secret up to this length, and up to a quarter of it, is no secret: it is

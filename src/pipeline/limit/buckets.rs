@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::permit_prefetch::{PermitPrefetch, PrefetchState};
 use super::rate_limit_headers::{PolicyHeader, RateLimitHeaders, ceil_seconds};
 use crate::config::Quota;
-use crate::identity_hasher::BuildAsItIs;
+use crate::identity_hasher::BuildIdentityHasher;
 use crate::store::shared::SharedStore;
 
 /// Lines in which requests wait. Keys may share one; that delays, never denies.
@@ -65,7 +65,7 @@ impl BucketSet {
         let rate = governor::Quota::with_period(interval).expect("an interval is never zero");
         let shards = if max_keys > ORDINARY { SHARDS } else { 2 };
         let store = Arc::new(BucketStore {
-            each: DashMap::with_hasher_and_shard_amount(BuildAsItIs::default(), shards),
+            each: DashMap::with_hasher_and_shard_amount(BuildIdentityHasher::default(), shards),
             known: AtomicUsize::new(0),
             max: AtomicUsize::new(max_keys),
             overflow: AtomicU64::new(0),
@@ -259,7 +259,7 @@ impl Clock for MonotonicClock {
 /// One number a key: when its bucket is full (GCRA: theoretical arrival time); 0: ever.
 #[derive(Debug)]
 struct BucketStore {
-    each: DashMap<u64, AtomicU64, BuildAsItIs>,
+    each: DashMap<u64, AtomicU64, BuildIdentityHasher>,
     known: AtomicUsize,
     max: AtomicUsize,
     /// Shared by all keys that found no room. Room made by forgetting a bucket that

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::shares::{SharePool, SharedPlace};
+use crate::shares::{SharePermit, SharePool};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests in flight")]
@@ -26,7 +26,7 @@ pub struct InFlight {
     places: Arc<InFlightPlaces>,
     /// The gate was half full: the place counts as its client's.
     is_crowded: bool,
-    share: Option<Box<SharedPlace>>,
+    share: Option<Box<SharePermit>>,
 }
 
 impl InFlightPlaces {

@@ -10,8 +10,8 @@ use dashmap::DashMap;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::identity_hasher::BuildAsItIs;
-use crate::store::shared::SharedStore;
+use crate::identity_hasher::BuildIdentityHasher;
+use crate::store::shared::{PermitRate, SharedStore};
 
 /// What is taken at once covers this long at the steady rate.
 const AHEAD: Duration = Duration::from_millis(100);
@@ -25,7 +25,7 @@ const UNUSED: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct PermitPrefetch {
     store: Arc<SharedStore>,
-    each: DashMap<u64, Arc<KeyPermits>, BuildAsItIs>,
+    each: DashMap<u64, Arc<KeyPermits>, BuildIdentityHasher>,
     count: AtomicUsize,
     start: Instant,
     interval: Duration,
@@ -127,8 +127,8 @@ impl PermitPrefetch {
         }
         let name = held.name.get_or_init(name);
         let wanted = self.at_once().max(held.waiting.load(Ordering::Acquire));
-        let shape = (self.interval, self.burst);
-        let asked = self.store.take_permits(name, shape, wanted);
+        let rate = self.rate();
+        let asked = self.store.take_permits(name, rate, wanted);
         match timeout(PATIENCE, asked).await {
             Ok(Ok(permits)) => {
                 if permits.taken < wanted {
@@ -155,9 +155,9 @@ impl PermitPrefetch {
             if unused > 0
                 && let Some(name) = held.name.get()
             {
-                let shape = (self.interval, self.burst);
+                let rate = self.rate();
                 // Not given back: the bucket has them again when time has filled it.
-                let _ = self.store.return_permits(name, shape, unused).await;
+                let _ = self.store.return_permits(name, rate, unused).await;
             }
             let is_idle = |_: &u64, held: &Arc<KeyPermits>| {
                 held.used.load(Ordering::Relaxed) < long_ago && Arc::strong_count(held) <= 2
@@ -165,6 +165,13 @@ impl PermitPrefetch {
             if self.each.remove_if(&key, is_idle).is_some() {
                 self.count.fetch_sub(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    fn rate(&self) -> PermitRate {
+        PermitRate {
+            interval: self.interval,
+            burst: self.burst,
         }
     }
 

@@ -80,7 +80,7 @@ where
                 last_token.note(text, digest);
             }
             check_role(route, &grant)?;
-            let relayed = live.config.users.directory == DirectoryKind::Webapp;
+            let relayed = live.config.users.directory == DirectoryKind::Upstream;
             Ok(AuthenticatedClient {
                 client: Client::User {
                     name: grant.user,
@@ -95,7 +95,7 @@ where
 
 pub(in crate::pipeline) fn asks(live: &LiveRules) -> bool {
     let users = &live.config.users;
-    users.directory == DirectoryKind::Webapp && users.unknown_tokens == UnknownTokens::Ask
+    users.directory == DirectoryKind::Upstream && users.unknown_tokens == UnknownTokens::Ask
 }
 
 /// The config file's keys, then those made at run time. A name in the file is the

@@ -8,7 +8,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 
 use crate::pipeline::headers::X_API_KEY;
-use crate::webapp::{BadBasic, BasicCredentials};
+use crate::profiles::{BadBasic, BasicCredentials};
 
 /// A credential as presented, unchecked.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::{AllowedFields, METHOD_PARAMETER};
 use crate::pipeline::reject::Rejection;
-use crate::webapp;
+use crate::profiles;
 
 /// The path of a request that may be routed.
 pub(in crate::pipeline) fn checked(uri: &Uri) -> Result<&str, Rejection> {
@@ -109,7 +109,7 @@ fn check_escape(after: &[u8]) -> Result<u8, Rejection> {
         b'/' | b'\\' | b'.' => Err(Rejection::BadRequest(
             "the path has an escaped slash, dot or backslash",
         )),
-        b'%' if webapp::is_escaped_twice(&after[2..]) => {
+        b'%' if profiles::is_escaped_twice(&after[2..]) => {
             Err(Rejection::BadRequest("the path is escaped twice"))
         }
         0..=0x1f | 0x7f => Err(Rejection::BadRequest(

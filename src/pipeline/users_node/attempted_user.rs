@@ -7,8 +7,8 @@
 //!   error by, too little to be a credential;
 //! * a text that would do as a password is not shown at all.
 
+use crate::profiles::{check_password, is_invisible};
 use crate::secret::Secret;
-use crate::webapp::{check_password, is_invisible};
 
 /// Of a name, in characters; the rule for names allows no more.
 const LONGEST: usize = 32;

@@ -20,11 +20,11 @@ use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::limit::{Limiter, LoginHeld, LoginTry, RateAdmission, RateSubject};
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::stages::credential::basic;
+use crate::profiles::{self, EnvelopeMeta, LoginBody, Role, UserEntry};
 use crate::secret::Secret;
 use crate::token::{
     GrantRequest, InsertRefused, RevokeCause, Token, TokenDigest, TokenOrigin, TokenStore,
 };
-use crate::webapp::{self, EnvelopeMeta, LoginBody, Role, UserEntry};
 
 /// A users call has no business with a body larger than this.
 pub(in crate::pipeline) const MOST_BODY: usize = 16 * 1024;
@@ -37,6 +37,8 @@ pub(in crate::pipeline) struct UsersNode<'a> {
     pub limiter: &'a Limiter,
     pub metrics: &'a Arc<Metrics>,
     pub settings: &'a crate::config::UsersConfig,
+    /// The profile's `meta` member of responses.
+    pub meta: Option<EnvelopeMeta>,
 }
 
 /// One call to the node.
@@ -110,7 +112,7 @@ impl UsersNode<'_> {
             }
         };
         attempt.succeeded();
-        match webapp::login_body(&bytes).map_err(|_| Rejection::NotJson)? {
+        match profiles::login_body(&bytes).map_err(|_| Rejection::NotJson)? {
             LoginBody::NewPassword(password) => {
                 let by = ChangedBy::User(&verified);
                 self.set_password(&basic.username, password, by).await?;
@@ -142,7 +144,7 @@ impl UsersNode<'_> {
             self.tokens.revoke(&token.digest()).await;
             return Err(Rejection::LoginRefused("password was changed meanwhile"));
         }
-        let text = webapp::login_reply(token.secret(), ends.unix_seconds(), EnvelopeMeta::WEBAPP);
+        let text = profiles::login_reply(token.secret(), ends.unix_seconds(), self.meta);
         let mut answer = json(StatusCode::OK, text);
         admitted.put(answer.headers_mut());
         Ok(answer)
@@ -173,10 +175,7 @@ impl UsersNode<'_> {
     async fn logout(&self, client: &Client) -> Result<Response<ResponseBody>, Rejection> {
         let ended = self.tokens.revoke_user(client.name()).await;
         ended.map_err(Rejection::Unavailable)?;
-        Ok(json(
-            StatusCode::OK,
-            webapp::meta_reply(EnvelopeMeta::WEBAPP),
-        ))
+        Ok(json(StatusCode::OK, profiles::meta_reply(self.meta)))
     }
 
     async fn create(&self, body: RequestBody) -> Result<Response<ResponseBody>, Rejection> {
@@ -200,13 +199,13 @@ impl UsersNode<'_> {
                 CreateError::Unavailable(why) => Rejection::Unavailable(why),
                 CreateError::Failed(_) => Rejection::Internal("a password could not be hashed"),
             })?;
-        Ok(json(StatusCode::CREATED, shown(&name, None)))
+        Ok(json(StatusCode::CREATED, self.shown(&name, None)))
     }
 
     fn show(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
         let name = self.own_or_admin(call)?;
         let role = self.users.show(&name).ok_or(Rejection::NoSuchUser)?;
-        Ok(json(StatusCode::OK, shown(&name, Some(role))))
+        Ok(json(StatusCode::OK, self.shown(&name, Some(role))))
     }
 
     async fn change(
@@ -228,7 +227,7 @@ impl UsersNode<'_> {
         let ending = ending_of_change(call, &name, self.settings.on_password_change);
         let ended = self.tokens.end_tokens(&name, ending).await;
         ended.map_err(Rejection::Unavailable)?;
-        Ok(json(StatusCode::OK, shown(&name, None)))
+        Ok(json(StatusCode::OK, self.shown(&name, None)))
     }
 
     async fn delete(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
@@ -244,7 +243,11 @@ impl UsersNode<'_> {
                 RemoveError::Unavailable(why) => Rejection::Unavailable(why),
             })?;
         self.tokens.end_user(&name).await;
-        Ok(json(StatusCode::OK, shown(&name, None)))
+        Ok(json(StatusCode::OK, self.shown(&name, None)))
+    }
+
+    fn shown(&self, username: &str, role: Option<Role>) -> String {
+        profiles::user_reply(UserEntry { username, role }, self.meta)
     }
 
     /// The user a call is about: an admin may name any, a user only itself.
@@ -325,7 +328,7 @@ pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
 /// The user that `/v1/users/{name}` is about. It need not be a name that could be made
 /// today: every user there is can be shown, changed and deleted.
 pub(super) fn user_in(path: &str) -> Result<String, Rejection> {
-    webapp::name_in_path(path).ok_or(Rejection::BadRequest("the user name is not UTF-8"))
+    profiles::name_in_path(path).ok_or(Rejection::BadRequest("the user name is not UTF-8"))
 }
 
 pub(in crate::pipeline) async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
@@ -339,10 +342,6 @@ pub(in crate::pipeline) async fn read(body: RequestBody) -> Result<Bytes, Reject
             Some(BodyFailure::TooLarge) | None => Rejection::TooLarge,
         }),
     }
-}
-
-fn shown(username: &str, role: Option<Role>) -> String {
-    webapp::user_reply(UserEntry { username, role }, EnvelopeMeta::WEBAPP)
 }
 
 fn json(status: StatusCode, text: String) -> Response<ResponseBody> {

@@ -27,9 +27,9 @@ use crate::pipeline::stages::forward::Forwarder;
 use crate::pipeline::stages::inject::{CredentialSource, Inbound, UpstreamCredential};
 use crate::pipeline::stages::introspect::TokenIntrospection;
 use crate::pipeline::stages::respond::credential_source;
+use crate::profiles::{self, LoginBody};
 use crate::secret::Secret;
 use crate::token::{GrantRequest, RevokeCause, TokenDigest, TokenOrigin, TokenStore};
-use crate::webapp::{self, LoginBody};
 
 /// A login's answer is a few hundred bytes; what is longer is none.
 const MOST_ANSWER: usize = 64 * 1024;
@@ -134,7 +134,7 @@ impl RelayedCall<'_> {
         // A slow client takes no place among those that log in.
         let bytes = Box::pin(own_users::read(body)).await?;
         let body = request.body().again().ok_or(Rejection::TooLarge)?;
-        let is_change = matches!(webapp::login_body(&bytes), Ok(LoginBody::NewPassword(_)));
+        let is_change = matches!(profiles::login_body(&bytes), Ok(LoginBody::NewPassword(_)));
         let (attempt, admitted) = admit_login(self.limiter, call, &username).await?;
         let epoch = self.tokens.epoch(&username);
         let mut field = call.headers[AUTHORIZATION].clone();
@@ -222,7 +222,7 @@ async fn judge_name(request: &Inbound<'_>, body: RequestBody) -> Result<RequestB
     let bytes = own_users::read(body).await?;
     let named: Named = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
     if let Value::String(username) = named.username {
-        let rule = webapp::check_addressable(&username);
+        let rule = profiles::check_addressable(&username);
         rule.map_err(|rule| Rejection::Invalid(rule.to_string().into()))?;
     }
     request.body().again().ok_or(Rejection::TooLarge)
@@ -255,7 +255,7 @@ fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<(Secret, Duration), Unrea
     let answer: Value = serde_json::from_slice(text).map_err(|_| UnreadableLogin::NotJson)?;
     let text = |pointer| answer.pointer(pointer).and_then(Value::as_str);
     let token = text("/users/0/token").filter(|token| !token.is_empty());
-    let ends = text("/users/0/expires_after").and_then(webapp::parse_expiry);
+    let ends = text("/users/0/expires_after").and_then(profiles::parse_expiry);
     let (Some(token), Some(ends)) = (token, ends) else {
         return Err(UnreadableLogin::NoToken);
     };

@@ -5,10 +5,10 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode
 use proptest::prelude::*;
 
 use super::own_users::user_in;
-use crate::config::{Target, UsersCall, whatsapp_routes};
+use crate::config::{Target, UsersCall, shipped_routes};
 use crate::pipeline::stages::request_target;
 use crate::pipeline::stages::route::RouteTable;
-use crate::webapp::check_name;
+use crate::profiles::{Profile, check_name};
 
 /// As little escaped as RFC 3986 allows in a segment.
 const SEGMENT: &AsciiSet = &CONTROLS
@@ -37,9 +37,13 @@ const ALL: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 fn leads_back(name: &str) {
-    let routes = RouteTable::new(&whatsapp_routes());
+    let shipped = shipped_routes(Profile::DEFAULT);
+    let show = Target::UsersNode(UsersCall::Show);
+    let show = shipped.iter().find(|route| route.target == show).unwrap();
+    let routes = RouteTable::new(&shipped);
     for set in [SEGMENT, ALL] {
-        let text = format!("/v1/users/{}", utf8_percent_encode(name, set));
+        let escaped = utf8_percent_encode(name, set).to_string();
+        let text = show.path.to_string().replace("{name}", &escaped);
         let uri: Uri = text.parse().unwrap();
         let path = request_target::checked(&uri).unwrap_or_else(|why| panic!("{text}: {why:?}"));
         assert_eq!(user_in(path).unwrap(), name);

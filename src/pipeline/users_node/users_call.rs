@@ -41,6 +41,7 @@ impl Pipeline {
                 limiter: &ready.live.limiter,
                 metrics: &self.shared.metrics,
                 settings: &ready.live.config.users,
+                meta: ready.live.config.profile.meta,
             };
             return node.answer(&ready.call(kind, head), body).await;
         }

@@ -84,7 +84,7 @@ pub struct EmbeddedStore {
     path: PathBuf,
     jobs: SyncSender<WriterJob>,
     condition: Arc<DiskHealth>,
-    patience: Duration,
+    timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -117,9 +117,9 @@ impl EmbeddedStore {
             },
         })?;
         let condition = Arc::new(DiskHealth::default());
-        let shared = (Arc::clone(&condition), Arc::clone(metrics));
-        let writer = StoreWriter::new(path, opener, database, shared);
-        let writer = writer.map_err(|error| storage(path, error))?;
+        let health = Arc::clone(&condition);
+        let writer = StoreWriter::new(path, opener, database, health, Arc::clone(metrics))
+            .map_err(|error| storage(path, error))?;
         let (jobs, queue) = sync_channel(MOST_WAITING);
         let thread = std::thread::Builder::new().name("store".to_owned());
         let thread = thread.spawn(move || writer.run(&queue));
@@ -132,7 +132,7 @@ impl EmbeddedStore {
             path: path.to_owned(),
             jobs,
             condition,
-            patience: super::PATIENCE,
+            timeout: super::DEFAULT_TIMEOUT,
             metrics: Arc::clone(metrics),
         };
         Ok((embedded, contents))
@@ -167,14 +167,14 @@ impl EmbeddedStore {
         let job = WriterJob::Load(intake, Arc::clone(&progress), answer);
         self.jobs.send(job).map_err(|_| StoreUnavailable::Closed)?;
         let _wanted = LoadRequest(Arc::clone(&progress));
-        let (mut said, mut moved, mut patience) = (None, Instant::now(), self.patience);
+        let (mut said, mut moved, mut patience) = (None, Instant::now(), self.timeout);
         loop {
             if let Ok(loaded) = timeout(SAID_EVERY, &mut answered).await {
                 return loaded.unwrap_or(Err(StoreUnavailable::Closed));
             }
             let so_far @ (megabytes, rows, total) = progress.so_far();
             if said.replace(so_far) != Some(so_far) {
-                (moved, patience) = (Instant::now(), self.patience);
+                (moved, patience) = (Instant::now(), self.timeout);
                 if total > 0 {
                     info!(megabytes, rows, total, "loading tokens");
                 }
@@ -197,12 +197,12 @@ impl EmbeddedStore {
         self.hangs().or_else(|| self.condition.trouble())
     }
 
-    pub(super) fn patience(&self) -> Duration {
-        self.patience
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
-    pub(super) fn wait(&mut self, patience: Duration) {
-        self.patience = patience;
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     /// What to say of a disk that has had its time; None: it answers, as far as we know.
@@ -214,14 +214,14 @@ impl EmbeddedStore {
                 "the store cannot be written; logins, logouts and changes of users and keys are \
                  refused until it can, known tokens go on");
         };
-        let hangs = self.condition.hangs(self.patience, tell);
+        let hangs = self.condition.hangs(self.timeout, tell);
         hangs.then(|| why.into())
     }
 
     /// Writes what is in the queue and leaves the file, so that another may have it. Leaves
     /// no thread behind that waits: the runtime would not end before it.
     pub async fn close(&self) {
-        if timeout(self.patience, self.closed()).await.is_err() {
+        if timeout(self.timeout, self.closed()).await.is_err() {
             error!(path = %self.path.display(), "left while the disk does not answer");
         }
     }

@@ -181,7 +181,7 @@ pub(super) fn grants(
     let progress = LoadProgress::default(); // nobody asks
     let mut part = LoadedPart::default();
     let holders = HolderTable::of(database)?;
-    part.read(database, (0..PREFIXES, &holders), each, &progress)?;
+    part.read(database, 0..PREFIXES, &holders, each, &progress)?;
     Ok(part.sum(begin))
 }
 
@@ -209,7 +209,7 @@ pub(super) fn in_parts(
     let read = |number: u64| -> Result<LoadedPart, LoadError> {
         let mut part = LoadedPart::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
-        part.read(database, (prefixes, &holders), &mut intake.part(), progress)?;
+        part.read(database, prefixes, &holders, &mut intake.part(), progress)?;
         Ok(part)
     };
     let all = thread::scope(|scope| {
@@ -292,7 +292,8 @@ impl LoadedPart {
     fn read(
         &mut self,
         database: &Database,
-        (prefixes, holders): (Range<u64>, &HolderTable),
+        prefixes: Range<u64>,
+        holders: &HolderTable,
         each: &mut dyn FnMut(&[LiveGrant<'_>]),
         progress: &LoadProgress,
     ) -> Result<(), LoadError> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use redb::TableDefinition;
 
+use crate::profiles::Role;
 use crate::store::{GrantRecord, LiveGrant, RecordDigest, TokenOrigin};
-use crate::webapp::Role;
 
 /// Counts up with each change of this layout.
 pub(super) const SCHEMA: u64 = 1;

@@ -69,7 +69,8 @@ impl StoreWriter {
         path: &Path,
         opener: DatabaseOpener,
         database: Database,
-        (condition, metrics): (Arc<DiskHealth>, Arc<Metrics>),
+        condition: Arc<DiskHealth>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, redb::Error> {
         Ok(Self {
             batch: last_batch(&database)?,

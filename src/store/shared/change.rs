@@ -48,16 +48,18 @@ pub(super) struct NumberedChange {
     pub changes: Vec<SharedChange>,
 }
 
-/// Whoever keeps a copy of what is in the store. Called on the control runtime, one
-/// change after the other; must not block.
+/// A copy of some of the shared state, kept in memory. Called on the control runtime, one
+/// change after the other, in the order of their numbers; must not block.
 pub trait Replica: Send + Sync + fmt::Debug {
+    /// Takes over change number `seq`.
     fn apply(&self, change: &SharedChange, seq: u64);
 
-    /// Changes may have been missed; the last one seen for sure is `seen`.
-    fn doubt(&self, seen: u64);
+    /// Changes after number `seen` may have been missed: nothing held is valid without a
+    /// look-up until it has been read again.
+    fn invalidate(&self, seen: u64);
 
-    /// Everything this copy knows, for a store that lost its data.
-    fn knowledge(&self, give: &mut dyn FnMut(super::StateSnapshotItem));
+    /// Gives everything this replica holds, for a store that lost its data.
+    fn snapshot(&self, give: &mut dyn FnMut(super::StateSnapshotItem));
 }
 
 impl NumberedChange {

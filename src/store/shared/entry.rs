@@ -52,7 +52,7 @@ impl SharedEntry {
         self.text.is_empty()
     }
 
-    pub(super) fn written(&self) -> String {
+    pub(super) fn encode(&self) -> String {
         format!("{} {}\n{}", self.revision, self.seq, self.text)
     }
 }

@@ -20,7 +20,14 @@ pub struct LeaseAt {
     pub sealed: SealedBytes,
 }
 
-/// Whose turn it is to log in.
+/// How often the gateways together may log in at one upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoginRateLimit {
+    pub min_interval: Duration,
+    pub per_hour: u32,
+}
+
+/// Whether this gateway may log in now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoginTurn {
     /// Ours: nobody else logs in until this is published or let go.
@@ -73,15 +80,15 @@ impl SharedStore {
         &self,
         upstream: &str,
         known: u64,
-        (least, per_hour): (Duration, u32),
+        limit: LoginRateLimit,
     ) -> Result<LoginTurn, StoreUnavailable> {
         let holder = format!("{}{:016x}", self.writer, rand::random::<u64>());
         let call = self
             .lease_call(upstream)
             .arg(holder.as_str())
             .number(millis(LOCK_LIFE))
-            .number(least.as_millis())
-            .number(per_hour.clamp(1, 1000))
+            .number(limit.min_interval.as_millis())
+            .number(limit.per_hour.clamp(1, 1000))
             .number(known);
         let reply = self.run(&script::LOGIN, call).await?;
         match reply.word() {
@@ -143,7 +150,8 @@ impl SharedStore {
         upstream: &str,
         login: &LoginLock,
         single_active: bool,
-        (left, sealed): (Duration, &SealedBytes),
+        left: Duration,
+        sealed: &SealedBytes,
     ) -> Result<PublishOutcome, StoreUnavailable> {
         let call = self
             .lease_call(upstream)

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::backoff::Backoff;
 use crate::config;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::Metrics;
 
 /// Longest silence of the server: then it answers "nothing new", which tells us that it
@@ -87,12 +87,9 @@ enum LinkLost {
 impl SharedStore {
     /// Connects, and keeps connected until the end. Whoever keeps a copy has said so with
     /// `follow`: the directory is told once, now.
-    pub async fn start(
-        self: &Arc<Self>,
-        (tasks, stop): (&TaskSet, &ShutdownSignal),
-    ) -> Result<(), SharedOpenError> {
-        let run = Arc::clone(self).run_link(stop.clone());
-        tasks.spawn("store link", run);
+    pub async fn start(self: &Arc<Self>, scope: &TaskScope) -> Result<(), SharedOpenError> {
+        let run = Arc::clone(self).run_link(scope.stop.clone());
+        scope.spawn("store link", run);
         let first = timeout(FIRST_CONTACT, async {
             while !self.is_up() && !self.is_refused.load(Ordering::Acquire) {
                 sleep(Duration::from_millis(5)).await;
@@ -102,8 +99,8 @@ impl SharedStore {
             let why = Arc::clone(&self.down.load().why);
             return Err(SharedOpenError::new(&self.settings, why));
         }
-        let watch = Arc::clone(self).watch_policy(stop.clone());
-        tasks.spawn("store policy", watch);
+        let watch = Arc::clone(self).watch_policy(scope.stop.clone());
+        scope.spawn("store policy", watch);
         Ok(())
     }
 
@@ -122,7 +119,7 @@ impl SharedStore {
             contact: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             own: parking_lot::Mutex::default(),
-            followers: parking_lot::Mutex::default(),
+            replicas: parking_lot::Mutex::default(),
             gates: AtomicU32::new(1),
             relink: Arc::default(),
             eviction: arc_swap::ArcSwap::default(),
@@ -215,7 +212,7 @@ impl SharedStore {
         })));
         self.metrics.store_up.set(1);
         info!(store = %self.settings, "the store is there");
-        self.follow_changes(&mut follow, &mut commands, (known, &id))
+        self.follow_changes(&mut follow, &mut commands, known, &id)
             .await
     }
 
@@ -247,11 +244,11 @@ impl SharedStore {
                 warn!(store = %self.settings, seen, now = seq, is_other = id != known.id,
                     "changes may have been missed; grants are looked up again");
                 self.metrics.store_invalidations.inc();
-                self.each(|follower| follower.doubt(seen));
+                self.each_replica(|replica| replica.invalidate(seen));
                 if word == "lost" {
                     let users_too = id != known.id || self.silent_for() < REMOVAL_KNOWN;
-                    let facts = self.remake(commands, &id, users_too).await?;
-                    info!(facts, "told the store what this gate knows");
+                    let items = self.resync(commands, &id, users_too).await?;
+                    info!(items, "sent the state this gateway holds to the store");
                 }
             }
             _ => return Err(LinkLost::Odd),
@@ -263,9 +260,9 @@ impl SharedStore {
         Ok(id)
     }
 
-    fn each(&self, tell: impl Fn(&dyn super::Replica)) {
-        for follower in self.followers() {
-            tell(follower.as_ref());
+    fn each_replica(&self, call: impl Fn(&dyn super::Replica)) {
+        for replica in self.replicas() {
+            call(replica.as_ref());
         }
     }
 
@@ -279,7 +276,7 @@ impl SharedStore {
             users: read_entries(&mut commands.0, &self.names.users).await?,
             keys: read_entries(&mut commands.0, &self.names.keys).await?,
         };
-        self.each(|follower| follower.apply(&change, seq));
+        self.each_replica(|replica| replica.apply(&change, seq));
         Ok(())
     }
 
@@ -287,7 +284,8 @@ impl SharedStore {
         &self,
         follow: &mut MultiplexedConnection,
         commands: &mut CommandConnection,
-        (known, id): (&mut KnownState, &str),
+        known: &mut KnownState,
+        id: &str,
     ) -> Result<NeverReturns, LinkLost> {
         let silence = u64::try_from(SILENCE.as_millis()).unwrap_or(u64::MAX);
         let mut counted = Instant::now() - COUNT_EVERY;
@@ -358,14 +356,14 @@ impl SharedStore {
         if numbered.seq != seen + 1 {
             // Numbers are left out only when a gate has told the store what it had lost.
             self.metrics.store_invalidations.inc();
-            self.each(|follower| follower.doubt(seen));
+            self.each_replica(|replica| replica.invalidate(seen));
             self.read_directory(commands, seen).await?;
         }
         // The copies before the number: an epoch taken in between is the older one, and
         // at worst refuses a login that could have been let in.
         if !self.take_own(numbered.seq) {
             for change in &numbered.changes {
-                self.each(|follower| follower.apply(change, numbered.seq));
+                self.each_replica(|replica| replica.apply(change, numbered.seq));
             }
         }
         known.mark = numbered.mark;

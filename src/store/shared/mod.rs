@@ -21,9 +21,9 @@ mod users;
 pub use change::{Replica, RevokedUpTo, SharedChange};
 pub use client::eviction::{EvictingServer, EvictionFound};
 pub use entry::{EntryRevision, SharedEntry};
-pub use lease::{LeaseAt, LoginLock, LoginTurn, PublishOutcome};
+pub use lease::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome};
 pub use link::SharedOpenError;
-pub use permits::GrantedPermits;
+pub use permits::{GrantedPermits, PermitRate};
 pub use snapshot::StateSnapshotItem;
 pub use tokens::{InsertOutcome, SharedGrant, TokenInsert, TokenKind};
 pub use trial::{check_settings, reach};
@@ -66,7 +66,7 @@ pub struct SharedStore {
     applied: AtomicU64,
     /// Changes made here that the copies have taken in already.
     own: Mutex<HashSet<u64>>,
-    followers: Mutex<Vec<Weak<dyn Replica>>>,
+    replicas: Mutex<Vec<Weak<dyn Replica>>>,
     /// Gates that share the store, this one included, when it was last there.
     gates: AtomicU32,
     relink: Arc<ReconnectSignal>,
@@ -122,9 +122,9 @@ impl ScriptCall {
 }
 
 impl SharedStore {
-    /// Keeps `follower` in step from here on.
-    pub fn follow(&self, follower: Weak<dyn Replica>) {
-        self.followers_locked().push(follower);
+    /// Applies every change to `replica` from here on.
+    pub fn add_replica(&self, replica: Weak<dyn Replica>) {
+        self.replicas.lock().push(replica);
     }
 
     /// Whether there is a connection, and the copies are in step.
@@ -192,14 +192,10 @@ impl SharedStore {
         own.remove(&seq)
     }
 
-    fn followers_locked(&self) -> parking_lot::MutexGuard<'_, Vec<Weak<dyn Replica>>> {
-        self.followers.lock()
-    }
-
-    fn followers(&self) -> Vec<Arc<dyn Replica>> {
-        let mut followers = self.followers_locked();
-        followers.retain(|follower| follower.strong_count() > 0);
-        followers.iter().filter_map(Weak::upgrade).collect()
+    fn replicas(&self) -> Vec<Arc<dyn Replica>> {
+        let mut replicas = self.replicas.lock();
+        replicas.retain(|replica| replica.strong_count() > 0);
+        replicas.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Runs a script on the store that this gate knows.

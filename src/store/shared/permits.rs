@@ -1,5 +1,5 @@
-//! Permits of the shared limits: several at a time, so that a gate asks now and then and
-//! not for each request.
+//! Permits of the shared rate limits. A gateway takes several at a time, so that most
+//! requests need no call to the store.
 
 use std::time::Duration;
 
@@ -7,42 +7,47 @@ use super::SharedStore;
 use super::client::script;
 use crate::store::StoreUnavailable;
 
-/// What the store gave.
+/// The rate of a bucket: one permit more every `interval`, at most `burst` of them saved up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PermitRate {
+    pub interval: Duration,
+    pub burst: u32,
+}
+
+/// What the store granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrantedPermits {
     pub taken: u32,
-    /// Until there is another one.
+    /// How long until the bucket has another permit.
     pub wait: Duration,
 }
 
 impl SharedStore {
-    /// Takes up to `wanted` permits of a bucket that fills by one every `interval` and
-    /// holds `burst`.
+    /// Takes up to `wanted` permits from a bucket.
     pub async fn take_permits(
         &self,
         bucket: &str,
-        (interval, burst): (Duration, u32),
+        rate: PermitRate,
         wanted: u32,
     ) -> Result<GrantedPermits, StoreUnavailable> {
-        self.permits(bucket, (interval, burst), i64::from(wanted))
-            .await
+        self.permits(bucket, rate, i64::from(wanted)).await
     }
 
-    /// Gives back permits that were not used.
+    /// Returns permits that were not used.
     pub async fn return_permits(
         &self,
         bucket: &str,
-        (interval, burst): (Duration, u32),
+        rate: PermitRate,
         unused: u32,
     ) -> Result<(), StoreUnavailable> {
-        let given = self.permits(bucket, (interval, burst), -i64::from(unused));
-        given.await.map(drop)
+        let returned = self.permits(bucket, rate, -i64::from(unused));
+        returned.await.map(drop)
     }
 
     async fn permits(
         &self,
         bucket: &str,
-        (interval, burst): (Duration, u32),
+        rate: PermitRate,
         wanted: i64,
     ) -> Result<GrantedPermits, StoreUnavailable> {
         let Some(up) = self.up.load_full() else {
@@ -50,11 +55,11 @@ impl SharedStore {
                 &self.down.load().why,
             )));
         };
-        let micros = interval.as_secs_f64() * 1e6;
+        let micros = rate.interval.as_secs_f64() * 1e6;
         let mut invocation = script::PERMITS.key(self.names.bucket(bucket));
         invocation
             .arg(format!("{micros:.6}"))
-            .arg(format!("{:.6}", micros * f64::from(burst)))
+            .arg(format!("{:.6}", micros * f64::from(rate.burst)))
             .arg(wanted);
         let mut connection = up.commands.0.clone();
         let (taken, wait): (i64, u64) = invocation

@@ -1,4 +1,4 @@
-//! What a gate tells a store that lost its data, in part or whole.
+//! The state that a gateway sends to a store that lost its data, in part or whole.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,23 +11,23 @@ use super::tokens::{TokenKind, grain, millis};
 use super::{CommandConnection, ScriptCall, SharedStore};
 use crate::store::{RecordDigest, SealedBytes, StoreUnavailable};
 
-/// Fields in one call: the server does nothing else meanwhile.
-const AT_ONCE: usize = 600;
+/// Fields in one script call: the server does nothing else while a script runs.
+const MAX_FIELDS: usize = 600;
 
-/// One thing that a gate knows.
+/// One item of the state that a gateway holds.
 #[derive(Clone, Debug)]
 pub enum StateSnapshotItem {
     UserEnded {
         user: Arc<str>,
         end: super::RevokedUpTo,
-        /// How long tokens that it ended could have lived on.
+        /// How long the store must remember this end: as long as the ended tokens could have lived.
         keep: Duration,
     },
     TokenRevoked {
         digest: RecordDigest,
         keep: Duration,
     },
-    /// A token that was live when all changes up to `seq` had been seen.
+    /// A token that was live when all changes up to `seq` had been applied.
     Token {
         digest: RecordDigest,
         user: Arc<str>,
@@ -37,7 +37,7 @@ pub enum StateSnapshotItem {
     },
     User(Arc<str>, SharedEntry),
     Key(Arc<str>, SharedEntry),
-    /// How many tokens a user was given.
+    /// How many tokens the user has been given.
     Issued {
         user: Arc<str>,
         count: u64,
@@ -51,7 +51,7 @@ pub enum StateSnapshotItem {
     },
 }
 
-/// Facts of one kind, as a script's arguments.
+/// Items of one kind, as a script's arguments.
 #[derive(Debug)]
 struct SnapshotBatch {
     kind: &'static str,
@@ -59,7 +59,7 @@ struct SnapshotBatch {
 }
 
 impl StateSnapshotItem {
-    /// Ends come first, so that nothing dead is put back even for a moment.
+    /// Order of sending. Ends come first, so that no dead token is live again even for a moment.
     fn rank(&self) -> usize {
         match self {
             Self::UserEnded { .. } => 0,
@@ -74,55 +74,57 @@ impl StateSnapshotItem {
 }
 
 impl SharedStore {
-    /// Tells the store everything that the copies know.
-    pub(super) async fn remake(
+    /// Sends everything that the replicas hold to the store; returns how many items.
+    pub(super) async fn resync(
         &self,
         commands: &CommandConnection,
         id: &str,
         users_too: bool,
     ) -> Result<usize, StoreUnavailable> {
-        let mut facts = Vec::new();
-        for follower in self.followers() {
-            follower.knowledge(&mut |fact| facts.push(fact));
+        let mut items = Vec::new();
+        for replica in self.replicas() {
+            replica.snapshot(&mut |item| items.push(item));
         }
-        self.tell(commands, id, facts, users_too).await
+        self.merge_items(commands, id, items, users_too).await
     }
 
-    /// Tells the store all this; what it knows better stays as it is.
-    pub(super) async fn tell(
+    /// Merges these items into the store; what the store has in a newer version stays as it
+    /// is. Returns how many items were sent.
+    pub(super) async fn merge_items(
         &self,
         commands: &CommandConnection,
         id: &str,
-        facts: Vec<StateSnapshotItem>,
+        items: Vec<StateSnapshotItem>,
         users_too: bool,
     ) -> Result<usize, StoreUnavailable> {
-        let mut piles = ["end", "del", "user", "key", "put", "issued"].map(|kind| SnapshotBatch {
-            kind,
-            fields: Vec::new(),
-        });
+        let mut batches =
+            ["end", "del", "user", "key", "put", "issued"].map(|kind| SnapshotBatch {
+                kind,
+                fields: Vec::new(),
+            });
         let mut leases = Vec::new();
-        let count = facts.len();
-        for fact in facts {
-            match piles.get_mut(fact.rank()) {
-                Some(pile) => pile.push(fact),
-                None => leases.push(fact),
+        let count = items.len();
+        for item in items {
+            match batches.get_mut(item.rank()) {
+                Some(batch) => batch.push(item),
+                None => leases.push(item),
             }
         }
-        for pile in piles {
-            if pile.kind == "user" && !users_too {
+        for batch in batches {
+            if batch.kind == "user" && !users_too {
                 continue;
             }
-            // Six fields a token, four an end, two the others: 600 splits none.
-            for some in pile.fields.chunks(AT_ONCE) {
-                let call = ScriptCall::default().arg(pile.kind);
-                let call = some
+            // A token has six fields, an end four, the others two: 600 is a multiple of all.
+            for fields in batch.fields.chunks(MAX_FIELDS) {
+                let call = ScriptCall::default().arg(batch.kind);
+                let call = fields
                     .iter()
                     .fold(call, |call, field| call.arg(field.as_slice()));
                 self.merge(commands, id, &script::MERGE, call).await?;
             }
         }
         for lease in leases {
-            if let Some(call) = self.lease_again(lease) {
+            if let Some(call) = self.merge_lease_call(lease) {
                 self.merge(commands, id, &script::MERGE_LEASE, call).await?;
             }
         }
@@ -143,14 +145,14 @@ impl SharedStore {
         }
     }
 
-    fn lease_again(&self, fact: StateSnapshotItem) -> Option<ScriptCall> {
+    fn merge_lease_call(&self, item: StateSnapshotItem) -> Option<ScriptCall> {
         let StateSnapshotItem::Lease {
             upstream,
             generation,
             refused,
             left,
             sealed,
-        } = fact
+        } = item
         else {
             return None;
         };
@@ -166,10 +168,10 @@ impl SharedStore {
 }
 
 impl SnapshotBatch {
-    fn push(&mut self, fact: StateSnapshotItem) {
+    fn push(&mut self, item: StateSnapshotItem) {
         let number = |number: u64| number.to_string().into_bytes();
         let text = |text: &str| text.as_bytes().to_vec();
-        match fact {
+        match item {
             StateSnapshotItem::UserEnded { user, end, keep } => self.fields.extend([
                 text(&user),
                 number(end.tokens),
@@ -195,7 +197,7 @@ impl SnapshotBatch {
                 number(grain(left)),
             ]),
             StateSnapshotItem::User(name, entry) | StateSnapshotItem::Key(name, entry) => {
-                self.fields.extend([text(&name), text(&entry.written())]);
+                self.fields.extend([text(&name), text(&entry.encode())]);
             }
             StateSnapshotItem::Issued { user, count } => {
                 self.fields.extend([text(&user), number(count)])

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::client::script;
 use super::{ScriptCall, SharedStore};
+use crate::profiles::Role;
 use crate::store::{RecordDigest, StoreUnavailable, TokenOrigin};
-use crate::webapp::Role;
 
 /// What kind of token, in two letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

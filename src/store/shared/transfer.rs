@@ -87,7 +87,7 @@ impl SharedStore {
         records: Vec<ExportRecord>,
     ) -> Result<RecordCounts, StoreUnavailable> {
         let mut tally = RecordCounts::default();
-        let mut facts = Vec::new();
+        let mut items = Vec::new();
         for record in records {
             let is_over = matches!(&record, ExportRecord::Grant(grant)
                 if grant.ends_millis <= clock::unix_millis());
@@ -95,12 +95,12 @@ impl SharedStore {
                 true => tally.over += 1,
                 false => tally.count(&record),
             }
-            facts.extend(fact(record).filter(|_| !is_over));
+            items.extend(snapshot_item(record).filter(|_| !is_over));
         }
         let Some(up) = self.up.load_full() else {
             return Err(StoreUnavailable::Failed(Arc::clone(&self.down.load().why)));
         };
-        self.tell(&up.commands, &up.id, facts, true).await?;
+        self.merge_items(&up.commands, &up.id, items, true).await?;
         Ok(tally)
     }
 
@@ -220,8 +220,8 @@ fn parse(value: &str) -> Option<(u64, TokenKind, &str)> {
     Some((seq, TokenKind::parse(parts.next()?)?, parts.next()?))
 }
 
-/// What a record is to the store. None: nothing.
-fn fact(record: ExportRecord) -> Option<StateSnapshotItem> {
+/// The record as an item of shared state; None: the shared store has no such state.
+fn snapshot_item(record: ExportRecord) -> Option<StateSnapshotItem> {
     let entry = |text: serde_json::Result<String>| {
         Some(SharedEntry {
             revision: FIRST,

@@ -328,14 +328,36 @@ async fn records_of_users_go_with_their_last_token() {
     store.revoke(&token).await;
     assert_eq!(store.memory.traces(), (1, 0));
     let epoch = store.epoch("bert");
-    advance(sweep::LONGEST_LOGIN).await;
+    advance(sweep::MAX_LOGIN_TIME).await;
     sweep_all(&store);
     assert_eq!(store.memory.traces(), (0, 0));
     // The trace is gone; a login from before the deletion is refused all the same.
-    let late = login_for(&store, "bert", (HOUR, DeletionEpoch { here: 0, shared: 0 })).await;
+    let late = login_for(
+        &store,
+        "bert",
+        (
+            HOUR,
+            DeletionEpoch {
+                local: 0,
+                shared: 0,
+            },
+        ),
+    )
+    .await;
     assert_eq!(late, Err(InsertRefused::Ended));
     assert!(login_for(&store, "bert", (HOUR, epoch)).await.is_ok());
-    let refused = login_for(&store, "carl", (HOUR, DeletionEpoch { here: 0, shared: 0 })).await;
+    let refused = login_for(
+        &store,
+        "carl",
+        (
+            HOUR,
+            DeletionEpoch {
+                local: 0,
+                shared: 0,
+            },
+        ),
+    )
+    .await;
     assert_eq!(refused, Err(InsertRefused::Ended));
     assert_eq!(store.memory.traces(), (1, 1), "a refusal leaves nothing");
 }
@@ -344,7 +366,7 @@ async fn records_of_users_go_with_their_last_token() {
 async fn forgetting_an_old_deletion_refuses_no_login_that_runs_meanwhile() {
     let store = store(10, 10);
     store.end_user("bert").await;
-    advance(sweep::LONGEST_LOGIN).await;
+    advance(sweep::MAX_LOGIN_TIME).await;
     let epoch = store.epoch("anna");
     sweep_all(&store);
     assert!(login_for(&store, "anna", (HOUR, epoch)).await.is_ok());

@@ -289,8 +289,11 @@ impl Model {
             self.store.metrics.tokens.get(),
             i64::try_from(live).unwrap()
         );
-        let hints = self.store.memory.traces().1;
-        assert!(hints <= live && (hints > 0 || live == 0), "some share one");
+        let entries = self.store.memory.traces().1;
+        assert!(
+            entries <= live && (entries > 0 || live == 0),
+            "some share one"
+        );
         advance(HOUR + Duration::from_secs(2)).await;
         sweep_all(&self.store);
         assert_eq!((self.store.len(), self.store.memory.traces()), (0, (0, 0)));

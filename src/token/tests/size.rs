@@ -186,8 +186,12 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
     });
     restore.finish();
     assert_eq!(store.len(), 2 * EACH);
-    let (users, hints) = store.memory.traces();
-    assert_eq!((users, hints), (USERS, 2 * EACH), "the idle leave no trace");
+    let (users, entries) = store.memory.traces();
+    assert_eq!(
+        (users, entries),
+        (USERS, 2 * EACH),
+        "the idle leave no trace"
+    );
     let mut ended = 0;
     for name in &names {
         ended += store.revoke_user(name).await.unwrap();

@@ -6,82 +6,20 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
+use crate::profiles::{BasicCredentials, parse_expiry};
+pub use crate::profiles::{
+    BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection, TokenSource,
+};
 use crate::secret::Secret;
-use crate::webapp::{self, BasicCredentials, ErrorCode};
 
 /// Longer than any service grants; an expiry beyond it is a misread number.
 const LONGEST_LIFE: Duration = Duration::from_secs(400 * 86_400);
 /// A token longer than this would not fit most servers' header limits.
 const LONGEST_TOKEN: usize = 8 * 1024;
-
-/// One kind of login.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoginDescription {
-    pub method: Method,
-    pub path: PathAndQuery,
-    pub credential: CredentialForm,
-    /// Statuses that mean yes.
-    pub accepted: Vec<StatusCode>,
-    pub token: TokenSource,
-    /// The first that yields one counts.
-    pub expiry: Vec<ExpirySource>,
-    pub inject: TokenInjection,
-    /// A 401 whose body says this is not a wrong password, but one that must be changed.
-    pub password_change: Option<BodyCode>,
-}
-
-/// How user name and password are sent. In templates, `{username}` and
-/// `{password}` stand for them and are escaped as the form demands.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CredentialForm {
-    Basic,
-    Json(Value),
-    Form(Vec<(String, String)>),
-}
-
-/// Where the token is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenSource {
-    /// A JSON pointer (RFC 6901).
-    Pointer(String),
-    Header(HeaderName),
-    /// The body is the token: a JSON string, or plain text.
-    WholeBody,
-}
-
-/// Where the token's end is. Null and missing fall through to the next source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExpirySource {
-    /// A date in the body, on the upstream's clock.
-    PointerDate(String),
-    /// Seconds to live.
-    PointerSeconds(String),
-    /// Milliseconds to live.
-    PointerMillis(String),
-    /// The `exp` claim of a token that is a JWT, on the upstream's clock.
-    JwtExp,
-    /// What the service's manual says.
-    Fixed(Duration),
-}
-
-/// The header that carries the token, such as `authorization: Bearer {token}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenInjection {
-    pub header: HeaderName,
-    pub template: String,
-}
-
-/// A number at a place in a JSON body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BodyCode {
-    pub pointer: String,
-    pub code: u32,
-}
 
 /// What is wrong with an answer that says yes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,25 +72,6 @@ pub(in crate::upstream) struct ParsedLogin {
 }
 
 impl LoginDescription {
-    /// The WhatsApp Business API Webapp (protocol sheet, section 1.1).
-    pub fn whatsapp() -> Self {
-        Self {
-            method: Method::POST,
-            path: PathAndQuery::from_static("/v1/users/login"),
-            credential: CredentialForm::Basic,
-            accepted: vec![StatusCode::OK, StatusCode::CREATED],
-            token: TokenSource::Pointer("/users/0/token".to_owned()),
-            expiry: vec![ExpirySource::PointerDate(
-                "/users/0/expires_after".to_owned(),
-            )],
-            inject: TokenInjection::bearer(),
-            password_change: Some(BodyCode {
-                pointer: "/errors/0/code".to_owned(),
-                code: ErrorCode::PasswordChangeRequired.number(),
-            }),
-        }
-    }
-
     pub(in crate::upstream) fn question(
         &self,
         username: &str,
@@ -264,7 +183,7 @@ impl ExpirySource {
             |end: i64| Duration::from_secs(u64::try_from(end.saturating_sub(now)).unwrap_or(0));
         match self {
             Self::PointerDate(pointer) => found(pointer).map(|value| {
-                let end = value.as_str().and_then(webapp::parse_expiry);
+                let end = value.as_str().and_then(parse_expiry);
                 end.map(until).ok_or(BadLoginResponse::BadExpiry)
             }),
             Self::PointerSeconds(pointer) => {
@@ -288,13 +207,6 @@ impl ExpirySource {
 }
 
 impl TokenInjection {
-    pub fn bearer() -> Self {
-        Self {
-            header: AUTHORIZATION,
-            template: "Bearer {token}".to_owned(),
-        }
-    }
-
     pub(in crate::upstream) fn header(
         &self,
         token: &Secret,

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::secret::Secret;
 use crate::store::shared::SharedStore;
-use crate::store::{SealedBytes, SealedLease, SealingKeys, Store, StoreChange};
+use crate::store::{SealedBytes, SealedLease, SealingKeys, StoreBackend, StoreChange};
 
 /// Less is not worth adopting: the renewal would be due at once.
 const LEAST_LEFT: Duration = Duration::from_secs(10);
@@ -20,13 +20,13 @@ const LEAST_LEFT: Duration = Duration::from_secs(10);
 /// Where an upstream's token is kept, and what was found there at the start.
 #[derive(Clone, Debug)]
 pub struct LeaseKeeper {
-    store: Arc<Store>,
+    store: StoreBackend,
     seal: Arc<SealingKeys>,
     found: Vec<SealedLease>,
 }
 
 impl LeaseKeeper {
-    pub fn new(store: Arc<Store>, seal: Arc<SealingKeys>, found: Vec<SealedLease>) -> Self {
+    pub fn new(store: StoreBackend, seal: Arc<SealingKeys>, found: Vec<SealedLease>) -> Self {
         Self { store, seal, found }
     }
 
@@ -154,8 +154,11 @@ impl LeaseBinding {
     }
 
     fn submit(&self, change: StoreChange) {
+        let StoreBackend::Local(store) = &self.keeper.store else {
+            return; // a shared store has the leases of all gateways, and its own calls for them
+        };
         let upstream = Arc::clone(&self.upstream);
-        self.keeper.store.submit(change, move |outcome| {
+        store.submit(change, move |outcome| {
             if let Err(error) = outcome {
                 warn!(%upstream, %error, "the upstream's token is not kept; the next start may log in");
             }
@@ -170,14 +173,18 @@ fn span(from: u64, to: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::SealKey;
+    use crate::store::{SealKey, Store};
 
     const HOUR: u64 = 3_600_000;
 
     fn place(host: &str, username: &str, found: Vec<SealedLease>) -> LeaseBinding {
         let key = Secret::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
         let seal = SealingKeys::new(SealKey::parse(&key).unwrap(), None);
-        let keeper = LeaseKeeper::new(Arc::new(Store::Memory), Arc::new(seal), found);
+        let keeper = LeaseKeeper::new(
+            StoreBackend::Local(Arc::new(Store::Memory)),
+            Arc::new(seal),
+            found,
+        );
         LeaseBinding::new(keeper, &"main".into(), format!("{host}\n{username}"))
     }
 

@@ -20,7 +20,7 @@ use crate::store::shared::{Replica, SharedChange, SharedStore, StateSnapshotItem
 #[derive(Debug)]
 pub(in crate::upstream) struct SharedLogin {
     pub(super) shared: Arc<SharedStore>,
-    pub(super) bell: Arc<LeaseFollower>,
+    pub(super) bell: Arc<LeaseReplica>,
     /// When the newest lease is to be renewed.
     pub(super) renew: Option<Deadline>,
     /// Refused here, and the store has not heard it yet.
@@ -33,7 +33,7 @@ pub(in crate::upstream) struct SharedLogin {
 
 /// Hears of a new lease, and knows the last one.
 #[derive(Debug)]
-pub(super) struct LeaseFollower {
+pub(super) struct LeaseReplica {
     upstream: Arc<str>,
     session: Arc<Session>,
     has_rung: AtomicBool,
@@ -48,7 +48,7 @@ pub(super) struct LatestLease {
     pub(super) sealed: SealedBytes,
 }
 
-impl LeaseFollower {
+impl LeaseReplica {
     fn ring(&self) {
         self.has_rung.store(true, Ordering::Release);
         self.session.wake.notify_one();
@@ -60,18 +60,18 @@ impl LeaseFollower {
     }
 }
 
-impl Replica for LeaseFollower {
+impl Replica for LeaseReplica {
     fn apply(&self, change: &SharedChange, _: u64) {
         if matches!(change, SharedChange::Lease(upstream) if *upstream == self.upstream) {
             self.ring();
         }
     }
 
-    fn doubt(&self, _: u64) {
+    fn invalidate(&self, _: u64) {
         self.ring();
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         let latest = self.latest.lock();
         let Some(latest) = latest.clone().filter(|latest| !latest.ends.has_passed()) else {
             return;
@@ -94,14 +94,14 @@ impl SharedLogin {
         session: &Arc<Session>,
     ) -> Option<Self> {
         let shared = place.shared()?;
-        let bell = Arc::new(LeaseFollower {
+        let bell = Arc::new(LeaseReplica {
             upstream: Arc::clone(upstream),
             session: Arc::clone(session),
             has_rung: AtomicBool::new(false),
             latest: Mutex::default(),
         });
-        let follower: Weak<LeaseFollower> = Arc::downgrade(&bell);
-        shared.follow(follower);
+        let follower: Weak<LeaseReplica> = Arc::downgrade(&bell);
+        shared.add_replica(follower);
         Some(Self {
             shared: Arc::clone(shared),
             bell,

@@ -18,7 +18,7 @@ use super::token_probe::ProbeVerdict;
 use crate::clock::Deadline;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
-use crate::store::shared::{LeaseAt, LoginLock, LoginTurn, PublishOutcome};
+use crate::store::shared::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome};
 use crate::store::{SealedBytes, StoreUnavailable};
 use crate::sync::lock;
 
@@ -53,8 +53,11 @@ impl Renewer {
             LoginCause::Renewal | LoginCause::Unproven => plan.settings.logins_per_hour,
             LoginCause::Refusal => most_for_refusals(plan.settings.logins_per_hour),
         };
-        let pace = (plan.settings.min_login_interval, per_hour);
-        match common.shared.login_turn(&self.upstream, known, pace).await {
+        let limit = LoginRateLimit {
+            min_interval: plan.settings.min_login_interval,
+            per_hour,
+        };
+        match common.shared.login_turn(&self.upstream, known, limit).await {
             Ok(LoginTurn::Ours(login)) => self.log_in_for_all(common, &login, cause).await,
             Ok(LoginTurn::Newer) => at_once(),
             Ok(LoginTurn::Busy(left)) => {
@@ -185,10 +188,9 @@ impl Renewer {
             return self.blocked(LoginFailure::Unusable, LOOK_AGAIN);
         };
         let single = self.plan().settings.single_active_token;
-        let lease = (granted.left, &sealed);
         let published = common
             .shared
-            .publish(&self.upstream, login, single, lease)
+            .publish(&self.upstream, login, single, granted.left, &sealed)
             .await;
         let number = match published {
             Ok(PublishOutcome::Current(generation)) => {

@@ -237,7 +237,8 @@ async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
     let mut around = Surroundings::of(address).without_login();
     around.settings.base.tls = tls;
     let upstream = around.open().unwrap();
-    let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone());
+    let connections =
+        UpstreamConnections::<Empty<Bytes>>::new(upstream, around.scope.tasks.clone());
     let failure = connections.send(Request::new(Empty::new()), PATIENT).await;
     let failure = failure.unwrap_err();
     (failure.kind, chain(&failure))
@@ -341,7 +342,7 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
             around.settings.trust = Trust::Pins(vec![identity.pin()]);
             let upstream = around.open().unwrap();
             let connections =
-                UpstreamConnections::<Empty<Bytes>>::new(upstream, around.tasks.clone());
+                UpstreamConnections::<Empty<Bytes>>::new(upstream, around.scope.tasks.clone());
             let response = connections.send(Request::new(Empty::new()), PATIENT).await;
             let outcome = response.unwrap().into_body().collect().await;
             assert_eq!(outcome.is_ok(), is_whole, "{head}");
@@ -355,7 +356,7 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
 #[tokio::test]
 async fn the_answer_to_a_login_is_read_the_same_way() {
     let identity = Identity::of("127.0.0.1");
-    let end = crate::webapp::format_expiry(crate::clock::unix_seconds() + 86_400);
+    let end = crate::profiles::format_expiry(crate::clock::unix_seconds() + 86_400);
     let body = format!(r#"{{"users":[{{"token":"t","expires_after":"{end}"}}],"meta":{{}}}}"#);
     for (answer, is_whole) in framed(&body) {
         let address = ending_abruptly(&identity, answer.clone()).await;
@@ -373,7 +374,7 @@ async fn the_answer_to_a_login_is_read_the_same_way() {
                 "{answer}: {refused}"
             );
         }
-        around.stop.drain();
+        around.scope.stop.drain();
     }
     // The same with close_notify: there, an end is an end.
     let (head, _) = framed(&body)[4].clone();

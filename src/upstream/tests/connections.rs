@@ -66,7 +66,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = around.open().unwrap();
-    UpstreamConnections::new(upstream, around.tasks.clone())
+    UpstreamConnections::new(upstream, around.scope.tasks.clone())
 }
 
 async fn text(response: Response<UpstreamResponseBody>) -> String {

@@ -39,7 +39,7 @@ fn with(token: TokenSource, expiry: Vec<ExpirySource>) -> LoginDescription {
     LoginDescription {
         token,
         expiry,
-        ..LoginDescription::whatsapp()
+        ..crate::profiles::whatsapp::login_description()
     }
 }
 
@@ -155,7 +155,7 @@ fn the_first_expiry_that_is_there_counts() {
 #[test]
 fn templates_are_filled_in_one_pass_and_escaped() {
     let password = Secret::new("p\"{username}&=ä b");
-    let mut description = LoginDescription::whatsapp();
+    let mut description = crate::profiles::whatsapp::login_description();
     description.credential = CredentialForm::Json(json!({
         "auth": [{ "user": "{username}", "password": "{password}" }], "ttl": 5, "note": "{x}{",
     }));

@@ -14,7 +14,7 @@ use super::stub_dns::{NO_NAME, Says, StubDns};
 use super::{Folder, PATIENCE, eventually};
 use crate::dns::DnsResolver;
 use crate::error_chain::chain;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::upstream::DialError;
 use crate::upstream::transport::address_book::AddressBook;
 use crate::upstream::transport::address_memory::AddressMemory;
@@ -25,10 +25,10 @@ const SLACK: Duration = Duration::from_millis(200);
 const DELAY: Duration = Duration::from_millis(250);
 
 fn dialer(names: DnsResolver, port: u16, limit: Duration) -> Dialer {
-    let tasks = TaskSet::new(Handle::current());
+    let scope = TaskScope::new(Handle::current());
     Dialer {
         port,
-        book: AddressBook::new("webapp.example", names, &tasks, &ShutdownSignal::default()),
+        book: AddressBook::new("webapp.example", names, &scope),
         memory: AddressMemory::default(),
         tls: None,
         limit,

@@ -115,7 +115,7 @@ async fn an_answer_without_a_usable_token_is_a_failed_login() {
             "{start}"
         );
         assert!(!session.is_ready());
-        around.stop.abort();
+        around.scope.stop.abort();
     }
 }
 
@@ -253,7 +253,7 @@ async fn an_api_key_is_checked_and_follows_its_file() {
     eventually("the new key", || key() == "Apikey another-good-key").await;
     assert!(upstream.session().is_none());
     drop(upstream);
-    timeout(PATIENCE, around.tasks.wait()).await.unwrap();
+    timeout(PATIENCE, around.scope.tasks.wait()).await.unwrap();
     assert!(!never.load(Ordering::SeqCst), "no login was configured");
 }
 

@@ -32,7 +32,7 @@ use super::{
     Upstream, UpstreamOpening,
 };
 use crate::config::{self, BaseAddress, Trust};
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 
@@ -88,8 +88,7 @@ struct Surroundings {
     folder: Folder,
     settings: config::Upstream,
     metrics: Arc<Metrics>,
-    tasks: TaskSet,
-    stop: ShutdownSignal,
+    scope: TaskScope,
 }
 
 impl Surroundings {
@@ -97,6 +96,7 @@ impl Surroundings {
         let folder = Folder::new();
         let password = folder.write("password", "right\n");
         let settings = config::Upstream {
+            login_description: crate::profiles::whatsapp::login_description(),
             name: "main".into(),
             base: BaseAddress {
                 tls: false,
@@ -130,8 +130,7 @@ impl Surroundings {
             folder,
             settings,
             metrics: Metrics::new(),
-            tasks: TaskSet::new(Handle::current()),
-            stop: ShutdownSignal::default(),
+            scope: TaskScope::new(Handle::current()),
         }
     }
 
@@ -145,22 +144,22 @@ impl Surroundings {
     }
 
     fn open(&self) -> Result<Arc<Upstream>, Error> {
-        Upstream::open(&self.settings, &self.tasks, &self.stop, &self.metrics)
+        Upstream::open(&self.settings, &self.scope, &self.metrics)
     }
 
     fn session(&self) -> Arc<Session> {
-        self.session_with(LoginDescription::whatsapp())
+        self.session_with(crate::profiles::whatsapp::login_description())
     }
 
     /// The session of an upstream that lives as long as the test.
     fn session_with(&self, description: LoginDescription) -> Arc<Session> {
-        let upstream = UpstreamOpening::new(&self.settings, &self.tasks, &self.stop, &self.metrics)
+        let upstream = UpstreamOpening::new(&self.settings, &self.scope, &self.metrics)
             .described(description)
             .open()
             .unwrap();
         let session = Arc::clone(upstream.session().unwrap());
-        let stop = self.stop.clone();
-        self.tasks.spawn("keeps the upstream", async move {
+        let stop = self.scope.stop.clone();
+        self.scope.spawn("keeps the upstream", async move {
             stop.draining().await;
             drop(upstream);
         });

@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::clock;
 use crate::lifecycle::TaskSet;
-use crate::webapp::format_expiry;
+use crate::profiles::format_expiry;
 
 /// One request as it came.
 #[derive(Clone, Debug)]

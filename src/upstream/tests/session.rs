@@ -340,7 +340,7 @@ async fn told_to_stop_it_finishes_the_login_that_requests_wait_for() {
     let session = Arc::clone(upstream.session().unwrap());
     let callers = hundred(&session, None);
     eventually("the login is under way", || webapp.requests() == 1).await;
-    around.stop.drain();
+    around.scope.stop.drain();
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 1));
     timeout(PATIENCE, session.ended()).await.unwrap();
@@ -348,7 +348,7 @@ async fn told_to_stop_it_finishes_the_login_that_requests_wait_for() {
     let lease = at_once(&session).await;
     let no = replace(&session, &lease).await.unwrap_err();
     assert_eq!(no.why, LoginFailure::Stopping);
-    timeout(PATIENCE, around.tasks.wait()).await.unwrap();
+    timeout(PATIENCE, around.scope.tasks.wait()).await.unwrap();
 }
 
 #[tokio::test]
@@ -359,7 +359,7 @@ async fn aborted_in_the_middle_of_a_login_it_ends_at_once() {
     let upstream = around.open().unwrap();
     eventually("the login is under way", || webapp.requests() == 1).await;
     let session = upstream.session().unwrap();
-    let (no, ()) = tokio::join!(session.lease(), async { around.stop.abort() });
+    let (no, ()) = tokio::join!(session.lease(), async { around.scope.stop.abort() });
     assert_eq!(no.unwrap_err().why, LoginFailure::Stopping);
-    timeout(PATIENCE, around.tasks.wait()).await.unwrap();
+    timeout(PATIENCE, around.scope.tasks.wait()).await.unwrap();
 }

@@ -24,7 +24,7 @@ use super::names::names;
 use super::server::{Reply, Webapp};
 use super::{Folder, PATIENCE, Surroundings, eventually, stays};
 use crate::config::Trust;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::upstream::transport::address_book::AddressBook;
 use crate::upstream::transport::address_memory::AddressMemory;
 use crate::upstream::transport::dialer::Dialer;
@@ -109,7 +109,7 @@ pub(super) async fn believes(
     upstream: &Arc<Upstream>,
 ) -> Result<(), String> {
     let connections =
-        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), around.tasks.clone());
+        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), around.scope.tasks.clone());
     let request = Request::new(Empty::new());
     match connections
         .send(request, ResponseTimeout::within(Duration::from_secs(5)))
@@ -205,8 +205,8 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
     let stranger = Identity::of("127.0.0.1");
     // Closes at once; says nothing; has another's key.
     let closing = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    tasks.spawn("closes", async move {
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
+    scope.spawn("closes", async move {
         while let Ok((tcp, _)) = closing.accept().await {
             drop(tcp);
         }
@@ -221,12 +221,7 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
         let trust = Trust::Pins(vec![identity.pin()]);
         let dialer = Dialer {
             port,
-            book: AddressBook::new(
-                "webapp.example",
-                names(&folder, "", &hosts),
-                &tasks,
-                &ShutdownSignal::default(),
-            ),
+            book: AddressBook::new("webapp.example", names(&folder, "", &hosts), &scope),
             memory: AddressMemory::default(),
             tls: Some(UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap()),
             limit: PATIENCE,

@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::address_memory::AddressMemory;
-use crate::dns::{DnsResolver, FoundAddresses, LONGEST_STALE, NameError, RESOLUTION_DELAY};
+use crate::dns::{DnsResolver, FoundAddresses, MAX_STALE, NameError, RESOLUTION_DELAY};
 use crate::error_chain::chain;
-use crate::lifecycle::{ShutdownSignal, TaskSet};
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::staggered::CandidateSource;
 
 /// A name that is not there yet is asked for again after this, whatever the zone says:
@@ -37,8 +37,7 @@ pub(in crate::upstream) struct AddressBook(Arc<BookShared>);
 struct BookShared {
     host: String,
     names: DnsResolver,
-    tasks: TaskSet,
-    stop: ShutdownSignal,
+    scope: TaskScope,
     state: Mutex<BookState>,
 }
 
@@ -85,17 +84,11 @@ impl LookUp {
 }
 
 impl AddressBook {
-    pub(in crate::upstream) fn new(
-        host: &str,
-        names: DnsResolver,
-        tasks: &TaskSet,
-        stop: &ShutdownSignal,
-    ) -> Self {
+    pub(in crate::upstream) fn new(host: &str, names: DnsResolver, scope: &TaskScope) -> Self {
         Self(Arc::new(BookShared {
             host: host.to_owned(),
             names,
-            tasks: tasks.clone(),
-            stop: stop.clone(),
+            scope: scope.clone(),
             state: Mutex::default(),
         }))
     }
@@ -168,11 +161,11 @@ impl AddressBook {
         let (tell, found) = watch::channel(FoundAddresses::default());
         let (tell_end, end) = watch::channel(None);
         let book = self.clone();
-        self.0.tasks.spawn("name look-up", async move {
+        self.0.scope.spawn("name look-up", async move {
             let shared = &book.0;
             let outcome = tokio::select! {
                 outcome = Box::pin(shared.names.look_up(&shared.host, &tell)) => outcome,
-                () = look_up_limit(&shared.stop) => Err(NameError::Unanswered {
+                () = look_up_limit(&shared.scope.stop) => Err(NameError::Unanswered {
                     file: shared.names.servers_file().to_owned(),
                     source: "none came in time".into(),
                 }),
@@ -196,7 +189,7 @@ impl AddressBook {
         match failure {
             None => {
                 state.earlier = found.all();
-                state.earlier_until = Some(Instant::now() + LONGEST_STALE);
+                state.earlier_until = Some(Instant::now() + MAX_STALE);
                 state.is_v6_silent = !found.has_v6_answer;
                 if std::mem::take(&mut state.is_told) {
                     info!(host, "the name is found again");

@@ -180,7 +180,7 @@ impl Dialer {
         let at = |ip| SocketAddr::new(ip, self.port);
         let failed = lost.failed.iter().filter(|(_, failure)| !failure.is_ours());
         failed.for_each(|(ip, _)| self.memory.failed(*ip));
-        let slow = lost.unfinished.iter().filter(|one| one.had_its_time);
+        let slow = lost.unfinished.iter().filter(|one| one.was_delayed);
         slow.for_each(|one| self.memory.failed(one.candidate));
         if !addresses.is_empty() {
             self.book.doubt();

@@ -3,6 +3,7 @@
 
 mod documents;
 mod names;
+mod profiles;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +24,9 @@ fn row(module: &str) -> u8 {
         "identity" | "upstream" | "logging" => 4,
         "store" => 3,
         "config" => 2,
-        "webapp" | "lifecycle" | "metrics" | "dns" => 1,
-        "backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "shares"
-        | "staggered" | "sync" | "via" | "waker" => 0,
+        "accept_backoff" | "profiles" | "lifecycle" | "metrics" | "dns" | "shares" => 1,
+        "backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered"
+        | "sync" | "via" | "waker" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }

@@ -17,7 +17,7 @@ const WEEK: i64 = 604_800;
 
 /// A request with one of the tokens that this upstream has issued.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PathRequest {
     pub(crate) method: String,
     pub(crate) path: String,
     /// The number of the login, from 1; 0 for a foreign token.
@@ -36,7 +36,7 @@ pub(crate) enum LoginReply {
     Status(u16),
 }
 
-type Paths = dyn Fn(&Asked) -> u16 + Send + Sync;
+type Paths = dyn Fn(&PathRequest) -> u16 + Send + Sync;
 type Logins = dyn Fn(usize) -> LoginReply + Send + Sync;
 
 /// Lives until the test's runtime ends.
@@ -52,12 +52,12 @@ struct State {
     takes: Duration,
     login_times: Vec<std::time::Instant>,
     minted: usize,
-    asked: Vec<Asked>,
+    asked: Vec<PathRequest>,
 }
 
 impl LoginUpstream {
     /// `paths` returns the status of each request.
-    pub(crate) async fn start(paths: impl Fn(&Asked) -> u16 + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = Self {
             address: listener.local_addr().unwrap(),
@@ -88,7 +88,7 @@ impl LoginUpstream {
         self.state.lock().unwrap().logins = Arc::new(logins);
     }
 
-    pub(crate) fn paths_answer(&self, paths: impl Fn(&Asked) -> u16 + Send + Sync + 'static) {
+    pub(crate) fn paths_answer(&self, paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) {
         self.state.lock().unwrap().paths = Arc::new(paths);
     }
 
@@ -101,7 +101,7 @@ impl LoginUpstream {
         self.state.lock().unwrap().login_times.len()
     }
 
-    pub(crate) fn asked(&self, path: &str) -> Vec<Asked> {
+    pub(crate) fn asked(&self, path: &str) -> Vec<PathRequest> {
         let state = self.state.lock().unwrap();
         let asked = state.asked.iter().filter(|asked| asked.path == path);
         asked.cloned().collect()
@@ -132,7 +132,7 @@ impl LoginUpstream {
             LoginReply::Token(seconds) => {
                 state.minted += 1;
                 let end = tollgate::clock::unix_seconds() + seconds;
-                let end = tollgate::webapp::format_expiry(end);
+                let end = tollgate::profiles::format_expiry(end);
                 let token = format!("minted-{}-of-this-upstream", state.minted);
                 answer(
                     200,
@@ -150,7 +150,7 @@ impl LoginUpstream {
         let token = token.and_then(|rest| rest.split('-').next()?.parse().ok());
         let (reply, takes) = {
             let mut state = self.state.lock().unwrap();
-            let asked = Asked {
+            let asked = PathRequest {
                 method: method.to_owned(),
                 path: path.to_owned(),
                 token: token.unwrap_or(0),

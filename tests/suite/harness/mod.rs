@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tollgate::app::{self, BoundAddresses, ExitOutcome, ShutdownHandle};
 use tollgate::config;
 use tollgate::emulator::{Emulator, Settings, certificates};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
 
 pub(crate) use client::Client;
@@ -36,10 +36,8 @@ pub(crate) async fn emulator() -> Emulator {
 }
 
 pub(crate) async fn emulator_with(settings: Settings) -> Emulator {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    Emulator::start(settings, &tasks, &ShutdownSignal::default())
-        .await
-        .unwrap()
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
+    Emulator::start(settings, &scope).await.unwrap()
 }
 
 /// The parts of a configuration that tests vary.

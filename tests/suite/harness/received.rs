@@ -17,7 +17,7 @@ const LONGEST: Duration = Duration::from_secs(20);
 
 /// The client's protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ask {
+pub(crate) enum ClientProtocol {
     /// Over plain TCP.
     Http10,
     /// Over plain TCP.
@@ -53,22 +53,31 @@ impl Received {
 }
 
 /// The response to one request without a body.
-pub(crate) async fn ask(gateway: &Gateway, ask: Ask, method: &Method, path: &str) -> Received {
-    let version = if ask == Ask::Http10 { "1.0" } else { "1.1" };
+pub(crate) async fn ask(
+    gateway: &Gateway,
+    ask: ClientProtocol,
+    method: &Method,
+    path: &str,
+) -> Received {
+    let version = if ask == ClientProtocol::Http10 {
+        "1.0"
+    } else {
+        "1.1"
+    };
     let request = format!(
         "{method} {path} HTTP/{version}\r\nHost: localhost\r\nAuthorization: Apikey {KEY}\r\n\r\n"
     );
     let is_head = *method == Method::HEAD;
     match ask {
-        Ask::Http10 | Ask::Http11 => {
+        ClientProtocol::Http10 | ClientProtocol::Http11 => {
             let tcp = TcpStream::connect(gateway.addresses.listeners[1]).await;
             exchange(tcp.unwrap(), request.as_bytes(), is_head).await
         }
-        Ask::Tls11 => {
+        ClientProtocol::Tls11 => {
             let tls = connected(gateway, &["http/1.1"]).await;
             exchange(tls, request.as_bytes(), is_head).await
         }
-        Ask::Http2 => http2(gateway, method, path).await,
+        ClientProtocol::Http2 => http2(gateway, method, path).await,
     }
 }
 

@@ -54,17 +54,17 @@ pub(crate) struct ScriptedUpstream {
     folder: tempfile::TempDir,
 }
 
-trait Line: AsyncRead + AsyncWrite + Unpin + Send {
+trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
     fn tcp(&self) -> &TcpStream;
 }
 
-impl Line for TcpStream {
+impl Transport for TcpStream {
     fn tcp(&self) -> &TcpStream {
         self
     }
 }
 
-impl Line for tokio_rustls::server::TlsStream<TcpStream> {
+impl Transport for tokio_rustls::server::TlsStream<TcpStream> {
     fn tcp(&self) -> &TcpStream {
         self.get_ref().0
     }
@@ -181,7 +181,7 @@ fn acceptor(certs: &Path) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-async fn serve(mut line: impl Line, script: &Script) {
+async fn serve(mut line: impl Transport, script: &Script) {
     while let Some(head) = read_head(&mut line).await {
         if head.starts_with("POST /v1/users/login") {
             let _ = line.write_all(&login()).await;
@@ -211,7 +211,7 @@ async fn serve(mut line: impl Line, script: &Script) {
     }
 }
 
-async fn read_head(line: &mut impl Line) -> Option<String> {
+async fn read_head(line: &mut impl Transport) -> Option<String> {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         bytes.push(line.read_u8().await.ok()?);

@@ -131,7 +131,7 @@ pub(crate) async fn read_request(tcp: &mut TcpStream) -> Option<String> {
 pub(crate) fn login() -> Vec<u8> {
     let week = i64::try_from(Duration::from_secs(604_800).as_secs()).unwrap();
     let now = tollgate::clock::unix_seconds();
-    let end = tollgate::webapp::format_expiry(now + week);
+    let end = tollgate::profiles::format_expiry(now + week);
     let body = format!(
         r#"{{"users":[{{"token":"scripted-token","expires_after":"{end}"}}],"meta":{{}}}}"#
     );

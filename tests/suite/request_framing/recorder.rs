@@ -39,7 +39,7 @@ impl Message {
 }
 
 #[derive(Default)]
-struct Kept {
+struct RecordedMessages {
     messages: Vec<Message>,
     logins: Vec<Message>,
     /// Bytes that are not an HTTP/1.1 message.
@@ -50,7 +50,7 @@ struct Kept {
 #[derive(Clone)]
 pub(super) struct Recorder {
     pub(super) address: SocketAddr,
-    kept: Arc<Mutex<Kept>>,
+    kept: Arc<Mutex<RecordedMessages>>,
 }
 
 impl Recorder {
@@ -108,7 +108,7 @@ impl Recorder {
         let mut piece = vec![0; 16 * 1024];
         loop {
             match read(&bytes) {
-                Read::Whole(message, length) => {
+                ParsedMessage::Whole(message, length) => {
                     bytes.drain(..length);
                     let is_login = message.line.starts_with("POST /v1/users/login");
                     let answer = match is_login && message.framing == Framing::None {
@@ -124,12 +124,12 @@ impl Recorder {
                     }
                     continue;
                 }
-                Read::Odd(why) => {
+                ParsedMessage::Odd(why) => {
                     let text = String::from_utf8_lossy(&bytes).into_owned();
                     self.kept.lock().unwrap().odd.push(format!("{why}: {text}"));
                     return;
                 }
-                Read::Part => {}
+                ParsedMessage::Part => {}
             }
             match tcp.read(&mut piece).await {
                 Ok(count @ 1..) => bytes.extend_from_slice(&piece[..count]),
@@ -140,26 +140,26 @@ impl Recorder {
     }
 }
 
-enum Read {
+enum ParsedMessage {
     Whole(Message, usize),
     Part,
     Odd(&'static str),
 }
 
 /// The first message in `bytes`.
-fn read(bytes: &[u8]) -> Read {
+fn read(bytes: &[u8]) -> ParsedMessage {
     let Some(end) = find(bytes, b"\r\n\r\n") else {
-        return Read::Part;
+        return ParsedMessage::Part;
     };
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else {
-        return Read::Odd("head is not text");
+        return ParsedMessage::Odd("head is not text");
     };
     let mut lines = head.split("\r\n");
     let Some(line) = lines.next().and_then(|line| line.strip_suffix(" HTTP/1.1")) else {
-        return Read::Odd("request line");
+        return ParsedMessage::Odd("request line");
     };
     let Some(fields) = lines.map(field).collect::<Option<Vec<_>>>() else {
-        return Read::Odd("field line");
+        return ParsedMessage::Odd("field line");
     };
     let mut message = Message {
         line: line.to_owned(),
@@ -174,41 +174,41 @@ fn read(bytes: &[u8]) -> Read {
         message.all("transfer-encoding"),
     );
     match (lengths.as_slice(), codings.as_slice()) {
-        ([], []) => Read::Whole(message, end + 4),
+        ([], []) => ParsedMessage::Whole(message, end + 4),
         ([length], []) => match length.parse() {
             Ok(length) if body.len() >= length => {
                 message.framing = Framing::Length(length);
                 message.content = body[..length].to_vec();
-                Read::Whole(message, end + 4 + length)
+                ParsedMessage::Whole(message, end + 4 + length)
             }
-            Ok(_) => Read::Part,
-            Err(_) => Read::Odd("length"),
+            Ok(_) => ParsedMessage::Part,
+            Err(_) => ParsedMessage::Odd("length"),
         },
         ([], ["chunked"]) => {
             message.framing = Framing::Chunked;
             chunks(message, body, end + 4)
         }
-        _ => Read::Odd("framing fields"),
+        _ => ParsedMessage::Odd("framing fields"),
     }
 }
 
-fn chunks(mut message: Message, mut body: &[u8], mut taken: usize) -> Read {
+fn chunks(mut message: Message, mut body: &[u8], mut taken: usize) -> ParsedMessage {
     loop {
         let Some(end) = find(body, b"\r\n") else {
-            return Read::Part;
+            return ParsedMessage::Part;
         };
         let size = std::str::from_utf8(&body[..end]).ok();
         let Some(size) = size.and_then(|text| usize::from_str_radix(text, 16).ok()) else {
-            return Read::Odd("chunk size");
+            return ParsedMessage::Odd("chunk size");
         };
         if size == 0 {
             break;
         }
         let Some(chunk) = body.get(end + 2..end + 4 + size) else {
-            return Read::Part;
+            return ParsedMessage::Part;
         };
         if !chunk.ends_with(b"\r\n") {
-            return Read::Odd("chunk end");
+            return ParsedMessage::Odd("chunk end");
         }
         message.content.extend_from_slice(&chunk[..size]);
         body = &body[end + 4 + size..];
@@ -216,15 +216,15 @@ fn chunks(mut message: Message, mut body: &[u8], mut taken: usize) -> Read {
     }
     // The last chunk's line and the lines after it, up to an empty one.
     let Some(end) = find(body, b"\r\n\r\n") else {
-        return Read::Part;
+        return ParsedMessage::Part;
     };
     let text = String::from_utf8_lossy(&body[..end]).into_owned();
     let lines = text.split("\r\n").skip(1).filter(|line| !line.is_empty());
     match lines.map(field).collect() {
         Some(trailers) => message.trailers = trailers,
-        None => return Read::Odd("trailer"),
+        None => return ParsedMessage::Odd("trailer"),
     }
-    Read::Whole(message, taken + end + 4)
+    ParsedMessage::Whole(message, taken + end + 4)
 }
 
 fn field(line: &str) -> Option<(String, String)> {

@@ -91,13 +91,13 @@ fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
         let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         line.unwrap_or_else(|| panic!("{what}: no {name} in {head}"))
     };
-    assert_eq!(field("content-type"), "application/json");
+    assert_eq!(field("content-type"), "application/problem+json");
     assert_eq!(field("connection"), "close");
     assert_eq!(field("content-length"), body.len().to_string());
     assert!(field("date").ends_with(" GMT"));
-    let envelope: Value = serde_json::from_str(body).unwrap();
-    assert_eq!(envelope["errors"][0]["code"], 1025, "{what}");
-    assert!(envelope["meta"].is_object(), "{what}");
+    let problem: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(problem["status"], status, "{what}");
+    assert_eq!(problem["instance"], field("x-request-id"), "{what}");
     let line = gate.line_of(field("x-request-id"));
     assert_eq!(line["status"], status, "{what}: {line}");
     assert_eq!(line["peer"], "127.0.0.1", "{what}");
@@ -109,7 +109,7 @@ fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
 
 #[expect(clippy::too_many_lines, reason = "one row a case")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_head_gets_the_envelope_an_id_and_a_line() {
+async fn a_refused_head_gets_problem_details_an_id_and_a_line() {
     let upstream = Recorder::start().await;
     let gate = Gate::start(&upstream.url());
     let host = "Host: a\r\n";
@@ -257,7 +257,7 @@ async fn a_failed_handshake_is_logged_with_peer_and_cause_at_a_limited_rate() {
         line["peer"].as_str().unwrap().starts_with("127.0.0.1:"),
         "{line}"
     );
-    assert!(!line["why"].as_str().unwrap().is_empty(), "{line}");
+    assert!(!line["cause"].as_str().unwrap().is_empty(), "{line}");
     let told = gate.program.lines();
     let told = told
         .iter()
@@ -294,7 +294,7 @@ async fn a_refusal_comes_after_the_earlier_responses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_head_gets_408_with_the_same_envelope() {
+async fn a_slow_head_gets_408_in_the_same_format() {
     let upstream = Recorder::start().await;
     let mut gate = Gate::start(&upstream.url());
     let file = gate.folder.path().join("config.toml");
@@ -315,7 +315,7 @@ async fn a_slow_head_gets_408_with_the_same_envelope() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_is_too_large_over_http2_gets_the_envelope_too() {
+async fn a_head_that_is_too_large_over_http2_gets_problem_details_too() {
     let upstream = Recorder::start().await;
     let gateway = super::gate(&upstream, "", "").await;
     let request = super::http2(&gateway).get(super::http2_url(&gateway, "/open/x"));
@@ -326,7 +326,7 @@ async fn a_head_that_is_too_large_over_http2_gets_the_envelope_too() {
         .unwrap();
     assert_eq!(answer.status(), 431);
     assert!(answer.headers().contains_key("x-request-id"));
-    let envelope: Value = answer.json().await.unwrap();
-    assert_eq!(envelope["errors"][0]["code"], 1025);
+    let problem: Value = answer.json().await.unwrap();
+    assert_eq!(problem["status"], 431);
     assert!(upstream.take().is_empty());
 }

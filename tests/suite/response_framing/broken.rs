@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::eventually;
 use crate::harness::program::{Program, binary};
-use crate::harness::received::{Ask, Received, ask, exchange};
+use crate::harness::received::{ClientProtocol, Received, ask, exchange};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 const LARGE: usize = 100_000;
@@ -74,7 +74,12 @@ fn answers(request: &str) -> Vec<Step> {
     }
 }
 
-const ALL: [Ask; 4] = [Ask::Http10, Ask::Http11, Ask::Tls11, Ask::Http2];
+const ALL: [ClientProtocol; 4] = [
+    ClientProtocol::Http10,
+    ClientProtocol::Http11,
+    ClientProtocol::Tls11,
+    ClientProtocol::Http2,
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
@@ -87,13 +92,16 @@ async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
             (200, LARGE, true)
         );
         let version = match how {
-            Ask::Http10 => "HTTP/1.0",
-            Ask::Http11 | Ask::Tls11 => "HTTP/1.1",
-            Ask::Http2 => "",
+            ClientProtocol::Http10 => "HTTP/1.0",
+            ClientProtocol::Http11 | ClientProtocol::Tls11 => "HTTP/1.1",
+            ClientProtocol::Http2 => "",
         };
         assert_eq!(whole.version, version);
         let is_chunked = whole.all("transfer-encoding") == ["chunked"];
-        assert_eq!(is_chunked, matches!(how, Ask::Http11 | Ask::Tls11));
+        assert_eq!(
+            is_chunked,
+            matches!(how, ClientProtocol::Http11 | ClientProtocol::Tls11)
+        );
     }
 }
 

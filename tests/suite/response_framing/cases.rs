@@ -13,7 +13,7 @@ pub(super) const CONTENT: usize = 40_000;
 
 /// The part of the response after its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sends {
+pub(super) enum BodyBytes {
     Nothing,
     /// So many bytes of the content, unchunked.
     Content(usize),
@@ -35,7 +35,7 @@ pub(super) struct Case {
     pub(super) status: u16,
     pub(super) lengths: &'static [&'static str],
     pub(super) codings: &'static [&'static str],
-    pub(super) sends: Sends,
+    pub(super) sends: BodyBytes,
     /// A 103 comes first.
     pub(super) has_hints: bool,
     pub(super) end: Step,
@@ -79,16 +79,16 @@ impl Case {
         }
         let chunk = |length: usize| format!("{length:x}\r\n{}\r\n", "x".repeat(length));
         let body = match self.sends {
-            Sends::Nothing => String::new(),
-            Sends::Content(length) => "x".repeat(length),
-            Sends::Chunks => chunk(CONTENT / 2) + &chunk(CONTENT / 2) + "0\r\n\r\n",
-            Sends::OneChunk => chunk(CONTENT / 2),
-            Sends::NoLastChunk => chunk(CONTENT / 2) + &chunk(CONTENT / 2),
-            Sends::BadChunk => "g\r\nxx\r\n".to_owned(),
-            Sends::BadSecondChunk => chunk(CONTENT / 2) + "-1\r\n",
+            BodyBytes::Nothing => String::new(),
+            BodyBytes::Content(length) => "x".repeat(length),
+            BodyBytes::Chunks => chunk(CONTENT / 2) + &chunk(CONTENT / 2) + "0\r\n\r\n",
+            BodyBytes::OneChunk => chunk(CONTENT / 2),
+            BodyBytes::NoLastChunk => chunk(CONTENT / 2) + &chunk(CONTENT / 2),
+            BodyBytes::BadChunk => "g\r\nxx\r\n".to_owned(),
+            BodyBytes::BadSecondChunk => chunk(CONTENT / 2) + "-1\r\n",
         };
         let mut steps = vec![say(&(head + "\r\n" + &body)), self.end.clone()];
-        if self.sends != Sends::Nothing {
+        if self.sends != BodyBytes::Nothing {
             // A pause, so that the bytes are read before the end.
             steps.insert(1, Step::Pause(Duration::from_millis(20)));
         }
@@ -100,7 +100,11 @@ impl Case {
     }
 }
 
-fn case(lengths: &'static [&'static str], codings: &'static [&'static str], sends: Sends) -> Case {
+fn case(
+    lengths: &'static [&'static str],
+    codings: &'static [&'static str],
+    sends: BodyBytes,
+) -> Case {
     Case {
         version: "1.1",
         status: 200,
@@ -152,8 +156,8 @@ fn of_length(version: &'static str) -> Vec<Case> {
         (&[], 0),
     ] {
         let sends = match sent {
-            0 => Sends::Nothing,
-            sent => Sends::Content(sent),
+            0 => BodyBytes::Nothing,
+            sent => BodyBytes::Content(sent),
         };
         cases.push(Case {
             version,
@@ -180,7 +184,7 @@ fn coded(version: &'static str) -> Vec<Case> {
         for lengths in [&[][..], &["1"], &["1", "2"]] {
             cases.push(Case {
                 version,
-                ..case(lengths, codings, Sends::Chunks)
+                ..case(lengths, codings, BodyBytes::Chunks)
             });
         }
     }
@@ -191,21 +195,21 @@ fn coded(version: &'static str) -> Vec<Case> {
 fn broken() -> Vec<Case> {
     let mut cases = Vec::new();
     for sends in [
-        Sends::Nothing,
-        Sends::OneChunk,
-        Sends::NoLastChunk,
-        Sends::BadChunk,
-        Sends::BadSecondChunk,
+        BodyBytes::Nothing,
+        BodyBytes::OneChunk,
+        BodyBytes::NoLastChunk,
+        BodyBytes::BadChunk,
+        BodyBytes::BadSecondChunk,
     ] {
         cases.push(case(&[], &["chunked"], sends));
     }
     let resets: Vec<Case> = [
-        case(&[], &["chunked"], Sends::Nothing),
-        case(&[], &["chunked"], Sends::OneChunk),
-        case(&["40000"], &[], Sends::Content(100)),
-        case(&["40000"], &[], Sends::Nothing),
-        case(&[], &[], Sends::Content(CONTENT)),
-        case(&[], &[], Sends::Nothing),
+        case(&[], &["chunked"], BodyBytes::Nothing),
+        case(&[], &["chunked"], BodyBytes::OneChunk),
+        case(&["40000"], &[], BodyBytes::Content(100)),
+        case(&["40000"], &[], BodyBytes::Nothing),
+        case(&[], &[], BodyBytes::Content(CONTENT)),
+        case(&[], &[], BodyBytes::Nothing),
     ]
     .into_iter()
     .map(|case| Case {
@@ -235,7 +239,7 @@ fn without_content() -> Vec<Case> {
         ] {
             cases.push(Case {
                 status,
-                ..case(lengths, codings, Sends::Nothing)
+                ..case(lengths, codings, BodyBytes::Nothing)
             });
         }
     }

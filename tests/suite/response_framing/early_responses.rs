@@ -60,7 +60,7 @@ fn upload_head(path: &str, framing: &str) -> String {
     )
 }
 
-/// Sends until it fails or is done, and reads at the same time.
+/// BodyBytes until it fails or is done, and reads at the same time.
 async fn upload(line: impl AsyncRead + AsyncWrite + Send + 'static, path: &str) -> Received {
     let (mut from, mut to) = split(line);
     let head = upload_head(path, &format!("Content-Length: {UPLOAD}"));

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use crate::harness::received::{Ask, ask};
+use crate::harness::received::{ClientProtocol, ask};
 use crate::harness::scripted::{ScriptedUpstream, Step, not_found, say};
 
 /// The responses by path.
@@ -59,7 +59,11 @@ fn answers(head: &str) -> Vec<Step> {
 async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = upstream.gate("", "").await;
-    for how in [Ask::Http10, Ask::Http11, Ask::Http2] {
+    for how in [
+        ClientProtocol::Http10,
+        ClientProtocol::Http11,
+        ClientProtocol::Http2,
+    ] {
         for (path, lengths) in [
             ("/length-and-chunked", &[][..]),
             ("/chunked-and-length", &[]),
@@ -82,7 +86,7 @@ async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
 async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = upstream.gate("", "").await;
-    for how in [Ask::Http11, Ask::Http2] {
+    for how in [ClientProtocol::Http11, ClientProtocol::Http2] {
         for path in [
             "/two-different",
             "/none",
@@ -121,9 +125,15 @@ async fn a_response_that_may_continue_is_the_last_of_its_connection() {
     let gateway = upstream.gate_of(&text).await;
     let before = upstream.connections();
     for _ in 0..5 {
-        let empty = ask(&gateway, Ask::Http11, &Method::GET, "/empty-with-length").await;
+        let empty = ask(
+            &gateway,
+            ClientProtocol::Http11,
+            &Method::GET,
+            "/empty-with-length",
+        )
+        .await;
         assert_eq!((empty.status, empty.all("content-length").len()), (204, 0));
-        let next = ask(&gateway, Ask::Http11, &Method::GET, "/good").await;
+        let next = ask(&gateway, ClientProtocol::Http11, &Method::GET, "/good").await;
         assert_eq!((next.status, next.text().as_str()), (200, "ok"));
     }
     assert!(

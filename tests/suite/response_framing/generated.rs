@@ -7,8 +7,8 @@ use futures_util::{StreamExt as _, stream};
 use http::Method;
 use tollgate::upstream::{BodyFraming, LengthField};
 
-use super::cases::{CONTENT, Case, Sends, cases};
-use crate::harness::received::{Ask, Received, ask};
+use super::cases::{BodyBytes, CONTENT, Case, cases};
+use crate::harness::received::{ClientProtocol, Received, ask};
 use crate::harness::scripted::{ScriptedUpstream, not_found};
 
 impl Case {
@@ -21,7 +21,7 @@ impl Case {
         let broken = || Expected::passed(self.status, CONTENT, false);
         match (framing.body, self.sends) {
             (BodyFraming::Empty, _) => whole(0),
-            (BodyFraming::Length(length), Sends::Content(sent)) => {
+            (BodyFraming::Length(length), BodyBytes::Content(sent)) => {
                 let length = usize::try_from(length).unwrap();
                 match sent {
                     _ if sent >= length => whole(length),
@@ -30,13 +30,15 @@ impl Case {
                 }
             }
             (BodyFraming::Length(0), _) => whole(0),
-            (BodyFraming::Length(_), Sends::Nothing) => Expected::refused(),
-            (BodyFraming::Chunked, Sends::Chunks) => whole(CONTENT),
-            (BodyFraming::Chunked, Sends::Nothing | Sends::BadChunk) => Expected::refused(),
+            (BodyFraming::Length(_), BodyBytes::Nothing) => Expected::refused(),
+            (BodyFraming::Chunked, BodyBytes::Chunks) => whole(CONTENT),
+            (BodyFraming::Chunked, BodyBytes::Nothing | BodyBytes::BadChunk) => Expected::refused(),
             (BodyFraming::Chunked, _) => broken(),
-            (BodyFraming::UntilClose, Sends::Nothing) if !self.is_orderly() => Expected::refused(),
-            (BodyFraming::UntilClose, Sends::Nothing) => whole(0),
-            (BodyFraming::UntilClose, Sends::Content(sent)) if self.is_orderly() => whole(sent),
+            (BodyFraming::UntilClose, BodyBytes::Nothing) if !self.is_orderly() => {
+                Expected::refused()
+            }
+            (BodyFraming::UntilClose, BodyBytes::Nothing) => whole(0),
+            (BodyFraming::UntilClose, BodyBytes::Content(sent)) if self.is_orderly() => whole(sent),
             (BodyFraming::UntilClose, _) => broken(),
             (BodyFraming::Length(_), _) => unreachable!("not made"),
         }
@@ -96,7 +98,7 @@ fn fields_fit(received: &Received, case: &Case, method: &Method) -> bool {
     }
 }
 
-async fn compare(is_tls: bool, method: Method, asks: &[Ask], cases: Vec<Case>) -> usize {
+async fn compare(is_tls: bool, method: Method, asks: &[ClientProtocol], cases: Vec<Case>) -> usize {
     let cases = Arc::new(cases);
     let scripted = Arc::clone(&cases);
     let script = move |head: &str| {
@@ -110,7 +112,7 @@ async fn compare(is_tls: bool, method: Method, asks: &[Ask], cases: Vec<Case>) -
     };
     let upstream = ScriptedUpstream::start(script, is_tls).await;
     let gateway = upstream.gate("", "").await;
-    let all: Vec<(usize, Ask)> = asks
+    let all: Vec<(usize, ClientProtocol)> = asks
         .iter()
         .flat_map(|how| (0..cases.len()).map(|number| (number, *how)))
         .collect();
@@ -124,7 +126,7 @@ async fn compare(is_tls: bool, method: Method, asks: &[Ask], cases: Vec<Case>) -
                 let is_right = |received: &Received| {
                     expected.fits(received)
                         && (expected.is_refused || fields_fit(received, case, method))
-                        && (how == Ask::Http10 || received.version != "HTTP/1.0")
+                        && (how == ClientProtocol::Http10 || received.version != "HTTP/1.0")
                 };
                 let path = format!("/case/{number}");
                 let mut received = ask(gateway, how, method, &path).await;
@@ -158,19 +160,23 @@ async fn compare(is_tls: bool, method: Method, asks: &[Ask], cases: Vec<Case>) -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_response_of_an_upstream_is_passed_on_as_the_table_says() {
-    let asks = [Ask::Http10, Ask::Http11, Ask::Http2];
+    let asks = [
+        ClientProtocol::Http10,
+        ClientProtocol::Http11,
+        ClientProtocol::Http2,
+    ];
     let cases = cases();
     let count = compare(false, Method::GET, &asks, cases.clone()).await;
     let some = |step| cases.iter().step_by(step).cloned().collect::<Vec<_>>();
     let heads: Vec<Case> = some(2)
         .into_iter()
         .map(|case| Case {
-            sends: Sends::Nothing,
+            sends: BodyBytes::Nothing,
             ..case
         })
         .collect();
     let count = count + compare(false, Method::HEAD, &asks, heads).await;
-    let asks = [Ask::Tls11, Ask::Http2];
+    let asks = [ClientProtocol::Tls11, ClientProtocol::Http2];
     let count = count + compare(true, Method::GET, &asks, some(3)).await;
     assert!(count >= 300, "only {count} cases");
 }

@@ -8,7 +8,7 @@ use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
 
 /// Complete, in one chunk, with a wrong length.
 fn minted(token: &str) -> (String, usize) {
-    let end = tollgate::webapp::format_expiry(tollgate::clock::unix_seconds() + 604_800);
+    let end = tollgate::profiles::format_expiry(tollgate::clock::unix_seconds() + 604_800);
     let body =
         format!(r#"{{"users":[{{"token":"{token}","expires_after":"{end}"}}],"meta":{{}}}}"#);
     (

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tollgate::metrics::Blame;
 
 use crate::harness::Gateway;
-use crate::harness::received::{Ask, ask, read_answer};
+use crate::harness::received::{ClientProtocol, ask, read_answer};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 fn pause(millis: u64) -> Step {
@@ -68,12 +68,12 @@ async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = gate(&upstream).await;
     let all = [
-        (Ask::Http11, "/pings", 64),
-        (Ask::Http2, "/pings", 64),
-        (Ask::Http11, "/known-length", 10_000),
-        (Ask::Http2, "/known-length", 10_000),
-        (Ask::Http10, "/until-close", 20),
-        (Ask::Http2, "/until-close", 20),
+        (ClientProtocol::Http11, "/pings", 64),
+        (ClientProtocol::Http2, "/pings", 64),
+        (ClientProtocol::Http11, "/known-length", 10_000),
+        (ClientProtocol::Http2, "/known-length", 10_000),
+        (ClientProtocol::Http10, "/until-close", 20),
+        (ClientProtocol::Http2, "/until-close", 20),
     ];
     let asked = all.map(|(how, path, length)| {
         let gateway = &gateway;
@@ -93,8 +93,13 @@ async fn only_an_upstream_that_falls_silent_is_to_blame() {
     let upstream = ScriptedUpstream::plain(answers).await;
     let gateway = gate(&upstream).await;
     let (cut, refused) = tokio::join!(
-        ask(&gateway, Ask::Http11, &Method::GET, "/silent"),
-        ask(&gateway, Ask::Http2, &Method::GET, "/silent-small"),
+        ask(&gateway, ClientProtocol::Http11, &Method::GET, "/silent"),
+        ask(
+            &gateway,
+            ClientProtocol::Http2,
+            &Method::GET,
+            "/silent-small"
+        ),
     );
     assert_eq!((cut.status, cut.body.len(), cut.is_whole), (200, 8, false));
     assert_eq!((refused.status, refused.is_whole), (504, true));
@@ -203,7 +208,7 @@ async fn a_piece_that_may_begin_the_token_is_held_back_for_milliseconds() {
         ("/echo", ": sc************"),
         ("/echo-later", ": **************"),
     ] {
-        for how in [Ask::Http11, Ask::Http2] {
+        for how in [ClientProtocol::Http11, ClientProtocol::Http2] {
             let received = ask(&gateway, how, &Method::GET, path).await;
             assert_eq!(received.text(), shown, "{how:?}");
         }

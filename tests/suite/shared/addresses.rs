@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tollgate::config::{ServerAddress, SharedStoreConfig as Settings, StoreTls};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
 
@@ -15,8 +15,7 @@ use crate::harness::{Gateway, emulator, eventually};
 
 /// Waits until a gate with these settings reports this text as the reason for having no store.
 pub(super) async fn trouble(settings: Settings, says: &str) -> String {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
-    let stop = ShutdownSignal::default();
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
     let store = std::sync::Arc::new(SharedStore::new(settings, Metrics::new()));
     let seen = async {
         let mut said = None;
@@ -28,7 +27,7 @@ pub(super) async fn trouble(settings: Settings, says: &str) -> String {
         said.unwrap().to_string()
     };
     let said = tokio::select! {
-        started = store.start((&tasks, &stop)) => {
+        started = store.start(&scope) => {
             let why = started.expect_err("this store is none of ours").to_string();
             assert!(why.contains(says), "{why}");
             why
@@ -96,13 +95,13 @@ async fn gates_of_another_prefix_or_database_share_nothing_with_the_rest() {
 
 /// A redis-server with TLS on a second port, with a certificate for `localhost` only, and the
 /// CA that signed it.
-struct Secured {
+struct TlsRedis {
     server: RedisServer,
     port: u16,
     folder: TempDir,
 }
 
-impl Secured {
+impl TlsRedis {
     fn start() -> Self {
         let folder = TempDir::new().unwrap();
         let write = |name: &str, text: String| {
@@ -158,7 +157,7 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_over_tls_is_used_only_with_a_certificate_of_the_ca() {
-    let (webapp, secured) = (emulator().await, Secured::start());
+    let (webapp, secured) = (emulator().await, TlsRedis::start());
     let ca = std::fs::read_to_string(secured.folder.path().join("ca.pem")).unwrap();
     let url = format!("rediss://localhost:{}", secured.port);
     let setup = brisk().rest(&store(&url, "ca = \"store-ca.pem\""));

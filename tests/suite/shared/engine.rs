@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tollgate::profiles::Role;
 use tollgate::store::shared::{
-    EntryChange, InsertOutcome, LoginTurn, PublishOutcome, Replica, SharedChange, SharedStore,
-    StateSnapshotItem, TokenInsert, TokenKind,
+    EntryChange, InsertOutcome, LoginRateLimit, LoginTurn, PermitRate, PublishOutcome, Replica,
+    SharedChange, SharedStore, StateSnapshotItem, TokenInsert, TokenKind,
 };
 use tollgate::store::{RecordDigest, SealedBytes, TokenOrigin};
-use tollgate::webapp::Role;
 
 use super::{open, settings};
 use crate::harness::eventually;
@@ -40,34 +40,34 @@ pub(super) fn is_placed(outcome: &InsertOutcome) -> bool {
 
 /// Records the changes that it receives, and returns the facts that the test sets.
 #[derive(Debug, Default)]
-struct Heard {
+struct RecordingReplica {
     changes: Mutex<Vec<SharedChange>>,
     doubts: Mutex<Vec<u64>>,
     facts: Mutex<Vec<StateSnapshotItem>>,
 }
 
-impl Replica for Heard {
+impl Replica for RecordingReplica {
     fn apply(&self, change: &SharedChange, _: u64) {
         self.changes.lock().unwrap().push(change.clone());
     }
 
-    fn doubt(&self, seen: u64) {
+    fn invalidate(&self, seen: u64) {
         self.doubts.lock().unwrap().push(seen);
     }
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.facts.lock().unwrap().iter().cloned().for_each(give);
     }
 }
 
-fn heard(store: &SharedStore) -> Arc<Heard> {
-    let heard = Arc::new(Heard::default());
+fn heard(store: &SharedStore) -> Arc<RecordingReplica> {
+    let heard = Arc::new(RecordingReplica::default());
     let follower = Arc::downgrade(&heard);
-    store.follow(follower);
+    store.add_replica(follower);
     heard
 }
 
-fn has(heard: &Heard, is_it: impl Fn(&SharedChange) -> bool) -> bool {
+fn has(heard: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool {
     heard.changes.lock().unwrap().iter().any(is_it)
 }
 
@@ -151,7 +151,10 @@ async fn a_login_that_began_before_a_deletion_or_password_change_gets_no_token()
 async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
-    let pace = (Duration::from_millis(1), 100);
+    let pace = LoginRateLimit {
+        min_interval: Duration::from_millis(1),
+        per_hour: 100,
+    };
     let sealed = SealedBytes(vec![0, 255, 10, 13]);
     let LoginTurn::Ours(login) = one.login_turn("main", 0, pace).await.unwrap() else {
         panic!("nobody else wants it");
@@ -167,9 +170,9 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
         panic!("the lock is free");
     };
     let life = Duration::from_secs(60);
-    let late = one.publish("main", &login, false, (life, &sealed)).await;
+    let late = one.publish("main", &login, false, life, &sealed).await;
     assert_eq!(late.unwrap(), PublishOutcome::Lost);
-    let current = two.publish("main", &second, false, (life, &sealed)).await;
+    let current = two.publish("main", &second, false, life, &sealed).await;
     assert_eq!(current.unwrap(), PublishOutcome::Current(1));
     let lease = one.lease("main").await.unwrap().unwrap();
     assert_eq!((lease.generation, lease.refused), (1, 0));
@@ -185,9 +188,12 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     };
     assert!(two.refuse_lease("main", 1).await.unwrap());
     assert!(!two.refuse_lease("main", 1).await.unwrap(), "news once");
-    let doubtful = one.publish("main", &third, false, (life, &sealed)).await;
+    let doubtful = one.publish("main", &third, false, life, &sealed).await;
     assert_eq!(doubtful.unwrap(), PublishOutcome::Superseded);
-    let slow = (Duration::from_secs(60), 100);
+    let slow = LoginRateLimit {
+        min_interval: Duration::from_secs(60),
+        per_hour: 100,
+    };
     assert!(matches!(
         one.login_turn("main", 1, slow).await.unwrap(),
         LoginTurn::Wait(_)
@@ -198,7 +204,10 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
 async fn permits_are_given_at_the_rate_to_all_gates_together() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
-    let shape = (Duration::from_millis(100), 10);
+    let shape = PermitRate {
+        interval: Duration::from_millis(100),
+        burst: 10,
+    };
     let first = store.take_permits("x", shape, 8).await.unwrap();
     assert_eq!(first.taken, 8);
     let second = store.take_permits("x", shape, 8).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollgate::config::{MasterDiscovery, SharedStoreConfig as Settings};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
 use tollgate::secret::SecretSource;
 use tollgate::store::shared::{EvictingServer, EvictionFound, SharedStore, reach};
@@ -20,10 +20,10 @@ use crate::harness::{
 
 /// The error of a start with this store, or None.
 async fn refusal(settings: Settings) -> Option<String> {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
     let begin = Instant::now();
-    let started = store.start((&tasks, &ShutdownSignal::default())).await;
+    let started = store.start(&scope).await;
     assert!(begin.elapsed() < Duration::from_secs(10), "says so at once");
     started.err().map(|error| error.to_string())
 }

@@ -326,7 +326,7 @@ async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
 }
 
 /// A gate's connection to the store that still knows the key `bot`, and another key.
-async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<Teller>) {
+async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<StaleGate>) {
     let store = open(settings(server)).await;
     let (head, text) = written.split_once('\n').unwrap();
     let (_, seq) = head.split_once(' ').unwrap();
@@ -341,21 +341,21 @@ async fn teller(server: &RedisServer, written: &str) -> (Arc<SharedStore>, Arc<T
     };
     let facts = [("bot", text), ("other", "{}")];
     let facts = facts.map(|(name, text)| StateSnapshotItem::Key(name.into(), entry(text)));
-    let teller = Arc::new(Teller(facts.to_vec()));
+    let teller = Arc::new(StaleGate(facts.to_vec()));
     let follower = Arc::downgrade(&teller);
-    store.follow(follower);
+    store.add_replica(follower);
     (store, teller)
 }
 
 #[derive(Debug)]
-struct Teller(Vec<StateSnapshotItem>);
+struct StaleGate(Vec<StateSnapshotItem>);
 
-impl Replica for Teller {
+impl Replica for StaleGate {
     fn apply(&self, _: &SharedChange, _: u64) {}
 
-    fn doubt(&self, _: u64) {}
+    fn invalidate(&self, _: u64) {}
 
-    fn knowledge(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
+    fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
         self.0.iter().cloned().for_each(give);
     }
 }

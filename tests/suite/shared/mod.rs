@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate::config::{ServerAddress, SharedStoreConfig as Settings};
-use tollgate::lifecycle::{ShutdownSignal, TaskSet};
+use tollgate::lifecycle::TaskScope;
 use tollgate::metrics::Metrics;
 use tollgate::store::shared::SharedStore;
 
@@ -40,12 +40,9 @@ pub(crate) fn settings(server: &RedisServer) -> Settings {
 
 /// The store as a gate opens it; ends with the test.
 pub(crate) async fn open(settings: Settings) -> Arc<SharedStore> {
-    let tasks = TaskSet::new(tokio::runtime::Handle::current());
+    let scope = TaskScope::new(tokio::runtime::Handle::current());
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
-    store
-        .start((&tasks, &ShutdownSignal::default()))
-        .await
-        .unwrap();
+    store.start(&scope).await.unwrap();
     store
 }
 

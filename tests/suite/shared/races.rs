@@ -15,7 +15,7 @@ use crate::harness::{ADMIN, Client, Gateway, emulator, eventually};
 const ROUNDS: u64 = 8;
 
 /// A token and the time of its login.
-struct Given {
+struct TokenAtLogin {
     token: String,
     asked: Instant,
     answered: Instant,
@@ -32,7 +32,7 @@ async fn log_in(
     store: Arc<SharedStore>,
     mut known: Vec<Client>,
     stop: Arc<AtomicBool>,
-) -> Vec<Given> {
+) -> Vec<TokenAtLogin> {
     let mut all = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let asked = Instant::now();
@@ -41,7 +41,7 @@ async fn log_in(
         let client = known.remove(0).with_token(&token);
         status(&client).await;
         known.push(client);
-        all.push(Given {
+        all.push(TokenAtLogin {
             token,
             asked,
             answered,

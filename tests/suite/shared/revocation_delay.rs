@@ -7,9 +7,9 @@ use reqwest::Method;
 use serde_json::json;
 use sha2::Digest as _;
 use tokio::sync::Mutex;
+use tollgate::profiles::Role;
 use tollgate::store::shared::{EntryChange, InsertOutcome, SharedStore, TokenInsert, TokenKind};
 use tollgate::store::{RecordDigest, TokenOrigin};
-use tollgate::webapp::Role;
 
 use super::gates::{OPERATOR, operated};
 use super::{open, settings, status, three};

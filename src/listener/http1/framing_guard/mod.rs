@@ -11,17 +11,17 @@
 mod bytes;
 mod chunk_extension;
 mod fault;
+mod parse_position;
 mod plain;
 mod request_line;
 mod sections;
-mod state;
 
 use bytes::{control, is_token, run};
 use chunk_extension::{ChunkExtension, ExtensionStep};
 pub(in crate::listener) use fault::{FramingFault, FramingRefusal};
+use parse_position::{DigitState, LineSection, ParsePosition};
+pub(in crate::listener) use parse_position::{FramingViolation, HeadLimits};
 use request_line::{LineFault, LinePart, OtherTarget};
-use state::{DigitState, LineSection, ParsePosition};
-pub(in crate::listener) use state::{FramingViolation, HeadLimits};
 
 const LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";

@@ -3,7 +3,7 @@
 //! read step by step (`Wire::check`).
 
 use super::bytes::{is_path, is_query, is_token, run, text_run};
-use super::state::{LineSection, ParsePosition};
+use super::parse_position::{LineSection, ParsePosition};
 use super::{Http1FramingGuard, LONGEST_NAME, LONGEST_TARGET};
 
 const LINE_END: &[u8] = b"\r\n";

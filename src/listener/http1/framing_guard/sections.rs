@@ -1,7 +1,7 @@
 //! From one section of a message to the next: request line, fields, chunks, trailers.
 
 use super::fault::FramingFault;
-use super::state::{DigitState, LineSection, ParsePosition};
+use super::parse_position::{DigitState, LineSection, ParsePosition};
 use super::{Http1FramingGuard, LONGEST_TARGET};
 
 impl Http1FramingGuard {

@@ -9,7 +9,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::config::{ApiKey, Limit, LimitKey};
-use crate::webapp::Role;
+use crate::profiles::Role;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));

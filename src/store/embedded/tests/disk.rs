@@ -52,7 +52,7 @@ impl Disk {
 
     /// A store on it, whose changes are waited for so long.
     pub(crate) fn store(&self, patience: Duration) -> Store {
-        Store::Embedded(super::start(self).unwrap()).waiting(patience)
+        Store::Embedded(super::start(self).unwrap()).with_timeout(patience)
     }
 
     /// Whether syncs come back.

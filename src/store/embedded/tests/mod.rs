@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock;
+use crate::profiles::Role;
 use crate::store::{
     ExportRecord, GrantBatchSink, GrantRecord, KeyRecord, OfflineStore, PhcText, RecordDigest,
     SealedBytes, SealedLease, TokenOrigin, UserRecord, threads_for,
 };
-use crate::webapp::Role;
 use disk::Disk;
 
 const HOUR: u64 = 3_600_000;

@@ -14,7 +14,6 @@ use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 use crate::upstream::login::backoff::LoginBudget;
-use crate::upstream::login::description::LoginDescription;
 use crate::upstream::login::plan::LoginPlan;
 use crate::upstream::login::renewer::Renewer;
 use crate::upstream::{PathKey, RefusalVerdict, RefusedRequest, Session};
@@ -54,7 +53,7 @@ impl Gate {
         };
         let plan = LoginPlan {
             settings: settings.clone(),
-            description: LoginDescription::whatsapp(),
+            description: crate::profiles::whatsapp::login_description(),
             has_probe: world.character.has_probe,
             calls: Box::new(Calls(Arc::clone(world))),
         };

@@ -1,0 +1,163 @@
+//! `tollgate check`: whether a start could use the configuration, and with `--connect` whether the
+//! upstream and the store can be reached. Nothing is bound, nothing is changed.
+
+use tokio::runtime::Handle;
+
+use super::prepare::{self, PreparedParts};
+use crate::config::{self, Config, Login, Problem, StorePlace};
+use crate::error_chain::chain;
+use crate::lifecycle::TaskScope;
+use crate::metrics::Metrics;
+use crate::store::shared::{self, EvictionFound};
+use crate::store::{self, StoreLook};
+use crate::upstream::{ProbeTrust, UpstreamTrial};
+
+/// The result of one check, in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    Good {
+        key: String,
+        text: String,
+    },
+    /// Does not prevent a start.
+    Odd(Problem),
+    Wrong(Problem),
+}
+
+impl CheckResult {
+    fn good(key: &str, text: String) -> Self {
+        let key = key.to_owned();
+        Self::Good { key, text }
+    }
+
+    fn problem(key: &str, reason: String, suggestion: &str) -> Problem {
+        Problem {
+            line: None,
+            key: key.to_owned(),
+            reason,
+            suggestion: (!suggestion.is_empty()).then(|| suggestion.to_owned()),
+        }
+    }
+
+    fn wrong(key: &str, reason: String) -> Self {
+        Self::Wrong(Self::problem(key, reason, ""))
+    }
+
+    fn odd(key: &str, reason: &str, suggestion: &str) -> Self {
+        Self::Odd(Self::problem(key, reason.to_owned(), suggestion))
+    }
+}
+
+/// Whether a start could use this configuration, without the network.
+pub fn check(config: &Config) -> Vec<CheckResult> {
+    let metrics = Metrics::new();
+    let problems = prepare::problems(config, &metrics);
+    let mut found: Vec<_> = problems.into_iter().map(CheckResult::Wrong).collect();
+    if let StorePlace::File(path) = &config.store.place {
+        found.extend(match store::look(path) {
+            Ok(StoreLook::Good | StoreLook::Missing) => None,
+            Ok(StoreLook::InUse) => Some(CheckResult::odd(
+                "store.path",
+                "is in use: a gate runs with it now, and no second one can",
+                "",
+            )),
+            Ok(StoreLook::NotClosed) => Some(CheckResult::odd(
+                "store.path",
+                "was not closed by the gate that had it: the next start looks it through first",
+                "tollgate store check does so now",
+            )),
+            Err(error) => Some(CheckResult::wrong("store.path", chain(&error))),
+        });
+    }
+    found
+}
+
+/// Whether the upstream and the store can be reached and accept the credentials. Spends a login
+/// at the upstream.
+pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
+    let mut found = Vec::new();
+    let scope = TaskScope::new(Handle::current());
+    check_upstream(config, &scope, &mut found).await;
+    if let StorePlace::Shared(settings) = &config.store.place {
+        found.push(check_store(settings).await);
+    }
+    scope.stop.abort();
+    found
+}
+
+async fn check_store(settings: &config::SharedStoreConfig) -> CheckResult {
+    match shared::reach(settings).await {
+        Ok(EvictionFound::Evicts(server)) if settings.allow_eviction => {
+            let suggestion = "allow_eviction accepts it";
+            CheckResult::odd("store.url", &server.to_string(), suggestion)
+        }
+        Ok(EvictionFound::Evicts(server)) => CheckResult::wrong("store.url", server.to_string()),
+        Ok(EvictionFound::Hidden(server)) => CheckResult::odd(
+            "store.url",
+            &format!("{server} does not tell whether it evicts keys"),
+            "the gate's ACL user needs +info, in a cluster +cluster|slots",
+        ),
+        Ok(EvictionFound::Keeps | EvictionFound::NotAsked) => {
+            CheckResult::good("store.url", format!("{settings} answers"))
+        }
+        Err(error) => CheckResult::wrong("store.url", chain(&error)),
+    }
+}
+
+async fn check_upstream(config: &Config, scope: &TaskScope, found: &mut Vec<CheckResult>) {
+    let metrics = Metrics::new();
+    let settings = &config.upstream;
+    // `check` has reported all other problems before.
+    let Ok(PreparedParts { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
+        let key = format!("upstream.{}", settings.name);
+        let reason = "was not tried: the first start makes files that it needs";
+        return found.push(CheckResult::odd(&key, reason, ""));
+    };
+    let trial = UpstreamTrial::new(settings, upstream, scope, &metrics);
+    let section = format!("upstream.{}", settings.name);
+    let url = format!("{section}.url");
+    let base = &settings.base;
+    match trial.reach().await {
+        Ok(()) if base.tls => found.push(CheckResult::good(
+            &url,
+            format!(
+                "{}:{} is there, its certificate is believed",
+                base.host, base.port
+            ),
+        )),
+        Ok(()) => found.push(CheckResult::good(
+            &url,
+            format!("{}:{} is there", base.host, base.port),
+        )),
+        Err(error) => return found.push(CheckResult::wrong(&url, chain(&error))),
+    }
+    if let Some(login) = &settings.login {
+        found.push(check_login(&trial, login, &format!("{section}.login")).await);
+    }
+    if trial.probe_trust().await == Some(ProbeTrust::PassesAnything) {
+        found.push(CheckResult::odd(
+            &format!("{section}.probe"),
+            "accepts made-up tokens: nothing can be learned about a token there",
+            "name a path that only good tokens open",
+        ));
+    }
+}
+
+async fn check_login(trial: &UpstreamTrial, login: &Login, key: &str) -> CheckResult {
+    if login.single_active_token {
+        let reason =
+            "was not tried: with single_active_token it would end the token of a gate that runs";
+        return CheckResult::odd(key, reason, "");
+    }
+    match trial.log_in(login).await {
+        Ok(left) => CheckResult::good(
+            key,
+            format!(
+                "\"{}\" is let in, for {} s; this was one login at the upstream, its token is not kept",
+                login.username,
+                left.as_secs()
+            ),
+        ),
+        Err(error) => CheckResult::wrong(key, chain(&error)),
+    }
+}

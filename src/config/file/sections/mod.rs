@@ -1,0 +1,16 @@
+//! One file per section of the configuration: from its table to checked values. Each has one
+//! function that `file` calls, named after the section.
+
+pub(super) mod drain_section;
+pub(super) mod emulator_section;
+pub(super) mod http_section;
+pub(super) mod limits_section;
+pub(super) mod listener_section;
+pub(super) mod log_section;
+pub(super) mod operator_section;
+pub(super) mod route_section;
+mod shared_store_section;
+pub(super) mod store_section;
+pub(super) mod upstream_section;
+pub(super) mod users_section;
+pub(super) mod workers;

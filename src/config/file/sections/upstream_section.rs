@@ -1,0 +1,245 @@
+//! `[upstream.NAME]`: the service behind the gateway, and the login there.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::uri::PathAndQuery;
+
+use crate::config::file::config_table::{ConfigTable, ConfigValue};
+use crate::config::file::named_files::{public_file, secret, secret_that};
+use crate::config::file::units::parse_hex;
+use crate::config::file::value_readers::text;
+use crate::config::file::value_readers::{
+    flag, is_name, number, share, size, some, span, span_or_none,
+};
+use crate::config::{BaseAddress, Login, Trust, Upstream};
+use crate::profiles::{API_KEY_LENGTH, Profile};
+
+pub(in crate::config::file) fn upstream(
+    root: &ConfigTable<'_>,
+    profile: &Profile,
+) -> Option<Upstream> {
+    let Some(all) = root.section("upstream") else {
+        root.missing("upstream", "[upstream.main] with a url");
+        return None;
+    };
+    let tables = all.named();
+    for (name, table) in tables.iter().skip(1) {
+        let reason = format!("is a second upstream, beside \"{}\"", tables[0].0);
+        let suggestion = "one gate serves one upstream for now: start another gate for it";
+        table.complain("", &reason, suggestion);
+        let _ = one(name, table, profile);
+    }
+    let Some((name, table)) = tables.first() else {
+        let example = "[upstream.main] with a url";
+        all.complain("", "names no upstream", &format!("add {example}"));
+        return None;
+    };
+    one(name, table, profile)
+}
+
+fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstream> {
+    if !is_name(name) {
+        table.complain(
+            "",
+            "its name must have 1 to 64 letters, digits, dots, - or _",
+            "",
+        );
+    }
+    let base = table.required("url", base, "\"https://service.internal:443\"");
+    let plaintext = table.or("allow_plaintext", flag, false);
+    if let Some(base) = base.as_ref().filter(|base| !base.tls && !plaintext)
+        && !is_loopback(&base.host)
+    {
+        let reason = "must be https: the login would travel in the clear";
+        table.complain("url", reason, "or set allow_plaintext = true");
+    }
+    let concurrency = table.or("concurrency", number(1..=100_000), 64);
+    let stalled_streams = table.or("stalled_streams", number(0..=1_000_000), concurrency * 4);
+    let replay_limit = table.or("replay_limit", size(0..=16 << 20), 64 << 10);
+    let upstream = Upstream {
+        name: Arc::from(name),
+        trust: trust(table),
+        server_name: table.read("server_name", server_name),
+        login: login(table),
+        login_description: (profile.login)(),
+        api_key: table.read(
+            "api_key",
+            secret_that(is_key_long, "must have 12 to 128 characters"),
+        ),
+        concurrency,
+        stalled_streams,
+        queue_timeout: table.or("queue_timeout", span_or_none, Duration::from_secs(10)),
+        idle_timeout: table.or("idle_timeout", span, Duration::from_secs(4)),
+        connect_timeout: table.or("connect_timeout", span, Duration::from_secs(5)),
+        first_byte_timeout: table.or("first_byte_timeout", span, Duration::from_secs(30)),
+        body_idle_timeout: table.or("body_idle_timeout", span, Duration::from_secs(30)),
+        replay_limit: usize::try_from(replay_limit).unwrap_or(usize::MAX),
+        probe: table
+            .read("probe", probe)
+            .unwrap_or_else(|| profile.probe.map(PathAndQuery::from_static)),
+        base: base?,
+    };
+    if !upstream.base.tls && (upstream.server_name.is_some() || table.has("ca")) {
+        table.warn(
+            "url",
+            "is http: ca, pins and server_name have no effect",
+            "",
+        );
+    }
+    Some(upstream)
+}
+
+fn is_key_long(key: &crate::secret::Secret) -> bool {
+    API_KEY_LENGTH.contains(&key.expose().chars().count())
+}
+
+/// The text is never repeated: it may hold a password.
+fn base(value: &ConfigValue<'_>) -> Option<BaseAddress> {
+    let suggestion = "such as \"https://service.internal:443\"";
+    let bad = |reason: &str| {
+        value.complain(reason, suggestion);
+        None
+    };
+    let Ok(uri) = text(value)?.parse::<http::Uri>() else {
+        return bad("is no address");
+    };
+    let tls = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return bad("must begin with https:// or http://"),
+    };
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return bad("must end after host and port: paths are kept as the client sends them");
+    }
+    let Some(authority) = uri
+        .authority()
+        .filter(|authority| !authority.host().is_empty())
+    else {
+        return bad("has no host");
+    };
+    if authority.as_str().contains('@') {
+        return bad("must not hold a user name or password: they belong in login");
+    }
+    let has_port = authority.as_str().len() > authority.host().len();
+    let port = match (authority.port_u16(), has_port) {
+        (Some(0), _) | (None, true) => return bad("has an invalid port"),
+        (Some(port), _) => port,
+        (None, false) if tls => 443,
+        (None, false) => 80,
+    };
+    let host = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    Some(BaseAddress {
+        tls,
+        host: host.to_ascii_lowercase(),
+        port,
+    })
+}
+
+pub(super) fn is_loopback(host: &str) -> bool {
+    let address: Option<std::net::IpAddr> = host.parse().ok();
+    host == "localhost" || address.is_some_and(|address| address.is_loopback())
+}
+
+fn trust(table: &ConfigTable<'_>) -> Trust {
+    let authorities: Option<PathBuf> = table.read("ca", public_file);
+    let pins = table.read("pins", some(pin));
+    if table.has("ca") && table.has("pins") {
+        let reason =
+            "has no effect beside pins: a pinned key is trusted whatever authority signed it";
+        table.complain("ca", reason, "keep one of the two");
+    }
+    match (authorities, pins) {
+        (Some(path), _) => Trust::Authorities(path),
+        (None, Some(pins)) => Trust::Pins(pins),
+        (None, None) => Trust::PublicAuthorities,
+    }
+}
+
+/// `sha256//` and base64, as curl and HPKP write it, or 64 hexadecimal digits.
+fn pin(value: &ConfigValue<'_>) -> Option<[u8; 32]> {
+    let text = text(value)?;
+    let pin = match text.strip_prefix("sha256//") {
+        Some(encoded) => STANDARD
+            .decode(encoded)
+            .ok()
+            .and_then(|pin| pin.try_into().ok()),
+        None => parse_hex(&text),
+    };
+    if pin.is_none() {
+        let suggestion = "sha256// and its base64, or 64 hexadecimal digits";
+        value.complain("must be the SHA-256 of a public key", suggestion);
+    }
+    pin
+}
+
+/// A path, or "none" (`Some(None)`); None: the value is wrong.
+fn probe(value: &ConfigValue<'_>) -> Option<Option<PathAndQuery>> {
+    let text = text(value)?;
+    if text == "none" {
+        return Some(None);
+    }
+    let is_plain = text.starts_with('/') && !text.contains('#');
+    let path = text.parse().ok().filter(|_| is_plain);
+    if path.is_none() {
+        let suggestion = "such as \"/health\", or \"none\"";
+        value.complain("must be the path of a GET", suggestion);
+    }
+    path.map(Some)
+}
+
+fn server_name(value: &ConfigValue<'_>) -> Option<String> {
+    let name = text(value)?;
+    if rustls::pki_types::ServerName::try_from(name.as_str()).is_err() {
+        value.complain(
+            "is not a name that a certificate can have",
+            "such as \"service\"",
+        );
+        return None;
+    }
+    Some(name)
+}
+
+fn login(table: &ConfigTable<'_>) -> Option<Login> {
+    let who = table.section("login");
+    let username = who
+        .as_ref()
+        .and_then(|who| who.required("username", username, "\"gateway\""));
+    let place = "{ file = \"/run/secrets/password\" }";
+    let password = who
+        .as_ref()
+        .and_then(|who| who.required("password", secret, place));
+    // Read with and without a login, so that each is a known key.
+    let renew_at = table.or("renew_at", share(0.1..=0.95), 0.8);
+    let renew_floor = table.or("renew_floor", span_or_none, Duration::from_secs(300));
+    let min_login_interval = table.or("min_login_interval", span, Duration::from_secs(1));
+    let logins_per_hour = table.or("logins_per_hour", number(1..=36_000), 120);
+    let timeout = table.or("login_timeout", span, Duration::from_secs(30));
+    let single_active_token = table.or("single_active_token", flag, false);
+    Some(Login {
+        username: username?,
+        password: password?,
+        renew_at,
+        renew_floor,
+        min_login_interval,
+        logins_per_hour,
+        timeout,
+        single_active_token,
+    })
+}
+
+/// RFC 7617, 2: a user name with a colon cannot be sent.
+fn username(value: &ConfigValue<'_>) -> Option<String> {
+    let name = text(value)?;
+    if name.contains(':') || name.chars().any(char::is_control) {
+        value.complain("must not have colons or control characters", "");
+        return None;
+    }
+    Some(name)
+}

@@ -1,0 +1,155 @@
+//! Reads certificates and their keys from PEM files.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::{Error as PemError, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use sha2::{Digest as _, Sha256};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
+
+use crate::config::CertificateFiles;
+use crate::listener::Error;
+
+/// A certificate chain with the key that belongs to it.
+#[derive(Debug)]
+pub(super) struct LoadedCertificate {
+    pub(super) certified: Arc<CertifiedKey>,
+    /// DNS names in it, wildcards as `*.example.org`.
+    pub(in crate::listener) names: Vec<String>,
+    /// Seconds since 1970.
+    pub(super) not_before: i64,
+    pub(in crate::listener) not_after: i64,
+}
+
+/// The content of a certificate file and its key file.
+pub(in crate::listener) struct PemFiles {
+    certificate: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+}
+
+/// A hash of the content of certificate files: equal content has an equal fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ContentFingerprint([u8; 32]);
+
+/// Reads all files, following symbolic links as they are now.
+pub(in crate::listener) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
+    let bytes = |path: &Path| {
+        std::fs::read(path).map_err(|source| Error::Unreadable {
+            path: path.to_owned(),
+            source,
+        })
+    };
+    files
+        .iter()
+        .map(|files| {
+            Ok(PemFiles {
+                certificate: bytes(&files.certificate)?,
+                key: Zeroizing::new(bytes(&files.key)?),
+            })
+        })
+        .collect()
+}
+
+impl ContentFingerprint {
+    /// The fingerprint of what was read, or of the error: a file that stays missing is reported
+    /// once, not once a second.
+    pub(in crate::listener) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_be_bytes());
+            hash.update(bytes);
+        };
+        match read {
+            Ok(texts) => texts.iter().for_each(|text| {
+                part(&text.certificate);
+                part(&text.key);
+            }),
+            Err(error) => part(error.to_string().as_bytes()),
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+impl LoadedCertificate {
+    pub(in crate::listener) fn parse(
+        files: &CertificateFiles,
+        text: &PemFiles,
+        provider: &CryptoProvider,
+    ) -> Result<Self, Error> {
+        let chain = chain(&files.certificate, &text.certificate)?;
+        let key = key(&files.key, &text.key)?;
+        let own = chain.first().ok_or_else(|| Error::NoCertificate {
+            path: files.certificate.clone(),
+        })?;
+        let (_, own) = X509Certificate::from_der(own).map_err(|source| Error::BadCertificate {
+            path: files.certificate.clone(),
+            source,
+        })?;
+        let names = names(&own);
+        let (not_before, not_after) = (
+            own.validity().not_before.timestamp(),
+            own.validity().not_after.timestamp(),
+        );
+        let certified = CertifiedKey::from_der(chain.clone(), key, provider);
+        let certified = certified.map_err(|source| match source {
+            rustls::Error::InconsistentKeys(_) => Error::Mismatch {
+                certificate: files.certificate.clone(),
+                key: files.key.clone(),
+            },
+            source => Error::UnusableKey {
+                path: files.key.clone(),
+                source,
+            },
+        })?;
+        Ok(Self {
+            certified: Arc::new(certified),
+            names,
+            not_before,
+            not_after,
+        })
+    }
+}
+
+fn chain(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    CertificateDer::pem_slice_iter(text)
+        .collect::<Result<_, _>>()
+        .map_err(|source| Error::NotPem {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn key(path: &Path, text: &[u8]) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_slice(text).map_err(|source| match source {
+        PemError::NoItemsFound => Error::NoKey {
+            path: path.to_owned(),
+        },
+        source => Error::NotPem {
+            path: path.to_owned(),
+            source,
+        },
+    })
+}
+
+/// The DNS names of a certificate, which are only in its subject alternative names (RFC 6125). A
+/// certificate without any is used as the fallback only.
+fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(alternatives)) = certificate.subject_alternative_name() else {
+        return Vec::new();
+    };
+    let name = |general: &GeneralName<'_>| match general {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    };
+    alternatives
+        .value
+        .general_names
+        .iter()
+        .filter_map(name)
+        .collect()
+}
