@@ -39,7 +39,7 @@ pub enum Client {
     Open,
     User {
         name: Arc<str>,
-        /// None: a Webapp user, whose role only the Webapp knows.
+        /// None: a user of the upstream's, whose role only the upstream knows.
         role: Option<Role>,
     },
     Key(Arc<ApiKey>),

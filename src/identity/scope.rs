@@ -4,8 +4,8 @@ use http::Method;
 
 use crate::config::{ApiKey, PathPattern};
 
-/// Whether `key` authorizes this request. A key without paths is for the monitoring nodes only, as
-/// at the Webapp (protocol sheet, section 2). GET covers HEAD.
+/// Whether `key` authorizes this request. A key without paths is for the monitoring
+/// routes only (protocol sheet, section 2). GET covers HEAD.
 pub fn permits(key: &ApiKey, route_is_monitoring: bool, method: &Method, path: &str) -> bool {
     let for_path = if key.paths.is_empty() {
         route_is_monitoring

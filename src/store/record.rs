@@ -83,7 +83,7 @@ pub struct GrantRecord {
     pub digest: RecordDigest,
     #[serde(with = "shared_text")]
     pub user: Arc<str>,
-    /// None: a Webapp user, whose role only the Webapp knows.
+    /// None: a user of the upstream's, whose role only the upstream knows.
     pub role: Option<Role>,
     /// Expiry on the wall clock, in milliseconds since 1970.
     pub ends_millis: u64,
@@ -97,7 +97,7 @@ pub struct GrantRecord {
 #[serde(rename_all = "snake_case")]
 pub enum TokenOrigin {
     Minted,
-    /// Seen in the Webapp's response to a login, or confirmed by the Webapp.
+    /// Seen in the upstream's response to a login, or confirmed by the upstream.
     Learned,
 }
 

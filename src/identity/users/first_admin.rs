@@ -20,7 +20,7 @@ use crate::profiles::{self, Role};
 use crate::secret::Secret;
 use crate::store::{PhcText, Store, StoreBackend, UserRecord};
 
-/// Name of the first admin if the configuration gives none; the Webapp's default.
+/// Name of the first admin if the configuration gives none.
 const DEFAULT_NAME: &str = "admin";
 
 /// A generated first admin. Show it once, to a person.

@@ -41,7 +41,7 @@ pub(in crate::listener) struct ConnectionActivity {
     /// Since when the peer has not taken any bytes.
     blocked_since: AtomicU64,
     /// Response bodies that are not polled until the peer takes bytes.
-    pub(in crate::listener) blocked_bodies: Mutex<Vec<Waker>>,
+    blocked_bodies: Mutex<Vec<Waker>>,
     closing_since: AtomicU64,
     /// Time of the last bytes received since then.
     last_received: AtomicU64,
@@ -145,6 +145,12 @@ impl ConnectionActivity {
             wakers.push(waker.clone());
         }
         true
+    }
+
+    /// Number of response bodies that wait for the peer.
+    #[cfg(test)]
+    pub(in crate::listener) fn blocked_bodies(&self) -> usize {
+        self.blocked_bodies.lock().len()
     }
 
     pub(in crate::listener) fn set_write_blocked(&self) {

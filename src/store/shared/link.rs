@@ -22,6 +22,7 @@ use super::{
     CommandConnection, EvictingServer, SharedChange, SharedOpenError, SharedStore, StoreConnection,
     StoreDown,
 };
+use crate::backoff::Backoff;
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::Metrics;
@@ -33,8 +34,11 @@ const XREAD_BLOCK: Duration = Duration::from_millis(500);
 const REGISTER_INTERVAL: Duration = Duration::from_secs(2);
 /// Changes per XREAD.
 const MAX_CHANGES: usize = 1000;
-const MIN_BACKOFF: Duration = Duration::from_millis(50);
-const MAX_BACKOFF: Duration = Duration::from_secs(1);
+const RECONNECT_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(50),
+    max: Duration::from_secs(1),
+    jitter: 0.5,
+};
 /// A start waits this long for the store, then fails with the reason.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// The server remembers a user's removal this long (`end.lua`). A gateway that was away for longer
@@ -110,7 +114,7 @@ impl SharedStore {
 
     async fn run_link(self: Arc<Self>, stop: ShutdownSignal) {
         let mut known = KnownState::default();
-        let mut backoff = MIN_BACKOFF;
+        let mut failures = 0_u32;
         loop {
             let lost = tokio::select! {
                 lost = self.connect_and_follow(&mut known) => lost,
@@ -125,13 +129,13 @@ impl SharedStore {
                 return;
             }
             if was_up {
-                backoff = MIN_BACKOFF;
+                failures = 0;
             }
+            failures = failures.saturating_add(1);
             tokio::select! {
-                () = sleep(backoff.mul_f64(0.5 + 0.5 * rand::random::<f64>())) => {}
+                () = sleep(RECONNECT_BACKOFF.pause(failures)) => {}
                 () = stop.aborting() => return,
             }
-            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 

@@ -82,16 +82,16 @@ async fn a_cap_is_exact_while_entries_are_examined_after_a_clock_jump() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shrunken_table_releases_its_memory() {
+async fn room_is_given_back() {
     let store = store(usize::MAX, usize::MAX);
     for _ in 0..300_000 {
         login(&store, "anna").await.unwrap();
     }
-    let max = store.memory.table.capacity();
-    assert!(max >= 300_000);
+    let most = store.memory.table.capacity();
+    assert!(most >= 300_000);
     store.revoke_user("anna").await.unwrap();
     assert_eq!(sweep_all(&store), 300_000);
-    assert!(store.memory.table.capacity() < max / 2);
+    assert!(store.memory.table.capacity() < most / 2);
 }
 
 fn stored_grant(
@@ -102,8 +102,8 @@ fn stored_grant(
 ) -> LiveGrant<'_> {
     LiveGrant {
         digest: digest.into(),
-        user: &names[index],
-        token_user: index as u32,
+        user: &names[holder],
+        holder: holder as u32,
         role: Some(Role::Admin),
         ends_millis,
         epoch: 0,
