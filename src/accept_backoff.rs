@@ -6,8 +6,13 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-const MIN_BACKOFF: Duration = Duration::from_millis(10);
-const MAX_BACKOFF: Duration = Duration::from_secs(1);
+use crate::backoff::Backoff;
+
+const BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(10),
+    max: Duration::from_secs(1),
+    jitter: 0.0,
+};
 
 /// How long an accept loop waits after an error. The most likely cause is the limit of open
 /// files, and it passes when other connections end.
@@ -15,21 +20,21 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 pub struct AcceptBackoff {
     /// Names the listening socket in the log.
     listener: &'static str,
-    /// The last wait; None while accepting works.
-    last: Option<Duration>,
+    /// Errors since the last connection was accepted.
+    failures: u32,
 }
 
 impl AcceptBackoff {
     pub fn new(listener: &'static str) -> Self {
         Self {
             listener,
-            last: None,
+            failures: 0,
         }
     }
 
     /// Notes that a connection was accepted.
     pub fn succeeded(&mut self) {
-        if self.last.take().is_some() {
+        if std::mem::take(&mut self.failures) > 0 {
             info!(listener = self.listener, "accepting connections again");
         }
     }
@@ -45,19 +50,15 @@ impl AcceptBackoff {
     }
 
     fn next(&mut self, error: &io::Error) -> Duration {
-        let pause = match self.last {
-            Some(last) => MAX_BACKOFF.min(last * 2),
-            None => {
-                warn!(
-                    listener = self.listener,
-                    %error,
-                    "cannot accept connections; is the limit of open files too low?"
-                );
-                MIN_BACKOFF
-            }
-        };
-        self.last = Some(pause);
-        pause
+        if self.failures == 0 {
+            warn!(
+                listener = self.listener,
+                %error,
+                "cannot accept connections; is the limit of open files too low?"
+            );
+        }
+        self.failures = self.failures.saturating_add(1);
+        BACKOFF.pause(self.failures)
     }
 }
 
@@ -81,9 +82,9 @@ mod tests {
         let out_of_files = io::Error::from_raw_os_error(24);
         let waits: Vec<_> = (0..9).map(|_| backoff.next(&out_of_files)).collect();
         assert_eq!(waits[..3], [10, 20, 40].map(Duration::from_millis));
-        assert_eq!(waits[8], MAX_BACKOFF);
+        assert_eq!(waits[8], BACKOFF.max);
         backoff.succeeded();
-        assert_eq!(backoff.next(&out_of_files), MIN_BACKOFF);
+        assert_eq!(backoff.next(&out_of_files), BACKOFF.first);
     }
 
     #[tokio::test(start_paused = true)]
@@ -95,6 +96,6 @@ mod tests {
         }
         assert_eq!(start.elapsed(), Duration::ZERO);
         backoff.failed(&ErrorKind::OutOfMemory.into()).await;
-        assert!(start.elapsed() >= MIN_BACKOFF);
+        assert!(start.elapsed() >= BACKOFF.first);
     }
 }

@@ -83,6 +83,8 @@ pub mod store;
 pub mod config;
 
 // Row 1
+// Back-off of accept loops.
+pub mod accept_backoff;
 // Name resolution.
 pub mod dns;
 // Named tasks, drain and abort, readiness.
@@ -95,8 +97,8 @@ pub mod profiles;
 pub mod shares;
 
 // Row 0
-// Back-off of accept loops.
-pub mod accept_backoff;
+// Pauses between attempts, with jitter.
+mod backoff;
 // Wall-clock and monotonic time.
 pub mod clock;
 // The causes of an error, for messages.
@@ -107,5 +109,9 @@ pub mod identity_hasher;
 pub mod secret;
 // Staggered attempts ("Happy Eyeballs").
 pub mod staggered;
+// Locks and atomics; loom's in the model tests.
+mod sync;
 // The gateway's name in `Via`.
 pub mod via;
+// A waker for futures that outlive the task that polls them.
+mod waker;

@@ -9,14 +9,12 @@
 #[path = "../src/upstream/login/judgement/mod.rs"]
 mod judgement;
 
-mod upstream {
-    pub(crate) mod sync {
-        pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-        pub(crate) use loom::sync::{Mutex, MutexGuard};
+mod sync {
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
 
-        pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-            mutex.lock().expect("no panic in a model")
-        }
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("no panic in a model")
     }
 }
 

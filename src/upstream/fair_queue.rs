@@ -12,8 +12,8 @@
 use std::collections::BTreeSet;
 use std::task::{Context, Poll, Waker};
 
-use super::sync::{Mutex, MutexGuard, lock};
 use crate::shares::{ByShareKey, ShareKey, is_within_share};
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// Clients without a permit or a request are forgotten beyond this many.
 const FEW_CLIENTS: usize = 256;

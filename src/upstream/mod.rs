@@ -27,7 +27,6 @@ mod materials;
 mod opening;
 mod own_requests;
 mod permits;
-mod sync;
 #[cfg(test)]
 mod tests;
 mod transport;

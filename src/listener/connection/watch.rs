@@ -4,8 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -13,6 +12,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::activity::{ConnectionActivity, ConnectionTimeouts, TimeoutReason};
 use super::client_stream::TransportSocket;
 use crate::lifecycle::ShutdownSignal;
+use crate::waker::NotifyWaker;
 
 /// How long a connection that was opened just before the drain may take to send its request.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
@@ -64,53 +64,46 @@ enum WatchDecision {
     Rest,
 }
 
-/// Wakes the task when the drain, the abort or the timer fires, and records that it did, so that
-/// a task woken by the socket need not poll them.
-struct DeadlineWaker {
-    fired: AtomicBool,
+/// The waker of the drain, the abort and the timer. It records that one of them fired, so that a
+/// task woken by the socket need not poll them. None before the first poll.
+struct DeadlineWaker(Option<RegisteredTask>);
+
+struct RegisteredTask {
+    notify: Arc<NotifyWaker>,
+    /// Of `notify`.
+    waker: Waker,
     task: Waker,
 }
 
-impl Wake for DeadlineWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.fired.store(true, Ordering::Release);
-        self.task.wake_by_ref();
-    }
-}
-
-/// The deadline waker of the task that polls; None before the first poll.
-struct WakerSlot(Option<(Arc<DeadlineWaker>, Waker)>);
-
-impl WakerSlot {
-    /// Whether the waker has fired since the last call. True too if it was just created, since
-    /// nothing has been polled with it yet.
+impl DeadlineWaker {
+    /// Whether a deadline has fired since the last call. True too for a task that is new here,
+    /// since nothing has been polled with its waker yet.
     fn take_fired(&mut self, task: &Waker) -> bool {
         match &self.0 {
-            Some((current, _)) if current.task.will_wake(task) => {
-                let has_fired = current.fired.load(Ordering::Acquire);
+            Some(current) if current.task.will_wake(task) => {
+                let has_fired = current.notify.take_woken();
                 if has_fired {
-                    current.fired.store(false, Ordering::Release);
+                    // The polls that follow see everything that fires before this.
+                    current.notify.listen(task);
                 }
                 has_fired
             }
             _ => {
-                let current = Arc::new(DeadlineWaker {
-                    fired: AtomicBool::new(false),
+                let notify = Arc::new(NotifyWaker::default());
+                notify.listen(task);
+                self.0 = Some(RegisteredTask {
+                    waker: Waker::from(Arc::clone(&notify)),
+                    notify,
                     task: task.clone(),
                 });
-                let waker = Waker::from(Arc::clone(&current));
-                self.0 = Some((current, waker));
                 true
             }
         }
     }
 
     fn waker(&self) -> &Waker {
-        self.0.as_ref().map_or(Waker::noop(), |(_, waker)| waker)
+        let current = self.0.as_ref();
+        current.map_or(Waker::noop(), |current| &current.waker)
     }
 }
 
@@ -131,7 +124,7 @@ impl ConnectionWatch {
         let mut timer = pin!(sleep_until(first));
         let mut abort = pin!(self.stop.aborting());
         let mut drain = pin!(self.stop.draining());
-        let mut slot = WakerSlot(None);
+        let mut slot = DeadlineWaker(None);
         let mut phase = ShutdownPhase::Open;
         poll_fn(move |cx| {
             let mut has_fired = slot.take_fired(cx.waker());

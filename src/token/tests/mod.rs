@@ -173,7 +173,7 @@ async fn deletion_wins_against_a_login_that_began_before_it(store: &TokenStore) 
     assert_eq!(late, Err(InsertRefused::Ended));
     let recreated = login(store, "hugo").await.unwrap();
     assert!(store.find(&recreated).is_some());
-    // A user who never had a token can be deleted under a login, too.
+    // A user without tokens can be deleted during a login, too.
     let epoch = store.epoch("ines");
     assert_eq!(store.end_user("ines").await, 0);
     let late = login_for(store, "ines", (HOUR, epoch)).await;
@@ -277,7 +277,7 @@ async fn an_expired_token_is_forgotten_on_sight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sweep_looks_at_what_died_and_at_nothing_else() {
+async fn a_sweep_examines_dead_tokens_only() {
     let store = store(1000, 1000);
     let epoch = store.epoch("anna");
     for minutes in 1..=100 {

@@ -19,7 +19,7 @@ impl Scene {
     fn wait_for_a_token(&self) {
         let deadline = Deadline::after(Duration::from_secs(30));
         while self.tokens.lock().unwrap().is_empty() {
-            assert!(!deadline.has_passed(), "nobody logs in");
+            assert!(!deadline.has_passed(), "no login succeeds");
             std::thread::yield_now();
         }
     }

@@ -9,11 +9,17 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::judgement::LoginCause;
+use crate::backoff::Backoff;
 use crate::config;
-use crate::upstream::sync::lock;
+use crate::sync::lock;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// After failed logins.
+const FAILURE_BACKOFF: Backoff = Backoff {
+    first: Duration::from_secs(1),
+    max: Duration::from_secs(300),
+    jitter: 1.0,
+};
 /// A login that the upstream has refused is tried again after these: people mend passwords,
 /// and no account is locked by it.
 const REFUSED_PAUSES: [Duration; 3] = [
@@ -108,9 +114,7 @@ impl LoginBudgets {
 /// Exponential with full jitter, so that many gates do not come back in step
 /// after an outage of the upstream they share.
 pub(super) fn back_off(failures: u32) -> Duration {
-    let doubled = Duration::from_secs(1u64 << failures.saturating_sub(1).min(9));
-    let cap = doubled.min(LONGEST_PAUSE);
-    cap.mul_f64(rand::random::<f64>()).max(SHORTEST_PAUSE)
+    FAILURE_BACKOFF.pause(failures).max(SHORTEST_PAUSE)
 }
 
 /// After the `refusals`th wrong password in a row; up to a fifteenth is added by chance.
@@ -149,7 +153,7 @@ mod tests {
         for _ in 0..1000 {
             assert!(back_off(1) <= Duration::from_secs(1));
             assert!(back_off(3) <= Duration::from_secs(4));
-            assert!(back_off(u32::MAX) <= LONGEST_PAUSE);
+            assert!(back_off(u32::MAX) <= FAILURE_BACKOFF.max);
             assert!(back_off(u32::MAX) >= SHORTEST_PAUSE);
         }
     }

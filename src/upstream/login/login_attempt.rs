@@ -17,7 +17,7 @@ use crate::clock::Deadline;
 use crate::error_chain::chain;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
-use crate::upstream::sync::lock;
+use crate::sync::lock;
 
 const SHORTEST_BEFORE_END: Duration = Duration::from_secs(1);
 

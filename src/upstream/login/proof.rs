@@ -20,7 +20,7 @@ use super::token_probe::ProbeVerdict;
 use crate::clock::Deadline;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
-use crate::upstream::sync::lock;
+use crate::sync::lock;
 
 /// Pauses between the tries of a new token that the probe refuses: some nodes of an upstream
 /// learn of it late. Fifteen seconds in all.

@@ -23,7 +23,7 @@ use super::status::{LoginFailure, NoLease, RenewerPhase, SessionStatus};
 use crate::clock::Deadline;
 use crate::config;
 use crate::metrics::{GaugeGuard, UpstreamMetrics};
-use crate::upstream::sync::lock;
+use crate::sync::lock;
 
 /// What a client is told to wait when only a human can end the trouble.
 const HUMAN_PACE: Duration = Duration::from_secs(30);

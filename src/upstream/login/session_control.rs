@@ -7,7 +7,7 @@ use super::judgement::{LeaseFacts, LeasePlacement, LoginCause, Millis};
 use super::lease::Lease;
 use super::session::Session;
 use crate::clock::Deadline;
-use crate::upstream::sync::lock;
+use crate::sync::lock;
 
 /// Where a lease comes from.
 #[derive(Clone, Copy, Debug)]

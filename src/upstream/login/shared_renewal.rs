@@ -20,7 +20,7 @@ use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 use crate::store::shared::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome};
 use crate::store::{SealedBytes, StoreUnavailable};
-use crate::upstream::sync::lock;
+use crate::sync::lock;
 
 /// While the store is away, or another gate logs in: how often we look.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

@@ -24,9 +24,9 @@ use super::pool::{IdlePool, PooledConnection};
 use super::response_body::ConnectionHandle;
 use super::tracked_stream::TrackedStream;
 use super::upload_progress::{SentBody, UploadProgress};
-use super::waker::NotifyWaker;
 use crate::error_chain::chain;
 use crate::metrics::GaugeGuard;
+use crate::waker::NotifyWaker;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type ConnectionFuture = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
@@ -68,8 +68,9 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     sender: http1::SendRequest<SentBody<B>>,
     /// None: it has ended.
     work: Option<ConnectionFuture>,
-    bell: Arc<NotifyWaker>,
-    ring: Waker,
+    notify: Arc<NotifyWaker>,
+    /// Of `notify`; wakes whatever task holds the connection.
+    waker: Waker,
     alarm: Pin<Box<Sleep>>,
     is_alarm_set: bool,
     progress: Arc<UploadProgress>,
@@ -97,14 +98,14 @@ where
         let mut http = http1::Builder::new();
         http.max_buf_size(BUFFER);
         let (sender, connection) = http.handshake(TokioIo::new(link)).await?;
-        let bell = Arc::new(NotifyWaker::default());
-        let ring = Waker::from(Arc::clone(&bell));
-        ring.wake_by_ref(); // its first work is to begin
+        let notify = Arc::new(NotifyWaker::default());
+        let waker = Waker::from(Arc::clone(&notify));
+        waker.wake_by_ref(); // so that the connection is polled a first time
         Ok(Box::new(Self {
             sender,
             work: Some(Box::pin(connection.with_upgrades())),
-            bell,
-            ring,
+            notify,
+            waker,
             alarm: Box::pin(sleep_until(Instant::now() + FAR)),
             is_alarm_set: false,
             progress: UploadProgress::new(),
@@ -177,7 +178,7 @@ impl<B> UpstreamConnection<B> {
 
     /// Nobody holds it until it is taken from its pool again.
     pub(in crate::upstream) fn rest(&self) {
-        self.bell.forget_holder();
+        self.notify.forget_listener();
     }
 
     /// Lets the connection work until `look` finds something. `look` need not register:
@@ -187,19 +188,19 @@ impl<B> UpstreamConnection<B> {
         cx: &mut Context<'_>,
         mut look: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        self.bell.clear_waiter();
+        self.notify.pause();
         let mut unregistered = Context::from_waker(Waker::noop());
         for _ in 0..ROUNDS {
-            if self.bell.has_rung() {
+            if self.notify.take_woken() {
                 self.work();
             }
             if let Poll::Ready(found) = look(&mut unregistered) {
                 return Poll::Ready(found);
             }
-            if self.bell.wakes(cx.waker()) {
+            if self.notify.listen(cx.waker()) {
                 return Poll::Pending;
             }
-            self.bell.clear_waiter();
+            self.notify.pause();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -207,7 +208,7 @@ impl<B> UpstreamConnection<B> {
 
     fn work(&mut self) {
         let Some(work) = &mut self.work else { return };
-        if let Poll::Ready(end) = work.as_mut().poll(&mut Context::from_waker(&self.ring)) {
+        if let Poll::Ready(end) = work.as_mut().poll(&mut Context::from_waker(&self.waker)) {
             if let Err(failure) = end {
                 debug!(error = %chain(&failure), "upstream connection ended");
             }
@@ -231,7 +232,7 @@ impl<B> UpstreamConnection<B> {
             }
             // Without budget the poll only asks to be repeated, and sets nothing.
             self.is_alarm_set = has_budget_remaining();
-            let mut cx = Context::from_waker(&self.ring);
+            let mut cx = Context::from_waker(&self.waker);
             ready!(self.alarm.as_mut().poll(&mut cx));
             if due <= Instant::now() {
                 return Poll::Ready(());
@@ -253,7 +254,7 @@ impl<B: Send + Sync + 'static> ConnectionHandle for UpstreamConnection<B> {
     }
 
     fn has_news(&self) -> bool {
-        self.bell.is_rung()
+        self.notify.is_woken()
     }
 
     fn give_back(mut self: Box<Self>) {
@@ -272,7 +273,7 @@ impl<B> PooledConnection for UpstreamConnection<B> {
     }
 
     fn can_send(&mut self) -> bool {
-        if self.bell.has_rung() {
+        if self.notify.take_woken() {
             self.work();
         }
         self.work.is_some() && self.sender.is_ready()

@@ -12,4 +12,3 @@ pub(super) mod response_body;
 pub(super) mod tls;
 pub(super) mod tracked_stream;
 pub(super) mod upload_progress;
-pub(super) mod waker;

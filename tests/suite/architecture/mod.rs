@@ -24,9 +24,9 @@ fn row(module: &str) -> u8 {
         "identity" | "upstream" | "logging" => 4,
         "store" => 3,
         "config" => 2,
-        "profiles" | "lifecycle" | "metrics" | "dns" | "shares" => 1,
-        "accept_backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered"
-        | "via" => 0,
+        "accept_backoff" | "profiles" | "lifecycle" | "metrics" | "dns" | "shares" => 1,
+        "backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered"
+        | "sync" | "via" | "waker" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }

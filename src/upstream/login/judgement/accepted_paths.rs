@@ -1,7 +1,7 @@
 //! Which paths the upstream has answered with which token: a small table of atomics that
 //! the request path writes to without a lock, and seldom.
 
-use crate::upstream::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Low bits of a slot: the generation. The other bits tell paths of one slot apart.
 const GENERATION_BITS: u32 = 24;

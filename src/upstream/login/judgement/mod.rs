@@ -11,7 +11,7 @@ pub(crate) mod refused_paths;
 pub(crate) mod speculation;
 pub(crate) mod state;
 
-use crate::upstream::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
 use accepted_paths::{AcceptedPaths, PathKey};
 use refused_paths::RefusedRequest;
 use speculation::{RefusalEvidence, SpeculationPacer};

@@ -1,0 +1,152 @@
+//! The waker of connections under every interleaving of the task and what wakes it.
+
+#[path = "../src/waker.rs"]
+mod waker;
+
+mod sync {
+    pub(crate) use loom::sync::atomic::{AtomicBool, Ordering};
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("no panic in a model")
+    }
+}
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Wake, Waker};
+
+use loom::thread;
+use waker::NotifyWaker;
+
+/// Wakes the thread that stands for the task, and counts.
+struct Task {
+    thread: thread::Thread,
+    wake_ups: AtomicUsize,
+}
+
+impl Task {
+    fn current() -> Arc<Self> {
+        Arc::new(Self {
+            thread: thread::current(),
+            wake_ups: AtomicUsize::new(0),
+        })
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        self.wake_ups.fetch_add(1, Ordering::Relaxed);
+        self.thread.unpark();
+    }
+}
+
+/// Waits for a wake-up as the driver of an upstream connection does.
+fn wait(notify: &NotifyWaker, task: &Waker) {
+    loop {
+        notify.pause();
+        if notify.take_woken() {
+            return;
+        }
+        if notify.listen(task) {
+            thread::park();
+        }
+    }
+}
+
+#[test]
+fn a_wake_up_is_never_lost_whenever_it_comes() {
+    loom::model(|| {
+        let notify = Arc::new(NotifyWaker::default());
+        let task = Waker::from(Task::current());
+        let source = Waker::from(Arc::clone(&notify));
+        let other = thread::spawn(move || source.wake());
+        wait(&notify, &task);
+        other.join().unwrap();
+        assert!(!notify.take_woken(), "one wake-up is taken once");
+    });
+}
+
+#[test]
+fn two_sources_wake_the_task_until_it_has_seen_both() {
+    use loom::sync::atomic::AtomicUsize as Count;
+    loom::model(|| {
+        let notify = Arc::new(NotifyWaker::default());
+        let task = Waker::from(Task::current());
+        let done = loom::sync::Arc::new(Count::new(0));
+        let others = [(); 2].map(|()| {
+            let (source, done) = (Waker::from(Arc::clone(&notify)), done.clone());
+            thread::spawn(move || {
+                done.fetch_add(1, Ordering::AcqRel);
+                source.wake();
+            })
+        });
+        while done.load(Ordering::Acquire) < 2 {
+            wait(&notify, &task);
+        }
+        for other in others {
+            other.join().unwrap();
+        }
+    });
+}
+
+/// The watch over a client's connection listens all the time: it listens again before it looks
+/// at what has woken it.
+#[test]
+fn a_task_that_listens_all_the_time_misses_nothing() {
+    use loom::sync::atomic::AtomicBool as Flag;
+    loom::model(|| {
+        let notify = Arc::new(NotifyWaker::default());
+        let task = Waker::from(Task::current());
+        let is_due = loom::sync::Arc::new(Flag::new(false));
+        assert!(notify.listen(&task));
+        let (source, due) = (Waker::from(Arc::clone(&notify)), is_due.clone());
+        let timer = thread::spawn(move || {
+            source.wake_by_ref();
+            due.store(true, Ordering::Release);
+            source.wake();
+        });
+        let mut is_woken = true;
+        loop {
+            if is_woken && is_due.load(Ordering::Acquire) {
+                break;
+            }
+            thread::park();
+            is_woken = notify.take_woken();
+            if is_woken {
+                notify.listen(&task);
+            }
+        }
+        timer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_task_that_is_awake_or_gone_is_not_woken() {
+    loom::model(|| {
+        let notify = Arc::new(NotifyWaker::default());
+        let task = Task::current();
+        let (source, waker) = (
+            Waker::from(Arc::clone(&notify)),
+            Waker::from(Arc::clone(&task)),
+        );
+        let wake_ups = || task.wake_ups.load(Ordering::Relaxed);
+        source.wake_by_ref();
+        assert!(!notify.listen(&waker), "woken before it listened");
+        assert!(notify.is_woken() && notify.take_woken() && !notify.take_woken());
+        assert!(notify.listen(&waker));
+        source.wake_by_ref();
+        source.wake_by_ref();
+        assert_eq!(wake_ups(), 1, "woken once, and then awake");
+        assert!(notify.take_woken() && notify.listen(&waker));
+        notify.pause();
+        source.wake_by_ref();
+        assert_eq!(wake_ups(), 1);
+        assert!(notify.take_woken(), "remembered");
+        assert!(notify.listen(&waker));
+        notify.forget_listener();
+        source.wake_by_ref();
+        assert_eq!(wake_ups(), 1);
+        assert_eq!(Arc::strong_count(&task), 2, "the test's own two are left");
+    });
+}
