@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::resolv_conf::ResolvConf;
-use super::servers::{NameServers, ServerAnswer, is_unanswered};
+use super::servers::{DnsResponse, NameServers, is_unanswered};
 
 /// How long a family without a response delays the next name of the search list when the other
 /// family has no addresses.
@@ -53,19 +53,19 @@ impl FoundAddresses {
         self.until
     }
 
-    fn add(&mut self, kind: RecordType, mut answer: ServerAnswer) {
+    fn add(&mut self, kind: RecordType, mut response: DnsResponse) {
         self.has_v6_answer |= kind == RecordType::AAAA;
-        if answer.addresses.is_empty() {
+        if response.addresses.is_empty() {
             return;
         }
-        answer.addresses.truncate(MAX_ADDRESSES);
+        response.addresses.truncate(MAX_ADDRESSES);
         let now = Instant::now();
         self.first_at.get_or_insert(now);
-        let until = answer.until.max(now + MIN_TTL);
+        let until = response.until.max(now + MIN_TTL);
         self.until = Some(self.until.map_or(until, |other| other.min(until)));
         match kind {
-            RecordType::AAAA => self.v6 = answer.addresses,
-            _ => self.v4 = answer.addresses,
+            RecordType::AAAA => self.v6 = response.addresses,
+            _ => self.v4 = response.addresses,
         }
     }
 }
@@ -116,21 +116,21 @@ impl NameQuery {
         let mut failure = None;
         let mut end = None;
         while waits_v4 || waits_v6 {
-            let (kind, answer) = tokio::select! {
-                answer = &mut v4, if waits_v4 => (RecordType::A, answer),
-                answer = &mut v6, if waits_v6 => (RecordType::AAAA, answer),
+            let (kind, response) = tokio::select! {
+                response = &mut v4, if waits_v4 => (RecordType::A, response),
+                response = &mut v6, if waits_v6 => (RecordType::AAAA, response),
                 () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => break,
             };
             match kind {
                 RecordType::AAAA => waits_v6 = false,
                 _ => waits_v4 = false,
             }
-            match answer {
-                Ok(answer) => {
-                    if answer.addresses.is_empty() && !self.is_last {
+            match response {
+                Ok(response) => {
+                    if response.addresses.is_empty() && !self.is_last {
                         end = Some(Instant::now() + FAMILY_TIMEOUT);
                     }
-                    found.send_modify(|found| found.add(kind, answer));
+                    found.send_modify(|found| found.add(kind, response));
                 }
                 Err(error) => failure = failure.or(Some(error)),
             }

@@ -25,7 +25,7 @@ const NEXT_SERVER_DELAY: Duration = Duration::from_millis(250);
 
 /// The response of a name server.
 #[derive(Clone, Debug)]
-pub(super) struct ServerAnswer {
+pub(super) struct DnsResponse {
     /// Empty: the name has no address of this family, or does not exist.
     pub(super) addresses: Vec<IpAddr>,
     pub(super) until: Instant,
@@ -52,11 +52,7 @@ impl NameServers {
     }
 
     /// Queries the addresses of one family.
-    pub(super) async fn ask(
-        &self,
-        name: &Name,
-        kind: RecordType,
-    ) -> Result<ServerAnswer, NetError> {
+    pub(super) async fn ask(&self, name: &Name, kind: RecordType) -> Result<DnsResponse, NetError> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let mut order: Vec<usize> = (0..self.servers.len()).collect();
         order.sort_by_key(|&at| at != preferred);
@@ -95,9 +91,9 @@ async fn ask(
     server: &TokioResolver,
     name: Name,
     kind: RecordType,
-) -> Result<ServerAnswer, NetError> {
+) -> Result<DnsResponse, NetError> {
     match server.lookup(name, kind).await {
-        Ok(found) => Ok(ServerAnswer {
+        Ok(found) => Ok(DnsResponse {
             addresses: {
                 let addresses = found.answers().iter().filter_map(|one| one.data.ip_addr());
                 addresses
@@ -109,7 +105,7 @@ async fn ask(
         Err(NetError::Dns(DnsError::NoRecordsFound(NoRecords {
             response_code: ResponseCode::NXDomain | ResponseCode::NoError,
             ..
-        }))) => Ok(ServerAnswer {
+        }))) => Ok(DnsResponse {
             addresses: Vec::new(),
             until: Instant::now(),
         }),

@@ -169,20 +169,20 @@ impl<T: AsyncRead + Unpin> AsyncRead for ClientStream<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
+        let this = self.get_mut();
         let before = buf.filled().len();
-        if !matches!(me.check, ByteCheck::Refused(_)) {
-            ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
-            me.inspect(buf, before)?;
+        if !matches!(this.check, ByteCheck::Refused(_)) {
+            ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+            this.inspect(buf, before)?;
         }
-        let ByteCheck::Refused(refused) = me.check else {
+        let ByteCheck::Refused(refused) = this.check else {
             return Poll::Ready(Ok(()));
         };
         if buf.filled().len() > before {
             return Poll::Ready(Ok(())); // the bytes before the refused one
         }
         // hyper first writes what it holds of the response before, then polls again.
-        if me.activity.is_write_blocked() {
+        if this.activity.is_write_blocked() {
             return Poll::Pending;
         }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refused)))
@@ -233,9 +233,9 @@ impl<T: TransportSocket> AsyncWrite for ClientStream<T> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let me = self.get_mut();
-        let written = Pin::new(&mut me.inner).poll_write(cx, bytes);
-        me.note(written)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.inner).poll_write(cx, bytes);
+        this.note(written)
     }
 
     fn poll_write_vectored(
@@ -243,9 +243,9 @@ impl<T: TransportSocket> AsyncWrite for ClientStream<T> {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let me = self.get_mut();
-        let written = Pin::new(&mut me.inner).poll_write_vectored(cx, pieces);
-        me.note(written)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.inner).poll_write_vectored(cx, pieces);
+        this.note(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -253,24 +253,24 @@ impl<T: TransportSocket> AsyncWrite for ClientStream<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
-        let flushed = Pin::new(&mut me.inner).poll_flush(cx);
-        me.note_progress(flushed.is_pending());
-        if flushed.is_ready() && me.activity.write_progressed() {
-            me.activity.wake_blocked_bodies();
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.inner).poll_flush(cx);
+        this.note_progress(flushed.is_pending());
+        if flushed.is_ready() && this.activity.write_progressed() {
+            this.activity.wake_blocked_bodies();
         }
         flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
-        me.activity.set_closing();
-        if !me.is_shut {
-            ready!(Pin::new(&mut me.inner).poll_shutdown(cx))?;
-            me.is_shut = true;
+        let this = self.get_mut();
+        this.activity.set_closing();
+        if !this.is_shut {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+            this.is_shut = true;
         }
-        if me.is_http1() && !me.activity.is_tunnel() {
-            ready!(me.poll_linger(cx));
+        if this.is_http1() && !this.activity.is_tunnel() {
+            ready!(this.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
     }

@@ -1,4 +1,4 @@
-//! How long a connection may go on doing what it does.
+//! The timeouts of a connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ async fn a_slow_request_is_never_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_sent_ahead_does_not_time_out_behind_a_slow_answer() {
+async fn a_pipelined_head_does_not_time_out_behind_a_slow_response() {
     let activity = ConnectionActivity::new();
     let exchange = ActiveRequest::begin(&activity);
     activity.head_started();
@@ -47,7 +47,7 @@ async fn a_head_sent_ahead_does_not_time_out_behind_a_slow_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_takes_no_bytes_is_not_waited_for_for_ever() {
+async fn a_peer_that_takes_no_bytes_times_out() {
     let activity = ConnectionActivity::new();
     let _exchange = ActiveRequest::begin(&activity);
     activity.set_write_blocked();
@@ -61,7 +61,7 @@ async fn a_peer_that_takes_no_bytes_is_not_waited_for_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_goes_on_sending_is_read_for_longer_but_not_for_ever() {
+async fn a_peer_that_keeps_sending_is_read_longer_up_to_a_limit() {
     let activity = ConnectionActivity::new();
     let exchange = ActiveRequest::begin(&activity);
     activity.set_closing();
@@ -78,7 +78,7 @@ async fn a_peer_that_goes_on_sending_is_read_for_longer_but_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_opens_no_window_is_not_waited_for_for_ever() {
+async fn a_peer_that_opens_no_window_times_out() {
     let activity = ConnectionActivity::new();
     let mut stuck = ActiveRequest::begin(&activity);
     let other = ActiveRequest::begin(&activity);
@@ -99,7 +99,7 @@ async fn a_peer_that_opens_no_window_is_not_waited_for_for_ever() {
 }
 
 #[test]
-fn an_answer_is_not_read_on_while_the_peer_takes_nothing() {
+fn a_response_body_is_not_polled_while_the_peer_takes_no_bytes() {
     struct Woken(AtomicBool);
     impl std::task::Wake for Woken {
         fn wake(self: Arc<Self>) {

@@ -1,4 +1,4 @@
-//! Every shape by which one request could be made to look like two.
+//! Every form in which one request could be read as two.
 
 use super::*;
 
@@ -204,7 +204,7 @@ const BAD_BODY: &[(&str, &str)] = &[
 const CHUNKED: &str = "POST /first HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 #[tokio::test]
-async fn what_could_be_two_requests_is_400_and_the_connection_closes() {
+async fn what_could_be_read_as_two_requests_is_400_and_the_connection_closes() {
     let gate = Gate::start(settings());
     for (name, text) in BAD {
         let answer = gate.exchange(format!("{text}{HIDDEN}")).await;
@@ -226,7 +226,7 @@ async fn what_could_be_two_requests_is_400_and_the_connection_closes() {
 }
 
 #[tokio::test]
-async fn it_is_refused_as_well_when_it_comes_byte_by_byte() {
+async fn it_is_also_refused_when_it_arrives_byte_by_byte() {
     let gate = Gate::start(settings());
     for (name, text) in BAD {
         let mut raw = gate.connect().await;
@@ -242,7 +242,7 @@ async fn it_is_refused_as_well_when_it_comes_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn it_is_refused_as_well_behind_a_good_request() {
+async fn it_is_also_refused_after_a_valid_request() {
     let gate = Gate::start(settings());
     let good: &[&str] = &[
         "GET /first HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -260,7 +260,7 @@ async fn it_is_refused_as_well_behind_a_good_request() {
 }
 
 #[tokio::test]
-async fn a_body_with_odd_chunks_ends_the_connection() {
+async fn a_body_with_malformed_chunks_ends_the_connection() {
     let gate = Gate::start(settings());
     for (name, body) in BAD_BODY {
         let answer = gate.exchange(format!("{CHUNKED}{body}{HIDDEN}")).await;
@@ -332,7 +332,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn after_an_upgrade_the_bytes_are_not_looked_at() {
+async fn after_an_upgrade_the_bytes_are_not_checked() {
     let gate = Gate::start(settings());
     let mut raw = gate.connect().await;
     raw.send("GET /tunnel HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")

@@ -1,4 +1,4 @@
-//! Caps, timeouts, drain and abort of plain HTTP/1 connections.
+//! Limits, timeouts, drain and abort of plain HTTP/1 connections.
 
 use super::*;
 
@@ -24,7 +24,7 @@ async fn all_workers_share_one_address_and_a_busy_one_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn connections_over_the_cap_wait_for_a_slot_whatever_worker_they_come_to() {
+async fn connections_over_the_limit_wait_for_a_permit_at_any_worker() {
     let gate = Gate::start(config::Listener {
         max_connections: 1,
         ..settings()
@@ -43,7 +43,7 @@ async fn connections_over_the_cap_wait_for_a_slot_whatever_worker_they_come_to()
 }
 
 #[tokio::test]
-async fn a_raised_cap_lets_those_in_who_wait() {
+async fn a_raised_limit_admits_waiting_connections() {
     let gate = Gate::start(config::Listener {
         max_connections: 1,
         ..settings()
@@ -59,7 +59,7 @@ async fn a_raised_cap_lets_those_in_who_wait() {
 }
 
 #[tokio::test]
-async fn a_head_that_drips_in_is_answered_408_however_steadily_it_drips() {
+async fn a_head_that_arrives_too_slowly_is_answered_408() {
     let gate = Gate::start(config::Listener {
         header_timeout: SHORT,
         ..settings()
@@ -72,7 +72,7 @@ async fn a_head_that_drips_in_is_answered_408_however_steadily_it_drips() {
         if let Ok(Ok(_)) = timeout(SHORT / 10, raw.0.peek(&mut byte)).await {
             break raw.rest().await;
         }
-        assert!(began.elapsed() < PATIENCE, "never refused");
+        assert!(began.elapsed() < TEST_TIMEOUT, "never refused");
     };
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
     assert!(began.elapsed() >= SHORT);
@@ -114,7 +114,7 @@ async fn a_connection_without_a_request_is_closed_after_the_idle_time() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_or_a_slow_body_is_not_idle() {
+async fn a_slow_response_or_a_slow_body_is_not_idle() {
     let gate = Gate::start(config::Listener {
         idle_timeout: SHORT,
         header_timeout: SHORT,
@@ -133,7 +133,7 @@ async fn a_slow_answer_or_a_slow_body_is_not_idle() {
 }
 
 #[tokio::test]
-async fn a_drain_finishes_what_has_begun_and_says_close() {
+async fn a_drain_finishes_requests_in_flight_and_sends_close() {
     let gate = Gate::start(settings());
     let (mut busy, mut idle) = (gate.connect().await, gate.connect().await);
     idle.send(GET).await;
@@ -171,7 +171,7 @@ async fn a_connection_in_the_backlog_is_served_once_when_a_drain_begins() {
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_a_client_that_never_asks() {
+async fn a_drain_does_not_wait_for_a_client_without_a_request() {
     let gate = Gate::start(settings());
     let mut silent = gate.connect().await;
     eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
@@ -193,7 +193,7 @@ async fn an_abort_drops_everything_now() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_frees_its_slot_and_is_no_failure() {
+async fn a_client_that_disconnects_releases_its_permit_and_is_not_a_failure() {
     let gate = Gate::start(settings());
     let mut busy = gate.connect().await;
     busy.send(SLOW).await;
@@ -206,7 +206,7 @@ async fn a_client_that_leaves_frees_its_slot_and_is_no_failure() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_is_let_go_and_a_slow_one_is_not() {
+async fn a_client_that_stops_reading_is_disconnected_and_a_slow_one_is_not() {
     let gate = Gate::start(config::Listener {
         idle_timeout: SHORT,
         ..settings()

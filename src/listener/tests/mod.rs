@@ -31,16 +31,16 @@ use crate::lifecycle::{TaskScope, TaskSet};
 use crate::metrics::{ConnectionEnd, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 fn settings() -> config::Listener {
     config::Listener {
         address: "127.0.0.1:0".parse().unwrap(),
         tls: None,
         max_connections: 100,
-        handshake_timeout: PATIENCE,
-        header_timeout: PATIENCE,
-        idle_timeout: PATIENCE,
+        handshake_timeout: TEST_TIMEOUT,
+        header_timeout: TEST_TIMEOUT,
+        idle_timeout: TEST_TIMEOUT,
         max_header_bytes: 16 * 1024,
         max_headers: 50,
         max_streams: 100,
@@ -54,7 +54,7 @@ struct Gate {
     metrics: Arc<Metrics>,
     slots: Arc<ConnectionLimit>,
     tls: Option<Arc<ServerTls>>,
-    /// One permit lets one request to `/slow` go on.
+    /// One permit lets one request to `/slow` continue.
     slow: Arc<Semaphore>,
 }
 
@@ -92,7 +92,7 @@ impl Gate {
         Raw(TcpStream::connect(self.address).await.unwrap())
     }
 
-    /// Sends all of `text`; gives all that comes back until the gate closes.
+    /// Sends all of `text`; returns everything received until the connection closes.
     async fn exchange(&self, text: impl AsRef<[u8]>) -> String {
         let mut raw = self.connect().await;
         raw.send(text).await;
@@ -104,14 +104,16 @@ impl Gate {
     }
 
     async fn ended(&self) {
-        timeout(PATIENCE, self.scope.tasks.wait()).await.unwrap();
+        timeout(TEST_TIMEOUT, self.scope.tasks.wait())
+            .await
+            .unwrap();
         assert_eq!(self.scope.tasks.failed(), 0);
         assert_eq!(self.metrics.connections_open.get(), 0);
     }
 }
 
 async fn eventually(what: &str, is_true: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !is_true() {
         assert!(Instant::now() < deadline, "never: {what}");
         sleep(Duration::from_millis(5)).await;
@@ -141,8 +143,8 @@ impl RequestService for SmallService {
     }
 }
 
-/// Says what it was asked; `/slow` waits first, `/early` leaves the body unread,
-/// `/tunnel` turns into an echo.
+/// Responds with a description of the request; `/slow` waits first, `/early` leaves the body unread,
+/// `/tunnel` becomes an echo.
 async fn answer(
     mut request: Request<Incoming>,
     peer: Arc<Peer>,
@@ -186,16 +188,16 @@ fn tunnel(request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
     response
 }
 
-/// A client that says exactly what it is told to.
+/// A client that sends exactly the given bytes.
 struct Raw(TcpStream);
 
 impl Raw {
     async fn send(&mut self, text: impl AsRef<[u8]>) {
-        // The gate may have had enough before the end.
+        // The listener may close before everything is sent.
         let _ = self.0.write_all(text.as_ref()).await;
     }
 
-    /// Reads until `end` has been seen.
+    /// Reads until `end` is received.
     async fn until(&mut self, end: &str) -> String {
         let mut text = Vec::new();
         let read = async {
@@ -206,15 +208,15 @@ impl Raw {
                 }
             }
         };
-        timeout(PATIENCE, read).await.unwrap();
+        timeout(TEST_TIMEOUT, read).await.unwrap();
         String::from_utf8(text).unwrap()
     }
 
-    /// Reads until the gate closes.
+    /// Reads until the connection closes.
     async fn rest(&mut self) -> String {
         let mut text = Vec::new();
         let read = self.0.read_to_end(&mut text);
-        timeout(PATIENCE, read).await.unwrap().unwrap();
+        timeout(TEST_TIMEOUT, read).await.unwrap().unwrap();
         String::from_utf8(text).unwrap()
     }
 }

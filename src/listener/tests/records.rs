@@ -1,4 +1,4 @@
-//! TLS records: versions, keys that change, pieces of any size.
+//! TLS records: versions, key updates, reads and writes of any size.
 
 use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
@@ -7,7 +7,7 @@ use super::secured::{Client, Folder, secured};
 use super::*;
 
 #[tokio::test]
-async fn a_client_without_a_version_in_common_is_told_so() {
+async fn a_client_without_a_common_version_receives_an_alert() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let mut settings = secured(vec![files.clone()]);
@@ -19,7 +19,7 @@ async fn a_client_without_a_version_in_common_is_told_so() {
 }
 
 #[tokio::test]
-async fn keys_may_change_while_bodies_go_both_ways() {
+async fn keys_may_change_while_bodies_are_sent_both_ways() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let gate = Gate::start(secured(vec![files.clone()]));
@@ -39,7 +39,7 @@ async fn keys_may_change_while_bodies_go_both_ways() {
         .await
         .unwrap();
     let mut answers = Vec::new();
-    timeout(PATIENCE, tls.read_to_end(&mut answers))
+    timeout(TEST_TIMEOUT, tls.read_to_end(&mut answers))
         .await
         .unwrap()
         .unwrap();
@@ -54,7 +54,7 @@ async fn keys_may_change_while_bodies_go_both_ways() {
 }
 
 #[tokio::test]
-async fn a_handshake_in_single_bytes_is_a_handshake() {
+async fn a_handshake_may_arrive_byte_by_byte() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let gate = Gate::start(secured(vec![files.clone()]));
@@ -80,7 +80,7 @@ async fn a_handshake_in_single_bytes_is_a_handshake() {
     let tcp = TcpStream::connect(there).await.unwrap();
     let name = ServerName::try_from("one.test").unwrap();
     let connector = TlsConnector::from(Arc::new(client.config.clone()));
-    let mut tls = timeout(PATIENCE, connector.connect(name, tcp))
+    let mut tls = timeout(TEST_TIMEOUT, connector.connect(name, tcp))
         .await
         .unwrap()
         .unwrap();
@@ -88,7 +88,7 @@ async fn a_handshake_in_single_bytes_is_a_handshake() {
         .await
         .unwrap();
     let mut answer = String::new();
-    timeout(PATIENCE, tls.read_to_string(&mut answer))
+    timeout(TEST_TIMEOUT, tls.read_to_string(&mut answer))
         .await
         .unwrap()
         .unwrap();

@@ -1,15 +1,15 @@
-//! Connections on which nothing is under way: what they hold, and how they go on.
+//! Idle connections: they release their buffers, and serve the next request.
 
 use super::secured::{Client, Folder, secured};
 use super::*;
 use crate::listener::tcp::accept::WorkerListener;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-/// Longer than it takes a connection to come to rest.
+/// Longer than it takes a connection to release its buffers.
 const LONG: Duration = Duration::from_millis(800);
 
 #[tokio::test]
-async fn a_connection_that_has_rested_answers_the_next_request() {
+async fn a_connection_without_buffers_serves_the_next_request() {
     let gate = Gate::start(settings());
     let mut raw = gate.connect().await;
     for _ in 0..3 {
@@ -34,7 +34,7 @@ async fn the_same_over_tls() {
         tls.write_all(GET.as_bytes()).await.unwrap();
         let mut text = String::new();
         while !text.ends_with("tls13=true]") {
-            let byte = timeout(PATIENCE, tls.read_u8()).await.unwrap().unwrap();
+            let byte = timeout(TEST_TIMEOUT, tls.read_u8()).await.unwrap().unwrap();
             text.push(char::from(byte));
         }
         sleep(LONG).await;
@@ -42,7 +42,7 @@ async fn the_same_over_tls() {
 }
 
 #[tokio::test]
-async fn the_body_of_a_request_that_was_answered_early_is_never_taken_for_a_request() {
+async fn the_unread_body_after_an_early_response_is_never_read_as_a_request() {
     let gate = Gate::start(settings());
     let mut raw = gate.connect().await;
     raw.send(format!(
@@ -56,7 +56,7 @@ async fn the_body_of_a_request_that_was_answered_early_is_never_taken_for_a_requ
     raw.send("GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await;
     // Read on, or closed: both are fine.
-    let answers = timeout(PATIENCE, async {
+    let answers = timeout(TEST_TIMEOUT, async {
         let mut text = Vec::new();
         let _ = raw.0.read_to_end(&mut text).await;
         String::from_utf8(text).unwrap()
@@ -66,7 +66,7 @@ async fn the_body_of_a_request_that_was_answered_early_is_never_taken_for_a_requ
 }
 
 #[tokio::test]
-async fn a_head_in_pieces_does_not_rest() {
+async fn a_connection_with_an_incomplete_head_keeps_its_buffers() {
     let gate = Gate::start(settings());
     let mut raw = gate.connect().await;
     for piece in ["GET / HT", "TP/1.1\r\nHo", "st: a\r\n", "\r\n"] {
@@ -77,7 +77,7 @@ async fn a_head_in_pieces_does_not_rest() {
 }
 
 #[tokio::test]
-async fn a_resting_connection_ends_with_the_drain() {
+async fn an_idle_connection_without_buffers_ends_with_the_drain() {
     let gate = Gate::start(settings());
     let mut raw = gate.connect().await;
     raw.send(GET).await;
@@ -89,7 +89,7 @@ async fn a_resting_connection_ends_with_the_drain() {
 }
 
 #[tokio::test]
-async fn a_resting_connection_ends_when_its_client_leaves_or_stays_away_too_long() {
+async fn an_idle_connection_without_buffers_ends_when_its_client_leaves_or_times_out() {
     let gate = Gate::start(config::Listener {
         idle_timeout: LONG * 2,
         ..settings()

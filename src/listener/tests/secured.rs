@@ -1,4 +1,4 @@
-//! TLS: certificates by name and their change, versions, ALPN, handshakes.
+//! TLS: certificates by server name and their reload, versions, ALPN, handshakes.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -97,7 +97,7 @@ impl Client {
         let tcp = TcpStream::connect(gate.address).await?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connector = TlsConnector::from(Arc::new(self.config.clone()));
-        timeout(PATIENCE, connector.connect(name, tcp))
+        timeout(TEST_TIMEOUT, connector.connect(name, tcp))
             .await
             .unwrap()
     }
@@ -107,7 +107,7 @@ impl Client {
         let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
         tls.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
-        timeout(PATIENCE, tls.read_to_string(&mut answer))
+        timeout(TEST_TIMEOUT, tls.read_to_string(&mut answer))
             .await
             .unwrap()?;
         Ok(answer)
@@ -121,7 +121,7 @@ fn shown(tls: &TlsStream<TcpStream>) -> CertificateDer<'static> {
 }
 
 #[tokio::test]
-async fn each_name_gets_its_certificate_and_strangers_the_first() {
+async fn each_server_name_gets_its_certificate_and_unknown_ones_the_first() {
     let folder = Folder::new();
     let first = folder.pair("first", &["one.test"]);
     let wild = folder.pair("wild", &["*.two.test", "two.test"]);
@@ -149,7 +149,7 @@ async fn each_name_gets_its_certificate_and_strangers_the_first() {
 }
 
 #[tokio::test]
-async fn both_versions_are_spoken_unless_only_the_newer_is_wanted() {
+async fn both_tls_versions_are_accepted_unless_only_1_3_is_configured() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let old = Client::with_versions(&[&files], &[], &[&rustls::version::TLS12]);
@@ -172,7 +172,7 @@ async fn both_versions_are_spoken_unless_only_the_newer_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_over_tls_is_let_go() {
+async fn a_client_that_stops_reading_over_tls_is_disconnected() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let mut settings = secured(vec![files.clone()]);
@@ -205,7 +205,7 @@ async fn the_post_quantum_group_is_used_when_the_client_has_it() {
 }
 
 #[tokio::test]
-async fn the_better_protocol_that_both_speak_is_chosen() {
+async fn alpn_prefers_http2() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let gate = Gate::start(secured(vec![files.clone()]));
@@ -224,7 +224,7 @@ async fn the_better_protocol_that_both_speak_is_chosen() {
 }
 
 #[tokio::test]
-async fn a_switched_link_is_noticed_and_a_bad_pair_keeps_the_old_one() {
+async fn a_switched_link_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
     let folder = Folder::new();
     for version in ["v1", "v2", "bad"] {
         std::fs::create_dir(folder.path(version)).unwrap();
@@ -283,7 +283,7 @@ async fn a_switched_link_is_noticed_and_a_bad_pair_keeps_the_old_one() {
 }
 
 #[tokio::test]
-async fn hup_looks_at_once() {
+async fn sighup_reads_certificates_at_once() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let metrics = Metrics::new();
@@ -300,11 +300,11 @@ async fn hup_looks_at_once() {
     })
     .await;
     scope.stop.drain();
-    timeout(PATIENCE, scope.tasks.wait()).await.unwrap();
+    timeout(TEST_TIMEOUT, scope.tasks.wait()).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_pair_that_cannot_be_used_is_refused_with_its_file_and_what_to_do() {
+async fn an_unusable_certificate_is_refused_with_its_file_and_what_to_do() {
     let folder = Folder::new();
     let (one, two) = (
         folder.pair("one", &["one.test"]),
@@ -344,7 +344,7 @@ async fn a_pair_that_cannot_be_used_is_refused_with_its_file_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn an_expired_certificate_is_served_and_its_date_can_be_seen() {
+async fn an_expired_certificate_is_used_and_its_expiry_is_a_metric() {
     let folder = Folder::new();
     let files = folder.pair_until("old", &["one.test"], 2001);
     let gate = Gate::start(secured(vec![files.clone()]));

@@ -21,7 +21,7 @@ async fn open(gate: &Gate, client: &Client) -> (SendRequest<Bytes>, Connection<W
     h2::client::handshake(tls).await.unwrap()
 }
 
-/// Drives the connection; gives how it ended.
+/// Drives the connection; returns how it ended.
 fn drive(gate: &Gate, connection: Connection<Wire>) -> tokio::sync::oneshot::Receiver<String> {
     let (tell, told) = tokio::sync::oneshot::channel();
     gate.scope.tasks.spawn("client", async move {
@@ -48,7 +48,7 @@ async fn text(response: h2::client::ResponseFuture) -> Result<(StatusCode, Strin
         }
         Ok((response.status(), String::from_utf8(text).unwrap()))
     };
-    timeout(PATIENCE, read).await.unwrap()
+    timeout(TEST_TIMEOUT, read).await.unwrap()
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn a_flood_of_resets_ends_the_connection() {
             drop(answer);
         }
     };
-    timeout(PATIENCE, flood).await.unwrap();
+    timeout(TEST_TIMEOUT, flood).await.unwrap();
     eventually("it is counted", || gate.ends(ConnectionEnd::Protocol) == 1).await;
     eventually("it is gone", || gate.metrics.connections_open.get() == 0).await;
 }
@@ -146,7 +146,7 @@ async fn a_flood_of_pings_or_settings_ends_the_connection() {
         let both = async {
             tokio::select! { () = flood => {} _ = read => {} }
         };
-        timeout(PATIENCE, both).await.unwrap();
+        timeout(TEST_TIMEOUT, both).await.unwrap();
     }
     eventually("both are counted", || {
         gate.ends(ConnectionEnd::Protocol) == 2
@@ -155,7 +155,7 @@ async fn a_flood_of_pings_or_settings_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_drain_lets_streams_finish_and_says_goaway() {
+async fn a_drain_lets_streams_finish_and_sends_goaway() {
     let folder = Folder::new();
     let (gate, client) = start(&folder, |_| {});
     let (mut send, connection) = open(&gate, &client).await;
@@ -169,17 +169,19 @@ async fn a_drain_lets_streams_finish_and_says_goaway() {
             tokio::task::yield_now().await
         }
     };
-    timeout(PATIENCE, closed).await.expect("GOAWAY was sent");
+    timeout(TEST_TIMEOUT, closed)
+        .await
+        .expect("GOAWAY was sent");
     gate.slow.add_permits(1);
     assert!(text(slow).await.unwrap().1.starts_with("[/slow"));
-    assert_eq!(timeout(PATIENCE, end).await.unwrap().unwrap(), "ok");
+    assert_eq!(timeout(TEST_TIMEOUT, end).await.unwrap().unwrap(), "ok");
     drop(send);
     gate.ended().await;
     assert_eq!(gate.ends(ConnectionEnd::Protocol), 0);
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_said_goodbye_and_a_busy_one_is_not() {
+async fn an_idle_connection_gets_goaway_and_a_busy_one_does_not() {
     let folder = Folder::new();
     let (gate, client) = start(&folder, |s| s.idle_timeout = Duration::from_millis(300));
     let (mut send, connection) = open(&gate, &client).await;
@@ -188,7 +190,7 @@ async fn an_idle_connection_is_said_goodbye_and_a_busy_one_is_not() {
     sleep(Duration::from_millis(1000)).await;
     gate.slow.add_permits(1);
     text(slow).await.unwrap();
-    assert_eq!(timeout(PATIENCE, end).await.unwrap().unwrap(), "ok");
+    assert_eq!(timeout(TEST_TIMEOUT, end).await.unwrap().unwrap(), "ok");
     eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
 }
 
@@ -205,7 +207,11 @@ async fn a_large_body_goes_through_in_pieces() {
     while left > 0 {
         body.reserve_capacity(left.min(100_000));
         let granted = std::future::poll_fn(|cx| body.poll_capacity(cx));
-        let room = timeout(PATIENCE, granted).await.unwrap().unwrap().unwrap();
+        let room = timeout(TEST_TIMEOUT, granted)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         let room = room.min(left);
         body.send_data(Bytes::from(vec![0; room]), left == room)
             .unwrap();
@@ -216,14 +222,14 @@ async fn a_large_body_goes_through_in_pieces() {
 }
 
 #[tokio::test]
-async fn a_client_that_opens_no_window_is_let_go() {
+async fn a_client_that_opens_no_window_is_disconnected() {
     let folder = Folder::new();
     let (gate, client) = start(&folder, |s| s.idle_timeout = Duration::from_millis(300));
     let (mut send, connection) = open(&gate, &client).await;
     let end = drive(&gate, connection);
     let (large, _) = send.send_request(get("/large"), true).unwrap();
-    let response = timeout(PATIENCE, large).await.unwrap().unwrap();
-    timeout(PATIENCE, end).await.unwrap().unwrap();
+    let response = timeout(TEST_TIMEOUT, large).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, end).await.unwrap().unwrap();
     eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
     drop(response);
 }

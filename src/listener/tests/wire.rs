@@ -1,4 +1,4 @@
-//! The guard alone: what is good passes however it is cut, and bad stays bad.
+//! The framing guard alone: the result does not depend on how the bytes are split.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -213,7 +213,7 @@ proptest! {
         prop_assert_eq!(refused(&text, &cuts), refused(&text, &[]));
     }
 
-    /// So each refusal is the gate's own.
+    /// So each refusal is the gateway's own.
     #[test]
     fn hyper_refuses_nothing_that_passes_here(
         requests in vec(request(), 1..3),
