@@ -34,7 +34,7 @@ use crate::upstream::{
 pub(in crate::pipeline) struct Forwarder<'a> {
     pub upstream: &'a Arc<Upstream>,
     pub connections: &'a UpstreamConnections<RequestBody>,
-    pub settings: &'a config::Upstream,
+    pub settings: &'a config::UpstreamConfig,
     pub http: &'a config::RequestRules,
     pub route: &'a Route,
     /// Whose permits at the upstream the request takes.
