@@ -22,7 +22,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 struct AwaitedUpstream {
     upstream: Arc<Upstream>,
-    settings: config::Upstream,
+    settings: config::UpstreamConfig,
 }
 
 /// The changed upstream that waits to take over, if there is one. Clones share it.
@@ -60,7 +60,7 @@ impl PendingUpstream {
     }
 
     /// The waiting upstream of these settings.
-    fn find(&self, settings: &config::Upstream) -> Option<Arc<Upstream>> {
+    fn find(&self, settings: &config::UpstreamConfig) -> Option<Arc<Upstream>> {
         let waiting = self.get()?;
         (waiting.settings == *settings).then_some(waiting.upstream)
     }
@@ -98,7 +98,7 @@ impl PendingUpstream {
     pub(super) async fn change<E>(
         &self,
         live: &LiveRules,
-        settings: &config::Upstream,
+        settings: &config::UpstreamConfig,
         open: impl FnOnce() -> Result<Arc<Upstream>, E>,
     ) -> Result<UpstreamChange, E> {
         let in_use = &live.config.upstream;
@@ -154,7 +154,7 @@ impl PendingUpstream {
         &self,
         shared: &AppState,
         upstream: &Arc<Upstream>,
-        settings: config::Upstream,
+        settings: config::UpstreamConfig,
     ) -> Option<Arc<LiveRules>> {
         let _live = self.lock_live();
         if !self.take(upstream) {
@@ -184,8 +184,8 @@ impl PendingUpstream {
 async fn prove(
     upstream: &Upstream,
     before: &Upstream,
-    old: &config::Upstream,
-    new: &config::Upstream,
+    old: &config::UpstreamConfig,
+    new: &config::UpstreamConfig,
 ) {
     if let Some(session) = upstream.session()
         && !upstream.continues(before)

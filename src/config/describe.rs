@@ -7,7 +7,7 @@ use super::{
     AtTokenCap, Config, DirectoryKind, FirstPassword, Limit, LimitKey, Listener, LogFormat,
     OnPasswordChange, Route,
 };
-use super::{StoreConfig, StorePlace, Trust, UnknownTokens, Upstream, UsersConfig};
+use super::{StoreConfig, StorePlace, Trust, UnknownTokens, UpstreamConfig, UsersConfig};
 
 impl Config {
     /// The effective configuration and the routes in match order, as understood.
@@ -166,7 +166,7 @@ fn describe_listener(listener: &Listener) -> String {
     }
 }
 
-fn describe_upstream(page: &mut ConfigReport, upstream: &Upstream) {
+fn describe_upstream(page: &mut ConfigReport, upstream: &UpstreamConfig) {
     let scheme = if upstream.base.tls { "https" } else { "http" };
     let (host, port) = (&upstream.base.host, upstream.base.port);
     let host = if host.contains(':') {

@@ -92,7 +92,7 @@ impl Config {
         note("concurrency", old.concurrency != new.concurrency);
         let stalled = old.stalled_streams != new.stalled_streams;
         note("stalled_streams", stalled);
-        let waits = |upstream: &super::Upstream| {
+        let waits = |upstream: &super::UpstreamConfig| {
             [
                 upstream.queue_timeout,
                 upstream.idle_timeout,

@@ -59,7 +59,7 @@ pub struct Config {
     pub workers: usize,
     pub listeners: Vec<Listener>,
     pub operator: Operator,
-    pub upstream: Upstream,
+    pub upstream: UpstreamConfig,
     pub users: UsersConfig,
     pub api_keys: Vec<ApiKey>,
     /// In match order: the file's own first, then the profile's.
@@ -116,7 +116,7 @@ pub struct Operator {
 
 /// The service behind the gateway.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Upstream {
+pub struct UpstreamConfig {
     pub name: Arc<str>,
     pub base: BaseAddress,
     pub trust: Trust,

@@ -41,7 +41,7 @@ pub(super) struct UpstreamApiKey {
 
 impl UpstreamApiKey {
     pub(super) fn new(
-        settings: &config::Upstream,
+        settings: &config::UpstreamConfig,
         key: Option<Lease>,
         metrics: &Arc<UpstreamMetrics>,
     ) -> Self {

@@ -28,7 +28,7 @@ pub struct UpstreamMaterials {
 
 impl UpstreamMaterials {
     /// Reads the files that the settings name. Everything that is wrong goes to `wrong`.
-    pub fn read(settings: &config::Upstream, wrong: &mut Vec<Error>) -> Option<Self> {
+    pub fn read(settings: &config::UpstreamConfig, wrong: &mut Vec<Error>) -> Option<Self> {
         let mut told = |error: Error| wrong.push(error);
         let host = host(settings).map_err(&mut told).ok();
         let tls = tls(settings).map_err(&mut told).ok();
@@ -41,7 +41,11 @@ impl UpstreamMaterials {
     }
 
     /// What opens connections, and the rest.
-    pub(super) fn dialer(&mut self, settings: &config::Upstream, scope: &TaskScope) -> Dialer {
+    pub(super) fn dialer(
+        &mut self,
+        settings: &config::UpstreamConfig,
+        scope: &TaskScope,
+    ) -> Dialer {
         Dialer {
             port: settings.base.port,
             book: AddressBook::new(&settings.base.host, DnsResolver::of_this_host(), scope),
@@ -70,7 +74,7 @@ impl Error {
     }
 }
 
-fn host(settings: &config::Upstream) -> Result<HeaderValue, Error> {
+fn host(settings: &config::UpstreamConfig) -> Result<HeaderValue, Error> {
     let base = &settings.base;
     let is_ipv6 = base.host.contains(':');
     let name = if is_ipv6 {
@@ -89,7 +93,7 @@ fn host(settings: &config::Upstream) -> Result<HeaderValue, Error> {
     })
 }
 
-fn tls(settings: &config::Upstream) -> Result<Option<UpstreamTls>, Error> {
+fn tls(settings: &config::UpstreamConfig) -> Result<Option<UpstreamTls>, Error> {
     let base = &settings.base;
     if !base.tls {
         return Ok(None);
@@ -102,7 +106,7 @@ fn tls(settings: &config::Upstream) -> Result<Option<UpstreamTls>, Error> {
     })
 }
 
-fn api_key(settings: &config::Upstream) -> Result<Option<Lease>, Error> {
+fn api_key(settings: &config::UpstreamConfig) -> Result<Option<Lease>, Error> {
     let key = settings.api_key.as_ref().map(read_api_key).transpose();
     key.map_err(|source: BadApiKey| Error::ApiKey {
         upstream: Arc::clone(&settings.name),

@@ -113,7 +113,7 @@ pub struct Upstream {
 impl Upstream {
     /// Reads what trust and API key need, and starts the renewer if there is a login.
     pub fn open(
-        settings: &config::Upstream,
+        settings: &config::UpstreamConfig,
         scope: &TaskScope,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Self>, Error> {
@@ -202,7 +202,7 @@ impl Upstream {
 
     /// Its health, for an upstream with these settings that takes its place; None: they
     /// lead elsewhere.
-    pub fn health_for(&self, settings: &config::Upstream) -> Option<Arc<UpstreamHealth>> {
+    pub fn health_for(&self, settings: &config::UpstreamConfig) -> Option<Arc<UpstreamHealth>> {
         (self.base == settings.base).then(|| Arc::clone(&self.own.health))
     }
 

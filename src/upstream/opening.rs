@@ -19,7 +19,7 @@ use crate::via::GatewayVia;
 /// An upstream to be opened.
 #[derive(Debug)]
 pub struct UpstreamOpening<'a> {
-    pub(super) settings: &'a config::Upstream,
+    pub(super) settings: &'a config::UpstreamConfig,
     pub(super) description: LoginDescription,
     pub(super) scope: &'a TaskScope,
     pub(super) metrics: &'a Arc<Metrics>,
@@ -31,7 +31,7 @@ pub struct UpstreamOpening<'a> {
 
 impl<'a> UpstreamOpening<'a> {
     pub fn new(
-        settings: &'a config::Upstream,
+        settings: &'a config::UpstreamConfig,
         scope: &'a TaskScope,
         metrics: &'a Arc<Metrics>,
     ) -> Self {

@@ -62,7 +62,10 @@ struct QueuedRequest {
 }
 
 impl UpstreamPermits {
-    pub(super) fn new(settings: &config::Upstream, metrics: &Arc<UpstreamMetrics>) -> Arc<Self> {
+    pub(super) fn new(
+        settings: &config::UpstreamConfig,
+        metrics: &Arc<UpstreamMetrics>,
+    ) -> Arc<Self> {
         let permits = settings.concurrency;
         let reserve = match permits {
             ..LEAST_WITH_RESERVE => 0,

@@ -39,7 +39,7 @@ pub struct UpstreamTrial {
 
 impl UpstreamTrial {
     pub fn new(
-        settings: &config::Upstream,
+        settings: &config::UpstreamConfig,
         mut materials: UpstreamMaterials,
         scope: &TaskScope,
         metrics: &Arc<Metrics>,

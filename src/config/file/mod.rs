@@ -19,7 +19,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 use super::problem::{LoadedConfig, Problem, Problems};
-use super::{Config, Emulator, Log, Upstream};
+use super::{Config, Emulator, Log, UpstreamConfig};
 use crate::profiles::Profile;
 use config_table::ConfigTable;
 use parse_report::ParseReport;
@@ -162,7 +162,7 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         .map(|table| emulator_section::emulator(root.report, Some(&table)));
     let listeners = listener_section::listeners(root);
     let operator = operator_section::operator(root);
-    let upstream: Option<Upstream> = upstream_section::upstream(root, profile);
+    let upstream: Option<UpstreamConfig> = upstream_section::upstream(root, profile);
     let users = users_section::users(root);
     let api_keys = users_section::api_keys(root);
     let http = http_section::http(root);

@@ -50,7 +50,7 @@ impl<'a> Forwarder<'a> {
         &self.worker.live.upstream
     }
 
-    pub(super) fn settings(&self) -> &'a config::Upstream {
+    pub(super) fn settings(&self) -> &'a config::UpstreamConfig {
         &self.worker.live.config.upstream
     }
 

@@ -100,7 +100,10 @@ impl LoginCalls for NetworkCalls {
 }
 
 /// What a token belongs to: one that was obtained for another identity is of no use.
-pub(in crate::upstream) fn identity(upstream: &config::Upstream, login: &config::Login) -> String {
+pub(in crate::upstream) fn identity(
+    upstream: &config::UpstreamConfig,
+    login: &config::Login,
+) -> String {
     let base = &upstream.base;
     let scheme = if base.tls { "https" } else { "http" };
     let (name, host, port) = (&upstream.name, &base.host, base.port);

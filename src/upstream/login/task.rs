@@ -46,7 +46,7 @@ impl LoginTask {
     /// new upstream is in use; otherwise a new task.
     pub(in crate::upstream) fn continue_or_start(
         before: Option<&Arc<Self>>,
-        upstream: &config::Upstream,
+        upstream: &config::UpstreamConfig,
         plan: LoginPlan,
         scope: LoginScope<'_>,
     ) -> OpenedLogin {
@@ -78,7 +78,7 @@ impl LoginTask {
 
     fn start(
         identity: String,
-        upstream: &config::Upstream,
+        upstream: &config::UpstreamConfig,
         plan: LoginPlan,
         scope: LoginScope<'_>,
         budgets: Arc<LoginBudgets>,

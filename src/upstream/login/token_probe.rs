@@ -93,7 +93,7 @@ enum TrialOutcome {
 impl TokenProbe {
     /// None: the settings name no probe.
     pub(in crate::upstream) fn of(
-        settings: &config::Upstream,
+        settings: &config::UpstreamConfig,
         own: &Arc<OwnRequests>,
         injection: TokenInjection,
         metrics: &Arc<UpstreamMetrics>,

@@ -86,7 +86,7 @@ impl Drop for Folder {
 /// What an upstream needs around it.
 struct Surroundings {
     folder: Folder,
-    settings: config::Upstream,
+    settings: config::UpstreamConfig,
     metrics: Arc<Metrics>,
     scope: TaskScope,
 }
@@ -95,7 +95,7 @@ impl Surroundings {
     fn of(address: SocketAddr) -> Self {
         let folder = Folder::new();
         let password = folder.write("password", "right\n");
-        let settings = config::Upstream {
+        let settings = config::UpstreamConfig {
             login_description: crate::profiles::whatsapp::login_description(),
             name: "main".into(),
             base: BaseAddress {

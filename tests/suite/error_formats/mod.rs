@@ -30,7 +30,7 @@ const CASES: &[Case] = &[
     ("GET", "/nowhere", None, "", 404, 1006),
     ("GET", "/closed", None, "", 404, 1006),
     ("DELETE", "/open/x", None, "", 405, 1006),
-    ("GET", "/open/%2e%2e/x", None, "", 400, 1025),
+    ("GET", "/open/%252fx", None, "", 400, 1025),
     ("GET", "/all/x", None, "", 401, 1005),
     ("GET", "/all/x", Some(("authorization", "Bearer made-up")), "", 401, 1005),
     ("GET", "/all/x", Some(("authorization", "Bearer a b")), "", 401, 1005),
@@ -40,7 +40,6 @@ const CASES: &[Case] = &[
     ("POST", "/my/login", None, "", 401, 1005),
     ("POST", "/my/login", Some(("authorization", "Basic !!!")), "", 401, 1005),
     ("POST", "/my/login", Some(("authorization", "Basic YWRtaW46d3Jvbmc=")), "", 401, 1005),
-    ("GET", "/open/x", Some(("max-forwards", "x")), "", 400, 1025),
     ("OPTIONS", "/open/x", Some(("max-forwards", "x")), "", 400, 1025),
 ];
 

@@ -32,7 +32,7 @@ close = "closed"
 [[listener]]
 address = "127.0.0.1:0"
 tls = {{ certificates = [{{ certificate = "certs/server.pem", key = "certs/server.key" }}] }}
-max_header_bytes = "8KiB"
+max_header_size = "8KiB"
 header_timeout = "1s"
 
 [operator]

@@ -85,7 +85,7 @@ fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
         head.starts_with(&format!("HTTP/1.1 {status} ")),
         "{what}: {answer}"
     );
-    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{what}: {answer}");
+    assert_eq!(head.matches("HTTP/1.1 ").count(), 1, "{what}: {answer}");
     let field = |name: &str| {
         let mut lines = head.lines();
         let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));

@@ -15,13 +15,13 @@ use crate::config::file::value_readers::text;
 use crate::config::file::value_readers::{
     flag, is_name, number, share, size, some, span, span_or_none,
 };
-use crate::config::{BaseAddress, Login, Trust, Upstream};
+use crate::config::{BaseAddress, Login, Trust, UpstreamConfig};
 use crate::profiles::{API_KEY_LENGTH, Profile};
 
 pub(in crate::config::file) fn upstream(
     root: &ConfigTable<'_>,
     profile: &Profile,
-) -> Option<Upstream> {
+) -> Option<UpstreamConfig> {
     let Some(all) = root.section("upstream") else {
         root.missing("upstream", "[upstream.main] with a url");
         return None;
@@ -41,7 +41,7 @@ pub(in crate::config::file) fn upstream(
     one(name, table, profile)
 }
 
-fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstream> {
+fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<UpstreamConfig> {
     if !is_name(name) {
         table.complain(
             "",
@@ -60,7 +60,7 @@ fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<Upstrea
     let concurrency = table.or("concurrency", number(1..=100_000), 64);
     let stalled_streams = table.or("stalled_streams", number(0..=1_000_000), concurrency * 4);
     let replay_limit = table.or("replay_limit", size(0..=16 << 20), 64 << 10);
-    let upstream = Upstream {
+    let upstream = UpstreamConfig {
         name: Arc::from(name),
         trust: trust(table),
         server_name: table.read("server_name", server_name),
