@@ -1,4 +1,4 @@
-//! Life and end of everything that runs: named tasks, drain and abort, readiness.
+//! The life cycle of everything that runs: named tasks, drain and abort, readiness.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,7 +30,7 @@ impl TaskSet {
         }
     }
 
-    /// The same set, for tasks that run on another runtime.
+    /// The same set, whose tasks run on another runtime.
     pub fn on(&self, runtime: Handle) -> Self {
         Self {
             runtime,
@@ -38,8 +38,8 @@ impl TaskSet {
         }
     }
 
-    /// A set of its own on another runtime, to be waited for by itself. Its panics
-    /// count here.
+    /// A separate set on another runtime, which can be waited for separately. Its panics are counted
+    /// in both.
     pub fn apart(&self, runtime: Handle) -> Self {
         Self {
             tracker: TaskTracker::new(),
@@ -48,7 +48,7 @@ impl TaskSet {
         }
     }
 
-    /// Starts a task with a name. A panic in it is logged and counted, never lost.
+    /// Starts a named task. A panic in it is logged and counted.
     pub fn spawn<F>(&self, name: &'static str, work: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -57,8 +57,8 @@ impl TaskSet {
         self.runtime.spawn(self.tracker.track_future(watched));
     }
 
-    /// Work that another task does as a part of its own. A panic in it is counted as
-    /// that of a task.
+    /// Wraps work that runs as part of another task. A panic in it is logged and counted like that of
+    /// a task.
     pub fn watched<F>(&self, name: &'static str, work: F) -> impl Future<Output = ()> + use<F>
     where
         F: Future<Output = ()>,
@@ -70,7 +70,7 @@ impl TaskSet {
         SupervisedTask { work, watch }
     }
 
-    /// How many tasks ended by a panic, those apart included.
+    /// Number of tasks that panicked, separate sets included.
     pub fn failed(&self) -> usize {
         self.failed.load(Ordering::Relaxed)
     }
@@ -83,8 +83,8 @@ impl TaskSet {
 }
 
 pin_project! {
-    /// A task's work and the watch over it. Not an async block: that has room for the work
-    /// twice, as it came and as it is waited for, and every connection is one.
+    /// The work of a task with its panic watch. Not an async block, which would hold the work twice
+    /// (captured and awaited); every connection is such a task.
     struct SupervisedTask<F> {
         #[pin]
         work: F,
@@ -100,7 +100,7 @@ impl<F: Future<Output = ()>> Future for SupervisedTask<F> {
     }
 }
 
-/// Sees a panic pass through its task.
+/// Detects a panic that unwinds its task.
 struct PanicWatch {
     name: &'static str,
     failed: Arc<AtomicUsize>,
@@ -118,8 +118,8 @@ impl Drop for PanicWatch {
     }
 }
 
-/// The two ways to stop. `drain`: take nothing new, finish what you have.
-/// `abort`: drop it now. Abort implies drain.
+/// The two ways to stop. `drain`: accept no new work and finish what is in progress. `abort`: drop it
+/// now. Abort implies drain.
 #[derive(Clone, Debug, Default)]
 pub struct ShutdownSignal {
     drain: CancellationToken,
@@ -148,7 +148,7 @@ impl ShutdownSignal {
         self.abort.cancelled().await;
     }
 
-    /// A stop that ends with this one, or earlier by itself.
+    /// A signal that this one triggers too, and that can be triggered separately.
     pub fn child(&self) -> Self {
         Self {
             drain: self.drain.child_token(),
@@ -190,13 +190,13 @@ impl TaskScope {
     }
 }
 
-/// Ready when every guard that start-up took has been dropped, and until drain.
+/// The program is ready when all guards have been dropped, until drain.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     pending: Arc<AtomicUsize>,
 }
 
-/// Something that must happen before the program is ready; drop it when it has.
+/// Holds back readiness until dropped.
 #[derive(Debug)]
 pub struct ReadinessGuard(Arc<AtomicUsize>);
 
@@ -222,12 +222,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_has_room_for_its_work_once() {
+    fn a_task_holds_its_work_once() {
         assert!(size_of::<SupervisedTask<[u8; 1000]>>() < 1100);
     }
 
     #[tokio::test]
-    async fn a_panic_ends_its_task_only_and_is_counted_where_the_program_looks() {
+    async fn a_panic_ends_only_its_task_and_is_counted_in_the_parent_set() {
         let tasks = TaskSet::new(Handle::current());
         let apart = tasks.apart(Handle::current());
         apart.spawn("broken", async { panic!("on purpose") });

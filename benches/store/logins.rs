@@ -1,4 +1,4 @@
-//! Logins, on disk before they are answered: with the password's hash, and without.
+//! Durable logins per second, with and without hashing of the password.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,7 +16,7 @@ const AT_ONCE: [usize; 4] = [1, 16, 64, 256];
 const SPAN: Duration = Duration::from_secs(3);
 const USERS: u64 = 1000;
 
-/// As many hashes at once as there are cores, like the gate; None: no hashing.
+/// As many hashes at once as there are cores, as in the gateway; None: no hashing.
 type Slots = Option<Arc<Semaphore>>;
 
 pub(crate) async fn run(folder: &Path) -> String {
@@ -32,7 +32,7 @@ pub(crate) async fn run(folder: &Path) -> String {
         .chain([(64, true)])
     {
         let slots: Slots = is_hashed.then(|| Arc::new(Semaphore::new(cores)));
-        // A commit is one sync of the file.
+        // One commit is one sync of the file.
         let syncs = metrics.store_commit_seconds.get_sample_count();
         let before = metrics.store_changes.value(StoreOutcome::Committed);
         let begin = Instant::now();
@@ -68,7 +68,7 @@ pub(crate) async fn run(folder: &Path) -> String {
     text
 }
 
-/// What kind of disk this is about.
+/// The file system and device of the folder.
 fn filesystem(folder: &Path) -> String {
     let asked = std::process::Command::new("stat")
         .args(["-f", "-c", "%T"])

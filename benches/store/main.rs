@@ -1,7 +1,7 @@
-//! The durable store and the shared one, measured by hand: `cargo bench --bench store`.
+//! Benchmarks of the file store and the shared store, run by hand: `cargo bench --bench store`.
 //!
 //! `-- logins`, `-- start`, `-- shared`  one of the three (default: all)
-//! `--write PAGE`         puts the tables between their markers in that page
+//! `--write PAGE`         writes the tables between their markers in that page
 //!
 //! TOLLGATE_BENCH_FOLDER  a folder on the disk to measure (default: the system's
 //!                        folder for temporary files)
@@ -26,7 +26,7 @@ use tollgate::metrics::Metrics;
 use tollgate::store::Store;
 use tollgate::token::TokenStore;
 
-/// The program's own: it decides what a start costs, too.
+/// The program's allocator: it affects the duration of a start.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -34,7 +34,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 fn main() {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     if !words.iter().any(|word| word == "--bench") {
-        return; // `cargo test --benches` only wants to know that it builds
+        return; // `cargo test --benches` only checks that it builds
     }
     words.retain(|word| word != "--bench");
     let page = words.iter().position(|word| word == "--write").map(|at| {

@@ -1,4 +1,4 @@
-//! What a shared store costs its server: a redis-server of the bench's own.
+//! Load on the server of a shared store; starts a redis-server for it.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -25,7 +25,7 @@ impl Drop for Server {
     }
 }
 
-/// A server on a port of its own, and a connection to it; None: there is none here.
+/// A server on a free port, and a connection to it; None: redis-server is not installed.
 async fn server(folder: &Path) -> Option<(Server, u16, redis::Connection)> {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = socket.local_addr().unwrap().port();

@@ -1,5 +1,5 @@
-//! A file with many tokens: how large, and how long until they can be used, beside what
-//! reading the file takes by itself.
+//! A file with many tokens: its size and the duration of a start, compared with the time to read
+//! the file alone.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
@@ -52,7 +52,7 @@ async fn row(path: &Path, count: u64, users: u64) -> String {
         begin.elapsed()
     );
     let facts = std::fs::metadata(path).unwrap();
-    let size = facts.blocks() * 512; // what was allotted in advance lies on no disk
+    let size = facts.blocks() * 512; // without the space allocated in advance
     let warm = (best(|| read(path)), best(|| scan(path, count)));
     let from_disk = |measure: fn(&Path, u64) -> Duration| {
         best(|| {
@@ -63,7 +63,7 @@ async fn row(path: &Path, count: u64, users: u64) -> String {
     let cold = (from_disk(|path, _| read(path)), from_disk(scan));
     let start = load(path, count, false).await;
     let start_from_disk = load(path, count, true).await.0;
-    // As a kill leaves it: in use, with a commit that was the last.
+    // As a kill leaves it: not closed, after a last commit.
     let (store, _, _) = open(path);
     let change = StoreChange::RemoveGrant(RecordDigest([0; 32]));
     store.commit(change).await.unwrap();
@@ -95,7 +95,7 @@ fn best(mut measure: impl FnMut() -> Duration) -> Duration {
 }
 
 fn fill(path: &Path, count: u64, users: u64) {
-    let offline = OfflineStore::open_or_make(path).unwrap();
+    let offline = OfflineStore::open_or_create(path).unwrap();
     let mut import = offline.import().unwrap();
     let now = clock::unix_millis();
     let names: Vec<Arc<str>> = (0..users)
@@ -115,14 +115,14 @@ fn fill(path: &Path, count: u64, users: u64) {
     import.commit().unwrap();
 }
 
-/// So that the next to read the file reads the disk.
+/// Empties the page cache, so that the next read of the file reads the disk.
 fn forget(path: &Path) {
     let file = std::fs::File::open(path).unwrap();
     file.sync_all().unwrap();
     fadvise(&file, 0, None, Advice::DontNeed).unwrap();
 }
 
-/// As `cat` would.
+/// Reads the file from its beginning to its end, as `cat` does.
 fn read(path: &Path) -> Duration {
     let begin = Instant::now();
     let mut file = std::fs::File::open(path).unwrap();
@@ -131,8 +131,7 @@ fn read(path: &Path) -> Duration {
     begin.elapsed()
 }
 
-/// Each grant's row, and nothing done with it; with the cache that a gate has
-/// (`CACHE_OF_A_GATE`).
+/// Reads each grant's row and drops it, with a gateway's page cache (`CACHE_OF_A_GATE`).
 fn scan(path: &Path, count: u64) -> Duration {
     let grants: TableDefinition<'_, &[u8; 32], &[u8; 16]> = TableDefinition::new("grants");
     let begin = Instant::now();
@@ -149,7 +148,7 @@ fn scan(path: &Path, count: u64) -> Duration {
     begin.elapsed()
 }
 
-/// Elapsed, and spent by all threads.
+/// Elapsed time, and processor time of all threads.
 async fn load(path: &Path, count: u64, is_cold: bool) -> (Duration, Duration) {
     let mut least = (Duration::MAX, Duration::MAX);
     for _ in 0..3 {
@@ -169,7 +168,7 @@ async fn load(path: &Path, count: u64, is_cold: bool) -> (Duration, Duration) {
     least
 }
 
-/// Of this process, in steps of ten milliseconds.
+/// Processor time of this process, in steps of ten milliseconds.
 fn processor_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let (_, fields) = stat.rsplit_once(')').unwrap();

@@ -1,14 +1,14 @@
-//! What time is read from, and what becomes of it.
+//! Clocks, and a histogram of durations.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-/// How long look-ups took, in nanoseconds.
+/// Durations of look-ups, in nanoseconds.
 pub(crate) struct Pauses {
     pub(crate) each: Vec<u32>,
-    /// By tens of nanoseconds; the last: all that took longer.
+    /// One bucket per ten nanoseconds; the last one counts all longer durations.
     counts: Vec<u64>,
     long: Vec<u32>,
     pub(crate) longest_plain: u64,
@@ -63,14 +63,14 @@ impl Pauses {
     }
 }
 
-/// Nanoseconds for which this thread was ready to run and did not.
+/// Nanoseconds during which this thread was ready to run but had no core.
 pub(crate) fn waited_for_a_core() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let waited = text.split_whitespace().nth(1);
     waited.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Wall time, and this thread's time on a core.
+/// Wall time, and this thread's processor time.
 pub(crate) struct Watch {
     wall: Instant,
     core: Duration,

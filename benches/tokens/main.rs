@@ -1,11 +1,11 @@
-//! What live tokens cost: memory, look-ups, and the longest pause of a look-up while
-//! tokens are swept, a user with very many logs out, and the map grows.
+//! The cost of live tokens: memory, look-ups, and the longest pause of a look-up while tokens are
+//! swept, while a user with very many tokens logs out, and while the map grows.
 //!
 //!     cargo bench --bench tokens -- 100000 1000000 10000000
 //!
-//! Prints rows of Markdown. Bytes are those asked of the allocator. A pause is what the
-//! clock shows less the time this thread stood ready and had no core, so that a busy
-//! machine does not count; the plain figure stands beside it.
+//! Prints rows of Markdown. Bytes are those requested from the allocator. A pause is elapsed time
+//! minus the time during which the thread was ready but had no core, so that other load on the
+//! machine does not count; the plain figure is printed beside it.
 
 mod clocks;
 
@@ -59,7 +59,7 @@ impl Bench {
             move |number: usize| TokenDigest::of(&format!("tg_{kind}_{number:040}"))
         };
         let mut digests: Vec<TokenDigest> = (0..size).map(digest("kept")).collect();
-        // As a file keeps them.
+        // In the form in which a file stores them.
         digests.sort_unstable();
         let doomed = (0..size.min(1_000_000)).map(digest("doomed")).collect();
         Self {
@@ -76,7 +76,7 @@ impl Bench {
         self.pauses(&store);
     }
 
-    /// Every token once, in an order that has nothing to do with the map's.
+    /// Every token once, in an order unrelated to the map's.
     fn shuffled(&self) -> impl Iterator<Item = (usize, &TokenDigest)> {
         let step = 7_368_787;
         let places = (0..self.size).map(move |number| number * step % self.size);
@@ -96,11 +96,11 @@ impl Bench {
         let mut restore = store.restore(TokenOrigin::Minted, |_| true);
         restore.users(&users);
         let mut part = restore.part();
-        let user_of = |place: usize| place * 7919 % users.len(); // in no order, as digests are
+        let user_of = |place: usize| place * 7919 % users.len(); // in random order, like digests
         let kept = |(place, digest): (usize, &TokenDigest)| LiveGrant {
             digest: (*digest).into(),
             user: &users[user_of(place)],
-            holder: user_of(place) as u32,
+            token_user: user_of(place) as u32,
             role: None,
             epoch: 0,
             origin: TokenOrigin::Minted,
@@ -248,7 +248,7 @@ fn insert(store: &TokenStore, digest: TokenDigest, user: &str, lifetime: Duratio
     assert!(matches!(inserted, Some(Ok(_))), "memory does not wait");
 }
 
-/// As the sweep's task does it; what a token took.
+/// Sweeps as the sweep task does; returns the duration per token.
 fn sweep(store: &TokenStore) -> String {
     let watch = Watch::start();
     let mut removed = 0;
@@ -262,7 +262,7 @@ fn sweep(store: &TokenStore) -> String {
     }
 }
 
-/// Does `work` while another thread looks tokens up.
+/// Runs `work` while another thread looks tokens up.
 fn beside<T>(store: &TokenStore, sample: &[TokenDigest], work: impl FnOnce() -> T) -> (T, Pauses) {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -298,7 +298,7 @@ fn pauses(store: &TokenStore, sample: &[TokenDigest], is_over: &AtomicBool) -> P
     pauses
 }
 
-/// What each of two threads says that do the same at the same time.
+/// The result of two threads that do the same at the same time.
 fn by_two(work: impl Fn() -> String + Sync) -> String {
     let both = std::thread::scope(|scope| {
         let (one, other) = (scope.spawn(&work), scope.spawn(&work));

@@ -169,10 +169,10 @@ async fn build(
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
         tokens,
-        questions: Arc::new(TokenIntrospection::default()),
+        introspection: Arc::new(TokenIntrospection::default()),
         metrics: Arc::clone(&metrics),
         via,
-        told_unreadable: AtomicBool::new(false),
+        unreadable_origin_logged: AtomicBool::new(false),
     });
     let parts = ControlParts {
         config_file,
@@ -203,7 +203,7 @@ fn first_rules(
     routes: RouteTable,
     metrics: &Arc<Metrics>,
 ) -> LiveRules {
-    let limiter = Limiter::over(
+    let limiter = Limiter::with_store(
         bootstrap.shared(),
         &config.limits,
         None,
@@ -341,7 +341,7 @@ async fn sweep_limits(shared: Arc<AppState>, stop: ShutdownSignal) {
         let limiter = Arc::clone(&shared.live.load().limiter);
         limiter.sweep();
         limiter.shrink().await;
-        shared.questions.sweep();
+        shared.introspection.sweep();
     }
 }
 

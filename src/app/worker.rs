@@ -18,7 +18,9 @@ use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::listener::{self, ConnectionLimit, ServerTls};
 use crate::metrics::Metrics;
-use crate::pipeline::{AppState, Peer, Pipeline, Rejection, ResponseBody, SlowStreamWatchdog};
+use crate::pipeline::{
+    AppState, LoggedResponseBody, Peer, Pipeline, Rejection, SlowStreamWatchdog,
+};
 
 /// One listener: a socket per worker, and what the workers share.
 #[derive(Debug)]
@@ -147,8 +149,8 @@ fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
 struct PipelineService(Arc<Pipeline>);
 
 impl listener::RequestService for PipelineService {
-    type Body = ResponseBody;
-    type Future = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
+    type Body = LoggedResponseBody;
+    type Future = Pin<Box<dyn Future<Output = Response<LoggedResponseBody>> + Send>>;
 
     fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
         let pipeline = Arc::clone(&self.0);
@@ -162,7 +164,7 @@ impl listener::RequestService for PipelineService {
         head: Option<&Parts>,
         rejection: Rejection,
         peer: &Peer,
-    ) -> Response<ResponseBody> {
+    ) -> Response<LoggedResponseBody> {
         self.0.refuse(head, rejection, peer)
     }
 }

@@ -1,4 +1,4 @@
-//! `tollgate check`: everything a start would refuse, found out without starting anything.
+//! `tollgate check`: finds everything that a start would refuse, without starting anything.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,8 +9,8 @@ use super::Error;
 use crate::app::{self, CheckResult};
 use crate::config::{self, Config, LoadedConfig, Problem, ProblemTable, Problems};
 
-/// Prints what was understood, or every problem in a line of its own. `connect`: also whether
-/// the upstream and the store are there and let us in.
+/// Prints the configuration as understood, or every problem in a line of its own. `connect`: also
+/// whether the upstream and the store can be reached and accept the credentials.
 pub(super) fn run(path: &Path, connect: bool, out: &mut impl Write) -> Result<(), Error> {
     let found = config::load(path);
     let warnings = match &found {

@@ -1,4 +1,4 @@
-//! `tollgate health`: asks the running gate how it is, for a container's or a service's watch.
+//! `tollgate health`: queries the running gateway's health, for health checks of containers.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,16 +13,16 @@ use tokio::time::timeout;
 use super::Error;
 use crate::config;
 
-/// For everything; a gate that is alive answers in milliseconds.
+/// For the whole query; a running gateway answers in milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(3);
 const LONGEST_ANSWER: u64 = 64 * 1024;
 
-/// What is asked.
+/// The endpoint to query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HealthQuestion {
-    /// Does the program answer?
+    /// Whether the program answers.
     Alive,
-    /// Would the next request succeed?
+    /// Whether the next request would succeed.
     Ready,
 }
 
@@ -35,7 +35,7 @@ impl HealthQuestion {
     }
 }
 
-/// Prints one line; fails if the answer is no, or there is none within three seconds.
+/// Prints one line; fails if the answer is no, or does not come within three seconds.
 pub(super) fn run(
     file: &Path,
     question: HealthQuestion,
@@ -64,7 +64,8 @@ pub(super) fn run(
     })
 }
 
-/// Where the gate of this file answers. A file that has problems now was good when it started.
+/// The operator's address in this file. The file may have problems now that it did not have when
+/// the gateway started.
 fn operator(file: &Path) -> Result<SocketAddr, Error> {
     match config::load(file) {
         Ok(loaded) => Ok(loaded.config.operator.address),
@@ -85,7 +86,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The answer's status and text.
+/// The response's status and text.
 async fn ask(address: SocketAddr, question: HealthQuestion) -> io::Result<(u16, String)> {
     let mut tcp = TcpStream::connect(address).await?;
     let path = question.path();

@@ -1,4 +1,5 @@
-//! The command line: serve, check, health, store, hash-password, new-key, emulate.
+//! The command line: serve, check, health, store, hash-password, new-key, emulate. Start at
+//! `command`; larger commands have files of their own.
 
 mod check_command;
 mod health_command;

@@ -1,4 +1,4 @@
-//! `tollgate store`: the operator's hands on the store while no gate uses it.
+//! `tollgate store`: checks, exports, imports and compacts the store while no gateway uses it.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::store::{
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum StoreCommand {
-    /// Read every page and every row; say what there is.
+    /// Read every page and every row; print what there is.
     Check,
     /// Write everything to standard output, one record a line: digests, no secrets.
     Export,
-    /// Read an export from standard input; all of it or nothing.
+    /// Read an export from standard input; as a whole or not at all.
     Import {
-        /// Into a store that is not empty: add what is not there.
+        /// Into a store that is not empty: add what is missing.
         #[arg(long)]
         merge: bool,
     },
-    /// Take out what is over, and give the room back to the disk.
+    /// Remove expired records, and return the space to the disk.
     Compact,
 }
 
@@ -47,7 +47,7 @@ pub(super) fn run(
             writeln!(out, "{}: good; {tally}", path.display())?;
         }
         StoreCommand::Export => {
-            // Before the first line: a store that cannot be opened leaves an empty file.
+            // Opened before the first line is written, so that a failure leaves an empty output.
             let store = open()?;
             let mut exporter = RecordExporter::begin(io::BufWriter::new(out))?;
             store.records(|record| exporter.put(record))?;
@@ -55,14 +55,14 @@ pub(super) fn run(
             writeln!(io::stderr(), "exported {tally}")?;
         }
         StoreCommand::Import { merge } => {
-            let store = OfflineStore::open_or_make(path).map_err(TransferError::from)?;
+            let store = OfflineStore::open_or_create(path).map_err(TransferError::from)?;
             let mut import = store.import().map_err(TransferError::from)?;
             let mode = if *merge {
                 ImportMode::Merge
             } else {
                 ImportMode::IntoEmpty
             };
-            if !import.may(mode) {
+            if !import.is_allowed(mode) {
                 return Err(TransferError::NotEmpty.into());
             }
             let input = io::BufReader::new(io::stdin().lock());
@@ -85,7 +85,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The same over a store that gates share; they may run meanwhile.
+/// The same for a shared store; gateways may run meanwhile.
 fn run_shared(command: &StoreCommand, place: &Place, out: &mut impl Write) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,6 +1,6 @@
-//! Development material for the first run, in one folder: certificates for the
-//! gate and for the pretend Webapp, and the latter's secrets. Makes what is
-//! missing or about to expire, leaves alone what is good.
+//! Development files for the first run, in one folder: certificates of the gateway and of the emulated
+//! Webapp, and the secrets of the latter. Creates what is missing or expires soon, and keeps the
+//! rest.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject as _;
 use tempfile::NamedTempFile;
 use x509_parser::certificate::X509Certificate;
 
-use super::issue::{self, Keys, Pair, YEAR};
+use super::issue::{self, CertificatePair, KeyType, YEAR};
 use super::{Error, hex};
 use crate::clock;
 use crate::secret::Secret;
@@ -28,37 +28,34 @@ const CA_KEY: &str = "ca.key";
 const SERVER: &str = "server.pem";
 const SERVER_KEY: &str = "server.key";
 
-/// A certificate with less than this left is made anew.
-const SOON: i64 = 7 * 86_400;
+/// A certificate with less than this left, in seconds, is created again.
+const RENEW_BEFORE: i64 = 7 * 86_400;
 
-/// What was made just now; empty when everything was there.
+/// The files that were created; empty if all existed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Development {
     pub made: Vec<PathBuf>,
 }
 
-/// Makes what is missing in `folder`, and `folder` itself. Safe at any time and by
-/// several at once: files appear whole, and files that belong together and do not
-/// match are made anew.
+/// Creates what is missing in `folder`, and `folder` itself. Several processes may call it at the same
+/// time: files appear whole, and files that belong together but do not match are created again.
 pub fn make(folder: &Path) -> Result<Development, Error> {
     fs::create_dir_all(folder).map_err(|source| Error::Write {
         path: folder.to_owned(),
         source,
     })?;
-    let mut workshop = Workshop {
+    let mut files = DevelopmentFolder {
         folder,
         made: Vec::new(),
     };
-    workshop.gate()?;
-    workshop.webapp()?;
-    workshop.secret(WEBAPP_PASSWORD, password)?;
-    workshop.secret(WEBAPP_API_KEY, api_key)?;
-    Ok(Development {
-        made: workshop.made,
-    })
+    files.gate()?;
+    files.webapp()?;
+    files.secret(WEBAPP_PASSWORD, password)?;
+    files.secret(WEBAPP_API_KEY, api_key)?;
+    Ok(Development { made: files.made })
 }
 
-/// One digit, upper, lower and special for the rule; the rest is what makes it good.
+/// A password with the digit, upper-case, lower-case and special character that the rule requires.
 fn password() -> String {
     format!("Tg1-{}", hex(&rand::random::<[u8; 16]>()))
 }
@@ -67,18 +64,18 @@ fn api_key() -> String {
     hex(&rand::random::<[u8; 24]>())
 }
 
-struct Workshop<'a> {
+struct DevelopmentFolder<'a> {
     folder: &'a Path,
     made: Vec<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Readers {
-    Everybody,
+enum FileReaders {
+    Everyone,
     Owner,
 }
 
-impl Workshop<'_> {
+impl DevelopmentFolder<'_> {
     /// The development authority and the gate's certificate.
     fn gate(&mut self) -> Result<(), Error> {
         let ca = self.read(CA)?.unwrap_or_default();
@@ -91,11 +88,11 @@ impl Workshop<'_> {
         let mut name = DistinguishedName::new();
         name.push(DnType::CommonName, "tollgate development");
         let hosts = ["localhost", "127.0.0.1", "::1", "tollgate"];
-        let server = issue::server(name, &hosts, &issuer, Keys::Curve);
+        let server = issue::server(name, &hosts, &issuer, KeyType::Curve);
         self.write_pair(&server.map_err(Error::Certificate)?, SERVER, SERVER_KEY)
     }
 
-    /// The authority that is there, or a new one.
+    /// The existing authority, or a new one.
     fn authority(&mut self, ca: &str) -> Result<Issuer<'static, KeyPair>, Error> {
         let key = self.read(CA_KEY)?.unwrap_or_default();
         if let (Some(der), Ok(key)) = (der(ca), KeyPair::from_pem(&key))
@@ -106,21 +103,21 @@ impl Workshop<'_> {
         }
         let mut name = DistinguishedName::new();
         name.push(DnType::OrganizationName, "Tollgate");
-        // Told apart by number: a browser that trusts an older one must not mix them up.
+        // Named by number, so that a browser that trusts an older one does not confuse them.
         let title = format!(
             "Tollgate development CA {}",
             hex(&rand::random::<[u8; 4]>())
         );
         name.push(DnType::CommonName, title);
-        let made = issue::authority(name, Keys::Curve, 10 * YEAR).map_err(Error::Certificate)?;
+        let made = issue::authority(name, KeyType::Curve, 10 * YEAR).map_err(Error::Certificate)?;
         let key = made.key().serialize_pem();
-        self.write(CA_KEY, &key, Readers::Owner)?;
-        self.write(CA, &made.pem(), Readers::Everybody)?;
+        self.write(CA_KEY, &key, FileReaders::Owner)?;
+        self.write(CA, &made.pem(), FileReaders::Everyone)?;
         let key = KeyPair::from_pem(&key).map_err(Error::Certificate)?;
         Issuer::from_ca_cert_der(made.der(), key).map_err(Error::Certificate)
     }
 
-    /// The pretend Webapp's authority signs once; its key is not kept.
+    /// The authority of the emulated Webapp signs once; its key is not stored.
     fn webapp(&mut self) -> Result<(), Error> {
         let ca = self.read(WEBAPP_CA)?.unwrap_or_default();
         let server = self.read(WEBAPP)?.unwrap_or_default();
@@ -128,20 +125,20 @@ impl Workshop<'_> {
         if is_good(&server, &key, &ca) {
             return Ok(());
         }
-        let authority = issue::webapp_authority(Keys::Rsa).map_err(Error::Certificate)?;
-        let server = issue::webapp_server(&authority, Keys::Rsa).map_err(Error::Certificate)?;
-        self.write(WEBAPP_CA, &authority.pem(), Readers::Everybody)?;
+        let authority = issue::webapp_authority(KeyType::Rsa).map_err(Error::Certificate)?;
+        let server = issue::webapp_server(&authority, KeyType::Rsa).map_err(Error::Certificate)?;
+        self.write(WEBAPP_CA, &authority.pem(), FileReaders::Everyone)?;
         self.write_pair(&server, WEBAPP, WEBAPP_KEY)
     }
 
-    /// Never written over: others may have read it already.
+    /// A secret is never overwritten, because another process may have read it.
     fn secret(&mut self, name: &str, text: fn() -> String) -> Result<(), Error> {
         let path = self.folder.join(name);
         if path.exists() {
             return Ok(());
         }
         let line = Secret::new(text() + "\n");
-        let file = self.beside(&path, line.expose(), Readers::Owner)?;
+        let file = self.temporary(&path, line.expose(), FileReaders::Owner)?;
         match file.persist_noclobber(&path) {
             Ok(_) => self.made.push(path),
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -155,14 +152,19 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    fn write_pair(&mut self, pair: &Pair, certificate: &str, key: &str) -> Result<(), Error> {
-        self.write(key, pair.key.expose(), Readers::Owner)?;
-        self.write(certificate, &pair.certificate, Readers::Everybody)
+    fn write_pair(
+        &mut self,
+        pair: &CertificatePair,
+        certificate: &str,
+        key: &str,
+    ) -> Result<(), Error> {
+        self.write(key, pair.key.expose(), FileReaders::Owner)?;
+        self.write(certificate, &pair.certificate, FileReaders::Everyone)
     }
 
-    fn write(&mut self, name: &str, text: &str, readers: Readers) -> Result<(), Error> {
+    fn write(&mut self, name: &str, text: &str, readers: FileReaders) -> Result<(), Error> {
         let path = self.folder.join(name);
-        let file = self.beside(&path, text, readers)?;
+        let file = self.temporary(&path, text, readers)?;
         file.persist(&path).map_err(|error| Error::Write {
             path: path.clone(),
             source: error.error,
@@ -171,13 +173,18 @@ impl Workshop<'_> {
         Ok(())
     }
 
-    /// The whole text in a file with another name, ready to be renamed.
-    fn beside(&self, path: &Path, text: &str, readers: Readers) -> Result<NamedTempFile, Error> {
+    /// Writes the text to a temporary file in the folder, to be renamed.
+    fn temporary(
+        &self,
+        path: &Path,
+        text: &str,
+        readers: FileReaders,
+    ) -> Result<NamedTempFile, Error> {
         let write = || {
-            // Made readable by its owner only, before a byte is in it.
+            // Created with access for its owner only, before anything is written.
             let mut file = NamedTempFile::new_in(self.folder)?;
             file.write_all(text.as_bytes())?;
-            if readers == Readers::Everybody {
+            if readers == FileReaders::Everyone {
                 fs::set_permissions(file.path(), Permissions::from_mode(0o644))?;
             }
             file.as_file().sync_all()?;
@@ -199,8 +206,8 @@ impl Workshop<'_> {
     }
 }
 
-/// True when the certificate has time left, goes with its key, and was signed by
-/// `authority`, which has time left as well.
+/// Whether the certificate does not expire soon, belongs to its key, and is signed by `authority`,
+/// which does not expire soon either.
 fn is_good(certificate: &str, key: &str, authority: &str) -> bool {
     let (Some(certificate), Some(authority)) = (der(certificate), der(authority)) else {
         return false;
@@ -211,14 +218,14 @@ fn is_good(certificate: &str, key: &str, authority: &str) -> bool {
     belongs(&certificate, &key) && lasts(&authority) && is_signed(&certificate, &authority)
 }
 
-/// True when it has time left and is for this key.
+/// Whether the certificate does not expire soon and is for this key.
 fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
-    let mine = key.subject_public_key_info();
-    lasts(certificate) && parsed(certificate).is_some_and(|it| it.public_key().raw == mine)
+    let own = key.subject_public_key_info();
+    lasts(certificate) && parsed(certificate).is_some_and(|it| it.public_key().raw == own)
 }
 
 fn lasts(certificate: &CertificateDer<'_>) -> bool {
-    let soon = clock::unix_seconds() + SOON;
+    let soon = clock::unix_seconds() + RENEW_BEFORE;
     parsed(certificate).is_some_and(|it| it.validity().not_after.timestamp() > soon)
 }
 

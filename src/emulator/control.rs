@@ -1,5 +1,5 @@
-//! The control port: every switch and counter over plain HTTP, as JSON. Says
-//! nothing secret, and takes orders from whoever can reach it: loopback only.
+//! The control port: all switches and counters as JSON over plain HTTP. It shows no secrets, but has
+//! no authentication, so it must be on loopback.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use tokio::time::timeout;
 use super::webapp_state::WebappState;
 use crate::secret::Secret;
 
-const MOST: usize = 64 * 1024;
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX: usize = 64 * 1024;
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the order was, and what was wrong with it.
+/// Why a call is refused.
 #[derive(Debug)]
-enum Refusal {
+enum ControlError {
     Bad(String),
     NotFound(&'static str),
     NoSuchCall,
@@ -29,14 +29,14 @@ pub(super) async fn answer(
     webapp: &WebappState,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
-    let (status, value) = match obey(webapp, request).await {
+    let (status, value) = match execute(webapp, request).await {
         Ok(value) => (StatusCode::OK, value),
-        Err(Refusal::Bad(reason)) => (
+        Err(ControlError::Bad(reason)) => (
             StatusCode::BAD_REQUEST,
             json!({ "error": reason, "calls": calls() }),
         ),
-        Err(Refusal::NotFound(reason)) => (StatusCode::NOT_FOUND, json!({ "error": reason })),
-        Err(Refusal::NoSuchCall) => (
+        Err(ControlError::NotFound(reason)) => (StatusCode::NOT_FOUND, json!({ "error": reason })),
+        Err(ControlError::NoSuchCall) => (
             StatusCode::NOT_FOUND,
             json!({ "error": "no such call", "calls": calls() }),
         ),
@@ -50,20 +50,20 @@ pub(super) async fn answer(
     response
 }
 
-async fn obey(webapp: &WebappState, request: Request<Incoming>) -> Result<Value, Refusal> {
-    // A page in the operator's browser can send to loopback too, but not without this.
+async fn execute(webapp: &WebappState, request: Request<Incoming>) -> Result<Value, ControlError> {
+    // A web page in the operator's browser can send to loopback too, but always with Origin.
     if request.headers().contains_key(header::ORIGIN) {
-        return Err(Refusal::Bad("not for browsers".to_owned()));
+        return Err(ControlError::Bad("not for browsers".to_owned()));
     }
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().trim_end_matches('/');
     match (&parts.method, path) {
         (&Method::GET, "") => Ok(state(webapp)),
         (&Method::POST, "/faults") => {
-            let wish = object(body).await?;
-            let now = webapp.faults.wish(wish).map_err(|error| {
+            let changes = object(body).await?;
+            let now = webapp.faults.set(changes).map_err(|error| {
                 let reason = std::error::Error::source(&error);
-                Refusal::Bad(reason.map_or_else(|| error.to_string(), ToString::to_string))
+                ControlError::Bad(reason.map_or_else(|| error.to_string(), ToString::to_string))
             })?;
             Ok(json!({ "switches": now }))
         }
@@ -76,26 +76,26 @@ async fn obey(webapp: &WebappState, request: Request<Incoming>) -> Result<Value,
             webapp.counts.reset();
             Ok(json!({ "counts": webapp.counts.show() }))
         }
-        _ => Err(Refusal::NoSuchCall),
+        _ => Err(ControlError::NoSuchCall),
     }
 }
 
-fn revoke(webapp: &WebappState, members: &Map<String, Value>) -> Result<Value, Refusal> {
+fn revoke(webapp: &WebappState, members: &Map<String, Value>) -> Result<Value, ControlError> {
     match (text(members, "token"), text(members, "user")) {
         (Some(token), None) if webapp.tokens.revoke(token) => Ok(json!({ "revoked": 1 })),
-        (Some(_), None) => Err(Refusal::NotFound("no such token")),
+        (Some(_), None) => Err(ControlError::NotFound("no such token")),
         (None, Some(user)) => Ok(json!({ "revoked": webapp.tokens.revoke_user(user) })),
-        _ => Err(Refusal::Bad(
+        _ => Err(ControlError::Bad(
             "expected {\"token\": \"...\"} or {\"user\": \"...\"}".to_owned(),
         )),
     }
 }
 
-fn password(webapp: &WebappState, members: &Map<String, Value>) -> Result<Value, Refusal> {
+fn password(webapp: &WebappState, members: &Map<String, Value>) -> Result<Value, ControlError> {
     let Some(password) = text(members, "password") else {
         let expected =
             "expected {\"password\": \"...\"}, with \"username\" for others than the first";
-        return Err(Refusal::Bad(expected.to_owned()));
+        return Err(ControlError::Bad(expected.to_owned()));
     };
     let name = text(members, "username").unwrap_or(webapp.directory.first());
     // No rule is applied: a test may want a password the rule forbids.
@@ -105,7 +105,7 @@ fn password(webapp: &WebappState, members: &Map<String, Value>) -> Result<Value,
     {
         Ok(json!({ "changed": name }))
     } else {
-        Err(Refusal::NotFound("no such user"))
+        Err(ControlError::NotFound("no such user"))
     }
 }
 
@@ -113,14 +113,14 @@ fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Value::as_str)
 }
 
-async fn object(body: Incoming) -> Result<Map<String, Value>, Refusal> {
-    let whole = timeout(PATIENCE, Limited::new(body, MOST).collect()).await;
+async fn object(body: Incoming) -> Result<Map<String, Value>, ControlError> {
+    let whole = timeout(READ_TIMEOUT, Limited::new(body, MAX).collect()).await;
     let Ok(Ok(whole)) = whole else {
         let reason = "expected a JSON object of at most 64 KiB, within ten seconds";
-        return Err(Refusal::Bad(reason.to_owned()));
+        return Err(ControlError::Bad(reason.to_owned()));
     };
     serde_json::from_slice(&whole.to_bytes())
-        .map_err(|error| Refusal::Bad(format!("expected a JSON object: {error}")))
+        .map_err(|error| ControlError::Bad(format!("expected a JSON object: {error}")))
 }
 
 fn state(webapp: &WebappState) -> Value {

@@ -1,17 +1,16 @@
-//! What was asked of the pretend Webapp, for tests and its own metrics.
+//! Counters of requests, for tests and for the metrics nodes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::hold;
 use parking_lot::Mutex;
 
-/// Paths remembered one by one; the rest share an entry.
-const MOST_PATHS: usize = 4096;
+/// Paths counted separately; the others share an entry.
+const MAX_PATHS: usize = 4096;
 const OTHER: &str = "(other paths)";
 
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct RequestCounts {
     pub requests: AtomicU64,
     pub logins: AtomicU64,
     pub logins_granted: AtomicU64,
@@ -23,32 +22,28 @@ pub(super) struct Counts {
     paths: Mutex<BTreeMap<String, u64>>,
 }
 
-/// One request on its way; it counts as such until this is dropped.
-pub(super) struct InFlight<'a>(&'a Counts);
+/// Counts a request as in flight until dropped.
+pub(super) struct RequestInFlight<'a>(&'a RequestCounts);
 
-impl Counts {
-    pub(super) fn enter(&self, path: &str) -> InFlight<'_> {
+impl RequestCounts {
+    pub(super) fn enter(&self, path: &str) -> RequestInFlight<'_> {
         add(&self.requests);
         let now = self.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
         self.most_in_flight.fetch_max(now, Ordering::AcqRel);
-        let mut paths = hold(&self.paths);
+        let mut paths = self.paths.lock();
         if let Some(count) = paths.get_mut(path) {
             *count += 1;
         } else {
-            let path = if paths.len() < MOST_PATHS {
-                path
-            } else {
-                OTHER
-            };
+            let path = if paths.len() < MAX_PATHS { path } else { OTHER };
             *paths.entry(path.to_owned()).or_default() += 1;
         }
         drop(paths);
-        InFlight(self)
+        RequestInFlight(self)
     }
 
     /// Requests whose path begins with `prefix`.
     pub(super) fn with_prefix(&self, prefix: &str) -> u64 {
-        let paths = hold(&self.paths);
+        let paths = self.paths.lock();
         let mine = paths.iter().filter(|(path, _)| path.starts_with(prefix));
         mine.map(|(_, count)| count).sum()
     }
@@ -65,7 +60,7 @@ impl Counts {
         count.load(Ordering::Relaxed)
     }
 
-    /// All to zero, but for what is on its way just now.
+    /// Resets all counters; requests in flight stay counted.
     pub(super) fn reset(&self) {
         for count in [
             &self.requests,
@@ -79,7 +74,7 @@ impl Counts {
         }
         self.most_in_flight
             .store(self.in_flight(), Ordering::Release);
-        hold(&self.paths).clear();
+        self.paths.lock().clear();
     }
 
     pub(super) fn show(&self) -> serde_json::Value {
@@ -93,7 +88,7 @@ impl Counts {
             "connections": read(&self.connections),
             "in_flight": self.in_flight(),
             "most_in_flight": self.most_in_flight(),
-            "paths": *hold(&self.paths),
+            "paths": *self.paths.lock(),
         })
     }
 }
@@ -102,7 +97,7 @@ pub(super) fn add(count: &AtomicU64) {
     count.fetch_add(1, Ordering::Relaxed);
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for RequestInFlight<'_> {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }

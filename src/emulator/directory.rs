@@ -1,38 +1,37 @@
-//! The pretend Webapp's users.
+//! The users of the emulated Webapp.
 
 use std::collections::HashMap;
 
-use super::hold;
 use crate::profiles::Role;
 use crate::secret::Secret;
 use parking_lot::Mutex;
 
-const MOST: usize = 10_000;
+const MAX: usize = 10_000;
 
-pub(super) struct Directory {
-    users: Mutex<HashMap<String, User>>,
-    /// The factory's account; it cannot be deleted.
+pub(super) struct EmulatedUsers {
+    users: Mutex<HashMap<String, EmulatedUser>>,
+    /// The preset account; it cannot be deleted.
     first: String,
 }
 
-struct User {
-    // The real one keeps a hash. This one forgets it all when it stops.
+struct EmulatedUser {
+    // The real Webapp stores a hash; this one loses its users when it stops.
     password: Secret,
     role: Role,
     must_change: bool,
 }
 
-/// What is known of somebody who named a user and a password.
+/// The result of checking a user name and a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum PasswordVerdict {
     Good,
     MustChange,
     Wrong,
 }
 
-impl Directory {
+impl EmulatedUsers {
     pub(super) fn new(first: &str, password: Secret, must_change: bool) -> Self {
-        let admin = User {
+        let admin = EmulatedUser {
             password,
             role: Role::Admin,
             must_change,
@@ -47,26 +46,26 @@ impl Directory {
         &self.first
     }
 
-    pub(super) fn judge(&self, name: &str, password: &Secret) -> Verdict {
-        match hold(&self.users).get(name) {
-            Some(user) if user.password != *password => Verdict::Wrong,
-            Some(user) if user.must_change => Verdict::MustChange,
-            Some(_) => Verdict::Good,
-            None => Verdict::Wrong,
+    pub(super) fn check(&self, name: &str, password: &Secret) -> PasswordVerdict {
+        match self.users.lock().get(name) {
+            Some(user) if user.password != *password => PasswordVerdict::Wrong,
+            Some(user) if user.must_change => PasswordVerdict::MustChange,
+            Some(_) => PasswordVerdict::Good,
+            None => PasswordVerdict::Wrong,
         }
     }
 
     pub(super) fn role(&self, name: &str) -> Option<Role> {
-        hold(&self.users).get(name).map(|user| user.role)
+        self.users.lock().get(name).map(|user| user.role)
     }
 
     /// False: the name is taken, or there are too many.
     pub(super) fn create(&self, name: &str, password: Secret) -> bool {
-        let mut users = hold(&self.users);
-        if users.contains_key(name) || users.len() >= MOST {
+        let mut users = self.users.lock();
+        if users.contains_key(name) || users.len() >= MAX {
             return false;
         }
-        let user = User {
+        let user = EmulatedUser {
             password,
             role: Role::User,
             must_change: false,
@@ -77,7 +76,7 @@ impl Directory {
 
     /// False: no such user.
     pub(super) fn change_password(&self, name: &str, password: Secret) -> bool {
-        let mut users = hold(&self.users);
+        let mut users = self.users.lock();
         let Some(user) = users.get_mut(name) else {
             return false;
         };
@@ -88,10 +87,10 @@ impl Directory {
 
     /// False: no such user.
     pub(super) fn delete(&self, name: &str) -> bool {
-        hold(&self.users).remove(name).is_some()
+        self.users.lock().remove(name).is_some()
     }
 
     pub(super) fn count(&self) -> usize {
-        hold(&self.users).len()
+        self.users.lock().len()
     }
 }

@@ -1,4 +1,4 @@
-//! How a pretend Webapp is started.
+//! The settings of the emulator.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -10,7 +10,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::issue::{self, Keys};
+use super::issue::{self, KeyType};
 use super::{Error, certificates};
 use crate::config;
 use crate::secret::{Secret, SecretSource};
@@ -18,12 +18,12 @@ use crate::secret::{Secret, SecretSource};
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub address: SocketAddr,
-    /// Whoever reaches it can do anything to the pretend Webapp.
+    /// The control port has no authentication.
     pub control: SocketAddr,
-    /// The factory's account.
+    /// Name of the preset account.
     pub username: String,
     pub password: Secret,
-    /// As from the factory: the password must be changed by the first login.
+    /// The first login must change the password, as with a new Webapp.
     pub first_login: bool,
     pub api_key: Option<Secret>,
     pub token_lifetime: Duration,
@@ -34,9 +34,9 @@ pub struct Settings {
 
 #[derive(Clone, Debug)]
 pub enum Tls {
-    /// Plain HTTP, which the real one never speaks.
+    /// Plain HTTP, which the real Webapp never speaks.
     Plain,
-    /// Authority and certificate made at the start, gone at the end.
+    /// Authority and certificate created at the start, in memory only.
     InMemory,
     Pem {
         /// The server's certificate chain.
@@ -63,7 +63,7 @@ impl Settings {
         }
     }
 
-    /// As the configuration says, with the files that `make` has put in its folder.
+    /// The settings of the configuration, with the files that `certificates::make` has created.
     pub fn open(config: &config::Emulator) -> Result<Self, Error> {
         let file = |name: &str| config.folder.join(name);
         let secret = |name| SecretSource::File(file(name)).read().map_err(Error::Secret);
@@ -92,13 +92,13 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 impl Tls {
-    /// What the listener needs, and the authority that a client should trust.
+    /// The configuration of the listener, and the authority that a client should trust.
     pub(super) fn accept(&self) -> Result<(Option<Arc<ServerConfig>>, String), Error> {
         match self {
             Self::Plain => Ok((None, String::new())),
             Self::InMemory => {
-                let made = issue::webapp_authority(Keys::Curve).map_err(Error::Certificate)?;
-                let server = issue::webapp_server(&made, Keys::Curve);
+                let made = issue::webapp_authority(KeyType::Curve).map_err(Error::Certificate)?;
+                let server = issue::webapp_server(&made, KeyType::Curve);
                 let server = server.map_err(Error::Certificate)?;
                 let config = server_config(&server.certificate, &server.key)?;
                 Ok((Some(config), made.pem()))
@@ -116,7 +116,7 @@ fn server_config(certificate: &str, key: &Secret) -> Result<Arc<ServerConfig>, E
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect();
     let chain = chain.map_err(Error::NotPem)?;
     let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes()).map_err(Error::NotPem)?;
-    // Named here, not taken from the process: a test may not have chosen a default.
+    // Explicit, because a test may not have installed a default provider.
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

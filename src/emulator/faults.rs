@@ -1,13 +1,11 @@
-//! Everything that can be made to go wrong, as one value. In-process tests set it
-//! by method, the control port by JSON; both change the same switches.
+//! The switches for all faults, as one value. Tests in the same process set them by method, the
+//! control port by JSON.
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::hold;
-
-/// What a login answers when it is not allowed to be normal.
+/// How a login responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoginAnswer {
@@ -15,7 +13,7 @@ pub enum LoginAnswer {
     Normal,
     /// A 200 whose JSON is ten megabytes long.
     TenMegabytes,
-    /// A 200 with a web page, as a captive portal or a wrong port gives it.
+    /// A 200 with a web page, as from a captive portal or a wrong port.
     Html,
     /// The connection ends halfway through the body.
     CutInMiddle,
@@ -45,7 +43,7 @@ pub enum TokenForm {
     Normal,
     Missing,
     Empty,
-    /// Holds CR LF and a header: must never be put on a request.
+    /// Contains CR LF and a header; it must never be put on a request.
     LineBreak,
 }
 
@@ -66,7 +64,7 @@ pub enum Health {
     HighAvailability,
 }
 
-/// What health says of the Coreapp.
+/// The status of the Coreapp in the health response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gateway {
@@ -78,7 +76,7 @@ pub enum Gateway {
     Unregistered,
 }
 
-/// The next `times` logins are answered by `how`.
+/// The next `times` logins respond with `how`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FailLogins {
@@ -91,7 +89,7 @@ pub struct FailLogins {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Switches {
-    /// Requests are read and never answered.
+    /// Requests are read and get no response.
     pub hang: bool,
     /// New connections and requests are dropped, as when nothing runs here.
     pub refuse_connections: bool,
@@ -108,15 +106,15 @@ pub struct Switches {
     pub close_mid_body: u32,
     /// The head, then silence.
     pub stall_after_headers: bool,
-    /// Bodies come in small pieces with pauses.
+    /// Bodies are sent in small chunks with pauses.
     pub slow_body: bool,
-    /// Answers are chunked and end with a trailer field.
+    /// Responses are chunked and end with a trailer field.
     pub trailers: bool,
-    /// Answers repeat the request's `Authorization` in a header and in the body.
+    /// Responses repeat the request's `Authorization` in a header and in the body.
     pub echo: bool,
-    /// Pause before each answer that is not a login's.
+    /// Pause before each response other than a login's.
     pub answer_takes_ms: u64,
-    /// Pause between the making of a token and the answer with it.
+    /// Pause between the creation of a token and the response with it.
     pub login_takes_ms: u64,
     pub login_answer: LoginAnswer,
     pub fail_next_logins: FailLogins,
@@ -126,8 +124,7 @@ pub struct Switches {
     pub single_token: bool,
     pub logout_scope: LogoutScope,
     pub token_lifetime_seconds: u64,
-    /// A wrong clock: `Date`, `expires_after`, `iat`, `exp` and the Webapp's own
-    /// judgement of tokens are all off by this much.
+    /// Offset of the clock: applies to `Date`, `expires_after`, `iat`, `exp` and the expiry of tokens.
     pub clock_offset_seconds: i64,
     pub health: Health,
     pub gateway_status: Gateway,
@@ -171,19 +168,19 @@ impl Default for Switches {
     }
 }
 
-/// Why a wish for other switches was not granted.
+/// Why switches were not set.
 #[derive(Debug, thiserror::Error)]
 #[error("these switches cannot be set")]
-pub(super) struct NotSwitches(#[source] serde_json::Error);
+pub(super) struct InvalidSwitches(#[source] serde_json::Error);
 
 /// The switches in force.
 #[derive(Debug)]
-pub(super) struct Faults {
+pub(super) struct FaultSwitches {
     now: Mutex<Switches>,
     start: Switches,
 }
 
-impl Faults {
+impl FaultSwitches {
     pub(super) fn new(start: Switches) -> Self {
         Self {
             now: Mutex::new(start),
@@ -192,11 +189,11 @@ impl Faults {
     }
 
     pub(super) fn now(&self) -> Switches {
-        *hold(&self.now)
+        *self.now.lock()
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut Switches)) {
-        change(&mut hold(&self.now));
+        change(&mut self.now.lock());
     }
 
     /// As they were at the start.
@@ -205,30 +202,30 @@ impl Faults {
         self.start
     }
 
-    /// Sets the switches that `wish` names; all of them or none.
-    pub(super) fn wish(&self, wish: Map<String, Value>) -> Result<Switches, NotSwitches> {
-        let mut now = hold(&self.now);
+    /// Sets the switches named in `changes`, all of them or none.
+    pub(super) fn set(&self, changes: Map<String, Value>) -> Result<Switches, InvalidSwitches> {
+        let mut now = self.now.lock();
         let mut whole = json!(*now);
         if let Value::Object(members) = &mut whole {
-            members.extend(wish);
+            members.extend(changes);
         }
-        *now = serde_json::from_value(whole).map_err(NotSwitches)?;
+        *now = serde_json::from_value(whole).map_err(InvalidSwitches)?;
         Ok(*now)
     }
 
-    /// The switches for one request. A countdown that this request has drawn is 1
-    /// in the answer, the others are 0; at most one is drawn.
+    /// The switches for one request. The countdown that this request decremented is 1 in the result,
+    /// the others are 0; at most one is decremented.
     pub(super) fn draw(&self) -> Switches {
-        let mut guard = hold(&self.now);
+        let mut guard = self.now.lock();
         let now = &mut *guard;
-        let mut mine = *now;
-        (mine.answer_401, mine.answer_429) = (0, 0);
-        (mine.answer_503, mine.close_mid_body) = (0, 0);
+        let mut own = *now;
+        (own.answer_401, own.answer_429) = (0, 0);
+        (own.answer_503, own.close_mid_body) = (0, 0);
         for (left, drawn) in [
-            (&mut now.answer_401, &mut mine.answer_401),
-            (&mut now.answer_429, &mut mine.answer_429),
-            (&mut now.answer_503, &mut mine.answer_503),
-            (&mut now.close_mid_body, &mut mine.close_mid_body),
+            (&mut now.answer_401, &mut own.answer_401),
+            (&mut now.answer_429, &mut own.answer_429),
+            (&mut now.answer_503, &mut own.answer_503),
+            (&mut now.close_mid_body, &mut own.close_mid_body),
         ] {
             if *left > 0 {
                 *left -= 1;
@@ -236,17 +233,17 @@ impl Faults {
                 break;
             }
         }
-        mine
+        own
     }
 
-    /// The same for a login: how it is to be answered stands in `login_answer`.
+    /// The switches for one login; `login_answer` says how it responds.
     pub(super) fn draw_login(&self) -> Switches {
-        let mut now = hold(&self.now);
-        let mut mine = *now;
+        let mut now = self.now.lock();
+        let mut own = *now;
         if now.fail_next_logins.times > 0 {
             now.fail_next_logins.times -= 1;
-            mine.login_answer = now.fail_next_logins.how;
+            own.login_answer = now.fail_next_logins.how;
         }
-        mine
+        own
     }
 }

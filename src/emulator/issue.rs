@@ -1,5 +1,5 @@
-//! Certificates as the Webapp makes them at its first start, and as the gate's
-//! development material needs them.
+//! Certificates as the Webapp creates them at its first start, and for the development files of the
+//! gateway.
 
 use std::time::Duration;
 
@@ -11,27 +11,27 @@ use rcgen::{
 use crate::clock;
 use crate::secret::Secret;
 
-/// The Webapp's own certificates hold this long (protocol sheet, section 5.3).
+/// Validity of the Webapp's own certificates in seconds (protocol sheet, section 5.3).
 pub(super) const YEAR: u64 = 365 * 86_400;
 
 /// A certificate and its key, both PEM.
 #[derive(Debug)]
-pub(super) struct Pair {
+pub(super) struct CertificatePair {
     pub certificate: String,
     pub key: Secret,
 }
 
-/// An authority made just now, able to sign.
+/// A new authority with its key.
 pub(super) type Authority = CertifiedIssuer<'static, KeyPair>;
 
-/// Key type: the Webapp uses RSA-2048; tests want something that is made at once.
+/// The type of a key: the Webapp uses RSA-2048; tests use what is created fastest.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Keys {
+pub(super) enum KeyType {
     Rsa,
     Curve,
 }
 
-impl Keys {
+impl KeyType {
     pub(super) fn make(self) -> Result<KeyPair, rcgen::Error> {
         match self {
             Self::Rsa => KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256),
@@ -41,7 +41,7 @@ impl Keys {
 }
 
 /// The Webapp's authority, with the captured subject.
-pub(super) fn webapp_authority(keys: Keys) -> Result<Authority, rcgen::Error> {
+pub(super) fn webapp_authority(keys: KeyType) -> Result<Authority, rcgen::Error> {
     let mut name = webapp_name();
     name.push(
         DnType::OrganizationalUnitName,
@@ -51,7 +51,10 @@ pub(super) fn webapp_authority(keys: Keys) -> Result<Authority, rcgen::Error> {
 }
 
 /// The Webapp's server certificate.
-pub(super) fn webapp_server(by: &Authority, keys: Keys) -> Result<Pair, rcgen::Error> {
+pub(super) fn webapp_server(
+    by: &Authority,
+    keys: KeyType,
+) -> Result<CertificatePair, rcgen::Error> {
     let mut name = webapp_name();
     name.push(DnType::CommonName, "webapp");
     server(name, &["localhost", "127.0.0.1", "::1", "webapp"], by, keys)
@@ -68,7 +71,7 @@ fn webapp_name() -> DistinguishedName {
 
 pub(super) fn authority(
     name: DistinguishedName,
-    keys: Keys,
+    keys: KeyType,
     seconds: u64,
 ) -> Result<Authority, rcgen::Error> {
     let mut params = valid_for(seconds);
@@ -82,8 +85,8 @@ pub(super) fn server(
     name: DistinguishedName,
     hosts: &[&str],
     by: &rcgen::Issuer<'_, KeyPair>,
-    keys: Keys,
-) -> Result<Pair, rcgen::Error> {
+    keys: KeyType,
+) -> Result<CertificatePair, rcgen::Error> {
     let mut params = valid_for(YEAR);
     params.distinguished_name = name;
     let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
@@ -95,20 +98,20 @@ pub(super) fn server(
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     let key = keys.make()?;
-    Ok(Pair {
+    Ok(CertificatePair {
         certificate: params.signed_by(&key, by)?.pem(),
         key: Secret::new(key.serialize_pem()),
     })
 }
 
 fn valid_for(seconds: u64) -> CertificateParams {
-    // Begins a minute early, or a client whose clock is a little behind refuses it.
+    // Valid from a minute ago, for clients whose clock is a little behind.
     let begin = u64::try_from(clock::unix_seconds()).unwrap_or(0) - 60;
     let mut params = CertificateParams::default();
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + Duration::from_secs(begin);
     params.not_after = epoch + Duration::from_secs(begin + seconds);
-    // Two authorities of one name must not issue the same number: clients cache by it.
+    // Two authorities of one name must not issue the same serial number, by which clients cache.
     params.serial_number = Some(SerialNumber::from(rand::random::<u64>() >> 1));
     params
 }

@@ -1,4 +1,4 @@
-//! Tokens of the pretend Webapp: minted as captured, remembered by digest.
+//! The tokens of the emulated Webapp, in the captured form, stored by digest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,34 +9,34 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-use super::{hex, hold};
+use super::hex;
 use crate::secret::Secret;
 
 /// The header's bytes, spaces included, as in every published sample.
 const HEADER: &str = r#"{"alg": "HS256", "typ": "JWT"}"#;
 
-/// Beyond it expired tokens are swept, and if that is not enough, refused.
-const MOST: usize = 500_000;
+/// Most tokens; beyond that expired ones are removed, and if none is, the new one is refused.
+const MAX: usize = 500_000;
 
-pub(super) struct Tokens {
+pub(super) struct IssuedTokens {
     key: [u8; 32],
-    kept: Mutex<HashMap<[u8; 32], Kept>>,
+    kept: Mutex<HashMap<[u8; 32], IssuedToken>>,
 }
 
-struct Kept {
+struct IssuedToken {
     user: Arc<str>,
     expires: i64,
     token: Secret,
 }
 
 /// A token and its time, on the pretend Webapp's clock.
-pub(super) struct Minted {
+pub(super) struct MintedToken {
     pub token: Secret,
     pub expires: i64,
 }
 
-impl Tokens {
-    /// A new key each time: a token of an earlier start is worth nothing.
+impl IssuedTokens {
+    /// With a new key, so that tokens of an earlier start are invalid.
     pub(super) fn new() -> Self {
         Self {
             key: rand::random(),
@@ -44,25 +44,25 @@ impl Tokens {
         }
     }
 
-    /// A token for `user`, remembered. None: too many of them.
-    pub(super) fn mint(&self, user: &str, now: i64, lifetime: u64) -> Option<Minted> {
+    /// Issues a token for `user`. None: there are too many.
+    pub(super) fn mint(&self, user: &str, now: i64, lifetime: u64) -> Option<MintedToken> {
         let expires = now.saturating_add_unsigned(lifetime);
         let token = self.sign(&payload(user, now, expires));
-        let mut kept = hold(&self.kept);
-        if kept.len() >= MOST {
+        let mut kept = self.kept.lock();
+        if kept.len() >= MAX {
             kept.retain(|_, kept| kept.expires > now);
         }
-        if kept.len() >= MOST {
+        if kept.len() >= MAX {
             return None;
         }
         let user = Arc::from(user);
-        let entry = Kept {
+        let entry = IssuedToken {
             user,
             expires,
             token: token.clone(),
         };
         kept.insert(digest(token.expose()), entry);
-        Some(Minted { token, expires })
+        Some(MintedToken { token, expires })
     }
 
     fn sign(&self, payload: &str) -> Secret {
@@ -75,11 +75,11 @@ impl Tokens {
         Secret::new(format!("{signed}.{signature}"))
     }
 
-    /// Whose token it is. The digest is of the whole text, so that a token that is
-    /// found has the right signature as well. One that has expired is removed.
+    /// The user of a token. The digest is of the whole text, so a known token also has the right
+    /// signature. An expired one is removed.
     pub(super) fn find(&self, token: &str, now: i64) -> Option<Arc<str>> {
         let digest = digest(token);
-        let mut kept = hold(&self.kept);
+        let mut kept = self.kept.lock();
         let found = kept.get(&digest)?;
         if found.expires > now {
             return Some(Arc::clone(&found.user));
@@ -88,41 +88,42 @@ impl Tokens {
         None
     }
 
-    /// True when there was such a token.
+    /// True if the token existed.
     pub(super) fn revoke(&self, token: &str) -> bool {
-        hold(&self.kept).remove(&digest(token)).is_some()
+        self.kept.lock().remove(&digest(token)).is_some()
     }
 
-    /// How many of them there were.
+    /// Returns the number of tokens revoked.
     pub(super) fn revoke_user(&self, user: &str) -> usize {
-        let mut kept = hold(&self.kept);
+        let mut kept = self.kept.lock();
         let before = kept.len();
         kept.retain(|_, kept| &*kept.user != user);
         before - kept.len()
     }
 
     pub(super) fn forget_all(&self) -> usize {
-        std::mem::take(&mut *hold(&self.kept)).len()
+        std::mem::take(&mut *self.kept.lock()).len()
     }
 
     pub(super) fn expire_all(&self) -> usize {
-        let mut kept = hold(&self.kept);
+        let mut kept = self.kept.lock();
         for kept in kept.values_mut() {
             kept.expires = i64::MIN;
         }
         kept.len()
     }
 
-    /// Every token remembered, for tests that look for leaks.
+    /// All stored tokens, for tests that search for leaks.
     pub(super) fn all(&self) -> Vec<Secret> {
-        hold(&self.kept)
+        self.kept
+            .lock()
             .values()
             .map(|kept| kept.token.clone())
             .collect()
     }
 
     pub(super) fn count(&self) -> usize {
-        hold(&self.kept).len()
+        self.kept.lock().len()
     }
 }
 
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_token_has_the_captured_shape() {
-        let tokens = Tokens::new();
+        let tokens = IssuedTokens::new();
         let minted = tokens.mint("admin", 1_626_598_248, 604_800).unwrap();
         assert_eq!(minted.expires, 1_627_203_048);
         let text = minted.token.expose();
@@ -161,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_token_ends_at_its_time_and_is_then_removed() {
-        let tokens = Tokens::new();
+        let tokens = IssuedTokens::new();
         let minted = tokens.mint("admin", 1000, 10).unwrap();
         let text = minted.token.expose();
         assert!(tokens.find(text, 1009).is_some());
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn revoking_a_user_leaves_the_others() {
-        let tokens = Tokens::new();
+        let tokens = IssuedTokens::new();
         let admin = tokens.mint("admin", 0, 10).unwrap();
         let other = tokens.mint("other", 0, 10).unwrap();
         tokens.mint("admin", 0, 10).unwrap();

@@ -1,8 +1,8 @@
-//! A pretend Webapp for the first run and the tests: its protocol as captured, its
-//! own tokens, users, limits and TLS, and every way it can fail as a switch. Owns
-//! nothing of the gate and believes nothing about it; sends no messages anywhere.
-//! The surprise: its clock can be wrong on purpose, so it never asks `clock` for
-//! the time without adding the offset.
+//! An emulated Webapp for the first run and for tests: the captured protocol with tokens, users, rate
+//! limits and TLS of its own, and a switch for each way it can fail (`faults`). It is independent of
+//! the gateway and sends no messages. Start at `webapp.rs`; `nodes/` has one file per family of nodes.
+//!
+//! Its clock can be wrong on purpose, so it never uses the time of `clock` without the offset.
 
 pub mod certificates;
 mod control;
@@ -37,16 +37,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
 use crate::lifecycle::{ShutdownSignal, TaskScope};
-use server::Ears;
+use server::ListenContext;
 use webapp::Webapp;
 
-/// Why it cannot start, or its files cannot be made.
+/// Why the emulator cannot start, or its files cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot listen at {address}")]
@@ -77,8 +76,7 @@ pub enum Error {
     Secret(#[source] crate::secret::Error),
 }
 
-/// A running pretend Webapp. It runs until its `Stop` says otherwise, also when
-/// this is dropped.
+/// A running emulator. It runs until its scope stops it, even if this handle is dropped.
 pub struct Emulator {
     address: SocketAddr,
     control_address: SocketAddr,
@@ -88,20 +86,20 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Binds both ports, then answers on them until drain.
+    /// Binds both ports and serves them until drain.
     pub async fn start(settings: Settings, scope: &TaskScope) -> Result<Self, Error> {
         let (tls, authority) = settings.tls.accept()?;
         let (listener, address) = bind(settings.address).await?;
         let (control, control_address) = bind(settings.control).await?;
         let webapp = Arc::new(Webapp::new(settings, authority.clone()));
         let scope = scope.child();
-        let ears = Ears {
+        let context = ListenContext {
             webapp: Arc::clone(&webapp),
             tls: tls.map(TlsAcceptor::from),
             scope: scope.clone(),
         };
-        scope.spawn("emulator", server::listen(listener, ears.clone()));
-        let listen_for_control = server::listen_for_control(control, ears);
+        scope.spawn("emulator", server::listen(listener, context.clone()));
+        let listen_for_control = server::listen_for_control(control, context);
         scope.spawn("emulator control port", listen_for_control);
         info!(%address, control = %control_address, "emulator: a pretend Webapp is running");
         Ok(Self {
@@ -121,7 +119,7 @@ impl Emulator {
         self.control_address
     }
 
-    /// Its authority's certificate; empty without TLS.
+    /// The certificate of its authority in PEM; empty without TLS.
     pub fn authority_pem(&self) -> &str {
         &self.authority
     }
@@ -137,7 +135,7 @@ impl Emulator {
         )
     }
 
-    /// Ends it at once, connections included, as a crash would.
+    /// Ends the emulator and its connections at once, as a crash would.
     pub fn stop(&self) {
         self.stop.abort();
     }
@@ -157,12 +155,6 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
-}
-
-/// The lock's content. A panic elsewhere must not take the pretend Webapp down:
-/// each change under its locks is complete in itself.
-fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock()
 }
 
 /// Lower-case hexadecimal.

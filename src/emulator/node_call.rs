@@ -7,22 +7,22 @@ use http::header::{self, HeaderMap};
 use hyper::body::Incoming;
 
 use super::faults::Switches;
-use super::node_routes::Place;
+use super::node_routes::NodeRoute;
 
 /// A request that was routed to a node and admitted.
-pub(super) struct Call {
+pub(super) struct NodeCall {
     pub method: Method,
     pub path: Vec<String>,
     pub query: String,
     pub headers: HeaderMap,
     pub body: Incoming,
-    pub place: Place,
+    pub route: NodeRoute,
     pub switches: Switches,
     /// The user of the bearer token; empty if none is required, and with the API key.
     pub user: Arc<str>,
 }
 
-impl Call {
+impl NodeCall {
     /// Whether the query has `{name}={value}`.
     pub(super) fn asks(&self, name: &str, value: &str) -> bool {
         let mut pairs = self.query.split('&');
@@ -45,7 +45,7 @@ impl Call {
 /// The connection is to be closed without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("dropped on purpose")]
-pub(super) struct Dropped;
+pub(super) struct DroppedConnection;
 
 /// The token of `Authorization: Bearer`.
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {

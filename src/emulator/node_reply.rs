@@ -1,4 +1,4 @@
-//! One answer, from what a node says to what goes on the wire.
+//! A reply of a node, and the response made of it.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ use crate::profiles::{EnvelopeMeta, body};
 /// The end of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// Who made the answer; it shows in `meta.version` and in the headers.
+/// The part of the Webapp that a reply comes from; visible in `meta.version` and the headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The Webapp itself: users, tokens, certificates.
@@ -56,7 +56,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// `payload`'s members and `meta`.
+    /// The members of `payload`, and `meta`.
     pub(super) fn json(origin: Origin, status: StatusCode, payload: Value) -> Self {
         Self::text(origin, status, body(payload, Some(origin.meta())))
     }
@@ -65,7 +65,7 @@ impl Reply {
         Self::json(origin, StatusCode::OK, payload)
     }
 
-    /// JSON as it is.
+    /// The given JSON text.
     pub(super) fn text(origin: Origin, status: StatusCode, json: String) -> Self {
         Self::typed(origin, status, "application/json", Body::whole(json))
     }
@@ -105,7 +105,7 @@ impl Reply {
         }
     }
 
-    /// No body and no type.
+    /// A reply without body and content type.
     pub(super) fn empty(origin: Origin, status: StatusCode) -> Self {
         Self {
             status,
@@ -120,10 +120,10 @@ impl Reply {
         self
     }
 
-    /// Puts the request's fields into the answer, `Authorization` in three places, as
-    /// a careless service would.
-    pub(super) fn echo(mut self, heard: &HeaderMap) -> Self {
-        let Some(credential) = heard.get(header::AUTHORIZATION) else {
+    /// Copies the request's fields into the reply, `Authorization` in three places, as a careless
+    /// service would.
+    pub(super) fn echo(mut self, fields: &HeaderMap) -> Self {
+        let Some(credential) = fields.get(header::AUTHORIZATION) else {
             return self;
         };
         self.headers
@@ -135,7 +135,7 @@ impl Reply {
         if let Some(rest) = bytes.strip_prefix(b"{") {
             let text_of =
                 |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-            let fields: serde_json::Map<String, Value> = heard
+            let fields: serde_json::Map<String, Value> = fields
                 .iter()
                 .map(|(name, value)| (name.to_string(), Value::from(text_of(value))))
                 .collect();
@@ -166,7 +166,7 @@ impl Reply {
         self
     }
 
-    /// The answer with the headers that every answer has.
+    /// The response, with the headers that every response has.
     pub(super) fn into_response(self, clock_offset: i64) -> Response<Body> {
         let ids = self.origin.internal_ids();
         let mut response = Response::new(self.body);
@@ -192,18 +192,18 @@ impl Reply {
     }
 }
 
-/// Small errors on the way, whole replies where they are answered.
+/// Errors are boxed replies, to keep results small.
 impl From<Box<Self>> for Reply {
     fn from(boxed: Box<Self>) -> Self {
         *boxed
     }
 }
 
-/// Held inside the years that HTTP can write, whatever the offset.
+/// The HTTP date at `offset`, limited to the years that HTTP can express.
 fn date(offset: i64) -> String {
-    let told = clock::unix_seconds().saturating_add(offset);
-    let told = u64::try_from(told).unwrap_or(0).min(LAST_SECOND);
-    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(told))
+    let seconds = clock::unix_seconds().saturating_add(offset);
+    let seconds = u64::try_from(seconds).unwrap_or(0).min(LAST_SECOND);
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 pub(super) fn too_many() -> Reply {

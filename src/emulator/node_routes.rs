@@ -1,4 +1,4 @@
-//! Which node a path belongs to, what it demands, and who answers there.
+//! The node of a path, the access it requires, and the origin of its responses.
 
 use http::Method;
 
@@ -6,7 +6,7 @@ use super::node_reply::Origin;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Node {
-    /// `GET /`: the admin web page that balancers probe.
+    /// `GET /`: the admin web page, probed by balancers.
     Page,
     Users,
     Account,
@@ -25,7 +25,7 @@ pub(super) enum Node {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(super) enum NodeAccess {
     Open,
     Token,
     Admin,
@@ -34,19 +34,19 @@ pub(super) enum Need {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct NodeRoute {
     pub node: Node,
-    pub need: Need,
+    pub access: NodeAccess,
     pub origin: Origin,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lost {
+pub(super) enum RouteError {
     Path,
     Method,
 }
 
-/// Segments, decoded; a slash at the end makes no difference.
+/// The decoded segments of a path; a trailing slash makes no difference.
 pub(super) fn segments(path: &str) -> Vec<String> {
     let path = path.strip_prefix('/').unwrap_or(path);
     let path = path.strip_suffix('/').unwrap_or(path);
@@ -76,13 +76,13 @@ fn decode(segment: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-pub(super) fn find(method: &Method, path: &[&str]) -> Result<Place, Lost> {
+pub(super) fn find(method: &Method, path: &[&str]) -> Result<NodeRoute, RouteError> {
     let (node, methods) = match path {
         [] => (Node::Page, "GET"),
         ["metrics"] => (Node::Metrics, "GET"),
-        ["v1", "settings", rest @ ..] => (Node::Settings, settings(rest).ok_or(Lost::Path)?),
-        ["v1", rest @ ..] => below_v1(rest).ok_or(Lost::Path)?,
-        _ => return Err(Lost::Path),
+        ["v1", "settings", rest @ ..] => (Node::Settings, settings(rest).ok_or(RouteError::Path)?),
+        ["v1", rest @ ..] => below_v1(rest).ok_or(RouteError::Path)?,
+        _ => return Err(RouteError::Path),
     };
     let asked = if method == Method::HEAD {
         "GET"
@@ -90,11 +90,11 @@ pub(super) fn find(method: &Method, path: &[&str]) -> Result<Place, Lost> {
         method.as_str()
     };
     if !methods.split(' ').any(|known| known == asked) {
-        return Err(Lost::Method);
+        return Err(RouteError::Method);
     }
-    Ok(Place {
+    Ok(NodeRoute {
         node,
-        need: need(node, asked, path),
+        access: access(node, asked, path),
         origin: origin(node),
     })
 }
@@ -148,17 +148,17 @@ fn settings(path: &[&str]) -> Option<&'static str> {
     })
 }
 
-fn need(node: Node, method: &str, path: &[&str]) -> Need {
+fn access(node: Node, method: &str, path: &[&str]) -> NodeAccess {
     match (node, path) {
-        (Node::Page, _) | (Node::Users, ["v1", "users", "login"]) => Need::Open,
-        (Node::Users, ["v1", "users", "logout"]) => Need::Token,
-        (Node::Users, _) if method == "GET" => Need::Token,
-        (Node::Users, _) => Need::Admin,
-        (Node::Certificates, _) if method != "GET" => Need::Admin,
+        (Node::Page, _) | (Node::Users, ["v1", "users", "login"]) => NodeAccess::Open,
+        (Node::Users, ["v1", "users", "logout"]) => NodeAccess::Token,
+        (Node::Users, _) if method == "GET" => NodeAccess::Token,
+        (Node::Users, _) => NodeAccess::Admin,
+        (Node::Certificates, _) if method != "GET" => NodeAccess::Admin,
         (Node::Settings, ["v1", "settings", "profile", ..])
-        | (Node::Settings, ["v1", "settings", "business", "profile"]) => Need::Admin,
-        (Node::Health | Node::Stats | Node::Metrics, _) => Need::Monitoring,
-        _ => Need::Token,
+        | (Node::Settings, ["v1", "settings", "business", "profile"]) => NodeAccess::Admin,
+        (Node::Health | Node::Stats | Node::Metrics, _) => NodeAccess::Monitoring,
+        _ => NodeAccess::Token,
     }
 }
 
@@ -182,30 +182,33 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_told_from_a_method() {
+    fn an_unknown_path_differs_from_a_wrong_method() {
         assert_eq!(
             find(&Method::GET, &["v1", "nothing"]).unwrap_err(),
-            Lost::Path
+            RouteError::Path
         );
-        assert_eq!(find(&Method::GET, &["health"]).unwrap_err(), Lost::Path);
+        assert_eq!(
+            find(&Method::GET, &["health"]).unwrap_err(),
+            RouteError::Path
+        );
         assert_eq!(
             find(&Method::GET, &["v1", "messages"]).unwrap_err(),
-            Lost::Method
+            RouteError::Method
         );
         assert!(find(&Method::HEAD, &["v1", "media", "x"]).is_ok());
     }
 
     #[test]
     fn only_the_monitoring_nodes_take_the_api_key() {
-        let need = |path: &[&str]| find(&Method::GET, path).unwrap().need;
+        let access = |path: &[&str]| find(&Method::GET, path).unwrap().access;
         for path in [
             &["metrics"][..],
             &["v1", "health"],
             &["v1", "stats", "app"],
             &["v1", "stats", "db", "internal"],
         ] {
-            assert_eq!(need(path), Need::Monitoring, "{path:?}");
+            assert_eq!(access(path), NodeAccess::Monitoring, "{path:?}");
         }
-        assert_eq!(need(&["v1", "support"]), Need::Token);
+        assert_eq!(access(&["v1", "support"]), NodeAccess::Token);
     }
 }

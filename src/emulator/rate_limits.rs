@@ -1,5 +1,5 @@
-//! The Webapp's own rate limits (protocol sheet, section 5.2): messages 50 a
-//! second and 150 at once, every other node 20 and 60.
+//! The Webapp's rate limits (protocol sheet, section 5.2): 50 messages a second with a burst of 150,
+//! for every other node 20 and 60.
 
 use std::num::NonZeroU32;
 
@@ -10,12 +10,12 @@ use super::node_routes::Node;
 const MESSAGES: Quota = quota(50, 150);
 const OTHERS: Quota = quota(20, 60);
 
-pub(super) struct Buckets {
+pub(super) struct NodeRateLimits {
     messages: DefaultDirectRateLimiter,
     others: DefaultKeyedRateLimiter<Node>,
 }
 
-impl Buckets {
+impl NodeRateLimits {
     pub(super) fn new() -> Self {
         Self {
             messages: RateLimiter::direct(MESSAGES),

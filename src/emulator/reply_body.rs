@@ -1,4 +1,4 @@
-//! The bodies of answers: whole, from a file, made up, and the badly behaved ones.
+//! Response bodies: whole, generated, from a file, and faulty ones.
 
 use std::fs::File;
 use std::io;
@@ -15,11 +15,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Sleep, sleep};
 
-const PIECE: usize = 256 * 1024;
-/// Not a power of two, so that a piece lost or doubled anywhere shows.
+const CHUNK: usize = 256 * 1024;
+/// Not a power of two, so that a lost or repeated chunk is noticed.
 const PATTERN: usize = 251;
-/// A slow body is held in memory; a longer one is simply not slow.
-const MOST_SLOW: u64 = 16 * 1024 * 1024;
+/// Longest slow body, which is held in memory; longer ones are not slowed down.
+const MAX_SLOW: u64 = 16 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) enum Body {
@@ -34,18 +34,18 @@ pub(super) enum Body {
         end: u64,
         piece: Option<JoinHandle<io::Result<Bytes>>>,
     },
-    /// Pieces with pauses; then the end, an error, or nothing ever again.
+    /// Chunks with pauses; then the end, an error, or nothing ever again.
     Paced {
         rest: Bytes,
         piece: usize,
         pause: Pin<Box<Sleep>>,
-        end: End,
+        end: PacedEnd,
         length: Option<u64>,
     },
 }
 
 /// How a paced body ends.
-pub(super) enum End {
+pub(super) enum PacedEnd {
     Whole,
     Trailers(Box<HeaderMap>),
     Cut,
@@ -74,7 +74,7 @@ impl Body {
         }
     }
 
-    fn paced(rest: Bytes, piece: usize, end: End, length: Option<u64>) -> Self {
+    fn paced(rest: Bytes, piece: usize, end: PacedEnd, length: Option<u64>) -> Self {
         Self::Paced {
             rest,
             piece: piece.max(1),
@@ -84,41 +84,41 @@ impl Body {
         }
     }
 
-    /// Half of it, then the connection ends. A body that is not in memory has its
-    /// first piece for a half.
+    /// Half of the body, then the connection ends. Of a body that is not in memory, half of the first
+    /// chunk.
     pub(super) fn cut(self) -> Self {
         let length = self.left();
         let mut half = self.beginning();
         half.truncate(half.len().div_ceil(2));
         let piece = half.len();
-        Self::paced(half, piece, End::Cut, length)
+        Self::paced(half, piece, PacedEnd::Cut, length)
     }
 
-    /// Nothing of it, ever.
+    /// Nothing of the body, ever.
     pub(super) fn silent(self) -> Self {
         let length = self.left();
-        Self::paced(Bytes::new(), 1, End::Silence, length)
+        Self::paced(Bytes::new(), 1, PacedEnd::Silence, length)
     }
 
-    /// All of it, a few bytes at a time.
+    /// The whole body, a few bytes at a time.
     pub(super) fn slow(self) -> Self {
         match self {
             Self::Whole(Some(bytes)) => {
                 let length = bytes.len() as u64;
-                // Five pieces, and no token of ours in one piece with its own beginning.
+                // Five chunks, so that a token in the body is split.
                 let piece = (bytes.len() / 5).clamp(1, 4096);
-                Self::paced(bytes, piece, End::Whole, Some(length))
+                Self::paced(bytes, piece, PacedEnd::Whole, Some(length))
             }
-            Self::Made { block, left } if left <= MOST_SLOW => {
+            Self::Made { block, left } if left <= MAX_SLOW => {
                 let bytes = block.iter().copied().cycle();
                 let bytes: Vec<u8> = bytes.take(usize::try_from(left).unwrap_or(0)).collect();
-                Self::paced(bytes.into(), 4096, End::Whole, Some(left))
+                Self::paced(bytes.into(), 4096, PacedEnd::Whole, Some(left))
             }
             other => other,
         }
     }
 
-    /// All of it without a length, and a trailer with its digest.
+    /// The whole body without a length, and a trailer with its digest.
     pub(super) fn with_trailers(self) -> Self {
         let Self::Whole(Some(bytes)) = self else {
             return self;
@@ -129,10 +129,10 @@ impl Body {
             trailers.insert("x-emulator-sha256", digest);
         }
         let piece = bytes.len();
-        Self::paced(bytes, piece, End::Trailers(Box::new(trailers)), None)
+        Self::paced(bytes, piece, PacedEnd::Trailers(Box::new(trailers)), None)
     }
 
-    /// Bytes to come, if that is known.
+    /// The number of bytes left, if known.
     pub(super) fn left(&self) -> Option<u64> {
         match self {
             Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
@@ -147,7 +147,7 @@ impl Body {
             Self::Whole(bytes) => bytes.unwrap_or_default(),
             Self::Made { block, left } => block.slice(..block.len().min(size(left))),
             Self::Paced { rest, .. } => rest,
-            Self::Stored { end, .. } => vec![0; PIECE.min(size(end))].into(),
+            Self::Stored { end, .. } => vec![0; CHUNK.min(size(end))].into(),
         }
     }
 }
@@ -187,7 +187,7 @@ impl http_body::Body for Body {
                 }
                 let reading = piece.get_or_insert_with(|| {
                     let (file, at) = (Arc::clone(file), *at);
-                    let length = PIECE.min(size(*end - at));
+                    let length = CHUNK.min(size(*end - at));
                     spawn_blocking(move || read(&file, at, length))
                 });
                 let done = ready!(Pin::new(reading).poll(task)).map_err(io::Error::other);
@@ -203,20 +203,22 @@ impl http_body::Body for Body {
                 end,
                 ..
             } => {
-                // Also before the last piece: what was given so far must be on the wire
-                // when the connection is cut.
+                // Also before the end, so that the chunks so far are on the wire when the
+                // connection is cut.
                 ready!(pause.as_mut().poll(task));
                 pause.as_mut().reset(tokio::time::Instant::now() + PAUSE);
                 if !rest.is_empty() {
                     let next = rest.split_to((*piece).min(rest.len()));
                     return Poll::Ready(Some(Ok(Frame::data(next))));
                 }
-                match std::mem::replace(end, End::Whole) {
-                    End::Whole => Poll::Ready(None),
-                    End::Trailers(trailers) => Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
-                    End::Cut => Poll::Ready(Some(Err(io::Error::other("cut on purpose")))),
-                    End::Silence => {
-                        *end = End::Silence;
+                match std::mem::replace(end, PacedEnd::Whole) {
+                    PacedEnd::Whole => Poll::Ready(None),
+                    PacedEnd::Trailers(trailers) => {
+                        Poll::Ready(Some(Ok(Frame::trailers(*trailers))))
+                    }
+                    PacedEnd::Cut => Poll::Ready(Some(Err(io::Error::other("cut on purpose")))),
+                    PacedEnd::Silence => {
+                        *end = PacedEnd::Silence;
                         Poll::Pending
                     }
                 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Emulator;
-use super::counts::Counts;
+use super::counts::RequestCounts;
 use super::faults::{
     ExpiryForm, FailLogins, Gateway, Health, LoginAnswer, LogoutScope, Switches, TokenForm,
 };
@@ -54,7 +54,7 @@ impl Emulator {
         self.webapp.state.faults.change(change);
     }
 
-    /// All switches as at the start.
+    /// Resets all switches to those of the start.
     pub fn behave(&self) {
         self.webapp.state.faults.reset();
     }
@@ -67,7 +67,7 @@ impl Emulator {
         self.change(|switches| switches.answer_takes_ms = millis(pause));
     }
 
-    /// The token exists before the pause, the answer comes after it.
+    /// The token exists before the pause; the response is sent after it.
     pub fn login_takes(&self, pause: Duration) {
         self.change(|switches| switches.login_takes_ms = millis(pause));
     }
@@ -81,32 +81,32 @@ impl Emulator {
         self.change(|switches| switches.token_lifetime_seconds = lifetime.as_secs());
     }
 
-    /// Positive: the pretend Webapp's clock is ahead.
+    /// Positive: the emulated clock is ahead.
     pub fn clock_offset(&self, seconds: i64) {
         self.change(|switches| switches.clock_offset_seconds = seconds);
     }
 
-    /// How many there were.
+    /// Returns the number of tokens.
     pub fn forget_all_tokens(&self) -> usize {
         self.webapp.state.tokens.forget_all()
     }
 
-    /// How many there are.
+    /// Returns the number of tokens.
     pub fn expire_all_tokens(&self) -> usize {
         self.webapp.state.tokens.expire_all()
     }
 
-    /// False: no such token.
+    /// False: there is no such token.
     pub fn revoke(&self, token: &str) -> bool {
         self.webapp.state.tokens.revoke(token)
     }
 
-    /// Every token the pretend Webapp remembers.
+    /// All tokens that are stored.
     pub fn live_tokens(&self) -> Vec<Secret> {
         self.webapp.state.tokens.all()
     }
 
-    /// A token as a login of `user` would give it, without the login.
+    /// Issues a token as a login of `user` would.
     pub fn mint_token(&self, user: &str) -> Option<Secret> {
         let switches = self.switches();
         let now = crate::clock::unix_seconds() + switches.clock_offset_seconds;
@@ -118,12 +118,12 @@ impl Emulator {
             .map(|minted| minted.token)
     }
 
-    /// Answers 401 so far, to logins and tokens.
+    /// Responses with 401 so far, to logins and tokens.
     pub fn refusals_401(&self) -> u64 {
-        Counts::read(&self.webapp.state.counts.answers_401)
+        RequestCounts::read(&self.webapp.state.counts.answers_401)
     }
 
-    /// Answers 429 so far, scripted or by its own buckets.
+    /// Responses with 429 so far, scripted or by the rate limits.
     pub fn refusals_429(&self) -> u64 {
         self.webapp
             .state
@@ -136,31 +136,31 @@ impl Emulator {
         self.webapp.state.tokens.count()
     }
 
-    /// A new password for the first user; tokens live on.
+    /// Changes the password of the first user; its tokens stay valid.
     pub fn rotate_password(&self, new: Secret) {
         let directory = &self.webapp.state.directory;
         directory.change_password(directory.first(), new);
     }
 
     pub fn login_count(&self) -> u64 {
-        Counts::read(&self.webapp.state.counts.logins)
+        RequestCounts::read(&self.webapp.state.counts.logins)
     }
 
     /// Requests whose path begins with `prefix`, such as `/v1/messages`.
-    /// Paths are told apart up to 4096 of them.
+    /// Up to 4096 paths are counted separately.
     pub fn request_count(&self, prefix: &str) -> u64 {
         self.webapp.state.counts.with_prefix(prefix)
     }
 
     pub fn connection_count(&self) -> u64 {
-        Counts::read(&self.webapp.state.counts.connections)
+        RequestCounts::read(&self.webapp.state.counts.connections)
     }
 
     pub fn in_flight(&self) -> usize {
         self.webapp.state.counts.in_flight()
     }
 
-    /// The most requests it has seen at once.
+    /// The largest number of requests in flight so far.
     pub fn most_in_flight(&self) -> usize {
         self.webapp.state.counts.most_in_flight()
     }

@@ -1,4 +1,4 @@
-//! Sockets of the pretend Webapp and of its control port.
+//! The sockets of the emulated Webapp and of its control port.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -27,33 +27,33 @@ const CONNECTIONS: usize = 10_000;
 
 /// What a listening task needs.
 #[derive(Clone)]
-pub(super) struct Ears {
+pub(super) struct ListenContext {
     pub webapp: Arc<Webapp>,
     pub tls: Option<TlsAcceptor>,
     pub scope: TaskScope,
 }
 
 /// Serves the Webapp's protocol until drain.
-pub(super) async fn listen(listener: TcpListener, ears: Ears) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+pub(super) async fn listen(listener: TcpListener, context: ListenContext) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        // A place first: beyond the limit, connections wait in the kernel's queue.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        // Connections beyond the limit wait in the kernel's queue.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
-        let Some(stream) = accept(&listener, &ears.scope.stop).await else {
+        let Some(stream) = accept(&listener, &context.scope.stop).await else {
             return;
         };
-        add(&ears.webapp.state.counts.connections);
-        if ears.webapp.state.faults.now().refuse_connections {
+        add(&context.webapp.state.counts.connections);
+        if context.webapp.state.faults.now().refuse_connections {
             continue;
         }
-        let mine = ears.clone();
-        ears.scope.spawn("emulator connection", async move {
-            let _place = place;
-            let stop = mine.scope.stop.clone();
+        let own = context.clone();
+        context.scope.spawn("emulator connection", async move {
+            let _permit = permit;
+            let stop = own.scope.stop.clone();
             tokio::select! {
-                () = serve(stream, mine) => {}
+                () = serve(stream, own) => {}
                 () = stop.aborting() => {}
             }
         });
@@ -61,10 +61,10 @@ pub(super) async fn listen(listener: TcpListener, ears: Ears) {
 }
 
 /// Serves the control port until drain.
-pub(super) async fn listen_for_control(listener: TcpListener, ears: Ears) {
-    while let Some(stream) = accept(&listener, &ears.scope.stop).await {
-        let (webapp, stop) = (Arc::clone(&ears.webapp), ears.scope.stop.clone());
-        ears.scope.spawn("emulator control", async move {
+pub(super) async fn listen_for_control(listener: TcpListener, context: ListenContext) {
+    while let Some(stream) = accept(&listener, &context.scope.stop).await {
+        let (webapp, stop) = (Arc::clone(&context.webapp), context.scope.stop.clone());
+        context.scope.spawn("emulator control", async move {
             let service = service_fn(move |request| {
                 let webapp = Arc::clone(&webapp);
                 async move { Ok::<_, Infallible>(control::answer(&webapp.state, request).await) }
@@ -105,22 +105,22 @@ async fn accept(listener: &TcpListener, stop: &ShutdownSignal) -> Option<TcpStre
     }
 }
 
-async fn serve(stream: TcpStream, ears: Ears) {
-    let Some(acceptor) = &ears.tls else {
-        return converse(stream, ears).await;
+async fn serve(stream: TcpStream, context: ListenContext) {
+    let Some(acceptor) = &context.tls else {
+        return serve_http(stream, context).await;
     };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => converse(stream, ears).await,
+        Ok(Ok(stream)) => serve_http(stream, context).await,
         Ok(Err(error)) => debug!(%error, "emulator: TLS handshake failed"),
         Err(_) => debug!("emulator: TLS handshake took too long"),
     }
 }
 
-async fn converse<S>(stream: S, ears: Ears)
+async fn serve_http<S>(stream: S, context: ListenContext)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (webapp, stop) = (ears.webapp, ears.scope.stop);
+    let (webapp, stop) = (context.webapp, context.scope.stop);
     let service = service_fn(|request| {
         let webapp = Arc::clone(&webapp);
         async move { webapp.handle(request).await }
@@ -129,7 +129,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER)
         .title_case_headers(true)
-        // The pretend Webapp's clock may be wrong; it writes its own dates.
+        // The emulated clock may be wrong, so the nodes write `Date` themselves.
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);

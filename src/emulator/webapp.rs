@@ -1,4 +1,4 @@
-//! The pretend Webapp itself: one request in, one answer out.
+//! The emulated Webapp: from a request to its response.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -10,29 +10,29 @@ use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep};
 
-use super::counts::{Counts, add};
-use super::directory::Directory;
+use super::counts::{RequestCounts, add};
+use super::directory::EmulatedUsers;
 use super::emulator_settings::Settings;
-use super::faults::{Faults, Switches};
-use super::issued_tokens::Tokens;
-use super::node_call::{Call, Dropped, bearer};
+use super::faults::{FaultSwitches, Switches};
+use super::issued_tokens::IssuedTokens;
+use super::node_call::{DroppedConnection, NodeCall, bearer};
 use super::node_reply::{Origin, Reply, forbidden, overloaded, too_many, unauthorized};
-use super::node_routes::{self, Lost, Need, Node, Place};
-use super::nodes::{self, Contacts, Kept, Media};
-use super::rate_limits::Buckets;
+use super::node_routes::{self, Node, NodeAccess, NodeRoute, RouteError};
+use super::nodes::{self, Contacts, Media, SettingsNode};
+use super::rate_limits::NodeRateLimits;
 use super::reply_body::Body;
 use super::webapp_state::WebappState;
 use crate::profiles::Role;
 use crate::profiles::whatsapp::ErrorCode;
 use crate::secret::Secret;
 
-/// Everything it knows. Gone when it stops.
+/// Everything the emulated Webapp holds. Lost when it stops.
 pub(super) struct Webapp {
     pub state: WebappState,
     media: Media,
     contacts: Contacts,
-    settings: Kept,
-    rate_limits: Buckets,
+    settings: SettingsNode,
+    rate_limits: NodeRateLimits,
 }
 
 impl Webapp {
@@ -45,24 +45,24 @@ impl Webapp {
         let (username, password) = (&settings.username, settings.password);
         Self {
             state: WebappState {
-                directory: Directory::new(username, password, settings.first_login),
-                tokens: Tokens::new(),
-                faults: Faults::new(switches),
-                counts: Counts::default(),
+                directory: EmulatedUsers::new(username, password, settings.first_login),
+                tokens: IssuedTokens::new(),
+                faults: FaultSwitches::new(switches),
+                counts: RequestCounts::default(),
                 api_key: settings.api_key,
                 started: Instant::now(),
             },
             media: Media::default(),
             contacts: Contacts::default(),
-            settings: Kept::new(authority),
-            rate_limits: Buckets::new(),
+            settings: SettingsNode::new(authority),
+            rate_limits: NodeRateLimits::new(),
         }
     }
 
     pub(super) async fn handle(
         &self,
         request: Request<Incoming>,
-    ) -> Result<Response<Body>, Dropped> {
+    ) -> Result<Response<Body>, DroppedConnection> {
         let (parts, body) = request.into_parts();
         let path = node_routes::segments(parts.uri.path());
         let _in_flight = self.state.counts.enter(parts.uri.path());
@@ -74,15 +74,15 @@ impl Webapp {
             self.state.faults.draw()
         };
         if switches.refuse_connections {
-            return Err(Dropped);
+            return Err(DroppedConnection);
         }
         if switches.hang {
             return pending().await;
         }
-        let heard = switches.echo.then(|| parts.headers.clone());
+        let echoed = switches.echo.then(|| parts.headers.clone());
         let mut reply = self.reply(parts, body, path, switches).await?;
-        if let Some(heard) = &heard {
-            reply = reply.echo(heard);
+        if let Some(echoed) = &echoed {
+            reply = reply.echo(echoed);
         }
         if reply.status == StatusCode::UNAUTHORIZED {
             add(&self.state.counts.answers_401);
@@ -100,66 +100,68 @@ impl Webapp {
         body: Incoming,
         path: Vec<String>,
         switches: Switches,
-    ) -> Result<Reply, Dropped> {
+    ) -> Result<Reply, DroppedConnection> {
         if switches.not_ready {
-            return Ok(unready());
+            return Ok(not_ready());
         }
         let names: Vec<&str> = path.iter().map(String::as_str).collect();
-        let place = match node_routes::find(&parts.method, &names) {
-            Ok(place) => place,
-            Err(lost) => return Ok(astray(lost)),
+        let route = match node_routes::find(&parts.method, &names) {
+            Ok(route) => route,
+            Err(error) => return Ok(not_routed(error)),
         };
         if names == ["v1", "users", "login"] {
-            if switches.limits && !self.rate_limits.admit(place.node) {
+            if switches.limits && !self.rate_limits.admit(route.node) {
                 return Ok(too_many());
             }
             return nodes::login(&self.state, &parts.headers, body, &switches).await;
         }
         sleep(Duration::from_millis(switches.answer_takes_ms)).await;
-        let user = match self.admit(&parts, place, &switches) {
+        let user = match self.admit(&parts, route, &switches) {
             Ok(user) => user,
             Err(reply) => return Ok(*reply),
         };
-        let call = Call {
+        let call = NodeCall {
             method: parts.method,
             path,
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers,
             body,
-            place,
+            route,
             switches,
             user,
         };
-        Ok(self.answer(call).await)
+        Ok(self.dispatch(call).await)
     }
 
-    /// Everything that can keep a request from its node, in the real one's order as
-    /// far as that is known: limits, credential, role, Coreapp.
+    /// Everything that can refuse a request before its node, in the known order of the real Webapp:
+    /// limits, credential, role, Coreapp. Returns the user.
     fn admit(
         &self,
         parts: &Parts,
-        place: Place,
+        route: NodeRoute,
         switches: &Switches,
     ) -> Result<Arc<str>, Box<Reply>> {
-        if switches.answer_429 > 0 || switches.limits && !self.rate_limits.admit(place.node) {
+        if switches.answer_429 > 0 || switches.limits && !self.rate_limits.admit(route.node) {
             return Err(Box::new(too_many()));
         }
         if switches.answer_503 > 0 {
             return Err(Box::new(overloaded()));
         }
-        let user = if place.need == Need::Open {
+        let user = if route.access == NodeAccess::Open {
             Arc::from("")
         } else {
-            let found = self.authenticate(parts, place, switches);
+            let found = self.authenticate(parts, route, switches);
             found.ok_or_else(|| Box::new(unauthorized()))?
         };
-        if place.need == Need::Admin && self.state.directory.role(&user) != Some(Role::Admin) {
+        if route.access == NodeAccess::Admin
+            && self.state.directory.role(&user) != Some(Role::Admin)
+        {
             return Err(Box::new(forbidden("Only an admin may do this")));
         }
-        if place.origin != Origin::Webapp && switches.overload {
+        if route.origin != Origin::Webapp && switches.overload {
             return Err(Box::new(overloaded()));
         }
-        if place.origin != Origin::Webapp && switches.coreapp_down {
+        if route.origin != Origin::Webapp && switches.coreapp_down {
             return Err(Box::new(Reply::error(
                 Origin::Webapp,
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -170,7 +172,12 @@ impl Webapp {
         Ok(user)
     }
 
-    fn authenticate(&self, parts: &Parts, place: Place, switches: &Switches) -> Option<Arc<str>> {
+    fn authenticate(
+        &self,
+        parts: &Parts,
+        route: NodeRoute,
+        switches: &Switches,
+    ) -> Option<Arc<str>> {
         let text = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
         let (scheme, rest) = text.split_once(' ')?;
         if switches.answer_401 > 0 {
@@ -178,21 +185,22 @@ impl Webapp {
         }
         if let Some(token) = bearer(&parts.headers) {
             let user = self.state.tokens.find(token, self.state.now(switches))?;
-            // A deleted user's token must not outlive him, even one minted meanwhile.
+            // The token of a deleted user is invalid, even one minted meanwhile.
             return self.state.directory.role(&user).map(|_| user);
         }
-        let takes_key = place.need == Need::Monitoring && scheme.eq_ignore_ascii_case("apikey");
+        let takes_key =
+            route.access == NodeAccess::Monitoring && scheme.eq_ignore_ascii_case("apikey");
         let right = Secret::new(rest.trim());
         (takes_key && self.state.api_key.as_ref() == Some(&right)).then(|| Arc::from(""))
     }
 
-    async fn answer(&self, call: Call) -> Reply {
-        match call.place.node {
+    async fn dispatch(&self, call: NodeCall) -> Reply {
+        match call.route.node {
             Node::Page => nodes::page(),
             Node::Users => nodes::users(&self.state, call).await,
-            Node::Contacts => self.contacts.answer(call).await,
+            Node::Contacts => self.contacts.respond(call).await,
             Node::Messages => nodes::messages(call).await,
-            Node::Media => self.media.answer(call).await,
+            Node::Media => self.media.respond(call).await,
             Node::Health | Node::Stats | Node::Metrics | Node::Support => {
                 nodes::monitoring(&self.state, &call)
             }
@@ -205,7 +213,7 @@ impl Webapp {
     }
 }
 
-fn unready() -> Reply {
+fn not_ready() -> Reply {
     Reply::error(
         Origin::Webapp,
         StatusCode::SERVICE_UNAVAILABLE,
@@ -214,10 +222,10 @@ fn unready() -> Reply {
     )
 }
 
-fn astray(lost: Lost) -> Reply {
-    match lost {
-        Lost::Path => Reply::not_found(Origin::Webapp, "No such node"),
-        Lost::Method => Reply::error(
+fn not_routed(error: RouteError) -> Reply {
+    match error {
+        RouteError::Path => Reply::not_found(Origin::Webapp, "No such node"),
+        RouteError::Method => Reply::error(
             Origin::Webapp,
             StatusCode::METHOD_NOT_ALLOWED,
             ErrorCode::InvalidRequest,

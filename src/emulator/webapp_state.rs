@@ -2,19 +2,19 @@
 
 use tokio::time::Instant;
 
-use super::counts::Counts;
-use super::directory::Directory;
-use super::faults::{Faults, Switches};
-use super::issued_tokens::Tokens;
+use super::counts::RequestCounts;
+use super::directory::EmulatedUsers;
+use super::faults::{FaultSwitches, Switches};
+use super::issued_tokens::IssuedTokens;
 use crate::clock;
 use crate::secret::Secret;
 
 /// Users, tokens, faults and counters. Lost when the emulator stops.
 pub(super) struct WebappState {
-    pub directory: Directory,
-    pub tokens: Tokens,
-    pub faults: Faults,
-    pub counts: Counts,
+    pub directory: EmulatedUsers,
+    pub tokens: IssuedTokens,
+    pub faults: FaultSwitches,
+    pub counts: RequestCounts,
     pub api_key: Option<Secret>,
     pub started: Instant,
 }

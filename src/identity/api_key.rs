@@ -1,4 +1,4 @@
-//! API keys: mint, digest, find.
+//! API keys: minting them, and finding one by its text.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use crate::config::ApiKey;
 use crate::profiles::API_KEY_LENGTH;
 use crate::secret::Secret;
 
-/// The keys that are good now. Only digests are kept, so a dump of this process
-/// holds no key; looking one up by digest leaks no timing of the key itself.
+/// The valid keys by digest. Key texts are not kept, so a dump of this process holds none, and
+/// finding a key by digest leaks nothing of its text through timing.
 #[derive(Debug, Default)]
 pub struct KeySet {
     by_digest: HashMap<[u8; 32], Arc<KnownKey>>,
@@ -22,11 +22,11 @@ pub struct KeySet {
 #[derive(Debug)]
 struct KnownKey {
     key: Arc<ApiKey>,
-    /// Seconds since 1970; 0: never.
+    /// Seconds since 1970; 0: never used.
     last_use: AtomicI64,
 }
 
-/// Why a key is not good. One answer outside; the record knows which.
+/// Why a key is refused. Clients get one response for all; the access log has the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRefused {
     #[error("unknown API key")]
@@ -49,7 +49,7 @@ impl KeySet {
         Self::default().reload(keys)
     }
 
-    /// The keys of a new configuration; those that stay keep their time of last use.
+    /// The keys of a new configuration; a key that stays keeps its time of last use.
     pub fn reload(&self, keys: &[ApiKey]) -> Self {
         let mut by_digest = HashMap::new();
         for key in keys {
@@ -67,14 +67,15 @@ impl KeySet {
         }
     }
 
-    /// Whether there is a key of this name, good or expired.
+    /// Whether a key has this name, expired or not.
     pub fn has(&self, name: &str) -> bool {
         self.names.contains(name)
     }
 
-    /// Whose key `presented` is.
+    /// The key whose text is `presented`.
     pub fn find(&self, presented: &str) -> Result<Arc<ApiKey>, KeyRefused> {
-        // Bytes first: counting the characters of a huge field is work for an attacker.
+        // Checks bytes first, so that a client cannot make the gateway count the characters of a
+        // huge field.
         let longest = 4 * *API_KEY_LENGTH.end();
         if presented.len() > longest || !API_KEY_LENGTH.contains(&presented.chars().count()) {
             return Err(KeyRefused::Unknown);
@@ -85,14 +86,14 @@ impl KeySet {
         if known.key.expires.is_some_and(|expires| now >= expires) {
             return Err(KeyRefused::Expired);
         }
-        // Once a second is enough, and keeps workers off each other's cache line.
+        // Written once a second at most, so that workers do not contend for the cache line.
         if known.last_use.load(Ordering::Relaxed) != now {
             known.last_use.store(now, Ordering::Relaxed);
         }
         Ok(Arc::clone(&known.key))
     }
 
-    /// When the key of this name was last good, in seconds since 1970.
+    /// When the key of this name was last used successfully, in seconds since 1970.
     pub fn last_use(&self, name: &str) -> Option<i64> {
         let mut known = self.by_digest.values();
         let known = known.find(|known| *known.key.name == *name)?;
@@ -100,7 +101,7 @@ impl KeySet {
     }
 }
 
-/// A new key, `tgk_` and 256 random bits. Shown once; config gets its digest.
+/// A new key, `tgk_` and 256 random bits. Shown once; the configuration gets its digest.
 pub fn mint_key() -> Secret {
     super::random_text("tgk_")
 }

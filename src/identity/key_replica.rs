@@ -1,4 +1,4 @@
-//! The API keys of a store that several gates share: a copy of all of them, in step.
+//! A replica of all API keys in a store that several gateways share.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -17,7 +17,7 @@ use crate::store::{KeyRecord, StoreUnavailable};
 pub(super) struct KeyReplica {
     state: Arc<ArcSwap<RingState>>,
     shared: Arc<SharedStore>,
-    /// Removed ones among them: a store that lost its data is told of those as well.
+    /// With removed ones, so that a store that lost its data gets the removals too.
     entries: Mutex<BTreeMap<Arc<str>, SharedEntry>>,
 }
 
@@ -28,12 +28,12 @@ impl KeyReplica {
             shared: Arc::clone(shared),
             entries: Mutex::default(),
         });
-        let follower: Weak<Self> = Arc::downgrade(&replica);
-        shared.add_replica(follower);
+        let weak: Weak<Self> = Arc::downgrade(&replica);
+        shared.add_replica(weak);
         replica
     }
 
-    /// Whether there was no key of that name, at any gate.
+    /// Creates a key in the store; false: another key, made at any gateway, has this name.
     pub(super) async fn create(&self, record: &KeyRecord) -> Result<bool, StoreUnavailable> {
         // A record of text and numbers always has a JSON form.
         let text = serde_json::to_string(record).unwrap_or_default();
@@ -49,7 +49,7 @@ impl KeyReplica {
     pub(super) async fn delete(&self, name: &str) -> Result<(), StoreUnavailable> {
         match self.shared.remove_key(name).await? {
             EntryChange::Done(entry) => self.apply_entry(&name.into(), &entry),
-            // Gone already, at another gate: that is what was wanted.
+            // If another gateway has deleted the key already, there is nothing to do.
             EntryChange::None | EntryChange::Conflict => self.drop_live(name),
         }
         Ok(())
@@ -57,8 +57,8 @@ impl KeyReplica {
 
     fn apply_entry(&self, name: &Arc<str>, entry: &SharedEntry) {
         let mut entries = self.entries.lock();
-        let is_late = |known: &SharedEntry| known.seq >= entry.seq;
-        if !entries.get(name).is_some_and(is_late) {
+        let is_newer = |known: &SharedEntry| known.seq >= entry.seq;
+        if !entries.get(name).is_some_and(is_newer) {
             entries.insert(Arc::clone(name), entry.clone());
             self.publish(&entries);
         }
@@ -72,7 +72,7 @@ impl KeyReplica {
         }
     }
 
-    /// Under the lock of the entries, so that the last change is the last published.
+    /// Called under the lock of the entries, so that states are published in order.
     fn publish(&self, entries: &BTreeMap<Arc<str>, SharedEntry>) {
         let read = |entry: &SharedEntry| api_key(serde_json::from_str(&entry.text).ok()?);
         let live = entries.values().filter(|entry| !entry.is_removed());
@@ -101,7 +101,7 @@ impl Replica for KeyReplica {
     }
 
     fn invalidate(&self, _: u64) {
-        // All keys are told right after.
+        // The link reads all keys again right after this.
     }
 
     fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {

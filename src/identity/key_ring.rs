@@ -1,5 +1,5 @@
-//! The API keys that were made while the gate ran. Looked up in memory; a change
-//! counts once the store has it, and at once from then on.
+//! The API keys that were made at run time. Requests find them in memory; a change takes effect as
+//! soon as the store has confirmed it.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use crate::secret::Secret;
 use crate::store::shared::SharedStore;
 use crate::store::{KeyRecord, RecordDigest, Store, StoreBackend, StoreChange, StoreUnavailable};
 
-/// More than anybody tells apart.
-const MOST_KEYS: usize = 10_000;
+/// Maximum number of keys.
+const MAX_KEYS: usize = 10_000;
 
 #[derive(Debug)]
 pub struct KeyRing {
@@ -30,7 +30,7 @@ pub struct KeyRing {
     changes: Arc<Mutex<()>>,
 }
 
-/// A key to be.
+/// A key to be made.
 #[derive(Clone, Debug)]
 pub struct NewKey {
     pub name: Arc<str>,
@@ -39,11 +39,11 @@ pub struct NewKey {
     pub role: Role,
     pub paths: Vec<PathPattern>,
     pub methods: Vec<Method>,
-    /// Its own, besides all others.
+    /// The key's own rate limit, besides all others.
     pub limit: Option<Quota>,
 }
 
-/// Why the keys stay as they are.
+/// Why a change of the keys was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     #[error("there is a key of this name")]
@@ -52,14 +52,14 @@ pub enum KeyError {
     Unknown,
     #[error("there are too many keys")]
     Full,
-    #[error("cannot be made to last")]
+    #[error("cannot be written to the store")]
     Unavailable(#[from] StoreUnavailable),
 }
 
 impl KeyRing {
-    /// The keys as `kept`.
-    pub fn new(store: Arc<Store>, kept: Vec<KeyRecord>) -> Arc<Self> {
-        let all: Vec<ApiKey> = kept.into_iter().filter_map(api_key).collect();
+    /// A ring with the stored keys, `records`.
+    pub fn new(store: Arc<Store>, records: Vec<KeyRecord>) -> Arc<Self> {
+        let all: Vec<ApiKey> = records.into_iter().filter_map(api_key).collect();
         let keys = KeySet::new(&all);
         Arc::new(Self {
             state: Arc::new(ArcSwap::from_pointee(RingState { all, keys })),
@@ -69,7 +69,7 @@ impl KeyRing {
         })
     }
 
-    /// The keys of a store that other gates share; empty until it is there.
+    /// The keys of a store that several gateways share; empty until it is connected.
     pub fn sharing(shared: &Arc<SharedStore>) -> Arc<Self> {
         let state: Arc<ArcSwap<RingState>> = Arc::default();
         let replica = KeyReplica::new(&state, shared);
@@ -81,7 +81,7 @@ impl KeyRing {
         })
     }
 
-    /// Whose key `presented` is.
+    /// The key whose text is `presented`.
     pub fn find(&self, presented: &str) -> Result<Arc<ApiKey>, KeyRefused> {
         self.state.load().keys.find(presented)
     }
@@ -94,20 +94,20 @@ impl KeyRing {
             .collect()
     }
 
-    /// Makes a key; gives its text, which is kept nowhere.
-    pub async fn create(&self, wanted: NewKey) -> Result<Secret, KeyError> {
+    /// Makes a key; returns its text, which is not stored.
+    pub async fn create(&self, new: NewKey) -> Result<Secret, KeyError> {
         let guard = Arc::clone(&self.changes).lock_owned();
         let guard = self.store.acquire(guard).await?;
         let state = self.state.load_full();
-        if state.keys.has(&wanted.name) {
+        if state.keys.has(&new.name) {
             return Err(KeyError::Exists);
         }
-        if state.all.len() >= MOST_KEYS {
+        if state.all.len() >= MAX_KEYS {
             return Err(KeyError::Full);
         }
         let text = mint_key();
         let digest: [u8; 32] = Sha256::digest(text.expose()).into();
-        let record = record(&wanted, digest);
+        let record = record(&new, digest);
         if let Some(replica) = &self.replica {
             return match replica.create(&record).await? {
                 true => Ok(text),
@@ -116,19 +116,19 @@ impl KeyRing {
         }
         let mut all = state.all.clone();
         all.push(ApiKey {
-            name: wanted.name,
+            name: new.name,
             digests: vec![digest],
-            expires: wanted.expires,
-            role: wanted.role,
-            paths: wanted.paths,
-            methods: wanted.methods,
-            limit: wanted.limit,
+            expires: new.expires,
+            role: new.role,
+            paths: new.paths,
+            methods: new.methods,
+            limit: new.limit,
         });
         self.commit(StoreChange::PutKey(record), all, guard).await?;
         Ok(text)
     }
 
-    /// Ends a key: no request that begins after the answer gets in with it.
+    /// Deletes a key: no request that begins after this returns is authenticated by it.
     pub async fn delete(&self, name: &str) -> Result<(), KeyError> {
         let guard = Arc::clone(&self.changes).lock_owned();
         let guard = self.store.acquire(guard).await?;
@@ -168,15 +168,15 @@ impl KeyRing {
     }
 }
 
-fn record(wanted: &NewKey, digest: [u8; 32]) -> KeyRecord {
+fn record(new: &NewKey, digest: [u8; 32]) -> KeyRecord {
     KeyRecord {
-        name: Arc::clone(&wanted.name),
+        name: Arc::clone(&new.name),
         digest: RecordDigest(digest),
-        expires: wanted.expires,
-        role: wanted.role,
-        paths: wanted.paths.iter().map(ToString::to_string).collect(),
-        methods: wanted.methods.iter().map(ToString::to_string).collect(),
-        limit: wanted.limit.as_ref().map(ToString::to_string),
+        expires: new.expires,
+        role: new.role,
+        paths: new.paths.iter().map(ToString::to_string).collect(),
+        methods: new.methods.iter().map(ToString::to_string).collect(),
+        limit: new.limit.as_ref().map(ToString::to_string),
     }
 }
 
@@ -197,12 +197,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_good_from_its_making_to_its_deletion() {
+    async fn a_key_is_valid_from_its_creation_to_its_deletion() {
         let ring = KeyRing::new(Arc::new(Store::Memory), Vec::new());
         let text = ring.create(wanted("bot")).await.unwrap();
         let found = ring.find(text.expose()).unwrap();
         assert_eq!(&*found.name, "bot");
-        assert!(ring.list()[0].1.is_some(), "its use was noticed");
+        assert!(ring.list()[0].1.is_some(), "its use was recorded");
         let again = ring.create(wanted("bot")).await;
         assert_eq!(again.unwrap_err(), KeyError::Exists);
         ring.delete("bot").await.unwrap();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_the_key_it_was_made_of_and_one_not_understood_opens_nothing() {
+    fn a_record_reads_back_as_its_key_and_an_unknown_form_authenticates_nothing() {
         let digest = [7; 32];
         let key = api_key(record(&wanted("bot"), digest)).unwrap();
         assert_eq!(key.paths, wanted("bot").paths);

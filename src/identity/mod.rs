@@ -1,6 +1,7 @@
-//! Who may call: the user directory, its passwords, and the API keys. Turns what a
-//! client presents into a `Client`; does not hand out tokens and knows no routes.
-//! The surprise: a password check is slow on purpose and never runs on a worker.
+//! Who may call: the user directory with its passwords, and the API keys. Turns a credential into
+//! a `Client`; mints no tokens and knows no routes. Start reading at `Client`, then `users` (the
+//! directory) or `key_ring` (keys made at run time).
+//! A password check is slow on purpose and never runs on a worker thread.
 
 mod api_key;
 mod key_replica;
@@ -34,17 +35,17 @@ use crate::secret::Secret;
 /// Who calls: the result of authentication.
 #[derive(Clone, Debug)]
 pub enum Client {
-    /// The route is open: nobody was asked.
+    /// The route is open: no credential was required.
     Open,
     User {
         name: Arc<str>,
-        /// None: the Webapp knows its users' roles, we do not.
+        /// None: a user of the upstream's, whose role only the upstream knows.
         role: Option<Role>,
     },
     Key(Arc<ApiKey>),
 }
 
-/// Tells clients apart. The user "a" and the key "a" are two.
+/// Identifies a client. The user "a" and the key "a" are two clients.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ClientId<'a> {
     Open,
@@ -53,7 +54,7 @@ pub enum ClientId<'a> {
 }
 
 impl Client {
-    /// For the record; `-` when nobody was asked.
+    /// For the access log; `-` on an open route.
     pub fn name(&self) -> &str {
         match self {
             Self::Open => "-",
@@ -62,7 +63,7 @@ impl Client {
         }
     }
 
-    /// A key is known by its name, so that rotating it does not hand out a fresh bucket.
+    /// A key is identified by its name, so that rotating its text gives it no fresh rate limit.
     pub fn id(&self) -> ClientId<'_> {
         match self {
             Self::Open => ClientId::Open,
@@ -86,7 +87,7 @@ fn random_bits() -> Zeroizing<[u8; 32]> {
     let mut bits = Zeroizing::new([0; 32]);
     SysRng
         .try_fill_bytes(bits.as_mut_slice())
-        // Without randomness every token could be guessed: stop this request instead.
+        // Without randomness tokens could be guessed: panic, which fails this request only.
         .expect("the operating system gives random bytes");
     bits
 }

@@ -1,4 +1,4 @@
-//! argon2id off the request threads, few at a time.
+//! argon2id in blocking threads, a few at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use tokio::sync::Semaphore;
 
 use crate::secret::Secret;
 
-/// How many checks may wait for each one that runs. One takes some 20 ms, so the
-/// last in the queue waits a second or two: longer, and its client has left.
-const WAITING_PER_SLOT: usize = 64;
+/// How many checks may wait per slot. One takes some 20 ms, so the last in the queue waits one to
+/// two seconds; a client that has to wait longer has usually left.
+const MAX_QUEUED_PER_SLOT: usize = 64;
 
-/// Memory and passes of a hash the operator may bring along; a larger one would
-/// let every login attempt take the host down.
-const MOST_MEMORY_KIB: u32 = 256 * 1024;
-const MOST_PASSES: u32 = 32;
+/// Maximum memory and passes of a hash that the operator supplies; a costlier one would let login
+/// attempts exhaust the host.
+const MAX_MEMORY_KIB: u32 = 256 * 1024;
+const MAX_PASSES: u32 = 32;
 
-/// A PHC string that is argon2id, complete, and not absurdly expensive.
+/// A PHC string that is argon2id, complete, and within the cost limits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PasswordHash(phc::PasswordHash);
 
@@ -54,19 +54,19 @@ impl PasswordHash {
             return Err(UnusableHash::Incomplete);
         }
         let params = Params::try_from(&hash).map_err(UnusableHash::BadParameters)?;
-        if params.m_cost() > MOST_MEMORY_KIB || params.t_cost() > MOST_PASSES {
+        if params.m_cost() > MAX_MEMORY_KIB || params.t_cost() > MAX_PASSES {
             return Err(UnusableHash::TooExpensive);
         }
         Ok(Self(hash))
     }
 
-    /// The PHC string, for a store.
+    /// The PHC string, as it is stored.
     pub fn text(&self) -> String {
         self.0.to_string()
     }
 
-    /// A hash that no password has, as slow to check as a real one.
-    pub(super) fn of_nobody() -> Self {
+    /// A hash that no password matches, as slow to check as a real one.
+    pub(super) fn unmatchable() -> Self {
         let params = Params::DEFAULT;
         let text = format!(
             "$argon2id$v=19$m={},t={},p={}$dG9sbGdhdGUtbm9ib2R5${}",
@@ -84,7 +84,7 @@ impl PasswordHash {
             .is_ok()
     }
 
-    /// Made with other settings than a hash made today.
+    /// Whether it was made with other parameters than a hash made today.
     fn is_outdated(&self) -> bool {
         let params = Params::try_from(&self.0).ok();
         params.is_none_or(|params| {
@@ -121,33 +121,33 @@ pub enum HashFailed {
     Stopped(#[source] tokio::task::JoinError),
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug)]
 pub(super) enum PasswordVerdict {
     Mismatch,
     Match,
-    /// The password is right and its hash is outdated; this is a new one.
-    MatchAnew(Box<PasswordHash>),
+    /// The password is right and its hash outdated; this is a new hash of it.
+    MatchOutdated(Box<PasswordHash>),
 }
 
-/// Hashes passwords. Each hash takes 19 MiB and milliseconds *on purpose*, so only
-/// a few run at once and a bounded number waits. Clones share both bounds.
+/// Hashes passwords. Each hash takes 19 MiB and milliseconds on purpose, so only a few run at once
+/// and a bounded number waits. Clones share both limits.
 #[derive(Clone, Debug)]
 pub struct Hasher {
     runtime: Handle,
     slots: Arc<Semaphore>,
-    places: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
 }
 
 impl Hasher {
-    /// `slots` hashes at once, on the blocking threads of `runtime`: the control
-    /// runtime, although requests come from the workers' own.
+    /// `slots` hashes at once, on the blocking threads of `runtime`: the control runtime, although
+    /// the requests come from the workers' runtimes.
     pub fn new(slots: usize, runtime: Handle) -> Self {
         let slots = slots.clamp(1, 1024);
         Self {
             runtime,
             slots: Arc::new(Semaphore::new(slots)),
-            places: Arc::new(Semaphore::new(slots * (WAITING_PER_SLOT + 1))),
+            queue: Arc::new(Semaphore::new(slots * (MAX_QUEUED_PER_SLOT + 1))),
         }
     }
 
@@ -163,9 +163,9 @@ impl Hasher {
             if !hash.is_outdated() {
                 return PasswordVerdict::Match;
             }
-            // A failure to improve the hash is no reason to refuse the right password.
-            let anew = PasswordHash::of(&password).map(Box::new);
-            anew.map_or(PasswordVerdict::Match, PasswordVerdict::MatchAnew)
+            // A failure to re-hash must not refuse a login with the right password.
+            let rehashed = PasswordHash::of(&password).map(Box::new);
+            rehashed.map_or(PasswordVerdict::Match, PasswordVerdict::MatchOutdated)
         })
         .await
     }
@@ -186,23 +186,23 @@ impl Hasher {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| HasherBusy {
+        let queued = Arc::clone(&self.queue).try_acquire_owned();
+        let queued = queued.map_err(|_| HasherBusy {
             retry_after: Duration::from_secs(2),
         })?;
         let slot = Arc::clone(&self.slots).acquire_owned().await;
         let slot = slot.expect("nothing closes this semaphore");
         let done = self.runtime.spawn_blocking(move || {
-            // Held here, not by the caller: a client that hangs up must not free
-            // them while the work still runs.
-            let _held = (slot, place);
+            // Held by the job, not by the caller: a client that disconnects must not free the
+            // permits while the work still runs.
+            let _permits = (slot, queued);
             job()
         });
         done.await.map_err(HashFailed::Stopped)
     }
 }
 
-/// The PHC string of a password, for the command line. Slow: blocks its thread.
+/// The PHC string of a password, for the command line. Blocks its thread.
 pub fn hash_password(password: &Secret) -> Result<String, HashFailed> {
     PasswordHash::of(password).map(|hash| hash.text())
 }
@@ -240,7 +240,7 @@ pub(super) mod tests {
         let hasher = hasher(1);
         let old = cheap_hash("Passw0rd!");
         let verdict = hasher.verify(Secret::new("Passw0rd!"), old.clone()).await;
-        let Ok(PasswordVerdict::MatchAnew(new)) = verdict else {
+        let Ok(PasswordVerdict::MatchOutdated(new)) = verdict else {
             panic!("{verdict:?}");
         };
         assert!(new.matches(&Secret::new("Passw0rd!")) && !new.is_outdated());
@@ -311,7 +311,7 @@ pub(super) mod tests {
         assert!(futures_pending(job.as_mut()).await);
         let ran = Arc::new(AtomicUsize::new(0));
         let mut waiting = Vec::new();
-        for _ in 0..WAITING_PER_SLOT {
+        for _ in 0..MAX_QUEUED_PER_SLOT {
             let ran = Arc::clone(&ran);
             let mut one = Box::pin(hasher.work(move || ran.fetch_add(1, Ordering::Relaxed)));
             assert!(futures_pending(one.as_mut()).await);
@@ -327,7 +327,7 @@ pub(super) mod tests {
             one.await.unwrap();
         }
         late.await.unwrap();
-        assert_eq!(ran.load(Ordering::Relaxed), WAITING_PER_SLOT - 1);
+        assert_eq!(ran.load(Ordering::Relaxed), MAX_QUEUED_PER_SLOT - 1);
     }
 
     /// Polls once.

@@ -1,11 +1,11 @@
-//! What an API key may be used for.
+//! Which requests an API key authorizes.
 
 use http::Method;
 
 use crate::config::{ApiKey, PathPattern};
 
-/// Whether `key` is good for this request. A key without paths is for the monitoring
-/// nodes only, as at the Webapp (protocol sheet, section 2). GET covers HEAD.
+/// Whether `key` authorizes this request. A key without paths is for the monitoring
+/// routes only (protocol sheet, section 2). GET covers HEAD.
 pub fn permits(key: &ApiKey, route_is_monitoring: bool, method: &Method, path: &str) -> bool {
     let for_path = if key.paths.is_empty() {
         route_is_monitoring
@@ -21,7 +21,7 @@ fn permits_method(key: &ApiKey, method: &Method) -> bool {
         || (method == Method::HEAD && key.methods.contains(&Method::GET))
 }
 
-/// Whether `path` (without query, as it is forwarded) has the segments of `pattern`.
+/// Whether `path` (without its query, as it is forwarded) matches the segments of `pattern`.
 pub fn matches(pattern: &PathPattern, path: &str) -> bool {
     pattern.matches(path.split('/').filter(|segment| !segment.is_empty()))
 }

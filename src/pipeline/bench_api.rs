@@ -1,5 +1,5 @@
-//! Single steps of a request as functions of their own, for benches and fuzz targets:
-//! the pipeline calls what they call, in the same order.
+//! Single steps of a request, for benches and fuzz targets. They call what the pipeline calls, in the
+//! same order.
 
 use http::{HeaderMap, Version};
 
@@ -11,7 +11,7 @@ use super::stages::credential;
 use crate::config::RequestRules;
 use crate::via::GatewayVia;
 
-/// Checks a request's fields and leaves those that may go up.
+/// Checks a request's fields, and replaces them with those that are sent to the upstream.
 pub fn clean_fields(
     fields: &mut HeaderMap,
     peer: &Peer,
@@ -20,7 +20,7 @@ pub fn clean_fields(
     via: &GatewayVia,
 ) -> Result<(), Rejection> {
     headers::check(fields, Version::HTTP_11, rules, via)?;
-    let ours = headers::RequestFacts {
+    let facts = headers::RequestFacts {
         peer,
         authority,
         client: "",
@@ -29,12 +29,12 @@ pub fn clean_fields(
         via: via.value(Version::HTTP_11),
         allowed: &rules.allow_fields,
     };
-    let said = ours.about(fields, rules);
-    *fields = headers::forwarded_headers(fields, &said);
+    let forwarded = facts.forwarded(fields, rules);
+    *fields = headers::forwarded_headers(fields, &forwarded);
     Ok(())
 }
 
-/// Reads the credential a client presents; whether there is one.
+/// Whether the client presents a credential.
 pub fn presents_credential(fields: &HeaderMap) -> Result<bool, Rejection> {
     credential::is_presented(fields).map_err(Rejection::BadCredential)
 }

@@ -1,11 +1,11 @@
-//! Doors for `fuzz/`: what reads a request's line and credential.
+//! What `fuzz/` calls: the parsers of the request target and of the credential.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::headers;
 use super::stages::{credential, request_target};
 
-/// A path that passes means the same to whoever reads it after us.
+/// A path that passes must mean the same to every parser.
 pub fn request_target(bytes: &[u8]) {
     let Ok(uri) = Uri::try_from(bytes) else {
         return;
@@ -17,7 +17,7 @@ pub fn request_target(bytes: &[u8]) {
     let decoded: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
     let text = String::from_utf8(decoded).expect("a path is UTF-8");
     assert!(path.starts_with('/'));
-    // Also for who takes parameters off a segment.
+    // Also for parsers that remove the parameters of a segment.
     let is_odd = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
     assert!(!text.split('/').any(is_odd), "{path:?} climbs");
     assert_eq!(
@@ -29,7 +29,7 @@ pub fn request_target(bytes: &[u8]) {
     assert!(!text.contains(|c: char| c.is_ascii_control()), "{path:?}");
 }
 
-/// At most one credential is found, whatever stands in the fields.
+/// At most one credential is found, whatever the fields are.
 pub fn credential(bytes: &[u8]) {
     let mut fields = HeaderMap::new();
     for line in bytes.split(|byte| *byte == b'\n').take(8) {

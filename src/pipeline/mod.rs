@@ -1,68 +1,85 @@
-//! One request from start to end; one file per stage, in the order of work. Owns
-//! `Live`, the part of the program that a reload replaces as a whole. Knows nothing
-//! of sockets: the listener hands it requests, `upstream` carries them on.
+//! One request from its head to its response. Owns `LiveRules`, the part of the program that a reload
+//! replaces as a whole. Knows no sockets: the listener hands it requests, and `upstream` carries them
+//! on. Start with `Pipeline::handle`; the stages run in this order:
+//!
+//! ```text
+//! 1 route          the target and the fields  -> Route        stages/route.rs
+//! 2 authenticate   the credential             -> Client       stages/authenticate.rs
+//! 3 admit          the rate limits            -> permits      stages/admit.rs, limit/
+//! 4 inject         the upstream's credential  -> Outbound     stages/inject.rs
+//! 5 forward        send, repeat once          -> Response     stages/forward.rs
+//!   or users_node  login, logout, users       -> Response     users_node/
+//! 6 respond        request id, access log                     stages/respond.rs
+//! ```
+//!
+//! Any stage may fail with a `Rejection`, which has one table of statuses (`reject`).
 
 mod access_log;
 mod bench_api;
 mod body;
+mod credential_fault;
+mod digits;
 #[cfg(fuzzing)]
 pub mod fuzz_api;
 mod headers;
 mod limit;
 mod peer;
 mod reject;
+mod request_context;
 mod stages;
 mod users_node;
 mod worker_context;
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{Method, Response};
 use hyper::body::Incoming;
-use tracing::warn;
 
+pub use access_log::logged_body::LoggedResponseBody;
 pub use bench_api::{clean_fields, presents_credential};
 pub use body::client_body::ClientBody;
 pub use body::request_body::RequestBody;
 pub use body::response_body::ResponseBody;
 pub use body::stream_watchdog::SlowStreamWatchdog;
+pub use credential_fault::CredentialFault;
 pub use limit::{
-    InFlight, Limiter, LoginHeld, LoginTry, RateAdmission, RateLimitHeaders, RateSubject, TokenTry,
-    TooMany, TooManyInFlight,
+    InFlightPermit, IntrospectionAttempt, Limiter, LoginAttempt, LoginLimited, RateAdmission,
+    RateLimitHeaders, RateSubject, TooMany, TooManyInFlight,
 };
 pub use peer::{LastToken, Peer, TlsFacts};
 pub use reject::{ErrorMapping, Rejection};
-pub use stages::credential::CredentialFault;
-pub use stages::introspect::{TokenIntrospection, keep_probe_tried};
-pub use stages::route::RouteTable;
+pub use stages::introspect::keep_probe_tried;
+pub use stages::route_table::RouteTable;
+pub use stages::token_introspection::TokenIntrospection;
 
-use crate::config::{self, Config, Route, Target, UsersCall};
-use crate::identity::{Client, KeyRing, KeySet, UserDirectory};
+use crate::config::{Config, Target};
+use crate::identity::{KeyRing, KeySet, UserDirectory};
 use crate::lifecycle::TaskSet;
 use crate::metrics::Metrics;
-use crate::secret::Secret;
-use crate::token::{TokenDigest, TokenStore};
+use crate::token::TokenStore;
 use crate::upstream::Upstream;
 use crate::via::GatewayVia;
 use access_log::entry::AccessLogEntry;
-use stages::authenticate::{AuthenticatedClient, authenticate};
-use stages::forward::Forwarder;
-use stages::introspect::Introspected;
-use stages::respond::{AdmittedRequest, credential_source};
+use stages::admit::admit;
+use stages::authenticate::authenticate;
+use stages::forward::forward;
+use stages::options;
+use stages::respond::{reject, respond};
+use stages::route::route;
+use users_node::users_call::users_call;
 use worker_context::{WorkerContext, WorkerContextCache};
 
-/// The rules as they stand; replaced whole by a reload.
+/// The current rules; a reload replaces them as a whole.
 #[derive(Debug)]
 pub struct LiveRules {
     pub config: Arc<Config>,
     pub routes: RouteTable,
     pub keys: KeySet,
-    /// Keys made at run time; the same through all reloads.
+    /// API keys made at run time; they survive all reloads.
     pub ring: Arc<KeyRing>,
     pub limiter: Arc<Limiter>,
     pub upstream: Arc<Upstream>,
@@ -72,268 +89,110 @@ pub struct LiveRules {
 #[derive(Debug)]
 pub struct AppState {
     pub live: ArcSwap<LiveRules>,
-    /// None when the Webapp owns the users.
+    /// None when the upstream owns the users.
     pub users: Option<Arc<UserDirectory>>,
     pub tokens: Arc<TokenStore>,
-    pub questions: Arc<TokenIntrospection>,
+    pub introspection: Arc<TokenIntrospection>,
     pub metrics: Arc<Metrics>,
-    /// The gate's name in `Via`.
+    /// The gateway's name in `Via`.
     pub via: GatewayVia,
-    /// The log has told of a proxy's word about its client that cannot be read.
-    pub told_unreadable: AtomicBool,
+    /// Whether a trusted proxy without a readable client address has been logged.
+    pub unreadable_origin_logged: AtomicBool,
 }
 
-impl AppState {
-    /// Where a request came from. What a trusted proxy says that is no address is counted,
-    /// and the first is told of.
-    fn origin(&self, head: &Parts, peer: &Peer, rules: &config::RequestRules) -> IpAddr {
-        let origin = headers::origin(&head.headers, peer, &rules.trusted_proxies);
-        let Some(text) = origin.unreadable else {
-            return origin.ip;
-        };
-        self.metrics.invalid_forwarded_addresses.inc();
-        if !self.told_unreadable.swap(true, Ordering::Relaxed) {
-            let text: String = text.chars().take(64).collect();
-            warn!(
-                proxy = %peer.ip(),
-                ?text,
-                "a trusted proxy names no address in X-Forwarded-For or Forwarded: its clients are counted as the proxy itself; tollgate_invalid_forwarded_addresses_total counts such requests"
-            );
-        }
-        origin.ip
-    }
-}
-
-/// One worker's pipeline: the shared rules, its own connections.
+/// One worker's pipeline.
 #[derive(Debug)]
 pub struct Pipeline {
-    shared: Arc<AppState>,
-    newest: WorkerContextCache,
-    flows: SlowStreamWatchdog,
-    tasks: Arc<TaskSet>,
+    contexts: WorkerContextCache,
 }
 
 impl Pipeline {
     /// `tasks` run on this worker's runtime.
-    pub fn new(shared: Arc<AppState>, tasks: TaskSet, flows: SlowStreamWatchdog) -> Self {
+    pub fn new(app: Arc<AppState>, tasks: TaskSet, watchdog: SlowStreamWatchdog) -> Self {
         Self {
-            newest: WorkerContextCache::new(&shared, &tasks),
-            shared,
-            flows,
-            tasks: Arc::new(tasks),
+            contexts: WorkerContextCache::new(app, tasks, watchdog),
         }
     }
 
-    /// Answers one request. Never fails: a refusal is an answer too.
+    /// Answers one request. Never fails: a rejection is a response too.
     pub async fn handle(
         &self,
         head: &Parts,
         body: Incoming,
         peer: &Peer,
-    ) -> Response<ResponseBody> {
-        // One version of the rules for the whole request, even if a reload lands now.
-        let here = self.newest.view(&self.shared, &self.tasks);
-        let body = ClientBody::new(body, head.version, &self.tasks);
-        let mut record = AccessLogEntry::open(&here, head, peer);
-        let outcome = self.run(&here, (head, body), peer, &mut record).await;
+    ) -> Response<LoggedResponseBody> {
+        // One version of the rules for the whole request, even if a reload happens meanwhile.
+        let worker = self.contexts.current();
+        let body = ClientBody::new(body, head.version, &worker.tasks);
+        let mut entry = AccessLogEntry::open(&worker, head, peer);
+        let outcome = run(&worker, head, body, peer, &mut entry).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
-            record.rejected(&rejection);
-            let pause = here.live.upstream.health().pause();
-            rejection.into_response(&here.live.config.profile.errors, record.id(), pause)
+            let live = &worker.live;
+            let pause = live.upstream.health().pause();
+            reject(rejection, &mut entry, &live.config.profile.errors, pause)
         });
         if head.method == Method::HEAD {
-            body::response_body::omit(&mut response);
+            body::response_body::omit_body(&mut response);
         }
-        headers::put_request_id(response.headers_mut(), record.id());
-        record.status(response.status());
-        response.map(|body| body.watched_by(record))
+        respond(response, entry)
     }
 
-    /// The answer to a request that the listener refuses; `head`: what could be read of it.
+    /// The response to a request that the listener rejects. `head`: None if it could not be read.
     pub fn refuse(
         &self,
         head: Option<&Parts>,
         rejection: Rejection,
         peer: &Peer,
-    ) -> Response<ResponseBody> {
-        let here = self.newest.view(&self.shared, &self.tasks);
-        let mut record = match head {
-            Some(head) => AccessLogEntry::open(&here, head, peer),
-            None => AccessLogEntry::open_unread(&here, peer),
+    ) -> Response<LoggedResponseBody> {
+        let worker = self.contexts.current();
+        let mut entry = match head {
+            Some(head) => AccessLogEntry::open(&worker, head, peer),
+            None => AccessLogEntry::open_unread(&worker, peer),
         };
-        record.rejected(&rejection);
-        let mut response = rejection.into_response(
-            &here.live.config.profile.errors,
-            record.id(),
-            Duration::ZERO,
-        );
-        headers::put_request_id(response.headers_mut(), record.id());
-        record.status(response.status());
-        response.map(|body| body.watched_by(record))
-    }
-
-    async fn run(
-        &self,
-        here: &Arc<WorkerContext>,
-        (head, body): (&Parts, ClientBody),
-        peer: &Peer,
-        record: &mut AccessLogEntry,
-    ) -> Result<Response<ResponseBody>, Rejection> {
-        let live = &*here.live;
-        let place = live.limiter.in_flight();
-        record.hold(place.map_err(|_| Rejection::Overloaded)?);
-        headers::check(&head.headers, head.version, &live.config.http, &here.via)?;
-        if let Some(answer) = stages::options::of_the_server(head) {
-            return Ok(answer);
-        }
-        let path = stages::request_target::checked(&head.uri)?;
-        let origin = self.shared.origin(head, peer, &live.config.http);
-        record.peer(origin);
-
-        let host = headers::host(&head.uri, &head.headers);
-        let route = live.routes.find(&host, path, &head.method)?;
-        record.route(route);
-        if route.target == Target::Closed {
-            return Err(Rejection::NoRoute);
-        }
-        stages::request_target::check_query(&head.uri, &route.allow_fields)?;
-
-        let line = (&head.method, path, &head.headers);
-        let ask = |token, digest| Box::pin(self.ask(here, origin, token, digest));
-        let who = authenticate(
-            live,
-            &self.shared.tokens,
-            route,
-            line,
-            &peer.last_token,
-            ask,
-        )
-        .await?;
-        record.client(&who.client);
-        record.claim_place(&who.client)?;
-
-        let admitted = admit(live, route, &who.client, origin).await?;
-
-        let allowed = || live.routes.allowed(&host, path);
-        if let Some(answer) = stages::options::of_the_last_hop(head, allowed)? {
-            return Ok(answer);
-        }
-
-        let ready = AdmittedRequest {
-            live,
-            route,
-            who,
-            peer: origin,
-            via: here.via.value(head.version),
-            deadline: record.opened() + route.timeout,
-        };
-        let mut answer = match route.target {
-            Target::UsersNode(kind) => {
-                let ready = (&ready, kind);
-                Box::pin(self.users_call(here, ready, (head, body), (peer, record))).await?
-            }
-            _ => {
-                self.send_up(here, &ready, (head, body), (peer, record))
-                    .await?
-            }
-        };
-        admitted.put(answer.headers_mut());
-        Ok(answer)
-    }
-
-    /// The last stage of most requests.
-    async fn send_up(
-        &self,
-        here: &WorkerContext,
-        ready: &AdmittedRequest<'_>,
-        (head, body): (&Parts, ClientBody),
-        (peer, record): (&Peer, &mut AccessLogEntry),
-    ) -> Result<Response<ResponseBody>, Rejection> {
-        let body = ready.bounded(body)?;
-        record.body(body.handle());
-        let request = ready.inbound(head, &body, peer, record);
-        let way = self.way(here, ready);
-        let source = credential_source(&way, &ready.who);
-        let answer = way.forward(&request, body, source, record).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            self.evict(&ready.who).await;
-        }
-        Ok(answer)
-    }
-
-    fn way<'a>(&'a self, here: &'a WorkerContext, ready: &AdmittedRequest<'a>) -> Forwarder<'a> {
-        Forwarder {
-            upstream: &ready.live.upstream,
-            connections: &here.connections,
-            settings: &ready.live.config.upstream,
-            http: &ready.live.config.http,
-            route: ready.route,
-            share: ready.share(),
-            flows: &self.flows,
-            deadline: ready.deadline,
-        }
-    }
-
-    /// A 401 to the client's own bearer is a verdict on its token.
-    async fn evict(&self, who: &AuthenticatedClient) {
-        if let (Some(digest), Some(_)) = (&who.digest, &who.bearer) {
-            self.shared.tokens.revoke(digest).await;
-        }
-    }
-
-    /// Puts a token the gate has never seen to the Webapp, once for all who ask.
-    async fn ask(
-        &self,
-        here: &Arc<WorkerContext>,
-        peer: IpAddr,
-        token: Secret,
-        digest: TokenDigest,
-    ) -> Result<Introspected, Rejection> {
-        if stages::introspect::is_hopeless(&here.live) {
-            return Ok(Introspected::Unknown);
-        }
-        let (question, waiting) = match self.shared.questions.turn(digest) {
-            stages::introspect::FlightRole::Refused => return Ok(Introspected::Unknown),
-            stages::introspect::FlightRole::Wait(waiting) => {
-                return stages::introspect::wait(waiting).await;
-            }
-            stages::introspect::FlightRole::Put(question, waiting) => (question, waiting),
-        };
-        let attempt = here.live.limiter.admit_unknown_token(peer).await;
-        let attempt = attempt.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
-        let asking = Arc::clone(here);
-        let tokens = Arc::clone(&self.shared.tokens);
-        // A task of its own: the client may leave, others wait for the same answer.
-        self.tasks.spawn("unknown token", async move {
-            let verdict =
-                stages::introspect::put(&asking, &tokens, *question.digest(), &token).await;
-            if matches!(verdict, stages::introspect::IntrospectionVerdict::Known(_)) {
-                attempt.succeeded();
-            }
-            question.complete(verdict);
-        });
-        stages::introspect::wait(waiting).await
+        let format = &worker.live.config.profile.errors;
+        let response = reject(rejection, &mut entry, format, Duration::ZERO);
+        respond(response, entry)
     }
 }
 
-/// Takes a permit of each limit that applies. Logins are limited further on, once it is known
-/// who tries.
-async fn admit(
-    live: &LiveRules,
-    route: &Route,
-    client: &Client,
-    peer: IpAddr,
-) -> Result<RateAdmission, Rejection> {
-    if route.target == Target::UsersNode(UsersCall::Login) {
-        return Ok(RateAdmission::default());
+/// All stages of one request.
+async fn run(
+    worker: &Arc<WorkerContext>,
+    head: &Parts,
+    body: ClientBody,
+    peer: &Peer,
+    entry: &mut AccessLogEntry,
+) -> Result<Response<ResponseBody>, Rejection> {
+    let live = &worker.live;
+    let in_flight = live.limiter.in_flight();
+    entry.set_in_flight(in_flight.map_err(|_| Rejection::Overloaded)?);
+    headers::check(
+        &head.headers,
+        head.version,
+        &live.config.http,
+        &worker.app.via,
+    )?;
+    if let Some(response) = options::answer_for_server(head) {
+        return Ok(response);
     }
-    let subject = limit::RateSubject {
-        client,
-        peer,
-        class: &route.class,
+
+    let mut request = route(worker, head, peer, entry)?;
+
+    let client = authenticate(&request).await?;
+    request.entry.set_client(&client.client);
+    request.entry.claim_in_flight(&client.client)?;
+
+    let admission = admit(&request, &client.client).await?;
+    if let Some(response) = options::answer_as_last_hop(&request)? {
+        return Ok(response);
+    }
+
+    let mut response = match request.route.target {
+        Target::UsersNode(call) => Box::pin(users_call(&mut request, &client, call, body)).await?,
+        _ => forward(&mut request, &client, body).await?,
     };
-    let admitted = live.limiter.admit(subject, route.max_wait).await;
-    admitted.map_err(|limit| Rejection::TooMany(Box::new(limit)))
+    admission.put(response.headers_mut());
+    Ok(response)
 }
 
 #[cfg(test)]
@@ -346,20 +205,18 @@ mod tests {
         size_of::<F>()
     }
 
-    /// Both are moved and kept once a request. What is rare belongs in a box of its own.
+    /// Both are allocated once per request. Rare state belongs in a box of its own.
     #[test]
-    fn a_request_and_its_record_stay_small() {
-        let (future, record) = (
-            size_of_future(Pipeline::handle),
-            size_of::<AccessLogEntry>(),
-        );
+    fn the_future_and_the_log_entry_of_a_request_stay_small() {
+        let future = size_of_future(Pipeline::handle);
+        let entry = size_of::<AccessLogEntry>();
         assert!(
             future <= 3_050,
             "the future of a request takes {future} bytes"
         );
         assert!(
-            record <= 320,
-            "the record of a request takes {record} bytes"
+            entry <= 320,
+            "the log entry of a request takes {entry} bytes"
         );
     }
 }

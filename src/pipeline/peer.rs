@@ -1,4 +1,4 @@
-//! The other end of a connection.
+//! The peer of a connection: its address, TLS facts and last accepted token.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,57 +6,53 @@ use crate::identity::{Client, ClientId};
 use crate::secret::Secret;
 use crate::shares::network;
 use crate::token::TokenDigest;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-/// Who connected, and where. One per connection, shared by its requests.
+/// The other end of a connection. One per connection, shared by its requests.
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
-    /// Our end of the connection.
+    /// The gateway's end of the connection.
     pub local: SocketAddr,
     /// None on a plaintext listener.
     pub tls: Option<TlsFacts>,
     pub last_token: LastToken,
 }
 
-/// The last good token of a connection and its digest: most requests carry the same one as the
-/// request before, and comparing costs less than a digest.
+/// The last accepted token of a connection, and its digest. Most requests carry the same token as the
+/// request before, and a comparison costs less than a digest.
 #[derive(Debug, Default)]
 pub struct LastToken(Mutex<Option<(Secret, TokenDigest)>>);
 
 impl LastToken {
-    /// The digest of `text`, if it is the token that was noted.
+    /// The digest of `text`, if `text` is the token that was remembered.
     pub(super) fn digest(&self, text: &str) -> Option<TokenDigest> {
-        let last = self.lock();
+        let last = self.0.lock();
         let (token, digest) = last.as_ref()?;
         token.is(text).then_some(*digest)
     }
 
-    /// Only of tokens that were accepted: others are not worth the memory.
-    pub(super) fn note(&self, text: &str, digest: TokenDigest) {
-        *self.lock() = Some((Secret::new(text), digest));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(Secret, TokenDigest)>> {
-        self.0.lock()
+    /// Remembers a token that was accepted.
+    pub(super) fn remember(&self, text: &str, digest: TokenDigest) {
+        *self.0.lock() = Some((Secret::new(text), digest));
     }
 }
 
 impl Clone for LastToken {
-    /// Knows none: it is for another connection.
+    /// An empty one: the copy is for another connection.
     fn clone(&self) -> Self {
         Self::default()
     }
 }
 
-/// What the handshake agreed on.
+/// What the TLS handshake negotiated.
 #[derive(Clone, Debug)]
 pub struct TlsFacts {
     pub is_tls13: bool,
 }
 
 impl Peer {
-    /// The address without port, IPv4-mapped IPv6 folded back to IPv4.
+    /// The address without its port; an IPv4-mapped IPv6 address becomes IPv4.
     pub fn ip(&self) -> IpAddr {
         self.address.ip().to_canonical()
     }
@@ -66,9 +62,9 @@ impl Peer {
     }
 }
 
-/// Whose share a request draws on: its client's, or that of its network where nobody
-/// was asked.
-pub(super) fn sharer(client: &Client, peer: IpAddr) -> (ClientId<'_>, Option<(u8, u64)>) {
-    let network = matches!(client, Client::Open).then(|| network(peer));
+/// The owner of the share that a request counts against: its client, or the network of `origin` on a
+/// route without authentication.
+pub(super) fn share_owner(client: &Client, origin: IpAddr) -> (ClientId<'_>, Option<(u8, u64)>) {
+    let network = matches!(client, Client::Open).then(|| network(origin));
     (client.id(), network)
 }

@@ -1,74 +1,74 @@
-//! A refusal, and its only mapping to the wire.
+//! Refusals, and their only mapping to responses.
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::body::response_body::ResponseBody;
+use super::credential_fault::CredentialFault;
 use super::limit::TooMany;
-use super::stages::credential::CredentialFault;
 use crate::error_chain::chain;
 use crate::metrics::{Blame, Reason};
 use crate::profiles::{ErrorFormat, ErrorKind, ErrorReport};
 use crate::store::StoreUnavailable;
 use crate::upstream::{NoLease, PermitTimeout};
 
-/// The least that a client waits for an upstream that failed it.
-const SOONEST: Duration = Duration::from_secs(1);
+/// The shortest `Retry-After` after a failure of the upstream.
+const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Why the gate refuses. One variant per reason a client can act on.
+/// Why the gateway refuses a request. One variant per reason that a client can act on.
 #[derive(Debug)]
 pub enum Rejection {
-    /// The request breaks a rule of HTTP, or one of ours.
+    /// The request breaks a rule of HTTP, or one of the gateway's.
     BadRequest(&'static str),
     NoRoute,
     MethodNotAllowed(String),
-    /// No credential, or one that is not good here; the text is for the record only.
+    /// No credential, or an invalid one; the text is for the access log only.
     Unauthenticated(&'static str),
-    /// A credential of bad form.
+    /// A malformed credential.
     BadCredential(CredentialFault),
-    /// The same in a login.
+    /// A malformed credential of a login.
     BadLogin(CredentialFault),
     Forbidden(&'static str),
     TooMany(Box<TooMany>),
-    /// A cap on live tokens, and how long until the next one ends.
+    /// The number of live tokens is at its cap; time until the next one expires.
     TooManyTokens(&'static str, Option<Duration>),
     TooLarge,
     TooSlow,
-    /// Heads that the listener did not read to their end.
+    /// Heads that the listener refused before their end.
     TargetTooLong,
     HeadTooLarge,
     HeadTooSlow,
     Overloaded,
-    /// The request has been through this gate before.
+    /// The request has passed this gateway before.
     Loop,
-    /// The upstream does not answer; the gate asks it again by then.
+    /// The upstream does not answer; time until the gateway probes it again.
     UpstreamDown(Duration),
-    /// The client has its share of the requests inside the gate.
+    /// The client has as many requests in flight as its share allows.
     ShareTaken,
-    /// The queue for the upstream did not come to this request in time.
+    /// The request got no upstream permit in time.
     NoTurn(PermitTimeout),
     /// There is no valid lease.
     NoLease(NoLease),
-    /// The change could not be made to last, so it has not taken place.
+    /// The store could not save the change, so it has not been made.
     Unavailable(StoreUnavailable),
     /// The shared store could not be asked about this token.
     TokenUnsure(StoreUnavailable),
     /// The upstream could not be asked about this token.
     CannotAsk,
-    /// The upstream refuses our login even after a new one.
+    /// The upstream refuses the gateway's token even after a new login.
     UpstreamLogin,
-    /// The lease was refused and the body is spent; send it again.
+    /// The lease was refused and the body cannot be sent twice; the client may retry.
     RetryLater,
     Unreachable(Box<dyn Error + Send + Sync>),
-    /// The connection ended while a body was on its way up.
+    /// The connection ended while the request body was being sent.
     BrokeOff(Box<dyn Error + Send + Sync>),
     UpstreamTimeout,
     BadAnswer(&'static str),
-    /// The users node's own refusals.
+    /// Refusals of the users node.
     LoginRefused(&'static str),
     PasswordChangeRequired,
     NotJson,
@@ -79,7 +79,7 @@ pub enum Rejection {
     Internal(&'static str),
 }
 
-/// What the outside sees, and what is counted.
+/// What the client sees, and what is counted.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorMapping {
     pub status: StatusCode,
@@ -89,7 +89,7 @@ pub struct ErrorMapping {
 }
 
 impl Rejection {
-    /// The whole mapping. No other code picks a status for a refusal.
+    /// The whole mapping: no other code picks the status of a refusal.
     pub fn mapping(&self) -> ErrorMapping {
         use Blame::{Client, Gateway, Upstream};
         use ErrorKind::{AccessDenied, InvalidCredentials};
@@ -166,7 +166,7 @@ impl Rejection {
             | Self::BadAnswer(_) => return Cow::Owned(self.upstream_detail(service)),
             Self::NoRoute => "No such path on this gateway",
             Self::MethodNotAllowed(_) => "This path does not take this method",
-            // One answer for unknown, wrong, expired and revoked: the record knows more.
+            // One text for unknown, wrong, expired and revoked; the access log has the cause.
             Self::Unauthenticated(_) | Self::LoginRefused(_) => "Invalid credentials",
             Self::BadCredential(fault) | Self::BadLogin(fault) => {
                 return Cow::Owned(fault.to_string());
@@ -196,7 +196,7 @@ impl Rejection {
         })
     }
 
-    /// Of the refusals that the upstream has caused.
+    /// The text of refusals that the upstream has caused.
     fn upstream_detail(&self, service: &str) -> String {
         match self {
             Self::NoLease(_) => {
@@ -213,7 +213,7 @@ impl Rejection {
         }
     }
 
-    /// What the record says besides: the true reason, never a secret.
+    /// The true reason for the access log; never a secret.
     pub fn cause(&self) -> Option<Cow<'static, str>> {
         Some(match self {
             Self::Unauthenticated(why)
@@ -238,13 +238,13 @@ impl Rejection {
         })
     }
 
-    /// `pause`: until the gate asks an upstream that is down again; zero: it is not down.
+    /// `pause`: time until the gateway probes an upstream that is down; zero: it is not down.
     fn retry_after(&self, pause: Duration) -> Option<Duration> {
         match self {
-            Self::UpstreamDown(pause) => Some((*pause).max(SOONEST)),
-            // The fault may be of this request only; if it is not, the gate will know it by then.
+            Self::UpstreamDown(pause) => Some((*pause).max(MIN_RETRY_AFTER)),
+            // The failure may concern this request only; otherwise the gateway will know by then.
             Self::Unreachable(_) | Self::BrokeOff(_) | Self::UpstreamTimeout => {
-                Some(pause.max(SOONEST))
+                Some(pause.max(MIN_RETRY_AFTER))
             }
             Self::TooMany(limit) => Some(limit.retry_after),
             Self::NoLease(no_lease) => Some(no_lease.retry_after),
@@ -277,7 +277,7 @@ impl Rejection {
         format: &ErrorFormat,
         request_id: &str,
         pause: Duration,
-    ) -> Response<ResponseBody> {
+    ) -> Response<Bytes> {
         let mapping = self.mapping();
         let report = ErrorReport {
             kind: mapping.kind,
@@ -285,7 +285,7 @@ impl Rejection {
             detail: &self.detail(format.service),
             request_id,
         };
-        let mut response = Response::new(ResponseBody::full((format.body)(&report)));
+        let mut response = Response::new(Bytes::from((format.body)(&report)));
         *response.status_mut() = mapping.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type));
@@ -298,13 +298,13 @@ impl Rejection {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         match &self {
-            Self::TooMany(limit) => limit.facts.put(headers),
+            Self::TooMany(limit) => limit.headers.put(headers),
             Self::MethodNotAllowed(allowed) => {
                 if let Ok(value) = HeaderValue::from_str(allowed) {
                     headers.insert(ALLOW, value);
                 }
             }
-            // What follows on this connection cannot be trusted to be a request.
+            // The following bytes on this connection may not be a request.
             Self::TooLarge | Self::TooSlow => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -1,59 +1,64 @@
-//! One worker's view of the rules, with its own connections. Requests borrow it as a
-//! whole: what all workers share is touched only when the rules have changed.
+//! What the requests of one worker share. The worker's own copy of the current rules is replaced
+//! only when a reload has changed them, so that requests do not contend for the program-wide state.
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::body::request_body::RequestBody;
+use super::body::stream_watchdog::SlowStreamWatchdog;
 use super::{AppState, LiveRules};
 use crate::lifecycle::TaskSet;
 use crate::logging::WorkerLines;
-use crate::metrics::{Metrics, RouteCounts};
+use crate::metrics::RouteCounts;
 use crate::upstream::UpstreamConnections;
-use crate::via::GatewayVia;
-use parking_lot::Mutex;
 
 /// One version of the rules, on one worker.
 #[derive(Debug)]
 pub(super) struct WorkerContext {
+    pub(super) app: Arc<AppState>,
     pub(super) live: Arc<LiveRules>,
-    /// To the upstream of `live`.
+    /// This worker's connections to the upstream of `live`.
     pub(super) connections: Arc<UpstreamConnections<RequestBody>>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) via: GatewayVia,
-    /// None: no log has been started.
+    /// Tasks that run on this worker's runtime.
+    pub(super) tasks: Arc<TaskSet>,
+    pub(super) watchdog: SlowStreamWatchdog,
+    /// None: logging has not been started.
     pub(super) lines: Option<Arc<WorkerLines>>,
-    /// Counts of requests that no route took.
+    /// Counts of requests that match no route.
     pub(super) no_route: RouteCounts,
 }
 
 impl WorkerContext {
-    fn first(shared: &AppState, tasks: &TaskSet) -> Arc<Self> {
-        let live = shared.live.load_full();
-        Arc::new(Self {
-            connections: connections(&live, tasks),
+    fn first(app: Arc<AppState>, tasks: TaskSet, watchdog: SlowStreamWatchdog) -> Self {
+        let live = app.live.load_full();
+        Self {
+            connections: connections(&live, &tasks),
             live,
-            metrics: Arc::clone(&shared.metrics),
-            via: shared.via.clone(),
+            app,
+            tasks: Arc::new(tasks),
+            watchdog,
             lines: WorkerLines::open(),
             no_route: RouteCounts::new(&"none".into()),
-        })
+        }
     }
 
-    /// The same with other rules. If they name another upstream, requests under way
-    /// keep the connections they have.
-    fn next(&self, live: Arc<LiveRules>, tasks: &TaskSet) -> Arc<Self> {
+    /// The same context with other rules. When they name another upstream, requests in progress keep
+    /// their connections.
+    fn with_rules(&self, live: Arc<LiveRules>) -> Self {
         let is_same = Arc::ptr_eq(&live.upstream, &self.live.upstream);
-        Arc::new(Self {
+        Self {
             connections: match is_same {
                 true => Arc::clone(&self.connections),
-                false => connections(&live, tasks),
+                false => connections(&live, &self.tasks),
             },
             live,
-            metrics: Arc::clone(&self.metrics),
-            via: self.via.clone(),
+            app: Arc::clone(&self.app),
+            tasks: Arc::clone(&self.tasks),
+            watchdog: self.watchdog.clone(),
             lines: self.lines.clone(),
             no_route: RouteCounts::new(&"none".into()),
-        })
+        }
     }
 }
 
@@ -62,21 +67,22 @@ fn connections(live: &LiveRules, tasks: &TaskSet) -> Arc<UpstreamConnections<Req
     Arc::new(UpstreamConnections::new(upstream, tasks.clone()))
 }
 
-/// The newest view.
+/// The context with the newest rules.
 #[derive(Debug)]
 pub(super) struct WorkerContextCache(Mutex<Arc<WorkerContext>>);
 
 impl WorkerContextCache {
-    pub(super) fn new(shared: &AppState, tasks: &TaskSet) -> Self {
-        Self(Mutex::new(WorkerContext::first(shared, tasks)))
+    pub(super) fn new(app: Arc<AppState>, tasks: TaskSet, watchdog: SlowStreamWatchdog) -> Self {
+        let first = WorkerContext::first(app, tasks, watchdog);
+        Self(Mutex::new(Arc::new(first)))
     }
 
-    pub(super) fn view(&self, shared: &AppState, tasks: &TaskSet) -> Arc<WorkerContext> {
-        let mut here = self.0.lock();
-        let live = shared.live.load();
-        if !Arc::ptr_eq(&live, &here.live) {
-            *here = here.next(Arc::clone(&live), tasks);
+    pub(super) fn current(&self) -> Arc<WorkerContext> {
+        let mut context = self.0.lock();
+        let live = context.app.live.load();
+        if !Arc::ptr_eq(&live, &context.live) {
+            *context = Arc::new(context.with_rules(Arc::clone(&live)));
         }
-        Arc::clone(&here)
+        Arc::clone(&context)
     }
 }

@@ -9,8 +9,8 @@ mod expiry;
 mod login_description;
 mod password_rule;
 mod problem_json;
+mod profile_route;
 mod role;
-mod routes;
 mod user_name;
 mod users_replies;
 pub mod whatsapp;
@@ -25,8 +25,8 @@ pub use login_description::{
     BodyCode, CredentialForm, ExpirySource, LoginDescription, TokenInjection, TokenSource,
 };
 pub use password_rule::{BadPassword, check_password};
+pub use profile_route::{ProfileAccess, ProfileLimit, ProfileRoute, RouteNeeds, UsersCall};
 pub use role::Role;
-pub use routes::{ProfileAccess, ProfileLimit, ProfileRoute, RouteNeeds, UsersCall};
 pub use user_name::{
     BadName, check_addressable, check_name, is_escaped_twice, is_invisible, name_in_path,
 };

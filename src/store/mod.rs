@@ -124,7 +124,7 @@ pub struct LiveGrant<'a> {
     pub digest: RecordDigest,
     pub user: &'a Arc<str>,
     /// The user's number in this store.
-    pub holder: u32,
+    pub token_user: u32,
     pub role: Option<Role>,
     pub ends_millis: u64,
     pub epoch: u64,
@@ -149,7 +149,7 @@ pub type GrantBatchSink<'a> = Box<dyn FnMut(&[LiveGrant<'_>]) + Send + 'a>;
 
 /// The destination of loaded grants.
 pub trait GrantSink: Send + Sync {
-    /// Called first, with the names of all users. A grant's `holder` is an index into `names`.
+    /// Called first, with the names of all users. A grant's `token_user` is an index into `names`.
     /// Unused slots have an empty name and no grants.
     fn users(&mut self, names: &[Arc<str>]);
 

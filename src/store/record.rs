@@ -1,5 +1,5 @@
-//! What is kept, one record a thing. The same records are in every engine and in an
-//! export; digests, password hashes and sealed bytes, never a secret in the clear.
+//! The stored records, the same in every engine and in an export. They contain digests, password
+//! hashes and sealed bytes, never a secret in the clear.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::profiles::Role;
 
-/// SHA-256 of a token or a key. Written as 64 hexadecimal digits.
+/// SHA-256 of a token or key. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordDigest(pub [u8; 32]);
 
@@ -35,7 +35,7 @@ pub struct UserRecord {
     pub hash: PhcText,
     pub must_change: bool,
     pub is_first_admin: bool,
-    /// The first admin's password as the config file gave it last.
+    /// The first admin's password as the configuration gave it last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configured: Option<PhcText>,
 }
@@ -45,8 +45,7 @@ pub struct UserRecord {
 #[serde(transparent)]
 pub struct PhcText(pub String);
 
-/// An API key that was made while the gate ran; what may be done with it is in the
-/// words of the config file.
+/// An API key made at run time; its scope is in the notation of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyRecord {
@@ -60,12 +59,12 @@ pub struct KeyRecord {
     pub paths: Vec<String>,
     /// Empty: every method.
     pub methods: Vec<String>,
-    /// The key's own limit; None: none.
+    /// The key's own rate limit; None: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
 }
 
-/// How often all of a user's tokens have been ended, and how many were given out.
+/// How often all of a user's tokens were ended, and how many tokens the user was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UserEpoch {
@@ -73,7 +72,7 @@ pub struct UserEpoch {
     pub user: Arc<str>,
     /// A grant of an earlier epoch is dead.
     pub epoch: u64,
-    /// Tokens given to this user since the store knows him.
+    /// Tokens given to this user since it was created.
     pub issued: u64,
 }
 
@@ -84,11 +83,11 @@ pub struct GrantRecord {
     pub digest: RecordDigest,
     #[serde(with = "shared_text")]
     pub user: Arc<str>,
-    /// None: the Webapp knows its users' roles, we do not.
+    /// None: a user of the upstream's, whose role only the upstream knows.
     pub role: Option<Role>,
-    /// End on the wall clock, in milliseconds since 1970.
+    /// Expiry on the wall clock, in milliseconds since 1970.
     pub ends_millis: u64,
-    /// The user's, when the store took the grant in; the store sets it.
+    /// The user's epoch when the grant was stored; set by the store.
     pub epoch: u64,
     pub origin: TokenOrigin,
 }
@@ -98,18 +97,17 @@ pub struct GrantRecord {
 #[serde(rename_all = "snake_case")]
 pub enum TokenOrigin {
     Minted,
-    /// Seen in the Webapp's answer to a login, or vouched for by it.
+    /// Seen in the upstream's response to a login, or confirmed by the upstream.
     Learned,
 }
 
-/// An upstream's token, readable only with the operator's key, and only as this
-/// upstream's.
+/// An upstream's token, sealed with the operator's key and bound to this upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SealedLease {
     #[serde(with = "shared_text")]
     pub upstream: Arc<str>,
-    /// End on the wall clock, in milliseconds since 1970; sealed in as well.
+    /// Expiry on the wall clock, in milliseconds since 1970; also part of what is sealed.
     pub ends_millis: u64,
     pub sealed: SealedBytes,
 }
@@ -190,7 +188,7 @@ impl<'de> Deserialize<'de> for SealedBytes {
     }
 }
 
-/// Text that many records share.
+/// (De)serialises text that many records share.
 mod shared_text {
     use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Secrets at rest: sealed with a key that only the operator has, and bound to the
-//! place they are for, so that a sealed secret is of no use anywhere else.
+//! Secrets at rest: sealed with a key that only the operator has, and bound to a context (the
+//! upstream), so that a sealed secret cannot be used anywhere else.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ const NONCE: usize = 12;
 /// One key, 256 bits.
 pub struct SealKey(RandomizedNonceKey);
 
-/// Why a text is no key.
+/// Why a text is not a key.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSealKey {
     #[error("the key cannot be read")]
@@ -25,7 +25,7 @@ pub enum BadSealKey {
     Not32Bytes,
 }
 
-/// It was sealed with another key, for another place, or has been tampered with.
+/// It was sealed with another key, for another context, or was tampered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("sealed with another key, or for another upstream")]
 pub struct UnsealError;
@@ -43,7 +43,7 @@ impl SealKey {
         if bytes.len() != 32 {
             return Err(BadSealKey::Not32Bytes);
         }
-        // Resists a nonce that repeats, should the host's randomness ever be poor.
+        // AES-GCM-SIV: a repeated nonce does not break it, should the host's randomness be poor.
         let key = RandomizedNonceKey::new(&AES_256_GCM_SIV, &bytes);
         key.map(Self).map_err(|_| BadSealKey::Not32Bytes)
     }
@@ -52,22 +52,22 @@ impl SealKey {
         Self::parse(&source.read().map_err(BadSealKey::Unreadable)?)
     }
 
-    fn seal(&self, text: &[u8], place: &[u8]) -> Option<SealedBytes> {
+    fn seal(&self, text: &[u8], context: &[u8]) -> Option<SealedBytes> {
         let mut bytes = text.to_vec();
         let nonce = self
             .0
-            .seal_in_place_append_tag(Aad::from(place), &mut bytes);
+            .seal_in_place_append_tag(Aad::from(context), &mut bytes);
         let nonce = nonce.ok()?;
         let mut sealed = nonce.as_ref().to_vec();
         sealed.extend_from_slice(&bytes);
         Some(SealedBytes(sealed))
     }
 
-    fn open(&self, sealed: &SealedBytes, place: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    fn open(&self, sealed: &SealedBytes, context: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (nonce, rest) = sealed.0.split_at_checked(NONCE)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut bytes = Zeroizing::new(rest.to_vec());
-        let opened = self.0.open_in_place(nonce, Aad::from(place), &mut bytes);
+        let opened = self.0.open_in_place(nonce, Aad::from(context), &mut bytes);
         let length = opened.ok()?.len();
         bytes.truncate(length);
         Some(bytes)
@@ -86,15 +86,15 @@ impl SealingKeys {
         Self { key, old }
     }
 
-    /// None only if the host gives no randomness.
-    pub fn seal(&self, secret: &Secret, place: &[u8]) -> Option<SealedBytes> {
-        self.key.seal(secret.expose().as_bytes(), place)
+    /// None only if the host provides no randomness.
+    pub fn seal(&self, secret: &Secret, context: &[u8]) -> Option<SealedBytes> {
+        self.key.seal(secret.expose().as_bytes(), context)
     }
 
-    /// The secret, if it was sealed with one of the keys and for this very place.
-    pub fn open(&self, sealed: &SealedBytes, place: &[u8]) -> Result<Secret, UnsealError> {
+    /// The secret, if it was sealed with one of the keys and for this context.
+    pub fn open(&self, sealed: &SealedBytes, context: &[u8]) -> Result<Secret, UnsealError> {
         let keys = std::iter::once(&self.key).chain(&self.old);
-        let mut opened = keys.filter_map(|key| key.open(sealed, place));
+        let mut opened = keys.filter_map(|key| key.open(sealed, context));
         let bytes = opened.next().ok_or(UnsealError)?;
         let text = std::str::from_utf8(&bytes).map_err(|_| UnsealError)?;
         Ok(Secret::new(text))
@@ -110,37 +110,43 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_opens_with_its_key_at_its_place_and_nowhere_else() {
-        let (secret, place) = (Secret::new("canary-lease"), b"main https://webapp gate");
+    fn a_secret_opens_with_its_key_and_context_only() {
+        let (secret, context) = (Secret::new("canary-lease"), b"main https://webapp gate");
         let seal = SealingKeys::new(key(1), None);
-        let sealed = seal.seal(&secret, place).unwrap();
+        let sealed = seal.seal(&secret, context).unwrap();
         assert!(!sealed.0.windows(6).any(|part| part == b"canary"));
-        assert!(seal.open(&sealed, place).unwrap() == secret);
+        assert!(seal.open(&sealed, context).unwrap() == secret);
         assert!(seal.open(&sealed, b"main https://other gate").is_err());
-        assert!(SealingKeys::new(key(2), None).open(&sealed, place).is_err());
-        assert_ne!(seal.seal(&secret, place).unwrap(), sealed, "a nonce each");
+        assert!(
+            SealingKeys::new(key(2), None)
+                .open(&sealed, context)
+                .is_err()
+        );
+        assert_ne!(seal.seal(&secret, context).unwrap(), sealed, "a nonce each");
     }
 
     #[test]
     fn during_a_rotation_the_old_key_opens_and_the_new_one_seals() {
-        let (secret, place) = (Secret::new("lease"), b"here");
-        let old = SealingKeys::new(key(1), None).seal(&secret, place).unwrap();
+        let (secret, context) = (Secret::new("lease"), b"here");
+        let old = SealingKeys::new(key(1), None)
+            .seal(&secret, context)
+            .unwrap();
         let both = SealingKeys::new(key(2), Some(key(1)));
-        assert!(both.open(&old, place).unwrap() == secret);
-        let new = both.seal(&secret, place).unwrap();
-        assert!(SealingKeys::new(key(2), None).open(&new, place).unwrap() == secret);
-        assert!(SealingKeys::new(key(1), None).open(&new, place).is_err());
+        assert!(both.open(&old, context).unwrap() == secret);
+        let new = both.seal(&secret, context).unwrap();
+        assert!(SealingKeys::new(key(2), None).open(&new, context).unwrap() == secret);
+        assert!(SealingKeys::new(key(1), None).open(&new, context).is_err());
     }
 
     #[test]
     fn a_byte_changed_anywhere_or_cut_off_is_seen() {
         let seal = SealingKeys::new(key(1), None);
         let sealed = seal.seal(&Secret::new("lease"), b"here").unwrap();
-        for place in 0..sealed.0.len() {
+        for index in 0..sealed.0.len() {
             let mut bad = sealed.clone();
-            bad.0[place] ^= 1;
+            bad.0[index] ^= 1;
             assert_eq!(seal.open(&bad, b"here").unwrap_err(), UnsealError);
-            bad.0.truncate(place);
+            bad.0.truncate(index);
             assert!(seal.open(&bad, b"here").is_err());
         }
     }

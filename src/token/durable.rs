@@ -86,7 +86,7 @@ impl TokenStore {
     }
 
     /// Revokes one token; returns whether it was live. It is dead at once. If the store
-    /// fails, it is live again after a restart, until the Webapp refuses it once more.
+    /// fails, it is live again after a restart, until the upstream refuses it once more.
     pub async fn revoke(&self, digest: &TokenDigest) -> bool {
         let store = match &self.backend {
             TokenBackend::Shared(replica) => return self.revoke_shared(replica, digest).await,
@@ -210,7 +210,7 @@ impl TokenStore {
         let grant = self.find(&digest).filter(|grant| *grant.user == *user)?;
         Some(GrantRecord {
             digest: digest.into(),
-            // Only minted tokens have a role: the Webapp does not reveal its users' roles.
+            // Only minted tokens have a role: the upstream does not reveal its users' roles.
             origin: match grant.role {
                 Some(_) => TokenOrigin::Minted,
                 None => TokenOrigin::Learned,

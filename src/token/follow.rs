@@ -117,7 +117,7 @@ impl Replica for TokenReplica {
         let now = self.shared.applied();
         self.memory.for_each_live(|digest, grant| {
             let round = self.round_of(digest);
-            // Only minted tokens have a role: the Webapp does not reveal its users' roles.
+            // Only minted tokens have a role: the upstream does not reveal its users' roles.
             let origin = match grant.role {
                 Some(_) => TokenOrigin::Minted,
                 None => TokenOrigin::Learned,

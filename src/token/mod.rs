@@ -123,7 +123,7 @@ impl Hash for TokenDigest {
 #[derive(Clone, Debug)]
 pub struct Grant {
     pub user: Arc<str>,
-    /// None: a Webapp user, whose role only the Webapp knows.
+    /// None: a user of the upstream, whose role only the upstream knows.
     pub role: Option<Role>,
     pub ends: Deadline,
 }

@@ -162,7 +162,7 @@ impl RestorePart<'_> {
         let whole = self.whole;
         for chunk in grants.chunks(PREFETCH) {
             let families = chunk.iter().map(|grant| {
-                let family = whole.families[grant.holder as usize].as_ref();
+                let family = whole.families[grant.token_user as usize].as_ref();
                 family.filter(|_| grant.origin == whole.origin)
             });
             let families: Vec<Option<&Arc<TokenFamily>>> = families.collect();

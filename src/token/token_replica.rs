@@ -276,7 +276,7 @@ impl TokenReplica {
     }
 
     pub(super) async fn revoke(&self, digest: &TokenDigest) -> Result<bool, StoreUnavailable> {
-        // Removed at once: the Webapp itself has refused the token.
+        // Removed at once: the upstream itself has refused the token.
         let was_live = self.memory.remove(digest);
         let revoked = self.shared.revoke(&(*digest).into()).await;
         revoked.map(|was_known| was_live || was_known)

@@ -81,7 +81,10 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
         said.contains("Try it (curl asks for the password; it was shown at the first start):"),
         "{said}"
     );
-    assert!(!said.contains("looking the store through"), "{said}");
+    assert!(
+        !said.contains("checking the store before it is used"),
+        "{said}"
+    );
     let second = Command::new(binary())
         .args(["serve", "--config"])
         .arg(&file)

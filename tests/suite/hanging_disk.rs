@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// `[drain] deadline`.
 const DEADLINE: Duration = Duration::from_secs(6);
 const PASSWORD: &str = "Passw0rd!";
-const SAID: &str = "the disk does not answer";
+const SAID: &str = "the disk is not responding";
 
 /// A gate's configuration and its disk.
 struct GateOnDisk {
@@ -225,7 +225,7 @@ async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answere
     let errors = said.iter().filter(|line| line.contains("ERROR"));
     assert_eq!(errors.count(), 1, "{said:#?}");
     assert!(said.len() <= 3, "{said:#?}");
-    assert_eq!(gate.said("the disk answers again").len(), 1);
+    assert_eq!(gate.said("the disk responds again").len(), 1);
     // Changes in flight have taken place, refused ones have not.
     let after = gate.log_in("bert").await;
     let (live, dead) = ([&admin, &carl, &dora, &after], [&anna, &bert]);
@@ -299,7 +299,7 @@ async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_
     for answer in waiting {
         assert_put_off(answer.await.unwrap()).await;
     }
-    let left = "left while the disk does not answer";
+    let left = "closed without waiting for the disk";
     gate.program.wait_for(left);
     assert_eq!(gate.said(left).len(), 1);
     place.disk.answer();

@@ -38,7 +38,7 @@ pub(super) fn per_token(counter: &Counter) -> u64 {
 }
 
 fn fill(path: &Path, tokens: usize) {
-    let offline = OfflineStore::open_or_make(path).unwrap();
+    let offline = OfflineStore::open_or_create(path).unwrap();
     let mut import = offline.import().unwrap();
     let names: Vec<Arc<str>> = (0..USERS)
         .map(|user| format!("user-{user}").into())

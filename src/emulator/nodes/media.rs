@@ -1,5 +1,5 @@
-//! Media: uploads of any size go to unnamed temporary files, downloads stream from
-//! them; `generated-<length>` streams that many bytes without an upload.
+//! Media: uploads go to unnamed temporary files of any size, downloads stream from them.
+//! `generated-<length>` streams that many bytes without an upload.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -17,45 +17,45 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::super::node_call::Call;
+use super::super::hex;
+use super::super::node_call::NodeCall;
 use super::super::node_reply::{Origin, Reply};
 use super::super::reply_body::Body;
-use super::super::{hex, hold};
 use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 const BUFFER: usize = 256 * 1024;
 
-/// Bytes kept in all; beyond it the oldest media go. A single larger one is kept.
-const MOST_BYTES: u64 = 1024 * 1024 * 1024;
-/// Each one is an open file.
-const MOST_FILES: usize = 256;
+/// Most bytes stored in all; beyond that the oldest media are deleted. A single larger one is stored.
+const MAX_BYTES: u64 = 1024 * 1024 * 1024;
+/// Most stored media; each one is an open file.
+const MAX_FILES: usize = 256;
 
-/// Longest wait for the next piece of an upload.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for the next frame of an upload.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub(in super::super) struct Media {
-    shelf: Mutex<Shelf>,
+    store: Mutex<MediaStore>,
 }
 
 #[derive(Default)]
-struct Shelf {
-    stored: HashMap<String, Stored>,
+struct MediaStore {
+    stored: HashMap<String, StoredMedia>,
     oldest_first: VecDeque<String>,
     bytes: u64,
 }
 
 #[derive(Clone)]
-struct Stored {
+struct StoredMedia {
     file: Arc<File>,
     length: u64,
     content_type: String,
 }
 
-/// Why an upload was not kept.
+/// Why an upload was not stored.
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+enum UploadError {
     #[error("upload is larger than allowed")]
     TooLarge,
     #[error("upload did not go on in time")]
@@ -67,16 +67,16 @@ enum Failed {
 }
 
 impl Media {
-    pub(in super::super) async fn answer(&self, call: Call) -> Reply {
+    pub(in super::super) async fn respond(&self, call: NodeCall) -> Reply {
         match (call.verb(), call.path.get(2)) {
             ("POST", _) => self.upload(call).await,
             ("DELETE", Some(id)) => self.delete(id),
             (_, Some(id)) => self.download(id),
-            (_, None) => nothing(),
+            (_, None) => not_found(),
         }
     }
 
-    async fn upload(&self, call: Call) -> Reply {
+    async fn upload(&self, call: NodeCall) -> Reply {
         let limit = match call.switches.media_limit {
             0 => u64::MAX,
             limit => limit,
@@ -88,7 +88,7 @@ impl Media {
                 let id = uuid();
                 self.keep(
                     id.clone(),
-                    Stored {
+                    StoredMedia {
                         file,
                         length,
                         content_type,
@@ -100,16 +100,16 @@ impl Media {
         }
     }
 
-    fn keep(&self, id: String, stored: Stored) {
-        let mut shelf = hold(&self.shelf);
-        shelf.bytes += stored.length;
-        shelf.oldest_first.push_back(id.clone());
-        shelf.stored.insert(id, stored);
-        while shelf.oldest_first.len() > 1
-            && (shelf.bytes > MOST_BYTES || shelf.oldest_first.len() > MOST_FILES)
+    fn keep(&self, id: String, stored: StoredMedia) {
+        let mut store = self.store.lock();
+        store.bytes += stored.length;
+        store.oldest_first.push_back(id.clone());
+        store.stored.insert(id, stored);
+        while store.oldest_first.len() > 1
+            && (store.bytes > MAX_BYTES || store.oldest_first.len() > MAX_FILES)
         {
-            if let Some(oldest) = shelf.oldest_first.pop_front() {
-                shelf.remove(&oldest);
+            if let Some(oldest) = store.oldest_first.pop_front() {
+                store.remove(&oldest);
             }
         }
     }
@@ -120,26 +120,26 @@ impl Media {
             let kind = "application/octet-stream";
             return Reply::typed(ORIGIN, StatusCode::OK, kind, Body::made(length));
         }
-        let found = hold(&self.shelf).stored.get(id).cloned();
+        let found = self.store.lock().stored.get(id).cloned();
         let Some(found) = found else {
-            return nothing();
+            return not_found();
         };
         let body = Body::stored(found.file, found.length);
         Reply::typed(ORIGIN, StatusCode::OK, &found.content_type, body)
     }
 
     fn delete(&self, id: &str) -> Reply {
-        let mut shelf = hold(&self.shelf);
-        shelf.oldest_first.retain(|kept| kept != id);
-        if shelf.remove(id) {
+        let mut store = self.store.lock();
+        store.oldest_first.retain(|kept| kept != id);
+        if store.remove(id) {
             Reply::ok(ORIGIN, json!({}))
         } else {
-            nothing()
+            not_found()
         }
     }
 }
 
-impl Shelf {
+impl MediaStore {
     fn remove(&mut self, id: &str) -> bool {
         let Some(stored) = self.stored.remove(id) else {
             return false;
@@ -149,7 +149,7 @@ impl Shelf {
     }
 }
 
-impl Failed {
+impl UploadError {
     fn reply(self) -> Reply {
         let (status, code) = match &self {
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::ParameterInvalid),
@@ -164,33 +164,33 @@ impl Failed {
     }
 }
 
-async fn receive(mut body: Incoming, limit: u64) -> Result<(Arc<File>, u64), Failed> {
-    // Refused before its first byte is read: a client that sent `Expect` sends none.
+async fn receive(mut body: Incoming, limit: u64) -> Result<(Arc<File>, u64), UploadError> {
+    // Refused before the body is read: a client that sent `Expect` then sends none.
     if http_body::Body::size_hint(&body).lower() > limit {
-        return Err(Failed::TooLarge);
+        return Err(UploadError::TooLarge);
     }
     let file = spawn_blocking(tempfile::tempfile);
     let file = file
         .await
         .map_err(io::Error::other)
         .flatten()
-        .map_err(Failed::Disk)?;
+        .map_err(UploadError::Disk)?;
     let mut file = BufWriter::with_capacity(BUFFER, tokio::fs::File::from_std(file));
     let mut length = 0u64;
-    while let Some(frame) = timeout(PATIENCE, body.frame())
+    while let Some(frame) = timeout(READ_TIMEOUT, body.frame())
         .await
-        .map_err(|_| Failed::Slow)?
+        .map_err(|_| UploadError::Slow)?
     {
-        let Ok(piece) = frame.map_err(Failed::Broken)?.into_data() else {
+        let Ok(data) = frame.map_err(UploadError::Broken)?.into_data() else {
             continue; // trailers
         };
-        length += piece.len() as u64;
+        length += data.len() as u64;
         if length > limit {
-            return Err(Failed::TooLarge);
+            return Err(UploadError::TooLarge);
         }
-        file.write_all(&piece).await.map_err(Failed::Disk)?;
+        file.write_all(&data).await.map_err(UploadError::Disk)?;
     }
-    file.flush().await.map_err(Failed::Disk)?;
+    file.flush().await.map_err(UploadError::Disk)?;
     let file = file.into_inner().into_std().await;
     Ok((Arc::new(file), length))
 }
@@ -202,7 +202,7 @@ fn content_type(headers: &HeaderMap) -> String {
 }
 
 /// 404 without a body, as documented.
-fn nothing() -> Reply {
+fn not_found() -> Reply {
     Reply::empty(ORIGIN, StatusCode::NOT_FOUND)
 }
 

@@ -8,18 +8,18 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use super::super::node_call::Call;
+use super::super::hex;
+use super::super::node_call::NodeCall;
 use super::super::node_reply::{Origin, Reply};
-use super::super::{hex, hold};
 use super::{either, missing, object, text};
 use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 
 /// Characters of a text message (protocol sheet, section 3).
-const LONGEST_TEXT: usize = 4096;
+const MAX_TEXT: usize = 4096;
 
-pub(in super::super) async fn messages(call: Call) -> Reply {
+pub(in super::super) async fn messages(call: NodeCall) -> Reply {
     if call.path.len() == 2 {
         either(send(call).await)
     } else {
@@ -27,14 +27,14 @@ pub(in super::super) async fn messages(call: Call) -> Reply {
     }
 }
 
-async fn send(call: Call) -> Result<Reply, Reply> {
+async fn send(call: NodeCall) -> Result<Reply, Reply> {
     let members = object(call.body, ORIGIN).await?;
     text(&members, "to", ORIGIN)?;
     if members.get("type").is_none_or(|kind| kind == "text") {
         let words = members.get("text").and_then(|text| text.get("body"));
         let words = words.and_then(Value::as_str);
         let words = words.ok_or_else(|| missing(ORIGIN, "text.body"))?;
-        if words.chars().count() > LONGEST_TEXT {
+        if words.chars().count() > MAX_TEXT {
             let details = "Text is longer than 4096 characters";
             return Err(Reply::bad(ORIGIN, ErrorCode::MessageTooLong, details));
         }
@@ -50,7 +50,7 @@ fn message_id() -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-async fn mark(call: Call) -> Result<Reply, Reply> {
+async fn mark(call: NodeCall) -> Result<Reply, Reply> {
     let members = object(call.body, ORIGIN).await?;
     if text(&members, "status", ORIGIN)? != "read" {
         let details = "Parameter 'status' must be read";
@@ -59,18 +59,18 @@ async fn mark(call: Call) -> Result<Reply, Reply> {
     Ok(Reply::ok(ORIGIN, json!({})))
 }
 
-/// Numbers that somebody has asked about: without waiting the first answer is
-/// `processing`, a later one is known.
+/// Numbers that have been looked up: without waiting, the first reply is `processing`, a later one has
+/// the result.
 #[derive(Default)]
 pub(in super::super) struct Contacts {
     known: Mutex<HashSet<String>>,
 }
 
-const MOST_KNOWN: usize = 100_000;
-const MOST_ASKED: usize = 1024;
+const MAX_KNOWN: usize = 100_000;
+const MAX_ASKED: usize = 1024;
 
 impl Contacts {
-    pub(in super::super) async fn answer(&self, call: Call) -> Reply {
+    pub(in super::super) async fn respond(&self, call: NodeCall) -> Reply {
         match call.segments().as_slice() {
             [_, _, id, "identity"] => {
                 let known = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
@@ -84,11 +84,11 @@ impl Contacts {
         }
     }
 
-    async fn check(&self, call: Call) -> Result<Reply, Reply> {
+    async fn check(&self, call: NodeCall) -> Result<Reply, Reply> {
         let members = object(call.body, ORIGIN).await?;
         let asked = members.get("contacts").and_then(Value::as_array);
         let asked = asked.ok_or_else(|| missing(ORIGIN, "contacts"))?;
-        if asked.len() > MOST_ASKED {
+        if asked.len() > MAX_ASKED {
             let details = "Too many contacts in one request";
             return Err(Reply::bad(ORIGIN, ErrorCode::ParameterInvalid, details));
         }
@@ -103,8 +103,8 @@ impl Contacts {
         if !(7..=15).contains(&digits.len()) {
             return json!({ "input": input, "status": "invalid" });
         }
-        let mut known = hold(&self.known);
-        if known.len() >= MOST_KNOWN {
+        let mut known = self.known.lock();
+        if known.len() >= MAX_KNOWN {
             known.clear();
         }
         if known.insert(digits.clone()) && !waits {
@@ -125,7 +125,7 @@ fn waits(members: &Map<String, Value>) -> Result<bool, Box<Reply>> {
     }
 }
 
-async fn identity(call: Call) -> Result<Reply, Reply> {
+async fn identity(call: NodeCall) -> Result<Reply, Reply> {
     if call.verb() == "PUT" {
         let members = object(call.body, ORIGIN).await?;
         text(&members, "hash", ORIGIN)?;

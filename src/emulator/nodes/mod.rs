@@ -1,5 +1,5 @@
-//! The nodes of the pretend Webapp, one file per family. Each takes a call that
-//! was let in and says what to answer; none knows of limits, credentials or faults.
+//! The nodes of the emulated Webapp, one file per family. Each turns an admitted call into a reply;
+//! limits, credentials and faults are handled before and after. Start at `messages.rs`.
 
 mod media;
 mod messages;
@@ -11,7 +11,7 @@ mod various;
 pub(super) use media::Media;
 pub(super) use messages::{Contacts, messages};
 pub(super) use monitoring::monitoring;
-pub(super) use settings_node::Kept;
+pub(super) use settings_node::SettingsNode;
 pub(super) use users_node::{login, users};
 pub(super) use various::{page, various};
 
@@ -27,13 +27,13 @@ use tokio::time::timeout;
 use super::node_reply::{Origin, Reply};
 use crate::profiles::whatsapp::ErrorCode;
 
-/// Bytes of a request body that is not media.
-const MOST: usize = 1024 * 1024;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Maximum size in bytes of a request body other than media.
+const MAX: usize = 1024 * 1024;
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The whole body, if it is small and comes in time.
+/// Reads the whole body, if it is small and arrives in time.
 async fn read(body: Incoming, origin: Origin) -> Result<Bytes, Reply> {
-    match timeout(PATIENCE, Limited::new(body, MOST).collect()).await {
+    match timeout(READ_TIMEOUT, Limited::new(body, MAX).collect()).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(_)) => Err(Reply::error(
             origin,
@@ -85,7 +85,7 @@ fn text<'a>(
     value.ok_or_else(|| missing(origin, name).into())
 }
 
-/// A reply either way: `?` in the nodes, one answer outside.
+/// The reply of either case: nodes use `?`, callers get one reply.
 fn either(result: Result<Reply, Reply>) -> Reply {
     result.unwrap_or_else(|reply| reply)
 }

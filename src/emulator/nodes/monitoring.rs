@@ -5,17 +5,17 @@ use std::fmt::Write as _;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::super::counts::Counts;
+use super::super::counts::RequestCounts;
 use super::super::faults::{Gateway, Health};
-use super::super::node_call::Call;
+use super::super::node_call::NodeCall;
 use super::super::node_reply::Reply;
 use super::super::node_routes::Node;
 use super::super::reply_body::Body;
 use super::super::webapp_state::WebappState;
 
-pub(in super::super) fn monitoring(webapp: &WebappState, call: &Call) -> Reply {
-    let origin = call.place.origin;
-    match call.place.node {
+pub(in super::super) fn monitoring(webapp: &WebappState, call: &NodeCall) -> Reply {
+    let origin = call.route.origin;
+    match call.route.node {
         Node::Health => Reply::ok(origin, json!({ "health": health(call) })),
         Node::Support => Reply::ok(origin, json!({ "support": support() })),
         Node::Stats => {
@@ -27,7 +27,7 @@ pub(in super::super) fn monitoring(webapp: &WebappState, call: &Call) -> Reply {
     }
 }
 
-fn health(call: &Call) -> Value {
+fn health(call: &NodeCall) -> Value {
     let status = json!(call.switches.gateway_status);
     match call.switches.health {
         Health::Single => json!({ "gateway_status": status }),
@@ -71,7 +71,7 @@ fn plain(name: &'static str, kind: &'static str, help: &'static str, value: u64)
 fn metrics(webapp: &WebappState) -> Vec<Family> {
     let busy = webapp.counts.in_flight() as u64;
     let uptime = webapp.started.elapsed().as_secs();
-    let connections = Counts::read(&webapp.counts.connections);
+    let connections = RequestCounts::read(&webapp.counts.connections);
     let idle = 10u64.saturating_sub(busy);
     let mut all = vec![
         plain("web_uptime", "gauge", "Seconds since start", uptime),
@@ -100,7 +100,7 @@ fn metrics(webapp: &WebappState) -> Vec<Family> {
             (vec![("state", "handle-request")], busy),
         ],
     });
-    let answered = Counts::read(&webapp.counts.requests);
+    let answered = RequestCounts::read(&webapp.counts.requests);
     all.push(plain(
         "web_requests_total",
         "counter",
@@ -126,8 +126,8 @@ fn stats(webapp: &WebappState, kind: &str) -> Vec<Family> {
     ]
 }
 
-fn shown(call: &Call, families: &[Family], wrap: impl FnOnce(Value) -> Value) -> Reply {
-    let origin = call.place.origin;
+fn shown(call: &NodeCall, families: &[Family], wrap: impl FnOnce(Value) -> Value) -> Reply {
+    let origin = call.route.origin;
     if !call.asks("format", "prometheus") {
         return Reply::ok(origin, wrap(as_json(families)));
     }

@@ -1,12 +1,11 @@
-//! Settings and certificates: what was set can be read back until the stop.
+//! Settings and certificates: what was set can be read back until the emulator stops.
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
-use super::super::hold;
-use super::super::node_call::Call;
+use super::super::node_call::NodeCall;
 use super::super::node_reply::{Origin, Reply};
 use super::super::reply_body::Body;
 use super::{either, object, read, text};
@@ -15,9 +14,9 @@ use crate::profiles::whatsapp::ErrorCode;
 const ORIGIN: Origin = Origin::Coreapp;
 
 /// Characters of the profile's text (protocol sheet, section 3).
-const LONGEST_ABOUT: usize = 139;
+const MAX_ABOUT: usize = 139;
 
-pub(in super::super) struct Kept {
+pub(in super::super) struct SettingsNode {
     authority: String,
     application: Mutex<Map<String, Value>>,
     business: Mutex<Map<String, Value>>,
@@ -27,7 +26,7 @@ pub(in super::super) struct Kept {
     webhook_authorities: Mutex<Option<Bytes>>,
 }
 
-impl Kept {
+impl SettingsNode {
     pub(in super::super) fn new(authority: String) -> Self {
         Self {
             authority,
@@ -40,7 +39,7 @@ impl Kept {
         }
     }
 
-    pub(in super::super) async fn settings(&self, call: Call) -> Reply {
+    pub(in super::super) async fn settings(&self, call: NodeCall) -> Reply {
         either(match call.segments().get(2..).unwrap_or_default() {
             ["application"] => self.application(call).await,
             ["application", ..] => providers(call).await,
@@ -48,34 +47,34 @@ impl Kept {
             ["business", ..] => members(&self.compliance, call, "compliance_info").await,
             ["profile", "about"] => self.about(call).await,
             ["profile", ..] => self.photo(call).await,
-            // Backup, restore and the PIN hold secrets: taken, and not kept.
+            // Backup, restore and the PIN contain secrets: accepted, but not stored.
             _ => empty(call).await,
         })
     }
 
-    async fn application(&self, call: Call) -> Result<Reply, Reply> {
+    async fn application(&self, call: NodeCall) -> Result<Reply, Reply> {
         match call.verb() {
             "PATCH" => {
-                let wish = object(call.body, ORIGIN).await?;
-                let most = wish.get("max_concurrent_requests").map(Value::as_u64);
-                if most.is_some_and(|most| !matches!(most, Some(6 | 12 | 18 | 24))) {
+                let changes = object(call.body, ORIGIN).await?;
+                let max = changes.get("max_concurrent_requests").map(Value::as_u64);
+                if max.is_some_and(|max| !matches!(max, Some(6 | 12 | 18 | 24))) {
                     let details = "Parameter 'max_concurrent_requests' must be 6, 12, 18 or 24";
                     return Err(Reply::bad(ORIGIN, ErrorCode::ParameterInvalid, details));
                 }
-                let mut now = hold(&self.application);
-                // Not merged without end: a body is small, the sum of many is not.
+                let mut now = self.application.lock();
+                // Bounded, because many small bodies could add up.
                 if now.len() > 256 {
                     *now = factory();
                 }
-                now.extend(wish);
+                now.extend(changes);
                 Ok(Reply::ok(ORIGIN, json!({})))
             }
             "DELETE" => {
-                *hold(&self.application) = factory();
+                *self.application.lock() = factory();
                 Ok(Reply::ok(ORIGIN, json!({})))
             }
             _ => {
-                let now = hold(&self.application).clone();
+                let now = self.application.lock().clone();
                 Ok(Reply::ok(
                     ORIGIN,
                     json!({ "settings": { "application": now } }),
@@ -84,9 +83,9 @@ impl Kept {
         }
     }
 
-    async fn about(&self, call: Call) -> Result<Reply, Reply> {
+    async fn about(&self, call: NodeCall) -> Result<Reply, Reply> {
         if call.verb() == "GET" {
-            let about = hold(&self.about).clone();
+            let about = self.about.lock().clone();
             let profile = json!({ "about": { "text": about } });
             return Ok(Reply::ok(
                 ORIGIN,
@@ -95,27 +94,27 @@ impl Kept {
         }
         let members = object(call.body, ORIGIN).await?;
         let about = text(&members, "text", ORIGIN)?;
-        if about.chars().count() > LONGEST_ABOUT {
+        if about.chars().count() > MAX_ABOUT {
             let details = "Text is longer than 139 characters";
             return Err(Reply::bad(ORIGIN, ErrorCode::ParameterInvalid, details));
         }
-        about.clone_into(&mut hold(&self.about));
+        about.clone_into(&mut self.about.lock());
         Ok(Reply::ok(ORIGIN, json!({})))
     }
 
-    async fn photo(&self, call: Call) -> Result<Reply, Reply> {
+    async fn photo(&self, call: NodeCall) -> Result<Reply, Reply> {
         match call.verb() {
             "POST" => {
                 let photo = read(call.body, ORIGIN).await?;
-                *hold(&self.photo) = Some(photo);
+                *self.photo.lock() = Some(photo);
                 Ok(Reply::json(ORIGIN, StatusCode::CREATED, json!({})))
             }
             "DELETE" => {
-                hold(&self.photo).take();
+                self.photo.lock().take();
                 Ok(Reply::ok(ORIGIN, json!({})))
             }
             _ => {
-                let photo = hold(&self.photo).clone();
+                let photo = self.photo.lock().clone();
                 let photo =
                     photo.ok_or_else(|| Reply::not_found(ORIGIN, "No profile photo found"))?;
                 if call.asks("format", "link") {
@@ -131,19 +130,19 @@ impl Kept {
         }
     }
 
-    pub(in super::super) async fn certificates(&self, call: Call) -> Reply {
-        let origin = call.place.origin;
+    pub(in super::super) async fn certificates(&self, call: NodeCall) -> Reply {
+        let origin = call.route.origin;
         either(match (call.verb(), call.path.get(2).map(String::as_str)) {
             ("GET", Some("external")) => Ok(file(self.authority.clone().into())),
             ("GET", _) => {
-                let found = hold(&self.webhook_authorities).clone();
+                let found = self.webhook_authorities.lock().clone();
                 let details = "No webhook CA certificates found";
                 found
                     .map(file)
                     .ok_or_else(|| Reply::not_found(origin, details))
             }
             ("DELETE", _) => {
-                hold(&self.webhook_authorities).take();
+                self.webhook_authorities.lock().take();
                 Ok(Reply::text(origin, StatusCode::OK, "{}".to_owned()))
             }
             (_, kind) => {
@@ -153,17 +152,17 @@ impl Kept {
         })
     }
 
-    async fn take_certificates(&self, call: Call, external: bool) -> Result<Reply, Reply> {
-        let origin = call.place.origin;
+    async fn take_certificates(&self, call: NodeCall, external: bool) -> Result<Reply, Reply> {
+        let origin = call.route.origin;
         let pem = read(call.body, origin).await?;
         let mark: &[u8] = b"-----BEGIN CERTIFICATE-----";
         if !pem.windows(mark.len()).any(|window| window == mark) {
             let details = "Certificate is not in PEM format";
             return Err(Reply::bad(origin, ErrorCode::ParameterInvalid, details));
         }
-        // An external certificate comes with its key, which nobody may read back.
+        // An external certificate comes with its key, which must not be readable.
         if !external {
-            *hold(&self.webhook_authorities) = Some(pem);
+            *self.webhook_authorities.lock() = Some(pem);
         }
         Ok(Reply::text(origin, StatusCode::OK, "null".to_owned()))
     }
@@ -184,24 +183,24 @@ fn factory() -> Map<String, Value> {
 /// One object that GET shows and POST replaces.
 async fn members(
     place: &Mutex<Map<String, Value>>,
-    call: Call,
+    call: NodeCall,
     name: &str,
 ) -> Result<Reply, Reply> {
     if call.verb() == "GET" {
-        let now = hold(place).clone();
+        let now = place.lock().clone();
         let business = json!({ name: now });
         return Ok(Reply::ok(
             ORIGIN,
             json!({ "settings": { "business": business } }),
         ));
     }
-    let wish = object(call.body, ORIGIN).await?;
-    *hold(place) = wish;
+    let changes = object(call.body, ORIGIN).await?;
+    *place.lock() = changes;
     Ok(Reply::ok(ORIGIN, json!({})))
 }
 
-/// Media providers may hold credentials: taken, never shown.
-async fn providers(call: Call) -> Result<Reply, Reply> {
+/// Media providers may contain credentials: accepted, never shown.
+async fn providers(call: NodeCall) -> Result<Reply, Reply> {
     if call.verb() == "GET" {
         let providers = json!({ "media": { "providers": [] } });
         return Ok(Reply::ok(
@@ -212,12 +211,12 @@ async fn providers(call: Call) -> Result<Reply, Reply> {
     empty(call).await
 }
 
-async fn empty(call: Call) -> Result<Reply, Reply> {
+async fn empty(call: NodeCall) -> Result<Reply, Reply> {
     read(call.body, ORIGIN).await?;
     Ok(Reply::ok(ORIGIN, json!({})))
 }
 
-/// A certificate to download: a file, not an answer of the API.
+/// A certificate as a file download, not as an API reply.
 fn file(pem: Bytes) -> Reply {
     let kind = "text/plain;charset=UTF-8";
     let mut reply = Reply::typed(Origin::Webapp, StatusCode::OK, kind, Body::whole(pem));

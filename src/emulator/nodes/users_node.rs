@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::super::counts::add;
-use super::super::directory::Verdict;
+use super::super::directory::PasswordVerdict;
 use super::super::faults::{ExpiryForm, LoginAnswer, LogoutScope, Switches, TokenForm};
-use super::super::issued_tokens::Minted;
-use super::super::node_call::{Call, Dropped, bearer};
+use super::super::issued_tokens::MintedToken;
+use super::super::node_call::{DroppedConnection, NodeCall, bearer};
 use super::super::node_reply::{Origin, Reply, forbidden, overloaded, too_many, unauthorized};
 use super::super::reply_body::Body;
 use super::super::webapp_state::WebappState;
@@ -33,7 +33,7 @@ pub(in super::super) async fn login(
     headers: &HeaderMap,
     incoming: Incoming,
     switches: &Switches,
-) -> Result<Reply, Dropped> {
+) -> Result<Reply, DroppedConnection> {
     let html = "<!DOCTYPE html><html><body><h1>Welcome</h1></body></html>";
     let reply = match switches.login_answer {
         LoginAnswer::Never => return pending().await,
@@ -52,8 +52,8 @@ pub(in super::super) async fn login(
     if reply.status == StatusCode::OK {
         add(&webapp.counts.logins_granted);
     }
-    // After the token was made: what happens meanwhile (a password rotated, all tokens
-    // forgotten) must find this token already there.
+    // The pause is after the token was created, so that changes in the meantime (a new password, all
+    // tokens removed) apply to it.
     sleep(Duration::from_millis(switches.login_takes_ms)).await;
     if reply.status == StatusCode::UNAUTHORIZED {
         return Ok(reply.header(header::WWW_AUTHENTICATE, BASIC_CHALLENGE));
@@ -70,8 +70,8 @@ async fn grant(
     let Some(basic) = headers.get(header::AUTHORIZATION).and_then(basic) else {
         return unauthorized();
     };
-    let verdict = webapp.directory.judge(&basic.username, &basic.password);
-    if verdict == Verdict::Wrong {
+    let verdict = webapp.directory.check(&basic.username, &basic.password);
+    if verdict == PasswordVerdict::Wrong {
         return unauthorized();
     }
     let bytes = match read(incoming, ORIGIN).await {
@@ -86,7 +86,7 @@ async fn grant(
             }
             webapp.directory.change_password(&basic.username, new);
         }
-        Ok(_) if verdict == Verdict::MustChange => return change_required(),
+        Ok(_) if verdict == PasswordVerdict::MustChange => return change_required(),
         Ok(_) => {}
     }
     if switches.single_token {
@@ -106,7 +106,7 @@ fn basic(value: &HeaderValue) -> Option<BasicCredentials> {
         .then(|| BasicCredentials::parse(rest).ok())?
 }
 
-fn granted(minted: &Minted, now: i64, switches: &Switches) -> Reply {
+fn granted(minted: &MintedToken, now: i64, switches: &Switches) -> Reply {
     let mut user = serde_json::Map::new();
     let token = match switches.token_form {
         TokenForm::Normal => Some(minted.token.expose().to_owned()),
@@ -162,7 +162,7 @@ fn refusal(status: u16) -> Reply {
     }
 }
 
-pub(in super::super) async fn users(webapp: &WebappState, call: Call) -> Reply {
+pub(in super::super) async fn users(webapp: &WebappState, call: NodeCall) -> Reply {
     let path = call.segments();
     let verb = call.verb();
     match (verb, path.as_slice()) {
@@ -178,7 +178,7 @@ pub(in super::super) async fn users(webapp: &WebappState, call: Call) -> Reply {
     }
 }
 
-fn logout(webapp: &WebappState, call: &Call) -> Reply {
+fn logout(webapp: &WebappState, call: &NodeCall) -> Reply {
     match call.switches.logout_scope {
         LogoutScope::User => {
             webapp.tokens.revoke_user(&call.user);

@@ -1,10 +1,10 @@
-//! Nodes that answer something sensible and remember nothing.
+//! Nodes with plausible replies and no state.
 
 use http::StatusCode;
 use serde_json::json;
 
 use super::super::hex;
-use super::super::node_call::Call;
+use super::super::node_call::NodeCall;
 use super::super::node_reply::{Origin, Reply};
 use super::super::node_routes::Node;
 use super::super::reply_body::Body;
@@ -13,7 +13,7 @@ use crate::profiles::whatsapp::ErrorCode;
 
 const ORIGIN: Origin = Origin::Coreapp;
 
-/// The admin web page; a balancer's probe wants its 200.
+/// The admin web page, which balancers probe for a 200.
 pub(in super::super) fn page() -> Reply {
     let page = "<!DOCTYPE html><html><head><title>WhatsApp Business API</title></head>\
                 <body><p>This is a pretend Webapp. It sends nothing.</p></body></html>\n";
@@ -26,8 +26,8 @@ pub(in super::super) fn page() -> Reply {
     )
 }
 
-pub(in super::super) async fn various(call: Call) -> Reply {
-    match call.place.node {
+pub(in super::super) async fn various(call: NodeCall) -> Reply {
+    match call.route.node {
         Node::Account => either(account(call).await),
         Node::Groups => either(groups(call).await),
         Node::Stickerpacks => either(stickerpacks(call).await),
@@ -35,13 +35,13 @@ pub(in super::super) async fn various(call: Call) -> Reply {
     }
 }
 
-/// Takes the body and says nothing about it.
-async fn drained(call: Call, status: StatusCode) -> Result<Reply, Reply> {
+/// Reads the body and ignores it.
+async fn drained(call: NodeCall, status: StatusCode) -> Result<Reply, Reply> {
     read(call.body, ORIGIN).await?;
     Ok(Reply::json(ORIGIN, status, json!({})))
 }
 
-async fn account(call: Call) -> Result<Reply, Reply> {
+async fn account(call: NodeCall) -> Result<Reply, Reply> {
     match (call.verb(), call.path.get(2).map(String::as_str)) {
         ("POST", None) => {
             let members = object(call.body, ORIGIN).await?;
@@ -69,7 +69,7 @@ async fn account(call: Call) -> Result<Reply, Reply> {
     }
 }
 
-async fn groups(call: Call) -> Result<Reply, Reply> {
+async fn groups(call: NodeCall) -> Result<Reply, Reply> {
     match (call.verb(), call.path.len()) {
         ("GET", 2) => Ok(Reply::ok(ORIGIN, json!({ "groups": [] }))),
         ("POST", 2) => {
@@ -84,7 +84,7 @@ async fn groups(call: Call) -> Result<Reply, Reply> {
     }
 }
 
-async fn stickerpacks(call: Call) -> Result<Reply, Reply> {
+async fn stickerpacks(call: NodeCall) -> Result<Reply, Reply> {
     match (call.verb(), call.path.len()) {
         ("GET", 2) => Ok(Reply::ok(ORIGIN, json!({ "stickerpacks": [] }))),
         ("POST", 2) => {

@@ -3,7 +3,7 @@ use super::*;
 impl Bench {
     async fn order(&self, method: &str, path: &str, body: &str) -> Answer {
         let request = request(method, path, "", body);
-        let sent = exchange(&self.tasks, self.emulator.control_address(), request).await;
+        let sent = exchange(&self.scope.tasks, self.emulator.control_address(), request).await;
         read(sent.unwrap()).await
     }
 }
@@ -87,7 +87,7 @@ async fn a_page_in_a_browser_cannot_give_orders() {
     let mut order = request("POST", "/tokens/forget", "", "");
     let origin = "https://evil.example".parse().unwrap();
     order.headers_mut().insert("origin", origin);
-    let sent = exchange(&bench.tasks, bench.emulator.control_address(), order).await;
+    let sent = exchange(&bench.scope.tasks, bench.emulator.control_address(), order).await;
     assert_eq!(sent.unwrap().status(), 400);
 }
 
@@ -148,5 +148,5 @@ async fn hostile_bytes_change_nothing_and_harm_nobody() {
         .unwrap();
     assert_eq!(bench.order("GET", "/", "").await.status, 200);
     assert_eq!(bench.emulator.switches(), before);
-    assert_eq!(bench.tasks.failed(), 0, "no task panicked");
+    assert_eq!(bench.scope.tasks.failed(), 0, "no task panicked");
 }

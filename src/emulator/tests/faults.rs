@@ -244,8 +244,8 @@ async fn with_limits_on_each_node_has_its_own_bucket() {
 async fn a_drain_ends_everything_and_an_abort_does_so_at_once() {
     let bench = Bench::start().await;
     assert_eq!(bench.admin_log_in().await.status, 200);
-    bench.stop.drain();
-    let ended = timeout(Duration::from_secs(10), bench.tasks.wait()).await;
+    bench.scope.stop.drain();
+    let ended = timeout(Duration::from_secs(10), bench.scope.tasks.wait()).await;
     assert!(ended.is_ok(), "all tasks have ended");
 
     let bench = Bench::start().await;
@@ -258,5 +258,5 @@ async fn a_drain_ends_everything_and_an_abort_does_so_at_once() {
     };
     let (hung, ()) = tokio::join!(ask, stop);
     assert!(hung.is_err());
-    assert!(bench.tasks.failed() == 0);
+    assert!(bench.scope.tasks.failed() == 0);
 }

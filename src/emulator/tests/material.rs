@@ -106,12 +106,12 @@ fn what_is_missing_or_does_not_match_is_made_anew() {
 
 #[test]
 fn a_certificate_that_ends_soon_is_made_anew() {
-    use crate::emulator::issue::{self, Keys};
+    use crate::emulator::issue::{self, KeyType};
     let place = tempfile::tempdir().unwrap();
     let folder = place.path();
     certificates::make(folder).unwrap();
     let name = rcgen::DistinguishedName::new();
-    let short = issue::authority(name, Keys::Curve, 6 * 86_400).unwrap();
+    let short = issue::authority(name, KeyType::Curve, 6 * 86_400).unwrap();
     fs::write(folder.join("ca.pem"), short.pem()).unwrap();
     fs::write(folder.join("ca.key"), short.key().serialize_pem()).unwrap();
     let made = ["ca.key", "ca.pem", "server.key", "server.pem"];

@@ -33,7 +33,12 @@ impl UserDirectory {
 
     /// Replaces an outdated hash of the same password. A failure is only logged: it must not
     /// refuse a login with the right password.
-    pub(super) async fn improve(&self, name: &str, hash: Arc<PasswordHash>, seen: UserRevision) {
+    pub(super) async fn replace_hash(
+        &self,
+        name: &str,
+        hash: Arc<PasswordHash>,
+        seen: UserRevision,
+    ) {
         let Ok(change) = self.begin_change().await else {
             return;
         };

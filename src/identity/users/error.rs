@@ -1,11 +1,11 @@
-//! Why the user directory refuses.
+//! Errors of the user directory.
 
 use crate::identity::{HashFailed, HasherBusy, UnusableHash};
 use crate::profiles::{BadName, BadPassword};
 use crate::secret;
 use crate::store::StoreUnavailable;
 
-/// Why the directory could not be opened: something about the first admin.
+/// Why the directory could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot use the first admin's password")]
@@ -24,11 +24,11 @@ pub enum Error {
         #[source]
         source: UnusableHash,
     },
-    #[error("cannot keep the first admin")]
+    #[error("cannot store the first admin")]
     Unavailable(#[from] StoreUnavailable),
 }
 
-/// Why a login is refused. Outside, the first two are one answer.
+/// Why a login is refused. Clients get the same response for the first two.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginDenied {
     #[error("no such user")]
@@ -41,7 +41,7 @@ pub enum LoginDenied {
     Failed(#[source] HashFailed),
 }
 
-/// Why a user is not made.
+/// Why a user is not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     #[error("user exists already")]
@@ -54,25 +54,25 @@ pub enum CreateError {
     Busy(#[source] HasherBusy),
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
-    #[error("cannot be made to last")]
+    #[error("cannot be written to the store")]
     Unavailable(#[from] StoreUnavailable),
 }
 
-/// Why a password stays as it is.
+/// Why a password is not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     #[error("no such user")]
     Unknown,
     #[error("password is too simple")]
     BadPassword(#[from] BadPassword),
-    /// The old password, shown a moment ago, is no longer the password.
+    /// The old password, checked a moment ago, has been replaced meanwhile.
     #[error("password was changed meanwhile")]
     Superseded,
     #[error("password cannot be hashed now")]
     Busy(#[source] HasherBusy),
     #[error("cannot hash a password")]
     Failed(#[source] HashFailed),
-    #[error("cannot be made to last")]
+    #[error("cannot be written to the store")]
     Unavailable(#[from] StoreUnavailable),
 }
 
@@ -84,7 +84,7 @@ pub enum RemoveError {
     /// The first admin cannot be deleted, so there is always one (protocol sheet, 1.1).
     #[error("the first admin cannot be deleted")]
     FirstAdmin,
-    #[error("cannot be made to last")]
+    #[error("cannot be written to the store")]
     Unavailable(#[from] StoreUnavailable),
 }
 

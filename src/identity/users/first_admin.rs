@@ -1,7 +1,7 @@
-//! The first admin: made once, by the config file or with a password that is shown
-//! once. Later the store has it, and the file has a say again only when what it says
-//! is new: an admin's own change of password outlives every restart, and an operator
-//! who has lost it writes another one into the file.
+//! The first admin: created once, from the configuration or with a generated password that is
+//! shown once. After that the stored password counts, and the configured one only when it differs
+//! from the one configured last: a password that the admin has changed survives every restart, and
+//! an operator who has lost it configures another one.
 
 use std::sync::Arc;
 
@@ -20,25 +20,25 @@ use crate::profiles::{self, Role};
 use crate::secret::Secret;
 use crate::store::{PhcText, Store, StoreBackend, UserRecord};
 
-/// Name of the first admin when the operator gives none, as at the Webapp.
-const ADMIN: &str = "admin";
+/// Name of the first admin if the configuration gives none.
+const DEFAULT_NAME: &str = "admin";
 
-/// The first admin, made because the operator named none. Show it once, to a person.
+/// A generated first admin. Show it once, to a person.
 #[derive(Debug)]
 pub struct GeneratedAdmin {
     pub username: String,
     pub password: Secret,
 }
 
-/// Where the first admin's password comes from.
+/// Where the first admin's password came from at this start.
 #[derive(Debug)]
 pub enum FirstAdminStatus {
     Generated(GeneratedAdmin),
-    /// The config file's, taken over just now.
+    /// Taken from the configuration at this start.
     Configured {
         username: String,
     },
-    /// Of an earlier start, or changed since.
+    /// Stored by an earlier start, and perhaps changed since.
     Kept {
         username: String,
     },
@@ -54,22 +54,22 @@ impl FirstAdminStatus {
 }
 
 impl UserDirectory {
-    /// The directory as `kept`, with its first admin in it.
+    /// The directory with the stored users, `records`, and its first admin.
     pub async fn open(
         settings: &config::UsersConfig,
         hasher: Hasher,
         store: Arc<Store>,
-        kept: Vec<UserRecord>,
+        records: Vec<UserRecord>,
     ) -> Result<(Self, FirstAdminStatus), Error> {
         let mut directory = DirectoryState::default();
-        for record in kept {
+        for record in records {
             directory.created += 1;
             let (name, user) = user(record, directory.created)?;
             directory.users.insert(name, user);
         }
         let users = Self {
             hasher,
-            nobody: PasswordHash::of_nobody(),
+            unknown_user_hash: PasswordHash::unmatchable(),
             directory: Arc::new(RwLock::new(directory)),
             store: StoreBackend::Local(store),
             replica: None,
@@ -83,23 +83,27 @@ impl UserDirectory {
         &self,
         settings: &config::UsersConfig,
     ) -> Result<FirstAdminStatus, Error> {
-        let kept = self.first_admin();
-        let Some(wanted) = &settings.first_admin else {
-            return match kept {
+        let stored = self.first_admin();
+        let Some(configured_admin) = &settings.first_admin else {
+            return match stored {
                 Some((username, _)) => Ok(FirstAdminStatus::Kept { username }),
                 None => self.generate().await,
             };
         };
-        profiles::check_name(&wanted.username)?;
-        let known = self.read().users.get(&wanted.username).cloned();
+        profiles::check_name(&configured_admin.username)?;
+        let known = self.read().users.get(&configured_admin.username).cloned();
         let is_known = known.as_ref().is_some_and(|user| user.is_first_admin);
         let configured = known.as_ref().and_then(|user| user.configured.clone());
-        let username = wanted.username.clone();
-        if is_known && self.is_as_before(&wanted.password, configured).await? {
+        let username = configured_admin.username.clone();
+        if is_known
+            && self
+                .is_unchanged(&configured_admin.password, configured)
+                .await?
+        {
             return Ok(FirstAdminStatus::Kept { username });
         }
-        if let Some((old, user)) = kept.filter(|(old, _)| *old != username) {
-            info!(%old, new = %username, "the config file names another first admin");
+        if let Some((old, user)) = stored.filter(|(old, _)| *old != username) {
+            info!(%old, new = %username, "the configuration names another first admin");
             let user = DirectoryUser {
                 is_first_admin: false,
                 configured: None,
@@ -107,18 +111,20 @@ impl UserDirectory {
             };
             self.begin_change().await?.put(&old, user).await?;
         }
-        let hash = self.hash(&wanted.password, wanted.must_change).await?;
+        let hash = self
+            .hash(&configured_admin.password, configured_admin.must_change)
+            .await?;
         let change = FirstUser {
             name: &username,
-            configured: Some(match &wanted.password {
+            configured: Some(match &configured_admin.password {
                 FirstPassword::Hash(text) => PhcText(text.clone()),
                 FirstPassword::Plain(_) => PhcText(hash.text()),
             }),
             hash,
-            must_change: wanted.must_change,
+            must_change: configured_admin.must_change,
         };
         self.put_first_admin(change, known).await?;
-        info!(%username, "the first admin's password is the one of the config file");
+        info!(%username, "the first admin has the password of the configuration");
         Ok(FirstAdminStatus::Configured { username })
     }
 
@@ -131,16 +137,16 @@ impl UserDirectory {
 
     async fn generate(&self) -> Result<FirstAdminStatus, Error> {
         let password = random_password();
-        let known = self.read().users.get(ADMIN).cloned();
+        let known = self.read().users.get(DEFAULT_NAME).cloned();
         let first = FirstUser {
-            name: ADMIN,
+            name: DEFAULT_NAME,
             hash: self.hasher.hash(password.clone()).await?,
             must_change: false,
             configured: None,
         };
         self.put_first_admin(first, known).await?;
         Ok(FirstAdminStatus::Generated(GeneratedAdmin {
-            username: ADMIN.to_owned(),
+            username: DEFAULT_NAME.to_owned(),
             password,
         }))
     }
@@ -178,8 +184,8 @@ impl UserDirectory {
         Ok(())
     }
 
-    /// Whether the config file still says what it said when it was last taken over.
-    async fn is_as_before(
+    /// Whether the configured password is the one that was applied last.
+    async fn is_unchanged(
         &self,
         password: &FirstPassword,
         configured: Option<PhcText>,
@@ -208,7 +214,7 @@ impl UserDirectory {
             FirstPassword::Hash(text) => Ok(PasswordHash::parse(text)?),
             FirstPassword::Plain(source) => {
                 let password = source.read()?;
-                // One that has to be changed at once may be as weak as the factory's.
+                // A password that must be changed at once may be as weak as a factory default.
                 if !must_change {
                     profiles::check_password(&password)?;
                 }
@@ -218,7 +224,7 @@ impl UserDirectory {
     }
 }
 
-/// The first admin to be.
+/// The first admin to be stored.
 struct FirstUser<'a> {
     name: &'a str,
     hash: PasswordHash,
@@ -247,10 +253,10 @@ pub(super) fn user(record: UserRecord, created: u64) -> Result<(String, Director
     Ok((name, user))
 }
 
-/// Four groups of six, without letters that look alike: a person will type it.
+/// Four groups of six, without characters that look alike: a person has to type it.
 pub(super) fn random_password() -> Secret {
     const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789";
-    // Largest multiple of the alphabet that fits a byte: above it lies a bias.
+    // Largest multiple of the alphabet's size that fits a byte; larger bytes would cause a bias.
     const FAIR: u8 = (256 / LETTERS.len() * LETTERS.len()) as u8;
     loop {
         let mut bytes = Zeroizing::new([0; 64]);
@@ -259,14 +265,14 @@ pub(super) fn random_password() -> Secret {
             .expect("the operating system gives random bytes");
         let fair = bytes.iter().filter(|byte| **byte < FAIR).take(24);
         let mut text = Zeroizing::new(String::with_capacity(27));
-        for (place, byte) in fair.enumerate() {
-            if place > 0 && place % 6 == 0 {
+        for (index, byte) in fair.enumerate() {
+            if index > 0 && index % 6 == 0 {
                 text.push('-');
             }
             text.push(char::from(LETTERS[usize::from(*byte) % LETTERS.len()]));
         }
         let password = Secret::new(text.as_str());
-        // Now and then 24 letters hold no digit, which the rule demands.
+        // Sometimes 24 characters contain no digit, which the rule requires.
         if text.len() == 27 && profiles::check_password(&password).is_ok() {
             return password;
         }

@@ -1,7 +1,7 @@
-//! The user directory (`directory = "gateway"`): who may log in, with which
-//! password, as what. Read from memory; a change counts once the store has it, and
-//! one after the other (`change`). Does not end tokens: whoever removes a user does
-//! that next, and a login then in flight is fenced by the token store's epoch.
+//! The user directory (`directory = "gateway"`): who may log in, with which password and role.
+//! Read from memory; changes are serialised and take effect once the store has confirmed them
+//! (`change`). Does not revoke tokens: the caller of `remove` does, and a login running meanwhile
+//! is fenced by the token store's epoch.
 
 mod change;
 mod error;
@@ -23,14 +23,14 @@ use crate::profiles::{self, Role};
 use crate::secret::Secret;
 use crate::store::{PhcText, StoreBackend, UserRecord};
 
-/// Bytes of the longest password worth checking. The rule allows 64 characters.
-const LONGEST_PASSWORD: usize = 1024;
+/// Maximum length in bytes of a password that is checked. The rule allows 64 characters.
+const MAX_PASSWORD_BYTES: usize = 1024;
 
-/// The users and their passwords. Many may ask at once.
+/// The users and their passwords; shared by all workers.
 #[derive(Debug)]
 pub struct UserDirectory {
     hasher: Hasher,
-    nobody: PasswordHash,
+    unknown_user_hash: PasswordHash,
     directory: Arc<RwLock<DirectoryState>>,
     store: StoreBackend,
     /// Applies other gateways' changes; None: the store is not shared.
@@ -51,10 +51,10 @@ struct DirectoryUser {
     hash: Arc<PasswordHash>,
     must_change: bool,
     is_first_admin: bool,
-    /// The password the config file gave last; another one there is news.
+    /// The password that the configuration gave last; a different one there replaces the user's.
     configured: Option<PhcText>,
     revision: UserRevision,
-    /// Number of the change that wrote it, in a shared store; 0 elsewhere.
+    /// Number of the change that wrote this user to a shared store; 0 for a local store.
     seq: u64,
 }
 
@@ -71,29 +71,29 @@ impl DirectoryUser {
     }
 }
 
-/// Tells a user from an earlier one of the same name, and a password from the one
-/// before it. A re-hash of the same password is no new revision.
+/// Identifies one version of a user: a user created again under the same name, and a changed
+/// password, differ. A re-hash of the same password does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct UserRevision {
     created: u64,
     changes: u64,
 }
 
-/// A password that was right.
+/// The result of a successful password check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerifiedPassword {
     pub role: Role,
-    /// The login must send `new_password`.
+    /// The login must also set a new password (`new_password`).
     pub must_change: bool,
     revision: UserRevision,
 }
 
-/// Who wants a new password.
+/// Who changes a password.
 #[derive(Clone, Copy, Debug)]
 pub enum ChangedBy<'a> {
-    /// An admin, whatever the password was.
+    /// An admin; the old password does not matter.
     Admin,
-    /// The user, who has just shown the old one: it must still be the password.
+    /// The user, whose old password was just checked: it must still be the current one.
     User(&'a VerifiedPassword),
 }
 
@@ -104,19 +104,21 @@ impl UserDirectory {
         name: &str,
         password: Secret,
     ) -> Result<VerifiedPassword, LoginDenied> {
-        if password.expose().len() > LONGEST_PASSWORD {
+        if password.expose().len() > MAX_PASSWORD_BYTES {
             return Err(LoginDenied::WrongPassword);
         }
         let user = self.read().users.get(name).cloned();
-        let hash = user.as_ref().map_or(&self.nobody, |user| &user.hash);
+        let hash = user
+            .as_ref()
+            .map_or(&self.unknown_user_hash, |user| &user.hash);
         let verdict = self.hasher.verify(password, hash.clone()).await?;
         let user = user.ok_or(LoginDenied::Unknown)?;
-        let anew = match verdict {
+        let rehashed = match verdict {
             PasswordVerdict::Mismatch => return Err(LoginDenied::WrongPassword),
             PasswordVerdict::Match => None,
-            PasswordVerdict::MatchAnew(hash) => Some(Arc::from(hash)),
+            PasswordVerdict::MatchOutdated(hash) => Some(Arc::from(hash)),
         };
-        // Milliseconds have passed: the user may be gone, or its password another.
+        // The check took milliseconds: the user may have been removed or its password changed.
         let verified = {
             let directory = self.read();
             let now = directory.users.get(name).ok_or(LoginDenied::Unknown)?;
@@ -129,8 +131,8 @@ impl UserDirectory {
                 revision: now.revision,
             }
         };
-        if let Some(hash) = anew {
-            self.improve(name, hash, verified.revision).await;
+        if let Some(hash) = rehashed {
+            self.replace_hash(name, hash, verified.revision).await;
         }
         Ok(verified)
     }
@@ -172,17 +174,17 @@ impl UserDirectory {
         Ok(())
     }
 
-    /// The role of a user; None when there is no such user.
+    /// The role of a user; None: there is no such user.
     pub fn show(&self, name: &str) -> Option<Role> {
         self.read().users.get(name).map(|user| user.role)
     }
 
-    /// Everybody's name.
+    /// The names of all users.
     pub fn names(&self) -> HashSet<String> {
         self.read().users.keys().cloned().collect()
     }
 
-    /// Sets a new password; nothing demands a change of it any more.
+    /// Sets a new password, and clears the demand for a change.
     pub async fn change_password(
         &self,
         name: &str,
@@ -193,7 +195,7 @@ impl UserDirectory {
         profiles::check_password(&password)?;
         let hash = Arc::new(self.hasher.hash(password).await?);
         let change = self.begin_change().await?;
-        // A user deleted meanwhile, and perhaps made again, is somebody else.
+        // A user deleted and created again meanwhile is another user.
         let user = self.read().users.get(name).cloned();
         let user = user.filter(|user| user.revision.created == before.created);
         let mut user = user.ok_or(ChangeError::Unknown)?;
@@ -209,12 +211,12 @@ impl UserDirectory {
         Ok(())
     }
 
-    /// Whether the password that was right is still the user's.
+    /// Whether the password that was checked is still the user's.
     pub fn is_current(&self, name: &str, verified: &VerifiedPassword) -> bool {
         self.revision(name) == Some(verified.revision)
     }
 
-    /// Removes a user. Its tokens live on until the caller ends them.
+    /// Removes a user. Its tokens stay live until the caller ends them.
     pub async fn remove(&self, name: &str) -> Result<(), RemoveError> {
         let change = self.begin_change().await?;
         let is_first_admin = {
@@ -234,7 +236,6 @@ impl UserDirectory {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, DirectoryState> {
-        // Every change is one step, so a panic elsewhere leaves no half of one.
         self.directory.read()
     }
 

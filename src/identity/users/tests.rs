@@ -110,7 +110,7 @@ async fn an_unknown_user_and_a_wrong_password_are_told_apart_inside() {
     assert!(matches!(refused, Err(LoginDenied::Unknown)));
     let refused = users.verify("admin", secret("passw0rd!")).await;
     assert!(matches!(refused, Err(LoginDenied::WrongPassword)));
-    let long = secret(&"x".repeat(LONGEST_PASSWORD + 1));
+    let long = secret(&"x".repeat(MAX_PASSWORD_BYTES + 1));
     let refused = users.verify("nobody", long).await;
     assert!(matches!(refused, Err(LoginDenied::WrongPassword)));
 }

@@ -1,11 +1,11 @@
-//! The directory of a store that several gates share: each has all of it in memory, and
-//! takes in what the others change. What this gate changes, the store has first.
+//! A replica of the user directory in a store that several gateways share. Changes made here go to
+//! the store first; changes of other gateways are applied as they arrive.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::RwLock;
 use tokio::sync::Mutex;
 use tracing::error;
 
@@ -18,29 +18,29 @@ use crate::store::shared::{
 };
 use crate::store::{StoreBackend, StoreUnavailable, UserRecord};
 
-/// Gates that start at once all want to make the first admin; one does.
-const TRIES: usize = 50;
-const PAUSE: Duration = Duration::from_millis(100);
+/// Gateways that start at the same time all try to create the first admin; one succeeds.
+const MAX_ATTEMPTS: usize = 50;
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Takes changes into the directory.
+/// Applies changes to the directory.
 #[derive(Debug)]
 pub(super) struct UserReplica {
     directory: Arc<RwLock<DirectoryState>>,
 }
 
 impl UserDirectory {
-    /// An empty directory that follows `shared`. Settle its first admin once the store
-    /// is there.
+    /// An empty directory that follows `shared`. Call `ensure_first_admin` once the store is
+    /// connected.
     pub fn sharing(hasher: Hasher, shared: &Arc<SharedStore>) -> Self {
         let directory = Arc::new(RwLock::new(DirectoryState::default()));
         let replica = Arc::new(UserReplica {
             directory: Arc::clone(&directory),
         });
-        let follower: Weak<UserReplica> = Arc::downgrade(&replica);
-        shared.add_replica(follower);
+        let weak: Weak<UserReplica> = Arc::downgrade(&replica);
+        shared.add_replica(weak);
         Self {
             hasher,
-            nobody: PasswordHash::of_nobody(),
+            unknown_user_hash: PasswordHash::unmatchable(),
             directory,
             store: StoreBackend::Shared(Arc::clone(shared)),
             replica: Some(replica),
@@ -48,34 +48,34 @@ impl UserDirectory {
         }
     }
 
-    /// Makes the first admin, unless another gate has.
+    /// Creates the first admin, unless another gateway has done so.
     pub async fn ensure_first_admin(
         &self,
         settings: &config::UsersConfig,
     ) -> Result<FirstAdminStatus, Error> {
-        let mut left = TRIES;
+        let mut attempts = MAX_ATTEMPTS;
         loop {
             match self.settle_first_admin(settings).await {
-                Err(Error::Unavailable(StoreUnavailable::Busy)) if left > 0 => {
-                    left -= 1;
-                    tokio::time::sleep(PAUSE).await;
+                Err(Error::Unavailable(StoreUnavailable::Busy)) if attempts > 0 => {
+                    attempts -= 1;
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
-                settled => return settled,
+                result => return result,
             }
         }
     }
 }
 
 impl UserDirectory {
-    /// What the store must still say of the user when it takes a token in; None: no
-    /// other gate has a say.
+    /// The revision that the user must still have in the store when the token is inserted; None:
+    /// the store is not shared.
     pub fn stored_revision(&self, verified: &VerifiedPassword) -> Option<shared::EntryRevision> {
         self.replica.as_ref().map(|_| verified.revision.stored())
     }
 }
 
 impl VerifiedPassword {
-    /// The same user, with the password that has just taken the old one's place.
+    /// The same user after its password was changed.
     pub fn with_new_password(mut self) -> Self {
         self.revision.changes += 1;
         self
@@ -99,17 +99,16 @@ impl UserRevision {
 }
 
 impl UserReplica {
-    fn write(&self) -> RwLockWriteGuard<'_, DirectoryState> {
-        self.directory.write()
-    }
-
     fn apply_entry(directory: &mut DirectoryState, name: &str, entry: &SharedEntry) {
-        let is_older = |known: &DirectoryUser| known.seq >= entry.seq;
-        if directory.users.get(name).is_some_and(is_older) {
+        let is_newer = |known: &DirectoryUser| known.seq >= entry.seq;
+        if directory.users.get(name).is_some_and(is_newer) {
             return;
         }
         let Some(user) = read(entry) else {
-            error!(user = name, "the store's record of a user cannot be used");
+            error!(
+                user = name,
+                "the store has a record of this user in an unknown form; it is ignored"
+            );
             return;
         };
         directory.users.insert(name.to_owned(), user);
@@ -130,19 +129,19 @@ impl Replica for UserReplica {
     fn apply(&self, change: &SharedChange, seq: u64) {
         match change {
             SharedChange::User(name, Some(entry)) => {
-                Self::apply_entry(&mut self.write(), name, entry);
+                Self::apply_entry(&mut self.directory.write(), name, entry);
             }
-            SharedChange::User(name, None) => drop(self.write().users.remove(&**name)),
+            SharedChange::User(name, None) => drop(self.directory.write().users.remove(&**name)),
             SharedChange::UserEnded { user, end } => {
-                // A user deleted before it was made again is somebody else.
-                let mut directory = self.write();
+                // A user created again after this deletion is another user: keep it.
+                let mut directory = self.directory.write();
                 let is_gone = |known: &DirectoryUser| known.revision.created < end.logins;
                 if end.logins > 0 && directory.users.get(&**user).is_some_and(is_gone) {
                     directory.users.remove(&**user);
                 }
             }
             SharedChange::Directory { users, .. } => {
-                let mut directory = self.write();
+                let mut directory = self.directory.write();
                 let listed: HashMap<&str, &SharedEntry> =
                     users.iter().map(|(name, entry)| (&**name, entry)).collect();
                 directory
@@ -160,7 +159,7 @@ impl Replica for UserReplica {
     }
 
     fn invalidate(&self, _: u64) {
-        // The whole directory is told right after.
+        // The link reads the whole directory again right after this.
     }
 
     fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {

@@ -147,6 +147,12 @@ impl ConnectionActivity {
         true
     }
 
+    /// Number of response bodies that wait for the peer.
+    #[cfg(test)]
+    pub(in crate::listener) fn blocked_bodies(&self) -> usize {
+        self.blocked_bodies.lock().len()
+    }
+
     pub(in crate::listener) fn set_write_blocked(&self) {
         if self.blocked_since.load(Ordering::Relaxed) == 0 {
             self.blocked_since.store(self.now(), Ordering::Relaxed);

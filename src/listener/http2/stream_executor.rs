@@ -1,8 +1,8 @@
-//! The streams of one HTTP/2 connection, driven by its own task: a request and its
-//! answer wake no other, and what a stream has read leaves while it is still warm.
+//! Runs the streams of one HTTP/2 connection in the connection's own task, so that a request and its
+//! response wake no other task, and data is written while it is still in the cache.
 //!
-//! StreamSet and connection have wakers of their own, which mark the side and wake the task
-//! only between its turns. With the task's waker for both, a request takes 4 to
+//! The set of streams and the connection have wakers of their own, which mark their side and wake the
+//! task only between its polls. With the task's waker for both, a request takes 4 to
 //! 5 % more instructions (the guard's `h2_tls`, 2026-11-30: 91,200 against 86,000 to 89,700).
 
 use std::collections::VecDeque;
@@ -22,9 +22,9 @@ use pin_project_lite::pin_project;
 
 use crate::lifecycle::TaskSet;
 
-/// Polls of a connection in one turn of its task. StreamSet and connection wake each other
-/// without end when tokio wants the task to give way; then the runtime must have its turn.
-const ROUNDS: usize = 3;
+/// Polls of a connection per wake-up of its task. Without a bound, tokio's cooperative budget would
+/// make streams and connection wake each other forever.
+const MAX_ROUNDS: usize = 3;
 
 /// Bits of `SharedTask::woken`.
 const CONNECTION: u8 = 1;
@@ -32,7 +32,7 @@ const STREAMS: u8 = 2;
 
 type StreamFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Where hyper puts streams that begin.
+/// The executor that hyper gives new streams to.
 #[derive(Clone)]
 pub(in crate::listener) struct StreamExecutor {
     streams: Arc<Mutex<VecDeque<StreamFuture>>>,
@@ -51,21 +51,21 @@ pin_project! {
 }
 
 struct StreamSet {
-    begun: StreamExecutor,
+    executor: StreamExecutor,
     running: FuturesUnordered<GuardedStream>,
     waker: Waker,
     task: Arc<SharedTask>,
 }
 
-/// One stream until its end. A panic ends one request, as if it were a task; the work's own
-/// watch tells of it.
+/// One stream until its end. A panic ends only its request, as it would in a task of its own; the
+/// panic watch around the work logs it.
 struct GuardedStream(Option<StreamFuture>);
 
-/// The task that polls both, and which of them is to be polled again.
+/// The task that polls streams and connection, and which of them have been woken.
 #[derive(Default)]
 struct SharedTask {
     woken: AtomicU8,
-    /// Registered between two turns only: within one, `woken` is looked at anyway.
+    /// Registered only between two polls of the task; during a poll `woken` is checked anyway.
     waker: AtomicWaker,
 }
 
@@ -102,13 +102,13 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for StreamExecutor {
 }
 
 impl<C> ConnectionWithStreams<C> {
-    pub(in crate::listener) fn new(connection: C, begun: StreamExecutor) -> Self {
+    pub(in crate::listener) fn new(connection: C, executor: StreamExecutor) -> Self {
         let task = Arc::new(SharedTask::default());
         Self {
             connection,
             connection_waker: task.waker_of(CONNECTION),
             streams: StreamSet {
-                begun,
+                executor,
                 running: FuturesUnordered::new(),
                 waker: task.waker_of(STREAMS),
                 task: Arc::clone(&task),
@@ -126,24 +126,24 @@ impl<C: Future> Future for ConnectionWithStreams<C> {
     type Output = C::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
-        let mut me = self.project();
-        me.task.waker.take();
-        me.streams.poll();
-        // The connection always: its socket may have woken the task itself, for a flush.
-        for _ in 0..ROUNDS {
-            me.task.take(CONNECTION);
-            let mut cx = Context::from_waker(me.connection_waker);
-            if let Poll::Ready(end) = me.connection.as_mut().poll(&mut cx) {
+        let mut this = self.project();
+        this.task.waker.take();
+        this.streams.poll();
+        // The connection is always polled: its socket may have woken the task itself, for a flush.
+        for _ in 0..MAX_ROUNDS {
+            this.task.take(CONNECTION);
+            let mut cx = Context::from_waker(this.connection_waker);
+            if let Poll::Ready(end) = this.connection.as_mut().poll(&mut cx) {
                 return Poll::Ready(end);
             }
-            me.streams.poll();
-            if !me.task.is_woken(CONNECTION) {
+            this.streams.poll();
+            if !this.task.is_woken(CONNECTION) {
                 break;
             }
         }
-        me.task.waker.register(cx.waker());
-        if me.task.is_woken(CONNECTION | STREAMS) {
-            me.task.waker.wake();
+        this.task.waker.register(cx.waker());
+        if this.task.is_woken(CONNECTION | STREAMS) {
+            this.task.waker.wake();
         }
         Poll::Pending
     }
@@ -156,7 +156,7 @@ impl Future for GuardedStream {
         let Some(mut work) = self.0.take() else {
             return Poll::Ready(());
         };
-        // What has ended is dropped in here too.
+        // A finished future is dropped inside as well, since its drop may panic.
         let left = catch_unwind(AssertUnwindSafe(move || {
             work.as_mut().poll(cx).is_pending().then_some(work)
         }));
@@ -169,20 +169,20 @@ impl Future for GuardedStream {
 }
 
 impl StreamSet {
-    /// Polls those that begin, and those that have been woken.
+    /// Polls new streams, and those that have been woken.
     fn poll(&mut self) {
-        let mut has_begun = false;
-        while let Some(work) = self.begun.next() {
+        let mut has_new = false;
+        while let Some(work) = self.executor.next() {
             self.running.push(GuardedStream(Some(work)));
-            has_begun = true;
+            has_new = true;
         }
         let mut cx = Context::from_waker(&self.waker);
-        // Twice: having polled all it holds, the set wakes itself without need.
+        // Twice, because the set wakes itself needlessly once it has polled everything it holds.
         for _ in 0..2 {
-            if !self.task.take(STREAMS) && !has_begun {
+            if !self.task.take(STREAMS) && !has_new {
                 break;
             }
-            has_begun = false;
+            has_new = false;
             while let Poll::Ready(Some(())) = self.running.poll_next_unpin(&mut cx) {}
         }
     }
@@ -200,7 +200,7 @@ impl SharedTask {
         self.woken.load(Ordering::Acquire) & sides != 0
     }
 
-    /// Whether `side` was woken since the last time.
+    /// Whether `side` was woken since the last call.
     fn take(&self, side: u8) -> bool {
         self.is_woken(side) && self.woken.fetch_and(!side, Ordering::AcqRel) & side != 0
     }
@@ -230,12 +230,12 @@ mod tests {
 
     /// Its connection begins `streams` and ends when `is_over` says so.
     fn together(
-        begun: &StreamExecutor,
+        executor: &StreamExecutor,
         streams: Vec<StreamFuture>,
         is_over: impl Fn() -> bool,
     ) -> impl Future<Output = ()> {
         let mut streams = Some(streams);
-        let begin = begun.clone();
+        let begin = executor.clone();
         let connection = poll_fn(move |cx| {
             for stream in streams.take().into_iter().flatten() {
                 begin.execute(stream);
@@ -246,13 +246,13 @@ mod tests {
             cx.waker().wake_by_ref();
             Poll::Pending
         });
-        ConnectionWithStreams::new(connection, begun.clone())
+        ConnectionWithStreams::new(connection, executor.clone())
     }
 
     #[tokio::test]
     async fn a_panic_ends_one_stream_only_and_is_counted() {
         let tasks = TaskSet::new(Handle::current());
-        let (begun, done) = (
+        let (executor, done) = (
             StreamExecutor::new(tasks.clone()),
             Arc::new(AtomicUsize::new(0)),
         );
@@ -264,13 +264,13 @@ mod tests {
                 tell.fetch_add(1, Ordering::Relaxed);
             }),
         ];
-        together(&begun, streams, || done.load(Ordering::Relaxed) == 1).await;
+        together(&executor, streams, || done.load(Ordering::Relaxed) == 1).await;
         assert_eq!(tasks.failed(), 1);
     }
 
     #[tokio::test]
     async fn streams_and_connection_that_always_wake_leave_others_their_turn() {
-        let begun = StreamExecutor::new(TaskSet::new(Handle::current()));
+        let executor = StreamExecutor::new(TaskSet::new(Handle::current()));
         let (turns, most) = (Arc::new(AtomicUsize::new(0)), 100);
         let seen = Arc::clone(&turns);
         let restless = poll_fn(|cx| {
@@ -284,23 +284,23 @@ mod tests {
                 yield_now().await;
             }
         };
-        let both = together(&begun, streams, || seen.load(Ordering::Relaxed) == most);
+        let both = together(&executor, streams, || seen.load(Ordering::Relaxed) == most);
         tokio::join!(both, other);
     }
 
     #[tokio::test]
     async fn no_wake_from_another_thread_is_lost_and_one_after_the_end_does_nothing() {
         const RINGS: usize = 20_000;
-        let begun = StreamExecutor::new(TaskSet::new(Handle::current()));
+        let executor = StreamExecutor::new(TaskSet::new(Handle::current()));
         let (send, mut receive) = unbounded_channel();
         let (tell, told) = tokio::sync::oneshot::channel();
         let late = Arc::new(Mutex::new(None));
         let kept = Arc::clone(&late);
-        begun.execute(poll_fn(move |cx| {
+        executor.execute(poll_fn(move |cx| {
             *kept.lock() = Some(cx.waker().clone());
             Poll::Ready(())
         }));
-        begun.execute(async move {
+        executor.execute(async move {
             for _ in 0..RINGS {
                 receive.recv().await.unwrap();
             }
@@ -312,7 +312,7 @@ mod tests {
                 late.lock().iter().for_each(Waker::wake_by_ref);
             }
         });
-        let mut both = ConnectionWithStreams::new(told, begun);
+        let mut both = ConnectionWithStreams::new(told, executor);
         (&mut both).await.unwrap();
         assert_eq!(both.streams.running.len(), 0);
         rings.join().unwrap();

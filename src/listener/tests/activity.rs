@@ -112,7 +112,7 @@ fn an_answer_is_not_read_on_while_the_peer_takes_nothing() {
     assert!(!activity.register_if_blocked(&waker));
     activity.set_write_blocked();
     assert!(activity.register_if_blocked(&waker) && activity.register_if_blocked(&waker));
-    assert_eq!(activity.held_up().len(), 1, "asked twice, woken once");
+    assert_eq!(activity.blocked_bodies(), 1, "asked twice, woken once");
     assert!(activity.write_progressed() && !activity.write_progressed());
     activity.wake_blocked_bodies();
     assert!(woken.0.load(Ordering::Relaxed) && !activity.register_if_blocked(&waker));

@@ -1,39 +1,39 @@
-//! Buffers that the connections of one worker lend each other: many connections are
-//! held, few move bytes at one time.
+//! A pool of buffers for the TLS connections of one worker. Many connections are open, but few of
+//! them transfer bytes at the same time.
 
 use parking_lot::Mutex;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-/// The largest piece of plain text in one TLS record.
+/// The largest plaintext of one TLS record.
 pub(super) const RECORD: usize = 16 * 1024;
-/// What a record adds to it, and then some.
+/// Upper bound of the bytes that a record adds to its plaintext.
 pub(super) const OVERHEAD: usize = 256;
-/// Four records to be sent, and one that is being put together. A client that takes
-/// nothing of its answer holds one of these.
+/// Size of a buffer: four records to be sent, and the plaintext of the next one. A connection whose
+/// client does not read its response holds one buffer.
 pub(super) const SIZE: usize = 4 * (RECORD + OVERHEAD) + RECORD;
-/// Spare ones that are kept. More are lent at one time only while clients take nothing.
+/// Most unused buffers in the pool. More are in use at once only while clients do not read.
 const SPARE: usize = 8;
 
-/// The spare buffers of one worker.
+/// The unused buffers of one worker.
 #[derive(Debug, Default)]
 pub(in crate::listener) struct BufferPool {
     spare: Mutex<Vec<Box<[u8]>>>,
 }
 
-/// `SIZE` bytes of anybody's; back with the others when dropped.
+/// A `SIZE`-byte buffer borrowed from the worker's pool; returned to it on drop.
 #[derive(Debug)]
 pub(super) struct PooledBuffer {
     bytes: Box<[u8]>,
-    home: Arc<BufferPool>,
+    pool: Arc<BufferPool>,
 }
 
 impl BufferPool {
-    pub(super) fn lend(self: &Arc<Self>) -> PooledBuffer {
+    pub(super) fn acquire(self: &Arc<Self>) -> PooledBuffer {
         let spare = self.spare.lock().pop();
         PooledBuffer {
             bytes: spare.unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()),
-            home: Arc::clone(self),
+            pool: Arc::clone(self),
         }
     }
 }
@@ -54,7 +54,7 @@ impl DerefMut for PooledBuffer {
 
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
-        let mut spare = self.home.spare.lock();
+        let mut spare = self.pool.spare.lock();
         if spare.len() < SPARE {
             spare.push(std::mem::take(&mut self.bytes));
         }
@@ -66,13 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_is_used_again_and_few_are_kept() {
+    fn a_buffer_is_reused_and_the_pool_is_bounded() {
         let buffers = Arc::new(BufferPool::default());
-        let first = buffers.lend();
-        let place = first.as_ptr();
+        let first = buffers.acquire();
+        let address = first.as_ptr();
         drop(first);
-        assert_eq!(buffers.lend().as_ptr(), place);
-        let many: Vec<_> = (0..SPARE + 5).map(|_| buffers.lend()).collect();
+        assert_eq!(buffers.acquire().as_ptr(), address);
+        let many: Vec<_> = (0..SPARE + 5).map(|_| buffers.acquire()).collect();
         drop(many);
         assert_eq!(buffers.spare.lock().len(), SPARE);
     }

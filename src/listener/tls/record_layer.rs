@@ -1,7 +1,7 @@
-//! TLS records of one connection. rustls does the protocol and keeps the keys; the
-//! bytes lie in buffers that the worker lends, so that an idle connection holds none.
+//! The TLS records of one connection. rustls implements the protocol and holds the keys; the bytes
+//! are in buffers borrowed from the worker's pool, so that an idle connection holds none.
 //!
-//! Only this file uses rustls' unbuffered API. tokio-rustls was measured in its place on
+//! Only this file uses the unbuffered API of rustls. tokio-rustls was measured in its place on
 //! 2026-11-30, by the guard, by 10,000 connections at rest and by CPU time under `h2load`: an
 //! idle connection holds 11.5 KiB instead of 7.5, and a POST of 64 KiB takes 417,000
 //! instructions instead of 382,000 and 70 µs instead of 63. Downloads get cheaper, by a tenth
@@ -17,43 +17,43 @@ use tokio::io::ReadBuf;
 
 use super::buffer_pool::{BufferPool, OVERHEAD, PooledBuffer, RECORD, SIZE};
 
-/// Records to be sent lie below, the text of the next one above.
+/// Offset in a write buffer: encrypted records are below, the plaintext of the next record above.
 const DRAFT: usize = SIZE - RECORD;
-/// More than that is no record, and no handshake message that anybody needs.
-const LARGEST_PART: usize = 64 * 1024;
+/// Largest incomplete record or handshake message that is accepted.
+const MAX_PART: usize = 64 * 1024;
 
-/// One connection's state between its bytes and its text.
+/// One connection's state between encrypted bytes and plaintext.
 pub(super) struct RecordLayer {
     tls: UnbufferedServerConnection,
     pub(super) buffers: Arc<BufferPool>,
-    /// The beginning of a record whose end has not come.
+    /// The beginning of an incomplete record.
     pub(in crate::listener) part: Vec<u8>,
-    /// Text that the reader had no room for, from `taken` on.
-    text: Vec<u8>,
-    taken: usize,
+    /// Plaintext that the reader has not taken yet, from `consumed` on.
+    plaintext: Vec<u8>,
+    consumed: usize,
     out: Option<WriteBuffer>,
-    /// A few bytes that may wait for the next record: not worth a buffer.
-    late: Vec<u8>,
-    /// The peer has said that nothing more comes.
+    /// Encrypted bytes that wait for the next record, without holding a pool buffer.
+    deferred: Vec<u8>,
+    /// The peer has sent close_notify.
     pub(in crate::listener) is_over: bool,
-    has_said_goodbye: bool,
+    has_sent_close: bool,
 }
 
-/// What is to be done as soon as the protocol allows it.
+/// A write to be done as soon as the protocol state allows it.
 #[derive(Clone, Copy)]
 enum WriteOp<'w> {
     Nothing,
-    Seal(&'w [u8]),
-    SealDraft,
-    Goodbye,
+    Encrypt(&'w [u8]),
+    EncryptDraft,
+    CloseNotify,
 }
 
-/// Records on their way to the socket.
+/// Encrypted records on their way to the socket, and the plaintext of the next one.
 struct WriteBuffer {
     buffer: PooledBuffer,
     sent: usize,
     end: usize,
-    /// Bytes of text from `DRAFT` on.
+    /// Plaintext bytes from offset `DRAFT` on.
     draft: usize,
 }
 
@@ -66,12 +66,12 @@ impl RecordLayer {
             tls: UnbufferedServerConnection::new(config).map_err(broken)?,
             buffers,
             part: Vec::new(),
-            text: Vec::new(),
-            taken: 0,
+            plaintext: Vec::new(),
+            consumed: 0,
             out: None,
-            late: Vec::new(),
+            deferred: Vec::new(),
             is_over: false,
-            has_said_goodbye: false,
+            has_sent_close: false,
         })
     }
 
@@ -83,13 +83,13 @@ impl RecordLayer {
         self.tls.protocol_version()
     }
 
-    /// What the two sides agreed to speak (RFC 7301).
+    /// The protocol both sides agreed on (RFC 7301).
     pub(super) fn alpn(&self) -> Option<&[u8]> {
         self.tls.alpn_protocol()
     }
 
-    /// Decrypts `bytes`: the part that was kept, and what came after it. Their text goes
-    /// to `reader`, as far as it fits.
+    /// Decrypts `bytes`: the incomplete part and what was received after it. The plaintext goes to
+    /// `reader`, and what does not fit is buffered.
     pub(in crate::listener) fn open(
         &mut self,
         bytes: &mut [u8],
@@ -97,47 +97,47 @@ impl RecordLayer {
     ) -> io::Result<()> {
         let done = self.drive(bytes, WriteOp::Nothing, reader)?;
         let part = if self.is_over { &[] } else { &bytes[done..] };
-        if part.len() > LARGEST_PART {
+        if part.len() > MAX_PART {
             return Err(broken("a TLS message of more than 64 KiB"));
         }
         self.part = part.to_vec();
         Ok(())
     }
 
-    /// Gives `reader` text that was kept for it; false if there was none.
-    pub(super) fn read_kept(&mut self, reader: &mut ReadBuf<'_>) -> bool {
-        let kept = &self.text[self.taken..];
-        if kept.is_empty() {
+    /// Moves buffered plaintext to `reader`; false if there is none.
+    pub(super) fn read_buffered(&mut self, reader: &mut ReadBuf<'_>) -> bool {
+        let buffered = &self.plaintext[self.consumed..];
+        if buffered.is_empty() {
             return false;
         }
-        let count = kept.len().min(reader.remaining());
-        reader.put_slice(&kept[..count]);
-        self.taken += count;
-        if self.taken == self.text.len() {
-            (self.text, self.taken) = (Vec::new(), 0);
+        let count = buffered.len().min(reader.remaining());
+        reader.put_slice(&buffered[..count]);
+        self.consumed += count;
+        if self.consumed == self.plaintext.len() {
+            (self.plaintext, self.consumed) = (Vec::new(), 0);
         }
         true
     }
 
-    pub(super) fn has_text(&self) -> bool {
-        self.taken < self.text.len()
+    pub(super) fn has_buffered(&self) -> bool {
+        self.consumed < self.plaintext.len()
     }
 
-    /// Takes text to be sent; gives how much of it, 0 when records must leave first.
-    pub(in crate::listener) fn take(&mut self, mut piece: &[u8]) -> io::Result<usize> {
+    /// Takes plaintext to be sent. Returns how many bytes; 0 if records must be sent first.
+    pub(in crate::listener) fn write(&mut self, mut piece: &[u8]) -> io::Result<usize> {
         let whole = piece.len();
         while !piece.is_empty() && !self.is_full() {
             let draft = self.out().draft;
             let count = (RECORD - draft).min(piece.len());
             let (now, later) = piece.split_at(count);
             if count == RECORD {
-                self.wish(WriteOp::Seal(now))?;
+                self.run(WriteOp::Encrypt(now))?;
             } else {
                 let out = self.out();
                 out.buffer[DRAFT + draft..][..count].copy_from_slice(now);
                 out.draft += count;
                 if out.draft == RECORD {
-                    self.seal()?;
+                    self.encrypt_draft()?;
                 }
             }
             piece = later;
@@ -145,53 +145,53 @@ impl RecordLayer {
         Ok(whole - piece.len())
     }
 
-    /// No room for another record.
+    /// Whether there is no room for another record.
     pub(super) fn is_full(&self) -> bool {
         self.out
             .as_ref()
             .is_some_and(|out| DRAFT - out.end < RECORD + 2 * OVERHEAD)
     }
 
-    /// Makes a record of the text that was taken and lies about.
-    pub(super) fn seal(&mut self) -> io::Result<()> {
+    /// Encrypts the buffered plaintext into a TLS record.
+    pub(super) fn encrypt_draft(&mut self) -> io::Result<()> {
         match &self.out {
-            Some(out) if out.draft > 0 => self.wish(WriteOp::SealDraft),
+            Some(out) if out.draft > 0 => self.run(WriteOp::EncryptDraft),
             _ => Ok(()),
         }
     }
 
-    /// What is to be sent may wait for the next record.
+    /// Keeps unsent records for the next write, and returns the buffer to the pool.
     pub(super) fn defer_write(&mut self) {
         if let Some(out) = self.out.take() {
-            self.late = out.buffer[out.sent..out.end].to_vec();
+            self.deferred = out.buffer[out.sent..out.end].to_vec();
         }
     }
 
-    /// It has waited for long enough.
+    /// Makes the deferred records available to `unsent` again.
     pub(super) fn resume_write(&mut self) {
-        if !self.late.is_empty() {
+        if !self.deferred.is_empty() {
             self.out();
         }
     }
 
-    /// The last record: nothing more comes from here.
-    pub(super) fn say_goodbye(&mut self) -> io::Result<()> {
-        if self.has_said_goodbye {
+    /// Queues close_notify, after which nothing more is sent.
+    pub(super) fn close_notify(&mut self) -> io::Result<()> {
+        if self.has_sent_close {
             return Ok(());
         }
-        self.has_said_goodbye = true;
-        self.seal()?;
-        self.wish(WriteOp::Goodbye)
+        self.has_sent_close = true;
+        self.encrypt_draft()?;
+        self.run(WriteOp::CloseNotify)
     }
 
-    /// Bytes for the socket.
+    /// Encrypted bytes for the socket.
     pub(in crate::listener) fn unsent(&self) -> &[u8] {
         self.out
             .as_ref()
             .map_or(&[], |out| &out.buffer[out.sent..out.end])
     }
 
-    /// The socket took `count` of them.
+    /// Notes that the socket took `count` bytes of `unsent`.
     pub(in crate::listener) fn sent(&mut self, count: usize) {
         if let Some(out) = &mut self.out {
             out.sent += count;
@@ -206,24 +206,24 @@ impl RecordLayer {
 
     fn out(&mut self) -> &mut WriteBuffer {
         self.out
-            .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late))
+            .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.deferred))
     }
 
-    fn wish(&mut self, wish: WriteOp<'_>) -> io::Result<()> {
-        // rustls must see the part that it has seen before.
+    fn run(&mut self, op: WriteOp<'_>) -> io::Result<()> {
+        // rustls needs the incomplete part again that it has seen before.
         let mut part = std::mem::take(&mut self.part);
-        let done = self.drive(&mut part, wish, &mut ReadBuf::new(&mut []))?;
+        let done = self.drive(&mut part, op, &mut ReadBuf::new(&mut []))?;
         part.drain(..done);
         self.part = part;
         Ok(())
     }
 
-    /// Lets rustls work on `bytes` until it needs more, and then do `wish`. Gives how
-    /// many of `bytes` are done with.
+    /// Lets rustls process `bytes` until it needs more, and then do `op`. Returns how many of `bytes`
+    /// have been consumed.
     fn drive(
         &mut self,
         bytes: &mut [u8],
-        wish: WriteOp<'_>,
+        op: WriteOp<'_>,
         reader: &mut ReadBuf<'_>,
     ) -> io::Result<usize> {
         let mut done = 0;
@@ -238,23 +238,23 @@ impl RecordLayer {
                         let count = record.payload.len().min(reader.remaining());
                         let (now, later) = record.payload.split_at(count);
                         reader.put_slice(now);
-                        self.text.extend_from_slice(later);
+                        self.plaintext.extend_from_slice(later);
                     }
                 }
-                Ok(ConnectionState::EncodeTlsData(words)) => {
+                Ok(ConnectionState::EncodeTlsData(message)) => {
                     let out = self
                         .out
-                        .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late));
-                    out.put(words)?;
+                        .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.deferred));
+                    out.encode(message)?;
                 }
-                Ok(ConnectionState::TransmitTlsData(words)) => words.done(),
+                Ok(ConnectionState::TransmitTlsData(message)) => message.done(),
                 Ok(ConnectionState::PeerClosed) => self.is_over = true,
                 Ok(ConnectionState::WriteTraffic(traffic)) => {
-                    if !matches!(wish, WriteOp::Nothing) {
-                        let out = self
-                            .out
-                            .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late));
-                        out.fulfil(wish, traffic)?;
+                    if !matches!(op, WriteOp::Nothing) {
+                        let out = self.out.get_or_insert_with(|| {
+                            WriteBuffer::new(&self.buffers, &mut self.deferred)
+                        });
+                        out.apply(op, traffic)?;
                     }
                     return Ok(done + discard);
                 }
@@ -268,24 +268,24 @@ impl RecordLayer {
         }
     }
 
-    /// The words for the peer about what it did wrong.
+    /// Queues the alert for a peer that broke the protocol.
     fn alert(&mut self, rest: &mut [u8]) {
         let next = self.tls.process_tls_records(rest);
-        if let Ok(ConnectionState::EncodeTlsData(words)) = next.state {
+        if let Ok(ConnectionState::EncodeTlsData(message)) = next.state {
             let out = self
                 .out
-                .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.late));
-            // No room: the peer does not read them anyway.
-            let _ = out.put(words);
+                .get_or_insert_with(|| WriteBuffer::new(&self.buffers, &mut self.deferred));
+            // Without room the peer does not read, and the alert is dropped.
+            let _ = out.encode(message);
         }
     }
 }
 
 impl WriteBuffer {
-    fn new(buffers: &Arc<BufferPool>, late: &mut Vec<u8>) -> Self {
-        let mut buffer = buffers.lend();
-        let end = late.len();
-        buffer[..end].copy_from_slice(&std::mem::take(late));
+    fn new(buffers: &Arc<BufferPool>, deferred: &mut Vec<u8>) -> Self {
+        let mut buffer = buffers.acquire();
+        let end = deferred.len();
+        buffer[..end].copy_from_slice(&std::mem::take(deferred));
         Self {
             buffer,
             sent: 0,
@@ -294,30 +294,30 @@ impl WriteBuffer {
         }
     }
 
-    fn put<D>(&mut self, mut words: EncodeTlsData<'_, D>) -> io::Result<()> {
-        let count = words.encode(&mut self.buffer[self.end..DRAFT]);
+    fn encode<D>(&mut self, mut message: EncodeTlsData<'_, D>) -> io::Result<()> {
+        let count = message.encode(&mut self.buffer[self.end..DRAFT]);
         self.end += count.map_err(broken)?;
         Ok(())
     }
 
-    fn fulfil<D>(&mut self, wish: WriteOp<'_>, mut traffic: WriteTraffic<'_, D>) -> io::Result<()> {
+    fn apply<D>(&mut self, op: WriteOp<'_>, mut traffic: WriteTraffic<'_, D>) -> io::Result<()> {
         let (records, text) = self.buffer.split_at_mut(DRAFT);
         let records = &mut records[self.end..];
-        let count = match wish {
+        let count = match op {
             WriteOp::Nothing => return Ok(()),
-            WriteOp::Seal(text) => traffic.encrypt(text, records),
-            WriteOp::SealDraft => {
+            WriteOp::Encrypt(text) => traffic.encrypt(text, records),
+            WriteOp::EncryptDraft => {
                 let draft = std::mem::take(&mut self.draft);
                 traffic.encrypt(&text[..draft], records)
             }
-            WriteOp::Goodbye => traffic.queue_close_notify(records),
+            WriteOp::CloseNotify => traffic.queue_close_notify(records),
         };
         self.end += count.map_err(broken)?;
         Ok(())
     }
 }
 
-/// The peer, or the two of us together, broke the protocol.
+/// The error of a broken TLS protocol.
 fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, error)
 }

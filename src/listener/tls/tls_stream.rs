@@ -1,4 +1,4 @@
-//! A socket whose bytes are TLS.
+//! The TLS stream of one connection: a socket and its record layer.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -21,16 +21,16 @@ pub(in crate::listener) struct ServerTlsStream {
     tcp: TcpStream,
     records: RecordLayer,
     has_sent: bool,
-    /// The peer has said something.
-    has_heard: bool,
+    /// Bytes have been received.
+    has_received: bool,
 }
 
-/// Why there is no TLS connection.
+/// Why a TLS handshake failed.
 #[derive(Debug)]
 pub(in crate::listener) enum HandshakeFailure {
-    /// The peer left without a word, as probes of a port do.
+    /// The peer closed the connection without sending anything, as port probes do.
     Silent,
-    /// It speaks HTTP without TLS; an answer can be written to it.
+    /// The peer speaks HTTP without TLS, so a response can be written to it.
     PlainHttp(TcpStream),
     Broken(io::Error),
 }
@@ -45,14 +45,14 @@ fn is_plain_http(error: &io::Error) -> bool {
 
 impl fmt::Debug for ServerTlsStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secured")
+        f.debug_struct("ServerTlsStream")
             .field("tcp", &self.tcp)
             .finish_non_exhaustive()
     }
 }
 
 impl ServerTlsStream {
-    /// Does the handshake. Boxed at once: it lives longer than any step it goes through.
+    /// Performs the handshake. Boxed at once, because the stream outlives all its steps.
     pub(in crate::listener) async fn accept(
         tcp: TcpStream,
         config: Arc<ServerConfig>,
@@ -63,12 +63,12 @@ impl ServerTlsStream {
             tcp,
             records,
             has_sent: false,
-            has_heard: false,
+            has_received: false,
         });
         match poll_fn(|cx| secured.poll_handshake(cx)).await {
             Ok(()) => Ok(secured),
             Err(error) if is_plain_http(&error) => Err(HandshakeFailure::PlainHttp(secured.tcp)),
-            Err(_) if !secured.has_heard => Err(HandshakeFailure::Silent),
+            Err(_) if !secured.has_received => Err(HandshakeFailure::Silent),
             Err(error) => Err(HandshakeFailure::Broken(error)),
         }
     }
@@ -79,7 +79,7 @@ impl ServerTlsStream {
         }
     }
 
-    /// What the two sides agreed to speak.
+    /// Whether both sides agreed on HTTP/2 (ALPN).
     pub(in crate::listener) fn is_http2(&self) -> bool {
         self.records.alpn() == Some(b"h2")
     }
@@ -92,44 +92,44 @@ impl ServerTlsStream {
                 return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
             }
         }
-        // Tickets go with the first answer.
+        // Session tickets are sent with the first response.
         self.records.defer_write();
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and decrypts it; text that `reader` has no room for is kept.
+    /// Reads once and decrypts. Plaintext beyond the capacity of `reader` is buffered.
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Most questions find nothing; for those no buffer is needed.
+        // Most polls find no data, so a buffer is borrowed only once the socket is readable.
         ready!(self.tcp.poll_read_ready(cx))?;
-        let mut buffer = self.records.buffers.lend();
-        let had = self.records.part.len();
-        buffer[..had].copy_from_slice(&self.records.part);
-        // No more than the reader has room for, but room for one record.
-        let most = had + (RECORD + OVERHEAD).max(reader.remaining() + OVERHEAD);
-        let mut fresh = ReadBuf::new(&mut buffer[had..most.min(SIZE)]);
+        let mut buffer = self.records.buffers.acquire();
+        let pending = self.records.part.len();
+        buffer[..pending].copy_from_slice(&self.records.part);
+        // As much as the reader can take, but at least one record.
+        let max = pending + (RECORD + OVERHEAD).max(reader.remaining() + OVERHEAD);
+        let mut fresh = ReadBuf::new(&mut buffer[pending..max.min(SIZE)]);
         ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut fresh))?;
         let count = fresh.filled().len();
         if count == 0 {
-            // Anybody on the way can close a socket; only the peer can say that it is done.
+            // Anyone on the path can close a TCP connection; only the peer can send close_notify.
             return Poll::Ready(Err(ErrorKind::UnexpectedEof.into()));
         }
         // A method is letters; the type of a TLS record never is (RFC 8446 5.1).
-        if !std::mem::replace(&mut self.has_heard, true) && buffer[0].is_ascii_alphabetic() {
+        if !std::mem::replace(&mut self.has_received, true) && buffer[0].is_ascii_alphabetic() {
             return Poll::Ready(Err(io::Error::new(ErrorKind::InvalidData, PlainHttp)));
         }
-        let opened = self.records.open(&mut buffer[..had + count], reader);
+        let opened = self.records.open(&mut buffer[..pending + count], reader);
         if opened.is_err() {
-            // An alert: worth one try.
+            // Tries to send the alert once.
             let _ = self.poll_send(cx);
         }
         Poll::Ready(opened)
     }
 
-    /// Sends all records there are.
+    /// Sends all encrypted records.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.records.unsent().is_empty() {
             let unsent = self.records.unsent();
@@ -146,7 +146,7 @@ impl ServerTlsStream {
 
 impl TransportSocket for Box<ServerTlsStream> {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.records.has_text() {
+        match self.records.has_buffered() {
             true => Poll::Ready(()),
             false => self.tcp.poll_readable(cx),
         }
@@ -168,10 +168,10 @@ impl AsyncRead for ServerTlsStream {
         cx: &mut Context<'_>,
         reader: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
+        let this = self.get_mut();
         let before = reader.filled().len();
-        while !me.records.read_kept(reader) && !me.records.is_over {
-            ready!(me.poll_receive(cx, reader))?;
+        while !this.records.read_buffered(reader) && !this.records.is_over {
+            ready!(this.poll_receive(cx, reader))?;
             if reader.filled().len() > before {
                 break;
             }
@@ -181,7 +181,7 @@ impl AsyncRead for ServerTlsStream {
 }
 
 impl AsyncWrite for ServerTlsStream {
-    /// What is written goes out when it fills records, or at a flush.
+    /// Written bytes are sent when they fill records, or at a flush.
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -195,13 +195,13 @@ impl AsyncWrite for ServerTlsStream {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let me = self.get_mut();
-        if me.records.is_full() {
-            ready!(me.poll_send(cx))?;
+        let this = self.get_mut();
+        if this.records.is_full() {
+            ready!(this.poll_send(cx))?;
         }
         let mut taken = 0;
         for piece in pieces {
-            let count = me.records.take(piece)?;
+            let count = this.records.write(piece)?;
             taken += count;
             if count < piece.len() {
                 break;
@@ -215,16 +215,16 @@ impl AsyncWrite for ServerTlsStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
-        me.records.seal()?;
-        me.poll_send(cx)
+        let this = self.get_mut();
+        this.records.encrypt_draft()?;
+        this.poll_send(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let me = self.get_mut();
-        me.records.say_goodbye()?;
-        ready!(me.poll_send(cx))?;
-        match ready!(Pin::new(&mut me.tcp).poll_shutdown(cx)) {
+        let this = self.get_mut();
+        this.records.close_notify()?;
+        ready!(this.poll_send(cx))?;
+        match ready!(Pin::new(&mut this.tcp).poll_shutdown(cx)) {
             Err(error) if error.kind() != ErrorKind::NotConnected => Poll::Ready(Err(error)),
             _ => Poll::Ready(Ok(())),
         }

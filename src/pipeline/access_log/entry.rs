@@ -1,5 +1,5 @@
-//! The access record: opened first, closed last, on drop at the latest. One line and
-//! a few counts per request; no header, no query and no body ever gets into it.
+//! The access log entry of a request: opened before any stage runs, written when it is dropped. It
+//! never contains a header, a query or a body.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,53 +12,53 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::Instant;
 
+use super::attempted_user::AttemptedUser;
 use super::line::{AccessLine, key};
 use crate::identity::Client;
 use crate::logging::WorkerLines;
 use crate::metrics::{Blame, LabelSet as _, Reason};
-use crate::pipeline::body::rate_guard::BodyDebtor;
+use crate::pipeline::body::rate_guard::BodySide;
 use crate::pipeline::body::request_body::BodyHandle;
-use crate::pipeline::body::streaming::StreamError;
+use crate::pipeline::body::response_stream::StreamError;
 use crate::pipeline::headers::trace::{HexDigits, TraceParent};
-use crate::pipeline::limit::InFlight;
-use crate::pipeline::peer::{Peer, sharer};
+use crate::pipeline::limit::InFlightPermit;
+use crate::pipeline::peer::{Peer, share_owner};
 use crate::pipeline::reject::Rejection;
-use crate::pipeline::stages::route::RouteEntry;
-use crate::pipeline::users_node::attempted_user::TriedUser;
 use crate::pipeline::worker_context::WorkerContext;
 
 /// What is known of one request so far.
 pub(in crate::pipeline) struct AccessLogEntry {
-    here: Arc<WorkerContext>,
+    worker: Arc<WorkerContext>,
     id: HexDigits<32>,
     trace: TraceParent,
     opened: Instant,
-    /// None: it was not read.
+    /// None: the head could not be read.
     method: Option<Method>,
-    /// Its query is never shown.
+    /// The query is never logged.
     target: Option<PathAndQuery>,
-    peer: IpAddr,
-    /// Index in the rules' table.
+    origin: IpAddr,
+    /// Index in the route table.
     route: Option<usize>,
     client: Option<Client>,
-    /// Of a login.
-    tried_user: Option<Box<TriedUser>>,
-    /// None: the client left before there was an answer.
+    /// The user name of a login.
+    attempted_user: Option<Box<AttemptedUser>>,
+    /// None: the client disconnected before there was a response.
     status: Option<StatusCode>,
     upstream_status: Option<u16>,
     blame: Blame,
     reason: Option<Reason>,
     cause: Option<Cow<'static, str>>,
-    body: Option<BodyHandle>,
+    request_body: Option<BodyHandle>,
     bytes_out: u64,
-    repeated: bool,
+    retried: bool,
     end: BodyEnd,
-    held: Option<InFlight>,
+    in_flight: Option<InFlightPermit>,
 }
 
+/// How the response body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyEnd {
-    /// The client left, or is still there.
+    /// It has not ended; in a closed entry: the client disconnected.
     Open,
     Complete,
     BrokeOff,
@@ -66,48 +66,48 @@ enum BodyEnd {
 
 impl AccessLogEntry {
     pub(in crate::pipeline) fn open(
-        here: &Arc<WorkerContext>,
+        worker: &Arc<WorkerContext>,
         head: &Parts,
         peer: &Peer,
     ) -> Box<Self> {
-        let mut record = Self::unread(here, TraceParent::of(&head.headers), peer);
-        record.method = Some(head.method.clone());
-        record.target = head.uri.path_and_query().cloned();
-        record
+        let mut entry = Self::new(worker, TraceParent::of(&head.headers), peer);
+        entry.method = Some(head.method.clone());
+        entry.target = head.uri.path_and_query().cloned();
+        entry
     }
 
-    /// Of a request whose head could not be read.
-    pub(in crate::pipeline) fn open_unread(here: &Arc<WorkerContext>, peer: &Peer) -> Box<Self> {
-        Self::unread(here, TraceParent::of(&HeaderMap::new()), peer)
+    /// The entry of a request whose head could not be read.
+    pub(in crate::pipeline) fn open_unread(worker: &Arc<WorkerContext>, peer: &Peer) -> Box<Self> {
+        Self::new(worker, TraceParent::of(&HeaderMap::new()), peer)
     }
 
-    fn unread(here: &Arc<WorkerContext>, trace: TraceParent, peer: &Peer) -> Box<Self> {
-        here.metrics.requests_in_flight.inc();
+    fn new(worker: &Arc<WorkerContext>, trace: TraceParent, peer: &Peer) -> Box<Self> {
+        worker.app.metrics.requests_in_flight.inc();
         Box::new(Self {
-            here: Arc::clone(here),
+            worker: Arc::clone(worker),
             id: HexDigits::random(),
             trace,
             opened: Instant::now(),
             method: None,
             target: None,
-            peer: peer.ip(),
+            origin: peer.ip(),
             route: None,
             client: None,
-            tried_user: None,
+            attempted_user: None,
             status: None,
             upstream_status: None,
             blame: Blame::None,
             reason: None,
             cause: None,
-            body: None,
+            request_body: None,
             bytes_out: 0,
-            repeated: false,
+            retried: false,
             end: BodyEnd::Open,
-            held: None,
+            in_flight: None,
         })
     }
 
-    /// 32 hex digits, as the Webapp's own `X-Request-ID`.
+    /// The request id, 32 hex digits.
     pub(in crate::pipeline) fn id(&self) -> &str {
         self.id.as_str()
     }
@@ -120,47 +120,49 @@ impl AccessLogEntry {
         &self.trace
     }
 
-    pub(in crate::pipeline) fn peer(&mut self, ip: IpAddr) {
-        self.peer = ip;
+    pub(in crate::pipeline) fn set_origin(&mut self, ip: IpAddr) {
+        self.origin = ip;
     }
 
-    pub(in crate::pipeline) fn route(&mut self, route: &RouteEntry) {
-        self.route = Some(route.index);
+    /// `index`: in the route table of the worker's rules.
+    pub(in crate::pipeline) fn set_route(&mut self, index: usize) {
+        self.route = Some(index);
     }
 
-    pub(in crate::pipeline) fn client(&mut self, client: &Client) {
+    pub(in crate::pipeline) fn set_client(&mut self, client: &Client) {
         self.client = Some(client.clone());
     }
 
-    pub(in crate::pipeline) fn tried_user(&mut self, user: TriedUser) {
-        self.tried_user = Some(Box::new(user));
+    pub(in crate::pipeline) fn set_attempted_user(&mut self, user: AttemptedUser) {
+        self.attempted_user = Some(Box::new(user));
     }
 
-    pub(in crate::pipeline) fn body(&mut self, body: BodyHandle) {
-        self.body = Some(body);
+    pub(in crate::pipeline) fn set_request_body(&mut self, body: BodyHandle) {
+        self.request_body = Some(body);
     }
 
-    /// The request's place among those in flight is free when the record closes.
-    pub(in crate::pipeline) fn hold(&mut self, place: InFlight) {
-        self.held = Some(place);
+    /// Keeps the request's in-flight permit until the entry is closed.
+    pub(in crate::pipeline) fn set_in_flight(&mut self, permit: InFlightPermit) {
+        self.in_flight = Some(permit);
     }
 
-    /// Counts that place as one of this client's; a client may have too many.
-    pub(in crate::pipeline) fn claim_place(&mut self, client: &Client) -> Result<(), Rejection> {
-        let peer = self.peer;
-        match &mut self.held {
-            Some(place) => place
-                .claim(sharer(client, peer))
-                .map_err(|_| Rejection::ShareTaken),
+    /// Counts the in-flight permit as one of this client's; fails when the client has its share.
+    pub(in crate::pipeline) fn claim_in_flight(
+        &mut self,
+        client: &Client,
+    ) -> Result<(), Rejection> {
+        let owner = share_owner(client, self.origin);
+        match &mut self.in_flight {
+            Some(permit) => permit.claim(owner).map_err(|_| Rejection::ShareTaken),
             None => Ok(()),
         }
     }
 
-    pub(in crate::pipeline) fn repeated(&mut self) {
-        self.repeated = true;
+    pub(in crate::pipeline) fn set_retried(&mut self) {
+        self.retried = true;
     }
 
-    pub(in crate::pipeline) fn answered_upstream(&mut self, status: StatusCode) {
+    pub(in crate::pipeline) fn upstream_responded(&mut self, status: StatusCode) {
         self.upstream_status = Some(status.as_u16());
         if status.is_server_error() {
             self.blame = Blame::Upstream;
@@ -174,42 +176,46 @@ impl AccessLogEntry {
         self.blame = mapping.blame;
         self.reason = Some(mapping.reason);
         self.cause = rejection.cause();
-        self.here.metrics.rejections.add(mapping.reason);
+        self.worker.app.metrics.rejections.add(mapping.reason);
     }
 
-    pub(in crate::pipeline) fn status(&mut self, status: StatusCode) {
+    pub(in crate::pipeline) fn set_status(&mut self, status: StatusCode) {
         self.status = Some(status);
     }
 
-    pub(in crate::pipeline) fn sent(&mut self, bytes: usize) {
+    pub(in crate::pipeline) fn add_bytes_out(&mut self, bytes: usize) {
         self.bytes_out += bytes as u64;
     }
 
-    pub(in crate::pipeline) fn completed(&mut self) {
+    /// The response body has been sent to its end.
+    pub(in crate::pipeline) fn complete(&mut self) {
         if self.end == BodyEnd::Open {
             self.end = BodyEnd::Complete;
         }
     }
 
+    /// The response body ended with an error.
     pub(in crate::pipeline) fn broke_off(&mut self, error: &StreamError) {
         self.end = BodyEnd::BrokeOff;
         self.blame = match error {
             StreamError::Upstream(_)
             | StreamError::UpstreamSilent
-            | StreamError::TimeUp(BodyDebtor::Upstream) => Blame::Upstream,
+            | StreamError::DeadlinePassed(BodySide::Upstream) => Blame::Upstream,
             StreamError::ClientSlow
-            | StreamError::TimeUp(BodyDebtor::Client)
+            | StreamError::DeadlinePassed(BodySide::Client)
             | StreamError::NoRoom => Blame::Client,
         };
         self.cause = Some(Cow::Owned(error.to_string()));
     }
 
-    fn count(&self, took: Duration, bytes_in: u64) {
-        let metrics = &self.here.metrics;
+    fn count(&self, duration: Duration, bytes_in: u64) {
+        let metrics = &self.worker.app.metrics;
         let status = self.status.map(|status| status.as_u16());
-        let route = self.route.and_then(|index| self.here.live.routes.at(index));
-        let counts = route.map_or(&self.here.no_route, |route| &route.counts);
-        counts.add(metrics, status, took);
+        let route = self
+            .route
+            .and_then(|index| self.worker.live.routes.at(index));
+        let counts = route.map_or(&self.worker.no_route, |route| &route.counts);
+        counts.add(metrics, status, duration);
         metrics.responses.add(self.blame);
         if bytes_in > 0 {
             metrics.request_body_bytes.inc_by(bytes_in);
@@ -221,18 +227,20 @@ impl AccessLogEntry {
         metrics.requests_in_flight.dec();
     }
 
-    fn log(&self, lines: &WorkerLines, took: Duration, bytes_in: u64) {
-        let route = self.route.and_then(|index| self.here.live.routes.at(index));
+    fn log(&self, lines: &WorkerLines, duration: Duration, bytes_in: u64) {
+        let route = self
+            .route
+            .and_then(|index| self.worker.live.routes.at(index));
         lines.add(|text, stamp| {
             let mut line = AccessLine::begin(text, lines.format(), stamp);
             line.word(key!("id"), self.id());
             line.word(key!("trace"), self.trace.id());
-            line.address(key!("peer"), self.peer);
+            line.address(key!("peer"), self.origin);
             line.text(
                 key!("client"),
                 self.client.as_ref().map_or("", Client::name),
             );
-            if let Some(user) = &self.tried_user {
+            if let Some(user) = &self.attempted_user {
                 line.text(key!("attempted_user"), user.text());
             }
             line.text(key!("route"), route.map_or("", |route| &route.name));
@@ -259,9 +267,9 @@ impl AccessLogEntry {
             }
             line.number(key!("bytes_in"), bytes_in);
             line.number(key!("bytes_out"), self.bytes_out);
-            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
             line.thousandths(key!("duration_ms"), micros);
-            line.flag(key!("retried"), self.repeated);
+            line.flag(key!("retried"), self.retried);
             line.word(key!("outcome"), self.end.text());
             line.end();
         });
@@ -280,20 +288,20 @@ impl BodyEnd {
 
 impl Drop for AccessLogEntry {
     fn drop(&mut self) {
-        let took = self.opened.elapsed();
-        let bytes_in = self.body.as_ref().map_or(0, BodyHandle::total);
-        self.count(took, bytes_in);
-        let is_wanted = self.here.live.config.log.access
+        let duration = self.opened.elapsed();
+        let bytes_in = self.request_body.as_ref().map_or(0, BodyHandle::total);
+        self.count(duration, bytes_in);
+        let is_wanted = self.worker.live.config.log.access
             && tracing::enabled!(target: "tollgate::access", tracing::Level::INFO);
-        if let Some(lines) = self.here.lines.as_ref().filter(|_| is_wanted) {
-            self.log(lines, took, bytes_in);
+        if let Some(lines) = self.worker.lines.as_ref().filter(|_| is_wanted) {
+            self.log(lines, duration, bytes_in);
         }
     }
 }
 
 impl fmt::Debug for AccessLogEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Record")
+        f.debug_struct("AccessLogEntry")
             .field("id", &self.id())
             .finish_non_exhaustive()
     }

@@ -1,5 +1,5 @@
-//! How the access line is spelled, as JSON or as text: the shape that other log lines
-//! have, made without their machinery. Takes names and numbers, nothing that could
+//! The format of an access log line, as JSON or as text. It has the shape of the other log lines but
+//! is written without `tracing`, which costs less. Takes names and numbers only, no text that could
 //! hold a secret.
 
 use std::io::Write as _;
@@ -7,8 +7,9 @@ use std::net::IpAddr;
 
 use crate::config::LogFormat;
 use crate::logging::TimeText;
+use crate::pipeline::digits::{put_address, put_number};
 
-/// A line being written. The order of calls is the order of fields.
+/// A line being written. Fields appear in the order of the calls.
 pub(super) struct AccessLine<'a> {
     text: &'a mut Vec<u8>,
     format: LogFormat,
@@ -43,7 +44,7 @@ impl<'a> AccessLine<'a> {
         }
     }
 
-    /// A word of ours: nothing in it needs escaping.
+    /// A value from the gateway's own vocabulary, which needs no escaping.
     pub(in crate::pipeline) fn word(&mut self, key: FieldKey, word: &str) {
         self.key(key);
         self.text.push(b'"');
@@ -51,12 +52,12 @@ impl<'a> AccessLine<'a> {
         self.text.push(b'"');
     }
 
-    /// Text from outside.
+    /// A value from outside, escaped where necessary.
     pub(in crate::pipeline) fn text(&mut self, key: FieldKey, text: &str) {
         self.key(key);
         self.text.push(b'"');
         let bytes = text.as_bytes();
-        // Without a branch in it, so that it is a few instructions for a whole path.
+        // Branch-free, so that a whole path takes a few instructions.
         let needs_escape =
             |byte: &u8| (*byte < b' ') | (*byte == b'"') | (*byte == b'\\') | (*byte == 0x7f);
         if bytes
@@ -84,7 +85,7 @@ impl<'a> AccessLine<'a> {
 
     pub(in crate::pipeline) fn number(&mut self, key: FieldKey, number: u64) {
         self.key(key);
-        digits(self.text, number);
+        put_number(self.text, number);
     }
 
     pub(super) fn flag(&mut self, key: FieldKey, flag: bool) {
@@ -93,14 +94,14 @@ impl<'a> AccessLine<'a> {
         self.text.extend_from_slice(word);
     }
 
-    /// Thousandths as a decimal fraction.
+    /// A number of thousandths, written as a decimal fraction.
     pub(super) fn thousandths(&mut self, key: FieldKey, number: u64) {
         self.number(key, number / 1000);
-        let left = number % 1000;
+        let fraction = number % 1000;
         self.text.push(b'.');
         for unit in [100, 10, 1] {
             self.text
-                .push(b'0' + u8::try_from(left / unit % 10).unwrap_or(0));
+                .push(b'0' + u8::try_from(fraction / unit % 10).unwrap_or(0));
         }
     }
 
@@ -112,15 +113,15 @@ impl<'a> AccessLine<'a> {
     }
 
     fn key(&mut self, key: FieldKey) {
-        let spelled = match self.format {
+        let prefix = match self.format {
             LogFormat::Json => key.json,
             LogFormat::Text => key.text,
         };
-        self.text.extend_from_slice(spelled.as_bytes());
+        self.text.extend_from_slice(prefix.as_bytes());
     }
 }
 
-/// A field's name in both spellings, with all that stands before its value.
+/// The text before a field's value, in both formats.
 #[derive(Clone, Copy)]
 pub(super) struct FieldKey {
     pub(in crate::pipeline) json: &'static str,
@@ -136,45 +137,6 @@ macro_rules! key {
     };
 }
 pub(in crate::pipeline) use key;
-
-/// The address as text; the formatter takes ten times as long for the usual kind.
-pub(in crate::pipeline) fn put_address(text: &mut Vec<u8>, ip: IpAddr) {
-    match ip {
-        IpAddr::V4(ip) => {
-            for (at, octet) in ip.octets().into_iter().enumerate() {
-                if at > 0 {
-                    text.push(b'.');
-                }
-                digits(text, octet.into());
-            }
-        }
-        // Writing to memory cannot fail.
-        IpAddr::V6(ip) => drop(write!(text, "{ip}")),
-    }
-}
-
-pub(in crate::pipeline) fn digits(text: &mut Vec<u8>, number: u64) {
-    let digit = |number: u64| b'0' + u8::try_from(number % 10).unwrap_or(0);
-    // Most numbers are short: those of an address, a status, a bucket.
-    if number < 1000 {
-        if number >= 100 {
-            text.push(digit(number / 100));
-        }
-        if number >= 10 {
-            text.push(digit(number / 10));
-        }
-        text.push(digit(number));
-        return;
-    }
-    let mut backwards = [0; 20];
-    let (mut at, mut left) = (backwards.len(), number);
-    while left > 0 {
-        at -= 1;
-        backwards[at] = digit(left);
-        left /= 10;
-    }
-    text.extend_from_slice(&backwards[at..]);
-}
 
 #[cfg(test)]
 mod tests {
@@ -199,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_json_whatever_the_client_put_into_its_path() {
+    fn json_is_valid_for_every_path_a_client_can_send() {
         let text = line(LogFormat::Json);
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["id"], "ab12");
@@ -215,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn text_stays_one_line_whatever_the_client_put_into_its_path() {
+    fn text_is_one_line_for_every_path_a_client_can_send() {
         let text = line(LogFormat::Text);
         assert!(text.contains("INFO tollgate::access: id=\"ab12\" path=\"/a\\\"b\\\\c\\u0001"));
         assert!(text.contains(" bytes=0 again=7 again=10 again=99 again=100 again=999 again=1000 again=12345 most=18446744073709551615 duration_ms=12.034 "));

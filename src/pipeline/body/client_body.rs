@@ -1,10 +1,10 @@
-//! The client's body as it comes off the connection. One that is given up before its end,
-//! because the answer came first, is read on for a moment and thrown away: the answer must
-//! reach the client before its stream is reset.
+//! The client's body as it arrives on the connection. When a response precedes the end of the body,
+//! the rest of the body is read and discarded for a moment, so that the response reaches the client
+//! before its stream is reset.
 //!
-//! Over HTTP/2 hyper would send RST_STREAM(NO_ERROR) in the same write as the answer
-//! (RFC 9113, 8.1), and clients such as curl 7.88 read the reset before the status. Over
-//! HTTP/1 the connection lingers as a whole (`listener::stream`).
+//! Over HTTP/2 hyper would send RST_STREAM(NO_ERROR) in the same write as the response
+//! (RFC 9113, 8.1), and clients such as curl 7.88 read the reset before the status. Over HTTP/1 the
+//! listener lingers on the whole connection instead.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -20,26 +20,26 @@ use tokio::time::timeout;
 
 use crate::lifecycle::TaskSet;
 
-/// As long as an HTTP/1 connection lingers.
-const LINGER: Duration = Duration::from_secs(2);
-/// Thrown away at most; after so much the answer has long been read.
-const MOST: u64 = 16 << 20;
+/// How long the rest of a body is read; the same as for an HTTP/1 connection.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes that are discarded at most; by then the client has read the response.
+const MAX_DISCARDED: u64 = 16 << 20;
 
-/// A request's body. Given up early, it keeps its stream open for `LINGER` and `MOST` at
-/// most; as long as that it counts among the streams that the connection may have, which
-/// bounds what a client gets by it.
+/// A request's body. Dropped before its end, it keeps its stream open until `LINGER_TIMEOUT` or
+/// `MAX_DISCARDED` is reached. The stream counts against the connection's stream limit until then,
+/// which bounds what a client gains from it.
 #[derive(Debug)]
 pub struct ClientBody {
-    /// None once it was given up.
+    /// None while it is being dropped.
     incoming: Option<Incoming>,
-    /// Where what is left is read; None: nowhere.
+    /// Run the task that discards the rest; None: the rest is not read.
     tasks: Option<Arc<TaskSet>>,
 }
 
 impl ClientBody {
     /// `tasks` run on the connection's runtime.
     pub fn new(incoming: Incoming, version: Version, tasks: &Arc<TaskSet>) -> Self {
-        // Most requests have no body, and those of HTTP/1 need nothing.
+        // Requests without a body, and those over HTTP/1, do not linger.
         let lingers = version == Version::HTTP_2 && !incoming.is_end_stream();
         Self {
             incoming: Some(incoming),
@@ -54,25 +54,25 @@ impl Drop for ClientBody {
             return;
         };
         if !incoming.is_end_stream() {
-            tasks.spawn("rest of a body", throw_away(incoming));
+            tasks.spawn("discard rest of body", discard(incoming));
         }
     }
 }
 
-/// Reads until the end, an error, `LINGER` or `MOST`, whichever is first.
-async fn throw_away(mut incoming: Incoming) {
+/// Reads until the end, an error, `LINGER_TIMEOUT` or `MAX_DISCARDED`, whichever is first.
+async fn discard(mut incoming: Incoming) {
     let rest = async {
-        let mut left = MOST;
+        let mut remaining = MAX_DISCARDED;
         while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut incoming).poll_frame(cx)).await {
             let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
-            let Some(less) = left.checked_sub(bytes) else {
-                return;
+            remaining = match remaining.checked_sub(bytes) {
+                Some(remaining) => remaining,
+                None => return,
             };
-            left = less;
         }
     };
-    // A client that is slower has its answer by now.
-    let _ = timeout(LINGER, rest).await;
+    // After the timeout the client has had time to read the response.
+    let _ = timeout(LINGER_TIMEOUT, rest).await;
 }
 
 impl Body for ClientBody {

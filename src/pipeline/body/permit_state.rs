@@ -1,117 +1,99 @@
-//! What a request holds at the upstream while its bodies move. A turn is for work: when
-//! it is the client that a stream waits for, the turn goes back, and the stream keeps
-//! only a place among the stalled ones. Each worker looks at its streams four times a
+//! The upstream permit of a request while its bodies move. A permit stands for work at the
+//! upstream: while a stream waits for its client, its permit is returned, and the stream keeps only
+//! a slot among the stalled streams. The watchdog of each worker samples its streams four times a
 //! second.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::upload::UploadState;
 use crate::upstream::{PermitTimeout, StalledPlace, UpstreamPermit};
 
-/// Between two looks at a stream.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// So many more looks must find the stream waiting for its client than for the upstream.
-const LOOKS: u8 = 2;
+/// Time between two samples of a stream.
+pub(super) const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
+/// A stream lags when samples that found it waiting for its client outnumber the others by this.
+const LAGGING_SAMPLES: u8 = 2;
 
-/// A turn at the upstream, or what is left of it.
+/// The upstream permit of a request, or what replaced it.
 #[derive(Debug)]
-pub(in crate::pipeline) enum UpstreamTurn {
-    Permit(UpstreamPermit),
-    /// The client is slow, and the turn was given back.
+pub(in crate::pipeline) enum PermitState {
+    Held(UpstreamPermit),
+    /// The client is slow: the permit was returned, and the stream has a slot among the stalled ones.
     Stalled(StalledPlace),
-    /// It lies with the request's body.
-    Nothing,
-}
-
-/// A turn on its way down with the answer, and the upload that goes on beside it.
-#[derive(Debug)]
-pub(in crate::pipeline) struct AnswerTurn {
-    pub(in crate::pipeline) turn: UpstreamTurn,
-    pub(in crate::pipeline) upload: Option<Arc<UploadState>>,
-}
-
-impl AnswerTurn {
-    /// The upstream waits for the rest of the client's body.
-    pub(super) fn awaits_upload(&self) -> bool {
-        self.upload
-            .as_ref()
-            .is_some_and(|upload| upload.is_clients_turn())
-    }
+    /// The request's body holds the permit.
+    InBody,
 }
 
 /// Whether a stream waits for its client most of the time, from samples.
 #[derive(Debug, Default)]
 pub(super) struct ClientLag(u8);
 
-/// What became of a turn whose client is slow.
+/// The outcome of returning the permit of a stream whose client is slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ParkedTurn {
-    Done,
-    /// The client has its share of stalled streams, and no other request waits.
+pub(super) enum ParkOutcome {
+    /// The stream holds no permit any more.
+    Parked,
+    /// The client has its share of stalled streams; no other request waits for a permit.
     Kept,
-    /// The client has its share of stalled streams, and another request needs the turn.
+    /// The client has its share of stalled streams, and another request waits for a permit.
     MustEnd,
 }
 
-impl UpstreamTurn {
-    pub(super) fn park(&mut self) -> ParkedTurn {
-        let permit = match std::mem::replace(self, Self::Nothing) {
-            Self::Permit(permit) => permit,
+impl PermitState {
+    /// Returns the permit, and takes a slot among the stalled streams in exchange.
+    pub(super) fn park(&mut self) -> ParkOutcome {
+        let permit = match std::mem::replace(self, Self::InBody) {
+            Self::Held(permit) => permit,
             other => {
                 *self = other;
-                return ParkedTurn::Done;
+                return ParkOutcome::Parked;
             }
         };
         match permit.park() {
-            Ok(place) => {
-                *self = Self::Stalled(place);
-                ParkedTurn::Done
+            Ok(slot) => {
+                *self = Self::Stalled(slot);
+                ParkOutcome::Parked
             }
             Err(permit) => {
                 let is_wanted = permit.is_wanted_by_others();
-                *self = Self::Permit(permit);
-                if is_wanted {
-                    ParkedTurn::MustEnd
-                } else {
-                    ParkedTurn::Kept
+                *self = Self::Held(permit);
+                match is_wanted {
+                    true => ParkOutcome::MustEnd,
+                    false => ParkOutcome::Kept,
                 }
             }
         }
     }
 
-    pub(super) fn is_permit(&self) -> bool {
-        matches!(self, Self::Permit(_))
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self, Self::Held(_))
     }
 
-    /// Whether the end of the stalled stream `other` would make room for this one.
-    pub(super) fn would_gain_by(&self, other: &Self) -> bool {
+    /// Whether ending the stalled stream `other` would free a slot for this stream.
+    pub(super) fn can_take_slot_of(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Permit(permit), Self::Stalled(place)) => permit.is_of_client(place),
+            (Self::Held(permit), Self::Stalled(slot)) => permit.is_of_client(slot),
             _ => false,
         }
     }
 
-    /// The turn again, where it was given back.
-    pub(super) fn resumed(
+    /// Waits for a permit again; None unless the permit was returned.
+    pub(super) fn reacquire(
         &self,
     ) -> Option<impl Future<Output = Result<UpstreamPermit, PermitTimeout>> + use<>> {
         match self {
-            Self::Stalled(place) => Some(place.resume()),
-            Self::Permit(_) | Self::Nothing => None,
+            Self::Stalled(slot) => Some(slot.resume()),
+            Self::Held(_) | Self::InBody => None,
         }
     }
 }
 
 impl ClientLag {
-    /// Takes one look; true when the turn is to be given back.
-    pub(super) fn check_stalled(&mut self, is_clients_turn: bool) -> bool {
-        self.0 = if is_clients_turn {
-            LOOKS.min(self.0 + 1)
-        } else {
-            self.0.saturating_sub(1)
+    /// Counts one sample; true when the stream lags and its permit is to be returned.
+    pub(super) fn sample(&mut self, is_waiting_for_client: bool) -> bool {
+        self.0 = match is_waiting_for_client {
+            true => LAGGING_SAMPLES.min(self.0 + 1),
+            false => self.0.saturating_sub(1),
         };
-        self.0 == LOOKS
+        self.0 == LAGGING_SAMPLES
     }
 }
 
@@ -120,13 +102,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_lags_when_most_looks_find_it_waiting_for_its_client() {
+    fn a_stream_lags_when_most_samples_find_it_waiting_for_its_client() {
         let mut lag = ClientLag::default();
-        assert!(!lag.check_stalled(true));
-        assert!(!lag.check_stalled(false));
-        assert!(!lag.check_stalled(true));
-        assert!(lag.check_stalled(true));
-        assert!(!lag.check_stalled(false));
-        assert!(lag.check_stalled(true));
+        assert!(!lag.sample(true));
+        assert!(!lag.sample(false));
+        assert!(!lag.sample(true));
+        assert!(lag.sample(true));
+        assert!(!lag.sample(false));
+        assert!(lag.sample(true));
     }
 }

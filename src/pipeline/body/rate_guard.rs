@@ -1,5 +1,5 @@
-//! How long each side of a body may take: a longest pause for both, a least rate for the
-//! client, a last moment. Only the side whose turn it is spends its time.
+//! How long each side of a body transfer may take: an idle timeout for both sides, a minimum rate
+//! for the client, and a deadline. Time counts against the side that owes the next step.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,103 +7,104 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A client may be slow for this long, all its turns together, before its rate counts.
+/// Total time that a client may take before its minimum rate applies.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Who owes the next step of a body.
+/// The side that owes the next step of a body transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyDebtor {
+pub enum BodySide {
     Client,
     Upstream,
 }
 
-/// What a body must keep to.
+/// The time limits of one body.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pipeline) struct PaceRules {
-    /// Longest pause.
-    pub(in crate::pipeline) idle: Duration,
-    /// Bytes a second that a client owes; 0: none.
+pub(in crate::pipeline) struct RateRules {
+    pub(in crate::pipeline) idle_timeout: Duration,
+    /// Minimum rate of the client in bytes per second; 0: none.
     pub(in crate::pipeline) min_rate: u64,
     /// End of the whole exchange.
     pub(in crate::pipeline) deadline: Instant,
 }
 
-/// Watches one body. The timer exists only once somebody had to wait.
+/// Times one body. The timer is created at the first wait.
 #[derive(Debug)]
 pub(super) struct RateGuard {
-    rules: PaceRules,
-    turn: BodyDebtor,
-    /// Since when it is that side's turn.
+    rules: RateRules,
+    /// The side that owes the next step.
+    awaited: BodySide,
+    /// When that side began to owe it.
     since: Instant,
-    /// How long the client took, turns that have ended.
-    client_took: Duration,
+    /// Time that the client has taken, without its current step.
+    client_time: Duration,
     bytes: u64,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl RateGuard {
-    /// A body of which `first` owes the first step.
-    pub(in crate::pipeline) fn new(rules: PaceRules, first: BodyDebtor) -> Self {
+    /// Times a body whose first step is owed by `first`.
+    pub(in crate::pipeline) fn new(rules: RateRules, first: BodySide) -> Self {
         Self {
             rules,
-            turn: first,
+            awaited: first,
             since: Instant::now(),
-            client_took: Duration::ZERO,
+            client_time: Duration::ZERO,
             bytes: 0,
             timer: None,
         }
     }
 
-    pub(in crate::pipeline) fn turn(&self) -> BodyDebtor {
-        self.turn
+    pub(in crate::pipeline) fn awaited(&self) -> BodySide {
+        self.awaited
     }
 
-    /// The last step was found wanting: `debtor` owes it, since then or already longer.
-    pub(super) fn awaits(&mut self, debtor: BodyDebtor) {
-        if self.turn != debtor {
-            self.begin(debtor);
+    /// A poll found nothing: `side` owes the next step, from now on or from earlier.
+    pub(super) fn await_side(&mut self, side: BodySide) {
+        if self.awaited != side {
+            self.begin(side);
         }
     }
 
-    /// So many bytes have moved, and `next` owes the next step from now on.
-    pub(in crate::pipeline) fn moved(&mut self, bytes: usize, next: BodyDebtor) {
+    /// Counts `bytes` that have moved; `next` owes the next step from now on.
+    pub(in crate::pipeline) fn record_progress(&mut self, bytes: usize, next: BodySide) {
         self.bytes += bytes as u64;
         self.begin(next);
     }
 
-    fn begin(&mut self, debtor: BodyDebtor) {
+    fn begin(&mut self, side: BodySide) {
         let now = Instant::now();
-        if self.turn == BodyDebtor::Client {
-            self.client_took += now.saturating_duration_since(self.since);
+        if self.awaited == BodySide::Client {
+            self.client_time += now.saturating_duration_since(self.since);
         }
-        self.turn = debtor;
+        self.awaited = side;
         self.since = now;
     }
 
-    /// Bytes per second of the client's time so far.
+    /// Bytes per second of the time that the client has taken so far.
     pub(in crate::pipeline) fn rate(&self, now: Instant) -> u64 {
-        let current = match self.turn {
-            BodyDebtor::Client => now.saturating_duration_since(self.since),
-            BodyDebtor::Upstream => Duration::ZERO,
+        let current = match self.awaited {
+            BodySide::Client => now.saturating_duration_since(self.since),
+            BodySide::Upstream => Duration::ZERO,
         };
-        let millis = (self.client_took + current).as_millis();
+        let millis = (self.client_time + current).as_millis();
         let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
         self.bytes.saturating_mul(1000) / millis
     }
 
-    pub(super) fn is_time_up(&self, now: Instant) -> bool {
+    pub(super) fn is_past_deadline(&self, now: Instant) -> bool {
         now >= self.rules.deadline
     }
 
-    /// Whether the side whose turn it is has paused for longer than `patience` times the
-    /// longest pause, or is a client below its rate.
-    pub(super) fn is_too_slow(&self, now: Instant, patience: u32) -> bool {
-        now >= self.next_limit(patience)
+    /// Whether the awaited side has paused for longer than `idle_factor` times the idle timeout, or
+    /// is a client below its minimum rate.
+    pub(super) fn is_too_slow(&self, now: Instant, idle_factor: u32) -> bool {
+        now >= self.time_limit(idle_factor)
     }
 
-    /// Ready when the side whose turn it is, just found wanting, is too slow or its time is up.
+    /// Ready once the awaited side is too slow or the deadline has passed. To be polled after a
+    /// poll of the body found nothing.
     pub(super) fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = self.rules.deadline.min(self.next_limit(1));
+        let limit = self.rules.deadline.min(self.time_limit(1));
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(sleep_until(limit)));
@@ -113,13 +114,14 @@ impl RateGuard {
         timer.as_mut().poll(cx)
     }
 
-    fn next_limit(&self, patience: u32) -> Instant {
-        let pause = self.rules.idle * patience;
-        if self.turn == BodyDebtor::Upstream || self.rules.min_rate == 0 {
+    /// When the awaited side becomes too slow.
+    fn time_limit(&self, idle_factor: u32) -> Instant {
+        let pause = self.rules.idle_timeout * idle_factor;
+        if self.awaited == BodySide::Upstream || self.rules.min_rate == 0 {
             return self.since + pause;
         }
         let covered = Duration::from_secs_f64(self.bytes as f64 / self.rules.min_rate as f64);
-        let left = (GRACE + covered).saturating_sub(self.client_took);
+        let left = (GRACE + covered).saturating_sub(self.client_time);
         self.since + pause.min(left)
     }
 }
@@ -130,9 +132,9 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn pace(first: BodyDebtor) -> RateGuard {
-        let rules = PaceRules {
-            idle: 30 * SECOND,
+    fn guard(first: BodySide) -> RateGuard {
+        let rules = RateRules {
+            idle_timeout: 30 * SECOND,
             min_rate: 100,
             deadline: Instant::now() + 100 * SECOND,
         };
@@ -145,56 +147,62 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_has_a_grace_a_rate_and_a_longest_pause() {
-        let mut pace = pace(BodyDebtor::Client);
-        assert!(!pace.is_too_slow(pass(9).await, 1));
+    async fn a_client_has_a_grace_period_a_minimum_rate_and_an_idle_timeout() {
+        let mut guard = guard(BodySide::Client);
+        assert!(!guard.is_too_slow(pass(9).await, 1));
         assert!(
-            pace.is_too_slow(pass(2).await, 1),
+            guard.is_too_slow(pass(2).await, 1),
             "no bytes after the grace"
         );
-        pace.moved(5_000, BodyDebtor::Client);
-        assert!(!pace.is_too_slow(pass(29).await, 1), "5,000 bytes buy 50 s");
-        assert!(pace.is_too_slow(pass(1).await, 1), "a pause of 30 s");
-        assert!(!pace.is_too_slow(Instant::now(), 10));
-        assert!(pace.is_too_slow(pass(19).await, 10), "all is spent");
-        assert!(!pace.is_time_up(pass(39).await));
-        assert!(pace.is_time_up(pass(1).await));
+        guard.record_progress(5_000, BodySide::Client);
+        assert!(
+            !guard.is_too_slow(pass(29).await, 1),
+            "5,000 bytes buy 50 s"
+        );
+        assert!(guard.is_too_slow(pass(1).await, 1), "a pause of 30 s");
+        assert!(!guard.is_too_slow(Instant::now(), 10));
+        assert!(
+            guard.is_too_slow(pass(19).await, 10),
+            "the paid time is used up"
+        );
+        assert!(!guard.is_past_deadline(pass(39).await));
+        assert!(guard.is_past_deadline(pass(1).await));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_upstream_has_a_longest_pause_only_and_costs_the_client_nothing() {
-        let mut pace = pace(BodyDebtor::Upstream);
+    async fn an_upstream_has_only_an_idle_timeout_and_its_time_does_not_count_against_the_client() {
+        let mut guard = guard(BodySide::Upstream);
         for _ in 0..10 {
-            assert!(!pace.is_too_slow(pass(29).await, 1));
-            pace.moved(1, BodyDebtor::Client);
-            pace.awaits(BodyDebtor::Upstream);
+            assert!(!guard.is_too_slow(pass(29).await, 1));
+            guard.record_progress(1, BodySide::Client);
+            guard.await_side(BodySide::Upstream);
         }
-        pace.awaits(BodyDebtor::Upstream);
+        guard.await_side(BodySide::Upstream);
         pass(29).await;
-        pace.awaits(BodyDebtor::Upstream);
+        guard.await_side(BodySide::Upstream);
         assert!(
-            pace.is_too_slow(pass(1).await, 1),
-            "a second look is no progress"
+            guard.is_too_slow(pass(1).await, 1),
+            "a second poll is no progress"
         );
-        pace.moved(1, BodyDebtor::Client);
+        guard.record_progress(1, BodySide::Client);
         assert!(
-            !pace.is_too_slow(pass(9).await, 1),
-            "the client's own grace is whole"
+            !guard.is_too_slow(pass(9).await, 1),
+            "the grace period of the client is untouched"
         );
-        assert!(pace.is_too_slow(pass(2).await, 1));
+        assert!(guard.is_too_slow(pass(2).await, 1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_clients_turns_are_counted_together() {
-        let mut pace = pace(BodyDebtor::Client);
+    async fn all_steps_of_a_client_count_together() {
+        let mut guard = guard(BodySide::Client);
         for _ in 0..9 {
             pass(1).await;
-            pace.moved(1, BodyDebtor::Upstream);
+            guard.record_progress(1, BodySide::Upstream);
             pass(20).await;
-            pace.awaits(BodyDebtor::Client);
+            guard.await_side(BodySide::Client);
         }
-        assert!(!pace.is_too_slow(Instant::now(), 1), "9 s of 10");
-        assert_eq!(pace.rate(Instant::now()), 1);
-        assert!(pace.is_too_slow(pass(2).await, 1));
+        assert!(!guard.is_too_slow(Instant::now(), 1), "9 s of 10");
+        assert_eq!(guard.rate(Instant::now()), 1);
+        assert!(guard.is_too_slow(pass(2).await, 1));
     }
 }

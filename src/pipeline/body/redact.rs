@@ -1,114 +1,115 @@
-//! Our secret must not come down again: where an answer echoes it, it is overwritten
-//! and the length kept.
+//! The injected secret must not reach the client: where a response echoes it, it is overwritten.
+//! The length of the body does not change.
 
 use bytes::Bytes;
 
 use crate::secret::SecretPattern;
 
-/// `piece` with each occurrence of the secret overwritten, its length unchanged.
-pub(in crate::pipeline) fn scrub(piece: Bytes, needle: &SecretPattern) -> Bytes {
-    needle.redacted(&piece).map_or(piece, Bytes::from)
+/// `chunk` with each occurrence of the secret overwritten; the length is unchanged.
+pub(in crate::pipeline) fn redact(chunk: Bytes, secret: &SecretPattern) -> Bytes {
+    secret.redacted(&chunk).map_or(chunk, Bytes::from)
 }
 
-/// A beginning of the secret up to this length, and up to a quarter of it, is no secret: it is
-/// held back for a moment only.
-const MOST_RELEASED: usize = 7;
+/// A prefix of the secret that is no longer than this, and no longer than a quarter of the secret,
+/// may be released: it is too short to be of use.
+const MAX_RELEASED_PREFIX: usize = 7;
 
-/// The same for a body that arrives in pieces, wherever they are cut. A piece that
-/// ends like the secret begins is held back by that much until the next one comes. What is
-/// no secret by itself need not wait so long (`release`): should the rest of the secret come
-/// after it all the same, that rest is overwritten.
+/// Redacts a body that arrives in chunks, wherever the chunks are cut. When a chunk ends with a
+/// prefix of the secret, that prefix is held back until the next chunk arrives. A short prefix may
+/// be released earlier (`release`); if the rest of the secret follows after all, the rest is
+/// overwritten.
 #[derive(Debug)]
 pub(super) struct SecretRedactor {
-    needle: SecretPattern,
-    /// How much of the body is still searched.
-    left: usize,
-    /// With so many bytes of the secret's beginning ends what has come.
-    begun: usize,
-    /// So many of those have gone down.
+    secret: SecretPattern,
+    /// Bytes of the body that are still to be searched.
+    remaining: usize,
+    /// Length of the prefix of the secret with which the body so far ends.
+    prefix: usize,
+    /// Bytes of that prefix that have been passed on.
     released: usize,
 }
 
 impl SecretRedactor {
-    /// Searches the first `reach` bytes.
-    pub(in crate::pipeline) fn new(needle: SecretPattern, reach: usize) -> Self {
+    /// Searches the first `limit` bytes of a body.
+    pub(in crate::pipeline) fn new(secret: SecretPattern, limit: usize) -> Self {
         Self {
-            needle,
-            left: reach,
-            begun: 0,
+            secret,
+            remaining: limit,
+            prefix: 0,
             released: 0,
         }
     }
 
-    /// What may go down now that `piece` has come; perhaps nothing yet.
-    pub(in crate::pipeline) fn next(&mut self, piece: Bytes) -> Bytes {
-        if self.left == 0 && self.begun == 0 {
-            return piece;
+    /// What may be passed on now that `chunk` has arrived; may be empty.
+    pub(in crate::pipeline) fn push(&mut self, chunk: Bytes) -> Bytes {
+        if self.remaining == 0 && self.prefix == 0 {
+            return chunk;
         }
-        self.left = self.left.saturating_sub(piece.len());
-        let whole = match self.begun {
-            0 => piece,
-            begun => [self.beginning(begun), &piece].concat().into(),
+        self.remaining = self.remaining.saturating_sub(chunk.len());
+        let whole = match self.prefix {
+            0 => chunk,
+            length => [self.secret_prefix(length), &chunk].concat().into(),
         };
-        let clean = scrub(whole, &self.needle);
-        self.begun = match self.left {
+        let clean = redact(whole, &self.secret);
+        self.prefix = match self.remaining {
             0 => 0,
-            _ => self.ends_like_secret(&clean),
+            _ => self.secret_prefix_at_end(&clean),
         };
-        let end = clean.len() - self.begun;
-        let from = self.released.min(end);
-        self.released -= from;
-        clean.slice(from..end)
+        let end = clean.len() - self.prefix;
+        let start = self.released.min(end);
+        self.released -= start;
+        clean.slice(start..end)
     }
 
-    /// What was held back, when no more comes.
-    pub(in crate::pipeline) fn rest(&mut self) -> Option<Bytes> {
-        let rest = self.held();
-        (self.begun, self.released) = (0, 0);
+    /// What was held back, once the body has ended.
+    pub(in crate::pipeline) fn finish(&mut self) -> Option<Bytes> {
+        let rest = self.held_back();
+        self.prefix = 0;
+        self.released = 0;
         rest
     }
 
-    /// Whether what is held back is no secret by itself.
+    /// Whether the prefix that is held back is short enough to be released.
     pub(super) fn can_release(&self) -> bool {
-        let most = MOST_RELEASED.min(self.needle.expose().len() / 4);
-        self.is_holding() && self.begun <= most
+        let max = MAX_RELEASED_PREFIX.min(self.secret.expose().len() / 4);
+        self.is_holding() && self.prefix <= max
     }
 
-    /// What is held back, if it is no secret by itself.
+    /// The prefix that is held back, if it is short enough to be released.
     pub(super) fn release(&mut self) -> Option<Bytes> {
         if !self.can_release() {
             return None;
         }
-        let held = self.held();
-        self.released = self.begun;
-        held
+        let held_back = self.held_back();
+        self.released = self.prefix;
+        held_back
     }
 
-    pub(in crate::pipeline) fn needle(&self) -> &SecretPattern {
-        &self.needle
+    pub(in crate::pipeline) fn secret(&self) -> &SecretPattern {
+        &self.secret
     }
 
     pub(super) fn is_holding(&self) -> bool {
-        self.begun > self.released
+        self.prefix > self.released
     }
 
-    fn held(&self) -> Option<Bytes> {
-        let held = &self.beginning(self.begun)[self.released..];
-        (!held.is_empty()).then(|| Bytes::copy_from_slice(held))
+    fn held_back(&self) -> Option<Bytes> {
+        let held_back = &self.secret_prefix(self.prefix)[self.released..];
+        (!held_back.is_empty()).then(|| Bytes::copy_from_slice(held_back))
     }
 
-    fn beginning(&self, length: usize) -> &[u8] {
-        &self.needle.expose()[..length]
+    fn secret_prefix(&self, length: usize) -> &[u8] {
+        &self.secret.expose()[..length]
     }
 
-    /// Length of the longest end of `piece` that the secret begins with.
-    fn ends_like_secret(&self, piece: &[u8]) -> usize {
-        let secret = self.needle.expose();
-        let most = secret.len().saturating_sub(1).min(piece.len());
-        let from = piece.len() - most;
-        (from..piece.len())
-            .find(|&at| secret.starts_with(&piece[at..]))
-            .map_or(0, |at| piece.len() - at)
+    /// Length of the longest proper prefix of the secret with which `chunk` ends.
+    fn secret_prefix_at_end(&self, chunk: &[u8]) -> usize {
+        let secret = self.secret.expose();
+        let max = secret.len().saturating_sub(1).min(chunk.len());
+        let first = chunk.len() - max;
+        (first..chunk.len())
+            .find(|&index| secret.starts_with(&chunk[index..]))
+            .map_or(0, |index| chunk.len() - index)
     }
 }
 
@@ -119,110 +120,110 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    fn needle(text: &str) -> SecretPattern {
+    fn pattern(text: &str) -> SecretPattern {
         SecretPattern::new(&Secret::new(text))
     }
 
-    const REACH: usize = 1 << 16;
+    const LIMIT: usize = 1 << 16;
 
     #[test]
     fn an_echoed_secret_is_overwritten_and_the_length_kept() {
         let body = Bytes::from_static(b"{\"a\":\"s3cret\",\"b\":\"s3crets3cret\"}");
-        let clean = scrub(body.clone(), &needle("s3cret"));
+        let clean = redact(body.clone(), &pattern("s3cret"));
         assert_eq!(clean.len(), body.len());
         assert_eq!(&clean[..], b"{\"a\":\"******\",\"b\":\"************\"}");
     }
 
-    fn in_pieces(body: &[u8], cuts: &[usize], reach: usize) -> Vec<u8> {
-        let mut scrubber = SecretRedactor::new(needle("abab-abac"), reach);
+    fn in_chunks(body: &[u8], cuts: &[usize], limit: usize) -> Vec<u8> {
+        let mut redactor = SecretRedactor::new(pattern("abab-abac"), limit);
         let mut out = Vec::new();
         let mut from = 0;
         for &cut in cuts.iter().chain([&body.len()]) {
             let cut = cut.clamp(from, body.len());
-            out.extend_from_slice(&scrubber.next(Bytes::copy_from_slice(&body[from..cut])));
+            out.extend_from_slice(&redactor.push(Bytes::copy_from_slice(&body[from..cut])));
             from = cut;
         }
-        out.extend(scrubber.rest().into_iter().flatten());
-        assert!(!scrubber.is_holding());
+        out.extend(redactor.finish().into_iter().flatten());
+        assert!(!redactor.is_holding());
         out
     }
 
     #[test]
-    fn what_is_not_held_goes_down_at_once() {
-        let mut scrubber = SecretRedactor::new(needle("token"), REACH);
-        assert_eq!(scrubber.next(Bytes::from_static(b"a to")), "a ");
-        assert_eq!(scrubber.next(Bytes::from_static(b"p")), "top");
-        assert_eq!(scrubber.next(Bytes::from_static(b"tok")), "");
-        assert_eq!(scrubber.rest().unwrap(), "tok");
+    fn what_cannot_be_part_of_the_secret_is_passed_on_at_once() {
+        let mut redactor = SecretRedactor::new(pattern("token"), LIMIT);
+        assert_eq!(redactor.push(Bytes::from_static(b"a to")), "a ");
+        assert_eq!(redactor.push(Bytes::from_static(b"p")), "top");
+        assert_eq!(redactor.push(Bytes::from_static(b"tok")), "");
+        assert_eq!(redactor.finish().unwrap(), "tok");
     }
 
     #[test]
-    fn beyond_its_reach_nothing_is_held() {
-        assert_eq!(in_pieces(b"0123abab", &[4], 4), b"0123abab");
+    fn beyond_the_search_limit_nothing_is_held_back() {
+        assert_eq!(in_chunks(b"0123abab", &[4], 4), b"0123abab");
     }
 
     #[test]
-    fn a_short_beginning_is_released_and_what_completes_it_is_overwritten() {
+    fn a_short_prefix_is_released_and_the_rest_of_the_secret_is_overwritten() {
         let secret = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl";
-        let mut scrubber = SecretRedactor::new(needle(secret), REACH);
-        assert_eq!(scrubber.next(Bytes::from_static(b"alive")), "aliv");
-        assert_eq!(scrubber.release().unwrap(), "e");
-        assert!(!scrubber.is_holding() && scrubber.release().is_none());
-        assert_eq!(scrubber.next(Bytes::from_static(b"yJh")), "");
-        assert_eq!(scrubber.release().unwrap(), "yJh");
-        // The next one makes it long enough to be of use to somebody.
-        assert_eq!(scrubber.next(Bytes::from_static(b"bGciOi")), "");
-        assert!(scrubber.is_holding() && !scrubber.can_release());
+        let mut redactor = SecretRedactor::new(pattern(secret), LIMIT);
+        assert_eq!(redactor.push(Bytes::from_static(b"alive")), "aliv");
+        assert_eq!(redactor.release().unwrap(), "e");
+        assert!(!redactor.is_holding() && redactor.release().is_none());
+        assert_eq!(redactor.push(Bytes::from_static(b"yJh")), "");
+        assert_eq!(redactor.release().unwrap(), "yJh");
+        // With this chunk the prefix is too long to be released.
+        assert_eq!(redactor.push(Bytes::from_static(b"bGciOi")), "");
+        assert!(redactor.is_holding() && !redactor.can_release());
         let rest = Bytes::copy_from_slice(&secret.as_bytes()[10..]);
-        let hidden = scrubber.next([rest, Bytes::from_static(b"!e")].concat().into());
+        let hidden = redactor.push([rest, Bytes::from_static(b"!e")].concat().into());
         assert_eq!(hidden, format!("{}!", "*".repeat(secret.len() - 4)));
-        assert_eq!(scrubber.rest().unwrap(), "e");
-        // Of a short secret even less.
-        let mut scrubber = SecretRedactor::new(needle("s3cret-5"), REACH);
-        assert_eq!(scrubber.next(Bytes::from_static(b"as3c")), "a");
-        assert!(!scrubber.can_release());
-        assert_eq!(scrubber.next(Bytes::from_static(b"ss")), "s3cs");
-        assert_eq!(scrubber.release().unwrap(), "s");
+        assert_eq!(redactor.finish().unwrap(), "e");
+        // The limit is shorter for a short secret.
+        let mut redactor = SecretRedactor::new(pattern("s3cret-5"), LIMIT);
+        assert_eq!(redactor.push(Bytes::from_static(b"as3c")), "a");
+        assert!(!redactor.can_release());
+        assert_eq!(redactor.push(Bytes::from_static(b"ss")), "s3cs");
+        assert_eq!(redactor.release().unwrap(), "s");
     }
 
     proptest! {
         #[test]
-        fn whatever_is_released_shows_no_more_than_the_beginning_of_a_secret(
+        fn released_bytes_show_no_more_than_a_short_prefix_of_the_secret(
             words in prop::collection::vec("(abab-abac-abab-a|abab-|a|b|ac|x)", 0..12),
-            pieces in prop::collection::vec(1..9_usize, 1..60),
+            chunks in prop::collection::vec(1..9_usize, 1..60),
         ) {
             let secret = "abab-abac-abab-a";
             let body = words.concat();
-            let mut scrubber = SecretRedactor::new(needle(secret), REACH);
+            let mut redactor = SecretRedactor::new(pattern(secret), LIMIT);
             let (mut out, mut rest) = (Vec::new(), body.as_bytes());
-            for length in pieces {
-                let (piece, later) = rest.split_at(length.min(rest.len()));
+            for length in chunks {
+                let (chunk, later) = rest.split_at(length.min(rest.len()));
                 rest = later;
-                out.extend_from_slice(&scrubber.next(Bytes::copy_from_slice(piece)));
-                out.extend(scrubber.release().into_iter().flatten());
+                out.extend_from_slice(&redactor.push(Bytes::copy_from_slice(chunk)));
+                out.extend(redactor.release().into_iter().flatten());
             }
-            out.extend_from_slice(&scrubber.next(Bytes::copy_from_slice(rest)));
-            out.extend(scrubber.rest().into_iter().flatten());
+            out.extend_from_slice(&redactor.push(Bytes::copy_from_slice(rest)));
+            out.extend(redactor.finish().into_iter().flatten());
             prop_assert_eq!(out.len(), body.len());
-            let clean = scrub(Bytes::from(body.clone()), &needle(secret));
-            for (at, shown) in out.iter().enumerate() {
-                // In the clear although it should not be: within a quarter of the secret's length.
-                if *shown != clean[at] {
-                    let begins = (0..=at).rev().find(|from| body[*from..].starts_with(secret));
-                    prop_assert!(at - begins.unwrap() < secret.len() / 4, "{}", at);
+            let clean = redact(Bytes::from(body.clone()), &pattern(secret));
+            for (index, shown) in out.iter().enumerate() {
+                // A byte of the secret that was passed on is within its first quarter.
+                if *shown != clean[index] {
+                    let start = (0..=index).rev().find(|start| body[*start..].starts_with(secret));
+                    prop_assert!(index - start.unwrap() < secret.len() / 4, "{}", index);
                 }
             }
         }
 
         #[test]
-        fn wherever_the_pieces_are_cut_the_outcome_is_that_of_the_whole(
+        fn the_result_does_not_depend_on_where_the_chunks_are_cut(
             words in prop::collection::vec("(abab-abac|abab-|a|b|ac|x)", 0..12),
             mut cuts in prop::collection::vec(0..80usize, 0..8),
         ) {
             cuts.sort_unstable();
             let body = words.concat();
-            let whole = scrub(Bytes::from(body.clone()), &needle("abab-abac"));
-            prop_assert_eq!(in_pieces(body.as_bytes(), &cuts, REACH), whole.to_vec());
+            let whole = redact(Bytes::from(body.clone()), &pattern("abab-abac"));
+            prop_assert_eq!(in_chunks(body.as_bytes(), &cuts, LIMIT), whole.to_vec());
         }
     }
 }

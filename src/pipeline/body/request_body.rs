@@ -1,7 +1,7 @@
-//! The body on its way up: counted, bounded, timed, and kept while it is small
-//! enough to be sent a second time. A small one is read before the request asks for its
-//! turn at the upstream; a large one gives the turn back while the client owes bytes, and
-//! waits for a turn again before its end goes up, since that is where the work begins.
+//! The body on its way to the upstream: counted, bounded, timed, and kept while it is small enough
+//! to be sent a second time. A small body is read before the request asks for its upstream permit.
+//! A large body returns the permit while the client owes bytes, and waits for a permit again before
+//! its end is sent, since the upstream starts to work only then.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -11,19 +11,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Limited};
 use tokio::time::sleep;
 
 use super::client_body::ClientBody;
-use super::permit_state::{AnswerTurn, UpstreamTurn};
+use super::permit_state::PermitState;
 use super::stream_watchdog::SlowStreamWatchdog;
 pub(in crate::pipeline) use super::upload::{BodyError, BodyFailure, BodyRules};
-use super::upload::{UploadPiece, UploadSource, UploadState};
+use super::upload::{ResponsePermit, UploadChunk, UploadSource, UploadState};
+use crate::pipeline::reject::Rejection;
 
-/// How long a request waits for the beginning of a body that is not small.
-const BEGINNING: Duration = Duration::from_millis(100);
+/// Largest body that the gateway reads and interprets itself, in bytes.
+pub(in crate::pipeline) const MAX_READ_BODY: usize = 16 * 1024;
+/// How long a request waits for the first bytes of a body that is not small.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A body that hyper's client can send. Copies of one body share their source;
-/// only the newest copy may read from it.
+/// A body that hyper's client can send. Copies of one body share the client's stream; only the
+/// newest copy may read from it.
 #[derive(Debug)]
 pub struct RequestBody {
     source: Option<Arc<UploadState>>,
@@ -55,16 +59,27 @@ impl RequestBody {
         }
     }
 
-    /// A handle that outlives the body, to ask about it or to take it back.
+    /// A handle that outlives the body: inspects it, or makes another copy of it.
     pub fn handle(&self) -> BodyHandle {
         BodyHandle {
             source: self.source.clone(),
             length: self.length,
         }
     }
+
+    /// Reads the whole body, of at most `MAX_READ_BODY` bytes.
+    pub(in crate::pipeline) async fn read_whole(self) -> Result<Bytes, Rejection> {
+        let handle = self.handle();
+        match Limited::new(self, MAX_READ_BODY).collect().await {
+            Ok(whole) => Ok(whole.to_bytes()),
+            Err(_) => Err(handle
+                .failure()
+                .map_or(Rejection::TooLarge, BodyFailure::rejection)),
+        }
+    }
 }
 
-/// Looks at a body that is, or was, on its way.
+/// Observes a body that is being sent, or has been sent.
 #[derive(Clone, Debug)]
 pub struct BodyHandle {
     source: Option<Arc<UploadState>>,
@@ -72,8 +87,8 @@ pub struct BodyHandle {
 }
 
 impl BodyHandle {
-    /// The whole body once more, what is kept first and then what has not been read
-    /// yet; None when too much of it is gone. The copy before it can read no longer.
+    /// Another copy of the whole body: first the kept chunks, then the rest of the client's stream.
+    /// None when more was read than is kept. Earlier copies can no longer read.
     pub fn again(&self) -> Option<RequestBody> {
         let Some(shared) = &self.source else {
             return Some(RequestBody::empty());
@@ -83,7 +98,7 @@ impl BodyHandle {
             return None;
         }
         source.copy += 1;
-        source.finish();
+        source.merge_small_chunks();
         Some(RequestBody {
             source: Some(Arc::clone(shared)),
             copy: source.copy,
@@ -92,20 +107,20 @@ impl BodyHandle {
         })
     }
 
-    /// Whether there is a body at all.
+    /// Whether the request has a body.
     pub(in crate::pipeline) fn is_some(&self) -> bool {
         self.source.is_some()
     }
 
-    /// Whether all of it that has been read is kept.
+    /// Whether everything read so far is kept.
     pub(in crate::pipeline) fn is_kept(&self) -> bool {
         let is_kept = self.with_source(|source| !source.spilled && source.failed.is_none());
         is_kept.unwrap_or(true)
     }
 
-    /// Whether the whole body can be sent a second time, as far as its stated length tells.
+    /// Whether the whole body can be sent a second time, judged by its declared length.
     pub(in crate::pipeline) fn can_repeat(&self) -> bool {
-        let limit = self.with_source(super::upload::UploadSource::replay_limit);
+        let limit = self.with_source(UploadSource::replay_limit);
         limit.is_none_or(|limit| self.length.exact().is_some_and(|length| length <= limit))
     }
 
@@ -118,26 +133,26 @@ impl BodyHandle {
         self.with_source(|source| source.failed).flatten()
     }
 
-    fn with_source<T>(&self, what: impl FnOnce(&UploadSource) -> T) -> Option<T> {
+    fn with_source<T>(&self, read: impl FnOnce(&UploadSource) -> T) -> Option<T> {
         let source = self.source.as_ref()?;
-        Some(what(&source.lock()))
+        Some(read(&source.lock()))
     }
 
-    /// Reads a small body, or the beginning of a large one, so that its client's pace
-    /// costs no turn at the upstream. True: all of it is here.
+    /// Reads a small body, or the first bytes of a large one, before the request holds an upstream
+    /// permit. True when the whole body has been read.
     pub(in crate::pipeline) async fn prefetch(&self) -> bool {
         let Some(source) = &self.source else {
             return true;
         };
-        // Most bodies have come with their head.
+        // Most bodies arrive together with their head.
         match poll_fn(|cx| Poll::Ready(source.lock().poll_prefetch(cx))).await {
             Poll::Ready(is_whole) => is_whole,
-            Poll::Pending => Box::pin(self.await_beginning(source)).await,
+            Poll::Pending => Box::pin(self.await_first_bytes(source)).await,
         }
     }
 
-    async fn await_beginning(&self, source: &UploadState) -> bool {
-        let mut patience = None;
+    async fn await_first_bytes(&self, source: &UploadState) -> bool {
+        let mut timer = None;
         poll_fn(|cx| {
             let mut source = source.lock();
             if let Poll::Ready(is_whole) = source.poll_prefetch(cx) {
@@ -145,51 +160,49 @@ impl BodyHandle {
             }
             let length = self.length.exact();
             if length.is_some_and(|length| length <= source.replay_limit()) {
-                return Poll::Pending; // small: it comes, or is too slow
+                return Poll::Pending; // small: wait for all of it, or until the client is too slow
             }
-            let patience = patience.get_or_insert_with(|| Box::pin(sleep(BEGINNING)));
-            ready!(patience.as_mut().poll(cx));
-            source.rest();
+            let timer = timer.get_or_insert_with(|| Box::pin(sleep(FIRST_BYTES_TIMEOUT)));
+            ready!(timer.as_mut().poll(cx));
+            source.pause();
             Poll::Ready(false)
         })
         .await
     }
 
-    /// Gives the turn to the body until `take_turn`: it goes back while the client is slow.
-    pub(in crate::pipeline) fn hold(
+    /// Gives the permit to the body until `take_permit`: while the client is slow, it is returned.
+    pub(in crate::pipeline) fn hold_permit(
         &self,
-        turn: UpstreamTurn,
-        flows: &SlowStreamWatchdog,
-    ) -> UpstreamTurn {
+        permit: PermitState,
+        watchdog: &SlowStreamWatchdog,
+    ) -> PermitState {
         let Some(upload) = &self.source else {
-            return turn;
+            return permit;
         };
-        upload.lock().turn = Some(turn);
-        flows.add_upload(upload);
-        UpstreamTurn::Nothing
+        upload.lock().permit = Some(permit);
+        watchdog.add_upload(upload);
+        PermitState::InBody
     }
 
-    /// The turn with which the answer comes down, `turn` or what the body has of it. An
-    /// upload that goes on beside its answer is watched there.
-    pub(in crate::pipeline) fn turn_for_answer(&self, turn: UpstreamTurn) -> AnswerTurn {
-        let upload = match turn {
-            UpstreamTurn::Nothing => self.source.clone(),
-            UpstreamTurn::Permit(_) | UpstreamTurn::Stalled(_) => None,
+    /// The permit that the response is to hold: `permit`, or what the body has left of it. An upload
+    /// that continues beside its response is watched together with the response.
+    pub(in crate::pipeline) fn permit_for_response(&self, permit: PermitState) -> ResponsePermit {
+        let upload = match permit {
+            PermitState::InBody => self.source.clone(),
+            PermitState::Held(_) | PermitState::Stalled(_) => None,
         };
-        let turn = match &upload {
-            Some(_) => self.take_turn(),
-            None => turn,
+        let permit = match &upload {
+            Some(_) => self.take_permit(),
+            None => permit,
         };
-        AnswerTurn { turn, upload }
+        ResponsePermit { permit, upload }
     }
 
-    /// What is left of the turn.
-    pub(in crate::pipeline) fn take_turn(&self) -> UpstreamTurn {
-        let turn = self
-            .source
-            .as_ref()
-            .and_then(|upload| upload.lock().turn.take());
-        turn.unwrap_or(UpstreamTurn::Nothing)
+    /// What the body has left of the permit.
+    pub(in crate::pipeline) fn take_permit(&self) -> PermitState {
+        let source = self.source.as_ref();
+        let permit = source.and_then(|upload| upload.lock().permit.take());
+        permit.unwrap_or(PermitState::InBody)
     }
 }
 
@@ -197,21 +210,21 @@ impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<UploadPiece> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<UploadChunk> {
         let Some(shared) = self.source.clone() else {
             return Poll::Ready(None);
         };
         let mut source = shared.lock();
         if source.copy != self.copy {
-            return Poll::Ready(Some(Err(BodyError::TakenBack)));
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        if let Some(piece) = source.kept.get(self.position) {
-            let piece = piece.clone();
+        if let Some(chunk) = source.kept.get(self.position) {
+            let chunk = chunk.clone();
             self.position += 1;
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         if source.ended && source.end.is_none() && self.position == source.kept.len() {
-            // Trailers of a body that is sent again come after its last kept piece.
+            // Trailers of a repeated body follow its last kept chunk.
             self.position += 1;
             if let Some(trailers) = source.trailers.clone() {
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -219,7 +232,7 @@ impl http_body::Body for RequestBody {
         }
         let next = ready!(source.poll_next(cx));
         match &next {
-            // These two have gone up with this copy.
+            // This copy has sent what was kept or noted just now.
             Some(Ok(frame)) if frame.is_trailers() => self.position = source.kept.len() + 1,
             Some(Ok(_)) if !source.spilled => self.position = source.kept.len(),
             _ => {}
@@ -231,7 +244,7 @@ impl http_body::Body for RequestBody {
         self.source.is_none()
     }
 
-    /// Exact also for a body without a stated length, once all of it is here.
+    /// Exact also for a body without a declared length, once all of it has been read.
     fn size_hint(&self) -> SizeHint {
         let (None, Some(shared)) = (self.length.exact(), &self.source) else {
             return self.length;

@@ -1,4 +1,5 @@
-//! The body on its way down: one type for all answers, so that nothing is boxed.
+//! The body of a response on its way to the client: one type for all responses, so that no body is
+//! boxed.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -10,14 +11,12 @@ use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
-use super::streaming::{StreamError, StreamingBody};
-use crate::pipeline::access_log::entry::AccessLogEntry;
+use super::response_stream::StreamError;
+use super::streaming_body::StreamingBody;
 
-/// What the listener sends. Carries the access record, which closes with it.
 #[derive(Debug)]
 pub struct ResponseBody {
     kind: BodyKind,
-    record: Option<Box<AccessLogEntry>>,
 }
 
 #[derive(Debug)]
@@ -28,14 +27,22 @@ enum BodyKind {
     Replayed(Box<ReplayedBody>),
 }
 
-/// A body of which the gate has read the beginning, or all.
+/// A body of which the gateway has read the first bytes, or all.
 #[derive(Debug)]
 struct ReplayedBody {
     read: Bytes,
     rest: Option<ResponseBody>,
     trailers: Option<HeaderMap>,
-    /// Of the whole, as it was stated before any of it was read.
+    /// Of the whole body, as declared before any of it was read.
     length: SizeHint,
+}
+
+/// The outcome of `ResponseBody::read_ahead`.
+pub(in crate::pipeline) struct ReadAhead {
+    /// The whole content; None when it is longer than the limit.
+    pub(in crate::pipeline) content: Option<Bytes>,
+    /// A body with everything that the original had.
+    pub(in crate::pipeline) body: ResponseBody,
 }
 
 impl ReplayedBody {
@@ -57,7 +64,7 @@ impl ReplayedBody {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn is_end_stream(&self) -> bool {
         let is_rest_over = self.rest.as_ref().is_none_or(HttpBody::is_end_stream);
         self.read.is_empty() && is_rest_over && self.trailers.is_none()
     }
@@ -65,7 +72,9 @@ impl ReplayedBody {
 
 impl ResponseBody {
     pub fn empty() -> Self {
-        Self::of(BodyKind::Empty)
+        Self {
+            kind: BodyKind::Empty,
+        }
     }
 
     pub fn full(bytes: impl Into<Bytes>) -> Self {
@@ -73,83 +82,73 @@ impl ResponseBody {
         if bytes.is_empty() {
             return Self::empty();
         }
-        Self::of(BodyKind::Full(bytes))
+        Self {
+            kind: BodyKind::Full(bytes),
+        }
     }
 
     pub fn streaming(body: StreamingBody) -> Self {
-        Self::of(BodyKind::Streaming(body))
+        Self {
+            kind: BodyKind::Streaming(body),
+        }
     }
 
-    /// Reads up to `most` bytes ahead. Gives the content, if that is all there is, and a
-    /// body with everything in it that this one had.
+    /// Reads up to `limit` bytes ahead.
     pub(in crate::pipeline) async fn read_ahead(
         mut self,
-        most: usize,
-    ) -> Result<(Option<Bytes>, Self), StreamError> {
+        limit: usize,
+    ) -> Result<ReadAhead, StreamError> {
         let length = self.size_hint();
         let mut read = BytesMut::new();
         let mut trailers = None;
         while let Some(frame) = self.frame().await {
             match frame?.into_data() {
-                Ok(piece) => read.extend_from_slice(&piece),
+                Ok(chunk) => read.extend_from_slice(&chunk),
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
-            if read.len() > most {
-                return Ok((
-                    None,
-                    Self::replayed(read.freeze(), Some(self), None, length),
-                ));
+            if read.len() > limit {
+                return Ok(ReadAhead {
+                    content: None,
+                    body: Self::replayed(ReplayedBody {
+                        read: read.freeze(),
+                        rest: Some(self),
+                        trailers: None,
+                        length,
+                    }),
+                });
             }
         }
         let read = read.freeze();
-        let whole = match trailers {
+        let body = match trailers {
             None => Self::full(read.clone()),
-            some => Self::replayed(read.clone(), None, some, length),
+            trailers => Self::replayed(ReplayedBody {
+                read: read.clone(),
+                rest: None,
+                trailers,
+                length,
+            }),
         };
-        Ok((Some(read), whole))
+        Ok(ReadAhead {
+            content: Some(read),
+            body,
+        })
     }
 
-    fn replayed(
-        read: Bytes,
-        rest: Option<Self>,
-        trailers: Option<HeaderMap>,
-        length: SizeHint,
-    ) -> Self {
-        Self::of(BodyKind::Replayed(Box::new(ReplayedBody {
-            read,
-            rest,
-            trailers,
-            length,
-        })))
-    }
-
-    fn of(kind: BodyKind) -> Self {
-        Self { kind, record: None }
-    }
-
-    /// The record closes when this body has been sent, or dropped half-way.
-    pub(in crate::pipeline) fn watched_by(mut self, record: Box<AccessLogEntry>) -> Self {
-        self.record = Some(record);
-        self
-    }
-
-    fn ended(&mut self) {
-        if let Some(record) = &mut self.record {
-            record.completed();
+    fn replayed(body: ReplayedBody) -> Self {
+        Self {
+            kind: BodyKind::Replayed(Box::new(body)),
         }
-        self.record = None;
     }
 
-    fn sent(&mut self, bytes: usize) {
-        if let Some(record) = &mut self.record {
-            record.sent(bytes);
-        }
+    /// Whether nothing is left of a body that needs no upstream.
+    pub(in crate::pipeline) fn is_spent(&self) -> bool {
+        matches!(self.kind, BodyKind::Empty)
     }
 }
 
-/// Leaves the body out of an answer to HEAD, and says how long it would be (RFC 9110 9.3.2).
-/// Over HTTP/2 hyper would send it.
-pub(in crate::pipeline) fn omit(response: &mut Response<ResponseBody>) {
+/// Removes the body from a response to HEAD and declares the length it would have (RFC 9110 9.3.2).
+/// Over HTTP/2 hyper would send the body.
+pub(in crate::pipeline) fn omit_body(response: &mut Response<ResponseBody>) {
     let body = std::mem::replace(response.body_mut(), ResponseBody::empty());
     if !body.is_end_stream()
         && let Some(length) = body.size_hint().exact()
@@ -167,35 +166,16 @@ impl HttpBody for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let next = match &mut self.kind {
+        match &mut self.kind {
             BodyKind::Empty => Poll::Ready(None),
             BodyKind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
                 self.kind = BodyKind::Empty;
-                self.sent(bytes.len());
-                self.ended();
-                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             BodyKind::Streaming(body) => Pin::new(body).poll_frame(cx),
             BodyKind::Replayed(body) => body.poll_next(cx),
-        };
-        match &next {
-            Poll::Ready(None) => self.ended(),
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(piece) = frame.data_ref() {
-                    self.sent(piece.len());
-                } else {
-                    self.ended(); // trailers come last
-                }
-            }
-            Poll::Ready(Some(Err(error))) => {
-                if let Some(record) = &mut self.record {
-                    record.broke_off(error);
-                }
-            }
-            Poll::Pending => {}
         }
-        next
     }
 
     fn is_end_stream(&self) -> bool {
@@ -203,7 +183,7 @@ impl HttpBody for ResponseBody {
             BodyKind::Empty => true,
             BodyKind::Full(_) => false,
             BodyKind::Streaming(body) => body.is_end_stream(),
-            BodyKind::Replayed(body) => body.is_over(),
+            BodyKind::Replayed(body) => body.is_end_stream(),
         }
     }
 
@@ -213,15 +193,6 @@ impl HttpBody for ResponseBody {
             BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             BodyKind::Streaming(body) => body.size_hint(),
             BodyKind::Replayed(body) => body.length,
-        }
-    }
-}
-
-impl Drop for ResponseBody {
-    fn drop(&mut self) {
-        // hyper does not poll a body that says it is at its end (HEAD, 204, 304).
-        if self.is_end_stream() {
-            self.ended();
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The look, four times a second, over all bodies of one worker: it cuts what is too slow, takes
-//! turns at the upstream back from streams that wait for their clients (`upstream_turn`), and
-//! forgets what has ended.
+//! Samples all bodies of one worker four times a second: cuts the streams that are too slow, returns
+//! the upstream permits of streams that wait for their clients (`permit_state`), and forgets the
+//! streams that have ended.
 
 use std::sync::{Arc, Weak};
 
@@ -8,12 +8,12 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::permit_state::{LOOK_EVERY, ParkedTurn};
-use super::streaming::{ResponseStream, StreamCell, StreamCutReason, lock};
+use super::permit_state::{ParkOutcome, SAMPLE_INTERVAL};
+use super::response_stream::{ResponseStream, StreamCell, StreamCutReason};
 use super::upload::UploadState;
 use crate::lifecycle::ShutdownSignal;
 
-/// All streams of one worker that are watched.
+/// Handle to the watched streams of one worker.
 #[derive(Clone, Debug, Default)]
 pub struct SlowStreamWatchdog {
     watched: Arc<WatchedStreams>,
@@ -21,38 +21,34 @@ pub struct SlowStreamWatchdog {
 
 #[derive(Debug, Default)]
 struct WatchedStreams {
-    answers: Mutex<Vec<Weak<Mutex<ResponseStream>>>>,
+    responses: Mutex<Vec<Weak<Mutex<ResponseStream>>>>,
     uploads: Mutex<Vec<Weak<UploadState>>>,
-    /// There is something to watch again.
-    begun: Notify,
+    /// Wakes the watchdog when the first stream of a list is added.
+    first_added: Notify,
 }
 
 impl SlowStreamWatchdog {
-    pub(in crate::pipeline) fn add(&self, cell: &StreamCell) {
-        let answers = &self.watched.answers;
-        self.begin(answers, Arc::downgrade(cell));
+    pub(in crate::pipeline) fn add(&self, stream: &StreamCell) {
+        self.push(&self.watched.responses, Arc::downgrade(stream));
     }
 
-    /// An upload that holds a turn.
+    /// Watches an upload that holds a permit.
     pub(super) fn add_upload(&self, upload: &Arc<UploadState>) {
-        let uploads = &self.watched.uploads;
-        self.begin(uploads, Arc::downgrade(upload));
+        self.push(&self.watched.uploads, Arc::downgrade(upload));
     }
 
-    fn begin<T>(&self, list: &Mutex<Vec<T>>, stream: T) {
+    fn push<T>(&self, list: &Mutex<Vec<T>>, stream: T) {
         let mut list = list.lock();
         list.push(stream);
         if list.len() == 1 {
-            self.watched.begun.notify_one();
+            self.watched.first_added.notify_one();
         }
     }
 
-    /// Cuts what has become too slow, takes turns back from streams that wait for their
-    /// clients, and forgets what has ended. False: there is nothing left to watch.
-    fn look(&self) -> bool {
+    /// Takes one sample of each stream; false when there is none left to watch.
+    fn sample(&self) -> bool {
         let now = Instant::now();
-        let uploads = &self.watched.uploads;
-        let mut uploads = uploads.lock();
+        let mut uploads = self.watched.uploads.lock();
         uploads.retain(|upload| {
             upload
                 .upgrade()
@@ -61,71 +57,68 @@ impl SlowStreamWatchdog {
         let has_uploads = !uploads.is_empty();
         drop(uploads);
 
-        let answers = &self.watched.answers;
-        let mut answers = answers.lock();
+        let mut responses = self.watched.responses.lock();
         let mut lagging: Vec<StreamCell> = Vec::new();
-        answers.retain(|answer| {
-            let Some(cell) = answer.upgrade() else {
+        responses.retain(|response| {
+            let Some(cell) = response.upgrade() else {
                 return false;
             };
-            let mut flow = lock(&cell);
-            if let Some(why) = flow.overdue(now) {
-                flow.cut(why);
+            let mut stream = cell.lock();
+            if let Some(reason) = stream.overdue(now) {
+                stream.cut(reason);
             }
-            if flow.lags() {
+            if stream.sample_lag() {
                 lagging.push(Arc::clone(&cell));
             }
-            flow.body.is_some()
+            stream.is_open()
         });
         for cell in lagging {
-            if lock(&cell).park() == ParkedTurn::MustEnd {
-                make_room(&answers, &cell, now);
+            let outcome = cell.lock().park();
+            if outcome == ParkOutcome::MustEnd {
+                make_room(&responses, &cell, now);
             }
         }
-        has_uploads || !answers.is_empty()
+        has_uploads || !responses.is_empty()
     }
 
-    /// Looks until the program aborts: what streams during a drain is timed too.
+    /// Runs until the program aborts: streams are timed during a drain too.
     pub async fn watch(self, stop: ShutdownSignal) {
         loop {
-            let has_streams = self.look();
+            let has_streams = self.sample();
             tokio::select! {
                 () = stop.aborting() => return,
-                () = sleep(LOOK_EVERY), if has_streams => {}
-                () = self.watched.begun.notified(), if !has_streams => {}
+                () = sleep(SAMPLE_INTERVAL), if has_streams => {}
+                () = self.watched.first_added.notified(), if !has_streams => {}
             }
         }
     }
 }
 
-/// Cuts the slowest of a client's stalled streams for the one in `cell`, or this one if
-/// it is the slowest.
-fn make_room(answers: &[Weak<Mutex<ResponseStream>>], cell: &StreamCell, now: Instant) {
-    let mut flow = lock(cell);
+/// Cuts the slowest of a client's stalled streams to free its slot for `cell`, or `cell` itself if
+/// that is the slowest.
+fn make_room(responses: &[Weak<Mutex<ResponseStream>>], cell: &StreamCell, now: Instant) {
+    let mut stream = cell.lock();
     let mut slowest: Option<StreamCell> = None;
-    let mut least = flow.pace.rate(now);
-    for other in answers.iter().filter_map(Weak::upgrade) {
+    let mut lowest_rate = stream.rate.rate(now);
+    for other in responses.iter().filter_map(Weak::upgrade) {
         if Arc::ptr_eq(&other, cell) {
             continue;
         }
-        let candidate = lock(&other);
-        let is_of_client = match (&flow.body, &candidate.body) {
-            (Some((_, held)), Some((_, other))) => held.turn.would_gain_by(&other.turn),
-            _ => false,
-        };
-        let rate = candidate.pace.rate(now);
+        let candidate = other.lock();
+        let frees_slot = stream.can_take_slot_of(&candidate);
+        let rate = candidate.rate.rate(now);
         drop(candidate);
-        if is_of_client && rate < least {
-            least = rate;
+        if frees_slot && rate < lowest_rate {
+            lowest_rate = rate;
             slowest = Some(other);
         }
     }
     match slowest {
         Some(other) => {
-            lock(&other).cut(StreamCutReason::NoRoom);
-            // The place is this client's: no other stream of it comes between on this worker.
-            let _ = flow.park();
+            other.lock().cut(StreamCutReason::NoRoom);
+            // Succeeds: on this worker no other stream of the client can take the slot in between.
+            let _ = stream.park();
         }
-        None => flow.cut(StreamCutReason::NoRoom),
+        None => stream.cut(StreamCutReason::NoRoom),
     }
 }

@@ -1,8 +1,9 @@
-//! What the copies of one request body share: the client's stream, what is kept of it, and
-//! the request's turn while the body is on its way.
+//! The state that the copies of one request body share: the client's stream, the chunks kept for a
+//! repeat, and the request's upstream permit while the body is being sent.
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -13,43 +14,45 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::client_body::ClientBody;
-use super::permit_state::{ClientLag, ParkedTurn, UpstreamTurn};
-use super::rate_guard::{BodyDebtor, PaceRules, RateGuard};
+use super::permit_state::{ClientLag, ParkOutcome, PermitState};
+use super::rate_guard::{BodySide, RateGuard, RateRules};
 use crate::pipeline::headers;
+use crate::pipeline::reject::Rejection;
 use crate::upstream::{PermitTimeout, UpstreamPermit};
 
-/// A piece shares the buffer that it was read into. Where it is kept, a smaller one is
-/// copied, or a body that comes byte by byte would hold a buffer for each.
-const WORTH_ITS_BUFFER: usize = 4 * 1024;
+/// A chunk shares the buffer that it was read into. Smaller chunks are copied before they are kept:
+/// otherwise a body that arrives byte by byte would keep one buffer per byte.
+const MIN_SHARED_CHUNK: usize = 4 * 1024;
 
-/// Why a request body ended before its end.
+/// Why a request body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    #[error("client's body broke off")]
+    #[error("the client's body broke off")]
     Client(#[source] hyper::Error),
-    #[error("client's body is larger than this route allows")]
+    #[error("the client's body is larger than this route allows")]
     TooLarge,
-    #[error("client's body came too slowly")]
+    #[error("the client's body arrived too slowly")]
     TooSlow,
-    #[error("body was taken back to be sent again")]
-    TakenBack,
-    #[error("no turn at the upstream for the end of a slow body")]
-    NoTurn,
+    #[error("this copy of the body was replaced by a newer one")]
+    Superseded,
+    #[error("no upstream permit for the end of a slow body")]
+    NoPermit,
 }
 
-/// What a body must keep to.
+/// The limits that a request body must keep to.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyRules {
-    pub max: u64,
+    pub max_bytes: u64,
+    /// Bytes that are kept for a repeat.
     pub replay_limit: usize,
-    pub idle: Duration,
+    pub idle_timeout: Duration,
     /// Bytes per second; 0: none.
     pub min_rate: u64,
     /// End of the whole exchange.
     pub deadline: Instant,
 }
 
-/// What the copies of one body share.
+/// The shared state of the copies of one body.
 #[derive(Debug)]
 pub(in crate::pipeline) struct UploadState(Mutex<UploadSource>);
 
@@ -57,33 +60,33 @@ pub(in crate::pipeline) struct UploadState(Mutex<UploadSource>);
 pub(in crate::pipeline) struct UploadSource {
     incoming: ClientBody,
     rules: BodyRules,
-    pace: RateGuard,
-    /// The newest copy.
+    rate: RateGuard,
+    /// Number of the newest copy, the only one that may read.
     pub(super) copy: u32,
     pub(in crate::pipeline) total: u64,
     pub(in crate::pipeline) kept: Vec<Bytes>,
-    /// Comes after those: small pieces in a row.
+    /// Follows `kept`: consecutive small chunks.
     kept_small: Vec<u8>,
     kept_bytes: usize,
     pub(in crate::pipeline) trailers: Option<HeaderMap>,
     pub(in crate::pipeline) ended: bool,
-    /// More went by than is kept: it cannot be sent again.
+    /// More was read than is kept: the body cannot be sent again.
     pub(super) spilled: bool,
     pub(in crate::pipeline) failed: Option<BodyFailure>,
-    /// The request's turn while the body is on its way.
-    pub(in crate::pipeline) turn: Option<UpstreamTurn>,
+    /// The request's permit while the body is being sent.
+    pub(in crate::pipeline) permit: Option<PermitState>,
     lag: ClientLag,
-    /// Of who reads, if there is a turn to give back.
+    /// Of the reading task, if the body holds a permit.
     waker: Option<Waker>,
     pub(in crate::pipeline) end: Option<Box<WithheldEnd>>,
 }
 
-pub(super) type UploadPiece = Option<Result<Frame<Bytes>, BodyError>>;
+pub(super) type UploadChunk = Option<Result<Frame<Bytes>, BodyError>>;
 
-/// The end of a body that waits for a turn.
+/// The end of a body, withheld until the request has a permit again.
 pub(in crate::pipeline) struct WithheldEnd {
-    piece: UploadPiece,
-    turn: Pin<Box<dyn Future<Output = Result<UpstreamPermit, PermitTimeout>> + Send>>,
+    chunk: UploadChunk,
+    permit: Pin<Box<dyn Future<Output = Result<UpstreamPermit, PermitTimeout>> + Send>>,
 }
 
 impl fmt::Debug for WithheldEnd {
@@ -92,14 +95,40 @@ impl fmt::Debug for WithheldEnd {
     }
 }
 
-/// What went wrong with the client's body, for the answer and the record.
+/// What went wrong with the client's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyFailure {
     TooLarge,
     TooSlow,
-    Gone,
-    /// The client was slow, and the upstream had no turn left for the rest.
-    NoTurn,
+    BrokeOff,
+    /// The client was slow, and no upstream permit was free for the rest of its body.
+    NoPermit,
+}
+
+impl BodyFailure {
+    pub(in crate::pipeline) fn rejection(self) -> Rejection {
+        match self {
+            Self::TooLarge => Rejection::TooLarge,
+            Self::TooSlow => Rejection::TooSlow,
+            Self::BrokeOff => Rejection::BadRequest("the body broke off"),
+            Self::NoPermit => Rejection::Overloaded,
+        }
+    }
+}
+
+/// The permit that a response holds, and the upload that continues beside the response.
+#[derive(Debug)]
+pub(in crate::pipeline) struct ResponsePermit {
+    pub(in crate::pipeline) permit: PermitState,
+    pub(in crate::pipeline) upload: Option<Arc<UploadState>>,
+}
+
+impl ResponsePermit {
+    /// Whether the upstream waits for the rest of the client's body.
+    pub(super) fn awaits_upload(&self) -> bool {
+        let upload = self.upload.as_ref();
+        upload.is_some_and(|upload| upload.is_waiting_for_client())
+    }
 }
 
 impl UploadState {
@@ -107,13 +136,13 @@ impl UploadState {
         Self(Mutex::new(UploadSource {
             incoming,
             rules,
-            pace: RateGuard::new(
-                PaceRules {
-                    idle: rules.idle,
+            rate: RateGuard::new(
+                RateRules {
+                    idle_timeout: rules.idle_timeout,
                     min_rate: rules.min_rate,
                     deadline: rules.deadline,
                 },
-                BodyDebtor::Client,
+                BodySide::Client,
             ),
             copy: 0,
             total: 0,
@@ -124,26 +153,27 @@ impl UploadState {
             ended: false,
             spilled: false,
             failed: None,
-            turn: None,
+            permit: None,
             lag: ClientLag::default(),
             waker: None,
             end: None,
         }))
     }
 
-    pub(super) fn is_clients_turn(&self) -> bool {
+    pub(super) fn is_waiting_for_client(&self) -> bool {
         let source = self.lock();
         source.awaits_client() && !source.ended
     }
 
-    /// Takes the turn back if the client is slow; false when there is none any more.
+    /// Takes one sample, and returns the permit if the client is slow; false when the body no longer
+    /// holds a permit.
     pub(super) fn check_progress(&self) -> bool {
         let mut source = self.lock();
-        let is_clients_turn = source.awaits_client();
-        let Some(turn) = &mut source.turn else {
+        let is_waiting_for_client = source.awaits_client();
+        let Some(permit) = &source.permit else {
             return false;
         };
-        if turn.is_permit() && source.lag.check_stalled(is_clients_turn) {
+        if permit.is_held() && source.lag.sample(is_waiting_for_client) {
             source.park();
         }
         true
@@ -155,105 +185,109 @@ impl UploadState {
 }
 
 impl UploadSource {
-    /// The last look found nothing.
+    /// Whether the last poll of the client's stream found nothing.
     fn awaits_client(&self) -> bool {
-        self.pace.turn() == BodyDebtor::Client
+        self.rate.awaited() == BodySide::Client
     }
 
-    /// Nothing is read for a while: the client owes nothing meanwhile.
-    pub(in crate::pipeline) fn rest(&mut self) {
-        self.finish();
-        self.pace.awaits(BodyDebtor::Upstream);
+    /// Stops the client's clock: nothing is read until the request is sent.
+    pub(in crate::pipeline) fn pause(&mut self) {
+        self.merge_small_chunks();
+        self.rate.await_side(BodySide::Upstream);
     }
 
     pub(in crate::pipeline) fn replay_limit(&self) -> u64 {
         self.rules.replay_limit as u64
     }
 
+    /// Reads until the end or the replay limit; whether all of the body has been read.
     pub(super) fn poll_prefetch(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while !self.ended {
             if self.failed.is_some() || self.kept_bytes >= self.rules.replay_limit {
                 break;
             }
-            // The last piece may go over the limit: it is here, and can be sent as often as
-            // the others.
+            // The last chunk may exceed the limit: it is in memory and can be repeated too.
             if let Some(Ok(frame)) = ready!(self.poll_incoming(cx))
-                && let Ok(piece) = frame.into_data()
+                && let Ok(chunk) = frame.into_data()
             {
-                self.keep_piece(piece);
+                self.keep_chunk(chunk);
             }
         }
-        self.finish();
+        self.merge_small_chunks();
         Poll::Ready(self.ended)
     }
 
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<UploadPiece> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<UploadChunk> {
         if self.end.is_some() {
             return self.poll_end(cx);
         }
-        let piece = ready!(self.poll_incoming(cx));
-        if let Some(Ok(frame)) = &piece
+        let chunk = ready!(self.poll_incoming(cx));
+        if let Some(Ok(frame)) = &chunk
             && let Some(data) = frame.data_ref()
         {
             self.keep(data);
         }
         let is_end = self.ended
-            || piece
+            || chunk
                 .as_ref()
-                .is_none_or(|piece| piece.as_ref().is_ok_and(Frame::is_trailers));
-        if is_end && let Some(turn) = self.turn.as_ref().and_then(UpstreamTurn::resumed) {
-            let turn = Box::pin(turn);
-            self.end = Some(Box::new(WithheldEnd { piece, turn }));
+                .is_none_or(|chunk| chunk.as_ref().is_ok_and(Frame::is_trailers));
+        let permit = self.permit.as_ref().filter(|_| is_end);
+        if let Some(permit) = permit.and_then(PermitState::reacquire) {
+            let permit = Box::pin(permit);
+            self.end = Some(Box::new(WithheldEnd { chunk, permit }));
             return self.poll_end(cx);
         }
-        Poll::Ready(piece)
+        Poll::Ready(chunk)
     }
 
-    /// The end of a body whose turn was given back: the upstream works on it from here on.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<UploadPiece> {
+    /// Sends the end of a body whose permit was returned once there is a permit again: the upstream
+    /// starts to work when it has the whole body.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<UploadChunk> {
         let Some(end) = &mut self.end else {
             return Poll::Ready(None);
         };
-        let turn = ready!(end.turn.as_mut().poll(cx));
-        let piece = end.piece.take();
+        let reacquired = ready!(end.permit.as_mut().poll(cx));
+        let chunk = end.chunk.take();
         self.end = None;
-        match (turn, &mut self.turn) {
-            (Ok(permit), Some(turn)) => {
-                *turn = UpstreamTurn::Permit(permit);
-                Poll::Ready(piece)
+        match (reacquired, &mut self.permit) {
+            (Ok(permit), Some(state)) => {
+                *state = PermitState::Held(permit);
+                Poll::Ready(chunk)
             }
-            // The answer came first, and has the turn.
-            (_, None) => Poll::Ready(piece),
+            // The response has started and holds the permit.
+            (_, None) => Poll::Ready(chunk),
             (Err(_), Some(_)) => {
-                self.failed = Some(BodyFailure::NoTurn);
-                Poll::Ready(Some(Err(BodyError::NoTurn)))
+                self.failed = Some(BodyFailure::NoPermit);
+                Poll::Ready(Some(Err(BodyError::NoPermit)))
             }
         }
     }
 
     fn park(&mut self) {
-        let Some(turn) = &mut self.turn else { return };
-        if turn.park() == ParkedTurn::MustEnd {
-            self.failed = Some(BodyFailure::NoTurn);
+        let Some(permit) = &mut self.permit else {
+            return;
+        };
+        if permit.park() == ParkOutcome::MustEnd {
+            self.failed = Some(BodyFailure::NoPermit);
             if let Some(waker) = self.waker.take() {
                 waker.wake();
             }
         }
     }
 
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<UploadPiece> {
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<UploadChunk> {
         if self.ended {
             return Poll::Ready(None);
         }
-        if self.failed == Some(BodyFailure::NoTurn) {
-            return Poll::Ready(Some(Err(BodyError::NoTurn)));
+        if self.failed == Some(BodyFailure::NoPermit) {
+            return Poll::Ready(Some(Err(BodyError::NoPermit)));
         }
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            self.pace.awaits(BodyDebtor::Client);
-            if self.turn.is_some() {
+            self.rate.await_side(BodySide::Client);
+            if self.permit.is_some() {
                 self.waker = Some(cx.waker().clone());
             }
-            ready!(self.pace.poll_too_slow(cx));
+            ready!(self.rate.poll_too_slow(cx));
             self.failed = Some(BodyFailure::TooSlow);
             return Poll::Ready(Some(Err(BodyError::TooSlow)));
         };
@@ -263,7 +297,7 @@ impl UploadSource {
                 Poll::Ready(None)
             }
             Some(Err(error)) => {
-                self.failed = Some(BodyFailure::Gone);
+                self.failed = Some(BodyFailure::BrokeOff);
                 Poll::Ready(Some(Err(BodyError::Client(error))))
             }
             Some(Ok(frame)) => {
@@ -276,21 +310,21 @@ impl UploadSource {
 
     fn accept(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, BodyError> {
         let frame = match frame.into_data() {
-            Ok(piece) => {
-                self.total += piece.len() as u64;
-                self.pace.moved(piece.len(), BodyDebtor::Upstream);
-                if self.total > self.rules.max {
+            Ok(chunk) => {
+                self.total += chunk.len() as u64;
+                self.rate.record_progress(chunk.len(), BodySide::Upstream);
+                if self.total > self.rules.max_bytes {
                     self.failed = Some(BodyFailure::TooLarge);
                     return Err(BodyError::TooLarge);
                 }
-                return Ok(Frame::data(piece));
+                return Ok(Frame::data(chunk));
             }
             Err(frame) => frame,
         };
         match frame.into_trailers() {
             Ok(trailers) => {
-                // A field that would change how the message is read has no place here
-                // (RFC 9110 6.5.1), and a credential even less.
+                // Fields that change how the message is read, and credentials, must not come as
+                // trailers (RFC 9110 6.5.1).
                 let trailers = headers::safe_trailers(trailers);
                 self.trailers = Some(trailers.clone());
                 Ok(Frame::trailers(trailers))
@@ -299,36 +333,36 @@ impl UploadSource {
         }
     }
 
-    fn keep(&mut self, piece: &Bytes) {
+    fn keep(&mut self, chunk: &Bytes) {
         if self.spilled {
             return;
         }
-        if self.kept_bytes + piece.len() > self.rules.replay_limit {
+        if self.kept_bytes + chunk.len() > self.rules.replay_limit {
             self.spilled = true;
             self.kept = Vec::new();
             self.kept_small = Vec::new();
             return;
         }
-        self.keep_piece(piece.clone());
+        self.keep_chunk(chunk.clone());
     }
 
-    fn keep_piece(&mut self, piece: Bytes) {
-        if piece.is_empty() {
+    fn keep_chunk(&mut self, chunk: Bytes) {
+        if chunk.is_empty() {
             return;
         }
-        // Most bodies are one piece.
-        if self.kept_bytes == 0 || piece.len() >= WORTH_ITS_BUFFER {
-            self.kept_bytes += piece.len();
-            self.finish();
-            self.kept.push(piece);
+        // Most bodies have one chunk.
+        if self.kept_bytes == 0 || chunk.len() >= MIN_SHARED_CHUNK {
+            self.kept_bytes += chunk.len();
+            self.merge_small_chunks();
+            self.kept.push(chunk);
         } else {
-            self.kept_bytes += piece.len();
-            self.kept_small.extend_from_slice(&piece);
+            self.kept_bytes += chunk.len();
+            self.kept_small.extend_from_slice(&chunk);
         }
     }
 
-    /// Makes the small pieces one that can be read.
-    pub(in crate::pipeline) fn finish(&mut self) {
+    /// Appends the small chunks to `kept` as one chunk.
+    pub(in crate::pipeline) fn merge_small_chunks(&mut self) {
         if !self.kept_small.is_empty() {
             let small = std::mem::take(&mut self.kept_small);
             self.kept.push(small.into());

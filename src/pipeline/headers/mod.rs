@@ -1,9 +1,13 @@
-//! Header hygiene both ways: what ends at this hop, what must not come in from
-//! outside, what we say ourselves.
+//! Header fields in both directions: hop-by-hop fields end here, fields that only the gateway or a
+//! trusted proxy may set are dropped, and the gateway adds its own (`forwarded`). `framing` checks and
+//! sets the framing fields; `origin` and `trace` read two of them. Start with `forwarded_headers`.
 
 mod forwarded;
 mod framing;
 mod origin;
+#[cfg(test)]
+mod tests;
+pub(super) mod trace;
 
 use std::borrow::Cow;
 
@@ -14,9 +18,9 @@ use http::header::{
 };
 use http::{HeaderMap, Uri};
 
-use forwarded::SAID;
+use forwarded::MAX_ADDED;
 pub(super) use forwarded::{ForwardedHeaders, RequestFacts};
-pub(super) use framing::{UpwardFraming, check};
+pub(super) use framing::{UpstreamFraming, check};
 pub(super) use origin::origin;
 
 use super::reject::Rejection;
@@ -30,7 +34,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// RFC 9110 7.6.1 and the older names still met in the wild.
+/// RFC 9110 7.6.1, and the older names that are still in use.
 static HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -41,14 +45,14 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// The host asked for, lower case, without port and final dot; empty if there is none.
+/// The requested host in lower case, without a port and a final dot; empty if there is none.
 pub(super) fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Cow<'a, str> {
     let authority = authority(uri, headers);
     let name = match authority.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => authority,
     };
-    // With its final dot it is the same name (RFC 1034 3.1), and has the same rules.
+    // A final dot does not change the name (RFC 1034 3.1).
     let name = name.strip_suffix('.').unwrap_or(name);
     match name.bytes().any(|b| b.is_ascii_uppercase()) {
         true => Cow::Owned(name.to_ascii_lowercase()),
@@ -64,50 +68,54 @@ pub(super) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
     authority.or_else(field).unwrap_or_default()
 }
 
-/// The fields of a request as they go up, but for the credential: a new map, as the one
-/// that came is needed again should the request be sent twice. What ends at this hop,
-/// credentials, and what outsiders may not say stay behind.
-pub(super) fn forwarded_headers(came: &HeaderMap, said: &ForwardedHeaders<'_>) -> HeaderMap {
-    let mut up = HeaderMap::with_capacity(came.len() + SAID);
-    let (mut ends_here, mut cookies) = (false, 0);
-    for (name, value) in came {
+/// The fields of a request for the upstream, without the credential. A new map, since the received
+/// one is needed again if the request is repeated. Hop-by-hop fields, credentials, and fields that
+/// the client may not set are left out.
+pub(super) fn forwarded_headers(
+    received: &HeaderMap,
+    forwarded: &ForwardedHeaders<'_>,
+) -> HeaderMap {
+    let mut outgoing = HeaderMap::with_capacity(received.len() + MAX_ADDED);
+    let mut has_hop_fields = false;
+    let mut cookies = 0;
+    for (name, value) in received {
         let text = plain_name(name.as_str());
         if is_of_this_hop(&text) {
-            ends_here = true;
-        } else if !is_credential(&text) && !said.ends_here(&text) {
+            has_hop_fields = true;
+        } else if !is_credential(&text) && !forwarded.drops(&text) {
             cookies += usize::from(text == "cookie");
-            up.append(name.clone(), value.clone());
+            outgoing.append(name.clone(), value.clone());
         }
     }
     if cookies > 1 {
-        join_cookies(&mut up);
+        join_cookies(&mut outgoing);
     }
-    // Before our own go in, or `Connection: authorization` would take them out again.
-    if ends_here {
-        for name in named_by_connection(came) {
-            up.remove(name);
+    // Before the gateway's own fields are added: `Connection: authorization` must not remove them.
+    if has_hop_fields {
+        for name in named_by_connection(received) {
+            outgoing.remove(name);
         }
-        if items(came, &TE).any(|item| item.eq_ignore_ascii_case("trailers")) {
-            up.insert(TE, HeaderValue::from_static("trailers"));
-            up.insert(CONNECTION, HeaderValue::from_static("te"));
+        if items(received, &TE).any(|item| item.eq_ignore_ascii_case("trailers")) {
+            outgoing.insert(TE, HeaderValue::from_static("trailers"));
+            outgoing.insert(CONNECTION, HeaderValue::from_static("te"));
         }
     }
-    said.put(&mut up);
-    up
+    forwarded.put(&mut outgoing);
+    outgoing
 }
 
-/// A field's name as programs behind CGI and its like read it, for which every byte but a
-/// letter or a digit is the same: with `-` in the place of those, and none at its end.
+/// A field name as programs behind CGI and similar interfaces read it. They do not distinguish bytes
+/// other than letters and digits: each becomes `-`, and trailing ones are removed.
 #[inline]
 fn plain_name(name: &str) -> Cow<'_, str> {
-    // Most fields, told by two letters: none that the gate has a rule for begins so and has
-    // more than one word.
+    // Two letters identify the most frequent fields: no name that the gateway has a rule for starts
+    // with these letters and has more than one word.
     let bytes = name.as_bytes();
-    let is_usual = matches!(
+    let is_frequent = matches!(
         bytes,
         [b'h', b'o', ..] | [b'u', b's', ..] | [b'a', b'c' | b'u', ..]
     );
-    if is_usual || (bytes.iter().all(|byte| PLAIN[usize::from(*byte)]) && !name.ends_with('-')) {
+    if is_frequent || (bytes.iter().all(|byte| PLAIN[usize::from(*byte)]) && !name.ends_with('-')) {
         return Cow::Borrowed(name);
     }
     let plain = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
@@ -117,34 +125,34 @@ fn plain_name(name: &str) -> Cow<'_, str> {
 /// Letters, digits and `-`.
 const PLAIN: [bool; 256] = {
     let mut plain = [false; 256];
-    let mut at = 0_u8;
-    while at < 128 {
-        plain[at as usize] = at.is_ascii_alphanumeric() || at == b'-';
-        at += 1;
+    let mut byte = 0_u8;
+    while byte < 128 {
+        plain[byte as usize] = byte.is_ascii_alphanumeric() || byte == b'-';
+        byte += 1;
     }
     plain
 };
 
-/// HTTP/2 clients send a cookie a field; HTTP/1 has one field for all (RFC 9113 8.2.3), and
+/// HTTP/2 clients send one field per cookie; HTTP/1 has one field for all (RFC 9113 8.2.3), and
 /// servers read only the first of several.
-fn join_cookies(up: &mut HeaderMap) {
-    let crumbs = up.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
-    let crumbs: Vec<&[u8]> = crumbs.filter(|crumb| !crumb.is_empty()).collect();
-    // Legal pieces make a legal whole.
-    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        up.insert(COOKIE, whole);
+fn join_cookies(fields: &mut HeaderMap) {
+    let cookies = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let cookies: Vec<&[u8]> = cookies.filter(|cookie| !cookie.is_empty()).collect();
+    // Valid values joined by `; ` are a valid value.
+    if let Ok(whole) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+        fields.insert(COOKIE, whole);
     }
 }
 
-/// RFC 9110 7.6.2: one hop less for what asks to be counted. Only OPTIONS comes so far.
-pub(super) fn count_hop(up: &mut HeaderMap) {
-    if let Ok(Some(left)) = hops_left(up) {
-        up.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+/// Counts this hop in `Max-Forwards` (RFC 9110 7.6.2). For OPTIONS only: TRACE is never forwarded.
+pub(super) fn decrement_max_forwards(fields: &mut HeaderMap) {
+    if let Ok(Some(hops)) = max_forwards(fields) {
+        fields.insert(MAX_FORWARDS, HeaderValue::from(hops.saturating_sub(1)));
     }
 }
 
-/// What `Max-Forwards` says; an error when it is no number, or said twice.
-pub(super) fn hops_left(headers: &HeaderMap) -> Result<Option<u64>, Rejection> {
+/// The number in `Max-Forwards`; an error when it is not a number, or comes twice.
+pub(super) fn max_forwards(headers: &HeaderMap) -> Result<Option<u64>, Rejection> {
     let mut values = headers.get_all(MAX_FORWARDS).iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -153,16 +161,16 @@ pub(super) fn hops_left(headers: &HeaderMap) -> Result<Option<u64>, Rejection> {
     if values.next().is_some() || !is_digits {
         return Err(Rejection::BadRequest("Max-Forwards is not one number"));
     }
-    // A number that no u64 holds is a number of hops that no request makes.
+    // No request makes more hops than a u64 can count.
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
     Ok(Some(number.unwrap_or(u64::MAX)))
 }
 
-/// Makes a request ask for its whole answer, uncoded: the gate reads it.
-pub(super) fn ask_plain(headers: &mut HeaderMap) {
-    // Each of them may bring a part, a difference, or nothing at all instead of the content
-    // (RFC 9110 13 and 14, RFC 3229, RFC 7240), or content in another alphabet.
-    let bring_less = [
+/// Makes a request ask for the complete content without a content coding, since the gateway reads it.
+pub(super) fn request_plain_content(headers: &mut HeaderMap) {
+    // Each of these may lead to a part, a difference, or nothing instead of the content (RFC 9110 13
+    // and 14, RFC 3229, RFC 7240), or to content in another charset.
+    let partial = [
         header::RANGE,
         header::IF_RANGE,
         header::IF_MATCH,
@@ -173,20 +181,20 @@ pub(super) fn ask_plain(headers: &mut HeaderMap) {
         HeaderName::from_static("a-im"),
         HeaderName::from_static("prefer"),
     ];
-    for name in bring_less {
+    for name in partial {
         headers.remove(name);
     }
     let plain = HeaderValue::from_static("identity");
     headers.insert(header::ACCEPT_ENCODING, plain);
 }
 
-/// `Expect` ends here: hyper sends 100 over HTTP/1 as soon as the body is wanted, the listener
-/// over HTTP/2.
+/// `Expect` is answered by this hop: over HTTP/1 hyper sends 100 when the body is read, over HTTP/2
+/// the listener does.
 fn is_of_this_hop(name: &str) -> bool {
     is_of_a_connection(name) || matches!(name, "te" | "expect")
 }
 
-/// RFC 9110 7.6.1 and the older names still met in the wild.
+/// The names in `HOP_BY_HOP`.
 fn is_of_a_connection(name: &str) -> bool {
     matches!(
         name,
@@ -200,19 +208,19 @@ fn is_of_a_connection(name: &str) -> bool {
     )
 }
 
-/// The client's own; `inject` puts ours in afterwards.
+/// The client's own credential; `inject` adds the upstream's afterwards.
 fn is_credential(name: &str) -> bool {
     matches!(name, "authorization" | "x-api-key")
 }
 
-/// What `Connection` says ends at this hop.
+/// The fields that `Connection` names as hop-by-hop.
 fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     items(headers, &CONNECTION)
         .filter(|item| !item.eq_ignore_ascii_case("keep-alive"))
         .filter_map(|item| item.parse().ok())
 }
 
-/// What the fields of a name list, comma by comma.
+/// The items of the comma-separated fields with this name.
 fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(name)
@@ -222,12 +230,13 @@ fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
         .map(str::trim)
 }
 
-/// The upstream's answer on its way to the client.
-pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&SecretPattern>) {
-    // Most answers have none of them: one look is cheaper than many removals.
+/// Removes the fields of an upstream's response that the client must not get. `injected`: the secret
+/// that was sent to the upstream.
+pub(super) fn clean_response(headers: &mut HeaderMap, injected: Option<&SecretPattern>) {
+    // Most responses have none of them: one pass is cheaper than many removals.
     let ends_here = |name: &&HeaderName| {
         let name = name.as_str();
-        // `Alt-Svc` would tell clients of a way around the gate.
+        // `Alt-Svc` would tell clients a way around the gateway.
         is_of_this_hop(name) || name == "alt-svc" || name.starts_with("x-tollgate-")
     };
     let mut ends: Vec<HeaderName> = headers.keys().filter(ends_here).cloned().collect();
@@ -237,13 +246,13 @@ pub(super) fn clean_answer(headers: &mut HeaderMap, injected: Option<&SecretPatt
     for name in ends {
         headers.remove(name);
     }
-    if let Some(needle) = injected {
-        blot_out(headers, needle);
+    if let Some(secret) = injected {
+        redact_fields(headers, secret);
     }
 }
 
-/// Leaves no value with the secret in it.
-pub(super) fn blot_out(fields: &mut HeaderMap, secret: &SecretPattern) {
+/// Replaces each value that contains the secret.
+pub(super) fn redact_fields(fields: &mut HeaderMap, secret: &SecretPattern) {
     for value in fields.values_mut() {
         if secret.is_in(value.as_bytes()) {
             *value = HeaderValue::from_static("[removed]");
@@ -251,17 +260,17 @@ pub(super) fn blot_out(fields: &mut HeaderMap, secret: &SecretPattern) {
     }
 }
 
-/// The record's id on every answer. The Webapp saw it too: where it answers with one
-/// of its own, ours takes its place, so that a client's report can be found in our log.
+/// Sets the request id on a response. It replaces an id of the upstream's own, so that a client's
+/// report can be found in the gateway's log; the upstream has received the same id.
 pub(super) fn put_request_id(headers: &mut HeaderMap, id: &str) {
     if let Ok(mut value) = HeaderValue::from_str(id) {
-        // No secret, but never the same again: kept out of HTTP/2's table of fields.
+        // Not a secret, but never repeated: kept out of HTTP/2's dynamic table.
         value.set_sensitive(true);
         headers.insert(X_REQUEST_ID, value);
     }
 }
 
-/// Trailers without the fields that may not stand there (RFC 9110 6.5.1).
+/// Trailers without the fields that are not allowed there (RFC 9110 6.5.1).
 pub(super) fn safe_trailers(mut trailers: HeaderMap) -> HeaderMap {
     const UNSAFE: [HeaderName; 18] = [
         AUTHORIZATION,
@@ -283,7 +292,7 @@ pub(super) fn safe_trailers(mut trailers: HeaderMap) -> HeaderMap {
         X_API_KEY,
         MAX_FORWARDS,
     ];
-    // Nor in a trailer may a client say what it may not say in a header.
+    // Fields that a client may not set as a header are not allowed as a trailer either.
     let spoofs = |name: &&HeaderName| {
         let name = plain_name(name.as_str());
         let is_same = |field: &HeaderName| *field == *name;
@@ -301,7 +310,3 @@ pub(super) fn safe_trailers(mut trailers: HeaderMap) -> HeaderMap {
     }
     trailers
 }
-
-#[cfg(test)]
-mod tests;
-pub(super) mod trace;

@@ -1,5 +1,5 @@
-//! Where a request came from, as far as trusted proxies tell: `X-Forwarded-For`, or without
-//! it `Forwarded` (RFC 7239), in all forms that proxies write an address.
+//! The client's address, as far as trusted proxies tell: read from `X-Forwarded-For` or, without it,
+//! from `Forwarded` (RFC 7239), in all spellings that proxies use.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -10,15 +10,15 @@ use super::X_FORWARDED_FOR;
 use crate::config::AddressBlock;
 use crate::pipeline::peer::Peer;
 
-/// The address that a request is counted under.
+/// The address that a request is counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pipeline) struct ClientOrigin<'h> {
     pub(in crate::pipeline) ip: IpAddr,
-    /// What a trusted proxy named that is no address: `ip` is that proxy's own.
+    /// What a trusted proxy sent in place of an address; `ip` is then the proxy's own.
     pub(in crate::pipeline) unreadable: Option<&'h str>,
 }
 
-/// Walks the addresses from the right, past trusted proxies only.
+/// Walks the addresses from the right, and stops at the first one that is not a trusted proxy.
 pub(in crate::pipeline) fn origin<'h>(
     headers: &'h HeaderMap,
     peer: &Peer,
@@ -35,7 +35,7 @@ pub(in crate::pipeline) fn origin<'h>(
     while is_trusted(origin.ip, trusted) {
         let Some(hop) = hops.next() else { break };
         let Some(ip) = hop.and_then(address) else {
-            // It is the end of what can be believed.
+            // The addresses before an unreadable one cannot be trusted.
             origin.unreadable = Some(hop.unwrap_or_default());
             break;
         };
@@ -44,12 +44,12 @@ pub(in crate::pipeline) fn origin<'h>(
     origin
 }
 
-/// All that was named, from the last proxy to the client; None: no text or no `for`.
+/// The addresses from the last proxy to the client; None: not text, or without `for`.
 fn hops(headers: &HeaderMap) -> Vec<Option<&str>> {
     let elements = |name| {
         let values = headers.get_all(name).iter().rev();
         values.flat_map(|value| match value.to_str() {
-            Ok(text) => members_from_the_end(text).map(Some).collect(),
+            Ok(text) => members_from_end(text).map(Some).collect(),
             Err(_) => vec![None],
         })
     };
@@ -63,18 +63,18 @@ fn hops(headers: &HeaderMap) -> Vec<Option<&str>> {
         .collect()
 }
 
-/// The members of a list, the last one first, so that a quote which a client has left open
-/// cannot swallow what a proxy has appended.
-fn members_from_the_end(text: &str) -> impl Iterator<Item = &str> {
+/// The members of a list, the last one first: a quote that the client left open cannot absorb what
+/// a proxy has appended.
+fn members_from_end(text: &str) -> impl Iterator<Item = &str> {
     trimmed(text.rsplit(separator(',')))
 }
 
-/// The pairs of one member.
+/// The pairs of one member of `Forwarded`.
 fn pairs(text: &str) -> impl Iterator<Item = &str> {
     trimmed(text.split(separator(';')))
 }
 
-/// Whether a character is `wanted`, outside quotes.
+/// Matches `wanted` outside quotes.
 fn separator(wanted: char) -> impl FnMut(char) -> bool {
     let mut in_quotes = false;
     move |c: char| {
@@ -83,13 +83,13 @@ fn separator(wanted: char) -> impl FnMut(char) -> bool {
     }
 }
 
-/// Without white space around them or empty ones (RFC 9110 5.6.1).
+/// Removes white space around the parts, and empty parts (RFC 9110 5.6.1).
 fn trimmed<'t>(parts: impl Iterator<Item = &'t str>) -> impl Iterator<Item = &'t str> {
     parts.map(str::trim).filter(|part| !part.is_empty())
 }
 
-/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:4711`, each
-/// perhaps in quotes. RFC 7239 6: a port may be a name, and an address `unknown` or hidden.
+/// Parses `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1`, `[2001:db8::1]` and `[2001:db8::1]:4711`,
+/// with or without quotes. RFC 7239 6: a port may be a name, and an address may be `unknown`.
 fn address(text: &str) -> Option<IpAddr> {
     let text = match text.strip_prefix('"') {
         Some(quoted) => quoted.strip_suffix('"')?.trim(),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_in_which_a_proxy_writes_an_address_is_read() {
+    fn every_spelling_of_an_address_by_a_proxy_is_read() {
         for (text, ip) in [
             ("203.0.113.1", "203.0.113.1"),
             ("203.0.113.1:50001", "203.0.113.1"),
@@ -195,7 +195,7 @@ mod tests {
             ),
             ("for=\"[2001:db8::1]\"", "2001:db8::1"),
             ("for=203.0.113.1:_hidden", "203.0.113.1"),
-            // What a client left open is not the proxy's.
+            // A quote that the client left open does not reach into the proxy's part.
             ("for=6.6.6.6;x=\", for=203.0.113.1", "203.0.113.1"),
             (
                 "for=6.6.6.6, for=203.0.113.1;host=\"a,b;c\", for=10.0.0.3",
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_the_proxys_and_said_to_be() {
+    fn an_unreadable_address_leaves_the_proxys_own_and_is_reported() {
         for text in [
             "unknown",
             "_hidden",
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_is_believed_and_x_forwarded_for_comes_first() {
+    fn only_trusted_proxies_are_believed_and_x_forwarded_for_has_precedence() {
         let both = [
             ("forwarded", "for=6.6.6.6"),
             ("x-forwarded-for", "203.0.113.1"),

@@ -25,50 +25,50 @@ fn network(text: &str) -> AddressBlock {
     }
 }
 
-/// What goes up of `came`, from a peer that no proxy list names; our own fields left out.
-fn of_the_client(came: &HeaderMap) -> HeaderMap {
-    let mut up = went_up(came, &[]);
-    for (name, _) in &went_up(&HeaderMap::new(), &[]) {
+/// What is forwarded of `received` from a peer that is not a trusted proxy, without the added fields.
+fn from_client(received: &HeaderMap) -> HeaderMap {
+    let mut up = forwarded(received, &[]);
+    for (name, _) in &forwarded(&HeaderMap::new(), &[]) {
         up.remove(name);
     }
     up
 }
 
-fn went_up(came: &HeaderMap, trusted: &[AddressBlock]) -> HeaderMap {
-    went_up_with(came, trusted, &[])
+fn forwarded(received: &HeaderMap, trusted: &[AddressBlock]) -> HeaderMap {
+    forwarded_with(received, trusted, &[])
 }
 
-fn went_up_with(came: &HeaderMap, trusted: &[AddressBlock], allowed: &[&str]) -> HeaderMap {
+fn forwarded_with(received: &HeaderMap, trusted: &[AddressBlock], allowed: &[&str]) -> HeaderMap {
     let rules = RequestRules {
         trusted_proxies: trusted.to_vec(),
         allow_underscores: true,
         allow_fields: AllowedFields::new(allowed.iter().map(ToString::to_string).collect()),
         min_body_rate: 0,
     };
-    let ours = RequestFacts {
+    let facts = RequestFacts {
         peer: &peer("192.0.2.7"),
         authority: "gate:8443",
         client: "anna",
         request_id: "0123",
-        trace: &TraceParent::of(came),
+        trace: &TraceParent::of(received),
         via: &HeaderValue::from_static("1.1 tollgate-x"),
         allowed: &rules.allow_fields,
     };
-    forwarded_headers(came, &ours.about(came, &rules))
+    forwarded_headers(received, &facts.forwarded(received, &rules))
 }
 
 #[test]
-fn the_request_id_is_ours_and_takes_no_place_in_the_table_of_http2() {
+fn the_request_id_is_the_gateways_and_stays_out_of_the_dynamic_table_of_http2() {
     let mut headers = HeaderMap::new();
-    headers.insert(X_REQUEST_ID, HeaderValue::from_static("theirs"));
-    put_request_id(&mut headers, "ours");
+    headers.insert(X_REQUEST_ID, HeaderValue::from_static("upstream-id"));
+    put_request_id(&mut headers, "gateway-id");
     let ids: Vec<_> = headers.get_all(X_REQUEST_ID).iter().collect();
-    assert_eq!(ids, ["ours"]);
+    assert_eq!(ids, ["gateway-id"]);
     assert!(ids[0].is_sensitive());
 }
 
 #[test]
-fn connection_tricks_cannot_take_the_credential_out() {
+fn connection_cannot_remove_the_injected_credential() {
     let mut headers = HeaderMap::new();
     headers.append(
         CONNECTION,
@@ -77,9 +77,12 @@ fn connection_tricks_cannot_take_the_credential_out() {
     headers.append(CONNECTION, HeaderValue::from_static("x-secret"));
     headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer client"));
     headers.insert("x-secret", HeaderValue::from_static("1"));
-    let up = went_up(&headers, &[]);
-    assert!(up.contains_key(X_FORWARDED_FOR), "ours went in afterwards");
-    assert!(of_the_client(&headers).is_empty());
+    let up = forwarded(&headers, &[]);
+    assert!(
+        up.contains_key(X_FORWARDED_FOR),
+        "the gateway's own fields are added afterwards"
+    );
+    assert!(from_client(&headers).is_empty());
 }
 
 #[test]
@@ -99,7 +102,7 @@ fn forwarding_fields_from_outside_are_dropped_in_every_spelling() {
     }
     headers.insert("x-tollgate-client", HeaderValue::from_static("admin"));
     headers.insert("tracestate", HeaderValue::from_static("a=b"));
-    let headers = went_up(&headers, &[]);
+    let headers = forwarded(&headers, &[]);
     assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
     assert_eq!(headers[X_FORWARDED_HOST], "gate:8443");
     assert_eq!(headers[X_FORWARDED_PROTO], "http");
@@ -111,17 +114,17 @@ fn forwarding_fields_from_outside_are_dropped_in_every_spelling() {
 }
 
 #[test]
-fn a_trusted_proxy_has_said_where_the_request_came_from() {
+fn the_forwarding_fields_of_a_trusted_proxy_are_kept() {
     let mut headers = HeaderMap::new();
     headers.append("x-forwarded-for", HeaderValue::from_static("198.51.100.1"));
     headers.append("x-forwarded-for", HeaderValue::from_static("203.0.113.2"));
     headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
     headers.insert("x-forwarded-host", HeaderValue::from_static("public"));
-    let up = went_up(&headers, &[network("192.0.2.0/24")]);
+    let up = forwarded(&headers, &[network("192.0.2.0/24")]);
     assert_eq!(up[X_FORWARDED_FOR], "198.51.100.1, 203.0.113.2, 192.0.2.7");
     assert_eq!(up[X_FORWARDED_PROTO], "https");
     assert_eq!(up[X_FORWARDED_HOST], "public");
-    let outside = went_up(&headers, &[]);
+    let outside = forwarded(&headers, &[]);
     assert_eq!(outside[X_FORWARDED_FOR], "192.0.2.7");
     assert_eq!(outside[X_FORWARDED_PROTO], "http");
     assert_eq!(outside[X_FORWARDED_HOST], "gate:8443");
@@ -145,19 +148,19 @@ fn map(fields: &[(&str, &str)]) -> HeaderMap {
 }
 
 #[test]
-fn fields_that_replace_what_a_rule_decided_on_end_here() {
+fn override_fields_are_dropped_unless_allowed() {
     let proxies = [network("192.0.2.0/24")];
     for name in OVERRIDE_FIELDS {
-        let came = map(&[(name, "DELETE")]);
-        assert!(of_the_client(&came).is_empty(), "{name}");
+        let received = map(&[(name, "DELETE")]);
+        assert!(from_client(&received).is_empty(), "{name}");
         let spelled = name.replace('-', "_");
         assert!(
-            of_the_client(&map(&[(&spelled, "DELETE")])).is_empty(),
+            from_client(&map(&[(&spelled, "DELETE")])).is_empty(),
             "{spelled}"
         );
-        let allowed = went_up_with(&came, &[], &[name]);
+        let allowed = forwarded_with(&received, &[], &[name]);
         assert_eq!(allowed[*name], "DELETE", "allowed by name");
-        let believed = went_up(&came, &proxies).contains_key(*name);
+        let believed = forwarded(&received, &proxies).contains_key(*name);
         assert_eq!(
             believed,
             ["forwarded", "x-real-ip"].contains(name),
@@ -168,21 +171,21 @@ fn fields_that_replace_what_a_rule_decided_on_end_here() {
         ("x-forwarded-prefix", "/a"),
         ("x-forwarded-method", "DELETE"),
     ]);
-    assert!(of_the_client(&of_a_proxy).is_empty());
-    let up = went_up(&of_a_proxy, &proxies);
+    assert!(from_client(&of_a_proxy).is_empty());
+    let up = forwarded(&of_a_proxy, &proxies);
     assert!(up.contains_key("x-forwarded-prefix") && !up.contains_key("x-forwarded-method"));
 }
 
 #[test]
-fn proxy_never_goes_up_whoever_allows_it() {
+fn proxy_is_never_forwarded_even_if_allowed() {
     for (name, trusted) in [("proxy", &[][..]), ("proxy", &[network("192.0.2.0/24")])] {
-        let up = went_up_with(&map(&[(name, "http://evil/")]), trusted, &["proxy"]);
+        let up = forwarded_with(&map(&[(name, "http://evil/")]), trusted, &["proxy"]);
         assert!(!up.contains_key("proxy"));
     }
 }
 
 #[test]
-fn what_a_header_may_not_say_a_trailer_may_not_either() {
+fn fields_that_are_dropped_as_headers_are_dropped_as_trailers() {
     let names = [
         "proxy",
         "via",
@@ -203,7 +206,7 @@ fn what_a_header_may_not_say_a_trailer_may_not_either() {
 }
 
 #[test]
-fn a_name_is_read_as_the_most_careless_program_would() {
+fn a_field_name_is_normalised_as_the_most_lenient_parser_does() {
     for name in [
         "x_api_key",
         "x.http.method.override",
@@ -214,21 +217,21 @@ fn a_name_is_read_as_the_most_careless_program_would() {
         "script_name",
         "x-middleware-subrequest",
     ] {
-        let up = went_up(&map(&[(name, "v"), ("x-own.name", "v")]), &[]);
+        let up = forwarded(&map(&[(name, "v"), ("x-own.name", "v")]), &[]);
         assert!(!up.contains_key(name), "{name}");
         assert!(up.contains_key("x-own.name"));
     }
 }
 
 #[test]
-fn cookies_go_up_in_one_field() {
+fn cookies_are_forwarded_in_one_field() {
     let crumbs = [
         ("cookie", "a=1"),
         ("x-a", "b"),
         ("cookie", ""),
         ("cookie", "b=2; c=3"),
     ];
-    let up = of_the_client(&map(&crumbs));
+    let up = from_client(&map(&crumbs));
     let cookies: Vec<_> = up.get_all(COOKIE).iter().collect();
     assert_eq!(cookies, ["a=1; b=2; c=3"]);
     let named = map(&[
@@ -236,48 +239,51 @@ fn cookies_go_up_in_one_field() {
         ("cookie", "b=2"),
         ("connection", "cookie"),
     ]);
-    assert!(of_the_client(&named).is_empty());
+    assert!(from_client(&named).is_empty());
 }
 
 #[test]
-fn a_hop_is_counted_down_and_never_below_none() {
-    for (came, goes) in [("5", "4"), ("1", "0"), ("010", "9")] {
-        let mut fields = map(&[("max-forwards", came)]);
-        count_hop(&mut fields);
+fn max_forwards_is_decremented_and_never_below_zero() {
+    for (received, goes) in [("5", "4"), ("1", "0"), ("010", "9")] {
+        let mut fields = map(&[("max-forwards", received)]);
+        decrement_max_forwards(&mut fields);
         assert_eq!(fields[MAX_FORWARDS], goes);
     }
     for bad in ["", "-1", "+1", "1, 1", "x"] {
-        assert!(hops_left(&map(&[("max-forwards", bad)])).is_err(), "{bad}");
+        assert!(
+            max_forwards(&map(&[("max-forwards", bad)])).is_err(),
+            "{bad}"
+        );
     }
-    assert!(hops_left(&map(&[("max-forwards", "1"), ("max-forwards", "1")])).is_err());
+    assert!(max_forwards(&map(&[("max-forwards", "1"), ("max-forwards", "1")])).is_err());
     let endless = "9".repeat(40);
     assert_eq!(
-        hops_left(&map(&[("max-forwards", &endless)])).unwrap(),
+        max_forwards(&map(&[("max-forwards", &endless)])).unwrap(),
         Some(u64::MAX)
     );
 }
 
 #[test]
-fn only_wanted_trailers_are_asked_for_again() {
+fn te_is_forwarded_only_for_trailers() {
     let mut headers = HeaderMap::new();
     headers.insert(TE, HeaderValue::from_static("gzip, Trailers"));
     headers.insert(CONNECTION, HeaderValue::from_static("TE, close"));
-    let up = of_the_client(&headers);
+    let up = from_client(&headers);
     assert_eq!(
         (&up[TE], &up[CONNECTION]),
         (&"trailers".parse().unwrap(), &"te".parse().unwrap())
     );
     headers.insert(TE, HeaderValue::from_static("gzip"));
-    assert!(of_the_client(&headers).is_empty());
+    assert!(from_client(&headers).is_empty());
 }
 
 #[test]
-fn the_injected_secret_does_not_come_down_in_a_header() {
+fn the_injected_secret_does_not_reach_the_client_in_a_header() {
     let mut headers = HeaderMap::new();
     headers.insert("x-echo", HeaderValue::from_static("Bearer s3cret"));
     headers.insert("alt-svc", HeaderValue::from_static("h3=\":443\""));
     headers.insert("x-kept", HeaderValue::from_static("1"));
-    clean_answer(
+    clean_response(
         &mut headers,
         Some(&SecretPattern::new(&Secret::new("s3cret"))),
     );
@@ -287,7 +293,7 @@ fn the_injected_secret_does_not_come_down_in_a_header() {
 
 proptest! {
     #[test]
-    fn nothing_hop_by_hop_survives_and_all_else_does(
+    fn hop_by_hop_fields_are_dropped_and_all_others_kept(
         names in proptest::collection::vec("x-[a-m]{1,6}", 0..8),
         listed in proptest::collection::vec("y-[a-m]{1,6}", 0..8),
     ) {
@@ -299,7 +305,7 @@ proptest! {
             headers.append(name, HeaderValue::from_static("v"));
         }
         headers.insert(CONNECTION, HeaderValue::from_str(&listed.join(" , ")).unwrap());
-        let headers = of_the_client(&headers);
+        let headers = from_client(&headers);
         for name in &names {
             prop_assert!(headers.contains_key(name.as_str()));
         }

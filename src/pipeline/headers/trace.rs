@@ -1,24 +1,24 @@
-//! Names for one request: our own request id, and the W3C trace it belongs to.
+//! Identifiers of a request: the gateway's request id, and the W3C trace that the request belongs to.
 
 use http::{HeaderMap, HeaderName};
 use rand::Rng as _;
 
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Hex digits; `N` of them.
+/// `N` hex digits.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pipeline) struct HexDigits<const N: usize>([u8; N]);
 
 impl<const N: usize> HexDigits<N> {
-    /// Random ones. They name things and keep no secret.
+    /// Random digits. They are identifiers, not secrets.
     pub(in crate::pipeline) fn random() -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; N];
         rand::rng().fill_bytes(&mut text[..N / 2]);
-        for at in (0..N / 2).rev() {
-            let byte = text[at];
-            text[2 * at + 1] = DIGITS[usize::from(byte & 15)];
-            text[2 * at] = DIGITS[usize::from(byte >> 4)];
+        for index in (0..N / 2).rev() {
+            let byte = text[index];
+            text[2 * index + 1] = DIGITS[usize::from(byte & 15)];
+            text[2 * index] = DIGITS[usize::from(byte >> 4)];
         }
         Self(text)
     }
@@ -38,7 +38,7 @@ impl<const N: usize> HexDigits<N> {
     }
 }
 
-/// A W3C `traceparent` (Trace Context, section 3.2), kept or started here.
+/// A W3C `traceparent` (Trace Context, section 3.2), continued or started here.
 #[derive(Clone, Debug)]
 pub(in crate::pipeline) struct TraceParent {
     trace_id: HexDigits<32>,
@@ -66,11 +66,11 @@ impl TraceParent {
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         HexDigits::<2>::parse(version)?;
         let (trace_id, parent) = (HexDigits::parse(trace)?, HexDigits::<16>::parse(parent)?);
-        let good = version != "ff"
+        let is_valid = version != "ff"
             && (version != "00" || parts.next().is_none())
             && !trace_id.is_zero()
             && !parent.is_zero();
-        good.then_some(Self {
+        is_valid.then_some(Self {
             trace_id,
             flags: HexDigits::parse(flags)?,
             kept: true,
@@ -89,12 +89,12 @@ impl TraceParent {
         self.trace_id.as_str()
     }
 
-    /// It came with the request.
+    /// Whether the client's trace is continued.
     pub(in crate::pipeline) fn is_kept(&self) -> bool {
         self.kept
     }
 
-    /// This hop's own `traceparent`.
+    /// Appends this hop's own `traceparent`.
     pub(super) fn put_parent(&self, text: &mut Vec<u8>) {
         text.extend_from_slice(b"00-");
         text.extend_from_slice(&self.trace_id.0);
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_good_trace_is_kept_and_a_bad_one_replaced() {
+    fn a_valid_trace_is_continued_and_an_invalid_one_replaced() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", HeaderValue::from_static(good));

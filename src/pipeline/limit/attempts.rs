@@ -1,83 +1,90 @@
-//! Attempts to get in: logins, and questions about unknown tokens. They are limited by who
-//! makes them before what they name, and a refused one costs its sender all the same.
-//! Otherwise a stranger who names a user could shut that user out. A success costs nothing.
+//! Limits of authentication attempts: logins, and introspections of unknown tokens. The limits of the
+//! sender apply before those of the user name, and a refused attempt is charged to its sender all the
+//! same; otherwise anyone could lock a user out by sending the user's name. A success costs nothing.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::bucket_charge::{BucketCharge, BucketKind, LimitSubject, of_all};
+use super::bucket_charge::{BucketCharge, BucketKind, LimitSubject, shared_by_all};
 use super::buckets::BucketSet;
 use super::proven::ProvenPeers;
 use super::{Limiter, TooMany, TooManyInFlight, network, site};
 use crate::config::{Limits, Quota};
 use crate::store::shared::SharedStore;
 
-/// What all strangers together may try for one name, in shares of one peer's.
-const STRANGERS: u32 = 10;
-/// What all /64 of one IPv6 /48 may try together, in shares of one /64's.
-const SITE: u32 = 16;
-/// Logins of one peer under way at once: an eighth of those that may wait for the password
-/// check with its two slots (`identity::Hasher`). Another peer's waits behind so many.
-const UNDER_WAY_PER_PEER: usize = 16;
-/// Of all peers but the proven ones: three quarters.
-const UNDER_WAY_OF_STRANGERS: usize = 96;
-/// The name under which a peer stands whose unknown tokens were good.
-const TOKENS: &str = "";
+/// Attempts on one name by all unproven peers together, as a multiple of one peer's.
+const UNPROVEN_FACTOR: u32 = 10;
+/// Attempts of all /64 of one IPv6 /48 together, as a multiple of one /64's.
+const SITE_FACTOR: u32 = 16;
+/// Concurrent logins of one peer: an eighth of those that may wait for the two slots of the password
+/// check (`identity::Hasher`). A login of another peer waits behind at most that many.
+const LOGINS_PER_PEER: usize = 16;
+/// Concurrent logins of all unproven peers: three quarters.
+const LOGINS_OF_UNPROVEN: usize = 96;
+/// The name under which peers are recorded whose unknown tokens were accepted.
+const TOKENS_NAME: &str = "";
 
-/// How long a login waits for a place among those of its peer.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How long a login waits for a slot.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One address, or one IPv6 /64.
 type PeerKey = (u8, u64);
 
-/// The buckets of all attempts.
+/// The buckets and slots of all attempts.
 #[derive(Debug)]
 pub(super) struct AttemptLimits {
     by_site: Arc<BucketSet>,
     by_peer: Arc<BucketSet>,
     by_name: Arc<BucketSet>,
-    of_strangers: Arc<BucketSet>,
+    by_name_of_unproven: Arc<BucketSet>,
     of_proven: Arc<BucketSet>,
     tokens: Arc<BucketSet>,
     tokens_by_peer: Arc<BucketSet>,
     tokens_of_proven: Arc<BucketSet>,
     proven: Arc<ProvenPeers>,
-    under_way: Arc<LoginsUnderWay>,
+    login_slots: Arc<LoginSlots>,
 }
 
-/// A login attempt that was let through.
-#[must_use = "say so when the login succeeds, or it counts like a failed one"]
+/// A login attempt that may proceed to the password check.
+#[must_use = "call `succeeded` when the login succeeds, otherwise it counts as failed"]
 #[derive(Debug)]
-pub struct LoginTry {
-    attempt: AttemptDraws,
-    _place: LoginPlace,
+pub struct LoginAttempt {
+    charges: AttemptCharges,
+    _slot: LoginSlot,
 }
 
-/// A question about an unknown token that may be put.
-#[must_use = "say so when the token is good, or it counts like a bad one"]
+/// An introspection of an unknown token that may proceed.
+#[must_use = "call `succeeded` when the token is accepted, otherwise it counts as failed"]
 #[derive(Debug)]
-pub struct TokenTry(AttemptDraws);
+pub struct IntrospectionAttempt(AttemptCharges);
 
 #[derive(Debug)]
-struct AttemptDraws {
-    draws: Vec<BucketCharge>,
+struct AttemptCharges {
+    charges: Vec<BucketCharge>,
     proven: Arc<ProvenPeers>,
     name: String,
     peer: PeerKey,
 }
 
-/// Why a login may not go on.
+/// Why a login may not proceed.
 #[derive(Clone, Debug)]
-pub enum LoginHeld {
+pub enum LoginLimited {
     TooMany(TooMany),
-    /// Too many logins of this peer, or of all strangers, are under way.
+    /// Too many logins of this peer, or of all unproven peers, are in progress.
     Overloaded,
+}
+
+/// The charges of one login.
+struct LoginCharges {
+    charges: Vec<BucketCharge>,
+    /// The peer has proven itself for this name.
+    is_proven: bool,
 }
 
 impl AttemptLimits {
@@ -86,41 +93,41 @@ impl AttemptLimits {
         limits: &Limits,
         old: Option<&Self>,
     ) -> Self {
-        let kept = |old: Option<&Arc<BucketSet>>, name: &str, quota: Quota| {
-            super::kept(store, old, name, quota, limits.max_keys)
+        let buckets = |old: Option<&Arc<BucketSet>>, name: &str, quota: Quota| {
+            super::reused_or_new(store, old, name, quota, limits.max_keys)
         };
         let (by_peer, by_name) = (limits.logins_by_peer, limits.logins_by_name);
         let tokens_by_peer = limits.unknown_tokens_by_peer;
         let old_of = |pick: fn(&Self) -> &Arc<BucketSet>| old.map(pick);
         Self {
-            by_site: kept(
+            by_site: buckets(
                 old_of(|old| &old.by_site),
                 "logins_by_site",
-                times(by_peer, SITE),
+                times(by_peer, SITE_FACTOR),
             ),
-            by_peer: kept(old_of(|old| &old.by_peer), "logins_by_peer", by_peer),
-            by_name: kept(old_of(|old| &old.by_name), "logins_by_name", by_name),
-            of_strangers: kept(
-                old_of(|old| &old.of_strangers),
+            by_peer: buckets(old_of(|old| &old.by_peer), "logins_by_peer", by_peer),
+            by_name: buckets(old_of(|old| &old.by_name), "logins_by_name", by_name),
+            by_name_of_unproven: buckets(
+                old_of(|old| &old.by_name_of_unproven),
                 "logins_of_strangers",
-                times(by_name, STRANGERS),
+                times(by_name, UNPROVEN_FACTOR),
             ),
-            of_proven: kept(
+            of_proven: buckets(
                 old_of(|old| &old.of_proven),
                 "logins_of_proven_peers",
                 by_name,
             ),
-            tokens: kept(
+            tokens: buckets(
                 old_of(|old| &old.tokens),
                 "unknown_tokens",
                 limits.unknown_tokens,
             ),
-            tokens_by_peer: kept(
+            tokens_by_peer: buckets(
                 old_of(|old| &old.tokens_by_peer),
                 "unknown_tokens_by_peer",
                 tokens_by_peer,
             ),
-            tokens_of_proven: kept(
+            tokens_of_proven: buckets(
                 old_of(|old| &old.tokens_of_proven),
                 "unknown_tokens_of_proven_peers",
                 tokens_by_peer,
@@ -129,8 +136,8 @@ impl AttemptLimits {
                 || Arc::new(ProvenPeers::new(limits.max_keys)),
                 |old| Arc::clone(&old.proven),
             ),
-            under_way: old
-                .map(|old| Arc::clone(&old.under_way))
+            login_slots: old
+                .map(|old| Arc::clone(&old.login_slots))
                 .unwrap_or_default(),
         }
     }
@@ -140,7 +147,7 @@ impl AttemptLimits {
             &self.by_site,
             &self.by_peer,
             &self.by_name,
-            &self.of_strangers,
+            &self.by_name_of_unproven,
             &self.of_proven,
             &self.tokens,
             &self.tokens_by_peer,
@@ -161,181 +168,188 @@ impl AttemptLimits {
         self.proven.sweep();
     }
 
-    /// The sender's own first: what is refused further on has cost the sender by then.
-    fn of_login(&self, peer: IpAddr, name: &str) -> (Vec<BucketCharge>, bool) {
-        let from = network(peer);
-        let draw = |buckets: &Arc<BucketSet>, key, by| BucketCharge::new(buckets, key, by).kept();
-        if self.proven.has(name, from) {
-            let key = self.of_proven.key((from, name));
-            return (
-                vec![draw(&self.of_proven, key, BucketKind::PeerAndName)],
-                true,
-            );
+    /// The charges of a login, those of the sender first: an attempt that another limit refuses has been
+    /// charged to its sender by then.
+    fn login_charges(&self, peer: IpAddr, name: &str) -> LoginCharges {
+        let network = network(peer);
+        let charge = |buckets: &Arc<BucketSet>, key, kind| {
+            BucketCharge::new(buckets, key, kind).not_refunded()
+        };
+        if self.proven.has(name, network) {
+            let key = self.of_proven.key((network, name));
+            return LoginCharges {
+                charges: vec![charge(&self.of_proven, key, BucketKind::PeerAndName)],
+                is_proven: true,
+            };
         }
-        let mut draws = Vec::with_capacity(4);
+        let mut charges = Vec::with_capacity(4);
         if let Some(site) = site(peer) {
-            draws.push(draw(
-                &self.by_site,
-                self.by_site.key(site),
-                BucketKind::Site,
-            ));
+            let key = self.by_site.key(site);
+            charges.push(charge(&self.by_site, key, BucketKind::Site));
         }
-        draws.push(draw(
-            &self.by_peer,
-            self.by_peer.key(from),
-            BucketKind::Peer,
-        ));
-        let key = self.by_name.key((from, name));
-        draws.push(draw(&self.by_name, key, BucketKind::PeerAndName));
-        let key = self.of_strangers.key(name);
-        draws.push(draw(&self.of_strangers, key, BucketKind::Name));
-        (draws, false)
+        let key = self.by_peer.key(network);
+        charges.push(charge(&self.by_peer, key, BucketKind::Peer));
+        let key = self.by_name.key((network, name));
+        charges.push(charge(&self.by_name, key, BucketKind::PeerAndName));
+        let key = self.by_name_of_unproven.key(name);
+        charges.push(charge(&self.by_name_of_unproven, key, BucketKind::Name));
+        LoginCharges {
+            charges,
+            is_proven: false,
+        }
     }
 
-    fn of_token(&self, peer: IpAddr) -> Vec<BucketCharge> {
-        let from = network(peer);
-        if self.proven.has(TOKENS, from) {
-            let key = self.tokens_of_proven.key(from);
-            return vec![BucketCharge::new(&self.tokens_of_proven, key, BucketKind::Peer).kept()];
+    fn introspection_charges(&self, peer: IpAddr) -> Vec<BucketCharge> {
+        let network = network(peer);
+        let charge =
+            |buckets: &Arc<BucketSet>, key| BucketCharge::new(buckets, key, BucketKind::Peer);
+        if self.proven.has(TOKENS_NAME, network) {
+            let key = self.tokens_of_proven.key(network);
+            return vec![charge(&self.tokens_of_proven, key).not_refunded()];
         }
-        let key = self.tokens_by_peer.key(from);
+        let key = self.tokens_by_peer.key(network);
         vec![
-            BucketCharge::new(&self.tokens_by_peer, key, BucketKind::Peer).kept(),
-            of_all(&self.tokens, BucketKind::Nothing).kept(),
+            charge(&self.tokens_by_peer, key).not_refunded(),
+            shared_by_all(&self.tokens, BucketKind::Single).not_refunded(),
         ]
     }
 }
 
 impl Limiter {
-    /// Lets a login attempt through to the password check. Counted at once, or a burst of
-    /// guesses would pass before the first has failed; given back by
-    /// `LoginTry::succeeded`, or a fleet behind one address, or on one user, would lock
-    /// itself out by logging in.
-    pub async fn admit_login(&self, peer: IpAddr, name: &str) -> Result<LoginTry, LoginHeld> {
+    /// Admits a login attempt to the password check. It is charged now, since otherwise a burst of
+    /// guesses would pass before the first one has failed. `LoginAttempt::succeeded` gives the charge
+    /// back, since otherwise many clients behind one address, or with one user, would lock themselves
+    /// out by logging in.
+    pub async fn admit_login(
+        &self,
+        peer: IpAddr,
+        name: &str,
+    ) -> Result<LoginAttempt, LoginLimited> {
         let limits = &self.attempts;
-        let (mut draws, is_proven) = limits.of_login(peer, name);
-        let whose = LimitSubject::Login(peer, name);
-        if let Err(empty) = self.draw_all(&mut draws, whose).await {
-            return Err(LoginHeld::TooMany(self.refuse(&draws, empty)));
+        let LoginCharges {
+            mut charges,
+            is_proven,
+        } = limits.login_charges(peer, name);
+        let subject = LimitSubject::Login(peer, name);
+        if let Err(empty) = self.charge_all(&mut charges, subject).await {
+            return Err(LoginLimited::TooMany(self.refuse(&charges, empty)));
         }
-        let place = LoginsUnderWay::enter(&limits.under_way, network(peer), is_proven);
-        let Ok(place) = place.await else {
-            // Nothing was tried: that costs nothing.
-            draws.iter_mut().for_each(BucketCharge::give_back);
-            return Err(LoginHeld::Overloaded);
+        let slot = LoginSlots::acquire(&limits.login_slots, network(peer), is_proven);
+        let Ok(slot) = slot.await else {
+            // No password was checked, so nothing is charged.
+            charges.iter_mut().for_each(BucketCharge::refund);
+            return Err(LoginLimited::Overloaded);
         };
-        Ok(LoginTry {
-            attempt: AttemptDraws {
-                draws,
+        Ok(LoginAttempt {
+            charges: AttemptCharges {
+                charges,
                 proven: Arc::clone(&limits.proven),
                 name: name.to_owned(),
                 peer: network(peer),
             },
-            _place: place,
+            _slot: slot,
         })
     }
 
-    /// Whether this user has logged in through this gate within a week.
+    /// Whether this user has logged in through this gateway within a week.
     pub fn knows_user(&self, name: &str) -> bool {
         self.attempts.knows_user(name)
     }
 
-    /// Lets one question about an unknown token through to the Webapp.
-    pub async fn admit_unknown_token(&self, peer: IpAddr) -> Result<TokenTry, TooMany> {
+    /// Admits the introspection of one unknown token.
+    pub async fn admit_unknown_token(&self, peer: IpAddr) -> Result<IntrospectionAttempt, TooMany> {
         let limits = &self.attempts;
-        let mut draws = limits.of_token(peer);
-        match self
-            .draw_all(&mut draws, LimitSubject::Login(peer, TOKENS))
-            .await
-        {
-            Err(empty) => Err(self.refuse(&draws, empty)),
-            Ok(_) => Ok(TokenTry(AttemptDraws {
-                draws,
+        let mut charges = limits.introspection_charges(peer);
+        let subject = LimitSubject::Login(peer, TOKENS_NAME);
+        match self.charge_all(&mut charges, subject).await {
+            Err(empty) => Err(self.refuse(&charges, empty)),
+            Ok(_) => Ok(IntrospectionAttempt(AttemptCharges {
+                charges,
                 proven: Arc::clone(&limits.proven),
-                name: TOKENS.to_owned(),
+                name: TOKENS_NAME.to_owned(),
                 peer: network(peer),
             })),
         }
     }
 }
 
-impl LoginTry {
-    /// The password was right: the attempt does not count.
+impl LoginAttempt {
+    /// The login succeeded: the attempt does not count.
     pub fn succeeded(self) {
-        self.attempt.succeeded();
+        self.charges.succeeded();
     }
 }
 
-impl TokenTry {
-    /// The token was good: the question does not count.
+impl IntrospectionAttempt {
+    /// The token was accepted: the introspection does not count.
     pub fn succeeded(self) {
         self.0.succeeded();
     }
 }
 
-impl AttemptDraws {
+impl AttemptCharges {
     fn succeeded(mut self) {
-        self.draws.iter_mut().for_each(BucketCharge::give_back);
+        self.charges.iter_mut().for_each(BucketCharge::refund);
         self.proven.remember(self.name.as_str(), self.peer);
     }
 }
 
-/// Logins that wait for their verdict. A password check takes a core and milliseconds on
-/// purpose, and few run at once: the queue for them is shared out by peer.
+/// The slots of logins in progress. A password check is expensive on purpose and few run at once, so
+/// the queue for them is divided among peers.
 #[derive(Debug)]
-struct LoginsUnderWay {
-    peers: Mutex<HashMap<PeerKey, PeerPlaces>>,
-    strangers: Arc<Semaphore>,
+struct LoginSlots {
+    peers: Mutex<HashMap<PeerKey, PeerSlots>>,
+    unproven: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
-struct PeerPlaces {
-    places: Arc<Semaphore>,
-    /// Logins that have a place or wait for one.
-    users: usize,
+struct PeerSlots {
+    slots: Arc<Semaphore>,
+    /// Logins that hold a slot or wait for one.
+    logins: usize,
 }
 
-/// A login's place, until dropped.
+/// The slot of one login, until dropped.
 #[derive(Debug)]
-struct LoginPlace {
+struct LoginSlot {
     _permits: Vec<OwnedSemaphorePermit>,
     _entry: PeerEntry,
 }
 
-/// Keeps a peer on record as long as it has logins.
+/// Keeps the slots of a peer while it has logins.
 #[derive(Debug)]
 struct PeerEntry {
-    all: Arc<LoginsUnderWay>,
+    all: Arc<LoginSlots>,
     peer: PeerKey,
 }
 
-impl Default for LoginsUnderWay {
+impl Default for LoginSlots {
     fn default() -> Self {
         Self {
             peers: Mutex::default(),
-            strangers: Arc::new(Semaphore::new(UNDER_WAY_OF_STRANGERS)),
+            unproven: Arc::new(Semaphore::new(LOGINS_OF_UNPROVEN)),
         }
     }
 }
 
-impl LoginsUnderWay {
-    /// Waits its turn among the logins of its own peer, then among those of strangers.
-    async fn enter(
+impl LoginSlots {
+    /// Waits for a slot among the logins of the peer, then among those of all unproven peers.
+    async fn acquire(
         all: &Arc<Self>,
         peer: PeerKey,
         is_proven: bool,
-    ) -> Result<LoginPlace, TooManyInFlight> {
-        let (entry, places) = Self::register(all, peer);
+    ) -> Result<LoginSlot, TooManyInFlight> {
+        let (entry, slots) = Self::register(all, peer);
         let wait = async {
-            let mut permits = vec![places.acquire_owned().await.map_err(|_| TooManyInFlight)?];
+            let mut permits = vec![slots.acquire_owned().await.map_err(|_| TooManyInFlight)?];
             if !is_proven {
-                let strangers = Arc::clone(&all.strangers).acquire_owned().await;
-                permits.push(strangers.map_err(|_| TooManyInFlight)?);
+                let unproven = Arc::clone(&all.unproven).acquire_owned().await;
+                permits.push(unproven.map_err(|_| TooManyInFlight)?);
             }
             Ok(permits)
         };
-        Ok(LoginPlace {
-            _permits: timeout(LONGEST_WAIT, wait)
+        Ok(LoginSlot {
+            _permits: timeout(SLOT_TIMEOUT, wait)
                 .await
                 .map_err(|_| TooManyInFlight)??,
             _entry: entry,
@@ -343,33 +357,28 @@ impl LoginsUnderWay {
     }
 
     fn register(all: &Arc<Self>, peer: PeerKey) -> (PeerEntry, Arc<Semaphore>) {
-        let mut peers = all.peers();
-        let known = peers.entry(peer).or_insert_with(|| PeerPlaces {
-            places: Arc::new(Semaphore::new(UNDER_WAY_PER_PEER)),
-            users: 0,
+        let mut peers = all.peers.lock();
+        let known = peers.entry(peer).or_insert_with(|| PeerSlots {
+            slots: Arc::new(Semaphore::new(LOGINS_PER_PEER)),
+            logins: 0,
         });
-        known.users += 1;
+        known.logins += 1;
         let entry = PeerEntry {
             all: Arc::clone(all),
             peer,
         };
-        (entry, Arc::clone(&known.places))
-    }
-
-    fn peers(&self) -> MutexGuard<'_, HashMap<PeerKey, PeerPlaces>> {
-        // Each change under this lock is whole.
-        self.peers.lock()
+        (entry, Arc::clone(&known.slots))
     }
 }
 
 impl Drop for PeerEntry {
     fn drop(&mut self) {
-        let mut peers = self.all.peers();
+        let mut peers = self.all.peers.lock();
         let Some(known) = peers.get_mut(&self.peer) else {
             return;
         };
-        known.users -= 1;
-        if known.users == 0 {
+        known.logins -= 1;
+        if known.logins == 0 {
             peers.remove(&self.peer);
         }
     }

@@ -1,4 +1,5 @@
-//! One bucket that a request must draw on, and what all gates call it.
+//! A charge of one permit to one bucket, and the bucket's name in the store that several gateways
+//! share.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::buckets::BucketSet;
-use super::{ALL, RateSubject, network, site};
+use super::{RateSubject, SINGLE_KEY, network, site};
 use crate::config::{self, LimitKey};
 use crate::identity::Client;
 
@@ -14,29 +15,29 @@ use crate::identity::Client;
 pub(super) struct BucketCharge {
     pub(super) buckets: Arc<BucketSet>,
     pub(super) key: u64,
-    pub(super) by: BucketKind,
+    pub(super) kind: BucketKind,
     pub(super) is_dry_run: bool,
-    /// Not given back when a draw after it is refused.
-    pub(super) is_kept: bool,
-    is_spent: bool,
+    /// Not refunded when a later charge is refused.
+    pub(super) is_not_refunded: bool,
+    is_charged: bool,
 }
 
-/// What tells the buckets of one limit apart.
+/// By what a limit has one bucket each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BucketKind {
     Limit(LimitKey),
-    /// An API key's own.
+    /// The limit of one API key.
     ApiKey,
     Peer,
-    /// The IPv6 /48 that a peer is in.
+    /// The IPv6 /48 of a peer.
     Site,
     Name,
     PeerAndName,
-    /// One bucket serves all.
-    Nothing,
+    /// One bucket for all.
+    Single,
 }
 
-/// Whose draws these are.
+/// The request or attempt that is charged.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LimitSubject<'a> {
     Request(RateSubject<'a>),
@@ -44,20 +45,20 @@ pub(super) enum LimitSubject<'a> {
 }
 
 impl BucketCharge {
-    pub(super) fn new(buckets: &Arc<BucketSet>, key: u64, by: BucketKind) -> Self {
+    pub(super) fn new(buckets: &Arc<BucketSet>, key: u64, kind: BucketKind) -> Self {
         Self {
             buckets: Arc::clone(buckets),
             key,
-            by,
+            kind,
             is_dry_run: false,
-            is_kept: false,
-            is_spent: false,
+            is_not_refunded: false,
+            is_charged: false,
         }
     }
 
-    pub(super) fn kept(self) -> Self {
+    pub(super) fn not_refunded(self) -> Self {
         Self {
-            is_kept: true,
+            is_not_refunded: true,
             ..self
         }
     }
@@ -65,43 +66,48 @@ impl BucketCharge {
     pub(super) fn of_limit(
         buckets: &Arc<BucketSet>,
         limit: &config::Limit,
-        of: RateSubject<'_>,
+        subject: RateSubject<'_>,
     ) -> Self {
         Self {
             is_dry_run: limit.dry_run,
             ..Self::new(
                 buckets,
-                key_of(buckets, limit.key, of),
+                key_of(buckets, limit.key, subject),
                 BucketKind::Limit(limit.key),
             )
         }
     }
 
-    pub(super) fn spent(&mut self) {
-        self.is_spent = true;
+    pub(super) fn charged(&mut self) {
+        self.is_charged = true;
     }
 
-    pub(super) fn give_back(&mut self) {
-        if std::mem::take(&mut self.is_spent) {
-            self.buckets.give_back(self.key);
+    pub(super) fn refund(&mut self) {
+        if std::mem::take(&mut self.is_charged) {
+            self.buckets.refund(self.key);
         }
     }
 
-    /// Gets permits from the store.
-    pub(super) async fn fill(&self, whose: LimitSubject<'_>) {
-        self.buckets.fill(self.key, || self.name(whose)).await;
+    /// Fetches permits from the store.
+    pub(super) async fn fill(&self, subject: LimitSubject<'_>) {
+        self.buckets.fill(self.key, || self.name(subject)).await;
     }
 
-    /// The same at every gate, of one length, and telling nothing of who it is about.
-    fn name(&self, whose: LimitSubject<'_>) -> String {
+    /// The bucket's name in the store: the same at every gateway, of fixed length, and hashed so that it
+    /// does not reveal its subject.
+    fn name(&self, subject: LimitSubject<'_>) -> String {
         use std::fmt::Write as _;
-        let subject = match (self.by, whose) {
+        let text = match (self.kind, subject) {
             (BucketKind::Limit(LimitKey::Class), LimitSubject::Request(of)) => of.class.to_owned(),
             (BucketKind::Limit(LimitKey::Client), LimitSubject::Request(of))
                 if !matches!(of.client, Client::Open) =>
             {
-                let kind = matches!(of.client, Client::Key(_));
-                format!("{}:{}", if kind { "key" } else { "user" }, of.client.name())
+                let is_key = matches!(of.client, Client::Key(_));
+                format!(
+                    "{}:{}",
+                    if is_key { "key" } else { "user" },
+                    of.client.name()
+                )
             }
             (BucketKind::Limit(_), LimitSubject::Request(of)) => format!("{:?}", network(of.peer)),
             (BucketKind::ApiKey, LimitSubject::Request(of)) => of.client.name().to_owned(),
@@ -114,7 +120,7 @@ impl BucketCharge {
             _ => String::new(),
         };
         let mut name = format!("{}:", self.buckets.name());
-        for byte in &Sha256::digest(subject)[..12] {
+        for byte in &Sha256::digest(text)[..12] {
             // Writing to memory cannot fail.
             let _ = write!(name, "{byte:02x}");
         }
@@ -126,13 +132,13 @@ fn key_of(buckets: &BucketSet, kind: LimitKey, subject: RateSubject<'_>) -> u64 
     match (kind, subject.client) {
         (LimitKey::Class, _) => buckets.key(subject.class),
         (LimitKey::Peer, _) => buckets.key(network(subject.peer)),
-        // On an open route nobody was asked: the address is all there is to tell by.
+        // On an open route the client is not authenticated, so its address counts.
         (LimitKey::Client, Client::Open) => buckets.key(network(subject.peer)),
         (LimitKey::Client, client) => buckets.key(client.id()),
     }
 }
 
-/// One bucket for all who draw on it.
-pub(super) fn of_all(buckets: &Arc<BucketSet>, by: BucketKind) -> BucketCharge {
-    BucketCharge::new(buckets, ALL, by)
+/// A charge to the only bucket of `buckets`.
+pub(super) fn shared_by_all(buckets: &Arc<BucketSet>, kind: BucketKind) -> BucketCharge {
+    BucketCharge::new(buckets, SINGLE_KEY, kind)
 }

@@ -1,5 +1,5 @@
-//! The buckets of one limit. `governor` does the arithmetic (GCRA); the store is ours,
-//! because it must be bounded and must be able to take a draw back.
+//! The buckets of one limit. `governor` does the arithmetic (GCRA). The state store is our own, since
+//! it must be bounded and able to refund a charge.
 
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::num::NonZeroU32;
@@ -19,42 +19,42 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::permit_prefetch::{PermitPrefetch, PrefetchState};
-use super::rate_limit_headers::{PolicyHeader, RateLimitHeaders, ceil_seconds};
+use super::rate_limit_headers::{PolicyHeaders, RateLimitHeaders, TooMany, ceil_seconds};
 use crate::config::Quota;
 use crate::identity_hasher::BuildIdentityHasher;
-use crate::store::shared::SharedStore;
+use crate::store::shared::{PermitRate, SharedStore};
 
-/// Lines in which requests wait. Keys may share one; that delays, never denies.
-const LINES: usize = 64;
-/// Parts of the map. One of them is held while it grows, or while the sweep goes through
-/// it: of a million keys this makes it 16,000 at a time.
+/// Queues in which requests wait. Keys may share one, which delays requests but never refuses them.
+const WAIT_QUEUES: usize = 64;
+/// Shards of the map. One shard is locked while it grows, or while the sweep visits it: with a million
+/// keys these are 16,000 keys at a time.
 const SHARDS: usize = 64;
-/// Room for this many keys is kept, used or not.
-const ORDINARY: usize = 4096;
+/// Capacity below which a map is never shrunk.
+const MIN_CAPACITY: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct BucketSet {
     name: Arc<str>,
-    advert: Option<Arc<PolicyHeader>>,
+    policy_headers: Option<Arc<PolicyHeaders>>,
     quota: Quota,
     interval: Duration,
     burst: NonZeroU32,
     limiter: RateLimiter<u64, SharedBuckets, MonotonicClock, StateInformationMiddleware>,
     store: Arc<BucketStore>,
-    /// Where other gates draw on the same buckets.
-    ahead: Option<PermitPrefetch>,
+    /// None unless other gateways share these buckets.
+    prefetch: Option<PermitPrefetch>,
     hasher: RandomState,
-    lines: Vec<Arc<Semaphore>>,
+    wait_queues: Vec<Arc<Semaphore>>,
 }
 
 impl BucketSet {
     #[cfg(test)]
     pub(super) fn new(name: Arc<str>, quota: Quota, max_keys: usize) -> Self {
-        Self::over(None, name, quota, max_keys)
+        Self::with_store(None, name, quota, max_keys)
     }
 
-    /// With a store, other gates draw on the same buckets.
-    pub(super) fn over(
+    /// With a store, the buckets are shared with other gateways.
+    pub(super) fn with_store(
         shared: Option<Arc<SharedStore>>,
         name: Arc<str>,
         quota: Quota,
@@ -63,10 +63,10 @@ impl BucketSet {
         let burst = NonZeroU32::new(quota.burst).unwrap_or(NonZeroU32::MIN);
         let interval = interval(quota, burst);
         let rate = governor::Quota::with_period(interval).expect("an interval is never zero");
-        let shards = if max_keys > ORDINARY { SHARDS } else { 2 };
+        let shards = if max_keys > MIN_CAPACITY { SHARDS } else { 2 };
         let store = Arc::new(BucketStore {
-            each: DashMap::with_hasher_and_shard_amount(BuildIdentityHasher::default(), shards),
-            known: AtomicUsize::new(0),
+            buckets: DashMap::with_hasher_and_shard_amount(BuildIdentityHasher::default(), shards),
+            count: AtomicUsize::new(0),
             max: AtomicUsize::new(max_keys),
             overflow: AtomicU64::new(0),
         });
@@ -77,16 +77,24 @@ impl BucketSet {
             clock,
         );
         Self {
-            advert: PolicyHeader::new(&name, burst.get(), window(interval, burst.get())),
+            policy_headers: PolicyHeaders::new(&name, burst.get(), window(interval, burst.get())),
             name,
             quota,
             interval,
             burst,
             limiter,
             store,
-            ahead: shared.map(|shared| PermitPrefetch::new(shared, interval, burst.get())),
+            prefetch: shared.map(|shared| {
+                PermitPrefetch::new(
+                    shared,
+                    PermitRate {
+                        interval,
+                        burst: burst.get(),
+                    },
+                )
+            }),
             hasher: RandomState::new(),
-            lines: (0..LINES.min(max_keys.max(1)))
+            wait_queues: (0..WAIT_QUEUES.min(max_keys.max(1)))
                 .map(|_| Arc::new(Semaphore::new(1)))
                 .collect(),
         }
@@ -96,28 +104,23 @@ impl BucketSet {
         &self.name
     }
 
-    pub(super) fn name_shared(&self) -> &Arc<str> {
-        &self.name
-    }
-
     pub(super) fn quota(&self) -> Quota {
         self.quota
     }
 
-    pub(super) fn remember_at_most(&self, max_keys: usize) {
+    pub(super) fn set_max_keys(&self, max_keys: usize) {
         self.store.max.store(max_keys, Ordering::Relaxed);
     }
 
-    /// The key of a subject. A keyed hash instead of the text: names of any length
-    /// that clients make up take no memory here, and 64 bits nobody can aim at do
-    /// not meet by accident.
+    /// The key of a subject, a keyed hash: names of any length take no memory here, and clients cannot
+    /// construct collisions.
     pub(super) fn key(&self, subject: impl Hash) -> u64 {
         self.hasher.hash_one(subject)
     }
 
-    /// Draws one; how many are left, or why there is none.
-    pub(super) fn spend(&self, key: u64) -> Result<u32, NoPermit> {
-        let Some(ahead) = &self.ahead else {
+    /// Charges one permit; the number left, or why there is none.
+    pub(super) fn charge(&self, key: u64) -> Result<u32, NoPermit> {
+        let Some(prefetch) = &self.prefetch else {
             return match self.limiter.check_key(&key) {
                 Ok(state) => Ok(state.remaining_burst_capacity()),
                 Err(until) => {
@@ -126,98 +129,112 @@ impl BucketSet {
                 }
             };
         };
-        // Each gate has an equal share. It is drawn on all the time, or it would be full
-        // when the store goes away, and hand out a burst that nobody is owed.
-        let gates = NonZeroU32::new(ahead.gates()).unwrap_or(NonZeroU32::MIN);
-        let own = self.spend_share(key, gates.min(self.burst));
-        match ahead.take(key) {
+        // This gateway's equal share is charged even while the store is up. Otherwise the share would be
+        // full when the store fails, and admit an additional burst.
+        let gates = NonZeroU32::new(prefetch.gates()).unwrap_or(NonZeroU32::MIN);
+        let own = self.charge_share(key, gates.min(self.burst));
+        match prefetch.take(key) {
             PrefetchState::Permit(left) => Ok(left),
             PrefetchState::Empty(wait) => Err(NoPermit::Until(wait)),
-            PrefetchState::Nothing => Err(NoPermit::Ask),
-            PrefetchState::Alone => own,
+            PrefetchState::Unknown => Err(NoPermit::AskStore),
+            PrefetchState::StoreAway => own,
         }
     }
 
-    fn spend_share(&self, key: u64, count: NonZeroU32) -> Result<u32, NoPermit> {
+    fn charge_share(&self, key: u64, count: NonZeroU32) -> Result<u32, NoPermit> {
         match self.limiter.check_key_n(&key, count) {
             Ok(Ok(state)) => Ok(state.remaining_burst_capacity() / count),
             Ok(Err(until)) => {
                 let wait = until.wait_time_from(self.limiter.clock().now());
                 Err(NoPermit::Until(wait))
             }
-            // Never: it is not more than the burst.
+            // Never: the count is not larger than the burst.
             Err(_) => Err(NoPermit::Until(self.interval)),
         }
     }
 
-    /// Gets permits from the store; `name` is what all gates call this bucket.
+    /// Fetches permits from the store. `name`: of this bucket in the store.
     pub(super) async fn fill(&self, key: u64, name: impl FnOnce() -> String) {
-        if let Some(ahead) = &self.ahead {
+        if let Some(prefetch) = &self.prefetch {
             let max_keys = self.store.max.load(Ordering::Relaxed);
-            ahead.fill(key, max_keys, name).await;
+            prefetch.fill(key, max_keys, name).await;
         }
     }
 
-    /// Gives back what this gate has no use for.
+    /// Returns unused permits to the store.
     pub(super) async fn shrink(&self) {
-        if let Some(ahead) = &self.ahead {
-            ahead.sweep().await;
+        if let Some(prefetch) = &self.prefetch {
+            prefetch.sweep().await;
         }
     }
 
-    /// Undoes a draw. One that fell into the overflow bucket, or that time has
-    /// refilled long since, stays as it is: never more than was drawn.
-    pub(super) fn give_back(&self, key: u64) {
-        let ahead = self.ahead.as_ref();
-        let shares = ahead.map_or(1, |ahead| ahead.gates().min(self.burst.get()));
-        if let Some(ahead) = ahead {
-            ahead.give_back(key);
+    /// Undoes a charge. A charge to the overflow bucket, and one that the bucket has regained since, is
+    /// not refunded: a refund is never more than what was charged.
+    pub(super) fn refund(&self, key: u64) {
+        let prefetch = self.prefetch.as_ref();
+        let shares = prefetch.map_or(1, |prefetch| prefetch.gates().min(self.burst.get()));
+        if let Some(prefetch) = prefetch {
+            prefetch.refund(key);
         }
         let one = self.interval.saturating_mul(shares).as_nanos();
         let one = u64::try_from(one).unwrap_or(u64::MAX);
-        if let Some(bucket) = self.store.each.get(&key) {
-            let less = |time: u64| Some(time.saturating_sub(one));
+        if let Some(bucket) = self.store.buckets.get(&key) {
+            let earlier = |time: u64| Some(time.saturating_sub(one));
             // Never `Err`: the closure always gives a value.
-            let _ = bucket.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+            let _ = bucket.fetch_update(Ordering::AcqRel, Ordering::Relaxed, earlier);
         }
     }
 
-    /// Where those wait who find this bucket empty.
-    pub(super) fn line(&self, key: u64) -> Arc<Semaphore> {
-        let lines = self.lines.len() as u64;
-        let index = usize::try_from(key % lines).expect("below the number of lines");
-        Arc::clone(&self.lines[index])
+    /// The queue of the requests that wait for this bucket.
+    pub(super) fn wait_queue(&self, key: u64) -> Arc<Semaphore> {
+        let count = self.wait_queues.len() as u64;
+        let index = usize::try_from(key % count).expect("below the number of queues");
+        Arc::clone(&self.wait_queues[index])
     }
 
-    /// Forgets full buckets; how many are left.
+    /// Removes full buckets; the number left.
     pub(super) fn sweep(&self) -> usize {
         self.limiter.retain_recent();
-        let (left, room) = (self.limiter.len(), self.room());
-        if room > ORDINARY && left < room / 8 {
-            self.store.each.shrink_to_fit();
+        let left = self.limiter.len();
+        let capacity = self.capacity();
+        if capacity > MIN_CAPACITY && left < capacity / 8 {
+            self.store.buckets.shrink_to_fit();
         }
         left
     }
 
-    /// Keys that have a bucket now.
+    /// Number of keys that have a bucket.
     pub(super) fn keys(&self) -> usize {
         self.limiter.len()
     }
 
-    /// Keys there is room for without asking for memory.
-    pub(super) fn room(&self) -> usize {
-        self.store.each.capacity()
+    /// Number of keys for which memory is allocated.
+    pub(super) fn capacity(&self) -> usize {
+        self.store.buckets.capacity()
     }
 
-    pub(super) fn facts(&self, remaining: u32) -> RateLimitHeaders {
+    pub(super) fn headers(&self, remaining: u32) -> RateLimitHeaders {
         let missing = self.burst.get().saturating_sub(remaining);
         RateLimitHeaders {
             policy: Arc::clone(&self.name),
-            advert: self.advert.clone(),
+            policy_headers: self.policy_headers.clone(),
             quota: self.burst.get(),
             window: window(self.interval, self.burst.get()),
             remaining,
             reset: ceil_seconds(self.interval.saturating_mul(missing)),
+        }
+    }
+
+    /// The refusal of a request that found its bucket empty; the next permit comes after `wait`.
+    pub(super) fn too_many(&self, wait: Duration) -> TooMany {
+        let seconds = ceil_seconds(wait).max(1);
+        TooMany {
+            retry_after: Duration::from_secs(seconds),
+            policy: Arc::clone(&self.name),
+            headers: RateLimitHeaders {
+                reset: seconds,
+                ..self.headers(0)
+            },
         }
     }
 }
@@ -225,10 +242,10 @@ impl BucketSet {
 /// Why there is no permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoPermit {
-    /// There will be one after this long.
+    /// The next one comes after this time.
     Until(Duration),
-    /// The store that other gates draw on as well has to be asked.
-    Ask,
+    /// The shared store has to be asked.
+    AskStore,
 }
 
 /// Seconds in which an empty bucket fills.
@@ -238,13 +255,13 @@ fn window(interval: Duration, burst: u32) -> u64 {
 
 /// Time between two requests at the steady rate.
 fn interval(quota: Quota, burst: NonZeroU32) -> Duration {
-    // `governor` counts in 64-bit nanoseconds and does not check: stay far below.
+    // `governor` counts in 64-bit nanoseconds without overflow checks: stay far below the limit.
     let longest = Duration::from_nanos(u64::MAX / 8) / burst.get();
     let interval = quota.per / quota.requests.max(1);
     interval.clamp(Duration::from_nanos(1), longest)
 }
 
-/// The monotonic clock as `tokio` sees it, so that tests can hold it.
+/// `tokio`'s monotonic clock, which tests can pause.
 #[derive(Clone, Debug)]
 struct MonotonicClock(Instant);
 
@@ -256,14 +273,14 @@ impl Clock for MonotonicClock {
     }
 }
 
-/// One number a key: when its bucket is full (GCRA: theoretical arrival time); 0: ever.
+/// One number per key: the time when its bucket is full (GCRA's theoretical arrival time); 0: always.
 #[derive(Debug)]
 struct BucketStore {
-    each: DashMap<u64, AtomicU64, BuildIdentityHasher>,
-    known: AtomicUsize,
+    buckets: DashMap<u64, AtomicU64, BuildIdentityHasher>,
+    count: AtomicUsize,
     max: AtomicUsize,
-    /// Shared by all keys that found no room. Room made by forgetting a bucket that
-    /// is not full would be a fresh bucket for whoever owned it.
+    /// Shared by all keys beyond `max`. Evicting a bucket that is not full instead would give its owner
+    /// a full one.
     overflow: AtomicU64,
 }
 
@@ -278,26 +295,26 @@ impl StateStore for SharedBuckets {
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
         let store = &self.0;
-        if let Some(bucket) = store.each.get(key) {
+        if let Some(bucket) = store.buckets.get(key) {
             return replace(&bucket, decide);
         }
-        let most = store.max.load(Ordering::Relaxed);
-        let more = |known| (known < most).then_some(known + 1);
-        let room = store
-            .known
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        if room.is_err() {
+        let max = store.max.load(Ordering::Relaxed);
+        let increment = |count| (count < max).then_some(count + 1);
+        let slot = store
+            .count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, increment);
+        if slot.is_err() {
             return replace(&store.overflow, decide);
         }
-        match store.each.entry(*key) {
+        match store.buckets.entry(*key) {
             Entry::Occupied(bucket) => {
-                store.known.fetch_sub(1, Ordering::Relaxed);
+                store.count.fetch_sub(1, Ordering::Relaxed);
                 replace(bucket.get(), decide)
             }
-            Entry::Vacant(place) => {
-                // A key may have drawn on the overflow until now: it starts from there.
-                let from = store.overflow.load(Ordering::Acquire);
-                replace(&place.insert(AtomicU64::new(from)), decide)
+            Entry::Vacant(vacant) => {
+                // The key may have used the overflow bucket until now, so it starts with that state.
+                let start = store.overflow.load(Ordering::Acquire);
+                replace(&vacant.insert(AtomicU64::new(start)), decide)
             }
         }
     }
@@ -305,17 +322,17 @@ impl StateStore for SharedBuckets {
 
 impl ShrinkableKeyedStateStore<u64> for SharedBuckets {
     fn retain_recent(&self, drop_below: Nanos) {
-        let mut forgotten = 0;
-        self.0.each.retain(|_, bucket| {
+        let mut removed = 0;
+        self.0.buckets.retain(|_, bucket| {
             let is_recent = *bucket.get_mut() > drop_below.as_u64();
-            forgotten += usize::from(!is_recent);
+            removed += usize::from(!is_recent);
             is_recent
         });
-        self.0.known.fetch_sub(forgotten, Ordering::Relaxed);
+        self.0.count.fetch_sub(removed, Ordering::Relaxed);
     }
 
     fn len(&self) -> usize {
-        self.0.known.load(Ordering::Relaxed)
+        self.0.count.load(Ordering::Relaxed)
     }
 
     fn is_empty(&self) -> bool {

@@ -1,6 +1,6 @@
-//! Requests inside the gate at once. The first half of the places is for whoever comes;
-//! the second half is divided among clients, so that one client alone cannot fill the
-//! gate. Which client it is, is known only after authentication.
+//! Limits the requests in flight. The first half of the permits is for all requests alike; the second
+//! half is divided among clients, so that one client cannot take all permits. The client is known
+//! only after authentication, so a permit is claimed for its client later.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -12,74 +12,72 @@ use crate::shares::{SharePermit, SharePool};
 #[error("too many requests in flight")]
 pub struct TooManyInFlight;
 
-/// The places of one gate; they outlive a reload.
+/// The permits of the gateway; they survive reloads.
 #[derive(Debug)]
-pub(super) struct InFlightPlaces {
-    inside: AtomicUsize,
-    most: AtomicUsize,
-    shared: Arc<SharePool>,
+pub(super) struct InFlightLimit {
+    count: AtomicUsize,
+    max: AtomicUsize,
+    shares: Arc<SharePool>,
 }
 
-/// A request inside the gate, until dropped.
+/// The permit of one request, until dropped.
 #[derive(Debug)]
-pub struct InFlight {
-    places: Arc<InFlightPlaces>,
-    /// The gate was half full: the place counts as its client's.
+pub struct InFlightPermit {
+    limit: Arc<InFlightLimit>,
+    /// Half of the permits were taken: this one counts as its client's.
     is_crowded: bool,
     share: Option<Box<SharePermit>>,
 }
 
-impl InFlightPlaces {
-    pub(super) fn new(most: usize) -> Arc<Self> {
+impl InFlightLimit {
+    pub(super) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
-            inside: AtomicUsize::new(0),
-            most: AtomicUsize::new(most),
-            shared: SharePool::new(),
+            count: AtomicUsize::new(0),
+            max: AtomicUsize::new(max),
+            shares: SharePool::new(),
         })
     }
 
-    pub(super) fn resize(&self, most: usize) {
-        self.most.store(most, Ordering::Relaxed);
+    pub(super) fn resize(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
-    pub(super) fn enter(self: &Arc<Self>) -> Result<InFlight, TooManyInFlight> {
-        let most = self.most.load(Ordering::Relaxed);
-        let inside = self.inside.fetch_add(1, Ordering::Relaxed);
-        let place = InFlight {
-            places: Arc::clone(self),
-            is_crowded: inside >= most / 2,
+    pub(super) fn acquire(self: &Arc<Self>) -> Result<InFlightPermit, TooManyInFlight> {
+        let max = self.max.load(Ordering::Relaxed);
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        // Gives the count back when it is dropped.
+        let permit = InFlightPermit {
+            limit: Arc::clone(self),
+            is_crowded: count >= max / 2,
             share: None,
         };
-        if inside >= most {
+        if count >= max {
             return Err(TooManyInFlight);
         }
-        Ok(place)
+        Ok(permit)
     }
 }
 
-impl InFlight {
-    /// Counts the place as one of `client`'s, where that matters.
+impl InFlightPermit {
+    /// Counts the permit as one of `client`'s, if half of the permits were taken.
     pub fn claim(&mut self, client: impl Hash) -> Result<(), TooManyInFlight> {
         if !self.is_crowded || self.share.is_some() {
             return Ok(());
         }
-        let InFlightPlaces {
-            inside,
-            most,
-            shared,
-        } = &*self.places;
-        let (inside, most) = (inside.load(Ordering::Relaxed), most.load(Ordering::Relaxed));
-        // With this one's own.
-        let free = (most + 1).saturating_sub(inside);
-        let share = shared.take_of_free(shared.key(client), free);
+        let InFlightLimit { count, max, shares } = &*self.limit;
+        let count = count.load(Ordering::Relaxed);
+        let max = max.load(Ordering::Relaxed);
+        // Including this request's own permit.
+        let free = (max + 1).saturating_sub(count);
+        let share = shares.take_of_free(shares.key(client), free);
         self.share = Some(Box::new(share.ok_or(TooManyInFlight)?));
         Ok(())
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightPermit {
     fn drop(&mut self) {
-        self.places.inside.fetch_sub(1, Ordering::Relaxed);
+        self.limit.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -87,37 +85,37 @@ impl Drop for InFlight {
 mod tests {
     use super::*;
 
-    fn inside(places: &Arc<InFlightPlaces>, client: &str, tries: usize) -> Vec<InFlight> {
-        let enter = |_| {
-            let mut place = places.enter().ok()?;
-            place.claim(client).ok()?;
-            Some(place)
+    fn acquire_many(limit: &Arc<InFlightLimit>, client: &str, tries: usize) -> Vec<InFlightPermit> {
+        let acquire = |_| {
+            let mut permit = limit.acquire().ok()?;
+            permit.claim(client).ok()?;
+            Some(permit)
         };
-        (0..tries).filter_map(enter).collect()
+        (0..tries).filter_map(acquire).collect()
     }
 
     #[test]
-    fn one_client_cannot_fill_the_gate_and_two_share_its_second_half() {
-        let places = InFlightPlaces::new(180);
-        let greedy = inside(&places, "greedy", 1000);
+    fn one_client_cannot_take_all_permits_and_two_share_the_second_half() {
+        let limit = InFlightLimit::new(180);
+        let greedy = acquire_many(&limit, "greedy", 1000);
         assert_eq!(greedy.len(), 90 + 75);
-        let honest = inside(&places, "honest", 1000);
+        let honest = acquire_many(&limit, "honest", 1000);
         assert_eq!(honest.len(), 8);
         drop(greedy);
-        assert_eq!(inside(&places, "honest", 100).len(), 100);
+        assert_eq!(acquire_many(&limit, "honest", 100).len(), 100);
         drop(honest);
-        assert_eq!(places.inside.load(Ordering::Relaxed), 0);
+        assert_eq!(limit.count.load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn a_gate_with_room_does_not_ask_who_it_is() {
-        let places = InFlightPlaces::new(100);
-        let mut first = places.enter().unwrap();
+    fn the_first_half_is_not_counted_by_client() {
+        let limit = InFlightLimit::new(100);
+        let mut first = limit.acquire().unwrap();
         first.claim("client").unwrap();
         assert!(first.share.is_none());
-        places.resize(1);
-        assert!(places.enter().is_err());
+        limit.resize(1);
+        assert!(limit.acquire().is_err());
         drop(first);
-        assert!(places.enter().is_ok());
+        assert!(limit.acquire().is_ok());
     }
 }

@@ -1,7 +1,7 @@
-//! Stage 3: is this client too fast? Budgets by client, peer and route class, the API
-//! keys' own, requests in flight; and attempts to get in (`attempts`). Chooses no status.
-//! The surprise: a refusal costs a request nothing; what it has drawn from other budgets by
-//! then goes back. A refused attempt to get in keeps its cost.
+//! Rate limits: by client, peer and route class, and those of single API keys; requests in flight
+//! (`in_flight`); and authentication attempts (`attempts`). Chooses no status. A refused request is
+//! not charged: what it has taken from other limits by then is refunded. A refused attempt stays
+//! charged to its sender. Start with `Limiter::admit`.
 
 mod attempts;
 mod bucket_charge;
@@ -11,8 +11,8 @@ mod permit_prefetch;
 mod proven;
 mod rate_limit_headers;
 
-pub use attempts::{LoginHeld, LoginTry, TokenTry};
-pub use in_flight::{InFlight, TooManyInFlight};
+pub use attempts::{IntrospectionAttempt, LoginAttempt, LoginLimited};
+pub use in_flight::{InFlightPermit, TooManyInFlight};
 pub use rate_limit_headers::{RateAdmission, RateLimitHeaders, TooMany};
 
 use std::net::IpAddr;
@@ -24,31 +24,31 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use self::attempts::AttemptLimits;
 use self::buckets::{BucketSet, NoPermit};
-use self::in_flight::InFlightPlaces;
+use self::in_flight::InFlightLimit;
 use crate::config::{self, Limits, Quota};
 use crate::identity::Client;
 use crate::metrics::{LimitOutcome, Metrics};
 use crate::shares::network;
 use crate::store::shared::SharedStore;
-use bucket_charge::{BucketCharge, BucketKind, LimitSubject, of_all};
+use bucket_charge::{BucketCharge, BucketKind, LimitSubject, shared_by_all};
 
-/// The key where one bucket serves all.
-const ALL: u64 = 0;
+/// The key of a limit that has one bucket for all.
+const SINGLE_KEY: u64 = 0;
 
-/// Times that one request asks the store for permits, should others take them all.
-const FILLS: usize = 8;
-/// What it is told to wait when they have.
-const CROWDED: Duration = Duration::from_millis(50);
+/// How often one request asks the store for permits if others take them first.
+const MAX_FILLS: usize = 8;
+/// How long a request waits after that.
+const CROWDED_WAIT: Duration = Duration::from_millis(50);
 
-/// All budgets. Built anew by a reload; what did not change keeps its state.
+/// All limits. A reload builds a new one; limits that did not change keep their state.
 #[derive(Debug)]
 pub struct Limiter {
     policies: Vec<LimitPolicy>,
-    /// By name of the API key.
-    own: Arc<DashMap<Arc<str>, Arc<BucketSet>>>,
+    /// Limits of single API keys, by the key's name.
+    by_api_key: Arc<DashMap<Arc<str>, Arc<BucketSet>>>,
     attempts: AttemptLimits,
-    in_flight: Arc<InFlightPlaces>,
-    /// Where other gates draw on the same buckets.
+    in_flight: Arc<InFlightLimit>,
+    /// None unless other gateways share the buckets.
     store: Option<Arc<SharedStore>>,
     metrics: Arc<Metrics>,
 }
@@ -59,7 +59,7 @@ struct LimitPolicy {
     buckets: Arc<BucketSet>,
 }
 
-/// Whose request, and of which kind.
+/// The sender of a request, and the class of its route.
 #[derive(Clone, Copy, Debug)]
 pub struct RateSubject<'a> {
     pub client: &'a Client,
@@ -67,7 +67,7 @@ pub struct RateSubject<'a> {
     pub class: &'a str,
 }
 
-/// Which draw found its bucket empty, and when it will not.
+/// The charge that found its bucket empty, and the time until the next permit.
 #[derive(Clone, Copy, Debug)]
 struct EmptyBucket {
     index: usize,
@@ -75,15 +75,15 @@ struct EmptyBucket {
 }
 
 impl Limiter {
-    /// The budgets of `limits`. Those that `old` has with the same quota and key go on
-    /// where they are: a reload must not hand out fresh ones.
+    /// The limits of `limits`. Those that `old` has with the same quota and key keep their buckets:
+    /// a reload must not refill them.
     pub fn new(limits: &Limits, old: Option<&Self>, metrics: Arc<Metrics>) -> Self {
         let store = old.and_then(|old| old.store.as_ref());
-        Self::over(store, limits, old, metrics)
+        Self::with_store(store, limits, old, metrics)
     }
 
-    /// The same, drawn on by all gates that share `store`.
-    pub fn over(
+    /// The same, with buckets that all gateways with `store` share.
+    pub fn with_store(
         store: Option<&Arc<SharedStore>>,
         limits: &Limits,
         old: Option<&Self>,
@@ -94,7 +94,7 @@ impl Limiter {
             let mut same = policies
                 .filter(|policy| policy.limit.name == limit.name && policy.limit.key == limit.key);
             LimitPolicy {
-                buckets: kept(
+                buckets: reused_or_new(
                     store,
                     same.next().map(|old| &old.buckets),
                     &limit.name,
@@ -106,103 +106,108 @@ impl Limiter {
         };
         Self {
             policies: limits.policies.iter().map(policy).collect(),
-            own: old.map(|old| Arc::clone(&old.own)).unwrap_or_default(),
+            by_api_key: old
+                .map(|old| Arc::clone(&old.by_api_key))
+                .unwrap_or_default(),
             attempts: AttemptLimits::new(store, limits, old.map(|old| &old.attempts)),
             in_flight: match old {
                 Some(old) => {
                     old.in_flight.resize(limits.max_in_flight);
                     Arc::clone(&old.in_flight)
                 }
-                None => InFlightPlaces::new(limits.max_in_flight),
+                None => InFlightLimit::new(limits.max_in_flight),
             },
             store: store.cloned(),
             metrics,
         }
     }
 
-    /// Draws on every budget that concerns the request, or on none. Waits up to
-    /// `max_wait` in all where one is empty; dropping the wait costs nothing.
+    /// Charges every limit that concerns the request, or none. Waits up to `max_wait` in total for
+    /// empty buckets. A request that is dropped while it waits is not charged.
     pub async fn admit(
         &self,
         subject: RateSubject<'_>,
         max_wait: Duration,
     ) -> Result<RateAdmission, TooMany> {
-        let mut draws = self.draws(subject);
-        let whose = LimitSubject::Request(subject);
-        match self.draw_all(&mut draws, whose).await {
-            Ok(admitted) => Ok(admitted),
-            Err(empty) if empty.wait > max_wait => Err(self.refuse(&draws, empty)),
+        let mut charges = self.charges(subject);
+        let subject = LimitSubject::Request(subject);
+        match self.charge_all(&mut charges, subject).await {
+            Ok(admission) => Ok(admission),
+            Err(empty) if empty.wait > max_wait => Err(self.refuse(&charges, empty)),
             Err(empty) => {
                 let deadline = Instant::now() + max_wait;
-                Box::pin(self.wait((&mut draws, whose), empty, deadline)).await
+                Box::pin(self.wait(&mut charges, subject, empty, deadline)).await
             }
         }
     }
 
-    /// Waits in line: of those who wait for one bucket only the first sleeps for it,
-    /// so nobody is woken to find it empty, and nobody overtakes in the line.
+    /// Waits in the bucket's queue. Only the first request of a queue sleeps, so no request wakes up to
+    /// find the bucket empty, and none overtakes another.
     async fn wait(
         &self,
-        (draws, whose): (&mut [BucketCharge], LimitSubject<'_>),
+        charges: &mut [BucketCharge],
+        subject: LimitSubject<'_>,
         mut empty: EmptyBucket,
         deadline: Instant,
     ) -> Result<RateAdmission, TooMany> {
-        let mut turn = None;
+        let mut head_of_queue = None;
+        let mut queue_index = usize::MAX;
         loop {
-            if turn.as_ref().is_none_or(|(index, _)| *index != empty.index) {
-                drop(turn.take());
-                let draw = &draws[empty.index];
-                let line = draw.buckets.line(draw.key);
-                let Ok(place) = timeout_at(deadline, line.acquire_owned()).await else {
-                    return self.last_try(draws, whose).await;
+            if queue_index != empty.index {
+                drop(head_of_queue.take());
+                let charge = &charges[empty.index];
+                let queue = charge.buckets.wait_queue(charge.key);
+                let Ok(permit) = timeout_at(deadline, queue.acquire_owned()).await else {
+                    return self.last_try(charges, subject).await;
                 };
-                turn = Some((empty.index, place));
+                head_of_queue = Some(permit);
+                queue_index = empty.index;
             }
             if Instant::now() + empty.wait > deadline {
-                return self.last_try(draws, whose).await;
+                return self.last_try(charges, subject).await;
             }
             sleep(empty.wait).await;
-            match self.draw_all(draws, whose).await {
-                Ok(admitted) => {
+            match self.charge_all(charges, subject).await {
+                Ok(admission) => {
                     self.metrics.limit_exceeded.add(LimitOutcome::Waited);
-                    return Ok(admitted);
+                    return Ok(admission);
                 }
-                Err(still) => empty = still,
+                Err(still_empty) => empty = still_empty,
             }
         }
     }
 
     async fn last_try(
         &self,
-        draws: &mut [BucketCharge],
-        whose: LimitSubject<'_>,
+        charges: &mut [BucketCharge],
+        subject: LimitSubject<'_>,
     ) -> Result<RateAdmission, TooMany> {
-        match self.draw_all(draws, whose).await {
-            Ok(admitted) => {
+        match self.charge_all(charges, subject).await {
+            Ok(admission) => {
                 self.metrics.limit_exceeded.add(LimitOutcome::Waited);
-                Ok(admitted)
+                Ok(admission)
             }
-            Err(empty) => Err(self.refuse(draws, empty)),
+            Err(empty) => Err(self.refuse(charges, empty)),
         }
     }
 
-    /// A place inside the gate.
-    pub fn in_flight(&self) -> Result<InFlight, TooManyInFlight> {
-        self.in_flight.enter()
+    /// A permit for one request in flight.
+    pub fn in_flight(&self) -> Result<InFlightPermit, TooManyInFlight> {
+        self.in_flight.acquire()
     }
 
-    /// Forgets keys whose buckets are full again. To be called every few seconds.
+    /// Removes full buckets. To be called every few seconds.
     pub fn sweep(&self) {
         let fixed = self.attempts.buckets();
         let policies = self.policies.iter().map(|policy| &policy.buckets);
         for buckets in policies.chain(fixed) {
             buckets.sweep();
         }
-        self.own.retain(|_, buckets| buckets.sweep() > 0);
+        self.by_api_key.retain(|_, buckets| buckets.sweep() > 0);
         self.attempts.sweep();
     }
 
-    /// Sets the numbers of keys, just before a scrape.
+    /// Updates the gauges of keys, just before a scrape.
     pub fn refresh_gauges(&self) {
         let fixed = self.attempts.buckets();
         let policies = self.policies.iter().map(|policy| &policy.buckets);
@@ -212,122 +217,136 @@ impl Limiter {
         }
     }
 
-    /// Gives permits of shared limits back that this gate has no use for.
+    /// Returns unused permits of shared limits to the store.
     pub async fn shrink(&self) {
-        let own: Vec<_> = self.own.iter().map(|own| Arc::clone(own.value())).collect();
+        let by_api_key = self.by_api_key.iter();
+        let by_api_key: Vec<_> = by_api_key.map(|entry| Arc::clone(entry.value())).collect();
         let fixed = self.attempts.buckets();
         let policies = self.policies.iter().map(|policy| &policy.buckets);
-        for buckets in policies.chain(fixed).chain(&own) {
+        for buckets in policies.chain(fixed).chain(&by_api_key) {
             buckets.shrink().await;
         }
     }
 
-    fn draws(&self, subject: RateSubject<'_>) -> Vec<BucketCharge> {
-        let mut draws = Vec::with_capacity(self.policies.len() + 1);
+    fn charges(&self, subject: RateSubject<'_>) -> Vec<BucketCharge> {
+        let mut charges = Vec::with_capacity(self.policies.len() + 1);
         if let Client::Key(key) = subject.client
             && let Some(quota) = key.limit
         {
-            draws.push(of_all(&self.own(&key.name, quota), BucketKind::ApiKey));
+            let buckets = self.buckets_of_api_key(&key.name, quota);
+            charges.push(shared_by_all(&buckets, BucketKind::ApiKey));
         }
-        let counting = self.policies.iter().filter(|policy| {
+        let applying = self.policies.iter().filter(|policy| {
             let classes = &policy.limit.classes;
             classes.is_empty() || classes.iter().any(|class| **class == *subject.class)
         });
-        draws.extend(
-            counting.map(|LimitPolicy { limit, buckets }| {
+        charges.extend(
+            applying.map(|LimitPolicy { limit, buckets }| {
                 BucketCharge::of_limit(buckets, limit, subject)
             }),
         );
-        draws
+        charges
     }
 
-    fn own(&self, name: &Arc<str>, quota: Quota) -> Arc<BucketSet> {
-        if let Some(known) = self.own.get(name)
+    fn buckets_of_api_key(&self, name: &Arc<str>, quota: Quota) -> Arc<BucketSet> {
+        if let Some(known) = self.by_api_key.get(name)
             && known.quota() == quota
         {
             return Arc::clone(&known);
         }
         let store = self.store.clone();
-        let fresh = || Arc::new(BucketSet::over(store.clone(), "api_key".into(), quota, 1));
-        let mut known = self.own.entry(Arc::clone(name)).or_insert_with(fresh);
+        let new = || {
+            let buckets = BucketSet::with_store(store.clone(), "api_key".into(), quota, 1);
+            Arc::new(buckets)
+        };
+        let mut known = self.by_api_key.entry(Arc::clone(name)).or_insert_with(new);
         if known.quota() != quota {
-            *known = fresh();
+            *known = new();
         }
         Arc::clone(&known)
     }
 
-    /// One from each bucket, or none from any; gets permits from the store where this
-    /// gate has none left.
-    async fn draw_all(
+    /// Charges each bucket, or none. Fetches permits from the store where this gateway has none left.
+    async fn charge_all(
         &self,
-        draws: &mut [BucketCharge],
-        whose: LimitSubject<'_>,
+        charges: &mut [BucketCharge],
+        subject: LimitSubject<'_>,
     ) -> Result<RateAdmission, EmptyBucket> {
-        match self.draw_here(draws) {
-            Ok(admitted) => Ok(admitted),
+        match self.charge_local(charges) {
+            Ok(admission) => Ok(admission),
             Err((index, NoPermit::Until(wait))) => Err(EmptyBucket { index, wait }),
-            // Seldom, and large: not to be paid for by every request's memory.
-            Err((index, NoPermit::Ask)) => Box::pin(self.fill_and_draw(draws, whose, index)).await,
+            // Rare, and a large future: boxed, so that other requests do not pay for its size.
+            Err((index, NoPermit::AskStore)) => {
+                Box::pin(self.fill_and_charge(charges, subject, index)).await
+            }
         }
     }
 
-    async fn fill_and_draw(
+    async fn fill_and_charge(
         &self,
-        draws: &mut [BucketCharge],
-        whose: LimitSubject<'_>,
+        charges: &mut [BucketCharge],
+        subject: LimitSubject<'_>,
         mut index: usize,
     ) -> Result<RateAdmission, EmptyBucket> {
-        for _ in 0..FILLS {
-            draws[index].fill(whose).await;
-            match self.draw_here(draws) {
-                Ok(admitted) => return Ok(admitted),
+        for _ in 0..MAX_FILLS {
+            charges[index].fill(subject).await;
+            match self.charge_local(charges) {
+                Ok(admission) => return Ok(admission),
                 Err((index, NoPermit::Until(wait))) => return Err(EmptyBucket { index, wait }),
-                Err((next, NoPermit::Ask)) => index = next,
+                Err((next, NoPermit::AskStore)) => index = next,
             }
         }
         Err(EmptyBucket {
             index,
-            wait: CROWDED,
+            wait: CROWDED_WAIT,
         })
     }
 
-    fn draw_here(&self, draws: &mut [BucketCharge]) -> Result<RateAdmission, (usize, NoPermit)> {
-        let mut tightest: Option<(usize, u32)> = None;
-        for index in 0..draws.len() {
-            let draw = &mut draws[index];
-            match draw.buckets.spend(draw.key) {
+    /// Charges each bucket with the permits that this gateway has, or none.
+    fn charge_local(
+        &self,
+        charges: &mut [BucketCharge],
+    ) -> Result<RateAdmission, (usize, NoPermit)> {
+        let mut tightest = None;
+        let mut fewest = u32::MAX;
+        for index in 0..charges.len() {
+            let charge = &mut charges[index];
+            match charge.buckets.charge(charge.key) {
                 Ok(remaining) => {
-                    draw.spent();
-                    let is_tighter = tightest.is_none_or(|(_, least)| remaining < least);
-                    if is_tighter && !draw.is_dry_run {
-                        tightest = Some((index, remaining));
+                    charge.charged();
+                    let is_tighter = tightest.is_none() || remaining < fewest;
+                    if is_tighter && !charge.is_dry_run {
+                        tightest = Some(index);
+                        fewest = remaining;
                     }
                 }
-                Err(NoPermit::Until(_)) if draw.is_dry_run => {
+                Err(NoPermit::Until(_)) if charge.is_dry_run => {
                     self.metrics.limit_exceeded.add(LimitOutcome::DryRun);
                 }
-                Err(none) => {
-                    // An attempt that is refused keeps what it has cost its sender by then.
-                    let is_over = matches!(none, NoPermit::Until(_));
-                    let back = draws[..index].iter_mut();
-                    back.filter(|draw| !(is_over && draw.is_kept))
-                        .for_each(BucketCharge::give_back);
-                    return Err((index, none));
+                Err(no_permit) => {
+                    // A refused attempt stays charged to its sender.
+                    let is_refused = matches!(no_permit, NoPermit::Until(_));
+                    charges[..index]
+                        .iter_mut()
+                        .filter(|charge| !(is_refused && charge.is_not_refunded))
+                        .for_each(BucketCharge::refund);
+                    return Err((index, no_permit));
                 }
             }
         }
-        let facts = tightest.map(|(index, remaining)| draws[index].buckets.facts(remaining));
-        Ok(RateAdmission { facts })
+        Ok(RateAdmission {
+            headers: tightest.map(|index| charges[index].buckets.headers(fewest)),
+        })
     }
 
-    fn refuse(&self, draws: &[BucketCharge], empty: EmptyBucket) -> TooMany {
+    fn refuse(&self, charges: &[BucketCharge], empty: EmptyBucket) -> TooMany {
         self.metrics.limit_exceeded.add(LimitOutcome::Refused);
-        TooMany::new(&draws[empty.index].buckets, empty.wait)
+        charges[empty.index].buckets.too_many(empty.wait)
     }
 }
 
-/// The buckets of one limit: `old` ones with the same quota go on where they are.
-fn kept(
+/// The buckets of one limit: the `old` ones if their quota is the same.
+fn reused_or_new(
     store: Option<&Arc<SharedStore>>,
     old: Option<&Arc<BucketSet>>,
     name: &str,
@@ -336,10 +355,10 @@ fn kept(
 ) -> Arc<BucketSet> {
     match old {
         Some(old) if old.quota() == quota => {
-            old.remember_at_most(max_keys);
+            old.set_max_keys(max_keys);
             Arc::clone(old)
         }
-        _ => Arc::new(BucketSet::over(
+        _ => Arc::new(BucketSet::with_store(
             store.cloned(),
             name.into(),
             quota,
@@ -348,7 +367,7 @@ fn kept(
     }
 }
 
-/// What one organisation is usually given of IPv6: a /48, which is 65,536 networks.
+/// The IPv6 /48 of a peer, which is what one organisation is usually assigned: 65,536 networks.
 fn site(peer: IpAddr) -> Option<u64> {
     match peer.to_canonical() {
         IpAddr::V4(_) => None,

@@ -1,6 +1,9 @@
-//! Permits of a limit that several gates share, held ahead of time: a tenth of a second's
-//! worth per ask, so that most requests find one here. Without the store each gate keeps
-//! to its own share of the rate (`Buckets`).
+//! Permits of shared limits, fetched in advance: enough for a tenth of a second per request to the
+//! store, so that most requests find one here. Without the store, each gateway keeps to its own share
+//! of the rate (`BucketSet`).
+//!
+//! The requests that wait for one key are served in turns, not as a single flight: a fetch does not
+//! produce one result for all, but a number of permits, each for one request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -13,193 +16,193 @@ use tokio::time::{Instant, timeout};
 use crate::identity_hasher::BuildIdentityHasher;
 use crate::store::shared::{PermitRate, SharedStore};
 
-/// What is taken at once covers this long at the steady rate.
-const AHEAD: Duration = Duration::from_millis(100);
-/// How long a gate keeps to its own share before it asks again.
-const ALONE: Duration = Duration::from_secs(1);
-/// How long requests wait for the store's answer: after that it is as good as away.
-const PATIENCE: Duration = Duration::from_millis(200);
-/// Permits that nobody used for so long go back.
-const UNUSED: Duration = Duration::from_secs(1);
+/// One fetch covers this time at the steady rate.
+const PREFETCH_TIME: Duration = Duration::from_millis(100);
+/// How long the gateway keeps to its own share before it asks the store again.
+const FALLBACK_TIME: Duration = Duration::from_secs(1);
+/// How long requests wait for the store; after that it counts as away.
+const STORE_TIMEOUT: Duration = Duration::from_millis(200);
+/// Permits that were not used for this long are returned.
+const UNUSED_LIFETIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct PermitPrefetch {
     store: Arc<SharedStore>,
-    each: DashMap<u64, Arc<KeyPermits>, BuildIdentityHasher>,
+    keys: DashMap<u64, Arc<KeyPermits>, BuildIdentityHasher>,
     count: AtomicUsize,
     start: Instant,
-    interval: Duration,
-    burst: u32,
+    rate: PermitRate,
     /// Microseconds after `start` until which the store is not asked.
-    alone_until: AtomicU64,
+    fallback_until: AtomicU64,
 }
 
-/// One key's permits here.
+/// The prefetched permits of one key.
 #[derive(Debug, Default)]
 struct KeyPermits {
     permits: AtomicU32,
     waiting: AtomicU32,
-    /// Microseconds after `Ahead::start` before which the store has none.
+    /// Microseconds after `PermitPrefetch::start` until which the store has none.
     empty_until: AtomicU64,
-    used: AtomicU64,
-    /// What the bucket is called in the store, once it has been asked for.
+    /// Microseconds after `PermitPrefetch::start` of the last use.
+    last_used: AtomicU64,
+    /// The bucket's name in the store, once it has been needed.
     name: std::sync::OnceLock<String>,
-    asking: Mutex<()>,
+    fetch: Mutex<()>,
 }
 
-/// What a request finds here.
+/// What a request finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PrefetchState {
     Permit(u32),
-    /// The store said so a moment ago.
+    /// The store had none a moment ago.
     Empty(Duration),
     /// The store has to be asked.
-    Nothing,
+    Unknown,
     /// The store is away.
-    Alone,
+    StoreAway,
 }
 
 impl PermitPrefetch {
-    pub(super) fn new(store: Arc<SharedStore>, interval: Duration, burst: u32) -> Self {
+    pub(super) fn new(store: Arc<SharedStore>, rate: PermitRate) -> Self {
         Self {
             store,
-            each: DashMap::default(),
+            keys: DashMap::default(),
             count: AtomicUsize::new(0),
             start: Instant::now(),
-            interval,
-            burst,
-            alone_until: AtomicU64::new(0),
+            rate,
+            fallback_until: AtomicU64::new(0),
         }
     }
 
-    /// How many gates share the rate.
+    /// Number of gateways that share the rate.
     pub(super) fn gates(&self) -> u32 {
         self.store.gates()
     }
 
     pub(super) fn take(&self, key: u64) -> PrefetchState {
         let now = self.now();
-        if !self.store.is_up() || self.alone_until.load(Ordering::Relaxed) > now {
-            return PrefetchState::Alone;
+        if !self.store.is_up() || self.fallback_until.load(Ordering::Relaxed) > now {
+            return PrefetchState::StoreAway;
         }
-        let Some(held) = self.each.get(&key) else {
-            return PrefetchState::Nothing;
+        let Some(key_permits) = self.keys.get(&key) else {
+            return PrefetchState::Unknown;
         };
-        held.used.store(now, Ordering::Relaxed);
-        let less = |permits: u32| permits.checked_sub(1);
-        let taken = held
-            .permits
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+        key_permits.last_used.store(now, Ordering::Relaxed);
+        let decrement = |permits: u32| permits.checked_sub(1);
+        let taken =
+            key_permits
+                .permits
+                .fetch_update(Ordering::AcqRel, Ordering::Relaxed, decrement);
         if let Ok(before) = taken {
             return PrefetchState::Permit(before - 1);
         }
-        match held.empty_until.load(Ordering::Relaxed).checked_sub(now) {
-            None | Some(0) => PrefetchState::Nothing,
+        match key_permits
+            .empty_until
+            .load(Ordering::Relaxed)
+            .checked_sub(now)
+        {
+            None | Some(0) => PrefetchState::Unknown,
             Some(left) => PrefetchState::Empty(Duration::from_micros(left)),
         }
     }
 
-    /// Drawn while the store was away, it came from this gate's share, and is not the store's.
-    pub(super) fn give_back(&self, key: u64) {
-        let is_alone = self.alone_until.load(Ordering::Relaxed) > self.now();
-        if !is_alone && let Some(held) = self.each.get(&key) {
-            held.permits.fetch_add(1, Ordering::AcqRel);
+    /// Refunds one permit. While the store is away, the permit came from this gateway's own share.
+    pub(super) fn refund(&self, key: u64) {
+        let is_store_away = self.fallback_until.load(Ordering::Relaxed) > self.now();
+        if !is_store_away && let Some(key_permits) = self.keys.get(&key) {
+            key_permits.permits.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// Asks the store for permits, once for all who wait. `name` makes the bucket's name
-    /// in the store, which is the same at every gate.
+    /// Fetches permits for all requests that wait for this key. `name` makes the bucket's name in the
+    /// store, which is the same at every gateway.
     pub(super) async fn fill(&self, key: u64, max_keys: usize, name: impl FnOnce() -> String) {
-        let Some(held) = self.held(key, max_keys) else {
-            // No room for another key: this gate's own share decides.
-            self.stay_alone();
+        let Some(key_permits) = self.key_permits(key, max_keys) else {
+            // No more keys are kept: the gateway's own share decides.
+            self.fall_back();
             return;
         };
-        held.waiting.fetch_add(1, Ordering::AcqRel);
-        let _waiting = PermitWaiter(&held.waiting);
-        let _asking = held.asking.lock().await;
+        key_permits.waiting.fetch_add(1, Ordering::AcqRel);
+        let _waiting = PermitWaiter(&key_permits.waiting);
+        let _fetch = key_permits.fetch.lock().await;
         let now = self.now();
-        let is_settled = held.permits.load(Ordering::Acquire) > 0
-            || held.empty_until.load(Ordering::Relaxed) > now
-            || self.alone_until.load(Ordering::Relaxed) > now;
+        let is_settled = key_permits.permits.load(Ordering::Acquire) > 0
+            || key_permits.empty_until.load(Ordering::Relaxed) > now
+            || self.fallback_until.load(Ordering::Relaxed) > now;
         if is_settled {
-            return; // somebody else has asked meanwhile
+            return; // another request has fetched meanwhile
         }
-        let name = held.name.get_or_init(name);
-        let wanted = self.at_once().max(held.waiting.load(Ordering::Acquire));
-        let rate = self.rate();
-        let asked = self.store.take_permits(name, rate, wanted);
-        match timeout(PATIENCE, asked).await {
+        let name = key_permits.name.get_or_init(name);
+        let wanted = self
+            .fetch_size()
+            .max(key_permits.waiting.load(Ordering::Acquire));
+        let fetch = self.store.take_permits(name, self.rate, wanted);
+        match timeout(STORE_TIMEOUT, fetch).await {
             Ok(Ok(permits)) => {
                 if permits.taken < wanted {
                     let until = self.now() + micros(permits.wait);
-                    held.empty_until.store(until, Ordering::Relaxed);
+                    key_permits.empty_until.store(until, Ordering::Relaxed);
                 }
-                held.permits.fetch_add(permits.taken, Ordering::AcqRel);
+                key_permits
+                    .permits
+                    .fetch_add(permits.taken, Ordering::AcqRel);
             }
-            Ok(Err(_)) | Err(_) => self.stay_alone(),
+            Ok(Err(_)) | Err(_) => self.fall_back(),
         }
     }
 
-    /// Gives back what nobody used, and forgets keys without a use.
+    /// Returns unused permits to the store, and removes unused keys.
     pub(super) async fn sweep(&self) {
-        let long_ago = self.now().saturating_sub(micros(UNUSED));
+        let oldest = self.now().saturating_sub(micros(UNUSED_LIFETIME));
         let idle: Vec<_> = self
-            .each
+            .keys
             .iter()
-            .filter(|held| held.used.load(Ordering::Relaxed) < long_ago)
-            .map(|held| (*held.key(), Arc::clone(held.value())))
+            .filter(|key_permits| key_permits.last_used.load(Ordering::Relaxed) < oldest)
+            .map(|key_permits| (*key_permits.key(), Arc::clone(key_permits.value())))
             .collect();
-        for (key, held) in idle {
-            let unused = held.permits.swap(0, Ordering::AcqRel);
+        for (key, key_permits) in idle {
+            let unused = key_permits.permits.swap(0, Ordering::AcqRel);
             if unused > 0
-                && let Some(name) = held.name.get()
+                && let Some(name) = key_permits.name.get()
             {
-                let rate = self.rate();
-                // Not given back: the bucket has them again when time has filled it.
-                let _ = self.store.return_permits(name, rate, unused).await;
+                // If this fails, the bucket in the store regains the permits with time.
+                let _ = self.store.return_permits(name, self.rate, unused).await;
             }
-            let is_idle = |_: &u64, held: &Arc<KeyPermits>| {
-                held.used.load(Ordering::Relaxed) < long_ago && Arc::strong_count(held) <= 2
+            let is_idle = |_: &u64, key_permits: &Arc<KeyPermits>| {
+                key_permits.last_used.load(Ordering::Relaxed) < oldest
+                    && Arc::strong_count(key_permits) <= 2
             };
-            if self.each.remove_if(&key, is_idle).is_some() {
+            if self.keys.remove_if(&key, is_idle).is_some() {
                 self.count.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 
-    fn rate(&self) -> PermitRate {
-        PermitRate {
-            interval: self.interval,
-            burst: self.burst,
-        }
-    }
-
-    fn held(&self, key: u64, max_keys: usize) -> Option<Arc<KeyPermits>> {
-        if let Some(held) = self.each.get(&key) {
-            return Some(Arc::clone(&held));
+    fn key_permits(&self, key: u64, max_keys: usize) -> Option<Arc<KeyPermits>> {
+        if let Some(key_permits) = self.keys.get(&key) {
+            return Some(Arc::clone(&key_permits));
         }
         if self.count.load(Ordering::Relaxed) >= max_keys {
             return None;
         }
-        let held = self.each.entry(key).or_insert_with(|| {
+        let key_permits = self.keys.entry(key).or_insert_with(|| {
             self.count.fetch_add(1, Ordering::Relaxed);
             Arc::default()
         });
-        held.used.store(self.now(), Ordering::Relaxed);
-        Some(Arc::clone(&held))
+        key_permits.last_used.store(self.now(), Ordering::Relaxed);
+        Some(Arc::clone(&key_permits))
     }
 
-    fn at_once(&self) -> u32 {
-        let share = AHEAD.as_nanos() / self.interval.as_nanos().max(1);
+    fn fetch_size(&self) -> u32 {
+        let share = PREFETCH_TIME.as_nanos() / self.rate.interval.as_nanos().max(1);
         u32::try_from(share)
             .unwrap_or(u32::MAX)
-            .clamp(1, self.burst)
+            .clamp(1, self.rate.burst)
     }
 
-    fn stay_alone(&self) {
-        let until = self.now() + micros(ALONE);
-        self.alone_until.store(until, Ordering::Relaxed);
+    fn fall_back(&self) {
+        let until = self.now() + micros(FALLBACK_TIME);
+        self.fallback_until.store(until, Ordering::Relaxed);
     }
 
     fn now(&self) -> u64 {
@@ -207,7 +210,7 @@ impl PermitPrefetch {
     }
 }
 
-/// Somebody who waits for permits; a client that leaves waits no longer.
+/// Counts one waiting request, until it is dropped.
 struct PermitWaiter<'a>(&'a AtomicU32);
 
 impl Drop for PermitWaiter<'_> {

@@ -1,30 +1,29 @@
-//! Peers that have shown a good credential lately. A flood from elsewhere must not shut
-//! them out, so they draw on buckets of their own. Only a success enters a peer here: what
-//! a stranger names or tries leaves no trace.
+//! Peers that have presented a valid credential lately. They have buckets of their own, so that a flood
+//! from other peers cannot lock them out. Only a success adds a peer: failed attempts leave no trace.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// How long a success is remembered.
-const REMEMBERED: Duration = Duration::from_secs(7 * 86_400);
-/// Peers of one name: a user with a password cannot push out those of other users.
+const SUCCESS_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
+/// Peers kept per name: one user cannot evict the peers of other users.
 const PEERS_PER_NAME: usize = 64;
-/// When there are too many names, one in so many is forgotten, the longest unused first.
-const FORGOTTEN_SHARE: usize = 16;
+/// When there are too many names, one in this many is evicted, least recently used first.
+const EVICTED_SHARE: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct ProvenPeers {
-    /// By a keyed hash of the name: no name takes more room than another.
+    /// By a keyed hash of the name: long names take no more memory.
     names: Mutex<HashMap<u64, NamePeers>>,
-    most_names: usize,
+    max_names: usize,
     hasher: RandomState,
 }
 
-/// The peers that one name came from.
+/// The proven peers of one name.
 #[derive(Debug, Default)]
 struct NamePeers {
     latest: Option<Instant>,
@@ -38,10 +37,10 @@ struct ProvenPeer {
 }
 
 impl ProvenPeers {
-    pub(super) fn new(most_names: usize) -> Self {
+    pub(super) fn new(max_names: usize) -> Self {
         Self {
             names: Mutex::default(),
-            most_names: most_names.max(1),
+            max_names: max_names.max(1),
             hasher: RandomState::new(),
         }
     }
@@ -49,7 +48,7 @@ impl ProvenPeers {
     /// Whether this name had a success from this peer within the last week.
     pub(super) fn has(&self, name: impl Hash, peer: impl Hash) -> bool {
         let (name, peer) = (self.hasher.hash_one(name), self.hasher.hash_one(peer));
-        let names = self.names();
+        let names = self.names.lock();
         let known = names.get(&name);
         known.is_some_and(|known| {
             known
@@ -61,31 +60,26 @@ impl ProvenPeers {
 
     /// Whether this name had a success from anywhere within the last week.
     pub(super) fn has_name(&self, name: impl Hash) -> bool {
-        let names = self.names();
+        let names = self.names.lock();
         let known = names.get(&self.hasher.hash_one(name));
         known.is_some_and(|known| known.peers.iter().any(ProvenPeer::is_recent))
     }
 
     pub(super) fn remember(&self, name: impl Hash, peer: impl Hash) {
         let (name, peer) = (self.hasher.hash_one(name), self.hasher.hash_one(peer));
-        let mut names = self.names();
-        if names.len() >= self.most_names && !names.contains_key(&name) {
-            forget_some(&mut names);
+        let mut names = self.names.lock();
+        if names.len() >= self.max_names && !names.contains_key(&name) {
+            evict_some(&mut names);
         }
         names.entry(name).or_default().remember(peer);
     }
 
     pub(super) fn sweep(&self) {
-        let mut names = self.names();
+        let mut names = self.names.lock();
         names.retain(|_, known| {
             known.peers.retain(ProvenPeer::is_recent);
             !known.peers.is_empty()
         });
-    }
-
-    fn names(&self) -> MutexGuard<'_, HashMap<u64, NamePeers>> {
-        // Each change under this lock is whole.
-        self.names.lock()
     }
 }
 
@@ -103,8 +97,8 @@ impl NamePeers {
                 .iter()
                 .enumerate()
                 .min_by_key(|(_, one)| one.latest);
-            if let Some((place, _)) = oldest {
-                self.peers.swap_remove(place);
+            if let Some((index, _)) = oldest {
+                self.peers.swap_remove(index);
             }
         }
         self.peers.push(ProvenPeer { peer, latest });
@@ -113,15 +107,15 @@ impl NamePeers {
 
 impl ProvenPeer {
     fn is_recent(&self) -> bool {
-        self.latest.elapsed() < REMEMBERED
+        self.latest.elapsed() < SUCCESS_LIFETIME
     }
 }
 
-/// Makes room in one step, so that this is seldom done.
-fn forget_some(names: &mut HashMap<u64, NamePeers>) {
+/// Evicts several names at once, so that this is rarely necessary.
+fn evict_some(names: &mut HashMap<u64, NamePeers>) {
     let mut times: Vec<Option<Instant>> = names.values().map(|known| known.latest).collect();
-    let place = times.len() / FORGOTTEN_SHARE;
-    let (_, limit, _) = times.select_nth_unstable(place);
+    let index = times.len() / EVICTED_SHARE;
+    let (_, limit, _) = times.select_nth_unstable(index);
     let limit = *limit;
     names.retain(|_, known| known.latest > limit);
 }
@@ -138,17 +132,17 @@ mod tests {
         assert!(!proven.has("anna", 1));
         proven.remember("anna", 1);
         assert!(proven.has("anna", 1) && !proven.has("anna", 2) && !proven.has("bert", 1));
-        advance(REMEMBERED - Duration::from_secs(1)).await;
+        advance(SUCCESS_LIFETIME - Duration::from_secs(1)).await;
         assert!(proven.has("anna", 1));
         proven.sweep();
         advance(Duration::from_secs(1)).await;
         assert!(!proven.has("anna", 1));
         proven.sweep();
-        assert!(proven.names().is_empty());
+        assert!(proven.names.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_name_cannot_push_out_another_and_the_memory_is_bounded() {
+    async fn one_name_cannot_evict_another_and_the_memory_is_bounded() {
         let proven = ProvenPeers::new(100);
         proven.remember("anna", 1);
         for peer in 0..10_000 {
@@ -156,11 +150,11 @@ mod tests {
         }
         assert!(proven.has("anna", 1));
         let greedy = proven.hasher.hash_one("greedy");
-        assert_eq!(proven.names()[&greedy].peers.len(), PEERS_PER_NAME);
+        assert_eq!(proven.names.lock()[&greedy].peers.len(), PEERS_PER_NAME);
         for name in 0..1000 {
             advance(Duration::from_millis(1)).await;
             proven.remember(name, 1);
-            assert!(proven.names().len() <= 100);
+            assert!(proven.names.lock().len() <= 100);
             assert!(proven.has(name, 1), "the newest stays");
         }
     }

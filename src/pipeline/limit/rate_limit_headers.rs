@@ -1,49 +1,48 @@
-//! What a limit tells the client.
+//! The `RateLimit` header fields, and the refusal of a request by a limit.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::buckets::BucketSet;
-use crate::pipeline::access_log::line::digits;
+use crate::pipeline::digits::put_number;
 
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// A request may go on.
+/// The admission of a request by all limits.
 #[derive(Clone, Debug, Default)]
 pub struct RateAdmission {
-    /// Of the tightest policy; None where no policy applied.
-    pub facts: Option<RateLimitHeaders>,
+    /// Of the tightest limit; None if no limit applied.
+    pub headers: Option<RateLimitHeaders>,
 }
 
 impl RateAdmission {
-    /// Tells the client what is left.
-    pub(in crate::pipeline) fn put(&self, headers: &mut HeaderMap) {
-        if let Some(facts) = &self.facts {
-            facts.put(headers);
+    /// Adds the fields of the tightest limit.
+    pub(in crate::pipeline) fn put(&self, fields: &mut HeaderMap) {
+        if let Some(headers) = &self.headers {
+            headers.put(fields);
         }
     }
 }
 
-/// A request may not go on: a bucket is empty.
+/// The refusal of a request: a bucket is empty.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("limit {policy} is reached")]
 pub struct TooMany {
     /// Whole seconds, at least one.
     pub retry_after: Duration,
     pub policy: Arc<str>,
-    pub facts: RateLimitHeaders,
+    pub headers: RateLimitHeaders,
 }
 
-/// One bucket, as the `RateLimit` fields of the IETF draft describe it.
+/// The state of one bucket, for the `RateLimit` fields of the IETF draft.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RateLimitHeaders {
     pub policy: Arc<str>,
     /// None: no header can carry the policy's name.
-    pub(super) advert: Option<Arc<PolicyHeader>>,
-    /// Requests at once into a full bucket.
+    pub(super) policy_headers: Option<Arc<PolicyHeaders>>,
+    /// Permits in a full bucket.
     pub quota: u32,
     /// Seconds in which an empty bucket fills.
     pub window: u64,
@@ -52,52 +51,39 @@ pub struct RateLimitHeaders {
     pub reset: u64,
 }
 
-impl TooMany {
-    pub(super) fn new(buckets: &BucketSet, wait: Duration) -> Self {
-        let seconds = ceil_seconds(wait).max(1);
-        Self {
-            retry_after: Duration::from_secs(seconds),
-            policy: Arc::clone(buckets.name_shared()),
-            facts: RateLimitHeaders {
-                reset: seconds,
-                ..buckets.facts(0)
-            },
-        }
-    }
-}
-
-/// What does not change from one request to the next.
+/// The parts of the fields that are the same for every request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PolicyHeader {
-    /// `RateLimit-Policy`, whole.
+pub(super) struct PolicyHeaders {
+    /// Value of `RateLimit-Policy`.
     policy: HeaderValue,
-    /// `RateLimit`, up to its numbers.
-    begin: Vec<u8>,
+    /// Value of `RateLimit`, up to its numbers.
+    prefix: Vec<u8>,
 }
 
-impl PolicyHeader {
+impl PolicyHeaders {
     pub(super) fn new(name: &str, quota: u32, window: u64) -> Option<Arc<Self>> {
         let name = name.replace('\\', "\\\\").replace('"', "\\\"");
         let policy = HeaderValue::try_from(format!("\"{name}\";q={quota};w={window}")).ok()?;
-        let begin = format!("\"{name}\";r=").into_bytes();
-        Some(Arc::new(Self { policy, begin }))
+        let prefix = format!("\"{name}\";r=").into_bytes();
+        Some(Arc::new(Self { policy, prefix }))
     }
 }
 
 impl RateLimitHeaders {
     /// Sets `RateLimit-Policy` and `RateLimit`.
     pub fn put(&self, headers: &mut HeaderMap) {
-        // A policy whose name no header can carry is simply not advertised.
-        let Some(advert) = &self.advert else { return };
-        let mut state = Vec::with_capacity(advert.begin.len() + 32);
-        state.extend_from_slice(&advert.begin);
-        digits(&mut state, self.remaining.into());
+        let Some(policy) = &self.policy_headers else {
+            return;
+        };
+        let mut state = Vec::with_capacity(policy.prefix.len() + 32);
+        state.extend_from_slice(&policy.prefix);
+        put_number(&mut state, self.remaining.into());
         state.extend_from_slice(b";t=");
-        digits(&mut state, self.reset);
+        put_number(&mut state, self.reset);
         if let Ok(mut state) = HeaderValue::from_bytes(&state) {
-            // As with the request's id: not worth a place in HTTP/2's table of fields.
+            // Changes with each response: kept out of HTTP/2's dynamic table.
             state.set_sensitive(true);
-            headers.insert(RATELIMIT_POLICY, advert.policy.clone());
+            headers.insert(RATELIMIT_POLICY, policy.policy.clone());
             headers.insert(RATELIMIT, state);
         }
     }

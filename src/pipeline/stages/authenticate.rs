@@ -1,105 +1,99 @@
-//! Stage 2: credential -> `Client`. Knows nothing of the upstream's login. The rule for all
-//! routes: a credential that is missing or unknown gets 401, a known one without the right 403.
+//! Stage 2: the credential of a request leads to its client. Does not concern the gateway's own login
+//! at the upstream. On all routes, a credential that is missing or unknown gets 401, and a known one
+//! without the necessary right 403.
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Method};
-
-use super::credential::{CredentialFault, PresentedCredential, credential};
-use super::introspect::Introspected;
-use crate::config::{Access, ApiKey, DirectoryKind, Route, UnknownTokens};
+use super::credential::{PresentedCredential, credential};
+use super::introspect::{introspect, is_enabled};
+use crate::config::{Access, ApiKey, DirectoryKind, Route};
 use crate::identity::{self, Client, KeyRefused};
 use crate::pipeline::LiveRules;
-use crate::pipeline::peer::LastToken;
+use crate::pipeline::credential_fault::CredentialFault;
 use crate::pipeline::reject::Rejection;
+use crate::pipeline::request_context::RequestContext;
 use crate::secret::Secret;
-use crate::token::{Grant, TokenDigest, TokenStore};
+use crate::token::{Grant, TokenDigest};
 
-/// What a client presented, and who that makes it.
+/// The client of a request, and what it presented.
 #[derive(Debug)]
 pub(in crate::pipeline) struct AuthenticatedClient {
     pub client: Client,
-    /// The token's digest, when it was a token.
+    /// The digest of the token, if the client presented a token.
     pub digest: Option<TokenDigest>,
-    /// The client's own bearer, which goes up again when the Webapp owns the users.
+    /// The client's own bearer token, forwarded when the upstream owns the users.
     pub bearer: Option<Secret>,
 }
 
-/// Decides who calls. `ask` puts an unknown token to the Webapp, where that is wanted.
-pub(in crate::pipeline) async fn authenticate<F>(
-    live: &LiveRules,
-    tokens: &TokenStore,
-    route: &Route,
-    request: (&Method, &str, &HeaderMap),
-    last_token: &LastToken,
-    ask: impl FnOnce(Secret, TokenDigest) -> F,
-) -> Result<AuthenticatedClient, Rejection>
-where
-    F: Future<Output = Result<Introspected, Rejection>>,
-{
-    let (method, path, headers) = request;
-    if route.access.contains(&Access::Open) {
-        return Ok(AuthenticatedClient {
-            client: Client::Open,
+impl AuthenticatedClient {
+    fn without_token(client: Client) -> Self {
+        Self {
+            client,
             digest: None,
             bearer: None,
-        });
+        }
     }
-    match credential(headers).map_err(Rejection::BadCredential)? {
+}
+
+/// Identifies the client.
+pub(in crate::pipeline) async fn authenticate(
+    request: &RequestContext<'_>,
+) -> Result<AuthenticatedClient, Rejection> {
+    if request.route.access.contains(&Access::Open) {
+        return Ok(AuthenticatedClient::without_token(Client::Open));
+    }
+    let presented = credential(&request.head.headers).map_err(Rejection::BadCredential)?;
+    match presented {
         PresentedCredential::Nothing => Err(Rejection::Unauthenticated("no credential")),
         PresentedCredential::Basic => Err(Rejection::BadCredential(CredentialFault::PasswordHere)),
-        PresentedCredential::Key(text) => key_client(live, route, method, path, text),
+        PresentedCredential::Key(text) => key_client(request, text),
         PresentedCredential::Bearer(text) => {
-            let noted = last_token.digest(text);
-            let digest = noted.unwrap_or_else(|| TokenDigest::of(text));
-            let found = match tokens.find(&digest) {
-                Some(grant) => Some(grant),
-                None => tokens
-                    .look_up(&digest)
-                    .await
-                    .map_err(Rejection::TokenUnsure)?,
-            };
-            let grant = match found {
-                Some(grant) => grant,
-                // A route that takes no token costs the upstream no question about one.
-                None if takes_tokens(route) && asks(live) => {
-                    match ask(Secret::new(text), digest).await? {
-                        Introspected::Known(grant) => grant,
-                        Introspected::Unknown => {
-                            return Err(Rejection::Unauthenticated("unknown token"));
-                        }
-                    }
-                }
-                None => {
-                    return Err(Rejection::Unauthenticated(
-                        "unknown, expired or revoked token",
-                    ));
-                }
-            };
-            if noted.is_none() {
-                last_token.note(text, digest);
+            let last_token = &request.peer.last_token;
+            let remembered = last_token.digest(text);
+            let digest = remembered.unwrap_or_else(|| TokenDigest::of(text));
+            let grant = find_grant(request, text, digest).await?;
+            if remembered.is_none() {
+                last_token.remember(text, digest);
             }
-            check_role(route, &grant)?;
-            let relayed = live.config.users.directory == DirectoryKind::Upstream;
+            check_role(request.route, &grant)?;
+            let is_relayed = request.live().config.users.directory == DirectoryKind::Upstream;
             Ok(AuthenticatedClient {
                 client: Client::User {
                     name: grant.user,
                     role: grant.role,
                 },
                 digest: Some(digest),
-                bearer: relayed.then(|| Secret::new(text)),
+                bearer: is_relayed.then(|| Secret::new(text)),
             })
         }
     }
 }
 
-pub(in crate::pipeline) fn asks(live: &LiveRules) -> bool {
-    let users = &live.config.users;
-    users.directory == DirectoryKind::Upstream && users.unknown_tokens == UnknownTokens::Ask
+async fn find_grant(
+    request: &RequestContext<'_>,
+    text: &str,
+    digest: TokenDigest,
+) -> Result<Grant, Rejection> {
+    let tokens = &request.worker.app.tokens;
+    if let Some(grant) = tokens.find(&digest) {
+        return Ok(grant);
+    }
+    let found = tokens.look_up(&digest).await;
+    if let Some(grant) = found.map_err(Rejection::TokenUnsure)? {
+        return Ok(grant);
+    }
+    // On a route that takes no token, the upstream is not asked about one.
+    if takes_tokens(request.route) && is_enabled(request.live()) {
+        let grant = Box::pin(introspect(request, Secret::new(text), digest)).await?;
+        return grant.ok_or(Rejection::Unauthenticated("unknown token"));
+    }
+    Err(Rejection::Unauthenticated(
+        "unknown, expired or revoked token",
+    ))
 }
 
-/// The config file's keys, then those made at run time. A name in the file is the
-/// file's: a run-time key of that name is good for nothing.
+/// Looks in the config file's keys first, then in those made at run time. A run-time key whose name
+/// is also in the file is not accepted.
 fn find_key(live: &LiveRules, text: &str) -> Result<Arc<ApiKey>, KeyRefused> {
     match live.keys.find(text) {
         Err(KeyRefused::Unknown) => {}
@@ -112,36 +106,27 @@ fn find_key(live: &LiveRules, text: &str) -> Result<Arc<ApiKey>, KeyRefused> {
     Ok(key)
 }
 
-fn key_client(
-    live: &LiveRules,
-    route: &Route,
-    method: &Method,
-    path: &str,
-    text: &str,
-) -> Result<AuthenticatedClient, Rejection> {
-    let key = find_key(live, text);
-    let key = key.map_err(|refused| Rejection::Unauthenticated(refused.reason()))?;
+fn key_client(request: &RequestContext<'_>, text: &str) -> Result<AuthenticatedClient, Rejection> {
+    let key = find_key(request.live(), text)
+        .map_err(|refused| Rejection::Unauthenticated(refused.reason()))?;
+    let route = request.route;
     let by_role = Access::Role(key.role);
-    let taken = route.access.contains(&Access::ApiKey)
+    let is_taken = route.access.contains(&Access::ApiKey)
         || (!key.paths.is_empty() && route.access.contains(&by_role));
-    if !taken {
+    if !is_taken {
         return Err(Rejection::Forbidden(
             "This path takes no API key like this one",
         ));
     }
-    if !identity::permits(&key, route.monitoring, method, path) {
+    if !identity::permits(&key, route.monitoring, &request.head.method, request.path) {
         return Err(Rejection::Forbidden(
             "This API key is not for this path or method",
         ));
     }
-    Ok(AuthenticatedClient {
-        client: Client::Key(Arc::clone(&key)),
-        digest: None,
-        bearer: None,
-    })
+    Ok(AuthenticatedClient::without_token(Client::Key(key)))
 }
 
-/// A grant without a role is the Webapp's to judge: it knows its users, we do not.
+/// A grant without a role is judged by the upstream, which owns its users.
 fn check_role(route: &Route, grant: &Grant) -> Result<(), Rejection> {
     let fits = |access: &Access| match (access, grant.role) {
         (Access::Token, _) | (Access::Role(_), None) => true,

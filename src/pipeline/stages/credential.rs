@@ -1,16 +1,13 @@
-//! What a request shows to say who it is, read in one place; and what is wrong with its
-//! form. That much is told to the client, which sent it and can mend it; whether a
-//! credential of good form is known is never told here.
-
-use std::fmt;
+//! Reads the credential of a request, and finds what is wrong with its form.
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 
+use crate::pipeline::credential_fault::CredentialFault;
 use crate::pipeline::headers::X_API_KEY;
 use crate::profiles::{BadBasic, BasicCredentials};
 
-/// A credential as presented, unchecked.
+/// A credential as presented, not verified.
 #[derive(Debug)]
 pub(in crate::pipeline) enum PresentedCredential<'a> {
     Nothing,
@@ -19,48 +16,24 @@ pub(in crate::pipeline) enum PresentedCredential<'a> {
     Basic,
 }
 
-/// Why a credential cannot even be looked up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CredentialFault {
-    /// Two of them, of whatever kind: which one counts is not guessed.
-    Several,
-    Empty,
-    NotText,
-    UnknownScheme,
-    /// A password where a token or key is wanted.
-    PasswordHere,
-    /// A login shows no password.
-    NoPassword,
-    NotBasic,
-    NotUtf8,
+/// The field that carries the credential.
+enum CredentialField<'a> {
+    Absent,
+    Authorization(&'a HeaderValue),
+    ApiKey(&'a HeaderValue),
 }
 
-/// For the client. Nothing of what it sent is repeated.
-impl fmt::Display for CredentialFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Several => {
-                "More than one credential: send one Authorization field or one X-Api-Key field"
-            }
-            Self::Empty => "The credential is empty",
-            Self::NotText => "The credential has a character that is not printable ASCII",
-            Self::UnknownScheme => "Authorization must be Bearer or Apikey here",
-            Self::PasswordHere => "Basic is for the login: send its token as Bearer",
-            Self::NoPassword => "A login needs Authorization: Basic with name and password",
-            Self::NotBasic => "What follows Basic is not the base64 of name:password",
-            Self::NotUtf8 => "Name and password must be UTF-8 before they are base64 (RFC 7617)",
-        })
-    }
-}
-
-/// At most one field of each of these, and one in all (RFC 6750, 2: one method).
-fn the_one(
-    headers: &HeaderMap,
-) -> Result<(Option<&HeaderValue>, Option<&HeaderValue>), CredentialFault> {
+/// A request may have one credential field (RFC 6750, 2).
+fn credential_field(headers: &HeaderMap) -> Result<CredentialField<'_>, CredentialFault> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let mut keys = headers.get_all(X_API_KEY).iter();
-    let found = (fields.next(), keys.next());
-    if fields.next().is_some() || keys.next().is_some() || matches!(found, (Some(_), Some(_))) {
+    let found = match (fields.next(), keys.next()) {
+        (None, None) => return Ok(CredentialField::Absent),
+        (Some(_), Some(_)) => return Err(CredentialFault::Several),
+        (Some(field), None) => CredentialField::Authorization(field),
+        (None, Some(key)) => CredentialField::ApiKey(key),
+    };
+    if fields.next().is_some() || keys.next().is_some() {
         return Err(CredentialFault::Several);
     }
     Ok(found)
@@ -81,16 +54,16 @@ fn scheme_and_rest(text: &str) -> (&str, &str) {
 pub(in crate::pipeline) fn credential(
     headers: &HeaderMap,
 ) -> Result<PresentedCredential<'_>, CredentialFault> {
-    let field = match the_one(headers)? {
-        (None, None) => return Ok(PresentedCredential::Nothing),
-        (_, Some(key)) => {
+    let field = match credential_field(headers)? {
+        CredentialField::Absent => return Ok(PresentedCredential::Nothing),
+        CredentialField::ApiKey(key) => {
             let key = text(key)?;
             return match key.is_empty() {
                 true => Err(CredentialFault::Empty),
                 false => Ok(PresentedCredential::Key(key)),
             };
         }
-        (Some(field), None) => field,
+        CredentialField::Authorization(field) => field,
     };
     let (scheme, rest) = scheme_and_rest(text(field)?);
     match scheme {
@@ -102,7 +75,7 @@ pub(in crate::pipeline) fn credential(
     }
 }
 
-/// The name and password of a login. A key beside them says nothing: it goes nowhere.
+/// The name and password of a login. An API key beside them is ignored; it is not forwarded.
 pub(in crate::pipeline) fn basic(headers: &HeaderMap) -> Result<BasicCredentials, CredentialFault> {
     let mut fields = headers.get_all(AUTHORIZATION).iter();
     let field = fields.next().ok_or(CredentialFault::NoPassword)?;
@@ -119,12 +92,12 @@ pub(in crate::pipeline) fn basic(headers: &HeaderMap) -> Result<BasicCredentials
     })
 }
 
-/// Whether there is a credential, read as `authenticate` reads it.
+/// Whether the request presents a credential.
 pub(in crate::pipeline) fn is_presented(headers: &HeaderMap) -> Result<bool, CredentialFault> {
     credential(headers).map(|found| !matches!(found, PresentedCredential::Nothing))
 }
 
-/// The text of the one credential, for `fuzz/`.
+/// The text of the credential, for `fuzz/`.
 #[cfg(fuzzing)]
 pub(in crate::pipeline) fn credential_of(
     headers: &HeaderMap,
@@ -140,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_credential_is_read_once_and_only_once() {
+    fn a_request_has_at_most_one_credential() {
         let mut headers = HeaderMap::new();
         assert!(matches!(
             credential(&headers),
@@ -175,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_cannot_be_read_says_what_is_wrong_with_it() {
+    fn a_malformed_login_names_its_fault() {
         for (field, fault) in [
             ("Bearer x", CredentialFault::NoPassword),
             ("Basic", CredentialFault::NotBasic),

@@ -1,4 +1,4 @@
-//! Stage 4: the client's credential out, ours in.
+//! Stage 4: replaces the client's credential with the one for the upstream.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,40 +8,42 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Uri};
 
+use crate::identity::Client;
 use crate::metrics::SentCredential;
 use crate::pipeline::body::request_body::{BodyHandle, RequestBody};
-use crate::pipeline::headers::{self, ForwardedHeaders, UpwardFraming};
+use crate::pipeline::headers::{self, ForwardedHeaders, RequestFacts, UpstreamFraming};
+use crate::pipeline::request_context::RequestContext;
 use crate::secret::{Secret, SecretPattern};
 use crate::upstream::{Lease, PathKey, Session};
 
-/// What goes up in place of the client's credential.
+/// The credential that a request carries to the upstream.
 #[derive(Clone, Debug)]
 pub(in crate::pipeline) enum UpstreamCredential {
-    /// Our session's token.
+    /// The token of the gateway's session.
     Session(Arc<Lease>),
-    /// The upstream's API key, on monitoring nodes.
+    /// The upstream's API key, on monitoring routes.
     ApiKey(Arc<Lease>),
-    /// The client's own bearer or Basic login, when the Webapp owns the users.
+    /// The client's own bearer token or Basic login, when the upstream owns the users.
     Client(HeaderValue),
-    /// An open route carries nothing.
+    /// None, on open routes.
     Nothing,
 }
 
-/// Where that comes from.
+/// Where the credential comes from.
 #[derive(Debug)]
 pub(in crate::pipeline) enum CredentialSource {
     Ready(UpstreamCredential),
-    /// The lease that the session has when the request's turn has come.
+    /// The session's lease, read once the request has an upstream permit.
     Session,
 }
 
 impl UpstreamCredential {
-    /// One of the gate's own credentials, of which the client knows nothing.
-    pub(in crate::pipeline) fn is_ours(&self) -> bool {
+    /// Whether it is the gateway's own, and unknown to the client.
+    pub(super) fn is_own(&self) -> bool {
         matches!(self, Self::Session(_) | Self::ApiKey(_))
     }
 
-    /// The client's own bearer. A token that has been found in the store is legal in a header.
+    /// The client's own bearer token.
     pub(in crate::pipeline) fn bearer(token: &Secret) -> Self {
         let text = zeroize::Zeroizing::new(format!("Bearer {}", token.expose()));
         match HeaderValue::from_str(&text) {
@@ -49,12 +51,13 @@ impl UpstreamCredential {
                 value.set_sensitive(true);
                 Self::Client(value)
             }
+            // Never: a token that came in a header is legal in one.
             Err(_) => Self::Nothing,
         }
     }
 
-    /// What must not come down again.
-    pub(in crate::pipeline) fn needle(&self) -> Option<&SecretPattern> {
+    /// The secret that must not reach the client.
+    pub(super) fn secret(&self) -> Option<&SecretPattern> {
         match self {
             Self::Session(lease) | Self::ApiKey(lease) => Some(lease.needle()),
             Self::Client(_) | Self::Nothing => None,
@@ -71,34 +74,47 @@ impl UpstreamCredential {
     }
 }
 
-/// A request as it came, and what we say about it: `inject` makes of it what goes up, as
-/// often as it must be sent.
+/// A request as the client sent it, and the fields that the gateway adds. `inject` makes the request
+/// for the upstream from it, as often as it must be sent.
 pub(in crate::pipeline) struct Inbound<'a> {
     head: &'a Parts,
-    said: ForwardedHeaders<'a>,
+    forwarded: ForwardedHeaders<'a>,
     body: BodyHandle,
-    /// The gate itself reads the answer.
-    is_answer_read: bool,
+    /// The gateway itself reads the response.
+    is_response_read: bool,
 }
 
 impl<'a> Inbound<'a> {
     pub(in crate::pipeline) fn new(
-        head: &'a Parts,
-        said: ForwardedHeaders<'a>,
+        request: &RequestContext<'a>,
+        client: &Client,
         body: BodyHandle,
     ) -> Self {
+        let head = request.head;
+        let facts = RequestFacts {
+            peer: request.peer,
+            authority: headers::authority(&head.uri, &head.headers),
+            client: match client {
+                Client::Open => "",
+                known => known.name(),
+            },
+            request_id: request.entry.id(),
+            trace: request.entry.trace(),
+            via: request.worker.app.via.value(head.version),
+            allowed: &request.route.allow_fields,
+        };
         Self {
             head,
-            said,
+            forwarded: facts.forwarded(&head.headers, &request.live().config.http),
             body,
-            is_answer_read: false,
+            is_response_read: false,
         }
     }
 
-    /// The same, asking for an answer that the gate can read.
-    pub(in crate::pipeline) fn answer_read(self) -> Self {
+    /// The same request, asking for a response that the gateway can read.
+    pub(in crate::pipeline) fn with_readable_response(self) -> Self {
         Self {
-            is_answer_read: true,
+            is_response_read: true,
             ..self
         }
     }
@@ -107,18 +123,18 @@ impl<'a> Inbound<'a> {
         &self.body
     }
 
-    /// Method and path, as the session knows them.
+    /// The key under which the session records this method and path.
     pub(super) fn path_key(&self, session: &Session) -> PathKey {
         session.path_key(&self.head.method, self.head.uri.path())
     }
 
-    /// Whether sending it twice does the same as sending it once (RFC 9110, 9.2.2).
+    /// RFC 9110, 9.2.2.
     pub(super) fn is_idempotent(&self) -> bool {
         self.head.method.is_idempotent()
     }
 }
 
-// By hand: the head holds the client's credential.
+// Written by hand, because the head contains the client's credential.
 impl fmt::Debug for Inbound<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inbound")
@@ -128,10 +144,10 @@ impl fmt::Debug for Inbound<'_> {
     }
 }
 
-/// A request that may leave the house: the client's credential is gone and ours is
-/// in. Only `inject` makes one, and `forward` sends nothing else.
+/// A request for the upstream: without the client's credential, and with the gateway's. Only this
+/// file makes one, and `upstream_exchange` sends nothing else.
 #[derive(Debug)]
-pub(in crate::pipeline) struct Outbound(Request<RequestBody>);
+pub(super) struct Outbound(Request<RequestBody>);
 
 impl Outbound {
     pub(super) fn into_request(self) -> Request<RequestBody> {
@@ -139,40 +155,41 @@ impl Outbound {
     }
 }
 
-pub(in crate::pipeline) fn inject(
+/// The request as it is sent to the upstream.
+pub(super) fn inject(
     request: &Inbound<'_>,
     body: RequestBody,
-    carried: &UpstreamCredential,
+    credential: &UpstreamCredential,
 ) -> Outbound {
-    let framing = UpwardFraming::of(request.head, http_body::Body::size_hint(&body).exact());
+    let framing = UpstreamFraming::of(request.head, http_body::Body::size_hint(&body).exact());
     let mut outbound = Request::new(body);
     *outbound.method_mut() = request.head.method.clone();
     if let Some(target) = request.head.uri.path_and_query() {
         *outbound.uri_mut() = Uri::from(target.clone());
     }
-    *outbound.headers_mut() = headers::forwarded_headers(&request.head.headers, &request.said);
+    *outbound.headers_mut() = headers::forwarded_headers(&request.head.headers, &request.forwarded);
     framing.put(&request.head.method, outbound.headers_mut());
     if request.head.method == Method::OPTIONS {
-        headers::count_hop(outbound.headers_mut());
+        headers::decrement_max_forwards(outbound.headers_mut());
     }
-    if request.is_answer_read {
-        headers::ask_plain(outbound.headers_mut());
+    if request.is_response_read {
+        headers::request_plain_content(outbound.headers_mut());
     }
-    carry(outbound.headers_mut(), carried);
+    put_credential(outbound.headers_mut(), credential);
     Outbound(outbound)
 }
 
-/// A question of our own about `carried`.
-pub(super) fn probe(path: &PathAndQuery, carried: &UpstreamCredential) -> Outbound {
+/// A request of the gateway's own that tests `credential`.
+pub(super) fn probe(path: &PathAndQuery, credential: &UpstreamCredential) -> Outbound {
     let mut outbound = Request::new(RequestBody::empty());
     *outbound.uri_mut() = Uri::from(path.clone());
-    headers::ask_plain(outbound.headers_mut());
-    carry(outbound.headers_mut(), carried);
+    headers::request_plain_content(outbound.headers_mut());
+    put_credential(outbound.headers_mut(), credential);
     Outbound(outbound)
 }
 
-fn carry(headers: &mut HeaderMap, carried: &UpstreamCredential) {
-    match carried {
+fn put_credential(headers: &mut HeaderMap, credential: &UpstreamCredential) {
+    match credential {
         UpstreamCredential::Session(lease) | UpstreamCredential::ApiKey(lease) => {
             for (name, value) in lease.headers() {
                 headers.insert(name, value.clone());

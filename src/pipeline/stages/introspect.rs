@@ -1,217 +1,134 @@
-//! Tokens the gate has never seen, put to the Webapp once each
-//! (`directory = "webapp"`, `unknown_tokens = "ask"`).
+//! Asks the upstream about tokens that the gateway has never seen (`directory = "upstream"`,
+//! `unknown_tokens = "ask"`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
 use serde::Deserialize;
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::authenticate::asks;
-use super::forward;
 use super::inject::UpstreamCredential;
-use crate::clock::{self, Deadline, LogThrottle};
+use super::token_introspection::{FlightRole, IntrospectionOutcome};
+use super::upstream_exchange::probe_status;
+use crate::clock;
+use crate::config::{DirectoryKind, UnknownTokens};
 use crate::lifecycle::ShutdownSignal;
-use crate::metrics::{LabelSet as _, UnreadableLogin};
 use crate::pipeline::reject::Rejection;
+use crate::pipeline::request_context::RequestContext;
 use crate::pipeline::worker_context::WorkerContext;
 use crate::pipeline::{AppState, LiveRules};
 use crate::secret::Secret;
 use crate::token::{Grant, GrantRequest, TokenDigest, TokenOrigin, TokenStore};
 use crate::upstream::{ProbeTrust, ProbeVerdict, ResponseTimeout};
 
-/// How long a refusal is remembered.
-const NEGATIVE_FOR: Duration = Duration::from_secs(30);
-/// How long an accepted token is believed at most before it is asked about again.
-const BELIEVED_FOR: Duration = Duration::from_secs(15 * 60);
-/// How long the Webapp may take to answer a question.
-const LONGEST_ANSWER: Duration = Duration::from_secs(10);
-/// How often it is looked whether the probe is to be tried again.
-const TRIED_EVERY: Duration = Duration::from_secs(5);
-/// Refusals remembered at once; more are simply asked again.
-const MOST_REMEMBERED: usize = 100_000;
+/// How long an accepted token is trusted at most before the upstream is asked again.
+const MAX_TRUST: Duration = Duration::from_secs(15 * 60);
+/// How long the upstream may take to respond.
+const MAX_RESPONSE_TIME: Duration = Duration::from_secs(10);
+/// Time between checks whether the token probe is due.
+const PROBE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the Webapp said about a token.
-#[derive(Clone, Debug)]
-pub(in crate::pipeline) enum Introspected {
-    Known(Grant),
-    Unknown,
+/// Whether the upstream is asked about unknown tokens.
+pub(super) fn is_enabled(live: &LiveRules) -> bool {
+    let users = &live.config.users;
+    users.directory == DirectoryKind::Upstream && users.unknown_tokens == UnknownTokens::Ask
 }
 
-/// The questions under way and the refusals of the last half minute.
-#[derive(Debug, Default)]
-pub struct TokenIntrospection {
-    under_way: DashMap<TokenDigest, watch::Receiver<Option<IntrospectionVerdict>>>,
-    refused: DashMap<TokenDigest, Deadline>,
-    /// Of answers to relayed logins that could not be read, by reason.
-    pub(in crate::pipeline) unread_logins: [LogThrottle; UnreadableLogin::ALL.len()],
-}
-
-/// The end of one question, shared by all who wait for it.
-#[derive(Clone, Debug)]
-pub enum IntrospectionVerdict {
-    Known(Grant),
-    Unknown,
-    /// The Webapp could not say: neither yes nor no.
-    NoAnswer,
-}
-
-impl IntrospectionVerdict {
-    fn into_asked(self) -> Result<Introspected, Rejection> {
-        match self {
-            Self::Known(grant) => Ok(Introspected::Known(grant)),
-            Self::Unknown => Ok(Introspected::Unknown),
-            Self::NoAnswer => Err(Rejection::CannotAsk),
-        }
-    }
-}
-
-/// The part of asking that the first one to ask has to do.
-#[derive(Debug)]
-pub struct LeadFlight {
+/// The grant of an unknown token; None: the upstream refuses the token.
+pub(super) async fn introspect(
+    request: &RequestContext<'_>,
+    token: Secret,
     digest: TokenDigest,
-    questions: Arc<TokenIntrospection>,
-    answer: watch::Sender<Option<IntrospectionVerdict>>,
-}
-
-/// Either an answer, or somebody's question to wait for, or yours to put.
-#[derive(Debug)]
-pub enum FlightRole {
-    Refused,
-    Wait(watch::Receiver<Option<IntrospectionVerdict>>),
-    Put(LeadFlight, watch::Receiver<Option<IntrospectionVerdict>>),
-}
-
-impl TokenIntrospection {
-    /// Joins the question about this token, or begins it.
-    pub fn turn(self: &Arc<Self>, digest: TokenDigest) -> FlightRole {
-        if let Some(until) = self.refused.get(&digest).map(|until| *until) {
-            if !until.has_passed() {
-                return FlightRole::Refused;
-            }
-            self.refused.remove(&digest);
+) -> Result<Option<Grant>, Rejection> {
+    if accepts_every_token(request.live()) {
+        return Ok(None);
+    }
+    let (leader, follower) = match request.worker.app.introspection.join(digest) {
+        FlightRole::Refused => return Ok(None),
+        FlightRole::Follow(follower) => return follower.outcome().await,
+        FlightRole::Lead(leader, follower) => (leader, follower),
+    };
+    let limiter = &request.live().limiter;
+    let attempt = limiter.admit_unknown_token(request.origin).await;
+    let attempt = attempt.map_err(|limit| Rejection::TooMany(Box::new(limit)))?;
+    let worker = Arc::clone(request.worker);
+    // In a task of its own: when this client disconnects, the followers still get the outcome.
+    request.worker.tasks.spawn("unknown token", async move {
+        let outcome = ask_upstream(&worker, *leader.digest(), &token).await;
+        if matches!(outcome, IntrospectionOutcome::Accepted(_)) {
+            attempt.succeeded();
         }
-        match self.under_way.entry(digest) {
-            Entry::Occupied(entry) => FlightRole::Wait(entry.get().clone()),
-            Entry::Vacant(entry) => {
-                let (answer, waiting) = watch::channel(None);
-                entry.insert(waiting.clone());
-                let question = LeadFlight {
-                    digest,
-                    questions: Arc::clone(self),
-                    answer,
-                };
-                FlightRole::Put(question, waiting)
-            }
-        }
-    }
-
-    /// Forgets refusals that have run out.
-    pub fn sweep(&self) {
-        self.refused.retain(|_, until| !until.has_passed());
-    }
+        leader.complete(outcome);
+    });
+    follower.outcome().await
 }
 
-impl LeadFlight {
-    pub fn digest(&self) -> &TokenDigest {
-        &self.digest
-    }
-
-    pub fn complete(self, verdict: IntrospectionVerdict) {
-        let refused = &self.questions.refused;
-        if matches!(verdict, IntrospectionVerdict::Unknown) && refused.len() < MOST_REMEMBERED {
-            refused.insert(self.digest, Deadline::after(NEGATIVE_FOR));
-        }
-        self.answer.send_replace(Some(verdict));
-    }
-}
-
-impl Drop for LeadFlight {
-    /// Settled or given up: nobody may wait for it any longer.
-    fn drop(&mut self) {
-        self.questions.under_way.remove(&self.digest);
-    }
-}
-
-/// Waits for somebody's question. A question that was given up has no answer.
-pub(in crate::pipeline) async fn wait(
-    mut waiting: watch::Receiver<Option<IntrospectionVerdict>>,
-) -> Result<Introspected, Rejection> {
-    let verdict = waiting.wait_for(Option::is_some).await;
-    let verdict = verdict.ok().and_then(|verdict| verdict.clone());
-    verdict
-        .unwrap_or(IntrospectionVerdict::NoAnswer)
-        .into_asked()
-}
-
-/// Whether asking is of no use: the upstream says yes to every token.
-pub(in crate::pipeline) fn is_hopeless(live: &LiveRules) -> bool {
+/// Whether asking is useless, because the upstream accepts every token.
+fn accepts_every_token(live: &LiveRules) -> bool {
     let probe = live.upstream.probe();
     probe.is_none_or(|probe| probe.trust() == ProbeTrust::PassesAnything)
 }
 
-/// Puts a client's token to the Webapp; a good one is learned.
-pub(in crate::pipeline) async fn put(
-    here: &WorkerContext,
-    tokens: &TokenStore,
+/// Sends the probe with the client's token; a token that is accepted is added to the store.
+async fn ask_upstream(
+    worker: &WorkerContext,
     digest: TokenDigest,
     token: &Secret,
-) -> IntrospectionVerdict {
-    let upstream = &here.live.upstream;
+) -> IntrospectionOutcome {
+    let upstream = &worker.live.upstream;
     let Some(probe) = upstream.probe() else {
-        return IntrospectionVerdict::NoAnswer;
+        return IntrospectionOutcome::Unavailable;
     };
     match probe.tried().await {
         ProbeTrust::Discriminates => {}
-        ProbeTrust::PassesAnything => return IntrospectionVerdict::Unknown,
-        ProbeTrust::Unknown => return IntrospectionVerdict::NoAnswer,
+        ProbeTrust::PassesAnything => return IntrospectionOutcome::Refused,
+        ProbeTrust::Unknown => return IntrospectionOutcome::Unavailable,
     }
     if upstream.health().check().is_err() {
-        return IntrospectionVerdict::NoAnswer;
+        return IntrospectionOutcome::Unavailable;
     }
-    // All such questions together are one client.
+    // All introspections count as one client.
     let client = upstream.permits().key("unknown tokens");
-    let Ok(_turn) = upstream.turn(client, false).await else {
-        return IntrospectionVerdict::NoAnswer;
+    let Ok(_permit) = upstream.turn(client, false).await else {
+        return IntrospectionOutcome::Unavailable;
     };
-    let settings = &here.live.config.upstream;
-    let patience = ResponseTimeout::within(settings.first_byte_timeout.min(LONGEST_ANSWER));
-    let carried = UpstreamCredential::bearer(token);
-    let status = forward::ask(&here.connections, probe.path(), &carried, patience).await;
+    let first_byte = worker.live.config.upstream.first_byte_timeout;
+    let timeout = ResponseTimeout::within(first_byte.min(MAX_RESPONSE_TIME));
+    let credential = UpstreamCredential::bearer(token);
+    let status = probe_status(&worker.connections, probe.path(), &credential, timeout).await;
     match ProbeVerdict::of(status) {
-        ProbeVerdict::Refused => IntrospectionVerdict::Unknown,
-        ProbeVerdict::Accepted => learn(tokens, digest, token).await,
-        ProbeVerdict::Undecided => IntrospectionVerdict::NoAnswer,
+        ProbeVerdict::Refused => IntrospectionOutcome::Refused,
+        ProbeVerdict::Accepted => learn(&worker.app.tokens, digest, token).await,
+        ProbeVerdict::Undecided => IntrospectionOutcome::Unavailable,
     }
 }
 
-/// Takes in a token that the Webapp has accepted. Whose it is, nobody knows: what it says
-/// of itself was written by its bearer. It is a client of its own.
-async fn learn(tokens: &TokenStore, digest: TokenDigest, token: &Secret) -> IntrospectionVerdict {
+/// Adds a token that the upstream has accepted. Its user is not known, since the claims of the token
+/// are not verified: the token becomes a client of its own.
+async fn learn(tokens: &TokenStore, digest: TokenDigest, token: &Secret) -> IntrospectionOutcome {
     let user = digest.pseudonym();
-    let wanted = GrantRequest {
+    let grant = GrantRequest {
         user: &user,
         role: None,
-        lifetime: TokenClaims::read(token).map_or(BELIEVED_FOR, |claims| claims.left()),
+        lifetime: TokenClaims::read(token).map_or(MAX_TRUST, |claims| claims.lifetime()),
         origin: TokenOrigin::Learned,
         epoch: tokens.epoch(&user),
         revision: None,
     };
-    if tokens.insert(digest, wanted).await.is_err() {
-        return IntrospectionVerdict::NoAnswer;
+    if tokens.insert(digest, grant).await.is_err() {
+        return IntrospectionOutcome::Unavailable;
     }
-    tokens
-        .find(&digest)
-        .map_or(IntrospectionVerdict::Unknown, IntrospectionVerdict::Known)
+    let grant = tokens.find(&digest);
+    grant.map_or(
+        IntrospectionOutcome::Refused,
+        IntrospectionOutcome::Accepted,
+    )
 }
 
-/// The one claim of a Webapp token that is looked at. Nothing here proves it, so it may only
-/// shorten how long the token is believed.
+/// The claim of the token that the gateway reads. Its signature is not verified, so the claim may
+/// only shorten how long the token is accepted.
 #[derive(Debug, Deserialize)]
 struct TokenClaims {
     exp: i64,
@@ -224,65 +141,29 @@ impl TokenClaims {
         serde_json::from_slice(&bytes).ok()
     }
 
-    fn left(&self) -> Duration {
-        let left = self.exp.saturating_sub(clock::unix_seconds()).max(1);
-        Duration::from_secs(left.unsigned_abs()).min(BELIEVED_FOR)
+    fn lifetime(&self) -> Duration {
+        let seconds = self.exp.saturating_sub(clock::unix_seconds()).max(1);
+        Duration::from_secs(seconds.unsigned_abs()).min(MAX_TRUST)
     }
 }
 
-/// Tries the probe where unknown tokens are asked about: at the start, after a reload, and
-/// again when it is due, so that requests seldom wait for it and the operator sees the outcome.
-pub async fn keep_probe_tried(shared: Arc<AppState>, stop: ShutdownSignal) {
-    let mut tick = interval(TRIED_EVERY);
+/// Tries the token probe at the start, after a reload, and whenever it is due, so that requests
+/// seldom wait for it and the operator sees its outcome.
+pub async fn keep_probe_tried(app: Arc<AppState>, stop: ShutdownSignal) {
+    let mut tick = interval(PROBE_CHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             () = stop.draining() => return,
             _ = tick.tick() => {}
         }
-        let live = shared.live.load_full();
-        let Some(probe) = live.upstream.probe().filter(|_| asks(&live)) else {
+        let live = app.live.load_full();
+        let Some(probe) = live.upstream.probe().filter(|_| is_enabled(&live)) else {
             continue;
         };
         tokio::select! {
             () = stop.draining() => return,
             _ = probe.tried() => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn many_who_ask_about_one_token_put_one_question() {
-        let questions = Arc::new(TokenIntrospection::default());
-        let digest = TokenDigest::of("token");
-        let FlightRole::Put(question, first) = questions.turn(digest) else {
-            panic!("the first one puts the question");
-        };
-        let FlightRole::Wait(second) = questions.turn(digest) else {
-            panic!("the second one waits");
-        };
-        question.complete(IntrospectionVerdict::Unknown);
-        assert!(matches!(wait(first).await, Ok(Introspected::Unknown)));
-        assert!(matches!(wait(second).await, Ok(Introspected::Unknown)));
-        assert!(
-            matches!(questions.turn(digest), FlightRole::Refused),
-            "remembered"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_question_given_up_frees_those_who_wait_and_may_be_put_again() {
-        let questions = Arc::new(TokenIntrospection::default());
-        let digest = TokenDigest::of("token");
-        let FlightRole::Put(question, waiting) = questions.turn(digest) else {
-            panic!("the first one puts the question");
-        };
-        drop(question);
-        assert!(matches!(wait(waiting).await, Err(Rejection::CannotAsk)));
-        assert!(matches!(questions.turn(digest), FlightRole::Put(..)));
     }
 }

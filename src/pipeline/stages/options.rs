@@ -1,37 +1,40 @@
-//! OPTIONS requests that end at the gate: those about the server as a whole, and those that
-//! may go no further.
+//! OPTIONS requests that the gateway answers itself: those about the server as a whole, and those
+//! that must not be forwarded any further.
 
 use http::header::ALLOW;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 
+use super::route_table::ANY_METHOD;
 use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
+use crate::pipeline::request_context::RequestContext;
 
-/// `OPTIONS *` (RFC 9110 9.3.7): which server that is, the gate alone can say.
-pub(in crate::pipeline) fn of_the_server(head: &Parts) -> Option<Response<ResponseBody>> {
-    let is_asked = head.method == Method::OPTIONS && head.uri.path() == "*";
-    is_asked.then(|| answer(super::route::ANY_METHOD))
+/// Answers `OPTIONS *` (RFC 9110 9.3.7), which asks about this server.
+pub(in crate::pipeline) fn answer_for_server(head: &Parts) -> Option<Response<ResponseBody>> {
+    let is_for_server = head.method == Method::OPTIONS && head.uri.path() == "*";
+    is_for_server.then(|| allow(ANY_METHOD))
 }
 
-/// `Max-Forwards: 0` (RFC 9110 7.6.2): the gate answers as the last recipient. `allowed`:
-/// the methods that the target takes.
-pub(in crate::pipeline) fn of_the_last_hop(
-    head: &Parts,
-    allowed: impl FnOnce() -> String,
+/// Answers `Max-Forwards: 0` (RFC 9110 7.6.2) as the final recipient.
+pub(in crate::pipeline) fn answer_as_last_hop(
+    request: &RequestContext<'_>,
 ) -> Result<Option<Response<ResponseBody>>, Rejection> {
-    if head.method != Method::OPTIONS {
+    if request.head.method != Method::OPTIONS {
         return Ok(None);
     }
-    let left = headers::hops_left(&head.headers)?;
-    Ok((left == Some(0)).then(|| answer(&allowed())))
+    let max_forwards = headers::max_forwards(&request.head.headers)?;
+    Ok((max_forwards == Some(0)).then(|| {
+        let routes = &request.live().routes;
+        allow(&routes.allowed(&request.host, request.path))
+    }))
 }
 
-fn answer(allowed: &str) -> Response<ResponseBody> {
+fn allow(methods: &str) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
-    if let Ok(value) = HeaderValue::from_str(allowed) {
+    if let Ok(value) = HeaderValue::from_str(methods) {
         response.headers_mut().insert(ALLOW, value);
     }
     response

@@ -1,101 +1,101 @@
-//! Stage 5, continued: a 401 from the upstream. One that concerns the client's own
-//! credential goes down; any other is judged by the session, which may have the request sent
-//! again with another lease. Never is a 401 about the gate's login shown to a client.
+//! Stage 5, after a 401 from the upstream. A 401 to the client's own credential is passed to the
+//! client. A 401 to the gateway's credential is judged by the session, which may provide another
+//! lease for a repeat; it never reaches the client, which would take it for a verdict on its own
+//! token.
 
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use http::StatusCode;
 use tokio::time::timeout_at;
 
-use super::forward::{Forwarder, GatewayResponse, ask};
 use super::inject::{CredentialSource, Inbound, UpstreamCredential};
+use super::upstream_exchange::{Forwarder, UpstreamResponse, probe_status};
 use crate::metrics::RetryReason;
 use crate::pipeline::access_log::entry::AccessLogEntry;
-use crate::pipeline::body::permit_state::UpstreamTurn;
+use crate::pipeline::body::permit_state::PermitState;
 use crate::pipeline::reject::Rejection;
 use crate::upstream::{Lease, RefusalVerdict, RefusedRequest, Session};
 
-/// An answer that is final, what the request for it carried, and its turn.
-pub(in crate::pipeline) struct JudgedResponse {
-    pub(in crate::pipeline) answer: GatewayResponse,
-    pub(super) carried: UpstreamCredential,
-    pub(in crate::pipeline) turn: UpstreamTurn,
+/// A final response, the credential it responds to, and the permit of the exchange.
+pub(super) struct JudgedResponse {
+    pub(super) response: UpstreamResponse,
+    pub(super) credential: UpstreamCredential,
+    pub(super) permit: PermitState,
 }
 
 impl Forwarder<'_> {
-    /// What follows when an exchange brought a 401, or broke off before its answer.
-    pub(in crate::pipeline) async fn judge(
+    /// Continues after an exchange that ended with a 401, or broke off before its response.
+    pub(super) async fn judge(
         &self,
         request: &Inbound<'_>,
-        first: Result<GatewayResponse, Rejection>,
-        mut carried: UpstreamCredential,
-        turn: UpstreamTurn,
-        record: &mut AccessLogEntry,
+        first: Result<UpstreamResponse, Rejection>,
+        mut credential: UpstreamCredential,
+        permit: PermitState,
+        entry: &mut AccessLogEntry,
     ) -> Result<JudgedResponse, Rejection> {
-        let mut turn = Some(turn);
+        let mut permit = Some(permit);
         let mut outcome = first;
         let mut refusals = None;
         loop {
-            let answer = match outcome {
-                Ok(answer) => Some(answer),
+            let response = match outcome {
+                Ok(response) => Some(response),
                 Err(Rejection::BrokeOff(error)) => {
-                    self.confirm_refusal(&carried, error).await?;
+                    self.confirm_refusal(&credential, error).await?;
                     None
                 }
                 Err(other) => return Err(other),
             };
-            let is_refused = answer.as_ref().is_none_or(is_unauthorized);
-            if !is_refused || !carried.is_ours() {
-                // The client's own credential: the verdict is meant for the client.
-                let answer = answer.ok_or(Rejection::BadAnswer("no answer"))?;
+            let is_refused = response.as_ref().is_none_or(is_unauthorized);
+            if !is_refused || !credential.is_own() {
+                // A 401 to the client's own credential is meant for the client.
+                let response = response.ok_or(Rejection::BadAnswer("no answer"))?;
                 let was_refused = refusals.is_some();
-                self.note_answer(request, &carried, answer.status(), was_refused);
-                let turn = turn.ok_or(Rejection::Internal("a request has no turn"))?;
+                self.note_response(request, &credential, response.status(), was_refused);
+                let permit = permit.ok_or(Rejection::Internal("a request has no permit"))?;
                 return Ok(JudgedResponse {
-                    answer,
-                    carried,
-                    turn,
+                    response,
+                    credential,
+                    permit,
                 });
             }
-            drop(answer);
-            carried = self
-                .replacement(request, carried, &mut refusals, &mut turn)
+            drop(response);
+            credential = self
+                .replacement(request, credential, &mut refusals, &mut permit)
                 .await?;
             let body = request.body().again().ok_or(Rejection::RetryLater)?;
-            if turn.is_none() {
-                turn = Some(self.turn().await?);
+            if permit.is_none() {
+                permit = Some(self.permit().await?);
             }
-            record.repeated();
-            self.upstream
-                .metrics
-                .upstream_retries
-                .add(RetryReason::Refused);
-            outcome = self.send(request, body, &carried, record).await;
+            entry.set_retried();
+            let metrics = &self.upstream().metrics;
+            metrics.upstream_retries.add(RetryReason::Refused);
+            outcome = self.send(request, body, &credential, entry).await;
         }
     }
 
-    /// What a request carries next whose credential, one of ours, was refused.
+    /// The next credential for a request whose credential, one of the gateway's own, was refused.
     async fn replacement(
         &self,
         request: &Inbound<'_>,
-        carried: UpstreamCredential,
+        refused: UpstreamCredential,
         refusals: &mut Option<RefusedRequest>,
-        turn: &mut Option<UpstreamTurn>,
+        permit: &mut Option<PermitState>,
     ) -> Result<UpstreamCredential, Rejection> {
-        let UpstreamCredential::Session(lease) = carried else {
-            if let UpstreamCredential::ApiKey(key) = &carried {
-                self.upstream.note_api_key(key, StatusCode::UNAUTHORIZED);
+        let UpstreamCredential::Session(lease) = refused else {
+            if let UpstreamCredential::ApiKey(key) = &refused {
+                self.upstream().note_api_key(key, StatusCode::UNAUTHORIZED);
             }
-            if self.upstream.session().is_none() {
+            if self.upstream().session().is_none() {
                 return Err(Rejection::UpstreamLogin);
             }
             let source = CredentialSource::Session;
-            let (fresh, carried) = self.admit(request, source, turn.take()).await?;
-            *turn = Some(fresh);
-            return Ok(carried);
+            let (held, credential) = self.admit(request, source, permit.take()).await?;
+            *permit = Some(held);
+            return Ok(credential);
         };
         let session = self.session()?;
         let refusals = refusals.get_or_insert_with(|| {
@@ -105,8 +105,8 @@ impl Forwarder<'_> {
         let verdict = match poll_fn(|cx| Poll::Ready(verdict.as_mut().poll(cx))).await {
             Poll::Ready(verdict) => verdict,
             Poll::Pending => {
-                // A turn is for work at the upstream, not for waiting.
-                *turn = None;
+                // A permit stands for work at the upstream, so none is held during this wait.
+                *permit = None;
                 let verdict = timeout_at(self.deadline, verdict).await;
                 verdict.map_err(|_| Rejection::UpstreamTimeout)?
             }
@@ -117,65 +117,66 @@ impl Forwarder<'_> {
         }
     }
 
-    /// An upstream that refuses a request before it has read the body may close at once,
-    /// and the reset then destroys its 401. Asks with something small whether it was that;
-    /// fails with the error as it was if not.
+    /// An upstream that refuses a request before it has read the body may close the connection at
+    /// once, and the reset then destroys its 401. Sends a probe to find out whether the lease was
+    /// refused; if it was not, fails with `error`.
     async fn confirm_refusal(
         &self,
-        carried: &UpstreamCredential,
+        credential: &UpstreamCredential,
         error: Box<dyn Error + Send + Sync>,
     ) -> Result<(), Rejection> {
-        let answer = match (carried, &self.settings.probe) {
+        let connections = &self.worker.connections;
+        let status = match (credential, &self.settings().probe) {
             (UpstreamCredential::Session(_), Some(path)) => {
-                ask(self.connections, path, carried, self.patience()).await
+                probe_status(connections, path, credential, self.timeout()).await
             }
             _ => None,
         };
-        match answer {
+        match status {
             Some(StatusCode::UNAUTHORIZED) => Ok(()),
             _ => Err(Rejection::BrokeOff(error)),
         }
     }
 
-    /// A turn and what the request carries, if neither has to be waited for; else `source`.
+    /// A permit and a credential, if both are available without a wait; otherwise gives `source`
+    /// back.
     pub(super) fn admit_at_once(
         &self,
         request: &Inbound<'_>,
         source: CredentialSource,
-    ) -> Result<(UpstreamTurn, UpstreamCredential), CredentialSource> {
+    ) -> Result<(PermitState, UpstreamCredential), CredentialSource> {
         let is_monitoring = self.route.monitoring;
-        let Some(permit) = self.upstream.turn_at_once(self.share, is_monitoring) else {
+        let Some(permit) = self.upstream().turn_at_once(self.share, is_monitoring) else {
             return Err(source);
         };
-        let carried = match source {
-            CredentialSource::Ready(carried) => carried,
+        let credential = match source {
+            CredentialSource::Ready(credential) => credential,
             CredentialSource::Session => match self.lease_for(request) {
                 Ok(Some(lease)) => UpstreamCredential::Session(lease),
                 _ => return Err(CredentialSource::Session),
             },
         };
-        Ok((UpstreamTurn::Permit(permit), carried))
+        Ok((PermitState::Held(permit), credential))
     }
 
-    /// Waits for a turn at the upstream, and then for what the request carries there: in a
-    /// queue a lease would grow old.
-    pub(in crate::pipeline) async fn admit(
+    /// Waits for an upstream permit first, then for the credential: a lease would age in the queue.
+    pub(super) async fn admit(
         &self,
         request: &Inbound<'_>,
         source: CredentialSource,
-        turn: Option<UpstreamTurn>,
-    ) -> Result<(UpstreamTurn, UpstreamCredential), Rejection> {
-        let turn = match turn {
-            Some(turn) => turn,
-            None => self.turn().await?,
+        permit: Option<PermitState>,
+    ) -> Result<(PermitState, UpstreamCredential), Rejection> {
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.permit().await?,
         };
-        if let CredentialSource::Ready(carried) = source {
-            return Ok((turn, carried));
+        if let CredentialSource::Ready(credential) = source {
+            return Ok((permit, credential));
         }
         match self.lease_for(request)? {
-            Some(lease) => Ok((turn, UpstreamCredential::Session(lease))),
+            Some(lease) => Ok((permit, UpstreamCredential::Session(lease))),
             None => {
-                drop(turn);
+                drop(permit);
                 Box::pin(self.admit_after_login(request)).await
             }
         }
@@ -184,41 +185,41 @@ impl Forwarder<'_> {
     async fn admit_after_login(
         &self,
         request: &Inbound<'_>,
-    ) -> Result<(UpstreamTurn, UpstreamCredential), Rejection> {
+    ) -> Result<(PermitState, UpstreamCredential), Rejection> {
         let session = self.session()?;
         loop {
-            let is_up = self.upstream.health().check();
+            let is_up = self.upstream().health().check();
             is_up.map_err(Rejection::UpstreamDown)?;
             let lease = timeout_at(self.deadline, session.lease()).await;
             let lease = lease.map_err(|_| Rejection::UpstreamTimeout)?;
             lease.map_err(Rejection::NoLease)?;
-            let turn = self.turn().await?;
+            let permit = self.permit().await?;
             if let Some(lease) = self.lease_for(request)? {
-                return Ok((turn, UpstreamCredential::Session(lease)));
+                return Ok((permit, UpstreamCredential::Session(lease)));
             }
         }
     }
 
-    fn lease_for(&self, request: &Inbound<'_>) -> Result<Option<std::sync::Arc<Lease>>, Rejection> {
+    fn lease_for(&self, request: &Inbound<'_>) -> Result<Option<Arc<Lease>>, Rejection> {
         let session = self.session()?;
         let can_repeat = || request.body().can_repeat();
         Ok(session.lease_for(|| request.path_key(session), can_repeat))
     }
 
-    /// Tells the session how an answer with this status speaks of a lease. `was_refused`: the
-    /// same request was refused with another one before.
-    pub(super) fn note_answer(
+    /// Reports to the session what this status says about the lease. `was_refused`: the same request
+    /// was refused with another lease before.
+    pub(super) fn note_response(
         &self,
         request: &Inbound<'_>,
-        carried: &UpstreamCredential,
+        credential: &UpstreamCredential,
         status: StatusCode,
         was_refused: bool,
     ) {
-        if let UpstreamCredential::ApiKey(key) = carried {
-            return self.upstream.note_api_key(key, status);
+        if let UpstreamCredential::ApiKey(key) = credential {
+            return self.upstream().note_api_key(key, status);
         }
         let (UpstreamCredential::Session(lease), Some(session)) =
-            (carried, self.upstream.session())
+            (credential, self.upstream().session())
         else {
             return;
         };
@@ -230,13 +231,13 @@ impl Forwarder<'_> {
     }
 
     fn session(&self) -> Result<&Session, Rejection> {
-        let session = self.upstream.session();
+        let session = self.upstream().session();
         session
             .map(AsRef::as_ref)
             .ok_or(Rejection::Internal("no login is configured"))
     }
 }
 
-fn is_unauthorized(answer: &GatewayResponse) -> bool {
-    answer.status() == StatusCode::UNAUTHORIZED
+fn is_unauthorized(response: &UpstreamResponse) -> bool {
+    response.status() == StatusCode::UNAUTHORIZED
 }

@@ -1,6 +1,5 @@
-//! Which request targets are routed at all. The path that is matched is the path
-//! that is forwarded, byte for byte; whatever two parsers could read differently
-//! is refused, not repaired.
+//! Checks request targets. The path that is matched is forwarded byte for byte; a target that two
+//! parsers could read differently is rejected, not repaired.
 
 use http::Uri;
 use percent_encoding::percent_decode_str;
@@ -9,7 +8,7 @@ use crate::config::{AllowedFields, METHOD_PARAMETER};
 use crate::pipeline::reject::Rejection;
 use crate::profiles;
 
-/// The path of a request that may be routed.
+/// The path of a request target that has one meaning only.
 pub(in crate::pipeline) fn checked(uri: &Uri) -> Result<&str, Rejection> {
     let path = uri.path();
     if !path.starts_with('/') {
@@ -20,22 +19,23 @@ pub(in crate::pipeline) fn checked(uri: &Uri) -> Result<&str, Rejection> {
     }
     let bytes = path.as_bytes();
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() | (*byte == b'_') | (*byte == b'-');
-    let (mut after_slash, mut beyond_ascii) = (false, false);
-    for (at, byte) in bytes.iter().enumerate() {
+    let mut after_slash = false;
+    let mut beyond_ascii = false;
+    for (index, byte) in bytes.iter().enumerate() {
         match byte {
             b'/' if after_slash => {
                 return Err(Rejection::BadRequest("the path has an empty segment"));
             }
-            b'.' if after_slash && is_dot_segment(&bytes[at..]) => {
+            b'.' if after_slash && is_dot_segment(&bytes[index..]) => {
                 return Err(Rejection::BadRequest("the path has a dot segment"));
             }
             b';' if after_slash => {
                 return Err(Rejection::BadRequest("the path has an empty segment"));
             }
-            b'%' if after_slash && is_semicolon(&bytes[at..]) => {
+            b'%' if after_slash && is_semicolon(&bytes[index..]) => {
                 return Err(Rejection::BadRequest("the path has an empty segment"));
             }
-            b'%' => beyond_ascii |= check_escape(&bytes[at + 1..])? >= 0x80,
+            b'%' => beyond_ascii |= check_escape(&bytes[index + 1..])? >= 0x80,
             byte if is_plain(byte) => {}
             b'\\' | ..=b' ' | 0x7f.. => {
                 return Err(Rejection::BadRequest(
@@ -46,16 +46,16 @@ pub(in crate::pipeline) fn checked(uri: &Uri) -> Result<&str, Rejection> {
         }
         after_slash = *byte == b'/';
     }
-    // Overlong forms of a dot or a slash are not UTF-8, nor is what an old code page means.
+    // Overlong encodings of a dot or a slash are not UTF-8, and neither are legacy code pages.
     if beyond_ascii && percent_decode_str(path).decode_utf8().is_err() {
         return Err(Rejection::BadRequest("the path is not UTF-8"));
     }
     Ok(path)
 }
 
-/// Refuses a query with which frameworks replace the method: the rules were decided on the
-/// method that came. Not taken out, as the query may be signed. Forms in the content are not
-/// looked at.
+/// Rejects a query with the parameter by which frameworks replace the method: the route was chosen
+/// by the method of the request line. The parameter is not removed, since the query may be signed.
+/// Forms in the content are not checked.
 pub(in crate::pipeline) fn check_query(
     uri: &Uri,
     allowed: &AllowedFields,
@@ -72,8 +72,8 @@ pub(in crate::pipeline) fn check_query(
     Ok(())
 }
 
-/// Also as PHP and others read it: white space before it, `.` and space for `_`, brackets
-/// around or after it, an end at NUL, and letters without case.
+/// Compares as PHP and other parsers do: they skip leading white space and brackets, take `.` and
+/// space for `_`, stop at a bracket or NUL, and ignore case.
 fn is_method_parameter(name: &str) -> bool {
     let decoded = percent_decode_str(name).map(|byte| if byte == b'+' { b' ' } else { byte });
     let mut bytes = decoded.skip_while(|byte| matches!(byte, 0..=b' ' | b'['));
@@ -86,8 +86,8 @@ fn is_method_parameter(name: &str) -> bool {
         && matches!(bytes.next(), None | Some(0 | b' ' | b'[' | b']'))
 }
 
-/// Whether `rest`, which begins with a dot, begins with a segment of one or two, perhaps
-/// with parameters: servers that know those take them off before they climb.
+/// Whether `rest`, which starts with a dot, starts with a dot segment. Servers that support path
+/// parameters remove them before they resolve dot segments, so a segment with parameters counts.
 fn is_dot_segment(rest: &[u8]) -> bool {
     let ([b'.', b'.', after @ ..] | [b'.', after @ ..]) = rest else {
         return false;
@@ -99,9 +99,9 @@ fn is_semicolon(escaped: &[u8]) -> bool {
     matches!(escaped, [b'%', b'3', b'b' | b'B', ..])
 }
 
-/// The byte that is escaped.
+/// The byte that an escape stands for. `after`: what follows the percent sign.
 fn check_escape(after: &[u8]) -> Result<u8, Rejection> {
-    let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+    let digit = |index: usize| char::from(*after.get(index)?).to_digit(16);
     let (Some(high), Some(low)) = (digit(0), digit(1)) else {
         return Err(Rejection::BadRequest("the path has a broken escape"));
     };
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_two_parsers_could_read_differently_is_refused() {
+    fn paths_that_two_parsers_could_read_differently_are_rejected() {
         let refused = [
             "/v1/../v1/users",
             "/v1/./users",
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_paths_that_all_read_alike_pass() {
+    fn unusual_paths_with_one_meaning_pass() {
         for path in [
             "/",
             "/v1/users",
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_that_replaces_the_method_is_refused_unless_it_is_allowed() {
+    fn a_query_that_replaces_the_method_is_rejected_unless_it_is_allowed() {
         let allowed = AllowedFields::new(vec![METHOD_PARAMETER.to_owned()]);
         for query in [
             "_method=DELETE",

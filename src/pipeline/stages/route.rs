@@ -1,301 +1,69 @@
-//! Stage 1: host, path and method -> route. A tree of path segments finds the
-//! candidates; among those the first in the configured order wins.
+//! Stage 1: the request target and the fields of a request lead to its route and its origin.
 
-use std::collections::BTreeMap;
-use std::ops::Deref;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use http::Method;
+use http::request::Parts;
+use tracing::warn;
 
-use crate::config::{PathPattern, Route, Segment, Target, plain};
-use crate::metrics::RouteCounts;
+use super::request_target;
+use crate::config::Target;
+use crate::pipeline::access_log::entry::AccessLogEntry;
+use crate::pipeline::headers;
+use crate::pipeline::peer::Peer;
 use crate::pipeline::reject::Rejection;
+use crate::pipeline::request_context::RequestContext;
+use crate::pipeline::worker_context::WorkerContext;
 
-/// What `Allow` lists where a route takes every method.
-pub(super) const ANY_METHOD: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
-
-/// All routes, ready to be searched.
-#[derive(Debug, Default)]
-pub struct RouteTable {
-    routes: Vec<RouteEntry>,
-    root: RouteNode,
+/// Finds the route. Fails when the request target is ambiguous, and when no route takes the request.
+pub(in crate::pipeline) fn route<'a>(
+    worker: &'a Arc<WorkerContext>,
+    head: &'a Parts,
+    peer: &'a Peer,
+    entry: &'a mut AccessLogEntry,
+) -> Result<RequestContext<'a>, Rejection> {
+    let path = request_target::checked(&head.uri)?;
+    let origin = origin(worker, head, peer);
+    entry.set_origin(origin);
+    let host = headers::host(&head.uri, &head.headers);
+    let route = worker.live.routes.find(&host, path, &head.method)?;
+    entry.set_route(route.index);
+    if route.target == Target::Closed {
+        return Err(Rejection::NoRoute);
+    }
+    request_target::check_query(&head.uri, &route.allow_fields)?;
+    Ok(RequestContext {
+        worker,
+        head,
+        peer,
+        origin,
+        host,
+        path,
+        route,
+        deadline: entry.opened() + route.timeout,
+        entry,
+    })
 }
 
-/// A route in its table.
-#[derive(Debug)]
-pub struct RouteEntry {
-    route: Route,
-    /// Its place in the configured order.
-    pub(in crate::pipeline) index: usize,
-    pub(in crate::pipeline) counts: RouteCounts,
-}
-
-impl Deref for RouteEntry {
-    type Target = Route;
-
-    fn deref(&self) -> &Route {
-        &self.route
+/// The client's address. Requests whose trusted proxy names no readable address are counted, and the
+/// first one is logged.
+fn origin(worker: &WorkerContext, head: &Parts, peer: &Peer) -> IpAddr {
+    let trusted = &worker.live.config.http.trusted_proxies;
+    let origin = headers::origin(&head.headers, peer, trusted);
+    let Some(text) = origin.unreadable else {
+        return origin.ip;
+    };
+    worker.app.metrics.invalid_forwarded_addresses.inc();
+    let is_logged = &worker.app.unreadable_origin_logged;
+    if !is_logged.swap(true, Ordering::Relaxed) {
+        let text: String = text.chars().take(64).collect();
+        warn!(
+            proxy = %peer.ip(),
+            ?text,
+            "a trusted proxy sent X-Forwarded-For or Forwarded without a readable client address; \
+             such requests are counted as the proxy's own; see tollgate_invalid_forwarded_addresses_total"
+        );
     }
-}
-
-#[derive(Debug, Default)]
-struct RouteNode {
-    literal: BTreeMap<Box<str>, Self>,
-    one: Option<Box<Self>>,
-    /// Routes whose pattern ends here, and those whose rest begins here.
-    ends: Vec<usize>,
-    rest: Vec<usize>,
-}
-
-impl RouteTable {
-    pub fn new(routes: &[Route]) -> Self {
-        let mut table = Self::default();
-        for (index, route) in routes.iter().enumerate() {
-            table.root.insert(&route.path, index);
-            table.routes.push(RouteEntry {
-                route: route.clone(),
-                index,
-                counts: RouteCounts::new(&route.name),
-            });
-        }
-        table
-    }
-
-    /// The first route that takes this host, path and method. A path that has
-    /// routes, but none for the method, is told apart from one that has none.
-    pub fn find(&self, host: &str, path: &str, method: &Method) -> Result<&RouteEntry, Rejection> {
-        let mut first = usize::MAX;
-        self.root.search(segments(path), &mut |index| {
-            let route = &self.routes[index];
-            if index < first && takes_host(route, host) && takes_method(route, method) {
-                first = index;
-            }
-        });
-        self.routes
-            .get(first)
-            .ok_or_else(|| self.refusal(host, path))
-    }
-
-    /// The route of an index that was found in this table.
-    pub(in crate::pipeline) fn at(&self, index: usize) -> Option<&RouteEntry> {
-        self.routes.get(index)
-    }
-
-    fn refusal(&self, host: &str, path: &str) -> Rejection {
-        match self.allowed(host, path) {
-            allowed if allowed.is_empty() => Rejection::NoRoute,
-            allowed => Rejection::MethodNotAllowed(allowed),
-        }
-    }
-
-    /// The methods that a path takes, as `Allow` lists them; empty: the path has no route.
-    pub(in crate::pipeline) fn allowed(&self, host: &str, path: &str) -> String {
-        let mut here = Vec::new();
-        self.root.search(segments(path), &mut |index| {
-            let route = &self.routes[index];
-            if takes_host(route, host) && route.target != Target::Closed {
-                here.push(index);
-            }
-        });
-        here.sort_unstable();
-        if here
-            .iter()
-            .any(|index| self.routes[*index].methods.is_empty())
-        {
-            return ANY_METHOD.to_owned();
-        }
-        let methods = here.iter().flat_map(|index| &self.routes[*index].methods);
-        let mut allowed: Vec<&str> = Vec::new();
-        for method in methods.map(Method::as_str) {
-            if !allowed.contains(&method) {
-                allowed.push(method);
-            }
-        }
-        allowed.join(", ")
-    }
-}
-
-impl RouteNode {
-    fn insert(&mut self, pattern: &PathPattern, index: usize) {
-        let mut node = self;
-        for segment in &pattern.0 {
-            node = match segment {
-                Segment::Literal(text) => node.literal.entry(text.as_str().into()).or_default(),
-                Segment::One(_) => node.one.get_or_insert_default(),
-                Segment::Rest => {
-                    node.rest.push(index);
-                    return;
-                }
-            };
-        }
-        node.ends.push(index);
-    }
-
-    /// Tells `found` of each route whose pattern fits, in no order, perhaps twice.
-    fn search<'a>(
-        &self,
-        mut left: impl Iterator<Item = &'a str> + Clone,
-        found: &mut impl FnMut(usize),
-    ) {
-        self.rest.iter().copied().for_each(&mut *found);
-        let Some(segment) = left.next() else {
-            self.ends.iter().copied().for_each(found);
-            return;
-        };
-        if let Some(node) = self.literal.get(plain(segment).as_ref()) {
-            node.search(left.clone(), found);
-        }
-        if let Some(node) = &self.one {
-            node.search(left, found);
-        }
-    }
-}
-
-/// `/a/b` and `/a/b/` have the same segments; `/` has none.
-fn segments(path: &str) -> std::iter::Filter<std::str::Split<'_, char>, fn(&&str) -> bool> {
-    path.split('/').filter(|segment: &&str| !segment.is_empty())
-}
-
-fn takes_host(route: &Route, host: &str) -> bool {
-    route.hosts.is_empty()
-        || route
-            .hosts
-            .iter()
-            .any(|pattern| match pattern.strip_prefix("*.") {
-                Some(domain) => host
-                    .strip_suffix(domain)
-                    .is_some_and(|sub| sub.len() > 1 && sub.ends_with('.')),
-                None => pattern == host,
-            })
-}
-
-/// Methods that never go up: those whose answer would repeat the credential that the gate puts
-/// in (RFC 9110 9.3.8, and its siblings), CONNECT, and any of the usual ones in other letters,
-/// which rules do not match and frameworks take for the same.
-fn is_never_taken(method: &Method) -> bool {
-    const ODD: [&str; 2] = ["TRACK", "DEBUG"];
-    const USUAL: [&str; 9] = [
-        "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT",
-    ];
-    match *method {
-        Method::TRACE | Method::CONNECT => true,
-        Method::GET | Method::POST | Method::PUT | Method::DELETE => false,
-        Method::HEAD | Method::OPTIONS | Method::PATCH => false,
-        _ => {
-            let is_it = |name: &&str| method.as_str().eq_ignore_ascii_case(name);
-            ODD.iter().any(is_it) || USUAL.iter().any(is_it)
-        }
-    }
-}
-
-fn takes_method(route: &Route, method: &Method) -> bool {
-    if is_never_taken(method) {
-        return false;
-    }
-    route.methods.is_empty()
-        || route.methods.contains(method)
-        || (method == Method::OPTIONS && route.target == Target::Upstream)
-        || (method == Method::HEAD && route.methods.contains(&Method::GET))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::config::{Access, AllowedFields};
-
-    fn route(index: usize, path: PathPattern, methods: Vec<Method>) -> Route {
-        Route {
-            name: format!("r{index}").into(),
-            hosts: Vec::new(),
-            path,
-            methods,
-            access: vec![Access::Token],
-            target: Target::Upstream,
-            class: "other".into(),
-            monitoring: false,
-            max_body: 1,
-            first_byte_timeout: None,
-            timeout: Duration::from_secs(1),
-            max_wait: Duration::ZERO,
-            allow_fields: AllowedFields::default(),
-        }
-    }
-
-    fn matches(pattern: &[Segment], path: &[&str]) -> bool {
-        match (pattern, path) {
-            ([Segment::Rest], _) | ([], []) => true,
-            ([Segment::Literal(text), rest @ ..], [first, left @ ..]) if text == first => {
-                matches(rest, left)
-            }
-            ([Segment::One(_), rest @ ..], [_, left @ ..]) => matches(rest, left),
-            _ => false,
-        }
-    }
-
-    fn any_segment() -> impl Strategy<Value = Segment> {
-        prop_oneof![
-            "[ab]".prop_map(Segment::Literal),
-            Just(Segment::One("x".to_owned())),
-        ]
-    }
-
-    fn any_pattern() -> impl Strategy<Value = PathPattern> {
-        (
-            proptest::collection::vec(any_segment(), 0..4),
-            any::<bool>(),
-        )
-            .prop_map(|(mut all, rest)| {
-                if rest {
-                    all.push(Segment::Rest);
-                }
-                PathPattern(all)
-            })
-    }
-
-    proptest! {
-        #[test]
-        fn the_tree_finds_what_an_obvious_search_finds(
-            patterns in proptest::collection::vec((any_pattern(), any::<bool>()), 1..12),
-            // c, and a and b with and without an escape.
-            path in proptest::collection::vec("[abc]|%6[12]", 0..5),
-            slash in any::<bool>(),
-        ) {
-            let routes: Vec<Route> = patterns.into_iter().enumerate().map(|(index, (path, get))| {
-                route(index, path, vec![if get { Method::GET } else { Method::POST }])
-            }).collect();
-            let sent: Vec<&str> = path.iter().map(String::as_str).collect();
-            let read = path.iter().map(|text| text.replace("%61", "a").replace("%62", "b"));
-            let read: Vec<String> = read.collect();
-            let segments: Vec<&str> = read.iter().map(String::as_str).collect();
-            let expected = routes.iter().find(|route| {
-                matches(&route.path.0, &segments) && route.methods.contains(&Method::GET)
-            });
-            let text = format!("/{}{}", sent.join("/"), if slash && !path.is_empty() { "/" } else { "" });
-            let table = RouteTable::new(&routes);
-            let found = table.find("gate", &text, &Method::GET);
-            prop_assert_eq!(found.ok().map(|r| r.name.clone()), expected.map(|r| r.name.clone()));
-        }
-    }
-
-    #[test]
-    fn hosts_and_methods_narrow_a_route() {
-        let mut wild = route(0, PathPattern(vec![Segment::Rest]), vec![Method::GET]);
-        wild.hosts = vec!["*.example.org".to_owned()];
-        let table = RouteTable::new(&[wild]);
-        assert!(table.find("a.example.org", "/x", &Method::HEAD).is_ok());
-        for host in ["example.org", ".example.org", "evilexample.org"] {
-            assert!(
-                matches!(
-                    table.find(host, "/x", &Method::GET),
-                    Err(Rejection::NoRoute)
-                ),
-                "{host}"
-            );
-        }
-        let refused = table.find("a.example.org", "/x", &Method::PUT);
-        assert!(matches!(refused, Err(Rejection::MethodNotAllowed(allow)) if allow == "GET"));
-    }
+    origin.ip
 }

@@ -1,13 +1,11 @@
-//! The other end when the gate owns the users (`directory = "gateway"`): login,
-//! logout and users calls, answered here in the Webapp's own words.
+//! The users node when the gateway owns the users (`directory = "gateway"`): login, logout and users
+//! calls, answered in the format of the upstream's users node.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use crate::config::{OnPasswordChange, Route, UsersCall};
@@ -15,9 +13,9 @@ use crate::identity::{
     ChangeError, ChangedBy, Client, CreateError, LoginDenied, RemoveError, UserDirectory,
 };
 use crate::metrics::{ClientLoginOutcome, Metrics};
-use crate::pipeline::body::request_body::{BodyFailure, BodyHandle, RequestBody};
+use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::body::response_body::ResponseBody;
-use crate::pipeline::limit::{Limiter, LoginHeld, LoginTry, RateAdmission, RateSubject};
+use crate::pipeline::limit::{Limiter, LoginAttempt, LoginLimited, RateAdmission, RateSubject};
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::stages::credential::basic;
 use crate::profiles::{self, EnvelopeMeta, LoginBody, Role, UserEntry};
@@ -26,10 +24,7 @@ use crate::token::{
     GrantRequest, InsertRefused, RevokeCause, Token, TokenDigest, TokenOrigin, TokenStore,
 };
 
-/// A users call has no business with a body larger than this.
-pub(in crate::pipeline) const MOST_BODY: usize = 16 * 1024;
-
-/// The node, as one request sees it.
+/// The users node, as one request sees it.
 #[derive(Debug)]
 pub(in crate::pipeline) struct UsersNode<'a> {
     pub users: &'a UserDirectory,
@@ -46,9 +41,9 @@ pub(in crate::pipeline) struct UsersNode<'a> {
 pub(in crate::pipeline) struct UsersNodeCall<'a> {
     pub kind: UsersCall,
     pub client: &'a Client,
-    /// The token that was shown, if it was one.
+    /// Digest of the client's token, if it presented a token.
     pub token: Option<TokenDigest>,
-    pub peer: std::net::IpAddr,
+    pub origin: std::net::IpAddr,
     pub route: &'a Route,
     pub path: &'a str,
     pub headers: &'a HeaderMap,
@@ -75,8 +70,8 @@ impl UsersNode<'_> {
         call: &UsersNodeCall<'_>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, Rejection> {
-        let answer = self.try_login(call, body).await;
-        self.metrics.client_logins.add(match &answer {
+        let outcome = self.try_login(call, body).await;
+        self.metrics.client_logins.add(match &outcome {
             Ok(_) => ClientLoginOutcome::Ok,
             Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => ClientLoginOutcome::Refused,
             Err(Rejection::PasswordChangeRequired) => ClientLoginOutcome::PasswordChange,
@@ -85,7 +80,7 @@ impl UsersNode<'_> {
             }
             Err(_) => ClientLoginOutcome::Failed,
         });
-        answer
+        outcome
     }
 
     async fn try_login(
@@ -94,11 +89,11 @@ impl UsersNode<'_> {
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, Rejection> {
         let basic = basic(call.headers).map_err(Rejection::BadLogin)?;
-        // First: a slow client takes no place among those that log in.
-        let bytes = read(body).await?;
-        let (attempt, admitted) = admit_login(self.limiter, call, &basic.username).await?;
-        // Taken before the password is looked at: a user who is deleted meanwhile
-        // must not come back to life through a login that began earlier.
+        // Read first, so that a slow client takes no slot among the logins.
+        let bytes = body.read_whole().await?;
+        let admitted = admit_login(self.limiter, call, &basic.username).await?;
+        // Read before the password is checked: a login that started before its user was deleted must
+        // not create a token afterwards.
         let epoch = self.tokens.epoch(&basic.username);
         let mut verified = match self.users.verify(&basic.username, basic.password).await {
             Ok(verified) => verified,
@@ -111,13 +106,13 @@ impl UsersNode<'_> {
                 return Err(Rejection::Internal("a password check failed"));
             }
         };
-        attempt.succeeded();
+        admitted.attempt.succeeded();
         match profiles::login_body(&bytes).map_err(|_| Rejection::NotJson)? {
             LoginBody::NewPassword(password) => {
                 let by = ChangedBy::User(&verified);
                 self.set_password(&basic.username, password, by).await?;
                 verified = verified.with_new_password();
-                // The token that this login is about to get is not there yet.
+                // The token of this login does not exist yet.
                 let ended = self.tokens.revoke_user(&basic.username).await;
                 ended.map_err(Rejection::Unavailable)?;
             }
@@ -125,7 +120,7 @@ impl UsersNode<'_> {
             LoginBody::Nothing | LoginBody::Other => {}
         }
         let token = Token::mint();
-        let wanted = GrantRequest {
+        let grant = GrantRequest {
             user: &basic.username,
             role: Some(verified.role),
             lifetime: self.settings.token_lifetime,
@@ -135,19 +130,19 @@ impl UsersNode<'_> {
         };
         let ends = self
             .tokens
-            .insert(token.digest(), wanted)
+            .insert(token.digest(), grant)
             .await
             .map_err(token_refused)?;
-        // A password that was changed after it was checked has ended the tokens that there
-        // were, perhaps before this one was.
+        // A change of the password since its check has ended the tokens that existed then, perhaps
+        // before this one was inserted.
         if !self.users.is_current(&basic.username, &verified) {
             self.tokens.revoke(&token.digest()).await;
             return Err(Rejection::LoginRefused("password was changed meanwhile"));
         }
         let text = profiles::login_reply(token.secret(), ends.unix_seconds(), self.meta);
-        let mut answer = json(StatusCode::OK, text);
-        admitted.put(answer.headers_mut());
-        Ok(answer)
+        let mut response = json(StatusCode::OK, text);
+        admitted.rate.put(response.headers_mut());
+        Ok(response)
     }
 
     async fn set_password(
@@ -171,7 +166,7 @@ impl UsersNode<'_> {
             })
     }
 
-    /// Ends all tokens of the user, at once (DESIGN: "logging a user out").
+    /// Ends all tokens of the user.
     async fn logout(&self, client: &Client) -> Result<Response<ResponseBody>, Rejection> {
         let ended = self.tokens.revoke_user(client.name()).await;
         ended.map_err(Rejection::Unavailable)?;
@@ -184,10 +179,11 @@ impl UsersNode<'_> {
             username: Option<String>,
             password: Option<String>,
         }
-        let bytes = read(body).await?;
-        let wanted: NewUserBody = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
-        let name = wanted.username.ok_or(Rejection::Missing("username"))?;
-        let password = wanted.password.ok_or(Rejection::Missing("password"))?;
+        let bytes = body.read_whole().await?;
+        let request: NewUserBody =
+            serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+        let name = request.username.ok_or(Rejection::Missing("username"))?;
+        let password = request.password.ok_or(Rejection::Missing("password"))?;
         self.users
             .create(&name, Secret::new(password), Role::User)
             .await
@@ -199,13 +195,13 @@ impl UsersNode<'_> {
                 CreateError::Unavailable(why) => Rejection::Unavailable(why),
                 CreateError::Failed(_) => Rejection::Internal("a password could not be hashed"),
             })?;
-        Ok(json(StatusCode::CREATED, self.shown(&name, None)))
+        Ok(json(StatusCode::CREATED, self.user_entry(&name, None)))
     }
 
     fn show(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
         let name = self.own_or_admin(call)?;
         let role = self.users.show(&name).ok_or(Rejection::NoSuchUser)?;
-        Ok(json(StatusCode::OK, self.shown(&name, Some(role))))
+        Ok(json(StatusCode::OK, self.user_entry(&name, Some(role))))
     }
 
     async fn change(
@@ -218,16 +214,16 @@ impl UsersNode<'_> {
             password: Option<String>,
         }
         let name = self.own_or_admin(call)?;
-        let bytes = read(body).await?;
-        let wanted: NewPasswordBody =
+        let bytes = body.read_whole().await?;
+        let request: NewPasswordBody =
             serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
-        let password = wanted.password.ok_or(Rejection::Missing("password"))?;
+        let password = request.password.ok_or(Rejection::Missing("password"))?;
         self.set_password(&name, Secret::new(password), ChangedBy::Admin)
             .await?;
-        let ending = ending_of_change(call, &name, self.settings.on_password_change);
-        let ended = self.tokens.end_tokens(&name, ending).await;
+        let cause = revoke_cause(call, &name, self.settings.on_password_change);
+        let ended = self.tokens.end_tokens(&name, cause).await;
         ended.map_err(Rejection::Unavailable)?;
-        Ok(json(StatusCode::OK, self.shown(&name, None)))
+        Ok(json(StatusCode::OK, self.user_entry(&name, None)))
     }
 
     async fn delete(&self, call: &UsersNodeCall<'_>) -> Result<Response<ResponseBody>, Rejection> {
@@ -243,14 +239,14 @@ impl UsersNode<'_> {
                 RemoveError::Unavailable(why) => Rejection::Unavailable(why),
             })?;
         self.tokens.end_user(&name).await;
-        Ok(json(StatusCode::OK, self.shown(&name, None)))
+        Ok(json(StatusCode::OK, self.user_entry(&name, None)))
     }
 
-    fn shown(&self, username: &str, role: Option<Role>) -> String {
+    fn user_entry(&self, username: &str, role: Option<Role>) -> String {
         profiles::user_reply(UserEntry { username, role }, self.meta)
     }
 
-    /// The user a call is about: an admin may name any, a user only itself.
+    /// The user that a call is about. An admin may name any user, a user only itself.
     fn own_or_admin(&self, call: &UsersNodeCall<'_>) -> Result<String, Rejection> {
         let name = user_in(call.path)?;
         let allowed = match call.client {
@@ -259,7 +255,7 @@ impl UsersNode<'_> {
                 ..
             } => true,
             Client::User { name: own, .. } => **own == *name,
-            // Its route has let it in by its role; it has no user of its own.
+            // The route has accepted the key by its role; a key has no user of its own.
             Client::Key(key) => key.role == Role::Admin,
             Client::Open => false,
         };
@@ -271,8 +267,8 @@ impl UsersNode<'_> {
     }
 }
 
-/// Which tokens of a user a new password ends, set by this call.
-pub(super) fn ending_of_change(
+/// Which tokens of a user end when this call sets a new password.
+pub(super) fn revoke_cause(
     call: &UsersNodeCall<'_>,
     user: &str,
     rule: OnPasswordChange,
@@ -287,29 +283,38 @@ pub(super) fn ending_of_change(
     }
 }
 
-/// The limits of a login. Its sender's come first: refused attempts must not use up what all
-/// clients share at this route.
-pub(in crate::pipeline) async fn admit_login(
+/// A login that has passed the rate limits.
+pub(super) struct AdmittedLogin {
+    pub(super) attempt: LoginAttempt,
+    pub(super) rate: RateAdmission,
+}
+
+/// Applies the limits of the sender first: refused attempts must not use up the limit that all
+/// clients of the route share.
+pub(super) async fn admit_login(
     limiter: &Limiter,
     call: &UsersNodeCall<'_>,
     username: &str,
-) -> Result<(LoginTry, RateAdmission), Rejection> {
+) -> Result<AdmittedLogin, Rejection> {
     let too_many = |limit| Rejection::TooMany(Box::new(limit));
-    let attempt = limiter.admit_login(call.peer, username).await;
-    let attempt = attempt.map_err(|held| match held {
-        LoginHeld::TooMany(limit) => too_many(limit),
-        LoginHeld::Overloaded => Rejection::Overloaded,
+    let attempt = limiter.admit_login(call.origin, username).await;
+    let attempt = attempt.map_err(|limited| match limited {
+        LoginLimited::TooMany(limit) => too_many(limit),
+        LoginLimited::Overloaded => Rejection::Overloaded,
     })?;
     let subject = RateSubject {
         client: call.client,
-        peer: call.peer,
+        peer: call.origin,
         class: &call.route.class,
     };
-    let admitted = limiter.admit(subject, call.route.max_wait).await;
-    Ok((attempt, admitted.map_err(too_many)?))
+    let rate = limiter.admit(subject, call.route.max_wait).await;
+    Ok(AdmittedLogin {
+        attempt,
+        rate: rate.map_err(too_many)?,
+    })
 }
 
-/// Why a good login still gets no token.
+/// The rejection of a valid login that gets no token.
 pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
     match refused {
         InsertRefused::UserFull(next) => {
@@ -325,23 +330,10 @@ pub(super) fn token_refused(refused: InsertRefused) -> Rejection {
     }
 }
 
-/// The user that `/v1/users/{name}` is about. It need not be a name that could be made
-/// today: every user there is can be shown, changed and deleted.
+/// The user name in the path of a users call. It is not checked against the rules for new names, so
+/// that every existing user can be shown, changed and deleted.
 pub(super) fn user_in(path: &str) -> Result<String, Rejection> {
     profiles::name_in_path(path).ok_or(Rejection::BadRequest("the user name is not UTF-8"))
-}
-
-pub(in crate::pipeline) async fn read(body: RequestBody) -> Result<Bytes, Rejection> {
-    let handle: BodyHandle = body.handle();
-    match Limited::new(body, MOST_BODY).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(_) => Err(match handle.failure() {
-            Some(BodyFailure::TooSlow) => Rejection::TooSlow,
-            Some(BodyFailure::Gone) => Rejection::BadRequest("the body broke off"),
-            Some(BodyFailure::NoTurn) => Rejection::Overloaded,
-            Some(BodyFailure::TooLarge) | None => Rejection::TooLarge,
-        }),
-    }
 }
 
 fn json(status: StatusCode, text: String) -> Response<ResponseBody> {

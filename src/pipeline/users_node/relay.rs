@@ -1,5 +1,5 @@
-//! The users node when the Webapp owns the users (`directory = "webapp"`): calls are
-//! passed on, and what their answers mean for tokens is done here in the same step.
+//! The users node when the upstream owns the users (`directory = "upstream"`): calls are relayed, and
+//! the tokens here are changed according to the responses.
 
 use std::time::Duration;
 
@@ -9,95 +9,108 @@ use serde::Deserialize;
 use serde_json::Value;
 use tracing::warn;
 
-use super::own_users::{
-    self, UsersNodeCall, admit_login, ending_of_change, token_refused, user_in,
-};
+use super::own_users::{UsersNodeCall, admit_login, revoke_cause, token_refused, user_in};
 use crate::clock;
-use crate::config::{self, UsersCall};
+use crate::config::UsersCall;
 use crate::identity::Client;
-use crate::metrics::{ClientLoginOutcome, LabelSet as _, Metrics, UnreadableLogin};
+use crate::metrics::{ClientLoginOutcome, LabelSet as _, UnreadableLogin};
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::body::request_body::RequestBody;
 use crate::pipeline::body::response_body::ResponseBody;
-use crate::pipeline::limit::Limiter;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::stages::authenticate::AuthenticatedClient;
 use crate::pipeline::stages::credential::basic;
-use crate::pipeline::stages::forward::Forwarder;
 use crate::pipeline::stages::inject::{CredentialSource, Inbound, UpstreamCredential};
-use crate::pipeline::stages::introspect::TokenIntrospection;
-use crate::pipeline::stages::respond::credential_source;
+use crate::pipeline::stages::upstream_exchange::Forwarder;
+use crate::pipeline::{AppState, LiveRules};
 use crate::profiles::{self, LoginBody};
 use crate::secret::Secret;
-use crate::token::{GrantRequest, RevokeCause, TokenDigest, TokenOrigin, TokenStore};
+use crate::token::{GrantRequest, RevokeCause, TokenDigest, TokenOrigin};
 
-/// A login's answer is a few hundred bytes; what is longer is none.
-const MOST_ANSWER: usize = 64 * 1024;
+/// Largest response to a login that is read, in bytes; usual ones have a few hundred.
+const MAX_LOGIN_RESPONSE: usize = 64 * 1024;
 
-/// An answer that cannot be read is told of once in so long, by reason.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Time between two log lines about unreadable responses to logins, by reason.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What a relayed call needs besides the request.
+/// A call that is relayed to the upstream.
 #[derive(Debug)]
 pub(super) struct RelayedCall<'a> {
-    pub way: &'a Forwarder<'a>,
-    pub tokens: &'a TokenStore,
-    pub limiter: &'a Limiter,
-    pub questions: &'a TokenIntrospection,
-    pub metrics: &'a Metrics,
-    pub settings: &'a config::UsersConfig,
+    pub forwarder: &'a Forwarder<'a>,
+    pub app: &'a AppState,
+    pub live: &'a LiveRules,
+    pub call: UsersNodeCall<'a>,
+}
+
+/// What the gateway learns from the response to a login.
+#[derive(Debug)]
+struct MintedToken {
+    token: Secret,
+    /// Remaining lifetime, by the upstream's own clock.
+    lifetime: Duration,
+}
+
+/// A response to a login that has been read; the body still has all of its content.
+struct LoginReading {
+    minted: Result<MintedToken, UnreadableLogin>,
+    body: ResponseBody,
 }
 
 impl RelayedCall<'_> {
-    pub(in crate::pipeline) async fn answer(
+    pub(super) async fn answer(
         &self,
-        call: &UsersNodeCall<'_>,
-        who: &AuthenticatedClient,
-        (request, body): (Inbound<'_>, RequestBody),
-        record: &mut AccessLogEntry,
+        client: &AuthenticatedClient,
+        inbound: Inbound<'_>,
+        body: RequestBody,
+        entry: &mut AccessLogEntry,
     ) -> Result<Response<ResponseBody>, Rejection> {
-        if call.kind == UsersCall::Login {
-            let request = request.answer_read();
-            return self.login(call, (&request, body), record).await;
+        if self.call.kind == UsersCall::Login {
+            let inbound = inbound.with_readable_response();
+            return self.login(&inbound, body, entry).await;
         }
-        let body = match call.kind {
-            UsersCall::Create => judge_name(&request, body).await?,
+        let body = match self.call.kind {
+            UsersCall::Create => check_new_name(&inbound, body).await?,
             _ => body,
         };
-        // A key that its route takes goes up as on any other route: by the gate's own login.
-        let source = credential_source(self.way, who);
-        let answer = self.way.forward(&request, body, source, record).await?;
-        self.follow(call, who, answer.status()).await?;
-        Ok(answer)
+        // A call by API key carries the gateway's own login, as on any other route.
+        let source = self.forwarder.credential_source(client);
+        let response = self
+            .forwarder
+            .forward(&inbound, body, source, entry)
+            .await?;
+        self.follow(client, response.status()).await?;
+        Ok(response)
     }
 
-    /// What the Webapp has done, the gate does in the same step.
+    /// Changes the tokens here as the upstream has changed its own.
     async fn follow(
         &self,
-        call: &UsersNodeCall<'_>,
-        who: &AuthenticatedClient,
+        client: &AuthenticatedClient,
         status: StatusCode,
     ) -> Result<(), Rejection> {
+        let tokens = &self.app.tokens;
         if status == StatusCode::UNAUTHORIZED
-            && let Some(digest) = &who.digest
+            && let Some(digest) = &client.digest
         {
-            self.tokens.revoke(digest).await;
+            tokens.revoke(digest).await;
         }
         if !status.is_success() {
             return Ok(());
         }
+        let call = &self.call;
         match (call.kind, call.client) {
             (UsersCall::Logout, Client::User { name, .. }) => {
-                // The Webapp has ended them: here they end whatever our own store says.
-                self.tokens.end_at_once(name, RevokeCause::Logout).await;
+                // The upstream has ended the tokens: they end here even if the store fails.
+                tokens.end_at_once(name, RevokeCause::Logout).await;
             }
             (UsersCall::Delete, _) => {
-                self.tokens.end_user(&user_in(call.path)?).await;
+                tokens.end_user(&user_in(call.path)?).await;
             }
             (UsersCall::Change, _) => {
                 let user = user_in(call.path)?;
-                let ending = ending_of_change(call, &user, self.settings.on_password_change);
-                self.tokens.end_at_once(&user, ending).await;
+                let rule = self.live.config.users.on_password_change;
+                let cause = revoke_cause(call, &user, rule);
+                tokens.end_at_once(&user, cause).await;
             }
             _ => {}
         }
@@ -106,13 +119,13 @@ impl RelayedCall<'_> {
 
     async fn login(
         &self,
-        call: &UsersNodeCall<'_>,
-        sent: (&Inbound<'_>, RequestBody),
-        record: &mut AccessLogEntry,
+        inbound: &Inbound<'_>,
+        body: RequestBody,
+        entry: &mut AccessLogEntry,
     ) -> Result<Response<ResponseBody>, Rejection> {
-        let answer = self.try_login(call, sent, record).await;
-        self.metrics.client_logins.add(match &answer {
-            Ok(answer) if answer.status().is_success() => ClientLoginOutcome::Ok,
+        let outcome = self.try_login(inbound, body, entry).await;
+        self.app.metrics.client_logins.add(match &outcome {
+            Ok(response) if response.status().is_success() => ClientLoginOutcome::Ok,
             Ok(_) | Err(Rejection::LoginRefused(_) | Rejection::BadLogin(_)) => {
                 ClientLoginOutcome::Refused
             }
@@ -121,106 +134,105 @@ impl RelayedCall<'_> {
             }
             Err(_) => ClientLoginOutcome::Failed,
         });
-        answer
+        outcome
     }
 
     async fn try_login(
         &self,
-        call: &UsersNodeCall<'_>,
-        (request, body): (&Inbound<'_>, RequestBody),
-        record: &mut AccessLogEntry,
+        inbound: &Inbound<'_>,
+        body: RequestBody,
+        entry: &mut AccessLogEntry,
     ) -> Result<Response<ResponseBody>, Rejection> {
-        let username = basic(call.headers).map_err(Rejection::BadLogin)?.username;
-        // A slow client takes no place among those that log in.
-        let bytes = Box::pin(own_users::read(body)).await?;
-        let body = request.body().again().ok_or(Rejection::TooLarge)?;
+        let tokens = &self.app.tokens;
+        let headers = self.call.headers;
+        let username = basic(headers).map_err(Rejection::BadLogin)?.username;
+        // Read first, so that a slow client takes no slot among the logins.
+        let bytes = Box::pin(body.read_whole()).await?;
+        let body = inbound.body().again().ok_or(Rejection::TooLarge)?;
         let is_change = matches!(profiles::login_body(&bytes), Ok(LoginBody::NewPassword(_)));
-        let (attempt, admitted) = admit_login(self.limiter, call, &username).await?;
-        let epoch = self.tokens.epoch(&username);
-        let mut field = call.headers[AUTHORIZATION].clone();
+        let admitted = admit_login(&self.live.limiter, &self.call, &username).await?;
+        let epoch = tokens.epoch(&username);
+        let mut field = headers[AUTHORIZATION].clone();
         field.set_sensitive(true);
         let basic = CredentialSource::Ready(UpstreamCredential::Client(field));
-        let mut answer = self.way.forward(request, body, basic, record).await?;
-        admitted.put(answer.headers_mut());
-        if !answer.status().is_success() {
-            return Ok(answer);
+        let mut response = self.forwarder.forward(inbound, body, basic, entry).await?;
+        admitted.rate.put(response.headers_mut());
+        if !response.status().is_success() {
+            return Ok(response);
         }
         if is_change {
-            // The token of this login is not taken in yet.
-            self.tokens
-                .end_at_once(&username, RevokeCause::Logout)
-                .await;
+            // The token of this login has not been added yet.
+            tokens.end_at_once(&username, RevokeCause::Logout).await;
         }
-        let (head, body) = answer.into_parts();
-        let (minted, body) = read(&head.headers, body).await?;
-        let (token, left) = match minted {
+        let (head, body) = response.into_parts();
+        let LoginReading { minted, body } = read_login(&head.headers, body).await?;
+        let minted = match minted {
             Ok(minted) => minted,
-            Err(why) => {
-                // Not ours to refuse: the client may be able to read it.
-                self.tell_unread(why);
+            Err(reason) => {
+                // Passed on: the client may be able to read it.
+                self.note_unread(reason);
                 return Ok(Response::from_parts(head, body));
             }
         };
-        attempt.succeeded();
-        let digest = TokenDigest::of(token.expose());
-        let wanted = GrantRequest {
+        admitted.attempt.succeeded();
+        let digest = TokenDigest::of(minted.token.expose());
+        let grant = GrantRequest {
             user: &username,
             role: None,
-            lifetime: left,
+            lifetime: minted.lifetime,
             origin: TokenOrigin::Learned,
             epoch,
             revision: None,
         };
-        self.tokens
-            .insert(digest, wanted)
-            .await
-            .map_err(token_refused)?;
+        tokens.insert(digest, grant).await.map_err(token_refused)?;
         Ok(Response::from_parts(head, body))
     }
 
-    fn tell_unread(&self, why: UnreadableLogin) {
-        self.metrics.unreadable_login_responses.add(why);
-        let (advice, route) = (advice(why), &*self.way.route.name);
-        if self.questions.unread_logins[why.index()].may_log(TOLD_EVERY) {
+    fn note_unread(&self, reason: UnreadableLogin) {
+        self.app.metrics.unreadable_login_responses.add(reason);
+        let advice = advice(reason);
+        let route = &*self.forwarder.route.name;
+        if self.app.introspection.unread_logins[reason.index()].may_log(LOG_INTERVAL) {
             warn!(
                 route,
-                reason = why.text(),
-                "cannot read the upstream's answer to a login; it was passed on and its token \
+                reason = reason.text(),
+                "cannot read the upstream's response to a login; it was passed on and its token \
                  was not learned, so the token will be unknown here; {advice}"
             );
         }
     }
 }
 
-/// Reads the token out of a login's answer; gives a body with everything that came.
-async fn read(
-    headers: &HeaderMap,
-    body: ResponseBody,
-) -> Result<(Result<(Secret, Duration), UnreadableLogin>, ResponseBody), Rejection> {
-    if is_coded(headers) {
-        return Ok((Err(UnreadableLogin::ContentEncoding), body));
+/// Reads the token from the response to a login.
+async fn read_login(headers: &HeaderMap, body: ResponseBody) -> Result<LoginReading, Rejection> {
+    if is_encoded(headers) {
+        return Ok(LoginReading {
+            minted: Err(UnreadableLogin::ContentEncoding),
+            body,
+        });
     }
-    let (bytes, body) = body
-        .read_ahead(MOST_ANSWER)
-        .await
-        .map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
-    let minted = bytes.map_or(Err(UnreadableLogin::TooLong), |bytes| {
-        minted(&bytes, headers)
-    });
-    Ok((minted, body))
+    let read = body.read_ahead(MAX_LOGIN_RESPONSE).await;
+    let read = read.map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
+    let content = read.content.ok_or(UnreadableLogin::TooLong);
+    Ok(LoginReading {
+        minted: content.and_then(|bytes| minted(&bytes, headers)),
+        body: read.body,
+    })
 }
 
-/// Refuses to make a user whom no path through this gate could name, and a body in which
-/// the upstream could read another name: no JSON, or two of them. All else about it is the
-/// upstream's to judge.
-async fn judge_name(request: &Inbound<'_>, body: RequestBody) -> Result<RequestBody, Rejection> {
+/// Rejects a new user whose name no path through this gateway can carry, and a body in which the
+/// upstream could read another name: invalid JSON, or two names. The upstream checks the rest.
+async fn check_new_name(
+    request: &Inbound<'_>,
+    body: RequestBody,
+) -> Result<RequestBody, Rejection> {
     #[derive(Deserialize)]
-    struct Named {
+    struct NewUserName {
         #[serde(default)]
         username: Value,
     }
-    let bytes = own_users::read(body).await?;
-    let named: Named = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
+    let bytes = body.read_whole().await?;
+    let named: NewUserName = serde_json::from_slice(&bytes).map_err(|_| Rejection::NotJson)?;
     if let Value::String(username) = named.username {
         let rule = profiles::check_addressable(&username);
         rule.map_err(|rule| Rejection::Invalid(rule.to_string().into()))?;
@@ -228,8 +240,8 @@ async fn judge_name(request: &Inbound<'_>, body: RequestBody) -> Result<RequestB
     request.body().again().ok_or(Rejection::TooLarge)
 }
 
-/// Whether the content is coded, although the gate asked for it plain.
-fn is_coded(headers: &HeaderMap) -> bool {
+/// Whether the content is encoded, although the gateway asked for `identity`.
+fn is_encoded(headers: &HeaderMap) -> bool {
     let codings = headers.get_all(CONTENT_ENCODING).iter();
     let plain = |item: &str| item.is_empty() || item.eq_ignore_ascii_case("identity");
     codings
@@ -240,23 +252,23 @@ fn is_coded(headers: &HeaderMap) -> bool {
 fn advice(why: UnreadableLogin) -> &'static str {
     match why {
         UnreadableLogin::ContentEncoding => {
-            "the upstream coded it although asked not to (Accept-Encoding: identity)"
+            "the upstream encoded it, although the request asked for Accept-Encoding: identity"
         }
-        UnreadableLogin::TooLong => "an answer to a login has 64 KiB at most",
-        UnreadableLogin::NotJson => "it is not JSON: is the route the upstream's login?",
+        UnreadableLogin::TooLong => "a response to a login may have at most 64 KiB",
+        UnreadableLogin::NotJson => "it is not JSON: check that the route is the upstream's login",
         UnreadableLogin::NoToken => "it lacks users[0].token or users[0].expires_after",
-        UnreadableLogin::Expired => "the token's end has passed by the upstream's own clock",
+        UnreadableLogin::Expired => "by the upstream's own clock the token has expired",
     }
 }
 
-/// The token of a login's answer and how long it lasts, by the upstream's own clock.
-fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<(Secret, Duration), UnreadableLogin> {
+/// The token in the content of a login's response.
+fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<MintedToken, UnreadableLogin> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let answer: Value = serde_json::from_slice(text).map_err(|_| UnreadableLogin::NotJson)?;
-    let text = |pointer| answer.pointer(pointer).and_then(Value::as_str);
+    let response: Value = serde_json::from_slice(text).map_err(|_| UnreadableLogin::NotJson)?;
+    let text = |pointer| response.pointer(pointer).and_then(Value::as_str);
     let token = text("/users/0/token").filter(|token| !token.is_empty());
-    let ends = text("/users/0/expires_after").and_then(profiles::parse_expiry);
-    let (Some(token), Some(ends)) = (token, ends) else {
+    let expiry = text("/users/0/expires_after").and_then(profiles::parse_expiry);
+    let (Some(token), Some(expiry)) = (token, expiry) else {
         return Err(UnreadableLogin::NoToken);
     };
     let now = headers
@@ -264,9 +276,11 @@ fn minted(bytes: &[u8], headers: &HeaderMap) -> Result<(Secret, Duration), Unrea
         .and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok())
         .and_then(clock::seconds_of)
         .unwrap_or_else(clock::unix_seconds);
-    let left = u64::try_from(ends.saturating_sub(now)).ok();
-    let left = left
-        .filter(|left| *left > 0)
-        .ok_or(UnreadableLogin::Expired)?;
-    Ok((Secret::new(token), Duration::from_secs(left)))
+    match u64::try_from(expiry.saturating_sub(now)) {
+        Ok(seconds @ 1..) => Ok(MintedToken {
+            token: Secret::new(token),
+            lifetime: Duration::from_secs(seconds),
+        }),
+        _ => Err(UnreadableLogin::Expired),
+    }
 }

@@ -1,4 +1,4 @@
-//! Names of users as paths carry them: what can be made, every path of it leads back to.
+//! User names in paths: every path to a name that can be created leads back to that name.
 
 use http::Uri;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use super::own_users::user_in;
 use crate::config::{Target, UsersCall, shipped_routes};
 use crate::pipeline::stages::request_target;
-use crate::pipeline::stages::route::RouteTable;
+use crate::pipeline::stages::route_table::RouteTable;
 use crate::profiles::{Profile, check_name};
 
-/// As little escaped as RFC 3986 allows in a segment.
+/// The fewest escapes that RFC 3986 allows in a segment.
 const SEGMENT: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -29,7 +29,7 @@ const SEGMENT: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
-/// As much as clients escape: all but the unreserved.
+/// The most that clients escape: all but the unreserved characters.
 const ALL: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -59,7 +59,7 @@ fn leads_back(name: &str) {
 }
 
 #[test]
-fn names_of_the_field_lead_back_to_their_users() {
+fn names_seen_in_use_lead_back_to_their_users() {
     for name in [
         "100%sure", "login", "logout", "....", "...;", "a+b c", "größe", "a;b=c", "%%%%", "a#b?",
     ] {
@@ -70,7 +70,7 @@ fn names_of_the_field_lead_back_to_their_users() {
 
 proptest! {
     #[test]
-    fn every_name_that_can_be_made_leads_back_to_its_user(
+    fn every_name_that_can_be_created_leads_back_to_its_user(
         name in "[a-f0-9%.;:/\\\\u+ ?#&='\"<>ö名~]{4,12}",
         any in "\\PC{4,32}",
     ) {

@@ -3,7 +3,7 @@
 //! here, so that requests which arrive closer together than they were sent, or are sent a second
 //! time after a refused token, never make the Webapp refuse.
 
-use crate::profiles::routes::ProfileLimit;
+use crate::profiles::profile_route::ProfileLimit;
 
 pub(super) const LIMITS: &[ProfileLimit] = &[
     ProfileLimit {

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use crate::profiles::routes::{ProfileAccess, ProfileRoute, RouteNeeds, UsersCall};
+use crate::profiles::profile_route::{ProfileAccess, ProfileRoute, RouteNeeds, UsersCall};
 
 use RouteNeeds::{Files, Media, Minutes, Monitoring, Nothing, Users};
 use UsersCall::{Change, Create, Delete, Login, Logout, Show};

@@ -1,10 +1,10 @@
-//! What others see of the writer: why it cannot write, if it cannot, and since when it
-//! has been waiting for the disk.
+//! The state of the writer as other threads see it: why it cannot write, and how long it has been
+//! waiting for the disk.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 #[derive(Debug, Default)]
@@ -13,50 +13,46 @@ pub(super) struct DiskHealth(Mutex<DiskState>);
 #[derive(Debug, Default)]
 struct DiskState {
     trouble: Option<Arc<str>>,
-    /// When the work began that the writer is at.
+    /// When the current piece of work began; None: the writer is idle.
     at_work: Option<Instant>,
-    /// Somebody has said that this takes too long.
-    is_told: bool,
+    /// The "disk is not responding" alarm has been raised.
+    is_alarm_raised: bool,
 }
 
 impl DiskHealth {
-    fn held(&self) -> MutexGuard<'_, DiskState> {
-        // Single values are set under this lock.
-        self.0.lock()
-    }
-
     pub(super) fn trouble(&self) -> Option<Arc<str>> {
-        self.held().trouble.clone()
+        self.0.lock().trouble.clone()
     }
 
-    /// Whether that is news.
+    /// Sets the reason why the store cannot be written; returns whether it has changed.
     pub(super) fn set(&self, trouble: Option<Arc<str>>) -> bool {
-        let mut held = self.held();
-        let is_news = held.trouble != trouble;
-        held.trouble = trouble;
-        is_news
+        let mut state = self.0.lock();
+        let has_changed = state.trouble != trouble;
+        state.trouble = trouble;
+        has_changed
     }
 
     pub(super) fn begin(&self) {
-        self.held().at_work = Some(Instant::now());
+        self.0.lock().at_work = Some(Instant::now());
     }
 
-    /// Takes back what has been told of work that took so long.
-    pub(super) fn end(&self, take_back: impl FnOnce()) {
-        let mut held = self.held();
-        held.at_work = None;
-        if std::mem::take(&mut held.is_told) {
-            take_back(); // under the lock: after the telling, whoever does that
+    /// Ends a piece of work. Clears the "disk is not responding" alarm, and calls `on_recovered`
+    /// if it had been raised.
+    pub(super) fn end(&self, on_recovered: impl FnOnce()) {
+        let mut state = self.0.lock();
+        state.at_work = None;
+        if std::mem::take(&mut state.is_alarm_raised) {
+            on_recovered(); // under the lock, so that it comes after `on_alarm`
         }
     }
 
-    /// Whether the writer has been at one piece of work for longer than `patience`. Tells
-    /// of it once.
-    pub(super) fn hangs(&self, patience: Duration, tell: impl FnOnce()) -> bool {
-        let mut held = self.held();
-        let is_late = held.at_work.is_some_and(|begun| begun.elapsed() > patience);
-        if is_late && !std::mem::replace(&mut held.is_told, true) {
-            tell();
+    /// Whether the current piece of work has taken longer than `timeout`. The first such call
+    /// raises the alarm and calls `on_alarm`.
+    pub(super) fn hangs(&self, timeout: Duration, on_alarm: impl FnOnce()) -> bool {
+        let mut state = self.0.lock();
+        let is_late = state.at_work.is_some_and(|begun| begun.elapsed() > timeout);
+        if is_late && !std::mem::replace(&mut state.is_alarm_raised, true) {
+            on_alarm();
         }
         is_late
     }

@@ -1,4 +1,4 @@
-//! Whether a start could use the file, found out without changing anything.
+//! Inspects the file without changing it: could a start use it?
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -10,34 +10,34 @@ use redb::{Builder, DatabaseError};
 use rustix::fs::{Access, access};
 
 use super::OpenError;
-use super::open::{CACHE_OF_A_GATE, check_magic, check_schema, damaged, is_there, told};
+use super::open::{CACHE_OF_A_GATE, check_magic, check_schema, damaged, is_there, open_error};
 
 /// What a start would find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreLook {
     Good,
-    /// It would be made.
+    /// No file; a start would create it.
     Missing,
-    /// A gate has it now, perhaps the one whose configuration this is.
+    /// Open in another process, perhaps the gateway whose configuration this is.
     InUse,
-    /// It was not closed; a start checks and mends it.
+    /// Not closed cleanly; a start checks and repairs it.
     NotClosed,
 }
 
-/// Looks at the file at `path` as a start would.
+/// Inspects the file at `path` as a start would.
 pub fn look(path: &Path) -> Result<StoreLook, OpenError> {
     let io = |source| OpenError::Io {
         path: path.to_owned(),
         source,
     };
     if !is_there(path)? {
-        may_be_made(path).map_err(io)?;
+        check_creatable(path).map_err(io)?;
         return Ok(StoreLook::Missing);
     }
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(io)?;
     check_magic(path, &file)?;
-    let backend = FileBackend::new(file).map_err(|error| told(path, error))?;
+    let backend = FileBackend::new(file).map_err(|error| open_error(path, error))?;
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_OF_A_GATE);
     let opened = catch_unwind(AssertUnwindSafe(|| {
@@ -49,12 +49,12 @@ pub fn look(path: &Path) -> Result<StoreLook, OpenError> {
         Err(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch) => {
             Ok(StoreLook::InUse)
         }
-        Err(error) => Err(told(path, error)),
+        Err(error) => Err(open_error(path, error)),
     }
 }
 
-/// A start makes the file, and the last folder above it.
-fn may_be_made(path: &Path) -> std::io::Result<()> {
+/// Whether a start could create the file, and the last folder of its path.
+fn check_creatable(path: &Path) -> std::io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

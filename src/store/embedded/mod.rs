@@ -1,5 +1,6 @@
-//! The engine on this machine's disk: one redb file, one thread that writes it.
-//! Everything is loaded at the start; later the file is only written.
+//! The store on this machine's disk: one redb file, and one thread that writes it. Everything is
+//! loaded at the start; afterwards the file is only written. Start reading at `EmbeddedStore`,
+//! then `writer`.
 
 mod disk_health;
 mod look;
@@ -36,20 +37,20 @@ use open::{MissingFile, storage};
 use read::LoadProgress;
 use writer::{DatabaseOpener, StoreWriter};
 
-/// Changes that may wait for the disk; more are refused at once. Fewer than requests
-/// that may be inside the gate: a disk that hangs must not keep out known tokens.
-const MOST_WAITING: usize = 1024;
+/// Changes that may be queued; any more are refused at once. Fewer than the requests that may be
+/// in flight, so that a disk that hangs does not block requests with known tokens.
+const MAX_QUEUED: usize = 1024;
 
-/// Between two lines on a load.
-const SAID_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
+/// Interval of the log lines about a load.
+const LOG_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
-/// Between two tries to get into a queue that is full.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Interval of the attempts to enter a full queue.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Told what became of a change.
+/// Called with the outcome of a change.
 pub(super) type ChangeCallback = Box<dyn FnOnce(Result<(), StoreUnavailable>) + Send>;
 
-/// What the writer is asked for.
+/// A request to the writer thread.
 enum WriterJob {
     Change(StoreChange, ChangeCallback),
     Load(
@@ -57,7 +58,7 @@ enum WriterJob {
         Arc<LoadProgress>,
         oneshot::Sender<Result<LoadedGrants, StoreUnavailable>>,
     ),
-    /// So many grants have died since.
+    /// This many more grants have died.
     Forget(u64),
     Close(oneshot::Sender<()>),
 }
@@ -70,20 +71,20 @@ impl WriterJob {
     }
 }
 
-/// A load that somebody waits for.
+/// Cancels a load when its caller stops waiting.
 struct LoadRequest(Arc<LoadProgress>);
 
 impl Drop for LoadRequest {
     fn drop(&mut self) {
-        self.0.give_up();
+        self.0.cancel();
     }
 }
 
-/// A handle to the writer's thread, which ends with it.
+/// A handle to the writer thread, which ends when the handle is dropped.
 pub struct EmbeddedStore {
     path: PathBuf,
     jobs: SyncSender<WriterJob>,
-    condition: Arc<DiskHealth>,
+    disk_health: Arc<DiskHealth>,
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -97,10 +98,15 @@ impl fmt::Debug for EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens the file, or makes it if nothing is there; reads all but the grants.
+    /// Opens the file, or creates it; reads everything but the grants.
     pub fn open(path: &Path, metrics: &Arc<Metrics>) -> Result<(Self, StoreContents), OpenError> {
-        let database = open::open(path, MissingFile::Make, open::CACHE_OF_A_GATE)?;
-        Self::start(path, writer::at(path.to_owned()), database, metrics)
+        let database = open::open(path, MissingFile::Create, open::CACHE_OF_A_GATE)?;
+        Self::start(
+            path,
+            writer::file_opener(path.to_owned()),
+            database,
+            metrics,
+        )
     }
 
     fn start(
@@ -116,11 +122,11 @@ impl EmbeddedStore {
                 reason: row.to_string(),
             },
         })?;
-        let condition = Arc::new(DiskHealth::default());
-        let health = Arc::clone(&condition);
+        let disk_health = Arc::new(DiskHealth::default());
+        let health = Arc::clone(&disk_health);
         let writer = StoreWriter::new(path, opener, database, health, Arc::clone(metrics))
             .map_err(|error| storage(path, error))?;
-        let (jobs, queue) = sync_channel(MOST_WAITING);
+        let (jobs, queue) = sync_channel(MAX_QUEUED);
         let thread = std::thread::Builder::new().name("store".to_owned());
         let thread = thread.spawn(move || writer.run(&queue));
         thread.map_err(|source| OpenError::Io {
@@ -131,7 +137,7 @@ impl EmbeddedStore {
         let embedded = Self {
             path: path.to_owned(),
             jobs,
-            condition,
+            disk_health,
             timeout: super::DEFAULT_TIMEOUT,
             metrics: Arc::clone(metrics),
         };
@@ -142,12 +148,12 @@ impl EmbeddedStore {
         &self.path
     }
 
-    /// Puts a change in the queue at once; `done` is told, on the writer's thread, when
-    /// it is on disk or refused.
+    /// Queues a change without waiting; `done` is called on the writer thread when it is on disk
+    /// or refused.
     pub(super) fn submit(&self, change: StoreChange, done: ChangeCallback) {
-        if let Some(why) = self.hangs() {
+        if let Some(reason) = self.hangs() {
             self.metrics.store_changes.add(StoreOutcome::Refused);
-            return done(Err(StoreUnavailable::Failed(why)));
+            return done(Err(StoreUnavailable::Failed(reason)));
         }
         match self.jobs.try_send(WriterJob::Change(change, done)) {
             Ok(()) => {}
@@ -159,42 +165,43 @@ impl EmbeddedStore {
         }
     }
 
-    /// Gives every live grant to the intake, and says how far that has come. The writer
-    /// does nothing else meanwhile.
-    pub async fn load(&self, intake: Box<dyn GrantSink>) -> Result<LoadedGrants, StoreUnavailable> {
-        let (answer, mut answered) = oneshot::channel();
+    /// Passes every live grant to `sink` and logs the progress. The writer thread does nothing
+    /// else meanwhile.
+    pub async fn load(&self, sink: Box<dyn GrantSink>) -> Result<LoadedGrants, StoreUnavailable> {
+        let (sender, mut receiver) = oneshot::channel();
         let progress = Arc::new(LoadProgress::default());
-        let job = WriterJob::Load(intake, Arc::clone(&progress), answer);
+        let job = WriterJob::Load(sink, Arc::clone(&progress), sender);
         self.jobs.send(job).map_err(|_| StoreUnavailable::Closed)?;
-        let _wanted = LoadRequest(Arc::clone(&progress));
-        let (mut said, mut moved, mut patience) = (None, Instant::now(), self.timeout);
+        let _cancel_on_drop = LoadRequest(Arc::clone(&progress));
+        let mut last = None;
+        let (mut last_progress, mut warn_after) = (Instant::now(), self.timeout);
         loop {
-            if let Ok(loaded) = timeout(SAID_EVERY, &mut answered).await {
+            if let Ok(loaded) = timeout(LOG_INTERVAL, &mut receiver).await {
                 return loaded.unwrap_or(Err(StoreUnavailable::Closed));
             }
-            let so_far @ (megabytes, rows, total) = progress.so_far();
-            if said.replace(so_far) != Some(so_far) {
-                (moved, patience) = (Instant::now(), self.timeout);
+            let current @ (megabytes, rows, total) = progress.current();
+            if last.replace(current) != Some(current) {
+                (last_progress, warn_after) = (Instant::now(), self.timeout);
                 if total > 0 {
                     info!(megabytes, rows, total, "loading tokens");
                 }
-            } else if moved.elapsed() >= patience {
+            } else if last_progress.elapsed() >= warn_after {
                 warn!(path = %self.path.display(), megabytes, rows, total,
-                    "loading tokens does not get on; its disk does not answer");
-                patience = moved.elapsed() * 2;
+                    "token loading stalled: the disk is not responding");
+                warn_after = last_progress.elapsed() * 2;
             }
         }
     }
 
-    /// So many grants have died in memory; their rows may go, in time.
+    /// Counts grants that died in memory: their rows may be removed.
     pub fn forget(&self, count: u64) {
-        // A full queue means much to do; what is not counted now is found by a later walk.
+        // If the queue is full they are not counted; a later vacuum run finds them.
         let _ = self.jobs.try_send(WriterJob::Forget(count));
     }
 
-    /// Why changes are refused now, if they are.
+    /// Why changes are refused now; None: they are not.
     pub fn trouble(&self) -> Option<Arc<str>> {
-        self.hangs().or_else(|| self.condition.trouble())
+        self.hangs().or_else(|| self.disk_health.trouble())
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -205,38 +212,38 @@ impl EmbeddedStore {
         self.timeout = timeout;
     }
 
-    /// What to say of a disk that has had its time; None: it answers, as far as we know.
+    /// The reason to refuse changes while the disk hangs; None: it responds, as far as is known.
     pub(super) fn hangs(&self) -> Option<Arc<str>> {
-        let why = "the disk does not answer";
-        let tell = || {
+        let reason = "the disk is not responding";
+        let alarm = || {
             self.metrics.store_up.set(0);
-            error!(path = %self.path.display(), error = why,
+            error!(path = %self.path.display(), error = reason,
                 "the store cannot be written; logins, logouts and changes of users and keys are \
-                 refused until it can, known tokens go on");
+                 refused until it can, requests with known tokens are served");
         };
-        let hangs = self.condition.hangs(self.timeout, tell);
-        hangs.then(|| why.into())
+        let hangs = self.disk_health.hangs(self.timeout, alarm);
+        hangs.then(|| reason.into())
     }
 
-    /// Writes what is in the queue and leaves the file, so that another may have it. Leaves
-    /// no thread behind that waits: the runtime would not end before it.
+    /// Writes what is queued and closes the file, so that another process can open it. Leaves no
+    /// waiting thread behind: the runtime would wait for it when it shuts down.
     pub async fn close(&self) {
-        if timeout(self.timeout, self.closed()).await.is_err() {
-            error!(path = %self.path.display(), "left while the disk does not answer");
+        if timeout(self.timeout, self.request_close()).await.is_err() {
+            error!(path = %self.path.display(), "closed without waiting for the disk, which is not responding; queued changes may be lost");
         }
     }
 
-    async fn closed(&self) {
+    async fn request_close(&self) {
         let (closed, done) = oneshot::channel();
         let mut job = WriterJob::Close(closed);
         while let Err(refused) = self.jobs.try_send(job) {
             let TrySendError::Full(again) = refused else {
-                return; // it has ended by itself
+                return; // the writer thread has ended
             };
             job = again;
-            sleep(PAUSE).await;
+            sleep(RETRY_DELAY).await;
         }
-        let _ = done.await; // the same
+        let _ = done.await; // an error: the writer thread has ended
     }
 }
 

@@ -1,4 +1,4 @@
-//! The file while no gate runs: looked at, written out, filled, made smaller.
+//! The file while no gateway runs: for export, import, check and compact.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,35 +9,35 @@ use redb::{TableHandle as _, WriteTransaction};
 use super::OpenError;
 use super::open::{self, MissingFile, storage};
 use super::read;
-use super::tables::{BATCH_KEY, GRANTS, HOLDERS, KEYS, LEASES, META, USERS};
+use super::tables::{BATCH_KEY, GRANTS, KEYS, LEASES, META, TOKEN_USERS, USERS};
 use super::vacuum::Vacuum;
 use super::write_batch::WriteBatch;
 use crate::clock;
 use crate::store::{ExportRecord, RecordCounts, StoreChange};
 
-/// Records written before the next are read.
-const CHUNK: usize = 4096;
+/// Grants written before more are read.
+const MAX_UNWRITTEN: usize = 4096;
 
-/// The open file; nobody else has it meanwhile.
+/// The open file; no other process can open it meanwhile.
 #[derive(Debug)]
 pub struct OfflineStore {
     path: PathBuf,
     database: Database,
 }
 
-/// Whether records may be added to others.
+/// Whether an import may add to records that are there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportMode {
     IntoEmpty,
     Merge,
 }
 
-/// How large the file was, and is.
+/// The size of the file in bytes, before and after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactedSize {
     pub before: u64,
     pub after: u64,
-    /// Rows of tokens that were over.
+    /// Rows of dead tokens removed.
     pub removed: u64,
 }
 
@@ -46,9 +46,9 @@ impl OfflineStore {
         Self::with(path, MissingFile::Refuse)
     }
 
-    /// The same, or a new file.
-    pub fn open_or_make(path: &Path) -> Result<Self, OpenError> {
-        Self::with(path, MissingFile::Make)
+    /// Opens the file, or creates it.
+    pub fn open_or_create(path: &Path) -> Result<Self, OpenError> {
+        Self::with(path, MissingFile::Create)
     }
 
     fn with(path: &Path, missing: MissingFile) -> Result<Self, OpenError> {
@@ -58,20 +58,20 @@ impl OfflineStore {
         })
     }
 
-    /// Every record that counts, in an order that an import can follow.
+    /// Visits every live record, in an order that an import can follow.
     pub fn records<E: From<OpenError>>(
         &self,
         mut each: impl FnMut(&ExportRecord) -> Result<(), E>,
     ) -> Result<RecordCounts, E> {
-        let mut tally = RecordCounts::default();
+        let mut counts = RecordCounts::default();
         let mut failed = None;
         let mut put = |record: ExportRecord| {
             if failed.is_none() {
-                tally.count(&record);
+                counts.count(&record);
                 failed = each(&record).err();
             }
         };
-        let wrong = |error| E::from(told(&self.path, error));
+        let wrong = |error| E::from(read_error(&self.path, error));
         let contents = read::contents(&self.database).map_err(wrong)?;
         contents
             .users
@@ -95,8 +95,8 @@ impl OfflineStore {
             }
         });
         let (loaded, _) = read.map_err(wrong)?;
-        tally.over = loaded.expired + loaded.ended;
-        failed.map_or(Ok(tally), Err)
+        counts.over = loaded.expired + loaded.ended;
+        failed.map_or(Ok(counts), Err)
     }
 
     /// Reads every page and every row.
@@ -117,7 +117,7 @@ impl OfflineStore {
         self.records(|_| Ok(()))
     }
 
-    /// Begins to fill it; nothing is there before `Import::commit`.
+    /// Begins an import; nothing is changed before `ImportRun::commit`.
     pub fn import(&self) -> Result<ImportRun<'_>, OpenError> {
         let begin = || -> Result<(WriteTransaction, bool), redb::Error> {
             let txn = self.database.begin_write()?;
@@ -129,23 +129,22 @@ impl OfflineStore {
             offline: self,
             txn,
             is_empty,
-            round: WriteBatch::default(),
-            waiting: 0,
-            tally: RecordCounts::default(),
+            batch: WriteBatch::default(),
+            unwritten: 0,
+            counts: RecordCounts::default(),
         })
     }
 
-    /// Takes out what is over, and gives the room back to the disk.
+    /// Removes dead rows, and returns free space to the disk.
     pub fn compact(&mut self) -> Result<CompactedSize, OpenError> {
         let path = self.path.clone();
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |facts| facts.len());
         let before = size(&path);
-        let work = || -> Result<u64, redb::Error> {
+        let mut work = || -> Result<u64, redb::Error> {
             let removed = self.remove_dead()?;
             while self.database.compact()? {}
             Ok(removed)
         };
-        let mut work = work;
         let removed = work().map_err(|error| storage(&path, error))?;
         Ok(CompactedSize {
             before,
@@ -163,23 +162,23 @@ impl OfflineStore {
                 return Err(redb::Error::Corrupted(row.to_string()));
             }
         };
-        let mut walk = Vacuum::new();
-        walk.ended(&ended);
+        let mut vacuum = Vacuum::new();
+        vacuum.add_ended(&ended);
         let txn = self.database.begin_write()?;
-        let removed = walk.all(&txn, &mut numbers)?;
+        let removed = vacuum.remove_all(&txn, &mut numbers)?;
         {
             let users = txn.open_table(USERS)?;
-            let mut holders = txn.open_table(HOLDERS)?;
+            let mut token_users = txn.open_table(TOKEN_USERS)?;
             let mut idle = Vec::new();
-            for row in holders.iter()? {
-                let (name, holder) = row?;
-                let number = super::tables::UserRow::decode(holder.value()).number;
+            for row in token_users.iter()? {
+                let (name, token_user) = row?;
+                let number = super::tables::UserRow::decode(token_user.value()).number;
                 if !numbers.contains(&number) && users.get(name.value())?.is_none() {
                     idle.push(name.value().to_owned());
                 }
             }
             for name in idle {
-                holders.remove(name.as_str())?;
+                token_users.remove(name.as_str())?;
             }
         }
         txn.commit()?;
@@ -187,26 +186,26 @@ impl OfflineStore {
     }
 }
 
-/// An import under way: one transaction.
+/// An import: one transaction.
 pub struct ImportRun<'a> {
     offline: &'a OfflineStore,
     txn: WriteTransaction,
     is_empty: bool,
-    round: WriteBatch,
-    waiting: usize,
-    tally: RecordCounts,
+    batch: WriteBatch,
+    unwritten: usize,
+    counts: RecordCounts,
 }
 
 impl std::fmt::Debug for ImportRun<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Import")
-            .field("tally", &self.tally)
+            .field("counts", &self.counts)
             .finish_non_exhaustive()
     }
 }
 
 impl ImportRun<'_> {
-    pub fn may(&self, mode: ImportMode) -> bool {
+    pub fn is_allowed(&self, mode: ImportMode) -> bool {
         mode == ImportMode::Merge || self.is_empty
     }
 
@@ -218,17 +217,17 @@ impl ImportRun<'_> {
     fn try_put(&mut self, record: ExportRecord) -> Result<(), redb::Error> {
         let change = match record {
             ExportRecord::Epoch(epoch) => {
-                self.tally.epochs += 1;
-                return self.round.take_epoch(&epoch, &self.txn);
+                self.counts.epochs += 1;
+                return self.batch.import_epoch(&epoch, &self.txn);
             }
             ExportRecord::Grant(grant) if grant.ends_millis <= clock::unix_millis() => {
-                self.tally.over += 1;
+                self.counts.over += 1;
                 return Ok(());
             }
             ExportRecord::Grant(grant) => {
-                match self.round.take_kept(&grant, &self.txn)? {
-                    true => self.tally.grants += 1,
-                    false => self.tally.over += 1,
+                match self.batch.import_grant(&grant, &self.txn)? {
+                    true => self.counts.grants += 1,
+                    false => self.counts.over += 1,
                 }
                 return self.step();
             }
@@ -244,19 +243,20 @@ impl ImportRun<'_> {
         };
         let is_known = self.txn.open_table(table)?.get(&**name)?.is_some();
         if is_known {
-            self.tally.known += 1;
+            self.counts.known += 1;
             return Ok(());
         }
         match table.name() {
-            name if name == USERS.name() => self.tally.users += 1,
-            name if name == KEYS.name() => self.tally.keys += 1,
-            _ => self.tally.leases += 1,
+            name if name == USERS.name() => self.counts.users += 1,
+            name if name == KEYS.name() => self.counts.keys += 1,
+            _ => self.counts.leases += 1,
         }
-        self.round.take(&self.as_second(change)?, &self.txn)
+        self.batch
+            .add(&self.without_first_admin(change)?, &self.txn)
     }
 
-    /// There is one first admin: the one that is here already.
-    fn as_second(&self, change: StoreChange) -> Result<StoreChange, redb::Error> {
+    /// There is one first admin: the one that the store has already.
+    fn without_first_admin(&self, change: StoreChange) -> Result<StoreChange, redb::Error> {
         match change {
             StoreChange::PutUser(mut user) if !self.is_empty && user.is_first_admin => {
                 user.is_first_admin = false;
@@ -268,21 +268,21 @@ impl ImportRun<'_> {
     }
 
     fn step(&mut self) -> Result<(), redb::Error> {
-        self.waiting += 1;
-        if self.waiting >= CHUNK {
+        self.unwritten += 1;
+        if self.unwritten >= MAX_UNWRITTEN {
             self.flush()?;
         }
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), redb::Error> {
-        self.waiting = 0;
+        self.unwritten = 0;
         let batch = {
             let table = self.txn.open_table(META)?;
             let batch = table.get(BATCH_KEY)?;
             batch.map_or(0, |batch| batch.value())
         };
-        std::mem::take(&mut self.round).write(&self.txn, batch + 1)?;
+        std::mem::take(&mut self.batch).write(&self.txn, batch + 1)?;
         Ok(())
     }
 
@@ -292,7 +292,7 @@ impl ImportRun<'_> {
         flushed.map_err(|error| storage(path, error))?;
         let committed = self.txn.commit();
         committed.map_err(|error| storage(path, error.into()))?;
-        Ok(self.tally)
+        Ok(self.counts)
     }
 }
 
@@ -302,10 +302,10 @@ fn is_empty(txn: &WriteTransaction) -> Result<bool, redb::Error> {
             return Ok(false);
         }
     }
-    Ok(txn.open_table(GRANTS)?.is_empty()? && txn.open_table(HOLDERS)?.is_empty()?)
+    Ok(txn.open_table(GRANTS)?.is_empty()? && txn.open_table(TOKEN_USERS)?.is_empty()?)
 }
 
-fn told(path: &Path, error: read::LoadError) -> OpenError {
+fn read_error(path: &Path, error: read::LoadError) -> OpenError {
     match error {
         read::LoadError::Engine(error) => storage(path, error),
         row @ read::LoadError::Row { .. } => OpenError::Damaged {

@@ -1,5 +1,5 @@
-//! Getting at the file: made once, never by accident, never twice at a time, and
-//! never taken for empty because it could not be read.
+//! Opening the file. It is created once and never by accident, never open twice at a time, and
+//! never mistaken for empty because it could not be read.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read as _};
@@ -14,27 +14,27 @@ use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageBackend, T
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::tables::{GRANTS, HOLDERS, KEYS, LEASES, META, SCHEMA, SCHEMA_KEY, USERS};
+use super::tables::{GRANTS, KEYS, LEASES, META, SCHEMA, SCHEMA_KEY, TOKEN_USERS, USERS};
 
-/// What every file of the engine begins with.
+/// The first bytes of every redb file.
 const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
-/// Pages kept in memory besides the kernel's own, in bytes. By a gate so few that those a
-/// load goes through stay in the processor's own cache: up to a fifth less time.
+/// The engine's page cache in bytes, besides the kernel's page cache. For a gateway small enough
+/// that the pages of a load stay in the processor's cache: up to a fifth faster.
 pub(super) const CACHE_OF_A_GATE: usize = 2 << 20;
-/// By a command, which may change millions of rows in one transaction.
+/// For a command, which may change millions of rows in one transaction.
 pub(super) const CACHE_OF_A_COMMAND: usize = 32 << 20;
 /// A file up to this size is checked page by page at each start, not only after a crash.
 const CHECKED_AT_START: u64 = 64 << 20;
 
-/// A check that takes no longer is not worth a line.
-const QUIET: Duration = Duration::from_secs(1);
-/// Between two lines on how far a check is.
-const SAID_EVERY: Duration = Duration::from_secs(5);
+/// A check that takes less time is not logged.
+const LOG_AFTER: Duration = Duration::from_secs(1);
+/// Interval of the log lines about a check.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why there is no store. Each says what to do.
+/// Why the store could not be opened, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("cannot use the store {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot use the store {}: {source}{}", path.display(), advice(source))]
     Io {
         path: PathBuf,
         source: std::io::Error,
@@ -71,7 +71,7 @@ pub enum OpenError {
     Gone { path: PathBuf },
 }
 
-fn hint(source: &std::io::Error) -> &'static str {
+fn advice(source: &std::io::Error) -> &'static str {
     match source.kind() {
         ErrorKind::NotFound => "; make its folder, or choose another [store] path",
         ErrorKind::PermissionDenied => "; the gate's user must own the file and its folder",
@@ -82,22 +82,22 @@ fn hint(source: &std::io::Error) -> &'static str {
     }
 }
 
-/// Whether a missing file may be made.
+/// What to do if the file is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MissingFile {
-    Make,
+    Create,
     Refuse,
 }
 
-/// Whether there is a file at `path`; a folder or an empty file is none that can be used.
+/// Whether there is a file at `path`; a folder or an empty file is an error.
 pub(super) fn is_there(path: &Path) -> Result<bool, OpenError> {
     let io = |source| OpenError::Io {
         path: path.to_owned(),
         source,
     };
     match std::fs::metadata(path) {
-        Ok(facts) if facts.is_dir() => Err(io(ErrorKind::IsADirectory.into())),
-        Ok(facts) if facts.len() == 0 => Err(OpenError::Empty {
+        Ok(metadata) if metadata.is_dir() => Err(io(ErrorKind::IsADirectory.into())),
+        Ok(metadata) if metadata.len() == 0 => Err(OpenError::Empty {
             path: path.to_owned(),
         }),
         Ok(_) => Ok(true),
@@ -117,7 +117,7 @@ pub(super) fn open(
     };
     if !is_there(path)? {
         return match missing {
-            MissingFile::Make => make(path, cache_bytes),
+            MissingFile::Create => create(path, cache_bytes),
             MissingFile::Refuse => Err(OpenError::Gone {
                 path: path.to_owned(),
             }),
@@ -126,23 +126,23 @@ pub(super) fn open(
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(io)?;
     check_magic(path, &file)?;
-    keep_private(path, &file).map_err(io)?;
+    restrict_permissions(path, &file).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    let backend = FileBackend::new(file).map_err(|error| told(path, error))?;
+    let backend = FileBackend::new(file).map_err(|error| open_error(path, error))?;
     let database = open_backend(path, backend, length <= CHECKED_AT_START, cache_bytes)?;
     check_schema(path, &database)?;
     Ok(database)
 }
 
-/// Made beside its place and moved there once it is whole, so that a kill on the way
-/// leaves no empty file.
-fn make(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
+/// Creates the file beside its final path and moves it there once it is complete, so that a kill
+/// meanwhile leaves no empty file.
+fn create(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
     let io = |source| OpenError::Io {
         path: path.to_owned(),
         source,
     };
-    make_folder(path).map_err(io)?;
-    // A name that no other process makes at the same time.
+    create_folder(path).map_err(io)?;
+    // A random name, so that two processes do not create the same file.
     let fresh = path.with_extension(format!("new-{:016x}", rand::random::<u64>()));
     let options = OpenOptions::new()
         .read(true)
@@ -156,33 +156,33 @@ fn make(path: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
         .filter(|folder| !folder.as_os_str().is_empty());
     let folder = File::open(folder.unwrap_or_else(|| Path::new("."))).map_err(io)?;
     let made = FileBackend::new(file)
-        .map_err(|error| told(path, error))
+        .map_err(|error| open_error(path, error))
         .and_then(|backend| open_backend(path, backend, false, cache_bytes))
         .and_then(|database| {
-            lay_out(&database).map_err(|error| storage(path, error))?;
+            create_tables(&database).map_err(|error| storage(path, error))?;
             put_in_place(&fresh, path).map_err(io)?;
             folder.sync_all().map_err(io)?;
             Ok(database)
         });
     let _ = std::fs::remove_file(&fresh);
     if made.is_ok() {
-        info!(path = %path.display(), "new store");
+        info!(path = %path.display(), "created a new store");
     }
     made
 }
 
-/// Never over a file that another process has made meanwhile, where the disk can
-/// promise that.
+/// Never replaces a file that another process has created meanwhile, where the file system allows
+/// hard links.
 fn put_in_place(fresh: &Path, path: &Path) -> std::io::Result<()> {
     match std::fs::hard_link(fresh, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
-        Err(_) => std::fs::rename(fresh, path), // a disk without second names
+        Err(_) => std::fs::rename(fresh, path), // a file system without hard links
         Ok(()) => Ok(()),
     }
 }
 
-/// The last folder only: a path with a slip in it is not to grow a tree.
-fn make_folder(path: &Path) -> std::io::Result<()> {
+/// Creates the last folder of the path only, so that a typo does not create a tree.
+fn create_folder(path: &Path) -> std::io::Result<()> {
     let Some(folder) = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
@@ -195,9 +195,9 @@ fn make_folder(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn keep_private(path: &Path, file: &File) -> std::io::Result<()> {
+fn restrict_permissions(path: &Path, file: &File) -> std::io::Result<()> {
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
-        warn!(path = %path.display(), "others could read the store; now only its owner can");
+        warn!(path = %path.display(), "the store was readable by other users; now only its owner can read it");
         file.set_permissions(Permissions::from_mode(0o600))?;
     }
     Ok(())
@@ -213,7 +213,7 @@ pub(super) fn check_magic(path: &Path, mut file: &File) -> Result<(), OpenError>
     }
 }
 
-/// Opens a file, or what a test has in place of one.
+/// Opens a file, or a test's backend.
 pub(super) fn open_backend(
     path: &Path,
     backend: impl StorageBackend,
@@ -226,15 +226,15 @@ pub(super) fn open_backend(
         .set_check_integrity_on_open(is_checked);
     let progress = RepairProgress::begin(path, is_checked);
     builder.set_repair_callback(move |repair| progress.tell(repair.progress()));
-    // The engine checks what it reads, but a page that is whole and wrong can still
-    // make it panic: that must not be the end of a gate that could say why.
+    // The engine validates what it reads, but a page with a valid checksum and wrong contents can
+    // make it panic; that must become an error message.
     let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)));
     let opened = opened.map_err(|_| damaged(path, "it cannot be read"))?;
-    opened.map_err(|error| told(path, error))
+    opened.map_err(|error| open_error(path, error))
 }
 
-/// Says that the file is looked through: at once where something is wrong with it, otherwise
-/// only if it takes long, and how far it is every few seconds.
+/// Logs that the file is being checked: at once after an unclean stop, otherwise only if it takes
+/// long; then its progress every few seconds.
 struct RepairProgress {
     path: String,
     reason: &'static str,
@@ -244,9 +244,9 @@ struct RepairProgress {
 impl RepairProgress {
     fn begin(path: &Path, is_checked: bool) -> Self {
         let (reason, quiet) = match is_checked {
-            true => ("looking the store through before it is used", QUIET),
+            true => ("checking the store before it is used", LOG_AFTER),
             false => (
-                "the gate was not stopped cleanly; checking the store",
+                "the gateway was not stopped cleanly; checking the store",
                 Duration::ZERO,
             ),
         };
@@ -262,17 +262,17 @@ impl RepairProgress {
         if Instant::now() < *next {
             return;
         }
-        *next = Instant::now() + SAID_EVERY;
+        *next = Instant::now() + LOG_INTERVAL;
         let (percent, reason) = ((progress * 100.0).round(), self.reason);
         info!(path = self.path, percent, "{reason}");
     }
 }
 
-/// A fresh store has all its tables.
-pub(super) fn lay_out(database: &Database) -> Result<(), redb::Error> {
+/// Creates all tables of a new store.
+pub(super) fn create_tables(database: &Database) -> Result<(), redb::Error> {
     let txn = database.begin_write()?;
     txn.open_table(META)?.insert(SCHEMA_KEY, SCHEMA)?;
-    txn.open_table(HOLDERS)?;
+    txn.open_table(TOKEN_USERS)?;
     txn.open_table(GRANTS)?;
     for table in [USERS, KEYS, LEASES] {
         txn.open_table(table)?;
@@ -313,7 +313,7 @@ pub(super) fn damaged(path: &Path, reason: &str) -> OpenError {
     }
 }
 
-pub(super) fn told(path: &Path, error: DatabaseError) -> OpenError {
+pub(super) fn open_error(path: &Path, error: DatabaseError) -> OpenError {
     match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
             OpenError::InUse {
@@ -344,7 +344,7 @@ pub(super) fn storage(path: &Path, error: redb::Error) -> OpenError {
     }
 }
 
-/// The engine's own words without its name for itself.
+/// The engine's message without its prefix.
 struct StorageText<'a>(&'a redb::Error);
 
 impl std::fmt::Display for StorageText<'_> {

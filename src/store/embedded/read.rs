@@ -18,20 +18,20 @@ use tracing::warn;
 
 use super::readahead;
 use super::tables::{
-    GRANTS, GrantRow, HOLDERS, KEYS, LEASES, META, PREFIXES, USERS, UserRow, WALL_KEY, prefix_of,
-    start_of,
+    GRANTS, GrantRow, KEYS, LEASES, META, PREFIXES, TOKEN_USERS, USERS, UserRow, WALL_KEY,
+    prefix_of, start_of,
 };
 use crate::clock;
 use crate::store::{GrantSink, LiveGrant, LoadedGrants, StoreContents, UserEpoch, threads_for};
 
-/// A clock that is this far behind the last commit has been set back.
-const SET_BACK_MILLIS: u64 = 60_000;
-/// Rows looked at together, and counted.
-const PILE: usize = if cfg!(test) { 16 } else { 512 };
-/// Bytes of the file a row may take: one that takes more is mostly room that is free.
-const FULL_ROW: u64 = 256;
+/// A clock at least this far behind the last commit has been set back.
+const MIN_SET_BACK_MILLIS: u64 = 60_000;
+/// Rows read and counted together.
+const BATCH: usize = if cfg!(test) { 16 } else { 512 };
+/// Most bytes of the file per row; in a file with more, most of the space is free.
+const MAX_ROW_BYTES: u64 = 256;
 
-/// Why the file cannot be read to its end.
+/// Why the file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
     #[error(transparent)]
@@ -43,7 +43,7 @@ pub(super) enum LoadError {
 /// Users, keys and leases: few, and needed at once.
 pub(super) fn contents(database: &Database) -> Result<StoreContents, LoadError> {
     let txn = database.begin_read().map_err(redb::Error::from)?;
-    warn_of_a_clock_set_back(&txn)?;
+    warn_if_clock_was_set_back(&txn)?;
     Ok(StoreContents {
         users: records(&txn, USERS)?,
         keys: records(&txn, KEYS)?,
@@ -70,57 +70,57 @@ fn records<R: DeserializeOwned>(
     Ok(records)
 }
 
-/// Tokens end by the wall clock across a restart: there is no other.
-fn warn_of_a_clock_set_back(txn: &ReadTransaction) -> Result<(), redb::Error> {
+/// Warns if the clock was set back: across a restart tokens expire by the wall clock.
+fn warn_if_clock_was_set_back(txn: &ReadTransaction) -> Result<(), redb::Error> {
     let table = txn.open_table(META)?;
     let last = table.get(WALL_KEY)?.map_or(0, |last| last.value());
     let behind = last.saturating_sub(clock::unix_millis());
-    if behind > SET_BACK_MILLIS {
+    if behind > MIN_SET_BACK_MILLIS {
         warn!(
             seconds = behind / 1000,
-            "this host's clock is behind the store's last change: tokens live that much longer"
+            "this host's clock is behind the store's last change; stored tokens expire that much later"
         );
     }
     Ok(())
 }
 
-/// Every user with an epoch or a count.
+/// Visits every user with an epoch or a count of tokens.
 pub(super) fn epochs(
     database: &Database,
     mut each: impl FnMut(UserEpoch),
 ) -> Result<(), LoadError> {
     let txn = database.begin_read().map_err(redb::Error::from)?;
-    let table = txn.open_table(HOLDERS).map_err(redb::Error::from)?;
+    let table = txn.open_table(TOKEN_USERS).map_err(redb::Error::from)?;
     for row in table.iter().map_err(redb::Error::from)? {
-        let (name, holder) = row.map_err(redb::Error::from)?;
-        let holder = UserRow::decode(holder.value());
+        let (name, token_user) = row.map_err(redb::Error::from)?;
+        let token_user = UserRow::decode(token_user.value());
         each(UserEpoch {
             user: name.value().into(),
-            epoch: holder.epoch,
-            issued: holder.issued,
+            epoch: token_user.epoch,
+            issued: token_user.issued,
         });
     }
     Ok(())
 }
 
-/// Numbers of holders, and the epoch from which their grants are live.
+/// Numbers of users, each with the epoch from which its grants are live.
 pub(super) type EndedUsers = Vec<(u32, u64)>;
 
-/// Holders by their number. What is looked at for each of millions of grants is by itself,
-/// so that much of it fits into a core's own cache.
-struct HolderTable {
-    /// `NOBODY` where the number is not in use.
+/// The users of the grants by number. What is read for each of millions of grants has an array of
+/// its own, so that much of it fits into a core's cache.
+struct TokenUserTable {
+    /// `UNUSED` where a number is not in use.
     epochs: Vec<u64>,
     names: Vec<Arc<str>>,
 }
 
-const NOBODY: u64 = u64::MAX;
+const UNUSED: u64 = u64::MAX;
 
-impl HolderTable {
-    /// Two threads come from both ends of many, and meet in the middle.
+impl TokenUserTable {
+    /// Reads the table; if it is long, two threads read it from both ends.
     fn of(database: &Database) -> Result<Self, redb::Error> {
         let txn = database.begin_read()?;
-        let table = txn.open_table(HOLDERS)?;
+        let table = txn.open_table(TOKEN_USERS)?;
         let count = table.len()? as usize;
         let late = if threads_for(count) > 1 { count / 2 } else { 0 };
         let (first, last) = thread::scope(|scope| {
@@ -134,82 +134,82 @@ impl HolderTable {
     }
 
     fn by_number(rows: impl Iterator<Item = (UserRow, Arc<str>)>) -> Self {
-        let mut holders = Self {
+        let mut token_users = Self {
             epochs: Vec::new(),
             names: Vec::new(),
         };
         let nameless: Arc<str> = "".into();
-        for (holder, name) in rows {
-            let place = usize::try_from(holder.number).unwrap_or(usize::MAX);
-            if holders.epochs.len() <= place {
-                holders.epochs.resize(place + 1, NOBODY);
-                holders.names.resize(place + 1, Arc::clone(&nameless));
+        for (token_user, name) in rows {
+            let index = usize::try_from(token_user.number).unwrap_or(usize::MAX);
+            if token_users.epochs.len() <= index {
+                token_users.epochs.resize(index + 1, UNUSED);
+                token_users.names.resize(index + 1, Arc::clone(&nameless));
             }
-            holders.epochs[place] = holder.epoch;
-            holders.names[place] = name;
+            token_users.epochs[index] = token_user.epoch;
+            token_users.names[index] = name;
         }
-        holders
+        token_users
     }
 
     fn epoch(&self, number: u32) -> u64 {
         let epoch = self.epochs.get(number as usize);
-        epoch.copied().unwrap_or(NOBODY)
+        epoch.copied().unwrap_or(UNUSED)
     }
 }
 
-type HolderRow<'a> = (
+type TokenUserRow<'a> = (
     AccessGuard<'a, &'static str>,
     AccessGuard<'a, &'static [u8; UserRow::BYTES]>,
 );
 
 fn decoded<'a>(
-    rows: impl Iterator<Item = Result<HolderRow<'a>, redb::StorageError>>,
+    rows: impl Iterator<Item = Result<TokenUserRow<'a>, redb::StorageError>>,
 ) -> Result<Vec<(UserRow, Arc<str>)>, redb::Error> {
     let decoded = rows.map(|row| {
-        let (name, holder) = row?;
-        Ok((UserRow::decode(holder.value()), name.value().into()))
+        let (name, token_user) = row?;
+        Ok((UserRow::decode(token_user.value()), name.value().into()))
     });
     decoded.collect()
 }
 
-/// Every live grant, in the order of the file.
+/// Visits every live grant, in the order of the file.
 pub(super) fn grants(
     database: &Database,
     each: &mut dyn FnMut(&[LiveGrant<'_>]),
 ) -> Result<(LoadedGrants, EndedUsers), LoadError> {
     let begin = Instant::now();
-    let progress = LoadProgress::default(); // nobody asks
+    let progress = LoadProgress::default(); // not shown
     let mut part = LoadedPart::default();
-    let holders = HolderTable::of(database)?;
-    part.read(database, 0..PREFIXES, &holders, each, &progress)?;
-    Ok(part.sum(begin))
+    let token_users = TokenUserTable::of(database)?;
+    part.read(database, 0..PREFIXES, &token_users, each, &progress)?;
+    Ok(part.finish(begin))
 }
 
-/// Every live grant, by as many threads as there are cores: each has a part of the file
-/// at `path`.
+/// Passes every live grant to `sink`, with as many threads as there are cores; each reads a part
+/// of the file at `path`.
 pub(super) fn in_parts(
     database: &Database,
     path: &Path,
-    intake: &mut dyn GrantSink,
+    sink: &mut dyn GrantSink,
     progress: &LoadProgress,
 ) -> Result<(LoadedGrants, EndedUsers), LoadError> {
     let begin = Instant::now();
     let total = progress.begin(database)?;
     let threads = threads_for(total as usize);
-    let holders = thread::scope(|scope| {
-        if threads > 1 && readahead::is_worth_it(path, total * FULL_ROW) {
+    let token_users = thread::scope(|scope| {
+        if threads > 1 && readahead::is_worth_it(path, total * MAX_ROW_BYTES) {
             readahead::begin(scope, path, threads, |bytes| progress.fetched(bytes));
         }
-        let holders = HolderTable::of(database).inspect_err(|_| progress.give_up())?;
-        intake.users(&holders.names);
-        Ok::<_, LoadError>(holders)
-    })?; // The rest is fetched by now: grants are all over the file.
+        let token_users = TokenUserTable::of(database).inspect_err(|_| progress.cancel())?;
+        sink.users(&token_users.names);
+        Ok::<_, LoadError>(token_users)
+    })?; // Read-ahead is complete here: the grants are spread over the whole file.
     let length = PREFIXES.div_ceil(threads as u64);
     let parts = PREFIXES.div_ceil(length);
     let read = |number: u64| -> Result<LoadedPart, LoadError> {
         let mut part = LoadedPart::default();
         let prefixes = number * length..PREFIXES.min((number + 1) * length);
-        part.read(database, prefixes, &holders, &mut intake.part(), progress)?;
+        part.read(database, prefixes, &token_users, &mut sink.part(), progress)?;
         Ok(part)
     };
     let all = thread::scope(|scope| {
@@ -223,24 +223,24 @@ pub(super) fn in_parts(
             Ok(all.with(part))
         })
     })?;
-    if !progress.is_given_up() {
-        intake.finish();
+    if !progress.is_cancelled() {
+        sink.finish();
     }
-    Ok(all.sum(begin))
+    Ok(all.finish(begin))
 }
 
 fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// How far a load has come.
+/// The progress of a load.
 #[derive(Debug, Default)]
 pub(super) struct LoadProgress {
-    /// Of the file, fetched into the kernel's memory.
+    /// Bytes of the file read into the page cache.
     bytes: AtomicU64,
     rows: AtomicU64,
     total: AtomicU64,
-    is_given_up: AtomicBool,
+    is_cancelled: AtomicBool,
 }
 
 impl LoadProgress {
@@ -254,23 +254,23 @@ impl LoadProgress {
         self.rows.fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// Whether to go on.
+    /// Counts bytes read ahead; returns whether to go on.
     fn fetched(&self, bytes: u64) -> bool {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        !self.is_given_up()
+        !self.is_cancelled()
     }
 
-    /// Nobody waits for the load any more, or it has failed.
-    pub(super) fn give_up(&self) {
-        self.is_given_up.store(true, Ordering::Relaxed);
+    /// Cancels the load: its caller has left, or it has failed.
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
     }
 
-    fn is_given_up(&self) -> bool {
-        self.is_given_up.load(Ordering::Relaxed)
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
     }
 
-    /// Megabytes of the file fetched, rows read, and rows in all.
-    pub(super) fn so_far(&self) -> (u64, u64, u64) {
+    /// Megabytes read ahead, rows read, and rows in all.
+    pub(super) fn current(&self) -> (u64, u64, u64) {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (
             read(&self.bytes) / 1_000_000,
@@ -280,11 +280,11 @@ impl LoadProgress {
     }
 }
 
-/// What came of a part of the grants.
+/// The result for a part of the grants.
 #[derive(Default)]
 struct LoadedPart {
     loaded: LoadedGrants,
-    /// Holders that have ended some, and the epoch from which theirs are live.
+    /// Users that have ended some grants, each with the epoch from which its grants are live.
     ended: HashMap<u32, u64>,
 }
 
@@ -293,17 +293,17 @@ impl LoadedPart {
         &mut self,
         database: &Database,
         prefixes: Range<u64>,
-        holders: &HolderTable,
+        token_users: &TokenUserTable,
         each: &mut dyn FnMut(&[LiveGrant<'_>]),
         progress: &LoadProgress,
     ) -> Result<(), LoadError> {
         let txn = database.begin_read().map_err(redb::Error::from)?;
         let table = txn.open_table(GRANTS).map_err(redb::Error::from)?;
-        // Not by a range, which looks at both of its ends for each row: a tenth slower.
+        // A range would compare each row with both of its ends: a tenth slower.
         let first = start_of(prefixes.start);
         let rows = table.lower_bound(Bound::<&[u8; 32]>::Included(&first));
         let mut rows = rows.map_err(redb::Error::from)?;
-        let mut pile = Vec::with_capacity(PILE);
+        let mut batch = Vec::with_capacity(BATCH);
         while let Some((digest, bytes)) = rows.next().map_err(redb::Error::from)? {
             if prefix_of(digest.value()) >= prefixes.end {
                 break;
@@ -311,50 +311,52 @@ impl LoadedPart {
             let Some(grant) = GrantRow::decode(bytes.value()) else {
                 return Err(LoadError::Row {
                     table: "grants".to_owned(),
-                    reason: "no version of this program wrote it".to_owned(),
+                    reason: "it has an unknown form".to_owned(),
                 });
             };
-            pile.push((*digest.value(), grant));
-            if pile.len() == PILE {
-                progress.add(PILE as u64);
-                self.give(&mut pile, holders, each);
-                if progress.is_given_up() {
-                    return Ok(()); // to nobody
+            batch.push((*digest.value(), grant));
+            if batch.len() == BATCH {
+                progress.add(BATCH as u64);
+                self.pass_on(&mut batch, token_users, each);
+                if progress.is_cancelled() {
+                    return Ok(()); // cancelled
                 }
             }
         }
-        progress.add(pile.len() as u64);
-        self.give(&mut pile, holders, each);
+        progress.add(batch.len() as u64);
+        self.pass_on(&mut batch, token_users, each);
         Ok(())
     }
 
-    /// Those that are live. First what is known of all their holders, so that the processor
-    /// fetches many of them at a time.
-    fn give(
+    /// Passes on the live ones of a batch. Reads the epochs of all their users first, so that the
+    /// processor fetches many of them at a time.
+    fn pass_on(
         &mut self,
-        pile: &mut Vec<([u8; 32], GrantRow)>,
-        holders: &HolderTable,
+        batch: &mut Vec<([u8; 32], GrantRow)>,
+        token_users: &TokenUserTable,
         each: &mut dyn FnMut(&[LiveGrant<'_>]),
     ) {
         let now = clock::unix_millis();
-        let epochs = pile.iter().map(|(_, grant)| holders.epoch(grant.holder));
+        let epochs = batch
+            .iter()
+            .map(|(_, grant)| token_users.epoch(grant.token_user));
         let epochs: Vec<u64> = epochs.collect();
-        let mut live = Vec::with_capacity(pile.len());
-        for ((digest, grant), from) in pile.iter().zip(epochs) {
+        let mut live = Vec::with_capacity(batch.len());
+        for ((digest, grant), from) in batch.iter().zip(epochs) {
             if grant.ends_millis <= now {
                 self.loaded.expired += 1;
-            } else if from != NOBODY && grant.epoch >= from {
+            } else if from != UNUSED && grant.epoch >= from {
                 self.loaded.live += 1;
-                live.push(grant.live(digest, &holders.names[grant.holder as usize]));
+                live.push(grant.live(digest, &token_users.names[grant.token_user as usize]));
             } else {
                 self.loaded.ended += 1;
-                if from != NOBODY {
-                    self.ended.insert(grant.holder, from);
+                if from != UNUSED {
+                    self.ended.insert(grant.token_user, from);
                 }
             }
         }
         each(&live);
-        pile.clear();
+        batch.clear();
     }
 
     fn with(mut self, other: Self) -> Self {
@@ -365,7 +367,7 @@ impl LoadedPart {
         self
     }
 
-    fn sum(self, begin: Instant) -> (LoadedGrants, EndedUsers) {
+    fn finish(self, begin: Instant) -> (LoadedGrants, EndedUsers) {
         let loaded = LoadedGrants {
             took: begin.elapsed(),
             ..self.loaded

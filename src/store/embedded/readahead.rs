@@ -1,5 +1,7 @@
-//! Has the file fetched from the disk in the order in which it lies there, before most of it
-//! is read along its tree, which comes to every part of it many times.
+//! Reads the file sequentially into the page cache, before a load reads most of it along its tree,
+//! which visits every part of it many times. A plain read of the whole file would do; this one
+//! uses several threads, leaves out holes, and lets the load begin early on a fast disk (figures:
+//! `docs/PERFORMANCE.md`).
 
 use std::fs::File;
 use std::ops::Range;
@@ -15,49 +17,48 @@ use rustix::io::Errno;
 use tokio::time::Instant;
 
 const PIECE: u64 = 1024 * 1024;
-/// A disk that gives so much within this time (840 MB a second) answers many at once: no
-/// single turning disk gives it, and none that is rented by the request. So does memory, if the
-/// beginning is there already; a wrong guess costs time and nothing else.
+/// A disk that delivers this much within `FAST` (840 MB/s) serves many requests at once: no
+/// single spinning disk and no rate-limited cloud disk does. The page cache does too, if it has the
+/// beginning of the file already; a wrong guess only costs time.
 const SAMPLE: u64 = 32 * PIECE;
-const QUICK: Duration = Duration::from_millis(40);
+const FAST: Duration = Duration::from_millis(40);
 
-/// Whether the file takes no more than so many bytes of the disk.
-pub(super) fn is_worth_it(path: &Path, most: u64) -> bool {
-    std::fs::metadata(path).is_ok_and(|facts| facts.blocks() * 512 <= most)
+/// Whether the file takes at most `max` bytes of the disk.
+pub(super) fn is_worth_it(path: &Path, max: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.blocks() * 512 <= max)
 }
 
-/// Begins to fetch the file. Returns when all of it is in the kernel's memory; sooner if the
-/// disk proves quick, which can serve one who reads a little meanwhile. `each` is told how
-/// many bytes more, and says whether to go on. A file that cannot be fetched is read all the
-/// same, only slower.
+/// Starts to read the file. Returns when all of it is in the page cache; on a fast disk, which
+/// can serve the load meanwhile, already after the sample. `each` gets the number of further
+/// bytes read, and returns whether to go on. Without read-ahead the load works too, only slower.
 pub(super) fn begin<'scope>(
     scope: &'scope Scope<'scope, '_>,
     path: &'scope Path,
     threads: usize,
     each: impl Fn(u64) -> bool + Send + Sync + 'scope,
 ) {
-    let (proves, proved) = mpsc::channel();
-    let (since, so_far) = (Instant::now(), AtomicU64::new(0));
+    let (sender, receiver) = mpsc::channel();
+    let (since, total) = (Instant::now(), AtomicU64::new(0));
     let each = move |bytes| {
-        let before = so_far.fetch_add(bytes, Ordering::Relaxed);
+        let before = total.fetch_add(bytes, Ordering::Relaxed);
         let is_sampled = before < SAMPLE && before + bytes >= SAMPLE;
-        if is_sampled && since.elapsed() <= QUICK {
-            let _ = proves.send(()); // heard, unless it is all over
+        if is_sampled && since.elapsed() <= FAST {
+            let _ = sender.send(()); // the receiver may be gone
         }
         each(bytes)
     };
     scope.spawn(move || fetch(path, threads, each));
-    let _ = proved.recv(); // or `fetch` is over
+    let _ = receiver.recv(); // also returns when `fetch` ends
 }
 
 fn fetch(path: &Path, threads: usize, each: impl Fn(u64) -> bool + Sync) {
     let Ok(file) = File::open(path) else { return };
-    let pieces = written(&file);
+    let pieces = data_pieces(&file);
     let fetch = |pieces: &[Range<u64>]| {
-        let mut room = vec![0; PIECE as usize];
+        let mut buffer = vec![0; PIECE as usize];
         for piece in pieces {
             let bytes = piece.end - piece.start;
-            let read = file.read_exact_at(&mut room[..bytes as usize], piece.start);
+            let read = file.read_exact_at(&mut buffer[..bytes as usize], piece.start);
             if read.is_err() || !each(bytes) {
                 return;
             }
@@ -71,20 +72,20 @@ fn fetch(path: &Path, threads: usize, each: impl Fn(u64) -> bool + Sync) {
     });
 }
 
-/// What of the file was written, in pieces. The engine allots room in advance, between what
-/// it writes too, and all that would be read as zeros.
-fn written(file: &File) -> Vec<Range<u64>> {
+/// The parts of the file that are not holes, in pieces. The engine allocates space in advance,
+/// also between what it writes; holes would be read as zeros.
+fn data_pieces(file: &File) -> Vec<Range<u64>> {
     let length = file.metadata().map_or(0, |facts| facts.len());
-    let (mut pieces, mut place) = (Vec::new(), 0);
-    while place < length {
-        let (begin, end) = match seek(file, SeekFrom::Data(place)) {
+    let (mut pieces, mut position) = (Vec::new(), 0);
+    while position < length {
+        let (begin, end) = match seek(file, SeekFrom::Data(position)) {
             Ok(begin) => (begin, seek(file, SeekFrom::Hole(begin)).unwrap_or(length)),
-            Err(Errno::NXIO) => break, // no more of it
-            Err(_) => (place, length), // nobody knows
+            Err(Errno::NXIO) => break,    // only a hole is left
+            Err(_) => (position, length), // holes are not supported
         };
         let firsts = (begin..end).step_by(PIECE as usize);
         pieces.extend(firsts.map(|first| first..end.min(first + PIECE)));
-        place = end.max(place + 1);
+        position = end.max(position + 1);
     }
     pieces
 }
@@ -100,7 +101,7 @@ mod tests {
     const AT_MOST: Duration = Duration::from_millis(100);
 
     #[test]
-    fn a_file_is_fetched_without_the_room_that_is_only_promised() {
+    fn a_file_is_read_without_its_holes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let some = vec![1; 3 * PIECE as usize];
@@ -136,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_is_not_quick_is_left_alone_until_all_is_fetched() {
+    fn on_a_slow_disk_the_load_waits_for_the_whole_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = file_of(&folder, SAMPLE / PIECE + 8);
         let fetched = AtomicU64::new(0);
         thread::scope(|scope| {
             begin(scope, &path, 2, |bytes| {
-                thread::sleep(QUICK / 8); // twice as long as it may take
+                thread::sleep(FAST / 8); // twice as long as it may take
                 fetched.fetch_add(bytes, Ordering::Relaxed);
                 true
             });
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_disk_serves_others_meanwhile() {
+    fn on_a_fast_disk_the_load_begins_early() {
         let folder = tempfile::tempdir().unwrap();
         let path = file_of(&folder, SAMPLE / PIECE + 8);
         let begins_early = || {

@@ -1,5 +1,5 @@
-//! The file's layout. Grants are most of it: 48 bytes each, and their users' names
-//! once. Everything else is few and kept as one line of JSON.
+//! The layout of the file. Most of it are grants, of 48 bytes each; the name of their user is
+//! stored once. All other records are few, and stored as one line of JSON each.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use redb::TableDefinition;
 use crate::profiles::Role;
 use crate::store::{GrantRecord, LiveGrant, RecordDigest, TokenOrigin};
 
-/// Counts up with each change of this layout.
+/// Incremented with each change of this layout.
 pub(super) const SCHEMA: u64 = 1;
 
-/// Numbers about the file itself; also how it is known to be ours.
+/// Numbers about the file itself. A file with this table is a store of this program.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("tollgate");
-pub(super) const HOLDERS: TableDefinition<'_, &str, &[u8; UserRow::BYTES]> =
+pub(super) const TOKEN_USERS: TableDefinition<'_, &str, &[u8; UserRow::BYTES]> =
     TableDefinition::new("holders");
 pub(super) const GRANTS: TableDefinition<'_, &[u8; 32], &[u8; GrantRow::BYTES]> =
     TableDefinition::new("grants");
@@ -23,14 +23,14 @@ pub(super) const LEASES: TableDefinition<'_, &str, &str> = TableDefinition::new(
 
 /// Keys of `META`.
 pub(super) const SCHEMA_KEY: &str = "schema";
-/// Commits so far: tells whether a commit that failed took place all the same.
+/// Number of commits so far: shows whether a commit that failed took place all the same.
 pub(super) const BATCH_KEY: &str = "batch";
-/// The next holder's number.
+/// The number of the next user.
 pub(super) const NEXT_KEY: &str = "next holder";
 /// Wall clock of the last commit, in milliseconds since 1970.
 pub(super) const WALL_KEY: &str = "wall";
 
-/// A user, as far as grants go. Its number is never given to another.
+/// A user of grants. Its number is never given to another user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UserRow {
     pub(super) number: u32,
@@ -58,28 +58,28 @@ impl UserRow {
     }
 }
 
-/// A grant's row: holder 4 bytes, epoch 5, end 6, role and origin 1.
+/// A grant's row: user number 4 bytes, epoch 5, end 6, role and origin 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct GrantRow {
-    pub(super) holder: u32,
+    pub(super) token_user: u32,
     pub(super) epoch: u64,
     pub(super) ends_millis: u64,
     pub(super) role: Option<Role>,
     pub(super) origin: TokenOrigin,
 }
 
-/// Largest epoch and end that fit; neither is ever met.
-pub(super) const MOST_EPOCH: u64 = (1 << 40) - 1;
-const MOST_MILLIS: u64 = (1 << 48) - 1;
+/// Largest epoch and end that fit; practically unreachable.
+pub(super) const MAX_EPOCH: u64 = (1 << 40) - 1;
+const MAX_MILLIS: u64 = (1 << 48) - 1;
 const LEARNED: u8 = 4;
 
 impl GrantRow {
     pub(super) const BYTES: usize = 16;
 
-    pub(super) fn of(record: &GrantRecord, holder: UserRow) -> Self {
+    pub(super) fn of(record: &GrantRecord, token_user: UserRow) -> Self {
         Self {
-            holder: holder.number,
-            epoch: holder.epoch,
+            token_user: token_user.number,
+            epoch: token_user.epoch,
             ends_millis: record.ends_millis,
             role: record.role,
             origin: record.origin,
@@ -88,9 +88,9 @@ impl GrantRow {
 
     pub(super) fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        bytes[..4].copy_from_slice(&self.holder.to_le_bytes());
-        bytes[4..9].copy_from_slice(&self.epoch.min(MOST_EPOCH).to_le_bytes()[..5]);
-        bytes[9..15].copy_from_slice(&self.ends_millis.min(MOST_MILLIS).to_le_bytes()[..6]);
+        bytes[..4].copy_from_slice(&self.token_user.to_le_bytes());
+        bytes[4..9].copy_from_slice(&self.epoch.min(MAX_EPOCH).to_le_bytes()[..5]);
+        bytes[9..15].copy_from_slice(&self.ends_millis.min(MAX_MILLIS).to_le_bytes()[..6]);
         let role = match self.role {
             None => 0,
             Some(Role::User) => 1,
@@ -104,7 +104,7 @@ impl GrantRow {
         bytes
     }
 
-    /// None: no version of this program wrote it.
+    /// None: the row has an unknown form.
     pub(super) fn decode(bytes: &[u8; Self::BYTES]) -> Option<Self> {
         let flags = bytes[15];
         let role = match flags & 3 {
@@ -119,7 +119,7 @@ impl GrantRow {
             _ => return None,
         };
         Some(Self {
-            holder: u32::try_from(number(&bytes[..4])).ok()?,
+            token_user: u32::try_from(number(&bytes[..4])).ok()?,
             epoch: number(&bytes[4..9]),
             ends_millis: number(&bytes[9..15]),
             role,
@@ -131,7 +131,7 @@ impl GrantRow {
         LiveGrant {
             digest: RecordDigest(*digest),
             user,
-            holder: self.holder,
+            token_user: self.token_user,
             role: self.role,
             ends_millis: self.ends_millis,
             epoch: self.epoch,
@@ -140,7 +140,7 @@ impl GrantRow {
     }
 }
 
-/// Grants can be gone through in parts, told apart by the first two bytes of the digest.
+/// Grants are read in parts, divided by the first two bytes of the digest.
 pub(super) const PREFIXES: u64 = 1 << 16;
 
 pub(super) fn prefix_of(digest: &[u8; 32]) -> u64 {
@@ -171,15 +171,15 @@ mod tests {
     proptest! {
         #[test]
         fn a_row_reads_back_as_it_was(
-            holder: u32, epoch in 0..=MOST_EPOCH, ends_millis in 0..=MOST_MILLIS,
+            token_user: u32, epoch in 0..=MAX_EPOCH, ends_millis in 0..=MAX_MILLIS,
             role in 0..3usize, learned: bool, issued: u64,
         ) {
             let role = [None, Some(Role::User), Some(Role::Admin)][role];
             let origin = if learned { TokenOrigin::Learned } else { TokenOrigin::Minted };
-            let grant = GrantRow { holder, epoch, ends_millis, role, origin };
+            let grant = GrantRow { token_user, epoch, ends_millis, role, origin };
             prop_assert_eq!(GrantRow::decode(&grant.encode()), Some(grant));
-            let holder = UserRow { number: holder, epoch, issued };
-            prop_assert_eq!(UserRow::decode(&holder.encode()), holder);
+            let token_user = UserRow { number: token_user, epoch, issued };
+            prop_assert_eq!(UserRow::decode(&token_user.encode()), token_user);
         }
     }
 

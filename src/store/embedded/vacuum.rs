@@ -1,6 +1,6 @@
-//! Takes dead grants off the disk, some thousand rows at a time, along with whatever
-//! else is committed. A walk goes through all rows in order, so each page is written
-//! once however many of its rows died; it begins when enough of them have.
+//! Removes dead grants from the disk, some thousand rows per transaction, along with other
+//! changes. A run goes through all rows in order, so each page is written once however many of its
+//! rows are dead; it starts when enough rows have died.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -11,32 +11,32 @@ use tokio::time::Instant;
 use super::tables::{GRANTS, GrantRow, PREFIXES, start_of};
 use crate::clock;
 
-/// Rows looked at in one transaction, about.
+/// Rows per transaction, approximately.
 const SLICE: u64 = 2048;
-/// Dead rows that are worth a walk: so many, and this share of all.
-const FEW: u64 = 1024;
-const SHARE: u64 = 16;
-/// Fewer wait this long.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// A run starts when this many rows are dead, and this share of all rows.
+const MIN_DEAD: u64 = 1024;
+const MIN_SHARE: u64 = 16;
+/// A run for fewer rows starts after this time.
+const MAX_DELAY: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
 pub(super) struct Vacuum {
-    /// Rows that died since the last walk began.
+    /// Rows that died since the last run began.
     dead: u64,
-    /// Holders with rows of an earlier epoch, and the epoch from which they live.
+    /// Users with rows of an earlier epoch, and the epoch from which their rows are live.
     ended: HashMap<u32, u64>,
-    under_way: Option<VacuumPosition>,
+    running: Option<VacuumPosition>,
     last: Instant,
 }
 
 #[derive(Debug)]
 struct VacuumPosition {
     prefix: u64,
-    /// As `ended` was at the beginning: done with at the end.
+    /// `ended` when the run began; removed from it at the end.
     ended: HashMap<u32, u64>,
 }
 
-/// What one slice came to.
+/// The result of one slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct VacuumSlice {
     next: u64,
@@ -48,7 +48,7 @@ impl Vacuum {
         Self {
             dead: 0,
             ended: HashMap::new(),
-            under_way: None,
+            running: None,
             last: Instant::now(),
         }
     }
@@ -57,31 +57,31 @@ impl Vacuum {
         self.dead = self.dead.saturating_add(count);
     }
 
-    /// The epochs of these holders have moved.
-    pub(super) fn ended(&mut self, holders: &[(u32, u64)]) {
-        self.ended.extend(holders.iter().copied());
+    /// Adds users whose epoch has changed.
+    pub(super) fn add_ended(&mut self, token_users: &[(u32, u64)]) {
+        self.ended.extend(token_users.iter().copied());
     }
 
-    pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.is_some()
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
     }
 
-    /// Begins a walk if one is worth it, among `rows` rows.
-    pub(super) fn consider(&mut self, rows: u64) {
-        let many = self.dead >= FEW.max(rows / SHARE);
-        let long = self.dead > 0 && self.last.elapsed() >= PATIENCE;
-        if self.under_way.is_none() && (many || long) {
+    /// Begins a run if enough of `rows` rows are dead.
+    pub(super) fn start_if_due(&mut self, rows: u64) {
+        let many = self.dead >= MIN_DEAD.max(rows / MIN_SHARE);
+        let long = self.dead > 0 && self.last.elapsed() >= MAX_DELAY;
+        if self.running.is_none() && (many || long) {
             self.dead = 0;
-            self.under_way = Some(VacuumPosition {
+            self.running = Some(VacuumPosition {
                 prefix: 0,
                 ended: self.ended.clone(),
             });
         }
     }
 
-    /// Removes what is dead in the next slice; None when no walk is under way.
+    /// Removes the dead rows of the next slice; None: no run is in progress.
     pub(super) fn slice(&self, txn: &WriteTransaction) -> Result<Option<VacuumSlice>, redb::Error> {
-        let Some(position) = &self.under_way else {
+        let Some(position) = &self.running else {
             return Ok(None);
         };
         let mut table = txn.open_table(GRANTS)?;
@@ -90,7 +90,7 @@ impl Vacuum {
         let next = (position.prefix + PREFIXES.div_ceil(slices)).min(PREFIXES);
         let now = clock::unix_millis();
         let is_live = |bytes: &[u8; GrantRow::BYTES]| {
-            // What cannot be read was not written by us, and is not ours to remove.
+            // Keeps rows of an unknown form: a newer version may have written them.
             GrantRow::decode(bytes).is_none_or(|grant| self.is_live(&grant, now))
         };
         let first = start_of(position.prefix);
@@ -104,11 +104,11 @@ impl Vacuum {
         Ok(Some(VacuumSlice { next, removed }))
     }
 
-    /// Removes everything dead at once; notes whose grants are left.
-    pub(super) fn all(
+    /// Removes all dead rows at once; collects the users of the rows that are left.
+    pub(super) fn remove_all(
         &self,
         txn: &WriteTransaction,
-        holders: &mut BTreeSet<u32>,
+        token_users: &mut BTreeSet<u32>,
     ) -> Result<u64, redb::Error> {
         let mut table = txn.open_table(GRANTS)?;
         let rows = table.len()?;
@@ -119,7 +119,7 @@ impl Vacuum {
             };
             let is_live = self.is_live(&grant, now);
             if is_live {
-                holders.insert(grant.holder);
+                token_users.insert(grant.token_user);
             }
             is_live
         })?;
@@ -127,23 +127,23 @@ impl Vacuum {
     }
 
     fn is_live(&self, grant: &GrantRow, now: u64) -> bool {
-        let from = self.ended.get(&grant.holder).copied().unwrap_or(0);
+        let from = self.ended.get(&grant.token_user).copied().unwrap_or(0);
         grant.ends_millis > now && grant.epoch >= from
     }
 
-    /// The slice has been committed.
-    pub(super) fn done(&mut self, slice: VacuumSlice) {
-        let Some(position) = &mut self.under_way else {
+    /// To be called when the slice has been committed.
+    pub(super) fn commit_slice(&mut self, slice: VacuumSlice) {
+        let Some(position) = &mut self.running else {
             return;
         };
         position.prefix = slice.next;
         if slice.next < PREFIXES {
             return;
         }
-        let done = self.under_way.take().map(|position| position.ended);
-        for (holder, epoch) in done.unwrap_or_default() {
-            if self.ended.get(&holder) == Some(&epoch) {
-                self.ended.remove(&holder);
+        let done = self.running.take().map(|position| position.ended);
+        for (token_user, epoch) in done.unwrap_or_default() {
+            if self.ended.get(&token_user) == Some(&epoch) {
+                self.ended.remove(&token_user);
             }
         }
         self.last = Instant::now();

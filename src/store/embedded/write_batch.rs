@@ -1,6 +1,6 @@
-//! Many changes, one transaction. They are taken in the order in which they came and
-//! written in the order of their keys, which touches each page of the tree once. What
-//! was there before is remembered until the commit is sure.
+//! Many changes in one transaction. They are applied in the order in which they came, and written
+//! in the order of their keys, which touches each page of the tree once. The old rows are kept
+//! until the commit is certain.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,32 +10,32 @@ use serde::Serialize;
 
 use super::read::EndedUsers;
 use super::tables::{
-    BATCH_KEY, GRANTS, GrantRow, HOLDERS, KEYS, LEASES, META, MOST_EPOCH, NEXT_KEY, USERS, UserRow,
-    WALL_KEY,
+    BATCH_KEY, GRANTS, GrantRow, KEYS, LEASES, MAX_EPOCH, META, NEXT_KEY, TOKEN_USERS, USERS,
+    UserRow, WALL_KEY,
 };
 use crate::clock;
 use crate::store::{GrantRecord, StoreChange, UserEpoch, UserRecord};
 
 type TextChanges = BTreeMap<Arc<str>, Option<String>>;
 
-/// What the changes come to, before anything is written.
+/// The rows to write.
 #[derive(Debug, Default)]
 pub(super) struct WriteBatch {
-    holders: HashMap<Arc<str>, UserRow>,
+    token_users: HashMap<Arc<str>, UserRow>,
     grants: BTreeMap<[u8; 32], Option<GrantRow>>,
     users: TextChanges,
     keys: TextChanges,
     leases: TextChanges,
-    /// None until a holder without a number turned up.
+    /// The next free number; None until a new user needs one.
     next: Option<u64>,
-    /// Holders whose epoch has moved: rows of an earlier one are dead.
+    /// Users whose epoch has changed: their rows of an earlier epoch are dead.
     pub(super) moved: EndedUsers,
 }
 
-/// The rows as they were, to put back should a refused commit have taken place.
+/// The old rows, to restore should a refused commit have taken place.
 #[derive(Debug, Default)]
 pub(super) struct UndoLog {
-    holders: Vec<(Arc<str>, Option<[u8; UserRow::BYTES]>)>,
+    token_users: Vec<(Arc<str>, Option<[u8; UserRow::BYTES]>)>,
     grants: Vec<([u8; 32], Option<[u8; GrantRow::BYTES]>)>,
     users: TextChanges,
     keys: TextChanges,
@@ -43,8 +43,8 @@ pub(super) struct UndoLog {
 }
 
 impl WriteBatch {
-    /// Adds one change to what is to be written.
-    pub(super) fn take(
+    /// Adds one change.
+    pub(super) fn add(
         &mut self,
         change: &StoreChange,
         txn: &WriteTransaction,
@@ -61,8 +61,8 @@ impl WriteBatch {
             StoreChange::EndTokens { user } => self.end(user, txn)?,
             StoreChange::EndOtherTokens { kept } => {
                 self.end(&kept.user, txn)?;
-                let holder = self.holder(&kept.user, txn)?;
-                let row = GrantRow::of(kept, holder);
+                let token_user = self.token_user(&kept.user, txn)?;
+                let row = GrantRow::of(kept, token_user);
                 self.grants.insert(kept.digest.0, Some(row));
             }
             StoreChange::PutUser(user) => self.put_user(user, txn)?,
@@ -82,46 +82,46 @@ impl WriteBatch {
         Ok(())
     }
 
-    /// Takes over a user's epoch and count from another store.
-    pub(super) fn take_epoch(
+    /// Imports a user's epoch and token count.
+    pub(super) fn import_epoch(
         &mut self,
         epoch: &UserEpoch,
         txn: &WriteTransaction,
     ) -> Result<(), Error> {
-        let mut holder = self.holder(&epoch.user, txn)?;
-        holder.epoch = holder.epoch.max(epoch.epoch.min(MOST_EPOCH));
-        holder.issued = holder.issued.max(epoch.issued);
-        self.holders.insert(Arc::clone(&epoch.user), holder);
+        let mut token_user = self.token_user(&epoch.user, txn)?;
+        token_user.epoch = token_user.epoch.max(epoch.epoch.min(MAX_EPOCH));
+        token_user.issued = token_user.issued.max(epoch.issued);
+        self.token_users.insert(Arc::clone(&epoch.user), token_user);
         Ok(())
     }
 
-    /// Takes over a grant with its epoch; false: its user has ended it since.
-    pub(super) fn take_kept(
+    /// Imports a grant with its epoch; false: its user has ended it since.
+    pub(super) fn import_grant(
         &mut self,
         grant: &GrantRecord,
         txn: &WriteTransaction,
     ) -> Result<bool, Error> {
-        let mut holder = self.holder(&grant.user, txn)?;
-        if grant.epoch < holder.epoch {
+        let mut token_user = self.token_user(&grant.user, txn)?;
+        if grant.epoch < token_user.epoch {
             return Ok(false);
         }
-        holder.epoch = grant.epoch.min(MOST_EPOCH);
-        self.holders.insert(Arc::clone(&grant.user), holder);
-        let row = GrantRow::of(grant, holder);
+        token_user.epoch = grant.epoch.min(MAX_EPOCH);
+        self.token_users.insert(Arc::clone(&grant.user), token_user);
+        let row = GrantRow::of(grant, token_user);
         self.grants.insert(grant.digest.0, Some(row));
         Ok(true)
     }
 
     fn put_grant(&mut self, grant: &GrantRecord, txn: &WriteTransaction) -> Result<(), Error> {
-        let mut holder = self.holder(&grant.user, txn)?;
-        holder.issued = holder.issued.saturating_add(1);
-        self.holders.insert(Arc::clone(&grant.user), holder);
-        let row = GrantRow::of(grant, holder);
+        let mut token_user = self.token_user(&grant.user, txn)?;
+        token_user.issued = token_user.issued.saturating_add(1);
+        self.token_users.insert(Arc::clone(&grant.user), token_user);
+        let row = GrantRow::of(grant, token_user);
         self.grants.insert(grant.digest.0, Some(row));
         Ok(())
     }
 
-    /// A user made anew has no tokens of an earlier one of that name.
+    /// A user created again gets none of the tokens of an earlier user of that name.
     fn put_user(&mut self, user: &UserRecord, txn: &WriteTransaction) -> Result<(), Error> {
         let is_known = match self.users.get(&user.name) {
             Some(text) => text.is_some(),
@@ -135,27 +135,27 @@ impl WriteBatch {
     }
 
     fn end(&mut self, user: &Arc<str>, txn: &WriteTransaction) -> Result<(), Error> {
-        let Some(mut holder) = self.known(user, txn)? else {
-            return Ok(()); // without a grant there is nothing to end
+        let Some(mut token_user) = self.known(user, txn)? else {
+            return Ok(()); // a user without a row has no grants
         };
-        if holder.epoch == MOST_EPOCH {
-            // Never met; a new number makes every older grant nobody's all the same.
-            holder = UserRow {
+        if token_user.epoch == MAX_EPOCH {
+            // Practically unreachable. With a new number the older grants have no user.
+            token_user = UserRow {
                 number: self.number(txn)?,
                 epoch: 0,
-                ..holder
+                ..token_user
             };
         } else {
-            holder.epoch += 1;
+            token_user.epoch += 1;
         }
-        self.moved.push((holder.number, holder.epoch));
-        self.holders.insert(Arc::clone(user), holder);
+        self.moved.push((token_user.number, token_user.epoch));
+        self.token_users.insert(Arc::clone(user), token_user);
         Ok(())
     }
 
-    fn holder(&mut self, user: &Arc<str>, txn: &WriteTransaction) -> Result<UserRow, Error> {
+    fn token_user(&mut self, user: &Arc<str>, txn: &WriteTransaction) -> Result<UserRow, Error> {
         match self.known(user, txn)? {
-            Some(holder) => Ok(holder),
+            Some(token_user) => Ok(token_user),
             None => Ok(UserRow {
                 number: self.number(txn)?,
                 epoch: 0,
@@ -165,10 +165,10 @@ impl WriteBatch {
     }
 
     fn known(&self, user: &Arc<str>, txn: &WriteTransaction) -> Result<Option<UserRow>, Error> {
-        if let Some(holder) = self.holders.get(user) {
-            return Ok(Some(*holder));
+        if let Some(token_user) = self.token_users.get(user) {
+            return Ok(Some(*token_user));
         }
-        let table = txn.open_table(HOLDERS)?;
+        let table = txn.open_table(TOKEN_USERS)?;
         let row = table.get(&**user)?;
         Ok(row.map(|row| UserRow::decode(row.value())))
     }
@@ -187,9 +187,9 @@ impl WriteBatch {
             .map_err(|_| Error::Corrupted("no number is left for another user".to_owned()))
     }
 
-    /// Writes everything, and the number of this commit with it.
+    /// Writes all rows and the number of this commit.
     pub(super) fn write(self, txn: &WriteTransaction, batch: u64) -> Result<UndoLog, Error> {
-        let mut before = UndoLog::default();
+        let mut undo = UndoLog::default();
         let mut meta = txn.open_table(META)?;
         meta.insert(BATCH_KEY, batch)?;
         meta.insert(WALL_KEY, clock::unix_millis())?;
@@ -197,13 +197,13 @@ impl WriteBatch {
             meta.insert(NEXT_KEY, next)?;
         }
         drop(meta);
-        if !self.holders.is_empty() {
-            let mut table = txn.open_table(HOLDERS)?;
-            let sorted: BTreeMap<_, _> = self.holders.into_iter().collect();
-            for (name, holder) in sorted {
-                let row = table.insert(&*name, &holder.encode())?;
+        if !self.token_users.is_empty() {
+            let mut table = txn.open_table(TOKEN_USERS)?;
+            let sorted: BTreeMap<_, _> = self.token_users.into_iter().collect();
+            for (name, token_user) in sorted {
+                let row = table.insert(&*name, &token_user.encode())?;
                 let old = row.map(|row| *row.value());
-                before.holders.push((name, old));
+                undo.token_users.push((name, old));
             }
         }
         if !self.grants.is_empty() {
@@ -214,21 +214,21 @@ impl WriteBatch {
                     None => table.remove(&digest)?,
                 };
                 let old = row.map(|row| *row.value());
-                before.grants.push((digest, old));
+                undo.grants.push((digest, old));
             }
         }
-        before.users = write_texts(txn, USERS, self.users)?;
-        before.keys = write_texts(txn, KEYS, self.keys)?;
-        before.leases = write_texts(txn, LEASES, self.leases)?;
-        Ok(before)
+        undo.users = write_texts(txn, USERS, self.users)?;
+        undo.keys = write_texts(txn, KEYS, self.keys)?;
+        undo.leases = write_texts(txn, LEASES, self.leases)?;
+        Ok(undo)
     }
 }
 
 impl UndoLog {
-    /// Puts the old rows back.
+    /// Writes the old rows back.
     pub(super) fn restore(&self, txn: &WriteTransaction) -> Result<(), Error> {
-        let mut table = txn.open_table(HOLDERS)?;
-        for (name, old) in &self.holders {
+        let mut table = txn.open_table(TOKEN_USERS)?;
+        for (name, old) in &self.token_users {
             match old {
                 Some(old) => table.insert(&**name, old)?,
                 None => table.remove(&**name)?,
@@ -256,15 +256,15 @@ fn put(texts: &mut TextChanges, name: &Arc<str>, record: &impl Serialize) {
     texts.insert(Arc::clone(name), text);
 }
 
-/// Writes the rows, gives back those that were there.
+/// Writes the rows; returns the old ones.
 fn write_texts(
     txn: &WriteTransaction,
     definition: TableDefinition<'_, &'static str, &'static str>,
     texts: TextChanges,
 ) -> Result<TextChanges, Error> {
-    let mut before = TextChanges::new();
+    let mut old_texts = TextChanges::new();
     if texts.is_empty() {
-        return Ok(before);
+        return Ok(old_texts);
     }
     let mut table: Table<'_, &str, &str> = txn.open_table(definition)?;
     for (name, text) in texts {
@@ -273,7 +273,7 @@ fn write_texts(
             None => table.remove(&*name)?,
         };
         let old = row.map(|row| row.value().to_owned());
-        before.insert(name, old);
+        old_texts.insert(name, old);
     }
-    Ok(before)
+    Ok(old_texts)
 }

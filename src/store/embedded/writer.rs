@@ -1,10 +1,11 @@
-//! The one thread that writes. It takes what has queued up, commits it in one
-//! transaction with one sync, and answers all of it: while a sync runs the next batch
-//! gathers, so the rate of changes does not hang on the rate of syncs.
+//! The one thread that writes. It takes all queued changes, commits them in one transaction with
+//! one sync, and reports their outcome. The next batch gathers while a sync runs, so the rate of
+//! changes does not depend on the rate of syncs.
 //!
-//! After an error the engine must be opened anew. Until that works changes are
-//! refused at once; what is known already goes on. Whether a commit that failed took
-//! place all the same is looked up then, and undone: refused means not done.
+//! After an error the engine must be opened again. Until that works changes are refused at once;
+//! requests with known tokens are served. A commit that failed may have taken place all the same;
+//! if so, it is found and undone when the engine is opened again: a refused change never takes
+//! place.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,13 +28,12 @@ use super::{ChangeCallback, WriterJob, read};
 use crate::metrics::{Metrics, StoreOutcome};
 use crate::store::{GrantSink, LoadedGrants, StoreChange, StoreUnavailable};
 
-/// More in one transaction makes the first of them wait too long.
-const MOST_IN_A_BATCH: usize = 1024;
-/// Between two tries to open a store that has failed, and two looks at what is to be
-/// forgotten.
-const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
+/// Maximum changes in one transaction: in a larger one the first of them would wait too long.
+const MAX_BATCH: usize = 1024;
+/// Interval of the attempts to open a store that has failed, and of the checks of the file.
+const CHECK_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 
-/// How the file is opened; a test opens something else.
+/// Opens the file, or in a test something else.
 pub(super) type DatabaseOpener = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
 
 pub(super) struct StoreWriter {
@@ -41,16 +41,16 @@ pub(super) struct StoreWriter {
     opener: DatabaseOpener,
     /// None after a failure.
     database: Option<Database>,
-    /// Which file that is, so that another in its place is noticed.
+    /// Device and inode of the open file, to notice that another has replaced it.
     file: Option<(u64, u64)>,
-    /// The last batch that was committed for sure.
+    /// Number of the last batch that is known to be committed.
     batch: u64,
-    /// What a failed commit may have done.
-    doubt: Option<UndoLog>,
-    tried: Instant,
-    looked: Instant,
-    walk: Vacuum,
-    condition: Arc<DiskHealth>,
+    /// Undoes a failed commit, should it have taken place.
+    undo: Option<UndoLog>,
+    last_attempt: Instant,
+    last_check: Instant,
+    vacuum: Vacuum,
+    disk_health: Arc<DiskHealth>,
     metrics: Arc<Metrics>,
 }
 
@@ -69,7 +69,7 @@ impl StoreWriter {
         path: &Path,
         opener: DatabaseOpener,
         database: Database,
-        condition: Arc<DiskHealth>,
+        disk_health: Arc<DiskHealth>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, redb::Error> {
         Ok(Self {
@@ -78,24 +78,24 @@ impl StoreWriter {
             file: identity(path),
             path: path.to_owned(),
             opener,
-            doubt: None,
-            tried: Instant::now(),
-            looked: Instant::now(),
-            walk: Vacuum::new(),
-            condition,
+            undo: None,
+            last_attempt: Instant::now(),
+            last_check: Instant::now(),
+            vacuum: Vacuum::new(),
+            disk_health,
             metrics,
         })
     }
 
-    /// Works until told to close, or until nobody is left who could ask for anything.
+    /// Works until it is told to close, or all handles are dropped.
     pub(super) fn run(mut self, jobs: &Receiver<WriterJob>) {
-        let _ended = WriterEnded(Arc::clone(&self.condition), Arc::clone(&self.metrics));
+        let _ended = WriterEnded(Arc::clone(&self.disk_health), Arc::clone(&self.metrics));
         loop {
-            let patience = match self.walk.is_under_way() && self.database.is_some() {
+            let wait = match self.vacuum.is_running() && self.database.is_some() {
                 true => Duration::ZERO,
-                false => PAUSE,
+                false => CHECK_INTERVAL,
             };
-            let mut next = match jobs.recv_timeout(patience) {
+            let mut next = match jobs.recv_timeout(wait) {
                 Ok(job) => Some(job),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return self.close(),
@@ -103,22 +103,22 @@ impl StoreWriter {
             let mut batch = Vec::new();
             while let Some(WriterJob::Change(change, done)) = next {
                 batch.push((change, done));
-                next = match batch.len() < MOST_IN_A_BATCH {
+                next = match batch.len() < MAX_BATCH {
                     true => jobs.try_recv().ok(),
                     false => None,
                 };
             }
             self.work(batch);
             match next {
-                Some(WriterJob::Load(mut intake, progress, answer)) => {
-                    let loaded = self.load(&mut *intake, &progress);
-                    drop(intake); // what it took is in use, what it needed is not
-                    let _ = answer.send(loaded); // whoever asked may have left
+                Some(WriterJob::Load(mut sink, progress, sender)) => {
+                    let loaded = self.load(&mut *sink, &progress);
+                    drop(sink); // frees what only the load needed
+                    let _ = sender.send(loaded); // the caller may have left
                 }
-                Some(WriterJob::Forget(dead)) => self.walk.add_dead(dead),
+                Some(WriterJob::Forget(dead)) => self.vacuum.add_dead(dead),
                 Some(WriterJob::Close(closed)) => {
                     self.close();
-                    let _ = closed.send(()); // the same
+                    let _ = closed.send(()); // the caller may have left
                     return;
                 }
                 Some(WriterJob::Change(..)) | None => {}
@@ -127,7 +127,7 @@ impl StoreWriter {
     }
 
     fn close(self) {
-        // Takes the lock off and marks the file as left cleanly.
+        // Releases the lock and marks the file as closed cleanly.
         if let Some(database) = self.database
             && let Err(error) = database.close()
         {
@@ -136,23 +136,22 @@ impl StoreWriter {
     }
 
     fn work(&mut self, batch: Vec<(StoreChange, ChangeCallback)>) {
-        self.condition.begin();
+        self.disk_health.begin();
         self.apply_batch(batch);
-        self.condition.end(|| {
+        self.disk_health.end(|| {
             if self.database.is_some() {
                 self.metrics.store_up.set(1);
-                info!(path = %self.path.display(), "the disk answers again");
+                info!(path = %self.path.display(), "the disk responds again");
             }
         });
     }
 
-    /// Commits a batch, tells each of its changes what became of it, and takes the
-    /// walk a step further.
+    /// Commits a batch, reports the outcome of each change, and runs the next vacuum slice.
     fn apply_batch(&mut self, batch: Vec<(StoreChange, ChangeCallback)>) {
-        if self.looked.elapsed() >= PAUSE {
+        if self.last_check.elapsed() >= CHECK_INTERVAL {
             self.check_file();
         }
-        if batch.is_empty() && !self.walk.is_under_way() {
+        if batch.is_empty() && !self.vacuum.is_running() {
             return;
         }
         let outcome = match self.is_usable() {
@@ -171,13 +170,17 @@ impl StoreWriter {
     }
 
     fn refusal(&self) -> StoreUnavailable {
-        StoreUnavailable::Failed(self.condition.trouble().unwrap_or_else(|| "closed".into()))
+        StoreUnavailable::Failed(
+            self.disk_health
+                .trouble()
+                .unwrap_or_else(|| "closed".into()),
+        )
     }
 
     fn commit(&mut self, batch: &[(StoreChange, ChangeCallback)]) -> Result<(), StoreUnavailable> {
         let begin = Instant::now();
-        // The engine may panic over a file that was damaged under it: that ends the file's
-        // use until it is opened anew, not the thread.
+        // The engine may panic over a damaged file: that must only make the file unusable until it
+        // is opened again, not end the thread.
         let written = catch_unwind(AssertUnwindSafe(|| self.write(batch)));
         let written =
             written.unwrap_or_else(|_| Err(BatchFailure("the file is damaged".to_owned())));
@@ -189,64 +192,68 @@ impl StoreWriter {
         })
     }
 
-    /// One transaction. What it does to the rows is remembered in `doubt` as long as
-    /// nobody can say whether it took place.
+    /// One transaction. `undo` has the old rows until it is certain whether the commit took place.
     fn write(&mut self, batch: &[(StoreChange, ChangeCallback)]) -> Result<(), BatchFailure> {
-        let database = self.database.as_ref();
-        let database = database.ok_or_else(|| BatchFailure("closed".to_owned()))?;
+        let database = self
+            .database
+            .as_ref()
+            .ok_or_else(|| BatchFailure("closed".to_owned()))?;
         let txn = database.begin_write()?;
-        let mut round = WriteBatch::default();
+        let mut writes = WriteBatch::default();
         for (change, _) in batch {
-            round.take(change, &txn)?;
+            writes.add(change, &txn)?;
         }
-        let moved = std::mem::take(&mut round.moved);
-        let before = round.write(&txn, self.batch + 1)?;
-        let slice = self.walk.slice(&txn)?;
-        self.doubt = Some(before);
+        let moved = std::mem::take(&mut writes.moved);
+        let undo = writes.write(&txn, self.batch + 1)?;
+        let slice = self.vacuum.slice(&txn)?;
+        self.undo = Some(undo);
         txn.commit()?;
-        self.doubt = None;
+        self.undo = None;
         self.batch += 1;
-        self.walk.ended(&moved);
+        self.vacuum.add_ended(&moved);
         if let Some(slice) = slice {
-            self.walk.done(slice);
-            debug!(removed = slice.removed(), "dead tokens taken off the disk");
+            self.vacuum.commit_slice(slice);
+            debug!(
+                removed = slice.removed(),
+                "removed dead tokens from the disk"
+            );
         }
         Ok(())
     }
 
     fn load(
         &mut self,
-        intake: &mut dyn GrantSink,
+        sink: &mut dyn GrantSink,
         progress: &LoadProgress,
     ) -> Result<LoadedGrants, StoreUnavailable> {
         let Some(database) = &self.database else {
             return Err(self.refusal());
         };
-        let read = || read::in_parts(database, &self.path, intake, progress);
+        let read = || read::in_parts(database, &self.path, sink, progress);
         let read = catch_unwind(AssertUnwindSafe(read));
         match read {
             Err(_) => Err(StoreUnavailable::Failed("the file is damaged".into())),
             Ok(Ok((loaded, ended))) => {
-                self.walk.add_dead(loaded.expired + loaded.ended);
-                self.walk.ended(&ended);
+                self.vacuum.add_dead(loaded.expired + loaded.ended);
+                self.vacuum.add_ended(&ended);
                 Ok(loaded)
             }
             Ok(Err(error)) => Err(StoreUnavailable::Failed(error.to_string().into())),
         }
     }
 
-    fn fail(&mut self, trouble: &BatchFailure) {
+    fn fail(&mut self, failure: &BatchFailure) {
         self.database = None; // the engine refuses everything after an error
-        self.tried = Instant::now();
+        self.last_attempt = Instant::now();
         self.metrics.store_up.set(0);
-        if self.condition.set(Some(trouble.0.as_str().into())) {
-            error!(path = %self.path.display(), error = trouble.0,
+        if self.disk_health.set(Some(failure.0.as_str().into())) {
+            error!(path = %self.path.display(), error = failure.0,
                 "the store cannot be written; logins, logouts and changes of users and keys are \
-                 refused until it can, known tokens go on");
+                 refused until it can, requests with known tokens are served");
         }
     }
 
-    /// Ready to write, after another try if it was not.
+    /// Whether the store can be written; tries to open it again if it has failed.
     fn is_usable(&mut self) -> bool {
         if self.database.is_some() && self.file != identity(&self.path) {
             let gone = OpenError::Gone {
@@ -254,11 +261,11 @@ impl StoreWriter {
             };
             self.fail(&BatchFailure(gone.to_string()));
         }
-        if self.database.is_none() && self.tried.elapsed() >= PAUSE {
+        if self.database.is_none() && self.last_attempt.elapsed() >= CHECK_INTERVAL {
             match self.reopen() {
                 Ok(()) => {
                     self.metrics.store_up.set(1);
-                    self.condition.set(None);
+                    self.disk_health.set(None);
                     info!(path = %self.path.display(), "the store can be written again");
                 }
                 Err(trouble) => self.fail(&trouble),
@@ -267,18 +274,17 @@ impl StoreWriter {
         self.database.is_some()
     }
 
-    /// What is done about once a second, load or none.
+    /// Checks the file about once a second, under load or not.
     fn check_file(&mut self) {
-        self.looked = Instant::now();
+        self.last_check = Instant::now();
         if !self.is_usable() {
             return;
         }
-        let facts = std::fs::metadata(&self.path);
-        let bytes = facts.map_or(0, |facts| facts.len());
+        let bytes = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
         let gauge = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.metrics.store_bytes.set(gauge);
         match self.rows() {
-            Ok(rows) => self.walk.consider(rows),
+            Ok(rows) => self.vacuum.start_if_due(rows),
             Err(trouble) => self.fail(&trouble),
         }
     }
@@ -295,19 +301,19 @@ impl StoreWriter {
         let opened = (self.opener)().map_err(|error| BatchFailure(error.to_string()))?;
         let found = last_batch(&opened)?;
         if found < self.batch {
-            let lost = "an older file has taken its place; restart the gate to use that one";
+            let lost = "an older file has replaced it; restart the gateway to use that one";
             return Err(BatchFailure(lost.to_owned()));
         }
-        // Refused means not done: a commit that failed and took place is undone. This
-        // first write also shows that the disk takes writes again.
-        let doubt = self.doubt.as_ref().filter(|_| found > self.batch);
+        // A commit that failed and took place is undone. This first write also shows that the disk
+        // can be written again.
+        let undo = self.undo.as_ref().filter(|_| found > self.batch);
         let txn = opened.begin_write()?;
-        if let Some(before) = doubt {
-            before.restore(&txn)?;
+        if let Some(undo) = undo {
+            undo.restore(&txn)?;
         }
         txn.open_table(META)?.insert(BATCH_KEY, found + 1)?;
         txn.commit()?;
-        self.doubt = None;
+        self.undo = None;
         self.batch = found + 1;
         self.file = identity(&self.path);
         self.database = Some(opened);
@@ -315,7 +321,7 @@ impl StoreWriter {
     }
 }
 
-/// Tells that nothing is written any more, however the thread came to its end.
+/// Marks the store as closed, however the thread ends.
 struct WriterEnded(Arc<DiskHealth>, Arc<Metrics>);
 
 impl Drop for WriterEnded {
@@ -325,13 +331,13 @@ impl Drop for WriterEnded {
     }
 }
 
-/// The file at `path`, whatever its name will be tomorrow.
+/// Device and inode of the file at `path`.
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    let facts = std::fs::metadata(path).ok()?;
-    Some((facts.dev(), facts.ino()))
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
-/// The number of the last commit in the file.
+/// Number of the last commit in the file.
 fn last_batch(database: &Database) -> Result<u64, redb::Error> {
     let txn = database.begin_read()?;
     let table = txn.open_table(META)?;
@@ -339,7 +345,7 @@ fn last_batch(database: &Database) -> Result<u64, redb::Error> {
     Ok(batch.map_or(0, |batch| batch.value()))
 }
 
-/// Opens the file that must be there.
-pub(super) fn at(path: PathBuf) -> DatabaseOpener {
+/// Opens the file, which must exist.
+pub(super) fn file_opener(path: PathBuf) -> DatabaseOpener {
     Box::new(move || open::open(&path, MissingFile::Refuse, open::CACHE_OF_A_GATE))
 }

@@ -1,4 +1,4 @@
-//! What the server tells every gate: numbered changes, and what a gate makes of them.
+//! The numbered changes that the server publishes, and the replicas that apply them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,39 +8,39 @@ use redis::Value;
 use super::entry::SharedEntry;
 use crate::store::RecordDigest;
 
-/// One change, as all gates see it.
+/// One change, as all gateways see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SharedChange {
-    /// A token was given out: it is no longer unknown.
+    /// A token was minted or learned: an answer "unknown" for it is out of date.
     TokenPut(RecordDigest),
     TokenRevoked(RecordDigest),
-    /// All tokens of a user that are older than this change are dead.
+    /// All tokens of a user from before this change are dead.
     UserEnded {
         user: Arc<str>,
         end: RevokedUpTo,
     },
-    /// None: the user is gone.
+    /// None: the user was removed.
     User(Arc<str>, Option<SharedEntry>),
     Key(Arc<str>, SharedEntry),
     /// An upstream's lease was renewed or refused: read it again.
     Lease(Arc<str>),
-    /// The whole directory, after changes may have been missed.
+    /// All users and keys, after changes may have been missed.
     Directory {
         users: Vec<(Arc<str>, SharedEntry)>,
         keys: Vec<(Arc<str>, SharedEntry)>,
     },
 }
 
-/// Up to where a user's tokens are dead, by the numbers of changes.
+/// Change numbers up to which a user's tokens are dead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RevokedUpTo {
-    /// Tokens of an earlier change are dead.
+    /// Tokens from before this change are dead.
     pub tokens: u64,
-    /// Logins begun before this change get no token; 0: the user was only logged out.
+    /// Logins that began before this change get no token; 0: the user only logged out.
     pub logins: u64,
 }
 
-/// A change with its number and its writer's mark.
+/// A change with its number and its random mark.
 #[derive(Clone, Debug)]
 pub(super) struct NumberedChange {
     pub seq: u64,
@@ -63,7 +63,7 @@ pub trait Replica: Send + Sync + fmt::Debug {
 }
 
 impl NumberedChange {
-    /// None: not in the form that a gate writes.
+    /// None: the entry has an unknown form.
     pub(super) fn read(entry: &Value) -> Option<Self> {
         let Value::Array(parts) = entry else {
             return None;
@@ -135,7 +135,7 @@ impl ChangeFields {
                     _ => SharedChange::Key(name, entry),
                 });
             }
-            // A newer gate's word: nothing this one keeps a copy of.
+            // A kind that a newer version publishes: no replica here has such state.
             _ => {}
         }
         Some(())

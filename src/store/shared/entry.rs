@@ -1,13 +1,13 @@
-//! A user or API key as the store has it: `made.changed seq`, a line end, the record.
+//! A user or API key in the store: `made.changed seq`, a line end, the record as JSON.
 
 use std::fmt;
 
-/// Tells an entry from an earlier one of the same name, and from what it was before.
+/// Identifies a version of an entry, also among entries of the same name created later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryRevision {
-    /// Number of the change that made it.
+    /// Number of the change that created it.
     pub made: u64,
-    /// Changes since, but for those that change nothing that counts.
+    /// How often it was changed since; a re-hash of the same password does not count.
     pub changed: u64,
 }
 
@@ -16,7 +16,7 @@ pub struct SharedEntry {
     pub revision: EntryRevision,
     /// Number of the change that wrote it.
     pub seq: u64,
-    /// The record, as JSON; empty: it was removed, by this change.
+    /// The record as JSON; empty: this change removed the entry.
     pub text: String,
 }
 
@@ -26,7 +26,7 @@ impl fmt::Display for EntryRevision {
     }
 }
 
-/// Without the text: it holds a password hash.
+/// Without the text, which may contain a password hash.
 impl fmt::Debug for SharedEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "entry {} of change {}", self.revision, self.seq)

@@ -1,4 +1,4 @@
-//! One login for all gates: who may log in, and what came of it.
+//! One login at an upstream for all gateways: which of them logs in, and the lease that results.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use super::tokens::millis;
 use super::{ScriptCall, SharedStore};
 use crate::store::{SealedBytes, StoreUnavailable};
 
-/// How long the lock lasts if its holder dies; extended while a login runs.
+/// How long the lock lasts if its gateway dies; it is extended while a login runs.
 const LOCK_LIFE: Duration = Duration::from_secs(10);
 
-/// The lease as the store has it.
+/// The lease in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseAt {
     pub generation: u64,
@@ -30,41 +30,41 @@ pub struct LoginRateLimit {
 /// Whether this gateway may log in now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoginTurn {
-    /// Ours: nobody else logs in until this is published or let go.
+    /// It may: no other gateway logs in until the lease is published or the lock released.
     Ours(LoginLock),
-    /// Somebody has logged in already: read the lease.
+    /// Another gateway has logged in already: read its lease.
     Newer,
-    /// Another gate is at it; the lock lasts this long if it dies.
+    /// Another gateway is logging in; its lock lasts this long if it dies.
     Busy(Duration),
-    /// No login is allowed before.
+    /// The rate limit allows no login before this time has passed.
     Wait(Duration),
 }
 
-/// A login under way, here and nowhere else while its lock holds.
+/// The lock of a running login; while it holds, no other gateway logs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "publish it or let it go"]
+#[must_use = "publish the lease or release the lock"]
 pub struct LoginLock {
-    holder: String,
+    owner: String,
     fence: u64,
     refused: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishOutcome {
-    /// In use by all from here on.
+    /// All gateways use it from here on; its generation.
     Current(u64),
-    /// The lock was lost, or another login has been begun since: not to be used.
+    /// The lock was lost, or another login has begun since: the lease must not be used.
     Lost,
-    /// A refusal came while the login ran: the token may be dead already.
+    /// The upstream refused a lease while the login ran, so the new token may be dead already.
     Superseded,
 }
 
 impl SharedStore {
     pub async fn lease(&self, upstream: &str) -> Result<Option<LeaseAt>, StoreUnavailable> {
-        let call = ScriptCall::default().key(self.names.lease(upstream));
+        let call = ScriptCall::default().key(self.keys.lease(upstream));
         let reply = self.run(&script::LEASE, call).await?;
         if reply.word() != "ok" {
-            return Err(reply.odd());
+            return Err(reply.malformed());
         }
         let sealed = reply.bytes(4)?;
         Ok((!sealed.is_empty()).then_some(LeaseAt {
@@ -75,17 +75,17 @@ impl SharedStore {
         }))
     }
 
-    /// Asks for the turn to log in. `known` is the newest generation seen here.
+    /// Asks for the lock to log in. `known` is the newest generation that this gateway has seen.
     pub async fn login_turn(
         &self,
         upstream: &str,
         known: u64,
         limit: LoginRateLimit,
     ) -> Result<LoginTurn, StoreUnavailable> {
-        let holder = format!("{}{:016x}", self.writer, rand::random::<u64>());
+        let owner = format!("{}{:016x}", self.writer, rand::random::<u64>());
         let call = self
             .lease_call(upstream)
-            .arg(holder.as_str())
+            .arg(owner.as_str())
             .number(millis(LOCK_LIFE))
             .number(limit.min_interval.as_millis())
             .number(limit.per_hour.clamp(1, 1000))
@@ -93,7 +93,7 @@ impl SharedStore {
         let reply = self.run(&script::LOGIN, call).await?;
         match reply.word() {
             "go" => Ok(LoginTurn::Ours(LoginLock {
-                holder,
+                owner,
                 fence: reply.number(1)?,
                 refused: reply.number(2)?,
             })),
@@ -102,11 +102,11 @@ impl SharedStore {
                 reply.signed(1)?.max(1).unsigned_abs(),
             ))),
             "wait" => Ok(LoginTurn::Wait(Duration::from_millis(reply.number(1)?))),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 
-    /// Extends the lock again and again; returns when it is lost. For beside a login.
+    /// Extends the lock repeatedly; returns when it is lost. To be run beside a login.
     pub async fn hold(&self, upstream: &str, login: &LoginLock) {
         loop {
             tokio::time::sleep(LOCK_LIFE / 4).await;
@@ -120,7 +120,7 @@ impl SharedStore {
         }
     }
 
-    /// Lets the lock go without a lease. `unsent`: the upstream was never asked.
+    /// Releases the lock without a lease. `unsent`: no login request reached the upstream.
     pub async fn release(
         &self,
         upstream: &str,
@@ -139,12 +139,12 @@ impl SharedStore {
     ) -> Result<bool, StoreUnavailable> {
         let call = self
             .lease_call(upstream)
-            .arg(login.holder.as_str())
+            .arg(login.owner.as_str())
             .number(life);
         Ok(self.run(&script::LOCK, call).await?.word() == "ok")
     }
 
-    /// Makes what the login brought the lease of all gates.
+    /// Publishes the token of a login as the lease of all gateways.
     pub async fn publish(
         &self,
         upstream: &str,
@@ -155,7 +155,7 @@ impl SharedStore {
     ) -> Result<PublishOutcome, StoreUnavailable> {
         let call = self
             .lease_call(upstream)
-            .arg(login.holder.as_str())
+            .arg(login.owner.as_str())
             .number(login.fence)
             .number(login.refused)
             .number(u8::from(single_active))
@@ -167,18 +167,18 @@ impl SharedStore {
             "ok" => Ok(PublishOutcome::Current(reply.number(1)?)),
             "lost" => Ok(PublishOutcome::Lost),
             "superseded" => Ok(PublishOutcome::Superseded),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 
-    /// The upstream refused this generation; whether that is news.
+    /// The upstream refused this generation; returns whether the store learns that only now.
     pub async fn refuse_lease(
         &self,
         upstream: &str,
         generation: u64,
     ) -> Result<bool, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.lease(upstream))
+            .key(self.keys.lease(upstream))
             .arg(upstream)
             .number(generation);
         Ok(self.run(&script::REFUSE, call).await?.word() == "ok")
@@ -186,8 +186,8 @@ impl SharedStore {
 
     fn lease_call(&self, upstream: &str) -> ScriptCall {
         ScriptCall::default()
-            .key(self.names.lease(upstream))
-            .key(self.names.lock(upstream))
-            .key(self.names.logins(upstream))
+            .key(self.keys.lease(upstream))
+            .key(self.keys.lock(upstream))
+            .key(self.keys.logins(upstream))
     }
 }

@@ -1,5 +1,5 @@
-//! The connection, and following the changes. One task, on the control runtime: it alone
-//! connects, and it alone tells the copies what has changed.
+//! The connection, and reading the changes. One task, on the control runtime: only this task
+//! connects, and only this task passes changes to the replicas.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -15,88 +15,72 @@ use super::change::NumberedChange;
 use super::client::redis_keys::RedisKeys;
 use super::client::reply::ScriptReply;
 use super::client::resolver::RedisResolver;
-use super::client::server_error::told;
+use super::client::server_error::describe;
 use super::client::{endpoint, eviction, script};
 use super::entry::SharedEntry;
 use super::{
-    CommandConnection, EvictingServer, SharedChange, SharedStore, StoreConnection, StoreDown,
+    CommandConnection, EvictingServer, SharedChange, SharedOpenError, SharedStore, StoreConnection,
+    StoreDown,
 };
 use crate::backoff::Backoff;
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::Metrics;
 
-/// Longest silence of the server: then it answers "nothing new", which tells us that it
-/// is there.
-const SILENCE: Duration = Duration::from_millis(500);
-/// How often a gate says that it is there; it is counted for five times as long.
-const COUNT_EVERY: Duration = Duration::from_secs(2);
-/// Changes taken at once.
-const MOST: usize = 1000;
+/// How long the server may block XREAD: then it returns without changes, which shows that it is
+/// still there.
+const XREAD_BLOCK: Duration = Duration::from_millis(500);
+/// How often a gateway registers itself; it is counted for five times as long.
+const REGISTER_INTERVAL: Duration = Duration::from_secs(2);
+/// Changes per XREAD.
+const MAX_CHANGES: usize = 1000;
 const RECONNECT_BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(50),
     max: Duration::from_secs(1),
     jitter: 0.5,
 };
-/// A start waits this long for the store, then gives up and says why.
-const FIRST_CONTACT: Duration = Duration::from_secs(15);
-/// A user's removal is remembered this long (`end.lua`): a gate that was away for longer
-/// must not bring users back.
-const REMOVAL_KNOWN: Duration = Duration::from_secs(3600);
+/// A start waits this long for the store, then fails with the reason.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// The server remembers a user's removal this long (`end.lua`). A gateway that was away for longer
+/// must not restore users.
+const REMOVAL_RETENTION: Duration = Duration::from_secs(3600);
 
-/// Why the store could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("the store at {place} cannot be used: {why}")]
-pub struct SharedOpenError {
-    place: String,
-    why: Arc<str>,
-}
-
-impl SharedOpenError {
-    pub(super) fn new(settings: &config::SharedStoreConfig, why: Arc<str>) -> Self {
-        Self {
-            place: settings.to_string(),
-            why,
-        }
-    }
-}
-
-/// Why a connection came to its end.
+/// Why a connection was given up.
 #[derive(Debug, thiserror::Error)]
 enum LinkLost {
     #[error(transparent)]
-    Place(#[from] endpoint::EndpointError),
+    Endpoint(#[from] endpoint::EndpointError),
     #[error(transparent)]
     Server(#[from] RedisError),
     #[error(transparent)]
     Unavailable(#[from] crate::store::StoreUnavailable),
     #[error("the store has schema {0}, which this version does not know; upgrade the gates first")]
     Newer(String),
-    #[error("the store's answer cannot be understood")]
-    Odd,
+    #[error("the store's reply has an unknown form")]
+    Malformed,
     #[error("the store was emptied")]
     Emptied,
-    /// Found at the first connection, and not accepted: the gate does not start.
+    /// The server evicts keys at the first connection: the gateway does not start.
     #[error("{0}")]
     Evicts(EvictingServer),
-    /// Somebody found that the connection is of no use any more.
+    /// Another task found the connection unusable.
     #[error("{0}")]
-    OfNoUse(Arc<str>),
+    Unusable(Arc<str>),
 }
 
 impl SharedStore {
-    /// Connects, and keeps connected until the end. Whoever keeps a copy has said so with
-    /// `follow`: the directory is told once, now.
+    /// Connects, and stays connected until shutdown. Add the replicas first: they get all users
+    /// and keys from this call.
     pub async fn start(self: &Arc<Self>, scope: &TaskScope) -> Result<(), SharedOpenError> {
         let run = Arc::clone(self).run_link(scope.stop.clone());
         scope.spawn("store link", run);
-        let first = timeout(FIRST_CONTACT, async {
+        let first = timeout(START_TIMEOUT, async {
             while !self.is_up() && !self.is_refused.load(Ordering::Acquire) {
                 sleep(Duration::from_millis(5)).await;
             }
         });
         if first.await.is_err() || !self.is_up() {
-            let why = Arc::clone(&self.down.load().why);
+            let why = Arc::clone(&self.down.load().reason);
             return Err(SharedOpenError::new(&self.settings, why));
         }
         let watch = Arc::clone(self).watch_policy(scope.stop.clone());
@@ -107,13 +91,13 @@ impl SharedStore {
     /// The store, not connected yet.
     pub fn new(settings: config::SharedStoreConfig, metrics: Arc<Metrics>) -> Self {
         Self {
-            names: RedisKeys::new(&settings.prefix),
+            keys: RedisKeys::new(&settings.prefix),
             settings,
             resolver: RedisResolver::default(),
             writer: format!("{:016x}", rand::random::<u64>()),
             up: ArcSwapOption::empty(),
             down: ArcSwap::from_pointee(StoreDown {
-                why: "not connected yet".into(),
+                reason: "not connected yet".into(),
             }),
             start: Instant::now(),
             contact: AtomicU64::new(0),
@@ -121,7 +105,7 @@ impl SharedStore {
             own: parking_lot::Mutex::default(),
             replicas: parking_lot::Mutex::default(),
             gates: AtomicU32::new(1),
-            relink: Arc::default(),
+            reconnect: Arc::default(),
             eviction: arc_swap::ArcSwap::default(),
             is_refused: AtomicBool::new(false),
             metrics,
@@ -134,7 +118,7 @@ impl SharedStore {
         loop {
             let lost = tokio::select! {
                 lost = self.connect_and_follow(&mut known) => lost,
-                why = self.relinked() => LinkLost::OfNoUse(why),
+                why = self.reconnect_requested() => LinkLost::Unusable(why),
                 () = stop.aborting() => return,
             };
             let was_up = self.up.swap(None).is_some();
@@ -155,28 +139,28 @@ impl SharedStore {
         }
     }
 
-    async fn relinked(&self) -> Arc<str> {
+    async fn reconnect_requested(&self) -> Arc<str> {
         loop {
-            let why = self.relink.asked().await;
+            let why = self.reconnect.requested().await;
             if self.is_up() {
                 return why;
             }
         }
     }
 
-    /// An outage is one line, not one per attempt.
+    /// Logs an outage once, not at every attempt.
     fn report(&self, lost: &LinkLost, was_up: bool) {
-        let why: Arc<str> = match lost {
-            LinkLost::Server(error) => told(error),
-            LinkLost::Place(error) => error.words(),
+        let reason: Arc<str> = match lost {
+            LinkLost::Server(error) => describe(error),
+            LinkLost::Endpoint(error) => error.describe(),
             other => other.to_string().into(),
         };
         let before = self.down.swap(Arc::new(StoreDown {
-            why: Arc::clone(&why),
+            reason: Arc::clone(&reason),
         }));
-        if was_up || before.why != why {
-            warn!(store = %self.settings, error = %why,
-                "the store cannot be reached; known grants stay good for {:?}",
+        if was_up || before.reason != reason {
+            warn!(store = %self.settings, error = %reason,
+                "the store cannot be reached; known tokens stay valid for {:?}",
                 self.settings.stale_for);
         }
     }
@@ -195,46 +179,47 @@ impl SharedStore {
         let limit = self.settings.timeout;
         let timing = eviction::timing(&self.settings, &self.resolver);
         let (client, mut connection) =
-            endpoint::connect(&self.settings, &self.names, &timing).await?;
+            endpoint::connect(&self.settings, &self.keys, &timing).await?;
         let is_first = known.id.is_empty();
         if let Some(evicts) = self.admit_policy(&mut connection, is_first).await? {
             return Err(LinkLost::Evicts(evicts));
         }
-        let patient = timing.set_response_timeout(Some(SILENCE + limit));
-        let follow = client.get_multiplexed_async_connection_with_config(&patient);
+        let blocking = timing.set_response_timeout(Some(XREAD_BLOCK + limit));
+        let follow = client.get_multiplexed_async_connection_with_config(&blocking);
         let mut follow = follow.await?;
         let mut commands = CommandConnection(connection);
         let id = self.greet(&mut commands, known).await?;
-        self.touch();
+        self.set_current();
         self.up.store(Some(Arc::new(StoreConnection {
             commands: commands.clone(),
             id: id.clone(),
         })));
         self.metrics.store_up.set(1);
-        info!(store = %self.settings, "the store is there");
+        info!(store = %self.settings, "connected to the store");
         self.follow_changes(&mut follow, &mut commands, known, &id)
             .await
     }
 
-    /// Finds out whether this is the store as it was left, and brings the copies in step.
+    /// Finds out whether this is the store as this gateway left it, and brings the replicas up to
+    /// date.
     async fn greet(
         &self,
         commands: &mut CommandConnection,
         known: &mut KnownState,
     ) -> Result<String, LinkLost> {
         let seen = self.applied();
-        let settle = self.settings.stale_for.as_millis();
+        let settle_millis = self.settings.stale_for.as_millis();
         let reply: Vec<Value> = script::HELLO
-            .key(&self.names.meta)
-            .key(&self.names.changes)
+            .key(&self.keys.meta)
+            .key(&self.keys.changes)
             .arg(&known.id)
             .arg(format!("{:032x}", rand::random::<u128>()))
             .arg(seen)
             .arg(&known.mark)
-            .arg(u64::try_from(settle).unwrap_or(u64::MAX))
+            .arg(u64::try_from(settle_millis).unwrap_or(u64::MAX))
             .invoke_async(&mut commands.0)
             .await?;
-        let reply = ScriptReply::new(reply, &self.relink);
+        let reply = ScriptReply::new(reply, &self.reconnect);
         let (id, seq) = (reply.text(1)?, reply.number(2)?);
         match reply.word() {
             "same" => return Ok(id),
@@ -242,16 +227,16 @@ impl SharedStore {
             "newer" => return Err(LinkLost::Newer(id)),
             word @ ("gap" | "lost") => {
                 warn!(store = %self.settings, seen, now = seq, is_other = id != known.id,
-                    "changes may have been missed; grants are looked up again");
+                    "changes may have been missed; tokens are looked up again");
                 self.metrics.store_invalidations.inc();
                 self.each_replica(|replica| replica.invalidate(seen));
                 if word == "lost" {
-                    let users_too = id != known.id || self.silent_for() < REMOVAL_KNOWN;
+                    let users_too = id != known.id || self.silent_for() < REMOVAL_RETENTION;
                     let items = self.resync(commands, &id, users_too).await?;
                     info!(items, "sent the state this gateway holds to the store");
                 }
             }
-            _ => return Err(LinkLost::Odd),
+            _ => return Err(LinkLost::Malformed),
         }
         known.id.clone_from(&id);
         known.mark.clear();
@@ -266,15 +251,15 @@ impl SharedStore {
         }
     }
 
-    /// Reads users and keys whole. What changes meanwhile is told again as a change.
+    /// Reads all users and keys. Changes made meanwhile also arrive on the stream.
     async fn read_directory(
         &self,
         commands: &mut CommandConnection,
         seq: u64,
     ) -> Result<(), LinkLost> {
         let change = SharedChange::Directory {
-            users: read_entries(&mut commands.0, &self.names.users).await?,
-            keys: read_entries(&mut commands.0, &self.names.keys).await?,
+            users: read_entries(&mut commands.0, &self.keys.users).await?,
+            keys: read_entries(&mut commands.0, &self.keys.keys).await?,
         };
         self.each_replica(|replica| replica.apply(&change, seq));
         Ok(())
@@ -287,57 +272,57 @@ impl SharedStore {
         known: &mut KnownState,
         id: &str,
     ) -> Result<NeverReturns, LinkLost> {
-        let silence = u64::try_from(SILENCE.as_millis()).unwrap_or(u64::MAX);
-        let mut counted = Instant::now() - COUNT_EVERY;
+        let silence = u64::try_from(XREAD_BLOCK.as_millis()).unwrap_or(u64::MAX);
+        let mut registered = Instant::now() - REGISTER_INTERVAL;
         loop {
-            if counted.elapsed() >= COUNT_EVERY {
-                counted = Instant::now();
+            if registered.elapsed() >= REGISTER_INTERVAL {
+                registered = Instant::now();
                 self.count_gates(commands).await?;
             }
             let seen = self.applied();
-            let news: Value = redis::cmd("XREAD")
+            let reply: Value = redis::cmd("XREAD")
                 .arg("COUNT")
-                .arg(MOST)
+                .arg(MAX_CHANGES)
                 .arg("BLOCK")
                 .arg(silence)
                 .arg("STREAMS")
-                .arg(&self.names.changes)
+                .arg(&self.keys.changes)
                 .arg(format!("{seen}-0"))
                 .query_async(follow)
                 .await?;
-            let Some(entries) = entries_of(news) else {
-                self.check_silence(commands, id).await?;
-                self.touch();
+            let Some(entries) = entries_of(reply) else {
+                self.check_same_store(commands, id).await?;
+                self.set_current();
                 continue;
             };
             for entry in &entries {
-                let numbered = NumberedChange::read(entry).ok_or(LinkLost::Odd)?;
+                let numbered = NumberedChange::read(entry).ok_or(LinkLost::Malformed)?;
                 self.apply_changes(numbered, known, commands).await?;
             }
-            self.touch();
+            self.set_current();
         }
     }
 
     async fn count_gates(&self, commands: &mut CommandConnection) -> Result<(), LinkLost> {
         let all: u32 = script::GATES
-            .key(self.names.gates())
+            .key(self.keys.gates())
             .arg(&self.writer)
-            .arg(u64::try_from((COUNT_EVERY * 5).as_millis()).unwrap_or(u64::MAX))
+            .arg(u64::try_from((REGISTER_INTERVAL * 5).as_millis()).unwrap_or(u64::MAX))
             .invoke_async(&mut commands.0)
             .await?;
         self.gates.store(all, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Nothing new: is it still the same store, and is there really nothing?
-    async fn check_silence(
+    /// There were no changes: checks that this is still the same store and none were missed.
+    async fn check_same_store(
         &self,
         commands: &mut CommandConnection,
         id: &str,
     ) -> Result<(), LinkLost> {
         let seen = self.applied();
         let (now, seq): (Option<String>, Option<u64>) = redis::cmd("HMGET")
-            .arg(&self.names.meta)
+            .arg(&self.keys.meta)
             .arg("id")
             .arg("seq")
             .query_async(&mut commands.0)
@@ -354,13 +339,14 @@ impl SharedStore {
     ) -> Result<(), LinkLost> {
         let seen = self.applied();
         if numbered.seq != seen + 1 {
-            // Numbers are left out only when a gate has told the store what it had lost.
+            // Numbers are skipped only after a resync, when a gateway has sent its state to the
+            // store.
             self.metrics.store_invalidations.inc();
             self.each_replica(|replica| replica.invalidate(seen));
             self.read_directory(commands, seen).await?;
         }
-        // The copies before the number: an epoch taken in between is the older one, and
-        // at worst refuses a login that could have been let in.
+        // The replicas first, then the number: a login that reads the epoch in between gets the
+        // older one, and at worst is refused without need.
         if !self.take_own(numbered.seq) {
             for change in &numbered.changes {
                 self.each_replica(|replica| replica.apply(change, numbered.seq));
@@ -372,19 +358,19 @@ impl SharedStore {
     }
 }
 
-/// What this gate last knew of the store.
+/// What this gateway knew of the store at the last contact.
 #[derive(Debug, Default)]
 struct KnownState {
     id: String,
-    /// Of the last change taken in.
+    /// Mark of the last change that was applied.
     mark: Vec<u8>,
 }
 
 enum NeverReturns {}
 
-/// The entries of an answer to XREAD on one stream; None: nothing new.
-fn entries_of(news: Value) -> Option<Vec<Value>> {
-    let Value::Array(mut streams) = news else {
+/// The entries in the reply to XREAD on one stream; None: no changes.
+fn entries_of(reply: Value) -> Option<Vec<Value>> {
+    let Value::Array(mut streams) = reply else {
         return None;
     };
     let Some(Value::Array(mut stream)) = streams.pop() else {
@@ -406,6 +392,6 @@ async fn read_entries(
         .await?;
     let read = |(name, text): (String, String)| Some((name.into(), SharedEntry::parse(&text)?));
     all.into_iter()
-        .map(|entry| read(entry).ok_or(LinkLost::Odd))
+        .map(|entry| read(entry).ok_or(LinkLost::Malformed))
         .collect()
 }

@@ -1,10 +1,11 @@
-//! The store that several gates share: a Redis or Valkey server. Every change is one
-//! script (`script`), which also numbers it and tells all gates; each gate follows the
-//! numbers on a connection of its own (`link`) and keeps its copies in step.
+//! The store that several gateways share: a Redis or Valkey server. Every change is one script
+//! (`client::script`), which numbers the change and publishes it to all gateways. Each gateway
+//! reads the numbered changes on a connection of its own (`link`) and applies them to its
+//! replicas. Start reading at `SharedStore`, then `link`.
 //!
-//! The surprise: the copies may know more than the server. One that lost its data, or
-//! fell behind in a failover, is told again what the gates know (`remake`), always by
-//! the greatest number, so that what was revoked stays revoked.
+//! The replicas may have newer state than the server. When the server has lost data, or fell
+//! behind in a failover, each gateway sends it the state that it holds (`resync`); of two versions
+//! the one with the greater change number counts, so that a revocation is never undone.
 
 mod change;
 mod client;
@@ -22,7 +23,6 @@ pub use change::{Replica, RevokedUpTo, SharedChange};
 pub use client::eviction::{EvictingServer, EvictionFound};
 pub use entry::{EntryRevision, SharedEntry};
 pub use lease::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome};
-pub use link::SharedOpenError;
 pub use permits::{GrantedPermits, PermitRate};
 pub use snapshot::StateSnapshotItem;
 pub use tokens::{InsertOutcome, SharedGrant, TokenInsert, TokenKind};
@@ -48,36 +48,54 @@ use client::redis_keys::RedisKeys;
 use client::reply::ScriptReply;
 use client::resolver::RedisResolver;
 
-/// The shared store as one gate uses it.
+/// One gateway's view of the shared store.
 #[derive(Debug)]
 pub struct SharedStore {
     settings: config::SharedStoreConfig,
-    names: RedisKeys,
+    keys: RedisKeys,
     resolver: RedisResolver,
-    /// Tells this gate's changes from others'.
+    /// A random id, to recognise this gateway's own changes.
     writer: String,
     up: ArcSwapOption<StoreConnection>,
     /// Why there is no connection.
     down: ArcSwap<StoreDown>,
     start: Instant,
-    /// Milliseconds after `start` at which the copies were last known to be in step; 0: never.
+    /// When the replicas were last up to date, in milliseconds after `start`; 0: never.
     contact: AtomicU64,
-    /// Number of the last change that the copies have taken in.
+    /// Number of the last change applied to the replicas.
     applied: AtomicU64,
-    /// Changes made here that the copies have taken in already.
+    /// Changes made by this gateway, which the replicas have applied before they arrive on the
+    /// stream.
     own: Mutex<HashSet<u64>>,
     replicas: Mutex<Vec<Weak<dyn Replica>>>,
-    /// Gates that share the store, this one included, when it was last there.
+    /// Number of gateways that share the store, with this one, at the last contact.
     gates: AtomicU32,
-    relink: Arc<ReconnectSignal>,
-    /// What the servers said of evicting keys.
+    reconnect: Arc<ReconnectSignal>,
+    /// Whether the servers evict keys, at the last check.
     eviction: ArcSwap<EvictionFound>,
-    /// The first connection found what this gate must not start over.
+    /// At the first connection the server evicts keys, so the gateway must not start.
     is_refused: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
-/// A connection that is good, and which store it leads to.
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("the store at {endpoint} cannot be used: {reason}")]
+pub struct SharedOpenError {
+    endpoint: String,
+    reason: Arc<str>,
+}
+
+impl SharedOpenError {
+    fn new(settings: &config::SharedStoreConfig, reason: Arc<str>) -> Self {
+        Self {
+            endpoint: settings.to_string(),
+            reason,
+        }
+    }
+}
+
+/// A working connection, and the id of the store behind it.
 #[derive(Debug)]
 struct StoreConnection {
     commands: CommandConnection,
@@ -89,16 +107,16 @@ struct CommandConnection(MultiplexedConnection);
 
 impl std::fmt::Debug for CommandConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Commands")
+        f.write_str("CommandConnection")
     }
 }
 
 #[derive(Debug)]
 struct StoreDown {
-    why: Arc<str>,
+    reason: Arc<str>,
 }
 
-/// One call of a script: its keys after the first three, its arguments after the first two.
+/// The arguments of a script call; those that all scripts have in common are added by `run_on`.
 #[derive(Debug, Default)]
 struct ScriptCall {
     keys: Vec<Vec<u8>>,
@@ -127,25 +145,24 @@ impl SharedStore {
         self.replicas.lock().push(replica);
     }
 
-    /// Whether there is a connection, and the copies are in step.
+    /// Whether there is a connection and the replicas are up to date.
     pub fn is_up(&self) -> bool {
         self.up.load().is_some()
     }
 
-    /// What keeps the store from being used; None: nothing.
+    /// Why the store cannot be used; None: it can.
     pub fn trouble(&self) -> Option<Arc<str>> {
         let is_down = self.up.load().is_none();
-        is_down.then(|| Arc::clone(&self.down.load().why))
+        is_down.then(|| Arc::clone(&self.down.load().reason))
     }
 
-    /// Whether what a copy says may still be believed: it was in step not longer ago
-    /// than `stale_for`.
+    /// Whether the replicas' state is still valid: they were up to date less than `stale_for` ago.
     pub fn is_believed(&self) -> bool {
         let contact = self.contact.load(Ordering::Acquire);
         contact != 0 && self.elapsed() <= contact.saturating_add(self.stale_millis())
     }
 
-    /// How long ago the copies were last known to be in step.
+    /// How long ago the replicas were last known to be up to date.
     pub fn silent_for(&self) -> Duration {
         let contact = self.contact.load(Ordering::Acquire);
         Duration::from_millis(self.elapsed().saturating_sub(contact))
@@ -155,13 +172,12 @@ impl SharedStore {
         &self.settings
     }
 
-    /// Number of the last change that the copies have taken in: the epoch of a login
-    /// that begins now.
+    /// Number of the last change applied to the replicas: the epoch of a login that begins now.
     pub fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// Gates that share the store, this one included.
+    /// Number of gateways that share the store, with this one.
     pub fn gates(&self) -> u32 {
         self.gates.load(Ordering::Relaxed).max(1)
     }
@@ -174,13 +190,13 @@ impl SharedStore {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The copies are in step now.
-    fn touch(&self) {
+    /// The replicas are up to date now.
+    fn set_current(&self) {
         self.contact.store(self.elapsed().max(1), Ordering::Release);
     }
 
-    /// The copies have taken in this change before the server tells them of it.
-    fn is_own(&self, seq: u64) {
+    /// The replicas have applied this change before it arrives on the stream.
+    fn remember_own(&self, seq: u64) {
         let mut own = self.own.lock();
         if seq > self.applied() {
             own.insert(seq);
@@ -198,7 +214,7 @@ impl SharedStore {
         replicas.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Runs a script on the store that this gate knows.
+    /// Runs a script on the store, if it is still the one this gateway knows.
     async fn run(
         &self,
         script: &Script,
@@ -206,15 +222,17 @@ impl SharedStore {
     ) -> Result<ScriptReply, StoreUnavailable> {
         let Some(up) = self.up.load_full() else {
             self.metrics.store_failures.add(StoreFailure::Down);
-            return Err(StoreUnavailable::Failed(Arc::clone(&self.down.load().why)));
+            return Err(StoreUnavailable::Failed(Arc::clone(
+                &self.down.load().reason,
+            )));
         };
         let reply = self.run_on(&up.commands, &up.id, script, call).await;
         if matches!(&reply, Ok(reply) if reply.word() == "foreign") {
-            // Emptied, or another one, while the connection stood.
+            // The server was emptied or replaced while the connection stood.
             self.metrics.store_failures.add(StoreFailure::Foreign);
-            let why: Arc<str> = "the store has lost its data".into();
-            self.relink.ask(&why);
-            return Err(StoreUnavailable::Failed(why));
+            let reason: Arc<str> = "the store has lost its data".into();
+            self.reconnect.request(&reason);
+            return Err(StoreUnavailable::Failed(reason));
         }
         reply
     }
@@ -227,11 +245,11 @@ impl SharedStore {
         call: ScriptCall,
     ) -> Result<ScriptReply, StoreUnavailable> {
         let mut invocation = script.prepare_invoke();
-        let names = &self.names;
+        let keys = &self.keys;
         invocation
-            .key(&names.meta)
-            .key(&names.changes)
-            .key(&names.ends);
+            .key(&keys.meta)
+            .key(&keys.changes)
+            .key(&keys.ends);
         let mark = format!("{}{:016x}", self.writer, rand::random::<u64>());
         invocation.arg(id).arg(mark);
         for key in call.keys {
@@ -242,12 +260,12 @@ impl SharedStore {
         }
         let mut connection = commands.0.clone();
         let values = invocation.invoke_async(&mut connection).await;
-        let values = values.map_err(|error| self.failed(&error))?;
-        Ok(ScriptReply::new(values, &self.relink))
+        let values = values.map_err(|error| self.record_failure(&error))?;
+        Ok(ScriptReply::new(values, &self.reconnect))
     }
 
-    /// Counts an error of the server, and looks for a better one where that may help.
-    fn failed(&self, error: &redis::RedisError) -> StoreUnavailable {
+    /// Counts an error of the server, and asks for a new connection where that may help.
+    fn record_failure(&self, error: &redis::RedisError) -> StoreUnavailable {
         let kind = match error.code() {
             _ if error.is_timeout() => StoreFailure::Timeout,
             _ if error.is_io_error() || error.is_connection_dropped() => StoreFailure::Broken,
@@ -255,10 +273,10 @@ impl SharedStore {
             _ => StoreFailure::Refused,
         };
         self.metrics.store_failures.add(kind);
-        let why = client::server_error::told(error);
-        if client::server_error::is_elsewhere(error) {
-            self.relink.ask(&why);
+        let reason = client::server_error::describe(error);
+        if client::server_error::needs_reconnect(error) {
+            self.reconnect.request(&reason);
         }
-        StoreUnavailable::Failed(why)
+        StoreUnavailable::Failed(reason)
     }
 }

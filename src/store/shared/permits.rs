@@ -52,11 +52,11 @@ impl SharedStore {
     ) -> Result<GrantedPermits, StoreUnavailable> {
         let Some(up) = self.up.load_full() else {
             return Err(StoreUnavailable::Failed(std::sync::Arc::clone(
-                &self.down.load().why,
+                &self.down.load().reason,
             )));
         };
         let micros = rate.interval.as_secs_f64() * 1e6;
-        let mut invocation = script::PERMITS.key(self.names.bucket(bucket));
+        let mut invocation = script::PERMITS.key(self.keys.bucket(bucket));
         invocation
             .arg(format!("{micros:.6}"))
             .arg(format!("{:.6}", micros * f64::from(rate.burst)))
@@ -65,7 +65,7 @@ impl SharedStore {
         let (taken, wait): (i64, u64) = invocation
             .invoke_async(&mut connection)
             .await
-            .map_err(|error| self.failed(&error))?;
+            .map_err(|error| self.record_failure(&error))?;
         Ok(GrantedPermits {
             taken: u32::try_from(taken).unwrap_or(0),
             wait: Duration::from_micros(wait),

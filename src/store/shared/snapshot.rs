@@ -141,7 +141,7 @@ impl SharedStore {
         let reply = self.run_on(commands, id, script, call).await?;
         match reply.word() {
             "ok" | "old" => Ok(()),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 
@@ -157,7 +157,7 @@ impl SharedStore {
             return None;
         };
         let call = ScriptCall::default()
-            .key(self.names.lease(&upstream))
+            .key(self.keys.lease(&upstream))
             .arg(&*upstream)
             .number(generation)
             .number(refused)

@@ -8,14 +8,14 @@ use super::{ScriptCall, SharedStore};
 use crate::profiles::Role;
 use crate::store::{RecordDigest, StoreUnavailable, TokenOrigin};
 
-/// What kind of token, in two letters.
+/// The kind of a token, written as two letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenKind {
     pub origin: TokenOrigin,
     pub role: Option<Role>,
 }
 
-/// A token to take in.
+/// A token to insert.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenInsert<'a> {
     pub digest: RecordDigest,
@@ -26,15 +26,17 @@ pub struct TokenInsert<'a> {
     pub epoch: u64,
     pub max_per_user: usize,
     pub max: usize,
-    /// The user whose password was right; None: the gate does not own the users.
+    /// The revision of the user whose password was checked; None: the store does not own the
+    /// users.
     pub revision: Option<super::EntryRevision>,
-    /// Which of the user's tokens ends for this one, should the user have too many.
+    /// The user's token that may end to make room, should the user be at the cap.
     pub ends: Option<RecordDigest>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InsertOutcome {
-    /// So many tokens its user has now, and all users; and whether one ended for it.
+    /// Stored; with the numbers of tokens of this user and of all, and whether `ends` was ended
+    /// for it.
     Placed {
         of_user: usize,
         of_all: usize,
@@ -42,22 +44,23 @@ pub enum InsertOutcome {
     },
     /// The user was deleted, or its password changed, while the login ran.
     Ended,
-    /// The user's next token ends in so long; and those of them that end first.
+    /// The user is at the cap: time until its next token expires, and the tokens that expire
+    /// first.
     UserFull {
         next: Duration,
         oldest: Vec<RecordDigest>,
     },
-    /// The next token ends in so long.
+    /// The store is at the cap: time until the next token expires.
     Full { next: Duration },
 }
 
-/// A live token as the store knows it.
+/// A live token in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedGrant {
     pub user: Arc<str>,
     pub kind: TokenKind,
     pub left: Duration,
-    /// Number of the change that gave it out.
+    /// Number of the change that inserted it.
     pub seq: u64,
 }
 
@@ -91,11 +94,11 @@ impl TokenKind {
     }
 }
 
-/// Tokens are counted by the second of their end, rounded up to this: some hundred
-/// counts a user at most, and late by a sixty-fourth of a life at most.
+/// Tokens are counted by the second of their expiry, rounded up to a multiple of this: at most
+/// some hundred counters per user, and late by at most 1/64 of a token's lifetime.
 pub(super) fn grain(life: Duration) -> u64 {
-    let most = (life.as_secs() / 64).max(1);
-    1 << most.ilog2()
+    let max = (life.as_secs() / 64).max(1);
+    1 << max.ilog2()
 }
 
 pub(super) fn millis(span: Duration) -> u64 {
@@ -114,27 +117,30 @@ fn digests(texts: &[Vec<u8>]) -> Vec<RecordDigest> {
 }
 
 impl SharedStore {
-    /// Takes a token in, unless the user's end, or a cap, is in the way.
-    pub async fn insert(&self, wanted: TokenInsert<'_>) -> Result<InsertOutcome, StoreUnavailable> {
+    /// Inserts a token, unless the user's tokens were ended meanwhile or a cap is reached.
+    pub async fn insert(
+        &self,
+        request: TokenInsert<'_>,
+    ) -> Result<InsertOutcome, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.holder(wanted.user))
-            .key(self.names.token(&wanted.digest.0))
-            .key(self.names.users.as_str())
-            .arg(wanted.digest.0)
-            .arg(wanted.user)
-            .arg(wanted.kind.letters())
-            .number(millis(wanted.life))
-            .number(grain(wanted.life))
-            .number(wanted.epoch)
-            .number(wanted.max_per_user)
-            .number(wanted.max)
+            .key(self.keys.token_user(request.user))
+            .key(self.keys.token(&request.digest.0))
+            .key(self.keys.users.as_str())
+            .arg(request.digest.0)
+            .arg(request.user)
+            .arg(request.kind.letters())
+            .number(millis(request.life))
+            .number(grain(request.life))
+            .number(request.epoch)
+            .number(request.max_per_user)
+            .number(request.max)
             .arg(
-                wanted
+                request
                     .revision
                     .map(|known| known.to_string())
                     .unwrap_or_default(),
             )
-            .arg(wanted.ends.map(|ends| ends.0.to_vec()).unwrap_or_default());
+            .arg(request.ends.map(|ends| ends.0.to_vec()).unwrap_or_default());
         let reply = self.run(&script::INSERT, call).await?;
         match reply.word() {
             "ok" => Ok(InsertOutcome::Placed {
@@ -150,22 +156,22 @@ impl SharedStore {
             "full" => Ok(InsertOutcome::Full {
                 next: Duration::from_millis(reply.number(1)?),
             }),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 
-    /// The grant of a token; None: there is none. A store that lost its data does not
-    /// say so before all gates have had the time to tell it what they know.
+    /// The grant of a token; None: there is none. A store that lost its data does not answer None
+    /// before all gateways have had time to send the state they hold.
     pub async fn find(
         &self,
         digest: &RecordDigest,
     ) -> Result<Option<SharedGrant>, StoreUnavailable> {
-        let call = ScriptCall::default().key(self.names.token(&digest.0));
+        let call = ScriptCall::default().key(self.keys.token(&digest.0));
         let reply = self.run(&script::FIND, call).await?;
         match reply.word() {
             "ok" => Ok(Some(SharedGrant {
                 user: reply.text(1)?.into(),
-                kind: TokenKind::parse(&reply.text(2)?).ok_or_else(|| reply.odd())?,
+                kind: TokenKind::parse(&reply.text(2)?).ok_or_else(|| reply.malformed())?,
                 left: Duration::from_millis(reply.number(3)?),
                 seq: reply.number(4)?,
             })),
@@ -173,25 +179,25 @@ impl SharedStore {
             "unsettled" => Err(StoreUnavailable::Failed(
                 "the store lost its data and may not know all tokens yet".into(),
             )),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 
-    /// Ends one token; whether it was live.
+    /// Revokes one token; returns whether it was live.
     pub async fn revoke(&self, digest: &RecordDigest) -> Result<bool, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.token(&digest.0))
+            .key(self.keys.token(&digest.0))
             .arg(digest.0);
         let reply = self.run(&script::REVOKE, call).await?;
         match reply.word() {
             "ok" => Ok(reply.number(2)? == 1),
             "none" => Ok(false),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 
-    /// Ends all tokens of a user, but for `kept` if it is one of them; how many. `apply`
-    /// does the same to the copies, at once: there `kept` is looked up again.
+    /// Revokes all tokens of a user, but `kept` if it is one of them; returns how many. Calls
+    /// `apply`, which ends all of them in the replica at once: `kept` is looked up again there.
     pub async fn end_tokens(
         &self,
         user: &str,
@@ -201,17 +207,17 @@ impl SharedStore {
     ) -> Result<usize, StoreUnavailable> {
         let mode = if logins_too { "end" } else { "logout" };
         let call = ScriptCall::default()
-            .key(self.names.holder(user))
-            .key(self.names.users.as_str())
+            .key(self.keys.token_user(user))
+            .key(self.keys.users.as_str())
             .arg(user)
             .arg(mode)
             .arg(kept.map(|kept| kept.0.to_vec()).unwrap_or_default());
         let reply = self.run(&script::END, call).await?;
         if reply.word() != "ok" {
-            return Err(reply.odd());
+            return Err(reply.malformed());
         }
         let seq = reply.number(1)?;
-        self.is_own(seq);
+        self.remember_own(seq);
         apply(super::RevokedUpTo {
             tokens: seq,
             logins: if logins_too { seq } else { 0 },

@@ -1,4 +1,4 @@
-//! The shared store as records, out and in: for backups, and for moving from a file.
+//! Export and import of the shared store: for backups, and for moving from a file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,26 +17,26 @@ use crate::store::{
     StoreUnavailable, UserEpoch, UserRecord,
 };
 
-const AT_ONCE: usize = 500;
+const PAGE: usize = 500;
 
-/// Imported users and keys were made by the first of all changes.
+/// The revision of imported users and keys: as if the first of all changes had created them.
 const FIRST: EntryRevision = EntryRevision {
     made: 1,
     changed: 0,
 };
 
 impl SharedStore {
-    /// Whether there is nothing yet that an import could meet.
+    /// Whether the store has no records that an import could conflict with.
     pub async fn is_empty(&self) -> Result<bool, StoreUnavailable> {
         let mut connection = self.connection()?;
         let mut count = redis::pipe();
-        count.hlen(&self.names.users).hlen(&self.names.keys);
-        count.hlen(&self.names.ends);
-        let counts: (u64, u64, u64) = self.told(count.query_async(&mut connection).await)?;
-        Ok(counts == (0, 0, 0))
+        count.hlen(&self.keys.users).hlen(&self.keys.keys);
+        count.hlen(&self.keys.ends);
+        let lengths: (u64, u64, u64) = self.checked(count.query_async(&mut connection).await)?;
+        Ok(lengths == (0, 0, 0))
     }
 
-    /// Everything that outlives a restart, told to `each`.
+    /// Visits every record that outlives a restart.
     pub async fn records<E: From<StoreUnavailable>>(
         &self,
         mut each: impl FnMut(ExportRecord) -> Result<(), E>,
@@ -47,19 +47,19 @@ impl SharedStore {
                 true => serde_json::from_str::<UserRecord>(&text).map(ExportRecord::User),
                 false => serde_json::from_str::<KeyRecord>(&text).map(ExportRecord::Key),
             };
-            each(read.map_err(|_| odd())?)?;
+            each(read.map_err(|_| unknown_record())?)?;
         }
-        let issued = connection.hgetall(&self.names.issued).await;
-        for (user, issued) in self.told::<Vec<(String, u64)>>(issued)? {
+        let issued = connection.hgetall(&self.keys.issued).await;
+        for (user, issued) in self.checked::<Vec<(String, u64)>>(issued)? {
             each(ExportRecord::Epoch(UserEpoch {
                 user: user.into(),
                 epoch: 0,
                 issued,
             }))?;
         }
-        let leases = format!("{}*", self.names.lease(""));
+        let leases = format!("{}*", self.keys.lease(""));
         for key in self.scan(&mut connection, &leases, &mut 0).await? {
-            let upstream = String::from_utf8_lossy(&key).replace(&self.names.lease(""), "");
+            let upstream = String::from_utf8_lossy(&key).replace(&self.keys.lease(""), "");
             if let Some(at) = self.lease(&upstream).await? {
                 each(ExportRecord::Lease(SealedLease {
                     upstream: upstream.into(),
@@ -70,7 +70,7 @@ impl SharedStore {
         }
         let (mut cursor, mut ends) = (0, HashMap::new());
         loop {
-            let pattern = self.names.tokens();
+            let pattern = self.keys.tokens();
             let keys = self.scan(&mut connection, &pattern, &mut cursor).await?;
             for grant in self.grants(&mut connection, &keys, &mut ends).await? {
                 each(ExportRecord::Grant(grant))?;
@@ -81,27 +81,29 @@ impl SharedStore {
         }
     }
 
-    /// Adds what is not there; what is, stays as it is.
+    /// Adds records that are not in the store; those that are stay as they are.
     pub async fn import(
         &self,
         records: Vec<ExportRecord>,
     ) -> Result<RecordCounts, StoreUnavailable> {
-        let mut tally = RecordCounts::default();
+        let mut counts = RecordCounts::default();
         let mut items = Vec::new();
         for record in records {
             let is_over = matches!(&record, ExportRecord::Grant(grant)
                 if grant.ends_millis <= clock::unix_millis());
             match is_over {
-                true => tally.over += 1,
-                false => tally.count(&record),
+                true => counts.over += 1,
+                false => counts.count(&record),
             }
             items.extend(snapshot_item(record).filter(|_| !is_over));
         }
         let Some(up) = self.up.load_full() else {
-            return Err(StoreUnavailable::Failed(Arc::clone(&self.down.load().why)));
+            return Err(StoreUnavailable::Failed(Arc::clone(
+                &self.down.load().reason,
+            )));
         };
         self.merge_items(&up.commands, &up.id, items, true).await?;
-        Ok(tally)
+        Ok(counts)
     }
 
     async fn entries(
@@ -109,16 +111,16 @@ impl SharedStore {
         connection: &mut MultiplexedConnection,
     ) -> Result<Vec<(String, bool)>, StoreUnavailable> {
         let mut all = redis::pipe();
-        all.hvals(&self.names.users).hvals(&self.names.keys);
+        all.hvals(&self.keys.users).hvals(&self.keys.keys);
         let (users, keys): (Vec<String>, Vec<String>) =
-            self.told(all.query_async(connection).await)?;
+            self.checked(all.query_async(connection).await)?;
         let users = users.into_iter().map(|text| (text, true));
         let keys = keys.into_iter().map(|text| (text, false));
         let read =
             |(text, is_user): (String, bool)| Some((SharedEntry::parse(&text)?.text, is_user));
         let all: Result<Vec<_>, _> = users
             .chain(keys)
-            .map(|entry| read(entry).ok_or_else(odd))
+            .map(|entry| read(entry).ok_or_else(unknown_record))
             .collect();
         let mut all = all?;
         all.retain(|(text, _)| !text.is_empty()); // keys that were removed
@@ -138,13 +140,13 @@ impl SharedStore {
                 .arg("MATCH")
                 .arg(pattern)
                 .arg("COUNT")
-                .arg(AT_ONCE)
+                .arg(PAGE)
                 .query_async(connection)
                 .await;
-            let (next, keys): (u64, Vec<Vec<u8>>) = self.told(step)?;
+            let (next, keys): (u64, Vec<Vec<u8>>) = self.checked(step)?;
             found.extend(keys);
             *cursor = next;
-            if next == 0 || found.len() >= AT_ONCE {
+            if next == 0 || found.len() >= PAGE {
                 return Ok(found);
             }
         }
@@ -165,20 +167,20 @@ impl SharedStore {
         if keys.is_empty() {
             return Ok(grants);
         }
-        let told: Vec<redis::Value> = self.told(all.query_async(connection).await)?;
-        for (key, pair) in keys.iter().zip(told.chunks_exact(2)) {
+        let values: Vec<redis::Value> = self.checked(all.query_async(connection).await)?;
+        for (key, pair) in keys.iter().zip(values.chunks_exact(2)) {
             let value: Option<String> = redis::from_redis_value_ref(&pair[0]).ok().flatten();
             let left: i64 = redis::from_redis_value_ref(&pair[1]).unwrap_or(-1);
             let Some((seq, kind, user)) = value.as_deref().and_then(parse) else {
-                continue; // over meanwhile, or revoked
+                continue; // expired or revoked meanwhile
             };
             if !ends.contains_key(user) {
                 let end = redis::cmd("HGET")
-                    .arg(self.names.holder(user))
+                    .arg(self.keys.token_user(user))
                     .arg("g")
                     .query_async(connection)
                     .await;
-                let end: Option<u64> = self.told(end)?;
+                let end: Option<u64> = self.checked(end)?;
                 ends.insert(user.to_owned(), end.unwrap_or(0));
             }
             let digest = key.last_chunk::<32>().map(|digest| RecordDigest(*digest));
@@ -200,17 +202,18 @@ impl SharedStore {
 
     fn connection(&self) -> Result<MultiplexedConnection, StoreUnavailable> {
         let up = self.up.load_full();
-        let up = up.ok_or_else(|| StoreUnavailable::Failed(Arc::clone(&self.down.load().why)))?;
+        let up =
+            up.ok_or_else(|| StoreUnavailable::Failed(Arc::clone(&self.down.load().reason)))?;
         Ok(up.commands.0.clone())
     }
 
-    fn told<T>(&self, answer: redis::RedisResult<T>) -> Result<T, StoreUnavailable> {
-        answer.map_err(|error| self.failed(&error))
+    fn checked<T>(&self, reply: redis::RedisResult<T>) -> Result<T, StoreUnavailable> {
+        reply.map_err(|error| self.record_failure(&error))
     }
 }
 
-fn odd() -> StoreUnavailable {
-    StoreUnavailable::Failed("the store has a record that nobody knows".into())
+fn unknown_record() -> StoreUnavailable {
+    StoreUnavailable::Failed("the store has a record of an unknown form".into())
 }
 
 fn parse(value: &str) -> Option<(u64, TokenKind, &str)> {
@@ -237,7 +240,7 @@ fn snapshot_item(record: ExportRecord) -> Option<StateSnapshotItem> {
         ExportRecord::Key(key) => {
             StateSnapshotItem::Key(Arc::clone(&key.name), entry(serde_json::to_string(&key))?)
         }
-        // The epoch is another store's, and says nothing here.
+        // The epoch counts in the exported store only.
         ExportRecord::Epoch(epoch) if epoch.issued > 0 => StateSnapshotItem::Issued {
             user: epoch.user,
             count: epoch.issued,

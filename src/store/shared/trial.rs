@@ -1,4 +1,4 @@
-//! The shared store as `check` sees it: its settings alone, or one connection that changes
+//! The shared store for the `check` command: its settings alone, or one connection that changes
 //! nothing.
 
 use super::SharedOpenError;
@@ -8,16 +8,16 @@ use super::client::redis_keys::RedisKeys;
 use super::client::resolver::RedisResolver;
 use crate::config;
 
-/// Reads passwords and authorities and makes clients of them; connects to nothing.
+/// Reads the passwords and CA certificates and creates clients from them, without connecting.
 pub fn check_settings(settings: &config::SharedStoreConfig) -> Result<(), SharedOpenError> {
-    endpoint::check(settings).map_err(|error| SharedOpenError::new(settings, error.words()))
+    endpoint::check(settings).map_err(|error| SharedOpenError::new(settings, error.describe()))
 }
 
-/// Connects as a start would, and asks every server that has, or may come to have, the gates'
-/// data whether it evicts keys: the server in use, or each master of a cluster.
+/// Connects as a start would, and asks the servers whether they evict keys: the server in use, or
+/// each master of a cluster, any of which may get the gateways' data.
 pub async fn reach(settings: &config::SharedStoreConfig) -> Result<EvictionFound, SharedOpenError> {
     let timing = timing(settings, &RedisResolver::default());
-    let wrong = |error: endpoint::EndpointError| SharedOpenError::new(settings, error.words());
+    let wrong = |error: endpoint::EndpointError| SharedOpenError::new(settings, error.describe());
     let connected = endpoint::connect(settings, &RedisKeys::new(&settings.prefix), &timing).await;
     let (_, mut connection) = connected.map_err(wrong)?;
     let found = ask_all(settings, &mut connection, &timing).await;

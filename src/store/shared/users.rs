@@ -1,17 +1,17 @@
-//! Users and API keys in the shared store. Their text is the caller's.
+//! Users and API keys in the shared store. What their text means is the caller's business.
 
 use super::client::script;
 use super::entry::{EntryRevision, SharedEntry};
 use super::{ScriptCall, SharedStore};
 use crate::store::StoreUnavailable;
 
-/// What came of changing an entry.
+/// The outcome of changing an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryChange {
     Done(SharedEntry),
     /// There is no such entry.
     None,
-    /// It is not what the caller took it for.
+    /// The entry is not in the expected revision.
     Conflict,
 }
 
@@ -25,7 +25,7 @@ impl SharedStore {
     ) -> Result<EntryChange, StoreUnavailable> {
         let expected = expected.map(|known| known.to_string()).unwrap_or_default();
         let call = ScriptCall::default()
-            .key(self.names.users.as_str())
+            .key(self.keys.users.as_str())
             .arg("user")
             .arg(name)
             .arg(expected)
@@ -34,10 +34,10 @@ impl SharedStore {
         self.entry(call, text).await
     }
 
-    /// Makes an API key, unless there is one of that name.
+    /// Creates an API key, unless one of that name exists.
     pub async fn put_key(&self, name: &str, text: &str) -> Result<EntryChange, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.keys.as_str())
+            .key(self.keys.keys.as_str())
             .arg("key")
             .arg(name)
             .arg("")
@@ -48,7 +48,7 @@ impl SharedStore {
 
     pub async fn remove_key(&self, name: &str) -> Result<EntryChange, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.keys.as_str())
+            .key(self.keys.keys.as_str())
             .arg("key")
             .arg(name)
             .arg("*")
@@ -70,22 +70,22 @@ impl SharedStore {
             })),
             "none" => Ok(EntryChange::None),
             "conflict" => Ok(EntryChange::Conflict),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 
-    /// Removes a user and ends its tokens, in one step; whether there was one.
+    /// Removes a user and ends its tokens, in one step; returns whether there was one.
     pub async fn remove_user(&self, name: &str) -> Result<bool, StoreUnavailable> {
         let call = ScriptCall::default()
-            .key(self.names.holder(name))
-            .key(self.names.users.as_str())
+            .key(self.keys.token_user(name))
+            .key(self.keys.users.as_str())
             .arg(name)
             .arg("remove");
         let reply = self.run(&script::END, call).await?;
         match reply.word() {
             "ok" => reply.number(1).map(|_| true),
             "none" => Ok(false),
-            _ => Err(reply.odd()),
+            _ => Err(reply.malformed()),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A store as lines of JSON, out and in: for backups, for moving from one engine to
-//! another, for looking. Digests, password hashes and sealed bytes; never a secret.
+//! Export and import of a store as lines of JSON: for backups, for moving to another engine, for
+//! inspection. Contains digests, password hashes and sealed bytes, never a secret in the clear.
 
 use std::io::{self, BufRead, Write};
 use std::time::Duration;
@@ -9,19 +9,19 @@ use tokio::time::Instant;
 
 use super::{ExportRecord, GrantRecord, KeyRecord, SealedLease, UserEpoch, UserRecord};
 
-/// Counts up when an older program could not read the lines any more.
+/// Version of the format; incremented when an older program can no longer read it.
 const LAYOUT: u64 = 1;
-/// Bad lines told one by one.
-const MOST_TOLD: usize = 20;
-/// The longest line an export has is a fraction of this.
-const LONGEST_LINE: u64 = 1 << 20;
-const PROGRESS: Duration = Duration::from_secs(1);
+/// Bad lines reported one by one.
+const MAX_REPORTED: usize = 20;
+/// Maximum length of a line; lines of an export are much shorter.
+const MAX_LINE: u64 = 1 << 20;
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One line.
+/// One line of an export.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum ExportLine {
-    /// The first.
+    /// The first line.
     Export {
         layout: u64,
     },
@@ -30,13 +30,13 @@ enum ExportLine {
     Epoch(UserEpoch),
     Grant(GrantRecord),
     Lease(SealedLease),
-    /// The last: without it the lines are cut off.
+    /// The last line: if it is missing, the export is truncated.
     End {
         records: u64,
     },
 }
 
-/// How many of each kind.
+/// Numbers of records, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecordCounts {
     pub users: u64,
@@ -44,9 +44,9 @@ pub struct RecordCounts {
     pub epochs: u64,
     pub grants: u64,
     pub leases: u64,
-    /// Were there already, and stay as they are.
+    /// Were in the store already, and stay as they are.
     pub known: u64,
-    /// Tokens that are over: expired, or ended by their user.
+    /// Dead tokens: expired, or ended by their user.
     pub over: u64,
 }
 
@@ -87,21 +87,21 @@ impl std::fmt::Display for RecordCounts {
     }
 }
 
-/// What is wrong with one line. Its text is not repeated: it may be anything.
+/// An error in one line. The line's text is not repeated: it may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLine {
     pub number: u64,
     pub reason: String,
 }
 
-/// Why lines cannot be written or read.
+/// Why an export or import failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     #[error("cannot write the export")]
     Unwritten(#[source] io::Error),
     #[error("cannot read the lines")]
     Unread(#[source] io::Error),
-    #[error("nothing was imported: {}", told(lines, *count))]
+    #[error("nothing was imported: {}", list_bad_lines(lines, *count))]
     BadLines {
         /// The first of them.
         lines: Vec<BadLine>,
@@ -125,7 +125,7 @@ pub enum TransferError {
     Memory,
 }
 
-fn told(lines: &[BadLine], count: u64) -> String {
+fn list_bad_lines(lines: &[BadLine], count: u64) -> String {
     let mut text = format!("{count} bad lines");
     for line in lines {
         text.push_str(&format!("\n  line {}: {}", line.number, line.reason));
@@ -140,7 +140,7 @@ fn told(lines: &[BadLine], count: u64) -> String {
 #[derive(Debug)]
 pub struct RecordExporter<W> {
     out: W,
-    tally: RecordCounts,
+    counts: RecordCounts,
     progress: TransferProgress,
 }
 
@@ -148,7 +148,7 @@ impl<W: Write> RecordExporter<W> {
     pub fn begin(out: W) -> Result<Self, TransferError> {
         let mut exporter = Self {
             out,
-            tally: RecordCounts::default(),
+            counts: RecordCounts::default(),
             progress: TransferProgress::new("exported"),
         };
         exporter.line(&ExportLine::Export { layout: LAYOUT })?;
@@ -156,17 +156,17 @@ impl<W: Write> RecordExporter<W> {
     }
 
     pub fn put(&mut self, record: &ExportRecord) -> Result<(), TransferError> {
-        self.tally.count(record);
-        self.progress.show(self.tally.records());
+        self.counts.count(record);
+        self.progress.show(self.counts.records());
         let text = serde_json::to_vec(record).map_err(io::Error::from);
         self.write(&text.map_err(TransferError::Unwritten)?)
     }
 
     pub fn end(mut self) -> Result<RecordCounts, TransferError> {
-        let records = self.tally.records();
+        let records = self.counts.records();
         self.line(&ExportLine::End { records })?;
         self.out.flush().map_err(TransferError::Unwritten)?;
-        Ok(self.tally)
+        Ok(self.counts)
     }
 
     fn line(&mut self, line: &ExportLine) -> Result<(), TransferError> {
@@ -181,8 +181,8 @@ impl<W: Write> RecordExporter<W> {
     }
 }
 
-/// Reads lines to their end and gives each record to `each`; fails if any is bad,
-/// after all have been looked at.
+/// Reads all lines and passes each record to `each`; fails if any line is bad, after all have been
+/// read.
 pub fn read_lines(
     input: impl BufRead,
     mut each: impl FnMut(ExportRecord) -> Result<(), TransferError>,
@@ -193,16 +193,16 @@ pub fn read_lines(
         bad: Vec::new(),
         count: 0,
         records: 0,
-        is_over: false,
+        has_ended: false,
         progress: TransferProgress::new("read"),
     };
     while let Some(line) = reader.next()? {
         match reader.record(&line) {
             Ok(None) => {}
-            // After a bad line the good ones are only counted.
+            // After a bad line the good ones are no longer passed on.
             Ok(Some(record)) if reader.count == 0 => each(record)?,
             Ok(Some(_)) => {}
-            Err(reason) => reader.complain(reason),
+            Err(reason) => reader.report(reason),
         }
     }
     if reader.count > 0 {
@@ -211,7 +211,7 @@ pub fn read_lines(
             count: reader.count,
         });
     }
-    if reader.is_over {
+    if reader.has_ended {
         Ok(())
     } else {
         Err(TransferError::CutOff)
@@ -224,14 +224,14 @@ struct RecordReader<R> {
     bad: Vec<BadLine>,
     count: u64,
     records: u64,
-    is_over: bool,
+    has_ended: bool,
     progress: TransferProgress,
 }
 
 impl<R: BufRead> RecordReader<R> {
     fn next(&mut self) -> Result<Option<Vec<u8>>, TransferError> {
         let mut line = Vec::new();
-        let mut input = io::Read::take(&mut self.input, LONGEST_LINE);
+        let mut input = io::Read::take(&mut self.input, MAX_LINE);
         let read = input.read_until(b'\n', &mut line);
         if read.map_err(TransferError::Unread)? == 0 {
             return Ok(None);
@@ -246,10 +246,10 @@ impl<R: BufRead> RecordReader<R> {
         if line.is_empty() {
             return Ok(None);
         }
-        if self.is_over {
+        if self.has_ended {
             return Err("comes after the end".to_owned());
         }
-        // The parser's own words repeat no values of ours: digests and hashes are texts.
+        // The parser's messages contain no digests or hashes: those are JSON strings.
         let line = serde_json::from_slice(line).map_err(|error| reason(&error))?;
         if self.number == 1 && !matches!(line, ExportLine::Export { .. }) {
             return Err("is not the first line of an export".to_owned());
@@ -268,7 +268,7 @@ impl<R: BufRead> RecordReader<R> {
             }
             ExportLine::End { records } => {
                 self.records -= 1;
-                self.is_over = true;
+                self.has_ended = true;
                 if records != self.records && self.count == 0 {
                     let found = self.records;
                     return Err(format!("{records} records were written, {found} are here"));
@@ -284,9 +284,9 @@ impl<R: BufRead> RecordReader<R> {
         Ok(Some(record))
     }
 
-    fn complain(&mut self, reason: String) {
+    fn report(&mut self, reason: String) {
         self.count += 1;
-        if self.bad.len() < MOST_TOLD {
+        if self.bad.len() < MAX_REPORTED {
             self.bad.push(BadLine {
                 number: self.number,
                 reason,
@@ -295,7 +295,7 @@ impl<R: BufRead> RecordReader<R> {
     }
 }
 
-/// What is wrong, without a value that may be a secret put in the wrong place.
+/// The parser's message without any value, which may be a secret in the wrong field.
 fn reason(error: &serde_json::Error) -> String {
     use serde_json::error::Category;
     match error.classify() {
@@ -315,25 +315,25 @@ fn reason(error: &serde_json::Error) -> String {
     }
 }
 
-/// A line on standard error once a second, for what takes long.
+/// Shows progress on standard error once a second.
 #[derive(Debug)]
 struct TransferProgress {
     what: &'static str,
-    said: Instant,
+    last: Instant,
 }
 
 impl TransferProgress {
     fn new(what: &'static str) -> Self {
         Self {
             what,
-            said: Instant::now(),
+            last: Instant::now(),
         }
     }
 
     fn show(&mut self, count: u64) {
-        if count.is_multiple_of(16_384) && self.said.elapsed() >= PROGRESS {
-            self.said = Instant::now();
-            // With standard error closed there is nobody to show it to.
+        if count.is_multiple_of(16_384) && self.last.elapsed() >= PROGRESS_INTERVAL {
+            self.last = Instant::now();
+            // Fails if standard error is closed.
             let _ = writeln!(io::stderr(), "{count} lines {}", self.what);
         }
     }

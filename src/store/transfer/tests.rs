@@ -56,7 +56,7 @@ fn lines_cut_off_anywhere_are_noticed() {
 }
 
 #[test]
-fn every_bad_line_is_told_with_its_number_and_never_repeated() {
+fn every_bad_line_is_reported_with_its_number_and_without_its_text() {
     let text = exported(2);
     let mut lines: Vec<&str> = text.lines().collect();
     lines.insert(1, "{\"kind\":\"user\",\"name\":\"canary\"}");

@@ -54,7 +54,7 @@ async fn the_oldest_that_is_not_used_ends_and_no_other_users() {
     // A logout ends what is there, and the memory of what was looked at.
     assert_eq!(store.revoke_user("anna").await, Ok(5));
     sweep_all(&store);
-    assert_eq!(store.memory.traces(), (1, 1));
+    assert_eq!(store.memory.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +143,7 @@ async fn what_ends_for_another_ends_on_disk_with_it_and_lives_on_if_that_fails()
     store.close().await;
 }
 
-/// A login that the disk has not taken yet ends nothing; many at once leave the cap kept.
+/// A login ends no other token before it is on disk; many logins at once do not exceed the cap.
 #[tokio::test]
 async fn logins_at_once_keep_the_cap_once_the_disk_has_taken_them() {
     let disk = Disk::laid_out();
@@ -175,10 +175,10 @@ async fn logins_at_once_keep_the_cap_once_the_disk_has_taken_them() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Whatever users do, no login is refused at the user's cap, nobody has more than it,
+    /// Whatever users do, no login is refused at the user's cap, no user exceeds it,
     /// and the newest token of each is there.
     #[test]
-    fn a_cap_that_ends_the_oldest_refuses_nobody(
+    fn a_cap_that_ends_the_oldest_refuses_no_login(
         cap in 1..6_usize,
         steps in proptest::collection::vec((0..3_usize, 0..4_u8, 0..90_u64), 1..120),
     ) {
@@ -209,7 +209,7 @@ proptest! {
             }
             advance(HOUR * 2).await;
             sweep_all(&store);
-            assert_eq!((store.len(), store.memory.traces()), (0, (0, 0)));
+            assert_eq!((store.len(), store.memory.counts()), (0, (0, 0)));
         });
     }
 }

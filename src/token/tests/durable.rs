@@ -38,7 +38,7 @@ async fn a_file_keeps_the_promises_as_memory_does() {
 }
 
 #[tokio::test]
-async fn tokens_of_nobody_known_and_of_another_origin_are_told_apart_and_left() {
+async fn tokens_of_unknown_users_and_of_another_origin_are_counted_and_left_in_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let (store, tokens) = over(&file(&folder), (10, 10));
     for user in ["anna", "anna", "bert"] {
@@ -149,7 +149,7 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_kept_has_not_happened() {
+async fn a_change_that_cannot_be_stored_does_not_take_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = file(&folder);
     let (store, tokens) = over(&path, (10, 10));
@@ -171,7 +171,7 @@ async fn what_cannot_be_kept_has_not_happened() {
 }
 
 #[tokio::test]
-async fn while_the_disk_hangs_known_tokens_work_and_nobody_waits_for_long() {
+async fn while_the_disk_hangs_known_tokens_work_and_no_call_waits_for_long() {
     let disk = Disk::laid_out();
     let store = Arc::new(disk.store(Duration::from_millis(200)));
     let tokens = TokenStore::over(Arc::clone(&store), &settings(10, 10), Metrics::new());
@@ -193,7 +193,7 @@ async fn while_the_disk_hangs_known_tokens_work_and_nobody_waits_for_long() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         outcome = tokens.revoke_user("anna").await;
     }
-    // The late login has taken place, and nobody has its token.
+    // The late login has taken place, and no client has its token.
     assert_eq!(outcome, Ok(2));
     assert!(tokens.find(&kept).is_none());
     let again = login(&tokens, "anna").await.unwrap();

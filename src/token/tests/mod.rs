@@ -173,7 +173,7 @@ async fn deletion_wins_against_a_login_that_began_before_it(store: &TokenStore) 
     assert_eq!(late, Err(InsertRefused::Ended));
     let recreated = login(store, "hugo").await.unwrap();
     assert!(store.find(&recreated).is_some());
-    // A user who never had a token can be deleted under a login, too.
+    // A user without tokens can be deleted during a login, too.
     let epoch = store.epoch("ines");
     assert_eq!(store.end_user("ines").await, 0);
     let late = login_for(store, "ines", (HOUR, epoch)).await;
@@ -271,13 +271,13 @@ async fn an_expired_token_is_forgotten_on_sight() {
     advance(Duration::from_secs(1)).await;
     assert!(store.find(&token).is_none());
     assert!(store.is_empty());
-    assert_eq!(store.memory.traces(), (0, 0));
+    assert_eq!(store.memory.counts(), (0, 0));
     assert_eq!(store.metrics.token_events.value(TokenEvent::Expired), 1);
     assert_eq!(store.metrics.tokens.get(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sweep_looks_at_what_died_and_at_nothing_else() {
+async fn a_sweep_examines_dead_tokens_only() {
     let store = store(1000, 1000);
     let epoch = store.epoch("anna");
     for minutes in 1..=100 {
@@ -306,7 +306,7 @@ async fn a_wall_clock_set_forward_ends_tokens_at_once_and_the_sweep_follows() {
     // The real clock has not jumped, so the next sweep sees it "set back": no harm.
     assert_eq!(sweep_all(&store), 19);
     assert!(store.find(&later).is_some());
-    assert_eq!(store.memory.traces(), (1, 1));
+    assert_eq!(store.memory.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -324,13 +324,13 @@ async fn records_of_users_go_with_their_last_token() {
     let store = store(10, 10);
     let token = login(&store, "anna").await.unwrap();
     store.end_user("bert").await;
-    assert_eq!(store.memory.traces(), (2, 1));
+    assert_eq!(store.memory.counts(), (2, 1));
     store.revoke(&token).await;
-    assert_eq!(store.memory.traces(), (1, 0));
+    assert_eq!(store.memory.counts(), (1, 0));
     let epoch = store.epoch("bert");
     advance(sweep::MAX_LOGIN_TIME).await;
     sweep_all(&store);
-    assert_eq!(store.memory.traces(), (0, 0));
+    assert_eq!(store.memory.counts(), (0, 0));
     // The trace is gone; a login from before the deletion is refused all the same.
     let late = login_for(
         &store,
@@ -359,7 +359,7 @@ async fn records_of_users_go_with_their_last_token() {
     )
     .await;
     assert_eq!(refused, Err(InsertRefused::Ended));
-    assert_eq!(store.memory.traces(), (1, 1), "a refusal leaves nothing");
+    assert_eq!(store.memory.counts(), (1, 1), "a refusal leaves nothing");
 }
 
 #[tokio::test(start_paused = true)]

@@ -289,14 +289,14 @@ impl Model {
             self.store.metrics.tokens.get(),
             i64::try_from(live).unwrap()
         );
-        let entries = self.store.memory.traces().1;
+        let entries = self.store.memory.counts().1;
         assert!(
             entries <= live && (entries > 0 || live == 0),
             "some share one"
         );
         advance(HOUR + Duration::from_secs(2)).await;
         sweep_all(&self.store);
-        assert_eq!((self.store.len(), self.store.memory.traces()), (0, (0, 0)));
+        assert_eq!((self.store.len(), self.store.memory.counts()), (0, (0, 0)));
     }
 }
 

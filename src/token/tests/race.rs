@@ -19,7 +19,7 @@ impl Scene {
     fn wait_for_a_token(&self) {
         let deadline = Deadline::after(Duration::from_secs(30));
         while self.tokens.lock().unwrap().is_empty() {
-            assert!(!deadline.has_passed(), "nobody logs in");
+            assert!(!deadline.has_passed(), "no login succeeds");
             std::thread::yield_now();
         }
     }
@@ -117,7 +117,7 @@ fn race(ending: Ending) {
     run(store.end_user("anna"));
     sweep_all(&store);
     assert_eq!(store.len(), 0);
-    assert_eq!(store.memory.traces().1, 0);
+    assert_eq!(store.memory.counts().1, 0);
 }
 
 #[test]
@@ -171,5 +171,5 @@ fn tokens_put_in_and_taken_out_from_all_sides_leave_nothing_behind() {
     sweep_all(&store);
     assert_eq!(store.len(), 0);
     assert_eq!(store.metrics.tokens.get(), 0);
-    assert_eq!(store.memory.traces(), (0, 0));
+    assert_eq!(store.memory.counts(), (0, 0));
 }

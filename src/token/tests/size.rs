@@ -11,7 +11,7 @@ fn a_grant_and_its_digest_take_56_bytes_and_its_hint_12() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_that_share_a_hint_are_told_apart() {
+async fn tokens_that_share_an_entry_are_told_apart() {
     let store = store(10, 10);
     let epoch = store.epoch("anna");
     let mut tokens = Vec::new();
@@ -19,7 +19,11 @@ async fn tokens_that_share_a_hint_are_told_apart() {
         let token = login_with(&store, twin(0), user, (HOUR, epoch)).await;
         tokens.push(token.unwrap());
     }
-    assert_eq!(store.memory.traces(), (2, 2), "three have one hint");
+    assert_eq!(
+        store.memory.counts(),
+        (2, 2),
+        "three tokens share one entry"
+    );
     assert!(store.revoke(&tokens[1]).await);
     for (token, is_live) in tokens.iter().zip([true, false, true, true]) {
         assert_eq!(store.find(token).is_some(), is_live);
@@ -27,7 +31,7 @@ async fn tokens_that_share_a_hint_are_told_apart() {
     advance(HOUR + Duration::from_secs(2)).await;
     assert_eq!(sweep_all(&store), 3);
     assert!(store.is_empty());
-    assert_eq!(store.memory.traces(), (0, 0));
+    assert_eq!(store.memory.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,11 +56,11 @@ async fn a_logout_is_one_step_and_its_tokens_are_forgotten_in_slices() {
     }
     assert_eq!(sweep_all(&store), 0);
     assert!(store.find(&kept).is_some());
-    assert_eq!(store.memory.traces(), (1, 1));
+    assert_eq!(store.memory.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cap_is_exact_while_a_jump_is_still_looked_into() {
+async fn a_cap_is_exact_while_entries_are_examined_after_a_clock_jump() {
     let store = store(3, 100);
     for _ in 0..3 {
         login(&store, "anna").await.unwrap();
@@ -83,14 +87,19 @@ async fn room_is_given_back() {
     for _ in 0..300_000 {
         login(&store, "anna").await.unwrap();
     }
-    let most = store.memory.table.room();
+    let most = store.memory.table.capacity();
     assert!(most >= 300_000);
     store.revoke_user("anna").await.unwrap();
     assert_eq!(sweep_all(&store), 300_000);
-    assert!(store.memory.table.room() < most / 2);
+    assert!(store.memory.table.capacity() < most / 2);
 }
 
-fn kept(digest: TokenDigest, names: &[Arc<str>], holder: usize, ends_millis: u64) -> LiveGrant<'_> {
+fn stored_grant(
+    digest: TokenDigest,
+    names: &[Arc<str>],
+    index: usize,
+    ends_millis: u64,
+) -> LiveGrant<'_> {
     LiveGrant {
         digest: digest.into(),
         user: &names[holder],
@@ -114,7 +123,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     // Anna's next end comes last, and in the second part.
     for (holder, seconds) in [(0, 7200), (0, 120), (1, 60), (2, 60)] {
         let digest = twin(0);
-        let mut grant = kept(digest, &names, holder, now + seconds * 1000);
+        let mut grant = stored_grant(digest, &names, holder, now + seconds * 1000);
         if holder == 1 {
             grant.origin = TokenOrigin::Learned;
         }
@@ -124,7 +133,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     drop(part);
     let mut part = restore.part();
     tokens.push(twin(0));
-    part(&[kept(tokens[4], &names, 0, now + 60_000)]);
+    part(&[stored_grant(tokens[4], &names, 0, now + 60_000)]);
     drop(part);
     restore.finish();
     assert_eq!((store.len(), store.metrics.tokens.get()), (3, 3));
@@ -136,7 +145,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
         i64::try_from(now / 1000).unwrap() + 60
     );
     assert!(store.find(&tokens[2]).is_none(), "not ours");
-    assert!(store.find(&tokens[3]).is_none(), "nobody's who is known");
+    assert!(store.find(&tokens[3]).is_none(), "its user is unknown");
     // More than the cap came back, and stays; more than that is refused.
     assert!(matches!(
         login(&store, "anna").await,
@@ -146,12 +155,12 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     for left in [2, 1] {
         advance(Duration::from_secs(61)).await;
         assert_eq!(sweep_all(&store), 1);
-        assert_eq!(store.memory.traces(), (1, left));
+        assert_eq!(store.memory.counts(), (1, left));
     }
     assert_eq!(store.revoke_user("anna").await, Ok(1));
     assert!(store.find(&tokens[0]).is_none());
     sweep_all(&store);
-    assert_eq!(store.memory.traces(), (0, 0));
+    assert_eq!(store.memory.counts(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,14 +188,14 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
                 // The first one twice: it is one token.
                 for (digest, name) in digests.iter().take(1).chain(&digests) {
                     let seconds = u64::from(digest.tag()) % 50 + 10;
-                    part(&[kept(*digest, names, *name, now + seconds * 1000)]);
+                    part(&[stored_grant(*digest, names, *name, now + seconds * 1000)]);
                 }
             });
         }
     });
     restore.finish();
     assert_eq!(store.len(), 2 * EACH);
-    let (users, entries) = store.memory.traces();
+    let (users, entries) = store.memory.counts();
     assert_eq!(
         (users, entries),
         (USERS, 2 * EACH),
@@ -205,5 +214,5 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
         assert!(store.find(digest).is_none());
     }
     sweep_all(&store);
-    assert_eq!((store.len(), store.memory.traces()), (0, (0, 0)));
+    assert_eq!((store.len(), store.memory.counts()), (0, (0, 0)));
 }

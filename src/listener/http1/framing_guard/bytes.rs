@@ -1,8 +1,8 @@
-//! Which bytes may stand where (RFC 9110 5.6.2, RFC 9112 3.2 and 7.1.1).
+//! The bytes allowed in tokens, targets and field values (RFC 9110 5.6.2, RFC 9112 3.2 and 7.1.1).
 
-/// Of a token.
+/// Class of the bytes of a token.
 const TOKEN: u8 = 1;
-/// Of a path, and of a query; as the `http` crate reads them, without `#`.
+/// Classes of the bytes of a path and of a query, as the `http` crate accepts them, without `#`.
 const PATH: u8 = 2;
 const QUERY: u8 = 4;
 
@@ -53,14 +53,14 @@ pub(super) fn is_query(byte: u8) -> bool {
     CLASSES[usize::from(byte)] & QUERY != 0
 }
 
-/// Of a field value, a quoted text or what is escaped in one; `"` and `\` are the caller's.
+/// Whether a byte is allowed in a field value or a quoted string. The caller handles `"` and `\`.
 pub(super) fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
-/// The first byte that may not stand in a field value.
+/// Index of the first byte that is not allowed in a field value.
 pub(super) fn control(value: &[u8]) -> Option<usize> {
-    // Without a branch in it, so that it is a few instructions for a whole line.
+    // Without branches, so that it takes few instructions for a whole line.
     let is_bad = |byte: &u8| ((*byte < b' ') & (*byte != b'\t')) | (*byte == 0x7f);
     let any = value.iter().fold(false, |any, byte| any | is_bad(byte));
     if any {
@@ -70,12 +70,12 @@ pub(super) fn control(value: &[u8]) -> Option<usize> {
     }
 }
 
-/// How many bytes at the beginning of `bytes` may stand in a field value.
+/// Number of bytes at the beginning of `bytes` that are allowed in a field value.
 pub(super) fn text_run(bytes: &[u8]) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x80 * ONES;
     let mut at = 0;
-    // Eight bytes at a time, as long as none of them is a control character; a tab is one here.
+    // Eight bytes at a time while none of them is a control character, a tab included.
     while let Some(word) = bytes[at..].first_chunk() {
         let word = u64::from_le_bytes(*word);
         let below_space = word.wrapping_sub(0x20 * ONES) & !word;
@@ -86,7 +86,7 @@ pub(super) fn text_run(bytes: &[u8]) -> usize {
             at += 8;
             continue;
         }
-        // The lowest one found is exact; a borrow may make up others above it.
+        // The lowest match is exact; a borrow may cause false ones above it.
         at += found.trailing_zeros() as usize / 8;
         if !is_text(bytes[at]) {
             return at;
@@ -96,14 +96,14 @@ pub(super) fn text_run(bytes: &[u8]) -> usize {
     at + run(&bytes[at..], is_text)
 }
 
-/// How many bytes at the beginning of `bytes` are of a kind.
+/// Number of bytes at the beginning of `bytes` that satisfy `is_one`.
 pub(super) fn run(bytes: &[u8], is_one: impl Fn(u8) -> bool) -> usize {
     let end = bytes.iter().position(|byte| !is_one(*byte));
     end.unwrap_or(bytes.len())
 }
 
-/// The rest of a character of UTF-8 (RFC 3629 4): how many bytes follow, and the range of
-/// the next one.
+/// The rest of a UTF-8 character (RFC 3629 4): the number of bytes that follow, and the range of the
+/// next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Utf8Rest {
     left: u8,
@@ -112,7 +112,7 @@ pub(super) struct Utf8Rest {
 }
 
 impl Utf8Rest {
-    /// After a first byte from 0x80 up.
+    /// The rest after a first byte of 0x80 or more; None if it is invalid.
     pub(super) fn after(first: u8) -> Option<Self> {
         let (left, low, high) = match first {
             0xc2..=0xdf => (1, 0x80, 0xbf),
@@ -127,7 +127,8 @@ impl Utf8Rest {
         Some(Self { left, low, high })
     }
 
-    /// After one byte more; None in `Some`: the character is whole.
+    /// The rest after one more byte. None: the byte is invalid; `Some(None)`: the character is
+    /// complete.
     pub(super) fn next(self, byte: u8) -> Option<Option<Self>> {
         if !(self.low..=self.high).contains(&byte) {
             return None;
@@ -148,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_run_of_text_ends_where_the_first_control_character_stands(
+        fn a_run_of_text_ends_at_the_first_control_character(
             bytes in prop::collection::vec(
                 prop_oneof![8 => 0x20..0x7f_u8, 1 => any::<u8>(), 1 => Just(b'\t')],
                 0..80,

@@ -1,12 +1,12 @@
-//! Chunk extensions, strictly by RFC 9112 7.1.1: servers differ in what else they take, and
-//! where they then see the chunk begin.
+//! Chunk extensions, strictly by RFC 9112 7.1.1. Servers differ in what else they accept, and then in
+//! where the chunk begins for them.
 
 use super::bytes::{is_text, is_token};
 
-/// Where in a chunk's size line, after the size, the next byte is.
+/// The position in a chunk's size line after the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChunkExtension {
-    /// After the size or a quoted value: a CR may come.
+    /// After the size or a quoted value, where a CR may follow.
     End,
     /// White space before `;`.
     Gap,
@@ -19,15 +19,15 @@ pub(super) enum ChunkExtension {
     Escaped,
 }
 
-/// What a byte leads to.
+/// The result of one byte.
 pub(super) enum ExtensionStep {
     Stay(ChunkExtension),
-    /// That was the CR.
+    /// The byte was the CR.
     LineEnds,
 }
 
 impl ChunkExtension {
-    /// None: the byte may not stand here.
+    /// The result of `byte`; None if it is not allowed here.
     pub(super) fn next(self, byte: u8) -> Option<ExtensionStep> {
         Some(ExtensionStep::Stay(match (self, byte) {
             (Self::End | Self::Name | Self::Value, b'\r') => return Some(ExtensionStep::LineEnds),

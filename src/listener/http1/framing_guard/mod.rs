@@ -1,12 +1,12 @@
 //! Strict framing for HTTP/1, below hyper's parser.
 //!
-//! hyper forgives some things that decide where one request ends and the next
-//! begins, and hides that it did: it drops a `Content-Length` beside a
-//! `Transfer-Encoding`, merges equal lengths, takes a bare LF for a line end and
-//! skips any number of empty lines. This follows the bytes on their way up and
-//! finds the first one that breaks the rules; what it lets pass, hyper frames alike and
-//! refuses none of, so that each refusal is the gate's own. All state is a few words:
-//! nothing is kept back, nothing but a target that is no path is copied.
+//! hyper tolerates some deviations that decide where one request ends and the next begins, and hides
+//! them: it drops a `Content-Length` beside a `Transfer-Encoding`, merges equal lengths, accepts a
+//! bare LF as a line end and skips any number of empty lines. The guard follows the incoming bytes
+//! and finds the first one that breaks the rules. What it accepts, hyper frames in the same way and
+//! never refuses, so that each refusal is the gateway's own. Its state is small: no bytes are held
+//! back, and only a target that is not a path is copied. Start at `Http1FramingGuard::check`;
+//! `plain` is its fast path.
 
 mod bytes;
 mod chunk_extension;
@@ -17,7 +17,7 @@ mod request_line;
 mod sections;
 
 use bytes::{control, is_token, run};
-use chunk_extension::{ChunkExtension, ExtensionStep};
+use chunk_extension::ExtensionStep;
 pub(in crate::listener) use fault::{FramingFault, FramingRefusal};
 use parse_position::{DigitState, LineSection, ParsePosition};
 pub(in crate::listener) use parse_position::{FramingViolation, HeadLimits};
@@ -25,13 +25,13 @@ use request_line::{LineFault, LinePart, OtherTarget};
 
 const LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";
-/// A field name that has turned out to be neither of the two.
+/// Value of `matched` for a field name that is neither of the two.
 const OTHER: usize = usize::MAX;
-/// The longest target and the longest field name that hyper takes.
-const LONGEST_TARGET: usize = 65_534;
-const LONGEST_NAME: usize = 65_535;
-/// RFC 9112 6.3: a length that others cannot hold is read in more than one way.
-const LONGEST_CONTENT: u64 = i64::MAX as u64;
+/// The longest target and the longest field name that hyper accepts.
+const MAX_TARGET: usize = 65_534;
+const MAX_NAME: usize = 65_535;
+/// The largest content length. Larger ones overflow in some servers (RFC 9112 6.3).
+const MAX_CONTENT: u64 = i64::MAX as u64;
 
 /// Follows one direction of one HTTP/1 connection.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ pub(in crate::listener) struct Http1FramingGuard {
     is_http10: bool,
     /// An empty line before the request line has been seen.
     empty_line: bool,
-    /// Of the head that is being read.
+    /// Size and number of fields of the head that is being read.
     bytes: usize,
     fields: usize,
     name: usize,
@@ -70,12 +70,12 @@ impl Http1FramingGuard {
         }
     }
 
-    /// Head sections that have ended so far.
+    /// Number of complete head sections so far.
     pub(in crate::listener) fn heads(&self) -> u64 {
         self.heads
     }
 
-    /// A head section has begun and not ended. An empty line alone begins none.
+    /// Whether a head section has begun and not ended. An empty line alone does not begin one.
     pub(in crate::listener) fn is_in_head(&self) -> bool {
         match self.section {
             LineSection::Request => self.at != ParsePosition::LineStart,
@@ -84,19 +84,19 @@ impl Http1FramingGuard {
         }
     }
 
-    /// Every request that has begun has also ended.
+    /// Whether every request that has begun has also ended.
     pub(in crate::listener) fn is_between_requests(&self) -> bool {
         self.section == LineSection::Request
             && self.at == ParsePosition::LineStart
             && !self.empty_line
     }
 
-    /// What comes next frames the content of a request; no head has begun.
+    /// Whether the next bytes are framing of the content of a request, not of a head.
     pub(in crate::listener) fn is_in_content(&self) -> bool {
         matches!(self.section, LineSection::Trailers | LineSection::ChunkSize)
     }
 
-    /// Follows `bytes`, which come right after those of the last call.
+    /// Checks `bytes`, which follow directly after those of the last call.
     pub(in crate::listener) fn check(&mut self, bytes: &[u8]) -> Result<(), FramingViolation> {
         let mut at = 0;
         while at < bytes.len() {
@@ -119,8 +119,8 @@ impl Http1FramingGuard {
                 ParsePosition::Line(part) => self.request_line(part, left),
                 _ => self.step(left[0]).map_err(|fault| LineFault(0, fault)),
             };
-            // The last byte within the limit must end the head: what is left open there, hyper
-            // would refuse.
+            // The last byte within the limit must end the head, because hyper refuses a head that
+            // is not complete there.
             let room = self.limits.bytes.saturating_sub(before + 1);
             match taken {
                 Ok(taken) if taken > room && self.is_in_head() => {
@@ -193,7 +193,7 @@ impl Http1FramingGuard {
         }
         self.name += length;
         self.bytes += length + 1;
-        if let Some(excess @ 1..) = self.name.checked_sub(LONGEST_NAME) {
+        if let Some(excess @ 1..) = self.name.checked_sub(MAX_NAME) {
             return Err(LineFault(length - excess, FramingFault::HeadTooLarge));
         }
         match bytes.get(length) {
@@ -220,7 +220,7 @@ impl Http1FramingGuard {
         }
     }
 
-    /// A value up to its CR, and the LF if it is here.
+    /// Checks a value up to its CR, and the LF if it has been received.
     fn value(&mut self, bytes: &[u8]) -> Result<usize, LineFault> {
         let end = memchr::memchr(b'\r', bytes);
         let value = &bytes[..end.unwrap_or(bytes.len())];
@@ -246,7 +246,7 @@ impl Http1FramingGuard {
         Ok(end + 1)
     }
 
-    /// One byte.
+    /// Checks one byte.
     fn step(&mut self, byte: u8) -> Result<usize, FramingFault> {
         self.bytes += 1;
         self.at = match (self.at, byte) {
@@ -259,7 +259,7 @@ impl Http1FramingGuard {
             (ParsePosition::LengthValue(_), b'0'..=b'9') => {
                 let length = self.length.unwrap_or(0).checked_mul(10);
                 let length = length.and_then(|length| length.checked_add(u64::from(byte - b'0')));
-                let length = length.filter(|length| *length <= LONGEST_CONTENT);
+                let length = length.filter(|length| *length <= MAX_CONTENT);
                 self.length = Some(length.ok_or(FramingFault::Length)?);
                 ParsePosition::LengthValue(DigitState::Some)
             }
@@ -303,14 +303,14 @@ impl Http1FramingGuard {
     }
 
     fn empty_line_begins(&mut self) -> Result<ParsePosition, FramingFault> {
-        // RFC 9112 2.2: one empty line before a request line is an old client's habit.
+        // RFC 9112 2.2: some old clients send one empty line before a request line.
         if self.section == LineSection::Request && std::mem::replace(&mut self.empty_line, true) {
             return Err(FramingFault::LineEnd);
         }
         Ok(ParsePosition::EmptyLineLf)
     }
 
-    /// A line that is not empty.
+    /// Checks the beginning of a line that is not empty.
     fn line(&mut self, bytes: &[u8]) -> Result<usize, LineFault> {
         self.line_begins(bytes[0])
             .map_err(|fault| LineFault(0, fault))?;
@@ -322,7 +322,7 @@ impl Http1FramingGuard {
 
     fn line_begins(&mut self, byte: u8) -> Result<(), FramingFault> {
         match byte {
-            // RFC 9112 5.2: obsolete folding; and a bare LF is no line end (2.2).
+            // RFC 9112 5.2: obsolete folding. A bare LF is not a line end (2.2).
             b' ' | b'\t' => return Err(FramingFault::Folding),
             b'\n' => return Err(FramingFault::LineEnd),
             // A ClientHello is a handshake record (RFC 8446 5.1).
@@ -374,29 +374,5 @@ impl Http1FramingGuard {
         }
         self.chunked = true;
         Ok(ParsePosition::CodingValue { matched: 0 })
-    }
-
-    fn chunk_size(
-        &mut self,
-        digits: DigitState,
-        size: u64,
-        byte: u8,
-    ) -> Result<ParsePosition, FramingFault> {
-        if let Some(digit) = (byte as char).to_digit(16) {
-            let size = size.checked_mul(16).ok_or(FramingFault::Chunk)? + u64::from(digit);
-            return Ok(ParsePosition::ChunkSize(DigitState::Some, size));
-        }
-        // The size is kept where the length of a body is: they never meet.
-        self.length = Some(size);
-        let next = ChunkExtension::End.next(byte);
-        match next {
-            Some(ExtensionStep::LineEnds) if digits == DigitState::Some => {
-                Ok(ParsePosition::LineLf)
-            }
-            Some(ExtensionStep::Stay(next)) if digits == DigitState::Some => {
-                Ok(ParsePosition::Extension(next))
-            }
-            _ => Err(FramingFault::Chunk),
-        }
     }
 }

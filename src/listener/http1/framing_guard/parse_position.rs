@@ -1,4 +1,4 @@
-//! Where the guard stands in a connection's bytes.
+//! The position of the framing guard in a connection's bytes.
 
 use super::chunk_extension::ChunkExtension;
 use super::fault::FramingFault;
@@ -7,10 +7,10 @@ use crate::config;
 
 const CHUNKED: &[u8] = b"chunked";
 
-/// How large a head may be.
+/// Limits of a request head.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::listener) struct HeadLimits {
-    /// Request line, field lines and the empty ones.
+    /// Bytes of the request line, the field lines and the empty lines.
     pub(in crate::listener) bytes: usize,
     pub(in crate::listener) fields: usize,
 }
@@ -24,7 +24,7 @@ impl From<&config::Listener> for HeadLimits {
     }
 }
 
-/// Which lines are being read.
+/// The kind of lines being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineSection {
     Request,
@@ -49,7 +49,7 @@ pub(super) enum ParsePosition {
     },
     /// After a value, before its CR.
     Padding,
-    /// In a field value that does not matter for framing.
+    /// In a field value without meaning for framing.
     Value,
     /// After the CR of an empty line.
     EmptyLineLf,
@@ -68,7 +68,7 @@ pub(super) enum DigitState {
     Some,
 }
 
-/// The byte that broke a rule, as an offset into what was checked.
+/// The byte that broke a rule, as an offset into the checked bytes, and the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::listener) struct FramingViolation {
     pub(in crate::listener) at: usize,
@@ -76,7 +76,7 @@ pub(in crate::listener) struct FramingViolation {
 }
 
 impl ParsePosition {
-    /// The value of `Transfer-Encoding`: `chunked` and nothing else.
+    /// The position after a byte of the value of `Transfer-Encoding`, which must be `chunked`.
     pub(super) fn coding(matched: usize, byte: u8) -> Option<Self> {
         match CHUNKED.get(matched) {
             Some(letter) if letter.eq_ignore_ascii_case(&byte) => Some(Self::CodingValue {

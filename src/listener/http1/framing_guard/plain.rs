@@ -1,16 +1,16 @@
-//! The short way through a head as most clients send it: here in one piece, and with nothing
-//! in it that frames content. It takes whole lines only and refuses nothing: what it leaves is
-//! read step by step (`Wire::check`).
+//! Fast path for a head as most clients send it: received in one piece, and without fields that frame
+//! content. It takes whole lines only and refuses nothing; `Http1FramingGuard::check` reads the rest
+//! step by step.
 
 use super::bytes::{is_path, is_query, is_token, run, text_run};
 use super::parse_position::{LineSection, ParsePosition};
-use super::{Http1FramingGuard, LONGEST_NAME, LONGEST_TARGET};
+use super::{Http1FramingGuard, MAX_NAME, MAX_TARGET};
 
 const LINE_END: &[u8] = b"\r\n";
 
 impl Http1FramingGuard {
-    /// Takes the whole lines at the beginning of `bytes`: a request line, field lines, the
-    /// empty line of a message without content. Gives how many bytes they are.
+    /// Takes the whole lines at the beginning of `bytes`: a request line, field lines, the empty line
+    /// of a message without content. Returns their length.
     pub(super) fn plain_lines(&mut self, bytes: &[u8]) -> usize {
         // As in `check`: the last byte within the limit must end the head.
         let room = self.limits.bytes.saturating_sub(self.bytes + 1);
@@ -37,14 +37,14 @@ impl Http1FramingGuard {
         taken
     }
 
-    /// Whether the next byte may begin such a line.
+    /// Whether the next byte may begin a line of a head.
     pub(super) fn is_at_head_line(&self) -> bool {
         self.at == ParsePosition::LineStart
             && matches!(self.section, LineSection::Request | LineSection::Fields)
     }
 }
 
-/// The length of a request line with a path, of HTTP/1.1.
+/// Length of an HTTP/1.1 request line whose target is a path.
 fn request_line(bytes: &[u8]) -> Option<usize> {
     const VERSION: &[u8] = b" HTTP/1.1\r\n";
     let method = run(bytes, is_token);
@@ -59,17 +59,17 @@ fn request_line(bytes: &[u8]) -> Option<usize> {
     }
     let length = end + VERSION.len();
     let is_whole = bytes.get(end..)?.starts_with(VERSION);
-    (is_whole && length <= LONGEST_TARGET).then_some(length)
+    (is_whole && length <= MAX_TARGET).then_some(length)
 }
 
-/// The length of a field line that cannot frame content.
+/// Length of a field line that does not frame content.
 fn field_line(bytes: &[u8]) -> Option<usize> {
     // `Content-Length` and `Transfer-Encoding` begin so.
     if matches!(bytes.first()? | 0x20, b'c' | b't') {
         return None;
     }
     let name = run(bytes, is_token);
-    if name == 0 || name > LONGEST_NAME || bytes.get(name) != Some(&b':') {
+    if name == 0 || name > MAX_NAME || bytes.get(name) != Some(&b':') {
         return None;
     }
     let value = name + 1;

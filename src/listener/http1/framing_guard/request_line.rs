@@ -1,4 +1,4 @@
-//! The request line (RFC 9112 3), read as hyper reads it: what passes here, hyper takes.
+//! The request line (RFC 9112 3), checked so that hyper accepts whatever passes.
 
 use http::Uri;
 
@@ -7,7 +7,7 @@ use super::fault::FramingFault;
 
 const VERSION: &[u8] = b"HTTP/1.";
 
-/// Where in a request line the next byte is.
+/// The position in a request line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LinePart {
     Method,
@@ -17,14 +17,14 @@ pub(super) enum LinePart {
     QueryChar(Utf8Rest),
     /// After `*`.
     TargetEnd,
-    /// Neither a path nor `*`: kept, and looked at as a whole.
+    /// Neither a path nor `*`: copied, and checked as a whole.
     OtherTarget,
     Version(usize),
-    /// After its last digit.
+    /// After the last digit of the version.
     Cr,
 }
 
-/// The target of a request when it is no path, which is rare: as far as it has come.
+/// The part received so far of a target that is not a path, which is rare.
 #[derive(Debug, Default)]
 pub(super) struct OtherTarget(Vec<u8>);
 
@@ -33,19 +33,19 @@ impl OtherTarget {
         self.0.extend_from_slice(bytes);
     }
 
-    fn is_good(&mut self) -> bool {
+    fn take_is_valid(&mut self) -> bool {
         Uri::try_from(std::mem::take(&mut self.0)).is_ok()
     }
 }
 
-/// What came of some bytes.
+/// The result of reading some bytes.
 pub(super) struct LineStep {
     pub(super) part: LinePart,
     pub(super) taken: usize,
 }
 
 impl LinePart {
-    /// Reads on in `bytes`, which are not empty; an error comes with the place of its byte.
+    /// Reads `bytes`, which are not empty. An error has the index of its byte.
     pub(super) fn read(self, bytes: &[u8], other: &mut OtherTarget) -> Result<LineStep, LineFault> {
         let next = |part, taken| Ok(LineStep { part, taken });
         match self {
@@ -94,7 +94,7 @@ impl LinePart {
                 let length = run(bytes, |byte| matches!(byte, b'!'..=b'~') && byte != b'#');
                 other.add(&bytes[..length]);
                 match bytes.get(length) {
-                    Some(b' ') if other.is_good() => next(Self::Version(0), length + 1),
+                    Some(b' ') if other.take_is_valid() => next(Self::Version(0), length + 1),
                     Some(_) => Err(LineFault(length, FramingFault::Target)),
                     None => next(self, length),
                 }
@@ -109,5 +109,5 @@ impl LinePart {
     }
 }
 
-/// A fault, and where in what was read.
+/// A fault with the index of its byte.
 pub(super) struct LineFault(pub(super) usize, pub(super) FramingFault);

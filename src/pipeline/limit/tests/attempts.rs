@@ -1,12 +1,12 @@
-//! Logins and questions about tokens: what a stranger tries costs the stranger.
+//! Logins and introspections: a failed attempt is charged to its sender.
 
 use super::*;
-use crate::pipeline::limit::{LoginHeld, LoginTry};
+use crate::pipeline::limit::{LoginAttempt, LoginLimited};
 
 const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
-/// As shipped: 60/m burst 20 by peer, 30/m burst 10 by name and peer.
-fn shipped() -> Limiter {
+/// The default limits: 60/m burst 20 by peer, 30/m burst 10 by name and peer.
+fn default_limiter() -> Limiter {
     let quota = |requests, burst| Quota {
         requests,
         per: SECOND * 60,
@@ -20,9 +20,9 @@ fn shipped() -> Limiter {
     Limiter::new(&limits, None, Metrics::new())
 }
 
-fn policy_of(held: Result<LoginTry, LoginHeld>) -> String {
-    match held {
-        Err(LoginHeld::TooMany(limit)) => limit.policy.to_string(),
+fn policy_of(outcome: Result<LoginAttempt, LoginLimited>) -> String {
+    match outcome {
+        Err(LoginLimited::TooMany(limit)) => limit.policy.to_string(),
         other => format!("{other:?}"),
     }
 }
@@ -31,13 +31,13 @@ fn peer(number: u32) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + number))
 }
 
-/// Tries a wrong password; whether it was let through to the check.
+/// Tries a wrong password; whether it was admitted to the password check.
 async fn guess(limiter: &Limiter, peer: IpAddr, name: &str) -> bool {
     limiter.admit_login(peer, name).await.is_ok()
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_failed_logins_add_up_and_refused_ones_cost_their_sender() {
+async fn only_failed_logins_count_and_refused_ones_are_charged_to_their_sender() {
     let limiter = limiter(Vec::new());
     for _ in 0..100 {
         let good = limiter.admit_login(PEER, "fleet").await.unwrap();
@@ -50,18 +50,18 @@ async fn only_failed_logins_add_up_and_refused_ones_cost_their_sender() {
     assert_eq!(policy_of(refused), "logins_by_name");
     assert!(
         guess(&limiter, OTHER_PEER, "anna").await,
-        "elsewhere it is new"
+        "another peer has its own bucket"
     );
-    // The refusal was paid for: of five attempts of this peer one is left.
+    // The refusal was charged: one of this peer's five attempts is left.
     assert!(guess(&limiter, PEER, "bert").await);
     let refused = limiter.admit_login(PEER, "carl").await;
     assert_eq!(policy_of(refused), "logins_by_peer");
-    // But what this peer proved is its own.
+    // A name for which this peer has proven itself has its own bucket.
     assert!(limiter.admit_login(PEER, "fleet").await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn guesses_sent_all_at_once_do_not_pass_together() {
+async fn concurrent_guesses_do_not_all_pass() {
     let limiter = limiter(Vec::new());
     let mut running = Vec::new();
     for _ in 0..50 {
@@ -70,12 +70,13 @@ async fn guesses_sent_all_at_once_do_not_pass_together() {
     assert_eq!(running.len(), 3);
 }
 
-/// Field case B1: 2 and 50 wrong ones a second for 40 seconds, one right one a second.
+/// 2 and 50 wrong passwords per second for 40 seconds, with one correct login per second.
 #[tokio::test(start_paused = true)]
-async fn a_flood_from_elsewhere_refuses_no_right_login() {
+async fn a_flood_from_another_peer_refuses_no_correct_login() {
     for rate in [2, 50] {
-        let limiter = shipped();
-        let (mut right, mut wrong) = (0, 0);
+        let limiter = default_limiter();
+        let mut correct = 0;
+        let mut wrong = 0;
         for _ in 0..40 {
             for _ in 0..rate {
                 wrong += usize::from(guess(&limiter, PEER, "admin").await);
@@ -83,24 +84,24 @@ async fn a_flood_from_elsewhere_refuses_no_right_login() {
             }
             if let Ok(good) = limiter.admit_login(VICTIM, "admin").await {
                 good.succeeded();
-                right += 1;
+                correct += 1;
             }
         }
-        assert_eq!(right, 40, "at {rate}/s");
+        assert_eq!(correct, 40, "at {rate}/s");
         assert!(wrong <= 31, "{wrong} guesses passed at {rate}/s");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_from_everywhere_leaves_those_who_logged_in_before() {
-    let limiter = shipped();
+async fn a_flood_from_all_peers_does_not_lock_out_proven_peers() {
+    let limiter = default_limiter();
     let good = limiter.admit_login(VICTIM, "admin").await.unwrap();
     good.succeeded();
     let mut passed = 0;
     for number in 0..1000 {
         passed += usize::from(guess(&limiter, peer(number), "admin").await);
     }
-    assert_eq!(passed, 100, "all strangers together");
+    assert_eq!(passed, 100, "all unproven peers together");
     let refused = limiter.admit_login(peer(2000), "admin").await;
     assert_eq!(policy_of(refused), "logins_of_strangers");
     for _ in 0..20 {
@@ -115,13 +116,13 @@ async fn a_flood_from_everywhere_leaves_those_who_logged_in_before() {
     assert_eq!(guesses, 10);
     assert!(
         guess(&limiter, peer(2000), "bert").await,
-        "other names are free"
+        "other names are not affected"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn made_up_names_and_addresses_of_one_site_have_one_budget() {
-    let limiter = shipped();
+async fn invented_names_and_addresses_of_one_site_share_one_bucket() {
+    let limiter = default_limiter();
     let in_site =
         |number: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 7, number, 0, 0, 0, number));
     let mut passed = 0;
@@ -135,7 +136,7 @@ async fn made_up_names_and_addresses_of_one_site_have_one_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn logins_of_one_peer_do_not_hold_all_places_at_the_password_check() {
+async fn logins_of_one_peer_do_not_take_all_slots_of_the_password_check() {
     let plenty = quota(1000, 1000);
     let limits = Limits {
         logins_by_peer: plenty,
@@ -143,9 +144,9 @@ async fn logins_of_one_peer_do_not_hold_all_places_at_the_password_check() {
         ..limits(Vec::new())
     };
     let limiter = Limiter::new(&limits, None, Metrics::new());
-    let mut held = Vec::new();
+    let mut attempts = Vec::new();
     for number in 0..16 {
-        held.push(
+        attempts.push(
             limiter
                 .admit_login(PEER, &format!("user-{number}"))
                 .await
@@ -153,44 +154,50 @@ async fn logins_of_one_peer_do_not_hold_all_places_at_the_password_check() {
         );
     }
     let more = limiter.admit_login(PEER, "one more").await;
-    assert!(matches!(more, Err(LoginHeld::Overloaded)), "after a wait");
-    held.push(limiter.admit_login(VICTIM, "admin").await.unwrap());
-    // Strangers together leave a quarter to those who are known.
-    held.pop().unwrap().succeeded();
+    assert!(
+        matches!(more, Err(LoginLimited::Overloaded)),
+        "after a wait"
+    );
+    attempts.push(limiter.admit_login(VICTIM, "admin").await.unwrap());
+    // Unproven peers together leave a quarter of the slots to proven ones.
+    attempts.pop().unwrap().succeeded();
     for number in 0..80 {
-        held.push(limiter.admit_login(peer(number), "x").await.unwrap());
+        attempts.push(limiter.admit_login(peer(number), "x").await.unwrap());
     }
     let more = limiter.admit_login(peer(100), "x").await;
-    assert!(matches!(more, Err(LoginHeld::Overloaded)));
+    assert!(matches!(more, Err(LoginLimited::Overloaded)));
     assert!(limiter.admit_login(VICTIM, "admin").await.is_ok());
-    held.clear();
+    attempts.clear();
     assert!(
         limiter.admit_login(PEER, "one more").await.is_ok(),
-        "places come back"
+        "slots are given back"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn random_tokens_of_a_stranger_leave_questions_to_others() {
+async fn random_tokens_of_one_peer_leave_introspections_to_others() {
     let limits = Limits {
         unknown_tokens: quota(5, 20),
         unknown_tokens_by_peer: quota(1, 5),
         ..limits(Vec::new())
     };
     let limiter = Limiter::new(&limits, None, Metrics::new());
-    let ask = async |peer| limiter.admit_unknown_token(peer).await;
+    let introspect = async |peer| limiter.admit_unknown_token(peer).await;
     for _ in 0..50 {
-        let _bad = ask(PEER).await;
+        let _bad = introspect(PEER).await;
     }
-    let refused = ask(PEER).await.unwrap_err();
+    let refused = introspect(PEER).await.unwrap_err();
     assert_eq!(&*refused.policy, "unknown_tokens_by_peer");
     for _ in 0..100 {
-        ask(VICTIM).await.unwrap().succeeded(); // good ones cost nothing
+        introspect(VICTIM).await.unwrap().succeeded(); // accepted tokens cost nothing
     }
     for number in 0..100 {
-        let _bad = ask(peer(number)).await;
+        let _bad = introspect(peer(number)).await;
     }
-    let refused = ask(peer(200)).await.unwrap_err();
+    let refused = introspect(peer(200)).await.unwrap_err();
     assert_eq!(&*refused.policy, "unknown_tokens");
-    assert!(ask(VICTIM).await.is_ok(), "it has brought good ones");
+    assert!(
+        introspect(VICTIM).await.is_ok(),
+        "its tokens were accepted before"
+    );
 }

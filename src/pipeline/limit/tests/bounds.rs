@@ -1,4 +1,4 @@
-//! Memory, forgetting, and the edges of the arithmetic.
+//! Memory bounds, eviction, and extreme quotas.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +11,7 @@ fn small(max_keys: usize) -> Limiter {
 }
 
 #[tokio::test(start_paused = true)]
-async fn memory_is_bounded_and_those_without_room_share_one_bucket() {
+async fn memory_is_bounded_and_keys_beyond_the_bound_share_one_bucket() {
     let limiter = small(2);
     for name in ["anna", "bert"] {
         assert_eq!(admitted(&limiter, subject(&user(name), "x"), 3).await, 3);
@@ -27,7 +27,7 @@ async fn memory_is_bounded_and_those_without_room_share_one_bucket() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forgetting_a_key_never_hands_it_a_fresh_bucket_early() {
+async fn removing_a_key_never_refills_its_bucket_early() {
     let limiter = small(1);
     let (anna, bert) = (user("anna"), user("bert"));
     assert_eq!(admitted(&limiter, subject(&anna, "x"), 9).await, 5);
@@ -36,18 +36,18 @@ async fn forgetting_a_key_never_hands_it_a_fresh_bucket_early() {
         limiter.sweep();
         assert_eq!(admitted(&limiter, subject(&anna, "x"), 9).await, 1);
     }
-    // Anna's bucket fills; meanwhile bert, without room, has emptied the shared one.
+    // Anna's bucket fills; bert, whose key is beyond the bound, empties the shared bucket meanwhile.
     advance(SECOND * 4).await;
     assert_eq!(admitted(&limiter, subject(&bert, "x"), 9).await, 5);
     advance(SECOND * 3).await;
     limiter.sweep();
-    // Room for bert now: he goes on where he was.
+    // Bert's key gets a bucket now, which starts with the state of the shared one.
     assert_eq!(admitted(&limiter, subject(&bert, "x"), 9).await, 3);
     assert_eq!(limiter.policies[0].buckets.sweep(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
+async fn the_sweep_removes_full_buckets_and_returns_the_number_left() {
     let limiter = small(100);
     for number in 0..50 {
         let client = user(&format!("user-{number}"));
@@ -55,7 +55,7 @@ async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
     }
     let gauge = limiter.metrics.limit_keys.with_label_values(&["clients"]);
     limiter.refresh_gauges();
-    assert_eq!(gauge.get(), 50, "true before any sweep");
+    assert_eq!(gauge.get(), 50, "correct before any sweep");
     advance(SECOND * 10).await;
     limiter.sweep();
     limiter.refresh_gauges();
@@ -63,17 +63,21 @@ async fn the_sweep_forgets_full_buckets_and_says_how_many_are_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn room_for_many_keys_is_given_back_when_they_are_forgotten() {
+async fn memory_of_many_keys_is_freed_when_they_are_removed() {
     let buckets = BucketSet::new("clients".into(), quota(1, 5), 1_000_000);
     for key in 0..100_000 {
-        assert!(buckets.spend(buckets.key(key)).is_ok());
+        assert!(buckets.charge(buckets.key(key)).is_ok());
     }
     assert_eq!(buckets.sweep(), 100_000);
-    let full = buckets.room();
+    let full = buckets.capacity();
     assert!(full >= 100_000);
     advance(SECOND * 10).await;
     assert_eq!(buckets.sweep(), 0);
-    assert!(buckets.room() < full / 100, "{} of {full}", buckets.room());
+    assert!(
+        buckets.capacity() < full / 100,
+        "{} of {full}",
+        buckets.capacity()
+    );
 }
 
 #[test]
@@ -90,14 +94,18 @@ fn extreme_quotas_neither_panic_nor_block() {
             burst,
         };
         let buckets = BucketSet::new("extreme".into(), quota, 1);
-        assert!(buckets.spend(ALL).is_ok());
-        buckets.give_back(ALL);
-        let _ = (buckets.spend(ALL), buckets.facts(0), buckets.sweep());
+        assert!(buckets.charge(SINGLE_KEY).is_ok());
+        buckets.refund(SINGLE_KEY);
+        let _ = (
+            buckets.charge(SINGLE_KEY),
+            buckets.headers(0),
+            buckets.sweep(),
+        );
     }
 }
 
 #[test]
-fn draws_from_many_threads_never_exceed_the_burst() {
+fn charges_from_many_threads_never_exceed_the_burst() {
     let slow = Quota {
         requests: 1,
         per: SECOND * 3600,
@@ -109,13 +117,13 @@ fn draws_from_many_threads_never_exceed_the_burst() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..200 {
-                    let is_ok = buckets.spend(7).is_ok();
+                    let is_ok = buckets.charge(7).is_ok();
                     passed.fetch_add(usize::from(is_ok), Ordering::Relaxed);
                     if is_ok {
-                        buckets.give_back(7);
+                        buckets.refund(7);
                         passed.fetch_sub(1, Ordering::Relaxed);
                     }
-                    passed.fetch_add(usize::from(buckets.spend(7).is_ok()), Ordering::Relaxed);
+                    passed.fetch_add(usize::from(buckets.charge(7).is_ok()), Ordering::Relaxed);
                 }
             });
         }

@@ -1,6 +1,6 @@
 mod attempts;
 mod bounds;
-mod line;
+mod wait_queue;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -76,7 +76,7 @@ fn subject<'a>(client: &'a Client, class: &'a str) -> RateSubject<'a> {
     }
 }
 
-/// How many of `tries` go through at once.
+/// How many of `tries` requests are admitted without a wait.
 async fn admitted(limiter: &Limiter, subject: RateSubject<'_>, tries: usize) -> usize {
     let mut count = 0;
     for _ in 0..tries {
@@ -86,7 +86,7 @@ async fn admitted(limiter: &Limiter, subject: RateSubject<'_>, tries: usize) -> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_goes_through_and_then_the_steady_rate() {
+async fn a_burst_is_admitted_and_then_the_steady_rate() {
     let limiter = limiter(vec![policy("clients", LimitKey::Client, quota(50, 150))]);
     let anna = user("anna");
     assert_eq!(
@@ -109,7 +109,7 @@ async fn a_burst_goes_through_and_then_the_steady_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_user_and_a_key_of_one_name_have_two_buckets_and_open_clients_go_by_address() {
+async fn a_user_and_a_key_of_one_name_have_two_buckets_and_open_clients_count_by_address() {
     let limiter = limiter(vec![policy("clients", LimitKey::Client, quota(1, 1))]);
     for client in [user("a"), key("a", None), Client::Open] {
         assert_eq!(admitted(&limiter, subject(&client, "x"), 2).await, 1);
@@ -122,7 +122,7 @@ async fn a_user_and_a_key_of_one_name_have_two_buckets_and_open_clients_go_by_ad
 }
 
 #[test]
-fn ipv6_peers_share_their_64_and_mapped_ipv4_is_ipv4() {
+fn ipv6_peers_of_one_64_count_as_one_and_mapped_ipv4_is_ipv4() {
     let v6 = |text: &str| IpAddr::V6(text.parse::<Ipv6Addr>().unwrap());
     assert_eq!(network(v6("2001:db8::1")), network(v6("2001:db8::ffff:2")));
     assert_ne!(network(v6("2001:db8::1")), network(v6("2001:db8:0:1::1")));
@@ -131,7 +131,7 @@ fn ipv6_peers_share_their_64_and_mapped_ipv4_is_ipv4() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_by_one_limit_costs_nothing_at_the_others() {
+async fn a_refusal_by_one_limit_is_not_charged_to_the_others() {
     let limiter = limiter(vec![
         policy("clients", LimitKey::Client, quota(1, 10)),
         policy("classes", LimitKey::Class, quota(1, 2)),
@@ -169,11 +169,11 @@ async fn a_policy_counts_only_its_classes() {
     assert_eq!(admitted(&limiter, subject(&anna, "messages"), 3).await, 1);
     assert_eq!(admitted(&limiter, subject(&anna, "other"), 3).await, 3);
     let free = limiter.admit(subject(&anna, "other"), Duration::ZERO).await;
-    assert!(free.unwrap().facts.is_none());
+    assert!(free.unwrap().headers.is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_key_has_its_own_limit_besides() {
+async fn an_api_key_has_its_own_limit_in_addition() {
     let limiter = limiter(vec![policy("clients", LimitKey::Client, quota(1, 50))]);
     let slow = key("slow", Some(quota(1, 2)));
     assert_eq!(admitted(&limiter, subject(&slow, "x"), 10).await, 2);
@@ -188,11 +188,11 @@ async fn an_api_key_has_its_own_limit_besides() {
     );
     advance(SECOND * 60).await;
     limiter.sweep();
-    assert!(limiter.own.is_empty());
+    assert!(limiter.by_api_key.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dry_run_counts_and_lets_pass() {
+async fn a_dry_run_counts_and_admits() {
     let mut dry = policy("dry", LimitKey::Client, quota(1, 2));
     dry.dry_run = true;
     let limiter = limiter(vec![dry]);
@@ -209,7 +209,7 @@ async fn a_dry_run_counts_and_lets_pass() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_tightest_limit_is_told_in_the_fields_of_the_draft() {
+async fn the_tightest_limit_is_advertised_in_the_fields_of_the_draft() {
     let limiter = limiter(vec![
         policy("wide", LimitKey::Client, quota(100, 1000)),
         policy("messages", LimitKey::Class, quota(50, 150)),
@@ -220,7 +220,7 @@ async fn the_tightest_limit_is_told_in_the_fields_of_the_draft() {
         .admit(subject(&anna, "messages"), Duration::ZERO)
         .await;
     let mut headers = HeaderMap::new();
-    admitted.unwrap().facts.unwrap().put(&mut headers);
+    admitted.unwrap().headers.unwrap().put(&mut headers);
     assert_eq!(headers["ratelimit-policy"], "\"messages\";q=150;w=3");
     assert_eq!(headers["ratelimit"], "\"messages\";r=12;t=3");
     for _ in 0..12 {
@@ -234,19 +234,19 @@ async fn the_tightest_limit_is_told_in_the_fields_of_the_draft() {
         .await;
     let refused = refused.unwrap_err();
     assert_eq!(refused.retry_after, SECOND);
-    refused.facts.put(&mut headers);
+    refused.headers.put(&mut headers);
     assert_eq!(headers["ratelimit"], "\"messages\";r=0;t=1");
     let keeps = |name: &str| !headers[name].is_sensitive();
     assert_eq!(
         (keeps("ratelimit"), keeps("ratelimit-policy")),
         (false, true),
-        "HTTP/2's table is for what comes again"
+        "only repeated values belong in HTTP/2's dynamic table"
     );
     assert_eq!(refused.to_string(), "limit messages is reached");
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_is_rounded_up_and_true() {
+async fn retry_after_is_rounded_up_and_correct() {
     let limiter = limiter(vec![policy(
         "slow",
         LimitKey::Client,
@@ -266,7 +266,7 @@ async fn retry_after_is_rounded_up_and_true() {
 }
 
 #[test]
-fn requests_in_flight_are_capped_and_a_reload_keeps_count() {
+fn requests_in_flight_are_limited_and_a_reload_keeps_the_count() {
     let limiter = limiter(Vec::new());
     let one = limiter.in_flight().unwrap();
     let two = limiter.in_flight().unwrap();

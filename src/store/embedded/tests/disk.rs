@@ -71,7 +71,7 @@ impl Disk {
         let database =
             open::open_backend("test".as_ref(), disk.clone(), false, open::CACHE_OF_A_GATE)
                 .unwrap();
-        open::lay_out(&database).unwrap();
+        open::create_tables(&database).unwrap();
         database.close().unwrap();
         disk
     }

@@ -58,7 +58,7 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
         store.commit(put(1, "anna")).await,
         Err(StoreUnavailable::Late)
     );
-    // From now on nobody waits.
+    // From now on no call waits.
     eventually("the gate has noticed", async || store.trouble().is_some()).await;
     let begin = tokio::time::Instant::now();
     let refused = store.commit(put(2, "anna")).await.unwrap_err();
@@ -89,7 +89,7 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
 }
 
 #[test]
-fn a_queue_full_of_changes_for_a_disk_that_hangs_keeps_no_gate_from_ending() {
+fn a_full_queue_on_a_hanging_disk_does_not_keep_the_gateway_from_stopping() {
     let disk = Disk::laid_out();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = runtime.block_on(async { disk.store(Duration::from_secs(1)) });
@@ -111,7 +111,7 @@ fn a_queue_full_of_changes_for_a_disk_that_hangs_keeps_no_gate_from_ending() {
     while disk.state().calls == calls {
         std::thread::yield_now();
     }
-    (0..=MOST_WAITING as u64).for_each(submit);
+    (0..=MAX_QUEUED as u64).for_each(submit);
     assert_eq!(
         outcomes.try_iter().last(),
         Some(Err(StoreUnavailable::Busy))

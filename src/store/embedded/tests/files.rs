@@ -1,4 +1,4 @@
-//! Files that are no good: each is told apart, none is taken for empty.
+//! Unusable files: each kind gets its own error, and none is taken for empty.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;

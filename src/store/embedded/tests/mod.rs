@@ -200,7 +200,7 @@ async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
     engine.submit(put(0, "anna"), done);
     has_begun.await.unwrap();
     let mut answers = Vec::new();
-    for number in 0..=MOST_WAITING as u64 {
+    for number in 0..=MAX_QUEUED as u64 {
         let (answer, answered) = oneshot::channel();
         let done = Box::new(|outcome| drop(answer.send(outcome)));
         engine.submit(put(number + 1, "anna"), done);
@@ -213,7 +213,7 @@ async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
     for answered in answers {
         answered.await.unwrap().unwrap();
     }
-    assert_eq!(grants(&engine).await.len(), MOST_WAITING + 1);
+    assert_eq!(grants(&engine).await.len(), MAX_QUEUED + 1);
 }
 
 /// Waits for `condition`; fails with `what` when it does not come.
@@ -226,7 +226,7 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn every_user_is_met_however_many_threads_look_for_them() {
+async fn every_user_is_loaded_whatever_the_number_of_threads() {
     for count in [127, 128, 190, 201, 256] {
         let engine = start(&Disk::laid_out()).unwrap();
         let mut wanted = Vec::new();
@@ -249,7 +249,7 @@ async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
     const COUNT: u64 = 20_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
-    let offline = OfflineStore::open_or_make(&path).unwrap();
+    let offline = OfflineStore::open_or_create(&path).unwrap();
     let mut import = offline.import().unwrap();
     for number in 0..COUNT {
         let grant = grant(number, &format!("user {}", number % 500));

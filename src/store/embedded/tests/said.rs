@@ -73,7 +73,7 @@ async fn a_store_that_was_not_left_cleanly_says_that_it_is_checked_and_how_far_t
     let engine = start(&disk).unwrap();
     commit(&engine, put(1, "anna")).await.unwrap();
     let again = start(&disk.after_a_power_cut(|| true)).unwrap();
-    let lines = said.lines("the gate was not stopped cleanly; checking the store");
+    let lines = said.lines("the gateway was not stopped cleanly; checking the store");
     // It took no time, so that is all there is to say.
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("percent=0"), "{lines:?}");
@@ -81,7 +81,7 @@ async fn a_store_that_was_not_left_cleanly_says_that_it_is_checked_and_how_far_t
 }
 
 #[tokio::test]
-async fn a_load_that_nobody_waits_for_any_more_ends_soon() {
+async fn a_load_whose_caller_has_left_ends_soon() {
     let engine = start(&Disk::laid_out()).unwrap();
     for number in 0..200 {
         commit(&engine, put(number, "anna")).await.unwrap();

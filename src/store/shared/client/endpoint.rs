@@ -1,4 +1,4 @@
-//! Where the server is now: named by the operator, by a Sentinel, or by a cluster.
+//! Finding the server: configured by address, or found through Sentinel or a cluster.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::redis_keys::RedisKeys;
-use super::server_error::told;
+use super::server_error::describe;
 use crate::config::{self, MasterDiscovery, ServerAddress};
 use crate::error_chain::chain;
 use crate::secret;
@@ -36,19 +36,19 @@ pub(in crate::store::shared) enum EndpointError {
 }
 
 impl EndpointError {
-    /// With its causes, in words that may be shown.
-    pub(in crate::store::shared) fn words(&self) -> Arc<str> {
+    /// The error with its causes, without secrets.
+    pub(in crate::store::shared) fn describe(&self) -> Arc<str> {
         match self {
-            Self::Server(error) => told(error),
+            Self::Server(error) => describe(error),
             other => chain(other).into(),
         }
     }
 }
 
-/// Connects to the server that takes changes.
+/// Connects to the server that accepts changes.
 pub(in crate::store::shared) async fn connect(
     settings: &config::SharedStoreConfig,
-    names: &RedisKeys,
+    keys: &RedisKeys,
     timing: &AsyncConnectionConfig,
 ) -> Result<(Client, MultiplexedConnection), EndpointError> {
     let mut last = None;
@@ -58,7 +58,7 @@ pub(in crate::store::shared) async fn connect(
             MasterDiscovery::Sentinel { master } => {
                 ask_sentinel(settings, server, master, timing).await
             }
-            MasterDiscovery::Cluster => ask_cluster(settings, server, names, timing).await,
+            MasterDiscovery::Cluster => ask_cluster(settings, server, keys, timing).await,
         };
         let opened = match found {
             Ok(address) => open(settings, &address, ServerKind::Data, timing).await,
@@ -72,7 +72,7 @@ pub(in crate::store::shared) async fn connect(
     Err(last.unwrap_or(EndpointError::NoNode))
 }
 
-/// Connects to one server that may have data.
+/// Connects to one data server.
 pub(super) async fn open_data(
     settings: &config::SharedStoreConfig,
     address: &ServerAddress,
@@ -82,7 +82,7 @@ pub(super) async fn open_data(
     Ok(connection)
 }
 
-/// Which of the two kinds of server, each with its own credential.
+/// The two kinds of server, each with its own credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ServerKind {
     Data,
@@ -121,7 +121,7 @@ fn client(
         }
     };
     if let Some(source) = password {
-        // Read at every connection: a rotated password is taken up by itself.
+        // Read at every connection, so that a rotated password is used without a restart.
         redis = redis.set_password(source.read()?.expose());
     }
     let info = |address: ConnectionAddr| -> Result<ConnectionInfo, RedisError> {
@@ -131,7 +131,7 @@ fn client(
     let Some(tls) = &settings.tls else {
         return Ok(Client::open(info(ConnectionAddr::Tcp(host, port))?)?);
     };
-    let secured = ConnectionAddr::TcpTls {
+    let tls_address = ConnectionAddr::TcpTls {
         host,
         port,
         insecure: false,
@@ -142,10 +142,10 @@ fn client(
         client_tls: None,
         root_cert,
     };
-    Ok(Client::build_with_tls(info(secured)?, certificates)?)
+    Ok(Client::build_with_tls(info(tls_address)?, certificates)?)
 }
 
-/// The library takes a file without a certificate for an authority that nobody has.
+/// Refuses a file without a certificate: the library would take it for an empty set of CAs.
 fn authorities(path: &Path) -> Result<Vec<u8>, EndpointError> {
     let pem = std::fs::read(path).map_err(EndpointError::Authorities)?;
     match CertificateDer::pem_slice_iter(&pem).next() {
@@ -154,8 +154,8 @@ fn authorities(path: &Path) -> Result<Vec<u8>, EndpointError> {
     }
 }
 
-/// Whether clients can be made as the settings say: reads passwords and authorities, connects to
-/// nothing.
+/// Whether clients can be created from the settings: reads passwords and CA certificates, without
+/// connecting.
 pub(in crate::store::shared) fn check(
     settings: &config::SharedStoreConfig,
 ) -> Result<(), EndpointError> {
@@ -186,16 +186,17 @@ async fn ask_sentinel(
     Ok(ServerAddress { host, port })
 }
 
-/// The node that has the slot of our keys, told by `MOVED`; none if the asked one has it.
+/// The node that has the slot of the gateways' keys, as `MOVED` names it, or the asked node
+/// itself.
 async fn ask_cluster(
     settings: &config::SharedStoreConfig,
     seed: &ServerAddress,
-    names: &RedisKeys,
+    keys: &RedisKeys,
     timing: &AsyncConnectionConfig,
 ) -> Result<ServerAddress, EndpointError> {
     let (_, mut connection) = open(settings, seed, ServerKind::Data, timing).await?;
     let asked: Result<redis::Value, RedisError> = redis::cmd("EXISTS")
-        .arg(&names.meta)
+        .arg(&keys.meta)
         .query_async(&mut connection)
         .await;
     let Err(error) = asked else {
@@ -208,7 +209,7 @@ async fn ask_cluster(
     let Some((host, port)) = named else {
         return Err(error.into());
     };
-    // A node that does not know its own name leaves the host out: the one asked.
+    // A node that does not know its own name sends an empty host: use that of the asked one.
     let host = if host.is_empty() { &seed.host } else { host };
     Ok(ServerAddress {
         host: host.to_owned(),

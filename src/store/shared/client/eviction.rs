@@ -1,7 +1,7 @@
-//! Whether the server may evict keys when its memory is full. What a logout ended leaves a
-//! mark; a server that drops the mark (`maxmemory-policy` of `volatile-*` or `allkeys-*`)
-//! could let the token live again. So a gate does not start over such a server unless the
-//! operator accepts it, and looks again at each connection and every few seconds.
+//! Whether the server evicts keys when its memory is full (`maxmemory-policy` of `volatile-*` or
+//! `allkeys-*`). A revocation is a key: if the server evicts it, the revoked token is live again.
+//! So a gateway does not start with such a server unless the operator accepts it, and checks again
+//! at each connection and every few seconds.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,10 +19,10 @@ use crate::config::{self, MasterDiscovery, ServerAddress};
 use crate::lifecycle::ShutdownSignal;
 use crate::store::shared::SharedStore;
 
-/// Between two looks at the policy.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-const ACCEPTED_BY: &str = "set maxmemory-policy to noeviction there, or [store] allow_eviction = \
-                           true to accept that ended tokens may come back";
+/// Interval of the checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+const REMEDY: &str = "set maxmemory-policy to noeviction there, or [store] allow_eviction = \
+                           true to accept that revoked tokens may be live again";
 
 /// A server that evicts keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,32 +32,32 @@ pub struct EvictingServer {
     pub policy: String,
 }
 
-/// The reason, and what to do about it.
+/// The problem, and what to do about it.
 impl fmt::Display for EvictingServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { server, policy } = self;
         write!(
             f,
             "{server} evicts keys when its memory is full (maxmemory-policy {policy}): a token \
-             that was ended could be good again; {ACCEPTED_BY}"
+             that was revoked may be live again; {REMEDY}"
         )
     }
 }
 
-/// What the servers said when they were asked last.
+/// The result of the last check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum EvictionFound {
     #[default]
     NotAsked,
-    /// None of them evicts.
+    /// No server evicts.
     Keeps,
     Evicts(EvictingServer),
-    /// This server does not tell its policy to the gate's user.
+    /// The gateway's user has no right to read this server's policy.
     Hidden(String),
 }
 
 impl EvictionFound {
-    /// For the metric: 1 evicts, 0 keeps, -1 not known.
+    /// The value of the metric: 1 evicts, 0 does not, -1 not known.
     fn number(&self) -> i64 {
         match self {
             Self::Evicts(_) => 1,
@@ -77,7 +77,7 @@ impl EvictionFound {
     }
 }
 
-/// How long a connection and its answers may take.
+/// The timeouts of a connection and its replies.
 pub(in crate::store::shared) fn timing(
     settings: &config::SharedStoreConfig,
     resolver: &RedisResolver,
@@ -89,7 +89,7 @@ pub(in crate::store::shared) fn timing(
         .set_response_timeout(Some(limit))
 }
 
-/// The worst of what all servers say. A master that cannot be reached says nothing.
+/// The worst result of all servers. A master that cannot be reached is left out.
 pub(in crate::store::shared) async fn ask_all(
     settings: &config::SharedStoreConfig,
     connection: &mut MultiplexedConnection,
@@ -115,7 +115,7 @@ pub(in crate::store::shared) async fn ask_all(
     Ok(worst)
 }
 
-/// INFO tells it also where CONFIG is forbidden, as managed servers have it.
+/// INFO shows the policy also where CONFIG is forbidden, as on managed servers.
 async fn ask(
     connection: &mut MultiplexedConnection,
     server: &str,
@@ -126,7 +126,7 @@ async fn ask(
         .await;
     let policy = match info {
         Ok(info) => policy_in(&info).map(str::to_owned),
-        Err(error) if is_no_answer(&error) => return Err(error),
+        Err(error) if is_connection_error(&error) => return Err(error),
         Err(_) => None,
     };
     let policy = match policy {
@@ -144,19 +144,19 @@ async fn ask(
 }
 
 async fn ask_config(connection: &mut MultiplexedConnection) -> Result<Option<String>, RedisError> {
-    let told: Result<Vec<String>, RedisError> = redis::cmd("CONFIG")
+    let reply: Result<Vec<String>, RedisError> = redis::cmd("CONFIG")
         .arg("GET")
         .arg("maxmemory-policy")
         .query_async(connection)
         .await;
-    match told {
-        Ok(told) => Ok(told.into_iter().nth(1)),
-        Err(error) if is_no_answer(&error) => Err(error),
+    match reply {
+        Ok(values) => Ok(values.into_iter().nth(1)),
+        Err(error) if is_connection_error(&error) => Err(error),
         Err(_) => Ok(None),
     }
 }
 
-fn is_no_answer(error: &RedisError) -> bool {
+fn is_connection_error(error: &RedisError) -> bool {
     error.is_io_error() || error.is_timeout() || error.is_connection_dropped()
 }
 
@@ -168,14 +168,14 @@ fn policy_in(info: &str) -> Option<&str> {
     (!policy.is_empty()).then_some(policy)
 }
 
-/// The masters of a cluster, as far as the gate's user may know: any of them can come to
-/// have the gate's slot.
+/// The masters of a cluster, as far as the gateway's user may see them: the gateways' slot can
+/// move to any of them.
 async fn masters(connection: &mut MultiplexedConnection) -> BTreeSet<ServerAddress> {
     let slots: Result<Vec<Vec<Value>>, RedisError> = redis::cmd("CLUSTER")
         .arg("SLOTS")
         .query_async(connection)
         .await;
-    // Each range of slots: first, last, its master, that one's replicas.
+    // Each range of slots has: first slot, last slot, the master, its replicas.
     let ranges = slots.unwrap_or_default().into_iter();
     ranges
         .filter_map(|range| {
@@ -191,7 +191,7 @@ async fn masters(connection: &mut MultiplexedConnection) -> BTreeSet<ServerAddre
 }
 
 impl SharedStore {
-    /// What is wrong with the servers' policy and not accepted; None: nothing.
+    /// The server that evicts keys, unless the operator accepts it; None: no server does.
     pub fn eviction(&self) -> Option<EvictingServer> {
         match &**self.eviction.load() {
             EvictionFound::Evicts(server) if !self.settings.allow_eviction => Some(server.clone()),
@@ -199,8 +199,8 @@ impl SharedStore {
         }
     }
 
-    /// Asks over a connection that is about to be used; at the first one, all servers. Gives
-    /// the server for which this gate must not start.
+    /// Checks a new connection; at the first one, all servers. Returns the server that keeps the
+    /// gateway from starting.
     pub(in crate::store::shared) async fn admit_policy(
         &self,
         connection: &mut MultiplexedConnection,
@@ -217,12 +217,12 @@ impl SharedStore {
         Ok(self.eviction().filter(|_| is_first))
     }
 
-    /// Looks at the policy now and then until the end.
+    /// Checks the policy periodically until shutdown.
     pub(in crate::store::shared) async fn watch_policy(self: Arc<Self>, stop: ShutdownSignal) {
         let timing = timing(&self.settings, &self.resolver);
-        let mut tick = interval(LOOK_EVERY);
+        let mut tick = interval(CHECK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tick.tick().await; // the first one comes at once
+        tick.tick().await; // the first tick completes at once
         loop {
             tokio::select! {
                 () = stop.aborting() => return,
@@ -234,7 +234,7 @@ impl SharedStore {
             let mut connection = up.commands.0.clone();
             tokio::select! {
                 () = stop.aborting() => return,
-                // One that does not answer is the link's to tell of.
+                // `link` reports a server that does not respond.
                 found = ask_all(&self.settings, &mut connection, &timing) => {
                     if let Ok(found) = found {
                         self.note_policy(found);
@@ -244,7 +244,7 @@ impl SharedStore {
         }
     }
 
-    /// Each change is one line.
+    /// Logs each change once.
     fn note_policy(&self, found: EvictionFound) {
         self.metrics.store_eviction_enabled.set(found.number());
         let found = Arc::new(found);
@@ -257,21 +257,21 @@ impl SharedStore {
                 warn!(
                     %server.server,
                     %server.policy,
-                    "the store evicts keys; allow_eviction accepts that ended tokens may come back"
+                    "the store evicts keys; allow_eviction accepts that revoked tokens may be live again"
                 );
             }
             EvictionFound::Evicts(server) => {
-                error!(reason = %server, "the store may lose what was ended");
+                error!(reason = %server, "the store may lose revocations");
             }
             EvictionFound::Hidden(server) => {
                 warn!(
                     %server,
-                    "the store does not tell its maxmemory-policy, which must be noeviction; allow \
-                     the gate's user to ask (ACL SETUSER ... +info)"
+                    "cannot read the store's maxmemory-policy, which must be noeviction; allow the \
+                     gateway's user to read it (ACL SETUSER ... +info)"
                 );
             }
             EvictionFound::Keeps if matches!(*before, EvictionFound::Evicts(_)) => {
-                info!("the store does not evict keys any more");
+                info!("the store no longer evicts keys");
             }
             EvictionFound::Keeps | EvictionFound::NotAsked => {}
         }

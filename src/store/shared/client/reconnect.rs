@@ -1,4 +1,4 @@
-//! Somebody found that a connection is of no use: the link is asked for another one.
+//! A request to `link` for a new connection, from a task that found the current one unusable.
 
 use std::sync::Arc;
 
@@ -7,20 +7,19 @@ use tokio::sync::Notify;
 
 #[derive(Debug, Default)]
 pub(in crate::store::shared) struct ReconnectSignal {
-    why: Mutex<Arc<str>>,
-    asked: Notify,
+    reason: Mutex<Arc<str>>,
+    requested: Notify,
 }
 
 impl ReconnectSignal {
-    pub(in crate::store::shared) fn ask(&self, why: &Arc<str>) {
-        // One assignment: a panic elsewhere leaves no half of it.
-        *self.why.lock() = Arc::clone(why);
-        self.asked.notify_one();
+    pub(in crate::store::shared) fn request(&self, reason: &Arc<str>) {
+        *self.reason.lock() = Arc::clone(reason);
+        self.requested.notify_one();
     }
 
-    /// Returns when somebody has asked, with the reason.
-    pub(in crate::store::shared) async fn asked(&self) -> Arc<str> {
-        self.asked.notified().await;
-        Arc::clone(&self.why.lock())
+    /// Waits for a request; returns its reason.
+    pub(in crate::store::shared) async fn requested(&self) -> Arc<str> {
+        self.requested.notified().await;
+        Arc::clone(&self.reason.lock())
     }
 }

@@ -1,5 +1,5 @@
-//! Names of the keys. All of one gate carry one hash tag, so a cluster keeps them in one
-//! slot, where a script can change them together.
+//! Names of the Redis keys. All keys of one prefix have one hash tag, so a cluster keeps them in
+//! one slot, where a script can change them together.
 
 #[derive(Debug)]
 pub(in crate::store::shared) struct RedisKeys {
@@ -9,7 +9,7 @@ pub(in crate::store::shared) struct RedisKeys {
     pub(in crate::store::shared) ends: String,
     pub(in crate::store::shared) users: String,
     pub(in crate::store::shared) keys: String,
-    /// How many tokens each user was given.
+    /// Hash: how many tokens each user was given.
     pub(in crate::store::shared) issued: String,
 }
 
@@ -34,12 +34,12 @@ impl RedisKeys {
         name
     }
 
-    /// All tokens' names, as SCAN wants it.
+    /// The pattern of all tokens' keys, for SCAN.
     pub(in crate::store::shared) fn tokens(&self) -> String {
         format!("{}t:*", self.prefix)
     }
 
-    pub(in crate::store::shared) fn holder(&self, user: &str) -> String {
+    pub(in crate::store::shared) fn token_user(&self, user: &str) -> String {
         format!("{}h:{user}", self.prefix)
     }
 

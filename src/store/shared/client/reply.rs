@@ -1,4 +1,4 @@
-//! A script's answer: a word, then numbers and texts.
+//! A script's reply: a word, then numbers and texts.
 
 use std::sync::Arc;
 
@@ -10,14 +10,17 @@ use crate::store::StoreUnavailable;
 #[derive(Debug)]
 pub(in crate::store::shared) struct ScriptReply {
     values: Vec<Value>,
-    relink: Arc<ReconnectSignal>,
+    reconnect: Arc<ReconnectSignal>,
 }
 
 impl ScriptReply {
-    pub(in crate::store::shared) fn new(values: Vec<Value>, relink: &Arc<ReconnectSignal>) -> Self {
+    pub(in crate::store::shared) fn new(
+        values: Vec<Value>,
+        reconnect: &Arc<ReconnectSignal>,
+    ) -> Self {
         Self {
             values,
-            relink: Arc::clone(relink),
+            reconnect: Arc::clone(reconnect),
         }
     }
 
@@ -29,46 +32,46 @@ impl ScriptReply {
         }
     }
 
-    pub(in crate::store::shared) fn number(&self, place: usize) -> Result<u64, StoreUnavailable> {
-        let number: Option<i64> = self.read(place);
+    pub(in crate::store::shared) fn number(&self, index: usize) -> Result<u64, StoreUnavailable> {
+        let number: Option<i64> = self.read(index);
         let number = number.and_then(|number| u64::try_from(number).ok());
-        number.ok_or_else(|| self.odd())
+        number.ok_or_else(|| self.malformed())
     }
 
-    /// Texts from this place on.
+    /// The texts from this index on.
     pub(in crate::store::shared) fn rest(
         &self,
-        place: usize,
+        index: usize,
     ) -> Result<Vec<Vec<u8>>, StoreUnavailable> {
-        (place..self.values.len())
-            .map(|place| self.bytes(place))
+        (index..self.values.len())
+            .map(|index| self.bytes(index))
             .collect()
     }
 
-    pub(in crate::store::shared) fn signed(&self, place: usize) -> Result<i64, StoreUnavailable> {
-        self.read(place).ok_or_else(|| self.odd())
+    pub(in crate::store::shared) fn signed(&self, index: usize) -> Result<i64, StoreUnavailable> {
+        self.read(index).ok_or_else(|| self.malformed())
     }
 
-    pub(in crate::store::shared) fn text(&self, place: usize) -> Result<String, StoreUnavailable> {
-        self.read(place).ok_or_else(|| self.odd())
+    pub(in crate::store::shared) fn text(&self, index: usize) -> Result<String, StoreUnavailable> {
+        self.read(index).ok_or_else(|| self.malformed())
     }
 
     pub(in crate::store::shared) fn bytes(
         &self,
-        place: usize,
+        index: usize,
     ) -> Result<Vec<u8>, StoreUnavailable> {
-        self.read(place).ok_or_else(|| self.odd())
+        self.read(index).ok_or_else(|| self.malformed())
     }
 
-    /// An answer no script of ours gives; not shown, for it may hold anything. What else
-    /// comes on this connection is not to be trusted either.
-    pub(in crate::store::shared) fn odd(&self) -> StoreUnavailable {
-        let why: Arc<str> = "the store gave an answer that nobody knows".into();
-        self.relink.ask(&why);
-        StoreUnavailable::Failed(why)
+    /// The error for a reply that no script of ours gives. The reply is not shown, because it may
+    /// contain anything, and the connection is given up.
+    pub(in crate::store::shared) fn malformed(&self) -> StoreUnavailable {
+        let reason: Arc<str> = "the store sent a reply of an unknown form".into();
+        self.reconnect.request(&reason);
+        StoreUnavailable::Failed(reason)
     }
 
-    fn read<T: redis::FromRedisValue>(&self, place: usize) -> Option<T> {
-        redis::from_redis_value_ref(self.values.get(place)?).ok()
+    fn read<T: redis::FromRedisValue>(&self, index: usize) -> Option<T> {
+        redis::from_redis_value_ref(self.values.get(index)?).ok()
     }
 }

@@ -1,4 +1,4 @@
-//! Host names of servers, for the `redis` crate, which would ask the C library.
+//! Resolves host names for the `redis` crate, which would use the C library.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ impl RedisResolver {
         let found = self.0.find(host).await;
         let found = found.map_err(|error| missing(chain(&error)))?;
         if found.is_empty() {
-            // The crate would panic over a name without addresses.
+            // The crate panics over a name without addresses.
             return Err(missing("it has none".to_owned()).into());
         }
         let at_port = |ip| SocketAddr::new(ip, port);

@@ -1,5 +1,5 @@
-//! The scripts, one a change: each compares and changes in one step on the server, so
-//! that no two gates can decide on the same thing at once.
+//! The Lua scripts. Each one checks and changes in one step on the server, so that no two gateways
+//! can decide the same thing at once.
 
 use std::sync::LazyLock;
 
@@ -26,7 +26,7 @@ scripts! {
     REFUSE = "prelude" "refuse";
     LEASE = "prelude" "lease";
     MERGE_LEASE = "prelude" "merge_lease";
-    // Stand alone: they need no store, or find out which one it is.
+    // Without the prelude: these do not check which store it is.
     HELLO = "hello";
     GATES = "gates";
     PERMITS = "permits";

@@ -1,14 +1,14 @@
-//! What an error of the server means for the connection, and how it is told.
+//! Classifies errors of the server, and describes them.
 
 use std::sync::Arc;
 
 use redis::{RedisError, ServerErrorKind};
 
-/// Of an error of the server, in characters.
-const LONGEST_WORDS: usize = 300;
+/// Maximum length of the server's message, in characters.
+const MAX_MESSAGE: usize = 300;
 
-/// Whether another server may do better, or the same one after a new connection.
-pub(in crate::store::shared) fn is_elsewhere(error: &RedisError) -> bool {
+/// Whether another server, or a new connection to the same one, may succeed.
+pub(in crate::store::shared) fn needs_reconnect(error: &RedisError) -> bool {
     let moved = matches!(
         error.kind(),
         redis::ErrorKind::Server(
@@ -23,13 +23,12 @@ pub(in crate::store::shared) fn is_elsewhere(error: &RedisError) -> bool {
     moved || (error.is_io_error() && !error.is_timeout()) || error.is_connection_dropped()
 }
 
-/// An error in words that may be shown: nothing of ours is in it but the address, and of
-/// the server's own words not more than a line.
-pub(in crate::store::shared) fn told(error: &RedisError) -> Arc<str> {
+/// The error as one short line. Of the gateway's own data it contains the address only.
+pub(in crate::store::shared) fn describe(error: &RedisError) -> Arc<str> {
     if error.is_timeout() {
-        return "no answer in time".into();
+        return "no reply in time".into();
     }
-    let words = error.to_string();
-    let words = words.chars().filter(|char| !char.is_control());
-    words.take(LONGEST_WORDS).collect::<String>().into()
+    let message = error.to_string();
+    let printable = message.chars().filter(|char| !char.is_control());
+    printable.take(MAX_MESSAGE).collect::<String>().into()
 }

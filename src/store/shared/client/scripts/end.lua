@@ -1,5 +1,5 @@
--- KEYS: 4 holder, 5 users. ARGV: 3 user, 4 logout, end or remove, 5 the digest of the one
--- of the user's tokens that stays, or nothing.
+-- KEYS: 4 token user, 5 users. ARGV: 3 user, 4 logout, end or remove, 5 the digest of the one
+-- of the user's tokens that stays, or empty.
 local holder, user, mode = KEYS[4], ARGV[3], ARGV[4]
 if mode == 'remove' and redis.call('HEXISTS', KEYS[5], user) == 0 then return {'none'} end
 local kept = (ARGV[5] or '') ~= '' and prefix .. 't:' .. ARGV[5]
@@ -15,7 +15,7 @@ if mode == 'remove' then
   redis.call('HDEL', prefix .. 'issued', user)
 end
 if left > 0 then
-  -- Given out anew, after the end of the others.
+  -- Inserted again, after the end of the others.
   place(kept, {change('k', 'put', 'd', ARGV[5]), kept_kind, user}, left, 1)
   count = count - 1
 end

@@ -1,8 +1,8 @@
--- KEYS: 4 users or keys. ARGV: 3 user or key, 4 name, 5 expected revision (nothing: there
--- must be none; *: any), 6 new text (nothing: remove), 7 change or same revision.
+-- KEYS: 4 users or keys. ARGV: 3 user or key, 4 name, 5 expected revision (empty: there
+-- must be no entry; *: any), 6 new text (empty: remove), 7 change or same revision.
 local known = redis.call('HGET', KEYS[4], ARGV[4])
--- What was removed leaves its number and no text: a gate that was away while the store
--- lost its data must not bring it back.
+-- A removed entry keeps its number and has no text, so that a gateway that was away while
+-- the store lost its data does not restore it.
 local is_there = known and string.sub(known, -1) ~= '\n'
 local revision = is_there and string.match(known, '^%S+') or ''
 if ARGV[6] == '' and not is_there then return {'none'} end

@@ -1,15 +1,15 @@
--- KEYS: 1 meta, 2 changes. ARGV: 1 id as known or nothing, 2 id for a new store,
--- 3 and 4 number and mark of the last change seen, 5 how long a store that lost data is
--- not believed when it knows nothing.
+-- KEYS: 1 meta, 2 changes. ARGV: 1 known id or empty, 2 id for a new store,
+-- 3 and 4 number and mark of the last change seen, 5 how long (ms) a store that lost data must not
+-- answer that it does not know a token.
 local meta, changes = KEYS[1], KEYS[2]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local last = tonumber(ARGV[3])
 local function whole(number) return string.format('%d', number) end
--- Numbers begin at the clock's microseconds and go up by one a change. No server makes a
--- million changes a second, so a store that lost its numbers goes on above all that any
--- gate may have seen, gates that are not here now included. A clock that was set back is
--- made up for by what the gates know, each as it comes.
+-- Numbers start at the clock's microseconds and increase by one per change. No server makes a
+-- million changes per second, so a store that lost its numbers continues above every number
+-- that any gateway has seen. If the clock was set back, the gateways raise the number when
+-- they send their state.
 local clock_seq = clock[1] * 1000000 + clock[2]
 local function raise(seq)
   seq = math.max(seq, last, clock_seq) + 1000
@@ -28,7 +28,7 @@ if schema ~= '1' then return {'newer', schema or 'none', 0} end
 local seq = tonumber(redis.call('HGET', meta, 'seq') or 0)
 if ARGV[1] == '' then return {'new', id, seq} end
 if ARGV[1] ~= id then
-  -- Made anew by a gate that knew nothing, or by one that knew less.
+  -- Created again by a gateway that had no state, or older state.
   if last > seq or redis.call('HEXISTS', meta, 'settles') == 0 then seq = raise(seq) end
   return {'lost', id, seq}
 end

@@ -1,6 +1,6 @@
--- KEYS: 4 holder, 5 token, 6 users. ARGV: 3 digest, 4 user, 5 kind, 6 life in ms,
--- 7 grain, 8 epoch, 9 and 10 caps, 11 the user's revision or nothing, 12 the digest of the
--- user's token that ends for this one, or nothing.
+-- KEYS: 4 token user, 5 token, 6 users. ARGV: 3 digest, 4 user, 5 kind, 6 life in ms,
+-- 7 grain, 8 epoch, 9 and 10 caps, 11 the user's revision or empty, 12 the digest of the
+-- user's token that ends for this one, or empty.
 local holder, token = KEYS[4], KEYS[5]
 if number(holder, 'x') > tonumber(ARGV[8]) then return {'ended'} end
 if ARGV[11] ~= '' then

@@ -1,4 +1,4 @@
--- KEYS: 5 lock, 6 logins. ARGV: 3 holder, 4 life in ms to extend; 0: let go; -1: let go,
+-- KEYS: 5 lock, 6 logins. ARGV: 3 owner, 4 life in ms to extend; 0: release; -1: release,
 -- and the login never reached the upstream.
 if redis.call('GET', KEYS[5]) ~= ARGV[3] then return {'lost'} end
 local life = tonumber(ARGV[4])

@@ -1,5 +1,5 @@
--- KEYS: 4 lease, 5 lock, 6 logins. ARGV: 3 holder, 4 lock's life in ms, 5 least time
--- between logins in ms, 6 logins an hour, 7 generation known.
+-- KEYS: 4 lease, 5 lock, 6 logins. ARGV: 3 owner, 4 lock's life in ms, 5 minimum
+-- interval of logins in ms, 6 logins per hour, 7 known generation.
 local lease, lock, logins = KEYS[4], KEYS[5], KEYS[6]
 local generation, refused = number(lease, 'g'), number(lease, 'refused')
 if generation > tonumber(ARGV[7]) and generation > refused and number(lease, 'ends') > now then

@@ -1,5 +1,5 @@
--- What a gate knows, put back into a store that lost it. Every kind is taken as the
--- greatest of what is known, so the order in which gates do this makes no difference.
+-- Merges the state that a gateway holds into a store that lost it. The greatest version of
+-- each item wins, so the order in which gateways do this does not matter.
 -- ARGV: 3 kind, then its fields, repeated.
 local kind = ARGV[3]
 local at = 4

@@ -1,5 +1,5 @@
 -- GCRA on the server's clock. KEYS: 1 bucket. ARGV: 1 interval and 2 depth in
--- microseconds, 3 permits wanted; negative: given back.
+-- microseconds, 3 permits wanted; negative: returned.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local interval, depth, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -1,5 +1,5 @@
--- Shared by all scripts that touch data. Every key of one gate has the prefix's hash
--- tag, so in a cluster they lie in one slot, those whose names are made here included.
+-- Included in all scripts that touch data. All keys have the prefix's hash tag, so in a
+-- cluster they lie in one slot, also those whose names are built here.
 local meta, changes, ends = KEYS[1], KEYS[2], KEYS[3]
 local id, mark = ARGV[1], ARGV[2]
 if redis.call('HGET', meta, 'id') ~= id then return {'foreign'} end
@@ -9,8 +9,8 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function whole(number) return string.format('%d', number) end
 
--- Numbers a change and tells everybody. The first write of a script: out of memory or
--- read-only, the server stops it here, with nothing changed.
+-- Numbers a change and publishes it. The first write of a script: if the server is out of
+-- memory or read-only, it stops the script here, with nothing changed.
 local function change(...)
   local seq = redis.call('HINCRBY', meta, 'seq', 1)
   redis.call('XADD', changes, 'MAXLEN', '~', '100000', whole(seq) .. '-0', 'm', mark, ...)
@@ -19,14 +19,14 @@ end
 
 local function number(key, field) return tonumber(redis.call('HGET', key, field) or 0) end
 
--- A token is seq:bucket:kind:user; 'x' is one that was revoked.
+-- A token is seq:bucket:kind:user; 'x' is a revoked one.
 local function parse(value)
   local seq, bucket, kind, user = string.match(value, '^(%d+):(%d+):(%a+):(.*)$')
   return tonumber(seq), bucket, kind, user
 end
 
--- Live tokens by the second, rounded up, at which they end; what has ended is dropped.
--- And the milliseconds until the first of them does.
+-- Counts live tokens by their second of expiry, rounded up; expired ones are dropped.
+-- Also returns the milliseconds until the first of them expires.
 local function live(key)
   local sum, first, fields = 0, nil, redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
@@ -40,7 +40,7 @@ local function live(key)
   return sum, first and first * 1000 - now or 0
 end
 
--- A user's tokens in the order of their ends, in whole seconds: that takes less room.
+-- A user's tokens in order of expiry, in whole seconds, which takes less memory.
 local function order(user) return prefix .. 'o:' .. user end
 local function digest_of(token) return string.sub(token, #prefix + 3) end
 
@@ -48,7 +48,7 @@ local function less(key, bucket, by)
   if redis.call('HINCRBY', key, bucket, -by) <= 0 then redis.call('HDEL', key, bucket) end
 end
 
--- Takes a token off the counts; false if it was dead already.
+-- Removes a token from the counts; false if it was dead already.
 local function uncount(token, value)
   local seq, bucket, _, user = parse(value)
   if not seq then return false end
@@ -60,7 +60,7 @@ local function uncount(token, value)
   return true
 end
 
--- A user's record must outlive every token it may have to call dead.
+-- A user's record must outlive every token that it declares dead.
 local function keep(key, moment)
   local left = redis.call('PTTL', key)
   if left < 0 or now + left < moment then redis.call('PEXPIREAT', key, whole(moment)) end
@@ -81,7 +81,7 @@ local function place(token, value, left, grain)
   keep(order(user), moment)
 end
 
--- Ends what the user holds, as of change `seq`.
+-- Ends all tokens of the user as of change `seq`.
 local function finish(holder, seq)
   local fields = redis.call('HGETALL', holder)
   for i = 1, #fields, 2 do

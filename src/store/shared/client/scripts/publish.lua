@@ -1,4 +1,4 @@
--- KEYS: 4 lease, 5 lock. ARGV: 3 holder, 4 fence, 5 refused when the login began,
+-- KEYS: 4 lease, 5 lock. ARGV: 3 owner, 4 fence, 5 refused when the login began,
 -- 6 single active token, 7 upstream, 8 life in ms, 9 sealed.
 local lease, lock = KEYS[4], KEYS[5]
 if redis.call('GET', lock) ~= ARGV[3] or number(lease, 'fence') ~= tonumber(ARGV[4]) then

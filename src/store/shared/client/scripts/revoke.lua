@@ -1,5 +1,5 @@
--- KEYS: 4 token. ARGV: 3 digest. The mark that stays keeps a gate that missed this from
--- making the token again.
+-- KEYS: 4 token. ARGV: 3 digest. The mark that stays prevents a gateway that missed this
+-- from restoring the token.
 local value = redis.call('GET', KEYS[4])
 if not value or value == 'x' then return {'none'} end
 local seq = change('k', 'del', 'd', ARGV[3])

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_request_may_wait_and_those_who_wait_go_in_order() {
+async fn waiting_requests_are_admitted_in_order() {
     let limiter = limiter(vec![policy("clients", LimitKey::Client, quota(10, 1))]);
     let anna = user("anna");
     assert_eq!(admitted(&limiter, subject(&anna, "x"), 1).await, 1);
@@ -29,7 +29,7 @@ async fn a_request_may_wait_and_those_who_wait_go_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_ends_in_time_and_one_that_cannot_succeed_does_not_begin() {
+async fn a_wait_ends_at_its_deadline_and_does_not_begin_if_it_cannot_succeed() {
     let limiter = limiter(vec![policy("clients", LimitKey::Client, quota(1, 1))]);
     let anna = user("anna");
     assert_eq!(admitted(&limiter, subject(&anna, "x"), 1).await, 1);
@@ -45,7 +45,7 @@ async fn a_wait_ends_in_time_and_one_that_cannot_succeed_does_not_begin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_the_line_spends_nothing_and_holds_nobody_up() {
+async fn a_client_that_leaves_the_queue_is_not_charged_and_delays_no_other() {
     let limiter = limiter(vec![policy("clients", LimitKey::Client, quota(1, 1))]);
     let anna = user("anna");
     assert_eq!(admitted(&limiter, subject(&anna, "x"), 1).await, 1);

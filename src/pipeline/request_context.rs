@@ -1,0 +1,41 @@
+//! What the stages know about one request once it has a route. Built once per request; it only
+//! borrows.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::request::Parts;
+use tokio::time::Instant;
+
+use super::LiveRules;
+use super::access_log::entry::AccessLogEntry;
+use super::peer::Peer;
+use super::worker_context::WorkerContext;
+use crate::config::Route;
+
+/// One routed request.
+pub(super) struct RequestContext<'a> {
+    pub(super) worker: &'a Arc<WorkerContext>,
+    /// The request line and the fields, as the client sent them.
+    pub(super) head: &'a Parts,
+    /// The connection that the request came on.
+    pub(super) peer: &'a Peer,
+    /// The client's address, as far as trusted proxies tell; limits count by it.
+    pub(super) origin: IpAddr,
+    /// Requested host in lower case, without a port.
+    pub(super) host: Cow<'a, str>,
+    /// The checked path, as it is forwarded.
+    pub(super) path: &'a str,
+    pub(super) route: &'a Route,
+    /// When the whole exchange must have ended.
+    pub(super) deadline: Instant,
+    pub(super) entry: &'a mut AccessLogEntry,
+}
+
+impl<'a> RequestContext<'a> {
+    /// The rules that apply to this request from start to end, even if a reload happens meanwhile.
+    pub(super) fn live(&self) -> &'a LiveRules {
+        &self.worker.live
+    }
+}
