@@ -24,7 +24,7 @@ use crate::secret::{self, SecretSource};
 const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// A key that was refused is tried again after this.
-const TRY_AGAIN: Duration = Duration::from_secs(60);
+const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// The key in use, and whether the upstream takes it.
 #[derive(Debug)]
@@ -61,8 +61,8 @@ impl UpstreamApiKey {
         matches!(self.source, Some(SecretSource::File(_)))
     }
 
-    /// What a monitoring request carries. None: there is no key, or it is refused and the session
-    /// has to do; now and then one request tries it again.
+    /// The key for a monitoring request. None: there is no key, or the upstream refuses it and the
+    /// request carries the session's token. Once a minute one request tries a refused key again.
     pub(super) fn get(&self) -> Option<Arc<Lease>> {
         let key = self.current.load_full()?;
         let is_usable =
@@ -74,12 +74,12 @@ impl UpstreamApiKey {
         let mut next = self.next_try.lock();
         let is_due = Instant::now() >= *next;
         if is_due {
-            *next = Instant::now() + TRY_AGAIN;
+            *next = Instant::now() + RETRY_AFTER_REFUSAL;
         }
         is_due
     }
 
-    /// How an answer with this status speaks of `key`.
+    /// Records the status of a response to a request that carried `key`.
     pub(super) fn note(&self, key: &Lease, status: StatusCode) {
         let is_current = self
             .current
@@ -98,7 +98,7 @@ impl UpstreamApiKey {
 
     /// An error once, not a warning for each request.
     fn refused(&self, status: StatusCode) {
-        let next = Instant::now() + TRY_AGAIN;
+        let next = Instant::now() + RETRY_AFTER_REFUSAL;
         *self.next_try.lock() = next;
         if self.is_refused.swap(true, Ordering::Relaxed) {
             return;
@@ -130,7 +130,7 @@ impl UpstreamApiKey {
         is_refused.then(|| format!("upstream {}: it refuses the API key", self.upstream))
     }
 
-    /// Reads the key again; it may be another one by now. `was_good`: at the last look.
+    /// Rereads the key and uses a new one. `was_good`: the last read succeeded.
     pub(super) fn reread(&self, was_good: &mut bool) {
         let Some(source) = &self.source else {
             return;
@@ -142,7 +142,7 @@ impl UpstreamApiKey {
                 if old.as_ref().is_none_or(|old| old.secret != key.secret) {
                     info!(upstream = %self.upstream, "upstream API key read again");
                     self.current.store(Some(Arc::new(key)));
-                    // Nobody knows yet whether this one is taken.
+                    // Whether the upstream accepts the new key is not known yet.
                     self.is_refused.store(false, Ordering::Relaxed);
                     self.metrics.upstream_api_key_refused.set(0);
                 }

@@ -17,7 +17,7 @@ use crate::metrics::{ProbeOutcome, UpstreamMetrics};
 
 /// For a connection, and for the answer: an upstream that takes longer over a question this
 /// small is not well.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+const MAX_WAIT: Duration = Duration::from_secs(10);
 /// Questions under way at once. One that is never answered must not keep the next from being
 /// asked: it may be stuck in a connection that died with the upstream.
 const AT_ONCE: usize = 6;
@@ -88,10 +88,10 @@ impl UpstreamProber {
                     debug!(error = %chain(&failure), "the upstream did not answer a probe");
                     match &failure {
                         CallError::Unreachable(_) => {
-                            health.unconnected(FailureSource::Probe, &failure)
+                            health.connect_failed(FailureSource::Probe, &failure)
                         }
                         CallError::Broken(_) | CallError::Late(_) => {
-                            health.unanswered(FailureSource::Probe, &failure);
+                            health.response_failed(FailureSource::Probe, &failure);
                         }
                     }
                 }
@@ -111,8 +111,8 @@ impl OwnRequests {
     }
 
     async fn ask(&self, nth: usize) -> Result<(), CallError> {
-        let dial_by = Instant::now() + LONGEST_WAIT;
-        let limit = self.patience.min(LONGEST_WAIT);
+        let dial_by = Instant::now() + MAX_WAIT;
+        let limit = self.response_timeout.min(MAX_WAIT);
         let question = self.get(self.target(nth));
         self.call(question, Some(dial_by), limit, async |_| ())
             .await

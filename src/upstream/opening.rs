@@ -124,7 +124,7 @@ impl<'a> UpstreamOpening<'a> {
             via: via.value(Version::HTTP_11).clone(),
             health: known.unwrap_or_else(|| UpstreamHealth::new(&settings.name, metrics)),
             probe: settings.probe.clone(),
-            patience: settings.first_byte_timeout,
+            response_timeout: settings.first_byte_timeout,
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct OwnRequests {
     /// Where to ask; None: nothing is known to be cheap.
     pub(super) probe: Option<PathAndQuery>,
     /// For the head of an answer to a probe.
-    pub(super) patience: Duration,
+    pub(super) response_timeout: Duration,
 }
 
 /// Why there was no answer.

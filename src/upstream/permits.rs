@@ -16,7 +16,7 @@ use crate::shares::{ShareHasher, ShareKey, SharePermit, SharePool};
 /// Of so many permits one is for monitoring alone.
 const PER_RESERVED: usize = 16;
 /// Fewer permits have no reserve.
-const LEAST_WITH_RESERVE: usize = 4;
+const MIN_WITH_RESERVE: usize = 4;
 
 /// The queue did not come to this request in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +34,7 @@ pub struct UpstreamPermits {
     queue_timeout: Duration,
     hasher: ShareHasher,
     stalled: Arc<SharePool>,
-    most_stalled: usize,
+    max_stalled: usize,
     metrics: Arc<UpstreamMetrics>,
 }
 
@@ -68,7 +68,7 @@ impl UpstreamPermits {
     ) -> Arc<Self> {
         let permits = settings.concurrency;
         let reserve = match permits {
-            ..LEAST_WITH_RESERVE => 0,
+            ..MIN_WITH_RESERVE => 0,
             _ => (permits / PER_RESERVED).max(1),
         };
         Arc::new(Self {
@@ -76,7 +76,7 @@ impl UpstreamPermits {
             queue_timeout: settings.queue_timeout,
             hasher: ShareHasher::default(),
             stalled: SharePool::new(),
-            most_stalled: settings.stalled_streams,
+            max_stalled: settings.stalled_streams,
             metrics: Arc::clone(metrics),
         })
     }
@@ -125,12 +125,12 @@ impl UpstreamPermits {
         };
         match timeout(self.queue_timeout, request).await {
             Ok(permit) => Ok(permit),
-            Err(_) => Err(self.too_late(before, began.elapsed())),
+            Err(_) => Err(self.timed_out(before, began.elapsed())),
         }
     }
 
     /// The queue that is left, at the speed with which it moved during the wait.
-    fn too_late(&self, granted_before: u64, waited: Duration) -> PermitTimeout {
+    fn timed_out(&self, granted_before: u64, waited: Duration) -> PermitTimeout {
         let now = self.queue.length();
         let granted = now.granted.saturating_sub(granted_before).max(1);
         let queue = now.waiting as f64 / granted as f64;
@@ -147,7 +147,7 @@ impl UpstreamPermit {
     /// itself when the client has its share of those.
     pub fn park(self) -> Result<StalledPlace, Self> {
         let key = self.permits.queue.key(self.slot);
-        let most = self.permits.most_stalled;
+        let most = self.permits.max_stalled;
         let Some(place) = self.permits.stalled.take(key, most) else {
             return Err(self);
         };

@@ -52,7 +52,7 @@ impl UpstreamTrial {
             via: GatewayVia::random().value(Version::HTTP_11).clone(),
             health: UpstreamHealth::new(&settings.name, metrics),
             probe: settings.probe.clone(),
-            patience: settings.first_byte_timeout,
+            response_timeout: settings.first_byte_timeout,
         });
         let injection = settings.login_description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
@@ -75,7 +75,7 @@ impl UpstreamTrial {
         let call = LoginCall::new(&self.own, self.description.clone(), login);
         let granted = call.make(&login.password.read()?).await?;
         if let Some(probe) = &self.probe
-            && probe.word_on(&granted.headers).await == ProbeVerdict::Refused
+            && probe.verdict_on(&granted.headers).await == ProbeVerdict::Refused
         {
             return Err(LoginError::NotAccepted.into());
         }

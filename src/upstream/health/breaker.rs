@@ -22,7 +22,7 @@ const SILENT_PROBES: u32 = 2;
 /// Between two questions while there is only a suspicion, and after the breaker has opened.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Between two questions in a long outage: an upstream that is well again is found within it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// What went wrong with one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +153,7 @@ impl CircuitBreaker {
             pause: FIRST_PAUSE,
             next_probe: now + FIRST_PAUSE,
             is_reachable: run.unconnected < ENOUGH,
-            next_trial: now + LONGEST_PAUSE,
+            next_trial: now + MAX_PAUSE,
         });
         Some(run.failures)
     }
@@ -176,7 +176,7 @@ impl CircuitBreaker {
             return Ok(UpstreamPass::Ordinary);
         };
         if outage.is_reachable && outage.next_trial <= now {
-            outage.next_trial = now + LONGEST_PAUSE;
+            outage.next_trial = now + MAX_PAUSE;
             return Ok(UpstreamPass::Trial);
         }
         Err(outage.next_probe.saturating_duration_since(now))
@@ -206,7 +206,7 @@ impl CircuitBreaker {
             BreakerState::Quiet => {}
             BreakerState::Suspect(run) => run.next_probe = now + FIRST_PAUSE,
             BreakerState::Down(outage) => {
-                outage.pause = (outage.pause * 2).min(LONGEST_PAUSE);
+                outage.pause = (outage.pause * 2).min(MAX_PAUSE);
                 let share = 1.0 - 0.2 * jitter.clamp(0.0, 1.0);
                 outage.next_probe = now + outage.pause.mul_f64(share);
             }

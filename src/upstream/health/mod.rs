@@ -151,25 +151,25 @@ impl UpstreamHealth {
     }
 
     /// A request or a question got no connection.
-    pub(super) fn unconnected(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
-        if !is_of_our_own(failure) {
+    pub(super) fn connect_failed(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
+        if !is_local_failure(failure) {
             self.failed(ExchangeFailure::NoConnection, asker, failure);
         }
     }
 
     /// A request or a question got no answer over the connection it had.
-    pub(super) fn unanswered(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
+    pub(super) fn response_failed(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
         self.failed(ExchangeFailure::NoAnswer, asker, failure);
     }
 
     /// An exchange ended before its time; the upstream had owed the answer for `owed`. It
     /// counts if that is long.
-    pub(super) fn given_up(&self, owed: Duration, limit: Duration) {
+    pub(super) fn abandoned(&self, owed: Duration, limit: Duration) {
         if owed >= limit.min(TELLING) {
             self.failed(
                 ExchangeFailure::NoAnswer,
                 FailureSource::Request,
-                &GivenUp(owed),
+                &AbandonedExchange(owed),
             );
         }
     }
@@ -242,11 +242,11 @@ impl UpstreamHealth {
 
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {0:.1?}, then the exchange was given up")]
-struct GivenUp(Duration);
+struct AbandonedExchange(Duration);
 
 /// This host cannot make a connection, whatever the upstream does: no descriptors or no
 /// memory left.
-fn is_of_our_own(failure: &(dyn Error + 'static)) -> bool {
+fn is_local_failure(failure: &(dyn Error + 'static)) -> bool {
     use rustix::io::Errno;
     let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     std::iter::once(failure)

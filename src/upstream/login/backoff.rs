@@ -1,5 +1,5 @@
-//! How often, how soon: the login budget, the back-off after failures, and the
-//! moment to renew. Numbers only.
+//! The times of logins: the login budget, the back-off after failures, and when to renew. Pure but
+//! for jitter.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -27,9 +27,9 @@ const REFUSED_PAUSES: [Duration; 3] = [
     Duration::from_secs(600),
     Duration::from_secs(840),
 ];
-const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const MIN_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many logins the upstream is asked to bear, whatever the reason for them.
+/// Limits logins at the upstream, by distance and by hour.
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginBudget {
     least: Duration,
@@ -54,8 +54,8 @@ impl LoginBudget {
         self.per_hour = per_hour.max(1);
     }
 
-    /// How long until the next login is allowed; None: it is now. Refusals leave a quarter
-    /// of the hour's logins to renewals, whoever has taken the rest.
+    /// The wait until the next login is allowed; None: it is allowed now. Refusals leave a quarter
+    /// of the hour's logins to renewals.
     pub(in crate::upstream) fn wait(
         &mut self,
         cause: LoginCause,
@@ -66,7 +66,7 @@ impl LoginBudget {
         }
         let most = match cause {
             LoginCause::Renewal | LoginCause::Unproven => self.per_hour,
-            LoginCause::Refusal => most_for_refusals(self.per_hour),
+            LoginCause::Refusal => max_for_refusals(self.per_hour),
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let interval = self.spent.back().map(|&at| at + self.least);
@@ -80,14 +80,14 @@ impl LoginBudget {
         self.spent.push_back(now);
     }
 
-    /// The last login never reached the upstream: no burden to it.
+    /// Returns the last login to the budget: it never reached the upstream.
     pub(super) fn refund(&mut self) {
         self.spent.pop_back();
     }
 }
 
 /// Logins within an hour, of `per_hour`, up to which a refusal may cause one more.
-pub(super) fn most_for_refusals(per_hour: u32) -> u32 {
+pub(super) fn max_for_refusals(per_hour: u32) -> u32 {
     (per_hour - per_hour.div_ceil(4)).max(1)
 }
 
@@ -114,7 +114,7 @@ impl LoginBudgets {
 /// Exponential with full jitter, so that many gates do not come back in step
 /// after an outage of the upstream they share.
 pub(super) fn back_off(failures: u32) -> Duration {
-    FAILURE_BACKOFF.pause(failures).max(SHORTEST_PAUSE)
+    FAILURE_BACKOFF.pause(failures).max(MIN_PAUSE)
 }
 
 /// After the `refusals`th wrong password in a row; up to a fifteenth is added by chance.
@@ -154,7 +154,7 @@ mod tests {
             assert!(back_off(1) <= Duration::from_secs(1));
             assert!(back_off(3) <= Duration::from_secs(4));
             assert!(back_off(u32::MAX) <= FAILURE_BACKOFF.max);
-            assert!(back_off(u32::MAX) >= SHORTEST_PAUSE);
+            assert!(back_off(u32::MAX) >= MIN_PAUSE);
         }
     }
 

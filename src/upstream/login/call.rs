@@ -1,5 +1,5 @@
-//! One login call: asked on a connection of its own, read bounded in size and
-//! time, and told apart into what the renewer must know. Never retries.
+//! One login request on a connection of its own, with limits on size and time. Its outcome is
+//! classified for the renewer. Never retries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,9 @@ use crate::upstream::health::breaker::FailureSource;
 use crate::upstream::own_requests::{CallError, OwnRequests};
 use crate::upstream::transport::dialer::DialError;
 
-const LONGEST_ANSWER: usize = 64 * 1024;
-/// A longer `Retry-After` is honoured only this far: it may be a mistake, and
-/// nobody is there to correct it.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const MAX_ANSWER: usize = 64 * 1024;
+/// Upper limit of an honoured `Retry-After`: a longer one may be a mistake.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Why a login brought no token.
 #[derive(Debug, thiserror::Error)]
@@ -155,14 +154,18 @@ impl LoginCall {
         outcome
     }
 
-    /// What this login says of the upstream's health.
+    /// Reports the outcome to the upstream's health.
     fn tell(&self, outcome: &Result<LoginGrant, LoginError>) {
         match outcome {
             Err(failure @ LoginError::Unreachable(_)) => {
-                self.own.health.unconnected(FailureSource::Request, failure);
+                self.own
+                    .health
+                    .connect_failed(FailureSource::Request, failure);
             }
             Err(failure @ (LoginError::Broken(_) | LoginError::Timeout(_))) => {
-                self.own.health.unanswered(FailureSource::Request, failure);
+                self.own
+                    .health
+                    .response_failed(FailureSource::Request, failure);
             }
             Ok(_)
             | Err(
@@ -258,7 +261,7 @@ impl LoginCall {
 }
 
 async fn read(body: Incoming) -> Result<Bytes, BadLoginResponse> {
-    match Limited::new(body, LONGEST_ANSWER).collect().await {
+    match Limited::new(body, MAX_ANSWER).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(BadLoginResponse::TooLarge),
         Err(_) => Err(BadLoginResponse::CutShort),
@@ -280,5 +283,5 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
             .duration_since(clock::wall())
             .unwrap_or_default(),
     };
-    Some(pause.min(LONGEST_RETRY_AFTER))
+    Some(pause.min(MAX_RETRY_AFTER))
 }

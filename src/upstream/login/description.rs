@@ -17,9 +17,9 @@ pub use crate::profiles::{
 use crate::secret::Secret;
 
 /// Longer than any service grants; an expiry beyond it is a misread number.
-const LONGEST_LIFE: Duration = Duration::from_secs(400 * 86_400);
+const MAX_LIFE: Duration = Duration::from_secs(400 * 86_400);
 /// A token longer than this would not fit most servers' header limits.
-const LONGEST_TOKEN: usize = 8 * 1024;
+const MAX_TOKEN: usize = 8 * 1024;
 
 /// What is wrong with an answer that says yes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,7 +114,7 @@ impl LoginDescription {
             .ok_or(BadLoginResponse::NoExpiry)??;
         match life {
             Duration::ZERO => Err(BadLoginResponse::Past),
-            life if life > LONGEST_LIFE => Err(BadLoginResponse::TooFar),
+            life if life > MAX_LIFE => Err(BadLoginResponse::TooFar),
             life => Ok(ParsedLogin {
                 token,
                 headers,
@@ -165,7 +165,7 @@ impl TokenSource {
         // Printable and without spaces: a page of HTML is not a token either.
         let is_legal = token.expose().bytes().all(|byte| byte.is_ascii_graphic())
             && !token.expose().starts_with('<')
-            && token.expose().len() <= LONGEST_TOKEN;
+            && token.expose().len() <= MAX_TOKEN;
         is_legal.then_some(token).ok_or(BadLoginResponse::BadToken)
     }
 }

@@ -49,7 +49,7 @@ impl Lease {
         &self.headers
     }
 
-    /// The bare token, for whoever must see that it does not come back down.
+    /// The bare token, to be redacted from responses.
     pub fn needle(&self) -> &SecretPattern {
         &self.needle
     }

@@ -14,8 +14,8 @@ use crate::secret::Secret;
 use crate::store::shared::SharedStore;
 use crate::store::{SealedBytes, SealedLease, SealingKeys, StoreBackend, StoreChange};
 
-/// Less is not worth adopting: the renewal would be due at once.
-const LEAST_LEFT: Duration = Duration::from_secs(10);
+/// A saved token with less time left is not adopted: its renewal would be due at once.
+const MIN_REMAINING: Duration = Duration::from_secs(10);
 
 /// Where an upstream's token is kept, and what was found there at the start.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ struct SealedToken<'a> {
     ends_millis: u64,
 }
 
-/// A token that is good still.
+/// A saved token that is still valid.
 #[derive(Debug)]
 pub(in crate::upstream) struct SavedLease {
     pub(in crate::upstream) token: Secret,
@@ -87,7 +87,7 @@ impl LeaseBinding {
         let now = clock::unix_millis();
         let (kept, began_millis) = self.open(&lease.sealed)?;
         // A clock that is behind the token's own beginning says nothing about its end.
-        let is_usable = began_millis <= now && span(now, kept.ends_millis) >= LEAST_LEFT;
+        let is_usable = began_millis <= now && span(now, kept.ends_millis) >= MIN_REMAINING;
         is_usable.then_some(kept)
     }
 
@@ -122,7 +122,7 @@ impl LeaseBinding {
         self.keeper.store.shared()
     }
 
-    /// Keeps a token. Nobody waits for it: without it the next start logs in.
+    /// Saves a token in the background. If that fails, the next start logs in.
     pub(in crate::upstream) fn keep(&self, token: &Secret, ends_millis: u64) {
         let sealed = self.seal(token, clock::unix_millis(), ends_millis);
         if let Some(sealed) = sealed {
@@ -146,7 +146,7 @@ impl LeaseBinding {
         })
     }
 
-    /// The upstream has refused the token: nobody is to try it again.
+    /// Removes the saved token, which the upstream refused.
     pub(in crate::upstream) fn forget(&self) {
         self.submit(StoreChange::RemoveLease {
             upstream: Arc::clone(&self.upstream),

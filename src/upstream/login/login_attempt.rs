@@ -19,7 +19,7 @@ use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 use crate::sync::lock;
 
-const SHORTEST_BEFORE_END: Duration = Duration::from_secs(1);
+const MIN_BEFORE_END: Duration = Duration::from_secs(1);
 
 impl Renewer {
     /// One login of this gate, if it is allowed now; takes up what came of it.
@@ -98,7 +98,10 @@ impl Renewer {
 
     /// The lease in use outlives a restart, where the operator wants that.
     pub(super) fn keep_newest(&self) {
-        if let Some(place) = self.place.as_ref().filter(|place| place.shared().is_none())
+        if let Some(place) = self
+            .binding
+            .as_ref()
+            .filter(|place| place.shared().is_none())
             && let Some(lease) = self.session.in_use()
         {
             place.keep(&lease.secret, lease.ends.unix_millis());
@@ -144,7 +147,7 @@ impl Renewer {
     pub(super) fn back_off(&self, at_least: Duration) -> Duration {
         let pause = back_off(self.failures).max(at_least);
         let left = self.session.usable().map(|lease| lease.ends.left());
-        left.map_or(pause, |left| pause.min((left / 2).max(SHORTEST_BEFORE_END)))
+        left.map_or(pause, |left| pause.min((left / 2).max(MIN_BEFORE_END)))
     }
 
     /// A human has to act, most likely. Or the upstream was wrong for a moment: it is asked

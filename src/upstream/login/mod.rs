@@ -1,4 +1,6 @@
-//! TODO
+//! The login at the upstream. Start at `session.rs`, the lease that requests carry, and `renewer.rs`,
+//! the one task that logs in. `judgement/` decides what a refused token means; docs/LOGIN.md has the
+//! rules.
 
 pub(super) mod backoff;
 pub(super) mod call;

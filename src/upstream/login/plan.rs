@@ -79,7 +79,7 @@ impl LoginCalls for NetworkCalls {
     fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> BoxFuture<'a, ProbeVerdict> {
         Box::pin(async move {
             match &self.probe {
-                Some(probe) => probe.word_on(headers).await,
+                Some(probe) => probe.verdict_on(headers).await,
                 None => ProbeVerdict::Undecided,
             }
         })

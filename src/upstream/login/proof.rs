@@ -1,5 +1,5 @@
-//! Whether a token is any good: what a login brought is proved before it replaces a token
-//! that works, and what requests were refused with is looked into before it costs a login.
+//! Tests of tokens: a new token is tested before it replaces one that works, and a token that was
+//! refused is tested before it costs a login.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,15 +54,15 @@ impl Renewer {
             .session_clock_skew_seconds
             .set(granted.skew_seconds);
         // With a single active token the one before is dead already.
-        let word = match self.session.is_ready() && !single_active {
+        let verdict = match self.session.is_ready() && !single_active {
             true => self.proof_of(plan, &granted).await,
             false => ProbeVerdict::Undecided,
         };
-        match word {
+        match verdict {
             ProbeVerdict::Refused if self.session.is_ready() => Err(LoginError::NotAccepted),
-            word => Ok(ObtainedToken {
+            verdict => Ok(ObtainedToken {
                 granted,
-                is_proven: word == ProbeVerdict::Accepted,
+                is_proven: verdict == ProbeVerdict::Accepted,
             }),
         }
     }
@@ -71,9 +71,9 @@ impl Renewer {
     async fn proof_of(&self, plan: &LoginPlan, granted: &LoginGrant) -> ProbeVerdict {
         let mut pauses = PROOF_PAUSES.into_iter();
         loop {
-            let word = plan.calls.probe(&granted.headers).await;
-            if word != ProbeVerdict::Refused {
-                return word;
+            let verdict = plan.calls.probe(&granted.headers).await;
+            if verdict != ProbeVerdict::Refused {
+                return verdict;
             }
             if !self.session.is_ready() || self.session.judgement.suspicion().is_some() {
                 return ProbeVerdict::Undecided;
@@ -91,7 +91,7 @@ impl Renewer {
     /// Requests were refused with a token. Asks the probe about it, and logs in if that is
     /// not too often. A token is given up only when the probe has confirmed it and nothing
     /// has accepted it since: until then it goes on beside what the login brings.
-    pub(super) async fn look_into(
+    pub(super) async fn investigate(
         &mut self,
         suspicion: LeaseSuspicion,
         due: NextAttempt,
@@ -101,19 +101,19 @@ impl Renewer {
         let Some(lease) = self.session.by_generation(generation) else {
             return self.looked(due);
         };
-        let word = self.word_on(&lease).await;
-        if word == ProbeVerdict::Accepted {
+        let verdict = self.verdict_on(&lease).await;
+        if verdict == ProbeVerdict::Accepted {
             let judgement = &self.session.judgement;
             judgement.clear(generation, self.session.now());
             return self.looked(due);
         }
-        let evidence = match word {
+        let evidence = match verdict {
             ProbeVerdict::Refused => suspicion.evidence.max(RefusalEvidence::ChangedMind),
             _ => suspicion.evidence,
         };
         let due = self.replace(generation, evidence, due).await;
         let judgement = &self.session.judgement;
-        if word == ProbeVerdict::Refused && judgement.is_dead(generation, since) {
+        if verdict == ProbeVerdict::Refused && judgement.is_dead(generation, since) {
             info!(upstream = %self.upstream, generation,
                 "the upstream refuses the token in use, and the probe confirms it");
             self.give_up(&lease).await;
@@ -163,10 +163,10 @@ impl Renewer {
 
     fn is_logging_in(&self) -> bool {
         let phase = *self.phase.borrow();
-        self.common.is_some() && matches!(phase, RenewerPhase::LoggingIn)
+        self.shared_login.is_some() && matches!(phase, RenewerPhase::LoggingIn)
     }
 
-    /// Those who wait for the outcome of a look are told.
+    /// Ends the investigation and notifies the requests that wait for its outcome.
     fn looked(&self, due: NextAttempt) -> NextAttempt {
         self.session.judgement.drop_suspicion();
         self.phase.send_modify(|_| {});
@@ -219,9 +219,9 @@ impl Renewer {
         }
     }
 
-    /// A failure of late forbids a login now.
+    /// Whether a recent failure forbids a login now.
     fn is_blocked(&self) -> bool {
-        // Copied out: a borrow that lives on would lock out whoever tells of a new phase.
+        // Copied: a borrow that is held would block the sender of a new phase.
         let phase = *self.phase.borrow();
         matches!(phase, RenewerPhase::Blocked { until, .. } if !until.has_passed())
     }
@@ -231,25 +231,25 @@ impl Renewer {
         wait.is_some()
     }
 
-    async fn word_on(&self, lease: &Lease) -> ProbeVerdict {
+    async fn verdict_on(&self, lease: &Lease) -> ProbeVerdict {
         let plan = self.plan();
         let has_probe = plan.calls.has_probe().await;
         self.session.judgement.set_probe(has_probe);
-        let mut word = plan.calls.probe(lease.headers()).await;
-        if word == ProbeVerdict::Refused && self.session.is_young(lease) {
+        let mut verdict = plan.calls.probe(lease.headers()).await;
+        if verdict == ProbeVerdict::Refused && self.session.is_young(lease) {
             sleep(Duration::from_millis(YOUNG_PAUSE)).await;
-            word = plan.calls.probe(lease.headers()).await;
+            verdict = plan.calls.probe(lease.headers()).await;
         }
-        word
+        verdict
     }
 
     /// A token that the probe has found dead: neither this gate nor another uses it again.
     async fn give_up(&mut self, lease: &Lease) {
         self.session.condemn(lease.generation);
-        match (&mut self.common, lease.shared) {
-            (Some(common), Some(number)) => common.refuse(&self.upstream, number).await,
+        match (&mut self.shared_login, lease.shared) {
+            (Some(shared_login), Some(number)) => shared_login.refuse(&self.upstream, number).await,
             _ => {
-                if let Some(place) = &self.place {
+                if let Some(place) = &self.binding {
                     place.forget();
                 }
             }
@@ -259,8 +259,8 @@ impl Renewer {
     /// A candidate was refused where the lease in use is accepted.
     pub(super) fn candidate_rejected(&mut self, generation: u64) -> NextAttempt {
         self.metrics.session_logins.add(LoginOutcome::NotAccepted);
-        if let Some(common) = &mut self.common {
-            common.reject_newest();
+        if let Some(shared_login) = &mut self.shared_login {
+            shared_login.reject_newest();
         }
         self.failures = self.failures.saturating_add(1);
         if self.is_news(LoginFailure::NotAccepted) {
@@ -308,7 +308,7 @@ impl Renewer {
     /// Gates that share one login share what refusals may cost.
     fn share_pace(&self) {
         let plan = self.plan();
-        let shared = self.place.as_ref().and_then(|place| place.shared());
+        let shared = self.binding.as_ref().and_then(|place| place.shared());
         self.session.judgement.configure(
             plan.settings.single_active_token,
             plan.settings.logins_per_hour,

@@ -27,7 +27,7 @@ use crate::secret::Secret;
 
 /// Timers stand still while the host is suspended; no wait is longer than this
 /// before both clocks are asked again.
-const LONGEST_SLEEP: Duration = Duration::from_secs(15);
+const MAX_SLEEP: Duration = Duration::from_secs(15);
 pub(super) const SECRET_POLL: Duration = Duration::from_secs(1);
 
 pub(in crate::upstream) struct Renewer {
@@ -50,9 +50,9 @@ pub(in crate::upstream) struct Renewer {
     /// How long the newest token lives, and when it began.
     pub(in crate::upstream) renewal: Option<RenewalPlan>,
     /// Where the token outlives a restart; None: it does not.
-    pub(in crate::upstream) place: Option<LeaseBinding>,
+    pub(in crate::upstream) binding: Option<LeaseBinding>,
     /// The login of all gates; None: this gate logs in for itself.
-    pub(in crate::upstream) common: Option<SharedLogin>,
+    pub(in crate::upstream) shared_login: Option<SharedLogin>,
     pub(in crate::upstream) metrics: Arc<UpstreamMetrics>,
     pub(in crate::upstream) stop: ShutdownSignal,
 }
@@ -95,7 +95,7 @@ impl Renewer {
     /// requests wait for it.
     pub(in crate::upstream) async fn run(mut self) {
         self.phase.send_replace(RenewerPhase::LoggingIn);
-        let mut due = match self.adopt_kept() {
+        let mut due = match self.adopt_saved() {
             Some(due) => due,
             None => self.log_in(LoginCause::Renewal).await,
         };
@@ -103,7 +103,7 @@ impl Renewer {
             due = match self.next_event(&due).await {
                 RenewerEvent::Stop => return,
                 RenewerEvent::Due => self.log_in(LoginCause::Renewal).await,
-                RenewerEvent::Suspicion(suspicion) => self.look_into(suspicion, due).await,
+                RenewerEvent::Suspicion(suspicion) => self.investigate(suspicion, due).await,
                 RenewerEvent::Promoted => {
                     self.keep_newest();
                     due
@@ -142,9 +142,7 @@ impl Renewer {
                 NextAttempt::NewSecret(_, known) if self.has_new_secret(known.as_ref()) => {
                     return RenewerEvent::Due;
                 }
-                NextAttempt::Renewal(at) | NextAttempt::NotBefore(at) => {
-                    at.left().min(LONGEST_SLEEP)
-                }
+                NextAttempt::Renewal(at) | NextAttempt::NotBefore(at) => at.left().min(MAX_SLEEP),
                 NextAttempt::NewSecret(..) => SECRET_POLL,
             };
             tokio::select! {
@@ -174,7 +172,10 @@ impl Renewer {
         if let Some(suspicion) = self.session.judgement.suspicion() {
             return Some(RenewerEvent::Suspicion(suspicion));
         }
-        let has_news = self.common.as_ref().is_some_and(SharedLogin::has_news);
+        let has_news = self
+            .shared_login
+            .as_ref()
+            .is_some_and(SharedLogin::has_news);
         has_news.then_some(RenewerEvent::Due)
     }
 
@@ -184,21 +185,21 @@ impl Renewer {
 
     /// One login, here or by whichever gate has the turn.
     pub(in crate::upstream) async fn log_in(&mut self, cause: LoginCause) -> NextAttempt {
-        let Some(mut common) = self.common.take() else {
+        let Some(mut shared_login) = self.shared_login.take() else {
             return self.attempt(cause).await;
         };
-        let due = self.turn(&mut common, cause).await;
-        self.common = Some(common);
+        let due = self.turn(&mut shared_login, cause).await;
+        self.shared_login = Some(shared_login);
         due
     }
 
     /// The token of an earlier start: as good as a login's, until the upstream says
     /// otherwise.
-    fn adopt_kept(&mut self) -> Option<NextAttempt> {
-        if self.common.is_some() {
+    fn adopt_saved(&mut self) -> Option<NextAttempt> {
+        if self.shared_login.is_some() {
             return None;
         }
-        let kept = self.place.as_ref()?.find()?;
+        let kept = self.binding.as_ref()?.find()?;
         let header = self.plan().injection().header(&kept.token).ok()?;
         let ends = Deadline::at_unix_millis(kept.ends_millis);
         info!(upstream = %self.upstream, seconds = ends.left().as_secs(),

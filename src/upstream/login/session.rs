@@ -27,7 +27,7 @@ use crate::sync::lock;
 
 /// What a client is told to wait when only a human can end the trouble.
 const HUMAN_PACE: Duration = Duration::from_secs(30);
-const SHORTEST_RETRY: Duration = Duration::from_secs(1);
+const MIN_RETRY: Duration = Duration::from_secs(1);
 /// A login that only has to keep its distance from the one before is waited for when
 /// it is due this soon: the client would wait as long to ask again.
 pub(in crate::upstream) const SOON: Duration = Duration::from_secs(2);
@@ -215,7 +215,7 @@ impl Session {
             }
             waiting.get_or_insert_with(|| self.count_waiting());
             if phases.changed().await.is_err() {
-                return Err(no_lease(LoginFailure::Stopping, SHORTEST_RETRY));
+                return Err(no_lease(LoginFailure::Stopping, MIN_RETRY));
             }
         }
     }
@@ -232,7 +232,7 @@ impl Session {
             self.may_wait(phase)?;
             waiting.get_or_insert_with(|| self.count_waiting());
             if phases.changed().await.is_err() {
-                let stopped = no_lease(LoginFailure::Stopping, SHORTEST_RETRY);
+                let stopped = no_lease(LoginFailure::Stopping, MIN_RETRY);
                 return self.usable().ok_or(stopped);
             }
         }
@@ -316,7 +316,7 @@ impl Session {
 fn no_lease(why: LoginFailure, retry_after: Duration) -> NoLease {
     NoLease {
         why,
-        retry_after: retry_after.max(SHORTEST_RETRY),
+        retry_after: retry_after.max(MIN_RETRY),
     }
 }
 

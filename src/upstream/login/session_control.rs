@@ -1,4 +1,5 @@
-//! The renewer's side of a session: what it offers, condemns and has not looked at yet.
+//! The renewer's side of a session: it offers and condemns leases, and takes the events that
+//! requests raised.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,7 +30,7 @@ impl Session {
         self.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Takes up a lease: in use at once, or a candidate beside one that is.
+    /// Adds a lease: in use at once, or a candidate beside the lease in use.
     pub(in crate::upstream) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> LeasePlacement {
         let facts = LeaseFacts {
             generation: lease.generation,
@@ -110,7 +111,7 @@ impl Session {
     /// names no more.
     pub(super) fn follow_judgement(&self) {
         let mut leases = lock(&self.leases);
-        // Read under the lock: whoever comes last stores what was decided last.
+        // Read under the lock, so that the last call stores the last decision.
         let known = self.judgement.generations();
         leases.retain(|lease| known.contains(&Some(lease.generation)));
         let current = known[0].and_then(|generation| {

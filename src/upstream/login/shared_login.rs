@@ -1,9 +1,8 @@
-//! One login for all gates that share a store. Whoever gets the turn logs in, extends
-//! its lock meanwhile, and publishes what came of it; the others take it up. A gate that
-//! dies in between loses the turn, and nothing else.
-//!
-//! The surprise: without the store a gate logs in for itself when it must. That login has
-//! a number of this gate's own, and goes as soon as the store has one to offer.
+//! One login for all gateways that share a store. The gateway that holds the lock logs in, extends
+//! the lock meanwhile and publishes the token; the others adopt it. A gateway that dies during a
+//! login loses only the lock.
+//! While the store is down a gateway logs in for itself if it must. That lease has a local
+//! generation, and is replaced once the store has a lease.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,27 +15,27 @@ use crate::clock::Deadline;
 use crate::store::SealedBytes;
 use crate::store::shared::{Replica, SharedChange, SharedStore, StateSnapshotItem};
 
-/// This gate's part in the login of all.
+/// This gateway's part in the shared login.
 #[derive(Debug)]
 pub(in crate::upstream) struct SharedLogin {
     pub(super) shared: Arc<SharedStore>,
-    pub(super) bell: Arc<LeaseReplica>,
+    pub(super) follower: Arc<LeaseReplica>,
     /// When the newest lease is to be renewed.
     pub(super) renew: Option<Deadline>,
-    /// Refused here, and the store has not heard it yet.
+    /// A generation that was refused here, while the store has not been told yet.
     refused: Option<u64>,
-    /// The newest lease of all gates, which was given up here.
+    /// The newest shared generation, if this gateway gave it up.
     pub(super) rejected: Option<u64>,
-    /// The newest that was seen in the store.
+    /// The newest generation read from the store.
     pub(super) seen: u64,
 }
 
-/// Hears of a new lease, and knows the last one.
+/// Follows the shared lease: notes changes, and keeps the latest one for a resync.
 #[derive(Debug)]
 pub(super) struct LeaseReplica {
     upstream: Arc<str>,
     session: Arc<Session>,
-    has_rung: AtomicBool,
+    has_changed: AtomicBool,
     latest: Mutex<Option<LatestLease>>,
 }
 
@@ -49,8 +48,8 @@ pub(super) struct LatestLease {
 }
 
 impl LeaseReplica {
-    fn ring(&self) {
-        self.has_rung.store(true, Ordering::Release);
+    fn notify(&self) {
+        self.has_changed.store(true, Ordering::Release);
         self.session.wake.notify_one();
     }
 
@@ -63,12 +62,12 @@ impl LeaseReplica {
 impl Replica for LeaseReplica {
     fn apply(&self, change: &SharedChange, _: u64) {
         if matches!(change, SharedChange::Lease(upstream) if *upstream == self.upstream) {
-            self.ring();
+            self.notify();
         }
     }
 
     fn invalidate(&self, _: u64) {
-        self.ring();
+        self.notify();
     }
 
     fn snapshot(&self, give: &mut dyn FnMut(StateSnapshotItem)) {
@@ -94,17 +93,17 @@ impl SharedLogin {
         session: &Arc<Session>,
     ) -> Option<Self> {
         let shared = place.shared()?;
-        let bell = Arc::new(LeaseReplica {
+        let follower = Arc::new(LeaseReplica {
             upstream: Arc::clone(upstream),
             session: Arc::clone(session),
-            has_rung: AtomicBool::new(false),
+            has_changed: AtomicBool::new(false),
             latest: Mutex::default(),
         });
-        let follower: Weak<LeaseReplica> = Arc::downgrade(&bell);
-        shared.add_replica(follower);
+        let weak: Weak<LeaseReplica> = Arc::downgrade(&follower);
+        shared.add_replica(weak);
         Some(Self {
             shared: Arc::clone(shared),
-            bell,
+            follower,
             renew: None,
             refused: None,
             rejected: None,
@@ -113,18 +112,18 @@ impl SharedLogin {
     }
 
     pub(super) fn clear_changes(&self) {
-        self.bell.has_rung.store(false, Ordering::Release);
+        self.follower.has_changed.store(false, Ordering::Release);
     }
 
     pub(in crate::upstream) fn has_news(&self) -> bool {
-        self.bell.has_rung.load(Ordering::Acquire)
+        self.follower.has_changed.load(Ordering::Acquire)
     }
 
     pub(super) fn is_due(&self) -> bool {
         self.renew.is_none_or(|renew| renew.has_passed())
     }
 
-    /// The probe has found the lease of all gates dead.
+    /// Reports that the probe found the shared lease dead.
     pub(in crate::upstream) async fn refuse(&mut self, upstream: &str, number: u64) {
         self.refused = Some(number);
         self.tell_refused(upstream).await;
@@ -138,7 +137,7 @@ impl SharedLogin {
         }
     }
 
-    /// The candidate that this gate has given up is not taken up again.
+    /// Prevents that this gateway adopts the rejected candidate again.
     pub(super) fn reject_newest(&mut self) {
         self.rejected = Some(self.seen);
     }

@@ -1,12 +1,12 @@
-//! Logins of a gate that shares its login with other gates: who logs in, and what becomes of
-//! the token.
+//! Logins of a gateway that shares its login with others: which gateway logs in, and how the token
+//! is published and adopted.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::backoff::most_for_refusals;
+use super::backoff::max_for_refusals;
 use super::judgement::LoginCause;
 use super::lease::Lease;
 use super::proof::ObtainedToken;
@@ -22,62 +22,66 @@ use crate::store::shared::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, Publis
 use crate::store::{SealedBytes, StoreUnavailable};
 use crate::sync::lock;
 
-/// While the store is away, or another gate logs in: how often we look.
+/// Poll interval while the store is down or another gateway logs in.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(250);
 
 impl Renewer {
-    /// Looks at what there is in the store, and logs in for all if that is due.
+    /// Adopts a newer lease from the store, or logs in for all gateways if that is due.
     pub(in crate::upstream) async fn turn(
         &mut self,
-        common: &mut SharedLogin,
+        shared_login: &mut SharedLogin,
         cause: LoginCause,
     ) -> NextAttempt {
-        common.clear_changes();
+        shared_login.clear_changes();
         let before = self.session.newest().map(|lease| lease.generation);
-        let Ok(known) = self.refresh(common).await else {
-            return self.without_store(common, cause).await;
+        let Ok(known) = self.refresh(shared_login).await else {
+            return self.without_store(shared_login, cause).await;
         };
         let is_served = match cause {
-            LoginCause::Renewal => self.session.is_ready() && !common.is_due(),
+            LoginCause::Renewal => self.session.is_ready() && !shared_login.is_due(),
             // Another gate's login has come in the meantime.
             LoginCause::Refusal | LoginCause::Unproven => {
                 self.session.newest().map(|lease| lease.generation) != before
             }
         };
-        if is_served && let Some(renew) = common.renew {
+        if is_served && let Some(renew) = shared_login.renew {
             return NextAttempt::Renewal(renew);
         }
         let plan = self.plan();
         let per_hour = match cause {
             LoginCause::Renewal | LoginCause::Unproven => plan.settings.logins_per_hour,
-            LoginCause::Refusal => most_for_refusals(plan.settings.logins_per_hour),
+            LoginCause::Refusal => max_for_refusals(plan.settings.logins_per_hour),
         };
         let limit = LoginRateLimit {
             min_interval: plan.settings.min_login_interval,
             per_hour,
         };
-        match common.shared.login_turn(&self.upstream, known, limit).await {
-            Ok(LoginTurn::Ours(login)) => self.log_in_for_all(common, &login, cause).await,
+        match shared_login
+            .shared
+            .login_turn(&self.upstream, known, limit)
+            .await
+        {
+            Ok(LoginTurn::Ours(login)) => self.log_in_for_all(shared_login, &login, cause).await,
             Ok(LoginTurn::Newer) => at_once(),
             Ok(LoginTurn::Busy(left)) => {
                 self.phase.send_replace(RenewerPhase::LoggingIn);
                 NextAttempt::NotBefore(Deadline::after(left.min(SOON)))
             }
             Ok(LoginTurn::Wait(left)) => self.blocked(LoginFailure::Budget, left),
-            Err(_) => self.without_store(common, cause).await,
+            Err(_) => self.without_store(shared_login, cause).await,
         }
     }
 
-    /// Says which lease was refused here, and takes up a newer one. Gives the newest
-    /// generation there is.
-    async fn refresh(&mut self, common: &mut SharedLogin) -> Result<u64, StoreUnavailable> {
-        common.tell_refused(&self.upstream).await;
-        let Some(at) = common.shared.lease(&self.upstream).await? else {
+    /// Reports a lease that was refused here, and adopts a newer one. Returns the newest generation
+    /// in the store.
+    async fn refresh(&mut self, shared_login: &mut SharedLogin) -> Result<u64, StoreUnavailable> {
+        shared_login.tell_refused(&self.upstream).await;
+        let Some(at) = shared_login.shared.lease(&self.upstream).await? else {
             return Ok(0);
         };
-        common.seen = at.generation;
-        common.bell.remember(LatestLease {
+        shared_login.seen = at.generation;
+        shared_login.follower.remember(LatestLease {
             generation: at.generation,
             refused: at.refused,
             ends: Deadline::after(at.left),
@@ -85,10 +89,10 @@ impl Renewer {
         });
         let newest = self.session.newest();
         let ours = newest.as_ref().and_then(|lease| lease.shared);
-        let is_rejected = common.rejected == Some(at.generation);
+        let is_rejected = shared_login.rejected == Some(at.generation);
         let is_good = at.generation > at.refused && !at.left.is_zero() && !is_rejected;
         if is_good && ours != Some(at.generation) {
-            self.take_up_common(common, &at).await;
+            self.adopt_shared(shared_login, &at).await;
         } else if let Some(lease) = newest
             && ours.is_some_and(|ours| ours <= at.refused)
         {
@@ -97,11 +101,14 @@ impl Renewer {
         Ok(at.generation)
     }
 
-    /// Uses what another gate's login has brought.
-    async fn take_up_common(&mut self, common: &mut SharedLogin, at: &LeaseAt) {
-        let opened = self.place.as_ref().and_then(|place| place.open(&at.sealed));
+    /// Adopts the lease of another gateway's login.
+    async fn adopt_shared(&mut self, shared_login: &mut SharedLogin, at: &LeaseAt) {
+        let opened = self
+            .binding
+            .as_ref()
+            .and_then(|place| place.open(&at.sealed));
         let Some((kept, _)) = opened else {
-            return; // said there; the next login is ours
+            return; // `open` has logged why; this gateway logs in next
         };
         let plan = self.plan();
         let Ok(header) = plan.injection().header(&kept.token) else {
@@ -126,13 +133,13 @@ impl Renewer {
         };
         self.offer(lease, origin);
         if let NextAttempt::Renewal(renew) = self.renewal_due(kept.life, age) {
-            common.renew = Some(renew);
+            shared_login.renew = Some(renew);
         }
     }
 
     async fn log_in_for_all(
         &mut self,
-        common: &mut SharedLogin,
+        shared_login: &mut SharedLogin,
         login: &LoginLock,
         cause: LoginCause,
     ) -> NextAttempt {
@@ -140,7 +147,7 @@ impl Renewer {
         let password = match plan.settings.password.read() {
             Ok(password) => password,
             Err(source) => {
-                self.release_login(common, login, true).await;
+                self.release_login(shared_login, login, true).await;
                 return self.unreadable_password(&source);
             }
         };
@@ -149,13 +156,13 @@ impl Renewer {
         let began = self.session.now();
         let outcome = tokio::select! {
             outcome = self.obtain(&plan, &password) => outcome,
-            () = common.shared.hold(&self.upstream, login) => {
+            () = shared_login.shared.hold(&self.upstream, login) => {
                 self.metrics.session_logins.add(LoginOutcome::Superseded);
                 info!(upstream = %self.upstream, "the turn to log in was lost to another gate");
                 return at_once();
             }
             () = self.stop.aborting() => {
-                self.release_login(common, login, false).await;
+                self.release_login(shared_login, login, false).await;
                 return at_once();
             }
         };
@@ -166,10 +173,12 @@ impl Renewer {
                     cause,
                     is_proven: obtained.is_proven,
                 };
-                self.publish_to_all(common, login, obtained, origin).await
+                self.publish_to_all(shared_login, login, obtained, origin)
+                    .await
             }
             Err(failure) => {
-                self.release_login(common, login, failure.is_unsent()).await;
+                self.release_login(shared_login, login, failure.is_unsent())
+                    .await;
                 self.failed(&failure, &password)
             }
         }
@@ -177,7 +186,7 @@ impl Renewer {
 
     async fn publish_to_all(
         &mut self,
-        common: &mut SharedLogin,
+        shared_login: &mut SharedLogin,
         login: &LoginLock,
         obtained: ObtainedToken,
         origin: LeaseOrigin,
@@ -188,19 +197,19 @@ impl Renewer {
             return self.blocked(LoginFailure::Unusable, LOOK_AGAIN);
         };
         let single = self.plan().settings.single_active_token;
-        let published = common
+        let published = shared_login
             .shared
             .publish(&self.upstream, login, single, granted.left, &sealed)
             .await;
         let number = match published {
             Ok(PublishOutcome::Current(generation)) => {
-                common.bell.remember(LatestLease {
+                shared_login.follower.remember(LatestLease {
                     generation,
                     refused: 0,
                     ends,
                     sealed,
                 });
-                common.seen = generation;
+                shared_login.seen = generation;
                 Some(generation)
             }
             Ok(PublishOutcome::Lost | PublishOutcome::Superseded) => {
@@ -216,31 +225,35 @@ impl Renewer {
         };
         let due = self.adopt(granted, origin, number);
         if let NextAttempt::Renewal(renew) = due {
-            common.renew = Some(renew);
+            shared_login.renew = Some(renew);
         }
         due
     }
 
     fn sealed(&self, token: &Secret, ends: Deadline) -> Option<SealedBytes> {
-        self.place.as_ref()?.sealed(token, ends.unix_millis())
+        self.binding.as_ref()?.sealed(token, ends.unix_millis())
     }
 
-    async fn release_login(&self, common: &SharedLogin, login: &LoginLock, unsent: bool) {
+    async fn release_login(&self, shared_login: &SharedLogin, login: &LoginLock, unsent: bool) {
         let upstream = &self.upstream;
-        // A store that does not hear it lets the lock run out.
-        let _ = common.shared.release(upstream, login, unsent).await;
+        // If the store is unreachable, the lock expires.
+        let _ = shared_login.shared.release(upstream, login, unsent).await;
     }
 
-    /// The store is away: the lease in use serves as long as it is good, then this gate
-    /// logs in for itself.
-    async fn without_store(&mut self, common: &mut SharedLogin, cause: LoginCause) -> NextAttempt {
-        let is_served = self.session.is_ready() && !common.is_due();
+    /// The store is down: the lease in use serves until it expires, then this gateway logs in for
+    /// itself.
+    async fn without_store(
+        &mut self,
+        shared_login: &mut SharedLogin,
+        cause: LoginCause,
+    ) -> NextAttempt {
+        let is_served = self.session.is_ready() && !shared_login.is_due();
         if is_served && cause == LoginCause::Renewal {
             return NextAttempt::NotBefore(Deadline::after(LOOK_AGAIN));
         }
         match self.attempt(cause).await {
             NextAttempt::Renewal(renew) => {
-                common.renew = Some(renew);
+                shared_login.renew = Some(renew);
                 NextAttempt::NotBefore(Deadline::after(LOOK_AGAIN))
             }
             other => other,

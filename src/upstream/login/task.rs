@@ -92,7 +92,7 @@ impl LoginTask {
         let (session, phase) = Session::new(&plan.settings, sharers, metrics);
         session.judgement.set_probe(plan.has_probe);
         let budget = budgets.of(&identity, &plan.settings);
-        let common = place
+        let shared_login = place
             .as_ref()
             .and_then(|place| SharedLogin::of(place, name, &session));
         let (plan, followed) = watch::channel(Arc::new(plan));
@@ -108,8 +108,8 @@ impl LoginTask {
             refusals: 0,
             reported: None,
             renewal: None,
-            place,
-            common,
+            binding: place,
+            shared_login,
             metrics: Arc::clone(scope.metrics),
             stop: scope.stop.clone(),
         };

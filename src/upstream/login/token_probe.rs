@@ -158,7 +158,7 @@ impl TokenProbe {
 
     /// What the probe says of the gate's own token. Only a 401 is a refusal: who is known may
     /// still be forbidden the path.
-    pub(in crate::upstream) async fn word_on(
+    pub(in crate::upstream) async fn verdict_on(
         &self,
         credential: &[(HeaderName, HeaderValue)],
     ) -> ProbeVerdict {

@@ -44,10 +44,10 @@ mod refused_paths {
         paths.note(PATH, 2, 200);
         assert_eq!(paths.since(PATH), Some(100));
         assert!(!paths.is_habitual(PATH, 200));
-        paths.is_a_habit(PATH, true, 200);
+        paths.note_habit(PATH, true, 200);
         assert!(paths.is_habitual(PATH, 2_199) && !paths.is_habitual(PATH, 2_200));
         for _ in 0..10 {
-            paths.is_a_habit(PATH, true, 0);
+            paths.note_habit(PATH, true, 0);
         }
         assert!(paths.is_habitual(PATH, MINUTE - 1) && !paths.is_habitual(PATH, MINUTE));
         assert_eq!(paths.accepted(PATH), Some(2));
@@ -60,7 +60,7 @@ mod refused_paths {
         for number in 0..10_000 {
             paths.note(PathKey(number), 1, number);
         }
-        assert_eq!(paths.paths.len(), MOST_PATHS);
+        assert_eq!(paths.paths.len(), MAX_PATHS);
         assert!(paths.is_refusing(PathKey(9_999)) && !paths.is_refusing(PathKey(0)));
         assert!(paths.is_streak());
         paths.accepted(PathKey(1));

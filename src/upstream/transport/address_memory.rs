@@ -13,7 +13,7 @@ use tokio::time::Instant;
 const SUCCESS_COUNTS: Duration = Duration::from_secs(600);
 /// How long an address that failed goes last.
 const FAILURE_COUNTS: Duration = Duration::from_secs(60);
-const MOST_ENTRIES: usize = 64;
+const MAX_ENTRIES: usize = 64;
 
 /// Of one upstream; shared by all workers, and asked for new connections only.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl AddressMemory {
     fn note(&self, address: IpAddr, outcome: ConnectOutcome) {
         let mut entries = self.lock();
         entries.retain(|entry| entry.address != address);
-        if entries.len() == MOST_ENTRIES {
+        if entries.len() == MAX_ENTRIES {
             entries.remove(0); // the oldest
         }
         entries.push(AddressEntry {
@@ -176,6 +176,6 @@ mod tests {
         );
         order.sort_unstable();
         assert_eq!(order, given);
-        assert_eq!(memory.lock().len(), MOST_ENTRIES);
+        assert_eq!(memory.lock().len(), MAX_ENTRIES);
     }
 }

@@ -1,6 +1,6 @@
-//! One connection to the upstream. No task drives it: whoever holds it does, within
-//! its own, so that a request and its answer need no other task to wake up. While
-//! nobody holds it nothing is done but to note that something has happened.
+//! One HTTP/1.1 connection to the upstream. It has no task of its own: the request that holds it
+//! polls it, so request and response need no wake-up of another task. In the pool it only records
+//! wake-ups.
 
 use std::fmt;
 use std::pin::Pin;
@@ -32,14 +32,14 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type ConnectionFuture = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send + Sync>>;
 pub(super) type SendResult<B> = Result<Response<Incoming>, TrySendError<Request<SentBody<B>>>>;
 
-/// How often a connection may ring its own bell in one go. It does when tokio wants the
-/// task to give way; then the runtime must have its turn.
+/// Polls per wake-up before yielding. Tokio's cooperative budget makes a connection wake itself;
+/// without a bound it would never yield.
 const ROUNDS: usize = 3;
 /// The largest piece that is read at once, and of a request what may wait to be sent: so
 /// much lies in memory while a client, or the upstream, takes nothing. Also the longest
 /// head. Two pieces and the records that carry them down stay below 160 KiB.
 const BUFFER: usize = 28 * 1024;
-/// An alarm that nobody has set.
+/// The deadline of a timer that is not set.
 const FAR: Duration = Duration::from_secs(86_400);
 
 /// How long an answer's head may take.
@@ -62,8 +62,7 @@ impl ResponseTimeout {
     }
 }
 
-/// A connection in somebody's hands. Dropping it closes the connection at once,
-/// whatever is under way on it.
+/// A connection, held by a request, a response body or the pool. Dropping it closes it at once.
 pub(in crate::upstream) struct UpstreamConnection<B> {
     sender: http1::SendRequest<SentBody<B>>,
     /// None: it has ended.
@@ -75,7 +74,7 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     is_alarm_set: bool,
     progress: Arc<UploadProgress>,
     /// Whether a byte has come since the last request.
-    heard: Arc<AtomicBool>,
+    bytes_received: Arc<AtomicBool>,
     home: Weak<IdlePool<UpstreamConnection<B>>>,
     open: GaugeGuard,
     /// What the upstream has announced of this connection.
@@ -94,7 +93,7 @@ where
         home: Weak<IdlePool<UpstreamConnection<B>>>,
         open: GaugeGuard,
     ) -> Result<Box<Self>, hyper::Error> {
-        let heard = link.heard();
+        let bytes_received = link.bytes_received();
         let mut http = http1::Builder::new();
         http.max_buf_size(BUFFER);
         let (sender, connection) = http.handshake(TokioIo::new(link)).await?;
@@ -109,7 +108,7 @@ where
             alarm: Box::pin(sleep_until(Instant::now() + FAR)),
             is_alarm_set: false,
             progress: UploadProgress::new(),
-            heard,
+            bytes_received,
             home,
             open,
             usable_for: None,
@@ -122,29 +121,29 @@ where
         &mut self,
         request: Request<B>,
     ) -> impl Future<Output = SendResult<B>> + use<B> {
-        self.heard.store(false, Ordering::Release);
+        self.bytes_received.store(false, Ordering::Release);
         let request = request.map(|body| SentBody::new(body, &self.progress));
         self.sender.try_send_request(request)
     }
 
     /// None when the upstream is late with the head of its answer.
-    pub(super) fn poll_answer(
+    pub(super) fn poll_response(
         &mut self,
         cx: &mut Context<'_>,
         mut answer: Pin<&mut impl Future<Output = SendResult<B>>>,
-        patience: ResponseTimeout,
+        timeout: ResponseTimeout,
     ) -> Poll<Option<SendResult<B>>> {
         if let Poll::Ready(answer) = self.poll_for(cx, |cx| answer.as_mut().poll(cx)) {
             return Poll::Ready(Some(answer));
         }
-        self.poll_late(patience).map(|()| None)
+        self.poll_late(timeout).map(|()| None)
     }
 }
 
 impl<B> UpstreamConnection<B> {
     /// Whether a byte of an answer has come.
-    pub(super) fn has_heard(&self) -> bool {
-        self.heard.load(Ordering::Acquire)
+    pub(super) fn has_received(&self) -> bool {
+        self.bytes_received.load(Ordering::Acquire)
     }
 
     pub(super) fn progress(&self) -> &UploadProgress {
@@ -171,12 +170,12 @@ impl<B> UpstreamConnection<B> {
     }
 
     /// No request goes this way after the answer whose head has just come.
-    pub(super) fn note_last_answer(&mut self) {
+    pub(super) fn note_last_response(&mut self) {
         self.usable_for = Some(Duration::ZERO);
         self.usable_until = Some(Instant::now());
     }
 
-    /// Nobody holds it until it is taken from its pool again.
+    /// Forgets the task that held the connection; it goes to the pool.
     pub(in crate::upstream) fn rest(&self) {
         self.notify.forget_listener();
     }
@@ -212,17 +211,17 @@ impl<B> UpstreamConnection<B> {
             if let Err(failure) = end {
                 debug!(error = %chain(&failure), "upstream connection ended");
             }
-            // Whoever waits for something from it learns so by this.
+            // The pending request or body ends with an error by this.
             self.work = None;
         }
     }
 
     /// Ready when time is up. The alarm is brought forward at once, but put off only when
     /// it rings: most requests move their deadline and never meet it.
-    fn poll_late(&mut self, patience: ResponseTimeout) -> Poll<()> {
+    fn poll_late(&mut self, timeout: ResponseTimeout) -> Poll<()> {
         loop {
-            let due = self.progress.deadline(patience.first_byte);
-            let due = patience.until.map_or(due, |until| until.min(due));
+            let due = self.progress.deadline(timeout.first_byte);
+            let due = timeout.until.map_or(due, |until| until.min(due));
             if due < self.alarm.deadline() {
                 self.alarm.as_mut().reset(due);
                 self.is_alarm_set = false;

@@ -1,8 +1,7 @@
-//! Sends requests over one worker's connections. It never repeats anything: it
-//! says exactly how far a request came, and the caller decides.
+//! Sends requests over one worker's connections. It never retries: the error says how far a request
+//! got, and the caller decides.
 
 use std::error::Error;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,16 +11,15 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
 use super::connection::{ResponseTimeout, SendResult, UpstreamConnection};
 use super::dialer::DialError;
-use super::framing::{FramingError, reframe};
+use super::framing::reframe;
 use super::pool::IdlePool;
 use super::response_body::UpstreamResponseBody;
-use super::upload_progress::SentBody;
+use super::send_error::{SendError, SendErrorKind};
 use crate::lifecycle::TaskSet;
 use crate::metrics::{ConnectResult, GaugeGuard};
 use crate::upstream::Upstream;
@@ -37,33 +35,6 @@ pub struct UpstreamConnections<B> {
     /// On the worker's own runtime.
     tasks: TaskSet,
     pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
-}
-
-/// A request that got no answer.
-pub struct SendError<B> {
-    pub kind: SendErrorKind,
-    /// The request, when not a byte of it was sent.
-    pub unsent: Option<Box<Request<B>>>,
-    source: Option<BoxError>,
-}
-
-/// How far a request came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SendErrorKind {
-    ConnectFailed,
-    ConnectTimeout,
-    /// A kept-alive connection died before a byte of the answer: most likely the
-    /// upstream closed it while the request was on its way.
-    DeadConnection,
-    /// A new connection was closed before a byte of the answer.
-    Closed,
-    FirstByteTimeout,
-    /// What came is not an answer in HTTP/1.1, or broke off in its head.
-    Protocol,
-    /// The body of the answer cannot be passed on.
-    Framing(FramingError),
-    /// The request's own body gave an error: the client's doing.
-    BodyFailed,
 }
 
 impl<B> UpstreamConnections<B>
@@ -90,10 +61,10 @@ where
     pub async fn send_fresh(
         &self,
         request: Request<B>,
-        patience: ResponseTimeout,
+        timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
         self.pool.close_idle();
-        self.send(request, patience).await
+        self.send(request, timeout).await
     }
 
     /// Sends `request`, whose URI is path and query, and gives the head of the
@@ -101,7 +72,7 @@ where
     pub fn send(
         &self,
         mut request: Request<B>,
-        patience: ResponseTimeout,
+        timeout: ResponseTimeout,
     ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError<B>>> {
         *request.version_mut() = Version::HTTP_11;
         let host = &self.upstream.host;
@@ -115,19 +86,19 @@ where
                     .metrics
                     .upstream_connects
                     .add(ConnectResult::Reused);
-                Either::Left(self.exchange(connection, true, request, patience))
+                Either::Left(self.exchange(connection, true, request, timeout))
             }
-            None => Either::Right(Box::pin(self.send_over_new(request, patience))),
+            None => Either::Right(Box::pin(self.send_over_new(request, timeout))),
         }
     }
 
     async fn send_over_new(
         &self,
         request: Request<B>,
-        patience: ResponseTimeout,
+        timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
-        match self.connect(patience.until).await {
-            Ok(connection) => self.exchange(connection, false, request, patience).await,
+        match self.connect(timeout.until).await {
+            Ok(connection) => self.exchange(connection, false, request, timeout).await,
             Err((kind, source)) => Err(SendError::unsent(kind, request, source)),
         }
     }
@@ -177,14 +148,14 @@ where
         mut connection: Box<UpstreamConnection<B>>,
         is_reused: bool,
         request: Request<B>,
-        patience: ResponseTimeout,
+        timeout: ResponseTimeout,
     ) -> ExchangeFuture<'_, B, impl Future<Output = SendResult<B>> + use<B>> {
         ExchangeFuture {
             method: request.method().clone(),
             answer: connection.begin(request),
             connection: Some(connection),
             is_reused,
-            patience,
+            timeout,
             owner: self,
         }
     }
@@ -200,7 +171,7 @@ pin_project_lite::pin_project! {
         connection: Option<Box<UpstreamConnection<B>>>,
         is_reused: bool,
         method: Method,
-        patience: ResponseTimeout,
+        timeout: ResponseTimeout,
         owner: &'a UpstreamConnections<B>,
     }
 
@@ -208,7 +179,7 @@ pin_project_lite::pin_project! {
         fn drop(me: Pin<&mut Self>) {
             // The client has left before the answer came.
             if let Some(connection) = me.connection.as_ref() {
-                me.owner.given_up(connection, &me.patience);
+                me.owner.abandoned(connection, &me.timeout);
             }
         }
     }
@@ -225,15 +196,15 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let me = self.project();
         let Some(mut connection) = me.connection.take() else {
-            return Poll::Pending; // polled after its end, which nobody does
+            return Poll::Pending; // polled after completion
         };
-        let Poll::Ready(answer) = connection.poll_answer(cx, me.answer, *me.patience) else {
+        let Poll::Ready(answer) = connection.poll_response(cx, me.answer, *me.timeout) else {
             *me.connection = Some(connection);
             return Poll::Pending;
         };
         let health = me.owner.upstream.health();
         let Some(answer) = answer else {
-            me.owner.given_up(&connection, me.patience);
+            me.owner.abandoned(&connection, me.timeout);
             return Poll::Ready(Err(SendErrorKind::FirstByteTimeout.into()));
         };
         if answer.is_ok() {
@@ -245,7 +216,7 @@ where
                 if let Some(rest) = rest {
                     me.owner.tasks.spawn("upstream tunnel", async move {
                         let _open = open;
-                        let _ = rest.await; // whoever has the tunnel learns of its end there
+                        let _ = rest.await; // the tunnel's streams report its end
                     });
                 }
                 Ok(response.map(UpstreamResponseBody::without_connection))
@@ -254,7 +225,7 @@ where
                 Ok(framing) => {
                     connection.note_head(response.headers());
                     if framing.is_last {
-                        connection.note_last_answer();
+                        connection.note_last_response();
                     }
                     Ok(response.map(|incoming| UpstreamResponseBody::new(incoming, connection)))
                 }
@@ -263,7 +234,7 @@ where
             Err(failure) => {
                 let error = SendError::classify(failure, &connection, *me.is_reused);
                 if matches!(error.kind, SendErrorKind::Closed | SendErrorKind::Protocol) {
-                    health.unanswered(FailureSource::Request, &error);
+                    health.response_failed(FailureSource::Request, &error);
                 }
                 Err(error)
             }
@@ -274,14 +245,15 @@ where
 impl<B> UpstreamConnections<B> {
     /// An exchange over `connection` has ended without an answer, because its time was up or
     /// the client has left.
-    fn given_up(&self, connection: &UpstreamConnection<B>, patience: &ResponseTimeout) {
+    fn abandoned(&self, connection: &UpstreamConnection<B>, timeout: &ResponseTimeout) {
         if let Some(owed) = connection.progress().owed_for() {
-            self.upstream.health().given_up(owed, patience.first_byte);
+            self.upstream.health().abandoned(owed, timeout.first_byte);
         }
     }
 }
 
-/// Sees how an attempt at a connection ends, also when nobody waits for it any more.
+/// Reports the outcome of a dial to the upstream's health, also if the request is dropped during
+/// it.
 struct DialWatch<'a> {
     upstream: &'a Upstream,
     began: Instant,
@@ -304,9 +276,9 @@ impl<'a> DialWatch<'a> {
             None => {}
             // Cut short by the end of the whole exchange.
             Some(DialError::TimedOut { .. }) if self.began.elapsed() < self.limit() => {
-                health.given_up(self.began.elapsed(), self.limit());
+                health.abandoned(self.began.elapsed(), self.limit());
             }
-            Some(failure) => health.unconnected(FailureSource::Request, failure),
+            Some(failure) => health.connect_failed(FailureSource::Request, failure),
         }
     }
 
@@ -319,87 +291,7 @@ impl Drop for DialWatch<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
             let health = self.upstream.health();
-            health.given_up(self.began.elapsed(), self.limit());
+            health.abandoned(self.began.elapsed(), self.limit());
         }
-    }
-}
-
-impl<B> SendError<B> {
-    fn unsent(kind: SendErrorKind, request: Request<B>, source: BoxError) -> Self {
-        Self {
-            kind,
-            unsent: Some(Box::new(request)),
-            source: Some(source),
-        }
-    }
-
-    fn classify(
-        mut failure: TrySendError<Request<SentBody<B>>>,
-        connection: &UpstreamConnection<B>,
-        is_reused: bool,
-    ) -> Self {
-        let unsent = failure.take_message();
-        let has_heard = connection.has_heard();
-        let kind = if connection.progress().has_failed() {
-            SendErrorKind::BodyFailed
-        } else if is_reused && (unsent.is_some() || !has_heard) {
-            SendErrorKind::DeadConnection
-        } else if has_heard {
-            SendErrorKind::Protocol
-        } else {
-            SendErrorKind::Closed
-        };
-        Self {
-            kind,
-            unsent: unsent.map(|request| Box::new(request.map(SentBody::into_inner))),
-            source: Some(failure.into_error().into()),
-        }
-    }
-}
-
-impl<B> From<SendErrorKind> for SendError<B> {
-    fn from(kind: SendErrorKind) -> Self {
-        Self {
-            kind,
-            unsent: None,
-            source: None,
-        }
-    }
-}
-
-impl fmt::Display for SendErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ConnectFailed => "cannot connect to the upstream",
-            Self::ConnectTimeout => "no connection to the upstream in time",
-            Self::DeadConnection => "a kept-alive connection to the upstream was dead",
-            Self::Closed => "the upstream closed the connection without an answer",
-            Self::FirstByteTimeout => "no answer from the upstream in time",
-            Self::Protocol | Self::Framing(_) => "the upstream's answer is not usable HTTP",
-            Self::BodyFailed => "the request's body broke off",
-        })
-    }
-}
-
-impl<B> fmt::Display for SendError<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.kind.fmt(f)
-    }
-}
-
-// By hand: the unsent request's headers hold what no log may show.
-impl<B> fmt::Debug for SendError<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendError")
-            .field("kind", &self.kind)
-            .field("is_unsent", &self.unsent.is_some())
-            .field("source", &self.source)
-            .finish()
-    }
-}
-
-impl<B> Error for SendError<B> {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
     }
 }

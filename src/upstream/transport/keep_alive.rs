@@ -30,7 +30,7 @@ impl KeepAlive {
 
     #[cold]
     fn read(headers: &HeaderMap) -> Self {
-        let mut said = Self {
+        let mut announced = Self {
             usable_for: None,
             is_last: false,
         };
@@ -38,10 +38,10 @@ impl KeepAlive {
             let text = String::from_utf8_lossy(value.as_bytes());
             let text = text.replace(" =", "=").replace("= ", "=");
             for parameter in text.split([',', ';', ' ']) {
-                said.take(parameter);
+                announced.take(parameter);
             }
         }
-        said
+        announced
     }
 
     /// The strictest counts; what is not understood says nothing.
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn what_is_announced_is_understood_in_each_spelling() {
-        for (said, usable, is_last) in [
+        for (announced, usable, is_last) in [
             (&["timeout=2"][..], Some(1500), false),
             (&["timeout=5, max=100"], Some(4500), false),
             (&["Timeout=5,MAX=1"], Some(4500), false),
@@ -114,7 +114,7 @@ mod tests {
                 usable_for,
                 is_last,
             };
-            assert_eq!(of(said), Some(expected), "{said:?}");
+            assert_eq!(of(announced), Some(expected), "{announced:?}");
         }
         assert_eq!(of(&[]), None);
     }

@@ -1,4 +1,5 @@
-//! TODO
+//! Connections of one worker to an upstream. Start at `connections.rs`, which sends a request;
+//! `dialer.rs` opens connections, `connection.rs` drives one, `pool.rs` keeps the idle ones.
 
 pub(super) mod address_book;
 pub(super) mod address_memory;
@@ -9,6 +10,7 @@ pub(super) mod framing;
 pub(super) mod keep_alive;
 pub(super) mod pool;
 pub(super) mod response_body;
+pub(super) mod send_error;
 pub(super) mod tls;
 pub(super) mod tracked_stream;
 pub(super) mod upload_progress;

@@ -1,5 +1,5 @@
-//! One worker's connections that nobody holds. The last one used is used again
-//! first, so that those in excess grow idle and close.
+//! One worker's idle connections. The connection used last is reused first, so that surplus
+//! connections stay idle and are closed.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -94,7 +94,8 @@ impl<C: PooledConnection> IdleConnection<C> {
     }
 }
 
-/// Nothing else looks at a connection that nobody holds.
+/// Closes idle connections that have timed out or that the upstream has closed; nothing else polls
+/// them.
 async fn reap<C: PooledConnection>(
     pool: Weak<IdlePool<C>>,
     idle_timeout: Duration,

@@ -36,8 +36,8 @@ impl UpstreamResponseBody {
         }
     }
 
-    /// Something has come since the body was last polled: whoever does not poll it keeps the
-    /// upstream waiting.
+    /// Whether the connection was woken since the body was last polled. Until the body is polled
+    /// the upstream may wait.
     pub fn has_news(&self) -> bool {
         let connection = self.connection.as_ref();
         connection.is_some_and(|connection| connection.has_news())

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 #[derive(Debug)]
 pub(in crate::upstream) struct TrackedStream {
     wire: Transport,
-    heard: Arc<AtomicBool>,
+    bytes_received: Arc<AtomicBool>,
     /// Not a byte has come yet.
     is_fresh: bool,
     /// What the last write met; nothing is written after it.
@@ -39,23 +39,23 @@ impl TrackedStream {
     pub(in crate::upstream) fn new(wire: Transport, upstream: &Arc<str>) -> Self {
         Self {
             wire,
-            heard: Arc::default(),
+            bytes_received: Arc::default(),
             is_fresh: true,
             write_failure: None,
             upstream: Arc::clone(upstream),
         }
     }
 
-    /// Set on every byte that comes; whoever sends a request clears it first.
-    pub(in crate::upstream) fn heard(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.heard)
+    /// Set whenever bytes arrive; cleared before each request.
+    pub(in crate::upstream) fn bytes_received(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.bytes_received)
     }
 }
 
 impl TrackedStream {
-    /// A server that answers early and closes makes our next write fail while its answer lies
-    /// unread in the socket, and whoever is told of the failure reads no more. So it is kept
-    /// until there is nothing left to read; no write ends meanwhile.
+    /// A server that responds early and closes makes the next write fail while its response is
+    /// unread in the socket; hyper would stop reading at that failure. So the failure is held back
+    /// until everything is read, and writes stay pending.
     fn written<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -109,7 +109,7 @@ impl AsyncRead for TrackedStream {
         };
         let fresh = &buf.filled()[before..];
         if !fresh.is_empty() {
-            self.heard.store(true, Ordering::Release);
+            self.bytes_received.store(true, Ordering::Release);
             if self.is_fresh {
                 self.note_first_bytes(fresh)?;
             }

@@ -10,15 +10,15 @@ use http_body::{Body, Frame, SizeHint};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-/// How far the request has come, for whoever waits for the answer. Belongs to its
-/// connection: of one request after the other.
+/// How far a request's body has been sent, for the response timeout. Each connection has one,
+/// reused for each request.
 #[derive(Debug)]
 pub(in crate::upstream) struct UploadProgress(Mutex<UploadStep>);
 
 #[derive(Clone, Copy, Debug)]
 struct UploadStep {
     at: Instant,
-    /// The last look found nothing: the client owes the next piece, not the upstream.
+    /// The last poll found no data: the exchange waits for the client, not the upstream.
     is_starved: bool,
     has_failed: bool,
 }
@@ -73,8 +73,8 @@ pub(in crate::upstream) struct SentBody<B> {
     end: BodyDropGuard,
 }
 
-/// Dropped when nobody wants the body any more: hyper drops a body whose length
-/// it knows without asking it for the end. None: there was no body to begin with.
+/// Marks the upload as finished on drop: hyper drops a body of known length without polling it for
+/// its end. None: the request has no body.
 struct BodyDropGuard(Option<Arc<UploadProgress>>);
 
 impl Drop for BodyDropGuard {

@@ -85,7 +85,7 @@ pub(super) enum RetryStep {
     Again(u64),
     /// Sent again after a pause, with the lease of this generation.
     AgainAfter(Millis, u64),
-    /// The renewer looks first.
+    /// Waits until the renewer has probed the token or logged in.
     Await,
     /// There is no lease in use: one has to come first.
     AwaitLease,
@@ -95,14 +95,14 @@ pub(super) enum RetryStep {
     Upheld,
 }
 
-/// A token that may be dead, and what speaks for that.
+/// A token that may be dead, and the evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseSuspicion {
     pub(crate) generation: u64,
     pub(crate) evidence: RefusalEvidence,
 }
 
-/// What is known of the session's tokens.
+/// The state of the session's tokens, shared by requests and the renewer.
 #[derive(Debug)]
 pub(crate) struct LeaseJudgement {
     accepted: AcceptedPaths,
@@ -146,7 +146,7 @@ impl LeaseJudgement {
         settled
     }
 
-    /// An answer that is neither a success nor a refusal: the path has no quarrel with the
+    /// Records a response that is neither a success nor a refusal: the path does not refuse the
     /// token.
     pub(super) fn forget_refusals(&self, path: PathKey, generation: u64) {
         let mut state = lock(&self.state);
@@ -197,7 +197,7 @@ impl LeaseJudgement {
         let is_open =
             state.candidate.is_some() || state.suspicion.is_some() || state.refused.has_streak();
         self.is_open.store(is_open, Ordering::Relaxed);
-        // Whether a fallback is still preferred, whoever chooses finds out.
+        // `choose` finds out whether a fallback is still preferred.
         let has_choice = state.has_choice(0);
         self.has_choice.store(has_choice, Ordering::Relaxed);
     }
@@ -219,8 +219,8 @@ impl LeaseJudgement {
         lock(&self.state).login_wait(generation, evidence, now)
     }
 
-    /// Whether this token may work for somebody: it was accepted, and not everything has been
-    /// refused since.
+    /// Whether this token may still work for some clients: it was accepted, and not everything has
+    /// been refused since.
     pub(super) fn is_at_stake(&self, generation: u64, evidence: RefusalEvidence) -> bool {
         lock(&self.state).is_at_stake(generation, evidence)
     }

@@ -6,14 +6,14 @@ use super::Millis;
 use super::accepted_paths::PathKey;
 
 /// Paths on record at once; the oldest makes room.
-pub(crate) const MOST_PATHS: usize = 256;
+pub(crate) const MAX_PATHS: usize = 256;
 /// So many paths refused in a row, with nothing accepted in between, speak against the token.
 const STREAK: u32 = 8;
 /// So many of them, and nothing accepted for so long: the token is not at fault at one path.
 const SEVERAL: u32 = 2;
 const QUIET: Millis = MINUTE;
 /// A request that was refused so often is not sent again, whatever is known by then.
-const MOST_REFUSALS: usize = 5;
+const MAX_REFUSALS: usize = 5;
 pub(crate) const MINUTE: Millis = 60_000;
 /// A refusal longer ago has no part in what a path does now.
 const RECENT: Millis = MINUTE;
@@ -66,7 +66,7 @@ impl RefusedRequest {
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
-        self.tried.len() >= MOST_REFUSALS
+        self.tried.len() >= MAX_REFUSALS
     }
 }
 
@@ -105,7 +105,7 @@ impl RefusedPaths {
             known.count = known.count.saturating_add(1);
             return;
         }
-        if self.paths.len() >= MOST_PATHS {
+        if self.paths.len() >= MAX_PATHS {
             let oldest = self.paths.iter().min_by_key(|(_, path)| path.since);
             let oldest = oldest.map(|(path, _)| *path);
             oldest.map(|path| self.paths.remove(&path));
@@ -153,7 +153,7 @@ impl RefusedPaths {
     }
 
     /// The path refuses whatever it is shown. `has_accepted`: ever, a token of this session.
-    pub(crate) fn is_a_habit(&mut self, path: PathKey, has_accepted: bool, now: Millis) {
+    pub(crate) fn note_habit(&mut self, path: PathKey, has_accepted: bool, now: Millis) {
         if !self.is_refusing(path) {
             self.note(path, 0, now);
         }

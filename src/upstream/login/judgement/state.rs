@@ -1,5 +1,5 @@
-//! The state of the judgement and its rules; `judgement.rs` has the door to it, docs/LOGIN.md
-//! the rules in words.
+//! The state of the judgement and its rules. `judgement/mod.rs` has the interface, docs/LOGIN.md
+//! describes the rules.
 
 use super::accepted_paths::PathKey;
 use super::refused_paths::{RefusedPaths, RefusedRequest};
@@ -11,7 +11,7 @@ use super::{
 
 /// A token this old is known to all nodes of the upstream.
 const MATURE: Millis = 60_000;
-/// How long the lease before helps out where a new one is refused.
+/// How long the previous lease serves as fallback where a new one is refused.
 const FALLBACK_FOR: Millis = 120_000;
 /// How long it is preferred for requests that cannot be sent again.
 const PREFERRED_FOR: Millis = 30_000;
@@ -20,7 +20,7 @@ const TRIAL_LIMIT: Millis = 2_000;
 /// Pauses between refusals that count against a candidate: those by paths that accept the
 /// lease in use. One more after the last pause, and the candidate is given up.
 const TRIAL_PAUSES: [Millis; 5] = [500, 1_000, 2_000, 4_000, 8_000];
-/// How long the probe's word is taken for paths that have never accepted a token.
+/// How long a positive probe verdict counts for paths that have never accepted a token.
 const CLEARED_FOR: Millis = 1_000;
 
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ pub(super) struct FallbackLease {
     pub(super) preferred_until: Millis,
 }
 
-/// The probe's last good word.
+/// The last time the probe accepted a token.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProbeClearance {
     pub(crate) generation: u64,
@@ -128,7 +128,7 @@ impl JudgementState {
             && candidate.facts.generation == generation
         {
             self.suspicion = None;
-            // A path that the old one could not use is no reason to think well of it.
+            // A path that refused the old lease says nothing good about it.
             let is_healed = was_refused || self.refused.accepted(path).is_some();
             if was_refused {
                 // The login has helped.
@@ -236,14 +236,14 @@ impl JudgementState {
             if may_be_early {
                 return RetryStep::AgainAfter(YOUNG_PAUSE, newest.generation);
             }
-            self.refused.is_a_habit(request.path, is_known, now);
+            self.refused.note_habit(request.path, is_known, now);
             self.count_fruitless(newest, now);
             return RetryStep::Upheld;
         }
         self.doubt(request, newest, is_known, now)
     }
 
-    /// The token may be dead: the probe is asked, or a login made, if that is not too often.
+    /// The token may be dead: asks the renewer to probe it or to log in, if the pauses allow it.
     fn doubt(
         &mut self,
         request: &mut RefusedRequest,
@@ -259,7 +259,7 @@ impl JudgementState {
                 (false, false, true) => RetryStep::Again(generation),
                 (_, _, true) => RetryStep::Upheld,
                 (_, _, false) => {
-                    self.refused.is_a_habit(request.path, false, now);
+                    self.refused.note_habit(request.path, false, now);
                     RetryStep::Upheld
                 }
             };
@@ -307,7 +307,7 @@ impl JudgementState {
         RetryStep::Await
     }
 
-    /// Only of the lease in use, or the candidate.
+    /// Applies to the lease in use and to the candidate only.
     pub(crate) fn is_dead(&self, generation: u64, since: Millis) -> bool {
         let candidate = self.candidate.map(|candidate| candidate.facts);
         let facts = [self.current, candidate].into_iter().flatten();
@@ -340,7 +340,8 @@ impl JudgementState {
         }
     }
 
-    /// Whether this token may work for somebody, so that refusals may cost only their share.
+    /// Whether this token may still work for some clients, so that refusals may use only their
+    /// share of the login budget.
     pub(crate) fn is_at_stake(&self, generation: u64, evidence: RefusalEvidence) -> bool {
         self.proven >= generation && evidence != RefusalEvidence::NothingAccepted
     }

@@ -75,8 +75,8 @@ impl Gate {
             refusals: 0,
             reported: None,
             renewal: None,
-            place: None,
-            common: None,
+            binding: None,
+            shared_login: None,
             metrics,
             stop: stop.clone(),
         };

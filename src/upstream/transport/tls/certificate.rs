@@ -19,10 +19,10 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 use x509_parser::public_key::PublicKey;
 
-const MOST_NAMES: usize = 5;
-const LONGEST_NAME: usize = 100;
+const MAX_NAMES: usize = 5;
+const MAX_NAME: usize = 100;
 /// What TLS's algorithms here take for a signature.
-const LEAST_RSA_BITS: usize = 2048;
+const MIN_RSA_BITS: usize = 2048;
 
 /// What vouches for certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn reason(
     let validity = shown.validity();
     let now = i64::try_from(verdict.now.as_secs()).unwrap_or(i64::MAX);
     if let Ok(PublicKey::RSA(key)) = shown.public_key().parsed()
-        && key.key_size() < LEAST_RSA_BITS
+        && key.key_size() < MIN_RSA_BITS
     {
         let bits = key.key_size();
         return CertificateFault::Unusual(UnusualCertificate::ShortRsaKey { bits });
@@ -195,7 +195,7 @@ fn names(shown: &X509Certificate<'_>) -> Vec<String> {
             GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
             _ => None,
         });
-    names.take(MOST_NAMES).collect()
+    names.take(MAX_NAMES).collect()
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -206,7 +206,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 fn shown_name(name: &str) -> String {
-    name.escape_debug().take(LONGEST_NAME).collect()
+    name.escape_debug().take(MAX_NAME).collect()
 }
 
 fn day(seconds: i64) -> String {
@@ -299,7 +299,7 @@ impl UnusualCertificate {
             ),
             Self::ShortRsaKey { bits } => write!(
                 f,
-                "the certificate's RSA key has {bits} bits: TLS here needs {LEAST_RSA_BITS} or \
+                "the certificate's RSA key has {bits} bits: TLS here needs {MIN_RSA_BITS} or \
              more, and no setting changes that; give the upstream another key"
             ),
         }

@@ -1,4 +1,5 @@
-//! TODO
+//! TLS to the upstream. Start at `trust.rs`, which decides what is trusted; `handshake.rs` and
+//! `certificate.rs` explain failures and name the key to set.
 
 pub(in crate::upstream) mod certificate;
 pub(in crate::upstream) mod handshake;

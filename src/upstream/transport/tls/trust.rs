@@ -280,8 +280,8 @@ impl ServerCertVerifier for ExplainedVerdict {
     }
 }
 
-/// Believes whoever proves to hold one of the pinned keys. Name and dates of the
-/// certificate do not matter then: the key itself is the identity.
+/// Trusts a peer that proves possession of one of the pinned keys, whatever the certificate's names
+/// and dates: the key is the identity.
 #[derive(Debug)]
 struct PinnedKeys {
     pins: Vec<[u8; 32]>,
