@@ -102,8 +102,8 @@ fn stored_grant(
 ) -> LiveGrant<'_> {
     LiveGrant {
         digest: digest.into(),
-        user: &names[holder],
-        holder: holder as u32,
+        user: &names[index],
+        token_user: index as u32,
         role: Some(Role::Admin),
         ends_millis,
         epoch: 0,
