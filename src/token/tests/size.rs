@@ -103,7 +103,7 @@ fn stored_grant(
     LiveGrant {
         digest: digest.into(),
         user: &names[index],
-        holder: index as u32,
+        token_user: index as u32,
         role: Some(Role::Admin),
         ends_millis,
         epoch: 0,
