@@ -95,6 +95,8 @@ pub mod metrics;
 pub mod profiles;
 // Fair shares of a limited number of permits.
 pub mod shares;
+// A waker for futures that outlive the task that polls them.
+mod waker;
 
 // Row 0
 // Pauses between attempts, with jitter.
@@ -113,5 +115,3 @@ pub mod staggered;
 mod sync;
 // The gateway's name in `Via`.
 pub mod via;
-// A waker for futures that outlive the task that polls them.
-mod waker;

@@ -270,17 +270,15 @@ mod tests {
         let mut candidates = CandidateList((0..fates.len()).collect::<Vec<_>>().into_iter());
         let outcome = race(&mut candidates, stagger, |at, half_way| async move {
             let started = Instant::now();
+            let pause = |millis| sleep(Duration::from_millis(millis));
             match fates[at] {
-                Fate::Good(after) => sleep(Duration::from_millis(after)).await,
-                Fate::Bad(after) => {
-                    sleep(Duration::from_millis(after)).await;
-                    return Err(());
-                }
+                Fate::Good(after) => pause(after).await,
+                Fate::Bad(after) => return Err(pause(after).await),
                 Fate::Silent => std::future::pending().await,
                 Fate::Slow(half, after) => {
-                    sleep(Duration::from_millis(half)).await;
+                    pause(half).await;
                     half_way.reached();
-                    sleep(Duration::from_millis(after)).await;
+                    pause(after).await;
                 }
             }
             Ok(started)

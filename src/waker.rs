@@ -63,7 +63,9 @@ impl Wake for NotifyWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         // Before the lock: a task that begins to listen after it sees the flag.
-        self.is_woken.store(true, Ordering::Release);
+        // A swap, not a store: it continues the release sequence of a wake-up before it, so that the
+        // task sees what every source did before its wake-up.
+        self.is_woken.swap(true, Ordering::AcqRel);
         let mut listener = lock(&self.listener);
         if std::mem::take(&mut listener.is_waiting)
             && let Some(waker) = &listener.waker

@@ -155,7 +155,7 @@ async fn a_file_that_is_gone_is_refused() {
 }
 
 #[tokio::test]
-async fn after_the_drain_nobody_waits_for_an_answer() {
+async fn after_the_drain_no_caller_waits_for_a_result() {
     let watched = Watched::start("drain", NEVER, true);
     let reloader = watched.reloader.clone();
     watched.end().await;

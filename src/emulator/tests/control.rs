@@ -106,7 +106,7 @@ async fn throw(bench: &Bench, bytes: &[u8]) {
 }
 
 #[tokio::test]
-async fn hostile_bytes_change_nothing_and_harm_nobody() {
+async fn hostile_bytes_change_nothing_and_do_no_harm() {
     let bench = Bench::start().await;
     let before = bench.emulator.switches();
     let order = |head: &str, body: &[u8]| [head.as_bytes(), body].concat();
@@ -139,7 +139,7 @@ async fn hostile_bytes_change_nothing_and_harm_nobody() {
     for bytes in &hostile {
         throw(&bench, bytes).await;
     }
-    // One that never ends its head holds up nobody but itself.
+    // One that never ends its head holds up only itself.
     let mut slow = TcpStream::connect(bench.emulator.control_address())
         .await
         .unwrap();

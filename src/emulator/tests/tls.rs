@@ -54,7 +54,7 @@ async fn it_speaks_tls_with_its_own_authority() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_gets_no_answer_and_harms_nobody() {
+async fn plain_http_on_the_tls_port_gets_no_answer_and_does_no_harm() {
     let scope = TaskScope::new(Handle::current());
     let emulator = Emulator::start(Settings::for_tests(), &scope);
     let emulator = emulator.await.unwrap();

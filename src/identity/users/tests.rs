@@ -106,12 +106,12 @@ async fn the_first_admin_comes_from_a_secret_or_a_hash_and_a_simple_password_is_
 #[tokio::test]
 async fn an_unknown_user_and_a_wrong_password_are_told_apart_inside() {
     let users = open(false).await;
-    let refused = users.verify("nobody", secret("Passw0rd!")).await;
+    let refused = users.verify("unknown", secret("Passw0rd!")).await;
     assert!(matches!(refused, Err(LoginDenied::Unknown)));
     let refused = users.verify("admin", secret("passw0rd!")).await;
     assert!(matches!(refused, Err(LoginDenied::WrongPassword)));
     let long = secret(&"x".repeat(MAX_PASSWORD_BYTES + 1));
-    let refused = users.verify("nobody", long).await;
+    let refused = users.verify("unknown", long).await;
     assert!(matches!(refused, Err(LoginDenied::WrongPassword)));
 }
 
@@ -162,7 +162,7 @@ async fn a_forced_change_is_over_once_the_password_is_new() {
     let new = users.verify("admin", secret("N3w-Passw0rd")).await.unwrap();
     assert!(!new.must_change);
     let none = users
-        .change_password("nobody", secret("N3w-Passw0rd"), ChangedBy::Admin)
+        .change_password("unknown", secret("N3w-Passw0rd"), ChangedBy::Admin)
         .await;
     assert!(matches!(none, Err(ChangeError::Unknown)));
 }

@@ -184,7 +184,6 @@ impl<S: RequestService> WorkerListener<S> {
             return; // the peer has closed it already
         };
         let settings = self.parts.settings.load_full();
-        let limits = HeadLimits::from(&*settings);
         let mut peer = Peer {
             address,
             local,
@@ -192,7 +191,8 @@ impl<S: RequestService> WorkerListener<S> {
             last_token: crate::pipeline::LastToken::default(),
         };
         let Some(tls) = &self.parts.tls else {
-            let stream = ClientStream::new(tcp, ByteCheck::http1(limits), permit);
+            let stream =
+                ClientStream::new(tcp, ByteCheck::http1(HeadLimits::from(&*settings)), permit);
             let entry = self.entry(&stream, peer, &settings);
             return self.http1(stream, entry, &settings).await;
         };
@@ -208,7 +208,11 @@ impl<S: RequestService> WorkerListener<S> {
             entry.continues = Some(continues);
             Box::pin(self.http2(stream, entry, &settings)).await;
         } else {
-            let stream = ClientStream::new(secured, ByteCheck::http1(limits), permit);
+            let stream = ClientStream::new(
+                secured,
+                ByteCheck::http1(HeadLimits::from(&*settings)),
+                permit,
+            );
             let entry = self.entry(&stream, peer, &settings);
             self.http1(stream, entry, &settings).await;
         }

@@ -10,13 +10,11 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, gate};
-use super::{PATIENCE, Surroundings, eventually};
+use super::{Surroundings, eventually};
 use crate::metrics::ConnectResult;
 use crate::upstream::transport::pool::PooledConnection as _;
 use crate::upstream::{
@@ -24,8 +22,8 @@ use crate::upstream::{
 };
 
 const LONG: Duration = Duration::from_secs(5);
-const SHORT: Duration = Duration::from_millis(100);
-const PATIENT: ResponseTimeout = ResponseTimeout::within(LONG);
+pub(super) const SHORT: Duration = Duration::from_millis(100);
+pub(super) const PATIENT: ResponseTimeout = ResponseTimeout::within(LONG);
 const HASTY: ResponseTimeout = ResponseTimeout::within(SHORT);
 
 /// A body that the test feeds piece by piece; an `Err` breaks it off.
@@ -53,14 +51,14 @@ fn fed() -> (Feed, Request<Fed>) {
     (feed, request.body(Fed(body)).unwrap())
 }
 
-fn post(body: &'static str) -> Request<Full<Bytes>> {
+pub(super) fn post(body: &'static str) -> Request<Full<Bytes>> {
     let request = Request::builder()
         .method(Method::POST)
         .uri("/v1/messages?a=b");
     request.body(Full::from(body)).unwrap()
 }
 
-fn connections<B>(around: &Surroundings) -> UpstreamConnections<B>
+pub(super) fn connections<B>(around: &Surroundings) -> UpstreamConnections<B>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -69,7 +67,7 @@ where
     UpstreamConnections::new(upstream, around.scope.tasks.clone())
 }
 
-async fn text(response: Response<UpstreamResponseBody>) -> String {
+pub(super) async fn text(response: Response<UpstreamResponseBody>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
@@ -356,68 +354,6 @@ async fn what_is_not_http_is_a_protocol_error() {
     let around = Surroundings::of(webapp.address).without_login();
     let outcome = kind(connections(&around).send(post("x"), PATIENT).await);
     assert_eq!(outcome, (SendErrorKind::Protocol, false));
-}
-
-#[tokio::test]
-async fn idle_connections_are_closed() {
-    let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.idle_timeout = SHORT;
-    let connections = connections(&around);
-    text(connections.send(post("x"), PATIENT).await.unwrap()).await;
-    eventually("closed", || webapp.ended() == 1).await;
-    eventually("counted", || {
-        around
-            .metrics
-            .upstream("main")
-            .upstream_connections_open
-            .get()
-            == 0
-    })
-    .await;
-    assert!(format!("{connections:?}").contains("idle: 0"));
-}
-
-#[tokio::test]
-async fn a_connection_may_change_its_protocol() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let around = Surroundings::of(listener.local_addr().unwrap()).without_login();
-    let echo = async {
-        let (mut tcp, _) = listener.accept().await.unwrap();
-        let mut read = Vec::new();
-        while !read.ends_with(b"\r\n\r\n") {
-            assert!(tcp.read_buf(&mut read).await.unwrap() > 0);
-        }
-        let switch =
-            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
-        tcp.write_all(switch).await.unwrap();
-        let mut four = [0; 4];
-        tcp.read_exact(&mut four).await.unwrap();
-        tcp.write_all(&four).await.unwrap();
-    };
-    let connections = connections(&around);
-    let exchange = async {
-        let mut request = post("");
-        *request.method_mut() = Method::GET;
-        request
-            .headers_mut()
-            .insert("connection", "upgrade".parse().unwrap());
-        request
-            .headers_mut()
-            .insert("upgrade", "echo".parse().unwrap());
-        let mut response = connections.send(request, PATIENT).await.unwrap();
-        assert_eq!(response.status(), 101);
-        let upgraded = hyper::upgrade::on(&mut response).await.unwrap();
-        drop(response);
-        let mut tcp = TokioIo::new(upgraded);
-        tcp.write_all(b"ping").await.unwrap();
-        let mut four = [0; 4];
-        tcp.read_exact(&mut four).await.unwrap();
-        assert_eq!(&four, b"ping");
-    };
-    let ((), ()) = timeout(PATIENCE, async { tokio::join!(echo, exchange) })
-        .await
-        .unwrap();
 }
 
 /// What the pipeline needs of these types.

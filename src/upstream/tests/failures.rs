@@ -174,7 +174,7 @@ async fn a_403_is_not_a_verdict_on_the_password() {
 
 #[tokio::test]
 async fn an_upstream_that_starts_late_is_found() {
-    // Nobody else gets this port: it stays bound, without a listener, until then.
+    // No other program gets this port: it stays bound, without a listener, until then.
     let reserved = tokio::net::TcpSocket::new_v4().unwrap();
     reserved.set_reuseaddr(true).unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -216,7 +216,7 @@ async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
     let mut around = Surroundings::of(webapp.address);
     around.login().logins_per_hour = 1;
     around.login().min_login_interval = Duration::from_secs(60);
-    // Nobody listens at port 1.
+    // No program listens at port 1.
     around.settings.base.port = 1;
     let session = around.session();
     let unreachable = || {

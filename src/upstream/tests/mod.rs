@@ -3,6 +3,7 @@
 mod breaker;
 #[cfg(feature = "emulator")]
 mod certificates;
+mod connection_reuse;
 mod connections;
 mod description;
 mod dialing;

@@ -66,7 +66,7 @@ async fn a_hundred_requests_share_one_login() {
 }
 
 #[tokio::test]
-async fn a_lease_is_renewed_ahead_and_nobody_waits_for_it() {
+async fn a_lease_is_renewed_ahead_and_no_request_waits_for_it() {
     let held = gate();
     let hold = Arc::clone(&held);
     let webapp = Webapp::start(move |call| match call.number {
@@ -161,7 +161,7 @@ async fn a_refused_lease_is_replaced_once_for_all() {
 }
 
 #[tokio::test]
-async fn refused_twice_is_not_a_login_storm_and_takes_the_lease_from_nobody() {
+async fn refused_twice_is_not_a_login_storm_and_takes_the_lease_from_no_request() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
     let mut around = Surroundings::of(webapp.address);
     around.login().min_login_interval = Duration::from_secs(30);
@@ -344,7 +344,7 @@ async fn told_to_stop_it_finishes_the_login_that_requests_wait_for() {
     held.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 1));
     timeout(PATIENCE, session.ended()).await.unwrap();
-    // The lease is good to its end, but nobody can replace it any more.
+    // The lease is good to its end, but it cannot be replaced any more.
     let lease = at_once(&session).await;
     let no = replace(&session, &lease).await.unwrap_err();
     assert_eq!(no.why, LoginFailure::Stopping);

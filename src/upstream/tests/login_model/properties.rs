@@ -244,7 +244,7 @@ fn any_character() -> impl Strategy<Value = Character> {
     (300_u64..20_000, late, flags, 5_u64..4_000).prop_map(
         |(lifetime, late, (has_probe, _, one_node_only, single_active), login_millis)| Character {
             lifetime,
-            // Where a login kills the token before it, a late one is a gap that nobody can fill.
+            // Where a login kills the token before it, a late one leaves a gap without any token.
             late: if single_active { [0, 0] } else { late },
             one_node_only,
             single_active: single_active && !one_node_only,
