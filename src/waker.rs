@@ -19,9 +19,24 @@ pub(crate) struct NotifyWaker {
 struct WakerListener {
     waker: Option<Waker>,
     is_waiting: bool,
+    /// Stays `is_waiting` whatever happens.
+    is_permanent: bool,
 }
 
 impl NotifyWaker {
+    /// Wakes `task` at each wake-up, whether it waits or not.
+    pub(crate) fn for_task(task: Waker) -> Self {
+        let listener = WakerListener {
+            waker: Some(task),
+            is_waiting: true,
+            is_permanent: true,
+        };
+        Self {
+            is_woken: AtomicBool::new(false),
+            listener: Mutex::new(listener),
+        }
+    }
+
     /// Whether there was a wake-up since the last call.
     pub(crate) fn take_woken(&self) -> bool {
         self.is_woken() && self.is_woken.swap(false, Ordering::AcqRel)
@@ -67,9 +82,9 @@ impl Wake for NotifyWaker {
         // task sees what every source did before its wake-up.
         self.is_woken.swap(true, Ordering::AcqRel);
         let mut listener = lock(&self.listener);
-        if std::mem::take(&mut listener.is_waiting)
-            && let Some(waker) = &listener.waker
-        {
+        let is_waiting = listener.is_waiting;
+        listener.is_waiting = listener.is_permanent;
+        if is_waiting && let Some(waker) = &listener.waker {
             waker.wake_by_ref();
         }
     }

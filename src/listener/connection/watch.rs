@@ -81,16 +81,11 @@ impl DeadlineWaker {
     fn take_fired(&mut self, task: &Waker) -> bool {
         match &self.0 {
             Some(current) if current.task.will_wake(task) => {
-                let has_fired = current.notify.take_woken();
-                if has_fired {
-                    // The polls that follow see everything that fires before this.
-                    current.notify.listen(task);
-                }
-                has_fired
+                // The polls that follow see everything that fired before this.
+                current.notify.take_woken()
             }
             _ => {
-                let notify = Arc::new(NotifyWaker::default());
-                notify.listen(task);
+                let notify = Arc::new(NotifyWaker::for_task(task.clone()));
                 self.0 = Some(RegisteredTask {
                     waker: Waker::from(Arc::clone(&notify)),
                     notify,

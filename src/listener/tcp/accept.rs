@@ -184,12 +184,13 @@ impl<S: RequestService> WorkerListener<S> {
             return; // the peer has closed it already
         };
         let settings = self.parts.settings.load_full();
-        let mut peer = Peer {
+        // Shared from the start: on the heap it does not add to the size of this task.
+        let mut peer = Arc::new(Peer {
             address,
             local,
             tls: None,
             last_token: crate::pipeline::LastToken::default(),
-        };
+        });
         let Some(tls) = &self.parts.tls else {
             let stream =
                 ClientStream::new(tcp, ByteCheck::http1(HeadLimits::from(&*settings)), permit);
@@ -200,7 +201,9 @@ impl<S: RequestService> WorkerListener<S> {
         let Some(secured) = Box::pin(self.handshake(tls, tcp, &peer, &settings)).await else {
             return;
         };
-        peer.tls = Some(secured.facts());
+        if let Some(peer) = Arc::get_mut(&mut peer) {
+            peer.tls = Some(secured.facts());
+        }
         if secured.is_http2() {
             let continues = Arc::<PendingContinues>::default();
             let stream = ClientStream::new(secured, ByteCheck::http2(&continues), permit);
@@ -266,12 +269,12 @@ impl<S: RequestService> WorkerListener<S> {
     fn entry<T>(
         &self,
         stream: &ClientStream<T>,
-        peer: Peer,
+        peer: Arc<Peer>,
         settings: &config::Listener,
     ) -> ServiceEntry<S> {
         ServiceEntry {
             service: self.parts.service.clone(),
-            peer: Arc::new(peer),
+            peer,
             activity: Arc::clone(stream.activity()),
             limits: HeadLimits::from(settings),
             tasks: self.parts.scope.tasks.clone(),
