@@ -285,7 +285,7 @@ impl Rejection {
             detail: &self.detail(format.service),
             request_id,
         };
-        let mut response = Response::new(Bytes::from((format.body)(&report)));
+        let mut response = Response::new((format.body)(&report));
         *response.status_mut() = mapping.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type));

@@ -87,29 +87,14 @@ async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
     for (method, path) in nodes {
         let name = format!("{method} {path}");
         let for_keys = path == "/v1/stickerpacks";
-        let plain = anonymous
-            .request(method.clone(), path)
-            .send()
-            .await
-            .unwrap();
+        let request = || anonymous.request(method.clone(), path);
+        let plain = request().send().await.unwrap();
         assert_eq!(status(&plain), 401, "nothing shown: {name}");
-        let unknown = with_key(
-            &anonymous,
-            "tgk_made-up-by-a-stranger",
-            method.clone(),
-            path,
-            "",
-        )
-        .await;
+        let made_up = "tgk_made-up-by-a-stranger";
+        let unknown = with_key(&anonymous, made_up, method.clone(), path, "").await;
         assert_eq!(status(&unknown), 401, "unknown key: {name}");
-        let unknown = anonymous
-            .request(method.clone(), path)
-            .bearer_auth("tg_made-up");
-        assert_eq!(
-            status(&unknown.send().await.unwrap()),
-            401,
-            "unknown token: {name}"
-        );
+        let unknown = request().bearer_auth("tg_made-up").send().await.unwrap();
+        assert_eq!(status(&unknown), 401, "unknown token: {name}");
         let user = worker.request(method.clone(), path).send().await.unwrap();
         assert_eq!(status(&user), 403, "a user without the right: {name}");
         if !for_keys {

@@ -90,16 +90,9 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
         .arg(&file)
         .output()
         .unwrap();
-    assert_eq!(
-        second.status.code(),
-        Some(1),
-        "a busy port stops the second one now"
-    );
-    assert!(
-        String::from_utf8_lossy(&second.stderr).contains("in use"),
-        "{}",
-        String::from_utf8_lossy(&second.stderr)
-    );
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "the port is busy: {error}");
+    assert!(error.contains("in use"), "{error}");
     again.signal("TERM");
     assert_eq!(again.wait().code(), Some(0));
 }

@@ -87,6 +87,7 @@ fn tokens_are_found_wherever_they_are() {
 
 #[test]
 fn the_first_expiry_that_is_there_counts() {
+    use BadLoginResponse::{BadExpiry, Past, TooFar};
     let none = HeaderMap::new();
     let description = with(
         pointer("/t"),
@@ -119,31 +120,16 @@ fn the_first_expiry_that_is_there_counts() {
     assert_eq!(life(json!({}), &jwt(&json!({ "sub": "x" }))), Ok(60));
     assert_eq!(life(json!({}), "opaque.but.dotted"), Ok(60));
 
-    assert_eq!(
-        life(json!({ "date": 5 }), "t"),
-        Err(BadLoginResponse::BadExpiry)
-    );
-    assert_eq!(
-        life(json!({ "s": -1 }), "t"),
-        Err(BadLoginResponse::BadExpiry)
-    );
-    assert_eq!(
-        life(json!({ "s": "soon" }), "t"),
-        Err(BadLoginResponse::BadExpiry)
-    );
-    assert_eq!(life(json!({ "s": 0 }), "t"), Err(BadLoginResponse::Past));
-    assert_eq!(
-        life(json!({ "s": 1e300 }), "t"),
-        Err(BadLoginResponse::TooFar)
-    );
-    assert_eq!(
-        life(json!({ "s": 40_000_000 }), "t"),
-        Err(BadLoginResponse::TooFar)
-    );
+    assert_eq!(life(json!({ "date": 5 }), "t"), Err(BadExpiry));
+    assert_eq!(life(json!({ "s": -1 }), "t"), Err(BadExpiry));
+    assert_eq!(life(json!({ "s": "soon" }), "t"), Err(BadExpiry));
+    assert_eq!(life(json!({ "s": 0 }), "t"), Err(Past));
+    assert_eq!(life(json!({ "s": 1e300 }), "t"), Err(TooFar));
+    assert_eq!(life(json!({ "s": 40_000_000 }), "t"), Err(TooFar));
     let past = jwt(&json!({ "exp": NOW - 1 }));
-    assert_eq!(life(json!({}), &past), Err(BadLoginResponse::Past));
+    assert_eq!(life(json!({}), &past), Err(Past));
     let odd = jwt(&json!({ "exp": "never" }));
-    assert_eq!(life(json!({}), &odd), Err(BadLoginResponse::BadExpiry));
+    assert_eq!(life(json!({}), &odd), Err(BadExpiry));
 
     let silent = with(pointer("/t"), vec![ExpirySource::JwtExp]);
     assert_eq!(

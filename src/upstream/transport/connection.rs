@@ -75,7 +75,7 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     progress: Arc<UploadProgress>,
     /// Whether a byte has come since the last request.
     bytes_received: Arc<AtomicBool>,
-    home: Weak<IdlePool<UpstreamConnection<B>>>,
+    home: Weak<IdlePool<Self>>,
     open: GaugeGuard,
     /// What the upstream has announced of this connection.
     usable_for: Option<Duration>,
@@ -90,7 +90,7 @@ where
     /// Makes `link` an HTTP connection.
     pub(in crate::upstream) async fn open(
         link: TrackedStream,
-        home: Weak<IdlePool<UpstreamConnection<B>>>,
+        home: Weak<IdlePool<Self>>,
         open: GaugeGuard,
     ) -> Result<Box<Self>, hyper::Error> {
         let bytes_received = link.bytes_received();
