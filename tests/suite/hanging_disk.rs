@@ -314,7 +314,7 @@ async fn a_start_on_a_hanging_disk_logs_it_can_be_stopped_and_continues_when_the
     let place = GateOnDisk::before(&webapp);
     drop(place.start()); // killed: leaves the file behind
     place.disk.hang();
-    let slow = "its disk does not answer";
+    let slow = "the disk may be unresponsive";
     let ports = (free_port(), free_port());
     let config = std::fs::read_to_string(&place.config).unwrap();
     std::fs::write(&place.config, at_ports(&config, ports)).unwrap();
