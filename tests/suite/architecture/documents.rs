@@ -1,4 +1,4 @@
-//! Documents name files that exist.
+//! Documents name files and metrics that exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,40 @@ fn documents_name_files_that_exist() {
             let places = [top, &top.join("src"), beside];
             if !places.iter().any(|place| place.join(name).exists()) {
                 missing.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(named > 40, "the scan found {named}");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// Words of a text that begin with `tollgate_`, without what Prometheus adds to histograms.
+fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let words = text.split(move |letter| !is_part(letter));
+    let metrics = words.filter(|word| word.starts_with("tollgate_"));
+    metrics.map(|word| {
+        let ends = ["_bucket", "_sum", "_count"];
+        let end = ends.iter().find_map(|end| word.strip_suffix(end));
+        end.unwrap_or(word)
+    })
+}
+
+#[test]
+fn documents_name_metrics_that_exist() {
+    let known: String = super::rust_files("src/metrics")
+        .iter()
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let mut named = 0;
+    let mut missing = Vec::new();
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for metric in metrics_in(&text) {
+            named += 1;
+            // `tollgate_session_*` names a group.
+            if !known.contains(&format!("\"{metric}")) {
+                missing.push(format!("{}: {metric}", document.display()));
             }
         }
     }
