@@ -1,13 +1,12 @@
-//! Which client's request goes up next. Permits are limited; while there are more
-//! requests than permits, a permit goes to the waiting client that holds the fewest
-//! (max-min fairness), among equals to the one that has waited longest since its last.
-//! Each client's own requests go in order.
+//! The fair queue for upstream permits. While there are more requests than permits, a permit goes to
+//! the waiting client that holds the fewest (max-min fairness); among equals, to the one whose last
+//! permit is longest ago. The requests of one client keep their order.
 //!
-//! Two more rules. A client never takes the last free permits (`crate::shares`), so a new
-//! client does not wait for the slow requests of another one. Monitoring requests have a
-//! reserve, from the first of them on, which no other request takes.
+//! Two more rules. A client never takes the last free permits (`crate::shares`), so that a new client
+//! does not wait for the slow requests of another. Monitoring requests have reserved permits, from
+//! the first such request on.
 //!
-//! This is the bookkeeping alone: no clock, no metrics, no requests. `permits` wraps it.
+//! Bookkeeping only: no clock, no metrics, no requests. `permits` wraps it.
 
 use std::collections::BTreeSet;
 use std::task::{Context, Poll, Waker};
@@ -15,18 +14,18 @@ use std::task::{Context, Poll, Waker};
 use crate::shares::{ByShareKey, ShareKey, is_within_share};
 use crate::sync::{Mutex, MutexGuard, lock};
 
-/// Clients without a permit or a request are forgotten beyond this many.
+/// The number of client slots above which those without a permit or a request are removed.
 const FEW_CLIENTS: usize = 256;
 
-/// Permits, and the requests that wait for one.
+/// The permits of one upstream, and the requests that wait for one.
 #[derive(Debug)]
 pub(super) struct FairQueue(Mutex<QueueState>);
 
-/// A client that holds a permit. Every slot that is given out goes back by `release`.
+/// The slot of a client that holds a permit; given back by `release`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ClientSlot(usize);
 
-/// A request that waits. It ends by a permit or by `leave`.
+/// A request in the queue, until it gets a permit or calls `leave`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WaiterId(usize);
 
@@ -34,7 +33,7 @@ pub(super) struct WaiterId(usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct QueueLength {
     pub(super) waiting: usize,
-    /// Permits given to waiting requests so far.
+    /// Permits granted to queued requests so far.
     pub(super) granted: u64,
 }
 
@@ -42,23 +41,23 @@ pub(super) struct QueueLength {
 struct QueueState {
     free: usize,
     total: usize,
-    /// Permits for monitoring alone; counts once a monitoring request has come.
+    /// Permits reserved for monitoring; in effect after the first monitoring request.
     reserve: usize,
     is_monitored: bool,
     monitoring_held: usize,
-    /// The last permit went to monitoring ahead of the others, without a reserve.
+    /// Without a reserve: the last permit went to a monitoring request ahead of others.
     has_gone_first: bool,
     clients: Vec<QueuedClient>,
     free_clients: Vec<usize>,
-    /// When `clients` is that long, those without anything are forgotten.
+    /// The length of `clients` at which unused slots are removed.
     forget_at: usize,
     by_key: ByShareKey<usize>,
     waiters: Vec<QueueWaiter>,
     free_waiters: Vec<usize>,
     length: QueueLength,
-    /// Clients that wait: permits held, time of the last permit, place in `clients`.
+    /// Waiting clients by permits held and time of the last permit; with their index in `clients`.
     ordinary: BTreeSet<(usize, u64, usize)>,
-    /// Of those, the ones that wait with monitoring requests.
+    /// The same for clients with waiting monitoring requests.
     monitoring: BTreeSet<(usize, u64, usize)>,
     time: u64,
 }
@@ -68,7 +67,7 @@ struct QueuedClient {
     key: ShareKey,
     is_monitoring: bool,
     held: usize,
-    /// When it got its last permit, or began to wait.
+    /// When it got its last permit, or joined the queue.
     since: u64,
     /// First and last of its waiting requests.
     line: Option<(usize, usize)>,
@@ -109,7 +108,7 @@ impl FairQueue {
         Self(Mutex::new(state))
     }
 
-    /// A permit, if one is free for this client and no request waits.
+    /// A permit, if one is free for this client and the queue is empty.
     pub(super) fn try_take(&self, key: ShareKey, is_monitoring: bool) -> Option<ClientSlot> {
         let mut state = self.lock();
         if state.length.waiting > 0 {
@@ -119,14 +118,14 @@ impl FairQueue {
         state.take(client)
     }
 
-    /// Puts a request in line. It may have its permit already when this returns.
+    /// Appends a request to the queue. It may have its permit already when this returns.
     pub(super) fn enqueue(&self, key: ShareKey, is_monitoring: bool) -> WaiterId {
         let waiter = self.lock().enqueue(key, is_monitoring);
         self.grant();
         waiter
     }
 
-    /// The permit of a request in line; the waiter is gone once it has it.
+    /// The permit of a queued request, once granted; that removes the waiter.
     pub(super) fn poll_permit(
         &self,
         WaiterId(waiter): WaiterId,
@@ -146,14 +145,14 @@ impl FairQueue {
         Poll::Pending
     }
 
-    /// The request waits no longer: its client has left, or its time is up.
+    /// Removes a request from the queue: its client disconnected, or `queue_timeout` expired.
     pub(super) fn leave(&self, WaiterId(waiter): WaiterId) {
         let mut state = self.lock();
         let QueueWaiter {
             client, is_granted, ..
         } = state.waiters[waiter];
         if is_granted {
-            // The permit came, and the request did not see it any more.
+            // The permit was granted, but the request has not taken it.
             state.release(client);
         } else {
             state.unlink(waiter);
@@ -182,7 +181,7 @@ impl FairQueue {
         self.lock().length
     }
 
-    /// Gives free permits to waiting requests. Wakers are called outside the lock.
+    /// Grants free permits to queued requests. Wakers are called outside the lock.
     fn grant(&self) {
         loop {
             let mut state = self.lock();
@@ -203,7 +202,7 @@ impl FairQueue {
 }
 
 impl QueueState {
-    /// Free permits that are not kept for monitoring.
+    /// Free permits that are not reserved for monitoring.
     fn open(&self) -> usize {
         let reserve = if self.is_monitored { self.reserve } else { 0 };
         let kept = reserve.saturating_sub(self.monitoring_held);
@@ -282,8 +281,8 @@ impl QueueState {
         Some(waiter)
     }
 
-    /// Monitoring first, as far as its reserve goes. Where permits are too few for a
-    /// reserve it goes first every other time.
+    /// Monitoring requests first, up to their reserve. With too few permits for a reserve they go
+    /// first every other time.
     fn next_client(&mut self) -> Option<usize> {
         if self.free == 0 {
             return None;
@@ -301,7 +300,7 @@ impl QueueState {
         self.may_take(client).then_some(client)
     }
 
-    /// Takes a request out of its client's line.
+    /// Removes a request from its client's queue.
     fn unlink(&mut self, waiter: usize) {
         let QueueWaiter {
             client,
@@ -324,7 +323,7 @@ impl QueueState {
         self.reorder(client, |client| client.line = line);
     }
 
-    /// Changes a client, and its place in the order if it waits.
+    /// Changes a client's slot, and its position in the order if it waits.
     fn reorder(&mut self, client: usize, change: impl FnOnce(&mut QueuedClient)) {
         let entry = &mut self.clients[client];
         let before = entry.line.map(|_| (entry.held, entry.since, client));
@@ -346,7 +345,7 @@ impl QueueState {
         }
     }
 
-    /// The place of a client in `clients`. Its monitoring requests count apart.
+    /// The index of a client in `clients`. Its monitoring requests have a slot of their own.
     fn client(&mut self, ShareKey(hash): ShareKey, is_monitoring: bool) -> usize {
         self.is_monitored |= is_monitoring;
         let key = ShareKey(hash & !1 | u64::from(is_monitoring));

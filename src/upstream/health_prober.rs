@@ -1,5 +1,5 @@
-//! The gate's own questions to an upstream that something has failed at: a connection and a
-//! small request, on the control runtime, so that no client pays for finding out.
+//! Sends the gateway's own probes to an upstream after a failure: a connection and a small request,
+//! on the control runtime, so that no client request is spent on it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::error_chain::chain;
 use crate::lifecycle::TaskScope;
 use crate::metrics::{ProbeOutcome, UpstreamMetrics};
 
-/// For a connection, and for the answer: an upstream that takes longer over a question this
-/// small is not well.
+/// Timeout of the connection, and of the response: a healthy upstream is quicker for so small a
+/// request.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-/// Questions under way at once. One that is never answered must not keep the next from being
-/// asked: it may be stuck in a connection that died with the upstream.
+/// Probes in flight at once. One that is never answered must not block the next: its connection may
+/// have died with the upstream.
 const AT_ONCE: usize = 6;
 
-/// Asks whenever the upstream's health is in doubt; one per upstream.
+/// Probes an upstream while its health is in doubt; one per upstream.
 #[derive(Debug)]
 pub(super) struct UpstreamProber {
     own: Arc<OwnRequests>,
@@ -49,7 +49,7 @@ impl UpstreamProber {
         let health = Arc::clone(&self.own.health);
         let mut levels = health.levels();
         let mut asked = 0;
-        // A health that was handed on: the way to the upstream may have been put right.
+        // The health was taken over at a reload, which may have corrected the connection settings.
         health.hurry();
         while !self.scope.stop.is_draining() {
             levels.mark_unchanged();
@@ -101,8 +101,8 @@ impl UpstreamProber {
 }
 
 impl OwnRequests {
-    /// Without a credential: any answer will do, a 401 or a 404 as well. Every other question
-    /// goes to the root, in case the probe's path is the only one without an answer.
+    /// Sent without a credential: any response will do, a 401 or a 404 as well. Every other probe asks
+    /// for `/`, in case the probe's path is the only one that does not respond.
     fn target(&self, nth: usize) -> Uri {
         match &self.probe {
             Some(path) if nth.is_multiple_of(2) => Uri::from(path.clone()),

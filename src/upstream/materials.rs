@@ -1,5 +1,5 @@
-//! What an upstream is made of: read from files and settings before anything runs, by a start,
-//! by a reload and by `check` alike.
+//! What is read from files and settings before an upstream is opened: at a start, at a reload and by
+//! `check`.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::config;
 use crate::dns::DnsResolver;
 use crate::lifecycle::TaskScope;
 
-/// An upstream's address, trust and API key, read and found good.
+/// An upstream's address, trust and API key, read and checked.
 #[derive(Debug)]
 pub struct UpstreamMaterials {
-    /// The `Host` of requests to it.
+    /// The `Host` field of requests to it.
     pub(super) host: HeaderValue,
     /// None: plain HTTP.
     tls: Option<UpstreamTls>,
@@ -27,7 +27,7 @@ pub struct UpstreamMaterials {
 }
 
 impl UpstreamMaterials {
-    /// Reads the files that the settings name. Everything that is wrong goes to `wrong`.
+    /// Reads the files that the settings name. All problems are added to `wrong`.
     pub fn read(settings: &config::UpstreamConfig, wrong: &mut Vec<Error>) -> Option<Self> {
         let mut told = |error: Error| wrong.push(error);
         let host = host(settings).map_err(&mut told).ok();

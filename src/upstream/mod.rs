@@ -1,9 +1,10 @@
-//! The service behind us: how it is reached and trusted, our standing login at
-//! it, and each worker's connections to it. Knows nothing of who called.
+//! The service behind the gateway: how it is reached and trusted, the session (the gateway's standing
+//! login at it), and each worker's connections to it. Knows nothing of the callers. Start reading at
+//! `Upstream`.
 //!
-//! The surprise: requests never log in. One task per login owns it (`renewer`); a request
-//! carries a lease, reports how it fared, and the judgement (`judgement`) turns a hundred
-//! refusals into one look or one login, or into none.
+//! Requests never log in. One task per login, the renewer, does; a request carries a lease and reports
+//! the outcome, and the judgement (`login/judgement`) turns a hundred refusals into one probe or login,
+//! or into none.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -91,16 +92,16 @@ pub enum Error {
     Host { upstream: Arc<str> },
 }
 
-/// One service behind us, shared by all workers.
+/// One service behind the gateway, shared by all workers.
 #[derive(Debug)]
 pub struct Upstream {
     pub name: Arc<str>,
     pub base: BaseAddress,
-    /// The `Host` of requests to it.
+    /// The `Host` field of requests to it.
     host: HeaderValue,
     dialer: Arc<Dialer>,
     login: Option<Arc<LoginTask>>,
-    /// How to log in from when this upstream is in use; None: as it has begun.
+    /// The login plan that takes effect with `take_over`; None: it is in effect already.
     plan: Option<Arc<LoginPlan>>,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
@@ -112,7 +113,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Reads what trust and API key need, and starts the renewer if there is a login.
+    /// Reads the files of trust and API key, and starts the renewer if there is a login.
     pub fn open(
         settings: &config::UpstreamConfig,
         scope: &TaskScope,
@@ -168,12 +169,12 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// None: nothing is injected but an API key, perhaps.
+    /// None: no token is injected, at most an API key.
     pub fn session(&self) -> Option<&Arc<Session>> {
         self.login.as_ref().map(|login| &login.session)
     }
 
-    /// Whether the login of `other` goes on in this one.
+    /// Whether this upstream shares the running login of `other`.
     pub fn continues(&self, other: &Self) -> bool {
         match &self.login {
             Some(login) => login.is_same(other.login.as_ref()),
@@ -181,7 +182,7 @@ impl Upstream {
         }
     }
 
-    /// This upstream is in use from now on: a login that goes on does so as it says.
+    /// This upstream is in use from now on: a login that it has taken over follows its settings.
     pub fn take_over(&self) {
         if let (Some(login), Some(plan)) = (&self.login, &self.plan) {
             login.follow(plan);
@@ -201,39 +202,38 @@ impl Upstream {
         &self.own.health
     }
 
-    /// Its health, for an upstream with these settings that takes its place; None: they
-    /// lead elsewhere.
+    /// The health record for a replacement with these settings; None if its address differs.
     pub fn health_for(&self, settings: &config::UpstreamConfig) -> Option<Arc<UpstreamHealth>> {
         (self.base == settings.base).then(|| Arc::clone(&self.own.health))
     }
 
-    /// How this upstream is asked about a token; None: it cannot be.
+    /// The token probe of this upstream; None without one.
     pub fn probe(&self) -> Option<&TokenProbe> {
         self.probe.as_deref()
     }
 
-    /// What monitoring nodes carry in place of the session's lease; None: there is nothing, or
-    /// the upstream refuses it.
+    /// The API key that monitoring requests carry in place of the session's lease; None: there is none,
+    /// or the upstream refuses it.
     pub fn api_key(&self) -> Option<Arc<Lease>> {
         self.api_key.get()
     }
 
-    /// How the upstream answered a request that carried this API key.
+    /// Records the status of a response to a request that carried this API key.
     pub fn note_api_key(&self, key: &Lease, status: StatusCode) {
         self.api_key.note(key, status);
     }
 
-    /// What is wrong with the API key, in a line.
+    /// One line about a refused API key.
     pub fn api_key_trouble(&self) -> Option<String> {
         self.api_key.trouble()
     }
 
-    /// Who may have how many requests at the upstream at once.
+    /// The permits of this upstream.
     pub fn permits(&self) -> &Arc<UpstreamPermits> {
         &self.permits
     }
 
-    /// Waits for a turn at the upstream, which bears only so many requests at once.
+    /// Waits for an upstream permit.
     pub async fn turn(
         &self,
         client: ShareKey,
@@ -242,8 +242,8 @@ impl Upstream {
         self.permits.acquire(client, is_monitoring).await
     }
 
-    /// A turn without a wait. None: the upstream's health is in doubt, or no permit is free
-    /// for this client.
+    /// A permit without waiting. None: the upstream's health is in doubt, or no permit is free for this
+    /// client.
     pub fn turn_at_once(&self, client: ShareKey, is_monitoring: bool) -> Option<UpstreamPermit> {
         if !self.own.health.is_quiet() {
             return None;
@@ -251,8 +251,8 @@ impl Upstream {
         self.permits.try_acquire(client, is_monitoring)
     }
 
-    /// Stops what runs for this upstream alone, after a reload has put `next` in its place.
-    /// Requests that still use it keep its lease.
+    /// Stops the tasks of this upstream after a reload has replaced it by `next`. Requests that still use
+    /// it keep its lease.
     pub async fn retire(&self, next: &Self) {
         self.stop.drain();
         if let Some(login) = &self.login
@@ -273,13 +273,13 @@ impl Upstream {
 }
 
 impl Drop for Upstream {
-    /// An upstream that was not retired leaves no task behind.
+    /// Stops the tasks of an upstream that was not retired.
     fn drop(&mut self) {
         self.stop.drain();
     }
 }
 
-/// Reads files again that may have changed, until drain or until the upstream is gone.
+/// Rereads changed files until drain, or until the upstream is dropped.
 async fn watch(upstream: Weak<Upstream>, stop: ShutdownSignal) {
     let mut tick = interval(FILE_POLL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -1,4 +1,4 @@
-//! What an upstream is made from, the one that it takes the place of included.
+//! The parts from which an upstream is opened, the one that it replaces included.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// Of what has been read already.
+    /// Uses materials that have been read already.
     #[must_use]
     pub fn of(self, materials: UpstreamMaterials) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// With this name in `Via`.
+    /// Uses this name in `Via`.
     #[must_use]
     pub fn announced_as(self, via: &GatewayVia) -> Self {
         Self {
@@ -74,14 +74,14 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// With the token of an earlier start, if one was kept.
+    /// Uses the token of an earlier start, if one was saved.
     #[must_use]
     pub fn keeping(self, keeper: Option<LeaseKeeper>) -> Self {
         Self { keeper, ..self }
     }
 
-    /// In the place of `before`: with its login if that is the same, and with what is known
-    /// of the address if that is the same.
+    /// Replaces `before`: takes over its login if that is the same, and its health record if the address
+    /// is the same.
     #[must_use]
     pub fn after(self, before: &'a Upstream) -> Self {
         Self {
@@ -90,12 +90,12 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// Reads what trust and API key need, and starts the renewer if there is a login.
+    /// Reads the files of trust and API key, and starts the renewer if there is a login.
     pub fn open(self) -> Result<Arc<Upstream>, Error> {
         Upstream::build(self)
     }
 
-    /// What was read, or is read now.
+    /// The materials; read now if they were not given.
     pub(super) fn materials(&mut self) -> Result<UpstreamMaterials, Error> {
         if let Some(materials) = self.materials.take() {
             return Ok(materials);
@@ -108,7 +108,7 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// What requests of the gate itself need.
+    /// The parts for the gateway's own requests.
     pub(super) fn own_requests(
         &self,
         host: &HeaderValue,

@@ -1,5 +1,5 @@
-//! Requests of the gate itself to an upstream: logins and probes, each on a connection of its
-//! own that the caller drives. They may be made on any runtime.
+//! The gateway's own requests to an upstream: logins and probes, each on a connection of its own that
+//! the caller polls. They may be made on any runtime.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,21 +19,21 @@ use super::transport::dialer::{DialError, Dialer};
 
 const AGENT: &str = concat!("tollgate/", env!("CARGO_PKG_VERSION"));
 
-/// What such requests need.
+/// What the gateway's own requests need.
 #[derive(Debug)]
 pub(super) struct OwnRequests {
     pub(super) dialer: Arc<Dialer>,
     pub(super) host: HeaderValue,
-    /// Such a request may come back to this gate, too.
+    /// Lets the gateway recognise its own request if it comes back in a loop.
     pub(super) via: HeaderValue,
     pub(super) health: Arc<UpstreamHealth>,
-    /// Where to ask; None: nothing is known to be cheap.
+    /// The probe's path; None: no cheap path is known.
     pub(super) probe: Option<PathAndQuery>,
-    /// For the head of an answer to a probe.
+    /// Timeout of the response head of a probe.
     pub(super) response_timeout: Duration,
 }
 
-/// Why there was no answer.
+/// Why there was no response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     #[error("cannot reach the upstream")]
@@ -45,7 +45,7 @@ pub(super) enum CallError {
 }
 
 impl OwnRequests {
-    /// A GET; what carries a token is the caller's to add.
+    /// A GET without a credential; the caller adds one.
     pub(super) fn get(&self, target: Uri) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(Bytes::new()));
         *request.uri_mut() = target;
@@ -53,7 +53,7 @@ impl OwnRequests {
         request
     }
 
-    /// The fields that each request of the gate itself has.
+    /// The fields of each of the gateway's own requests.
     pub(super) fn dress(&self, request: &mut Request<Full<Bytes>>) {
         // RFC 9110 8.6: a login without content still states its length. hyper leaves it out.
         let is_empty = request.body().size_hint().exact() == Some(0);
@@ -65,12 +65,12 @@ impl OwnRequests {
         headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.insert(VIA, self.via.clone());
-        // The gate reads the answer itself.
+        // The gateway parses the response itself.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
 
-    /// Sends `request` and gives what `read` makes of the answer. `dial_by`: the end of the
-    /// attempt to connect, besides the dialer's own; `limit`: for the answer, reading
+    /// Sends `request` and returns what `read` makes of the response. `dial_by`: a deadline for
+    /// connecting, besides the dialer's own timeout; `limit`: timeout of the response, reading
     /// included.
     pub(super) async fn call<T>(
         &self,
@@ -91,10 +91,10 @@ impl OwnRequests {
         let driven = async {
             let mut exchange = std::pin::pin!(exchange);
             let mut connection = std::pin::pin!(connection);
-            // The connection is driven from here: it serves one request and ends with it.
+            // The connection is polled here: it serves one request and ends with it.
             tokio::select! {
                 outcome = &mut exchange => return outcome,
-                // How it ended, the exchange is told as well.
+                // The exchange reports how it ended.
                 _ = &mut connection => {}
             }
             exchange.await

@@ -1,5 +1,5 @@
-//! Permits to have a request at the upstream, and places for streams that have given
-//! their permit back because their client is slow.
+//! Upstream permits: leave to have one request in progress at the upstream. A stream whose client is
+//! slow exchanges its permit for a place among the stalled streams.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use crate::config;
 use crate::metrics::{GaugeGuard, UpstreamMetrics};
 use crate::shares::{ShareHasher, ShareKey, SharePermit, SharePool};
 
-/// Of so many permits one is for monitoring alone.
+/// One in this many permits is reserved for monitoring.
 const PER_RESERVED: usize = 16;
-/// Fewer permits have no reserve.
+/// With fewer permits nothing is reserved.
 const MIN_WITH_RESERVE: usize = 4;
 
-/// The queue did not come to this request in time.
+/// No permit within `queue_timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no turn at the upstream within {waited:?}")]
 pub struct PermitTimeout {
     pub waited: Duration,
-    /// When the requests that waited too will have had their turn, as fast as it goes now.
+    /// Estimated time until the requests still queued have had a permit, at the current rate.
     pub retry_after: Duration,
 }
 
@@ -38,7 +38,7 @@ pub struct UpstreamPermits {
     metrics: Arc<UpstreamMetrics>,
 }
 
-/// Leave to have one request at the upstream; drop it when the answer has ended.
+/// Leave to have one request in progress at the upstream; dropped at the end of the response.
 #[derive(Debug)]
 #[must_use = "the permit ends when this is dropped"]
 pub struct UpstreamPermit {
@@ -46,7 +46,7 @@ pub struct UpstreamPermit {
     slot: ClientSlot,
 }
 
-/// What a stream has in place of a permit while its client is slow.
+/// What a stream holds instead of a permit while its client is slow.
 #[derive(Debug)]
 pub struct StalledPlace {
     permits: Arc<UpstreamPermits>,
@@ -54,10 +54,10 @@ pub struct StalledPlace {
     _counted: GaugeGuard,
 }
 
-/// A request in the queue. Dropping it frees its place there.
+/// A queued request. Dropping it removes it from the queue.
 struct QueuedRequest {
     permits: Arc<UpstreamPermits>,
-    /// None: it has its permit.
+    /// None after the permit was granted.
     waiter: Option<WaiterId>,
 }
 
@@ -81,12 +81,12 @@ impl UpstreamPermits {
         })
     }
 
-    /// Names a client in these permits.
+    /// The client's key in this queue.
     pub fn key(&self, client: impl std::hash::Hash) -> ShareKey {
         self.hasher.key(client)
     }
 
-    /// A permit at once if one is free for this client, else when its turn comes.
+    /// Waits for a permit, at most `queue_timeout`.
     pub async fn acquire(
         self: &Arc<Self>,
         client: ShareKey,
@@ -98,7 +98,7 @@ impl UpstreamPermits {
         }
     }
 
-    /// None: no permit is free for this client now.
+    /// A permit without waiting; None if none is free for this client.
     pub fn try_acquire(
         self: &Arc<Self>,
         client: ShareKey,
@@ -129,7 +129,7 @@ impl UpstreamPermits {
         }
     }
 
-    /// The queue that is left, at the speed with which it moved during the wait.
+    /// The time for the remaining queue, at the rate at which permits were granted during the wait.
     fn timed_out(&self, granted_before: u64, waited: Duration) -> PermitTimeout {
         let now = self.queue.length();
         let granted = now.granted.saturating_sub(granted_before).max(1);
@@ -143,8 +143,8 @@ impl UpstreamPermits {
 }
 
 impl UpstreamPermit {
-    /// Gives the permit back for a place among the streams with slow clients; the permit
-    /// itself when the client has its share of those.
+    /// Exchanges the permit for a place among the stalled streams; returns the permit if the client has
+    /// used up its share of those.
     pub fn park(self) -> Result<StalledPlace, Self> {
         let key = self.permits.queue.key(self.slot);
         let most = self.permits.max_stalled;
@@ -160,13 +160,13 @@ impl UpstreamPermit {
         })
     }
 
-    /// Whether a stalled stream of the same client would free a place for this one.
+    /// Whether ending a stalled stream of the same client would make room for this one.
     pub fn is_of_client(&self, stalled: &StalledPlace) -> bool {
         Arc::ptr_eq(&self.permits, &stalled.permits)
             && self.permits.queue.key(self.slot) == stalled.place.key()
     }
 
-    /// Whether a request waits for a permit, so that a stream must end for it. Counted.
+    /// Whether a request is queued, so that a stalled stream must be aborted for it; counts the abort.
     pub fn is_wanted_by_others(&self) -> bool {
         let is_wanted = self.permits.queue.length().waiting > 0;
         if is_wanted {
@@ -183,8 +183,8 @@ impl Drop for UpstreamPermit {
 }
 
 impl StalledPlace {
-    /// A permit again, for what the upstream has to do from here on. The place is kept
-    /// while this waits.
+    /// Waits for a permit again, because the upstream has more to do. The stalled place is kept
+    /// meanwhile.
     pub fn resume(&self) -> impl Future<Output = Result<UpstreamPermit, PermitTimeout>> + use<> {
         let (permits, key) = (Arc::clone(&self.permits), self.place.key());
         async move { permits.acquire(key, false).await }

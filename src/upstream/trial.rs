@@ -1,5 +1,5 @@
-//! An upstream as `check --connect` tries it: a connection, one login, a look at the probe.
-//! Nothing runs on, nothing is kept.
+//! What `check --connect` tries at an upstream: a connection, one login, the probe. No task keeps
+//! running, and nothing is saved.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::secret;
 use crate::via::GatewayVia;
 
-/// Why a login of ours would not be good.
+/// Why a login of the gateway would fail.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
     #[error("our password cannot be read")]
@@ -65,12 +65,12 @@ impl UpstreamTrial {
         }
     }
 
-    /// Name, TCP and TLS.
+    /// Tries name look-up, TCP and TLS.
     pub async fn reach(&self) -> Result<(), DialError> {
         self.dialer.dial(None).await.map(drop)
     }
 
-    /// One login; gives for how long its token is good.
+    /// Tries one login; returns the lifetime of its token.
     pub async fn log_in(&self, login: &config::Login) -> Result<Duration, TrialError> {
         let call = LoginCall::new(&self.own, self.description.clone(), login);
         let granted = call.make(&login.password.read()?).await?;
@@ -82,7 +82,7 @@ impl UpstreamTrial {
         Ok(granted.left)
     }
 
-    /// Whether tokens can be tried at the probe; None: there is no probe.
+    /// Whether the probe can tell tokens apart; None without a probe.
     pub async fn probe_trust(&self) -> Option<ProbeTrust> {
         match &self.probe {
             Some(probe) => Some(probe.tried().await),

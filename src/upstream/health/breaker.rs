@@ -1,10 +1,9 @@
-//! When an upstream counts as down, and when it does not any more. Pure: time and jitter are
-//! passed in, `health` holds it, `probe` asks on its behalf.
+//! The circuit breaker: when an upstream counts as down, and when it counts as up again. Pure: time
+//! and jitter are passed in. `health` owns it, `health_prober` sends its probes.
 //!
-//! One answer, whatever its status, proves that the upstream lives and ends any suspicion. A
-//! connection that cannot be made is a fact about the upstream; a request that gets no answer
-//! may be a fact about its path only, so the breaker opens on such requests only when the
-//! gate's own question has gone unanswered too.
+//! One response, whatever its status, proves that the upstream is alive. A failed connection is
+//! evidence about the upstream. A request without a response may be evidence about its path only, so
+//! the breaker opens on such requests only if the gateway's own probe failed too.
 
 use std::time::Duration;
 
@@ -12,16 +11,16 @@ use tokio::time::Instant;
 
 /// Failures in a row before the breaker opens.
 const ENOUGH: u32 = 5;
-/// They must not all be of one moment: a restart of the upstream takes its connections at once.
+/// The failures must span this long: a restart of the upstream breaks all connections at once.
 const SPAN: Duration = Duration::from_secs(1);
-/// Where connections are made and only answers are missing: nothing was answered for so long.
-/// Others may be answered, seldom, while one client asks for a path that never is.
+/// If connections work and only responses are missing: no response for this long. One client may
+/// ask for a path that never answers, while others get responses now and then.
 const SILENT_SPAN: Duration = Duration::from_secs(5);
-/// The gate asks two paths by turns; neither is answered.
+/// The prober alternates between two paths; both must have failed.
 const SILENT_PROBES: u32 = 2;
-/// Between two questions while there is only a suspicion, and after the breaker has opened.
+/// Between two probes while failures are suspected, and after the breaker has opened.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Between two questions in a long outage: an upstream that is well again is found within it.
+/// Between two probes in a long outage; a recovered upstream is found within this time.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// What went wrong with one exchange.
@@ -29,7 +28,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 pub(in crate::upstream) enum ExchangeFailure {
     /// There was no connection.
     NoConnection,
-    /// There was one, and no usable head of an answer came over it.
+    /// There was one, but no usable response head came over it.
     NoAnswer,
 }
 
@@ -40,29 +39,29 @@ pub(in crate::upstream) enum FailureSource {
     Probe,
 }
 
-/// What is known of the upstream.
+/// The state of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum HealthLevel {
-    /// Nothing has failed since the last answer.
+    /// No failure since the last response.
     Quiet,
-    /// Something has; requests go up.
+    /// Failures since the last response; requests are still forwarded.
     Suspect,
     /// The breaker is open.
     Down,
 }
 
-/// Leave to send a request up.
+/// Leave to forward a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UpstreamPass {
     Ordinary,
-    /// The breaker is open: this request finds out whether it still should be.
+    /// The breaker is half-open: this request tests the upstream.
     Trial,
 }
 
 #[derive(Debug)]
 pub(in crate::upstream) struct CircuitBreaker {
     state: BreakerState,
-    /// When the gate last asked by itself.
+    /// When the gateway last sent a probe.
     last_probe: Option<Instant>,
 }
 
@@ -73,7 +72,7 @@ enum BreakerState {
     Down(OutageState),
 }
 
-/// Failures since the last answer.
+/// The failures since the last response.
 #[derive(Clone, Copy, Debug)]
 struct FailureRun {
     failures: u32,
@@ -88,7 +87,7 @@ struct OutageState {
     since: Instant,
     pause: Duration,
     next_probe: Instant,
-    /// The last question met an open door and silence. Perhaps only questions do.
+    /// The last probe was connected but got no response; perhaps only probes do not.
     is_reachable: bool,
     next_trial: Instant,
 }
@@ -109,7 +108,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Any head of an answer has come. Gives how long the upstream was down, if it was.
+    /// A response head has arrived. Returns how long the upstream was down, if it was.
     pub(in crate::upstream) fn answered(&mut self, now: Instant) -> Option<Duration> {
         match std::mem::replace(&mut self.state, BreakerState::Quiet) {
             BreakerState::Quiet | BreakerState::Suspect(_) => None,
@@ -117,7 +116,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Gives the number of failures in a row if the breaker opens with this one.
+    /// Returns the number of failures in a row if the breaker opens with this one.
     pub(in crate::upstream) fn failed(
         &mut self,
         failure: ExchangeFailure,
@@ -159,7 +158,7 @@ impl CircuitBreaker {
     }
 
     fn first_of_a_run(&self, now: Instant) -> FailureRun {
-        // At once, but not faster than in one long suspicion where each question is answered.
+        // At once, but no more often than while failures are suspected and each probe is answered.
         let spaced = self.last_probe.map(|last| last + FIRST_PAUSE);
         FailureRun {
             failures: 0,
@@ -170,7 +169,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Whether a request may go up now; if not, when to ask again.
+    /// Whether a request may be forwarded now; if not, when to try again.
     pub(in crate::upstream) fn admit(&mut self, now: Instant) -> Result<UpstreamPass, Duration> {
         let BreakerState::Down(outage) = &mut self.state else {
             return Ok(UpstreamPass::Ordinary);
@@ -182,7 +181,7 @@ impl CircuitBreaker {
         Err(outage.next_probe.saturating_duration_since(now))
     }
 
-    /// Until the gate asks again; zero while the breaker is closed.
+    /// Time until the next probe; zero while the breaker is closed.
     pub(in crate::upstream) fn pause(&self, now: Instant) -> Duration {
         match &self.state {
             BreakerState::Quiet | BreakerState::Suspect(_) => Duration::ZERO,
@@ -190,7 +189,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// When the gate must ask by itself.
+    /// When the next probe is due.
     pub(in crate::upstream) fn next_probe(&self) -> Option<Instant> {
         match &self.state {
             BreakerState::Quiet => None,
@@ -199,7 +198,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// The gate asks now. `jitter` in 0..1 keeps the gates of a fleet apart.
+    /// A probe is sent now. `jitter` in 0..1 spreads the probes of several gateways.
     pub(in crate::upstream) fn probe_begins(&mut self, now: Instant, jitter: f64) {
         self.last_probe = Some(now);
         match &mut self.state {
@@ -213,7 +212,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// What the upstream is reached with has changed: the next question comes at once.
+    /// The upstream's connection settings have changed: the next probe is due at once.
     pub(in crate::upstream) fn hurry(&mut self, now: Instant) {
         match &mut self.state {
             BreakerState::Quiet => {}

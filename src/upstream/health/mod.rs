@@ -1,6 +1,6 @@
-//! What is known of an upstream's health, shared by all workers and the control runtime.
-//! Requests tell it how their exchanges ended; while nothing fails, that and the question
-//! whether a request may go up are one relaxed load each.
+//! The health of an upstream, shared by all workers and the control runtime. Requests report how
+//! their exchanges ended. While nothing fails, a report and the check whether a request may be
+//! forwarded cost one relaxed load each.
 
 pub(super) mod breaker;
 
@@ -21,15 +21,15 @@ use crate::error_chain::causes;
 use crate::metrics::UpstreamMetrics;
 use breaker::{CircuitBreaker, ExchangeFailure, FailureSource, HealthLevel, UpstreamPass};
 
-/// An exchange that ends early, because the client left or its time was up, says something
-/// about an upstream that has owed the answer for this long.
+/// An exchange that ends early (client disconnected, or deadline) counts as a failure of an upstream
+/// that had not responded for this long.
 const TELLING: Duration = Duration::from_secs(3);
 
-/// The health of one upstream address; a reload hands it on.
+/// The health of one upstream address; it survives reloads.
 #[derive(Debug)]
 pub struct UpstreamHealth {
     upstream: Arc<str>,
-    /// All that ordinary requests look at.
+    /// The only field that ordinary requests read.
     is_quiet: AtomicBool,
     known: Mutex<HealthRecord>,
     level: watch::Sender<HealthLevel>,
@@ -39,13 +39,13 @@ pub struct UpstreamHealth {
 #[derive(Debug)]
 struct HealthRecord {
     breaker: CircuitBreaker,
-    /// Of the last failure; no secret is in it.
+    /// The cause of the last failure; contains no secret.
     cause: String,
-    /// Seconds since 1970 at the first of the failures in a row.
+    /// Unix seconds at the first of the failures in a row.
     since: i64,
 }
 
-/// Why the next request would be refused.
+/// Why the next request would be rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamOutage {
     pub upstream: Arc<str>,
@@ -81,12 +81,12 @@ impl UpstreamHealth {
         })
     }
 
-    /// Nothing speaks against the upstream.
+    /// No failure is known.
     pub(super) fn is_quiet(&self) -> bool {
         self.is_quiet.load(Ordering::Relaxed)
     }
 
-    /// Whether a request may go up now; if not, how soon it is worth asking again.
+    /// Whether a request may be forwarded now; if not, after how long a retry makes sense.
     pub(crate) fn admit(&self) -> Result<UpstreamPass, Duration> {
         if self.is_quiet() {
             return Ok(UpstreamPass::Ordinary);
@@ -94,7 +94,7 @@ impl UpstreamHealth {
         self.lock().breaker.admit(Instant::now())
     }
 
-    /// The same for a request that has waited since it was admitted.
+    /// The same for a request that was queued after it had been admitted.
     pub(crate) fn readmit(&self, pass: UpstreamPass) -> Result<(), Duration> {
         match pass {
             UpstreamPass::Trial => Ok(()),
@@ -103,7 +103,7 @@ impl UpstreamHealth {
         }
     }
 
-    /// The same without taking the place of a trial.
+    /// The same, but without becoming the half-open trial request.
     pub(crate) fn check(&self) -> Result<(), Duration> {
         let known = self.lock();
         match known.breaker.level() {
@@ -112,7 +112,7 @@ impl UpstreamHealth {
         }
     }
 
-    /// Until the gate asks the upstream again; zero while the breaker is closed.
+    /// Time until the next probe; zero while the breaker is closed.
     pub(crate) fn pause(&self) -> Duration {
         if self.is_quiet() {
             return Duration::ZERO;
@@ -120,7 +120,7 @@ impl UpstreamHealth {
         self.lock().breaker.pause(Instant::now())
     }
 
-    /// None: requests go up.
+    /// None while requests are forwarded.
     pub fn outage(&self) -> Option<UpstreamOutage> {
         let known = self.lock();
         (known.breaker.level() == HealthLevel::Down).then(|| UpstreamOutage {
@@ -130,7 +130,7 @@ impl UpstreamHealth {
         })
     }
 
-    /// The head of an answer has come, whatever it says.
+    /// A response head has arrived, whatever its status.
     #[inline]
     pub(super) fn answered(&self) {
         if !self.is_quiet() {
@@ -150,20 +150,20 @@ impl UpstreamHealth {
         }
     }
 
-    /// A request or a question got no connection.
+    /// A request or a probe got no connection.
     pub(super) fn connect_failed(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
         if !is_local_failure(failure) {
             self.failed(ExchangeFailure::NoConnection, asker, failure);
         }
     }
 
-    /// A request or a question got no answer over the connection it had.
+    /// A request or a probe got no response over its connection.
     pub(super) fn response_failed(&self, asker: FailureSource, failure: &(dyn Error + 'static)) {
         self.failed(ExchangeFailure::NoAnswer, asker, failure);
     }
 
-    /// An exchange ended before its time; the upstream had owed the answer for `owed`. It
-    /// counts if that is long.
+    /// An exchange ended early; the upstream had not responded for `owed`. It counts as a failure if
+    /// that is long.
     pub(super) fn abandoned(&self, owed: Duration, limit: Duration) {
         if owed >= limit.min(TELLING) {
             self.failed(
@@ -197,7 +197,7 @@ impl UpstreamHealth {
         }
     }
 
-    /// Waits until an outage has ended, from now on.
+    /// Waits for the end of the next or current outage.
     pub(super) async fn back(&self) {
         let mut level = self.level.subscribe();
         let is_down = |level: &HealthLevel| *level == HealthLevel::Down;
@@ -223,7 +223,7 @@ impl UpstreamHealth {
         self.lock().breaker.hurry(Instant::now());
     }
 
-    /// `known` is what the lock guards: others see the changes in their order.
+    /// Publishes the state under the lock, so that changes are seen in order.
     fn publish(&self, known: &HealthRecord) {
         let level = known.breaker.level();
         let is_quiet = level == HealthLevel::Quiet;
@@ -244,8 +244,7 @@ impl UpstreamHealth {
 #[error("no answer within {0:.1?}, then the exchange was given up")]
 struct AbandonedExchange(Duration);
 
-/// This host cannot make a connection, whatever the upstream does: no descriptors or no
-/// memory left.
+/// This host itself cannot open connections: no file descriptors or no memory left.
 fn is_local_failure(failure: &(dyn Error + 'static)) -> bool {
     use rustix::io::Errno;
     let lacks = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];

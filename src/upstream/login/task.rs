@@ -1,6 +1,6 @@
-//! The renewer's task and what is handed to it. An upstream that a reload has changed goes on
-//! with the task of the one before as long as both log in as the same user at the same
-//! address: the token, the budget and every pause stay as they are.
+//! The renewer's task and its inputs. After a reload the new upstream takes over the task of the one
+//! before if both log in as the same user at the same address: token, budget and pauses stay as they
+//! are.
 
 use std::sync::Arc;
 
@@ -37,13 +37,13 @@ pub(in crate::upstream) struct LoginScope<'a> {
 /// A login for an upstream.
 pub(in crate::upstream) struct OpenedLogin {
     pub(in crate::upstream) task: Arc<LoginTask>,
-    /// What it is to follow once the upstream is in use; None: it follows it already.
+    /// The plan that takes effect once the upstream is in use; None: it is in effect already.
     pub(in crate::upstream) plan: Option<Arc<LoginPlan>>,
 }
 
 impl LoginTask {
-    /// The task of `before`, if it is the same login, and the plan it is to follow once the
-    /// new upstream is in use; otherwise a new task.
+    /// The task of `before` if it is the same login, with the plan that takes effect once the new upstream
+    /// is in use; otherwise a new task.
     pub(in crate::upstream) fn continue_or_start(
         before: Option<&Arc<Self>>,
         upstream: &config::UpstreamConfig,
@@ -69,7 +69,7 @@ impl LoginTask {
         }
     }
 
-    /// Logs in by `plan` from now on.
+    /// Puts `plan` into effect.
     pub(in crate::upstream) fn follow(&self, plan: &Arc<LoginPlan>) {
         if !Arc::ptr_eq(plan, &self.plan.borrow()) {
             self.plan.send_replace(Arc::clone(plan));
@@ -123,7 +123,7 @@ impl LoginTask {
         })
     }
 
-    /// Whether `other` is this very login.
+    /// Whether `other` is the same running login.
     pub(in crate::upstream) fn is_same(self: &Arc<Self>, other: Option<&Arc<Self>>) -> bool {
         other.is_some_and(|other| Arc::ptr_eq(self, other))
     }
@@ -136,7 +136,7 @@ impl LoginTask {
 }
 
 impl Drop for LoginTask {
-    /// An upstream that was not retired does not leave a renewer behind.
+    /// Stops the renewer of an upstream that was not retired.
     fn drop(&mut self) {
         self.stop.drain();
     }

@@ -1,6 +1,6 @@
-//! The probe: a GET by which the gate asks the upstream about a token. Its verdict is
-//! worth something only if the upstream refuses there what it never gave out. So tokens
-//! made up on the spot are tried first, and again from time to time.
+//! The probe: a GET that tells whether the upstream accepts a token. Its verdict counts only if the
+//! upstream refuses invented tokens there, so invented tokens are tried first, and again from time to
+//! time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,31 +21,31 @@ use crate::metrics::UpstreamMetrics;
 use crate::secret::Secret;
 use crate::upstream::own_requests::OwnRequests;
 
-/// For connecting, and again for asking and the head of the answer.
+/// Timeout of connecting, and again of the request and the response head.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a trial's outcome is believed before the next one.
+/// How long the outcome of a trial is trusted.
 const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
 const BAD_FOR: Duration = Duration::from_secs(10);
-/// Pause after a trial that came to nothing.
+/// Pause after a trial without an outcome.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// What is known of a probe.
+/// Whether a probe can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeTrust {
-    /// It has not been tried yet, or could not be.
+    /// Not tried yet, or the trial had no outcome.
     Unknown,
-    /// It refuses tokens that the upstream never gave out.
+    /// It refuses invented tokens.
     Discriminates,
-    /// It lets any token pass: nothing can be learned there.
+    /// It accepts invented tokens: its verdicts mean nothing.
     PassesAnything,
 }
 
-/// What an upstream says of a credential.
+/// An upstream's verdict on a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeVerdict {
     Accepted,
     Refused,
-    /// Neither: it may be away, or busy, or have no such path.
+    /// No verdict: the upstream may be unreachable or busy, or have no such path.
     Undecided,
 }
 
@@ -59,7 +59,7 @@ impl ProbeVerdict {
     }
 }
 
-/// The path that one upstream's tokens are tried at, and what that is worth.
+/// The probe of one upstream, and whether it can be trusted.
 #[derive(Debug)]
 pub struct TokenProbe {
     upstream: Arc<str>,
@@ -77,7 +77,7 @@ struct TrialState {
     trust: ProbeTrust,
     /// When the next trial is due; None: now.
     next: Option<Instant>,
-    /// What the log was told last.
+    /// What was logged last.
     reported: Option<TrialOutcome>,
 }
 
@@ -85,7 +85,7 @@ struct TrialState {
 enum TrialOutcome {
     Refused,
     Passed,
-    /// Neither a refusal nor a pass.
+    /// The response was neither a refusal nor a success.
     Odd(StatusCode),
     NoAnswer,
 }
@@ -117,13 +117,13 @@ impl TokenProbe {
         &self.path
     }
 
-    /// What the trials have shown so far; asks nothing.
+    /// The result of the trials so far; sends no request.
     pub fn trust(&self) -> ProbeTrust {
         self.state().trust
     }
 
-    /// The same after a trial, if one is due. To be called before a verdict of this probe
-    /// is relied upon, from any runtime.
+    /// The same after a trial, if one is due. Call it before relying on a verdict of this probe; from any
+    /// runtime.
     pub async fn tried(&self) -> ProbeTrust {
         if self.is_due() {
             let _trying = self.trying.lock().await;
@@ -135,8 +135,7 @@ impl TokenProbe {
         self.trust()
     }
 
-    /// The upstream's answer to a credential, asked on a connection of its own; None: there
-    /// was none.
+    /// The status of the response to a credential, on a connection of its own; None: no response.
     pub async fn ask(&self, credential: &[(HeaderName, HeaderValue)]) -> Option<StatusCode> {
         let mut request = self.own.get(self.path.clone().into());
         let headers = request.headers_mut();
@@ -156,8 +155,8 @@ impl TokenProbe {
         }
     }
 
-    /// What the probe says of the gate's own token. Only a 401 is a refusal: who is known may
-    /// still be forbidden the path.
+    /// The verdict on the gateway's own token. Only a 401 is a refusal: a known user may get a 403 for
+    /// this path.
     pub(in crate::upstream) async fn verdict_on(
         &self,
         credential: &[(HeaderName, HeaderValue)],
@@ -179,8 +178,7 @@ impl TokenProbe {
         self.state().next.is_none_or(|next| next <= Instant::now())
     }
 
-    /// One token without any form and one in the form of a signed one: some services look
-    /// at no more than the form.
+    /// One opaque token and one in the form of a JWT: some services check no more than the form.
     async fn try_made_up(&self) -> TrialOutcome {
         let mut last = TrialOutcome::NoAnswer;
         for token in [opaque(), signed()] {
@@ -209,7 +207,7 @@ impl TokenProbe {
                 state.trust = ProbeTrust::PassesAnything;
                 BAD_FOR
             }
-            // What was known stays known: the upstream is only away.
+            // The earlier result stays valid: the upstream is only unreachable.
             TrialOutcome::Odd(_) | TrialOutcome::NoAnswer => PAUSE,
         };
         state.next = Some(Instant::now() + pause);
@@ -252,12 +250,12 @@ impl TokenProbe {
     }
 }
 
-/// Random, so that no answer to it lies in a cache.
+/// Random, so that no cache has a response to it.
 fn opaque() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
 }
 
-/// In the form of a JWT whose signature nothing has made.
+/// In the form of a JWT with an invented signature.
 fn signed() -> String {
     let claims = format!(
         r#"{{"user":"probe","jti":"{}","exp":4102444800}}"#,

@@ -1,6 +1,6 @@
-//! The addresses of one upstream's name. One look-up at a time, on a task of its own:
-//! connections read what it has found so far, and it goes on when they no longer need it.
-//! When servers stay silent, what they said last serves on.
+//! The addresses of one upstream's name. One look-up at a time runs on a task of its own: connections
+//! use the addresses found so far, and the look-up continues when they no longer need it. While DNS
+//! servers do not respond, the last known addresses stay in use.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::error_chain::chain;
 use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::staggered::CandidateSource;
 
-/// A name that is not there yet is asked for again after this, whatever the zone says:
-/// an upstream that starts late must be found. The same after a failure to connect.
+/// A name that does not exist yet is looked up again after this, whatever the zone's negative TTL: an
+/// upstream that starts late must be found. The same after a failure to connect.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long silent servers are left alone while earlier addresses serve.
+/// How long servers that did not respond are not asked again while earlier addresses are in use.
 const ASK_AGAIN_WHEN_STALE: Duration = Duration::from_secs(5);
-/// How long a look-up may hold up a connection for which there are earlier addresses.
+/// How long a connection waits for a look-up if there are earlier addresses.
 const STALE_AFTER: Duration = Duration::from_millis(300);
-/// The end of a look-up in which no server says anything.
+/// The timeout of a look-up in which no server responds.
 const LOOK_UP_LIMIT: Duration = Duration::from_secs(15);
 /// The same when the program is asked to stop.
 const LOOK_UP_LIMIT_AT_STOP: Duration = Duration::from_secs(1);
@@ -45,12 +45,12 @@ struct BookShared {
 struct BookState {
     /// The look-up under way, or the last one.
     look_up: Option<LookUp>,
-    /// What the last good one brought, and until when it may serve.
+    /// The result of the last successful look-up, and until when it may be used.
     earlier: Vec<IpAddr>,
     earlier_until: Option<Instant>,
-    /// IPv6 was not answered for last time: no use in waiting for it.
+    /// The last AAAA query got no response: the next look-up does not wait for it.
     is_v6_silent: bool,
-    /// The servers stayed silent last time, and the log says so.
+    /// No server responded last time; that has been logged.
     is_told: bool,
 }
 
@@ -64,12 +64,12 @@ struct LookUp {
 #[derive(Clone, Debug)]
 struct LookUpEnd {
     at: Instant,
-    /// None: it was good.
+    /// None after a success.
     failure: Option<Arc<NameError>>,
 }
 
 impl LookUp {
-    /// Whether it serves for another connection at `now`.
+    /// Whether it may be used for another connection at `now`.
     fn serves(&self, now: Instant, has_earlier: bool) -> bool {
         let Some(end) = self.end.borrow().clone() else {
             return self.end.has_changed().is_ok(); // it is under way
@@ -133,7 +133,7 @@ impl AddressBook {
             .take()
             .filter(|old| old.serves(now, has_earlier));
         let look_up = look_up.unwrap_or_else(|| self.begin());
-        // Servers that stayed silent last time are not waited for again.
+        // Servers that did not respond last time are not waited for again.
         addresses.earlier_from = if state.is_told {
             now
         } else {
@@ -144,7 +144,7 @@ impl AddressBook {
         addresses
     }
 
-    /// None of the addresses can be connected to: perhaps there are others by now.
+    /// No address could be connected to: the name may have other addresses by now.
     pub(in crate::upstream) fn doubt(&self) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -195,7 +195,7 @@ impl AddressBook {
                     info!(host, "the name is found again");
                 }
             }
-            // The servers have spoken: the name has no addresses any more.
+            // A negative response: the name has no addresses any more.
             Some(NameError::Unknown { .. }) => state.earlier_until = None,
             Some(failure) if state.earlier_until.is_some() => {
                 if !std::mem::replace(&mut state.is_told, true) {
@@ -220,7 +220,7 @@ async fn look_up_limit(stop: &ShutdownSignal) {
     let _ = timeout(LOOK_UP_LIMIT, asked_to_stop).await;
 }
 
-/// The addresses for one connection, as they come to be known.
+/// The addresses for one connection, as the look-up finds them.
 #[derive(Debug)]
 pub(in crate::upstream) struct AddressCandidates<'a> {
     memory: &'a AddressMemory,
@@ -254,7 +254,7 @@ impl AddressCandidates<'_> {
         let end = look_up.end.borrow();
         let is_over = end.is_some();
         let failure = end.as_ref().and_then(|end| end.failure.as_deref());
-        // A server that says no is believed.
+        // A negative response is trusted.
         let may_be_earlier = !matches!(failure, Some(NameError::Unknown { .. }));
         let mut known = Vec::new();
         let mut later = None;

@@ -1,6 +1,5 @@
-//! What connecting has taught about addresses: the one that worked last is tried first,
-//! one that failed lately is tried last. Both are forgotten after a while, and no address
-//! is ever left out.
+//! Orders addresses by earlier connection attempts: the last one that worked comes first, one that
+//! failed recently comes last. Both expire, and no address is ever left out.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -15,7 +14,7 @@ const SUCCESS_COUNTS: Duration = Duration::from_secs(600);
 const FAILURE_COUNTS: Duration = Duration::from_secs(60);
 const MAX_ENTRIES: usize = 64;
 
-/// Of one upstream; shared by all workers, and asked for new connections only.
+/// One per upstream; shared by all workers, and used for new connections only.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct AddressMemory(Mutex<Vec<AddressEntry>>);
 
@@ -94,7 +93,7 @@ impl AddressMemory {
     }
 }
 
-/// The families by turns (RFC 8305, section 4), the one of the first address first.
+/// Alternates the address families (RFC 8305, section 4), beginning with that of the first address.
 fn interleaved(addresses: &[IpAddr], has_had_v6: bool) -> Vec<IpAddr> {
     let (v6, v4): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|ip| ip.is_ipv6());
     let begins_with_v6 = !has_had_v6 && addresses.first().is_none_or(IpAddr::is_ipv6);

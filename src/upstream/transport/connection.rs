@@ -35,25 +35,24 @@ pub(super) type SendResult<B> = Result<Response<Incoming>, TrySendError<Request<
 /// Polls per wake-up before yielding. Tokio's cooperative budget makes a connection wake itself;
 /// without a bound it would never yield.
 const ROUNDS: usize = 3;
-/// The largest piece that is read at once, and of a request what may wait to be sent: so
-/// much lies in memory while a client, or the upstream, takes nothing. Also the longest
-/// head. Two pieces and the records that carry them down stay below 160 KiB.
+/// The largest piece that is read at once, and the most of a request that may wait to be sent: this
+/// much stays in memory while the client or the upstream does not read. Also the longest head. Two
+/// pieces and their TLS records stay below 160 KiB.
 const BUFFER: usize = 28 * 1024;
 /// The deadline of a timer that is not set.
 const FAR: Duration = Duration::from_secs(86_400);
 
-/// How long an answer's head may take.
+/// The timeout of a response head.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseTimeout {
-    /// From the end of the request, or from its last progress while the upstream does
-    /// not take it.
+    /// From the end of the request, or from its last progress while the upstream does not read it.
     pub first_byte: Duration,
     /// End of the whole exchange.
     pub until: Option<Instant>,
 }
 
 impl ResponseTimeout {
-    /// No end but that of waiting for the first byte.
+    /// No deadline of the exchange, only the timeout of the first byte.
     pub const fn within(first_byte: Duration) -> Self {
         Self {
             first_byte,
@@ -68,16 +67,16 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     /// None: it has ended.
     work: Option<ConnectionFuture>,
     notify: Arc<NotifyWaker>,
-    /// Of `notify`; wakes whatever task holds the connection.
+    /// The waker of `notify`; wakes the task that holds the connection.
     waker: Waker,
     alarm: Pin<Box<Sleep>>,
     is_alarm_set: bool,
     progress: Arc<UploadProgress>,
-    /// Whether a byte has come since the last request.
+    /// Whether a byte was received since the last request.
     bytes_received: Arc<AtomicBool>,
     home: Weak<IdlePool<Self>>,
     open: GaugeGuard,
-    /// What the upstream has announced of this connection.
+    /// What the upstream has announced in `Keep-Alive`.
     usable_for: Option<Duration>,
     usable_until: Option<Instant>,
 }
@@ -87,7 +86,7 @@ where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    /// Makes `link` an HTTP connection.
+    /// Starts HTTP on `link`.
     pub(in crate::upstream) async fn open(
         link: TrackedStream,
         home: Weak<IdlePool<Self>>,
@@ -126,7 +125,7 @@ where
         self.sender.try_send_request(request)
     }
 
-    /// None when the upstream is late with the head of its answer.
+    /// None at the timeout of the response head.
     pub(super) fn poll_response(
         &mut self,
         cx: &mut Context<'_>,
@@ -141,7 +140,7 @@ where
 }
 
 impl<B> UpstreamConnection<B> {
-    /// Whether a byte of an answer has come.
+    /// Whether a byte of a response was received.
     pub(super) fn has_received(&self) -> bool {
         self.bytes_received.load(Ordering::Acquire)
     }
@@ -156,9 +155,9 @@ impl<B> UpstreamConnection<B> {
         (self.work, self.open)
     }
 
-    /// Takes note of how long the upstream keeps the connection, by the head of an answer
-    /// that has just come. It may have written its answer long before the end is read
-    /// here, so the time counts from the head.
+    /// Records how long the upstream keeps the connection, from a response head that was just received.
+    /// The time counts from the head, because the end of the body may be read much later than it was
+    /// written.
     pub(super) fn note_head(&mut self, headers: &HeaderMap) {
         match KeepAlive::of(headers) {
             None if self.usable_for.is_none() => return,
@@ -169,13 +168,13 @@ impl<B> UpstreamConnection<B> {
         self.usable_until = self.usable_for.map(|time| Instant::now() + time);
     }
 
-    /// No request goes this way after the answer whose head has just come.
+    /// The connection is not used after the current response.
     pub(super) fn note_last_response(&mut self) {
         self.usable_for = Some(Duration::ZERO);
         self.usable_until = Some(Instant::now());
     }
 
-    /// Forgets the task that held the connection; it goes to the pool.
+    /// Drops the waker of the task that held the connection, which goes to the pool.
     pub(in crate::upstream) fn rest(&self) {
         self.notify.forget_listener();
     }
@@ -211,13 +210,13 @@ impl<B> UpstreamConnection<B> {
             if let Err(failure) = end {
                 debug!(error = %chain(&failure), "upstream connection ended");
             }
-            // The pending request or body ends with an error by this.
+            // This ends the pending request or body with an error.
             self.work = None;
         }
     }
 
-    /// Ready when time is up. The alarm is brought forward at once, but put off only when
-    /// it rings: most requests move their deadline and never meet it.
+    /// Ready at the deadline. The timer is set to an earlier time at once, but to a later one only when it
+    /// fires: most requests move their deadline and never reach it.
     fn poll_late(&mut self, timeout: ResponseTimeout) -> Poll<()> {
         loop {
             let due = self.progress.deadline(timeout.first_byte);
@@ -229,7 +228,7 @@ impl<B> UpstreamConnection<B> {
             if self.is_alarm_set && !self.alarm.is_elapsed() {
                 return Poll::Pending;
             }
-            // Without budget the poll only asks to be repeated, and sets nothing.
+            // Without tokio's cooperative budget the poll only asks to be repeated, and registers nothing.
             self.is_alarm_set = has_budget_remaining();
             let mut cx = Context::from_waker(&self.waker);
             ready!(self.alarm.as_mut().poll(&mut cx));
@@ -237,7 +236,7 @@ impl<B> UpstreamConnection<B> {
                 return Poll::Ready(());
             }
             self.alarm.as_mut().reset(due);
-            // It has rung, and must be polled to ring again.
+            // It has fired, and must be polled to fire again.
             self.is_alarm_set = false;
         }
     }

@@ -27,12 +27,12 @@ use crate::upstream::health::breaker::FailureSource;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// One worker's kept-alive connections to one upstream. Dropping it closes those
-/// that are idle, and those in use at the end of their answers.
+/// One worker's kept-alive connections to one upstream. Dropping it closes idle connections at once,
+/// and those in use at the end of their responses.
 #[derive(Debug)]
 pub struct UpstreamConnections<B> {
     upstream: Arc<Upstream>,
-    /// On the worker's own runtime.
+    /// Spawns on the worker's own runtime.
     tasks: TaskSet,
     pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
 }
@@ -51,13 +51,13 @@ where
         }
     }
 
-    /// The `Via` of requests that the gate itself makes.
+    /// The `Via` field of the gateway's own requests.
     pub(crate) fn via(&self) -> &HeaderValue {
         self.upstream.via()
     }
 
-    /// Like `send`, but never over a connection that has been used before: where one
-    /// of those has turned out dead, the others most likely are.
+    /// Like `send`, but over a new connection: where one pooled connection was dead, the others most
+    /// likely are too.
     pub async fn send_fresh(
         &self,
         request: Request<B>,
@@ -67,8 +67,7 @@ where
         self.send(request, timeout).await
     }
 
-    /// Sends `request`, whose URI is path and query, and gives the head of the
-    /// answer.
+    /// Sends `request`, whose URI is path and query, and returns the response head.
     pub fn send(
         &self,
         mut request: Request<B>,
@@ -162,8 +161,8 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// A request on its way over one connection. Written out, as `async` would keep room
-    /// for the request, and move it, once for every function that it passes through.
+    /// A request in flight on one connection. A hand-written future, because `async` would keep room for
+    /// the request, and move it, once for every function that it passes through.
     pub(in crate::upstream) struct ExchangeFuture<'a, B, F> {
         #[pin]
         answer: F,
@@ -177,7 +176,7 @@ pin_project_lite::pin_project! {
 
     impl<B, F> PinnedDrop for ExchangeFuture<'_, B, F> {
         fn drop(me: Pin<&mut Self>) {
-            // The client has left before the answer came.
+            // The client disconnected before the response.
             if let Some(connection) = me.connection.as_ref() {
                 me.owner.abandoned(connection, &me.timeout);
             }
@@ -243,8 +242,7 @@ where
 }
 
 impl<B> UpstreamConnections<B> {
-    /// An exchange over `connection` has ended without an answer, because its time was up or
-    /// the client has left.
+    /// An exchange over `connection` has ended without a response: timeout, or the client disconnected.
     fn abandoned(&self, connection: &UpstreamConnection<B>, timeout: &ResponseTimeout) {
         if let Some(owed) = connection.progress().owed_for() {
             self.upstream.health().abandoned(owed, timeout.first_byte);
@@ -274,7 +272,7 @@ impl<'a> DialWatch<'a> {
         let health = self.upstream.health();
         match failure {
             None => {}
-            // Cut short by the end of the whole exchange.
+            // Ended early by the deadline of the whole exchange.
             Some(DialError::TimedOut { .. }) if self.began.elapsed() < self.limit() => {
                 health.abandoned(self.began.elapsed(), self.limit());
             }

@@ -1,5 +1,5 @@
-//! A connection to the upstream: name, TCP, TLS, within one time limit. All addresses are
-//! tried in a staggered race (RFC 8305), to the end of the handshake.
+//! Opens a connection to the upstream: name look-up, TCP and TLS within one timeout. All addresses
+//! are tried in a staggered race (RFC 8305) that ends with a TLS handshake.
 
 use std::fmt;
 use std::io;
@@ -59,7 +59,7 @@ pub enum DialError {
     },
 }
 
-/// What had not come when time was up.
+/// Which step was in progress at the timeout.
 #[derive(Clone, Debug)]
 pub enum WaitingFor {
     Names { file: PathBuf },
@@ -93,7 +93,7 @@ fn others(all: usize) -> String {
     }
 }
 
-/// Why one address gave no connection.
+/// Why an address could not be connected to.
 #[derive(Debug)]
 enum AttemptError {
     Connect(io::Error),
@@ -109,12 +109,12 @@ pub(in crate::upstream) struct Dialer {
     pub(in crate::upstream) tls: Option<UpstreamTls>,
     /// For everything from the name to the end of the handshake.
     pub(in crate::upstream) limit: Duration,
-    /// For messages that name what to set.
+    /// For error messages that name the configuration key.
     pub(in crate::upstream) upstream: Arc<str>,
 }
 
 impl Dialer {
-    /// Gives up at `end` if that comes before the limit.
+    /// Stops at `end` if that is before `connect_timeout`.
     pub(in crate::upstream) async fn dial(
         &self,
         end: Option<Instant>,
@@ -145,8 +145,8 @@ impl Dialer {
         }
     }
 
-    /// One address: TCP and, where it is spoken, TLS. An address that accepts connections
-    /// and then cannot do TLS is as good as none.
+    /// One address: TCP and, if configured, TLS. An address that accepts connections but fails the TLS
+    /// handshake counts as failed.
     fn attempt(
         &self,
         address: SocketAddr,
@@ -158,8 +158,7 @@ impl Dialer {
             let tcp = TcpStream::connect(address).await;
             let tcp = tcp.map_err(AttemptError::Connect)?;
             half_way.reached();
-            // Requests are small and answered one by one: waiting to fill a packet only
-            // delays them.
+            // Requests are small: Nagle's algorithm would only delay them.
             let _ = tcp.set_nodelay(true);
             let Some((config, name)) = tls else {
                 return Ok(Transport::Plain(tcp));
@@ -187,7 +186,7 @@ impl Dialer {
         }
         let asked = lost.failed.len() + lost.unfinished.len();
         let mut failed = lost.failed;
-        // What an address has said tells more than that it says nothing.
+        // An error from an address tells more than a timeout.
         failed.sort_by_key(|(_, failure)| matches!(failure, AttemptError::Connect(_)));
         let is_late = lost.is_late;
         match failed.into_iter().next() {
@@ -234,7 +233,7 @@ impl Dialer {
 }
 
 impl AttemptError {
-    /// The fault of this host, from which nothing follows for the address.
+    /// An error of this host, which says nothing about the address.
     fn is_ours(&self) -> bool {
         let Self::Connect(failure) = self else {
             return false;

@@ -1,12 +1,12 @@
-//! How an answer's body is framed, and what of that the next hop is told: one decision, from
-//! the fields as they came, before anything is taken from them. hyper reads the body by
-//! rules of its own, which forgive more; what it would read otherwise is refused here.
+//! How a response's body is framed, and which framing fields the client gets: one decision, from the
+//! fields as received, before any is removed. hyper reads the body by more lenient rules; what it
+//! would read differently is rejected here.
 //! `docs/FRAMING.md` has the table.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
-/// What decides about an answer's framing.
+/// What determines the framing of a response.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseHead<'a> {
     pub version: Version,
@@ -15,22 +15,22 @@ pub struct ResponseHead<'a> {
     pub headers: &'a HeaderMap,
 }
 
-/// How an answer is framed.
+/// The framing of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseFraming {
     pub body: BodyFraming,
     pub length_field: LengthField,
-    /// Its connection takes no further request: where this answer ends may be seen otherwise
-    /// at the other end, or that end speaks HTTP/1.0.
+    /// The connection is not used again: the upstream may see the end of this response elsewhere, or it
+    /// speaks HTTP/1.0.
     pub is_last: bool,
 }
 
 /// Where a body ends (RFC 9112, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyFraming {
-    /// There is none, whatever the fields say.
+    /// There is no body, whatever the fields say.
     Empty,
-    /// After so many bytes.
+    /// After this many bytes.
     Length(u64),
     /// After its last chunk.
     Chunked,
@@ -38,7 +38,7 @@ pub enum BodyFraming {
     UntilClose,
 }
 
-/// What becomes of the `Content-Length` lines.
+/// What happens to the `Content-Length` lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LengthField {
     Keep,
@@ -47,7 +47,7 @@ pub enum LengthField {
     Replace(u64),
 }
 
-/// Why an answer cannot be passed on.
+/// Why a response cannot be forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FramingError {
     Version,
@@ -55,7 +55,7 @@ pub enum FramingError {
     TransferCoding,
     /// RFC 9112 6.1: faulty in HTTP/1.0.
     TransferEncodingInHttp10,
-    /// RFC 9112 6.3: no number, or several.
+    /// RFC 9112 6.3: not a number, or several different ones.
     ContentLength,
 }
 
@@ -72,7 +72,7 @@ impl FramingError {
     }
 }
 
-/// The decision. It changes nothing.
+/// Decides; changes nothing.
 pub fn response_framing(head: ResponseHead<'_>) -> Result<ResponseFraming, FramingError> {
     if head.version != Version::HTTP_11 && head.version != Version::HTTP_10 {
         return Err(FramingError::Version);
@@ -81,7 +81,7 @@ pub fn response_framing(head: ResponseHead<'_>) -> Result<ResponseFraming, Frami
     let has_coding = head.headers.contains_key(TRANSFER_ENCODING);
     let is_http10 = head.version == Version::HTTP_10;
     if head.status == StatusCode::NO_CONTENT {
-        // RFC 9110 8.6: it has no length. One that is given means content that may follow.
+        // RFC 9110 8.6: it has no length. A given length means that content may follow.
         let claims_content = has_coding || length.is_some_and(|length| length.value > 0);
         return Ok(ResponseFraming {
             body: BodyFraming::Empty,
@@ -90,7 +90,7 @@ pub fn response_framing(head: ResponseHead<'_>) -> Result<ResponseFraming, Frami
         });
     }
     if head.status == StatusCode::NOT_MODIFIED {
-        // RFC 9110 15.4.5: of the fields that describe the content it needs none but the ETag.
+        // RFC 9110 15.4.5: of the fields about the content only the ETag is needed.
         return Ok(ResponseFraming {
             body: BodyFraming::Empty,
             length_field: LengthField::Remove,
@@ -98,7 +98,7 @@ pub fn response_framing(head: ResponseHead<'_>) -> Result<ResponseFraming, Frami
         });
     }
     if *head.request_method == Method::HEAD {
-        // The fields speak of the answer to a GET (RFC 9110 8.6, RFC 9112 6.1).
+        // The fields describe the response to a GET (RFC 9110 8.6, RFC 9112 6.1).
         return Ok(ResponseFraming {
             body: BodyFraming::Empty,
             length_field: match length {
@@ -131,17 +131,17 @@ fn chunked(head: ResponseHead<'_>, has_length: bool) -> Result<ResponseFraming, 
     }
     Ok(ResponseFraming {
         body: BodyFraming::Chunked,
-        // RFC 9112 6.3: the coding overrides the length, which must not be passed on.
+        // RFC 9112 6.3: the coding overrides the length, which must not be forwarded.
         length_field: LengthField::Remove,
         is_last: has_length,
     })
 }
 
-/// The lengths of an answer, which all say the same.
+/// The equal lengths of a response.
 #[derive(Clone, Copy, Debug)]
 struct DeclaredLength {
     value: u64,
-    /// It stands there once, in plain digits.
+    /// There is one line, in plain digits.
     is_plain: bool,
 }
 
@@ -174,7 +174,7 @@ fn content_length(headers: &HeaderMap) -> Result<Option<DeclaredLength>, Framing
     Ok(length)
 }
 
-/// Digits and nothing else: no sign, no space.
+/// Parses digits only: no sign, no space.
 fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
@@ -185,8 +185,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Decides, and makes the head say so: it is of the gate's own version, and has one length or
-/// none.
+/// Decides, and rewrites the head accordingly: the gateway's own version, and at most one length.
 pub(in crate::upstream) fn reframe<B>(
     response: &mut Response<B>,
     request_method: &Method,
@@ -207,7 +206,7 @@ pub(in crate::upstream) fn reframe<B>(
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
     }
-    // RFC 9110 2.5: an intermediary speaks of its own version.
+    // RFC 9110 2.5: an intermediary sends its own version.
     *response.version_mut() = Version::HTTP_11;
     Ok(framing)
 }

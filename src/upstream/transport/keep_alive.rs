@@ -1,29 +1,30 @@
-//! How long the upstream says that it keeps a connection: `Keep-Alive: timeout=5, max=100`.
+//! The `Keep-Alive` field of a response (`timeout=5, max=100`): how long the upstream keeps the
+//! connection.
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-/// A request must be there before the upstream closes: this, or a tenth of what it says,
-/// is left unused.
+/// A request must arrive before the upstream closes: this margin, or a tenth of the announced time, is
+/// left unused.
 const MARGIN: Duration = Duration::from_millis(500);
-/// Nothing says so long a time in earnest.
+/// Longer announced times count as this.
 const LONGEST: u32 = 86_400;
 
-/// What an answer's head says of its connection.
+/// What a response head announces about its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KeepAlive {
-    /// From the answer's head until the connection is not used any more.
+    /// From the response head until the connection is no longer used.
     pub(super) usable_for: Option<Duration>,
-    /// No request is taken after this one.
+    /// The upstream takes no further request on it.
     pub(in crate::upstream) is_last: bool,
 }
 
 impl KeepAlive {
-    /// None: nothing is said, as by most.
+    /// None: nothing is announced, the usual case.
     pub(in crate::upstream) fn of(headers: &HeaderMap) -> Option<Self> {
-        // The rule is that there is none; everything else may take its time.
+        // The field is rare: only its absence must be quick.
         headers.get(&KEEP_ALIVE)?;
         Some(Self::read(headers))
     }
@@ -44,7 +45,7 @@ impl KeepAlive {
         announced
     }
 
-    /// The strictest counts; what is not understood says nothing.
+    /// The strictest value counts; a value that cannot be parsed is ignored.
     fn take(&mut self, parameter: &str) {
         let Some((name, value)) = parameter.split_once('=') else {
             return;
@@ -61,8 +62,7 @@ impl KeepAlive {
     }
 }
 
-/// Whole seconds, of which any number is understood; what follows them (`.5`, `s`) is not
-/// looked at.
+/// Whole seconds, however large; what follows the digits (`.5`, `s`) is ignored.
 fn seconds(text: &str) -> Option<Duration> {
     let text = text.trim_start_matches('+');
     let digits = text.find(|other: char| !other.is_ascii_digit());
@@ -120,8 +120,7 @@ mod tests {
     }
 
     proptest! {
-        /// Any bytes that may stand in a header: a day at most, and none of them matters to
-        /// what is said in another line.
+        /// Any bytes allowed in a header: a day at most, and no effect on another line.
         #[test]
         fn what_is_not_understood_says_nothing(
             odd in prop::collection::vec(prop_oneof![Just(b'\t'), 0x20..0x7f_u8, 0x80..=0xff_u8], 0..60),
