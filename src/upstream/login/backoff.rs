@@ -14,14 +14,14 @@ use crate::config;
 use crate::sync::lock;
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// After failed logins.
+/// The back-off after failed logins.
 const FAILURE_BACKOFF: Backoff = Backoff {
     first: Duration::from_secs(1),
     max: Duration::from_secs(300),
     jitter: 1.0,
 };
-/// A login that the upstream has refused is tried again after these: people mend passwords,
-/// and no account is locked by it.
+/// The pauses after logins that the upstream refused: long enough not to lock an account, short enough
+/// for an operator who has just corrected the password.
 const REFUSED_PAUSES: [Duration; 3] = [
     Duration::from_secs(300),
     Duration::from_secs(600),
@@ -29,7 +29,7 @@ const REFUSED_PAUSES: [Duration; 3] = [
 ];
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 
-/// Limits logins at the upstream, by distance and by hour.
+/// Limits logins at the upstream: a minimum interval, and a maximum per hour.
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginBudget {
     least: Duration,
@@ -48,7 +48,7 @@ impl LoginBudget {
         budget
     }
 
-    /// Other settings; what was spent stays spent.
+    /// Applies other settings; earlier logins still count.
     pub(super) fn resize(&mut self, least: Duration, per_hour: u32) {
         self.least = least;
         self.per_hour = per_hour.max(1);
@@ -86,13 +86,13 @@ impl LoginBudget {
     }
 }
 
-/// Logins within an hour, of `per_hour`, up to which a refusal may cause one more.
+/// The number of logins within an hour below which a refusal may cause another one.
 pub(super) fn max_for_refusals(per_hour: u32) -> u32 {
     (per_hour - per_hour.div_ceil(4)).max(1)
 }
 
-/// The budgets of all logins of this process, by address and user: they outlive reloads,
-/// also those that change the address and back.
+/// The budgets of all logins of this process, by address and user. They survive reloads, also those
+/// that change the address and back.
 #[derive(Debug, Default)]
 pub(super) struct LoginBudgets(Mutex<HashMap<String, Arc<Mutex<LoginBudget>>>>);
 
@@ -111,20 +111,20 @@ impl LoginBudgets {
     }
 }
 
-/// Exponential with full jitter, so that many gates do not come back in step
-/// after an outage of the upstream they share.
+/// Exponential with full jitter, so that many gateways do not retry at the same time after an outage of
+/// their upstream.
 pub(super) fn back_off(failures: u32) -> Duration {
     FAILURE_BACKOFF.pause(failures).max(MIN_PAUSE)
 }
 
-/// After the `refusals`th wrong password in a row; up to a fifteenth is added by chance.
+/// The pause after `refusals` refused logins in a row; up to a fifteenth is added at random.
 pub(super) fn refused_pause(refusals: u32) -> Duration {
     let index = usize::try_from(refusals.saturating_sub(1)).unwrap_or(usize::MAX);
     let pause = REFUSED_PAUSES[index.min(REFUSED_PAUSES.len() - 1)];
     pause.mul_f64(1.0 + rand::random::<f64>() / 15.0)
 }
 
-/// When to renew a token that lives for `life` from now. Jitter only makes it earlier.
+/// When to renew a token whose lifetime is `life` from now. Jitter only makes it earlier.
 pub(super) fn renew_after(life: Duration, renew_at: f64, floor: Duration) -> Duration {
     let latest = life - floor.min(life / 2);
     let due = life.mul_f64(renew_at.clamp(0.0, 1.0)).min(latest);

@@ -75,7 +75,7 @@ impl LoginError {
         }
     }
 
-    /// The upstream never saw this login.
+    /// Whether the login never reached the upstream.
     pub(in crate::upstream) fn is_unsent(&self) -> bool {
         matches!(self, Self::Unreachable(_))
     }
@@ -88,18 +88,17 @@ impl LoginError {
     }
 }
 
-/// What a good login brings.
+/// The result of a successful login.
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginGrant {
     pub(in crate::upstream) token: Secret,
     pub(in crate::upstream) headers: Vec<(HeaderName, HeaderValue)>,
     pub(in crate::upstream) left: Duration,
-    /// The upstream's clock minus ours.
+    /// The upstream's clock minus the gateway's.
     pub(in crate::upstream) skew_seconds: i64,
 }
 
-/// When the login began, on both clocks: the host may be suspended before the answer is
-/// read.
+/// When the login began, on both clocks: the host may be suspended before the response is read.
 #[derive(Clone, Copy, Debug)]
 struct LoginStart(Deadline);
 
@@ -115,13 +114,13 @@ impl LoginStart {
     }
 }
 
-/// How this upstream's login is made.
+/// How logins at this upstream are made.
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginCall {
     own: Arc<OwnRequests>,
     description: LoginDescription,
     username: String,
-    /// For everything: connecting, asking, reading.
+    /// The timeout of the whole call: connect, send and read.
     timeout: Duration,
 }
 
@@ -216,7 +215,7 @@ impl LoginCall {
                 .map_err(LoginError::Unusable);
         }
         if status == StatusCode::UNAUTHORIZED {
-            // A body that cannot be read changes nothing about the verdict.
+            // The status decides even if the body cannot be read.
             let body = read(body).await.unwrap_or_default();
             return Err(if self.description.wants_password_change(&body) {
                 LoginError::PasswordChange
@@ -244,8 +243,8 @@ impl LoginCall {
             upstream_now,
         };
         let found = self.description.read(answer)?;
-        // The token may be as old as the question, and `Date` is in whole seconds: it may
-        // have been wrong by almost one when it was written.
+        // The token may be as old as the request, and `Date` has whole seconds: it may be almost one second
+        // behind.
         let rounding = Duration::from_secs(1).min(found.life / 4);
         let left = found.life.saturating_sub(began.elapsed() + rounding);
         if left.is_zero() {

@@ -1,5 +1,4 @@
-//! A login as data: how it is asked, where the answer keeps token and expiry, how
-//! the token goes on requests. Pure; `login.rs` makes the call.
+//! Makes a login request from its description, and parses the response. Pure; `call.rs` sends it.
 
 use std::time::Duration;
 
@@ -16,12 +15,12 @@ pub use crate::profiles::{
 };
 use crate::secret::Secret;
 
-/// Longer than any service grants; an expiry beyond it is a misread number.
+/// Longer than any service grants; an expiry beyond it is a misinterpreted number.
 const MAX_LIFE: Duration = Duration::from_secs(400 * 86_400);
 /// A token longer than this would not fit most servers' header limits.
 const MAX_TOKEN: usize = 8 * 1024;
 
-/// What is wrong with an answer that says yes.
+/// What is wrong with a successful response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadLoginResponse {
     #[error("it is longer than a login's answer can be")]
@@ -45,29 +44,29 @@ pub enum BadLoginResponse {
     TooFar,
 }
 
-/// What a login request carries besides method and path.
+/// The parts of a login request besides method and path.
 #[derive(Debug)]
 pub(in crate::upstream) struct LoginRequestParts {
-    /// Sensitive where it carries the password.
+    /// Marked sensitive if it contains the password.
     pub(in crate::upstream) header: Option<(HeaderName, HeaderValue)>,
     pub(in crate::upstream) body: Zeroizing<Vec<u8>>,
 }
 
-/// An answer that says yes, not yet believed.
+/// A successful response, not validated yet.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) struct LoginResponseParts<'a> {
     pub(in crate::upstream) headers: &'a HeaderMap,
     pub(in crate::upstream) body: &'a [u8],
-    /// Seconds since 1970 on the upstream's clock when it answered.
+    /// Unix seconds on the upstream's clock when it responded.
     pub(in crate::upstream) upstream_now: i64,
 }
 
-/// What a believable answer holds.
+/// The content of a valid response.
 #[derive(Debug)]
 pub(in crate::upstream) struct ParsedLogin {
     pub(in crate::upstream) token: Secret,
     pub(in crate::upstream) headers: Vec<(HeaderName, HeaderValue)>,
-    /// From the moment of the answer.
+    /// Counted from the response.
     pub(in crate::upstream) life: Duration,
 }
 
@@ -80,7 +79,7 @@ impl LoginDescription {
         let (header, body) = match &self.credential {
             CredentialForm::Basic => {
                 let text = BasicCredentials::header(username, password);
-                // Base64 is always a legal header value.
+                // Base64 is always a valid header value.
                 let value = HeaderValue::from_str(text.expose()).ok().map(sensitive);
                 (value.map(|value| (AUTHORIZATION, value)), Vec::new())
             }
@@ -162,7 +161,7 @@ impl TokenSource {
             text.filter(|text| !text.is_empty())
                 .ok_or(BadLoginResponse::NoToken)?,
         );
-        // Printable and without spaces: a page of HTML is not a token either.
+        // Printable and without spaces, which excludes HTML pages.
         let is_legal = token.expose().bytes().all(|byte| byte.is_ascii_graphic())
             && !token.expose().starts_with('<')
             && token.expose().len() <= MAX_TOKEN;
@@ -171,7 +170,7 @@ impl TokenSource {
 }
 
 impl ExpirySource {
-    /// None: nothing here. Zero: ended already.
+    /// None: no expiry here. Zero: expired already.
     fn life(
         &self,
         json: Option<&Value>,
@@ -236,7 +235,7 @@ fn number(value: &Value) -> Result<u64, BadLoginResponse> {
 }
 
 fn fill_text(template: &str, username: &str, password: &Secret) -> String {
-    // One pass: a user name that reads `{password}` is only a strange user name.
+    // One pass, so that a user name with the text `{password}` is not expanded.
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(at) = rest.find('{') {

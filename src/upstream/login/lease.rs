@@ -8,9 +8,9 @@ use crate::secret::{Secret, SecretPattern};
 /// The upstream's token, borrowed for one request.
 #[derive(Debug)]
 pub struct Lease {
-    /// Counts the tokens of this session, in the order in which this gate came to know them.
+    /// Counts the tokens of this session, in the order in which this gateway got them.
     pub generation: u64,
-    /// The number that all gates know it by; None: it is this gate's alone.
+    /// The generation in the shared store; None: a local lease.
     pub(in crate::upstream) shared: Option<u64>,
     pub(in crate::upstream) ends: Deadline,
     /// Marked sensitive: their `Debug` is blank.
@@ -36,7 +36,7 @@ impl Lease {
         }
     }
 
-    /// The lease of all gates that share a store, by the number it has there.
+    /// Marks it as a shared lease, with its generation in the store.
     pub(super) fn known_as(self, number: u64) -> Self {
         Self {
             shared: Some(number),
@@ -44,7 +44,7 @@ impl Lease {
         }
     }
 
-    /// What to put on a request; replaces headers of the same name.
+    /// The header fields for a request; they replace fields of the same name.
     pub fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }

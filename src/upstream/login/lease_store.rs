@@ -1,5 +1,5 @@
-//! Keeps the upstream's token across restarts: sealed, and bound to the upstream's
-//! name, address and user, so that a changed configuration never sends it elsewhere.
+//! Saves the upstream's token across restarts: sealed, and bound to the upstream's name, address and
+//! user, so that a changed configuration never sends it elsewhere.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::store::{SealedBytes, SealedLease, SealingKeys, StoreBackend, StoreCha
 /// A saved token with less time left is not adopted: its renewal would be due at once.
 const MIN_REMAINING: Duration = Duration::from_secs(10);
 
-/// Where an upstream's token is kept, and what was found there at the start.
+/// Where tokens are saved, and those that were found there at the start.
 #[derive(Clone, Debug)]
 pub struct LeaseKeeper {
     store: StoreBackend,
@@ -30,7 +30,7 @@ impl LeaseKeeper {
         Self { store, seal, found }
     }
 
-    /// For an upstream that a reload has changed: what was found is of the one before.
+    /// For an upstream that a reload has changed: the tokens found belong to the one before.
     pub fn ignoring_saved_lease(self) -> Self {
         Self {
             found: Vec::new(),
@@ -39,7 +39,7 @@ impl LeaseKeeper {
     }
 }
 
-/// One upstream's part of it.
+/// The part of one upstream.
 #[derive(Debug)]
 pub(in crate::upstream) struct LeaseBinding {
     keeper: LeaseKeeper,
@@ -62,12 +62,12 @@ pub(in crate::upstream) struct SavedLease {
     pub(in crate::upstream) token: Secret,
     pub(super) ends_millis: u64,
     pub(in crate::upstream) life: Duration,
-    /// How much of its life has gone.
+    /// How much of its lifetime has passed.
     pub(super) age: Duration,
 }
 
 impl LeaseBinding {
-    /// `bound_to`: what the token belongs to; sealed for something else it does not open.
+    /// `bound_to`: what the token belongs to; a token sealed for something else cannot be opened.
     pub(in crate::upstream) fn new(
         keeper: LeaseKeeper,
         upstream: &Arc<str>,
@@ -80,18 +80,18 @@ impl LeaseBinding {
         }
     }
 
-    /// The token of an earlier start, if it is this upstream's and has time left.
+    /// The token of an earlier start, if it belongs to this upstream and is still valid.
     pub(in crate::upstream) fn find(&self) -> Option<SavedLease> {
         let mut leases = self.keeper.found.iter();
         let lease = leases.find(|lease| lease.upstream == self.upstream)?;
         let now = clock::unix_millis();
         let (kept, began_millis) = self.open(&lease.sealed)?;
-        // A clock that is behind the token's own beginning says nothing about its end.
+        // A clock that is earlier than the token's own login cannot tell its expiry.
         let is_usable = began_millis <= now && span(now, kept.ends_millis) >= MIN_REMAINING;
         is_usable.then_some(kept)
     }
 
-    /// A token that was sealed for this upstream, and when it began.
+    /// Opens a token that was sealed for this upstream; with the time of its login.
     pub(in crate::upstream) fn open(&self, sealed: &SealedBytes) -> Option<(SavedLease, u64)> {
         let opened = self.keeper.seal.open(sealed, self.bound_to.as_bytes());
         let text = match opened {
@@ -111,13 +111,13 @@ impl LeaseBinding {
         Some((kept, sealed.began_millis))
     }
 
-    /// The token, sealed as of now; None only if the host gives no randomness.
+    /// Seals the token with the current time; None only if the host has no randomness.
     pub(super) fn sealed(&self, token: &Secret, ends_millis: u64) -> Option<SealedBytes> {
         let lease = self.seal(token, clock::unix_millis(), ends_millis)?;
         Some(lease.sealed)
     }
 
-    /// The store that other gates share, if it is one.
+    /// The shared store, if there is one.
     pub(in crate::upstream) fn shared(&self) -> Option<&Arc<SharedStore>> {
         self.keeper.store.shared()
     }
@@ -130,7 +130,7 @@ impl LeaseBinding {
         }
     }
 
-    /// None only if the host gives no randomness.
+    /// None only if the host has no randomness.
     fn seal(&self, token: &Secret, began_millis: u64, ends_millis: u64) -> Option<SealedLease> {
         let sealed = SealedToken {
             token: token.expose().into(),

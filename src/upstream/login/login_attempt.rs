@@ -1,5 +1,4 @@
-//! One login of this gate: whether it is allowed now, what it brought, and when the next one is
-//! due.
+//! One login of this gateway: whether it is allowed now, its outcome, and when the next one is due.
 
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::sync::lock;
 const MIN_BEFORE_END: Duration = Duration::from_secs(1);
 
 impl Renewer {
-    /// One login of this gate, if it is allowed now; takes up what came of it.
+    /// Logs in if that is allowed now, and handles the outcome.
     pub(in crate::upstream) async fn attempt(&mut self, cause: LoginCause) -> NextAttempt {
         let wait = lock(&self.budget).wait(cause, Instant::now());
         if let Some(left) = wait {
@@ -69,7 +68,7 @@ impl Renewer {
         self.blocked_until_new_secret(LoginFailure::Secret, SECRET_POLL * 60, None)
     }
 
-    /// Uses what our own login brought. `shared`: the number that all gates know it by.
+    /// Uses the token of a login. `shared`: its generation in the shared store.
     pub(super) fn adopt(
         &mut self,
         granted: LoginGrant,
@@ -96,7 +95,7 @@ impl Renewer {
         self.renewal_due(granted.left, Duration::ZERO)
     }
 
-    /// The lease in use outlives a restart, where the operator wants that.
+    /// Saves the lease in use for the next start, if that is configured.
     pub(super) fn keep_newest(&self) {
         if let Some(place) = self
             .binding
@@ -137,21 +136,20 @@ impl Renewer {
         } else {
             debug!(upstream = %self.upstream, error = %chain(failure), "upstream login failed");
         }
-        // Another password may be what is missing.
+        // The password may have to be changed: a new one ends the pause.
         self.blocked_until_new_secret(why, pause, Some(digest(password)))
     }
 
-    /// The pause after a failure, `at_least` so long. While a lease still works it is no longer
-    /// than half of what is left of that, so that the upstream has its last chance close to the
-    /// end.
+    /// The pause after a failure, at least `at_least`. While a lease is still valid, the pause is at most
+    /// half of its remaining lifetime, so that the last attempt is close to its end.
     pub(super) fn back_off(&self, at_least: Duration) -> Duration {
         let pause = back_off(self.failures).max(at_least);
         let left = self.session.usable().map(|lease| lease.ends.left());
         left.map_or(pause, |left| pause.min((left / 2).max(MIN_BEFORE_END)))
     }
 
-    /// A human has to act, most likely. Or the upstream was wrong for a moment: it is asked
-    /// again seldom enough to lock no account.
+    /// The operator must act, most likely. In case the refusal was temporary, the login is tried again,
+    /// but so seldom that no account is locked.
     fn password_refused(
         &mut self,
         why: LoginFailure,

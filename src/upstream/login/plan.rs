@@ -1,4 +1,4 @@
-//! How the gate logs in at one upstream: what a reload replaces while the session goes on.
+//! How the gateway logs in at one upstream: the part of a session that a reload replaces.
 
 use std::fmt;
 use std::future::Future;
@@ -18,18 +18,17 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Header fields that carry a token.
 pub(in crate::upstream) type TokenHeaders = [(HeaderName, HeaderValue)];
 
-/// What the renewer asks of the upstream. The model of the login puts a simulated upstream
-/// in here.
+/// The renewer's calls to the upstream. The model test implements them with a simulated upstream.
 pub(in crate::upstream) trait LoginCalls: fmt::Debug + Send + Sync {
     fn log_in<'a>(&'a self, password: &'a Secret) -> BoxFuture<'a, Result<LoginGrant, LoginError>>;
 
-    /// What the probe says of a token; undecided where there is none.
+    /// The probe's verdict on a token; `Undecided` without a probe.
     fn probe<'a>(&'a self, headers: &'a TokenHeaders) -> BoxFuture<'a, ProbeVerdict>;
 
-    /// Whether there is a probe, and it refuses what is not a token.
+    /// Whether there is a probe that refuses invented tokens.
     fn has_probe(&self) -> BoxFuture<'_, bool>;
 
-    /// Returns when an outage of the upstream, one that is or one that comes, has ended.
+    /// Returns at the end of the current or next outage of the upstream.
     fn back(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -64,7 +63,7 @@ impl LoginPlan {
     }
 }
 
-/// The calls as they go over the network.
+/// The calls over the network.
 #[derive(Debug)]
 struct NetworkCalls {
     call: LoginCall,
@@ -99,7 +98,7 @@ impl LoginCalls for NetworkCalls {
     }
 }
 
-/// What a token belongs to: one that was obtained for another identity is of no use.
+/// What a token belongs to: a token of another identity is not used.
 pub(in crate::upstream) fn identity(
     upstream: &config::UpstreamConfig,
     login: &config::Login,

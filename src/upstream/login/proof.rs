@@ -22,16 +22,16 @@ use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 use crate::sync::lock;
 
-/// Pauses between the tries of a new token that the probe refuses: some nodes of an upstream
-/// learn of it late. Fifteen seconds in all.
+/// Pauses between probes of a new token that is refused: some nodes of an upstream accept it later than
+/// others. Fifteen seconds in all.
 const PROOF_PAUSES: [u64; 5] = [500, 1_000, 2_000, 4_000, 8_000];
-/// Where the budget leaves no login for so short a time, it is waited for.
+/// A login that the budget forbids for this short a time is waited for.
 const MILLI: Duration = Duration::from_millis(1);
 
-/// Between two looks at a login of another gate.
+/// Poll interval while another gateway logs in.
 const OTHERS_LOGIN: Duration = Duration::from_millis(50);
 
-/// What a login brought, and whether the probe has accepted it.
+/// The result of a login, and whether the probe has accepted the token.
 #[derive(Debug)]
 pub(super) struct ObtainedToken {
     pub(in crate::upstream) granted: LoginGrant,
@@ -39,8 +39,8 @@ pub(super) struct ObtainedToken {
 }
 
 impl Renewer {
-    /// Logs in, and proves the token where a good one would be replaced by it. Fails with
-    /// `NotAccepted` for a token that the upstream's probe refuses for as long as that takes.
+    /// Logs in, and probes the token if it would replace a valid one. Fails with `NotAccepted` if the probe
+    /// refuses the token until the last try.
     pub(super) async fn obtain(
         &self,
         plan: &LoginPlan,
@@ -53,7 +53,7 @@ impl Renewer {
         self.metrics
             .session_clock_skew_seconds
             .set(granted.skew_seconds);
-        // With a single active token the one before is dead already.
+        // With a single active token the previous one is invalid already.
         let verdict = match self.session.is_ready() && !single_active {
             true => self.proof_of(plan, &granted).await,
             false => ProbeVerdict::Undecided,
@@ -67,7 +67,7 @@ impl Renewer {
         }
     }
 
-    /// Ends early when the lease in use ends or is in doubt: then this token is needed.
+    /// Ends early when the lease in use expires or is suspected: then this token is needed.
     async fn proof_of(&self, plan: &LoginPlan, granted: &LoginGrant) -> ProbeVerdict {
         let mut pauses = PROOF_PAUSES.into_iter();
         loop {
@@ -88,9 +88,9 @@ impl Renewer {
         }
     }
 
-    /// Requests were refused with a token. Asks the probe about it, and logs in if that is
-    /// not too often. A token is given up only when the probe has confirmed it and nothing
-    /// has accepted it since: until then it goes on beside what the login brings.
+    /// Requests with a token were refused. Probes the token, and logs in if the pauses allow it. The token
+    /// is dropped only if the probe refused it too and no request was accepted since; until then it
+    /// stays in use beside the new one.
     pub(super) async fn investigate(
         &mut self,
         suspicion: LeaseSuspicion,
@@ -121,7 +121,7 @@ impl Renewer {
         self.looked(due)
     }
 
-    /// Logs in for a token that is in doubt, or does not: then the schedule stays.
+    /// Logs in to replace a suspected token if that is allowed; otherwise the schedule stays.
     async fn replace(
         &mut self,
         generation: u64,
@@ -133,7 +133,7 @@ impl Renewer {
         }
         let cause = match self.session.judgement.is_at_stake(generation, evidence) {
             true => LoginCause::Refusal,
-            // No lease that works is at stake: this is one more try to get one.
+            // There is no working lease to protect: this is another attempt to get one.
             false => LoginCause::Unproven,
         };
         while let Some(wait) = self.wait_before_login(generation, evidence, cause) {
@@ -149,7 +149,7 @@ impl Renewer {
             "requests were refused with the token in use; logging in");
         self.session.judgement.spend_login(self.session.now());
         let mut due = self.log_in(cause).await;
-        // Another gate logs in for all: what it brings is worth waiting for.
+        // Another gateway logs in for all: its token is worth waiting for.
         while self.is_logging_in()
             && let NextAttempt::NotBefore(at) = &due
         {
@@ -173,7 +173,7 @@ impl Renewer {
         due
     }
 
-    /// Waits; false when it is time to stop.
+    /// Waits; false at a stop.
     async fn paused_for(&self, wait: Duration) -> bool {
         tokio::select! {
             () = sleep(wait) => true,
@@ -199,7 +199,7 @@ impl Renewer {
             self.not_before = None;
             return None;
         }
-        // A token that no request has accepted is like a failed login.
+        // A token that no request has accepted counts as a failed login.
         if let Some(until) = self.not_before.filter(|until| !until.has_passed()) {
             return Some(until.left());
         }
@@ -208,7 +208,7 @@ impl Renewer {
         None
     }
 
-    /// Waits for a login that only has to keep its distance from the one before.
+    /// Waits until `min_login_interval` allows the next login, if that is soon.
     async fn keep_distance(&self, cause: LoginCause) {
         let wait = lock(&self.budget).wait(cause, Instant::now());
         if let Some(left) = wait.filter(|left| *left <= SOON) {
@@ -243,7 +243,7 @@ impl Renewer {
         verdict
     }
 
-    /// A token that the probe has found dead: neither this gate nor another uses it again.
+    /// Drops a token that the probe has refused: no gateway uses it again.
     async fn give_up(&mut self, lease: &Lease) {
         self.session.condemn(lease.generation);
         match (&mut self.shared_login, lease.shared) {
@@ -271,8 +271,7 @@ impl Renewer {
         self.blocked(LoginFailure::NotAccepted, self.back_off(Duration::ZERO))
     }
 
-    /// The configuration of the login has changed. It counts from here on: for the next
-    /// renewal, for what is blocked at once.
+    /// Applies a changed login configuration: at the next renewal, or at once if logins are blocked.
     pub(super) fn follow_plan(&mut self, due: NextAttempt) -> NextAttempt {
         let plan = Arc::clone(&self.plan.borrow_and_update());
         let settings = &plan.settings;
@@ -289,7 +288,7 @@ impl Renewer {
         }
     }
 
-    /// A human has acted: what is blocked is tried at once, within the budget.
+    /// The operator has acted: a blocked login is tried at once, within the budget.
     pub(super) fn try_again(&mut self, due: NextAttempt) -> NextAttempt {
         self.session.judgement.forget_pauses();
         self.failures = 0;
@@ -305,7 +304,7 @@ impl Renewer {
         }
     }
 
-    /// Gates that share one login share what refusals may cost.
+    /// Gateways that share a login share its budget for refusals.
     fn share_pace(&self) {
         let plan = self.plan();
         let shared = self.binding.as_ref().and_then(|place| place.shared());

@@ -1,7 +1,6 @@
-//! The one task that logs in. It owns the login: renewal ahead, proof of what a login
-//! brought, a look at tokens that were refused, back-off and budget all happen here, one
-//! after the other, so there is never more than one login at a time and a client that leaves
-//! cancels nothing.
+//! The one task that logs in. Renewal ahead of expiry, tests of new tokens, investigation of refused
+//! ones, back-off and budget all happen here, one after the other. So there is never more than one
+//! login at a time, and a client that disconnects cancels nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +24,8 @@ use crate::lifecycle::ShutdownSignal;
 use crate::metrics::UpstreamMetrics;
 use crate::secret::Secret;
 
-/// Timers stand still while the host is suspended; no wait is longer than this
-/// before both clocks are asked again.
+/// Timers do not advance while the host is suspended; no wait is longer than this before both clocks
+/// are read again.
 const MAX_SLEEP: Duration = Duration::from_secs(15);
 pub(super) const SECRET_POLL: Duration = Duration::from_secs(1);
 
@@ -39,39 +38,39 @@ pub(in crate::upstream) struct Renewer {
     pub(in crate::upstream) budget: Arc<Mutex<LoginBudget>>,
     /// Failed logins in a row.
     pub(in crate::upstream) failures: u32,
-    /// Tokens in a row that no request has accepted.
+    /// Consecutive tokens that no request has accepted.
     pub(in crate::upstream) unaccepted: u32,
-    /// No login for such a token before.
+    /// No login to replace such a token before this.
     pub(in crate::upstream) not_before: Option<Deadline>,
-    /// Logins in a row that were refused for their password.
+    /// Consecutive logins that were refused for their password.
     pub(in crate::upstream) refusals: u32,
-    /// What was said last, so that an outage is one line and not one per attempt.
+    /// What was logged last, so that an outage is one line and not one per attempt.
     pub(in crate::upstream) reported: Option<LoginFailure>,
-    /// How long the newest token lives, and when it began.
+    /// The lifetime of the newest token, and when it began.
     pub(in crate::upstream) renewal: Option<RenewalPlan>,
-    /// Where the token outlives a restart; None: it does not.
+    /// Where the token is saved for the next start; None: it is not.
     pub(in crate::upstream) binding: Option<LeaseBinding>,
-    /// The login of all gates; None: this gate logs in for itself.
+    /// The login shared with other gateways; None: this gateway logs in for itself.
     pub(in crate::upstream) shared_login: Option<SharedLogin>,
     pub(in crate::upstream) metrics: Arc<UpstreamMetrics>,
     pub(in crate::upstream) stop: ShutdownSignal,
 }
 
-/// What a renewal is reckoned from, so that it can be reckoned again after a reload.
+/// What a renewal time is computed from, so that a reload can compute it again.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) struct RenewalPlan {
     pub(in crate::upstream) life: Duration,
     pub(in crate::upstream) began: Instant,
 }
 
-/// When to come back.
+/// When the next attempt is due.
 #[derive(Clone, Debug)]
 pub(in crate::upstream) enum NextAttempt {
-    /// At this time, or as soon as the lease is of no use.
+    /// At this time, or as soon as there is no usable lease.
     Renewal(Deadline),
-    /// At this time, whatever happens.
+    /// Not before this time.
     NotBefore(Deadline),
-    /// At this time, or when the password is not the one with this digest any more.
+    /// At this time, or when the password's digest differs from this one.
     NewSecret(Deadline, Option<[u8; 32]>),
 }
 
@@ -79,20 +78,19 @@ pub(in crate::upstream) enum NextAttempt {
 enum RenewerEvent {
     Due,
     Suspicion(LeaseSuspicion),
-    /// A candidate is in use now: a request was accepted with it.
+    /// A candidate was promoted: a request with it was accepted.
     Promoted,
-    /// A candidate was given up.
+    /// A candidate was rejected.
     Rejected(u64),
     /// The configuration has changed.
     Plan,
-    /// The operator asks for another try.
+    /// The operator asks for another attempt.
     Nudge,
     Stop,
 }
 
 impl Renewer {
-    /// Runs until drain; a login that is under way then is finished first, because
-    /// requests wait for it.
+    /// Runs until drain; a login in progress is finished first, because requests wait for it.
     pub(in crate::upstream) async fn run(mut self) {
         self.phase.send_replace(RenewerPhase::LoggingIn);
         let mut due = match self.adopt_saved() {
@@ -115,7 +113,7 @@ impl Renewer {
         }
     }
 
-    /// Waits for the next thing to do.
+    /// Waits for the next event.
     async fn next_event(&mut self, due: &NextAttempt) -> RenewerEvent {
         let plan = self.plan();
         let mut back = plan.calls.back();
@@ -149,7 +147,7 @@ impl Renewer {
                 () = sleep(pause) => {}
                 () = self.session.wake.notified() => {}
                 _ = self.plan.changed() => return RenewerEvent::Plan,
-                // The pause was for an upstream that could not be reached.
+                // The pause was due to an unreachable upstream.
                 () = &mut back, if waits_for_upstream => return RenewerEvent::Due,
                 () = self.stop.draining() => return RenewerEvent::Stop,
             }
@@ -183,7 +181,7 @@ impl Renewer {
         Arc::clone(&self.plan.borrow())
     }
 
-    /// One login, here or by whichever gate has the turn.
+    /// One login, by this gateway or by the one that holds the shared lock.
     pub(in crate::upstream) async fn log_in(&mut self, cause: LoginCause) -> NextAttempt {
         let Some(mut shared_login) = self.shared_login.take() else {
             return self.attempt(cause).await;
@@ -193,8 +191,7 @@ impl Renewer {
         due
     }
 
-    /// The token of an earlier start: as good as a login's, until the upstream says
-    /// otherwise.
+    /// Adopts the token of an earlier start; it is used until the upstream refuses it.
     fn adopt_saved(&mut self) -> Option<NextAttempt> {
         if self.shared_login.is_some() {
             return None;
@@ -215,7 +212,7 @@ impl Renewer {
         Some(self.renewal_due(kept.life, kept.age))
     }
 
-    /// Takes up a lease and tells those who wait.
+    /// Adds a lease and notifies waiting requests.
     pub(in crate::upstream) fn offer(&self, lease: Lease, origin: LeaseOrigin) -> LeasePlacement {
         let placement = self.session.offer(lease, origin);
         self.phase.send_replace(RenewerPhase::Resting);
@@ -223,7 +220,7 @@ impl Renewer {
         placement
     }
 
-    /// When a token is to be renewed that lives for `life` and is `age` old.
+    /// When to renew a token with the lifetime `life` that is `age` old.
     pub(super) fn renewal_due(&mut self, life: Duration, age: Duration) -> NextAttempt {
         let now = Instant::now();
         let began = now.checked_sub(age).unwrap_or(now);

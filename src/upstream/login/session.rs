@@ -1,6 +1,6 @@
-//! Our standing login as requests see it: a lease to carry, or a reason why not, and what to
-//! do with one that was refused. Requests never log in themselves; the renewer does
-//! (`renewer.rs`).
+//! The session: the gateway's standing login as requests see it. It lends leases, gives the reason when
+//! there is none, and decides what happens after a refusal. Requests never log in themselves; the
+//! renewer does (`renewer.rs`).
 
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
@@ -25,51 +25,51 @@ use crate::config;
 use crate::metrics::{GaugeGuard, UpstreamMetrics};
 use crate::sync::lock;
 
-/// What a client is told to wait when only a human can end the trouble.
+/// `Retry-After` when only the operator can end the failure.
 const HUMAN_PACE: Duration = Duration::from_secs(30);
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// A login that only has to keep its distance from the one before is waited for when
-/// it is due this soon: the client would wait as long to ask again.
+/// A login that is delayed only by `min_login_interval` is waited for if it is due this soon: the
+/// client would wait as long before its retry.
 pub(in crate::upstream) const SOON: Duration = Duration::from_secs(2);
-/// Paths whose acceptance is remembered.
+/// The number of accepting paths that are remembered.
 const PATHS: usize = 1024;
 
-/// What the renewer has not looked at yet.
+/// Events that the renewer has not handled yet.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct PendingEvents {
     pub(super) promoted: AtomicBool,
-    /// The generation of a candidate that was given up; 0: none.
+    /// The generation of a rejected candidate; 0: none.
     pub(super) rejected: AtomicU64,
-    /// The operator asks for another try.
+    /// The operator asks for another attempt.
     pub(super) nudged: AtomicBool,
 }
 
-/// Our standing login at one upstream. Callers' own deadlines wrap `lease` and
-/// `reconsider`; a caller that leaves cancels nothing.
+/// The standing login at one upstream. Callers wrap `lease` and `reconsider` in their own deadlines; a
+/// caller that disconnects cancels nothing.
 #[derive(Debug)]
 pub struct Session {
     /// The lease in use; follows the judgement.
     pub(in crate::upstream) current: ArcSwapOption<Lease>,
-    /// All that the judgement names: in use, candidate, fallback.
+    /// The leases that the judgement refers to: in use, candidate, fallback.
     pub(in crate::upstream) leases: Mutex<Vec<Arc<Lease>>>,
     pub(in crate::upstream) judgement: LeaseJudgement,
     phase: watch::Receiver<RenewerPhase>,
-    /// Tells the renewer to look at what has changed.
+    /// Wakes the renewer for a pending event.
     pub(in crate::upstream) wake: Notify,
     pub(in crate::upstream) events: PendingEvents,
-    /// The last generation that was given out.
+    /// The last generation that was assigned.
     pub(in crate::upstream) numbers: AtomicU64,
-    /// Ends of the tokens this process obtained.
+    /// When the tokens that this process obtained expire.
     pub(in crate::upstream) minted: Mutex<Vec<Deadline>>,
     hasher: RandomState,
     pub(in crate::upstream) began: Instant,
     pub(in crate::upstream) metrics: Arc<UpstreamMetrics>,
 }
 
-/// What becomes of a request that was answered 401.
+/// What happens to a request after a 401.
 #[derive(Debug)]
 pub enum RefusalVerdict {
-    /// It is sent again, with this lease.
+    /// Send it again, with this lease.
     Again(Arc<Lease>),
     /// The refusal concerns the request, not the login.
     Upheld,
@@ -99,13 +99,12 @@ impl Session {
         (Arc::new(session), sender)
     }
 
-    /// The path of a request, as the judgement knows it.
+    /// The judgement's key for the path of a request.
     pub fn path_key(&self, method: &Method, path: &str) -> PathKey {
         PathKey(self.hasher.hash_one((method, path)))
     }
 
-    /// The lease to use now. Waits only when there is none and a login for it is
-    /// under way.
+    /// The lease to use now. Waits only if there is none and a login is in progress.
     pub async fn lease(&self) -> Result<Arc<Lease>, NoLease> {
         match self.usable() {
             Some(lease) => Ok(lease),
@@ -113,8 +112,8 @@ impl Session {
         }
     }
 
-    /// The lease, if the next request can use it. Checked here and not when a timer
-    /// fires: after a suspension timers are late.
+    /// The lease, if the next request can use it. Its expiry is checked here, because timers are late after
+    /// a suspension of the host.
     pub fn usable(&self) -> Option<Arc<Lease>> {
         let lease = self.current.load_full()?;
         match lease.ends.has_passed() {
@@ -172,8 +171,8 @@ impl Session {
         self.wake.notify_one();
     }
 
-    /// What to do with `request`, whose 401 answered `lease`. Returns once that is known;
-    /// however many requests wait for the same, one look or login serves them all.
+    /// What to do with `request`, whose `lease` got a 401. Returns once that is decided; one probe or login
+    /// serves all requests that wait for the same decision.
     pub async fn reconsider(
         &self,
         request: &mut RefusedRequest,
@@ -192,7 +191,7 @@ impl Session {
                     if let Some(lease) = self.by_generation(generation) {
                         return Ok(RefusalVerdict::Again(lease));
                     }
-                    // It has just ended.
+                    // It has just expired.
                     return self.lease().await.map(RefusalVerdict::Again);
                 }
                 RetryStep::AgainAfter(pause, generation) => {
@@ -238,7 +237,7 @@ impl Session {
         }
     }
 
-    /// Whether a login that is worth waiting for is under way, or soon will be.
+    /// Whether a login that is worth waiting for is in progress, or soon will be.
     fn may_wait(&self, phase: RenewerPhase) -> Result<(), NoLease> {
         match phase {
             RenewerPhase::LoggingIn => {}
@@ -265,7 +264,7 @@ impl Session {
         GaugeGuard::enter(&self.metrics.session_requests_waiting)
     }
 
-    /// The next request would have a lease at once.
+    /// Whether the next request would get a lease at once.
     pub fn is_ready(&self) -> bool {
         self.usable().is_some()
     }
@@ -280,14 +279,14 @@ impl Session {
         SessionStatus { is_ready, trouble }
     }
 
-    /// The operator has changed something, or asks for another try: what waits for a human
-    /// is tried again at once, within the budget.
+    /// The operator has changed something, or asks for another attempt: a blocked login is tried again at
+    /// once, within the budget.
     pub fn nudge(&self) {
         self.events.nudged.store(true, Ordering::Release);
         self.wake.notify_one();
     }
 
-    /// Sets the gauges that change by themselves; call it just before a scrape.
+    /// Updates the gauges that depend on the time; called before a scrape.
     pub fn refresh_gauges(&self) {
         let is_up = self.usable().is_some();
         let leases = lock(&self.leases);

@@ -1,4 +1,4 @@
-//! Why there is no lease, and what the renewer is doing, in words.
+//! Why there is no lease, and the state of the renewer, as text for operators.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,18 +10,18 @@ use crate::clock::Deadline;
 /// Why there is no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoginFailure {
-    /// The first login is still under way.
+    /// The first login is still in progress.
     Starting,
     WrongPassword,
     PasswordChange,
     Unreachable,
     Timeout,
-    /// An answer that says yes but holds no usable token.
+    /// A successful response without a usable token.
     Unusable,
     Refused(StatusCode),
-    /// The login gave a token, and the upstream does not take it.
+    /// The login gave a token that the upstream does not accept.
     NotAccepted,
-    /// Our own password cannot be read.
+    /// The gateway's own password cannot be read.
     Secret,
     /// `min_login_interval` or `logins_per_hour` forbids a login now.
     Budget,
@@ -46,7 +46,7 @@ impl fmt::Display for LoginFailure {
     }
 }
 
-/// There is no lease now, and waiting here would not bring one.
+/// There is no lease now, and waiting would not help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no upstream login: {why}")]
 pub struct NoLease {
@@ -54,11 +54,11 @@ pub struct NoLease {
     pub retry_after: Duration,
 }
 
-/// What the renewer is doing; it alone writes this.
+/// The state of the renewer, which alone writes it.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) enum RenewerPhase {
     LoggingIn,
-    /// The last login was good; nothing to do until renewal.
+    /// The last login succeeded; nothing to do until the renewal.
     Resting,
     /// No login before `until`.
     Blocked {
@@ -67,7 +67,7 @@ pub(in crate::upstream) enum RenewerPhase {
     },
 }
 
-/// Readiness in words; holds no secret.
+/// Readiness as text; contains no secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionStatus {
     pub is_ready: bool,

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-/// An answer's body. At its end the connection goes back to its worker's pool;
-/// dropped before that, the connection is closed.
+/// The body of a response. At its end the connection goes back to the worker's pool; if it is dropped
+/// earlier, the connection is closed.
 pub struct UpstreamResponseBody {
     incoming: Incoming,
     connection: Option<Box<dyn ConnectionHandle>>,
@@ -28,7 +28,7 @@ impl UpstreamResponseBody {
         body
     }
 
-    /// The empty body of an answer that ends HTTP on its connection.
+    /// The empty body of a response after which the connection no longer speaks HTTP.
     pub(super) fn without_connection(incoming: Incoming) -> Self {
         Self {
             incoming,
@@ -95,7 +95,7 @@ impl fmt::Debug for UpstreamResponseBody {
     }
 }
 
-/// What an answer's body needs of its connection, whatever goes up on it.
+/// What a response body needs of its connection, independent of the request body's type.
 pub(in crate::upstream) trait ConnectionHandle: Send + Sync {
     fn poll_frame(
         &mut self,
@@ -103,10 +103,10 @@ pub(in crate::upstream) trait ConnectionHandle: Send + Sync {
         body: &mut Incoming,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>>;
 
-    /// Something has happened on the connection since it was last polled.
+    /// Whether the connection was woken since it was last polled.
     fn has_news(&self) -> bool;
 
-    /// The answer has ended. An answer that came before the request was sent to its end
-    /// costs the connection: what is left of the request would stand before the next.
+    /// The response has ended. If the request was not sent completely, the connection is closed: the rest
+    /// of that request would precede the next one.
     fn give_back(self: Box<Self>);
 }

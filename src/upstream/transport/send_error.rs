@@ -12,30 +12,30 @@ use super::upload_progress::SentBody;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A request that got no answer.
+/// A request that got no response.
 pub struct SendError<B> {
     pub kind: SendErrorKind,
-    /// The request, when not a byte of it was sent.
+    /// The request, if no byte of it was sent.
     pub unsent: Option<Box<Request<B>>>,
     source: Option<BoxError>,
 }
 
-/// How far a request came.
+/// How far a request got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendErrorKind {
     ConnectFailed,
     ConnectTimeout,
-    /// A kept-alive connection died before a byte of the answer: most likely the
-    /// upstream closed it while the request was on its way.
+    /// A kept-alive connection was closed before a byte of the response: most likely the upstream closed
+    /// it while the request was on its way.
     DeadConnection,
-    /// A new connection was closed before a byte of the answer.
+    /// A new connection was closed before a byte of the response.
     Closed,
     FirstByteTimeout,
-    /// What came is not an answer in HTTP/1.1, or broke off in its head.
+    /// The response is not HTTP/1.1, or ended within its head.
     Protocol,
-    /// The body of the answer cannot be passed on.
+    /// The body of the response cannot be forwarded.
     Framing(FramingError),
-    /// The request's own body gave an error: the client's doing.
+    /// The request's body failed; the client caused it.
     BodyFailed,
 }
 
@@ -102,7 +102,7 @@ impl<B> fmt::Display for SendError<B> {
     }
 }
 
-// By hand: the unsent request's headers hold what no log may show.
+// Not derived: the headers of the unsent request contain credentials.
 impl<B> fmt::Debug for SendError<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SendError")

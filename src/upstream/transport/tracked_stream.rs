@@ -10,14 +10,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// A connection, and whether a byte has come from it since it was last asked.
+/// A connection that records whether bytes were received.
 #[derive(Debug)]
 pub(in crate::upstream) struct TrackedStream {
     wire: Transport,
     bytes_received: Arc<AtomicBool>,
-    /// Not a byte has come yet.
+    /// No byte was received yet.
     is_fresh: bool,
-    /// What the last write met; nothing is written after it.
+    /// The error of the last write; nothing is written after it.
     write_failure: Option<io::Error>,
     upstream: Arc<str>,
 }
@@ -28,7 +28,7 @@ pub(in crate::upstream) enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The answer to a request in plain HTTP is a TLS record.
+/// The response to a request in plain HTTP is a TLS record.
 #[derive(Debug, thiserror::Error)]
 #[error("the other end speaks TLS on this port: upstream.{upstream}.url must begin with https://")]
 struct SpeaksTls {
@@ -64,7 +64,7 @@ impl TrackedStream {
         match outcome {
             Poll::Ready(Err(failure)) if is_end(failure.kind()) => {
                 self.write_failure = Some(failure);
-                // Only reads go on from here; this one might not have been tried yet.
+                // From here on only reads continue; this one might not have been tried yet.
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -72,8 +72,8 @@ impl TrackedStream {
         }
     }
 
-    /// What the end of what was read means after a failed write. Without a reset it is the
-    /// peer's own end: Linux tells a peer that has closed before by EPIPE (`tcp_reset`).
+    /// The meaning of an end of file after a failed write. Without a reset the peer closed the connection
+    /// itself: Linux reports EPIPE for a peer that closed before (`tcp_reset`).
     fn read_end(&mut self) -> io::Result<()> {
         match self.write_failure.take() {
             Some(failure) if failure.kind() != io::ErrorKind::BrokenPipe => Err(failure),
@@ -166,7 +166,7 @@ impl AsyncWrite for TrackedStream {
             return Poll::Pending;
         }
         let outcome = match &mut self.wire {
-            // Most requests are one piece, for which the plain call is the cheaper one.
+            // Most requests are one piece, for which a plain write is cheaper.
             Transport::Plain(tcp) => match bufs {
                 [only] => Pin::new(tcp).poll_write(cx, only),
                 _ => Pin::new(tcp).poll_write_vectored(cx, bufs),
@@ -184,13 +184,13 @@ impl AsyncWrite for TrackedStream {
     }
 }
 
-/// The peer takes no more.
+/// Whether the error means that the peer reads no more.
 fn is_end(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     matches!(kind, BrokenPipe | ConnectionReset | ConnectionAborted)
 }
 
-/// An alert or a handshake message, of any version of TLS.
+/// Whether the bytes begin a TLS alert or handshake record, of any version.
 fn is_tls_record(bytes: &[u8]) -> bool {
     matches!(bytes, [0x15 | 0x16, 3, ..])
 }

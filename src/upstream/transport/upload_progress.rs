@@ -1,4 +1,4 @@
-//! A request's body on its way up, and how far it has come.
+//! How far a request's body has been sent.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ impl UploadProgress {
         Arc::new(Self(Mutex::new(UploadStep::now())))
     }
 
-    /// When the upstream is late with its answer. A slow client is no fault of
-    /// the upstream's: its own deadline is kept where its body is read.
+    /// The time at which the response is late. The time of a slow client does not count: its own deadline
+    /// is enforced where its body is read.
     pub(in crate::upstream) fn deadline(&self, first_byte: Duration) -> Instant {
         let step = *self.lock();
         let from = if step.is_starved {
@@ -51,13 +51,13 @@ impl UploadProgress {
             .unwrap_or_else(|| from + Duration::from_secs(365 * 86_400))
     }
 
-    /// How long the upstream has owed the next step; None while the client owes it.
+    /// How long the exchange has waited for the upstream; None while it waits for the client.
     pub(super) fn owed_for(&self) -> Option<Duration> {
         let step = *self.lock();
         (!step.is_starved && !step.has_failed).then(|| step.at.elapsed())
     }
 
-    /// The request's own body gave an error.
+    /// Whether the request's own body failed.
     pub(super) fn has_failed(&self) -> bool {
         self.lock().has_failed
     }
@@ -67,7 +67,7 @@ impl UploadProgress {
     }
 }
 
-/// A request body that stamps its progress.
+/// A request body that records its progress.
 pub(in crate::upstream) struct SentBody<B> {
     body: B,
     end: BodyDropGuard,

@@ -1,5 +1,5 @@
-//! Why the upstream's certificate is not believed, in words, and the key to set. Its names
-//! come from the network: they are escaped and cut before they are shown.
+//! Explains why the upstream's certificate is not trusted, and names the configuration key to set. Names
+//! from the certificate come from the network: they are escaped and truncated before they are shown.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,10 +21,10 @@ use x509_parser::public_key::PublicKey;
 
 const MAX_NAMES: usize = 5;
 const MAX_NAME: usize = 100;
-/// What TLS's algorithms here take for a signature.
+/// The signature algorithms that are accepted.
 const MIN_RSA_BITS: usize = 2048;
 
-/// What vouches for certificates.
+/// The trust anchors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum TrustPlace {
     PublicAuthorities,
@@ -32,12 +32,12 @@ pub(in crate::upstream) enum TrustPlace {
     Pins,
 }
 
-/// A certificate that is not believed.
+/// A certificate that is not trusted.
 #[derive(Clone, Debug)]
 pub struct CertificateProblem {
     upstream: Arc<str>,
     reason: CertificateFault,
-    /// Of the key that was shown, as `pins` takes it.
+    /// The pin of the presented key, in the form that `pins` takes.
     pin: String,
 }
 
@@ -54,21 +54,21 @@ enum CertificateFault {
     Unusable(String),
 }
 
-/// What an old or re-issued certificate lacks.
+/// What is wrong with an old or re-issued certificate.
 #[derive(Clone, Debug)]
 enum UnusualCertificate {
-    /// The dates of another certificate in the chain.
+    /// Another certificate of the chain has expired, or is not valid yet.
     ChainDates,
-    /// Issued in the name of an authority that is trusted, by another key than that one's.
+    /// Issued in the name of a trusted authority, but with another key than the trusted one.
     OtherAuthorityKey { issuer: String, place: TrustPlace },
-    /// X.509 version 1 or 2, which cannot say what a certificate is for.
+    /// X.509 version 1 or 2, which cannot state the purpose of a certificate.
     OldVersion,
-    /// Shorter than the 2048 bits that are accepted.
+    /// An RSA key of fewer than 2048 bits.
     ShortRsaKey { bits: usize },
 }
 
 impl CertificateProblem {
-    /// Nothing to explain where the certificate cannot even be read.
+    /// None if the certificate cannot be parsed.
     pub(in crate::upstream) fn find(
         shown: &CertificateDer<'_>,
         wanted: &ServerName<'_>,
@@ -85,7 +85,7 @@ impl CertificateProblem {
     }
 }
 
-/// What was decided about a certificate, and by what.
+/// The verdict on a certificate, and the verifier that gave it.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::upstream) struct VerifierVerdict<'a> {
     pub(in crate::upstream) upstream: &'a Arc<str>,
@@ -94,7 +94,7 @@ pub(in crate::upstream) struct VerifierVerdict<'a> {
     pub(in crate::upstream) now: UnixTime,
 }
 
-/// Whether the certificate would do if it were an authority: equal names prove nothing.
+/// Whether the certificate would be valid if its issuer were trusted: equal names prove nothing.
 fn is_signed_by_itself(shown: &CertificateDer<'_>, wanted: &ServerName<'_>, now: UnixTime) -> bool {
     let mut roots = RootCertStore::empty();
     if roots.add(shown.clone().into_owned()).is_err() {

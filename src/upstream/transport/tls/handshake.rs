@@ -1,4 +1,4 @@
-//! Why a TLS handshake with the upstream failed, in words, and the key to set.
+//! Explains why a TLS handshake with the upstream failed, and names the configuration key to set.
 
 use std::io;
 use std::sync::Arc;

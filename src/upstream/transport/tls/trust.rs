@@ -1,5 +1,5 @@
-//! What makes the upstream's certificate believable: public authorities, private
-//! ones from a file that may change, or pinned keys. There is no way to skip it.
+//! What makes the upstream's certificate trusted: public authorities, private ones from a file that may
+//! change, or pinned keys. Verification cannot be turned off.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use super::certificate::{CertificateProblem, TrustPlace, VerifierVerdict, key_di
 use crate::config::Trust;
 use crate::error_chain::chain;
 
-/// Why trust in the upstream cannot be set up.
+/// Why the trust settings of the upstream cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     #[error("{name} cannot be the name in a certificate")]
@@ -62,12 +62,12 @@ pub(in crate::upstream) struct UpstreamTls {
 #[derive(Debug)]
 struct AuthorityFile {
     path: PathBuf,
-    /// Digest of the file as it was last looked at; None: it could not be read.
+    /// The digest of the file's last content; None: it could not be read.
     seen: Mutex<Option<[u8; 32]>>,
 }
 
 impl UpstreamTls {
-    /// `upstream` is for messages that name the key to set.
+    /// `upstream` is used in messages that name the configuration key.
     pub(in crate::upstream) fn open(
         trust: &Trust,
         name: &str,
@@ -115,12 +115,12 @@ impl UpstreamTls {
         (self.config.load_full(), self.name.clone())
     }
 
-    /// Whether there is a file to look at again.
+    /// Whether there is a file that may change.
     pub(in crate::upstream) fn may_change(&self) -> bool {
         self.authorities.is_some()
     }
 
-    /// Takes over the authorities file if its content has changed and makes sense.
+    /// Loads the authorities file if its content has changed and is valid.
     pub(in crate::upstream) fn reread(&self, upstream: &Arc<str>) {
         let Some(AuthorityFile { path, seen }) = &self.authorities else {
             return;
@@ -187,7 +187,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// One upstream's certificates, judged by `inner`.
+/// The verifier of one upstream's certificates; `inner` decides.
 fn judged_by(
     inner: Arc<dyn ServerCertVerifier>,
     upstream: &Arc<str>,
@@ -216,7 +216,7 @@ fn trusting(roots: RootCertStore, upstream: &Arc<str>, place: TrustPlace) -> Cli
     judged_by(verifier, upstream, place)
 }
 
-/// Another's verdict, and what the certificate was like when it is a bad one.
+/// Wraps another verifier, and describes a certificate that it rejects.
 #[derive(Debug)]
 struct ExplainedVerdict {
     inner: Arc<dyn ServerCertVerifier>,
