@@ -1,5 +1,5 @@
-//! Which paths the upstream has answered with which token: a small table of atomics that
-//! the request path writes to without a lock, and seldom.
+//! Which paths have accepted which token: a small table of atomics that requests write rarely, and
+//! without a lock.
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -11,8 +11,8 @@ const GENERATION_MASK: u64 = (1 << GENERATION_BITS) - 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PathKey(pub u64);
 
-/// For each path the generation it was accepted with last. Two paths that share a slot
-/// overwrite each other: the one that was overwritten counts as one that was never asked.
+/// For each path the last generation that it accepted. Two paths with the same slot overwrite each
+/// other; the overwritten one counts as never accepted.
 #[derive(Debug)]
 pub(crate) struct AcceptedPaths {
     slots: Box<[AtomicU64]>,
@@ -25,7 +25,7 @@ impl AcceptedPaths {
         }
     }
 
-    /// Notes that `path` was answered with `generation`; true when that is news.
+    /// Records that `path` accepted `generation`; true if that was not recorded yet.
     pub(crate) fn note(&self, path: PathKey, generation: u64) -> bool {
         let (slot, value) = (self.slot(path), packed(path, generation));
         let is_news = slot.load(Ordering::Relaxed) != value;
@@ -41,12 +41,12 @@ impl AcceptedPaths {
         known != 0 && is_same_path(known, path)
     }
 
-    /// The path refused a token: what it accepts next is news again.
+    /// The path refused a token: its next acceptance counts as new.
     pub(crate) fn reopen(&self, path: PathKey) {
         let slot = self.slot(path);
         let known = slot.load(Ordering::Relaxed);
         if is_same_path(known, path) && known & GENERATION_MASK != 0 {
-            // A path whose own bits are all 0 becomes an unknown one; no harm is in that.
+            // A path whose own bits are all 0 becomes an unknown one, which is harmless.
             slot.store(packed(path, 0), Ordering::Relaxed);
         }
     }
@@ -61,7 +61,7 @@ fn is_same_path(slot: u64, path: PathKey) -> bool {
     slot >> GENERATION_BITS == path.0 >> GENERATION_BITS
 }
 
-/// Never 0 for a generation that was given out: those begin with 1.
+/// Never 0 for an assigned generation: those begin with 1.
 fn packed(path: PathKey, generation: u64) -> u64 {
     (path.0 & !GENERATION_MASK) | (generation & GENERATION_MASK)
 }

@@ -1,6 +1,6 @@
-//! What the gate concludes when the upstream refuses a token: whether the token is at
-//! fault, which lease the request tries next, and when a login is worth its cost. A lease
-//! that works somewhere is replaced only by one that was accepted.
+//! The judgement of refused tokens: whether the token is at fault, which lease the request tries next,
+//! and when a login is worth its cost. A lease that is accepted somewhere is replaced only by one that
+//! was accepted.
 //!
 //! Pure: no clock, no sockets; times are milliseconds since the session began. The rules in
 //! words are in docs/LOGIN.md; `tests/login_model` runs them under loom and against a
@@ -19,22 +19,22 @@ use state::{CandidateLease, FallbackLease, JudgementState};
 
 pub(super) type Millis = u64;
 
-/// A token this young may be unknown to some node of the upstream still.
+/// Some nodes of the upstream may not accept a token younger than this yet.
 pub(super) const YOUNG: Millis = 5_000;
-/// After this a request tries a young token once more.
+/// The pause before a request tries a young token once more.
 pub(super) const YOUNG_PAUSE: Millis = 500;
 /// Why a login was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoginCause {
     /// There was no lease, or its renewal was due.
     Renewal,
-    /// A token that works elsewhere was refused.
+    /// A token that is accepted elsewhere was refused.
     Refusal,
-    /// A token was refused that nothing has accepted yet, or nothing any more.
+    /// A token was refused that no request has accepted yet, or none accepts any more.
     Unproven,
 }
 
-/// One token of the session, as far as judging it needs.
+/// What the judgement needs to know of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseFacts {
     pub(crate) generation: u64,
@@ -51,16 +51,16 @@ impl LeaseFacts {
     }
 }
 
-/// Where a new lease goes.
+/// What a new lease becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeasePlacement {
-    /// In use by all from now on.
+    /// In use by all requests from now on.
     Current,
     /// Tried by single requests until one is accepted.
     Candidate,
 }
 
-/// Which lease a request is to carry.
+/// Which lease a request carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaseChoice {
     Current,
@@ -68,13 +68,13 @@ pub(super) enum LeaseChoice {
     Fallback(u64),
 }
 
-/// What an accepted request has settled.
+/// What an accepted request decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SettledOutcome {
     Nothing,
     /// The candidate is the lease in use from now on.
     Promoted(u64),
-    /// The candidate is given up: it was refused where the lease in use is accepted.
+    /// The candidate is rejected: it was refused where the lease in use is accepted.
     Rejected(u64),
 }
 
@@ -87,11 +87,11 @@ pub(super) enum RetryStep {
     AgainAfter(Millis, u64),
     /// Waits until the renewer has probed the token or logged in.
     Await,
-    /// There is no lease in use: one has to come first.
+    /// There is no lease in use: waits for one.
     AwaitLease,
-    /// The token may be at fault, and no login is possible for so long.
+    /// The token may be at fault, and no login is possible for this long.
     Postponed(Millis),
-    /// The refusal concerns the request: no login would help.
+    /// The refusal concerns the request: a login would not help.
     Upheld,
 }
 
@@ -106,16 +106,16 @@ pub(crate) struct LeaseSuspicion {
 #[derive(Debug)]
 pub(crate) struct LeaseJudgement {
     accepted: AcceptedPaths,
-    /// Whether an accepted answer may settle something.
+    /// Whether an accepted response may decide something.
     is_open: AtomicBool,
     /// Whether requests have more than one lease to choose from.
     has_choice: AtomicBool,
     state: Mutex<JudgementState>,
 }
 
-// What requests report and ask.
+// Called by requests.
 impl LeaseJudgement {
-    /// `slots`: paths whose acceptance is remembered.
+    /// `slots`: the number of accepting paths that are remembered.
     pub(crate) fn new(slots: usize, single_active: bool, pacer: SpeculationPacer) -> Self {
         Self {
             accepted: AcceptedPaths::new(slots),
@@ -125,14 +125,13 @@ impl LeaseJudgement {
         }
     }
 
-    /// Whether this acceptance may settle something: `settle` says what. One atomic load
-    /// and a compare for most requests.
+    /// Whether this acceptance may decide something, so that `record_acceptance` must be called. One atomic
+    /// load and a compare for most requests.
     pub(super) fn is_worth_settling(&self, path: PathKey, generation: u64) -> bool {
         self.accepted.note(path, generation) || self.is_open.load(Ordering::Relaxed)
     }
 
-    /// A request with this lease was answered with success. `was_refused`: it was refused
-    /// with another one before.
+    /// A request with this lease succeeded. `was_refused`: it was refused with another lease before.
     pub(super) fn record_acceptance(
         &self,
         path: PathKey,
@@ -159,14 +158,14 @@ impl LeaseJudgement {
         }
     }
 
-    /// Whether a request may have to choose; false: it takes the lease in use.
+    /// Whether a request may have to call `choose`; false: it takes the lease in use.
     pub(super) fn has_choice(&self) -> bool {
         self.has_choice.load(Ordering::Relaxed)
     }
 
-    /// Which lease the next request to `path` carries. A candidate goes to one request at a
-    /// time that can be sent again, and to paths that refuse the lease in use; for a while
-    /// after a renewal the lease before goes to requests that cannot be sent again.
+    /// Which lease the next request to `path` carries. A candidate goes to one repeatable request at a
+    /// time, and to paths that refuse the lease in use. For a while after a renewal the previous lease
+    /// goes to requests that cannot be sent again.
     pub(super) fn choose(&self, path: PathKey, can_repeat: bool, now: Millis) -> LeaseChoice {
         let mut state = lock(&self.state);
         let choice = state.choose(path, can_repeat, now);
@@ -184,7 +183,7 @@ impl LeaseJudgement {
         self.refresh_open(&state);
     }
 
-    /// What `request` does, whose last refusal has been noted.
+    /// The next step of `request`, whose last refusal has been recorded.
     pub(super) fn next_step(&self, request: &mut RefusedRequest, now: Millis) -> RetryStep {
         let is_known = self.accepted.knows(request.path);
         let mut state = lock(&self.state);
@@ -203,7 +202,7 @@ impl LeaseJudgement {
     }
 }
 
-// What the renewer asks and tells.
+// Called by the renewer.
 impl LeaseJudgement {
     pub(crate) fn suspicion(&self) -> Option<LeaseSuspicion> {
         lock(&self.state).suspicion
@@ -230,27 +229,26 @@ impl LeaseJudgement {
         lock(&self.state).pacer.spend(now);
     }
 
-    /// The suspicion led to no lease. Later refusals raise it again.
+    /// The investigation led to no lease. Later refusals raise the suspicion again.
     pub(super) fn drop_suspicion(&self) {
         let mut state = lock(&self.state);
         state.suspicion = None;
         self.refresh_open(&state);
     }
 
-    /// The probe found this generation good.
+    /// The probe accepted this generation.
     pub(crate) fn clear(&self, generation: u64, now: Millis) {
         let mut state = lock(&self.state);
         state.clear(generation, now);
     }
 
-    /// Whether a token that the probe has refused is dead: all nodes must know it by now, and
-    /// nothing has accepted it since.
+    /// Whether a token that the probe has refused is dead: it is so old that all nodes must know it, and no
+    /// request was accepted since.
     pub(super) fn is_dead(&self, generation: u64, since: Millis) -> bool {
         lock(&self.state).is_dead(generation, since)
     }
 
-    /// This generation is dead: nothing uses it any more. A candidate takes the place of the
-    /// lease in use.
+    /// Drops a dead generation. A candidate replaces the lease in use.
     pub(super) fn condemn(&self, generation: u64) {
         let mut state = lock(&self.state);
         state.suspicion = None;
@@ -278,7 +276,7 @@ impl LeaseJudgement {
         known.any(|facts| facts.generation == generation && facts.is_young(now))
     }
 
-    /// A login, or another gate, has brought a lease. `is_proven`: the probe accepted it.
+    /// A login of this or another gateway brought a lease. `is_proven`: the probe accepted it.
     pub(crate) fn offer(&self, facts: LeaseFacts, is_proven: bool) -> LeasePlacement {
         let mut state = lock(&self.state);
         state.suspicion = None;
@@ -310,7 +308,7 @@ impl LeaseJudgement {
         ]
     }
 
-    /// The lease in use has ended: the candidate, if there is one, is all that is left.
+    /// The lease in use has expired: the candidate, if there is one, replaces it.
     pub(super) fn expire(&self, generation: u64) {
         let mut state = lock(&self.state);
         if state
@@ -323,7 +321,7 @@ impl LeaseJudgement {
         }
     }
 
-    /// The operator has changed something or asks for another try: pauses begin anew.
+    /// The operator has changed something or asks for another attempt: pauses begin anew.
     pub(crate) fn forget_pauses(&self) {
         let mut state = lock(&self.state);
         state.pacer.forget_pauses();

@@ -5,35 +5,36 @@ use std::collections::HashMap;
 use super::Millis;
 use super::accepted_paths::PathKey;
 
-/// Paths on record at once; the oldest makes room.
+/// The most paths that are remembered; the oldest is removed for a new one.
 pub(crate) const MAX_PATHS: usize = 256;
-/// So many paths refused in a row, with nothing accepted in between, speak against the token.
+/// This many paths refused in a row, with no request accepted in between, are evidence against the
+/// token.
 const STREAK: u32 = 8;
-/// So many of them, and nothing accepted for so long: the token is not at fault at one path.
+/// This many such paths, and no request accepted for `QUIET`: the fault is not that of one path.
 const SEVERAL: u32 = 2;
 const QUIET: Millis = MINUTE;
-/// A request that was refused so often is not sent again, whatever is known by then.
+/// A request that was refused this often is not sent again.
 const MAX_REFUSALS: usize = 5;
 pub(crate) const MINUTE: Millis = 60_000;
-/// A refusal longer ago has no part in what a path does now.
+/// An older refusal does not count towards the present ones.
 const RECENT: Millis = MINUTE;
-/// How long a path that has never accepted a token is left to refuse what it is shown:
-/// doubled each time, up to the second.
+/// How long a path that has never accepted a token is treated as refusing any token: doubled each time,
+/// from the first value up to the second.
 const UNKNOWN_HABIT: [Millis; 2] = [15 * MINUTE, 240 * MINUTE];
 /// The same for one that has accepted tokens before.
 const KNOWN_HABIT: [Millis; 2] = [2_000, MINUTE];
 
-/// One request on its way through refusals: what it has tried so far.
+/// A refused request, and the leases that it has tried.
 #[derive(Debug)]
 pub struct RefusedRequest {
     pub(crate) path: PathKey,
-    /// When it was refused first; set by the first refusal.
+    /// The time of its first refusal.
     pub(crate) since: Millis,
     /// Whether it can be sent again at all: its body is small enough to be kept.
     pub(crate) can_repeat: bool,
     /// The generation of each refusal.
     tried: Vec<u64>,
-    /// The generation about which it has waited for the renewer's word.
+    /// The generation for which it has waited for the renewer's verdict.
     pub(crate) asked: Option<u64>,
 }
 
@@ -72,7 +73,7 @@ impl RefusedRequest {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RefusedPath {
-    /// The path has accepted nothing since.
+    /// The path has accepted no request since.
     since: Millis,
     /// Its last refusal.
     last: Millis,
@@ -84,13 +85,13 @@ pub(crate) struct RefusedPath {
     habitual_until: Millis,
 }
 
-/// Paths whose last answer was a refusal.
+/// Paths whose last response was a refusal.
 #[derive(Debug, Default)]
 pub(crate) struct RefusedPaths {
     pub(crate) paths: HashMap<PathKey, RefusedPath>,
-    /// New ones among them since anything was accepted.
+    /// The number of paths added since the last accepted request.
     streak: u32,
-    /// When the first of those was refused.
+    /// When the first of those paths refused.
     streak_since: Millis,
 }
 
@@ -125,19 +126,19 @@ impl RefusedPaths {
         self.paths.insert(path, fresh);
     }
 
-    /// Notes that the lease in use was accepted; the generation this path refused last, if
-    /// it was on record.
+    /// Records that the lease in use was accepted. Returns the generation that this path refused last, if
+    /// any.
     pub(crate) fn accepted(&mut self, path: PathKey) -> Option<u64> {
         self.streak = 0;
         self.paths.remove(&path).map(|path| path.generation)
     }
 
-    /// Since when the path has accepted nothing.
+    /// Since when the path has accepted no request.
     pub(crate) fn since(&self, path: PathKey) -> Option<Millis> {
         self.paths.get(&path).map(|path| path.since)
     }
 
-    /// Refusals in a row.
+    /// Consecutive refusals.
     pub(crate) fn count(&self, path: PathKey) -> u32 {
         self.paths.get(&path).map_or(0, |path| path.count)
     }
@@ -146,7 +147,7 @@ impl RefusedPaths {
         self.paths.contains_key(&path)
     }
 
-    /// Whether refusals of this path say nothing about the token for now.
+    /// Whether refusals of this path are no evidence about the token for now.
     pub(crate) fn is_habitual(&self, path: PathKey, now: Millis) -> bool {
         let known = self.paths.get(&path);
         known.is_some_and(|known| now < known.habitual_until)
@@ -174,8 +175,8 @@ impl RefusedPaths {
         self.streak >= STREAK
     }
 
-    /// Whether several paths began to refuse and nothing has been accepted for a while: a path
-    /// that refuses by itself is no such case, as others go on.
+    /// Whether several paths began to refuse and no request has been accepted for a while. A single
+    /// refusing path is no such case, because requests to others are still accepted.
     pub(super) fn is_everything_refused(&self, now: Millis) -> bool {
         self.streak >= SEVERAL && now.saturating_sub(self.streak_since) >= QUIET
     }
@@ -184,7 +185,7 @@ impl RefusedPaths {
         self.streak > 0
     }
 
-    /// Another token is in use: only paths that refuse any token stay on record.
+    /// Another token is in use: only paths that refuse any token are kept.
     pub(super) fn forget_recent(&mut self, now: Millis) {
         self.paths.retain(|_, path| now < path.habitual_until);
         self.streak = 0;

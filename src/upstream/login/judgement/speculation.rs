@@ -1,30 +1,30 @@
-//! How often a refusal may cost a login when nothing proves that the token is at fault.
-//! Numbers only; times are milliseconds since the session began.
+//! How often refusals may cause logins while it is unproven that the token is at fault. Pure; times are
+//! milliseconds since the session began.
 
 use super::Millis;
 
 pub(crate) const SECOND: Millis = 1000;
 pub(crate) const MINUTE: Millis = 60 * SECOND;
 pub(crate) const HOUR: Millis = 60 * MINUTE;
-/// Fruitless logins are forgotten after this long without another one.
+/// The count of fruitless logins is reset after this long without another one.
 const FORGET_AFTER: Millis = 2 * HOUR;
 
-/// Logins that refusals cause in a row are this far apart, doubled each time, up to the
-/// second: an upstream whose nodes learn of tokens late needs no newer one, but time.
+/// The interval between consecutive logins caused by refusals: doubled each time, from the first value
+/// up to the second. An upstream whose nodes accept tokens late needs time, not a newer token.
 const APART: [Millis; 2] = [SECOND, MINUTE];
-/// They are in a row if there is less than this between them.
+/// Logins count as consecutive if there is less than this between them.
 const IN_A_ROW: Millis = 2 * MINUTE;
 
-/// What speaks against a token. Later ones are stronger.
+/// The evidence against a token, from weak to strong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RefusalEvidence {
     /// A path refused it that has never accepted it.
     UnseenPath,
-    /// Several such paths in a row, and nothing was accepted in between.
+    /// Several such paths in a row, with no accepted request in between.
     SeveralPaths,
     /// A path refused it that had accepted it before.
     ChangedMind,
-    /// The same, of several paths, and nothing has been accepted for a minute.
+    /// The same for several paths, and no request was accepted for a minute.
     NothingAccepted,
 }
 
@@ -48,14 +48,14 @@ impl RefusalEvidence {
     }
 }
 
-/// Logins that a refusal may cause: half of the hourly budget, a few at once. The other
-/// half stays for renewals, whatever clients provoke.
+/// The share of the hourly budget that refusals may use: half of it, a part of that at once. The other
+/// half is kept for renewals, whatever clients provoke.
 #[derive(Debug)]
 pub(crate) struct SpeculationPacer {
     capacity: u32,
-    /// Time in which one permit comes back.
+    /// The time in which one permit is refilled.
     refill: Millis,
-    /// Permits spent, in units of `refill`: when the last of them will be back.
+    /// When the last of the spent permits will have been refilled.
     full_at: Millis,
     in_a_row: u32,
     last: Millis,
@@ -64,7 +64,7 @@ pub(crate) struct SpeculationPacer {
 }
 
 impl SpeculationPacer {
-    /// `sharers`: gates that share one login and its budget.
+    /// `sharers`: gateways that share one login and its budget.
     pub(crate) fn new(logins_per_hour: u32, sharers: u32) -> Self {
         let mut pacer = Self {
             capacity: 0,
@@ -79,22 +79,22 @@ impl SpeculationPacer {
         pacer
     }
 
-    /// Other settings; what was spent stays spent.
+    /// Applies other settings; spent permits stay spent.
     pub(crate) fn resize(&mut self, logins_per_hour: u32, sharers: u32) {
         let sharers = sharers.max(1);
         let burst = (logins_per_hour / 4).clamp(1, 10);
-        // Both together are half in any hour, so that a spent share is back in parts.
+        // Both together are at most half in any hour, and a spent share is refilled in parts.
         let per_hour = (logins_per_hour / 2).saturating_sub(burst).max(1);
         self.capacity = (burst / sharers).max(1);
         self.refill = (HOUR / Millis::from(per_hour)).saturating_mul(Millis::from(sharers));
     }
 
-    /// How long until such evidence may cause a login; 0: it may now.
+    /// The wait until such evidence may cause a login; 0: now.
     pub(crate) fn wait(&self, evidence: RefusalEvidence, now: Millis) -> Millis {
         self.pause(evidence, now).max(self.permit_wait(now))
     }
 
-    /// The same without the share of the budget.
+    /// The same without the limit of the share.
     pub(crate) fn pause(&self, evidence: RefusalEvidence, now: Millis) -> Millis {
         let fruitless = match now.saturating_sub(self.last_fruitless) > FORGET_AFTER {
             true => 0,
@@ -125,7 +125,7 @@ impl SpeculationPacer {
         owed.saturating_sub(room)
     }
 
-    /// A login was begun because of a refusal.
+    /// A refusal has caused a login.
     pub(crate) fn spend(&mut self, now: Millis) {
         self.full_at = self.full_at.max(now).saturating_add(self.refill);
         if now.saturating_sub(self.last) > IN_A_ROW {
@@ -135,7 +135,7 @@ impl SpeculationPacer {
         self.last = now;
     }
 
-    /// The token of that login was refused where the one before it was.
+    /// The token of that login was refused in the same place.
     pub(crate) fn was_fruitless(&mut self, now: Millis) {
         if now.saturating_sub(self.last_fruitless) > FORGET_AFTER {
             self.fruitless = 0;
@@ -149,7 +149,7 @@ impl SpeculationPacer {
         self.fruitless = 0;
     }
 
-    /// The operator has changed something: all pauses begin anew.
+    /// The operator has acted: all pauses begin anew.
     pub(crate) fn forget_pauses(&mut self) {
         self.fruitless = 0;
         self.in_a_row = 0;

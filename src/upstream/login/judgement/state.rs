@@ -28,7 +28,7 @@ pub(super) struct CandidateLease {
     pub(crate) facts: LeaseFacts,
     pub(super) trial_until: Millis,
     pub(crate) refusals: usize,
-    /// Not tried again, and not refused again, before.
+    /// Before this it is not tried again, and refusals do not count.
     pub(super) rests_until: Millis,
 }
 
@@ -47,7 +47,7 @@ impl CandidateLease {
 pub(super) struct FallbackLease {
     pub(crate) generation: u64,
     pub(crate) until: Millis,
-    /// Until then it serves requests that cannot be sent again: it is known everywhere.
+    /// Until then it is used for requests that cannot be sent again, because all nodes accept it.
     pub(super) preferred_until: Millis,
 }
 
@@ -61,16 +61,15 @@ pub(super) struct ProbeClearance {
 #[derive(Debug)]
 pub(super) struct JudgementState {
     pub(crate) single_active: bool,
-    /// Whether the renewer can ask the upstream about a token.
+    /// Whether the renewer can probe a token.
     pub(crate) has_probe: bool,
     pub(crate) current: Option<LeaseFacts>,
     pub(crate) candidate: Option<CandidateLease>,
-    /// The lease before the one in use.
+    /// The previous lease.
     pub(crate) fallback: Option<FallbackLease>,
     /// The newest generation that was accepted by a request or by the probe.
     pub(crate) proven: u64,
-    /// When the lease in use was accepted last, as far as that was looked at: while
-    /// something was open.
+    /// When the lease in use was last seen accepted; recorded only while a decision is open.
     pub(super) accepted_at: Millis,
     pub(crate) refused: RefusedPaths,
     pub(crate) suspicion: Option<LeaseSuspicion>,
@@ -98,7 +97,7 @@ impl JudgementState {
         }
     }
 
-    /// `is_old_good`: nothing speaks against the lease before.
+    /// `is_old_good`: there is no evidence against the previous lease.
     pub(super) fn replace_current(&mut self, facts: LeaseFacts, is_old_good: bool, now: Millis) {
         let old = self.current.replace(facts);
         self.candidate = None;
@@ -131,7 +130,7 @@ impl JudgementState {
             // A path that refused the old lease says nothing good about it.
             let is_healed = was_refused || self.refused.accepted(path).is_some();
             if was_refused {
-                // The login has helped.
+                // The login was not fruitless.
                 self.pacer.forget_fruitless();
             }
             self.replace_current(candidate.facts, !is_healed, now);
@@ -226,8 +225,8 @@ impl JudgementState {
         {
             return RetryStep::Again(fallback.generation);
         }
-        // The newest token that was refused here: minted since the trouble began, it is no
-        // better, so this path refuses whatever it is shown.
+        // The newest token was obtained after the refusals began and is refused too: this path refuses any
+        // token.
         let newest = candidate.unwrap_or(current);
         let may_be_early = newest.is_young(now) && !request.has_repeated(newest.generation);
         let since = self.refused.since(request.path).unwrap_or(now);
@@ -278,8 +277,7 @@ impl JudgementState {
             return RetryStep::Await;
         }
         let wait = self.login_wait(generation, evidence, now);
-        // A path that has never worked most likely refuses this request, and no login would
-        // help it.
+        // A path that has never accepted a token most likely refuses this request; a login would not help.
         let postponed = match is_known {
             true => RetryStep::Postponed(wait),
             false => RetryStep::Upheld,
@@ -291,7 +289,7 @@ impl JudgementState {
             if newest.is_young(now) && !has_repeated {
                 return RetryStep::AgainAfter(YOUNG_PAUSE, generation);
             }
-            // Refused once is refused by one node.
+            // A single refusal may be that of one node.
             if is_known && (!has_repeated || self.refused.count(request.path) < 2) {
                 return RetryStep::Again(generation);
             }
@@ -316,7 +314,7 @@ impl JudgementState {
         facts.next().is_some_and(is_mature) && self.accepted_at < since
     }
 
-    /// The probe found this generation good.
+    /// The probe accepted this generation.
     pub(crate) fn clear(&mut self, generation: u64, now: Millis) {
         self.suspicion = None;
         self.proven = self.proven.max(generation);
