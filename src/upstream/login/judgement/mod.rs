@@ -2,8 +2,8 @@
 //! and when a login is worth its cost. A lease that is accepted somewhere is replaced only by one that
 //! was accepted.
 //!
-//! Pure: no clock, no sockets; times are milliseconds since the session began. The rules in
-//! words are in docs/LOGIN.md; `tests/login_model` runs them under loom and against a
+//! Pure: no clock, no sockets; times are milliseconds since the session began. docs/LOGIN.md describes
+//! the rules. `tests/judgement_model.rs` runs them under loom, `upstream/tests/login_model/` against a
 //! simulated upstream.
 
 pub(crate) mod accepted_paths;
