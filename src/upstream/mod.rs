@@ -251,15 +251,24 @@ impl Upstream {
         self.permits.try_acquire(client, is_monitoring)
     }
 
-    /// Stops the tasks of this upstream after a reload has replaced it by `next`. Requests that still use
-    /// it keep its lease.
-    pub async fn retire(&self, next: &Self) {
+    /// Stops the tasks of this upstream after a reload has replaced it by `next`, or removed it. Requests that
+    /// still use it keep its lease.
+    pub async fn retire(&self, next: Option<&Self>) {
         self.stop.drain();
         if let Some(login) = &self.login
-            && !login.is_same(next.login.as_ref())
+            && !login.is_same(next.and_then(|next| next.login.as_ref()))
         {
             login.end().await;
         }
+    }
+
+    /// Sets the gauges that are computed just before a scrape.
+    pub fn refresh_gauges(&self) {
+        if let Some(session) = self.session() {
+            session.refresh_gauges();
+        }
+        let is_up = self.health().outage().is_none();
+        self.metrics.upstream_up.set(i64::from(is_up));
     }
 
     fn has_files(&self) -> bool {

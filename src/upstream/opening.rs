@@ -56,13 +56,10 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// Uses materials that have been read already.
+    /// Uses materials that have been read already; None: they are read when it opens.
     #[must_use]
-    pub fn of(self, materials: UpstreamMaterials) -> Self {
-        Self {
-            materials: Some(materials),
-            ..self
-        }
+    pub fn of(self, materials: Option<UpstreamMaterials>) -> Self {
+        Self { materials, ..self }
     }
 
     /// Uses this name in `Via`.

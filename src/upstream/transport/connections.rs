@@ -51,6 +51,10 @@ where
         }
     }
 
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
     /// The `Via` field of the gateway's own requests.
     pub(crate) fn via(&self) -> &HeaderValue {
         self.upstream.via()
