@@ -64,7 +64,7 @@ impl WorkerContext {
 
 fn connections(live: &LiveRules, tasks: &TaskSet) -> Arc<UpstreamConnections<RequestBody>> {
     let upstream = Arc::clone(&live.upstream);
-    Arc::new(UpstreamConnections::new(upstream, tasks.clone()))
+    Arc::new(UpstreamConnections::new(upstream, tasks))
 }
 
 /// The context with the newest rules.
