@@ -68,12 +68,7 @@ fn connections(
         let mut before = before.iter();
         let kept = before.find(|connections| Arc::ptr_eq(connections.upstream(), upstream));
         kept.map_or_else(
-            || {
-                Arc::new(UpstreamConnections::new(
-                    Arc::clone(upstream),
-                    tasks.clone(),
-                ))
-            },
+            || Arc::new(UpstreamConnections::new(Arc::clone(upstream), tasks)),
             Arc::clone,
         )
     };

@@ -13,8 +13,8 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{self, BaseAddress};
-use crate::lifecycle::{ShutdownSignal, TaskScope};
-use crate::metrics::{Metrics, UpstreamMetrics};
+use crate::lifecycle::ShutdownSignal;
+use crate::metrics::UpstreamMetrics;
 use crate::shares::ShareKey;
 
 mod api_key;
@@ -113,15 +113,6 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Reads the files of trust and API key, and starts the renewer if there is a login.
-    pub fn open(
-        settings: &config::UpstreamConfig,
-        scope: &TaskScope,
-        metrics: &Arc<Metrics>,
-    ) -> Result<Arc<Self>, Error> {
-        UpstreamOpening::new(settings, scope, metrics).open()
-    }
-
     fn build(mut opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
         let settings = opening.settings;
         let metrics = &opening.metrics.upstream(&settings.name);
@@ -131,10 +122,11 @@ impl Upstream {
         let dialer = Arc::new(materials.dialer(settings, &scope));
         let api_key = materials.api_key;
         let own = Arc::new(opening.own_requests(&host, &dialer, metrics));
-        let injection = opening.description.inject.clone();
+        let description = &settings.login_description;
+        let injection = description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
         let login = settings.login.as_ref().map(|login| {
-            let plan = LoginPlan::new(login, &own, probe.clone(), opening.description);
+            let plan = LoginPlan::new(login, &own, probe.clone(), description.clone());
             let scope = LoginScope {
                 tasks: &scope.tasks,
                 stop: opening.scope.stop.child(),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use http::{HeaderValue, Version};
 
 use super::health::UpstreamHealth;
-use super::login::description::LoginDescription;
 use super::login::lease_store::LeaseKeeper;
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
@@ -20,7 +19,6 @@ use crate::via::GatewayVia;
 #[derive(Debug)]
 pub struct UpstreamOpening<'a> {
     pub(super) settings: &'a config::UpstreamConfig,
-    pub(super) description: LoginDescription,
     pub(super) scope: &'a TaskScope,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) keeper: Option<LeaseKeeper>,
@@ -37,22 +35,12 @@ impl<'a> UpstreamOpening<'a> {
     ) -> Self {
         Self {
             settings,
-            description: settings.login_description.clone(),
             scope,
             metrics,
             keeper: None,
             before: None,
             via: None,
             materials: None,
-        }
-    }
-
-    /// For a service with another kind of login.
-    #[must_use]
-    pub fn described(self, description: LoginDescription) -> Self {
-        Self {
-            description,
-            ..self
         }
     }
 

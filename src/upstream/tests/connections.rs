@@ -64,7 +64,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = around.open().unwrap();
-    UpstreamConnections::new(upstream, around.scope.tasks.clone())
+    UpstreamConnections::new(upstream, &around.scope.tasks)
 }
 
 pub(super) async fn text(response: Response<UpstreamResponseBody>) -> String {

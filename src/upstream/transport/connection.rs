@@ -75,7 +75,7 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     /// Whether a byte was received since the last request.
     bytes_received: Arc<AtomicBool>,
     home: Weak<IdlePool<Self>>,
-    open: GaugeGuard,
+    _open: GaugeGuard,
     /// What the upstream has announced in `Keep-Alive`.
     usable_for: Option<Duration>,
     usable_until: Option<Instant>,
@@ -101,7 +101,7 @@ where
         waker.wake_by_ref(); // so that the connection is polled a first time
         Ok(Box::new(Self {
             sender,
-            work: Some(Box::pin(connection.with_upgrades())),
+            work: Some(Box::pin(connection)),
             notify,
             waker,
             alarm: Box::pin(sleep_until(Instant::now() + FAR)),
@@ -109,7 +109,7 @@ where
             progress: UploadProgress::new(),
             bytes_received,
             home,
-            open,
+            _open: open,
             usable_for: None,
             usable_until: None,
         }))
@@ -147,12 +147,6 @@ impl<B> UpstreamConnection<B> {
 
     pub(super) fn progress(&self) -> &UploadProgress {
         &self.progress
-    }
-
-    /// The connection changes its protocol (101): what remains to be done for that, and
-    /// what counts it as open.
-    pub(in crate::upstream) fn release(self) -> (Option<ConnectionFuture>, GaugeGuard) {
-        (self.work, self.open)
     }
 
     /// Records how long the upstream keeps the connection, from a response head that was just received.

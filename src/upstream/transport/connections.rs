@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use tokio::time::Instant;
 use tokio_util::either::Either;
@@ -32,8 +32,6 @@ type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Debug)]
 pub struct UpstreamConnections<B> {
     upstream: Arc<Upstream>,
-    /// Spawns on the worker's own runtime.
-    tasks: TaskSet,
     pub(in crate::upstream) pool: Arc<IdlePool<UpstreamConnection<B>>>,
 }
 
@@ -42,13 +40,10 @@ where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
-    pub fn new(upstream: Arc<Upstream>, tasks: TaskSet) -> Self {
-        let pool = IdlePool::new(upstream.idle_timeout, &tasks);
-        Self {
-            upstream,
-            tasks,
-            pool,
-        }
+    /// `tasks`: those of the worker's own runtime.
+    pub fn new(upstream: Arc<Upstream>, tasks: &TaskSet) -> Self {
+        let pool = IdlePool::new(upstream.idle_timeout, tasks);
+        Self { upstream, pool }
     }
 
     pub fn upstream(&self) -> &Arc<Upstream> {
@@ -214,16 +209,6 @@ where
             health.answered();
         }
         Poll::Ready(match answer {
-            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                let (rest, open) = connection.release();
-                if let Some(rest) = rest {
-                    me.owner.tasks.spawn("upstream tunnel", async move {
-                        let _open = open;
-                        let _ = rest.await; // the tunnel's streams report its end
-                    });
-                }
-                Ok(response.map(UpstreamResponseBody::without_connection))
-            }
             Ok(mut response) => match reframe(&mut response, me.method) {
                 Ok(framing) => {
                     connection.note_head(response.headers());

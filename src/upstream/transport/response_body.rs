@@ -28,14 +28,6 @@ impl UpstreamResponseBody {
         body
     }
 
-    /// The empty body of a response after which the connection no longer speaks HTTP.
-    pub(super) fn without_connection(incoming: Incoming) -> Self {
-        Self {
-            incoming,
-            connection: None,
-        }
-    }
-
     /// Whether the connection was woken since the body was last polled. Until the body is polled
     /// the upstream may wait.
     pub fn has_news(&self) -> bool {
