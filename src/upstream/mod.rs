@@ -50,13 +50,14 @@ pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
-pub use transport::connection::ResponseTimeout;
 pub use transport::connections::UpstreamConnections;
 pub use transport::dialer::{DialError, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
-pub use transport::response_body::UpstreamResponseBody;
+pub use transport::http1::ResponseError;
+pub use transport::http1::connection::ResponseTimeout;
+pub use transport::http1::response_body::UpstreamResponseBody;
 pub use transport::send_error::{SendError, SendErrorKind};
 pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::handshake::HandshakeError;

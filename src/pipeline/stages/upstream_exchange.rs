@@ -101,7 +101,7 @@ impl<'a> Forwarder<'a> {
     async fn send_again(
         &self,
         request: &Inbound<'_>,
-        error: SendError<RequestBody>,
+        error: SendError,
         credential: &UpstreamCredential,
         entry: &mut AccessLogEntry,
     ) -> Result<UpstreamResponse, Rejection> {
@@ -142,20 +142,20 @@ pub(super) async fn probe_status(
 /// The request for a repeat, if the only fault was a dead kept-alive connection.
 fn repeatable(
     request: &Inbound<'_>,
-    error: &SendError<RequestBody>,
+    error: &SendError,
     credential: &UpstreamCredential,
 ) -> Option<Request<RequestBody>> {
     if error.kind != SendErrorKind::DeadConnection {
         return None;
     }
-    if error.unsent.is_none() && !request.is_idempotent() {
+    if !error.is_unsent && !request.is_idempotent() {
         return None;
     }
     let body = request.body().again()?;
     Some(inject(request, body, credential).into_request())
 }
 
-fn rejection(request: &Inbound<'_>, error: SendError<RequestBody>) -> Rejection {
+fn rejection(request: &Inbound<'_>, error: SendError) -> Rejection {
     if let Some(failure) = request.body().failure() {
         return BodyFailure::rejection(failure);
     }
