@@ -97,6 +97,8 @@ pub mod profiles;
 pub mod shares;
 // A waker for futures that outlive the task that polls them.
 mod waker;
+// Files that are read again when they change.
+pub mod watched_files;
 
 // Row 0
 // Pauses between attempts, with jitter.
