@@ -45,6 +45,7 @@ use crate::pipeline::{
 };
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
+use crate::watched_files::ReloadSignal;
 use prepare::prepare;
 use store_bootstrap::StoreBootstrap;
 use upstream_change::PendingUpstream;
@@ -98,6 +99,8 @@ struct ControlParts {
     control: TaskScope,
     bootstrap: StoreBootstrap,
     pending: PendingUpstream,
+    /// Reads all watched files at once.
+    reload_signal: ReloadSignal,
 }
 
 /// Where a running program listens.
@@ -163,6 +166,8 @@ async fn build(
     let via = GatewayVia::random();
     let upstream = UpstreamOpening::new(&config.upstream, control, &metrics);
     let upstream = upstream.of(prepared.upstream).announced_as(&via);
+    let reload_signal = ReloadSignal::default();
+    let upstream = upstream.reloaded_on(&reload_signal);
     let upstream = upstream.keeping(bootstrap.lease_keeper()).open()?;
     let live = first_rules(&config, &bootstrap, upstream, prepared.routes, &metrics);
     let shared = Arc::new(AppState {
@@ -184,6 +189,7 @@ async fn build(
         control: control.clone(),
         bootstrap,
         pending: PendingUpstream::default(),
+        reload_signal,
     };
     admin.open(parts.for_operator());
     Ok(BoundApp {
@@ -311,8 +317,8 @@ impl ControlParts {
         self.control.spawn("token probe", tried);
         for listener in &listeners {
             if let Some(tls) = listener.tls() {
-                let watch =
-                    Arc::clone(tls).watch(self.control.stop.clone(), Arc::clone(&steering.hup));
+                let requests = self.reload_signal.subscribe();
+                let watch = Arc::clone(tls).watch(self.control.stop.clone(), requests);
                 self.control.spawn("certificate watch", watch);
             }
         }
@@ -324,9 +330,11 @@ impl ControlParts {
                 scope: self.control.clone(),
                 on_reload,
                 pending: self.pending.clone(),
+                reload_signal: self.reload_signal.clone(),
             };
-            reload.start(file, Arc::clone(&self.config), Arc::clone(&steering.hup));
+            reload.start(file, Arc::clone(&self.config));
         }
+        self.follow_sighup(&steering.hup);
     }
 }
 
