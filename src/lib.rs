@@ -109,6 +109,8 @@ pub mod clock;
 pub mod error_chain;
 // A hasher for keys that are hashes already.
 pub mod identity_hasher;
+// A timer whose deadline moves often.
+mod lazy_timer;
 // Secrets and where they are read from.
 pub mod secret;
 // Staggered attempts ("Happy Eyeballs").

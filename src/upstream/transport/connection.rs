@@ -6,7 +6,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,8 +15,7 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
-use tokio::task::coop::has_budget_remaining;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::keep_alive::KeepAlive;
@@ -25,6 +24,7 @@ use super::response_body::ConnectionHandle;
 use super::tracked_stream::TrackedStream;
 use super::upload_progress::{SentBody, UploadProgress};
 use crate::error_chain::chain;
+use crate::lazy_timer::LazyTimer;
 use crate::metrics::GaugeGuard;
 use crate::waker::NotifyWaker;
 
@@ -69,8 +69,7 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     notify: Arc<NotifyWaker>,
     /// The waker of `notify`; wakes the task that holds the connection.
     waker: Waker,
-    alarm: Pin<Box<Sleep>>,
-    is_alarm_set: bool,
+    timer: Pin<Box<LazyTimer>>,
     progress: Arc<UploadProgress>,
     /// Whether a byte was received since the last request.
     bytes_received: Arc<AtomicBool>,
@@ -104,8 +103,7 @@ where
             work: Some(Box::pin(connection.with_upgrades())),
             notify,
             waker,
-            alarm: Box::pin(sleep_until(Instant::now() + FAR)),
-            is_alarm_set: false,
+            timer: Box::pin(LazyTimer::new(Instant::now() + FAR)),
             progress: UploadProgress::new(),
             bytes_received,
             home,
@@ -215,30 +213,12 @@ impl<B> UpstreamConnection<B> {
         }
     }
 
-    /// Ready at the deadline. The timer is set to an earlier time at once, but to a later one only when it
-    /// fires: most requests move their deadline and never reach it.
+    /// Ready at the deadline.
     fn poll_late(&mut self, timeout: ResponseTimeout) -> Poll<()> {
-        loop {
-            let due = self.progress.deadline(timeout.first_byte);
-            let due = timeout.until.map_or(due, |until| until.min(due));
-            if due < self.alarm.deadline() {
-                self.alarm.as_mut().reset(due);
-                self.is_alarm_set = false;
-            }
-            if self.is_alarm_set && !self.alarm.is_elapsed() {
-                return Poll::Pending;
-            }
-            // Without tokio's cooperative budget the poll only asks to be repeated, and registers nothing.
-            self.is_alarm_set = has_budget_remaining();
-            let mut cx = Context::from_waker(&self.waker);
-            ready!(self.alarm.as_mut().poll(&mut cx));
-            if due <= Instant::now() {
-                return Poll::Ready(());
-            }
-            self.alarm.as_mut().reset(due);
-            // It has fired, and must be polled to fire again.
-            self.is_alarm_set = false;
-        }
+        let due = self.progress.deadline(timeout.first_byte);
+        let due = timeout.until.map_or(due, |until| until.min(due));
+        let mut cx = Context::from_waker(&self.waker);
+        self.timer.as_mut().poll_until(&mut cx, due)
     }
 }
 

@@ -26,8 +26,8 @@ fn row(module: &str) -> u8 {
         "config" => 2,
         "accept_backoff" | "profiles" | "lifecycle" | "metrics" | "dns" | "shares" | "waker"
         | "watched_files" => 1,
-        "backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered"
-        | "sync" | "via" => 0,
+        "backoff" | "clock" | "error_chain" | "identity_hasher" | "lazy_timer" | "secret"
+        | "staggered" | "sync" | "via" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }
