@@ -14,6 +14,7 @@ use crate::config;
 use crate::lifecycle::TaskScope;
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::via::GatewayVia;
+use crate::watched_files::ReloadSignal;
 
 /// An upstream to be opened.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub struct UpstreamOpening<'a> {
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) keeper: Option<LeaseKeeper>,
     pub(super) before: Option<&'a Upstream>,
+    pub(super) reload_signal: ReloadSignal,
     via: Option<GatewayVia>,
     materials: Option<UpstreamMaterials>,
 }
@@ -39,6 +41,7 @@ impl<'a> UpstreamOpening<'a> {
             metrics,
             keeper: None,
             before: None,
+            reload_signal: ReloadSignal::default(),
             via: None,
             materials: None,
         }
@@ -71,6 +74,15 @@ impl<'a> UpstreamOpening<'a> {
     pub fn after(self, before: &'a Upstream) -> Self {
         Self {
             before: Some(before),
+            ..self
+        }
+    }
+
+    /// Reads the files of trust and API key again on this signal too.
+    #[must_use]
+    pub fn reloaded_on(self, signal: &ReloadSignal) -> Self {
+        Self {
+            reload_signal: signal.clone(),
             ..self
         }
     }

@@ -12,7 +12,7 @@ use crate::metrics::LoginOutcome;
 use crate::secret::SecretSource;
 use crate::upstream::{Error, LoginFailure};
 
-fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
+pub(super) fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
     |call| {
         if call.has_line("Authorization: Basic Z2F0ZXdheTpyaWdodA==") {
             Reply::login("tok", 600)

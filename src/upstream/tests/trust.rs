@@ -223,7 +223,9 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
             port,
             book: AddressBook::new("webapp.example", names(&folder, "", &hosts), &scope),
             memory: AddressMemory::default(),
-            tls: Some(UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap()),
+            tls: Some(Arc::new(
+                UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap(),
+            )),
             limit: PATIENCE,
             upstream,
         };
