@@ -18,7 +18,6 @@ mod access_log;
 mod bench_api;
 mod body;
 mod credential_fault;
-mod digits;
 #[cfg(fuzzing)]
 pub mod fuzz_api;
 mod headers;

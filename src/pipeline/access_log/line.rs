@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::config::LogFormat;
 use crate::logging::TimeText;
-use crate::pipeline::digits::{put_address, put_number};
+use crate::pipeline::peer::put_address;
 
 /// A line being written. Fields appear in the order of the calls.
 pub(super) struct AccessLine<'a> {
@@ -85,7 +85,9 @@ impl<'a> AccessLine<'a> {
 
     pub(in crate::pipeline) fn number(&mut self, key: FieldKey, number: u64) {
         self.key(key);
-        put_number(self.text, number);
+        let mut digits = itoa::Buffer::new();
+        self.text
+            .extend_from_slice(digits.format(number).as_bytes());
     }
 
     pub(super) fn flag(&mut self, key: FieldKey, flag: bool) {
@@ -97,12 +99,11 @@ impl<'a> AccessLine<'a> {
     /// A number of thousandths, written as a decimal fraction.
     pub(super) fn thousandths(&mut self, key: FieldKey, number: u64) {
         self.number(key, number / 1000);
-        let fraction = number % 1000;
+        // The first digit, always 1, keeps the zeros before the others.
+        let mut digits = itoa::Buffer::new();
+        let fraction = &digits.format(1000 + number % 1000).as_bytes()[1..];
         self.text.push(b'.');
-        for unit in [100, 10, 1] {
-            self.text
-                .push(b'0' + u8::try_from(fraction / unit % 10).unwrap_or(0));
-        }
+        self.text.extend_from_slice(fraction);
     }
 
     pub(in crate::pipeline) fn address(&mut self, key: FieldKey, ip: IpAddr) {
