@@ -19,11 +19,11 @@ use crate::shares::ShareKey;
 
 mod api_key;
 mod fair_queue;
-#[cfg(fuzzing)]
-pub mod fuzz_api;
 mod health;
 mod health_prober;
 mod login;
+#[cfg(fuzzing)]
+pub mod login_fuzz;
 mod materials;
 mod opening;
 mod own_requests;

@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 
 use super::route_table::ANY_METHOD;
-use crate::pipeline::body::response_body::ResponseBody;
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;

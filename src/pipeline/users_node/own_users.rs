@@ -13,8 +13,8 @@ use crate::identity::{
     ChangeError, ChangedBy, Client, CreateError, LoginDenied, RemoveError, UserDirectory,
 };
 use crate::metrics::{ClientLoginOutcome, Metrics};
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::body::request_body::RequestBody;
-use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::limit::{Limiter, LoginAttempt, LoginLimited, RateAdmission, RateSubject};
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::stages::credential::basic;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::backoff::LoginBudgets;
 use super::lease_store::{LeaseBinding, LeaseKeeper};
+use super::login_budget::LoginBudgets;
 use super::plan::{LoginPlan, identity};
 use super::renewer::Renewer;
 use super::session::Session;
