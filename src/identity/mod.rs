@@ -12,7 +12,7 @@ mod scope;
 mod users;
 
 pub use key_ring::{KeyError, KeyRing, NewKey};
-pub use key_set::{KeyRefused, KeySet, mint_key};
+pub use key_set::{KeyRefused, KeySet, ListedKey, mint_key};
 pub use password::{HashFailed, Hasher, HasherBusy, PasswordHash, UnusableHash, hash_password};
 pub use scope::{matches, permits};
 pub use users::{
