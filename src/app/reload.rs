@@ -14,13 +14,13 @@ use crate::config::{self, Config};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
-use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
+use crate::upstream::{SealedLeaseStore, Upstream, UpstreamMaterials, UpstreamOpening};
 
 /// What a reload changes.
 #[derive(Debug)]
 pub(super) struct ReloadTargets {
     pub(super) shared: Arc<AppState>,
-    pub(super) lease_keeper: Option<LeaseKeeper>,
+    pub(super) lease_keeper: Option<SealedLeaseStore>,
     pub(super) listeners: Vec<BoundListener>,
     pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
@@ -132,7 +132,7 @@ impl ReloadTargets {
         let keeper = self
             .lease_keeper
             .clone()
-            .map(LeaseKeeper::ignoring_saved_lease);
+            .map(SealedLeaseStore::ignoring_saved_lease);
         UpstreamOpening::new(&config.upstream, &self.scope, metrics)
             .of(materials)
             .announced_as(&self.shared.via)

@@ -202,7 +202,7 @@ where
             return Poll::Ready(Err(SendErrorKind::FirstByteTimeout.into()));
         };
         if answer.is_ok() {
-            health.answered();
+            health.responded();
         }
         Poll::Ready(match answer {
             Ok(mut response) => match reframe(&mut response, me.method) {
