@@ -92,7 +92,7 @@ impl Rejection {
     /// The whole mapping: no other code picks the status of a refusal.
     pub fn mapping(&self) -> ErrorMapping {
         use Blame::{Client, Gateway, Upstream};
-        use ErrorKind::{AccessDenied, InvalidCredentials};
+        use ErrorKind::{AccessDenied, Internal, InvalidCredentials};
         let (status, kind, blame, reason) = match self {
             Self::BadRequest(_) => (400, ErrorKind::InvalidRequest, Client, Reason::BadRequest),
             Self::NoRoute => (404, ErrorKind::NotFound, Client, Reason::NoRoute),
@@ -113,7 +113,7 @@ impl Rejection {
             }
             Self::TargetTooLong => (414, ErrorKind::InvalidRequest, Client, Reason::TooLarge),
             Self::HeadTooLarge => (431, ErrorKind::InvalidRequest, Client, Reason::TooLarge),
-            Self::Loop => (508, ErrorKind::Internal, Gateway, Reason::Loop),
+            Self::Loop => (508, Internal, Gateway, Reason::Loop),
             Self::UpstreamDown(_) => (503, ErrorKind::NotReady, Upstream, Reason::UpstreamDown),
             Self::Overloaded | Self::ShareTaken | Self::UpstreamQueueTimeout(_) => {
                 (503, ErrorKind::Overloaded, Gateway, Reason::Overloaded)
@@ -124,15 +124,13 @@ impl Rejection {
             Self::Unavailable(_) | Self::TokenUnsure(_) => {
                 (503, ErrorKind::NotReady, Gateway, Reason::Store)
             }
-            Self::UpstreamLogin => (502, ErrorKind::Internal, Upstream, Reason::UpstreamLogin),
+            Self::UpstreamLogin => (502, Internal, Upstream, Reason::UpstreamLogin),
             Self::RetryLater => (503, ErrorKind::NotReady, Upstream, Reason::RetryLater),
             Self::Unreachable(_) | Self::BrokeOff(_) => {
-                (502, ErrorKind::Internal, Upstream, Reason::Unreachable)
+                (502, Internal, Upstream, Reason::Unreachable)
             }
-            Self::UpstreamTimeout => (504, ErrorKind::Internal, Upstream, Reason::Timeout),
-            Self::BadUpstreamResponse(_) => {
-                (502, ErrorKind::Internal, Upstream, Reason::BadResponse)
-            }
+            Self::UpstreamTimeout => (504, Internal, Upstream, Reason::Timeout),
+            Self::BadUpstreamResponse(_) => (502, Internal, Upstream, Reason::BadResponse),
             Self::PasswordChangeRequired => (
                 401,
                 ErrorKind::PasswordChangeRequired,
@@ -142,9 +140,9 @@ impl Rejection {
             Self::NotJson => (400, ErrorKind::InvalidRequest, Client, Reason::UsersNode),
             Self::Missing(_) => (400, ErrorKind::ParameterMissing, Client, Reason::UsersNode),
             Self::Invalid(_) => (400, ErrorKind::ParameterInvalid, Client, Reason::UsersNode),
-            Self::UserExists => (500, ErrorKind::Internal, Client, Reason::UsersNode),
+            Self::UserExists => (500, Internal, Client, Reason::UsersNode),
             Self::NoSuchUser => (404, ErrorKind::NotFound, Client, Reason::UsersNode),
-            Self::Internal(_) => (500, ErrorKind::Internal, Gateway, Reason::Internal),
+            Self::Internal(_) => (500, Internal, Gateway, Reason::Internal),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         ErrorMapping {
