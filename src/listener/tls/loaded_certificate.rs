@@ -20,14 +20,14 @@ use crate::listener::Error;
 pub(super) struct LoadedCertificate {
     pub(super) certified: Arc<CertifiedKey>,
     /// DNS names in it, wildcards as `*.example.org`.
-    pub(in crate::listener) names: Vec<String>,
+    pub(super) names: Vec<String>,
     /// Seconds since 1970.
     pub(super) not_before: i64,
-    pub(in crate::listener) not_after: i64,
+    pub(super) not_after: i64,
 }
 
 /// The content of a certificate file and its key file.
-pub(in crate::listener) struct PemFiles {
+pub(super) struct PemFiles {
     certificate: Vec<u8>,
     key: Zeroizing<Vec<u8>>,
 }
@@ -37,7 +37,7 @@ pub(in crate::listener) struct PemFiles {
 pub(super) struct ContentFingerprint([u8; 32]);
 
 /// Reads all files, following symbolic links as they are now.
-pub(in crate::listener) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
+pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
     let bytes = |path: &Path| {
         std::fs::read(path).map_err(|source| Error::Unreadable {
             path: path.to_owned(),
@@ -58,7 +58,7 @@ pub(in crate::listener) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFil
 impl ContentFingerprint {
     /// The fingerprint of what was read, or of the error: a file that stays missing is reported
     /// once, not once a second.
-    pub(in crate::listener) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
+    pub(super) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
             hash.update((bytes.len() as u64).to_be_bytes());
@@ -76,7 +76,7 @@ impl ContentFingerprint {
 }
 
 impl LoadedCertificate {
-    pub(in crate::listener) fn parse(
+    pub(super) fn parse(
         files: &CertificateFiles,
         text: &PemFiles,
         provider: &CryptoProvider,

@@ -25,7 +25,7 @@ pub struct RouteTable {
 pub struct RouteEntry {
     route: Route,
     /// Position in the configured order.
-    pub(in crate::pipeline) index: usize,
+    pub(super) index: usize,
     pub(in crate::pipeline) counts: RouteCounts,
 }
 
