@@ -14,14 +14,14 @@ use crate::config::{self, Config};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
-use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
+use crate::upstream::{SealedLeaseStore, Upstream, UpstreamMaterials, UpstreamOpening};
 use crate::watched_files::ReloadSignal;
 
 /// What a reload changes.
 #[derive(Debug)]
 pub(super) struct ReloadTargets {
     pub(super) shared: Arc<AppState>,
-    pub(super) lease_keeper: Option<LeaseKeeper>,
+    pub(super) lease_keeper: Option<SealedLeaseStore>,
     pub(super) listeners: Vec<BoundListener>,
     pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
@@ -168,7 +168,7 @@ impl ReloadTargets {
             .reloaded_on(&self.reload_signal);
         let opening = match before {
             Some(before) => opening
-                .keeping(keeper.map(LeaseKeeper::ignoring_saved_lease))
+                .keeping(keeper.map(SealedLeaseStore::ignoring_saved_lease))
                 .after(before),
             None => opening.keeping(keeper),
         };

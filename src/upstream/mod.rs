@@ -19,11 +19,11 @@ use crate::watched_files::ReloadSignal;
 
 mod api_key;
 mod fair_queue;
-#[cfg(fuzzing)]
-pub mod fuzz_api;
 mod health;
 mod health_prober;
 mod login;
+#[cfg(fuzzing)]
+pub mod login_fuzz;
 mod materials;
 mod opening;
 mod own_requests;
@@ -43,7 +43,7 @@ pub use login::description::{
 pub use login::judgement::accepted_paths::PathKey;
 pub use login::judgement::refused_paths::RefusedRequest;
 pub use login::lease::Lease;
-pub use login::lease_store::LeaseKeeper;
+pub use login::lease_store::SealedLeaseStore;
 pub use login::session::{RefusalVerdict, Session};
 pub use login::status::{LoginFailure, NoLease, SessionStatus};
 pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
@@ -129,7 +129,7 @@ impl Upstream {
                 tasks: &scope.tasks,
                 stop: opening.scope.stop.child(),
                 metrics,
-                keeper: opening.keeper,
+                lease_store: opening.lease_store,
             };
             let before = opening.before.and_then(|before| before.login.as_ref());
             LoginTask::continue_or_start(before, settings, plan, scope)
@@ -221,7 +221,7 @@ impl Upstream {
     }
 
     /// Waits for an upstream permit.
-    pub async fn turn(
+    pub async fn acquire_permit(
         &self,
         client: ShareKey,
         is_monitoring: bool,
@@ -231,7 +231,11 @@ impl Upstream {
 
     /// A permit without waiting. None: the upstream's health is in doubt, or no permit is free for this
     /// client.
-    pub fn turn_at_once(&self, client: ShareKey, is_monitoring: bool) -> Option<UpstreamPermit> {
+    pub fn try_acquire_permit(
+        &self,
+        client: ShareKey,
+        is_monitoring: bool,
+    ) -> Option<UpstreamPermit> {
         if !self.own.health.is_quiet() {
             return None;
         }

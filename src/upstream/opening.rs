@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Version};
 
 use super::health::UpstreamHealth;
-use super::login::lease_store::LeaseKeeper;
+use super::login::lease_store::SealedLeaseStore;
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::transport::dialer::Dialer;
@@ -22,7 +22,7 @@ pub struct UpstreamOpening<'a> {
     pub(super) settings: &'a config::UpstreamConfig,
     pub(super) scope: &'a TaskScope,
     pub(super) metrics: &'a Arc<Metrics>,
-    pub(super) keeper: Option<LeaseKeeper>,
+    pub(super) lease_store: Option<SealedLeaseStore>,
     pub(super) before: Option<&'a Upstream>,
     pub(super) reload_signal: ReloadSignal,
     via: Option<GatewayVia>,
@@ -39,7 +39,7 @@ impl<'a> UpstreamOpening<'a> {
             settings,
             scope,
             metrics,
-            keeper: None,
+            lease_store: None,
             before: None,
             reload_signal: ReloadSignal::default(),
             via: None,
@@ -64,8 +64,11 @@ impl<'a> UpstreamOpening<'a> {
 
     /// Uses the token of an earlier start, if one was saved.
     #[must_use]
-    pub fn keeping(self, keeper: Option<LeaseKeeper>) -> Self {
-        Self { keeper, ..self }
+    pub fn keeping(self, lease_store: Option<SealedLeaseStore>) -> Self {
+        Self {
+            lease_store,
+            ..self
+        }
     }
 
     /// Replaces `before`: takes over its login if that is the same, and its health record if the address

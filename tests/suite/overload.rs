@@ -27,7 +27,7 @@ async fn a_body_that_arrives_too_slowly_gets_408() {
         "{answer}"
     );
     assert!(answer.contains("\"code\":1025"), "{answer}");
-    eventually("the upstream's turn is free again", async || {
+    eventually("the upstream permit is free again", async || {
         webapp.in_flight() == 0
     })
     .await;

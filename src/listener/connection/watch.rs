@@ -33,7 +33,7 @@ pub(in crate::listener) enum WatchEnd {
 }
 
 /// Why [`ConnectionWatch::run`] returned.
-pub(in crate::listener) enum ConnectionOutcome {
+pub(super) enum ConnectionOutcome {
     End(WatchEnd),
     /// The connection has been idle for a while and can release its buffers.
     Rest,
@@ -106,7 +106,7 @@ impl DeadlineWaker {
 impl ConnectionWatch {
     /// Drives `connection` until it ends, a timeout expires, or it has been idle for a while.
     /// `finish` starts its graceful shutdown; `flush` is called after each poll.
-    pub(in crate::listener) async fn run<C, F>(
+    pub(super) async fn run<C, F>(
         &self,
         mut connection: Pin<&mut C>,
         finish: fn(Pin<&mut C>),
@@ -167,7 +167,7 @@ impl ConnectionWatch {
     }
 
     /// Waits until there is something to read, the idle timeout expires, or a stop is requested.
-    pub(in crate::listener) async fn rest<T: TransportSocket>(&self, stream: &mut T) {
+    pub(super) async fn rest<T: TransportSocket>(&self, stream: &mut T) {
         // The next read reports a failure; a peer that takes no bytes is noticed then too.
         let _ = poll_fn(|cx| Poll::Ready(stream.poll_flush_deferred(cx))).await;
         let idle = self.activity.next_timeout(self.timeouts).map(|(at, _)| at);

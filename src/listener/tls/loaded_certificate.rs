@@ -20,14 +20,14 @@ use crate::watched_files::{FileContent, FileContents};
 pub(super) struct LoadedCertificate {
     pub(super) certified: Arc<CertifiedKey>,
     /// DNS names in it, wildcards as `*.example.org`.
-    pub(in crate::listener) names: Vec<String>,
+    pub(super) names: Vec<String>,
     /// Seconds since 1970.
     pub(super) not_before: i64,
-    pub(in crate::listener) not_after: i64,
+    pub(super) not_after: i64,
 }
 
 /// The content of a certificate file and its key file.
-pub(in crate::listener) struct PemFiles {
+pub(super) struct PemFiles {
     certificate: Zeroizing<Vec<u8>>,
     key: Zeroizing<Vec<u8>>,
 }
@@ -58,7 +58,7 @@ fn bytes(file: FileContent) -> Result<Zeroizing<Vec<u8>>, Error> {
 }
 
 impl LoadedCertificate {
-    pub(in crate::listener) fn parse(
+    pub(super) fn parse(
         files: &CertificateFiles,
         text: &PemFiles,
         provider: &CryptoProvider,

@@ -45,7 +45,7 @@ pub(super) struct RateGuard {
 
 impl RateGuard {
     /// Times a body whose first step is owed by `first`.
-    pub(in crate::pipeline) fn new(rules: RateRules, first: BodySide) -> Self {
+    pub(super) fn new(rules: RateRules, first: BodySide) -> Self {
         Self {
             rules,
             awaited: first,
@@ -56,7 +56,7 @@ impl RateGuard {
         }
     }
 
-    pub(in crate::pipeline) fn awaited(&self) -> BodySide {
+    pub(super) fn awaited(&self) -> BodySide {
         self.awaited
     }
 
@@ -68,7 +68,7 @@ impl RateGuard {
     }
 
     /// Counts `bytes` that have moved; `next` owes the next step from now on.
-    pub(in crate::pipeline) fn record_progress(&mut self, bytes: usize, next: BodySide) {
+    pub(super) fn record_progress(&mut self, bytes: usize, next: BodySide) {
         self.bytes += bytes as u64;
         self.begin(next);
     }
@@ -83,7 +83,7 @@ impl RateGuard {
     }
 
     /// Bytes per second of the time that the client has taken so far.
-    pub(in crate::pipeline) fn rate(&self, now: Instant) -> u64 {
+    pub(super) fn rate(&self, now: Instant) -> u64 {
         let current = match self.awaited {
             BodySide::Client => now.saturating_duration_since(self.since),
             BodySide::Upstream => Duration::ZERO,

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::backoff::{back_off, refused_pause};
 use super::call::{LoginError, LoginGrant};
 use super::judgement::{LeasePlacement, LoginCause};
 use super::lease::Lease;
+use super::login_budget::{back_off, refused_pause};
 use super::renewer::{NextAttempt, Renewer, digest};
 use super::session_control::LeaseOrigin;
 use super::status::{LoginFailure, RenewerPhase};

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::backoff::{LoginBudget, renew_after};
 use super::judgement::{LeasePlacement, LeaseSuspicion, LoginCause};
 use super::lease::Lease;
 use super::lease_store::LeaseBinding;
+use super::login_budget::{LoginBudget, renew_after};
 use super::plan::LoginPlan;
 use super::session::Session;
 use super::session_control::LeaseOrigin;

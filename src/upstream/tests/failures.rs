@@ -264,8 +264,8 @@ async fn turns_are_limited_and_the_queue_has_an_end() {
     around.settings.concurrency = 1;
     let upstream = around.open().unwrap();
     let client = upstream.permits().key("client");
-    let turn = upstream.turn(client, false).await.unwrap();
-    let (crowded, ()) = tokio::join!(upstream.turn(client, false), async {
+    let permit = upstream.acquire_permit(client, false).await.unwrap();
+    let (crowded, ()) = tokio::join!(upstream.acquire_permit(client, false), async {
         eventually("queued", || {
             around
                 .metrics
@@ -285,6 +285,6 @@ async fn turns_are_limited_and_the_queue_has_an_end() {
             .get(),
         0
     );
-    drop(turn);
-    let _turn = upstream.turn(client, false).await.unwrap();
+    drop(permit);
+    let _permit = upstream.acquire_permit(client, false).await.unwrap();
 }

@@ -317,8 +317,8 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     around.settings.queue_timeout = Duration::from_millis(300);
     let upstream = around.open().unwrap();
     let (one, other) = (upstream.permits().key(1), upstream.permits().key(2));
-    let held = upstream.turn(one, false).await.unwrap();
-    let refused = upstream.turn(other, false).await.unwrap_err();
+    let held = upstream.acquire_permit(one, false).await.unwrap();
+    let refused = upstream.acquire_permit(other, false).await.unwrap_err();
     assert_eq!(
         refused.retry_after,
         Duration::from_secs(1),
@@ -345,7 +345,7 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
                 == 40
         })
         .await;
-        upstream.turn(other, false).await
+        upstream.acquire_permit(other, false).await
     };
     let (_, late) = tokio::join!(all, late);
     assert!(late.is_err());
@@ -358,7 +358,7 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
         0
     );
     drop(held);
-    let permit = upstream.turn(other, false).await.unwrap();
+    let permit = upstream.acquire_permit(other, false).await.unwrap();
     assert!(permit.park().is_ok(), "a slow stream gives it back");
-    assert!(upstream.turn(one, false).await.is_ok());
+    assert!(upstream.acquire_permit(one, false).await.is_ok());
 }

@@ -30,7 +30,7 @@ async fn slow_readers_leave_the_others_their_turns() {
     }
     assert_honest_is_served(&gateway, quiet, "64 slow readers").await;
     let metrics = &gateway.metrics;
-    eventually("their turns are free again", async || {
+    eventually("their permits are free again", async || {
         metrics.upstream("main").stalled_streams.get() == 64
     })
     .await;
@@ -156,7 +156,7 @@ async fn uploads_that_trickle_beside_their_responses_hold_no_permit() {
             }
         }));
     }
-    eventually("their turns are free again", async || {
+    eventually("their permits are free again", async || {
         gateway.metrics.upstream("main").stalled_streams.get() == 12
     })
     .await;

@@ -60,7 +60,7 @@ async fn a_connection_without_windows_leaves_permits_for_others() {
         answers.push(answer);
     }
     assert_honest_is_served(&gateway, quiet, "100 streams without window").await;
-    eventually("their turns are free again", async || {
+    eventually("their permits are free again", async || {
         gateway.metrics.upstream("main").stalled_streams.get() == 100
     })
     .await;

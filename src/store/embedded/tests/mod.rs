@@ -1,6 +1,6 @@
 //! The engine's promises: what was answered is there, whatever happens to the disk.
 
-pub(in crate::store) mod disk;
+pub(super) mod disk;
 mod faults;
 mod files;
 mod model;
