@@ -86,7 +86,7 @@ impl DeadlineWaker {
                 current.notify.take_woken()
             }
             _ => {
-                let notify = Arc::new(NotifyWaker::for_task(task.clone()));
+                let notify = Arc::new(NotifyWaker::new(task.clone()));
                 self.0 = Some(RegisteredTask {
                     waker: Waker::from(Arc::clone(&notify)),
                     notify,

@@ -21,5 +21,7 @@ mod request_sender;
 pub(in crate::upstream) mod response_body;
 mod response_error;
 mod response_head;
+#[cfg(test)]
+mod tests;
 
 pub use response_error::ResponseError;
