@@ -97,14 +97,14 @@ fn a_permit_that_is_given_back_wakes_the_request_that_waits_for_it() {
 fn a_request_that_leaves_takes_no_permit_with_it() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(1, 0));
-        let held = queue.try_take(key(1), false).unwrap();
-        assert_eq!(queue.key(held), key(1));
+        let taken = queue.try_take(key(1), false).unwrap();
+        assert_eq!(queue.key(taken), key(1));
         let (leaving, staying) = (queue.enqueue(key(2), false), queue.enqueue(key(3), false));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(queue.poll_permit(leaving, cx).is_pending());
-        let (gone, done) = (Arc::clone(&queue), Arc::clone(&queue));
-        let leaver = thread::spawn(move || gone.leave(leaving));
-        let releaser = thread::spawn(move || done.release(held));
+        let (leaving_queue, done) = (Arc::clone(&queue), Arc::clone(&queue));
+        let leaver = thread::spawn(move || leaving_queue.leave(leaving));
+        let releaser = thread::spawn(move || done.release(taken));
         // Whether the permit had come to the one that left or not, it comes here.
         let slot = block_on(poll_fn(|cx| queue.poll_permit(staying, cx)));
         leaver.join().unwrap();
@@ -118,13 +118,13 @@ fn a_request_that_leaves_takes_no_permit_with_it() {
 fn two_permits_that_end_at_once_serve_two_that_wait() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(2, 0));
-        let held: Vec<_> = (1..3)
+        let taken: Vec<_> = (1..3)
             .map(|client| queue.try_take(key(client), false))
             .collect();
         let waiting: Vec<_> = (3..5)
             .map(|client| queue.enqueue(key(client), false))
             .collect();
-        let releases: Vec<_> = held
+        let releases: Vec<_> = taken
             .into_iter()
             .map(|slot| {
                 let queue = Arc::clone(&queue);
@@ -147,9 +147,9 @@ fn two_permits_that_end_at_once_serve_two_that_wait() {
 fn who_comes_while_a_permit_ends_is_not_left_waiting() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(1, 0));
-        let held = queue.try_take(key(1), false).unwrap();
+        let taken = queue.try_take(key(1), false).unwrap();
         let done = Arc::clone(&queue);
-        let releaser = thread::spawn(move || done.release(held));
+        let releaser = thread::spawn(move || done.release(taken));
         let waiter = queue.enqueue(key(2), false);
         let mut polls = 0;
         let slot = block_on(poll_fn(|cx| {

@@ -62,9 +62,9 @@ impl Operator {
             let request =
                 format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
             tcp.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            tcp.read_to_string(&mut answer).await.unwrap();
-            answer
+            let mut response = String::new();
+            tcp.read_to_string(&mut response).await.unwrap();
+            response
         };
         timeout(Duration::from_secs(10), ask).await.unwrap()
     }

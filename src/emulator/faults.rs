@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 /// How a login responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LoginAnswer {
+pub enum LoginResponse {
     #[default]
     Normal,
     /// A 200 whose JSON is ten megabytes long.
@@ -81,7 +81,7 @@ pub enum Gateway {
 #[serde(default, deny_unknown_fields)]
 pub struct FailLogins {
     pub times: u32,
-    pub how: LoginAnswer,
+    pub how: LoginResponse,
 }
 
 /// All switches. Numbers named `answer_...` or `close_...` count down, one per
@@ -116,7 +116,7 @@ pub struct Switches {
     pub answer_takes_ms: u64,
     /// Pause between the creation of a token and the response with it.
     pub login_takes_ms: u64,
-    pub login_answer: LoginAnswer,
+    pub login_response: LoginResponse,
     pub fail_next_logins: FailLogins,
     pub expiry_form: ExpiryForm,
     pub token_form: TokenForm,
@@ -152,7 +152,7 @@ impl Default for Switches {
             echo: false,
             answer_takes_ms: 0,
             login_takes_ms: 0,
-            login_answer: LoginAnswer::Normal,
+            login_response: LoginResponse::Normal,
             fail_next_logins: FailLogins::default(),
             expiry_form: ExpiryForm::Normal,
             token_form: TokenForm::Normal,
@@ -236,13 +236,13 @@ impl FaultSwitches {
         own
     }
 
-    /// The switches for one login; `login_answer` says how it responds.
+    /// The switches for one login; `login_response` says how it responds.
     pub(super) fn draw_login(&self) -> Switches {
         let mut now = self.now.lock();
         let mut own = *now;
         if now.fail_next_logins.times > 0 {
             now.fail_next_logins.times -= 1;
-            own.login_answer = now.fail_next_logins.how;
+            own.login_response = now.fail_next_logins.how;
         }
         own
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Emulator;
 use super::counts::RequestCounts;
 use super::faults::{
-    ExpiryForm, FailLogins, Gateway, Health, LoginAnswer, LogoutScope, Switches, TokenForm,
+    ExpiryForm, FailLogins, Gateway, Health, LoginResponse, LogoutScope, Switches, TokenForm,
 };
 use crate::secret::Secret;
 
@@ -34,7 +34,7 @@ switches! {
     slow_body: bool => slow_body;
     trailers: bool => trailers;
     echo: bool => echo;
-    login_answer: LoginAnswer => login_answer;
+    login_response: LoginResponse => login_response;
     expiry_form: ExpiryForm => expiry_form;
     token_form: TokenForm => token_form;
     single_token: bool => single_token;
@@ -72,7 +72,7 @@ impl Emulator {
         self.change(|switches| switches.login_takes_ms = millis(pause));
     }
 
-    pub fn fail_next_logins(&self, times: u32, how: LoginAnswer) {
+    pub fn fail_next_logins(&self, times: u32, how: LoginResponse) {
         self.change(|switches| switches.fail_next_logins = FailLogins { times, how });
     }
 

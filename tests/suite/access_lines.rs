@@ -30,7 +30,7 @@ fn running(webapp: &Emulator, setup: &Setup) -> LoggedGate {
     let file = written(folder.path(), webapp, setup, |text| at_ports(&text, ports));
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
-    let program = Program::told(command, ports);
+    let program = Program::with_ports(command, ports);
     program.wait_for("ready to accept");
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     LoggedGate {
@@ -61,12 +61,12 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
     let LoggedGate {
         program, client, ..
     } = &logged(&webapp, "json").await;
-    let answer = client.get("/v1/support?with=query").await;
-    let id = answer.headers()["x-request-id"]
+    let response = client.get("/v1/support?with=query").await;
+    let id = response.headers()["x-request-id"]
         .to_str()
         .unwrap()
         .to_owned();
-    let length = answer.bytes().await.unwrap().len();
+    let length = response.bytes().await.unwrap().len();
     let good = record(program, "/v1/support").await;
     for (field, value) in [
         ("id", Value::from(id)),
@@ -127,12 +127,12 @@ async fn the_line_of_an_incomplete_response_names_the_responsible_party() {
     let url = program.url("/v1/media/generated-200000");
     let token = client.token.as_ref().unwrap();
     let request = client.http.get(url).bearer_auth(token).send();
-    let mut answer = tokio::time::timeout(Duration::from_secs(20), request)
+    let mut response = tokio::time::timeout(Duration::from_secs(20), request)
         .await
         .unwrap()
         .unwrap();
-    answer.chunk().await.unwrap();
-    drop(answer);
+    response.chunk().await.unwrap();
+    drop(response);
     let left = record(program, "/v1/media/generated-200000").await;
     assert_eq!(left["outcome"], "client_disconnected");
 }

@@ -262,20 +262,20 @@ async fn check_creates_no_store_and_changes_none() {
 
     let mut program = Program::serve(&file);
     program.wait_for("ready to accept");
-    let beside = tollgate(&file, &["check"]);
-    assert!(beside.status.success(), "{beside:?}");
-    let said = String::from_utf8(beside.stderr).unwrap();
+    let second = tollgate(&file, &["check"]);
+    assert!(second.status.success(), "{second:?}");
+    let stderr = String::from_utf8(second.stderr).unwrap();
     assert!(
-        said.contains("store.path") && said.contains("is in use"),
-        "{said}"
+        stderr.contains("store.path") && stderr.contains("is in use"),
+        "{stderr}"
     );
     program.signal("KILL");
     assert_eq!(program.wait().code(), None, "killed");
     let before = std::fs::read(&path).unwrap();
     let killed = tollgate(&file, &["check"]);
     assert!(killed.status.success(), "{killed:?}");
-    let said = String::from_utf8(killed.stderr).unwrap();
-    assert!(said.contains("was not closed"), "{said}");
+    let stderr = String::from_utf8(killed.stderr).unwrap();
+    assert!(stderr.contains("was not closed"), "{stderr}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 
     let mut program = Program::serve(&file);
@@ -285,8 +285,8 @@ async fn check_creates_no_store_and_changes_none() {
     let before = std::fs::read(&path).unwrap();
     let closed = tollgate(&file, &["check"]);
     assert!(closed.status.success());
-    let said = String::from_utf8(closed.stderr).unwrap();
-    assert!(!said.contains("store"), "{said}");
+    let stderr = String::from_utf8(closed.stderr).unwrap();
+    assert!(!stderr.contains("store"), "{stderr}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -336,9 +336,9 @@ async fn connect_logs_in_once_and_says_so() {
     assert_eq!(webapp.login_count(), 1);
 
     let kills = Setup::default().upstream("single_active_token = true");
-    let (code, _, said) = connected(&webapp, &kills, crate::harness::WEBAPP_PASSWORD);
+    let (code, _, stderr) = connected(&webapp, &kills, crate::harness::WEBAPP_PASSWORD);
     assert_eq!(code, 0);
-    assert!(said.contains("was not tried"), "{said}");
+    assert!(stderr.contains("was not tried"), "{stderr}");
     assert_eq!(
         webapp.login_count(),
         1,
@@ -349,13 +349,13 @@ async fn connect_logs_in_once_and_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connect_says_why_the_gate_cannot_log_in() {
     let webapp = emulator().await;
-    let (code, _, said) = connected(&webapp, &Setup::default(), "Wrong-Passw0rd!");
+    let (code, _, stderr) = connected(&webapp, &Setup::default(), "Wrong-Passw0rd!");
     assert_eq!(code, 1);
     assert!(
-        said.contains("upstream.main.login") && said.contains("user name or password"),
-        "{said}"
+        stderr.contains("upstream.main.login") && stderr.contains("user name or password"),
+        "{stderr}"
     );
-    assert!(!said.contains("Wrong-Passw0rd!"));
+    assert!(!stderr.contains("Wrong-Passw0rd!"));
 
     let other = emulator().await;
     let folder = tempfile::tempdir().unwrap();

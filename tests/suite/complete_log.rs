@@ -66,8 +66,8 @@ impl LoggingGate {
     async fn is_ready(&self) {
         let url = format!("http://127.0.0.1:{}/readyz", self.operator);
         eventually("the gate to be ready", async || {
-            let answer = reqwest::get(&url).await;
-            answer.is_ok_and(|answer| answer.status() == 200)
+            let response = reqwest::get(&url).await;
+            response.is_ok_and(|response| response.status() == 200)
         })
         .await;
     }
@@ -127,10 +127,10 @@ impl LoggingGate {
         }
     }
 
-    fn said(&mut self) -> String {
+    fn stderr(&mut self) -> String {
         let mut text = String::new();
-        let mut said = self.child.stderr.take().unwrap();
-        said.read_to_string(&mut text).unwrap();
+        let mut stderr = self.child.stderr.take().unwrap();
+        stderr.read_to_string(&mut text).unwrap();
         text
     }
 
@@ -181,7 +181,7 @@ async fn requests_that_end_during_the_drain_have_their_lines_ten_times_of_ten() 
         gate.ask(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
-        assert_eq!(gate.exit_code(), 0, "{}", gate.said());
+        assert_eq!(gate.exit_code(), 0, "{}", gate.stderr());
         let log = gate.log();
         let access = access_lines(&log);
         assert_eq!(access.len(), 8, "round {round}");
@@ -200,7 +200,7 @@ async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
         gate.ask(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
-        assert_eq!(gate.exit_code(), 1, "{}", gate.said());
+        assert_eq!(gate.exit_code(), 1, "{}", gate.stderr());
         let log = gate.log();
         let access = access_lines(&log);
         assert_eq!(access.len(), 8, "round {round}");
@@ -253,7 +253,7 @@ async fn a_slow_reader_gets_every_line() {
             std::thread::sleep(Duration::from_millis(100));
         }
     });
-    assert_eq!(gate.exit_code(), 0, "{}", gate.said());
+    assert_eq!(gate.exit_code(), 0, "{}", gate.stderr());
     let log = parsed(&read.await.unwrap());
     assert_eq!(access_lines(&log).len(), MANY);
     assert_eq!(told_requests(&log), MANY as u64);
@@ -272,10 +272,10 @@ async fn a_reader_that_stops_is_not_waited_for_long_and_the_lost_lines_are_count
     let begin = Instant::now();
     assert_eq!(gate.exit_code(), 1, "not whole");
     assert!(begin.elapsed() < Duration::from_secs(15));
-    let said = gate.said();
-    let lost = said.split(' ').next().unwrap().parse::<usize>();
-    let lost = lost.unwrap_or_else(|_| panic!("no number in {said:?}"));
-    assert!(said.contains("lines of the log were lost"), "{said}");
+    let stderr = gate.stderr();
+    let lost = stderr.split(' ').next().unwrap().parse::<usize>();
+    let lost = lost.unwrap_or_else(|_| panic!("no number in {stderr:?}"));
+    assert!(stderr.contains("lines of the log were lost"), "{stderr}");
     // The content of the pipe, up to the last complete line.
     let mut left = String::new();
     reader.read_to_string(&mut left).unwrap();

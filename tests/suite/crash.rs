@@ -144,7 +144,7 @@ fn digest(text: &str) -> RecordDigest {
 
 /// What the reports of all past rounds say about one token.
 #[derive(Clone, Debug)]
-struct Known {
+struct KnownToken {
     user: String,
     begun: usize,
     done: Option<usize>,
@@ -152,7 +152,7 @@ struct Known {
 
 #[derive(Default)]
 struct Ledger {
-    tokens: BTreeMap<RecordDigest, Known>,
+    tokens: BTreeMap<RecordDigest, KnownToken>,
     /// For each user: when each revocation began, and when it was answered.
     ends: BTreeMap<String, Vec<(usize, Option<usize>)>>,
     keys: BTreeMap<String, (bool, bool)>,
@@ -173,7 +173,7 @@ impl Ledger {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
             ["begin", "login", user, token, _] => {
-                let known = Known {
+                let known = KnownToken {
                     user: user.to_owned(),
                     begun: self.line,
                     done: None,
@@ -204,7 +204,7 @@ impl Ledger {
     }
 
     /// Whether a token must be live, must be dead, or may be either.
-    fn verdict(&self, known: &Known) -> Option<bool> {
+    fn verdict(&self, known: &KnownToken) -> Option<bool> {
         let ends = self.ends.get(&known.user).map_or(&[][..], Vec::as_slice);
         let login = known.done?;
         if ends
@@ -258,9 +258,9 @@ impl Ledger {
 }
 
 /// Pseudo-random numbers, good enough to choose an instant.
-fn random(most: u64) -> u64 {
+fn random(max: u64) -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0) % most
+    RandomState::new().hash_one(0) % max
 }
 
 fn spawn(path: &Path, round: u64) -> Child {
@@ -331,9 +331,9 @@ async fn a_kill_at_any_instant_loses_nothing_answered_and_revives_nothing_ended(
     let mut counts = Counts::default();
     let mut lines = 0;
     for round in 0..rounds() {
-        let said = killed(spawn(&path, round));
-        lines += said.len();
-        said.iter().for_each(|line| ledger.take(line));
+        let acknowledged = killed(spawn(&path, round));
+        lines += acknowledged.len();
+        acknowledged.iter().for_each(|line| ledger.take(line));
         let (tokens, keys) = found(&path).await;
         ledger.check(&tokens, &keys, &mut counts);
     }
@@ -367,8 +367,8 @@ async fn a_killed_gate_knows_its_clients_after_the_restart() {
         for (tokens, status) in [(&live, 200), (&ended, 401)] {
             for token in tokens {
                 let client = client.clone().with_token(token);
-                let answer = client.get(&format!("/v1/users/{ADMIN}")).await;
-                assert_eq!(answer.status().as_u16(), status);
+                let response = client.get(&format!("/v1/users/{ADMIN}")).await;
+                assert_eq!(response.status().as_u16(), status);
             }
         }
         let one = client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;

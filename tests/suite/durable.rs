@@ -37,8 +37,8 @@ async fn create(admin: &Client, name: &str) {
 
 async fn is_known(gateway: &Gateway, client: &Client) -> bool {
     let token = client.token.as_ref().unwrap();
-    let answer = gateway.client().with_token(token).get("/v1/support").await;
-    match answer.status().as_u16() {
+    let response = gateway.client().with_token(token).get("/v1/support").await;
+    match response.status().as_u16() {
         200 => true,
         401 => false,
         other => panic!("status {other}"),
@@ -287,13 +287,13 @@ async fn on_a_full_disk_known_tokens_work_and_changes_get_503_until_there_is_roo
     let mut refused = None;
     for _ in 0..2000 {
         fill();
-        let answer = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
-        if answer.status() == 200 {
-            let answer: serde_json::Value = answer.json().await.unwrap();
-            tokens.push(answer["users"][0]["token"].as_str().unwrap().to_owned());
+        let response = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
+        if response.status() == 200 {
+            let response: serde_json::Value = response.json().await.unwrap();
+            tokens.push(response["users"][0]["token"].as_str().unwrap().to_owned());
             continue;
         }
-        refused = Some(answer);
+        refused = Some(response);
         break;
     }
     let refused = refused.expect("the disk never became full");

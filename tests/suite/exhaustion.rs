@@ -37,7 +37,7 @@ async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers(
     let burnt = program.cpu_ticks() - before;
     // A hundred ticks are a second; two spinning workers would use up to six seconds.
     assert!(burnt < 60, "{burnt} ticks of CPU in three seconds");
-    let said = |text: &str| {
+    let count = |text: &str| {
         program
             .lines()
             .iter()
@@ -45,7 +45,7 @@ async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers(
             .count()
     };
     assert!(
-        said("cannot accept connections") <= 2,
+        count("cannot accept connections") <= 2,
         "once a worker, not once a try"
     );
     assert_eq!(
@@ -59,7 +59,7 @@ async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers(
         let fresh = Client::of(folder.path(), &program.url(""), builder());
         let fresh = fresh.with_token(client.token.as_ref().unwrap());
         let sent = fresh.request(reqwest::Method::GET, "/v1/support").send();
-        sent.await.is_ok_and(|answer| answer.status() == 200)
+        sent.await.is_ok_and(|response| response.status() == 200)
     })
     .await;
     program.wait_for("accepting connections again");

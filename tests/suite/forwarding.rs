@@ -41,17 +41,17 @@ async fn every_route_of_the_profile_is_reached_with_and_without_trailing_slash()
     for (method, path) in nodes {
         for path in [path.to_owned(), format!("{path}/")] {
             let before = webapp.request_count(path.trim_end_matches('/'));
-            let answer = client.request(method.clone(), &path).send().await.unwrap();
+            let response = client.request(method.clone(), &path).send().await.unwrap();
             assert!(
-                answer.status().as_u16() < 500,
+                response.status().as_u16() < 500,
                 "{path}: {}",
-                answer.status()
+                response.status()
             );
             let after = webapp.request_count(path.trim_end_matches('/'));
             assert!(
                 after > before,
                 "{path} did not reach the Webapp: {}",
-                answer.status()
+                response.status()
             );
         }
     }
@@ -145,18 +145,18 @@ async fn two_hundred_megabytes_in_either_direction_take_less_than_two_of_memory(
         let request = client
             .request(Method::POST, "/v1/media")
             .header("content-type", "video/mp4");
-        let answer = request
+        let response = request
             .header("content-length", total)
             .body(pieces(total))
             .send()
             .await
             .unwrap();
-        assert_eq!(answer.status(), 200);
+        assert_eq!(response.status(), 200);
     };
     let download = async |total: usize| {
-        let answer = client.get(&format!("/v1/media/generated-{total}")).await;
-        assert_eq!(answer.status(), 200);
-        let mut body = answer.bytes_stream();
+        let response = client.get(&format!("/v1/media/generated-{total}")).await;
+        assert_eq!(response.status(), 200);
+        let mut body = response.bytes_stream();
         let mut got = 0;
         while let Some(piece) = body.next().await {
             got += piece.unwrap().len();
@@ -182,12 +182,12 @@ async fn a_response_streams_before_it_is_complete_and_a_client_that_leaves_frees
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
     webapp.slow_body(true);
-    let mut answer = client.get("/v1/media/generated-10000000").await;
+    let mut response = client.get("/v1/media/generated-10000000").await;
     assert!(
-        answer.chunk().await.unwrap().is_some(),
+        response.chunk().await.unwrap().is_some(),
         "the first piece arrives alone"
     );
-    drop(answer);
+    drop(response);
     webapp.slow_body(false);
     // The only upstream permit is free again, otherwise this would be refused.
     assert_eq!(client.get("/v1/support").await.status(), 200);
@@ -214,10 +214,10 @@ async fn an_upstream_that_stalls_runs_into_the_timeout() {
     webapp.hang(false);
     webapp.stall_after_headers(true);
     let begin = tokio::time::Instant::now();
-    let answer = client.get("/v1/media/generated-10000000").await;
-    assert_eq!(answer.status(), 200);
+    let response = client.get("/v1/media/generated-10000000").await;
+    assert_eq!(response.status(), 200);
     assert!(
-        answer.bytes().await.is_err(),
+        response.bytes().await.is_err(),
         "cut, and the client can tell"
     );
     assert!(begin.elapsed() < Duration::from_secs(10));
@@ -264,14 +264,14 @@ async fn a_body_over_the_routes_limit_is_refused_by_its_length_or_while_it_arriv
             .request(Method::POST, "/v1/media")
             .header("content-type", "image/png");
         let stated = request.body(vec![0_u8; 2 * 1024 * 1024]).send().await;
-        if let Ok(answer) = stated {
-            assert_eq!(verdict(answer).await, (413, 1009));
+        if let Ok(response) = stated {
+            assert_eq!(verdict(response).await, (413, 1009));
         }
         let request = client
             .request(Method::POST, "/v1/media")
             .header("content-type", "image/png");
-        if let Ok(answer) = request.body(pieces(4 * 1024 * 1024)).send().await {
-            assert_eq!(verdict(answer).await, (413, 1009));
+        if let Ok(response) = request.body(pieces(4 * 1024 * 1024)).send().await {
+            assert_eq!(verdict(response).await, (413, 1009));
         }
     }
     assert_eq!(

@@ -27,24 +27,24 @@ async fn gate(upstream: &FaultyUpstream) -> (Gateway, Client) {
 }
 
 /// The upstream's own 503 is a response like any other.
-async fn is_passed_on(answer: Response) -> bool {
-    let status = answer.status();
-    status == 503 && answer.text().await.unwrap() == "ok"
+async fn is_passed_on(response: Response) -> bool {
+    let status = response.status();
+    status == 503 && response.text().await.unwrap() == "ok"
 }
 
 async fn operator(gateway: &Gateway, path: &str) -> (u16, String) {
-    let answer = reqwest::get(gateway.operator_url(path)).await.unwrap();
-    (answer.status().as_u16(), answer.text().await.unwrap())
+    let response = reqwest::get(gateway.operator_url(path)).await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
 }
 
 /// Sends requests until the breaker is open; every response before is one of `before`.
 async fn until_refused(client: &Client, before: &[u16]) -> Response {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let answer = client.get(BUSY).await;
-        let pause = answer.headers().get("retry-after").cloned();
-        match answer.status().as_u16() {
-            503 => return answer,
+        let response = client.get(BUSY).await;
+        let pause = response.headers().get("retry-after").cloned();
+        match response.status().as_u16() {
+            503 => return response,
             status => assert!(before.contains(&status), "{status}"),
         }
         assert_eq!(
@@ -144,13 +144,13 @@ async fn a_hanging_upstream_is_not_waited_for_and_requests_in_flight_are_not_cut
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_closes_or_does_not_speak_http_counts_as_down() {
-    for (mood, words) in [
+    for (behaviour, words) in [
         (UpstreamState::HangsUp, "closed"),
         (UpstreamState::Babbles, "HTTP"),
     ] {
         let upstream = FaultyUpstream::start(UpstreamState::Well).await;
         let (gateway, client) = gate(&upstream).await;
-        upstream.is(mood);
+        upstream.is(behaviour);
         until_refused(&client, &[502]).await;
         is_told_and_ends(&gateway, &client, &upstream, words).await;
     }
@@ -207,8 +207,8 @@ async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_req
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(6) {
         let all = (0..8).map(|_| client.get(SILENT));
-        for answer in futures_util::future::join_all(all).await {
-            assert_eq!(verdict(answer).await, (504, 1014));
+        for response in futures_util::future::join_all(all).await {
+            assert_eq!(verdict(response).await, (504, 1014));
         }
     }
     assert_eq!(

@@ -195,8 +195,8 @@ access = "token"
             "GET /v1/other HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
         );
         raw.send(head.as_bytes()).await;
-        let answer = raw.read_to_end().await;
-        assert!(answer.contains("\"code\":1006"), "{host}: {answer}");
+        let response = raw.read_to_end().await;
+        assert!(response.contains("\"code\":1006"), "{host}: {response}");
     }
     assert_eq!(webapp.request_count("/"), before, "nothing went up");
 }
@@ -218,7 +218,7 @@ async fn pipelined_requests_are_answered_in_order() {
     let statuses: Vec<&str> = text
         .split("HTTP/1.1 ")
         .skip(1)
-        .map(|answer| &answer[..3])
+        .map(|response| &response[..3])
         .collect();
     assert_eq!(statuses, ["200", "201", "404"], "{text}");
 }
@@ -261,9 +261,9 @@ async fn the_upstream_gets_the_gates_fields_and_none_that_a_client_forged() {
             "traceparent",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         );
-    let answer = request.send().await.unwrap();
-    assert_eq!(answer.status(), 200);
-    let seen: Value = answer.json().await.unwrap();
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let seen: Value = response.json().await.unwrap();
     let seen = &seen["heard"];
     assert_eq!(seen["x-forwarded-for"], "127.0.0.1");
     assert_eq!(seen["x-forwarded-proto"], "https");
@@ -309,9 +309,9 @@ async fn an_echoed_token_is_redacted() {
     let (webapp, gateway, token) = open_gate().await;
     webapp.echo(true);
     let client = gateway.client().with_token(&token);
-    let answer = client.get("/v1/support").await;
-    let head = format!("{:?}", answer.headers());
-    let text = answer.text().await.unwrap();
+    let response = client.get("/v1/support").await;
+    let head = format!("{:?}", response.headers());
+    let text = response.text().await.unwrap();
     assert!(text.contains("echo"), "{text}");
     let tokens = webapp.live_tokens();
     assert!(!tokens.is_empty());

@@ -26,27 +26,27 @@ async fn an_exhausted_limit_says_when_to_retry() {
     let gateway = Gateway::with(&webapp, Setup::default().rest(OWN)).await;
     let client = gateway.admin().await;
     for left in [2, 1, 0] {
-        let answer = client.get("/v1/support").await;
-        assert_eq!(answer.status(), 200);
-        let facts = answer.headers()["ratelimit"].to_str().unwrap().to_owned();
+        let response = client.get("/v1/support").await;
+        assert_eq!(response.status(), 200);
+        let facts = response.headers()["ratelimit"].to_str().unwrap().to_owned();
         assert!(facts.contains(&format!("r={left}")), "{facts}");
         assert!(
-            answer.headers()["ratelimit-policy"]
+            response.headers()["ratelimit-policy"]
                 .to_str()
                 .unwrap()
                 .contains("\"mine\";q=3")
         );
     }
     let before = webapp.request_count("/v1/support");
-    let answer = client.get("/v1/support").await;
-    let wait: u64 = answer.headers()["retry-after"]
+    let response = client.get("/v1/support").await;
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((50..=60).contains(&wait), "{wait}");
-    assert!(answer.headers().contains_key("ratelimit"));
-    assert_eq!(verdict(answer).await, (429, 1015));
+    assert!(response.headers().contains_key("ratelimit"));
+    assert_eq!(verdict(response).await, (429, 1015));
     assert_eq!(webapp.request_count("/v1/support"), before);
     assert_eq!(
         client.get("/v1/health").await.status(),
@@ -141,7 +141,7 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
         load.push(tokio::spawn(async move {
             let (mut good, mut refused) = (0, 0);
             while begin.elapsed() < Duration::from_secs(6) {
-                let answer = match worker % 4 {
+                let response = match worker % 4 {
                     0 | 1 => client.post("/v1/messages", &text).await,
                     2 => client.get("/v1/health").await,
                     _ => client
@@ -150,10 +150,10 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
                         .await
                         .unwrap(),
                 };
-                let own = answer.headers().contains_key("ratelimit");
-                let status = answer.status().as_u16();
+                let own = response.headers().contains_key("ratelimit");
+                let status = response.status().as_u16();
                 // An unread body resets its stream, and a flood of resets ends the connection.
-                answer.bytes().await.unwrap();
+                response.bytes().await.unwrap();
                 match status {
                     429 => {
                         assert!(own, "this 429 is the gate's, not the Webapp's");

@@ -205,13 +205,13 @@ async fn upstream() -> u16 {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            tokio::spawn(answer(tcp));
+            tokio::spawn(response(tcp));
         }
     });
     port
 }
 
-async fn answer(mut tcp: TcpStream) -> Option<()> {
+async fn response(mut tcp: TcpStream) -> Option<()> {
     let large = vec![b'x'; ANSWER];
     loop {
         let head = read_head(&mut tcp).await?;

@@ -20,13 +20,13 @@ async fn a_body_that_arrives_too_slowly_gets_408() {
         "POST /v1/messages HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{\"to\":"
     );
     raw.send(head.as_bytes()).await;
-    let answer = raw.read_to_end().await;
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let response = raw.read_to_end().await;
+    assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
     assert!(
-        answer.to_ascii_lowercase().contains("connection: close"),
-        "{answer}"
+        response.to_ascii_lowercase().contains("connection: close"),
+        "{response}"
     );
-    assert!(answer.contains("\"code\":1025"), "{answer}");
+    assert!(response.contains("\"code\":1025"), "{response}");
     eventually("the upstream's turn is free again", async || {
         webapp.in_flight() == 0
     })

@@ -85,9 +85,9 @@ async fn a_change_by_an_admin_or_at_a_login_ends_all_earlier_tokens() {
     let old = gateway.client().logged_in("worker", NEW).await;
     let client = gateway.client();
     let body = r#"{"new_password":"Third:Passw0rd:3"}"#;
-    let answer = client.login_with("worker", NEW, body).await;
-    let answer: Value = answer.json().await.unwrap();
-    let fresh = answer["users"][0]["token"].as_str().unwrap();
+    let response = client.login_with("worker", NEW, body).await;
+    let response: Value = response.json().await.unwrap();
+    let fresh = response["users"][0]["token"].as_str().unwrap();
     assert!(is_good(&gateway.client().with_token(fresh)).await);
     assert!(!is_good(&old).await);
 }
@@ -107,9 +107,9 @@ async fn no_concurrent_login_with_the_old_password_survives_the_change() {
             .map(|_| {
                 let client = gateway.client();
                 tokio::spawn(async move {
-                    let answer = client.login("worker", old).await;
-                    let answer: Value = answer.json().await.unwrap();
-                    answer["users"][0]["token"].as_str().map(str::to_owned)
+                    let response = client.login("worker", old).await;
+                    let response: Value = response.json().await.unwrap();
+                    response["users"][0]["token"].as_str().map(str::to_owned)
                 })
             })
             .collect();
@@ -186,9 +186,9 @@ async fn a_password_changed_at_the_webapp_through_the_gate_ends_tokens_at_the_ga
     let old = gateway.client().logged_in("worker", NEW).await;
     let body = r#"{"new_password":"Third:Passw0rd:3"}"#;
     let client = gateway.client();
-    let answer = client.login_with("worker", NEW, body).await;
-    let answer: Value = answer.json().await.unwrap();
-    let fresh = answer["users"][0]["token"].as_str().unwrap();
+    let response = client.login_with("worker", NEW, body).await;
+    let response: Value = response.json().await.unwrap();
+    let fresh = response["users"][0]["token"].as_str().unwrap();
     assert!(is_good(&client.with_token(fresh)).await);
     assert!(!is_good(&old).await && is_good(&admin).await);
 }
@@ -241,8 +241,8 @@ async fn only_the_operator_can_end_one_users_tokens() {
         (Method::DELETE, "/users", 404),
         (Method::DELETE, "/users/worker/keys", 404),
     ] {
-        let answer = ask_operator(&gateway, method, path).await;
-        assert_eq!(answer.status().as_u16(), status, "{path}");
+        let response = ask_operator(&gateway, method, path).await;
+        assert_eq!(response.status().as_u16(), status, "{path}");
     }
     let gateway = gateway.restart().await;
     assert!(!is_good(&at(&gateway, &one)).await, "for good");

@@ -54,9 +54,9 @@ fn is_told(gateway: &Gateway) -> bool {
 }
 
 async fn notes(gateway: &Gateway) -> String {
-    let answer = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
-    assert_eq!(answer.status(), 200, "requests succeed all the same");
-    answer.text().await.unwrap()
+    let response = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+    assert_eq!(response.status(), 200, "requests succeed all the same");
+    response.text().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,12 +57,12 @@ async fn a_logout_ends_all_of_the_users_tokens_at_the_gate_at_once() {
     let gateway = relay(&webapp, "").await;
     let one = logged_in(&gateway).await;
     let two = logged_in(&gateway).await;
-    let answer = one
+    let response = one
         .request(Method::POST, "/v1/users/logout")
         .send()
         .await
         .unwrap();
-    assert_eq!(answer.status(), 200);
+    assert_eq!(response.status(), 200);
     let before = webapp.request_count("/v1/support");
     for client in [one, two] {
         assert_eq!(verdict(client.get("/v1/support").await).await, (401, 1005));
@@ -178,9 +178,9 @@ async fn an_older_token_is_probed_once_and_a_refusal_is_remembered() {
     let other = gateway
         .client()
         .with_token(webapp.mint_token("admin").unwrap().expose());
-    let answer = other.get("/v1/support").await;
+    let response = other.get("/v1/support").await;
     assert_eq!(
-        verdict(answer).await,
+        verdict(response).await,
         (503, 1011),
         "no verdict is not a refusal"
     );

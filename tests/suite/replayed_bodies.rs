@@ -34,7 +34,7 @@ async fn a_body_in_many_small_pieces_is_repeated_unchanged() {
         raw.send(piece).await;
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
-    let answer = raw.read_to_end().await;
-    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    let response = raw.read_to_end().await;
+    assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
     assert_eq!(webapp.login_count(), 2, "it was refused once");
 }

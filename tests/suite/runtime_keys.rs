@@ -45,16 +45,16 @@ async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>)
 }
 
 async fn list(gateway: &Gateway) -> Vec<Value> {
-    let answer = ask(gateway, Method::GET, "/keys", None).await;
-    assert_eq!(answer.status(), 200);
-    let answer: Value = answer.json().await.unwrap();
-    answer["keys"].as_array().unwrap().clone()
+    let response = ask(gateway, Method::GET, "/keys", None).await;
+    assert_eq!(response.status(), 200);
+    let response: Value = response.json().await.unwrap();
+    response["keys"].as_array().unwrap().clone()
 }
 
 async fn status(gateway: &Gateway, key: &str, path: &str) -> u16 {
     let request = gateway.client().request(Method::GET, path);
-    let answer = request.header("x-api-key", key).send().await.unwrap();
-    answer.status().as_u16()
+    let response = request.header("x-api-key", key).send().await.unwrap();
+    response.status().as_u16()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,11 +64,11 @@ async fn a_key_made_at_run_time_works_at_once_survives_a_restart_and_ends_at_onc
         "name": "bot", "paths": ["/v1/support"], "methods": ["GET"],
         "expires": "2099-12-31T23:59:59Z",
     });
-    let answer = ask(&gateway, Method::POST, "/keys", Some(body.clone())).await;
-    assert_eq!(answer.status(), 201);
-    assert_eq!(answer.headers()["cache-control"], "no-store");
-    let answer: Value = answer.json().await.unwrap();
-    let key = answer["key"].as_str().unwrap().to_owned();
+    let response = ask(&gateway, Method::POST, "/keys", Some(body.clone())).await;
+    assert_eq!(response.status(), 201);
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    let response: Value = response.json().await.unwrap();
+    let key = response["key"].as_str().unwrap().to_owned();
     assert_eq!(status(&gateway, &key, "/v1/support").await, 200);
     assert_eq!(status(&gateway, &key, "/v1/health").await, 403);
     assert_eq!(status(&gateway, WRITTEN, "/v1/health").await, 200);
@@ -105,9 +105,9 @@ async fn a_key_made_at_run_time_works_at_once_survives_a_restart_and_ends_at_onc
 async fn a_key_made_at_run_time_can_have_a_limit_of_its_own() {
     let gateway = gateway().await;
     let body = json!({ "name": "slow", "paths": ["/v1/support"], "limit": "1/h burst 2" });
-    let answer = ask(&gateway, Method::POST, "/keys", Some(body)).await;
-    let answer: Value = answer.json().await.unwrap();
-    let key = answer["key"].as_str().unwrap().to_owned();
+    let response = ask(&gateway, Method::POST, "/keys", Some(body)).await;
+    let response: Value = response.json().await.unwrap();
+    let key = response["key"].as_str().unwrap().to_owned();
     let gateway = gateway.restart().await;
     for expected in [200, 200, 429] {
         assert_eq!(status(&gateway, &key, "/v1/support").await, expected);
@@ -155,15 +155,15 @@ async fn without_the_operators_token_keys_cannot_be_listed_or_made() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for shown in ["", "Bearer ", "Bearer wrong", &format!("Basic {TOKEN}")] {
         let request = client.get(with.operator_url("/keys"));
-        let answer = request.header("authorization", shown).send().await.unwrap();
-        assert_eq!(answer.status(), 401, "{shown}");
-        assert!(answer.headers().contains_key("www-authenticate"));
+        let response = request.header("authorization", shown).send().await.unwrap();
+        assert_eq!(response.status(), 401, "{shown}");
+        assert!(response.headers().contains_key("www-authenticate"));
     }
     let webapp = emulator().await;
     let without = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
-    let answer = ask(&without, Method::GET, "/keys", None).await;
-    assert_eq!(answer.status(), 403);
-    assert!(answer.text().await.unwrap().contains("[operator] token"));
+    let response = ask(&without, Method::GET, "/keys", None).await;
+    assert_eq!(response.status(), 403);
+    assert!(response.text().await.unwrap().contains("[operator] token"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

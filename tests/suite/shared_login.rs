@@ -64,15 +64,18 @@ async fn many_paths_methods_or_bodies_that_get_401_do_not_end_the_login() {
         assert_eq!(client.send(Method::DELETE, "/ok", vec![]).await, 502);
         // More than is kept: judged before the client has to send it again.
         let large = vec![7; 300_000];
-        let answer = client.answer(Method::POST, "/bad/upload", large).await;
-        assert!(matches!(answer.status().as_u16(), 502 | 503), "{answer:?}");
+        let response = client.response(Method::POST, "/bad/upload", large).await;
+        assert!(
+            matches!(response.status().as_u16(), 502 | 503),
+            "{response:?}"
+        );
         assert_eq!(client.get("/ok").await, 200);
     }
     assert!(upstream.logins() <= 3, "{} logins", upstream.logins());
-    let answer = client
-        .answer(Method::POST, "/bad/upload", vec![7; 300_000])
+    let response = client
+        .response(Method::POST, "/bad/upload", vec![7; 300_000])
         .await;
-    assert_eq!(answer.status(), 502, "not asked for again for ever");
+    assert_eq!(response.status(), 502, "not asked for again for ever");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,14 +145,14 @@ async fn a_renewal_with_a_bad_token_changes_nothing_while_the_old_one_is_good() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrongly_refused_login_is_retried_on_sighup_and_on_a_reload() {
-    for answer in [401, 403] {
+    for response in [401, 403] {
         let upstream = LoginUpstream::start(|_| 200).await;
         upstream.logins_answer(move |nth| match nth {
-            1 => LoginReply::Status(answer),
+            1 => LoginReply::Status(response),
             _ => LoginReply::Token(3600),
         });
         let (gateway, client) = gate_before(&upstream, "").await;
-        if answer == 401 {
+        if response == 401 {
             assert_eq!(client.get("/a").await, 503);
         }
         gateway.steering.hup.notify_waiters();

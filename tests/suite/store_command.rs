@@ -131,9 +131,9 @@ async fn a_start_that_cannot_use_its_store_ends_with_a_message_and_changes_nothi
         ),
     ] {
         std::fs::write(&store, content).unwrap();
-        let said = bad(&file, &["serve"], b"");
-        assert!(said.contains(expected), "{said}");
-        assert!(said.contains(store.to_str().unwrap()), "{said}");
+        let message = bad(&file, &["serve"], b"");
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains(store.to_str().unwrap()), "{message}");
         assert_eq!(std::fs::read(&store).unwrap(), content);
     }
     std::fs::remove_file(&store).unwrap();
@@ -143,20 +143,20 @@ async fn a_start_that_cannot_use_its_store_ends_with_a_message_and_changes_nothi
     let config = std::fs::read_to_string(&file).unwrap();
     let lost = format!("{config}\n[store]\npath = \"no/such/folder/gate.redb\"\n");
     std::fs::write(&file, lost).unwrap();
-    let said = bad(&file, &["serve"], b"");
-    assert!(said.contains("make its folder"), "{said}");
+    let message = bad(&file, &["serve"], b"");
+    assert!(message.contains("make its folder"), "{message}");
     let memory = format!("{config}\n[store]\npath = \"memory\"\n");
     std::fs::write(&file, memory).unwrap();
-    let said = bad(&file, &["store", "export"], b"");
-    assert!(said.contains("nothing is kept"), "{said}");
+    let message = bad(&file, &["store", "export"], b"");
+    assert!(message.contains("nothing is kept"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_gate_on_the_same_store_ends_at_once() {
     let (_folder, file) = folder().await;
     let mut program = Program::serve(&file);
-    let said = bad(&file, &["serve"], b"");
-    assert!(said.contains("in use by another process"), "{said}");
+    let message = bad(&file, &["serve"], b"");
+    assert!(message.contains("in use by another process"), "{message}");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0));
 }
@@ -179,9 +179,12 @@ async fn a_read_only_disk_is_reported_at_the_start() {
         return;
     }
     let is_read_only = mount(&["-o", "remount,bind,ro"]);
-    let said = run(&file, &["serve"], b"");
-    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    let message = run(&file, &["serve"], b"");
+    let message = String::from_utf8_lossy(&message.stderr).into_owned();
     let unmounted = Command::new("umount").arg(&data).status().unwrap();
     assert!(is_read_only && unmounted.success());
-    assert!(said.contains("on a disk that can be written"), "{said}");
+    assert!(
+        message.contains("on a disk that can be written"),
+        "{message}"
+    );
 }

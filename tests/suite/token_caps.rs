@@ -87,14 +87,14 @@ async fn a_login_refused_at_the_cap_gets_the_true_retry_after() {
     let users = "max_tokens_per_user = 2\nat_token_cap = \"refuse\"\ntoken_lifetime = \"3d\"";
     let gateway = Gateway::with(&webapp, capped(users)).await;
     let kept = careless(&gateway, ADMIN_PASSWORD, 2).await;
-    let answer = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
-    let wait: u64 = answer.headers()["retry-after"]
+    let response = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((259_100..=259_202).contains(&wait), "{wait}");
-    assert_eq!(verdict(answer).await, (429, 1015));
+    assert_eq!(verdict(response).await, (429, 1015));
     for client in &kept {
         assert!(works(client).await, "no client lost a token");
     }
@@ -119,14 +119,14 @@ async fn one_user_cannot_use_up_all_tokens() {
     }
     assert_eq!(gateway.metrics.tokens.get(), 12);
     assert!(gateway.metrics.token_cap_warnings.value(TokenCap::All) >= 2);
-    let answer = gateway.client().login("dora", ADMIN_PASSWORD).await;
-    let wait: u64 = answer.headers()["retry-after"]
+    let response = gateway.client().login("dora", ADMIN_PASSWORD).await;
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((3500..=3602).contains(&wait), "{wait}");
-    assert_eq!(verdict(answer).await, (429, 1015));
+    assert_eq!(verdict(response).await, (429, 1015));
     // A user with tokens still gets a new one in place of an old one.
     gateway.client().logged_in("anna", ADMIN_PASSWORD).await;
     assert_eq!(gateway.metrics.tokens.get(), 12);
@@ -186,8 +186,8 @@ async fn gates_with_a_shared_store_share_the_cap() {
     assert_eq!(live, 4);
     // A logout ends all remaining tokens, and the next user of that name starts with none.
     let admin = gates[0].client().with_token(&clients[9]);
-    let answer = admin.request(Method::POST, "/v1/users/logout").send().await;
-    assert_eq!(answer.unwrap().status(), 200);
+    let response = admin.request(Method::POST, "/v1/users/logout").send().await;
+    assert_eq!(response.unwrap().status(), 200);
     for _ in 0..5 {
         gates[1].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
     }
@@ -208,9 +208,9 @@ async fn the_log_names_a_user_near_the_cap_once() {
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     for number in 0..9 {
-        let answer = client.login(ADMIN, ADMIN_PASSWORD).await;
-        let answer: Value = answer.json().await.unwrap();
-        assert!(answer["users"][0]["token"].is_string(), "login {number}");
+        let response = client.login(ADMIN, ADMIN_PASSWORD).await;
+        let response: Value = response.json().await.unwrap();
+        assert!(response["users"][0]["token"].is_string(), "login {number}");
     }
     program.signal("TERM");
     program.wait();

@@ -44,8 +44,8 @@ async fn status(gateway: &Gateway, token: &str) -> u16 {
 }
 
 async fn page(gateway: &Gateway, path: &str) -> String {
-    let answer = reqwest::get(gateway.operator_url(path)).await.unwrap();
-    answer.text().await.unwrap()
+    let response = reqwest::get(gateway.operator_url(path)).await.unwrap();
+    response.text().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,8 +181,8 @@ async fn a_probed_token_is_a_client_of_its_own_whatever_its_claims() {
     let admin = gateway.client().logged_in("admin", "whatever").await;
     assert_eq!(admin.get("/v1/support").await.status(), 200);
     let gone = gateway.client().with_token(&tokens[0]);
-    let answer = gone.post("/v1/users/logout", &json!({})).await;
-    assert_eq!(answer.status(), 200);
+    let response = gone.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(response.status(), 200);
     eventually("seven asked ones and admin's", async || {
         gateway.metrics.tokens.get() == 8
     })

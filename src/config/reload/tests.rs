@@ -26,7 +26,7 @@ struct Watched {
 
 #[derive(Debug, thiserror::Error)]
 #[error("no such luck")]
-struct NoLuck;
+struct ApplyFailed;
 
 impl Watched {
     fn start(name: &str, every: Duration, app_agrees: bool) -> Self {
@@ -40,14 +40,14 @@ impl Watched {
         let stop = ShutdownSignal::default();
         let mut watcher = ConfigWatcher::new(path, Arc::clone(&metrics), requests);
         watcher.every = every;
-        let (tell, applied) = mpsc::unbounded_channel();
+        let (sender, applied) = mpsc::unbounded_channel();
         let apply = move |config: Arc<Config>| {
-            let tell = tell.clone();
+            let sender = sender.clone();
             async move {
                 if !app_agrees {
-                    return Err(NoLuck);
+                    return Err(ApplyFailed);
                 }
-                let _ = tell.send(config);
+                let _ = sender.send(config);
                 Ok(())
             }
         };
@@ -180,6 +180,6 @@ fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
         refused.to_string(),
         "gate.toml: 2 problems\n  3  listener[0].tls    is of no use\n  8  upstream.main.url  is of no use"
     );
-    let other = watcher.refused(NoLuck.into(), &loaded.lines);
+    let other = watcher.refused(ApplyFailed.into(), &loaded.lines);
     assert!(matches!(other, ReloadRefused::Unusable(_)));
 }

@@ -22,16 +22,16 @@ pub(crate) fn switched_on(example: &str) -> Vec<String> {
     let switch = |line: &&str| commented(line).unwrap_or(line).to_owned();
     let all: Vec<String> = lines.iter().map(switch).collect();
     let mut texts = vec![all.join("\n")];
-    for (place, line) in lines.iter().enumerate() {
+    for (index, line) in lines.iter().enumerate() {
         let Some(alternative) = line.strip_prefix("# or: ") else {
             continue;
         };
         let mut other = all.clone();
-        let above = (0..place)
+        let above = (0..index)
             .rev()
             .find(|&above| !lines[above].starts_with("# or: "));
         other[above.unwrap()] = String::new();
-        other[place] = alternative.to_owned();
+        other[index] = alternative.to_owned();
         texts.push(other.join("\n"));
     }
     texts

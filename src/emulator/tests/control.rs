@@ -34,7 +34,7 @@ async fn switches_are_set_by_name_all_or_none() {
     for bad in [
         r#"{"hang":true,"hangg":true}"#,
         r#"{"hang":"yes"}"#,
-        r#"{"login_answer":"sideways"}"#,
+        r#"{"login_response":"sideways"}"#,
         "[]",
         "{",
         "",
@@ -100,8 +100,8 @@ async fn throw(bench: &Bench, bytes: &[u8]) {
     // It may hang up before it has heard all.
     let _ = tcp.write_all(bytes).await;
     let _ = tcp.shutdown().await;
-    let mut answer = Vec::new();
-    let read = tcp.read_to_end(&mut answer);
+    let mut response = Vec::new();
+    let read = tcp.read_to_end(&mut response);
     let _ = tokio::time::timeout(Duration::from_secs(10), read).await;
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::emulator::{ExpiryForm, LoginAnswer, TokenForm};
+use crate::emulator::{ExpiryForm, LoginResponse, TokenForm};
 use crate::profiles::parse_expiry;
 use tokio::time::{Instant, timeout};
 
@@ -10,11 +10,11 @@ async fn the_next_logins_fail_and_the_one_after_does_not() {
     let bench = Bench::start().await;
     let fail = |how| bench.emulator.fail_next_logins(1, how);
     for (how, face) in [
-        (LoginAnswer::Status(500), (500, 1014)),
-        (LoginAnswer::Status(503), (503, 1016)),
-        (LoginAnswer::Status(429), (429, 1015)),
-        (LoginAnswer::Status(401), (401, 1005)),
-        (LoginAnswer::PasswordChangeRequired, (401, 1024)),
+        (LoginResponse::Status(500), (500, 1014)),
+        (LoginResponse::Status(503), (503, 1016)),
+        (LoginResponse::Status(429), (429, 1015)),
+        (LoginResponse::Status(401), (401, 1005)),
+        (LoginResponse::PasswordChangeRequired, (401, 1024)),
     ] {
         fail(how);
         assert_eq!(bench.admin_log_in().await.face(), face, "{how:?}");
@@ -25,25 +25,25 @@ async fn the_next_logins_fail_and_the_one_after_does_not() {
 #[tokio::test]
 async fn a_login_can_be_answered_badly() {
     let bench = Bench::start().await;
-    bench.emulator.login_answer(LoginAnswer::Html);
+    bench.emulator.login_response(LoginResponse::Html);
     let html = bench.admin_log_in().await;
     assert_eq!(
         (html.status.as_u16(), html.header("content-type")),
         (200, "text/html")
     );
-    bench.emulator.login_answer(LoginAnswer::EmptyBody);
+    bench.emulator.login_response(LoginResponse::EmptyBody);
     assert!(bench.admin_log_in().await.bytes.is_empty());
-    bench.emulator.login_answer(LoginAnswer::TenMegabytes);
+    bench.emulator.login_response(LoginResponse::TenMegabytes);
     let large = bench.admin_log_in().await;
     assert!(large.bytes.len() > 10_000_000);
     assert!(large.json()["users"][0]["token"].is_string());
-    bench.emulator.login_answer(LoginAnswer::CutInMiddle);
+    bench.emulator.login_response(LoginResponse::CutInMiddle);
     let basic = BasicCredentials::header("admin", &Secret::new("Webapp-Passw0rd!"));
     let login = || request("POST", "/v1/users/login", basic.expose(), "");
     let cut = bench.send(login()).await.unwrap();
     assert_eq!(cut.status(), 200);
     assert!(cut.into_body().collect().await.is_err());
-    bench.emulator.login_answer(LoginAnswer::Never);
+    bench.emulator.login_response(LoginResponse::Never);
     assert!(timeout(SOON, bench.send(login())).await.is_err());
 }
 
@@ -87,8 +87,8 @@ async fn a_wrong_clock_is_wrong_everywhere_and_agrees_with_itself() {
     let bench = Bench::start().await;
     for offset in [-86_400 * 30, 86_400 * 30] {
         bench.emulator.clock_offset(offset);
-        let answer = bench.admin_log_in().await;
-        let date = httpdate::parse_http_date(answer.header("date")).unwrap();
+        let response = bench.admin_log_in().await;
+        let date = httpdate::parse_http_date(response.header("date")).unwrap();
         let date = date
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap()
@@ -96,10 +96,13 @@ async fn a_wrong_clock_is_wrong_everywhere_and_agrees_with_itself() {
         let date = i64::try_from(date).unwrap();
         let off = date - crate::clock::unix_seconds() - offset;
         assert!((-5..=5).contains(&off), "{off}");
-        let reply = answer.json();
+        let reply = response.json();
         let ends = parse_expiry(reply["users"][0]["expires_after"].as_str().unwrap());
         assert!((ends.unwrap() - date - 604_800).abs() <= 1);
-        assert_eq!(bench.get("/v1/support", &bearer(&answer)).await.status, 200);
+        assert_eq!(
+            bench.get("/v1/support", &bearer(&response)).await.status,
+            200
+        );
     }
     for absurd in [i64::MIN, i64::MAX] {
         bench.emulator.clock_offset(absurd);
@@ -215,8 +218,8 @@ async fn a_slow_login_holds_its_token_already() {
         eventually("a token", || bench.emulator.token_count() == 1).await;
         bench.emulator.forget_all_tokens();
     };
-    let (answer, ()) = tokio::join!(bench.admin_log_in(), token);
-    let refused = bench.get("/v1/support", &bearer(&answer)).await;
+    let (response, ()) = tokio::join!(bench.admin_log_in(), token);
+    let refused = bench.get("/v1/support", &bearer(&response)).await;
     assert_eq!(refused.status, 401, "forgotten before it was answered");
 }
 
@@ -230,9 +233,9 @@ async fn with_limits_on_each_node_has_its_own_bucket() {
     let token = bench.bearer().await;
     let mut refused = 0;
     for _ in 0..150 {
-        let answer = bench.get("/v1/health", &token).await;
-        if answer.status == 429 {
-            assert_eq!(answer.code(), 1015);
+        let response = bench.get("/v1/health", &token).await;
+        if response.status == 429 {
+            assert_eq!(response.code(), 1015);
             refused += 1;
         }
     }

@@ -36,8 +36,8 @@ fn contents(folder: &Path) -> HashMap<&'static str, String> {
 
 #[tokio::test]
 async fn the_first_run_makes_everything_and_the_second_nothing() {
-    let place = tempfile::tempdir().unwrap();
-    let folder = place.path().join("not").join("yet");
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("not").join("yet");
     let mut expected = ALL.map(str::to_owned);
     expected.sort();
     assert_eq!(names(&folder), expected);
@@ -64,13 +64,13 @@ async fn the_first_run_makes_everything_and_the_second_nothing() {
 
 #[tokio::test]
 async fn the_emulator_runs_on_what_was_made() {
-    let place = tempfile::tempdir().unwrap();
-    certificates::make(place.path()).unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    certificates::make(parent.path()).unwrap();
     let any = Settings::for_tests();
     let settings = Settings::open(&config::Emulator {
         address: any.address,
         control: any.control,
-        folder: place.path().to_owned(),
+        folder: parent.path().to_owned(),
         token_lifetime: any.token_lifetime,
     });
     let scope = TaskScope::new(Handle::current());
@@ -82,8 +82,8 @@ async fn the_emulator_runs_on_what_was_made() {
 
 #[test]
 fn what_is_missing_or_does_not_match_is_made_anew() {
-    let place = tempfile::tempdir().unwrap();
-    let folder = place.path();
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path();
     certificates::make(folder).unwrap();
     let before = contents(folder);
     fs::remove_file(folder.join("server.key")).unwrap();
@@ -107,8 +107,8 @@ fn what_is_missing_or_does_not_match_is_made_anew() {
 #[test]
 fn a_certificate_that_ends_soon_is_made_anew() {
     use crate::emulator::issue::{self, KeyType};
-    let place = tempfile::tempdir().unwrap();
-    let folder = place.path();
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path();
     certificates::make(folder).unwrap();
     let name = rcgen::DistinguishedName::new();
     let short = issue::authority(name, KeyType::Curve, 6 * 86_400).unwrap();
@@ -120,8 +120,8 @@ fn a_certificate_that_ends_soon_is_made_anew() {
 
 #[test]
 fn a_folder_that_cannot_be_made_is_named() {
-    let place = tempfile::tempdir().unwrap();
-    let file = place.path().join("file");
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join("file");
     fs::write(&file, "").unwrap();
     let error = certificates::make(&file.join("below")).unwrap_err();
     assert!(matches!(error, Error::Write { .. }));

@@ -102,8 +102,8 @@ impl Bench {
     }
 }
 
-fn bearer(answer: &Answer) -> String {
-    let reply = answer.json();
+fn bearer(response: &Answer) -> String {
+    let reply = response.json();
     let token = reply["users"][0]["token"].as_str();
     format!("Bearer {}", token.expect("the login was granted"))
 }

@@ -7,28 +7,28 @@ async fn a_message_is_answered_as_captured() {
     let token = bench.bearer().await;
     let body = r#"{"to":"15550100101","type":"text","text":{"body":"hello"}}"#;
     for path in ["/v1/messages", "/v1/messages/"] {
-        let answer = bench.ask("POST", path, &token, body).await;
-        assert_eq!(answer.status, 201);
-        let reply = answer.json();
+        let response = bench.ask("POST", path, &token, body).await;
+        assert_eq!(response.status, 201);
+        let reply = response.json();
         let id = reply["messages"][0]["id"].as_str().unwrap();
         assert!(id.starts_with("gBGG") && id.len() == 27, "{id}");
         assert_eq!(reply["meta"]["version"], "2.53.0");
-        let ids = answer.header("x-internal-request-ids");
+        let ids = response.header("x-internal-request-ids");
         let (request, job) = ids.split_once('|').unwrap();
         assert_eq!((request.len(), job.len()), (32, 18));
         assert_eq!(job, job.to_uppercase());
     }
     let long = format!(r#"{{"to":"1","text":{{"body":"{}"}}}}"#, "é".repeat(4097));
-    let answer = bench.ask("POST", "/v1/messages", &token, &long).await;
-    assert_eq!(answer.face(), (400, 1001));
+    let response = bench.ask("POST", "/v1/messages", &token, &long).await;
+    assert_eq!(response.face(), (400, 1001));
     for (body, face) in [
         ("{", (400, 1025)),
         ("[]", (400, 1025)),
         ("{}", (400, 1008)),
         (r#"{"to":"1"}"#, (400, 1008)),
     ] {
-        let answer = bench.ask("POST", "/v1/messages", &token, body).await;
-        assert_eq!(answer.face(), face, "{body}");
+        let response = bench.ask("POST", "/v1/messages", &token, body).await;
+        assert_eq!(response.face(), face, "{body}");
     }
     let read = r#"{"status":"read"}"#;
     let marked = bench.ask("PUT", "/v1/messages/gBGGx", &token, read).await;
@@ -63,8 +63,11 @@ async fn media_come_back_as_they_were_sent() {
     let mut upload = request("POST", "/v1/media", &token, &sent);
     let kind = "image/png".parse().unwrap();
     upload.headers_mut().insert("content-type", kind);
-    let answer = read(bench.send(upload).await.unwrap()).await;
-    let id = answer.json()["media"][0]["id"].as_str().unwrap().to_owned();
+    let response = read(bench.send(upload).await.unwrap()).await;
+    let id = response.json()["media"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_eq!(id.len(), 36);
     let path = format!("/v1/media/{id}");
     let back = bench.get(&path, &token).await;
@@ -204,8 +207,8 @@ async fn every_node_answers_an_admin_with_and_without_a_slash() {
         for slash in ["", "/"] {
             let path = format!("{}{slash}", path.trim_end_matches('/'));
             let path = if path.is_empty() { "/" } else { &path };
-            let answer = bench.ask(method, path, &token, body).await;
-            assert_eq!(answer.status, status, "{method} {path}");
+            let response = bench.ask(method, path, &token, body).await;
+            assert_eq!(response.status, status, "{method} {path}");
         }
     }
 }

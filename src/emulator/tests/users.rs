@@ -5,17 +5,17 @@ use crate::profiles::parse_expiry;
 #[tokio::test]
 async fn a_login_is_answered_as_captured() {
     let bench = Bench::start().await;
-    let answer = bench.admin_log_in().await;
-    assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(answer.header("content-type"), "application/json");
-    assert_eq!(answer.header("cache-control"), "no-cache, private");
-    assert_eq!(answer.header("server"), "Server");
-    assert_eq!(answer.header("x-request-id").len(), 32);
-    assert_eq!(answer.header("x-internal-request-ids"), "");
-    let reply = answer.json();
+    let response = bench.admin_log_in().await;
+    assert_eq!(response.status, StatusCode::OK);
+    assert_eq!(response.header("content-type"), "application/json");
+    assert_eq!(response.header("cache-control"), "no-cache, private");
+    assert_eq!(response.header("server"), "Server");
+    assert_eq!(response.header("x-request-id").len(), 32);
+    assert_eq!(response.header("x-internal-request-ids"), "");
+    let reply = response.json();
     assert_eq!(reply["users"][0]["token"].as_str().unwrap().len(), 212);
     assert!(reply["meta"]["version"].as_str().unwrap().starts_with('v'));
-    let date = httpdate::parse_http_date(answer.header("date")).unwrap();
+    let date = httpdate::parse_http_date(response.header("date")).unwrap();
     let date = date
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
@@ -52,8 +52,8 @@ async fn a_factory_password_must_be_changed_at_the_first_login() {
         ("secret", "{\"new_password\":\"weak\"}", (400, 1009)),
         ("wrong", "{\"new_password\":\"Str0ng-enough\"}", (401, 1005)),
     ] {
-        let answer = bench.log_in("admin", password, body).await;
-        assert_eq!(answer.face(), face, "{password} {body}");
+        let response = bench.log_in("admin", password, body).await;
+        assert_eq!(response.face(), face, "{password} {body}");
     }
     let body = "{\"new_password\":\"Str0ng:enough:\"}";
     assert_eq!(bench.log_in("admin", "secret", body).await.status, 200);
@@ -69,10 +69,10 @@ async fn a_factory_password_must_be_changed_at_the_first_login() {
 async fn a_refused_login_carries_the_challenge() {
     let bench = Bench::start().await;
     for credential in ["", "Basic !!", "Bearer x", "Basic YWRtaW46d3Jvbmc="] {
-        let answer = bench.ask("POST", "/v1/users/login", credential, "").await;
-        assert_eq!(answer.face(), (401, 1005), "{credential}");
+        let response = bench.ask("POST", "/v1/users/login", credential, "").await;
+        assert_eq!(response.face(), (401, 1005), "{credential}");
         assert_eq!(
-            answer.header("www-authenticate"),
+            response.header("www-authenticate"),
             "Basic realm=\"Secured\"",
             "{credential}"
         );
@@ -87,8 +87,8 @@ async fn a_bad_bearer_is_refused_everywhere() {
     changed.pop();
     for credential in ["", "Bearer", "Bearer x", "Basic x", &changed] {
         for path in ["/v1/support", "/v1/health", "/v1/users/admin"] {
-            let answer = bench.get(path, credential).await;
-            assert_eq!(answer.face(), (401, 1005), "{path} {credential}");
+            let response = bench.get(path, credential).await;
+            assert_eq!(response.face(), (401, 1005), "{path} {credential}");
         }
     }
     assert_eq!(bench.get("/v1/support", &good).await.status, 200);
@@ -102,9 +102,9 @@ async fn a_logout_ends_one_token_or_all_of_them() {
         let bench = &bench;
         async move { bench.ask("POST", "/v1/users/logout/", &token, "").await }
     };
-    let answer = logout(one.clone()).await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.json().as_object().unwrap().len(), 1);
+    let response = logout(one.clone()).await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.json().as_object().unwrap().len(), 1);
     assert_eq!(logout(one).await.status, 401);
     assert_eq!(bench.get("/v1/support", &two).await.status, 200);
     bench.emulator.logout_scope(LogoutScope::User);
@@ -149,8 +149,8 @@ async fn users_are_created_shown_changed_and_deleted() {
         ("POST", "/v1/certificates/webhooks/ca"),
         ("GET", "/v1/settings/profile/about"),
     ] {
-        let answer = bench.ask(method, path, &alice, "{}").await;
-        assert_eq!(answer.face(), (403, 1005), "{method} {path}");
+        let response = bench.ask(method, path, &alice, "{}").await;
+        assert_eq!(response.face(), (403, 1005), "{method} {path}");
     }
     assert_eq!(bench.ask("DELETE", path, &admin, "").await.status, 200);
     assert_eq!(bench.get("/v1/support", &alice).await.status, 401);

@@ -51,9 +51,9 @@ async fn a_peer_that_takes_no_bytes_times_out() {
     let activity = ConnectionActivity::new();
     let _exchange = ActiveRequest::begin(&activity);
     activity.set_write_blocked();
-    let (at, why) = activity.next_timeout(TIMEOUTS).unwrap();
+    let (at, reason) = activity.next_timeout(TIMEOUTS).unwrap();
     assert_eq!(
-        (at, why),
+        (at, reason),
         (Instant::now() + TIMEOUTS.idle, TimeoutReason::Stalled)
     );
     assert!(activity.write_progressed());
@@ -80,9 +80,9 @@ async fn a_peer_that_keeps_sending_is_read_longer_up_to_a_limit() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_opens_no_window_times_out() {
     let activity = ConnectionActivity::new();
-    let mut stuck = ActiveRequest::begin(&activity);
+    let mut blocked = ActiveRequest::begin(&activity);
     let other = ActiveRequest::begin(&activity);
-    stuck.wait_for_peer();
+    blocked.wait_for_peer();
     assert_eq!(
         activity.next_timeout(TIMEOUTS),
         None,
@@ -94,7 +94,7 @@ async fn a_peer_that_opens_no_window_times_out() {
         activity.next_timeout(TIMEOUTS),
         Some((from_now, TimeoutReason::Stalled))
     );
-    stuck.resume();
+    blocked.resume();
     assert_eq!(activity.next_timeout(TIMEOUTS), None);
 }
 

@@ -207,15 +207,19 @@ const CHUNKED: &str = "POST /first HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chu
 async fn what_could_be_read_as_two_requests_is_400_and_the_connection_closes() {
     let gate = Gate::start(settings());
     for (name, text) in BAD {
-        let answer = gate.exchange(format!("{text}{HIDDEN}")).await;
+        let response = gate.exchange(format!("{text}{HIDDEN}")).await;
         assert!(
-            answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.0 400"),
-            "{name}: {answer:?}"
+            response.starts_with("HTTP/1.1 400") || response.starts_with("HTTP/1.0 400"),
+            "{name}: {response:?}"
         );
-        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer:?}");
+        assert_eq!(
+            response.matches("HTTP/1.").count(),
+            1,
+            "{name}: {response:?}"
+        );
         assert!(
-            answer.ends_with("refused"),
-            "the service's answer: {answer:?}"
+            response.ends_with("refused"),
+            "the service's answer: {response:?}"
         );
     }
     let all = BAD.len() as u64;
@@ -235,9 +239,13 @@ async fn it_is_also_refused_when_it_arrives_byte_by_byte() {
             raw.send([*byte]).await;
             tokio::task::yield_now().await;
         }
-        let answer = raw.rest().await;
-        assert!(answer.contains(" 400 "), "{name}: {answer:?}");
-        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer:?}");
+        let response = raw.rest().await;
+        assert!(response.contains(" 400 "), "{name}: {response:?}");
+        assert_eq!(
+            response.matches("HTTP/1.").count(),
+            1,
+            "{name}: {response:?}"
+        );
     }
 }
 
@@ -251,10 +259,10 @@ async fn it_is_also_refused_after_a_valid_request() {
     ];
     for first in good {
         for (name, text) in BAD {
-            let answer = gate.exchange(format!("{first}{text}{HIDDEN}")).await;
-            assert!(answer.contains("[/first "), "{name}: {answer:?}");
-            assert!(answer.contains(" 400 "), "{name}: {answer:?}");
-            assert!(!answer.contains("[/hidden"), "{name}: {answer:?}");
+            let response = gate.exchange(format!("{first}{text}{HIDDEN}")).await;
+            assert!(response.contains("[/first "), "{name}: {response:?}");
+            assert!(response.contains(" 400 "), "{name}: {response:?}");
+            assert!(!response.contains("[/hidden"), "{name}: {response:?}");
         }
     }
 }
@@ -263,9 +271,9 @@ async fn it_is_also_refused_after_a_valid_request() {
 async fn a_body_with_malformed_chunks_ends_the_connection() {
     let gate = Gate::start(settings());
     for (name, body) in BAD_BODY {
-        let answer = gate.exchange(format!("{CHUNKED}{body}{HIDDEN}")).await;
-        assert!(answer.starts_with("HTTP/1.1 400"), "{name}: {answer:?}");
-        assert!(!answer.contains("[/hidden"), "{name}: {answer:?}");
+        let response = gate.exchange(format!("{CHUNKED}{body}{HIDDEN}")).await;
+        assert!(response.starts_with("HTTP/1.1 400"), "{name}: {response:?}");
+        assert!(!response.contains("[/hidden"), "{name}: {response:?}");
     }
 }
 
@@ -281,9 +289,9 @@ async fn good_requests_follow_each_other_on_one_connection() {
         "003;name=\"value\"\r\nabc\r\nA ; b\r\n0123456789\r\n0\r\nTe: a\r\nContent-Type: b\r\n\r\n",
         "GET http://a:80/e HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n",
     ];
-    let answer = gate.exchange(text.concat()).await;
+    let response = gate.exchange(text.concat()).await;
     for seen in ["[/a 0]", "[/b 3]", "[/c 0]", "[/d 13]", "[/e 0]"] {
-        assert!(answer.contains(seen), "{seen} in {answer:?}");
+        assert!(response.contains(seen), "{seen} in {response:?}");
     }
     assert_eq!(gate.ends(ConnectionEnd::Protocol), 0);
 }
@@ -298,8 +306,8 @@ async fn a_head_over_the_limits_is_431() {
     let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(51));
     let endless = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(200_000));
     for text in [long, many, endless] {
-        let answer = gate.exchange(text).await;
-        assert!(answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+        let response = gate.exchange(text).await;
+        assert!(response.starts_with("HTTP/1.1 431"), "{response:?}");
     }
     // To the byte, with the empty line before it: below the guard hyper refuses none.
     for before in ["", "\r\n"] {
@@ -309,13 +317,13 @@ async fn a_head_over_the_limits_is_431() {
             format!("{begin}{value}\r\n\r\n")
         };
         let limit = settings().max_header_bytes;
-        let answer = gate.exchange(head(limit)).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-        let answer = gate.exchange(head(limit + 1)).await;
-        assert!(answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+        let response = gate.exchange(head(limit)).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response:?}");
+        let response = gate.exchange(head(limit + 1)).await;
+        assert!(response.starts_with("HTTP/1.1 431"), "{response:?}");
         assert!(
-            answer.ends_with("refused"),
-            "the service's answer: {answer:?}"
+            response.ends_with("refused"),
+            "the service's answer: {response:?}"
         );
     }
 }
@@ -324,11 +332,11 @@ async fn a_head_over_the_limits_is_431() {
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let gate = Gate::start(settings());
     let head = "POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
-    let answer = gate
+    let response = gate
         .exchange(format!("{head}{}", "x".repeat(1_000_000)))
         .await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-    assert!(answer.ends_with("early"));
+    assert!(response.starts_with("HTTP/1.1 200"), "{response:?}");
+    assert!(response.ends_with("early"));
 }
 
 #[tokio::test]

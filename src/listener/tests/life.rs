@@ -66,7 +66,7 @@ async fn a_head_that_arrives_too_slowly_is_answered_408() {
     });
     let mut raw = gate.connect().await;
     let began = Instant::now();
-    let answer = loop {
+    let response = loop {
         raw.send("X").await;
         let mut byte = [0; 1];
         if let Ok(Ok(_)) = timeout(SHORT / 10, raw.0.peek(&mut byte)).await {
@@ -74,7 +74,7 @@ async fn a_head_that_arrives_too_slowly_is_answered_408() {
         }
         assert!(began.elapsed() < TEST_TIMEOUT, "never refused");
     };
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+    assert!(response.starts_with("HTTP/1.1 408"), "{response:?}");
     assert!(began.elapsed() >= SHORT);
     drop(raw);
     eventually("it is counted", || {
@@ -143,9 +143,9 @@ async fn a_drain_finishes_requests_in_flight_and_sends_close() {
     gate.scope.stop.drain();
     assert_eq!(idle.rest().await, "", "an idle connection is closed");
     gate.slow.add_permits(1);
-    let answer = busy.rest().await;
-    assert!(answer.contains("connection: close\r\n"), "{answer:?}");
-    assert!(answer.ends_with("[/slow 0]"));
+    let response = busy.rest().await;
+    assert!(response.contains("connection: close\r\n"), "{response:?}");
+    assert!(response.ends_with("[/slow 0]"));
     drop((busy, idle));
     gate.ended().await;
     assert!(TcpStream::connect(gate.address).await.is_err());
@@ -163,9 +163,9 @@ async fn a_connection_in_the_backlog_is_served_once_when_a_drain_begins() {
         tcp.set_nonblocking(true).unwrap();
         let mut raw = Raw(TcpStream::from_std(tcp).unwrap());
         raw.send(GET).await;
-        let answer = raw.rest().await;
-        assert!(answer.ends_with("[/ 0]"), "{answer:?}");
-        assert!(answer.contains("connection: close\r\n"));
+        let response = raw.rest().await;
+        assert!(response.ends_with("[/ 0]"), "{response:?}");
+        assert!(response.contains("connection: close\r\n"));
     }
     gate.ended().await;
 }
@@ -237,9 +237,9 @@ async fn a_peer_that_opens_as_many_connections_as_it_can_leaves_slots_for_others
         max_connections: 18,
         ..settings()
     });
-    let mut greedy = Vec::new();
+    let mut first_peer = Vec::new();
     for _ in 0..17 {
-        greedy.push(gate.connect().await);
+        first_peer.push(gate.connect().await);
     }
     eventually("its share", || gate.metrics.connections_open.get() == 17).await;
     for _ in 0..3 {
@@ -249,10 +249,10 @@ async fn a_peer_that_opens_as_many_connections_as_it_can_leaves_slots_for_others
     assert_eq!(gate.ends(ConnectionEnd::PeerShare), 3);
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let mut honest = Raw(socket.connect(gate.address).await.unwrap());
-    honest.send(GET).await;
-    honest.until("[/ 0]").await;
-    drop(greedy);
+    let mut second_peer = Raw(socket.connect(gate.address).await.unwrap());
+    second_peer.send(GET).await;
+    second_peer.until("[/ 0]").await;
+    drop(first_peer);
     eventually("slots are free", || {
         gate.metrics.connections_open.get() == 1
     })

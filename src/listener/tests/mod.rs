@@ -128,7 +128,7 @@ impl RequestService for SmallService {
     type Future = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 
     fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
-        Box::pin(answer(request, peer, Arc::clone(&self.0)))
+        Box::pin(response(request, peer, Arc::clone(&self.0)))
     }
 
     fn refuse(
@@ -145,7 +145,7 @@ impl RequestService for SmallService {
 
 /// Responds with a description of the request; `/slow` waits first, `/early` leaves the body unread,
 /// `/tunnel` becomes an echo.
-async fn answer(
+async fn response(
     mut request: Request<Incoming>,
     peer: Arc<Peer>,
     slow: Arc<Semaphore>,

@@ -38,14 +38,14 @@ async fn keys_may_change_while_bodies_are_sent_both_ways() {
     tls.write_all(b"GET /large HTTP/1.1\r\nHost: one.test\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answers = Vec::new();
-    timeout(TEST_TIMEOUT, tls.read_to_end(&mut answers))
+    let mut responses = Vec::new();
+    timeout(TEST_TIMEOUT, tls.read_to_end(&mut responses))
         .await
         .unwrap()
         .unwrap();
-    let said = format!("[/up {total} tls13=true]");
-    assert!(memchr::memmem::find(&answers, said.as_bytes()).is_some());
-    let large = answers
+    let expected = format!("[/up {total} tls13=true]");
+    assert!(memchr::memmem::find(&responses, expected.as_bytes()).is_some());
+    let large = responses
         .iter()
         .rev()
         .take_while(|&&byte| byte == b'x')
@@ -87,10 +87,10 @@ async fn a_handshake_may_arrive_byte_by_byte() {
     tls.write_all(b"GET / HTTP/1.1\r\nHost: one.test\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    timeout(TEST_TIMEOUT, tls.read_to_string(&mut answer))
+    let mut response = String::new();
+    timeout(TEST_TIMEOUT, tls.read_to_string(&mut response))
         .await
         .unwrap()
         .unwrap();
-    assert!(answer.ends_with("[/ 0 tls13=true]"), "{answer}");
+    assert!(response.ends_with("[/ 0 tls13=true]"), "{response}");
 }

@@ -56,13 +56,13 @@ async fn the_unread_body_after_an_early_response_is_never_read_as_a_request() {
     raw.send("GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await;
     // Read on, or closed: both are fine.
-    let answers = timeout(TEST_TIMEOUT, async {
+    let responses = timeout(TEST_TIMEOUT, async {
         let mut text = Vec::new();
         let _ = raw.0.read_to_end(&mut text).await;
         String::from_utf8(text).unwrap()
     });
-    let answers = answers.await.unwrap();
-    assert!(!answers.contains("[/ 0]"), "{answers}");
+    let responses = responses.await.unwrap();
+    assert!(!responses.contains("[/ 0]"), "{responses}");
 }
 
 #[tokio::test]

@@ -23,20 +23,20 @@ fn cut<'t>(text: &'t [u8], cuts: &[prop::sample::Index]) -> Vec<&'t [u8]> {
 fn it_knows_when_it_is_between_requests() {
     let all = b"\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab";
     let between = |count: usize| {
-        let mut wire = Http1FramingGuard::new(LIMITS);
-        wire.check(&all[..count]).unwrap();
-        wire.is_between_requests()
+        let mut guard = Http1FramingGuard::new(LIMITS);
+        guard.check(&all[..count]).unwrap();
+        guard.is_between_requests()
     };
-    let quiet: Vec<_> = (0..=all.len()).filter(|&count| between(count)).collect();
-    assert_eq!(quiet, [0, all.len()]);
+    let offsets: Vec<_> = (0..=all.len()).filter(|&count| between(count)).collect();
+    assert_eq!(offsets, [0, all.len()]);
 }
 
 /// Offset of the refused byte in all of `text`.
 fn refused(text: &[u8], cuts: &[prop::sample::Index]) -> Option<usize> {
-    let mut wire = Http1FramingGuard::new(LIMITS);
+    let mut guard = Http1FramingGuard::new(LIMITS);
     let mut before = 0;
     for piece in cut(text, cuts) {
-        if let Err(violation) = wire.check(piece) {
+        if let Err(violation) = guard.check(piece) {
             return Some(before + violation.at);
         }
         before += piece.len();
@@ -192,12 +192,12 @@ proptest! {
     ) {
         let text = requests.concat();
         prop_assert_eq!(refused(&text, &cuts), None);
-        let mut wire = Http1FramingGuard::new(LIMITS);
+        let mut guard = Http1FramingGuard::new(LIMITS);
         for piece in cut(&text, &cuts) {
-            wire.check(piece).unwrap();
+            guard.check(piece).unwrap();
         }
-        prop_assert_eq!(wire.heads(), requests.len() as u64, "each body's end is known");
-        prop_assert!(!wire.is_in_head());
+        prop_assert_eq!(guard.heads(), requests.len() as u64, "each body's end is known");
+        prop_assert!(!guard.is_in_head());
     }
 
     #[test]
@@ -245,9 +245,9 @@ proptest! {
 
     #[test]
     fn no_bytes_make_it_panic(pieces in vec(vec(any::<u8>(), 0..50), 0..20)) {
-        let mut wire = Http1FramingGuard::new(LIMITS);
+        let mut guard = Http1FramingGuard::new(LIMITS);
         for piece in pieces {
-            if wire.check(&piece).is_err() {
+            if guard.check(&piece).is_err() {
                 break;
             }
         }

@@ -149,14 +149,14 @@ async fn logins_at_once_keep_the_cap_once_the_disk_has_taken_them() {
     let disk = Disk::laid_out();
     let store = Arc::new(disk.store(Duration::from_millis(200)));
     let tokens = TokenStore::over(Arc::clone(&store), &ending(2, 100), Metrics::new());
-    let kept = [
+    let remaining = [
         login(&tokens, "anna").await.unwrap(),
         login(&tokens, "anna").await.unwrap(),
     ];
     disk.hangs(true);
     let late = login(&tokens, "anna").await.unwrap_err();
     assert_eq!(late, InsertRefused::Unavailable(StoreUnavailable::Late));
-    assert_eq!(live(&tokens, &kept), [true, true]);
+    assert_eq!(live(&tokens, &remaining), [true, true]);
     disk.hangs(false);
     let mut last = login(&tokens, "anna").await;
     while last.is_err() {

@@ -95,8 +95,10 @@ async fn race(tokens: &TokenStore, client: usize) -> Vec<TokenDigest> {
         match (step * 5 + client) % 11 {
             3 => drop(tokens.revoke_user(user).await.unwrap()),
             5 if digests.len() > 1 => {
-                let kept = digests[digests.len() - 1 - step % 2];
-                let ended = tokens.end_tokens(user, RevokeCause::AllBut(kept)).await;
+                let remaining = digests[digests.len() - 1 - step % 2];
+                let ended = tokens
+                    .end_tokens(user, RevokeCause::AllBut(remaining))
+                    .await;
                 ended.unwrap();
             }
             7 => drop(tokens.end_user(user).await),
@@ -136,14 +138,14 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
     };
     begin_and_leave(tokens.insert(digest, wanted)).await;
     // What comes next of the same user waits for what is on its way.
-    let kept = login(&tokens, "anna").await.unwrap();
-    assert!(tokens.find(&digest).is_some() && tokens.find(&kept).is_some());
+    let remaining = login(&tokens, "anna").await.unwrap();
+    assert!(tokens.find(&digest).is_some() && tokens.find(&remaining).is_some());
     begin_and_leave(tokens.revoke_user("anna")).await;
     let after = login(&tokens, "anna").await.unwrap();
-    assert!(tokens.find(&digest).is_none() && tokens.find(&kept).is_none());
+    assert!(tokens.find(&digest).is_none() && tokens.find(&remaining).is_none());
     store.close().await;
     let (store, tokens) = again(&file(&folder)).await;
-    assert!(tokens.find(&digest).is_none() && tokens.find(&kept).is_none());
+    assert!(tokens.find(&digest).is_none() && tokens.find(&remaining).is_none());
     assert!(tokens.find(&after).is_some());
     store.close().await;
 }
@@ -153,7 +155,7 @@ async fn a_change_that_cannot_be_stored_does_not_take_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = file(&folder);
     let (store, tokens) = over(&path, (10, 10));
-    let kept = login(&tokens, "anna").await.unwrap();
+    let remaining = login(&tokens, "anna").await.unwrap();
     std::fs::rename(&path, folder.path().join("aside")).unwrap();
     let refused = login(&tokens, "anna").await.unwrap_err();
     assert!(
@@ -161,12 +163,12 @@ async fn a_change_that_cannot_be_stored_does_not_take_place() {
         "{refused:?}"
     );
     assert!(tokens.revoke_user("anna").await.is_err());
-    assert!(tokens.find(&kept).is_some());
+    assert!(tokens.find(&remaining).is_some());
     assert_eq!(tokens.len(), 1);
     assert!(tokens.trouble().is_some());
     // What happened at the Webapp has happened, whatever the disk says.
     assert_eq!(tokens.end_at_once("anna", RevokeCause::Logout).await, 1);
-    assert!(tokens.find(&kept).is_none());
+    assert!(tokens.find(&remaining).is_none());
     store.close().await;
 }
 
@@ -175,15 +177,15 @@ async fn while_the_disk_hangs_known_tokens_work_and_no_call_waits_for_long() {
     let disk = Disk::laid_out();
     let store = Arc::new(disk.store(Duration::from_millis(200)));
     let tokens = TokenStore::over(Arc::clone(&store), &settings(10, 10), Metrics::new());
-    let [kept, other] = ["anna", "bert"].map(async |user| login(&tokens, user).await.unwrap());
-    let (kept, other) = (kept.await, other.await);
+    let [remaining, other] = ["anna", "bert"].map(async |user| login(&tokens, user).await.unwrap());
+    let (remaining, other) = (remaining.await, other.await);
     disk.hangs(true);
     let late = login(&tokens, "anna").await.unwrap_err();
     assert_eq!(late, InsertRefused::Unavailable(StoreUnavailable::Late));
     // A logout that has to wait for that login, and one that is refused by the disk.
     assert!(tokens.revoke_user("anna").await.is_err());
     assert!(tokens.revoke_user("bert").await.is_err());
-    assert!(tokens.find(&kept).is_some() && tokens.find(&other).is_some());
+    assert!(tokens.find(&remaining).is_some() && tokens.find(&other).is_some());
     // What happened at the Webapp has happened, whatever the disk does.
     assert_eq!(tokens.end_at_once("bert", RevokeCause::Logout).await, 1);
     assert!(tokens.find(&other).is_none());
@@ -195,7 +197,7 @@ async fn while_the_disk_hangs_known_tokens_work_and_no_call_waits_for_long() {
     }
     // The late login has taken place, and no client has its token.
     assert_eq!(outcome, Ok(2));
-    assert!(tokens.find(&kept).is_none());
+    assert!(tokens.find(&remaining).is_none());
     let again = login(&tokens, "anna").await.unwrap();
     assert!(tokens.find(&again).is_some());
     store.close().await;

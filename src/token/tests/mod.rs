@@ -128,10 +128,10 @@ async fn revoking_a_user_takes_all_its_tokens_and_no_others(store: &TokenStore) 
     for _ in 0..5 {
         tokens.push(login(store, "carl").await.unwrap());
     }
-    let kept = login(store, "dora").await.unwrap();
+    let remaining = login(store, "dora").await.unwrap();
     assert_eq!(store.revoke_user("carl").await, Ok(5));
     assert!(tokens.iter().all(|token| store.find(token).is_none()));
-    assert!(store.find(&kept).is_some());
+    assert!(store.find(&remaining).is_some());
     assert_eq!(store.revoke_user("carl").await, Ok(0));
     let again = login(store, "carl").await.unwrap();
     assert!(store.find(&again).is_some());
@@ -205,7 +205,7 @@ async fn nothing_shows_a_token_or_its_digest() {
 #[tokio::test(start_paused = true)]
 async fn caps_refuse_and_never_evict() {
     let store = store(2, 3);
-    let kept = [
+    let remaining = [
         login(&store, "anna").await.unwrap(),
         login(&store, "anna").await.unwrap(),
     ];
@@ -218,12 +218,12 @@ async fn caps_refuse_and_never_evict() {
         login(&store, "carl").await,
         Err(InsertRefused::Full(_))
     ));
-    assert!(kept.iter().all(|token| store.find(token).is_some()));
+    assert!(remaining.iter().all(|token| store.find(token).is_some()));
     assert_eq!(store.metrics.token_events.value(TokenEvent::Refused), 2);
     assert_eq!(store.metrics.tokens.get(), 3);
 
     store.reload(&settings(1, 10));
-    assert!(kept.iter().all(|token| store.find(token).is_some()));
+    assert!(remaining.iter().all(|token| store.find(token).is_some()));
     assert!(matches!(
         login(&store, "bert").await,
         Err(InsertRefused::UserFull(_))

@@ -73,7 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Known {
+struct KnownToken {
     user: usize,
     ends: Instant,
     is_revoked: bool,
@@ -82,7 +82,7 @@ struct Known {
 /// What the store should be, as plainly as it can be said.
 struct Model {
     store: Arc<TokenStore>,
-    tokens: HashMap<TokenDigest, Known>,
+    tokens: HashMap<TokenDigest, KnownToken>,
     order: Vec<TokenDigest>,
     deletions: [u64; 3],
     begun: Vec<(usize, DeletionEpoch, u64)>,
@@ -93,13 +93,13 @@ fn name(user: usize) -> &'static str {
     ["anna", "bert", "carl"][user]
 }
 
-impl Known {
+impl KnownToken {
     fn is_live(&self) -> bool {
         !self.is_revoked && Instant::now() < self.ends
     }
 
     /// The sweep counts whole seconds: it may take the last dead one a second late.
-    fn may_be_kept(&self) -> bool {
+    fn may_be_stored(&self) -> bool {
         !self.is_revoked && Instant::now() < self.ends + Duration::from_secs(1)
     }
 }
@@ -223,7 +223,7 @@ impl Model {
             Err(InsertRefused::Full(_)) => assert!(stored >= self.caps.1 && !known.is_live()),
             Ok(_) => {
                 assert!(mine < cap || is_mine);
-                *known = Known {
+                *known = KnownToken {
                     user,
                     ends: Instant::now() + lifetime,
                     is_revoked: false,
@@ -261,7 +261,7 @@ impl Model {
                 assert_eq!(deletions, self.deletions[user]);
                 assert!(mine < self.caps.0 && all < self.caps.1);
                 self.order.push(digest);
-                let known = Known {
+                let known = KnownToken {
                     user,
                     ends: Instant::now() + lifetime,
                     is_revoked: false,
@@ -279,8 +279,8 @@ impl Model {
         advance(Duration::from_secs(2)).await;
         sweep_all(&self.store);
         let live = self.live(None);
-        let kept = self.tokens.values().filter(|known| known.may_be_kept());
-        assert!((live..=kept.count()).contains(&self.store.len()));
+        let storable = self.tokens.values().filter(|known| known.may_be_stored());
+        assert!((live..=storable.count()).contains(&self.store.len()));
         for token in 0..self.order.len() {
             self.validate(token);
         }

@@ -8,14 +8,14 @@ use super::*;
 /// Endings begun and endings done, by number, and the tokens with the number of the
 /// last ending begun when the token could no longer escape the next one.
 #[derive(Default)]
-struct Scene {
+struct RaceState {
     begun: AtomicU64,
     done: AtomicU64,
     tokens: Mutex<Vec<(TokenDigest, u64)>>,
     is_over: AtomicBool,
 }
 
-impl Scene {
+impl RaceState {
     fn wait_for_a_token(&self) {
         let deadline = Deadline::after(Duration::from_secs(30));
         while self.tokens.lock().unwrap().is_empty() {
@@ -37,9 +37,9 @@ impl Scene {
 }
 
 /// Ends the scene even when a check fails, or its threads would go on for ever.
-struct Curtain<'a>(&'a Scene);
+struct StopOnDrop<'a>(&'a RaceState);
 
-impl Drop for Curtain<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.is_over.store(true, SeqCst);
     }
@@ -58,15 +58,15 @@ enum Ending {
 
 fn race(ending: Ending) {
     let store = store(usize::MAX, usize::MAX);
-    let scene = Scene::default();
+    let state = RaceState::default();
     let mut checked = 0;
     std::thread::scope(|scope| {
-        let _curtain = Curtain(&scene);
+        let _stop = StopOnDrop(&state);
         let log_in = || {
             run(async {
-                while !scene.is_over.load(SeqCst) {
+                while !state.is_over.load(SeqCst) {
                     let epoch = store.epoch("anna");
-                    let at_epoch = scene.begun.load(SeqCst);
+                    let at_epoch = state.begun.load(SeqCst);
                     // Where the password is checked: give an ending time to come between.
                     std::thread::yield_now();
                     let Ok(token) = login_for(&store, "anna", (HOUR, epoch)).await else {
@@ -74,17 +74,17 @@ fn race(ending: Ending) {
                     };
                     // A logout takes what is inserted, a deletion what has begun.
                     let begun = match ending {
-                        Ending::Logout => scene.begun.load(SeqCst),
+                        Ending::Logout => state.begun.load(SeqCst),
                         Ending::Deletion => at_epoch,
                     };
-                    scene.tokens.lock().unwrap().push((token, begun));
+                    state.tokens.lock().unwrap().push((token, begun));
                 }
             });
         };
         scope.spawn(log_in);
         scope.spawn(log_in);
         scope.spawn(|| {
-            while !scene.is_over.load(SeqCst) {
+            while !state.is_over.load(SeqCst) {
                 store.sweep(16);
                 std::thread::yield_now();
             }
@@ -95,21 +95,21 @@ fn race(ending: Ending) {
             if enough.has_passed() && checked > 0 {
                 break;
             }
-            scene.wait_for_a_token();
-            scene.begun.store(number, SeqCst);
+            state.wait_for_a_token();
+            state.begun.store(number, SeqCst);
             run(async {
                 match ending {
                     Ending::Logout => store.revoke_user("anna").await.unwrap(),
                     Ending::Deletion => store.end_user("anna").await,
                 }
             });
-            scene.done.store(number, SeqCst);
-            checked += scene.check(&store);
-            let mut tokens = scene.tokens.lock().unwrap();
+            state.done.store(number, SeqCst);
+            checked += state.check(&store);
+            let mut tokens = state.tokens.lock().unwrap();
             tokens.retain(|(_, begun)| *begun >= number);
         }
     });
-    checked += scene.check(&store);
+    checked += state.check(&store);
     assert!(
         checked > 0,
         "no token met an ending: the race did not take place"

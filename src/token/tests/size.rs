@@ -49,13 +49,13 @@ async fn a_logout_is_one_step_and_its_tokens_are_forgotten_in_slices() {
             .skip(490)
             .all(|token| store.find(token).is_none())
     );
-    let kept = login(&store, "anna").await.unwrap();
+    let remaining = login(&store, "anna").await.unwrap();
     for left in [400, 300, 200, 100, 0] {
         assert!(store.sweep(100).removed <= 100);
         assert!(store.len() <= left + 1);
     }
     assert_eq!(sweep_all(&store), 0);
-    assert!(store.find(&kept).is_some());
+    assert!(store.find(&remaining).is_some());
     assert_eq!(store.memory.counts(), (1, 1));
 }
 
@@ -87,11 +87,11 @@ async fn room_is_given_back() {
     for _ in 0..300_000 {
         login(&store, "anna").await.unwrap();
     }
-    let most = store.memory.table.capacity();
-    assert!(most >= 300_000);
+    let capacity = store.memory.table.capacity();
+    assert!(capacity >= 300_000);
     store.revoke_user("anna").await.unwrap();
     assert_eq!(sweep_all(&store), 300_000);
-    assert!(store.memory.table.capacity() < most / 2);
+    assert!(store.memory.table.capacity() < capacity / 2);
 }
 
 fn stored_grant(

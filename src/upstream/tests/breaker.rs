@@ -79,29 +79,29 @@ fn the_gate_asks_at_once_then_each_second_then_every_five_at_most() {
     let start = Instant::now();
     let mut breaker = CircuitBreaker::new();
     assert_eq!(breaker.next_probe(), None);
-    let mut asked = Vec::new();
+    let mut probes = Vec::new();
     breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, start);
     for _ in 0..12 {
         let due = breaker.next_probe().unwrap();
         breaker.probe_begins(due, 0.0);
         breaker.failed(ExchangeFailure::NoConnection, FailureSource::Probe, due);
-        asked.push((due - start).as_secs());
+        probes.push((due - start).as_secs());
     }
-    assert_eq!(asked, [0, 1, 2, 3, 4, 6, 10, 15, 20, 25, 30, 35]);
+    assert_eq!(probes, [0, 1, 2, 3, 4, 6, 10, 15, 20, 25, 30, 35]);
     assert_eq!(breaker.level(), HealthLevel::Down);
 
     // Suspicions that end at once do not make it ask faster.
-    let (mut breaker, mut asked) = (CircuitBreaker::new(), 0);
+    let (mut breaker, mut probes) = (CircuitBreaker::new(), 0);
     for step in 0..100 {
         let now = start + millis(100 * step);
         breaker.failed(ExchangeFailure::NoAnswer, FailureSource::Request, now);
         if breaker.next_probe().unwrap() <= now {
             breaker.probe_begins(now, 0.0);
             breaker.answered(now);
-            asked += 1;
+            probes += 1;
         }
     }
-    assert_eq!(asked, 10, "in ten seconds");
+    assert_eq!(probes, 10, "in ten seconds");
 }
 
 #[test]
@@ -133,9 +133,9 @@ fn a_new_way_to_the_upstream_is_tried_at_once() {
     assert_eq!(breaker.next_probe(), Some(now));
     breaker.probe_begins(now, 0.0);
     assert_eq!(breaker.next_probe(), Some(now + millis(1000)));
-    let mut quiet = CircuitBreaker::new();
-    quiet.hurry(now);
-    assert_eq!(quiet.next_probe(), None);
+    let mut closed = CircuitBreaker::new();
+    closed.hurry(now);
+    assert_eq!(closed.next_probe(), None);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,10 +151,10 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
         Just(ExchangeFailure::NoConnection),
         Just(ExchangeFailure::NoAnswer)
     ];
-    let asker = prop_oneof![Just(FailureSource::Request), Just(FailureSource::Probe)];
+    let source = prop_oneof![Just(FailureSource::Request), Just(FailureSource::Probe)];
     let step = prop_oneof![
         1 => Just(Step::Answered),
-        8 => (failure, asker).prop_map(|(failure, asker)| Step::Failed(failure, asker)),
+        8 => (failure, source).prop_map(|(failure, source)| Step::Failed(failure, source)),
         3 => Just(Step::Asks),
         4 => Just(Step::Admits),
     ];
@@ -180,9 +180,9 @@ proptest! {
                     is_down = false;
                     prop_assert_eq!(breaker.admit(now), Ok(UpstreamPass::Ordinary));
                 }
-                Step::Failed(failure, asker) => {
-                    run.push((now, failure, asker));
-                    let opened = breaker.failed(failure, asker, now).is_some();
+                Step::Failed(failure, source) => {
+                    run.push((now, failure, source));
+                    let opened = breaker.failed(failure, source, now).is_some();
                     let unconnected = run.iter().filter(|one| one.1 == ExchangeFailure::NoConnection);
                     let unanswered = run
                         .iter()

@@ -5,20 +5,20 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use super::connections::{PATIENT, SHORT, connections, post, text};
+use super::connections::{RESPONSE_TIMEOUT, SHORT, connections, post, text};
 use super::server::{Reply, Webapp};
-use super::{PATIENCE, Surroundings, eventually};
+use super::{TEST_TIMEOUT, UpstreamSetup, eventually};
 
 #[tokio::test]
 async fn idle_connections_are_closed() {
     let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.idle_timeout = SHORT;
-    let connections = connections(&around);
-    text(connections.send(post("x"), PATIENT).await.unwrap()).await;
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.idle_timeout = SHORT;
+    let connections = connections(&setup);
+    text(connections.send(post("x"), RESPONSE_TIMEOUT).await.unwrap()).await;
     eventually("closed", || webapp.ended() == 1).await;
     eventually("counted", || {
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_connections_open
@@ -32,7 +32,7 @@ async fn idle_connections_are_closed() {
 #[tokio::test]
 async fn a_connection_may_change_its_protocol() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let around = Surroundings::of(listener.local_addr().unwrap()).without_login();
+    let setup = UpstreamSetup::of(listener.local_addr().unwrap()).without_login();
     let echo = async {
         let (mut tcp, _) = listener.accept().await.unwrap();
         let mut read = Vec::new();
@@ -46,7 +46,7 @@ async fn a_connection_may_change_its_protocol() {
         tcp.read_exact(&mut four).await.unwrap();
         tcp.write_all(&four).await.unwrap();
     };
-    let connections = connections(&around);
+    let connections = connections(&setup);
     let exchange = async {
         let mut request = post("");
         *request.method_mut() = Method::GET;
@@ -56,7 +56,7 @@ async fn a_connection_may_change_its_protocol() {
         request
             .headers_mut()
             .insert("upgrade", "echo".parse().unwrap());
-        let mut response = connections.send(request, PATIENT).await.unwrap();
+        let mut response = connections.send(request, RESPONSE_TIMEOUT).await.unwrap();
         assert_eq!(response.status(), 101);
         let upgraded = hyper::upgrade::on(&mut response).await.unwrap();
         drop(response);
@@ -66,7 +66,7 @@ async fn a_connection_may_change_its_protocol() {
         tcp.read_exact(&mut four).await.unwrap();
         assert_eq!(&four, b"ping");
     };
-    let ((), ()) = timeout(PATIENCE, async { tokio::join!(echo, exchange) })
+    let ((), ()) = timeout(TEST_TIMEOUT, async { tokio::join!(echo, exchange) })
         .await
         .unwrap();
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, gate};
-use super::{Surroundings, eventually};
+use super::{UpstreamSetup, eventually};
 use crate::metrics::ConnectResult;
 use crate::upstream::transport::pool::PooledConnection as _;
 use crate::upstream::{
@@ -23,14 +23,14 @@ use crate::upstream::{
 
 const LONG: Duration = Duration::from_secs(5);
 pub(super) const SHORT: Duration = Duration::from_millis(100);
-pub(super) const PATIENT: ResponseTimeout = ResponseTimeout::within(LONG);
+pub(super) const RESPONSE_TIMEOUT: ResponseTimeout = ResponseTimeout::within(LONG);
 const HASTY: ResponseTimeout = ResponseTimeout::within(SHORT);
 
 /// A body that the test feeds piece by piece; an `Err` breaks it off.
 #[derive(Debug)]
-struct Fed(mpsc::UnboundedReceiver<Result<&'static str, std::io::Error>>);
+struct FedBody(mpsc::UnboundedReceiver<Result<&'static str, std::io::Error>>);
 
-impl Body for Fed {
+impl Body for FedBody {
     type Data = Bytes;
     type Error = std::io::Error;
 
@@ -43,12 +43,12 @@ impl Body for Fed {
     }
 }
 
-type Feed = mpsc::UnboundedSender<Result<&'static str, std::io::Error>>;
+type BodySender = mpsc::UnboundedSender<Result<&'static str, std::io::Error>>;
 
-fn fed() -> (Feed, Request<Fed>) {
-    let (feed, body) = mpsc::unbounded_channel();
+fn request_with_feed() -> (BodySender, Request<FedBody>) {
+    let (sender, body) = mpsc::unbounded_channel();
     let request = Request::builder().method(Method::POST).uri("/v1/media");
-    (feed, request.body(Fed(body)).unwrap())
+    (sender, request.body(FedBody(body)).unwrap())
 }
 
 pub(super) fn post(body: &'static str) -> Request<Full<Bytes>> {
@@ -58,13 +58,13 @@ pub(super) fn post(body: &'static str) -> Request<Full<Bytes>> {
     request.body(Full::from(body)).unwrap()
 }
 
-pub(super) fn connections<B>(around: &Surroundings) -> UpstreamConnections<B>
+pub(super) fn connections<B>(setup: &UpstreamSetup) -> UpstreamConnections<B>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let upstream = around.open().unwrap();
-    UpstreamConnections::new(upstream, around.scope.tasks.clone())
+    let upstream = setup.open().unwrap();
+    UpstreamConnections::new(upstream, setup.scope.tasks.clone())
 }
 
 pub(super) async fn text(response: Response<UpstreamResponseBody>) -> String {
@@ -87,10 +87,13 @@ async fn a_connection_serves_one_request_after_the_other() {
         }
     })
     .await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections(&around);
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections(&setup);
     for _ in 0..4 {
-        let response = connections.send(post("body"), PATIENT).await.unwrap();
+        let response = connections
+            .send(post("body"), RESPONSE_TIMEOUT)
+            .await
+            .unwrap();
         assert_eq!(text(response).await, "hi");
         eventually("it is idle", || {
             format!("{connections:?}").contains("idle: 1")
@@ -99,7 +102,7 @@ async fn a_connection_serves_one_request_after_the_other() {
     }
     assert_eq!(webapp.connections(), 1);
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_connects
@@ -107,7 +110,7 @@ async fn a_connection_serves_one_request_after_the_other() {
         3
     );
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_connections_open
@@ -122,7 +125,7 @@ async fn a_connection_serves_one_request_after_the_other() {
     drop(connections);
     eventually("closed with its worker", || webapp.ended() == 1).await;
     eventually("counted", || {
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_connections_open
@@ -135,13 +138,16 @@ async fn a_connection_serves_one_request_after_the_other() {
 #[tokio::test]
 async fn a_host_that_the_caller_set_is_kept() {
     let webapp = Webapp::start(|_| Reply::with(204, "", "")).await;
-    let around = Surroundings::of(webapp.address).without_login();
+    let setup = UpstreamSetup::of(webapp.address).without_login();
     let mut request = post("");
     request
         .headers_mut()
         .insert("host", "other".parse().unwrap());
     *request.version_mut() = http::Version::HTTP_2;
-    connections(&around).send(request, PATIENT).await.unwrap();
+    connections(&setup)
+        .send(request, RESPONSE_TIMEOUT)
+        .await
+        .unwrap();
     assert!(webapp.calls()[0].has_line("host: other"));
 }
 
@@ -152,24 +158,25 @@ async fn a_kept_alive_connection_that_dies_under_a_request_is_called_dead() {
         _ => Reply::raw("").then_close(),
     })
     .await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections(&around);
-    text(connections.send(post("a"), PATIENT).await.unwrap()).await;
-    let (dead, _) = kind(connections.send(post("b"), PATIENT).await);
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections(&setup);
+    text(connections.send(post("a"), RESPONSE_TIMEOUT).await.unwrap()).await;
+    let (dead, _) = kind(connections.send(post("b"), RESPONSE_TIMEOUT).await);
     assert_eq!(dead, SendErrorKind::DeadConnection);
     // On a new connection the same end is the upstream's answer to this request.
-    let (closed, _) = kind(connections.send(post("b"), PATIENT).await);
+    let (closed, _) = kind(connections.send(post("b"), RESPONSE_TIMEOUT).await);
     assert_eq!(closed, SendErrorKind::Closed);
 }
 
 #[tokio::test]
 async fn a_request_that_met_a_closed_connection_comes_back_whole() {
     let hold = gate();
-    let held = Arc::clone(&hold);
-    let webapp = Webapp::start(move |_| Reply::with(200, "", "hi").then_close_after(&held)).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections(&around);
-    text(connections.send(post(""), PATIENT).await.unwrap()).await;
+    let close_permit = Arc::clone(&hold);
+    let webapp =
+        Webapp::start(move |_| Reply::with(200, "", "hi").then_close_after(&close_permit)).await;
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections(&setup);
+    text(connections.send(post(""), RESPONSE_TIMEOUT).await.unwrap()).await;
     eventually("it is idle", || {
         format!("{connections:?}").contains("idle: 1")
     })
@@ -179,7 +186,7 @@ async fn a_request_that_met_a_closed_connection_comes_back_whole() {
     hold.add_permits(1);
     eventually("closed", || !connection.can_send()).await;
     let outcome = connections
-        .exchange(connection, true, post("precious"), PATIENT)
+        .exchange(connection, true, post("precious"), RESPONSE_TIMEOUT)
         .await;
     let failure = outcome.unwrap_err();
     assert_eq!(failure.kind, SendErrorKind::DeadConnection);
@@ -187,26 +194,29 @@ async fn a_request_that_met_a_closed_connection_comes_back_whole() {
     assert_eq!(request.method(), Method::POST);
     let body = request.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "precious");
-    let again = connections.send(post("precious"), PATIENT).await.unwrap();
+    let again = connections
+        .send(post("precious"), RESPONSE_TIMEOUT)
+        .await
+        .unwrap();
     assert_eq!(text(again).await, "hi");
     assert_eq!(webapp.connections(), 2);
 }
 
 #[tokio::test]
 async fn an_upstream_that_is_not_there_gives_the_request_back() {
-    let mut around = Surroundings::of("127.0.0.1:1".parse().unwrap()).without_login();
-    let refused = connections(&around)
-        .send(post("x"), PATIENT)
+    let mut setup = UpstreamSetup::of("127.0.0.1:1".parse().unwrap()).without_login();
+    let refused = connections(&setup)
+        .send(post("x"), RESPONSE_TIMEOUT)
         .await
         .unwrap_err();
     assert_eq!(refused.kind, SendErrorKind::ConnectFailed);
     assert!(refused.unsent.is_some());
     assert!(!format!("{refused:?}").contains("/v1/messages"));
-    around.settings.base.host = "no-such-host.invalid".to_owned();
-    let unknown = kind(connections(&around).send(post("x"), PATIENT).await);
+    setup.settings.base.host = "no-such-host.invalid".to_owned();
+    let unknown = kind(connections(&setup).send(post("x"), RESPONSE_TIMEOUT).await);
     assert_eq!(unknown, (SendErrorKind::ConnectFailed, true));
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_connects
@@ -219,13 +229,13 @@ async fn an_upstream_that_is_not_there_gives_the_request_back() {
 async fn a_handshake_that_never_comes_is_a_connect_timeout() {
     let never = gate();
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.base.tls = true;
-    around.settings.connect_timeout = SHORT;
-    let outcome = kind(connections(&around).send(post("x"), PATIENT).await);
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.base.tls = true;
+    setup.settings.connect_timeout = SHORT;
+    let outcome = kind(connections(&setup).send(post("x"), RESPONSE_TIMEOUT).await);
     assert_eq!(outcome, (SendErrorKind::ConnectTimeout, true));
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_connects
@@ -238,8 +248,8 @@ async fn a_handshake_that_never_comes_is_a_connect_timeout() {
 async fn an_answer_that_never_comes_is_a_first_byte_timeout_and_ends_the_connection() {
     let never = gate();
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections(&around);
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections(&setup);
     let outcome = kind(connections.send(post("x"), HASTY).await);
     assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
     eventually("closed", || webapp.ended() == 1).await;
@@ -254,8 +264,8 @@ async fn a_connection_used_a_moment_ago_is_waited_for_no_longer_than_a_new_one()
         _ => Reply::raw("").after(&never),
     })
     .await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections(&around);
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections(&setup);
     // The alarm of the first request rings while the second one waits.
     let first = connections.send(post("x"), HASTY);
     let release = async {
@@ -273,16 +283,16 @@ async fn a_connection_used_a_moment_ago_is_waited_for_no_longer_than_a_new_one()
 #[tokio::test]
 async fn a_slow_client_is_not_the_upstreams_delay() {
     let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections::<Fed>(&around);
-    let (feed, mut request) = fed();
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections::<FedBody>(&setup);
+    let (sender, mut request) = request_with_feed();
     request
         .headers_mut()
         .insert("content-length", "2".parse().unwrap());
     let slow = async {
         for _ in 0..2 {
             tokio::time::sleep(SHORT * 3).await;
-            feed.send(Ok("x")).unwrap();
+            sender.send(Ok("x")).unwrap();
         }
     };
     let (outcome, ()) = tokio::join!(connections.send(request, HASTY), slow);
@@ -293,15 +303,15 @@ async fn a_slow_client_is_not_the_upstreams_delay() {
 #[tokio::test]
 async fn a_body_that_breaks_off_is_the_clients_doing() {
     let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections::<Fed>(&around);
-    let (feed, mut request) = fed();
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections::<FedBody>(&setup);
+    let (sender, mut request) = request_with_feed();
     request
         .headers_mut()
         .insert("content-length", "50".parse().unwrap());
-    feed.send(Ok("some")).unwrap();
-    feed.send(Err(std::io::Error::other("gone"))).unwrap();
-    let outcome = kind(connections.send(request, PATIENT).await);
+    sender.send(Ok("some")).unwrap();
+    sender.send(Err(std::io::Error::other("gone"))).unwrap();
+    let outcome = kind(connections.send(request, RESPONSE_TIMEOUT).await);
     assert_eq!(outcome, (SendErrorKind::BodyFailed, false));
     eventually("closed", || webapp.ended() == 1).await;
 }
@@ -310,9 +320,9 @@ async fn a_body_that_breaks_off_is_the_clients_doing() {
 async fn an_answer_dropped_before_its_end_closes_the_connection() {
     let start = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nsome";
     let webapp = Webapp::start(move |_| Reply::raw(start)).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections(&around);
-    let mut response = connections.send(post("x"), PATIENT).await.unwrap();
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections(&setup);
+    let mut response = connections.send(post("x"), RESPONSE_TIMEOUT).await.unwrap();
     assert!(response.body_mut().frame().await.unwrap().is_ok());
     drop(response);
     eventually("closed", || webapp.ended() == 1).await;
@@ -323,36 +333,39 @@ async fn an_answer_dropped_before_its_end_closes_the_connection() {
 async fn an_answer_that_is_cut_short_is_an_error_and_not_an_end() {
     let cut = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nsome";
     let webapp = Webapp::start(move |_| Reply::raw(cut).then_close()).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let response = connections(&around).send(post("x"), PATIENT).await.unwrap();
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let response = connections(&setup)
+        .send(post("x"), RESPONSE_TIMEOUT)
+        .await
+        .unwrap();
     assert!(response.into_body().collect().await.is_err());
 }
 
 #[tokio::test]
 async fn an_answer_before_the_end_of_the_request_costs_the_connection() {
     let webapp = Webapp::start(|_| Reply::with(413, "", "too much")).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let connections = connections::<Fed>(&around);
-    let (feed, mut request) = fed();
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let connections = connections::<FedBody>(&setup);
+    let (sender, mut request) = request_with_feed();
     request
         .headers_mut()
         .insert("content-length", "50".parse().unwrap());
     request
         .headers_mut()
         .insert("early", "yes".parse().unwrap());
-    feed.send(Ok("x")).unwrap();
-    let response = connections.send(request, PATIENT).await.unwrap();
+    sender.send(Ok("x")).unwrap();
+    let response = connections.send(request, RESPONSE_TIMEOUT).await.unwrap();
     assert_eq!(text(response).await, "too much");
     eventually("closed", || webapp.ended() == 1).await;
     assert!(format!("{connections:?}").contains("idle: 0"));
-    drop(feed);
+    drop(sender);
 }
 
 #[tokio::test]
 async fn what_is_not_http_is_a_protocol_error() {
     let webapp = Webapp::start(|_| Reply::raw("SSH-2.0-OpenSSH_9.9\r\n\r\n")).await;
-    let around = Surroundings::of(webapp.address).without_login();
-    let outcome = kind(connections(&around).send(post("x"), PATIENT).await);
+    let setup = UpstreamSetup::of(webapp.address).without_login();
+    let outcome = kind(connections(&setup).send(post("x"), RESPONSE_TIMEOUT).await);
     assert_eq!(outcome, (SendErrorKind::Protocol, false));
 }
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proptest::prelude::{ProptestConfig, any, proptest};
 use serde_json::{Value, json};
 
-use super::Surroundings;
+use super::UpstreamSetup;
 use super::server::{Reply, Webapp};
 use crate::secret::Secret;
 use crate::upstream::login::description::{
@@ -26,12 +26,12 @@ fn read(
     headers: &HeaderMap,
     body: &str,
 ) -> Result<(String, u64), BadLoginResponse> {
-    let answer = LoginResponseParts {
+    let response = LoginResponseParts {
         headers,
         body: body.as_bytes(),
         upstream_now: NOW,
     };
-    let found = description.read(answer)?;
+    let found = description.read(response)?;
     Ok((found.token.expose().to_owned(), found.life.as_secs()))
 }
 
@@ -178,8 +178,8 @@ async fn a_json_login_with_a_header_of_its_own_works_end_to_end() {
         )
     })
     .await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session_with(LoginDescription {
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session_with(LoginDescription {
         method: http::Method::PUT,
         path: PathAndQuery::from_static("/auth/login?mode=json"),
         credential: CredentialForm::Json(json!({
@@ -211,8 +211,8 @@ proptest! {
                 ExpirySource::Fixed(Duration::from_secs(1)),
             ]);
             let headers = HeaderMap::new();
-            let answer = LoginResponseParts { headers: &headers, body: &body, upstream_now: now };
-            let _ = description.read(answer);
+            let response = LoginResponseParts { headers: &headers, body: &body, upstream_now: now };
+            let _ = description.read(response);
             description.wants_password_change(&body);
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::server::{Reply, Webapp, gate};
-use super::{PATIENCE, Surroundings, eventually, refusal, stays};
+use super::{TEST_TIMEOUT, UpstreamSetup, eventually, refusal, stays};
 use crate::metrics::LoginOutcome;
 use crate::secret::SecretSource;
 use crate::upstream::{Error, LoginFailure};
@@ -29,21 +29,21 @@ fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send
 #[tokio::test]
 async fn a_wrong_password_is_tried_once_until_its_file_changes() {
     let webapp = Webapp::start(lets_in_the_right_password()).await;
-    let around = Surroundings::of(webapp.address);
-    around.folder.write("password", "wrong");
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    setup.folder.write("password", "wrong");
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::WrongPassword);
     assert_eq!(
         session.status().to_string(),
         "upstream login: wrong password"
     );
     // Written again without a change: the same wrong password.
-    around.folder.write("password", "wrong\n");
+    setup.folder.write("password", "wrong\n");
     stays("one attempt", || webapp.requests() == 1).await;
-    around.folder.write("password", "right");
+    setup.folder.write("password", "right");
     eventually("logged in", || session.is_ready()).await;
     assert_eq!(webapp.requests(), 2);
-    let logins = &around.metrics.upstream("main").session_logins;
+    let logins = &setup.metrics.upstream("main").session_logins;
     assert_eq!(logins.value(LoginOutcome::WrongPassword), 1);
 }
 
@@ -57,8 +57,8 @@ async fn a_password_that_must_be_changed_stops_logins_as_well() {
         )
     })
     .await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     let no = refusal(&session).await;
     assert_eq!(no.why, LoginFailure::PasswordChange);
     assert!(no.retry_after >= Duration::from_secs(1));
@@ -68,12 +68,12 @@ async fn a_password_that_must_be_changed_stops_logins_as_well() {
 #[tokio::test]
 async fn a_password_file_that_is_missing_is_awaited() {
     let webapp = Webapp::start(lets_in_the_right_password()).await;
-    let around = Surroundings::of(webapp.address);
-    std::fs::remove_file(around.folder.0.join("password")).unwrap();
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    std::fs::remove_file(setup.folder.0.join("password")).unwrap();
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::Secret);
     assert_eq!(webapp.connections(), 0);
-    around.folder.write("password", "right");
+    setup.folder.write("password", "right");
     eventually("logged in", || session.is_ready()).await;
 }
 
@@ -107,15 +107,15 @@ async fn an_answer_without_a_usable_token_is_a_failed_login() {
     for body in bodies {
         let start: String = body.chars().take(60).collect();
         let webapp = Webapp::start(move |_| Reply::with(200, "", &body)).await;
-        let around = Surroundings::of(webapp.address);
-        let session = around.session();
+        let setup = UpstreamSetup::of(webapp.address);
+        let session = setup.session();
         assert_eq!(
             refusal(&session).await.why,
             LoginFailure::Unusable,
             "{start}"
         );
         assert!(!session.is_ready());
-        around.scope.stop.abort();
+        setup.scope.stop.abort();
     }
 }
 
@@ -123,8 +123,8 @@ async fn an_answer_without_a_usable_token_is_a_failed_login() {
 async fn an_answer_that_is_cut_short_is_a_failed_login() {
     let whole = "HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"users\":[{\"token\":\"tok\",";
     let webapp = Webapp::start(move |_| Reply::raw(whole).then_close()).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::Unusable);
 }
 
@@ -132,9 +132,9 @@ async fn an_answer_that_is_cut_short_is_a_failed_login() {
 async fn a_login_that_is_never_answered_ends_in_time() {
     let never = gate();
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().timeout = Duration::from_millis(200);
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().timeout = Duration::from_millis(200);
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::Timeout);
     eventually("it is tried again", || webapp.requests() > 1).await;
 }
@@ -143,16 +143,16 @@ async fn a_login_that_is_never_answered_ends_in_time() {
 async fn a_login_that_trickles_forever_ends_in_time() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{\"users\":";
     let webapp = Webapp::start(move |_| Reply::raw(head)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().timeout = Duration::from_millis(200);
-    assert_eq!(refusal(&around.session()).await.why, LoginFailure::Timeout);
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().timeout = Duration::from_millis(200);
+    assert_eq!(refusal(&setup.session()).await.why, LoginFailure::Timeout);
 }
 
 #[tokio::test]
 async fn an_upstream_that_asks_for_time_gets_it() {
     let webapp = Webapp::start(|_| Reply::with(429, "Retry-After: 120\r\n", "")).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     let no = refusal(&session).await;
     assert!(matches!(no.why, LoginFailure::Refused(status) if status == 429));
     assert!(no.retry_after > Duration::from_secs(110), "{no:?}");
@@ -166,8 +166,8 @@ async fn a_403_is_not_a_verdict_on_the_password() {
         _ => Reply::login("tok", 600),
     })
     .await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     assert!(matches!(refusal(&session).await.why, LoginFailure::Refused(status) if status == 403));
     eventually("logged in", || session.is_ready()).await;
 }
@@ -179,8 +179,8 @@ async fn an_upstream_that_starts_late_is_found() {
     reserved.set_reuseaddr(true).unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = reserved.local_addr().unwrap();
-    let around = Surroundings::of(address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(address);
+    let session = setup.session();
     let no = refusal(&session).await;
     assert_eq!(no.why, LoginFailure::Unreachable);
     assert!(session.status().to_string().contains("unreachable"));
@@ -195,8 +195,8 @@ async fn a_login_is_made_when_the_upstream_is_back_and_not_when_its_back_off_end
     reserved.set_reuseaddr(true).unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = reserved.local_addr().unwrap();
-    let around = Surroundings::of(address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(address);
+    let session = setup.session();
     // Pauses grow at random; one of those that would outlast the wait below is needed.
     let deadline = Instant::now() + Duration::from_secs(120);
     while refusal(&session).await.retry_after < Duration::from_secs(12) {
@@ -213,14 +213,14 @@ async fn a_login_is_made_when_the_upstream_is_back_and_not_when_its_back_off_end
 #[tokio::test]
 async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().logins_per_hour = 1;
-    around.login().min_login_interval = Duration::from_secs(60);
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().logins_per_hour = 1;
+    setup.login().min_login_interval = Duration::from_secs(60);
     // No program listens at port 1.
-    around.settings.base.port = 1;
-    let session = around.session();
+    setup.settings.base.port = 1;
+    let session = setup.session();
     let unreachable = || {
-        around
+        setup
             .metrics
             .upstream("main")
             .session_logins
@@ -239,35 +239,37 @@ async fn an_api_key_is_checked_and_follows_its_file() {
         Reply::raw("")
     })
     .await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    let path = around.folder.write("key", "too-short");
-    around.settings.api_key = Some(SecretSource::File(path));
-    assert!(matches!(around.open(), Err(Error::ApiKey { .. })));
-    around.folder.write("key", "long-enough-key\n");
-    let upstream = around.open().unwrap();
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    let path = setup.folder.write("key", "too-short");
+    setup.settings.api_key = Some(SecretSource::File(path));
+    assert!(matches!(setup.open(), Err(Error::ApiKey { .. })));
+    setup.folder.write("key", "long-enough-key\n");
+    let upstream = setup.open().unwrap();
     let key = || upstream.api_key().unwrap().headers()[0].1.clone();
     assert_eq!(key(), "Apikey long-enough-key");
-    around.folder.write("key", "short");
+    setup.folder.write("key", "short");
     stays("the old key", || key() == "Apikey long-enough-key").await;
-    around.folder.write("key", "another-good-key");
+    setup.folder.write("key", "another-good-key");
     eventually("the new key", || key() == "Apikey another-good-key").await;
     assert!(upstream.session().is_none());
     drop(upstream);
-    timeout(PATIENCE, around.scope.tasks.wait()).await.unwrap();
+    timeout(TEST_TIMEOUT, setup.scope.tasks.wait())
+        .await
+        .unwrap();
     assert!(!never.load(Ordering::SeqCst), "no login was configured");
 }
 
 #[tokio::test]
 async fn turns_are_limited_and_the_queue_has_an_end() {
     let webapp = Webapp::start(|_| Reply::raw("")).await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.concurrency = 1;
-    let upstream = around.open().unwrap();
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.concurrency = 1;
+    let upstream = setup.open().unwrap();
     let client = upstream.permits().key("client");
     let turn = upstream.turn(client, false).await.unwrap();
     let (crowded, ()) = tokio::join!(upstream.turn(client, false), async {
         eventually("queued", || {
-            around
+            setup
                 .metrics
                 .upstream("main")
                 .upstream_requests_queued
@@ -278,7 +280,7 @@ async fn turns_are_limited_and_the_queue_has_an_end() {
     });
     assert!(crowded.is_err());
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_requests_queued

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Surroundings, eventually};
+use super::{UpstreamSetup, eventually};
 use crate::shares::{ShareKey, is_within_share};
 use crate::upstream::fair_queue::{ClientSlot, FairQueue, WaiterId};
 
@@ -23,16 +23,16 @@ fn poll(queue: &FairQueue, waiter: WaiterId) -> Option<ClientSlot> {
     }
 }
 
-fn taken(queue: &FairQueue, client: u64) -> Vec<ClientSlot> {
+fn take_all(queue: &FairQueue, client: u64) -> Vec<ClientSlot> {
     std::iter::from_fn(|| queue.try_take(key(client), false)).collect()
 }
 
 #[test]
 fn a_new_client_finds_a_permit_however_many_another_one_holds() {
     let queue = FairQueue::new(64, 4);
-    let greedy = taken(&queue, 1);
+    let first_client = take_all(&queue, 1);
     assert_eq!(
-        greedy.len(),
+        first_client.len(),
         54,
         "alone, and no monitoring request was ever made"
     );
@@ -49,18 +49,18 @@ fn a_new_client_finds_a_permit_however_many_another_one_holds() {
 #[test]
 fn freed_permits_go_to_who_holds_the_fewest_and_each_line_keeps_its_order() {
     let queue = FairQueue::new(4, 0);
-    let held = taken(&queue, 1);
-    assert_eq!(held.len(), 4);
-    let greedy: Vec<_> = (0..3).map(|_| queue.enqueue(key(1), false)).collect();
+    let taken_slots = take_all(&queue, 1);
+    assert_eq!(taken_slots.len(), 4);
+    let first_client: Vec<_> = (0..3).map(|_| queue.enqueue(key(1), false)).collect();
     let two: Vec<_> = (0..2).map(|_| queue.enqueue(key(2), false)).collect();
     let three = queue.enqueue(key(3), false);
-    queue.release(held[0]);
+    queue.release(taken_slots[0]);
     assert!(poll(&queue, two[0]).is_some(), "holds none, waits longest");
-    queue.release(held[1]);
+    queue.release(taken_slots[1]);
     assert!(poll(&queue, three).is_some(), "holds none");
-    queue.release(held[2]);
-    assert!(poll(&queue, greedy[0]).is_some() || poll(&queue, two[1]).is_some());
-    assert!(poll(&queue, greedy[2]).is_none());
+    queue.release(taken_slots[2]);
+    assert!(poll(&queue, first_client[0]).is_some() || poll(&queue, two[1]).is_some());
+    assert!(poll(&queue, first_client[2]).is_none());
     assert_eq!(queue.length().granted, 3);
 }
 
@@ -97,15 +97,16 @@ fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
 #[test]
 fn with_too_few_permits_for_a_reserve_monitoring_goes_first_every_other_time() {
     let queue = FairQueue::new(1, 0);
-    let mut held = queue.try_take(key(1), false).unwrap();
+    let mut taken_slots = queue.try_take(key(1), false).unwrap();
     let mut others: Vec<_> = (2..5)
         .map(|client| queue.enqueue(key(client), false))
         .collect();
     let mut monitoring: Vec<_> = (0..3).map(|_| queue.enqueue(key(9), true)).collect();
     let mut order = String::new();
     for _ in 0..6 {
-        queue.release(held);
-        held = if let Some(slot) = monitoring.first().and_then(|first| poll(&queue, *first)) {
+        queue.release(taken_slots);
+        taken_slots = if let Some(slot) = monitoring.first().and_then(|first| poll(&queue, *first))
+        {
             monitoring.remove(0);
             order.push('m');
             slot
@@ -167,13 +168,13 @@ struct Waiting {
 struct Model {
     queue: FairQueue,
     permits: usize,
-    held: Vec<((u64, bool), ClientSlot)>,
+    taken_slots: Vec<((u64, bool), ClientSlot)>,
     waiting: Vec<Waiting>,
 }
 
 impl Model {
     fn holds(&self, client: (u64, bool)) -> usize {
-        self.held
+        self.taken_slots
             .iter()
             .filter(|(holder, _)| *holder == client)
             .count()
@@ -182,15 +183,15 @@ impl Model {
     fn apply(&mut self, event: &Event) {
         match *event {
             Event::Comes(client, kind) => match self.queue.try_take(key(client), kind) {
-                Some(slot) => self.held.push(((client, kind), slot)),
+                Some(slot) => self.taken_slots.push(((client, kind), slot)),
                 None => self.waits(client, kind),
             },
             Event::Leaves(at) if !self.waiting.is_empty() => {
-                let gone = self.waiting.remove(at % self.waiting.len());
-                self.queue.leave(gone.id);
+                let leaving = self.waiting.remove(at % self.waiting.len());
+                self.queue.leave(leaving.id);
             }
-            Event::Ends(at) if !self.held.is_empty() => {
-                let (_, slot) = self.held.swap_remove(at % self.held.len());
+            Event::Ends(at) if !self.taken_slots.is_empty() => {
+                let (_, slot) = self.taken_slots.swap_remove(at % self.taken_slots.len());
                 self.queue.release(slot);
             }
             _ => {}
@@ -202,7 +203,7 @@ impl Model {
         let (id, woken) = (self.queue.enqueue(key(client), kind), Arc::default());
         let waker = Waker::from(Arc::clone(&woken));
         match self.queue.poll_permit(id, &mut Context::from_waker(&waker)) {
-            Poll::Ready(slot) => self.held.push(((client, kind), slot)),
+            Poll::Ready(slot) => self.taken_slots.push(((client, kind), slot)),
             Poll::Pending => self.waiting.push(Waiting {
                 client: (client, kind),
                 id,
@@ -222,7 +223,7 @@ impl Model {
                     "overtook its own line"
                 );
                 let slot = poll(&self.queue, waiting.id).expect("woken means granted");
-                self.held.push((waiting.client, slot));
+                self.taken_slots.push((waiting.client, slot));
             } else {
                 first_of.insert(waiting.client, ());
                 still.push(waiting);
@@ -232,15 +233,19 @@ impl Model {
     }
 
     fn check(&self, reserve: usize, is_monitored: bool) -> Result<(), TestCaseError> {
-        prop_assert!(self.held.len() <= self.permits);
+        prop_assert!(self.taken_slots.len() <= self.permits);
         prop_assert_eq!(self.queue.length().waiting, self.waiting.len());
-        let monitoring = self.held.iter().filter(|((_, kind), _)| *kind).count();
-        let kept = if is_monitored {
+        let monitoring = self
+            .taken_slots
+            .iter()
+            .filter(|((_, kind), _)| *kind)
+            .count();
+        let reserved = if is_monitored {
             reserve.saturating_sub(monitoring)
         } else {
             0
         };
-        let open = (self.permits - self.held.len()).saturating_sub(kept);
+        let open = (self.permits - self.taken_slots.len()).saturating_sub(reserved);
         for waiting in &self.waiting {
             let holds = self.holds(waiting.client);
             prop_assert!(
@@ -248,7 +253,7 @@ impl Model {
                 "waits beside a free permit"
             );
             let is_reserved = waiting.client.1 && monitoring < reserve;
-            prop_assert!(!is_reserved || self.held.len() == self.permits);
+            prop_assert!(!is_reserved || self.taken_slots.len() == self.permits);
         }
         Ok(())
     }
@@ -262,7 +267,7 @@ proptest! {
     ) {
         let reserve = if permits >= 4 { (permits / 16).max(1) } else { 0 };
         let queue = FairQueue::new(permits, reserve);
-        let mut model = Model { queue, permits, held: Vec::new(), waiting: Vec::new() };
+        let mut model = Model { queue, permits, taken_slots: Vec::new(), waiting: Vec::new() };
         let mut is_monitored = false;
         for event in &events {
             is_monitored |= matches!(event, Event::Comes(_, true));
@@ -273,7 +278,7 @@ proptest! {
         for waiting in std::mem::take(&mut model.waiting) {
             model.queue.leave(waiting.id);
         }
-        for (_, slot) in std::mem::take(&mut model.held) {
+        for (_, slot) in std::mem::take(&mut model.taken_slots) {
             model.queue.release(slot);
         }
         for client in 100..100 + (permits - if is_monitored { reserve } else { 0 }) as u64 {
@@ -289,21 +294,21 @@ proptest! {
         ends in prop::collection::vec(0..1000_usize, 1..100),
     ) {
         let queue = FairQueue::new(permits, 0);
-        let mut model = Model { queue, permits, held: Vec::new(), waiting: Vec::new() };
+        let mut model = Model { queue, permits, taken_slots: Vec::new(), waiting: Vec::new() };
         for client in clients {
             model.apply(&Event::Comes(client, false));
         }
         for end in ends {
-            let Some(at) = end.checked_rem(model.held.len()) else { break };
-            let (ending, _) = model.held[at];
+            let Some(at) = end.checked_rem(model.taken_slots.len()) else { break };
+            let (ending, _) = model.taken_slots[at];
             let holds = |model: &Model, client| {
                 model.holds(client) - usize::from(client == ending)
             };
             let fewest = model.waiting.iter().map(|waiting| holds(&model, waiting.client)).min();
-            let before = model.held.len();
+            let before = model.taken_slots.len();
             model.apply(&Event::Ends(end));
-            if let (Some(fewest), true) = (fewest, model.held.len() == before) {
-                let (winner, _) = *model.held.last().unwrap();
+            if let (Some(fewest), true) = (fewest, model.taken_slots.len() == before) {
+                let (winner, _) = *model.taken_slots.last().unwrap();
                 prop_assert_eq!(model.holds(winner) - 1, fewest);
             }
         }
@@ -312,12 +317,12 @@ proptest! {
 
 #[tokio::test]
 async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
-    let mut around = Surroundings::of(([127, 0, 0, 1], 9).into()).without_login();
-    around.settings.concurrency = 1;
-    around.settings.queue_timeout = Duration::from_millis(300);
-    let upstream = around.open().unwrap();
+    let mut setup = UpstreamSetup::of(([127, 0, 0, 1], 9).into()).without_login();
+    setup.settings.concurrency = 1;
+    setup.settings.queue_timeout = Duration::from_millis(300);
+    let upstream = setup.open().unwrap();
     let (one, other) = (upstream.permits().key(1), upstream.permits().key(2));
-    let held = upstream.turn(one, false).await.unwrap();
+    let taken_slots = upstream.turn(one, false).await.unwrap();
     let refused = upstream.turn(other, false).await.unwrap_err();
     assert_eq!(
         refused.retry_after,
@@ -337,7 +342,7 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     let all = futures_util::future::join_all(waiting);
     let late = async {
         eventually("queued", || {
-            around
+            setup
                 .metrics
                 .upstream("main")
                 .upstream_requests_queued
@@ -350,14 +355,14 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     let (_, late) = tokio::join!(all, late);
     assert!(late.is_err());
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_requests_queued
             .get(),
         0
     );
-    drop(held);
+    drop(taken_slots);
     let permit = upstream.turn(other, false).await.unwrap();
     assert!(permit.park().is_ok(), "a slow stream gives it back");
     assert!(upstream.turn(one, false).await.is_ok());

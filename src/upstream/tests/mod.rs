@@ -37,11 +37,11 @@ use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Waits for `condition`; fails with `what` when it does not come.
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "never came true: {what}");
         sleep(Duration::from_millis(5)).await;
@@ -85,14 +85,14 @@ impl Drop for Folder {
 }
 
 /// What an upstream needs around it.
-struct Surroundings {
+struct UpstreamSetup {
     folder: Folder,
     settings: config::UpstreamConfig,
     metrics: Arc<Metrics>,
     scope: TaskScope,
 }
 
-impl Surroundings {
+impl UpstreamSetup {
     fn of(address: SocketAddr) -> Self {
         let folder = Folder::new();
         let password = folder.write("password", "right\n");
@@ -170,7 +170,7 @@ impl Surroundings {
 
 /// The reason for which `session` has no lease; waits until it knows one.
 async fn refusal(session: &Session) -> NoLease {
-    let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
+    let lease = tokio::time::timeout(TEST_TIMEOUT, session.lease()).await;
     lease.expect("lease() must not hang").unwrap_err()
 }
 

@@ -8,7 +8,7 @@ use hickory_resolver::proto::rr::RecordType;
 use tokio::time::Instant;
 
 use super::Folder;
-use super::stub_dns::{NO_NAME, Says, StubDns};
+use super::stub_dns::{DnsReply, NO_NAME, StubDns};
 use crate::dns::DnsResolver;
 use crate::error_chain::chain;
 
@@ -56,16 +56,16 @@ async fn localhost_is_this_host_even_where_no_file_says_so() {
     for name in ["localhost", "LocalHost.", "a.localhost"] {
         assert!(names.find(name).await.unwrap().contains(&LOOPBACK));
     }
-    let why = chain(&names.find("other").await.unwrap_err());
-    assert!(why.contains("no name server in"), "{why}");
+    let message = chain(&names.find("other").await.unwrap_err());
+    assert!(message.contains("no name server in"), "{message}");
 }
 
 #[tokio::test]
 async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
     let address = Ipv4Addr::new(10, 1, 2, 3);
     let dns = StubDns::start(move |name, kind| match (name, kind) {
-        ("webapp.example.net", RecordType::A) => Says::Addresses(vec![address.into()], 60),
-        ("webapp.example.net", _) => Says::Nothing,
+        ("webapp.example.net", RecordType::A) => DnsReply::Addresses(vec![address.into()], 60),
+        ("webapp.example.net", _) => DnsReply::Nothing,
         _ => NO_NAME,
     })
     .await;
@@ -77,8 +77,8 @@ async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
     for name in ["webapp.example.net", "webapp"] {
         assert_eq!(names.find(name).await.unwrap(), [address], "{name}");
     }
-    let why = chain(&names.find("nothing.example.net").await.unwrap_err());
-    assert!(why.contains("know no address"), "{why}");
+    let message = chain(&names.find("nothing.example.net").await.unwrap_err());
+    assert!(message.contains("know no address"), "{message}");
 
     folder.write("hosts", "10.9.9.9 webapp\n");
     let noted: IpAddr = "10.9.9.9".parse().unwrap();
@@ -90,31 +90,31 @@ async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
 #[tokio::test]
 async fn one_family_is_enough_whatever_the_other_is_answered_with() {
     let (v4, v6) = ("10.1.2.3", "fd00::7");
-    let dns = StubDns::start(|_, _| Says::Silence).await;
+    let dns = StubDns::start(|_, _| DnsReply::Silence).await;
     let folder = Folder::new();
     let names = asking(&folder, &dns);
     let bad = [
-        Says::Silence,
-        Says::Nothing,
+        DnsReply::Silence,
+        DnsReply::Nothing,
         NO_NAME,
-        Says::Code(ResponseCode::ServFail),
-        Says::Code(ResponseCode::Refused),
-        Says::Code(ResponseCode::NotImp),
-        Says::Bytes(Vec::new()),
-        Says::Bytes(vec![0xff; 400]),
+        DnsReply::Code(ResponseCode::ServFail),
+        DnsReply::Code(ResponseCode::Refused),
+        DnsReply::Code(ResponseCode::NotImp),
+        DnsReply::Bytes(Vec::new()),
+        DnsReply::Bytes(vec![0xff; 400]),
         // A response of one question and 65,535 answers, of which none is there.
-        Says::Bytes(b"\x81\x80\0\x01\xff\xff\0\0\0\0".to_vec()),
+        DnsReply::Bytes(b"\x81\x80\0\x01\xff\xff\0\0\0\0".to_vec()),
         // A name that points at itself.
-        Says::Bytes(b"\x81\x80\0\x01\0\x01\0\0\0\0\xc0\x0c\0\x01\0\x01".to_vec()),
+        DnsReply::Bytes(b"\x81\x80\0\x01\0\x01\0\0\0\0\xc0\x0c\0\x01\0\x01".to_vec()),
     ];
     for other in bad {
         for (good, address) in [(RecordType::A, v4), (RecordType::AAAA, v6)] {
-            let said = other.clone();
-            dns.says(move |_, kind| {
+            let reply = other.clone();
+            dns.set_script(move |_, kind| {
                 if kind == good {
-                    Says::address(address)
+                    DnsReply::address(address)
                 } else {
-                    said.clone()
+                    reply.clone()
                 }
             });
             let began = Instant::now();
@@ -124,9 +124,9 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
         }
     }
     // One that is a little late is there all the same, and comes first.
-    dns.says(|_, kind| match kind {
-        RecordType::A => Says::address("10.1.2.3"),
-        _ => Says::Later(10, Box::new(Says::address("fd00::7"))),
+    dns.set_script(|_, kind| match kind {
+        RecordType::A => DnsReply::address("10.1.2.3"),
+        _ => DnsReply::Later(10, Box::new(DnsReply::address("fd00::7"))),
     });
     let both = [v6, v4].map(|ip| ip.parse::<IpAddr>().unwrap());
     assert_eq!(names.find("webapp.example").await.unwrap(), both);
@@ -135,10 +135,10 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
 #[tokio::test]
 async fn an_answer_of_many_addresses_is_read_where_edns_allows_its_size() {
     let all: Vec<IpAddr> = (1..=32).map(|at| [10, 1, 2, at].into()).collect();
-    let said = Says::Addresses(all.clone(), 60);
+    let reply = DnsReply::Addresses(all.clone(), 60);
     let dns = StubDns::start(move |_, kind| match kind {
-        RecordType::A => said.clone(),
-        _ => Says::Nothing,
+        RecordType::A => reply.clone(),
+        _ => DnsReply::Nothing,
     })
     .await;
     let folder = Folder::new();
@@ -151,7 +151,7 @@ async fn an_answer_of_many_addresses_is_read_where_edns_allows_its_size() {
 #[tokio::test]
 async fn a_bad_entry_of_resolv_conf_costs_that_entry() {
     let dns = StubDns::start(|name, kind| match (name, kind) {
-        ("webapp.good.example", RecordType::A) => Says::address("10.1.2.3"),
+        ("webapp.good.example", RecordType::A) => DnsReply::address("10.1.2.3"),
         _ => NO_NAME,
     })
     .await;
@@ -172,15 +172,15 @@ async fn a_bad_entry_of_resolv_conf_costs_that_entry() {
 
 #[tokio::test]
 async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_asked() {
-    let good = StubDns::start(|_, _| Says::address("10.1.2.3")).await;
+    let good = StubDns::start(|_, _| DnsReply::address("10.1.2.3")).await;
     for bad in [
-        Says::Silence,
-        Says::Code(ResponseCode::Refused),
-        Says::Code(ResponseCode::ServFail),
+        DnsReply::Silence,
+        DnsReply::Code(ResponseCode::Refused),
+        DnsReply::Code(ResponseCode::ServFail),
     ] {
-        let says = bad.clone();
+        let set_script = bad.clone();
         let first = format!("127.0.0.2:{}", good.port).parse().unwrap();
-        let first = StubDns::start_at(first, move |_, _| says.clone()).await;
+        let first = StubDns::start_at(first, move |_, _| set_script.clone()).await;
         let folder = Folder::new();
         let servers = "nameserver 127.0.0.2\nnameserver 127.0.0.1\n";
         let mut names = names(&folder, servers, "");
@@ -202,9 +202,9 @@ async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_as
 #[tokio::test]
 async fn families_of_different_names_are_not_mixed() {
     let dns = StubDns::start(|name, kind| match (name, kind) {
-        ("webapp.a.example", RecordType::A) => Says::address("10.1.2.3"),
-        ("webapp.b.example", RecordType::AAAA) => Says::address("fd00::7"),
-        ("webapp.a.example" | "webapp.b.example", _) => Says::Nothing,
+        ("webapp.a.example", RecordType::A) => DnsReply::address("10.1.2.3"),
+        ("webapp.b.example", RecordType::AAAA) => DnsReply::address("fd00::7"),
+        ("webapp.a.example" | "webapp.b.example", _) => DnsReply::Nothing,
         _ => NO_NAME,
     })
     .await;
@@ -215,9 +215,9 @@ async fn families_of_different_names_are_not_mixed() {
     let found = names.find("webapp").await.unwrap();
     assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
     // Silence about one family does not end the search.
-    dns.says(|name, kind| match (name, kind) {
-        ("webapp.b.example", RecordType::A) => Says::address("10.1.2.4"),
-        (_, RecordType::AAAA) => Says::Silence,
+    dns.set_script(|name, kind| match (name, kind) {
+        ("webapp.b.example", RecordType::A) => DnsReply::address("10.1.2.4"),
+        (_, RecordType::AAAA) => DnsReply::Silence,
         _ => NO_NAME,
     });
     let found = names.find("webapp").await.unwrap();
@@ -226,16 +226,16 @@ async fn families_of_different_names_are_not_mixed() {
 
 #[tokio::test]
 async fn what_was_found_serves_on_while_servers_stay_silent() {
-    let dns = StubDns::start(|_, _| Says::address("10.1.2.3")).await;
+    let dns = StubDns::start(|_, _| DnsReply::address("10.1.2.3")).await;
     let folder = Folder::new();
     let servers = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
     let mut names = names(&folder, servers, "");
     names.port = dns.port;
     names.find("webapp.example").await.unwrap();
-    dns.says(|_, _| Says::Silence);
+    dns.set_script(|_, _| DnsReply::Silence);
     let found = names.find("webapp.example").await.unwrap();
     assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
     // A server that says no is believed.
-    dns.says(|_, _| NO_NAME);
+    dns.set_script(|_, _| NO_NAME);
     assert!(names.find("webapp.example").await.is_err());
 }

@@ -14,7 +14,7 @@ use crate::lifecycle::{ShutdownSignal, TaskSet};
 
 /// One answer.
 #[derive(Clone, Debug)]
-pub(super) enum Says {
+pub(super) enum DnsReply {
     /// Good for so many seconds.
     Addresses(Vec<IpAddr>, u32),
     Code(ResponseCode),
@@ -26,15 +26,15 @@ pub(super) enum Says {
     Later(u64, Box<Self>),
 }
 
-impl Says {
+impl DnsReply {
     pub(super) fn address(ip: &str) -> Self {
         Self::Addresses(vec![ip.parse().unwrap()], 60)
     }
 }
 
-pub(super) const NO_NAME: Says = Says::Code(ResponseCode::NXDomain);
+pub(super) const NO_NAME: DnsReply = DnsReply::Code(ResponseCode::NXDomain);
 
-type Script = dyn Fn(&str, RecordType) -> Says + Send + Sync;
+type Script = dyn Fn(&str, RecordType) -> DnsReply + Send + Sync;
 
 /// Lives until the test's runtime ends.
 #[derive(Clone)]
@@ -48,14 +48,14 @@ pub(super) struct StubDns {
 
 impl StubDns {
     pub(super) async fn start(
-        script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static,
+        script: impl Fn(&str, RecordType) -> DnsReply + Send + Sync + 'static,
     ) -> Self {
         Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
     }
 
     pub(super) async fn start_at(
         address: SocketAddr,
-        script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static,
+        script: impl Fn(&str, RecordType) -> DnsReply + Send + Sync + 'static,
     ) -> Self {
         let socket = Arc::new(UdpSocket::bind(address).await.unwrap());
         let stub = Self {
@@ -92,7 +92,10 @@ impl StubDns {
     }
 
     /// Another script from now on.
-    pub(super) fn says(&self, script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static) {
+    pub(super) fn set_script(
+        &self,
+        script: impl Fn(&str, RecordType) -> DnsReply + Send + Sync + 'static,
+    ) {
         *self.script.lock().unwrap() = Arc::new(script);
     }
 
@@ -109,25 +112,25 @@ impl StubDns {
         let asked = format!("{name} {}", query.query_type());
         self.questions.lock().unwrap().push(asked);
         let script = Arc::clone(&self.script.lock().unwrap());
-        let mut says = script(name.trim_end_matches('.'), query.query_type());
-        while let Says::Later(millis, then) = says {
+        let mut set_script = script(name.trim_end_matches('.'), query.query_type());
+        while let DnsReply::Later(millis, then) = set_script {
             sleep(Duration::from_millis(millis)).await;
-            says = *then;
+            set_script = *then;
         }
-        match says {
-            Says::Addresses(addresses, ttl) => {
+        match set_script {
+            DnsReply::Addresses(addresses, ttl) => {
                 for ip in addresses {
                     let name = query.name().clone();
                     message.add_answer(Record::from_rdata(name, ttl, RData::from(ip)));
                 }
             }
-            Says::Code(code) => message.metadata.response_code = code,
-            Says::Silence => return None,
-            Says::Bytes(bytes) => {
+            DnsReply::Code(code) => message.metadata.response_code = code,
+            DnsReply::Silence => return None,
+            DnsReply::Bytes(bytes) => {
                 let number = message.metadata.id.to_be_bytes();
                 return Some([&number[..], &bytes].concat());
             }
-            Says::Nothing | Says::Later(..) => {}
+            DnsReply::Nothing | DnsReply::Later(..) => {}
         }
         Some(message.to_vec().unwrap())
     }

@@ -55,9 +55,12 @@ fn documents_name_files_that_exist() {
                 continue;
             }
             named += 1;
-            let beside = document.parent().unwrap();
-            let places = [top, &top.join("src"), beside];
-            if !places.iter().any(|place| place.join(name).exists()) {
+            let parent = document.parent().unwrap();
+            let locations = [top, &top.join("src"), parent];
+            if !locations
+                .iter()
+                .any(|location| location.join(name).exists())
+            {
                 missing.push(format!("{}: {name}", document.display()));
             }
         }
@@ -134,6 +137,9 @@ fn lines_of_documents_have_at_most_120_characters() {
 #[test]
 fn a_long_line_is_found_unless_it_is_output_or_one_long_word() {
     let words = "word ".repeat(30);
-    let text = format!("{words}\n```text output\n{words}\n```\n{words}\n{}\n", "x".repeat(130));
+    let text = format!(
+        "{words}\n```text output\n{words}\n```\n{words}\n{}\n",
+        "x".repeat(130)
+    );
     assert_eq!(long_lines(&text), [1, 5]);
 }

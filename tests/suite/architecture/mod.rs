@@ -101,14 +101,14 @@ fn files_stay_short_enough_to_read() {
 fn only_the_clock_reads_wall_time_and_only_reject_chooses_a_refusals_status() {
     for file in source() {
         let text = fs::read_to_string(&file.path).unwrap();
-        let place = file.path.display();
+        let location = file.path.display();
         if file.module != ["clock"] {
-            assert!(!text.contains("SystemTime::now"), "{place}");
+            assert!(!text.contains("SystemTime::now"), "{location}");
         }
         if file.top() == "pipeline" && file.module != ["pipeline", "reject"] {
             let statuses = ["FORBIDDEN", "TOO_MANY", "BAD_"];
             for status in statuses.map(|name| format!("StatusCode::{name}")) {
-                assert!(!text.contains(&status), "{place} picks {status}");
+                assert!(!text.contains(&status), "{location} picks {status}");
             }
         }
     }

@@ -24,7 +24,7 @@ impl Ports {
     /// `text` with the free ports in place of the documented ones.
     pub(super) fn put_into(&self, text: &str) -> String {
         let swap =
-            |text: String, (documented, here): &(&str, String)| text.replace(documented, here);
+            |text: String, (documented, actual): &(&str, String)| text.replace(documented, actual);
         self.0.iter().fold(text.to_owned(), swap)
     }
 }
@@ -159,7 +159,7 @@ impl Situation {
     pub(super) fn serve(&mut self, script: &str) {
         let mut command = self.command(&format!("exec {script}"));
         command.process_group(0);
-        let gate = Program::told(command, (0, 0));
+        let gate = Program::with_ports(command, (0, 0));
         gate.wait_for("/readyz");
         gate.wait_for("ready to accept");
         self.gate = Some(gate);

@@ -133,8 +133,8 @@ impl Refusal {
         }
     }
 
-    pub(super) fn of_text(answer: &str) -> Self {
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    pub(super) fn of_text(response: &str) -> Self {
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or((response, ""));
         let field = |wanted: &str| {
             let mut fields = head.lines().filter_map(|line| line.split_once(": "));
             let found = fields.find(|(name, _)| name.eq_ignore_ascii_case(wanted));
@@ -144,7 +144,7 @@ impl Refusal {
             status: head
                 .split(' ')
                 .nth(1)
-                .unwrap_or_else(|| panic!("no status: {answer}"))
+                .unwrap_or_else(|| panic!("no status: {response}"))
                 .parse()
                 .unwrap(),
             kind: field("content-type").unwrap_or_default(),

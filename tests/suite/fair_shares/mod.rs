@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::harness::upstream::login;
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup, sha256};
 
-const GREEDY: &str = "greedy-key-0123456789";
-const HONEST: &str = "honest-key-0123456789";
+const FIRST_CLIENT: &str = "greedy-key-0123456789";
+const OTHER_CLIENT: &str = "honest-key-0123456789";
 /// Length of the response to `/large`.
 const LARGE: usize = 50_000_000;
 /// The time that a busy machine may take for a request beside others.
@@ -69,11 +69,11 @@ async fn serve(mut tcp: TcpStream) -> std::io::Result<()> {
             continue;
         }
         let text = body.to_string();
-        let answer = format!(
+        let response = format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
             text.len()
         );
-        tcp.write_all(answer.as_bytes()).await?;
+        tcp.write_all(response.as_bytes()).await?;
     }
 }
 
@@ -97,7 +97,7 @@ async fn read_body(tcp: &mut TcpStream, head: &str) -> std::io::Result<usize> {
 
 /// A gate with two keys and routes to that upstream.
 async fn gate(upstream: SocketAddr, setup: Setup) -> Gateway {
-    let keys = [("greedy", GREEDY), ("honest", HONEST)].map(|(name, key)| {
+    let keys = [("greedy", FIRST_CLIENT), ("honest", OTHER_CLIENT)].map(|(name, key)| {
         let digest = sha256(key);
         format!("[[api_key]]\nname = \"{name}\"\nsha256 = [\"{digest}\"]\npaths = [\"/*\"]\n")
     });
@@ -141,9 +141,9 @@ impl KeyClient {
 
     async fn get(&self, path: &str) -> reqwest::Result<StatusCode> {
         let request = self.client.request(Method::GET, path);
-        let answer = request.header("x-api-key", self.key).send().await?;
-        let status = answer.status();
-        answer.bytes().await?;
+        let response = request.header("x-api-key", self.key).send().await?;
+        let status = response.status();
+        response.bytes().await?;
         Ok(status)
     }
 
@@ -153,8 +153,8 @@ impl KeyClient {
         let (mut good, mut times) = (0, Vec::new());
         for _ in 0..count {
             let began = Instant::now();
-            let answer = timeout(Duration::from_secs(20), self.get(path)).await;
-            good += usize::from(matches!(answer, Ok(Ok(StatusCode::OK))));
+            let response = timeout(Duration::from_secs(20), self.get(path)).await;
+            good += usize::from(matches!(response, Ok(Ok(StatusCode::OK))));
             times.push(began.elapsed());
         }
         times.sort();
@@ -163,24 +163,24 @@ impl KeyClient {
 }
 
 /// Checks that the honest client is served as if it were alone.
-async fn assert_honest_is_served(gateway: &Gateway, quiet: Duration, what: &str) {
-    let honest = KeyClient::new(gateway, HONEST);
+async fn assert_other_client_is_served(gateway: &Gateway, idle_latency: Duration, what: &str) {
+    let other_client = KeyClient::new(gateway, OTHER_CLIENT);
     for path in ["/x/quick", "/x/watch"] {
-        let (good, slowest) = honest.tries(path, 100).await;
+        let (good, slowest) = other_client.tries(path, 100).await;
         assert!(good >= 95, "{what}: {good} of 100 to {path}");
-        let most = FLOOR.max(quiet * 5);
+        let most = FLOOR.max(idle_latency * 5);
         assert!(
             slowest < most,
-            "{what}: {slowest:?} to {path}, quiet {quiet:?}"
+            "{what}: {slowest:?} to {path}, quiet {idle_latency:?}"
         );
     }
 }
 
 /// The time of the honest client's requests without the other client.
-async fn quiet(gateway: &Gateway) -> Duration {
-    let honest = KeyClient::new(gateway, HONEST);
-    honest.tries("/x/watch", 3).await;
-    let (good, slowest) = honest.tries("/x/quick", 100).await;
+async fn idle_latency(gateway: &Gateway) -> Duration {
+    let other_client = KeyClient::new(gateway, OTHER_CLIENT);
+    other_client.tries("/x/watch", 3).await;
+    let (good, slowest) = other_client.tries("/x/quick", 100).await;
     assert_eq!(good, 100);
     slowest
 }

@@ -43,7 +43,7 @@ impl HungDisk {
         std::fs::write(&self.hung_while, "").unwrap();
     }
 
-    pub(crate) fn answer(&self) {
+    pub(crate) fn respond(&self) {
         std::fs::remove_file(&self.hung_while).unwrap();
     }
 

@@ -115,7 +115,7 @@ impl LoginUpstream {
         while let Some(head) = read_request(&mut tcp).await {
             let reply = match head.starts_with("POST /v1/users/login") {
                 true => self.log_in(),
-                false => self.answer(&head).await,
+                false => self.response(&head).await,
             };
             if tcp.write_all(reply.as_bytes()).await.is_err() {
                 return;
@@ -128,13 +128,13 @@ impl LoginUpstream {
         state.login_times.push(std::time::Instant::now());
         let reply = (state.logins)(state.login_times.len());
         match reply {
-            LoginReply::Status(status) => answer(status, "{}"),
+            LoginReply::Status(status) => response(status, "{}"),
             LoginReply::Token(seconds) => {
                 state.minted += 1;
                 let end = tollgate::clock::unix_seconds() + seconds;
                 let end = tollgate::profiles::format_expiry(end);
                 let token = format!("minted-{}-of-this-upstream", state.minted);
-                answer(
+                response(
                     200,
                     &format!(r#"{{"users":[{{"token":"{token}","expires_after":"{end}"}}]}}"#),
                 )
@@ -142,7 +142,7 @@ impl LoginUpstream {
         }
     }
 
-    async fn answer(&self, head: &str) -> String {
+    async fn response(&self, head: &str) -> String {
         let mut words = head.split(' ');
         let (method, target) = (words.next().unwrap(), words.next().unwrap());
         let path = target.split('?').next().unwrap();
@@ -162,11 +162,11 @@ impl LoginUpstream {
             (paths(&asked), state.takes)
         };
         sleep(takes).await;
-        answer(reply, "done")
+        response(reply, "done")
     }
 }
 
-fn answer(status: u16, body: &str) -> String {
+fn response(status: u16, body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}")
 }
@@ -231,11 +231,11 @@ impl KeyClient {
     }
 
     pub(crate) async fn send(&self, method: reqwest::Method, path: &str, body: Vec<u8>) -> u16 {
-        let answer = self.answer(method, path, body).await;
-        answer.status().as_u16()
+        let response = self.response(method, path, body).await;
+        response.status().as_u16()
     }
 
-    pub(crate) async fn answer(
+    pub(crate) async fn response(
         &self,
         method: reqwest::Method,
         path: &str,

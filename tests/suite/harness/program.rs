@@ -24,14 +24,14 @@ impl Program {
 
     /// The same, with a command of the test.
     pub(crate) fn start(command: Command) -> Self {
-        let mut program = Self::told(command, (0, 0));
+        let mut program = Self::with_ports(command, (0, 0));
         program.listener = program.port_after("gate");
         program.operator = program.port_after("operator");
         program
     }
 
     /// A program whose ports the test has chosen.
-    pub(crate) fn told(mut command: Command, (listener, operator): (u16, u16)) -> Self {
+    pub(crate) fn with_ports(mut command: Command, (listener, operator): (u16, u16)) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -12,8 +12,8 @@ async fn cookies_are_sent_in_one_field_from_http2_and_http1() {
     let gateway = gate(&upstream, "", "").await;
     let request = http2(&gateway).get(http2_url(&gateway, "/open/x"));
     let request = request.header("cookie", "a=1").header("cookie", "b=2; c=3");
-    let answer = request.send().await.unwrap();
-    assert_eq!(answer.version(), reqwest::Version::HTTP_2);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.version(), reqwest::Version::HTTP_2);
     assert_eq!(upstream.one().all("cookie"), ["a=1; b=2; c=3"]);
     ask(&gateway, "GET /open/x", "Cookie: a=1\r\nCookie: b=2\r\n").await;
     assert_eq!(upstream.one().all("cookie"), ["a=1; b=2"]);
@@ -47,22 +47,22 @@ async fn fields_that_replace_method_path_host_client_or_scheme_are_dropped() {
         "X-Tollgate_Client",
     ];
     for name in names {
-        let answer = ask(&gateway, "POST /open/x", &format!("{name}: evil\r\n")).await;
-        assert_eq!(status(&answer), "200", "{name}");
+        let response = ask(&gateway, "POST /open/x", &format!("{name}: evil\r\n")).await;
+        assert_eq!(status(&response), "200", "{name}");
         let message = upstream.one();
-        let said = message
+        let value = message
             .fields
             .iter()
             .find(|(_, value)| value.contains("evil"));
-        assert_eq!(said, None, "{name}");
+        assert_eq!(value, None, "{name}");
         let request = http2(&gateway).post(http2_url(&gateway, "/open/x"));
         request.header(name, "evil").send().await.unwrap();
         let message = upstream.one();
-        let said = message
+        let value = message
             .fields
             .iter()
             .find(|(_, value)| value.contains("evil"));
-        assert_eq!(said, None, "{name} over HTTP/2");
+        assert_eq!(value, None, "{name} over HTTP/2");
     }
 }
 
@@ -76,8 +76,8 @@ async fn allow_fields_lets_them_pass_for_all_routes_or_for_one() {
     let message = upstream.one();
     assert_eq!(message.all("true-client-ip"), ["192.0.2.1"]);
     assert!(message.all("x-http-method-override").is_empty());
-    let answer = ask(&gateway, "POST /one/x?_method=PUT", both).await;
-    assert_eq!(status(&answer), "200");
+    let response = ask(&gateway, "POST /one/x?_method=PUT", both).await;
+    assert_eq!(status(&response), "200");
     let message = upstream.one();
     assert_eq!(message.all("x-http-method-override"), ["PUT"]);
     assert!(
@@ -92,9 +92,9 @@ async fn a_method_in_the_query_is_refused() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     for query in ["_method=DELETE", "a=b&%5Fmethod=PUT", "a;.method=PUT"] {
-        let answer = ask(&gateway, &format!("POST /open/x?{query}"), "").await;
-        assert_eq!(status(&answer), "400", "{query}");
-        assert!(answer.contains("allow_fields"), "{answer}");
+        let response = ask(&gateway, &format!("POST /open/x?{query}"), "").await;
+        assert_eq!(status(&response), "400", "{query}");
+        assert!(response.contains("allow_fields"), "{response}");
     }
     assert!(upstream.take().is_empty());
 }
@@ -109,8 +109,8 @@ async fn a_trailer_can_set_no_more_than_a_header() {
         "\r\n{:x}\r\n{long}\r\n0\r\nX-Sum: 1\r\nX-Original-URL: /evil\r\nProxy: evil\r\nX-Tollgate-Client: evil\r\n",
         long.len()
     );
-    let answer = ask(&gateway, "POST /open/x", &format!("{fields}{body}")).await;
-    assert_eq!(status(&answer), "200", "{answer}");
+    let response = ask(&gateway, "POST /open/x", &format!("{fields}{body}")).await;
+    assert_eq!(status(&response), "200", "{response}");
     let message = upstream.one();
     assert_eq!(message.trailers, [("x-sum".to_owned(), "1".to_owned())]);
 }
@@ -130,8 +130,8 @@ async fn the_clients_address_is_read_as_trusted_proxies_write_it() {
         "Forwarded: for=\"[2001:db8:3::1]:4711\"",
     ];
     for field in others {
-        let answer = ask(&gateway, "GET /open/x", &format!("{field}\r\n")).await;
-        assert_eq!(status(&answer), "200", "{field} has a bucket of its own");
+        let response = ask(&gateway, "GET /open/x", &format!("{field}\r\n")).await;
+        assert_eq!(status(&response), "200", "{field} has a bucket of its own");
     }
     let again = "X-Forwarded-For: 203.0.113.1:50002\r\n";
     assert_eq!(status(&ask(&gateway, "GET /open/x", again).await), "429");

@@ -102,8 +102,8 @@ async fn ask(gateway: &Gateway, line: &str, fields: &str) -> String {
 }
 
 /// The status of a response.
-fn status(answer: &str) -> &str {
-    answer.get(9..12).unwrap_or(answer)
+fn status(response: &str) -> &str {
+    response.get(9..12).unwrap_or(response)
 }
 
 /// An HTTP/2 client over TLS.

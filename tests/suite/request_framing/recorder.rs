@@ -111,7 +111,7 @@ impl Recorder {
                 ParsedMessage::Whole(message, length) => {
                     bytes.drain(..length);
                     let is_login = message.line.starts_with("POST /v1/users/login");
-                    let answer = match is_login && message.framing == Framing::None {
+                    let response = match is_login && message.framing == Framing::None {
                         true => {
                             b"HTTP/1.1 411 Length Required\r\nContent-Length: 0\r\n\r\n".to_vec()
                         }
@@ -119,14 +119,18 @@ impl Recorder {
                         false => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec(),
                     };
                     self.keep(message, is_login);
-                    if tcp.write_all(&answer).await.is_err() {
+                    if tcp.write_all(&response).await.is_err() {
                         return;
                     }
                     continue;
                 }
-                ParsedMessage::Odd(why) => {
+                ParsedMessage::Odd(problem) => {
                     let text = String::from_utf8_lossy(&bytes).into_owned();
-                    self.kept.lock().unwrap().odd.push(format!("{why}: {text}"));
+                    self.kept
+                        .lock()
+                        .unwrap()
+                        .odd
+                        .push(format!("{problem}: {text}"));
                     return;
                 }
                 ParsedMessage::Part => {}

@@ -27,7 +27,7 @@ fn settle() -> Step {
     Step::Pause(Duration::from_millis(100))
 }
 
-fn answers(request: &str) -> Vec<Step> {
+fn responses(request: &str) -> Vec<Step> {
     let chunk = || say(&format!("{LARGE:x}\r\n{}\r\n", "x".repeat(LARGE)));
     let chunked = || head("1.1", "Transfer-Encoding: chunked\r\n");
     let length = || head("1.1", &format!("Content-Length: {LARGE}\r\n"));
@@ -83,7 +83,7 @@ const ALL: [ClientProtocol; 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for how in ALL {
         let whole = ask(&gateway, how, &Method::GET, "/old").await;
@@ -108,7 +108,7 @@ async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_response_never_looks_complete() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         let mut paths = vec![
             "/old-reset",
@@ -138,7 +138,7 @@ async fn a_broken_response_never_looks_complete() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_breaks_before_its_first_body_byte_is_a_502() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         for how in ALL {
             for path in [
@@ -171,21 +171,21 @@ async fn a_response_that_breaks_before_its_first_body_byte_is_a_502() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_whose_body_is_late_is_sent_at_once() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     let client = gateway.client();
     for path in ["/late", "/events"] {
         let began = std::time::Instant::now();
         let request = client.request(Method::GET, path);
         let (name, value) = ("authorization", key_field()[15..].to_owned());
-        let answer = request.header(name, value).send().await.unwrap();
-        assert_eq!(answer.status(), 200);
+        let response = request.header(name, value).send().await.unwrap();
+        assert_eq!(response.status(), 200);
         assert!(
             began.elapsed() < Duration::from_millis(700),
             "{:?}",
             began.elapsed()
         );
-        let body = answer.text().await.unwrap();
+        let body = response.text().await.unwrap();
         assert_eq!(body, if path == "/late" { "ok" } else { "" });
     }
 }
@@ -206,7 +206,7 @@ async fn record(program: &Program, path: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_access_line_says_what_broke_off_and_who_is_to_blame() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let ports = (
         crate::harness::program::free_port(),
         crate::harness::program::free_port(),
@@ -225,7 +225,7 @@ async fn the_access_line_says_what_broke_off_and_who_is_to_blame() {
     std::fs::write(&file, text).unwrap();
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
-    let program = Program::told(command, ports);
+    let program = Program::with_ports(command, ports);
     program.wait_for("ready to accept");
     let get = async |path: &str| -> Received {
         let tcp = TcpStream::connect(("127.0.0.1", ports.0)).await.unwrap();

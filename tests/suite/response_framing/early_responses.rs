@@ -14,7 +14,7 @@ use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say
 const UPLOAD: usize = 50_000_000;
 const RUNS: usize = 40;
 
-fn answers(head: &str) -> Vec<Step> {
+fn responses(head: &str) -> Vec<Step> {
     let large = "HTTP/1.1 413 Too Large\r\nContent-Length: 100000\r\n\r\n".to_owned()
         + &"x".repeat(100_000);
     match head.split(' ').nth(1).unwrap() {
@@ -101,7 +101,7 @@ async fn statuses(gateway: &Gateway, path: &str) -> Vec<(u16, bool)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_early_response_reaches_the_client_every_time() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         for (path, status) in [
             ("/at-once", 413),
@@ -154,7 +154,7 @@ async fn upload_http2(gateway: &Gateway, path: &str) -> u16 {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_early_response_reaches_an_http2_client() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         for (path, status) in [("/at-once", 413), ("/connection-close", 403), ("/old", 413)] {
             for run in 0..RUNS / 4 {
@@ -167,7 +167,7 @@ async fn an_early_response_reaches_an_http2_client() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_only_after_sending_gets_an_early_response_too() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for _ in 0..4 {
         let mut line = plain(&gateway).await;
@@ -188,7 +188,7 @@ async fn a_client_that_reads_only_after_sending_gets_an_early_response_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_only_resets_is_a_502_at_once() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         let began = std::time::Instant::now();
         for _ in 0..5 {

@@ -6,7 +6,7 @@ use crate::harness::received::{ClientProtocol, ask};
 use crate::harness::scripted::{ScriptedUpstream, Step, not_found, say};
 
 /// The responses by path.
-fn answers(head: &str) -> Vec<Step> {
+fn responses(head: &str) -> Vec<Step> {
     let target = head.split(' ').nth(1).unwrap();
     let (fields, body) = match target {
         "/length-and-chunked" => (
@@ -51,13 +51,13 @@ fn answers(head: &str) -> Vec<Step> {
         }
         _ => return vec![not_found()],
     };
-    let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}");
-    vec![say(&answer), Step::Close]
+    let response = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}");
+    vec![say(&response), Step::Close]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for how in [
         ClientProtocol::Http10,
@@ -84,7 +84,7 @@ async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for how in [ClientProtocol::Http11, ClientProtocol::Http2] {
         for path in [
@@ -118,7 +118,7 @@ async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_may_continue_is_the_last_of_its_connection() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let text = upstream
         .config("", "")
         .replace("workers = 2", "workers = 1");

@@ -17,7 +17,7 @@ fn minted(token: &str) -> (String, usize) {
     )
 }
 
-fn answers(call: &Call) -> Reply {
+fn responses(call: &Call) -> Reply {
     if !call.line().starts_with("POST /v1/users/login") {
         return Reply::ok("fine");
     }
@@ -45,7 +45,7 @@ fn answers(call: &Call) -> Reply {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relayed_login_is_framed_by_the_same_rule() {
-    let webapp = Upstream::scripted(answers).await;
+    let webapp = Upstream::scripted(responses).await;
     let setup = Setup::default()
         .users("directory = \"webapp\"")
         .rest(NO_LIMITS);
@@ -58,9 +58,9 @@ async fn a_relayed_login_is_framed_by_the_same_rule() {
             ("cut", 502),
             ("other", 502),
         ] {
-            let answer = client.login(name, "Passw0rd!").await;
-            assert_eq!(answer.status(), status, "{name}");
-            let text = answer.text().await.unwrap();
+            let response = client.login(name, "Passw0rd!").await;
+            assert_eq!(response.status(), status, "{name}");
+            let text = response.text().await.unwrap();
             assert_eq!(
                 text.contains("learned-token-of-both"),
                 status == 200,

@@ -24,7 +24,7 @@ fn trickle(head: &str, piece: &str, count: usize, millis: u64) -> Vec<Step> {
     steps
 }
 
-fn answers(head: &str) -> Vec<Step> {
+fn responses(head: &str) -> Vec<Step> {
     let chunked = "Transfer-Encoding: chunked";
     let ping = "8\r\n: ping\n\n\r\n";
     match head.split(' ').nth(1).unwrap() {
@@ -65,7 +65,7 @@ async fn gate(upstream: &ScriptedUpstream) -> Gateway {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let all = [
         (ClientProtocol::Http11, "/pings", 64),
@@ -90,7 +90,7 @@ async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_upstream_that_falls_silent_is_to_blame() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let (cut, refused) = tokio::join!(
         ask(&gateway, ClientProtocol::Http11, &Method::GET, "/silent"),
@@ -109,7 +109,7 @@ async fn only_an_upstream_that_falls_silent_is_to_blame() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_whose_body_the_upstream_does_not_read_is_not_slow() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let mut line = TcpStream::connect(gateway.addresses.listeners[1])
         .await
@@ -131,7 +131,7 @@ async fn a_client_whose_body_the_upstream_does_not_read_is_not_slow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_trickles_is_still_too_slow() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let mut line = TcpStream::connect(gateway.addresses.listeners[1])
         .await

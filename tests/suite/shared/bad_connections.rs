@@ -68,9 +68,9 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
         status(&there).await == 401
     })
     .await;
-    let stranger = gates[2].client().with_token("tg_nobody_has_seen_this");
-    let answer = status(&stranger).await;
-    assert!(answer == 401 || answer == 503, "{answer}");
+    let unknown = gates[2].client().with_token("tg_nobody_has_seen_this");
+    let response = status(&unknown).await;
+    assert!(response == 401 || response == 503, "{response}");
     assert!(gates.iter().all(|gate| has(gate, "tollgate_store_up 1")));
     let slow = load.median();
     println!("slow store: known tokens answered in {slow:?}");
@@ -185,16 +185,16 @@ async fn nonsense_from_the_store_admits_no_stranger_and_refuses_no_known_client(
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         &endless,
     ];
-    for said in nonsense {
-        let shown: String = String::from_utf8_lossy(said).chars().take(80).collect();
+    for bytes in nonsense {
+        let shown: String = String::from_utf8_lossy(bytes).chars().take(80).collect();
         // A request while there is a connection, and others while there is none.
-        line.set(LinkState::Says(said.into()));
+        line.set(LinkState::Sends(bytes.into()));
         for _ in 0..2 {
-            let stranger = gates[0].client().with_token(&format!("tg_{}", rand_name()));
-            let answer = stranger.get("/v1/support").await;
-            let has_hint = answer.headers().contains_key("retry-after");
+            let unknown = gates[0].client().with_token(&format!("tg_{}", rand_name()));
+            let response = unknown.get("/v1/support").await;
+            let has_hint = response.headers().contains_key("retry-after");
             assert_eq!(
-                (verdict(answer).await, has_hint),
+                (verdict(response).await, has_hint),
                 ((503, 1011), true),
                 "{shown}"
             );

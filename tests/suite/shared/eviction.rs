@@ -42,9 +42,9 @@ async fn a_gate_does_not_start_with_a_server_that_evicts_unless_configured_to() 
         "allkeys-random",
     ] {
         let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", policy]);
-        let why = refusal(settings(&server)).await.expect(policy);
+        let reason = refusal(settings(&server)).await.expect(policy);
         for part in [policy, "noeviction", "allow_eviction"] {
-            assert!(why.contains(part), "{why}");
+            assert!(reason.contains(part), "{reason}");
         }
         assert!(evicts(&reach(&settings(&server)).await.unwrap(), policy));
         let accepted = Settings {
@@ -77,18 +77,18 @@ async fn the_program_ends_with_the_reason() {
     let output = command.arg("serve").arg("--config").arg(&file).output();
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("volatile-ttl") && said.contains("allow_eviction"),
-        "{said}"
+        stderr.contains("volatile-ttl") && stderr.contains("allow_eviction"),
+        "{stderr}"
     );
 }
 
 async fn ready(gateway: &Gateway) -> (u16, String) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let answer = client.get(gateway.operator_url("/readyz")).send();
-    let answer = answer.await.unwrap();
-    (answer.status().as_u16(), answer.text().await.unwrap())
+    let response = client.get(gateway.operator_url("/readyz")).send();
+    let response = response.await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,8 +157,8 @@ async fn the_policy_is_read_by_either_command_and_a_hidden_one_does_not_stop_the
     let folder = tempfile::tempdir().unwrap();
     for rights in ["+info", "+config|get"] {
         let settings = limited(&server, &[rights], &folder);
-        let why = refusal(settings).await.expect(rights);
-        assert!(why.contains("volatile-lfu"), "{rights}: {why}");
+        let reason = refusal(settings).await.expect(rights);
+        assert!(reason.contains("volatile-lfu"), "{rights}: {reason}");
     }
     let settings = limited(&server, &[], &folder);
     let found = reach(&settings).await.unwrap();
@@ -192,9 +192,9 @@ async fn every_master_of_a_cluster_is_asked() {
         let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
         let found = reach(&settings).await.unwrap();
         assert!(evicts(&found, "volatile-ttl"), "{found:?}");
-        let why = refusal(settings.clone()).await.unwrap();
+        let reason = refusal(settings.clone()).await.unwrap();
         let named = format!("127.0.0.1:{} evicts", node.port);
-        assert!(why.contains(&named), "{why}");
+        assert!(reason.contains(&named), "{reason}");
         let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     }
 }
@@ -210,18 +210,18 @@ async fn check_asks_the_store_when_it_connects() {
         let setup = Setup::default().rest(&format!("[store]\nurl = \"{url}\""));
         connected(&webapp, &setup, WEBAPP_PASSWORD)
     };
-    let (code, out, said) = connect(&keeps.url());
-    assert_eq!(code, 0, "{said}");
+    let (code, out, stderr) = connect(&keeps.url());
+    assert_eq!(code, 0, "{stderr}");
     assert!(
         out.contains("store.url: redis://") && out.contains("answers"),
         "{out}"
     );
-    for (url, why) in [
+    for (url, reason) in [
         (evicts.url(), "volatile-ttl"),
         ("redis://127.0.0.1:1".to_owned(), "store.url"),
     ] {
-        let (code, _, said) = connect(&url);
+        let (code, _, stderr) = connect(&url);
         assert_eq!(code, 1);
-        assert!(said.contains(why), "{said}");
+        assert!(stderr.contains(reason), "{stderr}");
     }
 }

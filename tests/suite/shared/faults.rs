@@ -10,7 +10,7 @@ use serde_json::json;
 use tollgate::config::SharedStoreConfig as Settings;
 use tollgate::secret::SecretSource;
 
-use super::addresses::trouble;
+use super::addresses::start_failure;
 use super::{brisk, settings, status, store, three};
 use crate::harness::client::verdict;
 use crate::harness::program::{Program, at_ports, binary, free_port};
@@ -105,10 +105,10 @@ pub(super) async fn refuses_what_needs_the_store(gate: &Gateway) {
     let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
     assert!(login.headers().contains_key("retry-after"));
     assert_eq!(verdict(login).await, (503, 1011));
-    let stranger = gate.client().with_token("tg_known_to_another_gate_perhaps");
-    let answer = stranger.get("/v1/support").await;
-    assert!(answer.headers().contains_key("retry-after"));
-    assert_eq!(verdict(answer).await, (503, 1011));
+    let unknown_token = gate.client().with_token("tg_known_to_another_gate_perhaps");
+    let response = unknown_token.get("/v1/support").await;
+    assert!(response.headers().contains_key("retry-after"));
+    assert_eq!(verdict(response).await, (503, 1011));
     let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
     assert_eq!(ready.status(), 200, "known grants are good");
     assert!(ready.text().await.unwrap().contains("store"));
@@ -151,8 +151,11 @@ async fn a_killed_store_that_comes_back_empty_fails_no_request() {
         server.start_again();
         works_again(&gates).await;
         let gone = gates[2].client().with_token(worker.token.as_ref().unwrap());
-        let answer = status(&gone).await;
-        assert!(answer == 401 || answer == 503, "{answer} in round {round}");
+        let response = status(&gone).await;
+        assert!(
+            response == 401 || response == 503,
+            "{response} in round {round}"
+        );
         // A user created at run time still exists, and so does the shared login.
         eventually("users are told again", async || {
             let login = gates[1].client().login("worker", "Worker-Passw0rd!").await;
@@ -207,7 +210,7 @@ async fn a_start_that_waits_for_a_frozen_store_can_be_stopped() {
     secret(&folder.path().join("store-key"), super::SEAL_KEY);
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&config);
-    let mut program = Program::told(command, ports);
+    let mut program = Program::with_ports(command, ports);
     let health = format!("http://127.0.0.1:{}/healthz", program.operator);
     eventually("it has begun", async || reqwest::get(&health).await.is_ok()).await;
     let begin = Instant::now();
@@ -291,8 +294,8 @@ async fn a_wrong_password_at_the_start_is_reported_and_never_shown() {
         password: Some(SecretSource::File(wrong)),
         ..settings(&server)
     };
-    let said = trouble(settings, "Password authentication failed").await;
-    assert!(!said.contains("canary"), "{said}");
+    let reason = start_failure(settings, "Password authentication failed").await;
+    assert!(!reason.contains("canary"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,8 +30,8 @@ fn at(gate: &Gateway, client: &Client) -> Client {
 }
 
 async fn logout(client: &Client) {
-    let answer = client.post("/v1/users/logout", &json!({})).await;
-    assert_eq!(answer.status(), 200);
+    let response = client.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(response.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +104,7 @@ async fn a_changed_password_holds_at_every_gate() {
     );
     let made = [a, b, c]
         .iter()
-        .filter(|answer| answer.status() == 201)
+        .filter(|response| response.status() == 201)
         .count();
     assert_eq!(made, 1);
 }
@@ -137,8 +137,8 @@ async fn a_validated_request_asks_the_store_nothing_and_an_unknown_token_once() 
             tokio::spawn(async move { status(&stranger).await })
         })
         .collect();
-    for answer in many {
-        assert_eq!(answer.await.unwrap(), 401);
+    for response in many {
+        assert_eq!(response.await.unwrap(), 401);
     }
     for _ in 0..20 {
         assert_eq!(status(&stranger).await, 401);
@@ -191,9 +191,9 @@ async fn a_login_that_races_a_deletion_never_leaves_a_live_token() {
             .map(|number| {
                 let (client, name) = (gates[number % 3].client(), name.clone());
                 tokio::spawn(async move {
-                    let answer = client.login(&name, PASSWORD).await;
-                    let answer: serde_json::Value = answer.json().await.unwrap_or_default();
-                    answer["users"][0]["token"].as_str().map(str::to_owned)
+                    let response = client.login(&name, PASSWORD).await;
+                    let response: serde_json::Value = response.json().await.unwrap_or_default();
+                    response["users"][0]["token"].as_str().map(str::to_owned)
                 })
             })
             .collect();
@@ -279,8 +279,8 @@ async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
     let key = made["key"].as_str().unwrap().to_owned();
     let opens = async |gate: &Gateway| {
         let request = gate.client().request(reqwest::Method::GET, "/v1/support");
-        let answer = request.header("x-api-key", &key).send().await.unwrap();
-        answer.status() == 200
+        let response = request.header("x-api-key", &key).send().await.unwrap();
+        response.status() == 200
     };
     for gate in &gates {
         eventually("the key opens", async || opens(gate).await).await;

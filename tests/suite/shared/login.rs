@@ -20,8 +20,8 @@ async fn three_gates_log_in_once_and_a_refusal_seen_by_any_is_one_more_login() {
         let client = client.clone();
         running.push(tokio::spawn(async move { status(&client).await }));
     }
-    for answer in running {
-        assert_eq!(answer.await.unwrap(), 200);
+    for response in running {
+        assert_eq!(response.await.unwrap(), 200);
     }
     assert_eq!(webapp.login_count(), 2, "and one for all sixty refusals");
     all_have(&gates, "tollgate_session_generation{upstream=\"main\"} 2").await;

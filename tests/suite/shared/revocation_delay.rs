@@ -128,8 +128,8 @@ async fn deletion(
 /// The response to a client with this key.
 async fn opened(client: &Client, key: &str) -> u16 {
     let request = client.request(Method::GET, "/v1/support");
-    let answer = request.header("x-api-key", key).send().await.unwrap();
-    answer.status().as_u16()
+    let response = request.header("x-api-key", key).send().await.unwrap();
+    response.status().as_u16()
 }
 
 async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: usize) -> Duration {

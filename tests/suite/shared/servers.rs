@@ -116,8 +116,8 @@ fn redis_cli(words: &[&str]) {
         .args(words)
         .output();
     let done = done.unwrap();
-    let said = String::from_utf8_lossy(&done.stdout);
-    assert!(done.status.success(), "{said}");
+    let output = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

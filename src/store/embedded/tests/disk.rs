@@ -51,8 +51,8 @@ impl Disk {
     }
 
     /// A store on it, whose changes are waited for so long.
-    pub(crate) fn store(&self, patience: Duration) -> Store {
-        Store::Embedded(super::start(self).unwrap()).with_timeout(patience)
+    pub(crate) fn store(&self, wait_limit: Duration) -> Store {
+        Store::Embedded(super::start(self).unwrap()).with_timeout(wait_limit)
     }
 
     /// Whether syncs come back.

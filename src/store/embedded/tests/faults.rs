@@ -22,12 +22,15 @@ async fn on_a_full_disk_changes_are_refused_and_taken_again_when_there_is_room()
             break refused;
         }
     };
-    let StoreUnavailable::Failed(why) = &refused else {
+    let StoreUnavailable::Failed(reason) = &refused else {
         panic!("{refused:?}");
     };
-    assert!(why.contains("full") || why.contains("space"), "{why}");
+    assert!(
+        reason.contains("full") || reason.contains("space"),
+        "{reason}"
+    );
     assert!(refused.retry_after() >= Duration::from_secs(1));
-    assert_eq!(engine.trouble().as_ref(), Some(why));
+    assert_eq!(engine.trouble().as_ref(), Some(reason));
     assert_eq!(engine.metrics.store_up.get(), 0);
     assert!(commit(&engine, end("anna")).await.is_err());
 
@@ -46,9 +49,9 @@ async fn on_a_full_disk_changes_are_refused_and_taken_again_when_there_is_room()
 
 #[tokio::test]
 async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() {
-    const PATIENCE: Duration = Duration::from_millis(200);
+    const TEST_TIMEOUT: Duration = Duration::from_millis(200);
     let disk = Disk::laid_out();
-    let store = disk.store(PATIENCE);
+    let store = disk.store(TEST_TIMEOUT);
     let Store::Embedded(engine) = &store else {
         panic!("a file's engine");
     };
@@ -66,7 +69,7 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
         matches!(refused, StoreUnavailable::Failed(_)),
         "{refused:?}"
     );
-    assert!(begin.elapsed() < PATIENCE, "refused at once");
+    assert!(begin.elapsed() < TEST_TIMEOUT, "refused at once");
     assert_eq!(engine.metrics.store_up.get(), 0);
     disk.hangs(false);
     eventually("changes are taken again", async || {
@@ -97,12 +100,12 @@ fn a_full_queue_on_a_hanging_disk_does_not_keep_the_gateway_from_stopping() {
         panic!("a file's engine");
     };
     disk.hangs(true);
-    let (told, outcomes) = std::sync::mpsc::channel();
+    let (sender, outcomes) = std::sync::mpsc::channel();
     let submit = |number| {
-        let told = told.clone();
+        let sender = sender.clone();
         engine.submit(
             put(number, "anna"),
-            Box::new(move |outcome| told.send(outcome).unwrap()),
+            Box::new(move |outcome| sender.send(outcome).unwrap()),
         );
     };
     // The writer has one of them in hand; then as many as may wait, and one too many.
@@ -178,15 +181,15 @@ async fn an_older_file_in_its_place_is_not_written_to() {
         let _ = commit(&engine, put(4, "anna")).await;
         engine
             .trouble()
-            .is_some_and(|why| why.contains("older file"))
+            .is_some_and(|reason| reason.contains("older file"))
     })
     .await;
 }
 
 /// Numbers that are random enough to pick sectors by, and the same each time.
-struct Luck(u64);
+struct SeededRandom(u64);
 
-impl Luck {
+impl SeededRandom {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -197,14 +200,14 @@ impl Luck {
 
 /// What the load is sure of when the power goes.
 #[derive(Default)]
-struct Known {
+struct KnownState {
     live: BTreeSet<u64>,
     dead: BTreeSet<u64>,
 }
 
 /// Logins, logouts and single ends, one after the other, until the disk has no power.
-async fn load(disk: &Disk) -> (Known, Option<StoreChange>) {
-    let mut known = Known::default();
+async fn load(disk: &Disk) -> (KnownState, Option<StoreChange>) {
+    let mut known = KnownState::default();
     let Ok(engine) = start(disk) else {
         return (known, None);
     };
@@ -244,29 +247,29 @@ async fn a_power_cut_at_any_write_loses_nothing_answered_and_brings_nothing_back
     let calls = whole.state().calls;
     assert!(calls > 100, "only {calls} calls: is the load gone?");
     let rounds = std::env::var("TOLLGATE_ROUNDS").ok();
-    let lucks = rounds.and_then(|text| text.parse().ok()).unwrap_or(15_u64) / 5;
-    let mut in_doubt = 0;
+    let seeds = rounds.and_then(|text| text.parse().ok()).unwrap_or(15_u64) / 5;
+    let mut with_unconfirmed = 0;
     for cut in 0..calls {
-        for luck in 0..lucks {
+        for seed in 0..seeds {
             let disk = Disk::of(image.clone());
             disk.state().fault = Fault::PowerAfter(cut);
-            let (known, doubtful) = load(&disk).await;
-            let mut random = Luck(cut * 1000 + luck + 1);
+            let (known, unconfirmed) = load(&disk).await;
+            let mut random = SeededRandom(cut * 1000 + seed + 1);
             // All of it, none of it, or some sectors of it.
-            let after = disk.after_a_power_cut(|| match luck % 3 {
+            let after = disk.after_a_power_cut(|| match seed % 3 {
                 0 => false,
                 1 => true,
                 _ => random.next().is_multiple_of(2),
             });
-            in_doubt += u64::from(doubtful.is_some());
-            check(&after, &known, doubtful.as_ref(), cut).await;
+            with_unconfirmed += u64::from(unconfirmed.is_some());
+            check(&after, &known, unconfirmed.as_ref(), cut).await;
         }
     }
-    assert!(in_doubt > 0, "no cut met a change");
+    assert!(with_unconfirmed > 0, "no cut met a change");
 }
 
 /// Everything answered is there; the one change not answered is there or is not.
-async fn check(disk: &Disk, known: &Known, doubtful: Option<&StoreChange>, cut: u64) {
+async fn check(disk: &Disk, known: &KnownState, unconfirmed: Option<&StoreChange>, cut: u64) {
     let engine = start(disk).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
     let found: BTreeSet<RecordDigest> =
         grants(&engine).await.into_iter().map(|row| row.0).collect();
@@ -279,7 +282,7 @@ async fn check(disk: &Disk, known: &Known, doubtful: Option<&StoreChange>, cut: 
         "cut at {cut}: an ended token is back"
     );
     let mut with = live.clone();
-    match doubtful {
+    match unconfirmed {
         Some(StoreChange::PutGrant(grant)) => {
             with.insert(grant.digest);
         }
@@ -294,6 +297,9 @@ async fn check(disk: &Disk, known: &Known, doubtful: Option<&StoreChange>, cut: 
         }
         _ => {}
     }
-    assert!(found == live || found == with, "cut at {cut}: {doubtful:?}");
+    assert!(
+        found == live || found == with,
+        "cut at {cut}: {unconfirmed:?}"
+    );
     engine.close().await;
 }

@@ -43,8 +43,8 @@ async fn a_new_store_is_for_its_owner_only_and_leaves_nothing_beside_it() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
-    let beside = std::fs::read_dir(path.parent().unwrap()).unwrap().count();
-    assert_eq!(beside, 1);
+    let file_count = std::fs::read_dir(path.parent().unwrap()).unwrap().count();
+    assert_eq!(file_count, 1);
     engine.close().await;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let (engine, _) = open(&path).unwrap();

@@ -3,8 +3,8 @@
 pub(in crate::store) mod disk;
 mod faults;
 mod files;
+mod log_lines;
 mod model;
-mod said;
 
 use std::path::Path;
 use std::time::Duration;
@@ -66,8 +66,8 @@ fn start(disk: &Disk) -> Result<EmbeddedStore, OpenError> {
 }
 
 async fn commit(engine: &EmbeddedStore, change: StoreChange) -> Result<(), StoreUnavailable> {
-    let (answer, answered) = oneshot::channel();
-    let done = Box::new(|outcome| drop(answer.send(outcome)));
+    let (response, answered) = oneshot::channel();
+    let done = Box::new(|outcome| drop(response.send(outcome)));
     engine.submit(change, done);
     answered.await.unwrap()
 }
@@ -75,7 +75,7 @@ async fn commit(engine: &EmbeddedStore, change: StoreChange) -> Result<(), Store
 /// Every live grant's digest and user, in order.
 async fn grants(engine: &EmbeddedStore) -> Vec<(RecordDigest, String)> {
     let (send, receive) = std::sync::mpsc::channel();
-    let intake = Box::new(move || -> GrantBatchSink<'static> {
+    let sink = Box::new(move || -> GrantBatchSink<'static> {
         let send = send.clone();
         Box::new(move |grants| {
             for grant in grants {
@@ -83,7 +83,7 @@ async fn grants(engine: &EmbeddedStore) -> Vec<(RecordDigest, String)> {
             }
         })
     });
-    engine.load(intake).await.unwrap();
+    engine.load(sink).await.unwrap();
     let mut grants: Vec<_> = receive.iter().collect();
     grants.sort();
     grants
@@ -171,14 +171,14 @@ async fn changes_that_come_together_share_a_commit() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
     let before = disk.state().syncs;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for number in 0..500 {
-        let (answer, answered) = oneshot::channel();
-        let done = Box::new(|outcome| drop(answer.send(outcome)));
+        let (response, answered) = oneshot::channel();
+        let done = Box::new(|outcome| drop(response.send(outcome)));
         engine.submit(put(number, "anna"), done);
-        answers.push(answered);
+        responses.push(answered);
     }
-    for answered in answers {
+    for answered in responses {
         answered.await.unwrap().unwrap();
     }
     let syncs = disk.state().syncs - before;
@@ -189,28 +189,28 @@ async fn changes_that_come_together_share_a_commit() {
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
     let engine = start(&Disk::laid_out()).unwrap();
-    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (hold, released) = std::sync::mpsc::channel::<()>();
     let (begun, has_begun) = oneshot::channel();
     let mut begun = Some(begun);
     // A callback that does not come back holds up the writer.
     let done = Box::new(move |_| {
         begun.take().map(|begun| begun.send(()));
-        let _ = held.recv();
+        let _ = released.recv();
     });
     engine.submit(put(0, "anna"), done);
     has_begun.await.unwrap();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for number in 0..=MAX_QUEUED as u64 {
-        let (answer, answered) = oneshot::channel();
-        let done = Box::new(|outcome| drop(answer.send(outcome)));
+        let (response, answered) = oneshot::channel();
+        let done = Box::new(|outcome| drop(response.send(outcome)));
         engine.submit(put(number + 1, "anna"), done);
-        answers.push(answered);
+        responses.push(answered);
     }
-    let last = answers.pop().unwrap().await.unwrap();
+    let last = responses.pop().unwrap().await.unwrap();
     assert_eq!(last, Err(StoreUnavailable::Busy));
     assert_eq!(engine.metrics.store_changes.value(StoreOutcome::Busy), 1);
     hold.send(()).unwrap();
-    for answered in answers {
+    for answered in responses {
         answered.await.unwrap().unwrap();
     }
     assert_eq!(grants(&engine).await.len(), MAX_QUEUED + 1);
@@ -259,9 +259,9 @@ async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
     drop(offline);
     let (engine, _) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
     let progress = Arc::new(LoadProgress::default());
-    let (answer, answered) = oneshot::channel();
-    let intake = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
-    let job = WriterJob::Load(intake, Arc::clone(&progress), answer);
+    let (response, answered) = oneshot::channel();
+    let sink = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
+    let job = WriterJob::Load(sink, Arc::clone(&progress), response);
     engine.jobs.send(job).unwrap();
     assert_eq!(answered.await.unwrap().unwrap().live, COUNT);
     let (megabytes, rows, total) = progress.current();
@@ -286,8 +286,8 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     assert_eq!(before.len(), 1001);
     // The load has counted two thousand dead rows: worth a walk.
     eventually("the walk has come by", async || {
-        let intake = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
-        let loaded = engine.load(intake).await.unwrap();
+        let sink = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
+        let loaded = engine.load(sink).await.unwrap();
         loaded.expired + loaded.ended == 0
     })
     .await;

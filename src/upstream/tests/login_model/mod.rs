@@ -2,5 +2,5 @@
 //! misbehaves at random: hours of requests in a moment. What must hold is in `properties`.
 
 mod properties;
+mod simulated_upstream;
 mod traffic;
-mod world;

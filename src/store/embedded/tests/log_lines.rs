@@ -10,12 +10,12 @@ use super::*;
 
 /// What this thread says.
 #[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
+struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Said {
+impl io::Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut held = self.0.lock();
-        held.extend_from_slice(bytes);
+        let mut buffer = self.0.lock();
+        buffer.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -24,8 +24,8 @@ impl io::Write for Said {
     }
 }
 
-impl Said {
-    fn listen(&self) -> DefaultGuard {
+impl CapturedLog {
+    fn capture(&self) -> DefaultGuard {
         let out = self.clone();
         let log = tracing_subscriber::fmt().with_ansi(false);
         tracing::subscriber::set_default(log.with_writer(move || out.clone()).finish())
@@ -44,14 +44,14 @@ async fn a_load_that_takes_long_says_how_far_it_is() {
     for number in 0..200 {
         commit(&engine, put(number, "anna")).await.unwrap();
     }
-    let said = Said::default();
-    let _listening = said.listen();
+    let log = CapturedLog::default();
+    let _listening = log.capture();
     let slow = || -> GrantBatchSink<'static> {
         Box::new(|grants| std::thread::sleep(Duration::from_millis(2) * grants.len() as u32))
     };
     let loaded = engine.load(Box::new(slow)).await.unwrap();
     assert_eq!(loaded.live, 200);
-    let lines = said.lines("loading tokens");
+    let lines = log.lines("loading tokens");
     assert!(lines.len() > 1, "{lines:?}");
     let rows = lines.iter().map(|line| {
         assert!(line.contains("total=200"), "{line}");
@@ -66,14 +66,14 @@ async fn a_load_that_takes_long_says_how_far_it_is() {
 #[tokio::test]
 async fn a_store_that_was_not_left_cleanly_says_that_it_is_checked_and_how_far_that_is() {
     let disk = Disk::laid_out();
-    let said = Said::default();
-    let _listening = said.listen();
+    let log = CapturedLog::default();
+    let _listening = log.capture();
     start(&disk).unwrap().close().await;
-    assert!(said.lines("checking").is_empty(), "left cleanly");
+    assert!(log.lines("checking").is_empty(), "left cleanly");
     let engine = start(&disk).unwrap();
     commit(&engine, put(1, "anna")).await.unwrap();
     let again = start(&disk.after_a_power_cut(|| true)).unwrap();
-    let lines = said.lines("the gateway was not stopped cleanly; checking the store");
+    let lines = log.lines("the gateway was not stopped cleanly; checking the store");
     // It took no time, so that is all there is to say.
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("percent=0"), "{lines:?}");
