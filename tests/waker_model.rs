@@ -20,7 +20,7 @@ use loom::sync::Notify;
 use loom::thread;
 use waker::NotifyWaker;
 
-/// Wakes the thread that stands for the task, and counts. Not `thread::park`: loom loses an
+/// Wakes the thread in the role of the task, and counts. Not `thread::park`: loom loses an
 /// `unpark` that meets a thread waiting for a lock.
 struct Task {
     wake_up: Notify,
@@ -65,7 +65,7 @@ fn wait(notify: &NotifyWaker, task: &Arc<Task>) {
 }
 
 #[test]
-fn a_wake_up_is_never_lost_whenever_it_comes() {
+fn a_wake_up_is_never_lost() {
     model(|| {
         let notify = Arc::new(NotifyWaker::default());
         let task = Task::current();
@@ -73,12 +73,12 @@ fn a_wake_up_is_never_lost_whenever_it_comes() {
         let other = thread::spawn(move || source.wake());
         wait(&notify, &task);
         other.join().unwrap();
-        assert!(!notify.take_woken(), "one wake-up is taken once");
+        assert!(!notify.take_woken(), "a wake-up is consumed once");
     });
 }
 
 #[test]
-fn two_sources_wake_the_task_until_it_has_seen_both() {
+fn two_sources_wake_the_task_until_it_has_handled_both() {
     use loom::sync::atomic::AtomicUsize as Count;
     model(|| {
         let notify = Arc::new(NotifyWaker::default());
@@ -100,10 +100,10 @@ fn two_sources_wake_the_task_until_it_has_seen_both() {
     });
 }
 
-/// The watch over a client's connection is woken each time: its task is also woken by others,
+/// The watch over a client's connection is woken each time: its task is also woken by other sources,
 /// and then looks without finding anything. (loom's `Notify` returns early once, too.)
 #[test]
-fn a_task_that_listens_all_the_time_misses_nothing() {
+fn a_task_that_always_listens_misses_no_wake_up() {
     use loom::sync::atomic::AtomicBool as Flag;
     model(|| {
         let task = Task::current();
@@ -126,7 +126,7 @@ fn a_task_that_listens_all_the_time_misses_nothing() {
 }
 
 #[test]
-fn a_task_that_is_awake_or_gone_is_not_woken() {
+fn a_task_that_is_awake_or_ended_is_not_woken() {
     model(|| {
         let notify = Arc::new(NotifyWaker::default());
         let task = Task::current();
@@ -141,7 +141,7 @@ fn a_task_that_is_awake_or_gone_is_not_woken() {
         assert!(notify.listen(&waker));
         source.wake_by_ref();
         source.wake_by_ref();
-        assert_eq!(wake_ups(), 1, "woken once, and then awake");
+        assert_eq!(wake_ups(), 1, "woken once; after that the task is awake");
         assert!(notify.take_woken() && notify.listen(&waker));
         notify.pause();
         source.wake_by_ref();
@@ -151,6 +151,10 @@ fn a_task_that_is_awake_or_gone_is_not_woken() {
         notify.forget_listener();
         source.wake_by_ref();
         assert_eq!(wake_ups(), 1);
-        assert_eq!(Arc::strong_count(&task), 2, "the test's own two are left");
+        assert_eq!(
+            Arc::strong_count(&task),
+            2,
+            "only the test's own two references are left"
+        );
     });
 }

@@ -71,7 +71,7 @@ impl Operator {
 }
 
 #[tokio::test]
-async fn the_operator_sees_health_readiness_and_metrics() {
+async fn the_operators_listener_serves_health_readiness_and_metrics() {
     let operator = Operator::start();
     let health = operator.ask("GET", "/healthz").await;
     assert!(health.starts_with("HTTP/1.1 200") && health.ends_with("\r\n\r\nok\n"));

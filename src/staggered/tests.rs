@@ -1,4 +1,4 @@
-//! What a race costs, and who wins it.
+//! How long a race takes, and which candidate wins.
 
 use tokio::{sync::mpsc, time::sleep};
 
@@ -10,13 +10,13 @@ const STAGGER: StaggerDelays = StaggerDelays {
     until: None,
 };
 
-/// What happens to one candidate.
+/// The scripted outcome of one candidate.
 #[derive(Clone, Copy, Debug)]
 enum AttemptOutcome {
     Good(u64),
     Bad(u64),
     Silent,
-    /// Half-way after the first, good after the second.
+    /// Connected after the first time, done after the second.
     Slow(u64, u64),
 }
 
@@ -48,7 +48,7 @@ async fn run(outcomes: &'static [AttemptOutcome], stagger: StaggerDelays) -> (Ou
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unanswered_attempt_costs_its_delay_and_a_failed_one_nothing() {
+async fn a_silent_attempt_costs_its_delay_and_a_failed_one_nothing() {
     for (outcomes, winner, cost) in [
         (&[AttemptOutcome::Good(10)][..], 0, 10),
         (&[AttemptOutcome::Silent, AttemptOutcome::Good(10)], 1, 260),
@@ -68,7 +68,7 @@ async fn an_unanswered_attempt_costs_its_delay_and_a_failed_one_nothing() {
             3,
             515,
         ),
-        // The first is late, but not too late.
+        // The first candidate is late, but within its limit.
         (
             &[
                 AttemptOutcome::Good(400),
@@ -101,7 +101,7 @@ async fn only_attempts_past_their_delay_are_reported_as_overtaken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_is_half_way_has_more_time() {
+async fn an_attempt_that_is_connected_has_more_time() {
     let (outcome, elapsed) = run(
         &[AttemptOutcome::Slow(50, 700), AttemptOutcome::Good(1)],
         STAGGER,
@@ -142,7 +142,7 @@ async fn the_race_ends_in_time_and_reports_its_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_candidates_share_the_time_there_is() {
+async fn many_candidates_share_the_time_available() {
     let mut outcomes = vec![AttemptOutcome::Silent; 19];
     outcomes.push(AttemptOutcome::Good(1));
     let stagger = StaggerDelays {
@@ -154,7 +154,7 @@ async fn many_candidates_share_the_time_there_is() {
     assert!(elapsed < 1900, "{elapsed}");
 }
 
-/// Candidates that become known during the race.
+/// Candidates that are found during the race.
 struct LateResult(mpsc::UnboundedReceiver<usize>, Option<usize>);
 
 impl CandidateSource<usize> for LateResult {
@@ -173,7 +173,7 @@ impl CandidateSource<usize> for LateResult {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_candidate_that_becomes_known_late_starts_when_it_is_due() {
+async fn a_candidate_found_late_starts_at_its_delay() {
     let (sender, receiver) = mpsc::unbounded_channel();
     let began = Instant::now();
     let mut candidates = LateResult(receiver, None);

@@ -14,7 +14,7 @@ const MINIMAL: &str = r#"
     directory = "webapp"
 "#;
 
-/// A config file in a folder of its own, a watcher on it, and what it applied.
+/// A config file in its own folder, a watcher on it, and the configurations that it applied.
 struct Watched {
     folder: PathBuf,
     metrics: Arc<Metrics>,
@@ -65,7 +65,7 @@ impl Watched {
 
     fn write(&self, more: &str) {
         let text = format!("{MINIMAL}{more}");
-        // As editors and mounted config maps do: a new file takes the old one's name.
+        // As editors and mounted config maps do: a new file is renamed over the old one.
         let new = self.folder.join("config.new");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.folder.join("config.toml")).unwrap();
@@ -84,7 +84,7 @@ impl Watched {
 const NEVER: Duration = Duration::from_secs(86_400);
 
 #[tokio::test]
-async fn a_changed_file_is_applied_without_being_asked() {
+async fn a_changed_file_is_applied_without_a_signal() {
     let mut watched = Watched::start("poll", Duration::from_millis(5), true);
     watched.write("[drain]\nwait = \"1s\"\n");
     let applied = timeout(Duration::from_secs(10), watched.applied.recv());
@@ -94,7 +94,7 @@ async fn a_changed_file_is_applied_without_being_asked() {
 }
 
 #[tokio::test]
-async fn a_bad_file_is_refused_with_all_problems_and_the_next_good_one_is_taken() {
+async fn a_bad_file_is_refused_with_all_problems_and_the_next_good_one_applied() {
     let mut watched = Watched::start("bad", NEVER, true);
     watched.write("[drain]\nwait = 7\nwayt = 1\n");
     let Ok(ReloadOutcome::Refused(ReloadRefused::Problems(problems))) =
@@ -116,7 +116,7 @@ async fn a_bad_file_is_refused_with_all_problems_and_the_next_good_one_is_taken(
 }
 
 #[tokio::test]
-async fn going_back_to_the_old_file_after_a_bad_one_is_good_again() {
+async fn the_old_file_is_accepted_again_after_a_bad_one() {
     let watched = Watched::start("back", NEVER, true);
     watched.write("nonsense = [");
     watched.reloader.reload().await.unwrap();
@@ -128,7 +128,7 @@ async fn going_back_to_the_old_file_after_a_bad_one_is_good_again() {
 }
 
 #[tokio::test]
-async fn what_the_app_cannot_use_is_refused_and_may_be_tried_again() {
+async fn a_config_that_cannot_be_applied_is_refused_and_can_be_tried_again() {
     let watched = Watched::start("app", NEVER, false);
     watched.write("[drain]\nwait = \"1s\"\n");
     for _ in 0..2 {
@@ -143,7 +143,7 @@ async fn what_the_app_cannot_use_is_refused_and_may_be_tried_again() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_is_refused() {
+async fn a_missing_file_is_refused() {
     let watched = Watched::start("gone", NEVER, true);
     std::fs::remove_file(watched.folder.join("config.toml")).unwrap();
     let outcome = watched.reloader.reload().await.unwrap();
@@ -163,7 +163,7 @@ async fn after_the_drain_no_caller_waits_for_a_result() {
 }
 
 #[test]
-fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
+fn a_problem_found_while_applying_a_file_has_its_line() {
     let loaded = crate::config::parse(MINIMAL, std::path::Path::new("")).unwrap();
     let (_, requests) = reloader();
     let watcher = ConfigWatcher::new("gate.toml".into(), Metrics::new(), requests);

@@ -1,4 +1,4 @@
-//! What is wrong with the upstream's TLS is said in words, with the key to set.
+//! Error messages explain faults of the upstream's TLS and name the configuration key to set.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'
     (certificate, key)
 }
 
-/// Why the upstream is not believed.
+/// The error of a TLS connection that is not trusted.
 async fn tls_error(setup: &UpstreamSetup) -> String {
     let tls_error = connect(setup, &setup.open().unwrap()).await;
     tls_error.unwrap_err()
@@ -68,7 +68,7 @@ async fn a_self_signed_certificate_is_explained_and_the_pin_can_be_copied() {
         let pinned = setup(&webapp, Trust::Pins(vec![pin_in(&text)]));
         connect(&pinned, &pinned.open().unwrap()).await.unwrap();
 
-        // The way out that is offered, and the one that is not.
+        // The suggested pin works; another one does not.
         let own = setup(&webapp, Trust::PublicAuthorities);
         let body = STANDARD.encode(&certificate);
         let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
@@ -87,7 +87,7 @@ async fn a_self_signed_certificate_is_explained_and_the_pin_can_be_copied() {
 }
 
 #[tokio::test]
-async fn an_unknown_issuer_is_named_with_the_place_that_lacks_it() {
+async fn an_unknown_issuer_is_named_with_the_file_that_lacks_it() {
     let (identity, other_identity) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
     let webapp = identity.serve().await;
     let mut setup = setup(&webapp, Trust::PublicAuthorities);
@@ -112,7 +112,7 @@ async fn an_unknown_issuer_is_named_with_the_place_that_lacks_it() {
 }
 
 #[tokio::test]
-async fn another_name_and_other_dates_are_said() {
+async fn a_wrong_name_and_wrong_dates_are_explained() {
     let identity = Identity::of("webapp.internal");
     let webapp = identity.serve().await;
     let mut named = setup(&webapp, Trust::PublicAuthorities);
@@ -149,7 +149,7 @@ const VERSION_ONE: &str = "MIIBHTCBxQIUDpMolJrMGNwwp2xNfPgGSnp//XkwCgYIKoZIzj0EA
 const SHORT_RSA: &str = "MIICCzCCAXSgAwIBAgIUBCqL5c7m9lPTbwYZWSVhnVTCxJswDQYJKoZIhvcNAQELBQAwETEPMA0GA1UEAwwGd2ViYXBwMCAXDTI2MTEzMDE0MjQxOVoYDzIxMjYxMTA2MTQyNDE5WjARMQ8wDQYDVQQDDAZ3ZWJhcHAwgZ8wDQYJKoZIhvcNAQEBBQADgY0AMIGJAoGBAKpGMGKoEpO1tLaVTyXcYLubfOQq7kukbi2VTDuV0GzggmnwSeehyvx+KQhtKrCZHDLtnRsdCz7oMq+f9NrBptzlH+xW8k7XhXXx/+0sGx0Y2AM2z6mWxVAgt0sIqipl+gTWXO/WqDKrt43efK3G0FecwcK2eeAwlNn2zOr+aPitAgMBAAGjXjBcMB0GA1UdDgQWBBRpiXmTIWZiTqHEXmqEvuKE7Nz9czAfBgNVHSMEGDAWgBRpiXmTIWZiTqHEXmqEvuKE7Nz9czAPBgNVHREECDAGhwR/AAABMAkGA1UdEwQCMAAwDQYJKoZIhvcNAQELBQADgYEACOpygrLp1oUlV7EEgdZiPa2oM2ZKLyaSVOK/nX4Cq/GtXydUhvsdNbYJABCq0K6BrlOImNpzScX1DMKLWN5oTqigUJo6lGcnX+iGm7v0w0K6KWYz5W7y+EF6TitT4dK9OCfWyLQ0ZkdlRyO0z6rRWSk6gj+XpTUGRrE7sx893TE=";
 
 #[test]
-fn old_kinds_of_certificates_and_a_chain_that_has_ended_are_said() {
+fn old_certificate_formats_and_expired_issuers_are_explained() {
     let wanted = ServerName::try_from("127.0.0.1").unwrap();
     let expected = |shown: &CertificateDer<'_>, error: &CertificateError| {
         let verdict = VerifierVerdict {
@@ -181,8 +181,8 @@ fn old_kinds_of_certificates_and_a_chain_that_has_ended_are_said() {
 }
 
 proptest! {
-    /// A certificate of which some bytes are others: nothing in it breaks the gate, or writes
-    /// into a log.
+    /// A certificate with changed bytes: it causes no panic, and injects nothing
+    /// into the log.
     #[test]
     fn a_garbled_certificate_is_described_in_one_line(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
@@ -207,7 +207,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn names_in_a_certificate_cannot_write_into_a_log() {
+async fn names_in_a_certificate_cannot_inject_log_lines() {
     let (certificate, key) = self_signed(|params| {
         let name = "evil\ntime=now level=error";
         params
@@ -220,7 +220,7 @@ async fn names_in_a_certificate_cannot_write_into_a_log() {
     assert!(!text.contains('\n'), "{text}");
 }
 
-/// Says `bytes` to each connection, when it has read something.
+/// A server that sends `bytes` on each connection after its first read.
 async fn server_sending(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -246,7 +246,7 @@ async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
 }
 
 #[tokio::test]
-async fn the_wrong_protocol_on_a_port_is_said() {
+async fn the_wrong_protocol_on_a_port_is_explained() {
     for (bytes, expected) in [
         (
             &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
@@ -282,7 +282,7 @@ async fn the_wrong_protocol_on_a_port_is_said() {
     );
 }
 
-/// Answers over TLS and ends the connection without saying so.
+/// Responds over TLS and closes the connection without close_notify.
 async fn ending_abruptly(identity: &Identity, response: String) -> SocketAddr {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(identity.key.serialize_der()).unwrap();
@@ -332,7 +332,7 @@ fn framed(body: &str) -> [(String, bool); 5] {
 }
 
 #[tokio::test]
-async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
+async fn a_response_is_complete_by_its_length_without_close_notify() {
     let identity = Identity::of("127.0.0.1");
     for body in ["hi".to_owned(), "x".repeat(LONG)] {
         for (response, is_whole) in framed(&body) {
@@ -357,7 +357,7 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
 }
 
 #[tokio::test]
-async fn the_answer_to_a_login_is_read_the_same_way() {
+async fn the_response_to_a_login_is_read_the_same_way() {
     let identity = Identity::of("127.0.0.1");
     let end = crate::profiles::format_expiry(crate::clock::unix_seconds() + 86_400);
     let body = format!(r#"{{"users":[{{"token":"t","expires_after":"{end}"}}],"meta":{{}}}}"#);
@@ -379,7 +379,7 @@ async fn the_answer_to_a_login_is_read_the_same_way() {
         }
         setup.scope.stop.drain();
     }
-    // The same with close_notify: there, an end is an end.
+    // The same with close_notify: that is a regular end.
     let (head, _) = framed(&body)[4].clone();
     let webapp = Webapp::start(move |_| Reply::raw(head.clone()).then_close()).await;
     let setup = UpstreamSetup::of(webapp.address);

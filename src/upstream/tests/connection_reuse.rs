@@ -1,4 +1,4 @@
-//! How long a connection is kept, and one that stops speaking HTTP.
+//! How long an idle connection is reused, and a connection that changes its protocol.
 
 use http::Method;
 use hyper_util::rt::TokioIo;

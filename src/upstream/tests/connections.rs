@@ -1,4 +1,4 @@
-//! Pooling, and how far a request came when there is no answer.
+//! Pooling, and how much of a request was sent when there is no response.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::server::{Reply, Webapp, gate};
+use super::server::{Reply, Webapp, permits};
 use super::{UpstreamSetup, eventually};
 use crate::metrics::ConnectResult;
 use crate::upstream::transport::pool::PooledConnection as _;
@@ -24,9 +24,9 @@ use crate::upstream::{
 const LONG: Duration = Duration::from_secs(5);
 pub(super) const SHORT: Duration = Duration::from_millis(100);
 pub(super) const RESPONSE_TIMEOUT: ResponseTimeout = ResponseTimeout::within(LONG);
-const HASTY: ResponseTimeout = ResponseTimeout::within(SHORT);
+const SHORT_RESPONSE_TIMEOUT: ResponseTimeout = ResponseTimeout::within(SHORT);
 
-/// A body that the test feeds piece by piece; an `Err` breaks it off.
+/// A body that the test sends frame by frame; an `Err` aborts it.
 #[derive(Debug)]
 struct FedBody(mpsc::UnboundedReceiver<Result<&'static str, std::io::Error>>);
 
@@ -95,7 +95,7 @@ async fn a_connection_serves_one_request_after_the_other() {
             .await
             .unwrap();
         assert_eq!(text(response).await, "hi");
-        eventually("it is idle", || {
+        eventually("the connection is idle", || {
             format!("{connections:?}").contains("idle: 1")
         })
         .await;
@@ -123,7 +123,10 @@ async fn a_connection_serves_one_request_after_the_other() {
     assert!(call.has_line("content-length: 4"));
     assert_eq!(call.body, b"body");
     drop(connections);
-    eventually("closed with its worker", || webapp.ended() == 1).await;
+    eventually("the connection is closed with its worker", || {
+        webapp.ended() == 1
+    })
+    .await;
     eventually("counted", || {
         setup
             .metrics
@@ -152,7 +155,7 @@ async fn a_host_that_the_caller_set_is_kept() {
 }
 
 #[tokio::test]
-async fn a_kept_alive_connection_that_dies_under_a_request_is_called_dead() {
+async fn a_reused_connection_that_closes_during_a_request_is_reported_as_dead() {
     let webapp = Webapp::start(|call| match call.number {
         1 => Reply::with(200, "", "hi"),
         _ => Reply::raw("").then_close(),
@@ -163,21 +166,21 @@ async fn a_kept_alive_connection_that_dies_under_a_request_is_called_dead() {
     text(connections.send(post("a"), RESPONSE_TIMEOUT).await.unwrap()).await;
     let (dead, _) = kind(connections.send(post("b"), RESPONSE_TIMEOUT).await);
     assert_eq!(dead, SendErrorKind::DeadConnection);
-    // On a new connection the same end is the upstream's answer to this request.
+    // On a new connection the same end is a failure of this request.
     let (closed, _) = kind(connections.send(post("b"), RESPONSE_TIMEOUT).await);
     assert_eq!(closed, SendErrorKind::Closed);
 }
 
 #[tokio::test]
-async fn a_request_that_met_a_closed_connection_comes_back_whole() {
-    let hold = gate();
+async fn a_request_on_a_closed_connection_is_returned_unsent() {
+    let hold = permits();
     let close_permit = Arc::clone(&hold);
     let webapp =
         Webapp::start(move |_| Reply::with(200, "", "hi").then_close_after(&close_permit)).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let connections = connections(&setup);
     text(connections.send(post(""), RESPONSE_TIMEOUT).await.unwrap()).await;
-    eventually("it is idle", || {
+    eventually("the connection is idle", || {
         format!("{connections:?}").contains("idle: 1")
     })
     .await;
@@ -203,7 +206,7 @@ async fn a_request_that_met_a_closed_connection_comes_back_whole() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_gives_the_request_back() {
+async fn an_unreachable_upstream_returns_the_request_unsent() {
     let mut setup = UpstreamSetup::of("127.0.0.1:1".parse().unwrap()).without_login();
     let refused = connections(&setup)
         .send(post("x"), RESPONSE_TIMEOUT)
@@ -226,8 +229,8 @@ async fn an_upstream_that_is_not_there_gives_the_request_back() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_never_comes_is_a_connect_timeout() {
-    let never = gate();
+async fn a_handshake_that_never_ends_is_a_connect_timeout() {
+    let never = permits();
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
     let mut setup = UpstreamSetup::of(webapp.address).without_login();
     setup.settings.base.tls = true;
@@ -245,19 +248,19 @@ async fn a_handshake_that_never_comes_is_a_connect_timeout() {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_is_a_first_byte_timeout_and_ends_the_connection() {
-    let never = gate();
+async fn a_missing_response_is_a_first_byte_timeout_and_ends_the_connection() {
+    let never = permits();
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let connections = connections(&setup);
-    let outcome = kind(connections.send(post("x"), HASTY).await);
+    let outcome = kind(connections.send(post("x"), SHORT_RESPONSE_TIMEOUT).await);
     assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
     eventually("closed", || webapp.ended() == 1).await;
 }
 
 #[tokio::test]
-async fn a_connection_used_a_moment_ago_is_waited_for_no_longer_than_a_new_one() {
-    let (once, never) = (gate(), gate());
+async fn the_first_byte_timeout_on_a_reused_connection_starts_with_its_request() {
+    let (once, never) = (permits(), permits());
     let hold = Arc::clone(&once);
     let webapp = Webapp::start(move |call| match call.number {
         1 => Reply::with(200, "", "hi").after(&hold),
@@ -266,22 +269,22 @@ async fn a_connection_used_a_moment_ago_is_waited_for_no_longer_than_a_new_one()
     .await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let connections = connections(&setup);
-    // The alarm of the first request rings while the second one waits.
-    let first = connections.send(post("x"), HASTY);
+    // The timer of the first request fires while the second one waits.
+    let first = connections.send(post("x"), SHORT_RESPONSE_TIMEOUT);
     let release = async {
         tokio::time::sleep(SHORT / 2).await;
         once.add_permits(1);
     };
     let (first, ()) = tokio::join!(first, release);
     assert_eq!(text(first.unwrap()).await, "hi");
-    let second = timeout(LONG, connections.send(post("x"), HASTY)).await;
+    let second = timeout(LONG, connections.send(post("x"), SHORT_RESPONSE_TIMEOUT)).await;
     let outcome = kind(second.expect("a limit of 100 ms"));
     assert_eq!(outcome, (SendErrorKind::FirstByteTimeout, false));
     assert_eq!(webapp.connections(), 1);
 }
 
 #[tokio::test]
-async fn a_slow_client_is_not_the_upstreams_delay() {
+async fn a_slow_client_does_not_cause_a_first_byte_timeout() {
     let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let connections = connections::<FedBody>(&setup);
@@ -295,13 +298,13 @@ async fn a_slow_client_is_not_the_upstreams_delay() {
             sender.send(Ok("x")).unwrap();
         }
     };
-    let (outcome, ()) = tokio::join!(connections.send(request, HASTY), slow);
+    let (outcome, ()) = tokio::join!(connections.send(request, SHORT_RESPONSE_TIMEOUT), slow);
     assert_eq!(text(outcome.unwrap()).await, "hi");
     assert_eq!(webapp.calls()[0].body, b"xx");
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_the_clients_doing() {
+async fn an_aborted_request_body_is_blamed_on_the_client() {
     let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let connections = connections::<FedBody>(&setup);
@@ -317,7 +320,7 @@ async fn a_body_that_breaks_off_is_the_clients_doing() {
 }
 
 #[tokio::test]
-async fn an_answer_dropped_before_its_end_closes_the_connection() {
+async fn a_response_dropped_before_its_end_closes_the_connection() {
     let start = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nsome";
     let webapp = Webapp::start(move |_| Reply::raw(start)).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
@@ -330,7 +333,7 @@ async fn an_answer_dropped_before_its_end_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_short_is_an_error_and_not_an_end() {
+async fn an_incomplete_response_is_an_error_and_not_an_end() {
     let cut = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nsome";
     let webapp = Webapp::start(move |_| Reply::raw(cut).then_close()).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
@@ -342,7 +345,7 @@ async fn an_answer_that_is_cut_short_is_an_error_and_not_an_end() {
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_the_request_costs_the_connection() {
+async fn a_response_before_the_end_of_the_request_ends_the_connection() {
     let webapp = Webapp::start(|_| Reply::with(413, "", "too much")).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let connections = connections::<FedBody>(&setup);
@@ -362,16 +365,16 @@ async fn an_answer_before_the_end_of_the_request_costs_the_connection() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_a_protocol_error() {
+async fn bytes_that_are_not_http_are_a_protocol_error() {
     let webapp = Webapp::start(|_| Reply::raw("SSH-2.0-OpenSSH_9.9\r\n\r\n")).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let outcome = kind(connections(&setup).send(post("x"), RESPONSE_TIMEOUT).await);
     assert_eq!(outcome, (SendErrorKind::Protocol, false));
 }
 
-/// What the pipeline needs of these types.
+/// The traits that the pipeline requires of these types.
 #[test]
-fn answers_and_errors_can_cross_tasks() {
+fn responses_and_errors_are_send_and_sync() {
     fn can_cross<T: Send + Sync + Unpin>() {}
     can_cross::<UpstreamResponseBody>();
     can_cross::<UpstreamConnections<Full<Bytes>>>();

@@ -1,4 +1,4 @@
-//! Connecting: all addresses in a race, and what was learned is used.
+//! Connecting: addresses are tried in a race, and results are remembered.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::upstream::transport::address_book::AddressBook;
 use crate::upstream::transport::address_memory::AddressMemory;
 use crate::upstream::transport::dialer::Dialer;
 
-/// What a loaded machine may add.
+/// Delay that a loaded machine may add.
 const SLACK: Duration = Duration::from_millis(200);
 const DELAY: Duration = Duration::from_millis(250);
 
@@ -42,8 +42,8 @@ async fn dial_time(dialer: &Dialer) -> Duration {
     began.elapsed()
 }
 
-/// An address that swallows what is sent to it: its queue of connections is full.
-struct SilentAddress(#[expect(dead_code, reason = "held, not read")] (Socket, Vec<TcpStream>));
+/// An address that does not respond: its accept queue is full.
+struct SilentAddress(#[expect(dead_code, reason = "only kept open")] (Socket, Vec<TcpStream>));
 
 impl SilentAddress {
     fn at(address: SocketAddr) -> Self {
@@ -70,7 +70,7 @@ fn port(listener: &TcpListener) -> u16 {
 }
 
 #[tokio::test]
-async fn an_ipv6_answer_that_never_comes_costs_fifty_milliseconds_once() {
+async fn a_missing_ipv6_reply_costs_fifty_milliseconds_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dns = StubDns::start(|_, kind| match kind {
         RecordType::A => DnsReply::address("127.0.0.1"),
@@ -82,9 +82,12 @@ async fn an_ipv6_answer_that_never_comes_costs_fifty_milliseconds_once() {
     let first = dial_time(&dialer).await;
     assert!(first < Duration::from_millis(100) + SLACK, "{first:?}");
     for _ in 0..5 {
-        assert!(dial_time(&dialer).await < SLACK, "it is known");
+        assert!(
+            dial_time(&dialer).await < SLACK,
+            "the missing family is remembered"
+        );
     }
-    // Asked once more by UDP's own repeat, perhaps, but for no further connection.
+    // UDP's own retry may repeat the query, but no further connection causes one.
     let asked = dns.questions();
     assert_eq!(
         asked.iter().filter(|asked| asked.ends_with(" A")).count(),
@@ -93,7 +96,7 @@ async fn an_ipv6_answer_that_never_comes_costs_fifty_milliseconds_once() {
 }
 
 #[tokio::test]
-async fn the_next_address_is_tried_after_a_moment_and_the_good_one_first_afterwards() {
+async fn the_next_address_is_tried_after_a_delay_and_the_good_one_first_afterwards() {
     let (listener, _silent) = among_silent("127.0.0.3", &["127.0.0.2".into()]).await;
     let folder = Folder::new();
     let hosts = "127.0.0.2 webapp.example\n127.0.0.3 webapp.example\n";
@@ -127,7 +130,7 @@ async fn a_good_address_is_found_among_twenty() {
 }
 
 #[tokio::test]
-async fn a_refused_attempt_costs_nothing_and_what_is_refused_is_told() {
+async fn a_refused_attempt_costs_no_time_and_is_named_in_the_error() {
     let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
     let folder = Folder::new();
     let hosts = "::1 webapp.example\n127.0.0.2 webapp.example\n127.0.0.3 webapp.example\n";
@@ -149,7 +152,7 @@ async fn a_refused_attempt_costs_nothing_and_what_is_refused_is_told() {
 }
 
 #[tokio::test]
-async fn what_has_not_come_in_time_is_told() {
+async fn a_dial_timeout_names_the_step_that_was_late() {
     let limit = Duration::from_millis(400);
     let (listener, _silent) = among_silent("127.0.0.4", &["127.0.0.2".into()]).await;
     let folder = Folder::new();
@@ -171,7 +174,7 @@ async fn what_has_not_come_in_time_is_told() {
 }
 
 #[tokio::test]
-async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_found() {
+async fn stale_addresses_serve_while_name_servers_are_silent_and_new_ones_are_found() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let other = TcpListener::bind(("127.0.0.2", port(&listener)))
         .await
@@ -194,7 +197,7 @@ async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_fou
     let next = dial_time(&dialer).await;
     assert!(
         next < SLACK,
-        "the same question is waited for once: {next:?}"
+        "a query in progress is waited for once: {next:?}"
     );
     listener.accept().await.unwrap();
     // The servers are back, with another address.
@@ -213,7 +216,7 @@ async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_fou
         accepted = other.accept() => drop(accepted.unwrap()),
         () = moved => panic!("the new address is never used"),
     }
-    // A server that says no is believed, stale addresses or not.
+    // A negative reply counts, even if there are stale addresses.
     dns.set_script(|_, _| NO_NAME);
     sleep(Duration::from_millis(1100)).await;
     let failure = dialer.dial(None).await.unwrap_err();
@@ -225,7 +228,7 @@ async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_fou
 }
 
 #[tokio::test]
-async fn addresses_that_all_fail_are_asked_for_again_whatever_their_life() {
+async fn addresses_that_all_fail_are_looked_up_again_before_their_ttl() {
     let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
     let long = |ip: &str| DnsReply::Addresses(vec![ip.parse().unwrap()], 86_400);
     let dns = StubDns::start(move |_, kind| match kind {
@@ -242,13 +245,16 @@ async fn addresses_that_all_fail_are_asked_for_again_whatever_their_life() {
     });
     let deadline = Instant::now() + TEST_TIMEOUT;
     while dialer.dial(None).await.is_err() {
-        assert!(Instant::now() < deadline, "never asked again");
+        assert!(
+            Instant::now() < deadline,
+            "the name was not looked up again"
+        );
         sleep(Duration::from_millis(200)).await;
     }
 }
 
 #[tokio::test]
-async fn a_name_that_comes_late_is_found_and_many_share_one_look_up() {
+async fn a_late_dns_reply_is_used_and_dials_share_one_look_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dns = StubDns::start(|_, _| NO_NAME).await;
     let folder = Folder::new();
@@ -289,7 +295,7 @@ async fn a_late_family_joins_the_race() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_does_not_end_the_look_up() {
+async fn a_cancelled_dial_does_not_end_the_look_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dns =
         StubDns::start(|_, _| DnsReply::Later(300, Box::new(DnsReply::address("127.0.0.1")))).await;

@@ -1,4 +1,4 @@
-//! Logins that fail: told apart, never a storm, never a hang.
+//! Failed logins: their causes are distinguished, and they lead to no login storm and no hang.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::server::{Reply, Webapp, gate};
+use super::server::{Reply, Webapp, permits};
 use super::{TEST_TIMEOUT, UpstreamSetup, eventually, refusal, stays};
 use crate::metrics::LoginOutcome;
 use crate::secret::SecretSource;
@@ -37,9 +37,9 @@ async fn a_wrong_password_is_tried_once_until_its_file_changes() {
         session.status().to_string(),
         "upstream login: wrong password"
     );
-    // Written again without a change: the same wrong password.
+    // The file is written again with the same wrong password.
     setup.folder.write("password", "wrong\n");
-    stays("one attempt", || webapp.requests() == 1).await;
+    stays("the number of logins stays 1", || webapp.requests() == 1).await;
     setup.folder.write("password", "right");
     eventually("logged in", || session.is_ready()).await;
     assert_eq!(webapp.requests(), 2);
@@ -48,7 +48,7 @@ async fn a_wrong_password_is_tried_once_until_its_file_changes() {
 }
 
 #[tokio::test]
-async fn a_password_that_must_be_changed_stops_logins_as_well() {
+async fn a_password_that_must_be_changed_stops_logins_too() {
     let webapp = Webapp::start(|_| {
         Reply::with(
             401,
@@ -62,7 +62,7 @@ async fn a_password_that_must_be_changed_stops_logins_as_well() {
     let no = refusal(&session).await;
     assert_eq!(no.why, LoginFailure::PasswordChange);
     assert!(no.retry_after >= Duration::from_secs(1));
-    stays("one attempt", || webapp.requests() == 1).await;
+    stays("the number of logins stays 1", || webapp.requests() == 1).await;
 }
 
 #[tokio::test]
@@ -78,7 +78,7 @@ async fn a_password_file_that_is_missing_is_awaited() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_usable_token_is_a_failed_login() {
+async fn a_response_without_a_usable_token_is_a_failed_login() {
     let past = "2021-07-25 08:50:48+00:00";
     let user = |token: &str, end: &str| {
         format!(r#"{{"users":[{{"token":{token},"expires_after":{end}}}]}}"#)
@@ -120,7 +120,7 @@ async fn an_answer_without_a_usable_token_is_a_failed_login() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_short_is_a_failed_login() {
+async fn an_incomplete_response_is_a_failed_login() {
     let whole = "HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"users\":[{\"token\":\"tok\",";
     let webapp = Webapp::start(move |_| Reply::raw(whole).then_close()).await;
     let setup = UpstreamSetup::of(webapp.address);
@@ -129,18 +129,18 @@ async fn an_answer_that_is_cut_short_is_a_failed_login() {
 }
 
 #[tokio::test]
-async fn a_login_that_is_never_answered_ends_in_time() {
-    let never = gate();
+async fn a_login_without_a_response_times_out() {
+    let never = permits();
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
     let mut setup = UpstreamSetup::of(webapp.address);
     setup.login().timeout = Duration::from_millis(200);
     let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::Timeout);
-    eventually("it is tried again", || webapp.requests() > 1).await;
+    eventually("the login is tried again", || webapp.requests() > 1).await;
 }
 
 #[tokio::test]
-async fn a_login_that_trickles_forever_ends_in_time() {
+async fn a_login_response_that_trickles_times_out() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{\"users\":";
     let webapp = Webapp::start(move |_| Reply::raw(head)).await;
     let mut setup = UpstreamSetup::of(webapp.address);
@@ -149,14 +149,14 @@ async fn a_login_that_trickles_forever_ends_in_time() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_asks_for_time_gets_it() {
+async fn the_retry_after_of_a_refused_login_is_honoured() {
     let webapp = Webapp::start(|_| Reply::with(429, "Retry-After: 120\r\n", "")).await;
     let setup = UpstreamSetup::of(webapp.address);
     let session = setup.session();
     let no = refusal(&session).await;
     assert!(matches!(no.why, LoginFailure::Refused(status) if status == 429));
     assert!(no.retry_after > Duration::from_secs(110), "{no:?}");
-    stays("one attempt", || webapp.requests() == 1).await;
+    stays("the number of logins stays 1", || webapp.requests() == 1).await;
 }
 
 #[tokio::test]
@@ -173,8 +173,8 @@ async fn a_403_is_not_a_verdict_on_the_password() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_starts_late_is_found() {
-    // No other program gets this port: it stays bound, without a listener, until then.
+async fn an_upstream_that_starts_later_is_reached() {
+    // The port stays bound without a listener until then, so that no other program gets it.
     let reserved = tokio::net::TcpSocket::new_v4().unwrap();
     reserved.set_reuseaddr(true).unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -190,17 +190,17 @@ async fn an_upstream_that_starts_late_is_found() {
 }
 
 #[tokio::test]
-async fn a_login_is_made_when_the_upstream_is_back_and_not_when_its_back_off_ends() {
+async fn a_login_is_made_as_soon_as_the_upstream_is_back() {
     let reserved = tokio::net::TcpSocket::new_v4().unwrap();
     reserved.set_reuseaddr(true).unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = reserved.local_addr().unwrap();
     let setup = UpstreamSetup::of(address);
     let session = setup.session();
-    // Pauses grow at random; one of those that would outlast the wait below is needed.
+    // Pauses grow at random; the test needs one that is longer than its wait below.
     let deadline = Instant::now() + Duration::from_secs(120);
     while refusal(&session).await.retry_after < Duration::from_secs(12) {
-        assert!(Instant::now() < deadline, "no long pause");
+        assert!(Instant::now() < deadline, "no pause became long enough");
         sleep(Duration::from_millis(50)).await;
     }
     drop(reserved);
@@ -211,7 +211,7 @@ async fn a_login_is_made_when_the_upstream_is_back_and_not_when_its_back_off_end
 }
 
 #[tokio::test]
-async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
+async fn logins_that_never_reached_the_upstream_cost_no_budget() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
     let mut setup = UpstreamSetup::of(webapp.address);
     setup.login().logins_per_hour = 1;
@@ -227,7 +227,10 @@ async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
             .value(LoginOutcome::Unreachable)
     };
     assert_eq!(refusal(&session).await.why, LoginFailure::Unreachable);
-    eventually("tried again in spite of the budget", || unreachable() > 1).await;
+    eventually("the login is tried again despite the budget", || {
+        unreachable() > 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -260,7 +263,7 @@ async fn an_api_key_is_checked_and_follows_its_file() {
 }
 
 #[tokio::test]
-async fn turns_are_limited_and_the_queue_has_an_end() {
+async fn permits_are_limited_and_the_queue_times_out() {
     let webapp = Webapp::start(|_| Reply::raw("")).await;
     let mut setup = UpstreamSetup::of(webapp.address).without_login();
     setup.settings.concurrency = 1;

@@ -1,4 +1,4 @@
-//! Who gets the next permit: examples, and what holds whatever the order of events.
+//! Which client gets the next permit: examples, and properties for any order of events.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,26 +28,29 @@ fn take_all(queue: &FairQueue, client: u64) -> Vec<ClientSlot> {
 }
 
 #[test]
-fn a_new_client_finds_a_permit_however_many_another_one_holds() {
+fn a_new_client_gets_a_permit_however_many_another_one_holds() {
     let queue = FairQueue::new(64, 4);
     let first_client = take_all(&queue, 1);
     assert_eq!(
         first_client.len(),
         54,
-        "alone, and no monitoring request was ever made"
+        "no other client, and no monitoring request so far"
     );
     let waiting: Vec<_> = (0..1000).map(|_| queue.enqueue(key(1), false)).collect();
     assert!(
         queue.try_take(key(2), false).is_none(),
-        "requests wait: in line, please"
+        "no permit without queueing while requests wait"
     );
     let other = queue.enqueue(key(2), false);
-    assert!(poll(&queue, other).is_some(), "and is served at once");
+    assert!(
+        poll(&queue, other).is_some(),
+        "a client without a permit is served at once"
+    );
     assert!(poll(&queue, waiting[0]).is_none());
 }
 
 #[test]
-fn freed_permits_go_to_who_holds_the_fewest_and_each_line_keeps_its_order() {
+fn freed_permits_go_to_the_client_with_the_fewest_and_each_client_is_fifo() {
     let queue = FairQueue::new(4, 0);
     let taken_slots = take_all(&queue, 1);
     assert_eq!(taken_slots.len(), 4);
@@ -55,9 +58,12 @@ fn freed_permits_go_to_who_holds_the_fewest_and_each_line_keeps_its_order() {
     let two: Vec<_> = (0..2).map(|_| queue.enqueue(key(2), false)).collect();
     let three = queue.enqueue(key(3), false);
     queue.release(taken_slots[0]);
-    assert!(poll(&queue, two[0]).is_some(), "holds none, waits longest");
+    assert!(
+        poll(&queue, two[0]).is_some(),
+        "the client holds no permit and waits longest"
+    );
     queue.release(taken_slots[1]);
-    assert!(poll(&queue, three).is_some(), "holds none");
+    assert!(poll(&queue, three).is_some(), "the client holds no permit");
     queue.release(taken_slots[2]);
     assert!(poll(&queue, first_client[0]).is_some() || poll(&queue, two[1]).is_some());
     assert!(poll(&queue, first_client[2]).is_none());
@@ -65,7 +71,7 @@ fn freed_permits_go_to_who_holds_the_fewest_and_each_line_keeps_its_order() {
 }
 
 #[test]
-fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
+fn monitoring_has_a_reserve_and_no_further_priority() {
     let queue = FairQueue::new(16, 1);
     assert!(queue.try_take(key(9), true).is_some());
     let all: Vec<_> = (1..16)
@@ -73,7 +79,7 @@ fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
         .collect();
     assert!(
         all.iter().all(Option::is_some),
-        "its reserve is in use: the rest is open"
+        "the reserve is in use: the other permits are available"
     );
     let first = all[0].unwrap();
     let monitoring = queue.enqueue(key(9), true);
@@ -81,7 +87,7 @@ fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
     queue.release(first);
     assert!(
         poll(&queue, other).is_some(),
-        "holds none, monitoring holds one"
+        "the client holds no permit, monitoring holds one"
     );
     assert!(poll(&queue, monitoring).is_none());
 
@@ -90,7 +96,7 @@ fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
     let all: Vec<_> = (0..40)
         .map_while(|client| queue.try_take(key(client), false))
         .collect();
-    assert_eq!(all.len(), 15, "one is kept");
+    assert_eq!(all.len(), 15, "one permit is reserved");
     assert!(queue.try_take(key(9), true).is_some());
 }
 
@@ -119,7 +125,7 @@ fn with_too_few_permits_for_a_reserve_monitoring_goes_first_every_other_time() {
 }
 
 #[test]
-fn clients_that_are_gone_are_forgotten() {
+fn state_of_clients_without_requests_is_removed() {
     let queue = FairQueue::new(8, 0);
     let stays = queue.try_take(key(1), false).unwrap();
     for client in 2..10_000 {
@@ -133,11 +139,11 @@ fn clients_that_are_gone_are_forgotten() {
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// A request of a client, of the monitoring kind or not.
+    /// A request of a client; whether it is a monitoring request.
     Comes(u64, bool),
-    /// One of the waiting requests leaves.
+    /// One of the waiting requests is cancelled.
     Leaves(usize),
-    /// One of the permits ends.
+    /// One of the permits is released.
     Ends(usize),
 }
 
@@ -164,7 +170,7 @@ struct Waiting {
     woken: Arc<Woken>,
 }
 
-/// What must be true after each event, seen from outside.
+/// The expected state, checked after each event.
 struct Model {
     queue: FairQueue,
     permits: usize,
@@ -212,7 +218,7 @@ impl Model {
         }
     }
 
-    /// Those that were woken take their permits; the others must have none.
+    /// Woken waiters take their permits; the others must have none.
     fn collect(&mut self) {
         let mut first_of: HashMap<(u64, bool), ()> = HashMap::new();
         let mut still = Vec::new();
@@ -220,9 +226,9 @@ impl Model {
             if waiting.woken.0.load(Ordering::Relaxed) > 0 {
                 assert!(
                     !first_of.contains_key(&waiting.client),
-                    "overtook its own line"
+                    "a request overtook an earlier one of its client"
                 );
-                let slot = poll(&self.queue, waiting.id).expect("woken means granted");
+                let slot = poll(&self.queue, waiting.id).expect("a woken waiter has a permit");
                 self.taken_slots.push((waiting.client, slot));
             } else {
                 first_of.insert(waiting.client, ());
@@ -250,7 +256,7 @@ impl Model {
             let holds = self.holds(waiting.client);
             prop_assert!(
                 !is_within_share(holds, open, self.permits),
-                "waits beside a free permit"
+                "a request waits although a permit is free"
             );
             let is_reserved = waiting.client.1 && monitoring < reserve;
             prop_assert!(!is_reserved || self.taken_slots.len() == self.permits);
@@ -261,7 +267,7 @@ impl Model {
 
 proptest! {
     #[test]
-    fn no_request_waits_beside_a_permit_that_it_may_have(
+    fn no_request_waits_while_a_permit_is_available_to_it(
         permits in 1..20_usize,
         events in prop::collection::vec(event(), 1..300),
     ) {
@@ -274,7 +280,7 @@ proptest! {
             model.apply(event);
             model.check(reserve, is_monitored)?;
         }
-        // When all have gone, all permits are there again.
+        // When all requests have ended, all permits are free again.
         for waiting in std::mem::take(&mut model.waiting) {
             model.queue.leave(waiting.id);
         }
@@ -286,7 +292,7 @@ proptest! {
         }
     }
 
-    /// While a client waits, the next permit never goes to one that holds more.
+    /// While a client waits, the next permit never goes to a client that holds more permits.
     #[test]
     fn a_freed_permit_goes_to_the_waiting_client_that_holds_the_fewest(
         permits in 1..20_usize,
@@ -316,7 +322,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
+async fn a_queue_timeout_reports_when_the_queue_will_have_advanced() {
     let mut setup = UpstreamSetup::of(([127, 0, 0, 1], 9).into()).without_login();
     setup.settings.concurrency = 1;
     setup.settings.queue_timeout = Duration::from_millis(300);
@@ -327,7 +333,7 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     assert_eq!(
         refused.retry_after,
         Duration::from_secs(1),
-        "nothing else waits"
+        "no other request waits"
     );
 
     let waiting: Vec<_> = (0..40)
@@ -364,6 +370,6 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     );
     drop(taken_slots);
     let permit = upstream.turn(other, false).await.unwrap();
-    assert!(permit.park().is_ok(), "a slow stream gives it back");
+    assert!(permit.park().is_ok(), "a slow stream releases its permit");
     assert!(upstream.turn(one, false).await.is_ok());
 }

@@ -1,4 +1,4 @@
-//! A connection is not used after the time that the upstream has announced.
+//! A connection is not reused after the time that the upstream has announced.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn connections_for(response: &'static str, pause: Duration) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_announced_bounds_the_time_for_which_a_connection_is_kept() {
+async fn an_announced_keep_alive_limits_the_reuse_of_a_connection() {
     let moment = Duration::from_millis(50);
     let while_later = Duration::from_millis(700);
     for (response, pause, expected) in [
@@ -81,7 +81,7 @@ async fn what_is_announced_bounds_the_time_for_which_a_connection_is_kept() {
         ),
         ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", moment, 2),
         (
-            // A body of unknown length cannot be sent to such an upstream: hyper would leave it out.
+            // hyper would omit a request body of unknown length for such an upstream.
             "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi",
             moment,
             2,
@@ -96,7 +96,7 @@ async fn what_is_announced_bounds_the_time_for_which_a_connection_is_kept() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_when_its_time_is_up_and_only_that_one() {
+async fn an_idle_connection_is_closed_at_its_keep_alive_and_only_that_one() {
     let webapp = Webapp::start(|call| {
         let header = if call.has_line("x-short: yes") {
             "Keep-Alive: timeout=1\r\n"
@@ -124,7 +124,7 @@ async fn an_idle_connection_is_closed_when_its_time_is_up_and_only_that_one() {
         response.unwrap().into_body().collect().await.unwrap();
     }
     assert_eq!(webapp.connections(), 2);
-    eventually("closed", || webapp.ended() == 1).await;
+    eventually("the connection is closed", || webapp.ended() == 1).await;
     sleep(Duration::from_millis(300)).await;
-    assert_eq!(webapp.ended(), 1, "the other is kept");
+    assert_eq!(webapp.ended(), 1, "the other connection stays open");
 }

@@ -1,4 +1,4 @@
-//! Names lead to addresses without the C library's help, and half an answer is one.
+//! Name look-ups without the C library; addresses of one family are enough.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::dns::DnsResolver;
 use crate::error_chain::chain;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// Far below a server's time-out, far above what a loaded machine takes.
+/// Far below a name server's timeout, far above the delay of a loaded machine.
 const SOON: Duration = Duration::from_secs(2);
 
 pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> DnsResolver {
@@ -23,7 +23,7 @@ pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> DnsResolver 
     )
 }
 
-/// Names that `dns` is asked for.
+/// A resolver that queries `dns`.
 pub(super) fn asking(folder: &Folder, dns: &StubDns) -> DnsResolver {
     let mut names = names(folder, "nameserver 127.0.0.1\n", "");
     names.port = dns.port;
@@ -31,7 +31,7 @@ pub(super) fn asking(folder: &Folder, dns: &StubDns) -> DnsResolver {
 }
 
 #[tokio::test]
-async fn addresses_are_their_own_and_the_hosts_file_is_asked_first() {
+async fn ip_literals_need_no_look_up_and_the_hosts_file_comes_first() {
     let folder = Folder::new();
     let hosts = "10.0.0.7 webapp.internal webapp # the first\n10.0.0.300 webapp\n\
         10.0.0.8 webapp\nfd00::7 webapp\n";
@@ -49,7 +49,7 @@ async fn addresses_are_their_own_and_the_hosts_file_is_asked_first() {
 }
 
 #[tokio::test]
-async fn localhost_is_this_host_even_where_no_file_says_so() {
+async fn localhost_is_loopback_without_a_hosts_file() {
     let folder = Folder::new();
     let missing = |name: &str| folder.0.join(name);
     let names = DnsResolver::from_files(missing("resolv.conf"), missing("hosts"));
@@ -61,7 +61,7 @@ async fn localhost_is_this_host_even_where_no_file_says_so() {
 }
 
 #[tokio::test]
-async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
+async fn other_names_are_looked_up_and_changed_files_apply_at_once() {
     let address = Ipv4Addr::new(10, 1, 2, 3);
     let dns = StubDns::start(move |name, kind| match (name, kind) {
         ("webapp.example.net", RecordType::A) => DnsReply::Addresses(vec![address.into()], 60),
@@ -88,7 +88,7 @@ async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
 }
 
 #[tokio::test]
-async fn one_family_is_enough_whatever_the_other_is_answered_with() {
+async fn one_address_family_is_enough_whatever_the_other_replies() {
     let (v4, v6) = ("10.1.2.3", "fd00::7");
     let dns = StubDns::start(|_, _| DnsReply::Silence).await;
     let folder = Folder::new();
@@ -102,9 +102,9 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
         DnsReply::Code(ResponseCode::NotImp),
         DnsReply::Bytes(Vec::new()),
         DnsReply::Bytes(vec![0xff; 400]),
-        // A response of one question and 65,535 answers, of which none is there.
+        // A response that announces 65,535 answers and contains none.
         DnsReply::Bytes(b"\x81\x80\0\x01\xff\xff\0\0\0\0".to_vec()),
-        // A name that points at itself.
+        // A compressed name that points at itself.
         DnsReply::Bytes(b"\x81\x80\0\x01\0\x01\0\0\0\0\xc0\x0c\0\x01\0\x01".to_vec()),
     ];
     for other in bad {
@@ -123,7 +123,7 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
             assert!(began.elapsed() < SOON, "{other:?}: {:?}", began.elapsed());
         }
     }
-    // One that is a little late is there all the same, and comes first.
+    // A family that is a little late is still used, and comes first.
     dns.set_script(|_, kind| match kind {
         RecordType::A => DnsReply::address("10.1.2.3"),
         _ => DnsReply::Later(10, Box::new(DnsReply::address("fd00::7"))),
@@ -133,7 +133,7 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
 }
 
 #[tokio::test]
-async fn an_answer_of_many_addresses_is_read_where_edns_allows_its_size() {
+async fn a_reply_of_many_addresses_is_read_where_edns_allows_its_size() {
     let all: Vec<IpAddr> = (1..=32).map(|at| [10, 1, 2, at].into()).collect();
     let reply = DnsReply::Addresses(all.clone(), 60);
     let dns = StubDns::start(move |_, kind| match kind {
@@ -149,7 +149,7 @@ async fn an_answer_of_many_addresses_is_read_where_edns_allows_its_size() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_of_resolv_conf_costs_that_entry() {
+async fn a_bad_entry_of_resolv_conf_disables_only_that_entry() {
     let dns = StubDns::start(|name, kind| match (name, kind) {
         ("webapp.good.example", RecordType::A) => DnsReply::address("10.1.2.3"),
         _ => NO_NAME,
@@ -171,7 +171,7 @@ async fn a_bad_entry_of_resolv_conf_costs_that_entry() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_asked() {
+async fn the_next_server_is_queried_when_one_is_silent_or_refuses() {
     let good = StubDns::start(|_, _| DnsReply::address("10.1.2.3")).await;
     for bad in [
         DnsReply::Silence,
@@ -188,13 +188,13 @@ async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_as
         let began = Instant::now();
         names.find("webapp.example").await.unwrap();
         assert!(began.elapsed() < SOON, "{bad:?}: {:?}", began.elapsed());
-        // The one that answered is asked first from then on.
+        // The server that replied is queried first from then on.
         let asked = first.questions().len();
         for _ in 0..3 {
             names.find("webapp.example").await.unwrap();
         }
         assert_eq!(first.questions().len(), asked, "{bad:?}");
-        // Its port is wanted again.
+        // The port is used again below.
         first.end().await;
     }
 }
@@ -214,7 +214,7 @@ async fn families_of_different_names_are_not_mixed() {
     names.port = dns.port;
     let found = names.find("webapp").await.unwrap();
     assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
-    // Silence about one family does not end the search.
+    // No reply for one family does not end the search.
     dns.set_script(|name, kind| match (name, kind) {
         ("webapp.b.example", RecordType::A) => DnsReply::address("10.1.2.4"),
         (_, RecordType::AAAA) => DnsReply::Silence,
@@ -225,7 +225,7 @@ async fn families_of_different_names_are_not_mixed() {
 }
 
 #[tokio::test]
-async fn what_was_found_serves_on_while_servers_stay_silent() {
+async fn found_addresses_stay_in_use_while_servers_are_silent() {
     let dns = StubDns::start(|_, _| DnsReply::address("10.1.2.3")).await;
     let folder = Folder::new();
     let servers = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
@@ -235,7 +235,7 @@ async fn what_was_found_serves_on_while_servers_stay_silent() {
     dns.set_script(|_, _| DnsReply::Silence);
     let found = names.find("webapp.example").await.unwrap();
     assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
-    // A server that says no is believed.
+    // A negative reply counts.
     dns.set_script(|_, _| NO_NAME);
     assert!(names.find("webapp.example").await.is_err());
 }

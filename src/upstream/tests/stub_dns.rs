@@ -1,4 +1,4 @@
-//! A name server that says what the test wants, or nothing.
+//! A name server with scripted replies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -12,16 +12,16 @@ use tokio::time::sleep;
 
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 
-/// One answer.
+/// One scripted reply.
 #[derive(Clone, Debug)]
 pub(super) enum DnsReply {
-    /// Good for so many seconds.
+    /// Addresses and their TTL in seconds.
     Addresses(Vec<IpAddr>, u32),
     Code(ResponseCode),
-    /// There is such a name, but it has no such addresses.
+    /// The name exists, but has no addresses of this family.
     Nothing,
     Silence,
-    /// The question's number, and then these bytes.
+    /// The query's id, followed by these bytes.
     Bytes(Vec<u8>),
     Later(u64, Box<Self>),
 }
@@ -85,13 +85,13 @@ impl StubDns {
         stub
     }
 
-    /// Gives its port back.
+    /// Stops the server and releases its port.
     pub(super) async fn end(self) {
         self.stop.drain();
         self.tasks.wait().await;
     }
 
-    /// Another script from now on.
+    /// Replaces the script.
     pub(super) fn set_script(
         &self,
         script: impl Fn(&str, RecordType) -> DnsReply + Send + Sync + 'static,
@@ -99,7 +99,7 @@ impl StubDns {
         *self.script.lock().unwrap() = Arc::new(script);
     }
 
-    /// Names and kinds it was asked for.
+    /// The queries so far: name and record type.
     pub(super) fn questions(&self) -> Vec<String> {
         self.questions.lock().unwrap().clone()
     }

@@ -1,4 +1,4 @@
-//! Whom the gate believes to be the upstream.
+//! Which servers the gateway trusts as the upstream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::upstream::transport::dialer::Dialer;
 use crate::upstream::transport::tls::trust::UpstreamTls;
 use crate::upstream::{Error, ResponseTimeout, SendErrorKind, Upstream, UpstreamConnections};
 
-/// An authority and a server certificate of its making.
+/// An authority and a server certificate that it signed.
 pub(super) struct Identity {
     pub(super) authority: String,
     pub(super) certificate: CertificateDer<'static>,
@@ -64,7 +64,7 @@ impl Identity {
     }
 }
 
-/// Shows a certificate whether or not the key belongs to it.
+/// Presents a certificate whether or not the key belongs to it.
 #[derive(Debug)]
 struct FixedCertificate(Arc<CertifiedKey>);
 
@@ -104,7 +104,7 @@ pub(super) fn setup(webapp: &Webapp, trust: Trust) -> UpstreamSetup {
     setup
 }
 
-/// Whether a new connection to the upstream is believed; the error's text if not.
+/// Connects to the upstream; the error's text if it is not trusted.
 pub(super) async fn connect(setup: &UpstreamSetup, upstream: &Arc<Upstream>) -> Result<(), String> {
     let connections =
         UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), setup.scope.tasks.clone());
@@ -122,7 +122,7 @@ pub(super) async fn connect(setup: &UpstreamSetup, upstream: &Arc<Upstream>) -> 
 }
 
 #[tokio::test]
-async fn a_pinned_key_is_believed_and_no_other() {
+async fn a_pinned_key_is_trusted_and_no_other() {
     let identity = Identity::of("whatever.example");
     let webapp = identity.serve().await;
     let good = setup(&webapp, Trust::Pins(vec![[7; 32], identity.pin()]));
@@ -135,7 +135,7 @@ async fn a_pinned_key_is_believed_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_pinned_certificate_without_its_key_is_not_believed() {
+async fn a_pinned_certificate_without_its_key_is_not_trusted() {
     let identity = Identity::of("127.0.0.1");
     let thief = KeyPair::generate().unwrap();
     let webapp = serve(&identity.certificate, &thief).await;
@@ -143,12 +143,12 @@ async fn a_pinned_certificate_without_its_key_is_not_believed() {
     let message = connect(&setup, &setup.open().unwrap()).await;
     assert!(
         message.is_err(),
-        "a certificate is public, it proves nothing"
+        "a certificate without its key proves nothing"
     );
 }
 
 #[tokio::test]
-async fn a_private_authority_is_believed_and_strangers_are_not() {
+async fn a_private_authority_is_trusted_and_others_are_not() {
     let (identity, other_identity) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
     let webapp = identity.serve().await;
     let mut setup = setup(&webapp, Trust::PublicAuthorities);
@@ -162,7 +162,7 @@ async fn a_private_authority_is_believed_and_strangers_are_not() {
 }
 
 #[tokio::test]
-async fn the_name_in_the_certificate_counts_and_can_be_said() {
+async fn the_certificates_name_is_checked_and_server_name_overrides_it() {
     let identity = Identity::of("webapp.internal");
     let webapp = identity.serve().await;
     let mut setup = setup(&webapp, Trust::PublicAuthorities);
@@ -199,12 +199,12 @@ async fn authorities_follow_their_file_and_a_bad_file_changes_nothing() {
 }
 
 #[tokio::test]
-async fn an_address_whose_tls_is_broken_is_passed_over() {
+async fn an_address_with_broken_tls_is_skipped() {
     let identity = Identity::of("127.0.0.1");
     let webapp = identity.serve().await;
     let port = webapp.address.port();
     let other_identity = Identity::of("127.0.0.1");
-    // Closes at once; says nothing; has another's key.
+    // One closes at once, one sends nothing, one has another key.
     let closing = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
     let scope = TaskScope::new(tokio::runtime::Handle::current());
     scope.spawn("closes", async move {

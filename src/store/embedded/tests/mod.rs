@@ -1,4 +1,4 @@
-//! The engine's promises: what was answered is there, whatever happens to the disk.
+//! The engine's guarantee: a confirmed change is stored, whatever happens to the disk.
 
 pub(in crate::store) mod disk;
 mod faults;
@@ -55,7 +55,7 @@ fn user(name: &str) -> UserRecord {
     }
 }
 
-/// The engine over a disk of the test's own.
+/// The engine over a simulated disk.
 fn start(disk: &Disk) -> Result<EmbeddedStore, OpenError> {
     let path = Path::new("no such file");
     let database = disk.open()?;
@@ -95,7 +95,7 @@ async fn has(engine: &EmbeddedStore, number: u64) -> bool {
 }
 
 #[tokio::test]
-async fn everything_is_there_after_a_restart() {
+async fn all_records_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data/store.redb");
     let (engine, contents) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
@@ -146,7 +146,7 @@ async fn everything_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
+async fn a_user_created_again_has_no_tokens_of_the_deleted_one() {
     let engine = start(&Disk::laid_out()).unwrap();
     for change in [
         StoreChange::PutUser(user("anna")),
@@ -154,11 +154,11 @@ async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
         StoreChange::RemoveUser {
             name: "anna".into(),
         },
-        // Of a login that was on its way while its user was deleted.
+        // The grant of a login during which its user was deleted.
         put(2, "anna"),
         StoreChange::PutUser(user("anna")),
         put(3, "anna"),
-        // A new password ends nothing.
+        // A new password ends no token.
         StoreChange::PutUser(user("anna")),
     ] {
         commit(&engine, change).await.unwrap();
@@ -167,7 +167,7 @@ async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
 }
 
 #[tokio::test]
-async fn changes_that_come_together_share_a_commit() {
+async fn concurrent_changes_share_a_commit() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
     let before = disk.state().syncs;
@@ -192,7 +192,7 @@ async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
     let (hold, released) = std::sync::mpsc::channel::<()>();
     let (begun, has_begun) = oneshot::channel();
     let mut begun = Some(begun);
-    // A callback that does not come back holds up the writer.
+    // A callback that does not return blocks the writer.
     let done = Box::new(move |_| {
         begun.take().map(|begun| begun.send(()));
         let _ = released.recv();
@@ -216,23 +216,23 @@ async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
     assert_eq!(grants(&engine).await.len(), MAX_QUEUED + 1);
 }
 
-/// Waits for `condition`; fails with `what` when it does not come.
+/// Waits until `condition` is true; fails with `what` after a timeout.
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = clock::Deadline::after(Duration::from_secs(30));
     while !condition().await {
-        assert!(!deadline.has_passed(), "never came true: {what}");
+        assert!(!deadline.has_passed(), "timeout: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[tokio::test]
-async fn every_user_is_loaded_whatever_the_number_of_threads() {
+async fn every_user_is_loaded_with_any_number_of_threads() {
     for count in [127, 128, 190, 201, 256] {
         let engine = start(&Disk::laid_out()).unwrap();
         let mut wanted = Vec::new();
         for number in 0..count {
             let mut grant = grant(number, &format!("user {number}"));
-            // Where one thread's part of the file may begin, and where one may end.
+            // Boundaries between the parts of the file that the threads load.
             grant.digest = RecordDigest(if number % 2 == 0 { [0; 32] } else { [255; 32] });
             grant.digest.0[0] = u8::try_from(number).unwrap();
             wanted.push((grant.digest, grant.user.to_string()));
@@ -245,7 +245,7 @@ async fn every_user_is_loaded_whatever_the_number_of_threads() {
 }
 
 #[tokio::test]
-async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
+async fn every_row_is_loaded_while_the_file_is_read_ahead() {
     const COUNT: u64 = 20_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
@@ -270,7 +270,7 @@ async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
 }
 
 #[tokio::test]
-async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
+async fn a_vacuum_removes_dead_rows_and_keeps_live_ones() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
     for number in 0..3000 {
@@ -284,8 +284,8 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     commit(&engine, put(5000, "anna")).await.unwrap();
     let before = grants(&engine).await;
     assert_eq!(before.len(), 1001);
-    // The load has counted two thousand dead rows: worth a walk.
-    eventually("the walk has come by", async || {
+    // The load has counted two thousand dead rows, enough for a vacuum.
+    eventually("the vacuum has removed the dead rows", async || {
         let sink = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
         let loaded = engine.load(sink).await.unwrap();
         loaded.expired + loaded.ended == 0

@@ -1,4 +1,4 @@
-//! What must hold whatever the upstream does. docs/LOGIN.md has the numbers.
+//! Invariants for any behaviour of the upstream. docs/LOGIN.md has the times.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use super::simulated_upstream::{BadLogin, SimulatedUpstream, TimedFault, Upstrea
 use super::traffic::{Gate, RequestOutcome};
 
 const HOUR: u64 = 3600;
-/// The traffic: paths 0 to 2 all the time, 3 seldom, 4 and 5 refuse everything, 6 is open.
+/// Seconds between requests to each path: 0 to 2 often, 3 rarely, 4 and 5 refuse everything, 6 is open.
 const PACE: [f64; 7] = [2.3, 3.1, 7.7, 97.0, 1.7, 41.0, 5.3];
-/// By then a path that was asked all the time is served again.
+/// Seconds after the last fault until a path with frequent requests must work again.
 const RECOVERY: u64 = 960;
 
 fn good() -> UpstreamTraits {
@@ -24,7 +24,7 @@ fn good() -> UpstreamTraits {
     }
 }
 
-/// Runs a world with this traffic; what became of each request, and the world.
+/// Runs a simulated upstream with this traffic; returns the outcome of each request, and the upstream.
 fn run(
     traits: UpstreamTraits,
     faults: Vec<TimedFault>,
@@ -57,7 +57,7 @@ fn failures(
     failed
 }
 
-/// Never more than the budget, never closer than the interval.
+/// Checks the hourly budget and the minimum interval.
 fn holds_the_budget(logins: &[u64], per_hour: u32) {
     for pair in logins.windows(2) {
         assert!(pair[1] - pair[0] >= 1000, "{pair:?}");
@@ -70,7 +70,7 @@ fn holds_the_budget(logins: &[u64], per_hour: u32) {
 }
 
 #[test]
-fn paths_that_refuse_everything_cost_the_others_nothing_and_hardly_a_login() {
+fn paths_that_refuse_everything_do_not_affect_others_and_cause_few_logins() {
     for (has_probe, per_hour) in [(false, 10), (false, 120), (true, 120)] {
         let traits = UpstreamTraits {
             lifetime: 7 * 86_400,
@@ -80,7 +80,7 @@ fn paths_that_refuse_everything_cost_the_others_nothing_and_hardly_a_login() {
         let (ended, upstream) = run(traits, vec![], &[0, 1, 2, 3, 4, 5, 6], per_hour, 2 * HOUR);
         assert_eq!(failures(&ended, 0..=3, 0).len(), 0);
         let logins = upstream.logins();
-        // Two paths that never accept anything: looked into every quarter of an hour at most.
+        // Two paths that never accept a token cause a login every quarter of an hour at most.
         let max_logins = if has_probe { 1 } else { 10 };
         assert!(
             logins.len() <= max_logins,
@@ -99,7 +99,7 @@ fn paths_that_refuse_everything_cost_the_others_nothing_and_hardly_a_login() {
 }
 
 #[test]
-fn renewals_are_never_noticed_even_where_nodes_learn_of_tokens_late() {
+fn renewals_fail_no_request_even_where_nodes_learn_of_tokens_late() {
     for has_probe in [false, true] {
         for delays in [[0, 0], [0, 3], [2, 2], [0, 20]] {
             let traits = UpstreamTraits {
@@ -129,7 +129,7 @@ fn renewals_are_never_noticed_even_where_nodes_learn_of_tokens_late() {
 }
 
 #[test]
-fn a_renewal_that_brings_a_bad_token_is_not_noticed_until_the_good_one_ends() {
+fn a_renewal_with_a_bad_token_fails_no_request_while_the_old_one_lives() {
     for has_probe in [false, true] {
         let faults = vec![TimedFault::BadTokens {
             from: 600,
@@ -147,7 +147,7 @@ fn a_renewal_that_brings_a_bad_token_is_not_noticed_until_the_good_one_ends() {
 }
 
 #[test]
-fn a_revocation_is_healed_at_once_by_a_path_that_worked_before() {
+fn a_revocation_is_recovered_at_once_by_a_path_that_worked_before() {
     for has_probe in [false, true] {
         for paths in [&[0][..], &[2], &[0, 4, 6], &[0, 1, 2, 3, 4, 5, 6]] {
             let at = [700, 760, 1600, 3100];
@@ -160,17 +160,17 @@ fn a_revocation_is_healed_at_once_by_a_path_that_worked_before() {
             let (ended, _) = run(traits, faults, paths, 120, HOUR);
             let failed = failures(&ended, 0..=1, 0);
             assert!(failed.is_empty(), "{has_probe} {paths:?}: {failed:?}");
-            // An upload that cannot be sent again is sent by its client, once or twice.
+            // An upload that cannot be replayed fails once or twice, until its client sends it again.
             let uploads = failures(&ended, 2..=2, 0);
             assert!(uploads.len() <= 8, "{has_probe} {paths:?}: {uploads:?}");
         }
     }
 }
 
-/// Paths that refused for long have taken what refusals may cost; then the token is dead
-/// indeed. The model found it: the gate waited for the hour's end.
+/// Paths that refuse for long have spent the share of refusals; then the token is revoked.
+/// Found by the random test: the gateway waited for the end of the hour.
 #[test]
-fn a_revocation_is_healed_in_minutes_though_refusals_have_spent_their_share() {
+fn a_revocation_is_recovered_in_minutes_after_refusals_spent_their_share() {
     let refuses = |path, from, to| TimedFault::PathRefuses { from, to, path };
     let faults = vec![
         refuses(2, 2601, 3797),
@@ -193,8 +193,8 @@ fn a_revocation_is_healed_in_minutes_though_refusals_have_spent_their_share() {
     assert!(failed.is_empty(), "{failed:?}");
 }
 
-/// An open path accepts dead tokens too, so that not everything is refused. The model found
-/// it: failed logins had taken what refusals may spend, and the gate waited for the renewal.
+/// An open path accepts dead tokens too, so that not everything is refused. Found by the random test:
+/// failed logins had spent the share of refusals, and the gateway waited for the renewal.
 #[test]
 fn an_open_path_does_not_hide_that_tokens_are_dead() {
     let faults = vec![
@@ -227,7 +227,7 @@ fn an_open_path_does_not_hide_that_tokens_are_dead() {
 }
 
 #[test]
-fn a_stray_refusal_of_the_login_ends_by_itself() {
+fn a_single_refused_login_is_recovered_without_help() {
     let response = BadLogin::WrongPassword;
     let faults = vec![TimedFault::LoginAnswers {
         from: 0,
@@ -252,7 +252,7 @@ fn any_traits() -> impl Strategy<Value = UpstreamTraits> {
         |(lifetime, delays, (has_probe, _, one_node_only, single_active), login_millis)| {
             UpstreamTraits {
                 lifetime,
-                // Where a login kills the token before it, a late one leaves a gap without any token.
+                // Where a login ends the previous token, a delay would leave a time without any valid token.
                 delays: if single_active { [0, 0] } else { delays },
                 one_node_only,
                 single_active: single_active && !one_node_only,
@@ -289,7 +289,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_budget_holds_and_every_state_ends_by_itself(
+    fn the_budget_holds_and_every_state_recovers_without_help(
         traits in any_traits(),
         faults in prop::collection::vec(any_fault(), 0..5),
         per_hour in prop_oneof![Just(40_u32), Just(120), Just(1000)],
@@ -299,14 +299,14 @@ proptest! {
         let until = last + RECOVERY + 1200;
         let paths: &[usize] = if with_refusing { &[0, 1, 2, 3, 4, 5, 6] } else { &[0, 1, 2] };
         let is_split = traits.one_node_only;
-        // Path 2 takes what cannot be sent again: the login that ends the token before it is
-        // noticed there.
+        // Requests to path 2 cannot be replayed: they fail when a login ends the previous
+        // token.
         let paths_to_see = if traits.single_active { 0..=1 } else { 0..=2 };
         let (ended, upstream) = run(traits, faults, paths, per_hour, until);
         holds_the_budget(&upstream.logins(), per_hour);
         prop_assert!(ended.iter().all(|one| one.sent <= 6));
         prop_assert!(ended.iter().all(|one| one.millis <= 60_000));
-        // A token that is good at one node of two is refused by half of the requests.
+        // With a token that is valid at one node of two, half of the requests are refused.
         if !is_split {
             let failed = failures(&ended, paths_to_see, last + RECOVERY);
             prop_assert!(failed.is_empty(), "{failed:?}");

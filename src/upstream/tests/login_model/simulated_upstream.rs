@@ -1,4 +1,4 @@
-//! The simulated upstream: which token it takes where and when, and how its login behaves.
+//! The simulated upstream: which tokens it accepts where and when, and how its login behaves.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,16 +17,16 @@ use crate::upstream::login::token_probe::ProbeVerdict;
 #[derive(Clone, Debug)]
 pub(super) struct UpstreamTraits {
     pub(super) lifetime: u64,
-    /// Seconds until each node knows a new token.
+    /// Seconds until each node accepts a new token.
     pub(super) delays: [u64; 2],
-    /// A token is good only at the node that minted it.
+    /// A token is valid only at the node that minted it.
     pub(super) one_node_only: bool,
     pub(super) single_active: bool,
     pub(super) has_probe: bool,
     pub(super) login_millis: u64,
 }
 
-/// What goes wrong, and when, in seconds.
+/// A fault and its time, in seconds.
 #[derive(Clone, Debug)]
 pub(super) enum TimedFault {
     /// All tokens minted so far end.
@@ -36,7 +36,7 @@ pub(super) enum TimedFault {
         to: u64,
         response: BadLogin,
     },
-    /// Tokens minted in this time are never good.
+    /// Tokens minted in this time are never accepted.
     BadTokens { from: u64, to: u64 },
     /// A path answers 401 to everything in this time.
     PathRefuses { from: u64, to: u64, path: usize },
@@ -51,7 +51,7 @@ pub(super) enum BadLogin {
 }
 
 impl TimedFault {
-    /// When it is over.
+    /// When the fault ends.
     pub(super) fn end(&self) -> u64 {
         match self {
             Self::Revoke { at } => *at,
@@ -70,7 +70,7 @@ struct MintedToken {
     is_bad: bool,
 }
 
-/// Shared by the gate under test and the traffic.
+/// Shared by the gateway under test and the traffic.
 #[derive(Debug)]
 pub(super) struct SimulatedUpstream {
     pub(super) traits: UpstreamTraits,
@@ -110,11 +110,11 @@ impl SimulatedUpstream {
     fn node(&self) -> usize {
         let mut requests_to_nodes = self.requests_to_nodes.lock().unwrap();
         *requests_to_nodes += 1;
-        // Not strictly: 0, 0, 1, 0, 1, 1 and again.
+        // Not strictly: 0, 0, 1, 0, 1, 1, repeated.
         [0, 0, 1, 0, 1, 1][*requests_to_nodes % 6]
     }
 
-    /// What a request with this token gets on a path that wants one.
+    /// Whether a path that requires a token accepts this one.
     pub(super) fn accepts(&self, token: &str) -> bool {
         let Some(index) = token.strip_prefix("token-") else {
             return false;
@@ -135,7 +135,7 @@ impl SimulatedUpstream {
         is_known && is_alive && !revoked && !token.is_bad && (is_last || !self.traits.single_active)
     }
 
-    /// The answer on a path: 0 to 3 want a token, 4 and 5 refuse everything, 6 is open.
+    /// The status on a path: 0 to 3 require a token, 4 and 5 refuse everything, 6 is open.
     pub(super) fn response(&self, path: usize, token: &str) -> StatusCode {
         let now = self.seconds();
         let refuses = self.faults.iter().any(|fault| {
@@ -205,7 +205,7 @@ pub(super) fn token_of(headers: &TokenHeaders) -> &str {
     headers[0].1.to_str().unwrap()
 }
 
-/// The world as the renewer calls it.
+/// The simulated upstream as the renewer calls it.
 #[derive(Debug)]
 pub(super) struct SimulatedCalls(pub(super) Arc<SimulatedUpstream>);
 

@@ -24,12 +24,12 @@ pub(super) struct RequestOutcome {
     pub(super) at: u64,
     pub(super) path: usize,
     pub(super) is_ok: bool,
-    /// Times it was sent to the upstream.
+    /// How often it was sent to the upstream.
     pub(super) sent: usize,
     pub(super) millis: u64,
 }
 
-/// A gate under test: the real session and renewer.
+/// The gateway under test: the real session and renewer.
 pub(super) struct Gate {
     pub(super) session: Arc<Session>,
     upstream: Arc<SimulatedUpstream>,
@@ -91,8 +91,8 @@ impl Gate {
         }
     }
 
-    /// Sends a request to `path` every `every` seconds until `until`, one after the other or
-    /// not, as it comes.
+    /// Sends a request to `path` every `every` seconds until `until`, without waiting for the
+    /// one before.
     pub(super) fn traffic(&self, path: usize, every: f64, until: u64) {
         let (session, upstream) = (Arc::clone(&self.session), Arc::clone(&self.upstream));
         let (ended, tasks) = (Arc::clone(&self.ended), self.tasks.clone());
@@ -109,7 +109,7 @@ impl Gate {
         });
     }
 
-    /// Runs the world to `until` and gives what became of each request.
+    /// Runs until `until`; returns the outcome of each request.
     pub(super) async fn run(self, until: u64) -> Vec<RequestOutcome> {
         while self.upstream.seconds() < until + 90 {
             sleep(Duration::from_secs(1)).await;
@@ -119,7 +119,7 @@ impl Gate {
     }
 }
 
-/// As the pipeline does it: a lease, an answer, and what a refusal leads to.
+/// One request as the pipeline sends it: lease, response, and retries after a refusal.
 async fn request(session: &Session, upstream: &SimulatedUpstream, path: usize) -> RequestOutcome {
     let (began, at) = (upstream.millis(), upstream.seconds());
     let mut sent = 0;
@@ -152,7 +152,7 @@ async fn exchange(
         },
     };
     let mut lease = lease;
-    // Path 2 takes uploads that are too large to be kept.
+    // Path 2 is for uploads that are too large to be replayed.
     let can_repeat = path != 2;
     let mut refused = RefusedRequest::new(key, can_repeat);
     loop {
