@@ -1,4 +1,4 @@
-//! One access line a request, whatever ended it, as JSON or text.
+//! One access line per request, however it ended, as JSON or text.
 
 use std::process::Command;
 use std::time::Duration;
@@ -43,7 +43,7 @@ fn running(webapp: &Emulator, setup: &Setup) -> LoggedGate {
 /// The access line of the request for `path`, once it has been written.
 async fn record(program: &Program, path: &str) -> Value {
     let mut found = None;
-    eventually(&format!("the record of {path}"), async || {
+    eventually(&format!("the access line of {path}"), async || {
         let records = program.lines().into_iter().filter_map(|line| {
             let line: Value = serde_json::from_str(&line).ok()?;
             (line["target"] == "tollgate::access" && line["path"] == path).then_some(line)
@@ -97,7 +97,11 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
         (&401.into(), &"".into())
     );
     assert_eq!(refused["reason"], "unauthenticated");
-    assert_eq!(refused["upstream_status"], Value::Null, "nothing went up");
+    assert_eq!(
+        refused["upstream_status"],
+        Value::Null,
+        "nothing was sent to the upstream"
+    );
 
     webapp.forget_all_tokens();
     client.get("/v1/stickerpacks").await;
@@ -156,7 +160,7 @@ async fn a_text_line_has_the_same_fields_and_no_colours_in_a_file() {
     assert!(!line.contains('\u{1b}'), "{line:?}");
 }
 
-/// Tries to log in; returns `user_tried` of the access line.
+/// Tries to log in; returns `attempted_user` of the access line.
 async fn tried(logged: &LoggedGate, name: &str, password: &str) -> (Value, String) {
     let lines = || {
         let lines = logged.program.lines().into_iter();

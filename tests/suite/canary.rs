@@ -41,7 +41,7 @@ async fn basic_login(client: &Client) -> Result<reqwest::Response, reqwest::Erro
     request.send().await
 }
 
-#[expect(clippy::too_many_lines, reason = "one line a failure")]
+#[expect(clippy::too_many_lines, reason = "one line per failure")]
 async fn drive(client: &Client, admin: &Client, responses: &Responses) {
     let basic = |name: &'static str, password: &'static str, body: &'static str| {
         let request = client.request(Method::POST, "/v1/users/login");

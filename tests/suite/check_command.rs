@@ -14,7 +14,7 @@ fn tollgate(file: &Path, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// The problems that a command prints, one a line, without the alignment.
+/// The problems that a command prints, one per line, without the alignment.
 fn problems(output: &Output) -> Vec<String> {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).unwrap();
@@ -68,7 +68,7 @@ fn spoiled_listeners() -> Vec<BrokenConfig> {
             )
         },
         row(
-            "a certificate that is no PEM",
+            "a certificate that is not PEM",
             &[("certs/server.pem", "garbage")],
             &[
                 "listener[0].tls.certificates[0]",
@@ -77,7 +77,7 @@ fn spoiled_listeners() -> Vec<BrokenConfig> {
             ],
         ),
         row(
-            "a key that is none",
+            "a file that is not a key",
             &[(
                 "certs/server.key",
                 "-----BEGIN PRIVATE KEY-----\nMA==\n-----END PRIVATE KEY-----\n",
@@ -109,7 +109,7 @@ fn spoiled_upstreams() -> Vec<BrokenConfig> {
             &["upstream.main.ca", "webapp-ca.pem holds no certificate"],
         ),
         row(
-            "a certificate that is none as authority",
+            "an authority's file without a certificate",
             &[(
                 "webapp-ca.pem",
                 "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n",
@@ -124,7 +124,7 @@ fn spoiled_upstreams() -> Vec<BrokenConfig> {
                 )
             },
             ..row(
-                "a name that no certificate bears",
+                "a name that no certificate can have",
                 &[],
                 &["upstream.main.server_name"],
             )
@@ -258,7 +258,7 @@ async fn check_creates_no_store_and_changes_none() {
     let file = written(folder.path(), &webapp, &Setup::default(), |text| text);
     let path = folder.path().join("data/tollgate.redb");
     assert!(tollgate(&file, &["check"]).status.success());
-    assert!(!path.parent().unwrap().exists(), "nothing was made");
+    assert!(!path.parent().unwrap().exists(), "nothing was created");
 
     let mut program = Program::serve(&file);
     program.wait_for("ready to accept");
@@ -342,7 +342,7 @@ async fn connect_logs_in_once_and_says_so() {
     assert_eq!(
         webapp.login_count(),
         1,
-        "that login would end another gate's token"
+        "a login would end another gate's token"
     );
 }
 

@@ -54,18 +54,18 @@ async fn health_prints_the_state_of_the_running_gate_in_one_line() {
     assert_eq!(health(&file, &[]), (0, "ok\n".to_owned()));
     eventually("ready", async || health(&file, &["--ready"]).0 == 0).await;
 
-    // Not ready is still alive; a file that broke after the start does not matter.
+    // A gate that is not ready is alive; errors in the file after the start do not matter.
     webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginResponse::Status(503));
     webapp.expire_all_tokens();
     program.signal("STOP");
-    eventually("it has stopped", async || {
+    eventually("the process is stopped", async || {
         let state = std::fs::read_to_string(format!("/proc/{}/status", program.pid()));
         state.unwrap().contains("State:\tT")
     })
     .await;
     let begin = Instant::now();
     let (code, message) = health(&file, &[]);
-    assert_eq!(code, 1, "a program that hangs is not well");
+    assert_eq!(code, 1, "a hanging program is unhealthy");
     assert!(message.contains("no answer within 3s"), "{message}");
     assert!(begin.elapsed() < Duration::from_secs(5));
     program.signal("CONT");
@@ -110,7 +110,7 @@ fn a_server_that_is_no_gate_is_unhealthy() {
         let _ = std::io::Read::read(&mut tcp, &mut [0; 1024]);
         std::io::Write::write_all(&mut tcp, b"220 smtp.example ready\r\n").unwrap();
     });
-    // This file is not a complete configuration, so there is no address to ask.
+    // This file is not a complete configuration, so there is no address to check.
     let mut command = Command::new(binary());
     command.args(["health", "--config"]).arg(&file);
     assert_eq!(command.output().unwrap().status.code(), Some(1));
@@ -164,13 +164,13 @@ fn the_container_has_a_health_check_and_does_not_publish_the_operators_port() {
     let image = deployed("Dockerfile");
     let (_, own) = image
         .split_once("HEALTHCHECK ")
-        .expect("the image is watched too");
+        .expect("the image has a health check too");
     let (_, own) = own.split_once("CMD ").unwrap();
     let own: Value = serde_json::from_str(own.lines().next().unwrap()).unwrap();
     assert_eq!(
         texts(watch)[1..],
         texts(&own),
-        "image and compose ask the same"
+        "image and compose use the same command"
     );
     assert_eq!(texts(watch)[..3], ["CMD", "/tollgate", "health"]);
 
@@ -186,7 +186,7 @@ fn the_container_has_a_health_check_and_does_not_publish_the_operators_port() {
     assert_eq!(
         texts(&gate["ports"]),
         ["8443:8443"],
-        "clients reach the gate and nothing else"
+        "clients reach only the gate"
     );
     assert_eq!(compose["networks"]["monitoring"]["internal"], true);
     for network in texts(&gate["networks"]) {

@@ -89,7 +89,7 @@ async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
         let for_keys = path == "/v1/stickerpacks";
         let request = || anonymous.request(method.clone(), path);
         let plain = request().send().await.unwrap();
-        assert_eq!(status(&plain), 401, "nothing shown: {name}");
+        assert_eq!(status(&plain), 401, "no credential: {name}");
         let made_up = "tgk_made-up-by-a-stranger";
         let unknown = with_key(&anonymous, made_up, method.clone(), path, "").await;
         assert_eq!(status(&unknown), 401, "unknown key: {name}");
@@ -103,7 +103,7 @@ async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
         }
     }
     let out = with_key(&anonymous, ADMIN_KEY, Method::POST, "/v1/users/logout", "").await;
-    assert_eq!(status(&out), 403, "keys have nothing to log out of");
+    assert_eq!(status(&out), 403, "a key has no session to log out of");
     let key = with_key(&anonymous, USER_KEY, Method::GET, "/v1/stickerpacks", "").await;
     assert_ne!(status(&key), 403);
     assert_eq!(status(&worker.get("/v1/users/worker").await), 200);
@@ -115,7 +115,7 @@ async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
     assert_eq!(
         status(&worker.get("/v1/users/worker").await),
         401,
-        "not known any more"
+        "the token is removed"
     );
     whole_life(&anonymous, ADMIN_KEY).await;
 }

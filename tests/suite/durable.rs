@@ -118,7 +118,7 @@ async fn learned_tokens_are_still_known_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_key_the_upstream_sees_one_login_however_often_the_gate_starts() {
+async fn with_a_key_several_starts_cause_one_login() {
     let webapp = emulator().await;
     let mut gateway = sealed(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -128,12 +128,12 @@ async fn with_a_key_the_upstream_sees_one_login_however_often_the_gate_starts() 
         assert!(is_known(&gateway, &admin).await);
     }
     assert_eq!(webapp.login_count(), 1);
-    let token = "certs"; // the folder holds what the store must not
+    let token = "certs"; // a name from the folder that the store must not contain
     let file = std::fs::read(gateway.folder.path().join("data/tollgate.redb")).unwrap();
     assert!(gateway.folder.path().join(token).exists());
     assert!(
         !file.windows(3).any(|part| part == b"tg_"),
-        "no token in the clear"
+        "no token in plain text"
     );
 
     // The key was changed without old_key: one login, then none.
@@ -170,7 +170,7 @@ async fn without_a_key_each_start_is_one_login() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stored_token_that_the_upstream_has_forgotten_costs_one_login_and_fails_no_request() {
+async fn a_stored_token_that_the_upstream_has_ended_causes_one_login_and_fails_no_request() {
     let webapp = emulator().await;
     let gateway = sealed(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -184,7 +184,7 @@ async fn a_stored_token_that_the_upstream_has_forgotten_costs_one_login_and_fail
     assert_eq!(
         webapp.login_count(),
         2,
-        "the new one is kept in place of the old"
+        "the new token is stored in place of the old one"
     );
 }
 
@@ -207,7 +207,7 @@ async fn a_stored_token_is_never_sent_to_another_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_admins_changed_password_survives_restarts_until_the_file_has_a_new_one() {
+async fn the_first_admins_changed_password_survives_restarts_until_its_file_changes() {
     let webapp = emulator().await;
     let gateway = plain(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -306,13 +306,12 @@ async fn on_a_full_disk_known_tokens_work_and_changes_get_503_until_there_is_roo
     assert_eq!(verdict(refused).await, (503, 1011));
     let logout = admin.request(Method::POST, "/v1/users/logout").send().await;
     assert_eq!(verdict(logout.unwrap()).await, (503, 1011));
-    assert!(is_known(&gateway, &admin).await, "refused means not done");
-    let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
-    assert_eq!(
-        ready.status(),
-        200,
-        "known tokens work: stay in the balancer"
+    assert!(
+        is_known(&gateway, &admin).await,
+        "a refused change is not made"
     );
+    let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+    assert_eq!(ready.status(), 200, "ready, because known tokens work");
     assert!(ready.text().await.unwrap().contains("store: "));
     assert_eq!(gateway.metrics.store_up.get(), 0);
 
@@ -328,7 +327,7 @@ async fn on_a_full_disk_known_tokens_work_and_changes_get_503_until_there_is_roo
         assert_eq!(
             client.get("/v1/support").await.status(),
             200,
-            "answered, so kept"
+            "a confirmed change is stored"
         );
     }
     gateway.stop().await;

@@ -65,7 +65,7 @@ async fn curl_gets_the_status_of_every_refused_upload() {
     }
     let good_key = format!("Authorization: Apikey {KEY}");
     let status = curl(&gateway, "/x", &["--http2", "-H", &good_key], &body);
-    assert_eq!(status, 200, "and what is wanted goes up");
+    assert_eq!(status, 200, "accepted uploads are forwarded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,14 +97,14 @@ fn post() -> Request<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_continues_to_send_is_reset_after_a_moment_with_no_error() {
+async fn a_client_that_continues_to_send_is_reset_with_no_error_after_a_moment() {
     let gateway = gateway().await;
     let mut send = h2(&gateway).await;
     let (response, mut body) = send.send_request(post(), false).unwrap();
     let begin = Instant::now();
     let response = timeout(Duration::from_secs(10), response).await.unwrap();
     assert_eq!(response.unwrap().status(), 401);
-    assert!(begin.elapsed() < Duration::from_secs(1), "at once");
+    assert!(begin.elapsed() < Duration::from_secs(1), "refused at once");
     // More than one window: discarded data is credited to the window.
     let mut sent = 0;
     while sent < 300_000 {

@@ -73,7 +73,7 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
     assert_eq!(
         std::fs::read(folder.path().join("certs/server.pem")).unwrap(),
         kept,
-        "made once"
+        "the certificates are created once"
     );
     again.wait_for("ready to accept");
     let output_text = again.lines().join("\n");

@@ -100,7 +100,7 @@ async fn both_protocols_carry_bodies_head_requests_and_empty_responses() {
         assert_eq!(
             missing.bytes().await.unwrap().len(),
             0,
-            "the Webapp's empty 404"
+            "the Webapp's empty 404 is forwarded"
         );
         let options = client
             .request(Method::OPTIONS, "/v1/health")
@@ -174,7 +174,7 @@ async fn two_hundred_megabytes_in_either_direction_take_less_than_two_of_memory(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_streams_before_it_is_complete_and_a_client_that_leaves_frees_the_upstream() {
+async fn a_response_is_streamed_and_a_client_that_disconnects_releases_the_permit() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("concurrency = 1\nqueue_timeout = \"5s\"")
@@ -185,20 +185,20 @@ async fn a_response_streams_before_it_is_complete_and_a_client_that_leaves_frees
     let mut response = client.get("/v1/media/generated-10000000").await;
     assert!(
         response.chunk().await.unwrap().is_some(),
-        "the first piece arrives alone"
+        "the first piece arrives before the rest"
     );
     drop(response);
     webapp.slow_body(false);
-    // The only upstream permit is free again, otherwise this would be refused.
+    // The only upstream permit is free again, otherwise this request would be refused.
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    eventually("the client that left is counted", async || {
+    eventually("the client's disconnect is counted", async || {
         gateway.metrics.client_disconnects.get() > 0
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_stalls_runs_into_the_timeout() {
+async fn a_stalled_upstream_causes_a_timeout() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("first_byte_timeout = \"500ms\"\nbody_idle_timeout = \"1s\"")
@@ -218,7 +218,7 @@ async fn an_upstream_that_stalls_runs_into_the_timeout() {
     assert_eq!(response.status(), 200);
     assert!(
         response.bytes().await.is_err(),
-        "cut, and the client can tell"
+        "the client sees an incomplete response"
     );
     assert!(begin.elapsed() < Duration::from_secs(10));
     webapp.stall_after_headers(false);
@@ -243,7 +243,7 @@ async fn the_upstreams_own_errors_pass_and_an_unreachable_upstream_is_a_502() {
     assert_eq!(
         client.get("/v1/support").await.status(),
         503,
-        "the Webapp's own answer passes"
+        "the Webapp's own response is forwarded"
     );
     webapp.answer_429(1);
     assert_eq!(client.get("/v1/support").await.status(), 429);

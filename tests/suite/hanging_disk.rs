@@ -1,5 +1,5 @@
 //! The disk of a gate's store hangs under load and recovers: known tokens work throughout,
-//! changes wait once, no answered change is lost, and the gate can be stopped meanwhile.
+//! changes wait once, no confirmed change is lost, and the gate can be stopped meanwhile.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -165,14 +165,14 @@ impl Load {
         self.0.store(true, Ordering::Relaxed);
         for lane in self.1 {
             let (count, longest) = lane.await.unwrap();
-            assert!(count > 20, "{count} requests: where is the load?");
-            assert!(longest < TIMEOUT, "one waited for {longest:?}");
+            assert!(count > 20, "only {count} requests: the load is too small");
+            assert!(longest < TIMEOUT, "a request waited for {longest:?}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answered_change_is_lost() {
+async fn while_the_disk_hangs_known_tokens_work_and_no_confirmed_change_is_lost() {
     let webapp = emulator().await;
     let setup = GateOnDisk::before(&webapp);
     let gate = setup.start();
@@ -199,10 +199,10 @@ async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answere
         assert!(took < TIMEOUT * 2, "waited for {took:?}");
         assert_put_off(response).await;
     }
-    // Since then only the scrape of the metrics has read the store's state.
+    // Only the metrics scrapes read the store's state meanwhile.
     eventually("the gate notices", async || !gate.is_up().await).await;
     let (status, ready) = gate.operator("/readyz").await;
-    assert_eq!(status, 200, "known tokens work: stay in the balancer");
+    assert_eq!(status, 200, "ready, because known tokens work");
     assert!(ready.contains(&format!("store: {SAID}")), "{ready}");
     refused_at_once(&gate, (&admin, &anna, &dora)).await;
     // The upstream's token can be renewed, although the new one cannot be stored.
@@ -226,7 +226,7 @@ async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answere
     assert_eq!(errors.count(), 1, "{disk_lines:#?}");
     assert!(disk_lines.len() <= 3, "{disk_lines:#?}");
     assert_eq!(gate.disk_lines("the disk responds again").len(), 1);
-    // Changes in flight have taken place, refused ones have not.
+    // Changes in flight were made, refused ones were not.
     let after = gate.log_in("bert").await;
     let (live, dead) = ([&admin, &carl, &dora, &after], [&anna, &bert]);
     assert_known(&gate, live, dead).await;
@@ -279,7 +279,7 @@ async fn assert_known(gate: &Gate, live: [&Client; 4], dead: [&Client; 2]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_change() {
+async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_confirmed_change() {
     let webapp = emulator().await;
     let setup = GateOnDisk::before(&webapp);
     let mut gate = setup.start();
@@ -294,7 +294,7 @@ async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_
     tokio::time::sleep(TIMEOUT / 4).await;
     gate.program.signal("TERM");
     let (status, took) = timed(async { gate.program.wait() }).await;
-    assert_eq!(status.code(), Some(0), "nothing in flight was cut");
+    assert_eq!(status.code(), Some(0), "no request in flight was dropped");
     assert!(took < DEADLINE + TIMEOUT, "took {took:?}");
     for response in waiting {
         assert_put_off(response.await.unwrap()).await;
@@ -312,7 +312,7 @@ async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_
 async fn a_start_on_a_hanging_disk_logs_it_can_be_stopped_and_continues_when_the_disk_recovers() {
     let webapp = emulator().await;
     let setup = GateOnDisk::before(&webapp);
-    drop(setup.start()); // killed: leaves the file behind
+    drop(setup.start()); // killed, so that the file exists
     setup.disk.hang();
     let slow = "the disk may be unresponsive";
     let ports = (free_port(), free_port());
@@ -340,7 +340,7 @@ async fn a_start_on_a_hanging_disk_logs_it_can_be_stopped_and_continues_when_the
     let program = Program::with_ports(setup.disk.gate(&setup.config), ports);
     program.wait_for(slow);
     setup.disk.respond();
-    eventually("it is ready", async || {
+    eventually("the gate is ready", async || {
         operator(&program, "/readyz").await.0 == 200
     })
     .await;

@@ -22,7 +22,7 @@ async fn first_line(gateway: &Gateway, bytes: &[u8]) -> String {
     text.lines().next().unwrap_or("closed").to_owned()
 }
 
-#[expect(clippy::too_many_lines, reason = "one row a shape")]
+#[expect(clippy::too_many_lines, reason = "one row per form")]
 #[tokio::test(flavor = "multi_thread")]
 async fn smuggling_shapes_get_400_and_the_connection_ends() {
     let (webapp, gateway, token) = open_gate().await;
@@ -119,7 +119,7 @@ async fn smuggling_shapes_get_400_and_the_connection_ends() {
     assert_eq!(
         webapp.request_count("/v1/messages"),
         before,
-        "none of it reached the Webapp"
+        "nothing was sent to the Webapp"
     );
 }
 
@@ -173,7 +173,7 @@ access = "token"
     assert_eq!(
         client.get("/v1/other").await.status(),
         404,
-        "the Webapp's own"
+        "the Webapp's own response"
     );
     let before = webapp.request_count("/");
     for path in [
@@ -198,7 +198,11 @@ access = "token"
         let response = raw.read_to_end().await;
         assert!(response.contains("\"code\":1006"), "{host}: {response}");
     }
-    assert_eq!(webapp.request_count("/"), before, "nothing went up");
+    assert_eq!(
+        webapp.request_count("/"),
+        before,
+        "nothing was sent to the upstream"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +241,7 @@ async fn continue_is_sent_only_after_the_client_is_known() {
     raw.send(head("wrong").as_bytes()).await;
     assert!(
         raw.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 401"),
-        "no 100 for a stranger"
+        "no 100 for an unknown client"
     );
     let mut raw = Raw::connect(&gateway).await;
     raw.send(head(&token).as_bytes()).await;
@@ -280,7 +284,7 @@ async fn the_upstream_gets_the_gates_fields_and_none_that_a_client_forged() {
             .as_str()
             .unwrap_or("")
             .contains(&token),
-        "the client's token stays here"
+        "the client's token is not forwarded"
     );
 
     let underscore = client
@@ -316,8 +320,8 @@ async fn an_echoed_token_is_redacted() {
     let tokens = webapp.live_tokens();
     assert!(!tokens.is_empty());
     for token in tokens {
-        assert!(!head.contains(token.expose()), "it came down in a header");
-        assert!(!text.contains(token.expose()), "it came down in the body");
+        assert!(!head.contains(token.expose()), "the token is in a header");
+        assert!(!text.contains(token.expose()), "the token is in the body");
     }
     assert!(!gateway.metrics.text().contains(WEBAPP_PASSWORD));
 }

@@ -51,7 +51,7 @@ async fn an_exhausted_limit_says_when_to_retry() {
     assert_eq!(
         client.get("/v1/health").await.status(),
         200,
-        "monitoring has its own budget"
+        "monitoring has its own limit"
     );
 }
 
@@ -99,7 +99,7 @@ max_wait = "3s"
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn guessing_passwords_is_slowed_down_by_peer_and_by_name() {
+async fn password_guesses_are_limited_by_peer_and_by_name() {
     let webapp = emulator().await;
     let rest = "[limits]\nlogins_by_peer = \"1/m burst 6\"\nlogins_by_name = \"1/m burst 3\"\n";
     let gateway = Gateway::with(&webapp, Setup::default().rest(rest)).await;
@@ -152,7 +152,7 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
                 };
                 let own = response.headers().contains_key("ratelimit");
                 let status = response.status().as_u16();
-                // An unread body resets its stream, and a flood of resets ends the connection.
+                // An unread body resets its stream, and too many resets end the connection.
                 response.bytes().await.unwrap();
                 match status {
                     429 => {
@@ -174,8 +174,8 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
     }
     assert!(
         refused > 100,
-        "the load was heavier than the limits: {refused} refused, {good} good"
+        "the load did not exceed the limits: {refused} refused, {good} succeeded"
     );
-    assert!(good > 400, "and the limits let their share pass: {good}");
+    assert!(good > 400, "the limits admitted only {good}");
     assert_eq!(webapp.refusals_429(), 0);
 }

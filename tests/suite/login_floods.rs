@@ -9,7 +9,7 @@ use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, Setup, WEBAPP_PASSW
 
 const WRONG: &str = "Wrong-Passw0rd!";
 
-/// A client that calls from an address of its own.
+/// A client with its own source address.
 fn from(gateway: &Gateway, address: [u8; 4]) -> Client {
     let builder = reqwest::Client::builder().local_address(std::net::IpAddr::from(address));
     Client::built(gateway, builder)
@@ -58,7 +58,7 @@ async fn wrong_passwords_from_one_address_lock_out_no_other_address() {
     }
 }
 
-/// The same with `directory = "webapp"`, where the stranger must not use up the profile's
+/// The same with `directory = "webapp"`, where unproven addresses must not use up the profile's
 /// limit on the users node either, which all clients share.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_relayed_logins_locks_out_no_other_address() {
@@ -84,7 +84,7 @@ async fn a_flood_from_many_addresses_does_not_lock_out_proven_addresses() {
         seen.push(status(&stranger, ADMIN, WRONG).await);
     }
     assert_eq!(seen.iter().filter(|status| **status == 401).count(), 20);
-    assert_eq!(seen.last(), Some(&429), "all strangers together");
+    assert_eq!(seen.last(), Some(&429), "all unproven addresses together");
     for _ in 0..5 {
         assert_eq!(status(&honest, ADMIN, ADMIN_PASSWORD).await, 200);
     }
@@ -92,6 +92,6 @@ async fn a_flood_from_many_addresses_does_not_lock_out_proven_addresses() {
     assert_eq!(
         status(&stranger, "someone", WRONG).await,
         401,
-        "another name"
+        "another name has its own bucket"
     );
 }

@@ -1,4 +1,4 @@
-//! A request that comes back to the gate is refused (RFC 9110, 7.6.3), and `Via` is kept.
+//! A request that returns to the gate is refused (RFC 9110, 7.6.3), and `Via` is forwarded.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -87,12 +87,12 @@ async fn a_gate_that_is_its_own_upstream_ends_the_request_at_the_first_hop() {
             1,
             "{scheme}"
         );
-        assert_eq!(forwarded(&gateway), 1, "{scheme}: the one hop that went up");
+        assert_eq!(forwarded(&gateway), 1, "{scheme}: only one hop");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_gates_in_a_loop_end_the_request_where_it_comes_back() {
+async fn two_gates_in_a_loop_end_the_request_at_its_return() {
     let (here, there) = (free_port(), free_port());
     let one = gate(here, &format!("http://127.0.0.1:{there}"), false).await;
     let two = gate(there, &format!("http://127.0.0.1:{here}"), false).await;
@@ -104,7 +104,7 @@ async fn two_gates_in_a_loop_end_the_request_where_it_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_comes_back_is_reported_as_a_loop_and_not_as_a_wrong_password() {
+async fn a_login_that_returns_is_reported_as_a_loop_and_not_as_a_wrong_password() {
     let port = free_port();
     let gateway = gate(port, &format!("https://127.0.0.1:{port}"), true).await;
     crate::harness::eventually("told", async || {
@@ -204,5 +204,9 @@ async fn the_gates_own_name_is_found_anywhere_in_via_and_fails_only_that_request
     assert!(response.contains(" 200 "), "{response}");
     let stranger = gateway.client().get("/v1/support").await;
     assert_eq!(verdict(stranger).await, (401, 1005));
-    assert_eq!(heads.lock().unwrap().len(), 2, "no loop went up");
+    assert_eq!(
+        heads.lock().unwrap().len(),
+        2,
+        "no looping request was forwarded"
+    );
 }

@@ -1,5 +1,5 @@
 //! An idle or stalled peer holds a bounded amount of the gate's memory, which goes back to
-//! the system when the peer has gone.
+//! the system when the peer disconnects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::harness::{WEBAPP_PASSWORD, secret};
 
 /// Length of a large response: more than the kernel buffers for a client that does not read.
 const ANSWER: usize = 9_000_000;
-/// KiB that one peer may hold that reads nothing, or whose body is not read.
+/// Maximum KiB for a peer that does not read, or whose body is not read.
 const STALLED: f64 = 160.0;
 /// The same while the upstream does not read the body.
 const NOT_TAKEN: f64 = 288.0;
 /// KiB of an idle HTTP/2 connection: it keeps buffers of 28 KiB that are partly used.
 const IDLE: f64 = 28.0;
-/// KiB of all peers together that may remain when they have gone.
+/// Maximum KiB that may remain of all peers together after they disconnect.
 const LEFT: i64 = 5 * 1024;
 
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -94,7 +94,7 @@ impl Gate {
     async fn cost(&self, count: usize, open: impl AsyncFn(&Self) -> Peer) -> (f64, i64) {
         let mut first = Vec::new();
         for _ in 0..4 {
-            first.push(open(self).await); // they pay for one-time allocations
+            first.push(open(self).await); // these cause the one-time allocations
         }
         sleep(Duration::from_millis(500)).await;
         drop(first);
@@ -303,7 +303,7 @@ async fn bounded(most: f64, count: usize, open: impl AsyncFn(&Gate) -> Peer) {
     let (each, left) = Gate::start().await.cost(count, open).await;
     println!("{each:.1} KiB each, {left} KiB left of all");
     assert!(each <= most, "{each:.1} KiB each");
-    assert!(left <= LEFT, "{left} KiB are not given back");
+    assert!(left <= LEFT, "{left} KiB are not released");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -346,11 +346,11 @@ async fn a_body_that_arrives_byte_by_byte_holds_no_buffer_for_each_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_the_upstream_does_not_read_is_held_in_small_part() {
+async fn a_body_that_the_upstream_does_not_read_is_buffered_in_small_part() {
     let open = async |gate: &Gate| {
         let mut peer = gate.secured(&post("/full", 2 * ANSWER)).await;
         let body = vec![b'x'; ANSWER];
-        // As much as the connection accepts.
+        // Sends as much as the connection accepts.
         let _ = timeout(Duration::from_millis(300), peer.write_all(&body)).await;
         peer
     };
@@ -362,7 +362,7 @@ async fn a_body_that_the_upstream_does_not_read_is_held_in_small_part() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_http2_connection_holds_little_and_leaves_nothing() {
+async fn an_idle_http2_connection_holds_little_and_its_memory_is_released() {
     let asked = asks(1, "/short");
     let open = async |gate: &Gate| {
         let mut peer = gate.http2(65_535, &asked).await;

@@ -65,7 +65,7 @@ fn is_inside() -> bool {
 }
 
 /// A name server that answers for IPv4 at once and never for IPv6.
-async fn half_a_name_server() {
+async fn ipv4_only_name_server() {
     let socket = UdpSocket::bind("127.0.0.1:53").await.unwrap();
     tokio::spawn(async move {
         let mut bytes = [0; 1500];
@@ -110,7 +110,7 @@ async fn logs_in_and_connects_quickly(upstream: &Upstream) {
 }
 
 #[test]
-fn an_address_of_one_family_is_enough_beside_a_bad_entry() {
+fn an_address_of_one_family_is_enough_despite_a_bad_entry() {
     in_namespace(
         "inside_an_address_of_one_family_is_enough",
         "search bad..domain\nnameserver not-an-address\nnameserver 127.0.0.1\noptions what:ever\n",
@@ -124,7 +124,7 @@ async fn inside_an_address_of_one_family_is_enough() {
     if !is_inside() {
         return;
     }
-    half_a_name_server().await;
+    ipv4_only_name_server().await;
     let upstream = Upstream::start(|_| Reply::Close(ok("{}"))).await;
     logs_in_and_connects_quickly(&upstream).await;
 }
@@ -194,7 +194,7 @@ async fn serve_until(mut tcp: TcpStream, login: SocketAddr, fields: &str, limit:
         let response = format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\n{{}}");
         let _ = tcp.write_all(response.as_bytes()).await;
         if timeout(limit, tcp.readable()).await.is_err() {
-            // It closes now and does not read a request in flight.
+            // The server closes now and does not read a request in flight.
             let _ = tcp.readable().await;
             return;
         }
@@ -237,7 +237,11 @@ async fn the_error_for_an_untrusted_certificate_names_the_pin_to_set() {
         line.contains("upstream.main.ca") && line.contains("issued by"),
         "{line}"
     );
-    assert_eq!(line.matches("issued by").count(), 1, "said once: {line}");
+    assert_eq!(
+        line.matches("issued by").count(),
+        1,
+        "the issuer is named once: {line}"
+    );
     drop(program);
 
     let (_, rest) = line.split_once("sha256//").unwrap();

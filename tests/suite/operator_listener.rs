@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_pass_promtool_and_hold_what_the_design_names() {
+async fn metrics_pass_promtool_and_include_the_documented_ones() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let client = gateway.admin().await;
@@ -59,7 +59,7 @@ async fn metrics_pass_promtool_and_hold_what_the_design_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readyz_says_whether_the_next_request_would_succeed() {
+async fn readyz_reports_whether_the_next_request_would_succeed() {
     let webapp = emulator().await;
     webapp.not_ready(true);
     webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginResponse::Status(503));

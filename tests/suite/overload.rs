@@ -27,7 +27,7 @@ async fn a_body_that_arrives_too_slowly_gets_408() {
         "{response}"
     );
     assert!(response.contains("\"code\":1025"), "{response}");
-    eventually("the upstream's turn is free again", async || {
+    eventually("the upstream permit is free again", async || {
         webapp.in_flight() == 0
     })
     .await;
@@ -46,12 +46,15 @@ async fn a_request_without_an_upstream_permit_in_time_gets_503_with_retry_after(
         let client = client.clone();
         tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
     };
-    eventually("the first one is there", async || webapp.in_flight() == 1).await;
+    eventually("the first request is at the upstream", async || {
+        webapp.in_flight() == 1
+    })
+    .await;
     let late = client.get("/v1/groups").await;
     assert_eq!(late.headers()["retry-after"], "1");
     assert_eq!(verdict(late).await, (503, 1016));
     assert_eq!(webapp.request_count("/v1/groups"), 0);
-    assert_eq!(first.await.unwrap(), 200, "and the first is not disturbed");
+    assert_eq!(first.await.unwrap(), 200, "the first request succeeds");
     webapp.answer_takes(Duration::ZERO);
     assert_eq!(client.get("/v1/groups").await.status(), 200);
 }
@@ -70,7 +73,10 @@ async fn requests_over_max_in_flight_are_refused_at_once() {
             tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
         })
         .collect();
-    eventually("both are there", async || webapp.in_flight() == 2).await;
+    eventually("both requests are at the upstream", async || {
+        webapp.in_flight() == 2
+    })
+    .await;
     assert_eq!(verdict(client.get("/v1/groups").await).await, (503, 1016));
     for one in held {
         assert_eq!(one.await.unwrap(), 200);
@@ -79,6 +85,6 @@ async fn requests_over_max_in_flight_are_refused_at_once() {
     assert_eq!(
         client.get("/v1/groups").await.status(),
         200,
-        "their places are free"
+        "their permits are released"
     );
 }

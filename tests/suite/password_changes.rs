@@ -36,7 +36,7 @@ async fn is_good(client: &Client) -> bool {
     match client.get("/v1/health").await.status().as_u16() {
         200 => true,
         401 => false,
-        other => panic!("neither good nor bad: {other}"),
+        other => panic!("unexpected status: {other}"),
     }
 }
 
@@ -55,7 +55,7 @@ async fn a_user_that_changes_its_password_keeps_only_the_token_used_for_it() {
         let (own, other) = (worker(&gateway).await, worker(&gateway).await);
         assert_eq!(change(&own, "worker", NEW).await, 200);
         assert_eq!((is_good(&own).await, is_good(&other).await), (keeps, false));
-        assert!(is_good(&admin).await, "another user's");
+        assert!(is_good(&admin).await, "another user's token stays valid");
         let later = gateway.client().logged_in("worker", NEW).await;
         assert!(is_good(&later).await);
         let gateway = gateway.restart().await;
@@ -145,11 +145,11 @@ async fn a_change_at_one_gate_ends_the_tokens_at_all_gates_but_the_one_used() {
             !is_good(&at(gate, &other)).await
         })
         .await;
-        assert!(is_good(&at(gate, &own)).await, "kept at all gates");
+        assert!(is_good(&at(gate, &own)).await, "still valid at all gates");
     }
     assert_eq!(change(&admin, "worker", OLD).await, 200);
     for gate in &gates {
-        eventually("all ended", async || !is_good(&at(gate, &own)).await).await;
+        eventually("the tokens end", async || !is_good(&at(gate, &own)).await).await;
     }
     // The same by the operator, at the other gate.
     let (one, two) = (worker(&gates[0]).await, worker(&gates[1]).await);
@@ -158,7 +158,10 @@ async fn a_change_at_one_gate_ends_the_tokens_at_all_gates_but_the_one_used() {
     assert_eq!(ended, json!({ "user": "worker", "ended": 2 }));
     for gate in &gates {
         for client in [&one, &two] {
-            eventually("cut off", async || !is_good(&at(gate, client)).await).await;
+            eventually("the token ends at every gate", async || {
+                !is_good(&at(gate, client)).await
+            })
+            .await;
         }
     }
     assert!(
@@ -245,7 +248,10 @@ async fn only_the_operator_can_end_one_users_tokens() {
         assert_eq!(response.status().as_u16(), status, "{path}");
     }
     let gateway = gateway.restart().await;
-    assert!(!is_good(&at(&gateway, &one)).await, "for good");
+    assert!(
+        !is_good(&at(&gateway, &one)).await,
+        "still revoked after the restart"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,7 +260,10 @@ async fn a_new_password_of_the_first_admin_in_the_file_ends_its_tokens() {
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let admin = gateway.admin().await;
     let gateway = gateway.restart().await;
-    assert!(is_good(&at(&gateway, &admin)).await, "the same password");
+    assert!(
+        is_good(&at(&gateway, &admin)).await,
+        "the password did not change"
+    );
     let file = gateway.folder.path().join("gate-password");
     crate::harness::secret(&file, NEW);
     let gateway = gateway.restart().await;

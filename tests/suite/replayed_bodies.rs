@@ -1,4 +1,4 @@
-//! A request body is kept as long as it may have to be sent again.
+//! A request body is buffered as long as it may have to be sent again.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::harness::raw::Raw;
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_in_many_small_pieces_is_repeated_unchanged() {
+async fn a_body_in_many_small_pieces_is_replayed_unchanged() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("min_login_interval = \"10ms\"")
@@ -36,5 +36,5 @@ async fn a_body_in_many_small_pieces_is_repeated_unchanged() {
     }
     let response = raw.read_to_end().await;
     assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
-    assert_eq!(webapp.login_count(), 2, "it was refused once");
+    assert_eq!(webapp.login_count(), 2, "the request was refused once");
 }

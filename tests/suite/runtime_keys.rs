@@ -1,4 +1,4 @@
-//! API keys made and deleted while the gate runs, over the operator's listener.
+//! API keys created and deleted while the gate runs, over the operator's listener.
 
 use std::process::Command;
 
@@ -58,7 +58,7 @@ async fn status(gateway: &Gateway, key: &str, path: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_made_at_run_time_works_at_once_survives_a_restart_and_ends_at_once() {
+async fn a_key_created_at_run_time_works_at_once_survives_a_restart_and_ends_at_once() {
     let gateway = gateway().await;
     let body = json!({
         "name": "bot", "paths": ["/v1/support"], "methods": ["GET"],
@@ -102,7 +102,7 @@ async fn a_key_made_at_run_time_works_at_once_survives_a_restart_and_ends_at_onc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_made_at_run_time_can_have_a_limit_of_its_own() {
+async fn a_key_created_at_run_time_can_have_its_own_limit() {
     let gateway = gateway().await;
     let body = json!({ "name": "slow", "paths": ["/v1/support"], "limit": "1/h burst 2" });
     let response = ask(&gateway, Method::POST, "/keys", Some(body)).await;
@@ -150,7 +150,7 @@ async fn keys_of_the_config_file_are_listed_and_cannot_be_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_operators_token_keys_cannot_be_listed_or_made() {
+async fn without_the_operators_token_keys_cannot_be_listed_or_created() {
     let with = gateway().await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for shown in ["", "Bearer ", "Bearer wrong", &format!("Basic {TOKEN}")] {
@@ -171,7 +171,7 @@ async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default()).await;
     let keys = async || ask(&gateway, Method::GET, "/keys", None).await.status();
-    assert_eq!(keys().await, 403, "there is no token");
+    assert_eq!(keys().await, 403, "no operator token is configured");
 
     let token = gateway.folder.path().join("operator-token");
     secret(&token, TOKEN);
@@ -182,7 +182,7 @@ async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
     eventually("the token of the new file", async || keys().await == 200).await;
 
     secret(&token, "another-token-of-the-operator");
-    assert_eq!(keys().await, 401, "the file says another one");
+    assert_eq!(keys().await, 401, "the file has another token");
     // A token that is too short, or whose file is not a regular file, is not used.
     secret(&token, "x");
     assert_eq!(keys().await, 503);
@@ -194,11 +194,11 @@ async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
             .unwrap()
             .success()
     );
-    assert_eq!(keys().await, 503, "and nothing waits for a pipe");
+    assert_eq!(keys().await, 503, "a named pipe is not read");
     std::fs::remove_file(&token).unwrap();
     secret(&token, TOKEN);
     assert_eq!(keys().await, 200);
 
     std::fs::write(gateway.config_file(), &plain).unwrap();
-    eventually("no token any more", async || keys().await == 403).await;
+    eventually("the token is removed", async || keys().await == 403).await;
 }

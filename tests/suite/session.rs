@@ -84,12 +84,12 @@ async fn ten_thousand_requests_that_meet_a_401_cause_one_login_and_no_client_see
     assert_eq!(
         webapp.login_count(),
         2,
-        "one at start, one for all ten thousand"
+        "one login at the start, one for all ten thousand requests"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_that_meet_a_401_are_repeated_from_the_kept_body() {
+async fn posts_that_meet_a_401_are_replayed_from_the_buffered_body() {
     let webapp = emulator().await;
     let (gateway, client) = gate(&webapp).await;
     webapp.forget_all_tokens();
@@ -104,7 +104,7 @@ async fn posts_that_meet_a_401_are_repeated_from_the_kept_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_no_longer_kept_gets_503_and_is_not_sent_again_in_part() {
+async fn a_body_over_the_replay_limit_gets_503_and_is_not_sent_again_in_part() {
     let webapp = emulator().await;
     let (_gateway, client) = gate(&webapp).await;
     let large = vec![7_u8; 3_000_000];
@@ -115,7 +115,7 @@ async fn a_body_that_is_no_longer_kept_gets_503_and_is_not_sent_again_in_part() 
             .body(large.clone())
             .send()
     };
-    // The refusal comes after more of the body was sent than is kept.
+    // The refusal arrives after more of the body was sent than is buffered.
     webapp.forget_all_tokens();
     webapp.answer_takes(Duration::from_millis(300));
     let response = send().await.unwrap();
@@ -125,10 +125,10 @@ async fn a_body_that_is_no_longer_kept_gets_503_and_is_not_sent_again_in_part() 
     assert_eq!(
         send().await.unwrap().status(),
         200,
-        "and then it goes through"
+        "the retry by the client succeeds"
     );
 
-    // At an immediate refusal the whole body may still be kept; then it is sent again.
+    // At an immediate refusal the whole body may still be buffered; then it is sent again.
     for _ in 0..10 {
         webapp.forget_all_tokens();
         let response = send().await.unwrap();
@@ -188,7 +188,10 @@ async fn under_steady_load_fifty_renewals_fail_and_delay_no_request() {
         "only {} logins",
         webapp.login_count()
     );
-    assert!(sent.load(Ordering::Relaxed) > 1000, "a load, not a trickle");
+    assert!(
+        sent.load(Ordering::Relaxed) > 1000,
+        "too few requests for a load test"
+    );
     assert_eq!(failed.load(Ordering::Relaxed), 0);
     assert_eq!(
         gateway.metrics.upstream("main").session_waits.get(),
@@ -221,7 +224,7 @@ async fn while_logins_fail_the_old_token_is_used_until_it_expires_and_then_503_u
     assert_eq!(
         client.get("/v1/support").await.status(),
         200,
-        "the old token still serves"
+        "the old token is still in use"
     );
 
     eventually("the end of the old token", async || {
@@ -240,7 +243,7 @@ async fn while_logins_fail_the_old_token_is_used_until_it_expires_and_then_503_u
     assert_eq!(ready.status(), 503);
 
     webapp.fail_next_logins(0, LoginResponse::Status(500));
-    eventually("recovery by itself", async || {
+    eventually("the gate recovers", async || {
         client.get("/v1/support").await.status() == 200
     })
     .await;
@@ -256,7 +259,7 @@ async fn a_wrong_password_is_tried_once_and_again_when_its_file_changes() {
     for _ in 0..20 {
         assert_eq!(verdict(client.get("/v1/support").await).await, (503, 1011));
     }
-    assert_eq!(webapp.login_count(), 1, "one attempt, no storm");
+    assert_eq!(webapp.login_count(), 1, "one attempt, no login storm");
     let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("password"));
@@ -289,7 +292,7 @@ async fn a_password_that_must_be_changed_is_tried_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_clock_that_is_an_hour_off_changes_nothing() {
+async fn an_upstream_clock_that_is_an_hour_wrong_changes_nothing() {
     for offset in [3600, -3600] {
         let webapp = emulator_with(Settings {
             token_lifetime: Duration::from_secs(600),
@@ -362,7 +365,7 @@ async fn an_unusable_login_response_is_a_failed_login_and_never_a_token() {
     assert_eq!(
         gateway.metrics.upstream("main").session_generation.get(),
         0,
-        "no token came of it"
+        "no token was accepted"
     );
     webapp.expiry_form(ExpiryForm::Normal);
     eventually("a usable login", async || {
@@ -390,5 +393,5 @@ async fn with_single_active_token_no_client_sees_a_401() {
     while begin.elapsed() < Duration::from_secs(6) {
         assert_eq!(client.get("/v1/support").await.status(), 200);
     }
-    assert!(webapp.login_count() > 4, "it did renew");
+    assert!(webapp.login_count() > 4, "the login was renewed");
 }

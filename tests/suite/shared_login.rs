@@ -1,5 +1,5 @@
-//! One login for all clients: no client, node of the upstream or reload can take it away from
-//! the others (docs/LOGIN.md).
+//! One login for all clients: no client, upstream node or reload can end it for
+//! the other clients (docs/LOGIN.md).
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ async fn many_paths_methods_or_bodies_that_get_401_do_not_end_the_login() {
     for number in 0..30 {
         assert_eq!(client.get(&format!("/bad/{number}")).await, 502);
         assert_eq!(client.send(Method::DELETE, "/ok", vec![]).await, 502);
-        // More than is kept: judged before the client has to send it again.
+        // Larger than replay_limit: judged before the client has to send it again.
         let large = vec![7; 300_000];
         let response = client.response(Method::POST, "/bad/upload", large).await;
         assert!(
@@ -75,7 +75,11 @@ async fn many_paths_methods_or_bodies_that_get_401_do_not_end_the_login() {
     let response = client
         .response(Method::POST, "/bad/upload", vec![7; 300_000])
         .await;
-    assert_eq!(response.status(), 502, "not asked for again for ever");
+    assert_eq!(
+        response.status(),
+        502,
+        "the client is not asked to retry without end"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +89,7 @@ async fn a_revoked_token_is_replaced_at_once_and_no_client_sees_it() {
     assert_eq!(client.get("/a").await, 200);
     assert_eq!(client.get("/b").await, 200);
     for round in 1..=3 {
-        // Old enough that every node must know the token.
+        // The token is old enough to be known to every node.
         sleep(Duration::from_millis(5_100)).await;
         upstream.paths_answer(move |asked| if asked.token > round { 200 } else { 401 });
         let begin = Instant::now();
@@ -139,7 +143,7 @@ async fn a_renewal_with_a_bad_token_changes_nothing_while_the_old_one_is_good() 
         assert!(upstream.logins() >= 2, "a renewal has been tried");
         assert!(upstream.logins() <= 6, "{} logins", upstream.logins());
         let generation = gateway.metrics.upstream("main").session_generation.get();
-        assert_eq!(generation, 1, "the good one is in use");
+        assert_eq!(generation, 1, "the good token is in use");
     }
 }
 
@@ -186,9 +190,12 @@ async fn a_password_written_before_the_upstream_accepts_it_needs_no_second_chang
         &gateway.folder.path().join("webapp-password"),
         "New-Passw0rd!",
     );
-    eventually("a try with the new one", async || upstream.logins() == 2).await;
+    eventually("a login with the new password", async || {
+        upstream.logins() == 2
+    })
+    .await;
     sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(upstream.logins(), 2, "no storm");
+    assert_eq!(upstream.logins(), 2, "no login storm");
     upstream.logins_answer(|_| LoginReply::Token(3600));
     gateway.steering.hup.notify_waiters();
     eventually("the login", async || client.get("/a").await == 200).await;
@@ -348,7 +355,7 @@ async fn the_probe_decides_what_a_refusal_means() {
     );
     assert!(
         upstream.asked("/me").len() < 20,
-        "and is not asked each time"
+        "the probe is not sent for each request"
     );
     upstream.paths_answer(|asked| if asked.token > 1 { 200 } else { 401 });
     assert_eq!(client.get("/ok").await, 200);

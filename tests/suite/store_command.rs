@@ -58,7 +58,7 @@ async fn logged_in(program: &Program, folder: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
+async fn an_export_moves_all_records_to_another_store_and_shows_no_secret() {
     let (here, file) = folder().await;
     let described = good(&file, &["check"], b"");
     let cost = "no key: the upstream's token is not kept, each start of each gate is one login";
@@ -69,7 +69,7 @@ async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
     assert_eq!(refused.status.code(), Some(1));
     let busy = String::from_utf8(refused.stderr).unwrap();
     assert!(busy.contains("in use by another process"), "{busy}");
-    assert!(refused.stdout.is_empty(), "a backup that is none is empty");
+    assert!(refused.stdout.is_empty(), "no output on failure");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0));
 
@@ -109,7 +109,7 @@ async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
     let base = program.url("");
     let client = Client::of(there.path(), &base, reqwest::Client::builder()).with_token(&token);
     let shown = client.get(&format!("/v1/users/{ADMIN}")).await;
-    assert_eq!(shown.status(), 200, "the token is good at the other gate");
+    assert_eq!(shown.status(), 200, "the token is valid at the other gate");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0));
 }

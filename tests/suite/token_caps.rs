@@ -57,14 +57,21 @@ async fn a_client_that_logs_in_before_each_message_is_never_refused() {
         assert_eq!(gateway.metrics.token_events.value(TokenEvent::Displaced), 7);
         let newest = clients.pop().unwrap();
         assert!(works(&newest).await);
-        assert!(!works(&clients[0]).await, "the oldest is gone");
+        assert!(!works(&clients[0]).await, "the oldest token has ended");
         assert!(gateway.metrics.token_cap_warnings.value(TokenCap::User) >= 8);
         if store.contains("redb") {
             let gateway = gateway.restart().await;
-            assert_eq!(gateway.metrics.tokens.get(), 5, "as many after a restart");
+            assert_eq!(
+                gateway.metrics.tokens.get(),
+                5,
+                "the same number after a restart"
+            );
             let at = |client: &Client| gateway.client().with_token(client.token.as_ref().unwrap());
             assert!(works(&at(&newest)).await);
-            assert!(!works(&at(&clients[0])).await, "ended for good");
+            assert!(
+                !works(&at(&clients[0])).await,
+                "still ended after a restart"
+            );
         }
     }
 }
@@ -78,7 +85,10 @@ async fn a_token_in_use_survives_tokens_that_were_used_once() {
         assert!(works(&steady).await);
         careless(&gateway, ADMIN_PASSWORD, 1).await;
     }
-    assert!(works(&steady).await, "the oldest of all, and in use");
+    assert!(
+        works(&steady).await,
+        "the oldest token is in use and stays valid"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +121,7 @@ async fn one_user_cannot_use_up_all_tokens() {
         assert_eq!(admin.post("/v1/users", &body).await.status(), 201);
     }
     careless(&gateway, ADMIN_PASSWORD, 8).await;
-    assert_eq!(gateway.metrics.tokens.get(), 3, "a quarter");
+    assert_eq!(gateway.metrics.tokens.get(), 3, "a quarter of max_tokens");
     for name in ["anna", "bert", "carl"] {
         for _ in 0..4 {
             gateway.client().logged_in(name, ADMIN_PASSWORD).await;
@@ -148,7 +158,7 @@ async fn a_relayed_users_oldest_token_ends_at_the_gate_only() {
     let asked = capped("directory = \"webapp\"\nunknown_tokens = \"ask\"");
     let other = Gateway::with(&webapp, asked).await;
     let there = other.client().with_token(token);
-    eventually("the upstream still takes it", async || {
+    eventually("the upstream still accepts the token", async || {
         there.get("/v1/support").await.status() == 200
     })
     .await;

@@ -1,4 +1,4 @@
-//! Tokens that the gate has never seen (`unknown_tokens = "ask"`). The probe's result counts
+//! Unknown tokens (`unknown_tokens = "ask"`). The probe's result counts
 //! only if the upstream refuses made-up tokens, and a token's own claims are no identity.
 
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
         })
         .await;
         let gateway = asking(&upstream, "", "").await;
-        eventually("the probe is found out", async || {
+        eventually("the probe is found to accept made-up tokens", async || {
             page(&gateway, "/readyz")
                 .await
                 .contains("accepts made-up tokens")
@@ -84,7 +84,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
         }
         assert!(
             upstream.count("GET /v1/health") <= asked + 2,
-            "no questions"
+            "no probe for the clients' tokens"
         );
         assert_eq!(upstream.count("GET /v1/support"), 0);
         let metrics = page(&gateway, "/metrics").await;
@@ -94,7 +94,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
         );
 
         is_mended.store(true, Ordering::Relaxed);
-        eventually("the mended probe is used", async || {
+        eventually("the corrected probe is used", async || {
             status(&gateway, &good).await == 200
         })
         .await;
@@ -104,7 +104,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn until_the_probe_was_tried_no_token_is_refused_or_accepted() {
+async fn no_unknown_token_is_refused_or_accepted_until_the_probe_was_tested() {
     let is_broken = Arc::new(AtomicBool::new(true));
     let broken = Arc::clone(&is_broken);
     let upstream = Upstream::start(move |call| {
@@ -127,7 +127,7 @@ async fn until_the_probe_was_tried_no_token_is_refused_or_accepted() {
             .contains("unknown tokens get 503")
     );
     is_broken.store(false, Ordering::Relaxed);
-    eventually("the good one is known", async || {
+    eventually("the valid token is accepted", async || {
         status(&gateway, "good").await == 200
     })
     .await;
@@ -183,7 +183,7 @@ async fn a_probed_token_is_a_client_of_its_own_whatever_its_claims() {
     let gone = gateway.client().with_token(&tokens[0]);
     let response = gone.post("/v1/users/logout", &json!({})).await;
     assert_eq!(response.status(), 200);
-    eventually("seven asked ones and admin's", async || {
+    eventually("seven probed tokens and admin's", async || {
         gateway.metrics.tokens.get() == 8
     })
     .await;
@@ -208,7 +208,7 @@ async fn the_exp_claim_can_only_shorten_how_long_a_probed_token_is_accepted() {
         assert_eq!(status(&gateway, token).await, 200);
     }
     assert_eq!(gateway.metrics.tokens.get(), 2);
-    eventually("the end that was stated", async || {
+    eventually("the expiry of the exp claim", async || {
         gateway.metrics.tokens.get() == 1
     })
     .await;
@@ -238,7 +238,7 @@ async fn random_tokens_from_one_address_leave_probes_for_others() {
         assert_eq!(
             client.get("/v1/support").await.status(),
             200,
-            "good ones cost nothing"
+            "valid tokens do not count"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Relayed logins: the gate asks for a response that it can read, and passes on one that it
+//! Relayed logins: the gate requests a response that it can read, and forwards one that it
 //! cannot read.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tollgate::metrics::{ClientLoginOutcome, UnreadableLogin};
 use crate::harness::upstream::{Call, Reply};
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
 
-/// An upstream whose script also answers logins, and a gate in front of it.
+/// An upstream whose script also responds to logins, and a gate in front of it.
 async fn relay(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> (Gateway, Webapp) {
     let webapp = Webapp::scripted(script).await;
     let setup = Setup::default()

@@ -46,7 +46,7 @@ async fn send(client: &Client, method: Method, path: &str, body: &str) -> u16 {
 async fn lives(name: &str, first: &Client, second: &Client) {
     let body = json!({ "username": name, "password": PASSWORD });
     let made = first.post("/v1/users", &body).await.status();
-    assert_eq!(made, 201, "{name} is made");
+    assert_eq!(made, 201, "{name} is created");
     let shown = second.get(&path(name)).await;
     assert_eq!(shown.status(), 200, "{name} is shown");
     assert_eq!(
@@ -66,7 +66,7 @@ async fn lives(name: &str, first: &Client, second: &Client) {
     assert_eq!(
         second.get(&path(name)).await.status(),
         404,
-        "{name} is gone"
+        "{name} is removed"
     );
 }
 
@@ -118,7 +118,7 @@ async fn a_user_created_at_one_gate_can_be_deleted_at_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_created_at_the_webapp_through_the_gate_can_be_deleted() {
     let webapp = emulator().await;
-    // Bodies are read for the name even on routes that keep none for a repeat.
+    // Bodies are read for the name even on routes that buffer none for a replay.
     for lines in ["", "replay_limit = \"1KiB\""] {
         let setup = Setup::default()
             .users("directory = \"webapp\"")
@@ -191,7 +191,7 @@ async fn the_operator_can_delete_a_user_whose_name_is_no_longer_allowed() {
     assert_eq!(admin.post("/v1/users", &body).await.status(), 201);
     let file = gateway.config_file();
     let folder = gateway.into_folder().await;
-    // As an earlier version allowed it.
+    // A name from an imported file, which the rules no longer allow.
     let metrics = Metrics::new();
     let (opened, StoreContents { users, .. }) =
         Store::open(&folder.path().join("data/tollgate.redb"), &metrics).unwrap();

@@ -15,7 +15,7 @@ async fn open_gate() -> (tollgate::emulator::Emulator, Gateway) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_is_answered_byte_for_byte_as_the_webapp_answers() {
+async fn the_login_response_is_byte_for_byte_the_webapps() {
     let (_webapp, gateway) = open_gate().await;
     for body in ["", "{}", "null", "{\"other\":1}"] {
         let response = gateway
@@ -48,7 +48,7 @@ async fn a_login_is_answered_byte_for_byte_as_the_webapp_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_login_makes_another_token_and_ends_none() {
+async fn each_login_creates_another_token_and_ends_none() {
     let (_webapp, gateway) = open_gate().await;
     let first = gateway.admin().await;
     let second = gateway.admin().await;
@@ -87,7 +87,7 @@ async fn a_logout_ends_all_tokens_of_the_user_and_of_no_other() {
     );
 }
 
-#[expect(clippy::too_many_lines, reason = "one user's whole life")]
+#[expect(clippy::too_many_lines, reason = "one user from creation to deletion")]
 #[tokio::test(flavor = "multi_thread")]
 async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses() {
     let (_webapp, gateway) = open_gate().await;
@@ -169,7 +169,7 @@ async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses(
     assert_eq!(
         verdict(jane.get("/v1/users/jane.doe").await).await,
         (401, 1005),
-        "its tokens are dead"
+        "its tokens have ended"
     );
     assert_eq!(
         verdict(admin.get("/v1/users/jane.doe").await).await,
@@ -189,7 +189,7 @@ async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses(
     assert_eq!(
         verdict(jane.get("/v1/health").await).await,
         (401, 1005),
-        "and its old tokens stay dead"
+        "its old tokens stay revoked"
     );
 }
 
@@ -223,7 +223,7 @@ async fn names_and_passwords_that_break_the_rules_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_login_that_must_change_the_password_says_so_until_it_does() {
+async fn a_first_login_is_refused_until_the_password_is_changed() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .users(&format!(
@@ -340,7 +340,7 @@ async fn without_a_configured_admin_one_is_created_and_its_password_shown_once()
         .unwrap();
     let admin = match bound.take_first_admin() {
         Some(tollgate::identity::FirstAdminStatus::Generated(admin)) => admin,
-        other => panic!("not made up: {other:?}"),
+        other => panic!("no generated password: {other:?}"),
     };
     assert!(bound.take_first_admin().is_none(), "once");
     tollgate::profiles::check_password(&admin.password).unwrap();

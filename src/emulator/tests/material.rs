@@ -35,7 +35,7 @@ fn contents(folder: &Path) -> HashMap<&'static str, String> {
 }
 
 #[tokio::test]
-async fn the_first_run_makes_everything_and_the_second_nothing() {
+async fn the_first_run_creates_all_files_and_the_second_none() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("not").join("yet");
     let mut expected = ALL.map(str::to_owned);
@@ -45,7 +45,7 @@ async fn the_first_run_makes_everything_and_the_second_nothing() {
     assert_eq!(names(&folder), [""; 0]);
     assert_eq!(contents(&folder), before);
     let left: Vec<_> = fs::read_dir(&folder).unwrap().collect();
-    assert_eq!(left.len(), ALL.len(), "no temporary file stays");
+    assert_eq!(left.len(), ALL.len(), "no temporary file is left");
     for name in ALL {
         let mode = fs::metadata(folder.join(name))
             .unwrap()
@@ -63,7 +63,7 @@ async fn the_first_run_makes_everything_and_the_second_nothing() {
 }
 
 #[tokio::test]
-async fn the_emulator_runs_on_what_was_made() {
+async fn the_emulator_runs_with_the_created_files() {
     let parent = tempfile::tempdir().unwrap();
     certificates::make(parent.path()).unwrap();
     let any = Settings::for_tests();
@@ -81,7 +81,7 @@ async fn the_emulator_runs_on_what_was_made() {
 }
 
 #[test]
-fn what_is_missing_or_does_not_match_is_made_anew() {
+fn missing_or_mismatched_files_are_created_again() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path();
     certificates::make(folder).unwrap();
@@ -89,7 +89,10 @@ fn what_is_missing_or_does_not_match_is_made_anew() {
     fs::remove_file(folder.join("server.key")).unwrap();
     assert_eq!(names(folder), ["server.key", "server.pem"]);
     let after = contents(folder);
-    assert_eq!(after["ca.pem"], before["ca.pem"], "still trusted");
+    assert_eq!(
+        after["ca.pem"], before["ca.pem"],
+        "the authority is unchanged"
+    );
 
     fs::write(folder.join("webapp.key"), &before["ca.key"]).unwrap();
     assert_eq!(names(folder), ["webapp-ca.pem", "webapp.key", "webapp.pem"]);
@@ -105,7 +108,7 @@ fn what_is_missing_or_does_not_match_is_made_anew() {
 }
 
 #[test]
-fn a_certificate_that_ends_soon_is_made_anew() {
+fn a_certificate_that_expires_soon_is_created_again() {
     use crate::emulator::issue::{self, KeyType};
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path();
@@ -119,7 +122,7 @@ fn a_certificate_that_ends_soon_is_made_anew() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_is_named() {
+fn a_folder_that_cannot_be_created_is_named_in_the_error() {
     let parent = tempfile::tempdir().unwrap();
     let file = parent.path().join("file");
     fs::write(&file, "").unwrap();

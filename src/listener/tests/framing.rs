@@ -1,4 +1,4 @@
-//! Every form in which one request could be read as two.
+//! Every form in which two parsers could read one request as two.
 
 use super::*;
 
@@ -7,11 +7,11 @@ const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
 
 const BAD: &[(&str, &str)] = &[
     (
-        "length beside coding",
+        "length and coding",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
     (
-        "coding beside length",
+        "coding and length",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
     ),
     (
@@ -95,7 +95,7 @@ const BAD: &[(&str, &str)] = &[
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
     ),
     (
-        "coding with a tab trick",
+        "coding after a vertical tab",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
     ),
     (
@@ -171,7 +171,7 @@ const BAD: &[(&str, &str)] = &[
     ),
 ];
 
-/// Shapes that are wrong only after the head; the service may see the first request.
+/// Bodies with errors after a valid head; the service may see the first request.
 const BAD_BODY: &[(&str, &str)] = &[
     ("size without digits", "\r\nabc\r\n0\r\n\r\n"),
     ("prefixed size", "0x3\r\nabc\r\n0\r\n\r\n"),
@@ -204,7 +204,7 @@ const BAD_BODY: &[(&str, &str)] = &[
 const CHUNKED: &str = "POST /first HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 #[tokio::test]
-async fn what_could_be_read_as_two_requests_is_400_and_the_connection_closes() {
+async fn ambiguous_requests_get_400_and_the_connection_closes() {
     let gate = Gate::start(settings());
     for (name, text) in BAD {
         let response = gate.exchange(format!("{text}{HIDDEN}")).await;
@@ -219,7 +219,7 @@ async fn what_could_be_read_as_two_requests_is_400_and_the_connection_closes() {
         );
         assert!(
             response.ends_with("refused"),
-            "the service's answer: {response:?}"
+            "the response of the service: {response:?}"
         );
     }
     let all = BAD.len() as u64;
@@ -230,7 +230,7 @@ async fn what_could_be_read_as_two_requests_is_400_and_the_connection_closes() {
 }
 
 #[tokio::test]
-async fn it_is_also_refused_when_it_arrives_byte_by_byte() {
+async fn ambiguous_requests_are_refused_when_they_arrive_byte_by_byte() {
     let gate = Gate::start(settings());
     for (name, text) in BAD {
         let mut raw = gate.connect().await;
@@ -250,7 +250,7 @@ async fn it_is_also_refused_when_it_arrives_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn it_is_also_refused_after_a_valid_request() {
+async fn ambiguous_requests_are_refused_after_a_valid_request() {
     let gate = Gate::start(settings());
     let good: &[&str] = &[
         "GET /first HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -283,7 +283,7 @@ async fn good_requests_follow_each_other_on_one_connection() {
     let text = [
         "GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
         "POST /b HTTP/1.1\r\nHost: a\r\nContent-Length:  3  \r\n\r\nabc",
-        // One empty line after a body is an old client's habit.
+        // Old clients send one empty line after a body.
         "\r\nPOST /c HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
         "POST /d HTTP/1.1\r\nHost: a\r\ntransfer-encoding:Chunked\r\nTrailer: x\r\n\r\n",
         "003;name=\"value\"\r\nabc\r\nA ; b\r\n0123456789\r\n0\r\nTe: a\r\nContent-Type: b\r\n\r\n",
@@ -309,7 +309,7 @@ async fn a_head_over_the_limits_is_431() {
         let response = gate.exchange(text).await;
         assert!(response.starts_with("HTTP/1.1 431"), "{response:?}");
     }
-    // To the byte, with the empty line before it: below the guard hyper refuses none.
+    // The limit is exact, with an empty line before the head too: hyper refuses no head that the guard accepts.
     for before in ["", "\r\n"] {
         let head = |size: usize| {
             let begin = format!("{before}GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: ");
@@ -323,7 +323,7 @@ async fn a_head_over_the_limits_is_431() {
         assert!(response.starts_with("HTTP/1.1 431"), "{response:?}");
         assert!(
             response.ends_with("refused"),
-            "the service's answer: {response:?}"
+            "the response of the service: {response:?}"
         );
     }
 }
@@ -340,7 +340,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn after_an_upgrade_the_bytes_are_not_checked() {
+async fn bytes_after_an_upgrade_are_not_checked() {
     let gate = Gate::start(settings());
     let mut raw = gate.connect().await;
     raw.send("GET /tunnel HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
@@ -352,10 +352,10 @@ async fn after_an_upgrade_the_bytes_are_not_checked() {
     assert_eq!(
         gate.metrics.connections_open.get(),
         1,
-        "a tunnel keeps its slot"
+        "a tunnel keeps its connection permit"
     );
     drop(raw);
-    eventually("the slot is free", || {
+    eventually("the permit is released", || {
         gate.metrics.connections_open.get() == 0
     })
     .await;

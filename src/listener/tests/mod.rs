@@ -115,7 +115,7 @@ impl Gate {
 async fn eventually(what: &str, is_true: impl Fn() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     while !is_true() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timeout: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }

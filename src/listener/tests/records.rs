@@ -19,7 +19,7 @@ async fn a_client_without_a_common_version_receives_an_alert() {
 }
 
 #[tokio::test]
-async fn keys_may_change_while_bodies_are_sent_both_ways() {
+async fn keys_can_be_updated_while_bodies_are_sent_in_both_directions() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let gate = Gate::start(secured(vec![files.clone()]));
@@ -59,7 +59,7 @@ async fn a_handshake_may_arrive_byte_by_byte() {
     let files = folder.pair("a", &["one.test"]);
     let gate = Gate::start(secured(vec![files.clone()]));
     let client = Client::trusting(&[&files], &["http/1.1"]);
-    // A relay that passes on what the client says byte by byte.
+    // A relay that forwards the client's bytes one by one.
     let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (there, address) = (relay.local_addr().unwrap(), gate.address);
     gate.scope.tasks.spawn("relay", async move {

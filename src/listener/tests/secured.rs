@@ -15,7 +15,7 @@ use super::*;
 use crate::config::{CertificateFiles, ListenerTls};
 use crate::metrics::ReloadResult;
 
-/// Certificates in a folder of their own.
+/// A folder with certificates.
 pub(super) struct Folder(TempDir);
 
 impl Folder {
@@ -187,7 +187,10 @@ async fn a_client_that_stops_reading_over_tls_is_disconnected() {
     tls.write_all(b"GET /large HTTP/1.1\r\nHost: one.test\r\n\r\n")
         .await
         .unwrap();
-    eventually("it is let go", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    eventually("the connection is closed", || {
+        gate.ends(ConnectionEnd::Idle) == 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -228,7 +231,7 @@ async fn alpn_prefers_http2() {
 }
 
 #[tokio::test]
-async fn a_switched_link_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
+async fn a_changed_symlink_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
     let folder = Folder::new();
     for version in ["v1", "v2", "bad"] {
         std::fs::create_dir(folder.path(version)).unwrap();
@@ -263,7 +266,7 @@ async fn a_switched_link_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
         certificate(&v1)
     );
     switch("bad");
-    eventually("the bad pair is refused", || {
+    eventually("the bad certificate is refused", || {
         reloads(ReloadResult::Refused) == 1
     })
     .await;
@@ -271,9 +274,9 @@ async fn a_switched_link_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
         peer_certificate(&client.connect(&gate, "one.test").await.unwrap()),
         certificate(&v1)
     );
-    assert!(!tls.reload().unwrap(), "once per content");
+    assert!(!tls.reload().unwrap(), "one attempt per content");
     switch("v2");
-    eventually("the good pair is in use", || {
+    eventually("the good certificate is in use", || {
         reloads(ReloadResult::Applied) == 1
     })
     .await;
@@ -372,7 +375,7 @@ async fn an_expired_certificate_is_used_and_its_expiry_is_a_metric() {
     );
     assert!(
         !gate.metrics.text().contains("old.crt"),
-        "its date is gone with it"
+        "its expiry is removed from the metrics too"
     );
 }
 

@@ -52,7 +52,7 @@ async fn text(response: h2::client::ResponseFuture) -> Result<(StatusCode, Strin
 }
 
 #[tokio::test]
-async fn streams_are_answered_and_a_second_host_is_refused() {
+async fn streams_get_responses_and_a_second_host_is_refused() {
     let folder = Folder::new();
     let (gate, client) = start(&folder, |_| {});
     let (mut send, connection) = open(&gate, &client).await;
@@ -116,15 +116,21 @@ async fn a_flood_of_resets_ends_the_connection() {
             let Ok((response, mut body)) = send.send_request(get("/slow"), false) else {
                 return (&mut end).await.unwrap();
             };
-            // Let the request out first; reset unsent, it would never be seen.
+            // Let the request be sent first; if it is reset before, the listener does not see it.
             tokio::task::yield_now().await;
             body.send_reset(h2::Reason::CANCEL);
             drop(response);
         }
     };
     timeout(TEST_TIMEOUT, flood).await.unwrap();
-    eventually("it is counted", || gate.ends(ConnectionEnd::Protocol) == 1).await;
-    eventually("it is gone", || gate.metrics.connections_open.get() == 0).await;
+    eventually("the end is counted", || {
+        gate.ends(ConnectionEnd::Protocol) == 1
+    })
+    .await;
+    eventually("the connection is closed", || {
+        gate.metrics.connections_open.get() == 0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -148,7 +154,7 @@ async fn a_flood_of_pings_or_settings_ends_the_connection() {
         };
         timeout(TEST_TIMEOUT, both).await.unwrap();
     }
-    eventually("both are counted", || {
+    eventually("both ends are counted", || {
         gate.ends(ConnectionEnd::Protocol) == 2
     })
     .await;
@@ -191,11 +197,11 @@ async fn an_idle_connection_gets_goaway_and_a_busy_one_does_not() {
     gate.slow.add_permits(1);
     text(slow).await.unwrap();
     assert_eq!(timeout(TEST_TIMEOUT, end).await.unwrap().unwrap(), "ok");
-    eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    eventually("the end is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
 }
 
 #[tokio::test]
-async fn a_large_body_goes_through_in_pieces() {
+async fn a_large_body_is_forwarded_in_pieces() {
     let folder = Folder::new();
     let (gate, client) = start(&folder, |_| {});
     let (mut send, connection) = open(&gate, &client).await;
@@ -230,6 +236,6 @@ async fn a_client_that_opens_no_window_is_disconnected() {
     let (large, _) = send.send_request(get("/large"), true).unwrap();
     let response = timeout(TEST_TIMEOUT, large).await.unwrap().unwrap();
     timeout(TEST_TIMEOUT, end).await.unwrap().unwrap();
-    eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    eventually("the end is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
     drop(response);
 }

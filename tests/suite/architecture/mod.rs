@@ -1,5 +1,5 @@
-//! The structure of the source is a test: rows look down, folders have no circles, files stay
-//! short, names are plain.
+//! The structure of the source: modules use only lower rows, folders have no circles, files stay
+//! short, names are plain words.
 
 mod documents;
 mod names;
@@ -68,7 +68,7 @@ fn no_files_of_a_folder_use_each_other_in_a_circle() {
     assert!(circles.is_empty(), "{circles:#?}");
 }
 
-/// Takes away what uses nothing that is left, until only circles and their users are left.
+/// Removes files that use no remaining file, until only circles and their users remain.
 fn without_ends(
     mut uses: BTreeMap<String, BTreeSet<String>>,
 ) -> BTreeMap<String, BTreeSet<String>> {
@@ -94,7 +94,7 @@ fn files_stay_short_enough_to_read() {
         .filter(|(lines, _)| *lines > MAX_LINES)
         .map(|(lines, path)| format!("{} has {lines} lines", path.display()))
         .collect();
-    assert!(long.is_empty(), "split by duty: {long:#?}");
+    assert!(long.is_empty(), "split these files: {long:#?}");
 }
 
 #[test]

@@ -159,9 +159,11 @@ fn run(document: &Path) -> usize {
             }
             Kind::Output => is_printed(running.as_ref(), &printed, &text, &location),
             Kind::TryItOutput => {
-                let situation = running.as_ref().expect("something runs");
+                let situation = running.as_ref().expect("a program is running");
                 let served = situation.served();
-                let (_, lines) = served.split_once("Try it:").expect("says what to try");
+                let (_, lines) = served
+                    .split_once("Try it:")
+                    .expect("the output has a Try it section");
                 let is_command =
                     |line: &&str| line.starts_with("TOKEN=") || line.starts_with("curl ");
                 let lines: Vec<&str> = lines.lines().map(str::trim).filter(is_command).collect();
@@ -189,6 +191,6 @@ fn is_printed(situation: Option<&Situation>, printed: &str, documented: &str, lo
     };
     assert!(
         has_lines(printed, &documented),
-        "{location} says\n{documented}\nand there was\n{printed}"
+        "{location} documents\n{documented}\nbut the output was\n{printed}"
     );
 }

@@ -128,7 +128,7 @@ async fn refusals_of_the_users_node_have_the_format_of_the_profile() {
     }
 }
 
-/// What the listener refuses before the pipeline has seen it.
+/// Requests that the listener refuses before the pipeline.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_the_listener_refuses_has_the_format_of_the_profile() {
     let upstream = upstream().await;

@@ -1,4 +1,4 @@
-//! A gateway of either profile with the same routes, and what it must answer.
+//! A gateway with either profile and the same routes, and the expected responses.
 
 use reqwest::Response;
 use serde_json::Value;
@@ -99,7 +99,7 @@ pub(super) async fn gate(profile: &str, upstream: &LoginUpstream) -> Gateway {
     Gateway::of_text(&config(profile, &upstream.url())).await
 }
 
-/// What `path` gets at the upstream.
+/// The upstream's response to `path`.
 pub(super) async fn upstream() -> LoginUpstream {
     LoginUpstream::start(|asked| match asked.path.as_str() {
         "/all/refused" => 401,
@@ -108,7 +108,7 @@ pub(super) async fn upstream() -> LoginUpstream {
     .await
 }
 
-/// Status, headers that matter, and body of a response.
+/// Status, relevant headers and body of a response.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: u16,

@@ -21,7 +21,7 @@ async fn slow_reader(gateway: &Gateway) -> tokio::task::JoinHandle<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_readers_leave_the_others_their_turns() {
+async fn slow_readers_leave_permits_for_other_clients() {
     let gateway = gate(upstream().await, Setup::default()).await;
     let idle_latency = idle_latency(&gateway).await;
     let mut readers = Vec::new();
@@ -30,21 +30,21 @@ async fn slow_readers_leave_the_others_their_turns() {
     }
     assert_other_client_is_served(&gateway, idle_latency, "64 slow readers").await;
     let metrics = &gateway.metrics;
-    eventually("their turns are free again", async || {
+    eventually("their permits are free again", async || {
         metrics.upstream("main").stalled_streams.get() == 64
     })
     .await;
-    // Also for other requests of the client with slow readers.
+    // Permits are free also for other requests of the client with slow readers.
     let first_client = KeyClient::new(&gateway, FIRST_CLIENT);
     let (good, _) = first_client.tries("/x/quick", 50).await;
     assert_eq!(good, 50);
     assert!(
         readers.iter().all(|reader| !reader.is_finished()),
-        "none was cut"
+        "no response was aborted"
     );
     assert_eq!(metrics.upstream("main").stalled_streams_aborted.get(), 0);
     readers.iter().for_each(tokio::task::JoinHandle::abort);
-    eventually("places are given back", async || {
+    eventually("stalled streams are released", async || {
         metrics.upstream("main").stalled_streams.get() == 0
     })
     .await;
@@ -59,7 +59,7 @@ async fn a_client_with_too_many_slow_readers_loses_the_slowest_when_others_wait(
     for _ in 0..6 {
         readers.push(slow_reader(&gateway).await);
     }
-    eventually("places are taken", async || {
+    eventually("the client has its share of stalled streams", async || {
         gateway.metrics.upstream("main").stalled_streams.get() == 3
     })
     .await;
@@ -84,7 +84,7 @@ async fn a_client_with_too_many_slow_readers_loses_the_slowest_when_others_wait(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_that_trickle_hold_no_permit_and_get_one_for_their_end() {
+async fn slow_uploads_hold_no_permit_until_their_end() {
     let setup = Setup::default().upstream("concurrency = 8");
     let gateway = gate(upstream().await, setup).await;
     let idle_latency = idle_latency(&gateway).await;
@@ -120,16 +120,17 @@ async fn uploads_that_trickle_hold_no_permit_and_get_one_for_their_end() {
             raw.read_until("\r\n\r\n").await
         }));
     }
-    // Checked before the honest client's requests, which may take as long as the uploads.
+    // Checked before the other client's requests, which may take as long as the uploads.
     let metrics = &gateway.metrics;
-    eventually("all but the small ones have a place", async || {
-        metrics.upstream("main").stalled_streams.get() == 16
-    })
+    eventually(
+        "all but the small uploads are stalled streams",
+        async || metrics.upstream("main").stalled_streams.get() == 16,
+    )
     .await;
     assert_other_client_is_served(&gateway, idle_latency, "24 slow uploads").await;
     assert!(
         metrics.upstream("main").stalled_streams.get() <= 16,
-        "the small ones need none"
+        "small uploads are no stalled streams"
     );
     for upload in uploads {
         let response = upload.await.unwrap();
@@ -139,7 +140,7 @@ async fn uploads_that_trickle_hold_no_permit_and_get_one_for_their_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_that_trickle_beside_their_responses_hold_no_permit() {
+async fn slow_uploads_with_early_responses_hold_no_permit() {
     let setup = Setup::default().upstream("concurrency = 4");
     let gateway = gate(upstream().await, setup).await;
     let idle_latency = idle_latency(&gateway).await;
@@ -157,7 +158,7 @@ async fn uploads_that_trickle_beside_their_responses_hold_no_permit() {
             }
         }));
     }
-    eventually("their turns are free again", async || {
+    eventually("their permits are free again", async || {
         gateway.metrics.upstream("main").stalled_streams.get() == 12
     })
     .await;
@@ -166,7 +167,7 @@ async fn uploads_that_trickle_beside_their_responses_hold_no_permit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_hang_at_the_upstream_leave_permits_for_other_clients() {
+async fn requests_that_hang_at_the_upstream_leave_permits_for_others() {
     let gateway = gate(upstream().await, Setup::default()).await;
     let idle_latency = idle_latency(&gateway).await;
     let mut hanging = Vec::new();
@@ -183,12 +184,12 @@ async fn requests_that_hang_at_the_upstream_leave_permits_for_other_clients() {
             .upstream_requests_queued
             .get()
             > 0,
-        "the greedy one waits"
+        "the first client waits"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
+async fn a_thousand_waiting_requests_of_one_client_delay_another_client_by_one_request() {
     let setup = Setup::default()
         .upstream("concurrency = 4\nqueue_timeout = \"60s\"")
         .listener("max_streams = 1000");
@@ -205,7 +206,7 @@ async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
             tokio::spawn(async move { first_client.get("/x/slow").await })
         })
         .collect();
-    eventually("they wait", async || {
+    eventually("the requests wait", async || {
         gateway
             .metrics
             .upstream("main")
@@ -220,7 +221,7 @@ async fn a_thousand_waiting_requests_of_one_client_delay_another_by_a_turn() {
     // A request takes 100 ms; in a single queue this would be some 20 seconds.
     assert!(slowest < FLOOR * 2 + idle_latency * 5, "{slowest:?}");
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
-    // Requests whose client has left no longer wait.
+    // Requests of a disconnected client no longer wait.
     eventually("the queue is empty", async || {
         gateway
             .metrics

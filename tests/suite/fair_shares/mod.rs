@@ -1,4 +1,4 @@
-//! No client can hold what the others need: beside a greedy client, an honest one keeps its
+//! No client can hold what the others need: beside a client with heavy load, another one keeps its
 //! responses and its speed.
 
 mod bodies;
@@ -20,12 +20,12 @@ const FIRST_CLIENT: &str = "greedy-key-0123456789";
 const OTHER_CLIENT: &str = "honest-key-0123456789";
 /// Length of the response to `/large`.
 const LARGE: usize = 50_000_000;
-/// The time that a busy machine may take for a request beside others.
+/// The time that a busy machine may take for a request under load.
 const FLOOR: Duration = Duration::from_secs(1);
 
 /// An upstream in plain HTTP/1.1: `/x/large` has a large response, `/x/slow` takes 100 ms,
 /// `/x/sink` never reads a body, `/x/early` begins its response before it reads the body,
-/// everything else is read and answered at once.
+/// everything else is read and gets a response at once.
 async fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -147,7 +147,7 @@ impl KeyClient {
         Ok(status)
     }
 
-    /// Sends `count` requests one by one. Returns how many got 200, and the longest time without
+    /// Sends `count` requests one by one. Returns how many got 200, and the longest time excluding
     /// the slowest few.
     async fn tries(&self, path: &str, count: usize) -> (usize, Duration) {
         let (mut good, mut times) = (0, Vec::new());
@@ -162,7 +162,7 @@ impl KeyClient {
     }
 }
 
-/// Checks that the honest client is served as if it were alone.
+/// Checks that the other client is served as if it were alone.
 async fn assert_other_client_is_served(gateway: &Gateway, idle_latency: Duration, what: &str) {
     let other_client = KeyClient::new(gateway, OTHER_CLIENT);
     for path in ["/x/quick", "/x/watch"] {
@@ -171,12 +171,12 @@ async fn assert_other_client_is_served(gateway: &Gateway, idle_latency: Duration
         let most = FLOOR.max(idle_latency * 5);
         assert!(
             slowest < most,
-            "{what}: {slowest:?} to {path}, quiet {idle_latency:?}"
+            "{what}: {slowest:?} to {path}, without load {idle_latency:?}"
         );
     }
 }
 
-/// The time of the honest client's requests without the other client.
+/// The time of the other client's requests without load.
 async fn idle_latency(gateway: &Gateway) -> Duration {
     let other_client = KeyClient::new(gateway, OTHER_CLIENT);
     other_client.tries("/x/watch", 3).await;

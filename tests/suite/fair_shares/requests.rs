@@ -19,7 +19,7 @@ async fn one_client_cannot_fill_the_gate() {
         raw.send(head.as_bytes()).await;
         stalled.push(raw);
     }
-    eventually("they are inside", async || {
+    eventually("the requests are in flight", async || {
         gateway.metrics.requests_in_flight.get() >= 17
     })
     .await;
@@ -28,7 +28,7 @@ async fn one_client_cannot_fill_the_gate() {
     let refused = first_client.get("/x/quick").await.unwrap();
     assert_eq!(refused, StatusCode::SERVICE_UNAVAILABLE);
     drop(stalled);
-    eventually("they are gone", async || {
+    eventually("the requests have ended", async || {
         gateway.metrics.requests_in_flight.get() == 0
     })
     .await;

@@ -43,7 +43,7 @@ async fn post(
 
 async fn response_of(response: ResponseFuture) -> Response<RecvStream> {
     let response = timeout(Duration::from_secs(8), response).await;
-    response.expect("it is answered").unwrap()
+    response.expect("there is a response").unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,14 +60,14 @@ async fn a_connection_without_windows_leaves_permits_for_others() {
         responses.push(response);
     }
     assert_other_client_is_served(&gateway, idle_latency, "100 streams without window").await;
-    eventually("their turns are free again", async || {
+    eventually("their permits are free again", async || {
         gateway.metrics.upstream("main").stalled_streams.get() == 100
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_that_are_not_read_leave_room_for_one_more_request() {
+async fn unread_uploads_leave_window_for_one_more_request() {
     let gateway = gate(upstream().await, Setup::default()).await;
     for count in [6, 40] {
         let mut send = open(&gateway, 65_535).await;
@@ -85,7 +85,7 @@ async fn uploads_that_are_not_read_leave_room_for_one_more_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
+async fn max_streams_uploads_leave_window_for_the_last_one() {
     let setup = Setup::default()
         .upstream("concurrency = 1\nqueue_timeout = \"60s\"")
         .listener("max_streams = 200");
@@ -96,7 +96,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
     for _ in 0..199 {
         waiting.push(post(&mut send, "/x/sink", 2_000_000).await);
     }
-    eventually("they wait", async || {
+    eventually("the requests wait", async || {
         gateway
             .metrics
             .upstream("main")
@@ -105,7 +105,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
             >= 190
     })
     .await;
-    // Answered by the gate itself, once it has the whole body.
+    // The gate responds itself, once it has the whole body.
     std::future::poll_fn(|cx| send.poll_ready(cx))
         .await
         .unwrap();

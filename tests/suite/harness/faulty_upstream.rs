@@ -1,5 +1,5 @@
 //! An upstream that works, refuses connections, hangs, closes, or sends nonsense. Plain HTTP;
-//! logins are answered while it works.
+//! logins get responses while it works.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub(crate) struct FaultyUpstream {
 
 impl FaultyUpstream {
     pub(crate) async fn start(state: UpstreamState) -> Self {
-        // Bound without listening: keeps the port while the upstream is gone.
+        // Bound without listening: keeps the port while the upstream is down.
         let reserved = bound("127.0.0.1:0".parse().unwrap());
         let upstream = Self {
             address: reserved.local_addr().unwrap(),

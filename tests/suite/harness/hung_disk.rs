@@ -14,7 +14,7 @@ pub(crate) struct HungDisk {
 }
 
 impl HungDisk {
-    /// A disk that works at first.
+    /// A disk that initially works.
     pub(crate) fn beside(config: &Path) -> Self {
         let beside = config.parent().unwrap();
         let folder = beside.join("disk");
@@ -32,7 +32,7 @@ impl HungDisk {
             String::from_utf8_lossy(&built.stderr)
         );
         Self {
-            // As the kernel names it.
+            // The path as the kernel reports it.
             folder: folder.canonicalize().unwrap(),
             library,
             hung_while: beside.join("hung"),

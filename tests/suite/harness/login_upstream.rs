@@ -1,4 +1,4 @@
-//! An upstream of raw sockets whose login and paths respond as the test says, and a gate in
+//! An upstream of raw sockets with scripted logins and paths, and a gate in
 //! front of it without a profile, with one route and one API key.
 
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ pub(crate) struct PathRequest {
 /// The response to the next login.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LoginReply {
-    /// A token with a life of so many seconds.
+    /// A token with this lifetime in seconds.
     Token(i64),
     Status(u16),
 }

@@ -73,7 +73,7 @@ impl Program {
                 Some(line) => return line,
                 None if begin.elapsed() > Duration::from_secs(30) => {
                     panic!(
-                        "waited in vain for {text:?} in\n{}",
+                        "timeout: no {text:?} in\n{}",
                         self.lines().join("\n")
                     )
                 }
@@ -126,7 +126,9 @@ impl Program {
         loop {
             match self.child.try_wait().unwrap() {
                 Some(status) => return status,
-                None if begin.elapsed() > Duration::from_secs(60) => panic!("does not end"),
+                None if begin.elapsed() > Duration::from_secs(60) => {
+                    panic!("the program does not end")
+                }
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
         }

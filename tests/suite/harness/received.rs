@@ -142,7 +142,7 @@ async fn read_body(
             return true;
         }
         ["chunked"] => {}
-        ref other => panic!("what is {other:?}"),
+        ref other => panic!("unexpected body framing: {other:?}"),
     }
     assert!(lengths.is_empty(), "length {lengths} and chunked");
     loop {

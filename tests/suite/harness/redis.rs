@@ -1,4 +1,4 @@
-//! A real redis-server, from Debian, on a port of its own.
+//! A real redis-server, from Debian, on its own port.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -79,8 +79,8 @@ impl RedisServer {
         server
     }
 
-    /// Starts the server on the same port, with the data on its disk: none, unless it was told
-    /// to save some.
+    /// Starts the server on the same port, with the data on its disk: none, unless it was configured
+    /// to save data.
     pub(crate) fn start_again(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let child = Command::new(self.program)

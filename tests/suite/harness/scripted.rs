@@ -25,7 +25,7 @@ use super::{Gateway, WEBAPP_PASSWORD, secret};
 pub(crate) enum Step {
     Say(Vec<u8>),
     Pause(Duration),
-    /// Reads so many bytes of the request's body.
+    /// Reads this many bytes of the request's body.
     Take(usize),
     /// An orderly end: close_notify, FIN.
     Close,
@@ -156,7 +156,7 @@ impl ScriptedUpstream {
         Gateway::from_file(folder, file).await
     }
 
-    /// With certificates and secrets; for a program of its own.
+    /// Writes certificates and secrets too; for a separate process.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }

@@ -67,7 +67,7 @@ async fn fields_that_replace_method_path_host_client_or_scheme_are_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn allow_fields_lets_them_pass_for_all_routes_or_for_one() {
+async fn allow_fields_forwards_fields_for_all_routes_or_for_one() {
     let upstream = Recorder::start().await;
     let one = "[[route]]\nname = \"one\"\npath = \"/one/*\"\naccess = \"open\"\nallow_fields = [\"X-HTTP-Method-Override\", \"_method\"]\n";
     let gateway = gate(&upstream, "allow_fields = \"True-Client-IP\"", one).await;
@@ -82,7 +82,7 @@ async fn allow_fields_lets_them_pass_for_all_routes_or_for_one() {
     assert_eq!(message.all("x-http-method-override"), ["PUT"]);
     assert!(
         message.all("true-client-ip").is_empty(),
-        "a route's list stands alone"
+        "a route's list replaces the global one"
     );
     assert!(message.all("proxy").is_empty());
 }
@@ -100,7 +100,7 @@ async fn a_method_in_the_query_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trailer_can_set_no_more_than_a_header() {
+async fn trailers_follow_the_rules_of_header_fields() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let fields = "Transfer-Encoding: chunked\r\nTrailer: x-sum, x-original-url, proxy, x-tollgate-client\r\n";
@@ -131,7 +131,7 @@ async fn the_clients_address_is_read_as_trusted_proxies_write_it() {
     ];
     for field in others {
         let response = ask(&gateway, "GET /open/x", &format!("{field}\r\n")).await;
-        assert_eq!(status(&response), "200", "{field} has a bucket of its own");
+        assert_eq!(status(&response), "200", "{field} has its own bucket");
     }
     let again = "X-Forwarded-For: 203.0.113.1:50002\r\n";
     assert_eq!(status(&ask(&gateway, "GET /open/x", again).await), "429");
@@ -211,7 +211,7 @@ async fn a_post_without_content_is_sent_with_content_length_0() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_is_sent_whatever_the_method_and_whatever_connection_names() {
+async fn content_is_forwarded_for_any_method_and_any_connection_field() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let long = "x".repeat(300_000);

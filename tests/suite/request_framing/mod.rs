@@ -1,4 +1,4 @@
-//! Requests to the upstream: one message that gate and upstream read alike, or nothing.
+//! Requests to the upstream: one message that gate and upstream read in the same way, or nothing.
 //! docs/FRAMING.md has the rules.
 
 mod fields;

@@ -1,5 +1,5 @@
 //! An upstream that records every message, read by its own strict parser. Plain HTTP/1.1; the
-//! gate's logins are answered and not recorded.
+//! gate's logins get responses and are not recorded.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

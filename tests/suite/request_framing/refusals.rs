@@ -107,7 +107,7 @@ fn check(gate: &Gate, what: &str, response: &str, status: u16, cause: &str) {
     assert_eq!(line["outcome"], "complete", "{what}: {line}");
 }
 
-#[expect(clippy::too_many_lines, reason = "one row a case")]
+#[expect(clippy::too_many_lines, reason = "one row per case")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_head_gets_problem_details_an_id_and_a_line() {
     let upstream = Recorder::start().await;
@@ -263,7 +263,7 @@ async fn a_failed_handshake_is_logged_with_peer_and_cause_at_a_limited_rate() {
         .iter()
         .filter(|line| line.contains("TLS handshake failed"))
         .count();
-    assert!(warnings <= 2, "one a worker: {warnings}");
+    assert!(warnings <= 2, "one per worker: {warnings}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

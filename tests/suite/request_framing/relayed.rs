@@ -40,7 +40,7 @@ async fn a_relayed_login_follows_the_same_rules() {
     assert_eq!(
         login.framing,
         Framing::Length(0),
-        "it has no content, and says so"
+        "an empty login has Content-Length: 0"
     );
     assert_eq!(login.all("cookie"), ["a=1; b=2"]);
     for name in ["x-http-method-override", "x-original-url", "proxy"] {

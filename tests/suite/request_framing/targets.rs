@@ -73,7 +73,7 @@ async fn trace_is_never_forwarded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn options_for_the_server_are_answered_by_the_gate() {
+async fn options_for_the_server_get_the_gates_own_response() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
     let head = "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -87,13 +87,13 @@ async fn options_for_the_server_are_answered_by_the_gate() {
     assert_eq!(
         status(&refused),
         "400",
-        "no other method asks about a server"
+        "no other method may have the target *"
     );
     assert!(upstream.take().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn max_forwards_is_counted_down_for_options_and_the_gate_answers_at_0() {
+async fn max_forwards_is_decremented_for_options_and_the_gate_responds_at_0() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
     let response = ask(&gateway, "OPTIONS /some", "Max-Forwards: 0\r\n").await;
@@ -118,7 +118,7 @@ async fn max_forwards_is_counted_down_for_options_and_the_gate_answers_at_0() {
         "200"
     );
     assert_eq!(upstream.one().all("max-forwards"), ["0"]);
-    // RFC 9110 7.6.2: on other methods it means nothing.
+    // RFC 9110 7.6.2: for other methods the field has no meaning.
     assert_eq!(
         status(&ask(&gateway, "GET /some", "Max-Forwards: 0\r\n").await),
         "200"

@@ -1,4 +1,4 @@
-//! Responses that break off, at each possible point.
+//! Responses that end early, at each possible point.
 
 use std::process::Command;
 use std::time::Duration;
@@ -193,7 +193,7 @@ async fn a_head_whose_body_is_late_is_sent_at_once() {
 /// The access line of the request for `path`.
 async fn record(program: &Program, path: &str) -> Value {
     let mut found = None;
-    eventually(&format!("the record of {path}"), async || {
+    eventually(&format!("the access line of {path}"), async || {
         found = program.lines().into_iter().find_map(|line| {
             let line: Value = serde_json::from_str(&line).ok()?;
             (line["target"] == "tollgate::access" && line["path"] == path).then_some(line)
@@ -205,7 +205,7 @@ async fn record(program: &Program, path: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_access_line_says_what_broke_off_and_who_is_to_blame() {
+async fn the_access_line_names_the_failure_and_the_party_to_blame() {
     let upstream = ScriptedUpstream::plain(responses).await;
     let ports = (
         crate::harness::program::free_port(),

@@ -60,7 +60,7 @@ fn upload_head(path: &str, framing: &str) -> String {
     )
 }
 
-/// BodyBytes until it fails or is done, and reads at the same time.
+/// Sends the body until it fails or is complete, and reads at the same time.
 async fn upload(line: impl AsyncRead + AsyncWrite + Send + 'static, path: &str) -> Received {
     let (mut from, mut to) = split(line);
     let head = upload_head(path, &format!("Content-Length: {UPLOAD}"));
@@ -116,7 +116,7 @@ async fn an_early_response_reaches_the_client_every_time() {
             assert_eq!(good, RUNS, "{path} tls {is_tls}: {seen:?}");
         }
         // A server that closes with unread input discards the unsent part of its response.
-        // The part that arrived is passed on and does not look complete.
+        // The part that arrived is forwarded and does not look complete.
         let seen = statuses(&gateway, "/large").await;
         assert!(
             seen.iter().all(|seen| seen.0 == 413),

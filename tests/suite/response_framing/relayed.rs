@@ -1,5 +1,5 @@
-//! The same for relayed logins (`directory = "webapp"`): the gate learns exactly what the client
-//! gets.
+//! The same for relayed logins (`directory = "webapp"`): the gate reads the same bytes as the client
+//! receives.
 
 use reqwest::Method;
 

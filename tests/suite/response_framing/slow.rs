@@ -89,7 +89,7 @@ async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_an_upstream_that_falls_silent_is_to_blame() {
+async fn only_a_silent_upstream_is_blamed() {
     let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let (cut, refused) = tokio::join!(
@@ -130,7 +130,7 @@ async fn a_client_whose_body_the_upstream_does_not_read_is_not_slow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_trickles_is_still_too_slow() {
+async fn a_client_that_sends_byte_by_byte_is_too_slow() {
     let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let mut line = TcpStream::connect(gateway.addresses.listeners[1])

@@ -13,13 +13,13 @@ use super::{SEAL_KEY, brisk, gate, settings, status, store};
 use crate::harness::redis::{RedisServer, free_port};
 use crate::harness::{Gateway, emulator, eventually};
 
-/// Waits until a gate with these settings reports this text as the reason for having no store.
+/// Waits until a gate with these settings reports this text as the reason why it has no store.
 pub(super) async fn start_failure(settings: Settings, expected: &str) -> String {
     let scope = TaskScope::new(tokio::runtime::Handle::current());
     let store = std::sync::Arc::new(SharedStore::new(settings, Metrics::new()));
     let seen = async {
         let mut reason = None;
-        eventually(&format!("it says {expected}"), async || {
+        eventually(&format!("the store reports {expected}"), async || {
             reason = store.trouble().filter(|text| text.contains(expected));
             reason.is_some()
         })
@@ -28,7 +28,7 @@ pub(super) async fn start_failure(settings: Settings, expected: &str) -> String 
     };
     let reason = tokio::select! {
         started = store.start(&scope) => {
-            let text = started.expect_err("this store is none of ours").to_string();
+            let text = started.expect_err("this store cannot be used").to_string();
             assert!(text.contains(expected), "{text}");
             text
         }
@@ -87,7 +87,7 @@ async fn gates_of_another_prefix_or_database_share_nothing_with_the_rest() {
         200,
         "another gate's user of that name"
     );
-    eventually("one login for those that share", async || {
+    eventually("one login for the gates that share a store", async || {
         webapp.login_count() == 3
     })
     .await;

@@ -1,4 +1,4 @@
-//! The connection to the store is slow, cut during many changes, or carries nonsense.
+//! The connection to the store is slow, cut during many changes, or carries invalid replies.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, Setup, emulator, ev
 const PASSWORD: &str = "Worker-Passw0rd!";
 /// Slow, but within the gates' timeout of a second.
 const SLOW: Range<u64> = 300..800;
-/// Limits that ask the store all the time, and that the tests' load does not exceed.
+/// Limits that query the store all the time, and that the tests' load does not exceed.
 const LIMITS: &str = "[limits]\nlogins_by_peer = \"1000/s burst 1000\"\n\
     [[limit]]\nname = \"nodes\"\nkey = \"class\"\nrate = \"900/s\"\nburst = 300\n";
 
@@ -61,10 +61,10 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     let [one, two, three] = [&gates[0], &gates[1], &gates[2]].map(logs_in);
     let (one, two, three) = tokio::join!(one, two, three);
     println!("slow store: three logins in {:?}", begin.elapsed());
-    assert!(one || two || three, "slow is not away");
+    assert!(one || two || three, "a slow store is not unavailable");
     let end = out.post("/v1/users/logout", &json!({})).await;
     assert_eq!(end.status(), 200);
-    eventually("the logout holds elsewhere", async || {
+    eventually("the logout applies at another gate", async || {
         status(&there).await == 401
     })
     .await;
@@ -81,10 +81,10 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     refuses_what_needs_the_store(&gates[0]).await;
     line.set(LinkState::Good);
     works_again(&gates).await;
-    assert_eq!(status(&there).await, 401, "ended is ended");
+    assert_eq!(status(&there).await, 401, "the token stays revoked");
     let (good, bad) = load.end().await;
     assert!(good > 20 && bad == 0, "{bad} of {good} failed");
-    assert_eq!(webapp.login_count(), 1, "no slow store is a login");
+    assert_eq!(webapp.login_count(), 1, "a slow store causes no login");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,9 +106,9 @@ async fn a_store_that_is_loading_its_data_is_waited_for() {
     server.kill();
     server.start_again();
     for gate in &gates {
-        eventually("the gate says what it waits for", async || {
+        eventually("the gate reports what it waits for", async || {
             let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
-            assert_eq!(ready.status(), 200, "known grants are good");
+            assert_eq!(ready.status(), 200, "known tokens are valid");
             ready.text().await.unwrap().contains("loading")
         })
         .await;
@@ -120,7 +120,7 @@ async fn a_store_that_is_loading_its_data_is_waited_for() {
     for gate in &gates {
         assert!(
             has(gate, "tollgate_store_invalidations_total 0"),
-            "nothing lost"
+            "no record is lost"
         );
     }
 }
@@ -149,20 +149,28 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_up_everything_again
     }
     // The stream no longer has the changes that the cut-off gate has missed.
     let _: u32 = server.ask(&["XTRIM", "{tollgate}:changes", "MAXLEN", "1"]);
-    assert_eq!(status(&there).await, 200, "it cannot know");
+    assert_eq!(
+        status(&there).await,
+        200,
+        "the gate cannot know of the logout yet"
+    );
     line.set(LinkState::Good);
     all_have(&gates[1..], "tollgate_store_up 1").await;
-    assert_eq!(status(&there).await, 401, "not once more");
+    assert_eq!(
+        status(&there).await,
+        401,
+        "the token is refused from then on"
+    );
     assert!(has(&gates[1], "tollgate_store_invalidations_total 1"));
     assert!(has(&gates[0], "tollgate_store_invalidations_total 0"));
     let login = gates[1].client().login("worker", PASSWORD).await;
-    assert_eq!(login.status(), 401, "the user is gone there too");
+    assert_eq!(login.status(), 401, "the user is deleted at that gate too");
     let (good, bad) = load.end().await;
     assert!(good > 20 && bad == 0, "{bad} of {good} failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nonsense_from_the_store_admits_no_stranger_and_refuses_no_known_client() {
+async fn invalid_store_replies_admit_no_unknown_token_and_refuse_no_known_client() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let line = FaultyLink::before(server.port).await;
     let brief = store(&line.url(), "").replace("\"2s\"", "\"500ms\"");

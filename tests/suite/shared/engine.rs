@@ -72,7 +72,7 @@ fn has(heard: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_lives_until_it_or_its_user_is_ended_and_all_gates_are_notified() {
+async fn a_token_is_valid_until_it_or_its_user_is_revoked_and_all_gates_are_notified() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
     let heard = heard(&two);
@@ -95,7 +95,7 @@ async fn a_token_lives_until_it_or_its_user_is_ended_and_all_gates_are_notified(
     assert_eq!(two.find(&RecordDigest([2; 32])).await.unwrap(), None);
     one.insert(insert(3, "anna")).await.unwrap();
     assert!(two.find(&RecordDigest([3; 32])).await.unwrap().is_some());
-    eventually("the other gate hears of all", async || {
+    eventually("the other gate receives all changes", async || {
         has(&heard, |change| {
             *change == SharedChange::TokenPut(RecordDigest([3; 32]))
         }) && has(&heard, |change| {
@@ -117,7 +117,7 @@ async fn a_login_that_began_before_a_deletion_or_password_change_gets_no_token()
         panic!("made");
     };
     let taken = store.put_user("anna", None, "{}", true).await.unwrap();
-    assert_eq!(taken, EntryChange::Conflict, "there is one already");
+    assert_eq!(taken, EntryChange::Conflict, "there is an entry already");
     let login = TokenInsert {
         revision: Some(made.revision),
         epoch: made.seq,
@@ -157,13 +157,13 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     };
     let sealed = SealedBytes(vec![0, 255, 10, 13]);
     let LoginTurn::Ours(login) = one.login_turn("main", 0, pace).await.unwrap() else {
-        panic!("nobody else wants it");
+        panic!("no other gate wants the lock");
     };
     let LoginTurn::Busy(left) = two.login_turn("main", 0, pace).await.unwrap() else {
-        panic!("the other one is at it");
+        panic!("the other gate holds the lock");
     };
     assert!(left > Duration::from_secs(1));
-    // The holder dies: its lock expires, and a login that it still publishes is too late.
+    // The holder stops: its lock expires, and a login that it still publishes is too late.
     let _: u32 = server.ask(&["DEL", "{tollgate}:lock:main"]);
     tokio::time::sleep(Duration::from_millis(5)).await;
     let LoginTurn::Ours(second) = two.login_turn("main", 0, pace).await.unwrap() else {
@@ -181,13 +181,16 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
         one.login_turn("main", 0, pace).await.unwrap(),
         LoginTurn::Newer
     );
-    // A refusal while a login runs makes its token doubtful.
+    // A refusal during a login marks the login's token as suspect.
     tokio::time::sleep(Duration::from_millis(5)).await;
     let LoginTurn::Ours(third) = one.login_turn("main", 1, pace).await.unwrap() else {
-        panic!("renewal ahead");
+        panic!("a renewal is due");
     };
     assert!(two.refuse_lease("main", 1).await.unwrap());
-    assert!(!two.refuse_lease("main", 1).await.unwrap(), "news once");
+    assert!(
+        !two.refuse_lease("main", 1).await.unwrap(),
+        "only the first refusal changes the lease"
+    );
     let doubtful = one.publish("main", &third, false, life, &sealed).await;
     assert_eq!(doubtful.unwrap(), PublishOutcome::Superseded);
     let slow = LoginRateLimit {
@@ -219,7 +222,7 @@ async fn permits_are_given_at_the_rate_to_all_gates_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_emptied_store_is_filled_again_and_revoked_tokens_stay_dead() {
+async fn an_emptied_store_is_restored_and_revoked_tokens_stay_invalid() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
     let (first, second) = (heard(&one), heard(&two));
@@ -258,16 +261,16 @@ async fn an_emptied_store_is_filled_again_and_revoked_tokens_stay_dead() {
     ]);
     let _: () = server.ask(&["FLUSHALL"]);
     for heard in [&first, &second] {
-        eventually("the loss is noticed", async || {
+        eventually("the gates notice the loss", async || {
             !heard.doubts.lock().unwrap().is_empty()
         })
         .await;
     }
-    eventually("the store knows the living again", async || {
+    eventually("the store has the live tokens again", async || {
         matches!(one.find(&RecordDigest([1; 32])).await, Ok(Some(_)))
     })
     .await;
-    eventually("and does not know the dead", async || {
+    eventually("the store does not have the revoked ones", async || {
         matches!(two.find(&RecordDigest([2; 32])).await, Ok(None))
     })
     .await;
@@ -305,13 +308,19 @@ async fn a_token_ended_after_a_loss_is_not_brought_back_by_a_gate_with_higher_nu
         seq,
     });
     ahead.set(LinkState::Cut);
-    eventually("both are away", async || !one.is_up() && !two.is_up()).await;
+    eventually("both gates have lost the store", async || {
+        !one.is_up() && !two.is_up()
+    })
+    .await;
     let _: () = server.ask(&["FLUSHALL"]);
     behind.set(LinkState::Good);
-    eventually("the one that knew less is back", async || one.is_up()).await;
+    eventually("the gate with fewer changes is connected", async || {
+        one.is_up()
+    })
+    .await;
     one.end_tokens("anna", false, None, |_| ()).await.unwrap();
     ahead.set(LinkState::Good);
-    eventually("the other one has told what it knows", async || two.is_up()).await;
+    eventually("the other gate has sent its changes", async || two.is_up()).await;
     let found = one.find(&RecordDigest([1; 32])).await;
     assert!(!matches!(found, Ok(Some(_))), "{found:?}");
 }

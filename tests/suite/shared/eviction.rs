@@ -1,4 +1,4 @@
-//! A server that may evict the marks of ended tokens: a gate does not start with it, unless
+//! A server that may evict records of revoked tokens: a gate does not start with it, unless
 //! configured to, and reports it while it runs. Real servers, alone and as a cluster.
 
 use std::sync::Arc;
@@ -24,7 +24,10 @@ async fn refusal(settings: Settings) -> Option<String> {
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
     let begin = Instant::now();
     let started = store.start(&scope).await;
-    assert!(begin.elapsed() < Duration::from_secs(10), "says so at once");
+    assert!(
+        begin.elapsed() < Duration::from_secs(10),
+        "the refusal comes at once"
+    );
     started.err().map(|error| error.to_string())
 }
 
@@ -97,15 +100,15 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     let gateway = gate(&webapp, brisk(), &store(&server.url(), "")).await;
     assert_eq!(gateway.metrics.store_eviction_enabled.get(), 0);
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
-    eventually("the metric says so", async || {
+    eventually("the metric shows the policy", async || {
         gateway.metrics.store_eviction_enabled.get() == 1
     })
     .await;
     let (status, text) = ready(&gateway).await;
-    assert_eq!(status, 200, "known grants go on");
+    assert_eq!(status, 200, "known tokens stay valid");
     assert!(text.contains("volatile-ttl"), "{text}");
     let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
-    eventually("it is over", async || {
+    eventually("the policy is safe again", async || {
         gateway.metrics.store_eviction_enabled.get() == 0
     })
     .await;
@@ -121,9 +124,12 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     .await;
     assert!(
         begin.elapsed() < Duration::from_secs(5),
-        "sooner than the next look"
+        "before the next periodic check"
     );
-    eventually("there again", async || gateway.metrics.store_up.get() == 1).await;
+    eventually("the store is connected again", async || {
+        gateway.metrics.store_up.get() == 1
+    })
+    .await;
     assert!(ready(&gateway).await.1.contains("allkeys-lru"));
 }
 
@@ -181,7 +187,7 @@ async fn the_policy_is_read_by_either_command_and_a_hidden_one_does_not_stop_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_master_of_a_cluster_is_asked() {
+async fn every_master_of_a_cluster_is_checked() {
     let nodes = cluster().await;
     let settings = Settings {
         finding: MasterDiscovery::Cluster,
@@ -200,7 +206,7 @@ async fn every_master_of_a_cluster_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_asks_the_store_when_it_connects() {
+async fn check_connect_queries_the_store() {
     let webapp = emulator().await;
     let (keeps, evicts) = (
         RedisServer::start(),

@@ -1,4 +1,4 @@
-//! The store fails in every possible way under load. Known grants stay good, no client gets a
+//! The store fails in every possible way under load. Known tokens stay valid, no client gets a
 //! wrong 401, no revoked token comes back, and everything recovers without help.
 
 use std::process::Command;
@@ -110,7 +110,7 @@ pub(super) async fn refuses_what_needs_the_store(gate: &Gateway) {
     assert!(response.headers().contains_key("retry-after"));
     assert_eq!(verdict(response).await, (503, 1011));
     let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
-    assert_eq!(ready.status(), 200, "known grants are good");
+    assert_eq!(ready.status(), 200, "known tokens are valid");
     assert!(ready.text().await.unwrap().contains("store"));
 }
 
@@ -126,11 +126,11 @@ pub(super) async fn works_again(gates: &[Gateway]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_store_that_comes_back_empty_fails_no_request() {
+async fn a_killed_store_that_restarts_empty_fails_no_request() {
     let (webapp, mut server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
-    // Revoked before the fault: must stay dead during and after it.
+    // Revoked before the fault: must stay revoked during and after it.
     let dead = gates[1].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
     let made = json!({ "username": "worker", "password": "Worker-Passw0rd!" });
     assert_eq!(clients[0].post("/v1/users", &made).await.status(), 201);
@@ -157,7 +157,7 @@ async fn a_killed_store_that_comes_back_empty_fails_no_request() {
             "{response} in round {round}"
         );
         // A user created at run time still exists, and so does the shared login.
-        eventually("users are told again", async || {
+        eventually("users are known again", async || {
             let login = gates[1].client().login("worker", "Worker-Passw0rd!").await;
             login.status() == 200
         })
@@ -168,11 +168,15 @@ async fn a_killed_store_that_comes_back_empty_fails_no_request() {
         good > 50 && bad == 0,
         "{bad} of {good} known requests failed"
     );
-    assert_eq!(webapp.login_count(), 1, "no fault of the store is a login");
+    assert_eq!(
+        webapp.login_count(),
+        1,
+        "no fault of the store causes a login"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_store_is_not_asked_until_it_responds_again() {
+async fn a_frozen_store_is_not_queried_until_it_responds_again() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
@@ -212,7 +216,10 @@ async fn a_start_that_waits_for_a_frozen_store_can_be_stopped() {
     command.args(["serve", "--config"]).arg(&config);
     let mut program = Program::with_ports(command, ports);
     let health = format!("http://127.0.0.1:{}/healthz", program.operator);
-    eventually("it has begun", async || reqwest::get(&health).await.is_ok()).await;
+    eventually("the program has begun to start", async || {
+        reqwest::get(&health).await.is_ok()
+    })
+    .await;
     let begin = Instant::now();
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0), "{:#?}", program.lines());
@@ -232,7 +239,7 @@ async fn known_grants_are_accepted_until_stale_for_and_not_longer() {
     server.kill();
     assert_eq!(status(&clients[0]).await, 200);
     for (gate, client) in gates.iter().zip(&clients) {
-        eventually("too long without the store", async || {
+        eventually("the tokens are refused after stale_for", async || {
             status(client).await == 503
         })
         .await;
@@ -241,7 +248,10 @@ async fn known_grants_are_accepted_until_stale_for_and_not_longer() {
     }
     server.start_again();
     for client in &clients {
-        eventually("known again", async || status(client).await == 200).await;
+        eventually("the tokens are valid again", async || {
+            status(client).await == 200
+        })
+        .await;
     }
 }
 

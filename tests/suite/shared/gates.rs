@@ -1,4 +1,4 @@
-//! A change at one gate holds at all of them.
+//! A change at one gate applies at all gates.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ async fn logout(client: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_or_logout_at_one_gate_holds_at_all() {
+async fn a_login_or_logout_at_one_gate_applies_at_all() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     user(&gates[0], "worker").await;
@@ -55,25 +55,25 @@ async fn a_login_or_logout_at_one_gate_holds_at_all() {
     for gate in &gates {
         for client in [&one, &other] {
             let here = at(gate, client);
-            eventually("the logout holds", async || status(&here).await == 401).await;
+            eventually("the logout applies", async || status(&here).await == 401).await;
         }
     }
-    // Deleted at one gate, the user cannot log in at another, and its tokens are dead.
+    // A user deleted at one gate cannot log in at another, and its tokens have ended.
     let again = gates[1].client().logged_in("worker", PASSWORD).await;
     let admin = gates[0].admin().await;
     let gone = admin.request(reqwest::Method::DELETE, "/v1/users/worker");
     assert_eq!(gone.send().await.unwrap().status(), 200);
     let there = at(&gates[2], &again);
-    eventually("the deletion holds", async || status(&there).await == 401).await;
+    eventually("the deletion applies", async || status(&there).await == 401).await;
     let login = gates[2].client();
-    eventually("and there is no login", async || {
+    eventually("the user cannot log in", async || {
         login.login("worker", PASSWORD).await.status() == 401
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_password_holds_at_every_gate() {
+async fn a_changed_password_applies_at_every_gate() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     user(&gates[0], "worker").await;
@@ -85,7 +85,7 @@ async fn a_changed_password_holds_at_every_gate() {
     })
     .await;
     let there = gates[2].client();
-    eventually("the new password is good at the third", async || {
+    eventually("the new password is valid at the third gate", async || {
         there.login("worker", "Another-Passw0rd!").await.status() == 200
     })
     .await;
@@ -110,7 +110,7 @@ async fn a_changed_password_holds_at_every_gate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_validated_request_asks_the_store_nothing_and_an_unknown_token_once() {
+async fn a_validated_request_does_not_query_the_store_and_an_unknown_token_does_once() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let admin = gates[0].admin().await;
@@ -122,7 +122,7 @@ async fn a_validated_request_asks_the_store_nothing_and_an_unknown_token_once() 
         assert_eq!(status(&there).await, 200);
     }
     // Each gate sends a heartbeat every two seconds, and permits of limits are prefetched;
-    // no request asks the store.
+    // no request queries the store.
     let asked = server.calls("evalsha") - before;
     println!("store: {asked} scripts for 400 validated requests");
     assert!(asked < 100, "{asked} scripts for 400 requests");
@@ -172,7 +172,7 @@ async fn an_unknown_token_is_remembered_for_negative_ttl_and_no_longer() {
     let [there, missing] = [admin.token.as_deref().unwrap(), late].map(sha256);
     assert_eq!(server.ask::<u32>(&["EVAL", copy, "0", &there, &missing]), 1);
     assert_eq!(status(&client).await, 401, "remembered");
-    eventually("it is asked about again", async || {
+    eventually("the token is looked up again", async || {
         status(&client).await == 200
     })
     .await;
@@ -210,7 +210,7 @@ async fn a_login_that_races_a_deletion_never_leaves_a_live_token() {
             };
             for gate in &gates {
                 let client = gate.client().with_token(&token);
-                eventually("no token of the deleted lives", async || {
+                eventually("no token of the deleted user is valid", async || {
                     status(&client).await == 401
                 })
                 .await;
@@ -234,7 +234,7 @@ async fn the_webapps_own_tokens_are_shared_and_ended_like_the_gates() {
     assert_eq!(
         status(&there).await,
         200,
-        "learned at one, known at the other"
+        "learned at one gate, known at the other"
     );
     logout(&there).await;
     eventually("ended at the first", async || status(&client).await == 401).await;
@@ -260,7 +260,7 @@ pub(super) async fn operated(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
+async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = [
         operated(&webapp, &server).await,
@@ -283,7 +283,7 @@ async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
         response.status() == 200
     };
     for gate in &gates {
-        eventually("the key opens", async || opens(gate).await).await;
+        eventually("the key is accepted", async || opens(gate).await).await;
     }
     let again = ask(&gates[1], reqwest::Method::POST, "/keys").body(body.to_string());
     assert!(again.send().await.unwrap().status().is_client_error());
@@ -292,7 +292,7 @@ async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
     let gone = ask(&gates[1], reqwest::Method::DELETE, "/keys/bot");
     assert!(gone.send().await.unwrap().status().is_success());
     assert!(!opens(&gates[1]).await);
-    eventually("the key opens nothing", async || !opens(&gates[0]).await).await;
+    eventually("the key is refused", async || !opens(&gates[0]).await).await;
     println!(
         "API key deleted, refused by the other gate after {:?}",
         begin.elapsed()
@@ -301,21 +301,21 @@ async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
     // first to fill it again.
     let late = teller(&server, &written).await;
     let _: () = server.ask(&["FLUSHALL"]);
-    eventually("the late one has been heard", async || {
+    eventually("the late gate has sent its state", async || {
         server.ask::<bool>(&["HEXISTS", "{tollgate}:keys", "other"])
     })
     .await;
-    eventually("the gates have told of the end", async || {
+    eventually("the gates have sent the revocation", async || {
         let kept: Option<String> = server.ask(&["HGET", "{tollgate}:keys", "bot"]);
         kept.is_some_and(|kept| kept.ends_with('\n'))
     })
     .await;
     for gate in &gates {
-        eventually("the key opens nothing again", async || !opens(gate).await).await;
+        eventually("the key is refused again", async || !opens(gate).await).await;
     }
     drop(late);
     let again = ask(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
-    eventually("its name is free", async || {
+    eventually("the key's name is free", async || {
         let again = again.try_clone().unwrap();
         again
             .send()

@@ -55,7 +55,11 @@ async fn a_file_moves_to_a_shared_store_and_no_client_has_to_log_in_again() {
     let (merged, ..) = tollgate(&file, &["import", "--merge"], &lines);
     assert!(merged);
     let issued = |name: &str| server.ask::<u64>(&["HGET", "{tollgate}:issued", name]);
-    assert_eq!((issued("admin"), issued("worker")), (1, 1), "counted on");
+    assert_eq!(
+        (issued("admin"), issued("worker")),
+        (1, 1),
+        "the counts are continued"
+    );
 
     let gate = Gateway::from_file(folder, file.clone()).await;
     for known in [&admin, &worker] {
@@ -73,7 +77,7 @@ async fn a_file_moves_to_a_shared_store_and_no_client_has_to_log_in_again() {
     assert_eq!(issued("worker"), 2);
     let out = worker.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
-    eventually("the ended are not exported", async || {
+    eventually("ended tokens are not exported", async || {
         tollgate(&file, &["export"], "").2.contains("1 tokens")
     })
     .await;

@@ -97,9 +97,9 @@ async fn a_login_concurrent_with_a_logout_is_before_or_after_it_at_every_gate() 
 async fn all_say(there: &[Client], wanted: u16) {
     for client in there {
         match wanted {
-            200 => assert_eq!(status(client).await, 200, "a later login was ended"),
+            200 => assert_eq!(status(client).await, 200, "a later login was revoked"),
             _ => {
-                eventually("it is dead here too", async || {
+                eventually("the token is refused at this gate too", async || {
                     status(client).await == wanted
                 })
                 .await

@@ -111,7 +111,7 @@ async fn deletion(
     let [here, second, third] = in_turn(gates, number);
     let admin = here.client().with_token(admin);
     let path = format!("/v1/users/{name}");
-    eventually("the user is known here", async || {
+    eventually("the user is known at the other gate", async || {
         admin.get(&path).await.status() == 200
     })
     .await;
@@ -145,7 +145,10 @@ async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: u
     let key = made["key"].as_str().unwrap();
     let [second, third] = [second, third].map(Gateway::client);
     for client in [&second, &third] {
-        eventually("the key opens", async || opened(client, key).await == 200).await;
+        eventually("the key is accepted", async || {
+            opened(client, key).await == 200
+        })
+        .await;
     }
     let gone = ask(Method::DELETE, &format!("/keys/{name}")).send();
     let ask = async |client: &Client| opened(client, key).await;
@@ -159,7 +162,7 @@ fn rounds(here: usize) -> usize {
     rounds.and_then(|text| text.parse().ok()).unwrap_or(here)
 }
 
-async fn keeps_the_promise(what: &str, rounds: usize, round: impl AsyncFn(usize) -> Duration) {
+async fn assert_within_limit(what: &str, rounds: usize, round: impl AsyncFn(usize) -> Duration) {
     let _alone = ALONE.lock().await;
     let mut late = Duration::MAX;
     for window in 0..WINDOWS {
@@ -186,7 +189,7 @@ async fn a_logged_out_token_is_refused_by_the_other_gates_within_100_ms() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let store: Arc<SharedStore> = open(settings(&server)).await;
-    keeps_the_promise("logout", rounds(200), async |number| {
+    assert_within_limit("logout", rounds(200), async |number| {
         logout(&gates, &store, number).await
     })
     .await;
@@ -201,12 +204,12 @@ async fn a_deleted_user_and_a_deleted_key_are_refused_by_the_other_gates_within_
     }
     let store: Arc<SharedStore> = open(settings(&server)).await;
     let admin = token(&store, ADMIN).await;
-    keeps_the_promise("deletion", rounds(50), async |number| {
+    assert_within_limit("deletion", rounds(50), async |number| {
         deletion(&gates, (&store, &server), (&admin, number)).await
     })
     .await;
     let operator = reqwest::Client::builder().no_proxy().build().unwrap();
-    keeps_the_promise("key revocation", rounds(50), async |number| {
+    assert_within_limit("key revocation", rounds(50), async |number| {
         key_revocation(&gates, &operator, number).await
     })
     .await;

@@ -28,7 +28,7 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
         &["--sentinel", "--bind", "127.0.0.1"],
     );
     is_in_step(&replica).await;
-    eventually("the sentinel knows it", async || {
+    eventually("the Sentinel knows the replica", async || {
         sentinel
             .ask::<String>(&["INFO", "sentinel"])
             .contains("slaves=1")
@@ -49,7 +49,7 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
         .await;
     let seen = gates[1].client().with_token(dead.token.as_ref().unwrap());
     assert_eq!(status(&seen).await, 200);
-    eventually("the replica has all of it", async || {
+    eventually("the replica has all data", async || {
         let at = |server: &RedisServer| server.ask::<String>(&["HGET", "{tollgate}:meta", "seq"]);
         at(&replica) == at(&master)
     })
@@ -59,7 +59,10 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
     let _: u32 = master.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
     let out = dead.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
-    eventually("the others have heard", async || status(&seen).await == 401).await;
+    eventually("the other gates know of the logout", async || {
+        status(&seen).await == 401
+    })
+    .await;
     let load = Load::of(&clients);
     master.kill();
     replica.thaw();
@@ -72,7 +75,7 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
     works_again(&gates).await;
     for gate in &gates {
         let gone = gate.client().with_token(dead.token.as_ref().unwrap());
-        eventually("what was logged out stays out", async || {
+        eventually("the revoked token stays revoked", async || {
             status(&gone).await == 401
         })
         .await;
@@ -93,7 +96,7 @@ pub(super) async fn cluster() -> Vec<RedisServer> {
     words.extend(["--cluster-replicas", "0", "--cluster-yes"]);
     redis_cli(&words);
     for node in &nodes {
-        eventually("the cluster is whole", async || {
+        eventually("the cluster is complete", async || {
             node.ask::<String>(&["CLUSTER", "INFO"])
                 .contains("cluster_state:ok")
         })
@@ -132,7 +135,10 @@ async fn a_cluster_is_found_by_any_of_its_nodes() {
     let out = clients[2].post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
     for client in &clients {
-        eventually("ended at all", async || status(client).await == 401).await;
+        eventually("the token has ended at all gates", async || {
+            status(client).await == 401
+        })
+        .await;
     }
     assert_eq!(webapp.login_count(), 1);
 }
@@ -190,14 +196,14 @@ async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     let dead = worker.logged_in("worker", "Worker-Passw0rd!").await;
     let load = Load::of(&clients);
     let _: String = replica.ask(&["CLUSTER", "FAILOVER"]);
-    eventually("they have changed places", async || {
+    eventually("master and replica have changed roles", async || {
         has_role(&replica, "master") && has_role(&master, "slave")
     })
     .await;
     works_again(&gates).await;
     let out = dead.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
-    eventually("the other one has heard of it", async || {
+    eventually("the other node knows of the change", async || {
         offset(&replica) == offset(&master)
     })
     .await;
@@ -209,7 +215,7 @@ async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     works_again(&gates).await;
     for gate in &gates {
         let gone = gate.client().with_token(dead.token.as_ref().unwrap());
-        assert_eq!(status(&gone).await, 401, "what was logged out stays out");
+        assert_eq!(status(&gone).await, 401, "the revoked token stays revoked");
     }
     let (good, bad) = load.end().await;
     assert!(
@@ -295,10 +301,13 @@ async fn a_gate_that_is_cut_off_continues_and_later_gets_the_missed_changes() {
     assert_eq!(end.status(), 200);
     all_have(&gates[2..], "tollgate_store_up 0").await;
     refuses_what_needs_the_store(&gates[2]).await;
-    assert!(has(&gates[0], "tollgate_store_up 1"), "the others go on");
+    assert!(
+        has(&gates[0], "tollgate_store_up 1"),
+        "the other gates keep the store"
+    );
     network.set(2, "up");
     works_again(&gates).await;
-    eventually("it has learnt of the logout", async || {
+    eventually("the gate has received the logout", async || {
         status(&there).await == 401
     })
     .await;
