@@ -158,13 +158,13 @@ async fn burst(webapp: &Emulator, gate: &Gate, token: &str) -> (usize, u64, u64)
         gate.counted("tollgate_upstream_retries_total"),
     );
     // Slow enough that as many as the gate sends at once are on their way before the first refusal.
-    webapp.answer_takes(Duration::from_secs(2));
+    webapp.response_delay(Duration::from_secs(2));
     webapp.login_takes(Duration::from_secs(1));
     webapp.forget_all_tokens();
     let client = trusting(gate.folder(), &["h2"]);
     let calm = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        webapp.answer_takes(Duration::ZERO);
+        webapp.response_delay(Duration::ZERO);
     };
     let burst = streams::burst((gate.port, client), (PATH, token), BURST);
     let (good, ()) = tokio::join!(burst, calm);

@@ -136,7 +136,7 @@ fn state(webapp: &WebappState) -> Value {
 fn calls() -> Value {
     json!({
         "GET /": "this state",
-        "POST /faults": "set some of the switches, e.g. {\"hang\": true, \"answer_503\": 3}; \
+        "POST /faults": "set some of the switches, e.g. {\"hang\": true, \"respond_503\": 3}; \
             fail_next_logins takes {\"times\": 2, \"how\": {\"status\": 503}}; \
             login_response and how: normal, ten_megabytes, html, cut_in_middle, never, empty_body, \
             password_change_required or {\"status\": 503}; \

@@ -84,7 +84,7 @@ pub struct FailLogins {
     pub how: LoginResponse,
 }
 
-/// All switches. Numbers named `answer_...` or `close_...` count down, one per
+/// All switches. Numbers named `respond_...` or `close_...` count down, one per
 /// request; logins do not draw on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -99,9 +99,9 @@ pub struct Switches {
     pub overload: bool,
     /// 500 and 1014 on everything that needs the Coreapp.
     pub coreapp_down: bool,
-    pub answer_401: u32,
-    pub answer_429: u32,
-    pub answer_503: u32,
+    pub respond_401: u32,
+    pub respond_429: u32,
+    pub respond_503: u32,
     /// The head and half of the body, then the connection ends.
     pub close_mid_body: u32,
     /// The head, then silence.
@@ -113,7 +113,7 @@ pub struct Switches {
     /// Responses repeat the request's `Authorization` in a header and in the body.
     pub echo: bool,
     /// Pause before each response other than a login's.
-    pub answer_takes_ms: u64,
+    pub response_delay_ms: u64,
     /// Pause between the creation of a token and the response with it.
     pub login_takes_ms: u64,
     pub login_response: LoginResponse,
@@ -142,15 +142,15 @@ impl Default for Switches {
             not_ready: false,
             overload: false,
             coreapp_down: false,
-            answer_401: 0,
-            answer_429: 0,
-            answer_503: 0,
+            respond_401: 0,
+            respond_429: 0,
+            respond_503: 0,
             close_mid_body: 0,
             stall_after_headers: false,
             slow_body: false,
             trailers: false,
             echo: false,
-            answer_takes_ms: 0,
+            response_delay_ms: 0,
             login_takes_ms: 0,
             login_response: LoginResponse::Normal,
             fail_next_logins: FailLogins::default(),
@@ -219,12 +219,12 @@ impl FaultSwitches {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let mut own = *now;
-        (own.answer_401, own.answer_429) = (0, 0);
-        (own.answer_503, own.close_mid_body) = (0, 0);
+        (own.respond_401, own.respond_429) = (0, 0);
+        (own.respond_503, own.close_mid_body) = (0, 0);
         for (left, drawn) in [
-            (&mut now.answer_401, &mut own.answer_401),
-            (&mut now.answer_429, &mut own.answer_429),
-            (&mut now.answer_503, &mut own.answer_503),
+            (&mut now.respond_401, &mut own.respond_401),
+            (&mut now.respond_429, &mut own.respond_429),
+            (&mut now.respond_503, &mut own.respond_503),
             (&mut now.close_mid_body, &mut own.close_mid_body),
         ] {
             if *left > 0 {

@@ -29,7 +29,7 @@ struct IssuedToken {
     token: Secret,
 }
 
-/// A token and its time, on the pretend Webapp's clock.
+/// A token and its time, on the emulated Webapp's clock.
 pub(super) struct MintedToken {
     pub token: Secret,
     pub expires: i64,

@@ -84,17 +84,17 @@ pub(super) fn find(method: &Method, path: &[&str]) -> Result<NodeRoute, RouteErr
         ["v1", rest @ ..] => below_v1(rest).ok_or(RouteError::Path)?,
         _ => return Err(RouteError::Path),
     };
-    let asked = if method == Method::HEAD {
+    let requested = if method == Method::HEAD {
         "GET"
     } else {
         method.as_str()
     };
-    if !methods.split(' ').any(|known| known == asked) {
+    if !methods.split(' ').any(|known| known == requested) {
         return Err(RouteError::Method);
     }
     Ok(NodeRoute {
         node,
-        access: access(node, asked, path),
+        access: access(node, requested, path),
         origin: origin(node),
     })
 }

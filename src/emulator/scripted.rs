@@ -26,9 +26,9 @@ switches! {
     not_ready: bool => not_ready;
     overload: bool => overload;
     coreapp_down: bool => coreapp_down;
-    answer_401: u32 => answer_401;
-    answer_429: u32 => answer_429;
-    answer_503: u32 => answer_503;
+    respond_401: u32 => respond_401;
+    respond_429: u32 => respond_429;
+    respond_503: u32 => respond_503;
     close_mid_body: u32 => close_mid_body;
     stall_after_headers: bool => stall_after_headers;
     slow_body: bool => slow_body;
@@ -59,12 +59,12 @@ impl Emulator {
         self.webapp.state.faults.reset();
     }
 
-    pub fn answer_401_once(&self) {
-        self.answer_401(1);
+    pub fn respond_401_once(&self) {
+        self.respond_401(1);
     }
 
-    pub fn answer_takes(&self, pause: Duration) {
-        self.change(|switches| switches.answer_takes_ms = millis(pause));
+    pub fn response_delay(&self, pause: Duration) {
+        self.change(|switches| switches.response_delay_ms = millis(pause));
     }
 
     /// The token exists before the pause; the response is sent after it.
@@ -120,7 +120,7 @@ impl Emulator {
 
     /// Responses with 401 so far, to logins and tokens.
     pub fn refusals_401(&self) -> u64 {
-        RequestCounts::read(&self.webapp.state.counts.answers_401)
+        RequestCounts::read(&self.webapp.state.counts.responses_401)
     }
 
     /// Responses with 429 so far, scripted or by the rate limits.
@@ -128,7 +128,7 @@ impl Emulator {
         self.webapp
             .state
             .counts
-            .answers_429
+            .responses_429
             .load(std::sync::atomic::Ordering::Relaxed)
     }
 

@@ -89,8 +89,8 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
     let sent = record(program, "/v1/messages").await;
     assert_eq!(sent["bytes_in"], message.to_string().len());
 
-    let stranger = client.clone().with_token("made-up");
-    stranger.get("/v1/groups").await;
+    let unknown = client.clone().with_token("made-up");
+    unknown.get("/v1/groups").await;
     let refused = record(program, "/v1/groups").await;
     assert_eq!(
         (&refused["status"], &refused["client"]),

@@ -257,15 +257,15 @@ async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
     }
     let known = client.clone().logged_in("admin", WEBAPP_PASSWORD).await;
     let older = webapp.mint_token("admin").unwrap();
-    let asked = client.clone().with_token(older.expose());
+    let probed = client.clone().with_token(older.expose());
     let made_up = client
         .clone()
         .with_token("eyJhbGciOiJIUzI1NiJ9.e30.Canary-made-up");
-    for one in [&known, &asked, &made_up] {
+    for one in [&known, &probed, &made_up] {
         responses.record(Ok(one.get("/v1/groups").await)).await;
     }
     webapp.hang(true);
-    for one in [&known, &asked] {
+    for one in [&known, &probed] {
         responses.record(Ok(one.get("/v1/groups").await)).await;
     }
     webapp.hang(false);
@@ -274,7 +274,7 @@ async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
         .record(Ok(known.get("/v1/media/generated-100000").await))
         .await;
     webapp.forget_all_tokens();
-    for one in [&known, &asked, &known] {
+    for one in [&known, &probed, &known] {
         responses.record(Ok(one.get("/v1/groups").await)).await;
     }
     let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", program.operator)).await;

@@ -32,7 +32,7 @@ struct BrokenConfig {
     setup: fn(Setup) -> Setup,
     change: fn(String) -> String,
     /// Texts that the one problem must contain.
-    says: &'static [&'static str],
+    expected: &'static [&'static str],
 }
 
 const SAME: fn(String) -> String = |text| text;
@@ -41,14 +41,14 @@ const PLAIN: fn(Setup) -> Setup = |setup| setup;
 fn row(
     what: &'static str,
     files: &'static [(&'static str, &'static str)],
-    says: &'static [&'static str],
+    expected: &'static [&'static str],
 ) -> BrokenConfig {
     BrokenConfig {
         what,
         files,
         setup: PLAIN,
         change: SAME,
-        says,
+        expected,
     }
 }
 
@@ -174,7 +174,7 @@ async fn check_refuses_what_serve_refuses_in_the_same_words() {
             spoiled.what,
             checked[0]
         );
-        for part in spoiled.says {
+        for part in spoiled.expected {
             assert!(
                 rest.contains(part),
                 "{}: {part:?} is not in {rest:?}",
@@ -238,13 +238,13 @@ async fn check_refuses_a_store_that_serve_refuses_and_changes_nothing() {
         let file = written(folder.path(), &webapp, &Setup::default(), |text| text);
         let path = folder.path().join("data/tollgate.redb");
         std::fs::create_dir(path.parent().unwrap()).unwrap();
-        let says = spoil(&path);
+        let expected = spoil(&path);
         let before = std::fs::read(&path).ok();
         let checked = problems(&tollgate(&file, &["check"]));
         assert_eq!(checked.len(), 1, "{checked:#?}");
         assert!(checked[0].contains("store.path"), "{checked:#?}");
-        assert!(checked[0].contains(says), "{says}: {checked:#?}");
-        assert_eq!(std::fs::read(&path).ok(), before, "{says}");
+        assert!(checked[0].contains(expected), "{expected}: {checked:#?}");
+        assert_eq!(std::fs::read(&path).ok(), before, "{expected}");
         let served = tollgate(&file, &["serve"]);
         let served = String::from_utf8(served.stderr).unwrap();
         assert!(served.contains("cannot open the store"), "{served}");

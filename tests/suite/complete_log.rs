@@ -83,7 +83,7 @@ impl LoggingGate {
     }
 
     /// Starts `count` requests, by HTTP/1 and HTTP/2 alternately, each on its own connection.
-    fn ask(&self, count: usize) {
+    fn send_requests(&self, count: usize) {
         self.ask_for(count, "");
     }
 
@@ -180,7 +180,7 @@ async fn requests_that_end_during_the_drain_have_their_lines_in_each_of_ten_runs
     for round in 0..10 {
         let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
-        gate.ask(8);
+        gate.send_requests(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
         assert_eq!(gate.exit_code(), 0, "{}", gate.stderr());
@@ -199,7 +199,7 @@ async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
     for round in 0..5 {
         let mut gate = LoggingGate::start(&upstream, "200ms");
         gate.is_ready().await;
-        gate.ask(8);
+        gate.send_requests(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
         assert_eq!(gate.exit_code(), 1, "{}", gate.stderr());
@@ -218,7 +218,7 @@ async fn after_a_second_signal_the_lines_are_complete() {
     for second in ["TERM", "INT"] {
         let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
-        gate.ask(8);
+        gate.send_requests(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
         tokio::time::sleep(Duration::from_millis(100)).await;

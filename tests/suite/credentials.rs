@@ -107,11 +107,11 @@ async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
     let key = with_key(&anonymous, USER_KEY, Method::GET, "/v1/stickerpacks", "").await;
     assert_ne!(status(&key), 403);
     assert_eq!(status(&worker.get("/v1/users/worker").await), 200);
-    let gone = admin
+    let deleted = admin
         .request(Method::DELETE, "/v1/users/worker")
         .send()
         .await;
-    assert_eq!(gone.unwrap().status(), 200);
+    assert_eq!(deleted.unwrap().status(), 200);
     assert_eq!(
         status(&worker.get("/v1/users/worker").await),
         401,

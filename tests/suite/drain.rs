@@ -1,4 +1,4 @@
-//! A gate that is told to stop: readiness off first, no new requests, those in flight finished.
+//! A gate that is stopped: readiness off first, no new requests, those in flight finished.
 
 use std::time::Duration;
 

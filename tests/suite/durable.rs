@@ -63,8 +63,8 @@ async fn a_restart_keeps_users_passwords_tokens_and_revocations() {
     let out = bert.request(Method::POST, "/v1/users/logout").send().await;
     assert_eq!(out.unwrap().status(), 200);
     let again = log_in(&gateway, "bert").await;
-    let gone = admin.request(Method::DELETE, "/v1/users/carl").send().await;
-    assert_eq!(gone.unwrap().status(), 200);
+    let deleted = admin.request(Method::DELETE, "/v1/users/carl").send().await;
+    assert_eq!(deleted.unwrap().status(), 200);
     let new = json!({ "password": "An0ther-Passw0rd" });
     let changed = admin.request(Method::PUT, "/v1/users/anna");
     let changed = changed.body(new.to_string()).send().await.unwrap();
@@ -105,7 +105,7 @@ async fn learned_tokens_are_still_known_after_a_restart() {
     let gateway = gateway.restart().await;
     assert!(
         is_known(&gateway, &one).await,
-        "and the Webapp was not asked"
+        "and the Webapp got no request"
     );
     let client = gateway.client().with_token(one.token.as_ref().unwrap());
     let out = client

@@ -93,8 +93,8 @@ async fn both_protocols_carry_bodies_head_requests_and_empty_responses() {
         let down = client.get(&path).await;
         assert_eq!(down.headers()["content-length"], "70000");
         assert_eq!(down.bytes().await.unwrap(), body);
-        let gone = client.request(Method::DELETE, &path).send().await.unwrap();
-        assert!(gone.status().is_success());
+        let deleted = client.request(Method::DELETE, &path).send().await.unwrap();
+        assert!(deleted.status().is_success());
         let missing = client.get(&path).await;
         assert_eq!(missing.status(), 404);
         assert_eq!(
@@ -239,13 +239,13 @@ async fn the_upstreams_own_errors_pass_and_an_unreachable_upstream_is_a_502() {
     let webapp = emulator().await;
     let (gateway, client) = gate(&webapp).await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    webapp.answer_503(1);
+    webapp.respond_503(1);
     assert_eq!(
         client.get("/v1/support").await.status(),
         503,
         "the Webapp's own response is forwarded"
     );
-    webapp.answer_429(1);
+    webapp.respond_429(1);
     assert_eq!(client.get("/v1/support").await.status(), 429);
     webapp.stop();
     assert_eq!(verdict(client.get("/v1/support").await).await, (502, 1014));

@@ -225,14 +225,14 @@ async fn one_path_without_responses_does_not_open_the_breaker() {
             .get(),
         0
     );
-    let answered = gateway
+    let responded = gateway
         .metrics
         .upstream("main")
         .upstream_probes
         .value(ProbeOutcome::Succeeded);
     assert!(
-        (3..=8).contains(&answered),
-        "{answered} probes in six seconds"
+        (3..=8).contains(&responded),
+        "{responded} probes in six seconds"
     );
     assert_eq!(
         gateway

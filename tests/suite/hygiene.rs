@@ -206,7 +206,7 @@ access = "token"
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_requests_are_answered_in_order() {
+async fn pipelined_requests_get_responses_in_order() {
     let (_webapp, gateway, token) = open_gate().await;
     let one = format!(
         "GET /v1/support HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
@@ -268,7 +268,7 @@ async fn the_upstream_gets_the_gates_fields_and_none_that_a_client_forged() {
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 200);
     let seen: Value = response.json().await.unwrap();
-    let seen = &seen["heard"];
+    let seen = &seen["received"];
     assert_eq!(seen["x-forwarded-for"], "127.0.0.1");
     assert_eq!(seen["x-forwarded-proto"], "https");
     assert_eq!(seen["x-tollgate-client"], "admin");

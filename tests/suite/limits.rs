@@ -1,4 +1,4 @@
-//! Each client has its limits, and the Webapp never has to answer 429.
+//! Each client has its limits, and the Webapp never has to respond with 429.
 
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ async fn password_guesses_are_limited_by_peer_and_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
+async fn with_the_profiles_defaults_the_webapp_never_responds_429() {
     let webapp = emulator_with(Settings {
         limits: true,
         ..Settings::for_tests()

@@ -107,7 +107,7 @@ async fn two_gates_in_a_loop_end_the_request_at_its_return() {
 async fn a_login_that_returns_is_reported_as_a_loop_and_not_as_a_wrong_password() {
     let port = free_port();
     let gateway = gate(port, &format!("https://127.0.0.1:{port}"), true).await;
-    crate::harness::eventually("told", async || {
+    crate::harness::eventually("the loop is reported", async || {
         let response = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
         let text = response.text().await.unwrap();
         text.contains("upstream login: refused with status 508")
@@ -202,8 +202,8 @@ async fn the_gates_own_name_is_found_anywhere_in_via_and_fails_only_that_request
     // A comment in the field does not count.
     let response = sent(&gateway, "1.1", &[&format!("1.1 fred (not, 1.1 {name})")]).await;
     assert!(response.contains(" 200 "), "{response}");
-    let stranger = gateway.client().get("/v1/support").await;
-    assert_eq!(verdict(stranger).await, (401, 1005));
+    let response = gateway.client().get("/v1/support").await;
+    assert_eq!(verdict(response).await, (401, 1005));
     assert_eq!(
         heads.lock().unwrap().len(),
         2,

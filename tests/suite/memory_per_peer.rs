@@ -172,7 +172,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// HEADERS of a GET on `stream`.
-fn asks(stream: u32, path: &str) -> Vec<u8> {
+fn get_frame(stream: u32, path: &str) -> Vec<u8> {
     let fields = [
         (":method", "GET"),
         (":scheme", "https"),
@@ -327,8 +327,8 @@ async fn a_client_that_reads_nothing_holds_little_of_a_chunked_response() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_without_a_window_holds_little_of_its_response() {
-    let asked = asks(1, "/large");
-    bounded(STALLED, 100, async |gate| gate.http2(0, &asked).await).await;
+    let frames = get_frame(1, "/large");
+    bounded(STALLED, 100, async |gate| gate.http2(0, &frames).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,9 +363,9 @@ async fn a_body_that_the_upstream_does_not_read_is_buffered_in_small_part() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_http2_connection_holds_little_and_its_memory_is_released() {
-    let asked = asks(1, "/short");
+    let frames = get_frame(1, "/short");
     let open = async |gate: &Gate| {
-        let mut peer = gate.http2(65_535, &asked).await;
+        let mut peer = gate.http2(65_535, &frames).await;
         // Settings, their acknowledgement, the response's head and body, in any pieces.
         let mut bytes = [0; 4096];
         let _ = timeout(Duration::from_secs(5), peer.read(&mut bytes)).await;

@@ -1,4 +1,4 @@
-//! Faults of the network: name servers that answer for one address family, silent addresses,
+//! Faults of the network: name servers that reply for one address family, silent addresses,
 //! bad entries in the host's files, untrusted certificates, connections that end as announced.
 //! Tests that need their own files under /etc run in a namespace.
 
@@ -64,7 +64,7 @@ fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// A name server that answers for IPv4 at once and never for IPv6.
+/// A name server that replies for IPv4 at once and never for IPv6.
 async fn ipv4_only_name_server() {
     let socket = UdpSocket::bind("127.0.0.1:53").await.unwrap();
     tokio::spawn(async move {

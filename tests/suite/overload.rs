@@ -41,7 +41,7 @@ async fn a_request_without_an_upstream_permit_in_time_gets_503_with_retry_after(
         .rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
-    webapp.answer_takes(Duration::from_secs(3));
+    webapp.response_delay(Duration::from_secs(3));
     let first = {
         let client = client.clone();
         tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
@@ -55,7 +55,7 @@ async fn a_request_without_an_upstream_permit_in_time_gets_503_with_retry_after(
     assert_eq!(verdict(late).await, (503, 1016));
     assert_eq!(webapp.request_count("/v1/groups"), 0);
     assert_eq!(first.await.unwrap(), 200, "the first request succeeds");
-    webapp.answer_takes(Duration::ZERO);
+    webapp.response_delay(Duration::ZERO);
     assert_eq!(client.get("/v1/groups").await.status(), 200);
 }
 
@@ -66,7 +66,7 @@ async fn requests_over_max_in_flight_are_refused_at_once() {
     assert_ne!(limits, NO_LIMITS);
     let gateway = Gateway::with(&webapp, Setup::default().rest(&limits)).await;
     let client = gateway.admin().await;
-    webapp.answer_takes(Duration::from_secs(3));
+    webapp.response_delay(Duration::from_secs(3));
     let held: Vec<_> = (0..2)
         .map(|_| {
             let client = client.clone();
@@ -81,7 +81,7 @@ async fn requests_over_max_in_flight_are_refused_at_once() {
     for one in held {
         assert_eq!(one.await.unwrap(), 200);
     }
-    webapp.answer_takes(Duration::ZERO);
+    webapp.response_delay(Duration::ZERO);
     assert_eq!(
         client.get("/v1/groups").await.status(),
         200,

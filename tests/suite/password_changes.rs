@@ -10,7 +10,7 @@ use crate::harness::{
     ADMIN, ADMIN_PASSWORD, Client, Gateway, NO_LIMITS, Setup, WEBAPP_PASSWORD, emulator, eventually,
 };
 use crate::shared::{brisk, store};
-use crate::user_names::{ask_operator, operated};
+use crate::user_names::{send_to_operator, operated};
 
 const OLD: &str = "Old:Passw0rd:1";
 const NEW: &str = "New:Passw0rd:2";
@@ -153,7 +153,7 @@ async fn a_change_at_one_gate_ends_the_tokens_at_all_gates_but_the_one_used() {
     }
     // The same by the operator, at the other gate.
     let (one, two) = (worker(&gates[0]).await, worker(&gates[1]).await);
-    let ended = ask_operator(&gates[1], Method::DELETE, "/users/worker/tokens").await;
+    let ended = send_to_operator(&gates[1], Method::DELETE, "/users/worker/tokens").await;
     let ended: Value = ended.json().await.unwrap();
     assert_eq!(ended, json!({ "user": "worker", "ended": 2 }));
     for gate in &gates {
@@ -225,18 +225,18 @@ async fn only_the_operator_can_end_one_users_tokens() {
     let (one, two) = (worker(&gateway).await, worker(&gateway).await);
     let url = gateway.operator_url("/users/worker/tokens");
     let plain = reqwest::Client::builder().no_proxy().build().unwrap();
-    let stranger = plain.delete(&url).send().await.unwrap();
-    assert_eq!(stranger.status(), 401);
-    assert!(stranger.headers().contains_key("www-authenticate"));
+    let refused = plain.delete(&url).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    assert!(refused.headers().contains_key("www-authenticate"));
     let user = plain.delete(&url).bearer_auth(one.token.as_ref().unwrap());
     assert_eq!(user.send().await.unwrap().status(), 401);
     assert!(is_good(&one).await);
-    let ended = ask_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
+    let ended = send_to_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
     assert_eq!(ended.headers()["cache-control"], "no-store");
     let ended: Value = ended.json().await.unwrap();
     assert_eq!(ended, json!({ "user": "worker", "ended": 2 }));
     assert!(!is_good(&one).await && !is_good(&two).await && is_good(&admin).await);
-    let again = ask_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
+    let again = send_to_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
     assert_eq!(again.json::<Value>().await.unwrap()["ended"], 0);
     for (method, path, status) in [
         (Method::DELETE, "/users/nobody/tokens", 404),
@@ -244,7 +244,7 @@ async fn only_the_operator_can_end_one_users_tokens() {
         (Method::DELETE, "/users", 404),
         (Method::DELETE, "/users/worker/keys", 404),
     ] {
-        let response = ask_operator(&gateway, method, path).await;
+        let response = send_to_operator(&gateway, method, path).await;
         assert_eq!(response.status().as_u16(), status, "{path}");
     }
     let gateway = gateway.restart().await;

@@ -8,7 +8,7 @@ use crate::harness::{Gateway, NO_LIMITS, Setup, eventually, secret};
 
 const GOOD: &str = "good-api-key-0123";
 
-/// An upstream that answers requests with any other API key with `status`, and counts them.
+/// An upstream that responds with `status` to requests with any other API key, and counts them.
 async fn upstream(status: u16) -> (Upstream, Arc<AtomicUsize>) {
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);

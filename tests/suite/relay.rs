@@ -86,12 +86,12 @@ async fn a_deletion_ends_the_users_tokens_and_a_failed_one_does_not() {
         .unwrap();
     assert_eq!(refused.status(), 403, "the Webapp refuses the deletion");
     assert_eq!(worker.get("/v1/support").await.status(), 200);
-    let gone = admin
+    let deleted = admin
         .request(Method::DELETE, "/v1/users/worker")
         .send()
         .await
         .unwrap();
-    assert_eq!(gone.status(), 200);
+    assert_eq!(deleted.status(), 200);
     assert_eq!(verdict(worker.get("/v1/support").await).await, (401, 1005));
     assert_eq!(admin.get("/v1/support").await.status(), 200);
 }

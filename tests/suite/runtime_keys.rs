@@ -33,7 +33,12 @@ async fn gateway() -> Gateway {
     Gateway::from_file(folder, file).await
 }
 
-async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>) -> Response {
+async fn send_request(
+    gateway: &Gateway,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Response {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let request = client.request(method, gateway.operator_url(path));
     let request = request.bearer_auth(TOKEN);
@@ -45,7 +50,7 @@ async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>)
 }
 
 async fn list(gateway: &Gateway) -> Vec<Value> {
-    let response = ask(gateway, Method::GET, "/keys", None).await;
+    let response = send_request(gateway, Method::GET, "/keys", None).await;
     assert_eq!(response.status(), 200);
     let response: Value = response.json().await.unwrap();
     response["keys"].as_array().unwrap().clone()
@@ -64,7 +69,7 @@ async fn a_key_created_at_run_time_works_at_once_survives_a_restart_and_ends_at_
         "name": "bot", "paths": ["/v1/support"], "methods": ["GET"],
         "expires": "2099-12-31T23:59:59Z",
     });
-    let response = ask(&gateway, Method::POST, "/keys", Some(body.clone())).await;
+    let response = send_request(&gateway, Method::POST, "/keys", Some(body.clone())).await;
     assert_eq!(response.status(), 201);
     assert_eq!(response.headers()["cache-control"], "no-store");
     let response: Value = response.json().await.unwrap();
@@ -87,16 +92,16 @@ async fn a_key_created_at_run_time_works_at_once_survives_a_restart_and_ends_at_
         !text.contains(&key) && !text.contains(&sha256(&key)),
         "{text}"
     );
-    let again = ask(&gateway, Method::POST, "/keys", Some(body)).await;
+    let again = send_request(&gateway, Method::POST, "/keys", Some(body)).await;
     assert_eq!(again.status(), 409);
 
     let gateway = gateway.restart().await;
     assert_eq!(status(&gateway, &key, "/v1/support").await, 200);
-    let gone = ask(&gateway, Method::DELETE, "/keys/bot", None).await;
-    assert_eq!(gone.status(), 200);
+    let deletion = send_request(&gateway, Method::DELETE, "/keys/bot", None).await;
+    assert_eq!(deletion.status(), 200);
     assert_eq!(status(&gateway, &key, "/v1/support").await, 401);
-    let gone = ask(&gateway, Method::DELETE, "/keys/bot", None).await;
-    assert_eq!(gone.status(), 404);
+    let deletion = send_request(&gateway, Method::DELETE, "/keys/bot", None).await;
+    assert_eq!(deletion.status(), 404);
     let gateway = gateway.restart().await;
     assert_eq!(status(&gateway, &key, "/v1/support").await, 401);
 }
@@ -105,7 +110,7 @@ async fn a_key_created_at_run_time_works_at_once_survives_a_restart_and_ends_at_
 async fn a_key_created_at_run_time_can_have_its_own_limit() {
     let gateway = gateway().await;
     let body = json!({ "name": "slow", "paths": ["/v1/support"], "limit": "1/h burst 2" });
-    let response = ask(&gateway, Method::POST, "/keys", Some(body)).await;
+    let response = send_request(&gateway, Method::POST, "/keys", Some(body)).await;
     let response: Value = response.json().await.unwrap();
     let key = response["key"].as_str().unwrap().to_owned();
     let gateway = gateway.restart().await;
@@ -121,9 +126,9 @@ async fn a_key_created_at_run_time_can_have_its_own_limit() {
 async fn keys_of_the_config_file_are_listed_and_cannot_be_changed() {
     let gateway = gateway().await;
     let taken = json!({ "name": "written" });
-    let refused = ask(&gateway, Method::POST, "/keys", Some(taken)).await;
+    let refused = send_request(&gateway, Method::POST, "/keys", Some(taken)).await;
     assert_eq!(refused.status(), 409);
-    let refused = ask(&gateway, Method::DELETE, "/keys/written", None).await;
+    let refused = send_request(&gateway, Method::DELETE, "/keys/written", None).await;
     assert_eq!(refused.status(), 409);
     assert!(refused.text().await.unwrap().contains("remove it there"));
     for bad in [
@@ -138,11 +143,11 @@ async fn keys_of_the_config_file_are_listed_and_cannot_be_changed() {
         json!({ "name": "x", "limit": "a few" }),
         json!({ "name": "x", "paths": vec!["/v1"; 10_000] }),
     ] {
-        let refused = ask(&gateway, Method::POST, "/keys", Some(bad.clone())).await;
+        let refused = send_request(&gateway, Method::POST, "/keys", Some(bad.clone())).await;
         assert_eq!(refused.status(), 400, "{bad}");
     }
     assert_eq!(list(&gateway).await.len(), 1);
-    let odd = ask(&gateway, Method::PUT, "/keys", None).await;
+    let odd = send_request(&gateway, Method::PUT, "/keys", None).await;
     assert_eq!(
         (odd.status().as_u16(), &odd.headers()["allow"]),
         (405, &"GET, POST".parse().unwrap())
@@ -161,7 +166,7 @@ async fn without_the_operators_token_keys_cannot_be_listed_or_created() {
     }
     let webapp = emulator().await;
     let without = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
-    let response = ask(&without, Method::GET, "/keys", None).await;
+    let response = send_request(&without, Method::GET, "/keys", None).await;
     assert_eq!(response.status(), 403);
     assert!(response.text().await.unwrap().contains("[operator] token"));
 }
@@ -170,7 +175,11 @@ async fn without_the_operators_token_keys_cannot_be_listed_or_created() {
 async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default()).await;
-    let keys = async || ask(&gateway, Method::GET, "/keys", None).await.status();
+    let keys = async || {
+        send_request(&gateway, Method::GET, "/keys", None)
+            .await
+            .status()
+    };
     assert_eq!(keys().await, 403, "no operator token is configured");
 
     let token = gateway.folder.path().join("operator-token");

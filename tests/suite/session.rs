@@ -117,11 +117,11 @@ async fn a_body_over_the_replay_limit_gets_503_and_is_not_sent_again_in_part() {
     };
     // The refusal arrives after more of the body was sent than is buffered.
     webapp.forget_all_tokens();
-    webapp.answer_takes(Duration::from_millis(300));
+    webapp.response_delay(Duration::from_millis(300));
     let response = send().await.unwrap();
     assert_eq!(response.headers()["retry-after"], "0");
     assert_eq!(verdict(response).await, (503, 1011));
-    webapp.answer_takes(Duration::ZERO);
+    webapp.response_delay(Duration::ZERO);
     assert_eq!(
         send().await.unwrap().status(),
         200,

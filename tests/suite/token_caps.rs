@@ -155,8 +155,8 @@ async fn a_relayed_users_oldest_token_ends_at_the_gate_only() {
     let direct = webapp.mint_token(ADMIN);
     assert!(direct.is_some());
     let token = clients[0].token.as_ref().unwrap();
-    let asked = capped("directory = \"webapp\"\nunknown_tokens = \"ask\"");
-    let other = Gateway::with(&webapp, asked).await;
+    let setup_of_other = capped("directory = \"webapp\"\nunknown_tokens = \"ask\"");
+    let other = Gateway::with(&webapp, setup_of_other).await;
     let there = other.client().with_token(token);
     eventually("the upstream still accepts the token", async || {
         there.get("/v1/support").await.status() == 200

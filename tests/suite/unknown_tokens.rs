@@ -77,13 +77,13 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
                 .contains("accepts made-up tokens")
         })
         .await;
-        let asked = upstream.count("GET /v1/health");
+        let probes = upstream.count("GET /v1/health");
         for token in [good.as_str(), "made-up", "a.b.c"] {
             let client = gateway.client().with_token(token);
             assert_eq!(verdict(client.get("/v1/support").await).await, (401, 1005));
         }
         assert!(
-            upstream.count("GET /v1/health") <= asked + 2,
+            upstream.count("GET /v1/health") <= probes + 2,
             "no probe for the clients' tokens"
         );
         assert_eq!(upstream.count("GET /v1/support"), 0);
@@ -180,8 +180,8 @@ async fn a_probed_token_is_a_client_of_its_own_whatever_its_claims() {
     // The token does not count against admin's cap, and a logout ends this token only.
     let admin = gateway.client().logged_in("admin", "whatever").await;
     assert_eq!(admin.get("/v1/support").await.status(), 200);
-    let gone = gateway.client().with_token(&tokens[0]);
-    let response = gone.post("/v1/users/logout", &json!({})).await;
+    let revoked = gateway.client().with_token(&tokens[0]);
+    let response = revoked.post("/v1/users/logout", &json!({})).await;
     assert_eq!(response.status(), 200);
     eventually("seven probed tokens and admin's", async || {
         gateway.metrics.tokens.get() == 8

@@ -61,8 +61,8 @@ async fn lives(name: &str, first: &Client, second: &Client) {
         200,
         "{name} logs in"
     );
-    let gone = send(second, Method::DELETE, &path(name), "").await;
-    assert_eq!(gone, 200, "{name} is deleted");
+    let deleted = send(second, Method::DELETE, &path(name), "").await;
+    assert_eq!(deleted, 200, "{name} is deleted");
     assert_eq!(
         second.get(&path(name)).await.status(),
         404,
@@ -172,7 +172,7 @@ pub(crate) async fn operated(webapp: &tollgate::emulator::Emulator, setup: Setup
     Gateway::from_file(folder, file).await
 }
 
-pub(crate) async fn ask_operator(
+pub(crate) async fn send_to_operator(
     gateway: &Gateway,
     method: Method,
     path: &str,
@@ -216,15 +216,15 @@ async fn the_operator_can_delete_a_user_whose_name_is_no_longer_allowed() {
     ] {
         let user = gateway.client().logged_in(name, PASSWORD).await;
         assert_eq!(user.get("/v1/health").await.status(), 200);
-        let gone = ask_operator(&gateway, Method::DELETE, at).await;
-        assert_eq!(gone.status(), 200, "{name}");
-        let gone: serde_json::Value = gone.json().await.unwrap();
-        assert_eq!(gone, json!({ "deleted": name, "ended": 1 }));
+        let deleted = send_to_operator(&gateway, Method::DELETE, at).await;
+        assert_eq!(deleted.status(), 200, "{name}");
+        let deleted: serde_json::Value = deleted.json().await.unwrap();
+        assert_eq!(deleted, json!({ "deleted": name, "ended": 1 }));
         assert_eq!(user.get("/v1/health").await.status(), 401);
         assert_eq!(user.login(name, PASSWORD).await.status(), 401);
-        let again = ask_operator(&gateway, Method::DELETE, at).await;
+        let again = send_to_operator(&gateway, Method::DELETE, at).await;
         assert_eq!(again.status(), 404);
     }
-    let first = ask_operator(&gateway, Method::DELETE, "/users/admin").await;
+    let first = send_to_operator(&gateway, Method::DELETE, "/users/admin").await;
     assert_eq!(first.status(), 409, "the first admin stays");
 }

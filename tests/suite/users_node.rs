@@ -160,12 +160,12 @@ async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses(
     assert_eq!(verdict(change("{}").await.unwrap()).await, (400, 1008));
     assert_eq!(verdict(change("{").await.unwrap()).await, (400, 1025));
 
-    let gone = admin
+    let deleted = admin
         .request(Method::DELETE, "/v1/users/jane.doe")
         .send()
         .await
         .unwrap();
-    assert_eq!(gone.status(), 200);
+    assert_eq!(deleted.status(), 200);
     assert_eq!(
         verdict(jane.get("/v1/users/jane.doe").await).await,
         (401, 1005),

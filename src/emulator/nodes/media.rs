@@ -58,7 +58,7 @@ struct StoredMedia {
 enum UploadError {
     #[error("upload is larger than allowed")]
     TooLarge,
-    #[error("upload did not go on in time")]
+    #[error("upload stalled")]
     Slow,
     #[error("upload broke off")]
     Broken(#[source] hyper::Error),

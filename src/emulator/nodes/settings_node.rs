@@ -117,7 +117,7 @@ impl SettingsNode {
                 let photo = self.photo.lock().clone();
                 let photo =
                     photo.ok_or_else(|| Reply::not_found(ORIGIN, "No profile photo found"))?;
-                if call.asks("format", "link") {
+                if call.has_query("format", "link") {
                     let profile = json!({ "photo": { "link": "https://webapp/photo.jpg" } });
                     return Ok(Reply::ok(
                         ORIGIN,

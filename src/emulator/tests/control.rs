@@ -25,10 +25,10 @@ async fn the_state_is_shown_without_a_secret() {
 #[tokio::test]
 async fn switches_are_set_by_name_all_or_none() {
     let fixture = TestEmulator::start().await;
-    let wish = r#"{"answer_503":2,"fail_next_logins":{"times":1,"how":{"status":500}}}"#;
+    let wish = r#"{"respond_503":2,"fail_next_logins":{"times":1,"how":{"status":500}}}"#;
     let set = fixture.order("POST", "/faults", wish).await;
     assert_eq!(set.status, 200);
-    assert_eq!(set.json()["switches"]["answer_503"], 2);
+    assert_eq!(set.json()["switches"]["respond_503"], 2);
     assert_eq!(fixture.admin_log_in().await.status, 500);
     let before = fixture.emulator.switches();
     for bad in [
@@ -46,7 +46,7 @@ async fn switches_are_set_by_name_all_or_none() {
     }
     assert_eq!(fixture.emulator.switches(), before);
     fixture.order("DELETE", "/faults", "").await;
-    assert_eq!(fixture.emulator.switches().answer_503, 0);
+    assert_eq!(fixture.emulator.switches().respond_503, 0);
 }
 
 #[tokio::test]

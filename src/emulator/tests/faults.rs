@@ -119,9 +119,9 @@ async fn countdowns_apply_to_that_many_requests_and_no_login() {
     let fixture = TestEmulator::start().await;
     let token = fixture.bearer().await;
     for (set, status_and_code) in [
-        (Emulator::answer_401 as fn(&Emulator, u32), (401, 1005)),
-        (Emulator::answer_429, (429, 1015)),
-        (Emulator::answer_503, (503, 1016)),
+        (Emulator::respond_401 as fn(&Emulator, u32), (401, 1005)),
+        (Emulator::respond_429, (429, 1015)),
+        (Emulator::respond_503, (503, 1016)),
     ] {
         set(&fixture.emulator, 2);
         assert_eq!(fixture.admin_log_in().await.status, 200);
@@ -160,9 +160,9 @@ async fn each_state_of_the_webapp_has_its_code() {
 async fn a_response_can_end_early_stall_or_be_slow() {
     let fixture = TestEmulator::start().await;
     let token = fixture.bearer().await;
-    let ask = || request("GET", "/v1/health", &token, "");
+    let send_request = || request("GET", "/v1/health", &token, "");
     fixture.emulator.close_mid_body(1);
-    let cut = fixture.send(ask()).await.unwrap();
+    let cut = fixture.send(send_request()).await.unwrap();
     assert_eq!(cut.status(), 200);
     let mut body = cut.into_body();
     assert!(
@@ -172,7 +172,7 @@ async fn a_response_can_end_early_stall_or_be_slow() {
     assert!(body.collect().await.is_err());
 
     fixture.emulator.stall_after_headers(true);
-    let stalled = fixture.send(ask()).await.unwrap();
+    let stalled = fixture.send(send_request()).await.unwrap();
     assert!(timeout(SOON, stalled.into_body().collect()).await.is_err());
     fixture.emulator.behave();
 
@@ -184,10 +184,10 @@ async fn a_response_can_end_early_stall_or_be_slow() {
     fixture.emulator.behave();
 
     fixture.emulator.hang(true);
-    assert!(timeout(SOON, fixture.send(ask())).await.is_err());
+    assert!(timeout(SOON, fixture.send(send_request())).await.is_err());
     fixture.emulator.behave();
     fixture.emulator.refuse_connections(true);
-    assert!(fixture.send(ask()).await.is_err());
+    assert!(fixture.send(send_request()).await.is_err());
 }
 
 #[tokio::test]
@@ -216,9 +216,11 @@ async fn an_echo_repeats_the_credential_and_trailers_come_last() {
     assert_eq!(echoed.json()["echo"], token.as_str());
     fixture.emulator.behave();
     fixture.emulator.trailers(true);
-    let mut ask = request("GET", "/v1/health", &token, "");
-    ask.headers_mut().insert("te", "trailers".parse().unwrap());
-    let whole = fixture.send(ask).await.unwrap().into_body();
+    let mut send_request = request("GET", "/v1/health", &token, "");
+    send_request
+        .headers_mut()
+        .insert("te", "trailers".parse().unwrap());
+    let whole = fixture.send(send_request).await.unwrap().into_body();
     let whole = whole.collect().await.unwrap();
     assert!(whole.trailers().unwrap().contains_key("x-emulator-sha256"));
 }
@@ -270,12 +272,12 @@ async fn a_drain_ends_all_tasks_and_an_abort_does_so_at_once() {
     let fixture = TestEmulator::start().await;
     let token = fixture.bearer().await;
     fixture.emulator.hang(true);
-    let ask = fixture.send(request("GET", "/v1/health", &token, ""));
+    let send_request = fixture.send(request("GET", "/v1/health", &token, ""));
     let stop = async {
         eventually("the request hangs", || fixture.emulator.in_flight() == 1).await;
         fixture.emulator.stop();
     };
-    let (hung, ()) = tokio::join!(ask, stop);
+    let (hung, ()) = tokio::join!(send_request, stop);
     assert!(hung.is_err());
     assert!(fixture.scope.tasks.failed() == 0);
 }

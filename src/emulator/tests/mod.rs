@@ -77,18 +77,24 @@ impl TestEmulator {
         exchange(&self.scope.tasks, self.emulator.address(), request).await
     }
 
-    async fn ask(&self, method: &str, path: &str, credential: &str, body: &str) -> TestResponse {
+    async fn send_request(
+        &self,
+        method: &str,
+        path: &str,
+        credential: &str,
+        body: &str,
+    ) -> TestResponse {
         let response = self.send(request(method, path, credential, body)).await;
         read(response.expect("there is a response")).await
     }
 
     async fn get(&self, path: &str, credential: &str) -> TestResponse {
-        self.ask("GET", path, credential, "").await
+        self.send_request("GET", path, credential, "").await
     }
 
     async fn log_in(&self, username: &str, password: &str, body: &str) -> TestResponse {
         let basic = BasicCredentials::header(username, &Secret::new(password));
-        self.ask("POST", "/v1/users/login", basic.expose(), body)
+        self.send_request("POST", "/v1/users/login", basic.expose(), body)
             .await
     }
 

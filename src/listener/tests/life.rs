@@ -59,7 +59,7 @@ async fn a_raised_limit_admits_waiting_connections() {
 }
 
 #[tokio::test]
-async fn a_head_that_arrives_too_slowly_is_answered_408() {
+async fn a_head_that_arrives_too_slowly_gets_408() {
     let gate = Gate::start(config::Listener {
         header_timeout: SHORT,
         ..settings()

@@ -139,7 +139,7 @@ async fn a_connection_serves_one_request_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_host_that_the_caller_set_is_kept() {
+async fn a_host_header_of_the_caller_is_kept() {
     let webapp = Webapp::start(|_| Reply::with(204, "", "")).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let mut request = post("");

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use super::names::{asking, names};
+use super::names::{names, resolver_of};
 use super::stub_dns::{DnsReply, NO_NAME, StubDns};
 use super::{Folder, TEST_TIMEOUT, eventually};
 use crate::dns::DnsResolver;
@@ -78,7 +78,7 @@ async fn a_missing_ipv6_reply_costs_fifty_milliseconds_once() {
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     let first = dial_time(&dialer).await;
     assert!(first < Duration::from_millis(100) + SLACK, "{first:?}");
     for _ in 0..5 {
@@ -88,9 +88,12 @@ async fn a_missing_ipv6_reply_costs_fifty_milliseconds_once() {
         );
     }
     // UDP's own retry may repeat the query, but no further connection causes one.
-    let asked = dns.questions();
+    let queries = dns.queries();
     assert_eq!(
-        asked.iter().filter(|asked| asked.ends_with(" A")).count(),
+        queries
+            .iter()
+            .filter(|queries| queries.ends_with(" A"))
+            .count(),
         1
     );
 }
@@ -122,7 +125,7 @@ async fn a_good_address_is_found_among_twenty() {
     .await;
     let folder = Folder::new();
     let limit = Duration::from_secs(4);
-    let dialer = dialer(asking(&folder, &dns), port(&listener), limit);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), limit);
     let first = dial_time(&dialer).await;
     assert!(first < limit, "{first:?}");
     let later = dial_time(&dialer).await;
@@ -165,8 +168,8 @@ async fn a_dial_timeout_names_the_step_that_was_late() {
     );
 
     let dns = StubDns::start(|_, _| DnsReply::Silence).await;
-    let unanswered = dialer(asking(&folder, &dns), port(&listener), limit);
-    let message = chain(&unanswered.dial(None).await.unwrap_err());
+    let silent_dns = dialer(resolver_of(&folder, &dns), port(&listener), limit);
+    let message = chain(&silent_dns.dial(None).await.unwrap_err());
     assert!(
         message.contains("name servers") && message.contains("resolv.conf"),
         "{message}"
@@ -186,7 +189,7 @@ async fn stale_addresses_serve_while_name_servers_are_silent_and_new_ones_are_fo
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     dial_time(&dialer).await;
     listener.accept().await.unwrap();
     dns.set_script(|_, _| DnsReply::Silence);
@@ -237,7 +240,7 @@ async fn addresses_that_all_fail_are_looked_up_again_before_their_ttl() {
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     assert!(dialer.dial(None).await.is_err());
     dns.set_script(move |_, kind| match kind {
         RecordType::A => long("127.0.0.3"),
@@ -258,21 +261,21 @@ async fn a_late_dns_reply_is_used_and_dials_share_one_look_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dns = StubDns::start(|_, _| NO_NAME).await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     for _ in 0..20 {
         let failure = dialer.dial(None).await.unwrap_err();
         assert!(matches!(failure, DialError::Resolve { .. }));
     }
-    assert!(dns.questions().len() <= 6, "{:?}", dns.questions());
+    assert!(dns.queries().len() <= 6, "{:?}", dns.queries());
     dns.set_script(|_, kind| match kind {
         RecordType::A => DnsReply::Later(50, Box::new(DnsReply::address("127.0.0.1"))),
         _ => DnsReply::Nothing,
     });
     sleep(Duration::from_millis(1100)).await;
-    let before = dns.questions().len();
+    let before = dns.queries().len();
     let (one, two, three) = tokio::join!(dialer.dial(None), dialer.dial(None), dialer.dial(None));
     assert!(one.is_ok() && two.is_ok() && three.is_ok());
-    assert_eq!(dns.questions().len(), before + 2);
+    assert_eq!(dns.queries().len(), before + 2);
 }
 
 #[tokio::test]
@@ -286,7 +289,7 @@ async fn a_late_family_joins_the_race() {
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     let first = dial_time(&dialer).await;
     let delay = Duration::from_millis(400);
     assert!(first >= delay && first < delay + SLACK, "{first:?}");
@@ -300,11 +303,11 @@ async fn a_cancelled_dial_does_not_end_the_look_up() {
     let dns =
         StubDns::start(|_, _| DnsReply::Later(300, Box::new(DnsReply::address("127.0.0.1")))).await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     let deadline = Instant::now() + Duration::from_millis(20);
     assert!(dialer.dial(Some(deadline)).await.is_err());
-    eventually("asked", || dns.questions().len() == 2).await;
+    eventually("asked", || dns.queries().len() == 2).await;
     sleep(Duration::from_millis(500)).await;
     assert!(dial_time(&dialer).await < SLACK);
-    assert_eq!(dns.questions().len(), 2);
+    assert_eq!(dns.queries().len(), 2);
 }

@@ -236,9 +236,9 @@ async fn logins_that_never_reached_the_upstream_cost_no_budget() {
 #[tokio::test]
 async fn an_api_key_is_checked_and_follows_its_file() {
     let never = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&never);
+    let login_seen = Arc::clone(&never);
     let webapp = Webapp::start(move |_| {
-        asked.store(true, Ordering::SeqCst);
+        login_seen.store(true, Ordering::SeqCst);
         Reply::raw("")
     })
     .await;
@@ -269,8 +269,8 @@ async fn permits_are_limited_and_the_queue_times_out() {
     setup.settings.concurrency = 1;
     let upstream = setup.open().unwrap();
     let client = upstream.permits().key("client");
-    let turn = upstream.turn(client, false).await.unwrap();
-    let (crowded, ()) = tokio::join!(upstream.turn(client, false), async {
+    let permit = upstream.turn(client, false).await.unwrap();
+    let (timed_out, ()) = tokio::join!(upstream.turn(client, false), async {
         eventually("queued", || {
             setup
                 .metrics
@@ -281,7 +281,7 @@ async fn permits_are_limited_and_the_queue_times_out() {
         })
         .await;
     });
-    assert!(crowded.is_err());
+    assert!(timed_out.is_err());
     assert_eq!(
         setup
             .metrics
@@ -290,6 +290,6 @@ async fn permits_are_limited_and_the_queue_times_out() {
             .get(),
         0
     );
-    drop(turn);
-    let _turn = upstream.turn(client, false).await.unwrap();
+    drop(permit);
+    let _permit = upstream.turn(client, false).await.unwrap();
 }

@@ -24,7 +24,7 @@ pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> DnsResolver 
 }
 
 /// A resolver that queries `dns`.
-pub(super) fn asking(folder: &Folder, dns: &StubDns) -> DnsResolver {
+pub(super) fn resolver_of(folder: &Folder, dns: &StubDns) -> DnsResolver {
     let mut names = names(folder, "nameserver 127.0.0.1\n", "");
     names.port = dns.port;
     names
@@ -92,7 +92,7 @@ async fn one_address_family_is_enough_whatever_the_other_replies() {
     let (v4, v6) = ("10.1.2.3", "fd00::7");
     let dns = StubDns::start(|_, _| DnsReply::Silence).await;
     let folder = Folder::new();
-    let names = asking(&folder, &dns);
+    let names = resolver_of(&folder, &dns);
     let bad = [
         DnsReply::Silence,
         DnsReply::Nothing,
@@ -189,11 +189,11 @@ async fn the_next_server_is_queried_when_one_is_silent_or_refuses() {
         names.find("webapp.example").await.unwrap();
         assert!(began.elapsed() < SOON, "{bad:?}: {:?}", began.elapsed());
         // The server that replied is queried first from then on.
-        let asked = first.questions().len();
+        let queries = first.queries().len();
         for _ in 0..3 {
             names.find("webapp.example").await.unwrap();
         }
-        assert_eq!(first.questions().len(), asked, "{bad:?}");
+        assert_eq!(first.queries().len(), queries, "{bad:?}");
         // The port is used again below.
         first.end().await;
     }

@@ -41,7 +41,7 @@ type Script = dyn Fn(&str, RecordType) -> DnsReply + Send + Sync;
 pub(super) struct StubDns {
     pub(super) port: u16,
     script: Arc<Mutex<Arc<Script>>>,
-    questions: Arc<Mutex<Vec<String>>>,
+    queries: Arc<Mutex<Vec<String>>>,
     stop: ShutdownSignal,
     tasks: TaskSet,
 }
@@ -61,7 +61,7 @@ impl StubDns {
         let stub = Self {
             port: socket.local_addr().unwrap().port(),
             script: Arc::new(Mutex::new(Arc::new(script))),
-            questions: Arc::default(),
+            queries: Arc::default(),
             stop: ShutdownSignal::default(),
             tasks: TaskSet::new(Handle::current()),
         };
@@ -100,8 +100,8 @@ impl StubDns {
     }
 
     /// The queries so far: name and record type.
-    pub(super) fn questions(&self) -> Vec<String> {
-        self.questions.lock().unwrap().clone()
+    pub(super) fn queries(&self) -> Vec<String> {
+        self.queries.lock().unwrap().clone()
     }
 
     async fn answer(&self, question: Message) -> Option<Vec<u8>> {
@@ -110,7 +110,7 @@ impl StubDns {
         let query = message.queries[0].clone();
         let name = query.name().to_string();
         let asked = format!("{name} {}", query.query_type());
-        self.questions.lock().unwrap().push(asked);
+        self.queries.lock().unwrap().push(asked);
         let script = Arc::clone(&self.script.lock().unwrap());
         let mut set_script = script(name.trim_end_matches('.'), query.query_type());
         while let DnsReply::Later(millis, then) = set_script {

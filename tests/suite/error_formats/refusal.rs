@@ -101,7 +101,7 @@ pub(super) async fn gate(profile: &str, upstream: &LoginUpstream) -> Gateway {
 
 /// The upstream's response to `path`.
 pub(super) async fn upstream() -> LoginUpstream {
-    LoginUpstream::start(|asked| match asked.path.as_str() {
+    LoginUpstream::start(|request| match request.path.as_str() {
         "/all/refused" => 401,
         _ => 200,
     })

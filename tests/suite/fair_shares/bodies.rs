@@ -162,7 +162,7 @@ async fn slow_uploads_with_early_responses_hold_no_permit() {
         gateway.metrics.upstream("main").stalled_streams.get() == 12
     })
     .await;
-    assert_other_client_is_served(&gateway, idle_latency, "12 uploads beside answers").await;
+    assert_other_client_is_served(&gateway, idle_latency, "12 uploads with early responses").await;
     uploads.iter().for_each(tokio::task::JoinHandle::abort);
 }
 

@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::harness::upstream::login;
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup, sha256};
 
-const FIRST_CLIENT: &str = "greedy-key-0123456789";
-const OTHER_CLIENT: &str = "honest-key-0123456789";
+const FIRST_CLIENT: &str = "first-key-0123456789";
+const OTHER_CLIENT: &str = "other-key-0123456789";
 /// Length of the response to `/large`.
 const LARGE: usize = 50_000_000;
 /// The time that a busy machine may take for a request under load.
@@ -97,7 +97,7 @@ async fn read_body(tcp: &mut TcpStream, head: &str) -> std::io::Result<usize> {
 
 /// A gate with two keys and routes to that upstream.
 async fn gate(upstream: SocketAddr, setup: Setup) -> Gateway {
-    let keys = [("greedy", FIRST_CLIENT), ("honest", OTHER_CLIENT)].map(|(name, key)| {
+    let keys = [("first", FIRST_CLIENT), ("other", OTHER_CLIENT)].map(|(name, key)| {
         let digest = sha256(key);
         format!("[[api_key]]\nname = \"{name}\"\nsha256 = [\"{digest}\"]\npaths = [\"/*\"]\n")
     });

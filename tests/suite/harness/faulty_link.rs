@@ -61,11 +61,11 @@ async fn carry(client: TcpStream, port: u16, mut line: watch::Receiver<LinkState
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
         return;
     };
-    let (mut asked, to_client) = client.into_split();
+    let (mut from_client, to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
     let responses = responses(from_server, to_client, line.clone());
     tokio::select! {
-        _ = tokio::io::copy(&mut asked, &mut to_server) => {}
+        _ = tokio::io::copy(&mut from_client, &mut to_server) => {}
         () = responses => {}
         _ = line.wait_for(|line| matches!(line, LinkState::Cut)) => {}
     }

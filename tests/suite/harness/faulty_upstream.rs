@@ -45,14 +45,14 @@ impl FaultyUpstream {
         let serving = upstream.clone();
         tokio::spawn(async move {
             let _reserved = reserved;
-            let mut moods = serving.state.subscribe();
+            let mut states = serving.state.subscribe();
             loop {
-                let is_there = |state: &UpstreamState| *state != UpstreamState::Gone;
-                moods.wait_for(is_there).await.unwrap();
+                let is_up = |state: &UpstreamState| *state != UpstreamState::Gone;
+                states.wait_for(is_up).await.unwrap();
                 let listener = bound(serving.address).listen(1024).unwrap();
                 tokio::select! {
                     () = serving.accept(&listener) => {}
-                    gone = moods.wait_for(|state| !is_there(state)) => drop(gone.unwrap()),
+                    changed = states.wait_for(|state| !is_up(state)) => drop(changed.unwrap()),
                 }
             }
         });
@@ -77,10 +77,10 @@ impl FaultyUpstream {
             if let Ok((tcp, _)) = listener.accept().await {
                 let serving = self.clone();
                 tokio::spawn(async move {
-                    let mut moods = serving.state.subscribe();
+                    let mut states = serving.state.subscribe();
                     tokio::select! {
                         () = serving.serve(tcp) => {}
-                        gone = moods.wait_for(|state| *state == UpstreamState::Gone) => drop(gone),
+                        changed = states.wait_for(|state| *state == UpstreamState::Gone) => drop(changed),
                     }
                 });
             }

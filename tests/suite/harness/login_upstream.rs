@@ -52,7 +52,7 @@ struct State {
     takes: Duration,
     login_times: Vec<std::time::Instant>,
     minted: usize,
-    asked: Vec<PathRequest>,
+    received: Vec<PathRequest>,
 }
 
 impl LoginUpstream {
@@ -67,7 +67,7 @@ impl LoginUpstream {
                 takes: Duration::ZERO,
                 login_times: Vec::new(),
                 minted: 0,
-                asked: Vec::new(),
+                received: Vec::new(),
             })),
         };
         let serving = upstream.clone();
@@ -81,14 +81,11 @@ impl LoginUpstream {
     }
 
     /// Sets the responses to logins, by their number from 1.
-    pub(crate) fn logins_answer(
-        &self,
-        logins: impl Fn(usize) -> LoginReply + Send + Sync + 'static,
-    ) {
+    pub(crate) fn set_logins(&self, logins: impl Fn(usize) -> LoginReply + Send + Sync + 'static) {
         self.state.lock().unwrap().logins = Arc::new(logins);
     }
 
-    pub(crate) fn paths_answer(&self, paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) {
+    pub(crate) fn set_paths(&self, paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) {
         self.state.lock().unwrap().paths = Arc::new(paths);
     }
 
@@ -101,10 +98,10 @@ impl LoginUpstream {
         self.state.lock().unwrap().login_times.len()
     }
 
-    pub(crate) fn asked(&self, path: &str) -> Vec<PathRequest> {
+    pub(crate) fn requests_to(&self, path: &str) -> Vec<PathRequest> {
         let state = self.state.lock().unwrap();
-        let asked = state.asked.iter().filter(|asked| asked.path == path);
-        asked.cloned().collect()
+        let matching = state.received.iter().filter(|request| request.path == path);
+        matching.cloned().collect()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -150,16 +147,16 @@ impl LoginUpstream {
         let token = token.and_then(|rest| rest.split('-').next()?.parse().ok());
         let (reply, takes) = {
             let mut state = self.state.lock().unwrap();
-            let asked = PathRequest {
+            let request = PathRequest {
                 method: method.to_owned(),
                 path: path.to_owned(),
                 token: token.unwrap_or(0),
                 minted: state.minted,
-                nth: state.asked.len() + 1,
+                nth: state.received.len() + 1,
             };
-            state.asked.push(asked.clone());
+            state.received.push(request.clone());
             let paths = Arc::clone(&state.paths);
-            (paths(&asked), state.takes)
+            (paths(&request), state.takes)
         };
         sleep(takes).await;
         response(reply, "done")

@@ -72,10 +72,7 @@ impl Program {
             match found {
                 Some(line) => return line,
                 None if begin.elapsed() > Duration::from_secs(30) => {
-                    panic!(
-                        "timeout: no {text:?} in\n{}",
-                        self.lines().join("\n")
-                    )
+                    panic!("timeout: no {text:?} in\n{}", self.lines().join("\n"))
                 }
                 None => std::thread::sleep(Duration::from_millis(20)),
             }

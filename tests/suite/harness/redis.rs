@@ -126,7 +126,7 @@ impl RedisServer {
         self.signal("-CONT");
     }
 
-    pub(crate) fn try_ask<T: redis::FromRedisValue>(
+    pub(crate) fn try_query<T: redis::FromRedisValue>(
         &self,
         words: &[&str],
     ) -> redis::RedisResult<T> {
@@ -137,13 +137,13 @@ impl RedisServer {
         command.query(&mut connection)
     }
 
-    pub(crate) fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        self.try_ask(words).unwrap()
+    pub(crate) fn query<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        self.try_query(words).unwrap()
     }
 
     /// The number of calls of each command, from INFO.
     pub(crate) fn calls(&self, command: &str) -> u64 {
-        let stats: String = self.ask(&["INFO", "commandstats"]);
+        let stats: String = self.query(&["INFO", "commandstats"]);
         let start = format!("cmdstat_{command}:calls=");
         stats
             .lines()

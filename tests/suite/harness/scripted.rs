@@ -1,5 +1,5 @@
 //! An upstream of raw sockets, plain or TLS, that sends the bytes of a script, pauses, and ends
-//! its connection in each possible way. It reads no request body. Logins are answered
+//! its connection in each possible way. It reads no request body. Logins get responses
 //! automatically.
 
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
 //! An upstream with scripted bytes, for responses that the emulator
-//! does not send. Plain HTTP; logins are answered automatically.
+//! does not send. Plain HTTP; logins get responses automatically.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -3,7 +3,7 @@
 use reqwest::Method;
 
 use super::recorder::{Framing, Recorder};
-use super::{TLS, ask, exchange, gate, http2, http2_url, status};
+use super::{TLS, exchange, gate, http2, http2_url, send_request, status};
 use crate::harness::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -15,7 +15,7 @@ async fn cookies_are_sent_in_one_field_from_http2_and_http1() {
     let response = request.send().await.unwrap();
     assert_eq!(response.version(), reqwest::Version::HTTP_2);
     assert_eq!(upstream.one().all("cookie"), ["a=1; b=2; c=3"]);
-    ask(&gateway, "GET /open/x", "Cookie: a=1\r\nCookie: b=2\r\n").await;
+    send_request(&gateway, "GET /open/x", "Cookie: a=1\r\nCookie: b=2\r\n").await;
     assert_eq!(upstream.one().all("cookie"), ["a=1; b=2"]);
 }
 
@@ -47,7 +47,7 @@ async fn fields_that_replace_method_path_host_client_or_scheme_are_dropped() {
         "X-Tollgate_Client",
     ];
     for name in names {
-        let response = ask(&gateway, "POST /open/x", &format!("{name}: evil\r\n")).await;
+        let response = send_request(&gateway, "POST /open/x", &format!("{name}: evil\r\n")).await;
         assert_eq!(status(&response), "200", "{name}");
         let message = upstream.one();
         let value = message
@@ -72,11 +72,11 @@ async fn allow_fields_forwards_fields_for_all_routes_or_for_one() {
     let one = "[[route]]\nname = \"one\"\npath = \"/one/*\"\naccess = \"open\"\nallow_fields = [\"X-HTTP-Method-Override\", \"_method\"]\n";
     let gateway = gate(&upstream, "allow_fields = \"True-Client-IP\"", one).await;
     let both = "X-HTTP-Method-Override: PUT\r\nTrue-Client-IP: 192.0.2.1\r\nProxy: x\r\n";
-    ask(&gateway, "POST /open/x", both).await;
+    send_request(&gateway, "POST /open/x", both).await;
     let message = upstream.one();
     assert_eq!(message.all("true-client-ip"), ["192.0.2.1"]);
     assert!(message.all("x-http-method-override").is_empty());
-    let response = ask(&gateway, "POST /one/x?_method=PUT", both).await;
+    let response = send_request(&gateway, "POST /one/x?_method=PUT", both).await;
     assert_eq!(status(&response), "200");
     let message = upstream.one();
     assert_eq!(message.all("x-http-method-override"), ["PUT"]);
@@ -92,7 +92,7 @@ async fn a_method_in_the_query_is_refused() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     for query in ["_method=DELETE", "a=b&%5Fmethod=PUT", "a;.method=PUT"] {
-        let response = ask(&gateway, &format!("POST /open/x?{query}"), "").await;
+        let response = send_request(&gateway, &format!("POST /open/x?{query}"), "").await;
         assert_eq!(status(&response), "400", "{query}");
         assert!(response.contains("allow_fields"), "{response}");
     }
@@ -109,7 +109,7 @@ async fn trailers_follow_the_rules_of_header_fields() {
         "\r\n{:x}\r\n{long}\r\n0\r\nX-Sum: 1\r\nX-Original-URL: /evil\r\nProxy: evil\r\nX-Tollgate-Client: evil\r\n",
         long.len()
     );
-    let response = ask(&gateway, "POST /open/x", &format!("{fields}{body}")).await;
+    let response = send_request(&gateway, "POST /open/x", &format!("{fields}{body}")).await;
     assert_eq!(status(&response), "200", "{response}");
     let message = upstream.one();
     assert_eq!(message.trailers, [("x-sum".to_owned(), "1".to_owned())]);
@@ -130,14 +130,17 @@ async fn the_clients_address_is_read_as_trusted_proxies_write_it() {
         "Forwarded: for=\"[2001:db8:3::1]:4711\"",
     ];
     for field in others {
-        let response = ask(&gateway, "GET /open/x", &format!("{field}\r\n")).await;
+        let response = send_request(&gateway, "GET /open/x", &format!("{field}\r\n")).await;
         assert_eq!(status(&response), "200", "{field} has its own bucket");
     }
     let again = "X-Forwarded-For: 203.0.113.1:50002\r\n";
-    assert_eq!(status(&ask(&gateway, "GET /open/x", again).await), "429");
+    assert_eq!(
+        status(&send_request(&gateway, "GET /open/x", again).await),
+        "429"
+    );
     assert_eq!(gateway.metrics.invalid_forwarded_addresses.get(), 0);
     for field in ["X-Forwarded-For: unknown\r\n", "Forwarded: for=_hidden\r\n"] {
-        ask(&gateway, "GET /open/x", field).await;
+        send_request(&gateway, "GET /open/x", field).await;
     }
     assert_eq!(gateway.metrics.invalid_forwarded_addresses.get(), 2);
 }
@@ -146,7 +149,7 @@ async fn the_clients_address_is_read_as_trusted_proxies_write_it() {
 async fn the_host_is_reported_with_its_port() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
-    ask(&gateway, "GET /open/x", "").await;
+    send_request(&gateway, "GET /open/x", "").await;
     assert_eq!(
         upstream.one().all("x-forwarded-host"),
         ["gate.example:8443"]
@@ -190,10 +193,10 @@ async fn a_post_without_content_is_sent_with_content_length_0() {
             Framing::Length(0),
             "{method} over HTTP/2"
         );
-        ask(&gateway, &format!("{method} /open/x"), "").await;
+        send_request(&gateway, &format!("{method} /open/x"), "").await;
         assert_eq!(upstream.one().framing, Framing::Length(0), "{method}");
         let chunked = "Transfer-Encoding: chunked\r\n\r\n0\r\n";
-        ask(&gateway, &format!("{method} /open/x"), chunked).await;
+        send_request(&gateway, &format!("{method} /open/x"), chunked).await;
         assert_eq!(
             upstream.one().framing,
             Framing::Length(0),
@@ -220,7 +223,7 @@ async fn content_is_forwarded_for_any_method_and_any_connection_field() {
             "Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n",
             body.len()
         );
-        ask(&gateway, &format!("{method} /open/x"), &chunked).await;
+        send_request(&gateway, &format!("{method} /open/x"), &chunked).await;
         assert_eq!(upstream.one().content.len(), body.len(), "{method}");
     }
     let head = "POST /open/x HTTP/1.1\r\nHost: a\r\nConnection: close, content-length, host, transfer-encoding\r\nContent-Length: 003\r\n\r\nabc";

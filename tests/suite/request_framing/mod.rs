@@ -94,7 +94,7 @@ async fn exchange(gateway: &Gateway, bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// One HTTP/1.1 request with `fields`, each ended by CRLF; returns the whole response.
-async fn ask(gateway: &Gateway, line: &str, fields: &str) -> String {
+async fn send_request(gateway: &Gateway, line: &str, fields: &str) -> String {
     let head = format!(
         "{line} HTTP/1.1\r\nHost: gate.example:8443\r\nAuthorization: Apikey {KEY}\r\nConnection: close\r\n{fields}\r\n"
     );

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::recorder::{Framing, Message, Recorder};
-use super::{TLS, ask, config, http2, http2_url, status};
+use super::{TLS, config, http2, http2_url, send_request, status};
 use crate::harness::Gateway;
 
 async fn relay(upstream: &Recorder) -> Gateway {
@@ -67,7 +67,7 @@ async fn a_refused_request_causes_no_login() {
         ),
     ] {
         assert_eq!(
-            status(&ask(&gateway, line, fields).await),
+            status(&send_request(&gateway, line, fields).await),
             expected,
             "{line} {fields}"
         );

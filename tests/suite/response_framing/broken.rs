@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::eventually;
 use crate::harness::program::{Program, binary};
-use crate::harness::received::{ClientProtocol, Received, ask, exchange};
+use crate::harness::received::{ClientProtocol, Received, exchange, send_request};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 const LARGE: usize = 100_000;
@@ -86,7 +86,7 @@ async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
     let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for how in ALL {
-        let whole = ask(&gateway, how, &Method::GET, "/old").await;
+        let whole = send_request(&gateway, how, &Method::GET, "/old").await;
         assert_eq!(
             (whole.status, whole.body.len(), whole.is_whole),
             (200, LARGE, true)
@@ -123,13 +123,13 @@ async fn a_broken_response_never_looks_complete() {
         }
         for how in ALL {
             for path in &paths {
-                let broken = ask(&gateway, how, &Method::GET, path).await;
+                let broken = send_request(&gateway, how, &Method::GET, path).await;
                 let seen = (broken.status, broken.is_whole);
                 assert_eq!(seen, (200, false), "{how:?} {path} tls {is_tls}");
                 assert!(!broken.body.is_empty(), "{how:?} {path} tls {is_tls}");
             }
             // The connection or stream ends as the version requires.
-            let whole = ask(&gateway, how, &Method::GET, "/close").await;
+            let whole = send_request(&gateway, how, &Method::GET, "/close").await;
             assert_eq!((whole.body.len(), whole.is_whole), (LARGE, true), "{how:?}");
         }
     }
@@ -149,18 +149,18 @@ async fn a_response_that_breaks_before_its_first_body_byte_is_a_502() {
                 "/old-head-then-reset",
                 "/length-head-then-close",
             ] {
-                let mut refused = ask(&gateway, how, &Method::GET, path).await;
+                let mut refused = send_request(&gateway, how, &Method::GET, path).await;
                 for _ in 0..2 {
                     if refused.status != 502 {
                         // On a busy machine the end may come after the head was sent.
                         assert!(!refused.is_whole && refused.body.is_empty());
-                        refused = ask(&gateway, how, &Method::GET, path).await;
+                        refused = send_request(&gateway, how, &Method::GET, path).await;
                     }
                 }
                 let seen = (refused.status, refused.is_whole);
                 assert_eq!(seen, (502, true), "{how:?} {path} tls {is_tls}");
             }
-            let empty = ask(&gateway, how, &Method::GET, "/empty").await;
+            let empty = send_request(&gateway, how, &Method::GET, "/empty").await;
             assert_eq!(
                 (empty.status, empty.body.len(), empty.is_whole),
                 (200, 0, true)

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::Gateway;
 use crate::harness::raw::connected;
-use crate::harness::received::{Received, read_answer};
+use crate::harness::received::{Received, read_response};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 const UPLOAD: usize = 50_000_000;
@@ -75,7 +75,7 @@ async fn upload(line: impl AsyncRead + AsyncWrite + Send + 'static, path: &str) 
             }
         }
     });
-    let received = read_answer(&mut from, false).await;
+    let received = read_response(&mut from, false).await;
     sending.abort();
     received
 }
@@ -179,7 +179,7 @@ async fn a_client_that_reads_only_after_sending_gets_an_early_response_too() {
             line.write_all(&vec![0; length / 200]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let received = read_answer(&mut line, false).await;
+        let received = read_response(&mut line, false).await;
         assert_eq!((received.status, received.text().as_str()), (413, "large"));
         assert_eq!(line.read(&mut [0]).await.unwrap(), 0);
     }

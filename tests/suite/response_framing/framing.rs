@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use crate::harness::received::{ClientProtocol, ask};
+use crate::harness::received::{ClientProtocol, send_request};
 use crate::harness::scripted::{ScriptedUpstream, Step, not_found, say};
 
 /// The responses by path.
@@ -70,7 +70,7 @@ async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
             ("/two-equal", &["2"]),
             ("/list-of-equal", &["2"]),
         ] {
-            let received = ask(&gateway, how, &Method::GET, path).await;
+            let received = send_request(&gateway, how, &Method::GET, path).await;
             let seen = (received.status, received.text(), received.is_whole);
             assert_eq!(seen, (200, "ok".to_owned(), true), "{how:?} {path}");
             let given = received.all("content-length");
@@ -99,7 +99,7 @@ async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
             "/twice",
             "/old-coded",
         ] {
-            let received = ask(&gateway, how, &Method::GET, path).await;
+            let received = send_request(&gateway, how, &Method::GET, path).await;
             assert_eq!(
                 (received.status, received.is_whole),
                 (502, true),
@@ -111,7 +111,7 @@ async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
                 received.text()
             );
         }
-        let good = ask(&gateway, how, &Method::GET, "/good").await;
+        let good = send_request(&gateway, how, &Method::GET, "/good").await;
         assert_eq!((good.status, good.text().as_str()), (200, "ok"));
     }
 }
@@ -125,7 +125,7 @@ async fn a_response_that_may_continue_is_the_last_of_its_connection() {
     let gateway = upstream.gate_of(&text).await;
     let before = upstream.connections();
     for _ in 0..5 {
-        let empty = ask(
+        let empty = send_request(
             &gateway,
             ClientProtocol::Http11,
             &Method::GET,
@@ -133,7 +133,7 @@ async fn a_response_that_may_continue_is_the_last_of_its_connection() {
         )
         .await;
         assert_eq!((empty.status, empty.all("content-length").len()), (204, 0));
-        let next = ask(&gateway, ClientProtocol::Http11, &Method::GET, "/good").await;
+        let next = send_request(&gateway, ClientProtocol::Http11, &Method::GET, "/good").await;
         assert_eq!((next.status, next.text().as_str()), (200, "ok"));
     }
     assert!(

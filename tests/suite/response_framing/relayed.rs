@@ -68,7 +68,7 @@ async fn a_relayed_login_is_framed_by_the_same_rule() {
             );
         }
         let client = client.with_token("learned-token-of-both");
-        let asked = client.request(Method::GET, "/v1/support").send().await;
-        assert_eq!(asked.unwrap().status(), 200);
+        let response = client.request(Method::GET, "/v1/support").send().await;
+        assert_eq!(response.unwrap().status(), 200);
     }
 }

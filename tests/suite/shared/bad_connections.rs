@@ -73,7 +73,7 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     assert!(response == 401 || response == 503, "{response}");
     assert!(gates.iter().all(|gate| has(gate, "tollgate_store_up 1")));
     let slow = load.median();
-    println!("slow store: known tokens answered in {slow:?}");
+    println!("slow store: requests with known tokens took {slow:?}");
     assert!(slow < Duration::from_millis(SLOW.start), "{slow:?}");
     // Slower than the timeout: treated as down.
     line.set(LinkState::Slow(3000..4000));
@@ -89,7 +89,7 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_loading_its_data_is_waited_for() {
-    // Each key takes a millisecond to load, and the server answers clients meanwhile.
+    // Each key takes a millisecond to load, and the server responds to clients meanwhile.
     let slowly = ["--key-load-delay", "1000"];
     let often = ["--loading-process-events-interval-bytes", "1024"];
     let mut server = RedisServer::with(&[slowly, often].concat());
@@ -100,8 +100,8 @@ async fn a_store_that_is_loading_its_data_is_waited_for() {
     }
     let clients = known(&gates).await;
     let fill = "for i = 1, 3000 do redis.call('SET', 'filler:' .. i, string.rep('x', 64)) end";
-    let _: Option<String> = server.ask(&["EVAL", fill, "0"]);
-    let _: String = server.ask(&["SAVE"]);
+    let _: Option<String> = server.query(&["EVAL", fill, "0"]);
+    let _: String = server.query(&["SAVE"]);
     let load = Load::of(&clients);
     server.kill();
     server.start_again();
@@ -142,13 +142,13 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_up_everything_again
     all_have(&gates[1..], "tollgate_store_up 0").await;
     let end = out.post("/v1/users/logout", &json!({})).await;
     assert_eq!(end.status(), 200);
-    let gone = clients[0].request(reqwest::Method::DELETE, "/v1/users/worker");
-    assert_eq!(gone.send().await.unwrap().status(), 200);
+    let deletion = clients[0].request(reqwest::Method::DELETE, "/v1/users/worker");
+    assert_eq!(deletion.send().await.unwrap().status(), 200);
     for _ in 0..3 {
         let _ = gates[0].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
     }
     // The stream no longer has the changes that the cut-off gate has missed.
-    let _: u32 = server.ask(&["XTRIM", "{tollgate}:changes", "MAXLEN", "1"]);
+    let _: u32 = server.query(&["XTRIM", "{tollgate}:changes", "MAXLEN", "1"]);
     assert_eq!(
         status(&there).await,
         200,

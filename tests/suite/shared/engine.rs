@@ -60,22 +60,22 @@ impl Replica for RecordingReplica {
     }
 }
 
-fn heard(store: &SharedStore) -> Arc<RecordingReplica> {
-    let heard = Arc::new(RecordingReplica::default());
-    let follower = Arc::downgrade(&heard);
+fn replica(store: &SharedStore) -> Arc<RecordingReplica> {
+    let replica = Arc::new(RecordingReplica::default());
+    let follower = Arc::downgrade(&replica);
     store.add_replica(follower);
-    heard
+    replica
 }
 
-fn has(heard: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool {
-    heard.changes.lock().unwrap().iter().any(is_it)
+fn has(replica: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool {
+    replica.changes.lock().unwrap().iter().any(is_it)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_valid_until_it_or_its_user_is_revoked_and_all_gates_are_notified() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
-    let heard = heard(&two);
+    let replica = replica(&two);
     let placed = one.insert(insert(1, "anna")).await.unwrap();
     assert!(is_placed(&placed));
     one.insert(insert(2, "anna")).await.unwrap();
@@ -96,17 +96,17 @@ async fn a_token_is_valid_until_it_or_its_user_is_revoked_and_all_gates_are_noti
     one.insert(insert(3, "anna")).await.unwrap();
     assert!(two.find(&RecordDigest([3; 32])).await.unwrap().is_some());
     eventually("the other gate receives all changes", async || {
-        has(&heard, |change| {
+        has(&replica, |change| {
             *change == SharedChange::TokenPut(RecordDigest([3; 32]))
-        }) && has(&heard, |change| {
+        }) && has(&replica, |change| {
             *change == SharedChange::TokenRevoked(RecordDigest([1; 32]))
         }) && has(
-            &heard,
+            &replica,
             |change| matches!(change, SharedChange::UserEnded { user, .. } if &**user == "anna"),
         )
     })
     .await;
-    assert!(heard.doubts.lock().unwrap().is_empty());
+    assert!(replica.doubts.lock().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +164,7 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     };
     assert!(left > Duration::from_secs(1));
     // The holder stops: its lock expires, and a login that it still publishes is too late.
-    let _: u32 = server.ask(&["DEL", "{tollgate}:lock:main"]);
+    let _: u32 = server.query(&["DEL", "{tollgate}:lock:main"]);
     tokio::time::sleep(Duration::from_millis(5)).await;
     let LoginTurn::Ours(second) = two.login_turn("main", 0, pace).await.unwrap() else {
         panic!("the lock is free");
@@ -225,7 +225,7 @@ async fn permits_are_given_at_the_rate_to_all_gates_together() {
 async fn an_emptied_store_is_restored_and_revoked_tokens_stay_invalid() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
-    let (first, second) = (heard(&one), heard(&two));
+    let (first, second) = (replica(&one), replica(&two));
     for number in 1..4 {
         one.insert(insert(number, "anna")).await.unwrap();
     }
@@ -259,10 +259,10 @@ async fn an_emptied_store_is_restored_and_revoked_tokens_stay_invalid() {
         token(2, "anna", seen),
         token(9, "bert", seen),
     ]);
-    let _: () = server.ask(&["FLUSHALL"]);
-    for heard in [&first, &second] {
+    let _: () = server.query(&["FLUSHALL"]);
+    for replica in [&first, &second] {
         eventually("the gates notice the loss", async || {
-            !heard.doubts.lock().unwrap().is_empty()
+            !replica.doubts.lock().unwrap().is_empty()
         })
         .await;
     }
@@ -294,7 +294,7 @@ async fn a_token_ended_after_a_loss_is_not_brought_back_by_a_gate_with_higher_nu
         settings
     };
     let (one, two) = (open(at(&behind)).await, open(at(&ahead)).await);
-    let knows = heard(&two);
+    let knows = replica(&two);
     behind.set(LinkState::Cut);
     for _ in 0..1500 {
         two.insert(insert(1, "anna")).await.unwrap();
@@ -312,7 +312,7 @@ async fn a_token_ended_after_a_loss_is_not_brought_back_by_a_gate_with_higher_nu
         !one.is_up() && !two.is_up()
     })
     .await;
-    let _: () = server.ask(&["FLUSHALL"]);
+    let _: () = server.query(&["FLUSHALL"]);
     behind.set(LinkState::Good);
     eventually("the gate with fewer changes is connected", async || {
         one.is_up()

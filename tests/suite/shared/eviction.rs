@@ -44,7 +44,7 @@ async fn a_gate_does_not_start_with_a_server_that_evicts_unless_configured_to() 
         "allkeys-lfu",
         "allkeys-random",
     ] {
-        let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", policy]);
+        let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", policy]);
         let reason = refusal(settings(&server)).await.expect(policy);
         for part in [policy, "noeviction", "allow_eviction"] {
             assert!(reason.contains(part), "{reason}");
@@ -56,7 +56,7 @@ async fn a_gate_does_not_start_with_a_server_that_evicts_unless_configured_to() 
         };
         assert_eq!(refusal(accepted).await, None);
     }
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     assert_eq!(refusal(settings(&server)).await, None);
     let found = reach(&settings(&server)).await;
     assert_eq!(found.unwrap(), EvictionFound::Keeps);
@@ -99,7 +99,7 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gateway = gate(&webapp, brisk(), &store(&server.url(), "")).await;
     assert_eq!(gateway.metrics.store_eviction_enabled.get(), 0);
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
     eventually("the metric shows the policy", async || {
         gateway.metrics.store_eviction_enabled.get() == 1
     })
@@ -107,7 +107,7 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     let (status, text) = ready(&gateway).await;
     assert_eq!(status, 200, "known tokens stay valid");
     assert!(text.contains("volatile-ttl"), "{text}");
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     eventually("the policy is safe again", async || {
         gateway.metrics.store_eviction_enabled.get() == 0
     })
@@ -115,10 +115,10 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     assert!(!ready(&gateway).await.1.contains("evicts"));
 
     // A new connection, for instance after a failover, checks at once; the gate continues.
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let begin = Instant::now();
-    let _: u32 = server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
-    eventually("told", async || {
+    let _: u32 = server.query(&["CLIENT", "KILL", "TYPE", "normal"]);
+    eventually("the policy is reported", async || {
         gateway.metrics.store_eviction_enabled.get() == 1
     })
     .await;
@@ -147,7 +147,7 @@ fn limited(server: &RedisServer, rights: &[&str], folder: &tempfile::TempDir) ->
     ];
     let more = ["+@write", "+@scripting", "+@connection", "+time"];
     let words = [&base[..], &more[..], rights].concat();
-    let _: () = server.ask(&words);
+    let _: () = server.query(&words);
     let file = folder.path().join("redis-password");
     secret(&file, "gate-secret");
     Settings {
@@ -195,13 +195,13 @@ async fn every_master_of_a_cluster_is_checked() {
     };
     assert_eq!(reach(&settings).await.unwrap(), EvictionFound::Keeps);
     for node in &nodes {
-        let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+        let _: () = node.query(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
         let found = reach(&settings).await.unwrap();
         assert!(evicts(&found, "volatile-ttl"), "{found:?}");
         let reason = refusal(settings.clone()).await.unwrap();
         let named = format!("127.0.0.1:{} evicts", node.port);
         assert!(reason.contains(&named), "{reason}");
-        let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+        let _: () = node.query(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     }
 }
 

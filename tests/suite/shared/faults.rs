@@ -150,8 +150,8 @@ async fn a_killed_store_that_restarts_empty_fails_no_request() {
         }
         server.start_again();
         works_again(&gates).await;
-        let gone = gates[2].client().with_token(worker.token.as_ref().unwrap());
-        let response = status(&gone).await;
+        let revoked = gates[2].client().with_token(worker.token.as_ref().unwrap());
+        let response = status(&revoked).await;
         assert!(
             response == 401 || response == 503,
             "{response} in round {round}"
@@ -261,7 +261,7 @@ async fn a_store_out_of_memory_refuses_changes_and_keeps_what_it_has() {
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
     let load = Load::of(&clients);
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory", "1"]);
     for gate in &gates {
         let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
         assert!(login.headers().contains_key("retry-after"));
@@ -272,7 +272,7 @@ async fn a_store_out_of_memory_refuses_changes_and_keeps_what_it_has() {
                 .contains("tollgate_store_failures_total{reason=\"full\"}")
         );
     }
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory", "0"]);
     works_again(&gates).await;
     let (good, bad) = load.end().await;
     assert!(good > 20 && bad == 0, "{bad} of {good} failed");
@@ -286,10 +286,10 @@ fn guard(server: &RedisServer) {
     let rights = ["+@read", "+@write", "+@scripting", "+@connection", "+time"];
     let mut user = vec!["ACL", "SETUSER", "gate", "on", &gate, "~{tollgate}:*"];
     user.extend(rights);
-    let _: () = server.ask(&user);
+    let _: () = server.query(&user);
     let operator = ["operator", "on", ">operator", "~*", "+@all"];
-    let _: () = server.ask(&[&["ACL", "SETUSER"], &operator[..]].concat());
-    let _: () = server.ask(&["ACL", "SETUSER", "default", "off"]);
+    let _: () = server.query(&[&["ACL", "SETUSER"], &operator[..]].concat());
+    let _: () = server.query(&["ACL", "SETUSER", "default", "off"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

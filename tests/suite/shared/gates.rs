@@ -61,8 +61,8 @@ async fn a_login_or_logout_at_one_gate_applies_at_all() {
     // A user deleted at one gate cannot log in at another, and its tokens have ended.
     let again = gates[1].client().logged_in("worker", PASSWORD).await;
     let admin = gates[0].admin().await;
-    let gone = admin.request(reqwest::Method::DELETE, "/v1/users/worker");
-    assert_eq!(gone.send().await.unwrap().status(), 200);
+    let deleted = admin.request(reqwest::Method::DELETE, "/v1/users/worker");
+    assert_eq!(deleted.send().await.unwrap().status(), 200);
     let there = at(&gates[2], &again);
     eventually("the deletion applies", async || status(&there).await == 401).await;
     let login = gates[2].client();
@@ -128,20 +128,20 @@ async fn a_validated_request_does_not_query_the_store_and_an_unknown_token_does_
     assert!(asked < 100, "{asked} scripts for 400 requests");
     let finds = |server: &RedisServer| server.calls("get");
     let before = finds(&server);
-    let stranger = gates[2]
+    let unknown = gates[2]
         .client()
         .with_token("tg_nobody_has_ever_seen_this_one");
     let many: Vec<_> = (0..40)
         .map(|_| {
-            let stranger = stranger.clone();
-            tokio::spawn(async move { status(&stranger).await })
+            let unknown = unknown.clone();
+            tokio::spawn(async move { status(&unknown).await })
         })
         .collect();
     for response in many {
         assert_eq!(response.await.unwrap(), 401);
     }
     for _ in 0..20 {
-        assert_eq!(status(&stranger).await, 401);
+        assert_eq!(status(&unknown).await, 401);
     }
     let looked = finds(&server) - before;
     // One look-up, and the reads of limits meanwhile.
@@ -170,7 +170,10 @@ async fn an_unknown_token_is_remembered_for_negative_ttl_and_no_longer() {
                 function(two) return string.char(tonumber(two, 16)) end) end \
                 return redis.call('COPY', key(ARGV[1]), key(ARGV[2]))";
     let [there, missing] = [admin.token.as_deref().unwrap(), late].map(sha256);
-    assert_eq!(server.ask::<u32>(&["EVAL", copy, "0", &there, &missing]), 1);
+    assert_eq!(
+        server.query::<u32>(&["EVAL", copy, "0", &there, &missing]),
+        1
+    );
     assert_eq!(status(&client).await, 401, "remembered");
     eventually("the token is looked up again", async || {
         status(&client).await == 200
@@ -267,12 +270,12 @@ async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
         operated(&webapp, &server).await,
     ];
     let operator = reqwest::Client::builder().no_proxy().build().unwrap();
-    let ask = |gate: &Gateway, method, path: &str| {
+    let query = |gate: &Gateway, method, path: &str| {
         let request = operator.request(method, gate.operator_url(path));
         request.bearer_auth(OPERATOR)
     };
     let body = json!({ "name": "bot", "paths": ["/v1/support"], "methods": ["GET"] });
-    let made = ask(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
+    let made = query(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
     let made = made.send().await.unwrap();
     assert!(made.status().is_success());
     let made: serde_json::Value = made.json().await.unwrap();
@@ -285,12 +288,12 @@ async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
     for gate in &gates {
         eventually("the key is accepted", async || opens(gate).await).await;
     }
-    let again = ask(&gates[1], reqwest::Method::POST, "/keys").body(body.to_string());
+    let again = query(&gates[1], reqwest::Method::POST, "/keys").body(body.to_string());
     assert!(again.send().await.unwrap().status().is_client_error());
-    let written: String = server.ask(&["HGET", "{tollgate}:keys", "bot"]);
+    let written: String = server.query(&["HGET", "{tollgate}:keys", "bot"]);
     let begin = Instant::now();
-    let gone = ask(&gates[1], reqwest::Method::DELETE, "/keys/bot");
-    assert!(gone.send().await.unwrap().status().is_success());
+    let deleted = query(&gates[1], reqwest::Method::DELETE, "/keys/bot");
+    assert!(deleted.send().await.unwrap().status().is_success());
     assert!(!opens(&gates[1]).await);
     eventually("the key is refused", async || !opens(&gates[0]).await).await;
     println!(
@@ -300,13 +303,13 @@ async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
     // The store loses everything, and a gate that was cut off before the deletion is the
     // first to fill it again.
     let late = teller(&server, &written).await;
-    let _: () = server.ask(&["FLUSHALL"]);
+    let _: () = server.query(&["FLUSHALL"]);
     eventually("the late gate has sent its state", async || {
-        server.ask::<bool>(&["HEXISTS", "{tollgate}:keys", "other"])
+        server.query::<bool>(&["HEXISTS", "{tollgate}:keys", "other"])
     })
     .await;
     eventually("the gates have sent the revocation", async || {
-        let kept: Option<String> = server.ask(&["HGET", "{tollgate}:keys", "bot"]);
+        let kept: Option<String> = server.query(&["HGET", "{tollgate}:keys", "bot"]);
         kept.is_some_and(|kept| kept.ends_with('\n'))
     })
     .await;
@@ -314,7 +317,7 @@ async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
         eventually("the key is refused again", async || !opens(gate).await).await;
     }
     drop(late);
-    let again = ask(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
+    let again = query(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
     eventually("the key's name is free", async || {
         let again = again.try_clone().unwrap();
         again

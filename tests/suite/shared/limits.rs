@@ -90,7 +90,7 @@ async fn a_dry_run_refuses_nothing_and_without_the_store_each_gate_has_a_share()
         .await;
     }
     let one = let_through(&clients[..1], Duration::from_secs(4)).await;
-    println!("store gone: one of three gates let through {one} of 30/s in 4 s");
+    println!("store down: one of three gates admitted {one} of 30/s in 4 s");
     assert!(
         (20..=70).contains(&one),
         "a third of the rate, not {one} in 4 s"

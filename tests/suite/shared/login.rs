@@ -49,7 +49,7 @@ async fn a_gate_killed_during_its_login_leaves_one_current_generation() {
     webapp.login_takes(Duration::from_secs(4));
     let first = Program::serve(&file);
     eventually("the gate holds the login lock", async || {
-        server.ask::<u32>(&["EXISTS", "{tollgate}:lock:main"]) == 1
+        server.query::<u32>(&["EXISTS", "{tollgate}:lock:main"]) == 1
     })
     .await;
     drop(first); // SIGKILL during its login

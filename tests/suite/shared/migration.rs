@@ -54,7 +54,7 @@ async fn a_file_moves_to_a_shared_store_and_no_client_has_to_log_in_again() {
     assert!(!again && error.contains("not empty"), "{error}");
     let (merged, ..) = tollgate(&file, &["import", "--merge"], &lines);
     assert!(merged);
-    let issued = |name: &str| server.ask::<u64>(&["HGET", "{tollgate}:issued", name]);
+    let issued = |name: &str| server.query::<u64>(&["HGET", "{tollgate}:issued", name]);
     assert_eq!(
         (issued("admin"), issued("worker")),
         (1, 1),

@@ -17,8 +17,8 @@ const ROUNDS: u64 = 8;
 /// A token and the time of its login.
 struct TokenAtLogin {
     token: String,
-    asked: Instant,
-    answered: Instant,
+    sent_at: Instant,
+    received_at: Instant,
 }
 
 fn clients(gates: &[Gateway], token: &str) -> Vec<Client> {
@@ -35,16 +35,16 @@ async fn log_in(
 ) -> Vec<TokenAtLogin> {
     let mut all = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         let token = token(&store, ADMIN).await;
-        let answered = Instant::now();
+        let received_at = Instant::now();
         let client = known.remove(0).with_token(&token);
         status(&client).await;
         known.push(client);
         all.push(TokenAtLogin {
             token,
-            asked,
-            answered,
+            sent_at,
+            received_at,
         });
     }
     all
@@ -74,10 +74,10 @@ async fn a_login_concurrent_with_a_logout_is_before_or_after_it_at_every_gate() 
         for lane in lanes {
             for given in lane.await.unwrap() {
                 let there = clients(&gates, &given.token);
-                if given.answered < begin {
+                if given.received_at < begin {
                     dead += 1;
                     all_say(&there, 401).await;
-                } else if given.asked > end {
+                } else if given.sent_at > end {
                     live += 1;
                     all_say(&there, 200).await;
                 } else {

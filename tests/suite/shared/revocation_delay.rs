@@ -49,9 +49,9 @@ pub(super) async fn token(store: &SharedStore, user: &str) -> String {
     text
 }
 
-async fn until_refused(client: &Client, ask: &impl AsyncFn(&Client) -> u16) -> Instant {
+async fn until_refused(client: &Client, query: &impl AsyncFn(&Client) -> u16) -> Instant {
     let give_up = Instant::now() + Duration::from_secs(20);
-    while ask(client).await != 401 {
+    while query(client).await != 401 {
         assert!(Instant::now() < give_up, "never refused");
     }
     Instant::now()
@@ -63,14 +63,17 @@ fn in_turn(gates: &[Gateway], number: usize) -> [&Gateway; 3] {
 }
 
 /// The time from the request that ends the token until both other gates have refused it.
-async fn measured<T>(
+async fn revocation_delay<T>(
     end: impl Future<Output = T>,
     [second, third]: [&Client; 2],
-    ask: impl AsyncFn(&Client) -> u16,
+    query: impl AsyncFn(&Client) -> u16,
 ) -> (T, Duration) {
     let begin = Instant::now();
-    let (ended, one, other) =
-        tokio::join!(end, until_refused(second, &ask), until_refused(third, &ask));
+    let (ended, one, other) = tokio::join!(
+        end,
+        until_refused(second, &query),
+        until_refused(third, &query)
+    );
     (ended, one.max(other) - begin)
 }
 
@@ -83,14 +86,14 @@ async fn logout(gates: &[Gateway], store: &SharedStore, number: usize) -> Durati
     let [here, second, third] = clients;
     let body = json!({});
     let out = here.post("/v1/users/logout", &body);
-    let (out, took) = measured(out, [&second, &third], status).await;
+    let (out, delay) = revocation_delay(out, [&second, &third], status).await;
     assert_eq!(out.status(), 200);
-    took
+    delay
 }
 
 /// A user with the first admin's password hash, so that nothing is hashed.
 async fn user(store: &SharedStore, server: &RedisServer, name: &str) {
-    let admin: String = server.ask(&["HGET", "{tollgate}:users", ADMIN]);
+    let admin: String = server.query(&["HGET", "{tollgate}:users", ADMIN]);
     let (_, admin) = admin.split_once('\n').unwrap();
     let mut record: serde_json::Value = serde_json::from_str(admin).unwrap();
     record["name"] = name.into();
@@ -119,10 +122,10 @@ async fn deletion(
     for client in [&second, &third] {
         assert_eq!(status(client).await, 200);
     }
-    let gone = admin.request(Method::DELETE, &path).send();
-    let (gone, took) = measured(gone, [&second, &third], status).await;
-    assert_eq!(gone.unwrap().status(), 200);
-    took
+    let deleted = admin.request(Method::DELETE, &path).send();
+    let (deleted, delay) = revocation_delay(deleted, [&second, &third], status).await;
+    assert_eq!(deleted.unwrap().status(), 200);
+    delay
 }
 
 /// The response to a client with this key.
@@ -135,12 +138,12 @@ async fn opened(client: &Client, key: &str) -> u16 {
 async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: usize) -> Duration {
     let [here, second, third] = in_turn(gates, number);
     let name = format!("bot{number}");
-    let ask = |method, path: &str| {
+    let query = |method, path: &str| {
         let request = operator.request(method, here.operator_url(path));
         request.bearer_auth(OPERATOR)
     };
     let body = json!({ "name": name, "paths": ["/v1/support"], "methods": ["GET"] });
-    let made = ask(Method::POST, "/keys").body(body.to_string()).send();
+    let made = query(Method::POST, "/keys").body(body.to_string()).send();
     let made: serde_json::Value = made.await.unwrap().json().await.unwrap();
     let key = made["key"].as_str().unwrap();
     let [second, third] = [second, third].map(Gateway::client);
@@ -150,11 +153,11 @@ async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: u
         })
         .await;
     }
-    let gone = ask(Method::DELETE, &format!("/keys/{name}")).send();
-    let ask = async |client: &Client| opened(client, key).await;
-    let (gone, took) = measured(gone, [&second, &third], ask).await;
-    assert!(gone.unwrap().status().is_success());
-    took
+    let deleted = query(Method::DELETE, &format!("/keys/{name}")).send();
+    let query = async |client: &Client| opened(client, key).await;
+    let (deleted, delay) = revocation_delay(deleted, [&second, &third], query).await;
+    assert!(deleted.unwrap().status().is_success());
+    delay
 }
 
 fn rounds(here: usize) -> usize {

@@ -30,7 +30,7 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
     is_in_step(&replica).await;
     eventually("the Sentinel knows the replica", async || {
         sentinel
-            .ask::<String>(&["INFO", "sentinel"])
+            .query::<String>(&["INFO", "sentinel"])
             .contains("slaves=1")
     })
     .await;
@@ -50,13 +50,13 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
     let seen = gates[1].client().with_token(dead.token.as_ref().unwrap());
     assert_eq!(status(&seen).await, 200);
     eventually("the replica has all data", async || {
-        let at = |server: &RedisServer| server.ask::<String>(&["HGET", "{tollgate}:meta", "seq"]);
+        let at = |server: &RedisServer| server.query::<String>(&["HGET", "{tollgate}:meta", "seq"]);
         at(&replica) == at(&master)
     })
     .await;
-    // The replica falls behind and misses a logout; then the master dies.
+    // The replica falls behind and misses a logout; then the master is killed.
     replica.freeze();
-    let _: u32 = master.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
+    let _: u32 = master.query(&["CLIENT", "KILL", "TYPE", "replica"]);
     let out = dead.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
     eventually("the other gates know of the logout", async || {
@@ -74,9 +74,9 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
     .await;
     works_again(&gates).await;
     for gate in &gates {
-        let gone = gate.client().with_token(dead.token.as_ref().unwrap());
+        let revoked = gate.client().with_token(dead.token.as_ref().unwrap());
         eventually("the revoked token stays revoked", async || {
-            status(&gone).await == 401
+            status(&revoked).await == 401
         })
         .await;
     }
@@ -97,7 +97,7 @@ pub(super) async fn cluster() -> Vec<RedisServer> {
     redis_cli(&words);
     for node in &nodes {
         eventually("the cluster is complete", async || {
-            node.ask::<String>(&["CLUSTER", "INFO"])
+            node.query::<String>(&["CLUSTER", "INFO"])
                 .contains("cluster_state:ok")
         })
         .await;
@@ -144,14 +144,14 @@ async fn a_cluster_is_found_by_any_of_its_nodes() {
 }
 
 fn has_role(node: &RedisServer, role: &str) -> bool {
-    let info: redis::RedisResult<String> = node.try_ask(&["INFO", "replication"]);
+    let info: redis::RedisResult<String> = node.try_query(&["INFO", "replication"]);
     info.is_ok_and(|info| info.contains(&format!("role:{role}")))
 }
 
 async fn is_in_step(replica: &RedisServer) {
     eventually("the replica is in step", async || {
         replica
-            .ask::<String>(&["INFO", "replication"])
+            .query::<String>(&["INFO", "replication"])
             .contains("master_link_status:up")
     })
     .await;
@@ -159,7 +159,7 @@ async fn is_in_step(replica: &RedisServer) {
 
 /// A replica of the cluster's node that has the gates' slot.
 async fn replica(master: &RedisServer) -> RedisServer {
-    let (id, replica) = (master.ask::<String>(&["CLUSTER", "MYID"]), node());
+    let (id, replica) = (master.query::<String>(&["CLUSTER", "MYID"]), node());
     let (new, there) = (address(&replica), address(master));
     let role = ["--cluster-slave", "--cluster-master-id", &id];
     redis_cli(&[&["add-node", &new, &there], &role[..]].concat());
@@ -169,7 +169,7 @@ async fn replica(master: &RedisServer) -> RedisServer {
 
 /// The replica's position in the master's replication stream.
 fn offset(node: &RedisServer) -> String {
-    let info = node.ask::<String>(&["INFO", "replication"]);
+    let info = node.query::<String>(&["INFO", "replication"]);
     let mut lines = info.lines();
     let offset = lines.find_map(|line| line.strip_prefix("master_repl_offset:"));
     offset.unwrap().to_owned()
@@ -178,7 +178,10 @@ fn offset(node: &RedisServer) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     let (webapp, mut nodes) = (emulator().await, cluster().await);
-    let owner = |node: &RedisServer| node.try_ask::<u32>(&["EXISTS", "{tollgate}:meta"]).is_ok();
+    let owner = |node: &RedisServer| {
+        node.try_query::<u32>(&["EXISTS", "{tollgate}:meta"])
+            .is_ok()
+    };
     nodes.sort_by_key(owner);
     let master = nodes.pop().unwrap();
     let mut replica = replica(&master).await;
@@ -195,7 +198,7 @@ async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     let worker = gates[0].client();
     let dead = worker.logged_in("worker", "Worker-Passw0rd!").await;
     let load = Load::of(&clients);
-    let _: String = replica.ask(&["CLUSTER", "FAILOVER"]);
+    let _: String = replica.query(&["CLUSTER", "FAILOVER"]);
     eventually("master and replica have changed roles", async || {
         has_role(&replica, "master") && has_role(&master, "slave")
     })
@@ -214,8 +217,12 @@ async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     .await;
     works_again(&gates).await;
     for gate in &gates {
-        let gone = gate.client().with_token(dead.token.as_ref().unwrap());
-        assert_eq!(status(&gone).await, 401, "the revoked token stays revoked");
+        let revoked = gate.client().with_token(dead.token.as_ref().unwrap());
+        assert_eq!(
+            status(&revoked).await,
+            401,
+            "the revoked token stays revoked"
+        );
     }
     let (good, bad) = load.end().await;
     assert!(

@@ -52,7 +52,7 @@ async fn caps_count_live_tokens_and_not_ended_ones() {
         "the short-lived token and its count are removed",
         async || {
             let is_gone = store.find(&RecordDigest([7; 32])).await.unwrap().is_none();
-            let counts: Vec<String> = server.ask(&["HVALS", "{tollgate}:ends"]);
+            let counts: Vec<String> = server.query(&["HVALS", "{tollgate}:ends"]);
             let left: u32 = counts
                 .iter()
                 .map(|count| count.parse::<u32>().unwrap())
@@ -108,7 +108,7 @@ async fn a_token_takes_little_memory_on_the_server() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
     let used = || -> u64 {
-        let info: String = server.ask(&["INFO", "memory"]);
+        let info: String = server.query(&["INFO", "memory"]);
         let line = info
             .lines()
             .find_map(|line| line.strip_prefix("used_memory:"));
@@ -137,7 +137,7 @@ async fn a_token_takes_little_memory_on_the_server() {
     for one in running {
         one.await.unwrap();
     }
-    let _: u32 = server.ask(&["DEL", "{tollgate}:changes"]);
+    let _: u32 = server.query(&["DEL", "{tollgate}:changes"]);
     let bytes = (used() - before) / u64::from(count);
     println!("store: {bytes} bytes per token, {count} tokens of 1,000 users");
     assert!(bytes < 320, "{bytes} bytes per token");

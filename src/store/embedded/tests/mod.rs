@@ -66,10 +66,10 @@ fn start(disk: &Disk) -> Result<EmbeddedStore, OpenError> {
 }
 
 async fn commit(engine: &EmbeddedStore, change: StoreChange) -> Result<(), StoreUnavailable> {
-    let (response, answered) = oneshot::channel();
-    let done = Box::new(|outcome| drop(response.send(outcome)));
+    let (sender, receiver) = oneshot::channel();
+    let done = Box::new(|outcome| drop(sender.send(outcome)));
     engine.submit(change, done);
-    answered.await.unwrap()
+    receiver.await.unwrap()
 }
 
 /// Every live grant's digest and user, in order.
@@ -173,13 +173,13 @@ async fn concurrent_changes_share_a_commit() {
     let before = disk.state().syncs;
     let mut responses = Vec::new();
     for number in 0..500 {
-        let (response, answered) = oneshot::channel();
-        let done = Box::new(|outcome| drop(response.send(outcome)));
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(|outcome| drop(sender.send(outcome)));
         engine.submit(put(number, "anna"), done);
-        responses.push(answered);
+        responses.push(receiver);
     }
-    for answered in responses {
-        answered.await.unwrap().unwrap();
+    for receiver in responses {
+        receiver.await.unwrap().unwrap();
     }
     let syncs = disk.state().syncs - before;
     assert!(syncs < 250, "{syncs} syncs for 500 changes");
@@ -201,17 +201,17 @@ async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
     has_begun.await.unwrap();
     let mut responses = Vec::new();
     for number in 0..=MAX_QUEUED as u64 {
-        let (response, answered) = oneshot::channel();
-        let done = Box::new(|outcome| drop(response.send(outcome)));
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(|outcome| drop(sender.send(outcome)));
         engine.submit(put(number + 1, "anna"), done);
-        responses.push(answered);
+        responses.push(receiver);
     }
     let last = responses.pop().unwrap().await.unwrap();
     assert_eq!(last, Err(StoreUnavailable::Busy));
     assert_eq!(engine.metrics.store_changes.value(StoreOutcome::Busy), 1);
     hold.send(()).unwrap();
-    for answered in responses {
-        answered.await.unwrap().unwrap();
+    for receiver in responses {
+        receiver.await.unwrap().unwrap();
     }
     assert_eq!(grants(&engine).await.len(), MAX_QUEUED + 1);
 }
@@ -259,11 +259,11 @@ async fn every_row_is_loaded_while_the_file_is_read_ahead() {
     drop(offline);
     let (engine, _) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
     let progress = Arc::new(LoadProgress::default());
-    let (response, answered) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let sink = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
-    let job = WriterJob::Load(sink, Arc::clone(&progress), response);
+    let job = WriterJob::Load(sink, Arc::clone(&progress), sender);
     engine.jobs.send(job).unwrap();
-    assert_eq!(answered.await.unwrap().unwrap().live, COUNT);
+    assert_eq!(receiver.await.unwrap().unwrap().live, COUNT);
     let (megabytes, rows, total) = progress.current();
     assert_eq!((rows, total), (COUNT, COUNT));
     assert_eq!(megabytes > 0, threads_for(COUNT as usize) > 1);
