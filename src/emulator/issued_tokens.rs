@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends_at_its_time_and_is_then_removed() {
+    fn a_token_expires_and_is_then_removed() {
         let tokens = IssuedTokens::new();
         let minted = tokens.mint("admin", 1000, 10).unwrap();
         let text = minted.token.expose();

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slash_at_the_end_makes_no_difference_and_a_name_is_decoded() {
+    fn a_trailing_slash_makes_no_difference_and_a_name_is_decoded() {
         assert_eq!(segments("/v1/messages/"), ["v1", "messages"]);
         assert_eq!(segments("/v1/messages"), ["v1", "messages"]);
         assert!(segments("/").is_empty());

@@ -176,7 +176,7 @@ fn logged_request_count(log: &[Value]) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_end_during_the_drain_have_their_lines_in_each_of_ten_runs() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_millis(800));
+    upstream.set_delay(Duration::from_millis(800));
     for round in 0..10 {
         let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
@@ -195,7 +195,7 @@ async fn requests_that_end_during_the_drain_have_their_lines_in_each_of_ten_runs
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(60));
+    upstream.set_delay(Duration::from_secs(60));
     for round in 0..5 {
         let mut gate = LoggingGate::start(&upstream, "200ms");
         gate.is_ready().await;
@@ -214,7 +214,7 @@ async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_second_signal_the_lines_are_complete() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(60));
+    upstream.set_delay(Duration::from_secs(60));
     for second in ["TERM", "INT"] {
         let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
@@ -235,7 +235,7 @@ async fn after_a_second_signal_the_lines_are_complete() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_gets_every_line() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(2));
+    upstream.set_delay(Duration::from_secs(2));
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
     gate.is_ready().await;
@@ -264,7 +264,7 @@ async fn a_slow_reader_gets_every_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_reader_delays_the_end_briefly_and_lost_lines_are_counted() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(2));
+    upstream.set_delay(Duration::from_secs(2));
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
     gate.is_ready().await;
@@ -294,7 +294,7 @@ async fn a_stopped_reader_delays_the_end_briefly_and_lost_lines_are_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_program_ends_although_its_last_line_is_not_read() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(2));
+    upstream.set_delay(Duration::from_secs(2));
     let (_reader, writer) = std::io::pipe().unwrap();
     let errors = writer.try_clone().unwrap().into();
     let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), errors);

@@ -67,12 +67,12 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
     program.signal("INT");
     assert_eq!(program.wait().code(), Some(0));
 
-    let kept = std::fs::read(folder.path().join("certs/server.pem")).unwrap();
+    let certificate = std::fs::read(folder.path().join("certs/server.pem")).unwrap();
     let mut again = Program::serve(&file);
     again.wait_for("metrics");
     assert_eq!(
         std::fs::read(folder.path().join("certs/server.pem")).unwrap(),
-        kept,
+        certificate,
         "the certificates are created once"
     );
     again.wait_for("ready to accept");

@@ -46,7 +46,7 @@ impl GateOnDisk {
         });
         let seal = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
         secret(&folder.path().join("store-key"), seal);
-        let disk = HungDisk::beside(&config);
+        let disk = HungDisk::next_to(&config);
         Self {
             folder,
             config,
@@ -76,7 +76,7 @@ impl Gate {
     }
 
     /// Whether a token is known.
-    async fn knows(&self, client: &Client) -> bool {
+    async fn accepts(&self, client: &Client) -> bool {
         let client = self
             .client
             .clone()
@@ -208,9 +208,9 @@ async fn while_the_disk_hangs_known_tokens_work_and_no_confirmed_change_is_lost(
     // The upstream's token can be renewed, although the new one cannot be stored.
     let logins = webapp.login_count();
     webapp.forget_all_tokens();
-    assert!(gate.knows(&carl).await);
+    assert!(gate.accepts(&carl).await);
     assert_eq!(webapp.login_count(), logins + 1);
-    assert!(gate.knows(&anna).await && gate.knows(&dora).await);
+    assert!(gate.accepts(&anna).await && gate.accepts(&dora).await);
 
     setup.disk.respond();
     eventually("logins work again", async || {
@@ -271,10 +271,10 @@ async fn refused_at_once(gate: &Gate, (admin, anna, dora): (&Client, &Client, &C
 
 async fn assert_known(gate: &Gate, live: [&Client; 4], dead: [&Client; 2]) {
     for (at, client) in live.iter().enumerate() {
-        assert!(gate.knows(client).await, "live {at}");
+        assert!(gate.accepts(client).await, "live {at}");
     }
     for (at, client) in dead.iter().enumerate() {
-        assert!(!gate.knows(client).await, "dead {at}");
+        assert!(!gate.accepts(client).await, "dead {at}");
     }
 }
 
@@ -304,7 +304,7 @@ async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_confirmed
     assert_eq!(gate.disk_lines(left).len(), 1);
     setup.disk.respond();
     let gate = setup.start();
-    assert!(gate.knows(&admin).await);
+    assert!(gate.accepts(&admin).await);
     gate.client.logged_in(ADMIN, ADMIN_PASSWORD).await;
 }
 

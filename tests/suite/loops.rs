@@ -93,9 +93,19 @@ async fn a_gate_that_is_its_own_upstream_ends_the_request_at_the_first_hop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_gates_in_a_loop_end_the_request_at_its_return() {
-    let (here, there) = (free_port(), free_port());
-    let one = gate(here, &format!("http://127.0.0.1:{there}"), false).await;
-    let two = gate(there, &format!("http://127.0.0.1:{here}"), false).await;
+    let (first_port, second_port) = (free_port(), free_port());
+    let one = gate(
+        first_port,
+        &format!("http://127.0.0.1:{second_port}"),
+        false,
+    )
+    .await;
+    let two = gate(
+        second_port,
+        &format!("http://127.0.0.1:{first_port}"),
+        false,
+    )
+    .await;
     let response = client(&one, "http").get("/open/x").await;
     assert_eq!(verdict(response).await, (508, 1014));
     assert_eq!((forwarded(&one), forwarded(&two)), (1, 1));

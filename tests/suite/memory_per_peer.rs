@@ -76,7 +76,7 @@ impl Gate {
     }
 
     /// The same after the allocator has returned freed memory.
-    async fn settled(&self) -> u64 {
+    async fn memory_after_purge(&self) -> u64 {
         sleep(Duration::from_secs(6)).await;
         let mut last = self.memory();
         for _ in 0..20 {
@@ -91,26 +91,26 @@ impl Gate {
     }
 
     /// KiB for each of `count` peers, and what remains of all of them after ten seconds.
-    async fn cost(&self, count: usize, open: impl AsyncFn(&Self) -> Peer) -> (f64, i64) {
+    async fn kib_per_peer(&self, count: usize, open: impl AsyncFn(&Self) -> Peer) -> (f64, i64) {
         let mut first = Vec::new();
         for _ in 0..4 {
             first.push(open(self).await); // these cause the one-time allocations
         }
         sleep(Duration::from_millis(500)).await;
         drop(first);
-        let before = self.settled().await;
+        let before = self.memory_after_purge().await;
         let mut peers = Vec::new();
         for _ in 0..count {
             peers.push(open(self).await);
         }
-        let held = self.settled().await;
+        let memory = self.memory_after_purge().await;
         drop(peers);
         let left = || i64::try_from(self.memory()).unwrap() - i64::try_from(before).unwrap();
         let end = Instant::now() + Duration::from_secs(10);
         while left() > LEFT && Instant::now() < end {
             sleep(Duration::from_millis(250)).await;
         }
-        let each = (held.saturating_sub(before)) as f64 / count as f64;
+        let each = (memory.saturating_sub(before)) as f64 / count as f64;
         (each, left())
     }
 
@@ -299,10 +299,10 @@ max_body = "100MB"
     )
 }
 
-async fn bounded(most: f64, count: usize, open: impl AsyncFn(&Gate) -> Peer) {
-    let (each, left) = Gate::start().await.cost(count, open).await;
+async fn bounded(max_kib: f64, count: usize, open: impl AsyncFn(&Gate) -> Peer) {
+    let (each, left) = Gate::start().await.kib_per_peer(count, open).await;
     println!("{each:.1} KiB each, {left} KiB left of all");
-    assert!(each <= most, "{each:.1} KiB each");
+    assert!(each <= max_kib, "{each:.1} KiB each");
     assert!(left <= LEFT, "{left} KiB are not released");
 }
 
@@ -356,7 +356,7 @@ async fn a_body_that_the_upstream_does_not_read_is_buffered_in_small_part() {
     };
     let gate = Gate::start().await;
     // Freed when the upstream's timeout ends; nothing is read from the client meanwhile.
-    let (each, _) = gate.cost(50, open).await;
+    let (each, _) = gate.kib_per_peer(50, open).await;
     println!("{each:.1} KiB each");
     assert!(each <= NOT_TAKEN, "{each:.1} KiB each");
 }

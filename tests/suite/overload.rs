@@ -67,7 +67,7 @@ async fn requests_over_max_in_flight_are_refused_at_once() {
     let gateway = Gateway::with(&webapp, Setup::default().rest(&limits)).await;
     let client = gateway.admin().await;
     webapp.response_delay(Duration::from_secs(3));
-    let held: Vec<_> = (0..2)
+    let requests: Vec<_> = (0..2)
         .map(|_| {
             let client = client.clone();
             tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
@@ -78,7 +78,7 @@ async fn requests_over_max_in_flight_are_refused_at_once() {
     })
     .await;
     assert_eq!(verdict(client.get("/v1/groups").await).await, (503, 1016));
-    for one in held {
+    for one in requests {
         assert_eq!(one.await.unwrap(), 200);
     }
     webapp.response_delay(Duration::ZERO);

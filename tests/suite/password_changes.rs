@@ -10,7 +10,7 @@ use crate::harness::{
     ADMIN, ADMIN_PASSWORD, Client, Gateway, NO_LIMITS, Setup, WEBAPP_PASSWORD, emulator, eventually,
 };
 use crate::shared::{brisk, store};
-use crate::user_names::{send_to_operator, operated};
+use crate::user_names::{operated, send_to_operator};
 
 const OLD: &str = "Old:Passw0rd:1";
 const NEW: &str = "New:Passw0rd:2";
@@ -59,8 +59,8 @@ async fn a_user_that_changes_its_password_keeps_only_the_token_used_for_it() {
         let later = gateway.client().logged_in("worker", NEW).await;
         assert!(is_good(&later).await);
         let gateway = gateway.restart().await;
-        let kept = [&own, &other, &later, &admin].map(|client| at(&gateway, client));
-        let [own, other, later, admin] = kept;
+        let after_restart = [&own, &other, &later, &admin].map(|client| at(&gateway, client));
+        let [own, other, later, admin] = after_restart;
         assert_eq!((is_good(&own).await, is_good(&other).await), (keeps, false));
         assert!(is_good(&later).await && is_good(&admin).await);
         // A logout ends the remaining token like any other.

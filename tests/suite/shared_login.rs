@@ -289,10 +289,10 @@ async fn a_request_that_waits_for_a_permit_uses_the_token_of_the_time_of_sending
                  single_active_token = true";
     let (_gateway, client) = gate_before(&upstream, lines).await;
     assert_eq!(client.get("/a").await, 200);
-    upstream.paths_take(Duration::from_secs(4));
+    upstream.set_delay(Duration::from_secs(4));
     let slow = spawn(&client, "/slow", 0);
     sleep(Duration::from_millis(200)).await;
-    upstream.paths_take(Duration::ZERO);
+    upstream.set_delay(Duration::ZERO);
     let (large, small) = (
         spawn(&client, "/large", 200_000),
         spawn(&client, "/small", 10),

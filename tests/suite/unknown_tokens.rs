@@ -29,7 +29,7 @@ fn bearer(call: &Call) -> String {
     value.collect()
 }
 
-async fn asking(upstream: &Upstream, users: &str, probe: &str) -> Gateway {
+async fn gateway_that_asks(upstream: &Upstream, users: &str, probe: &str) -> Gateway {
     let setup = Setup::default()
         .users("directory = \"webapp\"\nunknown_tokens = \"ask\"")
         .users(users)
@@ -70,7 +70,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
             }
         })
         .await;
-        let gateway = asking(&upstream, "", "").await;
+        let gateway = gateway_that_asks(&upstream, "", "").await;
         eventually("the probe is found to accept made-up tokens", async || {
             page(&gateway, "/readyz")
                 .await
@@ -116,7 +116,7 @@ async fn no_unknown_token_is_refused_or_accepted_until_the_probe_was_tested() {
         }
     })
     .await;
-    let gateway = asking(&upstream, "", "probe = \"/own/whoami?brief=1\"").await;
+    let gateway = gateway_that_asks(&upstream, "", "probe = \"/own/whoami?brief=1\"").await;
     for token in ["good", "bad"] {
         let client = gateway.client().with_token(token);
         assert_eq!(verdict(client.get("/v1/support").await).await, (503, 1011));
@@ -158,7 +158,7 @@ async fn a_probed_token_is_a_client_of_its_own_whatever_its_claims() {
         Reply::ok("fine")
     })
     .await;
-    let gateway = asking(&upstream, "max_tokens_per_user = 5", "").await;
+    let gateway = gateway_that_asks(&upstream, "max_tokens_per_user = 5", "").await;
     let tokens: Vec<String> = (0..8)
         .map(|number| {
             unsigned(&format!(
@@ -198,13 +198,13 @@ async fn the_exp_claim_can_only_shorten_how_long_a_probed_token_is_accepted() {
         false => Reply::Stay(REFUSED.to_vec()),
     })
     .await;
-    let gateway = asking(&upstream, "", "").await;
-    let brief = unsigned(&format!(
+    let gateway = gateway_that_asks(&upstream, "", "").await;
+    let short_lived = unsigned(&format!(
         r#"{{"exp":{}}}"#,
         tollgate::clock::unix_seconds() + 2
     ));
     let endless = unsigned(r#"{"exp":4102444800}"#);
-    for token in [&brief, &endless] {
+    for token in [&short_lived, &endless] {
         assert_eq!(status(&gateway, token).await, 200);
     }
     assert_eq!(gateway.metrics.tokens.get(), 2);

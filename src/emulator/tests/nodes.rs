@@ -95,8 +95,11 @@ async fn media_are_returned_as_uploaded() {
             .status,
         200
     );
-    let gone = fixture.get(&path, &token).await;
-    assert_eq!((gone.status.as_u16(), gone.bytes.len()), (404, 0));
+    let after_delete = fixture.get(&path, &token).await;
+    assert_eq!(
+        (after_delete.status.as_u16(), after_delete.bytes.len()),
+        (404, 0)
+    );
 }
 
 #[tokio::test]
@@ -247,7 +250,7 @@ async fn settings_are_read_back() {
     assert_eq!(read().await["application"]["webhooks"]["url"], "");
     let path = "/v1/certificates/webhooks/ca";
     let pem = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n";
-    let taken = fixture.send_request("POST", path, &token, pem).await;
-    assert_eq!(taken.bytes, "null");
+    let response = fixture.send_request("POST", path, &token, pem).await;
+    assert_eq!(response.bytes, "null");
     assert_eq!(fixture.get(path, &token).await.bytes, pem);
 }

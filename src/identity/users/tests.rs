@@ -98,8 +98,8 @@ async fn the_first_admin_comes_from_a_secret_or_a_hash_and_a_simple_password_is_
     let hash = FirstPassword::Hash("secret".into());
     let opened = open_with(admin(hash, false)).await;
     assert!(matches!(opened, Err(Error::Hash(UnusableHash::NotPhc(_)))));
-    let gone = FirstPassword::Plain(SecretSource::File("/nonexistent/password".into()));
-    let opened = open_with(admin(gone, false)).await;
+    let missing = FirstPassword::Plain(SecretSource::File("/nonexistent/password".into()));
+    let opened = open_with(admin(missing, false)).await;
     assert!(matches!(opened, Err(Error::Secret(_))));
 }
 

@@ -102,7 +102,7 @@ impl Client {
             .unwrap()
     }
 
-    async fn send_request(&self, gate: &Gate, name: &str) -> std::io::Result<String> {
+    async fn request(&self, gate: &Gate, name: &str) -> std::io::Result<String> {
         let mut tls = self.connect(gate, name).await?;
         let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
         tls.write_all(request.as_bytes()).await?;
@@ -160,9 +160,9 @@ async fn both_tls_versions_are_accepted_unless_only_1_3_is_configured() {
     let new = Client::with_versions(&[&files], &[], &[&rustls::version::TLS13]);
     let mut settings = secured(vec![files.clone()]);
     let gate = Gate::start(settings.clone());
-    let response = old.send_request(&gate, "one.test").await.unwrap();
+    let response = old.request(&gate, "one.test").await.unwrap();
     assert!(response.ends_with("[/ 0 tls13=false]"), "{response}");
-    let response = new.send_request(&gate, "one.test").await.unwrap();
+    let response = new.request(&gate, "one.test").await.unwrap();
     assert!(response.ends_with("[/ 0 tls13=true]"), "{response}");
 
     settings.tls.as_mut().unwrap().only_tls13 = true;
@@ -171,8 +171,8 @@ async fn both_tls_versions_are_accepted_unless_only_1_3_is_configured() {
         .unwrap()
         .replace(settings.tls.as_ref().unwrap())
         .unwrap();
-    assert!(old.send_request(&gate, "one.test").await.is_err());
-    assert!(new.send_request(&gate, "one.test").await.is_ok());
+    assert!(old.request(&gate, "one.test").await.is_err());
+    assert!(new.request(&gate, "one.test").await.is_ok());
 }
 
 #[tokio::test]

@@ -192,7 +192,7 @@ async fn failures_of_the_upstream_have_the_format_of_the_profile() {
     for profile in ["none", "whatsapp"] {
         let slow = upstream().await;
         let gateway = gate(profile, &slow).await;
-        slow.paths_take(Duration::from_millis(1500));
+        slow.set_delay(Duration::from_millis(1500));
         let case = ("GET", "/all/x", KEY_FIELD, "", 504, 1014);
         let refusal = Refusal::of(send(&gateway.client(), &case).await).await;
         refusal.check(profile, "slow", 504, 1014);

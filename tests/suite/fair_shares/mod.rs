@@ -168,9 +168,9 @@ async fn assert_other_client_is_served(gateway: &Gateway, idle_latency: Duration
     for path in ["/x/quick", "/x/watch"] {
         let (good, slowest) = other_client.tries(path, 100).await;
         assert!(good >= 95, "{what}: {good} of 100 to {path}");
-        let most = FLOOR.max(idle_latency * 5);
+        let limit = FLOOR.max(idle_latency * 5);
         assert!(
-            slowest < most,
+            slowest < limit,
             "{what}: {slowest:?} to {path}, without load {idle_latency:?}"
         );
     }

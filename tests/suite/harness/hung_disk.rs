@@ -15,11 +15,11 @@ pub(crate) struct HungDisk {
 
 impl HungDisk {
     /// A disk that initially works.
-    pub(crate) fn beside(config: &Path) -> Self {
-        let beside = config.parent().unwrap();
-        let folder = beside.join("disk");
+    pub(crate) fn next_to(config: &Path) -> Self {
+        let folder_of_config = config.parent().unwrap();
+        let folder = folder_of_config.join("disk");
         std::fs::create_dir(&folder).unwrap();
-        let library = beside.join("hung_disk.so");
+        let library = folder_of_config.join("hung_disk.so");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/harness/hung_disk.c");
         let built = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
             .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
@@ -35,7 +35,7 @@ impl HungDisk {
             // The path as the kernel reports it.
             folder: folder.canonicalize().unwrap(),
             library,
-            hung_while: beside.join("hung"),
+            hung_while: folder_of_config.join("hung"),
         }
     }
 

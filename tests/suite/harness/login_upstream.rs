@@ -49,7 +49,7 @@ pub(crate) struct LoginUpstream {
 struct State {
     paths: Arc<Paths>,
     logins: Arc<Logins>,
-    takes: Duration,
+    delay: Duration,
     login_times: Vec<std::time::Instant>,
     minted: usize,
     received: Vec<PathRequest>,
@@ -64,7 +64,7 @@ impl LoginUpstream {
             state: Arc::new(Mutex::new(State {
                 paths: Arc::new(paths),
                 logins: Arc::new(|_| LoginReply::Token(WEEK)),
-                takes: Duration::ZERO,
+                delay: Duration::ZERO,
                 login_times: Vec::new(),
                 minted: 0,
                 received: Vec::new(),
@@ -90,8 +90,8 @@ impl LoginUpstream {
     }
 
     /// Sets how long each request to a path takes.
-    pub(crate) fn paths_take(&self, takes: Duration) {
-        self.state.lock().unwrap().takes = takes;
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        self.state.lock().unwrap().delay = delay;
     }
 
     pub(crate) fn logins(&self) -> usize {
@@ -145,7 +145,7 @@ impl LoginUpstream {
         let path = target.split('?').next().unwrap();
         let token = head.split("Bearer minted-").nth(1);
         let token = token.and_then(|rest| rest.split('-').next()?.parse().ok());
-        let (reply, takes) = {
+        let (reply, delay) = {
             let mut state = self.state.lock().unwrap();
             let request = PathRequest {
                 method: method.to_owned(),
@@ -156,9 +156,9 @@ impl LoginUpstream {
             };
             state.received.push(request.clone());
             let paths = Arc::clone(&state.paths);
-            (paths(&request), state.takes)
+            (paths(&request), state.delay)
         };
-        sleep(takes).await;
+        sleep(delay).await;
         response(reply, "done")
     }
 }

@@ -234,5 +234,9 @@ async fn content_is_forwarded_for_any_method_and_any_connection_field() {
         (Framing::Length(3), &b"abc"[..])
     );
     assert_eq!(message.all("content-length"), ["3"]);
-    assert!(upstream.odd().is_empty(), "{:?}", upstream.odd());
+    assert!(
+        upstream.malformed().is_empty(),
+        "{:?}",
+        upstream.malformed()
+    );
 }

@@ -295,5 +295,9 @@ async fn exactly_the_message_of_the_table_is_sent_or_none() {
         all.len()
     );
     assert!(good >= 12, "only {good} of the cases are valid");
-    assert!(upstream.odd().is_empty(), "{:?}", upstream.odd());
+    assert!(
+        upstream.malformed().is_empty(),
+        "{:?}",
+        upstream.malformed()
+    );
 }

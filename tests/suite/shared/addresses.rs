@@ -165,8 +165,8 @@ async fn a_store_over_tls_is_used_only_with_a_certificate_of_the_ca() {
     let gate = Gateway::with_secrets(&webapp, setup, &files).await;
     let admin = gate.admin().await;
     assert_eq!(status(&admin).await, 200);
-    let kept: u64 = secured.server.query(&["HLEN", "{tollgate}:users"]);
-    assert_eq!(kept, 1, "the admin is in that server");
+    let users: u64 = secured.server.query(&["HLEN", "{tollgate}:users"]);
+    assert_eq!(users, 1, "the admin is in that server");
 
     for (host, authority) in [
         ("localhost", None),

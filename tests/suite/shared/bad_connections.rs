@@ -48,13 +48,13 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     let line = FaultyLink::before(server.port).await;
     let mut gates = Vec::new();
     for _ in 0..3 {
-        let brief = store(&line.url(), "").replace("\"2s\"", "\"1s\"");
-        gates.push(gate(&webapp, limited(), &brief).await);
+        let store_section = store(&line.url(), "").replace("\"2s\"", "\"1s\"");
+        gates.push(gate(&webapp, limited(), &store_section).await);
     }
     let clients = known(&gates).await;
     let out = worker(&gates[0], &clients[0]).await;
-    let there = gates[1].client().with_token(out.token.as_ref().unwrap());
-    assert_eq!(status(&there).await, 200);
+    let client_at_second = gates[1].client().with_token(out.token.as_ref().unwrap());
+    assert_eq!(status(&client_at_second).await, 200);
     let load = Load::of(&clients);
     line.set(LinkState::Slow(SLOW));
     let begin = Instant::now();
@@ -65,7 +65,7 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     let end = out.post("/v1/users/logout", &json!({})).await;
     assert_eq!(end.status(), 200);
     eventually("the logout applies at another gate", async || {
-        status(&there).await == 401
+        status(&client_at_second).await == 401
     })
     .await;
     let unknown = gates[2].client().with_token("tg_nobody_has_seen_this");
@@ -81,7 +81,11 @@ async fn a_slow_store_slows_logins_and_nothing_else() {
     refuses_what_needs_the_store(&gates[0]).await;
     line.set(LinkState::Good);
     works_again(&gates).await;
-    assert_eq!(status(&there).await, 401, "the token stays revoked");
+    assert_eq!(
+        status(&client_at_second).await,
+        401,
+        "the token stays revoked"
+    );
     let (good, bad) = load.end().await;
     assert!(good > 20 && bad == 0, "{bad} of {good} failed");
     assert_eq!(webapp.login_count(), 1, "a slow store causes no login");
@@ -135,8 +139,8 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_up_everything_again
     }
     let clients = known(&gates).await;
     let out = worker(&gates[0], &clients[0]).await;
-    let there = gates[1].client().with_token(out.token.as_ref().unwrap());
-    assert_eq!(status(&there).await, 200);
+    let client_at_second = gates[1].client().with_token(out.token.as_ref().unwrap());
+    assert_eq!(status(&client_at_second).await, 200);
     let load = Load::of(&clients);
     line.set(LinkState::Cut);
     all_have(&gates[1..], "tollgate_store_up 0").await;
@@ -150,14 +154,14 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_up_everything_again
     // The stream no longer has the changes that the cut-off gate has missed.
     let _: u32 = server.query(&["XTRIM", "{tollgate}:changes", "MAXLEN", "1"]);
     assert_eq!(
-        status(&there).await,
+        status(&client_at_second).await,
         200,
         "the gate cannot know of the logout yet"
     );
     line.set(LinkState::Good);
     all_have(&gates[1..], "tollgate_store_up 1").await;
     assert_eq!(
-        status(&there).await,
+        status(&client_at_second).await,
         401,
         "the token is refused from then on"
     );
@@ -173,8 +177,8 @@ async fn a_gate_that_missed_more_than_the_stream_keeps_looks_up_everything_again
 async fn invalid_store_replies_admit_no_unknown_token_and_refuse_no_known_client() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let line = FaultyLink::before(server.port).await;
-    let brief = store(&line.url(), "").replace("\"2s\"", "\"500ms\"");
-    let gates = [gate(&webapp, super::brisk(), &brief).await];
+    let store_section = store(&line.url(), "").replace("\"2s\"", "\"500ms\"");
+    let gates = [gate(&webapp, super::brisk(), &store_section).await];
     let clients = known(&gates).await;
     let load = Load::of(&clients);
     let endless = [b"-ERR ".as_slice(), &[b'x'; 100_000], b"\r\n"].concat();

@@ -67,8 +67,8 @@ fn replica(store: &SharedStore) -> Arc<RecordingReplica> {
     replica
 }
 
-fn has(replica: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool {
-    replica.changes.lock().unwrap().iter().any(is_it)
+fn has(replica: &RecordingReplica, matches: impl Fn(&SharedChange) -> bool) -> bool {
+    replica.changes.lock().unwrap().iter().any(matches)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,8 +116,8 @@ async fn a_login_that_began_before_a_deletion_or_password_change_gets_no_token()
     let EntryChange::Done(made) = store.put_user("anna", None, "{}", true).await.unwrap() else {
         panic!("made");
     };
-    let taken = store.put_user("anna", None, "{}", true).await.unwrap();
-    assert_eq!(taken, EntryChange::Conflict, "there is an entry already");
+    let change = store.put_user("anna", None, "{}", true).await.unwrap();
+    assert_eq!(change, EntryChange::Conflict, "there is an entry already");
     let login = TokenInsert {
         revision: Some(made.revision),
         epoch: made.seq,
@@ -191,8 +191,8 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
         !two.refuse_lease("main", 1).await.unwrap(),
         "only the first refusal changes the lease"
     );
-    let doubtful = one.publish("main", &third, false, life, &sealed).await;
-    assert_eq!(doubtful.unwrap(), PublishOutcome::Superseded);
+    let published = one.publish("main", &third, false, life, &sealed).await;
+    assert_eq!(published.unwrap(), PublishOutcome::Superseded);
     let slow = LoginRateLimit {
         min_interval: Duration::from_secs(60),
         per_hour: 100,
@@ -294,19 +294,23 @@ async fn a_token_ended_after_a_loss_is_not_brought_back_by_a_gate_with_higher_nu
         settings
     };
     let (one, two) = (open(at(&behind)).await, open(at(&ahead)).await);
-    let knows = replica(&two);
+    let second_replica = replica(&two);
     behind.set(LinkState::Cut);
     for _ in 0..1500 {
         two.insert(insert(1, "anna")).await.unwrap();
     }
     let seq = two.applied();
-    knows.facts.lock().unwrap().push(StateSnapshotItem::Token {
-        digest: RecordDigest([1; 32]),
-        user: "anna".into(),
-        kind: KIND,
-        left: Duration::from_secs(60),
-        seq,
-    });
+    second_replica
+        .facts
+        .lock()
+        .unwrap()
+        .push(StateSnapshotItem::Token {
+            digest: RecordDigest([1; 32]),
+            user: "anna".into(),
+            kind: KIND,
+            left: Duration::from_secs(60),
+            seq,
+        });
     ahead.set(LinkState::Cut);
     eventually("both gates have lost the store", async || {
         !one.is_up() && !two.is_up()

@@ -39,12 +39,12 @@ async fn a_login_or_logout_at_one_gate_applies_at_all() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     user(&gates[0], "worker").await;
-    let there = gates[1].client();
+    let client_elsewhere = gates[1].client();
     eventually("the user is known at the second gate", async || {
-        there.login("worker", PASSWORD).await.status() == 200
+        client_elsewhere.login("worker", PASSWORD).await.status() == 200
     })
     .await;
-    let one = there.logged_in("worker", PASSWORD).await;
+    let one = client_elsewhere.logged_in("worker", PASSWORD).await;
     let other = gates[2].client().logged_in("worker", PASSWORD).await;
     for gate in &gates {
         for client in [&one, &other] {
@@ -54,8 +54,11 @@ async fn a_login_or_logout_at_one_gate_applies_at_all() {
     logout(&at(&gates[2], &one)).await;
     for gate in &gates {
         for client in [&one, &other] {
-            let here = at(gate, client);
-            eventually("the logout applies", async || status(&here).await == 401).await;
+            let client_at_gate = at(gate, client);
+            eventually("the logout applies", async || {
+                status(&client_at_gate).await == 401
+            })
+            .await;
         }
     }
     // A user deleted at one gate cannot log in at another, and its tokens have ended.
@@ -63,8 +66,11 @@ async fn a_login_or_logout_at_one_gate_applies_at_all() {
     let admin = gates[0].admin().await;
     let deleted = admin.request(reqwest::Method::DELETE, "/v1/users/worker");
     assert_eq!(deleted.send().await.unwrap().status(), 200);
-    let there = at(&gates[2], &again);
-    eventually("the deletion applies", async || status(&there).await == 401).await;
+    let client_elsewhere = at(&gates[2], &again);
+    eventually("the deletion applies", async || {
+        status(&client_elsewhere).await == 401
+    })
+    .await;
     let login = gates[2].client();
     eventually("the user cannot log in", async || {
         login.login("worker", PASSWORD).await.status() == 401
@@ -84,12 +90,19 @@ async fn a_changed_password_applies_at_every_gate() {
         change.body(body.clone()).send().await.unwrap().status() == 200
     })
     .await;
-    let there = gates[2].client();
+    let client_elsewhere = gates[2].client();
     eventually("the new password is valid at the third gate", async || {
-        there.login("worker", "Another-Passw0rd!").await.status() == 200
+        client_elsewhere
+            .login("worker", "Another-Passw0rd!")
+            .await
+            .status()
+            == 200
     })
     .await;
-    assert_eq!(there.login("worker", PASSWORD).await.status(), 401);
+    assert_eq!(
+        client_elsewhere.login("worker", PASSWORD).await.status(),
+        401
+    );
     // Two gates create the same user at once: one of them succeeds.
     let admins = [
         gates[0].admin().await,
@@ -114,12 +127,12 @@ async fn a_validated_request_does_not_query_the_store_and_an_unknown_token_does_
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let admin = gates[0].admin().await;
-    let there = at(&gates[1], &admin);
-    assert_eq!(status(&there).await, 200, "looked up once");
+    let client_elsewhere = at(&gates[1], &admin);
+    assert_eq!(status(&client_elsewhere).await, 200, "looked up once");
     let before = server.calls("evalsha");
     for _ in 0..200 {
         assert_eq!(status(&admin).await, 200);
-        assert_eq!(status(&there).await, 200);
+        assert_eq!(status(&client_elsewhere).await, 200);
     }
     // Each gate sends a heartbeat every two seconds, and permits of limits are prefetched;
     // no request queries the store.
@@ -161,17 +174,17 @@ async fn an_unknown_token_is_remembered_for_negative_ttl_and_no_longer() {
     let lines = store(&server.url(), "negative_ttl = \"2s\"");
     let gate = gate(&webapp, brisk(), &lines).await;
     let admin = gate.admin().await;
-    let late = "tg_one_that_nobody_has_been_told_of";
-    let client = gate.client().with_token(late);
+    let unknown_text = "tg_one_that_nobody_has_been_told_of";
+    let client = gate.client().with_token(unknown_text);
     let asked = Instant::now();
     assert_eq!(status(&client).await, 401);
     // The token is put into the store without a notification to the gates.
     let copy = "local function key(hex) return '{tollgate}:t:' .. string.gsub(hex, '..', \
                 function(two) return string.char(tonumber(two, 16)) end) end \
                 return redis.call('COPY', key(ARGV[1]), key(ARGV[2]))";
-    let [there, missing] = [admin.token.as_deref().unwrap(), late].map(sha256);
+    let [client_elsewhere, missing] = [admin.token.as_deref().unwrap(), unknown_text].map(sha256);
     assert_eq!(
-        server.query::<u32>(&["EVAL", copy, "0", &there, &missing]),
+        server.query::<u32>(&["EVAL", copy, "0", &client_elsewhere, &missing]),
         1
     );
     assert_eq!(status(&client).await, 401, "remembered");
@@ -233,15 +246,18 @@ async fn the_webapps_own_tokens_are_shared_and_ended_like_the_gates() {
         .client()
         .logged_in("admin", crate::harness::WEBAPP_PASSWORD)
         .await;
-    let there = at(&two, &client);
+    let client_elsewhere = at(&two, &client);
     assert_eq!(
-        status(&there).await,
+        status(&client_elsewhere).await,
         200,
         "learned at one gate, known at the other"
     );
-    logout(&there).await;
+    logout(&client_elsewhere).await;
     eventually("ended at the first", async || status(&client).await == 401).await;
-    assert_eq!(verdict(there.get("/v1/support").await).await, (401, 1005));
+    assert_eq!(
+        verdict(client_elsewhere.get("/v1/support").await).await,
+        (401, 1005)
+    );
 }
 
 pub(super) const OPERATOR: &str = "operator-token-of-32-characters!";
@@ -302,7 +318,7 @@ async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
     );
     // The store loses everything, and a gate that was cut off before the deletion is the
     // first to fill it again.
-    let late = teller(&server, &written).await;
+    let unknown_text = teller(&server, &written).await;
     let _: () = server.query(&["FLUSHALL"]);
     eventually("the late gate has sent its state", async || {
         server.query::<bool>(&["HEXISTS", "{tollgate}:keys", "other"])
@@ -316,7 +332,7 @@ async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
     for gate in &gates {
         eventually("the key is refused again", async || !opens(gate).await).await;
     }
-    drop(late);
+    drop(unknown_text);
     let again = query(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
     eventually("the key's name is free", async || {
         let again = again.try_clone().unwrap();

@@ -58,8 +58,8 @@ async fn until_refused(client: &Client, query: &impl AsyncFn(&Client) -> u16) ->
 }
 
 /// The gate of this round, and the others.
-fn in_turn(gates: &[Gateway], number: usize) -> [&Gateway; 3] {
-    [0, 1, 2].map(|place| &gates[(number + place) % 3])
+fn gates_of_round(gates: &[Gateway], number: usize) -> [&Gateway; 3] {
+    [0, 1, 2].map(|offset| &gates[(number + offset) % 3])
 }
 
 /// The time from the request that ends the token until both other gates have refused it.
@@ -79,13 +79,13 @@ async fn revocation_delay<T>(
 
 async fn logout(gates: &[Gateway], store: &SharedStore, number: usize) -> Duration {
     let text = token(store, ADMIN).await;
-    let clients = in_turn(gates, number).map(|gate| gate.client().with_token(&text));
+    let clients = gates_of_round(gates, number).map(|gate| gate.client().with_token(&text));
     for client in &clients {
         assert_eq!(status(client).await, 200);
     }
-    let [here, second, third] = clients;
+    let [first, second, third] = clients;
     let body = json!({});
-    let out = here.post("/v1/users/logout", &body);
+    let out = first.post("/v1/users/logout", &body);
     let (out, delay) = revocation_delay(out, [&second, &third], status).await;
     assert_eq!(out.status(), 200);
     delay
@@ -111,8 +111,8 @@ async fn deletion(
     let name = format!("leaver{number}");
     user(store, server, &name).await;
     let text = token(store, &name).await;
-    let [here, second, third] = in_turn(gates, number);
-    let admin = here.client().with_token(admin);
+    let [first, second, third] = gates_of_round(gates, number);
+    let admin = first.client().with_token(admin);
     let path = format!("/v1/users/{name}");
     eventually("the user is known at the other gate", async || {
         admin.get(&path).await.status() == 200
@@ -136,10 +136,10 @@ async fn opened(client: &Client, key: &str) -> u16 {
 }
 
 async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: usize) -> Duration {
-    let [here, second, third] = in_turn(gates, number);
+    let [first, second, third] = gates_of_round(gates, number);
     let name = format!("bot{number}");
     let query = |method, path: &str| {
-        let request = operator.request(method, here.operator_url(path));
+        let request = operator.request(method, first.operator_url(path));
         request.bearer_auth(OPERATOR)
     };
     let body = json!({ "name": name, "paths": ["/v1/support"], "methods": ["GET"] });
@@ -160,25 +160,31 @@ async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: u
     delay
 }
 
-fn rounds(here: usize) -> usize {
-    let rounds = std::env::var("TOLLGATE_ROUNDS").ok();
-    rounds.and_then(|text| text.parse().ok()).unwrap_or(here)
+fn round_count(first: usize) -> usize {
+    let round_count = std::env::var("TOLLGATE_ROUNDS").ok();
+    round_count
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(first)
 }
 
-async fn assert_within_limit(what: &str, rounds: usize, round: impl AsyncFn(usize) -> Duration) {
+async fn assert_within_limit(
+    what: &str,
+    round_count: usize,
+    round: impl AsyncFn(usize) -> Duration,
+) {
     let _alone = ALONE.lock().await;
     let mut late = Duration::MAX;
     for window in 0..WINDOWS {
         let mut spans = Vec::new();
-        for number in 0..rounds {
-            spans.push(round(window * rounds + number).await);
+        for number in 0..round_count {
+            spans.push(round(window * round_count + number).await);
         }
         spans.sort();
-        late = spans[rounds * 99 / 100];
+        late = spans[round_count * 99 / 100];
         println!(
-            "{what} sent to seen by both others: median {:?}, p99 {late:?}, longest {:?}, {rounds} rounds, window {window}",
-            spans[rounds / 2],
-            spans[rounds - 1]
+            "{what} sent to seen by both others: median {:?}, p99 {late:?}, longest {:?}, {round_count} rounds, window {window}",
+            spans[round_count / 2],
+            spans[round_count - 1]
         );
         if late < PROMISE {
             return;
@@ -192,7 +198,7 @@ async fn a_logged_out_token_is_refused_by_the_other_gates_within_100_ms() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let store: Arc<SharedStore> = open(settings(&server)).await;
-    assert_within_limit("logout", rounds(200), async |number| {
+    assert_within_limit("logout", round_count(200), async |number| {
         logout(&gates, &store, number).await
     })
     .await;
@@ -207,12 +213,12 @@ async fn a_deleted_user_and_a_deleted_key_are_refused_by_the_other_gates_within_
     }
     let store: Arc<SharedStore> = open(settings(&server)).await;
     let admin = token(&store, ADMIN).await;
-    assert_within_limit("deletion", rounds(50), async |number| {
+    assert_within_limit("deletion", round_count(50), async |number| {
         deletion(&gates, (&store, &server), (&admin, number)).await
     })
     .await;
     let operator = reqwest::Client::builder().no_proxy().build().unwrap();
-    assert_within_limit("key revocation", rounds(50), async |number| {
+    assert_within_limit("key revocation", round_count(50), async |number| {
         key_revocation(&gates, &operator, number).await
     })
     .await;

@@ -41,12 +41,12 @@ async fn caps_count_live_tokens_and_not_ended_ones() {
     let room = store.insert(insert(6, "carl")).await.unwrap();
     assert!(is_placed(&room));
     // A token with a short lifetime expires and frees its place in the count within two seconds.
-    let brief = TokenInsert {
+    let short_lived = TokenInsert {
         life: Duration::from_millis(900),
         ..insert(7, "dora")
     };
     for _ in 0..2 {
-        store.insert(brief).await.unwrap();
+        store.insert(short_lived).await.unwrap();
     }
     eventually(
         "the short-lived token and its count are removed",
