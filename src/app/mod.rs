@@ -47,7 +47,7 @@ use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
 use prepare::prepare;
 use store_bootstrap::StoreBootstrap;
-use upstream_change::PendingUpstream;
+use upstream_change::PendingUpstreams;
 use worker::BoundListener;
 
 /// How signals, tests and benches stop a running program.
@@ -97,7 +97,7 @@ struct ControlParts {
     /// Stops renewers, sweeps and the operator's listener, last of all.
     control: TaskScope,
     bootstrap: StoreBootstrap,
-    pending: PendingUpstream,
+    pending: PendingUpstreams,
 }
 
 /// Where a running program listens.
@@ -161,10 +161,13 @@ async fn build(
     };
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
-    let upstream = UpstreamOpening::new(&config.upstream, control, &metrics);
-    let upstream = upstream.of(prepared.upstream).announced_as(&via);
-    let upstream = upstream.keeping(bootstrap.lease_keeper()).open()?;
-    let live = first_rules(&config, &bootstrap, upstream, prepared.routes, &metrics);
+    let mut upstreams = Vec::new();
+    for (settings, materials) in config.upstreams.iter().zip(prepared.upstreams) {
+        let upstream = UpstreamOpening::new(settings, control, &metrics);
+        let upstream = upstream.of(Some(materials)).announced_as(&via);
+        upstreams.push(upstream.keeping(bootstrap.lease_keeper()).open()?);
+    }
+    let live = first_rules(&config, &bootstrap, upstreams, prepared.routes, &metrics);
     let shared = Arc::new(AppState {
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
@@ -183,7 +186,7 @@ async fn build(
         edge: ShutdownSignal::default(),
         control: control.clone(),
         bootstrap,
-        pending: PendingUpstream::default(),
+        pending: PendingUpstreams::default(),
     };
     admin.open(parts.for_operator());
     Ok(BoundApp {
@@ -199,7 +202,7 @@ async fn build(
 fn first_rules(
     config: &Arc<Config>,
     bootstrap: &StoreBootstrap,
-    upstream: Arc<Upstream>,
+    upstreams: Vec<Arc<Upstream>>,
     routes: RouteTable,
     metrics: &Arc<Metrics>,
 ) -> LiveRules {
@@ -210,11 +213,11 @@ fn first_rules(
         Arc::clone(metrics),
     );
     LiveRules {
-        routes,
+        routes: Arc::new(routes),
         keys: KeySet::new(&config.api_keys),
         ring: bootstrap.ring(),
         limiter: Arc::new(limiter),
-        upstream,
+        upstreams,
         config: Arc::clone(config),
     }
 }

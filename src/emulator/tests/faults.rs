@@ -76,7 +76,9 @@ async fn an_expiry_and_a_token_can_have_any_form() {
     fixture.emulator.expiry_form(ExpiryForm::Missing);
     let reply = fixture.admin_log_in().await.json();
     assert!(reply["users"][0].get("expires_after").is_none());
-    fixture.emulator.token_form(TokenForm::LineBreak);
+    fixture
+        .emulator
+        .change(|to| to.token_form = TokenForm::LineBreak);
     let reply = fixture.admin_log_in().await.json();
     assert!(
         reply["users"][0]["token"]
@@ -142,14 +144,14 @@ async fn each_state_of_the_webapp_has_its_code() {
     fixture.emulator.not_ready(true);
     assert_eq!(fixture.admin_log_in().await.status_and_code(), (503, 1011));
     fixture.emulator.behave();
-    fixture.emulator.overload(true);
+    fixture.emulator.change(|to| to.overload = true);
     assert_eq!(
         fixture.get("/v1/health", &token).await.status_and_code(),
         (503, 1016)
     );
     assert_eq!(fixture.admin_log_in().await.status, 200);
     fixture.emulator.behave();
-    fixture.emulator.coreapp_down(true);
+    fixture.emulator.change(|to| to.coreapp_down = true);
     let down = fixture.get("/v1/health", &token).await;
     assert_eq!(down.status_and_code(), (500, 1014));
     assert!(String::from_utf8_lossy(&down.bytes).contains("wacore is running"));
@@ -186,7 +188,7 @@ async fn a_response_can_end_early_stall_or_be_slow() {
     fixture.emulator.hang(true);
     assert!(timeout(SOON, fixture.send(send_request())).await.is_err());
     fixture.emulator.behave();
-    fixture.emulator.refuse_connections(true);
+    fixture.emulator.change(|to| to.refuse_connections = true);
     assert!(fixture.send(send_request()).await.is_err());
 }
 
@@ -203,7 +205,7 @@ async fn a_hanging_request_ends_when_its_client_disconnects() {
         fixture.emulator.in_flight() == 0
     })
     .await;
-    assert_eq!(fixture.emulator.most_in_flight(), 1);
+    assert_eq!(fixture.emulator.webapp.state.counts.most_in_flight(), 1);
 }
 
 #[tokio::test]
@@ -230,7 +232,10 @@ async fn a_slow_login_has_created_its_token_already() {
     let fixture = TestEmulator::start().await;
     fixture.emulator.login_takes(Duration::from_millis(300));
     let token = async {
-        eventually("the token exists", || fixture.emulator.token_count() == 1).await;
+        eventually("the token exists", || {
+            fixture.emulator.webapp.state.tokens.count() == 1
+        })
+        .await;
         fixture.emulator.forget_all_tokens();
     };
     let (response, ()) = tokio::join!(fixture.admin_log_in(), token);

@@ -132,7 +132,9 @@ async fn health_has_two_forms() {
     let token = fixture.bearer().await;
     let health = || async { fixture.get("/v1/health", &token).await.json()["health"].clone() };
     assert_eq!(health().await["gateway_status"], "connected");
-    fixture.emulator.gateway_status(Gateway::Disconnected);
+    fixture
+        .emulator
+        .change(|to| to.gateway_status = Gateway::Disconnected);
     assert_eq!(health().await["gateway_status"], "disconnected");
     fixture.emulator.behave();
     fixture.emulator.health(Health::HighAvailability);

@@ -124,7 +124,9 @@ async fn a_logout_ends_one_token_or_all_of_them() {
     assert_eq!(response.json().as_object().unwrap().len(), 1);
     assert_eq!(logout(one).await.status, 401);
     assert_eq!(fixture.get("/v1/support", &two).await.status, 200);
-    fixture.emulator.logout_scope(LogoutScope::User);
+    fixture
+        .emulator
+        .change(|to| to.logout_scope = LogoutScope::User);
     let three = fixture.bearer().await;
     assert_eq!(logout(two).await.status, 200);
     assert_eq!(fixture.get("/v1/support", &three).await.status, 401);
@@ -236,7 +238,7 @@ async fn tokens_can_be_expired_forgotten_and_revoked() {
     assert_eq!(fixture.emulator.expire_all_tokens(), 1);
     assert_eq!(fixture.get("/v1/support", &one).await.status, 401);
     assert_eq!(
-        fixture.emulator.token_count(),
+        fixture.emulator.webapp.state.tokens.count(),
         0,
         "an expired token is removed when found"
     );

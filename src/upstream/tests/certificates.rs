@@ -237,7 +237,7 @@ async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
     let mut setup = UpstreamSetup::of(address).without_login();
     setup.settings.base.tls = tls;
     let upstream = setup.open().unwrap();
-    let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, setup.scope.tasks.clone());
+    let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, &setup.scope.tasks);
     let failure = connections
         .send(Request::new(Empty::new()), RESPONSE_TIMEOUT)
         .await;
@@ -343,7 +343,7 @@ async fn a_response_is_complete_by_its_length_without_close_notify() {
             setup.settings.trust = Trust::Pins(vec![identity.pin()]);
             let upstream = setup.open().unwrap();
             let connections =
-                UpstreamConnections::<Empty<Bytes>>::new(upstream, setup.scope.tasks.clone());
+                UpstreamConnections::<Empty<Bytes>>::new(upstream, &setup.scope.tasks);
             let response = connections
                 .send(Request::new(Empty::new()), RESPONSE_TIMEOUT)
                 .await;

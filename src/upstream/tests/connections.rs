@@ -1,6 +1,5 @@
 //! Pooling, and how much of a request was sent when there is no response.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -64,7 +63,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let upstream = setup.open().unwrap();
-    UpstreamConnections::new(upstream, setup.scope.tasks.clone())
+    UpstreamConnections::new(upstream, &setup.scope.tasks)
 }
 
 pub(super) async fn text(response: Response<UpstreamResponseBody>) -> String {
@@ -72,9 +71,9 @@ pub(super) async fn text(response: Response<UpstreamResponseBody>) -> String {
     String::from_utf8(body.to_vec()).unwrap()
 }
 
-fn kind<B>(outcome: Result<Response<UpstreamResponseBody>, SendError<B>>) -> (SendErrorKind, bool) {
+fn kind(outcome: Result<Response<UpstreamResponseBody>, SendError>) -> (SendErrorKind, bool) {
     let failure = outcome.unwrap_err();
-    (failure.kind, failure.unsent.is_some())
+    (failure.kind, failure.is_unsent)
 }
 
 #[tokio::test]
@@ -172,7 +171,7 @@ async fn a_reused_connection_that_closes_during_a_request_is_reported_as_dead() 
 }
 
 #[tokio::test]
-async fn a_request_on_a_closed_connection_is_returned_unsent() {
+async fn a_request_on_a_closed_connection_was_not_sent() {
     let hold = permits();
     let close_permit = Arc::clone(&hold);
     let webapp =
@@ -193,10 +192,7 @@ async fn a_request_on_a_closed_connection_is_returned_unsent() {
         .await;
     let failure = outcome.unwrap_err();
     assert_eq!(failure.kind, SendErrorKind::DeadConnection);
-    let request = failure.unsent.expect("not a byte was sent");
-    assert_eq!(request.method(), Method::POST);
-    let body = request.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(body, "precious");
+    assert!(failure.is_unsent, "not a byte was sent");
     let again = connections
         .send(post("precious"), RESPONSE_TIMEOUT)
         .await
@@ -206,14 +202,14 @@ async fn a_request_on_a_closed_connection_is_returned_unsent() {
 }
 
 #[tokio::test]
-async fn an_unreachable_upstream_returns_the_request_unsent() {
+async fn nothing_is_sent_to_an_unreachable_upstream() {
     let mut setup = UpstreamSetup::of("127.0.0.1:1".parse().unwrap()).without_login();
     let refused = connections(&setup)
         .send(post("x"), RESPONSE_TIMEOUT)
         .await
         .unwrap_err();
     assert_eq!(refused.kind, SendErrorKind::ConnectFailed);
-    assert!(refused.unsent.is_some());
+    assert!(refused.is_unsent);
     assert!(!format!("{refused:?}").contains("/v1/messages"));
     setup.settings.base.host = "no-such-host.invalid".to_owned();
     let unknown = kind(connections(&setup).send(post("x"), RESPONSE_TIMEOUT).await);
@@ -315,7 +311,7 @@ async fn an_aborted_request_body_is_blamed_on_the_client() {
     sender.send(Ok("some")).unwrap();
     sender.send(Err(std::io::Error::other("gone"))).unwrap();
     let outcome = kind(connections.send(request, RESPONSE_TIMEOUT).await);
-    assert_eq!(outcome, (SendErrorKind::BodyFailed, false));
+    assert_eq!(outcome.0, SendErrorKind::BodyFailed);
     eventually("closed", || webapp.ended() == 1).await;
 }
 
@@ -378,7 +374,7 @@ fn responses_and_errors_are_send_and_sync() {
     fn can_cross<T: Send + Sync + Unpin>() {}
     can_cross::<UpstreamResponseBody>();
     can_cross::<UpstreamConnections<Full<Bytes>>>();
-    can_cross::<SendError<http_body_util::Empty<Bytes>>>();
+    can_cross::<SendError>();
     fn is_error<T: std::error::Error>() {}
-    is_error::<SendError<http_body_util::combinators::BoxBody<Bytes, Infallible>>>();
+    is_error::<SendError>();
 }

@@ -19,7 +19,7 @@ async fn connections_for(response: &'static str, pause: Duration) -> usize {
     let mut setup = UpstreamSetup::of(webapp.address).without_login();
     setup.settings.idle_timeout = Duration::from_secs(60);
     let upstream = setup.open().unwrap();
-    let connections = UpstreamConnections::new(upstream, setup.scope.tasks.clone());
+    let connections = UpstreamConnections::new(upstream, &setup.scope.tasks);
     for _ in 0..2 {
         let request = Request::new(Full::<Bytes>::default());
         let response = connections.send(request, RESPONSE_TIMEOUT).await.unwrap();
@@ -109,7 +109,7 @@ async fn an_idle_connection_is_closed_at_its_keep_alive_and_only_that_one() {
     let mut setup = UpstreamSetup::of(webapp.address).without_login();
     setup.settings.idle_timeout = Duration::from_secs(60);
     let upstream = setup.open().unwrap();
-    let connections = UpstreamConnections::new(upstream, setup.scope.tasks.clone());
+    let connections = UpstreamConnections::new(upstream, &setup.scope.tasks);
     let plain = Request::new(Full::<Bytes>::default());
     let mut short = Request::new(Full::<Bytes>::default());
     short

@@ -145,7 +145,11 @@ impl UpstreamSetup {
     }
 
     fn open(&self) -> Result<Arc<Upstream>, Error> {
-        Upstream::open(&self.settings, &self.scope, &self.metrics)
+        self.open_with(&self.settings)
+    }
+
+    fn open_with(&self, settings: &config::UpstreamConfig) -> Result<Arc<Upstream>, Error> {
+        UpstreamOpening::new(settings, &self.scope, &self.metrics).open()
     }
 
     fn session(&self) -> Arc<Session> {
@@ -154,10 +158,9 @@ impl UpstreamSetup {
 
     /// The session of an upstream that lives as long as the test.
     fn session_with(&self, description: LoginDescription) -> Arc<Session> {
-        let upstream = UpstreamOpening::new(&self.settings, &self.scope, &self.metrics)
-            .described(description)
-            .open()
-            .unwrap();
+        let mut settings = self.settings.clone();
+        settings.login_description = description;
+        let upstream = self.open_with(&settings).unwrap();
         let session = Arc::clone(upstream.session().unwrap());
         let stop = self.scope.stop.clone();
         self.scope.spawn("holds the upstream", async move {

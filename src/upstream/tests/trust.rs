@@ -107,7 +107,7 @@ pub(super) fn setup(webapp: &Webapp, trust: Trust) -> UpstreamSetup {
 /// Connects to the upstream; the error's text if it is not trusted.
 pub(super) async fn connect(setup: &UpstreamSetup, upstream: &Arc<Upstream>) -> Result<(), String> {
     let connections =
-        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), setup.scope.tasks.clone());
+        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), &setup.scope.tasks);
     let request = Request::new(Empty::new());
     match connections
         .send(request, ResponseTimeout::within(Duration::from_secs(5)))
