@@ -4,5 +4,5 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    tollgate::upstream::fuzz_api::login_response(bytes);
+    tollgate::upstream::login_fuzz::login_response(bytes);
 });

@@ -20,17 +20,14 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::timeout;
 
 use crate::clock;
-use crate::config::{ApiKey, PathPattern, is_name, parse_quota};
-use crate::identity::{KeyError, KeyRing, NewKey};
+use crate::config::{PathPattern, is_name, parse_quota};
+use crate::identity::{KeyError, KeyRing, ListedKey, NewKey};
 use crate::profiles::Role;
 use crate::secret::{LEAST_OPERATOR_TOKEN, SecretSource};
 use crate::store::StoreUnavailable;
 
 const MAX_BODY: usize = 16 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A key, and when it was last accepted, in seconds since 1970.
-pub type ListedKey = (ApiKey, Option<i64>);
 
 /// Administration of API keys.
 #[derive(Clone)]
@@ -248,22 +245,22 @@ fn parse_new_key(body: &[u8]) -> Result<NewKey, AdminCallRejection> {
 
 fn list(admin: &KeyAdmin) -> Value {
     let configured = (admin.configured)();
-    let taken = |name: &str| configured.iter().any(|(key, _)| *key.name == *name);
+    let taken = |name: &str| configured.iter().any(|listed| *listed.key.name == *name);
     let made = admin.ring.list();
-    let made = made.iter().map(|key| {
-        let origin = if taken(&key.0.name) {
+    let made = made.iter().map(|listed| {
+        let origin = if taken(&listed.key.name) {
             "shadowed by config"
         } else {
             "store"
         };
-        describe(key, origin)
+        describe(listed, origin)
     });
-    let written = configured.iter().map(|key| describe(key, "config"));
+    let written = configured.iter().map(|listed| describe(listed, "config"));
     json!({ "keys": written.chain(made).collect::<Vec<_>>() })
 }
 
 fn describe(listed: &ListedKey, origin: &str) -> Value {
-    let (key, last_use) = listed;
+    let key = &listed.key;
     let moment = |seconds: i64| {
         Timestamp::from_second(seconds)
             .ok()
@@ -279,7 +276,7 @@ fn describe(listed: &ListedKey, origin: &str) -> Value {
         "paths": paths,
         "methods": methods,
         "limit": key.limit.as_ref().map(ToString::to_string),
-        "last_use": last_use.and_then(moment),
+        "last_use": listed.last_use.and_then(moment),
     })
 }
 
@@ -288,7 +285,10 @@ async fn create(
     wanted: NewKey,
 ) -> Result<(StatusCode, Value), AdminCallRejection> {
     let name = Arc::clone(&wanted.name);
-    if (admin.configured)().iter().any(|(key, _)| key.name == name) {
+    if (admin.configured)()
+        .iter()
+        .any(|listed| listed.key.name == name)
+    {
         let text = "the config file has a key of this name";
         return Err(refusal(StatusCode::CONFLICT, text));
     }
@@ -303,7 +303,7 @@ async fn delete(admin: &KeyAdmin, name: &str) -> Result<(StatusCode, Value), Adm
         Err(KeyError::Unknown)
             if (admin.configured)()
                 .iter()
-                .any(|(key, _)| *key.name == *name) =>
+                .any(|listed| *listed.key.name == *name) =>
         {
             let text = "this key is defined in the config file: remove it there";
             Err(refusal(StatusCode::CONFLICT, text))

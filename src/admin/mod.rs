@@ -9,7 +9,7 @@ mod status_pages;
 mod tests;
 mod user_admin;
 
-pub use key_admin::{KeyAdmin, ListedKey};
+pub use key_admin::KeyAdmin;
 pub use user_admin::UserAdmin;
 
 use std::convert::Infallible;

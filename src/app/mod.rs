@@ -45,6 +45,7 @@ use crate::pipeline::{
 };
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
+use crate::watched_files::ReloadSignal;
 use prepare::prepare;
 use store_bootstrap::StoreBootstrap;
 use upstream_change::PendingUpstreams;
@@ -98,6 +99,8 @@ struct ControlParts {
     control: TaskScope,
     bootstrap: StoreBootstrap,
     pending: PendingUpstreams,
+    /// Reads all watched files at once.
+    reload_signal: ReloadSignal,
 }
 
 /// Where a running program listens.
@@ -161,11 +164,15 @@ async fn build(
     };
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
+    let reload_signal = ReloadSignal::default();
     let mut upstreams = Vec::new();
     for (settings, materials) in config.upstreams.iter().zip(prepared.upstreams) {
-        let upstream = UpstreamOpening::new(settings, control, &metrics);
-        let upstream = upstream.of(Some(materials)).announced_as(&via);
-        upstreams.push(upstream.keeping(bootstrap.lease_keeper()).open()?);
+        let upstream = UpstreamOpening::new(settings, control, &metrics)
+            .of(Some(materials))
+            .announced_as(&via)
+            .reloaded_on(&reload_signal)
+            .keeping(bootstrap.lease_keeper());
+        upstreams.push(upstream.open()?);
     }
     let live = first_rules(&config, &bootstrap, upstreams, prepared.routes, &metrics);
     let shared = Arc::new(AppState {
@@ -187,6 +194,7 @@ async fn build(
         control: control.clone(),
         bootstrap,
         pending: PendingUpstreams::default(),
+        reload_signal,
     };
     admin.open(parts.for_operator());
     Ok(BoundApp {
@@ -314,8 +322,8 @@ impl ControlParts {
         self.control.spawn("token probe", tried);
         for listener in &listeners {
             if let Some(tls) = listener.tls() {
-                let watch =
-                    Arc::clone(tls).watch(self.control.stop.clone(), Arc::clone(&steering.hup));
+                let requests = self.reload_signal.subscribe();
+                let watch = Arc::clone(tls).watch(self.control.stop.clone(), requests);
                 self.control.spawn("certificate watch", watch);
             }
         }
@@ -327,9 +335,11 @@ impl ControlParts {
                 scope: self.control.clone(),
                 on_reload,
                 pending: self.pending.clone(),
+                reload_signal: self.reload_signal.clone(),
             };
-            reload.start(file, Arc::clone(&self.config), Arc::clone(&steering.hup));
+            reload.start(file, Arc::clone(&self.config));
         }
+        self.follow_sighup(&steering.hup);
     }
 }
 

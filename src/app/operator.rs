@@ -33,8 +33,7 @@ impl ControlParts {
             configured: Arc::new(move || {
                 let live = shared.live.load();
                 let keys = live.config.api_keys.iter();
-                keys.map(|key| (key.clone(), live.keys.last_use(&key.name)))
-                    .collect()
+                keys.map(|key| live.keys.listed(key)).collect()
             }),
         }
     }

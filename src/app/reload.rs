@@ -9,59 +9,64 @@ use tokio::sync::Notify;
 use super::prepare::{PreparedParts, prepare};
 use super::upstream_change::{PendingUpstreams, UpstreamChange};
 use super::worker::BoundListener;
-use super::{ConfigApplied, Error};
+use super::{ConfigApplied, ControlParts, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
-use crate::upstream::{LeaseKeeper, Upstream, UpstreamMaterials, UpstreamOpening};
+use crate::upstream::{SealedLeaseStore, Upstream, UpstreamMaterials, UpstreamOpening};
+use crate::watched_files::ReloadSignal;
 
 /// What a reload changes.
 #[derive(Debug)]
 pub(super) struct ReloadTargets {
     pub(super) shared: Arc<AppState>,
-    pub(super) lease_keeper: Option<LeaseKeeper>,
+    pub(super) lease_keeper: Option<SealedLeaseStore>,
     pub(super) listeners: Vec<BoundListener>,
     pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
     pub(super) pending: PendingUpstreams,
+    pub(super) reload_signal: ReloadSignal,
 }
 
-impl ReloadTargets {
-    /// Watches `file`, whose content is `config` now; `hup` makes it read the file at once.
-    pub(super) fn start(self, file: PathBuf, config: Arc<Config>, hup: Arc<Notify>) {
-        let (reloader, requests) = config::reloader();
-        let watcher = config::ConfigWatcher::new(file, Arc::clone(&self.shared.metrics), requests);
-        let (tasks, stop) = (self.scope.tasks.clone(), self.scope.stop.clone());
-        let reload = Arc::new(self);
-        let nudged = Arc::clone(&reload);
-        let watch = watcher.run(config, stop.clone(), move |config: Arc<Config>| {
-            let reload = Arc::clone(&reload);
-            async move { reload.apply(config).await.map_err(Error::boxed) }
-        });
-        tasks.spawn("config watch", watch);
-        tasks.spawn("config reload", async move {
+impl ControlParts {
+    /// Passes on the requests of `hup`: all watched files are read at once, and logins that have
+    /// stopped until an operator acts are tried again, whether or not a file has changed.
+    pub(super) fn follow_sighup(&self, hup: &Arc<Notify>) {
+        let hup = Arc::clone(hup);
+        let stop = self.control.stop.clone();
+        let (shared, pending) = (Arc::clone(&self.shared), self.pending.clone());
+        let reload_signal = self.reload_signal.clone();
+        self.control.spawn("reload requests", async move {
             loop {
                 tokio::select! {
                     () = stop.draining() => return,
-                    () = hup.notified() => {
-                        reloader.ask();
-                        nudged.nudge();
+                    () = hup.notified() => {}
+                }
+                reload_signal.send();
+                pending.nudge();
+                for upstream in &shared.live.load().upstreams {
+                    if let Some(session) = upstream.session() {
+                        session.nudge();
                     }
                 }
             }
         });
     }
+}
 
-    /// SIGHUP: logins that have stopped until an operator acts are tried again, whether or not the
-    /// file has changed.
-    fn nudge(&self) {
-        self.pending.nudge();
-        for upstream in &self.shared.live.load().upstreams {
-            if let Some(session) = upstream.session() {
-                session.nudge();
-            }
-        }
+impl ReloadTargets {
+    /// Watches `file`, whose content is `config` now.
+    pub(super) fn start(self, file: PathBuf, config: Arc<Config>) {
+        let requests = self.reload_signal.subscribe();
+        let watcher = config::ConfigWatcher::new(file, Arc::clone(&self.shared.metrics), requests);
+        let (tasks, stop) = (self.scope.tasks.clone(), self.scope.stop.clone());
+        let reload = Arc::new(self);
+        let watch = watcher.run(config, stop, move |config: Arc<Config>| {
+            let reload = Arc::clone(&reload);
+            async move { reload.apply(config).await.map_err(Error::boxed) }
+        });
+        tasks.spawn("config watch", watch);
     }
 
     async fn apply(&self, config: Arc<Config>) -> Result<(), Error> {
@@ -159,10 +164,11 @@ impl ReloadTargets {
         let keeper = self.lease_keeper.clone();
         let opening = UpstreamOpening::new(settings, &self.scope, &self.shared.metrics)
             .of(materials)
-            .announced_as(&self.shared.via);
+            .announced_as(&self.shared.via)
+            .reloaded_on(&self.reload_signal);
         let opening = match before {
             Some(before) => opening
-                .keeping(keeper.map(LeaseKeeper::ignoring_saved_lease))
+                .keeping(keeper.map(SealedLeaseStore::ignoring_saved_lease))
                 .after(before),
             None => opening.keeping(keeper),
         };

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::store::shared::SharedStore;
 use crate::store::{SealKey, SealingKeys, Store, StoreBackend, StoreContents, TokenOrigin};
 use crate::token::{RevokeCause, TokenStore};
-use crate::upstream::LeaseKeeper;
+use crate::upstream::SealedLeaseStore;
 
 /// Between two polls of the disk.
 const DISK_POLL: Duration = Duration::from_secs(1);
@@ -242,10 +242,10 @@ impl StoreBootstrap {
     }
 
     /// Stores the upstream's token; None: the operator has given no key to seal it with.
-    pub(super) fn lease_keeper(&self) -> Option<LeaseKeeper> {
+    pub(super) fn lease_keeper(&self) -> Option<SealedLeaseStore> {
         let seal = self.seal.as_ref()?;
         let leases = self.take(|contents| contents.leases.clone());
-        Some(LeaseKeeper::new(
+        Some(SealedLeaseStore::new(
             self.store.clone(),
             Arc::clone(seal),
             leases,

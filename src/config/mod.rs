@@ -21,10 +21,7 @@ pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{LoadedConfig, Problem, ProblemTable, Problems};
-pub use reload::{
-    ConfigWatcher, ReloadHandle, ReloadOutcome, ReloadRefused, ReloadRequests, WatcherGone,
-    reloader,
-};
+pub use reload::ConfigWatcher;
 pub use request_rules::{
     AddressBlock, AllowedFields, METHOD_PARAMETER, OVERRIDE_FIELDS, OverrideField, RequestRules,
     override_field,

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, oneshot};
 
 use super::key_replica::KeyReplica;
 use super::ring_state::{RingState, api_key};
-use super::{KeyRefused, KeySet, mint_key};
+use super::{KeyRefused, KeySet, ListedKey, mint_key};
 use crate::config::{ApiKey, PathPattern, Quota};
 use crate::profiles::Role;
 use crate::secret::Secret;
@@ -87,11 +87,10 @@ impl KeyRing {
     }
 
     /// Every key, with the time of its last use in seconds since 1970.
-    pub fn list(&self) -> Vec<(ApiKey, Option<i64>)> {
+    pub fn list(&self) -> Vec<ListedKey> {
         let state = self.state.load();
         let keys = state.all.iter();
-        keys.map(|key| (key.clone(), state.keys.last_use(&key.name)))
-            .collect()
+        keys.map(|key| state.keys.listed(key)).collect()
     }
 
     /// Makes a key; returns its text, which is not stored.
@@ -202,7 +201,7 @@ mod tests {
         let text = ring.create(wanted("bot")).await.unwrap();
         let found = ring.find(text.expose()).unwrap();
         assert_eq!(&*found.name, "bot");
-        assert!(ring.list()[0].1.is_some(), "its use was recorded");
+        assert!(ring.list()[0].last_use.is_some(), "its use was recorded");
         let again = ring.create(wanted("bot")).await;
         assert_eq!(again.unwrap_err(), KeyError::Exists);
         ring.delete("bot").await.unwrap();

@@ -3,16 +3,16 @@
 //! directory) or `key_ring` (keys made at run time).
 //! A password check is slow on purpose and never runs on a worker thread.
 
-mod api_key;
 mod key_replica;
 mod key_ring;
+mod key_set;
 mod password;
 mod ring_state;
 mod scope;
 mod users;
 
-pub use api_key::{KeyRefused, KeySet, mint_key};
 pub use key_ring::{KeyError, KeyRing, NewKey};
+pub use key_set::{KeyRefused, KeySet, ListedKey, mint_key};
 pub use password::{HashFailed, Hasher, HasherBusy, PasswordHash, UnusableHash, hash_password};
 pub use scope::{matches, permits};
 pub use users::{
@@ -102,7 +102,7 @@ mod tests {
             name: "sender".into(),
             role: Some(Role::User),
         };
-        let key = Client::Key(Arc::new(api_key::tests::key("sender", "012345678901")));
+        let key = Client::Key(Arc::new(key_set::tests::key("sender", "012345678901")));
         assert_eq!(user.name(), key.name());
         assert_ne!(user.id(), key.id());
         assert_eq!(user.id(), user.clone().id());

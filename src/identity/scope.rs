@@ -30,7 +30,7 @@ pub fn matches(pattern: &PathPattern, path: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::Segment;
-    use crate::identity::api_key::tests::key;
+    use crate::identity::key_set::tests::key;
 
     fn literal(text: &str) -> Segment {
         Segment::Literal(text.into())

@@ -183,13 +183,12 @@ impl TimeText<'_> {
     /// Appends the time in the form of RFC 3339, in UTC.
     pub fn put(self, text: &mut Vec<u8>) {
         text.extend_from_slice(self.stamp.as_bytes());
-        let mut digits = *b".000000Z";
-        let mut left = self.micros;
-        for digit in digits[1..7].iter_mut().rev() {
-            *digit = b'0' + u8::try_from(left % 10).unwrap_or(0);
-            left /= 10;
-        }
-        text.extend_from_slice(&digits);
+        // The first digit, always 1, keeps the zeros before the others.
+        let mut digits = itoa::Buffer::new();
+        let fraction = &digits.format(1_000_000 + self.micros).as_bytes()[1..];
+        text.push(b'.');
+        text.extend_from_slice(fraction);
+        text.push(b'Z');
     }
 }
 

@@ -18,7 +18,6 @@ mod access_log;
 mod bench_api;
 mod body;
 mod credential_fault;
-mod digits;
 #[cfg(fuzzing)]
 pub mod fuzz_api;
 mod headers;
@@ -43,8 +42,8 @@ use hyper::body::Incoming;
 pub use access_log::logged_body::LoggedResponseBody;
 pub use bench_api::{clean_fields, presents_credential};
 pub use body::client_body::ClientBody;
+pub use body::client_response_body::ResponseBody;
 pub use body::request_body::RequestBody;
-pub use body::response_body::ResponseBody;
 pub use body::stream_watchdog::SlowStreamWatchdog;
 pub use credential_fault::CredentialFault;
 pub use limit::{
@@ -148,7 +147,7 @@ impl Pipeline {
             reject(rejection, &mut entry, format, pause)
         });
         if head.method == Method::HEAD {
-            body::response_body::omit_body(&mut response);
+            body::client_response_body::omit_body(&mut response);
         }
         respond(response, entry)
     }

@@ -1,5 +1,6 @@
 //! The peer of a connection: its address, TLS facts and last accepted token.
 
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::identity::{Client, ClientId};
@@ -67,4 +68,22 @@ impl Peer {
 pub(super) fn share_owner(client: &Client, origin: IpAddr) -> (ClientId<'_>, Option<(u8, u64)>) {
     let network = matches!(client, Client::Open).then(|| network(origin));
     (client.id(), network)
+}
+
+/// Appends an address in its usual spelling. Each request writes several; `fmt` takes about ten
+/// times as many instructions for an IPv4 address.
+pub(super) fn put_address(text: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => {
+            let mut digits = itoa::Buffer::new();
+            for (index, octet) in ip.octets().into_iter().enumerate() {
+                if index > 0 {
+                    text.push(b'.');
+                }
+                text.extend_from_slice(digits.format(octet).as_bytes());
+            }
+        }
+        // Writing to memory cannot fail.
+        IpAddr::V6(ip) => drop(write!(text, "{ip}")),
+    }
 }

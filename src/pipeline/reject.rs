@@ -50,7 +50,7 @@ pub enum Rejection {
     /// The client has as many requests in flight as its share allows.
     ShareTaken,
     /// The request got no upstream permit in time.
-    NoTurn(PermitTimeout),
+    UpstreamQueueTimeout(PermitTimeout),
     /// There is no valid lease.
     NoLease(NoLease),
     /// The store could not save the change, so it has not been made.
@@ -67,7 +67,7 @@ pub enum Rejection {
     /// The connection ended while the request body was being sent.
     BrokeOff(Box<dyn Error + Send + Sync>),
     UpstreamTimeout,
-    BadAnswer(&'static str),
+    BadUpstreamResponse(&'static str),
     /// Refusals of the users node.
     LoginRefused(&'static str),
     PasswordChangeRequired,
@@ -92,7 +92,7 @@ impl Rejection {
     /// The whole mapping: no other code picks the status of a refusal.
     pub fn mapping(&self) -> ErrorMapping {
         use Blame::{Client, Gateway, Upstream};
-        use ErrorKind::{AccessDenied, InvalidCredentials};
+        use ErrorKind::{AccessDenied, Internal, InvalidCredentials};
         let (status, kind, blame, reason) = match self {
             Self::BadRequest(_) => (400, ErrorKind::InvalidRequest, Client, Reason::BadRequest),
             Self::NoRoute => (404, ErrorKind::NotFound, Client, Reason::NoRoute),
@@ -113,9 +113,9 @@ impl Rejection {
             }
             Self::TargetTooLong => (414, ErrorKind::InvalidRequest, Client, Reason::TooLarge),
             Self::HeadTooLarge => (431, ErrorKind::InvalidRequest, Client, Reason::TooLarge),
-            Self::Loop => (508, ErrorKind::Internal, Gateway, Reason::Loop),
+            Self::Loop => (508, Internal, Gateway, Reason::Loop),
             Self::UpstreamDown(_) => (503, ErrorKind::NotReady, Upstream, Reason::UpstreamDown),
-            Self::Overloaded | Self::ShareTaken | Self::NoTurn(_) => {
+            Self::Overloaded | Self::ShareTaken | Self::UpstreamQueueTimeout(_) => {
                 (503, ErrorKind::Overloaded, Gateway, Reason::Overloaded)
             }
             Self::NoLease(_) | Self::CannotAsk => {
@@ -124,13 +124,13 @@ impl Rejection {
             Self::Unavailable(_) | Self::TokenUnsure(_) => {
                 (503, ErrorKind::NotReady, Gateway, Reason::Store)
             }
-            Self::UpstreamLogin => (502, ErrorKind::Internal, Upstream, Reason::UpstreamLogin),
+            Self::UpstreamLogin => (502, Internal, Upstream, Reason::UpstreamLogin),
             Self::RetryLater => (503, ErrorKind::NotReady, Upstream, Reason::RetryLater),
             Self::Unreachable(_) | Self::BrokeOff(_) => {
-                (502, ErrorKind::Internal, Upstream, Reason::Unreachable)
+                (502, Internal, Upstream, Reason::Unreachable)
             }
-            Self::UpstreamTimeout => (504, ErrorKind::Internal, Upstream, Reason::Timeout),
-            Self::BadAnswer(_) => (502, ErrorKind::Internal, Upstream, Reason::BadResponse),
+            Self::UpstreamTimeout => (504, Internal, Upstream, Reason::Timeout),
+            Self::BadUpstreamResponse(_) => (502, Internal, Upstream, Reason::BadResponse),
             Self::PasswordChangeRequired => (
                 401,
                 ErrorKind::PasswordChangeRequired,
@@ -140,9 +140,9 @@ impl Rejection {
             Self::NotJson => (400, ErrorKind::InvalidRequest, Client, Reason::UsersNode),
             Self::Missing(_) => (400, ErrorKind::ParameterMissing, Client, Reason::UsersNode),
             Self::Invalid(_) => (400, ErrorKind::ParameterInvalid, Client, Reason::UsersNode),
-            Self::UserExists => (500, ErrorKind::Internal, Client, Reason::UsersNode),
+            Self::UserExists => (500, Internal, Client, Reason::UsersNode),
             Self::NoSuchUser => (404, ErrorKind::NotFound, Client, Reason::UsersNode),
-            Self::Internal(_) => (500, ErrorKind::Internal, Gateway, Reason::Internal),
+            Self::Internal(_) => (500, Internal, Gateway, Reason::Internal),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         ErrorMapping {
@@ -163,7 +163,7 @@ impl Rejection {
             | Self::Unreachable(_)
             | Self::BrokeOff(_)
             | Self::UpstreamTimeout
-            | Self::BadAnswer(_) => return Cow::Owned(self.upstream_detail(service)),
+            | Self::BadUpstreamResponse(_) => return Cow::Owned(self.upstream_detail(service)),
             Self::NoRoute => "No such path on this gateway",
             Self::MethodNotAllowed(_) => "This path does not take this method",
             // One text for unknown, wrong, expired and revoked; the access log has the cause.
@@ -179,7 +179,9 @@ impl Rejection {
             Self::HeadTooLarge => "The header section is larger than this port takes",
             Self::HeadTooSlow => "The header section came too slowly",
             Self::Loop => "This request has come back to this gateway: its upstream leads here",
-            Self::Overloaded | Self::NoTurn(_) => "The gateway has too many requests in hand",
+            Self::Overloaded | Self::UpstreamQueueTimeout(_) => {
+                "The gateway has too many requests in hand"
+            }
             Self::ShareTaken => "The gateway has too many requests of this client in hand",
             Self::Unavailable(_) => "The gateway cannot keep this change at the moment",
             Self::CannotAsk | Self::TokenUnsure(_) => {
@@ -208,7 +210,9 @@ impl Rejection {
                 format!("The {service} ended the connection before it answered")
             }
             Self::UpstreamTimeout => format!("The {service} did not answer in time"),
-            Self::BadAnswer(_) => format!("The {service}'s answer could not be understood"),
+            Self::BadUpstreamResponse(_) => {
+                format!("The {service}'s answer could not be understood")
+            }
             _ => format!("The {service} does not answer at the moment"),
         }
     }
@@ -218,7 +222,7 @@ impl Rejection {
         Some(match self {
             Self::Unauthenticated(why)
             | Self::LoginRefused(why)
-            | Self::BadAnswer(why)
+            | Self::BadUpstreamResponse(why)
             | Self::BadRequest(why)
             | Self::Forbidden(why)
             | Self::Internal(why)
@@ -226,7 +230,7 @@ impl Rejection {
             Self::BadCredential(fault) | Self::BadLogin(fault) => Cow::Owned(fault.to_string()),
             Self::TooMany(limit) => Cow::Owned(format!("limit {}", limit.policy)),
             Self::ShareTaken => Cow::Borrowed("client has its share of the requests in flight"),
-            Self::NoTurn(timeout) => Cow::Owned(timeout.to_string()),
+            Self::UpstreamQueueTimeout(timeout) => Cow::Owned(timeout.to_string()),
             Self::NoLease(no_lease) => Cow::Owned(no_lease.to_string()),
             Self::Unavailable(why) | Self::TokenUnsure(why) => Cow::Owned(why.to_string()),
             Self::Loop => Cow::Borrowed("the request's Via names this gate"),
@@ -249,7 +253,7 @@ impl Rejection {
             Self::TooMany(limit) => Some(limit.retry_after),
             Self::NoLease(no_lease) => Some(no_lease.retry_after),
             Self::Unavailable(why) | Self::TokenUnsure(why) => Some(why.retry_after()),
-            Self::NoTurn(timeout) => Some(timeout.retry_after),
+            Self::UpstreamQueueTimeout(timeout) => Some(timeout.retry_after),
             Self::Overloaded | Self::ShareTaken | Self::CannotAsk => Some(Duration::from_secs(1)),
             Self::TooManyTokens(_, next) => *next,
             Self::RetryLater => Some(Duration::ZERO),

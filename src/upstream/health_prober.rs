@@ -81,7 +81,7 @@ impl UpstreamProber {
             match outcome {
                 Ok(()) => {
                     metrics.upstream_probes.add(ProbeOutcome::Succeeded);
-                    health.answered();
+                    health.responded();
                 }
                 Err(failure) => {
                     metrics.upstream_probes.add(ProbeOutcome::Failed);

@@ -6,24 +6,24 @@
 //! the outcome, and the judgement (`login/judgement`) turns a hundred refusals into one probe or login,
 //! or into none.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{self, BaseAddress};
-use crate::lifecycle::ShutdownSignal;
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::UpstreamMetrics;
 use crate::shares::ShareKey;
+use crate::watched_files::ReloadSignal;
 
 mod api_key;
 mod fair_queue;
-#[cfg(fuzzing)]
-pub mod fuzz_api;
 mod health;
 mod health_prober;
 mod login;
+#[cfg(fuzzing)]
+pub mod login_fuzz;
 mod materials;
 mod opening;
 mod own_requests;
@@ -43,7 +43,7 @@ pub use login::description::{
 pub use login::judgement::accepted_paths::PathKey;
 pub use login::judgement::refused_paths::RefusedRequest;
 pub use login::lease::Lease;
-pub use login::lease_store::LeaseKeeper;
+pub use login::lease_store::SealedLeaseStore;
 pub use login::session::{RefusalVerdict, Session};
 pub use login::status::{LoginFailure, NoLease, SessionStatus};
 pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
@@ -70,9 +70,6 @@ use login::plan::LoginPlan;
 use login::task::{LoginScope, LoginTask};
 use own_requests::OwnRequests;
 use transport::dialer::Dialer;
-use transport::tls::trust::UpstreamTls;
-
-const FILE_POLL: Duration = Duration::from_secs(1);
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +103,7 @@ pub struct Upstream {
     plan: Option<Arc<LoginPlan>>,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
-    api_key: UpstreamApiKey,
+    api_key: Arc<UpstreamApiKey>,
     permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
     pub(crate) metrics: Arc<UpstreamMetrics>,
@@ -132,7 +129,7 @@ impl Upstream {
                 tasks: &scope.tasks,
                 stop: opening.scope.stop.child(),
                 metrics,
-                keeper: opening.keeper,
+                lease_store: opening.lease_store,
             };
             let before = opening.before.and_then(|before| before.login.as_ref());
             LoginTask::continue_or_start(before, settings, plan, scope)
@@ -147,7 +144,7 @@ impl Upstream {
             probe,
             login,
             plan,
-            api_key: UpstreamApiKey::new(settings, api_key, metrics),
+            api_key: Arc::new(UpstreamApiKey::new(settings, api_key, metrics)),
             permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
             metrics: Arc::clone(metrics),
@@ -155,10 +152,7 @@ impl Upstream {
         });
         let prober = UpstreamProber::new(&own, &scope, metrics);
         scope.spawn("upstream health", prober.run());
-        if upstream.has_files() {
-            let watch = watch(Arc::downgrade(&upstream), scope.stop.clone());
-            scope.spawn("upstream files", watch);
-        }
+        upstream.watch_files(&scope, &opening.reload_signal);
         Ok(upstream)
     }
 
@@ -227,7 +221,7 @@ impl Upstream {
     }
 
     /// Waits for an upstream permit.
-    pub async fn turn(
+    pub async fn acquire_permit(
         &self,
         client: ShareKey,
         is_monitoring: bool,
@@ -237,7 +231,11 @@ impl Upstream {
 
     /// A permit without waiting. None: the upstream's health is in doubt, or no permit is free for this
     /// client.
-    pub fn turn_at_once(&self, client: ShareKey, is_monitoring: bool) -> Option<UpstreamPermit> {
+    pub fn try_acquire_permit(
+        &self,
+        client: ShareKey,
+        is_monitoring: bool,
+    ) -> Option<UpstreamPermit> {
         if !self.own.health.is_quiet() {
             return None;
         }
@@ -264,13 +262,15 @@ impl Upstream {
         self.metrics.upstream_up.set(i64::from(is_up));
     }
 
-    fn has_files(&self) -> bool {
-        self.api_key.is_file()
-            || self
-                .dialer
-                .tls
-                .as_ref()
-                .is_some_and(UpstreamTls::may_change)
+    /// Reads the files of trust and API key again when they change, or on request.
+    fn watch_files(&self, scope: &TaskScope, reload: &ReloadSignal) {
+        if let Some(tls) = &self.dialer.tls {
+            let watch = Arc::clone(tls).watch(scope.stop.clone(), reload.subscribe());
+            scope.spawn("upstream CA watch", watch);
+        }
+        let key = Arc::clone(&self.api_key);
+        let watch = key.watch(scope.stop.clone(), reload.subscribe());
+        scope.spawn("upstream API key watch", watch);
     }
 }
 
@@ -278,25 +278,5 @@ impl Drop for Upstream {
     /// Stops the tasks of an upstream that was not retired.
     fn drop(&mut self) {
         self.stop.drain();
-    }
-}
-
-/// Rereads changed files until drain, or until the upstream is dropped.
-async fn watch(upstream: Weak<Upstream>, stop: ShutdownSignal) {
-    let mut tick = interval(FILE_POLL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut was_good = true;
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stop.draining() => return,
-        }
-        let Some(upstream) = upstream.upgrade() else {
-            return;
-        };
-        upstream.api_key.reread(&mut was_good);
-        if let Some(tls) = &upstream.dialer.tls {
-            tls.reread(&upstream.name);
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Version};
 
 use super::health::UpstreamHealth;
-use super::login::lease_store::LeaseKeeper;
+use super::login::lease_store::SealedLeaseStore;
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
 use super::transport::dialer::Dialer;
@@ -14,6 +14,7 @@ use crate::config;
 use crate::lifecycle::TaskScope;
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::via::GatewayVia;
+use crate::watched_files::ReloadSignal;
 
 /// An upstream to be opened.
 #[derive(Debug)]
@@ -21,8 +22,9 @@ pub struct UpstreamOpening<'a> {
     pub(super) settings: &'a config::UpstreamConfig,
     pub(super) scope: &'a TaskScope,
     pub(super) metrics: &'a Arc<Metrics>,
-    pub(super) keeper: Option<LeaseKeeper>,
+    pub(super) lease_store: Option<SealedLeaseStore>,
     pub(super) before: Option<&'a Upstream>,
+    pub(super) reload_signal: ReloadSignal,
     via: Option<GatewayVia>,
     materials: Option<UpstreamMaterials>,
 }
@@ -37,8 +39,9 @@ impl<'a> UpstreamOpening<'a> {
             settings,
             scope,
             metrics,
-            keeper: None,
+            lease_store: None,
             before: None,
+            reload_signal: ReloadSignal::default(),
             via: None,
             materials: None,
         }
@@ -61,8 +64,11 @@ impl<'a> UpstreamOpening<'a> {
 
     /// Uses the token of an earlier start, if one was saved.
     #[must_use]
-    pub fn keeping(self, keeper: Option<LeaseKeeper>) -> Self {
-        Self { keeper, ..self }
+    pub fn keeping(self, lease_store: Option<SealedLeaseStore>) -> Self {
+        Self {
+            lease_store,
+            ..self
+        }
     }
 
     /// Replaces `before`: takes over its login if that is the same, and its health record if the address
@@ -71,6 +77,15 @@ impl<'a> UpstreamOpening<'a> {
     pub fn after(self, before: &'a Upstream) -> Self {
         Self {
             before: Some(before),
+            ..self
+        }
+    }
+
+    /// Reads the files of trust and API key again on this signal too.
+    #[must_use]
+    pub fn reloaded_on(self, signal: &ReloadSignal) -> Self {
+        Self {
+            reload_signal: signal.clone(),
             ..self
         }
     }

@@ -20,7 +20,7 @@ const MIN_WITH_RESERVE: usize = 4;
 
 /// No permit within `queue_timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no turn at the upstream within {waited:?}")]
+#[error("no upstream permit within {waited:?}")]
 pub struct PermitTimeout {
     pub waited: Duration,
     /// Estimated time until the requests still queued have had a permit, at the current rate.

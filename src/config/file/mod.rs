@@ -13,7 +13,7 @@ mod units;
 mod value_readers;
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ use toml::de::DeTable;
 use super::problem::{LoadedConfig, Problem, Problems};
 use super::{Config, Emulator, Log, UpstreamConfig};
 use crate::profiles::Profile;
+use crate::watched_files::FileContent;
 use config_table::ConfigTable;
 use parse_report::ParseReport;
 use sections::{
@@ -48,6 +49,16 @@ pub struct EmulatorAlone {
 
 /// Reads and checks a config file. Fails with every problem at once.
 pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
+    load_text(path, read(path))
+}
+
+/// As `load`, of a file that has been read already.
+pub(super) fn load_file(file: FileContent) -> Result<LoadedConfig, Problems> {
+    let text = file.content.and_then(|bytes| text_of(&bytes));
+    load_text(&file.path, text)
+}
+
+fn load_text(path: &Path, text: io::Result<String>) -> Result<LoadedConfig, Problems> {
     let name = path.display().to_string();
     let refused = |reason: String| Problems {
         file: name.clone(),
@@ -60,7 +71,7 @@ pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
         warnings: Vec::new(),
         rest: None,
     };
-    let text = read(path).map_err(|error| refused(format!("cannot be read: {error}")))?;
+    let text = text.map_err(|error| refused(format!("cannot be read: {error}")))?;
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     parse(&text, folder).map_err(|problems| Problems {
         file: name.clone(),
@@ -104,15 +115,20 @@ pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = std::fs::File::open(path)?.take(MAX_FILE_SIZE + 1);
-    let mut file = std::io::BufReader::new(file);
-    if file.read_to_string(&mut text)? as u64 > MAX_FILE_SIZE {
-        return Err(std::io::ErrorKind::FileTooLarge.into());
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
+    text_of(&bytes)
+}
+
+fn text_of(bytes: &[u8]) -> io::Result<String> {
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        return Err(ErrorKind::FileTooLarge.into());
     }
-    Ok(text)
+    let text = std::str::from_utf8(bytes);
+    let text = text.map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))?;
+    Ok(text.to_owned())
 }
 
 /// Checks the text of a config file that lies in `folder`.

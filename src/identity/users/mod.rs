@@ -1,9 +1,9 @@
 //! The user directory (`directory = "gateway"`): who may log in, with which password and role.
 //! Read from memory; changes are serialised and take effect once the store has confirmed them
-//! (`change`). Does not revoke tokens: the caller of `remove` does, and a login running meanwhile
+//! (`directory_change`). Does not revoke tokens: the caller of `remove` does, and a login running meanwhile
 //! is fenced by the token store's epoch.
 
-mod change;
+mod directory_change;
 mod error;
 mod first_admin;
 mod user_replica;

@@ -108,12 +108,12 @@ impl ConnectionActivity {
         self.head_since.store(0, Ordering::Relaxed);
     }
 
-    pub(in crate::listener) fn is_in_head(&self) -> bool {
+    pub(super) fn is_in_head(&self) -> bool {
         self.head_since.load(Ordering::Relaxed) != 0
     }
 
     /// Notes that bytes of a response were written: the idle time counts from the last of them.
-    pub(in crate::listener) fn wrote_response(&self) {
+    pub(super) fn wrote_response(&self) {
         self.last_progress.store(self.now(), Ordering::Relaxed);
     }
 
@@ -173,7 +173,7 @@ impl ConnectionActivity {
     }
 
     /// Notes that the peer broke the protocol.
-    pub(in crate::listener) fn set_refused(&self) {
+    pub(super) fn set_refused(&self) {
         self.refused.store(true, Ordering::Relaxed);
     }
 
@@ -181,11 +181,11 @@ impl ConnectionActivity {
         self.refused.load(Ordering::Relaxed)
     }
 
-    pub(in crate::listener) fn set_http10(&self) {
+    pub(super) fn set_http10(&self) {
         self.http10.store(true, Ordering::Relaxed);
     }
 
-    pub(in crate::listener) fn is_http10(&self) -> bool {
+    pub(super) fn is_http10(&self) -> bool {
         self.http10.load(Ordering::Relaxed)
     }
 
@@ -193,11 +193,11 @@ impl ConnectionActivity {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    pub(in crate::listener) fn is_draining(&self) -> bool {
+    pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    pub(in crate::listener) fn set_between_requests(&self, value: bool) {
+    pub(super) fn set_between_requests(&self, value: bool) {
         self.between_requests.store(value, Ordering::Relaxed);
     }
 
@@ -221,7 +221,7 @@ impl ConnectionActivity {
         self.in_flight.load(Ordering::Acquire) != 0
     }
 
-    pub(in crate::listener) fn opened(&self) -> Instant {
+    pub(super) fn opened(&self) -> Instant {
         self.opened
     }
 
@@ -281,7 +281,7 @@ impl ActiveRequest {
     }
 
     /// True while the connection's socket is full: the next body frame must wait.
-    pub(in crate::listener) fn register_if_blocked(&self, waker: &Waker) -> bool {
+    pub(super) fn register_if_blocked(&self, waker: &Waker) -> bool {
         self.activity.register_if_blocked(waker)
     }
 

@@ -50,20 +50,17 @@ pub(in crate::listener) struct ServiceEntry<S> {
 }
 
 /// A response whose body counts as a request in flight.
-pub(in crate::listener) type ServiceResponse<B> = Response<CountedBody<B>>;
+pub(super) type ServiceResponse<B> = Response<CountedBody<B>>;
 
 /// The future of a response.
-pub(in crate::listener) type ServiceFuture<B> =
+pub(super) type ServiceFuture<B> =
     Pin<Box<dyn Future<Output = Result<ServiceResponse<B>, Infallible>> + Send + 'static>>;
 
 impl<S: RequestService> ServiceEntry<S> {
     /// Passes a request to the service, or refuses it. The future is boxed because hyper moves it
     /// and keeps room for it while a connection is idle. The request is handed over before the
     /// future is made, so that the box does not hold it.
-    pub(in crate::listener) fn handle(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-    ) -> ServiceFuture<S::Body> {
+    pub(super) fn handle(self: &Arc<Self>, request: Request<Incoming>) -> ServiceFuture<S::Body> {
         // Counted here, not in the future: the watch must see it as soon as this returns.
         let active = ActiveRequest::begin(&self.activity);
         let expectation = self.expectation(&request);
@@ -144,7 +141,7 @@ fn list_size(headers: &HeaderMap) -> usize {
 
 /// Whether a request names exactly one host (RFC 9112 3.2, RFC 9113 8.3.1). If `Host` and the
 /// target differed, two servers could route the request differently.
-pub(in crate::listener) fn names_one_host<B>(request: &Request<B>) -> bool {
+pub(super) fn names_one_host<B>(request: &Request<B>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter();
     let (host, second) = (hosts.next().map(HeaderValue::as_bytes), hosts.next());
     let target = request.uri().authority().map(|a| a.as_str().as_bytes());
@@ -187,7 +184,7 @@ fn is_host(text: &[u8]) -> bool {
 pin_project_lite::pin_project! {
     /// A body that counts as a request in flight until it is dropped.
     #[derive(Debug)]
-    pub(in crate::listener) struct CountedBody<B> {
+    pub(super) struct CountedBody<B> {
         #[pin]
         body: B,
         active: ActiveRequest,

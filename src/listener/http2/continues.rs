@@ -63,7 +63,7 @@ pub(in crate::listener) fn expects_continue(headers: &HeaderMap) -> bool {
 
 impl PendingContinues {
     /// Notes that the peer has begun a header section on `stream`: a new stream, or trailers.
-    pub(in crate::listener) fn stream_opened(&self, stream: u32) {
+    pub(super) fn stream_opened(&self, stream: u32) {
         let mut state = self.state.lock();
         if state.is_lost || stream <= state.last_opened {
             return;

@@ -27,7 +27,7 @@ pub(super) struct RecordLayer {
     tls: UnbufferedServerConnection,
     pub(super) buffers: Arc<BufferPool>,
     /// The beginning of an incomplete record.
-    pub(in crate::listener) part: Vec<u8>,
+    pub(super) part: Vec<u8>,
     /// Plaintext that the reader has not taken yet, from `consumed` on.
     plaintext: Vec<u8>,
     consumed: usize,
@@ -35,7 +35,7 @@ pub(super) struct RecordLayer {
     /// Encrypted bytes that wait for the next record, without holding a pool buffer.
     deferred: Vec<u8>,
     /// The peer has sent close_notify.
-    pub(in crate::listener) is_over: bool,
+    pub(super) is_over: bool,
     has_sent_close: bool,
 }
 
@@ -58,10 +58,7 @@ struct WriteBuffer {
 }
 
 impl RecordLayer {
-    pub(in crate::listener) fn new(
-        config: Arc<ServerConfig>,
-        buffers: Arc<BufferPool>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(config: Arc<ServerConfig>, buffers: Arc<BufferPool>) -> io::Result<Self> {
         Ok(Self {
             tls: UnbufferedServerConnection::new(config).map_err(broken)?,
             buffers,
@@ -90,11 +87,7 @@ impl RecordLayer {
 
     /// Decrypts `bytes`: the incomplete part and what was received after it. The plaintext goes to
     /// `reader`, and what does not fit is buffered.
-    pub(in crate::listener) fn open(
-        &mut self,
-        bytes: &mut [u8],
-        reader: &mut ReadBuf<'_>,
-    ) -> io::Result<()> {
+    pub(super) fn open(&mut self, bytes: &mut [u8], reader: &mut ReadBuf<'_>) -> io::Result<()> {
         let done = self.drive(bytes, WriteOp::Nothing, reader)?;
         let part = if self.is_over { &[] } else { &bytes[done..] };
         if part.len() > MAX_PART {
@@ -124,7 +117,7 @@ impl RecordLayer {
     }
 
     /// Takes plaintext to be sent. Returns how many bytes; 0 if records must be sent first.
-    pub(in crate::listener) fn write(&mut self, mut piece: &[u8]) -> io::Result<usize> {
+    pub(super) fn write(&mut self, mut piece: &[u8]) -> io::Result<usize> {
         let whole = piece.len();
         while !piece.is_empty() && !self.is_full() {
             let draft = self.out().draft;
@@ -185,14 +178,14 @@ impl RecordLayer {
     }
 
     /// Encrypted bytes for the socket.
-    pub(in crate::listener) fn unsent(&self) -> &[u8] {
+    pub(super) fn unsent(&self) -> &[u8] {
         self.out
             .as_ref()
             .map_or(&[], |out| &out.buffer[out.sent..out.end])
     }
 
     /// Notes that the socket took `count` bytes of `unsent`.
-    pub(in crate::listener) fn sent(&mut self, count: usize) {
+    pub(super) fn sent(&mut self, count: usize) {
         if let Some(out) = &mut self.out {
             out.sent += count;
             if out.sent == out.end {

@@ -20,7 +20,7 @@ pub(super) struct SniResolver {
 
 impl SniResolver {
     /// None if there is no certificate.
-    pub(in crate::listener) fn new(certificates: &[LoadedCertificate]) -> Option<Self> {
+    pub(super) fn new(certificates: &[LoadedCertificate]) -> Option<Self> {
         let first = certificates.first()?;
         let mut names = Self {
             exact: HashMap::new(),

@@ -36,7 +36,7 @@ impl AttemptedUser {
         Self(shortened(name, length / 2))
     }
 
-    pub(in crate::pipeline) fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         &self.0
     }
 }

@@ -193,19 +193,19 @@ impl AccessLogEntry {
         self.status = Some(status);
     }
 
-    pub(in crate::pipeline) fn add_bytes_out(&mut self, bytes: usize) {
+    pub(super) fn add_bytes_out(&mut self, bytes: usize) {
         self.bytes_out += bytes as u64;
     }
 
     /// The response body has been sent to its end.
-    pub(in crate::pipeline) fn complete(&mut self) {
+    pub(super) fn complete(&mut self) {
         if self.end == BodyEnd::Open {
             self.end = BodyEnd::Complete;
         }
     }
 
     /// The response body ended with an error.
-    pub(in crate::pipeline) fn broke_off(&mut self, error: &StreamError) {
+    pub(super) fn broke_off(&mut self, error: &StreamError) {
         self.end = BodyEnd::BrokeOff;
         self.blame = match error {
             StreamError::Upstream(_)

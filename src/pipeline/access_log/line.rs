@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::config::LogFormat;
 use crate::logging::TimeText;
-use crate::pipeline::digits::{put_address, put_number};
+use crate::pipeline::peer::put_address;
 
 /// A line being written. Fields appear in the order of the calls.
 pub(super) struct AccessLine<'a> {
@@ -16,11 +16,7 @@ pub(super) struct AccessLine<'a> {
 }
 
 impl<'a> AccessLine<'a> {
-    pub(in crate::pipeline) fn begin(
-        text: &'a mut Vec<u8>,
-        format: LogFormat,
-        stamp: TimeText<'_>,
-    ) -> Self {
+    pub(super) fn begin(text: &'a mut Vec<u8>, format: LogFormat, stamp: TimeText<'_>) -> Self {
         match format {
             LogFormat::Json => {
                 text.extend_from_slice(b"{\"timestamp\":\"");
@@ -35,7 +31,7 @@ impl<'a> AccessLine<'a> {
         Self { text, format }
     }
 
-    pub(in crate::pipeline) fn end(self) {
+    pub(super) fn end(self) {
         match self.format {
             LogFormat::Json => self
                 .text
@@ -45,7 +41,7 @@ impl<'a> AccessLine<'a> {
     }
 
     /// A value from the gateway's own vocabulary, which needs no escaping.
-    pub(in crate::pipeline) fn word(&mut self, key: FieldKey, word: &str) {
+    pub(super) fn word(&mut self, key: FieldKey, word: &str) {
         self.key(key);
         self.text.push(b'"');
         self.text.extend_from_slice(word.as_bytes());
@@ -53,7 +49,7 @@ impl<'a> AccessLine<'a> {
     }
 
     /// A value from outside, escaped where necessary.
-    pub(in crate::pipeline) fn text(&mut self, key: FieldKey, text: &str) {
+    pub(super) fn text(&mut self, key: FieldKey, text: &str) {
         self.key(key);
         self.text.push(b'"');
         let bytes = text.as_bytes();
@@ -83,9 +79,11 @@ impl<'a> AccessLine<'a> {
         }
     }
 
-    pub(in crate::pipeline) fn number(&mut self, key: FieldKey, number: u64) {
+    pub(super) fn number(&mut self, key: FieldKey, number: u64) {
         self.key(key);
-        put_number(self.text, number);
+        let mut digits = itoa::Buffer::new();
+        self.text
+            .extend_from_slice(digits.format(number).as_bytes());
     }
 
     pub(super) fn flag(&mut self, key: FieldKey, flag: bool) {
@@ -97,15 +95,14 @@ impl<'a> AccessLine<'a> {
     /// A number of thousandths, written as a decimal fraction.
     pub(super) fn thousandths(&mut self, key: FieldKey, number: u64) {
         self.number(key, number / 1000);
-        let fraction = number % 1000;
+        // The first digit, always 1, keeps the zeros before the others.
+        let mut digits = itoa::Buffer::new();
+        let fraction = &digits.format(1000 + number % 1000).as_bytes()[1..];
         self.text.push(b'.');
-        for unit in [100, 10, 1] {
-            self.text
-                .push(b'0' + u8::try_from(fraction / unit % 10).unwrap_or(0));
-        }
+        self.text.extend_from_slice(fraction);
     }
 
-    pub(in crate::pipeline) fn address(&mut self, key: FieldKey, ip: IpAddr) {
+    pub(super) fn address(&mut self, key: FieldKey, ip: IpAddr) {
         self.key(key);
         self.text.push(b'"');
         put_address(self.text, ip);
@@ -124,8 +121,8 @@ impl<'a> AccessLine<'a> {
 /// The text before a field's value, in both formats.
 #[derive(Clone, Copy)]
 pub(super) struct FieldKey {
-    pub(in crate::pipeline) json: &'static str,
-    pub(in crate::pipeline) text: &'static str,
+    pub(super) json: &'static str,
+    pub(super) text: &'static str,
 }
 
 macro_rules! key {
@@ -136,7 +133,7 @@ macro_rules! key {
         }
     };
 }
-pub(in crate::pipeline) use key;
+pub(super) use key;
 
 #[cfg(test)]
 mod tests {

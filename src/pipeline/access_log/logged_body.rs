@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::entry::AccessLogEntry;
-use crate::pipeline::body::response_body::ResponseBody;
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::body::response_stream::StreamError;
 
 /// What the listener sends.

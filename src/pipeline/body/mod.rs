@@ -3,11 +3,11 @@
 //! client; `stream_watchdog` samples both and cuts the ones that stall. Start with `request_body`.
 
 pub(super) mod client_body;
+pub(super) mod client_response_body;
 pub(super) mod permit_state;
 pub(super) mod rate_guard;
 pub(super) mod redact;
 pub(super) mod request_body;
-pub(super) mod response_body;
 pub(super) mod response_stream;
 pub(super) mod stream_watchdog;
 pub(super) mod streaming_body;

@@ -5,7 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use crate::lazy_timer::LazyTimer;
 
 /// Total time that a client may take before its minimum rate applies.
 const GRACE: Duration = Duration::from_secs(10);
@@ -38,12 +40,12 @@ pub(super) struct RateGuard {
     /// Time that the client has taken, without its current step.
     client_time: Duration,
     bytes: u64,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<LazyTimer>>>,
 }
 
 impl RateGuard {
     /// Times a body whose first step is owed by `first`.
-    pub(in crate::pipeline) fn new(rules: RateRules, first: BodySide) -> Self {
+    pub(super) fn new(rules: RateRules, first: BodySide) -> Self {
         Self {
             rules,
             awaited: first,
@@ -54,7 +56,7 @@ impl RateGuard {
         }
     }
 
-    pub(in crate::pipeline) fn awaited(&self) -> BodySide {
+    pub(super) fn awaited(&self) -> BodySide {
         self.awaited
     }
 
@@ -66,7 +68,7 @@ impl RateGuard {
     }
 
     /// Counts `bytes` that have moved; `next` owes the next step from now on.
-    pub(in crate::pipeline) fn record_progress(&mut self, bytes: usize, next: BodySide) {
+    pub(super) fn record_progress(&mut self, bytes: usize, next: BodySide) {
         self.bytes += bytes as u64;
         self.begin(next);
     }
@@ -81,7 +83,7 @@ impl RateGuard {
     }
 
     /// Bytes per second of the time that the client has taken so far.
-    pub(in crate::pipeline) fn rate(&self, now: Instant) -> u64 {
+    pub(super) fn rate(&self, now: Instant) -> u64 {
         let current = match self.awaited {
             BodySide::Client => now.saturating_duration_since(self.since),
             BodySide::Upstream => Duration::ZERO,
@@ -107,11 +109,8 @@ impl RateGuard {
         let limit = self.rules.deadline.min(self.time_limit(1));
         let timer = self
             .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(limit)));
-        if timer.deadline() != limit {
-            timer.as_mut().reset(limit);
-        }
-        timer.as_mut().poll(cx)
+            .get_or_insert_with(|| Box::pin(LazyTimer::new(limit)));
+        timer.as_mut().poll_until(cx, limit)
     }
 
     /// When the awaited side becomes too slow.

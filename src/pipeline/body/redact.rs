@@ -31,7 +31,7 @@ pub(super) struct SecretRedactor {
 
 impl SecretRedactor {
     /// Searches the first `limit` bytes of a body.
-    pub(in crate::pipeline) fn new(secret: SecretPattern, limit: usize) -> Self {
+    pub(super) fn new(secret: SecretPattern, limit: usize) -> Self {
         Self {
             secret,
             remaining: limit,
@@ -41,7 +41,7 @@ impl SecretRedactor {
     }
 
     /// What may be passed on now that `chunk` has arrived; may be empty.
-    pub(in crate::pipeline) fn push(&mut self, chunk: Bytes) -> Bytes {
+    pub(super) fn push(&mut self, chunk: Bytes) -> Bytes {
         if self.remaining == 0 && self.prefix == 0 {
             return chunk;
         }
@@ -62,7 +62,7 @@ impl SecretRedactor {
     }
 
     /// What was held back, once the body has ended.
-    pub(in crate::pipeline) fn finish(&mut self) -> Option<Bytes> {
+    pub(super) fn finish(&mut self) -> Option<Bytes> {
         let rest = self.held_back();
         self.prefix = 0;
         self.released = 0;
@@ -85,7 +85,7 @@ impl SecretRedactor {
         held_back
     }
 
-    pub(in crate::pipeline) fn secret(&self) -> &SecretPattern {
+    pub(super) fn secret(&self) -> &SecretPattern {
         &self.secret
     }
 

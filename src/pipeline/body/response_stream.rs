@@ -57,7 +57,7 @@ pub(in crate::pipeline) struct ArrivingBody {
 pub(super) type StreamCell = Arc<Mutex<ResponseStream>>;
 
 #[derive(Debug)]
-pub(in crate::pipeline) struct ResponseStream {
+pub(super) struct ResponseStream {
     /// The rest of the body and the permit it holds; both are dropped together.
     source: Option<StreamSource>,
     /// Was read before the body was handed on.

@@ -28,7 +28,7 @@ struct WatchedStreams {
 }
 
 impl SlowStreamWatchdog {
-    pub(in crate::pipeline) fn add(&self, stream: &StreamCell) {
+    pub(super) fn add(&self, stream: &StreamCell) {
         self.push(&self.watched.responses, Arc::downgrade(stream));
     }
 

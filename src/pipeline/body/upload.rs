@@ -54,37 +54,37 @@ pub struct BodyRules {
 
 /// The shared state of the copies of one body.
 #[derive(Debug)]
-pub(in crate::pipeline) struct UploadState(Mutex<UploadSource>);
+pub(super) struct UploadState(Mutex<UploadSource>);
 
 #[derive(Debug)]
-pub(in crate::pipeline) struct UploadSource {
+pub(super) struct UploadSource {
     incoming: ClientBody,
     rules: BodyRules,
     rate: RateGuard,
     /// Number of the newest copy, the only one that may read.
     pub(super) copy: u32,
-    pub(in crate::pipeline) total: u64,
-    pub(in crate::pipeline) kept: Vec<Bytes>,
+    pub(super) total: u64,
+    pub(super) kept: Vec<Bytes>,
     /// Follows `kept`: consecutive small chunks.
     kept_small: Vec<u8>,
     kept_bytes: usize,
-    pub(in crate::pipeline) trailers: Option<HeaderMap>,
-    pub(in crate::pipeline) ended: bool,
+    pub(super) trailers: Option<HeaderMap>,
+    pub(super) ended: bool,
     /// More was read than is kept: the body cannot be sent again.
     pub(super) spilled: bool,
-    pub(in crate::pipeline) failed: Option<BodyFailure>,
+    pub(super) failed: Option<BodyFailure>,
     /// The request's permit while the body is being sent.
-    pub(in crate::pipeline) permit: Option<PermitState>,
+    pub(super) permit: Option<PermitState>,
     lag: ClientLag,
     /// Of the reading task, if the body holds a permit.
     waker: Option<Waker>,
-    pub(in crate::pipeline) end: Option<Box<WithheldEnd>>,
+    pub(super) end: Option<Box<WithheldEnd>>,
 }
 
 pub(super) type UploadChunk = Option<Result<Frame<Bytes>, BodyError>>;
 
 /// The end of a body, withheld until the request has a permit again.
-pub(in crate::pipeline) struct WithheldEnd {
+pub(super) struct WithheldEnd {
     chunk: UploadChunk,
     permit: Pin<Box<dyn Future<Output = Result<UpstreamPermit, PermitTimeout>> + Send>>,
 }
@@ -119,8 +119,8 @@ impl BodyFailure {
 /// The permit that a response holds, and the upload that continues beside the response.
 #[derive(Debug)]
 pub(in crate::pipeline) struct ResponsePermit {
-    pub(in crate::pipeline) permit: PermitState,
-    pub(in crate::pipeline) upload: Option<Arc<UploadState>>,
+    pub(super) permit: PermitState,
+    pub(super) upload: Option<Arc<UploadState>>,
 }
 
 impl ResponsePermit {
@@ -132,7 +132,7 @@ impl ResponsePermit {
 }
 
 impl UploadState {
-    pub(in crate::pipeline) fn new(incoming: ClientBody, rules: BodyRules) -> Self {
+    pub(super) fn new(incoming: ClientBody, rules: BodyRules) -> Self {
         Self(Mutex::new(UploadSource {
             incoming,
             rules,
@@ -179,7 +179,7 @@ impl UploadState {
         true
     }
 
-    pub(in crate::pipeline) fn lock(&self) -> MutexGuard<'_, UploadSource> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, UploadSource> {
         self.0.lock()
     }
 }
@@ -191,12 +191,12 @@ impl UploadSource {
     }
 
     /// Stops the client's clock: nothing is read until the request is sent.
-    pub(in crate::pipeline) fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.merge_small_chunks();
         self.rate.await_side(BodySide::Upstream);
     }
 
-    pub(in crate::pipeline) fn replay_limit(&self) -> u64 {
+    pub(super) fn replay_limit(&self) -> u64 {
         self.rules.replay_limit as u64
     }
 
@@ -362,7 +362,7 @@ impl UploadSource {
     }
 
     /// Appends the small chunks to `kept` as one chunk.
-    pub(in crate::pipeline) fn merge_small_chunks(&mut self) {
+    pub(super) fn merge_small_chunks(&mut self) {
         if !self.kept_small.is_empty() {
             let small = std::mem::take(&mut self.kept_small);
             self.kept.push(small.into());

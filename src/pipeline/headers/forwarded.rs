@@ -9,8 +9,8 @@ use super::origin::is_trusted;
 use super::trace::{TRACEPARENT, TraceParent};
 use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 use crate::config::{AllowedFields, OverrideField, RequestRules, override_field};
-use crate::pipeline::digits::put_address;
 use crate::pipeline::peer::Peer;
+use crate::pipeline::peer::put_address;
 
 const X_TOLLGATE_CLIENT: HeaderName = HeaderName::from_static("x-tollgate-client");
 

@@ -1,10 +1,11 @@
 //! Header fields in both directions: hop-by-hop fields end here, fields that only the gateway or a
-//! trusted proxy may set are dropped, and the gateway adds its own (`forwarded`). `framing` checks and
-//! sets the framing fields; `origin` and `trace` read two of them. Start with `forwarded_headers`.
+//! trusted proxy may set are dropped, and the gateway adds its own (`forwarded`). `request_framing`
+//! checks and sets the framing fields; `origin` and `trace` read two of them. Start with
+//! `forwarded_headers`.
 
 mod forwarded;
-mod framing;
 mod origin;
+mod request_framing;
 #[cfg(test)]
 mod tests;
 pub(super) mod trace;
@@ -20,8 +21,8 @@ use http::{HeaderMap, Uri};
 
 use forwarded::MAX_ADDED;
 pub(super) use forwarded::{ForwardedHeaders, RequestFacts};
-pub(super) use framing::{UpstreamFraming, check};
 pub(super) use origin::origin;
+pub(super) use request_framing::{UpstreamFraming, check};
 
 use super::reject::Rejection;
 use crate::config::override_field;

@@ -90,7 +90,7 @@ impl TraceParent {
     }
 
     /// Whether the client's trace is continued.
-    pub(in crate::pipeline) fn is_kept(&self) -> bool {
+    pub(super) fn is_kept(&self) -> bool {
         self.kept
     }
 

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::pipeline::digits::put_number;
-
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
@@ -77,9 +75,10 @@ impl RateLimitHeaders {
         };
         let mut state = Vec::with_capacity(policy.prefix.len() + 32);
         state.extend_from_slice(&policy.prefix);
-        put_number(&mut state, self.remaining.into());
+        let mut digits = itoa::Buffer::new();
+        state.extend_from_slice(digits.format(self.remaining).as_bytes());
         state.extend_from_slice(b";t=");
-        put_number(&mut state, self.reset);
+        state.extend_from_slice(digits.format(self.reset).as_bytes());
         if let Ok(mut state) = HeaderValue::from_bytes(&state) {
             // Changes with each response: kept out of HTTP/2's dynamic table.
             state.set_sensitive(true);

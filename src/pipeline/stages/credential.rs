@@ -9,7 +9,7 @@ use crate::profiles::{BadBasic, BasicCredentials};
 
 /// A credential as presented, not verified.
 #[derive(Debug)]
-pub(in crate::pipeline) enum PresentedCredential<'a> {
+pub(super) enum PresentedCredential<'a> {
     Nothing,
     Bearer(&'a str),
     Key(&'a str),
@@ -51,9 +51,7 @@ fn scheme_and_rest(text: &str) -> (&str, &str) {
 }
 
 /// The one credential of a request.
-pub(in crate::pipeline) fn credential(
-    headers: &HeaderMap,
-) -> Result<PresentedCredential<'_>, CredentialFault> {
+pub(super) fn credential(headers: &HeaderMap) -> Result<PresentedCredential<'_>, CredentialFault> {
     let field = match credential_field(headers)? {
         CredentialField::Absent => return Ok(PresentedCredential::Nothing),
         CredentialField::ApiKey(key) => {

@@ -44,7 +44,7 @@ impl UpstreamCredential {
     }
 
     /// The client's own bearer token.
-    pub(in crate::pipeline) fn bearer(token: &Secret) -> Self {
+    pub(super) fn bearer(token: &Secret) -> Self {
         let text = zeroize::Zeroizing::new(format!("Bearer {}", token.expose()));
         match HeaderValue::from_str(&text) {
             Ok(mut value) => {

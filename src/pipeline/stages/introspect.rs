@@ -92,7 +92,7 @@ async fn ask_upstream(
     }
     // All introspections count as one client.
     let client = upstream.permits().key("unknown tokens");
-    let Ok(_permit) = upstream.turn(client, false).await else {
+    let Ok(_permit) = upstream.acquire_permit(client, false).await else {
         return IntrospectionOutcome::Unavailable;
     };
     let first_byte = worker.live.config.users_upstream().first_byte_timeout;

@@ -5,7 +5,7 @@ use http::header::ALLOW;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 
-use crate::pipeline::body::response_body::ResponseBody;
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;

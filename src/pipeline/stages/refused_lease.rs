@@ -52,7 +52,7 @@ impl Forwarder<'_> {
             let is_refused = response.as_ref().is_none_or(is_unauthorized);
             if !is_refused || !credential.is_own() {
                 // A 401 to the client's own credential is meant for the client.
-                let response = response.ok_or(Rejection::BadAnswer("no answer"))?;
+                let response = response.ok_or(Rejection::BadUpstreamResponse("no answer"))?;
                 let was_refused = refusals.is_some();
                 self.note_response(request, &credential, response.status(), was_refused);
                 let permit = permit.ok_or(Rejection::Internal("a request has no permit"))?;
@@ -145,7 +145,10 @@ impl Forwarder<'_> {
         source: CredentialSource,
     ) -> Result<(PermitState, UpstreamCredential), CredentialSource> {
         let is_monitoring = self.route.monitoring;
-        let Some(permit) = self.upstream().turn_at_once(self.share, is_monitoring) else {
+        let Some(permit) = self
+            .upstream()
+            .try_acquire_permit(self.share, is_monitoring)
+        else {
             return Err(source);
         };
         let credential = match source {

@@ -56,10 +56,7 @@ pub(in crate::pipeline) fn checked(uri: &Uri) -> Result<&str, Rejection> {
 /// Rejects a query with the parameter by which frameworks replace the method: the route was chosen
 /// by the method of the request line. The parameter is not removed, since the query may be signed.
 /// Forms in the content are not checked.
-pub(in crate::pipeline) fn check_query(
-    uri: &Uri,
-    allowed: &AllowedFields,
-) -> Result<(), Rejection> {
+pub(super) fn check_query(uri: &Uri, allowed: &AllowedFields) -> Result<(), Rejection> {
     let Some(query) = uri.query() else {
         return Ok(());
     };

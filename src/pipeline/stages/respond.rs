@@ -6,7 +6,7 @@ use http::Response;
 
 use crate::pipeline::access_log::entry::AccessLogEntry;
 use crate::pipeline::access_log::logged_body::LoggedResponseBody;
-use crate::pipeline::body::response_body::ResponseBody;
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
 use crate::profiles::ErrorFormat;

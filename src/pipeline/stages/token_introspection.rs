@@ -124,7 +124,7 @@ impl Drop for FlightLeader {
 
 impl FlightFollower {
     /// The grant of the token; None: the upstream refuses the token.
-    pub(in crate::pipeline) async fn outcome(mut self) -> Result<Option<Grant>, Rejection> {
+    pub(super) async fn outcome(mut self) -> Result<Option<Grant>, Rejection> {
         let outcome = self.0.wait_for(Option::is_some).await;
         let outcome = outcome.ok().and_then(|outcome| outcome.clone());
         outcome

@@ -66,9 +66,9 @@ impl<'a> Forwarder<'a> {
         let pass = health.admit().map_err(Rejection::UpstreamDown)?;
         let permit = self
             .upstream()
-            .turn(self.share, self.route.monitoring)
+            .acquire_permit(self.share, self.route.monitoring)
             .await;
-        let permit = permit.map_err(Rejection::NoTurn)?;
+        let permit = permit.map_err(Rejection::UpstreamQueueTimeout)?;
         // The upstream may have gone down during the wait.
         health.readmit(pass).map_err(Rejection::UpstreamDown)?;
         Ok(PermitState::Held(permit))
@@ -166,7 +166,7 @@ fn rejection(request: &Inbound<'_>, error: SendError) -> Rejection {
         SendErrorKind::Closed | SendErrorKind::DeadConnection if request.body().is_some() => {
             Rejection::BrokeOff(Box::new(error))
         }
-        SendErrorKind::Framing(why) => Rejection::BadAnswer(why.text()),
+        SendErrorKind::Framing(why) => Rejection::BadUpstreamResponse(why.text()),
         _ => Rejection::Unreachable(Box::new(error)),
     }
 }

@@ -13,8 +13,8 @@ use crate::identity::{
     ChangeError, ChangedBy, Client, CreateError, LoginDenied, RemoveError, UserDirectory,
 };
 use crate::metrics::{ClientLoginOutcome, Metrics};
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::body::request_body::RequestBody;
-use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::limit::{Limiter, LoginAttempt, LoginLimited, RateAdmission, RateSubject};
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::stages::credential::basic;
@@ -26,7 +26,7 @@ use crate::token::{
 
 /// The users node, as one request sees it.
 #[derive(Debug)]
-pub(in crate::pipeline) struct UsersNode<'a> {
+pub(super) struct UsersNode<'a> {
     pub users: &'a UserDirectory,
     pub tokens: &'a TokenStore,
     pub limiter: &'a Limiter,
@@ -38,7 +38,7 @@ pub(in crate::pipeline) struct UsersNode<'a> {
 
 /// One call to the node.
 #[derive(Debug)]
-pub(in crate::pipeline) struct UsersNodeCall<'a> {
+pub(super) struct UsersNodeCall<'a> {
     pub kind: UsersCall,
     pub client: &'a Client,
     /// Digest of the client's token, if it presented a token.
@@ -50,7 +50,7 @@ pub(in crate::pipeline) struct UsersNodeCall<'a> {
 }
 
 impl UsersNode<'_> {
-    pub(in crate::pipeline) async fn answer(
+    pub(super) async fn answer(
         &self,
         call: &UsersNodeCall<'_>,
         body: RequestBody,

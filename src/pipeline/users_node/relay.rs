@@ -15,8 +15,8 @@ use crate::config::UsersCall;
 use crate::identity::Client;
 use crate::metrics::{ClientLoginOutcome, LabelSet as _, UnreadableLogin};
 use crate::pipeline::access_log::entry::AccessLogEntry;
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::body::request_body::RequestBody;
-use crate::pipeline::body::response_body::ResponseBody;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::stages::authenticate::AuthenticatedClient;
 use crate::pipeline::stages::credential::basic;
@@ -212,7 +212,7 @@ async fn read_login(headers: &HeaderMap, body: ResponseBody) -> Result<LoginRead
         });
     }
     let read = body.read_ahead(MAX_LOGIN_RESPONSE).await;
-    let read = read.map_err(|_| Rejection::BadAnswer("login's answer broke off"))?;
+    let read = read.map_err(|_| Rejection::BadUpstreamResponse("login's answer broke off"))?;
     let content = read.content.ok_or(UnreadableLogin::TooLong);
     Ok(LoginReading {
         minted: content.and_then(|bytes| minted(&bytes, headers)),

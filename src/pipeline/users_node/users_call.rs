@@ -8,7 +8,7 @@ use super::relay::RelayedCall;
 use crate::config::UsersCall;
 use crate::pipeline::access_log::attempted_user::AttemptedUser;
 use crate::pipeline::body::client_body::ClientBody;
-use crate::pipeline::body::response_body::ResponseBody;
+use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;
 use crate::pipeline::stages::authenticate::AuthenticatedClient;

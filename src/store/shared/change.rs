@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use redis::Value;
 
-use super::entry::SharedEntry;
+use super::shared_entry::SharedEntry;
 use crate::store::RecordDigest;
 
 /// One change, as all gateways see it.

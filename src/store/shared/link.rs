@@ -17,7 +17,7 @@ use super::client::reply::ScriptReply;
 use super::client::resolver::RedisResolver;
 use super::client::server_error::describe;
 use super::client::{endpoint, eviction, script};
-use super::entry::SharedEntry;
+use super::shared_entry::SharedEntry;
 use super::{
     CommandConnection, EvictingServer, SharedChange, SharedOpenError, SharedStore, StoreConnection,
     StoreDown,

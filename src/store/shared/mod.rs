@@ -9,24 +9,24 @@
 
 mod change;
 mod client;
-mod entry;
-mod lease;
 mod link;
-mod permits;
+mod rate_permits;
+mod shared_entry;
+mod shared_lease;
 mod snapshot;
+mod store_check;
 mod tokens;
 mod transfer;
-mod trial;
 mod users;
 
 pub use change::{Replica, RevokedUpTo, SharedChange};
 pub use client::eviction::{EvictingServer, EvictionFound};
-pub use entry::{EntryRevision, SharedEntry};
-pub use lease::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome};
-pub use permits::{GrantedPermits, PermitRate};
+pub use rate_permits::{GrantedPermits, PermitRate};
+pub use shared_entry::{EntryRevision, SharedEntry};
+pub use shared_lease::{LeaseAt, LoginLock, LoginRateLimit, LoginTurn, PublishOutcome};
 pub use snapshot::StateSnapshotItem;
+pub use store_check::{check_settings, reach};
 pub use tokens::{InsertOutcome, SharedGrant, TokenInsert, TokenKind};
-pub use trial::{check_settings, reach};
 pub use users::EntryChange;
 
 use std::collections::HashSet;

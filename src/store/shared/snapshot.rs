@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Script;
 
 use super::client::script;
-use super::entry::SharedEntry;
+use super::shared_entry::SharedEntry;
 use super::tokens::{TokenKind, grain, millis};
 use super::{CommandConnection, ScriptCall, SharedStore};
 use crate::store::{RecordDigest, SealedBytes, StoreUnavailable};

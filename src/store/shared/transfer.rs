@@ -8,7 +8,7 @@ use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
 use super::SharedStore;
-use super::entry::{EntryRevision, SharedEntry};
+use super::shared_entry::{EntryRevision, SharedEntry};
 use super::snapshot::StateSnapshotItem;
 use super::tokens::TokenKind;
 use crate::clock;

@@ -1,7 +1,7 @@
 //! Users and API keys in the shared store. What their text means is the caller's business.
 
 use super::client::script;
-use super::entry::{EntryRevision, SharedEntry};
+use super::shared_entry::{EntryRevision, SharedEntry};
 use super::{ScriptCall, SharedStore};
 use crate::store::StoreUnavailable;
 

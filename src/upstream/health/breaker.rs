@@ -109,7 +109,7 @@ impl CircuitBreaker {
     }
 
     /// A response head has arrived. Returns how long the upstream was down, if it was.
-    pub(in crate::upstream) fn answered(&mut self, now: Instant) -> Option<Duration> {
+    pub(in crate::upstream) fn responded(&mut self, now: Instant) -> Option<Duration> {
         match std::mem::replace(&mut self.state, BreakerState::Quiet) {
             BreakerState::Quiet | BreakerState::Suspect(_) => None,
             BreakerState::Down(outage) => Some(now.saturating_duration_since(outage.since)),

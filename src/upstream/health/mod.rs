@@ -132,7 +132,7 @@ impl UpstreamHealth {
 
     /// A response head has arrived, whatever its status.
     #[inline]
-    pub(super) fn answered(&self) {
+    pub(super) fn responded(&self) {
         if !self.is_quiet() {
             self.recovered();
         }
@@ -141,7 +141,7 @@ impl UpstreamHealth {
     #[cold]
     fn recovered(&self) {
         let mut known = self.lock();
-        let ended = known.breaker.answered(Instant::now());
+        let ended = known.breaker.responded(Instant::now());
         self.publish(&known);
         drop(known);
         if let Some(down) = ended {

@@ -173,7 +173,7 @@ impl LoginCall {
                 | LoginError::Refused { .. }
                 | LoginError::NotAccepted
                 | LoginError::Unusable(_),
-            ) => self.own.health.answered(),
+            ) => self.own.health.responded(),
         }
     }
 

@@ -19,13 +19,13 @@ const MIN_REMAINING: Duration = Duration::from_secs(10);
 
 /// Where tokens are saved, and those that were found there at the start.
 #[derive(Clone, Debug)]
-pub struct LeaseKeeper {
+pub struct SealedLeaseStore {
     store: StoreBackend,
     seal: Arc<SealingKeys>,
     found: Vec<SealedLease>,
 }
 
-impl LeaseKeeper {
+impl SealedLeaseStore {
     pub fn new(store: StoreBackend, seal: Arc<SealingKeys>, found: Vec<SealedLease>) -> Self {
         Self { store, seal, found }
     }
@@ -42,7 +42,7 @@ impl LeaseKeeper {
 /// The part of one upstream.
 #[derive(Debug)]
 pub(in crate::upstream) struct LeaseBinding {
-    keeper: LeaseKeeper,
+    lease_store: SealedLeaseStore,
     upstream: Arc<str>,
     bound_to: String,
 }
@@ -69,12 +69,12 @@ pub(in crate::upstream) struct SavedLease {
 impl LeaseBinding {
     /// `bound_to`: what the token belongs to; a token sealed for something else cannot be opened.
     pub(in crate::upstream) fn new(
-        keeper: LeaseKeeper,
+        lease_store: SealedLeaseStore,
         upstream: &Arc<str>,
         bound_to: String,
     ) -> Self {
         Self {
-            keeper,
+            lease_store,
             upstream: Arc::clone(upstream),
             bound_to,
         }
@@ -82,7 +82,7 @@ impl LeaseBinding {
 
     /// The token of an earlier start, if it belongs to this upstream and is still valid.
     pub(in crate::upstream) fn find(&self) -> Option<SavedLease> {
-        let mut leases = self.keeper.found.iter();
+        let mut leases = self.lease_store.found.iter();
         let lease = leases.find(|lease| lease.upstream == self.upstream)?;
         let now = clock::unix_millis();
         let (kept, began_millis) = self.open(&lease.sealed)?;
@@ -93,7 +93,7 @@ impl LeaseBinding {
 
     /// Opens a token that was sealed for this upstream; with the time of its login.
     pub(in crate::upstream) fn open(&self, sealed: &SealedBytes) -> Option<(SavedLease, u64)> {
-        let opened = self.keeper.seal.open(sealed, self.bound_to.as_bytes());
+        let opened = self.lease_store.seal.open(sealed, self.bound_to.as_bytes());
         let text = match opened {
             Ok(text) => text,
             Err(error) => {
@@ -119,7 +119,7 @@ impl LeaseBinding {
 
     /// The shared store, if there is one.
     pub(in crate::upstream) fn shared(&self) -> Option<&Arc<SharedStore>> {
-        self.keeper.store.shared()
+        self.lease_store.store.shared()
     }
 
     /// Saves a token in the background. If that fails, the next start logs in.
@@ -138,7 +138,7 @@ impl LeaseBinding {
             ends_millis,
         };
         let text = Zeroizing::new(serde_json::to_string(&sealed).ok()?);
-        let seal = &self.keeper.seal;
+        let seal = &self.lease_store.seal;
         Some(SealedLease {
             upstream: Arc::clone(&self.upstream),
             ends_millis,
@@ -154,7 +154,7 @@ impl LeaseBinding {
     }
 
     fn submit(&self, change: StoreChange) {
-        let StoreBackend::Local(store) = &self.keeper.store else {
+        let StoreBackend::Local(store) = &self.lease_store.store else {
             return; // a shared store has the leases of all gateways, and its own calls for them
         };
         let upstream = Arc::clone(&self.upstream);
@@ -180,12 +180,12 @@ mod tests {
     fn place(host: &str, username: &str, found: Vec<SealedLease>) -> LeaseBinding {
         let key = Secret::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
         let seal = SealingKeys::new(SealKey::parse(&key).unwrap(), None);
-        let keeper = LeaseKeeper::new(
+        let lease_store = SealedLeaseStore::new(
             StoreBackend::Local(Arc::new(Store::Memory)),
             Arc::new(seal),
             found,
         );
-        LeaseBinding::new(keeper, &"main".into(), format!("{host}\n{username}"))
+        LeaseBinding::new(lease_store, &"main".into(), format!("{host}\n{username}"))
     }
 
     fn found(began: u64, ends: u64) -> Option<SavedLease> {

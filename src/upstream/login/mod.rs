@@ -2,13 +2,13 @@
 //! the one task that logs in. `judgement/` decides what a refused token means; docs/LOGIN.md has the
 //! rules.
 
-pub(super) mod backoff;
 pub(super) mod call;
 pub(super) mod description;
 pub(super) mod judgement;
 pub(super) mod lease;
 pub(super) mod lease_store;
 mod login_attempt;
+pub(super) mod login_budget;
 pub(super) mod plan;
 pub(super) mod proof;
 pub(super) mod renewer;

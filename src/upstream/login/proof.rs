@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::backoff::back_off;
 use super::call::{LoginError, LoginGrant};
 use super::judgement::speculation::RefusalEvidence;
 use super::judgement::{LeaseSuspicion, LoginCause, YOUNG_PAUSE};
 use super::lease::Lease;
+use super::login_budget::back_off;
 use super::plan::LoginPlan;
 use super::renewer::{NextAttempt, Renewer};
 use super::session::SOON;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::backoff::max_for_refusals;
 use super::judgement::LoginCause;
 use super::lease::Lease;
+use super::login_budget::max_for_refusals;
 use super::proof::ObtainedToken;
 use super::renewer::{NextAttempt, Renewer};
 use super::session_control::LeaseOrigin;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::backoff::LoginBudgets;
-use super::lease_store::{LeaseBinding, LeaseKeeper};
+use super::lease_store::{LeaseBinding, SealedLeaseStore};
+use super::login_budget::LoginBudgets;
 use super::plan::{LoginPlan, identity};
 use super::renewer::Renewer;
 use super::session::Session;
@@ -31,7 +31,7 @@ pub(in crate::upstream) struct LoginScope<'a> {
     pub(in crate::upstream) tasks: &'a TaskSet,
     pub(in crate::upstream) stop: ShutdownSignal,
     pub(in crate::upstream) metrics: &'a Arc<UpstreamMetrics>,
-    pub(in crate::upstream) keeper: Option<LeaseKeeper>,
+    pub(in crate::upstream) lease_store: Option<SealedLeaseStore>,
 }
 
 /// A login for an upstream.
@@ -84,8 +84,8 @@ impl LoginTask {
         budgets: Arc<LoginBudgets>,
     ) -> Arc<Self> {
         let name = &upstream.name;
-        let place = scope.keeper;
-        let place = place.map(|keeper| LeaseBinding::new(keeper, name, identity.clone()));
+        let place = scope.lease_store;
+        let place = place.map(|lease_store| LeaseBinding::new(lease_store, name, identity.clone()));
         let shared = place.as_ref().and_then(LeaseBinding::shared);
         let sharers = shared.map_or(1, |shared| shared.gates());
         let metrics = Arc::clone(scope.metrics);

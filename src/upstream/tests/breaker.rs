@@ -49,9 +49,9 @@ fn five_connection_failures_over_a_second_open_it_and_one_response_closes_it() {
     let failed = breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, later);
     assert_eq!(failed, None, "the opening is reported once");
     let well = start + millis(61_000);
-    assert_eq!(breaker.answered(well), Some(millis(61_000)));
+    assert_eq!(breaker.responded(well), Some(millis(61_000)));
     assert_eq!(breaker.admit(well), Ok(UpstreamPass::Ordinary));
-    assert_eq!(breaker.answered(well), None);
+    assert_eq!(breaker.responded(well), None);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn probes_are_sent_at_once_then_each_second_then_every_five_seconds() {
         breaker.failed(ExchangeFailure::NoAnswer, FailureSource::Request, now);
         if breaker.next_probe().unwrap() <= now {
             breaker.probe_begins(now, 0.0);
-            breaker.answered(now);
+            breaker.responded(now);
             probes += 1;
         }
     }
@@ -174,7 +174,7 @@ proptest! {
             now += millis(pause);
             match step {
                 Step::Answered => {
-                    let was_down = breaker.answered(now).is_some();
+                    let was_down = breaker.responded(now).is_some();
                     prop_assert_eq!(was_down, is_down);
                     run.clear();
                     is_down = false;

@@ -12,7 +12,7 @@ use crate::metrics::LoginOutcome;
 use crate::secret::SecretSource;
 use crate::upstream::{Error, LoginFailure};
 
-fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
+pub(super) fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
     |call| {
         if call.has_line("Authorization: Basic Z2F0ZXdheTpyaWdodA==") {
             Reply::login("tok", 600)
@@ -269,8 +269,8 @@ async fn permits_are_limited_and_the_queue_times_out() {
     setup.settings.concurrency = 1;
     let upstream = setup.open().unwrap();
     let client = upstream.permits().key("client");
-    let permit = upstream.turn(client, false).await.unwrap();
-    let (timed_out, ()) = tokio::join!(upstream.turn(client, false), async {
+    let permit = upstream.acquire_permit(client, false).await.unwrap();
+    let (timed_out, ()) = tokio::join!(upstream.acquire_permit(client, false), async {
         eventually("queued", || {
             setup
                 .metrics
@@ -291,5 +291,5 @@ async fn permits_are_limited_and_the_queue_times_out() {
         0
     );
     drop(permit);
-    let _permit = upstream.turn(client, false).await.unwrap();
+    let _permit = upstream.acquire_permit(client, false).await.unwrap();
 }

@@ -328,8 +328,8 @@ async fn a_queue_timeout_reports_when_the_queue_will_have_advanced() {
     setup.settings.queue_timeout = Duration::from_millis(300);
     let upstream = setup.open().unwrap();
     let (one, other) = (upstream.permits().key(1), upstream.permits().key(2));
-    let taken_slots = upstream.turn(one, false).await.unwrap();
-    let refused = upstream.turn(other, false).await.unwrap_err();
+    let taken_slots = upstream.acquire_permit(one, false).await.unwrap();
+    let refused = upstream.acquire_permit(other, false).await.unwrap_err();
     assert_eq!(
         refused.retry_after,
         Duration::from_secs(1),
@@ -356,7 +356,7 @@ async fn a_queue_timeout_reports_when_the_queue_will_have_advanced() {
                 == 40
         })
         .await;
-        upstream.turn(other, false).await
+        upstream.acquire_permit(other, false).await
     };
     let (_, late) = tokio::join!(all, late);
     assert!(late.is_err());
@@ -369,7 +369,7 @@ async fn a_queue_timeout_reports_when_the_queue_will_have_advanced() {
         0
     );
     drop(taken_slots);
-    let permit = upstream.turn(other, false).await.unwrap();
+    let permit = upstream.acquire_permit(other, false).await.unwrap();
     assert!(permit.park().is_ok(), "a slow stream releases its permit");
-    assert!(upstream.turn(one, false).await.is_ok());
+    assert!(upstream.acquire_permit(one, false).await.is_ok());
 }

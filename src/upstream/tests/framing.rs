@@ -143,7 +143,7 @@ fn http_1_0_bodies_end_by_length_or_with_the_connection() {
 }
 
 #[test]
-fn a_switch_of_protocols_is_refused() {
+fn a_protocol_switch_is_refused() {
     for version in [V10, V11] {
         for fields in [
             headers(&[], &[]),
@@ -157,7 +157,7 @@ fn a_switch_of_protocols_is_refused() {
 }
 
 #[test]
-fn an_answer_without_a_body_has_none_whatever_its_fields_say() {
+fn a_bodiless_response_has_no_body_whatever_its_fields_say() {
     let (get, head) = (Method::GET, Method::HEAD);
     let empty = |field, is_last| framing(Body::Empty, field, is_last);
     for (status, method, lengths, codings, expected) in [

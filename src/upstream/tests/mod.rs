@@ -9,6 +9,7 @@ mod description;
 mod dialing;
 mod failures;
 mod fair_queue;
+mod file_reload;
 mod framing;
 mod judgement;
 mod keep_alive;
@@ -36,6 +37,7 @@ use crate::config::{self, BaseAddress, Trust};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
+use crate::watched_files::ReloadSignal;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,9 +50,10 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Checks for a while that `condition` stays true, as there is no event to wait for.
+/// Checks that `condition` stays true for longer than a changed file takes to be read again, as there is
+/// no event to wait for.
 async fn stays(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_millis(1300);
+    let deadline = Instant::now() + Duration::from_millis(2300);
     while Instant::now() < deadline {
         assert!(condition(), "changed: {what}");
         sleep(Duration::from_millis(5)).await;
@@ -90,6 +93,7 @@ struct UpstreamSetup {
     settings: config::UpstreamConfig,
     metrics: Arc<Metrics>,
     scope: TaskScope,
+    reload_signal: ReloadSignal,
 }
 
 impl UpstreamSetup {
@@ -132,6 +136,7 @@ impl UpstreamSetup {
             settings,
             metrics: Metrics::new(),
             scope: TaskScope::new(Handle::current()),
+            reload_signal: ReloadSignal::default(),
         }
     }
 
@@ -149,7 +154,9 @@ impl UpstreamSetup {
     }
 
     fn open_with(&self, settings: &config::UpstreamConfig) -> Result<Arc<Upstream>, Error> {
-        UpstreamOpening::new(settings, &self.scope, &self.metrics).open()
+        UpstreamOpening::new(settings, &self.scope, &self.metrics)
+            .reloaded_on(&self.reload_signal)
+            .open()
     }
 
     fn session(&self) -> Arc<Session> {

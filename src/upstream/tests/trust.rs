@@ -224,7 +224,9 @@ async fn an_address_with_broken_tls_is_skipped() {
             port,
             book: AddressBook::new("webapp.example", names(&folder, "", &hosts), &scope),
             memory: AddressMemory::default(),
-            tls: Some(UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap()),
+            tls: Some(Arc::new(
+                UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap(),
+            )),
             limit: TEST_TIMEOUT,
             upstream,
         };

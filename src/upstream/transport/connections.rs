@@ -186,14 +186,14 @@ where
         let health = self.owner.upstream.health();
         let failure = match head {
             Ok(head) => {
-                health.answered();
+                health.responded();
                 return Poll::Ready(Ok(head.map(|()| UpstreamResponseBody::new(connection))));
             }
             Err(failure) => failure,
         };
         match &failure {
             HeadFailure::Late => self.owner.abandoned(&connection, &timeout),
-            HeadFailure::Framing(_) => health.answered(),
+            HeadFailure::Framing(_) => health.responded(),
             HeadFailure::Broken(_) => {}
         }
         let error = SendError::classify(failure, &connection, self.is_reused);

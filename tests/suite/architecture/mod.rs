@@ -24,9 +24,10 @@ fn row(module: &str) -> u8 {
         "identity" | "upstream" | "logging" => 4,
         "store" => 3,
         "config" => 2,
-        "accept_backoff" | "profiles" | "lifecycle" | "metrics" | "dns" | "shares" | "waker" => 1,
-        "backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered"
-        | "sync" | "via" => 0,
+        "accept_backoff" | "profiles" | "lifecycle" | "metrics" | "dns" | "shares" | "waker"
+        | "watched_files" => 1,
+        "backoff" | "clock" | "error_chain" | "identity_hasher" | "lazy_timer" | "secret"
+        | "staggered" | "sync" | "via" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }

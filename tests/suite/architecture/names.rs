@@ -1,4 +1,4 @@
-//! Names and signatures: one name for one type, no parameters packed into tuples.
+//! Names and signatures: one name for one type and one file, no parameters packed into tuples.
 
 use std::collections::BTreeMap;
 
@@ -105,4 +105,17 @@ fn parameters_are_never_packed_into_tuples() {
         })
         .collect();
     assert!(packed.is_empty(), "{packed:#?}");
+}
+
+#[test]
+fn no_two_files_share_a_name() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in source().into_iter().filter(|file| !file.is_test()) {
+        let name = file.path.file_name().unwrap().to_str().unwrap();
+        let places = places.entry(name.to_owned()).or_default();
+        places.push(file.path.display().to_string());
+    }
+    assert!(places.len() > 200, "the scan found almost nothing");
+    places.retain(|name, places| places.len() > 1 && name != "mod.rs");
+    assert!(places.is_empty(), "{places:#?}");
 }

@@ -146,7 +146,7 @@ async fn a_response_that_may_continue_is_the_last_of_its_connection() {
     );
 }
 
-/// Responses to requests that may ask for another protocol.
+/// Responses to requests that may have an Upgrade field.
 fn switching(head: &str) -> Vec<Step> {
     match head.split(' ').nth(1).unwrap() {
         "/switch" => vec![say("HTTP/1.1 101 Switching Protocols\r\n\
@@ -158,7 +158,7 @@ fn switching(head: &str) -> Vec<Step> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_switch_of_protocols_that_was_not_asked_for_is_a_502_of_the_gate() {
+async fn an_unrequested_protocol_switch_is_a_502_of_the_gate() {
     let upstream = ScriptedUpstream::plain(switching).await;
     let gateway = upstream.gate("", "").await;
     for how in [
@@ -179,7 +179,7 @@ async fn a_switch_of_protocols_that_was_not_asked_for_is_a_502_of_the_gate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_for_another_protocol_is_forwarded_without_that_wish() {
+async fn a_request_for_another_protocol_is_forwarded_without_upgrade() {
     let heads = Arc::<Mutex<Vec<String>>>::default();
     let seen = Arc::clone(&heads);
     let script = move |head: &str| {

@@ -1,6 +1,6 @@
 //! The engine's guarantee: a confirmed change is stored, whatever happens to the disk.
 
-pub(in crate::store) mod disk;
+pub(super) mod disk;
 mod faults;
 mod files;
 mod log_lines;

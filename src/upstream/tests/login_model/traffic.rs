@@ -13,7 +13,7 @@ use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
-use crate::upstream::login::backoff::LoginBudget;
+use crate::upstream::login::login_budget::LoginBudget;
 use crate::upstream::login::plan::LoginPlan;
 use crate::upstream::login::renewer::Renewer;
 use crate::upstream::{PathKey, RefusalVerdict, RefusedRequest, Session};

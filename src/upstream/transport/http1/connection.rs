@@ -12,13 +12,14 @@ use http::header::CONNECTION;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::ResponseError;
 use super::body_decoder::{BodyDecoder, DecodedPart};
 use super::request_sender::RequestSender;
 use super::response_body::ConnectionHandle;
 use super::response_head::{MAX_HEAD, take_head};
+use crate::lazy_timer::LazyTimer;
 use crate::metrics::GaugeGuard;
 use crate::upstream::transport::framing::{FramingError, reframe};
 use crate::upstream::transport::keep_alive::KeepAlive;
@@ -72,7 +73,7 @@ pub(in crate::upstream) struct UpstreamConnection<B> {
     received: BytesMut,
     state: ExchangeState,
     informational: u32,
-    alarm: Pin<Box<Sleep>>,
+    timer: Pin<Box<LazyTimer>>,
     home: Weak<IdlePool<Self>>,
     _open: GaugeGuard,
     /// What the upstream has announced in `Keep-Alive`.
@@ -103,7 +104,7 @@ impl<B> UpstreamConnection<B> {
             received: BytesMut::new(),
             state: ExchangeState::Idle,
             informational: 0,
-            alarm: Box::pin(sleep_until(Instant::now() + FAR)),
+            timer: Box::pin(LazyTimer::new(Instant::now() + FAR)),
             home,
             _open: open,
             usable_for: None,
@@ -242,21 +243,11 @@ where
         }
     }
 
-    /// Ready at the deadline. The timer is set to an earlier time at once, but to a later one only when
-    /// it fires: most requests move their deadline and never reach it.
+    /// Ready at the deadline.
     fn poll_late(&mut self, cx: &mut Context<'_>, timeout: ResponseTimeout) -> Poll<()> {
         let due = self.request.deadline(timeout.first_byte);
         let due = timeout.until.map_or(due, |until| until.min(due));
-        if due < self.alarm.deadline() {
-            self.alarm.as_mut().reset(due);
-        }
-        loop {
-            ready!(self.alarm.as_mut().poll(cx));
-            if due <= Instant::now() {
-                return Poll::Ready(());
-            }
-            self.alarm.as_mut().reset(due);
-        }
+        self.timer.as_mut().poll_until(cx, due)
     }
 
     fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<DecodedPart, ResponseError>> {

@@ -26,6 +26,14 @@ struct KnownKey {
     last_use: AtomicI64,
 }
 
+/// A key as the operator sees it.
+#[derive(Clone, Debug)]
+pub struct ListedKey {
+    pub key: ApiKey,
+    /// When it was last accepted, in seconds since 1970.
+    pub last_use: Option<i64>,
+}
+
 /// Why a key is refused. Clients get one response for all; the access log has the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRefused {
@@ -93,8 +101,16 @@ impl KeySet {
         Ok(Arc::clone(&known.key))
     }
 
+    /// The key with its last use. `key`: one of this set.
+    pub fn listed(&self, key: &ApiKey) -> ListedKey {
+        ListedKey {
+            key: key.clone(),
+            last_use: self.last_use(&key.name),
+        }
+    }
+
     /// When the key of this name was last used successfully, in seconds since 1970.
-    pub fn last_use(&self, name: &str) -> Option<i64> {
+    fn last_use(&self, name: &str) -> Option<i64> {
         let mut known = self.by_digest.values();
         let known = known.find(|known| *known.key.name == *name)?;
         Some(known.last_use.load(Ordering::Relaxed)).filter(|seconds| *seconds > 0)
