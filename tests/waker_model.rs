@@ -15,7 +15,7 @@ use loom::sync::Notify;
 use loom::thread;
 use waker::NotifyWaker;
 
-/// Wakes the thread that stands for the task, and counts. Not `thread::park`: loom loses an
+/// Wakes the thread in the role of the task, and counts. Not `thread::park`: loom loses an
 /// `unpark` that meets a thread waiting for a lock.
 struct Task {
     wake_up: Notify,
@@ -46,7 +46,7 @@ impl Wake for Task {
 }
 
 #[test]
-fn a_wake_up_is_never_lost_whenever_it_comes() {
+fn a_wake_up_is_never_lost() {
     model(|| {
         let task = Task::current();
         let notify = Arc::new(NotifyWaker::new(Waker::from(Arc::clone(&task))));
@@ -62,7 +62,7 @@ fn a_wake_up_is_never_lost_whenever_it_comes() {
 }
 
 #[test]
-fn two_sources_wake_the_task_until_it_has_seen_both() {
+fn two_sources_wake_the_task_until_it_has_handled_both() {
     use loom::sync::atomic::AtomicUsize as Count;
     model(|| {
         let task = Task::current();
@@ -86,10 +86,10 @@ fn two_sources_wake_the_task_until_it_has_seen_both() {
     });
 }
 
-/// The watch over a client's connection is woken each time: its task is also woken by others,
+/// The watch over a client's connection is woken each time: its task is also woken by other sources,
 /// and then looks without finding anything. (loom's `Notify` returns early once, too.)
 #[test]
-fn a_task_that_listens_all_the_time_misses_nothing() {
+fn a_task_that_always_listens_misses_no_wake_up() {
     use loom::sync::atomic::AtomicBool as Flag;
     model(|| {
         let task = Task::current();

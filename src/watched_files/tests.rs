@@ -28,13 +28,13 @@ impl Folder {
         self.path("file")
     }
 
-    /// Watches the file, whose content the reader has.
+    /// Watches the file, starting from its current content.
     fn opened(&self) -> WatchedFiles {
         WatchedFiles::open(vec![self.file()]).0
     }
 }
 
-/// What one poll gives to the reader: the text, or the error.
+/// The result of one poll: the text, or the error.
 async fn poll(files: &WatchedFiles) -> Option<Result<String, String>> {
     let look = files.look(false).await?;
     assert!(look.is_changed && !look.is_requested);
@@ -58,19 +58,19 @@ fn assert_error(look: Option<Result<String, String>>, part: &str) {
 }
 
 #[tokio::test]
-async fn what_was_read_at_the_start_is_no_change_and_unread_files_are_one() {
+async fn the_initial_content_is_no_change_and_an_unread_file_is_one() {
     let folder = Folder::new("one");
     let (files, contents) = WatchedFiles::open(vec![folder.file()]);
     assert_eq!(**contents.into_file().content.as_ref().unwrap(), *b"one");
     assert_eq!(poll(&files).await, None);
     let unread = WatchedFiles::new(vec![folder.file()]);
-    assert_eq!(poll(&unread).await, None, "not yet seen twice");
+    assert_eq!(poll(&unread).await, None, "seen by one poll only");
     assert_eq!(poll(&unread).await, found("one"));
     assert_eq!(poll(&unread).await, None);
 }
 
 #[tokio::test]
-async fn a_folder_that_kubernetes_swaps_is_a_change() {
+async fn a_folder_swapped_as_kubernetes_does_is_a_change() {
     let folder = Folder::new("");
     fs::remove_file(folder.file()).unwrap();
     let swap = |version: &str, text: &str| {
@@ -88,7 +88,7 @@ async fn a_folder_that_kubernetes_swaps_is_a_change() {
     fs::remove_dir_all(folder.path("..2026_01")).unwrap();
     assert_eq!(poll(&files).await, None);
     assert_eq!(poll(&files).await, found("two"));
-    // A swap that leaves this file as it was.
+    // A swap that does not change this file.
     swap("..2026_03", "two");
     assert_eq!(poll(&files).await, None);
     assert_eq!(poll(&files).await, None);
@@ -102,14 +102,14 @@ async fn a_file_renamed_over_the_old_one_is_a_change() {
     fs::rename(folder.path("new"), folder.file()).unwrap();
     assert_eq!(poll(&files).await, None);
     assert_eq!(poll(&files).await, found("two"));
-    // Back to what it was.
+    // Back to the first content.
     fs::write(folder.file(), "one").unwrap();
     assert_eq!(poll(&files).await, None);
     assert_eq!(poll(&files).await, found("one"));
 }
 
 #[tokio::test]
-async fn a_file_that_is_being_written_is_left_alone_until_it_stays_the_same() {
+async fn a_file_is_not_reported_while_it_is_being_written() {
     let folder = Folder::new("one");
     let files = folder.opened();
     fs::write(folder.file(), "").unwrap();
@@ -122,7 +122,7 @@ async fn a_file_that_is_being_written_is_left_alone_until_it_stays_the_same() {
 }
 
 #[tokio::test]
-async fn a_content_that_was_there_for_one_poll_only_is_no_change() {
+async fn a_content_seen_by_one_poll_only_is_no_change() {
     let folder = Folder::new("one");
     let files = folder.opened();
     fs::write(folder.file(), "two").unwrap();
@@ -142,7 +142,7 @@ async fn a_new_content_of_the_same_length_and_time_is_a_change() {
     file.set_modified(modified).unwrap();
     assert_eq!(poll(&files).await, None);
     assert_eq!(poll(&files).await, found("two"));
-    // A new time is none.
+    // A new modification time alone is no change.
     file.set_modified(modified + Duration::from_secs(60))
         .unwrap();
     assert_eq!(poll(&files).await, None);
@@ -150,14 +150,14 @@ async fn a_new_content_of_the_same_length_and_time_is_a_change() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_is_reported_once_and_so_is_its_return() {
+async fn a_missing_file_is_reported_once_and_so_is_its_return() {
     let folder = Folder::new("one");
     let files = folder.opened();
     fs::remove_file(folder.file()).unwrap();
     assert_eq!(poll(&files).await, None);
     assert_error(poll(&files).await, "No such file");
     for _ in 0..3 {
-        assert_eq!(poll(&files).await, None, "once per cause");
+        assert_eq!(poll(&files).await, None, "reported once per cause");
     }
     fs::write(folder.file(), "one").unwrap();
     assert_eq!(poll(&files).await, None);
@@ -165,7 +165,7 @@ async fn a_file_that_is_gone_is_reported_once_and_so_is_its_return() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_for_a_moment_is_not_reported() {
+async fn a_file_missing_for_a_moment_is_not_reported() {
     let folder = Folder::new("one");
     let files = folder.opened();
     fs::remove_file(folder.file()).unwrap();
@@ -200,7 +200,7 @@ async fn each_cause_for_which_a_file_cannot_be_read_is_reported_once() {
 }
 
 #[tokio::test]
-async fn a_pipe_is_not_read_and_neither_is_a_file_without_an_end() {
+async fn pipes_and_endless_files_are_not_read() {
     let folder = Folder::new("one");
     let files = folder.opened();
     fs::remove_file(folder.file()).unwrap();
@@ -216,20 +216,23 @@ async fn a_pipe_is_not_read_and_neither_is_a_file_without_an_end() {
 }
 
 #[tokio::test]
-async fn files_that_belong_together_are_read_together() {
+async fn related_files_are_read_together() {
     let folder = Folder::new("certificate 1");
     fs::write(folder.path("key"), "key 1").unwrap();
     let files = WatchedFiles::open(vec![folder.file(), folder.path("key")]).0;
     fs::write(folder.file(), "certificate 2").unwrap();
     assert!(files.look(false).await.is_none());
     fs::write(folder.path("key"), "key 2").unwrap();
-    assert!(files.look(false).await.is_none(), "the key is new");
+    assert!(
+        files.look(false).await.is_none(),
+        "only the key has changed"
+    );
     let look = files.look(false).await.unwrap();
     let all = look.contents.into_files();
     let all: Vec<_> = all.iter().map(|file| file.content.as_ref()).collect();
     assert_eq!(**all[0].unwrap(), *b"certificate 2");
     assert_eq!(**all[1].unwrap(), *b"key 2");
-    // What one file loses and the other gains is a change too.
+    // Bytes that move from one file to the other are a change too.
     fs::write(folder.file(), "certificate 2k").unwrap();
     fs::write(folder.path("key"), "ey 2").unwrap();
     assert!(files.look(false).await.is_none());
@@ -237,7 +240,7 @@ async fn files_that_belong_together_are_read_together() {
 }
 
 #[tokio::test]
-async fn replaced_files_are_watched_from_what_was_read_of_them() {
+async fn replaced_files_are_watched_from_the_content_read_last() {
     let folder = Folder::new("one");
     let files = folder.opened();
     fs::write(folder.file(), "two").unwrap();
@@ -245,7 +248,10 @@ async fn replaced_files_are_watched_from_what_was_read_of_them() {
     fs::write(folder.path("other"), "three").unwrap();
     let (other, _) = WatchedFiles::open(vec![folder.path("other")]);
     files.replace(other);
-    assert!(!files.is_latest(&late.contents), "read before");
+    assert!(
+        !files.is_latest(&late.contents),
+        "the content was read before"
+    );
     fs::write(folder.file(), "four").unwrap();
     assert_eq!(poll(&files).await, None);
     assert_eq!(poll(&files).await, None);
@@ -257,27 +263,27 @@ async fn replaced_files_are_watched_from_what_was_read_of_them() {
 }
 
 #[tokio::test]
-async fn a_request_reads_at_once_whether_or_not_there_is_a_change() {
+async fn a_reload_request_reads_at_once_with_or_without_a_change() {
     let folder = Folder::new("one");
     let files = folder.opened().polled_every(NEVER);
     let signal = ReloadSignal::default();
     let mut requests = signal.subscribe();
     fs::write(folder.file(), "two").unwrap();
-    // Neither a request from before the wait nor the second of two is lost, and both are one.
+    // A request from before the wait is not lost, and two requests cause one read.
     signal.send();
     signal.send();
     let look = timeout(TEST_TIMEOUT, files.next_look(&mut requests));
-    let look = look.await.expect("at once");
+    let look = look.await.expect("a read at once");
     assert!(look.is_changed && look.is_requested);
     assert_eq!(text(look), Ok("two".to_owned()));
     let short = Duration::from_millis(100);
     let again = timeout(short, files.next_look(&mut requests)).await;
-    assert!(again.is_err(), "one request");
+    assert!(again.is_err(), "two requests cause one read");
     signal.send();
     let look = timeout(TEST_TIMEOUT, files.next_look(&mut requests));
-    let look = look.await.expect("at once");
+    let look = look.await.expect("a read at once");
     assert!(!look.is_changed && look.is_requested);
-    // An error is not kept back either.
+    // An error is reported at once too.
     fs::remove_file(folder.file()).unwrap();
     signal.send();
     let look = files.next_look(&mut requests).await;
@@ -285,7 +291,7 @@ async fn a_request_reads_at_once_whether_or_not_there_is_a_change() {
 }
 
 #[tokio::test]
-async fn a_request_during_the_readers_work_is_followed_by_another_read() {
+async fn a_reload_request_during_a_read_causes_another_read() {
     let folder = Folder::new("one");
     let files = Arc::new(folder.opened().polled_every(NEVER));
     let signal = ReloadSignal::default();
@@ -305,12 +311,12 @@ async fn a_request_during_the_readers_work_is_followed_by_another_read() {
     signal.send();
     let mut next = async || timeout(TEST_TIMEOUT, reports.recv()).await.unwrap();
     assert_eq!(next().await, Some(true));
-    assert_eq!(next().await, Some(false), "the request that came meanwhile");
+    assert_eq!(next().await, Some(false), "the request during the read");
     task.abort();
 }
 
 #[tokio::test]
-async fn polls_find_a_change_without_a_request_and_outlive_the_signal() {
+async fn polls_find_a_change_without_a_request_and_after_the_signal_is_dropped() {
     let folder = Folder::new("one");
     let files = folder.opened().polled_every(Duration::from_millis(5));
     let mut requests = ReloadRequests::never();

@@ -8,7 +8,7 @@ use crate::harness::{Gateway, NO_LIMITS, Setup, eventually, secret};
 
 const GOOD: &str = "good-api-key-0123";
 
-/// An upstream that answers requests with any other API key with `status`, and counts them.
+/// An upstream that responds with `status` to requests with any other API key, and counts them.
 async fn upstream(status: u16) -> (Upstream, Arc<AtomicUsize>) {
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);
@@ -54,13 +54,13 @@ fn is_told(gateway: &Gateway) -> bool {
 }
 
 async fn notes(gateway: &Gateway) -> String {
-    let answer = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
-    assert_eq!(answer.status(), 200, "requests succeed all the same");
-    answer.text().await.unwrap()
+    let response = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+    assert_eq!(response.status(), 200, "requests still succeed");
+    response.text().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_key_is_a_state_and_the_session_token_replaces_it() {
+async fn a_refused_key_is_a_reported_state_and_the_session_token_replaces_it() {
     let (upstream, refused) = upstream(401).await;
     let gateway = gateway(&upstream, "old-api-key-0123").await;
     let client = gateway.admin().await;
@@ -70,7 +70,7 @@ async fn a_refused_key_is_a_state_and_the_session_token_replaces_it() {
     assert_eq!(
         refused.load(Ordering::SeqCst),
         1,
-        "one try, not one a request"
+        "one attempt, not one per request"
     );
     assert!(is_told(&gateway));
     assert!(notes(&gateway).await.contains("it refuses the API key"));
@@ -90,7 +90,7 @@ async fn a_403_for_the_key_is_treated_like_a_401() {
     assert_eq!(
         client.get("/v1/health").await.status(),
         403,
-        "it may be meant for the client"
+        "a 403 may concern the client"
     );
     assert!(is_told(&gateway));
     for _ in 0..5 {

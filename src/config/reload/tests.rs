@@ -19,7 +19,7 @@ const MINIMAL: &str = r#"
     directory = "webapp"
 "#;
 
-/// A config file in a folder of its own, a watcher on it, and what it applied.
+/// A config file in its own folder, a watcher on it, and the configurations that it applied.
 struct Watched {
     folder: PathBuf,
     metrics: Arc<Metrics>,
@@ -31,7 +31,7 @@ struct Watched {
 
 #[derive(Debug, thiserror::Error)]
 #[error("no such luck")]
-struct NoLuck;
+struct ApplyFailed;
 
 impl Watched {
     fn start(name: &str, every: Duration, app_agrees: bool) -> Self {
@@ -45,14 +45,14 @@ impl Watched {
         let stop = ShutdownSignal::default();
         let mut watcher = ConfigWatcher::new(path, Arc::clone(&metrics), signal.subscribe());
         watcher.files = watcher.files.polled_every(every);
-        let (tell, applied) = mpsc::unbounded_channel();
+        let (sender, applied) = mpsc::unbounded_channel();
         let apply = move |config: Arc<Config>| {
-            let tell = tell.clone();
+            let sender = sender.clone();
             async move {
                 if !app_agrees {
-                    return Err(NoLuck);
+                    return Err(ApplyFailed);
                 }
-                let _ = tell.send(config);
+                let _ = sender.send(config);
                 Ok(())
             }
         };
@@ -70,7 +70,7 @@ impl Watched {
 
     fn write(&self, more: &str) {
         let text = format!("{MINIMAL}{more}");
-        // As editors and mounted config maps do: a new file takes the old one's name.
+        // As editors and mounted config maps do: a new file is renamed over the old one.
         let new = self.folder.join("config.new");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.folder.join("config.toml")).unwrap();
@@ -104,7 +104,7 @@ impl Watched {
 const NEVER: Duration = Duration::from_secs(86_400);
 
 #[tokio::test]
-async fn a_changed_file_is_applied_without_being_asked() {
+async fn a_changed_file_is_applied_without_a_signal() {
     let mut watched = Watched::start("poll", Duration::from_millis(5), true);
     watched.write("[drain]\nwait = \"1s\"\n");
     let applied = timeout(Duration::from_secs(10), watched.applied.recv());
@@ -114,7 +114,7 @@ async fn a_changed_file_is_applied_without_being_asked() {
 }
 
 #[tokio::test]
-async fn a_bad_file_is_refused_and_the_next_good_one_is_taken() {
+async fn a_bad_file_is_refused_and_the_next_good_one_applied() {
     let mut watched = Watched::start("bad", NEVER, true);
     watched.write("[drain]\nwait = 7\nwayt = 1\n");
     watched.reload(ReloadResult::Refused, 1).await;
@@ -128,7 +128,7 @@ async fn a_bad_file_is_refused_and_the_next_good_one_is_taken() {
 }
 
 #[tokio::test]
-async fn going_back_to_the_old_file_after_a_bad_one_is_good_again() {
+async fn the_old_file_is_accepted_again_after_a_bad_one() {
     let watched = Watched::start("back", NEVER, true);
     watched.write("nonsense = [");
     watched.reload(ReloadResult::Refused, 1).await;
@@ -138,7 +138,7 @@ async fn going_back_to_the_old_file_after_a_bad_one_is_good_again() {
 }
 
 #[tokio::test]
-async fn what_the_app_cannot_use_is_refused_and_may_be_tried_again() {
+async fn a_config_that_cannot_be_applied_is_refused_and_can_be_tried_again() {
     let watched = Watched::start("app", NEVER, false);
     watched.write("[drain]\nwait = \"1s\"\n");
     watched.reload(ReloadResult::Refused, 1).await;
@@ -147,7 +147,7 @@ async fn what_the_app_cannot_use_is_refused_and_may_be_tried_again() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_or_no_text_is_refused_and_its_return_is_good() {
+async fn a_missing_or_binary_file_is_refused_until_it_is_valid_again() {
     let watched = Watched::start("gone", NEVER, true);
     let path = watched.folder.join("config.toml");
     std::fs::remove_file(&path).unwrap();
@@ -162,7 +162,7 @@ async fn a_file_that_is_gone_or_no_text_is_refused_and_its_return_is_good() {
 }
 
 #[tokio::test]
-async fn a_file_that_stays_bad_is_reported_once_however_often_it_is_polled() {
+async fn a_file_that_stays_bad_is_reported_once() {
     let watched = Watched::start("once", Duration::from_millis(2), true);
     std::fs::remove_file(watched.folder.join("config.toml")).unwrap();
     let refused = || watched.metrics.reloads.value(ReloadResult::Refused);
@@ -190,7 +190,7 @@ fn a_file_with_several_problems_is_refused_with_all_of_them() {
 }
 
 #[test]
-fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
+fn a_problem_found_while_applying_a_file_has_its_line() {
     let loaded = crate::config::parse(MINIMAL, std::path::Path::new("")).unwrap();
     let requests = ReloadRequests::never();
     let watcher = ConfigWatcher::new("gate.toml".into(), Metrics::new(), requests);
@@ -207,6 +207,6 @@ fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
         refused.to_string(),
         "gate.toml: 2 problems\n  3  listener[0].tls    is of no use\n  8  upstream.main.url  is of no use"
     );
-    let other = watcher.refused(NoLuck.into(), &loaded.lines);
+    let other = watcher.refused(ApplyFailed.into(), &loaded.lines);
     assert!(matches!(other, ReloadRefused::Unusable(_)));
 }

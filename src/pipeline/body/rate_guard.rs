@@ -162,7 +162,7 @@ mod tests {
         assert!(!guard.is_too_slow(Instant::now(), 10));
         assert!(
             guard.is_too_slow(pass(19).await, 10),
-            "the paid time is used up"
+            "the earned time is used up"
         );
         assert!(!guard.is_past_deadline(pass(39).await));
         assert!(guard.is_past_deadline(pass(1).await));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_steps_of_a_client_count_together() {
+    async fn all_waits_for_a_client_count_together() {
         let mut guard = guard(BodySide::Client);
         for _ in 0..9 {
             pass(1).await;

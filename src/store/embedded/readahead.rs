@@ -120,13 +120,9 @@ mod tests {
             pieces.fetch_add(1, Ordering::Relaxed);
             false
         });
-        assert_eq!(
-            pieces.into_inner(),
-            2,
-            "each thread stops when it is told to"
-        );
+        assert_eq!(pieces.into_inner(), 2, "each thread stops at its signal");
         fetch(&folder.path().join("none"), 2, |_| {
-            panic!("nothing is there")
+            panic!("there is nothing to read")
         });
     }
 

@@ -1,5 +1,5 @@
-//! The structure of the source is a test: rows look down, folders have no circles, files stay
-//! short, names are plain.
+//! The structure of the source: modules use only lower rows, folders have no circles, files stay
+//! short, names are plain words.
 
 mod documents;
 mod names;
@@ -69,7 +69,7 @@ fn no_files_of_a_folder_use_each_other_in_a_circle() {
     assert!(circles.is_empty(), "{circles:#?}");
 }
 
-/// Takes away what uses nothing that is left, until only circles and their users are left.
+/// Removes files that use no remaining file, until only circles and their users remain.
 fn without_ends(
     mut uses: BTreeMap<String, BTreeSet<String>>,
 ) -> BTreeMap<String, BTreeSet<String>> {
@@ -95,21 +95,21 @@ fn files_stay_short_enough_to_read() {
         .filter(|(lines, _)| *lines > MAX_LINES)
         .map(|(lines, path)| format!("{} has {lines} lines", path.display()))
         .collect();
-    assert!(long.is_empty(), "split by duty: {long:#?}");
+    assert!(long.is_empty(), "split these files: {long:#?}");
 }
 
 #[test]
 fn only_the_clock_reads_wall_time_and_only_reject_chooses_a_refusals_status() {
     for file in source() {
         let text = fs::read_to_string(&file.path).unwrap();
-        let place = file.path.display();
+        let location = file.path.display();
         if file.module != ["clock"] {
-            assert!(!text.contains("SystemTime::now"), "{place}");
+            assert!(!text.contains("SystemTime::now"), "{location}");
         }
         if file.top() == "pipeline" && file.module != ["pipeline", "reject"] {
             let statuses = ["FORBIDDEN", "TOO_MANY", "BAD_"];
             for status in statuses.map(|name| format!("StatusCode::{name}")) {
-                assert!(!text.contains(&status), "{place} picks {status}");
+                assert!(!text.contains(&status), "{location} picks {status}");
             }
         }
     }
