@@ -48,7 +48,7 @@ use crate::via::GatewayVia;
 use crate::watched_files::ReloadSignal;
 use prepare::prepare;
 use store_bootstrap::StoreBootstrap;
-use upstream_change::PendingUpstream;
+use upstream_change::PendingUpstreams;
 use worker::BoundListener;
 
 /// How signals, tests and benches stop a running program.
@@ -98,7 +98,7 @@ struct ControlParts {
     /// Stops renewers, sweeps and the operator's listener, last of all.
     control: TaskScope,
     bootstrap: StoreBootstrap,
-    pending: PendingUpstream,
+    pending: PendingUpstreams,
     /// Reads all watched files at once.
     reload_signal: ReloadSignal,
 }
@@ -164,12 +164,15 @@ async fn build(
     };
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
-    let upstream = UpstreamOpening::new(&config.upstream, control, &metrics);
-    let upstream = upstream.of(prepared.upstream).announced_as(&via);
     let reload_signal = ReloadSignal::default();
-    let upstream = upstream.reloaded_on(&reload_signal);
-    let upstream = upstream.keeping(bootstrap.lease_keeper()).open()?;
-    let live = first_rules(&config, &bootstrap, upstream, prepared.routes, &metrics);
+    let mut upstreams = Vec::new();
+    for (settings, materials) in config.upstreams.iter().zip(prepared.upstreams) {
+        let upstream = UpstreamOpening::new(settings, control, &metrics);
+        let upstream = upstream.of(Some(materials)).announced_as(&via);
+        let upstream = upstream.reloaded_on(&reload_signal);
+        upstreams.push(upstream.keeping(bootstrap.lease_keeper()).open()?);
+    }
+    let live = first_rules(&config, &bootstrap, upstreams, prepared.routes, &metrics);
     let shared = Arc::new(AppState {
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
@@ -188,7 +191,7 @@ async fn build(
         edge: ShutdownSignal::default(),
         control: control.clone(),
         bootstrap,
-        pending: PendingUpstream::default(),
+        pending: PendingUpstreams::default(),
         reload_signal,
     };
     admin.open(parts.for_operator());
@@ -205,7 +208,7 @@ async fn build(
 fn first_rules(
     config: &Arc<Config>,
     bootstrap: &StoreBootstrap,
-    upstream: Arc<Upstream>,
+    upstreams: Vec<Arc<Upstream>>,
     routes: RouteTable,
     metrics: &Arc<Metrics>,
 ) -> LiveRules {
@@ -216,11 +219,11 @@ fn first_rules(
         Arc::clone(metrics),
     );
     LiveRules {
-        routes,
+        routes: Arc::new(routes),
         keys: KeySet::new(&config.api_keys),
         ring: bootstrap.ring(),
         limiter: Arc::new(limiter),
-        upstream,
+        upstreams,
         config: Arc::clone(config),
     }
 }

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use super::Emulator;
 use super::counts::RequestCounts;
-use super::faults::{
-    ExpiryForm, FailLogins, Gateway, Health, LoginAnswer, LogoutScope, Switches, TokenForm,
-};
+use super::faults::{ExpiryForm, FailLogins, Health, LoginAnswer, Switches};
 use crate::secret::Secret;
 
 /// One method per switch of the same name and type.
@@ -22,10 +20,7 @@ macro_rules! switches {
 
 switches! {
     hang: bool => hang;
-    refuse_connections: bool => refuse_connections;
     not_ready: bool => not_ready;
-    overload: bool => overload;
-    coreapp_down: bool => coreapp_down;
     answer_401: u32 => answer_401;
     answer_429: u32 => answer_429;
     answer_503: u32 => answer_503;
@@ -36,12 +31,8 @@ switches! {
     echo: bool => echo;
     login_answer: LoginAnswer => login_answer;
     expiry_form: ExpiryForm => expiry_form;
-    token_form: TokenForm => token_form;
     single_token: bool => single_token;
-    logout_scope: LogoutScope => logout_scope;
     health: Health => health;
-    gateway_status: Gateway => gateway_status;
-    limits: bool => limits;
     media_limit: u64 => media_limit;
 }
 
@@ -57,10 +48,6 @@ impl Emulator {
     /// Resets all switches to those of the start.
     pub fn behave(&self) {
         self.webapp.state.faults.reset();
-    }
-
-    pub fn answer_401_once(&self) {
-        self.answer_401(1);
     }
 
     pub fn answer_takes(&self, pause: Duration) {
@@ -125,15 +112,7 @@ impl Emulator {
 
     /// Responses with 429 so far, scripted or by the rate limits.
     pub fn refusals_429(&self) -> u64 {
-        self.webapp
-            .state
-            .counts
-            .answers_429
-            .load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    pub fn token_count(&self) -> usize {
-        self.webapp.state.tokens.count()
+        RequestCounts::read(&self.webapp.state.counts.answers_429)
     }
 
     /// Changes the password of the first user; its tokens stay valid.
@@ -152,22 +131,8 @@ impl Emulator {
         self.webapp.state.counts.with_prefix(prefix)
     }
 
-    pub fn connection_count(&self) -> u64 {
-        RequestCounts::read(&self.webapp.state.counts.connections)
-    }
-
     pub fn in_flight(&self) -> usize {
         self.webapp.state.counts.in_flight()
-    }
-
-    /// The largest number of requests in flight so far.
-    pub fn most_in_flight(&self) -> usize {
-        self.webapp.state.counts.most_in_flight()
-    }
-
-    /// All counters to zero.
-    pub fn reset_counts(&self) {
-        self.webapp.state.counts.reset();
     }
 }
 

@@ -13,7 +13,7 @@ use http::{HeaderValue, StatusCode};
 
 use crate::config::{self, BaseAddress};
 use crate::lifecycle::{ShutdownSignal, TaskScope};
-use crate::metrics::{Metrics, UpstreamMetrics};
+use crate::metrics::UpstreamMetrics;
 use crate::shares::ShareKey;
 use crate::watched_files::ReloadSignal;
 
@@ -50,13 +50,14 @@ pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
-pub use transport::connection::ResponseTimeout;
 pub use transport::connections::UpstreamConnections;
 pub use transport::dialer::{DialError, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
-pub use transport::response_body::UpstreamResponseBody;
+pub use transport::http1::ResponseError;
+pub use transport::http1::connection::ResponseTimeout;
+pub use transport::http1::response_body::UpstreamResponseBody;
 pub use transport::send_error::{SendError, SendErrorKind};
 pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::handshake::HandshakeError;
@@ -110,15 +111,6 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Reads the files of trust and API key, and starts the renewer if there is a login.
-    pub fn open(
-        settings: &config::UpstreamConfig,
-        scope: &TaskScope,
-        metrics: &Arc<Metrics>,
-    ) -> Result<Arc<Self>, Error> {
-        UpstreamOpening::new(settings, scope, metrics).open()
-    }
-
     fn build(mut opening: UpstreamOpening<'_>) -> Result<Arc<Self>, Error> {
         let settings = opening.settings;
         let metrics = &opening.metrics.upstream(&settings.name);
@@ -128,10 +120,11 @@ impl Upstream {
         let dialer = Arc::new(materials.dialer(settings, &scope));
         let api_key = materials.api_key;
         let own = Arc::new(opening.own_requests(&host, &dialer, metrics));
-        let injection = opening.description.inject.clone();
+        let description = &settings.login_description;
+        let injection = description.inject.clone();
         let probe = TokenProbe::of(settings, &own, injection, metrics);
         let login = settings.login.as_ref().map(|login| {
-            let plan = LoginPlan::new(login, &own, probe.clone(), opening.description);
+            let plan = LoginPlan::new(login, &own, probe.clone(), description.clone());
             let scope = LoginScope {
                 tasks: &scope.tasks,
                 stop: opening.scope.stop.child(),
@@ -245,12 +238,12 @@ impl Upstream {
         self.permits.try_acquire(client, is_monitoring)
     }
 
-    /// Stops the tasks of this upstream after a reload has replaced it by `next`. Requests that still use
-    /// it keep its lease.
-    pub async fn retire(&self, next: &Self) {
+    /// Stops the tasks of this upstream after a reload has replaced it by `next`, or removed it. Requests that
+    /// still use it keep its lease.
+    pub async fn retire(&self, next: Option<&Self>) {
         self.stop.drain();
         if let Some(login) = &self.login
-            && !login.is_same(next.login.as_ref())
+            && !login.is_same(next.and_then(|next| next.login.as_ref()))
         {
             login.end().await;
         }
@@ -265,6 +258,15 @@ impl Upstream {
         let key = Arc::clone(&self.api_key);
         let watch = key.watch(scope.stop.clone(), reload.subscribe());
         scope.spawn("upstream API key watch", watch);
+    }
+
+    /// Sets the gauges that are computed just before a scrape.
+    pub fn refresh_gauges(&self) {
+        if let Some(session) = self.session() {
+            session.refresh_gauges();
+        }
+        let is_up = self.health().outage().is_none();
+        self.metrics.upstream_up.set(i64::from(is_up));
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use http::{HeaderValue, Version};
 
 use super::health::UpstreamHealth;
-use super::login::description::LoginDescription;
 use super::login::lease_store::LeaseKeeper;
 use super::materials::UpstreamMaterials;
 use super::own_requests::OwnRequests;
@@ -21,7 +20,6 @@ use crate::watched_files::ReloadSignal;
 #[derive(Debug)]
 pub struct UpstreamOpening<'a> {
     pub(super) settings: &'a config::UpstreamConfig,
-    pub(super) description: LoginDescription,
     pub(super) scope: &'a TaskScope,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) keeper: Option<LeaseKeeper>,
@@ -39,7 +37,6 @@ impl<'a> UpstreamOpening<'a> {
     ) -> Self {
         Self {
             settings,
-            description: settings.login_description.clone(),
             scope,
             metrics,
             keeper: None,
@@ -50,22 +47,10 @@ impl<'a> UpstreamOpening<'a> {
         }
     }
 
-    /// For a service with another kind of login.
+    /// Uses materials that have been read already; None: they are read when it opens.
     #[must_use]
-    pub fn described(self, description: LoginDescription) -> Self {
-        Self {
-            description,
-            ..self
-        }
-    }
-
-    /// Uses materials that have been read already.
-    #[must_use]
-    pub fn of(self, materials: UpstreamMaterials) -> Self {
-        Self {
-            materials: Some(materials),
-            ..self
-        }
+    pub fn of(self, materials: Option<UpstreamMaterials>) -> Self {
+        Self { materials, ..self }
     }
 
     /// Uses this name in `Via`.

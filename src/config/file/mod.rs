@@ -15,6 +15,7 @@ mod value_readers;
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use toml::de::DeTable;
 
@@ -178,11 +179,19 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         .map(|table| emulator_section::emulator(root.report, Some(&table)));
     let listeners = listener_section::listeners(root);
     let operator = operator_section::operator(root);
-    let upstream: Option<UpstreamConfig> = upstream_section::upstream(root, profile);
+    let upstreams: Vec<UpstreamConfig> = upstream_section::upstreams(root, profile);
     let users = users_section::users(root);
     let api_keys = users_section::api_keys(root);
     let http = http_section::http(root);
-    let routes = route_section::routes(root, profile, users.directory, &http.allow_fields);
+    let upstream = upstreams.first().map(|upstream| &upstream.name);
+    let upstream = upstream.map_or_else(|| Arc::from(""), Arc::clone);
+    let routes = route_section::routes(
+        root,
+        profile,
+        users.directory,
+        &http.allow_fields,
+        &upstream,
+    );
     let limits = limits_section::limits(root, profile, &routes, users.directory);
     let store = store_section::store(root);
     let drain = drain_section::drain(root);
@@ -193,7 +202,7 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         workers,
         listeners,
         operator,
-        upstream: upstream?,
+        upstreams: (!upstreams.is_empty()).then_some(upstreams)?,
         users,
         api_keys,
         routes,

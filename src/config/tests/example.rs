@@ -43,7 +43,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(bare, shipped);
     let mut shown = parse(&switched_on(&example())[0], top()).unwrap().config;
     // What has no default is shown by a made-up value.
-    shown.upstream.server_name = None;
+    shown.upstreams[0].server_name = None;
     shown.users.first_admin = None;
     shown.api_keys.clear();
     shown.http.trusted_proxies.clear();

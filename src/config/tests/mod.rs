@@ -182,7 +182,12 @@ fn differences_tell_what_has_to_wait_for_a_restart() {
             false,
         ),
         ("# wait = \"5s\"", "wait = \"6s\"", "drain", true),
-        ("# renew_at = 0.8", "renew_at = 0.7", "upstream.login", true),
+        (
+            "# renew_at = 0.8",
+            "renew_at = 0.7",
+            "upstream.main.login",
+            true,
+        ),
         (
             "# token_lifetime = \"7d\"       #",
             "token_lifetime = \"1d\" #",
@@ -232,7 +237,7 @@ fn roles_of_the_webapps_own_users_are_left_to_it() {
 #[test]
 fn the_profile_covers_every_node() {
     let sheet = include_str!("../../../tests/suite/configs/nodes.txt");
-    let routes = shipped_routes(Profile::DEFAULT);
+    let routes = shipped_routes(Profile::DEFAULT, &"main".into());
     let mut nodes = 0;
     for line in sheet.lines().filter(|line| !line.starts_with('#')) {
         let (methods, path) = line.split_once(' ').unwrap();

@@ -72,7 +72,9 @@ async fn an_expiry_and_a_token_can_have_any_form() {
     bench.emulator.expiry_form(ExpiryForm::Missing);
     let reply = bench.admin_log_in().await.json();
     assert!(reply["users"][0].get("expires_after").is_none());
-    bench.emulator.token_form(TokenForm::LineBreak);
+    bench
+        .emulator
+        .change(|to| to.token_form = TokenForm::LineBreak);
     let reply = bench.admin_log_in().await.json();
     assert!(
         reply["users"][0]["token"]
@@ -132,11 +134,11 @@ async fn states_of_the_webapp_have_their_codes() {
     bench.emulator.not_ready(true);
     assert_eq!(bench.admin_log_in().await.face(), (503, 1011));
     bench.emulator.behave();
-    bench.emulator.overload(true);
+    bench.emulator.change(|to| to.overload = true);
     assert_eq!(bench.get("/v1/health", &token).await.face(), (503, 1016));
     assert_eq!(bench.admin_log_in().await.status, 200);
     bench.emulator.behave();
-    bench.emulator.coreapp_down(true);
+    bench.emulator.change(|to| to.coreapp_down = true);
     let down = bench.get("/v1/health", &token).await;
     assert_eq!(down.face(), (500, 1014));
     assert!(String::from_utf8_lossy(&down.bytes).contains("wacore is running"));
@@ -173,7 +175,7 @@ async fn an_answer_can_break_off_stall_or_drip() {
     bench.emulator.hang(true);
     assert!(timeout(SOON, bench.send(ask())).await.is_err());
     bench.emulator.behave();
-    bench.emulator.refuse_connections(true);
+    bench.emulator.change(|to| to.refuse_connections = true);
     assert!(bench.send(ask()).await.is_err());
 }
 
@@ -187,7 +189,7 @@ async fn a_hung_request_is_forgotten_when_its_client_leaves() {
         assert!(timeout(SOON, hung).await.is_err());
     }
     eventually("nothing in flight", || bench.emulator.in_flight() == 0).await;
-    assert_eq!(bench.emulator.most_in_flight(), 1);
+    assert_eq!(bench.emulator.webapp.state.counts.most_in_flight(), 1);
 }
 
 #[tokio::test]
@@ -212,7 +214,10 @@ async fn a_slow_login_holds_its_token_already() {
     let bench = Bench::start().await;
     bench.emulator.login_takes(Duration::from_millis(300));
     let token = async {
-        eventually("a token", || bench.emulator.token_count() == 1).await;
+        eventually("a token", || {
+            bench.emulator.webapp.state.tokens.count() == 1
+        })
+        .await;
         bench.emulator.forget_all_tokens();
     };
     let (answer, ()) = tokio::join!(bench.admin_log_in(), token);

@@ -108,7 +108,9 @@ async fn health_has_two_forms() {
     let token = bench.bearer().await;
     let health = || async { bench.get("/v1/health", &token).await.json()["health"].clone() };
     assert_eq!(health().await["gateway_status"], "connected");
-    bench.emulator.gateway_status(Gateway::Disconnected);
+    bench
+        .emulator
+        .change(|to| to.gateway_status = Gateway::Disconnected);
     assert_eq!(health().await["gateway_status"], "disconnected");
     bench.emulator.behave();
     bench.emulator.health(Health::HighAvailability);

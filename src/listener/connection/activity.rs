@@ -27,7 +27,6 @@ pub(in crate::listener) struct ConnectionActivity {
     /// has not asked for the next one.
     awaiting_peer: AtomicUsize,
     served: AtomicBool,
-    tunnel: AtomicBool,
     refused: AtomicBool,
     draining: AtomicBool,
     /// The last request was HTTP/1.0: its response may end with the connection.
@@ -79,7 +78,6 @@ impl ConnectionActivity {
             in_flight: AtomicUsize::new(0),
             awaiting_peer: AtomicUsize::new(0),
             served: AtomicBool::new(false),
-            tunnel: AtomicBool::new(false),
             refused: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             http10: AtomicBool::new(false),
@@ -174,15 +172,6 @@ impl ConnectionActivity {
         self.last_received.store(self.now(), Ordering::Relaxed);
     }
 
-    /// From now on the bytes are not HTTP any more.
-    pub(in crate::listener) fn set_tunnel(&self) {
-        self.tunnel.store(true, Ordering::Release);
-    }
-
-    pub(in crate::listener) fn is_tunnel(&self) -> bool {
-        self.tunnel.load(Ordering::Acquire)
-    }
-
     /// Notes that the peer broke the protocol.
     pub(in crate::listener) fn set_refused(&self) {
         self.refused.store(true, Ordering::Relaxed);
@@ -218,7 +207,6 @@ impl ConnectionActivity {
         let is_idle = is_open
             && !self.is_busy()
             && !self.is_write_blocked()
-            && !self.is_tunnel()
             && self.between_requests.load(Ordering::Relaxed);
         is_idle.then(|| self.instant(self.last_progress.load(Ordering::Relaxed)))
     }

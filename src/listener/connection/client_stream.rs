@@ -59,8 +59,7 @@ impl TransportSocket for TcpStream {
     }
 }
 
-/// The byte stream of one client connection. It holds the connection's permit, also after an
-/// upgrade, when hyper has handed the stream over.
+/// The byte stream of one client connection. It holds the connection's permit.
 #[derive(Debug)]
 pub(in crate::listener) struct ClientStream<T> {
     inner: T,
@@ -105,9 +104,6 @@ impl<T> ClientStream<T> {
 
     /// Checks what was read into `buf` after its first `before` bytes.
     fn inspect(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
-        if self.activity.is_tunnel() {
-            return Ok(());
-        }
         let received = &buf.filled()[before..];
         match &mut self.check {
             ByteCheck::Http2(guard) => guard.check(received).map_err(|flood| {
@@ -269,7 +265,7 @@ impl<T: TransportSocket> AsyncWrite for ClientStream<T> {
             ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
             this.is_shut = true;
         }
-        if this.is_http1() && !this.activity.is_tunnel() {
+        if this.is_http1() {
             ready!(this.poll_linger(cx));
         }
         Poll::Ready(Ok(()))

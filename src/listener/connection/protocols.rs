@@ -55,8 +55,7 @@ pub(in crate::listener) async fn http1<S: RequestService, T: TransportSocket>(
             .serve_connection(
                 TokioIo::new(stream),
                 service_fn(move |request| service.handle(request)),
-            )
-            .with_upgrades();
+            );
         let outcome = watch
             .run(
                 Pin::new(&mut connection),
@@ -66,26 +65,25 @@ pub(in crate::listener) async fn http1<S: RequestService, T: TransportSocket>(
             .await;
         match outcome {
             // Drops hyper's buffers. If hyper had read ahead, the stream cannot be used again.
-            ConnectionOutcome::Rest => match connection.into_parts() {
-                Some(parts) if parts.read_buf.is_empty() => stream = parts.io.into_inner(),
-                _ => return WatchEnd::Closed(Ok(())),
-            },
+            ConnectionOutcome::Rest => {
+                let parts = connection.into_parts();
+                if !parts.read_buf.is_empty() {
+                    return WatchEnd::Closed(Ok(()));
+                }
+                stream = parts.io.into_inner();
+            }
             ConnectionOutcome::End(end) => {
                 let is_whole = matches!(end, WatchEnd::Closed(Ok(())));
                 if let Some(rejection) = head_refusal(&end) {
                     // Made even if the peer takes no bytes, so that the access log has a line.
                     let response = entry.service.refuse(None, rejection, &entry.peer);
-                    if !watch.activity.is_write_blocked()
-                        && let Some(parts) = connection.into_parts()
-                    {
+                    if !watch.activity.is_write_blocked() {
+                        let stream = connection.into_parts().io.into_inner();
                         // Boxed because it is rare: a task is as large as its largest step.
-                        Box::pin(refusal::write(parts.io.into_inner(), response)).await;
+                        Box::pin(refusal::write(stream, response)).await;
                     }
-                } else if watch.activity.is_http10()
-                    && !is_whole
-                    && let Some(parts) = connection.into_parts()
-                {
-                    parts.io.into_inner().break_off();
+                } else if watch.activity.is_http10() && !is_whole {
+                    connection.into_parts().io.into_inner().break_off();
                 }
                 return end;
             }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::{CONNECTION, COOKIE, HOST};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::{ActiveRequest, ConnectionActivity};
@@ -88,16 +88,13 @@ impl<S: RequestService> ServiceEntry<S> {
         if request.version() == Version::HTTP_10 {
             self.activity.set_http10();
         }
-        let is_connect = request.method() == Method::CONNECT;
         let response = self.service.handle(request, Arc::clone(&self.peer));
         let activity = Arc::clone(&self.activity);
         Box::pin(async move {
             let response = response.await;
             drop(expectation); // a 100 (Continue) sent from now on would come too late
             let mut response = response.map(|body| CountedBody { body, active });
-            if is_tunnel(response.status(), is_connect) {
-                activity.set_tunnel();
-            } else if is_http1 && activity.is_draining() {
+            if is_http1 && activity.is_draining() {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
@@ -113,10 +110,6 @@ impl<S> ServiceEntry<S> {
         let waits = !request.body().is_end_stream() && expects_continue(request.headers());
         continues.request_accepted(waits)
     }
-}
-
-fn is_tunnel(status: StatusCode, is_connect: bool) -> bool {
-    status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && status.is_success())
 }
 
 /// Why a request that hyper accepts is refused; None if it is not.

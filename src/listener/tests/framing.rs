@@ -330,25 +330,3 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
     assert!(answer.ends_with("early"));
 }
-
-#[tokio::test]
-async fn after_an_upgrade_the_bytes_are_not_checked() {
-    let gate = Gate::start(settings());
-    let mut raw = gate.connect().await;
-    raw.send("GET /tunnel HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
-        .await;
-    let head = raw.until("\r\n\r\n").await;
-    assert!(head.starts_with("HTTP/1.1 101"), "{head:?}");
-    raw.send("\n\n\0 not HTTP\n").await;
-    assert_eq!(raw.until(" not HTTP\n").await, "\n\n\0 not HTTP\n");
-    assert_eq!(
-        gate.metrics.connections_open.get(),
-        1,
-        "a tunnel keeps its slot"
-    );
-    drop(raw);
-    eventually("the slot is free", || {
-        gate.metrics.connections_open.get() == 0
-    })
-    .await;
-}

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::config;
-use crate::lifecycle::{TaskScope, TaskSet};
+use crate::lifecycle::TaskScope;
 use crate::metrics::{ConnectionEnd, Metrics};
 use crate::pipeline::{Peer, Rejection};
 
@@ -143,10 +143,9 @@ impl RequestService for SmallService {
     }
 }
 
-/// Responds with a description of the request; `/slow` waits first, `/early` leaves the body unread,
-/// `/tunnel` becomes an echo.
+/// Responds with a description of the request; `/slow` waits first, `/early` leaves the body unread.
 async fn answer(
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     peer: Arc<Peer>,
     slow: Arc<Semaphore>,
 ) -> Response<Full<Bytes>> {
@@ -155,7 +154,6 @@ async fn answer(
         "/slow" => slow.acquire().await.unwrap().forget(),
         "/large" => return Response::new(Full::from(vec![b'x'; 32 * 1024 * 1024])),
         "/early" => return Response::new(Full::from("early")),
-        "/tunnel" => return tunnel(&mut request),
         _ => {}
     }
     let Ok(body) = request.into_body().collect().await else {
@@ -169,23 +167,6 @@ async fn answer(
         .map_or_else(String::new, |tls| format!(" tls13={}", tls.is_tls13));
     let text = format!("[{path} {}{facts}]", body.to_bytes().len());
     Response::new(Full::from(text))
-}
-
-fn tunnel(request: &mut Request<Incoming>) -> Response<Full<Bytes>> {
-    let upgrade = hyper::upgrade::on(request);
-    TaskSet::new(Handle::current()).spawn("tunnel", async {
-        let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
-        let mut bytes = [0; 64];
-        while let Ok(count @ 1..) = io.read(&mut bytes).await {
-            io.write_all(&bytes[..count]).await.unwrap();
-        }
-    });
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert("connection", "upgrade".parse().unwrap());
-    headers.insert("upgrade", "echo".parse().unwrap());
-    response
 }
 
 /// A client that sends exactly the given bytes.

@@ -124,9 +124,6 @@ impl Forwarder<'_> {
         upload: &BodyHandle,
     ) -> Result<Response<ResponseBody>, Rejection> {
         let (mut head, body) = response.into_parts();
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Rejection::BadAnswer("upstream switched protocols unasked"));
-        }
         let secret = credential.secret();
         headers::clean_response(&mut head.headers, secret);
         if let (Some(phrase), Some(secret)) = (head.extensions.get::<ReasonPhrase>(), secret)

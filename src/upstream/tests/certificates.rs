@@ -237,8 +237,7 @@ async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
     let mut around = Surroundings::of(address).without_login();
     around.settings.base.tls = tls;
     let upstream = around.open().unwrap();
-    let connections =
-        UpstreamConnections::<Empty<Bytes>>::new(upstream, around.scope.tasks.clone());
+    let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, &around.scope.tasks);
     let failure = connections.send(Request::new(Empty::new()), PATIENT).await;
     let failure = failure.unwrap_err();
     (failure.kind, chain(&failure))
@@ -342,7 +341,7 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
             around.settings.trust = Trust::Pins(vec![identity.pin()]);
             let upstream = around.open().unwrap();
             let connections =
-                UpstreamConnections::<Empty<Bytes>>::new(upstream, around.scope.tasks.clone());
+                UpstreamConnections::<Empty<Bytes>>::new(upstream, &around.scope.tasks);
             let response = connections.send(Request::new(Empty::new()), PATIENT).await;
             let outcome = response.unwrap().into_body().collect().await;
             assert_eq!(outcome.is_ok(), is_whole, "{head}");

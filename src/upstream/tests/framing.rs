@@ -143,6 +143,20 @@ fn http_1_0_knows_lengths_and_the_end_of_the_connection() {
 }
 
 #[test]
+fn a_switch_of_protocols_is_refused() {
+    for version in [V10, V11] {
+        for fields in [
+            headers(&[], &[]),
+            headers(&["0"], &[]),
+            headers(&[], &["chunked"]),
+        ] {
+            let framing = framed(version, 101, &Method::GET, &fields);
+            assert_eq!(framing, Err(No::SwitchingProtocols), "{fields:?}");
+        }
+    }
+}
+
+#[test]
 fn an_answer_without_a_body_has_none_whatever_its_fields_say() {
     let (get, head) = (Method::GET, Method::HEAD);
     let empty = |field, is_last| framing(Body::Empty, field, is_last);

@@ -19,7 +19,7 @@ async fn connections_for(answer: &'static str, pause: Duration) -> usize {
     let mut around = Surroundings::of(webapp.address).without_login();
     around.settings.idle_timeout = Duration::from_secs(60);
     let upstream = around.open().unwrap();
-    let connections = UpstreamConnections::new(upstream, around.scope.tasks.clone());
+    let connections = UpstreamConnections::new(upstream, &around.scope.tasks);
     for _ in 0..2 {
         let request = Request::new(Full::<Bytes>::default());
         let response = connections.send(request, PATIENT).await.unwrap();
@@ -105,7 +105,7 @@ async fn an_idle_connection_is_closed_when_its_time_is_up_and_only_that_one() {
     let mut around = Surroundings::of(webapp.address).without_login();
     around.settings.idle_timeout = Duration::from_secs(60);
     let upstream = around.open().unwrap();
-    let connections = UpstreamConnections::new(upstream, around.scope.tasks.clone());
+    let connections = UpstreamConnections::new(upstream, &around.scope.tasks);
     let plain = Request::new(Full::<Bytes>::default());
     let mut short = Request::new(Full::<Bytes>::default());
     short

@@ -150,7 +150,11 @@ impl Surroundings {
     }
 
     fn open(&self) -> Result<Arc<Upstream>, Error> {
-        UpstreamOpening::new(&self.settings, &self.scope, &self.metrics)
+        self.open_with(&self.settings)
+    }
+
+    fn open_with(&self, settings: &config::UpstreamConfig) -> Result<Arc<Upstream>, Error> {
+        UpstreamOpening::new(settings, &self.scope, &self.metrics)
             .reloaded_on(&self.reload_signal)
             .open()
     }
@@ -161,10 +165,9 @@ impl Surroundings {
 
     /// The session of an upstream that lives as long as the test.
     fn session_with(&self, description: LoginDescription) -> Arc<Session> {
-        let upstream = UpstreamOpening::new(&self.settings, &self.scope, &self.metrics)
-            .described(description)
-            .open()
-            .unwrap();
+        let mut settings = self.settings.clone();
+        settings.login_description = description;
+        let upstream = self.open_with(&settings).unwrap();
         let session = Arc::clone(upstream.session().unwrap());
         let stop = self.scope.stop.clone();
         self.scope.spawn("keeps the upstream", async move {

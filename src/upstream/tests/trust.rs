@@ -109,7 +109,7 @@ pub(super) async fn believes(
     upstream: &Arc<Upstream>,
 ) -> Result<(), String> {
     let connections =
-        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), around.scope.tasks.clone());
+        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), &around.scope.tasks);
     let request = Request::new(Empty::new());
     match connections
         .send(request, ResponseTimeout::within(Duration::from_secs(5)))

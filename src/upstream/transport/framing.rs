@@ -51,6 +51,8 @@ pub enum LengthField {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FramingError {
     Version,
+    /// RFC 9110 7.8: no forwarded request asks for another protocol.
+    SwitchingProtocols,
     /// RFC 9112 6.1: chunked once, at the end; the gate decodes no other coding.
     TransferCoding,
     /// RFC 9112 6.1: faulty in HTTP/1.0.
@@ -63,6 +65,7 @@ impl FramingError {
     pub fn text(self) -> &'static str {
         match self {
             Self::Version => "upstream's answer is neither HTTP/1.0 nor HTTP/1.1",
+            Self::SwitchingProtocols => "upstream switched protocols unasked",
             Self::TransferCoding => "upstream's answer has a Transfer-Encoding other than chunked",
             Self::TransferEncodingInHttp10 => {
                 "upstream's answer is HTTP/1.0 with Transfer-Encoding"
@@ -76,6 +79,9 @@ impl FramingError {
 pub fn response_framing(head: ResponseHead<'_>) -> Result<ResponseFraming, FramingError> {
     if head.version != Version::HTTP_11 && head.version != Version::HTTP_10 {
         return Err(FramingError::Version);
+    }
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(FramingError::SwitchingProtocols);
     }
     let length = content_length(head.headers)?;
     let has_coding = head.headers.contains_key(TRANSFER_ENCODING);

@@ -1,9 +1,13 @@
-//! Contradictory lengths and codings (RFC 9112 6.1 and 6.3).
+//! Contradictory lengths and codings (RFC 9112 6.1 and 6.3), and switches of protocol.
+
+use std::sync::Arc;
 
 use http::Method;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
 
-use crate::harness::received::{ClientProtocol, ask};
-use crate::harness::scripted::{ScriptedUpstream, Step, not_found, say};
+use crate::harness::received::{ClientProtocol, ask, exchange};
+use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 /// The responses by path.
 fn answers(head: &str) -> Vec<Step> {
@@ -140,4 +144,70 @@ async fn a_response_that_may_continue_is_the_last_of_its_connection() {
         upstream.connections() - before >= 10,
         "a connection was used again"
     );
+}
+
+/// Responses to requests that may ask for another protocol.
+fn switching(head: &str) -> Vec<Step> {
+    match head.split(' ').nth(1).unwrap() {
+        "/switch" => vec![say("HTTP/1.1 101 Switching Protocols\r\n\
+                 Connection: upgrade\r\nUpgrade: websocket\r\n\r\n\0 not HTTP")],
+        "/switch-without-name" => vec![say("HTTP/1.1 101 X\r\nContent-Length: 0\r\n\r\n")],
+        "/good" => vec![say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")],
+        _ => vec![not_found()],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switch_of_protocols_that_was_not_asked_for_is_a_502_of_the_gate() {
+    let upstream = ScriptedUpstream::plain(switching).await;
+    let gateway = upstream.gate("", "").await;
+    for how in [
+        ClientProtocol::Http10,
+        ClientProtocol::Http11,
+        ClientProtocol::Tls11,
+        ClientProtocol::Http2,
+    ] {
+        for path in ["/switch", "/switch-without-name"] {
+            let received = ask(&gateway, how, &Method::GET, path).await;
+            let seen = (received.status, received.is_whole);
+            assert_eq!(seen, (502, true), "{how:?} {path}");
+            assert!(received.all("upgrade").is_empty(), "{how:?} {path}");
+        }
+        let good = ask(&gateway, how, &Method::GET, "/good").await;
+        assert_eq!((good.status, good.text().as_str()), (200, "ok"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_another_protocol_is_forwarded_without_that_wish() {
+    let heads = Arc::<Mutex<Vec<String>>>::default();
+    let seen = Arc::clone(&heads);
+    let script = move |head: &str| {
+        seen.lock().push(head.to_ascii_lowercase());
+        switching(head)
+    };
+    let upstream = ScriptedUpstream::plain(script).await;
+    let gateway = upstream.gate("", "").await;
+    for protocol in ["websocket", "h2c", "TLS/1.2, echo"] {
+        for (path, status) in [("/good", 200), ("/switch", 502)] {
+            let request = format!(
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\n{}\r\nConnection: Upgrade, X-Named\r\n\
+                 Upgrade: {protocol}\r\nX-Named: 1\r\nX-Other: 1\r\n\r\n",
+                key_field()
+            );
+            heads.lock().clear();
+            let tcp = TcpStream::connect(gateway.addresses.listeners[1]).await;
+            let received = exchange(tcp.unwrap(), request.as_bytes(), false).await;
+            assert_eq!(received.status, status, "{protocol} {path}");
+            assert!(received.all("upgrade").is_empty(), "{protocol} {path}");
+            let heads = heads.lock();
+            let is_asked = |head: &&String| head.starts_with(&format!("get {path} "));
+            let head = heads.iter().find(is_asked).unwrap();
+            assert!(head.contains("\r\nx-other: 1"), "{head}");
+            assert!(
+                !head.contains("upgrade") && !head.contains("x-named"),
+                "{head}"
+            );
+        }
+    }
 }
