@@ -1,7 +1,11 @@
 //! The upstream refuses the API key: that is logged once, as a state, and not tried with each request.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tollgate::metrics::ReloadResult;
 
 use crate::harness::upstream::{Reply, Upstream};
 use crate::harness::{Gateway, NO_LIMITS, Setup, eventually, secret};
@@ -108,4 +112,45 @@ async fn a_good_key_is_sent_with_each_request() {
         assert_eq!(client.get("/v1/health").await.status(), 200);
     }
     assert!(!is_told(&gateway) && refused.load(Ordering::SeqCst) == 0);
+}
+
+/// Replaces the key all the time, so that no two polls find the same content.
+async fn replace_without_rest(folder: &Path) {
+    for number in 0.. {
+        secret(&folder.join("new"), &format!("old-api-key-{number:05}"));
+        std::fs::rename(folder.join("new"), folder.join("api-key")).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_reads_the_key_at_once_also_of_an_upstream_that_a_reload_has_made() {
+    let (upstream, _) = upstream(401).await;
+    let gateway = gateway(&upstream, "old-api-key-0123").await;
+    let client = gateway.admin().await;
+    let checks = async {
+        assert_eq!(client.get("/v1/health").await.status(), 200);
+        assert!(is_told(&gateway));
+        tokio::time::sleep(Duration::from_millis(2300)).await;
+        assert!(is_told(&gateway), "polls leave the file alone");
+        gateway.steering.hup.notify_one();
+        eventually("the new key", async || !is_told(&gateway)).await;
+
+        let file = gateway.config_file();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let more = "probe = \"none\"\nconcurrency = 7";
+        std::fs::write(&file, text.replace("probe = \"none\"", more)).unwrap();
+        eventually("the reload", async || {
+            gateway.metrics.reloads.value(ReloadResult::Applied) == 1
+        })
+        .await;
+        assert_eq!(client.get("/v1/health").await.status(), 200);
+        assert!(is_told(&gateway), "this key is refused too");
+        gateway.steering.hup.notify_one();
+        eventually("the newest key", async || !is_told(&gateway)).await;
+    };
+    tokio::select! {
+        () = checks => {}
+        () = replace_without_rest(gateway.folder.path()) => {}
+    }
 }
