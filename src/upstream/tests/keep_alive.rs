@@ -90,11 +90,8 @@ async fn an_announced_keep_alive_limits_the_reuse_of_a_connection() {
             2,
         ),
     ] {
-        assert_eq!(
-            connections_for(response, pause).await,
-            expected,
-            "{response}"
-        );
+        let count = connections_for(response, pause).await;
+        assert_eq!(count, expected, "{response}");
     }
 }
 
