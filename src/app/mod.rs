@@ -19,10 +19,8 @@ mod worker;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -40,9 +38,7 @@ use crate::identity::{FirstAdminStatus, KeySet};
 use crate::lifecycle::{Readiness, ReadinessGuard, ShutdownSignal, TaskScope};
 use crate::listener::ServerTls;
 use crate::metrics::Metrics;
-use crate::pipeline::{
-    AppState, Limiter, LiveRules, RouteTable, TokenIntrospection, keep_probe_tried,
-};
+use crate::pipeline::{AppState, Limiter, LiveRules, RouteTable, keep_probe_tried};
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
 use crate::watched_files::ReloadSignal;
@@ -175,15 +171,7 @@ async fn build(
         upstreams.push(upstream.open()?);
     }
     let live = first_rules(&config, &bootstrap, upstreams, prepared.routes, &metrics);
-    let shared = Arc::new(AppState {
-        live: ArcSwap::from_pointee(live),
-        users: users.map(Arc::new),
-        tokens,
-        introspection: Arc::new(TokenIntrospection::default()),
-        metrics: Arc::clone(&metrics),
-        via,
-        unreadable_origin_logged: AtomicBool::new(false),
-    });
+    let shared = AppState::new(live, users.map(Arc::new), tokens, via, &metrics);
     let parts = ControlParts {
         config_file,
         config,

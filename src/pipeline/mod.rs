@@ -115,6 +115,26 @@ pub struct AppState {
     pub unreadable_origin_logged: AtomicBool,
 }
 
+impl AppState {
+    pub fn new(
+        live: LiveRules,
+        users: Option<Arc<UserDirectory>>,
+        tokens: Arc<TokenStore>,
+        via: GatewayVia,
+        metrics: &Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            live: ArcSwap::from_pointee(live),
+            users,
+            tokens,
+            introspection: Arc::new(TokenIntrospection::default()),
+            metrics: Arc::clone(metrics),
+            via,
+            unreadable_origin_logged: AtomicBool::new(false),
+        })
+    }
+}
+
 /// One worker's pipeline.
 #[derive(Debug)]
 pub struct Pipeline {
