@@ -100,7 +100,7 @@ fn token_look_up(c: &mut Criterion) {
 }
 
 fn route_match(c: &mut Criterion) {
-    let table = RouteTable::new(&shipped_routes(Profile::DEFAULT));
+    let table = RouteTable::new(&shipped_routes(Profile::DEFAULT, &"main".into()), |_| 0);
     let mut group = c.benchmark_group("route match");
     for (name, method, path) in [
         ("short", Method::POST, "/v1/messages"),

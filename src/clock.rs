@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deadline_passes_when_it_has_on_either_clock() {
+    fn a_deadline_passes_when_either_clock_says_so() {
         let live = Deadline::after(Duration::from_secs(60));
         assert!(!live.has_passed());
         assert!(live.after_a_jump().has_passed());
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_too_far_to_pack_ends_sooner() {
+    fn a_deadline_too_far_to_pack_is_shortened() {
         let start = Instant::now();
         let never = Deadline::after(Duration::MAX);
         let far = PackedDeadline::new(u64::MAX, u64::MAX).unpack(start);

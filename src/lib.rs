@@ -97,6 +97,8 @@ pub mod profiles;
 pub mod shares;
 // A waker for futures that outlive the task that polls them.
 mod waker;
+// Files that are read again when they change.
+pub mod watched_files;
 
 // Row 0
 // Pauses between attempts, with jitter.
@@ -107,6 +109,8 @@ pub mod clock;
 pub mod error_chain;
 // A hasher for keys that are hashes already.
 pub mod identity_hasher;
+// A timer whose deadline moves often.
+mod lazy_timer;
 // Secrets and where they are read from.
 pub mod secret;
 // Staggered attempts ("Happy Eyeballs").

@@ -195,18 +195,39 @@ fn bytes_of(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
 impl SecretSource {
     /// Reads the secret. All passwords, keys and tokens of the configuration are read here.
     pub fn read(&self) -> Result<Secret, Error> {
-        let bytes = match self {
-            Self::File(path) => bytes_of(path).map_err(|source| Error::Unreadable {
-                path: path.clone(),
-                source,
-            })?,
+        match self {
+            Self::File(path) => self.secret_of_file(path, bytes_of(path)),
             Self::Env(name) => {
                 let text = std::env::var_os(name);
                 let text = text.ok_or_else(|| Error::Unset { name: name.clone() })?;
-                Zeroizing::new(text.into_encoded_bytes())
+                self.checked(&Zeroizing::new(text.into_encoded_bytes()))
             }
-        };
-        secret_in(&bytes).map_err(|fault| Error::Unusable {
+        }
+    }
+
+    /// The secret in the content of the file at `path`, which has been read already.
+    pub fn secret_of_file(
+        &self,
+        path: &Path,
+        content: io::Result<Zeroizing<Vec<u8>>>,
+    ) -> Result<Secret, Error> {
+        let bytes = content.map_err(|source| Error::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        self.checked(&bytes)
+    }
+
+    /// The file to watch; None: the secret cannot change while the program runs.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Env(_) => None,
+        }
+    }
+
+    fn checked(&self, bytes: &[u8]) -> Result<Secret, Error> {
+        secret_in(bytes).map_err(|fault| Error::Unusable {
             place: self.clone(),
             fault,
         })

@@ -182,7 +182,7 @@ mod tests {
         /// Whatever earlier hops have written, the own member is found, in their line or in a line
         /// of its own.
         #[test]
-        fn no_line_of_another_hop_hides_it(line in "[ -~\t\u{80}-\u{ff}]{0,60}") {
+        fn no_line_of_another_hop_hides_the_own_member(line in "[ -~\t\u{80}-\u{ff}]{0,60}") {
             let via = GatewayVia::random();
             let own = format!("1.1 {}", via.name);
             let joined = format!("{line}, {own}");

@@ -41,7 +41,7 @@ fn lease(generation: u64, began: u64, cause: LoginCause) -> LeaseFacts {
     }
 }
 
-/// Logged in, with a path that has accepted the token; the renewer has a probe.
+/// The state after a login: one path has accepted the token, and the renewer has a probe.
 fn logged_in(single_active: bool) -> Arc<LeaseJudgement> {
     let judgement = LeaseJudgement::new(2, single_active, SpeculationPacer::new(120, 1));
     let placed = judgement.offer(lease(1, 0, LoginCause::Renewal), false);
@@ -55,7 +55,7 @@ fn logged_in(single_active: bool) -> Arc<LeaseJudgement> {
     Arc::new(judgement)
 }
 
-/// What a request does that is refused with the first token.
+/// A request that is refused with the first token.
 fn refused(judgement: &LeaseJudgement, path: PathKey) -> (RefusedRequest, RetryStep) {
     let mut request = RefusedRequest::new(path, true);
     judgement.note_refusal(&mut request, 1, NOW);
@@ -63,7 +63,7 @@ fn refused(judgement: &LeaseJudgement, path: PathKey) -> (RefusedRequest, RetryS
     (request, step)
 }
 
-/// What the renewer does about what it finds: the probe says that the token is dead.
+/// The renewer's part: the probe says that the token is dead.
 fn renew(judgement: &LeaseJudgement) -> bool {
     let Some(suspicion) = judgement.suspicion() else {
         return false;
@@ -76,7 +76,7 @@ fn renew(judgement: &LeaseJudgement) -> bool {
 }
 
 #[test]
-fn refusals_of_one_token_are_one_suspicion_and_none_is_lost() {
+fn concurrent_refusals_of_one_token_cause_one_login_and_none_is_lost() {
     loom::model(|| {
         let judgement = logged_in(false);
         let requests: Vec<_> = [PATH, OTHER]
@@ -91,9 +91,9 @@ fn refusals_of_one_token_are_one_suspicion_and_none_is_lost() {
             .into_iter()
             .map(|one| one.join().unwrap())
             .collect();
-        // A request that waits has woken the renewer, which looks once more.
+        // A waiting request has woken the renewer, which checks once more.
         logins += usize::from(renew(&judgement));
-        assert_eq!(logins, 1, "one login for all");
+        assert_eq!(logins, 1, "one login for all requests");
         for (mut request, step) in waiting {
             let step = match step {
                 RetryStep::Await | RetryStep::AwaitLease => judgement.next_step(&mut request, NOW),
@@ -105,7 +105,7 @@ fn refusals_of_one_token_are_one_suspicion_and_none_is_lost() {
 }
 
 #[test]
-fn a_candidate_is_promoted_once_and_never_takes_the_place_of_a_newer_lease() {
+fn a_candidate_is_promoted_once_and_never_replaces_a_newer_lease() {
     loom::model(|| {
         let judgement = logged_in(false);
         let placed = judgement.offer(lease(2, NOW, LoginCause::Renewal), false);
@@ -132,7 +132,7 @@ fn a_candidate_is_promoted_once_and_never_takes_the_place_of_a_newer_lease() {
 }
 
 #[test]
-fn a_token_found_dead_is_used_by_nobody_whatever_is_accepted_meanwhile() {
+fn a_token_found_dead_is_not_used_again() {
     loom::model(|| {
         let judgement = logged_in(false);
         judgement.offer(lease(2, NOW, LoginCause::Renewal), false);
@@ -143,9 +143,13 @@ fn a_token_found_dead_is_used_by_nobody_whatever_is_accepted_meanwhile() {
         assert_eq!(
             judgement.generations()[0],
             Some(2),
-            "the candidate has its place"
+            "the candidate replaces it"
         );
-        assert_ne!(judgement.generations()[2], Some(1), "nor is it a fallback");
+        assert_ne!(
+            judgement.generations()[2],
+            Some(1),
+            "it is no fallback either"
+        );
     });
 }
 

@@ -1,4 +1,4 @@
-//! The queue for permits under every interleaving of those who come, leave and are done.
+//! The queue for permits under every interleaving of requests that enqueue, are cancelled or end.
 
 #[path = "../src/upstream/fair_queue.rs"]
 mod fair_queue;
@@ -37,7 +37,7 @@ fn key(client: u64) -> ShareKey {
     ShareKey(client << 8)
 }
 
-/// Wakes the thread that waits.
+/// Wakes the waiting thread.
 struct Unpark(thread::Thread);
 
 impl Wake for Unpark {
@@ -57,7 +57,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Waits for a permit as a request does, and gives it back.
+/// Waits for a permit as a request does, and releases it.
 fn uses_a_permit(queue: &FairQueue, client: u64, is_monitoring: bool) {
     let slot = queue
         .try_take(key(client), is_monitoring)
@@ -77,7 +77,7 @@ fn all_is_free(queue: &FairQueue, permits: u64) {
 }
 
 #[test]
-fn a_permit_that_is_given_back_wakes_the_request_that_waits_for_it() {
+fn a_released_permit_wakes_the_request_that_waits_for_it() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(1, 0));
         let users: Vec<_> = (1..3)
@@ -94,18 +94,18 @@ fn a_permit_that_is_given_back_wakes_the_request_that_waits_for_it() {
 }
 
 #[test]
-fn a_request_that_leaves_takes_no_permit_with_it() {
+fn a_cancelled_request_loses_no_permit() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(1, 0));
-        let held = queue.try_take(key(1), false).unwrap();
-        assert_eq!(queue.key(held), key(1));
+        let taken = queue.try_take(key(1), false).unwrap();
+        assert_eq!(queue.key(taken), key(1));
         let (leaving, staying) = (queue.enqueue(key(2), false), queue.enqueue(key(3), false));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(queue.poll_permit(leaving, cx).is_pending());
-        let (gone, done) = (Arc::clone(&queue), Arc::clone(&queue));
-        let leaver = thread::spawn(move || gone.leave(leaving));
-        let releaser = thread::spawn(move || done.release(held));
-        // Whether the permit had come to the one that left or not, it comes here.
+        let (leaving_queue, done) = (Arc::clone(&queue), Arc::clone(&queue));
+        let leaver = thread::spawn(move || leaving_queue.leave(leaving));
+        let releaser = thread::spawn(move || done.release(taken));
+        // The permit arrives here, whether or not it was granted to the cancelled request first.
         let slot = block_on(poll_fn(|cx| queue.poll_permit(staying, cx)));
         leaver.join().unwrap();
         releaser.join().unwrap();
@@ -115,16 +115,16 @@ fn a_request_that_leaves_takes_no_permit_with_it() {
 }
 
 #[test]
-fn two_permits_that_end_at_once_serve_two_that_wait() {
+fn two_permits_released_at_once_serve_two_waiting_requests() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(2, 0));
-        let held: Vec<_> = (1..3)
+        let taken: Vec<_> = (1..3)
             .map(|client| queue.try_take(key(client), false))
             .collect();
         let waiting: Vec<_> = (3..5)
             .map(|client| queue.enqueue(key(client), false))
             .collect();
-        let releases: Vec<_> = held
+        let releases: Vec<_> = taken
             .into_iter()
             .map(|slot| {
                 let queue = Arc::clone(&queue);
@@ -144,12 +144,12 @@ fn two_permits_that_end_at_once_serve_two_that_wait() {
 }
 
 #[test]
-fn who_comes_while_a_permit_ends_is_not_left_waiting() {
+fn a_request_enqueued_during_a_release_gets_the_permit() {
     loom::model(|| {
         let queue = Arc::new(FairQueue::new(1, 0));
-        let held = queue.try_take(key(1), false).unwrap();
+        let taken = queue.try_take(key(1), false).unwrap();
         let done = Arc::clone(&queue);
-        let releaser = thread::spawn(move || done.release(held));
+        let releaser = thread::spawn(move || done.release(taken));
         let waiter = queue.enqueue(key(2), false);
         let mut polls = 0;
         let slot = block_on(poll_fn(|cx| {

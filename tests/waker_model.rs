@@ -5,11 +5,6 @@ mod waker;
 
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicBool, Ordering};
-    pub(crate) use loom::sync::{Mutex, MutexGuard};
-
-    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().expect("no panic in a model")
-    }
 }
 
 use std::sync::Arc;
@@ -20,7 +15,7 @@ use loom::sync::Notify;
 use loom::thread;
 use waker::NotifyWaker;
 
-/// Wakes the thread that stands for the task, and counts. Not `thread::park`: loom loses an
+/// Wakes the thread in the role of the task, and counts. Not `thread::park`: loom loses an
 /// `unpark` that meets a thread waiting for a lock.
 struct Task {
     wake_up: Notify,
@@ -50,39 +45,28 @@ impl Wake for Task {
     }
 }
 
-/// Waits for a wake-up as the driver of an upstream connection does.
-fn wait(notify: &NotifyWaker, task: &Arc<Task>) {
-    let waker = Waker::from(Arc::clone(task));
-    loop {
-        notify.pause();
-        if notify.take_woken() {
-            return;
-        }
-        if notify.listen(&waker) {
-            task.wake_up.wait();
-        }
-    }
-}
-
 #[test]
-fn a_wake_up_is_never_lost_whenever_it_comes() {
+fn a_wake_up_is_never_lost() {
     model(|| {
-        let notify = Arc::new(NotifyWaker::default());
         let task = Task::current();
+        let notify = Arc::new(NotifyWaker::new(Waker::from(Arc::clone(&task))));
         let source = Waker::from(Arc::clone(&notify));
         let other = thread::spawn(move || source.wake());
-        wait(&notify, &task);
+        while !notify.take_woken() {
+            task.wake_up.wait();
+        }
         other.join().unwrap();
         assert!(!notify.take_woken(), "one wake-up is taken once");
+        assert_eq!(task.wake_ups.load(Ordering::Relaxed), 1);
     });
 }
 
 #[test]
-fn two_sources_wake_the_task_until_it_has_seen_both() {
+fn two_sources_wake_the_task_until_it_has_handled_both() {
     use loom::sync::atomic::AtomicUsize as Count;
     model(|| {
-        let notify = Arc::new(NotifyWaker::default());
         let task = Task::current();
+        let notify = Arc::new(NotifyWaker::new(Waker::from(Arc::clone(&task))));
         let done = loom::sync::Arc::new(Count::new(0));
         let others = [(); 2].map(|()| {
             let (source, done) = (Waker::from(Arc::clone(&notify)), done.clone());
@@ -91,8 +75,10 @@ fn two_sources_wake_the_task_until_it_has_seen_both() {
                 source.wake();
             })
         });
-        while done.load(Ordering::Acquire) < 2 {
-            wait(&notify, &task);
+        let mut is_woken = false;
+        while !(is_woken && done.load(Ordering::Acquire) == 2) {
+            task.wake_up.wait();
+            is_woken = notify.take_woken();
         }
         for other in others {
             other.join().unwrap();
@@ -100,15 +86,15 @@ fn two_sources_wake_the_task_until_it_has_seen_both() {
     });
 }
 
-/// The watch over a client's connection is woken each time: its task is also woken by others,
+/// The watch over a client's connection is woken each time: its task is also woken by other sources,
 /// and then looks without finding anything. (loom's `Notify` returns early once, too.)
 #[test]
-fn a_task_that_listens_all_the_time_misses_nothing() {
+fn a_task_that_always_listens_misses_no_wake_up() {
     use loom::sync::atomic::AtomicBool as Flag;
     model(|| {
         let task = Task::current();
         let waker = Waker::from(Arc::clone(&task));
-        let notify = Arc::new(NotifyWaker::for_task(waker));
+        let notify = Arc::new(NotifyWaker::new(waker));
         let is_due = loom::sync::Arc::new(Flag::new(false));
         let (source, due) = (Waker::from(Arc::clone(&notify)), is_due.clone());
         let timer = thread::spawn(move || {
@@ -122,35 +108,5 @@ fn a_task_that_listens_all_the_time_misses_nothing() {
             is_woken = notify.take_woken();
         }
         timer.join().unwrap();
-    });
-}
-
-#[test]
-fn a_task_that_is_awake_or_gone_is_not_woken() {
-    model(|| {
-        let notify = Arc::new(NotifyWaker::default());
-        let task = Task::current();
-        let (source, waker) = (
-            Waker::from(Arc::clone(&notify)),
-            Waker::from(Arc::clone(&task)),
-        );
-        let wake_ups = || task.wake_ups.load(Ordering::Relaxed);
-        source.wake_by_ref();
-        assert!(!notify.listen(&waker), "woken before it listened");
-        assert!(notify.is_woken() && notify.take_woken() && !notify.take_woken());
-        assert!(notify.listen(&waker));
-        source.wake_by_ref();
-        source.wake_by_ref();
-        assert_eq!(wake_ups(), 1, "woken once, and then awake");
-        assert!(notify.take_woken() && notify.listen(&waker));
-        notify.pause();
-        source.wake_by_ref();
-        assert_eq!(wake_ups(), 1);
-        assert!(notify.take_woken(), "remembered");
-        assert!(notify.listen(&waker));
-        notify.forget_listener();
-        source.wake_by_ref();
-        assert_eq!(wake_ups(), 1);
-        assert_eq!(Arc::strong_count(&task), 2, "the test's own two are left");
     });
 }

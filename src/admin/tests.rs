@@ -56,28 +56,30 @@ impl Operator {
         }
     }
 
-    async fn ask(&self, method: &str, path: &str) -> String {
-        let ask = async {
+    async fn send_request(&self, method: &str, path: &str) -> String {
+        let send_request = async {
             let mut tcp = TcpStream::connect(self.address).await.unwrap();
             let request =
                 format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
             tcp.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            tcp.read_to_string(&mut answer).await.unwrap();
-            answer
+            let mut response = String::new();
+            tcp.read_to_string(&mut response).await.unwrap();
+            response
         };
-        timeout(Duration::from_secs(10), ask).await.unwrap()
+        timeout(Duration::from_secs(10), send_request)
+            .await
+            .unwrap()
     }
 }
 
 #[tokio::test]
-async fn the_operator_sees_health_readiness_and_metrics() {
+async fn the_operators_listener_serves_health_readiness_and_metrics() {
     let operator = Operator::start();
-    let health = operator.ask("GET", "/healthz").await;
+    let health = operator.send_request("GET", "/healthz").await;
     assert!(health.starts_with("HTTP/1.1 200") && health.ends_with("\r\n\r\nok\n"));
-    let ready = operator.ask("GET", "/readyz").await;
+    let ready = operator.send_request("GET", "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 200") && ready.ends_with("ready\n"));
-    let metrics = operator.ask("GET", "/metrics").await;
+    let metrics = operator.send_request("GET", "/metrics").await;
     assert!(metrics.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"));
     assert!(metrics.contains("\ntollgate_connections_open 0\n"));
     assert_eq!(operator.refreshed.load(Ordering::SeqCst), 1);
@@ -88,27 +90,37 @@ async fn not_ready_gives_one_reason_per_line_and_stays_alive() {
     let operator = Operator::start();
     operator.is_ready.store(false, Ordering::SeqCst);
     operator.scope.stop.drain();
-    let ready = operator.ask("GET", "/readyz").await;
+    let ready = operator.send_request("GET", "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
     assert!(ready.ends_with("\r\n\r\ndraining\nno upstream token\nno store\n"));
-    assert!(operator.ask("GET", "/healthz").await.contains(" 200 "));
+    assert!(
+        operator
+            .send_request("GET", "/healthz")
+            .await
+            .contains(" 200 ")
+    );
 }
 
 #[tokio::test]
 async fn head_has_no_body_and_other_methods_and_paths_are_refused() {
     let operator = Operator::start();
-    let head = operator.ask("HEAD", "/metrics").await;
+    let head = operator.send_request("HEAD", "/metrics").await;
     assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"));
-    let post = operator.ask("POST", "/metrics").await;
+    let post = operator.send_request("POST", "/metrics").await;
     assert!(post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD\r\n"));
-    assert!(operator.ask("GET", "/").await.starts_with("HTTP/1.1 404"));
+    assert!(
+        operator
+            .send_request("GET", "/")
+            .await
+            .starts_with("HTTP/1.1 404")
+    );
 }
 
 #[tokio::test]
 async fn abort_ends_it_with_its_connections() {
     let operator = Operator::start();
     let idle = TcpStream::connect(operator.address).await.unwrap();
-    operator.ask("GET", "/healthz").await;
+    operator.send_request("GET", "/healthz").await;
     operator.scope.stop.abort();
     let ended = timeout(Duration::from_secs(10), operator.scope.tasks.wait()).await;
     assert!(ended.is_ok());

@@ -76,15 +76,17 @@ fn page(config: &Config, addresses: &BoundAddresses, admin: Option<&FirstAdminSt
         };
         let _ = writeln!(text, "  gate      {scheme}://{}", for_people(*address));
     }
-    let behind = url(&config.upstream.base);
-    let _ = match &config.emulator {
-        Some(emulator) => writeln!(
-            text,
-            "  behind    {behind}, the emulator (its switches: http://{})",
-            emulator.control
-        ),
-        None => writeln!(text, "  behind    {behind}"),
-    };
+    for upstream in &config.upstreams {
+        let behind = url(&upstream.base);
+        let _ = match &config.emulator {
+            Some(emulator) => writeln!(
+                text,
+                "  behind    {behind}, the emulator (its switches: http://{})",
+                emulator.control
+            ),
+            None => writeln!(text, "  behind    {behind}"),
+        };
+    }
     let _ = writeln!(
         text,
         "  operator  http://{}/metrics  /readyz  /healthz",
@@ -155,7 +157,7 @@ fn example_paths(config: &Config) -> Option<ExamplePaths> {
     let login = config.routes.iter().find(is_login)?;
     Some(ExamplePaths {
         login: login.path.to_string(),
-        secured: config.upstream.probe.as_ref()?.to_string(),
+        secured: config.users_upstream().probe.as_ref()?.to_string(),
     })
 }
 

@@ -45,9 +45,10 @@ use crate::pipeline::{
 };
 use crate::upstream::{Upstream, UpstreamOpening};
 use crate::via::GatewayVia;
+use crate::watched_files::ReloadSignal;
 use prepare::prepare;
 use store_bootstrap::StoreBootstrap;
-use upstream_change::PendingUpstream;
+use upstream_change::PendingUpstreams;
 use worker::BoundListener;
 
 /// How signals, tests and benches stop a running program.
@@ -97,7 +98,9 @@ struct ControlParts {
     /// Stops renewers, sweeps and the operator's listener, last of all.
     control: TaskScope,
     bootstrap: StoreBootstrap,
-    pending: PendingUpstream,
+    pending: PendingUpstreams,
+    /// Reads all watched files at once.
+    reload_signal: ReloadSignal,
 }
 
 /// Where a running program listens.
@@ -161,10 +164,17 @@ async fn build(
     };
     store_bootstrap::end_old_tokens(first_admin.as_ref(), &tokens).await;
     let via = GatewayVia::random();
-    let upstream = UpstreamOpening::new(&config.upstream, control, &metrics);
-    let upstream = upstream.of(prepared.upstream).announced_as(&via);
-    let upstream = upstream.keeping(bootstrap.lease_keeper()).open()?;
-    let live = first_rules(&config, &bootstrap, upstream, prepared.routes, &metrics);
+    let reload_signal = ReloadSignal::default();
+    let mut upstreams = Vec::new();
+    for (settings, materials) in config.upstreams.iter().zip(prepared.upstreams) {
+        let upstream = UpstreamOpening::new(settings, control, &metrics)
+            .of(Some(materials))
+            .announced_as(&via)
+            .reloaded_on(&reload_signal)
+            .keeping(bootstrap.lease_keeper());
+        upstreams.push(upstream.open()?);
+    }
+    let live = first_rules(&config, &bootstrap, upstreams, prepared.routes, &metrics);
     let shared = Arc::new(AppState {
         live: ArcSwap::from_pointee(live),
         users: users.map(Arc::new),
@@ -183,7 +193,8 @@ async fn build(
         edge: ShutdownSignal::default(),
         control: control.clone(),
         bootstrap,
-        pending: PendingUpstream::default(),
+        pending: PendingUpstreams::default(),
+        reload_signal,
     };
     admin.open(parts.for_operator());
     Ok(BoundApp {
@@ -199,7 +210,7 @@ async fn build(
 fn first_rules(
     config: &Arc<Config>,
     bootstrap: &StoreBootstrap,
-    upstream: Arc<Upstream>,
+    upstreams: Vec<Arc<Upstream>>,
     routes: RouteTable,
     metrics: &Arc<Metrics>,
 ) -> LiveRules {
@@ -210,11 +221,11 @@ fn first_rules(
         Arc::clone(metrics),
     );
     LiveRules {
-        routes,
+        routes: Arc::new(routes),
         keys: KeySet::new(&config.api_keys),
         ring: bootstrap.ring(),
         limiter: Arc::new(limiter),
-        upstream,
+        upstreams,
         config: Arc::clone(config),
     }
 }
@@ -311,8 +322,8 @@ impl ControlParts {
         self.control.spawn("token probe", tried);
         for listener in &listeners {
             if let Some(tls) = listener.tls() {
-                let watch =
-                    Arc::clone(tls).watch(self.control.stop.clone(), Arc::clone(&steering.hup));
+                let requests = self.reload_signal.subscribe();
+                let watch = Arc::clone(tls).watch(self.control.stop.clone(), requests);
                 self.control.spawn("certificate watch", watch);
             }
         }
@@ -324,9 +335,11 @@ impl ControlParts {
                 scope: self.control.clone(),
                 on_reload,
                 pending: self.pending.clone(),
+                reload_signal: self.reload_signal.clone(),
             };
-            reload.start(file, Arc::clone(&self.config), Arc::clone(&steering.hup));
+            reload.start(file, Arc::clone(&self.config));
         }
+        self.follow_sighup(&steering.hup);
     }
 }
 

@@ -6,7 +6,7 @@ use super::ControlParts;
 use crate::admin;
 use crate::config::UnknownTokens;
 use crate::pipeline::LiveRules;
-use crate::upstream::ProbeTrust;
+use crate::upstream::{ProbeTrust, Upstream};
 
 impl ControlParts {
     pub(super) fn for_operator(&self) -> admin::AdminParts {
@@ -47,12 +47,10 @@ impl ControlParts {
             let panics = i64::try_from(tasks.failed()).unwrap_or(i64::MAX);
             shared.metrics.task_panics.set(panics);
             let live = shared.live.load();
-            if let Some(session) = live.upstream.session() {
-                session.refresh_gauges();
+            for upstream in &live.upstreams {
+                upstream.refresh_gauges();
             }
             live.limiter.refresh_gauges();
-            let is_up = live.upstream.health().outage().is_none();
-            live.upstream.metrics.upstream_up.set(i64::from(is_up));
             shared.metrics.ready.set(i64::from(ready().is_ok()));
         })
     }
@@ -69,16 +67,8 @@ impl ControlParts {
                 return Err("store: away for longer than stale_for".to_owned());
             }
             let live = shared.live.load();
-            let outage = live.upstream.health().outage();
-            let session = live.upstream.session();
-            let no_login = session.filter(|session| !session.is_ready());
-            let reasons: Vec<String> = [
-                outage.map(|outage| outage.to_string()),
-                no_login.map(|session| session.status().to_string()),
-            ]
-            .into_iter()
-            .flatten()
-            .collect();
+            let upstreams = live.upstreams.iter();
+            let reasons: Vec<String> = upstreams.flat_map(|upstream| unready(upstream)).collect();
             match reasons.is_empty() {
                 true => Ok(()),
                 false => Err(reasons.join("\n")),
@@ -97,20 +87,33 @@ impl ControlParts {
             let warning = shared.tokens.warning();
             let warning = warning.map(|warning| format!("store: {warning}"));
             let live = shared.live.load();
-            let (probe, key) = (probe_note(&live), live.upstream.api_key_trouble());
-            let notes: Vec<String> = [store, warning, probe, key, pending.note()]
+            let upstreams = live.upstreams.iter();
+            let keys = upstreams.filter_map(|upstream| upstream.api_key_trouble());
+            let notes: Vec<String> = [store, warning, probe_note(&live)]
                 .into_iter()
                 .flatten()
+                .chain(keys)
+                .chain(pending.notes())
                 .collect();
             (!notes.is_empty()).then(|| notes.join("\n"))
         })
     }
 }
 
+/// Why the next request to this upstream would fail.
+fn unready(upstream: &Upstream) -> impl Iterator<Item = String> {
+    let outage = upstream.health().outage();
+    let session = upstream.session();
+    let no_login = session.filter(|session| !session.is_ready());
+    let outage = outage.map(|outage| outage.to_string());
+    let no_login = no_login.map(|session| session.status().to_string());
+    outage.into_iter().chain(no_login)
+}
+
 /// Why unknown tokens are not checked at the upstream, where they should be.
 fn probe_note(live: &LiveRules) -> Option<String> {
     let is_asking = live.config.users.unknown_tokens == UnknownTokens::Ask;
-    let probe = live.upstream.probe().filter(|_| is_asking)?;
+    let probe = live.users_upstream().probe().filter(|_| is_asking)?;
     let path = probe.path();
     match probe.trust() {
         ProbeTrust::Discriminates => None,

@@ -22,7 +22,8 @@ use crate::upstream::{TrustError, UpstreamMaterials};
 pub(super) struct PreparedParts {
     /// TLS of each listener; None: plain HTTP.
     pub(super) listeners: Vec<Option<Arc<ServerTls>>>,
-    pub(super) upstream: UpstreamMaterials,
+    /// In the order of the configuration's upstreams.
+    pub(super) upstreams: Vec<UpstreamMaterials>,
     pub(super) seal: Option<Arc<SealingKeys>>,
     pub(super) routes: RouteTable,
 }
@@ -93,7 +94,7 @@ impl<'a> ProblemSearch<'a> {
     fn prepare(&mut self, metrics: &Arc<Metrics>) -> Option<PreparedParts> {
         let config = self.config;
         let listeners = self.listeners(metrics);
-        let upstream = self.upstream();
+        let upstreams = self.upstreams();
         for (key, source) in secrets(config) {
             if let Err(error) = source.read() {
                 self.note(key, &error);
@@ -107,9 +108,9 @@ impl<'a> ProblemSearch<'a> {
         }
         Some(PreparedParts {
             listeners: listeners?,
-            upstream: upstream?,
+            upstreams: upstreams?,
             seal: seal?,
-            routes: RouteTable::new(&config.routes),
+            routes: RouteTable::of(config),
         })
     }
 
@@ -158,14 +159,16 @@ impl<'a> ProblemSearch<'a> {
         }
     }
 
-    fn upstream(&mut self) -> Option<UpstreamMaterials> {
-        let settings = &self.config.upstream;
-        let mut wrong = Vec::new();
-        let upstream = UpstreamMaterials::read(settings, &mut wrong);
-        for error in &wrong {
-            self.note(format!("upstream.{}.{}", settings.name, error.key()), error);
+    fn upstreams(&mut self) -> Option<Vec<UpstreamMaterials>> {
+        let mut all = Vec::new();
+        for settings in &self.config.upstreams {
+            let mut wrong = Vec::new();
+            all.push(UpstreamMaterials::read(settings, &mut wrong));
+            for error in &wrong {
+                self.note(format!("upstream.{}.{}", settings.name, error.key()), error);
+            }
         }
-        upstream
+        all.into_iter().collect()
     }
 
     fn seal(&mut self) -> Option<Option<Arc<SealingKeys>>> {
@@ -181,9 +184,11 @@ impl<'a> ProblemSearch<'a> {
 /// Secrets that are read later, when they are needed.
 fn secrets(config: &Config) -> Vec<(String, &SecretSource)> {
     let mut all = Vec::new();
-    if let Some(login) = &config.upstream.login {
-        let key = format!("upstream.{}.login.password", config.upstream.name);
-        all.push((key, &login.password));
+    for upstream in &config.upstreams {
+        if let Some(login) = &upstream.login {
+            let key = format!("upstream.{}.login.password", upstream.name);
+            all.push((key, &login.password));
+        }
     }
     if let Some(token) = &config.operator.token {
         all.push(("operator.token".to_owned(), token));

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::prepare::{PreparedParts, prepare};
-use super::upstream_change::{PendingUpstream, UpstreamChange};
+use super::upstream_change::{PendingUpstreams, UpstreamChange};
 use super::worker::BoundListener;
-use super::{ConfigApplied, Error};
+use super::{ConfigApplied, ControlParts, Error};
 use crate::config::{self, Config};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::pipeline::{AppState, Limiter, LiveRules};
 use crate::upstream::{SealedLeaseStore, Upstream, UpstreamMaterials, UpstreamOpening};
+use crate::watched_files::ReloadSignal;
 
 /// What a reload changes.
 #[derive(Debug)]
@@ -24,52 +25,62 @@ pub(super) struct ReloadTargets {
     pub(super) listeners: Vec<BoundListener>,
     pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
-    pub(super) pending: PendingUpstream,
+    pub(super) pending: PendingUpstreams,
+    pub(super) reload_signal: ReloadSignal,
 }
 
-impl ReloadTargets {
-    /// Watches `file`, whose content is `config` now; `hup` makes it read the file at once.
-    pub(super) fn start(self, file: PathBuf, config: Arc<Config>, hup: Arc<Notify>) {
-        let (reloader, requests) = config::reloader();
-        let watcher = config::ConfigWatcher::new(file, Arc::clone(&self.shared.metrics), requests);
-        let (tasks, stop) = (self.scope.tasks.clone(), self.scope.stop.clone());
-        let reload = Arc::new(self);
-        let nudged = Arc::clone(&reload);
-        let watch = watcher.run(config, stop.clone(), move |config: Arc<Config>| {
-            let reload = Arc::clone(&reload);
-            async move { reload.apply(config).await.map_err(Error::boxed) }
-        });
-        tasks.spawn("config watch", watch);
-        tasks.spawn("config reload", async move {
+impl ControlParts {
+    /// Passes on the requests of `hup`: all watched files are read at once, and logins that have
+    /// stopped until an operator acts are tried again, whether or not a file has changed.
+    pub(super) fn follow_sighup(&self, hup: &Arc<Notify>) {
+        let hup = Arc::clone(hup);
+        let stop = self.control.stop.clone();
+        let (shared, pending) = (Arc::clone(&self.shared), self.pending.clone());
+        let reload_signal = self.reload_signal.clone();
+        self.control.spawn("reload requests", async move {
             loop {
                 tokio::select! {
                     () = stop.draining() => return,
-                    () = hup.notified() => {
-                        reloader.ask();
-                        nudged.nudge();
+                    () = hup.notified() => {}
+                }
+                reload_signal.send();
+                pending.nudge();
+                for upstream in &shared.live.load().upstreams {
+                    if let Some(session) = upstream.session() {
+                        session.nudge();
                     }
                 }
             }
         });
     }
+}
 
-    /// SIGHUP: logins that have stopped until an operator acts are tried again, whether or not the
-    /// file has changed.
-    fn nudge(&self) {
-        self.pending.nudge();
-        if let Some(session) = self.shared.live.load().upstream.session() {
-            session.nudge();
-        }
+impl ReloadTargets {
+    /// Watches `file`, whose content is `config` now.
+    pub(super) fn start(self, file: PathBuf, config: Arc<Config>) {
+        let requests = self.reload_signal.subscribe();
+        let watcher = config::ConfigWatcher::new(file, Arc::clone(&self.shared.metrics), requests);
+        let (tasks, stop) = (self.scope.tasks.clone(), self.scope.stop.clone());
+        let reload = Arc::new(self);
+        let watch = watcher.run(config, stop, move |config: Arc<Config>| {
+            let reload = Arc::clone(&reload);
+            async move { reload.apply(config).await.map_err(Error::boxed) }
+        });
+        tasks.spawn("config watch", watch);
     }
 
     async fn apply(&self, config: Arc<Config>) -> Result<(), Error> {
         let old = self.shared.live.load_full();
         // Everything that can fail comes before the first thing that changes.
         let PreparedParts {
-            upstream, routes, ..
+            upstreams, routes, ..
         } = prepare(&config, None, &Metrics::new())?;
-        let open = || self.open_upstream(&old, &config, upstream);
-        let change = self.pending.change(&old, &config.upstream, open).await?;
+        let mut materials: Vec<_> = upstreams.into_iter().map(Some).collect();
+        let open = |position: usize, before: Option<&Upstream>| {
+            let materials = materials[position].take();
+            self.open_upstream(before, &config.upstreams[position], materials)
+        };
+        let changes = self.pending.changes(&old, &config.upstreams, open).await?;
         self.apply_listeners(&config)?;
         self.shared.tokens.reload(&config.users);
         let limiter = Limiter::new(
@@ -80,34 +91,56 @@ impl ReloadTargets {
         let swap = self.pending.lock_live();
         // A changed upstream may have taken over while this one was being built.
         let old = self.shared.live.load_full();
-        let (upstream, config) = match &change {
-            UpstreamChange::Ready(upstream) => (upstream, config),
-            UpstreamChange::Same => (&old.upstream, config),
-            UpstreamChange::Later(_) => (&old.upstream, with_upstream_of(&old, &config)),
-        };
+        let config = with_upstreams_in_use(&old, config, &changes);
+        let upstreams = upstreams_in_use(&old, &changes);
         let live = LiveRules {
-            routes,
+            routes: Arc::new(routes),
             keys: old.keys.reload(&config.api_keys),
             ring: Arc::clone(&old.ring),
             limiter: Arc::new(limiter),
-            upstream: Arc::clone(upstream),
+            upstreams,
             config,
         };
+        self.put_in_use(live);
+        drop(swap);
+        self.retire(&old, changes).await;
+        Ok(())
+    }
+
+    fn put_in_use(&self, live: LiveRules) {
         if let Some(then) = &self.on_reload {
             then.0(&live.config);
         }
-        upstream.take_over();
-        if let Some(session) = upstream.session() {
-            session.nudge();
+        for upstream in &live.upstreams {
+            upstream.take_over();
+            if let Some(session) = upstream.session() {
+                session.nudge();
+            }
         }
+        self.pending.forget_removed(&live.upstreams);
         self.shared.live.store(Arc::new(live));
-        drop(swap);
-        match change {
-            UpstreamChange::Same => {}
-            UpstreamChange::Ready(upstream) => old.upstream.retire(&upstream).await,
-            UpstreamChange::Later(upstream) => self.take_over_later(upstream),
+    }
+
+    /// Ends what is in use no more, and waits in the background for what cannot serve yet.
+    async fn retire(&self, old: &LiveRules, changes: Vec<UpstreamChange>) {
+        let mut removed: Vec<_> = old.upstreams.iter().map(Some).collect();
+        for change in changes {
+            match change {
+                UpstreamChange::Same(position) => removed[position] = None,
+                UpstreamChange::Ready { upstream, replaces } => {
+                    if let Some(before) = replaces.and_then(|at| removed[at].take()) {
+                        before.retire(Some(&upstream)).await;
+                    }
+                }
+                UpstreamChange::Later { upstream, replaces } => {
+                    removed[replaces] = None;
+                    self.take_over_later(upstream);
+                }
+            }
         }
-        Ok(())
+        for upstream in removed.into_iter().flatten() {
+            upstream.retire(None).await;
+        }
     }
 
     fn take_over_later(&self, upstream: Arc<Upstream>) {
@@ -124,22 +157,22 @@ impl ReloadTargets {
 
     fn open_upstream(
         &self,
-        old: &LiveRules,
-        config: &Config,
-        materials: UpstreamMaterials,
+        before: Option<&Upstream>,
+        settings: &config::UpstreamConfig,
+        materials: Option<UpstreamMaterials>,
     ) -> Result<Arc<Upstream>, Error> {
-        let metrics = &self.shared.metrics;
-        let keeper = self
-            .lease_keeper
-            .clone()
-            .map(SealedLeaseStore::ignoring_saved_lease);
-        UpstreamOpening::new(&config.upstream, &self.scope, metrics)
+        let keeper = self.lease_keeper.clone();
+        let opening = UpstreamOpening::new(settings, &self.scope, &self.shared.metrics)
             .of(materials)
             .announced_as(&self.shared.via)
-            .keeping(keeper)
-            .after(&old.upstream)
-            .open()
-            .map_err(Error::Upstream)
+            .reloaded_on(&self.reload_signal);
+        let opening = match before {
+            Some(before) => opening
+                .keeping(keeper.map(SealedLeaseStore::ignoring_saved_lease))
+                .after(before),
+            None => opening.keeping(keeper),
+        };
+        opening.open().map_err(Error::Upstream)
     }
 
     /// Each listener with its new settings. A changed address is another listener, which
@@ -170,10 +203,27 @@ impl ReloadTargets {
     }
 }
 
-/// The new configuration with the upstream that stays in use for now.
-fn with_upstream_of(live: &LiveRules, config: &Config) -> Arc<Config> {
-    Arc::new(Config {
-        upstream: live.config.upstream.clone(),
-        ..config.clone()
-    })
+/// The new configuration, with the settings of upstreams that stay in use for now.
+fn with_upstreams_in_use(
+    old: &LiveRules,
+    config: Arc<Config>,
+    changes: &[UpstreamChange],
+) -> Arc<Config> {
+    let mut config = config;
+    for (position, change) in changes.iter().enumerate() {
+        if let UpstreamChange::Later { replaces, .. } = change {
+            let in_use = old.config.upstreams[*replaces].clone();
+            Arc::make_mut(&mut config).upstreams[position] = in_use;
+        }
+    }
+    config
+}
+
+fn upstreams_in_use(old: &LiveRules, changes: &[UpstreamChange]) -> Vec<Arc<Upstream>> {
+    let in_use = changes.iter().map(|change| match change {
+        UpstreamChange::Ready { upstream, .. } => upstream,
+        UpstreamChange::Same(position) => &old.upstreams[*position],
+        UpstreamChange::Later { replaces, .. } => &old.upstreams[*replaces],
+    });
+    in_use.map(Arc::clone).collect()
 }

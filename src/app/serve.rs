@@ -110,7 +110,7 @@ impl ProcessSignals {
             tokio::select! {
                 _ = self.hangup.recv() => {
                     info!("SIGHUP: reading configuration, certificates and secrets again");
-                    steering.hup.notify_waiters();
+                    steering.hup.notify_one();
                     continue;
                 }
                 _ = self.terminate.recv() => {}

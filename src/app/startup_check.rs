@@ -77,7 +77,7 @@ pub fn check(config: &Config) -> Vec<CheckResult> {
 pub async fn check_connections(config: &Config) -> Vec<CheckResult> {
     let mut found = Vec::new();
     let scope = TaskScope::new(Handle::current());
-    check_upstream(config, &scope, &mut found).await;
+    check_upstreams(config, &scope, &mut found).await;
     if let StorePlace::Shared(settings) = &config.store.place {
         found.push(check_store(settings).await);
     }
@@ -104,16 +104,28 @@ async fn check_store(settings: &config::SharedStoreConfig) -> CheckResult {
     }
 }
 
-async fn check_upstream(config: &Config, scope: &TaskScope, found: &mut Vec<CheckResult>) {
+async fn check_upstreams(config: &Config, scope: &TaskScope, found: &mut Vec<CheckResult>) {
     let metrics = Metrics::new();
-    let settings = &config.upstream;
     // `check` has reported all other problems before.
-    let Ok(PreparedParts { upstream, .. }) = prepare::prepare(config, None, &metrics) else {
-        let key = format!("upstream.{}", settings.name);
-        let reason = "was not tried: the first start makes files that it needs";
-        return found.push(CheckResult::odd(&key, reason, ""));
+    let Ok(PreparedParts { upstreams, .. }) = prepare::prepare(config, None, &metrics) else {
+        for settings in &config.upstreams {
+            let key = format!("upstream.{}", settings.name);
+            let reason = "was not tried: the first start makes files that it needs";
+            found.push(CheckResult::odd(&key, reason, ""));
+        }
+        return;
     };
-    let trial = UpstreamTrial::new(settings, upstream, scope, &metrics);
+    for (settings, materials) in config.upstreams.iter().zip(upstreams) {
+        let trial = UpstreamTrial::new(settings, materials, scope, &metrics);
+        check_upstream(settings, &trial, found).await;
+    }
+}
+
+async fn check_upstream(
+    settings: &config::UpstreamConfig,
+    trial: &UpstreamTrial,
+    found: &mut Vec<CheckResult>,
+) {
     let section = format!("upstream.{}", settings.name);
     let url = format!("{section}.url");
     let base = &settings.base;
@@ -132,7 +144,7 @@ async fn check_upstream(config: &Config, scope: &TaskScope, found: &mut Vec<Chec
         Err(error) => return found.push(CheckResult::wrong(&url, chain(&error))),
     }
     if let Some(login) = &settings.login {
-        found.push(check_login(&trial, login, &format!("{section}.login")).await);
+        found.push(check_login(trial, login, &format!("{section}.login")).await);
     }
     if trial.probe_trust().await == Some(ProbeTrust::PassesAnything) {
         found.push(CheckResult::odd(

@@ -1,15 +1,16 @@
-//! A reload that changes the upstream: the new upstream takes over when it can serve. Until then
-//! the old one stays in use, with everything else of the new configuration.
+//! A reload that changes upstreams: each new one takes over when it can serve. Until then the old one
+//! stays in use, with everything else of the new configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::config::{self, Config};
-use crate::pipeline::{AppState, LiveRules, RouteTable};
+use crate::config::UpstreamConfig;
+use crate::pipeline::{AppState, LiveRules};
 use crate::upstream::Upstream;
 
 /// How long the reload itself waits for a changed upstream; after that the upstream takes over
@@ -22,47 +23,80 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 struct AwaitedUpstream {
     upstream: Arc<Upstream>,
-    settings: config::UpstreamConfig,
+    settings: UpstreamConfig,
+    /// The one that stays in use until then.
+    replaces: Arc<Upstream>,
 }
 
-/// The changed upstream that waits to take over, if there is one. Clones share it.
+/// The changed upstreams that wait to take over. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct PendingUpstream {
-    waiting: Arc<Mutex<Option<AwaitedUpstream>>>,
+pub(super) struct PendingUpstreams {
+    waiting: Arc<Mutex<Vec<AwaitedUpstream>>>,
     swap: Arc<Mutex<()>>,
 }
 
-impl PendingUpstream {
-    /// One line for the operator.
-    pub(super) fn note(&self) -> Option<String> {
-        let waiting = self.get()?;
-        let (name, reason) = (&waiting.upstream.name, reason(&waiting.upstream));
-        Some(format!(
-            "upstream {name}: its changed settings wait to take over: {reason}"
-        ))
+/// What a reload does about one upstream of the new configuration. Positions are those of the rules
+/// in use, which an upstream that takes over later does not change.
+pub(super) enum UpstreamChange {
+    /// Nothing about it has changed: the one at this position stays.
+    Same(usize),
+    /// The new one can serve, or it was added. `replaces`: None if it was added.
+    Ready {
+        upstream: Arc<Upstream>,
+        replaces: Option<usize>,
+    },
+    /// The new one cannot serve yet: the one at position `replaces` stays until it can.
+    Later {
+        upstream: Arc<Upstream>,
+        replaces: usize,
+    },
+}
+
+impl PendingUpstreams {
+    /// One line for the operator about each.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let note = |waiting: &AwaitedUpstream| {
+            let (name, reason) = (&waiting.upstream.name, reason(&waiting.upstream));
+            format!("upstream {name}: its changed settings wait to take over: {reason}")
+        };
+        self.all().iter().map(note).collect()
     }
 
-    /// Makes the waiting upstream try its login again now.
+    /// Makes the waiting upstreams try their logins again now.
     pub(super) fn nudge(&self) {
-        if let Some(waiting) = self.get()
-            && let Some(session) = waiting.upstream.session()
-        {
-            session.nudge();
+        for waiting in self.all() {
+            if let Some(session) = waiting.upstream.session() {
+                session.nudge();
+            }
         }
     }
 
-    fn get(&self) -> Option<AwaitedUpstream> {
+    fn all(&self) -> Vec<AwaitedUpstream> {
         self.waiting.lock().clone()
     }
 
-    fn set(&self, waiting: Option<AwaitedUpstream>) {
-        *self.waiting.lock() = waiting;
+    /// The waiting upstream of these settings.
+    fn find(&self, settings: &UpstreamConfig) -> Option<AwaitedUpstream> {
+        let waiting = self.waiting.lock();
+        let mut waiting = waiting.iter();
+        waiting
+            .find(|waiting| waiting.settings == *settings)
+            .cloned()
     }
 
-    /// The waiting upstream of these settings.
-    fn find(&self, settings: &config::UpstreamConfig) -> Option<Arc<Upstream>> {
-        let waiting = self.get()?;
-        (waiting.settings == *settings).then_some(waiting.upstream)
+    /// Ends the wait for what would replace `upstream`.
+    fn cancel(&self, upstream: &Arc<Upstream>) {
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|waiting| !Arc::ptr_eq(&waiting.replaces, upstream));
+    }
+
+    /// Ends the waits for upstreams that would replace one that is not in use any more.
+    pub(super) fn forget_removed(&self, in_use: &[Arc<Upstream>]) {
+        let is_in_use = |waiting: &AwaitedUpstream| {
+            let mut in_use = in_use.iter();
+            in_use.any(|upstream| Arc::ptr_eq(upstream, &waiting.replaces))
+        };
+        self.waiting.lock().retain(is_in_use);
     }
 
     /// Held while the rules in use are read, changed and stored: serialises reloads and upstreams
@@ -71,122 +105,158 @@ impl PendingUpstream {
         self.swap.lock()
     }
 
-    /// Ends the wait of `upstream`; false if another one waits instead.
-    fn take(&self, upstream: &Arc<Upstream>) -> bool {
+    /// Ends the wait of `upstream`; None if it does not wait any more.
+    fn take(&self, upstream: &Arc<Upstream>) -> Option<AwaitedUpstream> {
         let mut waiting = self.waiting.lock();
         let is_same = |waiting: &AwaitedUpstream| Arc::ptr_eq(&waiting.upstream, upstream);
-        let is_waiting = waiting.as_ref().is_some_and(is_same);
-        if is_waiting {
-            *waiting = None;
-        }
-        is_waiting
+        let position = waiting.iter().position(is_same)?;
+        Some(waiting.remove(position))
     }
-}
 
-/// What a reload does about the upstream.
-pub(super) enum UpstreamChange {
-    /// Nothing about it has changed.
-    Same,
-    /// The new one can serve.
-    Ready(Arc<Upstream>),
-    /// It cannot serve yet.
-    Later(Arc<Upstream>),
-}
-
-impl PendingUpstream {
-    /// What `settings` change about the upstream in use. `open` makes a new one.
-    pub(super) async fn change<E>(
+    /// What `settings` change about the upstreams in use. `open` makes the one at a position of
+    /// `settings`, after the one that it replaces; all are opened before any is waited for.
+    pub(super) async fn changes<E>(
         &self,
         live: &LiveRules,
-        settings: &config::UpstreamConfig,
-        open: impl FnOnce() -> Result<Arc<Upstream>, E>,
-    ) -> Result<UpstreamChange, E> {
-        let in_use = &live.config.upstream;
-        if in_use == settings {
-            self.set(None);
-            return Ok(UpstreamChange::Same);
+        settings: &[UpstreamConfig],
+        mut open: impl FnMut(usize, Option<&Upstream>) -> Result<Arc<Upstream>, E>,
+    ) -> Result<Vec<UpstreamChange>, E> {
+        let mut changes = Vec::new();
+        for (position, new) in settings.iter().enumerate() {
+            let before = &live.config.upstreams;
+            let replaces = predecessor(before, settings, &new.name);
+            changes.push(match (replaces, self.find(new)) {
+                (Some(position), _) if before[position] == *new => UpstreamChange::Same(position),
+                (Some(replaces), Some(AwaitedUpstream { upstream, .. })) => {
+                    UpstreamChange::Later { upstream, replaces }
+                }
+                _ => UpstreamChange::Ready {
+                    upstream: open(position, replaces.map(|at| &*live.upstreams[at]))?,
+                    replaces,
+                },
+            });
         }
-        if let Some(upstream) = self.find(settings) {
-            return Ok(UpstreamChange::Later(upstream));
-        }
-        let upstream = open()?;
-        self.set(None);
-        let proof = prove(&upstream, &live.upstream, in_use, settings);
+        let settled = changes.into_iter().zip(settings);
+        let settled = settled.map(|(change, settings)| self.settle(live, change, settings));
+        Ok(join_all(settled).await)
+    }
+
+    /// Waits until a replacement can serve, a while at most.
+    async fn settle(
+        &self,
+        live: &LiveRules,
+        change: UpstreamChange,
+        settings: &UpstreamConfig,
+    ) -> UpstreamChange {
+        let (upstream, position) = match change {
+            UpstreamChange::Same(position) => {
+                self.cancel(&live.upstreams[position]);
+                return change;
+            }
+            UpstreamChange::Ready {
+                upstream,
+                replaces: Some(position),
+            } => (upstream, position),
+            added_or_waiting => return added_or_waiting,
+        };
+        let (before, old) = (&live.upstreams[position], &live.config.upstreams[position]);
+        self.cancel(before);
+        let proof = prove(&upstream, before, old, settings);
         if timeout(FIRST_LOGIN_TIMEOUT, proof).await.is_ok() {
-            return Ok(UpstreamChange::Ready(upstream));
+            return UpstreamChange::Ready {
+                upstream,
+                replaces: Some(position),
+            };
         }
         warn!(upstream = %upstream.name, reason = %reason(&upstream),
             "the changed upstream cannot serve yet; the old one stays in use until it can");
-        self.set(Some(AwaitedUpstream {
+        self.waiting.lock().push(AwaitedUpstream {
             upstream: Arc::clone(&upstream),
             settings: settings.clone(),
-        }));
-        Ok(UpstreamChange::Later(upstream))
+            replaces: Arc::clone(before),
+        });
+        UpstreamChange::Later {
+            upstream,
+            replaces: position,
+        }
     }
 
     /// Waits until `upstream` can serve, and puts it in use unless a later reload has replaced it.
     pub(super) async fn take_over_later(self, shared: Arc<AppState>, upstream: Arc<Upstream>) {
-        let Some(settings) = self.get().map(|waiting| waiting.settings) else {
+        let mut all = self.all().into_iter();
+        let Some(waiting) = all.find(|waiting| Arc::ptr_eq(&waiting.upstream, &upstream)) else {
             return;
         };
         let old = shared.live.load_full();
-        let mut proof = Box::pin(prove(
-            &upstream,
-            &old.upstream,
-            &old.config.upstream,
-            &settings,
-        ));
+        let Some(position) = position(&old, &waiting.replaces) else {
+            return;
+        };
+        let (before, settings) = (&waiting.replaces, &waiting.settings);
+        let old = &old.config.upstreams[position];
+        let mut proof = Box::pin(prove(&upstream, before, old, settings));
         while timeout(CHECK_INTERVAL, &mut proof).await.is_err() {
-            if self.find(&settings).is_none() {
+            if self.find(settings).is_none() {
                 return; // another reload has replaced it
             }
         }
         drop(proof);
-        let Some(old) = self.put_in_use(&shared, &upstream, settings) else {
-            return;
-        };
-        info!(upstream = %upstream.name, "the changed upstream can serve; it is in use now");
-        old.upstream.retire(&upstream).await;
+        if self.put_in_use(&shared, &upstream) {
+            info!(upstream = %upstream.name, "the changed upstream can serve; it is in use now");
+            before.retire(Some(&upstream)).await;
+        }
     }
 
-    /// Returns the rules that were in use; None if a later reload has replaced the upstream.
-    fn put_in_use(
-        &self,
-        shared: &AppState,
-        upstream: &Arc<Upstream>,
-        settings: config::UpstreamConfig,
-    ) -> Option<Arc<LiveRules>> {
+    /// False if a later reload has replaced the upstream.
+    fn put_in_use(&self, shared: &AppState, upstream: &Arc<Upstream>) -> bool {
         let _live = self.lock_live();
-        if !self.take(upstream) {
-            return None;
-        }
-        let old = shared.live.load_full();
-        let config = Config {
-            upstream: settings,
-            ..(*old.config).clone()
+        let Some(waiting) = self.take(upstream) else {
+            return false;
         };
+        let old = shared.live.load_full();
+        let Some(position) = position(&old, &waiting.replaces) else {
+            return false;
+        };
+        let mut config = (*old.config).clone();
+        config.upstreams[position] = waiting.settings;
+        let mut upstreams = old.upstreams.clone();
+        upstreams[position] = Arc::clone(upstream);
         let live = LiveRules {
-            routes: RouteTable::new(&config.routes),
+            routes: Arc::clone(&old.routes),
             keys: old.keys.reload(&config.api_keys),
             ring: Arc::clone(&old.ring),
             limiter: Arc::clone(&old.limiter),
-            upstream: Arc::clone(upstream),
+            upstreams,
             config: Arc::new(config),
         };
         upstream.take_over();
         shared.live.store(Arc::new(live));
-        Some(old)
+        true
+    }
+}
+
+fn position(live: &LiveRules, upstream: &Arc<Upstream>) -> Option<usize> {
+    let mut upstreams = live.upstreams.iter();
+    upstreams.position(|other| Arc::ptr_eq(other, upstream))
+}
+
+/// Position in `old` of the upstream that the one named `name` of `new` replaces: the one of this
+/// name, or where a single upstream was renamed, the one that is gone. None: it was added.
+fn predecessor(old: &[UpstreamConfig], new: &[UpstreamConfig], name: &str) -> Option<usize> {
+    let has = |list: &[UpstreamConfig], name: &str| list.iter().any(|other| *other.name == *name);
+    if let Some(same) = old.iter().position(|other| *other.name == *name) {
+        return Some(same);
+    }
+    let mut gone = (0..old.len()).filter(|at| !has(new, &old[*at].name));
+    let added = new.iter().filter(|other| !has(old, &other.name)).count();
+    match (gone.next(), gone.next()) {
+        (Some(gone), None) if added == 1 => Some(gone),
+        _ => None,
     }
 }
 
 /// Returns once requests could go to `upstream`: its login has succeeded, where it has a session
 /// of its own, or it can be reached, where its address or trust has changed.
-async fn prove(
-    upstream: &Upstream,
-    before: &Upstream,
-    old: &config::UpstreamConfig,
-    new: &config::UpstreamConfig,
-) {
+async fn prove(upstream: &Upstream, before: &Upstream, old: &UpstreamConfig, new: &UpstreamConfig) {
     if let Some(session) = upstream.session()
         && !upstream.continues(before)
     {
@@ -207,5 +277,36 @@ fn reason(upstream: &Upstream) -> String {
     match upstream.session().map(|session| session.status()) {
         Some(status) if !status.is_ready => status.to_string(),
         _ => "it cannot be reached as configured".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(names: &[&str]) -> Vec<UpstreamConfig> {
+        let settings = crate::config::parse(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[upstream.main]\nurl = \"http://127.0.0.1:1\"\n\
+             [users]\ndirectory = \"webapp\"\n",
+            std::path::Path::new(""),
+        );
+        let first = settings.unwrap().config.upstreams.remove(0);
+        let with_name = |name: &&str| UpstreamConfig {
+            name: Arc::from(*name),
+            ..first.clone()
+        };
+        names.iter().map(with_name).collect()
+    }
+
+    #[test]
+    fn an_upstream_replaces_the_one_of_its_name_or_the_only_one_that_is_gone() {
+        let old = named(&["a", "b"]);
+        let found = |new: &[&str], name| predecessor(&old, &named(new), name);
+        assert_eq!(found(&["b", "a"], "a"), Some(0));
+        assert_eq!(found(&["b", "a"], "b"), Some(1));
+        assert_eq!(found(&["a", "c"], "c"), Some(1), "b was renamed");
+        assert_eq!(found(&["a", "b", "c"], "c"), None, "added");
+        assert_eq!(found(&["a", "c", "d"], "c"), None, "which of the two is b?");
+        assert_eq!(found(&["c", "d"], "d"), None);
     }
 }

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_means_any_is_asked_at_loopback() {
+    fn an_unspecified_address_is_checked_at_loopback() {
         for (bound, asked) in [
             ("0.0.0.0:9090", "127.0.0.1:9090"),
             ("[::]:9090", "[::1]:9090"),

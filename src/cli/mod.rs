@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_pastes_into_the_config_and_is_good_for_the_webapp() {
+    fn a_new_key_fits_the_config_and_the_webapps_rules() {
         let mut out = Vec::new();
         new_key("prometheus", &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();

@@ -24,7 +24,9 @@ impl Config {
                 format!("API keys are made there with the token in {token}"),
             );
         }
-        describe_upstream(&mut page, &self.upstream);
+        for upstream in &self.upstreams {
+            describe_upstream(&mut page, upstream);
+        }
         describe_users(&mut page, &self.users);
         describe_store(&mut page, &self.store);
         self.describe_keys(&mut page);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Config;
+use super::{Config, UpstreamConfig};
 
 /// One changed section or key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Config {
         found.note("log", log, true);
         let token = self.operator.token != new.operator.token;
         found.note("operator.token", token, true);
-        self.upstream(new, found);
+        self.upstreams(new, found);
         let mut users = new.users.clone();
         users.directory = self.users.directory;
         users.hashing_slots = self.users.hashing_slots;
@@ -77,37 +77,55 @@ impl Config {
         found.note("drain", self.drain != new.drain, true);
     }
 
-    fn upstream(&self, new: &Self, found: &mut DifferenceList) {
-        let (old, new) = (&self.upstream, &new.upstream);
+    fn upstreams(&self, new: &Self, found: &mut DifferenceList) {
         let before = found.0.len();
-        let mut note = |key: &str, differs| found.note(&format!("upstream.{key}"), differs, true);
-        note("name", old.name != new.name);
-        note("url", old.base != new.base);
-        note(
-            "trust",
-            old.trust != new.trust || old.server_name != new.server_name,
-        );
-        note("login", old.login != new.login);
-        note("api_key", old.api_key != new.api_key);
-        note("concurrency", old.concurrency != new.concurrency);
-        let stalled = old.stalled_streams != new.stalled_streams;
-        note("stalled_streams", stalled);
-        let waits = |upstream: &super::UpstreamConfig| {
-            [
-                upstream.queue_timeout,
-                upstream.idle_timeout,
-                upstream.connect_timeout,
-                upstream.first_byte_timeout,
-                upstream.body_idle_timeout,
-            ]
-        };
-        note("timeouts", waits(old) != waits(new));
-        note("replay_limit", old.replay_limit != new.replay_limit);
-        note("probe", old.probe != new.probe);
+        for upstream in &new.upstreams {
+            match named(&self.upstreams, &upstream.name) {
+                Some(old) => upstream_keys(old, upstream, found),
+                None => found.note(&format!("upstream.{}", upstream.name), true, true),
+            }
+        }
+        for gone in &self.upstreams {
+            let is_gone = named(&new.upstreams, &gone.name).is_none();
+            found.note(&format!("upstream.{}", gone.name), is_gone, true);
+        }
         if found.0.len() == before {
-            found.note("upstream", old != new, true);
+            found.note("upstream", self.upstreams != new.upstreams, true);
         }
     }
+}
+
+fn named<'a>(upstreams: &'a [UpstreamConfig], name: &str) -> Option<&'a UpstreamConfig> {
+    upstreams.iter().find(|upstream| *upstream.name == *name)
+}
+
+/// The keys by which two settings of one upstream differ.
+fn upstream_keys(old: &UpstreamConfig, new: &UpstreamConfig, found: &mut DifferenceList) {
+    let mut note = |key: &str, differs| {
+        found.note(&format!("upstream.{}.{key}", new.name), differs, true);
+    };
+    note("url", old.base != new.base);
+    note(
+        "trust",
+        old.trust != new.trust || old.server_name != new.server_name,
+    );
+    note("login", old.login != new.login);
+    note("api_key", old.api_key != new.api_key);
+    note("concurrency", old.concurrency != new.concurrency);
+    let stalled = old.stalled_streams != new.stalled_streams;
+    note("stalled_streams", stalled);
+    let waits = |upstream: &UpstreamConfig| {
+        [
+            upstream.queue_timeout,
+            upstream.idle_timeout,
+            upstream.connect_timeout,
+            upstream.first_byte_timeout,
+            upstream.body_idle_timeout,
+        ]
+    };
+    note("timeouts", waits(old) != waits(new));
+    note("replay_limit", old.replay_limit != new.replay_limit);
+    note("probe", old.probe != new.probe);
 }
 
 #[derive(Default)]

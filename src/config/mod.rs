@@ -21,10 +21,7 @@ pub use file::{DEFAULT_FILE, EmulatorAlone, load_emulator};
 pub use file::{KeyLines, is_name, load, parse, parse_quota};
 pub use pattern::{BadPattern, plain};
 pub use problem::{LoadedConfig, Problem, ProblemTable, Problems};
-pub use reload::{
-    ConfigWatcher, ReloadHandle, ReloadOutcome, ReloadRefused, ReloadRequests, WatcherGone,
-    reloader,
-};
+pub use reload::ConfigWatcher;
 pub use request_rules::{
     AddressBlock, AllowedFields, METHOD_PARAMETER, OVERRIDE_FIELDS, OverrideField, RequestRules,
     override_field,
@@ -59,7 +56,8 @@ pub struct Config {
     pub workers: usize,
     pub listeners: Vec<Listener>,
     pub operator: Operator,
-    pub upstream: UpstreamConfig,
+    /// At least one; their order is that of `LiveRules::upstreams`.
+    pub upstreams: Vec<UpstreamConfig>,
     pub users: UsersConfig,
     pub api_keys: Vec<ApiKey>,
     /// In match order: the file's own first, then the profile's.
@@ -70,6 +68,26 @@ pub struct Config {
     pub drain: Drain,
     pub log: Log,
     pub emulator: Option<Emulator>,
+}
+
+impl Config {
+    /// The upstream that has the users, with `users.directory = "upstream"`.
+    pub fn users_upstream(&self) -> &UpstreamConfig {
+        &self.upstreams[Self::USERS_UPSTREAM]
+    }
+
+    /// Its position in `upstreams`.
+    pub const USERS_UPSTREAM: usize = 0;
+
+    /// Position in `upstreams` of the upstream that requests of this target go to.
+    pub fn upstream_position(&self, target: &Target) -> usize {
+        let Target::Upstream(name) = target else {
+            return Self::USERS_UPSTREAM;
+        };
+        let mut names = self.upstreams.iter().map(|upstream| &upstream.name);
+        let position = names.position(|other| other == name);
+        position.expect("a route names an upstream of its own configuration")
+    }
 }
 
 /// A bound address with its TLS and protocol settings.
@@ -252,9 +270,10 @@ pub enum Access {
 }
 
 /// Where a route leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    Upstream,
+    /// To the upstream of this name, which `Config::upstreams` has.
+    Upstream(Arc<str>),
     UsersNode(UsersCall),
     /// Answers 404, as if the route did not exist.
     Closed,

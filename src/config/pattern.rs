@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_request_could_match_is_refused() {
+    fn a_pattern_that_no_request_could_match_is_refused() {
         let cases = [
             ("v1", BadPattern::NoSlash),
             ("", BadPattern::NoSlash),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_one_segment_and_the_rest_may_be_nothing() {
+    fn a_parameter_is_one_segment_and_the_rest_may_be_empty() {
         assert!(matches("/v1/media/{id}", "/v1/media/7"));
         assert!(!matches("/v1/media/{id}", "/v1/media"));
         assert!(!matches("/v1/media/{id}", "/v1/media/7/8"));
@@ -163,7 +163,10 @@ mod tests {
         assert!(matches("/v1/groups/*", "/v1/groups"));
         assert!(!matches("/v1/groups/*", "/v1/groupsies"));
         assert!(matches("/*", "/"));
-        assert!(matches("/v1/a:b", "/%761/%61%3Ab"), "escapes hide nothing");
+        assert!(
+            matches("/v1/a:b", "/%761/%61%3Ab"),
+            "escapes do not change the match"
+        );
         assert!(!matches("/v1/a", "/v1/%62"));
         assert!(matches("/", "/"));
         assert!(!matches("/", "/v1"));

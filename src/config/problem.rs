@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_stand_in_columns() {
+    fn problems_are_aligned_in_columns() {
         let row = |line, key: &str, suggestion: Option<&str>| Problem {
             line,
             key: key.to_owned(),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_is_recognised_and_a_stranger_is_not() {
+    fn a_misspelt_key_gets_a_suggestion_and_an_unknown_one_does_not() {
         let known = ["renew_at", "renew_floor", "url"];
         assert_eq!(nearest("renew_att", known), Some("renew_at"));
         assert_eq!(nearest("rul", known), Some("url"));

@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_written_as_they_are_looked_up() {
+    fn the_names_are_in_the_form_of_the_look_up() {
         for name in OVERRIDE_FIELDS {
             assert!(name.parse::<http::HeaderName>().is_ok(), "{name}");
             assert!(

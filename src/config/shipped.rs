@@ -9,13 +9,15 @@ use super::{
 };
 use crate::profiles::{Profile, ProfileAccess, ProfileRoute, Role, RouteNeeds};
 
-/// The route table of a profile, in match order.
-pub fn shipped_routes(profile: &Profile) -> Vec<Route> {
+/// The route table of a profile, in match order, in front of the upstream of this name.
+pub fn shipped_routes(profile: &Profile, upstream: &Arc<str>) -> Vec<Route> {
     let routes = profile.routes.iter();
-    routes.map(|route| shipped(route, profile)).collect()
+    routes
+        .map(|route| shipped(route, profile, upstream))
+        .collect()
 }
 
-fn shipped(route: &ProfileRoute, profile: &Profile) -> Route {
+fn shipped(route: &ProfileRoute, profile: &Profile, upstream: &Arc<str>) -> Route {
     let first = route.name.split_once('.').map_or("", |(first, _)| first);
     let class = if profile.classes.contains(&first) {
         first
@@ -34,7 +36,7 @@ fn shipped(route: &ProfileRoute, profile: &Profile) -> Route {
             ProfileAccess::Admin => vec![Access::Role(Role::Admin)],
             ProfileAccess::Own => vec![Access::Token, Access::Role(Role::Admin)],
         },
-        target: Target::Upstream,
+        target: Target::Upstream(Arc::clone(upstream)),
         class: Arc::from(class),
         monitoring: false,
         max_body: 1 << 20,
@@ -89,7 +91,7 @@ pub(super) fn shipped_limits(
     // With its own users the gateway answers the users node itself. One bucket for all clients
     // would let one client use up the logins of all others, although none reaches the upstream.
     let reaches_upstream = |route: &&Route| match route.target {
-        Target::Upstream => true,
+        Target::Upstream(_) => true,
         Target::UsersNode(_) => directory == DirectoryKind::Upstream,
         Target::Closed => false,
     };

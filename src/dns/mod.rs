@@ -184,7 +184,8 @@ impl DnsResolver {
     }
 
     /// The current content of the files. It is checked for each new connection, with two `stat`
-    /// calls on local files.
+    /// calls on local files. Not polled as `watched_files` are: a changed file holds for the next
+    /// connection, not two seconds later, and a resolver has no task.
     fn files(&self) -> Arc<ResolverFiles> {
         let stamps = || [&self.servers, &self.hosts].map(|path| stamp(path));
         let known = self.known.load_full();

@@ -25,7 +25,7 @@ enum ControlError {
     NoSuchCall,
 }
 
-pub(super) async fn answer(
+pub(super) async fn response(
     webapp: &WebappState,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
@@ -136,9 +136,9 @@ fn state(webapp: &WebappState) -> Value {
 fn calls() -> Value {
     json!({
         "GET /": "this state",
-        "POST /faults": "set some of the switches, e.g. {\"hang\": true, \"answer_503\": 3}; \
+        "POST /faults": "set some of the switches, e.g. {\"hang\": true, \"respond_503\": 3}; \
             fail_next_logins takes {\"times\": 2, \"how\": {\"status\": 503}}; \
-            login_answer and how: normal, ten_megabytes, html, cut_in_middle, never, empty_body, \
+            login_response and how: normal, ten_megabytes, html, cut_in_middle, never, empty_body, \
             password_change_required or {\"status\": 503}; \
             expiry_form: normal, null, past, garbage, missing, far_future; \
             token_form: normal, missing, empty, line_break; logout_scope: token, user; \

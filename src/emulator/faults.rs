@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 /// How a login responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LoginAnswer {
+pub enum LoginResponse {
     #[default]
     Normal,
     /// A 200 whose JSON is ten megabytes long.
@@ -81,10 +81,10 @@ pub enum Gateway {
 #[serde(default, deny_unknown_fields)]
 pub struct FailLogins {
     pub times: u32,
-    pub how: LoginAnswer,
+    pub how: LoginResponse,
 }
 
-/// All switches. Numbers named `answer_...` or `close_...` count down, one per
+/// All switches. Numbers named `respond_...` or `close_...` count down, one per
 /// request; logins do not draw on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -99,9 +99,9 @@ pub struct Switches {
     pub overload: bool,
     /// 500 and 1014 on everything that needs the Coreapp.
     pub coreapp_down: bool,
-    pub answer_401: u32,
-    pub answer_429: u32,
-    pub answer_503: u32,
+    pub respond_401: u32,
+    pub respond_429: u32,
+    pub respond_503: u32,
     /// The head and half of the body, then the connection ends.
     pub close_mid_body: u32,
     /// The head, then silence.
@@ -113,10 +113,10 @@ pub struct Switches {
     /// Responses repeat the request's `Authorization` in a header and in the body.
     pub echo: bool,
     /// Pause before each response other than a login's.
-    pub answer_takes_ms: u64,
+    pub response_delay_ms: u64,
     /// Pause between the creation of a token and the response with it.
     pub login_takes_ms: u64,
-    pub login_answer: LoginAnswer,
+    pub login_response: LoginResponse,
     pub fail_next_logins: FailLogins,
     pub expiry_form: ExpiryForm,
     pub token_form: TokenForm,
@@ -142,17 +142,17 @@ impl Default for Switches {
             not_ready: false,
             overload: false,
             coreapp_down: false,
-            answer_401: 0,
-            answer_429: 0,
-            answer_503: 0,
+            respond_401: 0,
+            respond_429: 0,
+            respond_503: 0,
             close_mid_body: 0,
             stall_after_headers: false,
             slow_body: false,
             trailers: false,
             echo: false,
-            answer_takes_ms: 0,
+            response_delay_ms: 0,
             login_takes_ms: 0,
-            login_answer: LoginAnswer::Normal,
+            login_response: LoginResponse::Normal,
             fail_next_logins: FailLogins::default(),
             expiry_form: ExpiryForm::Normal,
             token_form: TokenForm::Normal,
@@ -219,12 +219,12 @@ impl FaultSwitches {
         let mut guard = self.now.lock();
         let now = &mut *guard;
         let mut own = *now;
-        (own.answer_401, own.answer_429) = (0, 0);
-        (own.answer_503, own.close_mid_body) = (0, 0);
+        (own.respond_401, own.respond_429) = (0, 0);
+        (own.respond_503, own.close_mid_body) = (0, 0);
         for (left, drawn) in [
-            (&mut now.answer_401, &mut own.answer_401),
-            (&mut now.answer_429, &mut own.answer_429),
-            (&mut now.answer_503, &mut own.answer_503),
+            (&mut now.respond_401, &mut own.respond_401),
+            (&mut now.respond_429, &mut own.respond_429),
+            (&mut now.respond_503, &mut own.respond_503),
             (&mut now.close_mid_body, &mut own.close_mid_body),
         ] {
             if *left > 0 {
@@ -236,13 +236,13 @@ impl FaultSwitches {
         own
     }
 
-    /// The switches for one login; `login_answer` says how it responds.
+    /// The switches for one login; `login_response` says how it responds.
     pub(super) fn draw_login(&self) -> Switches {
         let mut now = self.now.lock();
         let mut own = *now;
         if now.fail_next_logins.times > 0 {
             now.fail_next_logins.times -= 1;
-            own.login_answer = now.fail_next_logins.how;
+            own.login_response = now.fail_next_logins.how;
         }
         own
     }

@@ -20,7 +20,7 @@ const MAX: usize = 500_000;
 
 pub(super) struct IssuedTokens {
     key: [u8; 32],
-    kept: Mutex<HashMap<[u8; 32], IssuedToken>>,
+    tokens: Mutex<HashMap<[u8; 32], IssuedToken>>,
 }
 
 struct IssuedToken {
@@ -29,7 +29,7 @@ struct IssuedToken {
     token: Secret,
 }
 
-/// A token and its time, on the pretend Webapp's clock.
+/// A token and its time, on the emulated Webapp's clock.
 pub(super) struct MintedToken {
     pub token: Secret,
     pub expires: i64,
@@ -40,7 +40,7 @@ impl IssuedTokens {
     pub(super) fn new() -> Self {
         Self {
             key: rand::random(),
-            kept: Mutex::default(),
+            tokens: Mutex::default(),
         }
     }
 
@@ -48,11 +48,11 @@ impl IssuedTokens {
     pub(super) fn mint(&self, user: &str, now: i64, lifetime: u64) -> Option<MintedToken> {
         let expires = now.saturating_add_unsigned(lifetime);
         let token = self.sign(&payload(user, now, expires));
-        let mut kept = self.kept.lock();
-        if kept.len() >= MAX {
-            kept.retain(|_, kept| kept.expires > now);
+        let mut tokens = self.tokens.lock();
+        if tokens.len() >= MAX {
+            tokens.retain(|_, tokens| tokens.expires > now);
         }
-        if kept.len() >= MAX {
+        if tokens.len() >= MAX {
             return None;
         }
         let user = Arc::from(user);
@@ -61,7 +61,7 @@ impl IssuedTokens {
             expires,
             token: token.clone(),
         };
-        kept.insert(digest(token.expose()), entry);
+        tokens.insert(digest(token.expose()), entry);
         Some(MintedToken { token, expires })
     }
 
@@ -79,51 +79,51 @@ impl IssuedTokens {
     /// signature. An expired one is removed.
     pub(super) fn find(&self, token: &str, now: i64) -> Option<Arc<str>> {
         let digest = digest(token);
-        let mut kept = self.kept.lock();
-        let found = kept.get(&digest)?;
+        let mut tokens = self.tokens.lock();
+        let found = tokens.get(&digest)?;
         if found.expires > now {
             return Some(Arc::clone(&found.user));
         }
-        kept.remove(&digest);
+        tokens.remove(&digest);
         None
     }
 
     /// True if the token existed.
     pub(super) fn revoke(&self, token: &str) -> bool {
-        self.kept.lock().remove(&digest(token)).is_some()
+        self.tokens.lock().remove(&digest(token)).is_some()
     }
 
     /// Returns the number of tokens revoked.
     pub(super) fn revoke_user(&self, user: &str) -> usize {
-        let mut kept = self.kept.lock();
-        let before = kept.len();
-        kept.retain(|_, kept| &*kept.user != user);
-        before - kept.len()
+        let mut tokens = self.tokens.lock();
+        let before = tokens.len();
+        tokens.retain(|_, tokens| &*tokens.user != user);
+        before - tokens.len()
     }
 
     pub(super) fn forget_all(&self) -> usize {
-        std::mem::take(&mut *self.kept.lock()).len()
+        std::mem::take(&mut *self.tokens.lock()).len()
     }
 
     pub(super) fn expire_all(&self) -> usize {
-        let mut kept = self.kept.lock();
-        for kept in kept.values_mut() {
-            kept.expires = i64::MIN;
+        let mut tokens = self.tokens.lock();
+        for tokens in tokens.values_mut() {
+            tokens.expires = i64::MIN;
         }
-        kept.len()
+        tokens.len()
     }
 
     /// All stored tokens, for tests that search for leaks.
     pub(super) fn all(&self) -> Vec<Secret> {
-        self.kept
+        self.tokens
             .lock()
             .values()
-            .map(|kept| kept.token.clone())
+            .map(|tokens| tokens.token.clone())
             .collect()
     }
 
     pub(super) fn count(&self) -> usize {
-        self.kept.lock().len()
+        self.tokens.lock().len()
     }
 }
 
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_ends_at_its_time_and_is_then_removed() {
+    fn a_token_expires_and_is_then_removed() {
         let tokens = IssuedTokens::new();
         let minted = tokens.mint("admin", 1000, 10).unwrap();
         let text = minted.token.expose();

@@ -28,7 +28,7 @@ mod tests;
 
 pub use emulator_settings::{Settings, Tls};
 pub use faults::{
-    ExpiryForm, FailLogins, Gateway, Health, LoginAnswer, LogoutScope, Switches, TokenForm,
+    ExpiryForm, FailLogins, Gateway, Health, LoginResponse, LogoutScope, Switches, TokenForm,
 };
 
 use std::fmt;

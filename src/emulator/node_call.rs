@@ -24,7 +24,7 @@ pub(super) struct NodeCall {
 
 impl NodeCall {
     /// Whether the query has `{name}={value}`.
-    pub(super) fn asks(&self, name: &str, value: &str) -> bool {
+    pub(super) fn has_query(&self, name: &str, value: &str) -> bool {
         let mut pairs = self.query.split('&');
         pairs.any(|pair| pair.split_once('=') == Some((name, value)))
     }

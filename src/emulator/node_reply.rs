@@ -140,7 +140,7 @@ impl Reply {
                 .map(|(name, value)| (name.to_string(), Value::from(text_of(value))))
                 .collect();
             let fields = Value::Object(fields);
-            let mut echoed = format!("{{\"echo\":{text},\"heard\":{fields},").into_bytes();
+            let mut echoed = format!("{{\"echo\":{text},\"received\":{fields},").into_bytes();
             echoed.extend_from_slice(rest);
             self.body = Body::whole(echoed);
         }

@@ -84,17 +84,17 @@ pub(super) fn find(method: &Method, path: &[&str]) -> Result<NodeRoute, RouteErr
         ["v1", rest @ ..] => below_v1(rest).ok_or(RouteError::Path)?,
         _ => return Err(RouteError::Path),
     };
-    let asked = if method == Method::HEAD {
+    let requested = if method == Method::HEAD {
         "GET"
     } else {
         method.as_str()
     };
-    if !methods.split(' ').any(|known| known == asked) {
+    if !methods.split(' ').any(|known| known == requested) {
         return Err(RouteError::Method);
     }
     Ok(NodeRoute {
         node,
-        access: access(node, asked, path),
+        access: access(node, requested, path),
         origin: origin(node),
     })
 }
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slash_at_the_end_makes_no_difference_and_a_name_is_decoded() {
+    fn a_trailing_slash_makes_no_difference_and_a_name_is_decoded() {
         assert_eq!(segments("/v1/messages/"), ["v1", "messages"]);
         assert_eq!(segments("/v1/messages"), ["v1", "messages"]);
         assert!(segments("/").is_empty());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Emulator;
 use super::counts::RequestCounts;
-use super::faults::{ExpiryForm, FailLogins, Health, LoginAnswer, Switches};
+use super::faults::{ExpiryForm, FailLogins, Health, LoginResponse, Switches};
 use crate::secret::Secret;
 
 /// One method per switch of the same name and type.
@@ -21,15 +21,15 @@ macro_rules! switches {
 switches! {
     hang: bool => hang;
     not_ready: bool => not_ready;
-    answer_401: u32 => answer_401;
-    answer_429: u32 => answer_429;
-    answer_503: u32 => answer_503;
+    respond_401: u32 => respond_401;
+    respond_429: u32 => respond_429;
+    respond_503: u32 => respond_503;
     close_mid_body: u32 => close_mid_body;
     stall_after_headers: bool => stall_after_headers;
     slow_body: bool => slow_body;
     trailers: bool => trailers;
     echo: bool => echo;
-    login_answer: LoginAnswer => login_answer;
+    login_response: LoginResponse => login_response;
     expiry_form: ExpiryForm => expiry_form;
     single_token: bool => single_token;
     health: Health => health;
@@ -50,8 +50,8 @@ impl Emulator {
         self.webapp.state.faults.reset();
     }
 
-    pub fn answer_takes(&self, pause: Duration) {
-        self.change(|switches| switches.answer_takes_ms = millis(pause));
+    pub fn response_delay(&self, pause: Duration) {
+        self.change(|switches| switches.response_delay_ms = millis(pause));
     }
 
     /// The token exists before the pause; the response is sent after it.
@@ -59,7 +59,7 @@ impl Emulator {
         self.change(|switches| switches.login_takes_ms = millis(pause));
     }
 
-    pub fn fail_next_logins(&self, times: u32, how: LoginAnswer) {
+    pub fn fail_next_logins(&self, times: u32, how: LoginResponse) {
         self.change(|switches| switches.fail_next_logins = FailLogins { times, how });
     }
 
@@ -107,12 +107,12 @@ impl Emulator {
 
     /// Responses with 401 so far, to logins and tokens.
     pub fn refusals_401(&self) -> u64 {
-        RequestCounts::read(&self.webapp.state.counts.answers_401)
+        RequestCounts::read(&self.webapp.state.counts.responses_401)
     }
 
     /// Responses with 429 so far, scripted or by the rate limits.
     pub fn refusals_429(&self) -> u64 {
-        RequestCounts::read(&self.webapp.state.counts.answers_429)
+        RequestCounts::read(&self.webapp.state.counts.responses_429)
     }
 
     /// Changes the password of the first user; its tokens stay valid.

@@ -67,7 +67,7 @@ pub(super) async fn listen_for_control(listener: TcpListener, context: ListenCon
         context.scope.spawn("emulator control", async move {
             let service = service_fn(move |request| {
                 let webapp = Arc::clone(&webapp);
-                async move { Ok::<_, Infallible>(control::answer(&webapp.state, request).await) }
+                async move { Ok::<_, Infallible>(control::response(&webapp.state, request).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

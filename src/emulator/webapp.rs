@@ -85,10 +85,10 @@ impl Webapp {
             reply = reply.echo(echoed);
         }
         if reply.status == StatusCode::UNAUTHORIZED {
-            add(&self.state.counts.answers_401);
+            add(&self.state.counts.responses_401);
         }
         if reply.status == StatusCode::TOO_MANY_REQUESTS {
-            add(&self.state.counts.answers_429);
+            add(&self.state.counts.responses_429);
         }
         let reply = reply.misbehave(&switches);
         Ok(reply.into_response(switches.clock_offset_seconds))
@@ -115,7 +115,7 @@ impl Webapp {
             }
             return nodes::login(&self.state, &parts.headers, body, &switches).await;
         }
-        sleep(Duration::from_millis(switches.answer_takes_ms)).await;
+        sleep(Duration::from_millis(switches.response_delay_ms)).await;
         let user = match self.admit(&parts, route, &switches) {
             Ok(user) => user,
             Err(reply) => return Ok(*reply),
@@ -141,10 +141,10 @@ impl Webapp {
         route: NodeRoute,
         switches: &Switches,
     ) -> Result<Arc<str>, Box<Reply>> {
-        if switches.answer_429 > 0 || switches.limits && !self.rate_limits.admit(route.node) {
+        if switches.respond_429 > 0 || switches.limits && !self.rate_limits.admit(route.node) {
             return Err(Box::new(too_many()));
         }
-        if switches.answer_503 > 0 {
+        if switches.respond_503 > 0 {
             return Err(Box::new(overloaded()));
         }
         let user = if route.access == NodeAccess::Open {
@@ -180,7 +180,7 @@ impl Webapp {
     ) -> Option<Arc<str>> {
         let text = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
         let (scheme, rest) = text.split_once(' ')?;
-        if switches.answer_401 > 0 {
+        if switches.respond_401 > 0 {
             return None;
         }
         if let Some(token) = bearer(&parts.headers) {

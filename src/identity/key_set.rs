@@ -181,7 +181,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_time_of_last_use_outlives_a_reload() {
+    fn the_time_of_last_use_survives_a_reload() {
         let settings = [key("sender", "sender-key-001")];
         let keys = KeySet::new(&settings);
         assert_eq!(keys.last_use("sender"), None);

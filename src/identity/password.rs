@@ -236,7 +236,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn an_outdated_hash_is_made_anew_when_its_password_is_seen() {
+    async fn an_outdated_hash_is_replaced_when_its_password_is_seen() {
         let hasher = hasher(1);
         let old = cheap_hash("Passw0rd!");
         let verdict = hasher.verify(Secret::new("Passw0rd!"), old.clone()).await;
@@ -249,7 +249,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_unusable_hash_is_told_by_its_reason() {
+    fn an_unusable_hash_is_reported_with_its_reason() {
         for (text, reason) in [
             ("secret", "password hash is not a PHC string"),
             (
@@ -294,7 +294,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_leaves_does_not_free_the_slot_of_running_work() {
+    async fn a_cancelled_check_keeps_its_slot_until_it_ends() {
         let (hasher, release, job) = occupied().await;
         let mut job = Box::pin(job);
         assert!(futures_pending(job.as_mut()).await);
@@ -305,7 +305,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn the_queue_is_bounded_and_those_who_leave_it_make_room() {
+    async fn the_queue_is_bounded_and_cancelled_waiters_are_removed() {
         let (hasher, release, job) = occupied().await;
         let mut job = Box::pin(job);
         assert!(futures_pending(job.as_mut()).await);

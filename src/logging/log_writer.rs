@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_takes_little_at_a_time_gets_everything() {
+    fn an_output_with_short_writes_gets_all_bytes() {
         let (shared, taken) = written(100);
         assert_eq!(taken, b"one\ntwo\nthree\nfour\n");
         assert_eq!(shared.buffers.writer.dropped(), 0);

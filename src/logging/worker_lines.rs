@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_outlive_the_worker_that_added_them() {
+    fn lines_survive_the_worker_that_added_them() {
         let buffers = LineBuffers::new(LogFormat::Json);
         let lines = buffers.open();
         lines.add(|text, _| text.extend_from_slice(b"the last\n"));

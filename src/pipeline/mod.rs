@@ -25,6 +25,7 @@ mod limit;
 mod peer;
 mod reject;
 mod request_context;
+mod route_table;
 mod stages;
 mod users_node;
 mod worker_context;
@@ -51,8 +52,8 @@ pub use limit::{
 };
 pub use peer::{LastToken, Peer, TlsFacts};
 pub use reject::{ErrorMapping, Rejection};
+pub use route_table::RouteTable;
 pub use stages::introspect::keep_probe_tried;
-pub use stages::route_table::RouteTable;
 pub use stages::token_introspection::TokenIntrospection;
 
 use crate::config::{Config, Target};
@@ -76,12 +77,27 @@ use worker_context::{WorkerContext, WorkerContextCache};
 #[derive(Debug)]
 pub struct LiveRules {
     pub config: Arc<Config>,
-    pub routes: RouteTable,
+    pub routes: Arc<RouteTable>,
     pub keys: KeySet,
     /// API keys made at run time; they survive all reloads.
     pub ring: Arc<KeyRing>,
     pub limiter: Arc<Limiter>,
-    pub upstream: Arc<Upstream>,
+    /// In the order of `Config::upstreams`.
+    pub upstreams: Vec<Arc<Upstream>>,
+}
+
+impl LiveRules {
+    /// The upstream of this name.
+    pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams
+            .iter()
+            .find(|upstream| *upstream.name == *name)
+    }
+
+    /// The upstream that has the users, with `users.directory = "upstream"`.
+    pub fn users_upstream(&self) -> &Arc<Upstream> {
+        &self.upstreams[Config::USERS_UPSTREAM]
+    }
 }
 
 /// What all workers share.
@@ -126,9 +142,9 @@ impl Pipeline {
         let mut entry = AccessLogEntry::open(&worker, head, peer);
         let outcome = run(&worker, head, body, peer, &mut entry).await;
         let mut response = outcome.unwrap_or_else(|rejection| {
-            let live = &worker.live;
-            let pause = live.upstream.health().pause();
-            reject(rejection, &mut entry, &live.config.profile.errors, pause)
+            let pause = entry.upstream_pause();
+            let format = &worker.live.config.profile.errors;
+            reject(rejection, &mut entry, format, pause)
         });
         if head.method == Method::HEAD {
             body::client_response_body::omit_body(&mut response);

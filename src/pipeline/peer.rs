@@ -1,4 +1,4 @@
-//! The peer of a connection: its address, TLS facts and last accepted token.
+//! The peer of a connection: its address, TLS facts and last token.
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -20,22 +20,28 @@ pub struct Peer {
     pub last_token: LastToken,
 }
 
-/// The last accepted token of a connection, and its digest. Most requests carry the same token as the
-/// request before, and a comparison costs less than a digest.
+/// The last token of a connection, accepted or not, and its digest. Most requests carry the same token
+/// as the request before, and a comparison costs less than a digest.
 #[derive(Debug, Default)]
-pub struct LastToken(Mutex<Option<(Secret, TokenDigest)>>);
+pub struct LastToken(Mutex<Option<DigestedToken>>);
+
+#[derive(Debug)]
+struct DigestedToken {
+    token: Secret,
+    digest: TokenDigest,
+}
 
 impl LastToken {
-    /// The digest of `text`, if `text` is the token that was remembered.
-    pub(super) fn digest(&self, text: &str) -> Option<TokenDigest> {
-        let last = self.0.lock();
-        let (token, digest) = last.as_ref()?;
-        token.is(text).then_some(*digest)
-    }
-
-    /// Remembers a token that was accepted.
-    pub(super) fn remember(&self, text: &str, digest: TokenDigest) {
-        *self.0.lock() = Some((Secret::new(text), digest));
+    /// The digest of `text`, which is remembered.
+    pub(super) fn digest_of(&self, text: &str) -> TokenDigest {
+        let mut last = self.0.lock();
+        if let Some(last) = last.as_ref().filter(|last| last.token.is(text)) {
+            return last.digest;
+        }
+        let digest = TokenDigest::of(text);
+        let token = Secret::new(text);
+        *last = Some(DigestedToken { token, digest });
+        digest
     }
 }
 

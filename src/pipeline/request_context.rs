@@ -10,9 +10,12 @@ use tokio::time::Instant;
 
 use super::LiveRules;
 use super::access_log::entry::AccessLogEntry;
+use super::body::request_body::RequestBody;
 use super::peer::Peer;
+use super::route_table::RouteEntry;
 use super::worker_context::WorkerContext;
-use crate::config::Route;
+use crate::config::UpstreamConfig;
+use crate::upstream::UpstreamConnections;
 
 /// One routed request.
 pub(super) struct RequestContext<'a> {
@@ -27,7 +30,7 @@ pub(super) struct RequestContext<'a> {
     pub(super) host: Cow<'a, str>,
     /// The checked path, as it is forwarded.
     pub(super) path: &'a str,
-    pub(super) route: &'a Route,
+    pub(super) route: &'a RouteEntry,
     /// When the whole exchange must have ended.
     pub(super) deadline: Instant,
     pub(super) entry: &'a mut AccessLogEntry,
@@ -37,5 +40,15 @@ impl<'a> RequestContext<'a> {
     /// The rules that apply to this request from start to end, even if a reload happens meanwhile.
     pub(super) fn live(&self) -> &'a LiveRules {
         &self.worker.live
+    }
+
+    /// The settings of the upstream that this request goes to.
+    pub(super) fn upstream_settings(&self) -> &'a UpstreamConfig {
+        &self.worker.live.config.upstreams[self.route.upstream]
+    }
+
+    /// The connections to the upstream that this request goes to.
+    pub(super) fn connections(&self) -> &'a Arc<UpstreamConnections<RequestBody>> {
+        &self.worker.connections[self.route.upstream]
     }
 }

@@ -11,15 +11,15 @@ use super::{AppState, LiveRules};
 use crate::lifecycle::TaskSet;
 use crate::logging::WorkerLines;
 use crate::metrics::RouteCounts;
-use crate::upstream::UpstreamConnections;
+use crate::upstream::{Upstream, UpstreamConnections};
 
 /// One version of the rules, on one worker.
 #[derive(Debug)]
 pub(super) struct WorkerContext {
     pub(super) app: Arc<AppState>,
     pub(super) live: Arc<LiveRules>,
-    /// This worker's connections to the upstream of `live`.
-    pub(super) connections: Arc<UpstreamConnections<RequestBody>>,
+    /// This worker's connections to each of `live.upstreams`, in their order.
+    pub(super) connections: Vec<Arc<UpstreamConnections<RequestBody>>>,
     /// Tasks that run on this worker's runtime.
     pub(super) tasks: Arc<TaskSet>,
     pub(super) watchdog: SlowStreamWatchdog,
@@ -33,7 +33,7 @@ impl WorkerContext {
     fn first(app: Arc<AppState>, tasks: TaskSet, watchdog: SlowStreamWatchdog) -> Self {
         let live = app.live.load_full();
         Self {
-            connections: connections(&live, &tasks),
+            connections: connections(&live, &[], &tasks),
             live,
             app,
             tasks: Arc::new(tasks),
@@ -43,15 +43,11 @@ impl WorkerContext {
         }
     }
 
-    /// The same context with other rules. When they name another upstream, requests in progress keep
-    /// their connections.
+    /// The same context with other rules. The connections to an upstream that stays in use stay too;
+    /// requests in progress keep those to one that does not.
     fn with_rules(&self, live: Arc<LiveRules>) -> Self {
-        let is_same = Arc::ptr_eq(&live.upstream, &self.live.upstream);
         Self {
-            connections: match is_same {
-                true => Arc::clone(&self.connections),
-                false => connections(&live, &self.tasks),
-            },
+            connections: connections(&live, &self.connections, &self.tasks),
             live,
             app: Arc::clone(&self.app),
             tasks: Arc::clone(&self.tasks),
@@ -62,9 +58,21 @@ impl WorkerContext {
     }
 }
 
-fn connections(live: &LiveRules, tasks: &TaskSet) -> Arc<UpstreamConnections<RequestBody>> {
-    let upstream = Arc::clone(&live.upstream);
-    Arc::new(UpstreamConnections::new(upstream, tasks))
+/// One entry per upstream of `live`: that of `before` where it belongs to the same upstream.
+fn connections(
+    live: &LiveRules,
+    before: &[Arc<UpstreamConnections<RequestBody>>],
+    tasks: &TaskSet,
+) -> Vec<Arc<UpstreamConnections<RequestBody>>> {
+    let of_upstream = |upstream: &Arc<Upstream>| {
+        let mut before = before.iter();
+        let kept = before.find(|connections| Arc::ptr_eq(connections.upstream(), upstream));
+        kept.map_or_else(
+            || Arc::new(UpstreamConnections::new(Arc::clone(upstream), tasks)),
+            Arc::clone,
+        )
+    };
+    live.upstreams.iter().map(of_upstream).collect()
 }
 
 /// The context with the newest rules.

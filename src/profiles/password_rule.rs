@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_password_rule_wants_all_four_kinds() {
+    fn the_password_rule_requires_all_four_kinds() {
         for good in ["Passw0rd!", "aB3~aB3~"] {
             assert!(check_password(&Secret::new(good)).is_ok(), "{good}");
         }

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_every_parser_reads_alike_can_be_made() {
+    fn names_that_every_parser_reads_in_the_same_way_are_allowed() {
         for good in [
             "100%sure",
             "100%",

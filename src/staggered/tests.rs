@@ -1,4 +1,4 @@
-//! What a race costs, and who wins it.
+//! How long a race takes, and which candidate wins.
 
 use tokio::{sync::mpsc, time::sleep};
 
@@ -10,32 +10,32 @@ const STAGGER: StaggerDelays = StaggerDelays {
     until: None,
 };
 
-/// What happens to one candidate.
+/// The scripted outcome of one candidate.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+enum AttemptOutcome {
     Good(u64),
     Bad(u64),
     Silent,
-    /// Half-way after the first, good after the second.
+    /// Connected after the first time, done after the second.
     Slow(u64, u64),
 }
 
 type Outcome = Result<RaceWon<usize, Instant, ()>, RaceLost<usize, ()>>;
 
-async fn run(fates: &'static [Fate], stagger: StaggerDelays) -> (Outcome, u128) {
+async fn run(outcomes: &'static [AttemptOutcome], stagger: StaggerDelays) -> (Outcome, u128) {
     let began = Instant::now();
-    let mut candidates = CandidateList((0..fates.len()).collect::<Vec<_>>().into_iter());
+    let mut candidates = CandidateList((0..outcomes.len()).collect::<Vec<_>>().into_iter());
     let outcome = race(&mut candidates, stagger, |at, half_way| async move {
         let started = Instant::now();
         let pause = |millis| sleep(Duration::from_millis(millis));
-        match fates[at] {
-            Fate::Good(after) => pause(after).await,
-            Fate::Bad(after) => {
+        match outcomes[at] {
+            AttemptOutcome::Good(after) => pause(after).await,
+            AttemptOutcome::Bad(after) => {
                 pause(after).await;
                 return Err(());
             }
-            Fate::Silent => std::future::pending().await,
-            Fate::Slow(half, after) => {
+            AttemptOutcome::Silent => std::future::pending().await,
+            AttemptOutcome::Slow(half, after) => {
                 pause(half).await;
                 half_way.reached();
                 pause(after).await;
@@ -48,43 +48,75 @@ async fn run(fates: &'static [Fate], stagger: StaggerDelays) -> (Outcome, u128) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unanswered_attempt_costs_its_delay_and_a_failed_one_nothing() {
-    for (fates, winner, cost) in [
-        (&[Fate::Good(10)][..], 0, 10),
-        (&[Fate::Silent, Fate::Good(10)], 1, 260),
-        (&[Fate::Bad(5), Fate::Good(10)], 1, 15),
-        (&[Fate::Bad(300), Fate::Good(10)], 1, 260),
+async fn a_silent_attempt_costs_its_delay_and_a_failed_one_nothing() {
+    for (outcomes, winner, cost) in [
+        (&[AttemptOutcome::Good(10)][..], 0, 10),
+        (&[AttemptOutcome::Silent, AttemptOutcome::Good(10)], 1, 260),
+        (&[AttemptOutcome::Bad(5), AttemptOutcome::Good(10)], 1, 15),
         (
-            &[Fate::Silent, Fate::Bad(5), Fate::Silent, Fate::Good(10)],
+            &[AttemptOutcome::Bad(300), AttemptOutcome::Good(10)],
+            1,
+            260,
+        ),
+        (
+            &[
+                AttemptOutcome::Silent,
+                AttemptOutcome::Bad(5),
+                AttemptOutcome::Silent,
+                AttemptOutcome::Good(10),
+            ],
             3,
             515,
         ),
-        // The first is late, but not too late.
-        (&[Fate::Good(400), Fate::Silent, Fate::Silent], 0, 400),
+        // The first candidate is late, but within its limit.
+        (
+            &[
+                AttemptOutcome::Good(400),
+                AttemptOutcome::Silent,
+                AttemptOutcome::Silent,
+            ],
+            0,
+            400,
+        ),
     ] {
-        let (outcome, took) = run(fates, STAGGER).await;
-        assert_eq!(outcome.unwrap().candidate, winner, "{fates:?}");
-        assert!((cost..cost + 5).contains(&took), "{fates:?}: {took} ms");
+        let (outcome, elapsed) = run(outcomes, STAGGER).await;
+        assert_eq!(outcome.unwrap().candidate, winner, "{outcomes:?}");
+        assert!(
+            (cost..cost + 5).contains(&elapsed),
+            "{outcomes:?}: {elapsed} ms"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_attempts_past_their_delay_are_reported_as_overtaken() {
-    let (outcome, _) = run(&[Fate::Silent, Fate::Good(10)], STAGGER).await;
+    let (outcome, _) = run(&[AttemptOutcome::Silent, AttemptOutcome::Good(10)], STAGGER).await;
     assert_eq!(outcome.unwrap().overtaken, [0]);
-    let (outcome, _) = run(&[Fate::Good(300), Fate::Silent], STAGGER).await;
+    let (outcome, _) = run(
+        &[AttemptOutcome::Good(300), AttemptOutcome::Silent],
+        STAGGER,
+    )
+    .await;
     assert!(outcome.unwrap().overtaken.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_is_half_way_has_more_time() {
-    let (outcome, took) = run(&[Fate::Slow(50, 700), Fate::Good(1)], STAGGER).await;
+async fn an_attempt_that_is_connected_has_more_time() {
+    let (outcome, elapsed) = run(
+        &[AttemptOutcome::Slow(50, 700), AttemptOutcome::Good(1)],
+        STAGGER,
+    )
+    .await;
     assert_eq!(outcome.unwrap().candidate, 0);
-    assert!((750..760).contains(&took), "{took}");
-    let (outcome, took) = run(&[Fate::Slow(50, 9000), Fate::Good(1)], STAGGER).await;
+    assert!((750..760).contains(&elapsed), "{elapsed}");
+    let (outcome, elapsed) = run(
+        &[AttemptOutcome::Slow(50, 9000), AttemptOutcome::Good(1)],
+        STAGGER,
+    )
+    .await;
     let won = outcome.unwrap();
     assert_eq!((won.candidate, won.overtaken), (1, vec![0]));
-    assert!((1001..1010).contains(&took), "{took}");
+    assert!((1001..1010).contains(&elapsed), "{elapsed}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,35 +125,39 @@ async fn the_race_ends_in_time_and_reports_its_attempts() {
         until: Some(Instant::now() + Duration::from_millis(600)),
         ..STAGGER
     };
-    let fates = &[Fate::Bad(1), Fate::Silent, Fate::Slow(1, 9999)];
-    let (outcome, took) = run(fates, stagger).await;
+    let outcomes = &[
+        AttemptOutcome::Bad(1),
+        AttemptOutcome::Silent,
+        AttemptOutcome::Slow(1, 9999),
+    ];
+    let (outcome, elapsed) = run(outcomes, stagger).await;
     let lost = outcome.unwrap_err();
-    assert!((600..605).contains(&took) && lost.is_late, "{took}");
+    assert!((600..605).contains(&elapsed) && lost.is_late, "{elapsed}");
     assert_eq!(lost.failed, [(0, ())]);
     let half_way = lost.unfinished.iter().map(|one| one.is_half_way);
     assert!(half_way.eq([false, true]));
-    let (outcome, _) = run(&[Fate::Bad(1), Fate::Bad(1)], STAGGER).await;
+    let (outcome, _) = run(&[AttemptOutcome::Bad(1), AttemptOutcome::Bad(1)], STAGGER).await;
     assert_eq!(outcome.unwrap_err().failed.len(), 2);
     assert!(run(&[], STAGGER).await.0.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_candidates_share_the_time_there_is() {
-    let mut fates = vec![Fate::Silent; 19];
-    fates.push(Fate::Good(1));
+async fn many_candidates_share_the_time_available() {
+    let mut outcomes = vec![AttemptOutcome::Silent; 19];
+    outcomes.push(AttemptOutcome::Good(1));
     let stagger = StaggerDelays {
         until: Some(Instant::now() + Duration::from_secs(2)),
         ..STAGGER
     };
-    let (outcome, took) = run(fates.leak(), stagger).await;
+    let (outcome, elapsed) = run(outcomes.leak(), stagger).await;
     assert_eq!(outcome.unwrap().candidate, 19);
-    assert!(took < 1900, "{took}");
+    assert!(elapsed < 1900, "{elapsed}");
 }
 
-/// Candidates that become known during the race.
-struct Late(mpsc::UnboundedReceiver<usize>, Option<usize>);
+/// Candidates that are found during the race.
+struct LateResult(mpsc::UnboundedReceiver<usize>, Option<usize>);
 
-impl CandidateSource<usize> for Late {
+impl CandidateSource<usize> for LateResult {
     fn next(&mut self) -> Option<usize> {
         self.1.take().or_else(|| self.0.try_recv().ok())
     }
@@ -137,10 +173,10 @@ impl CandidateSource<usize> for Late {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_candidate_that_becomes_known_late_starts_when_it_is_due() {
+async fn a_candidate_found_late_starts_at_its_delay() {
     let (sender, receiver) = mpsc::unbounded_channel();
     let began = Instant::now();
-    let mut candidates = Late(receiver, None);
+    let mut candidates = LateResult(receiver, None);
     let racing = race(&mut candidates, STAGGER, |at, _| async move {
         std::future::poll_fn(|_| {
             if at == 2 {

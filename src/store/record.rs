@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_that_is_none_is_refused() {
+    fn an_invalid_digest_is_refused() {
         for bad in ["", "00", &"0".repeat(63), &"g".repeat(64), &"é".repeat(32)] {
             let text = serde_json::to_string(bad).unwrap();
             assert!(

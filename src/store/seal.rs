@@ -122,7 +122,11 @@ mod tests {
                 .open(&sealed, context)
                 .is_err()
         );
-        assert_ne!(seal.seal(&secret, context).unwrap(), sealed, "a nonce each");
+        assert_ne!(
+            seal.seal(&secret, context).unwrap(),
+            sealed,
+            "each sealing has its own nonce"
+        );
     }
 
     #[test]
@@ -139,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_changed_anywhere_or_cut_off_is_seen() {
+    fn a_changed_or_missing_byte_is_detected() {
         let seal = SealingKeys::new(key(1), None);
         let sealed = seal.seal(&Secret::new("lease"), b"here").unwrap();
         for index in 0..sealed.0.len() {

@@ -16,9 +16,11 @@ use super::login::lease::Lease;
 use crate::clock::Deadline;
 use crate::config;
 use crate::error_chain::chain;
+use crate::lifecycle::ShutdownSignal;
 use crate::metrics::UpstreamMetrics;
 use crate::profiles;
-use crate::secret::{self, SecretSource};
+use crate::secret::{self, Secret, SecretSource};
+use crate::watched_files::{FileLook, ReloadRequests, WatchedFiles};
 
 /// An API key ends when the operator changes it, not by time.
 const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -35,6 +37,8 @@ pub(super) struct UpstreamApiKey {
     /// Something else can be carried in its place.
     has_login: bool,
     is_refused: AtomicBool,
+    /// The last read of its file failed.
+    is_unreadable: AtomicBool,
     next_try: Mutex<Instant>,
     metrics: Arc<UpstreamMetrics>,
 }
@@ -52,13 +56,10 @@ impl UpstreamApiKey {
             current: ArcSwapOption::new(key.map(Arc::new)),
             has_login: settings.login.is_some(),
             is_refused: AtomicBool::new(false),
+            is_unreadable: AtomicBool::new(false),
             next_try: Mutex::new(Instant::now()),
             metrics: Arc::clone(metrics),
         }
-    }
-
-    pub(super) fn is_file(&self) -> bool {
-        matches!(self.source, Some(SecretSource::File(_)))
     }
 
     /// The key for a monitoring request. None: there is no key, or the upstream refuses it and the
@@ -130,29 +131,47 @@ impl UpstreamApiKey {
         is_refused.then(|| format!("upstream {}: it refuses the API key", self.upstream))
     }
 
-    /// Rereads the key and uses a new one. `was_good`: the last read succeeded.
-    pub(super) fn reread(&self, was_good: &mut bool) {
-        let Some(source) = &self.source else {
+    /// Reads the key again whenever its file has changed, until drain.
+    pub(super) async fn watch(self: Arc<Self>, stop: ShutdownSignal, requests: ReloadRequests) {
+        let Some(path) = self.source.as_ref().and_then(SecretSource::file) else {
             return;
         };
-        match read_api_key(source) {
-            Ok(key) => {
-                *was_good = true;
-                let old = self.current.load();
-                if old.as_ref().is_none_or(|old| old.secret != key.secret) {
-                    info!(upstream = %self.upstream, "upstream API key read again");
-                    self.current.store(Some(Arc::new(key)));
-                    // Whether the upstream accepts the new key is not known yet.
-                    self.is_refused.store(false, Ordering::Relaxed);
-                    self.metrics.upstream_api_key_refused.set(0);
-                }
-            }
+        let files = WatchedFiles::new(vec![path.to_owned()]);
+        let key = Arc::clone(&self);
+        let reload = move |look| key.reload(look);
+        tokio::select! {
+            () = stop.draining() => {}
+            () = files.follow(requests, reload) => {}
+        }
+    }
+
+    /// Uses a new key; if the file cannot be used, the old one stays.
+    fn reload(&self, look: FileLook) {
+        let Some(source) = self.source.as_ref().filter(|_| look.is_changed) else {
+            return;
+        };
+        let file = look.contents.into_file();
+        match api_key_of(source.secret_of_file(&file.path, file.content)) {
+            Ok(key) => self.replace(key),
             Err(failure) => {
-                if std::mem::replace(was_good, false) {
-                    error!(upstream = %self.upstream, error = %chain(&failure),
-                        "keeping the old API key");
-                }
+                self.is_unreadable.store(true, Ordering::Relaxed);
+                error!(upstream = %self.upstream, error = %chain(&failure),
+                    "keeping the old API key");
             }
+        }
+    }
+
+    fn replace(&self, key: Lease) {
+        let old = self.current.load();
+        let is_new = old.as_ref().is_none_or(|old| old.secret != key.secret);
+        if self.is_unreadable.swap(false, Ordering::Relaxed) || is_new {
+            info!(upstream = %self.upstream, "upstream API key read again");
+        }
+        if is_new {
+            self.current.store(Some(Arc::new(key)));
+            // Whether the upstream accepts the new key is not known yet.
+            self.is_refused.store(false, Ordering::Relaxed);
+            self.metrics.upstream_api_key_refused.set(0);
         }
     }
 }
@@ -168,8 +187,9 @@ pub enum BadApiKey {
     NotText,
 }
 
-pub(super) fn read_api_key(source: &SecretSource) -> Result<Lease, BadApiKey> {
-    let key = source.read().map_err(BadApiKey::Unreadable)?;
+/// What requests carry; `key` as its source was read.
+pub(super) fn api_key_of(key: Result<Secret, secret::Error>) -> Result<Lease, BadApiKey> {
+    let key = key.map_err(BadApiKey::Unreadable)?;
     let length = key.expose().chars().count();
     if !profiles::API_KEY_LENGTH.contains(&length) {
         return Err(BadApiKey::Length { length });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use super::api_key::read_api_key;
+use super::api_key::api_key_of;
 use super::login::lease::Lease;
 use super::transport::address_book::AddressBook;
 use super::transport::address_memory::AddressMemory;
@@ -50,7 +50,7 @@ impl UpstreamMaterials {
             port: settings.base.port,
             book: AddressBook::new(&settings.base.host, DnsResolver::of_this_host(), scope),
             memory: AddressMemory::default(),
-            tls: self.tls.take(),
+            tls: self.tls.take().map(Arc::new),
             limit: settings.connect_timeout,
             upstream: Arc::clone(&settings.name),
         }
@@ -107,7 +107,8 @@ fn tls(settings: &config::UpstreamConfig) -> Result<Option<UpstreamTls>, Error> 
 }
 
 fn api_key(settings: &config::UpstreamConfig) -> Result<Option<Lease>, Error> {
-    let key = settings.api_key.as_ref().map(read_api_key).transpose();
+    let source = settings.api_key.as_ref();
+    let key = source.map(|source| api_key_of(source.read())).transpose();
     key.map_err(|source: BadApiKey| Error::ApiKey {
         upstream: Arc::clone(&settings.name),
         source,

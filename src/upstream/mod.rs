@@ -6,16 +6,16 @@
 //! the outcome, and the judgement (`login/judgement`) turns a hundred refusals into one probe or login,
 //! or into none.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{self, BaseAddress};
-use crate::lifecycle::ShutdownSignal;
+use crate::lifecycle::{ShutdownSignal, TaskScope};
 use crate::metrics::UpstreamMetrics;
 use crate::shares::ShareKey;
+use crate::watched_files::ReloadSignal;
 
 mod api_key;
 mod fair_queue;
@@ -50,13 +50,14 @@ pub use login::token_probe::{ProbeTrust, ProbeVerdict, TokenProbe};
 pub use materials::UpstreamMaterials;
 pub use opening::UpstreamOpening;
 pub use permits::{PermitTimeout, StalledPlace, UpstreamPermit, UpstreamPermits};
-pub use transport::connection::ResponseTimeout;
 pub use transport::connections::UpstreamConnections;
 pub use transport::dialer::{DialError, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
-pub use transport::response_body::UpstreamResponseBody;
+pub use transport::http1::ResponseError;
+pub use transport::http1::connection::ResponseTimeout;
+pub use transport::http1::response_body::UpstreamResponseBody;
 pub use transport::send_error::{SendError, SendErrorKind};
 pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::handshake::HandshakeError;
@@ -69,9 +70,6 @@ use login::plan::LoginPlan;
 use login::task::{LoginScope, LoginTask};
 use own_requests::OwnRequests;
 use transport::dialer::Dialer;
-use transport::tls::trust::UpstreamTls;
-
-const FILE_POLL: Duration = Duration::from_secs(1);
 
 /// Why an upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +103,7 @@ pub struct Upstream {
     plan: Option<Arc<LoginPlan>>,
     own: Arc<OwnRequests>,
     probe: Option<Arc<TokenProbe>>,
-    api_key: UpstreamApiKey,
+    api_key: Arc<UpstreamApiKey>,
     permits: Arc<UpstreamPermits>,
     idle_timeout: Duration,
     pub(crate) metrics: Arc<UpstreamMetrics>,
@@ -146,7 +144,7 @@ impl Upstream {
             probe,
             login,
             plan,
-            api_key: UpstreamApiKey::new(settings, api_key, metrics),
+            api_key: Arc::new(UpstreamApiKey::new(settings, api_key, metrics)),
             permits: UpstreamPermits::new(settings, metrics),
             idle_timeout: settings.idle_timeout,
             metrics: Arc::clone(metrics),
@@ -154,10 +152,7 @@ impl Upstream {
         });
         let prober = UpstreamProber::new(&own, &scope, metrics);
         scope.spawn("upstream health", prober.run());
-        if upstream.has_files() {
-            let watch = watch(Arc::downgrade(&upstream), scope.stop.clone());
-            scope.spawn("upstream files", watch);
-        }
+        upstream.watch_files(&scope, &opening.reload_signal);
         Ok(upstream)
     }
 
@@ -247,24 +242,35 @@ impl Upstream {
         self.permits.try_acquire(client, is_monitoring)
     }
 
-    /// Stops the tasks of this upstream after a reload has replaced it by `next`. Requests that still use
-    /// it keep its lease.
-    pub async fn retire(&self, next: &Self) {
+    /// Stops the tasks of this upstream after a reload has replaced it by `next`, or removed it. Requests that
+    /// still use it keep its lease.
+    pub async fn retire(&self, next: Option<&Self>) {
         self.stop.drain();
         if let Some(login) = &self.login
-            && !login.is_same(next.login.as_ref())
+            && !login.is_same(next.and_then(|next| next.login.as_ref()))
         {
             login.end().await;
         }
     }
 
-    fn has_files(&self) -> bool {
-        self.api_key.is_file()
-            || self
-                .dialer
-                .tls
-                .as_ref()
-                .is_some_and(UpstreamTls::may_change)
+    /// Sets the gauges that are computed just before a scrape.
+    pub fn refresh_gauges(&self) {
+        if let Some(session) = self.session() {
+            session.refresh_gauges();
+        }
+        let is_up = self.health().outage().is_none();
+        self.metrics.upstream_up.set(i64::from(is_up));
+    }
+
+    /// Reads the files of trust and API key again when they change, or on request.
+    fn watch_files(&self, scope: &TaskScope, reload: &ReloadSignal) {
+        if let Some(tls) = &self.dialer.tls {
+            let watch = Arc::clone(tls).watch(scope.stop.clone(), reload.subscribe());
+            scope.spawn("upstream CA watch", watch);
+        }
+        let key = Arc::clone(&self.api_key);
+        let watch = key.watch(scope.stop.clone(), reload.subscribe());
+        scope.spawn("upstream API key watch", watch);
     }
 }
 
@@ -272,25 +278,5 @@ impl Drop for Upstream {
     /// Stops the tasks of an upstream that was not retired.
     fn drop(&mut self) {
         self.stop.drain();
-    }
-}
-
-/// Rereads changed files until drain, or until the upstream is dropped.
-async fn watch(upstream: Weak<Upstream>, stop: ShutdownSignal) {
-    let mut tick = interval(FILE_POLL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut was_good = true;
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stop.draining() => return,
-        }
-        let Some(upstream) = upstream.upgrade() else {
-            return;
-        };
-        upstream.api_key.reread(&mut was_good);
-        if let Some(tls) = &upstream.dialer.tls {
-            tls.reread(&upstream.name);
-        }
     }
 }

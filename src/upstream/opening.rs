@@ -14,6 +14,7 @@ use crate::config;
 use crate::lifecycle::TaskScope;
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::via::GatewayVia;
+use crate::watched_files::ReloadSignal;
 
 /// An upstream to be opened.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub struct UpstreamOpening<'a> {
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) lease_store: Option<SealedLeaseStore>,
     pub(super) before: Option<&'a Upstream>,
+    pub(super) reload_signal: ReloadSignal,
     via: Option<GatewayVia>,
     materials: Option<UpstreamMaterials>,
 }
@@ -39,18 +41,16 @@ impl<'a> UpstreamOpening<'a> {
             metrics,
             lease_store: None,
             before: None,
+            reload_signal: ReloadSignal::default(),
             via: None,
             materials: None,
         }
     }
 
-    /// Uses materials that have been read already.
+    /// Uses materials that have been read already; None: they are read when it opens.
     #[must_use]
-    pub fn of(self, materials: UpstreamMaterials) -> Self {
-        Self {
-            materials: Some(materials),
-            ..self
-        }
+    pub fn of(self, materials: Option<UpstreamMaterials>) -> Self {
+        Self { materials, ..self }
     }
 
     /// Uses this name in `Via`.
@@ -77,6 +77,15 @@ impl<'a> UpstreamOpening<'a> {
     pub fn after(self, before: &'a Upstream) -> Self {
         Self {
             before: Some(before),
+            ..self
+        }
+    }
+
+    /// Reads the files of trust and API key again on this signal too.
+    #[must_use]
+    pub fn reloaded_on(self, signal: &ReloadSignal) -> Self {
+        Self {
+            reload_signal: signal.clone(),
             ..self
         }
     }

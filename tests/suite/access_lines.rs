@@ -1,4 +1,4 @@
-//! One access line a request, whatever ended it, as JSON or text.
+//! One access line per request, however it ended, as JSON or text.
 
 use std::process::Command;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn running(webapp: &Emulator, setup: &Setup) -> LoggedGate {
     let file = written(folder.path(), webapp, setup, |text| at_ports(&text, ports));
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
-    let program = Program::told(command, ports);
+    let program = Program::with_ports(command, ports);
     program.wait_for("ready to accept");
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     LoggedGate {
@@ -43,7 +43,7 @@ fn running(webapp: &Emulator, setup: &Setup) -> LoggedGate {
 /// The access line of the request for `path`, once it has been written.
 async fn record(program: &Program, path: &str) -> Value {
     let mut found = None;
-    eventually(&format!("the record of {path}"), async || {
+    eventually(&format!("the access line of {path}"), async || {
         let records = program.lines().into_iter().filter_map(|line| {
             let line: Value = serde_json::from_str(&line).ok()?;
             (line["target"] == "tollgate::access" && line["path"] == path).then_some(line)
@@ -61,12 +61,12 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
     let LoggedGate {
         program, client, ..
     } = &logged(&webapp, "json").await;
-    let answer = client.get("/v1/support?with=query").await;
-    let id = answer.headers()["x-request-id"]
+    let response = client.get("/v1/support?with=query").await;
+    let id = response.headers()["x-request-id"]
         .to_str()
         .unwrap()
         .to_owned();
-    let length = answer.bytes().await.unwrap().len();
+    let length = response.bytes().await.unwrap().len();
     let good = record(program, "/v1/support").await;
     for (field, value) in [
         ("id", Value::from(id)),
@@ -89,15 +89,19 @@ async fn each_request_has_a_json_line_with_client_request_and_outcome() {
     let sent = record(program, "/v1/messages").await;
     assert_eq!(sent["bytes_in"], message.to_string().len());
 
-    let stranger = client.clone().with_token("made-up");
-    stranger.get("/v1/groups").await;
+    let unknown = client.clone().with_token("made-up");
+    unknown.get("/v1/groups").await;
     let refused = record(program, "/v1/groups").await;
     assert_eq!(
         (&refused["status"], &refused["client"]),
         (&401.into(), &"".into())
     );
     assert_eq!(refused["reason"], "unauthenticated");
-    assert_eq!(refused["upstream_status"], Value::Null, "nothing went up");
+    assert_eq!(
+        refused["upstream_status"],
+        Value::Null,
+        "nothing was sent to the upstream"
+    );
 
     webapp.forget_all_tokens();
     client.get("/v1/stickerpacks").await;
@@ -127,12 +131,12 @@ async fn the_line_of_an_incomplete_response_names_the_responsible_party() {
     let url = program.url("/v1/media/generated-200000");
     let token = client.token.as_ref().unwrap();
     let request = client.http.get(url).bearer_auth(token).send();
-    let mut answer = tokio::time::timeout(Duration::from_secs(20), request)
+    let mut response = tokio::time::timeout(Duration::from_secs(20), request)
         .await
         .unwrap()
         .unwrap();
-    answer.chunk().await.unwrap();
-    drop(answer);
+    response.chunk().await.unwrap();
+    drop(response);
     let left = record(program, "/v1/media/generated-200000").await;
     assert_eq!(left["outcome"], "client_disconnected");
 }
@@ -156,7 +160,7 @@ async fn a_text_line_has_the_same_fields_and_no_colours_in_a_file() {
     assert!(!line.contains('\u{1b}'), "{line:?}");
 }
 
-/// Tries to log in; returns `user_tried` of the access line.
+/// Tries to log in; returns `attempted_user` of the access line.
 async fn tried(logged: &LoggedGate, name: &str, password: &str) -> (Value, String) {
     let lines = || {
         let lines = logged.program.lines().into_iter();

@@ -91,8 +91,8 @@ async fn a_key_reaches_its_paths_and_methods_and_nothing_else() {
         );
     }
     for bad in [DEAD_KEY, "tgk_wrong", "short", &"x".repeat(400)] {
-        let answer = call(&client, Method::GET, "/v1/health", ("x-api-key", bad)).await;
-        assert_eq!(answer, (401, 1005), "{bad}");
+        let response = call(&client, Method::GET, "/v1/health", ("x-api-key", bad)).await;
+        assert_eq!(response, (401, 1005), "{bad}");
     }
 }
 
@@ -105,19 +105,19 @@ async fn a_key_without_paths_covers_the_monitoring_routes_only_and_has_its_own_l
     for path in ["/v1/health", "/metrics", "/v1/stats/app"] {
         assert_eq!(call(&client, Method::GET, path, key).await.0, 200, "{path}");
     }
-    let answer = client
+    let response = client
         .request(Method::GET, "/v1/health")
         .header(key.0, key.1)
         .send()
         .await
         .unwrap();
-    let wait: u64 = answer.headers()["retry-after"]
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((1..=60).contains(&wait));
-    assert_eq!(verdict(answer).await, (429, 1015));
+    assert_eq!(verdict(response).await, (429, 1015));
     assert_eq!(
         call(&client, Method::GET, "/v1/support", key).await,
         (403, 1005)

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use reqwest::Method;
 use serde_json::json;
-use tollgate::emulator::{LoginAnswer, Settings};
+use tollgate::emulator::{LoginResponse, Settings};
 use tollgate::secret::Secret;
 
 use crate::harness::program::Program;
@@ -25,11 +25,11 @@ const GUESS: &str = "Canary-Guess-1!";
 struct Responses(Arc<Mutex<String>>);
 
 impl Responses {
-    async fn hear(&self, answer: Result<reqwest::Response, reqwest::Error>) -> u16 {
-        let Ok(answer) = answer else { return 0 };
-        let status = answer.status().as_u16();
-        let mut text = format!("{:?}", answer.headers());
-        text.push_str(&answer.text().await.unwrap_or_default());
+    async fn record(&self, response: Result<reqwest::Response, reqwest::Error>) -> u16 {
+        let Ok(response) = response else { return 0 };
+        let status = response.status().as_u16();
+        let mut text = format!("{:?}", response.headers());
+        text.push_str(&response.text().await.unwrap_or_default());
         self.0.lock().unwrap().push_str(&text);
         status
     }
@@ -41,8 +41,8 @@ async fn basic_login(client: &Client) -> Result<reqwest::Response, reqwest::Erro
     request.send().await
 }
 
-#[expect(clippy::too_many_lines, reason = "one line a failure")]
-async fn drive(client: &Client, admin: &Client, heard: &Responses) {
+#[expect(clippy::too_many_lines, reason = "one line per failure")]
+async fn drive(client: &Client, admin: &Client, responses: &Responses) {
     let basic = |name: &'static str, password: &'static str, body: &'static str| {
         let request = client.request(Method::POST, "/v1/users/login");
         request.basic_auth(name, Some(password)).body(body).send()
@@ -61,7 +61,7 @@ async fn drive(client: &Client, admin: &Client, heard: &Responses) {
             "{\"new_password\":\"Canary-New-1!\"",
         ),
     ] {
-        heard.hear(basic(name, password, body).await).await;
+        responses.record(basic(name, password, body).await).await;
     }
     for (field, value) in [
         ("authorization", format!("Bearer {API_KEY}")),
@@ -73,7 +73,7 @@ async fn drive(client: &Client, admin: &Client, heard: &Responses) {
         let request = client
             .request(Method::GET, "/v1/support")
             .header(field, value);
-        heard.hear(request.send().await).await;
+        responses.record(request.send().await).await;
     }
     let users = [
         json!({ "username": "worker", "password": USER_PASSWORD }),
@@ -82,11 +82,13 @@ async fn drive(client: &Client, admin: &Client, heard: &Responses) {
         json!({ "username": 7, "password": USER_PASSWORD }),
     ];
     for user in users {
-        heard.hear(Ok(admin.post("/v1/users", &user).await)).await;
+        responses
+            .record(Ok(admin.post("/v1/users", &user).await))
+            .await;
     }
     let change = admin.request(Method::PUT, "/v1/users/worker");
-    heard
-        .hear(
+    responses
+        .record(
             change
                 .body(format!("{{\"password\":\"{NEW_PASSWORD}\""))
                 .send()
@@ -94,8 +96,8 @@ async fn drive(client: &Client, admin: &Client, heard: &Responses) {
         )
         .await;
     let change = admin.request(Method::PUT, "/v1/users/worker");
-    heard
-        .hear(
+    responses
+        .record(
             change
                 .body(format!("{{\"password\":\"{NEW_PASSWORD}\"}}"))
                 .send()
@@ -147,40 +149,43 @@ async fn no_secret_is_in_any_log_line_response_or_metric() {
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     let admin = client.clone().logged_in("admin", ADMIN_PASSWORD).await;
-    let heard = Responses::default();
-    drive(&client, &admin, &heard).await;
+    let responses = Responses::default();
+    drive(&client, &admin, &responses).await;
 
     // Every failure of the upstream, whose responses echo the request.
     webapp.echo(true);
-    assert_eq!(heard.hear(Ok(admin.get("/v1/support").await)).await, 200);
-    heard.hear(Ok(admin.get("/v1/health").await)).await;
+    assert_eq!(
+        responses.record(Ok(admin.get("/v1/support").await)).await,
+        200
+    );
+    responses.record(Ok(admin.get("/v1/health").await)).await;
     let tokens = || -> Vec<String> {
         let all = webapp.live_tokens();
         all.iter().map(|token| token.expose().to_owned()).collect()
     };
     let mut canaries = tokens();
-    for answer in [
-        LoginAnswer::Html,
-        LoginAnswer::CutInMiddle,
-        LoginAnswer::Never,
-        LoginAnswer::Normal,
+    for response in [
+        LoginResponse::Html,
+        LoginResponse::CutInMiddle,
+        LoginResponse::Never,
+        LoginResponse::Normal,
     ] {
         webapp.forget_all_tokens();
-        webapp.login_answer(answer);
-        heard.hear(Ok(admin.get("/v1/support").await)).await;
+        webapp.login_response(response);
+        responses.record(Ok(admin.get("/v1/support").await)).await;
         canaries.extend(tokens());
     }
     webapp.hang(true);
     // This path's route must not wait longer than the upstream's first_byte_timeout.
-    heard.hear(Ok(admin.get("/v1/health").await)).await;
+    responses.record(Ok(admin.get("/v1/health").await)).await;
     webapp.hang(false);
     webapp.close_mid_body(1);
-    heard
-        .hear(Ok(admin.get("/v1/media/generated-100000").await))
+    responses
+        .record(Ok(admin.get("/v1/media/generated-100000").await))
         .await;
     webapp.rotate_password(Secret::new("Canary-Rotated-1!"));
     webapp.forget_all_tokens();
-    heard.hear(Ok(admin.get("/v1/support").await)).await;
+    responses.record(Ok(admin.get("/v1/support").await)).await;
     secret(&folder.path().join("webapp-password"), "Canary-Rotated-1!");
     let broken = std::fs::read_to_string(&file)
         .unwrap()
@@ -199,8 +204,8 @@ async fn no_secret_is_in_any_log_line_response_or_metric() {
         command.arg(&words[1..]).exec(&mut operator).unwrap();
     }
     program.wait_for("the store cannot be reached");
-    heard.hear(Ok(admin.get("/v1/support").await)).await;
-    heard.hear(basic_login(&client).await).await;
+    responses.record(Ok(admin.get("/v1/support").await)).await;
+    responses.record(basic_login(&client).await).await;
     let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", program.operator))
         .await
         .unwrap();
@@ -209,7 +214,7 @@ async fn no_secret_is_in_any_log_line_response_or_metric() {
     program.wait();
     everything.push_str(&program.lines().join("\n"));
     assert!(everything.len() > 10_000, "there is something to search");
-    everything.push_str(&heard.0.lock().unwrap());
+    everything.push_str(&responses.0.lock().unwrap());
 
     canaries.extend([API_KEY, WEBAPP_KEY].map(str::to_owned));
     canaries.push(admin.token.clone().unwrap());
@@ -244,31 +249,33 @@ async fn no_secret_of_a_relayed_client_is_in_any_log_line_or_metric() {
     std::fs::write(&file, text(&setup, &url)).unwrap();
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
-    let heard = Responses::default();
+    let responses = Responses::default();
     for password in [GUESS, WEBAPP_PASSWORD] {
-        heard.hear(Ok(client.login("admin", password).await)).await;
+        responses
+            .record(Ok(client.login("admin", password).await))
+            .await;
     }
     let known = client.clone().logged_in("admin", WEBAPP_PASSWORD).await;
     let older = webapp.mint_token("admin").unwrap();
-    let asked = client.clone().with_token(older.expose());
+    let probed = client.clone().with_token(older.expose());
     let made_up = client
         .clone()
         .with_token("eyJhbGciOiJIUzI1NiJ9.e30.Canary-made-up");
-    for one in [&known, &asked, &made_up] {
-        heard.hear(Ok(one.get("/v1/groups").await)).await;
+    for one in [&known, &probed, &made_up] {
+        responses.record(Ok(one.get("/v1/groups").await)).await;
     }
     webapp.hang(true);
-    for one in [&known, &asked] {
-        heard.hear(Ok(one.get("/v1/groups").await)).await;
+    for one in [&known, &probed] {
+        responses.record(Ok(one.get("/v1/groups").await)).await;
     }
     webapp.hang(false);
     webapp.close_mid_body(1);
-    heard
-        .hear(Ok(known.get("/v1/media/generated-100000").await))
+    responses
+        .record(Ok(known.get("/v1/media/generated-100000").await))
         .await;
     webapp.forget_all_tokens();
-    for one in [&known, &asked, &known] {
-        heard.hear(Ok(one.get("/v1/groups").await)).await;
+    for one in [&known, &probed, &known] {
+        responses.record(Ok(one.get("/v1/groups").await)).await;
     }
     let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", program.operator)).await;
     let mut everything = metrics.unwrap().text().await.unwrap();

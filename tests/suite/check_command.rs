@@ -14,7 +14,7 @@ fn tollgate(file: &Path, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// The problems that a command prints, one a line, without the alignment.
+/// The problems that a command prints, one per line, without the alignment.
 fn problems(output: &Output) -> Vec<String> {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).unwrap();
@@ -32,7 +32,7 @@ struct BrokenConfig {
     setup: fn(Setup) -> Setup,
     change: fn(String) -> String,
     /// Texts that the one problem must contain.
-    says: &'static [&'static str],
+    expected: &'static [&'static str],
 }
 
 const SAME: fn(String) -> String = |text| text;
@@ -41,14 +41,14 @@ const PLAIN: fn(Setup) -> Setup = |setup| setup;
 fn row(
     what: &'static str,
     files: &'static [(&'static str, &'static str)],
-    says: &'static [&'static str],
+    expected: &'static [&'static str],
 ) -> BrokenConfig {
     BrokenConfig {
         what,
         files,
         setup: PLAIN,
         change: SAME,
-        says,
+        expected,
     }
 }
 
@@ -68,7 +68,7 @@ fn spoiled_listeners() -> Vec<BrokenConfig> {
             )
         },
         row(
-            "a certificate that is no PEM",
+            "a certificate that is not PEM",
             &[("certs/server.pem", "garbage")],
             &[
                 "listener[0].tls.certificates[0]",
@@ -77,7 +77,7 @@ fn spoiled_listeners() -> Vec<BrokenConfig> {
             ],
         ),
         row(
-            "a key that is none",
+            "a file that is not a key",
             &[(
                 "certs/server.key",
                 "-----BEGIN PRIVATE KEY-----\nMA==\n-----END PRIVATE KEY-----\n",
@@ -109,7 +109,7 @@ fn spoiled_upstreams() -> Vec<BrokenConfig> {
             &["upstream.main.ca", "webapp-ca.pem holds no certificate"],
         ),
         row(
-            "a certificate that is none as authority",
+            "an authority's file without a certificate",
             &[(
                 "webapp-ca.pem",
                 "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n",
@@ -124,7 +124,7 @@ fn spoiled_upstreams() -> Vec<BrokenConfig> {
                 )
             },
             ..row(
-                "a name that no certificate bears",
+                "a name that no certificate can have",
                 &[],
                 &["upstream.main.server_name"],
             )
@@ -174,7 +174,7 @@ async fn check_refuses_what_serve_refuses_in_the_same_words() {
             spoiled.what,
             checked[0]
         );
-        for part in spoiled.says {
+        for part in spoiled.expected {
             assert!(
                 rest.contains(part),
                 "{}: {part:?} is not in {rest:?}",
@@ -238,13 +238,13 @@ async fn check_refuses_a_store_that_serve_refuses_and_changes_nothing() {
         let file = written(folder.path(), &webapp, &Setup::default(), |text| text);
         let path = folder.path().join("data/tollgate.redb");
         std::fs::create_dir(path.parent().unwrap()).unwrap();
-        let says = spoil(&path);
+        let expected = spoil(&path);
         let before = std::fs::read(&path).ok();
         let checked = problems(&tollgate(&file, &["check"]));
         assert_eq!(checked.len(), 1, "{checked:#?}");
         assert!(checked[0].contains("store.path"), "{checked:#?}");
-        assert!(checked[0].contains(says), "{says}: {checked:#?}");
-        assert_eq!(std::fs::read(&path).ok(), before, "{says}");
+        assert!(checked[0].contains(expected), "{expected}: {checked:#?}");
+        assert_eq!(std::fs::read(&path).ok(), before, "{expected}");
         let served = tollgate(&file, &["serve"]);
         let served = String::from_utf8(served.stderr).unwrap();
         assert!(served.contains("cannot open the store"), "{served}");
@@ -258,24 +258,24 @@ async fn check_creates_no_store_and_changes_none() {
     let file = written(folder.path(), &webapp, &Setup::default(), |text| text);
     let path = folder.path().join("data/tollgate.redb");
     assert!(tollgate(&file, &["check"]).status.success());
-    assert!(!path.parent().unwrap().exists(), "nothing was made");
+    assert!(!path.parent().unwrap().exists(), "nothing was created");
 
     let mut program = Program::serve(&file);
     program.wait_for("ready to accept");
-    let beside = tollgate(&file, &["check"]);
-    assert!(beside.status.success(), "{beside:?}");
-    let said = String::from_utf8(beside.stderr).unwrap();
+    let second = tollgate(&file, &["check"]);
+    assert!(second.status.success(), "{second:?}");
+    let stderr = String::from_utf8(second.stderr).unwrap();
     assert!(
-        said.contains("store.path") && said.contains("is in use"),
-        "{said}"
+        stderr.contains("store.path") && stderr.contains("is in use"),
+        "{stderr}"
     );
     program.signal("KILL");
     assert_eq!(program.wait().code(), None, "killed");
     let before = std::fs::read(&path).unwrap();
     let killed = tollgate(&file, &["check"]);
     assert!(killed.status.success(), "{killed:?}");
-    let said = String::from_utf8(killed.stderr).unwrap();
-    assert!(said.contains("was not closed"), "{said}");
+    let stderr = String::from_utf8(killed.stderr).unwrap();
+    assert!(stderr.contains("was not closed"), "{stderr}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 
     let mut program = Program::serve(&file);
@@ -285,8 +285,8 @@ async fn check_creates_no_store_and_changes_none() {
     let before = std::fs::read(&path).unwrap();
     let closed = tollgate(&file, &["check"]);
     assert!(closed.status.success());
-    let said = String::from_utf8(closed.stderr).unwrap();
-    assert!(!said.contains("store"), "{said}");
+    let stderr = String::from_utf8(closed.stderr).unwrap();
+    assert!(!stderr.contains("store"), "{stderr}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -336,26 +336,26 @@ async fn connect_logs_in_once_and_says_so() {
     assert_eq!(webapp.login_count(), 1);
 
     let kills = Setup::default().upstream("single_active_token = true");
-    let (code, _, said) = connected(&webapp, &kills, crate::harness::WEBAPP_PASSWORD);
+    let (code, _, stderr) = connected(&webapp, &kills, crate::harness::WEBAPP_PASSWORD);
     assert_eq!(code, 0);
-    assert!(said.contains("was not tried"), "{said}");
+    assert!(stderr.contains("was not tried"), "{stderr}");
     assert_eq!(
         webapp.login_count(),
         1,
-        "that login would end another gate's token"
+        "a login would end another gate's token"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connect_says_why_the_gate_cannot_log_in() {
     let webapp = emulator().await;
-    let (code, _, said) = connected(&webapp, &Setup::default(), "Wrong-Passw0rd!");
+    let (code, _, stderr) = connected(&webapp, &Setup::default(), "Wrong-Passw0rd!");
     assert_eq!(code, 1);
     assert!(
-        said.contains("upstream.main.login") && said.contains("user name or password"),
-        "{said}"
+        stderr.contains("upstream.main.login") && stderr.contains("user name or password"),
+        "{stderr}"
     );
-    assert!(!said.contains("Wrong-Passw0rd!"));
+    assert!(!stderr.contains("Wrong-Passw0rd!"));
 
     let other = emulator().await;
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The host is suspended, or its clock is set. No dead token goes to the upstream, and no
+//! The host is suspended, or its clock is set. No expired token is sent to the upstream, and no
 //! client is refused.
 
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::harness::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_slept_past_the_end_of_the_lease_sends_no_dead_token() {
+async fn a_host_suspended_past_the_end_of_the_lease_sends_no_expired_token() {
     let webapp = emulator_with(Settings {
         // Longer than a busy machine needs from reading the lease to sending the request.
         token_lifetime: Duration::from_secs(12),
@@ -40,18 +40,18 @@ async fn a_host_that_slept_past_the_end_of_the_lease_sends_no_dead_token() {
             .collect();
         let before = webapp.login_count();
         tokio::time::sleep(Duration::from_millis(12_500)).await;
-        assert_eq!(webapp.login_count(), before, "it does sleep");
+        assert_eq!(webapp.login_count(), before, "the process is suspended");
         program.signal("CONT");
         for one in waiting {
             assert_eq!(one.await.unwrap(), 200);
         }
         assert_eq!(client.get("/v1/support").await.status(), 200);
     }
-    assert_eq!(webapp.refusals_401(), 0, "no dead token went up");
+    assert_eq!(webapp.refusals_401(), 0, "no expired token was sent");
 }
 
 /// A gate whose wall clock differs from the true one by `offset.txt` in its folder.
-fn with_a_clock_of_its_own(folder: &Path, config: &Path) -> Program {
+fn with_its_own_clock(folder: &Path, config: &Path) -> Program {
     let found = Command::new("sh")
         .args(["-c", "faketime -f +0 sh -c 'echo $LD_PRELOAD'"])
         .output()
@@ -83,7 +83,7 @@ async fn a_wall_clock_set_while_running_fails_no_request() {
         .users("token_lifetime = \"30d\"")
         .rest(NO_LIMITS);
     let config = written(folder.path(), &webapp, &setup, |text| text);
-    let program = with_a_clock_of_its_own(folder.path(), &config);
+    let program = with_its_own_clock(folder.path(), &config);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder())
         .logged_in(ADMIN, ADMIN_PASSWORD)
         .await;
@@ -96,7 +96,7 @@ async fn a_wall_clock_set_while_running_fails_no_request() {
     for _ in 0..20 {
         assert!(works().await);
     }
-    assert_eq!(webapp.login_count(), 1, "the lease is as good as before");
+    assert_eq!(webapp.login_count(), 1, "the lease stays valid");
 
     // Eight days ahead: by the wall clock the lease of seven days has expired.
     std::fs::write(&offset, "+8d").unwrap();

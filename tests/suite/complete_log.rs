@@ -1,5 +1,5 @@
 //! The log is complete when the exit code is 0: each accepted request has its access line,
-//! however the program ended. If lines are lost, the program says how many.
+//! however the program ended. If lines are lost, the program prints how many.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,7 +18,7 @@ use crate::harness::{WEBAPP_PASSWORD, eventually, secret};
 /// Requests with long lines: three times the capacity of a pipe.
 const MANY: usize = 48;
 
-/// A running gate whose standard output is a file, or as the test sets it.
+/// A running gate whose standard output is a file, or what the test sets.
 struct LoggingGate {
     child: Child,
     folder: TempDir,
@@ -66,8 +66,8 @@ impl LoggingGate {
     async fn is_ready(&self) {
         let url = format!("http://127.0.0.1:{}/readyz", self.operator);
         eventually("the gate to be ready", async || {
-            let answer = reqwest::get(&url).await;
-            answer.is_ok_and(|answer| answer.status() == 200)
+            let response = reqwest::get(&url).await;
+            response.is_ok_and(|response| response.status() == 200)
         })
         .await;
     }
@@ -82,8 +82,8 @@ impl LoggingGate {
         .await;
     }
 
-    /// Starts `count` requests, by HTTP/1 and HTTP/2 in turn; each is a connection of its own.
-    fn ask(&self, count: usize) {
+    /// Starts `count` requests, by HTTP/1 and HTTP/2 alternately, each on its own connection.
+    fn send_requests(&self, count: usize) {
         self.ask_for(count, "");
     }
 
@@ -121,16 +121,18 @@ impl LoggingGate {
         loop {
             match self.child.try_wait().unwrap() {
                 Some(status) => return status.code().expect("not killed"),
-                None if begin.elapsed() > Duration::from_secs(40) => panic!("does not end"),
+                None if begin.elapsed() > Duration::from_secs(40) => {
+                    panic!("the program does not end")
+                }
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
         }
     }
 
-    fn said(&mut self) -> String {
+    fn stderr(&mut self) -> String {
         let mut text = String::new();
-        let mut said = self.child.stderr.take().unwrap();
-        said.read_to_string(&mut text).unwrap();
+        let mut stderr = self.child.stderr.take().unwrap();
+        stderr.read_to_string(&mut text).unwrap();
         text
     }
 
@@ -152,7 +154,7 @@ fn log_of(folder: &TempDir) -> PathBuf {
 
 /// Panics at an incomplete line.
 fn parsed(text: &str) -> Vec<Value> {
-    assert!(text.ends_with('\n'), "the last line is not whole");
+    assert!(text.ends_with('\n'), "the last line is incomplete");
     // The line with the first admin's password is not JSON.
     let lines = text.lines().filter(|line| !line.starts_with("  admin "));
     lines
@@ -165,58 +167,58 @@ fn access_lines(log: &[Value]) -> Vec<&Value> {
     log.iter().filter(access).collect()
 }
 
-fn told_requests(log: &[Value]) -> u64 {
+fn logged_request_count(log: &[Value]) -> u64 {
     let stopped = log.iter().find(|line| line["message"] == "stopped");
     let stopped = stopped.unwrap_or_else(|| panic!("no last line in {log:#?}"));
     stopped["requests"].as_u64().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_end_during_the_drain_have_their_lines_ten_times_of_ten() {
+async fn requests_that_end_during_the_drain_have_their_lines_in_each_of_ten_runs() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_millis(800));
+    upstream.set_delay(Duration::from_millis(800));
     for round in 0..10 {
         let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
-        gate.ask(8);
+        gate.send_requests(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
-        assert_eq!(gate.exit_code(), 0, "{}", gate.said());
+        assert_eq!(gate.exit_code(), 0, "{}", gate.stderr());
         let log = gate.log();
         let access = access_lines(&log);
         assert_eq!(access.len(), 8, "round {round}");
         assert!(access.iter().all(|line| line["status"] == 200));
-        assert_eq!(told_requests(&log), 8, "round {round}");
+        assert_eq!(logged_request_count(&log), 8, "round {round}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_cut_by_the_deadline_have_their_lines_and_are_counted() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(60));
+    upstream.set_delay(Duration::from_secs(60));
     for round in 0..5 {
         let mut gate = LoggingGate::start(&upstream, "200ms");
         gate.is_ready().await;
-        gate.ask(8);
+        gate.send_requests(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
-        assert_eq!(gate.exit_code(), 1, "{}", gate.said());
+        assert_eq!(gate.exit_code(), 1, "{}", gate.stderr());
         let log = gate.log();
         let access = access_lines(&log);
         assert_eq!(access.len(), 8, "round {round}");
         assert!(access.iter().all(|line| line["outcome"] != "complete"));
-        assert_eq!(told_requests(&log), 8, "round {round}");
+        assert_eq!(logged_request_count(&log), 8, "round {round}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_second_signal_the_lines_are_complete() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(60));
+    upstream.set_delay(Duration::from_secs(60));
     for second in ["TERM", "INT"] {
         let mut gate = LoggingGate::start(&upstream, "20s");
         gate.is_ready().await;
-        gate.ask(8);
+        gate.send_requests(8);
         gate.has_in_flight(8).await;
         gate.signal("TERM");
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -226,14 +228,14 @@ async fn after_a_second_signal_the_lines_are_complete() {
         assert!(begin.elapsed() < Duration::from_secs(3), "at once");
         let log = gate.log();
         assert_eq!(access_lines(&log).len(), 8);
-        assert_eq!(told_requests(&log), 8);
+        assert_eq!(logged_request_count(&log), 8);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_gets_every_line() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(2));
+    upstream.set_delay(Duration::from_secs(2));
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
     gate.is_ready().await;
@@ -241,7 +243,7 @@ async fn a_slow_reader_gets_every_line() {
     gate.has_in_flight(MANY).await;
     gate.signal("TERM");
     let read = tokio::task::spawn_blocking(move || {
-        // The gate has finished its work by now; a part of the lines is in the pipe.
+        // The gate has finished its work by now; some of the lines are in the pipe.
         std::thread::sleep(Duration::from_secs(3));
         let mut text = Vec::new();
         let mut piece = [0; 16 * 1024];
@@ -253,16 +255,16 @@ async fn a_slow_reader_gets_every_line() {
             std::thread::sleep(Duration::from_millis(100));
         }
     });
-    assert_eq!(gate.exit_code(), 0, "{}", gate.said());
+    assert_eq!(gate.exit_code(), 0, "{}", gate.stderr());
     let log = parsed(&read.await.unwrap());
     assert_eq!(access_lines(&log).len(), MANY);
-    assert_eq!(told_requests(&log), MANY as u64);
+    assert_eq!(logged_request_count(&log), MANY as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_stops_is_not_waited_for_long_and_the_lost_lines_are_counted() {
+async fn a_stopped_reader_delays_the_end_briefly_and_lost_lines_are_counted() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(2));
+    upstream.set_delay(Duration::from_secs(2));
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), Stdio::piped());
     gate.is_ready().await;
@@ -270,12 +272,12 @@ async fn a_reader_that_stops_is_not_waited_for_long_and_the_lost_lines_are_count
     gate.has_in_flight(MANY).await;
     gate.signal("TERM");
     let begin = Instant::now();
-    assert_eq!(gate.exit_code(), 1, "not whole");
+    assert_eq!(gate.exit_code(), 1, "lines were lost");
     assert!(begin.elapsed() < Duration::from_secs(15));
-    let said = gate.said();
-    let lost = said.split(' ').next().unwrap().parse::<usize>();
-    let lost = lost.unwrap_or_else(|_| panic!("no number in {said:?}"));
-    assert!(said.contains("lines of the log were lost"), "{said}");
+    let stderr = gate.stderr();
+    let lost = stderr.split(' ').next().unwrap().parse::<usize>();
+    let lost = lost.unwrap_or_else(|_| panic!("no number in {stderr:?}"));
+    assert!(stderr.contains("lines of the log were lost"), "{stderr}");
     // The content of the pipe, up to the last complete line.
     let mut left = String::new();
     reader.read_to_string(&mut left).unwrap();
@@ -292,7 +294,7 @@ async fn a_reader_that_stops_is_not_waited_for_long_and_the_lost_lines_are_count
 #[tokio::test(flavor = "multi_thread")]
 async fn the_program_ends_although_its_last_line_is_not_read() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.paths_take(Duration::from_secs(2));
+    upstream.set_delay(Duration::from_secs(2));
     let (_reader, writer) = std::io::pipe().unwrap();
     let errors = writer.try_clone().unwrap().into();
     let mut gate = LoggingGate::with_output(&upstream, "20s", |_| writer.into(), errors);

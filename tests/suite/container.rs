@@ -22,10 +22,10 @@ fn health(file: &Path, arguments: &[&str]) -> (i32, String) {
         stdout,
         stderr,
     } = command.output().unwrap();
-    let said = String::from_utf8(stdout).unwrap();
+    let message = String::from_utf8(stdout).unwrap();
     assert!(stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
-    assert_eq!(said.lines().count(), 1, "{said}");
-    (status.code().unwrap(), said)
+    assert_eq!(message.lines().count(), 1, "{message}");
+    (status.code().unwrap(), message)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,30 +40,33 @@ async fn health_prints_the_state_of_the_running_gate_in_one_line() {
         let operator = format!("127.0.0.1:{}", ports.1);
         text.replace(&operator, &format!("0.0.0.0:{}", ports.1))
     });
-    let (code, said) = health(&file, &[]);
+    let (code, message) = health(&file, &[]);
     assert_eq!(code, 1);
-    assert!(said.starts_with("no gate answers at 0.0.0.0:"), "{said}");
+    assert!(
+        message.starts_with("no gate answers at 0.0.0.0:"),
+        "{message}"
+    );
 
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
-    let mut program = Program::told(command, ports);
+    let mut program = Program::with_ports(command, ports);
     program.wait_for("ready to accept");
     assert_eq!(health(&file, &[]), (0, "ok\n".to_owned()));
     eventually("ready", async || health(&file, &["--ready"]).0 == 0).await;
 
-    // Not ready is still alive; a file that broke after the start does not matter.
-    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
+    // A gate that is not ready is alive; errors in the file after the start do not matter.
+    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginResponse::Status(503));
     webapp.expire_all_tokens();
     program.signal("STOP");
-    eventually("it has stopped", async || {
+    eventually("the process is stopped", async || {
         let state = std::fs::read_to_string(format!("/proc/{}/status", program.pid()));
         state.unwrap().contains("State:\tT")
     })
     .await;
     let begin = Instant::now();
-    let (code, said) = health(&file, &[]);
-    assert_eq!(code, 1, "a program that hangs is not well");
-    assert!(said.contains("no answer within 3s"), "{said}");
+    let (code, message) = health(&file, &[]);
+    assert_eq!(code, 1, "a hanging program is unhealthy");
+    assert!(message.contains("no answer within 3s"), "{message}");
     assert!(begin.elapsed() < Duration::from_secs(5));
     program.signal("CONT");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -76,7 +79,7 @@ async fn health_prints_the_state_of_the_running_gate_in_one_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_ready_prints_the_reason() {
     let webapp = emulator().await;
-    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
+    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginResponse::Status(503));
     let folder = tempfile::tempdir().unwrap();
     let ports = (free_port(), free_port());
     let file = written(folder.path(), &webapp, &Setup::default(), |text| {
@@ -84,12 +87,12 @@ async fn health_ready_prints_the_reason() {
     });
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
-    let program = Program::told(command, ports);
+    let program = Program::with_ports(command, ports);
     program.wait_for("ready to accept");
     assert_eq!(health(&file, &[]).0, 0);
-    let (code, said) = health(&file, &["--ready"]);
+    let (code, message) = health(&file, &["--ready"]);
     assert_eq!(code, 1);
-    assert!(said.contains("upstream login"), "{said}");
+    assert!(message.contains("upstream login"), "{message}");
 }
 
 #[test]
@@ -107,7 +110,7 @@ fn a_server_that_is_no_gate_is_unhealthy() {
         let _ = std::io::Read::read(&mut tcp, &mut [0; 1024]);
         std::io::Write::write_all(&mut tcp, b"220 smtp.example ready\r\n").unwrap();
     });
-    // This file is not a complete configuration, so there is no address to ask.
+    // This file is not a complete configuration, so there is no address to check.
     let mut command = Command::new(binary());
     command.args(["health", "--config"]).arg(&file);
     assert_eq!(command.output().unwrap().status.code(), Some(1));
@@ -115,9 +118,9 @@ fn a_server_that_is_no_gate_is_unhealthy() {
                  login = { username = \"admin\", password = { env = \"PATH\" } }\n";
     let operator = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, format!("{operator}{whole}")).unwrap();
-    let (code, said) = health(&file, &[]);
+    let (code, message) = health(&file, &[]);
     assert_eq!(code, 1);
-    assert!(said.contains("is no gate"), "{said}");
+    assert!(message.contains("is no gate"), "{message}");
     other.join().unwrap();
 }
 
@@ -161,13 +164,13 @@ fn the_container_has_a_health_check_and_does_not_publish_the_operators_port() {
     let image = deployed("Dockerfile");
     let (_, own) = image
         .split_once("HEALTHCHECK ")
-        .expect("the image is watched too");
+        .expect("the image has a health check too");
     let (_, own) = own.split_once("CMD ").unwrap();
     let own: Value = serde_json::from_str(own.lines().next().unwrap()).unwrap();
     assert_eq!(
         texts(watch)[1..],
         texts(&own),
-        "image and compose ask the same"
+        "image and compose use the same command"
     );
     assert_eq!(texts(watch)[..3], ["CMD", "/tollgate", "health"]);
 
@@ -183,7 +186,7 @@ fn the_container_has_a_health_check_and_does_not_publish_the_operators_port() {
     assert_eq!(
         texts(&gate["ports"]),
         ["8443:8443"],
-        "clients reach the gate and nothing else"
+        "clients reach only the gate"
     );
     assert_eq!(compose["networks"]["monitoring"]["internal"], true);
     for network in texts(&gate["networks"]) {

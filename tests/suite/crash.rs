@@ -1,4 +1,4 @@
-//! SIGKILL at any instant: what was answered is stored, what was ended stays ended.
+//! SIGKILL at any instant: confirmed changes are stored, and revoked tokens stay revoked.
 //! Fifteen rounds here; TOLLGATE_ROUNDS=300 for the long run.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -132,7 +132,7 @@ async fn log_in(tokens: &TokenStore, user: &str, token: &str, task: u64) {
         epoch: tokens.epoch(user),
         revision: None,
     };
-    // A deletion in between refuses it, which is correct.
+    // A concurrent deletion refuses the login, which is correct.
     if tokens.insert(TokenDigest::of(token), wanted).await.is_ok() {
         say(&format!("done login {user} {token} {task}"));
     }
@@ -142,9 +142,9 @@ fn digest(text: &str) -> RecordDigest {
     RecordDigest(sha2::Sha256::digest(text).into())
 }
 
-/// What the reports of all past rounds say about one token.
+/// The reports of all past rounds about one token.
 #[derive(Clone, Debug)]
-struct Known {
+struct KnownToken {
     user: String,
     begun: usize,
     done: Option<usize>,
@@ -152,8 +152,8 @@ struct Known {
 
 #[derive(Default)]
 struct Ledger {
-    tokens: BTreeMap<RecordDigest, Known>,
-    /// For each user: when each revocation began, and when it was answered.
+    tokens: BTreeMap<RecordDigest, KnownToken>,
+    /// For each user: when each revocation began, and when it was confirmed.
     ends: BTreeMap<String, Vec<(usize, Option<usize>)>>,
     keys: BTreeMap<String, (bool, bool)>,
     line: usize,
@@ -173,7 +173,7 @@ impl Ledger {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
             ["begin", "login", user, token, _] => {
-                let known = Known {
+                let known = KnownToken {
                     user: user.to_owned(),
                     begun: self.line,
                     done: None,
@@ -183,7 +183,7 @@ impl Ledger {
             ["done", "login", _, token, _] => {
                 self.tokens.get_mut(&digest(token)).unwrap().done = Some(self.line);
             }
-            // Two concurrent revocations of one user are not told apart: for the check it
+            // Two concurrent revocations of one user are not distinguished: for the check it
             // does not matter which of the unfinished ones is closed.
             ["begin", "end", user, _] => {
                 let ends = self.ends.entry(user.to_owned()).or_default();
@@ -204,7 +204,7 @@ impl Ledger {
     }
 
     /// Whether a token must be live, must be dead, or may be either.
-    fn verdict(&self, known: &Known) -> Option<bool> {
+    fn verdict(&self, known: &KnownToken) -> Option<bool> {
         let ends = self.ends.get(&known.user).map_or(&[][..], Vec::as_slice);
         let login = known.done?;
         if ends
@@ -229,11 +229,11 @@ impl Ledger {
             let is_there = found.contains(digest);
             match self.verdict(known) {
                 Some(true) => {
-                    assert!(is_there, "an answered login is lost: {known:?}");
+                    assert!(is_there, "a confirmed login is lost: {known:?}");
                     counts.live += 1;
                 }
                 Some(false) => {
-                    assert!(!is_there, "an ended token is alive: {known:?}");
+                    assert!(!is_there, "a revoked token is valid: {known:?}");
                     counts.dead += 1;
                 }
                 None => counts.either += 1,
@@ -258,9 +258,9 @@ impl Ledger {
 }
 
 /// Pseudo-random numbers, good enough to choose an instant.
-fn random(most: u64) -> u64 {
+fn random(max: u64) -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0) % most
+    RandomState::new().hash_one(0) % max
 }
 
 fn spawn(path: &Path, round: u64) -> Child {
@@ -295,7 +295,7 @@ fn killed(mut child: Child) -> Vec<String> {
     while lines.lock().unwrap().len() < 20 {
         assert!(
             begin.elapsed() < Duration::from_secs(60),
-            "the load does not begin"
+            "the load did not begin"
         );
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -324,16 +324,16 @@ async fn found(path: &Path) -> (BTreeSet<RecordDigest>, BTreeSet<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_at_any_instant_loses_nothing_answered_and_revives_nothing_ended() {
+async fn a_kill_at_any_instant_loses_no_confirmed_change_and_revives_no_token() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let mut ledger = Ledger::default();
     let mut counts = Counts::default();
     let mut lines = 0;
     for round in 0..rounds() {
-        let said = killed(spawn(&path, round));
-        lines += said.len();
-        said.iter().for_each(|line| ledger.take(line));
+        let acknowledged = killed(spawn(&path, round));
+        lines += acknowledged.len();
+        acknowledged.iter().for_each(|line| ledger.take(line));
         let (tokens, keys) = found(&path).await;
         ledger.check(&tokens, &keys, &mut counts);
     }
@@ -367,8 +367,8 @@ async fn a_killed_gate_knows_its_clients_after_the_restart() {
         for (tokens, status) in [(&live, 200), (&ended, 401)] {
             for token in tokens {
                 let client = client.clone().with_token(token);
-                let answer = client.get(&format!("/v1/users/{ADMIN}")).await;
-                assert_eq!(answer.status().as_u16(), status);
+                let response = client.get(&format!("/v1/users/{ADMIN}")).await;
+                assert_eq!(response.status().as_u16(), status);
             }
         }
         let one = client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
@@ -380,7 +380,7 @@ async fn a_killed_gate_knows_its_clients_after_the_restart() {
             let one = client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
             live.push(one.token.unwrap());
         }
-        // One more login is in flight when the gate dies; its token reaches no client.
+        // One more login is in flight at the kill; its token reaches no client.
         let late = tokio::spawn(async move { client.http.get(base).send().await.is_ok() });
         tokio::time::sleep(Duration::from_millis(random(30))).await;
         program.signal("KILL");

@@ -45,9 +45,9 @@ async fn with_key(client: &Client, key: &str, method: Method, path: &str, body: 
 }
 
 /// The status. Checks that 401 and no other status has a challenge (RFC 9110, 11.6.1).
-fn status(answer: &Response) -> u16 {
-    let status = answer.status().as_u16();
-    let has_challenge = answer.headers().contains_key("www-authenticate");
+fn status(response: &Response) -> u16 {
+    let status = response.status().as_u16();
+    let has_challenge = response.headers().contains_key("www-authenticate");
     assert_eq!(has_challenge, status == 401, "{status}");
     status
 }
@@ -62,8 +62,8 @@ async fn whole_life(client: &Client, key: &str) {
         (Method::DELETE, "/v1/users/worker", "", 200),
         (Method::GET, "/v1/users/worker", "", 404),
     ] {
-        let answer = with_key(client, key, method.clone(), path, body).await;
-        assert_eq!(status(&answer), wanted, "{method} {path}");
+        let response = with_key(client, key, method.clone(), path, body).await;
+        assert_eq!(status(&response), wanted, "{method} {path}");
     }
 }
 
@@ -89,7 +89,7 @@ async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
         let for_keys = path == "/v1/stickerpacks";
         let request = || anonymous.request(method.clone(), path);
         let plain = request().send().await.unwrap();
-        assert_eq!(status(&plain), 401, "nothing shown: {name}");
+        assert_eq!(status(&plain), 401, "no credential: {name}");
         let made_up = "tgk_made-up-by-a-stranger";
         let unknown = with_key(&anonymous, made_up, method.clone(), path, "").await;
         assert_eq!(status(&unknown), 401, "unknown key: {name}");
@@ -103,19 +103,19 @@ async fn a_known_client_without_the_right_gets_403_and_an_unknown_one_401() {
         }
     }
     let out = with_key(&anonymous, ADMIN_KEY, Method::POST, "/v1/users/logout", "").await;
-    assert_eq!(status(&out), 403, "keys have nothing to log out of");
+    assert_eq!(status(&out), 403, "a key has no session to log out of");
     let key = with_key(&anonymous, USER_KEY, Method::GET, "/v1/stickerpacks", "").await;
     assert_ne!(status(&key), 403);
     assert_eq!(status(&worker.get("/v1/users/worker").await), 200);
-    let gone = admin
+    let deleted = admin
         .request(Method::DELETE, "/v1/users/worker")
         .send()
         .await;
-    assert_eq!(gone.unwrap().status(), 200);
+    assert_eq!(deleted.unwrap().status(), 200);
     assert_eq!(
         status(&worker.get("/v1/users/worker").await),
         401,
-        "not known any more"
+        "the token is removed"
     );
     whole_life(&anonymous, ADMIN_KEY).await;
 }
@@ -143,10 +143,13 @@ async fn the_same_keys_have_the_same_rights_where_the_webapp_owns_the_users() {
     assert_eq!(webapp.login_count(), 1, "by the gate's own login");
 }
 
-async fn details(answer: Response) -> String {
-    assert_eq!(status(&answer), 401);
-    let answer: Value = answer.json().await.unwrap();
-    answer["errors"][0]["details"].as_str().unwrap().to_owned()
+async fn details(response: Response) -> String {
+    assert_eq!(status(&response), 401);
+    let response: Value = response.json().await.unwrap();
+    response["errors"][0]["details"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,12 +184,12 @@ async fn two_credentials_are_refused_with_that_reason_and_never_shown() {
             for (name, value) in fields {
                 request = request.header(name, value);
             }
-            let answer = request.send().await.unwrap();
-            let challenge = answer.headers()["www-authenticate"].to_str().unwrap();
+            let response = request.send().await.unwrap();
+            let challenge = response.headers()["www-authenticate"].to_str().unwrap();
             assert!(challenge.contains("invalid_request"), "{challenge}");
-            let said = details(answer).await;
-            assert!(said.contains("More than one credential"), "{said}");
-            assert!(!said.contains("tg") && !said.contains("canary"), "{said}");
+            let text = details(response).await;
+            assert!(text.contains("More than one credential"), "{text}");
+            assert!(!text.contains("tg") && !text.contains("canary"), "{text}");
         }
         let twice = anonymous.request(Method::POST, "/v1/users/login");
         let twice = twice.header("authorization", "Basic YWRtaW46eA==");
@@ -270,9 +273,9 @@ async fn json_is_read_whatever_the_parameters_of_its_media_type() {
                 .unwrap();
             assert_eq!(login.status(), 200, "{kind}");
         }
-        let odd = admin
+        let duplicate = admin
             .request(Method::POST, "/v1/users")
             .body(&b"{\"username\":\"gr\xf6\"}"[..]);
-        assert_eq!(verdict(odd.send().await.unwrap()).await.0, 400);
+        assert_eq!(verdict(duplicate.send().await.unwrap()).await.0, 400);
     }
 }

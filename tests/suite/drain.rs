@@ -1,4 +1,4 @@
-//! A gate that is told to stop: readiness off first, no new requests, those in flight finished.
+//! A gate that is stopped: readiness off first, no new requests, those in flight finished.
 
 use std::time::Duration;
 
@@ -27,9 +27,9 @@ async fn readiness_goes_off_first_and_requests_in_flight_are_finished() {
     webapp.slow_body(true);
     let mut under_way = Vec::new();
     for client in [&h1, &h2] {
-        let mut answer = client.get("/v1/media/generated-200000").await;
-        answer.chunk().await.unwrap();
-        under_way.push(answer);
+        let mut response = client.get("/v1/media/generated-200000").await;
+        response.chunk().await.unwrap();
+        under_way.push(response);
     }
     gateway.steering.quit.cancel();
     eventually("readiness off", async || {
@@ -56,8 +56,8 @@ async fn readiness_goes_off_first_and_requests_in_flight_are_finished() {
     })
     .await;
     webapp.slow_body(false);
-    for answer in under_way {
-        let rest = answer.bytes().await.expect("not cut");
+    for response in under_way {
+        let rest = response.bytes().await.expect("not cut");
         assert!(!rest.is_empty());
     }
     assert_eq!(gateway.stop().await, ExitOutcome::Clean);
@@ -131,12 +131,12 @@ async fn ctrl_c_with_nothing_in_flight_ends_at_once_and_sigterm_waits_for_balanc
         let begin = std::time::Instant::now();
         program.signal(signal);
         assert_eq!(program.wait().code(), Some(0));
-        let took = begin.elapsed().as_millis();
+        let elapsed = begin.elapsed().as_millis();
         assert!(
-            (at_least..at_most).contains(&took),
-            "{signal} took {took} ms"
+            (at_least..at_most).contains(&elapsed),
+            "{signal} took {elapsed} ms"
         );
-        let said = program.lines().join("\n");
-        assert!(said.contains("draining: not ready from now on"), "{said}");
+        let log = program.lines().join("\n");
+        assert!(log.contains("draining: not ready from now on"), "{log}");
     }
 }

@@ -37,8 +37,8 @@ async fn create(admin: &Client, name: &str) {
 
 async fn is_known(gateway: &Gateway, client: &Client) -> bool {
     let token = client.token.as_ref().unwrap();
-    let answer = gateway.client().with_token(token).get("/v1/support").await;
-    match answer.status().as_u16() {
+    let response = gateway.client().with_token(token).get("/v1/support").await;
+    match response.status().as_u16() {
         200 => true,
         401 => false,
         other => panic!("status {other}"),
@@ -63,8 +63,8 @@ async fn a_restart_keeps_users_passwords_tokens_and_revocations() {
     let out = bert.request(Method::POST, "/v1/users/logout").send().await;
     assert_eq!(out.unwrap().status(), 200);
     let again = log_in(&gateway, "bert").await;
-    let gone = admin.request(Method::DELETE, "/v1/users/carl").send().await;
-    assert_eq!(gone.unwrap().status(), 200);
+    let deleted = admin.request(Method::DELETE, "/v1/users/carl").send().await;
+    assert_eq!(deleted.unwrap().status(), 200);
     let new = json!({ "password": "An0ther-Passw0rd" });
     let changed = admin.request(Method::PUT, "/v1/users/anna");
     let changed = changed.body(new.to_string()).send().await.unwrap();
@@ -105,7 +105,7 @@ async fn learned_tokens_are_still_known_after_a_restart() {
     let gateway = gateway.restart().await;
     assert!(
         is_known(&gateway, &one).await,
-        "and the Webapp was not asked"
+        "and the Webapp got no request"
     );
     let client = gateway.client().with_token(one.token.as_ref().unwrap());
     let out = client
@@ -118,7 +118,7 @@ async fn learned_tokens_are_still_known_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_key_the_upstream_sees_one_login_however_often_the_gate_starts() {
+async fn with_a_key_several_starts_cause_one_login() {
     let webapp = emulator().await;
     let mut gateway = sealed(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -128,12 +128,12 @@ async fn with_a_key_the_upstream_sees_one_login_however_often_the_gate_starts() 
         assert!(is_known(&gateway, &admin).await);
     }
     assert_eq!(webapp.login_count(), 1);
-    let token = "certs"; // the folder holds what the store must not
+    let token = "certs"; // a name from the folder that the store must not contain
     let file = std::fs::read(gateway.folder.path().join("data/tollgate.redb")).unwrap();
     assert!(gateway.folder.path().join(token).exists());
     assert!(
         !file.windows(3).any(|part| part == b"tg_"),
-        "no token in the clear"
+        "no token in plain text"
     );
 
     // The key was changed without old_key: one login, then none.
@@ -170,7 +170,7 @@ async fn without_a_key_each_start_is_one_login() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stored_token_that_the_upstream_has_forgotten_costs_one_login_and_fails_no_request() {
+async fn a_stored_token_that_the_upstream_has_ended_causes_one_login_and_fails_no_request() {
     let webapp = emulator().await;
     let gateway = sealed(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -184,7 +184,7 @@ async fn a_stored_token_that_the_upstream_has_forgotten_costs_one_login_and_fail
     assert_eq!(
         webapp.login_count(),
         2,
-        "the new one is kept in place of the old"
+        "the new token is stored in place of the old one"
     );
 }
 
@@ -207,7 +207,7 @@ async fn a_stored_token_is_never_sent_to_another_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_admins_changed_password_survives_restarts_until_the_file_has_a_new_one() {
+async fn the_first_admins_changed_password_survives_restarts_until_its_file_changes() {
     let webapp = emulator().await;
     let gateway = plain(&webapp, Setup::default()).await;
     let admin = gateway.admin().await;
@@ -287,13 +287,13 @@ async fn on_a_full_disk_known_tokens_work_and_changes_get_503_until_there_is_roo
     let mut refused = None;
     for _ in 0..2000 {
         fill();
-        let answer = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
-        if answer.status() == 200 {
-            let answer: serde_json::Value = answer.json().await.unwrap();
-            tokens.push(answer["users"][0]["token"].as_str().unwrap().to_owned());
+        let response = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
+        if response.status() == 200 {
+            let response: serde_json::Value = response.json().await.unwrap();
+            tokens.push(response["users"][0]["token"].as_str().unwrap().to_owned());
             continue;
         }
-        refused = Some(answer);
+        refused = Some(response);
         break;
     }
     let refused = refused.expect("the disk never became full");
@@ -306,13 +306,12 @@ async fn on_a_full_disk_known_tokens_work_and_changes_get_503_until_there_is_roo
     assert_eq!(verdict(refused).await, (503, 1011));
     let logout = admin.request(Method::POST, "/v1/users/logout").send().await;
     assert_eq!(verdict(logout.unwrap()).await, (503, 1011));
-    assert!(is_known(&gateway, &admin).await, "refused means not done");
-    let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
-    assert_eq!(
-        ready.status(),
-        200,
-        "known tokens work: stay in the balancer"
+    assert!(
+        is_known(&gateway, &admin).await,
+        "a refused change is not made"
     );
+    let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+    assert_eq!(ready.status(), 200, "ready, because known tokens work");
     assert!(ready.text().await.unwrap().contains("store: "));
     assert_eq!(gateway.metrics.store_up.get(), 0);
 
@@ -328,7 +327,7 @@ async fn on_a_full_disk_known_tokens_work_and_changes_get_503_until_there_is_roo
         assert_eq!(
             client.get("/v1/support").await.status(),
             200,
-            "answered, so kept"
+            "a confirmed change is stored"
         );
     }
     gateway.stop().await;

@@ -65,7 +65,7 @@ async fn curl_gets_the_status_of_every_refused_upload() {
     }
     let good_key = format!("Authorization: Apikey {KEY}");
     let status = curl(&gateway, "/x", &["--http2", "-H", &good_key], &body);
-    assert_eq!(status, 200, "and what is wanted goes up");
+    assert_eq!(status, 200, "accepted uploads are forwarded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,14 +97,14 @@ fn post() -> Request<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_continues_to_send_is_reset_after_a_moment_with_no_error() {
+async fn a_client_that_continues_to_send_is_reset_with_no_error_after_a_moment() {
     let gateway = gateway().await;
     let mut send = h2(&gateway).await;
-    let (answer, mut body) = send.send_request(post(), false).unwrap();
+    let (response, mut body) = send.send_request(post(), false).unwrap();
     let begin = Instant::now();
-    let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
-    assert_eq!(answer.unwrap().status(), 401);
-    assert!(begin.elapsed() < Duration::from_secs(1), "at once");
+    let response = timeout(Duration::from_secs(10), response).await.unwrap();
+    assert_eq!(response.unwrap().status(), 401);
+    assert!(begin.elapsed() < Duration::from_secs(1), "refused at once");
     // More than one window: discarded data is credited to the window.
     let mut sent = 0;
     while sent < 300_000 {
@@ -118,8 +118,8 @@ async fn a_client_that_continues_to_send_is_reset_after_a_moment_with_no_error()
     let reset = std::future::poll_fn(|cx| body.poll_reset(cx));
     let reset = timeout(Duration::from_secs(10), reset).await.unwrap();
     assert_eq!(reset.unwrap(), Reason::NO_ERROR);
-    let took = begin.elapsed();
-    assert!((1..6).contains(&took.as_secs()), "{took:?}");
+    let elapsed = begin.elapsed();
+    assert!((1..6).contains(&elapsed.as_secs()), "{elapsed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,10 +135,10 @@ async fn discarded_bodies_count_as_streams_of_their_connection() {
         std::future::poll_fn(|cx| send.poll_ready(cx))
             .await
             .unwrap();
-        let (answer, body) = send.send_request(post(), false).unwrap();
+        let (response, body) = send.send_request(post(), false).unwrap();
         bodies.push(body);
-        let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
-        assert_eq!(answer.unwrap().status(), 401);
+        let response = timeout(Duration::from_secs(10), response).await.unwrap();
+        assert_eq!(response.unwrap().status(), 401);
     }
     // Eight at a time, two seconds each.
     assert!(begin.elapsed() > Duration::from_secs(3));
@@ -153,10 +153,10 @@ fn expecting(key: &str, length: &str) -> Request<()> {
 }
 
 /// Waits for the 100 before the response.
-async fn is_told_to_continue(answer: &mut h2::client::ResponseFuture) -> bool {
-    let told = std::future::poll_fn(|cx| answer.poll_informational(cx));
-    match timeout(Duration::from_secs(5), told).await {
-        Ok(Some(Ok(told))) => told.status() == 100,
+async fn receives_continue(response: &mut h2::client::ResponseFuture) -> bool {
+    let informational = std::future::poll_fn(|cx| response.poll_informational(cx));
+    match timeout(Duration::from_secs(5), informational).await {
+        Ok(Some(Ok(informational))) => informational.status() == 100,
         _ => false,
     }
 }
@@ -175,44 +175,44 @@ async fn clients_that_wait_for_100_continue_get_it_over_http_2() {
             let plain = Request::builder()
                 .uri("https://localhost/x")
                 .header("x-api-key", KEY);
-            let (answer, _) = send.send_request(plain.body(()).unwrap(), true).unwrap();
-            tokio::spawn(answer);
+            let (response, _) = send.send_request(plain.body(()).unwrap(), true).unwrap();
+            tokio::spawn(response);
         }
         waiting.push(send.send_request(expecting(KEY, "20000"), false).unwrap());
     }
-    for (answer, _) in &mut waiting {
-        assert!(is_told_to_continue(answer).await);
+    for (response, _) in &mut waiting {
+        assert!(receives_continue(response).await);
     }
-    for (answer, mut body) in waiting.into_iter().rev() {
+    for (response, mut body) in waiting.into_iter().rev() {
         body.send_data(Bytes::from(vec![7; 20_000]), true).unwrap();
-        let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
-        assert_eq!(answer.unwrap().status(), 200);
+        let response = timeout(Duration::from_secs(10), response).await.unwrap();
+        assert_eq!(response.unwrap().status(), 200);
     }
     // Before a refusal too: Java 17 ignores a response that has no 100 before it (JDK-8286171).
     let refused = expecting("wrong-key-123456", "20000");
-    let (mut answer, _body) = send.send_request(refused, false).unwrap();
-    assert!(is_told_to_continue(&mut answer).await);
-    let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
-    assert_eq!(answer.unwrap().status(), 401);
+    let (mut response, _body) = send.send_request(refused, false).unwrap();
+    assert!(receives_continue(&mut response).await);
+    let response = timeout(Duration::from_secs(10), response).await.unwrap();
+    assert_eq!(response.unwrap().status(), 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_expect_100_gets_none() {
     let gateway = gateway().await;
     let mut send = h2(&gateway).await;
-    let odd = Request::builder().method("POST").uri("https://localhost/x");
-    let odd = odd
+    let request = Request::builder().method("POST").uri("https://localhost/x");
+    let request = request
         .header("expect", "200-ok")
         .header("x-api-key", KEY)
         .body(())
         .unwrap();
-    let (mut answer, mut body) = send.send_request(odd, false).unwrap();
+    let (mut response, mut body) = send.send_request(request, false).unwrap();
     body.send_data(Bytes::from_static(b"x"), true).unwrap();
-    assert!(!is_told_to_continue(&mut answer).await);
-    let answer = timeout(Duration::from_secs(10), answer).await.unwrap();
-    assert_eq!(answer.unwrap().status(), 200);
+    assert!(!receives_continue(&mut response).await);
+    let response = timeout(Duration::from_secs(10), response).await.unwrap();
+    assert_eq!(response.unwrap().status(), 200);
     let ended = expecting(KEY, "0");
-    let (mut answer, _) = send.send_request(ended, true).unwrap();
-    assert!(!is_told_to_continue(&mut answer).await, "there is no body");
-    assert_eq!(answer.await.unwrap().status(), 200);
+    let (mut response, _) = send.send_request(ended, true).unwrap();
+    assert!(!receives_continue(&mut response).await, "there is no body");
+    assert_eq!(response.await.unwrap().status(), 200);
 }

@@ -37,7 +37,7 @@ async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers(
     let burnt = program.cpu_ticks() - before;
     // A hundred ticks are a second; two spinning workers would use up to six seconds.
     assert!(burnt < 60, "{burnt} ticks of CPU in three seconds");
-    let said = |text: &str| {
+    let count = |text: &str| {
         program
             .lines()
             .iter()
@@ -45,13 +45,13 @@ async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers(
             .count()
     };
     assert!(
-        said("cannot accept connections") <= 2,
-        "once a worker, not once a try"
+        count("cannot accept connections") <= 2,
+        "logged once per worker, not once per attempt"
     );
     assert_eq!(
         client.get("/v1/support").await.status(),
         200,
-        "who is connected goes on"
+        "existing connections are still served"
     );
 
     drop(idle);
@@ -59,7 +59,7 @@ async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers(
         let fresh = Client::of(folder.path(), &program.url(""), builder());
         let fresh = fresh.with_token(client.token.as_ref().unwrap());
         let sent = fresh.request(reqwest::Method::GET, "/v1/support").send();
-        sent.await.is_ok_and(|answer| answer.status() == 200)
+        sent.await.is_ok_and(|response| response.status() == 200)
     })
     .await;
     program.wait_for("accepting connections again");
@@ -68,7 +68,7 @@ async fn without_free_descriptors_the_gate_waits_without_using_cpu_and_recovers(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_its_log_on_a_full_disk_the_gate_serves_and_counts_the_lost_lines() {
+async fn with_its_log_on_a_full_disk_the_gate_serves_requests_and_counts_lost_lines() {
     let webapp = emulator().await;
     let folder = tempfile::tempdir().unwrap();
     let ports = (free_port(), free_port());
@@ -87,7 +87,7 @@ async fn with_its_log_on_a_full_disk_the_gate_serves_and_counts_the_lost_lines()
         .stderr(full())
         .spawn()
         .unwrap();
-    eventually("it listens", async || {
+    eventually("the gate listens", async || {
         TcpStream::connect(("127.0.0.1", gate)).is_ok()
     })
     .await;
@@ -110,5 +110,9 @@ async fn with_its_log_on_a_full_disk_the_gate_serves_and_counts_the_lost_lines()
     assert!(kill.unwrap().success());
     let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
     let code = ended.await.unwrap().code();
-    assert_eq!(code, Some(1), "it drains as ever, and its log is not whole");
+    assert_eq!(
+        code,
+        Some(1),
+        "the gate drains as usual; the exit code reports lost lines"
+    );
 }

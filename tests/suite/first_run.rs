@@ -67,23 +67,24 @@ fn the_first_run_makes_certificates_and_prints_lines_that_work_when_pasted() {
     program.signal("INT");
     assert_eq!(program.wait().code(), Some(0));
 
-    let kept = std::fs::read(folder.path().join("certs/server.pem")).unwrap();
+    let certificate = std::fs::read(folder.path().join("certs/server.pem")).unwrap();
     let mut again = Program::serve(&file);
     again.wait_for("metrics");
     assert_eq!(
         std::fs::read(folder.path().join("certs/server.pem")).unwrap(),
-        kept,
-        "made once"
+        certificate,
+        "the certificates are created once"
     );
     again.wait_for("ready to accept");
-    let said = again.lines().join("\n");
+    let output_text = again.lines().join("\n");
     assert!(
-        said.contains("Try it (curl asks for the password; it was shown at the first start):"),
-        "{said}"
+        output_text
+            .contains("Try it (curl asks for the password; it was shown at the first start):"),
+        "{output_text}"
     );
     assert!(
-        !said.contains("checking the store before it is used"),
-        "{said}"
+        !output_text.contains("checking the store before it is used"),
+        "{output_text}"
     );
     let second = Command::new(binary())
         .args(["serve", "--config"])
@@ -165,7 +166,7 @@ async fn the_emulator_runs_alone_and_a_gate_reaches_it_by_name_and_by_pin() {
     let file = fresh(folder.path());
     let mut command = Command::new(binary());
     command.args(["emulate", "--config"]).arg(&file);
-    let mut webapp = Program::told(command, (0, 0));
+    let mut webapp = Program::with_ports(command, (0, 0));
     let line = webapp.wait_for("  webapp ");
     let (_, address) = line.split_once("https://").unwrap();
     let address = address.split_whitespace().next().unwrap();
@@ -213,7 +214,7 @@ fn the_emulator_alone_needs_no_gate_in_its_file() {
         std::fs::write(&file, format!("{section}{rest}")).unwrap();
         let mut command = Command::new(binary());
         command.args(["emulate", "--config"]).arg(&file);
-        let mut webapp = Program::told(command, (0, 0));
+        let mut webapp = Program::with_ports(command, (0, 0));
         webapp.wait_for("  switches ");
         assert!(folder.path().join("certs/webapp-password").exists());
         webapp.signal("INT");
@@ -226,8 +227,11 @@ fn the_emulator_alone_needs_no_gate_in_its_file() {
         .args(["emulate", "--config"])
         .arg(&file)
         .output();
-    let said = String::from_utf8(output.unwrap().stderr).unwrap();
-    assert!(said.contains("did you mean address?"), "{said}");
+    let output_text = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(
+        output_text.contains("did you mean address?"),
+        "{output_text}"
+    );
 }
 
 #[test]

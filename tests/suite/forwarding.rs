@@ -41,17 +41,17 @@ async fn every_route_of_the_profile_is_reached_with_and_without_trailing_slash()
     for (method, path) in nodes {
         for path in [path.to_owned(), format!("{path}/")] {
             let before = webapp.request_count(path.trim_end_matches('/'));
-            let answer = client.request(method.clone(), &path).send().await.unwrap();
+            let response = client.request(method.clone(), &path).send().await.unwrap();
             assert!(
-                answer.status().as_u16() < 500,
+                response.status().as_u16() < 500,
                 "{path}: {}",
-                answer.status()
+                response.status()
             );
             let after = webapp.request_count(path.trim_end_matches('/'));
             assert!(
                 after > before,
                 "{path} did not reach the Webapp: {}",
-                answer.status()
+                response.status()
             );
         }
     }
@@ -93,14 +93,14 @@ async fn both_protocols_carry_bodies_head_requests_and_empty_responses() {
         let down = client.get(&path).await;
         assert_eq!(down.headers()["content-length"], "70000");
         assert_eq!(down.bytes().await.unwrap(), body);
-        let gone = client.request(Method::DELETE, &path).send().await.unwrap();
-        assert!(gone.status().is_success());
+        let deleted = client.request(Method::DELETE, &path).send().await.unwrap();
+        assert!(deleted.status().is_success());
         let missing = client.get(&path).await;
         assert_eq!(missing.status(), 404);
         assert_eq!(
             missing.bytes().await.unwrap().len(),
             0,
-            "the Webapp's empty 404"
+            "the Webapp's empty 404 is forwarded"
         );
         let options = client
             .request(Method::OPTIONS, "/v1/health")
@@ -145,18 +145,18 @@ async fn two_hundred_megabytes_in_either_direction_take_less_than_two_of_memory(
         let request = client
             .request(Method::POST, "/v1/media")
             .header("content-type", "video/mp4");
-        let answer = request
+        let response = request
             .header("content-length", total)
             .body(pieces(total))
             .send()
             .await
             .unwrap();
-        assert_eq!(answer.status(), 200);
+        assert_eq!(response.status(), 200);
     };
     let download = async |total: usize| {
-        let answer = client.get(&format!("/v1/media/generated-{total}")).await;
-        assert_eq!(answer.status(), 200);
-        let mut body = answer.bytes_stream();
+        let response = client.get(&format!("/v1/media/generated-{total}")).await;
+        assert_eq!(response.status(), 200);
+        let mut body = response.bytes_stream();
         let mut got = 0;
         while let Some(piece) = body.next().await {
             got += piece.unwrap().len();
@@ -174,7 +174,7 @@ async fn two_hundred_megabytes_in_either_direction_take_less_than_two_of_memory(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_streams_before_it_is_complete_and_a_client_that_leaves_frees_the_upstream() {
+async fn a_response_is_streamed_and_a_client_that_disconnects_releases_the_permit() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("concurrency = 1\nqueue_timeout = \"5s\"")
@@ -182,23 +182,23 @@ async fn a_response_streams_before_it_is_complete_and_a_client_that_leaves_frees
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
     webapp.slow_body(true);
-    let mut answer = client.get("/v1/media/generated-10000000").await;
+    let mut response = client.get("/v1/media/generated-10000000").await;
     assert!(
-        answer.chunk().await.unwrap().is_some(),
-        "the first piece arrives alone"
+        response.chunk().await.unwrap().is_some(),
+        "the first piece arrives before the rest"
     );
-    drop(answer);
+    drop(response);
     webapp.slow_body(false);
-    // The only upstream permit is free again, otherwise this would be refused.
+    // The only upstream permit is free again, otherwise this request would be refused.
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    eventually("the client that left is counted", async || {
+    eventually("the client's disconnect is counted", async || {
         gateway.metrics.client_disconnects.get() > 0
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_stalls_runs_into_the_timeout() {
+async fn a_stalled_upstream_causes_a_timeout() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("first_byte_timeout = \"500ms\"\nbody_idle_timeout = \"1s\"")
@@ -214,11 +214,11 @@ async fn an_upstream_that_stalls_runs_into_the_timeout() {
     webapp.hang(false);
     webapp.stall_after_headers(true);
     let begin = tokio::time::Instant::now();
-    let answer = client.get("/v1/media/generated-10000000").await;
-    assert_eq!(answer.status(), 200);
+    let response = client.get("/v1/media/generated-10000000").await;
+    assert_eq!(response.status(), 200);
     assert!(
-        answer.bytes().await.is_err(),
-        "cut, and the client can tell"
+        response.bytes().await.is_err(),
+        "the client sees an incomplete response"
     );
     assert!(begin.elapsed() < Duration::from_secs(10));
     webapp.stall_after_headers(false);
@@ -239,13 +239,13 @@ async fn the_upstreams_own_errors_pass_and_an_unreachable_upstream_is_a_502() {
     let webapp = emulator().await;
     let (gateway, client) = gate(&webapp).await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    webapp.answer_503(1);
+    webapp.respond_503(1);
     assert_eq!(
         client.get("/v1/support").await.status(),
         503,
-        "the Webapp's own answer passes"
+        "the Webapp's own response is forwarded"
     );
-    webapp.answer_429(1);
+    webapp.respond_429(1);
     assert_eq!(client.get("/v1/support").await.status(), 429);
     webapp.stop();
     assert_eq!(verdict(client.get("/v1/support").await).await, (502, 1014));
@@ -264,14 +264,14 @@ async fn a_body_over_the_routes_limit_is_refused_by_its_length_or_while_it_arriv
             .request(Method::POST, "/v1/media")
             .header("content-type", "image/png");
         let stated = request.body(vec![0_u8; 2 * 1024 * 1024]).send().await;
-        if let Ok(answer) = stated {
-            assert_eq!(verdict(answer).await, (413, 1009));
+        if let Ok(response) = stated {
+            assert_eq!(verdict(response).await, (413, 1009));
         }
         let request = client
             .request(Method::POST, "/v1/media")
             .header("content-type", "image/png");
-        if let Ok(answer) = request.body(pieces(4 * 1024 * 1024)).send().await {
-            assert_eq!(verdict(answer).await, (413, 1009));
+        if let Ok(response) = request.body(pieces(4 * 1024 * 1024)).send().await {
+            assert_eq!(verdict(response).await, (413, 1009));
         }
     }
     assert_eq!(

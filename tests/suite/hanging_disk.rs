@@ -1,5 +1,5 @@
 //! The disk of a gate's store hangs under load and recovers: known tokens work throughout,
-//! changes wait once, no answered change is lost, and the gate can be stopped meanwhile.
+//! changes wait once, no confirmed change is lost, and the gate can be stopped meanwhile.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl GateOnDisk {
         });
         let seal = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
         secret(&folder.path().join("store-key"), seal);
-        let disk = HungDisk::beside(&config);
+        let disk = HungDisk::next_to(&config);
         Self {
             folder,
             config,
@@ -76,7 +76,7 @@ impl Gate {
     }
 
     /// Whether a token is known.
-    async fn knows(&self, client: &Client) -> bool {
+    async fn accepts(&self, client: &Client) -> bool {
         let client = self
             .client
             .clone()
@@ -98,7 +98,7 @@ impl Gate {
     }
 
     /// Its log lines about the disk, without access lines.
-    fn said(&self, what: &str) -> Vec<String> {
+    fn disk_lines(&self, what: &str) -> Vec<String> {
         let lines = self.program.lines().into_iter();
         let lines = lines.filter(|line| !line.contains("tollgate::access"));
         lines.filter(|line| line.contains(what)).collect()
@@ -108,8 +108,8 @@ impl Gate {
 /// What the operator's listener reports.
 async fn operator(program: &Program, path: &str) -> (u16, String) {
     let url = format!("http://127.0.0.1:{}{path}", program.operator);
-    let answer = reqwest::get(url).await.unwrap();
-    (answer.status().as_u16(), answer.text().await.unwrap())
+    let response = reqwest::get(url).await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
 }
 
 async fn log_out(client: &Client) -> Response {
@@ -118,10 +118,10 @@ async fn log_out(client: &Client) -> Response {
 }
 
 /// Checks for a 503 with the Webapp's envelope and `Retry-After`.
-async fn assert_put_off(answer: Response) {
-    let wait = answer.headers()["retry-after"].to_str().unwrap();
+async fn assert_put_off(response: Response) {
+    let wait = response.headers()["retry-after"].to_str().unwrap();
     assert!(wait.parse::<u64>().unwrap() >= 1);
-    assert_eq!(verdict(answer).await, (503, 1011));
+    assert_eq!(verdict(response).await, (503, 1011));
 }
 
 async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
@@ -145,9 +145,9 @@ impl Load {
                 let (mut count, mut longest) = (0, Duration::ZERO);
                 while !stop.load(Ordering::Relaxed) {
                     let request = async {
-                        let answer = client.get("/v1/support").await;
-                        let status = answer.status();
-                        answer.bytes().await.map(|_| status)
+                        let response = client.get("/v1/support").await;
+                        let status = response.status();
+                        response.bytes().await.map(|_| status)
                     };
                     let (status, took) = timed(request).await;
                     assert_eq!(status.unwrap(), 200, "after {count}");
@@ -165,17 +165,17 @@ impl Load {
         self.0.store(true, Ordering::Relaxed);
         for lane in self.1 {
             let (count, longest) = lane.await.unwrap();
-            assert!(count > 20, "{count} requests: where is the load?");
-            assert!(longest < TIMEOUT, "one waited for {longest:?}");
+            assert!(count > 20, "only {count} requests: the load is too small");
+            assert!(longest < TIMEOUT, "a request waited for {longest:?}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answered_change_is_lost() {
+async fn while_the_disk_hangs_known_tokens_work_and_no_confirmed_change_is_lost() {
     let webapp = emulator().await;
-    let place = GateOnDisk::before(&webapp);
-    let gate = place.start();
+    let setup = GateOnDisk::before(&webapp);
+    let gate = setup.start();
     let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
     for name in ["anna", "bert", "carl", "dora"] {
         let user = json!({ "username": name, "password": PASSWORD });
@@ -186,7 +186,7 @@ async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answere
     assert_eq!(log_out(&bert).await.status(), 200);
     let load = Load::with(&admin);
 
-    place.disk.hang();
+    setup.disk.hang();
     let late = async {
         tokio::join!(
             timed(log_out(&anna)),
@@ -194,25 +194,25 @@ async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answere
         )
     };
     let (out, login) = late.await;
-    for (answer, took) in [out, login] {
+    for (response, took) in [out, login] {
         assert!(took >= TIMEOUT, "the disk does not hang: {took:?}");
         assert!(took < TIMEOUT * 2, "waited for {took:?}");
-        assert_put_off(answer).await;
+        assert_put_off(response).await;
     }
-    // Since then only the scrape of the metrics has read the store's state.
+    // Only the metrics scrapes read the store's state meanwhile.
     eventually("the gate notices", async || !gate.is_up().await).await;
     let (status, ready) = gate.operator("/readyz").await;
-    assert_eq!(status, 200, "known tokens work: stay in the balancer");
+    assert_eq!(status, 200, "ready, because known tokens work");
     assert!(ready.contains(&format!("store: {SAID}")), "{ready}");
     refused_at_once(&gate, (&admin, &anna, &dora)).await;
     // The upstream's token can be renewed, although the new one cannot be stored.
     let logins = webapp.login_count();
     webapp.forget_all_tokens();
-    assert!(gate.knows(&carl).await);
+    assert!(gate.accepts(&carl).await);
     assert_eq!(webapp.login_count(), logins + 1);
-    assert!(gate.knows(&anna).await && gate.knows(&dora).await);
+    assert!(gate.accepts(&anna).await && gate.accepts(&dora).await);
 
-    place.disk.answer();
+    setup.disk.respond();
     eventually("logins work again", async || {
         gate.client.login("dora", PASSWORD).await.status() == 200
     })
@@ -221,18 +221,18 @@ async fn while_the_disk_hangs_known_tokens_work_changes_wait_once_and_no_answere
     assert!(gate.is_up().await);
     assert!(!gate.operator("/readyz").await.1.contains("store"));
     // One line about the disk and two about the lease that was not stored; no flood.
-    let said = gate.said(SAID);
-    let errors = said.iter().filter(|line| line.contains("ERROR"));
-    assert_eq!(errors.count(), 1, "{said:#?}");
-    assert!(said.len() <= 3, "{said:#?}");
-    assert_eq!(gate.said("the disk responds again").len(), 1);
-    // Changes in flight have taken place, refused ones have not.
+    let disk_lines = gate.disk_lines(SAID);
+    let errors = disk_lines.iter().filter(|line| line.contains("ERROR"));
+    assert_eq!(errors.count(), 1, "{disk_lines:#?}");
+    assert!(disk_lines.len() <= 3, "{disk_lines:#?}");
+    assert_eq!(gate.disk_lines("the disk responds again").len(), 1);
+    // Changes in flight were made, refused ones were not.
     let after = gate.log_in("bert").await;
     let (live, dead) = ([&admin, &carl, &dora, &after], [&anna, &bert]);
     assert_known(&gate, live, dead).await;
     gate.program.signal("KILL");
     drop(gate);
-    let gate = place.start();
+    let gate = setup.start();
     assert_known(&gate, live, dead).await;
     let other = gate.client.login("dora", "0ther-Passw0rd").await;
     assert_eq!(other.status(), 401);
@@ -263,28 +263,28 @@ async fn refused_at_once(gate: &Gate, (admin, anna, dora): (&Client, &Client, &C
             timed(async { remove.send().await.unwrap() }).await,
         ),
     ];
-    for (what, (answer, took)) in refused {
+    for (what, (response, took)) in refused {
         assert!(took < TIMEOUT, "{what} waited for {took:?}");
-        assert_put_off(answer).await;
+        assert_put_off(response).await;
     }
 }
 
 async fn assert_known(gate: &Gate, live: [&Client; 4], dead: [&Client; 2]) {
     for (at, client) in live.iter().enumerate() {
-        assert!(gate.knows(client).await, "live {at}");
+        assert!(gate.accepts(client).await, "live {at}");
     }
     for (at, client) in dead.iter().enumerate() {
-        assert!(!gate.knows(client).await, "dead {at}");
+        assert!(!gate.accepts(client).await, "dead {at}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_change() {
+async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_confirmed_change() {
     let webapp = emulator().await;
-    let place = GateOnDisk::before(&webapp);
-    let mut gate = place.start();
+    let setup = GateOnDisk::before(&webapp);
+    let mut gate = setup.start();
     let admin = gate.client.clone().logged_in(ADMIN, ADMIN_PASSWORD).await;
-    place.disk.hang();
+    setup.disk.hang();
     let waiting: Vec<_> = (0..3)
         .map(|_| {
             let client = gate.client.clone();
@@ -294,31 +294,31 @@ async fn a_gate_stopped_while_its_disk_hangs_ends_in_time_and_loses_no_answered_
     tokio::time::sleep(TIMEOUT / 4).await;
     gate.program.signal("TERM");
     let (status, took) = timed(async { gate.program.wait() }).await;
-    assert_eq!(status.code(), Some(0), "nothing in flight was cut");
+    assert_eq!(status.code(), Some(0), "no request in flight was dropped");
     assert!(took < DEADLINE + TIMEOUT, "took {took:?}");
-    for answer in waiting {
-        assert_put_off(answer.await.unwrap()).await;
+    for response in waiting {
+        assert_put_off(response.await.unwrap()).await;
     }
     let left = "closed without waiting for the disk";
     gate.program.wait_for(left);
-    assert_eq!(gate.said(left).len(), 1);
-    place.disk.answer();
-    let gate = place.start();
-    assert!(gate.knows(&admin).await);
+    assert_eq!(gate.disk_lines(left).len(), 1);
+    setup.disk.respond();
+    let gate = setup.start();
+    assert!(gate.accepts(&admin).await);
     gate.client.logged_in(ADMIN, ADMIN_PASSWORD).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_on_a_hanging_disk_logs_it_can_be_stopped_and_continues_when_the_disk_recovers() {
     let webapp = emulator().await;
-    let place = GateOnDisk::before(&webapp);
-    drop(place.start()); // killed: leaves the file behind
-    place.disk.hang();
+    let setup = GateOnDisk::before(&webapp);
+    drop(setup.start()); // killed, so that the file exists
+    setup.disk.hang();
     let slow = "the disk may be unresponsive";
     let ports = (free_port(), free_port());
-    let config = std::fs::read_to_string(&place.config).unwrap();
-    std::fs::write(&place.config, at_ports(&config, ports)).unwrap();
-    let mut program = Program::told(place.disk.gate(&place.config), ports);
+    let config = std::fs::read_to_string(&setup.config).unwrap();
+    std::fs::write(&setup.config, at_ports(&config, ports)).unwrap();
+    let mut program = Program::with_ports(setup.disk.gate(&setup.config), ports);
     let line = program.wait_for(slow);
     assert!(
         line.contains("WARN") && line.contains("disk/gate.redb"),
@@ -337,16 +337,16 @@ async fn a_start_on_a_hanging_disk_logs_it_can_be_stopped_and_continues_when_the
     assert_eq!(status.code(), Some(0));
     assert!(took < DEADLINE, "took {took:?}");
 
-    let program = Program::told(place.disk.gate(&place.config), ports);
+    let program = Program::with_ports(setup.disk.gate(&setup.config), ports);
     program.wait_for(slow);
-    place.disk.answer();
-    eventually("it is ready", async || {
+    setup.disk.respond();
+    eventually("the gate is ready", async || {
         operator(&program, "/readyz").await.0 == 200
     })
     .await;
-    let client = client(place.folder.path(), &program);
+    let client = client(setup.folder.path(), &program);
     client.logged_in(ADMIN, ADMIN_PASSWORD).await;
-    let said = program.lines().into_iter();
-    let said = said.filter(|line| line.contains("the store is not open yet"));
-    assert!(said.count() <= 4, "{:#?}", program.lines());
+    let disk_lines = program.lines().into_iter();
+    let disk_lines = disk_lines.filter(|line| line.contains("the store is not open yet"));
+    assert!(disk_lines.count() <= 4, "{:#?}", program.lines());
 }

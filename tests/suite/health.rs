@@ -1,4 +1,4 @@
-//! An upstream that fails is reported, not waited for, and found again by the gate's own probes.
+//! A failed upstream is reported, requests are refused at once, and the gate's probes find it again.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::harness::{Client, Gateway, NO_LIMITS, Setup, eventually};
 
 const QUICK: &str = "first_byte_timeout = \"1s\"\nlogin_timeout = \"2s\"\n\
                      min_login_interval = \"10ms\"\nlogins_per_hour = 36000";
-/// The upstream answers this path with a 503 of its own.
+/// The upstream responds to this path with its own 503.
 const BUSY: &str = "/v1/settings/application";
-/// The upstream never answers this path.
+/// The upstream never responds to this path.
 const SILENT: &str = "/v1/stickerpacks";
 
 async fn gate(upstream: &FaultyUpstream) -> (Gateway, Client) {
@@ -27,38 +27,38 @@ async fn gate(upstream: &FaultyUpstream) -> (Gateway, Client) {
 }
 
 /// The upstream's own 503 is a response like any other.
-async fn is_passed_on(answer: Response) -> bool {
-    let status = answer.status();
-    status == 503 && answer.text().await.unwrap() == "ok"
+async fn is_passed_on(response: Response) -> bool {
+    let status = response.status();
+    status == 503 && response.text().await.unwrap() == "ok"
 }
 
 async fn operator(gateway: &Gateway, path: &str) -> (u16, String) {
-    let answer = reqwest::get(gateway.operator_url(path)).await.unwrap();
-    (answer.status().as_u16(), answer.text().await.unwrap())
+    let response = reqwest::get(gateway.operator_url(path)).await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
 }
 
 /// Sends requests until the breaker is open; every response before is one of `before`.
 async fn until_refused(client: &Client, before: &[u16]) -> Response {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let answer = client.get(BUSY).await;
-        let pause = answer.headers().get("retry-after").cloned();
-        match answer.status().as_u16() {
-            503 => return answer,
+        let response = client.get(BUSY).await;
+        let pause = response.headers().get("retry-after").cloned();
+        match response.status().as_u16() {
+            503 => return response,
             status => assert!(before.contains(&status), "{status}"),
         }
         assert_eq!(
             pause.unwrap(),
             "1",
-            "a failure of the upstream says when to come back"
+            "a failure of the upstream has Retry-After"
         );
-        assert!(Instant::now() < deadline, "never refused");
+        assert!(Instant::now() < deadline, "no request was refused in time");
         sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Checks how an outage and its end look from outside.
-async fn is_told_and_ends(
+/// Checks the responses, readiness and metrics of an outage, and its end.
+async fn outage_is_reported_and_ends(
     gateway: &Gateway,
     client: &Client,
     upstream: &FaultyUpstream,
@@ -66,7 +66,10 @@ async fn is_told_and_ends(
 ) {
     let begin = Instant::now();
     let refused = client.get(BUSY).await;
-    assert!(begin.elapsed() < Duration::from_millis(900), "at once");
+    assert!(
+        begin.elapsed() < Duration::from_millis(900),
+        "refused at once"
+    );
     let pause: u64 = refused.headers()["retry-after"]
         .to_str()
         .unwrap()
@@ -97,7 +100,7 @@ async fn is_told_and_ends(
 
     upstream.is(UpstreamState::Well);
     let begin = Instant::now();
-    eventually("found by the gate itself", async || {
+    eventually("the gate's probes find the upstream", async || {
         operator(gateway, "/readyz").await.0 == 200
     })
     .await;
@@ -117,7 +120,7 @@ async fn while_connections_are_refused_requests_get_503_at_once() {
     let (gateway, client) = gate(&upstream).await;
     upstream.is(UpstreamState::Gone);
     until_refused(&client, &[502]).await;
-    is_told_and_ends(&gateway, &client, &upstream, "Connection refused").await;
+    outage_is_reported_and_ends(&gateway, &client, &upstream, "Connection refused").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,22 +140,22 @@ async fn a_hanging_upstream_is_not_waited_for_and_requests_in_flight_are_not_cut
     });
     upstream.is(UpstreamState::Hangs);
     until_refused(&client, &[504]).await;
-    assert!(!reading.is_finished(), "or this proves nothing");
-    is_told_and_ends(&gateway, &client, &upstream, "no answer").await;
+    assert!(!reading.is_finished(), "the test needs enough requests");
+    outage_is_reported_and_ends(&gateway, &client, &upstream, "no answer").await;
     assert_eq!(reading.await.unwrap(), 10_000_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_closes_or_does_not_speak_http_counts_as_down() {
-    for (mood, words) in [
+    for (behaviour, words) in [
         (UpstreamState::HangsUp, "closed"),
         (UpstreamState::Babbles, "HTTP"),
     ] {
         let upstream = FaultyUpstream::start(UpstreamState::Well).await;
         let (gateway, client) = gate(&upstream).await;
-        upstream.is(mood);
+        upstream.is(behaviour);
         until_refused(&client, &[502]).await;
-        is_told_and_ends(&gateway, &client, &upstream, words).await;
+        outage_is_reported_and_ends(&gateway, &client, &upstream, words).await;
     }
 }
 
@@ -162,10 +165,13 @@ async fn a_failed_tls_handshake_counts_as_no_connection() {
     let setup = Setup::default().upstream(QUICK).rest(NO_LIMITS);
     let url = upstream.url().replace("http:", "https:");
     let gateway = Gateway::before(&url, setup).await;
-    eventually("found without a client: the login has failed", async || {
-        let (status, text) = operator(&gateway, "/readyz").await;
-        status == 503 && text.contains("upstream main: down") && text.contains("TLS handshake")
-    })
+    eventually(
+        "the failed login reveals the outage without a client",
+        async || {
+            let (status, text) = operator(&gateway, "/readyz").await;
+            status == 503 && text.contains("upstream main: down") && text.contains("TLS handshake")
+        },
+    )
     .await;
     let text = operator(&gateway, "/readyz").await.1;
     assert!(
@@ -175,7 +181,7 @@ async fn a_failed_tls_handshake_counts_as_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_one_failed_request_the_gate_probes_by_itself() {
+async fn one_failed_request_starts_the_gates_own_probes() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     upstream.is(UpstreamState::Gone);
@@ -183,7 +189,7 @@ async fn after_one_failed_request_the_gate_probes_by_itself() {
     assert_eq!(
         operator(&gateway, "/readyz").await.0,
         200,
-        "one is no proof"
+        "one failure opens no breaker"
     );
     eventually("not ready", async || {
         operator(&gateway, "/readyz").await.0 == 503
@@ -197,18 +203,18 @@ async fn after_one_failed_request_the_gate_probes_by_itself() {
             .value(ProbeOutcome::Failed)
             >= 4
     );
-    is_told_and_ends(&gateway, &client, &upstream, "Connection refused").await;
+    outage_is_reported_and_ends(&gateway, &client, &upstream, "Connection refused").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_requests() {
+async fn one_path_without_responses_does_not_open_the_breaker() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let (gateway, client) = gate(&upstream).await;
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(6) {
         let all = (0..8).map(|_| client.get(SILENT));
-        for answer in futures_util::future::join_all(all).await {
-            assert_eq!(verdict(answer).await, (504, 1014));
+        for response in futures_util::future::join_all(all).await {
+            assert_eq!(verdict(response).await, (504, 1014));
         }
     }
     assert_eq!(
@@ -219,14 +225,14 @@ async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_req
             .get(),
         0
     );
-    let answered = gateway
+    let responded = gateway
         .metrics
         .upstream("main")
         .upstream_probes
         .value(ProbeOutcome::Succeeded);
     assert!(
-        (3..=8).contains(&answered),
-        "{answered} second opinions in six seconds"
+        (3..=8).contains(&responded),
+        "{responded} probes in six seconds"
     );
     assert_eq!(
         gateway
@@ -240,7 +246,7 @@ async fn one_path_that_is_never_answered_opens_no_breaker_even_without_other_req
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_leave_before_the_timeout_show_a_hang_as_well() {
+async fn requests_cancelled_before_the_timeout_reveal_a_hang_too() {
     let upstream = FaultyUpstream::start(UpstreamState::Well).await;
     let setup = Setup::default()
         .upstream("first_byte_timeout = \"5s\"")
@@ -250,12 +256,12 @@ async fn clients_that_leave_before_the_timeout_show_a_hang_as_well() {
     assert!(is_passed_on(client.get(BUSY).await).await);
     upstream.is(UpstreamState::Hangs);
     let left = timeout(Duration::from_millis(3800), client.get(BUSY)).await;
-    assert!(left.is_err(), "nothing is answered");
+    assert!(left.is_err(), "no request gets a response");
     eventually("not ready", async || {
         operator(&gateway, "/readyz").await.0 == 503
     })
     .await;
-    is_told_and_ends(&gateway, &client, &upstream, "no answer").await;
+    outage_is_reported_and_ends(&gateway, &client, &upstream, "no answer").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,7 +287,10 @@ async fn faults_of_clients_do_not_count_against_the_upstream() {
         let mut long = client.get("/v1/media/long").await;
         assert!(long.chunk().await.unwrap().is_some());
     }
-    assert!(upstream.heads() >= before + 6, "or this proves nothing");
+    assert!(
+        upstream.heads() >= before + 6,
+        "the test needs enough requests"
+    );
     sleep(Duration::from_secs(1)).await;
     assert_eq!(
         gateway
@@ -299,7 +308,7 @@ async fn faults_of_clients_do_not_count_against_the_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
+async fn relayed_logins_and_open_paths_are_refused_at_once_during_an_outage() {
     let upstream = FaultyUpstream::start(UpstreamState::Gone).await;
     let open = "[[route]]\nname = \"open\"\npath = \"/open/*\"\naccess = [\"open\"]\n";
     let setup = Setup::default()
@@ -322,7 +331,7 @@ async fn relayed_logins_and_open_paths_are_refused_at_once_too() {
     }
     assert_eq!(gateway.metrics.rejections.value(Reason::UpstreamDown), 4);
     upstream.is(UpstreamState::Well);
-    eventually("open again", async || {
+    eventually("requests succeed again", async || {
         is_passed_on(gateway.client().get("/open/x").await).await
     })
     .await;
@@ -360,7 +369,7 @@ async fn a_reload_keeps_the_health_state_of_the_same_address() {
         1
     );
     upstream.is(UpstreamState::Well);
-    eventually("found again", async || {
+    eventually("the upstream is in use again", async || {
         is_passed_on(client.get(BUSY).await).await
     })
     .await;

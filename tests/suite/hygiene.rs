@@ -22,7 +22,7 @@ async fn first_line(gateway: &Gateway, bytes: &[u8]) -> String {
     text.lines().next().unwrap_or("closed").to_owned()
 }
 
-#[expect(clippy::too_many_lines, reason = "one row a shape")]
+#[expect(clippy::too_many_lines, reason = "one row per form")]
 #[tokio::test(flavor = "multi_thread")]
 async fn smuggling_shapes_get_400_and_the_connection_ends() {
     let (webapp, gateway, token) = open_gate().await;
@@ -119,7 +119,7 @@ async fn smuggling_shapes_get_400_and_the_connection_ends() {
     assert_eq!(
         webapp.request_count("/v1/messages"),
         before,
-        "none of it reached the Webapp"
+        "nothing was sent to the Webapp"
     );
 }
 
@@ -173,7 +173,7 @@ access = "token"
     assert_eq!(
         client.get("/v1/other").await.status(),
         404,
-        "the Webapp's own"
+        "the Webapp's own response"
     );
     let before = webapp.request_count("/");
     for path in [
@@ -195,14 +195,18 @@ access = "token"
             "GET /v1/other HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
         );
         raw.send(head.as_bytes()).await;
-        let answer = raw.read_to_end().await;
-        assert!(answer.contains("\"code\":1006"), "{host}: {answer}");
+        let response = raw.read_to_end().await;
+        assert!(response.contains("\"code\":1006"), "{host}: {response}");
     }
-    assert_eq!(webapp.request_count("/"), before, "nothing went up");
+    assert_eq!(
+        webapp.request_count("/"),
+        before,
+        "nothing was sent to the upstream"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_requests_are_answered_in_order() {
+async fn pipelined_requests_get_responses_in_order() {
     let (_webapp, gateway, token) = open_gate().await;
     let one = format!(
         "GET /v1/support HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
@@ -218,7 +222,7 @@ async fn pipelined_requests_are_answered_in_order() {
     let statuses: Vec<&str> = text
         .split("HTTP/1.1 ")
         .skip(1)
-        .map(|answer| &answer[..3])
+        .map(|response| &response[..3])
         .collect();
     assert_eq!(statuses, ["200", "201", "404"], "{text}");
 }
@@ -237,7 +241,7 @@ async fn continue_is_sent_only_after_the_client_is_known() {
     raw.send(head("wrong").as_bytes()).await;
     assert!(
         raw.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 401"),
-        "no 100 for a stranger"
+        "no 100 for an unknown client"
     );
     let mut raw = Raw::connect(&gateway).await;
     raw.send(head(&token).as_bytes()).await;
@@ -261,10 +265,10 @@ async fn the_upstream_gets_the_gates_fields_and_none_that_a_client_forged() {
             "traceparent",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         );
-    let answer = request.send().await.unwrap();
-    assert_eq!(answer.status(), 200);
-    let seen: Value = answer.json().await.unwrap();
-    let seen = &seen["heard"];
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let seen: Value = response.json().await.unwrap();
+    let seen = &seen["received"];
     assert_eq!(seen["x-forwarded-for"], "127.0.0.1");
     assert_eq!(seen["x-forwarded-proto"], "https");
     assert_eq!(seen["x-tollgate-client"], "admin");
@@ -280,7 +284,7 @@ async fn the_upstream_gets_the_gates_fields_and_none_that_a_client_forged() {
             .as_str()
             .unwrap_or("")
             .contains(&token),
-        "the client's token stays here"
+        "the client's token is not forwarded"
     );
 
     let underscore = client
@@ -309,15 +313,15 @@ async fn an_echoed_token_is_redacted() {
     let (webapp, gateway, token) = open_gate().await;
     webapp.echo(true);
     let client = gateway.client().with_token(&token);
-    let answer = client.get("/v1/support").await;
-    let head = format!("{:?}", answer.headers());
-    let text = answer.text().await.unwrap();
+    let response = client.get("/v1/support").await;
+    let head = format!("{:?}", response.headers());
+    let text = response.text().await.unwrap();
     assert!(text.contains("echo"), "{text}");
     let tokens = webapp.live_tokens();
     assert!(!tokens.is_empty());
     for token in tokens {
-        assert!(!head.contains(token.expose()), "it came down in a header");
-        assert!(!text.contains(token.expose()), "it came down in the body");
+        assert!(!head.contains(token.expose()), "the token is in a header");
+        assert!(!text.contains(token.expose()), "the token is in the body");
     }
     assert!(!gateway.metrics.text().contains(WEBAPP_PASSWORD));
 }

@@ -1,4 +1,4 @@
-//! Each client has its limits, and the Webapp never has to answer 429.
+//! Each client has its limits, and the Webapp never has to respond with 429.
 
 use std::time::Duration;
 
@@ -26,32 +26,32 @@ async fn an_exhausted_limit_says_when_to_retry() {
     let gateway = Gateway::with(&webapp, Setup::default().rest(OWN)).await;
     let client = gateway.admin().await;
     for left in [2, 1, 0] {
-        let answer = client.get("/v1/support").await;
-        assert_eq!(answer.status(), 200);
-        let facts = answer.headers()["ratelimit"].to_str().unwrap().to_owned();
+        let response = client.get("/v1/support").await;
+        assert_eq!(response.status(), 200);
+        let facts = response.headers()["ratelimit"].to_str().unwrap().to_owned();
         assert!(facts.contains(&format!("r={left}")), "{facts}");
         assert!(
-            answer.headers()["ratelimit-policy"]
+            response.headers()["ratelimit-policy"]
                 .to_str()
                 .unwrap()
                 .contains("\"mine\";q=3")
         );
     }
     let before = webapp.request_count("/v1/support");
-    let answer = client.get("/v1/support").await;
-    let wait: u64 = answer.headers()["retry-after"]
+    let response = client.get("/v1/support").await;
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((50..=60).contains(&wait), "{wait}");
-    assert!(answer.headers().contains_key("ratelimit"));
-    assert_eq!(verdict(answer).await, (429, 1015));
+    assert!(response.headers().contains_key("ratelimit"));
+    assert_eq!(verdict(response).await, (429, 1015));
     assert_eq!(webapp.request_count("/v1/support"), before);
     assert_eq!(
         client.get("/v1/health").await.status(),
         200,
-        "monitoring has its own budget"
+        "monitoring has its own limit"
     );
 }
 
@@ -99,7 +99,7 @@ max_wait = "3s"
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn guessing_passwords_is_slowed_down_by_peer_and_by_name() {
+async fn password_guesses_are_limited_by_peer_and_by_name() {
     let webapp = emulator().await;
     let rest = "[limits]\nlogins_by_peer = \"1/m burst 6\"\nlogins_by_name = \"1/m burst 3\"\n";
     let gateway = Gateway::with(&webapp, Setup::default().rest(rest)).await;
@@ -125,7 +125,7 @@ async fn guessing_passwords_is_slowed_down_by_peer_and_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
+async fn with_the_profiles_defaults_the_webapp_never_responds_429() {
     let webapp = emulator_with(Settings {
         limits: true,
         ..Settings::for_tests()
@@ -141,7 +141,7 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
         load.push(tokio::spawn(async move {
             let (mut good, mut refused) = (0, 0);
             while begin.elapsed() < Duration::from_secs(6) {
-                let answer = match worker % 4 {
+                let response = match worker % 4 {
                     0 | 1 => client.post("/v1/messages", &text).await,
                     2 => client.get("/v1/health").await,
                     _ => client
@@ -150,10 +150,10 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
                         .await
                         .unwrap(),
                 };
-                let own = answer.headers().contains_key("ratelimit");
-                let status = answer.status().as_u16();
-                // An unread body resets its stream, and a flood of resets ends the connection.
-                answer.bytes().await.unwrap();
+                let own = response.headers().contains_key("ratelimit");
+                let status = response.status().as_u16();
+                // An unread body resets its stream, and too many resets end the connection.
+                response.bytes().await.unwrap();
                 match status {
                     429 => {
                         assert!(own, "this 429 is the gate's, not the Webapp's");
@@ -174,8 +174,8 @@ async fn with_the_profiles_defaults_the_webapp_never_answers_429() {
     }
     assert!(
         refused > 100,
-        "the load was heavier than the limits: {refused} refused, {good} good"
+        "the load did not exceed the limits: {refused} refused, {good} succeeded"
     );
-    assert!(good > 400, "and the limits let their share pass: {good}");
+    assert!(good > 400, "the limits admitted only {good}");
     assert_eq!(webapp.refusals_429(), 0);
 }

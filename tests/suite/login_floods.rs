@@ -9,7 +9,7 @@ use crate::harness::{ADMIN, ADMIN_PASSWORD, Client, Gateway, Setup, WEBAPP_PASSW
 
 const WRONG: &str = "Wrong-Passw0rd!";
 
-/// A client that calls from an address of its own.
+/// A client with its own source address.
 fn from(gateway: &Gateway, address: [u8; 4]) -> Client {
     let builder = reqwest::Client::builder().local_address(std::net::IpAddr::from(address));
     Client::built(gateway, builder)
@@ -22,22 +22,22 @@ async fn status(client: &Client, name: &str, password: &str) -> u16 {
 /// Sends wrong passwords from 127.0.0.1, `rate` a second, and right ones from 127.0.0.2 every
 /// 100 ms. Returns how many of the right ones succeeded, and their number.
 async fn flooded(gateway: &Gateway, rate: u64, password: &'static str) -> (usize, usize) {
-    let stranger = from(gateway, [127, 0, 0, 1]);
+    let attacker = from(gateway, [127, 0, 0, 1]);
     let flood = tokio::spawn(async move {
         let mut tick = interval(Duration::from_micros(1_000_000 / rate));
         loop {
             tick.tick().await;
-            let stranger = stranger.clone();
-            tokio::spawn(async move { status(&stranger, ADMIN, WRONG).await });
+            let attacker = attacker.clone();
+            tokio::spawn(async move { status(&attacker, ADMIN, WRONG).await });
         }
     });
     sleep(Duration::from_millis(500)).await;
-    let honest = from(gateway, [127, 0, 0, 2]);
+    let proven_peer = from(gateway, [127, 0, 0, 2]);
     let (mut passed, mut all) = (0, 0);
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(4) {
         all += 1;
-        passed += usize::from(status(&honest, ADMIN, password).await == 200);
+        passed += usize::from(status(&proven_peer, ADMIN, password).await == 200);
         sleep(Duration::from_millis(100)).await;
     }
     flood.abort();
@@ -58,7 +58,7 @@ async fn wrong_passwords_from_one_address_lock_out_no_other_address() {
     }
 }
 
-/// The same with `directory = "webapp"`, where the stranger must not use up the profile's
+/// The same with `directory = "webapp"`, where unproven addresses must not use up the profile's
 /// limit on the users node either, which all clients share.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_relayed_logins_locks_out_no_other_address() {
@@ -76,22 +76,22 @@ async fn a_flood_from_many_addresses_does_not_lock_out_proven_addresses() {
     let webapp = emulator().await;
     let rest = "[limits]\nlogins_by_peer = \"1/m burst 6\"\nlogins_by_name = \"1/m burst 2\"\n";
     let gateway = Gateway::with(&webapp, Setup::default().rest(rest)).await;
-    let honest = from(&gateway, [127, 0, 0, 2]);
-    assert_eq!(status(&honest, ADMIN, ADMIN_PASSWORD).await, 200);
+    let proven_peer = from(&gateway, [127, 0, 0, 2]);
+    assert_eq!(status(&proven_peer, ADMIN, ADMIN_PASSWORD).await, 200);
     let mut seen = Vec::new();
     for last in 0..30 {
-        let stranger = from(&gateway, [127, 0, 1, last]);
-        seen.push(status(&stranger, ADMIN, WRONG).await);
+        let attacker = from(&gateway, [127, 0, 1, last]);
+        seen.push(status(&attacker, ADMIN, WRONG).await);
     }
     assert_eq!(seen.iter().filter(|status| **status == 401).count(), 20);
-    assert_eq!(seen.last(), Some(&429), "all strangers together");
+    assert_eq!(seen.last(), Some(&429), "all unproven addresses together");
     for _ in 0..5 {
-        assert_eq!(status(&honest, ADMIN, ADMIN_PASSWORD).await, 200);
+        assert_eq!(status(&proven_peer, ADMIN, ADMIN_PASSWORD).await, 200);
     }
-    let stranger = from(&gateway, [127, 0, 2, 1]);
+    let attacker = from(&gateway, [127, 0, 2, 1]);
     assert_eq!(
-        status(&stranger, "someone", WRONG).await,
+        status(&attacker, "someone", WRONG).await,
         401,
-        "another name"
+        "another name has its own bucket"
     );
 }

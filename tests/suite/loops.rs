@@ -1,4 +1,4 @@
-//! A request that comes back to the gate is refused (RFC 9110, 7.6.3), and `Via` is kept.
+//! A request that returns to the gate is refused (RFC 9110, 7.6.3), and `Via` is forwarded.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -80,36 +80,46 @@ async fn a_gate_that_is_its_own_upstream_ends_the_request_at_the_first_hop() {
     for scheme in ["http", "https"] {
         let port = free_port();
         let gateway = gate(port, &format!("{scheme}://127.0.0.1:{port}"), false).await;
-        let answer = client(&gateway, scheme).get("/open/x").await;
-        assert_eq!(verdict(answer).await, (508, 1014), "{scheme}");
+        let response = client(&gateway, scheme).get("/open/x").await;
+        assert_eq!(verdict(response).await, (508, 1014), "{scheme}");
         assert_eq!(
             gateway.metrics.rejections.value(Reason::Loop),
             1,
             "{scheme}"
         );
-        assert_eq!(forwarded(&gateway), 1, "{scheme}: the one hop that went up");
+        assert_eq!(forwarded(&gateway), 1, "{scheme}: only one hop");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_gates_in_a_loop_end_the_request_where_it_comes_back() {
-    let (here, there) = (free_port(), free_port());
-    let one = gate(here, &format!("http://127.0.0.1:{there}"), false).await;
-    let two = gate(there, &format!("http://127.0.0.1:{here}"), false).await;
-    let answer = client(&one, "http").get("/open/x").await;
-    assert_eq!(verdict(answer).await, (508, 1014));
+async fn two_gates_in_a_loop_end_the_request_at_its_return() {
+    let (first_port, second_port) = (free_port(), free_port());
+    let one = gate(
+        first_port,
+        &format!("http://127.0.0.1:{second_port}"),
+        false,
+    )
+    .await;
+    let two = gate(
+        second_port,
+        &format!("http://127.0.0.1:{first_port}"),
+        false,
+    )
+    .await;
+    let response = client(&one, "http").get("/open/x").await;
+    assert_eq!(verdict(response).await, (508, 1014));
     assert_eq!((forwarded(&one), forwarded(&two)), (1, 1));
     assert_eq!(one.metrics.rejections.value(Reason::Loop), 1);
     assert_eq!(two.metrics.rejections.value(Reason::Loop), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_comes_back_is_reported_as_a_loop_and_not_as_a_wrong_password() {
+async fn a_login_that_returns_is_reported_as_a_loop_and_not_as_a_wrong_password() {
     let port = free_port();
     let gateway = gate(port, &format!("https://127.0.0.1:{port}"), true).await;
-    crate::harness::eventually("told", async || {
-        let answer = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
-        let text = answer.text().await.unwrap();
+    crate::harness::eventually("the loop is reported", async || {
+        let response = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+        let text = response.text().await.unwrap();
         text.contains("upstream login: refused with status 508")
     })
     .await;
@@ -154,14 +164,14 @@ async fn the_via_of_other_proxies_is_kept_and_the_gates_is_appended() {
         "2 tollgate-0123456789abcdef",
     ];
     for version in ["1.0", "1.1"] {
-        let answer = sent(&gateway, version, &foreign).await;
+        let response = sent(&gateway, version, &foreign).await;
         assert!(
-            answer.contains(" 200 ") && answer.ends_with("through"),
-            "{answer}"
+            response.contains(" 200 ") && response.ends_with("through"),
+            "{response}"
         );
         assert!(
-            !answer.to_ascii_lowercase().contains("\r\nvia:"),
-            "{answer}"
+            !response.to_ascii_lowercase().contains("\r\nvia:"),
+            "{response}"
         );
         let up = last();
         assert_eq!(up[..2], foreign);
@@ -192,14 +202,21 @@ async fn the_gates_own_name_is_found_anywhere_in_via_and_fails_only_that_request
         )],
     ] {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let answer = sent(&gateway, "1.1", &lines).await;
-        assert!(answer.starts_with("HTTP/1.1 508 "), "{lines:?}: {answer}");
-        assert!(answer.contains("come back to this gateway"), "{answer}");
+        let response = sent(&gateway, "1.1", &lines).await;
+        assert!(
+            response.starts_with("HTTP/1.1 508 "),
+            "{lines:?}: {response}"
+        );
+        assert!(response.contains("come back to this gateway"), "{response}");
     }
     // A comment in the field does not count.
-    let answer = sent(&gateway, "1.1", &[&format!("1.1 fred (not, 1.1 {name})")]).await;
-    assert!(answer.contains(" 200 "), "{answer}");
-    let stranger = gateway.client().get("/v1/support").await;
-    assert_eq!(verdict(stranger).await, (401, 1005));
-    assert_eq!(heads.lock().unwrap().len(), 2, "no loop went up");
+    let response = sent(&gateway, "1.1", &[&format!("1.1 fred (not, 1.1 {name})")]).await;
+    assert!(response.contains(" 200 "), "{response}");
+    let response = gateway.client().get("/v1/support").await;
+    assert_eq!(verdict(response).await, (401, 1005));
+    assert_eq!(
+        heads.lock().unwrap().len(),
+        2,
+        "no looping request was forwarded"
+    );
 }

@@ -1,4 +1,4 @@
-//! The whole gate, as its users and operators see it: one file a subject.
+//! The whole gate, as its users and operators see it: one file per subject.
 #![expect(clippy::unwrap_used, reason = "a test that cannot continue panics")]
 #![expect(
     clippy::disallowed_methods,

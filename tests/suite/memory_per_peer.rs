@@ -1,5 +1,5 @@
 //! An idle or stalled peer holds a bounded amount of the gate's memory, which goes back to
-//! the system when the peer has gone.
+//! the system when the peer disconnects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::harness::{WEBAPP_PASSWORD, secret};
 
 /// Length of a large response: more than the kernel buffers for a client that does not read.
 const ANSWER: usize = 9_000_000;
-/// KiB that one peer may hold that reads nothing, or whose body is not read.
+/// Maximum KiB for a peer that does not read, or whose body is not read.
 const STALLED: f64 = 160.0;
 /// The same while the upstream does not read the body.
 const NOT_TAKEN: f64 = 288.0;
 /// KiB of an idle HTTP/2 connection: it keeps buffers of 28 KiB that are partly used.
 const IDLE: f64 = 28.0;
-/// KiB of all peers together that may remain when they have gone.
+/// Maximum KiB that may remain of all peers together after they disconnect.
 const LEFT: i64 = 5 * 1024;
 
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -76,7 +76,7 @@ impl Gate {
     }
 
     /// The same after the allocator has returned freed memory.
-    async fn settled(&self) -> u64 {
+    async fn memory_after_purge(&self) -> u64 {
         sleep(Duration::from_secs(6)).await;
         let mut last = self.memory();
         for _ in 0..20 {
@@ -91,26 +91,26 @@ impl Gate {
     }
 
     /// KiB for each of `count` peers, and what remains of all of them after ten seconds.
-    async fn cost(&self, count: usize, open: impl AsyncFn(&Self) -> Peer) -> (f64, i64) {
+    async fn kib_per_peer(&self, count: usize, open: impl AsyncFn(&Self) -> Peer) -> (f64, i64) {
         let mut first = Vec::new();
         for _ in 0..4 {
-            first.push(open(self).await); // they pay for one-time allocations
+            first.push(open(self).await); // these cause the one-time allocations
         }
         sleep(Duration::from_millis(500)).await;
         drop(first);
-        let before = self.settled().await;
+        let before = self.memory_after_purge().await;
         let mut peers = Vec::new();
         for _ in 0..count {
             peers.push(open(self).await);
         }
-        let held = self.settled().await;
+        let memory = self.memory_after_purge().await;
         drop(peers);
         let left = || i64::try_from(self.memory()).unwrap() - i64::try_from(before).unwrap();
         let end = Instant::now() + Duration::from_secs(10);
         while left() > LEFT && Instant::now() < end {
             sleep(Duration::from_millis(250)).await;
         }
-        let each = (held.saturating_sub(before)) as f64 / count as f64;
+        let each = (memory.saturating_sub(before)) as f64 / count as f64;
         (each, left())
     }
 
@@ -172,7 +172,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// HEADERS of a GET on `stream`.
-fn asks(stream: u32, path: &str) -> Vec<u8> {
+fn get_frame(stream: u32, path: &str) -> Vec<u8> {
     let fields = [
         (":method", "GET"),
         (":scheme", "https"),
@@ -205,13 +205,13 @@ async fn upstream() -> u16 {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            tokio::spawn(answer(tcp));
+            tokio::spawn(response(tcp));
         }
     });
     port
 }
 
-async fn answer(mut tcp: TcpStream) -> Option<()> {
+async fn response(mut tcp: TcpStream) -> Option<()> {
     let large = vec![b'x'; ANSWER];
     loop {
         let head = read_head(&mut tcp).await?;
@@ -299,11 +299,11 @@ max_body = "100MB"
     )
 }
 
-async fn bounded(most: f64, count: usize, open: impl AsyncFn(&Gate) -> Peer) {
-    let (each, left) = Gate::start().await.cost(count, open).await;
+async fn bounded(max_kib: f64, count: usize, open: impl AsyncFn(&Gate) -> Peer) {
+    let (each, left) = Gate::start().await.kib_per_peer(count, open).await;
     println!("{each:.1} KiB each, {left} KiB left of all");
-    assert!(each <= most, "{each:.1} KiB each");
-    assert!(left <= LEFT, "{left} KiB are not given back");
+    assert!(each <= max_kib, "{each:.1} KiB each");
+    assert!(left <= LEFT, "{left} KiB are not released");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,8 +327,8 @@ async fn a_client_that_reads_nothing_holds_little_of_a_chunked_response() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_without_a_window_holds_little_of_its_response() {
-    let asked = asks(1, "/large");
-    bounded(STALLED, 100, async |gate| gate.http2(0, &asked).await).await;
+    let frames = get_frame(1, "/large");
+    bounded(STALLED, 100, async |gate| gate.http2(0, &frames).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -346,26 +346,26 @@ async fn a_body_that_arrives_byte_by_byte_holds_no_buffer_for_each_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_the_upstream_does_not_read_is_held_in_small_part() {
+async fn a_body_that_the_upstream_does_not_read_is_buffered_in_small_part() {
     let open = async |gate: &Gate| {
         let mut peer = gate.secured(&post("/full", 2 * ANSWER)).await;
         let body = vec![b'x'; ANSWER];
-        // As much as the connection accepts.
+        // Sends as much as the connection accepts.
         let _ = timeout(Duration::from_millis(300), peer.write_all(&body)).await;
         peer
     };
     let gate = Gate::start().await;
     // Freed when the upstream's timeout ends; nothing is read from the client meanwhile.
-    let (each, _) = gate.cost(50, open).await;
+    let (each, _) = gate.kib_per_peer(50, open).await;
     println!("{each:.1} KiB each");
     assert!(each <= NOT_TAKEN, "{each:.1} KiB each");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_http2_connection_holds_little_and_leaves_nothing() {
-    let asked = asks(1, "/short");
+async fn an_idle_http2_connection_holds_little_and_its_memory_is_released() {
+    let frames = get_frame(1, "/short");
     let open = async |gate: &Gate| {
-        let mut peer = gate.http2(65_535, &asked).await;
+        let mut peer = gate.http2(65_535, &frames).await;
         // Settings, their acknowledgement, the response's head and body, in any pieces.
         let mut bytes = [0; 4096];
         let _ = timeout(Duration::from_secs(5), peer.read(&mut bytes)).await;

@@ -1,4 +1,4 @@
-//! Faults of the network: name servers that answer for one address family, silent addresses,
+//! Faults of the network: name servers that reply for one address family, silent addresses,
 //! bad entries in the host's files, untrusted certificates, connections that end as announced.
 //! Tests that need their own files under /etc run in a namespace.
 
@@ -52,10 +52,10 @@ fn in_namespace(test: &str, resolv_conf: &str, hosts: &str) {
         "--nocapture",
     ];
     let ended = run(&args).unwrap();
-    let said = String::from_utf8_lossy(&ended.stdout);
+    let fields = String::from_utf8_lossy(&ended.stdout);
     assert!(
-        ended.status.success() && said.contains("1 passed"),
-        "{said}{}",
+        ended.status.success() && fields.contains("1 passed"),
+        "{fields}{}",
         String::from_utf8_lossy(&ended.stderr)
     );
 }
@@ -64,8 +64,8 @@ fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// A name server that answers for IPv4 at once and never for IPv6.
-async fn half_a_name_server() {
+/// A name server that replies for IPv4 at once and never for IPv6.
+async fn ipv4_only_name_server() {
     let socket = UdpSocket::bind("127.0.0.1:53").await.unwrap();
     tokio::spawn(async move {
         let mut bytes = [0; 1500];
@@ -110,7 +110,7 @@ async fn logs_in_and_connects_quickly(upstream: &Upstream) {
 }
 
 #[test]
-fn an_address_of_one_family_is_enough_beside_a_bad_entry() {
+fn an_address_of_one_family_is_enough_despite_a_bad_entry() {
     in_namespace(
         "inside_an_address_of_one_family_is_enough",
         "search bad..domain\nnameserver not-an-address\nnameserver 127.0.0.1\noptions what:ever\n",
@@ -124,7 +124,7 @@ async fn inside_an_address_of_one_family_is_enough() {
     if !is_inside() {
         return;
     }
-    half_a_name_server().await;
+    ipv4_only_name_server().await;
     let upstream = Upstream::start(|_| Reply::Close(ok("{}"))).await;
     logs_in_and_connects_quickly(&upstream).await;
 }
@@ -165,19 +165,19 @@ fn ok(body: &str) -> Vec<u8> {
 
 /// Answers requests that arrive within `limit` of the previous response, with `said` in each
 /// head. A later request meets a connection that is being closed.
-async fn closing_after(said: &'static str, limit: Duration) -> SocketAddr {
+async fn closing_after(fields: &'static str, limit: Duration) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let login = Upstream::start(|_| Reply::ok("{}")).await.address;
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
-            tokio::spawn(serve_until(tcp, login, said, limit));
+            tokio::spawn(serve_until(tcp, login, fields, limit));
         }
     });
     address
 }
 
-async fn serve_until(mut tcp: TcpStream, login: SocketAddr, said: &str, limit: Duration) {
+async fn serve_until(mut tcp: TcpStream, login: SocketAddr, fields: &str, limit: Duration) {
     let mut bytes = vec![0; 65_536];
     loop {
         let Ok(length @ 1..) = tcp.read(&mut bytes).await else {
@@ -186,15 +186,15 @@ async fn serve_until(mut tcp: TcpStream, login: SocketAddr, said: &str, limit: D
         if bytes.starts_with(b"POST /v1/users/login") {
             let mut other = TcpStream::connect(login).await.unwrap();
             other.write_all(&bytes[..length]).await.unwrap();
-            let mut answer = vec![0; 65_536];
-            let length = other.read(&mut answer).await.unwrap();
-            let _ = tcp.write_all(&answer[..length]).await;
+            let mut response = vec![0; 65_536];
+            let length = other.read(&mut response).await.unwrap();
+            let _ = tcp.write_all(&response[..length]).await;
             return;
         }
-        let answer = format!("HTTP/1.1 200 OK\r\n{said}Content-Length: 2\r\n\r\n{{}}");
-        let _ = tcp.write_all(answer.as_bytes()).await;
+        let response = format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\n{{}}");
+        let _ = tcp.write_all(response.as_bytes()).await;
         if timeout(limit, tcp.readable()).await.is_err() {
-            // It closes now and does not read a request in flight.
+            // The server closes now and does not read a request in flight.
             let _ = tcp.readable().await;
             return;
         }
@@ -203,12 +203,12 @@ async fn serve_until(mut tcp: TcpStream, login: SocketAddr, said: &str, limit: D
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_post_never_uses_a_connection_that_ends_as_announced() {
-    for said in [
+    for fields in [
         "Keep-Alive: timeout=1\r\n",
         "keep-alive: max=5, Timeout=\"1\"\r\n",
         "Connection: keep-alive\r\nKeep-Alive: timeout=1;max=99\r\n",
     ] {
-        let address = closing_after(said, Duration::from_millis(800)).await;
+        let address = closing_after(fields, Duration::from_millis(800)).await;
         let setup = Setup::default().rest(NO_LIMITS);
         let gateway = Gateway::before(&format!("http://{address}"), setup).await;
         let client = gateway.admin().await;
@@ -219,7 +219,7 @@ async fn a_post_never_uses_a_connection_that_ends_as_announced() {
         for pause in [1000, 900, 0, 1500, 0, 850] {
             sleep(Duration::from_millis(pause)).await;
             let sent = client.post("/v1/messages", &json!({ "to": "1" })).await;
-            assert_eq!(sent.status(), 200, "{said} {pause}");
+            assert_eq!(sent.status(), 200, "{fields} {pause}");
         }
     }
 }
@@ -237,7 +237,11 @@ async fn the_error_for_an_untrusted_certificate_names_the_pin_to_set() {
         line.contains("upstream.main.ca") && line.contains("issued by"),
         "{line}"
     );
-    assert_eq!(line.matches("issued by").count(), 1, "said once: {line}");
+    assert_eq!(
+        line.matches("issued by").count(),
+        1,
+        "the issuer is named once: {line}"
+    );
     drop(program);
 
     let (_, rest) = line.split_once("sha256//").unwrap();
@@ -249,7 +253,7 @@ async fn the_error_for_an_untrusted_certificate_names_the_pin_to_set() {
     let http = reqwest::Client::new();
     eventually("logged in with the pin from the log", async || {
         let ready = http.get(gateway.operator_url("/readyz")).send().await;
-        ready.is_ok_and(|answer| answer.status() == 200)
+        ready.is_ok_and(|response| response.status() == 200)
     })
     .await;
 }

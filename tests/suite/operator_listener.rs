@@ -6,22 +6,22 @@ use std::process::{Command, Stdio};
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_pass_promtool_and_hold_what_the_design_names() {
+async fn metrics_pass_promtool_and_include_the_documented_ones() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let client = gateway.admin().await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
     assert_eq!(client.get("/v1/nothing").await.status(), 404);
-    let answer = reqwest::get(gateway.operator_url("/metrics"))
+    let response = reqwest::get(gateway.operator_url("/metrics"))
         .await
         .unwrap();
     assert!(
-        answer.headers()["content-type"]
+        response.headers()["content-type"]
             .to_str()
             .unwrap()
             .starts_with("text/plain")
     );
-    let text = answer.text().await.unwrap();
+    let text = response.text().await.unwrap();
     for family in [
         "tollgate_session_seconds_to_expiry{upstream=\"main\"} ",
         "tollgate_session_generation{upstream=\"main\"} 1",
@@ -59,23 +59,23 @@ async fn metrics_pass_promtool_and_hold_what_the_design_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readyz_says_whether_the_next_request_would_succeed() {
+async fn readyz_reports_whether_the_next_request_would_succeed() {
     let webapp = emulator().await;
     webapp.not_ready(true);
-    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginAnswer::Status(503));
+    webapp.fail_next_logins(1_000_000, tollgate::emulator::LoginResponse::Status(503));
     let setup = Setup::default()
         .upstream("min_login_interval = \"10ms\"\nlogins_per_hour = 36000")
         .rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
     let get = async |path: &str| {
-        let answer = reqwest::get(gateway.operator_url(path)).await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        let response = reqwest::get(gateway.operator_url(path)).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
     };
     assert_eq!(get("/healthz").await.0, 200);
-    let (status, why) = get("/readyz").await;
+    let (status, body) = get("/readyz").await;
     assert_eq!(status, 503);
-    assert!(!why.trim().is_empty());
-    webapp.fail_next_logins(0, tollgate::emulator::LoginAnswer::Status(503));
+    assert!(!body.trim().is_empty());
+    webapp.fail_next_logins(0, tollgate::emulator::LoginResponse::Status(503));
     webapp.not_ready(false);
     eventually("readiness", async || get("/readyz").await.0 == 200).await;
     assert_eq!(get("/else").await.0, 404);

@@ -20,13 +20,13 @@ async fn a_body_that_arrives_too_slowly_gets_408() {
         "POST /v1/messages HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n{{\"to\":"
     );
     raw.send(head.as_bytes()).await;
-    let answer = raw.read_to_end().await;
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    let response = raw.read_to_end().await;
+    assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
     assert!(
-        answer.to_ascii_lowercase().contains("connection: close"),
-        "{answer}"
+        response.to_ascii_lowercase().contains("connection: close"),
+        "{response}"
     );
-    assert!(answer.contains("\"code\":1025"), "{answer}");
+    assert!(response.contains("\"code\":1025"), "{response}");
     eventually("the upstream permit is free again", async || {
         webapp.in_flight() == 0
     })
@@ -41,18 +41,21 @@ async fn a_request_without_an_upstream_permit_in_time_gets_503_with_retry_after(
         .rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
-    webapp.answer_takes(Duration::from_secs(3));
+    webapp.response_delay(Duration::from_secs(3));
     let first = {
         let client = client.clone();
         tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
     };
-    eventually("the first one is there", async || webapp.in_flight() == 1).await;
+    eventually("the first request is at the upstream", async || {
+        webapp.in_flight() == 1
+    })
+    .await;
     let late = client.get("/v1/groups").await;
     assert_eq!(late.headers()["retry-after"], "1");
     assert_eq!(verdict(late).await, (503, 1016));
     assert_eq!(webapp.request_count("/v1/groups"), 0);
-    assert_eq!(first.await.unwrap(), 200, "and the first is not disturbed");
-    webapp.answer_takes(Duration::ZERO);
+    assert_eq!(first.await.unwrap(), 200, "the first request succeeds");
+    webapp.response_delay(Duration::ZERO);
     assert_eq!(client.get("/v1/groups").await.status(), 200);
 }
 
@@ -63,22 +66,25 @@ async fn requests_over_max_in_flight_are_refused_at_once() {
     assert_ne!(limits, NO_LIMITS);
     let gateway = Gateway::with(&webapp, Setup::default().rest(&limits)).await;
     let client = gateway.admin().await;
-    webapp.answer_takes(Duration::from_secs(3));
-    let held: Vec<_> = (0..2)
+    webapp.response_delay(Duration::from_secs(3));
+    let requests: Vec<_> = (0..2)
         .map(|_| {
             let client = client.clone();
             tokio::spawn(async move { client.get("/v1/support").await.status().as_u16() })
         })
         .collect();
-    eventually("both are there", async || webapp.in_flight() == 2).await;
+    eventually("both requests are at the upstream", async || {
+        webapp.in_flight() == 2
+    })
+    .await;
     assert_eq!(verdict(client.get("/v1/groups").await).await, (503, 1016));
-    for one in held {
+    for one in requests {
         assert_eq!(one.await.unwrap(), 200);
     }
-    webapp.answer_takes(Duration::ZERO);
+    webapp.response_delay(Duration::ZERO);
     assert_eq!(
         client.get("/v1/groups").await.status(),
         200,
-        "their places are free"
+        "their permits are released"
     );
 }

@@ -10,7 +10,7 @@ use crate::harness::{
     ADMIN, ADMIN_PASSWORD, Client, Gateway, NO_LIMITS, Setup, WEBAPP_PASSWORD, emulator, eventually,
 };
 use crate::shared::{brisk, store};
-use crate::user_names::{ask_operator, operated};
+use crate::user_names::{operated, send_to_operator};
 
 const OLD: &str = "Old:Passw0rd:1";
 const NEW: &str = "New:Passw0rd:2";
@@ -36,7 +36,7 @@ async fn is_good(client: &Client) -> bool {
     match client.get("/v1/health").await.status().as_u16() {
         200 => true,
         401 => false,
-        other => panic!("neither good nor bad: {other}"),
+        other => panic!("unexpected status: {other}"),
     }
 }
 
@@ -55,12 +55,12 @@ async fn a_user_that_changes_its_password_keeps_only_the_token_used_for_it() {
         let (own, other) = (worker(&gateway).await, worker(&gateway).await);
         assert_eq!(change(&own, "worker", NEW).await, 200);
         assert_eq!((is_good(&own).await, is_good(&other).await), (keeps, false));
-        assert!(is_good(&admin).await, "another user's");
+        assert!(is_good(&admin).await, "another user's token stays valid");
         let later = gateway.client().logged_in("worker", NEW).await;
         assert!(is_good(&later).await);
         let gateway = gateway.restart().await;
-        let kept = [&own, &other, &later, &admin].map(|client| at(&gateway, client));
-        let [own, other, later, admin] = kept;
+        let after_restart = [&own, &other, &later, &admin].map(|client| at(&gateway, client));
+        let [own, other, later, admin] = after_restart;
         assert_eq!((is_good(&own).await, is_good(&other).await), (keeps, false));
         assert!(is_good(&later).await && is_good(&admin).await);
         // A logout ends the remaining token like any other.
@@ -85,9 +85,9 @@ async fn a_change_by_an_admin_or_at_a_login_ends_all_earlier_tokens() {
     let old = gateway.client().logged_in("worker", NEW).await;
     let client = gateway.client();
     let body = r#"{"new_password":"Third:Passw0rd:3"}"#;
-    let answer = client.login_with("worker", NEW, body).await;
-    let answer: Value = answer.json().await.unwrap();
-    let fresh = answer["users"][0]["token"].as_str().unwrap();
+    let response = client.login_with("worker", NEW, body).await;
+    let response: Value = response.json().await.unwrap();
+    let fresh = response["users"][0]["token"].as_str().unwrap();
     assert!(is_good(&gateway.client().with_token(fresh)).await);
     assert!(!is_good(&old).await);
 }
@@ -107,9 +107,9 @@ async fn no_concurrent_login_with_the_old_password_survives_the_change() {
             .map(|_| {
                 let client = gateway.client();
                 tokio::spawn(async move {
-                    let answer = client.login("worker", old).await;
-                    let answer: Value = answer.json().await.unwrap();
-                    answer["users"][0]["token"].as_str().map(str::to_owned)
+                    let response = client.login("worker", old).await;
+                    let response: Value = response.json().await.unwrap();
+                    response["users"][0]["token"].as_str().map(str::to_owned)
                 })
             })
             .collect();
@@ -145,20 +145,23 @@ async fn a_change_at_one_gate_ends_the_tokens_at_all_gates_but_the_one_used() {
             !is_good(&at(gate, &other)).await
         })
         .await;
-        assert!(is_good(&at(gate, &own)).await, "kept at all gates");
+        assert!(is_good(&at(gate, &own)).await, "still valid at all gates");
     }
     assert_eq!(change(&admin, "worker", OLD).await, 200);
     for gate in &gates {
-        eventually("all ended", async || !is_good(&at(gate, &own)).await).await;
+        eventually("the tokens end", async || !is_good(&at(gate, &own)).await).await;
     }
     // The same by the operator, at the other gate.
     let (one, two) = (worker(&gates[0]).await, worker(&gates[1]).await);
-    let ended = ask_operator(&gates[1], Method::DELETE, "/users/worker/tokens").await;
+    let ended = send_to_operator(&gates[1], Method::DELETE, "/users/worker/tokens").await;
     let ended: Value = ended.json().await.unwrap();
     assert_eq!(ended, json!({ "user": "worker", "ended": 2 }));
     for gate in &gates {
         for client in [&one, &two] {
-            eventually("cut off", async || !is_good(&at(gate, client)).await).await;
+            eventually("the token ends at every gate", async || {
+                !is_good(&at(gate, client)).await
+            })
+            .await;
         }
     }
     assert!(
@@ -186,9 +189,9 @@ async fn a_password_changed_at_the_webapp_through_the_gate_ends_tokens_at_the_ga
     let old = gateway.client().logged_in("worker", NEW).await;
     let body = r#"{"new_password":"Third:Passw0rd:3"}"#;
     let client = gateway.client();
-    let answer = client.login_with("worker", NEW, body).await;
-    let answer: Value = answer.json().await.unwrap();
-    let fresh = answer["users"][0]["token"].as_str().unwrap();
+    let response = client.login_with("worker", NEW, body).await;
+    let response: Value = response.json().await.unwrap();
+    let fresh = response["users"][0]["token"].as_str().unwrap();
     assert!(is_good(&client.with_token(fresh)).await);
     assert!(!is_good(&old).await && is_good(&admin).await);
 }
@@ -222,18 +225,18 @@ async fn only_the_operator_can_end_one_users_tokens() {
     let (one, two) = (worker(&gateway).await, worker(&gateway).await);
     let url = gateway.operator_url("/users/worker/tokens");
     let plain = reqwest::Client::builder().no_proxy().build().unwrap();
-    let stranger = plain.delete(&url).send().await.unwrap();
-    assert_eq!(stranger.status(), 401);
-    assert!(stranger.headers().contains_key("www-authenticate"));
+    let refused = plain.delete(&url).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    assert!(refused.headers().contains_key("www-authenticate"));
     let user = plain.delete(&url).bearer_auth(one.token.as_ref().unwrap());
     assert_eq!(user.send().await.unwrap().status(), 401);
     assert!(is_good(&one).await);
-    let ended = ask_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
+    let ended = send_to_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
     assert_eq!(ended.headers()["cache-control"], "no-store");
     let ended: Value = ended.json().await.unwrap();
     assert_eq!(ended, json!({ "user": "worker", "ended": 2 }));
     assert!(!is_good(&one).await && !is_good(&two).await && is_good(&admin).await);
-    let again = ask_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
+    let again = send_to_operator(&gateway, Method::DELETE, "/users/worker/tokens").await;
     assert_eq!(again.json::<Value>().await.unwrap()["ended"], 0);
     for (method, path, status) in [
         (Method::DELETE, "/users/nobody/tokens", 404),
@@ -241,11 +244,14 @@ async fn only_the_operator_can_end_one_users_tokens() {
         (Method::DELETE, "/users", 404),
         (Method::DELETE, "/users/worker/keys", 404),
     ] {
-        let answer = ask_operator(&gateway, method, path).await;
-        assert_eq!(answer.status().as_u16(), status, "{path}");
+        let response = send_to_operator(&gateway, method, path).await;
+        assert_eq!(response.status().as_u16(), status, "{path}");
     }
     let gateway = gateway.restart().await;
-    assert!(!is_good(&at(&gateway, &one)).await, "for good");
+    assert!(
+        !is_good(&at(&gateway, &one)).await,
+        "still revoked after the restart"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -254,7 +260,10 @@ async fn a_new_password_of_the_first_admin_in_the_file_ends_its_tokens() {
     let gateway = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
     let admin = gateway.admin().await;
     let gateway = gateway.restart().await;
-    assert!(is_good(&at(&gateway, &admin)).await, "the same password");
+    assert!(
+        is_good(&at(&gateway, &admin)).await,
+        "the password did not change"
+    );
     let file = gateway.folder.path().join("gate-password");
     crate::harness::secret(&file, NEW);
     let gateway = gateway.restart().await;

@@ -1,14 +1,18 @@
 //! The upstream refuses the API key: that is logged once, as a state, and not tried with each request.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tollgate::metrics::ReloadResult;
 
 use crate::harness::upstream::{Reply, Upstream};
 use crate::harness::{Gateway, NO_LIMITS, Setup, eventually, secret};
 
 const GOOD: &str = "good-api-key-0123";
 
-/// An upstream that answers requests with any other API key with `status`, and counts them.
+/// An upstream that responds with `status` to requests with any other API key, and counts them.
 async fn upstream(status: u16) -> (Upstream, Arc<AtomicUsize>) {
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);
@@ -54,13 +58,13 @@ fn is_told(gateway: &Gateway) -> bool {
 }
 
 async fn notes(gateway: &Gateway) -> String {
-    let answer = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
-    assert_eq!(answer.status(), 200, "requests succeed all the same");
-    answer.text().await.unwrap()
+    let response = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
+    assert_eq!(response.status(), 200, "requests still succeed");
+    response.text().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_key_is_a_state_and_the_session_token_replaces_it() {
+async fn a_refused_key_is_a_reported_state_and_the_session_token_replaces_it() {
     let (upstream, refused) = upstream(401).await;
     let gateway = gateway(&upstream, "old-api-key-0123").await;
     let client = gateway.admin().await;
@@ -70,7 +74,7 @@ async fn a_refused_key_is_a_state_and_the_session_token_replaces_it() {
     assert_eq!(
         refused.load(Ordering::SeqCst),
         1,
-        "one try, not one a request"
+        "one attempt, not one per request"
     );
     assert!(is_told(&gateway));
     assert!(notes(&gateway).await.contains("it refuses the API key"));
@@ -90,7 +94,7 @@ async fn a_403_for_the_key_is_treated_like_a_401() {
     assert_eq!(
         client.get("/v1/health").await.status(),
         403,
-        "it may be meant for the client"
+        "a 403 may concern the client"
     );
     assert!(is_told(&gateway));
     for _ in 0..5 {
@@ -108,4 +112,45 @@ async fn a_good_key_is_sent_with_each_request() {
         assert_eq!(client.get("/v1/health").await.status(), 200);
     }
     assert!(!is_told(&gateway) && refused.load(Ordering::SeqCst) == 0);
+}
+
+/// Replaces the key all the time, so that no two polls find the same content.
+async fn replace_without_rest(folder: &Path) {
+    for number in 0.. {
+        secret(&folder.join("new"), &format!("old-api-key-{number:05}"));
+        std::fs::rename(folder.join("new"), folder.join("api-key")).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_reads_the_key_at_once_also_of_an_upstream_that_a_reload_has_made() {
+    let (upstream, _) = upstream(401).await;
+    let gateway = gateway(&upstream, "old-api-key-0123").await;
+    let client = gateway.admin().await;
+    let checks = async {
+        assert_eq!(client.get("/v1/health").await.status(), 200);
+        assert!(is_told(&gateway));
+        tokio::time::sleep(Duration::from_millis(2300)).await;
+        assert!(is_told(&gateway), "polls leave the file alone");
+        gateway.steering.hup.notify_one();
+        eventually("the new key", async || !is_told(&gateway)).await;
+
+        let file = gateway.config_file();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let more = "probe = \"none\"\nconcurrency = 7";
+        std::fs::write(&file, text.replace("probe = \"none\"", more)).unwrap();
+        eventually("the reload", async || {
+            gateway.metrics.reloads.value(ReloadResult::Applied) == 1
+        })
+        .await;
+        assert_eq!(client.get("/v1/health").await.status(), 200);
+        assert!(is_told(&gateway), "this key is refused too");
+        gateway.steering.hup.notify_one();
+        eventually("the newest key", async || !is_told(&gateway)).await;
+    };
+    tokio::select! {
+        () = checks => {}
+        () = replace_without_rest(gateway.folder.path()) => {}
+    }
 }

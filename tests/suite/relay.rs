@@ -30,7 +30,7 @@ async fn a_login_is_relayed_and_its_token_learned_and_validated_at_the_gate() {
     let gateway = relay(&webapp, "").await;
     let client = logged_in(&gateway).await;
     let token = client.token.clone().unwrap();
-    assert_eq!(token.split('.').count(), 3, "the Webapp's own token");
+    assert_eq!(token.split('.').count(), 3, "a token of the Webapp");
     assert_eq!(client.get("/v1/support").await.status(), 200);
 
     let before = webapp.request_count("/v1/support");
@@ -44,11 +44,7 @@ async fn a_login_is_relayed_and_its_token_learned_and_validated_at_the_gate() {
         "refused at the gate"
     );
     let wrong = gateway.client().login("admin", "Wrong-Passw0rd!").await;
-    assert_eq!(
-        verdict(wrong).await,
-        (401, 1005),
-        "the Webapp's own refusal"
-    );
+    assert_eq!(verdict(wrong).await, (401, 1005), "a refusal by the Webapp");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,12 +53,12 @@ async fn a_logout_ends_all_of_the_users_tokens_at_the_gate_at_once() {
     let gateway = relay(&webapp, "").await;
     let one = logged_in(&gateway).await;
     let two = logged_in(&gateway).await;
-    let answer = one
+    let response = one
         .request(Method::POST, "/v1/users/logout")
         .send()
         .await
         .unwrap();
-    assert_eq!(answer.status(), 200);
+    assert_eq!(response.status(), 200);
     let before = webapp.request_count("/v1/support");
     for client in [one, two] {
         assert_eq!(verdict(client.get("/v1/support").await).await, (401, 1005));
@@ -88,20 +84,20 @@ async fn a_deletion_ends_the_users_tokens_and_a_failed_one_does_not() {
         .send()
         .await
         .unwrap();
-    assert_eq!(refused.status(), 403, "the Webapp knows who may");
+    assert_eq!(refused.status(), 403, "the Webapp refuses the deletion");
     assert_eq!(worker.get("/v1/support").await.status(), 200);
-    let gone = admin
+    let deleted = admin
         .request(Method::DELETE, "/v1/users/worker")
         .send()
         .await
         .unwrap();
-    assert_eq!(gone.status(), 200);
+    assert_eq!(deleted.status(), 200);
     assert_eq!(verdict(worker.get("/v1/support").await).await, (401, 1005));
     assert_eq!(admin.get("/v1/support").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_401_for_the_clients_own_token_passes_and_the_token_is_forgotten() {
+async fn a_401_for_the_clients_own_token_is_forwarded_and_the_token_is_removed() {
     let webapp = emulator().await;
     let gateway = relay(&webapp, "").await;
     let client = logged_in(&gateway).await;
@@ -113,12 +109,12 @@ async fn a_401_for_the_clients_own_token_passes_and_the_token_is_forgotten() {
     assert_eq!(
         webapp.request_count("/v1/support"),
         before,
-        "forgotten: not asked again"
+        "the removed token is not sent again"
     );
     assert_eq!(
         webapp.login_count(),
         logins,
-        "no login of ours was caused by it"
+        "no login of the gate was caused by it"
     );
 }
 
@@ -136,14 +132,17 @@ async fn a_learned_token_expires_when_the_webapp_says_so() {
         client.get("/v1/support").await.status() == 401
     })
     .await;
-    eventually("its removal", async || gateway.metrics.tokens.get() == 0).await;
+    eventually("the token is removed", async || {
+        gateway.metrics.tokens.get() == 0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_token_is_probed_once_and_a_refusal_is_remembered() {
     let webapp = emulator().await;
     let gateway = relay(&webapp, "unknown_tokens = \"ask\"").await;
-    eventually("the trial of the probe", async || {
+    eventually("the probe is tested", async || {
         gateway.metrics.upstream("main").token_probe_trusted.get() == 1
     })
     .await;
@@ -161,7 +160,7 @@ async fn an_older_token_is_probed_once_and_a_refusal_is_remembered() {
     assert_eq!(
         webapp.request_count("/v1/health"),
         trials + 1,
-        "one question for fifty"
+        "one probe for fifty requests"
     );
 
     let forged = gateway.client().with_token("forged");
@@ -171,16 +170,16 @@ async fn an_older_token_is_probed_once_and_a_refusal_is_remembered() {
     assert_eq!(
         webapp.request_count("/v1/health"),
         trials + 2,
-        "one question for twenty"
+        "one probe for twenty requests"
     );
 
     webapp.hang(true);
     let other = gateway
         .client()
         .with_token(webapp.mint_token("admin").unwrap().expose());
-    let answer = other.get("/v1/support").await;
+    let response = other.get("/v1/support").await;
     assert_eq!(
-        verdict(answer).await,
+        verdict(response).await,
         (503, 1011),
         "no verdict is not a refusal"
     );

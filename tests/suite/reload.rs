@@ -56,7 +56,7 @@ async fn a_good_change_applies_without_a_signal_and_drops_no_request() {
     assert_eq!(
         client.get("/v1/settings/application").await.status(),
         200,
-        "tokens are still good"
+        "tokens are still valid"
     );
 }
 
@@ -79,7 +79,7 @@ async fn a_bad_file_is_refused_and_the_old_rules_stay() {
     assert_eq!(gateway.metrics.config_is_current.get(), 0);
     assert_eq!(client.get("/v1/support").await.status(), 200);
     std::fs::write(gateway.config_file(), good).unwrap();
-    eventually("the file to be good again", async || {
+    eventually("the file is valid again", async || {
         gateway.metrics.config_is_current.get() == 1
     })
     .await;

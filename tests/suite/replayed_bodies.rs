@@ -1,4 +1,4 @@
-//! A request body is kept as long as it may have to be sent again.
+//! A request body is buffered as long as it may have to be sent again.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::harness::raw::Raw;
 use crate::harness::{Gateway, NO_LIMITS, Setup, emulator};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_in_many_small_pieces_is_repeated_unchanged() {
+async fn a_body_in_many_small_pieces_is_replayed_unchanged() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .upstream("min_login_interval = \"10ms\"")
@@ -34,7 +34,7 @@ async fn a_body_in_many_small_pieces_is_repeated_unchanged() {
         raw.send(piece).await;
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
-    let answer = raw.read_to_end().await;
-    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
-    assert_eq!(webapp.login_count(), 2, "it was refused once");
+    let response = raw.read_to_end().await;
+    assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
+    assert_eq!(webapp.login_count(), 2, "the request was refused once");
 }

@@ -1,4 +1,4 @@
-//! API keys made and deleted while the gate runs, over the operator's listener.
+//! API keys created and deleted while the gate runs, over the operator's listener.
 
 use std::process::Command;
 
@@ -33,7 +33,12 @@ async fn gateway() -> Gateway {
     Gateway::from_file(folder, file).await
 }
 
-async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>) -> Response {
+async fn send_request(
+    gateway: &Gateway,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Response {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let request = client.request(method, gateway.operator_url(path));
     let request = request.bearer_auth(TOKEN);
@@ -45,30 +50,30 @@ async fn ask(gateway: &Gateway, method: Method, path: &str, body: Option<Value>)
 }
 
 async fn list(gateway: &Gateway) -> Vec<Value> {
-    let answer = ask(gateway, Method::GET, "/keys", None).await;
-    assert_eq!(answer.status(), 200);
-    let answer: Value = answer.json().await.unwrap();
-    answer["keys"].as_array().unwrap().clone()
+    let response = send_request(gateway, Method::GET, "/keys", None).await;
+    assert_eq!(response.status(), 200);
+    let response: Value = response.json().await.unwrap();
+    response["keys"].as_array().unwrap().clone()
 }
 
 async fn status(gateway: &Gateway, key: &str, path: &str) -> u16 {
     let request = gateway.client().request(Method::GET, path);
-    let answer = request.header("x-api-key", key).send().await.unwrap();
-    answer.status().as_u16()
+    let response = request.header("x-api-key", key).send().await.unwrap();
+    response.status().as_u16()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_made_at_run_time_works_at_once_survives_a_restart_and_ends_at_once() {
+async fn a_key_created_at_run_time_works_at_once_survives_a_restart_and_ends_at_once() {
     let gateway = gateway().await;
     let body = json!({
         "name": "bot", "paths": ["/v1/support"], "methods": ["GET"],
         "expires": "2099-12-31T23:59:59Z",
     });
-    let answer = ask(&gateway, Method::POST, "/keys", Some(body.clone())).await;
-    assert_eq!(answer.status(), 201);
-    assert_eq!(answer.headers()["cache-control"], "no-store");
-    let answer: Value = answer.json().await.unwrap();
-    let key = answer["key"].as_str().unwrap().to_owned();
+    let response = send_request(&gateway, Method::POST, "/keys", Some(body.clone())).await;
+    assert_eq!(response.status(), 201);
+    assert_eq!(response.headers()["cache-control"], "no-store");
+    let response: Value = response.json().await.unwrap();
+    let key = response["key"].as_str().unwrap().to_owned();
     assert_eq!(status(&gateway, &key, "/v1/support").await, 200);
     assert_eq!(status(&gateway, &key, "/v1/health").await, 403);
     assert_eq!(status(&gateway, WRITTEN, "/v1/health").await, 200);
@@ -87,27 +92,27 @@ async fn a_key_made_at_run_time_works_at_once_survives_a_restart_and_ends_at_onc
         !text.contains(&key) && !text.contains(&sha256(&key)),
         "{text}"
     );
-    let again = ask(&gateway, Method::POST, "/keys", Some(body)).await;
+    let again = send_request(&gateway, Method::POST, "/keys", Some(body)).await;
     assert_eq!(again.status(), 409);
 
     let gateway = gateway.restart().await;
     assert_eq!(status(&gateway, &key, "/v1/support").await, 200);
-    let gone = ask(&gateway, Method::DELETE, "/keys/bot", None).await;
-    assert_eq!(gone.status(), 200);
+    let deletion = send_request(&gateway, Method::DELETE, "/keys/bot", None).await;
+    assert_eq!(deletion.status(), 200);
     assert_eq!(status(&gateway, &key, "/v1/support").await, 401);
-    let gone = ask(&gateway, Method::DELETE, "/keys/bot", None).await;
-    assert_eq!(gone.status(), 404);
+    let deletion = send_request(&gateway, Method::DELETE, "/keys/bot", None).await;
+    assert_eq!(deletion.status(), 404);
     let gateway = gateway.restart().await;
     assert_eq!(status(&gateway, &key, "/v1/support").await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_made_at_run_time_can_have_a_limit_of_its_own() {
+async fn a_key_created_at_run_time_can_have_its_own_limit() {
     let gateway = gateway().await;
     let body = json!({ "name": "slow", "paths": ["/v1/support"], "limit": "1/h burst 2" });
-    let answer = ask(&gateway, Method::POST, "/keys", Some(body)).await;
-    let answer: Value = answer.json().await.unwrap();
-    let key = answer["key"].as_str().unwrap().to_owned();
+    let response = send_request(&gateway, Method::POST, "/keys", Some(body)).await;
+    let response: Value = response.json().await.unwrap();
+    let key = response["key"].as_str().unwrap().to_owned();
     let gateway = gateway.restart().await;
     for expected in [200, 200, 429] {
         assert_eq!(status(&gateway, &key, "/v1/support").await, expected);
@@ -121,9 +126,9 @@ async fn a_key_made_at_run_time_can_have_a_limit_of_its_own() {
 async fn keys_of_the_config_file_are_listed_and_cannot_be_changed() {
     let gateway = gateway().await;
     let taken = json!({ "name": "written" });
-    let refused = ask(&gateway, Method::POST, "/keys", Some(taken)).await;
+    let refused = send_request(&gateway, Method::POST, "/keys", Some(taken)).await;
     assert_eq!(refused.status(), 409);
-    let refused = ask(&gateway, Method::DELETE, "/keys/written", None).await;
+    let refused = send_request(&gateway, Method::DELETE, "/keys/written", None).await;
     assert_eq!(refused.status(), 409);
     assert!(refused.text().await.unwrap().contains("remove it there"));
     for bad in [
@@ -138,11 +143,11 @@ async fn keys_of_the_config_file_are_listed_and_cannot_be_changed() {
         json!({ "name": "x", "limit": "a few" }),
         json!({ "name": "x", "paths": vec!["/v1"; 10_000] }),
     ] {
-        let refused = ask(&gateway, Method::POST, "/keys", Some(bad.clone())).await;
+        let refused = send_request(&gateway, Method::POST, "/keys", Some(bad.clone())).await;
         assert_eq!(refused.status(), 400, "{bad}");
     }
     assert_eq!(list(&gateway).await.len(), 1);
-    let odd = ask(&gateway, Method::PUT, "/keys", None).await;
+    let odd = send_request(&gateway, Method::PUT, "/keys", None).await;
     assert_eq!(
         (odd.status().as_u16(), &odd.headers()["allow"]),
         (405, &"GET, POST".parse().unwrap())
@@ -150,28 +155,32 @@ async fn keys_of_the_config_file_are_listed_and_cannot_be_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_operators_token_keys_cannot_be_listed_or_made() {
+async fn without_the_operators_token_keys_cannot_be_listed_or_created() {
     let with = gateway().await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for shown in ["", "Bearer ", "Bearer wrong", &format!("Basic {TOKEN}")] {
         let request = client.get(with.operator_url("/keys"));
-        let answer = request.header("authorization", shown).send().await.unwrap();
-        assert_eq!(answer.status(), 401, "{shown}");
-        assert!(answer.headers().contains_key("www-authenticate"));
+        let response = request.header("authorization", shown).send().await.unwrap();
+        assert_eq!(response.status(), 401, "{shown}");
+        assert!(response.headers().contains_key("www-authenticate"));
     }
     let webapp = emulator().await;
     let without = Gateway::with(&webapp, Setup::default().rest(NO_LIMITS)).await;
-    let answer = ask(&without, Method::GET, "/keys", None).await;
-    assert_eq!(answer.status(), 403);
-    assert!(answer.text().await.unwrap().contains("[operator] token"));
+    let response = send_request(&without, Method::GET, "/keys", None).await;
+    assert_eq!(response.status(), 403);
+    assert!(response.text().await.unwrap().contains("[operator] token"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
     let webapp = emulator().await;
     let gateway = Gateway::with(&webapp, Setup::default()).await;
-    let keys = async || ask(&gateway, Method::GET, "/keys", None).await.status();
-    assert_eq!(keys().await, 403, "there is no token");
+    let keys = async || {
+        send_request(&gateway, Method::GET, "/keys", None)
+            .await
+            .status()
+    };
+    assert_eq!(keys().await, 403, "no operator token is configured");
 
     let token = gateway.folder.path().join("operator-token");
     secret(&token, TOKEN);
@@ -182,7 +191,7 @@ async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
     eventually("the token of the new file", async || keys().await == 200).await;
 
     secret(&token, "another-token-of-the-operator");
-    assert_eq!(keys().await, 401, "the file says another one");
+    assert_eq!(keys().await, 401, "the file has another token");
     // A token that is too short, or whose file is not a regular file, is not used.
     secret(&token, "x");
     assert_eq!(keys().await, 503);
@@ -194,11 +203,11 @@ async fn an_operators_token_is_added_changed_and_removed_without_a_restart() {
             .unwrap()
             .success()
     );
-    assert_eq!(keys().await, 503, "and nothing waits for a pipe");
+    assert_eq!(keys().await, 503, "a named pipe is not read");
     std::fs::remove_file(&token).unwrap();
     secret(&token, TOKEN);
     assert_eq!(keys().await, 200);
 
     std::fs::write(gateway.config_file(), &plain).unwrap();
-    eventually("no token any more", async || keys().await == 403).await;
+    eventually("the token is removed", async || keys().await == 403).await;
 }

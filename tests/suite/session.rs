@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::time::Instant;
-use tollgate::emulator::{Emulator, ExpiryForm, LoginAnswer, Settings};
+use tollgate::emulator::{Emulator, ExpiryForm, LoginResponse, Settings};
 use tollgate::secret::Secret;
 
 use crate::harness::client::verdict;
@@ -48,11 +48,11 @@ async fn burst(gateway: &Gateway, token: &str, count: usize, post: bool) -> Vec<
             })
         })
         .collect();
-    let mut answers = Vec::with_capacity(count);
+    let mut responses = Vec::with_capacity(count);
     for one in all {
-        answers.push(one.await.unwrap());
+        responses.push(one.await.unwrap());
     }
-    answers
+    responses
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,8 +70,8 @@ async fn ten_thousand_requests_that_meet_a_401_cause_one_login_and_no_client_see
     assert_eq!(webapp.login_count(), 1);
 
     webapp.forget_all_tokens();
-    let answers = burst(&gateway, client.token.as_ref().unwrap(), 10_000, false).await;
-    let good = answers
+    let responses = burst(&gateway, client.token.as_ref().unwrap(), 10_000, false).await;
+    let good = responses
         .iter()
         .filter(|status| **status == StatusCode::OK)
         .count();
@@ -79,30 +79,32 @@ async fn ten_thousand_requests_that_meet_a_401_cause_one_login_and_no_client_see
         good,
         10_000,
         "the first bad one: {:?}",
-        answers.iter().find(|s| **s != StatusCode::OK)
+        responses.iter().find(|s| **s != StatusCode::OK)
     );
     assert_eq!(
         webapp.login_count(),
         2,
-        "one at start, one for all ten thousand"
+        "one login at the start, one for all ten thousand requests"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_that_meet_a_401_are_repeated_from_the_kept_body() {
+async fn posts_that_meet_a_401_are_replayed_from_the_buffered_body() {
     let webapp = emulator().await;
     let (gateway, client) = gate(&webapp).await;
     webapp.forget_all_tokens();
-    let answers = burst(&gateway, client.token.as_ref().unwrap(), 300, true).await;
+    let responses = burst(&gateway, client.token.as_ref().unwrap(), 300, true).await;
     assert!(
-        answers.iter().all(|status| *status == StatusCode::CREATED),
-        "{answers:?}"
+        responses
+            .iter()
+            .all(|status| *status == StatusCode::CREATED),
+        "{responses:?}"
     );
     assert_eq!(webapp.login_count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_no_longer_kept_gets_503_and_is_not_sent_again_in_part() {
+async fn a_body_over_the_replay_limit_gets_503_and_is_not_sent_again_in_part() {
     let webapp = emulator().await;
     let (_gateway, client) = gate(&webapp).await;
     let large = vec![7_u8; 3_000_000];
@@ -113,26 +115,26 @@ async fn a_body_that_is_no_longer_kept_gets_503_and_is_not_sent_again_in_part() 
             .body(large.clone())
             .send()
     };
-    // The refusal comes after more of the body was sent than is kept.
+    // The refusal arrives after more of the body was sent than is buffered.
     webapp.forget_all_tokens();
-    webapp.answer_takes(Duration::from_millis(300));
-    let answer = send().await.unwrap();
-    assert_eq!(answer.headers()["retry-after"], "0");
-    assert_eq!(verdict(answer).await, (503, 1011));
-    webapp.answer_takes(Duration::ZERO);
+    webapp.response_delay(Duration::from_millis(300));
+    let response = send().await.unwrap();
+    assert_eq!(response.headers()["retry-after"], "0");
+    assert_eq!(verdict(response).await, (503, 1011));
+    webapp.response_delay(Duration::ZERO);
     assert_eq!(
         send().await.unwrap().status(),
         200,
-        "and then it goes through"
+        "the retry by the client succeeds"
     );
 
-    // At an immediate refusal the whole body may still be kept; then it is sent again.
+    // At an immediate refusal the whole body may still be buffered; then it is sent again.
     for _ in 0..10 {
         webapp.forget_all_tokens();
-        let answer = send().await.unwrap();
-        match answer.status().as_u16() {
+        let response = send().await.unwrap();
+        match response.status().as_u16() {
             200 => {}
-            _ => assert_eq!(verdict(answer).await, (503, 1011)),
+            _ => assert_eq!(verdict(response).await, (503, 1011)),
         }
     }
 }
@@ -162,9 +164,9 @@ async fn under_steady_load_fifty_renewals_fail_and_delay_no_request() {
             let (sent, failed) = (Arc::clone(&sent), Arc::clone(&failed));
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let answer = client.get("/v1/support").await;
-                    let status = answer.status();
-                    answer.bytes().await.unwrap();
+                    let response = client.get("/v1/support").await;
+                    let status = response.status();
+                    response.bytes().await.unwrap();
                     sent.fetch_add(1, Ordering::Relaxed);
                     failed.fetch_add(usize::from(status != StatusCode::OK), Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(4)).await;
@@ -186,7 +188,10 @@ async fn under_steady_load_fifty_renewals_fail_and_delay_no_request() {
         "only {} logins",
         webapp.login_count()
     );
-    assert!(sent.load(Ordering::Relaxed) > 1000, "a load, not a trickle");
+    assert!(
+        sent.load(Ordering::Relaxed) > 1000,
+        "too few requests for a load test"
+    );
     assert_eq!(failed.load(Ordering::Relaxed), 0);
     assert_eq!(
         gateway.metrics.upstream("main").session_waits.get(),
@@ -210,7 +215,7 @@ async fn while_logins_fail_the_old_token_is_used_until_it_expires_and_then_503_u
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
     assert_eq!(client.get("/v1/support").await.status(), 200);
-    webapp.fail_next_logins(1_000_000, LoginAnswer::Status(500));
+    webapp.fail_next_logins(1_000_000, LoginResponse::Status(500));
     let failing_since = webapp.login_count();
     eventually("a failed renewal", async || {
         webapp.login_count() > failing_since
@@ -219,26 +224,26 @@ async fn while_logins_fail_the_old_token_is_used_until_it_expires_and_then_503_u
     assert_eq!(
         client.get("/v1/support").await.status(),
         200,
-        "the old token still serves"
+        "the old token is still in use"
     );
 
     eventually("the end of the old token", async || {
         client.get("/v1/support").await.status() == 503
     })
     .await;
-    let answer = client.get("/v1/support").await;
-    let wait: u64 = answer.headers()["retry-after"]
+    let response = client.get("/v1/support").await;
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((1..=300).contains(&wait), "{wait}");
-    assert_eq!(verdict(answer).await, (503, 1011));
+    assert_eq!(verdict(response).await, (503, 1011));
     let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
     assert_eq!(ready.status(), 503);
 
-    webapp.fail_next_logins(0, LoginAnswer::Status(500));
-    eventually("recovery by itself", async || {
+    webapp.fail_next_logins(0, LoginResponse::Status(500));
+    eventually("the gate recovers", async || {
         client.get("/v1/support").await.status() == 200
     })
     .await;
@@ -254,7 +259,7 @@ async fn a_wrong_password_is_tried_once_and_again_when_its_file_changes() {
     for _ in 0..20 {
         assert_eq!(verdict(client.get("/v1/support").await).await, (503, 1011));
     }
-    assert_eq!(webapp.login_count(), 1, "one attempt, no storm");
+    assert_eq!(webapp.login_count(), 1, "one attempt, no login storm");
     let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("password"));
@@ -287,7 +292,7 @@ async fn a_password_that_must_be_changed_is_tried_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_clock_that_is_an_hour_off_changes_nothing() {
+async fn an_upstream_clock_that_is_an_hour_wrong_changes_nothing() {
     for offset in [3600, -3600] {
         let webapp = emulator_with(Settings {
             token_lifetime: Duration::from_secs(600),
@@ -322,28 +327,28 @@ async fn an_upstream_clock_that_is_an_hour_off_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unusable_login_response_is_a_failed_login_and_never_a_token() {
     let webapp = emulator().await;
-    webapp.login_answer(LoginAnswer::Html);
+    webapp.login_response(LoginResponse::Html);
     let setup = Setup::default()
         .upstream(&format!("{QUICK_LOGINS}\nlogin_timeout = \"1s\""))
         .rest(NO_LIMITS);
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.admin().await;
-    let answers = [
-        LoginAnswer::Html,
-        LoginAnswer::TenMegabytes,
-        LoginAnswer::CutInMiddle,
-        LoginAnswer::Never,
-        LoginAnswer::EmptyBody,
+    let responses = [
+        LoginResponse::Html,
+        LoginResponse::TenMegabytes,
+        LoginResponse::CutInMiddle,
+        LoginResponse::Never,
+        LoginResponse::EmptyBody,
     ];
-    for form in answers {
-        webapp.login_answer(form);
+    for form in responses {
+        webapp.login_response(form);
         assert_eq!(
             verdict(client.get("/v1/support").await).await,
             (503, 1011),
             "{form:?}"
         );
     }
-    webapp.login_answer(LoginAnswer::Normal);
+    webapp.login_response(LoginResponse::Normal);
     for form in [
         ExpiryForm::Null,
         ExpiryForm::Past,
@@ -360,7 +365,7 @@ async fn an_unusable_login_response_is_a_failed_login_and_never_a_token() {
     assert_eq!(
         gateway.metrics.upstream("main").session_generation.get(),
         0,
-        "no token came of it"
+        "no token was accepted"
     );
     webapp.expiry_form(ExpiryForm::Normal);
     eventually("a usable login", async || {
@@ -388,5 +393,5 @@ async fn with_single_active_token_no_client_sees_a_401() {
     while begin.elapsed() < Duration::from_secs(6) {
         assert_eq!(client.get("/v1/support").await.status(), 200);
     }
-    assert!(webapp.login_count() > 4, "it did renew");
+    assert!(webapp.login_count() > 4, "the login was renewed");
 }

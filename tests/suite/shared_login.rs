@@ -1,5 +1,5 @@
-//! One login for all clients: no client, node of the upstream or reload can take it away from
-//! the others (docs/LOGIN.md).
+//! One login for all clients: no client, upstream node or reload can end it for
+//! the other clients (docs/LOGIN.md).
 
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ async fn applied(gateway: &Gateway, times: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_always_answers_401_does_not_end_the_login() {
-    let upstream = LoginUpstream::start(|asked| match asked.path.as_str() {
+async fn a_path_that_always_responds_401_does_not_end_the_login() {
+    let upstream = LoginUpstream::start(|request| match request.path.as_str() {
         "/bad" => 401,
         _ => 200,
     })
@@ -45,15 +45,15 @@ async fn a_path_that_always_answers_401_does_not_end_the_login() {
     }
     assert!(upstream.logins() <= 2, "{} logins", upstream.logins());
     // Once it is known, a refused request is sent once.
-    let before = upstream.asked("/bad").len();
+    let before = upstream.requests_to("/bad").len();
     assert_eq!(client.get("/bad").await, 502);
-    assert_eq!(upstream.asked("/bad").len(), before + 1);
+    assert_eq!(upstream.requests_to("/bad").len(), before + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_paths_methods_or_bodies_that_get_401_do_not_end_the_login() {
-    let upstream = LoginUpstream::start(|asked| {
-        let is_bad = asked.path.starts_with("/bad") || asked.method == "DELETE";
+    let upstream = LoginUpstream::start(|request| {
+        let is_bad = request.path.starts_with("/bad") || request.method == "DELETE";
         if is_bad { 401 } else { 200 }
     })
     .await;
@@ -62,17 +62,24 @@ async fn many_paths_methods_or_bodies_that_get_401_do_not_end_the_login() {
     for number in 0..30 {
         assert_eq!(client.get(&format!("/bad/{number}")).await, 502);
         assert_eq!(client.send(Method::DELETE, "/ok", vec![]).await, 502);
-        // More than is kept: judged before the client has to send it again.
+        // Larger than replay_limit: judged before the client has to send it again.
         let large = vec![7; 300_000];
-        let answer = client.answer(Method::POST, "/bad/upload", large).await;
-        assert!(matches!(answer.status().as_u16(), 502 | 503), "{answer:?}");
+        let response = client.response(Method::POST, "/bad/upload", large).await;
+        assert!(
+            matches!(response.status().as_u16(), 502 | 503),
+            "{response:?}"
+        );
         assert_eq!(client.get("/ok").await, 200);
     }
     assert!(upstream.logins() <= 3, "{} logins", upstream.logins());
-    let answer = client
-        .answer(Method::POST, "/bad/upload", vec![7; 300_000])
+    let response = client
+        .response(Method::POST, "/bad/upload", vec![7; 300_000])
         .await;
-    assert_eq!(answer.status(), 502, "not asked for again for ever");
+    assert_eq!(
+        response.status(),
+        502,
+        "the client is not asked to retry without end"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,9 +89,9 @@ async fn a_revoked_token_is_replaced_at_once_and_no_client_sees_it() {
     assert_eq!(client.get("/a").await, 200);
     assert_eq!(client.get("/b").await, 200);
     for round in 1..=3 {
-        // Old enough that every node must know the token.
+        // The token is old enough to be known to every node.
         sleep(Duration::from_millis(5_100)).await;
-        upstream.paths_answer(move |asked| if asked.token > round { 200 } else { 401 });
+        upstream.set_paths(move |request| if request.token > round { 200 } else { 401 });
         let begin = Instant::now();
         assert_eq!(client.get("/a").await, 200);
         assert!(
@@ -102,7 +109,7 @@ async fn a_revoked_token_is_replaced_at_once_and_no_client_sees_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_token_that_a_node_does_not_know_yet_is_retried() {
     // The second node learns of a token after its fourth request.
-    let upstream = LoginUpstream::start(|asked| match asked.nth {
+    let upstream = LoginUpstream::start(|request| match request.nth {
         1 => 401,
         _ => 200,
     })
@@ -110,20 +117,20 @@ async fn a_new_token_that_a_node_does_not_know_yet_is_retried() {
     let (_gateway, client) = gate_before(&upstream, "").await;
     assert_eq!(client.get("/a").await, 200);
     assert_eq!(upstream.logins(), 1);
-    let asked = upstream.asked("/a");
-    assert_eq!(asked.len(), 2);
-    assert!(asked.iter().all(|asked| asked.token == 1));
+    let requests = upstream.requests_to("/a");
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|request| request.token == 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_with_a_bad_token_changes_nothing_while_the_old_one_is_good() {
     for probe in ["", "probe = \"/me\""] {
-        let upstream = LoginUpstream::start(|asked| match asked.token {
+        let upstream = LoginUpstream::start(|request| match request.token {
             1 => 200,
             _ => 401,
         })
         .await;
-        upstream.logins_answer(|nth| LoginReply::Token(if nth == 1 { 8 } else { 3600 }));
+        upstream.set_logins(|nth| LoginReply::Token(if nth == 1 { 8 } else { 3600 }));
         let lines = format!("renew_at = 0.3\nrenew_floor = \"1s\"\n{probe}");
         let (gateway, client) = gate_before(&upstream, &lines).await;
         assert_eq!(client.get("/a").await, 200);
@@ -136,20 +143,20 @@ async fn a_renewal_with_a_bad_token_changes_nothing_while_the_old_one_is_good() 
         assert!(upstream.logins() >= 2, "a renewal has been tried");
         assert!(upstream.logins() <= 6, "{} logins", upstream.logins());
         let generation = gateway.metrics.upstream("main").session_generation.get();
-        assert_eq!(generation, 1, "the good one is in use");
+        assert_eq!(generation, 1, "the good token is in use");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrongly_refused_login_is_retried_on_sighup_and_on_a_reload() {
-    for answer in [401, 403] {
+    for response in [401, 403] {
         let upstream = LoginUpstream::start(|_| 200).await;
-        upstream.logins_answer(move |nth| match nth {
-            1 => LoginReply::Status(answer),
+        upstream.set_logins(move |nth| match nth {
+            1 => LoginReply::Status(response),
             _ => LoginReply::Token(3600),
         });
         let (gateway, client) = gate_before(&upstream, "").await;
-        if answer == 401 {
+        if response == 401 {
             assert_eq!(client.get("/a").await, 503);
         }
         gateway.steering.hup.notify_waiters();
@@ -160,7 +167,7 @@ async fn a_wrongly_refused_login_is_retried_on_sighup_and_on_a_reload() {
         assert_eq!(upstream.logins(), 2);
     }
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.logins_answer(|nth| match nth {
+    upstream.set_logins(|nth| match nth {
         1 => LoginReply::Status(401),
         _ => LoginReply::Token(3600),
     });
@@ -176,17 +183,20 @@ async fn a_wrongly_refused_login_is_retried_on_sighup_and_on_a_reload() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_written_before_the_upstream_accepts_it_needs_no_second_change() {
     let upstream = LoginUpstream::start(|_| 200).await;
-    upstream.logins_answer(|_| LoginReply::Status(401));
+    upstream.set_logins(|_| LoginReply::Status(401));
     let (gateway, client) = gate_before(&upstream, "").await;
     assert_eq!(client.get("/a").await, 503);
     secret(
         &gateway.folder.path().join("webapp-password"),
         "New-Passw0rd!",
     );
-    eventually("a try with the new one", async || upstream.logins() == 2).await;
+    eventually("a login with the new password", async || {
+        upstream.logins() == 2
+    })
+    .await;
     sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(upstream.logins(), 2, "no storm");
-    upstream.logins_answer(|_| LoginReply::Token(3600));
+    assert_eq!(upstream.logins(), 2, "no login storm");
+    upstream.set_logins(|_| LoginReply::Token(3600));
     gateway.steering.hup.notify_waiters();
     eventually("the login", async || client.get("/a").await == 200).await;
 }
@@ -197,7 +207,7 @@ async fn a_reload_keeps_the_login_and_its_budget() {
     let lines = "logins_per_hour = 3\nconcurrency = 64";
     let (gateway, client) = gate_before(&upstream, lines).await;
     assert_eq!(client.get("/a").await, 200);
-    upstream.logins_answer(|_| LoginReply::Status(503));
+    upstream.set_logins(|_| LoginReply::Status(503));
     for reload in 0..10_u64 {
         let (from, to) = (64 + reload, 65 + reload);
         rewrite(
@@ -226,7 +236,7 @@ async fn a_changed_address_takes_over_when_its_login_works_and_keeps_the_budget(
         LoginUpstream::start(|_| 200).await,
         LoginUpstream::start(|_| 200).await,
     );
-    new.logins_answer(|_| LoginReply::Status(503));
+    new.set_logins(|_| LoginReply::Status(503));
     let (gateway, client) = gate_before(&old, "logins_per_hour = 30").await;
     assert_eq!(client.get("/a").await, 200);
     rewrite(&gateway, &old.url(), &new.url());
@@ -235,16 +245,16 @@ async fn a_changed_address_takes_over_when_its_login_works_and_keeps_the_budget(
         assert_eq!(client.get("/a").await, 200);
         sleep(Duration::from_millis(20)).await;
     }
-    assert!(new.asked("/a").is_empty());
+    assert!(new.requests_to("/a").is_empty());
     let ready = reqwest::get(gateway.operator_url("/readyz")).await.unwrap();
     assert_eq!(ready.status(), 200);
     let page = ready.text().await.unwrap();
     assert!(page.contains("wait to take over"), "{page}");
-    new.logins_answer(|_| LoginReply::Token(3600));
+    new.set_logins(|_| LoginReply::Token(3600));
     gateway.steering.hup.notify_waiters();
     eventually("the new one", async || {
         assert_eq!(client.get("/a").await, 200);
-        !new.asked("/a").is_empty()
+        !new.requests_to("/a").is_empty()
     })
     .await;
     // Each change of address and back is one login, however often.
@@ -265,24 +275,24 @@ async fn a_changed_address_takes_over_when_its_login_works_and_keeps_the_budget(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_waits_for_a_permit_uses_the_token_of_the_time_of_sending() {
-    let upstream = LoginUpstream::start(|asked| {
+    let upstream = LoginUpstream::start(|request| {
         // Only the newest token is good.
-        if asked.token == asked.minted {
+        if request.token == request.minted {
             200
         } else {
             401
         }
     })
     .await;
-    upstream.logins_answer(|nth| LoginReply::Token(if nth == 1 { 6 } else { 3600 }));
+    upstream.set_logins(|nth| LoginReply::Token(if nth == 1 { 6 } else { 3600 }));
     let lines = "concurrency = 1\nqueue_timeout = \"30s\"\nrenew_at = 0.3\nrenew_floor = \"1s\"\n\
                  single_active_token = true";
     let (_gateway, client) = gate_before(&upstream, lines).await;
     assert_eq!(client.get("/a").await, 200);
-    upstream.paths_take(Duration::from_secs(4));
+    upstream.set_delay(Duration::from_secs(4));
     let slow = spawn(&client, "/slow", 0);
     sleep(Duration::from_millis(200)).await;
-    upstream.paths_take(Duration::ZERO);
+    upstream.set_delay(Duration::ZERO);
     let (large, small) = (
         spawn(&client, "/large", 200_000),
         spawn(&client, "/small", 10),
@@ -292,9 +302,9 @@ async fn a_request_that_waits_for_a_permit_uses_the_token_of_the_time_of_sending
     assert_eq!(large.await.unwrap(), 200);
     assert_eq!(small.await.unwrap(), 200);
     for path in ["/large", "/small"] {
-        let asked = upstream.asked(path);
-        assert_eq!(asked.len(), 1, "{path} is sent once");
-        assert_eq!(asked[0].token, 2);
+        let requests = upstream.requests_to(path);
+        assert_eq!(requests.len(), 1, "{path} is sent once");
+        assert_eq!(requests[0].token, 2);
     }
 }
 
@@ -305,9 +315,9 @@ fn spawn(client: &KeyClient, path: &'static str, body: usize) -> tokio::task::Jo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_only_one_of_two_nodes_accepts_causes_no_login_storm() {
-    // Requests go to two nodes in turns; each knows only its own tokens.
-    let upstream = LoginUpstream::start(|asked| {
-        if asked.nth % 2 == asked.token % 2 {
+    // Requests alternate between two nodes; each knows only its own tokens.
+    let upstream = LoginUpstream::start(|request| {
+        if request.nth % 2 == request.token % 2 {
             200
         } else {
             401
@@ -326,7 +336,7 @@ async fn a_token_that_only_one_of_two_nodes_accepts_causes_no_login_storm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_probe_decides_what_a_refusal_means() {
-    let upstream = LoginUpstream::start(|asked| match (asked.path.as_str(), asked.token) {
+    let upstream = LoginUpstream::start(|request| match (request.path.as_str(), request.token) {
         ("/bad", _) | (_, 0) => 401,
         _ => 200,
     })
@@ -338,16 +348,12 @@ async fn the_probe_decides_what_a_refusal_means() {
         assert_eq!(client.get("/bad").await, 502);
         assert_eq!(client.get("/ok").await, 200);
     }
-    assert_eq!(
-        upstream.logins(),
-        1,
-        "the probe says that the token is good"
-    );
+    assert_eq!(upstream.logins(), 1, "the probe accepts the token");
     assert!(
-        upstream.asked("/me").len() < 20,
-        "and is not asked each time"
+        upstream.requests_to("/me").len() < 20,
+        "the probe is not sent for each request"
     );
-    upstream.paths_answer(|asked| if asked.token > 1 { 200 } else { 401 });
+    upstream.set_paths(|request| if request.token > 1 { 200 } else { 401 });
     assert_eq!(client.get("/ok").await, 200);
     assert_eq!(client.get("/never-asked").await, 200);
     assert_eq!(upstream.logins(), 2);

@@ -58,7 +58,7 @@ async fn logged_in(program: &Program, folder: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
+async fn an_export_moves_all_records_to_another_store_and_shows_no_secret() {
     let (here, file) = folder().await;
     let described = good(&file, &["check"], b"");
     let cost = "no key: the upstream's token is not kept, each start of each gate is one login";
@@ -69,7 +69,7 @@ async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
     assert_eq!(refused.status.code(), Some(1));
     let busy = String::from_utf8(refused.stderr).unwrap();
     assert!(busy.contains("in use by another process"), "{busy}");
-    assert!(refused.stdout.is_empty(), "a backup that is none is empty");
+    assert!(refused.stdout.is_empty(), "no output on failure");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0));
 
@@ -109,7 +109,7 @@ async fn an_export_moves_everything_to_another_store_and_shows_no_secret() {
     let base = program.url("");
     let client = Client::of(there.path(), &base, reqwest::Client::builder()).with_token(&token);
     let shown = client.get(&format!("/v1/users/{ADMIN}")).await;
-    assert_eq!(shown.status(), 200, "the token is good at the other gate");
+    assert_eq!(shown.status(), 200, "the token is valid at the other gate");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0));
 }
@@ -131,9 +131,9 @@ async fn a_start_that_cannot_use_its_store_ends_with_a_message_and_changes_nothi
         ),
     ] {
         std::fs::write(&store, content).unwrap();
-        let said = bad(&file, &["serve"], b"");
-        assert!(said.contains(expected), "{said}");
-        assert!(said.contains(store.to_str().unwrap()), "{said}");
+        let message = bad(&file, &["serve"], b"");
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains(store.to_str().unwrap()), "{message}");
         assert_eq!(std::fs::read(&store).unwrap(), content);
     }
     std::fs::remove_file(&store).unwrap();
@@ -143,20 +143,20 @@ async fn a_start_that_cannot_use_its_store_ends_with_a_message_and_changes_nothi
     let config = std::fs::read_to_string(&file).unwrap();
     let lost = format!("{config}\n[store]\npath = \"no/such/folder/gate.redb\"\n");
     std::fs::write(&file, lost).unwrap();
-    let said = bad(&file, &["serve"], b"");
-    assert!(said.contains("make its folder"), "{said}");
+    let message = bad(&file, &["serve"], b"");
+    assert!(message.contains("make its folder"), "{message}");
     let memory = format!("{config}\n[store]\npath = \"memory\"\n");
     std::fs::write(&file, memory).unwrap();
-    let said = bad(&file, &["store", "export"], b"");
-    assert!(said.contains("nothing is kept"), "{said}");
+    let message = bad(&file, &["store", "export"], b"");
+    assert!(message.contains("nothing is kept"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_gate_on_the_same_store_ends_at_once() {
     let (_folder, file) = folder().await;
     let mut program = Program::serve(&file);
-    let said = bad(&file, &["serve"], b"");
-    assert!(said.contains("in use by another process"), "{said}");
+    let message = bad(&file, &["serve"], b"");
+    assert!(message.contains("in use by another process"), "{message}");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0));
 }
@@ -179,9 +179,12 @@ async fn a_read_only_disk_is_reported_at_the_start() {
         return;
     }
     let is_read_only = mount(&["-o", "remount,bind,ro"]);
-    let said = run(&file, &["serve"], b"");
-    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    let message = run(&file, &["serve"], b"");
+    let message = String::from_utf8_lossy(&message.stderr).into_owned();
     let unmounted = Command::new("umount").arg(&data).status().unwrap();
     assert!(is_read_only && unmounted.success());
-    assert!(said.contains("on a disk that can be written"), "{said}");
+    assert!(
+        message.contains("on a disk that can be written"),
+        "{message}"
+    );
 }

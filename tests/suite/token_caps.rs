@@ -57,14 +57,21 @@ async fn a_client_that_logs_in_before_each_message_is_never_refused() {
         assert_eq!(gateway.metrics.token_events.value(TokenEvent::Displaced), 7);
         let newest = clients.pop().unwrap();
         assert!(works(&newest).await);
-        assert!(!works(&clients[0]).await, "the oldest is gone");
+        assert!(!works(&clients[0]).await, "the oldest token has ended");
         assert!(gateway.metrics.token_cap_warnings.value(TokenCap::User) >= 8);
         if store.contains("redb") {
             let gateway = gateway.restart().await;
-            assert_eq!(gateway.metrics.tokens.get(), 5, "as many after a restart");
+            assert_eq!(
+                gateway.metrics.tokens.get(),
+                5,
+                "the same number after a restart"
+            );
             let at = |client: &Client| gateway.client().with_token(client.token.as_ref().unwrap());
             assert!(works(&at(&newest)).await);
-            assert!(!works(&at(&clients[0])).await, "ended for good");
+            assert!(
+                !works(&at(&clients[0])).await,
+                "still ended after a restart"
+            );
         }
     }
 }
@@ -78,7 +85,10 @@ async fn a_token_in_use_survives_tokens_that_were_used_once() {
         assert!(works(&steady).await);
         careless(&gateway, ADMIN_PASSWORD, 1).await;
     }
-    assert!(works(&steady).await, "the oldest of all, and in use");
+    assert!(
+        works(&steady).await,
+        "the oldest token is in use and stays valid"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,14 +97,14 @@ async fn a_login_refused_at_the_cap_gets_the_true_retry_after() {
     let users = "max_tokens_per_user = 2\nat_token_cap = \"refuse\"\ntoken_lifetime = \"3d\"";
     let gateway = Gateway::with(&webapp, capped(users)).await;
     let kept = careless(&gateway, ADMIN_PASSWORD, 2).await;
-    let answer = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
-    let wait: u64 = answer.headers()["retry-after"]
+    let response = gateway.client().login(ADMIN, ADMIN_PASSWORD).await;
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((259_100..=259_202).contains(&wait), "{wait}");
-    assert_eq!(verdict(answer).await, (429, 1015));
+    assert_eq!(verdict(response).await, (429, 1015));
     for client in &kept {
         assert!(works(client).await, "no client lost a token");
     }
@@ -111,7 +121,7 @@ async fn one_user_cannot_use_up_all_tokens() {
         assert_eq!(admin.post("/v1/users", &body).await.status(), 201);
     }
     careless(&gateway, ADMIN_PASSWORD, 8).await;
-    assert_eq!(gateway.metrics.tokens.get(), 3, "a quarter");
+    assert_eq!(gateway.metrics.tokens.get(), 3, "a quarter of max_tokens");
     for name in ["anna", "bert", "carl"] {
         for _ in 0..4 {
             gateway.client().logged_in(name, ADMIN_PASSWORD).await;
@@ -119,14 +129,14 @@ async fn one_user_cannot_use_up_all_tokens() {
     }
     assert_eq!(gateway.metrics.tokens.get(), 12);
     assert!(gateway.metrics.token_cap_warnings.value(TokenCap::All) >= 2);
-    let answer = gateway.client().login("dora", ADMIN_PASSWORD).await;
-    let wait: u64 = answer.headers()["retry-after"]
+    let response = gateway.client().login("dora", ADMIN_PASSWORD).await;
+    let wait: u64 = response.headers()["retry-after"]
         .to_str()
         .unwrap()
         .parse()
         .unwrap();
     assert!((3500..=3602).contains(&wait), "{wait}");
-    assert_eq!(verdict(answer).await, (429, 1015));
+    assert_eq!(verdict(response).await, (429, 1015));
     // A user with tokens still gets a new one in place of an old one.
     gateway.client().logged_in("anna", ADMIN_PASSWORD).await;
     assert_eq!(gateway.metrics.tokens.get(), 12);
@@ -145,10 +155,10 @@ async fn a_relayed_users_oldest_token_ends_at_the_gate_only() {
     let direct = webapp.mint_token(ADMIN);
     assert!(direct.is_some());
     let token = clients[0].token.as_ref().unwrap();
-    let asked = capped("directory = \"webapp\"\nunknown_tokens = \"ask\"");
-    let other = Gateway::with(&webapp, asked).await;
+    let setup_of_other = capped("directory = \"webapp\"\nunknown_tokens = \"ask\"");
+    let other = Gateway::with(&webapp, setup_of_other).await;
     let there = other.client().with_token(token);
-    eventually("the upstream still takes it", async || {
+    eventually("the upstream still accepts the token", async || {
         there.get("/v1/support").await.status() == 200
     })
     .await;
@@ -186,8 +196,8 @@ async fn gates_with_a_shared_store_share_the_cap() {
     assert_eq!(live, 4);
     // A logout ends all remaining tokens, and the next user of that name starts with none.
     let admin = gates[0].client().with_token(&clients[9]);
-    let answer = admin.request(Method::POST, "/v1/users/logout").send().await;
-    assert_eq!(answer.unwrap().status(), 200);
+    let response = admin.request(Method::POST, "/v1/users/logout").send().await;
+    assert_eq!(response.unwrap().status(), 200);
     for _ in 0..5 {
         gates[1].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
     }
@@ -208,9 +218,9 @@ async fn the_log_names_a_user_near_the_cap_once() {
     let mut program = Program::serve(&file);
     let client = Client::of(folder.path(), &program.url(""), reqwest::Client::builder());
     for number in 0..9 {
-        let answer = client.login(ADMIN, ADMIN_PASSWORD).await;
-        let answer: Value = answer.json().await.unwrap();
-        assert!(answer["users"][0]["token"].is_string(), "login {number}");
+        let response = client.login(ADMIN, ADMIN_PASSWORD).await;
+        let response: Value = response.json().await.unwrap();
+        assert!(response["users"][0]["token"].is_string(), "login {number}");
     }
     program.signal("TERM");
     program.wait();

@@ -1,4 +1,4 @@
-//! Tokens that the gate has never seen (`unknown_tokens = "ask"`). The probe's result counts
+//! Unknown tokens (`unknown_tokens = "ask"`). The probe's result counts
 //! only if the upstream refuses made-up tokens, and a token's own claims are no identity.
 
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ fn bearer(call: &Call) -> String {
     value.collect()
 }
 
-async fn asking(upstream: &Upstream, users: &str, probe: &str) -> Gateway {
+async fn gateway_that_asks(upstream: &Upstream, users: &str, probe: &str) -> Gateway {
     let setup = Setup::default()
         .users("directory = \"webapp\"\nunknown_tokens = \"ask\"")
         .users(users)
@@ -44,8 +44,8 @@ async fn status(gateway: &Gateway, token: &str) -> u16 {
 }
 
 async fn page(gateway: &Gateway, path: &str) -> String {
-    let answer = reqwest::get(gateway.operator_url(path)).await.unwrap();
-    answer.text().await.unwrap()
+    let response = reqwest::get(gateway.operator_url(path)).await.unwrap();
+    response.text().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,21 +70,21 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
             }
         })
         .await;
-        let gateway = asking(&upstream, "", "").await;
-        eventually("the probe is found out", async || {
+        let gateway = gateway_that_asks(&upstream, "", "").await;
+        eventually("the probe is found to accept made-up tokens", async || {
             page(&gateway, "/readyz")
                 .await
                 .contains("accepts made-up tokens")
         })
         .await;
-        let asked = upstream.count("GET /v1/health");
+        let probes = upstream.count("GET /v1/health");
         for token in [good.as_str(), "made-up", "a.b.c"] {
             let client = gateway.client().with_token(token);
             assert_eq!(verdict(client.get("/v1/support").await).await, (401, 1005));
         }
         assert!(
-            upstream.count("GET /v1/health") <= asked + 2,
-            "no questions"
+            upstream.count("GET /v1/health") <= probes + 2,
+            "no probe for the clients' tokens"
         );
         assert_eq!(upstream.count("GET /v1/support"), 0);
         let metrics = page(&gateway, "/metrics").await;
@@ -94,7 +94,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
         );
 
         is_mended.store(true, Ordering::Relaxed);
-        eventually("the mended probe is used", async || {
+        eventually("the corrected probe is used", async || {
             status(&gateway, &good).await == 200
         })
         .await;
@@ -104,7 +104,7 @@ async fn a_probe_that_accepts_made_up_tokens_is_not_used_until_it_refuses_them()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn until_the_probe_was_tried_no_token_is_refused_or_accepted() {
+async fn no_unknown_token_is_refused_or_accepted_until_the_probe_was_tested() {
     let is_broken = Arc::new(AtomicBool::new(true));
     let broken = Arc::clone(&is_broken);
     let upstream = Upstream::start(move |call| {
@@ -116,7 +116,7 @@ async fn until_the_probe_was_tried_no_token_is_refused_or_accepted() {
         }
     })
     .await;
-    let gateway = asking(&upstream, "", "probe = \"/own/whoami?brief=1\"").await;
+    let gateway = gateway_that_asks(&upstream, "", "probe = \"/own/whoami?brief=1\"").await;
     for token in ["good", "bad"] {
         let client = gateway.client().with_token(token);
         assert_eq!(verdict(client.get("/v1/support").await).await, (503, 1011));
@@ -127,7 +127,7 @@ async fn until_the_probe_was_tried_no_token_is_refused_or_accepted() {
             .contains("unknown tokens get 503")
     );
     is_broken.store(false, Ordering::Relaxed);
-    eventually("the good one is known", async || {
+    eventually("the valid token is accepted", async || {
         status(&gateway, "good").await == 200
     })
     .await;
@@ -158,7 +158,7 @@ async fn a_probed_token_is_a_client_of_its_own_whatever_its_claims() {
         Reply::ok("fine")
     })
     .await;
-    let gateway = asking(&upstream, "max_tokens_per_user = 5", "").await;
+    let gateway = gateway_that_asks(&upstream, "max_tokens_per_user = 5", "").await;
     let tokens: Vec<String> = (0..8)
         .map(|number| {
             unsigned(&format!(
@@ -180,10 +180,10 @@ async fn a_probed_token_is_a_client_of_its_own_whatever_its_claims() {
     // The token does not count against admin's cap, and a logout ends this token only.
     let admin = gateway.client().logged_in("admin", "whatever").await;
     assert_eq!(admin.get("/v1/support").await.status(), 200);
-    let gone = gateway.client().with_token(&tokens[0]);
-    let answer = gone.post("/v1/users/logout", &json!({})).await;
-    assert_eq!(answer.status(), 200);
-    eventually("seven asked ones and admin's", async || {
+    let revoked = gateway.client().with_token(&tokens[0]);
+    let response = revoked.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(response.status(), 200);
+    eventually("seven probed tokens and admin's", async || {
         gateway.metrics.tokens.get() == 8
     })
     .await;
@@ -198,17 +198,17 @@ async fn the_exp_claim_can_only_shorten_how_long_a_probed_token_is_accepted() {
         false => Reply::Stay(REFUSED.to_vec()),
     })
     .await;
-    let gateway = asking(&upstream, "", "").await;
-    let brief = unsigned(&format!(
+    let gateway = gateway_that_asks(&upstream, "", "").await;
+    let short_lived = unsigned(&format!(
         r#"{{"exp":{}}}"#,
         tollgate::clock::unix_seconds() + 2
     ));
     let endless = unsigned(r#"{"exp":4102444800}"#);
-    for token in [&brief, &endless] {
+    for token in [&short_lived, &endless] {
         assert_eq!(status(&gateway, token).await, 200);
     }
     assert_eq!(gateway.metrics.tokens.get(), 2);
-    eventually("the end that was stated", async || {
+    eventually("the expiry of the exp claim", async || {
         gateway.metrics.tokens.get() == 1
     })
     .await;
@@ -238,7 +238,7 @@ async fn random_tokens_from_one_address_leave_probes_for_others() {
         assert_eq!(
             client.get("/v1/support").await.status(),
             200,
-            "good ones cost nothing"
+            "valid tokens do not count"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Relayed logins: the gate asks for a response that it can read, and passes on one that it
+//! Relayed logins: the gate requests a response that it can read, and forwards one that it
 //! cannot read.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tollgate::metrics::{ClientLoginOutcome, UnreadableLogin};
 use crate::harness::upstream::{Call, Reply};
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup};
 
-/// An upstream whose script also answers logins, and a gate in front of it.
+/// An upstream whose script also responds to logins, and a gate in front of it.
 async fn relay(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> (Gateway, Webapp) {
     let webapp = Webapp::scripted(script).await;
     let setup = Setup::default()
@@ -22,7 +22,7 @@ async fn relay(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> (Gate
 
 use crate::harness::upstream::Upstream as Webapp;
 
-fn answer(head: &str, body: &[u8]) -> Reply {
+fn response(head: &str, body: &[u8]) -> Reply {
     let length = body.len();
     let mut bytes =
         format!("HTTP/1.1 200 OK\r\n{head}Content-Length: {length}\r\n\r\n").into_bytes();
@@ -42,9 +42,9 @@ async fn login(client: &Client, fields: &[(&str, &str)]) -> (u16, Vec<u8>) {
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
-    let answer = request.send().await.unwrap();
-    let status = answer.status().as_u16();
-    (status, answer.bytes().await.unwrap().to_vec())
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    (status, response.bytes().await.unwrap().to_vec())
 }
 
 /// Compresses the response whenever the request allows it, and sends parts and 304s on request,
@@ -70,7 +70,7 @@ fn clever(call: &Call) -> Reply {
     let plain = has("\r\naccept-encoding: identity\r\n");
     match plain && head.matches("accept-encoding").count() == 1 {
         true => Reply::ok(&minted("learned-token")),
-        false => answer("Content-Encoding: gzip\r\n", b"\x1f\x8b not for the gate"),
+        false => response("Content-Encoding: gzip\r\n", b"\x1f\x8b not for the gate"),
     }
 }
 
@@ -106,17 +106,17 @@ fn stubborn(what: &'static str) -> impl Fn(&Call) -> Reply + Send + Sync + 'stat
             return Reply::ok("fine");
         }
         match what {
-            "coded" => answer(
+            "coded" => response(
                 "Content-Encoding: gzip\r\nX-Own: 1\r\n",
                 b"\x1f\x8b\x08\x00bytes",
             ),
-            "html" => answer("Content-Type: text/html\r\n", b"<p>signed in</p>"),
-            "no token" => answer("", br#"{"users":[{}],"meta":{}}"#),
-            "ended" => answer(
+            "html" => response("Content-Type: text/html\r\n", b"<p>signed in</p>"),
+            "no token" => response("", br#"{"users":[{}],"meta":{}}"#),
+            "ended" => response(
                 "",
                 br#"{"users":[{"token":"t","expires_after":"2001-01-01 00:00:00+00:00"}]}"#,
             ),
-            "long" => answer("", &long()),
+            "long" => response("", &long()),
             // Chunks and a trailer.
             _ => {
                 let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
@@ -159,7 +159,7 @@ async fn an_unreadable_login_response_passes_unchanged_and_is_counted() {
         ("long", &long(), UnreadableLogin::TooLong),
         ("long, in chunks", &long(), UnreadableLogin::TooLong),
     ];
-    for (what, wanted, why) in rows {
+    for (what, wanted, reason) in rows {
         let (gateway, _webapp) = relay(stubborn(what)).await;
         for client in [Client::http1(&gateway), gateway.client()] {
             let (status, body) = login(&client, &[]).await;
@@ -167,7 +167,7 @@ async fn an_unreadable_login_response_passes_unchanged_and_is_counted() {
             assert!(body == wanted, "{what}: {} bytes", body.len());
         }
         let counts = &gateway.metrics.unreadable_login_responses;
-        assert_eq!(counts.value(why), 2, "{what}");
+        assert_eq!(counts.value(reason), 2, "{what}");
         assert_eq!(
             gateway.metrics.client_logins.value(ClientLoginOutcome::Ok),
             2
@@ -194,15 +194,15 @@ async fn a_login_response_over_the_limit_is_streamed_at_once() {
     let gateway = Gateway::before(&format!("http://{}", webapp.address), setup).await;
     let client = Client::http1(&gateway);
     let request = client.request(Method::POST, "/v1/users/login");
-    let mut answer = request
+    let mut response = request
         .basic_auth("anna", Some("Passw0rd!"))
         .send()
         .await
         .unwrap();
     let mut seen = 0;
     while seen < 100_000 {
-        let piece = tokio::time::timeout(Duration::from_secs(10), answer.chunk());
+        let piece = tokio::time::timeout(Duration::from_secs(10), response.chunk());
         seen += piece.await.expect("flows").unwrap().unwrap().len();
     }
-    assert_eq!(answer.status(), 200);
+    assert_eq!(response.status(), 200);
 }

@@ -88,7 +88,7 @@ async fn a_get_on_a_closing_connection_is_repeated_and_a_post_never() {
     assert_eq!(
         upstream.count("GET /v1/support"),
         3,
-        "the second was sent twice"
+        "the second request was sent twice"
     );
 
     let text = serde_json::json!({ "to": "1", "type": "text", "text": { "body": "once" } });

@@ -46,7 +46,7 @@ async fn send(client: &Client, method: Method, path: &str, body: &str) -> u16 {
 async fn lives(name: &str, first: &Client, second: &Client) {
     let body = json!({ "username": name, "password": PASSWORD });
     let made = first.post("/v1/users", &body).await.status();
-    assert_eq!(made, 201, "{name} is made");
+    assert_eq!(made, 201, "{name} is created");
     let shown = second.get(&path(name)).await;
     assert_eq!(shown.status(), 200, "{name} is shown");
     assert_eq!(
@@ -61,12 +61,12 @@ async fn lives(name: &str, first: &Client, second: &Client) {
         200,
         "{name} logs in"
     );
-    let gone = send(second, Method::DELETE, &path(name), "").await;
-    assert_eq!(gone, 200, "{name} is deleted");
+    let deleted = send(second, Method::DELETE, &path(name), "").await;
+    assert_eq!(deleted, 200, "{name} is deleted");
     assert_eq!(
         second.get(&path(name)).await.status(),
         404,
-        "{name} is gone"
+        "{name} is removed"
     );
 }
 
@@ -118,7 +118,7 @@ async fn a_user_created_at_one_gate_can_be_deleted_at_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_created_at_the_webapp_through_the_gate_can_be_deleted() {
     let webapp = emulator().await;
-    // Bodies are read for the name even on routes that keep none for a repeat.
+    // Bodies are read for the name even on routes that buffer none for a replay.
     for lines in ["", "replay_limit = \"1KiB\""] {
         let setup = Setup::default()
             .users("directory = \"webapp\"")
@@ -172,7 +172,7 @@ pub(crate) async fn operated(webapp: &tollgate::emulator::Emulator, setup: Setup
     Gateway::from_file(folder, file).await
 }
 
-pub(crate) async fn ask_operator(
+pub(crate) async fn send_to_operator(
     gateway: &Gateway,
     method: Method,
     path: &str,
@@ -191,7 +191,7 @@ async fn the_operator_can_delete_a_user_whose_name_is_no_longer_allowed() {
     assert_eq!(admin.post("/v1/users", &body).await.status(), 201);
     let file = gateway.config_file();
     let folder = gateway.into_folder().await;
-    // As an earlier version allowed it.
+    // A name from an imported file, which the rules no longer allow.
     let metrics = Metrics::new();
     let (opened, StoreContents { users, .. }) =
         Store::open(&folder.path().join("data/tollgate.redb"), &metrics).unwrap();
@@ -216,15 +216,15 @@ async fn the_operator_can_delete_a_user_whose_name_is_no_longer_allowed() {
     ] {
         let user = gateway.client().logged_in(name, PASSWORD).await;
         assert_eq!(user.get("/v1/health").await.status(), 200);
-        let gone = ask_operator(&gateway, Method::DELETE, at).await;
-        assert_eq!(gone.status(), 200, "{name}");
-        let gone: serde_json::Value = gone.json().await.unwrap();
-        assert_eq!(gone, json!({ "deleted": name, "ended": 1 }));
+        let deleted = send_to_operator(&gateway, Method::DELETE, at).await;
+        assert_eq!(deleted.status(), 200, "{name}");
+        let deleted: serde_json::Value = deleted.json().await.unwrap();
+        assert_eq!(deleted, json!({ "deleted": name, "ended": 1 }));
         assert_eq!(user.get("/v1/health").await.status(), 401);
         assert_eq!(user.login(name, PASSWORD).await.status(), 401);
-        let again = ask_operator(&gateway, Method::DELETE, at).await;
+        let again = send_to_operator(&gateway, Method::DELETE, at).await;
         assert_eq!(again.status(), 404);
     }
-    let first = ask_operator(&gateway, Method::DELETE, "/users/admin").await;
+    let first = send_to_operator(&gateway, Method::DELETE, "/users/admin").await;
     assert_eq!(first.status(), 409, "the first admin stays");
 }

@@ -15,18 +15,18 @@ async fn open_gate() -> (tollgate::emulator::Emulator, Gateway) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_is_answered_byte_for_byte_as_the_webapp_answers() {
+async fn the_login_response_is_byte_for_byte_the_webapps() {
     let (_webapp, gateway) = open_gate().await;
     for body in ["", "{}", "null", "{\"other\":1}"] {
-        let answer = gateway
+        let response = gateway
             .client()
             .login_with(ADMIN, ADMIN_PASSWORD, body)
             .await;
-        assert_eq!(answer.status(), 200, "{body}");
-        assert_eq!(answer.headers()["content-type"], "application/json");
-        assert_eq!(answer.headers()["cache-control"], "no-cache, private");
-        assert_eq!(answer.headers()["x-request-id"].len(), 32);
-        let text = answer.text().await.unwrap();
+        assert_eq!(response.status(), 200, "{body}");
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert_eq!(response.headers()["cache-control"], "no-cache, private");
+        assert_eq!(response.headers()["x-request-id"].len(), 32);
+        let text = response.text().await.unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         let token = value["users"][0]["token"].as_str().unwrap();
         let ends = value["users"][0]["expires_after"].as_str().unwrap();
@@ -48,7 +48,7 @@ async fn a_login_is_answered_byte_for_byte_as_the_webapp_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_login_makes_another_token_and_ends_none() {
+async fn each_login_creates_another_token_and_ends_none() {
     let (_webapp, gateway) = open_gate().await;
     let first = gateway.admin().await;
     let second = gateway.admin().await;
@@ -66,14 +66,14 @@ async fn a_logout_ends_all_tokens_of_the_user_and_of_no_other() {
     let one = gateway.client().logged_in("worker", USER_PASSWORD).await;
     let two = gateway.client().logged_in("worker", USER_PASSWORD).await;
 
-    let answer = one
+    let response = one
         .request(Method::POST, "/v1/users/logout")
         .send()
         .await
         .unwrap();
-    assert_eq!(answer.status(), 200);
+    assert_eq!(response.status(), 200);
     assert_eq!(
-        answer.text().await.unwrap(),
+        response.text().await.unwrap(),
         r#"{"meta":{"version":"v2.53.0","api_status":"stable"}}"#
     );
     for dead in [&one, &two] {
@@ -87,7 +87,7 @@ async fn a_logout_ends_all_tokens_of_the_user_and_of_no_other() {
     );
 }
 
-#[expect(clippy::too_many_lines, reason = "one user's whole life")]
+#[expect(clippy::too_many_lines, reason = "one user from creation to deletion")]
 #[tokio::test(flavor = "multi_thread")]
 async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses() {
     let (_webapp, gateway) = open_gate().await;
@@ -95,25 +95,25 @@ async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses(
     let meta = r#""meta":{"version":"v2.53.0","api_status":"stable"}"#;
     let created = json!({ "username": "jane.doe", "password": USER_PASSWORD });
 
-    let answer = admin.post("/v1/users/", &created).await;
-    assert_eq!(answer.status(), 201);
+    let response = admin.post("/v1/users/", &created).await;
+    assert_eq!(response.status(), 201);
     assert_eq!(
-        answer.text().await.unwrap(),
+        response.text().await.unwrap(),
         format!(r#"{{"users":[{{"username":"jane.doe"}}],{meta}}}"#)
     );
 
-    let answer = admin.post("/v1/users", &created).await;
-    assert_eq!(answer.status(), 500);
+    let response = admin.post("/v1/users", &created).await;
+    assert_eq!(response.status(), 500);
     assert_eq!(
-        answer.text().await.unwrap(),
+        response.text().await.unwrap(),
         format!(
             r#"{{"errors":[{{"code":1014,"title":"Internal error","details":"Unable to create user. Already exist?"}}],{meta}}}"#
         )
     );
 
-    let answer = admin.get("/v1/users/jane.doe").await;
+    let response = admin.get("/v1/users/jane.doe").await;
     assert_eq!(
-        answer.text().await.unwrap(),
+        response.text().await.unwrap(),
         format!(r#"{{"users":[{{"ROLES":"ROLE_USER","username":"jane.doe"}}],{meta}}}"#)
     );
 
@@ -122,13 +122,13 @@ async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses(
         (Method::POST, "/v1/users"),
         (Method::DELETE, "/v1/users/admin"),
     ] {
-        let answer = jane
+        let response = jane
             .request(method, path)
             .body(created.to_string())
             .send()
             .await
             .unwrap();
-        assert_eq!(verdict(answer).await, (403, 1005), "{path}");
+        assert_eq!(verdict(response).await, (403, 1005), "{path}");
     }
     assert_eq!(
         verdict(jane.get("/v1/users/admin").await).await,
@@ -160,16 +160,16 @@ async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses(
     assert_eq!(verdict(change("{}").await.unwrap()).await, (400, 1008));
     assert_eq!(verdict(change("{").await.unwrap()).await, (400, 1025));
 
-    let gone = admin
+    let deleted = admin
         .request(Method::DELETE, "/v1/users/jane.doe")
         .send()
         .await
         .unwrap();
-    assert_eq!(gone.status(), 200);
+    assert_eq!(deleted.status(), 200);
     assert_eq!(
         verdict(jane.get("/v1/users/jane.doe").await).await,
         (401, 1005),
-        "its tokens are dead"
+        "its tokens have ended"
     );
     assert_eq!(
         verdict(admin.get("/v1/users/jane.doe").await).await,
@@ -189,7 +189,7 @@ async fn users_are_created_shown_changed_and_deleted_with_the_webapps_responses(
     assert_eq!(
         verdict(jane.get("/v1/health").await).await,
         (401, 1005),
-        "and its old tokens stay dead"
+        "its old tokens stay revoked"
     );
 }
 
@@ -223,7 +223,7 @@ async fn names_and_passwords_that_break_the_rules_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_login_that_must_change_the_password_says_so_until_it_does() {
+async fn a_first_login_is_refused_until_the_password_is_changed() {
     let webapp = emulator().await;
     let setup = Setup::default()
         .users(&format!(
@@ -233,8 +233,8 @@ async fn a_first_login_that_must_change_the_password_says_so_until_it_does() {
     let gateway = Gateway::with(&webapp, setup).await;
     let client = gateway.client();
     for body in ["", "{}", "{\"a\":1}"] {
-        let answer = client.login_with(ADMIN, ADMIN_PASSWORD, body).await;
-        assert_eq!(verdict(answer).await, (401, 1024), "{body}");
+        let response = client.login_with(ADMIN, ADMIN_PASSWORD, body).await;
+        assert_eq!(verdict(response).await, (401, 1024), "{body}");
     }
     assert_eq!(
         verdict(client.login_with(ADMIN, ADMIN_PASSWORD, "{").await).await,
@@ -269,22 +269,22 @@ async fn an_unknown_user_and_a_wrong_password_get_the_same_response_in_the_same_
     let (_webapp, gateway) = open_gate().await;
     let client = gateway.client();
     let mut times = [Vec::new(), Vec::new()];
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..7 {
         for (index, name) in [ADMIN, "nobody"].into_iter().enumerate() {
             let begin = tokio::time::Instant::now();
-            let answer = client.login(name, "Wrong-Passw0rd!").await;
+            let response = client.login(name, "Wrong-Passw0rd!").await;
             times[index].push(begin.elapsed());
-            assert_eq!(answer.status(), 401);
+            assert_eq!(response.status(), 401);
             assert_eq!(
-                answer.headers()["www-authenticate"],
+                response.headers()["www-authenticate"],
                 "Basic realm=\"Secured\", charset=\"UTF-8\""
             );
-            answers.push(answer.text().await.unwrap());
+            responses.push(response.text().await.unwrap());
         }
     }
-    answers.dedup();
-    assert_eq!(answers.len(), 1, "{answers:?}");
+    responses.dedup();
+    assert_eq!(responses.len(), 1, "{responses:?}");
     let [wrong, unknown] = times.map(|mut all| {
         all.sort();
         all[all.len() / 2].as_secs_f64()
@@ -310,12 +310,12 @@ async fn a_login_without_a_basic_credential_gets_the_challenge() {
         if let Some(field) = field {
             request = request.header("authorization", field);
         }
-        let answer = request.send().await.unwrap();
+        let response = request.send().await.unwrap();
         assert_eq!(
-            answer.headers()["www-authenticate"],
+            response.headers()["www-authenticate"],
             "Basic realm=\"Secured\", charset=\"UTF-8\""
         );
-        assert_eq!(verdict(answer).await, (401, 1005), "{field:?}");
+        assert_eq!(verdict(response).await, (401, 1005), "{field:?}");
     }
 }
 
@@ -340,7 +340,7 @@ async fn without_a_configured_admin_one_is_created_and_its_password_shown_once()
         .unwrap();
     let admin = match bound.take_first_admin() {
         Some(tollgate::identity::FirstAdminStatus::Generated(admin)) => admin,
-        other => panic!("not made up: {other:?}"),
+        other => panic!("no generated password: {other:?}"),
     };
     assert!(bound.take_first_admin().is_none(), "once");
     tollgate::profiles::check_password(&admin.password).unwrap();

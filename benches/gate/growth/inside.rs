@@ -121,7 +121,7 @@ fn route(index: usize) -> Route {
         ]),
         methods: vec![Method::GET],
         access: vec![Access::Token],
-        target: Target::Upstream,
+        target: Target::Upstream("main".into()),
         class: "other".into(),
         monitoring: false,
         max_body: 1,
@@ -135,7 +135,7 @@ fn route(index: usize) -> Route {
 pub(super) fn routes() -> Vec<Point> {
     let point = |size: usize| {
         let routes: Vec<Route> = (0..size).map(route).collect();
-        let table = RouteTable::new(&routes);
+        let table = RouteTable::new(&routes, |_| 0);
         let paths: Vec<String> = (0..size)
             .map(|index| format!("/v1/group{}/node{index}/17", index % 100))
             .collect();

@@ -99,7 +99,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
 fn measure(axis: &Axis, target: Option<&Path>) {
     let points = (axis.points)();
     let mut text = format!(
-        "{}: `cargo bench --bench gate -- growth {}`\n\n| {} | {} |\n|{}\n",
+        "{}:\n`cargo bench --bench gate -- growth {}`\n\n| {} | {} |\n|{}\n",
         axis.title,
         axis.name,
         axis.size,

@@ -3,15 +3,19 @@
 use std::net::SocketAddr;
 
 use super::parse_report::ParseReport;
-use crate::config::{Access, Config, DirectoryKind, Login, Target, UnknownTokens, UsersCall};
+use crate::config::{
+    Access, Config, DirectoryKind, Login, Target, UnknownTokens, UpstreamConfig, UsersCall,
+};
 
 pub(super) fn check_whole(report: &ParseReport<'_>, config: &Config) {
     addresses(report, config);
-    credentials(report, config);
-    probe(report, config);
-    if let Some(login) = &config.upstream.login {
-        renewal(report, config, login);
+    for upstream in &config.upstreams {
+        credentials(report, config, upstream);
+        if let Some(login) = &upstream.login {
+            renewal(report, config, upstream, login);
+        }
     }
+    probe(report, config);
     ways_in(report, config);
 }
 
@@ -42,8 +46,7 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 /// Requests without a token of the upstream's own need a login of the gateway.
-fn credentials(report: &ParseReport<'_>, config: &Config) {
-    let upstream = &config.upstream;
+fn credentials(report: &ParseReport<'_>, config: &Config, upstream: &UpstreamConfig) {
     let place = format!("upstream.{}", upstream.name);
     // A wrong login has been reported already.
     if upstream.login.is_some() || report.has(&format!("{place}.login")) {
@@ -65,22 +68,22 @@ fn credentials(report: &ParseReport<'_>, config: &Config) {
 
 /// Without a probe the upstream cannot be asked about a token.
 fn probe(report: &ParseReport<'_>, config: &Config) {
-    let users = &config.users;
+    let (users, upstream) = (&config.users, config.users_upstream());
     let is_asking = users.unknown_tokens == UnknownTokens::Ask;
-    if is_asking && users.directory == DirectoryKind::Upstream && config.upstream.probe.is_none() {
+    if is_asking && users.directory == DirectoryKind::Upstream && upstream.probe.is_none() {
         let reason = "\"ask\" needs a path that the upstream opens to valid tokens only";
-        let key = format!("upstream.{}.probe", config.upstream.name);
+        let key = format!("upstream.{}.probe", upstream.name);
         let suggestion = format!("set {key} to such a path, or unknown_tokens = \"reject\"");
         report.complain("users.unknown_tokens", reason, &suggestion);
     }
 }
 
-fn renewal(report: &ParseReport<'_>, config: &Config, login: &Login) {
+fn renewal(report: &ParseReport<'_>, config: &Config, upstream: &UpstreamConfig, login: &Login) {
     let emulator = config.emulator.as_ref();
     let life = emulator.map_or(config.profile.token_lifetime, |emulator| {
         emulator.token_lifetime
     });
-    let key = |name: &str| format!("upstream.{}.{name}", config.upstream.name);
+    let key = |name: &str| format!("upstream.{}.{name}", upstream.name);
     let floor = key("renew_floor");
     if login.renew_floor > life / 2 && report.has(&floor) {
         let reason = "is more than half a token's life: half of it will be used";

@@ -13,14 +13,16 @@ mod units;
 mod value_readers;
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use toml::de::DeTable;
 
 use super::problem::{LoadedConfig, Problem, Problems};
 use super::{Config, Emulator, Log, UpstreamConfig};
 use crate::profiles::Profile;
+use crate::watched_files::FileContent;
 use config_table::ConfigTable;
 use parse_report::ParseReport;
 use sections::{
@@ -47,6 +49,16 @@ pub struct EmulatorAlone {
 
 /// Reads and checks a config file. Fails with every problem at once.
 pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
+    load_text(path, read(path))
+}
+
+/// As `load`, of a file that has been read already.
+pub(super) fn load_file(file: FileContent) -> Result<LoadedConfig, Problems> {
+    let text = file.content.and_then(|bytes| text_of(&bytes));
+    load_text(&file.path, text)
+}
+
+fn load_text(path: &Path, text: io::Result<String>) -> Result<LoadedConfig, Problems> {
     let name = path.display().to_string();
     let refused = |reason: String| Problems {
         file: name.clone(),
@@ -59,7 +71,7 @@ pub fn load(path: &Path) -> Result<LoadedConfig, Problems> {
         warnings: Vec::new(),
         rest: None,
     };
-    let text = read(path).map_err(|error| refused(format!("cannot be read: {error}")))?;
+    let text = text.map_err(|error| refused(format!("cannot be read: {error}")))?;
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     parse(&text, folder).map_err(|problems| Problems {
         file: name.clone(),
@@ -103,15 +115,20 @@ pub fn load_emulator(path: &Path) -> Result<EmulatorAlone, Problems> {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = std::fs::File::open(path)?.take(MAX_FILE_SIZE + 1);
-    let mut file = std::io::BufReader::new(file);
-    if file.read_to_string(&mut text)? as u64 > MAX_FILE_SIZE {
-        return Err(std::io::ErrorKind::FileTooLarge.into());
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)?;
+    text_of(&bytes)
+}
+
+fn text_of(bytes: &[u8]) -> io::Result<String> {
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        return Err(ErrorKind::FileTooLarge.into());
     }
-    Ok(text)
+    let text = std::str::from_utf8(bytes);
+    let text = text.map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8"))?;
+    Ok(text.to_owned())
 }
 
 /// Checks the text of a config file that lies in `folder`.
@@ -162,11 +179,19 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         .map(|table| emulator_section::emulator(root.report, Some(&table)));
     let listeners = listener_section::listeners(root);
     let operator = operator_section::operator(root);
-    let upstream: Option<UpstreamConfig> = upstream_section::upstream(root, profile);
+    let upstreams: Vec<UpstreamConfig> = upstream_section::upstreams(root, profile);
     let users = users_section::users(root);
     let api_keys = users_section::api_keys(root);
     let http = http_section::http(root);
-    let routes = route_section::routes(root, profile, users.directory, &http.allow_fields);
+    let upstream = upstreams.first().map(|upstream| &upstream.name);
+    let upstream = upstream.map_or_else(|| Arc::from(""), Arc::clone);
+    let routes = route_section::routes(
+        root,
+        profile,
+        users.directory,
+        &http.allow_fields,
+        &upstream,
+    );
     let limits = limits_section::limits(root, profile, &routes, users.directory);
     let store = store_section::store(root);
     let drain = drain_section::drain(root);
@@ -177,7 +202,7 @@ fn config(root: &ConfigTable<'_>) -> Option<Config> {
         workers,
         listeners,
         operator,
-        upstream: upstream?,
+        upstreams: (!upstreams.is_empty()).then_some(upstreams)?,
         users,
         api_keys,
         routes,

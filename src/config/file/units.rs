@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_tell_thousand_from_1024() {
+    fn sizes_distinguish_1000_and_1024() {
         assert_eq!(parse_size("64KiB"), Some(65_536));
         assert_eq!(parse_size("110 MB"), Some(110_000_000));
         assert_eq!(parse_size("0"), Some(0));

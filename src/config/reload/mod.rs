@@ -1,31 +1,22 @@
-//! Reload: `ConfigWatcher` reads the file every second and on request; a changed file is checked and
-//! applied, or the old configuration stays.
+//! Reload: a changed config file is checked and applied, or the old configuration stays. Start at
+//! `ConfigWatcher`.
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use super::{Config, Difference, KeyLines, Problems, load};
+use super::file::load_file;
+use super::{Config, Difference, KeyLines, Problems};
 use crate::error_chain::chain;
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::{Metrics, ReloadResult};
-
-/// Between two reads of the file. The content is compared, not the modification time: mounted
-/// config maps swap a symlink, editors rename, and both can keep old times.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Queued requests; further ones would get the result of the same read.
-const MAX_REQUESTS: usize = 8;
+use crate::watched_files::{FileContent, ReloadRequests, WatchedFiles};
 
 /// The result of reading the file.
 #[derive(Debug)]
-pub enum ReloadOutcome {
+enum ReloadOutcome {
     Applied(Vec<Difference>),
     Unchanged,
     Refused(ReloadRefused),
@@ -33,72 +24,30 @@ pub enum ReloadOutcome {
 
 /// Why the old configuration stays in use.
 #[derive(Debug, thiserror::Error)]
-pub enum ReloadRefused {
+enum ReloadRefused {
     #[error(transparent)]
     Problems(#[from] Problems),
     #[error("this configuration cannot be applied")]
     Unusable(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// The watcher has ended, most likely because the program ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the config file is no longer watched")]
-pub struct WatcherGone;
-
-/// Requests a read of the file now. Clones use the same watcher.
-#[derive(Clone, Debug)]
-pub struct ReloadHandle(mpsc::Sender<ReloadRequest>);
-
-/// The watcher's end of a `ReloadHandle`.
-#[derive(Debug)]
-pub struct ReloadRequests(mpsc::Receiver<ReloadRequest>);
-
-#[derive(Debug)]
-struct ReloadRequest(Option<oneshot::Sender<ReloadOutcome>>);
-
-pub fn reloader() -> (ReloadHandle, ReloadRequests) {
-    let (sender, receiver) = mpsc::channel(MAX_REQUESTS);
-    (ReloadHandle(sender), ReloadRequests(receiver))
-}
-
-impl ReloadHandle {
-    /// As SIGHUP does, without waiting. If the queue is full, a read is about to happen.
-    pub fn ask(&self) {
-        let _ = self.0.try_send(ReloadRequest(None));
-    }
-
-    /// Waits until the file has been read; returns the result.
-    pub async fn reload(&self) -> Result<ReloadOutcome, WatcherGone> {
-        let (answer, outcome) = oneshot::channel();
-        let sent = self.0.send(ReloadRequest(Some(answer))).await;
-        sent.map_err(|_| WatcherGone)?;
-        outcome.await.map_err(|_| WatcherGone)
-    }
-}
-
 /// The one task that reads the config file again.
 #[derive(Debug)]
 pub struct ConfigWatcher {
     path: PathBuf,
+    files: WatchedFiles,
     metrics: Arc<Metrics>,
     requests: ReloadRequests,
-    every: Duration,
-}
-
-/// The file's content, as far as it is needed to see a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FileContent {
-    Digest([u8; 32]),
-    Unreadable,
 }
 
 impl ConfigWatcher {
+    /// Reads the file at `path` when its content changes, and on `requests`.
     pub fn new(path: PathBuf, metrics: Arc<Metrics>, requests: ReloadRequests) -> Self {
         Self {
+            files: WatchedFiles::new(vec![path.clone()]),
             path,
             metrics,
             requests,
-            every: POLL_INTERVAL,
         }
     }
 
@@ -114,50 +63,28 @@ impl ConfigWatcher {
         F: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let mut tick = interval(self.every);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The content last applied or refused, and the content of the last read. A file that is
-        // being written differs at each read.
-        let mut handled: Option<FileContent> = None;
-        let mut last_read: Option<FileContent> = None;
+        let mut is_first = true;
         loop {
-            let request = tokio::select! {
+            let look = tokio::select! {
                 biased;
                 () = stop.draining() => return,
-                Some(request) = self.requests.0.recv() => Some(request),
-                _ = tick.tick() => None,
+                look = self.files.next_look(&mut self.requests) => look,
             };
-            let content = self.content().await;
-            if request.is_none() {
-                let differs = handled != Some(content);
-                let is_stable = last_read.replace(content) == Some(content);
-                if !differs || !is_stable {
-                    continue;
-                }
-            }
-            let is_first = handled.replace(content).is_none();
-            let outcome = self.check_file(&current, &mut apply).await;
+            let file = look.contents.into_file();
+            let outcome = self.check_file(file, &current, &mut apply).await;
             let outcome = outcome.map(|(new, differences)| {
                 current = new;
                 differences
             });
-            let outcome = self.report(outcome, is_first && request.is_none());
-            if let Some(ReloadRequest(Some(answer))) = request {
-                // Fails when the caller has left meanwhile.
-                let _ = answer.send(outcome);
-            }
-        }
-    }
-
-    async fn content(&self) -> FileContent {
-        match tokio::fs::read(&self.path).await {
-            Ok(bytes) => FileContent::Digest(Sha256::digest(&bytes).into()),
-            Err(_) => FileContent::Unreadable,
+            // The first read finds what the program started with.
+            self.report(outcome, is_first && !look.is_requested);
+            is_first = false;
         }
     }
 
     async fn check_file<A, F, E>(
         &self,
+        file: FileContent,
         current: &Arc<Config>,
         apply: &mut A,
     ) -> Result<(Arc<Config>, Vec<Difference>), ReloadRefused>
@@ -166,9 +93,8 @@ impl ConfigWatcher {
         F: Future<Output = Result<(), E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let path = self.path.clone();
         // Reads every file that the config names: not on an async thread.
-        let loaded = tokio::task::spawn_blocking(move || load(&path)).await;
+        let loaded = tokio::task::spawn_blocking(move || load_file(file)).await;
         let loaded = loaded.map_err(|end| ReloadRefused::Unusable(Box::new(end)))??;
         for warning in &loaded.warnings {
             warn!(line = warning.line, "config: {warning}");
@@ -197,13 +123,8 @@ impl ConfigWatcher {
         }
     }
 
-    /// Logs and counts the result; `quiet` for the first read, which finds what the program started
-    /// with.
-    fn report(
-        &self,
-        outcome: Result<Vec<Difference>, ReloadRefused>,
-        quiet: bool,
-    ) -> ReloadOutcome {
+    /// Logs and counts the result; if `quiet`, not that nothing has changed.
+    fn report(&self, outcome: Result<Vec<Difference>, ReloadRefused>, quiet: bool) {
         let outcome = match outcome {
             Ok(differences) if differences.is_empty() => ReloadOutcome::Unchanged,
             Ok(differences) => ReloadOutcome::Applied(differences),
@@ -213,7 +134,7 @@ impl ConfigWatcher {
             .config_is_current
             .set(i64::from(!matches!(outcome, ReloadOutcome::Refused(_))));
         match &outcome {
-            ReloadOutcome::Unchanged if quiet => return outcome,
+            ReloadOutcome::Unchanged if quiet => {}
             ReloadOutcome::Unchanged => {
                 info!("config read again: nothing changed");
                 self.metrics.reloads.add(ReloadResult::Unchanged);
@@ -234,7 +155,6 @@ impl ConfigWatcher {
                 self.metrics.reloads.add(ReloadResult::Refused);
             }
         }
-        outcome
     }
 }
 

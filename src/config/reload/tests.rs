@@ -1,6 +1,11 @@
+use std::time::Duration;
+
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::load;
+use crate::watched_files::ReloadSignal;
 
 const MINIMAL: &str = r#"
     profile = "none"
@@ -14,11 +19,11 @@ const MINIMAL: &str = r#"
     directory = "webapp"
 "#;
 
-/// A config file in a folder of its own, a watcher on it, and what it applied.
+/// A config file in its own folder, a watcher on it, and the configurations that it applied.
 struct Watched {
     folder: PathBuf,
     metrics: Arc<Metrics>,
-    reloader: ReloadHandle,
+    signal: ReloadSignal,
     stop: ShutdownSignal,
     applied: mpsc::UnboundedReceiver<Arc<Config>>,
     end: tokio::task::JoinHandle<()>,
@@ -26,7 +31,7 @@ struct Watched {
 
 #[derive(Debug, thiserror::Error)]
 #[error("no such luck")]
-struct NoLuck;
+struct ApplyFailed;
 
 impl Watched {
     fn start(name: &str, every: Duration, app_agrees: bool) -> Self {
@@ -36,18 +41,18 @@ impl Watched {
         std::fs::write(&path, MINIMAL).unwrap();
         let current = Arc::new(load(&path).unwrap().config);
         let metrics = Metrics::new();
-        let (reloader, requests) = reloader();
+        let signal = ReloadSignal::default();
         let stop = ShutdownSignal::default();
-        let mut watcher = ConfigWatcher::new(path, Arc::clone(&metrics), requests);
-        watcher.every = every;
-        let (tell, applied) = mpsc::unbounded_channel();
+        let mut watcher = ConfigWatcher::new(path, Arc::clone(&metrics), signal.subscribe());
+        watcher.files = watcher.files.polled_every(every);
+        let (sender, applied) = mpsc::unbounded_channel();
         let apply = move |config: Arc<Config>| {
-            let tell = tell.clone();
+            let sender = sender.clone();
             async move {
                 if !app_agrees {
-                    return Err(NoLuck);
+                    return Err(ApplyFailed);
                 }
-                let _ = tell.send(config);
+                let _ = sender.send(config);
                 Ok(())
             }
         };
@@ -56,7 +61,7 @@ impl Watched {
         Self {
             folder,
             metrics,
-            reloader,
+            signal,
             stop,
             applied,
             end,
@@ -65,10 +70,25 @@ impl Watched {
 
     fn write(&self, more: &str) {
         let text = format!("{MINIMAL}{more}");
-        // As editors and mounted config maps do: a new file takes the old one's name.
+        // As editors and mounted config maps do: a new file is renamed over the old one.
         let new = self.folder.join("config.new");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.folder.join("config.toml")).unwrap();
+    }
+
+    /// Requests a read, and waits until `result` has been counted `count` times.
+    async fn reload(&self, result: ReloadResult, count: u64) {
+        self.signal.send();
+        let counted = async {
+            while self.metrics.reloads.value(result) < count {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let counted = timeout(Duration::from_secs(10), counted);
+        counted.await.expect("within the deadline");
+        assert_eq!(self.metrics.reloads.value(result), count);
+        let is_current = i64::from(result != ReloadResult::Refused);
+        assert_eq!(self.metrics.config_is_current.get(), is_current);
     }
 
     async fn end(self) {
@@ -84,7 +104,7 @@ impl Watched {
 const NEVER: Duration = Duration::from_secs(86_400);
 
 #[tokio::test]
-async fn a_changed_file_is_applied_without_being_asked() {
+async fn a_changed_file_is_applied_without_a_signal() {
     let mut watched = Watched::start("poll", Duration::from_millis(5), true);
     watched.write("[drain]\nwait = \"1s\"\n");
     let applied = timeout(Duration::from_secs(10), watched.applied.recv());
@@ -94,78 +114,85 @@ async fn a_changed_file_is_applied_without_being_asked() {
 }
 
 #[tokio::test]
-async fn a_bad_file_is_refused_with_all_problems_and_the_next_good_one_is_taken() {
+async fn a_bad_file_is_refused_and_the_next_good_one_applied() {
     let mut watched = Watched::start("bad", NEVER, true);
     watched.write("[drain]\nwait = 7\nwayt = 1\n");
-    let Ok(ReloadOutcome::Refused(ReloadRefused::Problems(problems))) =
-        watched.reloader.reload().await
-    else {
-        panic!("refused");
-    };
-    assert_eq!(problems.problems.len(), 2, "{problems}");
-    assert_eq!(watched.metrics.config_is_current.get(), 0);
-    assert_eq!(watched.metrics.reloads.value(ReloadResult::Refused), 1);
+    watched.reload(ReloadResult::Refused, 1).await;
     assert!(watched.applied.try_recv().is_err());
 
     watched.write("[drain]\nwait = \"7s\"\n");
-    let outcome = watched.reloader.reload().await.unwrap();
-    assert!(matches!(outcome, ReloadOutcome::Applied(found) if found[0].key == "drain"));
-    assert_eq!(watched.metrics.config_is_current.get(), 1);
-    assert_eq!(watched.metrics.reloads.value(ReloadResult::Applied), 1);
+    watched.reload(ReloadResult::Applied, 1).await;
+    let applied = watched.applied.try_recv().unwrap();
+    assert_eq!(applied.drain.wait, Duration::from_secs(7));
     watched.end().await;
 }
 
 #[tokio::test]
-async fn going_back_to_the_old_file_after_a_bad_one_is_good_again() {
+async fn the_old_file_is_accepted_again_after_a_bad_one() {
     let watched = Watched::start("back", NEVER, true);
     watched.write("nonsense = [");
-    watched.reloader.reload().await.unwrap();
+    watched.reload(ReloadResult::Refused, 1).await;
     watched.write("# a remark\n");
-    let outcome = watched.reloader.reload().await.unwrap();
-    assert!(matches!(outcome, ReloadOutcome::Unchanged));
-    assert_eq!(watched.metrics.config_is_current.get(), 1);
+    watched.reload(ReloadResult::Unchanged, 1).await;
     watched.end().await;
 }
 
 #[tokio::test]
-async fn what_the_app_cannot_use_is_refused_and_may_be_tried_again() {
+async fn a_config_that_cannot_be_applied_is_refused_and_can_be_tried_again() {
     let watched = Watched::start("app", NEVER, false);
     watched.write("[drain]\nwait = \"1s\"\n");
-    for _ in 0..2 {
-        let outcome = watched.reloader.reload().await.unwrap();
-        assert!(matches!(
-            outcome,
-            ReloadOutcome::Refused(ReloadRefused::Unusable(_))
-        ));
-    }
-    assert_eq!(watched.metrics.reloads.value(ReloadResult::Refused), 2);
+    watched.reload(ReloadResult::Refused, 1).await;
+    watched.reload(ReloadResult::Refused, 2).await;
     watched.end().await;
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_is_refused() {
+async fn a_missing_or_binary_file_is_refused_until_it_is_valid_again() {
     let watched = Watched::start("gone", NEVER, true);
-    std::fs::remove_file(watched.folder.join("config.toml")).unwrap();
-    let outcome = watched.reloader.reload().await.unwrap();
-    assert!(matches!(
-        outcome,
-        ReloadOutcome::Refused(ReloadRefused::Problems(_))
-    ));
+    let path = watched.folder.join("config.toml");
+    std::fs::remove_file(&path).unwrap();
+    watched.reload(ReloadResult::Refused, 1).await;
+    std::fs::write(&path, b"# \xff\n").unwrap();
+    watched.reload(ReloadResult::Refused, 2).await;
+    std::fs::write(&path, format!("{MINIMAL}{}", "#".repeat(1 << 20))).unwrap();
+    watched.reload(ReloadResult::Refused, 3).await;
+    watched.write("");
+    watched.reload(ReloadResult::Unchanged, 1).await;
     watched.end().await;
 }
 
 #[tokio::test]
-async fn after_the_drain_no_caller_waits_for_a_result() {
-    let watched = Watched::start("drain", NEVER, true);
-    let reloader = watched.reloader.clone();
+async fn a_file_that_stays_bad_is_reported_once() {
+    let watched = Watched::start("once", Duration::from_millis(2), true);
+    std::fs::remove_file(watched.folder.join("config.toml")).unwrap();
+    let refused = || watched.metrics.reloads.value(ReloadResult::Refused);
+    let counted = async {
+        while refused() == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let counted = timeout(Duration::from_secs(10), counted).await;
+    counted.expect("within the deadline");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(refused(), 1);
+    assert_eq!(watched.metrics.config_is_current.get(), 0);
     watched.end().await;
-    assert!(matches!(reloader.reload().await, Err(WatcherGone)));
 }
 
 #[test]
-fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
+fn a_file_with_several_problems_is_refused_with_all_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    std::fs::write(&path, format!("{MINIMAL}[drain]\nwait = 7\nwayt = 1\n")).unwrap();
+    let (_, contents) = WatchedFiles::open(vec![path]);
+    let problems = load_file(contents.into_file()).unwrap_err();
+    assert_eq!(problems.problems.len(), 2, "{problems}");
+}
+
+#[test]
+fn a_problem_found_while_applying_a_file_has_its_line() {
     let loaded = crate::config::parse(MINIMAL, std::path::Path::new("")).unwrap();
-    let (_, requests) = reloader();
+    let requests = ReloadRequests::never();
     let watcher = ConfigWatcher::new("gate.toml".into(), Metrics::new(), requests);
     let problem = |key: &str| crate::config::Problem {
         line: None,
@@ -180,6 +207,6 @@ fn a_problem_that_comes_up_when_a_file_is_put_to_use_has_its_line() {
         refused.to_string(),
         "gate.toml: 2 problems\n  3  listener[0].tls    is of no use\n  8  upstream.main.url  is of no use"
     );
-    let other = watcher.refused(NoLuck.into(), &loaded.lines);
+    let other = watcher.refused(ApplyFailed.into(), &loaded.lines);
     assert!(matches!(other, ReloadRefused::Unusable(_)));
 }

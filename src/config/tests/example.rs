@@ -1,4 +1,4 @@
-//! The shipped config.toml: good as it stands, good with every comment switched on, whole.
+//! The shipped config.toml: accepted as it is and with every commented key enabled, and complete.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::config::{load, parse};
 
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "the example has an [emulator]")]
-fn the_example_is_good_as_it_stands_and_with_every_comment_switched_on() {
+fn the_example_is_accepted_as_shipped_and_with_every_commented_key_enabled() {
     let loaded = load(&top().join("config.toml")).unwrap_or_else(|problems| panic!("{problems}"));
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let texts = switched_on(&example());
@@ -42,8 +42,8 @@ fn the_example_shows_the_defaults() {
     let shipped = parse(&example(), top()).unwrap().config;
     assert_eq!(bare, shipped);
     let mut shown = parse(&switched_on(&example())[0], top()).unwrap().config;
-    // What has no default is shown by a made-up value.
-    shown.upstream.server_name = None;
+    // Keys without a default are shown with an example value.
+    shown.upstreams[0].server_name = None;
     shown.users.first_admin = None;
     shown.api_keys.clear();
     shown.http.trusted_proxies.clear();
@@ -80,7 +80,7 @@ fn the_example_has_every_key_that_is_understood() {
         walk(table.get_ref(), "", &mut shown);
     }
     assert!(known.len() > 80, "only {} keys known", known.len());
-    // The two places of a secret are shown where secrets are explained and at the login.
+    // Both sources of a secret, file and env, are shown once, at the login.
     let shown_once =
         |key: &&String| key.ends_with(".env") && shown.contains("upstream.main.login.password.env");
     let missing = known.difference(&shown).filter(|key| !shown_once(key));

@@ -1,4 +1,4 @@
-//! The folders of accepted and refused files, secrets, differences, the profile.
+//! Accepted and refused files, secrets in messages, differences between files, the profile.
 
 mod example;
 mod switched_on;
@@ -68,7 +68,7 @@ fn refused_files_are_refused_with_every_problem_at_once() {
     }
 }
 
-/// Secrets where they do not belong, in every shape, quotes lost included: no
+/// Secrets at wrong keys and in wrong forms, also with missing quotes: no
 /// message may repeat them.
 #[test]
 fn no_problem_repeats_a_secret_wherever_it_was_put() {
@@ -114,9 +114,9 @@ fn assert_silent(problems: &Problems, line: &str) {
 }
 
 #[test]
-fn a_bad_file_never_panics_and_is_never_taken() {
+fn a_bad_file_causes_no_panic_and_is_never_accepted() {
     let example = example();
-    // Cut anywhere, with one byte gone anywhere: some of it is still good, none of it panics.
+    // Truncated, or with one byte missing: some of these are accepted, none causes a panic.
     for cut in (0..example.len())
         .filter(|&cut| example.is_char_boundary(cut))
         .step_by(41)
@@ -144,7 +144,7 @@ fn a_bad_file_never_panics_and_is_never_taken() {
 }
 
 #[test]
-fn a_description_names_places_and_never_what_is_there() {
+fn a_description_names_the_sources_of_secrets_and_never_their_values() {
     let folder = std::env::temp_dir().join(format!("tollgate-describe-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let password = folder.join("password");
@@ -164,7 +164,7 @@ fn a_description_names_places_and_never_what_is_there() {
 
 #[test]
 #[cfg_attr(not(feature = "emulator"), ignore = "the example has an [emulator]")]
-fn differences_tell_what_has_to_wait_for_a_restart() {
+fn differences_name_the_settings_that_need_a_restart() {
     let base = example();
     let changes = [
         (
@@ -182,7 +182,12 @@ fn differences_tell_what_has_to_wait_for_a_restart() {
             false,
         ),
         ("# wait = \"5s\"", "wait = \"6s\"", "drain", true),
-        ("# renew_at = 0.8", "renew_at = 0.7", "upstream.login", true),
+        (
+            "# renew_at = 0.8",
+            "renew_at = 0.7",
+            "upstream.main.login",
+            true,
+        ),
         (
             "# token_lifetime = \"7d\"       #",
             "token_lifetime = \"1d\" #",
@@ -218,7 +223,7 @@ fn differences_tell_what_has_to_wait_for_a_restart() {
 }
 
 #[test]
-fn roles_of_the_webapps_own_users_are_left_to_it() {
+fn roles_of_the_webapps_own_users_are_checked_by_the_webapp() {
     let relay = top().join("tests/suite/configs/accepted/relay.toml");
     let routes = load(&relay).unwrap().config.routes;
     let about = routes
@@ -232,7 +237,7 @@ fn roles_of_the_webapps_own_users_are_left_to_it() {
 #[test]
 fn the_profile_covers_every_node() {
     let sheet = include_str!("../../../tests/suite/configs/nodes.txt");
-    let routes = shipped_routes(Profile::DEFAULT);
+    let routes = shipped_routes(Profile::DEFAULT, &"main".into());
     let mut nodes = 0;
     for line in sheet.lines().filter(|line| !line.starts_with('#')) {
         let (methods, path) = line.split_once(' ').unwrap();
@@ -257,7 +262,7 @@ fn the_profile_covers_every_node() {
 
 #[test]
 #[cfg(not(feature = "emulator"))]
-fn an_emulator_that_is_not_in_the_build_is_a_clear_problem() {
+fn an_emulator_section_without_the_feature_is_refused_clearly() {
     let problems = load(&top().join("config.toml")).unwrap_err().to_string();
     assert!(problems.contains("emulator") && problems.contains("is not part of this build"));
 }

@@ -1,4 +1,4 @@
-//! The shipped config.toml as an operator could make it: its commented keys switched on.
+//! The shipped config.toml with its commented keys enabled.
 
 /// A commented key or table of the example: `# key = value` or `# [[table]]`.
 fn commented(line: &str) -> Option<&str> {
@@ -15,23 +15,23 @@ fn is_key(text: &str) -> bool {
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_')
 }
 
-/// The example with every comment that is a key switched on, and then once more
+/// The example with every commented key enabled, and then once more
 /// for each alternative, in place of the line above it.
 pub(crate) fn switched_on(example: &str) -> Vec<String> {
     let lines: Vec<&str> = example.lines().collect();
     let switch = |line: &&str| commented(line).unwrap_or(line).to_owned();
     let all: Vec<String> = lines.iter().map(switch).collect();
     let mut texts = vec![all.join("\n")];
-    for (place, line) in lines.iter().enumerate() {
+    for (index, line) in lines.iter().enumerate() {
         let Some(alternative) = line.strip_prefix("# or: ") else {
             continue;
         };
         let mut other = all.clone();
-        let above = (0..place)
+        let above = (0..index)
             .rev()
             .find(|&above| !lines[above].starts_with("# or: "));
         other[above.unwrap()] = String::new();
-        other[place] = alternative.to_owned();
+        other[index] = alternative.to_owned();
         texts.push(other.join("\n"));
     }
     texts

@@ -58,7 +58,7 @@ struct StoredMedia {
 enum UploadError {
     #[error("upload is larger than allowed")]
     TooLarge,
-    #[error("upload did not go on in time")]
+    #[error("upload stalled")]
     Slow,
     #[error("upload broke off")]
     Broken(#[source] hyper::Error),
@@ -130,7 +130,7 @@ impl Media {
 
     fn delete(&self, id: &str) -> Reply {
         let mut store = self.store.lock();
-        store.oldest_first.retain(|kept| kept != id);
+        store.oldest_first.retain(|stored_id| stored_id != id);
         if store.remove(id) {
             Reply::ok(ORIGIN, json!({}))
         } else {

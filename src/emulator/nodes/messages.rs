@@ -67,7 +67,7 @@ pub(in super::super) struct Contacts {
 }
 
 const MAX_KNOWN: usize = 100_000;
-const MAX_ASKED: usize = 1024;
+const MAX_CONTACTS: usize = 1024;
 
 impl Contacts {
     pub(in super::super) async fn respond(&self, call: NodeCall) -> Reply {
@@ -86,14 +86,14 @@ impl Contacts {
 
     async fn check(&self, call: NodeCall) -> Result<Reply, Reply> {
         let members = object(call.body, ORIGIN).await?;
-        let asked = members.get("contacts").and_then(Value::as_array);
-        let asked = asked.ok_or_else(|| missing(ORIGIN, "contacts"))?;
-        if asked.len() > MAX_ASKED {
+        let requested = members.get("contacts").and_then(Value::as_array);
+        let requested = requested.ok_or_else(|| missing(ORIGIN, "contacts"))?;
+        if requested.len() > MAX_CONTACTS {
             let details = "Too many contacts in one request";
             return Err(Reply::bad(ORIGIN, ErrorCode::ParameterInvalid, details));
         }
         let waits = waits(&members)?;
-        let numbers = asked.iter().filter_map(Value::as_str);
+        let numbers = requested.iter().filter_map(Value::as_str);
         let found: Vec<Value> = numbers.map(|number| self.look_up(number, waits)).collect();
         Ok(Reply::ok(ORIGIN, json!({ "contacts": found })))
     }

@@ -128,7 +128,7 @@ fn stats(webapp: &WebappState, kind: &str) -> Vec<Family> {
 
 fn shown(call: &NodeCall, families: &[Family], wrap: impl FnOnce(Value) -> Value) -> Reply {
     let origin = call.route.origin;
-    if !call.asks("format", "prometheus") {
+    if !call.has_query("format", "prometheus") {
         return Reply::ok(origin, wrap(as_json(families)));
     }
     let body = Body::whole(as_prometheus(families));

@@ -117,7 +117,7 @@ impl SettingsNode {
                 let photo = self.photo.lock().clone();
                 let photo =
                     photo.ok_or_else(|| Reply::not_found(ORIGIN, "No profile photo found"))?;
-                if call.asks("format", "link") {
+                if call.has_query("format", "link") {
                     let profile = json!({ "photo": { "link": "https://webapp/photo.jpg" } });
                     return Ok(Reply::ok(
                         ORIGIN,
@@ -182,12 +182,12 @@ fn factory() -> Map<String, Value> {
 
 /// One object that GET shows and POST replaces.
 async fn members(
-    place: &Mutex<Map<String, Value>>,
+    settings: &Mutex<Map<String, Value>>,
     call: NodeCall,
     name: &str,
 ) -> Result<Reply, Reply> {
     if call.verb() == "GET" {
-        let now = place.lock().clone();
+        let now = settings.lock().clone();
         let business = json!({ name: now });
         return Ok(Reply::ok(
             ORIGIN,
@@ -195,7 +195,7 @@ async fn members(
         ));
     }
     let changes = object(call.body, ORIGIN).await?;
-    *place.lock() = changes;
+    *settings.lock() = changes;
     Ok(Reply::ok(ORIGIN, json!({})))
 }
 

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::super::counts::add;
 use super::super::directory::PasswordVerdict;
-use super::super::faults::{ExpiryForm, LoginAnswer, LogoutScope, Switches, TokenForm};
+use super::super::faults::{ExpiryForm, LoginResponse, LogoutScope, Switches, TokenForm};
 use super::super::issued_tokens::MintedToken;
 use super::super::node_call::{DroppedConnection, NodeCall, bearer};
 use super::super::node_reply::{Origin, Reply, forbidden, overloaded, too_many, unauthorized};
@@ -35,19 +35,19 @@ pub(in super::super) async fn login(
     switches: &Switches,
 ) -> Result<Reply, DroppedConnection> {
     let html = "<!DOCTYPE html><html><body><h1>Welcome</h1></body></html>";
-    let reply = match switches.login_answer {
-        LoginAnswer::Never => return pending().await,
-        LoginAnswer::Status(status) => refusal(status),
-        LoginAnswer::PasswordChangeRequired => change_required(),
-        LoginAnswer::Html => Reply::typed(ORIGIN, StatusCode::OK, "text/html", Body::whole(html)),
-        LoginAnswer::EmptyBody => Reply::text(ORIGIN, StatusCode::OK, String::new()),
-        LoginAnswer::Normal => grant(webapp, headers, incoming, switches).await,
-        LoginAnswer::CutInMiddle => {
+    let reply = match switches.login_response {
+        LoginResponse::Never => return pending().await,
+        LoginResponse::Status(status) => refusal(status),
+        LoginResponse::PasswordChangeRequired => change_required(),
+        LoginResponse::Html => Reply::typed(ORIGIN, StatusCode::OK, "text/html", Body::whole(html)),
+        LoginResponse::EmptyBody => Reply::text(ORIGIN, StatusCode::OK, String::new()),
+        LoginResponse::Normal => grant(webapp, headers, incoming, switches).await,
+        LoginResponse::CutInMiddle => {
             let mut reply = grant(webapp, headers, incoming, switches).await;
             reply.body = reply.body.cut();
             reply
         }
-        LoginAnswer::TenMegabytes => padded(grant(webapp, headers, incoming, switches).await),
+        LoginResponse::TenMegabytes => padded(grant(webapp, headers, incoming, switches).await),
     };
     if reply.status == StatusCode::OK {
         add(&webapp.counts.logins_granted);

@@ -16,7 +16,7 @@ const ORIGIN: Origin = Origin::Coreapp;
 /// The admin web page, which balancers probe for a 200.
 pub(in super::super) fn page() -> Reply {
     let page = "<!DOCTYPE html><html><head><title>WhatsApp Business API</title></head>\
-                <body><p>This is a pretend Webapp. It sends nothing.</p></body></html>\n";
+                <body><p>This is an emulated Webapp. It sends nothing.</p></body></html>\n";
     let body = Body::whole(page);
     Reply::typed(
         Origin::Webapp,
@@ -47,7 +47,7 @@ async fn account(call: NodeCall) -> Result<Reply, Reply> {
             let members = object(call.body, ORIGIN).await?;
             text(&members, "cc", ORIGIN)?;
             text(&members, "phone_number", ORIGIN)?;
-            // The pretend number is registered already.
+            // The emulated number is registered already.
             Ok(Reply::json(ORIGIN, StatusCode::CREATED, json!({})))
         }
         ("POST", Some("verify")) => {

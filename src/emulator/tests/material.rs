@@ -35,9 +35,9 @@ fn contents(folder: &Path) -> HashMap<&'static str, String> {
 }
 
 #[tokio::test]
-async fn the_first_run_makes_everything_and_the_second_nothing() {
-    let place = tempfile::tempdir().unwrap();
-    let folder = place.path().join("not").join("yet");
+async fn the_first_run_creates_all_files_and_the_second_none() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("not").join("yet");
     let mut expected = ALL.map(str::to_owned);
     expected.sort();
     assert_eq!(names(&folder), expected);
@@ -45,7 +45,7 @@ async fn the_first_run_makes_everything_and_the_second_nothing() {
     assert_eq!(names(&folder), [""; 0]);
     assert_eq!(contents(&folder), before);
     let left: Vec<_> = fs::read_dir(&folder).unwrap().collect();
-    assert_eq!(left.len(), ALL.len(), "no temporary file stays");
+    assert_eq!(left.len(), ALL.len(), "no temporary file is left");
     for name in ALL {
         let mode = fs::metadata(folder.join(name))
             .unwrap()
@@ -63,14 +63,14 @@ async fn the_first_run_makes_everything_and_the_second_nothing() {
 }
 
 #[tokio::test]
-async fn the_emulator_runs_on_what_was_made() {
-    let place = tempfile::tempdir().unwrap();
-    certificates::make(place.path()).unwrap();
+async fn the_emulator_runs_with_the_created_files() {
+    let parent = tempfile::tempdir().unwrap();
+    certificates::make(parent.path()).unwrap();
     let any = Settings::for_tests();
     let settings = Settings::open(&config::Emulator {
         address: any.address,
         control: any.control,
-        folder: place.path().to_owned(),
+        folder: parent.path().to_owned(),
         token_lifetime: any.token_lifetime,
     });
     let scope = TaskScope::new(Handle::current());
@@ -81,15 +81,18 @@ async fn the_emulator_runs_on_what_was_made() {
 }
 
 #[test]
-fn what_is_missing_or_does_not_match_is_made_anew() {
-    let place = tempfile::tempdir().unwrap();
-    let folder = place.path();
+fn missing_or_mismatched_files_are_created_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path();
     certificates::make(folder).unwrap();
     let before = contents(folder);
     fs::remove_file(folder.join("server.key")).unwrap();
     assert_eq!(names(folder), ["server.key", "server.pem"]);
     let after = contents(folder);
-    assert_eq!(after["ca.pem"], before["ca.pem"], "still trusted");
+    assert_eq!(
+        after["ca.pem"], before["ca.pem"],
+        "the authority is unchanged"
+    );
 
     fs::write(folder.join("webapp.key"), &before["ca.key"]).unwrap();
     assert_eq!(names(folder), ["webapp-ca.pem", "webapp.key", "webapp.pem"]);
@@ -105,10 +108,10 @@ fn what_is_missing_or_does_not_match_is_made_anew() {
 }
 
 #[test]
-fn a_certificate_that_ends_soon_is_made_anew() {
+fn a_certificate_that_expires_soon_is_created_again() {
     use crate::emulator::issue::{self, KeyType};
-    let place = tempfile::tempdir().unwrap();
-    let folder = place.path();
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path();
     certificates::make(folder).unwrap();
     let name = rcgen::DistinguishedName::new();
     let short = issue::authority(name, KeyType::Curve, 6 * 86_400).unwrap();
@@ -119,9 +122,9 @@ fn a_certificate_that_ends_soon_is_made_anew() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_is_named() {
-    let place = tempfile::tempdir().unwrap();
-    let file = place.path().join("file");
+fn a_folder_that_cannot_be_created_is_named_in_the_error() {
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join("file");
     fs::write(&file, "").unwrap();
     let error = certificates::make(&file.join("below")).unwrap_err();
     assert!(matches!(error, Error::Write { .. }));

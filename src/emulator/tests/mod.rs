@@ -1,4 +1,4 @@
-//! Promises of the pretend Webapp, kept over real sockets.
+//! Tests of the emulated Webapp over real sockets.
 
 mod control;
 mod faults;
@@ -25,21 +25,21 @@ use crate::lifecycle::{TaskScope, TaskSet};
 use crate::profiles::BasicCredentials;
 use crate::secret::Secret;
 
-/// A pretend Webapp and one client of it.
-struct Bench {
+/// An emulated Webapp and one client.
+struct TestEmulator {
     emulator: Emulator,
     scope: TaskScope,
 }
 
-struct Answer {
+struct TestResponse {
     status: StatusCode,
     headers: HeaderMap,
     bytes: Bytes,
 }
 
-impl Answer {
+impl TestResponse {
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.bytes).expect("the answer is JSON")
+        serde_json::from_slice(&self.bytes).expect("the response is JSON")
     }
 
     fn header(&self, name: &str) -> &str {
@@ -52,13 +52,13 @@ impl Answer {
         self.json()["errors"][0]["code"].as_u64().unwrap_or(0)
     }
 
-    /// Status and code at once.
-    fn face(&self) -> (u16, u64) {
+    /// Status and error code.
+    fn status_and_code(&self) -> (u16, u64) {
         (self.status.as_u16(), self.code())
     }
 }
 
-impl Bench {
+impl TestEmulator {
     async fn start() -> Self {
         Self::with(Settings::for_tests()).await
     }
@@ -77,22 +77,28 @@ impl Bench {
         exchange(&self.scope.tasks, self.emulator.address(), request).await
     }
 
-    async fn ask(&self, method: &str, path: &str, credential: &str, body: &str) -> Answer {
+    async fn send_request(
+        &self,
+        method: &str,
+        path: &str,
+        credential: &str,
+        body: &str,
+    ) -> TestResponse {
         let response = self.send(request(method, path, credential, body)).await;
-        read(response.expect("there is an answer")).await
+        read(response.expect("there is a response")).await
     }
 
-    async fn get(&self, path: &str, credential: &str) -> Answer {
-        self.ask("GET", path, credential, "").await
+    async fn get(&self, path: &str, credential: &str) -> TestResponse {
+        self.send_request("GET", path, credential, "").await
     }
 
-    async fn log_in(&self, username: &str, password: &str, body: &str) -> Answer {
+    async fn log_in(&self, username: &str, password: &str, body: &str) -> TestResponse {
         let basic = BasicCredentials::header(username, &Secret::new(password));
-        self.ask("POST", "/v1/users/login", basic.expose(), body)
+        self.send_request("POST", "/v1/users/login", basic.expose(), body)
             .await
     }
 
-    async fn admin_log_in(&self) -> Answer {
+    async fn admin_log_in(&self) -> TestResponse {
         self.log_in("admin", "Webapp-Passw0rd!", "").await
     }
 
@@ -102,10 +108,10 @@ impl Bench {
     }
 }
 
-fn bearer(answer: &Answer) -> String {
-    let reply = answer.json();
+fn bearer(response: &TestResponse) -> String {
+    let reply = response.json();
     let token = reply["users"][0]["token"].as_str();
-    format!("Bearer {}", token.expect("the login was granted"))
+    format!("Bearer {}", token.expect("the login succeeded"))
 }
 
 fn request(method: &str, path: &str, credential: &str, body: &str) -> Request<Full<Bytes>> {
@@ -139,20 +145,20 @@ async fn exchange(
         .map_err(|error| error.to_string())
 }
 
-async fn read(response: Response<Incoming>) -> Answer {
+async fn read(response: Response<Incoming>) -> TestResponse {
     let (parts, body) = response.into_parts();
-    Answer {
+    TestResponse {
         status: parts.status,
         headers: parts.headers,
         bytes: body.collect().await.expect("a whole body").to_bytes(),
     }
 }
 
-/// Waits for a condition, not for a time.
+/// Waits until a condition is true.
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "timeout: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -2,101 +2,125 @@ use super::*;
 use crate::emulator::{Gateway, Health};
 
 #[tokio::test]
-async fn a_message_is_answered_as_captured() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
+async fn the_response_to_a_message_is_as_captured() {
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
     let body = r#"{"to":"15550100101","type":"text","text":{"body":"hello"}}"#;
     for path in ["/v1/messages", "/v1/messages/"] {
-        let answer = bench.ask("POST", path, &token, body).await;
-        assert_eq!(answer.status, 201);
-        let reply = answer.json();
+        let response = fixture.send_request("POST", path, &token, body).await;
+        assert_eq!(response.status, 201);
+        let reply = response.json();
         let id = reply["messages"][0]["id"].as_str().unwrap();
         assert!(id.starts_with("gBGG") && id.len() == 27, "{id}");
         assert_eq!(reply["meta"]["version"], "2.53.0");
-        let ids = answer.header("x-internal-request-ids");
+        let ids = response.header("x-internal-request-ids");
         let (request, job) = ids.split_once('|').unwrap();
         assert_eq!((request.len(), job.len()), (32, 18));
         assert_eq!(job, job.to_uppercase());
     }
     let long = format!(r#"{{"to":"1","text":{{"body":"{}"}}}}"#, "é".repeat(4097));
-    let answer = bench.ask("POST", "/v1/messages", &token, &long).await;
-    assert_eq!(answer.face(), (400, 1001));
-    for (body, face) in [
+    let response = fixture
+        .send_request("POST", "/v1/messages", &token, &long)
+        .await;
+    assert_eq!(response.status_and_code(), (400, 1001));
+    for (body, status_and_code) in [
         ("{", (400, 1025)),
         ("[]", (400, 1025)),
         ("{}", (400, 1008)),
         (r#"{"to":"1"}"#, (400, 1008)),
     ] {
-        let answer = bench.ask("POST", "/v1/messages", &token, body).await;
-        assert_eq!(answer.face(), face, "{body}");
+        let response = fixture
+            .send_request("POST", "/v1/messages", &token, body)
+            .await;
+        assert_eq!(response.status_and_code(), status_and_code, "{body}");
     }
     let read = r#"{"status":"read"}"#;
-    let marked = bench.ask("PUT", "/v1/messages/gBGGx", &token, read).await;
+    let marked = fixture
+        .send_request("PUT", "/v1/messages/gBGGx", &token, read)
+        .await;
     assert_eq!(marked.status, 200);
-    assert_eq!(bench.emulator.request_count("/v1/messages"), 8);
+    assert_eq!(fixture.emulator.request_count("/v1/messages"), 8);
 }
 
 #[tokio::test]
-async fn contacts_wait_or_do_not() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
+async fn contacts_can_be_checked_with_and_without_waiting() {
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
     let check = |blocking: &'static str| {
         let body = format!(r#"{{"blocking":"{blocking}","contacts":["+1 555 0100101","x"]}}"#);
-        let (bench, token) = (&bench, &token);
-        async move { bench.ask("POST", "/v1/contacts/", token, &body).await }
+        let (fixture, token) = (&fixture, &token);
+        async move {
+            fixture
+                .send_request("POST", "/v1/contacts/", token, &body)
+                .await
+        }
     };
     let first = check("no_wait").await.json();
     assert_eq!(first["contacts"][0]["status"], "processing");
     assert_eq!(first["contacts"][1]["status"], "invalid");
     let second = check("wait").await.json();
     assert_eq!(second["contacts"][0]["wa_id"], "15550100101");
-    assert_eq!(check("maybe").await.face(), (400, 1009));
-    let identity = bench.get("/v1/contacts/15550100101/identity", &token).await;
+    assert_eq!(check("maybe").await.status_and_code(), (400, 1009));
+    let identity = fixture
+        .get("/v1/contacts/15550100101/identity", &token)
+        .await;
     assert!(identity.json()["identity"]["hash"].is_string());
 }
 
 #[tokio::test]
-async fn media_come_back_as_they_were_sent() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
+async fn media_are_returned_as_uploaded() {
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
     let sent = "a picture ".repeat(100_000);
     let mut upload = request("POST", "/v1/media", &token, &sent);
     let kind = "image/png".parse().unwrap();
     upload.headers_mut().insert("content-type", kind);
-    let answer = read(bench.send(upload).await.unwrap()).await;
-    let id = answer.json()["media"][0]["id"].as_str().unwrap().to_owned();
+    let response = read(fixture.send(upload).await.unwrap()).await;
+    let id = response.json()["media"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_eq!(id.len(), 36);
     let path = format!("/v1/media/{id}");
-    let back = bench.get(&path, &token).await;
+    let back = fixture.get(&path, &token).await;
     assert_eq!(back.header("content-type"), "image/png");
     assert!(back.bytes == sent.as_bytes());
-    let head = bench.ask("HEAD", &path, &token, "").await;
+    let head = fixture.send_request("HEAD", &path, &token, "").await;
     assert_eq!(head.header("content-length"), sent.len().to_string());
     assert!(head.bytes.is_empty());
-    assert_eq!(bench.ask("DELETE", &path, &token, "").await.status, 200);
-    let gone = bench.get(&path, &token).await;
-    assert_eq!((gone.status.as_u16(), gone.bytes.len()), (404, 0));
+    assert_eq!(
+        fixture
+            .send_request("DELETE", &path, &token, "")
+            .await
+            .status,
+        200
+    );
+    let after_delete = fixture.get(&path, &token).await;
+    assert_eq!(
+        (after_delete.status.as_u16(), after_delete.bytes.len()),
+        (404, 0)
+    );
 }
 
 #[tokio::test]
 async fn media_have_a_limit_and_can_be_generated() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
-    bench.emulator.media_limit(10);
-    let large = bench
-        .ask("POST", "/v1/media", &token, &"x".repeat(11))
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
+    fixture.emulator.media_limit(10);
+    let large = fixture
+        .send_request("POST", "/v1/media", &token, &"x".repeat(11))
         .await;
-    assert_eq!(large.face(), (413, 1009));
-    let fits = bench
-        .ask("POST", "/v1/media", &token, &"x".repeat(10))
+    assert_eq!(large.status_and_code(), (413, 1009));
+    let fits = fixture
+        .send_request("POST", "/v1/media", &token, &"x".repeat(10))
         .await;
     assert_eq!(fits.status, 200);
-    bench.emulator.media_limit(0);
-    let any = bench
-        .ask("POST", "/v1/media", &token, &"x".repeat(11))
+    fixture.emulator.media_limit(0);
+    let any = fixture
+        .send_request("POST", "/v1/media", &token, &"x".repeat(11))
         .await;
     assert_eq!(any.status, 200);
-    let made = bench.get("/v1/media/generated-1000003", &token).await;
+    let made = fixture.get("/v1/media/generated-1000003", &token).await;
     assert_eq!(made.header("content-length"), "1000003");
     let expected = (0u8..=250).cycle().take(1_000_003);
     assert!(made.bytes.iter().copied().eq(expected));
@@ -104,16 +128,16 @@ async fn media_have_a_limit_and_can_be_generated() {
 
 #[tokio::test]
 async fn health_has_two_forms() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
-    let health = || async { bench.get("/v1/health", &token).await.json()["health"].clone() };
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
+    let health = || async { fixture.get("/v1/health", &token).await.json()["health"].clone() };
     assert_eq!(health().await["gateway_status"], "connected");
-    bench
+    fixture
         .emulator
         .change(|to| to.gateway_status = Gateway::Disconnected);
     assert_eq!(health().await["gateway_status"], "disconnected");
-    bench.emulator.behave();
-    bench.emulator.health(Health::HighAvailability);
+    fixture.emulator.behave();
+    fixture.emulator.health(Health::HighAvailability);
     let nodes = health().await;
     let nodes = nodes.as_object().unwrap();
     let connected = nodes
@@ -124,14 +148,14 @@ async fn health_has_two_forms() {
 
 #[tokio::test]
 async fn metrics_have_two_forms() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
-    let json = bench.get("/metrics", &token).await.json();
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
+    let json = fixture.get("/metrics", &token).await.json();
     assert_eq!(json["metrics"]["web_uptime"]["type"], "gauge");
-    let text = bench.get("/metrics?format=prometheus", &token).await;
+    let text = fixture.get("/metrics?format=prometheus", &token).await;
     let text = String::from_utf8(text.bytes.to_vec()).unwrap();
     assert!(text.contains("web_requests{state=\"read\"} 0\n"), "{text}");
-    let stats = bench.get("/v1/stats/db", &token).await.json();
+    let stats = fixture.get("/v1/stats/db", &token).await.json();
     assert!(stats["stats"]["db"]["db_tokens"].is_object());
 }
 
@@ -199,36 +223,36 @@ const NODES: [(&str, &str, &str, u16); 24] = [
 ];
 
 #[tokio::test]
-async fn every_node_answers_an_admin_with_and_without_a_slash() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
+async fn every_node_responds_to_an_admin_with_and_without_a_trailing_slash() {
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
     for (method, path, body, status) in NODES {
         for slash in ["", "/"] {
             let path = format!("{}{slash}", path.trim_end_matches('/'));
             let path = if path.is_empty() { "/" } else { &path };
-            let answer = bench.ask(method, path, &token, body).await;
-            assert_eq!(answer.status, status, "{method} {path}");
+            let response = fixture.send_request(method, path, &token, body).await;
+            assert_eq!(response.status, status, "{method} {path}");
         }
     }
 }
 
 #[tokio::test]
-async fn what_was_set_is_read_back() {
-    let bench = Bench::start().await;
-    let token = bench.bearer().await;
+async fn settings_are_read_back() {
+    let fixture = TestEmulator::start().await;
+    let token = fixture.bearer().await;
     let path = "/v1/settings/application";
     let wish = r#"{"webhooks":{"url":"https://example.org"}}"#;
-    bench.ask("PATCH", path, &token, wish).await;
-    let read = || async { bench.get(path, &token).await.json()["settings"].clone() };
+    fixture.send_request("PATCH", path, &token, wish).await;
+    let read = || async { fixture.get(path, &token).await.json()["settings"].clone() };
     assert_eq!(
         read().await["application"]["webhooks"]["url"],
         "https://example.org"
     );
-    bench.ask("DELETE", path, &token, "").await;
+    fixture.send_request("DELETE", path, &token, "").await;
     assert_eq!(read().await["application"]["webhooks"]["url"], "");
     let path = "/v1/certificates/webhooks/ca";
     let pem = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n";
-    let taken = bench.ask("POST", path, &token, pem).await;
-    assert_eq!(taken.bytes, "null");
-    assert_eq!(bench.get(path, &token).await.bytes, pem);
+    let response = fixture.send_request("POST", path, &token, pem).await;
+    assert_eq!(response.bytes, "null");
+    assert_eq!(fixture.get(path, &token).await.bytes, pem);
 }

@@ -8,7 +8,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 
-/// A TLS client that believes in `authority` alone.
+/// A TLS client that trusts only `authority`.
 pub(super) fn trusting(authority: &str) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     let der = CertificateDer::from_pem_slice(authority.as_bytes()).unwrap();
@@ -27,15 +27,15 @@ pub(super) async fn page_over_tls(emulator: &Emulator, name: &'static str) -> St
     let name = ServerName::try_from(name).unwrap();
     let connector = trusting(emulator.authority_pem());
     let mut stream = connector.connect(name, stream).await.unwrap();
-    let ask = b"GET / HTTP/1.1\r\nhost: webapp\r\nconnection: close\r\n\r\n";
-    stream.write_all(ask).await.unwrap();
+    let send_request = b"GET / HTTP/1.1\r\nhost: webapp\r\nconnection: close\r\n\r\n";
+    stream.write_all(send_request).await.unwrap();
     let mut text = Vec::new();
     stream.read_to_end(&mut text).await.unwrap();
     String::from_utf8(text).unwrap()
 }
 
 #[tokio::test]
-async fn it_speaks_tls_with_its_own_authority() {
+async fn the_emulator_serves_tls_with_its_own_authority() {
     let scope = TaskScope::new(Handle::current());
     let emulator = Emulator::start(Settings::for_tests(), &scope);
     let emulator = emulator.await.unwrap();
@@ -54,7 +54,7 @@ async fn it_speaks_tls_with_its_own_authority() {
 }
 
 #[tokio::test]
-async fn plain_http_on_the_tls_port_gets_no_answer_and_does_no_harm() {
+async fn plain_http_on_the_tls_port_gets_no_response_and_causes_no_failure() {
     let scope = TaskScope::new(Handle::current());
     let emulator = Emulator::start(Settings::for_tests(), &scope);
     let emulator = emulator.await.unwrap();

@@ -66,7 +66,7 @@ async fn plain(text: &str) -> Result<(UserDirectory, FirstAdminStatus), Error> {
 }
 
 #[tokio::test]
-async fn without_a_first_admin_one_is_made_and_its_password_given_out_once() {
+async fn without_a_first_admin_one_is_created_and_its_password_returned_once() {
     let (users, generated) = open_with(None).await.unwrap();
     let FirstAdminStatus::Generated(generated) = generated else {
         panic!("{generated:?}");
@@ -78,7 +78,7 @@ async fn without_a_first_admin_one_is_made_and_its_password_given_out_once() {
 }
 
 #[test]
-fn a_made_up_password_meets_the_rule_and_never_repeats() {
+fn a_generated_password_meets_the_rule_and_never_repeats() {
     let made: HashSet<String> = (0..200)
         .map(|_| first_admin::random_password().expose().to_owned())
         .collect();
@@ -98,13 +98,13 @@ async fn the_first_admin_comes_from_a_secret_or_a_hash_and_a_simple_password_is_
     let hash = FirstPassword::Hash("secret".into());
     let opened = open_with(admin(hash, false)).await;
     assert!(matches!(opened, Err(Error::Hash(UnusableHash::NotPhc(_)))));
-    let gone = FirstPassword::Plain(SecretSource::File("/nonexistent/password".into()));
-    let opened = open_with(admin(gone, false)).await;
+    let missing = FirstPassword::Plain(SecretSource::File("/nonexistent/password".into()));
+    let opened = open_with(admin(missing, false)).await;
     assert!(matches!(opened, Err(Error::Secret(_))));
 }
 
 #[tokio::test]
-async fn an_unknown_user_and_a_wrong_password_are_told_apart_inside() {
+async fn an_unknown_user_and_a_wrong_password_are_distinguished_internally() {
     let users = open(false).await;
     let refused = users.verify("unknown", secret("Passw0rd!")).await;
     assert!(matches!(refused, Err(LoginDenied::Unknown)));
@@ -146,7 +146,7 @@ async fn the_first_admin_cannot_be_deleted() {
 }
 
 #[tokio::test]
-async fn a_forced_change_is_over_once_the_password_is_new() {
+async fn a_forced_change_ends_with_a_new_password() {
     let users = open(true).await;
     let verified = users.verify("admin", secret("Passw0rd!")).await.unwrap();
     assert!(verified.must_change);
@@ -168,7 +168,7 @@ async fn a_forced_change_is_over_once_the_password_is_new() {
 }
 
 #[tokio::test]
-async fn an_old_password_shown_before_an_admins_reset_changes_nothing_after_it() {
+async fn a_password_change_begun_before_an_admins_reset_is_refused_after_it() {
     let users = open(false).await;
     let verified = users.verify("admin", secret("Passw0rd!")).await.unwrap();
     users
@@ -186,7 +186,7 @@ async fn an_old_password_shown_before_an_admins_reset_changes_nothing_after_it()
     );
 }
 
-/// Starts `slow`, lets it read the directory and wait for the only slot, does
+/// Starts `slow`, lets it read the directory and wait for the only hashing slot, runs
 /// `meanwhile`, and lets it finish.
 async fn overtaken<T>(
     users: &UserDirectory,
@@ -206,7 +206,7 @@ async fn overtaken<T>(
 }
 
 #[tokio::test]
-async fn a_login_overtaken_by_deletion_or_a_new_password_is_refused() {
+async fn a_login_is_refused_if_its_user_is_deleted_or_changed_meanwhile() {
     let users = open(false).await;
     let make = |name: &'static str| users.create(name, secret("Passw0rd!"), Role::User);
     make("anna").await.unwrap();
@@ -231,7 +231,7 @@ async fn a_login_overtaken_by_deletion_or_a_new_password_is_refused() {
 }
 
 #[tokio::test]
-async fn a_new_password_for_a_user_deleted_and_made_again_is_not_taken() {
+async fn a_password_change_begun_before_a_deletion_does_not_apply_to_the_new_user() {
     let users = open(false).await;
     let make = || users.create("anna", secret("Passw0rd!"), Role::User);
     make().await.unwrap();
@@ -250,7 +250,7 @@ async fn a_new_password_for_a_user_deleted_and_made_again_is_not_taken() {
 }
 
 #[tokio::test]
-async fn of_two_creations_at_once_one_wins() {
+async fn one_of_two_concurrent_creations_succeeds() {
     let users = open(false).await;
     let (one, other) = tokio::join!(
         users.create("anna", secret("Passw0rd!"), Role::User),

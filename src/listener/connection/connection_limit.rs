@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_limit_holds_as_soon_as_connections_close() {
+    fn a_smaller_limit_applies_as_soon_as_connections_close() {
         let limit = ConnectionLimit::new(3);
         let all: Vec<_> = (0..3).map(|_| acquire(&limit).unwrap()).collect();
         limit.resize(1);

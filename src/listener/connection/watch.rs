@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::activity::{ConnectionActivity, ConnectionTimeouts, TimeoutReason};
 use super::client_stream::TransportSocket;
+use crate::lazy_timer::LazyTimer;
 use crate::lifecycle::ShutdownSignal;
 use crate::waker::NotifyWaker;
 
@@ -85,7 +86,7 @@ impl DeadlineWaker {
                 current.notify.take_woken()
             }
             _ => {
-                let notify = Arc::new(NotifyWaker::for_task(task.clone()));
+                let notify = Arc::new(NotifyWaker::new(task.clone()));
                 self.0 = Some(RegisteredTask {
                     waker: Waker::from(Arc::clone(&notify)),
                     notify,
@@ -116,7 +117,7 @@ impl ConnectionWatch {
         F: Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
     {
         let first = self.activity.opened() + self.timeouts.idle;
-        let mut timer = pin!(sleep_until(first));
+        let mut timer = pin!(LazyTimer::new(first));
         let mut abort = pin!(self.stop.aborting());
         let mut drain = pin!(self.stop.draining());
         let mut slot = DeadlineWaker(None);
@@ -150,7 +151,7 @@ impl ConnectionWatch {
                         other => other,
                     };
                 }
-                match self.decide(phase, timer.as_mut(), &mut deadline_cx, has_fired) {
+                match self.decide(phase, timer.as_mut(), &mut deadline_cx) {
                     WatchDecision::Stay => return Poll::Pending,
                     WatchDecision::End(end) => return Poll::Ready(ConnectionOutcome::End(end)),
                     WatchDecision::Rest => return Poll::Ready(ConnectionOutcome::Rest),
@@ -182,68 +183,52 @@ impl ConnectionWatch {
     fn decide(
         &self,
         phase: ShutdownPhase,
-        mut timer: Pin<&mut Sleep>,
+        timer: Pin<&mut LazyTimer>,
         deadline_cx: &mut Context<'_>,
-        mut has_fired: bool,
     ) -> WatchDecision {
         if matches!(phase, ShutdownPhase::Awaited(_)) && self.activity.has_served() {
             return WatchDecision::Finish(ShutdownPhase::Finishing);
         }
-        loop {
-            // The idle timeout has been announced already; now the grace period counts.
-            let is_announced = matches!(phase, ShutdownPhase::Leaving(_));
-            let timeout = self.activity.next_timeout(self.timeouts);
-            let timeout =
-                timeout.filter(|(_, reason)| !(is_announced && *reason == TimeoutReason::Idle));
-            let end_of_phase = match phase {
-                ShutdownPhase::Awaited(until) | ShutdownPhase::Leaving(until) => Some(until),
-                ShutdownPhase::Open | ShutdownPhase::Finishing => None,
-            };
-            let rest = match phase {
-                ShutdownPhase::Open if self.may_rest => {
-                    self.activity.idle_since().map(|at| at + REST_AFTER)
-                }
-                _ => None,
-            };
-            let earliest = [timeout.map(|(at, _)| at), end_of_phase, rest];
-            let target = earliest.into_iter().flatten().min();
-            // The timer is moved forward at once, but moved back only when it fires: most
-            // connections move their deadline with each request and never reach it.
-            match target {
-                Some(target) if target < timer.deadline() => timer.as_mut().reset(target),
-                _ if !has_fired => return WatchDecision::Stay,
-                _ => {}
+        // The idle timeout has been announced already; now the grace period counts.
+        let is_announced = matches!(phase, ShutdownPhase::Leaving(_));
+        let timeout = self.activity.next_timeout(self.timeouts);
+        let timeout =
+            timeout.filter(|(_, reason)| !(is_announced && *reason == TimeoutReason::Idle));
+        let end_of_phase = match phase {
+            ShutdownPhase::Awaited(until) | ShutdownPhase::Leaving(until) => Some(until),
+            ShutdownPhase::Open | ShutdownPhase::Finishing => None,
+        };
+        let rest = match phase {
+            ShutdownPhase::Open if self.may_rest => {
+                self.activity.idle_since().map(|at| at + REST_AFTER)
             }
-            has_fired = true;
-            if timer.as_mut().poll(deadline_cx).is_pending() {
-                return WatchDecision::Stay;
+            _ => None,
+        };
+        let earliest = [timeout.map(|(at, _)| at), end_of_phase, rest];
+        // Without a deadline, the connection's next poll decides again.
+        let Some(earliest) = earliest.into_iter().flatten().min() else {
+            return WatchDecision::Stay;
+        };
+        if timer.poll_until(deadline_cx, earliest).is_pending() {
+            return WatchDecision::Stay;
+        }
+        let now = Instant::now();
+        if let Some((at, reason)) = timeout
+            && at <= now
+        {
+            return on_timeout(reason, phase);
+        }
+        if rest.is_some_and(|at| at <= now) {
+            return WatchDecision::Rest;
+        }
+        match phase {
+            ShutdownPhase::Awaited(_) => WatchDecision::Finish(ShutdownPhase::Finishing),
+            // A request that crossed the GOAWAY is still answered.
+            ShutdownPhase::Leaving(_) if self.activity.is_busy() => {
+                WatchDecision::Finish(ShutdownPhase::Finishing)
             }
-            let now = Instant::now();
-            if let Some((at, reason)) = timeout
-                && at <= now
-            {
-                return on_timeout(reason, phase);
-            }
-            if rest.is_some_and(|at| at <= now) {
-                return WatchDecision::Rest;
-            }
-            match phase {
-                ShutdownPhase::Awaited(until) if until <= now => {
-                    return WatchDecision::Finish(ShutdownPhase::Finishing);
-                }
-                // A request that crossed the GOAWAY is still answered.
-                ShutdownPhase::Leaving(until) if until <= now && self.activity.is_busy() => {
-                    return WatchDecision::Finish(ShutdownPhase::Finishing);
-                }
-                ShutdownPhase::Leaving(until) if until <= now => {
-                    return WatchDecision::End(WatchEnd::Idle);
-                }
-                _ => {
-                    let target = target.unwrap_or(now + self.timeouts.idle);
-                    let soonest = now + Duration::from_millis(1);
-                    timer.as_mut().reset(target.max(soonest));
-                }
-            }
+            ShutdownPhase::Leaving(_) => WatchDecision::End(WatchEnd::Idle),
+            ShutdownPhase::Open | ShutdownPhase::Finishing => WatchDecision::Stay,
         }
     }
 }

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn streams_and_connection_that_always_wake_leave_others_their_turn() {
+    async fn streams_and_connection_that_always_wake_yield_to_other_tasks() {
         let executor = StreamExecutor::new(TaskSet::new(Handle::current()));
         let (turns, most) = (Arc::new(AtomicUsize::new(0)), 100);
         let seen = Arc::clone(&turns);

@@ -47,13 +47,13 @@ async fn a_pipelined_head_does_not_time_out_behind_a_slow_response() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_takes_no_bytes_times_out() {
+async fn a_peer_that_does_not_read_times_out() {
     let activity = ConnectionActivity::new();
     let _exchange = ActiveRequest::begin(&activity);
     activity.set_write_blocked();
-    let (at, why) = activity.next_timeout(TIMEOUTS).unwrap();
+    let (at, reason) = activity.next_timeout(TIMEOUTS).unwrap();
     assert_eq!(
-        (at, why),
+        (at, reason),
         (Instant::now() + TIMEOUTS.idle, TimeoutReason::Stalled)
     );
     assert!(activity.write_progressed());
@@ -61,7 +61,7 @@ async fn a_peer_that_takes_no_bytes_times_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_keeps_sending_is_read_longer_up_to_a_limit() {
+async fn lingering_lasts_while_the_peer_sends_up_to_a_limit() {
     let activity = ConnectionActivity::new();
     let exchange = ActiveRequest::begin(&activity);
     activity.set_closing();
@@ -80,13 +80,13 @@ async fn a_peer_that_keeps_sending_is_read_longer_up_to_a_limit() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_opens_no_window_times_out() {
     let activity = ConnectionActivity::new();
-    let mut stuck = ActiveRequest::begin(&activity);
+    let mut blocked = ActiveRequest::begin(&activity);
     let other = ActiveRequest::begin(&activity);
-    stuck.wait_for_peer();
+    blocked.wait_for_peer();
     assert_eq!(
         activity.next_timeout(TIMEOUTS),
         None,
-        "the other one is our doing"
+        "the gateway delays the other request"
     );
     drop(other);
     let from_now = Instant::now() + TIMEOUTS.idle;
@@ -94,12 +94,12 @@ async fn a_peer_that_opens_no_window_times_out() {
         activity.next_timeout(TIMEOUTS),
         Some((from_now, TimeoutReason::Stalled))
     );
-    stuck.resume();
+    blocked.resume();
     assert_eq!(activity.next_timeout(TIMEOUTS), None);
 }
 
 #[test]
-fn a_response_body_is_not_polled_while_the_peer_takes_no_bytes() {
+fn a_response_body_is_not_polled_while_the_peer_does_not_read() {
     struct Woken(AtomicBool);
     impl std::task::Wake for Woken {
         fn wake(self: Arc<Self>) {
@@ -112,7 +112,7 @@ fn a_response_body_is_not_polled_while_the_peer_takes_no_bytes() {
     assert!(!activity.register_if_blocked(&waker));
     activity.set_write_blocked();
     assert!(activity.register_if_blocked(&waker) && activity.register_if_blocked(&waker));
-    assert_eq!(activity.blocked_bodies(), 1, "asked twice, woken once");
+    assert_eq!(activity.blocked_bodies(), 1, "registered twice, woken once");
     assert!(activity.write_progressed() && !activity.write_progressed());
     activity.wake_blocked_bodies();
     assert!(woken.0.load(Ordering::Relaxed) && !activity.register_if_blocked(&waker));

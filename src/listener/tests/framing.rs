@@ -1,4 +1,4 @@
-//! Every form in which one request could be read as two.
+//! Every form in which two parsers could read one request as two.
 
 use super::*;
 
@@ -7,11 +7,11 @@ const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
 
 const BAD: &[(&str, &str)] = &[
     (
-        "length beside coding",
+        "length and coding",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
     (
-        "coding beside length",
+        "coding and length",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
     ),
     (
@@ -95,7 +95,7 @@ const BAD: &[(&str, &str)] = &[
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
     ),
     (
-        "coding with a tab trick",
+        "coding after a vertical tab",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
     ),
     (
@@ -171,7 +171,7 @@ const BAD: &[(&str, &str)] = &[
     ),
 ];
 
-/// Shapes that are wrong only after the head; the service may see the first request.
+/// Bodies with errors after a valid head; the service may see the first request.
 const BAD_BODY: &[(&str, &str)] = &[
     ("size without digits", "\r\nabc\r\n0\r\n\r\n"),
     ("prefixed size", "0x3\r\nabc\r\n0\r\n\r\n"),
@@ -204,18 +204,22 @@ const BAD_BODY: &[(&str, &str)] = &[
 const CHUNKED: &str = "POST /first HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 #[tokio::test]
-async fn what_could_be_read_as_two_requests_is_400_and_the_connection_closes() {
+async fn ambiguous_requests_get_400_and_the_connection_closes() {
     let gate = Gate::start(settings());
     for (name, text) in BAD {
-        let answer = gate.exchange(format!("{text}{HIDDEN}")).await;
+        let response = gate.exchange(format!("{text}{HIDDEN}")).await;
         assert!(
-            answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.0 400"),
-            "{name}: {answer:?}"
+            response.starts_with("HTTP/1.1 400") || response.starts_with("HTTP/1.0 400"),
+            "{name}: {response:?}"
         );
-        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer:?}");
+        assert_eq!(
+            response.matches("HTTP/1.").count(),
+            1,
+            "{name}: {response:?}"
+        );
         assert!(
-            answer.ends_with("refused"),
-            "the service's answer: {answer:?}"
+            response.ends_with("refused"),
+            "the response of the service: {response:?}"
         );
     }
     let all = BAD.len() as u64;
@@ -226,7 +230,7 @@ async fn what_could_be_read_as_two_requests_is_400_and_the_connection_closes() {
 }
 
 #[tokio::test]
-async fn it_is_also_refused_when_it_arrives_byte_by_byte() {
+async fn ambiguous_requests_are_refused_when_they_arrive_byte_by_byte() {
     let gate = Gate::start(settings());
     for (name, text) in BAD {
         let mut raw = gate.connect().await;
@@ -235,14 +239,18 @@ async fn it_is_also_refused_when_it_arrives_byte_by_byte() {
             raw.send([*byte]).await;
             tokio::task::yield_now().await;
         }
-        let answer = raw.rest().await;
-        assert!(answer.contains(" 400 "), "{name}: {answer:?}");
-        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer:?}");
+        let response = raw.rest().await;
+        assert!(response.contains(" 400 "), "{name}: {response:?}");
+        assert_eq!(
+            response.matches("HTTP/1.").count(),
+            1,
+            "{name}: {response:?}"
+        );
     }
 }
 
 #[tokio::test]
-async fn it_is_also_refused_after_a_valid_request() {
+async fn ambiguous_requests_are_refused_after_a_valid_request() {
     let gate = Gate::start(settings());
     let good: &[&str] = &[
         "GET /first HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -251,10 +259,10 @@ async fn it_is_also_refused_after_a_valid_request() {
     ];
     for first in good {
         for (name, text) in BAD {
-            let answer = gate.exchange(format!("{first}{text}{HIDDEN}")).await;
-            assert!(answer.contains("[/first "), "{name}: {answer:?}");
-            assert!(answer.contains(" 400 "), "{name}: {answer:?}");
-            assert!(!answer.contains("[/hidden"), "{name}: {answer:?}");
+            let response = gate.exchange(format!("{first}{text}{HIDDEN}")).await;
+            assert!(response.contains("[/first "), "{name}: {response:?}");
+            assert!(response.contains(" 400 "), "{name}: {response:?}");
+            assert!(!response.contains("[/hidden"), "{name}: {response:?}");
         }
     }
 }
@@ -263,9 +271,9 @@ async fn it_is_also_refused_after_a_valid_request() {
 async fn a_body_with_malformed_chunks_ends_the_connection() {
     let gate = Gate::start(settings());
     for (name, body) in BAD_BODY {
-        let answer = gate.exchange(format!("{CHUNKED}{body}{HIDDEN}")).await;
-        assert!(answer.starts_with("HTTP/1.1 400"), "{name}: {answer:?}");
-        assert!(!answer.contains("[/hidden"), "{name}: {answer:?}");
+        let response = gate.exchange(format!("{CHUNKED}{body}{HIDDEN}")).await;
+        assert!(response.starts_with("HTTP/1.1 400"), "{name}: {response:?}");
+        assert!(!response.contains("[/hidden"), "{name}: {response:?}");
     }
 }
 
@@ -275,15 +283,15 @@ async fn good_requests_follow_each_other_on_one_connection() {
     let text = [
         "GET /a HTTP/1.1\r\nHost: a\r\n\r\n",
         "POST /b HTTP/1.1\r\nHost: a\r\nContent-Length:  3  \r\n\r\nabc",
-        // One empty line after a body is an old client's habit.
+        // Old clients send one empty line after a body.
         "\r\nPOST /c HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
         "POST /d HTTP/1.1\r\nHost: a\r\ntransfer-encoding:Chunked\r\nTrailer: x\r\n\r\n",
         "003;name=\"value\"\r\nabc\r\nA ; b\r\n0123456789\r\n0\r\nTe: a\r\nContent-Type: b\r\n\r\n",
         "GET http://a:80/e HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n",
     ];
-    let answer = gate.exchange(text.concat()).await;
+    let response = gate.exchange(text.concat()).await;
     for seen in ["[/a 0]", "[/b 3]", "[/c 0]", "[/d 13]", "[/e 0]"] {
-        assert!(answer.contains(seen), "{seen} in {answer:?}");
+        assert!(response.contains(seen), "{seen} in {response:?}");
     }
     assert_eq!(gate.ends(ConnectionEnd::Protocol), 0);
 }
@@ -298,10 +306,10 @@ async fn a_head_over_the_limits_is_431() {
     let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(51));
     let endless = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(200_000));
     for text in [long, many, endless] {
-        let answer = gate.exchange(text).await;
-        assert!(answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+        let response = gate.exchange(text).await;
+        assert!(response.starts_with("HTTP/1.1 431"), "{response:?}");
     }
-    // To the byte, with the empty line before it: below the guard hyper refuses none.
+    // The limit is exact, with an empty line before the head too: hyper refuses no head that the guard accepts.
     for before in ["", "\r\n"] {
         let head = |size: usize| {
             let begin = format!("{before}GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: ");
@@ -309,13 +317,13 @@ async fn a_head_over_the_limits_is_431() {
             format!("{begin}{value}\r\n\r\n")
         };
         let limit = settings().max_header_bytes;
-        let answer = gate.exchange(head(limit)).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-        let answer = gate.exchange(head(limit + 1)).await;
-        assert!(answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+        let response = gate.exchange(head(limit)).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response:?}");
+        let response = gate.exchange(head(limit + 1)).await;
+        assert!(response.starts_with("HTTP/1.1 431"), "{response:?}");
         assert!(
-            answer.ends_with("refused"),
-            "the service's answer: {answer:?}"
+            response.ends_with("refused"),
+            "the response of the service: {response:?}"
         );
     }
 }
@@ -324,9 +332,9 @@ async fn a_head_over_the_limits_is_431() {
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let gate = Gate::start(settings());
     let head = "POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n";
-    let answer = gate
+    let response = gate
         .exchange(format!("{head}{}", "x".repeat(1_000_000)))
         .await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-    assert!(answer.ends_with("early"));
+    assert!(response.starts_with("HTTP/1.1 200"), "{response:?}");
+    assert!(response.ends_with("early"));
 }

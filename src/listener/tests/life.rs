@@ -59,25 +59,28 @@ async fn a_raised_limit_admits_waiting_connections() {
 }
 
 #[tokio::test]
-async fn a_head_that_arrives_too_slowly_is_answered_408() {
+async fn a_head_that_arrives_too_slowly_gets_408() {
     let gate = Gate::start(config::Listener {
         header_timeout: SHORT,
         ..settings()
     });
     let mut raw = gate.connect().await;
     let began = Instant::now();
-    let answer = loop {
+    let response = loop {
         raw.send("X").await;
         let mut byte = [0; 1];
         if let Ok(Ok(_)) = timeout(SHORT / 10, raw.0.peek(&mut byte)).await {
             break raw.rest().await;
         }
-        assert!(began.elapsed() < TEST_TIMEOUT, "never refused");
+        assert!(
+            began.elapsed() < TEST_TIMEOUT,
+            "the request was not refused in time"
+        );
     };
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+    assert!(response.starts_with("HTTP/1.1 408"), "{response:?}");
     assert!(began.elapsed() >= SHORT);
     drop(raw);
-    eventually("it is counted", || {
+    eventually("the end is counted", || {
         gate.ends(ConnectionEnd::HeaderTimeout) == 1
     })
     .await;
@@ -92,7 +95,7 @@ async fn the_second_head_on_a_connection_has_its_own_deadline() {
     let mut raw = gate.connect().await;
     raw.send(GET).await;
     raw.until("[/ 0]").await;
-    sleep(SHORT * 2).await; // longer than a head may take: it has not begun
+    sleep(SHORT * 2).await; // longer than header_timeout, but no head has begun
     raw.send("GET / HTTP/1.1\r\n").await;
     assert!(raw.rest().await.starts_with("HTTP/1.1 408"));
 }
@@ -110,7 +113,10 @@ async fn a_connection_without_a_request_is_closed_after_the_idle_time() {
     assert_eq!(silent.rest().await, "");
     assert_eq!(kept_alive.rest().await, "");
     drop((silent, kept_alive));
-    eventually("both are counted", || gate.ends(ConnectionEnd::Idle) == 2).await;
+    eventually("both ends are counted", || {
+        gate.ends(ConnectionEnd::Idle) == 2
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -139,13 +145,16 @@ async fn a_drain_finishes_requests_in_flight_and_sends_close() {
     idle.send(GET).await;
     idle.until("[/ 0]").await;
     busy.send(SLOW).await;
-    eventually("both are open", || gate.metrics.connections_open.get() == 2).await;
+    eventually("both connections are open", || {
+        gate.metrics.connections_open.get() == 2
+    })
+    .await;
     gate.scope.stop.drain();
     assert_eq!(idle.rest().await, "", "an idle connection is closed");
     gate.slow.add_permits(1);
-    let answer = busy.rest().await;
-    assert!(answer.contains("connection: close\r\n"), "{answer:?}");
-    assert!(answer.ends_with("[/slow 0]"));
+    let response = busy.rest().await;
+    assert!(response.contains("connection: close\r\n"), "{response:?}");
+    assert!(response.ends_with("[/slow 0]"));
     drop((busy, idle));
     gate.ended().await;
     assert!(TcpStream::connect(gate.address).await.is_err());
@@ -163,9 +172,9 @@ async fn a_connection_in_the_backlog_is_served_once_when_a_drain_begins() {
         tcp.set_nonblocking(true).unwrap();
         let mut raw = Raw(TcpStream::from_std(tcp).unwrap());
         raw.send(GET).await;
-        let answer = raw.rest().await;
-        assert!(answer.ends_with("[/ 0]"), "{answer:?}");
-        assert!(answer.contains("connection: close\r\n"));
+        let response = raw.rest().await;
+        assert!(response.ends_with("[/ 0]"), "{response:?}");
+        assert!(response.contains("connection: close\r\n"));
     }
     gate.ended().await;
 }
@@ -174,7 +183,10 @@ async fn a_connection_in_the_backlog_is_served_once_when_a_drain_begins() {
 async fn a_drain_does_not_wait_for_a_client_without_a_request() {
     let gate = Gate::start(settings());
     let mut silent = gate.connect().await;
-    eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
+    eventually("the connection is open", || {
+        gate.metrics.connections_open.get() == 1
+    })
+    .await;
     gate.scope.stop.drain();
     assert_eq!(silent.rest().await, "");
     drop(silent);
@@ -182,11 +194,14 @@ async fn a_drain_does_not_wait_for_a_client_without_a_request() {
 }
 
 #[tokio::test]
-async fn an_abort_drops_everything_now() {
+async fn an_abort_closes_all_connections_at_once() {
     let gate = Gate::start(settings());
     let mut busy = gate.connect().await;
     busy.send(SLOW).await;
-    eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
+    eventually("the connection is open", || {
+        gate.metrics.connections_open.get() == 1
+    })
+    .await;
     gate.scope.stop.abort();
     gate.ended().await;
     assert_eq!(gate.ends(ConnectionEnd::Aborted), 1);
@@ -197,9 +212,15 @@ async fn a_client_that_disconnects_releases_its_permit_and_is_not_a_failure() {
     let gate = Gate::start(settings());
     let mut busy = gate.connect().await;
     busy.send(SLOW).await;
-    eventually("it is open", || gate.metrics.connections_open.get() == 1).await;
+    eventually("the connection is open", || {
+        gate.metrics.connections_open.get() == 1
+    })
+    .await;
     drop(busy);
-    eventually("it is gone", || gate.metrics.connections_open.get() == 0).await;
+    eventually("the connection is closed", || {
+        gate.metrics.connections_open.get() == 0
+    })
+    .await;
     assert_eq!(gate.ends(ConnectionEnd::Protocol), 0);
     gate.scope.stop.drain();
     gate.ended().await;
@@ -225,7 +246,7 @@ async fn a_client_that_stops_reading_is_disconnected_and_a_slow_one_is_not() {
         }
     }
     assert!(seen > 32 * 1024 * 1024, "{seen}");
-    eventually("the other is let go", || {
+    eventually("the other connection is closed", || {
         gate.ends(ConnectionEnd::Idle) == 1
     })
     .await;
@@ -237,23 +258,26 @@ async fn a_peer_that_opens_as_many_connections_as_it_can_leaves_slots_for_others
         max_connections: 18,
         ..settings()
     });
-    let mut greedy = Vec::new();
+    let mut first_peer = Vec::new();
     for _ in 0..17 {
-        greedy.push(gate.connect().await);
+        first_peer.push(gate.connect().await);
     }
-    eventually("its share", || gate.metrics.connections_open.get() == 17).await;
+    eventually("the peer has its share of connections", || {
+        gate.metrics.connections_open.get() == 17
+    })
+    .await;
     for _ in 0..3 {
         let mut refused = gate.connect().await;
-        assert_eq!(refused.rest().await, "", "closed at once");
+        assert_eq!(refused.rest().await, "", "the connection is closed at once");
     }
     assert_eq!(gate.ends(ConnectionEnd::PeerShare), 3);
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let mut honest = Raw(socket.connect(gate.address).await.unwrap());
-    honest.send(GET).await;
-    honest.until("[/ 0]").await;
-    drop(greedy);
-    eventually("slots are free", || {
+    let mut second_peer = Raw(socket.connect(gate.address).await.unwrap());
+    second_peer.send(GET).await;
+    second_peer.until("[/ 0]").await;
+    drop(first_peer);
+    eventually("permits are released", || {
         gate.metrics.connections_open.get() == 1
     })
     .await;

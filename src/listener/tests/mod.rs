@@ -115,7 +115,7 @@ impl Gate {
 async fn eventually(what: &str, is_true: impl Fn() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     while !is_true() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timeout: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }
@@ -128,7 +128,7 @@ impl RequestService for SmallService {
     type Future = Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 
     fn handle(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Self::Future {
-        Box::pin(answer(request, peer, Arc::clone(&self.0)))
+        Box::pin(response(request, peer, Arc::clone(&self.0)))
     }
 
     fn refuse(
@@ -144,7 +144,7 @@ impl RequestService for SmallService {
 }
 
 /// Responds with a description of the request; `/slow` waits first, `/early` leaves the body unread.
-async fn answer(
+async fn response(
     request: Request<Incoming>,
     peer: Arc<Peer>,
     slow: Arc<Semaphore>,

@@ -19,7 +19,7 @@ async fn a_client_without_a_common_version_receives_an_alert() {
 }
 
 #[tokio::test]
-async fn keys_may_change_while_bodies_are_sent_both_ways() {
+async fn keys_can_be_updated_while_bodies_are_sent_in_both_directions() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let gate = Gate::start(secured(vec![files.clone()]));
@@ -38,14 +38,14 @@ async fn keys_may_change_while_bodies_are_sent_both_ways() {
     tls.write_all(b"GET /large HTTP/1.1\r\nHost: one.test\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answers = Vec::new();
-    timeout(TEST_TIMEOUT, tls.read_to_end(&mut answers))
+    let mut responses = Vec::new();
+    timeout(TEST_TIMEOUT, tls.read_to_end(&mut responses))
         .await
         .unwrap()
         .unwrap();
-    let said = format!("[/up {total} tls13=true]");
-    assert!(memchr::memmem::find(&answers, said.as_bytes()).is_some());
-    let large = answers
+    let expected = format!("[/up {total} tls13=true]");
+    assert!(memchr::memmem::find(&responses, expected.as_bytes()).is_some());
+    let large = responses
         .iter()
         .rev()
         .take_while(|&&byte| byte == b'x')
@@ -59,7 +59,7 @@ async fn a_handshake_may_arrive_byte_by_byte() {
     let files = folder.pair("a", &["one.test"]);
     let gate = Gate::start(secured(vec![files.clone()]));
     let client = Client::trusting(&[&files], &["http/1.1"]);
-    // A relay that passes on what the client says byte by byte.
+    // A relay that forwards the client's bytes one by one.
     let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (there, address) = (relay.local_addr().unwrap(), gate.address);
     gate.scope.tasks.spawn("relay", async move {
@@ -87,10 +87,10 @@ async fn a_handshake_may_arrive_byte_by_byte() {
     tls.write_all(b"GET / HTTP/1.1\r\nHost: one.test\r\nConnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = String::new();
-    timeout(TEST_TIMEOUT, tls.read_to_string(&mut answer))
+    let mut response = String::new();
+    timeout(TEST_TIMEOUT, tls.read_to_string(&mut response))
         .await
         .unwrap()
         .unwrap();
-    assert!(answer.ends_with("[/ 0 tls13=true]"), "{answer}");
+    assert!(response.ends_with("[/ 0 tls13=true]"), "{response}");
 }

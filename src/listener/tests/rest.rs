@@ -24,7 +24,7 @@ async fn a_connection_without_buffers_serves_the_next_request() {
 }
 
 #[tokio::test]
-async fn the_same_over_tls() {
+async fn a_tls_connection_without_buffers_serves_the_next_request() {
     let folder = Folder::new();
     let files = folder.pair("a", &["one.test"]);
     let client = Client::trusting(&[&files], &["http/1.1"]);
@@ -55,14 +55,14 @@ async fn the_unread_body_after_an_early_response_is_never_read_as_a_request() {
     raw.send(GET).await;
     raw.send("GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await;
-    // Read on, or closed: both are fine.
-    let answers = timeout(TEST_TIMEOUT, async {
+    // The connection may continue or be closed.
+    let responses = timeout(TEST_TIMEOUT, async {
         let mut text = Vec::new();
         let _ = raw.0.read_to_end(&mut text).await;
         String::from_utf8(text).unwrap()
     });
-    let answers = answers.await.unwrap();
-    assert!(!answers.contains("[/ 0]"), "{answers}");
+    let responses = responses.await.unwrap();
+    assert!(!responses.contains("[/ 0]"), "{responses}");
 }
 
 #[tokio::test]
@@ -97,12 +97,15 @@ async fn an_idle_connection_without_buffers_ends_when_its_client_leaves_or_times
     let (left, mut away) = (gate.connect().await, gate.connect().await);
     sleep(LONG).await;
     drop(left);
-    eventually("it is gone", || gate.metrics.connections_open.get() == 1).await;
+    eventually("the connection is closed", || {
+        gate.metrics.connections_open.get() == 1
+    })
+    .await;
     assert_eq!(away.rest().await, "");
-    eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    eventually("the end is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
 }
 
-/// A connection's task is as large as its largest step. 10,000 are held at once.
+/// A connection's task is as large as its largest await point; a gateway may hold 10,000 of them.
 #[tokio::test]
 async fn the_task_of_a_connection_is_small() {
     let settings = settings();

@@ -7,15 +7,15 @@ use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
-use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::config::{CertificateFiles, ListenerTls};
 use crate::metrics::ReloadResult;
+use crate::watched_files::{ReloadRequests, ReloadSignal};
 
-/// Certificates in a folder of their own.
+/// A folder with certificates.
 pub(super) struct Folder(TempDir);
 
 impl Folder {
@@ -102,19 +102,19 @@ impl Client {
             .unwrap()
     }
 
-    async fn ask(&self, gate: &Gate, name: &str) -> std::io::Result<String> {
+    async fn request(&self, gate: &Gate, name: &str) -> std::io::Result<String> {
         let mut tls = self.connect(gate, name).await?;
         let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
         tls.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        timeout(TEST_TIMEOUT, tls.read_to_string(&mut answer))
+        let mut response = String::new();
+        timeout(TEST_TIMEOUT, tls.read_to_string(&mut response))
             .await
             .unwrap()?;
-        Ok(answer)
+        Ok(response)
     }
 }
 
-fn shown(tls: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+fn leaf(tls: &TlsStream<TcpStream>) -> CertificateDer<'static> {
     tls.get_ref().1.peer_certificates().unwrap()[0]
         .clone()
         .into_owned()
@@ -134,12 +134,12 @@ async fn each_server_name_gets_its_certificate_and_unknown_ones_the_first() {
     ];
     for (name, files) in expected {
         let tls = client.connect(&gate, name).await.unwrap();
-        assert_eq!(shown(&tls), certificate(&files.certificate), "{name}");
+        assert_eq!(leaf(&tls), certificate(&files.certificate), "{name}");
     }
-    let stranger = client.connect(&gate, "three.test").await.unwrap_err();
+    let unknown_name = client.connect(&gate, "three.test").await.unwrap_err();
     assert!(
-        stranger.to_string().contains("not valid for name"),
-        "{stranger}"
+        unknown_name.to_string().contains("not valid for name"),
+        "{unknown_name}"
     );
     assert!(client.connect(&gate, "a.b.two.test").await.is_err());
     eventually("refusals are counted", || {
@@ -156,10 +156,10 @@ async fn both_tls_versions_are_accepted_unless_only_1_3_is_configured() {
     let new = Client::with_versions(&[&files], &[], &[&rustls::version::TLS13]);
     let mut settings = secured(vec![files.clone()]);
     let gate = Gate::start(settings.clone());
-    let answer = old.ask(&gate, "one.test").await.unwrap();
-    assert!(answer.ends_with("[/ 0 tls13=false]"), "{answer}");
-    let answer = new.ask(&gate, "one.test").await.unwrap();
-    assert!(answer.ends_with("[/ 0 tls13=true]"), "{answer}");
+    let response = old.request(&gate, "one.test").await.unwrap();
+    assert!(response.ends_with("[/ 0 tls13=false]"), "{response}");
+    let response = new.request(&gate, "one.test").await.unwrap();
+    assert!(response.ends_with("[/ 0 tls13=true]"), "{response}");
 
     settings.tls.as_mut().unwrap().only_tls13 = true;
     gate.tls
@@ -167,8 +167,8 @@ async fn both_tls_versions_are_accepted_unless_only_1_3_is_configured() {
         .unwrap()
         .replace(settings.tls.as_ref().unwrap())
         .unwrap();
-    assert!(old.ask(&gate, "one.test").await.is_err());
-    assert!(new.ask(&gate, "one.test").await.is_ok());
+    assert!(old.request(&gate, "one.test").await.is_err());
+    assert!(new.request(&gate, "one.test").await.is_ok());
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_client_that_stops_reading_over_tls_is_disconnected() {
     tls.write_all(b"GET /large HTTP/1.1\r\nHost: one.test\r\n\r\n")
         .await
         .unwrap();
-    eventually("it is let go", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    eventually("it is closed", || gate.ends(ConnectionEnd::Idle) == 1).await;
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn alpn_prefers_http2() {
 }
 
 #[tokio::test]
-async fn a_switched_link_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
+async fn a_changed_symlink_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
     let folder = Folder::new();
     for version in ["v1", "v2", "bad"] {
         std::fs::create_dir(folder.path(version)).unwrap();
@@ -250,31 +250,30 @@ async fn a_switched_link_is_noticed_and_a_bad_certificate_keeps_the_old_one() {
     let tls = Arc::clone(gate.tls.as_ref().unwrap());
     gate.scope.tasks.spawn(
         "certificates",
-        Arc::clone(&tls).watch(gate.scope.stop.clone(), Arc::new(Notify::new())),
+        tls.watch(gate.scope.stop.clone(), ReloadRequests::never()),
     );
     let reloads = |outcome| gate.metrics.certificate_reloads.value(outcome);
 
     assert_eq!(
-        shown(&client.connect(&gate, "one.test").await.unwrap()),
+        leaf(&client.connect(&gate, "one.test").await.unwrap()),
         certificate(&v1)
     );
     switch("bad");
-    eventually("the bad pair is refused", || {
+    eventually("the bad certificate is refused", || {
         reloads(ReloadResult::Refused) == 1
     })
     .await;
     assert_eq!(
-        shown(&client.connect(&gate, "one.test").await.unwrap()),
+        leaf(&client.connect(&gate, "one.test").await.unwrap()),
         certificate(&v1)
     );
-    assert!(!tls.reload().unwrap(), "once per content");
     switch("v2");
-    eventually("the good pair is in use", || {
+    eventually("the good certificate is in use", || {
         reloads(ReloadResult::Applied) == 1
     })
     .await;
     assert_eq!(
-        shown(&client.connect(&gate, "one.test").await.unwrap()),
+        leaf(&client.connect(&gate, "one.test").await.unwrap()),
         certificate(&v2)
     );
     assert_eq!(reloads(ReloadResult::Refused), 1);
@@ -288,13 +287,13 @@ async fn sighup_reads_certificates_at_once() {
     let files = folder.pair("a", &["one.test"]);
     let metrics = Metrics::new();
     let tls = ServerTls::open(secured(vec![files]).tls.as_ref().unwrap(), &metrics).unwrap();
-    let hup = Arc::new(Notify::new());
+    let signal = ReloadSignal::default();
     let scope = TaskScope::new(Handle::current());
     scope.spawn(
         "certificates",
-        tls.watch(scope.stop.clone(), Arc::clone(&hup)),
+        tls.watch(scope.stop.clone(), signal.subscribe()),
     );
-    hup.notify_one();
+    signal.send();
     eventually("looked", || {
         metrics.certificate_reloads.value(ReloadResult::Unchanged) == 1
     })
@@ -368,7 +367,7 @@ async fn an_expired_certificate_is_used_and_its_expiry_is_a_metric() {
     );
     assert!(
         !gate.metrics.text().contains("old.crt"),
-        "its date is gone with it"
+        "its expiry is removed from the metrics too"
     );
 }
 
@@ -384,13 +383,13 @@ async fn a_handshake_that_takes_too_long_is_ended() {
     raw.send([0x16, 0x03, 0x01]).await;
     assert_eq!(raw.rest().await, "");
     assert_eq!(gate.ends(ConnectionEnd::HandshakeTimeout), 1);
-    let answer = gate.exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let response = gate.exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(
-        answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
-        "{answer:?}"
+        response.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+        "{response:?}"
     );
-    let odd = gate.exchange("\0\0\0\0\0").await;
-    assert!(odd.len() < 20, "an alert at most: {odd:?}");
+    let response = gate.exchange("\0\0\0\0\0").await;
+    assert!(response.len() < 20, "an alert at most: {response:?}");
     eventually("not TLS is counted", || {
         gate.ends(ConnectionEnd::Handshake) == 2
     })

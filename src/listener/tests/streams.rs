@@ -23,15 +23,15 @@ async fn open(gate: &Gate, client: &Client) -> (SendRequest<Bytes>, Connection<W
 
 /// Drives the connection; returns how it ended.
 fn drive(gate: &Gate, connection: Connection<Wire>) -> tokio::sync::oneshot::Receiver<String> {
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (end_sender, end_receiver) = tokio::sync::oneshot::channel();
     gate.scope.tasks.spawn("client", async move {
         let end = match connection.await {
             Ok(()) => "ok".to_owned(),
             Err(error) => format!("{error} {:?}", error.reason()),
         };
-        let _ = tell.send(end);
+        let _ = end_sender.send(end);
     });
-    told
+    end_receiver
 }
 
 fn get(path: &str) -> Request<()> {
@@ -52,28 +52,28 @@ async fn text(response: h2::client::ResponseFuture) -> Result<(StatusCode, Strin
 }
 
 #[tokio::test]
-async fn streams_are_answered_and_a_second_host_is_refused() {
+async fn streams_get_responses_and_a_second_host_is_refused() {
     let folder = Folder::new();
     let (gate, client) = start(&folder, |_| {});
     let (mut send, connection) = open(&gate, &client).await;
     let _end = drive(&gate, connection);
-    let (answer, _) = send.send_request(get("/x"), true).unwrap();
-    let (status, body) = text(answer).await.unwrap();
+    let (response, _) = send.send_request(get("/x"), true).unwrap();
+    let (status, body) = text(response).await.unwrap();
     assert_eq!((status.as_u16(), body.as_str()), (200, "[/x 0 tls13=true]"));
     let mut two_hosts = get("/x");
     two_hosts
         .headers_mut()
         .insert("host", "other.test".parse().unwrap());
-    let (answer, _) = send.send_request(two_hosts, true).unwrap();
-    assert_eq!(text(answer).await.unwrap().0, StatusCode::BAD_REQUEST);
+    let (response, _) = send.send_request(two_hosts, true).unwrap();
+    assert_eq!(text(response).await.unwrap().0, StatusCode::BAD_REQUEST);
     let mut many = get("/x");
     for n in 0..51 {
         let name = ::http::HeaderName::from_bytes(format!("x-{n}").as_bytes()).unwrap();
         many.headers_mut().insert(name, "y".parse().unwrap());
     }
-    let (answer, _) = send.send_request(many, true).unwrap();
+    let (response, _) = send.send_request(many, true).unwrap();
     assert_eq!(
-        text(answer).await.unwrap().0,
+        text(response).await.unwrap().0,
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
     );
 }
@@ -91,7 +91,7 @@ async fn a_header_list_over_the_limit_does_not_reach_the_service() {
             .headers_mut()
             .insert("x-large", value.parse().unwrap());
         let refused = match send.send_request(large, true) {
-            Ok((answer, _)) => text(answer).await.map(|(status, _)| status),
+            Ok((response, _)) => text(response).await.map(|(status, _)| status),
             Err(error) => Err(error),
         };
         match refused {
@@ -113,18 +113,24 @@ async fn a_flood_of_resets_ends_the_connection() {
                 Ok(send) => send,
                 Err(_) => return (&mut end).await.unwrap(),
             };
-            let Ok((answer, mut body)) = send.send_request(get("/slow"), false) else {
+            let Ok((response, mut body)) = send.send_request(get("/slow"), false) else {
                 return (&mut end).await.unwrap();
             };
-            // Let the request out first; reset unsent, it would never be seen.
+            // Let the request be sent first; if it is reset before, the listener does not see it.
             tokio::task::yield_now().await;
             body.send_reset(h2::Reason::CANCEL);
-            drop(answer);
+            drop(response);
         }
     };
     timeout(TEST_TIMEOUT, flood).await.unwrap();
-    eventually("it is counted", || gate.ends(ConnectionEnd::Protocol) == 1).await;
-    eventually("it is gone", || gate.metrics.connections_open.get() == 0).await;
+    eventually("the end is counted", || {
+        gate.ends(ConnectionEnd::Protocol) == 1
+    })
+    .await;
+    eventually("the connection is closed", || {
+        gate.metrics.connections_open.get() == 0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -148,7 +154,7 @@ async fn a_flood_of_pings_or_settings_ends_the_connection() {
         };
         timeout(TEST_TIMEOUT, both).await.unwrap();
     }
-    eventually("both are counted", || {
+    eventually("both ends are counted", || {
         gate.ends(ConnectionEnd::Protocol) == 2
     })
     .await;
@@ -191,17 +197,17 @@ async fn an_idle_connection_gets_goaway_and_a_busy_one_does_not() {
     gate.slow.add_permits(1);
     text(slow).await.unwrap();
     assert_eq!(timeout(TEST_TIMEOUT, end).await.unwrap().unwrap(), "ok");
-    eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    eventually("the end is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
 }
 
 #[tokio::test]
-async fn a_large_body_goes_through_in_pieces() {
+async fn a_large_body_is_forwarded_in_pieces() {
     let folder = Folder::new();
     let (gate, client) = start(&folder, |_| {});
     let (mut send, connection) = open(&gate, &client).await;
     let _end = drive(&gate, connection);
     let post = Request::post("https://one.test/up").body(()).unwrap();
-    let (answer, mut body) = send.send_request(post, false).unwrap();
+    let (response, mut body) = send.send_request(post, false).unwrap();
     let total = 8 * 1024 * 1024;
     let mut left = total;
     while left > 0 {
@@ -217,7 +223,7 @@ async fn a_large_body_goes_through_in_pieces() {
             .unwrap();
         left -= room;
     }
-    let (_, seen) = text(answer).await.unwrap();
+    let (_, seen) = text(response).await.unwrap();
     assert!(seen.starts_with(&format!("[/up {total} ")), "{seen}");
 }
 
@@ -230,6 +236,6 @@ async fn a_client_that_opens_no_window_is_disconnected() {
     let (large, _) = send.send_request(get("/large"), true).unwrap();
     let response = timeout(TEST_TIMEOUT, large).await.unwrap().unwrap();
     timeout(TEST_TIMEOUT, end).await.unwrap().unwrap();
-    eventually("it is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
+    eventually("the end is counted", || gate.ends(ConnectionEnd::Idle) == 1).await;
     drop(response);
 }

@@ -11,7 +11,7 @@ const LIMITS: HeadLimits = HeadLimits {
     fields: 20,
 };
 
-/// The pieces of `text` between `cuts`.
+/// `text` split at `cuts`.
 fn cut<'t>(text: &'t [u8], cuts: &[prop::sample::Index]) -> Vec<&'t [u8]> {
     let mut at: Vec<usize> = cuts.iter().map(|c| c.index(text.len() + 1)).collect();
     at.extend([0, text.len()]);
@@ -20,23 +20,23 @@ fn cut<'t>(text: &'t [u8], cuts: &[prop::sample::Index]) -> Vec<&'t [u8]> {
 }
 
 #[test]
-fn it_knows_when_it_is_between_requests() {
+fn the_guard_knows_when_it_is_between_requests() {
     let all = b"\r\nPOST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab";
     let between = |count: usize| {
-        let mut wire = Http1FramingGuard::new(LIMITS);
-        wire.check(&all[..count]).unwrap();
-        wire.is_between_requests()
+        let mut guard = Http1FramingGuard::new(LIMITS);
+        guard.check(&all[..count]).unwrap();
+        guard.is_between_requests()
     };
-    let quiet: Vec<_> = (0..=all.len()).filter(|&count| between(count)).collect();
-    assert_eq!(quiet, [0, all.len()]);
+    let offsets: Vec<_> = (0..=all.len()).filter(|&count| between(count)).collect();
+    assert_eq!(offsets, [0, all.len()]);
 }
 
 /// Offset of the refused byte in all of `text`.
 fn refused(text: &[u8], cuts: &[prop::sample::Index]) -> Option<usize> {
-    let mut wire = Http1FramingGuard::new(LIMITS);
+    let mut guard = Http1FramingGuard::new(LIMITS);
     let mut before = 0;
     for piece in cut(text, cuts) {
-        if let Err(violation) = wire.check(piece) {
+        if let Err(violation) = guard.check(piece) {
             return Some(before + violation.at);
         }
         before += piece.len();
@@ -44,7 +44,7 @@ fn refused(text: &[u8], cuts: &[prop::sample::Index]) -> Option<usize> {
     None
 }
 
-/// The first fault in `text`, and how much of it passes.
+/// The first fault in `text`, and its offset.
 fn fault(text: &str) -> Option<(FramingFault, usize)> {
     let checked = Http1FramingGuard::new(LIMITS).check(text.as_bytes());
     checked
@@ -142,7 +142,7 @@ fn a_head_is_refused_at_its_first_byte_over_a_limit() {
     assert_eq!(
         fault(&exact.repeat(3)),
         None,
-        "each head is counted by itself"
+        "each head is counted separately"
     );
 }
 
@@ -186,22 +186,22 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn good_requests_pass_however_they_are_cut(
+    fn valid_requests_pass_however_they_are_split(
         requests in vec(request(), 1..4),
         cuts in vec(any::<prop::sample::Index>(), 0..30),
     ) {
         let text = requests.concat();
         prop_assert_eq!(refused(&text, &cuts), None);
-        let mut wire = Http1FramingGuard::new(LIMITS);
+        let mut guard = Http1FramingGuard::new(LIMITS);
         for piece in cut(&text, &cuts) {
-            wire.check(piece).unwrap();
+            guard.check(piece).unwrap();
         }
-        prop_assert_eq!(wire.heads(), requests.len() as u64, "each body's end is known");
-        prop_assert!(!wire.is_in_head());
+        prop_assert_eq!(guard.heads(), requests.len() as u64, "the end of each body is known");
+        prop_assert!(!guard.is_in_head());
     }
 
     #[test]
-    fn cuts_change_nothing_about_what_is_refused(
+    fn refusals_do_not_depend_on_how_the_bytes_are_split(
         text in vec(prop_oneof![
             Just("\r\n"), Just("\n"), Just("\r"), Just("0"), Just("5"), Just(" "), Just("a"),
             Just("GET / HTTP/1.1\r\n"), Just("Content-Length"), Just(":"), Just("Host: a\r\n"),
@@ -213,7 +213,7 @@ proptest! {
         prop_assert_eq!(refused(&text, &cuts), refused(&text, &[]));
     }
 
-    /// So each refusal is the gateway's own.
+    /// So that every refusal comes from the gateway.
     #[test]
     fn hyper_refuses_nothing_that_passes_here(
         requests in vec(request(), 1..3),
@@ -235,7 +235,7 @@ proptest! {
     }
 
     #[test]
-    fn hyper_takes_every_request_line_that_passes_here(
+    fn hyper_accepts_every_request_line_that_passes_here(
         method in "[A-Z!#$~a-z0-9]{1,8}",
         target in "[*/h@a-z:.?#]{0,3}[ -~é\u{80}]{0,12}",
         version in "HTTP/1\\.[01]|HTTP/[0-9]\\.[0-9]|[A-Z/.0-9]{0,9}",
@@ -244,10 +244,10 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(pieces in vec(vec(any::<u8>(), 0..50), 0..20)) {
-        let mut wire = Http1FramingGuard::new(LIMITS);
+    fn no_bytes_cause_a_panic(pieces in vec(vec(any::<u8>(), 0..50), 0..20)) {
+        let mut guard = Http1FramingGuard::new(LIMITS);
         for piece in pieces {
-            if wire.check(&piece).is_err() {
+            if guard.check(&piece).is_err() {
                 break;
             }
         }

@@ -1,19 +1,19 @@
 //! Reads certificates and their keys from PEM files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use sha2::{Digest as _, Sha256};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::config::CertificateFiles;
 use crate::listener::Error;
+use crate::watched_files::{FileContent, FileContents};
 
 /// A certificate chain with the key that belongs to it.
 #[derive(Debug)]
@@ -28,51 +28,33 @@ pub(super) struct LoadedCertificate {
 
 /// The content of a certificate file and its key file.
 pub(super) struct PemFiles {
-    certificate: Vec<u8>,
+    certificate: Zeroizing<Vec<u8>>,
     key: Zeroizing<Vec<u8>>,
 }
 
-/// A hash of the content of certificate files: equal content has an equal fingerprint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ContentFingerprint([u8; 32]);
-
-/// Reads all files, following symbolic links as they are now.
-pub(super) fn read(files: &[CertificateFiles]) -> Result<Vec<PemFiles>, Error> {
-    let bytes = |path: &Path| {
-        std::fs::read(path).map_err(|source| Error::Unreadable {
-            path: path.to_owned(),
-            source,
-        })
-    };
-    files
-        .iter()
-        .map(|files| {
-            Ok(PemFiles {
-                certificate: bytes(&files.certificate)?,
-                key: Zeroizing::new(bytes(&files.key)?),
-            })
-        })
-        .collect()
+/// The files to read: each certificate, followed by its key.
+pub(super) fn paths(files: &[CertificateFiles]) -> Vec<PathBuf> {
+    let paths = files.iter().flat_map(|pair| [&pair.certificate, &pair.key]);
+    paths.cloned().collect()
 }
 
-impl ContentFingerprint {
-    /// The fingerprint of what was read, or of the error: a file that stays missing is reported
-    /// once, not once a second.
-    pub(super) fn of(read: &Result<Vec<PemFiles>, Error>) -> Self {
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_be_bytes());
-            hash.update(bytes);
-        };
-        match read {
-            Ok(texts) => texts.iter().for_each(|text| {
-                part(&text.certificate);
-                part(&text.key);
-            }),
-            Err(error) => part(error.to_string().as_bytes()),
-        }
-        Self(hash.finalize().into())
+/// The contents of the files that `paths` names.
+pub(super) fn pem_files(contents: FileContents) -> Result<Vec<PemFiles>, Error> {
+    let mut files = contents.into_files().into_iter();
+    let mut pairs = Vec::with_capacity(files.len() / 2);
+    while let (Some(certificate), Some(key)) = (files.next(), files.next()) {
+        pairs.push(PemFiles {
+            certificate: bytes(certificate)?,
+            key: bytes(key)?,
+        });
     }
+    Ok(pairs)
+}
+
+fn bytes(file: FileContent) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let path = file.path;
+    file.content
+        .map_err(|source| Error::Unreadable { path, source })
 }
 
 impl LoadedCertificate {

@@ -2,7 +2,6 @@
 //! it runs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -12,19 +11,17 @@ use rustls::server::{
     ProducesTickets, ServerConfig, ServerSessionMemoryCache, StoresServerSessions,
 };
 use rustls::version::{TLS12, TLS13};
-use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
-use super::loaded_certificate::{self, ContentFingerprint, LoadedCertificate, PemFiles};
+use super::loaded_certificate::{self, LoadedCertificate, pem_files};
 use super::sni::SniResolver;
 use crate::clock;
 use crate::config;
 use crate::lifecycle::ShutdownSignal;
 use crate::listener::Error;
 use crate::metrics::{Metrics, ReloadResult};
+use crate::watched_files::{FileContents, FileLook, ReloadRequests, WatchedFiles};
 
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Cached sessions of TLS 1.2 clients without tickets; other clients keep their own state.
 const SESSIONS: usize = 4096;
 
@@ -33,16 +30,11 @@ const SESSIONS: usize = 4096;
 #[derive(Debug)]
 pub struct ServerTls {
     current: ArcSwap<ServerConfig>,
-    state: Mutex<ServerTlsState>,
+    /// Locked while `current` is replaced.
+    settings: Mutex<config::ListenerTls>,
+    files: WatchedFiles,
     resumption: ResumptionState,
     metrics: Arc<Metrics>,
-}
-
-#[derive(Debug)]
-struct ServerTlsState {
-    settings: config::ListenerTls,
-    /// The content of the last attempt, whether or not it is in use.
-    tried: ContentFingerprint,
 }
 
 /// Kept across certificate changes, so that clients can resume their sessions after a renewal.
@@ -64,15 +56,13 @@ impl ServerTls {
             tickets: aws_lc_rs::Ticketer::new().map_err(Error::Setup)?,
             sessions: ServerSessionMemoryCache::new(SESSIONS),
         };
-        let read = loaded_certificate::read(&settings.certificates);
-        let tried = ContentFingerprint::of(&read);
-        let (server, loaded) = build(settings, read, &resumption)?;
+        let paths = loaded_certificate::paths(&settings.certificates);
+        let (files, contents) = WatchedFiles::open(paths);
+        let (server, loaded) = build(settings, contents, &resumption)?;
         let tls = Self {
             current: ArcSwap::from_pointee(server),
-            state: Mutex::new(ServerTlsState {
-                settings: settings.clone(),
-                tried,
-            }),
+            settings: Mutex::new(settings.clone()),
+            files,
             resumption,
             metrics: Arc::clone(metrics),
         };
@@ -80,29 +70,15 @@ impl ServerTls {
         Ok(Arc::new(tls))
     }
 
-    /// Reads the files again. True: they had changed, and the new certificates are in use. If one
-    /// cannot be used nothing changes, and the error is returned once per content.
-    pub fn reload(&self) -> Result<bool, Error> {
-        let settings = self.state.lock().settings.clone();
-        let read = loaded_certificate::read(&settings.certificates);
-        let fingerprint = ContentFingerprint::of(&read);
-        let mut state = self.state.lock();
-        if state.settings != settings || state.tried == fingerprint {
-            return Ok(false); // replaced meanwhile, or unchanged
-        }
-        state.tried = fingerprint;
-        self.swap(&settings, read)?;
-        Ok(true)
-    }
-
     /// Uses other files or protocol versions, from a reloaded configuration. On an error nothing
     /// changes.
     pub fn replace(&self, settings: &config::ListenerTls) -> Result<(), Error> {
-        let read = loaded_certificate::read(&settings.certificates);
-        let tried = ContentFingerprint::of(&read);
-        let mut state = self.state.lock();
-        self.swap(settings, read)?;
-        for files in &state.settings.certificates {
+        let paths = loaded_certificate::paths(&settings.certificates);
+        let (files, contents) = WatchedFiles::open(paths);
+        let mut current = self.settings.lock();
+        self.swap(settings, contents)?;
+        self.files.replace(files);
+        for files in &current.certificates {
             if !settings.certificates.contains(files) {
                 // Fails if two entries shared the file and the label is gone already.
                 let name = files.certificate.display().to_string();
@@ -112,72 +88,50 @@ impl ServerTls {
                     .remove_label_values(&[&name]);
             }
         }
-        *state = ServerTlsState {
-            settings: settings.clone(),
-            tried,
-        };
+        *current = settings.clone();
         Ok(())
     }
 
-    /// Reads the files once a second, and at once after `hup`, until drain. Content is compared,
-    /// not modification times, so that a switched symbolic link counts as a change.
-    pub async fn watch(self: Arc<Self>, stop: ShutdownSignal, hup: Arc<Notify>) {
-        let mut tick = interval(POLL_INTERVAL);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut last_seen = None;
-        loop {
-            let is_asked = tokio::select! {
-                () = stop.draining() => return,
-                _ = tick.tick() => false,
-                () = hup.notified() => true,
-            };
-            let tls = Arc::clone(&self);
-            let check = move || tls.check_files(last_seen, is_asked);
-            // Fails only if the check panics, which nothing in it can.
-            if let Ok(seen) = tokio::task::spawn_blocking(check).await {
-                last_seen = Some(seen);
-            }
+    /// Reloads changed certificates until drain.
+    pub async fn watch(self: Arc<Self>, stop: ShutdownSignal, requests: ReloadRequests) {
+        let tls = Arc::clone(&self);
+        let reload = move |look| tls.reload(look);
+        tokio::select! {
+            () = stop.draining() => {}
+            () = self.files.follow(requests, reload) => {}
         }
     }
 
-    /// Reloads files whose content has stayed the same for one interval: a certificate and its key
-    /// are seldom written at the same moment, and half a renewal must not raise an error.
-    fn check_files(
-        &self,
-        last_seen: Option<ContentFingerprint>,
-        is_asked: bool,
-    ) -> ContentFingerprint {
-        let settings = self.state.lock().settings.clone();
-        let seen = ContentFingerprint::of(&loaded_certificate::read(&settings.certificates));
-        if !is_asked && last_seen != Some(seen) {
-            return seen;
+    /// Uses the new certificates; if one of them cannot be used, nothing changes.
+    fn reload(&self, look: FileLook) {
+        if !look.is_changed {
+            self.metrics
+                .certificate_reloads
+                .add(ReloadResult::Unchanged);
+            return;
         }
-        let outcome = match self.reload() {
-            Ok(true) => {
+        let settings = self.settings.lock();
+        if !self.files.is_latest(&look.contents) {
+            return; // a reloaded configuration has replaced them
+        }
+        let outcome = match self.swap(&settings, look.contents) {
+            Ok(()) => {
                 info!("certificates reloaded");
-                Some(ReloadResult::Applied)
+                ReloadResult::Applied
             }
-            Ok(false) => is_asked.then_some(ReloadResult::Unchanged),
             Err(refused) => {
                 error!(
                     error = &refused as &dyn std::error::Error,
                     "certificates not reloaded; those in use are kept"
                 );
-                Some(ReloadResult::Refused)
+                ReloadResult::Refused
             }
         };
-        if let Some(outcome) = outcome {
-            self.metrics.certificate_reloads.add(outcome);
-        }
-        seen
+        self.metrics.certificate_reloads.add(outcome);
     }
 
-    fn swap(
-        &self,
-        settings: &config::ListenerTls,
-        read: Result<Vec<PemFiles>, Error>,
-    ) -> Result<(), Error> {
-        let (server, loaded) = build(settings, read, &self.resumption)?;
+    fn swap(&self, settings: &config::ListenerTls, contents: FileContents) -> Result<(), Error> {
+        let (server, loaded) = build(settings, contents, &self.resumption)?;
         self.current.store(Arc::new(server));
         self.announce(settings, &loaded);
         Ok(())
@@ -230,13 +184,13 @@ fn provider() -> CryptoProvider {
 
 fn build(
     settings: &config::ListenerTls,
-    read: Result<Vec<PemFiles>, Error>,
+    contents: FileContents,
     resumption: &ResumptionState,
 ) -> Result<(ServerConfig, Vec<LoadedCertificate>), Error> {
     let loaded = settings
         .certificates
         .iter()
-        .zip(read?)
+        .zip(pem_files(contents)?)
         .map(|(files, text)| LoadedCertificate::parse(files, &text, &resumption.provider))
         .collect::<Result<Vec<_>, _>>()?;
     let names = SniResolver::new(&loaded).ok_or(Error::NoCertificates)?;

@@ -129,6 +129,16 @@ impl AccessLogEntry {
         self.route = Some(index);
     }
 
+    /// How long the upstream of its route is left alone after failures; zero: it is up, or there is no
+    /// route.
+    pub(in crate::pipeline) fn upstream_pause(&self) -> Duration {
+        let live = &self.worker.live;
+        let route = self.route.and_then(|index| live.routes.at(index));
+        route.map_or(Duration::ZERO, |route| {
+            live.upstreams[route.upstream].health().pause()
+        })
+    }
+
     pub(in crate::pipeline) fn set_client(&mut self, client: &Client) {
         self.client = Some(client.clone());
     }

@@ -5,7 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use crate::lazy_timer::LazyTimer;
 
 /// Total time that a client may take before its minimum rate applies.
 const GRACE: Duration = Duration::from_secs(10);
@@ -38,7 +40,7 @@ pub(super) struct RateGuard {
     /// Time that the client has taken, without its current step.
     client_time: Duration,
     bytes: u64,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<LazyTimer>>>,
 }
 
 impl RateGuard {
@@ -107,11 +109,8 @@ impl RateGuard {
         let limit = self.rules.deadline.min(self.time_limit(1));
         let timer = self
             .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(limit)));
-        if timer.deadline() != limit {
-            timer.as_mut().reset(limit);
-        }
-        timer.as_mut().poll(cx)
+            .get_or_insert_with(|| Box::pin(LazyTimer::new(limit)));
+        timer.as_mut().poll_until(cx, limit)
     }
 
     /// When the awaited side becomes too slow.
@@ -163,7 +162,7 @@ mod tests {
         assert!(!guard.is_too_slow(Instant::now(), 10));
         assert!(
             guard.is_too_slow(pass(19).await, 10),
-            "the paid time is used up"
+            "the earned time is used up"
         );
         assert!(!guard.is_past_deadline(pass(39).await));
         assert!(guard.is_past_deadline(pass(1).await));
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_steps_of_a_client_count_together() {
+    async fn all_waits_for_a_client_count_together() {
         let mut guard = guard(BodySide::Client);
         for _ in 0..9 {
             pass(1).await;

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_part_of_the_secret_is_passed_on_at_once() {
+    fn bytes_that_cannot_be_part_of_the_secret_are_forwarded_at_once() {
         let mut redactor = SecretRedactor::new(pattern("token"), LIMIT);
         assert_eq!(redactor.push(Bytes::from_static(b"a to")), "a ");
         assert_eq!(redactor.push(Bytes::from_static(b"p")), "top");

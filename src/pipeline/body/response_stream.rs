@@ -19,7 +19,7 @@ use super::redact::SecretRedactor;
 use super::upload::ResponsePermit;
 use crate::pipeline::headers;
 use crate::secret::SecretPattern;
-use crate::upstream::UpstreamResponseBody;
+use crate::upstream::{ResponseError, UpstreamResponseBody};
 
 /// Bytes of a body of unknown length that are searched for the injected secret.
 const MAX_REDACTED: usize = 64 * 1024;
@@ -34,7 +34,7 @@ const ERROR_DELAY: Duration = Duration::from_millis(10);
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     #[error("the upstream's response broke off")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] ResponseError),
     #[error("the upstream stalled within its response, which was cut")]
     UpstreamSilent,
     #[error("the client read the response too slowly, and it was cut")]
@@ -102,7 +102,7 @@ impl From<StreamCutReason> for StreamError {
 /// The error of a response that broke off, reported once the chunks before it have been written.
 #[derive(Debug)]
 struct DelayedError {
-    error: Option<hyper::Error>,
+    error: Option<ResponseError>,
     delay: Pin<Box<Sleep>>,
 }
 

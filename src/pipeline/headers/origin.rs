@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn only_trusted_proxies_are_believed_and_x_forwarded_for_has_precedence() {
+    fn only_trusted_proxies_are_read_and_x_forwarded_for_has_precedence() {
         let both = [
             ("forwarded", "for=6.6.6.6"),
             ("x-forwarded-for", "203.0.113.1"),

@@ -49,12 +49,8 @@ pub(in crate::pipeline) async fn authenticate(
         PresentedCredential::Key(text) => key_client(request, text),
         PresentedCredential::Bearer(text) => {
             let last_token = &request.peer.last_token;
-            let remembered = last_token.digest(text);
-            let digest = remembered.unwrap_or_else(|| TokenDigest::of(text));
+            let digest = last_token.digest_of(text);
             let grant = find_grant(request, text, digest).await?;
-            if remembered.is_none() {
-                last_token.remember(text, digest);
-            }
             check_role(request.route, &grant)?;
             let is_relayed = request.live().config.users.directory == DirectoryKind::Upstream;
             Ok(AuthenticatedClient {

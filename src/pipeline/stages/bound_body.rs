@@ -13,7 +13,7 @@ pub(in crate::pipeline) fn bound_body(
     request: &mut RequestContext<'_>,
     body: ClientBody,
 ) -> Result<RequestBody, Rejection> {
-    let config = &request.live().config;
+    let (config, upstream) = (&request.live().config, request.upstream_settings());
     // The bodies of these calls are read before they are sent, so they are kept whatever the limit.
     let min_replay = match request.route.target {
         Target::UsersNode(UsersCall::Create | UsersCall::Login) => MAX_READ_BODY,
@@ -21,8 +21,8 @@ pub(in crate::pipeline) fn bound_body(
     };
     let rules = BodyRules {
         max_bytes: request.route.max_body,
-        replay_limit: config.upstream.replay_limit.max(min_replay),
-        idle_timeout: config.upstream.body_idle_timeout,
+        replay_limit: upstream.replay_limit.max(min_replay),
+        idle_timeout: upstream.body_idle_timeout,
         min_rate: config.http.min_body_rate,
         deadline: request.deadline,
     };

@@ -13,7 +13,7 @@ use super::inject::UpstreamCredential;
 use super::token_introspection::{FlightRole, IntrospectionOutcome};
 use super::upstream_exchange::probe_status;
 use crate::clock;
-use crate::config::{DirectoryKind, UnknownTokens};
+use crate::config::{Config, DirectoryKind, UnknownTokens};
 use crate::lifecycle::ShutdownSignal;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;
@@ -67,7 +67,7 @@ pub(super) async fn introspect(
 
 /// Whether asking is useless, because the upstream accepts every token.
 fn accepts_every_token(live: &LiveRules) -> bool {
-    let probe = live.upstream.probe();
+    let probe = live.users_upstream().probe();
     probe.is_none_or(|probe| probe.trust() == ProbeTrust::PassesAnything)
 }
 
@@ -77,7 +77,8 @@ async fn ask_upstream(
     digest: TokenDigest,
     token: &Secret,
 ) -> IntrospectionOutcome {
-    let upstream = &worker.live.upstream;
+    let connections = &worker.connections[Config::USERS_UPSTREAM];
+    let upstream = connections.upstream();
     let Some(probe) = upstream.probe() else {
         return IntrospectionOutcome::Unavailable;
     };
@@ -94,10 +95,10 @@ async fn ask_upstream(
     let Ok(_permit) = upstream.acquire_permit(client, false).await else {
         return IntrospectionOutcome::Unavailable;
     };
-    let first_byte = worker.live.config.upstream.first_byte_timeout;
+    let first_byte = worker.live.config.users_upstream().first_byte_timeout;
     let timeout = ResponseTimeout::within(first_byte.min(MAX_RESPONSE_TIME));
     let credential = UpstreamCredential::bearer(token);
-    let status = probe_status(&worker.connections, probe.path(), &credential, timeout).await;
+    let status = probe_status(connections, probe.path(), &credential, timeout).await;
     match ProbeVerdict::of(status) {
         ProbeVerdict::Refused => IntrospectionOutcome::Refused,
         ProbeVerdict::Accepted => learn(&worker.app.tokens, digest, token).await,
@@ -158,7 +159,7 @@ pub async fn keep_probe_tried(app: Arc<AppState>, stop: ShutdownSignal) {
             _ = tick.tick() => {}
         }
         let live = app.live.load_full();
-        let Some(probe) = live.upstream.probe().filter(|_| is_enabled(&live)) else {
+        let Some(probe) = live.users_upstream().probe().filter(|_| is_enabled(&live)) else {
             continue;
         };
         tokio::select! {

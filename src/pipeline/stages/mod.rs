@@ -16,6 +16,5 @@ pub(super) mod request_target;
 pub(super) mod respond;
 pub(super) mod response_start;
 pub(super) mod route;
-pub(super) mod route_table;
 pub(super) mod token_introspection;
 pub(super) mod upstream_exchange;

@@ -5,11 +5,11 @@ use http::header::ALLOW;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode};
 
-use super::route_table::ANY_METHOD;
 use crate::pipeline::body::client_response_body::ResponseBody;
 use crate::pipeline::headers;
 use crate::pipeline::reject::Rejection;
 use crate::pipeline::request_context::RequestContext;
+use crate::pipeline::route_table::ANY_METHOD;
 
 /// Answers `OPTIONS *` (RFC 9110 9.3.7), which asks about this server.
 pub(in crate::pipeline) fn answer_for_server(head: &Parts) -> Option<Response<ResponseBody>> {

@@ -125,10 +125,9 @@ impl Forwarder<'_> {
         credential: &UpstreamCredential,
         error: Box<dyn Error + Send + Sync>,
     ) -> Result<(), Rejection> {
-        let connections = &self.worker.connections;
         let status = match (credential, &self.settings().probe) {
             (UpstreamCredential::Session(_), Some(path)) => {
-                probe_status(connections, path, credential, self.timeout()).await
+                probe_status(self.connections, path, credential, self.timeout()).await
             }
             _ => None,
         };

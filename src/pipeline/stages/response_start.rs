@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::upstream_exchange::Forwarder;
 use crate::pipeline::body::response_stream::ArrivingBody;
 use crate::pipeline::reject::Rejection;
-use crate::upstream::UpstreamResponseBody;
+use crate::upstream::{ResponseError, UpstreamResponseBody};
 
 /// Bodies up to this length are read completely before they are sent: the upstream connection is
 /// free at once, however slowly the client reads.
@@ -110,7 +110,7 @@ impl Forwarder<'_> {
     }
 }
 
-type NextFrame = Option<hyper::Result<Frame<Bytes>>>;
+type NextFrame = Option<Result<Frame<Bytes>, ResponseError>>;
 
 /// The next frame, if it has arrived already.
 async fn poll_now(body: &mut UpstreamResponseBody) -> Poll<NextFrame> {

@@ -26,6 +26,9 @@ use crate::upstream::{
 #[derive(Debug)]
 pub(in crate::pipeline) struct Forwarder<'a> {
     pub(super) worker: &'a WorkerContext,
+    /// This worker's connections to the upstream that the route leads to.
+    pub(super) connections: &'a UpstreamConnections<RequestBody>,
+    settings: &'a config::UpstreamConfig,
     pub(in crate::pipeline) route: &'a Route,
     /// The client whose upstream permits the request takes.
     pub(super) share: ShareKey,
@@ -38,20 +41,23 @@ pub(super) type UpstreamResponse = Response<UpstreamResponseBody>;
 impl<'a> Forwarder<'a> {
     pub(in crate::pipeline) fn new(request: &RequestContext<'a>, client: &Client) -> Self {
         let owner = share_owner(client, request.origin);
+        let connections = request.connections();
         Self {
             worker: request.worker,
+            connections,
+            settings: request.upstream_settings(),
             route: request.route,
-            share: request.live().upstream.permits().key(owner),
+            share: connections.upstream().permits().key(owner),
             deadline: request.deadline,
         }
     }
 
     pub(super) fn upstream(&self) -> &'a Upstream {
-        &self.worker.live.upstream
+        self.connections.upstream()
     }
 
     pub(super) fn settings(&self) -> &'a config::UpstreamConfig {
-        &self.worker.live.config.upstream
+        self.settings
     }
 
     /// Waits for an upstream permit. Fails at once when the upstream is down.
@@ -81,7 +87,7 @@ impl<'a> Forwarder<'a> {
         metrics.upstream_requests.add(credential.label());
         let outbound = inject(request, body, credential).into_request();
         let start = Instant::now();
-        let sent = self.worker.connections.send(outbound, self.timeout()).await;
+        let sent = self.connections.send(outbound, self.timeout()).await;
         match sent {
             Ok(response) => {
                 let seconds = start.elapsed().as_secs_f64();
@@ -95,7 +101,7 @@ impl<'a> Forwarder<'a> {
     async fn send_again(
         &self,
         request: &Inbound<'_>,
-        error: SendError<RequestBody>,
+        error: SendError,
         credential: &UpstreamCredential,
         entry: &mut AccessLogEntry,
     ) -> Result<UpstreamResponse, Rejection> {
@@ -105,8 +111,7 @@ impl<'a> Forwarder<'a> {
         entry.set_retried();
         let metrics = &self.upstream().metrics;
         metrics.upstream_retries.add(RetryReason::DeadConnection);
-        let connections = &self.worker.connections;
-        let sent = connections.send_fresh(outbound, self.timeout()).await;
+        let sent = self.connections.send_fresh(outbound, self.timeout()).await;
         sent.map_err(|error| rejection(request, error))
     }
 
@@ -137,20 +142,20 @@ pub(super) async fn probe_status(
 /// The request for a repeat, if the only fault was a dead kept-alive connection.
 fn repeatable(
     request: &Inbound<'_>,
-    error: &SendError<RequestBody>,
+    error: &SendError,
     credential: &UpstreamCredential,
 ) -> Option<Request<RequestBody>> {
     if error.kind != SendErrorKind::DeadConnection {
         return None;
     }
-    if error.unsent.is_none() && !request.is_idempotent() {
+    if !error.is_unsent && !request.is_idempotent() {
         return None;
     }
     let body = request.body().again()?;
     Some(inject(request, body, credential).into_request())
 }
 
-fn rejection(request: &Inbound<'_>, error: SendError<RequestBody>) -> Rejection {
+fn rejection(request: &Inbound<'_>, error: SendError) -> Rejection {
     if let Some(failure) = request.body().failure() {
         return BodyFailure::rejection(failure);
     }

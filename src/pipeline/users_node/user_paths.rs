@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::own_users::user_in;
 use crate::config::{Target, UsersCall, shipped_routes};
+use crate::pipeline::route_table::RouteTable;
 use crate::pipeline::stages::request_target;
-use crate::pipeline::stages::route_table::RouteTable;
 use crate::profiles::{Profile, check_name};
 
 /// The fewest escapes that RFC 3986 allows in a segment.
@@ -37,10 +37,10 @@ const ALL: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 fn leads_back(name: &str) {
-    let shipped = shipped_routes(Profile::DEFAULT);
+    let shipped = shipped_routes(Profile::DEFAULT, &"main".into());
     let show = Target::UsersNode(UsersCall::Show);
     let show = shipped.iter().find(|route| route.target == show).unwrap();
-    let routes = RouteTable::new(&shipped);
+    let routes = RouteTable::new(&shipped, |_| 0);
     for set in [SEGMENT, ALL] {
         let escaped = utf8_percent_encode(name, set).to_string();
         let text = show.path.to_string().replace("{name}", &escaped);

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prepared_refusal_is_the_one_that_would_be_written() {
+    fn the_prepared_refusal_equals_the_generated_one() {
         let report = |kind| ErrorReport {
             kind,
             status: http::StatusCode::UNAUTHORIZED,

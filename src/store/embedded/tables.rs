@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_no_known_kind_is_not_guessed_at() {
+    fn a_row_of_an_unknown_kind_is_an_error() {
         for flags in [3, 8, 255] {
             let mut bytes = [0; GrantRow::BYTES];
             bytes[15] = flags;

@@ -1,4 +1,4 @@
-//! Lines out and in.
+//! Export and import of lines.
 
 use super::*;
 use crate::store::{RecordDigest, TokenOrigin};
@@ -34,14 +34,14 @@ fn read(text: &str) -> (Vec<ExportRecord>, Result<(), TransferError>) {
 }
 
 #[test]
-fn what_was_written_is_read_back() {
+fn an_export_is_read_back() {
     let (records, outcome) = read(&exported(3));
     outcome.unwrap();
     assert_eq!(records, [grant(0), grant(1), grant(2)]);
 }
 
 #[test]
-fn lines_cut_off_anywhere_are_noticed() {
+fn truncated_exports_are_noticed() {
     let text = exported(3);
     for end in 0..text.trim_end().len() {
         assert!(read(&text[..end]).1.is_err(), "cut at {end}");

@@ -18,20 +18,20 @@ fn ending_store(per_user: usize, all: usize) -> Arc<TokenStore> {
     TokenStore::new(&ending(per_user, all), Metrics::new())
 }
 
-/// Logs in one second after the one before, so that their ends have an order.
+/// Logs in one second after the previous login, so that the expiry times differ.
 async fn later(store: &TokenStore, user: &str) -> TokenDigest {
     advance(Duration::from_secs(1)).await;
     login(store, user).await.unwrap()
 }
 
 fn live(store: &TokenStore, tokens: &[TokenDigest]) -> Vec<bool> {
-    // Not by `find`, which is a use.
+    // Not by `find`, which counts as a use.
     let is_live = |token| store.memory.table.find(token).is_some();
     tokens.iter().map(is_live).collect()
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_oldest_that_is_not_used_ends_and_no_other_users() {
+async fn the_users_oldest_unused_token_ends_and_no_other() {
     let store = ending_store(5, 100);
     let others = later(&store, "bert").await;
     let mut tokens = Vec::new();
@@ -49,29 +49,29 @@ async fn the_oldest_that_is_not_used_ends_and_no_other_users() {
     assert_eq!(store.metrics.tokens.get(), 6);
     assert_eq!(store.metrics.token_events.value(TokenEvent::Displaced), 2);
     assert_eq!(store.metrics.token_events.value(TokenEvent::Refused), 0);
-    // From four of five on.
+    // The warnings begin at 80 % of the cap.
     assert_eq!(store.metrics.token_cap_warnings.value(TokenCap::User), 4);
-    // A logout ends what is there, and the memory of what was looked at.
+    // A logout ends all tokens and clears the records of their use.
     assert_eq!(store.revoke_user("anna").await, Ok(5));
     sweep_all(&store);
     assert_eq!(store.memory.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_used_all_the_time_never_ends_for_those_used_once() {
+async fn a_token_in_constant_use_is_not_ended_before_tokens_used_once() {
     let store = ending_store(5, 100);
     let steady = later(&store, "anna").await;
     for _ in 0..200 {
         assert!(store.find(&steady).is_some());
         let once = later(&store, "anna").await;
-        assert!(store.find(&once).is_some(), "the newest is there");
+        assert!(store.find(&once).is_some(), "the newest token is valid");
     }
     assert!(store.find(&steady).is_some());
     assert_eq!(store.len(), 5);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_user_with_tokens_gets_another_in_place_of_one_when_the_gate_is_full() {
+async fn in_a_full_store_a_new_token_replaces_one_of_the_same_user() {
     let store = ending_store(2, 3);
     for user in ["anna", "anna", "bert"] {
         later(&store, user).await;
@@ -93,14 +93,14 @@ async fn a_user_with_tokens_gets_another_in_place_of_one_when_the_gate_is_full()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lowered_cap_takes_nothing_away_and_the_refusing_one_says_when() {
+async fn a_lowered_cap_ends_no_token_and_a_refusal_says_when_to_retry() {
     let store = ending_store(10, 100);
     for _ in 0..6 {
         later(&store, "anna").await;
     }
     store.reload(&ending(2, 100));
     later(&store, "anna").await;
-    assert_eq!(store.len(), 6, "one for one");
+    assert_eq!(store.len(), 6, "each new token replaces one");
     store.reload(&settings(2, 100));
     let refused = login(&store, "anna").await.unwrap_err();
     let InsertRefused::UserFull(Some(next)) = refused else {
@@ -113,7 +113,7 @@ async fn a_lowered_cap_takes_nothing_away_and_the_refusing_one_says_when() {
 }
 
 #[tokio::test]
-async fn what_ends_for_another_ends_on_disk_with_it_and_lives_on_if_that_fails() {
+async fn a_replaced_token_ends_in_the_same_commit_and_lives_on_if_that_fails() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let over = |path: &std::path::Path| {
@@ -138,25 +138,25 @@ async fn what_ends_for_another_ends_on_disk_with_it_and_lives_on_if_that_fails()
     std::fs::rename(&path, folder.path().join("aside")).unwrap();
     let refused = login(&tokens, "anna").await.unwrap_err();
     assert!(matches!(refused, InsertRefused::Unavailable(_)));
-    assert!(tokens.find(&second).is_some(), "it stays");
+    assert!(tokens.find(&second).is_some(), "the token stays valid");
     assert_eq!(tokens.len(), 1);
     store.close().await;
 }
 
 /// A login ends no other token before it is on disk; many logins at once do not exceed the cap.
 #[tokio::test]
-async fn logins_at_once_keep_the_cap_once_the_disk_has_taken_them() {
+async fn concurrent_logins_respect_the_cap_once_committed() {
     let disk = Disk::laid_out();
     let store = Arc::new(disk.store(Duration::from_millis(200)));
     let tokens = TokenStore::over(Arc::clone(&store), &ending(2, 100), Metrics::new());
-    let kept = [
+    let remaining = [
         login(&tokens, "anna").await.unwrap(),
         login(&tokens, "anna").await.unwrap(),
     ];
     disk.hangs(true);
     let late = login(&tokens, "anna").await.unwrap_err();
     assert_eq!(late, InsertRefused::Unavailable(StoreUnavailable::Late));
-    assert_eq!(live(&tokens, &kept), [true, true]);
+    assert_eq!(live(&tokens, &remaining), [true, true]);
     disk.hangs(false);
     let mut last = login(&tokens, "anna").await;
     while last.is_err() {
@@ -175,8 +175,8 @@ async fn logins_at_once_keep_the_cap_once_the_disk_has_taken_them() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Whatever users do, no login is refused at the user's cap, no user exceeds it,
-    /// and the newest token of each is there.
+    /// For any sequence of steps, no login is refused at the user's cap, no user exceeds it,
+    /// and the newest token of each user is valid.
     #[test]
     fn a_cap_that_ends_the_oldest_refuses_no_login(
         cap in 1..6_usize,

@@ -1,4 +1,4 @@
-//! The same promises with a file behind them, and memory and disk of one mind.
+//! The same checks with a file, and the agreement of memory and disk.
 
 use std::path::{Path, PathBuf};
 
@@ -17,11 +17,7 @@ fn over(path: &Path, caps: (usize, usize)) -> (Arc<Store>, Arc<TokenStore>) {
 async fn again(path: &Path) -> (Arc<Store>, Arc<TokenStore>) {
     let (store, tokens) = over(path, (1, 1));
     let loaded = tokens.load(TokenOrigin::Minted, |_| true).await.unwrap();
-    assert_eq!(
-        loaded.live,
-        tokens.len() as u64,
-        "no cap takes a token away"
-    );
+    assert_eq!(loaded.live, tokens.len() as u64, "no cap ends a token here");
     (store, tokens)
 }
 
@@ -30,7 +26,7 @@ fn file(folder: &tempfile::TempDir) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_file_keeps_the_promises_as_memory_does() {
+async fn a_store_on_disk_passes_the_same_checks_as_one_in_memory() {
     let folder = tempfile::tempdir().unwrap();
     let (store, tokens) = over(&file(&folder), (10, 1000));
     promises(&tokens).await;
@@ -38,7 +34,7 @@ async fn a_file_keeps_the_promises_as_memory_does() {
 }
 
 #[tokio::test]
-async fn tokens_of_unknown_users_and_of_another_origin_are_counted_and_left_in_the_store() {
+async fn tokens_of_unknown_users_and_other_origins_are_counted_and_kept_in_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let (store, tokens) = over(&file(&folder), (10, 10));
     for user in ["anna", "anna", "bert"] {
@@ -59,7 +55,7 @@ async fn tokens_of_unknown_users_and_of_another_origin_are_counted_and_left_in_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_raced_memory_and_disk_agree_on_every_token() {
+async fn memory_and_disk_agree_on_every_token_after_any_race() {
     let folder = tempfile::tempdir().unwrap();
     let (store, tokens) = over(&file(&folder), (usize::MAX, usize::MAX));
     let runtime = Handle::current();
@@ -95,8 +91,10 @@ async fn race(tokens: &TokenStore, client: usize) -> Vec<TokenDigest> {
         match (step * 5 + client) % 11 {
             3 => drop(tokens.revoke_user(user).await.unwrap()),
             5 if digests.len() > 1 => {
-                let kept = digests[digests.len() - 1 - step % 2];
-                let ended = tokens.end_tokens(user, RevokeCause::AllBut(kept)).await;
+                let remaining = digests[digests.len() - 1 - step % 2];
+                let ended = tokens
+                    .end_tokens(user, RevokeCause::AllBut(remaining))
+                    .await;
                 ended.unwrap();
             }
             7 => drop(tokens.end_user(user).await),
@@ -122,7 +120,7 @@ async fn begin_and_leave(work: impl Future) {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
+async fn a_cancelled_change_is_done_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let (store, tokens) = over(&file(&folder), (10, 10));
     let digest = Token::mint().digest();
@@ -135,25 +133,25 @@ async fn a_client_that_leaves_in_the_middle_leaves_nothing_half_done() {
         revision: None,
     };
     begin_and_leave(tokens.insert(digest, wanted)).await;
-    // What comes next of the same user waits for what is on its way.
-    let kept = login(&tokens, "anna").await.unwrap();
-    assert!(tokens.find(&digest).is_some() && tokens.find(&kept).is_some());
+    // The user's next change waits for the one in progress.
+    let remaining = login(&tokens, "anna").await.unwrap();
+    assert!(tokens.find(&digest).is_some() && tokens.find(&remaining).is_some());
     begin_and_leave(tokens.revoke_user("anna")).await;
     let after = login(&tokens, "anna").await.unwrap();
-    assert!(tokens.find(&digest).is_none() && tokens.find(&kept).is_none());
+    assert!(tokens.find(&digest).is_none() && tokens.find(&remaining).is_none());
     store.close().await;
     let (store, tokens) = again(&file(&folder)).await;
-    assert!(tokens.find(&digest).is_none() && tokens.find(&kept).is_none());
+    assert!(tokens.find(&digest).is_none() && tokens.find(&remaining).is_none());
     assert!(tokens.find(&after).is_some());
     store.close().await;
 }
 
 #[tokio::test]
-async fn a_change_that_cannot_be_stored_does_not_take_place() {
+async fn a_change_that_cannot_be_stored_is_not_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = file(&folder);
     let (store, tokens) = over(&path, (10, 10));
-    let kept = login(&tokens, "anna").await.unwrap();
+    let remaining = login(&tokens, "anna").await.unwrap();
     std::fs::rename(&path, folder.path().join("aside")).unwrap();
     let refused = login(&tokens, "anna").await.unwrap_err();
     assert!(
@@ -161,30 +159,30 @@ async fn a_change_that_cannot_be_stored_does_not_take_place() {
         "{refused:?}"
     );
     assert!(tokens.revoke_user("anna").await.is_err());
-    assert!(tokens.find(&kept).is_some());
+    assert!(tokens.find(&remaining).is_some());
     assert_eq!(tokens.len(), 1);
     assert!(tokens.trouble().is_some());
-    // What happened at the Webapp has happened, whatever the disk says.
+    // A revocation at the Webapp takes effect even if the disk refuses it.
     assert_eq!(tokens.end_at_once("anna", RevokeCause::Logout).await, 1);
-    assert!(tokens.find(&kept).is_none());
+    assert!(tokens.find(&remaining).is_none());
     store.close().await;
 }
 
 #[tokio::test]
-async fn while_the_disk_hangs_known_tokens_work_and_no_call_waits_for_long() {
+async fn while_the_disk_hangs_known_tokens_work_and_calls_time_out() {
     let disk = Disk::laid_out();
     let store = Arc::new(disk.store(Duration::from_millis(200)));
     let tokens = TokenStore::over(Arc::clone(&store), &settings(10, 10), Metrics::new());
-    let [kept, other] = ["anna", "bert"].map(async |user| login(&tokens, user).await.unwrap());
-    let (kept, other) = (kept.await, other.await);
+    let [remaining, other] = ["anna", "bert"].map(async |user| login(&tokens, user).await.unwrap());
+    let (remaining, other) = (remaining.await, other.await);
     disk.hangs(true);
     let late = login(&tokens, "anna").await.unwrap_err();
     assert_eq!(late, InsertRefused::Unavailable(StoreUnavailable::Late));
-    // A logout that has to wait for that login, and one that is refused by the disk.
+    // A logout that waits for that login, and one that the disk refuses.
     assert!(tokens.revoke_user("anna").await.is_err());
     assert!(tokens.revoke_user("bert").await.is_err());
-    assert!(tokens.find(&kept).is_some() && tokens.find(&other).is_some());
-    // What happened at the Webapp has happened, whatever the disk does.
+    assert!(tokens.find(&remaining).is_some() && tokens.find(&other).is_some());
+    // A revocation at the Webapp takes effect even if the disk hangs.
     assert_eq!(tokens.end_at_once("bert", RevokeCause::Logout).await, 1);
     assert!(tokens.find(&other).is_none());
     disk.hangs(false);
@@ -193,9 +191,9 @@ async fn while_the_disk_hangs_known_tokens_work_and_no_call_waits_for_long() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         outcome = tokens.revoke_user("anna").await;
     }
-    // The late login has taken place, and no client has its token.
+    // The late login was stored, but no client received its token.
     assert_eq!(outcome, Ok(2));
-    assert!(tokens.find(&kept).is_none());
+    assert!(tokens.find(&remaining).is_none());
     let again = login(&tokens, "anna").await.unwrap();
     assert!(tokens.find(&again).is_some());
     store.close().await;

@@ -1,4 +1,4 @@
-//! The promises of a token store, and what is special about this one.
+//! Checks for every token store, and those for the store in memory.
 
 mod caps;
 mod durable;
@@ -65,7 +65,7 @@ async fn login_with(
     store.insert(digest, wanted).await.map(|_| digest)
 }
 
-/// A digest that begins as others do.
+/// A digest with the same prefix as others.
 fn twin(first: u8) -> TokenDigest {
     let mut digest = Token::mint().digest();
     digest.0[..4].copy_from_slice(&[0, 0, 0, first]);
@@ -84,15 +84,15 @@ fn sweep_all(store: &TokenStore) -> usize {
     }
 }
 
-/// What every store keeps, wherever it keeps it. Expects room for ten tokens a user.
+/// Checks for every kind of store. Expects a cap of at least ten tokens per user.
 async fn promises(store: &TokenStore) {
     finds_what_was_inserted(store).await;
     forgets_what_was_revoked(store).await;
     revoking_a_user_takes_all_its_tokens_and_no_others(store).await;
     never_returns_an_expired_grant(store).await;
-    a_known_token_takes_its_new_end(store).await;
-    deletion_wins_against_a_login_that_began_before_it(store).await;
-    a_logout_leaves_a_login_that_still_runs(store).await;
+    a_known_token_takes_its_new_expiry(store).await;
+    a_deletion_refuses_a_login_that_began_before_it(store).await;
+    a_logout_does_not_affect_a_login_in_progress(store).await;
 }
 
 async fn finds_what_was_inserted(store: &TokenStore) {
@@ -128,10 +128,10 @@ async fn revoking_a_user_takes_all_its_tokens_and_no_others(store: &TokenStore) 
     for _ in 0..5 {
         tokens.push(login(store, "carl").await.unwrap());
     }
-    let kept = login(store, "dora").await.unwrap();
+    let remaining = login(store, "dora").await.unwrap();
     assert_eq!(store.revoke_user("carl").await, Ok(5));
     assert!(tokens.iter().all(|token| store.find(token).is_none()));
-    assert!(store.find(&kept).is_some());
+    assert!(store.find(&remaining).is_some());
     assert_eq!(store.revoke_user("carl").await, Ok(0));
     let again = login(store, "carl").await.unwrap();
     assert!(store.find(&again).is_some());
@@ -143,7 +143,7 @@ async fn never_returns_an_expired_grant(store: &TokenStore) {
     assert!(store.find(&dead.unwrap()).is_none());
 }
 
-async fn a_known_token_takes_its_new_end(store: &TokenStore) {
+async fn a_known_token_takes_its_new_expiry(store: &TokenStore) {
     let digest = Token::mint().digest();
     for (user, hours) in [("fred", 1), ("fred", 2), ("gina", 3)] {
         let wanted = GrantRequest {
@@ -164,7 +164,7 @@ async fn a_known_token_takes_its_new_end(store: &TokenStore) {
     assert!(store.find(&digest).is_none());
 }
 
-async fn deletion_wins_against_a_login_that_began_before_it(store: &TokenStore) {
+async fn a_deletion_refuses_a_login_that_began_before_it(store: &TokenStore) {
     let before = login(store, "hugo").await.unwrap();
     let epoch = store.epoch("hugo");
     assert_eq!(store.end_user("hugo").await, 1);
@@ -180,7 +180,7 @@ async fn deletion_wins_against_a_login_that_began_before_it(store: &TokenStore) 
     assert_eq!(late, Err(InsertRefused::Ended));
 }
 
-async fn a_logout_leaves_a_login_that_still_runs(store: &TokenStore) {
+async fn a_logout_does_not_affect_a_login_in_progress(store: &TokenStore) {
     let epoch = store.epoch("jana");
     let before = login(store, "jana").await.unwrap();
     store.revoke_user("jana").await.unwrap();
@@ -190,12 +190,12 @@ async fn a_logout_leaves_a_login_that_still_runs(store: &TokenStore) {
 }
 
 #[tokio::test]
-async fn memory_keeps_the_promises() {
+async fn a_store_in_memory_passes_the_checks() {
     promises(&store(10, 1000)).await;
 }
 
 #[tokio::test]
-async fn nothing_shows_a_token_or_its_digest() {
+async fn debug_output_contains_no_token_and_no_digest() {
     let token = Token::mint();
     let shown = format!("{token:?} {:?}", token.digest());
     assert_eq!(shown, "Token([secret]) [token digest]");
@@ -205,7 +205,7 @@ async fn nothing_shows_a_token_or_its_digest() {
 #[tokio::test(start_paused = true)]
 async fn caps_refuse_and_never_evict() {
     let store = store(2, 3);
-    let kept = [
+    let remaining = [
         login(&store, "anna").await.unwrap(),
         login(&store, "anna").await.unwrap(),
     ];
@@ -218,12 +218,12 @@ async fn caps_refuse_and_never_evict() {
         login(&store, "carl").await,
         Err(InsertRefused::Full(_))
     ));
-    assert!(kept.iter().all(|token| store.find(token).is_some()));
+    assert!(remaining.iter().all(|token| store.find(token).is_some()));
     assert_eq!(store.metrics.token_events.value(TokenEvent::Refused), 2);
     assert_eq!(store.metrics.tokens.get(), 3);
 
     store.reload(&settings(1, 10));
-    assert!(kept.iter().all(|token| store.find(token).is_some()));
+    assert!(remaining.iter().all(|token| store.find(token).is_some()));
     assert!(matches!(
         login(&store, "bert").await,
         Err(InsertRefused::UserFull(_))
@@ -232,13 +232,13 @@ async fn caps_refuse_and_never_evict() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dead_tokens_make_room() {
+async fn dead_tokens_free_their_share_of_the_cap() {
     let store = store(2, 3);
     for user in ["anna", "anna", "bert"] {
         login(&store, user).await.unwrap();
     }
     advance(HOUR).await;
-    // In all, the dead count until they are swept; a user's own make room at once.
+    // Dead tokens count towards the total until they are swept, but not towards their user's cap.
     assert!(matches!(
         login(&store, "carl").await,
         Err(InsertRefused::Full(_))
@@ -263,7 +263,7 @@ async fn dead_tokens_make_room() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_token_is_forgotten_on_sight() {
+async fn an_expired_token_is_removed_when_looked_up() {
     let store = store(10, 10);
     let token = login(&store, "anna").await.unwrap();
     advance(HOUR - Duration::from_secs(1)).await;
@@ -293,7 +293,7 @@ async fn a_sweep_examines_dead_tokens_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wall_clock_set_forward_ends_tokens_at_once_and_the_sweep_follows() {
+async fn a_wall_clock_set_forward_expires_tokens_at_once_and_the_sweep_follows() {
     let store = store(1000, 1000);
     let mut tokens = Vec::new();
     for _ in 0..20 {
@@ -303,14 +303,14 @@ async fn a_wall_clock_set_forward_ends_tokens_at_once_and_the_sweep_follows() {
     let later = login(&store, "bert").await.unwrap();
     assert!(store.find(&tokens[0]).is_none());
     store.notice_jump(store.memory.clock_offset() + 86_400_000);
-    // The real clock has not jumped, so the next sweep sees it "set back": no harm.
+    // The real clock has not changed, so the next sweep sees it as set back, which is harmless.
     assert_eq!(sweep_all(&store), 19);
     assert!(store.find(&later).is_some());
     assert_eq!(store.memory.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wall_clock_set_back_prolongs_nothing() {
+async fn a_wall_clock_set_back_prolongs_no_token() {
     let store = store(10, 10);
     let token = login(&store, "anna").await.unwrap();
     store.notice_jump(store.memory.clock_offset() - 86_400_000);
@@ -320,7 +320,7 @@ async fn a_wall_clock_set_back_prolongs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_of_users_go_with_their_last_token() {
+async fn records_of_users_are_removed_with_their_last_token() {
     let store = store(10, 10);
     let token = login(&store, "anna").await.unwrap();
     store.end_user("bert").await;
@@ -331,7 +331,7 @@ async fn records_of_users_go_with_their_last_token() {
     advance(sweep::MAX_LOGIN_TIME).await;
     sweep_all(&store);
     assert_eq!(store.memory.counts(), (0, 0));
-    // The trace is gone; a login from before the deletion is refused all the same.
+    // The record of the deletion is removed; a login from before it is still refused.
     let late = login_for(
         &store,
         "bert",
@@ -359,11 +359,11 @@ async fn records_of_users_go_with_their_last_token() {
     )
     .await;
     assert_eq!(refused, Err(InsertRefused::Ended));
-    assert_eq!(store.memory.counts(), (1, 1), "a refusal leaves nothing");
+    assert_eq!(store.memory.counts(), (1, 1), "a refusal leaves no record");
 }
 
 #[tokio::test(start_paused = true)]
-async fn forgetting_an_old_deletion_refuses_no_login_that_runs_meanwhile() {
+async fn removing_an_old_deletion_record_refuses_no_login_in_progress() {
     let store = store(10, 10);
     store.end_user("bert").await;
     advance(sweep::MAX_LOGIN_TIME).await;

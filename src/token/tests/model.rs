@@ -1,4 +1,4 @@
-//! Random interleavings against a plain map.
+//! Random sequences of operations, compared with a plain map.
 
 use std::collections::HashMap;
 
@@ -73,16 +73,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Known {
+struct KnownToken {
     user: usize,
     ends: Instant,
     is_revoked: bool,
 }
 
-/// What the store should be, as plainly as it can be said.
+/// The expected content of the store.
 struct Model {
     store: Arc<TokenStore>,
-    tokens: HashMap<TokenDigest, Known>,
+    tokens: HashMap<TokenDigest, KnownToken>,
     order: Vec<TokenDigest>,
     deletions: [u64; 3],
     begun: Vec<(usize, DeletionEpoch, u64)>,
@@ -93,13 +93,13 @@ fn name(user: usize) -> &'static str {
     ["anna", "bert", "carl"][user]
 }
 
-impl Known {
+impl KnownToken {
     fn is_live(&self) -> bool {
         !self.is_revoked && Instant::now() < self.ends
     }
 
-    /// The sweep counts whole seconds: it may take the last dead one a second late.
-    fn may_be_kept(&self) -> bool {
+    /// The sweep counts whole seconds, so it may remove a dead token a second late.
+    fn may_be_stored(&self) -> bool {
         !self.is_revoked && Instant::now() < self.ends + Duration::from_secs(1)
     }
 }
@@ -193,7 +193,7 @@ impl Model {
             .for_each(|known| known.is_revoked = true);
     }
 
-    /// The wall clock is set forward, beyond every token's end.
+    /// The wall clock is set forward, beyond every token's expiry.
     fn jump(&mut self) {
         let memory = &self.store.memory;
         memory.table.jump(memory.start);
@@ -203,7 +203,7 @@ impl Model {
         }
     }
 
-    /// A token that is known, or was, comes again; perhaps as another user's.
+    /// A token that is or was known is learned again, possibly for another user.
     async fn again(&mut self, token: usize, user: usize, minutes: u64) {
         let Some(digest) = self.order.get(token).copied() else {
             return;
@@ -217,13 +217,13 @@ impl Model {
         let known = self.tokens.get_mut(&digest).unwrap();
         let is_mine = known.user == user && known.is_live();
         match outcome {
-            Err(InsertRefused::Unavailable(_)) => panic!("memory is always there"),
-            Err(InsertRefused::Ended) => panic!("no deletion came between"),
+            Err(InsertRefused::Unavailable(_)) => panic!("memory is always available"),
+            Err(InsertRefused::Ended) => panic!("there was no deletion meanwhile"),
             Err(InsertRefused::UserFull(_)) => assert!(mine >= cap && !is_mine),
             Err(InsertRefused::Full(_)) => assert!(stored >= self.caps.1 && !known.is_live()),
             Ok(_) => {
                 assert!(mine < cap || is_mine);
-                *known = Known {
+                *known = KnownToken {
                     user,
                     ends: Instant::now() + lifetime,
                     is_revoked: false,
@@ -248,20 +248,20 @@ impl Model {
         let lifetime = Duration::from_secs(60 * minutes);
         let (mine, all) = (self.live(Some(user)), self.live(None));
         let stored = self.store.len();
-        // Few beginnings, so that many digests share one.
+        // Few prefixes, so that many digests share one.
         let digest = twin(self.order.len() as u8 % 2);
         let outcome = login_with(&self.store, digest, name(user), (lifetime, epoch)).await;
         match outcome {
-            Err(InsertRefused::Unavailable(_)) => panic!("memory is always there"),
+            Err(InsertRefused::Unavailable(_)) => panic!("memory is always available"),
             Err(InsertRefused::Ended) => assert!(deletions < self.deletions[user]),
             Err(InsertRefused::UserFull(_)) => assert!(mine >= self.caps.0),
-            // The dead count here until they are swept.
+            // Dead tokens count here until they are swept.
             Err(InsertRefused::Full(_)) => assert!(stored >= self.caps.1),
             Ok(digest) => {
                 assert_eq!(deletions, self.deletions[user]);
                 assert!(mine < self.caps.0 && all < self.caps.1);
                 self.order.push(digest);
-                let known = Known {
+                let known = KnownToken {
                     user,
                     ends: Instant::now() + lifetime,
                     is_revoked: false,
@@ -271,7 +271,7 @@ impl Model {
         }
     }
 
-    /// After a full sweep, and a look at each, nothing is left of the dead, in any of the maps.
+    /// After a full sweep and a look-up of each token, no map contains a dead one.
     async fn check_all(&self) {
         for token in 0..self.order.len() {
             self.validate(token);
@@ -279,8 +279,8 @@ impl Model {
         advance(Duration::from_secs(2)).await;
         sweep_all(&self.store);
         let live = self.live(None);
-        let kept = self.tokens.values().filter(|known| known.may_be_kept());
-        assert!((live..=kept.count()).contains(&self.store.len()));
+        let storable = self.tokens.values().filter(|known| known.may_be_stored());
+        assert!((live..=storable.count()).contains(&self.store.len()));
         for token in 0..self.order.len() {
             self.validate(token);
         }
@@ -292,7 +292,7 @@ impl Model {
         let entries = self.store.memory.counts().1;
         assert!(
             entries <= live && (entries > 0 || live == 0),
-            "some share one"
+            "some digests share a prefix"
         );
         advance(HOUR + Duration::from_secs(2)).await;
         sweep_all(&self.store);
@@ -304,7 +304,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn the_store_does_what_a_plain_map_does(steps in proptest::collection::vec(step(), 1..80)) {
+    fn the_store_behaves_as_a_plain_map(steps in proptest::collection::vec(step(), 1..80)) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)

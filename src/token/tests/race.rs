@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use super::*;
 
-/// Endings begun and endings done, by number, and the tokens with the number of the
-/// last ending begun when the token could no longer escape the next one.
+/// Numbers of revocations begun and done, and each token with the number of the last
+/// revocation that had begun when the token could no longer escape the next one.
 #[derive(Default)]
-struct Scene {
+struct RaceState {
     begun: AtomicU64,
     done: AtomicU64,
     tokens: Mutex<Vec<(TokenDigest, u64)>>,
     is_over: AtomicBool,
 }
 
-impl Scene {
+impl RaceState {
     fn wait_for_a_token(&self) {
         let deadline = Deadline::after(Duration::from_secs(30));
         while self.tokens.lock().unwrap().is_empty() {
@@ -24,22 +24,25 @@ impl Scene {
         }
     }
 
-    /// Every token that an ending which is over should have ended, is dead.
+    /// Checks that completed revocations have ended their tokens; returns how many.
     fn check(&self, store: &TokenStore) -> usize {
         let tokens = self.tokens.lock().unwrap().clone();
         let done = self.done.load(SeqCst);
-        let doomed = tokens.iter().filter(|(_, begun)| *begun < done);
-        let doomed = doomed.inspect(|(token, _)| {
-            assert!(store.find(token).is_none(), "a token outlived its end");
+        let revoked = tokens.iter().filter(|(_, begun)| *begun < done);
+        let revoked = revoked.inspect(|(token, _)| {
+            assert!(
+                store.find(token).is_none(),
+                "a token survived its revocation"
+            );
         });
-        doomed.count()
+        revoked.count()
     }
 }
 
-/// Ends the scene even when a check fails, or its threads would go on for ever.
-struct Curtain<'a>(&'a Scene);
+/// Stops the threads even if a check fails.
+struct StopOnDrop<'a>(&'a RaceState);
 
-impl Drop for Curtain<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.is_over.store(true, SeqCst);
     }
@@ -58,62 +61,59 @@ enum Ending {
 
 fn race(ending: Ending) {
     let store = store(usize::MAX, usize::MAX);
-    let scene = Scene::default();
+    let state = RaceState::default();
     let mut checked = 0;
     std::thread::scope(|scope| {
-        let _curtain = Curtain(&scene);
+        let _stop = StopOnDrop(&state);
         let log_in = || {
             run(async {
-                while !scene.is_over.load(SeqCst) {
+                while !state.is_over.load(SeqCst) {
                     let epoch = store.epoch("anna");
-                    let at_epoch = scene.begun.load(SeqCst);
-                    // Where the password is checked: give an ending time to come between.
+                    let at_epoch = state.begun.load(SeqCst);
+                    // In place of the password check: time for a revocation in between.
                     std::thread::yield_now();
                     let Ok(token) = login_for(&store, "anna", (HOUR, epoch)).await else {
                         continue;
                     };
-                    // A logout takes what is inserted, a deletion what has begun.
+                    // A logout ends inserted tokens; a deletion also refuses logins that have begun.
                     let begun = match ending {
-                        Ending::Logout => scene.begun.load(SeqCst),
+                        Ending::Logout => state.begun.load(SeqCst),
                         Ending::Deletion => at_epoch,
                     };
-                    scene.tokens.lock().unwrap().push((token, begun));
+                    state.tokens.lock().unwrap().push((token, begun));
                 }
             });
         };
         scope.spawn(log_in);
         scope.spawn(log_in);
         scope.spawn(|| {
-            while !scene.is_over.load(SeqCst) {
+            while !state.is_over.load(SeqCst) {
                 store.sweep(16);
                 std::thread::yield_now();
             }
         });
         let enough = Deadline::after(Duration::from_secs(2));
         for number in 1..=300 {
-            // On a loaded machine a round costs many turns of the scheduler.
+            // On a loaded machine a round takes many time slices.
             if enough.has_passed() && checked > 0 {
                 break;
             }
-            scene.wait_for_a_token();
-            scene.begun.store(number, SeqCst);
+            state.wait_for_a_token();
+            state.begun.store(number, SeqCst);
             run(async {
                 match ending {
                     Ending::Logout => store.revoke_user("anna").await.unwrap(),
                     Ending::Deletion => store.end_user("anna").await,
                 }
             });
-            scene.done.store(number, SeqCst);
-            checked += scene.check(&store);
-            let mut tokens = scene.tokens.lock().unwrap();
+            state.done.store(number, SeqCst);
+            checked += state.check(&store);
+            let mut tokens = state.tokens.lock().unwrap();
             tokens.retain(|(_, begun)| *begun >= number);
         }
     });
-    checked += scene.check(&store);
-    assert!(
-        checked > 0,
-        "no token met an ending: the race did not take place"
-    );
+    checked += state.check(&store);
+    assert!(checked > 0, "no token met a revocation: nothing was tested");
     run(store.end_user("anna"));
     sweep_all(&store);
     assert_eq!(store.len(), 0);
@@ -121,17 +121,17 @@ fn race(ending: Ending) {
 }
 
 #[test]
-fn no_token_outlives_a_logout_that_came_after_it() {
+fn no_token_survives_a_later_logout() {
     race(Ending::Logout);
 }
 
 #[test]
-fn no_token_outlives_a_deletion_that_its_login_began_before() {
+fn no_token_survives_a_deletion_during_its_login() {
     race(Ending::Deletion);
 }
 
 #[test]
-fn tokens_put_in_and_taken_out_from_all_sides_leave_nothing_behind() {
+fn concurrent_inserts_and_revocations_leave_no_records() {
     let store = store(usize::MAX, usize::MAX);
     let digests: Vec<TokenDigest> = (0..8).map(|number| twin(number % 2)).collect();
     let work = |seed: usize| {

@@ -1,17 +1,17 @@
-//! What a token costs, and what a restart brings back.
+//! Memory per token, and what a restart restores.
 
 use super::*;
 use crate::clock;
 use crate::store::{GrantSink as _, LiveGrant};
 
 #[test]
-fn a_grant_and_its_digest_take_56_bytes_and_its_hint_12() {
+fn a_grant_and_its_digest_take_56_bytes_and_its_expiry_entry_12() {
     assert_eq!(size_of::<(TokenDigest, grant_table::StoredGrant)>(), 56);
     assert_eq!(size_of::<expiry_index::ExpiryEntry>(), 12);
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_that_share_an_entry_are_told_apart() {
+async fn tokens_that_share_an_expiry_entry_are_distinguished() {
     let store = store(10, 10);
     let epoch = store.epoch("anna");
     let mut tokens = Vec::new();
@@ -22,7 +22,7 @@ async fn tokens_that_share_an_entry_are_told_apart() {
     assert_eq!(
         store.memory.counts(),
         (2, 2),
-        "three tokens share one entry"
+        "three tokens share one expiry entry"
     );
     assert!(store.revoke(&tokens[1]).await);
     for (token, is_live) in tokens.iter().zip([true, false, true, true]) {
@@ -35,27 +35,27 @@ async fn tokens_that_share_an_entry_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_logout_is_one_step_and_its_tokens_are_forgotten_in_slices() {
+async fn a_logout_is_one_step_and_its_tokens_are_freed_in_slices() {
     let store = store(usize::MAX, usize::MAX);
     let mut tokens = Vec::new();
     for _ in 0..500 {
         tokens.push(login(&store, "anna").await.unwrap());
     }
     assert_eq!(store.revoke_user("anna").await, Ok(500));
-    assert_eq!(store.len(), 500, "a logout forgets nothing itself");
+    assert_eq!(store.len(), 500, "a logout frees no token itself");
     assert!(
         tokens
             .iter()
             .skip(490)
             .all(|token| store.find(token).is_none())
     );
-    let kept = login(&store, "anna").await.unwrap();
+    let remaining = login(&store, "anna").await.unwrap();
     for left in [400, 300, 200, 100, 0] {
         assert!(store.sweep(100).removed <= 100);
         assert!(store.len() <= left + 1);
     }
     assert_eq!(sweep_all(&store), 0);
-    assert!(store.find(&kept).is_some());
+    assert!(store.find(&remaining).is_some());
     assert_eq!(store.memory.counts(), (1, 1));
 }
 
@@ -82,16 +82,16 @@ async fn a_cap_is_exact_while_entries_are_examined_after_a_clock_jump() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn room_is_given_back() {
+async fn memory_is_released() {
     let store = store(usize::MAX, usize::MAX);
     for _ in 0..300_000 {
         login(&store, "anna").await.unwrap();
     }
-    let most = store.memory.table.capacity();
-    assert!(most >= 300_000);
+    let capacity = store.memory.table.capacity();
+    assert!(capacity >= 300_000);
     store.revoke_user("anna").await.unwrap();
     assert_eq!(sweep_all(&store), 300_000);
-    assert!(store.memory.table.capacity() < most / 2);
+    assert!(store.memory.table.capacity() < capacity / 2);
 }
 
 fn stored_grant(
@@ -112,7 +112,7 @@ fn stored_grant(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
+async fn a_restore_loads_live_tokens_only() {
     let store = store(2, 3);
     let now = clock::unix_millis();
     let mut tokens = Vec::new();
@@ -120,7 +120,7 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
     let mut restore = store.restore(TokenOrigin::Minted, |user| user != "carl");
     restore.users(&names);
     let mut part = restore.part();
-    // Anna's next end comes last, and in the second part.
+    // Anna's next expiry comes last, and in the second part.
     for (holder, seconds) in [(0, 7200), (0, 120), (1, 60), (2, 60)] {
         let digest = twin(0);
         let mut grant = stored_grant(digest, &names, holder, now + seconds * 1000);
@@ -144,9 +144,12 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
         grant.ends.unix_seconds(),
         i64::try_from(now / 1000).unwrap() + 60
     );
-    assert!(store.find(&tokens[2]).is_none(), "not ours");
-    assert!(store.find(&tokens[3]).is_none(), "its user is unknown");
-    // More than the cap came back, and stays; more than that is refused.
+    assert!(
+        store.find(&tokens[2]).is_none(),
+        "a token of another origin"
+    );
+    assert!(store.find(&tokens[3]).is_none(), "the user is unknown");
+    // Restored tokens beyond the cap stay valid; further logins are refused.
     assert!(matches!(
         login(&store, "anna").await,
         Err(InsertRefused::UserFull(_))
@@ -164,9 +167,9 @@ async fn a_restore_takes_in_what_is_live_and_leaves_what_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
+async fn parts_of_a_restore_share_users_and_a_logout_ends_all_their_tokens() {
     const EACH: usize = 10_000;
-    const USERS: usize = 2500; // several in a shard
+    const USERS: usize = 2500; // several per shard
     let store = store(1, 1);
     let now = clock::unix_millis();
     let names = (0..USERS + 100).map(|user| format!("user {user}").into());
@@ -185,7 +188,7 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
         for part in 0..2 {
             let (names, digests, mut part) = (&names, digests(part), restore.part());
             scope.spawn(move || {
-                // The first one twice: it is one token.
+                // The first row twice: it is one token.
                 for (digest, name) in digests.iter().take(1).chain(&digests) {
                     let seconds = u64::from(digest.tag()) % 50 + 10;
                     part(&[stored_grant(*digest, names, *name, now + seconds * 1000)]);
@@ -199,7 +202,7 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
     assert_eq!(
         (users, entries),
         (USERS, 2 * EACH),
-        "the idle leave no trace"
+        "users without tokens have no record"
     );
     let mut ended = 0;
     for name in &names {
@@ -208,7 +211,7 @@ async fn parts_of_a_restore_fill_the_same_users_and_a_logout_ends_them_all() {
     assert_eq!(
         ended,
         2 * EACH,
-        "each is one user's, whichever part brought it"
+        "each token belongs to one user, whichever part it came from"
     );
     for (digest, _) in digests(0).iter().chain(&digests(1)) {
         assert!(store.find(digest).is_none());

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_token_is_used_while_it_lives_and_not_before_its_beginning() {
+    fn a_stored_token_is_used_between_its_beginning_and_its_expiry() {
         let now = clock::unix_millis();
         let kept = found(now - HOUR, now + HOUR).unwrap();
         assert!(kept.token == Secret::new("to\"ken"));
@@ -204,7 +204,10 @@ mod tests {
         );
         assert!(kept.age >= Duration::from_millis(HOUR));
         assert!(found(now - 2 * HOUR, now - HOUR).is_none(), "ended");
-        assert!(found(now - HOUR, now + 1000).is_none(), "as good as ended");
+        assert!(
+            found(now - HOUR, now + 1000).is_none(),
+            "a token about to expire"
+        );
         assert!(
             found(now + HOUR, now + 2 * HOUR).is_none(),
             "the clock was set back"
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_token_is_of_no_use_for_another_address_or_user() {
+    fn a_stored_token_is_not_used_for_another_address_or_user() {
         let now = clock::unix_millis();
         let lease = place("a", "gate", Vec::new()).seal(&Secret::new("t"), now, now + HOUR);
         let lease = lease.unwrap();

@@ -9,7 +9,7 @@ use super::call::{LoginError, LoginGrant};
 use super::judgement::{LeasePlacement, LoginCause};
 use super::lease::Lease;
 use super::login_budget::{back_off, refused_pause};
-use super::renewer::{NextAttempt, Renewer, SECRET_POLL, digest};
+use super::renewer::{NextAttempt, Renewer, digest};
 use super::session_control::LeaseOrigin;
 use super::status::{LoginFailure, RenewerPhase};
 use crate::clock::Deadline;
@@ -19,6 +19,8 @@ use crate::secret::Secret;
 use crate::sync::lock;
 
 const MIN_BEFORE_END: Duration = Duration::from_secs(1);
+/// A password that cannot be read is tried again after this, and at once when its file can be read.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(60);
 
 impl Renewer {
     /// Logs in if that is allowed now, and handles the outcome.
@@ -63,9 +65,9 @@ impl Renewer {
             .add(LoginOutcome::SecretUnreadable);
         if self.is_news(LoginFailure::Secret) {
             error!(upstream = %self.upstream, error = %chain(source),
-                "cannot read the upstream password; trying again every second");
+                "cannot read the upstream password; next try when its file can be read");
         }
-        self.blocked_until_new_secret(LoginFailure::Secret, SECRET_POLL * 60, None)
+        self.blocked_until_new_secret(LoginFailure::Secret, UNREADABLE_PAUSE, None)
     }
 
     /// Uses the token of a login. `shared`: its generation in the shared store.

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_outlives_a_change_of_settings_and_belongs_to_one_login() {
+    fn a_budget_survives_a_change_of_settings_and_belongs_to_one_login() {
         let budgets = LoginBudgets::default();
         let settings = |per_hour| config::Login {
             username: "gateway".to_owned(),

@@ -2,6 +2,8 @@
 //! ones, back-off and budget all happen here, one after the other. So there is never more than one
 //! login at a time, and a client that disconnects cancels nothing.
 
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,12 +24,12 @@ use super::status::{LoginFailure, RenewerPhase};
 use crate::clock::Deadline;
 use crate::lifecycle::ShutdownSignal;
 use crate::metrics::UpstreamMetrics;
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretSource};
+use crate::watched_files::{ReloadRequests, WatchedFiles};
 
 /// Timers do not advance while the host is suspended; no wait is longer than this before both clocks
 /// are read again.
 const MAX_SLEEP: Duration = Duration::from_secs(15);
-pub(super) const SECRET_POLL: Duration = Duration::from_secs(1);
 
 pub(in crate::upstream) struct Renewer {
     pub(in crate::upstream) upstream: Arc<str>,
@@ -70,7 +72,7 @@ pub(in crate::upstream) enum NextAttempt {
     Renewal(Deadline),
     /// Not before this time.
     NotBefore(Deadline),
-    /// At this time, or when the password's digest differs from this one.
+    /// At this time, or when the password file holds a password whose digest differs from this one.
     NewSecret(Deadline, Option<[u8; 32]>),
 }
 
@@ -117,6 +119,7 @@ impl Renewer {
     async fn next_event(&mut self, due: &NextAttempt) -> RenewerEvent {
         let plan = self.plan();
         let mut back = plan.calls.back();
+        let mut password_changed = pin!(new_secret(&plan.settings.password, due));
         let waits_for_upstream =
             matches!(due, NextAttempt::NotBefore(_) | NextAttempt::NewSecret(..))
                 && matches!(
@@ -137,11 +140,9 @@ impl Renewer {
                 NextAttempt::NotBefore(at) | NextAttempt::NewSecret(at, _) if at.has_passed() => {
                     return RenewerEvent::Due;
                 }
-                NextAttempt::NewSecret(_, known) if self.has_new_secret(known.as_ref()) => {
-                    return RenewerEvent::Due;
-                }
-                NextAttempt::Renewal(at) | NextAttempt::NotBefore(at) => at.left().min(MAX_SLEEP),
-                NextAttempt::NewSecret(..) => SECRET_POLL,
+                NextAttempt::Renewal(at)
+                | NextAttempt::NotBefore(at)
+                | NextAttempt::NewSecret(at, _) => at.left().min(MAX_SLEEP),
             };
             tokio::select! {
                 () = sleep(pause) => {}
@@ -149,6 +150,7 @@ impl Renewer {
                 _ = self.plan.changed() => return RenewerEvent::Plan,
                 // The pause was due to an unreachable upstream.
                 () = &mut back, if waits_for_upstream => return RenewerEvent::Due,
+                () = &mut password_changed => return RenewerEvent::Due,
                 () = self.stop.draining() => return RenewerEvent::Stop,
             }
         }
@@ -229,10 +231,23 @@ impl Renewer {
         let renew = renew_after(life, settings.renew_at, settings.renew_floor);
         NextAttempt::Renewal(Deadline::after(renew.saturating_sub(age)))
     }
+}
 
-    fn has_new_secret(&self, known: Option<&[u8; 32]>) -> bool {
-        let now = self.plan().settings.password.read();
-        now.is_ok_and(|now| known != Some(&digest(&now)))
+/// Waits until the file of `source` holds a password that `due` waits for; for ever if there is none.
+async fn new_secret(source: &SecretSource, due: &NextAttempt) {
+    let (NextAttempt::NewSecret(_, known), Some(path)) = (due, source.file()) else {
+        return pending().await;
+    };
+    // Its content is new to the watch, so that a password written during the login is found too.
+    let files = WatchedFiles::new(vec![path.to_owned()]);
+    let mut requests = ReloadRequests::never();
+    loop {
+        let file = files.next_look(&mut requests).await.contents.into_file();
+        let password = source.secret_of_file(&file.path, file.content);
+        // A file written again with the password that was refused is no reason for a login.
+        if password.is_ok_and(|password| *known != Some(digest(&password))) {
+            return;
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The breaker by itself: time is passed in, nothing waits.
+//! The circuit breaker alone: the tests pass the time in, so nothing waits.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
-/// One that is down since `start`, for want of a connection or of an answer.
+/// A breaker that opened at `start`, because of failed connections or missing responses.
 fn down(failure: ExchangeFailure, start: Instant) -> CircuitBreaker {
     let mut breaker = CircuitBreaker::new();
     for at in 0..4 {
@@ -23,7 +23,7 @@ fn down(failure: ExchangeFailure, start: Instant) -> CircuitBreaker {
     }
     if failure == ExchangeFailure::NoAnswer {
         let failed = breaker.failed(failure, FailureSource::Probe, start + millis(1000));
-        assert_eq!(failed, None, "one path alone is silent");
+        assert_eq!(failed, None, "one of the two probe paths got no response");
         let failed = breaker.failed(failure, FailureSource::Probe, start + millis(5000));
         assert_eq!(failed, Some(6));
         return breaker;
@@ -34,12 +34,12 @@ fn down(failure: ExchangeFailure, start: Instant) -> CircuitBreaker {
 }
 
 #[test]
-fn five_lost_connections_over_a_second_open_it_and_one_answer_closes_it() {
+fn five_connection_failures_over_a_second_open_it_and_one_response_closes_it() {
     let start = Instant::now();
     let mut breaker = CircuitBreaker::new();
     for _ in 0..100 {
         let failed = breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, start);
-        assert_eq!(failed, None, "all of one moment");
+        assert_eq!(failed, None, "all failures at one moment");
     }
     assert_eq!(breaker.admit(start), Ok(UpstreamPass::Ordinary));
     let later = start + millis(1000);
@@ -47,7 +47,7 @@ fn five_lost_connections_over_a_second_open_it_and_one_answer_closes_it() {
     assert_eq!(failed, Some(101));
     assert_eq!(breaker.admit(later), Err(millis(1000)));
     let failed = breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, later);
-    assert_eq!(failed, None, "told once");
+    assert_eq!(failed, None, "the opening is reported once");
     let well = start + millis(61_000);
     assert_eq!(breaker.responded(well), Some(millis(61_000)));
     assert_eq!(breaker.admit(well), Ok(UpstreamPass::Ordinary));
@@ -55,7 +55,7 @@ fn five_lost_connections_over_a_second_open_it_and_one_answer_closes_it() {
 }
 
 #[test]
-fn requests_without_an_answer_never_open_it_unless_the_gate_gets_none_either() {
+fn requests_without_a_response_open_it_only_if_probes_fail_too() {
     let start = Instant::now();
     let mut breaker = CircuitBreaker::new();
     for second in 0..1000 {
@@ -65,7 +65,7 @@ fn requests_without_an_answer_never_open_it_unless_the_gate_gets_none_either() {
     }
     let now = start + Duration::from_secs(1000);
     let failed = breaker.failed(ExchangeFailure::NoAnswer, FailureSource::Probe, now);
-    assert_eq!(failed, None, "the other path may be answered");
+    assert_eq!(failed, None, "the other probe path may get a response");
     let failed = breaker.failed(
         ExchangeFailure::NoAnswer,
         FailureSource::Probe,
@@ -75,48 +75,48 @@ fn requests_without_an_answer_never_open_it_unless_the_gate_gets_none_either() {
 }
 
 #[test]
-fn the_gate_asks_at_once_then_each_second_then_every_five_at_most() {
+fn probes_are_sent_at_once_then_each_second_then_every_five_seconds() {
     let start = Instant::now();
     let mut breaker = CircuitBreaker::new();
     assert_eq!(breaker.next_probe(), None);
-    let mut asked = Vec::new();
+    let mut probes = Vec::new();
     breaker.failed(ExchangeFailure::NoConnection, FailureSource::Request, start);
     for _ in 0..12 {
         let due = breaker.next_probe().unwrap();
         breaker.probe_begins(due, 0.0);
         breaker.failed(ExchangeFailure::NoConnection, FailureSource::Probe, due);
-        asked.push((due - start).as_secs());
+        probes.push((due - start).as_secs());
     }
-    assert_eq!(asked, [0, 1, 2, 3, 4, 6, 10, 15, 20, 25, 30, 35]);
+    assert_eq!(probes, [0, 1, 2, 3, 4, 6, 10, 15, 20, 25, 30, 35]);
     assert_eq!(breaker.level(), HealthLevel::Down);
 
-    // Suspicions that end at once do not make it ask faster.
-    let (mut breaker, mut asked) = (CircuitBreaker::new(), 0);
+    // Failures that are followed by a response at once do not cause more probes.
+    let (mut breaker, mut probes) = (CircuitBreaker::new(), 0);
     for step in 0..100 {
         let now = start + millis(100 * step);
         breaker.failed(ExchangeFailure::NoAnswer, FailureSource::Request, now);
         if breaker.next_probe().unwrap() <= now {
             breaker.probe_begins(now, 0.0);
             breaker.responded(now);
-            asked += 1;
+            probes += 1;
         }
     }
-    assert_eq!(asked, 10, "in ten seconds");
+    assert_eq!(probes, 10, "probes in ten seconds");
 }
 
 #[test]
-fn a_request_is_let_through_where_only_the_gates_own_questions_may_go_unanswered() {
+fn a_trial_request_is_admitted_when_probes_get_no_response() {
     let start = Instant::now();
     let mut breaker = down(ExchangeFailure::NoAnswer, start);
     let opened = start + millis(5000);
     assert!(breaker.admit(opened + millis(4999)).is_err());
     let due = opened + millis(5000);
     assert_eq!(breaker.admit(due), Ok(UpstreamPass::Trial));
-    assert!(breaker.admit(due).is_err(), "one each time");
+    assert!(breaker.admit(due).is_err(), "one trial per interval");
     let next = due + millis(5000);
     assert_eq!(breaker.admit(next), Ok(UpstreamPass::Trial));
 
-    // Where there is no connection, nothing but the gate itself need try.
+    // Without a connection only probes are sent, no trial requests.
     breaker.failed(ExchangeFailure::NoConnection, FailureSource::Probe, next);
     assert!(breaker.admit(next + millis(60_000)).is_err());
     let mut breaker = down(ExchangeFailure::NoConnection, start);
@@ -124,7 +124,7 @@ fn a_request_is_let_through_where_only_the_gates_own_questions_may_go_unanswered
 }
 
 #[test]
-fn a_new_way_to_the_upstream_is_tried_at_once() {
+fn changed_addresses_are_probed_at_once() {
     let start = Instant::now();
     let mut breaker = down(ExchangeFailure::NoConnection, start);
     let now = start + millis(1500);
@@ -133,9 +133,9 @@ fn a_new_way_to_the_upstream_is_tried_at_once() {
     assert_eq!(breaker.next_probe(), Some(now));
     breaker.probe_begins(now, 0.0);
     assert_eq!(breaker.next_probe(), Some(now + millis(1000)));
-    let mut quiet = CircuitBreaker::new();
-    quiet.hurry(now);
-    assert_eq!(quiet.next_probe(), None);
+    let mut closed = CircuitBreaker::new();
+    closed.hurry(now);
+    assert_eq!(closed.next_probe(), None);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,10 +151,10 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
         Just(ExchangeFailure::NoConnection),
         Just(ExchangeFailure::NoAnswer)
     ];
-    let asker = prop_oneof![Just(FailureSource::Request), Just(FailureSource::Probe)];
+    let source = prop_oneof![Just(FailureSource::Request), Just(FailureSource::Probe)];
     let step = prop_oneof![
         1 => Just(Step::Answered),
-        8 => (failure, asker).prop_map(|(failure, asker)| Step::Failed(failure, asker)),
+        8 => (failure, source).prop_map(|(failure, source)| Step::Failed(failure, source)),
         3 => Just(Step::Asks),
         4 => Just(Step::Admits),
     ];
@@ -162,9 +162,9 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
 }
 
 proptest! {
-    /// Against a list of what has happened since the last answer.
+    /// Compared with a list of the events since the last response.
     #[test]
-    fn it_is_open_only_for_what_was_said_and_always_finds_back(steps in steps()) {
+    fn it_opens_only_by_its_rules_and_always_recovers(steps in steps()) {
         let mut now = Instant::now();
         let mut breaker = CircuitBreaker::new();
         let mut run: Vec<(Instant, ExchangeFailure, FailureSource)> = Vec::new();
@@ -180,9 +180,9 @@ proptest! {
                     is_down = false;
                     prop_assert_eq!(breaker.admit(now), Ok(UpstreamPass::Ordinary));
                 }
-                Step::Failed(failure, asker) => {
-                    run.push((now, failure, asker));
-                    let opened = breaker.failed(failure, asker, now).is_some();
+                Step::Failed(failure, source) => {
+                    run.push((now, failure, source));
+                    let opened = breaker.failed(failure, source, now).is_some();
                     let unconnected = run.iter().filter(|one| one.1 == ExchangeFailure::NoConnection);
                     let unanswered = run
                         .iter()
@@ -217,7 +217,7 @@ proptest! {
             let is_in_doubt = !run.is_empty();
             prop_assert_eq!(breaker.next_probe().is_some(), is_in_doubt);
             if let Some(due) = breaker.next_probe() {
-                prop_assert!(due <= now + millis(5000), "asked within five seconds, always");
+                prop_assert!(due <= now + millis(5000), "a probe is always due within five seconds");
             }
         }
     }

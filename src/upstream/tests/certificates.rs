@@ -1,4 +1,4 @@
-//! What is wrong with the upstream's TLS is said in words, with the key to set.
+//! Error messages explain faults of the upstream's TLS and name the configuration key to set.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use tokio::runtime::Handle;
 use tokio_rustls::TlsAcceptor;
 
 use super::server::{Reply, Webapp};
-use super::trust::{Identity, around, believes, serve};
-use super::{PATIENCE, Surroundings, refusal};
+use super::trust::{Identity, connect, serve, setup};
+use super::{TEST_TIMEOUT, UpstreamSetup, refusal};
 use crate::config::Trust;
 use crate::error_chain::chain;
 use crate::lifecycle::TaskSet;
@@ -29,7 +29,7 @@ use crate::upstream::transport::tls::certificate::{
 };
 use crate::upstream::{LoginFailure, ResponseTimeout, SendErrorKind, UpstreamConnections};
 
-const PATIENT: ResponseTimeout = ResponseTimeout::within(PATIENCE);
+const RESPONSE_TIMEOUT: ResponseTimeout = ResponseTimeout::within(TEST_TIMEOUT);
 
 fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'static>, KeyPair) {
     let key = KeyPair::generate().unwrap();
@@ -39,14 +39,14 @@ fn self_signed(change: impl FnOnce(&mut CertificateParams)) -> (CertificateDer<'
     (certificate, key)
 }
 
-/// Why the upstream is not believed.
-async fn why(around: &Surroundings) -> String {
-    let why = believes(around, &around.open().unwrap()).await;
-    why.unwrap_err()
+/// The error of a TLS connection that is not trusted.
+async fn tls_error(setup: &UpstreamSetup) -> String {
+    let tls_error = connect(setup, &setup.open().unwrap()).await;
+    tls_error.unwrap_err()
 }
 
-fn pin_in(why: &str) -> [u8; 32] {
-    let (_, rest) = why.split_once("sha256//").unwrap();
+fn pin_in(tls_error: &str) -> [u8; 32] {
+    let (_, rest) = tls_error.split_once("sha256//").unwrap();
     let (pin, _) = rest.split_once('"').unwrap();
     STANDARD.decode(pin).unwrap().try_into().unwrap()
 }
@@ -60,22 +60,22 @@ async fn a_self_signed_certificate_is_explained_and_the_pin_can_be_copied() {
             }
         });
         let webapp = serve(&certificate, &key).await;
-        let public = around(&webapp, Trust::PublicAuthorities);
-        let text = why(&public).await;
+        let public = setup(&webapp, Trust::PublicAuthorities);
+        let text = tls_error(&public).await;
         assert!(text.contains("self-signed"), "{text}");
         assert!(text.contains("upstream.main.pins = [\"sha256//"), "{text}");
         assert_eq!(text.contains("upstream.main.ca"), !is_authority, "{text}");
-        let pinned = around(&webapp, Trust::Pins(vec![pin_in(&text)]));
-        believes(&pinned, &pinned.open().unwrap()).await.unwrap();
+        let pinned = setup(&webapp, Trust::Pins(vec![pin_in(&text)]));
+        connect(&pinned, &pinned.open().unwrap()).await.unwrap();
 
-        // The way out that is offered, and the one that is not.
-        let own = around(&webapp, Trust::PublicAuthorities);
+        // The suggested pin works; another one does not.
+        let own = setup(&webapp, Trust::PublicAuthorities);
         let body = STANDARD.encode(&certificate);
         let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
         let path = own.folder.write("ca.pem", &pem);
         let mut own = own;
         own.settings.trust = Trust::Authorities(path);
-        let outcome = believes(&own, &own.open().unwrap()).await;
+        let outcome = connect(&own, &own.open().unwrap()).await;
         assert_eq!(outcome.is_ok(), !is_authority, "{outcome:?}");
         if let Err(text) = outcome {
             assert!(
@@ -87,19 +87,19 @@ async fn a_self_signed_certificate_is_explained_and_the_pin_can_be_copied() {
 }
 
 #[tokio::test]
-async fn an_unknown_issuer_is_named_with_the_place_that_lacks_it() {
-    let (identity, stranger) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
+async fn an_unknown_issuer_is_named_with_the_file_that_lacks_it() {
+    let (identity, other_identity) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
     let webapp = identity.serve().await;
-    let mut around = around(&webapp, Trust::PublicAuthorities);
-    let text = why(&around).await;
+    let mut setup = setup(&webapp, Trust::PublicAuthorities);
+    let text = tls_error(&setup).await;
     assert!(
         text.contains("issued by") && text.contains("public authorities"),
         "{text}"
     );
     assert!(text.contains("upstream.main.ca"), "{text}");
-    let path = around.folder.write("ca.pem", &stranger.authority);
-    around.settings.trust = Trust::Authorities(path);
-    let text = why(&around).await;
+    let path = setup.folder.write("ca.pem", &other_identity.authority);
+    setup.settings.trust = Trust::Authorities(path);
+    let text = tls_error(&setup).await;
     assert!(!text.contains("public authorities"), "{text}");
     // Both authorities have the same name.
     assert!(
@@ -107,25 +107,25 @@ async fn an_unknown_issuer_is_named_with_the_place_that_lacks_it() {
         "{text}"
     );
     assert!(text.contains("upstream.main.pins"), "{text}");
-    around.settings.trust = Trust::Pins(vec![pin_in(&text)]);
-    believes(&around, &around.open().unwrap()).await.unwrap();
+    setup.settings.trust = Trust::Pins(vec![pin_in(&text)]);
+    connect(&setup, &setup.open().unwrap()).await.unwrap();
 }
 
 #[tokio::test]
-async fn another_name_and_other_dates_are_said() {
+async fn a_wrong_name_and_wrong_dates_are_explained() {
     let identity = Identity::of("webapp.internal");
     let webapp = identity.serve().await;
-    let mut named = around(&webapp, Trust::PublicAuthorities);
+    let mut named = setup(&webapp, Trust::PublicAuthorities);
     let path = named.folder.write("ca.pem", &identity.authority);
     named.settings.trust = Trust::Authorities(path);
-    let text = why(&named).await;
+    let text = tls_error(&named).await;
     assert!(
         text.contains("is for webapp.internal and not for 127.0.0.1"),
         "{text}"
     );
     assert!(text.contains("upstream.main.server_name"), "{text}");
 
-    for (from, to, said) in [
+    for (from, to, expected) in [
         (2001, 2002, "ended at 2002-01-01T00:00:00Z"),
         (2090, 2091, "not valid before 2090-01-01T00:00:00Z"),
     ] {
@@ -134,12 +134,12 @@ async fn another_name_and_other_dates_are_said() {
             params.not_after = date_time_ymd(to, 1, 1);
         });
         let webapp = serve(&certificate, &key).await;
-        let mut dated = around(&webapp, Trust::PublicAuthorities);
+        let mut dated = setup(&webapp, Trust::PublicAuthorities);
         let body = STANDARD.encode(&certificate);
         let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
         dated.settings.trust = Trust::Authorities(dated.folder.write("ca.pem", &pem));
-        let text = why(&dated).await;
-        assert!(text.contains(said), "{text}");
+        let text = tls_error(&dated).await;
+        assert!(text.contains(expected), "{text}");
     }
 }
 
@@ -149,9 +149,9 @@ const VERSION_ONE: &str = "MIIBHTCBxQIUDpMolJrMGNwwp2xNfPgGSnp//XkwCgYIKoZIzj0EA
 const SHORT_RSA: &str = "MIICCzCCAXSgAwIBAgIUBCqL5c7m9lPTbwYZWSVhnVTCxJswDQYJKoZIhvcNAQELBQAwETEPMA0GA1UEAwwGd2ViYXBwMCAXDTI2MTEzMDE0MjQxOVoYDzIxMjYxMTA2MTQyNDE5WjARMQ8wDQYDVQQDDAZ3ZWJhcHAwgZ8wDQYJKoZIhvcNAQEBBQADgY0AMIGJAoGBAKpGMGKoEpO1tLaVTyXcYLubfOQq7kukbi2VTDuV0GzggmnwSeehyvx+KQhtKrCZHDLtnRsdCz7oMq+f9NrBptzlH+xW8k7XhXXx/+0sGx0Y2AM2z6mWxVAgt0sIqipl+gTWXO/WqDKrt43efK3G0FecwcK2eeAwlNn2zOr+aPitAgMBAAGjXjBcMB0GA1UdDgQWBBRpiXmTIWZiTqHEXmqEvuKE7Nz9czAfBgNVHSMEGDAWgBRpiXmTIWZiTqHEXmqEvuKE7Nz9czAPBgNVHREECDAGhwR/AAABMAkGA1UdEwQCMAAwDQYJKoZIhvcNAQELBQADgYEACOpygrLp1oUlV7EEgdZiPa2oM2ZKLyaSVOK/nX4Cq/GtXydUhvsdNbYJABCq0K6BrlOImNpzScX1DMKLWN5oTqigUJo6lGcnX+iGm7v0w0K6KWYz5W7y+EF6TitT4dK9OCfWyLQ0ZkdlRyO0z6rRWSk6gj+XpTUGRrE7sx893TE=";
 
 #[test]
-fn old_kinds_of_certificates_and_a_chain_that_has_ended_are_said() {
+fn old_certificate_formats_and_expired_issuers_are_explained() {
     let wanted = ServerName::try_from("127.0.0.1").unwrap();
-    let said = |shown: &CertificateDer<'_>, error: &CertificateError| {
+    let expected = |shown: &CertificateDer<'_>, error: &CertificateError| {
         let verdict = VerifierVerdict {
             upstream: &"main".into(),
             place: &TrustPlace::PublicAuthorities,
@@ -164,25 +164,25 @@ fn old_kinds_of_certificates_and_a_chain_that_has_ended_are_said() {
     };
     let read = |text: &str| CertificateDer::from(STANDARD.decode(text).unwrap());
     let unknown = CertificateError::UnknownIssuer;
-    let text = said(&read(VERSION_ONE), &unknown);
+    let text = expected(&read(VERSION_ONE), &unknown);
     assert!(
         text.contains("before version 3") && text.contains("pins"),
         "{text}"
     );
-    let text = said(&read(SHORT_RSA), &unknown);
+    let text = expected(&read(SHORT_RSA), &unknown);
     assert!(
         text.contains("1024 bits") && !text.contains("pins"),
         "{text}"
     );
     for error in [CertificateError::Expired, CertificateError::NotValidYet] {
-        let text = said(&self_signed(|_| {}).0, &error);
+        let text = expected(&self_signed(|_| {}).0, &error);
         assert!(text.contains("an authority's"), "{text}");
     }
 }
 
 proptest! {
-    /// A certificate of which some bytes are others: nothing in it breaks the gate, or writes
-    /// into a log.
+    /// A certificate with changed bytes: it causes no panic, and injects nothing
+    /// into the log.
     #[test]
     fn a_garbled_certificate_is_described_in_one_line(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
@@ -207,7 +207,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn names_in_a_certificate_cannot_write_into_a_log() {
+async fn names_in_a_certificate_cannot_inject_log_lines() {
     let (certificate, key) = self_signed(|params| {
         let name = "evil\ntime=now level=error";
         params
@@ -216,12 +216,12 @@ async fn names_in_a_certificate_cannot_write_into_a_log() {
         params.is_ca = IsCa::NoCa;
     });
     let webapp = serve(&certificate, &key).await;
-    let text = why(&around(&webapp, Trust::PublicAuthorities)).await;
+    let text = tls_error(&setup(&webapp, Trust::PublicAuthorities)).await;
     assert!(!text.contains('\n'), "{text}");
 }
 
-/// Says `bytes` to each connection, when it has read something.
-async fn saying(bytes: &'static [u8]) -> SocketAddr {
+/// A server that sends `bytes` on each connection after its first read.
+async fn server_sending(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     TaskSet::new(Handle::current()).spawn("says a thing", async move {
@@ -234,18 +234,20 @@ async fn saying(bytes: &'static [u8]) -> SocketAddr {
 }
 
 async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
-    let mut around = Surroundings::of(address).without_login();
-    around.settings.base.tls = tls;
-    let upstream = around.open().unwrap();
-    let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, &around.scope.tasks);
-    let failure = connections.send(Request::new(Empty::new()), PATIENT).await;
+    let mut setup = UpstreamSetup::of(address).without_login();
+    setup.settings.base.tls = tls;
+    let upstream = setup.open().unwrap();
+    let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, &setup.scope.tasks);
+    let failure = connections
+        .send(Request::new(Empty::new()), RESPONSE_TIMEOUT)
+        .await;
     let failure = failure.unwrap_err();
     (failure.kind, chain(&failure))
 }
 
 #[tokio::test]
-async fn the_wrong_protocol_on_a_port_is_said() {
-    for (bytes, said) in [
+async fn the_wrong_protocol_on_a_port_is_explained() {
+    for (bytes, expected) in [
         (
             &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
             "url must begin with http://",
@@ -256,15 +258,15 @@ async fn the_wrong_protocol_on_a_port_is_said() {
         (b"\x15\x03\x03\x00\x02\x02\x28", "in common"),
         (b"\x15\x03\x03\x00\x02\x02\x70", "upstream.main.server_name"),
     ] {
-        let (kind, text) = failure(saying(bytes).await, true).await;
+        let (kind, text) = failure(server_sending(bytes).await, true).await;
         assert_eq!(kind, SendErrorKind::ConnectFailed);
-        assert!(text.contains(said), "{said}: {text}");
+        assert!(text.contains(expected), "{expected}: {text}");
     }
     for alert in [
         &b"\x15\x03\x01\x00\x02\x02\x46"[..],
         b"\x15\x03\x03\x00\x02\x02\x0a",
     ] {
-        let (kind, text) = failure(saying(alert).await, false).await;
+        let (kind, text) = failure(server_sending(alert).await, false).await;
         assert_eq!(kind, SendErrorKind::Protocol);
         assert!(
             text.contains("upstream.main.url must begin with https://"),
@@ -280,8 +282,8 @@ async fn the_wrong_protocol_on_a_port_is_said() {
     );
 }
 
-/// Answers over TLS and ends the connection without saying so.
-async fn ending_abruptly(identity: &Identity, answer: String) -> SocketAddr {
+/// Responds over TLS and closes the connection without close_notify.
+async fn ending_abruptly(identity: &Identity, response: String) -> SocketAddr {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(identity.key.serialize_der()).unwrap();
     let config = ServerConfig::builder_with_provider(provider)
@@ -299,7 +301,7 @@ async fn ending_abruptly(identity: &Identity, answer: String) -> SocketAddr {
                 continue;
             };
             let _ = stream.read(&mut [0; 4096]).await;
-            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.write_all(response.as_bytes()).await;
             let _ = stream.flush().await;
         }
     });
@@ -330,19 +332,21 @@ fn framed(body: &str) -> [(String, bool); 5] {
 }
 
 #[tokio::test]
-async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
+async fn a_response_is_complete_by_its_length_without_close_notify() {
     let identity = Identity::of("127.0.0.1");
     for body in ["hi".to_owned(), "x".repeat(LONG)] {
-        for (answer, is_whole) in framed(&body) {
-            let head = answer[..60.min(answer.len())].to_owned();
-            let address = ending_abruptly(&identity, answer).await;
-            let mut around = Surroundings::of(address).without_login();
-            around.settings.base.tls = true;
-            around.settings.trust = Trust::Pins(vec![identity.pin()]);
-            let upstream = around.open().unwrap();
+        for (response, is_whole) in framed(&body) {
+            let head = response[..60.min(response.len())].to_owned();
+            let address = ending_abruptly(&identity, response).await;
+            let mut setup = UpstreamSetup::of(address).without_login();
+            setup.settings.base.tls = true;
+            setup.settings.trust = Trust::Pins(vec![identity.pin()]);
+            let upstream = setup.open().unwrap();
             let connections =
-                UpstreamConnections::<Empty<Bytes>>::new(upstream, &around.scope.tasks);
-            let response = connections.send(Request::new(Empty::new()), PATIENT).await;
+                UpstreamConnections::<Empty<Bytes>>::new(upstream, &setup.scope.tasks);
+            let response = connections
+                .send(Request::new(Empty::new()), RESPONSE_TIMEOUT)
+                .await;
             let outcome = response.unwrap().into_body().collect().await;
             assert_eq!(outcome.is_ok(), is_whole, "{head}");
             if let Ok(whole) = outcome {
@@ -353,33 +357,33 @@ async fn an_answer_is_whole_by_its_length_and_not_by_close_notify() {
 }
 
 #[tokio::test]
-async fn the_answer_to_a_login_is_read_the_same_way() {
+async fn the_response_to_a_login_is_read_the_same_way() {
     let identity = Identity::of("127.0.0.1");
     let end = crate::profiles::format_expiry(crate::clock::unix_seconds() + 86_400);
     let body = format!(r#"{{"users":[{{"token":"t","expires_after":"{end}"}}],"meta":{{}}}}"#);
-    for (answer, is_whole) in framed(&body) {
-        let address = ending_abruptly(&identity, answer.clone()).await;
-        let mut around = Surroundings::of(address);
-        around.settings.base.tls = true;
-        around.settings.trust = Trust::Pins(vec![identity.pin()]);
-        let session = around.session();
+    for (response, is_whole) in framed(&body) {
+        let address = ending_abruptly(&identity, response.clone()).await;
+        let mut setup = UpstreamSetup::of(address);
+        setup.settings.base.tls = true;
+        setup.settings.trust = Trust::Pins(vec![identity.pin()]);
+        let session = setup.session();
         if is_whole {
-            let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
-            assert!(lease.unwrap().is_ok(), "{answer}");
+            let lease = tokio::time::timeout(TEST_TIMEOUT, session.lease()).await;
+            assert!(lease.unwrap().is_ok(), "{response}");
         } else {
             let refused = format!("{:?}", refusal(&session).await);
             assert!(
                 refused.contains(&format!("{:?}", LoginFailure::Unusable)),
-                "{answer}: {refused}"
+                "{response}: {refused}"
             );
         }
-        around.scope.stop.drain();
+        setup.scope.stop.drain();
     }
-    // The same with close_notify: there, an end is an end.
+    // The same with close_notify: that is a regular end.
     let (head, _) = framed(&body)[4].clone();
     let webapp = Webapp::start(move |_| Reply::raw(head.clone()).then_close()).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
-    let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
+    let lease = tokio::time::timeout(TEST_TIMEOUT, session.lease()).await;
     assert!(lease.unwrap().is_ok());
 }

@@ -1,19 +1,19 @@
-//! How long a connection is kept.
+//! How long an idle connection is reused.
 
-use super::connections::{PATIENT, SHORT, connections, post, text};
+use super::connections::{RESPONSE_TIMEOUT, SHORT, connections, post, text};
 use super::server::{Reply, Webapp};
-use super::{Surroundings, eventually};
+use super::{UpstreamSetup, eventually};
 
 #[tokio::test]
 async fn idle_connections_are_closed() {
     let webapp = Webapp::start(|_| Reply::with(200, "", "hi")).await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.idle_timeout = SHORT;
-    let connections = connections(&around);
-    text(connections.send(post("x"), PATIENT).await.unwrap()).await;
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.idle_timeout = SHORT;
+    let connections = connections(&setup);
+    text(connections.send(post("x"), RESPONSE_TIMEOUT).await.unwrap()).await;
     eventually("closed", || webapp.ended() == 1).await;
     eventually("counted", || {
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_connections_open

@@ -1,5 +1,5 @@
-//! Every kind of login that the description offers, through the whole session
-//! where it touches the wire, and by value where it does not.
+//! Every kind of login that a description can express: over a socket through the whole session
+//! where bytes matter, by value otherwise.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proptest::prelude::{ProptestConfig, any, proptest};
 use serde_json::{Value, json};
 
-use super::Surroundings;
+use super::UpstreamSetup;
 use super::server::{Reply, Webapp};
 use crate::secret::Secret;
 use crate::upstream::login::description::{
@@ -20,18 +20,18 @@ use crate::upstream::login::description::{
 
 const NOW: i64 = 1_627_203_048;
 
-/// What `description` makes of `body`: token and seconds to live.
+/// Token and lifetime in seconds that `description` reads from `body`.
 fn read(
     description: &LoginDescription,
     headers: &HeaderMap,
     body: &str,
 ) -> Result<(String, u64), BadLoginResponse> {
-    let answer = LoginResponseParts {
+    let response = LoginResponseParts {
         headers,
         body: body.as_bytes(),
         upstream_now: NOW,
     };
-    let found = description.read(answer)?;
+    let found = description.read(response)?;
     Ok((found.token.expose().to_owned(), found.life.as_secs()))
 }
 
@@ -53,7 +53,7 @@ fn jwt(claims: &Value) -> String {
 }
 
 #[test]
-fn tokens_are_found_wherever_they_are() {
+fn tokens_are_read_from_pointer_header_or_whole_body() {
     let none = HeaderMap::new();
     let hour = || vec![ExpirySource::Fixed(Duration::from_secs(3600))];
     let vault = with(pointer("/auth/client_token"), hour());
@@ -86,7 +86,7 @@ fn tokens_are_found_wherever_they_are() {
 }
 
 #[test]
-fn the_first_expiry_that_is_there_counts() {
+fn the_first_expiry_found_counts() {
     use BadLoginResponse::{BadExpiry, Past, TooFar};
     let none = HeaderMap::new();
     let description = with(
@@ -139,7 +139,7 @@ fn the_first_expiry_that_is_there_counts() {
 }
 
 #[test]
-fn templates_are_filled_in_one_pass_and_escaped() {
+fn templates_are_substituted_once_and_escaped() {
     let password = Secret::new("p\"{username}&=ä b");
     let mut description = crate::profiles::whatsapp::login_description();
     description.credential = CredentialForm::Json(json!({
@@ -165,7 +165,7 @@ fn templates_are_filled_in_one_pass_and_escaped() {
 }
 
 #[tokio::test]
-async fn a_json_login_with_a_header_of_its_own_works_end_to_end() {
+async fn a_json_login_with_a_custom_header_works_end_to_end() {
     let webapp = Webapp::start(|call| {
         let sent: Value = serde_json::from_slice(&call.body).unwrap();
         assert_eq!(sent, json!({ "email": "gateway", "password": "right" }));
@@ -178,8 +178,8 @@ async fn a_json_login_with_a_header_of_its_own_works_end_to_end() {
         )
     })
     .await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session_with(LoginDescription {
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session_with(LoginDescription {
         method: http::Method::PUT,
         path: PathAndQuery::from_static("/auth/login?mode=json"),
         credential: CredentialForm::Json(json!({
@@ -203,7 +203,7 @@ async fn a_json_login_with_a_header_of_its_own_works_end_to_end() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn no_answer_reaches_a_panic(body in any::<Vec<u8>>(), now in any::<i64>()) {
+    fn no_login_response_causes_a_panic(body in any::<Vec<u8>>(), now in any::<i64>()) {
         for token in [pointer("/users/0/token"), TokenSource::WholeBody] {
             let description = with(token, vec![
                 ExpirySource::PointerDate(String::new()),
@@ -211,8 +211,8 @@ proptest! {
                 ExpirySource::Fixed(Duration::from_secs(1)),
             ]);
             let headers = HeaderMap::new();
-            let answer = LoginResponseParts { headers: &headers, body: &body, upstream_now: now };
-            let _ = description.read(answer);
+            let response = LoginResponseParts { headers: &headers, body: &body, upstream_now: now };
+            let _ = description.read(response);
             description.wants_password_change(&body);
         }
     }

@@ -1,4 +1,4 @@
-//! Connecting: all addresses in a race, and what was learned is used.
+//! Connecting: addresses are tried in a race, and results are remembered.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use super::names::{asking, names};
-use super::stub_dns::{NO_NAME, Says, StubDns};
-use super::{Folder, PATIENCE, eventually};
+use super::names::{names, resolver_of};
+use super::stub_dns::{DnsReply, NO_NAME, StubDns};
+use super::{Folder, TEST_TIMEOUT, eventually};
 use crate::dns::DnsResolver;
 use crate::error_chain::chain;
 use crate::lifecycle::TaskScope;
@@ -20,7 +20,7 @@ use crate::upstream::transport::address_book::AddressBook;
 use crate::upstream::transport::address_memory::AddressMemory;
 use crate::upstream::transport::dialer::Dialer;
 
-/// What a loaded machine may add.
+/// Delay that a loaded machine may add.
 const SLACK: Duration = Duration::from_millis(200);
 const DELAY: Duration = Duration::from_millis(250);
 
@@ -36,14 +36,14 @@ fn dialer(names: DnsResolver, port: u16, limit: Duration) -> Dialer {
     }
 }
 
-async fn took(dialer: &Dialer) -> Duration {
+async fn dial_time(dialer: &Dialer) -> Duration {
     let began = Instant::now();
     dialer.dial(None).await.unwrap();
     began.elapsed()
 }
 
-/// An address that swallows what is sent to it: its queue of connections is full.
-struct SilentAddress(#[expect(dead_code, reason = "held, not read")] (Socket, Vec<TcpStream>));
+/// An address that does not respond: its accept queue is full.
+struct SilentAddress(#[expect(dead_code, reason = "only kept open")] (Socket, Vec<TcpStream>));
 
 impl SilentAddress {
     fn at(address: SocketAddr) -> Self {
@@ -70,38 +70,44 @@ fn port(listener: &TcpListener) -> u16 {
 }
 
 #[tokio::test]
-async fn an_ipv6_answer_that_never_comes_costs_fifty_milliseconds_once() {
+async fn a_missing_ipv6_reply_costs_fifty_milliseconds_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dns = StubDns::start(|_, kind| match kind {
-        RecordType::A => Says::address("127.0.0.1"),
-        _ => Says::Silence,
+        RecordType::A => DnsReply::address("127.0.0.1"),
+        _ => DnsReply::Silence,
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
-    let first = took(&dialer).await;
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let first = dial_time(&dialer).await;
     assert!(first < Duration::from_millis(100) + SLACK, "{first:?}");
     for _ in 0..5 {
-        assert!(took(&dialer).await < SLACK, "it is known");
+        assert!(
+            dial_time(&dialer).await < SLACK,
+            "the missing family is remembered"
+        );
     }
-    // Asked once more by UDP's own repeat, perhaps, but for no further connection.
-    let asked = dns.questions();
+    // UDP's own retry may repeat the query, but no further connection causes one.
+    let queries = dns.queries();
     assert_eq!(
-        asked.iter().filter(|asked| asked.ends_with(" A")).count(),
+        queries
+            .iter()
+            .filter(|queries| queries.ends_with(" A"))
+            .count(),
         1
     );
 }
 
 #[tokio::test]
-async fn the_next_address_is_tried_after_a_moment_and_the_good_one_first_afterwards() {
+async fn the_next_address_is_tried_after_a_delay_and_the_good_one_first_afterwards() {
     let (listener, _silent) = among_silent("127.0.0.3", &["127.0.0.2".into()]).await;
     let folder = Folder::new();
     let hosts = "127.0.0.2 webapp.example\n127.0.0.3 webapp.example\n";
-    let dialer = dialer(names(&folder, "", hosts), port(&listener), PATIENCE);
-    let first = took(&dialer).await;
+    let dialer = dialer(names(&folder, "", hosts), port(&listener), TEST_TIMEOUT);
+    let first = dial_time(&dialer).await;
     assert!(first >= DELAY && first < DELAY + SLACK, "{first:?}");
     for _ in 0..5 {
-        let later = took(&dialer).await;
+        let later = dial_time(&dialer).await;
         assert!(later < SLACK, "{later:?}");
     }
 }
@@ -113,34 +119,34 @@ async fn a_good_address_is_found_among_twenty() {
     let (listener, _silent) = among_silent(good, bad).await;
     let all: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
     let dns = StubDns::start(move |_, kind| match kind {
-        RecordType::A => Says::Addresses(all.clone(), 60),
-        _ => Says::Nothing,
+        RecordType::A => DnsReply::Addresses(all.clone(), 60),
+        _ => DnsReply::Nothing,
     })
     .await;
     let folder = Folder::new();
     let limit = Duration::from_secs(4);
-    let dialer = dialer(asking(&folder, &dns), port(&listener), limit);
-    let first = took(&dialer).await;
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), limit);
+    let first = dial_time(&dialer).await;
     assert!(first < limit, "{first:?}");
-    let later = took(&dialer).await;
+    let later = dial_time(&dialer).await;
     assert!(later < SLACK, "{later:?}");
 }
 
 #[tokio::test]
-async fn a_refused_attempt_costs_nothing_and_what_is_refused_is_told() {
+async fn a_refused_attempt_costs_no_time_and_is_named_in_the_error() {
     let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
     let folder = Folder::new();
     let hosts = "::1 webapp.example\n127.0.0.2 webapp.example\n127.0.0.3 webapp.example\n";
-    let dialer = dialer(names(&folder, "", hosts), port(&listener), PATIENCE);
-    let first = took(&dialer).await;
+    let dialer = dialer(names(&folder, "", hosts), port(&listener), TEST_TIMEOUT);
+    let first = dial_time(&dialer).await;
     assert!(first < DELAY, "{first:?}");
     drop(listener);
     let failure = dialer.dial(None).await.unwrap_err();
     assert!(matches!(failure, DialError::Connect { .. }));
-    let why = chain(&failure);
+    let message = chain(&failure);
     assert!(
-        why.contains("127.0.0.3") && why.contains("2 other addresses"),
-        "{why}"
+        message.contains("127.0.0.3") && message.contains("2 other addresses"),
+        "{message}"
     );
     // Remembered failures keep no address from being tried.
     let again = TcpListener::bind(("127.0.0.2", dialer.port)).await.unwrap();
@@ -149,63 +155,63 @@ async fn a_refused_attempt_costs_nothing_and_what_is_refused_is_told() {
 }
 
 #[tokio::test]
-async fn what_has_not_come_in_time_is_told() {
+async fn a_dial_timeout_names_the_step_that_was_late() {
     let limit = Duration::from_millis(400);
     let (listener, _silent) = among_silent("127.0.0.4", &["127.0.0.2".into()]).await;
     let folder = Folder::new();
     let hosts = names(&folder, "", "127.0.0.2 webapp.example\n");
     let silent = dialer(hosts, port(&listener), limit);
-    let why = chain(&silent.dial(None).await.unwrap_err());
+    let message = chain(&silent.dial(None).await.unwrap_err());
     assert!(
-        why.contains("127.0.0.2") && why.contains("does not answer"),
-        "{why}"
+        message.contains("127.0.0.2") && message.contains("does not answer"),
+        "{message}"
     );
 
-    let dns = StubDns::start(|_, _| Says::Silence).await;
-    let unanswered = dialer(asking(&folder, &dns), port(&listener), limit);
-    let why = chain(&unanswered.dial(None).await.unwrap_err());
+    let dns = StubDns::start(|_, _| DnsReply::Silence).await;
+    let silent_dns = dialer(resolver_of(&folder, &dns), port(&listener), limit);
+    let message = chain(&silent_dns.dial(None).await.unwrap_err());
     assert!(
-        why.contains("name servers") && why.contains("resolv.conf"),
-        "{why}"
+        message.contains("name servers") && message.contains("resolv.conf"),
+        "{message}"
     );
 }
 
 #[tokio::test]
-async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_found() {
+async fn stale_addresses_serve_while_name_servers_are_silent_and_new_ones_are_found() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let other = TcpListener::bind(("127.0.0.2", port(&listener)))
         .await
         .unwrap();
-    let short = |ip: &str| Says::Addresses(vec![ip.parse().unwrap()], 1);
+    let short = |ip: &str| DnsReply::Addresses(vec![ip.parse().unwrap()], 1);
     let dns = StubDns::start(move |_, kind| match kind {
         RecordType::A => short("127.0.0.1"),
-        _ => Says::Nothing,
+        _ => DnsReply::Nothing,
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
-    took(&dialer).await;
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    dial_time(&dialer).await;
     listener.accept().await.unwrap();
-    dns.says(|_, _| Says::Silence);
+    dns.set_script(|_, _| DnsReply::Silence);
     sleep(Duration::from_millis(1100)).await;
-    let stale = took(&dialer).await;
+    let stale = dial_time(&dialer).await;
     assert!(stale < Duration::from_millis(300) + SLACK, "{stale:?}");
     listener.accept().await.unwrap();
-    let next = took(&dialer).await;
+    let next = dial_time(&dialer).await;
     assert!(
         next < SLACK,
-        "the same question is waited for once: {next:?}"
+        "a query in progress is waited for once: {next:?}"
     );
     listener.accept().await.unwrap();
     // The servers are back, with another address.
-    dns.says(move |_, kind| match kind {
+    dns.set_script(move |_, kind| match kind {
         RecordType::A => short("127.0.0.2"),
-        _ => Says::Nothing,
+        _ => DnsReply::Nothing,
     });
-    let deadline = Instant::now() + PATIENCE * 2;
+    let deadline = Instant::now() + TEST_TIMEOUT * 2;
     let moved = async {
         while Instant::now() < deadline {
-            took(&dialer).await;
+            dial_time(&dialer).await;
             sleep(Duration::from_millis(100)).await;
         }
     };
@@ -213,8 +219,8 @@ async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_fou
         accepted = other.accept() => drop(accepted.unwrap()),
         () = moved => panic!("the new address is never used"),
     }
-    // A server that says no is believed, stale addresses or not.
-    dns.says(|_, _| NO_NAME);
+    // A negative reply counts, even if there are stale addresses.
+    dns.set_script(|_, _| NO_NAME);
     sleep(Duration::from_millis(1100)).await;
     let failure = dialer.dial(None).await.unwrap_err();
     assert!(
@@ -225,48 +231,51 @@ async fn earlier_addresses_serve_while_servers_are_silent_and_later_ones_are_fou
 }
 
 #[tokio::test]
-async fn addresses_that_all_fail_are_asked_for_again_whatever_their_life() {
+async fn addresses_that_all_fail_are_looked_up_again_before_their_ttl() {
     let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
-    let long = |ip: &str| Says::Addresses(vec![ip.parse().unwrap()], 86_400);
+    let long = |ip: &str| DnsReply::Addresses(vec![ip.parse().unwrap()], 86_400);
     let dns = StubDns::start(move |_, kind| match kind {
         RecordType::A => long("127.0.0.2"),
-        _ => Says::Nothing,
+        _ => DnsReply::Nothing,
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     assert!(dialer.dial(None).await.is_err());
-    dns.says(move |_, kind| match kind {
+    dns.set_script(move |_, kind| match kind {
         RecordType::A => long("127.0.0.3"),
-        _ => Says::Nothing,
+        _ => DnsReply::Nothing,
     });
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while dialer.dial(None).await.is_err() {
-        assert!(Instant::now() < deadline, "never asked again");
+        assert!(
+            Instant::now() < deadline,
+            "the name was not looked up again"
+        );
         sleep(Duration::from_millis(200)).await;
     }
 }
 
 #[tokio::test]
-async fn a_name_that_comes_late_is_found_and_many_share_one_look_up() {
+async fn a_late_dns_reply_is_used_and_dials_share_one_look_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dns = StubDns::start(|_, _| NO_NAME).await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
     for _ in 0..20 {
         let failure = dialer.dial(None).await.unwrap_err();
         assert!(matches!(failure, DialError::Resolve { .. }));
     }
-    assert!(dns.questions().len() <= 6, "{:?}", dns.questions());
-    dns.says(|_, kind| match kind {
-        RecordType::A => Says::Later(50, Box::new(Says::address("127.0.0.1"))),
-        _ => Says::Nothing,
+    assert!(dns.queries().len() <= 6, "{:?}", dns.queries());
+    dns.set_script(|_, kind| match kind {
+        RecordType::A => DnsReply::Later(50, Box::new(DnsReply::address("127.0.0.1"))),
+        _ => DnsReply::Nothing,
     });
     sleep(Duration::from_millis(1100)).await;
-    let before = dns.questions().len();
+    let before = dns.queries().len();
     let (one, two, three) = tokio::join!(dialer.dial(None), dialer.dial(None), dialer.dial(None));
     assert!(one.is_ok() && two.is_ok() && three.is_ok());
-    assert_eq!(dns.questions().len(), before + 2);
+    assert_eq!(dns.queries().len(), before + 2);
 }
 
 #[tokio::test]
@@ -275,29 +284,30 @@ async fn a_late_family_joins_the_race() {
     let silent: SocketAddr = format!("127.0.0.2:{}", port(&listener)).parse().unwrap();
     let _silent = SilentAddress::at(silent);
     let dns = StubDns::start(|_, kind| match kind {
-        RecordType::A => Says::address("127.0.0.2"),
-        _ => Says::Later(400, Box::new(Says::address("::1"))),
+        RecordType::A => DnsReply::address("127.0.0.2"),
+        _ => DnsReply::Later(400, Box::new(DnsReply::address("::1"))),
     })
     .await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
-    let first = took(&dialer).await;
-    let late = Duration::from_millis(400);
-    assert!(first >= late && first < late + SLACK, "{first:?}");
-    let later = took(&dialer).await;
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let first = dial_time(&dialer).await;
+    let delay = Duration::from_millis(400);
+    assert!(first >= delay && first < delay + SLACK, "{first:?}");
+    let later = dial_time(&dialer).await;
     assert!(later < SLACK, "the good family goes first: {later:?}");
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_does_not_end_the_look_up() {
+async fn a_cancelled_dial_does_not_end_the_look_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let dns = StubDns::start(|_, _| Says::Later(300, Box::new(Says::address("127.0.0.1")))).await;
+    let dns =
+        StubDns::start(|_, _| DnsReply::Later(300, Box::new(DnsReply::address("127.0.0.1")))).await;
     let folder = Folder::new();
-    let dialer = dialer(asking(&folder, &dns), port(&listener), PATIENCE);
-    let brief = Instant::now() + Duration::from_millis(20);
-    assert!(dialer.dial(Some(brief)).await.is_err());
-    eventually("asked", || dns.questions().len() == 2).await;
+    let dialer = dialer(resolver_of(&folder, &dns), port(&listener), TEST_TIMEOUT);
+    let deadline = Instant::now() + Duration::from_millis(20);
+    assert!(dialer.dial(Some(deadline)).await.is_err());
+    eventually("asked", || dns.queries().len() == 2).await;
     sleep(Duration::from_millis(500)).await;
-    assert!(took(&dialer).await < SLACK);
-    assert_eq!(dns.questions().len(), 2);
+    assert!(dial_time(&dialer).await < SLACK);
+    assert_eq!(dns.queries().len(), 2);
 }

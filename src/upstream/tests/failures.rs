@@ -1,4 +1,4 @@
-//! Logins that fail: told apart, never a storm, never a hang.
+//! Failed logins: their causes are distinguished, and they lead to no login storm and no hang.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::server::{Reply, Webapp, gate};
-use super::{PATIENCE, Surroundings, eventually, refusal, stays};
+use super::server::{Reply, Webapp, permits};
+use super::{TEST_TIMEOUT, UpstreamSetup, eventually, refusal, stays};
 use crate::metrics::LoginOutcome;
 use crate::secret::SecretSource;
 use crate::upstream::{Error, LoginFailure};
 
-fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
+pub(super) fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send + Sync {
     |call| {
         if call.has_line("Authorization: Basic Z2F0ZXdheTpyaWdodA==") {
             Reply::login("tok", 600)
@@ -29,26 +29,26 @@ fn lets_in_the_right_password() -> impl Fn(&super::server::Call) -> Reply + Send
 #[tokio::test]
 async fn a_wrong_password_is_tried_once_until_its_file_changes() {
     let webapp = Webapp::start(lets_in_the_right_password()).await;
-    let around = Surroundings::of(webapp.address);
-    around.folder.write("password", "wrong");
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    setup.folder.write("password", "wrong");
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::WrongPassword);
     assert_eq!(
         session.status().to_string(),
         "upstream login: wrong password"
     );
-    // Written again without a change: the same wrong password.
-    around.folder.write("password", "wrong\n");
-    stays("one attempt", || webapp.requests() == 1).await;
-    around.folder.write("password", "right");
+    // The file is written again with the same wrong password.
+    setup.folder.write("password", "wrong\n");
+    stays("the number of logins stays 1", || webapp.requests() == 1).await;
+    setup.folder.write("password", "right");
     eventually("logged in", || session.is_ready()).await;
     assert_eq!(webapp.requests(), 2);
-    let logins = &around.metrics.upstream("main").session_logins;
+    let logins = &setup.metrics.upstream("main").session_logins;
     assert_eq!(logins.value(LoginOutcome::WrongPassword), 1);
 }
 
 #[tokio::test]
-async fn a_password_that_must_be_changed_stops_logins_as_well() {
+async fn a_password_that_must_be_changed_stops_logins_too() {
     let webapp = Webapp::start(|_| {
         Reply::with(
             401,
@@ -57,28 +57,28 @@ async fn a_password_that_must_be_changed_stops_logins_as_well() {
         )
     })
     .await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     let no = refusal(&session).await;
     assert_eq!(no.why, LoginFailure::PasswordChange);
     assert!(no.retry_after >= Duration::from_secs(1));
-    stays("one attempt", || webapp.requests() == 1).await;
+    stays("the number of logins stays 1", || webapp.requests() == 1).await;
 }
 
 #[tokio::test]
 async fn a_password_file_that_is_missing_is_awaited() {
     let webapp = Webapp::start(lets_in_the_right_password()).await;
-    let around = Surroundings::of(webapp.address);
-    std::fs::remove_file(around.folder.0.join("password")).unwrap();
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    std::fs::remove_file(setup.folder.0.join("password")).unwrap();
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::Secret);
     assert_eq!(webapp.connections(), 0);
-    around.folder.write("password", "right");
+    setup.folder.write("password", "right");
     eventually("logged in", || session.is_ready()).await;
 }
 
 #[tokio::test]
-async fn an_answer_without_a_usable_token_is_a_failed_login() {
+async fn a_response_without_a_usable_token_is_a_failed_login() {
     let past = "2021-07-25 08:50:48+00:00";
     let user = |token: &str, end: &str| {
         format!(r#"{{"users":[{{"token":{token},"expires_after":{end}}}]}}"#)
@@ -107,56 +107,56 @@ async fn an_answer_without_a_usable_token_is_a_failed_login() {
     for body in bodies {
         let start: String = body.chars().take(60).collect();
         let webapp = Webapp::start(move |_| Reply::with(200, "", &body)).await;
-        let around = Surroundings::of(webapp.address);
-        let session = around.session();
+        let setup = UpstreamSetup::of(webapp.address);
+        let session = setup.session();
         assert_eq!(
             refusal(&session).await.why,
             LoginFailure::Unusable,
             "{start}"
         );
         assert!(!session.is_ready());
-        around.scope.stop.abort();
+        setup.scope.stop.abort();
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_is_cut_short_is_a_failed_login() {
+async fn an_incomplete_response_is_a_failed_login() {
     let whole = "HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{\"users\":[{\"token\":\"tok\",";
     let webapp = Webapp::start(move |_| Reply::raw(whole).then_close()).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::Unusable);
 }
 
 #[tokio::test]
-async fn a_login_that_is_never_answered_ends_in_time() {
-    let never = gate();
+async fn a_login_without_a_response_times_out() {
+    let never = permits();
     let webapp = Webapp::start(move |_| Reply::raw("").after(&never)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().timeout = Duration::from_millis(200);
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().timeout = Duration::from_millis(200);
+    let session = setup.session();
     assert_eq!(refusal(&session).await.why, LoginFailure::Timeout);
-    eventually("it is tried again", || webapp.requests() > 1).await;
+    eventually("the login is tried again", || webapp.requests() > 1).await;
 }
 
 #[tokio::test]
-async fn a_login_that_trickles_forever_ends_in_time() {
+async fn a_login_response_that_trickles_times_out() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{\"users\":";
     let webapp = Webapp::start(move |_| Reply::raw(head)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().timeout = Duration::from_millis(200);
-    assert_eq!(refusal(&around.session()).await.why, LoginFailure::Timeout);
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().timeout = Duration::from_millis(200);
+    assert_eq!(refusal(&setup.session()).await.why, LoginFailure::Timeout);
 }
 
 #[tokio::test]
-async fn an_upstream_that_asks_for_time_gets_it() {
+async fn the_retry_after_of_a_refused_login_is_honoured() {
     let webapp = Webapp::start(|_| Reply::with(429, "Retry-After: 120\r\n", "")).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     let no = refusal(&session).await;
     assert!(matches!(no.why, LoginFailure::Refused(status) if status == 429));
     assert!(no.retry_after > Duration::from_secs(110), "{no:?}");
-    stays("one attempt", || webapp.requests() == 1).await;
+    stays("the number of logins stays 1", || webapp.requests() == 1).await;
 }
 
 #[tokio::test]
@@ -166,21 +166,21 @@ async fn a_403_is_not_a_verdict_on_the_password() {
         _ => Reply::login("tok", 600),
     })
     .await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     assert!(matches!(refusal(&session).await.why, LoginFailure::Refused(status) if status == 403));
     eventually("logged in", || session.is_ready()).await;
 }
 
 #[tokio::test]
-async fn an_upstream_that_starts_late_is_found() {
-    // No other program gets this port: it stays bound, without a listener, until then.
+async fn an_upstream_that_starts_later_is_reached() {
+    // The port stays bound without a listener until then, so that no other program gets it.
     let reserved = tokio::net::TcpSocket::new_v4().unwrap();
     reserved.set_reuseaddr(true).unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = reserved.local_addr().unwrap();
-    let around = Surroundings::of(address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(address);
+    let session = setup.session();
     let no = refusal(&session).await;
     assert_eq!(no.why, LoginFailure::Unreachable);
     assert!(session.status().to_string().contains("unreachable"));
@@ -190,17 +190,17 @@ async fn an_upstream_that_starts_late_is_found() {
 }
 
 #[tokio::test]
-async fn a_login_is_made_when_the_upstream_is_back_and_not_when_its_back_off_ends() {
+async fn a_login_is_made_as_soon_as_the_upstream_is_back() {
     let reserved = tokio::net::TcpSocket::new_v4().unwrap();
     reserved.set_reuseaddr(true).unwrap();
     reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = reserved.local_addr().unwrap();
-    let around = Surroundings::of(address);
-    let session = around.session();
-    // Pauses grow at random; one of those that would outlast the wait below is needed.
+    let setup = UpstreamSetup::of(address);
+    let session = setup.session();
+    // Pauses grow at random; the test needs one that is longer than its wait below.
     let deadline = Instant::now() + Duration::from_secs(120);
     while refusal(&session).await.retry_after < Duration::from_secs(12) {
-        assert!(Instant::now() < deadline, "no long pause");
+        assert!(Instant::now() < deadline, "no pause became long enough");
         sleep(Duration::from_millis(50)).await;
     }
     drop(reserved);
@@ -211,63 +211,68 @@ async fn a_login_is_made_when_the_upstream_is_back_and_not_when_its_back_off_end
 }
 
 #[tokio::test]
-async fn attempts_that_never_reached_the_upstream_cost_no_budget() {
+async fn logins_that_never_reached_the_upstream_cost_no_budget() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().logins_per_hour = 1;
-    around.login().min_login_interval = Duration::from_secs(60);
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().logins_per_hour = 1;
+    setup.login().min_login_interval = Duration::from_secs(60);
     // No program listens at port 1.
-    around.settings.base.port = 1;
-    let session = around.session();
+    setup.settings.base.port = 1;
+    let session = setup.session();
     let unreachable = || {
-        around
+        setup
             .metrics
             .upstream("main")
             .session_logins
             .value(LoginOutcome::Unreachable)
     };
     assert_eq!(refusal(&session).await.why, LoginFailure::Unreachable);
-    eventually("tried again in spite of the budget", || unreachable() > 1).await;
+    eventually("the login is tried again despite the budget", || {
+        unreachable() > 1
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn an_api_key_is_checked_and_follows_its_file() {
     let never = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&never);
+    let login_seen = Arc::clone(&never);
     let webapp = Webapp::start(move |_| {
-        asked.store(true, Ordering::SeqCst);
+        login_seen.store(true, Ordering::SeqCst);
         Reply::raw("")
     })
     .await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    let path = around.folder.write("key", "too-short");
-    around.settings.api_key = Some(SecretSource::File(path));
-    assert!(matches!(around.open(), Err(Error::ApiKey { .. })));
-    around.folder.write("key", "long-enough-key\n");
-    let upstream = around.open().unwrap();
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    let path = setup.folder.write("key", "too-short");
+    setup.settings.api_key = Some(SecretSource::File(path));
+    assert!(matches!(setup.open(), Err(Error::ApiKey { .. })));
+    setup.folder.write("key", "long-enough-key\n");
+    let upstream = setup.open().unwrap();
     let key = || upstream.api_key().unwrap().headers()[0].1.clone();
     assert_eq!(key(), "Apikey long-enough-key");
-    around.folder.write("key", "short");
+    setup.folder.write("key", "short");
     stays("the old key", || key() == "Apikey long-enough-key").await;
-    around.folder.write("key", "another-good-key");
+    setup.folder.write("key", "another-good-key");
     eventually("the new key", || key() == "Apikey another-good-key").await;
     assert!(upstream.session().is_none());
     drop(upstream);
-    timeout(PATIENCE, around.scope.tasks.wait()).await.unwrap();
+    timeout(TEST_TIMEOUT, setup.scope.tasks.wait())
+        .await
+        .unwrap();
     assert!(!never.load(Ordering::SeqCst), "no login was configured");
 }
 
 #[tokio::test]
-async fn turns_are_limited_and_the_queue_has_an_end() {
+async fn permits_are_limited_and_the_queue_times_out() {
     let webapp = Webapp::start(|_| Reply::raw("")).await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.concurrency = 1;
-    let upstream = around.open().unwrap();
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.concurrency = 1;
+    let upstream = setup.open().unwrap();
     let client = upstream.permits().key("client");
     let permit = upstream.acquire_permit(client, false).await.unwrap();
-    let (crowded, ()) = tokio::join!(upstream.acquire_permit(client, false), async {
+    let (timed_out, ()) = tokio::join!(upstream.acquire_permit(client, false), async {
         eventually("queued", || {
-            around
+            setup
                 .metrics
                 .upstream("main")
                 .upstream_requests_queued
@@ -276,9 +281,9 @@ async fn turns_are_limited_and_the_queue_has_an_end() {
         })
         .await;
     });
-    assert!(crowded.is_err());
+    assert!(timed_out.is_err());
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_requests_queued

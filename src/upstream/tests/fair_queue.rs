@@ -1,4 +1,4 @@
-//! Who gets the next permit: examples, and what holds whatever the order of events.
+//! Which client gets the next permit: examples, and properties for any order of events.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Surroundings, eventually};
+use super::{UpstreamSetup, eventually};
 use crate::shares::{ShareKey, is_within_share};
 use crate::upstream::fair_queue::{ClientSlot, FairQueue, WaiterId};
 
@@ -23,49 +23,55 @@ fn poll(queue: &FairQueue, waiter: WaiterId) -> Option<ClientSlot> {
     }
 }
 
-fn taken(queue: &FairQueue, client: u64) -> Vec<ClientSlot> {
+fn take_all(queue: &FairQueue, client: u64) -> Vec<ClientSlot> {
     std::iter::from_fn(|| queue.try_take(key(client), false)).collect()
 }
 
 #[test]
-fn a_new_client_finds_a_permit_however_many_another_one_holds() {
+fn a_new_client_gets_a_permit_however_many_another_one_holds() {
     let queue = FairQueue::new(64, 4);
-    let greedy = taken(&queue, 1);
+    let first_client = take_all(&queue, 1);
     assert_eq!(
-        greedy.len(),
+        first_client.len(),
         54,
-        "alone, and no monitoring request was ever made"
+        "no other client, and no monitoring request so far"
     );
     let waiting: Vec<_> = (0..1000).map(|_| queue.enqueue(key(1), false)).collect();
     assert!(
         queue.try_take(key(2), false).is_none(),
-        "requests wait: in line, please"
+        "no permit without queueing while requests wait"
     );
     let other = queue.enqueue(key(2), false);
-    assert!(poll(&queue, other).is_some(), "and is served at once");
+    assert!(
+        poll(&queue, other).is_some(),
+        "a client without a permit is served at once"
+    );
     assert!(poll(&queue, waiting[0]).is_none());
 }
 
 #[test]
-fn freed_permits_go_to_who_holds_the_fewest_and_each_line_keeps_its_order() {
+fn freed_permits_go_to_the_client_with_the_fewest_and_each_client_is_fifo() {
     let queue = FairQueue::new(4, 0);
-    let held = taken(&queue, 1);
-    assert_eq!(held.len(), 4);
-    let greedy: Vec<_> = (0..3).map(|_| queue.enqueue(key(1), false)).collect();
+    let taken_slots = take_all(&queue, 1);
+    assert_eq!(taken_slots.len(), 4);
+    let first_client: Vec<_> = (0..3).map(|_| queue.enqueue(key(1), false)).collect();
     let two: Vec<_> = (0..2).map(|_| queue.enqueue(key(2), false)).collect();
     let three = queue.enqueue(key(3), false);
-    queue.release(held[0]);
-    assert!(poll(&queue, two[0]).is_some(), "holds none, waits longest");
-    queue.release(held[1]);
-    assert!(poll(&queue, three).is_some(), "holds none");
-    queue.release(held[2]);
-    assert!(poll(&queue, greedy[0]).is_some() || poll(&queue, two[1]).is_some());
-    assert!(poll(&queue, greedy[2]).is_none());
+    queue.release(taken_slots[0]);
+    assert!(
+        poll(&queue, two[0]).is_some(),
+        "the client holds no permit and waits longest"
+    );
+    queue.release(taken_slots[1]);
+    assert!(poll(&queue, three).is_some(), "the client holds no permit");
+    queue.release(taken_slots[2]);
+    assert!(poll(&queue, first_client[0]).is_some() || poll(&queue, two[1]).is_some());
+    assert!(poll(&queue, first_client[2]).is_none());
     assert_eq!(queue.length().granted, 3);
 }
 
 #[test]
-fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
+fn monitoring_has_a_reserve_and_no_further_priority() {
     let queue = FairQueue::new(16, 1);
     assert!(queue.try_take(key(9), true).is_some());
     let all: Vec<_> = (1..16)
@@ -73,7 +79,7 @@ fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
         .collect();
     assert!(
         all.iter().all(Option::is_some),
-        "its reserve is in use: the rest is open"
+        "the reserve is in use: the other permits are available"
     );
     let first = all[0].unwrap();
     let monitoring = queue.enqueue(key(9), true);
@@ -81,7 +87,7 @@ fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
     queue.release(first);
     assert!(
         poll(&queue, other).is_some(),
-        "holds none, monitoring holds one"
+        "the client holds no permit, monitoring holds one"
     );
     assert!(poll(&queue, monitoring).is_none());
 
@@ -90,22 +96,23 @@ fn monitoring_has_a_reserve_and_no_more_than_that_ahead_of_others() {
     let all: Vec<_> = (0..40)
         .map_while(|client| queue.try_take(key(client), false))
         .collect();
-    assert_eq!(all.len(), 15, "one is kept");
+    assert_eq!(all.len(), 15, "one permit is reserved");
     assert!(queue.try_take(key(9), true).is_some());
 }
 
 #[test]
 fn with_too_few_permits_for_a_reserve_monitoring_goes_first_every_other_time() {
     let queue = FairQueue::new(1, 0);
-    let mut held = queue.try_take(key(1), false).unwrap();
+    let mut taken_slots = queue.try_take(key(1), false).unwrap();
     let mut others: Vec<_> = (2..5)
         .map(|client| queue.enqueue(key(client), false))
         .collect();
     let mut monitoring: Vec<_> = (0..3).map(|_| queue.enqueue(key(9), true)).collect();
     let mut order = String::new();
     for _ in 0..6 {
-        queue.release(held);
-        held = if let Some(slot) = monitoring.first().and_then(|first| poll(&queue, *first)) {
+        queue.release(taken_slots);
+        taken_slots = if let Some(slot) = monitoring.first().and_then(|first| poll(&queue, *first))
+        {
             monitoring.remove(0);
             order.push('m');
             slot
@@ -118,7 +125,7 @@ fn with_too_few_permits_for_a_reserve_monitoring_goes_first_every_other_time() {
 }
 
 #[test]
-fn clients_that_are_gone_are_forgotten() {
+fn state_of_clients_without_requests_is_removed() {
     let queue = FairQueue::new(8, 0);
     let stays = queue.try_take(key(1), false).unwrap();
     for client in 2..10_000 {
@@ -132,11 +139,11 @@ fn clients_that_are_gone_are_forgotten() {
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// A request of a client, of the monitoring kind or not.
+    /// A request of a client; whether it is a monitoring request.
     Comes(u64, bool),
-    /// One of the waiting requests leaves.
+    /// One of the waiting requests is cancelled.
     Leaves(usize),
-    /// One of the permits ends.
+    /// One of the permits is released.
     Ends(usize),
 }
 
@@ -163,17 +170,17 @@ struct Waiting {
     woken: Arc<Woken>,
 }
 
-/// What must be true after each event, seen from outside.
+/// The expected state, checked after each event.
 struct Model {
     queue: FairQueue,
     permits: usize,
-    held: Vec<((u64, bool), ClientSlot)>,
+    taken_slots: Vec<((u64, bool), ClientSlot)>,
     waiting: Vec<Waiting>,
 }
 
 impl Model {
     fn holds(&self, client: (u64, bool)) -> usize {
-        self.held
+        self.taken_slots
             .iter()
             .filter(|(holder, _)| *holder == client)
             .count()
@@ -182,15 +189,15 @@ impl Model {
     fn apply(&mut self, event: &Event) {
         match *event {
             Event::Comes(client, kind) => match self.queue.try_take(key(client), kind) {
-                Some(slot) => self.held.push(((client, kind), slot)),
+                Some(slot) => self.taken_slots.push(((client, kind), slot)),
                 None => self.waits(client, kind),
             },
             Event::Leaves(at) if !self.waiting.is_empty() => {
-                let gone = self.waiting.remove(at % self.waiting.len());
-                self.queue.leave(gone.id);
+                let leaving = self.waiting.remove(at % self.waiting.len());
+                self.queue.leave(leaving.id);
             }
-            Event::Ends(at) if !self.held.is_empty() => {
-                let (_, slot) = self.held.swap_remove(at % self.held.len());
+            Event::Ends(at) if !self.taken_slots.is_empty() => {
+                let (_, slot) = self.taken_slots.swap_remove(at % self.taken_slots.len());
                 self.queue.release(slot);
             }
             _ => {}
@@ -202,7 +209,7 @@ impl Model {
         let (id, woken) = (self.queue.enqueue(key(client), kind), Arc::default());
         let waker = Waker::from(Arc::clone(&woken));
         match self.queue.poll_permit(id, &mut Context::from_waker(&waker)) {
-            Poll::Ready(slot) => self.held.push(((client, kind), slot)),
+            Poll::Ready(slot) => self.taken_slots.push(((client, kind), slot)),
             Poll::Pending => self.waiting.push(Waiting {
                 client: (client, kind),
                 id,
@@ -211,7 +218,7 @@ impl Model {
         }
     }
 
-    /// Those that were woken take their permits; the others must have none.
+    /// Woken waiters take their permits; the others must have none.
     fn collect(&mut self) {
         let mut first_of: HashMap<(u64, bool), ()> = HashMap::new();
         let mut still = Vec::new();
@@ -219,10 +226,10 @@ impl Model {
             if waiting.woken.0.load(Ordering::Relaxed) > 0 {
                 assert!(
                     !first_of.contains_key(&waiting.client),
-                    "overtook its own line"
+                    "a request overtook an earlier one of its client"
                 );
-                let slot = poll(&self.queue, waiting.id).expect("woken means granted");
-                self.held.push((waiting.client, slot));
+                let slot = poll(&self.queue, waiting.id).expect("a woken waiter has a permit");
+                self.taken_slots.push((waiting.client, slot));
             } else {
                 first_of.insert(waiting.client, ());
                 still.push(waiting);
@@ -232,23 +239,27 @@ impl Model {
     }
 
     fn check(&self, reserve: usize, is_monitored: bool) -> Result<(), TestCaseError> {
-        prop_assert!(self.held.len() <= self.permits);
+        prop_assert!(self.taken_slots.len() <= self.permits);
         prop_assert_eq!(self.queue.length().waiting, self.waiting.len());
-        let monitoring = self.held.iter().filter(|((_, kind), _)| *kind).count();
-        let kept = if is_monitored {
+        let monitoring = self
+            .taken_slots
+            .iter()
+            .filter(|((_, kind), _)| *kind)
+            .count();
+        let reserved = if is_monitored {
             reserve.saturating_sub(monitoring)
         } else {
             0
         };
-        let open = (self.permits - self.held.len()).saturating_sub(kept);
+        let open = (self.permits - self.taken_slots.len()).saturating_sub(reserved);
         for waiting in &self.waiting {
             let holds = self.holds(waiting.client);
             prop_assert!(
                 !is_within_share(holds, open, self.permits),
-                "waits beside a free permit"
+                "a request waits although a permit is free"
             );
             let is_reserved = waiting.client.1 && monitoring < reserve;
-            prop_assert!(!is_reserved || self.held.len() == self.permits);
+            prop_assert!(!is_reserved || self.taken_slots.len() == self.permits);
         }
         Ok(())
     }
@@ -256,24 +267,24 @@ impl Model {
 
 proptest! {
     #[test]
-    fn no_request_waits_beside_a_permit_that_it_may_have(
+    fn no_request_waits_while_a_permit_is_available_to_it(
         permits in 1..20_usize,
         events in prop::collection::vec(event(), 1..300),
     ) {
         let reserve = if permits >= 4 { (permits / 16).max(1) } else { 0 };
         let queue = FairQueue::new(permits, reserve);
-        let mut model = Model { queue, permits, held: Vec::new(), waiting: Vec::new() };
+        let mut model = Model { queue, permits, taken_slots: Vec::new(), waiting: Vec::new() };
         let mut is_monitored = false;
         for event in &events {
             is_monitored |= matches!(event, Event::Comes(_, true));
             model.apply(event);
             model.check(reserve, is_monitored)?;
         }
-        // When all have gone, all permits are there again.
+        // When all requests have ended, all permits are free again.
         for waiting in std::mem::take(&mut model.waiting) {
             model.queue.leave(waiting.id);
         }
-        for (_, slot) in std::mem::take(&mut model.held) {
+        for (_, slot) in std::mem::take(&mut model.taken_slots) {
             model.queue.release(slot);
         }
         for client in 100..100 + (permits - if is_monitored { reserve } else { 0 }) as u64 {
@@ -281,7 +292,7 @@ proptest! {
         }
     }
 
-    /// While a client waits, the next permit never goes to one that holds more.
+    /// While a client waits, the next permit never goes to a client that holds more permits.
     #[test]
     fn a_freed_permit_goes_to_the_waiting_client_that_holds_the_fewest(
         permits in 1..20_usize,
@@ -289,21 +300,21 @@ proptest! {
         ends in prop::collection::vec(0..1000_usize, 1..100),
     ) {
         let queue = FairQueue::new(permits, 0);
-        let mut model = Model { queue, permits, held: Vec::new(), waiting: Vec::new() };
+        let mut model = Model { queue, permits, taken_slots: Vec::new(), waiting: Vec::new() };
         for client in clients {
             model.apply(&Event::Comes(client, false));
         }
         for end in ends {
-            let Some(at) = end.checked_rem(model.held.len()) else { break };
-            let (ending, _) = model.held[at];
+            let Some(at) = end.checked_rem(model.taken_slots.len()) else { break };
+            let (ending, _) = model.taken_slots[at];
             let holds = |model: &Model, client| {
                 model.holds(client) - usize::from(client == ending)
             };
             let fewest = model.waiting.iter().map(|waiting| holds(&model, waiting.client)).min();
-            let before = model.held.len();
+            let before = model.taken_slots.len();
             model.apply(&Event::Ends(end));
-            if let (Some(fewest), true) = (fewest, model.held.len() == before) {
-                let (winner, _) = *model.held.last().unwrap();
+            if let (Some(fewest), true) = (fewest, model.taken_slots.len() == before) {
+                let (winner, _) = *model.taken_slots.last().unwrap();
                 prop_assert_eq!(model.holds(winner) - 1, fewest);
             }
         }
@@ -311,18 +322,18 @@ proptest! {
 }
 
 #[tokio::test]
-async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
-    let mut around = Surroundings::of(([127, 0, 0, 1], 9).into()).without_login();
-    around.settings.concurrency = 1;
-    around.settings.queue_timeout = Duration::from_millis(300);
-    let upstream = around.open().unwrap();
+async fn a_queue_timeout_reports_when_the_queue_will_have_advanced() {
+    let mut setup = UpstreamSetup::of(([127, 0, 0, 1], 9).into()).without_login();
+    setup.settings.concurrency = 1;
+    setup.settings.queue_timeout = Duration::from_millis(300);
+    let upstream = setup.open().unwrap();
     let (one, other) = (upstream.permits().key(1), upstream.permits().key(2));
-    let held = upstream.acquire_permit(one, false).await.unwrap();
+    let taken_slots = upstream.acquire_permit(one, false).await.unwrap();
     let refused = upstream.acquire_permit(other, false).await.unwrap_err();
     assert_eq!(
         refused.retry_after,
         Duration::from_secs(1),
-        "nothing else waits"
+        "no other request waits"
     );
 
     let waiting: Vec<_> = (0..40)
@@ -337,7 +348,7 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     let all = futures_util::future::join_all(waiting);
     let late = async {
         eventually("queued", || {
-            around
+            setup
                 .metrics
                 .upstream("main")
                 .upstream_requests_queued
@@ -350,15 +361,15 @@ async fn who_waits_in_vain_is_told_when_the_queue_will_have_moved() {
     let (_, late) = tokio::join!(all, late);
     assert!(late.is_err());
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .upstream_requests_queued
             .get(),
         0
     );
-    drop(held);
+    drop(taken_slots);
     let permit = upstream.acquire_permit(other, false).await.unwrap();
-    assert!(permit.park().is_ok(), "a slow stream gives it back");
+    assert!(permit.park().is_ok(), "a slow stream releases its permit");
     assert!(upstream.acquire_permit(one, false).await.is_ok());
 }

@@ -1,4 +1,4 @@
-//! The table of `docs/FRAMING.md`, line by line.
+//! The table of responses in `docs/FRAMING.md`, line by line.
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
@@ -36,7 +36,7 @@ fn framed(
     })
 }
 
-/// Of a 200 to a GET.
+/// The framing of a 200 response to a GET.
 fn ok(version: Version, lengths: &[&str], codings: &[&str]) -> Result<ResponseFraming, No> {
     framed(version, 200, &Method::GET, &headers(lengths, codings))
 }
@@ -50,7 +50,7 @@ fn framing(body: Body, length_field: Field, is_last: bool) -> Result<ResponseFra
 }
 
 #[test]
-fn a_length_alone_is_one_number() {
+fn a_content_length_is_one_number() {
     for (lengths, expected) in [
         (&["5"][..], framing(Body::Length(5), Field::Keep, false)),
         (&["0"], framing(Body::Length(0), Field::Keep, false)),
@@ -90,7 +90,7 @@ fn a_length_alone_is_one_number() {
 }
 
 #[test]
-fn chunked_is_the_only_coding_and_overrides_a_length() {
+fn chunked_is_the_only_coding_and_overrides_a_content_length() {
     let chunked = |is_last| framing(Body::Chunked, Field::Remove, is_last);
     for (lengths, codings, expected) in [
         (&[][..], &["chunked"][..], chunked(false)),
@@ -125,7 +125,7 @@ fn chunked_is_the_only_coding_and_overrides_a_length() {
 }
 
 #[test]
-fn http_1_0_knows_lengths_and_the_end_of_the_connection() {
+fn http_1_0_bodies_end_by_length_or_with_the_connection() {
     let until_close = |is_last| framing(Body::UntilClose, Field::Keep, is_last);
     assert_eq!(ok(V10, &[], &[]), until_close(true));
     assert_eq!(ok(V11, &[], &[]), until_close(true));
@@ -143,7 +143,7 @@ fn http_1_0_knows_lengths_and_the_end_of_the_connection() {
 }
 
 #[test]
-fn a_switch_of_protocols_is_refused() {
+fn a_protocol_switch_is_refused() {
     for version in [V10, V11] {
         for fields in [
             headers(&[], &[]),
@@ -157,7 +157,7 @@ fn a_switch_of_protocols_is_refused() {
 }
 
 #[test]
-fn an_answer_without_a_body_has_none_whatever_its_fields_say() {
+fn a_bodiless_response_has_no_body_whatever_its_fields_say() {
     let (get, head) = (Method::GET, Method::HEAD);
     let empty = |field, is_last| framing(Body::Empty, field, is_last);
     for (status, method, lengths, codings, expected) in [
@@ -200,7 +200,7 @@ fn an_answer_without_a_body_has_none_whatever_its_fields_say() {
         let old = framed(V10, status, method, &headers);
         assert!(old.is_err() || old.is_ok_and(|framing| framing.is_last));
     }
-    // These two have a body like any other (RFC 9110 15.3.6 asks for an empty one).
+    // These two may have a body (RFC 9110 15.3.6 requires an empty one).
     for status in [205, 500] {
         let framing = framed(V11, status, &get, &headers(&["5"], &[]));
         assert_eq!(framing.unwrap().body, Body::Length(5));
@@ -208,7 +208,7 @@ fn an_answer_without_a_body_has_none_whatever_its_fields_say() {
 }
 
 #[test]
-fn the_head_that_goes_on_is_of_our_version_and_has_one_length_or_none() {
+fn the_forwarded_head_has_the_gateways_version_and_at_most_one_length() {
     for (lengths, codings, expected) in [
         (&["5"][..], &[][..], &["5"][..]),
         (&["5, 5", "05"], &[], &["5"]),

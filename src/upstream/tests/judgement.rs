@@ -1,5 +1,5 @@
-//! The parts of the judgement by themselves; together they are checked by `login_model` and by
-//! `tests/judgement_model.rs`, which brings in their files and so must find no tests there.
+//! Each part of the judgement alone; `login_model` and `tests/judgement_model.rs` check them together.
+//! The latter includes the files of the judgement, so these contain no tests.
 
 mod accepted_paths {
     use crate::upstream::login::judgement::accepted_paths::*;
@@ -10,16 +10,19 @@ mod accepted_paths {
         let (one, other) = (PathKey(7 << 30 | 5), PathKey(9 << 30 | 6));
         assert!(!paths.knows(one));
         assert!(paths.note(one, 1));
-        assert!(!paths.note(one, 1), "no news");
+        assert!(!paths.note(one, 1), "nothing changed");
         assert!(paths.knows(one) && !paths.knows(other));
-        assert!(paths.note(one, 2), "another generation is news");
+        assert!(paths.note(one, 2), "another generation is a change");
         paths.reopen(one);
         assert!(paths.knows(one));
-        assert!(paths.note(one, 2), "after a refusal the same one is news");
+        assert!(
+            paths.note(one, 2),
+            "after a refusal the same generation is a change"
+        );
     }
 
     #[test]
-    fn two_paths_of_one_slot_are_told_apart() {
+    fn two_paths_in_one_slot_are_distinguished() {
         let paths = AcceptedPaths::new(1024);
         let (one, other) = (PathKey(1 << 40), PathKey(2 << 40));
         paths.note(one, 3);
@@ -27,7 +30,7 @@ mod accepted_paths {
         paths.reopen(other);
         assert!(paths.knows(one));
         paths.note(other, 3);
-        assert!(!paths.knows(one), "overwritten, never mistaken");
+        assert!(!paths.knows(one), "overwritten, not confused");
     }
 }
 
@@ -38,7 +41,7 @@ mod refused_paths {
     const PATH: PathKey = PathKey(7);
 
     #[test]
-    fn a_habit_of_a_known_path_grows_to_a_minute_and_ends_with_an_acceptance() {
+    fn the_habit_of_a_known_path_grows_to_a_minute_and_ends_with_an_acceptance() {
         let mut paths = RefusedPaths::default();
         paths.note(PATH, 1, 100);
         paths.note(PATH, 2, 200);
@@ -55,7 +58,7 @@ mod refused_paths {
     }
 
     #[test]
-    fn many_paths_take_bounded_room_and_the_newest_stay() {
+    fn many_paths_take_bounded_memory_and_the_newest_stay() {
         let mut paths = RefusedPaths::default();
         for number in 0..10_000 {
             paths.note(PathKey(number), 1, number);
@@ -122,7 +125,7 @@ mod speculation {
     }
 
     #[test]
-    fn gates_that_share_a_login_share_what_refusals_may_cost() {
+    fn gateways_that_share_a_login_share_the_budget_of_refusals() {
         let (mut alone, mut one_of_three) =
             (SpeculationPacer::new(40, 1), SpeculationPacer::new(40, 3));
         for (pacer, burst) in [(&mut alone, 10), (&mut one_of_three, 3)] {

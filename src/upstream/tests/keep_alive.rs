@@ -1,4 +1,4 @@
-//! A connection is not used after the time that the upstream has announced.
+//! A connection is not reused after the time that the upstream has announced.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use http_body_util::{BodyExt as _, Full};
 use tokio::time::sleep;
 
 use super::server::{Reply, Webapp};
-use super::{Surroundings, eventually};
+use super::{UpstreamSetup, eventually};
 use crate::upstream::{ResponseTimeout, UpstreamConnections};
 
-const PATIENT: ResponseTimeout = ResponseTimeout::within(Duration::from_secs(5));
+const RESPONSE_TIMEOUT: ResponseTimeout = ResponseTimeout::within(Duration::from_secs(5));
 
 /// How many connections two requests need, with a pause between them.
-async fn connections_for(answer: &'static str, pause: Duration) -> usize {
-    let webapp = Webapp::start(move |_| Reply::raw(answer)).await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.idle_timeout = Duration::from_secs(60);
-    let upstream = around.open().unwrap();
-    let connections = UpstreamConnections::new(upstream, &around.scope.tasks);
+async fn connections_for(response: &'static str, pause: Duration) -> usize {
+    let webapp = Webapp::start(move |_| Reply::raw(response)).await;
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.idle_timeout = Duration::from_secs(60);
+    let upstream = setup.open().unwrap();
+    let connections = UpstreamConnections::new(upstream, &setup.scope.tasks);
     for _ in 0..2 {
         let request = Request::new(Full::<Bytes>::default());
-        let response = connections.send(request, PATIENT).await.unwrap();
+        let response = connections.send(request, RESPONSE_TIMEOUT).await.unwrap();
         response.into_body().collect().await.unwrap();
         sleep(pause).await;
     }
@@ -30,10 +30,10 @@ async fn connections_for(answer: &'static str, pause: Duration) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_announced_bounds_the_time_for_which_a_connection_is_kept() {
+async fn an_announced_keep_alive_limits_the_reuse_of_a_connection() {
     let moment = Duration::from_millis(50);
     let while_later = Duration::from_millis(700);
-    for (answer, pause, expected) in [
+    for (response, pause, expected) in [
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
             while_later,
@@ -81,31 +81,35 @@ async fn what_is_announced_bounds_the_time_for_which_a_connection_is_kept() {
         ),
         ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", moment, 2),
         (
-            // A body of unknown length cannot be sent to such an upstream: hyper would leave it out.
+            // hyper would omit a request body of unknown length for such an upstream.
             "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi",
             moment,
             2,
         ),
     ] {
-        assert_eq!(connections_for(answer, pause).await, expected, "{answer}");
+        assert_eq!(
+            connections_for(response, pause).await,
+            expected,
+            "{response}"
+        );
     }
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_when_its_time_is_up_and_only_that_one() {
+async fn an_idle_connection_is_closed_at_its_keep_alive_and_only_that_one() {
     let webapp = Webapp::start(|call| {
-        let said = if call.has_line("x-short: yes") {
+        let header = if call.has_line("x-short: yes") {
             "Keep-Alive: timeout=1\r\n"
         } else {
             ""
         };
-        Reply::with(200, said, "hi")
+        Reply::with(200, header, "hi")
     })
     .await;
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.idle_timeout = Duration::from_secs(60);
-    let upstream = around.open().unwrap();
-    let connections = UpstreamConnections::new(upstream, &around.scope.tasks);
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.idle_timeout = Duration::from_secs(60);
+    let upstream = setup.open().unwrap();
+    let connections = UpstreamConnections::new(upstream, &setup.scope.tasks);
     let plain = Request::new(Full::<Bytes>::default());
     let mut short = Request::new(Full::<Bytes>::default());
     short
@@ -113,14 +117,14 @@ async fn an_idle_connection_is_closed_when_its_time_is_up_and_only_that_one() {
         .insert("x-short", "yes".parse().unwrap());
     // Both at once, so that they need two connections.
     let (one, other) = tokio::join!(
-        connections.send(plain, PATIENT),
-        connections.send(short, PATIENT)
+        connections.send(plain, RESPONSE_TIMEOUT),
+        connections.send(short, RESPONSE_TIMEOUT)
     );
     for response in [one, other] {
         response.unwrap().into_body().collect().await.unwrap();
     }
     assert_eq!(webapp.connections(), 2);
-    eventually("closed", || webapp.ended() == 1).await;
+    eventually("the connection is closed", || webapp.ended() == 1).await;
     sleep(Duration::from_millis(300)).await;
-    assert_eq!(webapp.ended(), 1, "the other is kept");
+    assert_eq!(webapp.ended(), 1, "the other connection stays open");
 }

@@ -1,4 +1,4 @@
-//! The promises of this module, kept against real sockets.
+//! Tests of the upstream module with real sockets.
 
 mod breaker;
 #[cfg(feature = "emulator")]
@@ -9,6 +9,7 @@ mod description;
 mod dialing;
 mod failures;
 mod fair_queue;
+mod file_reload;
 mod framing;
 mod judgement;
 mod keep_alive;
@@ -36,28 +37,30 @@ use crate::config::{self, BaseAddress, Trust};
 use crate::lifecycle::TaskScope;
 use crate::metrics::Metrics;
 use crate::secret::SecretSource;
+use crate::watched_files::ReloadSignal;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits for `condition`; fails with `what` when it does not come.
+/// Waits until `condition` is true; fails with `what` after a timeout.
 async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "never came true: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Watches for a while that nothing happens; there is no event to wait for.
+/// Checks that `condition` stays true for longer than a changed file takes to be read again, as there is
+/// no event to wait for.
 async fn stays(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_millis(1300);
+    let deadline = Instant::now() + Duration::from_millis(2300);
     while Instant::now() < deadline {
         assert!(condition(), "changed: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A folder that goes away with the test.
+/// A folder that is removed at the end of the test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -69,7 +72,7 @@ impl Folder {
     }
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
-        // Replaced whole, as secret mounts do: a reader never sees half a file.
+        // Replaced by a rename, as secret mounts do: a reader never sees half a file.
         let path = self.0.join(name);
         let fresh = self.0.join(format!("{name}.new"));
         std::fs::write(&fresh, text).unwrap();
@@ -84,15 +87,16 @@ impl Drop for Folder {
     }
 }
 
-/// What an upstream needs around it.
-struct Surroundings {
+/// Everything that a test needs to open an upstream.
+struct UpstreamSetup {
     folder: Folder,
     settings: config::UpstreamConfig,
     metrics: Arc<Metrics>,
     scope: TaskScope,
+    reload_signal: ReloadSignal,
 }
 
-impl Surroundings {
+impl UpstreamSetup {
     fn of(address: SocketAddr) -> Self {
         let folder = Folder::new();
         let password = folder.write("password", "right\n");
@@ -132,6 +136,7 @@ impl Surroundings {
             settings,
             metrics: Metrics::new(),
             scope: TaskScope::new(Handle::current()),
+            reload_signal: ReloadSignal::default(),
         }
     }
 
@@ -149,7 +154,9 @@ impl Surroundings {
     }
 
     fn open_with(&self, settings: &config::UpstreamConfig) -> Result<Arc<Upstream>, Error> {
-        UpstreamOpening::new(settings, &self.scope, &self.metrics).open()
+        UpstreamOpening::new(settings, &self.scope, &self.metrics)
+            .reloaded_on(&self.reload_signal)
+            .open()
     }
 
     fn session(&self) -> Arc<Session> {
@@ -163,7 +170,7 @@ impl Surroundings {
         let upstream = self.open_with(&settings).unwrap();
         let session = Arc::clone(upstream.session().unwrap());
         let stop = self.scope.stop.clone();
-        self.scope.spawn("keeps the upstream", async move {
+        self.scope.spawn("holds the upstream", async move {
             stop.draining().await;
             drop(upstream);
         });
@@ -173,14 +180,14 @@ impl Surroundings {
 
 /// The reason for which `session` has no lease; waits until it knows one.
 async fn refusal(session: &Session) -> NoLease {
-    let lease = tokio::time::timeout(PATIENCE, session.lease()).await;
+    let lease = tokio::time::timeout(TEST_TIMEOUT, session.lease()).await;
     lease.expect("lease() must not hang").unwrap_err()
 }
 
-/// A path that the tests' requests go to.
+/// The path of the tests' requests.
 const PATH: PathKey = PathKey(0x1234_5678_9abc_def0);
 
-/// What a request finds that the upstream refuses until it carries a lease that `is_good`;
+/// The lease with which a request succeeds that the upstream refuses until a lease `is_good`;
 /// None: the refusal was upheld.
 async fn retry(
     session: &Session,
@@ -201,7 +208,7 @@ async fn retry(
     }
 }
 
-/// A newer lease than `old`, which the upstream refuses from now on.
+/// Refuses `old` from now on; returns the newer lease.
 async fn replace(session: &Session, old: &Arc<Lease>) -> Result<Arc<Lease>, NoLease> {
     let newer = retry(session, old, |lease| lease.generation > old.generation).await?;
     Ok(newer.expect("not upheld"))

@@ -1,4 +1,4 @@
-//! Names lead to addresses without the C library's help, and half an answer is one.
+//! Name look-ups without the C library; addresses of one family are enough.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -8,12 +8,12 @@ use hickory_resolver::proto::rr::RecordType;
 use tokio::time::Instant;
 
 use super::Folder;
-use super::stub_dns::{NO_NAME, Says, StubDns};
+use super::stub_dns::{DnsReply, NO_NAME, StubDns};
 use crate::dns::DnsResolver;
 use crate::error_chain::chain;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// Far below a server's time-out, far above what a loaded machine takes.
+/// Far below a name server's timeout, far above the delay of a loaded machine.
 const SOON: Duration = Duration::from_secs(2);
 
 pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> DnsResolver {
@@ -23,15 +23,15 @@ pub(super) fn names(folder: &Folder, servers: &str, hosts: &str) -> DnsResolver 
     )
 }
 
-/// Names that `dns` is asked for.
-pub(super) fn asking(folder: &Folder, dns: &StubDns) -> DnsResolver {
+/// A resolver that queries `dns`.
+pub(super) fn resolver_of(folder: &Folder, dns: &StubDns) -> DnsResolver {
     let mut names = names(folder, "nameserver 127.0.0.1\n", "");
     names.port = dns.port;
     names
 }
 
 #[tokio::test]
-async fn addresses_are_their_own_and_the_hosts_file_is_asked_first() {
+async fn ip_literals_need_no_look_up_and_the_hosts_file_comes_first() {
     let folder = Folder::new();
     let hosts = "10.0.0.7 webapp.internal webapp # the first\n10.0.0.300 webapp\n\
         10.0.0.8 webapp\nfd00::7 webapp\n";
@@ -49,23 +49,23 @@ async fn addresses_are_their_own_and_the_hosts_file_is_asked_first() {
 }
 
 #[tokio::test]
-async fn localhost_is_this_host_even_where_no_file_says_so() {
+async fn localhost_is_loopback_without_a_hosts_file() {
     let folder = Folder::new();
     let missing = |name: &str| folder.0.join(name);
     let names = DnsResolver::from_files(missing("resolv.conf"), missing("hosts"));
     for name in ["localhost", "LocalHost.", "a.localhost"] {
         assert!(names.find(name).await.unwrap().contains(&LOOPBACK));
     }
-    let why = chain(&names.find("other").await.unwrap_err());
-    assert!(why.contains("no name server in"), "{why}");
+    let message = chain(&names.find("other").await.unwrap_err());
+    assert!(message.contains("no name server in"), "{message}");
 }
 
 #[tokio::test]
-async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
+async fn other_names_are_looked_up_and_changed_files_apply_at_once() {
     let address = Ipv4Addr::new(10, 1, 2, 3);
     let dns = StubDns::start(move |name, kind| match (name, kind) {
-        ("webapp.example.net", RecordType::A) => Says::Addresses(vec![address.into()], 60),
-        ("webapp.example.net", _) => Says::Nothing,
+        ("webapp.example.net", RecordType::A) => DnsReply::Addresses(vec![address.into()], 60),
+        ("webapp.example.net", _) => DnsReply::Nothing,
         _ => NO_NAME,
     })
     .await;
@@ -77,8 +77,8 @@ async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
     for name in ["webapp.example.net", "webapp"] {
         assert_eq!(names.find(name).await.unwrap(), [address], "{name}");
     }
-    let why = chain(&names.find("nothing.example.net").await.unwrap_err());
-    assert!(why.contains("know no address"), "{why}");
+    let message = chain(&names.find("nothing.example.net").await.unwrap_err());
+    assert!(message.contains("know no address"), "{message}");
 
     folder.write("hosts", "10.9.9.9 webapp\n");
     let noted: IpAddr = "10.9.9.9".parse().unwrap();
@@ -88,33 +88,33 @@ async fn a_name_in_no_file_is_asked_for_and_changed_files_hold_at_once() {
 }
 
 #[tokio::test]
-async fn one_family_is_enough_whatever_the_other_is_answered_with() {
+async fn one_address_family_is_enough_whatever_the_other_replies() {
     let (v4, v6) = ("10.1.2.3", "fd00::7");
-    let dns = StubDns::start(|_, _| Says::Silence).await;
+    let dns = StubDns::start(|_, _| DnsReply::Silence).await;
     let folder = Folder::new();
-    let names = asking(&folder, &dns);
+    let names = resolver_of(&folder, &dns);
     let bad = [
-        Says::Silence,
-        Says::Nothing,
+        DnsReply::Silence,
+        DnsReply::Nothing,
         NO_NAME,
-        Says::Code(ResponseCode::ServFail),
-        Says::Code(ResponseCode::Refused),
-        Says::Code(ResponseCode::NotImp),
-        Says::Bytes(Vec::new()),
-        Says::Bytes(vec![0xff; 400]),
-        // A response of one question and 65,535 answers, of which none is there.
-        Says::Bytes(b"\x81\x80\0\x01\xff\xff\0\0\0\0".to_vec()),
-        // A name that points at itself.
-        Says::Bytes(b"\x81\x80\0\x01\0\x01\0\0\0\0\xc0\x0c\0\x01\0\x01".to_vec()),
+        DnsReply::Code(ResponseCode::ServFail),
+        DnsReply::Code(ResponseCode::Refused),
+        DnsReply::Code(ResponseCode::NotImp),
+        DnsReply::Bytes(Vec::new()),
+        DnsReply::Bytes(vec![0xff; 400]),
+        // A response that announces 65,535 answers and contains none.
+        DnsReply::Bytes(b"\x81\x80\0\x01\xff\xff\0\0\0\0".to_vec()),
+        // A compressed name that points at itself.
+        DnsReply::Bytes(b"\x81\x80\0\x01\0\x01\0\0\0\0\xc0\x0c\0\x01\0\x01".to_vec()),
     ];
     for other in bad {
         for (good, address) in [(RecordType::A, v4), (RecordType::AAAA, v6)] {
-            let said = other.clone();
-            dns.says(move |_, kind| {
+            let reply = other.clone();
+            dns.set_script(move |_, kind| {
                 if kind == good {
-                    Says::address(address)
+                    DnsReply::address(address)
                 } else {
-                    said.clone()
+                    reply.clone()
                 }
             });
             let began = Instant::now();
@@ -123,22 +123,22 @@ async fn one_family_is_enough_whatever_the_other_is_answered_with() {
             assert!(began.elapsed() < SOON, "{other:?}: {:?}", began.elapsed());
         }
     }
-    // One that is a little late is there all the same, and comes first.
-    dns.says(|_, kind| match kind {
-        RecordType::A => Says::address("10.1.2.3"),
-        _ => Says::Later(10, Box::new(Says::address("fd00::7"))),
+    // A family that is a little late is still used, and comes first.
+    dns.set_script(|_, kind| match kind {
+        RecordType::A => DnsReply::address("10.1.2.3"),
+        _ => DnsReply::Later(10, Box::new(DnsReply::address("fd00::7"))),
     });
     let both = [v6, v4].map(|ip| ip.parse::<IpAddr>().unwrap());
     assert_eq!(names.find("webapp.example").await.unwrap(), both);
 }
 
 #[tokio::test]
-async fn an_answer_of_many_addresses_is_read_where_edns_allows_its_size() {
+async fn a_reply_of_many_addresses_is_read_where_edns_allows_its_size() {
     let all: Vec<IpAddr> = (1..=32).map(|at| [10, 1, 2, at].into()).collect();
-    let said = Says::Addresses(all.clone(), 60);
+    let reply = DnsReply::Addresses(all.clone(), 60);
     let dns = StubDns::start(move |_, kind| match kind {
-        RecordType::A => said.clone(),
-        _ => Says::Nothing,
+        RecordType::A => reply.clone(),
+        _ => DnsReply::Nothing,
     })
     .await;
     let folder = Folder::new();
@@ -149,9 +149,9 @@ async fn an_answer_of_many_addresses_is_read_where_edns_allows_its_size() {
 }
 
 #[tokio::test]
-async fn a_bad_entry_of_resolv_conf_costs_that_entry() {
+async fn a_bad_entry_of_resolv_conf_disables_only_that_entry() {
     let dns = StubDns::start(|name, kind| match (name, kind) {
-        ("webapp.good.example", RecordType::A) => Says::address("10.1.2.3"),
+        ("webapp.good.example", RecordType::A) => DnsReply::address("10.1.2.3"),
         _ => NO_NAME,
     })
     .await;
@@ -171,16 +171,16 @@ async fn a_bad_entry_of_resolv_conf_costs_that_entry() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_asked() {
-    let good = StubDns::start(|_, _| Says::address("10.1.2.3")).await;
+async fn the_next_server_is_queried_when_one_is_silent_or_refuses() {
+    let good = StubDns::start(|_, _| DnsReply::address("10.1.2.3")).await;
     for bad in [
-        Says::Silence,
-        Says::Code(ResponseCode::Refused),
-        Says::Code(ResponseCode::ServFail),
+        DnsReply::Silence,
+        DnsReply::Code(ResponseCode::Refused),
+        DnsReply::Code(ResponseCode::ServFail),
     ] {
-        let says = bad.clone();
+        let set_script = bad.clone();
         let first = format!("127.0.0.2:{}", good.port).parse().unwrap();
-        let first = StubDns::start_at(first, move |_, _| says.clone()).await;
+        let first = StubDns::start_at(first, move |_, _| set_script.clone()).await;
         let folder = Folder::new();
         let servers = "nameserver 127.0.0.2\nnameserver 127.0.0.1\n";
         let mut names = names(&folder, servers, "");
@@ -188,13 +188,13 @@ async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_as
         let began = Instant::now();
         names.find("webapp.example").await.unwrap();
         assert!(began.elapsed() < SOON, "{bad:?}: {:?}", began.elapsed());
-        // The one that answered is asked first from then on.
-        let asked = first.questions().len();
+        // The server that replied is queried first from then on.
+        let queries = first.queries().len();
         for _ in 0..3 {
             names.find("webapp.example").await.unwrap();
         }
-        assert_eq!(first.questions().len(), asked, "{bad:?}");
-        // Its port is wanted again.
+        assert_eq!(first.queries().len(), queries, "{bad:?}");
+        // The port is used again below.
         first.end().await;
     }
 }
@@ -202,9 +202,9 @@ async fn a_server_that_is_silent_or_refuses_does_not_keep_the_next_from_being_as
 #[tokio::test]
 async fn families_of_different_names_are_not_mixed() {
     let dns = StubDns::start(|name, kind| match (name, kind) {
-        ("webapp.a.example", RecordType::A) => Says::address("10.1.2.3"),
-        ("webapp.b.example", RecordType::AAAA) => Says::address("fd00::7"),
-        ("webapp.a.example" | "webapp.b.example", _) => Says::Nothing,
+        ("webapp.a.example", RecordType::A) => DnsReply::address("10.1.2.3"),
+        ("webapp.b.example", RecordType::AAAA) => DnsReply::address("fd00::7"),
+        ("webapp.a.example" | "webapp.b.example", _) => DnsReply::Nothing,
         _ => NO_NAME,
     })
     .await;
@@ -214,10 +214,10 @@ async fn families_of_different_names_are_not_mixed() {
     names.port = dns.port;
     let found = names.find("webapp").await.unwrap();
     assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
-    // Silence about one family does not end the search.
-    dns.says(|name, kind| match (name, kind) {
-        ("webapp.b.example", RecordType::A) => Says::address("10.1.2.4"),
-        (_, RecordType::AAAA) => Says::Silence,
+    // No reply for one family does not end the search.
+    dns.set_script(|name, kind| match (name, kind) {
+        ("webapp.b.example", RecordType::A) => DnsReply::address("10.1.2.4"),
+        (_, RecordType::AAAA) => DnsReply::Silence,
         _ => NO_NAME,
     });
     let found = names.find("webapp").await.unwrap();
@@ -225,17 +225,17 @@ async fn families_of_different_names_are_not_mixed() {
 }
 
 #[tokio::test]
-async fn what_was_found_serves_on_while_servers_stay_silent() {
-    let dns = StubDns::start(|_, _| Says::address("10.1.2.3")).await;
+async fn found_addresses_stay_in_use_while_servers_are_silent() {
+    let dns = StubDns::start(|_, _| DnsReply::address("10.1.2.3")).await;
     let folder = Folder::new();
     let servers = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
     let mut names = names(&folder, servers, "");
     names.port = dns.port;
     names.find("webapp.example").await.unwrap();
-    dns.says(|_, _| Says::Silence);
+    dns.set_script(|_, _| DnsReply::Silence);
     let found = names.find("webapp.example").await.unwrap();
     assert_eq!(found, ["10.1.2.3".parse::<IpAddr>().unwrap()]);
-    // A server that says no is believed.
-    dns.says(|_, _| NO_NAME);
+    // A negative reply counts.
+    dns.set_script(|_, _| NO_NAME);
     assert!(names.find("webapp.example").await.is_err());
 }

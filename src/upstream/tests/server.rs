@@ -1,4 +1,4 @@
-//! A scripted HTTP/1.1 server: byte for byte what the test says.
+//! A scripted HTTP/1.1 server that sends the bytes of the test.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use crate::clock;
 use crate::lifecycle::TaskSet;
 use crate::profiles::format_expiry;
 
-/// One request as it came.
+/// One request as received.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     /// Counts requests of all connections, from 1.
@@ -32,11 +32,11 @@ impl Call {
     }
 }
 
-/// What the server does about a request.
+/// The server's reaction to a request.
 pub(super) struct Reply {
     bytes: Vec<u8>,
-    gate: Option<Arc<Semaphore>>,
-    /// What closing waits for.
+    permits: Option<Arc<Semaphore>>,
+    /// A permit that closing waits for.
     last: Option<Arc<Semaphore>>,
     closes: bool,
 }
@@ -45,7 +45,7 @@ impl Reply {
     pub(super) fn raw(text: impl Into<Vec<u8>>) -> Self {
         Self {
             bytes: text.into(),
-            gate: None,
+            permits: None,
             last: None,
             closes: false,
         }
@@ -77,15 +77,15 @@ impl Reply {
         Self::login_at(token, life, 0)
     }
 
-    /// Not before the test adds a permit.
-    pub(super) fn after(mut self, gate: &Arc<Semaphore>) -> Self {
-        self.gate = Some(Arc::clone(gate));
+    /// Sent only after the test adds a permit.
+    pub(super) fn after(mut self, permits: &Arc<Semaphore>) -> Self {
+        self.permits = Some(Arc::clone(permits));
         self
     }
 
-    /// Answers at once, and closes when the test adds a permit.
-    pub(super) fn then_close_after(mut self, gate: &Arc<Semaphore>) -> Self {
-        self.last = Some(Arc::clone(gate));
+    /// Sent at once; the connection closes when the test adds a permit.
+    pub(super) fn then_close_after(mut self, permits: &Arc<Semaphore>) -> Self {
+        self.last = Some(Arc::clone(permits));
         self.then_close()
     }
 
@@ -95,7 +95,7 @@ impl Reply {
     }
 }
 
-pub(super) fn gate() -> Arc<Semaphore> {
+pub(super) fn permits() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(0))
 }
 
@@ -182,7 +182,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             head,
             body: rest,
         };
-        // `Early: yes` asks for the answer before the body.
+        // `Early: yes` requests the response before the body is read.
         while call.body.len() < length && !call.has_line("early: yes") {
             if stream.read_buf(&mut call.body).await.unwrap_or(0) == 0 {
                 return;
@@ -190,10 +190,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         }
         seen.calls.lock().unwrap().push(call.clone());
         let reply = script(&call);
-        if let Some(gate) = reply.gate {
+        if let Some(permits) = reply.permits {
             let mut waste = [0; 1];
             tokio::select! {
-                permit = gate.acquire() => permit.unwrap().forget(),
+                permit = permits.acquire() => permit.unwrap().forget(),
                 // A client that gives up closes the connection.
                 _ = stream.read(&mut waste) => return,
             }
@@ -209,7 +209,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Head, length of the body, and what came of the body already.
+/// Head, length of the body, and the part of the body that was read with the head.
 async fn read_head<S: AsyncRead + Unpin>(
     stream: &mut S,
     read: &mut Vec<u8>,

@@ -1,4 +1,4 @@
-//! Renewal, single flight, replacement.
+//! Renewal, single flight and replacement of leases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::server::{Reply, Webapp, gate};
-use super::{PATH, PATIENCE, Surroundings, eventually, refusal, replace, retry};
+use super::server::{Reply, Webapp, permits};
+use super::{PATH, TEST_TIMEOUT, UpstreamSetup, eventually, refusal, replace, retry};
 use crate::clock::Deadline;
 use crate::metrics::LoginOutcome;
 use crate::secret::Secret;
 use crate::upstream::{Lease, LoginFailure, Session};
 
-/// A lease without waiting, or a failed test.
+/// A lease without waiting; the test fails if there is none.
 async fn at_once(session: &Session) -> Arc<Lease> {
     let lease = timeout(Duration::from_millis(200), session.lease()).await;
     lease.expect("a valid lease never waits").unwrap()
@@ -36,20 +36,20 @@ fn hundred(session: &Arc<Session>, old: Option<&Arc<Lease>>) -> JoinSet<u64> {
 
 #[tokio::test]
 async fn a_hundred_requests_share_one_login() {
-    let held = gate();
-    let hold = Arc::clone(&held);
-    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&hold)).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let release = permits();
+    let server_permits = Arc::clone(&release);
+    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&server_permits)).await;
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     assert!(!session.is_ready());
     let callers = hundred(&session, None);
-    let metrics = &around.metrics;
-    eventually("all wait", || {
+    let metrics = &setup.metrics;
+    eventually("all requests wait", || {
         metrics.upstream("main").session_requests_waiting.get() == 100
     })
     .await;
     assert_eq!(session.status().to_string(), "upstream login: logging in");
-    held.add_permits(1);
+    release.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 1));
     assert_eq!(webapp.requests(), 1);
     assert_eq!(metrics.upstream("main").session_requests_waiting.get(), 0);
@@ -66,34 +66,34 @@ async fn a_hundred_requests_share_one_login() {
 }
 
 #[tokio::test]
-async fn a_lease_is_renewed_ahead_and_no_request_waits_for_it() {
-    let held = gate();
-    let hold = Arc::clone(&held);
+async fn a_lease_is_renewed_early_and_no_request_waits_for_it() {
+    let release = permits();
+    let server_permits = Arc::clone(&release);
     let webapp = Webapp::start(move |call| match call.number {
         1 => Reply::login("one", 5),
-        _ => Reply::login("two", 600).after(&hold),
+        _ => Reply::login("two", 600).after(&server_permits),
     })
     .await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().renew_at = 0.1;
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().renew_at = 0.1;
+    let session = setup.session();
     session.lease().await.unwrap();
-    let waits = around.metrics.upstream("main").session_waits.get();
+    let waits = setup.metrics.upstream("main").session_waits.get();
     eventually("renewal begins", || webapp.requests() == 2).await;
     assert_eq!(at_once(&session).await.generation, 1);
-    held.add_permits(1);
+    release.add_permits(1);
     eventually("renewed", || session.newest().unwrap().generation == 2).await;
-    // Without a probe a request proves the new one; until then the old one is in use.
+    // Without a probe a request tests the new token; until then the old one stays in use.
     assert_eq!(at_once(&session).await.generation, 1);
     let trial = session.lease_for(|| PATH, || true).unwrap();
     assert_eq!(trial.generation, 2);
     session.note_accepted(&trial, PATH, false);
     assert_eq!(at_once(&session).await.generation, 2);
-    assert_eq!(around.metrics.upstream("main").session_waits.get(), waits);
+    assert_eq!(setup.metrics.upstream("main").session_waits.get(), waits);
     session.refresh_gauges();
-    assert_eq!(around.metrics.upstream("main").session_live_tokens.get(), 2);
+    assert_eq!(setup.metrics.upstream("main").session_live_tokens.get(), 2);
     assert!(
-        around
+        setup
             .metrics
             .upstream("main")
             .session_seconds_to_expiry
@@ -103,18 +103,18 @@ async fn a_lease_is_renewed_ahead_and_no_request_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_failed_renewal_keeps_the_lease_until_its_true_end() {
+async fn a_failed_renewal_keeps_the_lease_until_it_expires() {
     let webapp = Webapp::start(|call| match call.number {
         1 => Reply::login("one", 3),
         _ => Reply::with(500, "", "oh"),
     })
     .await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().renew_at = 0.1;
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().renew_at = 0.1;
+    let session = setup.session();
     let lease = session.lease().await.unwrap();
     eventually("renewal fails", || {
-        around
+        setup
             .metrics
             .upstream("main")
             .session_logins
@@ -130,14 +130,14 @@ async fn a_failed_renewal_keeps_the_lease_until_its_true_end() {
             .contains("cannot renew: refused with status 500")
     );
     eventually("the lease ends", || lease.ends().has_passed()).await;
-    eventually("and is not used", || !session.is_ready()).await;
+    eventually("the expired lease is not used", || !session.is_ready()).await;
     let no = refusal(&session).await;
     assert!(matches!(no.why, LoginFailure::Refused(status) if status == 500));
     assert!(no.retry_after >= Duration::from_secs(1));
     session.refresh_gauges();
-    assert_eq!(around.metrics.upstream("main").session_up.get(), 0);
+    assert_eq!(setup.metrics.upstream("main").session_up.get(), 0);
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .session_seconds_to_expiry
@@ -147,25 +147,25 @@ async fn a_failed_renewal_keeps_the_lease_until_its_true_end() {
 }
 
 #[tokio::test]
-async fn a_refused_lease_is_replaced_once_for_all() {
+async fn concurrent_refusals_of_a_lease_cause_one_login() {
     let webapp = Webapp::start(|call| Reply::login(&format!("tok{}", call.number), 600)).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     let old = session.lease().await.unwrap();
     let numbers = hundred(&session, Some(&old)).join_all().await;
     assert!(numbers.iter().all(|&number| number == 2), "{numbers:?}");
     assert_eq!(webapp.requests(), 2);
-    // Complaints that come late are about the past.
+    // Late refusals concern the old lease.
     assert_eq!(replace(&session, &old).await.unwrap().generation, 2);
     assert_eq!(webapp.requests(), 2);
 }
 
 #[tokio::test]
-async fn refused_twice_is_not_a_login_storm_and_takes_the_lease_from_no_request() {
+async fn repeated_refusals_cause_no_login_storm_and_keep_the_lease_in_use() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().min_login_interval = Duration::from_secs(30);
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().min_login_interval = Duration::from_secs(30);
+    let session = setup.session();
     let old = session.lease().await.unwrap();
     let mut refused = JoinSet::new();
     for _ in 0..50 {
@@ -178,11 +178,11 @@ async fn refused_twice_is_not_a_login_storm_and_takes_the_lease_from_no_request(
 }
 
 #[tokio::test]
-async fn a_lease_ends_before_its_token_whatever_the_fraction_of_a_second() {
-    // Ends and `Date` are in whole seconds: of these four, up to one may be gone.
+async fn a_lease_expires_before_its_token_to_the_fraction_of_a_second() {
+    // Expiry and `Date` are in whole seconds: up to one of these four may have passed.
     let webapp = Webapp::start(|_| Reply::login("tok", 4)).await;
-    let around = Surroundings::of(webapp.address);
-    let lease = around.session().lease().await.unwrap();
+    let setup = UpstreamSetup::of(webapp.address);
+    let lease = setup.session().lease().await.unwrap();
     assert!(lease.ends().left() <= Duration::from_secs(3));
     assert!(!lease.ends().has_passed());
 }
@@ -190,9 +190,9 @@ async fn a_lease_ends_before_its_token_whatever_the_fraction_of_a_second() {
 #[tokio::test]
 async fn a_login_that_is_due_soon_is_waited_for() {
     let webapp = Webapp::start(|call| Reply::login(&format!("tok{}", call.number), 600)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().min_login_interval = Duration::from_millis(1500);
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().min_login_interval = Duration::from_millis(1500);
+    let session = setup.session();
     let old = session.lease().await.unwrap();
     let numbers = hundred(&session, Some(&old)).join_all().await;
     assert!(numbers.iter().all(|&number| number == 2), "{numbers:?}");
@@ -200,11 +200,11 @@ async fn a_login_that_is_due_soon_is_waited_for() {
 }
 
 #[tokio::test]
-async fn refusals_spend_half_of_the_budget_and_renewals_have_the_rest() {
+async fn refusals_spend_at_most_half_of_the_budget() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().logins_per_hour = 3;
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().logins_per_hour = 3;
+    let session = setup.session();
     let first = session.lease().await.unwrap();
     let second = replace(&session, &first).await.unwrap();
     assert_eq!(webapp.requests(), 2);
@@ -219,41 +219,41 @@ async fn refusals_spend_half_of_the_budget_and_renewals_have_the_rest() {
 }
 
 #[tokio::test]
-async fn a_request_that_leaves_cancels_nothing() {
-    let held = gate();
-    let hold = Arc::clone(&held);
-    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&hold)).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+async fn a_cancelled_request_does_not_cancel_the_login() {
+    let release = permits();
+    let server_permits = Arc::clone(&release);
+    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&server_permits)).await;
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     let impatient = timeout(Duration::from_millis(100), session.lease()).await;
     assert!(impatient.is_err());
     assert_eq!(
-        around
+        setup
             .metrics
             .upstream("main")
             .session_requests_waiting
             .get(),
         0
     );
-    eventually("the login is under way", || webapp.requests() == 1).await;
-    held.add_permits(1);
+    eventually("the login is in progress", || webapp.requests() == 1).await;
+    release.add_permits(1);
     assert_eq!(session.lease().await.unwrap().generation, 1);
     assert_eq!(webapp.requests(), 1);
 }
 
 #[tokio::test]
-async fn a_login_begun_before_a_revocation_is_not_used_after_it() {
-    let held = gate();
-    let hold = Arc::clone(&held);
+async fn a_token_requested_before_a_revocation_is_not_used_after_it() {
+    let release = permits();
+    let server_permits = Arc::clone(&release);
     let webapp = Webapp::start(move |call| match call.number {
         1 => Reply::login("one", 5),
-        2 => Reply::login("revoked", 600).after(&hold),
+        2 => Reply::login("revoked", 600).after(&server_permits),
         _ => Reply::login("three", 600),
     })
     .await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().renew_at = 0.1;
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().renew_at = 0.1;
+    let session = setup.session();
     let old = session.lease().await.unwrap();
     eventually("renewal begins", || webapp.requests() == 2).await;
     let mut callers = JoinSet::new();
@@ -262,9 +262,9 @@ async fn a_login_begun_before_a_revocation_is_not_used_after_it() {
         let is_good = |lease: &Lease| lease.secret.expose() == "three";
         callers.spawn(async move { retry(&session, &old, is_good).await.unwrap().unwrap() });
     }
-    let waiting = &around.metrics.upstream("main").session_requests_waiting;
-    eventually("all wait", || waiting.get() == 100).await;
-    held.add_permits(1);
+    let waiting = &setup.metrics.upstream("main").session_requests_waiting;
+    eventually("all requests wait", || waiting.get() == 100).await;
+    release.add_permits(1);
     let leases = callers.join_all().await;
     assert!(leases.iter().all(|lease| lease.generation == 3));
     assert_eq!(session.lease().await.unwrap().secret.expose(), "three");
@@ -272,56 +272,59 @@ async fn a_login_begun_before_a_revocation_is_not_used_after_it() {
 }
 
 #[tokio::test]
-async fn with_a_single_active_token_the_login_under_way_is_the_replacement() {
-    let held = gate();
-    let hold = Arc::clone(&held);
+async fn with_a_single_active_token_the_login_in_progress_is_the_replacement() {
+    let release = permits();
+    let server_permits = Arc::clone(&release);
     let webapp = Webapp::start(move |call| match call.number {
         1 => Reply::login("one", 5),
-        _ => Reply::login("two", 600).after(&hold),
+        _ => Reply::login("two", 600).after(&server_permits),
     })
     .await;
-    let mut around = Surroundings::of(webapp.address);
-    around.login().renew_at = 0.1;
-    around.login().single_active_token = true;
-    let session = around.session();
+    let mut setup = UpstreamSetup::of(webapp.address);
+    setup.login().renew_at = 0.1;
+    setup.login().single_active_token = true;
+    let session = setup.session();
     let old = session.lease().await.unwrap();
     eventually("renewal begins", || webapp.requests() == 2).await;
-    // The upstream has killed the old token; its answer is still on the way.
+    // The upstream has ended the old token; its response is still to come.
     let callers = hundred(&session, Some(&old));
-    let waiting = &around.metrics.upstream("main").session_requests_waiting;
-    eventually("all wait", || waiting.get() == 100).await;
-    held.add_permits(1);
+    let waiting = &setup.metrics.upstream("main").session_requests_waiting;
+    eventually("all requests wait", || waiting.get() == 100).await;
+    release.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 2));
     assert_eq!(session.lease().await.unwrap().secret.expose(), "two");
     assert_eq!(webapp.requests(), 2);
     session.refresh_gauges();
-    assert_eq!(around.metrics.upstream("main").session_live_tokens.get(), 1);
+    assert_eq!(setup.metrics.upstream("main").session_live_tokens.get(), 1);
 }
 
 #[tokio::test]
-async fn a_lease_that_ended_while_timers_slept_is_noticed_at_use() {
+async fn a_lease_that_expired_during_a_suspension_is_noticed_at_use() {
     let webapp = Webapp::start(|_| Reply::login("tok", 600)).await;
-    let around = Surroundings::of(webapp.address);
-    let session = around.session();
+    let setup = UpstreamSetup::of(webapp.address);
+    let session = setup.session();
     let lease = session.lease().await.unwrap();
-    // As after a suspension: renewal is due in minutes, the end has passed.
+    // As after a suspension of the host: the renewal is due in minutes, the expiry has passed.
     let over = Deadline::after(Duration::ZERO);
     let ended = Lease::new(lease.generation, over, Vec::new(), Secret::new("tok"));
     session.current.store(Some(Arc::new(ended)));
-    let fresh = timeout(PATIENCE, session.lease()).await.unwrap().unwrap();
+    let fresh = timeout(TEST_TIMEOUT, session.lease())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(fresh.generation, 2);
 }
 
 #[tokio::test]
-async fn an_upstream_clock_that_is_off_changes_nothing() {
+async fn a_wrong_upstream_clock_changes_nothing() {
     for skew in [-3600, 3600] {
         let webapp = Webapp::start(move |_| Reply::login_at("tok", 600, skew)).await;
-        let around = Surroundings::of(webapp.address);
-        let session = around.session();
+        let setup = UpstreamSetup::of(webapp.address);
+        let session = setup.session();
         let left = session.lease().await.unwrap().ends().left();
         assert!(left > Duration::from_secs(590), "{skew}: {left:?}");
         assert!(left <= Duration::from_secs(600), "{skew}: {left:?}");
-        let shown = around
+        let shown = setup
             .metrics
             .upstream("main")
             .session_clock_skew_seconds
@@ -331,35 +334,39 @@ async fn an_upstream_clock_that_is_off_changes_nothing() {
 }
 
 #[tokio::test]
-async fn told_to_stop_it_finishes_the_login_that_requests_wait_for() {
-    let held = gate();
-    let hold = Arc::clone(&held);
-    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&hold)).await;
-    let around = Surroundings::of(webapp.address);
-    let upstream = around.open().unwrap();
+async fn a_drain_finishes_the_login_that_requests_wait_for() {
+    let release = permits();
+    let server_permits = Arc::clone(&release);
+    let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&server_permits)).await;
+    let setup = UpstreamSetup::of(webapp.address);
+    let upstream = setup.open().unwrap();
     let session = Arc::clone(upstream.session().unwrap());
     let callers = hundred(&session, None);
-    eventually("the login is under way", || webapp.requests() == 1).await;
-    around.scope.stop.drain();
-    held.add_permits(1);
+    eventually("the login is in progress", || webapp.requests() == 1).await;
+    setup.scope.stop.drain();
+    release.add_permits(1);
     assert!(callers.join_all().await.iter().all(|&number| number == 1));
-    timeout(PATIENCE, session.ended()).await.unwrap();
-    // The lease is good to its end, but it cannot be replaced any more.
+    timeout(TEST_TIMEOUT, session.ended()).await.unwrap();
+    // The lease is valid until it expires, but it is not replaced any more.
     let lease = at_once(&session).await;
     let no = replace(&session, &lease).await.unwrap_err();
     assert_eq!(no.why, LoginFailure::Stopping);
-    timeout(PATIENCE, around.scope.tasks.wait()).await.unwrap();
+    timeout(TEST_TIMEOUT, setup.scope.tasks.wait())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
-async fn aborted_in_the_middle_of_a_login_it_ends_at_once() {
-    let never = gate();
+async fn an_abort_ends_a_login_in_progress_at_once() {
+    let never = permits();
     let webapp = Webapp::start(move |_| Reply::login("tok", 600).after(&never)).await;
-    let around = Surroundings::of(webapp.address);
-    let upstream = around.open().unwrap();
-    eventually("the login is under way", || webapp.requests() == 1).await;
+    let setup = UpstreamSetup::of(webapp.address);
+    let upstream = setup.open().unwrap();
+    eventually("the login is in progress", || webapp.requests() == 1).await;
     let session = upstream.session().unwrap();
-    let (no, ()) = tokio::join!(session.lease(), async { around.scope.stop.abort() });
+    let (no, ()) = tokio::join!(session.lease(), async { setup.scope.stop.abort() });
     assert_eq!(no.unwrap_err().why, LoginFailure::Stopping);
-    timeout(PATIENCE, around.scope.tasks.wait()).await.unwrap();
+    timeout(TEST_TIMEOUT, setup.scope.tasks.wait())
+        .await
+        .unwrap();
 }

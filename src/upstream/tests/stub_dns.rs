@@ -1,4 +1,4 @@
-//! A name server that says what the test wants, or nothing.
+//! A name server with scripted replies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -12,56 +12,56 @@ use tokio::time::sleep;
 
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 
-/// One answer.
+/// One scripted reply.
 #[derive(Clone, Debug)]
-pub(super) enum Says {
-    /// Good for so many seconds.
+pub(super) enum DnsReply {
+    /// Addresses and their TTL in seconds.
     Addresses(Vec<IpAddr>, u32),
     Code(ResponseCode),
-    /// There is such a name, but it has no such addresses.
+    /// The name exists, but has no addresses of this family.
     Nothing,
     Silence,
-    /// The question's number, and then these bytes.
+    /// The query's id, followed by these bytes.
     Bytes(Vec<u8>),
     Later(u64, Box<Self>),
 }
 
-impl Says {
+impl DnsReply {
     pub(super) fn address(ip: &str) -> Self {
         Self::Addresses(vec![ip.parse().unwrap()], 60)
     }
 }
 
-pub(super) const NO_NAME: Says = Says::Code(ResponseCode::NXDomain);
+pub(super) const NO_NAME: DnsReply = DnsReply::Code(ResponseCode::NXDomain);
 
-type Script = dyn Fn(&str, RecordType) -> Says + Send + Sync;
+type Script = dyn Fn(&str, RecordType) -> DnsReply + Send + Sync;
 
 /// Lives until the test's runtime ends.
 #[derive(Clone)]
 pub(super) struct StubDns {
     pub(super) port: u16,
     script: Arc<Mutex<Arc<Script>>>,
-    questions: Arc<Mutex<Vec<String>>>,
+    queries: Arc<Mutex<Vec<String>>>,
     stop: ShutdownSignal,
     tasks: TaskSet,
 }
 
 impl StubDns {
     pub(super) async fn start(
-        script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static,
+        script: impl Fn(&str, RecordType) -> DnsReply + Send + Sync + 'static,
     ) -> Self {
         Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
     }
 
     pub(super) async fn start_at(
         address: SocketAddr,
-        script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static,
+        script: impl Fn(&str, RecordType) -> DnsReply + Send + Sync + 'static,
     ) -> Self {
         let socket = Arc::new(UdpSocket::bind(address).await.unwrap());
         let stub = Self {
             port: socket.local_addr().unwrap().port(),
             script: Arc::new(Mutex::new(Arc::new(script))),
-            questions: Arc::default(),
+            queries: Arc::default(),
             stop: ShutdownSignal::default(),
             tasks: TaskSet::new(Handle::current()),
         };
@@ -85,20 +85,23 @@ impl StubDns {
         stub
     }
 
-    /// Gives its port back.
+    /// Stops the server and releases its port.
     pub(super) async fn end(self) {
         self.stop.drain();
         self.tasks.wait().await;
     }
 
-    /// Another script from now on.
-    pub(super) fn says(&self, script: impl Fn(&str, RecordType) -> Says + Send + Sync + 'static) {
+    /// Replaces the script.
+    pub(super) fn set_script(
+        &self,
+        script: impl Fn(&str, RecordType) -> DnsReply + Send + Sync + 'static,
+    ) {
         *self.script.lock().unwrap() = Arc::new(script);
     }
 
-    /// Names and kinds it was asked for.
-    pub(super) fn questions(&self) -> Vec<String> {
-        self.questions.lock().unwrap().clone()
+    /// The queries so far: name and record type.
+    pub(super) fn queries(&self) -> Vec<String> {
+        self.queries.lock().unwrap().clone()
     }
 
     async fn answer(&self, question: Message) -> Option<Vec<u8>> {
@@ -107,27 +110,27 @@ impl StubDns {
         let query = message.queries[0].clone();
         let name = query.name().to_string();
         let asked = format!("{name} {}", query.query_type());
-        self.questions.lock().unwrap().push(asked);
+        self.queries.lock().unwrap().push(asked);
         let script = Arc::clone(&self.script.lock().unwrap());
-        let mut says = script(name.trim_end_matches('.'), query.query_type());
-        while let Says::Later(millis, then) = says {
+        let mut set_script = script(name.trim_end_matches('.'), query.query_type());
+        while let DnsReply::Later(millis, then) = set_script {
             sleep(Duration::from_millis(millis)).await;
-            says = *then;
+            set_script = *then;
         }
-        match says {
-            Says::Addresses(addresses, ttl) => {
+        match set_script {
+            DnsReply::Addresses(addresses, ttl) => {
                 for ip in addresses {
                     let name = query.name().clone();
                     message.add_answer(Record::from_rdata(name, ttl, RData::from(ip)));
                 }
             }
-            Says::Code(code) => message.metadata.response_code = code,
-            Says::Silence => return None,
-            Says::Bytes(bytes) => {
+            DnsReply::Code(code) => message.metadata.response_code = code,
+            DnsReply::Silence => return None,
+            DnsReply::Bytes(bytes) => {
                 let number = message.metadata.id.to_be_bytes();
                 return Some([&number[..], &bytes].concat());
             }
-            Says::Nothing | Says::Later(..) => {}
+            DnsReply::Nothing | DnsReply::Later(..) => {}
         }
         Some(message.to_vec().unwrap())
     }

@@ -1,4 +1,4 @@
-//! Whom the gate believes to be the upstream.
+//! Which servers the gateway trusts as the upstream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::names::names;
 use super::server::{Reply, Webapp};
-use super::{Folder, PATIENCE, Surroundings, eventually, stays};
+use super::{Folder, TEST_TIMEOUT, UpstreamSetup, eventually, stays};
 use crate::config::Trust;
 use crate::lifecycle::TaskScope;
 use crate::upstream::transport::address_book::AddressBook;
@@ -31,7 +31,7 @@ use crate::upstream::transport::dialer::Dialer;
 use crate::upstream::transport::tls::trust::UpstreamTls;
 use crate::upstream::{Error, ResponseTimeout, SendErrorKind, Upstream, UpstreamConnections};
 
-/// An authority and a server certificate of its making.
+/// An authority and a server certificate that it signed.
 pub(super) struct Identity {
     pub(super) authority: String,
     pub(super) certificate: CertificateDer<'static>,
@@ -64,11 +64,11 @@ impl Identity {
     }
 }
 
-/// Shows a certificate whether or not the key belongs to it.
+/// Presents a certificate whether or not the key belongs to it.
 #[derive(Debug)]
-struct Shows(Arc<CertifiedKey>);
+struct FixedCertificate(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for Shows {
+impl ResolvesServerCert for FixedCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0))
     }
@@ -86,30 +86,28 @@ async fn serve_at(
     let provider = Arc::new(aws_lc_rs::default_provider());
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let key = provider.key_provider.load_private_key(key).unwrap();
-    let shown = Shows(Arc::new(CertifiedKey::new(vec![certificate.clone()], key)));
+    let certificate_resolver =
+        FixedCertificate(Arc::new(CertifiedKey::new(vec![certificate.clone()], key)));
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(shown));
+        .with_cert_resolver(Arc::new(certificate_resolver));
     let acceptor = TlsAcceptor::from(Arc::new(config));
     Webapp::start_at(address, Some(acceptor), |_| Reply::with(200, "", "hi")).await
 }
 
-pub(super) fn around(webapp: &Webapp, trust: Trust) -> Surroundings {
-    let mut around = Surroundings::of(webapp.address).without_login();
-    around.settings.base.tls = true;
-    around.settings.trust = trust;
-    around
+pub(super) fn setup(webapp: &Webapp, trust: Trust) -> UpstreamSetup {
+    let mut setup = UpstreamSetup::of(webapp.address).without_login();
+    setup.settings.base.tls = true;
+    setup.settings.trust = trust;
+    setup
 }
 
-/// Whether a new connection to the upstream is believed; the error's text if not.
-pub(super) async fn believes(
-    around: &Surroundings,
-    upstream: &Arc<Upstream>,
-) -> Result<(), String> {
+/// Connects to the upstream; the error's text if it is not trusted.
+pub(super) async fn connect(setup: &UpstreamSetup, upstream: &Arc<Upstream>) -> Result<(), String> {
     let connections =
-        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), &around.scope.tasks);
+        UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), &setup.scope.tasks);
     let request = Request::new(Empty::new());
     match connections
         .send(request, ResponseTimeout::within(Duration::from_secs(5)))
@@ -124,86 +122,89 @@ pub(super) async fn believes(
 }
 
 #[tokio::test]
-async fn a_pinned_key_is_believed_and_no_other() {
+async fn a_pinned_key_is_trusted_and_no_other() {
     let identity = Identity::of("whatever.example");
     let webapp = identity.serve().await;
-    let good = around(&webapp, Trust::Pins(vec![[7; 32], identity.pin()]));
-    believes(&good, &good.open().unwrap()).await.unwrap();
-    let bad = around(&webapp, Trust::Pins(vec![[7; 32]]));
-    let why = believes(&bad, &bad.open().unwrap()).await.unwrap_err();
-    assert!(why.contains("not pinned"), "{why}");
-    let shown = format!("sha256//{}", STANDARD.encode(identity.pin()));
-    assert!(why.contains(&shown), "{why}");
+    let good = setup(&webapp, Trust::Pins(vec![[7; 32], identity.pin()]));
+    connect(&good, &good.open().unwrap()).await.unwrap();
+    let bad = setup(&webapp, Trust::Pins(vec![[7; 32]]));
+    let message = connect(&bad, &bad.open().unwrap()).await.unwrap_err();
+    assert!(message.contains("not pinned"), "{message}");
+    let certificate_resolver = format!("sha256//{}", STANDARD.encode(identity.pin()));
+    assert!(message.contains(&certificate_resolver), "{message}");
 }
 
 #[tokio::test]
-async fn a_pinned_certificate_without_its_key_is_not_believed() {
+async fn a_pinned_certificate_without_its_key_is_not_trusted() {
     let identity = Identity::of("127.0.0.1");
     let thief = KeyPair::generate().unwrap();
     let webapp = serve(&identity.certificate, &thief).await;
-    let around = around(&webapp, Trust::Pins(vec![identity.pin()]));
-    let why = believes(&around, &around.open().unwrap()).await;
-    assert!(why.is_err(), "a certificate is public, it proves nothing");
+    let setup = setup(&webapp, Trust::Pins(vec![identity.pin()]));
+    let message = connect(&setup, &setup.open().unwrap()).await;
+    assert!(
+        message.is_err(),
+        "a certificate without its key proves nothing"
+    );
 }
 
 #[tokio::test]
-async fn a_private_authority_is_believed_and_strangers_are_not() {
-    let (identity, stranger) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
+async fn a_private_authority_is_trusted_and_others_are_not() {
+    let (identity, other_identity) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
     let webapp = identity.serve().await;
-    let mut around = around(&webapp, Trust::PublicAuthorities);
-    assert!(believes(&around, &around.open().unwrap()).await.is_err());
+    let mut setup = setup(&webapp, Trust::PublicAuthorities);
+    assert!(connect(&setup, &setup.open().unwrap()).await.is_err());
 
-    let path = around.folder.write("ca.pem", &identity.authority);
-    around.settings.trust = Trust::Authorities(path);
-    believes(&around, &around.open().unwrap()).await.unwrap();
-    around.folder.write("ca.pem", &stranger.authority);
-    assert!(believes(&around, &around.open().unwrap()).await.is_err());
+    let path = setup.folder.write("ca.pem", &identity.authority);
+    setup.settings.trust = Trust::Authorities(path);
+    connect(&setup, &setup.open().unwrap()).await.unwrap();
+    setup.folder.write("ca.pem", &other_identity.authority);
+    assert!(connect(&setup, &setup.open().unwrap()).await.is_err());
 }
 
 #[tokio::test]
-async fn the_name_in_the_certificate_counts_and_can_be_said() {
+async fn the_certificates_name_is_checked_and_server_name_overrides_it() {
     let identity = Identity::of("webapp.internal");
     let webapp = identity.serve().await;
-    let mut around = around(&webapp, Trust::PublicAuthorities);
-    let path = around.folder.write("ca.pem", &identity.authority);
-    around.settings.trust = Trust::Authorities(path);
-    assert!(believes(&around, &around.open().unwrap()).await.is_err());
-    around.settings.server_name = Some("webapp.internal".to_owned());
-    believes(&around, &around.open().unwrap()).await.unwrap();
-    around.settings.server_name = Some("not a name".to_owned());
-    assert!(matches!(around.open(), Err(Error::Trust { .. })));
+    let mut setup = setup(&webapp, Trust::PublicAuthorities);
+    let path = setup.folder.write("ca.pem", &identity.authority);
+    setup.settings.trust = Trust::Authorities(path);
+    assert!(connect(&setup, &setup.open().unwrap()).await.is_err());
+    setup.settings.server_name = Some("webapp.internal".to_owned());
+    connect(&setup, &setup.open().unwrap()).await.unwrap();
+    setup.settings.server_name = Some("not a name".to_owned());
+    assert!(matches!(setup.open(), Err(Error::Trust { .. })));
 }
 
 #[tokio::test]
 async fn authorities_follow_their_file_and_a_bad_file_changes_nothing() {
-    let (identity, stranger) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
+    let (identity, other_identity) = (Identity::of("127.0.0.1"), Identity::of("127.0.0.1"));
     let webapp = identity.serve().await;
-    let mut around = around(&webapp, Trust::PublicAuthorities);
-    let path = around.folder.write("ca.pem", "nothing in here");
-    around.settings.trust = Trust::Authorities(path.clone());
-    assert!(matches!(around.open(), Err(Error::Trust { .. })));
+    let mut setup = setup(&webapp, Trust::PublicAuthorities);
+    let path = setup.folder.write("ca.pem", "nothing in here");
+    setup.settings.trust = Trust::Authorities(path.clone());
+    assert!(matches!(setup.open(), Err(Error::Trust { .. })));
 
-    around.folder.write("ca.pem", &stranger.authority);
-    let upstream = around.open().unwrap();
-    assert!(believes(&around, &upstream).await.is_err());
+    setup.folder.write("ca.pem", &other_identity.authority);
+    let upstream = setup.open().unwrap();
+    assert!(connect(&setup, &upstream).await.is_err());
     let current = || Arc::as_ptr(&upstream.dialer.tls.as_ref().unwrap().current().0);
     let first = current();
-    around
+    setup
         .folder
         .write("ca.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
     stays("the old authorities", || current() == first).await;
-    around.folder.write("ca.pem", &identity.authority);
+    setup.folder.write("ca.pem", &identity.authority);
     eventually("the new authorities", || current() != first).await;
-    believes(&around, &upstream).await.unwrap();
+    connect(&setup, &upstream).await.unwrap();
 }
 
 #[tokio::test]
-async fn an_address_whose_tls_is_broken_is_passed_over() {
+async fn an_address_with_broken_tls_is_skipped() {
     let identity = Identity::of("127.0.0.1");
     let webapp = identity.serve().await;
     let port = webapp.address.port();
-    let stranger = Identity::of("127.0.0.1");
-    // Closes at once; says nothing; has another's key.
+    let other_identity = Identity::of("127.0.0.1");
+    // One closes at once, one sends nothing, one has another key.
     let closing = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
     let scope = TaskScope::new(tokio::runtime::Handle::current());
     scope.spawn("closes", async move {
@@ -213,8 +214,8 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
     });
     let _silent = TcpListener::bind(("127.0.0.3", port)).await.unwrap();
     let address = format!("127.0.0.4:{port}").parse().unwrap();
-    let _other = serve_at(address, &stranger.certificate, &stranger.key).await;
-    for (bad, most) in [("127.0.0.2", 500), ("127.0.0.4", 500), ("127.0.0.3", 1500)] {
+    let _other = serve_at(address, &other_identity.certificate, &other_identity.key).await;
+    for (bad, max_millis) in [("127.0.0.2", 500), ("127.0.0.4", 500), ("127.0.0.3", 1500)] {
         let folder = Folder::new();
         let hosts = format!("{bad} webapp.example\n127.0.0.1 webapp.example\n");
         let upstream: Arc<str> = "main".into();
@@ -223,15 +224,17 @@ async fn an_address_whose_tls_is_broken_is_passed_over() {
             port,
             book: AddressBook::new("webapp.example", names(&folder, "", &hosts), &scope),
             memory: AddressMemory::default(),
-            tls: Some(UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap()),
-            limit: PATIENCE,
+            tls: Some(Arc::new(
+                UpstreamTls::open(&trust, "webapp.example", &upstream).unwrap(),
+            )),
+            limit: TEST_TIMEOUT,
             upstream,
         };
-        for most in [most, 300] {
+        for max_millis in [max_millis, 300] {
             let began = Instant::now();
             dialer.dial(None).await.unwrap();
             let took = began.elapsed();
-            assert!(took < Duration::from_millis(most), "{bad}: {took:?}");
+            assert!(took < Duration::from_millis(max_millis), "{bad}: {took:?}");
         }
     }
 }

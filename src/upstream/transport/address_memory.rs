@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn families_take_turns() {
+    async fn address_families_alternate() {
         let memory = AddressMemory::default();
         let given = ips(&["::1", "::2", "::3", "10.0.0.1", "10.0.0.2"]);
         let order = ips(&["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_worked_goes_first_and_what_failed_last_for_a_while() {
+    async fn addresses_that_worked_come_first_and_failed_ones_last_for_a_while() {
         let memory = AddressMemory::default();
         let given = ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
         memory.failed(given[0]);
@@ -156,11 +156,11 @@ mod tests {
         assert_eq!(memory.order(&given), given);
         memory.worked(given[2]);
         advance(SUCCESS_COUNTS).await;
-        assert_eq!(memory.order(&given), given, "the zone's order again");
+        assert_eq!(memory.order(&given), given, "the order of the zone again");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_address_is_left_out_and_memory_is_bounded() {
+    async fn no_address_is_omitted_and_memory_is_bounded() {
         let memory = AddressMemory::default();
         let given: Vec<IpAddr> = (0..200).map(|at| IpAddr::from([10, 0, 0, at])).collect();
         for &address in &given {
@@ -168,11 +168,7 @@ mod tests {
             advance(Duration::from_millis(1)).await;
         }
         let mut order = memory.order(&given);
-        assert_eq!(
-            order.last(),
-            given.last(),
-            "the latest failure is the last resort"
-        );
+        assert_eq!(order.last(), given.last(), "the latest failure comes last");
         order.sort_unstable();
         assert_eq!(order, given);
         assert_eq!(memory.lock().len(), MAX_ENTRIES);

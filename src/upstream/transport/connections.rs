@@ -4,21 +4,20 @@
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 use http_body::Body;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
-use super::connection::{ResponseTimeout, SendResult, UpstreamConnection};
 use super::dialer::DialError;
-use super::framing::reframe;
+use super::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
+use super::http1::response_body::UpstreamResponseBody;
 use super::pool::IdlePool;
-use super::response_body::UpstreamResponseBody;
 use super::send_error::{SendError, SendErrorKind};
 use crate::lifecycle::TaskSet;
 use crate::metrics::{ConnectResult, GaugeGuard};
@@ -46,6 +45,10 @@ where
         Self { upstream, pool }
     }
 
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
     /// The `Via` field of the gateway's own requests.
     pub(crate) fn via(&self) -> &HeaderValue {
         self.upstream.via()
@@ -57,7 +60,7 @@ where
         &self,
         request: Request<B>,
         timeout: ResponseTimeout,
-    ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
+    ) -> Result<Response<UpstreamResponseBody>, SendError> {
         self.pool.close_idle();
         self.send(request, timeout).await
     }
@@ -67,7 +70,7 @@ where
         &self,
         mut request: Request<B>,
         timeout: ResponseTimeout,
-    ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError<B>>> {
+    ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError>> {
         *request.version_mut() = Version::HTTP_11;
         let host = &self.upstream.host;
         request
@@ -90,10 +93,10 @@ where
         &self,
         request: Request<B>,
         timeout: ResponseTimeout,
-    ) -> Result<Response<UpstreamResponseBody>, SendError<B>> {
+    ) -> Result<Response<UpstreamResponseBody>, SendError> {
         match self.connect(timeout.until).await {
             Ok(connection) => self.exchange(connection, false, request, timeout).await,
-            Err((kind, source)) => Err(SendError::unsent(kind, request, source)),
+            Err((kind, source)) => Err(SendError::unsent(kind, source)),
         }
     }
 
@@ -121,20 +124,11 @@ where
         })?;
         let open = GaugeGuard::enter(&self.upstream.metrics.upstream_connections_open);
         let home = Arc::downgrade(&self.pool);
-        let connection = UpstreamConnection::open(link, home, open)
-            .await
-            .map_err(|failure| {
-                self.upstream
-                    .metrics
-                    .upstream_connects
-                    .add(ConnectResult::Failed);
-                (SendErrorKind::ConnectFailed, BoxError::from(failure))
-            })?;
         self.upstream
             .metrics
             .upstream_connects
             .add(ConnectResult::New);
-        Ok(connection)
+        Ok(UpstreamConnection::new(link, home, open))
     }
 
     pub(in crate::upstream) fn exchange(
@@ -143,10 +137,9 @@ where
         is_reused: bool,
         request: Request<B>,
         timeout: ResponseTimeout,
-    ) -> ExchangeFuture<'_, B, impl Future<Output = SendResult<B>> + use<B>> {
+    ) -> ExchangeFuture<'_, B> {
+        connection.begin(request);
         ExchangeFuture {
-            method: request.method().clone(),
-            answer: connection.begin(request),
             connection: Some(connection),
             is_reused,
             timeout,
@@ -155,81 +148,66 @@ where
     }
 }
 
-pin_project_lite::pin_project! {
-    /// A request in flight on one connection. A hand-written future, because `async` would keep room for
-    /// the request, and move it, once for every function that it passes through.
-    pub(in crate::upstream) struct ExchangeFuture<'a, B, F> {
-        #[pin]
-        answer: F,
-        // None: it has ended.
-        connection: Option<Box<UpstreamConnection<B>>>,
-        is_reused: bool,
-        method: Method,
-        timeout: ResponseTimeout,
-        owner: &'a UpstreamConnections<B>,
-    }
+/// A request in flight on one connection. A hand-written future, because `async` would keep room for
+/// the request, and move it, once for every function that it passes through.
+pub(in crate::upstream) struct ExchangeFuture<'a, B> {
+    /// None: it has ended.
+    connection: Option<Box<UpstreamConnection<B>>>,
+    is_reused: bool,
+    timeout: ResponseTimeout,
+    owner: &'a UpstreamConnections<B>,
+}
 
-    impl<B, F> PinnedDrop for ExchangeFuture<'_, B, F> {
-        fn drop(me: Pin<&mut Self>) {
-            // The client disconnected before the response.
-            if let Some(connection) = me.connection.as_ref() {
-                me.owner.abandoned(connection, &me.timeout);
-            }
+impl<B> Drop for ExchangeFuture<'_, B> {
+    fn drop(&mut self) {
+        // The client disconnected before the response.
+        if let Some(connection) = &self.connection {
+            self.owner.abandoned(connection, &self.timeout);
         }
     }
 }
 
-impl<B, F> Future for ExchangeFuture<'_, B, F>
+impl<B> Future for ExchangeFuture<'_, B>
 where
     B: Body<Data = Bytes> + Send + Sync + Unpin + 'static,
     B::Error: Into<BoxError>,
-    F: Future<Output = SendResult<B>>,
 {
-    type Output = Result<Response<UpstreamResponseBody>, SendError<B>>;
+    type Output = Result<Response<UpstreamResponseBody>, SendError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let me = self.project();
-        let Some(mut connection) = me.connection.take() else {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let timeout = self.timeout;
+        let Some(connection) = &mut self.connection else {
             return Poll::Pending; // polled after completion
         };
-        let Poll::Ready(answer) = connection.poll_response(cx, me.answer, *me.timeout) else {
-            *me.connection = Some(connection);
+        let head = ready!(connection.poll_head(cx, timeout));
+        let Some(connection) = self.connection.take() else {
             return Poll::Pending;
         };
-        let health = me.owner.upstream.health();
-        let Some(answer) = answer else {
-            me.owner.abandoned(&connection, me.timeout);
-            return Poll::Ready(Err(SendErrorKind::FirstByteTimeout.into()));
-        };
-        if answer.is_ok() {
-            health.responded();
-        }
-        Poll::Ready(match answer {
-            Ok(mut response) => match reframe(&mut response, me.method) {
-                Ok(framing) => {
-                    connection.note_head(response.headers());
-                    if framing.is_last {
-                        connection.note_last_response();
-                    }
-                    Ok(response.map(|incoming| UpstreamResponseBody::new(incoming, connection)))
-                }
-                Err(error) => Err(SendErrorKind::Framing(error).into()),
-            },
-            Err(failure) => {
-                let error = SendError::classify(failure, &connection, *me.is_reused);
-                if matches!(error.kind, SendErrorKind::Closed | SendErrorKind::Protocol) {
-                    health.response_failed(FailureSource::Request, &error);
-                }
-                Err(error)
+        let health = self.owner.upstream.health();
+        let failure = match head {
+            Ok(head) => {
+                health.responded();
+                return Poll::Ready(Ok(head.map(|()| UpstreamResponseBody::new(connection))));
             }
-        })
+            Err(failure) => failure,
+        };
+        match &failure {
+            HeadFailure::Late => self.owner.abandoned(&connection, &timeout),
+            HeadFailure::Framing(_) => health.responded(),
+            HeadFailure::Broken(_) => {}
+        }
+        let error = SendError::classify(failure, &connection, self.is_reused);
+        if matches!(error.kind, SendErrorKind::Closed | SendErrorKind::Protocol) {
+            health.response_failed(FailureSource::Request, &error);
+        }
+        Poll::Ready(Err(error))
     }
 }
 
 impl<B> UpstreamConnections<B> {
     /// An exchange over `connection` has ended without a response: timeout, or the client disconnected.
     fn abandoned(&self, connection: &UpstreamConnection<B>, timeout: &ResponseTimeout) {
-        if let Some(owed) = connection.progress().owed_for() {
+        if let Some(owed) = connection.owed_for() {
             self.upstream.health().abandoned(owed, timeout.first_byte);
         }
     }

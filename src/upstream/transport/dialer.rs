@@ -106,7 +106,7 @@ pub(in crate::upstream) struct Dialer {
     pub(in crate::upstream) port: u16,
     pub(in crate::upstream) book: AddressBook,
     pub(in crate::upstream) memory: AddressMemory,
-    pub(in crate::upstream) tls: Option<UpstreamTls>,
+    pub(in crate::upstream) tls: Option<Arc<UpstreamTls>>,
     /// For everything from the name to the end of the handshake.
     pub(in crate::upstream) limit: Duration,
     /// For error messages that name the configuration key.
@@ -152,7 +152,7 @@ impl Dialer {
         address: SocketAddr,
         half_way: HalfWay,
     ) -> impl Future<Output = Result<Transport, AttemptError>> + Send + use<> {
-        let tls = self.tls.as_ref().map(UpstreamTls::current);
+        let tls = self.tls.as_deref().map(UpstreamTls::current);
         let upstream = Arc::clone(&self.upstream);
         async move {
             let tcp = TcpStream::connect(address).await;

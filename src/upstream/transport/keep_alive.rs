@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_announced_is_understood_in_each_spelling() {
+    fn keep_alive_is_parsed_in_every_spelling() {
         for (announced, usable, is_last) in [
             (&["timeout=2"][..], Some(1500), false),
             (&["timeout=5, max=100"], Some(4500), false),
@@ -122,7 +122,7 @@ mod tests {
     proptest! {
         /// Any bytes allowed in a header: a day at most, and no effect on another line.
         #[test]
-        fn what_is_not_understood_says_nothing(
+        fn an_invalid_keep_alive_has_no_effect(
             odd in prop::collection::vec(prop_oneof![Just(b'\t'), 0x20..0x7f_u8, 0x80..=0xff_u8], 0..60),
         ) {
             let mut headers = HeaderMap::new();

@@ -1,16 +1,14 @@
 //! Connections of one worker to an upstream. Start at `connections.rs`, which sends a request;
-//! `dialer.rs` opens connections, `connection.rs` drives one, `pool.rs` keeps the idle ones.
+//! `dialer.rs` opens connections, `http1/` drives one, `pool.rs` keeps the idle ones.
 
 pub(super) mod address_book;
 pub(super) mod address_memory;
-pub(super) mod connection;
 pub(super) mod connections;
 pub(super) mod dialer;
 pub(super) mod framing;
+pub(super) mod http1;
 pub(super) mod keep_alive;
 pub(super) mod pool;
-pub(super) mod response_body;
 pub(super) mod send_error;
 pub(super) mod tls;
 pub(super) mod tracked_stream;
-pub(super) mod upload_progress;

@@ -3,20 +3,17 @@
 use std::error::Error;
 use std::fmt;
 
-use http::Request;
-use hyper::client::conn::TrySendError;
-
-use super::connection::UpstreamConnection;
 use super::framing::FramingError;
-use super::upload_progress::SentBody;
+use super::http1::connection::{HeadFailure, UpstreamConnection};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A request that got no response.
-pub struct SendError<B> {
+#[derive(Debug)]
+pub struct SendError {
     pub kind: SendErrorKind,
-    /// The request, if no byte of it was sent.
-    pub unsent: Option<Box<Request<B>>>,
+    /// No byte of the request was sent.
+    pub is_unsent: bool,
     source: Option<BoxError>,
 }
 
@@ -39,25 +36,31 @@ pub enum SendErrorKind {
     BodyFailed,
 }
 
-impl<B> SendError<B> {
-    pub(super) fn unsent(kind: SendErrorKind, request: Request<B>, source: BoxError) -> Self {
+impl SendError {
+    pub(super) fn unsent(kind: SendErrorKind, source: BoxError) -> Self {
         Self {
             kind,
-            unsent: Some(Box::new(request)),
+            is_unsent: true,
             source: Some(source),
         }
     }
 
-    pub(super) fn classify(
-        mut failure: TrySendError<Request<SentBody<B>>>,
+    /// `is_reused`: the connection has served a request before.
+    pub(super) fn classify<B>(
+        failure: HeadFailure,
         connection: &UpstreamConnection<B>,
         is_reused: bool,
     ) -> Self {
-        let unsent = failure.take_message();
+        let error = match failure {
+            HeadFailure::Late => return SendErrorKind::FirstByteTimeout.into(),
+            HeadFailure::Framing(error) => return SendErrorKind::Framing(error).into(),
+            HeadFailure::Broken(error) => error,
+        };
+        let is_unsent = connection.is_unsent();
         let has_received = connection.has_received();
-        let kind = if connection.progress().has_failed() {
+        let kind = if error.is_request_body() {
             SendErrorKind::BodyFailed
-        } else if is_reused && (unsent.is_some() || !has_received) {
+        } else if is_reused && (is_unsent || !has_received) {
             SendErrorKind::DeadConnection
         } else if has_received {
             SendErrorKind::Protocol
@@ -66,17 +69,17 @@ impl<B> SendError<B> {
         };
         Self {
             kind,
-            unsent: unsent.map(|request| Box::new(request.map(SentBody::into_inner))),
-            source: Some(failure.into_error().into()),
+            is_unsent,
+            source: Some(error.into()),
         }
     }
 }
 
-impl<B> From<SendErrorKind> for SendError<B> {
+impl From<SendErrorKind> for SendError {
     fn from(kind: SendErrorKind) -> Self {
         Self {
             kind,
-            unsent: None,
+            is_unsent: false,
             source: None,
         }
     }
@@ -96,24 +99,13 @@ impl fmt::Display for SendErrorKind {
     }
 }
 
-impl<B> fmt::Display for SendError<B> {
+impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)
     }
 }
 
-// Not derived: the headers of the unsent request contain credentials.
-impl<B> fmt::Debug for SendError<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendError")
-            .field("kind", &self.kind)
-            .field("is_unsent", &self.unsent.is_some())
-            .field("source", &self.source)
-            .finish()
-    }
-}
-
-impl<B> Error for SendError<B> {
+impl Error for SendError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
     }

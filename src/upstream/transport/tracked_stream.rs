@@ -3,10 +3,9 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -14,7 +13,8 @@ use tokio_rustls::client::TlsStream;
 #[derive(Debug)]
 pub(in crate::upstream) struct TrackedStream {
     wire: Transport,
-    bytes_received: Arc<AtomicBool>,
+    /// A byte was received since `forget_received`.
+    has_received: bool,
     /// No byte was received yet.
     is_fresh: bool,
     /// The error of the last write; nothing is written after it.
@@ -39,22 +39,36 @@ impl TrackedStream {
     pub(in crate::upstream) fn new(wire: Transport, upstream: &Arc<str>) -> Self {
         Self {
             wire,
-            bytes_received: Arc::default(),
+            has_received: false,
             is_fresh: true,
             write_failure: None,
             upstream: Arc::clone(upstream),
         }
     }
 
-    /// Set whenever bytes arrive; cleared before each request.
-    pub(in crate::upstream) fn bytes_received(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.bytes_received)
+    /// Whether a byte was received since `forget_received`.
+    pub(super) fn has_received(&self) -> bool {
+        self.has_received
+    }
+
+    pub(super) fn forget_received(&mut self) {
+        self.has_received = false;
+    }
+
+    /// Whether the socket has reported that there is something to read. Asks neither the socket nor for
+    /// a wake-up.
+    pub(super) fn is_readable(&self) -> bool {
+        let tcp = match &self.wire {
+            Transport::Plain(tcp) => tcp,
+            Transport::Tls(tls) => tls.get_ref().0,
+        };
+        tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
     }
 }
 
 impl TrackedStream {
     /// A server that responds early and closes makes the next write fail while its response is
-    /// unread in the socket; hyper would stop reading at that failure. So the failure is held back
+    /// unread in the socket; the exchange would end at that failure. So the failure is held back
     /// until everything is read, and writes stay pending.
     fn written<T>(
         &mut self,
@@ -109,7 +123,7 @@ impl AsyncRead for TrackedStream {
         };
         let fresh = &buf.filled()[before..];
         if !fresh.is_empty() {
-            self.bytes_received.store(true, Ordering::Release);
+            self.has_received = true;
             if self.is_fresh {
                 self.note_first_bytes(fresh)?;
             }

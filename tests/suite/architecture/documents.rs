@@ -1,4 +1,4 @@
-//! Documents name files and metrics that exist.
+//! Documents name files and metrics that exist, and their lines are short.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,9 +55,12 @@ fn documents_name_files_that_exist() {
                 continue;
             }
             named += 1;
-            let beside = document.parent().unwrap();
-            let places = [top, &top.join("src"), beside];
-            if !places.iter().any(|place| place.join(name).exists()) {
+            let parent = document.parent().unwrap();
+            let locations = [top, &top.join("src"), parent];
+            if !locations
+                .iter()
+                .any(|location| location.join(name).exists())
+            {
                 missing.push(format!("{}: {name}", document.display()));
             }
         }
@@ -98,4 +101,45 @@ fn documents_name_metrics_that_exist() {
     }
     assert!(named > 40, "the scan found {named}");
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+const MAX_LINE: usize = 120;
+
+/// Lines of `text` that are too long, with their numbers. Quoted output of a program is exempt,
+/// and so is a line with a word that cannot be broken, such as a password hash.
+fn long_lines(text: &str) -> Vec<usize> {
+    let mut is_output = false;
+    let mut long = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        if line.starts_with("```") {
+            is_output = line.starts_with("```text output");
+        }
+        let has_long_word = line.split(' ').any(|word| word.len() > MAX_LINE / 2);
+        if line.chars().count() > MAX_LINE && !is_output && !has_long_word {
+            long.push(index + 1);
+        }
+    }
+    long
+}
+
+#[test]
+fn lines_of_documents_have_at_most_120_characters() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.toml");
+    let mut long = Vec::new();
+    for document in documents().into_iter().chain([example]) {
+        let text = fs::read_to_string(&document).unwrap();
+        let numbers = long_lines(&text).into_iter();
+        long.extend(numbers.map(|number| format!("{}:{number}", document.display())));
+    }
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn a_long_line_is_found_unless_it_is_output_or_one_long_word() {
+    let words = "word ".repeat(30);
+    let text = format!(
+        "{words}\n```text output\n{words}\n```\n{words}\n{}\n",
+        "x".repeat(130)
+    );
+    assert_eq!(long_lines(&text), [1, 5]);
 }

@@ -1,5 +1,5 @@
-//! The structure of the source is a test: rows look down, folders have no circles, files stay
-//! short, names are plain.
+//! The structure of the source: modules use only lower rows, folders have no circles, files stay
+//! short, names are plain words.
 
 mod documents;
 mod names;
@@ -24,9 +24,10 @@ fn row(module: &str) -> u8 {
         "identity" | "upstream" | "logging" => 4,
         "store" => 3,
         "config" => 2,
-        "accept_backoff" | "profiles" | "lifecycle" | "metrics" | "dns" | "shares" | "waker" => 1,
-        "backoff" | "clock" | "error_chain" | "identity_hasher" | "secret" | "staggered"
-        | "sync" | "via" => 0,
+        "accept_backoff" | "profiles" | "lifecycle" | "metrics" | "dns" | "shares" | "waker"
+        | "watched_files" => 1,
+        "backoff" | "clock" | "error_chain" | "identity_hasher" | "lazy_timer" | "secret"
+        | "staggered" | "sync" | "via" => 0,
         other => panic!("module {other} has no row yet"),
     }
 }
@@ -68,7 +69,7 @@ fn no_files_of_a_folder_use_each_other_in_a_circle() {
     assert!(circles.is_empty(), "{circles:#?}");
 }
 
-/// Takes away what uses nothing that is left, until only circles and their users are left.
+/// Removes files that use no remaining file, until only circles and their users remain.
 fn without_ends(
     mut uses: BTreeMap<String, BTreeSet<String>>,
 ) -> BTreeMap<String, BTreeSet<String>> {
@@ -94,21 +95,21 @@ fn files_stay_short_enough_to_read() {
         .filter(|(lines, _)| *lines > MAX_LINES)
         .map(|(lines, path)| format!("{} has {lines} lines", path.display()))
         .collect();
-    assert!(long.is_empty(), "split by duty: {long:#?}");
+    assert!(long.is_empty(), "split these files: {long:#?}");
 }
 
 #[test]
 fn only_the_clock_reads_wall_time_and_only_reject_chooses_a_refusals_status() {
     for file in source() {
         let text = fs::read_to_string(&file.path).unwrap();
-        let place = file.path.display();
+        let location = file.path.display();
         if file.module != ["clock"] {
-            assert!(!text.contains("SystemTime::now"), "{place}");
+            assert!(!text.contains("SystemTime::now"), "{location}");
         }
         if file.top() == "pipeline" && file.module != ["pipeline", "reject"] {
             let statuses = ["FORBIDDEN", "TOO_MANY", "BAD_"];
             for status in statuses.map(|name| format!("StatusCode::{name}")) {
-                assert!(!text.contains(&status), "{place} picks {status}");
+                assert!(!text.contains(&status), "{location} picks {status}");
             }
         }
     }

@@ -73,16 +73,17 @@ fn program() -> impl Iterator<Item = SourceFile> {
 
 #[test]
 fn no_two_types_share_a_name() {
-    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut locations: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for file in program() {
         for name in Declarations::of(&file).types {
-            let places = places.entry(name).or_default();
-            places.push(file.path.display().to_string());
+            let locations = locations.entry(name).or_default();
+            locations.push(file.path.display().to_string());
         }
     }
-    assert!(places.len() > 300, "the scan found almost nothing");
-    places.retain(|name, places| places.len() > 1 && !SHARED_NAMES.contains(&name.as_str()));
-    assert!(places.is_empty(), "{places:#?}");
+    assert!(locations.len() > 300, "the scan found almost nothing");
+    locations
+        .retain(|name, locations| locations.len() > 1 && !SHARED_NAMES.contains(&name.as_str()));
+    assert!(locations.is_empty(), "{locations:#?}");
 }
 
 #[test]
@@ -98,9 +99,9 @@ fn most_type_names_say_kind_and_subject() {
 fn parameters_are_never_packed_into_tuples() {
     let packed: Vec<String> = program()
         .flat_map(|file| {
-            let place = file.path.display().to_string();
+            let location = file.path.display().to_string();
             let packed = Declarations::of(&file).packed.into_iter();
-            packed.map(move |name| format!("{place}: {name}"))
+            packed.map(move |name| format!("{location}: {name}"))
         })
         .collect();
     assert!(packed.is_empty(), "{packed:#?}");

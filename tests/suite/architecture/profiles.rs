@@ -1,4 +1,4 @@
-//! What is known of one service stays in `profiles/` and in its emulator.
+//! Knowledge about one service stays in `profiles/` and in its emulator.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use super::source::source;
 /// The words, in lower case.
 const WORDS: [&str; 4] = ["webapp", "whatsapp", "turn.io", "/v1/"];
 
-/// Values of keys in the configuration, where they stand as a whole or are quoted in a message.
+/// Values of configuration keys: as whole literals, or quoted in a message.
 const VALUES: [&str; 2] = ["\"webapp\"", "\"whatsapp\""];
 
 #[test]
@@ -37,7 +37,7 @@ fn no_code_outside_profiles_and_emulator_knows_one_service() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// Names and literals; comments and documentation are left out.
+/// Names and literals, without comments and documentation.
 fn words_of(tokens: TokenStream, found: &mut impl FnMut(String)) {
     let mut after_hash = false;
     for token in tokens {

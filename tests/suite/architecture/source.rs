@@ -25,7 +25,7 @@ impl SourceFile {
         self.module.iter().any(|part| part == "tests")
     }
 
-    /// All modules that the file names, brace imports included; inline test modules left out.
+    /// All modules that the file names, brace imports included, inline test modules excluded.
     pub(super) fn used_modules(&self, known: &BTreeSet<Vec<String>>) -> BTreeSet<Vec<String>> {
         let mut paths = PathCollector::default();
         paths.visit_file(&self.syntax);
@@ -116,7 +116,7 @@ pub(super) fn siblings(
     folders
 }
 
-/// Paths as written; a `use` tree gives one for each leaf.
+/// Paths as written; a `use` tree yields one for each leaf.
 #[derive(Default)]
 struct PathCollector {
     found: Vec<Vec<String>>,

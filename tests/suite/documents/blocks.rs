@@ -30,7 +30,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     /// File and line, for messages.
-    pub(super) place: String,
+    pub(super) location: String,
     pub(super) kind: Kind,
     pub(super) text: String,
 }
@@ -74,14 +74,18 @@ pub(super) fn blocks(document: &Path) -> Vec<Block> {
         match line.trim_start().strip_prefix("```") {
             Some(_) if is_open => is_open = false,
             Some(info) => {
-                let place = format!("{}:{}", document.display(), number + 1);
+                let location = format!("{}:{}", document.display(), number + 1);
                 let kind = kind(info.trim()).unwrap_or_else(|| {
                     panic!(
-                        "{place}: the info string {info:?} does not say what to do with the block"
+                        "{location}: the info string {info:?} does not say what to do with the block"
                     )
                 });
                 let text = String::new();
-                found.push(Block { place, kind, text });
+                found.push(Block {
+                    location,
+                    kind,
+                    text,
+                });
                 is_open = true;
             }
             None if is_open => {

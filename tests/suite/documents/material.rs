@@ -15,9 +15,9 @@ const STORE_KEY: &str = "c3RhbmRzIGZvciBhIGtleSBvZiAzMiBieXRlcy4uLiE=";
 pub(super) fn moved(text: &str, root: &Path) -> String {
     ["/run/", "/etc/", "/var/lib/"]
         .iter()
-        .fold(text.to_owned(), |text, place| {
-            let quoted = format!("\"{place}");
-            text.replace(&quoted, &format!("\"{}{place}", root.display()))
+        .fold(text.to_owned(), |text, location| {
+            let quoted = format!("\"{location}");
+            text.replace(&quoted, &format!("\"{}{location}", root.display()))
         })
 }
 

@@ -38,12 +38,12 @@ fn check(text: &str) -> Output {
 }
 
 /// Checks that there is neither a problem nor a warning.
-fn is_good(text: &str, place: &str) {
+fn is_good(text: &str, location: &str) {
     let output = check(text);
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.success() && said.is_empty(),
-        "{place}: {said}\n{text}"
+        output.status.success() && stderr.is_empty(),
+        "{location}: {stderr}\n{text}"
     );
 }
 
@@ -52,8 +52,8 @@ fn every_configuration_in_the_documents_is_good() {
     let mut count = 0;
     for block in documents().iter().flat_map(|document| blocks(document)) {
         match block.kind {
-            Kind::Config => is_good(&block.text, &block.place),
-            Kind::ConfigPart => is_good(&format!("{BASE}{}", block.text), &block.place),
+            Kind::Config => is_good(&block.text, &block.location),
+            Kind::ConfigPart => is_good(&format!("{BASE}{}", block.text), &block.location),
             _ => continue,
         }
         count += 1;
@@ -68,8 +68,8 @@ fn every_configuration_that_is_shipped_is_good() {
     for text in switched_on::switched_on(&example) {
         // Keys that exclude each other may cause warnings.
         let output = check(&text);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}\n{text}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}\n{text}");
     }
     let mut count = 0;
     let entries = ["deploy", "examples"].map(|folder| std::fs::read_dir(top().join(folder)));
@@ -101,8 +101,8 @@ fn every_command_within_a_sentence_exists() {
             .arg("--help")
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {stderr}");
     }
 }
 
@@ -117,22 +117,27 @@ fn every_command_in_a_block_runs_and_prints_what_the_document_says() {
 
 /// Runs a document from beginning to end; returns how many blocks were run.
 fn run(document: &Path) -> usize {
-    let mut beside: Option<Situation> = None;
+    let mut running: Option<Situation> = None;
     let mut printed = String::new();
     let mut count = 0;
-    for Block { place, kind, text } in blocks(document) {
+    for Block {
+        location,
+        kind,
+        text,
+    } in blocks(document)
+    {
         match &kind {
             Kind::Text | Kind::Config | Kind::ConfigPart => continue,
             Kind::NoRun => {
                 let programs = named_programs(&text);
                 assert!(
                     !programs.is_empty(),
-                    "{place}: names no program of the tree"
+                    "{location}: names no program of the tree"
                 );
                 for program in programs {
                     assert!(
                         top().join(program).is_file(),
-                        "{place}: no {}",
+                        "{location}: no {}",
                         program.display()
                     );
                 }
@@ -141,22 +146,24 @@ fn run(document: &Path) -> usize {
                 let mut situation = Situation::shipped();
                 situation.serve(text.trim());
                 printed = situation.served();
-                beside = Some(situation);
+                running = Some(situation);
             }
             Kind::Shell => {
-                let situation = beside.get_or_insert_with(Situation::shipped);
+                let situation = running.get_or_insert_with(Situation::shipped);
                 printed = situation.run(&text);
             }
             Kind::ShellWith(name) => {
                 let situation = Situation::named(name);
                 printed = situation.run(&text);
-                beside.get_or_insert(situation);
+                running.get_or_insert(situation);
             }
-            Kind::Output => is_printed(beside.as_ref(), &printed, &text, &place),
+            Kind::Output => is_printed(running.as_ref(), &printed, &text, &location),
             Kind::TryItOutput => {
-                let situation = beside.as_ref().expect("something runs");
+                let situation = running.as_ref().expect("a program is running");
                 let served = situation.served();
-                let (_, lines) = served.split_once("Try it:").expect("says what to try");
+                let (_, lines) = served
+                    .split_once("Try it:")
+                    .expect("the output has a Try it section");
                 let is_command =
                     |line: &&str| line.starts_with("TOKEN=") || line.starts_with("curl ");
                 let lines: Vec<&str> = lines.lines().map(str::trim).filter(is_command).collect();
@@ -165,25 +172,25 @@ fn run(document: &Path) -> usize {
                     Some(situation),
                     &situation.run(&lines.join("\n")),
                     &text,
-                    &place,
+                    &location,
                 );
             }
         }
         count += 1;
     }
-    if let Some(mut situation) = beside.filter(Situation::is_serving) {
+    if let Some(mut situation) = running.filter(Situation::is_serving) {
         situation.stop();
     }
     count
 }
 
-fn is_printed(situation: Option<&Situation>, printed: &str, documented: &str, place: &str) {
+fn is_printed(situation: Option<&Situation>, printed: &str, documented: &str, location: &str) {
     let documented = match situation {
         Some(situation) => situation.ports.put_into(documented),
         None => documented.to_owned(),
     };
     assert!(
         has_lines(printed, &documented),
-        "{place} says\n{documented}\nand there was\n{printed}"
+        "{location} documents\n{documented}\nbut the output was\n{printed}"
     );
 }

@@ -24,7 +24,7 @@ impl Ports {
     /// `text` with the free ports in place of the documented ones.
     pub(super) fn put_into(&self, text: &str) -> String {
         let swap =
-            |text: String, (documented, here): &(&str, String)| text.replace(documented, here);
+            |text: String, (documented, actual): &(&str, String)| text.replace(documented, actual);
         self.0.iter().fold(text.to_owned(), swap)
     }
 }
@@ -38,7 +38,7 @@ pub(super) struct Situation {
 }
 
 impl Situation {
-    /// Looks to commands like the top of the source tree, with the shipped configuration.
+    /// A folder like the top of the source tree, with the shipped configuration.
     pub(super) fn shipped() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = Ports::free();
@@ -78,7 +78,7 @@ impl Situation {
                 situation.stop();
                 situation.run("tollgate store export > other.jsonl");
             }
-            // A gate with a file runs as a service; new.toml names a server.
+            // A gate with a store file runs as a service; new.toml names a Redis server.
             "service" => situation.make_service(),
             other => panic!("there is no situation {other:?}"),
         }
@@ -159,7 +159,7 @@ impl Situation {
     pub(super) fn serve(&mut self, script: &str) {
         let mut command = self.command(&format!("exec {script}"));
         command.process_group(0);
-        let gate = Program::told(command, (0, 0));
+        let gate = Program::with_ports(command, (0, 0));
         gate.wait_for("/readyz");
         gate.wait_for("ready to accept");
         self.gate = Some(gate);
@@ -188,7 +188,7 @@ impl Situation {
 }
 
 impl Drop for Situation {
-    /// Ends the service, which has no parent that would end it.
+    /// Stops the service, which has no parent process to stop it.
     fn drop(&mut self) {
         if let Ok(pid) = std::fs::read_to_string(self.path("pid")) {
             let _ = Command::new("kill")

@@ -118,8 +118,8 @@ async fn refusals_of_the_users_node_have_the_format_of_the_profile() {
             let refusal = Refusal::of(request.send().await.unwrap()).await;
             refusal.check(profile, body, status, code);
         }
-        let nobody = Refusal::of(admin.get("/my/show/nobody").await).await;
-        nobody.check(profile, "no such user", 404, 1006);
+        let unknown_user = Refusal::of(admin.get("/my/show/nobody").await).await;
+        unknown_user.check(profile, "no such user", 404, 1006);
         for _ in 0..2 {
             assert_eq!(login().await.status(), 200);
         }
@@ -128,7 +128,7 @@ async fn refusals_of_the_users_node_have_the_format_of_the_profile() {
     }
 }
 
-/// What the listener refuses before the pipeline has seen it.
+/// Requests that the listener refuses before the pipeline.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_the_listener_refuses_has_the_format_of_the_profile() {
     let upstream = upstream().await;
@@ -192,13 +192,13 @@ async fn failures_of_the_upstream_have_the_format_of_the_profile() {
     for profile in ["none", "whatsapp"] {
         let slow = upstream().await;
         let gateway = gate(profile, &slow).await;
-        slow.paths_take(Duration::from_millis(1500));
+        slow.set_delay(Duration::from_millis(1500));
         let case = ("GET", "/all/x", KEY_FIELD, "", 504, 1014);
         let refusal = Refusal::of(send(&gateway.client(), &case).await).await;
         refusal.check(profile, "slow", 504, 1014);
 
         let closed = upstream().await;
-        closed.logins_answer(|_| LoginReply::Status(403));
+        closed.set_logins(|_| LoginReply::Status(403));
         let gateway = gate(profile, &closed).await;
         let refusal = Refusal::of(send(&gateway.client(), &case).await).await;
         refusal.check(profile, "no login", 503, 1011);

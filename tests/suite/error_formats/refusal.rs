@@ -1,4 +1,4 @@
-//! A gateway of either profile with the same routes, and what it must answer.
+//! A gateway with either profile and the same routes, and the expected responses.
 
 use reqwest::Response;
 use serde_json::Value;
@@ -99,16 +99,16 @@ pub(super) async fn gate(profile: &str, upstream: &LoginUpstream) -> Gateway {
     Gateway::of_text(&config(profile, &upstream.url())).await
 }
 
-/// What `path` gets at the upstream.
+/// The upstream's response to `path`.
 pub(super) async fn upstream() -> LoginUpstream {
-    LoginUpstream::start(|asked| match asked.path.as_str() {
+    LoginUpstream::start(|request| match request.path.as_str() {
         "/all/refused" => 401,
         _ => 200,
     })
     .await
 }
 
-/// Status, headers that matter, and body of a response.
+/// Status, relevant headers and body of a response.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: u16,
@@ -133,8 +133,8 @@ impl Refusal {
         }
     }
 
-    pub(super) fn of_text(answer: &str) -> Self {
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+    pub(super) fn of_text(response: &str) -> Self {
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or((response, ""));
         let field = |wanted: &str| {
             let mut fields = head.lines().filter_map(|line| line.split_once(": "));
             let found = fields.find(|(name, _)| name.eq_ignore_ascii_case(wanted));
@@ -144,7 +144,7 @@ impl Refusal {
             status: head
                 .split(' ')
                 .nth(1)
-                .unwrap_or_else(|| panic!("no status: {answer}"))
+                .unwrap_or_else(|| panic!("no status: {response}"))
                 .parse()
                 .unwrap(),
             kind: field("content-type").unwrap_or_default(),

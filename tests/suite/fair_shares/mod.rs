@@ -1,4 +1,4 @@
-//! No client can hold what the others need: beside a greedy client, an honest one keeps its
+//! No client can hold what the others need: beside a client with heavy load, another one keeps its
 //! responses and its speed.
 
 mod bodies;
@@ -16,16 +16,16 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::harness::upstream::login;
 use crate::harness::{Client, Gateway, NO_LIMITS, Setup, sha256};
 
-const GREEDY: &str = "greedy-key-0123456789";
-const HONEST: &str = "honest-key-0123456789";
+const FIRST_CLIENT: &str = "first-key-0123456789";
+const OTHER_CLIENT: &str = "other-key-0123456789";
 /// Length of the response to `/large`.
 const LARGE: usize = 50_000_000;
-/// The time that a busy machine may take for a request beside others.
+/// The time that a busy machine may take for a request under load.
 const FLOOR: Duration = Duration::from_secs(1);
 
 /// An upstream in plain HTTP/1.1: `/x/large` has a large response, `/x/slow` takes 100 ms,
 /// `/x/sink` never reads a body, `/x/early` begins its response before it reads the body,
-/// everything else is read and answered at once.
+/// everything else is read and gets a response at once.
 async fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -69,11 +69,11 @@ async fn serve(mut tcp: TcpStream) -> std::io::Result<()> {
             continue;
         }
         let text = body.to_string();
-        let answer = format!(
+        let response = format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
             text.len()
         );
-        tcp.write_all(answer.as_bytes()).await?;
+        tcp.write_all(response.as_bytes()).await?;
     }
 }
 
@@ -97,7 +97,7 @@ async fn read_body(tcp: &mut TcpStream, head: &str) -> std::io::Result<usize> {
 
 /// A gate with two keys and routes to that upstream.
 async fn gate(upstream: SocketAddr, setup: Setup) -> Gateway {
-    let keys = [("greedy", GREEDY), ("honest", HONEST)].map(|(name, key)| {
+    let keys = [("first", FIRST_CLIENT), ("other", OTHER_CLIENT)].map(|(name, key)| {
         let digest = sha256(key);
         format!("[[api_key]]\nname = \"{name}\"\nsha256 = [\"{digest}\"]\npaths = [\"/*\"]\n")
     });
@@ -141,20 +141,20 @@ impl KeyClient {
 
     async fn get(&self, path: &str) -> reqwest::Result<StatusCode> {
         let request = self.client.request(Method::GET, path);
-        let answer = request.header("x-api-key", self.key).send().await?;
-        let status = answer.status();
-        answer.bytes().await?;
+        let response = request.header("x-api-key", self.key).send().await?;
+        let status = response.status();
+        response.bytes().await?;
         Ok(status)
     }
 
-    /// Sends `count` requests one by one. Returns how many got 200, and the longest time without
+    /// Sends `count` requests one by one. Returns how many got 200, and the longest time excluding
     /// the slowest few.
     async fn tries(&self, path: &str, count: usize) -> (usize, Duration) {
         let (mut good, mut times) = (0, Vec::new());
         for _ in 0..count {
             let began = Instant::now();
-            let answer = timeout(Duration::from_secs(20), self.get(path)).await;
-            good += usize::from(matches!(answer, Ok(Ok(StatusCode::OK))));
+            let response = timeout(Duration::from_secs(20), self.get(path)).await;
+            good += usize::from(matches!(response, Ok(Ok(StatusCode::OK))));
             times.push(began.elapsed());
         }
         times.sort();
@@ -162,25 +162,25 @@ impl KeyClient {
     }
 }
 
-/// Checks that the honest client is served as if it were alone.
-async fn assert_honest_is_served(gateway: &Gateway, quiet: Duration, what: &str) {
-    let honest = KeyClient::new(gateway, HONEST);
+/// Checks that the other client is served as if it were alone.
+async fn assert_other_client_is_served(gateway: &Gateway, idle_latency: Duration, what: &str) {
+    let other_client = KeyClient::new(gateway, OTHER_CLIENT);
     for path in ["/x/quick", "/x/watch"] {
-        let (good, slowest) = honest.tries(path, 100).await;
+        let (good, slowest) = other_client.tries(path, 100).await;
         assert!(good >= 95, "{what}: {good} of 100 to {path}");
-        let most = FLOOR.max(quiet * 5);
+        let limit = FLOOR.max(idle_latency * 5);
         assert!(
-            slowest < most,
-            "{what}: {slowest:?} to {path}, quiet {quiet:?}"
+            slowest < limit,
+            "{what}: {slowest:?} to {path}, without load {idle_latency:?}"
         );
     }
 }
 
-/// The time of the honest client's requests without the other client.
-async fn quiet(gateway: &Gateway) -> Duration {
-    let honest = KeyClient::new(gateway, HONEST);
-    honest.tries("/x/watch", 3).await;
-    let (good, slowest) = honest.tries("/x/quick", 100).await;
+/// The time of the other client's requests without load.
+async fn idle_latency(gateway: &Gateway) -> Duration {
+    let other_client = KeyClient::new(gateway, OTHER_CLIENT);
+    other_client.tries("/x/watch", 3).await;
+    let (good, slowest) = other_client.tries("/x/quick", 100).await;
     assert_eq!(good, 100);
     slowest
 }

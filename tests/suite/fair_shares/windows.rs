@@ -24,7 +24,7 @@ async fn open(gateway: &Gateway, window: u32) -> SendRequest<Bytes> {
 fn request(method: &str, path: &str) -> Request<()> {
     let uri = format!("https://localhost{path}");
     let request = Request::builder().method(method).uri(uri);
-    request.header("x-api-key", GREEDY).body(()).unwrap()
+    request.header("x-api-key", FIRST_CLIENT).body(()).unwrap()
 }
 
 /// A POST of `length` bytes; sends as much as the windows allow.
@@ -36,30 +36,30 @@ async fn post(
     std::future::poll_fn(|cx| send.poll_ready(cx))
         .await
         .unwrap();
-    let (answer, mut body) = send.send_request(request("POST", path), false).unwrap();
+    let (response, mut body) = send.send_request(request("POST", path), false).unwrap();
     body.send_data(Bytes::from(vec![0; length]), true).unwrap();
-    (answer, body)
+    (response, body)
 }
 
-async fn answered(answer: ResponseFuture) -> Response<RecvStream> {
-    let answer = timeout(Duration::from_secs(8), answer).await;
-    answer.expect("it is answered").unwrap()
+async fn response_of(response: ResponseFuture) -> Response<RecvStream> {
+    let response = timeout(Duration::from_secs(8), response).await;
+    response.expect("there is a response").unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_without_windows_leaves_permits_for_others() {
     let gateway = gate(upstream().await, Setup::default()).await;
-    let quiet = quiet(&gateway).await;
+    let idle_latency = idle_latency(&gateway).await;
     let mut send = open(&gateway, 0).await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..100 {
         std::future::poll_fn(|cx| send.poll_ready(cx))
             .await
             .unwrap();
-        let (answer, _) = send.send_request(request("GET", "/x/large"), true).unwrap();
-        answers.push(answer);
+        let (response, _) = send.send_request(request("GET", "/x/large"), true).unwrap();
+        responses.push(response);
     }
-    assert_honest_is_served(&gateway, quiet, "100 streams without window").await;
+    assert_other_client_is_served(&gateway, idle_latency, "100 streams without window").await;
     eventually("their permits are free again", async || {
         gateway.metrics.upstream("main").stalled_streams.get() == 100
     })
@@ -67,25 +67,25 @@ async fn a_connection_without_windows_leaves_permits_for_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_that_are_not_read_leave_room_for_one_more_request() {
+async fn unread_uploads_leave_window_for_one_more_request() {
     let gateway = gate(upstream().await, Setup::default()).await;
     for count in [6, 40] {
         let mut send = open(&gateway, 65_535).await;
-        let mut stuck = Vec::new();
+        let mut stalled = Vec::new();
         for _ in 0..count {
-            stuck.push(post(&mut send, "/x/sink", 20_000_000).await);
+            stalled.push(post(&mut send, "/x/sink", 20_000_000).await);
         }
         sleep(Duration::from_secs(1)).await;
         let began = Instant::now();
-        let (answer, _) = post(&mut send, "/x/small", 1000).await;
-        assert_eq!(answered(answer).await.status(), 200);
+        let (response, _) = post(&mut send, "/x/small", 1000).await;
+        assert_eq!(response_of(response).await.status(), 200);
         let took = began.elapsed();
         assert!(took < Duration::from_secs(3), "{took:?} beside {count}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
+async fn max_streams_uploads_leave_window_for_the_last_one() {
     let setup = Setup::default()
         .upstream("concurrency = 1\nqueue_timeout = \"60s\"")
         .listener("max_streams = 200");
@@ -96,7 +96,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
     for _ in 0..199 {
         waiting.push(post(&mut send, "/x/sink", 2_000_000).await);
     }
-    eventually("they wait", async || {
+    eventually("the requests wait", async || {
         gateway
             .metrics
             .upstream("main")
@@ -105,7 +105,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
             >= 190
     })
     .await;
-    // Answered by the gate itself, once it has the whole body.
+    // The gate responds itself, once it has the whole body.
     std::future::poll_fn(|cx| send.poll_ready(cx))
         .await
         .unwrap();
@@ -114,7 +114,7 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
         .header("authorization", "Basic eHh4eDp5eXl5")
         .body(())
         .unwrap();
-    let (answer, mut body) = send.send_request(login, false).unwrap();
+    let (response, mut body) = send.send_request(login, false).unwrap();
     let mut left = 8_000;
     while left > 0 {
         body.reserve_capacity(left);
@@ -132,5 +132,5 @@ async fn as_many_uploads_as_a_connection_may_have_leave_room_for_the_last() {
         body.send_data(Bytes::from(vec![b' '; room]), left == 0)
             .unwrap();
     }
-    assert_eq!(answered(answer).await.status(), 401);
+    assert_eq!(response_of(response).await.status(), 401);
 }

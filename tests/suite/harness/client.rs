@@ -66,10 +66,10 @@ impl Client {
     }
 
     pub(crate) async fn logged_in(mut self, name: &str, password: &str) -> Self {
-        let answer = self.login(name, password).await;
-        assert_eq!(answer.status(), 200, "login of {name}");
-        let answer: Value = answer.json().await.unwrap();
-        self.token = Some(answer["users"][0]["token"].as_str().unwrap().to_owned());
+        let response = self.login(name, password).await;
+        assert_eq!(response.status(), 200, "login of {name}");
+        let response: Value = response.json().await.unwrap();
+        self.token = Some(response["users"][0]["token"].as_str().unwrap().to_owned());
         self
     }
 
@@ -102,8 +102,8 @@ impl Client {
 }
 
 /// Status and `errors[0].code` of a response; the code is 0 if there is none.
-pub(crate) async fn verdict(answer: Response) -> (u16, u64) {
-    let status = answer.status().as_u16();
-    let body: Value = answer.json().await.unwrap_or_default();
+pub(crate) async fn verdict(response: Response) -> (u16, u64) {
+    let status = response.status().as_u16();
+    let body: Value = response.json().await.unwrap_or_default();
     (status, body["errors"][0]["code"].as_u64().unwrap_or(0))
 }

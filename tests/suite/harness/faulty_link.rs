@@ -19,7 +19,7 @@ pub(crate) enum LinkState {
     /// Closes existing and new connections.
     Cut,
     /// Sends this in place of each response.
-    Says(Arc<[u8]>),
+    Sends(Arc<[u8]>),
 }
 
 pub(crate) struct FaultyLink {
@@ -61,17 +61,17 @@ async fn carry(client: TcpStream, port: u16, mut line: watch::Receiver<LinkState
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
         return;
     };
-    let (mut asked, to_client) = client.into_split();
+    let (mut from_client, to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
-    let answers = answers(from_server, to_client, line.clone());
+    let responses = responses(from_server, to_client, line.clone());
     tokio::select! {
-        _ = tokio::io::copy(&mut asked, &mut to_server) => {}
-        () = answers => {}
+        _ = tokio::io::copy(&mut from_client, &mut to_server) => {}
+        () = responses => {}
         _ = line.wait_for(|line| matches!(line, LinkState::Cut)) => {}
     }
 }
 
-async fn answers(
+async fn responses(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     line: watch::Receiver<LinkState>,
@@ -80,23 +80,23 @@ async fn answers(
     let read = async move {
         let mut piece = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from.read(&mut piece).await {
-            let mut answer = piece[..length].to_vec();
+            let mut response = piece[..length].to_vec();
             let mut late = 0;
             match &*line.borrow() {
                 LinkState::Slow(millis) => late = rand::random_range(millis.clone()),
-                LinkState::Says(other) => answer = other.to_vec(),
+                LinkState::Sends(other) => response = other.to_vec(),
                 LinkState::Good | LinkState::Cut => {}
             }
             let due = Instant::now() + Duration::from_millis(late);
-            if send.send((due, answer)).is_err() {
+            if send.send((due, response)).is_err() {
                 return;
             }
         }
     };
     let write = async move {
-        while let Some((due, answer)) = under_way.recv().await {
+        while let Some((due, response)) = under_way.recv().await {
             tokio::time::sleep_until(due).await;
-            if to.write_all(&answer).await.is_err() {
+            if to.write_all(&response).await.is_err() {
                 return;
             }
         }

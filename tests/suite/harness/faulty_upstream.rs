@@ -1,5 +1,5 @@
 //! An upstream that works, refuses connections, hangs, closes, or sends nonsense. Plain HTTP;
-//! logins are answered while it works.
+//! logins get responses while it works.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,30 +29,30 @@ pub(crate) enum UpstreamState {
 #[derive(Clone)]
 pub(crate) struct FaultyUpstream {
     pub(crate) address: SocketAddr,
-    mood: Arc<watch::Sender<UpstreamState>>,
+    state: Arc<watch::Sender<UpstreamState>>,
     heads: Arc<AtomicUsize>,
 }
 
 impl FaultyUpstream {
-    pub(crate) async fn start(mood: UpstreamState) -> Self {
-        // Bound without listening: keeps the port while the upstream is gone.
+    pub(crate) async fn start(state: UpstreamState) -> Self {
+        // Bound without listening: keeps the port while the upstream is down.
         let reserved = bound("127.0.0.1:0".parse().unwrap());
         let upstream = Self {
             address: reserved.local_addr().unwrap(),
-            mood: Arc::new(watch::Sender::new(mood)),
+            state: Arc::new(watch::Sender::new(state)),
             heads: Arc::default(),
         };
         let serving = upstream.clone();
         tokio::spawn(async move {
             let _reserved = reserved;
-            let mut moods = serving.mood.subscribe();
+            let mut states = serving.state.subscribe();
             loop {
-                let is_there = |mood: &UpstreamState| *mood != UpstreamState::Gone;
-                moods.wait_for(is_there).await.unwrap();
+                let is_up = |state: &UpstreamState| *state != UpstreamState::Gone;
+                states.wait_for(is_up).await.unwrap();
                 let listener = bound(serving.address).listen(1024).unwrap();
                 tokio::select! {
                     () = serving.accept(&listener) => {}
-                    gone = moods.wait_for(|mood| !is_there(mood)) => drop(gone.unwrap()),
+                    changed = states.wait_for(|state| !is_up(state)) => drop(changed.unwrap()),
                 }
             }
         });
@@ -63,8 +63,8 @@ impl FaultyUpstream {
         format!("http://{}", self.address)
     }
 
-    pub(crate) fn is(&self, mood: UpstreamState) {
-        self.mood.send_replace(mood);
+    pub(crate) fn is(&self, state: UpstreamState) {
+        self.state.send_replace(state);
     }
 
     /// Requests read so far, including logins and probes.
@@ -77,10 +77,10 @@ impl FaultyUpstream {
             if let Ok((tcp, _)) = listener.accept().await {
                 let serving = self.clone();
                 tokio::spawn(async move {
-                    let mut moods = serving.mood.subscribe();
+                    let mut states = serving.state.subscribe();
                     tokio::select! {
                         () = serving.serve(tcp) => {}
-                        gone = moods.wait_for(|mood| *mood == UpstreamState::Gone) => drop(gone),
+                        changed = states.wait_for(|state| *state == UpstreamState::Gone) => drop(changed),
                     }
                 });
             }
@@ -90,7 +90,7 @@ impl FaultyUpstream {
     /// `/v1/stickerpacks` gets no response unless the state says otherwise. A response of 10 MB
     /// is sent in pieces over two seconds, whatever the state is by then.
     async fn serve(&self, mut tcp: TcpStream) {
-        if *self.mood.borrow() == UpstreamState::Babbles {
+        if *self.state.borrow() == UpstreamState::Babbles {
             // A handshake or a request, whichever arrived.
             let _ = tcp.readable().await;
             let _ = tcp.write_all(GREETING).await;
@@ -98,8 +98,8 @@ impl FaultyUpstream {
         }
         while let Some(head) = read_request(&mut tcp).await {
             self.heads.fetch_add(1, Ordering::SeqCst);
-            let mood = *self.mood.borrow();
-            match mood {
+            let state = *self.state.borrow();
+            match state {
                 UpstreamState::Well if head.starts_with("POST /v1/users/login") => {
                     let _ = tcp.write_all(&login()).await;
                 }
@@ -110,8 +110,8 @@ impl FaultyUpstream {
                     stream(&mut tcp).await
                 }
                 UpstreamState::Well => {
-                    let answer = b"HTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nok";
-                    let _ = tcp.write_all(answer).await;
+                    let response = b"HTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nok";
+                    let _ = tcp.write_all(response).await;
                 }
                 UpstreamState::Gone | UpstreamState::Hangs => std::future::pending::<()>().await,
                 UpstreamState::HangsUp => return,

@@ -14,12 +14,12 @@ pub(crate) struct HungDisk {
 }
 
 impl HungDisk {
-    /// A disk that works at first.
-    pub(crate) fn beside(config: &Path) -> Self {
-        let beside = config.parent().unwrap();
-        let folder = beside.join("disk");
+    /// A disk that initially works.
+    pub(crate) fn next_to(config: &Path) -> Self {
+        let folder_of_config = config.parent().unwrap();
+        let folder = folder_of_config.join("disk");
         std::fs::create_dir(&folder).unwrap();
-        let library = beside.join("hung_disk.so");
+        let library = folder_of_config.join("hung_disk.so");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/harness/hung_disk.c");
         let built = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()))
             .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
@@ -32,10 +32,10 @@ impl HungDisk {
             String::from_utf8_lossy(&built.stderr)
         );
         Self {
-            // As the kernel names it.
+            // The path as the kernel reports it.
             folder: folder.canonicalize().unwrap(),
             library,
-            hung_while: beside.join("hung"),
+            hung_while: folder_of_config.join("hung"),
         }
     }
 
@@ -43,7 +43,7 @@ impl HungDisk {
         std::fs::write(&self.hung_while, "").unwrap();
     }
 
-    pub(crate) fn answer(&self) {
+    pub(crate) fn respond(&self) {
         std::fs::remove_file(&self.hung_while).unwrap();
     }
 

@@ -1,4 +1,4 @@
-//! An upstream of raw sockets whose login and paths respond as the test says, and a gate in
+//! An upstream of raw sockets with scripted logins and paths, and a gate in
 //! front of it without a profile, with one route and one API key.
 
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ pub(crate) struct PathRequest {
 /// The response to the next login.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LoginReply {
-    /// A token with a life of so many seconds.
+    /// A token with this lifetime in seconds.
     Token(i64),
     Status(u16),
 }
@@ -49,10 +49,10 @@ pub(crate) struct LoginUpstream {
 struct State {
     paths: Arc<Paths>,
     logins: Arc<Logins>,
-    takes: Duration,
+    delay: Duration,
     login_times: Vec<std::time::Instant>,
     minted: usize,
-    asked: Vec<PathRequest>,
+    received: Vec<PathRequest>,
 }
 
 impl LoginUpstream {
@@ -64,10 +64,10 @@ impl LoginUpstream {
             state: Arc::new(Mutex::new(State {
                 paths: Arc::new(paths),
                 logins: Arc::new(|_| LoginReply::Token(WEEK)),
-                takes: Duration::ZERO,
+                delay: Duration::ZERO,
                 login_times: Vec::new(),
                 minted: 0,
-                asked: Vec::new(),
+                received: Vec::new(),
             })),
         };
         let serving = upstream.clone();
@@ -81,30 +81,27 @@ impl LoginUpstream {
     }
 
     /// Sets the responses to logins, by their number from 1.
-    pub(crate) fn logins_answer(
-        &self,
-        logins: impl Fn(usize) -> LoginReply + Send + Sync + 'static,
-    ) {
+    pub(crate) fn set_logins(&self, logins: impl Fn(usize) -> LoginReply + Send + Sync + 'static) {
         self.state.lock().unwrap().logins = Arc::new(logins);
     }
 
-    pub(crate) fn paths_answer(&self, paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) {
+    pub(crate) fn set_paths(&self, paths: impl Fn(&PathRequest) -> u16 + Send + Sync + 'static) {
         self.state.lock().unwrap().paths = Arc::new(paths);
     }
 
     /// Sets how long each request to a path takes.
-    pub(crate) fn paths_take(&self, takes: Duration) {
-        self.state.lock().unwrap().takes = takes;
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        self.state.lock().unwrap().delay = delay;
     }
 
     pub(crate) fn logins(&self) -> usize {
         self.state.lock().unwrap().login_times.len()
     }
 
-    pub(crate) fn asked(&self, path: &str) -> Vec<PathRequest> {
+    pub(crate) fn requests_to(&self, path: &str) -> Vec<PathRequest> {
         let state = self.state.lock().unwrap();
-        let asked = state.asked.iter().filter(|asked| asked.path == path);
-        asked.cloned().collect()
+        let matching = state.received.iter().filter(|request| request.path == path);
+        matching.cloned().collect()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -115,7 +112,7 @@ impl LoginUpstream {
         while let Some(head) = read_request(&mut tcp).await {
             let reply = match head.starts_with("POST /v1/users/login") {
                 true => self.log_in(),
-                false => self.answer(&head).await,
+                false => self.response(&head).await,
             };
             if tcp.write_all(reply.as_bytes()).await.is_err() {
                 return;
@@ -128,13 +125,13 @@ impl LoginUpstream {
         state.login_times.push(std::time::Instant::now());
         let reply = (state.logins)(state.login_times.len());
         match reply {
-            LoginReply::Status(status) => answer(status, "{}"),
+            LoginReply::Status(status) => response(status, "{}"),
             LoginReply::Token(seconds) => {
                 state.minted += 1;
                 let end = tollgate::clock::unix_seconds() + seconds;
                 let end = tollgate::profiles::format_expiry(end);
                 let token = format!("minted-{}-of-this-upstream", state.minted);
-                answer(
+                response(
                     200,
                     &format!(r#"{{"users":[{{"token":"{token}","expires_after":"{end}"}}]}}"#),
                 )
@@ -142,31 +139,31 @@ impl LoginUpstream {
         }
     }
 
-    async fn answer(&self, head: &str) -> String {
+    async fn response(&self, head: &str) -> String {
         let mut words = head.split(' ');
         let (method, target) = (words.next().unwrap(), words.next().unwrap());
         let path = target.split('?').next().unwrap();
         let token = head.split("Bearer minted-").nth(1);
         let token = token.and_then(|rest| rest.split('-').next()?.parse().ok());
-        let (reply, takes) = {
+        let (reply, delay) = {
             let mut state = self.state.lock().unwrap();
-            let asked = PathRequest {
+            let request = PathRequest {
                 method: method.to_owned(),
                 path: path.to_owned(),
                 token: token.unwrap_or(0),
                 minted: state.minted,
-                nth: state.asked.len() + 1,
+                nth: state.received.len() + 1,
             };
-            state.asked.push(asked.clone());
+            state.received.push(request.clone());
             let paths = Arc::clone(&state.paths);
-            (paths(&asked), state.takes)
+            (paths(&request), state.delay)
         };
-        sleep(takes).await;
-        answer(reply, "done")
+        sleep(delay).await;
+        response(reply, "done")
     }
 }
 
-fn answer(status: u16, body: &str) -> String {
+fn response(status: u16, body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}")
 }
@@ -231,11 +228,11 @@ impl KeyClient {
     }
 
     pub(crate) async fn send(&self, method: reqwest::Method, path: &str, body: Vec<u8>) -> u16 {
-        let answer = self.answer(method, path, body).await;
-        answer.status().as_u16()
+        let response = self.response(method, path, body).await;
+        response.status().as_u16()
     }
 
-    pub(crate) async fn answer(
+    pub(crate) async fn response(
         &self,
         method: reqwest::Method,
         path: &str,

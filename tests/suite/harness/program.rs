@@ -24,14 +24,14 @@ impl Program {
 
     /// The same, with a command of the test.
     pub(crate) fn start(command: Command) -> Self {
-        let mut program = Self::told(command, (0, 0));
+        let mut program = Self::with_ports(command, (0, 0));
         program.listener = program.port_after("gate");
         program.operator = program.port_after("operator");
         program
     }
 
     /// A program whose ports the test has chosen.
-    pub(crate) fn told(mut command: Command, (listener, operator): (u16, u16)) -> Self {
+    pub(crate) fn with_ports(mut command: Command, (listener, operator): (u16, u16)) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -72,10 +72,7 @@ impl Program {
             match found {
                 Some(line) => return line,
                 None if begin.elapsed() > Duration::from_secs(30) => {
-                    panic!(
-                        "waited in vain for {text:?} in\n{}",
-                        self.lines().join("\n")
-                    )
+                    panic!("timeout: no {text:?} in\n{}", self.lines().join("\n"))
                 }
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -126,7 +123,9 @@ impl Program {
         loop {
             match self.child.try_wait().unwrap() {
                 Some(status) => return status,
-                None if begin.elapsed() > Duration::from_secs(60) => panic!("does not end"),
+                None if begin.elapsed() > Duration::from_secs(60) => {
+                    panic!("the program does not end")
+                }
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
         }

@@ -53,13 +53,13 @@ impl Received {
 }
 
 /// The response to one request without a body.
-pub(crate) async fn ask(
+pub(crate) async fn send_request(
     gateway: &Gateway,
-    ask: ClientProtocol,
+    send_request: ClientProtocol,
     method: &Method,
     path: &str,
 ) -> Received {
-    let version = if ask == ClientProtocol::Http10 {
+    let version = if send_request == ClientProtocol::Http10 {
         "1.0"
     } else {
         "1.1"
@@ -68,7 +68,7 @@ pub(crate) async fn ask(
         "{method} {path} HTTP/{version}\r\nHost: localhost\r\nAuthorization: Apikey {KEY}\r\n\r\n"
     );
     let is_head = *method == Method::HEAD;
-    match ask {
+    match send_request {
         ClientProtocol::Http10 | ClientProtocol::Http11 => {
             let tcp = TcpStream::connect(gateway.addresses.listeners[1]).await;
             exchange(tcp.unwrap(), request.as_bytes(), is_head).await
@@ -89,11 +89,11 @@ pub(crate) async fn exchange(
 ) -> Received {
     line.write_all(request).await.unwrap();
     line.flush().await.unwrap();
-    read_answer(&mut line, is_head).await
+    read_response(&mut line, is_head).await
 }
 
 /// Reads one response (RFC 9112 6.3).
-pub(crate) async fn read_answer(line: &mut (impl AsyncRead + Unpin), is_head: bool) -> Received {
+pub(crate) async fn read_response(line: &mut (impl AsyncRead + Unpin), is_head: bool) -> Received {
     let mut received = Received::default();
     let reading = async {
         let Some(head) = read_until(line, b"\r\n\r\n").await else {
@@ -142,7 +142,7 @@ async fn read_body(
             return true;
         }
         ["chunked"] => {}
-        ref other => panic!("what is {other:?}"),
+        ref other => panic!("unexpected body framing: {other:?}"),
     }
     assert!(lengths.is_empty(), "length {lengths} and chunked");
     loop {

@@ -1,4 +1,4 @@
-//! A real redis-server, from Debian, on a port of its own.
+//! A real redis-server, from Debian, on its own port.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -79,8 +79,8 @@ impl RedisServer {
         server
     }
 
-    /// Starts the server on the same port, with the data on its disk: none, unless it was told
-    /// to save some.
+    /// Starts the server on the same port, with the data on its disk: none, unless it was configured
+    /// to save data.
     pub(crate) fn start_again(&mut self) {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let child = Command::new(self.program)
@@ -126,7 +126,7 @@ impl RedisServer {
         self.signal("-CONT");
     }
 
-    pub(crate) fn try_ask<T: redis::FromRedisValue>(
+    pub(crate) fn try_query<T: redis::FromRedisValue>(
         &self,
         words: &[&str],
     ) -> redis::RedisResult<T> {
@@ -137,13 +137,13 @@ impl RedisServer {
         command.query(&mut connection)
     }
 
-    pub(crate) fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        self.try_ask(words).unwrap()
+    pub(crate) fn query<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        self.try_query(words).unwrap()
     }
 
     /// The number of calls of each command, from INFO.
     pub(crate) fn calls(&self, command: &str) -> u64 {
-        let stats: String = self.ask(&["INFO", "commandstats"]);
+        let stats: String = self.query(&["INFO", "commandstats"]);
         let start = format!("cmdstat_{command}:calls=");
         stats
             .lines()

@@ -1,5 +1,5 @@
 //! An upstream of raw sockets, plain or TLS, that sends the bytes of a script, pauses, and ends
-//! its connection in each possible way. It reads no request body. Logins are answered
+//! its connection in each possible way. It reads no request body. Logins get responses
 //! automatically.
 
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use super::{Gateway, WEBAPP_PASSWORD, secret};
 pub(crate) enum Step {
     Say(Vec<u8>),
     Pause(Duration),
-    /// Reads so many bytes of the request's body.
+    /// Reads this many bytes of the request's body.
     Take(usize),
     /// An orderly end: close_notify, FIN.
     Close,
@@ -156,7 +156,7 @@ impl ScriptedUpstream {
         Gateway::from_file(folder, file).await
     }
 
-    /// With certificates and secrets; for a program of its own.
+    /// Writes certificates and secrets too; for a separate process.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }

@@ -1,5 +1,5 @@
-//! An upstream that responds byte for byte as the test says, for responses that the emulator
-//! does not send. Plain HTTP; logins are answered automatically.
+//! An upstream with scripted bytes, for responses that the emulator
+//! does not send. Plain HTTP; logins get responses automatically.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -45,7 +45,7 @@ pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
     script: Arc<Script>,
-    /// The script also answers logins.
+    /// The script also responds to logins.
     scripts_logins: bool,
 }
 
@@ -54,7 +54,7 @@ impl Upstream {
         Self::serving(script, false).await
     }
 
-    /// The same; the script also answers logins, except the gate's own as `admin`.
+    /// The same; the script also responds to logins, except the gate's own as `admin`.
     pub(crate) async fn scripted(script: impl Fn(&Call) -> Reply + Send + Sync + 'static) -> Self {
         Self::serving(script, true).await
     }

@@ -21,7 +21,7 @@ pub(super) enum Version {
     Http2,
 }
 
-/// Values of `Content-Length`, a field each.
+/// Values of `Content-Length`, one per field.
 const LENGTHS: [&[&str]; 9] = [
     &[],
     &["5"],
@@ -34,7 +34,7 @@ const LENGTHS: [&[&str]; 9] = [
     &["99999999999999999999"],
 ];
 
-/// Values of `Transfer-Encoding`, a field each.
+/// Values of `Transfer-Encoding`, one per field.
 const CODINGS: [&[&str]; 9] = [
     &[],
     &["chunked"],
@@ -201,7 +201,7 @@ fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) 
 }
 
 /// Sends an HTTP/1 case and waits for the end of the connection.
-pub(super) async fn say_http1(address: std::net::SocketAddr, case: Case) {
+pub(super) async fn send_http1(address: std::net::SocketAddr, case: Case) {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     let _ = tcp.write_all(case.http1().as_bytes()).await;
     if case.ending == Ending::Early {
@@ -213,7 +213,7 @@ pub(super) async fn say_http1(address: std::net::SocketAddr, case: Case) {
 }
 
 /// Sends an HTTP/2 case and waits for the end of its stream.
-async fn say_http2(gateway: &Gateway, case: Case) {
+async fn send_http2(gateway: &Gateway, case: Case) {
     let mut tls = connected(gateway, &["h2"]).await;
     tls.write_all(&case.http2()).await.unwrap();
     tls.flush().await.unwrap();
@@ -270,7 +270,7 @@ fn is_right(case: Case, seen: &[Message]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_message_is_sent_as_the_table_says_or_none() {
+async fn exactly_the_message_of_the_table_is_sent_or_none() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", "").await;
     let all = cases();
@@ -279,8 +279,8 @@ async fn one_message_is_sent_as_the_table_says_or_none() {
     let mut good = 0;
     for case in &all {
         match case.version {
-            Version::Http2 => say_http2(&gateway, *case).await,
-            _ => say_http1(gateway.addresses.listeners[PLAIN], *case).await,
+            Version::Http2 => send_http2(&gateway, *case).await,
+            _ => send_http1(gateway.addresses.listeners[PLAIN], *case).await,
         }
         let seen = upstream.take();
         good += usize::from(goes_up(*case).is_some());
@@ -294,6 +294,10 @@ async fn one_message_is_sent_as_the_table_says_or_none() {
         wrong.len(),
         all.len()
     );
-    assert!(good >= 12, "only {good} of the cases are good ones");
-    assert!(upstream.odd().is_empty(), "{:?}", upstream.odd());
+    assert!(good >= 12, "only {good} of the cases are valid");
+    assert!(
+        upstream.malformed().is_empty(),
+        "{:?}",
+        upstream.malformed()
+    );
 }

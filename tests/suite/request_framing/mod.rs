@@ -1,4 +1,4 @@
-//! Requests to the upstream: one message that gate and upstream read alike, or nothing.
+//! Requests to the upstream: one message that gate and upstream read in the same way, or nothing.
 //! docs/FRAMING.md has the rules.
 
 mod fields;
@@ -94,7 +94,7 @@ async fn exchange(gateway: &Gateway, bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// One HTTP/1.1 request with `fields`, each ended by CRLF; returns the whole response.
-async fn ask(gateway: &Gateway, line: &str, fields: &str) -> String {
+async fn send_request(gateway: &Gateway, line: &str, fields: &str) -> String {
     let head = format!(
         "{line} HTTP/1.1\r\nHost: gate.example:8443\r\nAuthorization: Apikey {KEY}\r\nConnection: close\r\n{fields}\r\n"
     );
@@ -102,8 +102,8 @@ async fn ask(gateway: &Gateway, line: &str, fields: &str) -> String {
 }
 
 /// The status of a response.
-fn status(answer: &str) -> &str {
-    answer.get(9..12).unwrap_or(answer)
+fn status(response: &str) -> &str {
+    response.get(9..12).unwrap_or(response)
 }
 
 /// An HTTP/2 client over TLS.

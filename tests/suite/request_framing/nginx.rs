@@ -1,8 +1,8 @@
-//! Messages that the table lets pass are read alike by another proxy: nginx, if installed.
+//! Another proxy (nginx, if installed) reads the forwarded messages in the same way.
 
 use std::process::{Child, Command, Stdio};
 
-use super::matrix::{Version, cases, goes_up, say_http1};
+use super::matrix::{Version, cases, goes_up, send_http1};
 use super::recorder::Recorder;
 use crate::harness::eventually;
 
@@ -33,7 +33,7 @@ fn start(folder: &std::path::Path, port: u16, upstream: &str) -> Option<Nginx> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nginx_reads_alike_what_the_gate_lets_pass() {
+async fn nginx_reads_forwarded_messages_as_the_gate_does() {
     let upstream = Recorder::start().await;
     let folder = tempfile::tempdir().unwrap();
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -52,7 +52,7 @@ async fn nginx_reads_alike_what_the_gate_lets_pass() {
         if case.version == Version::Http2 {
             continue;
         }
-        say_http1(address, case).await;
+        send_http1(address, case).await;
         let mut seen = upstream.take();
         seen.retain(|message| message.line == "POST /open/x");
         match goes_up(case) {

@@ -1,5 +1,5 @@
 //! An upstream that records every message, read by its own strict parser. Plain HTTP/1.1; the
-//! gate's logins are answered and not recorded.
+//! gate's logins get responses and are not recorded.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -43,14 +43,14 @@ struct RecordedMessages {
     messages: Vec<Message>,
     logins: Vec<Message>,
     /// Bytes that are not an HTTP/1.1 message.
-    odd: Vec<String>,
+    malformed: Vec<String>,
 }
 
 /// Lives until the test's runtime ends.
 #[derive(Clone)]
 pub(super) struct Recorder {
     pub(super) address: SocketAddr,
-    kept: Arc<Mutex<RecordedMessages>>,
+    recorded: Arc<Mutex<RecordedMessages>>,
 }
 
 impl Recorder {
@@ -58,7 +58,7 @@ impl Recorder {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let recorder = Self {
             address: listener.local_addr().unwrap(),
-            kept: Arc::default(),
+            recorded: Arc::default(),
         };
         let serving = recorder.clone();
         tokio::spawn(async move {
@@ -76,7 +76,7 @@ impl Recorder {
 
     /// The messages since the last call.
     pub(super) fn take(&self) -> Vec<Message> {
-        std::mem::take(&mut self.kept.lock().unwrap().messages)
+        std::mem::take(&mut self.recorded.lock().unwrap().messages)
     }
 
     /// The one message that arrived.
@@ -87,19 +87,19 @@ impl Recorder {
     }
 
     pub(super) fn logins(&self) -> Vec<Message> {
-        self.kept.lock().unwrap().logins.clone()
+        self.recorded.lock().unwrap().logins.clone()
     }
 
     /// Received bytes that are not a message.
-    pub(super) fn odd(&self) -> Vec<String> {
-        self.kept.lock().unwrap().odd.clone()
+    pub(super) fn malformed(&self) -> Vec<String> {
+        self.recorded.lock().unwrap().malformed.clone()
     }
 
     fn keep(&self, message: Message, is_login: bool) {
-        let mut kept = self.kept.lock().unwrap();
+        let mut recorded = self.recorded.lock().unwrap();
         match is_login {
-            true => kept.logins.push(message),
-            false => kept.messages.push(message),
+            true => recorded.logins.push(message),
+            false => recorded.messages.push(message),
         }
     }
 
@@ -111,7 +111,7 @@ impl Recorder {
                 ParsedMessage::Whole(message, length) => {
                     bytes.drain(..length);
                     let is_login = message.line.starts_with("POST /v1/users/login");
-                    let answer = match is_login && message.framing == Framing::None {
+                    let response = match is_login && message.framing == Framing::None {
                         true => {
                             b"HTTP/1.1 411 Length Required\r\nContent-Length: 0\r\n\r\n".to_vec()
                         }
@@ -119,14 +119,18 @@ impl Recorder {
                         false => b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec(),
                     };
                     self.keep(message, is_login);
-                    if tcp.write_all(&answer).await.is_err() {
+                    if tcp.write_all(&response).await.is_err() {
                         return;
                     }
                     continue;
                 }
-                ParsedMessage::Odd(why) => {
+                ParsedMessage::Malformed(problem) => {
                     let text = String::from_utf8_lossy(&bytes).into_owned();
-                    self.kept.lock().unwrap().odd.push(format!("{why}: {text}"));
+                    self.recorded
+                        .lock()
+                        .unwrap()
+                        .malformed
+                        .push(format!("{problem}: {text}"));
                     return;
                 }
                 ParsedMessage::Part => {}
@@ -143,7 +147,7 @@ impl Recorder {
 enum ParsedMessage {
     Whole(Message, usize),
     Part,
-    Odd(&'static str),
+    Malformed(&'static str),
 }
 
 /// The first message in `bytes`.
@@ -152,14 +156,14 @@ fn read(bytes: &[u8]) -> ParsedMessage {
         return ParsedMessage::Part;
     };
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else {
-        return ParsedMessage::Odd("head is not text");
+        return ParsedMessage::Malformed("head is not text");
     };
     let mut lines = head.split("\r\n");
     let Some(line) = lines.next().and_then(|line| line.strip_suffix(" HTTP/1.1")) else {
-        return ParsedMessage::Odd("request line");
+        return ParsedMessage::Malformed("request line");
     };
     let Some(fields) = lines.map(field).collect::<Option<Vec<_>>>() else {
-        return ParsedMessage::Odd("field line");
+        return ParsedMessage::Malformed("field line");
     };
     let mut message = Message {
         line: line.to_owned(),
@@ -182,13 +186,13 @@ fn read(bytes: &[u8]) -> ParsedMessage {
                 ParsedMessage::Whole(message, end + 4 + length)
             }
             Ok(_) => ParsedMessage::Part,
-            Err(_) => ParsedMessage::Odd("length"),
+            Err(_) => ParsedMessage::Malformed("length"),
         },
         ([], ["chunked"]) => {
             message.framing = Framing::Chunked;
             chunks(message, body, end + 4)
         }
-        _ => ParsedMessage::Odd("framing fields"),
+        _ => ParsedMessage::Malformed("framing fields"),
     }
 }
 
@@ -199,7 +203,7 @@ fn chunks(mut message: Message, mut body: &[u8], mut taken: usize) -> ParsedMess
         };
         let size = std::str::from_utf8(&body[..end]).ok();
         let Some(size) = size.and_then(|text| usize::from_str_radix(text, 16).ok()) else {
-            return ParsedMessage::Odd("chunk size");
+            return ParsedMessage::Malformed("chunk size");
         };
         if size == 0 {
             break;
@@ -208,7 +212,7 @@ fn chunks(mut message: Message, mut body: &[u8], mut taken: usize) -> ParsedMess
             return ParsedMessage::Part;
         };
         if !chunk.ends_with(b"\r\n") {
-            return ParsedMessage::Odd("chunk end");
+            return ParsedMessage::Malformed("chunk end");
         }
         message.content.extend_from_slice(&chunk[..size]);
         body = &body[end + 4 + size..];
@@ -222,7 +226,7 @@ fn chunks(mut message: Message, mut body: &[u8], mut taken: usize) -> ParsedMess
     let lines = text.split("\r\n").skip(1).filter(|line| !line.is_empty());
     match lines.map(field).collect() {
         Some(trailers) => message.trailers = trailers,
-        None => return ParsedMessage::Odd("trailer"),
+        None => return ParsedMessage::Malformed("trailer"),
     }
     ParsedMessage::Whole(message, taken + end + 4)
 }

@@ -30,7 +30,7 @@ fn free_port() -> u16 {
 fn serve(file: &std::path::Path, port: u16) -> Program {
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(file);
-    let program = Program::told(command, (port, 0));
+    let program = Program::with_ports(command, (port, 0));
     program.wait_for("ready to accept");
     program
 }
@@ -77,15 +77,15 @@ impl Gate {
 }
 
 /// Checks the form of a response and of its access line.
-fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
-    let (head, body) = answer
+fn check(gate: &Gate, what: &str, response: &str, status: u16, cause: &str) {
+    let (head, body) = response
         .split_once("\r\n\r\n")
-        .unwrap_or_else(|| panic!("{what}: {answer:?}"));
+        .unwrap_or_else(|| panic!("{what}: {response:?}"));
     assert!(
         head.starts_with(&format!("HTTP/1.1 {status} ")),
-        "{what}: {answer}"
+        "{what}: {response}"
     );
-    assert_eq!(head.matches("HTTP/1.1 ").count(), 1, "{what}: {answer}");
+    assert_eq!(head.matches("HTTP/1.1 ").count(), 1, "{what}: {response}");
     let field = |name: &str| {
         let mut lines = head.lines();
         let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
@@ -102,12 +102,12 @@ fn check(gate: &Gate, what: &str, answer: &str, status: u16, cause: &str) {
     assert_eq!(line["status"], status, "{what}: {line}");
     assert_eq!(line["peer"], "127.0.0.1", "{what}");
     assert_eq!(line["blame"], "client", "{what}");
-    let said = line["cause"].as_str().unwrap();
-    assert!(said.contains(cause), "{what}: {said}");
+    let logged_cause = line["cause"].as_str().unwrap();
+    assert!(logged_cause.contains(cause), "{what}: {logged_cause}");
     assert_eq!(line["outcome"], "complete", "{what}: {line}");
 }
 
-#[expect(clippy::too_many_lines, reason = "one row a case")]
+#[expect(clippy::too_many_lines, reason = "one row per case")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_head_gets_problem_details_an_id_and_a_line() {
     let upstream = Recorder::start().await;
@@ -205,8 +205,8 @@ async fn a_refused_head_gets_problem_details_an_id_and_a_line() {
         ),
     ];
     for (what, text, status, cause) in cases {
-        let answer = gate.exchange(gate.ports[PLAIN], text.as_bytes()).await;
-        check(&gate, what, &answer, *status, cause);
+        let response = gate.exchange(gate.ports[PLAIN], text.as_bytes()).await;
+        check(&gate, what, &response, *status, cause);
     }
     assert!(upstream.take().is_empty());
 }
@@ -220,16 +220,16 @@ async fn plain_http_on_the_tls_port_gets_that_reason() {
         ("lower case", "get / HTTP/1.1\r\n\r\n"),
         ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     ] {
-        let answer = gate.exchange(gate.ports[TLS], text.as_bytes()).await;
-        check(&gate, what, &answer, 400, "this port speaks https");
-        assert!(answer.contains("this port speaks https"));
+        let response = gate.exchange(gate.ports[TLS], text.as_bytes()).await;
+        check(&gate, what, &response, 400, "this port speaks https");
+        assert!(response.contains("this port speaks https"));
     }
     let large = format!("POST / HTTP/1.1\r\nHost: a\r\n\r\n{}", "x".repeat(500_000));
-    let answer = gate.exchange(gate.ports[TLS], large.as_bytes()).await;
+    let response = gate.exchange(gate.ports[TLS], large.as_bytes()).await;
     check(
         &gate,
         "with content",
-        &answer,
+        &response,
         400,
         "this port speaks https",
     );
@@ -258,12 +258,12 @@ async fn a_failed_handshake_is_logged_with_peer_and_cause_at_a_limited_rate() {
         "{line}"
     );
     assert!(!line["cause"].as_str().unwrap().is_empty(), "{line}");
-    let told = gate.program.lines();
-    let told = told
+    let warnings = gate.program.lines();
+    let warnings = warnings
         .iter()
         .filter(|line| line.contains("TLS handshake failed"))
         .count();
-    assert!(told <= 2, "one a worker: {told}");
+    assert!(warnings <= 2, "one per worker: {warnings}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,19 +276,19 @@ async fn a_refusal_comes_after_the_earlier_responses() {
         "G\0T / HTTP/1.1\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
     ] {
-        let answer = gate
+        let response = gate
             .exchange(
                 gate.ports[PLAIN],
                 format!("{good}{good}{bad}{good}").as_bytes(),
             )
             .await;
-        let statuses: Vec<_> = answer
+        let statuses: Vec<_> = response
             .split("HTTP/1.1 ")
             .skip(1)
             .map(|one| &one[..3])
             .collect();
-        assert_eq!(statuses, ["200", "200", "400"], "{answer}");
-        let last = answer.rsplit_once("HTTP/1.1 400").unwrap().1;
+        assert_eq!(statuses, ["200", "200", "400"], "{response}");
+        let last = response.rsplit_once("HTTP/1.1 400").unwrap().1;
         check(&gate, "pipelined", &format!("HTTP/1.1 400{last}"), 400, "");
     }
 }
@@ -309,9 +309,9 @@ async fn a_slow_head_gets_408_in_the_same_format() {
     drop(gate.program);
     gate.program = serve(&file, plain);
     let begin = Instant::now();
-    let answer = gate.exchange(plain, b"GET /open/x HTTP/1.1\r\nHost:").await;
+    let response = gate.exchange(plain, b"GET /open/x HTTP/1.1\r\nHost:").await;
     assert!(begin.elapsed() < Duration::from_secs(10));
-    check(&gate, "slow", &answer, 408, "over its time");
+    check(&gate, "slow", &response, 408, "over its time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -319,14 +319,14 @@ async fn a_head_that_is_too_large_over_http2_gets_problem_details_too() {
     let upstream = Recorder::start().await;
     let gateway = super::gate(&upstream, "", "").await;
     let request = super::http2(&gateway).get(super::http2_url(&gateway, "/open/x"));
-    let answer = request
+    let response = request
         .header("x-large", "x".repeat(70_000))
         .send()
         .await
         .unwrap();
-    assert_eq!(answer.status(), 431);
-    assert!(answer.headers().contains_key("x-request-id"));
-    let problem: Value = answer.json().await.unwrap();
+    assert_eq!(response.status(), 431);
+    assert!(response.headers().contains_key("x-request-id"));
+    let problem: Value = response.json().await.unwrap();
     assert_eq!(problem["status"], 431);
     assert!(upstream.take().is_empty());
 }

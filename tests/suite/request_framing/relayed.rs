@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::recorder::{Framing, Message, Recorder};
-use super::{TLS, ask, config, http2, http2_url, status};
+use super::{TLS, config, http2, http2_url, send_request, status};
 use crate::harness::Gateway;
 
 async fn relay(upstream: &Recorder) -> Gateway {
@@ -40,7 +40,7 @@ async fn a_relayed_login_follows_the_same_rules() {
     assert_eq!(
         login.framing,
         Framing::Length(0),
-        "it has no content, and says so"
+        "an empty login has Content-Length: 0"
     );
     assert_eq!(login.all("cookie"), ["a=1; b=2"]);
     for name in ["x-http-method-override", "x-original-url", "proxy"] {
@@ -67,7 +67,7 @@ async fn a_refused_request_causes_no_login() {
         ),
     ] {
         assert_eq!(
-            status(&ask(&gateway, line, fields).await),
+            status(&send_request(&gateway, line, fields).await),
             expected,
             "{line} {fields}"
         );

@@ -3,7 +3,7 @@
 use reqwest::Method;
 
 use super::recorder::Recorder;
-use super::{ask, exchange, gate, http2, http2_url, status};
+use super::{exchange, gate, http2, http2_url, send_request, status};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ambiguous_path_is_refused() {
@@ -23,15 +23,15 @@ async fn an_ambiguous_path_is_refused() {
         "/open/caf%e9",
     ];
     for path in paths {
-        let answer = ask(&gateway, &format!("GET {path}"), "").await;
-        assert_eq!(status(&answer), "400", "{path}");
-        let answer = http2(&gateway).get(http2_url(&gateway, path)).send().await;
-        assert_eq!(answer.unwrap().status(), 400, "{path} over HTTP/2");
+        let response = send_request(&gateway, &format!("GET {path}"), "").await;
+        assert_eq!(status(&response), "400", "{path}");
+        let response = http2(&gateway).get(http2_url(&gateway, path)).send().await;
+        assert_eq!(response.unwrap().status(), 400, "{path} over HTTP/2");
     }
     assert!(upstream.take().is_empty());
     for path in ["/open/caf%c3%a9", "/open/a;b=c", "/open/..a", "/open/a..;b"] {
         assert_eq!(
-            status(&ask(&gateway, &format!("GET {path}"), "").await),
+            status(&send_request(&gateway, &format!("GET {path}"), "").await),
             "200",
             "{path}"
         );
@@ -45,85 +45,85 @@ const SOME: &str = "[[route]]\nname = \"some\"\npath = \"/some\"\nmethods = [\"G
 async fn trace_is_never_forwarded() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
-    let answer = ask(&gateway, "TRACE /all/x", "").await;
-    assert_eq!(status(&answer), "405", "{answer}");
+    let response = send_request(&gateway, "TRACE /all/x", "").await;
+    assert_eq!(status(&response), "405", "{response}");
     assert!(
-        answer.contains("allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"),
-        "{answer}"
+        response.contains("allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"),
+        "{response}"
     );
-    let answer = ask(&gateway, "TRACE /some", "Max-Forwards: 3\r\n").await;
-    assert_eq!(status(&answer), "405", "{answer}");
-    assert!(answer.contains("allow: GET, POST"), "{answer}");
+    let response = send_request(&gateway, "TRACE /some", "Max-Forwards: 3\r\n").await;
+    assert_eq!(status(&response), "405", "{response}");
+    assert!(response.contains("allow: GET, POST"), "{response}");
     // Similar methods, and usual ones in lower case, which no rule matches.
     for method in [
         "trace", "TRACK", "DEBUG", "CONNECT", "connect", "get", "Delete",
     ] {
-        let answer = ask(&gateway, &format!("{method} /all/x"), "").await;
-        assert_eq!(status(&answer), "405", "{method}: {answer}");
+        let response = send_request(&gateway, &format!("{method} /all/x"), "").await;
+        assert_eq!(status(&response), "405", "{method}: {response}");
     }
     let url = http2_url(&gateway, "/open/x");
-    let answer = http2(&gateway)
+    let response = http2(&gateway)
         .request(Method::TRACE, url)
         .send()
         .await
         .unwrap();
-    assert_eq!(answer.status(), 405);
-    assert!(answer.headers().contains_key("allow"));
+    assert_eq!(response.status(), 405);
+    assert!(response.headers().contains_key("allow"));
     assert!(upstream.take().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn options_for_the_server_are_answered_by_the_gate() {
+async fn options_for_the_server_get_the_gates_own_response() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
     let head = "OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-    let answer = exchange(&gateway, head).await;
-    assert_eq!(status(&answer), "204", "{answer}");
+    let response = exchange(&gateway, head).await;
+    assert_eq!(status(&response), "204", "{response}");
     assert!(
-        answer.contains("allow: GET") && answer.contains("x-request-id: "),
-        "{answer}"
+        response.contains("allow: GET") && response.contains("x-request-id: "),
+        "{response}"
     );
     let refused = exchange(&gateway, head.replace("OPTIONS", "GET")).await;
     assert_eq!(
         status(&refused),
         "400",
-        "no other method asks about a server"
+        "no other method may have the target *"
     );
     assert!(upstream.take().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn max_forwards_is_counted_down_for_options_and_the_gate_answers_at_0() {
+async fn max_forwards_is_decremented_for_options_and_the_gate_responds_at_0() {
     let upstream = Recorder::start().await;
     let gateway = gate(&upstream, "", SOME).await;
-    let answer = ask(&gateway, "OPTIONS /some", "Max-Forwards: 0\r\n").await;
-    assert_eq!(status(&answer), "204", "{answer}");
-    assert!(answer.contains("allow: GET, POST"), "{answer}");
+    let response = send_request(&gateway, "OPTIONS /some", "Max-Forwards: 0\r\n").await;
+    assert_eq!(status(&response), "204", "{response}");
+    assert!(response.contains("allow: GET, POST"), "{response}");
     let url = http2_url(&gateway, "/open/x");
     let request = http2(&gateway).request(Method::OPTIONS, url);
-    let answer = request.header("max-forwards", "0").send().await.unwrap();
-    assert_eq!(answer.status(), 204);
+    let response = request.header("max-forwards", "0").send().await.unwrap();
+    assert_eq!(response.status(), 204);
     for bad in ["x", "-1", "1, 1", "1\r\nMax-Forwards: 1"] {
-        let answer = ask(
+        let response = send_request(
             &gateway,
             "OPTIONS /some",
             &format!("Max-Forwards: {bad}\r\n"),
         )
         .await;
-        assert_eq!(status(&answer), "400", "{bad}");
+        assert_eq!(status(&response), "400", "{bad}");
     }
     assert!(upstream.take().is_empty());
     assert_eq!(
-        status(&ask(&gateway, "OPTIONS /some", "Max-Forwards: 1\r\n").await),
+        status(&send_request(&gateway, "OPTIONS /some", "Max-Forwards: 1\r\n").await),
         "200"
     );
     assert_eq!(upstream.one().all("max-forwards"), ["0"]);
-    // RFC 9110 7.6.2: on other methods it means nothing.
+    // RFC 9110 7.6.2: for other methods the field has no meaning.
     assert_eq!(
-        status(&ask(&gateway, "GET /some", "Max-Forwards: 0\r\n").await),
+        status(&send_request(&gateway, "GET /some", "Max-Forwards: 0\r\n").await),
         "200"
     );
     assert_eq!(upstream.one().all("max-forwards"), ["0"]);
-    let shut = ask(&gateway, "OPTIONS /shut", "Max-Forwards: 0\r\n").await;
+    let shut = send_request(&gateway, "OPTIONS /shut", "Max-Forwards: 0\r\n").await;
     assert_eq!(status(&shut), "404");
 }

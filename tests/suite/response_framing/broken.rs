@@ -1,4 +1,4 @@
-//! Responses that break off, at each possible point.
+//! Responses that end early, at each possible point.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::eventually;
 use crate::harness::program::{Program, binary};
-use crate::harness::received::{ClientProtocol, Received, ask, exchange};
+use crate::harness::received::{ClientProtocol, Received, exchange, send_request};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 const LARGE: usize = 100_000;
@@ -27,7 +27,7 @@ fn settle() -> Step {
     Step::Pause(Duration::from_millis(100))
 }
 
-fn answers(request: &str) -> Vec<Step> {
+fn responses(request: &str) -> Vec<Step> {
     let chunk = || say(&format!("{LARGE:x}\r\n{}\r\n", "x".repeat(LARGE)));
     let chunked = || head("1.1", "Transfer-Encoding: chunked\r\n");
     let length = || head("1.1", &format!("Content-Length: {LARGE}\r\n"));
@@ -83,10 +83,10 @@ const ALL: [ClientProtocol; 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for how in ALL {
-        let whole = ask(&gateway, how, &Method::GET, "/old").await;
+        let whole = send_request(&gateway, how, &Method::GET, "/old").await;
         assert_eq!(
             (whole.status, whole.body.len(), whole.is_whole),
             (200, LARGE, true)
@@ -108,7 +108,7 @@ async fn an_http_1_0_response_is_sent_in_the_gates_own_version() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_response_never_looks_complete() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         let mut paths = vec![
             "/old-reset",
@@ -123,13 +123,13 @@ async fn a_broken_response_never_looks_complete() {
         }
         for how in ALL {
             for path in &paths {
-                let broken = ask(&gateway, how, &Method::GET, path).await;
+                let broken = send_request(&gateway, how, &Method::GET, path).await;
                 let seen = (broken.status, broken.is_whole);
                 assert_eq!(seen, (200, false), "{how:?} {path} tls {is_tls}");
                 assert!(!broken.body.is_empty(), "{how:?} {path} tls {is_tls}");
             }
             // The connection or stream ends as the version requires.
-            let whole = ask(&gateway, how, &Method::GET, "/close").await;
+            let whole = send_request(&gateway, how, &Method::GET, "/close").await;
             assert_eq!((whole.body.len(), whole.is_whole), (LARGE, true), "{how:?}");
         }
     }
@@ -138,7 +138,7 @@ async fn a_broken_response_never_looks_complete() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_breaks_before_its_first_body_byte_is_a_502() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         for how in ALL {
             for path in [
@@ -149,18 +149,18 @@ async fn a_response_that_breaks_before_its_first_body_byte_is_a_502() {
                 "/old-head-then-reset",
                 "/length-head-then-close",
             ] {
-                let mut refused = ask(&gateway, how, &Method::GET, path).await;
+                let mut refused = send_request(&gateway, how, &Method::GET, path).await;
                 for _ in 0..2 {
                     if refused.status != 502 {
                         // On a busy machine the end may come after the head was sent.
                         assert!(!refused.is_whole && refused.body.is_empty());
-                        refused = ask(&gateway, how, &Method::GET, path).await;
+                        refused = send_request(&gateway, how, &Method::GET, path).await;
                     }
                 }
                 let seen = (refused.status, refused.is_whole);
                 assert_eq!(seen, (502, true), "{how:?} {path} tls {is_tls}");
             }
-            let empty = ask(&gateway, how, &Method::GET, "/empty").await;
+            let empty = send_request(&gateway, how, &Method::GET, "/empty").await;
             assert_eq!(
                 (empty.status, empty.body.len(), empty.is_whole),
                 (200, 0, true)
@@ -171,21 +171,21 @@ async fn a_response_that_breaks_before_its_first_body_byte_is_a_502() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_whose_body_is_late_is_sent_at_once() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     let client = gateway.client();
     for path in ["/late", "/events"] {
         let began = std::time::Instant::now();
         let request = client.request(Method::GET, path);
         let (name, value) = ("authorization", key_field()[15..].to_owned());
-        let answer = request.header(name, value).send().await.unwrap();
-        assert_eq!(answer.status(), 200);
+        let response = request.header(name, value).send().await.unwrap();
+        assert_eq!(response.status(), 200);
         assert!(
             began.elapsed() < Duration::from_millis(700),
             "{:?}",
             began.elapsed()
         );
-        let body = answer.text().await.unwrap();
+        let body = response.text().await.unwrap();
         assert_eq!(body, if path == "/late" { "ok" } else { "" });
     }
 }
@@ -193,7 +193,7 @@ async fn a_head_whose_body_is_late_is_sent_at_once() {
 /// The access line of the request for `path`.
 async fn record(program: &Program, path: &str) -> Value {
     let mut found = None;
-    eventually(&format!("the record of {path}"), async || {
+    eventually(&format!("the access line of {path}"), async || {
         found = program.lines().into_iter().find_map(|line| {
             let line: Value = serde_json::from_str(&line).ok()?;
             (line["target"] == "tollgate::access" && line["path"] == path).then_some(line)
@@ -205,8 +205,8 @@ async fn record(program: &Program, path: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_access_line_says_what_broke_off_and_who_is_to_blame() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+async fn the_access_line_names_the_failure_and_the_party_to_blame() {
+    let upstream = ScriptedUpstream::plain(responses).await;
     let ports = (
         crate::harness::program::free_port(),
         crate::harness::program::free_port(),
@@ -225,7 +225,7 @@ async fn the_access_line_says_what_broke_off_and_who_is_to_blame() {
     std::fs::write(&file, text).unwrap();
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&file);
-    let program = Program::told(command, ports);
+    let program = Program::with_ports(command, ports);
     program.wait_for("ready to accept");
     let get = async |path: &str| -> Received {
         let tcp = TcpStream::connect(("127.0.0.1", ports.0)).await.unwrap();

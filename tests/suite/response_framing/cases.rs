@@ -15,7 +15,7 @@ pub(super) const CONTENT: usize = 40_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyBytes {
     Nothing,
-    /// So many bytes of the content, unchunked.
+    /// This many bytes of the content, unchunked.
     Content(usize),
     /// All of the content in two chunks, and the last chunk.
     Chunks,
@@ -23,9 +23,9 @@ pub(super) enum BodyBytes {
     OneChunk,
     /// Both chunks without the last chunk.
     NoLastChunk,
-    /// Bytes that are no chunk.
+    /// Bytes that are not a chunk.
     BadChunk,
-    /// The first chunk, then bytes that are no chunk.
+    /// The first chunk, then bytes that are not a chunk.
     BadSecondChunk,
 }
 
@@ -191,7 +191,7 @@ fn coded(version: &'static str) -> Vec<Case> {
     cases
 }
 
-/// Cases that break off.
+/// Cases that end early.
 fn broken() -> Vec<Case> {
     let mut cases = Vec::new();
     for sends in [

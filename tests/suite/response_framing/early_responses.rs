@@ -8,13 +8,13 @@ use tokio::net::TcpStream;
 
 use crate::harness::Gateway;
 use crate::harness::raw::connected;
-use crate::harness::received::{Received, read_answer};
+use crate::harness::received::{Received, read_response};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 const UPLOAD: usize = 50_000_000;
 const RUNS: usize = 40;
 
-fn answers(head: &str) -> Vec<Step> {
+fn responses(head: &str) -> Vec<Step> {
     let large = "HTTP/1.1 413 Too Large\r\nContent-Length: 100000\r\n\r\n".to_owned()
         + &"x".repeat(100_000);
     match head.split(' ').nth(1).unwrap() {
@@ -60,7 +60,7 @@ fn upload_head(path: &str, framing: &str) -> String {
     )
 }
 
-/// BodyBytes until it fails or is done, and reads at the same time.
+/// Sends the body until it fails or is complete, and reads at the same time.
 async fn upload(line: impl AsyncRead + AsyncWrite + Send + 'static, path: &str) -> Received {
     let (mut from, mut to) = split(line);
     let head = upload_head(path, &format!("Content-Length: {UPLOAD}"));
@@ -75,7 +75,7 @@ async fn upload(line: impl AsyncRead + AsyncWrite + Send + 'static, path: &str) 
             }
         }
     });
-    let received = read_answer(&mut from, false).await;
+    let received = read_response(&mut from, false).await;
     sending.abort();
     received
 }
@@ -101,7 +101,7 @@ async fn statuses(gateway: &Gateway, path: &str) -> Vec<(u16, bool)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_early_response_reaches_the_client_every_time() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         for (path, status) in [
             ("/at-once", 413),
@@ -116,7 +116,7 @@ async fn an_early_response_reaches_the_client_every_time() {
             assert_eq!(good, RUNS, "{path} tls {is_tls}: {seen:?}");
         }
         // A server that closes with unread input discards the unsent part of its response.
-        // The part that arrived is passed on and does not look complete.
+        // The part that arrived is forwarded and does not look complete.
         let seen = statuses(&gateway, "/large").await;
         assert!(
             seen.iter().all(|seen| seen.0 == 413),
@@ -154,7 +154,7 @@ async fn upload_http2(gateway: &Gateway, path: &str) -> u16 {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_early_response_reaches_an_http2_client() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         for (path, status) in [("/at-once", 413), ("/connection-close", 403), ("/old", 413)] {
             for run in 0..RUNS / 4 {
@@ -167,7 +167,7 @@ async fn an_early_response_reaches_an_http2_client() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_only_after_sending_gets_an_early_response_too() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for _ in 0..4 {
         let mut line = plain(&gateway).await;
@@ -179,7 +179,7 @@ async fn a_client_that_reads_only_after_sending_gets_an_early_response_too() {
             line.write_all(&vec![0; length / 200]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let received = read_answer(&mut line, false).await;
+        let received = read_response(&mut line, false).await;
         assert_eq!((received.status, received.text().as_str()), (413, "large"));
         assert_eq!(line.read(&mut [0]).await.unwrap(), 0);
     }
@@ -188,7 +188,7 @@ async fn a_client_that_reads_only_after_sending_gets_an_early_response_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_only_resets_is_a_502_at_once() {
     for is_tls in [false, true] {
-        let upstream = ScriptedUpstream::start(answers, is_tls).await;
+        let upstream = ScriptedUpstream::start(responses, is_tls).await;
         let gateway = upstream.gate("", "").await;
         let began = std::time::Instant::now();
         for _ in 0..5 {

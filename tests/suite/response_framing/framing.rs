@@ -6,11 +6,11 @@ use http::Method;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-use crate::harness::received::{ClientProtocol, ask, exchange};
+use crate::harness::received::{ClientProtocol, exchange, send_request};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 /// The responses by path.
-fn answers(head: &str) -> Vec<Step> {
+fn responses(head: &str) -> Vec<Step> {
     let target = head.split(' ').nth(1).unwrap();
     let (fields, body) = match target {
         "/length-and-chunked" => (
@@ -55,13 +55,13 @@ fn answers(head: &str) -> Vec<Step> {
         }
         _ => return vec![not_found()],
     };
-    let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}");
-    vec![say(&answer), Step::Close]
+    let response = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}");
+    vec![say(&response), Step::Close]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for how in [
         ClientProtocol::Http10,
@@ -74,7 +74,7 @@ async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
             ("/two-equal", &["2"]),
             ("/list-of-equal", &["2"]),
         ] {
-            let received = ask(&gateway, how, &Method::GET, path).await;
+            let received = send_request(&gateway, how, &Method::GET, path).await;
             let seen = (received.status, received.text(), received.is_whole);
             assert_eq!(seen, (200, "ok".to_owned(), true), "{how:?} {path}");
             let given = received.all("content-length");
@@ -88,7 +88,7 @@ async fn the_coding_overrides_the_length_and_equal_lengths_are_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = upstream.gate("", "").await;
     for how in [ClientProtocol::Http11, ClientProtocol::Http2] {
         for path in [
@@ -103,7 +103,7 @@ async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
             "/twice",
             "/old-coded",
         ] {
-            let received = ask(&gateway, how, &Method::GET, path).await;
+            let received = send_request(&gateway, how, &Method::GET, path).await;
             assert_eq!(
                 (received.status, received.is_whole),
                 (502, true),
@@ -115,21 +115,21 @@ async fn a_response_with_bad_framing_or_unknown_coding_is_a_502_of_the_gate() {
                 received.text()
             );
         }
-        let good = ask(&gateway, how, &Method::GET, "/good").await;
+        let good = send_request(&gateway, how, &Method::GET, "/good").await;
         assert_eq!((good.status, good.text().as_str()), (200, "ok"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_may_continue_is_the_last_of_its_connection() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let text = upstream
         .config("", "")
         .replace("workers = 2", "workers = 1");
     let gateway = upstream.gate_of(&text).await;
     let before = upstream.connections();
     for _ in 0..5 {
-        let empty = ask(
+        let empty = send_request(
             &gateway,
             ClientProtocol::Http11,
             &Method::GET,
@@ -137,7 +137,7 @@ async fn a_response_that_may_continue_is_the_last_of_its_connection() {
         )
         .await;
         assert_eq!((empty.status, empty.all("content-length").len()), (204, 0));
-        let next = ask(&gateway, ClientProtocol::Http11, &Method::GET, "/good").await;
+        let next = send_request(&gateway, ClientProtocol::Http11, &Method::GET, "/good").await;
         assert_eq!((next.status, next.text().as_str()), (200, "ok"));
     }
     assert!(
@@ -146,7 +146,7 @@ async fn a_response_that_may_continue_is_the_last_of_its_connection() {
     );
 }
 
-/// Responses to requests that may ask for another protocol.
+/// Responses to requests that may have an Upgrade field.
 fn switching(head: &str) -> Vec<Step> {
     match head.split(' ').nth(1).unwrap() {
         "/switch" => vec![say("HTTP/1.1 101 Switching Protocols\r\n\
@@ -158,7 +158,7 @@ fn switching(head: &str) -> Vec<Step> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_switch_of_protocols_that_was_not_asked_for_is_a_502_of_the_gate() {
+async fn an_unrequested_protocol_switch_is_a_502_of_the_gate() {
     let upstream = ScriptedUpstream::plain(switching).await;
     let gateway = upstream.gate("", "").await;
     for how in [
@@ -168,18 +168,18 @@ async fn a_switch_of_protocols_that_was_not_asked_for_is_a_502_of_the_gate() {
         ClientProtocol::Http2,
     ] {
         for path in ["/switch", "/switch-without-name"] {
-            let received = ask(&gateway, how, &Method::GET, path).await;
+            let received = send_request(&gateway, how, &Method::GET, path).await;
             let seen = (received.status, received.is_whole);
             assert_eq!(seen, (502, true), "{how:?} {path}");
             assert!(received.all("upgrade").is_empty(), "{how:?} {path}");
         }
-        let good = ask(&gateway, how, &Method::GET, "/good").await;
+        let good = send_request(&gateway, how, &Method::GET, "/good").await;
         assert_eq!((good.status, good.text().as_str()), (200, "ok"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_for_another_protocol_is_forwarded_without_that_wish() {
+async fn a_request_for_another_protocol_is_forwarded_without_upgrade() {
     let heads = Arc::<Mutex<Vec<String>>>::default();
     let seen = Arc::clone(&heads);
     let script = move |head: &str| {

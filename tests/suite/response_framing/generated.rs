@@ -8,7 +8,7 @@ use http::Method;
 use tollgate::upstream::{BodyFraming, LengthField};
 
 use super::cases::{BodyBytes, CONTENT, Case, cases};
-use crate::harness::received::{ClientProtocol, Received, ask};
+use crate::harness::received::{ClientProtocol, Received, send_request};
 use crate::harness::scripted::{ScriptedUpstream, not_found};
 
 impl Case {
@@ -98,7 +98,12 @@ fn fields_fit(received: &Received, case: &Case, method: &Method) -> bool {
     }
 }
 
-async fn compare(is_tls: bool, method: Method, asks: &[ClientProtocol], cases: Vec<Case>) -> usize {
+async fn compare(
+    is_tls: bool,
+    method: Method,
+    clients: &[ClientProtocol],
+    cases: Vec<Case>,
+) -> usize {
     let cases = Arc::new(cases);
     let scripted = Arc::clone(&cases);
     let script = move |head: &str| {
@@ -112,7 +117,7 @@ async fn compare(is_tls: bool, method: Method, asks: &[ClientProtocol], cases: V
     };
     let upstream = ScriptedUpstream::start(script, is_tls).await;
     let gateway = upstream.gate("", "").await;
-    let all: Vec<(usize, ClientProtocol)> = asks
+    let all: Vec<(usize, ClientProtocol)> = clients
         .iter()
         .flat_map(|how| (0..cases.len()).map(|number| (number, *how)))
         .collect();
@@ -129,10 +134,10 @@ async fn compare(is_tls: bool, method: Method, asks: &[ClientProtocol], cases: V
                         && (how == ClientProtocol::Http10 || received.version != "HTTP/1.0")
                 };
                 let path = format!("/case/{number}");
-                let mut received = ask(gateway, how, method, &path).await;
+                let mut received = send_request(gateway, how, method, &path).await;
                 if expected.is_refused && received.body.is_empty() {
                     // On a busy machine the end may come after the head was sent.
-                    received = ask(gateway, how, method, &path).await;
+                    received = send_request(gateway, how, method, &path).await;
                 }
                 let fits = is_right(&received);
                 let body = received.body.len();
@@ -160,13 +165,13 @@ async fn compare(is_tls: bool, method: Method, asks: &[ClientProtocol], cases: V
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_response_of_an_upstream_is_passed_on_as_the_table_says() {
-    let asks = [
+    let clients = [
         ClientProtocol::Http10,
         ClientProtocol::Http11,
         ClientProtocol::Http2,
     ];
     let cases = cases();
-    let count = compare(false, Method::GET, &asks, cases.clone()).await;
+    let count = compare(false, Method::GET, &clients, cases.clone()).await;
     let some = |step| cases.iter().step_by(step).cloned().collect::<Vec<_>>();
     let heads: Vec<Case> = some(2)
         .into_iter()
@@ -175,8 +180,8 @@ async fn every_response_of_an_upstream_is_passed_on_as_the_table_says() {
             ..case
         })
         .collect();
-    let count = count + compare(false, Method::HEAD, &asks, heads).await;
-    let asks = [ClientProtocol::Tls11, ClientProtocol::Http2];
-    let count = count + compare(true, Method::GET, &asks, some(3)).await;
+    let count = count + compare(false, Method::HEAD, &clients, heads).await;
+    let clients = [ClientProtocol::Tls11, ClientProtocol::Http2];
+    let count = count + compare(true, Method::GET, &clients, some(3)).await;
     assert!(count >= 300, "only {count} cases");
 }

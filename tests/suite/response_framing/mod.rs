@@ -1,4 +1,4 @@
-//! Responses of the upstream that are framed badly, break off, come early or slowly.
+//! Responses of the upstream that are badly framed, incomplete, early or slow.
 
 mod broken;
 mod cases;

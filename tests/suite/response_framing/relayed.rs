@@ -1,5 +1,5 @@
-//! The same for relayed logins (`directory = "webapp"`): the gate learns exactly what the client
-//! gets.
+//! The same for relayed logins (`directory = "webapp"`): the gate reads the same bytes as the client
+//! receives.
 
 use reqwest::Method;
 
@@ -17,7 +17,7 @@ fn minted(token: &str) -> (String, usize) {
     )
 }
 
-fn answers(call: &Call) -> Reply {
+fn responses(call: &Call) -> Reply {
     if !call.line().starts_with("POST /v1/users/login") {
         return Reply::ok("fine");
     }
@@ -45,7 +45,7 @@ fn answers(call: &Call) -> Reply {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relayed_login_is_framed_by_the_same_rule() {
-    let webapp = Upstream::scripted(answers).await;
+    let webapp = Upstream::scripted(responses).await;
     let setup = Setup::default()
         .users("directory = \"webapp\"")
         .rest(NO_LIMITS);
@@ -58,9 +58,9 @@ async fn a_relayed_login_is_framed_by_the_same_rule() {
             ("cut", 502),
             ("other", 502),
         ] {
-            let answer = client.login(name, "Passw0rd!").await;
-            assert_eq!(answer.status(), status, "{name}");
-            let text = answer.text().await.unwrap();
+            let response = client.login(name, "Passw0rd!").await;
+            assert_eq!(response.status(), status, "{name}");
+            let text = response.text().await.unwrap();
             assert_eq!(
                 text.contains("learned-token-of-both"),
                 status == 200,
@@ -68,7 +68,7 @@ async fn a_relayed_login_is_framed_by_the_same_rule() {
             );
         }
         let client = client.with_token("learned-token-of-both");
-        let asked = client.request(Method::GET, "/v1/support").send().await;
-        assert_eq!(asked.unwrap().status(), 200);
+        let response = client.request(Method::GET, "/v1/support").send().await;
+        assert_eq!(response.unwrap().status(), 200);
     }
 }

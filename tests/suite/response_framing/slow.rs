@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tollgate::metrics::Blame;
 
 use crate::harness::Gateway;
-use crate::harness::received::{ClientProtocol, ask, read_answer};
+use crate::harness::received::{ClientProtocol, read_response, send_request};
 use crate::harness::scripted::{ScriptedUpstream, Step, key_field, not_found, say};
 
 fn pause(millis: u64) -> Step {
@@ -24,7 +24,7 @@ fn trickle(head: &str, piece: &str, count: usize, millis: u64) -> Vec<Step> {
     steps
 }
 
-fn answers(head: &str) -> Vec<Step> {
+fn responses(head: &str) -> Vec<Step> {
     let chunked = "Transfer-Encoding: chunked";
     let ping = "8\r\n: ping\n\n\r\n";
     match head.split(' ').nth(1).unwrap() {
@@ -65,7 +65,7 @@ async fn gate(upstream: &ScriptedUpstream) -> Gateway {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let all = [
         (ClientProtocol::Http11, "/pings", 64),
@@ -75,26 +75,26 @@ async fn a_response_lives_while_its_pieces_come_within_body_idle_timeout() {
         (ClientProtocol::Http10, "/until-close", 20),
         (ClientProtocol::Http2, "/until-close", 20),
     ];
-    let asked = all.map(|(how, path, length)| {
+    let requests = all.map(|(how, path, length)| {
         let gateway = &gateway;
         async move {
-            let received = ask(gateway, how, &Method::GET, path).await;
+            let received = send_request(gateway, how, &Method::GET, path).await;
             let seen = (received.status, received.body.len(), received.is_whole);
             assert_eq!(seen, (200, length, true), "{how:?} {path}");
         }
     });
-    futures_util::future::join_all(asked).await;
+    futures_util::future::join_all(requests).await;
     assert_eq!(gateway.metrics.responses.value(Blame::Client), 0);
     assert_eq!(gateway.metrics.responses.value(Blame::Upstream), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_an_upstream_that_falls_silent_is_to_blame() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+async fn only_a_silent_upstream_is_blamed() {
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let (cut, refused) = tokio::join!(
-        ask(&gateway, ClientProtocol::Http11, &Method::GET, "/silent"),
-        ask(
+        send_request(&gateway, ClientProtocol::Http11, &Method::GET, "/silent"),
+        send_request(
             &gateway,
             ClientProtocol::Http2,
             &Method::GET,
@@ -109,7 +109,7 @@ async fn only_an_upstream_that_falls_silent_is_to_blame() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_whose_body_the_upstream_does_not_read_is_not_slow() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let mut line = TcpStream::connect(gateway.addresses.listeners[1])
         .await
@@ -124,14 +124,14 @@ async fn a_client_whose_body_the_upstream_does_not_read_is_not_slow() {
         to.write_all(&vec![0; 3_000_000]).await.unwrap();
         to
     });
-    let received = read_answer(&mut from, false).await;
+    let received = read_response(&mut from, false).await;
     assert_eq!((received.status, received.text().as_str()), (200, "ok"));
     drop(sending.await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_trickles_is_still_too_slow() {
-    let upstream = ScriptedUpstream::plain(answers).await;
+async fn a_client_that_sends_byte_by_byte_is_too_slow() {
+    let upstream = ScriptedUpstream::plain(responses).await;
     let gateway = gate(&upstream).await;
     let mut line = TcpStream::connect(gateway.addresses.listeners[1])
         .await
@@ -148,7 +148,7 @@ async fn a_client_that_trickles_is_still_too_slow() {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     });
-    let received = read_answer(&mut from, false).await;
+    let received = read_response(&mut from, false).await;
     assert_eq!(received.status, 408);
     assert!(
         began.elapsed() < Duration::from_secs(13),
@@ -209,7 +209,7 @@ async fn a_piece_that_may_begin_the_token_is_held_back_for_milliseconds() {
         ("/echo-later", ": **************"),
     ] {
         for how in [ClientProtocol::Http11, ClientProtocol::Http2] {
-            let received = ask(&gateway, how, &Method::GET, path).await;
+            let received = send_request(&gateway, how, &Method::GET, path).await;
             assert_eq!(received.text(), shown, "{how:?}");
         }
     }

@@ -13,29 +13,29 @@ use super::{SEAL_KEY, brisk, gate, settings, status, store};
 use crate::harness::redis::{RedisServer, free_port};
 use crate::harness::{Gateway, emulator, eventually};
 
-/// Waits until a gate with these settings reports this text as the reason for having no store.
-pub(super) async fn trouble(settings: Settings, says: &str) -> String {
+/// Waits until a gate with these settings reports this text as the reason why it has no store.
+pub(super) async fn start_failure(settings: Settings, expected: &str) -> String {
     let scope = TaskScope::new(tokio::runtime::Handle::current());
     let store = std::sync::Arc::new(SharedStore::new(settings, Metrics::new()));
     let seen = async {
-        let mut said = None;
-        eventually(&format!("it says {says}"), async || {
-            said = store.trouble().filter(|why| why.contains(says));
-            said.is_some()
+        let mut reason = None;
+        eventually(&format!("the store reports {expected}"), async || {
+            reason = store.trouble().filter(|text| text.contains(expected));
+            reason.is_some()
         })
         .await;
-        said.unwrap().to_string()
+        reason.unwrap().to_string()
     };
-    let said = tokio::select! {
+    let reason = tokio::select! {
         started = store.start(&scope) => {
-            let why = started.expect_err("this store is none of ours").to_string();
-            assert!(why.contains(says), "{why}");
-            why
+            let text = started.expect_err("this store cannot be used").to_string();
+            assert!(text.contains(expected), "{text}");
+            text
         }
-        said = seen => said,
+        reason = seen => reason,
     };
     assert!(!store.is_up());
-    said
+    reason
 }
 
 fn at(host: &str, port: u16) -> Vec<ServerAddress> {
@@ -55,7 +55,7 @@ async fn a_store_is_found_by_its_name_and_an_unknown_name_is_reported() {
         servers: at("a..b", server.port),
         ..settings(&server)
     };
-    trouble(unnamed, "cannot find the address of a..b: not a host name").await;
+    start_failure(unnamed, "cannot find the address of a..b: not a host name").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,11 +73,11 @@ async fn gates_of_another_prefix_or_database_share_nothing_with_the_rest() {
     }
     let admin = gates[2].admin().await;
     let token = admin.token.as_ref().unwrap();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for gate in &gates {
-        answers.push(status(&gate.client().with_token(token)).await);
+        responses.push(status(&gate.client().with_token(token)).await);
     }
-    assert_eq!(answers, [401, 401, 200, 200]);
+    assert_eq!(responses, [401, 401, 200, 200]);
     let other = gates[0].admin().await;
     let out = other.post("/v1/users/logout", &serde_json::json!({})).await;
     assert_eq!(out.status(), 200);
@@ -87,7 +87,7 @@ async fn gates_of_another_prefix_or_database_share_nothing_with_the_rest() {
         200,
         "another gate's user of that name"
     );
-    eventually("one login for those that share", async || {
+    eventually("one login for the gates that share a store", async || {
         webapp.login_count() == 3
     })
     .await;
@@ -165,14 +165,14 @@ async fn a_store_over_tls_is_used_only_with_a_certificate_of_the_ca() {
     let gate = Gateway::with_secrets(&webapp, setup, &files).await;
     let admin = gate.admin().await;
     assert_eq!(status(&admin).await, 200);
-    let kept: u64 = secured.server.ask(&["HLEN", "{tollgate}:users"]);
-    assert_eq!(kept, 1, "the admin is in that server");
+    let users: u64 = secured.server.query(&["HLEN", "{tollgate}:users"]);
+    assert_eq!(users, 1, "the admin is in that server");
 
     for (host, authority) in [
         ("localhost", None),
         ("localhost", Some("other.pem")),
         ("127.0.0.1", Some("ca.pem")),
     ] {
-        trouble(secured.settings(host, authority), "certificate").await;
+        start_failure(secured.settings(host, authority), "certificate").await;
     }
 }

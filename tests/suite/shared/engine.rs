@@ -60,22 +60,22 @@ impl Replica for RecordingReplica {
     }
 }
 
-fn heard(store: &SharedStore) -> Arc<RecordingReplica> {
-    let heard = Arc::new(RecordingReplica::default());
-    let follower = Arc::downgrade(&heard);
+fn replica(store: &SharedStore) -> Arc<RecordingReplica> {
+    let replica = Arc::new(RecordingReplica::default());
+    let follower = Arc::downgrade(&replica);
     store.add_replica(follower);
-    heard
+    replica
 }
 
-fn has(heard: &RecordingReplica, is_it: impl Fn(&SharedChange) -> bool) -> bool {
-    heard.changes.lock().unwrap().iter().any(is_it)
+fn has(replica: &RecordingReplica, matches: impl Fn(&SharedChange) -> bool) -> bool {
+    replica.changes.lock().unwrap().iter().any(matches)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_lives_until_it_or_its_user_is_ended_and_all_gates_are_notified() {
+async fn a_token_is_valid_until_it_or_its_user_is_revoked_and_all_gates_are_notified() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
-    let heard = heard(&two);
+    let replica = replica(&two);
     let placed = one.insert(insert(1, "anna")).await.unwrap();
     assert!(is_placed(&placed));
     one.insert(insert(2, "anna")).await.unwrap();
@@ -95,18 +95,18 @@ async fn a_token_lives_until_it_or_its_user_is_ended_and_all_gates_are_notified(
     assert_eq!(two.find(&RecordDigest([2; 32])).await.unwrap(), None);
     one.insert(insert(3, "anna")).await.unwrap();
     assert!(two.find(&RecordDigest([3; 32])).await.unwrap().is_some());
-    eventually("the other gate hears of all", async || {
-        has(&heard, |change| {
+    eventually("the other gate receives all changes", async || {
+        has(&replica, |change| {
             *change == SharedChange::TokenPut(RecordDigest([3; 32]))
-        }) && has(&heard, |change| {
+        }) && has(&replica, |change| {
             *change == SharedChange::TokenRevoked(RecordDigest([1; 32]))
         }) && has(
-            &heard,
+            &replica,
             |change| matches!(change, SharedChange::UserEnded { user, .. } if &**user == "anna"),
         )
     })
     .await;
-    assert!(heard.doubts.lock().unwrap().is_empty());
+    assert!(replica.doubts.lock().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,8 +116,8 @@ async fn a_login_that_began_before_a_deletion_or_password_change_gets_no_token()
     let EntryChange::Done(made) = store.put_user("anna", None, "{}", true).await.unwrap() else {
         panic!("made");
     };
-    let taken = store.put_user("anna", None, "{}", true).await.unwrap();
-    assert_eq!(taken, EntryChange::Conflict, "there is one already");
+    let change = store.put_user("anna", None, "{}", true).await.unwrap();
+    assert_eq!(change, EntryChange::Conflict, "there is an entry already");
     let login = TokenInsert {
         revision: Some(made.revision),
         epoch: made.seq,
@@ -157,14 +157,14 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
     };
     let sealed = SealedBytes(vec![0, 255, 10, 13]);
     let LoginTurn::Ours(login) = one.login_turn("main", 0, pace).await.unwrap() else {
-        panic!("nobody else wants it");
+        panic!("no other gate wants the lock");
     };
     let LoginTurn::Busy(left) = two.login_turn("main", 0, pace).await.unwrap() else {
-        panic!("the other one is at it");
+        panic!("the other gate holds the lock");
     };
     assert!(left > Duration::from_secs(1));
-    // The holder dies: its lock expires, and a login that it still publishes is too late.
-    let _: u32 = server.ask(&["DEL", "{tollgate}:lock:main"]);
+    // The holder stops: its lock expires, and a login that it still publishes is too late.
+    let _: u32 = server.query(&["DEL", "{tollgate}:lock:main"]);
     tokio::time::sleep(Duration::from_millis(5)).await;
     let LoginTurn::Ours(second) = two.login_turn("main", 0, pace).await.unwrap() else {
         panic!("the lock is free");
@@ -181,15 +181,18 @@ async fn one_gate_at_a_time_logs_in_and_a_lost_lock_publishes_nothing() {
         one.login_turn("main", 0, pace).await.unwrap(),
         LoginTurn::Newer
     );
-    // A refusal while a login runs makes its token doubtful.
+    // A refusal during a login marks the login's token as suspect.
     tokio::time::sleep(Duration::from_millis(5)).await;
     let LoginTurn::Ours(third) = one.login_turn("main", 1, pace).await.unwrap() else {
-        panic!("renewal ahead");
+        panic!("a renewal is due");
     };
     assert!(two.refuse_lease("main", 1).await.unwrap());
-    assert!(!two.refuse_lease("main", 1).await.unwrap(), "news once");
-    let doubtful = one.publish("main", &third, false, life, &sealed).await;
-    assert_eq!(doubtful.unwrap(), PublishOutcome::Superseded);
+    assert!(
+        !two.refuse_lease("main", 1).await.unwrap(),
+        "only the first refusal changes the lease"
+    );
+    let published = one.publish("main", &third, false, life, &sealed).await;
+    assert_eq!(published.unwrap(), PublishOutcome::Superseded);
     let slow = LoginRateLimit {
         min_interval: Duration::from_secs(60),
         per_hour: 100,
@@ -219,10 +222,10 @@ async fn permits_are_given_at_the_rate_to_all_gates_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_emptied_store_is_filled_again_and_revoked_tokens_stay_dead() {
+async fn an_emptied_store_is_restored_and_revoked_tokens_stay_invalid() {
     let server = RedisServer::start();
     let (one, two) = (open(settings(&server)).await, open(settings(&server)).await);
-    let (first, second) = (heard(&one), heard(&two));
+    let (first, second) = (replica(&one), replica(&two));
     for number in 1..4 {
         one.insert(insert(number, "anna")).await.unwrap();
     }
@@ -256,18 +259,18 @@ async fn an_emptied_store_is_filled_again_and_revoked_tokens_stay_dead() {
         token(2, "anna", seen),
         token(9, "bert", seen),
     ]);
-    let _: () = server.ask(&["FLUSHALL"]);
-    for heard in [&first, &second] {
-        eventually("the loss is noticed", async || {
-            !heard.doubts.lock().unwrap().is_empty()
+    let _: () = server.query(&["FLUSHALL"]);
+    for replica in [&first, &second] {
+        eventually("the gates notice the loss", async || {
+            !replica.doubts.lock().unwrap().is_empty()
         })
         .await;
     }
-    eventually("the store knows the living again", async || {
+    eventually("the store has the live tokens again", async || {
         matches!(one.find(&RecordDigest([1; 32])).await, Ok(Some(_)))
     })
     .await;
-    eventually("and does not know the dead", async || {
+    eventually("the store does not have the revoked ones", async || {
         matches!(two.find(&RecordDigest([2; 32])).await, Ok(None))
     })
     .await;
@@ -291,27 +294,37 @@ async fn a_token_ended_after_a_loss_is_not_brought_back_by_a_gate_with_higher_nu
         settings
     };
     let (one, two) = (open(at(&behind)).await, open(at(&ahead)).await);
-    let knows = heard(&two);
+    let second_replica = replica(&two);
     behind.set(LinkState::Cut);
     for _ in 0..1500 {
         two.insert(insert(1, "anna")).await.unwrap();
     }
     let seq = two.applied();
-    knows.facts.lock().unwrap().push(StateSnapshotItem::Token {
-        digest: RecordDigest([1; 32]),
-        user: "anna".into(),
-        kind: KIND,
-        left: Duration::from_secs(60),
-        seq,
-    });
+    second_replica
+        .facts
+        .lock()
+        .unwrap()
+        .push(StateSnapshotItem::Token {
+            digest: RecordDigest([1; 32]),
+            user: "anna".into(),
+            kind: KIND,
+            left: Duration::from_secs(60),
+            seq,
+        });
     ahead.set(LinkState::Cut);
-    eventually("both are away", async || !one.is_up() && !two.is_up()).await;
-    let _: () = server.ask(&["FLUSHALL"]);
+    eventually("both gates have lost the store", async || {
+        !one.is_up() && !two.is_up()
+    })
+    .await;
+    let _: () = server.query(&["FLUSHALL"]);
     behind.set(LinkState::Good);
-    eventually("the one that knew less is back", async || one.is_up()).await;
+    eventually("the gate with fewer changes is connected", async || {
+        one.is_up()
+    })
+    .await;
     one.end_tokens("anna", false, None, |_| ()).await.unwrap();
     ahead.set(LinkState::Good);
-    eventually("the other one has told what it knows", async || two.is_up()).await;
+    eventually("the other gate has sent its changes", async || two.is_up()).await;
     let found = one.find(&RecordDigest([1; 32])).await;
     assert!(!matches!(found, Ok(Some(_))), "{found:?}");
 }

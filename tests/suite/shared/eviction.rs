@@ -1,4 +1,4 @@
-//! A server that may evict the marks of ended tokens: a gate does not start with it, unless
+//! A server that may evict records of revoked tokens: a gate does not start with it, unless
 //! configured to, and reports it while it runs. Real servers, alone and as a cluster.
 
 use std::sync::Arc;
@@ -24,7 +24,10 @@ async fn refusal(settings: Settings) -> Option<String> {
     let store = Arc::new(SharedStore::new(settings, Metrics::new()));
     let begin = Instant::now();
     let started = store.start(&scope).await;
-    assert!(begin.elapsed() < Duration::from_secs(10), "says so at once");
+    assert!(
+        begin.elapsed() < Duration::from_secs(10),
+        "the refusal comes at once"
+    );
     started.err().map(|error| error.to_string())
 }
 
@@ -41,10 +44,10 @@ async fn a_gate_does_not_start_with_a_server_that_evicts_unless_configured_to() 
         "allkeys-lfu",
         "allkeys-random",
     ] {
-        let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", policy]);
-        let why = refusal(settings(&server)).await.expect(policy);
+        let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", policy]);
+        let reason = refusal(settings(&server)).await.expect(policy);
         for part in [policy, "noeviction", "allow_eviction"] {
-            assert!(why.contains(part), "{why}");
+            assert!(reason.contains(part), "{reason}");
         }
         assert!(evicts(&reach(&settings(&server)).await.unwrap(), policy));
         let accepted = Settings {
@@ -53,7 +56,7 @@ async fn a_gate_does_not_start_with_a_server_that_evicts_unless_configured_to() 
         };
         assert_eq!(refusal(accepted).await, None);
     }
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     assert_eq!(refusal(settings(&server)).await, None);
     let found = reach(&settings(&server)).await;
     assert_eq!(found.unwrap(), EvictionFound::Keeps);
@@ -77,18 +80,18 @@ async fn the_program_ends_with_the_reason() {
     let output = command.arg("serve").arg("--config").arg(&file).output();
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("volatile-ttl") && said.contains("allow_eviction"),
-        "{said}"
+        stderr.contains("volatile-ttl") && stderr.contains("allow_eviction"),
+        "{stderr}"
     );
 }
 
 async fn ready(gateway: &Gateway) -> (u16, String) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let answer = client.get(gateway.operator_url("/readyz")).send();
-    let answer = answer.await.unwrap();
-    (answer.status().as_u16(), answer.text().await.unwrap())
+    let response = client.get(gateway.operator_url("/readyz")).send();
+    let response = response.await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,34 +99,37 @@ async fn a_policy_change_while_a_gate_runs_is_reported_and_so_is_its_end() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gateway = gate(&webapp, brisk(), &store(&server.url(), "")).await;
     assert_eq!(gateway.metrics.store_eviction_enabled.get(), 0);
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
-    eventually("the metric says so", async || {
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+    eventually("the metric shows the policy", async || {
         gateway.metrics.store_eviction_enabled.get() == 1
     })
     .await;
     let (status, text) = ready(&gateway).await;
-    assert_eq!(status, 200, "known grants go on");
+    assert_eq!(status, 200, "known tokens stay valid");
     assert!(text.contains("volatile-ttl"), "{text}");
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
-    eventually("it is over", async || {
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    eventually("the policy is safe again", async || {
         gateway.metrics.store_eviction_enabled.get() == 0
     })
     .await;
     assert!(!ready(&gateway).await.1.contains("evicts"));
 
     // A new connection, for instance after a failover, checks at once; the gate continues.
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let begin = Instant::now();
-    let _: u32 = server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
-    eventually("told", async || {
+    let _: u32 = server.query(&["CLIENT", "KILL", "TYPE", "normal"]);
+    eventually("the policy is reported", async || {
         gateway.metrics.store_eviction_enabled.get() == 1
     })
     .await;
     assert!(
         begin.elapsed() < Duration::from_secs(5),
-        "sooner than the next look"
+        "before the next periodic check"
     );
-    eventually("there again", async || gateway.metrics.store_up.get() == 1).await;
+    eventually("the store is connected again", async || {
+        gateway.metrics.store_up.get() == 1
+    })
+    .await;
     assert!(ready(&gateway).await.1.contains("allkeys-lru"));
 }
 
@@ -141,7 +147,7 @@ fn limited(server: &RedisServer, rights: &[&str], folder: &tempfile::TempDir) ->
     ];
     let more = ["+@write", "+@scripting", "+@connection", "+time"];
     let words = [&base[..], &more[..], rights].concat();
-    let _: () = server.ask(&words);
+    let _: () = server.query(&words);
     let file = folder.path().join("redis-password");
     secret(&file, "gate-secret");
     Settings {
@@ -157,8 +163,8 @@ async fn the_policy_is_read_by_either_command_and_a_hidden_one_does_not_stop_the
     let folder = tempfile::tempdir().unwrap();
     for rights in ["+info", "+config|get"] {
         let settings = limited(&server, &[rights], &folder);
-        let why = refusal(settings).await.expect(rights);
-        assert!(why.contains("volatile-lfu"), "{rights}: {why}");
+        let reason = refusal(settings).await.expect(rights);
+        assert!(reason.contains("volatile-lfu"), "{rights}: {reason}");
     }
     let settings = limited(&server, &[], &folder);
     let found = reach(&settings).await.unwrap();
@@ -181,7 +187,7 @@ async fn the_policy_is_read_by_either_command_and_a_hidden_one_does_not_stop_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_master_of_a_cluster_is_asked() {
+async fn every_master_of_a_cluster_is_checked() {
     let nodes = cluster().await;
     let settings = Settings {
         finding: MasterDiscovery::Cluster,
@@ -189,18 +195,18 @@ async fn every_master_of_a_cluster_is_asked() {
     };
     assert_eq!(reach(&settings).await.unwrap(), EvictionFound::Keeps);
     for node in &nodes {
-        let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+        let _: () = node.query(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
         let found = reach(&settings).await.unwrap();
         assert!(evicts(&found, "volatile-ttl"), "{found:?}");
-        let why = refusal(settings.clone()).await.unwrap();
+        let reason = refusal(settings.clone()).await.unwrap();
         let named = format!("127.0.0.1:{} evicts", node.port);
-        assert!(why.contains(&named), "{why}");
-        let _: () = node.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+        assert!(reason.contains(&named), "{reason}");
+        let _: () = node.query(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_asks_the_store_when_it_connects() {
+async fn check_connect_queries_the_store() {
     let webapp = emulator().await;
     let (keeps, evicts) = (
         RedisServer::start(),
@@ -210,18 +216,18 @@ async fn check_asks_the_store_when_it_connects() {
         let setup = Setup::default().rest(&format!("[store]\nurl = \"{url}\""));
         connected(&webapp, &setup, WEBAPP_PASSWORD)
     };
-    let (code, out, said) = connect(&keeps.url());
-    assert_eq!(code, 0, "{said}");
+    let (code, out, stderr) = connect(&keeps.url());
+    assert_eq!(code, 0, "{stderr}");
     assert!(
         out.contains("store.url: redis://") && out.contains("answers"),
         "{out}"
     );
-    for (url, why) in [
+    for (url, reason) in [
         (evicts.url(), "volatile-ttl"),
         ("redis://127.0.0.1:1".to_owned(), "store.url"),
     ] {
-        let (code, _, said) = connect(&url);
+        let (code, _, stderr) = connect(&url);
         assert_eq!(code, 1);
-        assert!(said.contains(why), "{said}");
+        assert!(stderr.contains(reason), "{stderr}");
     }
 }

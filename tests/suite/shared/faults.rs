@@ -1,4 +1,4 @@
-//! The store fails in every possible way under load. Known grants stay good, no client gets a
+//! The store fails in every possible way under load. Known tokens stay valid, no client gets a
 //! wrong 401, no revoked token comes back, and everything recovers without help.
 
 use std::process::Command;
@@ -10,7 +10,7 @@ use serde_json::json;
 use tollgate::config::SharedStoreConfig as Settings;
 use tollgate::secret::SecretSource;
 
-use super::addresses::trouble;
+use super::addresses::start_failure;
 use super::{brisk, settings, status, store, three};
 use crate::harness::client::verdict;
 use crate::harness::program::{Program, at_ports, binary, free_port};
@@ -105,12 +105,12 @@ pub(super) async fn refuses_what_needs_the_store(gate: &Gateway) {
     let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
     assert!(login.headers().contains_key("retry-after"));
     assert_eq!(verdict(login).await, (503, 1011));
-    let stranger = gate.client().with_token("tg_known_to_another_gate_perhaps");
-    let answer = stranger.get("/v1/support").await;
-    assert!(answer.headers().contains_key("retry-after"));
-    assert_eq!(verdict(answer).await, (503, 1011));
+    let unknown_token = gate.client().with_token("tg_known_to_another_gate_perhaps");
+    let response = unknown_token.get("/v1/support").await;
+    assert!(response.headers().contains_key("retry-after"));
+    assert_eq!(verdict(response).await, (503, 1011));
     let ready = reqwest::get(gate.operator_url("/readyz")).await.unwrap();
-    assert_eq!(ready.status(), 200, "known grants are good");
+    assert_eq!(ready.status(), 200, "known tokens are valid");
     assert!(ready.text().await.unwrap().contains("store"));
 }
 
@@ -126,11 +126,11 @@ pub(super) async fn works_again(gates: &[Gateway]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_store_that_comes_back_empty_fails_no_request() {
+async fn a_killed_store_that_restarts_empty_fails_no_request() {
     let (webapp, mut server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
-    // Revoked before the fault: must stay dead during and after it.
+    // Revoked before the fault: must stay revoked during and after it.
     let dead = gates[1].client().logged_in(ADMIN, ADMIN_PASSWORD).await;
     let made = json!({ "username": "worker", "password": "Worker-Passw0rd!" });
     assert_eq!(clients[0].post("/v1/users", &made).await.status(), 201);
@@ -150,11 +150,14 @@ async fn a_killed_store_that_comes_back_empty_fails_no_request() {
         }
         server.start_again();
         works_again(&gates).await;
-        let gone = gates[2].client().with_token(worker.token.as_ref().unwrap());
-        let answer = status(&gone).await;
-        assert!(answer == 401 || answer == 503, "{answer} in round {round}");
+        let revoked = gates[2].client().with_token(worker.token.as_ref().unwrap());
+        let response = status(&revoked).await;
+        assert!(
+            response == 401 || response == 503,
+            "{response} in round {round}"
+        );
         // A user created at run time still exists, and so does the shared login.
-        eventually("users are told again", async || {
+        eventually("users are known again", async || {
             let login = gates[1].client().login("worker", "Worker-Passw0rd!").await;
             login.status() == 200
         })
@@ -165,11 +168,15 @@ async fn a_killed_store_that_comes_back_empty_fails_no_request() {
         good > 50 && bad == 0,
         "{bad} of {good} known requests failed"
     );
-    assert_eq!(webapp.login_count(), 1, "no fault of the store is a login");
+    assert_eq!(
+        webapp.login_count(),
+        1,
+        "no fault of the store causes a login"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_store_is_not_asked_until_it_responds_again() {
+async fn a_frozen_store_is_not_queried_until_it_responds_again() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
@@ -207,9 +214,12 @@ async fn a_start_that_waits_for_a_frozen_store_can_be_stopped() {
     secret(&folder.path().join("store-key"), super::SEAL_KEY);
     let mut command = Command::new(binary());
     command.args(["serve", "--config"]).arg(&config);
-    let mut program = Program::told(command, ports);
+    let mut program = Program::with_ports(command, ports);
     let health = format!("http://127.0.0.1:{}/healthz", program.operator);
-    eventually("it has begun", async || reqwest::get(&health).await.is_ok()).await;
+    eventually("the program has begun to start", async || {
+        reqwest::get(&health).await.is_ok()
+    })
+    .await;
     let begin = Instant::now();
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(0), "{:#?}", program.lines());
@@ -229,7 +239,7 @@ async fn known_grants_are_accepted_until_stale_for_and_not_longer() {
     server.kill();
     assert_eq!(status(&clients[0]).await, 200);
     for (gate, client) in gates.iter().zip(&clients) {
-        eventually("too long without the store", async || {
+        eventually("the tokens are refused after stale_for", async || {
             status(client).await == 503
         })
         .await;
@@ -238,7 +248,10 @@ async fn known_grants_are_accepted_until_stale_for_and_not_longer() {
     }
     server.start_again();
     for client in &clients {
-        eventually("known again", async || status(client).await == 200).await;
+        eventually("the tokens are valid again", async || {
+            status(client).await == 200
+        })
+        .await;
     }
 }
 
@@ -248,7 +261,7 @@ async fn a_store_out_of_memory_refuses_changes_and_keeps_what_it_has() {
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
     let load = Load::of(&clients);
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory", "1"]);
     for gate in &gates {
         let login = gate.client().login(ADMIN, ADMIN_PASSWORD).await;
         assert!(login.headers().contains_key("retry-after"));
@@ -259,7 +272,7 @@ async fn a_store_out_of_memory_refuses_changes_and_keeps_what_it_has() {
                 .contains("tollgate_store_failures_total{reason=\"full\"}")
         );
     }
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    let _: () = server.query(&["CONFIG", "SET", "maxmemory", "0"]);
     works_again(&gates).await;
     let (good, bad) = load.end().await;
     assert!(good > 20 && bad == 0, "{bad} of {good} failed");
@@ -273,10 +286,10 @@ fn guard(server: &RedisServer) {
     let rights = ["+@read", "+@write", "+@scripting", "+@connection", "+time"];
     let mut user = vec!["ACL", "SETUSER", "gate", "on", &gate, "~{tollgate}:*"];
     user.extend(rights);
-    let _: () = server.ask(&user);
+    let _: () = server.query(&user);
     let operator = ["operator", "on", ">operator", "~*", "+@all"];
-    let _: () = server.ask(&[&["ACL", "SETUSER"], &operator[..]].concat());
-    let _: () = server.ask(&["ACL", "SETUSER", "default", "off"]);
+    let _: () = server.query(&[&["ACL", "SETUSER"], &operator[..]].concat());
+    let _: () = server.query(&["ACL", "SETUSER", "default", "off"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,8 +304,8 @@ async fn a_wrong_password_at_the_start_is_reported_and_never_shown() {
         password: Some(SecretSource::File(wrong)),
         ..settings(&server)
     };
-    let said = trouble(settings, "Password authentication failed").await;
-    assert!(!said.contains("canary"), "{said}");
+    let reason = start_failure(settings, "Password authentication failed").await;
+    assert!(!reason.contains("canary"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

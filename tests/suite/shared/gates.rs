@@ -1,4 +1,4 @@
-//! A change at one gate holds at all of them.
+//! A change at one gate applies at all gates.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,21 +30,21 @@ fn at(gate: &Gateway, client: &Client) -> Client {
 }
 
 async fn logout(client: &Client) {
-    let answer = client.post("/v1/users/logout", &json!({})).await;
-    assert_eq!(answer.status(), 200);
+    let response = client.post("/v1/users/logout", &json!({})).await;
+    assert_eq!(response.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_or_logout_at_one_gate_holds_at_all() {
+async fn a_login_or_logout_at_one_gate_applies_at_all() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     user(&gates[0], "worker").await;
-    let there = gates[1].client();
+    let client_elsewhere = gates[1].client();
     eventually("the user is known at the second gate", async || {
-        there.login("worker", PASSWORD).await.status() == 200
+        client_elsewhere.login("worker", PASSWORD).await.status() == 200
     })
     .await;
-    let one = there.logged_in("worker", PASSWORD).await;
+    let one = client_elsewhere.logged_in("worker", PASSWORD).await;
     let other = gates[2].client().logged_in("worker", PASSWORD).await;
     for gate in &gates {
         for client in [&one, &other] {
@@ -54,26 +54,32 @@ async fn a_login_or_logout_at_one_gate_holds_at_all() {
     logout(&at(&gates[2], &one)).await;
     for gate in &gates {
         for client in [&one, &other] {
-            let here = at(gate, client);
-            eventually("the logout holds", async || status(&here).await == 401).await;
+            let client_at_gate = at(gate, client);
+            eventually("the logout applies", async || {
+                status(&client_at_gate).await == 401
+            })
+            .await;
         }
     }
-    // Deleted at one gate, the user cannot log in at another, and its tokens are dead.
+    // A user deleted at one gate cannot log in at another, and its tokens have ended.
     let again = gates[1].client().logged_in("worker", PASSWORD).await;
     let admin = gates[0].admin().await;
-    let gone = admin.request(reqwest::Method::DELETE, "/v1/users/worker");
-    assert_eq!(gone.send().await.unwrap().status(), 200);
-    let there = at(&gates[2], &again);
-    eventually("the deletion holds", async || status(&there).await == 401).await;
+    let deleted = admin.request(reqwest::Method::DELETE, "/v1/users/worker");
+    assert_eq!(deleted.send().await.unwrap().status(), 200);
+    let client_elsewhere = at(&gates[2], &again);
+    eventually("the deletion applies", async || {
+        status(&client_elsewhere).await == 401
+    })
+    .await;
     let login = gates[2].client();
-    eventually("and there is no login", async || {
+    eventually("the user cannot log in", async || {
         login.login("worker", PASSWORD).await.status() == 401
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_password_holds_at_every_gate() {
+async fn a_changed_password_applies_at_every_gate() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     user(&gates[0], "worker").await;
@@ -84,12 +90,19 @@ async fn a_changed_password_holds_at_every_gate() {
         change.body(body.clone()).send().await.unwrap().status() == 200
     })
     .await;
-    let there = gates[2].client();
-    eventually("the new password is good at the third", async || {
-        there.login("worker", "Another-Passw0rd!").await.status() == 200
+    let client_elsewhere = gates[2].client();
+    eventually("the new password is valid at the third gate", async || {
+        client_elsewhere
+            .login("worker", "Another-Passw0rd!")
+            .await
+            .status()
+            == 200
     })
     .await;
-    assert_eq!(there.login("worker", PASSWORD).await.status(), 401);
+    assert_eq!(
+        client_elsewhere.login("worker", PASSWORD).await.status(),
+        401
+    );
     // Two gates create the same user at once: one of them succeeds.
     let admins = [
         gates[0].admin().await,
@@ -104,44 +117,44 @@ async fn a_changed_password_holds_at_every_gate() {
     );
     let made = [a, b, c]
         .iter()
-        .filter(|answer| answer.status() == 201)
+        .filter(|response| response.status() == 201)
         .count();
     assert_eq!(made, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_validated_request_asks_the_store_nothing_and_an_unknown_token_once() {
+async fn a_validated_request_does_not_query_the_store_and_an_unknown_token_does_once() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let admin = gates[0].admin().await;
-    let there = at(&gates[1], &admin);
-    assert_eq!(status(&there).await, 200, "looked up once");
+    let client_elsewhere = at(&gates[1], &admin);
+    assert_eq!(status(&client_elsewhere).await, 200, "looked up once");
     let before = server.calls("evalsha");
     for _ in 0..200 {
         assert_eq!(status(&admin).await, 200);
-        assert_eq!(status(&there).await, 200);
+        assert_eq!(status(&client_elsewhere).await, 200);
     }
     // Each gate sends a heartbeat every two seconds, and permits of limits are prefetched;
-    // no request asks the store.
+    // no request queries the store.
     let asked = server.calls("evalsha") - before;
     println!("store: {asked} scripts for 400 validated requests");
     assert!(asked < 100, "{asked} scripts for 400 requests");
     let finds = |server: &RedisServer| server.calls("get");
     let before = finds(&server);
-    let stranger = gates[2]
+    let unknown = gates[2]
         .client()
         .with_token("tg_nobody_has_ever_seen_this_one");
     let many: Vec<_> = (0..40)
         .map(|_| {
-            let stranger = stranger.clone();
-            tokio::spawn(async move { status(&stranger).await })
+            let unknown = unknown.clone();
+            tokio::spawn(async move { status(&unknown).await })
         })
         .collect();
-    for answer in many {
-        assert_eq!(answer.await.unwrap(), 401);
+    for response in many {
+        assert_eq!(response.await.unwrap(), 401);
     }
     for _ in 0..20 {
-        assert_eq!(status(&stranger).await, 401);
+        assert_eq!(status(&unknown).await, 401);
     }
     let looked = finds(&server) - before;
     // One look-up, and the reads of limits meanwhile.
@@ -161,18 +174,21 @@ async fn an_unknown_token_is_remembered_for_negative_ttl_and_no_longer() {
     let lines = store(&server.url(), "negative_ttl = \"2s\"");
     let gate = gate(&webapp, brisk(), &lines).await;
     let admin = gate.admin().await;
-    let late = "tg_one_that_nobody_has_been_told_of";
-    let client = gate.client().with_token(late);
+    let unknown_text = "tg_one_that_nobody_has_been_told_of";
+    let client = gate.client().with_token(unknown_text);
     let asked = Instant::now();
     assert_eq!(status(&client).await, 401);
     // The token is put into the store without a notification to the gates.
     let copy = "local function key(hex) return '{tollgate}:t:' .. string.gsub(hex, '..', \
                 function(two) return string.char(tonumber(two, 16)) end) end \
                 return redis.call('COPY', key(ARGV[1]), key(ARGV[2]))";
-    let [there, missing] = [admin.token.as_deref().unwrap(), late].map(sha256);
-    assert_eq!(server.ask::<u32>(&["EVAL", copy, "0", &there, &missing]), 1);
+    let [client_elsewhere, missing] = [admin.token.as_deref().unwrap(), unknown_text].map(sha256);
+    assert_eq!(
+        server.query::<u32>(&["EVAL", copy, "0", &client_elsewhere, &missing]),
+        1
+    );
     assert_eq!(status(&client).await, 401, "remembered");
-    eventually("it is asked about again", async || {
+    eventually("the token is looked up again", async || {
         status(&client).await == 200
     })
     .await;
@@ -191,9 +207,9 @@ async fn a_login_that_races_a_deletion_never_leaves_a_live_token() {
             .map(|number| {
                 let (client, name) = (gates[number % 3].client(), name.clone());
                 tokio::spawn(async move {
-                    let answer = client.login(&name, PASSWORD).await;
-                    let answer: serde_json::Value = answer.json().await.unwrap_or_default();
-                    answer["users"][0]["token"].as_str().map(str::to_owned)
+                    let response = client.login(&name, PASSWORD).await;
+                    let response: serde_json::Value = response.json().await.unwrap_or_default();
+                    response["users"][0]["token"].as_str().map(str::to_owned)
                 })
             })
             .collect();
@@ -210,7 +226,7 @@ async fn a_login_that_races_a_deletion_never_leaves_a_live_token() {
             };
             for gate in &gates {
                 let client = gate.client().with_token(&token);
-                eventually("no token of the deleted lives", async || {
+                eventually("no token of the deleted user is valid", async || {
                     status(&client).await == 401
                 })
                 .await;
@@ -230,15 +246,18 @@ async fn the_webapps_own_tokens_are_shared_and_ended_like_the_gates() {
         .client()
         .logged_in("admin", crate::harness::WEBAPP_PASSWORD)
         .await;
-    let there = at(&two, &client);
+    let client_elsewhere = at(&two, &client);
     assert_eq!(
-        status(&there).await,
+        status(&client_elsewhere).await,
         200,
-        "learned at one, known at the other"
+        "learned at one gate, known at the other"
     );
-    logout(&there).await;
+    logout(&client_elsewhere).await;
     eventually("ended at the first", async || status(&client).await == 401).await;
-    assert_eq!(verdict(there.get("/v1/support").await).await, (401, 1005));
+    assert_eq!(
+        verdict(client_elsewhere.get("/v1/support").await).await,
+        (401, 1005)
+    );
 }
 
 pub(super) const OPERATOR: &str = "operator-token-of-32-characters!";
@@ -260,62 +279,62 @@ pub(super) async fn operated(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_key_made_or_deleted_at_one_gate_counts_at_all() {
+async fn an_api_key_created_or_deleted_at_one_gate_applies_at_all() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = [
         operated(&webapp, &server).await,
         operated(&webapp, &server).await,
     ];
     let operator = reqwest::Client::builder().no_proxy().build().unwrap();
-    let ask = |gate: &Gateway, method, path: &str| {
+    let query = |gate: &Gateway, method, path: &str| {
         let request = operator.request(method, gate.operator_url(path));
         request.bearer_auth(OPERATOR)
     };
     let body = json!({ "name": "bot", "paths": ["/v1/support"], "methods": ["GET"] });
-    let made = ask(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
+    let made = query(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
     let made = made.send().await.unwrap();
     assert!(made.status().is_success());
     let made: serde_json::Value = made.json().await.unwrap();
     let key = made["key"].as_str().unwrap().to_owned();
     let opens = async |gate: &Gateway| {
         let request = gate.client().request(reqwest::Method::GET, "/v1/support");
-        let answer = request.header("x-api-key", &key).send().await.unwrap();
-        answer.status() == 200
+        let response = request.header("x-api-key", &key).send().await.unwrap();
+        response.status() == 200
     };
     for gate in &gates {
-        eventually("the key opens", async || opens(gate).await).await;
+        eventually("the key is accepted", async || opens(gate).await).await;
     }
-    let again = ask(&gates[1], reqwest::Method::POST, "/keys").body(body.to_string());
+    let again = query(&gates[1], reqwest::Method::POST, "/keys").body(body.to_string());
     assert!(again.send().await.unwrap().status().is_client_error());
-    let written: String = server.ask(&["HGET", "{tollgate}:keys", "bot"]);
+    let written: String = server.query(&["HGET", "{tollgate}:keys", "bot"]);
     let begin = Instant::now();
-    let gone = ask(&gates[1], reqwest::Method::DELETE, "/keys/bot");
-    assert!(gone.send().await.unwrap().status().is_success());
+    let deleted = query(&gates[1], reqwest::Method::DELETE, "/keys/bot");
+    assert!(deleted.send().await.unwrap().status().is_success());
     assert!(!opens(&gates[1]).await);
-    eventually("the key opens nothing", async || !opens(&gates[0]).await).await;
+    eventually("the key is refused", async || !opens(&gates[0]).await).await;
     println!(
         "API key deleted, refused by the other gate after {:?}",
         begin.elapsed()
     );
     // The store loses everything, and a gate that was cut off before the deletion is the
     // first to fill it again.
-    let late = teller(&server, &written).await;
-    let _: () = server.ask(&["FLUSHALL"]);
-    eventually("the late one has been heard", async || {
-        server.ask::<bool>(&["HEXISTS", "{tollgate}:keys", "other"])
+    let unknown_text = teller(&server, &written).await;
+    let _: () = server.query(&["FLUSHALL"]);
+    eventually("the late gate has sent its state", async || {
+        server.query::<bool>(&["HEXISTS", "{tollgate}:keys", "other"])
     })
     .await;
-    eventually("the gates have told of the end", async || {
-        let kept: Option<String> = server.ask(&["HGET", "{tollgate}:keys", "bot"]);
+    eventually("the gates have sent the revocation", async || {
+        let kept: Option<String> = server.query(&["HGET", "{tollgate}:keys", "bot"]);
         kept.is_some_and(|kept| kept.ends_with('\n'))
     })
     .await;
     for gate in &gates {
-        eventually("the key opens nothing again", async || !opens(gate).await).await;
+        eventually("the key is refused again", async || !opens(gate).await).await;
     }
-    drop(late);
-    let again = ask(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
-    eventually("its name is free", async || {
+    drop(unknown_text);
+    let again = query(&gates[0], reqwest::Method::POST, "/keys").body(body.to_string());
+    eventually("the key's name is free", async || {
         let again = again.try_clone().unwrap();
         again
             .send()

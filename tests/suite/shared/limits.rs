@@ -1,4 +1,4 @@
-//! Limits that all gates share: together they let through as much as one gate.
+//! Limits that all gates share: together they admit as much as one gate.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +31,7 @@ async fn limited(server: &RedisServer, rate: u32, more: &str) -> (Vec<Gateway>, 
     (gates, clients)
 }
 
-/// The number of requests that three gates let through in `span`, at more than the rate.
+/// The number of requests that three gates admit in `span`, under a load above the rate.
 async fn let_through(clients: &[Client], span: Duration) -> u64 {
     let passed = Arc::new(AtomicU64::new(0));
     let end = Instant::now() + span;
@@ -84,13 +84,13 @@ async fn a_dry_run_refuses_nothing_and_without_the_store_each_gate_has_a_share()
     let (gates, clients) = limited(&server, 30, "").await;
     server.kill();
     for gate in &gates {
-        eventually("the gate notices", async || {
+        eventually("the gate notices the fault", async || {
             gate.metrics.text().contains("tollgate_store_up 0")
         })
         .await;
     }
     let one = let_through(&clients[..1], Duration::from_secs(4)).await;
-    println!("store gone: one of three gates let through {one} of 30/s in 4 s");
+    println!("store down: one of three gates admitted {one} of 30/s in 4 s");
     assert!(
         (20..=70).contains(&one),
         "a third of the rate, not {one} in 4 s"

@@ -13,17 +13,21 @@ async fn three_gates_log_in_once_and_a_refusal_seen_by_any_is_one_more_login() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let clients = known(&gates).await;
-    assert_eq!(webapp.login_count(), 1, "one for all three");
+    assert_eq!(webapp.login_count(), 1, "one login for all three");
     webapp.forget_all_tokens();
     let mut running = Vec::new();
     for client in clients.iter().cycle().take(60) {
         let client = client.clone();
         running.push(tokio::spawn(async move { status(&client).await }));
     }
-    for answer in running {
-        assert_eq!(answer.await.unwrap(), 200);
+    for response in running {
+        assert_eq!(response.await.unwrap(), 200);
     }
-    assert_eq!(webapp.login_count(), 2, "and one for all sixty refusals");
+    assert_eq!(
+        webapp.login_count(),
+        2,
+        "one more login for all sixty refusals"
+    );
     all_have(&gates, "tollgate_session_generation{upstream=\"main\"} 2").await;
     // A gate that starts later uses the existing login.
     let late = gate(&webapp, brisk(), &store(&server.url(), "")).await;
@@ -33,7 +37,7 @@ async fn three_gates_log_in_once_and_a_refusal_seen_by_any_is_one_more_login() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_killed_in_the_middle_of_a_login_leaves_one_current_generation() {
+async fn a_gate_killed_during_its_login_leaves_one_current_generation() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path(), &webapp);
@@ -44,8 +48,8 @@ async fn a_holder_killed_in_the_middle_of_a_login_leaves_one_current_generation(
     std::fs::write(&file, text(&setup, &url)).unwrap();
     webapp.login_takes(Duration::from_secs(4));
     let first = Program::serve(&file);
-    eventually("it has the turn", async || {
-        server.ask::<u32>(&["EXISTS", "{tollgate}:lock:main"]) == 1
+    eventually("the gate holds the login lock", async || {
+        server.query::<u32>(&["EXISTS", "{tollgate}:lock:main"]) == 1
     })
     .await;
     drop(first); // SIGKILL during its login
@@ -55,7 +59,7 @@ async fn a_holder_killed_in_the_middle_of_a_login_leaves_one_current_generation(
     all_have(&gates, "tollgate_session_generation{upstream=\"main\"} 1").await;
     assert!(
         webapp.login_count() <= 2,
-        "the killed one's, and one for all"
+        "the login of the killed gate, and one for all others"
     );
 }
 

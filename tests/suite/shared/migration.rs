@@ -45,17 +45,21 @@ async fn a_file_moves_to_a_shared_store_and_no_client_has_to_log_in_again() {
     assert_eq!(status(&worker).await, 200);
     let folder = gate.into_folder().await;
 
-    let (good, lines, told) = tollgate(&file, &["export"], "");
-    assert!(good, "{told}");
+    let (good, lines, message) = tollgate(&file, &["export"], "");
+    assert!(good, "{message}");
     std::fs::write(&file, text(&brisk().rest(&store(&server.url(), "")), &url)).unwrap();
-    let (good, told, why) = tollgate(&file, &["import"], &lines);
-    assert!(good, "{told}{why}");
-    let (again, _, why) = tollgate(&file, &["import"], &lines);
-    assert!(!again && why.contains("not empty"), "{why}");
+    let (good, message, error) = tollgate(&file, &["import"], &lines);
+    assert!(good, "{message}{error}");
+    let (again, _, error) = tollgate(&file, &["import"], &lines);
+    assert!(!again && error.contains("not empty"), "{error}");
     let (merged, ..) = tollgate(&file, &["import", "--merge"], &lines);
     assert!(merged);
-    let issued = |name: &str| server.ask::<u64>(&["HGET", "{tollgate}:issued", name]);
-    assert_eq!((issued("admin"), issued("worker")), (1, 1), "counted on");
+    let issued = |name: &str| server.query::<u64>(&["HGET", "{tollgate}:issued", name]);
+    assert_eq!(
+        (issued("admin"), issued("worker")),
+        (1, 1),
+        "the counts are continued"
+    );
 
     let gate = Gateway::from_file(folder, file.clone()).await;
     for known in [&admin, &worker] {
@@ -63,17 +67,17 @@ async fn a_file_moves_to_a_shared_store_and_no_client_has_to_log_in_again() {
         assert_eq!(status(&client).await, 200);
     }
     assert_eq!(webapp.login_count(), 1, "the upstream's token moved, too");
-    let (good, backup, told) = tollgate(&file, &["export"], "");
-    assert!(good && told.contains("2 tokens"), "{told}");
+    let (good, backup, message) = tollgate(&file, &["export"], "");
+    assert!(good && message.contains("2 tokens"), "{message}");
     assert!(backup.contains("\"issued\":1"), "{backup}");
     assert!(!backup.contains(admin.token.as_ref().unwrap()));
-    let (good, said, why) = tollgate(&file, &["check"], "");
-    assert!(good && said.contains("good"), "{said}{why}");
+    let (good, report, error) = tollgate(&file, &["check"], "");
+    assert!(good && report.contains("good"), "{report}{error}");
     let worker = gate.client().logged_in("worker", "Worker-Passw0rd!").await;
     assert_eq!(issued("worker"), 2);
     let out = worker.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
-    eventually("the ended are not exported", async || {
+    eventually("ended tokens are not exported", async || {
         tollgate(&file, &["export"], "").2.contains("1 tokens")
     })
     .await;

@@ -49,7 +49,7 @@ pub(crate) async fn open(settings: Settings) -> Arc<SharedStore> {
 /// 32 bytes in base64; the same for all gates.
 pub(crate) const SEAL_KEY: &str = "c2VhbC1rZXktb2YtdGhlLXRlc3RzLTMyLWJ5dGVzISE=";
 
-/// A gate's `[store]`, with more lines of its own.
+/// A gate's `[store]` section, with additional lines.
 pub(crate) fn store(url: &str, more: &str) -> String {
     format!(
         "[store]\nurl = \"{url}\"\nkey = {{ file = \"store-key\" }}\ntimeout = \"2s\"\n{more}\n"

@@ -17,13 +17,13 @@ const ROUNDS: u64 = 8;
 /// A token and the time of its login.
 struct TokenAtLogin {
     token: String,
-    asked: Instant,
-    answered: Instant,
+    sent_at: Instant,
+    received_at: Instant,
 }
 
-fn clients(gates: &[Gateway], token: &str) -> Vec<Client> {
-    let clients = gates.iter().map(|gate| gate.client().with_token(token));
-    clients.collect()
+fn clients_of(gates: &[Gateway], token: &str) -> Vec<Client> {
+    let clients_of = gates.iter().map(|gate| gate.client().with_token(token));
+    clients_of.collect()
 }
 
 /// Logs in repeatedly until it is stopped. Each token is used at one gate at once, so that the
@@ -35,16 +35,16 @@ async fn log_in(
 ) -> Vec<TokenAtLogin> {
     let mut all = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         let token = token(&store, ADMIN).await;
-        let answered = Instant::now();
+        let received_at = Instant::now();
         let client = known.remove(0).with_token(&token);
         status(&client).await;
         known.push(client);
         all.push(TokenAtLogin {
             token,
-            asked,
-            answered,
+            sent_at,
+            received_at,
         });
     }
     all
@@ -58,7 +58,7 @@ async fn a_login_concurrent_with_a_logout_is_before_or_after_it_at_every_gate() 
     let (mut dead, mut live, mut either) = (0, 0, 0);
     for round in 0..ROUNDS {
         let known = token(&stores[0], ADMIN).await;
-        let known = clients(&gates, &known);
+        let known = clients_of(&gates, &known);
         assert_eq!(status(&known[0]).await, 200);
         let stop = Arc::new(AtomicBool::new(false));
         let lanes = stores
@@ -73,16 +73,16 @@ async fn a_login_concurrent_with_a_logout_is_before_or_after_it_at_every_gate() 
         stop.store(true, Ordering::Relaxed);
         for lane in lanes {
             for given in lane.await.unwrap() {
-                let there = clients(&gates, &given.token);
-                if given.answered < begin {
+                let clients = clients_of(&gates, &given.token);
+                if given.received_at < begin {
                     dead += 1;
-                    all_say(&there, 401).await;
-                } else if given.asked > end {
+                    all_respond(&clients, 401).await;
+                } else if given.sent_at > end {
                     live += 1;
-                    all_say(&there, 200).await;
+                    all_respond(&clients, 200).await;
                 } else {
                     either += 1;
-                    agree(&there).await;
+                    agree(&clients).await;
                 }
             }
         }
@@ -94,12 +94,12 @@ async fn a_login_concurrent_with_a_logout_is_before_or_after_it_at_every_gate() 
     );
 }
 
-async fn all_say(there: &[Client], wanted: u16) {
-    for client in there {
+async fn all_respond(clients: &[Client], wanted: u16) {
+    for client in clients {
         match wanted {
-            200 => assert_eq!(status(client).await, 200, "a later login was ended"),
+            200 => assert_eq!(status(client).await, 200, "a later login was revoked"),
             _ => {
-                eventually("it is dead here too", async || {
+                eventually("the token is refused at this gate too", async || {
                     status(client).await == wanted
                 })
                 .await
@@ -108,10 +108,10 @@ async fn all_say(there: &[Client], wanted: u16) {
     }
 }
 
-async fn agree(there: &[Client]) {
+async fn agree(clients: &[Client]) {
     eventually("all gates agree", async || {
-        let first = status(&there[0]).await;
-        status(&there[1]).await == first && status(&there[2]).await == first
+        let first = status(&clients[0]).await;
+        status(&clients[1]).await == first && status(&clients[2]).await == first
     })
     .await;
 }

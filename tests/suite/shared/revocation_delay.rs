@@ -49,48 +49,51 @@ pub(super) async fn token(store: &SharedStore, user: &str) -> String {
     text
 }
 
-async fn until_refused(client: &Client, ask: &impl AsyncFn(&Client) -> u16) -> Instant {
+async fn until_refused(client: &Client, query: &impl AsyncFn(&Client) -> u16) -> Instant {
     let give_up = Instant::now() + Duration::from_secs(20);
-    while ask(client).await != 401 {
+    while query(client).await != 401 {
         assert!(Instant::now() < give_up, "never refused");
     }
     Instant::now()
 }
 
 /// The gate of this round, and the others.
-fn in_turn(gates: &[Gateway], number: usize) -> [&Gateway; 3] {
-    [0, 1, 2].map(|place| &gates[(number + place) % 3])
+fn gates_of_round(gates: &[Gateway], number: usize) -> [&Gateway; 3] {
+    [0, 1, 2].map(|offset| &gates[(number + offset) % 3])
 }
 
 /// The time from the request that ends the token until both other gates have refused it.
-async fn measured<T>(
+async fn revocation_delay<T>(
     end: impl Future<Output = T>,
     [second, third]: [&Client; 2],
-    ask: impl AsyncFn(&Client) -> u16,
+    query: impl AsyncFn(&Client) -> u16,
 ) -> (T, Duration) {
     let begin = Instant::now();
-    let (ended, one, other) =
-        tokio::join!(end, until_refused(second, &ask), until_refused(third, &ask));
+    let (ended, one, other) = tokio::join!(
+        end,
+        until_refused(second, &query),
+        until_refused(third, &query)
+    );
     (ended, one.max(other) - begin)
 }
 
 async fn logout(gates: &[Gateway], store: &SharedStore, number: usize) -> Duration {
     let text = token(store, ADMIN).await;
-    let clients = in_turn(gates, number).map(|gate| gate.client().with_token(&text));
+    let clients = gates_of_round(gates, number).map(|gate| gate.client().with_token(&text));
     for client in &clients {
         assert_eq!(status(client).await, 200);
     }
-    let [here, second, third] = clients;
+    let [first, second, third] = clients;
     let body = json!({});
-    let out = here.post("/v1/users/logout", &body);
-    let (out, took) = measured(out, [&second, &third], status).await;
+    let out = first.post("/v1/users/logout", &body);
+    let (out, delay) = revocation_delay(out, [&second, &third], status).await;
     assert_eq!(out.status(), 200);
-    took
+    delay
 }
 
 /// A user with the first admin's password hash, so that nothing is hashed.
 async fn user(store: &SharedStore, server: &RedisServer, name: &str) {
-    let admin: String = server.ask(&["HGET", "{tollgate}:users", ADMIN]);
+    let admin: String = server.query(&["HGET", "{tollgate}:users", ADMIN]);
     let (_, admin) = admin.split_once('\n').unwrap();
     let mut record: serde_json::Value = serde_json::from_str(admin).unwrap();
     record["name"] = name.into();
@@ -108,10 +111,10 @@ async fn deletion(
     let name = format!("leaver{number}");
     user(store, server, &name).await;
     let text = token(store, &name).await;
-    let [here, second, third] = in_turn(gates, number);
-    let admin = here.client().with_token(admin);
+    let [first, second, third] = gates_of_round(gates, number);
+    let admin = first.client().with_token(admin);
     let path = format!("/v1/users/{name}");
-    eventually("the user is known here", async || {
+    eventually("the user is known at the other gate", async || {
         admin.get(&path).await.status() == 200
     })
     .await;
@@ -119,60 +122,69 @@ async fn deletion(
     for client in [&second, &third] {
         assert_eq!(status(client).await, 200);
     }
-    let gone = admin.request(Method::DELETE, &path).send();
-    let (gone, took) = measured(gone, [&second, &third], status).await;
-    assert_eq!(gone.unwrap().status(), 200);
-    took
+    let deleted = admin.request(Method::DELETE, &path).send();
+    let (deleted, delay) = revocation_delay(deleted, [&second, &third], status).await;
+    assert_eq!(deleted.unwrap().status(), 200);
+    delay
 }
 
 /// The response to a client with this key.
 async fn opened(client: &Client, key: &str) -> u16 {
     let request = client.request(Method::GET, "/v1/support");
-    let answer = request.header("x-api-key", key).send().await.unwrap();
-    answer.status().as_u16()
+    let response = request.header("x-api-key", key).send().await.unwrap();
+    response.status().as_u16()
 }
 
 async fn key_revocation(gates: &[Gateway], operator: &reqwest::Client, number: usize) -> Duration {
-    let [here, second, third] = in_turn(gates, number);
+    let [first, second, third] = gates_of_round(gates, number);
     let name = format!("bot{number}");
-    let ask = |method, path: &str| {
-        let request = operator.request(method, here.operator_url(path));
+    let query = |method, path: &str| {
+        let request = operator.request(method, first.operator_url(path));
         request.bearer_auth(OPERATOR)
     };
     let body = json!({ "name": name, "paths": ["/v1/support"], "methods": ["GET"] });
-    let made = ask(Method::POST, "/keys").body(body.to_string()).send();
+    let made = query(Method::POST, "/keys").body(body.to_string()).send();
     let made: serde_json::Value = made.await.unwrap().json().await.unwrap();
     let key = made["key"].as_str().unwrap();
     let [second, third] = [second, third].map(Gateway::client);
     for client in [&second, &third] {
-        eventually("the key opens", async || opened(client, key).await == 200).await;
+        eventually("the key is accepted", async || {
+            opened(client, key).await == 200
+        })
+        .await;
     }
-    let gone = ask(Method::DELETE, &format!("/keys/{name}")).send();
-    let ask = async |client: &Client| opened(client, key).await;
-    let (gone, took) = measured(gone, [&second, &third], ask).await;
-    assert!(gone.unwrap().status().is_success());
-    took
+    let deleted = query(Method::DELETE, &format!("/keys/{name}")).send();
+    let query = async |client: &Client| opened(client, key).await;
+    let (deleted, delay) = revocation_delay(deleted, [&second, &third], query).await;
+    assert!(deleted.unwrap().status().is_success());
+    delay
 }
 
-fn rounds(here: usize) -> usize {
-    let rounds = std::env::var("TOLLGATE_ROUNDS").ok();
-    rounds.and_then(|text| text.parse().ok()).unwrap_or(here)
+fn round_count(first: usize) -> usize {
+    let round_count = std::env::var("TOLLGATE_ROUNDS").ok();
+    round_count
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(first)
 }
 
-async fn keeps_the_promise(what: &str, rounds: usize, round: impl AsyncFn(usize) -> Duration) {
+async fn assert_within_limit(
+    what: &str,
+    round_count: usize,
+    round: impl AsyncFn(usize) -> Duration,
+) {
     let _alone = ALONE.lock().await;
     let mut late = Duration::MAX;
     for window in 0..WINDOWS {
         let mut spans = Vec::new();
-        for number in 0..rounds {
-            spans.push(round(window * rounds + number).await);
+        for number in 0..round_count {
+            spans.push(round(window * round_count + number).await);
         }
         spans.sort();
-        late = spans[rounds * 99 / 100];
+        late = spans[round_count * 99 / 100];
         println!(
-            "{what} sent to seen by both others: median {:?}, p99 {late:?}, longest {:?}, {rounds} rounds, window {window}",
-            spans[rounds / 2],
-            spans[rounds - 1]
+            "{what} sent to seen by both others: median {:?}, p99 {late:?}, longest {:?}, {round_count} rounds, window {window}",
+            spans[round_count / 2],
+            spans[round_count - 1]
         );
         if late < PROMISE {
             return;
@@ -186,7 +198,7 @@ async fn a_logged_out_token_is_refused_by_the_other_gates_within_100_ms() {
     let (webapp, server) = (emulator().await, RedisServer::start());
     let gates = three(&webapp, &server, "").await;
     let store: Arc<SharedStore> = open(settings(&server)).await;
-    keeps_the_promise("logout", rounds(200), async |number| {
+    assert_within_limit("logout", round_count(200), async |number| {
         logout(&gates, &store, number).await
     })
     .await;
@@ -201,12 +213,12 @@ async fn a_deleted_user_and_a_deleted_key_are_refused_by_the_other_gates_within_
     }
     let store: Arc<SharedStore> = open(settings(&server)).await;
     let admin = token(&store, ADMIN).await;
-    keeps_the_promise("deletion", rounds(50), async |number| {
+    assert_within_limit("deletion", round_count(50), async |number| {
         deletion(&gates, (&store, &server), (&admin, number)).await
     })
     .await;
     let operator = reqwest::Client::builder().no_proxy().build().unwrap();
-    keeps_the_promise("key revocation", rounds(50), async |number| {
+    assert_within_limit("key revocation", round_count(50), async |number| {
         key_revocation(&gates, &operator, number).await
     })
     .await;

@@ -28,9 +28,9 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
         &["--sentinel", "--bind", "127.0.0.1"],
     );
     is_in_step(&replica).await;
-    eventually("the sentinel knows it", async || {
+    eventually("the Sentinel knows the replica", async || {
         sentinel
-            .ask::<String>(&["INFO", "sentinel"])
+            .query::<String>(&["INFO", "sentinel"])
             .contains("slaves=1")
     })
     .await;
@@ -49,17 +49,20 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
         .await;
     let seen = gates[1].client().with_token(dead.token.as_ref().unwrap());
     assert_eq!(status(&seen).await, 200);
-    eventually("the replica has all of it", async || {
-        let at = |server: &RedisServer| server.ask::<String>(&["HGET", "{tollgate}:meta", "seq"]);
+    eventually("the replica has all data", async || {
+        let at = |server: &RedisServer| server.query::<String>(&["HGET", "{tollgate}:meta", "seq"]);
         at(&replica) == at(&master)
     })
     .await;
-    // The replica falls behind and misses a logout; then the master dies.
+    // The replica falls behind and misses a logout; then the master is killed.
     replica.freeze();
-    let _: u32 = master.ask(&["CLIENT", "KILL", "TYPE", "replica"]);
+    let _: u32 = master.query(&["CLIENT", "KILL", "TYPE", "replica"]);
     let out = dead.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
-    eventually("the others have heard", async || status(&seen).await == 401).await;
+    eventually("the other gates know of the logout", async || {
+        status(&seen).await == 401
+    })
+    .await;
     let load = Load::of(&clients);
     master.kill();
     replica.thaw();
@@ -71,9 +74,9 @@ async fn a_failover_by_sentinel_is_followed_and_lost_changes_are_restored() {
     .await;
     works_again(&gates).await;
     for gate in &gates {
-        let gone = gate.client().with_token(dead.token.as_ref().unwrap());
-        eventually("what was logged out stays out", async || {
-            status(&gone).await == 401
+        let revoked = gate.client().with_token(dead.token.as_ref().unwrap());
+        eventually("the revoked token stays revoked", async || {
+            status(&revoked).await == 401
         })
         .await;
     }
@@ -93,8 +96,8 @@ pub(super) async fn cluster() -> Vec<RedisServer> {
     words.extend(["--cluster-replicas", "0", "--cluster-yes"]);
     redis_cli(&words);
     for node in &nodes {
-        eventually("the cluster is whole", async || {
-            node.ask::<String>(&["CLUSTER", "INFO"])
+        eventually("the cluster is complete", async || {
+            node.query::<String>(&["CLUSTER", "INFO"])
                 .contains("cluster_state:ok")
         })
         .await;
@@ -116,8 +119,8 @@ fn redis_cli(words: &[&str]) {
         .args(words)
         .output();
     let done = done.unwrap();
-    let said = String::from_utf8_lossy(&done.stdout);
-    assert!(done.status.success(), "{said}");
+    let output = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,20 +135,23 @@ async fn a_cluster_is_found_by_any_of_its_nodes() {
     let out = clients[2].post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
     for client in &clients {
-        eventually("ended at all", async || status(client).await == 401).await;
+        eventually("the token has ended at all gates", async || {
+            status(client).await == 401
+        })
+        .await;
     }
     assert_eq!(webapp.login_count(), 1);
 }
 
 fn has_role(node: &RedisServer, role: &str) -> bool {
-    let info: redis::RedisResult<String> = node.try_ask(&["INFO", "replication"]);
+    let info: redis::RedisResult<String> = node.try_query(&["INFO", "replication"]);
     info.is_ok_and(|info| info.contains(&format!("role:{role}")))
 }
 
 async fn is_in_step(replica: &RedisServer) {
     eventually("the replica is in step", async || {
         replica
-            .ask::<String>(&["INFO", "replication"])
+            .query::<String>(&["INFO", "replication"])
             .contains("master_link_status:up")
     })
     .await;
@@ -153,7 +159,7 @@ async fn is_in_step(replica: &RedisServer) {
 
 /// A replica of the cluster's node that has the gates' slot.
 async fn replica(master: &RedisServer) -> RedisServer {
-    let (id, replica) = (master.ask::<String>(&["CLUSTER", "MYID"]), node());
+    let (id, replica) = (master.query::<String>(&["CLUSTER", "MYID"]), node());
     let (new, there) = (address(&replica), address(master));
     let role = ["--cluster-slave", "--cluster-master-id", &id];
     redis_cli(&[&["add-node", &new, &there], &role[..]].concat());
@@ -163,7 +169,7 @@ async fn replica(master: &RedisServer) -> RedisServer {
 
 /// The replica's position in the master's replication stream.
 fn offset(node: &RedisServer) -> String {
-    let info = node.ask::<String>(&["INFO", "replication"]);
+    let info = node.query::<String>(&["INFO", "replication"]);
     let mut lines = info.lines();
     let offset = lines.find_map(|line| line.strip_prefix("master_repl_offset:"));
     offset.unwrap().to_owned()
@@ -172,7 +178,10 @@ fn offset(node: &RedisServer) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     let (webapp, mut nodes) = (emulator().await, cluster().await);
-    let owner = |node: &RedisServer| node.try_ask::<u32>(&["EXISTS", "{tollgate}:meta"]).is_ok();
+    let owner = |node: &RedisServer| {
+        node.try_query::<u32>(&["EXISTS", "{tollgate}:meta"])
+            .is_ok()
+    };
     nodes.sort_by_key(owner);
     let master = nodes.pop().unwrap();
     let mut replica = replica(&master).await;
@@ -189,15 +198,15 @@ async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     let worker = gates[0].client();
     let dead = worker.logged_in("worker", "Worker-Passw0rd!").await;
     let load = Load::of(&clients);
-    let _: String = replica.ask(&["CLUSTER", "FAILOVER"]);
-    eventually("they have changed places", async || {
+    let _: String = replica.query(&["CLUSTER", "FAILOVER"]);
+    eventually("master and replica have changed roles", async || {
         has_role(&replica, "master") && has_role(&master, "slave")
     })
     .await;
     works_again(&gates).await;
     let out = dead.post("/v1/users/logout", &json!({})).await;
     assert_eq!(out.status(), 200);
-    eventually("the other one has heard of it", async || {
+    eventually("the other node knows of the change", async || {
         offset(&replica) == offset(&master)
     })
     .await;
@@ -208,8 +217,12 @@ async fn a_planned_or_forced_failover_of_a_cluster_is_followed() {
     .await;
     works_again(&gates).await;
     for gate in &gates {
-        let gone = gate.client().with_token(dead.token.as_ref().unwrap());
-        assert_eq!(status(&gone).await, 401, "what was logged out stays out");
+        let revoked = gate.client().with_token(dead.token.as_ref().unwrap());
+        assert_eq!(
+            status(&revoked).await,
+            401,
+            "the revoked token stays revoked"
+        );
     }
     let (good, bad) = load.end().await;
     assert!(
@@ -295,10 +308,13 @@ async fn a_gate_that_is_cut_off_continues_and_later_gets_the_missed_changes() {
     assert_eq!(end.status(), 200);
     all_have(&gates[2..], "tollgate_store_up 0").await;
     refuses_what_needs_the_store(&gates[2]).await;
-    assert!(has(&gates[0], "tollgate_store_up 1"), "the others go on");
+    assert!(
+        has(&gates[0], "tollgate_store_up 1"),
+        "the other gates keep the store"
+    );
     network.set(2, "up");
     works_again(&gates).await;
-    eventually("it has learnt of the logout", async || {
+    eventually("the gate has received the logout", async || {
         status(&there).await == 401
     })
     .await;

@@ -25,11 +25,11 @@ async fn caps_count_live_tokens_and_not_ended_ones() {
     };
     assert!(
         next > Duration::from_secs(3500),
-        "the first ends in an hour"
+        "the first token expires in an hour"
     );
     assert_eq!(oldest.len(), 3);
     let again = store.insert(insert(2, "anna")).await.unwrap();
-    assert!(is_placed(&again), "it is one of the three");
+    assert!(is_placed(&again), "the token counts as one of the three");
     store.insert(insert(4, "bert")).await.unwrap();
     store.insert(insert(5, "bert")).await.unwrap();
     let full = store.insert(insert(6, "carl")).await.unwrap();
@@ -40,37 +40,40 @@ async fn caps_count_live_tokens_and_not_ended_ones() {
     );
     let room = store.insert(insert(6, "carl")).await.unwrap();
     assert!(is_placed(&room));
-    // A token with a short life expires and makes room within a second or two.
-    let brief = TokenInsert {
+    // A token with a short lifetime expires and frees its place in the count within two seconds.
+    let short_lived = TokenInsert {
         life: Duration::from_millis(900),
         ..insert(7, "dora")
     };
     for _ in 0..2 {
-        store.insert(brief).await.unwrap();
+        store.insert(short_lived).await.unwrap();
     }
-    eventually("the brief one is gone, and its count", async || {
-        let is_gone = store.find(&RecordDigest([7; 32])).await.unwrap().is_none();
-        let counts: Vec<String> = server.ask(&["HVALS", "{tollgate}:ends"]);
-        let left: u32 = counts
-            .iter()
-            .map(|count| count.parse::<u32>().unwrap())
-            .sum();
-        store.insert(insert(8, "emil")).await.unwrap();
-        store.revoke(&RecordDigest([8; 32])).await.unwrap();
-        is_gone && left == 3
-    })
+    eventually(
+        "the short-lived token and its count are removed",
+        async || {
+            let is_gone = store.find(&RecordDigest([7; 32])).await.unwrap().is_none();
+            let counts: Vec<String> = server.query(&["HVALS", "{tollgate}:ends"]);
+            let left: u32 = counts
+                .iter()
+                .map(|count| count.parse::<u32>().unwrap())
+                .sum();
+            store.insert(insert(8, "emil")).await.unwrap();
+            store.revoke(&RecordDigest([8; 32])).await.unwrap();
+            is_gone && left == 3
+        },
+    )
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_displaced_only_by_another_of_the_same_user() {
+async fn a_token_is_replaced_only_by_another_of_the_same_user() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
     for (number, user) in [(0, "anna"), (1, "anna"), (2, "anna"), (4, "bert")] {
         let placed = store.insert(insert(number, user)).await.unwrap();
         assert!(is_placed(&placed));
     }
-    // Another user's token makes no room, nor does one that has ended.
+    // Another user's token is not replaced, nor one that has ended.
     for wrong in [4, 9] {
         let wanted = TokenInsert {
             ends: Some(RecordDigest([wrong; 32])),
@@ -105,7 +108,7 @@ async fn a_token_takes_little_memory_on_the_server() {
     let server = RedisServer::start();
     let store = open(settings(&server)).await;
     let used = || -> u64 {
-        let info: String = server.ask(&["INFO", "memory"]);
+        let info: String = server.query(&["INFO", "memory"]);
         let line = info
             .lines()
             .find_map(|line| line.strip_prefix("used_memory:"));
@@ -134,7 +137,7 @@ async fn a_token_takes_little_memory_on_the_server() {
     for one in running {
         one.await.unwrap();
     }
-    let _: u32 = server.ask(&["DEL", "{tollgate}:changes"]);
+    let _: u32 = server.query(&["DEL", "{tollgate}:changes"]);
     let bytes = (used() - before) / u64::from(count);
     println!("store: {bytes} bytes per token, {count} tokens of 1,000 users");
     assert!(bytes < 320, "{bytes} bytes per token");

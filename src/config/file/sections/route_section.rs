@@ -14,15 +14,33 @@ use crate::config::shipped::shipped_routes;
 use crate::config::{Access, AllowedFields, DirectoryKind, PathPattern, Route, Target, UsersCall};
 use crate::profiles::{Profile, Role};
 
-const TARGETS: &[(&str, Target)] = &[
-    ("upstream", Target::Upstream),
-    ("closed", Target::Closed),
-    ("users.login", Target::UsersNode(UsersCall::Login)),
-    ("users.logout", Target::UsersNode(UsersCall::Logout)),
-    ("users.create", Target::UsersNode(UsersCall::Create)),
-    ("users.show", Target::UsersNode(UsersCall::Show)),
-    ("users.change", Target::UsersNode(UsersCall::Change)),
-    ("users.delete", Target::UsersNode(UsersCall::Delete)),
+/// What `target` may say.
+#[derive(Clone, Copy)]
+enum TargetWord {
+    Upstream,
+    UsersNode(UsersCall),
+    Closed,
+}
+
+impl TargetWord {
+    fn target(self, upstream: &Arc<str>) -> Target {
+        match self {
+            Self::Upstream => Target::Upstream(Arc::clone(upstream)),
+            Self::UsersNode(call) => Target::UsersNode(call),
+            Self::Closed => Target::Closed,
+        }
+    }
+}
+
+const TARGETS: &[(&str, TargetWord)] = &[
+    ("upstream", TargetWord::Upstream),
+    ("closed", TargetWord::Closed),
+    ("users.login", TargetWord::UsersNode(UsersCall::Login)),
+    ("users.logout", TargetWord::UsersNode(UsersCall::Logout)),
+    ("users.create", TargetWord::UsersNode(UsersCall::Create)),
+    ("users.show", TargetWord::UsersNode(UsersCall::Show)),
+    ("users.change", TargetWord::UsersNode(UsersCall::Change)),
+    ("users.delete", TargetWord::UsersNode(UsersCall::Delete)),
 ];
 
 const ACCESS: &[(&str, Access)] = &[
@@ -33,14 +51,16 @@ const ACCESS: &[(&str, Access)] = &[
     ("api_key", Access::ApiKey),
 ];
 
-/// In match order: the file's own, then the profile's with the file's changes.
+/// In match order: the file's own, then the profile's with the file's changes. `upstream` is the name of
+/// the upstream that they lead to.
 pub(in crate::config::file) fn routes(
     root: &ConfigTable<'_>,
     profile: &Profile,
     directory: DirectoryKind,
     allowed: &AllowedFields,
+    upstream: &Arc<str>,
 ) -> Vec<Route> {
-    let mut shipped = shipped_routes(profile);
+    let mut shipped = shipped_routes(profile, upstream);
     for route in &mut shipped {
         route.allow_fields = allowed.clone();
     }
@@ -60,8 +80,8 @@ pub(in crate::config::file) fn routes(
         }
         seen.push(Arc::clone(&name));
         if let Some(place) = shipped.iter_mut().find(|route| route.name == name) {
-            *place = changed(&table, place.clone());
-        } else if let Some(route) = added(&table, &name, &shipped, allowed) {
+            *place = changed(&table, place.clone(), upstream);
+        } else if let Some(route) = added(&table, &name, &shipped, allowed, upstream) {
             warn_if_hidden(&table, &route, &own);
             own.push(route);
         }
@@ -84,6 +104,7 @@ fn added(
     name: &Arc<str>,
     shipped: &[Route],
     allowed: &AllowedFields,
+    upstream: &Arc<str>,
 ) -> Option<Route> {
     let Some(path) = table.value("path") else {
         let names = shipped.iter().map(|route| route.name.as_ref());
@@ -94,25 +115,27 @@ fn added(
             "is missing: no shipped route has this name",
             &suggestion,
         );
-        changed(table, plain(name, PathPattern(Vec::new())));
+        let route = plain(name, PathPattern(Vec::new()), upstream);
+        changed(table, route, upstream);
         return None;
     };
     let path = pattern(&path);
-    let mut route = plain(name, path.clone().unwrap_or(PathPattern(Vec::new())));
+    let pattern = path.clone().unwrap_or(PathPattern(Vec::new()));
+    let mut route = plain(name, pattern, upstream);
     route.allow_fields = allowed.clone();
-    let route = changed(table, route);
+    let route = changed(table, route, upstream);
     path.map(|path| Route { path, ..route })
 }
 
 /// The defaults of a route with this path.
-fn plain(name: &Arc<str>, path: PathPattern) -> Route {
+fn plain(name: &Arc<str>, path: PathPattern, upstream: &Arc<str>) -> Route {
     Route {
         name: Arc::clone(name),
         hosts: Vec::new(),
         path,
         methods: Vec::new(),
         access: vec![Access::Token],
-        target: Target::Upstream,
+        target: Target::Upstream(Arc::clone(upstream)),
         class: Arc::from("other"),
         monitoring: false,
         max_body: 1 << 20,
@@ -124,7 +147,7 @@ fn plain(name: &Arc<str>, path: PathPattern) -> Route {
 }
 
 /// `route` with the keys of `table`.
-fn changed(table: &ConfigTable<'_>, route: Route) -> Route {
+fn changed(table: &ConfigTable<'_>, route: Route, upstream: &Arc<str>) -> Route {
     let path = match table.value("path") {
         // Reported already by `added`.
         Some(_) if route.path.0.is_empty() => route.path,
@@ -136,7 +159,10 @@ fn changed(table: &ConfigTable<'_>, route: Route) -> Route {
         hosts: table.or("host", many(host), route.hosts),
         methods: table.or("methods", many(method), route.methods),
         access: table.or("access", some(word(ACCESS)), route.access),
-        target: table.or("target", word(TARGETS), route.target),
+        target: match table.read("target", word(TARGETS)) {
+            Some(word) => word.target(upstream),
+            None => route.target,
+        },
         class: class.unwrap_or(route.class),
         monitoring: table.or("monitoring", flag, route.monitoring),
         max_body: table.or("max_body", size(0..=1 << 40), route.max_body),

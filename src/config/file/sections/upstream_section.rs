@@ -18,13 +18,14 @@ use crate::config::file::value_readers::{
 use crate::config::{BaseAddress, Login, Trust, UpstreamConfig};
 use crate::profiles::{API_KEY_LENGTH, Profile};
 
-pub(in crate::config::file) fn upstream(
+/// Empty only when the only upstream is missing or wrong; the report has that problem.
+pub(in crate::config::file) fn upstreams(
     root: &ConfigTable<'_>,
     profile: &Profile,
-) -> Option<UpstreamConfig> {
+) -> Vec<UpstreamConfig> {
     let Some(all) = root.section("upstream") else {
         root.missing("upstream", "[upstream.main] with a url");
-        return None;
+        return Vec::new();
     };
     let tables = all.named();
     for (name, table) in tables.iter().skip(1) {
@@ -36,9 +37,9 @@ pub(in crate::config::file) fn upstream(
     let Some((name, table)) = tables.first() else {
         let example = "[upstream.main] with a url";
         all.complain("", "names no upstream", &format!("add {example}"));
-        return None;
+        return Vec::new();
     };
-    one(name, table, profile)
+    one(name, table, profile).into_iter().collect()
 }
 
 fn one(name: &str, table: &ConfigTable<'_>, profile: &Profile) -> Option<UpstreamConfig> {

@@ -170,7 +170,7 @@ async fn logins_of_one_peer_do_not_take_all_slots_of_the_password_check() {
     attempts.clear();
     assert!(
         limiter.admit_login(PEER, "one more").await.is_ok(),
-        "slots are given back"
+        "the slots are released"
     );
 }
 

@@ -1,4 +1,4 @@
-//! A disk that can be full, broken, or without power, one call at a time.
+//! A simulated disk that can be full, fail or lose power at any call.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,7 +9,7 @@ use redb::{Database, StorageBackend};
 use crate::store::embedded::open;
 use crate::store::{OpenError, Store};
 
-/// Sectors are what a disk writes whole.
+/// A disk writes whole sectors.
 const SECTOR: usize = 512;
 
 #[derive(Clone, Debug)]
@@ -21,13 +21,13 @@ pub(super) enum Write {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
-    /// No write that makes the disk longer, and none into a hole.
+    /// Refuses writes that extend the disk or fill a hole.
     Full(u64),
-    /// The next sync does its work and says that it did not.
+    /// The next sync succeeds, but reports an error.
     SyncLies,
-    /// No sync comes back.
+    /// No sync returns.
     Hangs,
-    /// Nothing after so many more writes and syncs.
+    /// Power fails after so many more writes and syncs.
     PowerAfter(u64),
 }
 
@@ -41,7 +41,7 @@ pub(super) struct State {
     pub(super) syncs: u64,
 }
 
-/// Handles share one disk.
+/// Clones share one disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
 
@@ -50,22 +50,22 @@ impl Disk {
         Self(Arc::new(Mutex::new(State::of(image))))
     }
 
-    /// A store on it, whose changes are waited for so long.
-    pub(crate) fn store(&self, patience: Duration) -> Store {
-        Store::Embedded(super::start(self).unwrap()).with_timeout(patience)
+    /// A store on this disk; changes time out after the given time.
+    pub(crate) fn store(&self, wait_limit: Duration) -> Store {
+        Store::Embedded(super::start(self).unwrap()).with_timeout(wait_limit)
     }
 
-    /// Whether syncs come back.
+    /// Whether syncs return.
     pub(crate) fn hangs(&self, hangs: bool) {
         self.state().fault = if hangs { Fault::Hangs } else { Fault::None };
     }
 
-    /// Another disk in its place.
+    /// Replaces the content by that of another disk.
     pub(super) fn replace(&self, image: Vec<u8>) {
         *self.state() = State::of(image);
     }
 
-    /// A disk with an empty store on it.
+    /// A disk with an empty store.
     pub(crate) fn laid_out() -> Self {
         let disk = Self::of(Vec::new());
         let database =
@@ -87,20 +87,20 @@ impl Disk {
         Ok(database)
     }
 
-    /// The disk as a power cut leaves it: what was synced, and of the rest whatever
-    /// `is_lucky` lets through, down to single sectors.
-    pub(super) fn after_a_power_cut(&self, mut is_lucky: impl FnMut() -> bool) -> Self {
+    /// The disk after a power cut: all synced writes, and of the others those sectors that
+    /// `is_written` selects.
+    pub(super) fn after_a_power_cut(&self, mut is_written: impl FnMut() -> bool) -> Self {
         let state = self.state();
         let mut image = state.synced.clone();
         for write in &state.unsynced {
             match write {
-                Write::Length(length) if is_lucky() => {
+                Write::Length(length) if is_written() => {
                     image.resize(usize::try_from(*length).unwrap(), 0);
                 }
                 Write::Length(_) => {}
                 Write::Bytes(offset, bytes) => {
                     for (number, sector) in bytes.chunks(SECTOR).enumerate() {
-                        if is_lucky() {
+                        if is_written() {
                             put(&mut image, *offset + (number * SECTOR) as u64, sector);
                         }
                     }
@@ -131,7 +131,7 @@ impl State {
         }
     }
 
-    /// One call that a fault may stop.
+    /// One call that a fault may fail.
     fn call(&mut self) -> io::Result<()> {
         self.calls += 1;
         if let Fault::PowerAfter(left) = &mut self.fault {
@@ -157,7 +157,7 @@ impl StorageBackend for Disk {
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut state = self.state();
         state.call()?;
-        // As on a real disk, room is found out about when it is written to.
+        // As on a real disk, a full disk is noticed at the write.
         state.now.resize(usize::try_from(length).unwrap(), 0);
         state.unsynced.push(Write::Length(length));
         Ok(())

@@ -1,4 +1,4 @@
-//! Disks that are full, lie, or lose power.
+//! Disks that are full, report wrong results, or lose power.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::*;
 use crate::store::Store;
 
 #[tokio::test]
-async fn on_a_full_disk_changes_are_refused_and_taken_again_when_there_is_room() {
+async fn on_a_full_disk_changes_are_refused_until_there_is_room() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
     commit(&engine, put(0, "anna")).await.unwrap();
@@ -22,35 +22,38 @@ async fn on_a_full_disk_changes_are_refused_and_taken_again_when_there_is_room()
             break refused;
         }
     };
-    let StoreUnavailable::Failed(why) = &refused else {
+    let StoreUnavailable::Failed(reason) = &refused else {
         panic!("{refused:?}");
     };
-    assert!(why.contains("full") || why.contains("space"), "{why}");
+    assert!(
+        reason.contains("full") || reason.contains("space"),
+        "{reason}"
+    );
     assert!(refused.retry_after() >= Duration::from_secs(1));
-    assert_eq!(engine.trouble().as_ref(), Some(why));
+    assert_eq!(engine.trouble().as_ref(), Some(reason));
     assert_eq!(engine.metrics.store_up.get(), 0);
     assert!(commit(&engine, end("anna")).await.is_err());
 
     disk.state().fault = Fault::None;
-    eventually("changes are taken again", async || {
+    eventually("changes succeed again", async || {
         commit(&engine, put(200_000, "bert")).await.is_ok()
     })
     .await;
     assert_eq!(engine.trouble(), None);
     assert_eq!(engine.metrics.store_up.get(), 1);
-    assert!(!has(&engine, number).await, "refused means not done");
+    assert!(!has(&engine, number).await, "a refused change is not made");
     let found = grants(&engine).await;
     let wanted = usize::try_from(number).unwrap() + 1;
-    assert_eq!(found.len(), wanted, "what was taken before is still there");
+    assert_eq!(found.len(), wanted, "earlier changes are still stored");
 }
 
 #[tokio::test]
-async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() {
-    const PATIENCE: Duration = Duration::from_millis(200);
+async fn a_hanging_disk_is_waited_for_once_and_changes_succeed_once_it_responds() {
+    const TEST_TIMEOUT: Duration = Duration::from_millis(200);
     let disk = Disk::laid_out();
-    let store = disk.store(PATIENCE);
+    let store = disk.store(TEST_TIMEOUT);
     let Store::Embedded(engine) = &store else {
-        panic!("a file's engine");
+        panic!("expected the embedded engine");
     };
     commit(engine, put(0, "anna")).await.unwrap();
     disk.hangs(true);
@@ -58,27 +61,33 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
         store.commit(put(1, "anna")).await,
         Err(StoreUnavailable::Late)
     );
-    // From now on no call waits.
-    eventually("the gate has noticed", async || store.trouble().is_some()).await;
+    // From now on every call is refused at once.
+    eventually("the hanging disk is noticed", async || {
+        store.trouble().is_some()
+    })
+    .await;
     let begin = tokio::time::Instant::now();
     let refused = store.commit(put(2, "anna")).await.unwrap_err();
     assert!(
         matches!(refused, StoreUnavailable::Failed(_)),
         "{refused:?}"
     );
-    assert!(begin.elapsed() < PATIENCE, "refused at once");
+    assert!(
+        begin.elapsed() < TEST_TIMEOUT,
+        "changes are refused at once"
+    );
     assert_eq!(engine.metrics.store_up.get(), 0);
     disk.hangs(false);
-    eventually("changes are taken again", async || {
+    eventually("changes succeed again", async || {
         store.commit(put(3, "anna")).await.is_ok()
     })
     .await;
     assert_eq!(store.trouble(), None);
     assert_eq!(engine.metrics.store_up.get(), 1);
     assert!(has(engine, 0).await && has(engine, 3).await);
-    assert!(has(engine, 1).await, "what was under way has taken place");
-    assert!(!has(engine, 2).await, "what was refused has not");
-    // A gate that is told to stop does not wait for the disk either.
+    assert!(has(engine, 1).await, "the change in progress was made");
+    assert!(!has(engine, 2).await, "the refused change was not made");
+    // Closing does not wait for the disk either.
     disk.hangs(true);
     assert_eq!(
         store.commit(put(4, "anna")).await,
@@ -89,23 +98,23 @@ async fn a_disk_that_hangs_is_waited_for_once_and_all_is_well_when_it_answers() 
 }
 
 #[test]
-fn a_full_queue_on_a_hanging_disk_does_not_keep_the_gateway_from_stopping() {
+fn a_full_queue_on_a_hanging_disk_does_not_block_a_stop() {
     let disk = Disk::laid_out();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = runtime.block_on(async { disk.store(Duration::from_secs(1)) });
     let Store::Embedded(engine) = &store else {
-        panic!("a file's engine");
+        panic!("expected the embedded engine");
     };
     disk.hangs(true);
-    let (told, outcomes) = std::sync::mpsc::channel();
+    let (sender, outcomes) = std::sync::mpsc::channel();
     let submit = |number| {
-        let told = told.clone();
+        let sender = sender.clone();
         engine.submit(
             put(number, "anna"),
-            Box::new(move |outcome| told.send(outcome).unwrap()),
+            Box::new(move |outcome| sender.send(outcome).unwrap()),
         );
     };
-    // The writer has one of them in hand; then as many as may wait, and one too many.
+    // The writer processes one job, the queue is full, and one more job is sent.
     let calls = disk.state().calls;
     submit(0);
     while disk.state().calls == calls {
@@ -124,7 +133,7 @@ fn a_full_queue_on_a_hanging_disk_does_not_keep_the_gateway_from_stopping() {
     });
     let end = end.recv_timeout(Duration::from_secs(20));
     disk.hangs(false);
-    assert_eq!(end, Ok(()), "the runtime waits for the disk");
+    assert_eq!(end, Ok(()), "the runtime does not wait for the disk");
 }
 
 #[tokio::test]
@@ -150,7 +159,7 @@ async fn a_refused_change_that_reached_the_disk_is_undone() {
             matches!(refused, Err(StoreUnavailable::Failed(_))),
             "{change:?}"
         );
-        eventually("the store is back", async || {
+        eventually("the store works again", async || {
             commit(&engine, StoreChange::RemoveGrant(digest(99)))
                 .await
                 .is_ok()
@@ -165,7 +174,7 @@ async fn a_refused_change_that_reached_the_disk_is_undone() {
 }
 
 #[tokio::test]
-async fn an_older_file_in_its_place_is_not_written_to() {
+async fn an_older_copy_put_in_place_of_the_file_is_not_written_to() {
     let disk = Disk::laid_out();
     let older = disk.state().synced.clone();
     let engine = start(&disk).unwrap();
@@ -178,15 +187,15 @@ async fn an_older_file_in_its_place_is_not_written_to() {
         let _ = commit(&engine, put(4, "anna")).await;
         engine
             .trouble()
-            .is_some_and(|why| why.contains("older file"))
+            .is_some_and(|reason| reason.contains("older file"))
     })
     .await;
 }
 
-/// Numbers that are random enough to pick sectors by, and the same each time.
-struct Luck(u64);
+/// A generator with a fixed seed, to pick sectors.
+struct SeededRandom(u64);
 
-impl Luck {
+impl SeededRandom {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -195,16 +204,16 @@ impl Luck {
     }
 }
 
-/// What the load is sure of when the power goes.
+/// The changes that were confirmed before the power cut.
 #[derive(Default)]
-struct Known {
+struct KnownState {
     live: BTreeSet<u64>,
     dead: BTreeSet<u64>,
 }
 
-/// Logins, logouts and single ends, one after the other, until the disk has no power.
-async fn load(disk: &Disk) -> (Known, Option<StoreChange>) {
-    let mut known = Known::default();
+/// Logins, logouts and revocations of single tokens, one after the other, until the power cut.
+async fn load(disk: &Disk) -> (KnownState, Option<StoreChange>) {
+    let mut known = KnownState::default();
     let Ok(engine) = start(disk) else {
         return (known, None);
     };
@@ -237,36 +246,39 @@ async fn load(disk: &Disk) -> (Known, Option<StoreChange>) {
 }
 
 #[tokio::test]
-async fn a_power_cut_at_any_write_loses_nothing_answered_and_brings_nothing_back() {
+async fn a_power_cut_at_any_write_loses_no_confirmed_change_and_revives_no_token() {
     let whole = Disk::laid_out();
     let image = whole.state().synced.clone();
     load(&whole).await;
     let calls = whole.state().calls;
-    assert!(calls > 100, "only {calls} calls: is the load gone?");
+    assert!(calls > 100, "only {calls} calls: the load does too little");
     let rounds = std::env::var("TOLLGATE_ROUNDS").ok();
-    let lucks = rounds.and_then(|text| text.parse().ok()).unwrap_or(15_u64) / 5;
-    let mut in_doubt = 0;
+    let seeds = rounds.and_then(|text| text.parse().ok()).unwrap_or(15_u64) / 5;
+    let mut with_unconfirmed = 0;
     for cut in 0..calls {
-        for luck in 0..lucks {
+        for seed in 0..seeds {
             let disk = Disk::of(image.clone());
             disk.state().fault = Fault::PowerAfter(cut);
-            let (known, doubtful) = load(&disk).await;
-            let mut random = Luck(cut * 1000 + luck + 1);
-            // All of it, none of it, or some sectors of it.
-            let after = disk.after_a_power_cut(|| match luck % 3 {
+            let (known, unconfirmed) = load(&disk).await;
+            let mut random = SeededRandom(cut * 1000 + seed + 1);
+            // All unsynced sectors, none, or some.
+            let after = disk.after_a_power_cut(|| match seed % 3 {
                 0 => false,
                 1 => true,
                 _ => random.next().is_multiple_of(2),
             });
-            in_doubt += u64::from(doubtful.is_some());
-            check(&after, &known, doubtful.as_ref(), cut).await;
+            with_unconfirmed += u64::from(unconfirmed.is_some());
+            check(&after, &known, unconfirmed.as_ref(), cut).await;
         }
     }
-    assert!(in_doubt > 0, "no cut met a change");
+    assert!(
+        with_unconfirmed > 0,
+        "no power cut happened during a change"
+    );
 }
 
-/// Everything answered is there; the one change not answered is there or is not.
-async fn check(disk: &Disk, known: &Known, doubtful: Option<&StoreChange>, cut: u64) {
+/// All confirmed changes are stored; the one unconfirmed change is stored or not.
+async fn check(disk: &Disk, known: &KnownState, unconfirmed: Option<&StoreChange>, cut: u64) {
     let engine = start(disk).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
     let found: BTreeSet<RecordDigest> =
         grants(&engine).await.into_iter().map(|row| row.0).collect();
@@ -276,10 +288,10 @@ async fn check(disk: &Disk, known: &Known, doubtful: Option<&StoreChange>, cut: 
     let (live, dead) = (all(&known.live), all(&known.dead));
     assert!(
         found.is_disjoint(&dead),
-        "cut at {cut}: an ended token is back"
+        "cut at {cut}: a revoked token is valid again"
     );
     let mut with = live.clone();
-    match doubtful {
+    match unconfirmed {
         Some(StoreChange::PutGrant(grant)) => {
             with.insert(grant.digest);
         }
@@ -294,6 +306,9 @@ async fn check(disk: &Disk, known: &Known, doubtful: Option<&StoreChange>, cut: 
         }
         _ => {}
     }
-    assert!(found == live || found == with, "cut at {cut}: {doubtful:?}");
+    assert!(
+        found == live || found == with,
+        "cut at {cut}: {unconfirmed:?}"
+    );
     engine.close().await;
 }

@@ -1,4 +1,4 @@
-//! Unusable files: each kind gets its own error, and none is taken for empty.
+//! Unusable files: each kind gets its own error, and none is treated as empty.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ fn open(path: &Path) -> Result<(EmbeddedStore, StoreContents), OpenError> {
     EmbeddedStore::open(path, &Metrics::new())
 }
 
-/// A file with something in it, closed.
+/// A closed file with records.
 async fn written(folder: &tempfile::TempDir) -> PathBuf {
     let path = folder.path().join("store.redb");
     let (engine, _) = open(&path).unwrap();
@@ -36,24 +36,24 @@ fn refusal(path: &Path) -> OpenError {
 }
 
 #[tokio::test]
-async fn a_new_store_is_for_its_owner_only_and_leaves_nothing_beside_it() {
+async fn a_new_store_is_readable_by_its_owner_only_and_leaves_no_other_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data/store.redb");
     let (engine, _) = open(&path).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
-    let beside = std::fs::read_dir(path.parent().unwrap()).unwrap().count();
-    assert_eq!(beside, 1);
+    let file_count = std::fs::read_dir(path.parent().unwrap()).unwrap().count();
+    assert_eq!(file_count, 1);
     engine.close().await;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let (engine, _) = open(&path).unwrap();
-    assert_eq!(mode(&path), 0o600, "put right");
+    assert_eq!(mode(&path), 0o600, "the mode is corrected");
     engine.close().await;
 }
 
 #[tokio::test]
-async fn a_kill_while_a_store_is_made_does_not_keep_the_next_start_from_making_it() {
+async fn a_store_is_created_after_a_kill_during_its_creation() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("store.new-0"), b"redb\x1A half").unwrap();
     let (engine, _) = open(&folder.path().join("store.redb")).unwrap();
@@ -61,7 +61,7 @@ async fn a_kill_while_a_store_is_made_does_not_keep_the_next_start_from_making_i
 }
 
 #[tokio::test]
-async fn two_on_one_file_are_one_too_many() {
+async fn a_second_process_cannot_open_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(&folder).await;
     let (engine, _) = open(&path).unwrap();
@@ -73,7 +73,7 @@ async fn two_on_one_file_are_one_too_many() {
 }
 
 #[tokio::test]
-async fn a_newer_layout_is_left_to_the_newer_program() {
+async fn a_file_of_a_newer_layout_is_refused_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(&folder).await;
     let database = Database::open(&path).unwrap();
@@ -92,7 +92,7 @@ async fn a_newer_layout_is_left_to_the_newer_program() {
 }
 
 #[test]
-fn foreign_empty_and_missing_are_told_apart() {
+fn foreign_empty_and_missing_files_are_distinguished() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     std::fs::write(&path, "").unwrap();
@@ -100,7 +100,7 @@ fn foreign_empty_and_missing_are_told_apart() {
     std::fs::write(&path, "SQLite format 3\0 and so on and on").unwrap();
     assert!(matches!(refusal(&path), OpenError::Foreign { .. }));
     std::fs::remove_file(&path).unwrap();
-    // The engine's own format, but nothing of ours in it.
+    // The engine's own format, but without the store's tables.
     Database::create(&path).unwrap().close().unwrap();
     let error = open(&path).map(drop).unwrap_err();
     assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
@@ -112,7 +112,7 @@ fn foreign_empty_and_missing_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_file_cut_off_anywhere_is_damaged_and_never_empty() {
+async fn a_truncated_file_is_damaged_and_never_empty() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(&folder).await;
     let whole = std::fs::read(&path).unwrap();
@@ -123,7 +123,7 @@ async fn a_file_cut_off_anywhere_is_damaged_and_never_empty() {
         match opened {
             Err(OpenError::Damaged { .. } | OpenError::Foreign { .. }) => {}
             Err(error) => panic!("cut to {length}: {error}"),
-            // Only room at the end was cut off.
+            // Only free space at the end was cut off.
             Ok((engine, _)) => {
                 assert_eq!(grants(&engine).await.len(), 200, "cut to {length}");
                 engine.close().await;
@@ -133,7 +133,7 @@ async fn a_file_cut_off_anywhere_is_damaged_and_never_empty() {
 }
 
 #[tokio::test]
-async fn a_page_of_zeros_anywhere_is_damage_and_not_an_empty_store() {
+async fn a_zeroed_page_is_damage_and_not_an_empty_store() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(&folder).await;
     let whole = std::fs::read(&path).unwrap();
@@ -156,7 +156,7 @@ async fn a_page_of_zeros_anywhere_is_damage_and_not_an_empty_store() {
 }
 
 #[tokio::test]
-async fn a_file_removed_under_the_gate_is_noticed_and_not_made_anew() {
+async fn a_file_removed_while_open_is_noticed_and_not_created_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(&folder).await;
     let (engine, _) = open(&path).unwrap();
@@ -169,7 +169,7 @@ async fn a_file_removed_under_the_gate_is_noticed_and_not_made_anew() {
     );
     assert!(!path.exists());
     std::fs::rename(&aside, &path).unwrap();
-    eventually("it goes on once the file is back", async || {
+    eventually("the store works again once the file is back", async || {
         commit(&engine, put(1001, "anna")).await.is_ok()
     })
     .await;

@@ -1,10 +1,10 @@
-//! The engine's promises: what was answered is there, whatever happens to the disk.
+//! The engine's guarantee: a confirmed change is stored, whatever happens to the disk.
 
 pub(super) mod disk;
 mod faults;
 mod files;
+mod log_lines;
 mod model;
-mod said;
 
 use std::path::Path;
 use std::time::Duration;
@@ -55,7 +55,7 @@ fn user(name: &str) -> UserRecord {
     }
 }
 
-/// The engine over a disk of the test's own.
+/// The engine over a simulated disk.
 fn start(disk: &Disk) -> Result<EmbeddedStore, OpenError> {
     let path = Path::new("no such file");
     let database = disk.open()?;
@@ -66,16 +66,16 @@ fn start(disk: &Disk) -> Result<EmbeddedStore, OpenError> {
 }
 
 async fn commit(engine: &EmbeddedStore, change: StoreChange) -> Result<(), StoreUnavailable> {
-    let (answer, answered) = oneshot::channel();
-    let done = Box::new(|outcome| drop(answer.send(outcome)));
+    let (sender, receiver) = oneshot::channel();
+    let done = Box::new(|outcome| drop(sender.send(outcome)));
     engine.submit(change, done);
-    answered.await.unwrap()
+    receiver.await.unwrap()
 }
 
 /// Every live grant's digest and user, in order.
 async fn grants(engine: &EmbeddedStore) -> Vec<(RecordDigest, String)> {
     let (send, receive) = std::sync::mpsc::channel();
-    let intake = Box::new(move || -> GrantBatchSink<'static> {
+    let sink = Box::new(move || -> GrantBatchSink<'static> {
         let send = send.clone();
         Box::new(move |grants| {
             for grant in grants {
@@ -83,7 +83,7 @@ async fn grants(engine: &EmbeddedStore) -> Vec<(RecordDigest, String)> {
             }
         })
     });
-    engine.load(intake).await.unwrap();
+    engine.load(sink).await.unwrap();
     let mut grants: Vec<_> = receive.iter().collect();
     grants.sort();
     grants
@@ -95,7 +95,7 @@ async fn has(engine: &EmbeddedStore, number: u64) -> bool {
 }
 
 #[tokio::test]
-async fn everything_is_there_after_a_restart() {
+async fn all_records_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data/store.redb");
     let (engine, contents) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
@@ -146,7 +146,7 @@ async fn everything_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
+async fn a_user_created_again_has_no_tokens_of_the_deleted_one() {
     let engine = start(&Disk::laid_out()).unwrap();
     for change in [
         StoreChange::PutUser(user("anna")),
@@ -154,11 +154,11 @@ async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
         StoreChange::RemoveUser {
             name: "anna".into(),
         },
-        // Of a login that was on its way while its user was deleted.
+        // The grant of a login during which its user was deleted.
         put(2, "anna"),
         StoreChange::PutUser(user("anna")),
         put(3, "anna"),
-        // A new password ends nothing.
+        // A new password ends no token.
         StoreChange::PutUser(user("anna")),
     ] {
         commit(&engine, change).await.unwrap();
@@ -167,19 +167,19 @@ async fn a_user_made_anew_has_no_tokens_of_the_one_before() {
 }
 
 #[tokio::test]
-async fn changes_that_come_together_share_a_commit() {
+async fn concurrent_changes_share_a_commit() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
     let before = disk.state().syncs;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for number in 0..500 {
-        let (answer, answered) = oneshot::channel();
-        let done = Box::new(|outcome| drop(answer.send(outcome)));
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(|outcome| drop(sender.send(outcome)));
         engine.submit(put(number, "anna"), done);
-        answers.push(answered);
+        responses.push(receiver);
     }
-    for answered in answers {
-        answered.await.unwrap().unwrap();
+    for receiver in responses {
+        receiver.await.unwrap().unwrap();
     }
     let syncs = disk.state().syncs - before;
     assert!(syncs < 250, "{syncs} syncs for 500 changes");
@@ -189,50 +189,50 @@ async fn changes_that_come_together_share_a_commit() {
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_nothing_is_lost() {
     let engine = start(&Disk::laid_out()).unwrap();
-    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (hold, released) = std::sync::mpsc::channel::<()>();
     let (begun, has_begun) = oneshot::channel();
     let mut begun = Some(begun);
-    // A callback that does not come back holds up the writer.
+    // A callback that does not return blocks the writer.
     let done = Box::new(move |_| {
         begun.take().map(|begun| begun.send(()));
-        let _ = held.recv();
+        let _ = released.recv();
     });
     engine.submit(put(0, "anna"), done);
     has_begun.await.unwrap();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for number in 0..=MAX_QUEUED as u64 {
-        let (answer, answered) = oneshot::channel();
-        let done = Box::new(|outcome| drop(answer.send(outcome)));
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(|outcome| drop(sender.send(outcome)));
         engine.submit(put(number + 1, "anna"), done);
-        answers.push(answered);
+        responses.push(receiver);
     }
-    let last = answers.pop().unwrap().await.unwrap();
+    let last = responses.pop().unwrap().await.unwrap();
     assert_eq!(last, Err(StoreUnavailable::Busy));
     assert_eq!(engine.metrics.store_changes.value(StoreOutcome::Busy), 1);
     hold.send(()).unwrap();
-    for answered in answers {
-        answered.await.unwrap().unwrap();
+    for receiver in responses {
+        receiver.await.unwrap().unwrap();
     }
     assert_eq!(grants(&engine).await.len(), MAX_QUEUED + 1);
 }
 
-/// Waits for `condition`; fails with `what` when it does not come.
+/// Waits until `condition` is true; fails with `what` after a timeout.
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = clock::Deadline::after(Duration::from_secs(30));
     while !condition().await {
-        assert!(!deadline.has_passed(), "never came true: {what}");
+        assert!(!deadline.has_passed(), "timeout: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[tokio::test]
-async fn every_user_is_loaded_whatever_the_number_of_threads() {
+async fn every_user_is_loaded_with_any_number_of_threads() {
     for count in [127, 128, 190, 201, 256] {
         let engine = start(&Disk::laid_out()).unwrap();
         let mut wanted = Vec::new();
         for number in 0..count {
             let mut grant = grant(number, &format!("user {number}"));
-            // Where one thread's part of the file may begin, and where one may end.
+            // Boundaries between the parts of the file that the threads load.
             grant.digest = RecordDigest(if number % 2 == 0 { [0; 32] } else { [255; 32] });
             grant.digest.0[0] = u8::try_from(number).unwrap();
             wanted.push((grant.digest, grant.user.to_string()));
@@ -245,7 +245,7 @@ async fn every_user_is_loaded_whatever_the_number_of_threads() {
 }
 
 #[tokio::test]
-async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
+async fn every_row_is_loaded_while_the_file_is_read_ahead() {
     const COUNT: u64 = 20_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
@@ -259,18 +259,18 @@ async fn a_file_is_fetched_while_its_users_are_met_and_every_row_comes() {
     drop(offline);
     let (engine, _) = EmbeddedStore::open(&path, &Metrics::new()).unwrap();
     let progress = Arc::new(LoadProgress::default());
-    let (answer, answered) = oneshot::channel();
-    let intake = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
-    let job = WriterJob::Load(intake, Arc::clone(&progress), answer);
+    let (sender, receiver) = oneshot::channel();
+    let sink = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
+    let job = WriterJob::Load(sink, Arc::clone(&progress), sender);
     engine.jobs.send(job).unwrap();
-    assert_eq!(answered.await.unwrap().unwrap().live, COUNT);
+    assert_eq!(receiver.await.unwrap().unwrap().live, COUNT);
     let (megabytes, rows, total) = progress.current();
     assert_eq!((rows, total), (COUNT, COUNT));
     assert_eq!(megabytes > 0, threads_for(COUNT as usize) > 1);
 }
 
 #[tokio::test]
-async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
+async fn a_vacuum_removes_dead_rows_and_keeps_live_ones() {
     let disk = Disk::laid_out();
     let engine = start(&disk).unwrap();
     for number in 0..3000 {
@@ -284,10 +284,10 @@ async fn dead_rows_are_taken_off_the_disk_and_live_ones_stay() {
     commit(&engine, put(5000, "anna")).await.unwrap();
     let before = grants(&engine).await;
     assert_eq!(before.len(), 1001);
-    // The load has counted two thousand dead rows: worth a walk.
-    eventually("the walk has come by", async || {
-        let intake = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
-        let loaded = engine.load(intake).await.unwrap();
+    // The load has counted two thousand dead rows, enough for a vacuum.
+    eventually("the vacuum has removed the dead rows", async || {
+        let sink = Box::new(|| -> GrantBatchSink<'static> { Box::new(|_| ()) });
+        let loaded = engine.load(sink).await.unwrap();
         loaded.expired + loaded.ended == 0
     })
     .await;

@@ -1,4 +1,4 @@
-//! Random changes, restarts and failures of the disk against plain maps.
+//! Random changes, restarts and disk failures, compared with plain maps.
 
 use std::collections::BTreeMap;
 
@@ -108,9 +108,9 @@ async fn run(steps: &[Step]) {
                 if outcome.is_ok() {
                     plain.take(&change);
                 } else {
-                    // Closed before it could look up what the failed commit had done, an
-                    // engine cannot undo it: let it come back first.
-                    eventually("it is back", async || {
+                    // An engine that was closed before it could read back the failed commit
+                    // cannot undo it, so the test waits until it works again.
+                    eventually("the engine works again", async || {
                         commit(&engine, StoreChange::RemoveGrant(digest(99)))
                             .await
                             .is_ok()
@@ -140,7 +140,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn the_engine_does_what_plain_maps_do(steps in proptest::collection::vec(step(), 1..40)) {
+    fn the_engine_behaves_as_plain_maps(steps in proptest::collection::vec(step(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()

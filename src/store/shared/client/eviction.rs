@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_that_a_server_says_counts() {
+    fn the_worst_policy_of_a_server_counts() {
         let evicts = EvictionFound::Evicts(EvictingServer {
             server: "one".to_owned(),
             policy: "allkeys-lru".to_owned(),

@@ -1,6 +1,6 @@
-//! The session and its renewer as they are, on paused time, against a simulated upstream that
-//! misbehaves at random: hours of requests in a moment. What must hold is in `properties`.
+//! The real session and renewer on paused time, against a simulated upstream that fails at
+//! random: hours of requests in a moment. `properties` has the invariants.
 
 mod properties;
+mod simulated_upstream;
 mod traffic;
-mod world;

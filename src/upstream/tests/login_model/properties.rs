@@ -1,22 +1,22 @@
-//! What must hold whatever the upstream does. docs/LOGIN.md has the numbers.
+//! Invariants for any behaviour of the upstream. docs/LOGIN.md has the times.
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::traffic::{Ended, Gate};
-use super::world::{BadLogin, Character, Trouble, World};
+use super::simulated_upstream::{BadLogin, SimulatedUpstream, TimedFault, UpstreamTraits};
+use super::traffic::{Gate, RequestOutcome};
 
 const HOUR: u64 = 3600;
-/// The traffic: paths 0 to 2 all the time, 3 seldom, 4 and 5 refuse everything, 6 is open.
+/// Seconds between requests to each path: 0 to 2 often, 3 rarely, 4 and 5 refuse everything, 6 is open.
 const PACE: [f64; 7] = [2.3, 3.1, 7.7, 97.0, 1.7, 41.0, 5.3];
-/// By then a path that was asked all the time is served again.
+/// Seconds after the last fault until a path with frequent requests must work again.
 const RECOVERY: u64 = 960;
 
-fn good() -> Character {
-    Character {
+fn good() -> UpstreamTraits {
+    UpstreamTraits {
         lifetime: 1800,
-        late: [0, 0],
+        delays: [0, 0],
         one_node_only: false,
         single_active: false,
         has_probe: false,
@@ -24,36 +24,40 @@ fn good() -> Character {
     }
 }
 
-/// Runs a world with this traffic; what became of each request, and the world.
+/// Runs a simulated upstream with this traffic; returns the outcome of each request, and the upstream.
 fn run(
-    character: Character,
-    troubles: Vec<Trouble>,
+    traits: UpstreamTraits,
+    faults: Vec<TimedFault>,
     paths: &[usize],
     logins_per_hour: u32,
     until: u64,
-) -> (Vec<Ended>, Arc<World>) {
+) -> (Vec<RequestOutcome>, Arc<SimulatedUpstream>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
     runtime.block_on(async {
-        let world = World::new(character, troubles);
-        let gate = Gate::start(&world, logins_per_hour);
+        let upstream = SimulatedUpstream::new(traits, faults);
+        let gate = Gate::start(&upstream, logins_per_hour);
         for &path in paths {
             gate.traffic(path, PACE[path], until);
         }
-        (gate.run(until).await, world)
+        (gate.run(until).await, upstream)
     })
 }
 
-fn failures(ended: &[Ended], paths: std::ops::RangeInclusive<usize>, from: u64) -> Vec<Ended> {
+fn failures(
+    ended: &[RequestOutcome],
+    paths: std::ops::RangeInclusive<usize>,
+    from: u64,
+) -> Vec<RequestOutcome> {
     let mut failed = ended.to_vec();
     failed.retain(|one| !one.is_ok && paths.contains(&one.path) && one.at >= from);
     failed
 }
 
-/// Never more than the budget, never closer than the interval.
+/// Checks the hourly budget and the minimum interval.
 fn holds_the_budget(logins: &[u64], per_hour: u32) {
     for pair in logins.windows(2) {
         assert!(pair[1] - pair[0] >= 1000, "{pair:?}");
@@ -66,25 +70,22 @@ fn holds_the_budget(logins: &[u64], per_hour: u32) {
 }
 
 #[test]
-fn paths_that_refuse_everything_cost_the_others_nothing_and_hardly_a_login() {
+fn paths_that_refuse_everything_do_not_affect_others_and_cause_few_logins() {
     for (has_probe, per_hour) in [(false, 10), (false, 120), (true, 120)] {
-        let character = Character {
+        let traits = UpstreamTraits {
             lifetime: 7 * 86_400,
             has_probe,
             ..good()
         };
-        let (ended, world) = run(
-            character,
-            vec![],
-            &[0, 1, 2, 3, 4, 5, 6],
-            per_hour,
-            2 * HOUR,
-        );
+        let (ended, upstream) = run(traits, vec![], &[0, 1, 2, 3, 4, 5, 6], per_hour, 2 * HOUR);
         assert_eq!(failures(&ended, 0..=3, 0).len(), 0);
-        let logins = world.logins();
-        // Two paths that never accept anything: looked into every quarter of an hour at most.
-        let most = if has_probe { 1 } else { 10 };
-        assert!(logins.len() <= most, "{has_probe} {per_hour} {logins:?}");
+        let logins = upstream.logins();
+        // Two paths that never accept a token cause a login every quarter of an hour at most.
+        let max_logins = if has_probe { 1 } else { 10 };
+        assert!(
+            logins.len() <= max_logins,
+            "{has_probe} {per_hour} {logins:?}"
+        );
         let early = logins.iter().filter(|at| **at < 120_000).count();
         assert!(early <= 2, "{early} logins in the first two minutes");
         let refused = ended.iter().filter(|one| one.path == 4).count();
@@ -98,18 +99,18 @@ fn paths_that_refuse_everything_cost_the_others_nothing_and_hardly_a_login() {
 }
 
 #[test]
-fn renewals_are_never_noticed_even_where_nodes_learn_of_tokens_late() {
+fn renewals_fail_no_request_even_where_nodes_learn_of_tokens_late() {
     for has_probe in [false, true] {
-        for late in [[0, 0], [0, 3], [2, 2], [0, 20]] {
-            let character = Character {
-                late,
+        for delays in [[0, 0], [0, 3], [2, 2], [0, 20]] {
+            let traits = UpstreamTraits {
+                delays,
                 has_probe,
                 ..good()
             };
-            let (ended, world) = run(character, vec![], &[0, 1, 2, 3], 120, 3 * HOUR);
+            let (ended, upstream) = run(traits, vec![], &[0, 1, 2, 3], 120, 3 * HOUR);
             let failed = failures(&ended, 0..=3, 60);
             if !failed.is_empty() {
-                println!("LOGINS {:?}", world.logins());
+                println!("LOGINS {:?}", upstream.logins());
                 for one in ended
                     .iter()
                     .filter(|one| one.at < 90 && (one.sent > 1 || !one.is_ok))
@@ -117,104 +118,108 @@ fn renewals_are_never_noticed_even_where_nodes_learn_of_tokens_late() {
                     println!("{one:?}");
                 }
             }
-            assert!(failed.is_empty(), "{late:?} {has_probe}: {failed:?}");
-            assert!(world.logins().len() < 20, "{:?}", world.logins().len());
+            assert!(failed.is_empty(), "{delays:?} {has_probe}: {failed:?}");
+            assert!(
+                upstream.logins().len() < 20,
+                "{:?}",
+                upstream.logins().len()
+            );
         }
     }
 }
 
 #[test]
-fn a_renewal_that_brings_a_bad_token_is_not_noticed_until_the_good_one_ends() {
+fn a_renewal_with_a_bad_token_fails_no_request_while_the_old_one_lives() {
     for has_probe in [false, true] {
-        let troubles = vec![Trouble::BadTokens {
+        let faults = vec![TimedFault::BadTokens {
             from: 600,
             to: 1700,
         }];
-        let character = Character {
+        let traits = UpstreamTraits {
             has_probe,
             ..good()
         };
-        let (ended, world) = run(character, troubles, &[0, 1, 2], 120, 2 * HOUR);
+        let (ended, upstream) = run(traits, faults, &[0, 1, 2], 120, 2 * HOUR);
         let failed = failures(&ended, 0..=2, 0);
         assert!(failed.is_empty(), "{has_probe}: {failed:?}");
-        holds_the_budget(&world.logins(), 120);
+        holds_the_budget(&upstream.logins(), 120);
     }
 }
 
 #[test]
-fn a_revocation_is_healed_at_once_by_a_path_that_worked_before() {
+fn a_revocation_is_recovered_at_once_by_a_path_that_worked_before() {
     for has_probe in [false, true] {
         for paths in [&[0][..], &[2], &[0, 4, 6], &[0, 1, 2, 3, 4, 5, 6]] {
             let at = [700, 760, 1600, 3100];
-            let troubles = at.map(|at| Trouble::Revoke { at }).to_vec();
-            let character = Character {
+            let faults = at.map(|at| TimedFault::Revoke { at }).to_vec();
+            let traits = UpstreamTraits {
                 has_probe,
                 lifetime: 86_400,
                 ..good()
             };
-            let (ended, _) = run(character, troubles, paths, 120, HOUR);
+            let (ended, _) = run(traits, faults, paths, 120, HOUR);
             let failed = failures(&ended, 0..=1, 0);
             assert!(failed.is_empty(), "{has_probe} {paths:?}: {failed:?}");
-            // An upload that cannot be sent again is sent by its client, once or twice.
+            // An upload that cannot be replayed fails once or twice, until its client sends it again.
             let uploads = failures(&ended, 2..=2, 0);
             assert!(uploads.len() <= 8, "{has_probe} {paths:?}: {uploads:?}");
         }
     }
 }
 
-/// Paths that refused for long have taken what refusals may cost; then the token is dead
-/// indeed. The model found it: the gate waited for the hour's end.
+/// Paths that refuse for long have spent the share of refusals; then the token is revoked.
+/// Found by the random test: the gateway waited for the end of the hour.
 #[test]
-fn a_revocation_is_healed_in_minutes_though_refusals_have_spent_their_share() {
-    let refuses = |path, from, to| Trouble::PathRefuses { from, to, path };
-    let troubles = vec![
+fn a_revocation_is_recovered_in_minutes_after_refusals_spent_their_share() {
+    let refuses = |path, from, to| TimedFault::PathRefuses { from, to, path };
+    let faults = vec![
         refuses(2, 2601, 3797),
         refuses(1, 1323, 2454),
-        Trouble::Revoke { at: 3720 },
-        Trouble::BadTokens {
+        TimedFault::Revoke { at: 3720 },
+        TimedFault::BadTokens {
             from: 2249,
             to: 2366,
         },
     ];
-    let character = Character {
+    let traits = UpstreamTraits {
         lifetime: 1495,
         single_active: true,
         login_millis: 239,
         ..good()
     };
-    let (ended, world) = run(character, troubles, &[0, 1, 2], 40, 2 * HOUR);
-    holds_the_budget(&world.logins(), 40);
+    let (ended, upstream) = run(traits, faults, &[0, 1, 2], 40, 2 * HOUR);
+    holds_the_budget(&upstream.logins(), 40);
     let failed = failures(&ended, 0..=1, 3797 + 6 * 60);
     assert!(failed.is_empty(), "{failed:?}");
 }
 
-/// An open path accepts dead tokens too, so that not everything is refused. The model found
-/// it: failed logins had taken what refusals may spend, and the gate waited for the renewal.
+/// An open path accepts dead tokens too, so that not everything is refused. Found by the random test:
+/// failed logins had spent the share of refusals, and the gateway waited for the renewal.
 #[test]
 fn an_open_path_does_not_hide_that_tokens_are_dead() {
-    let troubles = vec![
-        Trouble::BadTokens {
+    let faults = vec![
+        TimedFault::BadTokens {
             from: 996,
             to: 2009,
         },
-        Trouble::LoginAnswers {
+        TimedFault::LoginAnswers {
             from: 1361,
             to: 1655,
-            answer: BadLogin::Garbage,
+            response: BadLogin::Garbage,
         },
     ];
-    let character = Character {
+    let traits = UpstreamTraits {
         lifetime: 1371,
-        late: [3, 3],
+        delays: [3, 3],
         login_millis: 174,
         ..good()
     };
     for (per_hour, minutes) in [(40, 8), (120, 4), (1000, 3)] {
         for _ in 0..4 {
-            let (character, troubles) = (character.clone(), troubles.clone());
+            let (traits, faults) = (traits.clone(), faults.clone());
             let paths = [0, 1, 2, 3, 4, 5, 6];
-            let (ended, world) = run(character, troubles, &paths, per_hour, HOUR);
-            holds_the_budget(&world.logins(), per_hour);
+            let (ended, upstream) = run(traits, faults, &paths, per_hour, HOUR);
+            holds_the_budget(&upstream.logins(), per_hour);
             let failed = failures(&ended, 0..=1, 2009 + minutes * 60);
             assert!(failed.is_empty(), "{per_hour} an hour: {failed:?}");
         }
@@ -222,57 +227,60 @@ fn an_open_path_does_not_hide_that_tokens_are_dead() {
 }
 
 #[test]
-fn a_stray_refusal_of_the_login_ends_by_itself() {
-    let answer = BadLogin::WrongPassword;
-    let troubles = vec![Trouble::LoginAnswers {
+fn a_single_refused_login_is_recovered_without_help() {
+    let response = BadLogin::WrongPassword;
+    let faults = vec![TimedFault::LoginAnswers {
         from: 0,
         to: 1,
-        answer,
+        response,
     }];
-    let (ended, world) = run(good(), troubles, &[0, 1], 120, HOUR);
+    let (ended, upstream) = run(good(), faults, &[0, 1], 120, HOUR);
     assert!(!failures(&ended, 0..=1, 0).is_empty());
     assert!(failures(&ended, 0..=1, 330).is_empty());
-    assert!(world.logins().len() < 10);
+    assert!(upstream.logins().len() < 10);
 }
 
-fn any_character() -> impl Strategy<Value = Character> {
-    let late = prop_oneof![Just([0, 0]), Just([0, 4]), Just([3, 3]), Just([0, 30])];
+fn any_traits() -> impl Strategy<Value = UpstreamTraits> {
+    let delays = prop_oneof![Just([0, 0]), Just([0, 4]), Just([3, 3]), Just([0, 30])];
     let flags = (
         any::<bool>(),
         any::<bool>(),
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.2),
     );
-    (300_u64..20_000, late, flags, 5_u64..4_000).prop_map(
-        |(lifetime, late, (has_probe, _, one_node_only, single_active), login_millis)| Character {
-            lifetime,
-            // Where a login kills the token before it, a late one leaves a gap without any token.
-            late: if single_active { [0, 0] } else { late },
-            one_node_only,
-            single_active: single_active && !one_node_only,
-            has_probe,
-            login_millis,
+    (300_u64..20_000, delays, flags, 5_u64..4_000).prop_map(
+        |(lifetime, delays, (has_probe, _, one_node_only, single_active), login_millis)| {
+            UpstreamTraits {
+                lifetime,
+                // Where a login ends the previous token, a delay would leave a time without any valid token.
+                delays: if single_active { [0, 0] } else { delays },
+                one_node_only,
+                single_active: single_active && !one_node_only,
+                has_probe,
+                login_millis,
+            }
         },
     )
 }
 
-fn any_trouble() -> impl Strategy<Value = Trouble> {
+fn any_fault() -> impl Strategy<Value = TimedFault> {
     let span = (0_u64..5_000, 1_u64..1_500);
     prop_oneof![
-        (0_u64..6_000).prop_map(|at| Trouble::Revoke { at }),
-        (span.clone(), 0_usize..4).prop_map(|((from, length), answer)| {
+        (0_u64..6_000).prop_map(|at| TimedFault::Revoke { at }),
+        (span.clone(), 0_usize..4).prop_map(|((from, length), response)| {
             use BadLogin::{Busy, Garbage, Hangs, WrongPassword};
-            let answer = [Busy, WrongPassword, Garbage, Hangs][answer];
+            let response = [Busy, WrongPassword, Garbage, Hangs][response];
             let to = from + length;
-            Trouble::LoginAnswers { from, to, answer }
+            TimedFault::LoginAnswers { from, to, response }
         }),
-        span.clone().prop_map(|(from, length)| Trouble::BadTokens {
-            from,
-            to: from + length
-        }),
+        span.clone()
+            .prop_map(|(from, length)| TimedFault::BadTokens {
+                from,
+                to: from + length
+            }),
         (span, 0_usize..4).prop_map(|((from, length), path)| {
             let to = from + length;
-            Trouble::PathRefuses { from, to, path }
+            TimedFault::PathRefuses { from, to, path }
         }),
     ]
 }
@@ -281,24 +289,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_budget_holds_and_every_state_ends_by_itself(
-        character in any_character(),
-        troubles in prop::collection::vec(any_trouble(), 0..5),
+    fn the_budget_holds_and_every_state_recovers_without_help(
+        traits in any_traits(),
+        faults in prop::collection::vec(any_fault(), 0..5),
         per_hour in prop_oneof![Just(40_u32), Just(120), Just(1000)],
         with_refusing in any::<bool>(),
     ) {
-        let last = troubles.iter().map(Trouble::end).max().unwrap_or(0);
+        let last = faults.iter().map(TimedFault::end).max().unwrap_or(0);
         let until = last + RECOVERY + 1200;
         let paths: &[usize] = if with_refusing { &[0, 1, 2, 3, 4, 5, 6] } else { &[0, 1, 2] };
-        let is_split = character.one_node_only;
-        // Path 2 takes what cannot be sent again: the login that ends the token before it is
-        // noticed there.
-        let paths_to_see = if character.single_active { 0..=1 } else { 0..=2 };
-        let (ended, world) = run(character, troubles, paths, per_hour, until);
-        holds_the_budget(&world.logins(), per_hour);
+        let is_split = traits.one_node_only;
+        // Requests to path 2 cannot be replayed: they fail when a login ends the previous
+        // token.
+        let paths_to_see = if traits.single_active { 0..=1 } else { 0..=2 };
+        let (ended, upstream) = run(traits, faults, paths, per_hour, until);
+        holds_the_budget(&upstream.logins(), per_hour);
         prop_assert!(ended.iter().all(|one| one.sent <= 6));
         prop_assert!(ended.iter().all(|one| one.millis <= 60_000));
-        // A token that is good at one node of two is refused by half of the requests.
+        // With a token that is valid at one node of two, half of the requests are refused.
         if !is_split {
             let failed = failures(&ended, paths_to_see, last + RECOVERY);
             prop_assert!(failed.is_empty(), "{failed:?}");

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::world::{Calls, World, token_of};
+use super::simulated_upstream::{SimulatedCalls, SimulatedUpstream, token_of};
 use crate::config;
 use crate::lifecycle::{ShutdownSignal, TaskSet};
 use crate::metrics::Metrics;
@@ -20,27 +20,27 @@ use crate::upstream::{PathKey, RefusalVerdict, RefusedRequest, Session};
 
 /// How one request ended.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ended {
+pub(super) struct RequestOutcome {
     pub(super) at: u64,
     pub(super) path: usize,
     pub(super) is_ok: bool,
-    /// Times it was sent to the upstream.
+    /// How often it was sent to the upstream.
     pub(super) sent: usize,
     pub(super) millis: u64,
 }
 
-/// A gate under test: the real session and renewer.
+/// The gateway under test: the real session and renewer.
 pub(super) struct Gate {
     pub(super) session: Arc<Session>,
-    world: Arc<World>,
+    upstream: Arc<SimulatedUpstream>,
     tasks: TaskSet,
     stop: ShutdownSignal,
-    ended: Arc<Mutex<Vec<Ended>>>,
+    ended: Arc<Mutex<Vec<RequestOutcome>>>,
     _plan: watch::Sender<Arc<LoginPlan>>,
 }
 
 impl Gate {
-    pub(super) fn start(world: &Arc<World>, logins_per_hour: u32) -> Self {
+    pub(super) fn start(upstream: &Arc<SimulatedUpstream>, logins_per_hour: u32) -> Self {
         let settings = config::Login {
             username: "gateway".to_owned(),
             password: SecretSource::Env("PATH".to_owned()),
@@ -49,13 +49,13 @@ impl Gate {
             min_login_interval: Duration::from_secs(1),
             logins_per_hour,
             timeout: Duration::from_secs(30),
-            single_active_token: world.character.single_active,
+            single_active_token: upstream.traits.single_active,
         };
         let plan = LoginPlan {
             settings: settings.clone(),
             description: crate::profiles::whatsapp::login_description(),
-            has_probe: world.character.has_probe,
-            calls: Box::new(Calls(Arc::clone(world))),
+            has_probe: upstream.traits.has_probe,
+            calls: Box::new(SimulatedCalls(Arc::clone(upstream))),
         };
         let (tasks, stop) = (TaskSet::new(Handle::current()), ShutdownSignal::default());
         let metrics = Metrics::new().upstream("model");
@@ -83,7 +83,7 @@ impl Gate {
         tasks.spawn("upstream login", renewer.run());
         Self {
             session,
-            world: Arc::clone(world),
+            upstream: Arc::clone(upstream),
             tasks,
             stop,
             ended: Arc::default(),
@@ -91,27 +91,27 @@ impl Gate {
         }
     }
 
-    /// Sends a request to `path` every `every` seconds until `until`, one after the other or
-    /// not, as it comes.
+    /// Sends a request to `path` every `every` seconds until `until`, without waiting for the
+    /// one before.
     pub(super) fn traffic(&self, path: usize, every: f64, until: u64) {
-        let (session, world) = (Arc::clone(&self.session), Arc::clone(&self.world));
+        let (session, upstream) = (Arc::clone(&self.session), Arc::clone(&self.upstream));
         let (ended, tasks) = (Arc::clone(&self.ended), self.tasks.clone());
         self.tasks.spawn("traffic", async move {
-            while world.seconds() < until {
+            while upstream.seconds() < until {
                 sleep(Duration::from_secs_f64(every)).await;
-                let (session, world) = (Arc::clone(&session), Arc::clone(&world));
+                let (session, upstream) = (Arc::clone(&session), Arc::clone(&upstream));
                 let ended = Arc::clone(&ended);
                 tasks.spawn("request", async move {
-                    let one = request(&session, &world, path).await;
+                    let one = request(&session, &upstream, path).await;
                     ended.lock().unwrap().push(one);
                 });
             }
         });
     }
 
-    /// Runs the world to `until` and gives what became of each request.
-    pub(super) async fn run(self, until: u64) -> Vec<Ended> {
-        while self.world.seconds() < until + 90 {
+    /// Runs until `until`; returns the outcome of each request.
+    pub(super) async fn run(self, until: u64) -> Vec<RequestOutcome> {
+        while self.upstream.seconds() < until + 90 {
             sleep(Duration::from_secs(1)).await;
         }
         self.stop.abort();
@@ -119,25 +119,30 @@ impl Gate {
     }
 }
 
-/// As the pipeline does it: a lease, an answer, and what a refusal leads to.
-async fn request(session: &Session, world: &World, path: usize) -> Ended {
-    let (began, at) = (world.millis(), world.seconds());
+/// One request as the pipeline sends it: lease, response, and retries after a refusal.
+async fn request(session: &Session, upstream: &SimulatedUpstream, path: usize) -> RequestOutcome {
+    let (began, at) = (upstream.millis(), upstream.seconds());
     let mut sent = 0;
     let is_ok = timeout(
         Duration::from_secs(60),
-        exchange(session, world, path, &mut sent),
+        exchange(session, upstream, path, &mut sent),
     )
     .await;
-    Ended {
+    RequestOutcome {
         at,
         path,
         is_ok: is_ok.unwrap_or(false),
         sent,
-        millis: world.millis() - began,
+        millis: upstream.millis() - began,
     }
 }
 
-async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usize) -> bool {
+async fn exchange(
+    session: &Session,
+    upstream: &SimulatedUpstream,
+    path: usize,
+    sent: &mut usize,
+) -> bool {
     let key = PathKey(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(path as u64 + 1));
     let lease = match session.lease_for(|| key, || path != 2) {
         Some(lease) => lease,
@@ -147,13 +152,13 @@ async fn exchange(session: &Session, world: &World, path: usize, sent: &mut usiz
         },
     };
     let mut lease = lease;
-    // Path 2 takes uploads that are too large to be kept.
+    // Path 2 is for uploads that are too large to be replayed.
     let can_repeat = path != 2;
     let mut refused = RefusedRequest::new(key, can_repeat);
     loop {
         *sent += 1;
         sleep(Duration::from_millis(10)).await;
-        if world.answer(path, token_of(lease.headers())) == StatusCode::OK {
+        if upstream.response(path, token_of(lease.headers())) == StatusCode::OK {
             session.note_accepted(&lease, key, *sent > 1);
             return true;
         }

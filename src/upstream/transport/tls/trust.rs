@@ -2,11 +2,10 @@
 //! change, or pinned keys. Verification cannot be turned off.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -16,13 +15,14 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
     SignatureScheme,
 };
-use sha2::{Digest as _, Sha256};
 use tracing::{error, info};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::certificate::{CertificateProblem, TrustPlace, VerifierVerdict, key_digest};
 use crate::config::Trust;
 use crate::error_chain::chain;
+use crate::lifecycle::ShutdownSignal;
+use crate::watched_files::{FileContent, FileLook, ReloadRequests, WatchedFiles};
 
 /// Why the trust settings of the upstream cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -56,18 +56,14 @@ pub enum TrustError {
 pub(in crate::upstream) struct UpstreamTls {
     config: ArcSwap<ClientConfig>,
     name: ServerName<'static>,
-    authorities: Option<AuthorityFile>,
-}
-
-#[derive(Debug)]
-struct AuthorityFile {
-    path: PathBuf,
-    /// The digest of the file's last content; None: it could not be read.
-    seen: Mutex<Option<[u8; 32]>>,
+    /// For messages that name the configuration key.
+    upstream: Arc<str>,
+    /// The file of private authorities; None: there is none.
+    authorities: Option<WatchedFiles>,
 }
 
 impl UpstreamTls {
-    /// `upstream` is used in messages that name the configuration key.
+    /// Reads the file of private authorities, if there is one.
     pub(in crate::upstream) fn open(
         trust: &Trust,
         name: &str,
@@ -84,17 +80,10 @@ impl UpstreamTls {
                 trusting(roots, upstream, TrustPlace::PublicAuthorities)
             }
             Trust::Authorities(path) => {
-                let pem = read(path)?;
-                let config = trusting(
-                    private_roots(path, &pem)?,
-                    upstream,
-                    TrustPlace::File(path.clone()),
-                );
-                authorities = Some(AuthorityFile {
-                    path: path.clone(),
-                    seen: Mutex::new(Some(Sha256::digest(&pem).into())),
-                });
-                config
+                let (files, contents) = WatchedFiles::open(vec![path.clone()]);
+                authorities = Some(files);
+                let place = TrustPlace::File(path.clone());
+                trusting(private_roots(contents.into_file())?, upstream, place)
             }
             Trust::Pins(pins) => {
                 let verifier = PinnedKeys {
@@ -107,6 +96,7 @@ impl UpstreamTls {
         Ok(Self {
             config: ArcSwap::from_pointee(config),
             name,
+            upstream: Arc::clone(upstream),
             authorities,
         })
     }
@@ -115,36 +105,36 @@ impl UpstreamTls {
         (self.config.load_full(), self.name.clone())
     }
 
-    /// Whether there is a file that may change.
-    pub(in crate::upstream) fn may_change(&self) -> bool {
-        self.authorities.is_some()
+    /// Loads the authorities again whenever their file has changed, until drain.
+    pub(in crate::upstream) async fn watch(
+        self: Arc<Self>,
+        stop: ShutdownSignal,
+        requests: ReloadRequests,
+    ) {
+        let Some(files) = &self.authorities else {
+            return;
+        };
+        let tls = Arc::clone(&self);
+        let reload = move |look| tls.reload(look);
+        tokio::select! {
+            () = stop.draining() => {}
+            () = files.follow(requests, reload) => {}
+        }
     }
 
-    /// Loads the authorities file if its content has changed and is valid.
-    pub(in crate::upstream) fn reread(&self, upstream: &Arc<str>) {
-        let Some(AuthorityFile { path, seen }) = &self.authorities else {
-            return;
-        };
-        let mut seen = seen.lock();
-        let pem = match read(path) {
-            Ok(pem) => pem,
-            Err(failure) => {
-                if seen.take().is_some() {
-                    error!(%upstream, error = %chain(&failure), "keeping the old authorities");
-                }
-                return;
-            }
-        };
-        let digest = Sha256::digest(&pem).into();
-        if seen.replace(digest) == Some(digest) {
+    /// Uses the new authorities; if the file cannot be used, the old ones stay.
+    fn reload(&self, look: FileLook) {
+        if !look.is_changed {
             return;
         }
-        match private_roots(path, &pem) {
+        let upstream = &self.upstream;
+        let file = look.contents.into_file();
+        let place = TrustPlace::File(file.path.clone());
+        match private_roots(file) {
             Ok(roots) => {
                 let count = roots.len();
-                let place = TrustPlace::File(path.clone());
-                self.config
-                    .store(Arc::new(trusting(roots, upstream, place)));
+                let config = trusting(roots, upstream, place);
+                self.config.store(Arc::new(config));
                 info!(%upstream, count, "authorities for the upstream read again");
             }
             Err(failure) => {
@@ -154,33 +144,27 @@ impl UpstreamTls {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TrustError> {
-    std::fs::read(path).map_err(|source| TrustError::Unreadable {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn private_roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, TrustError> {
+/// The authorities in a PEM file.
+fn private_roots(file: FileContent) -> Result<RootCertStore, TrustError> {
+    let path = file.path;
+    let pem = match file.content {
+        Ok(pem) => pem,
+        Err(source) => return Err(TrustError::Unreadable { path, source }),
+    };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|source| TrustError::NotPem {
-            path: path.to_owned(),
-            source,
-        })?;
-        roots
-            .add(certificate)
-            .map_err(|source| TrustError::BadAuthority {
-                path: path.to_owned(),
-                source,
-            })?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = match certificate {
+            Ok(certificate) => certificate,
+            Err(source) => return Err(TrustError::NotPem { path, source }),
+        };
+        if let Err(source) = roots.add(certificate) {
+            return Err(TrustError::BadAuthority { path, source });
+        }
     }
-    if roots.is_empty() {
-        return Err(TrustError::NoCertificate {
-            path: path.to_owned(),
-        });
+    match roots.is_empty() {
+        true => Err(TrustError::NoCertificate { path }),
+        false => Ok(roots),
     }
-    Ok(roots)
 }
 
 fn provider() -> Arc<CryptoProvider> {

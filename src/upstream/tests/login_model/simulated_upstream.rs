@@ -1,4 +1,4 @@
-//! The simulated upstream: which token it takes where and when, and how its login behaves.
+//! The simulated upstream: which tokens it accepts where and when, and how its login behaves.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,28 +15,28 @@ use crate::upstream::login::token_probe::ProbeVerdict;
 
 /// How the upstream treats tokens.
 #[derive(Clone, Debug)]
-pub(super) struct Character {
+pub(super) struct UpstreamTraits {
     pub(super) lifetime: u64,
-    /// Seconds until each node knows a new token.
-    pub(super) late: [u64; 2],
-    /// A token is good only at the node that minted it.
+    /// Seconds until each node accepts a new token.
+    pub(super) delays: [u64; 2],
+    /// A token is valid only at the node that minted it.
     pub(super) one_node_only: bool,
     pub(super) single_active: bool,
     pub(super) has_probe: bool,
     pub(super) login_millis: u64,
 }
 
-/// What goes wrong, and when, in seconds.
+/// A fault and its time, in seconds.
 #[derive(Clone, Debug)]
-pub(super) enum Trouble {
+pub(super) enum TimedFault {
     /// All tokens minted so far end.
     Revoke { at: u64 },
     LoginAnswers {
         from: u64,
         to: u64,
-        answer: BadLogin,
+        response: BadLogin,
     },
-    /// Tokens minted in this time are never good.
+    /// Tokens minted in this time are never accepted.
     BadTokens { from: u64, to: u64 },
     /// A path answers 401 to everything in this time.
     PathRefuses { from: u64, to: u64, path: usize },
@@ -50,8 +50,8 @@ pub(super) enum BadLogin {
     Hangs,
 }
 
-impl Trouble {
-    /// When it is over.
+impl TimedFault {
+    /// When the fault ends.
     pub(super) fn end(&self) -> u64 {
         match self {
             Self::Revoke { at } => *at,
@@ -63,34 +63,34 @@ impl Trouble {
 }
 
 #[derive(Debug)]
-struct Minted {
+struct MintedToken {
     at: u64,
     at_millis: u64,
     node: usize,
     is_bad: bool,
 }
 
-/// Shared by the gate under test and the traffic.
+/// Shared by the gateway under test and the traffic.
 #[derive(Debug)]
-pub(super) struct World {
-    pub(super) character: Character,
-    pub(super) troubles: Vec<Trouble>,
+pub(super) struct SimulatedUpstream {
+    pub(super) traits: UpstreamTraits,
+    pub(super) faults: Vec<TimedFault>,
     began: Instant,
-    minted: Mutex<Vec<Minted>>,
+    minted: Mutex<Vec<MintedToken>>,
     /// Milliseconds at which a login reached the upstream.
     logins: Mutex<Vec<u64>>,
-    turns: Mutex<usize>,
+    requests_to_nodes: Mutex<usize>,
 }
 
-impl World {
-    pub(super) fn new(character: Character, troubles: Vec<Trouble>) -> Arc<Self> {
+impl SimulatedUpstream {
+    pub(super) fn new(traits: UpstreamTraits, faults: Vec<TimedFault>) -> Arc<Self> {
         Arc::new(Self {
-            character,
-            troubles,
+            traits,
+            faults,
             began: Instant::now(),
             minted: Mutex::default(),
             logins: Mutex::default(),
-            turns: Mutex::default(),
+            requests_to_nodes: Mutex::default(),
         })
     }
 
@@ -108,14 +108,14 @@ impl World {
 
     /// Requests go to the nodes in turn.
     fn node(&self) -> usize {
-        let mut turns = self.turns.lock().unwrap();
-        *turns += 1;
-        // Not strictly: 0, 0, 1, 0, 1, 1 and again.
-        [0, 0, 1, 0, 1, 1][*turns % 6]
+        let mut requests_to_nodes = self.requests_to_nodes.lock().unwrap();
+        *requests_to_nodes += 1;
+        // Not strictly: 0, 0, 1, 0, 1, 1, repeated.
+        [0, 0, 1, 0, 1, 1][*requests_to_nodes % 6]
     }
 
-    /// What a request with this token gets on a path that wants one.
-    pub(super) fn takes(&self, token: &str) -> bool {
+    /// Whether a path that requires a token accepts this one.
+    pub(super) fn accepts(&self, token: &str) -> bool {
         let Some(index) = token.strip_prefix("token-") else {
             return false;
         };
@@ -123,54 +123,50 @@ impl World {
         let minted = self.minted.lock().unwrap();
         let (now, node) = (self.seconds(), self.node());
         let token = &minted[index];
-        let revoked = self.troubles.iter().any(|trouble| {
-            matches!(trouble, Trouble::Revoke { at } if token.at_millis < at * 1000 && *at <= now)
+        let revoked = self.faults.iter().any(|fault| {
+            matches!(fault, TimedFault::Revoke { at } if token.at_millis < at * 1000 && *at <= now)
         });
         let is_last = index + 1 == minted.len();
-        let is_known = match self.character.one_node_only {
+        let is_known = match self.traits.one_node_only {
             true => node == token.node,
-            false => now >= token.at + self.character.late[node],
+            false => now >= token.at + self.traits.delays[node],
         };
-        let is_alive = now < token.at + self.character.lifetime;
-        is_known
-            && is_alive
-            && !revoked
-            && !token.is_bad
-            && (is_last || !self.character.single_active)
+        let is_alive = now < token.at + self.traits.lifetime;
+        is_known && is_alive && !revoked && !token.is_bad && (is_last || !self.traits.single_active)
     }
 
-    /// The answer on a path: 0 to 3 want a token, 4 and 5 refuse everything, 6 is open.
-    pub(super) fn answer(&self, path: usize, token: &str) -> StatusCode {
+    /// The status on a path: 0 to 3 require a token, 4 and 5 refuse everything, 6 is open.
+    pub(super) fn response(&self, path: usize, token: &str) -> StatusCode {
         let now = self.seconds();
-        let refuses = self.troubles.iter().any(|trouble| {
-            matches!(trouble, Trouble::PathRefuses { from, to, path: refusing }
+        let refuses = self.faults.iter().any(|fault| {
+            matches!(fault, TimedFault::PathRefuses { from, to, path: refusing }
                 if *refusing == path && (*from..*to).contains(&now))
         });
         match path {
             6 => StatusCode::OK,
-            0..=3 if !refuses && self.takes(token) => StatusCode::OK,
+            0..=3 if !refuses && self.accepts(token) => StatusCode::OK,
             _ => StatusCode::UNAUTHORIZED,
         }
     }
 
     async fn log_in(&self) -> Result<LoginGrant, LoginError> {
         self.logins.lock().unwrap().push(self.millis());
-        sleep(Duration::from_millis(self.character.login_millis)).await;
+        sleep(Duration::from_millis(self.traits.login_millis)).await;
         let now = self.seconds();
-        for trouble in &self.troubles {
-            if let Trouble::LoginAnswers { from, to, answer } = trouble
+        for fault in &self.faults {
+            if let TimedFault::LoginAnswers { from, to, response } = fault
                 && (*from..*to).contains(&now)
             {
-                return Err(self.refuse(*answer).await);
+                return Err(self.refuse(*response).await);
             }
         }
-        let is_bad = self.troubles.iter().any(|trouble| {
-            matches!(trouble, Trouble::BadTokens { from, to } if (*from..*to).contains(&now))
+        let is_bad = self.faults.iter().any(|fault| {
+            matches!(fault, TimedFault::BadTokens { from, to } if (*from..*to).contains(&now))
         });
         let node = self.node();
         let mut minted = self.minted.lock().unwrap();
         let token = format!("token-{}", minted.len());
-        minted.push(Minted {
+        minted.push(MintedToken {
             at: now,
             at_millis: self.millis(),
             node,
@@ -179,13 +175,13 @@ impl World {
         Ok(LoginGrant {
             headers: vec![header(&token)],
             token: Secret::new(token),
-            left: Duration::from_secs(self.character.lifetime),
+            left: Duration::from_secs(self.traits.lifetime),
             skew_seconds: 0,
         })
     }
 
-    async fn refuse(&self, answer: BadLogin) -> LoginError {
-        match answer {
+    async fn refuse(&self, response: BadLogin) -> LoginError {
+        match response {
             BadLogin::Busy => LoginError::Refused {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 retry_after: None,
@@ -209,11 +205,11 @@ pub(super) fn token_of(headers: &TokenHeaders) -> &str {
     headers[0].1.to_str().unwrap()
 }
 
-/// The world as the renewer calls it.
+/// The simulated upstream as the renewer calls it.
 #[derive(Debug)]
-pub(super) struct Calls(pub(super) Arc<World>);
+pub(super) struct SimulatedCalls(pub(super) Arc<SimulatedUpstream>);
 
-impl LoginCalls for Calls {
+impl LoginCalls for SimulatedCalls {
     fn log_in<'a>(
         &'a self,
         _: &'a Secret,
@@ -227,7 +223,7 @@ impl LoginCalls for Calls {
     ) -> std::pin::Pin<Box<dyn Future<Output = ProbeVerdict> + Send + 'a>> {
         Box::pin(async move {
             sleep(Duration::from_millis(5)).await;
-            match (self.0.character.has_probe, self.0.takes(token_of(headers))) {
+            match (self.0.traits.has_probe, self.0.accepts(token_of(headers))) {
                 (false, _) => ProbeVerdict::Undecided,
                 (true, true) => ProbeVerdict::Accepted,
                 (true, false) => ProbeVerdict::Refused,
@@ -240,6 +236,6 @@ impl LoginCalls for Calls {
     }
 
     fn has_probe(&self) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        Box::pin(async move { self.0.character.has_probe })
+        Box::pin(async move { self.0.traits.has_probe })
     }
 }

@@ -1,4 +1,4 @@
-//! What the log says of a start that takes long.
+//! The log lines of a start that takes long.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,14 +8,14 @@ use tracing::subscriber::DefaultGuard;
 
 use super::*;
 
-/// What this thread says.
+/// The log lines of this thread.
 #[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
+struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Said {
+impl io::Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut held = self.0.lock();
-        held.extend_from_slice(bytes);
+        let mut buffer = self.0.lock();
+        buffer.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -24,8 +24,8 @@ impl io::Write for Said {
     }
 }
 
-impl Said {
-    fn listen(&self) -> DefaultGuard {
+impl CapturedLog {
+    fn capture(&self) -> DefaultGuard {
         let out = self.clone();
         let log = tracing_subscriber::fmt().with_ansi(false);
         tracing::subscriber::set_default(log.with_writer(move || out.clone()).finish())
@@ -39,19 +39,19 @@ impl Said {
 }
 
 #[tokio::test]
-async fn a_load_that_takes_long_says_how_far_it_is() {
+async fn a_long_load_logs_its_progress() {
     let engine = start(&Disk::laid_out()).unwrap();
     for number in 0..200 {
         commit(&engine, put(number, "anna")).await.unwrap();
     }
-    let said = Said::default();
-    let _listening = said.listen();
+    let log = CapturedLog::default();
+    let _listening = log.capture();
     let slow = || -> GrantBatchSink<'static> {
         Box::new(|grants| std::thread::sleep(Duration::from_millis(2) * grants.len() as u32))
     };
     let loaded = engine.load(Box::new(slow)).await.unwrap();
     assert_eq!(loaded.live, 200);
-    let lines = said.lines("loading tokens");
+    let lines = log.lines("loading tokens");
     assert!(lines.len() > 1, "{lines:?}");
     let rows = lines.iter().map(|line| {
         assert!(line.contains("total=200"), "{line}");
@@ -64,24 +64,27 @@ async fn a_load_that_takes_long_says_how_far_it_is() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_not_left_cleanly_says_that_it_is_checked_and_how_far_that_is() {
+async fn the_check_after_an_unclean_stop_is_logged_with_its_progress() {
     let disk = Disk::laid_out();
-    let said = Said::default();
-    let _listening = said.listen();
+    let log = CapturedLog::default();
+    let _listening = log.capture();
     start(&disk).unwrap().close().await;
-    assert!(said.lines("checking").is_empty(), "left cleanly");
+    assert!(
+        log.lines("checking").is_empty(),
+        "the store was closed cleanly"
+    );
     let engine = start(&disk).unwrap();
     commit(&engine, put(1, "anna")).await.unwrap();
     let again = start(&disk.after_a_power_cut(|| true)).unwrap();
-    let lines = said.lines("the gateway was not stopped cleanly; checking the store");
-    // It took no time, so that is all there is to say.
+    let lines = log.lines("the gateway was not stopped cleanly; checking the store");
+    // The check took no time, so there are no further lines.
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("percent=0"), "{lines:?}");
     assert!(has(&again, 1).await);
 }
 
 #[tokio::test]
-async fn a_load_whose_caller_has_left_ends_soon() {
+async fn a_cancelled_load_ends_soon() {
     let engine = start(&Disk::laid_out()).unwrap();
     for number in 0..200 {
         commit(&engine, put(number, "anna")).await.unwrap();
@@ -98,7 +101,7 @@ async fn a_load_whose_caller_has_left_ends_soon() {
         })
     };
     tokio::select! {
-        _ = engine.load(Box::new(slow)) => panic!("as slow as that"),
+        _ = engine.load(Box::new(slow)) => panic!("the slow load has ended"),
         _ = has_begun.recv() => {}
     }
     engine.close().await;

@@ -2,33 +2,30 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+
+use super::ResponseError;
 
 /// The body of a response. At its end the connection goes back to the worker's pool; if it is dropped
 /// earlier, the connection is closed.
 pub struct UpstreamResponseBody {
-    incoming: Incoming,
+    /// None: the body has ended, or broke off.
     connection: Option<Box<dyn ConnectionHandle>>,
 }
 
 impl UpstreamResponseBody {
-    pub(in crate::upstream) fn new(
-        incoming: Incoming,
-        connection: Box<dyn ConnectionHandle>,
-    ) -> Self {
+    pub(in crate::upstream) fn new(connection: Box<dyn ConnectionHandle>) -> Self {
         let mut body = Self {
-            incoming,
             connection: Some(connection),
         };
         body.give_back_at_end();
         body
     }
 
-    /// Whether the connection was woken since the body was last polled. Until the body is polled
+    /// Whether something was received since the body was last polled. Until the body is polled
     /// the upstream may wait.
     pub fn has_news(&self) -> bool {
         let connection = self.connection.as_ref();
@@ -36,13 +33,10 @@ impl UpstreamResponseBody {
     }
 
     fn give_back_at_end(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.give_back();
-        }
-    }
-
-    fn give_back(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(connection) = self
+            .connection
+            .take_if(|connection| connection.is_end_stream())
+        {
             connection.give_back();
         }
     }
@@ -50,32 +44,33 @@ impl UpstreamResponseBody {
 
 impl Body for UpstreamResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ResponseError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let body = &mut *self;
-        let polled = match &mut body.connection {
-            Some(connection) => connection.poll_frame(cx, &mut body.incoming),
-            None => Pin::new(&mut body.incoming).poll_frame(cx),
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
+        let Some(connection) = &mut self.connection else {
+            return Poll::Ready(None);
         };
+        let polled = ready!(connection.poll_frame(cx));
         match &polled {
-            Poll::Pending => {}
-            Poll::Ready(Some(Ok(_))) => self.give_back_at_end(),
-            Poll::Ready(Some(Err(_))) => self.connection = None,
-            Poll::Ready(None) => self.give_back(),
+            Some(Err(_)) => self.connection = None,
+            Some(Ok(_)) | None => self.give_back_at_end(),
         }
-        polled
+        Poll::Ready(polled)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.connection.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let connection = self.connection.as_ref();
+        connection.map_or_else(
+            || SizeHint::with_exact(0),
+            |connection| connection.size_hint(),
+        )
     }
 }
 
@@ -92,10 +87,13 @@ pub(in crate::upstream) trait ConnectionHandle: Send + Sync {
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-        body: &mut Incoming,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>>;
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>>;
 
-    /// Whether the connection was woken since it was last polled.
+    fn is_end_stream(&self) -> bool;
+
+    fn size_hint(&self) -> SizeHint;
+
+    /// Whether something was received since it was last polled.
     fn has_news(&self) -> bool;
 
     /// The response has ended. If the request was not sent completely, the connection is closed: the rest

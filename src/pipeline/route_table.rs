@@ -6,7 +6,7 @@ use std::ops::Deref;
 
 use http::Method;
 
-use crate::config::{PathPattern, Route, Segment, Target, plain};
+use crate::config::{Config, PathPattern, Route, Segment, Target, plain};
 use crate::metrics::RouteCounts;
 use crate::pipeline::reject::Rejection;
 
@@ -25,7 +25,9 @@ pub struct RouteTable {
 pub struct RouteEntry {
     route: Route,
     /// Position in the configured order.
-    pub(super) index: usize,
+    pub(in crate::pipeline) index: usize,
+    /// Position in `LiveRules::upstreams` of the upstream that its requests go to.
+    pub(in crate::pipeline) upstream: usize,
     pub(in crate::pipeline) counts: RouteCounts,
 }
 
@@ -48,13 +50,20 @@ struct RouteNode {
 }
 
 impl RouteTable {
-    pub fn new(routes: &[Route]) -> Self {
+    /// The routes of one configuration.
+    pub fn of(config: &Config) -> Self {
+        Self::new(&config.routes, |target| config.upstream_position(target))
+    }
+
+    /// `upstream`: the position of the upstream that a target leads to.
+    pub fn new(routes: &[Route], upstream: impl Fn(&Target) -> usize) -> Self {
         let mut table = Self::default();
         for (index, route) in routes.iter().enumerate() {
             table.root.insert(&route.path, index);
             table.routes.push(RouteEntry {
                 route: route.clone(),
                 index,
+                upstream: upstream(&route.target),
                 counts: RouteCounts::new(&route.name),
             });
         }
@@ -196,7 +205,7 @@ fn takes_method(route: &Route, method: &Method) -> bool {
     }
     route.methods.is_empty()
         || route.methods.contains(method)
-        || (method == Method::OPTIONS && route.target == Target::Upstream)
+        || (method == Method::OPTIONS && matches!(route.target, Target::Upstream(_)))
         || (method == Method::HEAD && route.methods.contains(&Method::GET))
 }
 
@@ -216,7 +225,7 @@ mod tests {
             path,
             methods,
             access: vec![Access::Token],
-            target: Target::Upstream,
+            target: Target::Upstream("main".into()),
             class: "other".into(),
             monitoring: false,
             max_body: 1,
@@ -277,7 +286,7 @@ mod tests {
                 matches(&route.path.0, &segments) && route.methods.contains(&Method::GET)
             });
             let text = format!("/{}{}", sent.join("/"), if slash && !path.is_empty() { "/" } else { "" });
-            let table = RouteTable::new(&routes);
+            let table = RouteTable::new(&routes, |_| 0);
             let found = table.find("gate", &text, &Method::GET);
             prop_assert_eq!(found.ok().map(|r| r.name.clone()), expected.map(|r| r.name.clone()));
         }
@@ -287,7 +296,7 @@ mod tests {
     fn hosts_and_methods_narrow_a_route() {
         let mut wild = route(0, PathPattern(vec![Segment::Rest]), vec![Method::GET]);
         wild.hosts = vec!["*.example.org".to_owned()];
-        let table = RouteTable::new(&[wild]);
+        let table = RouteTable::new(&[wild], |_| 0);
         assert!(table.find("a.example.org", "/x", &Method::HEAD).is_ok());
         for host in ["example.org", ".example.org", "evilexample.org"] {
             assert!(
