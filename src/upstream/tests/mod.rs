@@ -7,6 +7,7 @@ mod connection_reuse;
 mod connections;
 mod description;
 mod dialing;
+mod dying_connections;
 mod failures;
 mod fair_queue;
 mod file_reload;

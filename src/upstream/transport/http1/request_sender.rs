@@ -215,7 +215,7 @@ where
                 Some(Err(error)) => Err(ResponseError::RequestBody(error.into())),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => self.take_data(data),
-                    Err(frame) => self.end_body(frame.into_trailers().ok()),
+                    Err(frame) => self.end_body(frame.trailers_ref()),
                 },
             };
             self.progress.has_failed = taken.is_err();
@@ -255,7 +255,7 @@ where
         Ok(())
     }
 
-    fn end_body(&mut self, trailers: Option<HeaderMap>) -> Result<(), ResponseError> {
+    fn end_body(&mut self, trailers: Option<&HeaderMap>) -> Result<(), ResponseError> {
         match std::mem::replace(&mut self.body, Upload::Complete) {
             Upload::Length { .. } => return Err(ResponseError::RequestLength),
             Upload::Chunked {
@@ -263,7 +263,7 @@ where
                 ..
             } => {
                 self.buffer.extend_from_slice(b"0\r\n");
-                for (name, value) in trailers.iter().flatten() {
+                for (name, value) in trailers.into_iter().flatten() {
                     if announced.contains(name) {
                         put_field(&mut self.buffer, name.as_str(), value.as_bytes());
                     }

@@ -3,6 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -75,39 +76,43 @@ fn read(pieces: &[&[u8]], method: &Method) -> Option<ReadResponse> {
 async fn read_by_hyper(bytes: &[u8], method: &Method) -> Option<ReadResponse> {
     let (client, mut server) = tokio::io::duplex(1 << 16);
     let (mut sender, connection) = http1::handshake(TokioIo::new(client)).await.ok()?;
-    let driver = tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
         .uri("/")
         .header("host", "a");
-    let answered = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap());
+    let request = request.body(Empty::<Bytes>::new()).unwrap();
+    let exchange = async {
+        let (parts, mut body) = sender.send_request(request).await.ok()?.into_parts();
+        let mut response = ReadResponse {
+            status: parts.status,
+            headers: parts.headers,
+            body: Vec::new(),
+            trailers: HeaderMap::new(),
+            is_whole: true,
+        };
+        while let Some(frame) = body.frame().await {
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => response.body.extend_from_slice(&data),
+                Ok(Err(frame)) => response.trailers = frame.into_trailers().unwrap(),
+                Err(_) => response.is_whole = false,
+            }
+        }
+        Some(response)
+    };
     let serve = async {
         let mut request = [0; 256];
         let _ = tokio::io::AsyncReadExt::read(&mut server, &mut request).await;
         let _ = server.write_all(bytes).await;
         drop(server);
     };
-    let (response, ()) = tokio::join!(answered, serve);
-    let (parts, mut body) = response.ok()?.into_parts();
-    let mut response = ReadResponse {
-        status: parts.status,
-        headers: parts.headers,
-        body: Vec::new(),
-        trailers: HeaderMap::new(),
-        is_whole: true,
+    let drive = async {
+        let _ = connection.await; // the exchange reports how it ended
+        std::future::pending::<()>().await;
     };
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            response.is_whole = false;
-            break;
-        };
-        match frame.into_data() {
-            Ok(data) => response.body.extend_from_slice(&data),
-            Err(frame) => response.trailers = frame.into_trailers().unwrap(),
-        }
+    tokio::select! {
+        (response, ()) = async { tokio::join!(exchange, serve) } => response,
+        () = drive => None,
     }
-    driver.abort();
-    Some(response)
 }
 
 const RESPONSES: &[&str] = &[
