@@ -30,7 +30,8 @@ pub fn clean_fields(
         allowed: &rules.allow_fields,
     };
     let forwarded = facts.forwarded(fields, rules);
-    *fields = headers::forwarded_headers(fields, &forwarded);
+    let cleaned = headers::forwarded_fields(fields, &forwarded).to_map();
+    *fields = cleaned;
     Ok(())
 }
 

@@ -55,9 +55,9 @@ pub use transport::dialer::{DialError, WaitingFor};
 pub use transport::framing::{
     BodyFraming, FramingError, LengthField, ResponseFraming, ResponseHead, response_framing,
 };
-pub use transport::http1::ResponseError;
 pub use transport::http1::connection::ResponseTimeout;
 pub use transport::http1::response_body::UpstreamResponseBody;
+pub use transport::http1::{OutboundFields, OutboundRequest, ResponseError};
 pub use transport::send_error::{SendError, SendErrorKind};
 pub use transport::tls::certificate::CertificateProblem;
 pub use transport::tls::handshake::HandshakeError;

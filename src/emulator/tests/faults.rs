@@ -162,9 +162,9 @@ async fn each_state_of_the_webapp_has_its_code() {
 async fn a_response_can_end_early_stall_or_be_slow() {
     let fixture = TestEmulator::start().await;
     let token = fixture.bearer().await;
-    let send_request = || request("GET", "/v1/health", &token, "");
+    let call = || request("GET", "/v1/health", &token, "");
     fixture.emulator.close_mid_body(1);
-    let cut = fixture.send(send_request()).await.unwrap();
+    let cut = fixture.send(call()).await.unwrap();
     assert_eq!(cut.status(), 200);
     let mut body = cut.into_body();
     assert!(
@@ -174,7 +174,7 @@ async fn a_response_can_end_early_stall_or_be_slow() {
     assert!(body.collect().await.is_err());
 
     fixture.emulator.stall_after_headers(true);
-    let stalled = fixture.send(send_request()).await.unwrap();
+    let stalled = fixture.send(call()).await.unwrap();
     assert!(timeout(SOON, stalled.into_body().collect()).await.is_err());
     fixture.emulator.behave();
 
@@ -186,10 +186,10 @@ async fn a_response_can_end_early_stall_or_be_slow() {
     fixture.emulator.behave();
 
     fixture.emulator.hang(true);
-    assert!(timeout(SOON, fixture.send(send_request())).await.is_err());
+    assert!(timeout(SOON, fixture.send(call())).await.is_err());
     fixture.emulator.behave();
     fixture.emulator.change(|to| to.refuse_connections = true);
-    assert!(fixture.send(send_request()).await.is_err());
+    assert!(fixture.send(call()).await.is_err());
 }
 
 #[tokio::test]
@@ -218,11 +218,9 @@ async fn an_echo_repeats_the_credential_and_trailers_come_last() {
     assert_eq!(echoed.json()["echo"], token.as_str());
     fixture.emulator.behave();
     fixture.emulator.trailers(true);
-    let mut send_request = request("GET", "/v1/health", &token, "");
-    send_request
-        .headers_mut()
-        .insert("te", "trailers".parse().unwrap());
-    let whole = fixture.send(send_request).await.unwrap().into_body();
+    let mut call = request("GET", "/v1/health", &token, "");
+    call.headers_mut().insert("te", "trailers".parse().unwrap());
+    let whole = fixture.send(call).await.unwrap().into_body();
     let whole = whole.collect().await.unwrap();
     assert!(whole.trailers().unwrap().contains_key("x-emulator-sha256"));
 }
@@ -277,12 +275,12 @@ async fn a_drain_ends_all_tasks_and_an_abort_does_so_at_once() {
     let fixture = TestEmulator::start().await;
     let token = fixture.bearer().await;
     fixture.emulator.hang(true);
-    let send_request = fixture.send(request("GET", "/v1/health", &token, ""));
+    let call = fixture.send(request("GET", "/v1/health", &token, ""));
     let stop = async {
         eventually("the request hangs", || fixture.emulator.in_flight() == 1).await;
         fixture.emulator.stop();
     };
-    let (hung, ()) = tokio::join!(send_request, stop);
+    let (hung, ()) = tokio::join!(call, stop);
     assert!(hung.is_err());
     assert!(fixture.scope.tasks.failed() == 0);
 }

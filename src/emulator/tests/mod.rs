@@ -77,24 +77,18 @@ impl TestEmulator {
         exchange(&self.scope.tasks, self.emulator.address(), request).await
     }
 
-    async fn send_request(
-        &self,
-        method: &str,
-        path: &str,
-        credential: &str,
-        body: &str,
-    ) -> TestResponse {
+    async fn call(&self, method: &str, path: &str, credential: &str, body: &str) -> TestResponse {
         let response = self.send(request(method, path, credential, body)).await;
         read(response.expect("there is a response")).await
     }
 
     async fn get(&self, path: &str, credential: &str) -> TestResponse {
-        self.send_request("GET", path, credential, "").await
+        self.call("GET", path, credential, "").await
     }
 
     async fn log_in(&self, username: &str, password: &str, body: &str) -> TestResponse {
         let basic = BasicCredentials::header(username, &Secret::new(password));
-        self.send_request("POST", "/v1/users/login", basic.expose(), body)
+        self.call("POST", "/v1/users/login", basic.expose(), body)
             .await
     }
 

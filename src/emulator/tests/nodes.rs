@@ -7,7 +7,7 @@ async fn the_response_to_a_message_is_as_captured() {
     let token = fixture.bearer().await;
     let body = r#"{"to":"15550100101","type":"text","text":{"body":"hello"}}"#;
     for path in ["/v1/messages", "/v1/messages/"] {
-        let response = fixture.send_request("POST", path, &token, body).await;
+        let response = fixture.call("POST", path, &token, body).await;
         assert_eq!(response.status, 201);
         let reply = response.json();
         let id = reply["messages"][0]["id"].as_str().unwrap();
@@ -19,9 +19,7 @@ async fn the_response_to_a_message_is_as_captured() {
         assert_eq!(job, job.to_uppercase());
     }
     let long = format!(r#"{{"to":"1","text":{{"body":"{}"}}}}"#, "é".repeat(4097));
-    let response = fixture
-        .send_request("POST", "/v1/messages", &token, &long)
-        .await;
+    let response = fixture.call("POST", "/v1/messages", &token, &long).await;
     assert_eq!(response.status_and_code(), (400, 1001));
     for (body, status_and_code) in [
         ("{", (400, 1025)),
@@ -29,14 +27,12 @@ async fn the_response_to_a_message_is_as_captured() {
         ("{}", (400, 1008)),
         (r#"{"to":"1"}"#, (400, 1008)),
     ] {
-        let response = fixture
-            .send_request("POST", "/v1/messages", &token, body)
-            .await;
+        let response = fixture.call("POST", "/v1/messages", &token, body).await;
         assert_eq!(response.status_and_code(), status_and_code, "{body}");
     }
     let read = r#"{"status":"read"}"#;
     let marked = fixture
-        .send_request("PUT", "/v1/messages/gBGGx", &token, read)
+        .call("PUT", "/v1/messages/gBGGx", &token, read)
         .await;
     assert_eq!(marked.status, 200);
     assert_eq!(fixture.emulator.request_count("/v1/messages"), 8);
@@ -49,11 +45,7 @@ async fn contacts_can_be_checked_with_and_without_waiting() {
     let check = |blocking: &'static str| {
         let body = format!(r#"{{"blocking":"{blocking}","contacts":["+1 555 0100101","x"]}}"#);
         let (fixture, token) = (&fixture, &token);
-        async move {
-            fixture
-                .send_request("POST", "/v1/contacts/", token, &body)
-                .await
-        }
+        async move { fixture.call("POST", "/v1/contacts/", token, &body).await }
     };
     let first = check("no_wait").await.json();
     assert_eq!(first["contacts"][0]["status"], "processing");
@@ -85,16 +77,10 @@ async fn media_are_returned_as_uploaded() {
     let back = fixture.get(&path, &token).await;
     assert_eq!(back.header("content-type"), "image/png");
     assert!(back.bytes == sent.as_bytes());
-    let head = fixture.send_request("HEAD", &path, &token, "").await;
+    let head = fixture.call("HEAD", &path, &token, "").await;
     assert_eq!(head.header("content-length"), sent.len().to_string());
     assert!(head.bytes.is_empty());
-    assert_eq!(
-        fixture
-            .send_request("DELETE", &path, &token, "")
-            .await
-            .status,
-        200
-    );
+    assert_eq!(fixture.call("DELETE", &path, &token, "").await.status, 200);
     let after_delete = fixture.get(&path, &token).await;
     assert_eq!(
         (after_delete.status.as_u16(), after_delete.bytes.len()),
@@ -108,16 +94,16 @@ async fn media_have_a_limit_and_can_be_generated() {
     let token = fixture.bearer().await;
     fixture.emulator.media_limit(10);
     let large = fixture
-        .send_request("POST", "/v1/media", &token, &"x".repeat(11))
+        .call("POST", "/v1/media", &token, &"x".repeat(11))
         .await;
     assert_eq!(large.status_and_code(), (413, 1009));
     let fits = fixture
-        .send_request("POST", "/v1/media", &token, &"x".repeat(10))
+        .call("POST", "/v1/media", &token, &"x".repeat(10))
         .await;
     assert_eq!(fits.status, 200);
     fixture.emulator.media_limit(0);
     let any = fixture
-        .send_request("POST", "/v1/media", &token, &"x".repeat(11))
+        .call("POST", "/v1/media", &token, &"x".repeat(11))
         .await;
     assert_eq!(any.status, 200);
     let made = fixture.get("/v1/media/generated-1000003", &token).await;
@@ -230,7 +216,7 @@ async fn every_node_responds_to_an_admin_with_and_without_a_trailing_slash() {
         for slash in ["", "/"] {
             let path = format!("{}{slash}", path.trim_end_matches('/'));
             let path = if path.is_empty() { "/" } else { &path };
-            let response = fixture.send_request(method, path, &token, body).await;
+            let response = fixture.call(method, path, &token, body).await;
             assert_eq!(response.status, status, "{method} {path}");
         }
     }
@@ -242,17 +228,17 @@ async fn settings_are_read_back() {
     let token = fixture.bearer().await;
     let path = "/v1/settings/application";
     let wish = r#"{"webhooks":{"url":"https://example.org"}}"#;
-    fixture.send_request("PATCH", path, &token, wish).await;
+    fixture.call("PATCH", path, &token, wish).await;
     let read = || async { fixture.get(path, &token).await.json()["settings"].clone() };
     assert_eq!(
         read().await["application"]["webhooks"]["url"],
         "https://example.org"
     );
-    fixture.send_request("DELETE", path, &token, "").await;
+    fixture.call("DELETE", path, &token, "").await;
     assert_eq!(read().await["application"]["webhooks"]["url"], "");
     let path = "/v1/certificates/webhooks/ca";
     let pem = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n";
-    let response = fixture.send_request("POST", path, &token, pem).await;
+    let response = fixture.call("POST", path, &token, pem).await;
     assert_eq!(response.bytes, "null");
     assert_eq!(fixture.get(path, &token).await.bytes, pem);
 }

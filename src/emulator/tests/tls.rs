@@ -27,8 +27,8 @@ pub(super) async fn page_over_tls(emulator: &Emulator, name: &'static str) -> St
     let name = ServerName::try_from(name).unwrap();
     let connector = trusting(emulator.authority_pem());
     let mut stream = connector.connect(name, stream).await.unwrap();
-    let send_request = b"GET / HTTP/1.1\r\nhost: webapp\r\nconnection: close\r\n\r\n";
-    stream.write_all(send_request).await.unwrap();
+    let call = b"GET / HTTP/1.1\r\nhost: webapp\r\nconnection: close\r\n\r\n";
+    stream.write_all(call).await.unwrap();
     let mut text = Vec::new();
     stream.read_to_end(&mut text).await.unwrap();
     String::from_utf8(text).unwrap()

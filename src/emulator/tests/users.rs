@@ -77,7 +77,7 @@ async fn a_refused_login_carries_the_challenge() {
     let fixture = TestEmulator::start().await;
     for credential in ["", "Basic !!", "Bearer x", "Basic YWRtaW46d3Jvbmc="] {
         let response = fixture
-            .send_request("POST", "/v1/users/login", credential, "")
+            .call("POST", "/v1/users/login", credential, "")
             .await;
         assert_eq!(response.status_and_code(), (401, 1005), "{credential}");
         assert_eq!(
@@ -113,11 +113,7 @@ async fn a_logout_ends_one_token_or_all_of_them() {
     let (one, two) = (fixture.bearer().await, fixture.bearer().await);
     let logout = |token: String| {
         let fixture = &fixture;
-        async move {
-            fixture
-                .send_request("POST", "/v1/users/logout/", &token, "")
-                .await
-        }
+        async move { fixture.call("POST", "/v1/users/logout/", &token, "").await }
     };
     let response = logout(one.clone()).await;
     assert_eq!(response.status, 200);
@@ -139,11 +135,7 @@ async fn users_are_created_shown_changed_and_deleted() {
     let create = |name: &str, password: &str| {
         let body = format!("{{\"username\":\"{name}\",\"password\":\"{password}\"}}");
         let (fixture, admin) = (&fixture, &admin);
-        async move {
-            fixture
-                .send_request("POST", "/v1/users", admin, &body)
-                .await
-        }
+        async move { fixture.call("POST", "/v1/users", admin, &body).await }
     };
     assert_eq!(
         create("abc", "Passw0rd!").await.status_and_code(),
@@ -164,10 +156,7 @@ async fn users_are_created_shown_changed_and_deleted() {
     assert_eq!(shown.json()["users"][0]["ROLES"], "ROLE_USER");
     let path = "/v1/users/alice";
     let new = "{\"password\":\"Passw0rd?\"}";
-    assert_eq!(
-        fixture.send_request("PUT", path, &admin, new).await.status,
-        200
-    );
+    assert_eq!(fixture.call("PUT", path, &admin, new).await.status, 200);
     assert_eq!(fixture.log_in("alice", "Passw0rd!", "").await.status, 401);
     let alice = bearer(&fixture.log_in("alice", "Passw0rd?", "").await);
     assert_eq!(fixture.get("/v1/support", &alice).await.status, 200);
@@ -178,24 +167,16 @@ async fn users_are_created_shown_changed_and_deleted() {
         ("POST", "/v1/certificates/webhooks/ca"),
         ("GET", "/v1/settings/profile/about"),
     ] {
-        let response = fixture.send_request(method, path, &alice, "{}").await;
+        let response = fixture.call(method, path, &alice, "{}").await;
         assert_eq!(response.status_and_code(), (403, 1005), "{method} {path}");
     }
-    assert_eq!(
-        fixture
-            .send_request("DELETE", path, &admin, "")
-            .await
-            .status,
-        200
-    );
+    assert_eq!(fixture.call("DELETE", path, &admin, "").await.status, 200);
     assert_eq!(fixture.get("/v1/support", &alice).await.status, 401);
     assert_eq!(
         fixture.get(path, &admin).await.status_and_code(),
         (404, 1006)
     );
-    let first = fixture
-        .send_request("DELETE", "/v1/users/admin", &admin, "")
-        .await;
+    let first = fixture.call("DELETE", "/v1/users/admin", &admin, "").await;
     assert_eq!(first.status_and_code(), (403, 1005));
 }
 

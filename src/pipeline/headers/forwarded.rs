@@ -1,18 +1,18 @@
 //! The fields that the gateway adds to a request for the upstream.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue, VIA};
+use http::header::{HeaderMap, HeaderValue};
 
+use super::X_FORWARDED_FOR;
 use super::origin::is_trusted;
-use super::trace::{TRACEPARENT, TraceParent};
-use super::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
+use super::trace::TraceParent;
 use crate::config::{AllowedFields, OverrideField, RequestRules, override_field};
 use crate::pipeline::peer::Peer;
 use crate::pipeline::peer::put_address;
-
-const X_TOLLGATE_CLIENT: HeaderName = HeaderName::from_static("x-tollgate-client");
+use crate::upstream::OutboundFields;
 
 /// The most fields that are added.
 pub(super) const MAX_ADDED: usize = 7;
@@ -116,26 +116,27 @@ impl ForwardedHeaders<'_> {
     }
 
     /// Adds the fields. `fields` must not contain the ones that they replace.
-    pub(super) fn put(&self, fields: &mut HeaderMap) {
-        let mut append = |name: HeaderName, value: &Option<HeaderValue>| {
+    pub(super) fn put<'a>(&'a self, fields: &mut OutboundFields<'a>) {
+        let mut push = |name, value: &'a Option<HeaderValue>| {
             if let Some(value) = value {
-                fields.append(name, value.clone());
+                fields.push_own(name, Cow::Borrowed(value));
             }
         };
-        append(X_FORWARDED_FOR, &self.chain);
-        append(X_TOLLGATE_CLIENT, &self.client);
-        append(X_REQUEST_ID, &self.request_id);
-        append(TRACEPARENT, &self.parent);
+        push("x-forwarded-for", &self.chain);
+        push("x-tollgate-client", &self.client);
+        push("x-request-id", &self.request_id);
+        push("traceparent", &self.parent);
         // A line of its own after the received ones, which are not changed (RFC 9110, 7.6.3).
-        fields.append(VIA, self.via.clone());
+        fields.push_own("via", Cow::Borrowed(self.via));
         // A trusted proxy's own values of these two are kept.
-        if !(self.is_trusted && fields.contains_key(X_FORWARDED_PROTO)) {
-            fields.append(X_FORWARDED_PROTO, HeaderValue::from_static(self.scheme));
+        if !(self.is_trusted && fields.contains("x-forwarded-proto")) {
+            let scheme = HeaderValue::from_static(self.scheme);
+            fields.push_own("x-forwarded-proto", Cow::Owned(scheme));
         }
         if let Some(host) = &self.host
-            && !(self.is_trusted && fields.contains_key(X_FORWARDED_HOST))
+            && !(self.is_trusted && fields.contains("x-forwarded-host"))
         {
-            fields.append(X_FORWARDED_HOST, host.clone());
+            fields.push_own("x-forwarded-host", Cow::Borrowed(host));
         }
     }
 }

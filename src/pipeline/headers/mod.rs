@@ -1,7 +1,7 @@
 //! Header fields in both directions: hop-by-hop fields end here, fields that only the gateway or a
 //! trusted proxy may set are dropped, and the gateway adds its own (`forwarded`). `request_framing`
 //! checks and sets the framing fields; `origin` and `trace` read two of them. Start with
-//! `forwarded_headers`.
+//! `forwarded_fields`.
 
 mod forwarded;
 mod origin;
@@ -27,12 +27,11 @@ pub(super) use request_framing::{UpstreamFraming, check};
 use super::reject::Rejection;
 use crate::config::override_field;
 use crate::secret::SecretPattern;
+use crate::upstream::OutboundFields;
 use trace::TRACEPARENT;
 
 pub(super) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// RFC 9110 7.6.1, and the older names that are still in use.
@@ -69,14 +68,13 @@ pub(super) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
     authority.or_else(field).unwrap_or_default()
 }
 
-/// The fields of a request for the upstream, without the credential. A new map, since the received
-/// one is needed again if the request is repeated. Hop-by-hop fields, credentials, and fields that
-/// the client may not set are left out.
-pub(super) fn forwarded_headers(
-    received: &HeaderMap,
-    forwarded: &ForwardedHeaders<'_>,
-) -> HeaderMap {
-    let mut outgoing = HeaderMap::with_capacity(received.len() + MAX_ADDED);
+/// The fields of a request for the upstream, without the credential. Hop-by-hop fields, credentials,
+/// and fields that the client may not set are left out.
+pub(super) fn forwarded_fields<'a>(
+    received: &'a HeaderMap,
+    forwarded: &'a ForwardedHeaders<'_>,
+) -> OutboundFields<'a> {
+    let mut outgoing = OutboundFields::with_capacity(received.len() + MAX_ADDED);
     let mut has_hop_fields = false;
     let mut cookies = 0;
     for (name, value) in received {
@@ -85,7 +83,7 @@ pub(super) fn forwarded_headers(
             has_hop_fields = true;
         } else if !is_credential(&text) && !forwarded.drops(&text) {
             cookies += usize::from(text == "cookie");
-            outgoing.append(name.clone(), value.clone());
+            outgoing.push(name, value);
         }
     }
     if cookies > 1 {
@@ -94,11 +92,11 @@ pub(super) fn forwarded_headers(
     // Before the gateway's own fields are added: `Connection: authorization` must not remove them.
     if has_hop_fields {
         for name in named_by_connection(received) {
-            outgoing.remove(name);
+            outgoing.remove(name.as_str());
         }
         if items(received, &TE).any(|item| item.eq_ignore_ascii_case("trailers")) {
-            outgoing.insert(TE, HeaderValue::from_static("trailers"));
-            outgoing.insert(CONNECTION, HeaderValue::from_static("te"));
+            outgoing.set("te", Cow::Owned(HeaderValue::from_static("trailers")));
+            outgoing.set("connection", Cow::Owned(HeaderValue::from_static("te")));
         }
     }
     forwarded.put(&mut outgoing);
@@ -136,19 +134,23 @@ const PLAIN: [bool; 256] = {
 
 /// HTTP/2 clients send one field per cookie; HTTP/1 has one field for all (RFC 9113 8.2.3), and
 /// servers read only the first of several.
-fn join_cookies(fields: &mut HeaderMap) {
-    let cookies = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+fn join_cookies(fields: &mut OutboundFields<'_>) {
+    let cookies = fields.get_all("cookie").map(HeaderValue::as_bytes);
     let cookies: Vec<&[u8]> = cookies.filter(|cookie| !cookie.is_empty()).collect();
     // Valid values joined by `; ` are a valid value.
     if let Ok(whole) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
-        fields.insert(COOKIE, whole);
+        fields.set("cookie", Cow::Owned(whole));
     }
 }
 
 /// Counts this hop in `Max-Forwards` (RFC 9110 7.6.2). For OPTIONS only: TRACE is never forwarded.
-pub(super) fn decrement_max_forwards(fields: &mut HeaderMap) {
-    if let Ok(Some(hops)) = max_forwards(fields) {
-        fields.insert(MAX_FORWARDS, HeaderValue::from(hops.saturating_sub(1)));
+/// `received`: the client's fields.
+pub(super) fn decrement_max_forwards(fields: &mut OutboundFields<'_>, received: &HeaderMap) {
+    if fields.contains("max-forwards")
+        && let Ok(Some(hops)) = max_forwards(received)
+    {
+        let left = HeaderValue::from(hops.saturating_sub(1));
+        fields.set("max-forwards", Cow::Owned(left));
     }
 }
 
@@ -168,25 +170,25 @@ pub(super) fn max_forwards(headers: &HeaderMap) -> Result<Option<u64>, Rejection
 }
 
 /// Makes a request ask for the complete content without a content coding, since the gateway reads it.
-pub(super) fn request_plain_content(headers: &mut HeaderMap) {
+pub(super) fn request_plain_content(fields: &mut OutboundFields<'_>) {
     // Each of these may lead to a part, a difference, or nothing instead of the content (RFC 9110 13
     // and 14, RFC 3229, RFC 7240), or to content in another charset.
     let partial = [
-        header::RANGE,
-        header::IF_RANGE,
-        header::IF_MATCH,
-        header::IF_NONE_MATCH,
-        header::IF_MODIFIED_SINCE,
-        header::IF_UNMODIFIED_SINCE,
-        header::ACCEPT_CHARSET,
-        HeaderName::from_static("a-im"),
-        HeaderName::from_static("prefer"),
+        "range",
+        "if-range",
+        "if-match",
+        "if-none-match",
+        "if-modified-since",
+        "if-unmodified-since",
+        "accept-charset",
+        "a-im",
+        "prefer",
     ];
     for name in partial {
-        headers.remove(name);
+        fields.remove(name);
     }
     let plain = HeaderValue::from_static("identity");
-    headers.insert(header::ACCEPT_ENCODING, plain);
+    fields.set("accept-encoding", Cow::Owned(plain));
 }
 
 /// `Expect` is answered by this hop: over HTTP/1 hyper sends 100 when the body is read, over HTTP/2

@@ -1,12 +1,15 @@
 //! The framing of a request for the upstream. It is decided from the received fields and from the
 //! body as hyper has parsed it, before any field is removed. docs/FRAMING.md has the table.
 
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, TRAILER, TRANSFER_ENCODING};
+use std::borrow::Cow;
+
+use http::header::{HeaderMap, HeaderValue, TRAILER};
 use http::request::Parts;
 use http::{Method, Version};
 
 use crate::config::RequestRules;
 use crate::pipeline::reject::Rejection;
+use crate::upstream::OutboundFields;
 use crate::via::GatewayVia;
 
 /// Rejects fields that the next parser could read differently, and requests that have passed this
@@ -73,22 +76,23 @@ impl UpstreamFraming {
     }
 
     /// Sets the framing fields, whatever was received: a length named in `Connection`, a length with
-    /// leading zeros, or none. hyper frames by these fields; without them it would send a GET of
-    /// unknown length without its content.
-    pub(in crate::pipeline) fn put(self, method: &Method, fields: &mut HeaderMap) {
+    /// leading zeros, or none. The body is sent by these fields.
+    pub(in crate::pipeline) fn put(self, method: &Method, fields: &mut OutboundFields<'_>) {
         match self {
             Self::Chunked => {
-                fields.remove(CONTENT_LENGTH);
-                fields.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+                fields.remove("content-length");
+                let chunked = HeaderValue::from_static("chunked");
+                fields.set("transfer-encoding", Cow::Owned(chunked));
             }
-            Self::Length(length) => match fields.get(CONTENT_LENGTH) {
+            Self::Length(length) => match fields.get("content-length") {
                 Some(received) if is_decimal(received, length) => {}
                 // RFC 9110 8.6: some servers respond 411 to a method that expects content without it.
                 None if length == 0 && !expects_content(method) => {}
                 _ => {
-                    fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
+                    let length = HeaderValue::from(length);
+                    fields.set("content-length", Cow::Owned(length));
                     // Trailers end with the chunks that they came with.
-                    fields.remove(TRAILER);
+                    fields.remove("trailer");
                 }
             },
         }
@@ -116,9 +120,9 @@ mod tests {
         method: &Method,
         received: &[(&'static str, &'static str)],
     ) -> String {
-        let mut fields = HeaderMap::new();
+        let mut fields = OutboundFields::default();
         for (name, value) in received {
-            fields.append(*name, HeaderValue::from_static(value));
+            fields.push_own(name, Cow::Owned(HeaderValue::from_static(value)));
         }
         framing.put(method, &mut fields);
         let value_of = |name| {

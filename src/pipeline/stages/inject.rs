@@ -1,12 +1,14 @@
 //! Stage 4: replaces the client's credential with the one for the upstream.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::Method;
+use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Uri};
+use http_body::Body as _;
 
 use crate::identity::Client;
 use crate::metrics::SentCredential;
@@ -14,7 +16,7 @@ use crate::pipeline::body::request_body::{BodyHandle, RequestBody};
 use crate::pipeline::headers::{self, ForwardedHeaders, RequestFacts, UpstreamFraming};
 use crate::pipeline::request_context::RequestContext;
 use crate::secret::{Secret, SecretPattern};
-use crate::upstream::{Lease, PathKey, Session};
+use crate::upstream::{Lease, OutboundFields, OutboundRequest, PathKey, Session};
 
 /// The credential that a request carries to the upstream.
 #[derive(Clone, Debug)]
@@ -147,57 +149,64 @@ impl fmt::Debug for Inbound<'_> {
 /// A request for the upstream: without the client's credential, and with the gateway's. Only this
 /// file makes one, and `upstream_exchange` sends nothing else.
 #[derive(Debug)]
-pub(super) struct Outbound(Request<RequestBody>);
+pub(super) struct Outbound<'a>(OutboundRequest<'a, RequestBody>);
 
-impl Outbound {
-    pub(super) fn into_request(self) -> Request<RequestBody> {
+impl<'a> Outbound<'a> {
+    pub(super) fn into_request(self) -> OutboundRequest<'a, RequestBody> {
         self.0
     }
 }
 
 /// The request as it is sent to the upstream.
-pub(super) fn inject(
-    request: &Inbound<'_>,
+pub(super) fn inject<'a>(
+    request: &'a Inbound<'_>,
     body: RequestBody,
-    credential: &UpstreamCredential,
-) -> Outbound {
-    let framing = UpstreamFraming::of(request.head, http_body::Body::size_hint(&body).exact());
-    let mut outbound = Request::new(body);
-    *outbound.method_mut() = request.head.method.clone();
-    if let Some(target) = request.head.uri.path_and_query() {
-        *outbound.uri_mut() = Uri::from(target.clone());
-    }
-    *outbound.headers_mut() = headers::forwarded_headers(&request.head.headers, &request.forwarded);
-    framing.put(&request.head.method, outbound.headers_mut());
-    if request.head.method == Method::OPTIONS {
-        headers::decrement_max_forwards(outbound.headers_mut());
+    credential: &'a UpstreamCredential,
+) -> Outbound<'a> {
+    let head = request.head;
+    let mut fields = headers::forwarded_fields(&head.headers, &request.forwarded);
+    UpstreamFraming::of(head, body.size_hint().exact()).put(&head.method, &mut fields);
+    if head.method == Method::OPTIONS {
+        headers::decrement_max_forwards(&mut fields, &head.headers);
     }
     if request.is_response_read {
-        headers::request_plain_content(outbound.headers_mut());
+        headers::request_plain_content(&mut fields);
     }
-    put_credential(outbound.headers_mut(), credential);
-    Outbound(outbound)
+    put_credential(&mut fields, credential);
+    Outbound(OutboundRequest {
+        method: &head.method,
+        target: head.uri.path_and_query().map_or("/", PathAndQuery::as_str),
+        fields,
+        body,
+    })
 }
 
-/// A request of the gateway's own that tests `credential`.
-pub(super) fn probe(path: &PathAndQuery, credential: &UpstreamCredential) -> Outbound {
-    let mut outbound = Request::new(RequestBody::empty());
-    *outbound.uri_mut() = Uri::from(path.clone());
-    headers::request_plain_content(outbound.headers_mut());
-    put_credential(outbound.headers_mut(), credential);
-    Outbound(outbound)
+/// A request of the gateway's own that tests `credential`. `via`: the gateway's entry.
+pub(super) fn probe<'a>(
+    path: &'a PathAndQuery,
+    credential: &'a UpstreamCredential,
+    via: &'a HeaderValue,
+) -> Outbound<'a> {
+    let mut fields = OutboundFields::default();
+    headers::request_plain_content(&mut fields);
+    put_credential(&mut fields, credential);
+    fields.push_own("via", Cow::Borrowed(via));
+    Outbound(OutboundRequest {
+        method: &Method::GET,
+        target: path.as_str(),
+        fields,
+        body: RequestBody::empty(),
+    })
 }
 
-fn put_credential(headers: &mut HeaderMap, credential: &UpstreamCredential) {
+fn put_credential<'a>(fields: &mut OutboundFields<'a>, credential: &'a UpstreamCredential) {
     match credential {
         UpstreamCredential::Session(lease) | UpstreamCredential::ApiKey(lease) => {
             for (name, value) in lease.headers() {
-                headers.insert(name, value.clone());
+                fields.set(name.as_str(), Cow::Borrowed(value));
             }
         }
-        UpstreamCredential::Client(value) => {
-            headers.insert(AUTHORIZATION, value.clone());
-        }
+        UpstreamCredential::Client(value) => fields.set("authorization", Cow::Borrowed(value)),
         UpstreamCredential::Nothing => {}
     }
 }

@@ -1,9 +1,8 @@
 //! Stage 5, the exchange itself: waits for an upstream permit, sends a request, and repeats it once
 //! on a fresh connection when a kept-alive one turned out to be dead.
 
-use http::header::VIA;
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use tokio::time::Instant;
 
 use super::inject::{Inbound, UpstreamCredential, inject, probe};
@@ -19,7 +18,8 @@ use crate::pipeline::request_context::RequestContext;
 use crate::pipeline::worker_context::WorkerContext;
 use crate::shares::ShareKey;
 use crate::upstream::{
-    ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections, UpstreamResponseBody,
+    OutboundRequest, ResponseTimeout, SendError, SendErrorKind, Upstream, UpstreamConnections,
+    UpstreamResponseBody,
 };
 
 /// Sends one request to the upstream, as often as necessary.
@@ -132,19 +132,17 @@ pub(super) async fn probe_status(
     credential: &UpstreamCredential,
     timeout: ResponseTimeout,
 ) -> Option<StatusCode> {
-    let mut outbound = probe(path, credential).into_request();
-    let via = connections.via().clone();
-    outbound.headers_mut().insert(VIA, via);
+    let outbound = probe(path, credential, connections.via()).into_request();
     let response = connections.send(outbound, timeout).await.ok()?;
     Some(response.status())
 }
 
 /// The request for a repeat, if the only fault was a dead kept-alive connection.
-fn repeatable(
-    request: &Inbound<'_>,
+fn repeatable<'a>(
+    request: &'a Inbound<'_>,
     error: &SendError,
-    credential: &UpstreamCredential,
-) -> Option<Request<RequestBody>> {
+    credential: &'a UpstreamCredential,
+) -> Option<OutboundRequest<'a, RequestBody>> {
     if error.kind != SendErrorKind::DeadConnection {
         return None;
     }

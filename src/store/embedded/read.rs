@@ -197,14 +197,11 @@ pub(super) fn in_parts(
     let begin = Instant::now();
     let total = progress.begin(database)?;
     let threads = threads_for(total as usize);
-    let token_users = thread::scope(|scope| {
-        if threads > 1 && readahead::is_worth_it(path, total * MAX_ROW_BYTES) {
-            readahead::begin(scope, path, threads, |bytes| progress.fetched(bytes));
-        }
-        let token_users = TokenUserTable::of(database).inspect_err(|_| progress.cancel())?;
-        sink.users(&token_users.names);
-        Ok::<_, LoadError>(token_users)
-    })?; // Read-ahead is complete here: the grants are spread over the whole file.
+    if threads > 1 && readahead::is_worth_it(path, total * MAX_ROW_BYTES) {
+        readahead::read_whole(path, |bytes| progress.fetched(bytes));
+    }
+    let token_users = TokenUserTable::of(database)?;
+    sink.users(&token_users.names);
     let length = PREFIXES.div_ceil(threads as u64);
     let parts = PREFIXES.div_ceil(length);
     let read = |number: u64| -> Result<LoadedPart, LoadError> {

@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::server::{Reply, Webapp};
 use super::trust::{Identity, connect, serve, setup};
-use super::{TEST_TIMEOUT, UpstreamSetup, refusal};
+use super::{TEST_TIMEOUT, UpstreamSetup, outbound, refusal};
 use crate::config::Trust;
 use crate::error_chain::chain;
 use crate::lifecycle::TaskSet;
@@ -239,7 +239,7 @@ async fn failure(address: SocketAddr, tls: bool) -> (SendErrorKind, String) {
     let upstream = setup.open().unwrap();
     let connections = UpstreamConnections::<Empty<Bytes>>::new(upstream, &setup.scope.tasks);
     let failure = connections
-        .send(Request::new(Empty::new()), RESPONSE_TIMEOUT)
+        .send(outbound(Request::new(Empty::new())), RESPONSE_TIMEOUT)
         .await;
     let failure = failure.unwrap_err();
     (failure.kind, chain(&failure))
@@ -345,7 +345,7 @@ async fn a_response_is_complete_by_its_length_without_close_notify() {
             let connections =
                 UpstreamConnections::<Empty<Bytes>>::new(upstream, &setup.scope.tasks);
             let response = connections
-                .send(Request::new(Empty::new()), RESPONSE_TIMEOUT)
+                .send(outbound(Request::new(Empty::new())), RESPONSE_TIMEOUT)
                 .await;
             let outcome = response.unwrap().into_body().collect().await;
             assert_eq!(outcome.is_ok(), is_whole, "{head}");

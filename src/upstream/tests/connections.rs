@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::server::{Reply, Webapp, permits};
-use super::{UpstreamSetup, eventually};
+use super::{UpstreamSetup, eventually, outbound};
 use crate::metrics::ConnectResult;
 use crate::upstream::transport::pool::PooledConnection as _;
 use crate::upstream::{
-    ResponseTimeout, SendError, SendErrorKind, UpstreamConnections, UpstreamResponseBody,
+    OutboundRequest, ResponseTimeout, SendError, SendErrorKind, UpstreamConnections,
+    UpstreamResponseBody,
 };
 
 const LONG: Duration = Duration::from_secs(5);
@@ -50,11 +51,11 @@ fn request_with_feed() -> (BodySender, Request<FedBody>) {
     (sender, request.body(FedBody(body)).unwrap())
 }
 
-pub(super) fn post(body: &'static str) -> Request<Full<Bytes>> {
+pub(super) fn post(body: &'static str) -> OutboundRequest<'static, Full<Bytes>> {
     let request = Request::builder()
         .method(Method::POST)
         .uri("/v1/messages?a=b");
-    request.body(Full::from(body)).unwrap()
+    outbound(request.body(Full::from(body)).unwrap())
 }
 
 pub(super) fn connections<B>(setup: &UpstreamSetup) -> UpstreamConnections<B>
@@ -142,10 +143,10 @@ async fn a_host_header_of_the_caller_is_kept() {
     let webapp = Webapp::start(|_| Reply::with(204, "", "")).await;
     let setup = UpstreamSetup::of(webapp.address).without_login();
     let mut request = post("");
+    let host = http::HeaderValue::from_static("other");
     request
-        .headers_mut()
-        .insert("host", "other".parse().unwrap());
-    *request.version_mut() = http::Version::HTTP_2;
+        .fields
+        .push_own("host", std::borrow::Cow::Owned(host));
     connections(&setup)
         .send(request, RESPONSE_TIMEOUT)
         .await
@@ -294,7 +295,10 @@ async fn a_slow_client_does_not_cause_a_first_byte_timeout() {
             sender.send(Ok("x")).unwrap();
         }
     };
-    let (outcome, ()) = tokio::join!(connections.send(request, SHORT_RESPONSE_TIMEOUT), slow);
+    let (outcome, ()) = tokio::join!(
+        connections.send(outbound(request), SHORT_RESPONSE_TIMEOUT),
+        slow
+    );
     assert_eq!(text(outcome.unwrap()).await, "hi");
     assert_eq!(webapp.calls()[0].body, b"xx");
 }
@@ -310,7 +314,7 @@ async fn an_aborted_request_body_is_blamed_on_the_client() {
         .insert("content-length", "50".parse().unwrap());
     sender.send(Ok("some")).unwrap();
     sender.send(Err(std::io::Error::other("gone"))).unwrap();
-    let outcome = kind(connections.send(request, RESPONSE_TIMEOUT).await);
+    let outcome = kind(connections.send(outbound(request), RESPONSE_TIMEOUT).await);
     assert_eq!(outcome.0, SendErrorKind::BodyFailed);
     eventually("closed", || webapp.ended() == 1).await;
 }
@@ -353,7 +357,10 @@ async fn a_response_before_the_end_of_the_request_ends_the_connection() {
         .headers_mut()
         .insert("early", "yes".parse().unwrap());
     sender.send(Ok("x")).unwrap();
-    let response = connections.send(request, RESPONSE_TIMEOUT).await.unwrap();
+    let response = connections
+        .send(outbound(request), RESPONSE_TIMEOUT)
+        .await
+        .unwrap();
     assert_eq!(text(response).await, "too much");
     eventually("closed", || webapp.ended() == 1).await;
     assert!(format!("{connections:?}").contains("idle: 0"));

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use tokio::time::sleep;
 
 use super::server::{Reply, Webapp};
-use super::{UpstreamSetup, eventually};
+use super::{UpstreamSetup, eventually, outbound};
 use crate::upstream::{ResponseTimeout, UpstreamConnections};
 
 const RESPONSE_TIMEOUT: ResponseTimeout = ResponseTimeout::within(Duration::from_secs(5));
@@ -22,7 +22,10 @@ async fn connections_for(response: &'static str, pause: Duration) -> usize {
     let connections = UpstreamConnections::new(upstream, &setup.scope.tasks);
     for _ in 0..2 {
         let request = Request::new(Full::<Bytes>::default());
-        let response = connections.send(request, RESPONSE_TIMEOUT).await.unwrap();
+        let response = connections
+            .send(outbound(request), RESPONSE_TIMEOUT)
+            .await
+            .unwrap();
         response.into_body().collect().await.unwrap();
         sleep(pause).await;
     }
@@ -87,11 +90,8 @@ async fn an_announced_keep_alive_limits_the_reuse_of_a_connection() {
             2,
         ),
     ] {
-        assert_eq!(
-            connections_for(response, pause).await,
-            expected,
-            "{response}"
-        );
+        let count = connections_for(response, pause).await;
+        assert_eq!(count, expected, "{response}");
     }
 }
 
@@ -117,8 +117,8 @@ async fn an_idle_connection_is_closed_at_its_keep_alive_and_only_that_one() {
         .insert("x-short", "yes".parse().unwrap());
     // Both at once, so that they need two connections.
     let (one, other) = tokio::join!(
-        connections.send(plain, RESPONSE_TIMEOUT),
-        connections.send(short, RESPONSE_TIMEOUT)
+        connections.send(outbound(plain), RESPONSE_TIMEOUT),
+        connections.send(outbound(short), RESPONSE_TIMEOUT)
     );
     for response in [one, other] {
         response.unwrap().into_body().collect().await.unwrap();

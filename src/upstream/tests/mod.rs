@@ -213,3 +213,9 @@ async fn replace(session: &Session, old: &Arc<Lease>) -> Result<Arc<Lease>, NoLe
     let newer = retry(session, old, |lease| lease.generation > old.generation).await?;
     Ok(newer.expect("not upheld"))
 }
+
+/// `request` as it is sent. Its head lives as long as the test's process.
+fn outbound<B>(request: http::Request<B>) -> crate::upstream::OutboundRequest<'static, B> {
+    let (head, body) = request.into_parts();
+    crate::upstream::OutboundRequest::of(Box::leak(Box::new(head)), body)
+}

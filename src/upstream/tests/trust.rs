@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::names::names;
 use super::server::{Reply, Webapp};
-use super::{Folder, TEST_TIMEOUT, UpstreamSetup, eventually, stays};
+use super::{Folder, TEST_TIMEOUT, UpstreamSetup, eventually, outbound, stays};
 use crate::config::Trust;
 use crate::lifecycle::TaskScope;
 use crate::upstream::transport::address_book::AddressBook;
@@ -110,7 +110,10 @@ pub(super) async fn connect(setup: &UpstreamSetup, upstream: &Arc<Upstream>) -> 
         UpstreamConnections::<Empty<Bytes>>::new(Arc::clone(upstream), &setup.scope.tasks);
     let request = Request::new(Empty::new());
     match connections
-        .send(request, ResponseTimeout::within(Duration::from_secs(5)))
+        .send(
+            outbound(request),
+            ResponseTimeout::within(Duration::from_secs(5)),
+        )
         .await
     {
         Ok(_) => Ok(()),

@@ -1,6 +1,7 @@
 //! Sends requests over one worker's connections. It never retries: the error says how far a request
 //! got, and the caller decides.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,13 +9,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HOST;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Response};
 use http_body::Body;
 use tokio::time::Instant;
 use tokio_util::either::Either;
 
 use super::dialer::DialError;
+use super::http1::OutboundRequest;
 use super::http1::connection::{HeadFailure, ResponseTimeout, UpstreamConnection};
 use super::http1::response_body::UpstreamResponseBody;
 use super::pool::IdlePool;
@@ -58,25 +59,23 @@ where
     /// likely are too.
     pub async fn send_fresh(
         &self,
-        request: Request<B>,
+        request: OutboundRequest<'_, B>,
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
         self.pool.close_idle();
         self.send(request, timeout).await
     }
 
-    /// Sends `request`, whose URI is path and query, and returns the response head.
-    pub fn send(
-        &self,
-        mut request: Request<B>,
+    /// Sends `request`, with the upstream's own `Host` if it has none, and returns the response head.
+    pub fn send<'a>(
+        &'a self,
+        mut request: OutboundRequest<'a, B>,
         timeout: ResponseTimeout,
     ) -> impl Future<Output = Result<Response<UpstreamResponseBody>, SendError>> {
-        *request.version_mut() = Version::HTTP_11;
-        let host = &self.upstream.host;
-        request
-            .headers_mut()
-            .entry(HOST)
-            .or_insert_with(|| host.clone());
+        if !request.fields.contains("host") {
+            let host = Cow::Borrowed(&self.upstream.host);
+            request.fields.push_own("host", host);
+        }
         match self.pool.take() {
             Some(connection) => {
                 self.upstream
@@ -91,7 +90,7 @@ where
 
     async fn send_over_new(
         &self,
-        request: Request<B>,
+        request: OutboundRequest<'_, B>,
         timeout: ResponseTimeout,
     ) -> Result<Response<UpstreamResponseBody>, SendError> {
         match self.connect(timeout.until).await {
@@ -135,7 +134,7 @@ where
         &self,
         mut connection: Box<UpstreamConnection<B>>,
         is_reused: bool,
-        request: Request<B>,
+        request: OutboundRequest<'_, B>,
         timeout: ResponseTimeout,
     ) -> ExchangeFuture<'_, B> {
         connection.begin(request);

@@ -11,7 +11,7 @@ mod switched_on;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use blocks::{Block, Kind, blocks, documents, inline_commands, top};
+use blocks::{Kind, blocks, documents, inline_commands, top};
 use situation::{Situation, has_lines, named_programs};
 
 use crate::harness::program::binary;
@@ -120,12 +120,8 @@ fn run(document: &Path) -> usize {
     let mut running: Option<Situation> = None;
     let mut printed = String::new();
     let mut count = 0;
-    for Block {
-        location,
-        kind,
-        text,
-    } in blocks(document)
-    {
+    for block in blocks(document) {
+        let (location, kind, text) = (block.location, block.kind, block.text);
         match &kind {
             Kind::Text | Kind::Config | Kind::ConfigPart => continue,
             Kind::NoRun => {
@@ -161,9 +157,7 @@ fn run(document: &Path) -> usize {
             Kind::TryItOutput => {
                 let situation = running.as_ref().expect("a program is running");
                 let served = situation.served();
-                let (_, lines) = served
-                    .split_once("Try it:")
-                    .expect("the output has a Try it section");
+                let (_, lines) = served.split_once("Try it:").expect("a section Try it");
                 let is_command =
                     |line: &&str| line.starts_with("TOKEN=") || line.starts_with("curl ");
                 let lines: Vec<&str> = lines.lines().map(str::trim).filter(is_command).collect();

@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONNECTION;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 use tokio::time::Instant;
 
-use super::ResponseError;
 use super::body_decoder::{BodyDecoder, DecodedPart};
 use super::request_sender::RequestSender;
 use super::response_body::ConnectionHandle;
 use super::response_head::{MAX_HEAD, take_head};
+use super::{OutboundRequest, ResponseError};
 use crate::lazy_timer::LazyTimer;
 use crate::metrics::GaugeGuard;
 use crate::upstream::transport::framing::{FramingError, reframe};
@@ -177,9 +177,9 @@ where
     B::Error: Into<BoxError>,
 {
     /// Takes `request`; `poll_head` sends it.
-    pub(in crate::upstream) fn begin(&mut self, request: Request<B>) {
+    pub(in crate::upstream) fn begin(&mut self, request: OutboundRequest<'_, B>) {
         self.stream.forget_received();
-        self.method.clone_from(request.method());
+        self.method.clone_from(request.method);
         self.request.begin(request);
         self.state = ExchangeState::Head;
         self.informational = 0;

@@ -17,6 +17,7 @@
 
 mod body_decoder;
 pub(in crate::upstream) mod connection;
+mod outbound_request;
 mod request_sender;
 pub(in crate::upstream) mod response_body;
 mod response_error;
@@ -24,4 +25,5 @@ mod response_head;
 #[cfg(test)]
 mod tests;
 
+pub use outbound_request::{OutboundFields, OutboundRequest};
 pub use response_error::ResponseError;

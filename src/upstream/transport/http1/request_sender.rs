@@ -7,13 +7,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, TRAILER, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, Request};
+use http::{HeaderMap, HeaderName};
 use http_body::Body;
 use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
-use super::ResponseError;
+use super::{OutboundFields, OutboundRequest, ResponseError};
 use crate::upstream::transport::tracked_stream::TrackedStream;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -126,30 +125,33 @@ where
     B::Error: Into<BoxError>,
 {
     /// Takes the next request; the one before it was sent.
-    pub(super) fn begin(&mut self, request: Request<B>) {
+    pub(super) fn begin(&mut self, request: OutboundRequest<'_, B>) {
         self.buffer.clear();
         self.written = 0;
         self.has_written = false;
-        let (head, body) = request.into_parts();
-        let target = head.uri.path_and_query();
-        let target = target.map_or("/", |target| target.as_str());
-        for part in [head.method.as_str(), " ", target, " HTTP/1.1\r\n"] {
+        let OutboundRequest {
+            method,
+            target,
+            fields,
+            body,
+        } = request;
+        for part in [method.as_str(), " ", target, " HTTP/1.1\r\n"] {
             self.buffer.extend_from_slice(part.as_bytes());
         }
-        for (name, value) in &head.headers {
+        for (name, value) in fields.iter() {
             put_field(&mut self.buffer, name, value.as_bytes());
         }
-        self.body = self.frame(&head.headers, body);
+        self.body = self.frame(&fields, body);
         self.progress = UploadStep::now(!matches!(self.body, Upload::Complete));
         self.buffer.extend_from_slice(b"\r\n");
     }
 
     /// Decides how the body is framed: by the fields of the request, or where it has none, by what the
     /// body says of its length.
-    fn frame(&mut self, fields: &HeaderMap, body: B) -> Upload<B> {
-        let is_chunked = fields.contains_key(TRANSFER_ENCODING);
+    fn frame(&mut self, fields: &OutboundFields<'_>, body: B) -> Upload<B> {
+        let is_chunked = fields.contains("transfer-encoding");
         let length = fields
-            .get(CONTENT_LENGTH)
+            .get("content-length")
             .and_then(|length| length.to_str().ok());
         let declared = length.and_then(|length| length.parse().ok());
         let left = match (is_chunked, declared, body.size_hint().exact()) {
@@ -161,7 +163,7 @@ where
             }
             _ => {
                 if !is_chunked {
-                    put_field(&mut self.buffer, &TRANSFER_ENCODING, b"chunked");
+                    put_field(&mut self.buffer, "transfer-encoding", b"chunked");
                 }
                 let trailers = announced_trailers(fields);
                 return Upload::Chunked { body, trailers };
@@ -263,7 +265,7 @@ where
                 self.buffer.extend_from_slice(b"0\r\n");
                 for (name, value) in trailers.iter().flatten() {
                     if announced.contains(name) {
-                        put_field(&mut self.buffer, name, value.as_bytes());
+                        put_field(&mut self.buffer, name.as_str(), value.as_bytes());
                     }
                 }
                 self.buffer.extend_from_slice(b"\r\n");
@@ -328,16 +330,16 @@ impl UploadStep {
     }
 }
 
-fn put_field(head: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
-    head.extend_from_slice(name.as_str().as_bytes());
+fn put_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    head.extend_from_slice(name.as_bytes());
     head.extend_from_slice(b": ");
     head.extend_from_slice(value);
     head.extend_from_slice(b"\r\n");
 }
 
 /// The names in `Trailer`: other trailers are not sent (RFC 9110, 6.5.1).
-fn announced_trailers(fields: &HeaderMap) -> Vec<HeaderName> {
-    let lines = fields.get_all(TRAILER).iter();
+fn announced_trailers(fields: &OutboundFields<'_>) -> Vec<HeaderName> {
+    let lines = fields.get_all("trailer");
     let names = lines.filter_map(|line| line.to_str().ok());
     let names = names.flat_map(|line| line.split(','));
     names.filter_map(|name| name.trim().parse().ok()).collect()
