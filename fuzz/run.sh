@@ -21,7 +21,7 @@ seed() { # seed TARGET: each line of standard input is a seed
 
 # The second column is the path.
 awk '!/^#/ { print $2 }' ../tests/suite/configs/nodes.txt | seed request_target
-for target in credential_header login_body login_response http1_framing http2_flood; do
+for target in credential_header login_body login_response http1_framing http1_response http2_flood; do
     grep -v '^#' "seeds/$target.txt" | seed "$target"
 done
 mkdir -p corpus/config_file
@@ -31,7 +31,7 @@ cp ../config.toml ../deploy/*.toml ../tests/suite/configs/*/*.toml corpus/config
 cp ../Cargo.lock Cargo.lock
 
 cargo-fuzz fuzz build "${common[@]}"
-[ "$#" -gt 0 ] || set -- $(sed -n 's/^name = "\([a-z_]*\)"$/\1/p' Cargo.toml)
+[ "$#" -gt 0 ] || set -- $(sed -n 's/^name = "\([a-z0-9_]*\)"$/\1/p' Cargo.toml)
 for target in "$@"; do
     echo "-- $target"
     cargo-fuzz fuzz run "${common[@]}" "$target" -- \

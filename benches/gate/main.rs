@@ -14,6 +14,7 @@ mod guard;
 mod page;
 mod renewal;
 mod support;
+mod training;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ const USAGE: &str = "\
 cargo bench --bench gate -- guard [--record] [FIGURE...]   instructions per request, and per token at a start
 cargo bench --bench gate -- renewal [--rate N] [--write PAGE]   what clients notice of renewals
 cargo bench --bench gate -- growth [--write PAGE] [AXIS...]     how cost grows with size
+cargo bench --bench gate -- training --binary PATH              the load of deploy/build-pgo.sh
 
 `cargo test` runs this without arguments: it was compiled, and that is all.";
 
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Some((first, rest)) if first == "guard" => guard::run(rest),
         Some((first, rest)) if first == "renewal" => renewal::run(rest),
         Some((first, rest)) if first == "growth" => growth::run(rest),
+        Some((first, rest)) if first == "training" => training::run(rest),
         _ => {
             println!("{USAGE}");
             ExitCode::SUCCESS

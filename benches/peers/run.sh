@@ -41,12 +41,11 @@ ln -sfn "$(find "$PB_WORK/venv/lib" -path '*envoy/_bin/envoy' -type f | head -1)
 gcc -O2 "$here/calib.c" -o "$PB_WORK/calib"
 (cd "$here/rust" && cargo build -q --locked --release -p tools -p tls-floor && cargo build -q --locked --profile peer -p pingora-peer)
 
-# the release image's build of this tree
-host=$(rustc -vV | sed -n 's/^host: //p')
+# the release image's program of this tree, built by profile
 flags=$(sed -n 's/^ENV RUSTFLAGS="\(.*\)"$/\1/p' "$root/deploy/Dockerfile")
 [ -n "$flags" ] || { echo "deploy/Dockerfile has no line ENV RUSTFLAGS=\"...\"" >&2 && exit 1; }
-(cd "$root" && RUSTFLAGS=$flags cargo build -q --locked --profile dist --target "$host" --no-default-features --features jemalloc --bin tollgate)
-export PB_GATE=$CARGO_TARGET_DIR/$host/dist/tollgate
+export PB_GATE=$CARGO_TARGET_DIR/tollgate-by-profile
+(cd "$root" && RUSTFLAGS=$flags PGO_DIR=$CARGO_TARGET_DIR/pgo deploy/build-pgo.sh "$PB_GATE" --no-default-features --features jemalloc)
 
 results=$PB_WORK/run/results.jsonl
 [ -z "${FRESH:-}" ] || rm -f "$results"

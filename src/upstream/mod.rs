@@ -28,6 +28,8 @@ mod materials;
 mod opening;
 mod own_requests;
 mod permits;
+#[cfg(fuzzing)]
+pub mod response_fuzz;
 #[cfg(test)]
 mod tests;
 mod transport;

@@ -154,10 +154,23 @@ impl Gate {
             .sum::<f64>() as u64
     }
 
+    /// Replaces `old` in the configuration, and makes the gate read it again.
+    pub(crate) fn reload_after_change(&self, old: &str, new: &str) {
+        let file = self.folder().join("config.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(old), "{old}");
+        std::fs::write(&file, text.replace(old, new)).unwrap();
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
     /// Drains the gate and waits for its end.
     pub(crate) fn stop(&mut self) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         let begin = Instant::now();
         while self.child.try_wait().unwrap().is_none() {
             assert!(begin.elapsed() < STOP, "the gate does not end");

@@ -50,6 +50,26 @@ pub(crate) async fn burst(
     all.iter().filter(|status| **status == 200).count()
 }
 
+/// `count` POSTs of `size` bytes at once over some connections; how many were answered 200.
+pub(crate) async fn posts(
+    (port, client): (u16, Arc<ClientConfig>),
+    (path, token): (&str, &str),
+    size: usize,
+    count: usize,
+) -> usize {
+    let mut senders = Vec::new();
+    for _ in 0..BURST_CONNECTIONS {
+        senders.push(open(port, Arc::clone(&client)).await);
+    }
+    let body = bytes::Bytes::from(vec![b'x'; size]);
+    let one = async |index: usize| {
+        let mut sender = senders[index % senders.len()].clone();
+        exchange(&mut sender, http::Method::POST, (path, token), body.clone()).await
+    };
+    let all = futures_util::future::join_all((0..count).map(one)).await;
+    all.iter().filter(|status| **status == 200).count()
+}
+
 async fn open(port: u16, client: Arc<ClientConfig>) -> Sender {
     let tcp = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
         .await
@@ -68,9 +88,21 @@ async fn open(port: u16, client: Arc<ClientConfig>) -> Sender {
     sender
 }
 
-/// The status of the response, whose body is read to the end; 0 if there was none.
 async fn get(sender: &mut Sender, path: &str, token: &str) -> u16 {
-    let request = http::Request::get(format!("https://localhost{path}"))
+    let nothing = bytes::Bytes::new();
+    exchange(sender, http::Method::GET, (path, token), nothing).await
+}
+
+/// The status of the response, whose body is read to the end; 0 if there was none.
+async fn exchange(
+    sender: &mut Sender,
+    method: http::Method,
+    (path, token): (&str, &str),
+    body: bytes::Bytes,
+) -> u16 {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(format!("https://localhost{path}"))
         .header("authorization", format!("Bearer {token}"))
         .header("user-agent", "bench/1")
         .header("accept", "application/json")
@@ -78,9 +110,14 @@ async fn get(sender: &mut Sender, path: &str, token: &str) -> u16 {
         .body(())
         .unwrap();
     let ready = std::future::poll_fn(|context| sender.poll_ready(context)).await;
-    let Ok((answer, _)) = ready.and_then(|()| sender.send_request(request, true)) else {
+    let is_empty = body.is_empty();
+    let sent = ready.and_then(|()| sender.send_request(request, is_empty));
+    let Ok((answer, mut stream)) = sent else {
         return 0;
     };
+    if !is_empty && stream.send_data(body, true).is_err() {
+        return 0;
+    }
     let Ok(answer) = answer.await else {
         return 0;
     };

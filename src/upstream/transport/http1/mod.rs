@@ -17,6 +17,8 @@
 
 mod body_decoder;
 pub(in crate::upstream) mod connection;
+#[cfg(any(test, fuzzing))]
+pub(in crate::upstream) mod memory_reader;
 mod outbound_request;
 mod request_sender;
 pub(in crate::upstream) mod response_body;
