@@ -52,5 +52,6 @@ RUSTFLAGS="" LLVM_PROFILE_FILE="$work/raw/%p-%m.profraw" \
 "$merge" merge -o "$work/merged.profdata" "$work"/raw/*.profraw
 
 echo "== final build" >&2
+rm -rf "$work/use" # cargo does not see that a profile has changed
 cp "$(build use "-Cprofile-use=$work/merged.profdata" "$@")" "$output"
 echo "built by profile: $output" >&2

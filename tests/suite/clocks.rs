@@ -30,7 +30,7 @@ async fn a_host_suspended_past_the_end_of_the_lease_sends_no_expired_token() {
     assert_eq!(client.get("/v1/support").await.status(), 200);
 
     for _ in 0..2 {
-        program.signal("STOP");
+        program.suspend();
         // Requests that arrive while suspended are handled before any timer can fire.
         let waiting: Vec<_> = (0..20)
             .map(|_| {

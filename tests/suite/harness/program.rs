@@ -98,6 +98,21 @@ impl Program {
         assert!(status.unwrap().success());
     }
 
+    /// Stops the process, and waits until each of its threads has stopped: on a busy machine some run
+    /// on for a while.
+    pub(crate) fn suspend(&self) {
+        self.signal("STOP");
+        let has_stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            let (_, state) = stat.rsplit_once(") ").unwrap();
+            state.starts_with('T')
+        };
+        let threads = format!("/proc/{}/task", self.pid());
+        while !std::fs::read_dir(&threads).unwrap().all(has_stopped) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Resident memory in KiB.
     pub(crate) fn resident(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();

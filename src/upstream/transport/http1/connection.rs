@@ -32,6 +32,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const FIRST_READ: usize = 8 * 1024;
 /// Bytes that are read at once of a large body, and so at most kept while the client does not read.
 const LARGE_READ: usize = MAX_HEAD;
+/// With less room than this, and less than is wanted, memory is allocated for the next read.
+const MIN_SPARE: usize = 4 * 1024;
 /// Heads with a status of 1xx before the response; more are an attack.
 const MAX_INFORMATIONAL: u32 = 64;
 /// The deadline of a timer that is not set.
@@ -150,7 +152,10 @@ impl<B> UpstreamConnection<B> {
             }
             _ => FIRST_READ,
         };
-        self.received.reserve(wanted);
+        // A body that trickles in shares one allocation, although each piece of it is handed on.
+        if self.received.capacity() - self.received.len() < wanted.min(MIN_SPARE) {
+            self.received.reserve(wanted);
+        }
         let read = pin!(self.stream.read_buf(&mut self.received));
         read.poll(cx).map_err(ResponseError::Read)
     }

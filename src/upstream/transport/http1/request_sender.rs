@@ -20,8 +20,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Smaller pieces of a body are copied behind the bytes that wait to be written, so that they go out
 /// in one write; larger ones are written where they are.
 const COPIED: usize = 4 * 1024;
-/// A buffer of this size stays with an idle connection.
-const KEPT_BUFFER: usize = 1024;
+/// Room for most heads with a small body; a buffer of this size stays with an idle connection.
+const KEPT_BUFFER: usize = 2048;
 
 /// The request of a connection.
 #[derive(Debug)]
@@ -127,6 +127,7 @@ where
     /// Takes the next request; the one before it was sent.
     pub(super) fn begin(&mut self, request: OutboundRequest<'_, B>) {
         self.buffer.clear();
+        self.buffer.reserve(KEPT_BUFFER);
         self.written = 0;
         self.has_written = false;
         let OutboundRequest {
