@@ -167,7 +167,7 @@ async fn build(
             .of(Some(materials))
             .announced_as(&via)
             .reloaded_on(&reload_signal)
-            .keeping(bootstrap.lease_keeper());
+            .with_sealed_leases(bootstrap.sealed_leases());
         upstreams.push(upstream.open()?);
     }
     let live = first_rules(&config, &bootstrap, upstreams, prepared.routes, &metrics);
@@ -318,7 +318,7 @@ impl ControlParts {
         if let Some(file) = self.config_file.clone() {
             let reload = reload::ReloadTargets {
                 shared: Arc::clone(&self.shared),
-                lease_keeper: self.bootstrap.lease_keeper(),
+                sealed_leases: self.bootstrap.sealed_leases(),
                 listeners,
                 scope: self.control.clone(),
                 on_reload,

@@ -63,7 +63,7 @@ impl ControlParts {
             if !readiness.is_ready() {
                 return Err("starting or draining".to_owned());
             }
-            if !shared.tokens.is_believed() {
+            if !shared.tokens.is_trusted() {
                 return Err("store: away for longer than stale_for".to_owned());
             }
             let live = shared.live.load();

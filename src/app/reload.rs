@@ -21,7 +21,7 @@ use crate::watched_files::ReloadSignal;
 #[derive(Debug)]
 pub(super) struct ReloadTargets {
     pub(super) shared: Arc<AppState>,
-    pub(super) lease_keeper: Option<SealedLeaseStore>,
+    pub(super) sealed_leases: Option<SealedLeaseStore>,
     pub(super) listeners: Vec<BoundListener>,
     pub(super) scope: TaskScope,
     pub(super) on_reload: Option<ConfigApplied>,
@@ -161,16 +161,16 @@ impl ReloadTargets {
         settings: &config::UpstreamConfig,
         materials: Option<UpstreamMaterials>,
     ) -> Result<Arc<Upstream>, Error> {
-        let keeper = self.lease_keeper.clone();
+        let sealed_leases = self.sealed_leases.clone();
         let opening = UpstreamOpening::new(settings, &self.scope, &self.shared.metrics)
             .of(materials)
             .announced_as(&self.shared.via)
             .reloaded_on(&self.reload_signal);
         let opening = match before {
             Some(before) => opening
-                .keeping(keeper.map(SealedLeaseStore::ignoring_saved_lease))
+                .with_sealed_leases(sealed_leases.map(SealedLeaseStore::ignoring_saved_lease))
                 .after(before),
-            None => opening.keeping(keeper),
+            None => opening.with_sealed_leases(sealed_leases),
         };
         opening.open().map_err(Error::Upstream)
     }

@@ -133,7 +133,7 @@ async fn check_upstream(
         Ok(()) if base.tls => found.push(CheckResult::good(
             &url,
             format!(
-                "{}:{} is there, its certificate is believed",
+                "{}:{} is there, its certificate is trusted",
                 base.host, base.port
             ),
         )),

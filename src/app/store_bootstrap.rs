@@ -242,7 +242,7 @@ impl StoreBootstrap {
     }
 
     /// Stores the upstream's token; None: the operator has given no key to seal it with.
-    pub(super) fn lease_keeper(&self) -> Option<SealedLeaseStore> {
+    pub(super) fn sealed_leases(&self) -> Option<SealedLeaseStore> {
         let seal = self.seal.as_ref()?;
         let leases = self.take(|contents| contents.leases.clone());
         Some(SealedLeaseStore::new(

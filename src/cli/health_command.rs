@@ -50,7 +50,7 @@ pub(super) fn run(
     let answer = answer.unwrap_or_else(|_| {
         Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("no answer within {TIMEOUT:?}"),
+            format!("no response within {TIMEOUT:?}"),
         ))
     });
     let (is_good, text) = match answer {

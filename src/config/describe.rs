@@ -84,7 +84,7 @@ impl Config {
     fn describe_rest(&self, page: &mut ConfigReport) {
         let proxies = self.http.trusted_proxies.as_slice();
         if !proxies.is_empty() {
-            page.row("proxies", format!("{} believed", listed(proxies)));
+            page.row("proxies", format!("{} trusted", listed(proxies)));
         }
         if self.http.allow_underscores {
             page.row("headers", "field names with _ pass");

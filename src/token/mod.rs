@@ -301,10 +301,10 @@ impl TokenStore {
 
     /// Whether the tokens in memory are still valid: a shared store was reachable less than
     /// `stale_for` ago. Always true without one.
-    pub fn is_believed(&self) -> bool {
+    pub fn is_trusted(&self) -> bool {
         match &self.backend {
             TokenBackend::Local(_) => true,
-            TokenBackend::Shared(replica) => replica.shared.is_believed(),
+            TokenBackend::Shared(replica) => replica.shared.is_trusted(),
         }
     }
 

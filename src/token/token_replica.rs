@@ -116,7 +116,7 @@ impl TokenReplica {
     /// Whether the replica's entry of a token is valid without a look-up.
     pub(super) fn is_confirmed(&self, digest: &TokenDigest) -> bool {
         let round = self.round.load(Ordering::Acquire);
-        (round == 0 || self.round_of(digest) == round) && self.shared.is_believed()
+        (round == 0 || self.round_of(digest) == round) && self.shared.is_trusted()
     }
 
     pub(super) fn round_of(&self, digest: &TokenDigest) -> usize {
@@ -235,7 +235,7 @@ impl TokenReplica {
     fn answer_from_memory(&self, digest: &TokenDigest, error: StoreUnavailable) -> LookupOutcome {
         self.metrics.store_lookups.add(StoreLookupResult::Failed);
         match self.memory.find(digest) {
-            TokenState::Live(grant) if self.shared.is_believed() => LookupOutcome::Known(grant),
+            TokenState::Live(grant) if self.shared.is_trusted() => LookupOutcome::Known(grant),
             _ => LookupOutcome::Failed(error),
         }
     }

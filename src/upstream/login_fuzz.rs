@@ -5,7 +5,7 @@ use http::HeaderMap;
 use super::login::description::LoginResponseParts;
 use crate::profiles::Profile;
 
-/// What is believed has an end in the future, and can be put on a request.
+/// What is accepted has an end in the future, and can be put on a request.
 pub fn login_response(body: &[u8]) {
     let description = (Profile::DEFAULT.login)();
     let _ = description.wants_password_change(body);

@@ -64,7 +64,7 @@ impl<'a> UpstreamOpening<'a> {
 
     /// Uses the token of an earlier start, if one was saved.
     #[must_use]
-    pub fn keeping(self, lease_store: Option<SealedLeaseStore>) -> Self {
+    pub fn with_sealed_leases(self, lease_store: Option<SealedLeaseStore>) -> Self {
         Self {
             lease_store,
             ..self

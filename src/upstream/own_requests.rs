@@ -38,9 +38,9 @@ pub(super) struct OwnRequests {
 pub(super) enum CallError {
     #[error("cannot reach the upstream")]
     Unreachable(#[source] DialError),
-    #[error("the upstream closed the connection without an answer, or its answer is not HTTP")]
+    #[error("the upstream closed the connection without a response, or its response is not HTTP")]
     Broken(#[source] hyper::Error),
-    #[error("no answer from the upstream within {0:?}")]
+    #[error("no response from the upstream within {0:?}")]
     Late(Duration),
 }
 

@@ -327,7 +327,7 @@ async fn connect_logs_in_once_and_says_so() {
     let webapp = emulator().await;
     let (code, out, _) = connected(&webapp, &Setup::default(), crate::harness::WEBAPP_PASSWORD);
     assert_eq!(code, 0, "{out}");
-    assert!(out.contains("its certificate is believed"), "{out}");
+    assert!(out.contains("its certificate is trusted"), "{out}");
     assert!(
         out.contains("upstream.main.login: \"admin\" is let in"),
         "{out}"

@@ -66,7 +66,7 @@ async fn health_prints_the_state_of_the_running_gate_in_one_line() {
     let begin = Instant::now();
     let (code, message) = health(&file, &[]);
     assert_eq!(code, 1, "a hanging program is unhealthy");
-    assert!(message.contains("no answer within 3s"), "{message}");
+    assert!(message.contains("no response within 3s"), "{message}");
     assert!(begin.elapsed() < Duration::from_secs(5));
     program.signal("CONT");
     let text = std::fs::read_to_string(&file).unwrap();

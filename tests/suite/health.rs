@@ -141,7 +141,7 @@ async fn a_hanging_upstream_is_not_waited_for_and_requests_in_flight_are_not_cut
     upstream.is(UpstreamState::Hangs);
     until_refused(&client, &[504]).await;
     assert!(!reading.is_finished(), "the test needs enough requests");
-    outage_is_reported_and_ends(&gateway, &client, &upstream, "no answer").await;
+    outage_is_reported_and_ends(&gateway, &client, &upstream, "no response").await;
     assert_eq!(reading.await.unwrap(), 10_000_000);
 }
 
@@ -261,7 +261,7 @@ async fn requests_cancelled_before_the_timeout_reveal_a_hang_too() {
         operator(&gateway, "/readyz").await.0 == 503
     })
     .await;
-    outage_is_reported_and_ends(&gateway, &client, &upstream, "no answer").await;
+    outage_is_reported_and_ends(&gateway, &client, &upstream, "no response").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

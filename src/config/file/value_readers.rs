@@ -277,7 +277,7 @@ pub(super) fn method(value: &ConfigValue<'_>) -> Option<Method> {
         Some(Method::TRACE) => {
             // RFC 9110 9.3.8: it would show the credential that the gate puts in.
             value.complain(
-                "is never passed on: the answer repeats the whole request",
+                "is never passed on: the response repeats the whole request",
                 "",
             );
             None

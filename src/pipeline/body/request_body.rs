@@ -26,7 +26,7 @@ pub(in crate::pipeline) const MAX_READ_BODY: usize = 16 * 1024;
 /// How long a request waits for the first bytes of a body that is not small.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A body that hyper's client can send. Copies of one body share the client's stream; only the
+/// A body on its way to the upstream. Copies of one body share the client's stream; only the
 /// newest copy may read from it.
 #[derive(Debug)]
 pub struct RequestBody {

@@ -52,7 +52,7 @@ impl Forwarder<'_> {
             let is_refused = response.as_ref().is_none_or(is_unauthorized);
             if !is_refused || !credential.is_own() {
                 // A 401 to the client's own credential is meant for the client.
-                let response = response.ok_or(Rejection::BadUpstreamResponse("no answer"))?;
+                let response = response.ok_or(Rejection::BadUpstreamResponse("no response"))?;
                 let was_refused = refusals.is_some();
                 self.note_response(request, &credential, response.status(), was_refused);
                 let permit = permit.ok_or(Rejection::Internal("a request has no permit"))?;

@@ -25,7 +25,7 @@ pub(super) const MAX_SMALL_BODY: u64 = 16 * 1024;
 const SMALL_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the head of a larger response waits for the first chunk of its body.
 const FIRST_CHUNK_TIMEOUT: Duration = Duration::from_millis(30);
-const BROKE_OFF: Rejection = Rejection::BadUpstreamResponse("upstream's answer broke off");
+const BROKE_OFF: Rejection = Rejection::BadUpstreamResponse("upstream's response broke off");
 
 /// A small body of known length.
 pub(super) enum SmallBody {

@@ -212,7 +212,7 @@ async fn read_login(headers: &HeaderMap, body: ResponseBody) -> Result<LoginRead
         });
     }
     let read = body.read_ahead(MAX_LOGIN_RESPONSE).await;
-    let read = read.map_err(|_| Rejection::BadUpstreamResponse("login's answer broke off"))?;
+    let read = read.map_err(|_| Rejection::BadUpstreamResponse("login's response broke off"))?;
     let content = read.content.ok_or(UnreadableLogin::TooLong);
     Ok(LoginReading {
         minted: content.and_then(|bytes| minted(&bytes, headers)),

@@ -157,7 +157,7 @@ impl SharedStore {
     }
 
     /// Whether the replicas' state is still valid: they were up to date less than `stale_for` ago.
-    pub fn is_believed(&self) -> bool {
+    pub fn is_trusted(&self) -> bool {
         let contact = self.contact.load(Ordering::Acquire);
         contact != 0 && self.elapsed() <= contact.saturating_add(self.stale_millis())
     }

@@ -241,7 +241,7 @@ impl UpstreamHealth {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("no answer within {0:.1?}, then the exchange was given up")]
+#[error("no response within {0:.1?}, then the exchange was given up")]
 struct AbandonedExchange(Duration);
 
 /// This host itself cannot open connections: no file descriptors or no memory left.

@@ -33,7 +33,7 @@ pub enum LoginError {
     Unreachable(#[source] DialError),
     #[error("the connection to the upstream broke during the login")]
     Broken(#[source] hyper::Error),
-    #[error("no answer to the login within {0:?}")]
+    #[error("no response to the login within {0:?}")]
     Timeout(Duration),
     #[error("the upstream refuses our user name or password")]
     WrongPassword,
@@ -46,7 +46,7 @@ pub enum LoginError {
     },
     #[error("the upstream does not take the token that its login has just given")]
     NotAccepted,
-    #[error("the answer to the login is of no use")]
+    #[error("the response to the login cannot be used")]
     Unusable(#[source] BadLoginResponse),
 }
 

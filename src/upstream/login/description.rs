@@ -23,7 +23,7 @@ const MAX_TOKEN: usize = 8 * 1024;
 /// What is wrong with a successful response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadLoginResponse {
-    #[error("it is longer than a login's answer can be")]
+    #[error("it is longer than a login's response can be")]
     TooLarge,
     #[error(
         "it was cut short: the connection ended before its length was reached, or without \

@@ -149,7 +149,7 @@ impl TokenProbe {
         match Box::pin(call).await {
             Ok(status) => Some(status),
             Err(error) => {
-                debug!(upstream = %self.upstream, error = %chain(&error), "the probe has no answer");
+                debug!(upstream = %self.upstream, error = %chain(&error), "the probe got no response");
                 None
             }
         }
@@ -244,7 +244,7 @@ impl TokenProbe {
                  upstream.{upstream}.probe to a path that the upstream has"
             ),
             TrialOutcome::NoAnswer => {
-                warn!(%upstream, %path, "the probe could not be tried: the upstream gave no answer");
+                warn!(%upstream, %path, "the probe could not be tried: the upstream gave no response");
             }
         }
     }

@@ -64,13 +64,15 @@ pub enum FramingError {
 impl FramingError {
     pub fn text(self) -> &'static str {
         match self {
-            Self::Version => "upstream's answer is neither HTTP/1.0 nor HTTP/1.1",
+            Self::Version => "upstream's response is neither HTTP/1.0 nor HTTP/1.1",
             Self::SwitchingProtocols => "upstream switched protocols unasked",
-            Self::TransferCoding => "upstream's answer has a Transfer-Encoding other than chunked",
-            Self::TransferEncodingInHttp10 => {
-                "upstream's answer is HTTP/1.0 with Transfer-Encoding"
+            Self::TransferCoding => {
+                "upstream's response has a Transfer-Encoding other than chunked"
             }
-            Self::ContentLength => "upstream's answer has no single valid Content-Length",
+            Self::TransferEncodingInHttp10 => {
+                "upstream's response is HTTP/1.0 with Transfer-Encoding"
+            }
+            Self::ContentLength => "upstream's response has no single valid Content-Length",
         }
     }
 }

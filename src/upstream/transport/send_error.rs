@@ -91,9 +91,9 @@ impl fmt::Display for SendErrorKind {
             Self::ConnectFailed => "cannot connect to the upstream",
             Self::ConnectTimeout => "no connection to the upstream in time",
             Self::DeadConnection => "a kept-alive connection to the upstream was dead",
-            Self::Closed => "the upstream closed the connection without an answer",
-            Self::FirstByteTimeout => "no answer from the upstream in time",
-            Self::Protocol | Self::Framing(_) => "the upstream's answer is not usable HTTP",
+            Self::Closed => "the upstream closed the connection without a response",
+            Self::FirstByteTimeout => "no response from the upstream in time",
+            Self::Protocol | Self::Framing(_) => "the upstream's response is not usable HTTP",
             Self::BodyFailed => "the request's body broke off",
         })
     }
