@@ -63,7 +63,11 @@ impl Renewer {
             .await
         {
             Ok(LoginTurn::Ours(login)) => self.log_in_for_all(shared_login, &login, cause).await,
-            Ok(LoginTurn::Newer) => at_once(),
+            // Published since `refresh` looked: adopted at the next look, and worth waiting for.
+            Ok(LoginTurn::Newer) => {
+                self.phase.send_replace(RenewerPhase::LoggingIn);
+                at_once()
+            }
             Ok(LoginTurn::Busy(left)) => {
                 self.phase.send_replace(RenewerPhase::LoggingIn);
                 NextAttempt::NotBefore(Deadline::after(left.min(SOON)))
