@@ -23,8 +23,7 @@ const COPIED: usize = 4 * 1024;
 /// Room for most heads with a small body; a buffer of this size stays with an idle connection.
 const KEPT_BUFFER: usize = 2048;
 
-/// The request of a connection.
-#[derive(Debug)]
+/// The request of a connection. No `Debug`: the buffer has the credential.
 pub(super) struct RequestSender<B> {
     /// Head, sizes of chunks, and small pieces; the first `written` bytes have been written.
     buffer: Vec<u8>,
@@ -37,7 +36,6 @@ pub(super) struct RequestSender<B> {
 }
 
 /// What is still to be read of the body.
-#[derive(Debug)]
 enum Upload<B> {
     Length {
         body: B,
