@@ -1,6 +1,11 @@
 //! Time. Only this module calls `SystemTime`, so that wall-clock time and monotonic time are never
 //! mixed up.
+//!
+//! A request needs the time at some twenty places, and a reading takes as long as a hundred
+//! instructions. Within a [`SharedReadings`] scope, which is one poll of a client connection, each
+//! clock is read at most once.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,9 +27,64 @@ pub fn unix_micros() -> u64 {
 }
 
 /// The wall-clock time, for libraries that take a `SystemTime`.
-#[expect(clippy::disallowed_methods, reason = "the only caller")]
 pub fn wall() -> SystemTime {
+    shared_reading(|readings| &mut readings.wall, wall_reading)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the only caller")]
+fn wall_reading() -> SystemTime {
     SystemTime::now()
+}
+
+/// The monotonic clock: now, or since the begin of the poll of a connection, if this is called in
+/// one. What takes time within one poll must be measured by `Instant::now`.
+pub fn now() -> Instant {
+    shared_reading(|readings| &mut readings.monotonic, Instant::now)
+}
+
+thread_local! {
+    /// Some within a scope.
+    static READINGS: Cell<Option<Readings>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, Copy, Default)]
+struct Readings {
+    monotonic: Option<Instant>,
+    wall: Option<SystemTime>,
+}
+
+fn shared_reading<T: Copy>(
+    select: impl FnOnce(&mut Readings) -> &mut Option<T>,
+    read: fn() -> T,
+) -> T {
+    let Some(mut readings) = READINGS.get() else {
+        return read();
+    };
+    let reading = select(&mut readings);
+    if let Some(time) = *reading {
+        return time;
+    }
+    let time = read();
+    *reading = Some(time);
+    READINGS.set(Some(readings));
+    time
+}
+
+/// Until it is dropped, this thread reads each clock once, when the time is first asked for.
+#[derive(Debug)]
+pub struct SharedReadings(());
+
+impl SharedReadings {
+    pub fn begin() -> Self {
+        READINGS.set(Some(Readings::default()));
+        Self(())
+    }
+}
+
+impl Drop for SharedReadings {
+    fn drop(&mut self) {
+        READINGS.set(None);
+    }
 }
 
 /// Seconds since 1970 of a wall-clock time; None before 1970.
@@ -50,9 +110,9 @@ impl Deadline {
     pub fn after(span: Duration) -> Self {
         let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         Self {
-            monotonic: Instant::now()
+            monotonic: now()
                 .checked_add(span)
-                .unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400 * 365)),
+                .unwrap_or_else(|| now() + Duration::from_secs(86_400 * 365)),
             wall_millis: unix_millis().saturating_add(millis),
         }
     }
@@ -75,13 +135,13 @@ impl Deadline {
 
     /// Remaining time: the shorter one of both clocks, zero once passed.
     pub fn left(&self) -> Duration {
-        let monotonic = self.monotonic.saturating_duration_since(Instant::now());
+        let monotonic = self.monotonic.saturating_duration_since(now());
         let wall = Duration::from_millis(self.wall_millis.saturating_sub(unix_millis()));
         monotonic.min(wall)
     }
 
     pub fn has_passed(&self) -> bool {
-        self.monotonic <= Instant::now() || self.wall_millis <= unix_millis()
+        self.monotonic <= now() || self.wall_millis <= unix_millis()
     }
 
     /// The deadline in milliseconds since 1970.
@@ -173,6 +233,22 @@ mod tests {
             ..live
         };
         assert!(monotonic_gone.has_passed());
+    }
+
+    #[test]
+    fn each_clock_is_read_once_in_a_scope() {
+        let pause = || std::thread::sleep(Duration::from_millis(2));
+        let before = now();
+        let scope = SharedReadings::begin();
+        let (first, first_wall) = (now(), wall());
+        assert!(first >= before);
+        pause();
+        assert_eq!((now(), wall()), (first, first_wall));
+        assert!(Instant::now() > first);
+        drop(scope);
+        assert!(now() > first && wall() > first_wall);
+        let _next = SharedReadings::begin();
+        assert!(now() > first, "a scope begins without readings");
     }
 
     #[test]

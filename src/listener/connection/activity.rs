@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::config;
 
 /// How long the connection is read after the last byte was written. Closing it with unread input
@@ -92,7 +93,7 @@ impl ConnectionActivity {
     }
 
     fn now(&self) -> u64 {
-        let millis = self.opened.elapsed().as_millis();
+        let millis = clock::now().duration_since(self.opened).as_millis();
         u64::try_from(millis).unwrap_or(u64::MAX - 1) + 1
     }
 

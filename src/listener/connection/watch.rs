@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::activity::{ConnectionActivity, ConnectionTimeouts, TimeoutReason};
 use super::client_stream::TransportSocket;
+use crate::clock::SharedReadings;
 use crate::lazy_timer::LazyTimer;
 use crate::lifecycle::ShutdownSignal;
 use crate::waker::NotifyWaker;
@@ -123,6 +124,7 @@ impl ConnectionWatch {
         let mut slot = DeadlineWaker(None);
         let mut phase = ShutdownPhase::Open;
         poll_fn(move |cx| {
+            let _readings = SharedReadings::begin();
             let mut has_fired = slot.take_fired(cx.waker());
             let mut deadline_cx = Context::from_waker(slot.waker());
             loop {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::attempted_user::AttemptedUser;
 use super::line::{AccessLine, key};
+use crate::clock;
 use crate::identity::Client;
 use crate::logging::WorkerLines;
 use crate::metrics::{Blame, LabelSet as _, Reason};
@@ -87,7 +88,7 @@ impl AccessLogEntry {
             worker: Arc::clone(worker),
             id: HexDigits::random(),
             trace,
-            opened: Instant::now(),
+            opened: clock::now(),
             method: None,
             target: None,
             origin: peer.ip(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::lazy_timer::LazyTimer;
 
 /// Total time that a client may take before its minimum rate applies.
@@ -49,7 +50,7 @@ impl RateGuard {
         Self {
             rules,
             awaited: first,
-            since: Instant::now(),
+            since: clock::now(),
             client_time: Duration::ZERO,
             bytes: 0,
             timer: None,
@@ -74,7 +75,7 @@ impl RateGuard {
     }
 
     fn begin(&mut self, side: BodySide) {
-        let now = Instant::now();
+        let now = clock::now();
         if self.awaited == BodySide::Client {
             self.client_time += now.saturating_duration_since(self.since);
         }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::permit_prefetch::{PermitPrefetch, PrefetchState};
 use super::rate_limit_headers::{PolicyHeaders, RateLimitHeaders, TooMany, ceil_seconds};
+use crate::clock;
 use crate::config::Quota;
 use crate::identity_hasher::BuildIdentityHasher;
 use crate::store::shared::{PermitRate, SharedStore};
@@ -269,7 +270,7 @@ impl Clock for MonotonicClock {
     type Instant = Duration;
 
     fn now(&self) -> Duration {
-        self.0.elapsed()
+        clock::now().duration_since(self.0)
     }
 }
 

@@ -11,9 +11,10 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 
 use super::upstream_exchange::Forwarder;
+use crate::clock;
 use crate::pipeline::body::response_stream::ArrivingBody;
 use crate::pipeline::reject::Rejection;
 use crate::upstream::{ResponseError, UpstreamResponseBody};
@@ -60,12 +61,12 @@ impl Forwarder<'_> {
         let first = match first.is_empty() {
             false => first,
             true => {
-                let idle_end = Instant::now() + self.settings().body_idle_timeout;
+                let idle_end = clock::now() + self.settings().body_idle_timeout;
                 let first = timeout_at(self.deadline.min(idle_end), body.frame()).await;
                 chunk_of(first.map_err(|_| Rejection::UpstreamTimeout)?)?
             }
         };
-        let until = Instant::now() + SMALL_BODY_TIMEOUT;
+        let until = clock::now() + SMALL_BODY_TIMEOUT;
         let mut read = BytesMut::from(&first[..]);
         while (read.len() as u64) < length {
             match timeout_at(self.deadline.min(until), body.frame()).await {

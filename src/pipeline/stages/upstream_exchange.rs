@@ -6,6 +6,7 @@ use http::{Response, StatusCode};
 use tokio::time::Instant;
 
 use super::inject::{Inbound, UpstreamCredential, inject, probe};
+use crate::clock;
 use crate::config::{self, Route};
 use crate::identity::Client;
 use crate::metrics::RetryReason;
@@ -86,11 +87,11 @@ impl<'a> Forwarder<'a> {
         let metrics = &self.upstream().metrics;
         metrics.upstream_requests.add(credential.label());
         let outbound = inject(request, body, credential).into_request();
-        let start = Instant::now();
+        let start = clock::now();
         let sent = self.connections.send(outbound, self.timeout()).await;
         match sent {
             Ok(response) => {
-                let seconds = start.elapsed().as_secs_f64();
+                let seconds = clock::now().duration_since(start).as_secs_f64();
                 metrics.first_byte_seconds.observe(seconds);
                 Ok(response)
             }

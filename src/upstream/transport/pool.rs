@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::clock;
 use crate::lifecycle::TaskSet;
 
 /// What the pool asks of a connection.
@@ -51,7 +52,7 @@ impl<C: PooledConnection> IdlePool<C> {
     /// A connection that can take a request now.
     pub(in crate::upstream) fn take(&self) -> Option<Box<C>> {
         let mut idle = self.idle.lock();
-        let now = Instant::now();
+        let now = clock::now();
         while let Some(mut last) = idle.pop() {
             if last.is_usable(now, self.idle_timeout) {
                 return Some(last.connection);
@@ -61,7 +62,7 @@ impl<C: PooledConnection> IdlePool<C> {
     }
 
     pub(super) fn give_back(&self, connection: Box<C>) {
-        let since = Instant::now();
+        let since = clock::now();
         if connection
             .usable_until()
             .is_some_and(|until| until <= since)

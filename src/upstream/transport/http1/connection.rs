@@ -19,6 +19,7 @@ use super::request_sender::RequestSender;
 use super::response_body::ConnectionHandle;
 use super::response_head::{MAX_HEAD, take_head};
 use super::{OutboundRequest, ResponseError};
+use crate::clock;
 use crate::lazy_timer::LazyTimer;
 use crate::metrics::GaugeGuard;
 use crate::upstream::transport::framing::{FramingError, reframe};
@@ -140,7 +141,7 @@ impl<B> UpstreamConnection<B> {
             Some(announced) if announced.is_last => self.usable_for = Some(Duration::ZERO),
             Some(announced) => self.usable_for = announced.usable_for.or(self.usable_for),
         }
-        self.usable_until = self.usable_for.map(|time| Instant::now() + time);
+        self.usable_until = self.usable_for.map(|time| clock::now() + time);
     }
 
     /// Reads what has arrived; 0: the connection has ended.

@@ -13,6 +13,7 @@ use tokio::io::AsyncWrite as _;
 use tokio::time::Instant;
 
 use super::{OutboundFields, OutboundRequest, ResponseError};
+use crate::clock;
 use crate::upstream::transport::tracked_stream::TrackedStream;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -88,7 +89,7 @@ impl<B> RequestSender<B> {
     /// client does not count: its own deadline is enforced where its body is read.
     pub(super) fn deadline(&self, first_byte: Duration) -> Instant {
         let from = match self.is_client_owing() {
-            true => Instant::now(),
+            true => clock::now(),
             false => self.progress.at,
         };
         from.checked_add(first_byte)
@@ -297,7 +298,7 @@ where
     fn note_written(&mut self, count: usize) {
         self.has_written = true;
         if self.progress.has_body {
-            self.progress.at = Instant::now();
+            self.progress.at = clock::now();
         }
         let of_buffer = count.min(self.buffer.len() - self.written);
         self.written += of_buffer;
@@ -321,7 +322,7 @@ where
 impl UploadStep {
     fn now(has_body: bool) -> Self {
         Self {
-            at: Instant::now(),
+            at: clock::now(),
             has_body,
             is_starved: false,
             has_failed: false,
