@@ -64,6 +64,12 @@ impl TrackedStream {
         };
         tcp.try_io(Interest::READABLE, || Ok(())).is_ok()
     }
+
+    /// Whether a read could find anything: bytes or the end. A TLS connection may hold bytes that it
+    /// has taken from its socket.
+    pub(super) fn may_have_input(&self) -> bool {
+        matches!(self.wire, Transport::Tls(_)) || self.is_readable()
+    }
 }
 
 impl TrackedStream {

@@ -164,6 +164,9 @@ impl<B> UpstreamConnection<B> {
     /// Why no request can be sent, as far as the socket has reported: its end, or bytes that no request
     /// asked for.
     fn unusable(&mut self) -> Option<ResponseError> {
+        if !self.stream.may_have_input() {
+            return None;
+        }
         let mut byte = [0];
         let mut room = ReadBuf::new(&mut byte);
         // Asks for no wake-up: the next request looks again.
